@@ -1,4 +1,79 @@
-# placeholder until the real one lands
-THICKET_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thicket
-venv:
-	$(THICKET_CACHE)/venv/bin/pip -q install -c constraints.txt -e app -e 'tests/meshlab[test]'
+# SPDX-License-Identifier: Apache-2.0
+# Every entry point of Thicket. `make help` explains them; each calls one program.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export THICKET_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thicket
+export PYTHONPATH := $(CURDIR)/tests/meshlab/src:$(CURDIR)/app/src
+export PYTHONDONTWRITEBYTECODE := 1
+
+# Asked for once, where a target needs it; makes the environment when there is none.
+python = $(eval python := $$(shell bin/host-setup python))$(or $(python),$(error no Python environment, see above))
+
+##@ Simulate
+
+N ?= 5
+TOPOLOGY ?= grid
+IMAGE ?= lab
+SEED ?= 1
+SECURITY ?= open
+LAB ?= default
+ONCE ?=
+KEEP ?=
+
+qemu-mesh: packages ## Boot N nodes in one simulated mesh and watch them (N=5 TOPOLOGY=line|ring|grid|full|random|star SECURITY=open|sae SEED=1 LAB=default KEEP=1 ONCE=1)
+	@bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
+		--seed "$(SEED)" --security "$(SECURITY)" $(if $(KEEP),--keep) $(if $(ONCE),--once)
+
+##@ Build
+
+lab-image: packages ## Build the image that qemu-mesh boots, when its sources changed
+	@$(python) -m meshlab.image
+
+relay: packages ## Compile hwsim-relay, the guest's end of the simulated radio, for this machine
+	@$(MAKE) --no-print-directory -C package/hwsim-relay/src
+
+##@ Check
+
+test: packages-test lint test-unit test-mesh ## Everything below: what must pass before a change lands
+
+lint: packages-test ## Style, types, shell scripts, C warnings
+	@bin/lint $(python)
+
+test-unit: packages-test ## Tests that boot nothing
+	@$(python) -m pytest $(PYTEST)
+
+test-mesh: packages-test ## Tests on running nodes: boots several small meshes in QEMU
+	@$(python) -m pytest tests/mesh $(PYTEST)
+
+bench: packages ## Print figures: time to a formed mesh, CPU, memory, frames, round trips
+	@$(python) -m meshlab.bench
+
+##@ Keep house
+
+packages: ## Install the distribution packages that the simulator needs, or print the line that does
+	@bin/host-setup packages run
+
+packages-test:
+	@bin/host-setup packages run test
+
+format: ## Let ruff rewrite the Python sources
+	@$(python) -m ruff format .
+	@$(python) -m ruff check --fix .
+
+clean: ## Delete lab runs and logs from the cache; images, kernels and downloads stay
+	rm -rf "$(THICKET_CACHE)/labs" "$(THICKET_CACHE)/log"
+
+distclean: ## Delete the whole cache
+	rm -rf "$(THICKET_CACHE)"
+
+help: ## This text
+	@awk 'BEGIN { FS = ":.*## " } \
+	      /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	      /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
+
+.PHONY: bench clean distclean format help lab-image lint packages packages-test qemu-mesh relay \
+	test test-mesh test-unit
