@@ -1,0 +1,941 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's place in the mesh: finds a radio, joins, watches, reports, and recovers.
+
+:class:`Mesh` has one supervising coroutine. It goes through one *session* after the other: choose
+a radio, make the mesh interface, run wpa_supplicant, wait for the mesh, take the address, and then
+follow events until something ends the session. What ended it is a :class:`FaultError`: words for a
+person and a waiting time, after which, or at the next sign of change, the next session begins.
+"""
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import Callable
+from ipaddress import IPv6Interface
+from typing import Any, Final
+
+from thicket.radio import link as rtnl
+from thicket.radio import nl80211
+from thicket.radio.files import entries, link_name, read
+from thicket.radio.netlink import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError
+from thicket.radio.nl80211 import ESTABLISHED, Nl80211, Wiphy
+from thicket.radio.settings import SAE, MeshSettings
+from thicket.radio.supplicant import Supplicant, SupplicantError
+from thicket.radio.wpa import ControlError, Event, configuration, parse_status
+
+log: Final = logging.getLogger("thicket.radio")
+
+ABSENT: Final = "absent"
+UNSUITABLE: Final = "unsuitable"
+STARTING: Final = "starting"
+JOINED: Final = "joined"
+FAILED: Final = "failed"
+
+#: Adapters that are known to mesh, for messages; see docs/radio.md.
+ADVICE: Final = (
+    "use a USB adapter with MT7612U (driver mt76x2u), RT5572 (rt2800usb) or AR9271 (ath9k_htc)"
+)
+#: Drivers that announce mesh point and cannot do it.
+_LIARS: Final = frozenset({"xradio_wlan"})
+#: Peers that a driver can hold: ath9k_htc has room for eight stations, one of which is itself.
+_MOST_PEERS: Final = {"ath9k_htc": 7}
+
+_JOIN_SECONDS: Final = 30.0
+_RADAR_CHECK_SECONDS: Final = 75.0  # channel availability check: 60 s (EN 301 893, 4.2.6.2.2)
+_ADDRESS_SECONDS: Final = 6.0
+_ADDRESS_LOOK_SECONDS: Final = 1.0
+_WATCHDOG_SECONDS: Final = 15.0
+_NO_RADIO_SECONDS: Final = 30.0
+_DUPLICATE_SECONDS: Final = 60.0
+_SAE_FORGET_SECONDS: Final = 120.0
+_REJOIN_SECONDS: Final = 60.0
+_REFRESH_SECONDS: Final = 0.5  # a refresh younger than this is good enough
+
+OnChange = Callable[[str, dict[str, Any]], None]
+
+
+class FaultError(Exception):
+    """Why a session ended. ``part`` is radio or supplicant; ``state`` what the radio is in then.
+
+    ``wait`` is how long until the next attempt in seconds, None for the backoff's answer.
+    """
+
+    def __init__(
+        self, part: str, code: str, message: str, state: str = FAILED, wait: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.part = part
+        self.code = code
+        self.message = message
+        self.state = state
+        self.wait = wait
+
+
+class _ReconfiguredError(Exception):
+    """The settings have changed: the next session begins at once."""
+
+
+class Backoff:
+    """Waiting times between attempts: doubling from ``first``, and ``slow`` for ever after
+    ``limit`` failures in a row. A success that lasted ``settled`` seconds begins anew."""
+
+    def __init__(
+        self, first: float = 0.5, limit: int = 6, slow: float = 60.0, settled: float = 60.0
+    ) -> None:
+        self.first = first
+        self.limit = limit
+        self.slow = slow
+        self.settled = settled
+        self.failures = 0
+
+    def failed(self, lasted: float = 0.0) -> float:
+        """The time to wait after a failure that followed ``lasted`` good seconds."""
+        if lasted >= self.settled:
+            self.failures = 0
+        self.failures += 1
+        if self.failures > self.limit:
+            return self.slow
+        return float(min(self.slow, self.first * 2 ** (self.failures - 1)))
+
+    @property
+    def exhausted(self) -> bool:
+        return self.failures > self.limit
+
+    def reset(self) -> None:
+        self.failures = 0
+
+
+def boot_time() -> float:
+    """Seconds since the machine was started."""
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)
+
+
+def usb_without_driver(root: str = "/sys/bus/usb/devices") -> list[str]:
+    """USB devices with an interface that no driver has taken, in words."""
+    found = []
+    for name in entries(root):
+        if ":" not in name or link_name(f"{root}/{name}/driver"):
+            continue
+        device = f"{root}/{name.partition(':')[0]}"
+        words = [read(f"{device}/idVendor"), read(f"{device}/idProduct"), read(f"{device}/product")]
+        if words[0] and words[1]:
+            text = f"{words[0]}:{words[1]}" + (f" {words[2]}" if words[2] else "")
+            if text not in found:
+                found.append(text)
+    return found
+
+
+def obstacle(wiphy: Wiphy, settings: MeshSettings) -> str | None:
+    """Why a radio cannot carry this mesh, None when it can."""
+    if wiphy.driver in _LIARS:
+        return f"{wiphy} announces mesh point, but its driver cannot do it"
+    if not wiphy.mesh_point:
+        kinds = ", ".join(
+            nl80211.IFTYPE_NAMES[kind] for kind in sorted(wiphy.iftypes & {1, 2, 3, 6})
+        )
+        return f"{wiphy} cannot do 802.11s mesh point (it can do: {kinds or 'nothing known'})"
+    if settings.security == SAE and not wiphy.mesh_auth:
+        return f'{wiphy} cannot do authenticated mesh, which security = "sae" needs'
+    if wiphy.channels and settings.mhz not in wiphy.channels:
+        bands = sorted({"2.4 GHz" if mhz < 3000 else "5 GHz" for mhz in wiphy.channels})
+        return f"{wiphy} has no channel at {settings.mhz} MHz (it has {' and '.join(bands)})"
+    return None
+
+
+class Mesh:
+    """The radio part of a node.
+
+    ``on_change(kind, detail)`` is called with kind joined, left, peer-up, peer-down, problem or
+    recovered. Raises ValueError when the settings cannot be used, with words for a person.
+    """
+
+    def __init__(
+        self,
+        settings: MeshSettings,
+        address: IPv6Interface,
+        on_change: OnChange | None = None,
+        *,
+        directory: str = "/run/thicket",
+        program: str = "wpa_supplicant",
+    ) -> None:
+        configuration(settings, directory)
+        self._settings = settings
+        self._address = address
+        self._on_change = on_change
+        self._supplicant = Supplicant(directory, self._wpa_event, self._wpa_exit, program)
+        self._state = STARTING
+        self._problems: dict[str, dict[str, Any]] = {}
+        self._queue: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._nl80211: Nl80211 | None = None
+        self._links: rtnl.Links | None = None
+        self._events: list[Events] = []
+        self._wiphy: Wiphy | None = None
+        self._ifindex: int | None = None
+        self._grouped = False
+        self._joined_since: float | None = None
+        self._reconfigure = False
+        self._peers: set[str] = set()
+        self._stations: list[nl80211.Station] = []
+        self._paths: list[nl80211.MeshPath] = []
+        self._neighbours: dict[str, str] = {}
+        self._refreshed = 0.0
+        self._sae_failures: dict[str, tuple[int, float]] = {}
+        self._next_rejoin = 0.0
+        self._rejoin_wait = _REJOIN_SECONDS
+        self._backoff = Backoff()
+
+    # what others ask
+
+    @property
+    def ifindex(self) -> int | None:
+        """Index of the mesh interface, None while there is none."""
+        return self._ifindex
+
+    @property
+    def interface(self) -> str:
+        """Name of the mesh interface."""
+        return self._settings.interface
+
+    @property
+    def joined(self) -> bool:
+        """Whether the node is in the mesh and its address can be used."""
+        return self._state == JOINED
+
+    @property
+    def state(self) -> str:
+        """absent, unsuitable, starting, joined or failed."""
+        return self._state
+
+    @property
+    def settings(self) -> MeshSettings:
+        return self._settings
+
+    def problems(self) -> list[dict[str, Any]]:
+        """What is wrong at present: part, code, message, since (seconds of CLOCK_BOOTTIME)."""
+        return list(self._problems.values())
+
+    def snapshot(self) -> dict[str, Any]:
+        """The "radio", "peers" and "paths" parts of the node's status."""
+        wiphy = self._wiphy
+        return {
+            "radio": {
+                "state": self._state,
+                "phy": wiphy.name if wiphy else None,
+                "driver": wiphy.driver if wiphy else None,
+                "interface": self._settings.interface if self._ifindex is not None else None,
+                "mac": wiphy.mac if wiphy else None,
+                "mesh_id": self._settings.mesh_id,
+                "frequency": self._settings.mhz,
+                "security": self._settings.security,
+                "supplicant": {
+                    "pid": self._supplicant.pid,
+                    "restarts": self._supplicant.restarts,
+                    "adopted": self._supplicant.adopted,
+                },
+            },
+            "peers": [
+                {
+                    "mac": one["mac"],
+                    "address": self._neighbours.get(one["mac"]),
+                    "state": one["state"],
+                    "signal_dbm": one["signal_dbm"],
+                    "metric": one["metric"],
+                    "inactive_ms": one["inactive_ms"],
+                    "connected_s": one["connected_s"],
+                    "tx_kbps": one["tx_kbps"],
+                    "rx_kbps": one["rx_kbps"],
+                    "rx_bytes": one["rx_bytes"],
+                    "tx_bytes": one["tx_bytes"],
+                    "tx_failed": one["tx_failed"],
+                }
+                for one in self._stations
+            ],
+            "paths": [
+                {
+                    "destination": one["destination"],
+                    "next_hop": one["next_hop"],
+                    "metric": one["metric"],
+                    "hops": one["hops"],
+                    "expires_ms": one["expires_ms"],
+                    "active": bool(one["flags"] & nl80211.MPATH_ACTIVE),
+                }
+                for one in self._paths
+            ],
+        }
+
+    def apply(self, settings: MeshSettings, address: IPv6Interface | None = None) -> None:
+        """Change the settings (and the address); :meth:`run` carries it out.
+
+        Raises ValueError when they cannot be used; the old ones stay then.
+        """
+        configuration(settings, self._supplicant.directory)
+        if settings == self._settings and address in (None, self._address):
+            return
+        self._settings = settings
+        if address is not None:
+            self._address = address
+        self._reconfigure = True
+        self._put("settings")
+
+    async def refresh(self) -> None:
+        """Ask the kernel for stations, paths and neighbours. Never raises."""
+        now = time.monotonic()
+        if (
+            self._nl80211 is None
+            or self._links is None
+            or self._ifindex is None
+            or now - self._refreshed < _REFRESH_SECONDS
+        ):
+            return
+        self._refreshed = now
+        try:
+            self._stations = self._nl80211.stations(self._ifindex)
+            self._paths = self._nl80211.paths(self._ifindex)
+            network = self._address.network
+            self._neighbours = {
+                hardware: address
+                for hardware, address in self._links.neighbours(self._ifindex)
+                if IPv6Interface(address).ip in network
+            }
+        except OSError as error:  # the interface is going away: its end is noticed elsewhere
+            log.debug("cannot read stations and paths: %s", error)
+            return
+        self._set_peers({one["mac"] for one in self._stations if one["state"] == ESTABLISHED})
+
+    async def leave(self) -> None:
+        """Take the mesh down: end wpa_supplicant, remove the interface. Not while run() runs."""
+        await self._supplicant.stop()
+        self._open()
+        try:
+            if self._ifindex is not None and self._nl80211 is not None:
+                self._nl80211.remove_interface(self._ifindex)
+        except OSError as error:
+            log.debug("cannot remove %s: %s", self._settings.interface, error)
+        finally:
+            self._out(STARTING)
+            self._forget_interface()
+            self._close()
+
+    # the supervisor
+
+    async def run(self) -> None:
+        """Keep the node in the mesh. Ends only by cancellation, which leaves wpa_supplicant and
+        the interface as they are, for the next daemon to take over."""
+        try:
+            while True:
+                wait = await self._attempt()
+                if wait > 0:
+                    await self._rest(wait)
+        finally:
+            self._supplicant.release()
+            self._close()
+
+    async def _attempt(self) -> float:
+        """One session; the time to wait before the next one in seconds."""
+        try:
+            self._open()
+            await self._session()
+        except _ReconfiguredError:
+            self._out(STARTING)
+            self._backoff.reset()
+            return 0.0
+        except FaultError as fault:
+            return self._failed(fault)
+        except ControlError as error:
+            return self._failed(
+                FaultError("supplicant", "supplicant-hangs", f"{error}; it is started again")
+            )
+        except SupplicantError as error:
+            return self._failed(FaultError("supplicant", f"supplicant-{error.code}", str(error)))
+        except OSError as error:
+            if error.errno == errno.ERFKILL:
+                return self._failed(self._switched_off())
+            self._close()  # sockets included: the next session begins with fresh ones
+            return self._failed(
+                FaultError("radio", "system", f"the kernel refused: {error.strerror}")
+            )
+        return 0.0
+
+    def _failed(self, fault: FaultError) -> float:
+        lasted = 0.0 if self._joined_since is None else time.monotonic() - self._joined_since
+        if fault.wait is None:
+            wait = self._backoff.failed(lasted)
+        else:
+            wait = fault.wait
+            self._backoff.reset()
+        message = fault.message
+        if fault.wait is None and self._backoff.exhausted:
+            message += (
+                f" ({self._backoff.failures} failures in a row; tried again every "
+                f"{self._backoff.slow:.0f} s)"
+            )
+        self._out(fault.state)
+        self._clear_session_problems(keep=fault.code)
+        self._report(fault.part, fault.code, message)
+        return wait
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait for the next attempt; a new radio or new settings end the waiting at once."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                kind, _ = await asyncio.wait_for(self._queue.get(), left)
+            except TimeoutError:
+                return
+            if kind in ("radio", "settings"):
+                self._backoff.reset()
+                return
+
+    def _put(self, kind: str, value: Any = None) -> None:
+        self._queue.put_nowait((kind, value))
+
+    def _open(self) -> None:
+        """Open the sockets. Raises FaultError without nl80211, OSError for anything else."""
+        if self._links is None:
+            self._links = rtnl.Links()
+        if self._nl80211 is None:
+            try:
+                self._nl80211 = Nl80211()
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                raise FaultError(
+                    "radio",
+                    "no-radio",
+                    "no radio: the kernel has no 802.11 support loaded (no netlink family nl80211)"
+                    + self._unclaimed(),
+                    ABSENT,
+                    _NO_RADIO_SECONDS,
+                ) from None
+        if not self._events:
+            group = self._nl80211.groups.get(nl80211.CONFIG_GROUP)
+            self._events = [
+                Events(
+                    NETLINK_ROUTE,
+                    [rtnl.GROUP_LINK, rtnl.GROUP_IPV6_ADDRESS],
+                    self._route_event,
+                    lambda: self._put("look"),
+                )
+            ]
+            if group is not None:
+                self._events.append(
+                    Events(NETLINK_GENERIC, [group], self._config_event, lambda: self._put("radio"))
+                )
+
+    def _close(self) -> None:
+        for events in self._events:
+            events.close()
+        self._events = []
+        if self._nl80211 is not None:
+            self._nl80211.close()
+            self._nl80211 = None
+        if self._links is not None:
+            self._links.close()
+            self._links = None
+
+    # events, from the event loop
+
+    def _wpa_event(self, event: Event) -> None:
+        self._put("wpa", event)
+
+    def _wpa_exit(self) -> None:
+        self._put("exit")
+
+    def _config_event(self, kind: int, message: bytes) -> None:
+        # struct genlmsghdr begins behind the netlink header with the command
+        if len(message) > 16 and message[16] in (
+            nl80211.CMD_NEW_WIPHY,
+            nl80211.CMD_DEL_WIPHY,
+            nl80211.CMD_DEL_INTERFACE,
+        ):
+            self._put("radio")
+
+    def _route_event(self, kind: int, message: bytes) -> None:
+        if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
+            event = rtnl.link_event(message)
+            if event is not None and event[0] == self._ifindex:
+                if kind == rtnl.RTM_DELLINK:
+                    self._put("gone")
+                elif not event[1] & rtnl.IFF_UP:
+                    self._put("down")
+        elif (
+            kind in (rtnl.RTM_NEWADDR, rtnl.RTM_DELADDR)
+            and self._ifindex is not None
+            and rtnl.address_event(message) == self._ifindex
+        ):
+            self._put("address")
+
+    # problems
+
+    def _report(self, part: str, code: str, message: str, key: str | None = None) -> None:
+        key = key or code
+        known = self._problems.get(key)
+        if known is not None:
+            known["message"] = message
+            return
+        problem = {"part": part, "code": code, "message": message, "since": boot_time()}
+        self._problems[key] = problem
+        log.warning("%s: %s", part, message)
+        self._tell("problem", dict(problem))
+
+    def _recovered(self, key: str) -> None:
+        problem = self._problems.pop(key, None)
+        if problem is not None:
+            log.info("recovered: %s", problem["message"])
+            self._tell("recovered", problem)
+
+    def _clear_session_problems(self, keep: str = "") -> None:
+        """Forget the problems that end a session, but not those of single peers."""
+        for key in list(self._problems):
+            if key != keep and not key.startswith("sae-"):
+                self._recovered(key)
+
+    def _tell(self, kind: str, detail: dict[str, Any]) -> None:
+        if self._on_change is None:
+            return
+        try:
+            self._on_change(kind, detail)
+        except Exception:
+            log.exception("a listener of the radio failed at %r", kind)
+
+    def _unclaimed(self) -> str:
+        devices = usb_without_driver()
+        if devices:
+            return f"; USB devices without a driver: {', '.join(devices)}"
+        return ""
+
+    def _switched_off(self) -> FaultError:
+        name = self._wiphy.name if self._wiphy else "the radio"
+        for entry in entries(f"/sys/class/ieee80211/{name}"):
+            if entry.startswith("rfkill"):
+                base = f"/sys/class/ieee80211/{name}/{entry}"
+                if read(f"{base}/hard") == "1":
+                    return FaultError(
+                        "radio",
+                        "rfkill",
+                        f"{name} is switched off by a hardware switch (rfkill): switch it on",
+                        wait=_DUPLICATE_SECONDS / 4,
+                    )
+                if read(f"{base}/soft") == "1":
+                    try:
+                        with open(f"{base}/soft", "w", encoding="ascii") as file:  # noqa: PTH123
+                            file.write("0")
+                        log.info("%s was switched off by software (rfkill), switched on", name)
+                    except OSError as error:
+                        log.warning("cannot switch %s on: %s", name, error)
+        return FaultError("radio", "rfkill", f"{name} was switched off (rfkill); it is tried again")
+
+    # a session
+
+    def _choose(self) -> Wiphy:
+        """The radio to use. Raises FaultError."""
+        assert self._nl80211 is not None
+        wiphys = self._nl80211.wiphys()
+        if not wiphys:
+            raise FaultError(
+                "radio",
+                "no-radio",
+                "no radio: the kernel reports none (looked at: nl80211, USB)"
+                f"{self._unclaimed()}; {ADVICE}",
+                ABSENT,
+                _NO_RADIO_SECONDS,
+            )
+        holder = next(
+            (
+                one["wiphy"]
+                for one in self._nl80211.interfaces()
+                if one["name"] == self._settings.interface
+            ),
+            None,
+        )
+        reasons = []
+        suitable = []
+        for wiphy in wiphys:
+            reason = obstacle(wiphy, self._settings)
+            if reason is None:
+                suitable.append(wiphy)
+            else:
+                reasons.append(reason)
+        if not suitable:
+            raise FaultError(
+                "radio",
+                "unsuitable-radio",
+                f"{'; '.join(reasons)}; {ADVICE}",
+                UNSUITABLE,
+                _NO_RADIO_SECONDS,
+            )
+        return min(suitable, key=lambda wiphy: (wiphy.index != holder, wiphy.index))
+
+    def _prepare_interface(self, wiphy: Wiphy) -> bool:
+        """Have the mesh interface on ``wiphy`` and the radio's other interfaces down.
+
+        True when it was there, perhaps with a mesh running on it.
+        """
+        assert self._nl80211 is not None
+        assert self._links is not None
+        name = self._settings.interface
+        others = []
+        found = None
+        for one in self._nl80211.interfaces():
+            if one["name"] == name:
+                if one["wiphy"] == wiphy.index and one["type"] == nl80211.IFTYPE_MESH_POINT:
+                    found = one["index"]
+                else:
+                    self._nl80211.remove_interface(one["index"])
+            elif one["wiphy"] == wiphy.index:
+                others.append(one)
+        for one in others:
+            # most radios cannot serve two interfaces on different channels
+            if (self._links.flags(one["index"]) or 0) & rtnl.IFF_UP:
+                self._links.set_up(one["index"], False)
+        if found is None:
+            try:
+                self._ifindex = self._nl80211.add_mesh_interface(wiphy, name)["index"]
+            except NetlinkError as error:
+                if not others:
+                    raise
+                log.info("%s: no second interface (%s), using %s", wiphy, error, others[0]["name"])
+                self._nl80211.make_mesh_point(others[0]["index"])
+                self._links.rename(others[0]["index"], name)
+                self._ifindex = others[0]["index"]
+        else:
+            self._ifindex = found
+        for sysctl, value in (
+            # the address comes from the chip: no router in the mesh may add others, and asking
+            # for routers costs airtime
+            ("accept_ra", 0),
+            ("router_solicitations", 0),
+            ("accept_redirects", 0),
+            ("dad_transmits", 1),
+            ("disable_ipv6", 0),
+        ):
+            try:
+                rtnl.set_sysctl(name, sysctl, value)
+            except OSError as error:
+                log.debug("%s of %s: %s", sysctl, name, error)
+        return found is not None
+
+    async def _session(self) -> None:
+        """From nothing to the mesh and until something ends it. Leaves by an exception."""
+        assert self._nl80211 is not None
+        assert self._links is not None
+        self._reconfigure = False
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        settings = self._settings
+        self._grouped = False
+        try:
+            self._wiphy = wiphy = self._choose()
+        except FaultError:
+            await self._supplicant.stop()
+            self._wiphy = None
+            self._forget_interface()
+            raise
+        self._enter(STARTING)
+        self._recovered("no-radio")
+        self._recovered("unsuitable-radio")
+        existed = self._prepare_interface(wiphy)
+        ifindex = self._ifindex
+        assert ifindex is not None
+        text = configuration(
+            settings, self._supplicant.control_directory, _MOST_PEERS.get(wiphy.driver, 255)
+        )
+        if await self._supplicant.adopt(settings.interface, ifindex, text):
+            log.info("took over wpa_supplicant (process %s)", self._supplicant.pid)
+        else:
+            if existed:
+                self._links.set_up(ifindex, False)  # leaves a mesh that a dead one had joined
+            # also tells whether the radio is switched off, which wpa_supplicant does not
+            self._links.set_up(ifindex, True)
+            await self._supplicant.start(settings.interface, ifindex, text)
+        await self._wait_for_group()
+        self._nl80211.set_mesh_parameters(ifindex, settings.kernel_parameters())
+        await self._take_address()
+        self._join()
+        await self._follow()
+
+    def _enter(self, state: str) -> None:
+        self._state = state
+
+    def _join(self) -> None:
+        self._enter(JOINED)
+        self._joined_since = time.monotonic()
+        self._clear_session_problems()
+        log.info(
+            "joined mesh %r at %d MHz as %s on %s",
+            self._settings.mesh_id,
+            self._settings.mhz,
+            self._address.ip,
+            self._wiphy,
+        )
+        self._tell(
+            "joined",
+            {
+                "interface": self._settings.interface,
+                "ifindex": self._ifindex,
+                "address": str(self._address),
+                "adopted": self._supplicant.adopted,
+            },
+        )
+
+    def _out(self, state: str) -> None:
+        """The end of a session: nobody is a peer any more."""
+        was_joined = self._state == JOINED
+        self._enter(state)
+        self._joined_since = None
+        self._grouped = False
+        self._stations = []
+        self._paths = []
+        self._neighbours = {}
+        self._set_peers(set())
+        if was_joined:
+            self._tell("left", {"interface": self._settings.interface})
+
+    def _forget_interface(self) -> None:
+        self._ifindex = None
+        self._wiphy = None
+
+    def _set_peers(self, peers: set[str]) -> None:
+        for mac in sorted(self._peers - peers):
+            log.info("peer %s lost", mac)
+            self._tell("peer-down", {"mac": mac})
+        for mac in sorted(peers - self._peers):
+            log.info("peer %s", mac)
+            self._tell("peer-up", {"mac": mac})
+            self._sae_succeeded(mac)
+        self._peers = set(peers)
+
+    async def _next(self, deadline: float) -> tuple[str, Any]:
+        """The next event, ("", None) when there was none until ``deadline`` (monotonic).
+
+        Raises what ends every session: new settings, the interface or wpa_supplicant gone.
+        """
+        if self._reconfigure:
+            raise _ReconfiguredError
+        left = deadline - time.monotonic()
+        if left <= 0 and self._queue.empty():
+            return "", None
+        try:
+            kind, value = await asyncio.wait_for(self._queue.get(), max(left, 0.001))
+        except TimeoutError:
+            return "", None
+        if kind == "settings":
+            raise _ReconfiguredError
+        if kind == "exit":
+            reason = f"wpa_supplicant {self._supplicant.exit_reason()}"
+            raise FaultError(
+                "supplicant",
+                "supplicant-ended",
+                f"{reason}{self._supplicant.last_words()}; it is started again",
+            )
+        if kind in ("gone", "radio", "down", "look"):
+            self._check_interface()
+        return kind, value
+
+    def _check_interface(self) -> None:
+        """Whether the mesh interface is still there and up. Raises FaultError."""
+        assert self._links is not None
+        assert self._ifindex is not None
+        flags = self._links.flags(self._ifindex)
+        if flags is None:
+            name = str(self._wiphy)
+            self._forget_interface()
+            raise FaultError(
+                "radio",
+                "radio-removed",
+                f"{name} was removed; the mesh is joined again when a radio is there",
+                ABSENT,
+                0.2,
+            )
+        if not flags & rtnl.IFF_UP and self._grouped:
+            # by somebody's hand, or by rfkill: ERFKILL when it is taken up again tells which
+            self._links.set_up(self._ifindex, True)
+            raise FaultError(
+                "radio",
+                "interface-down",
+                f"{self._settings.interface} was taken down by somebody; it is taken up again",
+            )
+
+    async def _wait_for_group(self) -> None:
+        """Until wpa_supplicant has joined. Raises FaultError."""
+        status = parse_status(await self._supplicant.control.command("STATUS"))
+        if status.get("wpa_state") == "COMPLETED":
+            self._grouped = True
+            return
+        deadline = time.monotonic() + _JOIN_SECONDS
+        while not self._grouped:
+            kind, event = await self._next(deadline)
+            if not kind:
+                raise FaultError(
+                    "supplicant",
+                    "join-timeout",
+                    f"wpa_supplicant did not join the mesh within {_JOIN_SECONDS:.0f} s"
+                    f"{self._channel_obstacle()}{self._supplicant.last_words()}",
+                )
+            if kind != "wpa":
+                continue
+            if event.name == "MESH-GROUP-STARTED":
+                self._grouped = True
+            elif event.name == "DFS-CAC-START":
+                deadline = time.monotonic() + _RADAR_CHECK_SECONDS
+            elif event.name == "mesh" and event.rest.startswith("join error="):
+                raise FaultError(
+                    "radio",
+                    "join-refused",
+                    f"{self._wiphy} refused to join the mesh ({event.rest})"
+                    f"{self._channel_obstacle()}",
+                )
+            elif event.name == "Failed" and "mesh" in event.rest:
+                raise FaultError(
+                    "supplicant",
+                    "join-refused",
+                    f"wpa_supplicant: Failed {event.rest}{self._channel_obstacle()}"
+                    f"{self._supplicant.last_words()}",
+                )
+            elif event.name == "CTRL-EVENT-REGDOM-CHANGE":
+                continue
+
+    def _channel_obstacle(self) -> str:
+        """What the regulatory domain says against the channel, to be appended to a message."""
+        settings = self._settings
+        try:
+            wiphys = self._nl80211.wiphys() if self._nl80211 is not None else []
+        except OSError:
+            return ""
+        for wiphy in wiphys:
+            if self._wiphy is not None and wiphy.index == self._wiphy.index:
+                channel = wiphy.channels.get(settings.mhz)
+                reason = channel.obstacle if channel is not None else "does not exist"
+                if reason:
+                    return (
+                        f": {settings.mhz} MHz {reason} in regulatory domain "
+                        f"{settings.country!r}; set mesh.country, or another mesh.channel"
+                    )
+        return ""
+
+    async def _take_address(self) -> None:
+        """Have the address on the interface and wait until the kernel has made sure that no other
+        node uses it (RFC 4862, 5.4). Raises FaultError."""
+        assert self._links is not None
+        assert self._ifindex is not None
+        flags = self._links.keep_only(self._ifindex, self._address)
+        if flags is None:
+            self._links.add_address(self._ifindex, self._address)
+        elif not flags & rtnl.IFA_F_TENTATIVE:
+            return
+        deadline = time.monotonic() + _ADDRESS_SECONDS
+        wanted = str(self._address.ip)
+        while True:
+            present = {one["address"]: one["flags"] for one in self._links.addresses(self._ifindex)}
+            flags = present.get(wanted)
+            if flags is None:
+                raise FaultError(
+                    "radio", "address-lost", f"the address {wanted} vanished from the interface"
+                )
+            if flags & rtnl.IFA_F_DADFAILED:
+                raise FaultError(
+                    "radio",
+                    "address-duplicate",
+                    f"another node in the mesh uses the address {wanted}: two chips with one "
+                    "serial number, or a copied identity; this node keeps off until the other is "
+                    "gone",
+                    wait=_DUPLICATE_SECONDS,
+                )
+            if not flags & rtnl.IFA_F_TENTATIVE:
+                return
+            if time.monotonic() > deadline:
+                raise FaultError(
+                    "radio",
+                    "address-tentative",
+                    f"the kernel has not confirmed the address {wanted} within "
+                    f"{_ADDRESS_SECONDS:.0f} s",
+                )
+            kind, event = await self._next(min(deadline, time.monotonic() + _ADDRESS_LOOK_SECONDS))
+            if kind == "wpa":
+                await self._mesh_event(event)
+
+    async def _follow(self) -> None:
+        """Follow events while in the mesh. Leaves by an exception."""
+        assert self._links is not None
+        await self.refresh()
+        watchdog = time.monotonic() + _WATCHDOG_SECONDS
+        while True:
+            kind, value = await self._next(watchdog)
+            if kind == "wpa":
+                await self._mesh_event(value)
+            elif kind == "address":
+                await self._take_address()
+            now = time.monotonic()
+            if now >= watchdog:
+                await self._supplicant.control.attach()
+                await self._supplicant.control.command("PING")
+                watchdog = now + _WATCHDOG_SECONDS
+                if self._backoff.failures and now - (self._joined_since or now) > 60:
+                    self._backoff.reset()
+                self._forget_old_failures(now)
+
+    # the mesh's events
+
+    async def _mesh_event(self, event: Event) -> None:
+        """An event of wpa_supplicant while in the mesh. Raises FaultError."""
+        assert self._ifindex is not None
+        mac = event.address
+        if event.name == "MESH-PEER-CONNECTED" and mac:
+            self._set_peers(self._peers | {mac})
+            self._refreshed = 0.0
+        elif event.name == "MESH-PEER-DISCONNECTED" and mac:
+            self._set_peers(self._peers - {mac})
+            self._refreshed = 0.0
+        elif event.name == "MESH-SAE-AUTH-FAILURE" and mac:
+            self._sae_failed(mac)
+        elif event.name == "MESH-SAE-AUTH-BLOCKED" and mac:
+            self._sae_failed(mac)
+            await self._rejoin()
+        elif event.name == "MESH-GROUP-REMOVED":
+            raise FaultError(
+                "supplicant", "group-removed", "wpa_supplicant left the mesh; it rejoins"
+            )
+        elif event.name == "MESH-GROUP-STARTED":
+            # joined once more: the kernel has forgotten its parameters
+            if self._nl80211 is not None:
+                self._nl80211.set_mesh_parameters(self._ifindex, self._settings.kernel_parameters())
+        elif event.name == "CTRL-EVENT-TERMINATING":
+            log.info("wpa_supplicant is being ended by somebody")
+
+    def _sae_failed(self, mac: str) -> None:
+        count = self._sae_failures.get(mac, (0, 0.0))[0] + 1
+        self._sae_failures[mac] = (count, time.monotonic())
+        self._report(
+            "radio",
+            "sae-failure",
+            f"authentication (SAE) with {mac} failed {count} time{'s' if count > 1 else ''}: it "
+            "has another passphrase, or is too far away; all nodes of a mesh need the same "
+            "mesh.passphrase",
+            key=f"sae-{mac}",
+        )
+
+    def _sae_succeeded(self, mac: str) -> None:
+        self._sae_failures.pop(mac, None)
+        self._recovered(f"sae-{mac}")
+        self._rejoin_wait = _REJOIN_SECONDS
+
+    def _forget_old_failures(self, now: float) -> None:
+        for mac, (_, when) in list(self._sae_failures.items()):
+            if now - when > _SAE_FORGET_SECONDS:
+                del self._sae_failures[mac]
+                self._recovered(f"sae-{mac}")
+
+    async def _rejoin(self) -> None:
+        """Leave and enter the mesh, which frees the stations that wpa_supplicant has blocked.
+
+        Only where nothing is lost, that is without peers; otherwise the block ends by itself after
+        ``max_inactivity``. Ever rarer, for the other side may have the wrong passphrase for long.
+        """
+        now = time.monotonic()
+        if self._peers or now < self._next_rejoin:
+            return
+        self._next_rejoin = now + self._rejoin_wait
+        self._rejoin_wait = min(self._rejoin_wait * 2, 15 * 60)
+        log.info("blocked by failed authentication: entering the mesh anew")
+        await self._supplicant.control.command("REASSOCIATE")

@@ -1,0 +1,508 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nl80211: which radios there are, their mesh interfaces, stations and mesh paths.
+
+Numbers and meanings: ``include/uapi/linux/nl80211.h``. Only what a mesh node needs is declared;
+attributes not declared here are skipped unread.
+"""
+
+import errno
+import sys
+from typing import Any, Final, TypedDict
+
+from thicket.radio.files import link_name, read
+from thicket.radio.netlink import (
+    NETLINK_GENERIC,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NetlinkError,
+    Requests,
+    attributes,
+    family,
+)
+from thicket.radio.pyroute import genlmsg, nla
+
+# enum nl80211_commands
+CMD_GET_WIPHY: Final = 1
+CMD_NEW_WIPHY: Final = 3
+CMD_DEL_WIPHY: Final = 4
+CMD_GET_INTERFACE: Final = 5
+CMD_SET_INTERFACE: Final = 6
+CMD_NEW_INTERFACE: Final = 7
+CMD_DEL_INTERFACE: Final = 8
+CMD_GET_STATION: Final = 17
+CMD_GET_MPATH: Final = 21
+CMD_GET_MESH_CONFIG: Final = 28
+CMD_SET_MESH_CONFIG: Final = 29
+
+# enum nl80211_iftype
+IFTYPE_STATION: Final = 2
+IFTYPE_AP: Final = 3
+IFTYPE_MESH_POINT: Final = 7
+IFTYPE_NAMES: Final = {
+    1: "ad-hoc", 2: "station", 3: "access point", 6: "monitor", 7: "mesh point", 8: "P2P client",
+    9: "P2P group owner", 10: "P2P device",
+}  # fmt: skip
+
+# enum nl80211_feature_flags
+_FEATURE_MAC_ON_CREATE: Final = 1 << 27
+
+# enum nl80211_band_attr and enum nl80211_frequency_attr
+_BAND_ATTR_FREQS: Final = 1
+_FREQUENCY_ATTR_FREQ: Final = 1
+_FREQUENCY_ATTR_DISABLED: Final = 2
+_FREQUENCY_ATTR_NO_IR: Final = 3
+_FREQUENCY_ATTR_RADAR: Final = 5
+
+#: enum nl80211_plink_state; the words are those that ``iw`` prints.
+PLINK_STATES: Final = (
+    "LISTEN", "OPN_SNT", "OPN_RCVD", "CNF_RCVD", "ESTAB", "HOLDING", "BLOCKED",
+)  # fmt: skip
+ESTABLISHED: Final = "ESTAB"
+
+# enum nl80211_mpath_flags
+MPATH_ACTIVE: Final = 1 << 0
+MPATH_RESOLVING: Final = 1 << 1
+MPATH_SN_VALID: Final = 1 << 2
+MPATH_FIXED: Final = 1 << 3
+MPATH_RESOLVED: Final = 1 << 4
+
+_SYSFS: Final = "/sys/class/ieee80211"
+
+#: Multicast group with the coming and going of radios and interfaces.
+CONFIG_GROUP: Final = "config"
+
+
+class _MeshParameters(nla):  # type: ignore[misc]
+    """enum nl80211_meshconf_params, what wpa_supplicant does not set itself."""
+
+    nla_map = (
+        (6, "NL80211_MESHCONF_TTL", "uint8"),
+        (14, "NL80211_MESHCONF_HWMP_ROOTMODE", "uint8"),
+        (15, "NL80211_MESHCONF_ELEMENT_TTL", "uint8"),
+        (16, "NL80211_MESHCONF_HWMP_RANN_INTERVAL", "uint16"),
+        (17, "NL80211_MESHCONF_GATE_ANNOUNCEMENTS", "uint8"),
+        (19, "NL80211_MESHCONF_FORWARDING", "uint8"),
+        (20, "NL80211_MESHCONF_RSSI_THRESHOLD", "int32"),
+        (28, "NL80211_MESHCONF_PLINK_TIMEOUT", "uint32"),
+        (29, "NL80211_MESHCONF_CONNECTED_TO_GATE", "uint8"),
+    )
+
+
+class _Rate(nla):  # type: ignore[misc]
+    """enum nl80211_rate_info; units of 100 kbit/s."""
+
+    nla_map = (
+        (1, "NL80211_RATE_INFO_BITRATE", "uint16"),
+        (5, "NL80211_RATE_INFO_BITRATE32", "uint32"),
+    )
+
+
+class _StationInfo(nla):  # type: ignore[misc]
+    """enum nl80211_sta_info."""
+
+    nla_map = (
+        (1, "NL80211_STA_INFO_INACTIVE_TIME", "uint32"),
+        (2, "NL80211_STA_INFO_RX_BYTES", "uint32"),
+        (3, "NL80211_STA_INFO_TX_BYTES", "uint32"),
+        (4, "NL80211_STA_INFO_LLID", "uint16"),
+        (5, "NL80211_STA_INFO_PLID", "uint16"),
+        (6, "NL80211_STA_INFO_PLINK_STATE", "uint8"),
+        (7, "NL80211_STA_INFO_SIGNAL", "int8"),
+        (8, "NL80211_STA_INFO_TX_BITRATE", "rate"),
+        (11, "NL80211_STA_INFO_TX_RETRIES", "uint32"),
+        (12, "NL80211_STA_INFO_TX_FAILED", "uint32"),
+        (13, "NL80211_STA_INFO_SIGNAL_AVG", "int8"),
+        (14, "NL80211_STA_INFO_RX_BITRATE", "rate"),
+        (16, "NL80211_STA_INFO_CONNECTED_TIME", "uint32"),
+        (23, "NL80211_STA_INFO_RX_BYTES64", "uint64"),
+        (24, "NL80211_STA_INFO_TX_BYTES64", "uint64"),
+        (27, "NL80211_STA_INFO_EXPECTED_THROUGHPUT", "uint32"),
+        (41, "NL80211_STA_INFO_AIRTIME_LINK_METRIC", "uint32"),
+    )
+    rate = _Rate
+
+
+class _PathInfo(nla):  # type: ignore[misc]
+    """enum nl80211_mpath_info."""
+
+    nla_map = (
+        (2, "NL80211_MPATH_INFO_SN", "uint32"),
+        (3, "NL80211_MPATH_INFO_METRIC", "uint32"),
+        (4, "NL80211_MPATH_INFO_EXPTIME", "uint32"),
+        (5, "NL80211_MPATH_INFO_FLAGS", "uint8"),
+        (8, "NL80211_MPATH_INFO_HOP_COUNT", "uint8"),
+        (9, "NL80211_MPATH_INFO_PATH_CHANGE", "uint32"),
+    )
+
+
+class Message(genlmsg):  # type: ignore[misc]
+    """A message of the nl80211 family: enum nl80211_attrs."""
+
+    nla_map = (
+        (1, "NL80211_ATTR_WIPHY", "uint32"),
+        (2, "NL80211_ATTR_WIPHY_NAME", "asciiz"),
+        (3, "NL80211_ATTR_IFINDEX", "uint32"),
+        (4, "NL80211_ATTR_IFNAME", "asciiz"),
+        (5, "NL80211_ATTR_IFTYPE", "uint32"),
+        (6, "NL80211_ATTR_MAC", "l2addr"),
+        (21, "NL80211_ATTR_STA_INFO", "station_info"),
+        (22, "NL80211_ATTR_WIPHY_BANDS", "cdata"),
+        (24, "NL80211_ATTR_MESH_ID", "cdata"),
+        (26, "NL80211_ATTR_MPATH_NEXT_HOP", "l2addr"),
+        (27, "NL80211_ATTR_MPATH_INFO", "path_info"),
+        (32, "NL80211_ATTR_SUPPORTED_IFTYPES", "cdata"),
+        (35, "NL80211_ATTR_MESH_CONFIG", "mesh_parameters", 0x8000),  # NLA_F_NESTED
+        (38, "NL80211_ATTR_WIPHY_FREQ", "uint32"),
+        (115, "NL80211_ATTR_SUPPORT_MESH_AUTH", "flag"),
+        (143, "NL80211_ATTR_FEATURE_FLAGS", "uint32"),
+        (174, "NL80211_ATTR_SPLIT_WIPHY_DUMP", "flag"),
+    )
+    station_info = _StationInfo
+    path_info = _PathInfo
+    mesh_parameters = _MeshParameters
+
+
+class Channel:
+    """What a radio may do at one frequency, under the regulatory domain of the moment."""
+
+    __slots__ = ("disabled", "listen_only", "radar")
+
+    def __init__(self, *, disabled: bool, listen_only: bool, radar: bool) -> None:
+        self.disabled = disabled
+        self.listen_only = listen_only
+        self.radar = radar
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why a mesh cannot be started here, None when it can."""
+        if self.disabled:
+            return "is disabled"
+        if self.listen_only:
+            return "may only be listened to (no initiating of radiation)"
+        return None
+
+
+class Wiphy:
+    """A radio: its number and name (phy0), what types of interface it can be, channels by MHz."""
+
+    __slots__ = ("channels", "driver", "features", "iftypes", "index", "mac", "mesh_auth", "name")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.name = f"phy{index}"
+        self.driver = ""
+        self.mac: str | None = None
+        self.iftypes: set[int] = set()
+        self.channels: dict[int, Channel] = {}
+        self.features = 0
+        self.mesh_auth = False
+
+    @property
+    def mesh_point(self) -> bool:
+        return IFTYPE_MESH_POINT in self.iftypes
+
+    def absorb(self, message: Any) -> None:
+        """Take over what one message of a wiphy dump tells; a split dump has many of them."""
+        name = message.get_attr("NL80211_ATTR_WIPHY_NAME")
+        if isinstance(name, str):
+            self.name = name
+        types = message.get_attr("NL80211_ATTR_SUPPORTED_IFTYPES")
+        if isinstance(types, bytes):
+            self.iftypes.update(kind for kind, _ in attributes(types))
+        bands = message.get_attr("NL80211_ATTR_WIPHY_BANDS")
+        if isinstance(bands, bytes):
+            self.channels.update(_channels(bands))
+        features = message.get_attr("NL80211_ATTR_FEATURE_FLAGS")
+        if isinstance(features, int):
+            self.features |= features
+        if message.get_attr("NL80211_ATTR_SUPPORT_MESH_AUTH"):
+            self.mesh_auth = True
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.driver or 'unknown driver'})"
+
+
+class Interface(TypedDict):
+    """A wireless network interface; ``frequency`` (MHz) and ``mesh_id`` only while in use."""
+
+    index: int
+    name: str
+    wiphy: int
+    type: int
+    mac: str | None
+    frequency: int | None
+    mesh_id: bytes | None
+
+
+class Station(TypedDict):
+    """A station in a mesh interface's table. Rates in kbit/s, times in ms, signal in dBm.
+
+    ``metric`` is the airtime link metric (IEEE 802.11-2020, 14.9), in units of 10.24 µs.
+    """
+
+    mac: str
+    state: str
+    llid: int | None
+    plid: int | None
+    signal_dbm: int | None
+    metric: int | None
+    inactive_ms: int | None
+    connected_s: int | None
+    tx_kbps: int | None
+    rx_kbps: int | None
+    rx_bytes: int
+    tx_bytes: int
+    tx_retries: int | None
+    tx_failed: int | None
+
+
+class MeshPath(TypedDict):
+    """A mesh path (IEEE 802.11-2020, 14.10): frames for ``destination`` go to ``next_hop``."""
+
+    destination: str
+    next_hop: str
+    metric: int | None
+    hops: int | None
+    sequence: int | None
+    expires_ms: int | None
+    flags: int
+
+
+def _channels(bands: bytes) -> dict[int, Channel]:
+    """The channels in an NL80211_ATTR_WIPHY_BANDS attribute, by frequency in MHz."""
+    found = {}
+    for _, band in attributes(bands):
+        for kind, frequencies in attributes(band):
+            if kind != _BAND_ATTR_FREQS:
+                continue
+            for _, frequency in attributes(frequencies):
+                facts = dict(attributes(frequency))
+                mhz = facts.get(_FREQUENCY_ATTR_FREQ, b"")
+                if len(mhz) == 4:
+                    found[_u32(mhz)] = Channel(
+                        disabled=_FREQUENCY_ATTR_DISABLED in facts,
+                        listen_only=_FREQUENCY_ATTR_NO_IR in facts,
+                        radar=_FREQUENCY_ATTR_RADAR in facts,
+                    )
+    return found
+
+
+def _u32(data: bytes) -> int:
+    return int.from_bytes(data, sys.byteorder)
+
+
+def _number(info: Any, name: str) -> int | None:
+    value = info.get_attr(name)
+    return value if isinstance(value, int) else None
+
+
+def _kbps(info: Any, name: str) -> int | None:
+    rate = info.get_attr(name)
+    if rate is None or isinstance(rate, bytes):
+        return None
+    for attribute in ("NL80211_RATE_INFO_BITRATE32", "NL80211_RATE_INFO_BITRATE"):
+        value = _number(rate, attribute)
+        if value is not None:
+            return value * 100
+    return None
+
+
+def station(message: Any) -> Station | None:
+    """The station that an NL80211_CMD_NEW_STATION message describes, None when it is malformed."""
+    mac = message.get_attr("NL80211_ATTR_MAC")
+    info = message.get_attr("NL80211_ATTR_STA_INFO")
+    if not isinstance(mac, str) or not isinstance(info, _StationInfo):
+        return None
+    prefix = "NL80211_STA_INFO_"
+    state = _number(info, prefix + "PLINK_STATE")
+    signal = _number(info, prefix + "SIGNAL_AVG")
+    if signal is None or signal == 0:  # 0 until there is an average
+        signal = _number(info, prefix + "SIGNAL")
+    received = _number(info, prefix + "RX_BYTES64")
+    sent = _number(info, prefix + "TX_BYTES64")
+    return {
+        "mac": mac,
+        "state": PLINK_STATES[state]
+        if state is not None and state < len(PLINK_STATES)
+        else "UNKNOWN",
+        "llid": _number(info, prefix + "LLID"),
+        "plid": _number(info, prefix + "PLID"),
+        "signal_dbm": signal,
+        "metric": _number(info, prefix + "AIRTIME_LINK_METRIC"),
+        "inactive_ms": _number(info, prefix + "INACTIVE_TIME"),
+        "connected_s": _number(info, prefix + "CONNECTED_TIME"),
+        "tx_kbps": _kbps(info, prefix + "TX_BITRATE"),
+        "rx_kbps": _kbps(info, prefix + "RX_BITRATE"),
+        "rx_bytes": (_number(info, prefix + "RX_BYTES") or 0) if received is None else received,
+        "tx_bytes": (_number(info, prefix + "TX_BYTES") or 0) if sent is None else sent,
+        "tx_retries": _number(info, prefix + "TX_RETRIES"),
+        "tx_failed": _number(info, prefix + "TX_FAILED"),
+    }
+
+
+def path(message: Any) -> MeshPath | None:
+    """The mesh path that an NL80211_CMD_NEW_MPATH message describes, None when it is malformed."""
+    destination = message.get_attr("NL80211_ATTR_MAC")
+    next_hop = message.get_attr("NL80211_ATTR_MPATH_NEXT_HOP")
+    info = message.get_attr("NL80211_ATTR_MPATH_INFO")
+    if not (
+        isinstance(destination, str) and isinstance(next_hop, str) and isinstance(info, _PathInfo)
+    ):
+        return None
+    prefix = "NL80211_MPATH_INFO_"
+    return {
+        "destination": destination,
+        "next_hop": next_hop,
+        "metric": _number(info, prefix + "METRIC"),
+        "hops": _number(info, prefix + "HOP_COUNT"),
+        "sequence": _number(info, prefix + "SN"),
+        "expires_ms": _number(info, prefix + "EXPTIME"),
+        "flags": _number(info, prefix + "FLAGS") or 0,
+    }
+
+
+def interface(message: Any) -> Interface | None:
+    """The interface that an NL80211_CMD_NEW_INTERFACE message describes.
+
+    None when it is malformed, or has no network device (a P2P device has none).
+    """
+    index = _number(message, "NL80211_ATTR_IFINDEX")
+    name = message.get_attr("NL80211_ATTR_IFNAME")
+    wiphy = _number(message, "NL80211_ATTR_WIPHY")
+    if index is None or wiphy is None or not isinstance(name, str):
+        return None
+    mac = message.get_attr("NL80211_ATTR_MAC")
+    mesh_id = message.get_attr("NL80211_ATTR_MESH_ID")
+    return {
+        "index": index,
+        "name": name,
+        "wiphy": wiphy,
+        "type": _number(message, "NL80211_ATTR_IFTYPE") or 0,
+        "mac": mac if isinstance(mac, str) else None,
+        "frequency": _number(message, "NL80211_ATTR_WIPHY_FREQ"),
+        "mesh_id": mesh_id if isinstance(mesh_id, bytes) else None,
+    }
+
+
+class Nl80211:
+    """The nl80211 family. Every method raises NetlinkError when the kernel refuses."""
+
+    def __init__(self) -> None:
+        """Raises NetlinkError with ENOENT when the kernel has no nl80211."""
+        self._requests = Requests(NETLINK_GENERIC)
+        try:
+            self.id, self.groups = family(self._requests, "nl80211")
+        except OSError:
+            self._requests.close()
+            raise
+
+    def close(self) -> None:
+        self._requests.close()
+
+    def _request(
+        self, command: int, attrs: list[tuple[str, Any]], flags: int = NLM_F_ACK
+    ) -> list[Any]:
+        message = Message()
+        message["cmd"] = command
+        message["version"] = 1
+        message["attrs"] = attrs
+        return self._requests.request(self.id, message, flags, Message)
+
+    def wiphys(self) -> list[Wiphy]:
+        """Every radio, in the order of their numbers."""
+        try:
+            messages = self._request(CMD_GET_WIPHY, [], NLM_F_DUMP)
+        except NetlinkError as error:
+            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                raise
+            # a description that is too long for one message comes in pieces on demand; these are
+            # many, hence the second choice
+            messages = self._request(
+                CMD_GET_WIPHY, [("NL80211_ATTR_SPLIT_WIPHY_DUMP", True)], NLM_F_DUMP
+            )
+        found: dict[int, Wiphy] = {}
+        for message in messages:
+            index = _number(message, "NL80211_ATTR_WIPHY")
+            if index is not None:
+                found.setdefault(index, Wiphy(index)).absorb(message)
+        for wiphy in found.values():
+            wiphy.driver = link_name(f"{_SYSFS}/{wiphy.name}/device/driver")
+            wiphy.mac = read(f"{_SYSFS}/{wiphy.name}/macaddress")
+        return [found[index] for index in sorted(found)]
+
+    def interfaces(self) -> list[Interface]:
+        """Every wireless network interface."""
+        messages = self._request(CMD_GET_INTERFACE, [], NLM_F_DUMP)
+        return [one for one in map(interface, messages) if one is not None]
+
+    def add_mesh_interface(self, wiphy: Wiphy, name: str) -> Interface:
+        """Create the mesh point interface ``name`` on a radio, with the radio's own address."""
+        attrs: list[tuple[str, Any]] = [
+            ("NL80211_ATTR_WIPHY", wiphy.index),
+            ("NL80211_ATTR_IFNAME", name),
+            ("NL80211_ATTR_IFTYPE", IFTYPE_MESH_POINT),
+        ]
+        if wiphy.mac is not None and wiphy.features & _FEATURE_MAC_ON_CREATE:
+            # otherwise the kernel invents another one when the radio's first interface has it
+            attrs.append(("NL80211_ATTR_MAC", wiphy.mac))
+        for message in self._request(CMD_NEW_INTERFACE, attrs):
+            made = interface(message)
+            if made is not None:
+                return made
+        raise NetlinkError(errno.EPROTO, "the kernel did not describe the interface it made")
+
+    def make_mesh_point(self, ifindex: int) -> None:
+        """Turn an interface that is down into a mesh point."""
+        self._request(
+            CMD_SET_INTERFACE,
+            [("NL80211_ATTR_IFINDEX", ifindex), ("NL80211_ATTR_IFTYPE", IFTYPE_MESH_POINT)],
+        )
+
+    def remove_interface(self, ifindex: int) -> None:
+        self._request(CMD_DEL_INTERFACE, [("NL80211_ATTR_IFINDEX", ifindex)])
+
+    def stations(self, ifindex: int) -> list[Station]:
+        """The stations that an interface knows, one entry for each address."""
+        messages = self._request(CMD_GET_STATION, [("NL80211_ATTR_IFINDEX", ifindex)], NLM_F_DUMP)
+        found = {one["mac"]: one for one in map(station, messages) if one is not None}
+        return [found[mac] for mac in sorted(found)]
+
+    def paths(self, ifindex: int) -> list[MeshPath]:
+        """The mesh paths of an interface, one entry for each destination."""
+        messages = self._request(CMD_GET_MPATH, [("NL80211_ATTR_IFINDEX", ifindex)], NLM_F_DUMP)
+        found = {one["destination"]: one for one in map(path, messages) if one is not None}
+        return [found[mac] for mac in sorted(found)]
+
+    def mesh_parameters(self, ifindex: int) -> dict[str, int]:
+        """The parameters of a mesh interface that :meth:`set_mesh_parameters` can set."""
+        for message in self._request(CMD_GET_MESH_CONFIG, [("NL80211_ATTR_IFINDEX", ifindex)]):
+            config = message.get_attr("NL80211_ATTR_MESH_CONFIG")
+            if isinstance(config, _MeshParameters):
+                return {
+                    name[len("NL80211_MESHCONF_") :].lower(): value
+                    for _, name, _ in _MeshParameters.nla_map
+                    if (value := _number(config, name)) is not None
+                }
+        return {}
+
+    def set_mesh_parameters(self, ifindex: int, parameters: dict[str, int]) -> None:
+        """Set mesh parameters, named as in the header without their prefix, in lower case.
+
+        The kernel takes them only of an interface that has joined a mesh (ENOLINK before), and
+        forgets them when it leaves.
+        """
+        self._request(
+            CMD_SET_MESH_CONFIG,
+            [
+                ("NL80211_ATTR_IFINDEX", ifindex),
+                (
+                    "NL80211_ATTR_MESH_CONFIG",
+                    {
+                        "attrs": [
+                            (f"NL80211_MESHCONF_{name.upper()}", value)
+                            for name, value in parameters.items()
+                        ]
+                    },
+                ),
+            ],
+        )

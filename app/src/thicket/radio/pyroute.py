@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pyroute2's message classes, without the rest of pyroute2.
+
+``pyroute2/__init__.py`` imports every protocol that the library speaks: about 230 modules, which is
+a tenth of a second on a laptop and two seconds on an emulated node. This module needs one of them,
+:mod:`pyroute2.netlink` with the coding of messages and attributes, which needs nothing from the
+package around it.
+
+So the package is entered into :data:`sys.modules` *unexecuted*: a module object with the
+``__path__`` of the real package, by which its submodules are found. Should anything ask for a name
+of the package itself (``pyroute2.IPRoute``), its :pep:`562` ``__getattr__`` runs the real
+``__init__.py`` in it first, so the package behaves as always, only later. Where the package was
+imported before, or is laid out in a way not expected here, the ordinary import is used.
+"""
+
+import logging
+import sys
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
+
+_PACKAGE = "pyroute2"
+
+
+def _postpone() -> None:
+    """Enter pyroute2 into ``sys.modules`` without running its ``__init__.py``."""
+    if _PACKAGE in sys.modules:
+        return
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.loader is None or not spec.submodule_search_locations:
+        return
+    package: ModuleType = module_from_spec(spec)
+    execute = spec.loader.exec_module
+
+    def complete(name: str) -> object:
+        # what import machinery and debuggers ask of any module is answered with "no"
+        if name.startswith("__") and name not in ("__all__", "__version__"):
+            raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
+        if package.__dict__.pop("__getattr__", None) is not None:
+            execute(package)
+        return getattr(package, name)
+
+    package.__dict__["__getattr__"] = complete
+    sys.modules[_PACKAGE] = package
+
+
+_postpone()
+try:
+    from pyroute2.netlink import ctrlmsg, genlmsg, nla, nlmsg
+except ImportError:
+    sys.modules.pop(_PACKAGE, None)
+    from pyroute2.netlink import ctrlmsg, genlmsg, nla, nlmsg
+
+# an attribute that pyroute2 cannot decode is logged with a traceback and handed out as bytes; the
+# readers in this package check what they get
+logging.getLogger("pyroute2").setLevel(logging.CRITICAL)
+
+__all__ = ["ctrlmsg", "genlmsg", "nla", "nlmsg"]

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wpa_supplicant process: started, watched, stopped, and adopted.
+
+It outlives the daemon on purpose: when the daemon dies and is started again, the mesh goes on
+forwarding, and the new daemon takes over the process if it runs with the very configuration
+that the daemon would give it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Final
+
+from thicket.radio.files import read, remove, write
+from thicket.radio.wpa import Control, ControlError, Event
+
+log: Final = logging.getLogger("thicket.radio")
+
+_SOCKET_SECONDS: Final = 15.0
+_ADOPT_SECONDS: Final = 3.0
+_TERMINATE_SECONDS: Final = 4.0
+_KILL_SECONDS: Final = 3.0
+_TAIL_LINES: Final = 4
+
+
+class SupplicantError(Exception):
+    """wpa_supplicant cannot be run; ``code`` is missing, start or busy."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def start_time(pid: int) -> str | None:
+    """When a process was started, in the kernel's clock ticks; with its number it names a process
+    for good. None when there is none. (proc(5), ``/proc/pid/stat``, field 22)"""
+    stat = read(f"/proc/{pid}/stat")
+    if stat is None:
+        return None
+    fields = stat.rpartition(")")[2].split()  # field 3 is the first behind the name
+    if len(fields) < 20 or fields[0] in ("Z", "X"):
+        return None
+    return fields[19]
+
+
+class Process:
+    """A running process, child or not. ``on_exit`` is called once, when it has ended."""
+
+    def __init__(
+        self, pid: int, on_exit: Callable[[], None], child: "subprocess.Popen[bytes] | None" = None
+    ) -> None:
+        """Raises ProcessLookupError when there is no such process."""
+        self.pid = pid
+        self.status: int | None = None
+        self.ended = asyncio.Event()
+        self._child = child
+        self._on_exit = on_exit
+        self._pidfd = os.pidfd_open(pid)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._pidfd, self._exited)
+
+    def _exited(self) -> None:
+        if self._child is not None:
+            self.status = self._child.poll()
+        self.release()
+        self.ended.set()
+        self._on_exit()
+
+    def release(self) -> None:
+        """Stop watching; the process goes on."""
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs, also when the event loop has not noticed the end yet."""
+        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+
+    async def end(self) -> None:
+        """Terminate it, kill it when it does not obey."""
+        for number, seconds in (
+            (signal.SIGTERM, _TERMINATE_SECONDS),
+            (signal.SIGKILL, _KILL_SECONDS),
+        ):
+            if self._pidfd < 0:
+                return
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), seconds)
+        if not self.ended.is_set():
+            log.error("process %d cannot be killed", self.pid)
+            self.release()
+
+
+class Supplicant:
+    """wpa_supplicant for one interface, with its files in ``directory``."""
+
+    def __init__(
+        self,
+        directory: str,
+        on_event: Callable[[Event], None],
+        on_exit: Callable[[], None],
+        program: str = "wpa_supplicant",
+        driver: str = "nl80211",
+    ) -> None:
+        self.directory = directory
+        self.control_directory = f"{directory}/wpa"
+        self.restarts = 0
+        self.adopted = False
+        self._program = program
+        self._driver = driver
+        self._on_event = on_event
+        self._on_exit = on_exit
+        self._starts = 0
+        self._process: Process | None = None
+        self._control: Control | None = None
+        self._config_path = f"{directory}/wpa_supplicant.conf"
+        self._state_path = f"{directory}/supplicant.state"
+        self._log_path = f"{directory}/wpa_supplicant.log"
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return process.pid if process is not None and not process.ended.is_set() else None
+
+    @property
+    def control(self) -> Control:
+        """The control socket. Raises ControlError while wpa_supplicant does not run."""
+        if self._control is None:
+            raise ControlError("wpa_supplicant is not running")
+        return self._control
+
+    def _identity(self, ifindex: int, interface: str, pid: int) -> str:
+        return f"{pid} {start_time(pid)} {ifindex} {interface}"
+
+    async def adopt(self, interface: str, ifindex: int, configuration: str) -> bool:
+        """Take over the process that a former daemon left for this interface with this
+        configuration. False when there is none, or it does not answer."""
+        state = read(self._state_path)
+        first = (state or "").split(" ", 1)[0]
+        if not first.isdecimal():
+            return False
+        pid = int(first)
+        if (
+            state != self._identity(ifindex, interface, pid)
+            or read(self._config_path) != configuration.strip()
+        ):
+            return False
+        try:
+            self._process = Process(pid, self._exited)
+        except (ProcessLookupError, PermissionError):
+            return False
+        control = Control(f"{self.control_directory}/{interface}", self._on_event)
+        try:
+            await control.open(_ADOPT_SECONDS, lambda: not self._runs())
+        except ControlError as error:
+            log.warning("cannot adopt wpa_supplicant (process %d): %s", pid, error)
+            control.close()
+            await self.stop()
+            return False
+        self._control = control
+        self.adopted = True
+        self._starts += 1
+        return True
+
+    def _runs(self) -> bool:
+        return self._process is not None and self._process.running
+
+    async def start(self, interface: str, ifindex: int, configuration: str) -> None:
+        """Start a new process. Raises SupplicantError."""
+        await self.stop()
+        await self._end_stray(interface)
+        if self._starts:
+            self.restarts += 1
+        self._starts += 1
+        self.adopted = False
+        try:
+            os.makedirs(self.directory, mode=0o755, exist_ok=True)  # noqa: PTH103
+            write(self._config_path, configuration, 0o600)
+            child = self._spawn(interface)
+        except FileNotFoundError:
+            raise SupplicantError(
+                "missing",
+                f"{self._program} is not installed: the mesh needs wpa_supplicant, built with mesh "
+                "support",
+            ) from None
+        except OSError as error:
+            raise SupplicantError("start", f"cannot start {self._program}: {error}") from None
+        self._process = Process(child.pid, self._exited, child)
+        write(self._state_path, self._identity(ifindex, interface, child.pid) + "\n")
+        control = Control(f"{self.control_directory}/{interface}", self._on_event)
+        try:
+            await control.open(_SOCKET_SECONDS, lambda: not self._runs())
+        except ControlError as error:
+            control.close()
+            exited = not self._runs()
+            await self.stop()
+            said = self.last_words()
+            if exited:
+                reason = f"wpa_supplicant ended at once{said}"
+            else:
+                reason = f"wpa_supplicant hangs at its start: {error}{said}"
+            raise SupplicantError("start", reason) from None
+        self._control = control
+
+    def _spawn(self, interface: str) -> "subprocess.Popen[bytes]":
+        with open(self._log_path, "wb") as output:  # noqa: PTH123
+            return subprocess.Popen(
+                [
+                    self._program,
+                    *("-i", interface),
+                    *("-D", self._driver),
+                    *("-c", self._config_path),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # a signal to the daemon's group is not meant for it
+            )
+
+    def last_words(self) -> str:
+        """The end of what wpa_supplicant printed, to be appended to a message.
+
+        It prints no secrets: those need its option -K.
+        """
+        lines = [line.strip() for line in (read(self._log_path) or "").splitlines()]
+        wanted = [
+            line
+            for line in lines
+            if line and "Successfully initialized" not in line and "CTRL-EVENT-" not in line
+        ]
+        return ": " + "; ".join(wanted[-_TAIL_LINES:]) if wanted else ""
+
+    def exit_reason(self) -> str:
+        """How the last process ended, in words."""
+        status = self._process.status if self._process is not None else None
+        if status is None:
+            return "ended"
+        if status < 0:
+            try:
+                return f"was ended by {signal.Signals(-status).name}"
+            except ValueError:
+                return f"was ended by signal {-status}"
+        return f"ended with status {status}"
+
+    def _exited(self) -> None:
+        self._on_exit()
+
+    async def _end_stray(self, interface: str) -> None:
+        """End a wpa_supplicant of ours that is not to be adopted: the one the state file names,
+        or, that file lost, whichever answers at our control socket."""
+        state = (read(self._state_path) or "").split()
+        remove(self._state_path)
+        if len(state) >= 2 and state[0].isdecimal() and start_time(int(state[0])) == state[1]:
+            with contextlib.suppress(ProcessLookupError):
+                stray = Process(int(state[0]), lambda: None)
+                log.info("ending the wpa_supplicant (process %d) of an earlier start", stray.pid)
+                await stray.end()
+        path = f"{self.control_directory}/{interface}"
+        if not os.path.exists(path):  # noqa: PTH110
+            return
+        control = Control(path, lambda event: None)
+        try:
+            await control.open(0.0)
+            await control.command("TERMINATE")
+        except ControlError:
+            remove(path)  # nobody there: left by a process that was killed
+            return
+        finally:
+            control.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _TERMINATE_SECONDS
+        while os.path.exists(path):  # noqa: PTH110
+            if loop.time() > deadline:
+                raise SupplicantError(
+                    "busy", f"another wpa_supplicant answers at {path} and does not end"
+                )
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """End the process, if any."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            await self._process.end()
+            remove(self._state_path)
+
+    def release(self) -> None:
+        """Leave the process running for the next daemon."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            self._process.release()

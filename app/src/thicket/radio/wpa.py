@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""wpa_supplicant's two languages: its configuration file and its control socket.
+
+The file is described in ``wpa_supplicant.conf`` of its source, the socket in ``ctrl_iface.doxygen``
+there: datagrams, a command is answered by one datagram, and who has sent ``ATTACH`` gets events,
+which begin with their level as in ``<3>``.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from thicket.radio.settings import OPEN, SAE, MeshSettings
+
+_MESH_ID_BYTES: Final = 32  # IEEE 802.11-2020, 9.4.2.98
+#: What the field takes for an SAE password; the standard sets no limit (12.4.3).
+_PASSPHRASE_BYTES: Final = 128
+_MODE_MESH: Final = 5
+#: NIST P-256, the group that every SAE implementation has (IEEE 802.11-2020, 12.4.4.1).
+_SAE_GROUP: Final = 19
+_PMF_REQUIRED: Final = 2
+
+_COMMAND_SECONDS: Final = 5.0
+_DATAGRAM_BYTES: Final = 16 * 1024
+_POLL_SECONDS: Final = 0.03
+
+
+class ControlError(Exception):
+    """wpa_supplicant did not answer, or answered FAIL."""
+
+
+def quote(value: bytes) -> str:
+    """A string value of the configuration file.
+
+    Plain text in quotes as people write it; anything that could end the quotes, the line, or be
+    taken for an escape is written as hexadecimal digits.
+    """
+    if value and all(0x20 <= byte < 0x7F and byte not in b'"\\#' for byte in value):
+        return '"' + value.decode("ascii") + '"'
+    return value.hex()
+
+
+def _country(code: str) -> str:
+    if len(code) == 2 and code.isascii() and code.isalnum() and code == code.upper():
+        return code
+    raise ValueError(f"country {code!r} is not a code of two letters such as DE, or 00")
+
+
+def _within(name: str, value: int, least: int, most: int) -> int:
+    if not least <= value <= most:
+        raise ValueError(f"{name} {value} is not within {least} to {most}")
+    return value
+
+
+def configuration(settings: MeshSettings, control_directory: str, peers: int = 255) -> str:
+    """The text of the configuration file for one mesh.
+
+    ``peers`` is what the driver can hold. Raises ValueError, with words for a person, when
+    the settings cannot be written down.
+    """
+    mesh_id = settings.mesh_id.encode("utf-8", "surrogateescape")
+    if not 1 <= len(mesh_id) <= _MESH_ID_BYTES:
+        raise ValueError(f"the mesh id must have 1 to {_MESH_ID_BYTES} bytes, not {len(mesh_id)}")
+    lines = [
+        f"ctrl_interface={control_directory}",
+        f"country={_country(settings.country)}",
+        "ap_scan=2",  # join at once: a mesh is named by id and channel, a scan would find nothing
+        "user_mpm=1",
+        f"max_peer_links={min(_within('max_peer_links', settings.max_peer_links, 1, 255), peers)}",
+        f"mesh_max_inactivity={_within('max_inactivity', settings.max_inactivity, 5, 3600)}",
+    ]
+    network = [f"ssid={quote(mesh_id)}"]
+    if settings.security == SAE:
+        lines.append(f"sae_groups={_SAE_GROUP}")
+        passphrase = (settings.passphrase or "").encode("utf-8", "surrogateescape")
+        if not 1 <= len(passphrase) <= _PASSPHRASE_BYTES or 0 in passphrase:
+            raise ValueError(
+                f"security {SAE!r} needs a passphrase of 1 to {_PASSPHRASE_BYTES} bytes without NUL"
+            )
+        network += [
+            "key_mgmt=SAE",
+            f"mode={_MODE_MESH}",
+            f"frequency={settings.mhz}",
+            f"sae_password={quote(passphrase)}",
+            f"ieee80211w={_PMF_REQUIRED}",
+        ]
+    elif settings.security == OPEN:
+        network += ["key_mgmt=NONE", f"mode={_MODE_MESH}", f"frequency={settings.mhz}"]
+    else:
+        raise ValueError(f"security {settings.security!r} is neither {OPEN!r} nor {SAE!r}")
+    network += [
+        f"beacon_int={_within('beacon_interval', settings.beacon_interval, 15, 10000)}",
+        f"mesh_fwding={int(settings.forwarding)}",
+        f"dot11MeshMaxRetries={_within('max_retries', settings.max_retries, 0, 255)}",
+        f"dot11MeshRetryTimeout={_within('retry_timeout', settings.retry_timeout, 1, 65535)}",
+        f"dot11MeshConfirmTimeout={_within('confirm_timeout', settings.confirm_timeout, 1, 65535)}",
+        f"dot11MeshHoldingTimeout={_within('holding_timeout', settings.holding_timeout, 1, 65535)}",
+    ]
+    if settings.rssi_threshold:
+        network.append(
+            f"mesh_rssi_threshold={_within('rssi_threshold', settings.rssi_threshold, -255, -1)}"
+        )
+    if settings.disable_ht:
+        network.append("disable_ht=1")
+    elif settings.width == 20 and settings.mhz > 5000:
+        network.append("disable_ht40=1")
+    return "\n".join([*lines, "network={", *(f"\t{line}" for line in network), "}", ""])
+
+
+class Event:
+    """An event: ``name`` is its first word (MESH-PEER-CONNECTED), ``rest`` what follows."""
+
+    __slots__ = ("level", "name", "rest")
+
+    def __init__(self, level: int, name: str, rest: str) -> None:
+        self.level = level
+        self.name = name
+        self.rest = rest
+
+    def field(self, name: str) -> str | None:
+        """The value of ``name=value`` in the event, without quotes around it."""
+        mark = f" {name}="
+        text = f" {self.rest}"
+        at = text.find(mark)
+        if at < 0:
+            return None
+        value = text[at + len(mark) :]
+        if value.startswith('"'):
+            end = value.find('"', 1)
+            while end > 0 and _escaped(value, end):
+                end = value.find('"', end + 1)
+            return value[1:end] if end > 0 else value[1:]
+        return value.split(" ", 1)[0]
+
+    @property
+    def address(self) -> str | None:
+        """The MAC address that the event is about, in lower case."""
+        candidate = self.field("addr") or self.rest.split(" ", 1)[0]
+        return candidate.lower() if is_mac(candidate) else None
+
+    def __repr__(self) -> str:
+        return f"Event({self.level}, {self.name!r}, {self.rest!r})"
+
+
+def _escaped(text: str, at: int) -> bool:
+    """Whether the character at ``at`` follows an odd number of backslashes."""
+    before = text[:at]
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 1
+
+
+def is_mac(text: str) -> bool:
+    """Whether ``text`` is six octets in hexadecimal between colons."""
+    octets = text.split(":")
+    return len(octets) == 6 and all(
+        len(octet) == 2 and all(digit in "0123456789abcdefABCDEF" for digit in octet)
+        for octet in octets
+    )
+
+
+def parse_event(data: bytes) -> Event | None:
+    """The event in a datagram, None when it is none."""
+    text = data.decode("utf-8", "replace").rstrip("\n\0")
+    if text.startswith("IFNAME="):  # from the socket of several interfaces
+        text = text.partition(" ")[2]
+    if not text.startswith("<"):
+        return None
+    level, closing, body = text[1:].partition(">")
+    if not closing or not level.isascii() or not level.isdecimal() or len(level) > 3:
+        return None
+    name, _, rest = body.partition(" ")
+    return Event(int(level), name, rest)
+
+
+def parse_status(text: str) -> dict[str, str]:
+    """The answer to STATUS: lines of ``name=value``."""
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {name: value for name, mark, value in pairs if mark}
+
+
+class Control:
+    """A client of wpa_supplicant's control socket at ``path``.
+
+    Commands and events have a socket each, so an answer cannot be mistaken for an event. Both have
+    an address in the abstract name space: nothing is left behind in the file system.
+    """
+
+    def __init__(self, path: str, on_event: Callable[[Event], None]) -> None:
+        self._path = path
+        self._on_event = on_event
+        self._commands: socket.socket | None = None
+        self._monitor: socket.socket | None = None
+        self._answer: asyncio.Future[str] | None = None
+        self._attached: asyncio.Future[None] | None = None
+        self._lock = asyncio.Lock()
+
+    async def open(self, timeout: float, gone: Callable[[], bool] = lambda: False) -> None:
+        """Connect and subscribe to events, waiting for the socket to appear.
+
+        ``gone`` tells whether waiting is useless because wpa_supplicant has ended. Raises
+        ControlError.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            try:
+                self._connect()
+                break
+            except OSError as error:
+                if gone() or loop.time() > deadline:
+                    raise ControlError(
+                        f"no control socket at {self._path}: {error.strerror}"
+                    ) from None
+            await asyncio.sleep(_POLL_SECONDS)
+        await self.attach(max(1.0, deadline - loop.time()))
+
+    def close(self) -> None:
+        for one in (self._commands, self._monitor):
+            if one is not None:
+                asyncio.get_running_loop().remove_reader(one.fileno())
+                one.close()
+        self._commands = self._monitor = None
+
+    def _socket(self, readable: Callable[[], None]) -> socket.socket:
+        one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            one.bind("")  # the kernel chooses an abstract address, see unix(7) "autobind"
+            one.connect(self._path)
+        except OSError:
+            one.close()
+            raise
+        asyncio.get_running_loop().add_reader(one.fileno(), readable)
+        return one
+
+    def _connect(self) -> None:
+        self.close()
+        self._commands = self._socket(self._answer_readable)
+        try:
+            self._monitor = self._socket(self._event_readable)
+        except OSError:
+            self.close()
+            raise
+
+    def _receive(self, one: socket.socket | None) -> bytes | None:
+        if one is None:
+            return None
+        try:
+            return one.recv(_DATAGRAM_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:  # the other end is gone: noticed by whoever waits, or by pidfd
+            asyncio.get_running_loop().remove_reader(one.fileno())
+            for waiting in (self._answer, self._attached):
+                if waiting is not None and not waiting.done():
+                    waiting.set_exception(ControlError(f"{self._path}: {error.strerror}"))
+            return None
+
+    def _answer_readable(self) -> None:
+        data = self._receive(self._commands)
+        if data is not None and self._answer is not None and not self._answer.done():
+            self._answer.set_result(data.decode("utf-8", "replace"))
+
+    def _event_readable(self) -> None:
+        data = self._receive(self._monitor)
+        if data is None:
+            return
+        event = parse_event(data)
+        if event is not None:
+            self._on_event(event)
+        elif self._attached is not None and not self._attached.done():
+            if data.startswith(b"OK"):
+                self._attached.set_result(None)
+            else:
+                self._attached.set_exception(ControlError(f"ATTACH: {data[:80]!r}"))
+
+    async def attach(self, timeout: float = _COMMAND_SECONDS) -> None:
+        """Subscribe to events. Doing it again renews the subscription: wpa_supplicant drops a
+        listener that was too slow, without a word. Raises ControlError."""
+        async with self._lock:
+            if self._monitor is None:
+                raise ControlError("not connected to wpa_supplicant")
+            self._attached = asyncio.get_running_loop().create_future()
+            try:
+                self._monitor.send(b"ATTACH")
+                await asyncio.wait_for(self._attached, timeout)
+            except TimeoutError:
+                raise ControlError(
+                    f"wpa_supplicant did not answer ATTACH within {timeout:.0f} s"
+                ) from None
+            except OSError as error:
+                raise ControlError(f"ATTACH: {error.strerror}") from None
+            finally:
+                self._attached = None
+
+    async def command(self, text: str, timeout: float = _COMMAND_SECONDS) -> str:
+        """Send a command, return the answer without its line end. Raises ControlError."""
+        if "\n" in text or "\0" in text:
+            raise ValueError("a command is one line")
+        async with self._lock:
+            if self._commands is None:
+                raise ControlError("not connected to wpa_supplicant")
+            verb = text.partition(" ")[0]
+            self._answer = asyncio.get_running_loop().create_future()
+            try:
+                self._commands.send(text.encode())
+                answer = await asyncio.wait_for(self._answer, timeout)
+            except TimeoutError:
+                self._renew()
+                raise ControlError(
+                    f"wpa_supplicant did not answer {verb} within {timeout:.0f} s"
+                ) from None
+            except asyncio.CancelledError:
+                self._renew()
+                raise
+            except OSError as error:
+                raise ControlError(f"{verb}: {error.strerror}") from None
+            finally:
+                self._answer = None
+        answer = answer.rstrip("\n")
+        if answer.startswith(("FAIL", "UNKNOWN COMMAND")):
+            raise ControlError(f"wpa_supplicant answered {answer!r} to {verb}")
+        return answer
+
+    def _renew(self) -> None:
+        """Take a new address for commands, so that a late answer finds nobody."""
+        if self._commands is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._commands.fileno())
+        self._commands.close()
+        self._commands = None
+        with contextlib.suppress(OSError):
+            self._commands = self._socket(self._answer_readable)
