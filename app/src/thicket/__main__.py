@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m thicket`` is the ``thicket`` command."""
+
+import sys
+
+from thicket.cli import main
+
+sys.exit(main())

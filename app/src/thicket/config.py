@@ -1,0 +1,956 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a node: one TOML file, one schema, and no way to lock the device out.
+
+Every key is declared once, as a :class:`Key` in one of the section classes below. Validation, the
+defaults, ``thicket config show``, the template file and ``docs/configuration.md`` all follow from
+that declaration.
+
+A file is judged as a whole: :func:`parse` either returns :class:`Settings` or raises
+:class:`ConfigError` with *every* fault found in it. :func:`load` is what the daemon calls; it never
+fails: a file with a fault is reported and the last good one is used, and without that the defaults
+of the image.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from ipaddress import IPv6Interface
+from typing import Any, Final, Generic, Self, TypeVar, overload
+
+T = TypeVar("T")
+
+#: Largest configuration file that is read, in bytes.
+MAX_FILE_BYTES: Final = 64 * 1024
+
+_REPAIR: Final = "correct the file (`thicket config check FILE` tells whether it is right)"
+
+
+class Finding:
+    """One fault of a configuration file.
+
+    ``file`` is the name shown to the person, ``key`` is ``section.key`` (empty when the fault is in
+    the file itself), ``value`` is how the value is written (masked for secrets, empty when there is
+    none) and ``message`` says what is wrong and what is allowed.
+    """
+
+    __slots__ = ("file", "key", "message", "value")
+
+    def __init__(self, file: str, key: str, value: str, message: str) -> None:
+        self.file = file
+        self.key = key
+        self.value = value
+        self.message = message
+
+    def __str__(self) -> str:
+        if not self.key:
+            return f"{self.file}: {self.message}"
+        shown = f" = {self.value}" if self.value else ""
+        return f"{self.file}: {self.key}{shown}: {self.message}"
+
+    def __repr__(self) -> str:
+        return f"Finding({str(self)!r})"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; ``findings`` holds every fault, in file order."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        super().__init__("\n".join(map(str, findings)))
+        self.findings = findings
+
+
+class Key(Generic[T]):
+    """Declaration of one key: its default, what is allowed, and what it means.
+
+    As a descriptor it reads as a value of type ``T`` on a section, and as itself on the class.
+    """
+
+    type_name = "value"
+
+    def __init__(self, default: T, help: str, *, secret: bool = False) -> None:
+        self.default = default
+        self.help = help
+        self.secret = secret
+        self.section = ""
+        self.name = ""
+
+    def __set_name__(self, owner: "type[Section]", name: str) -> None:
+        self.name = name
+        self.section = owner.__name__.lower()
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: "Section", owner: type) -> T: ...
+    def __get__(self, instance: "Section | None", owner: type) -> Self | T:
+        if instance is None:
+            return self
+        value: T = instance.values.get(self.name, self.default)
+        return value
+
+    @property
+    def path(self) -> str:
+        """``section.key``, as people write it."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, as the end of the sentence "must be ..."."""
+        raise NotImplementedError
+
+    def check(self, raw: object) -> T:
+        """The typed value for what the TOML file holds; ValueError says why it is refused."""
+        raise NotImplementedError
+
+    def from_text(self, text: str) -> object:
+        """The TOML value meant by ``text`` in ``thicket config set section.key=text``."""
+        return text
+
+    def plain(self, value: T) -> object:
+        """The TOML value (str, int or bool) that stands for ``value``."""
+        return value
+
+    def refuse(self) -> ValueError:
+        return ValueError(f"must be {self.allowed}")
+
+
+class Text(Key[str]):
+    """Text whose length counts in bytes of UTF-8, without control characters.
+
+    ``letters`` restricts it to ASCII letters, digits and the characters given; ``printable`` to
+    printable ASCII without blanks.
+    """
+
+    type_name = "text"
+
+    def __init__(
+        self,
+        default: str,
+        help: str,
+        *,
+        least: int,
+        most: int,
+        letters: str | None = None,
+        printable: bool = False,
+        optional: bool = False,
+        secret: bool = False,
+    ) -> None:
+        super().__init__(default, help, secret=secret)
+        self.least = least
+        self.most = most
+        self.letters = letters
+        self.printable = printable
+        self.optional = optional
+
+    @property
+    def allowed(self) -> str:
+        what = "text"
+        if self.letters is not None:
+            what = "ASCII letters, digits" + "".join(f", {c!r}" for c in self.letters)
+        elif self.printable:
+            what = "printable ASCII without blanks"
+        size = f"{self.least} to {self.most} bytes of UTF-8" if what == "text" else ""
+        size = size or f"{self.least} to {self.most} characters"
+        return f"{what}, {size}" + (", or empty" if self.optional else "")
+
+    def check(self, raw: object) -> str:
+        if not isinstance(raw, str):
+            raise self.refuse()
+        if self.optional and not raw:
+            return raw
+        if not self.least <= len(raw.encode("utf-8", "surrogatepass")) <= self.most:
+            raise self.refuse()
+        if self.letters is not None:
+            good = all(c.isascii() and (c.isalnum() or c in self.letters) for c in raw)
+        elif self.printable:
+            good = all("!" <= c <= "~" for c in raw)
+        else:
+            # C0, DEL and C1; they could not be typed again and would break line-based protocols
+            good = all(c >= " " and not "\x7f" <= c <= "\x9f" for c in raw)
+        if not good:
+            if self.letters is None and not self.printable:
+                raise ValueError("must not contain control characters")
+            raise self.refuse()
+        return raw
+
+
+class Choice(Key[str]):
+    """One of a few words."""
+
+    type_name = "word"
+
+    def __init__(self, default: str, help: str, *choices: str) -> None:
+        super().__init__(default, help)
+        self.choices = choices
+
+    @property
+    def allowed(self) -> str:
+        return " or ".join(f'"{c}"' for c in self.choices)
+
+    def check(self, raw: object) -> str:
+        if isinstance(raw, str) and raw in self.choices:
+            return raw
+        raise self.refuse()
+
+
+class Country(Key[str]):
+    """An ISO 3166-1 alpha-2 country, or "00" for the world regulatory domain."""
+
+    type_name = "country"
+    allowed = 'a country code of two capital letters such as "DE", or "00" for none'
+
+    def check(self, raw: object) -> str:
+        if not isinstance(raw, str) or len(raw) != 2:
+            raise self.refuse()
+        if raw == "00" or (raw.isascii() and raw.isalpha() and raw.isupper()):
+            return raw
+        raise self.refuse()
+
+
+class Bus(Key[str]):
+    """The I2C bus of the chip: "auto", "none" or a number."""
+
+    type_name = "bus"
+    allowed = '"auto", "none" or the number of an I2C bus, "0" to "255"'
+
+    def check(self, raw: object) -> str:
+        if isinstance(raw, int) and not isinstance(raw, bool):
+            raw = str(raw)
+        if isinstance(raw, str):
+            if raw in {"auto", "none"}:
+                return raw
+            if raw.isascii() and raw.isdigit() and len(raw) <= 3 and int(raw) <= 255:
+                return str(int(raw))
+        raise self.refuse()
+
+
+class Integer(Key[int]):
+    """A whole number in a range."""
+
+    type_name = "number"
+
+    def __init__(self, default: int, help: str, *, least: int, most: int, unit: str = "") -> None:
+        super().__init__(default, help)
+        self.least = least
+        self.most = most
+        self.unit = unit
+
+    @property
+    def allowed(self) -> str:
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"a whole number from {self.least} to {self.most}{unit}"
+
+    def check(self, raw: object) -> int:
+        # bool is an int in Python, not in TOML
+        if isinstance(raw, bool) or not isinstance(raw, int):
+            raise self.refuse()
+        if not self.least <= raw <= self.most:
+            raise self.refuse()
+        return raw
+
+    def from_text(self, text: str) -> object:
+        try:
+            return int(text, 10)
+        except ValueError:
+            return text
+
+
+class Channel(Integer):
+    """A 20 MHz Wi-Fi channel that a mesh may start on without radar detection.
+
+    Channels 1 to 13 are 2412 + 5 (n - 1) MHz, the others 5000 + 5 n MHz (IEEE 802.11-2020 annex E).
+    Channels 52 to 144 need radar detection (DFS) before a station may transmit first.
+    """
+
+    type_name = "channel"
+    CHANNELS: Final = (*range(1, 14), 36, 40, 44, 48, 149, 153, 157, 161, 165)
+
+    @property
+    def allowed(self) -> str:
+        return "a Wi-Fi channel: 1 to 13, 36, 40, 44, 48, 149, 153, 157, 161 or 165"
+
+    def check(self, raw: object) -> int:
+        value = super().check(raw)
+        if value not in self.CHANNELS:
+            raise self.refuse()
+        return value
+
+
+class Boolean(Key[bool]):
+    """Yes or no."""
+
+    type_name = "yes/no"
+    allowed = "true or false, without quotes"
+
+    def check(self, raw: object) -> bool:
+        if isinstance(raw, bool):
+            return raw
+        raise self.refuse()
+
+    def from_text(self, text: str) -> object:
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+class Prefix(Key[IPv6Interface]):
+    """The first half of every node's address, with the length that is on-link.
+
+    The value is an interface, not a network, because the post's form is valid: address bits of the
+    subnet ``fd12:3456:789a:1::`` with /48 on-link.
+    """
+
+    type_name = "prefix"
+    allowed = (
+        'an IPv6 prefix of 64 bits whose second half is zero, written with "/64" (or "/48": whole '
+        'site on-link), such as "fd12:3456:789a:1::/64"'
+    )
+
+    def check(self, raw: object) -> IPv6Interface:
+        if not isinstance(raw, str) or "%" in raw or "/" not in raw:
+            raise self.refuse()
+        try:
+            value = IPv6Interface(raw)
+        except ValueError:
+            raise self.refuse() from None
+        if value.network.prefixlen not in {48, 64} or int(value.ip) & (2**64 - 1):
+            raise self.refuse()
+        # 2000::/3 is the unicast space of RFC 4291 2.4, fc00::/7 the local one of RFC 4193
+        top = int(value.ip) >> 121
+        if not (top >> 4 == 0b001 or top == 0b1111110):
+            raise ValueError(
+                "must lie in fd00::/8 (local addresses, RFC 4193) or 2000::/3 (global)"
+            )
+        return value
+
+    def plain(self, value: IPv6Interface) -> object:
+        return str(value)
+
+
+class Section:
+    """The values of one ``[section]``; its keys are the :class:`Key` attributes of the class."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: dict[str, Any] | None = None) -> None:
+        self.values: dict[str, Any] = values or {}
+
+    @classmethod
+    def keys(cls) -> dict[str, Key[Any]]:
+        """The keys of the section, in the order of their declaration."""
+        return {name: key for name, key in vars(cls).items() if isinstance(key, Key)}
+
+    def items(self) -> Iterator[tuple[Key[Any], Any]]:
+        for name, key in self.keys().items():
+            yield key, self.values.get(name, key.default)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return [v for _, v in self.items()] == [v for _, v in other.items()]
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value
+
+    def __repr__(self) -> str:
+        shown = (f"{k.name}={show_value(k, v)}" for k, v in self.items())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class Mesh(Section):
+    """The 802.11s mesh that the node joins. All nodes of a mesh have the same values here."""
+
+    __slots__ = ()
+    # IEEE 802.11-2020 9.4.2.98: a Mesh ID has 0 to 32 octets; 0 is the wildcard
+    id = Text("thicket", "Name of the mesh.", least=1, most=32)
+    security = Choice(
+        "open",
+        "`open` lets anybody in and encrypts nothing; `sae` (simultaneous authentication of "
+        "equals, as WPA3) admits who knows the passphrase and encrypts every frame.",
+        "open",
+        "sae",
+    )
+    passphrase = Text(
+        "",
+        'The mesh\'s secret, needed by (and only used with) `security = "sae"`.',
+        least=8,
+        most=63,
+        optional=True,
+        secret=True,
+    )
+    channel = Channel(
+        1,
+        "Wi-Fi channel, 20 MHz wide. 5 GHz channels (36 and up) need a country.",
+        least=1,
+        most=165,
+    )
+    country = Country("00", "Where the node is used; decides which channels and power are legal.")
+    # nl80211 accepts 10 to 10000 TU, wpa_supplicant 15 to 65535
+    beacon_interval = Integer(
+        1000,
+        "Time between two Wi-Fi beacons. Short ones find peers sooner and cost airtime.",
+        least=15,
+        most=10000,
+        unit="TU of 1.024 ms",
+    )
+    peering_retries = Integer(
+        4, "How often an unanswered request to become a peer is repeated.", least=0, most=16
+    )
+    peering_timeout = Integer(
+        500,
+        "How long a peer may take to answer one step of the peering. The standard's 40 ms suit "
+        "an idle laboratory; loaded or slow (simulated) nodes need more.",
+        least=10,
+        most=5000,
+        unit="ms",
+    )
+    max_peers = Integer(99, "How many peers the node has at most.", least=1, most=99)
+    rssi_threshold = Integer(
+        0,
+        "Do not become a peer of a node heard weaker than this; keeps long weak links from being "
+        "preferred over a relay. 0 takes everybody.",
+        least=-100,
+        most=0,
+        unit="dBm",
+    )
+    forwarding = Boolean(True, "Pass on frames of other nodes. Without it the node is only an end.")
+    gate = Boolean(False, "Announce the node as a gate to another network.")
+    # IEEE 802.11-2020 9.4.2.97 and nl80211_mesh root modes; 1 is the obsolete "no root" form
+    root_mode = Integer(
+        0,
+        "Announce the node as root of a tree of paths: 0 no, 2 and 3 by proactive PREQ (3 asks for "
+        "an answer), 4 by RANN.",
+        least=0,
+        most=4,
+    )
+
+
+class Address(Section):
+    """The node's IPv6 address: this prefix, then an identifier that the chip proves."""
+
+    __slots__ = ()
+    prefix = Prefix(
+        IPv6Interface("fd12:3456:789a:1::/64"),
+        "First half of every address in the mesh. Take a random one of your own in fd00::/8 when "
+        "networks may ever meet.",
+    )
+
+
+class Cluster(Section):
+    """The Distributed Erlang cluster. All nodes of a cluster have the same values here."""
+
+    __slots__ = ()
+    name = Text(
+        "thicket",
+        "First part of every node's name: the node is `<name>@<IPv6 address>`.",
+        least=1,
+        most=64,
+        letters="_-",
+    )
+    cookie = Text(
+        "thicket",
+        "Erlang's shared secret. It keeps clusters apart; it is not a protection against "
+        "somebody who can listen.",
+        least=1,
+        most=255,
+        printable=True,
+        secret=True,
+    )
+    port = Integer(
+        9100, "TCP port that the node listens on for other nodes.", least=1024, most=65535
+    )
+    tick_time = Integer(
+        15,
+        "A node that was silent for so long is gone (Erlang's net_ticktime; four ticks are sent "
+        "in that time).",
+        least=4,
+        most=600,
+        unit="s",
+    )
+
+
+class Discovery(Section):
+    """How nodes find each other: a beacon to [ff02::69]:49999 that carries the node's address."""
+
+    __slots__ = ()
+    interval = Integer(
+        20,
+        "Mean time between beacons once the node has settled; each one is drawn from half to one "
+        "and a half of it. Just after joining they are sent every 1 to 2 s.",
+        least=2,
+        most=600,
+        unit="s",
+    )
+    expire = Integer(
+        120,
+        "A node not heard for so long is forgotten, unless it is connected. At least three times "
+        "the interval.",
+        least=10,
+        most=3600,
+        unit="s",
+    )
+    max_nodes = Integer(256, "How many nodes are remembered at most.", least=8, most=4096)
+    check_source = Boolean(
+        True,
+        "Drop a beacon whose sender is neither a link-local address nor the address it announces.",
+    )
+
+
+class Identity(Section):
+    """Where the node's identity comes from."""
+
+    __slots__ = ()
+    i2c_bus = Bus(
+        "auto",
+        "The I2C bus of the ATECC chip. `auto` tries every bus, `none` does without a chip.",
+    )
+
+
+class Status(Section):
+    """What the node tells about itself."""
+
+    __slots__ = ()
+    interval = Integer(
+        5,
+        "Time between two refreshes of signals, rates and paths in `/run/thicket/status.json`. "
+        "Changes are written at once, whatever the interval.",
+        least=1,
+        most=300,
+        unit="s",
+    )
+
+
+class Log(Section):
+    """The log (`logread` on the node)."""
+
+    __slots__ = ()
+    level = Choice(
+        "info", "The least important kind of message that is logged.", "debug", "info", "warning",
+        "error",
+    )  # fmt: skip
+
+
+class Settings:
+    """A whole configuration, valid by construction."""
+
+    __slots__ = ("address", "cluster", "discovery", "identity", "log", "mesh", "status")
+
+    def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
+        v = values or {}
+        self.mesh = Mesh(v.get("mesh"))
+        self.address = Address(v.get("address"))
+        self.cluster = Cluster(v.get("cluster"))
+        self.discovery = Discovery(v.get("discovery"))
+        self.identity = Identity(v.get("identity"))
+        self.status = Status(v.get("status"))
+        self.log = Log(v.get("log"))
+
+    def sections(self) -> Iterator[tuple[str, Section]]:
+        for name in SECTIONS:
+            yield name, getattr(self, name)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Settings):
+            return NotImplemented
+        return all(a[1] == b[1] for a, b in zip(self.sections(), other.sections(), strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value
+
+    def changed(self, other: "Settings") -> list[str]:
+        """The keys (``section.key``) in which ``other`` differs, in order of declaration."""
+        return [
+            key.path
+            for (_, a), (_, b) in zip(self.sections(), other.sections(), strict=True)
+            for (key, old), (_, new) in zip(a.items(), b.items(), strict=True)
+            if old != new
+        ]
+
+
+#: Section name -> class, in the order of files and documents.
+SECTIONS: Final[dict[str, type[Section]]] = {
+    "mesh": Mesh,
+    "address": Address,
+    "cluster": Cluster,
+    "discovery": Discovery,
+    "identity": Identity,
+    "status": Status,
+    "log": Log,
+}
+
+MASK: Final = '"********"'
+
+
+def find_key(path: str) -> Key[Any]:
+    """The key named ``section.key``; ValueError names the nearest one when there is none."""
+    section, _, name = path.partition(".")
+    if section in SECTIONS:
+        key = SECTIONS[section].keys().get(name)
+        if key is not None:
+            return key
+    if section in SECTIONS and not name:
+        raise ValueError(f"names a section; its keys are {', '.join(SECTIONS[section].keys())}")
+    raise ValueError("unknown key" + _suggestion(path, _all_paths()))
+
+
+def _all_paths() -> list[str]:
+    return [key.path for cls in SECTIONS.values() for key in cls.keys().values()]
+
+
+def _suggestion(word: str, known: list[str]) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415  # rare: only to help with a mistake
+
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def toml_value(value: object) -> str:
+    """``value`` (str, int or bool) as TOML 1.0 writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    text = []
+    for c in str(value):
+        if c in '"\\':
+            text.append("\\" + c)
+        elif c < " " or c == "\x7f":
+            text.append(f"\\u{ord(c):04X}")
+        else:
+            text.append(c)
+    return '"' + "".join(text) + '"'
+
+
+def show_value(key: Key[Any], value: Any) -> str:
+    """A value as TOML, with secrets masked."""
+    if key.secret and value:
+        return MASK
+    return toml_value(key.plain(value))
+
+
+def _show_raw(key: Key[Any] | None, raw: object) -> str:
+    """What the file holds, for an error message: short, and never a secret."""
+    if key is not None and key.secret and raw != "":
+        return MASK
+    if isinstance(raw, str | int):
+        text = toml_value(raw)
+    elif isinstance(raw, dict):
+        text = "a table"
+    elif isinstance(raw, list):
+        text = "a list"
+    else:
+        text = str(raw)  # a float, a date or a time: as it is written
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def decode(data: bytes, file: str) -> str:
+    """The text of a configuration file; a byte order mark and CRLF line ends are accepted.
+
+    Raises ConfigError when the file is too large or not UTF-8.
+    """
+
+    def fault(message: str) -> ConfigError:
+        return ConfigError([Finding(file, "", "", message)])
+
+    if len(data) > MAX_FILE_BYTES:
+        raise fault(f"is larger than {MAX_FILE_BYTES // 1024} KiB; this is no configuration file")
+    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        raise fault('is UTF-16 ("Unicode" in some Windows editors); save it as UTF-8')
+    if data[:3] == b"\xef\xbb\xbf":
+        data = data[3:]
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise fault(
+            f"line {line} is not UTF-8 (byte 0x{data[e.start]:02x}); save it as UTF-8"
+        ) from e
+    return text.replace("\r\n", "\n")
+
+
+def parse_toml(text: str, file: str) -> dict[str, object]:
+    """The tables of a TOML text; ConfigError tells the line of a syntax error."""
+    # The image's own file has sections, but all keys commented out: spare the import for it.
+    said = [line for line in text.split("\n") if line and not line.startswith("#")]
+    plain = all(line[1:-1] in SECTIONS and line == f"[{line[1:-1]}]" for line in said)
+    if plain and len(set(said)) == len(said):
+        return {}
+    import tomllib  # noqa: PLC0415
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        message = f"is not valid TOML: {e}"
+    except RecursionError:
+        message = "is not valid TOML: nested too deeply"
+    except ValueError as e:  # a date that does not exist, an integer of thousands of digits
+        message = f"is not valid TOML: {e}"
+    raise ConfigError([Finding(file, "", "", message)])
+
+
+def check(
+    tables: dict[str, object], file: str, base: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Validate parsed TOML against the schema; the values over ``base``, by section and key.
+
+    Raises ConfigError with every fault.
+    """
+    found: list[Finding] = []
+    values = {name: dict(section) for name, section in (base or {}).items()}
+    for section, table in tables.items():
+        if section not in SECTIONS:
+            # A key before the first [section] is as common a mistake as a mistyped section
+            if isinstance(table, dict):
+                message = "unknown section" + _suggestion(section, list(SECTIONS))
+                found.append(Finding(file, f"[{section}]", "", message))
+            else:
+                homes = [
+                    k.path for c in SECTIONS.values() for n, k in c.keys().items() if n == section
+                ]
+                hint = f"; did you mean {' or '.join(homes)}?" if homes else ""
+                message = f"stands outside of any [section]{hint}"
+                secret = any(find_key(home).secret for home in homes)
+                shown = MASK if secret else _show_raw(None, table)
+                found.append(Finding(file, section, shown, message))
+            continue
+        if not isinstance(table, dict):
+            message = f"is a section; write [{section}] on a line of its own and its keys below"
+            found.append(Finding(file, section, _show_raw(None, table), message))
+            continue
+        keys = SECTIONS[section].keys()
+        for name, raw in table.items():
+            key = keys.get(name)
+            if key is None:
+                message = "unknown key" + _suggestion(name, list(keys))
+                # the value may be a secret under a mistyped name: never shown
+                found.append(Finding(file, f"{section}.{name}", "", message))
+                continue
+            try:
+                values.setdefault(section, {})[name] = key.check(raw)
+            except ValueError as e:
+                found.append(Finding(file, key.path, _show_raw(key, raw), str(e)))
+    faulty = {finding.key for finding in found}
+    settings = Settings(values)
+    for cross in _CROSS_CHECKS:
+        fault = cross(settings, file)
+        if fault is not None and fault.key not in faulty:
+            found.append(fault)
+    if found:
+        raise ConfigError(found)
+    return values
+
+
+def _check_passphrase(settings: Settings, file: str) -> Finding | None:
+    mesh = settings.mesh
+    if mesh.security == "sae" and not mesh.passphrase:
+        message = 'is missing: mesh.security = "sae" needs one, 8 to 63 bytes'
+        return Finding(file, "mesh.passphrase", "", message)
+    return None
+
+
+def _check_country(settings: Settings, file: str) -> Finding | None:
+    mesh = settings.mesh
+    if mesh.channel > 13 and mesh.country == "00":
+        message = f"a 5 GHz channel ({mesh.channel}) needs the country where the node is used"
+        return Finding(file, "mesh.country", '"00"', message)
+    return None
+
+
+def _check_expire(settings: Settings, file: str) -> Finding | None:
+    interval, expire = settings.discovery.interval, settings.discovery.expire
+    if expire >= 3 * interval:
+        return None
+    message = (
+        f"must be at least three times discovery.interval ({interval} s), or nodes come and go"
+    )
+    return Finding(file, "discovery.expire", str(expire), message)
+
+
+_CROSS_CHECKS: Final[tuple[Callable[[Settings, str], Finding | None], ...]] = (
+    _check_passphrase,
+    _check_country,
+    _check_expire,
+)
+
+
+def parse(data: bytes, file: str, base: dict[str, dict[str, Any]] | None = None) -> Settings:
+    """Settings from the bytes of a file, over the values of ``base`` (the image's defaults).
+
+    Raises ConfigError with every fault found.
+    """
+    return Settings(check(parse_toml(decode(data, file), file), file, base))
+
+
+def image_defaults(path: str) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+    """The values of the image's own file: ({}, []) when it is absent, ({}, faults) when wrong."""
+    try:
+        data = read_limited(path)
+        return check(parse_toml(decode(data, path), path), path), []
+    except FileNotFoundError:
+        return {}, []
+    except OSError as e:
+        return {}, [Finding(path, "", "", f"cannot be read: {e.strerror}")]
+    except ConfigError as e:
+        return {}, e.findings
+
+
+def read_limited(path: str) -> bytes:
+    """The file's bytes, at most one more than allowed, so that a huge file costs nothing."""
+    with open(path, "rb") as f:  # noqa: PTH123  # pathlib costs start-up time here
+        return f.read(MAX_FILE_BYTES + 1)
+
+
+class Paths:
+    """Where a node keeps its files; ``root`` lets tests and several daemons on one host coexist.
+
+    Precedence of the configuration, first that exists: ``device`` (the copy that init makes of the
+    boot partition's ``thicket.toml``), ``local`` (devices without a boot partition), then the
+    image's defaults. Keys that the file does not set have the image's values in every case.
+    """
+
+    __slots__ = (
+        "boot", "cmdline", "control", "device", "image", "last_good", "local", "machine_id",
+        "mounts", "root", "run", "status", "times",
+    )  # fmt: skip
+
+    def __init__(self, root: str | None = None) -> None:
+        root = (os.environ.get("THICKET_ROOT", "") if root is None else root).rstrip("/")
+        self.root = root
+        self.image = root + "/usr/share/thicket/thicket.toml"
+        self.device = root + "/etc/thicket/thicket.toml"
+        self.local = root + "/data/thicket/thicket.toml"
+        self.last_good = root + "/data/thicket/last-good.toml"
+        self.boot = root + "/boot"
+        self.run = root + "/run/thicket"
+        self.status = self.run + "/status.json"
+        self.times = self.run + "/times.json"
+        self.control = self.run + "/control.sock"
+        self.machine_id = root + "/etc/machine-id"
+        self.cmdline = root + "/proc/cmdline"
+        self.mounts = root + "/proc/self/mounts"
+
+
+class Loaded:
+    """What :func:`load` found: the settings in force, their source, and the faults in words.
+
+    ``data`` holds the bytes of the device's file when it is in force (to become the last good).
+    """
+
+    __slots__ = ("data", "findings", "last_good_used", "settings", "source")
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: str,
+        findings: list[Finding],
+        data: bytes | None,
+        last_good_used: bool,
+    ) -> None:
+        self.settings = settings
+        self.source = source
+        self.findings = findings
+        self.data = data
+        self.last_good_used = last_good_used
+
+
+def boot_device(paths: Paths) -> str | None:
+    """The configuration disk that the kernel command line names (``thicket.boot=``), or None."""
+    try:
+        with open(paths.cmdline, encoding="utf-8", errors="replace") as f:  # noqa: PTH123
+            words = f.read(4096).split()
+    except OSError:
+        return None
+    for word in words:
+        if word.startswith("thicket.boot="):
+            return word[len("thicket.boot=") :] or None
+    return None
+
+
+def boot_mounted(paths: Paths) -> bool:
+    """Whether something is mounted at the boot directory."""
+    try:
+        with open(paths.mounts, encoding="utf-8", errors="replace") as f:  # noqa: PTH123
+            return any(line.split(" ", 2)[1:2] == [paths.boot] for line in f)
+    except OSError:
+        return False
+
+
+def load(paths: Paths) -> Loaded:
+    """The configuration to run with. Never fails; the worst case is the image's defaults."""
+    base, findings = image_defaults(paths.image)
+    for path in (paths.device, paths.local):
+        try:
+            data = read_limited(path)
+            return Loaded(parse(data, path, base), path, findings, data, False)
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            findings.append(Finding(path, "", "", f"cannot be read: {e.strerror}"))
+        except ConfigError as e:
+            findings.extend(e.findings)
+        break
+    else:
+        # No file at all: the defaults are what the person wants, unless the disk that
+        # should hold the file could not be opened.
+        device = boot_device(paths)
+        if device is None or boot_mounted(paths):
+            return Loaded(Settings(base), "defaults", findings, None, False)
+        message = f"the configuration disk {device} could not be mounted there"
+        findings.append(Finding(paths.boot, "", "", message))
+    try:
+        data = read_limited(paths.last_good)
+        return Loaded(parse(data, paths.last_good, base), paths.last_good, findings, None, True)
+    except FileNotFoundError:
+        pass
+    except OSError as e:
+        findings.append(Finding(paths.last_good, "", "", f"cannot be read: {e.strerror}"))
+    except ConfigError as e:
+        findings.extend(e.findings)
+    return Loaded(Settings(base), "defaults", findings, None, False)
+
+
+def remember(paths: Paths, loaded: Loaded) -> None:
+    """Keep a valid configuration as the last good one; raises OSError when /data is not writable.
+
+    Nothing is written when it is known already: flash wears.
+    """
+    if loaded.last_good_used or (loaded.findings and loaded.source == "defaults"):
+        return
+    data = loaded.data if loaded.data is not None else b""
+    try:
+        if read_limited(paths.last_good) == data:
+            return
+    except OSError:
+        pass
+    write_atomically(paths.last_good, data, mode=0o600)
+
+
+def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace a file so that a reader, and a power cut, see the old or the new one, never a mix.
+
+    ``durable`` waits for the disk; leave it out on a RAM file system. Raises OSError.
+    """
+    folder = os.path.dirname(path)  # noqa: PTH120
+    os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+    temporary = path + ".new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if durable:
+            os.fsync(fd)
+    except OSError:
+        os.close(fd)
+        os.unlink(temporary)  # noqa: PTH108
+        raise
+    os.close(fd)
+    os.replace(temporary, path)  # noqa: PTH105
+    if durable:
+        sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Make a rename in ``folder`` durable; file systems that cannot (FAT may not) are tolerated."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)

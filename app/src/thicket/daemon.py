@@ -1,0 +1,776 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node daemon: composes configuration, identity, radio, discovery and cluster in one process.
+
+The order of the start is that of a quick join. The chip is read in a thread while the radio's
+modules are imported; the radio gets going (wpa_supplicant is the slowest part) before the modules
+of the cluster are imported; those are needed only when the first other node can be heard.
+
+Each part runs under supervision: an exception is reported as a problem, the part is started again
+with growing pauses, and when it keeps failing the process ends with status 1, for init to start a
+fresh one. SIGTERM ends the process and leaves the mesh up (a restarted daemon adopts it);
+``thicketd --stop-radio`` takes the mesh down, for the shutdown of the device. SIGHUP reads the
+configuration again.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv6Address, IPv6Interface
+from logging import getLogger
+from socket import sethostname
+from typing import Any, Final
+
+import thicket
+from thicket import config, log
+from thicket.config import Loaded, Paths, Settings
+from thicket.control import RequestError, Server
+from thicket.discovery import Discovery
+from thicket.discovery import Settings as DiscoverySettings
+from thicket.membership import Candidate, Membership
+from thicket.status import SCHEMA, Problems, Times, Writer, boottime, memory_kib
+
+logger = getLogger("thicket.daemon")
+
+#: A part that fails so often in so many seconds takes the process down with it.
+FAILURES: Final = 6
+FAILURE_WINDOW: Final = 300.0
+#: Pauses before a part is started again, in seconds; the last one repeats.
+PAUSES: Final = (0.5, 2.0, 5.0, 15.0, 30.0)
+#: Seconds that a part has for a clean end.
+GRACE: Final = 3.0
+#: Seconds between two looks for a chip that was missing at the start.
+CHIP_AGAIN: Final = 60.0
+#: Seconds for which a beacon with our own address counts as a problem.
+DUPLICATE: Final = 90.0
+
+Change = Callable[[str, dict[str, Any]], None]
+
+
+class Parts:
+    """Makes the parts that the daemon composes; tests replace some of them.
+
+    The imports are here because their moment matters (see the module's text).
+    """
+
+    interface = "mesh0"
+
+    async def identity(self, settings: Settings) -> Any:
+        """The node's identity; a missing chip is no failure."""
+        from thicket.identity import read_identity  # noqa: PLC0415
+
+        return await read_identity(settings.identity)
+
+    def prepare_radio(self) -> None:
+        """Import what the radio needs."""
+        import thicket.radio  # noqa: F401, PLC0415
+
+    def radio(self, settings: Settings, address: IPv6Interface, on_change: Change) -> Any:
+        """The radio; raises ValueError for settings that no radio can have."""
+        from thicket.radio import Mesh  # noqa: PLC0415
+
+        return Mesh(self.mesh_settings(settings), address, on_change)
+
+    def apply_radio(self, mesh: Any, settings: Settings, address: IPv6Interface) -> None:
+        """Give a running radio other settings; raises ValueError like :meth:`radio`."""
+        mesh.apply(self.mesh_settings(settings), address)
+
+    def mesh_settings(self, settings: Settings) -> Any:
+        """The radio's form of the section ``[mesh]``."""
+        from thicket.radio import MeshSettings  # noqa: PLC0415
+
+        mesh = settings.mesh
+        return MeshSettings(
+            mesh_id=mesh.id,
+            security=mesh.security,
+            passphrase=mesh.passphrase if mesh.security == "sae" else None,
+            channel=mesh.channel,
+            country=mesh.country,
+            beacon_interval=mesh.beacon_interval,
+            max_retries=mesh.peering_retries,
+            retry_timeout=mesh.peering_timeout,
+            confirm_timeout=mesh.peering_timeout,
+            holding_timeout=mesh.peering_timeout,
+            max_peer_links=mesh.max_peers,
+            rssi_threshold=mesh.rssi_threshold,
+            forwarding=mesh.forwarding,
+            gate=mesh.gate,
+            root_mode=mesh.root_mode,
+            interface=self.interface,
+        )
+
+    def node(self, settings: Settings, address: IPv6Address, on_change: Change) -> Any:
+        """The node of the cluster."""
+        from thicket.distribution import Node  # noqa: PLC0415
+
+        cluster = settings.cluster
+        return Node(
+            name=cluster.name,
+            cookie=cluster.cookie,
+            address=address,
+            port=cluster.port,
+            tick_time=cluster.tick_time,
+            on_change=on_change,
+        )
+
+
+class FailingError(Exception):
+    """A part failed too often."""
+
+
+class Part:
+    """One supervised part: a coroutine that should run for ever, started again when it fails."""
+
+    #: A part that ran for so many seconds has got over its last failure.
+    SETTLED = 20.0
+
+    def __init__(self, name: str, run: Callable[[], Awaitable[None]], problems: Problems) -> None:
+        self.name = name
+        self._run = run
+        self._problems = problems
+        self._inner: asyncio.Task[None] | None = None
+        self.task = asyncio.get_running_loop().create_task(self._supervise(), name=name)
+
+    def restart(self) -> None:
+        """Start the part again, with the settings it finds then."""
+        if self._inner is not None:
+            self._inner.cancel()
+
+    async def stop(self) -> None:
+        """End the part; what it does not do within GRACE is left undone."""
+        self.task.cancel()
+        await asyncio.wait({self.task}, timeout=GRACE + 0.5)
+
+    async def _once(self) -> None:
+        await self._run()
+
+    async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures: deque[float] = deque(maxlen=FAILURES)
+        while True:
+            inner = self._inner = loop.create_task(self._once(), name=self.name)
+            solved = loop.call_later(self.SETTLED, self._problems.clear, self.name, "part-failed")
+            try:
+                await asyncio.wait({inner})
+            except asyncio.CancelledError:
+                inner.cancel()
+                await asyncio.wait({inner}, timeout=GRACE)
+                if inner.done() and not inner.cancelled() and inner.exception() is not None:
+                    logger.error("ending %s: %s", self.name, inner.exception())
+                raise
+            finally:
+                solved.cancel()
+            if inner.cancelled():
+                continue  # restart() was called
+            error = inner.exception()
+            reason = "it ended by itself" if error is None else f"{type(error).__name__}: {error}"
+            logger.error("the part %s failed", self.name, exc_info=error)
+            now = time.monotonic()
+            failures.append(now)
+            recent = sum(1 for then in failures if now - then < FAILURE_WINDOW)
+            if recent >= FAILURES:
+                raise FailingError(f"the part {self.name} failed {recent} times, at last: {reason}")
+            message = f"failed ({reason}) and is started again, {FAILURES - recent} tries are left"
+            self._problems.report(self.name, "part-failed", message)
+            await asyncio.sleep(PAUSES[min(recent, len(PAUSES)) - 1])
+
+
+class Daemon:
+    """One node. :meth:`run` returns the exit status of the process."""
+
+    def __init__(self, paths: Paths, loaded: Loaded, parts: Parts | None = None) -> None:
+        self.paths = paths
+        self.loaded = loaded
+        self.settings: Settings = loaded.settings
+        self.make = parts or Parts()
+        self.times = Times(paths.times)
+        self.problems = Problems(self._changed)
+        self.identity: Any = None
+        self.address: IPv6Interface | None = None
+        self.mesh: Any = None
+        self.node: Any = None
+        self.discovery: Discovery | None = None
+        self.membership: Membership | None = None
+        self.status = Writer(
+            paths.status, self.document, self._refresh, self.settings.status.interval
+        )
+        self.parts: dict[str, Part] = {}
+        self.hostname = ""
+        self._joined = asyncio.Event()
+        self._end = asyncio.Event()
+        self._settings_changed = asyncio.Event()
+        self._exit_status = 0
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    # -- life
+
+    async def run(self) -> int:
+        """Run until SIGTERM, or until a part keeps failing; the exit status of the process."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_report_exception)
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGINT, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        os.makedirs(self.paths.run, exist_ok=True)  # noqa: PTH103
+        self.times.load()
+        self.times.reached("daemon")
+        logger.info(
+            "thicketd %s starts, configuration: %s", thicket.__version__, self.loaded.source
+        )
+        self._report_configuration(self.loaded)
+        try:
+            await self._start()
+            await self._end.wait()
+        except Exception:
+            logger.exception("cannot start")
+            self._exit_status = 1
+        finally:
+            await self._shut_down()
+        return self._exit_status
+
+    def stop(self, status: int = 0) -> None:
+        """End the daemon soon, with this exit status."""
+        if not self._end.is_set():
+            logger.info("ending")
+            self._exit_status = status
+            self._end.set()
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        # Everything that needs no identity happens while the chip is being read by its thread.
+        reading = loop.create_task(self.make.identity(self.settings))
+        await asyncio.sleep(0)
+        self._part("control", Server(self.paths.control, self._methods()).run)
+        self._part("status", self.status.run)
+        await asyncio.sleep(0)
+        self.make.prepare_radio()
+        self._take_identity(await reading)
+        self._part("radio", self._run_radio)
+        self._part("discovery", self._run_discovery)
+        self._part("cluster", self._run_cluster)
+        self._part("care", self._run_care)
+
+    def _part(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        part = self.parts[name] = Part(name, run, self.problems)
+        part.task.add_done_callback(self._part_ended)
+
+    def _part_ended(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            return
+        logger.critical("%s; ending, init starts the daemon again", task.exception())
+        self.stop(1)
+
+    async def _shut_down(self) -> None:
+        for task in self._reloads:
+            task.cancel()
+        # The cluster first: its connections are closed properly while the mesh still carries them.
+        for name in ("cluster", "discovery", "radio", "care", "status", "control"):
+            if name in self.parts:
+                await self.parts[name].stop()
+
+    def _take_identity(self, identity: Any) -> None:
+        self.identity = identity
+        self.address = identity.address_in(str(self.settings.address.prefix))
+        self.hostname = identity.hostname
+        self.times.reached("identity")
+        logger.info("identity from %s, address %s", identity.source, self.address)
+        if identity.problem:
+            self.problems.report("identity", "no-chip", identity.problem, "warning")
+        if not self.paths.root:  # a daemon in a directory of its own does not name the machine
+            try:
+                sethostname(identity.hostname)
+            except OSError as e:
+                logger.warning("cannot set the host name: %s", e)
+        self._changed()
+
+    # -- parts
+
+    async def _run_radio(self) -> None:
+        assert self.address is not None
+        while True:
+            self._settings_changed.clear()
+            try:
+                mesh = self.make.radio(self.settings, self.address, self._radio_changed)
+            except ValueError as e:
+                # Settings that the schema lets through and the radio does not: only others help.
+                self.problems.report("radio", "settings", str(e))
+                await self._settings_changed.wait()
+                continue
+            self.problems.clear("radio", "settings")
+            break
+        self.mesh = mesh
+        self.problems.sources["radio"] = (self._radio_problems, "error")
+        try:
+            await mesh.run()
+        finally:
+            self.mesh = None
+            del self.problems.sources["radio"]
+            self._joined.clear()
+
+    def _radio_problems(self) -> list[dict[str, Any]]:
+        """The radio's problems: errors while the mesh is not joined, or joined without a peer.
+
+        A node with peers does what it is for; what the radio complains of then is mostly somebody
+        else, such as a neighbour with another passphrase.
+        """
+        if self.mesh is None:
+            return []
+        well = self.mesh.joined and any(
+            p["state"] == "ESTAB" for p in self.mesh.snapshot()["peers"]
+        )
+        severity = "warning" if well else "error"
+        return [{"severity": severity, **problem} for problem in self.mesh.problems()]
+
+    def _radio_changed(self, kind: str, detail: dict[str, Any]) -> None:
+        if kind == "joined":
+            self.times.reached("radio")
+            self._joined.set()
+            if self.discovery is not None:
+                self.discovery.interface_changed()
+        elif kind == "left":
+            self._joined.clear()
+        elif kind == "peer-up":
+            self.times.reached("first_peer")
+            if self.discovery is not None:
+                self.discovery.peer_up()
+        self._changed()
+
+    async def _run_discovery(self) -> None:
+        assert self.address is not None
+        # An address is of no use to others before it is ours for certain (duplicate detection).
+        await self._joined.wait()
+        self.discovery = Discovery(
+            _discovery_settings(self.settings),
+            self.address.ip,
+            self.address.network,
+            self.make.interface,
+            self._heard,
+            pinned=self._connected,
+            on_gone=self._gone,
+        )
+        await self.discovery.run()
+
+    def _heard(self, address: IPv6Address, new: bool) -> None:
+        if self.membership is not None:
+            self.membership.heard(address, new)
+        if new:
+            self._changed()
+
+    def _gone(self, address: IPv6Address) -> None:
+        if self.membership is not None:
+            self.membership.gone(address)
+        self._changed()
+
+    def _connected(self, address: IPv6Address) -> bool:
+        return self.membership is not None and self.membership.is_up(address)
+
+    async def _run_cluster(self) -> None:
+        assert self.address is not None
+        await self._joined.wait()
+        # Lets the first beacon out before the imports of the next line take their time.
+        await asyncio.sleep(0.01)
+        node = self.make.node(self.settings, self.address.ip, self._cluster_changed)
+        membership = Membership(self.settings.cluster.name, node, self._connecting_failed)
+        self.problems.sources["cluster"] = (node.problems, "warning")
+        try:
+            await node.start()
+            self.node, self.membership = node, membership
+            if self.discovery is not None:  # what was heard before
+                for address in self.discovery.table.entries:
+                    membership.heard(address, True)
+            await membership.run()
+        finally:
+            self.node = self.membership = None
+            del self.problems.sources["cluster"]
+            await node.stop()
+
+    def _cluster_changed(self, kind: str, detail: dict[str, Any]) -> None:
+        if kind == "node-up":
+            self.times.reached("first_node")
+            if self.membership is not None:
+                self.membership.node_up(detail["name"])
+        elif kind == "node-down" and self.membership is not None:
+            self.membership.node_down(detail["name"])
+        self._changed()
+
+    def _connecting_failed(self, candidate: Candidate) -> None:
+        self._changed()
+
+    async def _run_care(self) -> None:
+        """What may wait until the node runs: the last good configuration, and a missing chip."""
+        await self._joined.wait()
+        gc.collect()
+        gc.freeze()  # what is there now stays; later collections need not look at it
+        gc.enable()
+        self._write_machine_id()
+        await self._remember()
+        while self.identity.source != "chip" and self.settings.identity.i2c_bus != "none":
+            await asyncio.sleep(CHIP_AGAIN)
+            identity = await self.make.identity(self.settings)
+            if identity.source == "chip":
+                # The identity is the node's name and address: it never changes under the cluster.
+                message = "a chip answers now; the daemon uses it from its next start on"
+                self.problems.report("identity", "chip-appeared", message, "warning")
+                break
+        await asyncio.Event().wait()
+
+    def _write_machine_id(self) -> None:
+        """Give the device its machine-id (machine-id(5)); where that fails the node still runs."""
+        data = self.identity.machine_id.encode() + b"\n"
+        for path in (self.paths.run + "/machine-id", self.paths.machine_id):
+            try:
+                config.write_atomically(path, data, mode=0o444, durable=False)
+            except OSError as e:
+                logger.debug("cannot write %s: %s", path, e)
+
+    async def _remember(self) -> None:
+        try:
+            # the disk may take its time
+            await asyncio.get_running_loop().run_in_executor(
+                None, config.remember, self.paths, self.loaded
+            )
+        except OSError as e:
+            message = f"the last good configuration cannot be kept: {e}"
+            self.problems.report("configuration", "not-kept", message, "warning")
+        else:
+            self.problems.clear("configuration", "not-kept")
+
+    # -- configuration
+
+    def _report_configuration(self, loaded: Loaded, in_force: str | None = None) -> None:
+        """Make the list of problems tell what is wrong with the files, and what is used instead."""
+        self.problems.clear("configuration", "invalid")
+        self.problems.clear("configuration", "fallback")
+        for number, finding in enumerate(loaded.findings):
+            self.problems.report("configuration", "invalid", str(finding), "warning", str(number))
+        if not loaded.findings:
+            return
+        if in_force is None:
+            if loaded.last_good_used:
+                in_force = "the last good configuration is in force"
+            elif loaded.source == "defaults":
+                in_force = "the image's defaults are in force"
+            else:
+                in_force = f"all of {loaded.source} is in force over the built-in defaults"
+        message = f"{in_force}; correct the file, then run `thicket reload`"
+        self.problems.report("configuration", "fallback", message, "warning")
+
+    def _hangup(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload_quietly())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload_quietly(self) -> None:
+        await self.reload()
+
+    async def reload(self) -> dict[str, Any]:
+        """Read the configuration again and follow it; what was done, for the caller.
+
+        A file with faults changes nothing but the list of problems.
+        """
+        loaded = config.load(self.paths)
+        faults = [str(finding) for finding in loaded.findings]
+        if faults and (loaded.last_good_used or loaded.source == "defaults"):
+            self._report_configuration(loaded, "the configuration from before stays in force")
+            return {"source": self.loaded.source, "changed": [], "later": [], "faults": faults}
+        changed = self.settings.changed(loaded.settings)
+        self.loaded, self.settings = loaded, loaded.settings
+        self._report_configuration(loaded)
+        logger.info("configuration %s: %s", loaded.source, ", ".join(changed) or "no change")
+        later = self._follow(set(changed))
+        await self._remember()
+        self._changed()
+        return {"source": loaded.source, "changed": changed, "later": later, "faults": faults}
+
+    def _follow(self, changed: set[str]) -> list[str]:
+        """Make the parts follow the settings; the keys that only the next start follows."""
+        sections = {path.partition(".")[0] for path in changed}
+        if "log" in sections:
+            log.set_level(self.settings.log.level)
+        if "status" in sections:
+            self.status.interval = self.settings.status.interval
+        moved = "address" in sections and self.identity is not None
+        if moved:
+            self.address = self.identity.address_in(str(self.settings.address.prefix))
+        if self.address is not None and (moved or "mesh" in sections):
+            self._settings_changed.set()
+            if self.mesh is not None:
+                try:
+                    self.make.apply_radio(self.mesh, self.settings, self.address)
+                except ValueError as e:
+                    self.problems.report("radio", "settings", str(e))
+                else:
+                    self.problems.clear("radio", "settings")
+        if moved:
+            # waits for the new address: the radio tells when it has it
+            self._joined.clear()
+            self._restart("discovery")
+        elif "discovery" in sections and self.discovery is not None:
+            self.discovery.apply(_discovery_settings(self.settings))
+        if moved or "cluster" in sections:
+            self._restart("cluster")
+        return sorted(path for path in changed if path.startswith("identity."))
+
+    def _restart(self, name: str) -> None:
+        if name in self.parts:
+            self.parts[name].restart()
+
+    # -- status
+
+    def _changed(self) -> None:
+        self.status.changed()
+
+    async def _refresh(self) -> None:
+        if self.mesh is not None:
+            await self.mesh.refresh()
+        heard = self.discovery.duplicate_heard if self.discovery is not None else None
+        if heard is not None and time.monotonic() - heard < DUPLICATE:
+            message = f"another station announces our address {self.address}"
+            self.problems.report("discovery", "duplicate-address", message)
+        else:
+            self.problems.clear("discovery", "duplicate-address")
+
+    def state(self) -> str:
+        """The node's state in one word; docs/node.md explains them."""
+        if self.mesh is None:
+            return "degraded" if self._has_error() else "starting"
+        if self.mesh.snapshot()["radio"]["state"] in {"absent", "unsuitable", "failed"}:
+            return "degraded"
+        if self._has_error():
+            return "degraded"
+        joined: bool = self.mesh.joined
+        return "joined" if joined else "joining"
+
+    def _has_error(self) -> bool:
+        return any(problem["severity"] == "error" for problem in self.problems.all())
+
+    def document(self) -> dict[str, Any]:
+        """The status document."""
+        mesh = self.mesh.snapshot() if self.mesh is not None else {}
+        identity = self.identity
+        return {
+            "schema": SCHEMA,
+            "version": thicket.__version__,
+            "hostname": self.hostname,
+            "state": self.state(),
+            "problems": self.problems.all(),
+            "times": dict(self.times.values),
+            "restarts": self.times.restarts,
+            "uptime": boottime(),
+            "identity": None if identity is None else identity.as_dict(),
+            "address": str(self.address.ip) if self.address is not None else None,
+            "prefix_length": self.address.network.prefixlen if self.address is not None else None,
+            "configuration": {
+                "source": self.loaded.source,
+                "last_good_used": self.loaded.last_good_used,
+            },
+            "radio": mesh.get("radio") or {"state": "starting", "interface": self.make.interface},
+            "peers": mesh.get("peers", []),
+            "paths": mesh.get("paths", []),
+            "cluster": {
+                "node": self.node.name if self.node is not None else None,
+                "nodes": self.nodes(),
+            },
+            "discovery": self.discovery.snapshot() if self.discovery is not None else None,
+            "memory_kib": memory_kib(),
+            "cpu_seconds": round(time.process_time(), 3),
+        }
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The other nodes of the cluster, and those that should be: connected ones first.
+
+        A node that was heard and is not connected has the state "connecting" and, after a failure,
+        the members ``error`` (code), ``message`` and ``attempts``.
+        """
+        if self.node is None or self.membership is None:
+            return []
+        found: dict[str, dict[str, Any]] = {
+            str(info.name): {"name": str(info.name), "state": info.state, "since": info.since}
+            for info in self.node.nodes()
+        }
+        for candidate in self.membership.candidates.values():
+            if candidate.up:
+                continue
+            entry = found.setdefault(
+                candidate.name, {"name": candidate.name, "state": "connecting", "since": None}
+            )
+            if entry["state"] != "up" and candidate.error is not None:
+                entry["error"], entry["message"] = candidate.error
+                entry["attempts"] = candidate.failures
+        return sorted(found.values(), key=lambda n: (n["state"] != "up", n["name"]))
+
+    # -- control
+
+    def _methods(self) -> dict[str, Callable[[dict[str, Any]], Awaitable[Any]]]:
+        return {
+            "status": self._on_status,
+            "peers": self._on_peers,
+            "nodes": self._on_nodes,
+            "ping": self._on_ping,
+            "reload": self._on_reload,
+            "config": self._on_config,
+            "config-apply": self._on_config_apply,
+            "stop-radio": self._on_stop_radio,
+        }
+
+    async def _on_status(self, params: dict[str, Any]) -> Any:
+        if self.mesh is not None:
+            await self.mesh.refresh()
+        return self.document()
+
+    async def _on_peers(self, params: dict[str, Any]) -> Any:
+        document = await self._on_status(params)
+        return {key: document[key] for key in ("state", "radio", "peers", "paths")}
+
+    async def _on_nodes(self, params: dict[str, Any]) -> Any:
+        document = self.document()
+        return {key: document[key] for key in ("state", "cluster", "discovery")}
+
+    async def _on_ping(self, params: dict[str, Any]) -> Any:
+        if self.node is None:
+            raise RequestError("not-joined", "the node has not joined the mesh yet")
+        name = self.resolve(str(params.get("node", "")))
+        started = time.monotonic()
+        try:
+            seconds = await self.node.ping(name)
+        except RequestError:
+            raise
+        except Exception as e:
+            # every failure of the distribution means "no answer"; the words say why
+            code = str(getattr(e, "code", "no-answer"))
+            raise RequestError(code, str(e) or type(e).__name__) from e
+        if seconds is None:
+            seconds = time.monotonic() - started
+        return {"node": name, "milliseconds": round(float(seconds) * 1000, 3)}
+
+    def resolve(self, text: str) -> str:
+        """The full name of the node that a person means by ``text``.
+
+        That is a full name, an address in any form, a host name (``n-`` and the 12 digits of the
+        identity), or the last digits of one as long as only one node matches. Raises RequestError.
+        """
+        if "@" in text:
+            return text
+        cluster = self.settings.cluster.name
+        with contextlib.suppress(ValueError):
+            return f"{cluster}@{IPv6Address(text)}"
+        known = {self.node.name} if self.node is not None else set()
+        known |= {entry["name"] for entry in self.nodes()}
+        digits = text.lower().removeprefix("n-")
+        matches = sorted(name for name in known if digits and host_digits(name).endswith(digits))
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise RequestError("ambiguous", f"{text} may be {' or '.join(matches)}")
+        names = ", ".join(sorted(known)) or "none"
+        raise RequestError("unknown-node", f"no node is known as {text!r}; known are: {names}")
+
+    async def _on_reload(self, params: dict[str, Any]) -> Any:
+        return await self.reload()
+
+    async def _on_config(self, params: dict[str, Any]) -> Any:
+        values = {
+            name: {key.name: config.show_value(key, value) for key, value in section.items()}
+            for name, section in self.settings.sections()
+        }
+        return {"source": self.loaded.source, "values": values}
+
+    async def _on_config_apply(self, params: dict[str, Any]) -> Any:
+        from thicket import store  # noqa: PLC0415  # rare
+
+        text = params.get("text")
+        if not isinstance(text, str):
+            raise RequestError("bad-request", 'params need "text", the whole file')
+        try:
+            data = text.encode("utf-8", "surrogatepass")
+            target = await asyncio.get_running_loop().run_in_executor(
+                None, store.apply, self.paths, data
+            )
+        except config.ConfigError as e:
+            raise RequestError("invalid", str(e)) from e
+        except store.StoreError as e:
+            raise RequestError("not-written", str(e)) from e
+        return {"written": target, **await self.reload()}
+
+    async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
+        """Leave the cluster and the mesh and end; for the shutdown of the device."""
+        mesh = self.mesh
+        for name in ("cluster", "discovery", "radio"):
+            if name in self.parts:
+                await self.parts[name].stop()
+        if mesh is not None:
+            await mesh.leave()
+        # the answer goes out before the end
+        asyncio.get_running_loop().call_later(0.1, self.stop)
+        return {"left": mesh is not None}
+
+
+def host_digits(name: str) -> str:
+    """The 12 digits in the host name of the node named ``cluster@address``: its identity bytes."""
+    try:
+        number = int(IPv6Address(name.partition("@")[2]))
+    except ValueError:
+        return ""
+    return f"{number & (2**48 - 1):012x}"
+
+
+def _discovery_settings(settings: Settings) -> DiscoverySettings:
+    section = settings.discovery
+    return DiscoverySettings(
+        interval=section.interval,
+        expire=section.expire,
+        max_nodes=section.max_nodes,
+        check_source=section.check_source,
+    )
+
+
+def _report_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody else handles: a failed callback, or a task that nobody waits for."""
+    logger.error("%s", context.get("message"), exc_info=context.get("exception"))
+
+
+async def _serve(paths: Paths, loaded: Loaded) -> int:
+    return await Daemon(paths, loaded).run()
+
+
+def stop_radio(paths: Paths) -> int:
+    """Leave the cluster and the mesh through the running daemon; the exit status.
+
+    Without a daemon there is nobody to tell: the mesh ends with the device.
+    """
+    from thicket.client import ClientError, request  # noqa: PLC0415  # rare
+
+    try:
+        request(paths.control, "stop-radio", {}, timeout=15.0)
+    except ClientError as e:
+        sys.stderr.write(f"thicketd --stop-radio: {e}\n")
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Entry point of ``thicketd``."""
+    if sys.argv[1:] == ["--stop-radio"]:
+        sys.exit(stop_radio(Paths()))
+    if sys.argv[1:]:
+        sys.stderr.write("usage: thicketd [--stop-radio]\n")
+        sys.exit(2)
+    # Imports make many objects and no garbage; collection starts once the node has joined.
+    gc.disable()
+    paths = Paths()
+    loaded = config.load(paths)
+    log.setup(loaded.settings.log.level)
+    try:
+        sys.exit(asyncio.run(_serve(paths, loaded)))
+    except Exception:
+        logger.exception("the daemon ended by an error")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,542 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the other nodes: the post's beacon on [ff02::69]:49999, repeated and self-healing.
+
+A beacon is one UDP datagram whose payload is the sender's IPv6 address as ASCII text, nothing else.
+It is multicast to the link (an 802.11s mesh is one link, so it reaches every node of it) when the
+node joins and when it gets a peer, and then again and again: Wi-Fi multicast is not acknowledged.
+A node that is heard for the first time is answered with a beacon of our own, sent to it alone, so
+that both know each other after one beacon got through in either direction.
+
+Nothing in a beacon is proven. What is heard is only an address to try; the table of them is
+bounded, and a flood is dropped at a bounded cost.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from ipaddress import IPv6Address, IPv6Network
+from logging import getLogger
+from time import monotonic
+from typing import Any, Final
+
+log = getLogger("thicket.discovery")
+
+GROUP: Final = "ff02::69"
+PORT: Final = 49999
+#: Longest textual IPv6 address: eight groups of four digits, or six and a dotted quad (RFC 4291
+#: 2.2; INET6_ADDRSTRLEN of <netinet/in.h> is one more, for the NUL).
+MAX_TEXT: Final = 45
+_CHARACTERS: Final = frozenset(b"0123456789abcdefABCDEF:.")
+_LINK_LOCAL: Final = IPv6Network("fe80::/10")
+
+#: Why a datagram was dropped. The counters in the status document have these names.
+REASONS: Final = (
+    "empty",  # no payload
+    "length",  # longer than any address
+    "characters",  # something else than hexadecimal digits, colons and dots
+    "syntax",  # not an IPv6 address
+    "kind",  # multicast, unspecified, loopback or the subnet-router anycast address
+    "prefix",  # not in our prefix
+    "own",  # our own address
+    "source",  # sent by somebody else than it announces
+    "hop_limit",  # passed a router
+    "full",  # the table is full
+    "rate",  # a flood
+)
+
+
+class MalformedError(Exception):
+    """A datagram that is no beacon for us; ``reason`` is one of REASONS."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def encode(address: IPv6Address) -> bytes:
+    """The payload that announces ``address``: its canonical text (RFC 5952)."""
+    return str(address).encode("ascii")
+
+
+def decode(payload: bytes, prefix: IPv6Network, own: IPv6Address | None) -> IPv6Address:
+    """The address that a beacon announces.
+
+    Any textual form of RFC 4291 is accepted (the post's own is not canonical), the caller gets the
+    address itself. Raises MalformedError unless it is a unicast address inside ``prefix`` other
+    than ``own``.
+    """
+    if not payload:
+        raise MalformedError("empty")
+    if len(payload) > MAX_TEXT:
+        raise MalformedError("length")
+    if not _CHARACTERS.issuperset(payload):
+        raise MalformedError("characters")
+    try:
+        address = IPv6Address(payload.decode("ascii"))
+    except ValueError:
+        raise MalformedError("syntax") from None
+    number = int(address)
+    # An identifier of all zeros is the subnet-router anycast address (RFC 4291 2.6.1).
+    if number <= 1 or number >> 120 == 0xFF or number & (2**64 - 1) == 0:
+        raise MalformedError("kind")
+    if address not in prefix:
+        raise MalformedError("prefix")
+    if address == own:
+        raise MalformedError("own")
+    return address
+
+
+class Bucket:
+    """A token bucket: ``rate`` per second on average, up to ``burst`` at once."""
+
+    __slots__ = ("burst", "rate", "then", "tokens")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self.rate = rate
+        self.burst = burst
+        self.tokens = burst
+        self.then = 0.0
+
+    def take(self, now: float) -> bool:
+        """Take one token at the time ``now`` (seconds); False when there is none."""
+        self.tokens = min(self.burst, self.tokens + max(0.0, now - self.then) * self.rate)
+        self.then = now
+        if self.tokens < 1.0:
+            return False
+        self.tokens -= 1.0
+        return True
+
+
+class Heard:
+    """One node that was heard. Times are of the table's clock, in seconds."""
+
+    __slots__ = ("address", "answered", "beacons", "gap", "last")
+
+    def __init__(self, address: IPv6Address, now: float) -> None:
+        self.address = address
+        self.last = now
+        self.beacons = 0
+        #: Time between its last two beacons; 0 after the first.
+        self.gap = 0.0
+        self.answered = -1e9
+
+
+class Table:
+    """The nodes heard, bounded in number; those not heard for ``expire`` seconds are dropped.
+
+    ``pinned`` tells which addresses must stay although they are silent (connected nodes).
+    """
+
+    def __init__(
+        self, limit: int, expire: float, pinned: Callable[[IPv6Address], bool] | None = None
+    ) -> None:
+        self.limit = limit
+        self.lifetime = expire
+        self.pinned = pinned or (lambda _address: False)
+        self.entries: dict[IPv6Address, Heard] = {}
+        # A sender that invents addresses fills the table slowly enough for old ones to expire,
+        # while a mesh that comes up at once is learnt at once.
+        self._new = Bucket(rate=8.0, burst=float(limit))
+
+    def hear(self, address: IPv6Address, now: float) -> tuple[Heard, bool]:
+        """Note a beacon of ``address``: its entry, and whether it is new.
+
+        Raises MalformedError("full") when there is no place for it.
+        """
+        entry = self.entries.get(address)
+        new = entry is None
+        if entry is None:
+            if len(self.entries) >= self.limit:
+                self.expire(now)
+            if len(self.entries) >= self.limit or not self._new.take(now):
+                raise MalformedError("full")
+            entry = self.entries[address] = Heard(address, now)
+        entry.gap = now - entry.last
+        entry.last = now
+        entry.beacons += 1
+        return entry, new
+
+    def expire(self, now: float) -> list[IPv6Address]:
+        """Drop what was silent for too long; the addresses that were dropped."""
+        old = now - self.lifetime
+        gone = [
+            entry.address
+            for entry in self.entries.values()
+            if entry.last < old and not self.pinned(entry.address)
+        ]
+        for address in gone:
+            del self.entries[address]
+        return gone
+
+    def resize(self, limit: int, expire: float) -> None:
+        """Change the bounds; entries beyond a smaller limit stay until they expire."""
+        self.limit = limit
+        self.lifetime = expire
+        self._new.burst = float(limit)
+
+
+class Schedule:
+    """When the next beacon is due.
+
+    After :meth:`hurry` a beacon is due at once and then every 1 to 2 s for a while, later every
+    half to one and a half ``interval``. All times in seconds of the caller's clock.
+    """
+
+    FAST = 5
+    #: Peers often come in groups; one beacon answers for all that came within this time.
+    GATHER = 0.1
+
+    def __init__(self, interval: float, uniform: Callable[[float, float], float]) -> None:
+        self.interval = interval
+        self.uniform = uniform
+        self.fast = self.FAST
+        self.due = 0.0
+
+    def hurry(self, now: float, beacons: int = FAST) -> None:
+        """Something changed: send soon, and more often for the next ``beacons``."""
+        self.fast = max(self.fast, beacons)
+        self.due = min(self.due, now + self.uniform(0.0, self.GATHER))
+
+    def sent(self, now: float) -> None:
+        """A beacon was sent (or could not be): plan the next."""
+        if self.fast > 0:
+            self.fast -= 1
+            self.due = now + self.uniform(1.0, 2.0)
+        else:
+            self.due = now + self.uniform(0.5 * self.interval, 1.5 * self.interval)
+
+
+def uniform(low: float, high: float) -> float:
+    """A random number for jitter; the kernel's, because ``import random`` costs more than this."""
+    return low + (high - low) * (int.from_bytes(os.urandom(4), "little") / 2**32)
+
+
+class Settings:
+    """What discovery needs of the configuration; see docs/configuration.md, ``[discovery]``."""
+
+    __slots__ = ("check_source", "expire", "interval", "max_nodes")
+
+    def __init__(
+        self,
+        interval: float = 20.0,
+        expire: float = 120.0,
+        max_nodes: int = 256,
+        check_source: bool = True,
+    ) -> None:
+        self.interval = interval
+        self.expire = expire
+        self.max_nodes = max_nodes
+        self.check_source = check_source
+
+
+class Discovery:
+    """Sends and receives beacons on one interface for as long as :meth:`run` runs.
+
+    ``on_heard(address, new)`` is called for every good beacon; ``pinned(address)`` tells which
+    nodes never expire. Everything happens in the event loop's thread.
+    """
+
+    #: Datagrams taken from the socket per wake-up of the loop.
+    BATCH = 32
+    #: Datagrams looked at per second, on average and at once; what exceeds it stays in the
+    #: kernel's receive buffer, which drops the rest at no cost to us.
+    RATE = 200.0
+    BURST = 400.0
+    #: How long the socket is left alone when that is exceeded, in seconds.
+    PAUSE = 0.25
+    #: Answers per second to newly heard nodes, and seconds between two answers to the same one.
+    ANSWERS = 20.0
+    ANSWER_AGAIN = 4.0
+    #: Who sends beacons in a closer sequence than this, in seconds, has just joined (or joined
+    #: again before we missed it) and looks for others.
+    LOOKING = 3.0
+
+    def __init__(
+        self,
+        settings: Settings,
+        address: IPv6Address,
+        prefix: IPv6Network,
+        interface: str,
+        on_heard: Callable[[IPv6Address, bool], None],
+        *,
+        pinned: Callable[[IPv6Address], bool] | None = None,
+        on_gone: Callable[[IPv6Address], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.address = address
+        self.prefix = prefix
+        self.interface = interface
+        self.on_heard = on_heard
+        self.on_gone = on_gone
+        self.payload = encode(address)
+        self.table = Table(settings.max_nodes, settings.expire, pinned)
+        self.schedule = Schedule(settings.interval, uniform)
+        self.dropped: dict[str, int] = dict.fromkeys(REASONS, 0)
+        self.sent = 0
+        self.answers = 0
+        self.send_errors = 0
+        self.received = 0
+        self.opened = 0
+        #: Why the socket is not open, in words; None while it is.
+        self.trouble: str | None = "not started"
+        #: Time of the last beacon by somebody else that carried our own address, or None.
+        self.duplicate_heard: float | None = None
+        self._socket: socket.socket | None = None
+        self._index = 0
+        self._budget = Bucket(self.RATE, self.BURST)
+        self._answer_budget = Bucket(self.ANSWERS, self.ANSWERS)
+        self._resume: asyncio.TimerHandle | None = None
+        self._wake: asyncio.Event | None = None
+        self._answer_timers: set[asyncio.TimerHandle] = set()
+
+    # -- what the daemon tells
+
+    def interface_changed(self) -> None:
+        """The interface came (back) up or was made anew: look at it now, and announce ourselves."""
+        self.schedule.hurry(monotonic())
+        self._poke()
+
+    def peer_up(self) -> None:
+        """The mesh got a new peer, so somebody may hear us for the first time."""
+        self.schedule.hurry(monotonic(), 2)
+        self._poke()
+
+    def apply(self, settings: Settings) -> None:
+        """Take over changed settings."""
+        self.settings = settings
+        self.table.resize(settings.max_nodes, settings.expire)
+        self.schedule.interval = settings.interval
+        self.schedule.hurry(monotonic(), 1)
+        self._poke()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The ``discovery`` part of the status document."""
+        now = monotonic()
+        drops = {reason: n for reason, n in self.dropped.items() if n}
+        return {
+            "sent": self.sent,
+            "answers": self.answers,
+            "send_errors": self.send_errors,
+            "received": self.received,
+            "malformed": sum(drops.values()),
+            "dropped": drops,
+            "opened": self.opened,
+            "heard": [
+                {"address": str(e.address), "age": round(now - e.last, 1), "beacons": e.beacons}
+                for e in self.table.entries.values()
+            ],
+        }
+
+    # -- running
+
+    def _poke(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Announce and listen until cancelled. Trouble with the interface is waited out."""
+        self._wake = asyncio.Event()
+        failures = 0
+        try:
+            while True:
+                now = monotonic()
+                if not self._usable():
+                    try:
+                        self._open()
+                        failures = 0
+                        self.schedule.hurry(now)
+                    except OSError as e:
+                        self._note_trouble(e)
+                        failures += 1
+                        # no beacon can be due before there is a socket
+                        self.schedule.due = now + min(5.0, 0.25 * 2 ** min(failures, 6))
+                if self._socket is not None and self.schedule.due <= monotonic():
+                    self._announce()
+                for address in self.table.expire(now):
+                    log.info("%s has not been heard for %d s", address, self.settings.expire)
+                    if self.on_gone is not None:
+                        self.on_gone(address)
+                self._wake.clear()
+                try:
+                    # 30 s bounds how long a silent change of the interface goes unnoticed
+                    delay = max(0.01, min(30.0, self.schedule.due - monotonic()))
+                    await asyncio.wait_for(self._wake.wait(), delay)
+                except TimeoutError:
+                    pass
+        finally:
+            self._close()
+            self.trouble = "not running"
+
+    def _usable(self) -> bool:
+        """Whether the socket still belongs to the interface of this name (it may be made anew)."""
+        if self._socket is None:
+            return False
+        try:
+            if socket.if_nametoindex(self.interface) == self._index:
+                return True
+        except OSError:
+            pass
+        self._close()
+        return False
+
+    def _open(self) -> None:
+        """Open the socket on the interface; raises OSError, and leaves nothing open then."""
+        index = socket.if_nametoindex(self.interface)
+        s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
+        try:
+            s.setblocking(False)
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # lets a beacon socket of another program live beside ours
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface.encode() + b"\0")
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+            s.bind(("::", PORT))
+            # struct ipv6_mreq of RFC 3493 5.2: the group, then the interface as unsigned int
+            group = socket.inet_pton(socket.AF_INET6, GROUP) + struct.pack("@I", index)
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+            asyncio.get_running_loop().add_reader(s.fileno(), self._readable)
+        except BaseException:
+            s.close()
+            raise
+        self._socket = s
+        self._index = index
+        self.opened += 1
+        self.trouble = None
+        log.info("listening for beacons on %s", self.interface)
+
+    def _close(self) -> None:
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        for timer in self._answer_timers:
+            timer.cancel()
+        self._answer_timers.clear()
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+
+    def _note_trouble(self, e: OSError) -> None:
+        if e.errno in {errno.ENODEV, errno.ENXIO}:
+            text = f"there is no interface {self.interface} (yet)"
+        else:
+            text = f"cannot open the beacon socket on {self.interface}: {e.strerror}"
+        if text != self.trouble:
+            log.info("%s; trying again", text)
+        self.trouble = text
+
+    def _announce(self) -> None:
+        if self._send((GROUP, PORT, 0, self._index)):
+            self.sent += 1
+        self.schedule.sent(monotonic())
+
+    def _send(self, target: tuple[str, int, int, int]) -> bool:
+        if self._socket is None:
+            return False
+        try:
+            self._socket.sendto(self.payload, target)
+        except OSError as e:
+            self.send_errors += 1
+            log.debug("beacon to %s not sent: %s", target[0], e)
+            # The interface is down, or has no address yet: it keeps its socket, try again later.
+            # Anything that says that the interface is gone makes a new socket next time.
+            if e.errno in {errno.ENODEV, errno.ENXIO, errno.EBADF, errno.EINVAL}:
+                self._close()
+                self._poke()
+            return False
+        return True
+
+    def _readable(self) -> None:
+        """Take a bounded number of datagrams; leave the socket alone for a while in a flood."""
+        s = self._socket
+        if s is None:
+            return
+        for _ in range(self.BATCH):
+            now = monotonic()
+            if not self._budget.take(now):
+                # How many are lost is the kernel's secret; count that it happened.
+                self.dropped["rate"] += 1
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(s.fileno())
+                self._resume = loop.call_later(self.PAUSE, self._read_again)
+                return
+            try:
+                payload, control, _flags, source = s.recvmsg(
+                    MAX_TEXT + 1, socket.CMSG_SPACE(struct.calcsize("@i"))
+                )
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as e:
+                # an ICMP error for an earlier answer arrives here; it concerns nobody
+                log.debug("receiving a beacon: %s", e)
+                continue
+            hop_limit = None
+            for level, kind, data in control:
+                if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_HOPLIMIT:
+                    (hop_limit,) = struct.unpack_from("@i", data)
+            self.datagram(payload, source, hop_limit, now)
+
+    def _read_again(self) -> None:
+        self._resume = None
+        if self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
+
+    def datagram(
+        self, payload: bytes, source: tuple[Any, ...], hop_limit: int | None, now: float
+    ) -> None:
+        """Judge one received datagram. ``source`` is the sender's AF_INET6 socket address."""
+        self.received += 1
+        try:
+            # A beacon is sent with the highest hop limit, so that one that passed a router shows
+            # it (RFC 5082).
+            if hop_limit is not None and hop_limit != 255:
+                raise MalformedError("hop_limit")
+            address = decode(payload, self.prefix, self.address)
+            if self.settings.check_source:
+                self._check_source(address, str(source[0]))
+            entry, new = self.table.hear(address, now)
+        except MalformedError as e:
+            self.dropped[e.reason] += 1
+            if e.reason == "own":
+                # Loops are off, so another station claims our address.
+                self.duplicate_heard = now
+            log.debug("dropped a beacon from %s: %s", source[0], e.reason)
+            return
+        if new:
+            log.info("heard %s", address)
+        if entry.gap < self.LOOKING:
+            self._answer(entry, source, now)
+        self.on_heard(address, new)
+
+    @staticmethod
+    def _check_source(address: IPv6Address, source: str) -> None:
+        sender = IPv6Address(source.partition("%")[0])
+        if sender != address and sender not in _LINK_LOCAL:
+            raise MalformedError("source")
+
+    def _answer(self, entry: Heard, source: tuple[Any, ...], now: float) -> None:
+        """Send our beacon to a node heard just now, to the sender and never to what it claims."""
+        if self._socket is None or now - entry.answered < self.ANSWER_AGAIN:
+            return
+        if not self._answer_budget.take(now):
+            return
+        entry.answered = now
+        # In a large mesh everybody hears the newcomer at once: spread the answers out.
+        spread = 0.01 + 0.01 * min(50, len(self.table.entries))
+        target = (str(source[0]), PORT, 0, self._index)
+
+        def send() -> None:
+            self._answer_timers.discard(timer)
+            if self._send(target):
+                self.answers += 1
+
+        timer = asyncio.get_running_loop().call_later(uniform(0.0, spread), send)
+        self._answer_timers.add(timer)

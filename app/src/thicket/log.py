@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logging to the system log, and to stderr where there is none.
+
+The standard ``logging`` package does the work (asyncio imports it in any case); this module has the
+handler, because ``logging.handlers`` would cost start-up time for much that a node does not need.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+from typing import Final
+
+#: RFC 5424 6.2.1: facility 3, system daemons.
+_FACILITY: Final = 3 << 3
+#: RFC 5424 6.2.1: severities.
+_SEVERITIES: Final = (
+    (logging.CRITICAL, 2),
+    (logging.ERROR, 3),
+    (logging.WARNING, 4),
+    (logging.INFO, 6),
+)
+#: Longest text of one datagram in bytes; syslog daemons of embedded systems cut at 1024 or before.
+_LONGEST: Final = 900
+#: A message (its text before the values are filled in) may be logged so often in so many seconds.
+_BURST: Final = 20
+_WINDOW: Final = 10.0
+
+
+class Limit(logging.Filter):
+    """Drops what is said again and again; the next one after the storm tells how many were lost."""
+
+    #: Kinds of message that are told apart; all are forgotten when there are more.
+    KINDS: Final = 256
+
+    def __init__(self, burst: int = _BURST, window: float = _WINDOW) -> None:
+        super().__init__()
+        self.burst = burst
+        self.window = window
+        self._seen: dict[tuple[str, str], list[float]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is logged."""
+        now = record.created if record.created > 0 else time.time()
+        key = (record.name, str(record.msg))
+        # [start of the window, logged in it, dropped since the last one logged]
+        state = self._seen.get(key)
+        if state is None:
+            if len(self._seen) >= self.KINDS:
+                self._seen.clear()
+            self._seen[key] = [now, 1, 0]
+            return True
+        if not 0 <= now - state[0] < self.window:
+            state[0], state[1] = now, 0
+        if state[1] >= self.burst:
+            state[2] += 1
+            return False
+        state[1] += 1
+        if state[2]:
+            record.msg = f"{record.getMessage()} ({int(state[2])} like this not logged)"
+            record.args = None
+            state[2] = 0
+        return True
+
+
+class SyslogHandler(logging.Handler):
+    """Sends each line of a record as one datagram to ``path`` (RFC 3164, without the time).
+
+    Never blocks: a log daemon that does not keep up loses lines. Without a log daemon the lines go
+    to stderr, and the log daemon is tried again with every record.
+    """
+
+    def __init__(self, tag: str, path: str = "/dev/log") -> None:
+        super().__init__()
+        self.path = path
+        self.prefix = f"{tag}[{os.getpid()}]: "
+        self._socket: socket.socket | None = None
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            try:
+                s.connect(self.path)
+            except OSError:
+                s.close()
+                raise
+            self._socket = s
+        return self._socket
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        try:
+            severity = 7
+            for level, number in _SEVERITIES:
+                if record.levelno >= level:
+                    severity = number
+                    break
+            for line in self.format(record).splitlines():
+                self._line(severity, line)
+        except Exception:  # as the standard handlers: a log message must not end the program
+            self.handleError(record)
+
+    def _line(self, severity: int, line: str) -> None:
+        # an address or a name in a message comes from the network: keep terminals and logs safe
+        clean = "".join(c if c.isprintable() else "�" for c in line)
+        data = f"<{_FACILITY | severity}>{self.prefix}{clean}".encode("utf-8", "replace")[:_LONGEST]
+        for _ in range(2):
+            try:
+                self._connected().send(data)
+                return
+            except BlockingIOError:
+                return
+            except OSError:
+                # the log daemon was restarted: its old socket refuses, a new one may be there
+                self.close_socket()
+        sys.stderr.write(f"{self.prefix}{clean}\n")
+        sys.stderr.flush()
+
+    def close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def close(self) -> None:
+        """Close the connection to the log daemon."""
+        self.close_socket()
+        super().close()
+
+
+def setup(level: str, tag: str = "thicketd", path: str = "/dev/log") -> None:
+    """Send everything that is logged in this process to the system log."""
+    handler = SyslogHandler(tag, path)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(Limit())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    # spares the frame inspection for every record
+    logging._srcfile = ""
+    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Change the least important kind that is logged (a word of the configuration)."""
+    number = getattr(logging, level.upper())
+    logging.getLogger().setLevel(number)
+    # asyncio's debug messages are about itself; pyroute2 logs every message it parses
+    for noisy in ("asyncio", "pyroute2"):
+        logging.getLogger(noisy).setLevel(max(number, logging.INFO))

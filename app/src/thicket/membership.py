@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is, and who should be, a member of the cluster: connects the nodes that discovery hears.
+
+Both sides of a link hear each other, and one connection is enough. The node with the higher name
+connects at once, the other one gives it :data:`PATIENCE` and then connects itself, which also
+covers a beacon that came through in one direction only. (Both at once is harmless: the handshake
+settles it. It is only work done twice.)
+
+A node that does not answer is tried again with growing pauses while it is heard; a beacon after a
+silence makes it due at once. A connection that closed is tried again in the same way.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from ipaddress import IPv6Address
+from logging import getLogger
+from time import monotonic
+from typing import Final, Protocol
+
+from thicket.discovery import uniform
+
+log = getLogger("thicket.membership")
+
+#: How long the node with the lower name waits for the other one to connect, in seconds.
+PATIENCE: Final = (1.5, 3.0)
+#: Pause before the second, third ... attempt in seconds; the last one repeats. Each is drawn from
+#: three quarters to five quarters of it.
+PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+#: Attempts at the same time: a mesh that comes up at once must not drown in its own handshakes.
+PARALLEL: Final = 4
+#: A silence after which a beacon means that the node may have come back, in seconds.
+SILENCE: Final = 40.0
+#: Nodes whose attempts are remembered.
+LIMIT: Final = 4096
+
+
+class Link(Protocol):
+    """What membership needs of the node's distribution."""
+
+    name: str
+
+    async def connect(self, peer: str, timeout: float = ...) -> object:
+        """Connect to the node named ``peer``; raises when that fails."""
+
+
+class Candidate:
+    """A node that was heard. Times in seconds of the monotonic clock."""
+
+    __slots__ = ("address", "due", "error", "failures", "heard", "name", "task", "up")
+
+    def __init__(self, address: IPv6Address, name: str, now: float) -> None:
+        self.address = address
+        self.name = name
+        self.heard = now
+        self.due = now
+        self.failures = 0
+        self.up = False
+        #: Words and code of the last failure.
+        self.error: tuple[str, str] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class Membership:
+    """Keeps the node connected to every node that is heard, while :meth:`run` runs."""
+
+    def __init__(self, cluster: str, link: Link, on_failure: Callable[[Candidate], None]) -> None:
+        self.cluster = cluster
+        self.link = link
+        self.on_failure = on_failure
+        self.candidates: dict[IPv6Address, Candidate] = {}
+        self._wake = asyncio.Event()
+        self._running = 0
+
+    def name_of(self, address: IPv6Address) -> str:
+        """The name of the node at ``address``, the canonical one on which all nodes agree."""
+        return f"{self.cluster}@{address}"
+
+    def heard(self, address: IPv6Address, new: bool) -> None:
+        """A beacon of ``address`` came in; ``new`` when discovery did not know it."""
+        now = monotonic()
+        candidate = self.candidates.get(address)
+        if candidate is None:
+            if len(self.candidates) >= LIMIT:
+                return  # discovery's table is smaller; only a change of its size leads here
+            candidate = Candidate(address, self.name_of(address), now)
+            self.candidates[address] = candidate
+            if self.link.name < candidate.name:
+                candidate.due = now + uniform(*PATIENCE)
+        elif not candidate.up and (new or now - candidate.heard > SILENCE):
+            candidate.failures = 0
+            candidate.due = min(candidate.due, now + uniform(0.0, 0.5))
+        candidate.heard = now
+        if not candidate.up:
+            self._wake.set()
+
+    def gone(self, address: IPv6Address) -> None:
+        """Discovery has forgotten ``address``: stop trying it. A connection that stands stays."""
+        candidate = self.candidates.get(address)
+        if candidate is not None and not candidate.up:
+            del self.candidates[address]
+            if candidate.task is not None:
+                candidate.task.cancel()
+
+    def node_up(self, name: str) -> None:
+        """A connection stands, whoever made it."""
+        for candidate in self.candidates.values():
+            if candidate.name == name:
+                candidate.up = True
+                candidate.failures = 0
+                candidate.error = None
+                return
+        address = self._address_of(name)
+        if address is not None and len(self.candidates) < LIMIT:
+            # it found us before we heard it
+            candidate = self.candidates[address] = Candidate(address, name, monotonic())
+            candidate.up = True
+
+    def node_down(self, name: str) -> None:
+        """A connection ended: try again soon."""
+        for candidate in self.candidates.values():
+            if candidate.name == name and candidate.up:
+                candidate.up = False
+                patience = PATIENCE if self.link.name < name else (0.1, 0.5)
+                candidate.due = monotonic() + uniform(*patience)
+                self._wake.set()
+
+    def is_up(self, address: IPv6Address) -> bool:
+        """Whether the node at ``address`` is connected."""
+        candidate = self.candidates.get(address)
+        return candidate is not None and candidate.up
+
+    def _address_of(self, name: str) -> IPv6Address | None:
+        cluster, _, host = name.partition("@")
+        if cluster != self.cluster:
+            return None
+        try:
+            return IPv6Address(host)
+        except ValueError:
+            return None
+
+    async def run(self) -> None:
+        """Connect what is due until cancelled."""
+        try:
+            while True:
+                self._wake.clear()
+                delay = self._start_due()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), delay)
+        finally:
+            for candidate in self.candidates.values():
+                if candidate.task is not None:
+                    candidate.task.cancel()
+
+    def _start_due(self) -> float | None:
+        """Start the attempts that are due; the time until the next one, None when there is none."""
+        now = monotonic()
+        soonest: float | None = None
+        for candidate in sorted(self.candidates.values(), key=lambda c: c.due):
+            if candidate.up or candidate.task is not None:
+                continue
+            if candidate.due > now or self._running >= PARALLEL:
+                # with all places taken, the end of an attempt wakes us
+                soonest = max(0.01, candidate.due - now) if candidate.due > now else None
+                break
+            self._running += 1
+            task = asyncio.get_running_loop().create_task(self._attempt(candidate))
+            candidate.task = task
+            # not in the attempt itself: a task cancelled before its first step never runs
+            task.add_done_callback(lambda _task, c=candidate: self._ended(c))  # type: ignore[misc]
+        return soonest
+
+    def _ended(self, candidate: Candidate) -> None:
+        candidate.task = None
+        self._running -= 1
+        self._wake.set()
+
+    async def _attempt(self, candidate: Candidate) -> None:
+        # Whether the connection stands is told by node_up and node_down alone: it may have ended
+        # again by the time this task runs on.
+        candidate.due = monotonic() + PAUSES[0]
+        try:
+            await self.link.connect(candidate.name)
+        except Exception as e:
+            # the distribution's errors are many; every one means "not connected", with words
+            pause = PAUSES[min(candidate.failures, len(PAUSES) - 1)]
+            candidate.failures += 1
+            candidate.due = monotonic() + uniform(0.75 * pause, 1.25 * pause)
+            candidate.error = (str(getattr(e, "code", type(e).__name__)), str(e))
+            if candidate.failures == 1:
+                log.info("cannot connect to %s: %s", candidate.name, e)
+            self.on_failure(candidate)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changing the configuration on the device: which file it is, editing it, and writing it safely.
+
+The one file that counts is ``thicket.toml`` on the boot partition, where the card's owner finds
+it on any computer. A device whose kernel command line names no boot partition (``thicket.boot=``)
+keeps it in ``/data/thicket/thicket.toml``. A copy in ``/etc`` (RAM) is what the daemon reads.
+"""
+
+import os
+import subprocess
+from typing import Any, Final
+
+from thicket import config
+from thicket.config import ConfigError, Paths, toml_value
+
+_NAME: Final = "thicket.toml"
+
+
+class StoreError(Exception):
+    """The configuration could not be written; the old one is still there."""
+
+
+def source(paths: Paths) -> tuple[str, str]:
+    """The text of the configuration file in use and its path; ("", path to be) without one.
+
+    Raises StoreError when it cannot be read, ConfigError when it is not UTF-8.
+    """
+    for path in (paths.device, paths.local):
+        try:
+            return config.decode(config.read_limited(path), path), path
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            raise StoreError(f"cannot read {path}: {e.strerror}") from e
+    return "", paths.device if config.boot_device(paths) else paths.local
+
+
+def apply(paths: Paths, data: bytes) -> str:
+    """Check ``data`` as a whole file and make it the device's configuration; where it was written.
+
+    Raises ConfigError with every fault (nothing is written then), StoreError when writing failed.
+    """
+    base, _ = config.image_defaults(paths.image)
+    config.parse(data, _NAME, base)
+    device = config.boot_device(paths)
+    try:
+        if device is None:
+            config.write_atomically(paths.local, data, mode=0o600)
+            # a copy made at boot or by hand would win over it
+            if os.path.exists(paths.device):  # noqa: PTH110
+                config.write_atomically(paths.device, data, mode=0o600, durable=False)
+            return paths.local
+        target = f"{paths.boot}/{_NAME}"
+        _write_to_boot(paths, device, target, data)
+        config.write_atomically(paths.device, data, mode=0o600, durable=False)
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        raise StoreError(f"cannot write the configuration: {where}{e.strerror}") from e
+    return target
+
+
+def _write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
+    """Replace the file on the boot partition, which is writable only for that moment."""
+    if not config.boot_mounted(paths):
+        _mount(["-t", "vfat", "-o", "ro,sync,noatime", device, paths.boot])
+    _mount(["-o", "remount,rw", paths.boot])
+    try:
+        config.write_atomically(target, data)
+        os.sync()
+    finally:
+        _mount(["-o", "remount,ro", paths.boot])
+
+
+def _mount(arguments: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            ["mount", *arguments], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise StoreError(f"cannot run mount {' '.join(arguments)}: {e}") from e
+    if done.returncode != 0:
+        said = done.stderr.strip() or f"status {done.returncode}"
+        raise StoreError(f"mount {' '.join(arguments)} failed: {said}")
+
+
+def set_values(text: str, changes: dict[str, object], name: str = _NAME) -> str:
+    """``text`` with the keys ``section.key`` set to plain TOML values; None removes a key.
+
+    Comments and order are kept where the file is laid out in the ordinary way, one key per line
+    below its ``[section]``; a file of another form is written anew from its values. The result is
+    not checked against the schema. Raises ConfigError when ``text`` is not TOML.
+    """
+    wanted: dict[str, Any] = {}
+    for section, table in config.parse_toml(text, name).items():
+        wanted[section] = dict(table) if isinstance(table, dict) else table
+    for path, value in changes.items():
+        section, _, key = path.partition(".")
+        table = wanted.setdefault(section, {})
+        if not isinstance(table, dict):
+            table = wanted[section] = {}
+        if value is None:
+            table.pop(key, None)
+        else:
+            table[key] = value
+    edited = text
+    for path, value in changes.items():
+        section, _, key = path.partition(".")
+        edited = _edit(edited, section, key, value)
+    try:
+        result = config.parse_toml(edited, name)
+    except ConfigError:
+        result = {}
+    if _without_empty(result) == _without_empty(wanted):
+        return edited
+    return _written_anew(wanted)
+
+
+def _without_empty(tables: dict[str, Any]) -> dict[str, Any]:
+    return {name: table for name, table in tables.items() if table != {}}
+
+
+def _edit(text: str, section: str, key: str, value: object) -> str:
+    """Edit one key line by line; the caller verifies what came of it."""
+    lines = text.split("\n")
+    if lines and lines[-1] == "":
+        lines.pop()
+    line = None if value is None else f"{key} = {toml_value(value)}"
+    inside = False
+    insert_at: int | None = None
+    for number, old in enumerate(lines):
+        words = old.strip()
+        if words.startswith("["):
+            inside = words.split("#")[0].replace(" ", "").rstrip() == f"[{section}]"
+            if inside:
+                insert_at = number + 1
+        elif inside and words.split("=")[0].strip() == key and "=" in words:
+            if line is None:
+                del lines[number]
+            else:
+                comment = _comment(old)
+                lines[number] = line + (f"  {comment}" if comment else "")
+            return "\n".join([*lines, ""])
+        elif inside and words and not words.startswith("#"):
+            insert_at = number + 1
+    if line is None:
+        return text
+    if insert_at is not None:
+        lines.insert(insert_at, line)
+    else:
+        lines += ["", f"[{section}]", line] if lines else [f"[{section}]", line]
+    return "\n".join([*lines, ""])
+
+
+def _comment(line: str) -> str:
+    """The comment at the end of a line ``key = value  # comment``, or nothing when in doubt."""
+    _, mark, rest = line.rpartition("#")
+    return f"#{rest}" if mark and '"' not in rest and "'" not in rest else ""
+
+
+def _written_anew(tables: dict[str, Any]) -> str:
+    lines: list[str] = []
+    for section, table in tables.items():
+        if not isinstance(table, dict) or not table:
+            continue
+        lines += ["", f"[{section}]"]
+        lines += [f"{key} = {_any_value(value)}" for key, value in table.items()]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _any_value(value: object) -> str:
+    # only what the schema knows can be valid; the rest is refused by the check that follows
+    return toml_value(value if isinstance(value, str | int) else str(value))

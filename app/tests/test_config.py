@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""thicket.config: what a file may hold, what is said about faults, and which file is used."""
+
+import os
+import tomllib
+from ipaddress import IPv6Interface
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thicket import config, configdoc
+from thicket.config import ConfigError, Paths, Settings
+
+TREE = Path(__file__).parents[2]
+
+
+def faults(text: str | bytes) -> list[str]:
+    data = text.encode() if isinstance(text, str) else text
+    with pytest.raises(ConfigError) as caught:
+        config.parse(data, "thicket.toml")
+    return [str(finding) for finding in caught.value.findings]
+
+
+def parse(text: str) -> Settings:
+    return config.parse(text.encode(), "thicket.toml")
+
+
+class TestSchema:
+    def test_every_default_is_allowed_and_has_a_meaning(self) -> None:
+        for cls in config.SECTIONS.values():
+            assert cls.__doc__
+            for key in cls.keys().values():
+                assert key.check(key.plain(key.default)) == key.default, key.path
+                assert key.help.endswith("."), key.path
+                assert key.allowed, key.path
+
+    def test_the_defaults_are_a_valid_configuration(self) -> None:
+        assert parse("") == Settings()
+
+    def test_defaults_of_the_post(self) -> None:
+        settings = Settings()
+        assert settings.address.prefix == IPv6Interface("fd12:3456:789a:1::/64")
+        assert settings.mesh.channel == 1
+        assert settings.mesh.security == "open"
+        assert settings.mesh.beacon_interval == 1000
+
+    @given(st.data())
+    def test_allowed_values_survive_toml(self, data: st.DataObject) -> None:
+        """What the writer writes is what TOML's own parser and the schema read."""
+        values = {
+            "mesh.id": data.draw(
+                st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=8)
+            ),
+            "mesh.channel": data.draw(st.sampled_from(range(1, 14))),
+            "cluster.cookie": data.draw(
+                st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1).filter(
+                    lambda t: len(t) <= 255
+                )
+            ),
+            "discovery.check_source": data.draw(st.booleans()),
+        }
+        text = ""
+        for path, value in values.items():
+            section, _, name = path.partition(".")
+            line = f"{name} = {config.toml_value(value)}\n"
+            text += line if f"[{section}]\n" in text else f"[{section}]\n{line}"
+        settings = parse(text)
+        assert settings.mesh.id == values["mesh.id"]
+        assert settings.mesh.channel == values["mesh.channel"]
+        assert settings.cluster.cookie == values["cluster.cookie"]
+        assert settings.discovery.check_source == values["discovery.check_source"]
+
+
+class TestFaults:
+    def test_all_are_reported_at_once_with_key_value_and_what_is_allowed(self) -> None:
+        found = faults(
+            '[mesh]\nchannel = 14\nid = ""\nsecurity = "wep"\ncolour = "red"\n'
+            '[address]\nprefix = "fd12::/32"\n[cluster]\nport = "9100"\n[radio]\nx = 1\n'
+        )
+        assert len(found) == 7
+        text = "\n".join(found)
+        assert "thicket.toml: mesh.channel = 14: must be a Wi-Fi channel: 1 to 13, 36" in text
+        assert 'mesh.id = "": must be text, 1 to 32 bytes of UTF-8' in text
+        assert 'mesh.security = "wep": must be "open" or "sae"' in text
+        assert "mesh.colour: unknown key" in text
+        assert 'address.prefix = "fd12::/32": must be an IPv6 prefix' in text
+        assert 'cluster.port = "9100": must be a whole number from 1024 to 65535' in text
+        assert "[radio]: unknown section" in text
+
+    def test_a_mistyped_key_gets_a_suggestion(self) -> None:
+        assert faults("[mesh]\nchanel = 3\n") == [
+            "thicket.toml: mesh.chanel: unknown key; did you mean channel?"
+        ]
+        assert "did you mean mesh?" in faults("[mash]\nid = 'a'\n")[0]
+
+    def test_a_key_outside_of_its_section(self) -> None:
+        assert faults("channel = 3\n")[0].endswith(
+            "channel = 3: stands outside of any [section]; did you mean mesh.channel?"
+        )
+        assert "is a section; write [mesh]" in faults("mesh = 3\n")[0]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '[mesh]\nsecurity = "sae"\npassphrase = "secret7"\n',
+            '[mesh]\npasphrase = "secret78"\n',
+            'passphrase = "secret78"\n',
+            '[cluster]\ncookie = "secret with blanks"\n',
+            "[cluster]\ncookie = 5ecret\n",
+        ],
+    )
+    def test_secrets_are_never_shown(self, text: str) -> None:
+        assert "secret" not in "\n".join(faults(text))
+
+    def test_syntax_errors_tell_the_line(self) -> None:
+        (fault,) = faults("[mesh]\nid = \n")
+        assert "is not valid TOML" in fault
+        assert "line 2" in fault
+
+    def test_duplicate_section_is_a_fault_even_when_empty(self) -> None:
+        assert "TOML" in faults("[mesh]\n[mesh]\n")[0]
+
+    def test_sae_needs_a_passphrase(self) -> None:
+        assert "mesh.passphrase: is missing" in faults('[mesh]\nsecurity = "sae"\n')[0]
+        good = parse('[mesh]\nsecurity = "sae"\npassphrase = "12345678"\n')
+        assert good.mesh.passphrase == "12345678"
+
+    def test_five_gigahertz_needs_a_country(self) -> None:
+        assert "needs the country" in faults("[mesh]\nchannel = 36\n")[0]
+        assert parse('[mesh]\nchannel = 36\ncountry = "DE"\n').mesh.channel == 36
+
+    def test_expiry_must_leave_time_for_lost_beacons(self) -> None:
+        assert "three times" in faults("[discovery]\ninterval = 20\nexpire = 30\n")[0]
+
+    @pytest.mark.parametrize("value", ["true", "1.0", '"1"', "0", "14", "52", "2024-01-01", "[1]"])
+    def test_channels_that_are_none(self, value: str) -> None:
+        assert "mesh.channel" in faults(f"[mesh]\nchannel = {value}\n")[0]
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "fd12:3456:789a:1::", "fd12:3456:789a:1::1/64", "fd12:3456:789a:1::/56", "fe80::/64",
+            "ff02::/64", "::/64", "10.0.0.0/8", "fd12:3456:789a:1::/64%mesh0", "2/64", "",
+        ],
+    )  # fmt: skip
+    def test_prefixes_that_are_none(self, value: str) -> None:
+        assert "address.prefix" in faults(f'[address]\nprefix = "{value}"\n')[0]
+
+    def test_the_post_s_prefix_length(self) -> None:
+        prefix = parse('[address]\nprefix = "fd12:3456:789a:1::/48"\n').address.prefix
+        assert str(prefix) == "fd12:3456:789a:1::/48"
+        assert str(prefix.network) == "fd12:3456:789a::/48"
+
+    @pytest.mark.parametrize("raw", ["a\nb", "tab\there", "\x7f", "\x85"])
+    def test_control_characters_in_texts(self, raw: str) -> None:
+        assert "control characters" in faults(f"[mesh]\nid = {config.toml_value(raw)}\n")[0]
+
+    def test_mesh_id_counts_bytes(self) -> None:
+        assert parse(f'[mesh]\nid = "{"ü" * 16}"\n').mesh.id == "ü" * 16
+        assert "32 bytes" in faults(f'[mesh]\nid = "{"ü" * 17}"\n')[0]
+
+    def test_i2c_bus_as_number_or_text(self) -> None:
+        assert parse("[identity]\ni2c_bus = 1\n").identity.i2c_bus == "1"
+        assert parse('[identity]\ni2c_bus = "07"\n').identity.i2c_bus == "7"
+        assert "identity.i2c_bus" in faults("[identity]\ni2c_bus = true\n")[0]
+
+
+class TestBytes:
+    def test_windows_editors(self) -> None:
+        data = b'\xef\xbb\xbf[mesh]\r\nid = "a"\r\nchannel = 6\r\n'
+        settings = config.parse(data, "f")
+        assert (settings.mesh.id, settings.mesh.channel) == ("a", 6)
+
+    def test_utf16_is_named(self) -> None:
+        assert "UTF-16" in faults('[mesh]\nid = "a"\n'.encode("utf-16"))[0]
+
+    def test_other_encodings_tell_the_line(self) -> None:
+        assert "line 3 is not UTF-8 (byte 0xe4)" in faults(b"# a\n# b\n# M\xe4rz\n")[0]
+
+    def test_size_limit(self) -> None:
+        assert "larger than 64 KiB" in faults(b"#" * (config.MAX_FILE_BYTES + 1))[0]
+
+    def test_deep_nesting(self) -> None:
+        assert "is not valid TOML" in faults("a = " + "[" * 30000)[0]
+
+    @given(st.binary(max_size=300))
+    def test_no_bytes_do_anything_else_than_pass_or_fail_with_words(self, data: bytes) -> None:
+        try:
+            config.parse(data, "f")
+        except ConfigError as e:
+            assert e.findings
+            assert str(e)
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([*config.SECTIONS, "radio", ""]),
+                st.sampled_from(["id", "channel", "prefix", "cookie", "passphrase", "x", "level"]),
+                st.one_of(
+                    st.integers(), st.booleans(), st.text(max_size=70), st.floats(),
+                    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(), st.none()),
+                ),
+            ),
+            max_size=6,
+        )
+    )  # fmt: skip
+    def test_any_tables(self, entries: list[tuple[str, str, object]]) -> None:
+        tables: dict[str, object] = {}
+        for section, key, value in entries:
+            if section:
+                table = tables.setdefault(section, {})
+                assert isinstance(table, dict)
+                table[key] = value
+            else:
+                tables[key] = value
+        try:
+            values = config.check(tables, "f")
+        except ConfigError as e:
+            assert all(finding.message for finding in e.findings)
+        else:
+            assert Settings(values) is not None
+            assert set(values) <= set(config.SECTIONS)
+
+
+class TestShortcut:
+    """A file of sections and comments alone is not given to tomllib; it must make no difference."""
+
+    @given(
+        st.lists(
+            st.sampled_from(["", "# c", "[mesh]", "[log]", "[mesh] # c", " [log]", "[nix]", "#[x"]),
+            max_size=5,
+        )
+    )
+    def test_same_as_tomllib(self, lines: list[str]) -> None:
+        text = "\n".join(lines)
+        try:
+            expected: dict[str, object] | None = tomllib.loads(text)
+        except tomllib.TOMLDecodeError:
+            expected = None
+        try:
+            got: dict[str, object] | None = config.parse_toml(text, "f")
+        except ConfigError:
+            got = None
+        if expected is None:
+            assert got is None
+        else:
+            assert got is not None
+            # sections without keys may be left out
+            assert {k: v for k, v in got.items() if v} == {k: v for k, v in expected.items() if v}
+            assert all(k in got or k in config.SECTIONS for k in expected)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    made = Paths(str(tmp_path))
+    for folder in ("etc/thicket", "data/thicket", "proc/self", "boot", "usr/share/thicket"):
+        (tmp_path / folder).mkdir(parents=True)
+    Path(made.cmdline).write_text("console=ttyS0 thicket.boot=/dev/vdc quiet\n")
+    Path(made.mounts).write_text(f"/dev/vdc {made.boot} vfat ro 0 0\n")
+    return made
+
+
+class TestLoad:
+    def test_without_any_file_the_built_in_defaults(self, paths: Paths) -> None:
+        loaded = config.load(paths)
+        assert loaded.settings == Settings()
+        assert (loaded.source, loaded.findings, loaded.last_good_used) == ("defaults", [], False)
+
+    def test_the_device_s_file_over_the_image_s(self, paths: Paths) -> None:
+        Path(paths.image).write_text('[mesh]\nid = "fleet"\nchannel = 6\n')
+        Path(paths.device).write_text("[mesh]\nchannel = 11\n")
+        loaded = config.load(paths)
+        assert loaded.source == paths.device
+        assert (loaded.settings.mesh.id, loaded.settings.mesh.channel) == ("fleet", 11)
+
+    def test_precedence(self, paths: Paths) -> None:
+        Path(paths.local).write_text('[mesh]\nid = "local"\n')
+        assert config.load(paths).settings.mesh.id == "local"
+        Path(paths.device).write_text('[mesh]\nid = "device"\n')
+        assert config.load(paths).settings.mesh.id == "device"
+
+    def test_last_good_after_a_fault(self, paths: Paths) -> None:
+        Path(paths.device).write_text('[mesh]\nid = "good"\n')
+        config.remember(paths, config.load(paths))
+        Path(paths.device).write_text('[mesh]\nid = "bad"\nchannel = 99\n')
+        loaded = config.load(paths)
+        assert loaded.settings.mesh.id == "good"
+        assert loaded.last_good_used
+        assert "mesh.channel = 99" in str(loaded.findings[0])
+        # the faulty file must not become the last good one
+        config.remember(paths, loaded)
+        assert 'id = "good"' in Path(paths.last_good).read_text()
+
+    def test_defaults_when_there_is_no_last_good(self, paths: Paths) -> None:
+        Path(paths.image).write_text('[mesh]\nid = "fleet"\n')
+        Path(paths.device).write_bytes(b"\xff")
+        loaded = config.load(paths)
+        assert loaded.source == "defaults"
+        assert loaded.settings.mesh.id == "fleet"
+        assert loaded.findings
+
+    def test_a_broken_last_good_file(self, paths: Paths) -> None:
+        Path(paths.device).write_bytes(b"[")
+        Path(paths.last_good).write_bytes(b"\x00")
+        loaded = config.load(paths)
+        assert loaded.settings == Settings()
+        assert {finding.file for finding in loaded.findings} == {paths.device, paths.last_good}
+
+    def test_a_file_taken_away_means_defaults(self, paths: Paths) -> None:
+        Path(paths.device).write_text('[mesh]\nid = "good"\n')
+        config.remember(paths, config.load(paths))
+        Path(paths.device).unlink()
+        loaded = config.load(paths)
+        assert loaded.settings == Settings()
+        assert loaded.findings == []
+        config.remember(paths, loaded)
+        assert Path(paths.last_good).read_bytes() == b""
+
+    def test_a_boot_partition_that_cannot_be_mounted_means_last_good(self, paths: Paths) -> None:
+        Path(paths.last_good).write_text('[mesh]\nid = "good"\n')
+        Path(paths.mounts).write_text("")
+        loaded = config.load(paths)
+        assert loaded.settings.mesh.id == "good"
+        assert "/dev/vdc could not be mounted" in str(loaded.findings[0])
+
+    def test_without_a_boot_partition_nothing_is_missing(self, paths: Paths) -> None:
+        Path(paths.mounts).write_text("")
+        Path(paths.cmdline).write_text("console=ttyS0\n")
+        assert config.load(paths).findings == []
+
+    def test_a_faulty_image_file_is_reported_and_passed_over(self, paths: Paths) -> None:
+        Path(paths.image).write_text("[mesh]\nchannel = 99\n")
+        Path(paths.device).write_text('[mesh]\nid = "mine"\n')
+        loaded = config.load(paths)
+        assert loaded.settings.mesh.id == "mine"
+        assert loaded.findings[0].file == paths.image
+
+    def test_a_directory_in_place_of_the_file(self, paths: Paths) -> None:
+        Path(paths.device).mkdir()
+        assert "cannot be read" in str(config.load(paths).findings[0])
+
+    def test_last_good_is_private_and_written_once(self, paths: Paths) -> None:
+        Path(paths.device).write_text('[mesh]\nid = "good"\n')
+        config.remember(paths, config.load(paths))
+        first = Path(paths.last_good).stat()
+        assert first.st_mode & 0o777 == 0o600
+        config.remember(paths, config.load(paths))
+        assert Path(paths.last_good).stat().st_ino == first.st_ino
+
+
+class TestChanged:
+    def test_names_the_keys(self) -> None:
+        other = parse('[mesh]\nid = "other"\n[cluster]\ncookie = "c"\n')
+        assert Settings().changed(other) == ["mesh.id", "cluster.cookie"]
+        assert other.changed(other) == []
+
+    def test_secrets_do_not_show_in_repr(self) -> None:
+        settings = parse('[cluster]\ncookie = "geheim"\n')
+        assert "geheim" not in repr(settings.cluster)
+
+
+class TestAtomicWrite:
+    def test_a_failed_write_leaves_the_old_file_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = tmp_path / "file"
+        target.write_text("old")
+
+        def full(_fd: int, _data: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="space"):
+            config.write_atomically(str(target), b"new")
+        assert target.read_text() == "old"
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class TestMadeTexts:
+    @pytest.mark.parametrize("path", [*configdoc.outputs(TREE)], ids=lambda p: p.name)
+    def test_are_in_step_with_the_schema(self, path: Path) -> None:
+        if not path.parent.parent.joinpath("app").is_dir() and path.suffix == ".md":
+            pytest.skip("the tree's documents are not beside the package")
+        made = configdoc.outputs(TREE)[path]
+        assert path.read_text(encoding="utf-8") == made, "run python -m thicket.configdoc ."
+
+    def test_the_template_is_the_defaults_with_and_without_its_remarks(self) -> None:
+        text = configdoc.template()
+        assert parse(text) == Settings()
+        lines = [line[1:] if line[:1] == "#" and line[1:2].islower() else line for line in
+                 text.splitlines()]  # fmt: skip
+        settings = parse("\n".join(lines))
+        assert settings == Settings()
+        assert sum(len(table) for table in settings_values(settings)) == sum(
+            len(cls.keys()) for cls in config.SECTIONS.values()
+        )
+
+
+def settings_values(settings: Settings) -> list[dict[str, object]]:
+    return [section.values for _, section in settings.sections()]
