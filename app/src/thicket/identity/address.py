@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From who a node is to where it is: the six identity bytes and the IPv6 address made of them.
+
+An address is ``prefix (64 bits) | source (16 bits) | identity (48 bits)``. With a security chip the
+source is 0 and the identity is bytes 2..7 of its serial number, which is what the Nerves mesh does,
+so that both kinds of node agree on every address. A software identity has another source number,
+and therefore can never equal the address of a chip.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, IPv6Interface
+
+SOURCES = ("chip", "board", "mac", "random")
+"""Where an identity can come from; the index is the number in the top 16 bits of the interface
+identifier."""
+
+ID_SIZE = 6
+"""Bytes of an identity."""
+
+SERIAL_SIZE = 9
+"""Bytes of the serial number of an ATECC508A/608A/608B."""
+
+_LOW_64 = (1 << 64) - 1
+
+
+def identity_of_serial(serial: bytes) -> bytes:
+    """Return the identity (6 bytes) in a chip's ``serial`` number (9 bytes).
+
+    The first two bytes (01 23) and the last one (EE, or 01 on pre-provisioned parts) are the same
+    on most chips and are left out.
+
+    Raises ``ValueError`` when the length is wrong or the serial number is one that no chip has: its
+    address would be all zero, which is the subnet-router anycast address (RFC 4291, 2.6.1), or it
+    is what an unconnected bus reads as.
+    """
+    if len(serial) != SERIAL_SIZE:
+        raise ValueError(f"a chip's serial number has {SERIAL_SIZE} bytes, not {len(serial)}")
+    identity = serial[2:8]
+    if identity == bytes(ID_SIZE):
+        raise ValueError(f"serial number {serial.hex()}: bytes 2 to 7 are zero, no address in it")
+    if serial == b"\xff" * SERIAL_SIZE:
+        raise ValueError(f"serial number {serial.hex()}: all ones is an empty bus, not a chip")
+    return identity
+
+
+def identity_of_value(source: str, value: str) -> bytes:
+    """Return the identity (6 bytes) of a node without chip, from a ``value`` of ``source``.
+
+    The text is hashed with a tag of its own, so neither a board's serial number nor a MAC address
+    can be read from the address.
+    """
+    from hashlib import sha256  # noqa: PLC0415 - rare, and loading OpenSSL is slow
+
+    return sha256(f"mesh-id-v1{source}{value}".encode()).digest()[:ID_SIZE]
+
+
+def interface_identifier(source: str, identity: bytes) -> int:
+    """Return the low 64 bits of the address of a node.
+
+    Raises ``ValueError`` for an unknown ``source``, a wrong length, or an all-zero result.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"{source!r} is not a source of identity: {', '.join(SOURCES)}")
+    if len(identity) != ID_SIZE:
+        raise ValueError(f"an identity has {ID_SIZE} bytes, not {len(identity)}")
+    number = SOURCES.index(source) << 48 | int.from_bytes(identity, "big")
+    if number == 0:
+        raise ValueError("an all-zero identity would be the subnet-router anycast address")
+    return number
+
+
+def address_in(prefix: str | IPv6Interface, source: str, identity: bytes) -> IPv6Interface:
+    """Return the address of a node in ``prefix``, with the prefix length.
+
+    ``prefix`` is ``fd12:3456:789a:1::/64``, or the same with ``/48``: the address is the same, but
+    the whole site counts as on-link, as in the published Nerves mesh. The first 64 bits are taken
+    as they are written in both cases.
+
+    Raises ``ValueError`` when the prefix is not a usable IPv6 prefix of 48 or 64 bits.
+    """
+    base = IPv6Interface(prefix)
+    length = base.network.prefixlen
+    if length not in (48, 64):
+        raise ValueError(f"prefix {prefix}: a length of /64 or /48 is needed")
+    if int(base.ip) & _LOW_64:
+        raise ValueError(f"prefix {prefix}: the last 64 bits must be zero, they are the node's")
+    if base.ip.is_multicast or base.ip.is_link_local or int(base.ip) == 0:
+        raise ValueError(f"prefix {prefix}: not a prefix for unicast addresses of a site")
+    return IPv6Interface((int(base.ip) | interface_identifier(source, identity), length))
+
+
+def parse_address(text: str) -> IPv6Address:
+    """Return the address that a node wrote as ``text``.
+
+    Accepts every spelling that the Nerves mesh sends, such as ``fd12:3456:789a:1::6f44:e3c6:b802``
+    (one zero group written as ``::``) or groups with leading zeros, and a prefix length or a zone
+    after it. The result compares equal however it was spelled, and prints as RFC 5952 says.
+
+    Raises ``ValueError`` for anything else.
+    """
+    return IPv6Address(text.strip().partition("/")[0].partition("%")[0])
+
+
+def split_address(address: IPv6Address) -> tuple[str, bytes]:
+    """Return the source and the identity (6 bytes) that ``address`` was made of.
+
+    Raises ``ValueError`` when no node of ours can have this address.
+    """
+    low = int(address) & _LOW_64
+    number, identity = low >> 48, (low & (1 << 48) - 1).to_bytes(ID_SIZE, "big")
+    if number >= len(SOURCES) or low == 0:
+        raise ValueError(f"{address} does not hold the identity of a node")
+    return SOURCES[number], identity

@@ -1,0 +1,620 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Driver of the security chip: ATECC508A, ATECC608A and ATECC608B over I2C.
+
+The chip sleeps between conversations. A conversation is: wake it, give commands, send it to sleep.
+It has a watchdog of its own that puts it to sleep 0.7 to 1.7 s after the wake-up whatever it is
+doing, and with that it forgets everything volatile. ``Session`` holds the commands of one
+conversation; ``Atecc`` repeats whole conversations until they succeed or a deadline passes, and is
+what the rest of the program uses. Everything here blocks; call it from a thread.
+
+Protocol: Microchip's ATECC508A and ATECC608A data sheets, sections 6 (I2C) and 9 (commands).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from thicket.identity.bus import Bus, BusError, NotAcknowledgedError
+
+T = TypeVar("T")
+
+DEFAULT_ADDRESS = 0x60
+"""7-bit I2C address of a chip from the catalogue (configuration byte 16 is 0xC0)."""
+
+TRUST_AND_GO_ADDRESS = 0x35
+"""7-bit I2C address of the pre-provisioned Trust&GO parts."""
+
+# Word addresses: the first byte of every write says what the write is.
+RESET_POINTER, SLEEP, IDLE, COMMAND = 0x00, 0x01, 0x02, 0x03
+
+AFTER_WAKE = bytes.fromhex("04113343")
+SELF_TEST_FAILED = bytes.fromhex("0407c440")
+
+WAKE_DELAY = 0.0016
+"""Seconds from the wake pulse until the chip answers (tWHI, 1500 us)."""
+
+SELF_TEST_TIME = 0.025
+"""Seconds a chip that tests itself at power-on may need before it answers."""
+
+POLL_INTERVAL = 0.002
+"""Seconds between two looks at a busy chip."""
+
+MAX_COUNT = 155
+"""Largest packet in bytes, count byte and CRC included."""
+
+ZONE_CONFIG, ZONE_OTP, ZONE_DATA = 0, 1, 2
+
+CONFIG_SIZE = 128
+
+LOCK_WORD, SLOT_LOCK_WORD = 21, 22
+"""Words of the configuration that hold the locks: bytes 86 (data and OTP) and 87 (configuration)
+are 0 when locked; a bit of bytes 88 and 89 is 0 when that slot is locked."""
+
+COUNTER_MAX = 2_097_151
+
+STATUS = {
+    0x01: "the check failed",
+    0x03: "parse error: the chip does not know this command or parameter",
+    0x05: "a computation on the elliptic curve went wrong",
+    0x07: "the chip's self-test failed",
+    0x08: "the chip's random number generator failed its test",
+    0x0F: "refused: not possible in the chip's present state (locks, slot policy)",
+    0x11: "the chip has just been woken",
+    0xEE: "the chip's watchdog is about to expire",
+    0xFF: "the command reached the chip damaged",
+}
+"""What the chip's status bytes mean."""
+
+# Opcode: (seconds until the first look, seconds until the chip is given up). The first is about the
+# typical time, the second is above the worst case of the slowest clock of an ATECC608 (Sign 665 ms,
+# GenKey 653 ms, ECDH 531 ms, Verify 1085 ms), so that it fits every model.
+_TIMES = {
+    0x02: (0.001, 0.1),
+    0x12: (0.007, 0.2),
+    0x16: (0.001, 0.1),
+    0x17: (0.008, 0.2),
+    0x1B: (0.001, 0.1),
+    0x24: (0.005, 0.1),
+    0x30: (0.001, 0.1),
+    0x40: (0.030, 0.8),
+    0x41: (0.030, 0.8),
+    0x45: (0.030, 1.2),
+}
+
+
+class ChipError(Exception):
+    """Talking to the chip did not give a result. The subclasses say what can be done about it."""
+
+    repeats = 0
+    """How many further conversations may help; -1: as many as the deadline allows."""
+
+
+class ChipAbsentError(ChipError):
+    """Nothing woke up at the address: no chip, no power, no bus, another address."""
+
+
+class ChipBusError(ChipError):
+    """The bus does not work (stuck, timed out, locked by another program)."""
+
+    repeats = -1
+
+
+class ChipTimeoutError(ChipError):
+    """The chip took a command and never became ready again."""
+
+    repeats = -1
+
+
+class ChipProtocolError(ChipError):
+    """What came back is not an answer: bad CRC, bad length, not the chip we expect."""
+
+    repeats = -1
+
+
+class ChipParseError(ChipError):
+    """The chip does not know a command or parameter: another model, or a fault of the caller."""
+
+    repeats = 3
+
+
+class ChipRefusedError(ChipError):
+    """The chip refuses because of its locks or the policy of a slot (status 0F)."""
+
+
+class ChipFaultError(ChipError):
+    """The chip reports that it is broken (self-test, random numbers, curve arithmetic)."""
+
+
+class _CheckFailedError(ChipError):
+    """Status 01: the signature or the MAC is wrong. Turned into a result by ``Session.verify``."""
+
+
+def crc16(data: bytes) -> bytes:
+    """Return the CRC of a packet as it goes over the wire: 2 bytes, little-endian.
+
+    Polynomial 0x8005, start 0, bits of a byte from the lowest to the highest, register not
+    reflected (data sheet, "CRC calculation").
+    """
+    register = 0
+    for byte in data:
+        for bit in range(8):
+            feedback = (byte >> bit & 1) ^ register >> 15
+            register = register << 1 & 0xFFFF
+            if feedback:
+                register ^= 0x8005
+    return register.to_bytes(2, "little")
+
+
+def pack_command(opcode: int, param1: int = 0, param2: int = 0, data: bytes = b"") -> bytes:
+    """Return a command as it is written to the chip, word address included."""
+    count = 7 + len(data)
+    if count > MAX_COUNT:
+        raise ValueError(f"{len(data)} bytes do not fit in a command ({MAX_COUNT - 7} do)")
+    body = bytes((count, opcode, param1)) + param2.to_bytes(2, "little") + data
+    return bytes((COMMAND,)) + body + crc16(body)
+
+
+def unpack_reply(raw: bytes) -> bytes:
+    """Return the payload of a reply. Bytes after it (the chip sends FF for ever) are ignored.
+
+    Raises ``ChipProtocolError`` when the length or the CRC is wrong.
+    """
+    count = raw[0] if raw else 0
+    if not 4 <= count <= len(raw):
+        raise ChipProtocolError(f"reply of impossible length: {raw[:8].hex()}")
+    if crc16(raw[: count - 2]) != raw[count - 2 : count]:
+        raise ChipProtocolError(f"reply with a bad CRC: {raw[:count].hex()}")
+    return raw[1 : count - 2]
+
+
+def _failure(status: int) -> ChipError:
+    text = f"{STATUS.get(status, 'unknown status')} ({status:02x})"
+    error: ChipError
+    if status == 0x0F:
+        error = ChipRefusedError(text)
+    elif status == 0x01:
+        error = _CheckFailedError(text)
+    elif status == 0x03:
+        error = ChipParseError(text)
+    elif status in (0x05, 0x07, 0x08):
+        error = ChipFaultError(text)
+        error.repeats = 3 if status == 0x05 else 0
+    else:
+        error = ChipProtocolError(text)
+    return error
+
+
+def model_of(revision: bytes) -> str:
+    """Return the name of the chip with these 4 revision bytes (configuration bytes 4 to 7)."""
+    if revision[:3] == b"\x00\x00\x60":
+        return "ATECC608B" if revision[3] >= 0x03 else "ATECC608A"
+    return "ATECC508A" if revision[2:3] == b"\x50" else f"unknown ({revision.hex()})"
+
+
+def serial_in(block: bytes) -> bytes:
+    """Return the serial number (9 bytes) in the first block of the configuration zone."""
+    return block[0:4] + block[8:13]
+
+
+def data_address(slot: int, offset: int) -> int:
+    """Return the address word of byte ``offset`` of ``slot`` in the data zone."""
+    block, rest = divmod(offset, 32)
+    return block << 8 | slot << 3 | rest >> 2
+
+
+class Session:
+    """The commands of one conversation with a chip that is awake.
+
+    Get one from ``Atecc.run``. Every method raises the ``ChipError`` that tells what happened; what
+    the volatile registers hold is lost when the conversation is repeated.
+    """
+
+    def __init__(self, chip: Atecc) -> None:
+        """Use ``chip``, which must be awake."""
+        self._chip = chip
+
+    def execute(
+        self, opcode: int, param1: int = 0, param2: int = 0, data: bytes = b"", *, reply: int = 1
+    ) -> bytes:
+        """Give one command and return the payload of its reply, which must be ``reply`` bytes.
+
+        With ``reply=1`` the reply is a status, which is checked to be "success".
+        """
+        return self._chip._execute(pack_command(opcode, param1, param2, data), reply)
+
+    def revision(self) -> bytes:
+        """Return the 4 revision bytes (Info)."""
+        return self.execute(0x30, reply=4)
+
+    def read(self, zone: int, address: int, length: int) -> bytes:
+        """Read 4 or 32 bytes at an address word of a zone (Read)."""
+        if length not in (4, 32):
+            raise ValueError("the chip reads 4 or 32 bytes at a time")
+        return self.execute(0x02, zone | (0x80 if length == 32 else 0), address, reply=length)
+
+    def write(self, zone: int, address: int, data: bytes) -> None:
+        """Write 4 or 32 bytes in the clear at an address word of a zone (Write)."""
+        if len(data) not in (4, 32):
+            raise ValueError("the chip writes 4 or 32 bytes at a time")
+        self.execute(0x12, zone | (0x80 if len(data) == 32 else 0), address, data)
+
+    def random(self) -> bytes:
+        """Return 32 random bytes (Random). ``FFFF0000...`` until the configuration is locked."""
+        return self.execute(0x1B, reply=32)
+
+    def nonce(self, number: bytes) -> bytes:
+        """Fill TempKey from the chip's random number and ``number`` (20 bytes): return the former.
+
+        TempKey is then SHA-256 of the 32 bytes returned, ``number``, and the bytes 16 00 00.
+        """
+        if len(number) != 20:
+            raise ValueError("a nonce takes 20 bytes from the host")
+        return self.execute(0x16, 0x00, 0, number, reply=32)
+
+    def load(self, digest: bytes) -> None:
+        """Put ``digest`` (32 bytes) into TempKey as it is (Nonce in pass-through mode)."""
+        if len(digest) != 32:
+            raise ValueError("a SHA-256 digest has 32 bytes")
+        self.execute(0x16, 0x03, 0, digest)
+
+    def generate_key(self, slot: int) -> bytes:
+        """Make a new private key in ``slot`` and return its public key, X and Y, 64 bytes."""
+        return self.execute(0x40, 0x04, slot, reply=64)
+
+    def public_key(self, slot: int) -> bytes:
+        """Return the public key of the private key in ``slot``, X and Y, 64 bytes (GenKey)."""
+        return self.execute(0x40, 0x00, slot, reply=64)
+
+    def sign(self, slot: int) -> bytes:
+        """Sign what ``load`` put into TempKey: R and S, 64 bytes."""
+        return self.execute(0x41, 0x80, slot, reply=64)
+
+    def verify(self, signature: bytes, public_key: bytes) -> bool:
+        """Tell whether ``signature`` of what ``load`` put into TempKey is by ``public_key``."""
+        if len(signature) != 64 or len(public_key) != 64:
+            raise ValueError("a signature and a public key have 64 bytes")
+        try:
+            self.execute(0x45, 0x02, 0x0004, signature + public_key)
+        except _CheckFailedError:
+            return False
+        return True
+
+    def counter(self, number: int, *, increment: bool = False) -> int:
+        """Return counter ``number`` (0 or 1), after counting up by one if ``increment``."""
+        return int.from_bytes(self.execute(0x24, int(increment), number, reply=4), "little")
+
+    def lock(self, mode: int, crc: int = 0) -> None:
+        """Lock for ever what ``mode`` says (Lock): see ``Atecc.lock_config`` and its like."""
+        self.execute(0x17, mode, crc)
+
+
+class ChipInfo:
+    """What a chip says about itself."""
+
+    __slots__ = ("address", "bus", "config_locked", "data_locked", "model", "revision", "serial")
+
+    def __init__(self, bus: str, address: int, block: bytes, word: bytes) -> None:
+        """Take it from bytes 0 to 31 (``block``) and 84 to 87 (``word``) of the configuration."""
+        self.bus = bus
+        self.address = address
+        self.revision = block[4:8]
+        self.model = model_of(self.revision)
+        self.serial = serial_in(block)
+        self.data_locked = word[2] == 0
+        self.config_locked = word[3] == 0
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it for JSON."""
+        return {
+            "model": self.model,
+            "bus": self.bus,
+            "address": self.address,
+            "revision": self.revision.hex(),
+            "serial": self.serial.hex(),
+            "config_locked": self.config_locked,
+            "data_locked": self.data_locked,
+        }
+
+
+class Atecc:
+    """One chip at one address of one bus.
+
+    ``patience`` bounds every method in seconds (a transfer that is under way then still ends, which
+    on a stuck bus takes the kernel up to a second). Not safe for several threads at once; other
+    programs are kept off the bus by its lock.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        address: int = DEFAULT_ADDRESS,
+        *,
+        patience: float = 4.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Talk to the chip at ``address`` of ``bus``; nothing is sent yet."""
+        self.bus = bus
+        self.address = address
+        self.patience = patience
+        self._clock = clock
+        self._sleep = sleep
+        self._deadline = 0.0
+        self._answered = False
+
+    # -- conversations
+
+    def run(self, conversation: Callable[[Session], T]) -> T:
+        """Wake the chip, let ``conversation`` give its commands, and send the chip to sleep.
+
+        A conversation that fails for a passing reason is repeated from its beginning, so it must be
+        one that may be done again. Raises ``ChipError`` with the last reason.
+        """
+        with self._locked():
+            attempt, pause = 0, 0.01
+            while True:
+                try:
+                    return self._converse(conversation)
+                except BusError as error:
+                    problem: ChipError = ChipBusError(str(error))
+                    problem.__cause__ = error
+                except ChipError as error:
+                    problem = error
+                attempt += 1
+                if 0 <= problem.repeats < attempt or self._clock() + pause >= self._deadline:
+                    raise problem
+                self._sleep(pause)
+                pause = min(pause * 2, 0.2)
+
+    def _converse(self, conversation: Callable[[Session], T]) -> T:
+        try:
+            self._wake()
+            result = conversation(Session(self))
+        except ChipError:
+            self._quietly(self.address, SLEEP)
+            raise
+        # Too late to matter: the result is there, and the watchdog sends the chip to sleep as well.
+        with suppress(BusError):
+            self._quietly(self.address, SLEEP)
+        return result
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._deadline = self._clock() + self.patience
+        self._answered = False
+        try:
+            self.bus.lock(self._deadline)
+        except BusError as error:
+            raise ChipBusError(str(error)) from error
+        try:
+            yield
+        finally:
+            self.bus.unlock()
+
+    def _quietly(self, address: int, byte: int) -> None:
+        """Write one byte that nobody may be awake to acknowledge."""
+        with suppress(NotAcknowledgedError):
+            self.bus.write(address, bytes((byte,)))
+
+    def _wake(self) -> None:
+        """Wake the chip up.
+
+        It is sent to sleep first: traffic for other devices may have woken it, and a chip that is
+        awake does not answer a wake pulse (and its watchdog is already running).
+        """
+        reply = b""
+        attempts = 0
+        while True:
+            self._quietly(self.address, SLEEP)
+            # The pulse is SDA low for at least 60 us: a write to address 0, where nobody answers,
+            # at no more than 100 kHz.
+            self._quietly(0, 0)
+            self._sleep(WAKE_DELAY)
+            try:
+                reply = self.bus.read(self.address, 4)
+            except NotAcknowledgedError:
+                # The later attempts leave time for a power-on self-test.
+                if attempts >= 3:
+                    self._sleep(SELF_TEST_TIME)
+                    reply = self._read_quietly(4)
+            if reply == AFTER_WAKE:
+                self._answered = True
+                return
+            if reply == SELF_TEST_FAILED:
+                raise _failure(0x07)
+            attempts += 1
+            late = self._clock() >= self._deadline
+            if reply and (attempts >= 5 or late):
+                raise ChipProtocolError(
+                    f"{reply.hex()} came back from address 0x{self.address:02x} after waking it "
+                    f"instead of {AFTER_WAKE.hex()}"
+                )
+            # A chip that has answered before is there; it gets the whole patience.
+            if late or (attempts >= 5 and not self._answered):
+                raise ChipAbsentError(
+                    f"no answer from address 0x{self.address:02x} on {self.bus.name} "
+                    f"(woken {attempts} times)"
+                )
+
+    def _read_quietly(self, length: int) -> bytes:
+        try:
+            return self.bus.read(self.address, length)
+        except NotAcknowledgedError:
+            return b""
+
+    def _execute(self, packet: bytes, reply: int) -> bytes:
+        first, limit = _TIMES.get(packet[2], (0.005, 1.2))
+        try:
+            self.bus.write(self.address, packet)
+        except NotAcknowledgedError as error:
+            raise ChipTimeoutError("the chip did not take a command") from error
+        self._sleep(first)
+        raw = self._poll(reply + 3, min(self._clock() + limit, self._deadline))
+        for last in (False, False, True):
+            try:
+                payload = unpack_reply(raw)
+                break
+            except ChipProtocolError:
+                # The answer is still in the chip: read it again rather than do the work again.
+                if last:
+                    raise
+                self.bus.write(self.address, bytes((RESET_POINTER,)))
+                raw = self._read_quietly(reply + 3)
+        if len(payload) == 1 and (reply != 1 or payload[0]):
+            raise _failure(payload[0])
+        if len(payload) != reply:
+            raise ChipProtocolError(f"reply of {len(payload)} bytes instead of {reply}")
+        return payload
+
+    def _poll(self, length: int, deadline: float) -> bytes:
+        while True:
+            try:
+                return self.bus.read(self.address, length)
+            except NotAcknowledgedError:
+                if self._clock() >= deadline:
+                    raise ChipTimeoutError("the chip did not finish a command") from None
+            self._sleep(POLL_INTERVAL)
+
+    # -- what the rest of the program uses
+
+    def info(self) -> ChipInfo:
+        """Return what the chip is: model, serial number, locks."""
+
+        def conversation(session: Session) -> ChipInfo:
+            block = session.read(ZONE_CONFIG, 0, 32)
+            word = session.read(ZONE_CONFIG, LOCK_WORD, 4)
+            return ChipInfo(self.bus.name, self.address, block, word)
+
+        return self.run(conversation)
+
+    def serial_number(self) -> bytes:
+        """Return the serial number, 9 bytes."""
+        return serial_in(self.run(lambda session: session.read(ZONE_CONFIG, 0, 32)))
+
+    def revision(self) -> bytes:
+        """Return the 4 revision bytes."""
+        return self.run(Session.revision)
+
+    def read_config(self) -> bytes:
+        """Return the configuration zone, 128 bytes."""
+        return self.run(
+            lambda session: b"".join(
+                session.read(ZONE_CONFIG, offset >> 2, 32) for offset in range(0, CONFIG_SIZE, 32)
+            )
+        )
+
+    def read_slot(self, slot: int, length: int) -> bytes:
+        """Return the first ``length`` bytes of a slot of the data zone (a multiple of 4).
+
+        Raises ``ChipRefusedError`` when the slot is secret or the data zone is not locked yet.
+        """
+
+        def conversation(session: Session) -> bytes:
+            data, offset = b"", 0
+            while offset < length:
+                step = 32 if length - offset >= 32 else 4
+                data += session.read(ZONE_DATA, data_address(slot, offset), step)
+                offset += step
+            return data
+
+        return self.run(conversation)
+
+    def write(self, zone: int, address: int, data: bytes) -> None:
+        """Write 4 or 32 bytes in the clear at an address word of a zone."""
+        self.run(lambda session: session.write(zone, address, data))
+
+    def random(self) -> bytes:
+        """Return 32 random bytes."""
+        return self.run(Session.random)
+
+    def nonce(self, number: bytes) -> bytes:
+        """Return the 32 random bytes of a nonce with ``number`` (20 bytes) mixed in."""
+        return self.run(lambda session: session.nonce(number))
+
+    def generate_key(self, slot: int) -> bytes:
+        """Replace the private key in ``slot`` by a new one: its public key, 64 bytes.
+
+        When the chip's answer is lost, another key is made; only the one returned exists.
+        """
+        return self.run(lambda session: session.generate_key(slot))
+
+    def public_key(self, slot: int) -> bytes:
+        """Return the public key of ``slot``, X and Y, 64 bytes."""
+        return self.run(lambda session: session.public_key(slot))
+
+    def sign(self, slot: int, digest: bytes) -> bytes:
+        """Sign a SHA-256 ``digest`` with the key in ``slot``: R and S, 64 bytes (ECDSA P-256).
+
+        Both commands belong to one conversation: the digest is lost when the chip sleeps.
+        """
+
+        def conversation(session: Session) -> bytes:
+            session.load(digest)
+            return session.sign(slot)
+
+        return self.run(conversation)
+
+    def verify(self, digest: bytes, signature: bytes, public_key: bytes) -> bool:
+        """Let the chip check a signature of a SHA-256 ``digest``."""
+
+        def conversation(session: Session) -> bool:
+            session.load(digest)
+            return session.verify(signature, public_key)
+
+        return self.run(conversation)
+
+    def counter(self, number: int) -> int:
+        """Return the value of counter 0 or 1."""
+        return self.run(lambda session: session.counter(number))
+
+    def count_up(self, number: int) -> int:
+        """Add one to counter 0 or 1 and return its new value (at most 2,097,151).
+
+        Exactly one is added even when the chip's answer is lost.
+        """
+        before: int | None = None
+
+        def conversation(session: Session) -> int:
+            nonlocal before
+            now = session.counter(number)
+            if before is not None and now == before + 1:
+                return now
+            before = now
+            return session.counter(number, increment=True)
+
+        return self.run(conversation)
+
+    def lock_config(self, crc: int) -> None:
+        """Lock the configuration zone for ever, if ``crc`` is the CRC of its 128 bytes."""
+        self._lock(0x00, crc, lambda word: word[3] == 0)
+
+    def lock_data(self, crc: int) -> None:
+        """Lock the data and OTP zones for ever, if ``crc`` is that of all that is not a key."""
+        self._lock(0x01, crc, lambda word: word[2] == 0)
+
+    def lock_slot(self, slot: int) -> None:
+        """Lock one slot of the data zone for ever."""
+        self._lock(
+            slot << 2 | 0x02,
+            0,
+            lambda word: not int.from_bytes(word, "little") >> slot & 1,
+            word=SLOT_LOCK_WORD,
+        )
+
+    def _lock(
+        self, mode: int, crc: int, locked: Callable[[bytes], bool], word: int = LOCK_WORD
+    ) -> None:
+        first = True
+
+        def conversation(session: Session) -> None:
+            nonlocal first
+            # A repeated Lock is refused, so look whether the one whose answer was lost did it.
+            if not first and locked(session.read(ZONE_CONFIG, word, 4)):
+                return
+            first = False
+            session.lock(mode, crc)
+
+        self.run(conversation)

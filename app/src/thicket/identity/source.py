@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: PTH103, PTH105, PTH123, PTH208 - pathlib loads slowly, a start counts milliseconds
+"""Where a node's identity comes from: the chip, or what stands in for it.
+
+``read_identity`` always gives an answer. A chip that is missing or talks nonsense is described in
+words in ``Identity.problem``, and the node runs under a software identity until the chip is found
+by a later call.
+
+Without a chip, in this order: the serial number of the board; the MAC address of the first radio; a
+random number made once and kept on the data partition. A node that once had to make a random number
+stays with it, and one that took a MAC address keeps it while no radio is plugged in, so that an
+address does not depend on what happened to be ready first at boot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from ipaddress import IPv6Interface
+
+from thicket.identity import address as addresses
+from thicket.identity.bus import Bus, BusError, LinuxBus
+
+ADDRESSES = (0x60, 0x35)
+"""7-bit I2C addresses that are tried: catalogue parts, Trust&GO parts."""
+
+PATIENCE = 4.0
+"""Seconds for one chip that answers, but not well; where nothing answers it takes 0.1 s."""
+
+TOTAL_PATIENCE = 10.0
+"""Seconds for the search of all buses."""
+
+RADIO_WAIT = 5.0
+"""Seconds to wait for a radio whose MAC address would be the identity."""
+
+HINT = (
+    "Check the wiring (on a Raspberry Pi: 3.3 V pin 1, SDA pin 3, SCL pin 5, GND pin 6), that "
+    "config.txt has dtparam=i2c_arm=on, and the chip's address (0x60, Trust&GO 0x35)"
+)
+
+
+class Identity:
+    """Who a node is.
+
+    ``source`` is one of ``address.SOURCES``; ``id`` are the 6 bytes in the node's address;
+    ``serial`` is the chip's whole serial number (9 bytes) or None; ``chip`` describes the chip or
+    is None; ``problem`` says in words why there is no chip, or is None.
+    """
+
+    __slots__ = ("chip", "id", "problem", "serial", "source")
+
+    def __init__(
+        self,
+        source: str,
+        id: bytes,
+        *,
+        serial: bytes | None = None,
+        chip: dict[str, object] | None = None,
+        problem: str | None = None,
+    ) -> None:
+        """Make an identity. Raises ``ValueError`` when no address can be made of it."""
+        addresses.interface_identifier(source, id)
+        self.source = source
+        self.id = id
+        self.serial = serial
+        self.chip = chip
+        self.problem = problem
+
+    @property
+    def software(self) -> bool:
+        """Whether the identity is only a claim: nothing but a chip can prove one."""
+        return self.source != "chip"
+
+    @property
+    def hostname(self) -> str:
+        """The node's name: ``n-`` and the identity in hexadecimal."""
+        return "n-" + self.id.hex()
+
+    @property
+    def machine_id(self) -> str:
+        """32 hexadecimal digits for ``/etc/machine-id``, made of the identity by SHA-256."""
+        from hashlib import sha256  # noqa: PLC0415 - loading OpenSSL is slow and not always needed
+
+        number = addresses.interface_identifier(self.source, self.id).to_bytes(8, "big")
+        return sha256(b"thicket-machine-id-v1" + number + (self.serial or b"")).hexdigest()[:32]
+
+    def address_in(self, prefix: str | IPv6Interface) -> IPv6Interface:
+        """Return the node's address in ``prefix``; see ``address.address_in``."""
+        return addresses.address_in(prefix, self.source, self.id)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it for JSON: the ``identity`` part of the node's status."""
+        return {
+            "source": self.source,
+            "software": self.software,
+            "serial": self.serial.hex() if self.serial else None,
+            "id": self.id.hex(),
+            "chip": self.chip,
+        }
+
+    def __repr__(self) -> str:
+        return f"Identity({self.source!r}, {self.id.hex()})"
+
+
+class Host:
+    """The machine that identities are read from: its files and buses. Tests give other paths."""
+
+    def __init__(
+        self,
+        *,
+        devices: str = "/dev",
+        board_serial: str = "/proc/device-tree/serial-number",
+        radios: str = "/sys/class/ieee80211",
+        data: str = "/data/thicket",
+        open_bus: Callable[[str], Bus] = LinuxBus,
+        radio_wait: float = RADIO_WAIT,
+    ) -> None:
+        """Name the places; nothing is read yet."""
+        self.devices = devices
+        self.board_serial_file = board_serial
+        self.radios = radios
+        self.data = data
+        self.open_bus = open_bus
+        self.radio_wait = radio_wait
+
+    def buses(self) -> list[str]:
+        """Return the I2C bus devices, the one on the Raspberry Pi's header (1) first."""
+        try:
+            names = os.listdir(self.devices)
+        except OSError:
+            return []
+        numbers = [int(n[4:]) for n in names if n.startswith("i2c-") and n[4:].isdecimal()]
+        return [self.bus(n) for n in sorted(numbers, key=lambda n: (n != 1, n))]
+
+    def bus(self, number: int | str) -> str:
+        """Return the path of an I2C bus device."""
+        return f"{self.devices}/i2c-{number}"
+
+    def board_serial(self) -> str | None:
+        """Return the serial number of the board from the device tree, if it has a real one."""
+        text = _read(self.board_serial_file).strip("\0 \n").lower()
+        return text if text.strip("0") else None
+
+    def radio_macs(self) -> list[str]:
+        """Return the permanent MAC addresses of the radios, in the order of their names."""
+        try:
+            names = os.listdir(self.radios)
+        except OSError:
+            return []
+        names.sort(key=lambda name: (len(name), name))
+        macs = (_read(f"{self.radios}/{name}/macaddress").strip().lower() for name in names)
+        return [mac for mac in macs if mac.replace(":", "").strip("0")]
+
+    @property
+    def memory(self) -> str:
+        """The file that keeps the software identity."""
+        return self.data + "/identity.json"
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(256)
+    except OSError:
+        return ""
+
+
+async def read_identity(config: object = None, *, host: Host | None = None) -> Identity:
+    """Return who this node is. Never raises for what hardware or files do; takes a bounded time.
+
+    ``config`` is the section ``[identity]``: its attribute ``i2c_bus`` is ``auto``, ``none`` or the
+    number of a bus. Call it again to look for a chip that was not there; compare ``source``.
+    """
+    host = host or Host()
+    wanted = str(getattr(config, "i2c_bus", "auto"))
+    problem: str | None = None
+    if wanted != "none":
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(None, find_chip, wanted, host)
+        if isinstance(found, Identity):
+            return found
+        problem = found
+    source, value, complaint = await _software_identity(host)
+    problem = ". ".join(text for text in (problem, complaint) if text) or None
+    return Identity(source, addresses.identity_of_value(source, value), problem=problem)
+
+
+def find_chip(wanted: str, host: Host) -> Identity | str:
+    """Look for a chip on the bus ``wanted``, or on all of them if that is ``auto``. Blocks.
+
+    Returns the identity, or what was tried and found in words.
+    """
+    buses = host.buses() if wanted == "auto" else [host.bus(wanted)]
+    if not buses:
+        return f"No security chip: there is no I2C bus ({host.devices}/i2c-*). {HINT}"
+    deadline = time.monotonic() + TOTAL_PATIENCE
+    findings: list[str] = []
+    for path in buses:
+        if time.monotonic() >= deadline:
+            findings.append(f"{path}: not tried, the other buses took too long")
+            continue
+        try:
+            bus = host.open_bus(path)
+        except BusError as error:
+            findings.append(str(error))
+            continue
+        try:
+            found = _chip_on(bus, deadline)
+        except Exception as error:  # whatever a bus does, the node needs an identity
+            findings.append(f"{path}: {type(error).__name__}: {error}")
+            continue
+        finally:
+            bus.close()
+        if isinstance(found, Identity):
+            return found
+        findings.append(f"{path}: {found}")
+    return f"No security chip. Tried {'; '.join(findings)}. {HINT}"
+
+
+def _chip_on(bus: Bus, deadline: float) -> Identity | str:
+    from thicket.identity import atecc  # noqa: PLC0415 - not needed where there is no bus
+
+    findings: list[str] = []
+    for address in ADDRESSES:
+        patience = min(PATIENCE, max(0.0, deadline - time.monotonic()))
+        chip = atecc.Atecc(bus, address, patience=patience)
+        try:
+            info = chip.info()
+            identity = addresses.identity_of_serial(info.serial)
+        except atecc.ChipAbsentError:
+            findings.append(f"no answer at 0x{address:02x}")
+        except atecc.ChipBusError as error:
+            findings.append(f"the bus does not work ({error})")
+            break
+        except (atecc.ChipError, ValueError) as error:
+            findings.append(f"something answers at 0x{address:02x}, but {error}")
+        else:
+            return Identity("chip", identity, serial=info.serial, chip=info.as_dict())
+    return ", ".join(findings)
+
+
+async def _software_identity(host: Host) -> tuple[str, str, str | None]:
+    """Return source and value of the identity of a node without chip, and what is wrong with it."""
+    board = host.board_serial()
+    if board:
+        return "board", board, None
+    source, value = _recall(host)
+    if source == "random":
+        return source, value, None
+    macs = host.radio_macs()
+    if not macs:
+        # The radio may still be starting, or come with a USB adapter that is slow to appear.
+        end = time.monotonic() + (host.radio_wait if source is None else 0.0)
+        while not macs and time.monotonic() < end:
+            await asyncio.sleep(0.1)
+            macs = host.radio_macs()
+    if source == "mac" and (not macs or value in macs):
+        return source, value, None
+    if macs:
+        return "mac", macs[0], _remember(host, "mac", macs[0])
+    value = os.urandom(16).hex()
+    return "random", value, _remember(host, "random", value)
+
+
+def _recall(host: Host) -> tuple[str | None, str]:
+    try:
+        with open(host.memory, encoding="utf-8") as file:
+            kept = json.loads(file.read(4096))
+        source, value = kept["source"], kept["value"]
+    except (OSError, ValueError, LookupError, TypeError):
+        # Missing or damaged: it is only a memory of something that can be found or made again.
+        return None, ""
+    if source not in ("mac", "random") or not isinstance(value, str) or not value:
+        return None, ""
+    return source, value
+
+
+def _remember(host: Host, source: str, value: str) -> str | None:
+    new = host.memory + ".new"
+    try:
+        os.makedirs(host.data, exist_ok=True)
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(json.dumps({"source": source, "value": value}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, host.memory)
+        directory = os.open(host.data, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        lasting = "" if source == "mac" else ", so the node's address changes with every start"
+        return (
+            f"The software identity could not be kept in {host.memory} ({error.strerror}){lasting}"
+        )
+    return None

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chip of one node, where QEMU can reach it: ``-device vhost-user-i2c-device`` or ``-pci``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.bus import I2cBus
+from meshlab.chip.i2c import VirtioI2c
+from meshlab.chip.state import MODEL
+from meshlab.chip.vhost_user import VhostUserServer
+
+
+class ChipServer:
+    """Serves one chip as the only device on an I2C bus, on a unix socket.
+
+    QEMU connects, and may go and come again: that is the node's power, so the chip then loses what
+    it keeps in SRAM, and nothing else. Many servers share one event loop.
+    """
+
+    def __init__(self, path: Path, chip: Atecc608, *, name: str = "") -> None:
+        """Put ``chip`` on a bus of its own that QEMU reaches at ``path``."""
+        self.chip = chip
+        self.device = VirtioI2c(I2cBus([chip]))
+        self.server = VhostUserServer(path, self.device, name=name or path.parent.name)
+
+    async def start(self) -> None:
+        """Listen for QEMU. Raises ``OSError``."""
+        await self.server.start()
+
+    async def stop(self) -> None:
+        """Hang up and remove the socket."""
+        await self.server.stop()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a virtual machine is connected."""
+        return self.server.connection is not None
+
+    def status(self) -> dict[str, Any]:
+        """Return what there is to know, for JSON."""
+        return {
+            "model": MODEL,
+            "serial": self.chip.serial.hex(),
+            "connected": self.connected,
+            "fault": self.chip.fault,
+            "problem": self.chip.problem,
+            "commands": dict(self.chip.counters),
+            "bus": dict(self.device.counters),
+            "vhost_user": dict(self.server.counters),
+        }
