@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from meshlab import topology
+from meshlab.fake import FakeParts
 from meshlab.state import LabState, LinkState, NodeState, address_from_serial
 
 PREFIX = "fd12:3456:789a:1::/64"
@@ -86,3 +87,9 @@ def make_lab() -> LabMaker:
         return lab
 
     return make
+
+
+@pytest.fixture
+def parts() -> FakeParts:
+    """Return parts of a lab that boot nothing."""
+    return FakeParts()

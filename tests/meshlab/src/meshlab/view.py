@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
@@ -127,22 +128,25 @@ class Canvas:
         """Return the rows, joined by newlines."""
         text = Text(no_wrap=True, overflow="crop")
         for y in range(self.height):
-            for x in range(self.width):
-                place = (x, y)
-                if place in self._cells:
-                    text.append(*self._cells[place])
-                elif place in self._lines:
-                    arms, style = self._lines[place]
-                    text.append(_LINES[arms], style)
-                elif place in self._dots:
-                    dots, style = self._dots[place]
-                    text.append(chr(0x2800 + dots), style)
-                else:
-                    text.append(" ")
+            # Neighbours of one style are one piece: fewer escapes for the terminal.
+            for style, run in groupby((self._at(x, y) for x in range(self.width)), itemgetter(1)):
+                text.append("".join(character for character, _ in run), style)
             if y + 1 < self.height:
                 text.append("\n")
         text.rstrip()
         return text
+
+    def _at(self, x: int, y: int) -> tuple[str, str]:
+        place = (x, y)
+        if place in self._cells:
+            return self._cells[place]
+        if place in self._lines:
+            arms, style = self._lines[place]
+            return _LINES[arms], style
+        if place in self._dots:
+            dots, style = self._dots[place]
+            return chr(0x2800 + dots), style
+        return " ", ""
 
 
 def picture_heights(positions: Iterable[Position]) -> list[int]:

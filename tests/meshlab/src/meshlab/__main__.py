@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m meshlab``."""
+
+import sys
+
+from meshlab.cli import main
+
+sys.exit(main())

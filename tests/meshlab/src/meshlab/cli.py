@@ -1,0 +1,628 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``meshlab`` command: run a lab, and talk to one that runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import select
+import shlex
+import signal
+import socket
+import sys
+import tempfile
+import termios
+import time
+import tty
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from meshlab import summary, topology, view
+from meshlab.lab import Lab, LabError, LabSpec, NotFormedError, is_held
+from meshlab.paths import cache_root, lab_directory, socket_address
+from meshlab.rpc import Client, Json, Params, RpcError
+from meshlab.state import Event, LabState
+
+DESCRIPTION = """\
+Boot a mesh of simulated Thicket nodes, watch it, and play with it from other terminals.
+"""
+
+EPILOG = """\
+NODE is a node's name or number: n3 or 3. Every command takes --lab NAME before it when several labs
+run at once.
+
+  meshlab up --nodes 5 --topology ring      boots five nodes; Ctrl-C ends it
+  meshlab exec n1 -- thicket nodes          who is in the cluster, seen from n1
+  meshlab link n1 n2 --cut                  the two no longer hear each other
+  meshlab pcap -w - | wireshark -k -i -     everything on the air
+"""
+
+
+class CommandError(Exception):
+    """Ends the program with a message and a status."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="meshlab",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument(
+        "--lab", default="default", metavar="NAME", help="which lab (default: default)"
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> Any:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    up = command("up", "boot a mesh and show it until Ctrl-C", cmd_up)
+    up.add_argument("-n", "--nodes", type=int, default=5, help="how many nodes (default: 5)")
+    up.add_argument("--topology", choices=topology.KINDS, default="grid", help="default: grid")
+    up.add_argument("--image", default="lab", help="what the nodes boot (default: lab)")
+    up.add_argument("--seed", type=int, default=1, help="of chips, radios, random topologies")
+    up.add_argument("--security", choices=("open", "sae"), default="open", help="default: open")
+    up.add_argument("--keep", action="store_true", help="keep the disks and chips of the last run")
+    up.add_argument(
+        "--once", action="store_true", help="wait until formed, print a summary as JSON, end"
+    )
+    up.add_argument(
+        "--timeout", type=float, metavar="S", help="with --once: give up after so many seconds"
+    )
+    up.add_argument("--plain", action="store_true", help="progress as lines, also on a terminal")
+
+    status = command("status", "show a running lab once", cmd_status)
+    status.add_argument("--json", action="store_true", help="the summary, as `up --once` prints it")
+
+    execute = command("exec", "run a command on a node; its exit status is passed on", cmd_exec)
+    execute.add_argument("node", metavar="NODE")
+    execute.add_argument("--timeout", type=float, metavar="S", help="end it after so many seconds")
+    execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
+
+    console = command("console", "type at a node's console; Ctrl-] leaves", cmd_console)
+    console.add_argument("node", metavar="NODE")
+
+    logs = command("logs", "show a node's system log", cmd_logs)
+    logs.add_argument("node", metavar="NODE")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    logs.add_argument("--console", action="store_true", help="its console instead: kernel and init")
+
+    link = command("link", "change what two nodes hear of each other", cmd_link)
+    link.add_argument("a", metavar="A")
+    link.add_argument("b", metavar="B")
+    how = link.add_mutually_exclusive_group(required=True)
+    how.add_argument("--cut", action="store_true", help="nothing any more")
+    how.add_argument("--snr", type=float, metavar="DB", help="this signal-to-noise ratio")
+    how.add_argument("--restore", action="store_true", help="as it was at the start")
+    link.add_argument("--oneway", action="store_true", help="only what B hears of A")
+
+    move = command("move", "put a node elsewhere; its links then follow its distances", cmd_move)
+    move.add_argument("node", metavar="NODE")
+    move.add_argument("x", type=float, metavar="X", help="metres")
+    move.add_argument("y", type=float, metavar="Y", help="metres")
+
+    kill = command("kill", "cut the power of a node: nothing is written any more", cmd_power)
+    kill.add_argument("node", metavar="NODE")
+    kill.set_defaults(action="kill")
+    power = command("power", "switch a node on, or shut it down", cmd_power)
+    power.add_argument("node", metavar="NODE")
+    power.add_argument("action", choices=("on", "off"))
+
+    pcap = command("pcap", "record what is on the air, as pcapng, until Ctrl-C", cmd_pcap)
+    pcap.add_argument("node", nargs="?", metavar="NODE", help="only what this node sends and hears")
+    pcap.add_argument("-w", dest="file", metavar="FILE", help="where to; - or nothing: to stdout")
+    pcap.add_argument("--stop", action="store_true", help="end a recording that was left running")
+
+    chip = command("chip", "break a node's chip, or mend it", cmd_chip)
+    chip.add_argument("node", metavar="NODE")
+    chip.add_argument("what", choices=("fault",))
+    chip.add_argument("fault", metavar="absent|nak|bad-crc|stuck|none")
+
+    radio = command("radio", "unplug a node's radio, or plug it in", cmd_radio)
+    radio.add_argument("node", metavar="NODE")
+    radio.add_argument("action", choices=("unplug", "plug"))
+
+    config = command("config", "change a node's configuration, by `thicket config set`", cmd_config)
+    config.add_argument("node", metavar="NODE")
+    config.add_argument("settings", nargs="+", metavar="SECTION.KEY=VALUE")
+
+    medium = command(
+        "medium", "show the medium's figures, or kill it (it is restarted)", cmd_medium
+    )
+    medium.add_argument("action", choices=("status", "kill"), nargs="?", default="status")
+
+    command("down", "end a running lab", cmd_down)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        lab_directory(options.lab)
+        status: int = options.run(options)
+    except CommandError as failure:
+        print(f"meshlab: {failure}", file=sys.stderr)
+        return failure.status
+    except (LabError, ValueError) as error:
+        print(f"meshlab: {error}", file=sys.stderr)
+        return 1
+    except RpcError as error:
+        print(f"meshlab: {_explained(error, options.lab)}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Who read our output has left: not an error, and nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _explained(error: RpcError, lab: str) -> str:
+    if error.code != "not-running":
+        return error.message
+    labs = running_labs()
+    if labs and lab not in labs:
+        return f"no lab {lab!r} is running; running: {', '.join(labs)} (choose with --lab NAME)"
+    start = "make qemu-mesh" if lab == "default" else f"make qemu-mesh LAB={lab}"
+    return f"no lab {lab!r} is running: start one with `{start}`"
+
+
+def running_labs() -> list[str]:
+    """Return the names of the labs whose supervisor answers."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted((cache_root() / "labs").glob("*/control.sock")):
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                probe.connect(socket_address(path))
+                found.append(path.parent.name)
+    return found
+
+
+# --- up ----------------------------------------------------------------------------------------
+
+
+def own_command() -> str:
+    """Return how a person in this directory calls this program."""
+    given = os.environ.get("MESHLAB_COMMAND")
+    if given:
+        return given
+    # From a checkout there is bin/meshlab, which finds its Python environment by itself.
+    program = Path(__file__).resolve().parents[4] / "bin" / "meshlab"
+    if not program.exists():
+        return "meshlab"
+    near = os.path.relpath(program)
+    return near if not near.startswith("..") else str(program)
+
+
+def cmd_up(options: argparse.Namespace) -> int:
+    shape = topology.make(options.topology, options.nodes, options.seed)
+    # A terminal that vanishes ends the lab as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    from meshlab import parts
+
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    made = parts.load(options.image, cache_root(), options.seed, progress)
+    spec = LabSpec(topology=shape, name=options.lab, security=options.security, keep=options.keep)
+    lab = Lab(spec, made)
+    plain = options.plain or options.once or not sys.stderr.isatty()
+    timeout = options.timeout or 120 + 20 * options.nodes
+    return run_supervised(_up(lab, once=options.once, plain=plain, timeout=timeout))
+
+
+def run_supervised(coroutine: Coroutine[Any, Any, int]) -> int:
+    """Run the supervisor; a signal ends it in order, a second one at once."""
+    interrupted = 0
+
+    async def supervise() -> int:
+        task = asyncio.create_task(coroutine)
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            interrupted += 1
+            if interrupted > 1:
+                if sys.stderr.isatty():  # leave the view's screen, show the cursor
+                    os.write(sys.stderr.fileno(), b"\x1b[?1049l\x1b[?25h")
+                # Children are tied to this process: the kernel ends them with it.
+                os._exit(130)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, interrupt)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return 130
+
+    return asyncio.run(supervise())
+
+
+async def _up(lab: Lab, *, once: bool, plain: bool, timeout: float) -> int:
+    if once:
+        return await _up_once(lab, timeout)
+    if plain:
+        lab.on_event(print_event)
+        async with lab:
+            try:
+                await lab.wait(
+                    lambda: lab.state.formed is not None or lab.done.is_set(), 1e9, "formed"
+                )
+                for tip in view.hints(lab.state, own_command()):
+                    print(f"try: {tip}", file=sys.stderr)
+                await lab.done.wait()
+            except asyncio.CancelledError:
+                print("stopping", file=sys.stderr)
+                raise
+        return _ending(lab)
+    return await _up_live(lab)
+
+
+async def _up_once(lab: Lab, timeout: float) -> int:
+    lab.on_event(print_event)
+    status = 0
+    async with lab:
+        waiting = asyncio.create_task(lab.formed(timeout))
+        ending = asyncio.create_task(lab.done.wait())
+        try:
+            await asyncio.wait([waiting, ending], return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise lab.failure or LabError("ended before the mesh had formed")
+            await waiting
+            await lab.measure_guests()
+        except NotFormedError as error:
+            print(f"meshlab: {error}", file=sys.stderr)
+            status = 1
+        finally:
+            waiting.cancel()
+            ending.cancel()
+        print(json.dumps(summary.summarise(lab.snapshot()), indent=2), flush=True)
+    return status
+
+
+async def _up_live(lab: Lab) -> int:
+    console = Console(stderr=True)
+    shown = view.View(lab.state, own_command())
+    with Live(
+        shown, console=console, screen=True, auto_refresh=False, vertical_overflow="crop"
+    ) as live:
+
+        async def draw() -> None:
+            while True:
+                lab.snapshot()
+                live.refresh()
+                await asyncio.sleep(0.5)
+
+        drawing = asyncio.create_task(draw())
+        try:
+            async with lab:
+                try:
+                    await lab.done.wait()
+                finally:
+                    lab.state.stopping = True
+                    live.refresh()
+        finally:
+            drawing.cancel()
+    # The screen of the view is gone with it; these lines stay.
+    lab.state.stopping = False
+    console.print(view.progress(lab.state))
+    console.print(f"logs: {lab.directory}")
+    return _ending(lab)
+
+
+def _ending(lab: Lab) -> int:
+    if lab.failure is not None:
+        raise lab.failure
+    return 0
+
+
+def print_event(event: Event) -> None:
+    """Print one event as a line of progress."""
+    who = f"{event.node}: " if event.node else ""
+    print(f"{event.at:7.1f} s  {who}{event.text}", file=sys.stderr, flush=True)
+
+
+# --- clients -----------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def connected(lab: str) -> AsyncIterator[Client]:
+    """Connect to the lab's supervisor."""
+    async with await Client.connect(lab_directory(lab) / "control.sock") as client:
+        yield client
+
+
+def ask(
+    options: argparse.Namespace,
+    method: str,
+    params: Params | None = None,
+    *,
+    timeout: float | None = 60.0,
+    on_event: Callable[[Json], None] | None = None,
+) -> Json:
+    """Make one request to the running lab."""
+
+    async def go() -> Json:
+        async with connected(options.lab) as client:
+            return await client.call(method, params, timeout=timeout, on_event=on_event)
+
+    return asyncio.run(go())
+
+
+def cmd_status(options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps(ask(options, "summary"), indent=2))
+        return 0
+    state = LabState.from_json(ask(options, "status"))
+    console = Console()
+    # All of it, however small the terminal is: this is a page to read, not a screen to watch.
+    height = len(state.nodes) + 30
+    width = max(console.width, 80)
+    shown = view.View(state, own_command()).render(width, height)
+    console.print(shown, width=width, crop=False, soft_wrap=False)
+    for line in summary.in_words(state):
+        console.print(Text(line, "yellow"))
+    return 0
+
+
+def _write_output(stream: TextIO) -> Callable[[Json], None]:
+    def write(event: Json) -> None:
+        stream.write(event.get("output", ""))
+        stream.flush()
+
+    return write
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Return the shell command that `exec NODE -- words` means.
+
+    One word is a line for the shell, as with ssh; several are a command and its arguments.
+    """
+    rest = list(words[1:] if words[:1] == ["--"] else words)
+    if not rest:
+        raise CommandError("exec needs a command: meshlab exec n1 -- thicket status", 2)
+    return rest[0] if len(rest) == 1 else shlex.join(rest)
+
+
+def cmd_exec(options: argparse.Namespace) -> int:
+    params = {
+        "node": options.node,
+        "command": command_line(options.words),
+        "timeout": options.timeout,
+    }
+    answer = ask(options, "exec", params, timeout=None, on_event=_write_output(sys.stdout))
+    return int(answer["status"])
+
+
+def cmd_logs(options: argparse.Namespace) -> int:
+    if options.console:
+        return _console_log(options)
+    params = {"node": options.node, "follow": options.follow}
+    ask(options, "logs", params, timeout=None, on_event=_write_output(sys.stdout))
+    return 0
+
+
+def _console_log(options: argparse.Namespace) -> int:
+    """Print a node's console log; works for a lab that has ended, too."""
+    name = topology.node_name(int(options.node)) if options.node.isdecimal() else options.node
+    path = lab_directory(options.lab) / name / "console.log"
+    try:
+        with path.open("r", encoding="utf-8", errors="replace") as file:
+            while True:
+                if text := file.read(65536):
+                    sys.stdout.write(text)
+                    sys.stdout.flush()
+                elif options.follow:
+                    time.sleep(0.2)
+                else:
+                    return 0
+    except FileNotFoundError:
+        raise CommandError(
+            f"there is no console log of {name} in the lab {options.lab!r}"
+        ) from None
+
+
+def cmd_link(options: argparse.Namespace) -> int:
+    params = {
+        "a": options.a,
+        "b": options.b,
+        "cut": options.cut,
+        "snr": options.snr,
+        "restore": options.restore,
+        "both": not options.oneway,
+    }
+    ask(options, "link", params)
+    return 0
+
+
+def cmd_move(options: argparse.Namespace) -> int:
+    ask(options, "move", {"node": options.node, "x": options.x, "y": options.y})
+    return 0
+
+
+def cmd_power(options: argparse.Namespace) -> int:
+    ask(options, "power", {"node": options.node, "action": options.action})
+    return 0
+
+
+def cmd_chip(options: argparse.Namespace) -> int:
+    ask(options, "chip", {"node": options.node, "fault": options.fault})
+    return 0
+
+
+def cmd_radio(options: argparse.Namespace) -> int:
+    ask(options, "radio", {"node": options.node, "action": options.action})
+    return 0
+
+
+def cmd_config(options: argparse.Namespace) -> int:
+    answer = ask(options, "config", {"node": options.node, "settings": options.settings})
+    stream = sys.stdout if answer["status"] == 0 else sys.stderr
+    stream.write(answer["output"])
+    return int(answer["status"])
+
+
+def cmd_medium(options: argparse.Namespace) -> int:
+    answer = ask(options, "medium", {"action": options.action})
+    if options.action == "status":
+        print(json.dumps(answer, indent=2))
+    return 0
+
+
+def cmd_down(options: argparse.Namespace) -> int:
+    async def go() -> None:
+        async with connected(options.lab) as client:
+            await client.call("down")
+        # The supervisor holds its directory until everything is switched off.
+        deadline = time.monotonic() + 30
+        while is_held(lab_directory(options.lab)):
+            if time.monotonic() > deadline:
+                raise CommandError(f"the lab {options.lab!r} has not ended within 30 s")
+            await asyncio.sleep(0.05)
+
+    asyncio.run(go())
+    return 0
+
+
+# --- pcap and console --------------------------------------------------------------------------
+
+
+def cmd_pcap(options: argparse.Namespace) -> int:
+    if options.stop:
+        ask(options, "pcap", {"stop": True})
+        return 0
+    if options.file in (None, "-"):
+        if sys.stdout.isatty():
+            raise CommandError("a recording is no text: -w FILE, or pipe it somewhere", 2)
+        return asyncio.run(_pcap_stdout(options))
+    return asyncio.run(_pcap_file(options, Path(options.file).absolute()))
+
+
+def _interruption() -> asyncio.Event:
+    """Return an event that SIGINT, SIGTERM and SIGHUP set from now on."""
+    loop = asyncio.get_running_loop()
+    interrupted = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, interrupted.set)
+    return interrupted
+
+
+async def _pcap_file(options: argparse.Namespace, path: Path) -> int:
+    async with connected(options.lab) as client:
+        interrupted = _interruption()
+        await client.call("pcap", {"path": str(path), "node": options.node})
+        print(f"recording to {path}, Ctrl-C ends it", file=sys.stderr, flush=True)
+        await interrupted.wait()
+        print(json.dumps(await client.call("pcap", {"stop": True})), file=sys.stderr)
+    return 0
+
+
+async def _pcap_stdout(options: argparse.Namespace) -> int:
+    """Have the medium write to a pipe with a name, and pass on what comes out of it."""
+    with tempfile.TemporaryDirectory(prefix="meshlab-") as directory:
+        pipe = Path(directory) / "pcap"
+        os.mkfifo(pipe, 0o600)
+        # Opened for reading and writing: it does not block, and never reads as ended.
+        end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            async with connected(options.lab) as client:
+                interrupted = _interruption()
+                await client.call("pcap", {"path": str(pipe), "node": options.node})
+                copying = asyncio.create_task(
+                    asyncio.to_thread(_copy, end, sys.stdout.fileno(), interrupted.is_set)
+                )
+                waiting = asyncio.create_task(interrupted.wait())
+                await asyncio.wait([copying, waiting], return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+                await client.call("pcap", {"stop": True})
+                interrupted.set()
+                await copying
+        finally:
+            os.close(end)
+    return 0
+
+
+def _copy(source: int, target: int, ended: Callable[[], bool]) -> None:
+    """Copy until the reader of ``target`` has left, or it has ended and nothing is left."""
+    while True:
+        ready, _, _ = select.select([source], [], [], 0.2)
+        if ready:
+            try:
+                os.write(target, os.read(source, 65536))
+            except BrokenPipeError:
+                return
+        elif ended():
+            return
+
+
+LEAVE = 0x1D
+"""Ctrl-], which telnet uses, too."""
+
+
+def cmd_console(options: argparse.Namespace) -> int:
+    found = ask(options, "node", {"node": options.node})
+    if found["power"] != "running":
+        raise CommandError(
+            f"{found['name']} is {found['power']}: `meshlab power {found['name']} on`"
+        )
+    with socket.socket(socket.AF_UNIX) as line:
+        try:
+            line.connect(socket_address(Path(found["directory"]) / "console.sock"))
+        except OSError as error:
+            raise CommandError(
+                f"the console of {found['name']} is not reachable: {error}"
+            ) from None
+        print(f"console of {found['name']}, Ctrl-] leaves", file=sys.stderr)
+        _talk(line)
+    print("", file=sys.stderr)
+    return 0
+
+
+def _talk(line: socket.socket) -> None:
+    """Connect the terminal with ``line`` until Ctrl-], the end of the input, or its hang-up."""
+    keys = sys.stdin.fileno()
+    raw = os.isatty(keys)
+    before = termios.tcgetattr(keys) if raw else None
+    try:
+        if raw:
+            tty.setraw(keys)
+            line.sendall(b"\n")  # makes the shell show its prompt
+        while True:
+            ready, _, _ = select.select([keys, line], [], [])
+            if line in ready:
+                data = line.recv(65536)
+                if not data:
+                    return
+                os.write(sys.stdout.fileno(), data)
+            if keys in ready:
+                typed = os.read(keys, 1024)
+                if not typed or (raw and LEAVE in typed):
+                    return
+                line.sendall(typed)
+    finally:
+        if before is not None:
+            termios.tcsetattr(keys, termios.TCSADRAIN, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of a lab that boot nothing, for tests of the supervisor and the commands.
+
+Machines that answer at once, as nodes that see every other one, and a medium of a few lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from meshlab.lab import OnMachineEvent
+from meshlab.shell import ShellError, ShellTimeoutError
+from meshlab.state import address_from_serial
+from meshlab.topology import node_index
+
+PREFIX = "fd12:3456:789a:1::/64"
+
+MEDIUM = """
+import asyncio, json, pathlib, sys
+from meshlab.rpc import Server, RpcError
+lab = pathlib.Path(sys.argv[1])
+described = json.loads((lab / "medium.json").read_text())
+links = {}
+for link in described["links"]:
+    links[link["a"], link["b"]] = links[link["b"], link["a"]] = link["snr"]
+first = dict(links)
+calls = []
+async def status(params, call):
+    return {"frames": 100, "valid": True, "lag_ms": 1.5, "calls": calls}
+async def all_links(params, call):
+    return [{"a": a, "b": b, "snr": snr, "state": "up"} for (a, b), snr in links.items()]
+async def link(params, call):
+    calls.append(["link", params])
+    a, b = params["a"], params["b"]
+    for pair in ((a, b), (b, a)) if params["both"] else ((a, b),):
+        if params.get("cut"):
+            links[pair] = None
+        elif params.get("restore"):
+            links[pair] = first[pair]
+        else:
+            links[pair] = params["snr"]
+def noted(name):
+    async def method(params, call):
+        calls.append([name, params])
+        return {}
+    return method
+async def main():
+    methods = {"status": status, "links": all_links, "link": link}
+    methods |= {name: noted(name) for name in ("move", "radio", "pcap", "pcap_stop")}
+    async with Server(lab / "medium.sock", methods):
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+class FakeShell:
+    """Answers what a guest would."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.machine = machine
+        self.commands: list[str] = []
+
+    async def run(
+        self,
+        command: str,
+        timeout: float | None = 30.0,
+        on_output: Callable[[bytes], None] | None = None,
+    ) -> tuple[int, str]:
+        self.commands.append(command)
+        await asyncio.sleep(0)
+        if not self.machine.running:
+            raise ShellError("the machine is off")
+        if "meminfo" in command:
+            return 0, "MemTotal: 120000\nMemAvailable: 70000\n"
+        if command == "hang":
+            try:
+                async with asyncio.timeout(timeout):
+                    await asyncio.Event().wait()
+            except TimeoutError:
+                raise ShellTimeoutError(f"hang: not finished after {timeout:g} s", b"") from None
+            except asyncio.CancelledError:
+                self.machine.parts.cancelled.append(command)
+                raise
+        if command == "logread":
+            return 0, "".join(f"{line}\n" for line in self.machine.parts.syslog)
+        output = f"{self.machine.name}$ {command}\n"
+        if on_output is not None:
+            for line in output.splitlines(keepends=True):
+                on_output(line.encode())
+        return (3, output) if command == "false" else (0, output)
+
+    async def stream(
+        self, command: str, on_output: Callable[[bytes], None], timeout: float | None = None
+    ) -> int:
+        return (await self.run(command, timeout, on_output))[0]
+
+    async def read_file(self, path: str, timeout: float = 5.0) -> str | None:
+        await asyncio.sleep(0)
+        if not self.machine.running:
+            raise ShellError("the machine is off")
+        status = self.machine.status()
+        return None if status is None else json.dumps(status)
+
+
+class FakeMachine:
+    """A machine that is through with its boot as soon as it is asked."""
+
+    def __init__(self, parts: FakeParts, name: str, directory: Path) -> None:
+        self.parts = parts
+        self.name = name
+        self.directory = directory
+        self.shell = FakeShell(self)
+        self.exec_shell = FakeShell(self)
+        self.running = False
+        self.ended: asyncio.Future[int] | None = None
+        self.stopped_with: float | None = None
+        self.on_event: OnMachineEvent | None = None
+
+    async def start(self) -> None:
+        if self.name in self.parts.broken:
+            raise OSError("no such program: qemu-system-x86_64")
+        self.running = True
+        self.ended = asyncio.get_running_loop().create_future()
+        self.parts.on[self.name] = self
+        self.parts.starts.append(self.name)
+        (self.directory / "console.log").write_text(f"console of {self.name}\n")
+
+    def end(self, code: int) -> None:
+        self.running = False
+        self.parts.on.pop(self.name, None)
+        if self.ended is not None and not self.ended.done():
+            self.ended.set_result(code)
+
+    async def stop(self, grace: float) -> None:
+        self.stopped_with = grace
+        self.end(0)
+
+    def kill(self) -> None:
+        self.end(-9)
+
+    async def wait(self) -> int:
+        assert self.ended is not None
+        return await asyncio.shield(self.ended)
+
+    def cpu_seconds(self) -> float:
+        return 4.25
+
+    def rss_kib(self) -> int:
+        return 100_000
+
+    def status(self) -> dict[str, Any] | None:
+        return self.parts.status(self.name)
+
+
+class FakeChip:
+    """A chip with a fault, maybe."""
+
+    def __init__(self) -> None:
+        self._fault: str | None = None
+        self.serving = False
+
+    @property
+    def fault(self) -> str | None:
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: str | None) -> None:
+        if fault not in (None, "absent", "nak"):
+            raise ValueError(f"{fault!r} is no fault: absent, nak")
+        self._fault = fault
+
+    async def start(self) -> None:
+        self.serving = True
+
+    async def stop(self) -> None:
+        self.serving = False
+
+
+class FakeParts:
+    """Makes a lab in which every node that is on sees every other node that is on."""
+
+    image = "fake"
+    accel = "none"
+    accel_reason = "nothing is booted"
+
+    def __init__(self) -> None:
+        self.boot_slots = 2
+        self.on: dict[str, FakeMachine] = {}
+        self.starts: list[str] = []
+        self.broken: set[str] = set()
+        self.silent: set[str] = set()
+        self.unlinked: set[str] = set()
+        self.syslog = ["a", "b"]
+        self.cancelled: list[str] = []
+        self.chips: list[FakeChip] = []
+        self.machines: list[FakeMachine] = []
+        self.medium_code = MEDIUM
+
+    def serial(self, seed: int, index: int) -> bytes:
+        digest = hashlib.sha256(f"{seed} {index}".encode()).digest()
+        return b"\x01\x23" + digest[:6] + b"\xee"
+
+    def chip(self, directory: Path, serial: bytes) -> FakeChip:
+        (directory / "chip.json").touch()
+        self.chips.append(FakeChip())
+        return self.chips[-1]
+
+    def disks(self, directory: Path, config: str) -> None:
+        if not (directory / "config.img").exists():
+            (directory / "config.img").write_text(config)
+
+    def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> FakeMachine:
+        self.machines.append(FakeMachine(self, name, directory))
+        self.machines[-1].on_event = on_event
+        return self.machines[-1]
+
+    def medium(self, directory: Path) -> list[str]:
+        return [sys.executable, "-c", self.medium_code, str(directory)]
+
+    def status(self, name: str) -> dict[str, Any] | None:
+        if name in self.silent:
+            return None
+        others = [other for other in self.on if other != name and other not in self.silent]
+        linked = [] if name in self.unlinked else [o for o in others if o not in self.unlinked]
+        own = address_from_serial(PREFIX, self.serial(1, node_index(name)))
+        addresses = {o: address_from_serial(PREFIX, self.serial(1, node_index(o))) for o in others}
+        return {
+            "schema": 1,
+            "state": "joined",
+            "problems": [],
+            "times": {"daemon": 3.0},
+            "identity": {"source": "chip", "software": False},
+            "address": own,
+            "radio": {"state": "joined", "mac": mac(name), "mesh_id": "thicket"},
+            "peers": [{"mac": mac(o), "state": "ESTAB", "signal_dbm": -61} for o in linked],
+            "cluster": {
+                "node": f"thicket@{own}",
+                "nodes": [{"name": f"thicket@{addresses[o]}", "state": "up"} for o in linked],
+            },
+        }
+
+
+def mac(name: str) -> str:
+    return f"02:74:68:00:00:{node_index(name):02x}"

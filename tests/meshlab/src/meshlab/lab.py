@@ -1,0 +1,1150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor of a lab: one process that starts the medium and the nodes and watches over them.
+
+A lab is a directory (``$THICKET_CACHE/labs/<name>``) with one directory per node, see
+docs/simulator.md. ``Lab`` fills it, starts the medium as a child process, then the nodes one after
+the other as fast as the host can boot them, asks every node for its status, keeps a ``LabState`` of
+it all and does what clients ask for over ``control.sock``. Whatever ends it, nothing is left
+running: children are killed, also by the kernel when this process is killed itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from meshlab import summary
+from meshlab.child import tied
+from meshlab.paths import lab_directory
+from meshlab.rpc import Call, Client, Json, Params, RpcError, Server
+from meshlab.shell import ShellError
+from meshlab.state import (
+    Event,
+    LabState,
+    LinkState,
+    NodeState,
+    address_from_serial,
+    get,
+    news,
+    phase,
+)
+from meshlab.topology import Topology, node_name
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Config = Mapping[str, Mapping[str, Any]]
+
+PREFIX = "fd12:3456:789a:1::/64"
+STATUS_FILE = "/run/thicket/status.json"
+
+# Only what is built into the guest's shell: a process under TCG costs some 20 ms.
+_ASK_MEMORY = (
+    "while read -r k v u; do case $k in MemTotal:|MemAvailable:) "
+    "printf '%s %s\\n' $k $v;; esac; done </proc/meminfo"
+)
+
+BOOT_DEADLINE = 90.0
+"""Host seconds after which a node that has not joined no longer holds up the start of the next."""
+
+ASK_TIMEOUT = 20.0
+"""Seconds that a node may take to answer; a guest of a busy TCG host can be slow."""
+
+RESTART_PAUSE = 1.0
+"""Seconds before a medium that ended quickly is started again."""
+
+LOG_PAUSE = 1.5
+"""Seconds between two looks at the log of a node that somebody follows."""
+
+
+class LabError(Exception):
+    """A lab that cannot start or go on. The text is for people: what was found and what to do."""
+
+
+class NotFormedError(LabError):
+    """The mesh did not form in time; ``lacking`` says what each node misses."""
+
+    def __init__(self, message: str, lacking: dict[str, list[str]]) -> None:
+        super().__init__(message)
+        self.lacking = lacking
+
+
+# --- what a lab is made of ---------------------------------------------------------------------
+
+
+class ShellLike(Protocol):
+    """A shell in the guest that the host drives."""
+
+    async def run(
+        self,
+        command: str,
+        timeout: float = ...,
+        on_output: Callable[[bytes], None] | None = ...,
+    ) -> tuple[int, str]: ...
+
+    async def stream(
+        self, command: str, on_output: Callable[[bytes], None], timeout: float | None = ...
+    ) -> int: ...
+
+    async def read_file(self, path: str, timeout: float = ...) -> str | None: ...
+
+
+class MachineLike(Protocol):
+    """A virtual machine; ``meshlab.machine.Machine`` is the real one."""
+
+    @property
+    def shell(self) -> ShellLike: ...
+    @property
+    def exec_shell(self) -> ShellLike: ...
+    @property
+    def running(self) -> bool: ...
+    async def start(self) -> None: ...
+    async def stop(self, grace: float) -> None: ...
+    def kill(self) -> None: ...
+    async def wait(self) -> int | None: ...
+    def cpu_seconds(self) -> float: ...
+    def rss_kib(self) -> int: ...
+
+
+class ChipLike(Protocol):
+    """A virtual chip that is being served to a machine."""
+
+    fault: str | None
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+OnMachineEvent = Callable[[str, dict[str, Any]], None]
+
+
+class Parts(Protocol):
+    """Makes the parts of a lab; ``meshlab.parts`` makes the real ones, tests make others."""
+
+    image: str
+    """What is booted, in a few words."""
+    accel: str
+    accel_reason: str
+    boot_slots: int
+    """How many nodes may be between power-on and joined at the same time."""
+
+    def serial(self, seed: int, index: int) -> bytes: ...
+    def chip(self, directory: Path, serial: bytes) -> ChipLike: ...
+    def disks(self, directory: Path, config: str) -> None: ...
+    def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> MachineLike: ...
+    def medium(self, directory: Path) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """How a node differs from the others."""
+
+    config: Config = field(default_factory=dict)
+    """Configuration of its own, by section and key, over the lab's."""
+    config_text: str | None = None
+    """The whole text of its ``thicket.toml`` instead, right or wrong."""
+    chip_fault: str | None = None
+    """What its chip suffers from at power-on: ``absent``, ``nak``, ``bad-crc``, ``stuck``."""
+    mesh_point: bool = True
+    """Whether its radio can do mesh point."""
+
+
+@dataclass(frozen=True)
+class LabSpec:
+    """What to build."""
+
+    topology: Topology
+    name: str = "default"
+    security: str = "open"
+    keep: bool = False
+    """Keep the chips and disks of the lab's previous run."""
+    config: Config = field(default_factory=dict)
+    """Configuration of all nodes, by section and key."""
+    nodes: Mapping[str, NodeSpec] = field(default_factory=dict)
+
+
+PASSPHRASE = "thicket in the lab"  # not a secret: everybody may join a simulated mesh
+
+
+def node_config(spec: LabSpec, node: NodeSpec) -> dict[str, dict[str, Any]]:
+    """Return the configuration of a node: the lab's defaults, the lab's own, the node's own."""
+    mesh: dict[str, Any] = {"id": "thicket", "security": spec.security}
+    if spec.security == "sae":
+        mesh["passphrase"] = PASSPHRASE
+    found: dict[str, dict[str, Any]] = {
+        "mesh": mesh,
+        "address": {"prefix": PREFIX},
+        "cluster": {"name": "thicket", "cookie": f"lab-{spec.name}"},
+    }
+    for layer in (spec.config, node.config):
+        for section, values in layer.items():
+            found.setdefault(section, {}).update(values)
+    return found
+
+
+def to_toml(config: Config) -> str:
+    """Return the configuration as the text of a ``thicket.toml``."""
+    lines = ["# Written by the lab.\n"]
+    for section, values in config.items():
+        lines.append(f"[{section}]\n")
+        for key, value in values.items():
+            # A TOML basic string allows every escape that JSON writes but those of surrogates
+            # (hence not ASCII only), and DEL only escaped.
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{key} = {text}\n")
+        lines.append("\n")
+    return "".join(lines)
+
+
+def mesh_key(config: Config) -> str:
+    """Return a word that is the same for nodes that can become peers; it shows no secret."""
+    mesh = config.get("mesh", {})
+    what = [mesh.get(key) for key in ("id", "security", "channel")]
+    if mesh.get("security") == "sae":
+        what.append(mesh.get("passphrase"))
+    return _digest(what)
+
+
+def cluster_key(config: Config) -> str:
+    """Return a word that is the same for nodes that can see each other in the cluster."""
+    return _digest([config.get("cluster", {}).get("cookie")])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def radio_mac(index: int) -> str:
+    """Return the address of the radio of node ``index``: locally administered, "th" in ASCII."""
+    return f"02:74:68:00:{index >> 8:02x}:{index & 255:02x}"
+
+
+class Node:
+    """One node of a running lab: its parts, and the tasks that watch them."""
+
+    def __init__(self, state: NodeState, directory: Path, spec: NodeSpec, index: int) -> None:
+        self.state = state
+        self.directory = directory
+        self.spec = spec
+        self.index = index
+        self.config: dict[str, dict[str, Any]] = {}
+        self.chip: ChipLike | None = None
+        self.machine: MachineLike | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+        self.busy: tuple[float, float] | None = None
+        """(host seconds, processor seconds) of the last measurement."""
+        self.lock = asyncio.Lock()
+        """Held while it is switched on or off."""
+        self.joined = asyncio.Event()
+
+
+class Lab:
+    """A running lab. Use it as ``async with Lab(spec, parts) as lab``.
+
+    Raises ``LabError`` from ``start`` when it cannot be: the directory is in use, the medium or a
+    machine does not start.
+    """
+
+    def __init__(self, spec: LabSpec, parts: Parts, cache: Path | None = None) -> None:
+        self.spec = spec
+        self.parts = parts
+        self.directory = lab_directory(spec.name, cache)
+        self.state = LabState(
+            name=spec.name,
+            image=parts.image,
+            accel=parts.accel,
+            accel_reason=parts.accel_reason,
+            topology=spec.topology.kind,
+            seed=spec.topology.seed,
+            security=spec.security,
+            prefix=PREFIX,
+        )
+        self.nodes: dict[str, Node] = {}
+        self.done = asyncio.Event()
+        """Set when a client asked for the end (``meshlab down``)."""
+        self.failure: LabError | None = None
+        """Why the lab cannot go on; ``done`` is set with it."""
+        self._born = time.monotonic()
+        self._listeners: list[Callable[[Event], None]] = []
+        self._changed: set[asyncio.Event] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._slots = asyncio.Semaphore(max(1, parts.boot_slots))
+        self._lively_until = 0.0
+        self._lock_file: int | None = None
+        self._events_file: Any = None
+        self._medium: asyncio.subprocess.Process | None = None
+        self._medium_client: Client | None = None
+        self._medium_lock = asyncio.Lock()
+        self._frames: tuple[float, float] | None = None
+        self._server = Server(self.directory / "control.sock", self._methods())
+
+    # --- life ----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    @property
+    def elapsed(self) -> float:
+        """Host seconds since the lab was made."""
+        return time.monotonic() - self._born
+
+    async def start(self) -> None:
+        """Prepare the directory, start the medium, and begin to start the nodes."""
+        self._take_directory()
+        self._events_file = (self.directory / "events.log").open("w", encoding="utf-8")
+        self._event("change", f"lab {self.spec.name}: {len(self.spec.topology.positions)} nodes")
+        self._event("change", f"{self.parts.accel}: {self.parts.accel_reason}")
+        for index, name in enumerate(self.spec.topology.names, start=1):
+            self._prepare(index, name)
+        self._write_medium()
+        for (a, b), snr in self.spec.topology.links.items():
+            self.state.links[a, b] = LinkState(a, b, snr, snr)
+        await self._server.start()
+        self._task(self._keep_medium())
+        self._task(self._watch_medium())
+        self._task(self._measure())
+        self._task(self._judge())
+        for node in self.nodes.values():
+            assert node.chip is not None
+            await node.chip.start()
+        self._task(self._start_all())
+
+    async def stop(self) -> None:
+        """Switch everything off and let go of the directory. May be called twice."""
+        self.state.stopping = True
+        tasks, self._tasks = self._tasks, set()
+        for node in self.nodes.values():
+            tasks.update(node.tasks)
+            node.tasks = []
+        for task in tasks:
+            task.cancel()
+        # Killed before the waiting: a task that does not end keeps no machine alive.
+        for node in self.nodes.values():
+            if node.machine is not None:
+                node.machine.kill()
+        if self._medium is not None and self._medium.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._medium.terminate()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(node) for node in self.nodes.values()))
+        if self._medium is not None:
+            try:
+                async with asyncio.timeout(5):
+                    await self._medium.wait()
+            except TimeoutError:
+                self._medium.kill()
+                await self._medium.wait()
+            self._medium = None
+        if self._medium_client is not None:
+            await self._medium_client.close()
+            self._medium_client = None
+        await self._server.stop()
+        if self._events_file is not None:
+            self._events_file.close()
+            self._events_file = None
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    async def _end(self, node: Node) -> None:
+        with contextlib.suppress(Exception):
+            if node.machine is not None:
+                await node.machine.stop(0)
+        with contextlib.suppress(Exception):
+            if node.chip is not None:
+                await node.chip.stop()
+
+    def _task(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the lab failed", exc_info=error)
+            text = f"{type(error).__name__}: {error}"
+            self._fail(error if isinstance(error, LabError) else LabError(text))
+
+    def _fail(self, error: LabError) -> None:
+        self.failure = self.failure or error
+        self._event("died", str(error))
+        self.done.set()
+        self._notify()
+
+    def _take_directory(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise LabError(
+                f"the lab {self.spec.name!r} is already running (process {owner}): "
+                "end it with `meshlab down`, or run a second one beside it with LAB=other"
+            ) from None
+        self._lock_file = fd
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+    # --- the parts of a node -------------------------------------------------------------------
+
+    def _prepare(self, index: int, name: str) -> None:
+        directory = self.directory / name
+        spec = self.spec.nodes.get(name, NodeSpec())
+        directory.mkdir(exist_ok=True)
+        for path in directory.iterdir():
+            if path.suffix == ".log":
+                path.replace(path.with_suffix(".log.1"))  # the run before can still be read
+            elif path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix == ".sock" or (not self.spec.keep and path.suffix != ".1"):
+                path.unlink()
+        serial = self.parts.serial(self.spec.topology.seed, index)
+        config = node_config(self.spec, spec)
+        prefix = config["address"]["prefix"]
+        state = NodeState(
+            name=name,
+            mac=radio_mac(index),
+            position=self.spec.topology.positions[name],
+            serial=serial.hex(),
+            expected_address=address_from_serial(prefix, serial),
+            chip_fault=spec.chip_fault,
+            mesh=mesh_key(config),
+            cluster=cluster_key(config),
+        )
+        node = Node(state, directory, spec, index)
+        node.config = config
+        node.chip = self.parts.chip(directory, serial)
+        node.chip.fault = spec.chip_fault
+        text = spec.config_text
+        self.parts.disks(directory, to_toml(config) if text is None else text)
+        self.nodes[name] = node
+        self.state.nodes[name] = state
+
+    def _write_medium(self) -> None:
+        description = {
+            "seed": self.spec.topology.seed,
+            "run": secrets.token_hex(8),
+            "unlinked": "cut",
+            "nodes": [
+                {
+                    "name": name,
+                    "directory": name,
+                    "position": list(node.state.position),
+                    "radios": [{"mac": node.state.mac, "mesh": node.spec.mesh_point}],
+                }
+                for name, node in self.nodes.items()
+            ],
+            "links": [
+                {"a": a, "b": b, "snr": snr} for (a, b), snr in self.spec.topology.links.items()
+            ],
+        }
+        (self.directory / "medium.json").write_text(json.dumps(description, indent=1) + "\n")
+
+    async def _start_all(self) -> None:
+        """Start the nodes in their order, each as soon as the host has room for its boot."""
+        starts = []
+        for node in self.nodes.values():
+            await self._slots.acquire()
+            starts.append(self._task(self._first_start(node)))
+        await asyncio.gather(*starts)
+
+    async def _first_start(self, node: Node) -> None:
+        try:
+            if node.state.power != "waiting":
+                return  # a client was faster
+            await self.power_on(node.state.name)
+            # asyncio.timeout and not wait_for, here and below: before Python 3.12 wait_for can
+            # swallow a cancellation that comes at the same time as what it waits for.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BOOT_DEADLINE):
+                    await node.joined.wait()
+        finally:
+            self._slots.release()
+
+    async def power_on(self, name: str) -> None:
+        """Start the machine of a node. Raises ``LabError`` when it does not start."""
+        node = self.node(name)
+        async with node.lock:
+            if node.state.power == "running":
+                raise LabError(f"{name} is on already")
+            for task in node.tasks:
+                task.cancel()
+            node.tasks = []
+            state = node.state
+            state.status, state.answered, state.reason = None, None, None
+            state.cpu_percent, state.cpu_seconds_to_joined, state.joined = None, None, None
+            state.guest_used_kib = None
+            node.busy = None
+            node.joined.clear()
+            machine = self.parts.machine(
+                name, node.directory, lambda kind, detail: self._machine_event(node, kind, detail)
+            )
+            node.machine = machine
+            state.power, state.started = "running", self.elapsed
+            try:
+                await machine.start()
+            except Exception as error:
+                state.power, state.reason = "died", str(error)
+                self._event("died", f"did not start: {error}", name)
+                raise LabError(f"{name} did not start: {error}") from error
+            self._event("boot", "switched on", name)
+            self.lively()
+            node.tasks = [
+                asyncio.create_task(self._watch(node, machine)),
+                asyncio.create_task(self._ask(node, machine)),
+            ]
+
+    async def power_off(self, name: str, *, grace: float = 10.0) -> None:
+        """Ask a node to shut down; after ``grace`` seconds, or at once when that is 0, cut it."""
+        node = self.node(name)
+        async with node.lock:
+            if node.state.power != "running" or node.machine is None:
+                raise LabError(f"{name} is not on")
+            # Said first: the machine's end is then no surprise to those who watch it.
+            node.state.power = "off"
+            if grace <= 0:
+                node.machine.kill()
+            await node.machine.stop(grace)
+            for task in node.tasks:
+                task.cancel()
+            node.tasks = []
+            node.state.status = None
+            node.state.cpu_percent = None
+            self._event("change", "power cut" if grace <= 0 else "switched off", name)
+            self.lively()
+
+    async def kill(self, name: str) -> None:
+        """Cut the power of a node: no goodbye, nothing is written any more."""
+        await self.power_off(name, grace=0)
+
+    def _machine_event(self, node: Node, kind: str, detail: dict[str, Any]) -> None:
+        """Pass on what the machine tells that nobody asked for."""
+        name = node.state.name
+        if kind == "panic":
+            self._event("trouble", f"its kernel panicked: {detail.get('message')}", name)
+        elif kind == "reset":
+            self._event("change", f"restarts ({detail.get('reason')})", name)
+            node.state.status = None
+            self.lively()
+        elif kind == "watchdog":
+            self._event("trouble", f"its watchdog bit: {detail.get('action')}", name)
+
+    async def _watch(self, node: Node, machine: MachineLike) -> None:
+        """Notice when a machine ends by itself."""
+        code = await machine.wait()
+        if node.state.power != "running" or node.machine is not machine:
+            return
+        node.state.status = None
+        node.state.cpu_percent = None
+        if code == 0:
+            node.state.power = "off"
+            self._event("change", "switched itself off", node.state.name)
+        else:
+            node.state.power = "died"
+            tail = last_lines(node.directory / "qemu.log", 3) or "(it said nothing)"
+            how = f"status {code}" if code is None or code >= 0 else signal.Signals(-code).name
+            node.state.reason = f"QEMU ended with {how}: {tail}"
+            self._event("died", node.state.reason, node.state.name)
+
+    async def _ask(self, node: Node, machine: MachineLike) -> None:
+        """Ask a node for its status again and again, for as long as the machine runs."""
+        while node.machine is machine and node.state.power == "running":
+            try:
+                text = await machine.shell.read_file(STATUS_FILE, ASK_TIMEOUT)
+                status = json.loads(text) if text else None
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # whatever a dying guest or half a line makes of it
+                log.debug(
+                    "%s does not answer: %s: %s", node.state.name, type(error).__name__, error
+                )
+                status = None
+            if isinstance(status, dict):
+                self._answered(node, status)
+            await asyncio.sleep(self._interval(node))
+
+    def _interval(self, node: Node) -> float:
+        """Return the seconds until a node is asked again: often while something happens."""
+        crowd = max(1.0, len(self.nodes) / 10)
+        if time.monotonic() < self._lively_until:
+            return crowd
+        return crowd if phase(self.state, node.state.name) != "up" else 4.0
+
+    def lively(self, seconds: float = 20.0) -> None:
+        """Ask the nodes more often for a while: something is about to happen."""
+        self._lively_until = max(self._lively_until, time.monotonic() + seconds)
+
+    def _answered(self, node: Node, status: dict[str, Any]) -> None:
+        state = node.state
+        old, state.status = state.status, status
+        state.answered = self.elapsed
+        told = list(
+            news(state.name, old, status, self.state.by_mac(), self.state.by_cluster_name())
+        )
+        for kind, text in told:
+            self._event(kind, text, state.name)
+        if told:
+            self.lively(8.0)
+        if get(status, "radio", "state") == "joined":
+            if state.joined is None:
+                state.joined = self.elapsed
+                if node.machine is not None:
+                    state.cpu_seconds_to_joined = node.machine.cpu_seconds()
+            node.joined.set()
+        elif get(status, "radio", "state") in ("absent", "unsuitable", "failed"):
+            node.joined.set()  # it will not get further by itself: make room for the next
+        self._notify()
+
+    async def _measure(self) -> None:
+        """Measure what the machines cost, every two seconds."""
+        while True:
+            for node in self.nodes.values():
+                machine = node.machine
+                if machine is None or node.state.power != "running":
+                    continue
+                now, used = time.monotonic(), machine.cpu_seconds()
+                if node.busy is not None and now > node.busy[0]:
+                    node.state.cpu_percent = 100 * (used - node.busy[1]) / (now - node.busy[0])
+                node.busy = (now, used)
+                node.state.cpu_seconds = used
+                node.state.rss_kib = machine.rss_kib()
+            await asyncio.sleep(2)
+
+    # --- events and conditions -----------------------------------------------------------------
+
+    def on_event(self, listener: Callable[[Event], None]) -> None:
+        """Have every event from now on reported to ``listener``."""
+        self._listeners.append(listener)
+
+    def _event(self, kind: str, text: str, node: str | None = None) -> None:
+        event = Event(round(self.elapsed, 1), kind, text, node)
+        self.state.events.append(event)
+        if self._events_file is not None:
+            self._events_file.write(f"{event.at:8.1f} {node or '-':<5} {kind:<8} {text}\n")
+            self._events_file.flush()
+        for listener in self._listeners:
+            listener(event)
+        self._notify()
+
+    def _notify(self) -> None:
+        for changed in self._changed:
+            changed.set()
+
+    def snapshot(self) -> LabState:
+        """Return the state, with its clock set."""
+        self.state.elapsed = self.elapsed
+        return self.state
+
+    async def wait(self, condition: Callable[[], T], timeout: float, what: str) -> T:
+        """Wait until ``condition()`` is true and return its value.
+
+        Raises ``TimeoutError`` with ``what`` and what the nodes say, ``LabError`` when the lab
+        fails meanwhile.
+        """
+        changed = asyncio.Event()
+        self._changed.add(changed)
+        self.lively(timeout)
+        deadline = time.monotonic() + timeout
+        try:
+            while True:
+                changed.clear()
+                self.snapshot()
+                if value := condition():
+                    return value
+                if self.failure is not None:
+                    raise self.failure
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(f"not within {timeout:g} s: {what}\n{self.report()}")
+                with contextlib.suppress(TimeoutError):
+                    # At least once a second, for conditions that nothing announces.
+                    async with asyncio.timeout(min(left, 1.0)):
+                        await changed.wait()
+        finally:
+            self._changed.discard(changed)
+
+    async def formed(self, timeout: float) -> None:
+        """Wait until the mesh has formed.
+
+        Raises ``NotFormedError`` when it has not within ``timeout`` seconds.
+        """
+        try:
+            await self.wait(lambda: self.state.formed is not None, timeout, "the mesh forms")
+        except TimeoutError:
+            lacking = summary.missing(self.snapshot())
+            words = "\n".join(summary.in_words(self.state))
+            raise NotFormedError(f"not formed within {timeout:g} s\n{words}", lacking) from None
+
+    async def _judge(self) -> None:
+        """Notice when the mesh has formed."""
+        changed = asyncio.Event()
+        self._changed.add(changed)
+        while summary.missing(self.snapshot()):
+            changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await changed.wait()
+        self._changed.discard(changed)
+        self.state.formed = round(self.elapsed, 2)
+        self._event("formed", f"the mesh has formed: {len(self.nodes)} nodes")
+        await self.measure_guests()
+
+    async def measure_guests(self) -> None:
+        """Ask every node that is on how much memory it uses."""
+        names = [name for name, node in self.nodes.items() if node.state.power == "running"]
+        await asyncio.gather(*(self._guest_memory(self.nodes[name]) for name in names))
+
+    async def _guest_memory(self, node: Node) -> None:
+        try:
+            assert node.machine is not None
+            _, text = await node.machine.shell.run(_ASK_MEMORY, ASK_TIMEOUT)
+            values = dict(line.split() for line in text.splitlines())
+            node.state.guest_used_kib = int(values["MemTotal:"]) - int(values["MemAvailable:"])
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.debug("memory of %s: %s", node.state.name, error)
+
+    def report(self) -> str:
+        """Return what a person needs to understand a failure: status and logs of every node."""
+        lines = [f"lab {self.spec.name} in {self.directory}, {self.elapsed:.0f} s old"]
+        lines += summary.in_words(self.snapshot())
+        for name, node in self.nodes.items():
+            lines.append(f"--- {name}: {phase(self.state, name)}")
+            lines.append(f"status: {json.dumps(node.state.status)}")
+            lines.append(last_lines(node.directory / "console.log", 15) or "(no console output)")
+        lines.append("--- medium")
+        lines.append(json.dumps(self.state.medium))
+        lines.append(last_lines(self.directory / "medium.log", 15))
+        lines.append("--- events")
+        lines += [f"{e.at:7.1f} {e.node or '-'} {e.text}" for e in list(self.state.events)[-40:]]
+        return "\n".join(lines)
+
+    # --- the medium ----------------------------------------------------------------------------
+
+    async def _keep_medium(self) -> None:
+        """Run the medium, and run it again whenever it ends."""
+        command = self.parts.medium(self.directory)
+        quick = 0
+        while True:
+            begun = time.monotonic()
+            with (self.directory / "medium.log").open("ab") as output:
+                self._medium = await asyncio.create_subprocess_exec(
+                    *tied(command),
+                    cwd=self.directory,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    process_group=0,  # Ctrl-C in the terminal is the supervisor's to handle
+                )
+            code = await self._medium.wait()
+            self.state.medium = {}
+            tail = last_lines(self.directory / "medium.log", 3)
+            quick = quick + 1 if time.monotonic() - begun < 3 else 0
+            if quick >= 4:
+                raise LabError(f"the medium does not stay up (status {code}): {tail}")
+            self.state.medium_restarts += 1
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}: {tail}"
+            self._event("medium", f"the medium ended ({how}), starting it again")
+            self.lively()
+            await asyncio.sleep(0.2 if quick == 0 else RESTART_PAUSE)
+
+    async def medium_call(
+        self, method: str, params: Params | None = None, *, patience: float = 8.0
+    ) -> Json:
+        """Make a request to the medium, waiting ``patience`` seconds for one that restarts.
+
+        Raises ``RpcError``: the medium's own, or ``medium-down``.
+        """
+        deadline = time.monotonic() + patience
+        async with self._medium_lock:
+            while True:
+                try:
+                    if self._medium_client is None:
+                        self._medium_client = await Client.connect(self.directory / "medium.sock")
+                    return await self._medium_client.call(method, params, timeout=10)
+                except RpcError as error:
+                    if error.code not in ("not-running", "closed", "timeout"):
+                        raise
+                    if self._medium_client is not None:
+                        await self._medium_client.close()
+                        self._medium_client = None
+                    if error.code == "timeout" or time.monotonic() > deadline:
+                        text = f"the medium does not answer ({error}); see medium.log"
+                        raise RpcError("medium-down", text) from None
+                await asyncio.sleep(0.1)
+
+    async def _watch_medium(self) -> None:
+        """Keep the state's picture of the medium fresh."""
+        since_links = 0
+        was_valid = True
+        while True:
+            pause = 2.0
+            try:
+                facts = medium_facts(await self.medium_call("status", patience=0))
+                now, frames = time.monotonic(), facts.get("frames")
+                if isinstance(frames, int) and "frames_per_second" not in facts:
+                    if self._frames is not None and now > self._frames[0]:
+                        rate = (frames - self._frames[1]) / (now - self._frames[0])
+                        facts["frames_per_second"] = round(max(0.0, rate), 1)
+                    self._frames = (now, frames)
+                self.state.medium = facts
+                valid = facts.get("valid") is not False
+                if was_valid and not valid:
+                    reason = facts.get("reason") or "the host cannot keep up"
+                    self._event("trouble", f"the medium's figures are invalid: {reason}")
+                was_valid = valid
+                if since_links == 0:
+                    await self.refresh_links()
+                since_links = (since_links + 1) % 5
+            except RpcError as error:
+                log.debug("medium: %s", error)
+                pause = 0.3
+            await asyncio.sleep(pause)
+
+    async def refresh_links(self) -> None:
+        """Ask the medium who hears whom and where the nodes are."""
+        self._take_links(await self.medium_call("links"))
+
+    def _take_links(self, answer: Json) -> None:
+        heard: dict[tuple[str, str], float | None] = {}
+        for each in answer.get("links", []) if isinstance(answer, dict) else answer:
+            heard[each["a"], each["b"]] = each.get("snr")
+        known = dict.fromkeys([*self.state.links, *heard])
+        for a, b in known:
+            if (b, a) in self.state.links:
+                continue
+            snr, back = heard.get((a, b)), heard.get((b, a))
+            if (a, b) in self.state.links or snr is not None or back is not None:
+                self.state.links[a, b] = LinkState(a, b, snr, back)
+        self._notify()
+
+    # --- what clients ask for ------------------------------------------------------------------
+
+    def node(self, name: Any) -> Node:
+        """Return the node ``name`` (n3, or 3). Raises ``RpcError`` naming those that exist."""
+        text = node_name(int(name)) if str(name).isdecimal() else str(name)
+        found = self.nodes.get(text)
+        if found is None:
+            known = summary.in_order(self.nodes)
+            several = f"{known[0]} to {known[-1]}" if len(known) > 1 else known[0]
+            raise RpcError("no-such-node", f"there is no node {text}: this lab has {several}")
+        return found
+
+    def _methods(self) -> dict[str, Any]:
+        return {
+            "status": self._rpc_status,
+            "summary": self._rpc_summary,
+            "node": self._rpc_node,
+            "exec": self._rpc_exec,
+            "logs": self._rpc_logs,
+            "link": self._rpc_link,
+            "move": self._rpc_move,
+            "power": self._rpc_power,
+            "pcap": self._rpc_pcap,
+            "chip": self._rpc_chip,
+            "radio": self._rpc_radio,
+            "config": self._rpc_config,
+            "medium": self._rpc_medium,
+            "down": self._rpc_down,
+        }
+
+    async def _rpc_status(self, params: Params, call: Call) -> Json:
+        return self.snapshot().to_json()
+
+    async def _rpc_summary(self, params: Params, call: Call) -> Json:
+        return summary.summarise(self.snapshot())
+
+    async def _rpc_node(self, params: Params, call: Call) -> Json:
+        node = self.node(params.get("node"))
+        return {
+            "name": node.state.name,
+            "power": node.state.power,
+            "directory": str(node.directory),
+        }
+
+    def _machine(self, node: Node) -> MachineLike:
+        if node.machine is None or node.state.power != "running":
+            name = node.state.name
+            raise RpcError("off", f"{name} is {node.state.power}: `meshlab power {name} on`")
+        return node.machine
+
+    async def run(
+        self,
+        name: str,
+        command: str,
+        timeout: float = 30.0,
+        on_output: Callable[[bytes], None] | None = None,
+    ) -> tuple[int, str]:
+        """Run a shell command on a node; return its exit status and output."""
+        return await self._machine(self.node(name)).exec_shell.run(command, timeout, on_output)
+
+    async def _rpc_exec(self, params: Params, call: Call) -> Json:
+        node = self.node(params.get("node"))
+        command = params.get("command")
+        if not isinstance(command, str) or not command.strip():
+            raise RpcError("bad-request", "exec needs a command")
+        timeout = params.get("timeout")
+        if timeout is not None and not isinstance(timeout, int | float):
+            raise RpcError("bad-request", "a timeout is a number of seconds")
+        chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1000)
+
+        def output(data: bytes) -> None:
+            with contextlib.suppress(asyncio.QueueFull):  # the shell must not wait for a client
+                chunks.put_nowait(data)
+
+        async def send() -> None:
+            while (data := await chunks.get()) is not None:
+                await call.event({"output": data.decode("utf-8", "replace")})
+
+        sender = asyncio.create_task(send())
+        try:
+            shell = self._machine(node).exec_shell
+            code = await shell.stream(command, output, timeout)
+            await chunks.put(None)
+            await sender
+        except ShellError as error:
+            raise RpcError("failed", str(error)) from None
+        finally:
+            sender.cancel()
+            self.lively()
+        return {"status": code}
+
+    async def _rpc_logs(self, params: Params, call: Call) -> Json:
+        """Send a node's system log; with ``follow`` go on until the client leaves."""
+        node = self.node(params.get("node"))
+        last: str | None = None
+        while True:
+            try:
+                code, text = await self._machine(node).exec_shell.run("logread", 30)
+            except ShellError as error:
+                raise RpcError("failed", str(error)) from None
+            lines = text.splitlines()
+            if code != 0:
+                raise RpcError("failed", f"logread on {node.state.name}: {text.strip()}")
+            start = 0
+            if last is not None:
+                # The log is a ring: what was sent last may still be in it, or have been pushed out.
+                found = [i for i, line in enumerate(lines) if line == last]
+                start = found[-1] + 1 if found else 0
+            if lines[start:]:
+                await call.event({"output": "\n".join(lines[start:]) + "\n"})
+                last = lines[-1]
+            if not params.get("follow"):
+                return {}
+            await asyncio.sleep(LOG_PAUSE)
+
+    async def link(
+        self,
+        a: str,
+        b: str,
+        *,
+        cut: bool = False,
+        snr: float | None = None,
+        restore: bool = False,
+        both: bool = True,
+    ) -> None:
+        """Cut, weaken or restore what b hears of a, and with ``both`` what a hears of b."""
+        first, second = self.node(a).state.name, self.node(b).state.name
+        if first == second:
+            raise RpcError("bad-request", "a link has two different ends")
+        if (cut, snr is not None, restore).count(True) != 1:
+            raise RpcError("bad-request", "say one of --cut, --snr DB, --restore")
+        params: Params = {"a": first, "b": second, "both": both}
+        params |= {"cut": True} if cut else {"restore": True} if restore else {"snr": snr}
+        await self.medium_call("link", params)
+        what = "cut" if cut else "restored" if restore else f"set to {snr:g} dB"
+        arrow = "<->" if both else "->"
+        self._event("change", f"link {first} {arrow} {second} {what}")
+        self.lively()
+        await self.refresh_links()
+
+    async def _rpc_link(self, params: Params, call: Call) -> Json:
+        snr = params.get("snr")
+        if snr is not None and not isinstance(snr, int | float):
+            raise RpcError("bad-request", "an SNR is a number of dB")
+        await self.link(
+            str(params.get("a")),
+            str(params.get("b")),
+            cut=bool(params.get("cut")),
+            snr=snr,
+            restore=bool(params.get("restore")),
+            both=bool(params.get("both", True)),
+        )
+        return {}
+
+    async def move(self, name: str, x: float, y: float) -> None:
+        """Put a node elsewhere; from then on its links follow from the distances."""
+        state = self.node(name).state
+        await self.medium_call("move", {"node": state.name, "x": x, "y": y})
+        state.position = (x, y)
+        self._event("change", f"moved to {x:g} m, {y:g} m", state.name)
+        self.lively()
+        await self.refresh_links()
+
+    async def _rpc_move(self, params: Params, call: Call) -> Json:
+        x, y = params.get("x"), params.get("y")
+        if not isinstance(x, int | float) or not isinstance(y, int | float):
+            raise RpcError("bad-request", "a position is two numbers of metres")
+        await self.move(str(params.get("node")), x, y)
+        return {}
+
+    async def _rpc_power(self, params: Params, call: Call) -> Json:
+        name = self.node(params.get("node")).state.name
+        action = params.get("action")
+        try:
+            if action == "on":
+                await self.power_on(name)
+            elif action == "off":
+                await self.power_off(name)
+            elif action == "kill":
+                await self.kill(name)
+            else:
+                raise RpcError("bad-request", "power is on, off or kill")
+        except LabError as error:
+            raise RpcError("failed", str(error)) from None
+        return {}
+
+    async def _rpc_pcap(self, params: Params, call: Call) -> Json:
+        if params.get("stop"):
+            return await self.medium_call("pcap_stop", {})
+        name = params.get("node")
+        node = None if name is None else self.node(name).state.name
+        return await self.medium_call("pcap", {"path": params.get("path"), "node": node})
+
+    async def chip_fault(self, name: str, fault: str | None) -> None:
+        """Give a node's chip a fault, or None to heal it."""
+        node = self.node(name)
+        assert node.chip is not None
+        try:
+            node.chip.fault = fault
+        except ValueError as error:
+            raise RpcError("bad-request", str(error)) from None
+        node.state.chip_fault = fault
+        self._event("change", f"chip: {fault or 'well'}", node.state.name)
+
+    async def _rpc_chip(self, params: Params, call: Call) -> Json:
+        fault = params.get("fault")
+        await self.chip_fault(str(params.get("node")), None if fault == "none" else fault)
+        return {}
+
+    async def radio(self, name: str, *, plug: bool, index: int = 0) -> None:
+        """Unplug or plug in a node's radio."""
+        state = self.node(name).state
+        await self.medium_call("radio", {"node": state.name, "index": index, "plug": plug})
+        self._event("change", f"radio {'plugged in' if plug else 'unplugged'}", state.name)
+        self.lively()
+
+    async def _rpc_radio(self, params: Params, call: Call) -> Json:
+        await self.radio(str(params.get("node")), plug=params.get("action") == "plug")
+        return {}
+
+    async def configure(self, name: str, settings: Iterable[str]) -> tuple[int, str]:
+        """Change a node's configuration ("section.key=value") by the node's own command."""
+        node = self.node(name)
+        assignments = list(settings)
+        changed: dict[str, dict[str, Any]] = {k: dict(v) for k, v in node.config.items()}
+        for each in assignments:
+            path, equals, value = each.partition("=")
+            section, dot, key = path.partition(".")
+            if not (equals and dot and section and key):
+                raise RpcError("bad-request", f"{each!r} is not section.key=value")
+            changed.setdefault(section, {})[key] = value
+        command = f"thicket config set {' '.join(map(shlex.quote, assignments))}"
+        try:
+            code, output = await self.run(node.state.name, command, 60)
+        except ShellError as error:
+            raise RpcError("failed", str(error)) from None
+        if code == 0:
+            node.config = changed
+            node.state.mesh, node.state.cluster = mesh_key(changed), cluster_key(changed)
+            keys = ", ".join(each.partition("=")[0] for each in assignments)
+            self._event("change", f"configured: {keys}", node.state.name)
+            self.lively()
+        return code, output
+
+    async def _rpc_config(self, params: Params, call: Call) -> Json:
+        settings = params.get("settings")
+        if not isinstance(settings, list) or not all(isinstance(s, str) for s in settings):
+            raise RpcError("bad-request", "settings is a list of section.key=value")
+        code, output = await self.configure(str(params.get("node")), settings)
+        return {"status": code, "output": output}
+
+    async def kill_medium(self) -> None:
+        """Kill the medium's process; the lab starts it again."""
+        if self._medium is not None and self._medium.returncode is None:
+            self._medium.kill()
+
+    async def _rpc_medium(self, params: Params, call: Call) -> Json:
+        if params.get("action") == "kill":
+            await self.kill_medium()
+            return {}
+        return await self.medium_call("status")
+
+    async def _rpc_down(self, params: Params, call: Call) -> Json:
+        self.done.set()
+        self._notify()
+        return {}
+
+
+def is_held(directory: Path) -> bool:
+    """Tell whether a supervisor has a lab's directory."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def medium_facts(answer: Json) -> dict[str, Any]:
+    """Return the medium's status as an object, whatever it answered."""
+    return dict(answer) if isinstance(answer, dict) else {}
+
+
+def last_lines(path: Path, count: int) -> str:
+    """Return the last lines of a text file, "" when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(line.rstrip() for line in lines[-count:])

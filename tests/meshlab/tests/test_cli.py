@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command, on a lab that boots nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meshlab import cli, paths
+
+UP = """
+import sys
+from meshlab import cli, lab, parts
+from meshlab.fake import FakeParts
+made = FakeParts()
+made.unlinked = set(sys.argv.pop(1).split(",")) - {""}
+parts.load = lambda image, cache, seed, progress: made
+lab.Lab._interval = lambda self, node: 0.02
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("THICKET_CACHE", str(tmp_path))
+    monkeypatch.setenv("MESHLAB_COMMAND", "bin/meshlab")
+    return tmp_path
+
+
+def start(*arguments: str, unlinked: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", UP, unlinked, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def running(cache: Path) -> Iterator[Path]:
+    """Run a lab of three nodes; yields its directory."""
+    with start("up", "--nodes", "3", "--topology", "full") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "try: bin/meshlab pcap" in line:  # the last of the hints
+                break
+        try:
+            yield paths.lab_directory("default")
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+    # A lab that was ended by the test itself may meet the signal on its last metres.
+    assert process.returncode in (0, 130, -signal.SIGINT)
+
+
+def test_once_prints_json_and_nothing_else(cache: Path) -> None:
+    with start("--lab", "x", "up", "--nodes", "4", "--topology", "full", "--once") as process:
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    found = json.loads(out)
+    assert found["formed"] is True
+    assert found["lab"] == "x"
+    assert [node["name"] for node in found["nodes"]] == ["n1", "n2", "n3", "n4"]
+    assert found["nodes"][0]["guest_memory_kib"] == 50000
+    assert "the mesh has formed: 4 nodes" in err
+
+
+def test_once_says_what_is_missing(cache: Path) -> None:
+    arguments = ("up", "--nodes", "3", "--topology", "line", "--once", "--timeout", "1")
+    with start(*arguments, unlinked="n3") as process:
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    found = json.loads(out)
+    assert found["formed"] is False
+    assert found["nodes"][2]["missing"][0] == "no link with n2"
+    assert "not formed within 1 s" in err
+    assert "n3: no link with n2; does not see n1, n2 in the cluster" in err
+
+
+def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = cli.main(arguments)
+        return status, *capfd.readouterr()
+
+    status, out, _ = run("status")
+    assert status == 0
+    assert re.search(r"^n3 +up ", out, re.MULTILINE)
+    status, out, _ = run("status", "--json")
+    assert json.loads(out)["formed"] is True
+    assert run("exec", "2", "--", "ls", "a b") == (0, "n2$ ls 'a b'\n", "")
+    assert run("exec", "n2", "false") == (3, "n2$ false\n", "")
+    assert run("exec", "n2", "echo $HOME; ls")[1] == "n2$ echo $HOME; ls\n"
+    assert run("exec", "n2")[0] == 2
+    assert run("logs", "n1") == (0, "a\nb\n", "")
+    assert run("logs", "1", "--console")[1] == "console of n1\n"
+    assert run("link", "n1", "n2", "--cut") == (0, "", "")
+    assert "n1 <-> n2 cut" in (running / "events.log").read_text()
+    assert run("link", "n1", "n2", "--restore", "--oneway")[0] == 0
+    assert "n1 -> n2 restored" in (running / "events.log").read_text()
+    assert run("move", "n1", "-5", "2.5")[0] == 0
+    assert run("chip", "n1", "fault", "absent")[0] == 0
+    status, _, err = run("chip", "n1", "fault", "gone")
+    assert (status, err) == (1, "meshlab: 'gone' is no fault: absent, nak\n")
+    assert run("radio", "n1", "unplug")[0] == 0
+    assert run("config", "n1", "mesh.id=x")[:2] == (0, "n1$ thicket config set mesh.id=x\n")
+    assert run("kill", "n3")[0] == 0
+    assert run("exec", "n3", "true")[2] == "meshlab: n3 is off: `meshlab power n3 on`\n"
+    assert run("console", "n3")[2] == "meshlab: n3 is off: `meshlab power n3 on`\n"
+    assert run("power", "n3", "on")[0] == 0
+    status, _, err = run("exec", "n7", "true")
+    assert (status, err) == (1, "meshlab: there is no node n7: this lab has n1 to n3\n")
+    status, _, err = run("--lab", "other", "status")
+    assert (status, err.split(":")[1]) == (1, " no lab 'other' is running; running")
+    assert json.loads(run("medium")[1])["valid"] is True
+    assert run("pcap", "--stop")[0] == 0
+    assert run("down") == (0, "", "")
+    assert not (running / "control.sock").exists()
+
+
+def test_a_second_lab_says_how_to_have_both(running: Path) -> None:
+    with start("up", "--once") as process:
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "already running" in err
+    assert "LAB=other" in err
+
+
+def test_recording_to_a_file_ends_with_ctrl_c(running: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "meshlab", "pcap", "n1", "-w", "mesh.pcapng"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stderr is not None
+        assert "Ctrl-C ends it" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    calls = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "meshlab", "medium"], check=True, capture_output=True
+        ).stdout
+    )["calls"]
+    assert [each[0] for each in calls] in (["pcap", "pcap_stop"], ["pcap"], [])
+
+
+def test_the_console_is_a_bridge(running: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as console:
+        console.bind(paths.socket_address(running / "n1" / "console.sock"))
+        console.listen()
+        command = [sys.executable, "-m", "meshlab", "console", "n1"]
+        with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1) as process:
+            line, _ = console.accept()
+            with line:
+                line.sendall(b"login: ")
+                assert process.stdin is not None
+                assert process.stdout is not None
+                assert process.stdout.read(7) == b"login: "
+                process.stdin.write(b"ls\n")
+                process.stdin.flush()
+                assert line.recv(100) == b"ls\n"
+            process.communicate(timeout=20)
+        assert process.returncode == 0
+
+
+def test_without_a_lab_it_says_how_to_start_one(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status"]) == 1
+    assert "start one with `make qemu-mesh`" in capfd.readouterr().err
+    assert cli.main(["--lab", "x", "kill", "n1"]) == 1
+    assert "`make qemu-mesh LAB=x`" in capfd.readouterr().err
+    assert cli.main(["--lab", "../x", "status"]) == 1
+    assert "not a lab name" in capfd.readouterr().err
+    assert cli.main(["up", "--nodes", "0"]) == 1
+    assert "1 to 250 nodes" in capfd.readouterr().err
+    assert cli.main(["logs", "--console", "n1"]) == 1
+    assert "no console log of n1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["up", "--topology", "torus"], ["link", "a", "b"], ["power", "n1", "maybe"]]
+)
+def test_wrong_use_is_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_the_command_of_exec() -> None:
+    assert cli.command_line(["--", "ip", "a"]) == "ip a"
+    assert cli.command_line(["echo $x | wc"]) == "echo $x | wc"
+    assert cli.command_line(["--", "sh", "-c", "a; b"]) == "sh -c 'a; b'"
+
+
+def test_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MESHLAB_COMMAND")
+    root = Path(cli.__file__).resolve().parents[4]
+    monkeypatch.chdir(root)
+    assert cli.own_command() == "bin/meshlab"
+    monkeypatch.chdir("/")
+    assert cli.own_command() in (str(root / "bin/meshlab"), os.path.relpath(root / "bin/meshlab"))
+
+
+def test_the_view_gives_the_terminal_back(cache: Path) -> None:
+    """A live view on a terminal: it shows the nodes, and Ctrl-C restores the screen."""
+    ours, theirs = os.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", UP, "", "up", "--nodes", "2", "--topology", "line"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"},
+            start_new_session=True,
+        )
+        os.close(theirs)
+        seen = b""
+        deadline = time.monotonic() + 30
+        while "try from another terminal" not in seen.decode(errors="replace"):
+            assert time.monotonic() < deadline, seen.decode(errors="replace")
+            seen += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        while True:
+            try:
+                data = os.read(ours, 65536)
+            except OSError:  # EIO: the last one to have it open has left
+                break
+            if not data:
+                break
+            seen += data
+        assert process.wait(20) == 130
+    finally:
+        os.close(ours)
+    assert b"\x1b[?1049h" in seen
+    assert seen.rindex(b"\x1b[?1049l") > seen.rindex(b"\x1b[?1049h")
+    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")
+    assert "●n1" in seen.decode(errors="replace")

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor, on parts that boot nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshlab import lab as lab_module
+from meshlab import summary, topology
+from meshlab.fake import FakeParts
+from meshlab.lab import Lab, LabError, LabSpec, NodeSpec, NotFormedError, to_toml
+from meshlab.rpc import Client, RpcError
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the nodes, which cost nothing here, more often."""
+    monkeypatch.setattr(Lab, "_interval", lambda self, node: 0.01)
+
+
+def spec(count: int = 3, kind: str = "full", **more: Any) -> LabSpec:
+    return LabSpec(topology=topology.make(kind, count), **more)
+
+
+@asynccontextmanager
+async def formed(parts: FakeParts, cache: Path, **more: Any) -> AsyncIterator[Lab]:
+    async with Lab(spec(**more), parts, cache) as lab:
+        await lab.formed(10)
+        yield lab
+
+
+async def calls(lab: Lab) -> list[list[Any]]:
+    return list((await lab.medium_call("status"))["calls"])
+
+
+async def test_a_lab_forms_and_leaves_nothing(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        medium = lab._medium
+        assert medium is not None
+        assert summary.summarise(lab.snapshot())["formed"] is True
+        assert lab.state.formed is not None
+        assert parts.starts == ["n1", "n2", "n3"]
+        assert all(chip.serving for chip in parts.chips)
+        await lab.wait(lambda: lab.state.nodes["n3"].guest_used_kib == 50000, 5, "memory")
+    assert not parts.on
+    assert not any(chip.serving for chip in parts.chips)
+    assert medium.returncode is not None
+    assert not (lab.directory / "control.sock").exists()
+    assert "the mesh has formed" in (lab.directory / "events.log").read_text()
+
+
+async def test_no_more_nodes_boot_at_once_than_there_is_room(
+    parts: FakeParts, tmp_path: Path
+) -> None:
+    parts.silent = {"n1", "n2", "n3", "n4", "n5"}
+    async with Lab(spec(5), parts, tmp_path) as lab:
+        await lab.wait(lambda: len(parts.starts) == 2, 5, "two nodes are started")
+        parts.silent.remove("n1")
+        await lab.wait(lambda: len(parts.starts) == 3, 5, "another one is started")
+        assert lab.state.nodes["n4"].power == "waiting"
+        parts.silent.clear()
+        await lab.formed(10)
+
+
+async def test_what_is_missing_is_said(parts: FakeParts, tmp_path: Path) -> None:
+    parts.unlinked = {"n2"}
+    async with Lab(spec(3), parts, tmp_path) as lab:
+        await lab.wait(lambda: len(parts.starts) == 3, 5, "all are started")
+        with pytest.raises(NotFormedError, match="n2: no link with n1, n3") as caught:
+            await lab.formed(0.5)
+        assert set(caught.value.lacking) == {"n1", "n2", "n3"}
+
+
+async def test_a_second_lab_of_the_same_name_is_refused(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path):
+        with pytest.raises(LabError, match=rf"process {os.getpid()}.*LAB=other"):
+            await Lab(spec(), parts, tmp_path).start()
+        async with Lab(spec(name="other"), FakeParts(), tmp_path) as other:
+            await other.formed(10)
+    async with Lab(spec(), parts, tmp_path) as again:
+        await again.formed(10)
+
+
+async def test_fresh_by_default_and_kept_on_request(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        node = lab.directory / "n1"
+        (node / "data.img").write_text("mine")
+        (node / "config.img").write_text("edited")
+    async with formed(parts, tmp_path, keep=True):
+        assert (node / "data.img").read_text() == "mine"
+        assert (node / "config.img").read_text() == "edited"
+    async with formed(parts, tmp_path):
+        assert not (node / "data.img").exists()
+        assert "[mesh]" in (node / "config.img").read_text()
+    assert (node / "console.log.1").exists()
+
+
+async def test_nodes_get_their_configuration(parts: FakeParts, tmp_path: Path) -> None:
+    nodes = {
+        "n2": NodeSpec(config={"mesh": {"id": "other"}}, mesh_point=False),
+        "n3": NodeSpec(config_text="broken =", chip_fault="absent"),
+    }
+    async with Lab(spec(security="sae", nodes=nodes), parts, tmp_path) as lab:
+        texts = [(lab.directory / f"n{i}" / "config.img").read_text() for i in (1, 2, 3)]
+        first, second = tomllib.loads(texts[0]), tomllib.loads(texts[1])
+        assert first["mesh"]["security"] == "sae"
+        assert len(first["mesh"]["passphrase"]) >= 8
+        assert (first["mesh"]["id"], second["mesh"]["id"]) == ("thicket", "other")
+        assert texts[2] == "broken ="
+        assert parts.chips[2].fault == "absent"
+        assert lab.state.expected_peers("n1") == {"n3"}
+        medium = (lab.directory / "medium.json").read_text()
+        assert medium.count('"mesh": false') == 1
+
+
+async def test_a_node_is_killed_and_comes_back(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        await lab.kill("n2")
+        assert lab.state.nodes["n2"].power == "off"
+        await lab.wait(lambda: lab.state.peers("n1") == {"n3"}, 5, "n1 loses n2")
+        texts = [event.text for event in lab.state.events]
+        assert "link with n2 is gone" in texts
+        with pytest.raises(LabError, match="n2 is not on"):
+            await lab.kill("n2")
+        await lab.power_on("n2")
+        await lab.wait(lambda: not summary.missing(lab.snapshot()), 5, "whole again")
+        await lab.power_off("n2", grace=5)
+        assert parts.machines[-1].stopped_with == 5
+
+
+async def test_a_machine_that_dies_is_told(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        (lab.directory / "n1" / "qemu.log").write_text("qemu: out of memory\n")
+        parts.on["n1"].end(1)
+        await lab.wait(lambda: lab.state.nodes["n1"].power == "died", 5, "n1 is dead")
+        reason = "QEMU ended with status 1: qemu: out of memory"
+        assert lab.state.nodes["n1"].reason == reason
+        assert parts.on["n2"].on_event is not None
+        parts.on["n2"].on_event("panic", {"message": "not syncing"})
+        assert lab.state.events[-1].text == "its kernel panicked: not syncing"
+        parts.on["n2"].end(0)
+        await lab.wait(lambda: lab.state.nodes["n2"].power == "off", 5, "n2 went by itself")
+
+
+async def test_a_machine_that_does_not_start_ends_the_lab(parts: FakeParts, tmp_path: Path) -> None:
+    parts.broken = {"n2"}
+    async with Lab(spec(), parts, tmp_path) as lab:
+        with pytest.raises(LabError, match="n2 did not start: no such program"):
+            await lab.formed(10)
+        assert lab.done.is_set()
+
+
+async def test_the_medium_is_started_again(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        assert lab._medium is not None
+        first = lab._medium.pid
+        await lab.kill_medium()
+        await lab.wait(lambda: lab.state.medium_restarts == 1, 5, "it was noticed")
+        await lab.wait(lambda: lab.state.medium.get("valid"), 10, "it answers")
+        assert lab._medium.pid != first
+        assert any("signal SIGKILL" in event.text for event in lab.state.events)
+
+
+async def test_a_medium_that_cannot_run_ends_the_lab(
+    parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_module, "RESTART_PAUSE", 0.01)
+    parts.medium_code = "raise SystemExit('no medium today')"
+    parts.silent = {"n1", "n2", "n3"}
+    async with Lab(spec(), parts, tmp_path) as lab:
+        with pytest.raises(LabError, match=r"does not stay up.*no medium today"):
+            await lab.wait(lambda: False, 20, "it fails")
+
+
+async def test_links_are_changed_and_expected_no_more(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        await lab.wait(lambda: lab.state.medium.get("valid"), 10, "the medium answers")
+        await lab.link("1", "n2", cut=True)
+        assert (await calls(lab))[-1][1] == {"a": "n1", "b": "n2", "both": True, "cut": True}
+        assert lab.state.expected_peers("n1") == {"n3"}
+        await lab.link("n1", "n2", snr=20, both=False)
+        link = lab.state.links["n1", "n2"]
+        assert (link.snr, link.snr_back) == (20, None)
+        await lab.link("n1", "n2", restore=True)
+        assert lab.state.expected_peers("n1") == {"n2", "n3"}
+        for wrong in ({}, {"cut": True, "restore": True}):
+            with pytest.raises(RpcError, match="say one of"):
+                await lab.link("n1", "n2", **wrong)
+        with pytest.raises(RpcError, match="two different ends"):
+            await lab.link("n1", "n1", cut=True)
+
+
+async def test_clients(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        async with await Client.connect(lab.directory / "control.sock") as client:
+            heard: list[Any] = []
+            answer = await client.call(
+                "exec", {"node": 2, "command": "echo x"}, on_event=heard.append
+            )
+            assert answer == {"status": 0}
+            assert heard == [{"output": "n2$ echo x\n"}]
+            answer = await client.call("exec", {"node": "n2", "command": "false"})
+            assert answer == {"status": 3}
+            with pytest.raises(RpcError, match=r"not finished after 0\.1 s"):
+                await client.call("exec", {"node": "n1", "command": "hang", "timeout": 0.1})
+            with pytest.raises(RpcError, match="no node n9: this lab has n1 to n3"):
+                await client.call("exec", {"node": "9", "command": "true"})
+            assert (await client.call("summary"))["formed"] is True
+            assert (await client.call("status"))["name"] == "default"
+            await client.call("power", {"node": "n3", "action": "kill"})
+            with pytest.raises(RpcError, match="n3 is off: `meshlab power n3 on`"):
+                await client.call("exec", {"node": "n3", "command": "true"})
+            await client.call("power", {"node": "n3", "action": "on"})
+            with pytest.raises(RpcError, match="n3 is on already"):
+                await client.call("power", {"node": "n3", "action": "on"})
+            await client.call("chip", {"node": "n1", "fault": "nak"})
+            assert parts.chips[0].fault == "nak"
+            await client.call("chip", {"node": "n1", "fault": "none"})
+            assert parts.chips[0].fault is None
+            with pytest.raises(RpcError, match="is no fault"):
+                await client.call("chip", {"node": "n1", "fault": "melted"})
+            await client.call("radio", {"node": "n1", "action": "unplug"})
+            await client.call("move", {"node": "n1", "x": 5, "y": 6.5})
+            await client.call("pcap", {"path": "/tmp/x", "node": "1"})
+            assert (await calls(lab))[-3:] == [
+                ["radio", {"node": "n1", "index": 0, "plug": False}],
+                ["move", {"node": "n1", "x": 5, "y": 6.5}],
+                ["pcap", {"path": "/tmp/x", "node": "n1"}],
+            ]
+            assert lab.state.nodes["n1"].position == (5, 6.5)
+            await client.call("down")
+        await asyncio.wait_for(lab.done.wait(), 5)
+
+
+async def test_a_client_that_leaves_ends_its_command(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        client = await Client.connect(lab.directory / "control.sock")
+        asking = asyncio.create_task(client.call("exec", {"node": "n1", "command": "hang"}))
+        await lab.wait(
+            lambda: any("hang" in m.exec_shell.commands for m in parts.machines), 5, "it runs"
+        )
+        await client.close()
+        await lab.wait(lambda: parts.cancelled == ["hang"], 5, "it is ended")
+        with pytest.raises(RpcError):
+            await asking
+
+
+async def test_following_a_log_sends_every_line_once(
+    parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_module, "LOG_PAUSE", 0.01)
+    async with formed(parts, tmp_path) as lab:
+        heard: list[str] = []
+        async with await Client.connect(lab.directory / "control.sock") as client:
+            following = asyncio.create_task(
+                client.call(
+                    "logs",
+                    {"node": "n1", "follow": True},
+                    on_event=lambda event: heard.extend(event["output"].splitlines()),
+                )
+            )
+            await lab.wait(lambda: heard == ["a", "b"], 5, "what is there")
+            parts.syslog = ["b", "c", "d"]
+            await lab.wait(lambda: heard == ["a", "b", "c", "d"], 5, "what came")
+            parts.syslog = ["x"]
+            await lab.wait(lambda: heard[4:] == ["x"], 5, "after a restart")
+            following.cancel()
+
+
+async def test_a_changed_configuration_changes_what_is_expected(
+    parts: FakeParts, tmp_path: Path
+) -> None:
+    async with formed(parts, tmp_path) as lab:
+        code, output = await lab.configure("n1", ["mesh.id=my mesh", "cluster.cookie=c"])
+        assert (code, output) == (
+            0,
+            "n1$ thicket config set 'mesh.id=my mesh' cluster.cookie=c\n",
+        )
+        assert lab.state.expected_peers("n1") == set()
+        assert lab.state.expected_peers("n2") == {"n3"}
+        with pytest.raises(RpcError, match=r"'meshid' is not section\.key=value"):
+            await lab.configure("n1", ["meshid"])
+
+
+async def test_a_report_names_every_node_and_its_console(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        with pytest.raises(TimeoutError) as caught:
+            await lab.wait(lambda: False, 0.1, "something impossible")
+        text = str(caught.value)
+        assert "not within 0.1 s: something impossible" in text
+        for name in ("n1", "n2", "n3"):
+            assert f"--- {name}: up" in text
+            assert f"console of {name}" in text
+
+
+@given(
+    st.dictionaries(
+        st.from_regex("[a-z]{1,8}", fullmatch=True),
+        st.dictionaries(
+            st.from_regex("[a-z_]{1,8}", fullmatch=True),
+            st.booleans()
+            | st.integers(-(1 << 63), (1 << 63) - 1)
+            | st.text(st.characters(exclude_categories=["Cs"])),
+        ),
+    )
+)
+def test_a_configuration_is_toml(config: dict[str, dict[str, Any]]) -> None:
+    assert tomllib.loads(to_toml(config)) == config
+
+
+SUPERVISOR = """
+import pathlib, sys
+from meshlab import topology
+from meshlab.cli import run_supervised
+from meshlab.fake import FakeParts
+from meshlab.lab import Lab, LabSpec
+async def main():
+    lab = Lab(LabSpec(topology=topology.make("line", 2)), FakeParts(), pathlib.Path(sys.argv[1]))
+    async with lab:
+        await lab.wait(lambda: lab.state.medium.get("valid"), 20, "the medium runs")
+        print(lab._medium.pid, flush=True)
+        await lab.done.wait()
+    return 0
+sys.exit(run_supervised(main()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_nothing_is_left_running_however_it_ends(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    code = SUPERVISOR
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        medium = int(supervisor.stdout.readline())
+        os.kill(medium, 0)
+        supervisor.send_signal(number)
+        assert supervisor.wait(20) == status
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{medium}").exists() and not _zombie(medium):
+        assert time.monotonic() < deadline, "the medium outlived the supervisor"
+        time.sleep(0.02)
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
