@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from logging import getLogger
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ class RequestError(Exception):
 class Server:
     """Serves ``methods`` on the unix socket at ``path``."""
 
-    def __init__(self, path: str, methods: dict[str, Handler]) -> None:
+    def __init__(self, path: str, methods: Mapping[str, Handler]) -> None:
         self.path = path
         self.methods = methods
         self.idle = IDLE
@@ -56,8 +56,11 @@ class Server:
             await asyncio.Event().wait()
         finally:
             server.close()
-            for client in self._clients:
+            clients = set(self._clients)
+            for client in clients:
                 client.cancel()
+            if clients:
+                await asyncio.wait(clients, timeout=1.0)
             with contextlib.suppress(OSError):
                 os.unlink(self.path)  # noqa: PTH108
 

@@ -425,7 +425,8 @@ class Discovery:
             self._socket = None
 
     def _note_trouble(self, e: OSError) -> None:
-        if e.errno in {errno.ENODEV, errno.ENXIO}:
+        # if_nametoindex() gives no number before Python 3.13
+        if e.errno in {None, errno.ENODEV, errno.ENXIO}:
             text = f"there is no interface {self.interface} (yet)"
         else:
             text = f"cannot open the beacon socket on {self.interface}: {e.strerror}"
@@ -460,14 +461,6 @@ class Discovery:
         if s is None:
             return
         for _ in range(self.BATCH):
-            now = monotonic()
-            if not self._budget.take(now):
-                # How many are lost is the kernel's secret; count that it happened.
-                self.dropped["rate"] += 1
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(s.fileno())
-                self._resume = loop.call_later(self.PAUSE, self._read_again)
-                return
             try:
                 payload, control, _flags, source = s.recvmsg(
                     MAX_TEXT + 1, socket.CMSG_SPACE(struct.calcsize("@i"))
@@ -478,6 +471,15 @@ class Discovery:
                 # an ICMP error for an earlier answer arrives here; it concerns nobody
                 log.debug("receiving a beacon: %s", e)
                 continue
+            now = monotonic()
+            if not self._budget.take(now):
+                # This one is lost; how many more are is the kernel's secret.
+                self.received += 1
+                self.dropped["rate"] += 1
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(s.fileno())
+                self._resume = loop.call_later(self.PAUSE, self._read_again)
+                return
             hop_limit = None
             for level, kind, data in control:
                 if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_HOPLIMIT:

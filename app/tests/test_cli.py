@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""thicket.cli: what people type, what they read, and the exit status."""
+
+import asyncio
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import thicket
+from thicket import cli
+from thicket.control import RequestError, Server
+
+STATUS: dict[str, Any] = {
+    "schema": 1,
+    "version": "0.1.0",
+    "hostname": "n-6f44e3c6b802",
+    "state": "joined",
+    "problems": [],
+    "times": {"daemon": 2.1, "identity": 2.4, "radio": 4.0, "first_peer": 5.5, "first_node": None},
+    "restarts": 0,
+    "uptime": 4000.0,
+    "identity": {
+        "source": "chip", "software": False, "serial": "01236f44e3c6b802ee",
+        "id": "6f44e3c6b802", "chip": {"model": "ATECC608A"},
+    },
+    "address": "fd12:3456:789a:1:0:6f44:e3c6:b802",
+    "prefix_length": 64,
+    "configuration": {"source": "/etc/thicket/thicket.toml", "last_good_used": False},
+    "radio": {
+        "state": "joined", "phy": "phy0", "interface": "mesh0", "mac": "02:74:68:00:00:01",
+        "mesh_id": "thicket", "frequency": 2412, "security": "open", "supplicant": {},
+    },
+    "peers": [
+        {
+            "mac": "02:74:68:00:00:02", "address": None, "state": "ESTAB", "signal_dbm": -61,
+            "metric": 249, "inactive_ms": 12, "tx_kbps": 54000, "rx_bytes": 1000, "tx_bytes": 9,
+        }
+    ],
+    "paths": [
+        {"destination": "02:74:68:00:00:03", "next_hop": "02:74:68:00:00:02", "metric": 500,
+         "hops": None},
+    ],
+    "cluster": {
+        "node": "thicket@fd12:3456:789a:1:0:6f44:e3c6:b802",
+        "nodes": [
+            {"name": "thicket@fd12:3456:789a:1::9", "state": "up", "since": 1.0},
+            {"name": "thicket@fd12:3456:789a:1::a", "state": "connecting", "since": None,
+             "error": "unreachable", "message": "no route", "attempts": 3},
+        ],
+    },
+    "discovery": {"heard": [{"address": "fd12:3456:789a:1::9", "age": 1.0, "beacons": 4}]},
+    "memory_kib": 20480,
+    "cpu_seconds": 1.5,
+}  # fmt: skip
+
+
+class FakeDaemon:
+    """A control server in a thread of its own, with answers that a test may change."""
+
+    def __init__(self, path: Path) -> None:
+        self.status = json.loads(json.dumps(STATUS))
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.reload: dict[str, Any] = {
+            "source": "/etc/thicket/thicket.toml", "changed": ["mesh.id"], "later": [],
+            "faults": [],
+        }  # fmt: skip
+        self._loop = asyncio.new_event_loop()
+        methods = {
+            "status": self._answer("status", lambda: self.status),
+            "peers": self._answer("peers", lambda: self.status),
+            "nodes": self._answer("nodes", lambda: self.status),
+            "reload": self._answer("reload", lambda: self.reload),
+            "config": self._answer(
+                "config", lambda: {"source": "defaults", "values": {"mesh": {"id": '"thicket"'}}}
+            ),
+            "ping": self._ping,
+        }
+        self._task = self._loop.create_task(Server(str(path), methods).run())
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        while not path.exists():
+            assert self._thread.is_alive()
+
+    def _run(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._task)
+
+    def _answer(self, name: str, result: Callable[[], Any]) -> Any:
+        async def method(params: dict[str, Any]) -> Any:
+            self.calls.append((name, params))
+            return result()
+
+        return method
+
+    async def _ping(self, params: dict[str, Any]) -> Any:
+        if params["node"] == "gone":
+            raise RequestError("timeout", "no answer within 5 s")
+        if params["node"] == "nobody":
+            raise RequestError("unknown-node", "no node is known as 'nobody'")
+        return {"node": "thicket@fd12:3456:789a:1::9", "milliseconds": 3.21}
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(10)
+        self._loop.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("THICKET_ROOT", str(tmp_path))
+    for folder in ("run/thicket", "etc/thicket", "proc/self", "usr/share/thicket"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "proc/cmdline").write_text("quiet\n")
+    return tmp_path
+
+
+@pytest.fixture
+def daemon(root: Path) -> Iterator[FakeDaemon]:
+    made = FakeDaemon(root / "run/thicket/control.sock")
+    yield made
+    made.stop()
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+class TestShow:
+    def test_status_for_people(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        assert cli.main(["status"]) == cli.OK
+        lines = capsys.readouterr().out.splitlines()
+        facts = {line.split(":")[0]: line.partition(":")[2].strip() for line in lines}
+        assert facts["State"] == "joined, up for 1 h 6 min"
+        assert facts["Identity"] == "ATECC608A, serial number 01236f44e3c6b802ee"
+        assert facts["Address"] == "fd12:3456:789a:1:0:6f44:e3c6:b802/64"
+        assert facts["Peers"] == "1, signal -61 to -61 dBm"
+        assert facts["Cluster"] == "1 other node, 1 being connected"
+        assert "first peer 5.5 s" in facts["Since power-on"]
+
+    def test_problems_come_first_and_set_the_exit_status(
+        self, daemon: FakeDaemon, capsys: Capture
+    ) -> None:
+        daemon.status["problems"] = [
+            {"part": "radio", "code": "x", "message": "no radio", "severity": "error",
+             "since": 3990.0},
+        ]  # fmt: skip
+        assert cli.main(["status"]) == cli.BAD
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first == "PROBLEM: radio: no radio (for 10.0 s)"
+
+    def test_a_warning_is_no_bad_news(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        daemon.status["problems"] = [
+            {"part": "identity", "code": "no-chip", "message": "m", "severity": "warning",
+             "since": 1.0},
+        ]  # fmt: skip
+        daemon.status["identity"] = {
+            "source": "mac", "software": True, "serial": None, "id": "0102", "chip": None,
+        }  # fmt: skip
+        assert cli.main(["status"]) == cli.OK
+        out = capsys.readouterr().out
+        assert out.startswith("Warning: identity: m")
+        assert "software identity 0102 from mac, not from a chip" in out
+
+    def test_not_joined_is_bad_news(self, daemon: FakeDaemon) -> None:
+        daemon.status["state"] = "joining"
+        assert cli.main(["status"]) == cli.BAD
+
+    def test_a_daemon_that_knows_nothing_yet(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        daemon.status.update(
+            hostname="", state="starting", identity=None, address=None, prefix_length=None,
+            radio={"state": "starting", "interface": "mesh0"}, peers=[], paths=[],
+            cluster={"node": None, "nodes": []}, discovery=None,
+            times=dict.fromkeys(STATUS["times"]),
+        )  # fmt: skip
+        assert cli.main(["status"]) == cli.BAD
+        assert cli.main(["peers"]) == cli.OK
+        assert cli.main(["nodes"]) == cli.OK
+        out = capsys.readouterr().out
+        assert "No peers. Radio: starting." in out
+        assert "not in a cluster yet (starting)" in out
+
+    def test_peers_are_a_table(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        assert cli.main(["peers"]) == cli.OK
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split()[:3] == ["PEER", "ADDRESS", "STATE"]
+        assert lines[1].split()[:5] == ["02:74:68:00:00:02", "-", "ESTAB", "-61", "249"]
+        assert lines[0].index("STATE") == lines[1].index("ESTAB")
+        assert lines[-1].split() == ["02:74:68:00:00:03", "02:74:68:00:00:02", "-", "500"]
+
+    def test_nodes_are_a_table(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        assert cli.main(["nodes"]) == cli.OK
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].split()[1:4] == ["this", "node", "-"]
+        assert lines[2].split()[:2] == ["thicket@fd12:3456:789a:1::9", "up"]
+        assert lines[3].endswith("no route")
+
+    @pytest.mark.parametrize("what", ["status", "peers", "nodes"])
+    def test_json(self, daemon: FakeDaemon, capsys: Capture, what: str) -> None:
+        assert cli.main([what, "--json"]) == cli.OK
+        assert json.loads(capsys.readouterr().out) == STATUS
+
+
+class TestPing:
+    def test_pong(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        assert cli.main(["ping", "n-9"]) == cli.OK
+        assert capsys.readouterr().out == "pong from thicket@fd12:3456:789a:1::9 in 3.2 ms\n"
+
+    def test_pang(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        assert cli.main(["ping", "gone"]) == cli.BAD
+        assert capsys.readouterr().out == "pang: no answer within 5 s\n"
+
+    def test_nobody(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        assert cli.main(["ping", "nobody"]) == cli.BAD
+        assert "no node is known" in capsys.readouterr().err
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            [], ["frobnicate"], ["status", "x"], ["ping"], ["ping", "a", "b"], ["ping", "-c", "a"],
+            ["ping", "-c", "0", "a"], ["ping", "-x"], ["config"], ["config", "x"],
+            ["config", "check"], ["config", "set"], ["config", "show", "x"], ["reload", "x"],
+        ],
+    )  # fmt: skip
+    def test_wrong(self, root: Path, capsys: Capture, words: list[str]) -> None:
+        assert cli.main(words) == cli.USAGE
+        assert "thicket help" in capsys.readouterr().err
+
+    def test_help_names_every_command(self, capsys: Capture) -> None:
+        assert cli.main(["help"]) == cli.OK
+        out = capsys.readouterr().out
+        for word in ("status", "peers", "nodes", "ping", "config show", "reload", "version"):
+            assert f"  {word}" in out
+
+    def test_version(self, capsys: Capture) -> None:
+        assert cli.main(["version"]) == cli.OK
+        assert capsys.readouterr().out == f"thicket {thicket.__version__}\n"
+
+    @pytest.mark.parametrize("words", [["status"], ["peers"], ["ping", "a"], ["reload"]])
+    def test_without_a_daemon(self, root: Path, capsys: Capture, words: list[str]) -> None:
+        assert cli.main(words) == cli.UNREACHABLE
+        assert "logread" in capsys.readouterr().err
+
+
+class TestConfig:
+    def file(self, root: Path, text: str) -> str:
+        path = root / "new.toml"
+        path.write_text(text)
+        return str(path)
+
+    def test_check(self, root: Path, capsys: Capture) -> None:
+        assert cli.main(["config", "check", self.file(root, "[mesh]\nchannel = 6\n")]) == cli.OK
+        assert capsys.readouterr().out.endswith("is right.\n")
+        bad = self.file(root, "[mesh]\nchannel = 66\nid = 1\n")
+        assert cli.main(["config", "check", bad]) == cli.BAD
+        assert capsys.readouterr().err.count("\n") == 2
+        assert cli.main(["config", "check", str(root / "none")]) == cli.BAD
+        assert "cannot read" in capsys.readouterr().err
+
+    def test_apply_writes_and_reloads(
+        self, root: Path, daemon: FakeDaemon, capsys: Capture
+    ) -> None:
+        assert cli.main(["config", "apply", self.file(root, '[mesh]\nid = "a"\n')]) == cli.OK
+        assert (root / "data/thicket/thicket.toml").read_text() == '[mesh]\nid = "a"\n'
+        assert [name for name, _ in daemon.calls] == ["reload"]
+        assert "changed: mesh.id" in capsys.readouterr().out
+
+    def test_apply_without_a_daemon(self, root: Path, capsys: Capture) -> None:
+        assert cli.main(["config", "apply", self.file(root, "")]) == cli.OK
+        assert "not running" in capsys.readouterr().out
+
+    def test_set_and_unset(self, root: Path, daemon: FakeDaemon, capsys: Capture) -> None:
+        assert cli.main(["config", "set", "mesh.id=a b", "mesh.channel=11"]) == cli.OK
+        written = root / "data/thicket/thicket.toml"
+        assert written.read_text() == '[mesh]\nid = "a b"\nchannel = 11\n'
+        assert cli.main(["config", "unset", "mesh.channel"]) == cli.OK
+        assert written.read_text() == '[mesh]\nid = "a b"\n'
+
+    def test_set_refuses_all_faults_at_once_and_writes_nothing(
+        self, root: Path, daemon: FakeDaemon, capsys: Capture
+    ) -> None:
+        words = ["mesh.channel=x", "mesh.chanel=1", "mesh.passphrase=short", "log.level=loud"]
+        assert cli.main(["config", "set", *words]) == cli.BAD
+        err = capsys.readouterr().err
+        assert err.count("\n") == 4
+        assert "did you mean mesh.channel?" in err
+        assert "short" not in err
+        assert not (root / "data").exists()
+        assert daemon.calls == []
+
+    def test_set_checks_the_file_as_a_whole(
+        self, root: Path, daemon: FakeDaemon, capsys: Capture
+    ) -> None:
+        assert cli.main(["config", "set", "mesh.security=sae"]) == cli.BAD
+        assert "mesh.passphrase: is missing" in capsys.readouterr().err
+        assert not (root / "data").exists()
+
+    def test_a_secret_from_standard_input(
+        self, root: Path, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse\n"))
+        assert cli.main(["config", "set", "mesh.security=sae", "mesh.passphrase"]) == cli.OK
+        written = (root / "data/thicket/thicket.toml").read_text()
+        assert 'passphrase = "correct horse"' in written
+
+    def test_set_on_a_broken_file_says_how_to_replace_it(self, root: Path, capsys: Capture) -> None:
+        (root / "etc/thicket/thicket.toml").write_text("[mesh")
+        assert cli.main(["config", "set", "mesh.id=a"]) == cli.BAD
+        assert "config apply" in capsys.readouterr().err
+
+    def test_reload_that_found_faults(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        daemon.reload["faults"] = ["thicket.toml: mesh.channel = 66: must be ..."]
+        assert cli.main(["reload"]) == cli.BAD
+        assert "mesh.channel" in capsys.readouterr().err
+
+    def test_show_from_the_daemon_and_without_it(
+        self, root: Path, daemon: FakeDaemon, capsys: Capture
+    ) -> None:
+        assert cli.main(["config", "show"]) == cli.OK
+        assert capsys.readouterr().out == '# in force, from defaults\n\n[mesh]\nid = "thicket"\n'
+
+    def test_show_without_a_daemon_masks_secrets(self, root: Path, capsys: Capture) -> None:
+        (root / "etc/thicket/thicket.toml").write_text('[cluster]\ncookie = "geheim"\n')
+        assert cli.main(["config", "show"]) == cli.OK
+        out = capsys.readouterr().out
+        assert "geheim" not in out
+        assert 'cookie = "********"' in out
+
+    def test_default_is_a_valid_file(self, root: Path, capsys: Capture) -> None:
+        assert cli.main(["config", "default"]) == cli.OK
+        assert cli.main(["config", "check", self.file(root, capsys.readouterr().out)]) == cli.OK
+
+
+def test_common_commands_import_little() -> None:
+    """What counts is CPU time on a slow device; the imports are what it goes into."""
+    code = "import sys, thicket.cli; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert "json" in loaded
+    unwanted = {"asyncio", "argparse", "logging", "tomllib", "ipaddress", "subprocess", "difflib"}
+    assert not unwanted & loaded
+
+
+def test_a_reader_that_goes_away(root: Path) -> None:
+    """``thicket help | head -1`` ends quietly."""
+    done = subprocess.run(
+        f"{sys.executable} -m thicket help | head -1", shell=True, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == "usage: thicket COMMAND\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (7325, "2 h 2 min"), (90000, "1 d 1 h")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert cli.duration(seconds) == text

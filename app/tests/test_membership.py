@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""thicket.membership: who is connected, by whom, when, and what happens when that fails."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address
+from time import monotonic
+
+import pytest
+
+from thicket import membership
+from thicket.membership import Candidate, Membership
+
+LOW = IPv6Address("fd12:3456:789a:1::10")
+OWN = IPv6Address("fd12:3456:789a:1::50")
+HIGH = IPv6Address("fd12:3456:789a:1::90")
+
+
+class RefusedError(Exception):
+    code = "refused"
+
+
+class FakeLink:
+    """A distribution whose connections succeed, fail or hang as told."""
+
+    def __init__(self) -> None:
+        self.name = f"thicket@{OWN}"
+        self.calls: list[str] = []
+        self.fails: set[str] = set()
+        self.hangs: set[str] = set()
+        self.at_once = 0
+        self.most_at_once = 0
+        self.membership: Membership | None = None
+
+    async def connect(self, peer: str, timeout: float = 7.0) -> object:
+        self.calls.append(peer)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if peer in self.hangs:
+                await asyncio.sleep(3600)
+            await asyncio.sleep(0.01)
+            if peer in self.fails:
+                raise RefusedError("nobody is listening there")
+        finally:
+            self.at_once -= 1
+        assert self.membership is not None
+        self.membership.node_up(peer)
+        return None
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "PATIENCE", (0.3, 0.4))
+    monkeypatch.setattr(membership, "PAUSES", (0.05, 0.1, 0.1))
+
+
+@asynccontextmanager
+async def running(link: FakeLink) -> AsyncIterator[Membership]:
+    made = Membership("thicket", link, lambda _candidate: None)
+    link.membership = made
+    task = asyncio.create_task(made.run())
+    try:
+        yield made
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition: Callable[[], object], what: str, seconds: float = 5.0) -> None:
+    deadline = monotonic() + seconds
+    while not condition():
+        assert monotonic() < deadline, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.005)
+
+
+def names(*addresses: IPv6Address) -> list[str]:
+    return [f"thicket@{address}" for address in addresses]
+
+
+async def test_the_higher_name_connects_at_once_the_lower_one_waits() -> None:
+    link = FakeLink()
+    async with running(link) as made:
+        made.heard(HIGH, True)
+        made.heard(LOW, True)
+        await until(lambda: made.is_up(LOW), "the lower one is connected by us")
+        assert link.calls == names(LOW), "the higher one has its time"
+        await until(lambda: made.is_up(HIGH), "in the end we connect the higher one too")
+
+
+async def test_nothing_is_done_when_the_other_side_connects_in_time() -> None:
+    link = FakeLink()
+    async with running(link) as made:
+        made.heard(HIGH, True)
+        made.node_up(f"thicket@{HIGH}")
+        await asyncio.sleep(0.5)  # longer than the patience of this test
+        assert link.calls == []
+
+
+async def test_a_failure_is_told_and_tried_again() -> None:
+    link = FakeLink()
+    failures: list[tuple[str, str]] = []
+
+    def failed(candidate: Candidate) -> None:
+        assert candidate.error is not None
+        failures.append(candidate.error)
+
+    link.fails.add(f"thicket@{LOW}")
+    async with running(link) as made:
+        made.on_failure = failed
+        made.heard(LOW, True)
+        await until(lambda: len(link.calls) >= 3, "three attempts")
+        assert failures[0] == ("refused", "nobody is listening there")
+        assert made.candidates[LOW].failures >= 2
+        link.fails.clear()
+        await until(lambda: made.is_up(LOW), "connected once it listens")
+        assert made.candidates[LOW].error is None
+
+
+async def test_a_lost_connection_is_made_again() -> None:
+    link = FakeLink()
+    async with running(link) as made:
+        made.heard(LOW, True)
+        await until(lambda: made.is_up(LOW), "connected")
+        made.node_down(f"thicket@{LOW}")
+        assert not made.is_up(LOW)
+        await until(lambda: made.is_up(LOW), "connected again")
+        assert len(link.calls) == 2
+
+
+async def test_a_forgotten_node_is_not_tried_any_more() -> None:
+    link = FakeLink()
+    link.hangs.add(f"thicket@{LOW}")
+    async with running(link) as made:
+        made.heard(LOW, True)
+        await until(lambda: link.at_once, "an attempt is under way")
+        made.gone(LOW)
+        await until(lambda: not link.at_once, "it is ended")
+        assert made.candidates == {}
+        made.heard(HIGH, True)
+        await until(lambda: made.is_up(HIGH), "its place is free again")
+
+
+async def test_attempts_at_the_same_time_are_bounded() -> None:
+    link = FakeLink()
+    addresses = [IPv6Address(int(LOW) + i) for i in range(30)]
+    async with running(link) as made:
+        for address in addresses:
+            made.heard(address, True)
+        await until(lambda: all(made.is_up(a) for a in addresses), "all are connected")
+    assert link.most_at_once == membership.PARALLEL
+    assert len(link.calls) == len(addresses)
+
+
+async def test_hanging_nodes_do_not_block_places_for_ever() -> None:
+    """Cancelled before their first step, in the middle, or never: places are given back."""
+    link = FakeLink()
+    addresses = [IPv6Address(int(LOW) + i) for i in range(membership.PARALLEL)]
+    link.hangs.update(names(*addresses))
+    async with running(link) as made:
+        for address in addresses:
+            made.heard(address, True)
+            made.gone(address)
+        for address in addresses:
+            made.heard(address, True)
+        await until(lambda: link.at_once == membership.PARALLEL, "all places are taken")
+        for address in addresses:
+            made.gone(address)
+        made.heard(HIGH, True)
+        await until(lambda: made.is_up(HIGH), "and given back")
+
+
+async def test_a_beacon_after_a_silence_makes_a_node_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "PAUSES", (600.0,))
+    link = FakeLink()
+    link.fails.add(f"thicket@{LOW}")
+    async with running(link) as made:
+        made.heard(LOW, True)
+        await until(lambda: made.candidates[LOW].failures == 1, "the first attempt failed")
+        link.fails.clear()
+        made.heard(LOW, False)
+        assert made.candidates[LOW].due > monotonic() + 60, "an ordinary beacon changes nothing"
+        made.candidates[LOW].heard -= membership.SILENCE + 1
+        made.heard(LOW, False)
+        await until(lambda: made.is_up(LOW), "connected at once")
+
+
+async def test_who_finds_us_first_is_known_from_then_on() -> None:
+    link = FakeLink()
+    async with running(link) as made:
+        made.node_up(f"thicket@{LOW}")
+        made.node_up("other@fd12:3456:789a:1::77")  # another cluster's name: not ours to keep
+        made.node_up("thicket@nowhere")
+        assert made.is_up(LOW)
+        assert list(made.candidates) == [LOW]
+        made.node_down(f"thicket@{LOW}")
+        await until(lambda: link.calls == names(LOW), "we connect it when it is lost")

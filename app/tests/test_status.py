@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""thicket.status: problems, milestones that outlive the daemon, and the document on disk."""
+
+import asyncio
+import json
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from thicket.status import MILESTONES, Problems, Times, Writer, boottime, memory_kib
+
+
+class TestProblems:
+    def test_come_and_go_with_their_time(self) -> None:
+        changes: list[None] = []
+        problems = Problems(lambda: changes.append(None))
+        problems.report("radio", "no-radio", "no radio found")
+        (first,) = problems.all()
+        problems.report("radio", "no-radio", "no radio found")
+        assert len(changes) == 1
+        problems.report("radio", "no-radio", "still no radio")
+        (second,) = problems.all()
+        assert second["since"] == first["since"]
+        assert second["message"] == "still no radio"
+        problems.clear("radio", "no-radio")
+        assert problems.all() == []
+        assert len(changes) == 3
+
+    def test_errors_first(self) -> None:
+        problems = Problems(lambda: None)
+        problems.report("identity", "no-chip", "no chip", "warning")
+        problems.report("radio", "x", "broken")
+        problems.sources["cluster"] = (
+            lambda: [{"part": "cluster", "code": "c", "message": "m", "since": 0.0}],
+            "warning",
+        )
+        assert [p["part"] for p in problems.all()] == ["radio", "cluster", "identity"]
+
+    def test_subjects_keep_problems_of_a_code_apart(self) -> None:
+        problems = Problems(lambda: None)
+        for n in range(3):
+            problems.report("configuration", "invalid", f"fault {n}", "warning", str(n))
+        assert len(problems.all()) == 3
+        problems.clear("configuration", "invalid")
+        assert problems.all() == []
+
+
+class TestTimes:
+    def test_are_kept_for_the_next_daemon_of_this_boot(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "times.json")
+        times = Times(path)
+        times.load()
+        assert times.reached("daemon")
+        assert not times.reached("daemon")
+        again = Times(path)
+        again.load()
+        assert again.values == times.values
+        assert again.restarts == 1
+        assert again.reached("identity")
+        third = Times(path)
+        third.load()
+        assert third.restarts == 2
+        assert third.values["identity"] is not None
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "", "[]", "null", "{}", "{", '{"daemon": "x"}', "[[[[",
+            json.dumps({**dict.fromkeys(MILESTONES, 9e9), "restarts": 1}),
+            json.dumps({**dict.fromkeys(MILESTONES, -1), "restarts": 1}),
+            json.dumps({**dict.fromkeys(MILESTONES), "restarts": None}),
+        ],
+    )  # fmt: skip
+    def test_a_spoilt_file_is_ignored(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "times.json"
+        path.write_text(text)
+        times = Times(str(path))
+        times.load()
+        assert times.restarts == 0
+        assert set(times.values.values()) == {None}
+
+    def test_an_unwritable_place_costs_only_the_times(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        times = Times(str(tmp_path / "file" / "times.json"))
+        assert times.reached("daemon")
+
+
+class TestWriter:
+    async def test_one_line_whole_at_any_time_and_at_most_two_a_second(
+        self, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "run" / "status.json"
+        count = 0
+
+        def document() -> dict[str, Any]:
+            nonlocal count
+            count += 1
+            return {"n": count, "filler": "x" * 20000}
+
+        async def refresh() -> None:
+            pass
+
+        writer = Writer(str(path), document, refresh, 60.0)
+        task = asyncio.create_task(writer.run())
+        started = monotonic()
+        seen: set[int] = set()
+        while monotonic() < started + 1.3:
+            writer.changed()
+            await asyncio.sleep(0)
+            if path.exists():
+                text = path.read_text()
+                assert text.count("\n") == 1
+                assert text.endswith("\n")
+                seen.add(json.loads(text)["n"])
+        task.cancel()
+        assert 2 <= len(seen) <= 4
+        assert writer.written == count
+
+    async def test_refreshes_at_its_interval(self, tmp_path: Path) -> None:
+        refreshed = asyncio.Event()
+        times = 0
+
+        async def refresh() -> None:
+            nonlocal times
+            times += 1
+            if times == 3:
+                refreshed.set()
+
+        writer = Writer(str(tmp_path / "s.json"), dict, refresh, 0.05)
+        task = asyncio.create_task(writer.run())
+        await asyncio.wait_for(refreshed.wait(), 10)
+        task.cancel()
+
+    def test_a_full_disk_does_not_end_it(self, tmp_path: Path) -> None:
+        async def refresh() -> None:
+            pass
+
+        (tmp_path / "file").write_text("")
+        writer = Writer(str(tmp_path / "file" / "status.json"), dict, refresh, 5.0)
+        writer.write()
+        writer.write()
+        assert writer.written == 0
+
+
+def test_figures_of_this_process() -> None:
+    assert 1000 < memory_kib() < 10_000_000
+    assert boottime() > 0
