@@ -61,6 +61,11 @@ NO_ANSWER = frozenset((errno.ENXIO, errno.EREMOTEIO, errno.EIO))
 ENXIO; i2c-bcm2835 says EREMOTEIO, some others EIO)."""
 
 
+STUCK_AFTER = 0.8
+"""Seconds after which a transfer that did not succeed is a stuck bus, whatever the kernel calls it.
+A missing acknowledge shows within a millisecond; controllers give a stuck bus up after a second."""
+
+
 class LinuxBus(Bus):
     """``/dev/i2c-N`` by way of smbus2, locked with ``flock`` while a conversation is under way."""
 
@@ -91,14 +96,16 @@ class LinuxBus(Bus):
         # The kernel's i2c-virtio reports a missing acknowledge only by that number being 0, and a
         # lost command would then look like a success and the previous answer like its answer.
         request = self._lib.i2c_rdwr_ioctl_data.create(message)
+        begin = time.monotonic()
         try:
-            done = fcntl.ioctl(self._fd, self._lib.I2C_RDWR, request)
+            if fcntl.ioctl(self._fd, self._lib.I2C_RDWR, request) == 1:
+                return
         except OSError as error:
-            if error.errno in NO_ANSWER:
-                raise NotAcknowledgedError(self.name) from error
-            raise BusFaultError(f"{self.name}: {os.strerror(error.errno or 0)}") from error
-        if done != 1:
-            raise NotAcknowledgedError(self.name)
+            if error.errno not in NO_ANSWER:
+                raise BusFaultError(f"{self.name}: {os.strerror(error.errno or 0)}") from error
+        if time.monotonic() - begin > STUCK_AFTER:
+            raise BusFaultError(f"{self.name}: a transfer timed out")
+        raise NotAcknowledgedError(self.name)
 
     def lock(self, deadline: float) -> None:
         """Take the ``flock`` of the bus device; see ``Bus.lock``."""

@@ -15,8 +15,10 @@ address does not depend on what happened to be ready first at boot.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from ipaddress import IPv6Interface
@@ -32,6 +34,9 @@ PATIENCE = 4.0
 
 TOTAL_PATIENCE = 10.0
 """Seconds for the search of all buses."""
+
+GIVE_UP_AFTER = TOTAL_PATIENCE + 5
+"""Seconds after which a search that is in a transfer still will never come back."""
 
 RADIO_WAIT = 5.0
 """Seconds to wait for a radio whose MAC address would be the identity."""
@@ -178,14 +183,51 @@ async def read_identity(config: object = None, *, host: Host | None = None) -> I
     wanted = str(getattr(config, "i2c_bus", "auto"))
     problem: str | None = None
     if wanted != "none":
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(None, find_chip, wanted, host)
+        found = await _search(wanted, host)
         if isinstance(found, Identity):
             return found
         problem = found
     source, value, complaint = await _software_identity(host)
     problem = ". ".join(text for text in (problem, complaint) if text) or None
     return Identity(source, addresses.identity_of_value(source, value), problem=problem)
+
+
+_searching: threading.Thread | None = None
+
+
+async def _search(wanted: str, host: Host) -> Identity | str:
+    """Run ``find_chip`` in a thread, and give it up when a transfer never comes back.
+
+    Kernel drivers give a transfer up after about a second, but i2c-virtio waits for ever for a
+    device that has gone; such a thread cannot be ended, so there is never more than one, and it
+    does not keep the process from ending.
+    """
+    global _searching  # noqa: PLW0603 - there is one set of buses in a machine
+    if _searching is not None:
+        return f"No security chip: an earlier transfer on an I2C bus still hangs. {HINT}"
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Identity | str] = loop.create_future()
+
+    def finish(found: Identity | str) -> None:
+        if not done.done():
+            done.set_result(found)
+
+    def work() -> None:
+        global _searching  # noqa: PLW0603
+        try:
+            found = find_chip(wanted, host)
+        except Exception as error:  # whatever it is, the node needs an identity
+            found = f"No security chip: {type(error).__name__}: {error}"
+        _searching = None
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(finish, found)
+
+    _searching = threading.Thread(target=work, name="chip", daemon=True)
+    _searching.start()
+    try:
+        return await asyncio.wait_for(done, GIVE_UP_AFTER)
+    except TimeoutError:
+        return f"No security chip: a transfer on an I2C bus never came back. {HINT}"
 
 
 def find_chip(wanted: str, host: Host) -> Identity | str:
@@ -209,9 +251,6 @@ def find_chip(wanted: str, host: Host) -> Identity | str:
             continue
         try:
             found = _chip_on(bus, deadline)
-        except Exception as error:  # whatever a bus does, the node needs an identity
-            findings.append(f"{path}: {type(error).__name__}: {error}")
-            continue
         finally:
             bus.close()
         if isinstance(found, Identity):
