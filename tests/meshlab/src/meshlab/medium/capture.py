@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pcapng files of what is on the air, with radiotap headers, for Wireshark and its relatives.
+
+A capture of everything has one packet for each transmission, retries and acknowledgements included,
+on an interface named after the sending radio; its comment says what became of it at every radio in
+range. A capture of one node has what that node's radios sent and what was there for them to
+receive, with the signal they saw; the comment of a lost frame says why it was lost.
+
+Formats: draft-ietf-opsawg-pcapng (sections 4.1, 4.2, 4.3) and the radiotap fields TSFT-less Flags,
+Rate, Channel, Antenna signal, Antenna noise, TX flags, Data retries, MCS and VHT (radiotap.org).
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from meshlab.ieee80211 import Phy, Rate
+from meshlab.medium.engine import Radio, Transmission
+from meshlab.medium.stats import LOSS_TEXT, Loss
+
+LINKTYPE_RADIOTAP = 127
+
+_FLAGS, _RATE, _CHANNEL, _SIGNAL, _NOISE = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 6
+_TX_FLAGS, _RETRIES, _MCS, _VHT = 1 << 15, 1 << 17, 1 << 19, 1 << 21
+
+_CHANNEL_CCK, _CHANNEL_OFDM = 0x0020, 0x0040
+_CHANNEL_2GHZ, _CHANNEL_5GHZ = 0x0080, 0x0100
+
+_TX_FAIL, _TX_NO_ACK = 0x0001, 0x0008
+
+_OPT_COMMENT, _IF_NAME, _IF_TSRESOL, _SHB_USERAPPL, _EPB_FLAGS = 1, 2, 9, 4, 2
+_EPB_INBOUND, _EPB_OUTBOUND = 1, 2
+
+
+def _pad(data: bytes) -> bytes:
+    return data + bytes(-len(data) & 3)
+
+
+def _option(code: int, value: bytes) -> bytes:
+    return struct.pack("<HH", code, len(value)) + _pad(value)
+
+
+def _block(kind: int, body: bytes, options: bytes = b"") -> bytes:
+    if options:
+        options += b"\0\0\0\0"
+    size = 12 + len(body) + len(options)
+    return struct.pack("<II", kind, size) + body + options + struct.pack("<I", size)
+
+
+def section_header() -> bytes:
+    """Return the block that begins a file."""
+    body = struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)
+    return _block(0x0A0D0D0A, body, _option(_SHB_USERAPPL, b"Thicket meshlab medium"))
+
+
+def interface(name: str) -> bytes:
+    """Return the block that describes a radio; times in nanoseconds."""
+    body = struct.pack("<HHI", LINKTYPE_RADIOTAP, 0, 0)
+    return _block(1, body, _option(_IF_NAME, name.encode()) + _option(_IF_TSRESOL, b"\x09"))
+
+
+def packet(number: int, at: float, data: bytes, comment: str, outbound: bool) -> bytes:
+    """Return a packet of interface ``number`` at ``at`` (seconds of the epoch)."""
+    stamp = int(at * 1e9)
+    head = struct.pack("<IIIII", number, stamp >> 32, stamp & 0xFFFFFFFF, len(data), len(data))
+    options = _option(_EPB_FLAGS, struct.pack("<I", _EPB_OUTBOUND if outbound else _EPB_INBOUND))
+    if comment:
+        options = _option(_OPT_COMMENT, comment.encode()[:1024]) + options
+    return _block(6, head + _pad(data), options)
+
+
+def radiotap(
+    rate: Rate,
+    frequency: int,
+    *,
+    signal: int | None = None,
+    noise: int | None = None,
+    tx_flags: int | None = None,
+    retries: int | None = None,
+) -> bytes:
+    """Return a radiotap header. ``signal`` and ``noise`` in dBm, ``frequency`` in MHz."""
+    present = _FLAGS | _CHANNEL
+    fields = bytearray(struct.pack("<B", 0x02 if rate.short_preamble else 0))
+    legacy = rate.phy not in (Phy.HT, Phy.VHT)
+    if legacy:
+        present |= _RATE
+        fields += struct.pack("<B", rate.kbps // 500)
+    modulation = _CHANNEL_CCK if rate.phy in (Phy.DSSS, Phy.CCK) else _CHANNEL_OFDM
+    spectrum = _CHANNEL_2GHZ if frequency < 3000 else _CHANNEL_5GHZ
+    _align(fields, 2)
+    fields += struct.pack("<HH", frequency, modulation | spectrum)
+    if signal is not None:
+        present |= _SIGNAL
+        fields += struct.pack("<b", max(-128, min(127, signal)))
+    if noise is not None:
+        present |= _NOISE
+        fields += struct.pack("<b", max(-128, min(127, noise)))
+    if tx_flags is not None:
+        present |= _TX_FLAGS
+        _align(fields, 2)
+        fields += struct.pack("<H", tx_flags)
+    if retries is not None:
+        present |= _RETRIES
+        fields += struct.pack("<B", min(retries, 255))
+    if rate.phy is Phy.HT:
+        present |= _MCS
+        # Known: bandwidth, MCS index, guard interval.
+        fields += struct.pack(
+            "<BBB", 0x07, (1 if rate.width == 40 else 0) | (4 if rate.short_gi else 0), rate.index
+        )
+    elif rate.phy is Phy.VHT:
+        present |= _VHT
+        _align(fields, 2)
+        width = {20: 0, 40: 1, 80: 4, 160: 11}[rate.width]
+        user = rate.index << 4 | rate.streams
+        # Known: guard interval (0x0004), bandwidth (0x0040).
+        fields += struct.pack(
+            "<HBB4sBBH", 0x44, 4 if rate.short_gi else 0, width, bytes((user, 0, 0, 0)), 0, 0, 0
+        )
+    return struct.pack("<BxHI", 0, 8 + len(fields), present) + fields
+
+
+def _align(fields: bytearray, size: int) -> None:
+    fields += bytes(-len(fields) % size)
+
+
+class Capture:
+    """Writes what the engine shows it. A file that cannot be written ends the capture.
+
+    ``node`` is the name of the node whose view it is, None for everything on the air. ``clock`` is
+    the engine's. Raises ``OSError`` when the file cannot be made.
+    """
+
+    def __init__(
+        self, path: Path, node: str | None, clock: Callable[[], float], noise_dbm: float
+    ) -> None:
+        self.path = path
+        self.node = node
+        self.packets = 0
+        self.bytes = 0
+        self.problem: str | None = None
+        self._offset = time.time() - clock()
+        self._noise = round(noise_dbm)
+        self._interfaces: dict[str, int] = {}
+        self._file: BinaryIO | None = path.open("wb")
+        self._write(section_header())
+
+    def close(self) -> None:
+        """End the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.close()
+            except OSError as error:
+                self.problem = self.problem or str(error)
+
+    def flush(self) -> None:
+        """Let readers see everything so far."""
+        if self._file is not None:
+            try:
+                self._file.flush()
+            except OSError as error:
+                self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.problem = str(error)
+        self.close()
+
+    def _write(self, data: bytes) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(data)
+                self.bytes += len(data)
+            except OSError as error:
+                self._fail(error)
+
+    def _packet(self, radio: Radio, at: float, data: bytes, comment: str, outbound: bool) -> None:
+        number = self._interfaces.get(radio.name)
+        if number is None:
+            number = self._interfaces[radio.name] = len(self._interfaces)
+            self._write(interface(radio.name))
+        self._write(packet(number, at + self._offset, data, comment, outbound))
+        self.packets += 1
+
+    # Observer of the engine.
+
+    def transmission(self, sent: Transmission, outcomes: list[tuple[Radio, int]]) -> None:
+        """Write one try."""
+        if self._file is None:
+            return
+        frame = sent.frame
+        if sent.attempts > 1:
+            frame = frame[:1] + bytes((frame[1] | 0x08,)) + frame[2:]
+        rate = sent.vector.rate
+        sender = sent.radio
+        if self.node is None or self.node == sender.node.name:
+            failed = sent.need_ack and not any(reason < 0 for _, reason in outcomes)
+            flags = (_TX_FAIL if failed else 0) | (0 if sent.need_ack else _TX_NO_ACK)
+            header = radiotap(rate, sent.frequency, tx_flags=flags, retries=sent.attempts - 1)
+            told = [
+                f"{radio.name}: {'received' if reason < 0 else LOSS_TEXT[Loss(reason)]}"
+                for radio, reason in outcomes
+            ]
+            comment = f"{sender.name} > {'; '.join(told) or 'nobody in range'}"
+            self._packet(sender, sent.end, header + frame, comment, True)
+        if self.node is None:
+            return
+        for radio, reason in outcomes:
+            if radio.node.name == self.node:
+                link = sent.reach.by_radio[radio]
+                header = radiotap(rate, sent.frequency, signal=link.signal, noise=self._noise)
+                comment = "" if reason < 0 else f"lost: {LOSS_TEXT[Loss(reason)]}"
+                self._packet(radio, sent.end, header + frame, comment, False)
+
+    def acknowledgement(self, sent: Transmission, receiver: Radio, at: float, lost: bool) -> None:
+        """Write an acknowledgement; the kernel knows none, so that it is made up here."""
+        if self._file is None:
+            return
+        outbound = self.node is None or self.node == receiver.node.name
+        if not outbound and self.node != sent.radio.node.name:
+            return
+        frame = b"\xd4\0\0\0" + sent.frame[10:16]
+        rate = sent.vector.control_rate
+        link = receiver.reach[sent.frequency].by_radio.get(sent.radio)
+        if outbound:
+            header = radiotap(rate, sent.frequency, tx_flags=_TX_NO_ACK)
+        else:
+            signal = link.signal if link is not None else None
+            header = radiotap(rate, sent.frequency, signal=signal, noise=self._noise)
+        comment = f"lost on the way back to {sent.radio.name}" if lost else ""
+        self._packet(receiver if outbound else sent.radio, at, header + frame, comment, outbound)

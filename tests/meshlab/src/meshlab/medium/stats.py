@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the medium did, how it kept up, and whether a run's figures mean anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+
+class Loss(IntEnum):
+    """Why a radio in range did not get a frame."""
+
+    ERROR = 0
+    COLLISION = 1
+    HALF_DUPLEX = 2
+    OFF_CHANNEL = 3
+    DOWN = 4
+    TOO_LONG = 5
+    BACK_PRESSURE = 6
+    HOST_TOO_SLOW = 7
+
+
+LOSS_TEXT: dict[Loss, str] = {
+    Loss.ERROR: "frame error",
+    Loss.COLLISION: "collision",
+    Loss.HALF_DUPLEX: "the receiver was sending",
+    Loss.OFF_CHANNEL: "the receiver is down or on another channel",
+    Loss.DOWN: "the receiver's node went away",
+    Loss.TOO_LONG: "longer than the kernel takes",
+    Loss.BACK_PRESSURE: "the receiver's node does not keep up",
+    Loss.HOST_TOO_SLOW: "no answer from the receiver's kernel in time",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Beyond these a run measures the host and not the mesh. Times in milliseconds."""
+
+    lag_p99_ms: float = 50.0
+    """Events of the medium are late by more than this once in a hundred. A frame needs a few
+    milliseconds through a node; at ten times of that, round trips are the medium's."""
+    lag_max_ms: float = 500.0
+    """Longest stall: a mesh peering gives up after timeouts of this length."""
+    answer_p99_ms: float = 1000.0
+    """A kernel's answer to an injected frame, which the sender's acknowledgement waits for."""
+
+
+class Histogram:
+    """Counts of durations in buckets an eighth of an octave wide (in microseconds)."""
+
+    __slots__ = ("counts", "maximum", "total")
+
+    BUCKETS = 36 * 8
+
+    def __init__(self) -> None:
+        self.counts = [0] * self.BUCKETS
+        self.total = 0
+        self.maximum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one duration; negative ones are 0."""
+        n = int(seconds * 1e6)
+        if n < 8:
+            index = max(n, 0)
+        else:
+            octave = n.bit_length() - 4
+            index = min((octave << 3) + (n >> octave), self.BUCKETS - 1)
+        self.counts[index] += 1
+        self.total += 1
+        if seconds > self.maximum:  # noqa: PLR1730 - for every frame; max() costs more
+            self.maximum = seconds
+
+    def percentile(self, percent: float) -> float:
+        """Return the duration in seconds that ``percent`` of the samples do not exceed (0: none).
+
+        At most one eighth above the true value, never above the longest sample.
+        """
+        wanted = self.total * percent / 100
+        seen = 0
+        for index, count in enumerate(self.counts):
+            seen += count
+            if count and seen >= wanted:
+                return min(self._upper(index) * 1e-6, self.maximum)
+        return 0.0
+
+    @staticmethod
+    def _upper(index: int) -> int:
+        if index < 16:
+            return index + 1
+        octave = (index >> 3) - 1
+        return ((index & 7) + 9) << octave
+
+    def summary_ms(self) -> dict[str, float]:
+        """Return the median, the 90th and 99th percentile and the longest, in milliseconds."""
+        return {
+            "p50": round(self.percentile(50) * 1e3, 3),
+            "p90": round(self.percentile(90) * 1e3, 3),
+            "p99": round(self.percentile(99) * 1e3, 3),
+            "max": round(self.maximum * 1e3, 3),
+        }
+
+
+class Stats:
+    """Counters of a medium since its start or its last ``reset``."""
+
+    __slots__ = (
+        "ack_lost",
+        "acked",
+        "answer_time",
+        "attempts",
+        "bad_rates",
+        "deliveries",
+        "frames",
+        "kernel_overflow",
+        "lag",
+        "losses",
+        "malformed",
+        "no_receiver",
+        "not_acked",
+        "queue_delay",
+        "short_frames",
+        "sync_losses",
+        "tx_info_refused",
+        "unknown_radio",
+    )
+
+    def __init__(self) -> None:
+        self.frames = 0
+        """Frames that kernels sent."""
+        self.attempts = 0
+        """Transmissions on the air, retries included, acknowledgements not."""
+        self.deliveries = 0
+        """Frames handed to receivers, one for each receiver; less those that a kernel refused."""
+        self.losses = [0] * len(Loss)
+        """Frames not received by radios in range, by ``Loss``."""
+        self.no_receiver = 0
+        """Transmissions to an address that no radio in range has."""
+        self.ack_lost = 0
+        """Acknowledgements lost on the way back."""
+        self.acked = 0
+        self.not_acked = 0
+        """Frames to one receiver by their end."""
+        self.queue_delay = Histogram()
+        """From a frame's arrival to its first transmission: other frames and carrier sense."""
+        self.answer_time = Histogram()
+        """From the injection of a frame to the receiving kernel's answer."""
+        self.lag = Histogram()
+        """How late events are."""
+        self.malformed = 0
+        """Messages that make no sense; each costs the node its session."""
+        self.sync_losses = 0
+        """Sessions lost for any reason."""
+        self.tx_info_refused = 0
+        """Reports that a kernel did not want: it had given the frame up."""
+        self.kernel_overflow = 0
+        """Frames given up because a radio had more than the kernel keeps (200)."""
+        self.unknown_radio = 0
+        """Frames of radios that the medium did not make."""
+        self.bad_rates = 0
+        """Rates that the standard does not have; sent at the lowest instead."""
+        self.short_frames = 0
+        """Control frames that the kernel does not take from the medium (under 24 bytes)."""
+
+    def loss_percent(self) -> float:
+        """Return the part of receptions in range that failed, in percent."""
+        lost = sum(self.losses)
+        total = self.deliveries + lost
+        return 100 * lost / total if total else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            "frames": self.frames,
+            "attempts": self.attempts,
+            "deliveries": self.deliveries,
+            "losses": {reason.name.lower(): self.losses[reason] for reason in Loss},
+            "loss_percent": round(self.loss_percent(), 3),
+            "acked": self.acked,
+            "not_acked": self.not_acked,
+            "ack_lost": self.ack_lost,
+            "no_receiver": self.no_receiver,
+            "queue_delay_ms": self.queue_delay.summary_ms(),
+            "answer_ms": self.answer_time.summary_ms(),
+            "lag_percentiles_ms": self.lag.summary_ms(),
+            "malformed": self.malformed,
+            "sync_losses": self.sync_losses,
+            "tx_info_refused": self.tx_info_refused,
+            "kernel_overflow": self.kernel_overflow,
+            "unknown_radio": self.unknown_radio,
+            "bad_rates": self.bad_rates,
+            "short_frames": self.short_frames,
+        }
+
+
+def verdict(stats: Stats, bounds: Bounds, relay_drops: dict[str, int]) -> list[str]:
+    """Return why the figures of a run are the host's and not the mesh's; empty when they are good.
+
+    ``relay_drops`` has, by node, the frames that its relay had to drop.
+    """
+    reasons = []
+    p99, longest = stats.lag.percentile(99) * 1e3, stats.lag.maximum * 1e3
+    if p99 > bounds.lag_p99_ms:
+        reasons.append(
+            f"the medium runs late: by more than {p99:.0f} ms once in a hundred events "
+            f"(bound {bounds.lag_p99_ms:g} ms)"
+        )
+    if longest > bounds.lag_max_ms:
+        reasons.append(f"the medium stood still for {longest:.0f} ms (bound {bounds.lag_max_ms:g})")
+    answer = stats.answer_time.percentile(99) * 1e3
+    if answer > bounds.answer_p99_ms:
+        reasons.append(
+            f"nodes answer late: {answer:.0f} ms once in a hundred (bound {bounds.answer_p99_ms:g})"
+        )
+    for reason, text in (
+        (Loss.HOST_TOO_SLOW, "frames found no answer from the receiving kernel in time"),
+        (Loss.BACK_PRESSURE, "frames were dropped because a node did not read them"),
+    ):
+        if stats.losses[reason]:
+            reasons.append(f"{stats.losses[reason]} {text}")
+    if stats.kernel_overflow:
+        reasons.append(f"{stats.kernel_overflow} frames overflowed a radio's queue in the kernel")
+    for node, count in sorted(relay_drops.items()):
+        if count:
+            reasons.append(f"the relay of {node} dropped {count} messages")
+    return reasons
