@@ -96,7 +96,8 @@ class Server:
         try:
             while True:
                 try:
-                    line = await asyncio.wait_for(reader.readline(), self.idle)
+                    async with asyncio.timeout(self.idle):
+                        line = await reader.readline()
                 except ValueError:  # longer than the limit: where the next one starts is unknown
                     error = {"code": "too-long", "message": f"more than {MAX_REQUEST} bytes"}
                     writer.write(_line({"id": None, "error": error}))
@@ -104,7 +105,8 @@ class Server:
                 if not line:
                     return
                 writer.write(_line(await self._answer(line)))
-                await asyncio.wait_for(writer.drain(), self.idle)
+                async with asyncio.timeout(self.idle):
+                    await writer.drain()
         except (TimeoutError, ConnectionError):
             pass
         finally:
@@ -127,7 +129,8 @@ class Server:
             if method is None:
                 known = ", ".join(self.methods)
                 raise RequestError("unknown-method", f"known methods are {known}")
-            result = await asyncio.wait_for(method(params), self.work)
+            async with asyncio.timeout(self.work):
+                result = await method(params)
         except RequestError as e:
             return {"id": ident, "error": {"code": e.code, "message": str(e)}}
         except TimeoutError:

@@ -497,6 +497,8 @@ class Daemon:
         moved = "address" in sections and self.identity is not None
         if moved:
             self.address = self.identity.address_in(str(self.settings.address.prefix))
+            # the radio tells when it has the new address; the other parts wait for that
+            self._joined.clear()
         if self.address is not None and (moved or "mesh" in sections):
             self._settings_changed.set()
             if self.mesh is not None:
@@ -507,8 +509,6 @@ class Daemon:
                 else:
                     self.problems.clear("radio", "settings")
         if moved:
-            # waits for the new address: the radio tells when it has it
-            self._joined.clear()
             self._restart("discovery")
         elif "discovery" in sections and self.discovery is not None:
             self.discovery.apply(_discovery_settings(self.settings))
@@ -635,18 +635,15 @@ class Daemon:
         if self.node is None:
             raise RequestError("not-joined", "the node has not joined the mesh yet")
         name = self.resolve(str(params.get("node", "")))
-        started = time.monotonic()
+        if name == self.node.name:
+            return {"node": name, "milliseconds": 0.0}  # as Erlang answers for itself
         try:
-            seconds = await self.node.ping(name)
-        except RequestError:
-            raise
+            seconds: float = await self.node.ping(name)
         except Exception as e:
             # every failure of the distribution means "no answer"; the words say why
             code = str(getattr(e, "code", "no-answer"))
             raise RequestError(code, str(e) or type(e).__name__) from e
-        if seconds is None:
-            seconds = time.monotonic() - started
-        return {"node": name, "milliseconds": round(float(seconds) * 1000, 3)}
+        return {"node": name, "milliseconds": round(seconds * 1000, 3)}
 
     def resolve(self, text: str) -> str:
         """The full name of the node that a person means by ``text``.

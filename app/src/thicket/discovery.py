@@ -363,7 +363,8 @@ class Discovery:
                 try:
                     # 30 s bounds how long a silent change of the interface goes unnoticed
                     delay = max(0.01, min(30.0, self.schedule.due - monotonic()))
-                    await asyncio.wait_for(self._wake.wait(), delay)
+                    async with asyncio.timeout(delay):
+                        await self._wake.wait()
                 except TimeoutError:
                     pass
         finally:

@@ -145,8 +145,10 @@ class Membership:
             while True:
                 self._wake.clear()
                 delay = self._start_due()
+                # not wait_for(): before Python 3.12 it can swallow a cancellation
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), delay)
+                    async with asyncio.timeout(delay):
+                        await self._wake.wait()
         finally:
             for candidate in self.candidates.values():
                 if candidate.task is not None:

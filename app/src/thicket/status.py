@@ -172,7 +172,8 @@ class Writer:
             await asyncio.sleep(self.GAP)
             try:
                 delay = max(0.0, regular - time.monotonic())
-                await asyncio.wait_for(self._changed.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._changed.wait()
             except TimeoutError:
                 pass
 

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon in a network namespace of its own, for test_daemon.py: everything real but the radio.
+
+Run as ``python node_in_namespace.py ROOT IDENTITY``. It leaves the network first and says "ready";
+the test then gives it an interface named mesh0 and answers with a line.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from ipaddress import IPv6Interface
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import network_namespace
+
+from thicket import config, log
+from thicket.config import Paths, Settings
+from thicket.daemon import Daemon, Parts
+from thicket.identity import Identity
+
+
+class WireMesh:
+    """In place of a radio: an interface that is there already."""
+
+    def __init__(self, address: IPv6Interface, on_change: Callable[..., None]) -> None:
+        self.joined = False
+        self.address = address
+        self.on_change = on_change
+        self._moved = asyncio.Event()
+
+    def apply(self, address: IPv6Interface) -> None:
+        if address != self.address:
+            network_namespace.ip(f"address del {self.address} dev mesh0")
+            self.address = address
+            self._moved.set()
+
+    async def run(self) -> None:
+        network_namespace.up("mesh0")
+        while True:
+            self._moved.clear()
+            network_namespace.ip(f"address replace {self.address} dev mesh0 nodad")
+            self.joined = True
+            self.on_change("joined", {})
+            await self._moved.wait()
+
+    async def refresh(self) -> None:
+        pass
+
+    async def leave(self) -> None:
+        self.joined = False
+
+    def problems(self) -> list[dict[str, Any]]:
+        return []
+
+    def snapshot(self) -> dict[str, Any]:
+        state = "joined" if self.joined else "starting"
+        return {"radio": {"state": state, "interface": "mesh0"}, "peers": [], "paths": []}
+
+
+class WireParts(Parts):
+    """The daemon's parts, with a wire for a radio and an identity from the command line."""
+
+    def __init__(self, identity: bytes) -> None:
+        self._identity = identity
+
+    async def identity(self, settings: Settings) -> Any:
+        serial = b"\x01\x23" + self._identity + b"\xee"
+        return Identity("chip", self._identity, serial=serial, chip={"model": "ATECC608A"})
+
+    def prepare_radio(self) -> None:
+        pass
+
+    def radio(self, settings: Settings, address: IPv6Interface, on_change: Any) -> Any:
+        return WireMesh(address, on_change)
+
+    def apply_radio(self, mesh: Any, settings: Settings, address: IPv6Interface) -> None:
+        mesh.apply(address)
+
+
+async def run(paths: Paths, parts: Parts) -> int:
+    loaded = config.load(paths)
+    log.setup("debug", path=paths.root + "/dev/log")  # not there, so everything goes to stderr
+    return await Daemon(paths, loaded, parts).run()
+
+
+def main() -> None:
+    root, identity = sys.argv[1:]
+    network_namespace.unshare_network()
+    network_namespace.ip("link set lo up")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    sys.exit(asyncio.run(run(Paths(root), WireParts(bytes.fromhex(identity)))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,673 @@
+# SPDX-License-Identifier: Apache-2.0
+"""thicket.daemon: its parts composed, supervised and reconfigured; and whole clusters of daemons.
+
+The first half uses fakes for the radio and the cluster. The second half runs real daemons, each in
+a network namespace of its own, joined by a bridge in place of the radio medium.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address, IPv6Interface
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import network_namespace
+import pytest
+
+from thicket import config, daemon, membership
+from thicket.client import ClientError, request
+from thicket.config import Paths, Settings
+from thicket.daemon import Daemon, Part, Parts, host_digits
+from thicket.identity import Identity
+from thicket.status import Problems
+
+SERIAL = bytes.fromhex("01236f44e3c6b802ee")  # of the published example
+PREFIX = "fd12:3456:789a:1"
+
+
+class FakeMesh:
+    def __init__(self, address: IPv6Interface, on_change: Callable[..., None]) -> None:
+        self.joined = False
+        self.address = address
+        self.on_change = on_change
+        self.applied: list[Settings] = []
+        self.left = False
+        self.fails: Exception | None = None
+        self.state = "starting"
+        self.peers: list[dict[str, Any]] = []
+        self.trouble: list[dict[str, Any]] = []
+        self.refreshed = 0
+
+    async def run(self) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.join()
+        await asyncio.Event().wait()
+
+    def join(self) -> None:
+        self.joined = True
+        self.state = "joined"
+        self.on_change("joined", {})
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
+
+    async def leave(self) -> None:
+        self.left = True
+
+    def problems(self) -> list[dict[str, Any]]:
+        return self.trouble
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "radio": {"state": self.state, "interface": "lo"}, "peers": self.peers, "paths": [],
+        }  # fmt: skip
+
+
+class Info(NamedTuple):
+    name: str
+    state: str
+    since: float
+
+
+class FakeNode:
+    def __init__(self, settings: Settings, address: IPv6Address, on_change: Any) -> None:
+        self.name = f"{settings.cluster.name}@{address}"
+        self.cookie = settings.cluster.cookie
+        self.on_change = on_change
+        self.started = self.stopped = False
+        self.up: list[Info] = []
+
+    async def start(self) -> None:
+        self.started = True
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    async def connect(self, peer: str, timeout: float = 7.0) -> None:
+        self.up.append(Info(peer, "up", 1.0))
+        self.on_change("node-up", {"name": peer})
+
+    async def ping(self, peer: str, timeout: float = 5.0) -> float:
+        if peer not in [info.name for info in self.up]:
+            raise TimeoutError("no answer")
+        return 0.005
+
+    def nodes(self) -> list[Info]:
+        return list(self.up)
+
+    def problems(self) -> list[dict[str, Any]]:
+        return []
+
+
+class FakeParts(Parts):
+    interface = "lo"
+
+    def __init__(self) -> None:
+        self.who = Identity("chip", SERIAL[2:8], serial=SERIAL, chip={"model": "ATECC608A"})
+        self.meshes: list[FakeMesh] = []
+        self.made_nodes: list[FakeNode] = []
+        self.mesh_fails: Exception | None = None
+        self.settings_fail: str | None = None
+
+    async def identity(self, settings: Settings) -> Any:
+        await asyncio.sleep(0)
+        return self.who
+
+    def prepare_radio(self) -> None:
+        pass
+
+    def radio(self, settings: Settings, address: IPv6Interface, on_change: Any) -> Any:
+        if self.settings_fail:
+            raise ValueError(self.settings_fail)
+        mesh = FakeMesh(address, on_change)
+        mesh.fails = self.mesh_fails
+        self.meshes.append(mesh)
+        return mesh
+
+    def apply_radio(self, mesh: Any, settings: Settings, address: IPv6Interface) -> None:
+        mesh.applied.append(settings)
+        if address != mesh.address:
+            mesh.address = address
+            mesh.join()
+
+    def node(self, settings: Settings, address: IPv6Address, on_change: Any) -> Any:
+        node = FakeNode(settings, address, on_change)
+        self.made_nodes.append(node)
+        return node
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    made = Paths(str(tmp_path))
+    for folder in ("etc/thicket", "proc/self", "data/thicket"):
+        (tmp_path / folder).mkdir(parents=True)
+    Path(made.cmdline).write_text("quiet\n")
+    return made
+
+
+class Running:
+    def __init__(self, paths: Paths, parts: FakeParts) -> None:
+        self.paths = paths
+        self.parts = parts
+        self.daemon = Daemon(paths, config.load(paths), parts)
+        self.task = asyncio.create_task(self.daemon.run())
+
+    async def until(self, condition: Callable[[], object], what: str, seconds: float = 10) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert not self.task.done(), f"the daemon ended before: {what}"
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+            await asyncio.sleep(0.01)
+
+    async def ask(self, method: str, **params: Any) -> Any:
+        return await asyncio.to_thread(request, self.paths.control, method, params, 10.0)
+
+    def problem(self, code: str) -> dict[str, Any] | None:
+        return next((p for p in self.daemon.problems.all() if p["code"] == code), None)
+
+
+@asynccontextmanager
+async def running(paths: Paths, parts: FakeParts | None = None) -> AsyncIterator[Running]:
+    made = Running(paths, parts or FakeParts())
+    try:
+        yield made
+    finally:
+        made.daemon.stop()
+        await asyncio.wait_for(asyncio.wait({made.task}), 20)
+
+
+class TestLife:
+    async def test_from_start_to_joined(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "the cluster part runs")
+            status = await run.ask("status")
+            assert status["state"] == "joined"
+            assert status["address"] == f"{PREFIX}:0:6f44:e3c6:b802"
+            assert status["prefix_length"] == 64
+            assert status["hostname"] == "n-6f44e3c6b802"
+            assert status["identity"]["serial"] == SERIAL.hex()
+            assert status["cluster"]["node"] == f"thicket@{PREFIX}:0:6f44:e3c6:b802"
+            assert status["times"]["radio"] is not None
+            assert status["problems"] == []
+            await run.until(Path(run.paths.status).exists, "the document is on disk")
+            assert json.loads(Path(run.paths.status).read_text())["schema"] == 1
+            await run.until(Path(run.paths.run + "/machine-id").exists, "the machine-id is there")
+        assert run.task.result() == 0
+        assert run.parts.made_nodes[0].stopped
+        assert not run.parts.meshes[0].left, "the mesh stays up for the next daemon"
+
+    async def test_a_second_start_of_the_same_boot_is_counted(self, paths: Paths) -> None:
+        for expected in (0, 1):
+            async with running(paths) as run:
+                await run.until(lambda: run.daemon.times.values["radio"], "joined")
+                assert run.daemon.times.restarts == expected
+
+    async def test_signals(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            Path(paths.device).write_text('[mesh]\nid = "other"\n')
+            os.kill(os.getpid(), signal.SIGHUP)
+            await run.until(lambda: run.parts.meshes[0].applied, "the radio has new settings")
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await asyncio.wait_for(run.task, 10) == 0
+
+    async def test_stop_radio_leaves_the_mesh_and_ends(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            mesh = run.parts.meshes[0]
+            assert await asyncio.to_thread(daemon.stop_radio, paths) == 0
+            assert mesh.left
+            assert await asyncio.wait_for(run.task, 10) == 0
+
+    def test_stop_radio_without_a_daemon(
+        self, paths: Paths, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert daemon.stop_radio(paths) == 1
+        assert "does not answer" in capsys.readouterr().err
+
+
+class TestSupervision:
+    @pytest.fixture(autouse=True)
+    def short_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(daemon, "PAUSES", (0.01,))
+
+    async def test_a_part_that_fails_is_started_again(
+        self, paths: Paths, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Part, "SETTLED", 0.05)
+        parts = FakeParts()
+        parts.mesh_fails = RuntimeError("a fault of the radio part")
+        async with running(paths, parts) as run:
+            await run.until(lambda: run.problem("part-failed"), "the problem is reported")
+            problem = run.problem("part-failed")
+            assert problem is not None
+            assert "RuntimeError: a fault of the radio part" in problem["message"]
+            assert run.daemon.state() == "degraded"
+            parts.mesh_fails = None
+            await run.until(lambda: run.daemon.node, "it runs")
+            await run.until(lambda: not run.problem("part-failed"), "the problem is over")
+
+    async def test_one_that_keeps_failing_ends_the_daemon(self, paths: Paths) -> None:
+        parts = FakeParts()
+        parts.mesh_fails = RuntimeError("for ever")
+        async with running(paths, parts) as run:
+            assert await asyncio.wait_for(run.task, 10) == 1
+        assert len(parts.meshes) == daemon.FAILURES
+
+    async def test_restart_is_no_failure(self) -> None:
+        problems = Problems(lambda: None)
+        starts = 0
+
+        async def run() -> None:
+            nonlocal starts
+            starts += 1
+            await asyncio.Event().wait()
+
+        part = Part("p", run, problems)
+        for expected in range(1, 10):
+            while starts < expected:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            part.restart()
+        assert problems.all() == []
+        await part.stop()
+        assert part.task.cancelled()
+
+    async def test_an_end_by_itself_is_a_failure(self) -> None:
+        problems = Problems(lambda: None)
+
+        async def run() -> None:
+            pass
+
+        part = Part("p", run, problems)
+        with pytest.raises(daemon.FailingError, match="ended by itself"):
+            await asyncio.wait_for(part.task, 10)
+
+    async def test_a_part_that_does_not_let_go_is_left_behind(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(daemon, "GRACE", 0.05)
+        release = asyncio.Event()
+
+        async def run() -> None:
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+        part = Part("p", run, Problems(lambda: None))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(part.stop(), 10)
+        release.set()
+
+    async def test_settings_that_the_radio_refuses(self, paths: Paths) -> None:
+        parts = FakeParts()
+        parts.settings_fail = "channel 36 is not allowed there"
+        async with running(paths, parts) as run:
+            await run.until(lambda: run.problem("settings"), "reported")
+            assert run.daemon.state() == "degraded"
+            parts.settings_fail = None
+            Path(paths.device).write_text("[mesh]\nchannel = 6\n")
+            await run.ask("reload")
+            await run.until(lambda: run.daemon.node, "it runs with other settings")
+            assert not run.problem("settings")
+
+
+class TestProblems:
+    async def test_a_missing_chip_is_a_warning(
+        self, paths: Paths, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(daemon, "CHIP_AGAIN", 0.05)
+        parts = FakeParts()
+        chip = parts.who
+        parts.who = Identity("mac", b"abcdef", problem="No security chip answers.")
+        async with running(paths, parts) as run:
+            await run.until(lambda: run.daemon.node, "it joins all the same")
+            assert run.daemon.state() == "joined"
+            problem = run.problem("no-chip")
+            assert problem is not None
+            assert problem["severity"] == "warning"
+            address = run.daemon.address
+            parts.who = chip
+            await run.until(lambda: run.problem("chip-appeared"), "the chip is noticed")
+            assert run.daemon.address == address, "the identity stays until the next start"
+
+    @pytest.mark.parametrize("state", ["absent", "unsuitable", "failed"])
+    async def test_no_usable_radio(self, paths: Paths, state: str) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            run.parts.meshes[0].state = state
+            assert run.daemon.state() == "degraded"
+
+    async def test_a_strange_neighbour_does_not_degrade_a_node_with_peers(
+        self, paths: Paths
+    ) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            mesh = run.parts.meshes[0]
+            mesh.trouble = [{"part": "radio", "code": "sae-x", "message": "m", "since": 1.0}]
+            assert run.daemon.state() == "degraded"
+            mesh.peers = [{"mac": "02:00:00:00:00:01", "state": "ESTAB"}]
+            assert run.daemon.state() == "joined"
+            assert run.daemon.document()["problems"][0]["severity"] == "warning"
+
+    async def test_a_faulty_file_is_reported_and_the_last_good_one_used(self, paths: Paths) -> None:
+        Path(paths.device).write_text('[mesh]\nid = "good"\n')
+        async with running(paths) as run:
+            await run.until(Path(paths.last_good).exists, "the good one is kept")
+        Path(paths.device).write_text('[mesh]\nid = "bad"\nchannel = 99\n')
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            assert run.daemon.settings.mesh.id == "good"
+            assert run.daemon.state() == "joined"
+            problem = run.problem("invalid")
+            assert problem is not None
+            assert "mesh.channel = 99" in problem["message"]
+            fallback = run.problem("fallback")
+            assert fallback is not None
+            assert "last good" in fallback["message"]
+            Path(paths.device).write_text('[mesh]\nid = "better"\n')
+            assert (await run.ask("reload"))["changed"] == ["mesh.id"]
+            assert run.daemon.problems.all() == []
+            assert 'id = "better"' in Path(paths.last_good).read_text()
+
+    async def test_data_that_cannot_be_written(self, paths: Paths) -> None:
+        Path(paths.last_good).mkdir()  # in the way
+        async with running(paths) as run:
+            await run.until(lambda: run.problem("not-kept"), "reported")
+            assert run.daemon.state() == "joined"
+
+    async def test_somebody_with_our_address(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.discovery, "running")
+            found = run.daemon.discovery
+            assert found is not None
+            assert run.daemon.address is not None
+            own = str(run.daemon.address.ip).encode()
+            found.datagram(own, ("fe80::1", 1, 0, 1), 255, time.monotonic())
+            await run.ask("status")
+            await run.daemon._refresh()
+            assert run.problem("duplicate-address")
+            assert found.duplicate_heard is not None
+            found.duplicate_heard -= daemon.DUPLICATE
+            await run.daemon._refresh()
+            assert not run.problem("duplicate-address")
+
+    async def test_an_exception_that_nobody_awaits_is_logged(
+        self, paths: Paths, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail() -> None:
+            raise RuntimeError("in a callback")
+
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            asyncio.get_running_loop().call_soon(fail)
+            await run.until(lambda: "in a callback" in caplog.text, "it is logged")
+
+
+class TestReload:
+    async def test_a_faulty_file_changes_nothing(self, paths: Paths) -> None:
+        Path(paths.device).write_text('[mesh]\nid = "good"\n')
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            Path(paths.device).write_text('[mesh]\nid = "bad"\nchannel = 99\n')
+            answer = await run.ask("reload")
+            assert "mesh.channel = 99" in answer["faults"][0]
+            assert run.daemon.settings.mesh.id == "good"
+            assert not run.parts.meshes[0].applied
+            assert run.problem("invalid")
+
+    async def test_mesh_settings_go_to_the_running_radio(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            text = '[mesh]\nsecurity = "sae"\npassphrase = "correct horse"\n'
+            answer = await run.ask("config-apply", text=text)
+            assert answer["changed"] == ["mesh.security", "mesh.passphrase"]
+            assert answer["written"] == paths.local
+            (applied,) = run.parts.meshes[0].applied
+            assert applied.mesh.passphrase == "correct horse"
+            assert len(run.parts.meshes) == len(run.parts.made_nodes) == 1, "nothing was restarted"
+
+    async def test_a_faulty_text_is_not_written(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            with pytest.raises(ClientError, match=r"mesh\.chanel: unknown key"):
+                await run.ask("config-apply", text="[mesh]\nchanel = 1\n")
+            assert not Path(paths.local).exists()
+
+    async def test_a_new_cookie_makes_a_new_node(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            await run.ask("config-apply", text='[cluster]\ncookie = "new"\n')
+            await run.until(lambda: len(run.parts.made_nodes) == 2, "a second node")
+            first, second = run.parts.made_nodes
+            assert first.stopped
+            assert second.cookie == "new"
+            await run.until(lambda: second.started, "it runs")
+
+    async def test_a_new_prefix_moves_everything(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node and run.daemon.discovery, "running")
+            text = '[address]\nprefix = "fd00:1:2:3::/64"\n'
+            await run.ask("config-apply", text=text)
+            await run.until(lambda: len(run.parts.made_nodes) == 2, "a second node")
+            assert run.parts.made_nodes[1].name == "thicket@fd00:1:2:3:0:6f44:e3c6:b802"
+            address = IPv6Address("fd00:1:2:3:0:6f44:e3c6:b802")
+            await run.until(
+                lambda: run.daemon.discovery and run.daemon.discovery.address == address,
+                "discovery announces the new address",
+            )
+
+    async def test_what_only_the_next_start_follows_is_told(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            text = '[identity]\ni2c_bus = "1"\n[discovery]\ninterval = 9\n[status]\ninterval = 7\n'
+            answer = await run.ask("config-apply", text=text)
+            assert answer["later"] == ["identity.i2c_bus"]
+            assert run.daemon.status.interval == 7
+            assert run.daemon.discovery is not None
+            assert run.daemon.discovery.schedule.interval == 9
+
+    async def test_show_masks_secrets(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.node, "running")
+            values = (await run.ask("config"))["values"]
+            assert values["cluster"]["cookie"] == config.MASK
+            assert values["mesh"]["channel"] == "1"
+
+
+class TestNodes:
+    @pytest.fixture(autouse=True)
+    def no_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(membership, "PATIENCE", (0.0, 0.01))
+
+    async def test_what_is_heard_gets_connected_and_answers(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.membership, "running")
+            address = IPv6Address(f"{PREFIX}::77")
+            run.daemon._heard(address, True)
+            await run.until(lambda: run.daemon.times.values["first_node"], "connected")
+            (node,) = (await run.ask("nodes"))["cluster"]["nodes"]
+            assert (node["name"], node["state"]) == (f"thicket@{address}", "up")
+            for name in (f"thicket@{address}", f"{PREFIX}:0:0:0:0077", "n-000000000077", "77"):
+                assert (await run.ask("ping", node=name))["node"] == f"thicket@{address}"
+            with pytest.raises(ClientError, match="known are"):
+                await run.ask("ping", node="n-123")
+            with pytest.raises(ClientError, match="no answer"):
+                await run.ask("ping", node=f"{PREFIX}::78")
+
+    async def test_an_ambiguous_name(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.membership, "running")
+            for host in ("177", "277"):
+                run.daemon._heard(IPv6Address(f"{PREFIX}::{host}"), True)
+            with pytest.raises(ClientError, match="may be"):
+                await run.ask("ping", node="77")
+
+    def test_host_digits(self) -> None:
+        assert host_digits(f"thicket@{PREFIX}:0:6f44:e3c6:b802") == "6f44e3c6b802"
+        assert host_digits("thicket@nowhere") == ""
+
+
+# -- real daemons
+
+
+class NamespaceNode:
+    """A daemon in its own namespace, and the end of its wire in ours."""
+
+    def __init__(self, folder: Path, number: int, bridge: str, text: str = "") -> None:
+        self.folder = folder / f"n{number}"
+        self.identity = f"6f44e3c6b8{number:02x}"
+        self.paths = Paths(str(self.folder))
+        self.wire = f"w{number}"
+        self.bridge = bridge
+        for name in ("etc/thicket", "data/thicket", "proc/self"):
+            (self.folder / name).mkdir(parents=True)
+        Path(self.paths.device).write_text(text)
+        address = IPv6Address(int(IPv6Address(PREFIX + "::")) + int(self.identity, 16))
+        self.name = f"thicket@{address}"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        script = Path(__file__).with_name("node_in_namespace.py")
+        with (self.folder / "log").open("a") as output:
+            process = subprocess.Popen(
+                [sys.executable, str(script), str(self.folder), self.identity],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
+            )  # fmt: skip
+        self.process = process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", self.log()
+        network_namespace.ip(f"link add {self.wire} type veth peer name mesh0 netns {process.pid}")
+        network_namespace.ip(f"link set {self.wire} master {self.bridge} up")
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def stop(self, sig: int = signal.SIGTERM) -> int:
+        """End the process; its namespace, and with it the wire, goes too."""
+        assert self.process is not None
+        self.process.send_signal(sig)
+        status = self.process.wait(20)
+        deadline = time.monotonic() + 10
+        while Path(f"/sys/class/net/{self.wire}").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return status
+
+    def ask(self, method: str, **params: Any) -> Any:
+        return request(self.paths.control, method, params, 15.0)
+
+    def members(self) -> set[str]:
+        """The other nodes that this one says are up."""
+        try:
+            document = json.loads(Path(self.paths.status).read_text())
+        except OSError:
+            return set()
+        return {n["name"] for n in document["cluster"]["nodes"] if n["state"] == "up"}
+
+
+class Fleet:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.nodes: list[NamespaceNode] = []
+
+    def add(self, text: str = "") -> NamespaceNode:
+        node = NamespaceNode(self.folder, len(self.nodes) + 1, "medium", text)
+        self.nodes.append(node)
+        node.start()
+        return node
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"--- {n.wire}\n{n.log()[-3000:]}" for n in self.nodes)
+                pytest.fail(f"not within {seconds} s: {what}\n{logs}")
+            time.sleep(0.05)
+
+    def formed(self, *nodes: NamespaceNode) -> bool:
+        names = {node.name for node in nodes}
+        return all(node.members() == names - {node.name} for node in nodes)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    with network_namespace.namespace():
+        network_namespace.ip("link add medium type bridge mcast_snooping 0")
+        network_namespace.ip("link set medium up")
+        made = Fleet(tmp_path)
+        try:
+            yield made
+        finally:
+            for node in made.nodes:
+                if node.process is not None and node.process.poll() is None:
+                    node.process.kill()
+                    node.process.wait()
+
+
+class TestFleet:
+    """Real discovery and real distribution; only the radio is a wire."""
+
+    def test_three_nodes_become_a_cluster(self, fleet: Fleet) -> None:
+        nodes = [fleet.add() for _ in range(3)]
+        fleet.until(lambda: fleet.formed(*nodes), "all nodes see each other")
+        for node in nodes:
+            for other in nodes:
+                answer = node.ask("ping", node=other.name)
+                assert answer["node"] == other.name
+        document = nodes[0].ask("status")
+        assert document["state"] == "joined"
+        assert document["times"]["first_node"] is not None
+        assert {h["address"] for h in document["discovery"]["heard"]} <= {
+            n.name.partition("@")[2] for n in nodes[1:]
+        }
+        for node in nodes:
+            assert node.stop() == 0, node.log()
+            assert "Traceback" not in node.log(), node.log()
+
+    def test_a_killed_daemon_is_noticed_and_comes_back(self, fleet: Fleet) -> None:
+        a, b = fleet.add(), fleet.add()
+        fleet.until(lambda: fleet.formed(a, b), "both see each other")
+        b.stop(signal.SIGKILL)
+        # its connections are reset, or vanish with the namespace and only missing ticks tell
+        fleet.until(lambda: not a.members(), "a notices", 60)
+        b.start()
+        fleet.until(lambda: fleet.formed(a, b), "both see each other again")
+        assert b.ask("status")["restarts"] == 1
+
+    def test_another_cookie_stays_outside_until_it_is_corrected(self, fleet: Fleet) -> None:
+        a, b = fleet.add(), fleet.add('[cluster]\ncookie = "wrong"\n')
+
+        def refused() -> bool:
+            nodes = a.ask("nodes")["cluster"]["nodes"] + b.ask("nodes")["cluster"]["nodes"]
+            return any("error" in node for node in nodes)
+
+        fleet.until(lambda: Path(a.paths.control).exists(), "a runs")
+        fleet.until(lambda: Path(b.paths.control).exists(), "b runs")
+        fleet.until(refused, "the wrong cookie is reported")
+        assert not a.members()
+        assert not b.members()
+        Path(b.paths.device).write_text("")
+        b.ask("reload")
+        fleet.until(lambda: fleet.formed(a, b), "both see each other")
+        assert b.process is not None
+        assert b.process.poll() is None, "without a restart of the daemon"
+
+    def test_a_new_prefix_while_running(self, fleet: Fleet) -> None:
+        a, b = fleet.add(), fleet.add()
+        fleet.until(lambda: fleet.formed(a, b), "both see each other")
+        for node in (a, b):
+            Path(node.paths.device).write_text('[address]\nprefix = "fd00:9:9:9::/64"\n')
+            node.ask("reload")
+            node.name = node.name.replace(PREFIX, "fd00:9:9:9")
+        fleet.until(lambda: fleet.formed(a, b), "both see each other at their new addresses")
