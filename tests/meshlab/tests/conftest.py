@@ -76,7 +76,7 @@ def make_lab() -> LabMaker:
         lab.links = {(a, b): LinkState(a, b, snr, snr) for (a, b), snr in shape.links.items()}
         if formed:
             lab.formed = 31.5
-            lab.medium = {"frames_per_second": 120.5, "loss_percent": 0.1, "lag_ms": 2.5}
+            lab.medium = {"frames_per_second": 120.5, "recent_loss_percent": 0.1, "lag_ms": 2.5}
             lab.medium["valid"] = True
             for name, node in lab.nodes.items():
                 node.power = "running"

@@ -19,7 +19,7 @@ import time
 import tty
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -533,46 +533,38 @@ async def _pcap_file(options: argparse.Namespace, path: Path) -> int:
         await client.call("pcap", {"path": str(path), "node": options.node})
         print(f"recording to {path}, Ctrl-C ends it", file=sys.stderr, flush=True)
         await interrupted.wait()
-        print(json.dumps(await client.call("pcap", {"stop": True})), file=sys.stderr)
+        ended = await client.call("pcap", {"stop": True, "path": str(path)})
+        for capture in ended.get("captures", []):
+            problem = f", {capture['problem']}" if capture.get("problem") else ""
+            print(f"{capture['packets']} packets in {path}{problem}", file=sys.stderr)
     return 0
 
 
 async def _pcap_stdout(options: argparse.Namespace) -> int:
-    """Have the medium write to a pipe with a name, and pass on what comes out of it."""
+    """Have the medium write to a file of ours, and pass on what it gets."""
     with tempfile.TemporaryDirectory(prefix="meshlab-") as directory:
-        pipe = Path(directory) / "pcap"
-        os.mkfifo(pipe, 0o600)
-        # Opened for reading and writing: it does not block, and never reads as ended.
-        end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            async with connected(options.lab) as client:
-                interrupted = _interruption()
-                await client.call("pcap", {"path": str(pipe), "node": options.node})
-                copying = asyncio.create_task(
-                    asyncio.to_thread(_copy, end, sys.stdout.fileno(), interrupted.is_set)
-                )
-                waiting = asyncio.create_task(interrupted.wait())
-                await asyncio.wait([copying, waiting], return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-                await client.call("pcap", {"stop": True})
-                interrupted.set()
-                await copying
-        finally:
-            os.close(end)
+        path = Path(directory) / "air.pcapng"
+        async with connected(options.lab) as client:
+            interrupted = _interruption()
+            await client.call("pcap", {"path": str(path), "node": options.node})
+            with path.open("rb") as recorded:
+                try:
+                    while not interrupted.is_set():
+                        _pass_on(recorded)
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(0.2):
+                                await interrupted.wait()
+                finally:
+                    await client.call("pcap", {"stop": True, "path": str(path)})
+                _pass_on(recorded)
     return 0
 
 
-def _copy(source: int, target: int, ended: Callable[[], bool]) -> None:
-    """Copy until the reader of ``target`` has left, or it has ended and nothing is left."""
-    while True:
-        ready, _, _ = select.select([source], [], [], 0.2)
-        if ready:
-            try:
-                os.write(target, os.read(source, 65536))
-            except BrokenPipeError:
-                return
-        elif ended():
-            return
+def _pass_on(recorded: BinaryIO) -> None:
+    """Write what was appended since to the standard output."""
+    while data := recorded.read(1 << 20):
+        sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 LEAVE = 0x1D

@@ -34,7 +34,7 @@ calls = []
 async def status(params, call):
     return {"frames": 100, "valid": True, "lag_ms": 1.5, "calls": calls}
 async def all_links(params, call):
-    return [{"a": a, "b": b, "snr": snr, "state": "up"} for (a, b), snr in links.items()]
+    return {"links": [{"a": a, "b": b, "snr_db": snr} for (a, b), snr in links.items()]}
 async def link(params, call):
     calls.append(["link", params])
     a, b = params["a"], params["b"]
@@ -45,14 +45,18 @@ async def link(params, call):
             links[pair] = first[pair]
         else:
             links[pair] = params["snr"]
+async def pcap(params, call):
+    calls.append(["pcap", params])
+    pathlib.Path(params["path"]).write_bytes(b"packets")
+    return params
 def noted(name):
     async def method(params, call):
         calls.append([name, params])
         return {}
     return method
 async def main():
-    methods = {"status": status, "links": all_links, "link": link}
-    methods |= {name: noted(name) for name in ("move", "radio", "pcap", "pcap_stop")}
+    methods = {"status": status, "links": all_links, "link": link, "pcap": pcap}
+    methods |= {name: noted(name) for name in ("move", "radio", "pcap_stop", "reset_stats")}
     async with Server(lab / "medium.sock", methods):
         await asyncio.Event().wait()
 asyncio.run(main())

@@ -290,7 +290,6 @@ class Lab:
         self._medium: asyncio.subprocess.Process | None = None
         self._medium_client: Client | None = None
         self._medium_lock = asyncio.Lock()
-        self._frames: tuple[float, float] | None = None
         self._server = Server(self.directory / "control.sock", self._methods())
 
     # --- life ----------------------------------------------------------------------------------
@@ -719,6 +718,10 @@ class Lab:
         self._changed.discard(changed)
         self.state.formed = round(self.elapsed, 2)
         self._event("formed", f"the mesh has formed: {len(self.nodes)} nodes")
+        with contextlib.suppress(RpcError):
+            # From here on its figures are those of the mesh, no longer of its boot.
+            self.state.medium_forming = dict(await self.medium_call("status"))
+            await self.medium_call("reset_stats")
         await self.measure_guests()
 
     async def measure_guests(self) -> None:
@@ -813,15 +816,10 @@ class Lab:
         while True:
             pause = 2.0
             try:
-                facts = medium_facts(await self.medium_call("status", patience=0))
-                now, frames = time.monotonic(), facts.get("frames")
-                if isinstance(frames, int) and "frames_per_second" not in facts:
-                    if self._frames is not None and now > self._frames[0]:
-                        rate = (frames - self._frames[1]) / (now - self._frames[0])
-                        facts["frames_per_second"] = round(max(0.0, rate), 1)
-                    self._frames = (now, frames)
+                facts = dict(await self.medium_call("status", patience=0))
                 self.state.medium = facts
-                valid = facts.get("valid") is not False
+                # While nodes boot beside it the medium is late, and nothing depends on it yet.
+                valid = facts.get("valid") is not False or self.state.formed is None
                 if was_valid and not valid:
                     reason = facts.get("reason") or "the host cannot keep up"
                     self._event("trouble", f"the medium's figures are invalid: {reason}")
@@ -840,8 +838,8 @@ class Lab:
 
     def _take_links(self, answer: Json) -> None:
         heard: dict[tuple[str, str], float | None] = {}
-        for each in answer.get("links", []) if isinstance(answer, dict) else answer:
-            heard[each["a"], each["b"]] = each.get("snr")
+        for each in answer["links"]:
+            heard[each["a"], each["b"]] = each["snr_db"]
         known = dict.fromkeys([*self.state.links, *heard])
         for a, b in known:
             if (b, a) in self.state.links:
@@ -1039,7 +1037,7 @@ class Lab:
 
     async def _rpc_pcap(self, params: Params, call: Call) -> Json:
         if params.get("stop"):
-            return await self.medium_call("pcap_stop", {})
+            return await self.medium_call("pcap_stop", {"path": params.get("path")})
         name = params.get("node")
         node = None if name is None else self.node(name).state.name
         return await self.medium_call("pcap", {"path": params.get("path"), "node": node})
@@ -1132,11 +1130,6 @@ def is_held(directory: Path) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-def medium_facts(answer: Json) -> dict[str, Any]:
-    """Return the medium's status as an object, whatever it answered."""
-    return dict(answer) if isinstance(answer, dict) else {}
 
 
 def last_lines(path: Path, count: int) -> str:

@@ -97,6 +97,30 @@ class RealParts:
         return [sys.executable, "-m", "meshlab.medium", "--lab", str(directory)]
 
 
+def directory_image(directory: Path) -> ImageSet:
+    """Return the image in a directory: a kernel, ``rootfs.erofs`` and ``cmdline``.
+
+    Raises ``LabError`` naming what is missing.
+    """
+    from meshlab.image.lab import ImageSet
+
+    kernels = [directory / name for name in ("vmlinux", "bzImage", "Image")]
+    kernel = next((path for path in kernels if path.is_file()), None)
+    rootfs, cmdline = directory / "rootfs.erofs", directory / "cmdline"
+    if kernel is None or not rootfs.is_file() or not cmdline.is_file():
+        raise LabError(
+            f"there is no image {str(directory)!r}: IMAGE is lab, or a directory with a kernel "
+            "(vmlinux, bzImage or Image), rootfs.erofs and cmdline"
+        )
+    return ImageSet(
+        kernel=kernel.absolute(),
+        rootfs=rootfs.absolute(),
+        cmdline=cmdline.read_text().strip(),
+        name=directory.name,
+        description=f"the image in {directory}",
+    )
+
+
 def load(image: str, cache: Path, seed: int, progress: Callable[[str], None]) -> RealParts:
     """Return the parts for ``image``, built when it is not in the cache.
 
@@ -104,12 +128,12 @@ def load(image: str, cache: Path, seed: int, progress: Callable[[str], None]) ->
     """
     from meshlab import accel
     from meshlab.image import lab as lab_image
+    from meshlab.image.errors import ImageError
 
-    if image != "lab":
-        raise LabError(f"there is no image {image!r} yet: IMAGE=lab is what this version can boot")
-    images = lab_image.build(cache, progress)
+    built = image == "lab"
     try:
+        images = lab_image.build(cache, progress) if built else directory_image(Path(image))
         chosen = accel.choose(cache)
-    except accel.AccelError as error:
+    except (ImageError, accel.AccelError) as error:
         raise LabError(str(error)) from error
     return RealParts(images, chosen, cache, seed)

@@ -152,6 +152,8 @@ class LabState:
     links: dict[Pair, LinkState] = field(default_factory=dict)
     medium: dict[str, Any] = field(default_factory=dict)
     """The medium's own ``status``, empty while it does not answer."""
+    medium_forming: dict[str, Any] = field(default_factory=dict)
+    """The medium's ``status`` at the end of the forming, when its counters begin anew."""
     medium_restarts: int = 0
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
 

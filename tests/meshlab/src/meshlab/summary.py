@@ -46,7 +46,7 @@ def _missing(lab: LabState, name: str) -> Iterable[str]:
         since = lab.elapsed - (node.started or 0.0)
         yield f"its daemon has not answered {since:.0f} s after power-on"
         return
-    if node.state != "joined":
+    if get(node.status, "radio", "state") != "joined" or node.state in ("starting", "joining"):
         yield f"has not joined: its daemon is {node.state or 'silent'}" + _because(node)
         return
     expected, software = node.expected_address, get(node.status, "identity", "software")

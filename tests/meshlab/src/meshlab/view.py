@@ -391,7 +391,7 @@ def medium_line(lab: LabState) -> Text:
     medium = lab.medium
     if not medium:
         return text.append("does not answer", "yellow" if lab.elapsed < 5 else "red")
-    rate, losses = medium.get("frames_per_second"), medium.get("loss_percent")
+    rate, losses = medium.get("frames_per_second"), medium.get("recent_loss_percent")
     if isinstance(rate, int | float):
         text.append(f"{rate:.0f} frames/s")
     if isinstance(losses, int | float):
@@ -399,7 +399,7 @@ def medium_line(lab: LabState) -> Text:
     lag = medium.get("lag_ms")
     if isinstance(lag, int | float):
         text.append(f", lag {lag:.1f} ms", "" if lag < 20 else "yellow")
-    if medium.get("valid") is False:
+    if medium.get("valid") is False and lab.formed is not None:
         reason = medium.get("reason") or "the host cannot keep up"
         text.append(f", figures of this run are invalid: {reason}", "red")
     elif "valid" in medium:

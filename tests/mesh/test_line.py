@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three nodes in a line, whose ends do not hear each other: forming, faults, and the ways back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from meshlab import summary, topology
+from meshlab.image.config import make_config_disk
+from meshlab.lab import Lab, LabSpec
+from meshlab.testing import Nodes
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.lab, pytest.mark.timeout(400)]
+
+
+def spec(name: str) -> LabSpec:
+    # A short tick: a lost node is noticed within the patience of a test.
+    return LabSpec(topology.make("line", 3), name=name, config={"cluster": {"tick_time": 8}})
+
+
+async def test_the_mesh_forms(lab: Lab, nodes: Nodes) -> None:
+    await lab.formed(240)
+    found = summary.summarise(lab.snapshot())
+    for node in found["nodes"]:
+        assert node["identity"] == "chip"
+        assert node["boot_seconds"] > 0
+        assert node["cpu_seconds_to_joined"] > 0
+
+
+async def test_every_address_is_the_one_of_the_nodes_chip(lab: Lab, nodes: Nodes) -> None:
+    for name, node in lab.state.nodes.items():
+        assert node.expected_address is not None
+        assert nodes.address(name) == node.expected_address
+        assert nodes.status(name, "identity", "serial") == node.serial
+        # The kernel's word, not the daemon's.
+        found = json.loads(await nodes.run(name, "ip -j -6 addr show dev mesh0 scope global"))
+        assert [info["local"] for info in found[0]["addr_info"]] == [node.expected_address]
+
+
+async def test_the_ends_do_not_hear_each_other(lab: Lab) -> None:
+    assert lab.state.peers("n1") == {"n2"}
+    assert lab.state.peers("n2") == {"n1", "n3"}
+    assert lab.state.peers("n3") == {"n2"}
+
+
+async def test_the_ends_reach_each_other_through_the_middle(lab: Lab, nodes: Nodes) -> None:
+    assert await nodes.reaches("n1", "n3")
+    mac = {name: node.radio_mac for name, node in lab.state.nodes.items()}
+
+    def next_hop() -> str | None:
+        paths = nodes.status("n1", "paths") or []
+        return next((p["next_hop"] for p in paths if p["destination"] == mac["n3"]), None)
+
+    await lab.wait(lambda: next_hop() == mac["n2"], 30, "n1 has its path to n3 over n2")
+
+
+async def test_all_nodes_see_each_other_in_the_cluster(lab: Lab, nodes: Nodes) -> None:
+    assert lab.state.cluster("n1") == {"n2", "n3"}
+    listed = json.loads(await nodes.run("n1", "thicket nodes --json"))
+    assert nodes.address("n3") in json.dumps(listed)
+    output = await nodes.run("n1", f"thicket ping {nodes.address('n3')}")
+    assert nodes.address("n3") in output
+
+
+async def test_the_command_says_it_in_words(lab: Lab, nodes: Nodes) -> None:
+    status = await nodes.run("n2", "thicket status")
+    assert nodes.address("n2") in status
+    assert "joined" in status
+    peers = await nodes.run("n2", "thicket peers")
+    for other in ("n1", "n3"):
+        assert lab.state.nodes[other].radio_mac in peers.lower()
+
+
+async def test_a_cut_link_breaks_the_way_and_a_restored_one_heals_it(
+    lab: Lab, nodes: Nodes
+) -> None:
+    await lab.link("n2", "n3", cut=True)
+
+    async def lost() -> bool:
+        return not await nodes.reaches("n1", "n3")
+
+    await nodes.until(lost, 30, "n1 no longer reaches n3")
+    await lab.wait(lambda: "n3" not in lab.state.cluster("n1"), 90, "n1 misses n3")
+    assert "n2" in lab.state.cluster("n1")
+    await lab.link("n2", "n3", restore=True)
+    await nodes.whole()
+    assert await nodes.reaches("n1", "n3")
+
+
+async def test_the_root_is_read_only(nodes: Nodes) -> None:
+    mounts = await nodes.run("n1", "cat /proc/mounts")
+    root = next(line for line in mounts.splitlines() if line.split()[1] == "/")
+    assert root.split()[2] == "erofs"
+    assert "ro" in root.split()[3].split(",")
+    status, output = await nodes.lab.run("n1", "touch /usr/x")
+    assert status != 0
+    assert "Read-only file system" in output
+
+
+async def test_a_killed_node_is_missed_and_comes_back_as_itself(lab: Lab, nodes: Nodes) -> None:
+    address = nodes.address("n3")
+    await nodes.run("n3", "echo kept >/data/kept && sync")
+    await lab.kill("n3")
+    await lab.wait(
+        lambda: "n3" not in lab.state.cluster("n1") | lab.state.peers("n2"), 90, "n3 is missed"
+    )
+    await lab.power_on("n3")
+    await nodes.whole()
+    assert nodes.address("n3") == address
+    # And what it had written survived the cut.
+    assert await nodes.run("n3", "cat /data/kept") == "kept\n"
+    mounts = await nodes.run("n3", "cat /proc/mounts")
+    assert any(line.split()[1:3] == ["/data", "ext4"] for line in mounts.splitlines())
+
+
+async def test_a_killed_daemon_is_back_and_rejoins(lab: Lab, nodes: Nodes) -> None:
+    before = nodes.status("n2", "restarts")
+    await nodes.run("n2", "kill -9 $(pidof thicketd)")
+    await lab.wait(
+        lambda: (nodes.status("n2", "restarts") or 0) > (before or 0), 60, "the daemon is back"
+    )
+    await nodes.whole()
+
+
+async def test_a_killed_wpa_supplicant_is_replaced(lab: Lab, nodes: Nodes) -> None:
+    before = nodes.status("n2", "radio", "supplicant", "pid")
+    assert before
+    await nodes.run("n2", f"kill -9 {before}")
+    await lab.wait(
+        lambda: nodes.status("n2", "radio", "supplicant", "pid") not in (None, before),
+        60,
+        "another wpa_supplicant runs",
+    )
+    await nodes.whole()
+
+
+async def test_a_killed_medium_is_survived(lab: Lab, nodes: Nodes) -> None:
+    before = [await nodes.run(n, "pidof hwsim-relay; pidof thicketd") for n in lab.nodes]
+    restarts = lab.state.medium_restarts
+    await lab.kill_medium()
+    await lab.wait(lambda: lab.state.medium_restarts == restarts + 1, 30, "the medium is back")
+    await lab.medium_call("status")
+    await nodes.until(lambda: nodes.reaches("n1", "n3"), 60, "n1 reaches n3 again")
+    await nodes.whole()
+    after = [await nodes.run(n, "pidof hwsim-relay; pidof thicketd") for n in lab.nodes]
+    assert after == before, "the nodes had to restart something"
+
+
+async def test_a_radio_that_is_unplugged_and_plugged_in_again(lab: Lab, nodes: Nodes) -> None:
+    await lab.radio("n3", plug=False)
+    await lab.wait(lambda: nodes.status("n3", "radio", "state") == "absent", 60, "n3 notices")
+    assert any("no radio" in text for text in nodes.problems("n3", "radio"))
+    await lab.wait(lambda: "n3" not in lab.state.peers("n2"), 90, "n2 notices")
+    await lab.radio("n3", plug=True)
+    await nodes.whole()
+    assert not nodes.problems("n3", "radio")
+
+
+async def test_a_broken_configuration_is_reported_and_the_last_good_one_used(
+    lab: Lab, nodes: Nodes
+) -> None:
+    await lab.power_off("n3", grace=20)
+    card = lab.nodes["n3"].directory / "config.img"
+    good = card.read_bytes()
+    card.unlink()
+    make_config_disk(card, "[mesh]\nid = 7\n")
+    await lab.power_on("n3")
+    await lab.wait(lambda: nodes.problems("n3", "configuration"), 60, "the fault is reported")
+    words = " ".join(nodes.problems("n3", "configuration"))
+    assert "mesh.id" in words
+    assert "7" in words
+    await nodes.whole()
+    assert nodes.status("n3", "radio", "mesh_id") == "thicket"
+    assert "mesh.id" in await nodes.run("n3", "thicket status; true")
+    assert "mesh.id" in await nodes.run("n3", "logread")
+    # Repaired as a person does: the card is edited again.
+    await lab.power_off("n3", grace=20)
+    card.write_bytes(good)
+    await lab.power_on("n3")
+    await nodes.whole()
+    assert not nodes.problems("n3", "configuration")
+
+
+async def test_nothing_was_lost_for_want_of_time(lab: Lab) -> None:
+    """The figures of this run are the mesh's own: the host kept up."""
+    status = await lab.medium_call("status")
+    assert status["malformed"] == 0

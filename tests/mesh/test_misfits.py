@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Six nodes in everybody's range, of which only some belong: a mesh with a passphrase.
+
+n1 and n2 are as they should be. n3 names another mesh, n4 has a wrong passphrase, n5 has no chip,
+n6 a radio that cannot do mesh.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from meshlab import summary, topology
+from meshlab.lab import PASSPHRASE, Lab, LabSpec, NodeSpec
+from meshlab.testing import Nodes
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.lab, pytest.mark.timeout(400)]
+
+
+def spec(name: str) -> LabSpec:
+    return LabSpec(
+        topology.make("full", 6),
+        name=name,
+        security="sae",
+        nodes={
+            "n3": NodeSpec(config={"mesh": {"id": "elsewhere"}}),
+            "n4": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}}),
+            "n5": NodeSpec(chip_fault="absent"),
+            "n6": NodeSpec(mesh_point=False),
+        },
+    )
+
+
+INSIDE = ["n1", "n2", "n5"]
+
+
+async def test_those_who_belong_form_a_mesh(lab: Lab) -> None:
+    def formed() -> bool:
+        # n6 counts as one of them for the summary, and never can be.
+        peers = all(set(INSIDE) - {n} <= lab.state.peers(n) for n in INSIDE)
+        return peers and all(set(INSIDE) - {n} <= lab.state.cluster(n) for n in INSIDE)
+
+    await lab.wait(formed, 240, "n1, n2 and n5 form a mesh")
+
+
+async def test_frames_are_encrypted(nodes: Nodes) -> None:
+    for name in ("n1", "n2"):
+        assert nodes.status(name, "radio", "security") == "sae"
+    assert await nodes.reaches("n1", "n2")
+
+
+async def test_a_node_of_another_mesh_stays_outside(lab: Lab, nodes: Nodes) -> None:
+    await lab.wait(
+        lambda: nodes.status("n3", "radio", "state") == "joined", 120, "n3 joins its own"
+    )
+    assert nodes.status("n3", "radio", "mesh_id") == "elsewhere"
+    assert lab.state.peers("n3") == set()
+    assert lab.state.cluster("n3") == set()
+    assert not any("n3" in lab.state.peers(name) for name in INSIDE)
+    assert not await nodes.reaches("n1", "n3")
+
+
+async def test_a_node_without_chip_joins_and_is_marked(lab: Lab, nodes: Nodes) -> None:
+    assert nodes.status("n5", "identity", "software") is True
+    assert nodes.status("n5", "identity", "source") in ("mac", "random", "board")
+    assert nodes.status("n5", "identity", "serial") is None
+    assert nodes.address("n5") != lab.state.nodes["n5"].expected_address
+    assert nodes.problems("n5", "identity")
+    assert "software" in (await nodes.run("n5", "thicket status; true")).lower()
+    assert await nodes.reaches("n1", "n5")
+
+
+async def test_a_radio_without_mesh_point_is_reported_in_words(lab: Lab, nodes: Nodes) -> None:
+    await lab.wait(
+        lambda: nodes.status("n6", "radio", "state") == "unsuitable", 120, "n6 looks at its radio"
+    )
+    assert any("mesh point" in text for text in nodes.problems("n6", "radio"))
+    assert any("mesh point" in text for text in summary.missing(lab.snapshot(), ["n6"])["n6"])
+    assert "mesh point" in await nodes.run("n6", "thicket status; true")
+
+
+async def test_a_wrong_passphrase_stays_outside_and_joins_when_corrected(
+    lab: Lab, nodes: Nodes
+) -> None:
+    def refused() -> bool:
+        # Somebody says so: the one who was refused, or those who did.
+        names = (*INSIDE, "n4")
+        return any("passphrase" in text for n in names for text in nodes.problems(n, "radio"))
+
+    await lab.wait(refused, 120, "the wrong passphrase is reported")
+    assert lab.state.peers("n4") == set()
+    assert lab.state.cluster("n4") == set()
+    code, output = await lab.configure("n4", [f"mesh.passphrase={PASSPHRASE}"])
+    assert code == 0, output
+    await lab.wait(lambda: set(INSIDE) <= lab.state.peers("n4"), 240, "n4 has its peers")
+    await lab.wait(lambda: set(INSIDE) <= lab.state.cluster("n4"), 120, "n4 is in the cluster")
+    assert await nodes.reaches("n1", "n4")
