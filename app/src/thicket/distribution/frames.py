@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What connected nodes exchange, bytes in and bytes out.
+
+After the handshake every frame is a 32-bit length and that many bytes; an empty one is a tick.
+A frame carries a control message (a tuple that begins with an operation) and for some
+operations a payload. Its form depends on what the handshake agreed on (ERTS User's Guide,
+"Distribution Protocol", sections "Protocol between Connected Nodes" and "Distribution Header"):
+
+* *pass-through*, ``112 131 control [131 payload]``, for peers without fragments;
+* a *distribution header*, ``131 68 0 control [payload]``, without version bytes and, as we
+  refuse the atom cache, always with zero atom references;
+* *fragments*, ``131 69 sequence fragment 0 control part`` and ``131 70 sequence fragment
+  part``, whose numbers count down to 1. Sequences interleave.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any
+
+from .etf import VERSION, DecodeError, decode_bare
+
+TICK = b"\0\0\0\0"
+
+FRAGMENT_SIZE = 64 * 1024
+"""Bytes of payload in one fragment, as OTP splits them."""
+
+MAX_MESSAGE = 32 * 1024 * 1024
+"""Default limit of one message's payload, in bytes."""
+
+MAX_SEQUENCES = 256
+"""Limit of messages that may be incomplete at the same time."""
+
+_MAX_CONTROL = 64 * 1024
+_PASS_THROUGH = 112
+_HEADER = 68
+_FIRST_FRAGMENT = 69
+_NEXT_FRAGMENT = 70
+
+# Operations of control messages; P: a payload follows.
+LINK = 1
+SEND = 2  # P
+EXIT = 3
+UNLINK = 4
+NODE_LINK = 5
+REG_SEND = 6  # P
+GROUP_LEADER = 7
+EXIT2 = 8
+SEND_TT = 12  # P
+EXIT_TT = 13
+REG_SEND_TT = 16  # P
+EXIT2_TT = 18
+MONITOR_P = 19
+DEMONITOR_P = 20
+MONITOR_P_EXIT = 21
+SEND_SENDER = 22  # P
+SEND_SENDER_TT = 23  # P
+PAYLOAD_EXIT = 24  # P
+PAYLOAD_EXIT_TT = 25  # P
+PAYLOAD_EXIT2 = 26  # P
+PAYLOAD_EXIT2_TT = 27  # P
+PAYLOAD_MONITOR_P_EXIT = 28  # P
+SPAWN_REQUEST = 29  # P
+SPAWN_REQUEST_TT = 30  # P
+SPAWN_REPLY = 31
+SPAWN_REPLY_TT = 32
+ALIAS_SEND = 33  # P
+ALIAS_SEND_TT = 34  # P
+UNLINK_ID = 35
+UNLINK_ID_ACK = 36
+
+_u32 = Struct(">I").pack
+_get_u32 = Struct(">I").unpack_from
+_get_u64_u64 = Struct(">QQ").unpack_from
+_fragment = Struct(">IBBQQ").pack
+
+
+class FrameError(ValueError):
+    """Bytes that the protocol does not allow; the connection cannot go on."""
+
+
+def build(
+    control: bytes, payload: bytes | None, *, header: bool, sequence: int | None = None
+) -> list[bytes]:
+    """Return the frames, lengths included, of one message.
+
+    :param control: the encoded control message, without version byte.
+    :param payload: the encoded payload, without version byte.
+    :param header: use the distribution header instead of pass-through.
+    :param sequence: number of this message when it may be sent in fragments, which a payload
+        longer than :data:`FRAGMENT_SIZE` then is.
+    """
+    if not header:
+        body = b"\x70\x83" + control + (b"\x83" + payload if payload is not None else b"")
+        return [_u32(len(body)), body]
+    size = len(payload) if payload is not None else 0
+    if payload is None or sequence is None or size <= FRAGMENT_SIZE:
+        head = _u32(3 + len(control) + size) + b"\x83\x44\x00" + control
+        return [head, payload] if payload is not None else [head]
+    number = (size + FRAGMENT_SIZE - 1) // FRAGMENT_SIZE
+    view = memoryview(payload)
+    frames: list[bytes] = []
+    for start in range(0, size, FRAGMENT_SIZE):
+        part = bytes(view[start : start + FRAGMENT_SIZE])
+        if start == 0:
+            length = 18 + 1 + len(control) + len(part)
+            frames.append(_fragment(length, VERSION, _FIRST_FRAGMENT, sequence, number))
+            frames.append(b"\0" + control)
+        else:
+            frames.append(_fragment(18 + len(part), VERSION, _NEXT_FRAGMENT, sequence, number))
+        frames.append(part)
+        number -= 1
+    return frames
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames.
+
+    :param max_frame: the longest frame allowed, in bytes.
+    """
+
+    def __init__(self, max_frame: int) -> None:
+        self._max_frame = max_frame
+        self._buffer = bytearray()
+        self._need = 4
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the frames that *data* completes; a tick is an empty one.
+
+        :raises FrameError: when a frame is longer than allowed.
+        """
+        source: bytes | bytearray = data
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._need:
+                return []
+            source = self._buffer
+        frames = []
+        size = len(source)
+        at = 0
+        self._need = 4
+        view = memoryview(source)
+        try:
+            while size - at >= 4:
+                length = _get_u32(source, at)[0]
+                if length > self._max_frame:
+                    raise FrameError(f"a frame of {length} bytes (limit {self._max_frame})")
+                end = at + 4 + length
+                if end > size:
+                    self._need = 4 + length
+                    break
+                frames.append(bytes(view[at + 4 : end]))
+                at = end
+        finally:
+            view.release()
+        if source is self._buffer:
+            del self._buffer[:at]
+        elif at < size:
+            self._buffer += data[at:]
+        return frames
+
+
+class _Partial:
+    """A message of which fragments are missing; without parts when it is being discarded."""
+
+    __slots__ = ("control", "next", "parts", "size")
+
+    def __init__(self, control: tuple[Any, ...], number: int, parts: list[bytes] | None) -> None:
+        self.control = control
+        self.next = number
+        self.parts = parts
+        self.size = len(parts[0]) if parts else 0
+
+
+class MessageReader:
+    """Turns frames into control messages and payloads, putting fragments together.
+
+    :param header: the handshake agreed on distribution headers.
+    :param max_message: longest payload, in bytes; also half of what all incomplete messages may
+        hold together. A longer message in fragments is discarded and counted.
+    :ivar discarded: number of messages dropped for their size.
+    """
+
+    def __init__(self, *, header: bool, max_message: int = MAX_MESSAGE) -> None:
+        self._header = header
+        self._max_message = max_message
+        self._partial: dict[int, _Partial] = {}
+        self._held = 0
+        self.discarded = 0
+
+    @property
+    def max_frame(self) -> int:
+        """The longest frame that can be part of an acceptable message."""
+        return self._max_message + _MAX_CONTROL
+
+    def feed(self, frame: bytes) -> tuple[tuple[Any, ...], bytes | None] | None:
+        """Return control message and payload (without version byte) when *frame* completes one.
+
+        :raises FrameError: when the frame breaks the protocol.
+        """
+        try:
+            return self._feed(frame)
+        except (DecodeError, IndexError) as error:
+            raise FrameError(f"a control message that cannot be read: {error}") from None
+
+    def _feed(self, frame: bytes) -> tuple[tuple[Any, ...], bytes | None] | None:
+        if not self._header:
+            if frame[0] != _PASS_THROUGH or frame[1] != VERSION:
+                raise FrameError(f"not a message: {frame[:4]!r}")
+            control, end = decode_bare(frame, 2)
+            if end == len(frame):
+                return _checked(control), None
+            if frame[end] != VERSION:
+                raise FrameError("a payload without a version byte")
+            return _checked(control), frame[end + 1 :]
+        if frame[0] != VERSION:
+            raise FrameError(f"not a message: {frame[:4]!r}")
+        form = frame[1]
+        if form == _HEADER:
+            if frame[2] != 0:
+                raise FrameError("a message with atom references, which were not agreed on")
+            control, end = decode_bare(frame, 3)
+            return _checked(control), (frame[end:] if end < len(frame) else None)
+        if form not in (_FIRST_FRAGMENT, _NEXT_FRAGMENT):
+            raise FrameError(f"not a message: {frame[:4]!r}")
+        if len(frame) < 18:
+            raise FrameError("a fragment that ends too early")
+        sequence, number = _get_u64_u64(frame, 2)
+        if form == _FIRST_FRAGMENT:
+            return self._first(frame, sequence, number)
+        return self._next(frame, sequence, number)
+
+    def _first(
+        self, frame: bytes, sequence: int, number: int
+    ) -> tuple[tuple[Any, ...], bytes | None] | None:
+        if frame[18] != 0:
+            raise FrameError("a message with atom references, which were not agreed on")
+        control, end = decode_bare(frame, 19)
+        control = _checked(control)
+        if number == 1:
+            return control, (frame[end:] if end < len(frame) else None)
+        if number == 0 or sequence in self._partial:
+            raise FrameError("a fragment out of order")
+        if len(self._partial) >= MAX_SEQUENCES:
+            raise FrameError(f"more than {MAX_SEQUENCES} messages incomplete at the same time")
+        partial = _Partial(control, number - 1, [frame[end:]])
+        self._partial[sequence] = partial
+        self._held += partial.size
+        self._limit(partial)
+        return None
+
+    def _next(
+        self, frame: bytes, sequence: int, number: int
+    ) -> tuple[tuple[Any, ...], bytes | None] | None:
+        partial = self._partial.get(sequence)
+        if partial is None or partial.next != number:
+            raise FrameError("a fragment out of order")
+        partial.next -= 1
+        if partial.parts is not None:
+            part = frame[18:]
+            partial.parts.append(part)
+            partial.size += len(part)
+            self._held += len(part)
+            self._limit(partial)
+        if number > 1:
+            return None
+        del self._partial[sequence]
+        if partial.parts is None:
+            return None
+        self._held -= partial.size
+        return partial.control, b"".join(partial.parts)
+
+    def _limit(self, partial: _Partial) -> None:
+        """Discard *partial* when it, or everything held, has become too much."""
+        if partial.size > self._max_message or self._held > 2 * self._max_message:
+            self._held -= partial.size
+            partial.parts = None
+            partial.size = 0
+            self.discarded += 1
+
+
+def _checked(control: Any) -> tuple[Any, ...]:
+    if type(control) is not tuple or not control or type(control[0]) is not int:
+        raise FrameError("a control message that is not a tuple with an operation")
+    return control

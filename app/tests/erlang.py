@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real Erlang nodes for tests, and expressions evaluated on them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import IPv6Address
+from typing import Any
+
+from private_network import Network
+
+from thicket.distribution import etf
+
+MISSING = (
+    "the program erl is missing, with which these tests compare: "
+    "install it with: sudo apt-get install -y erlang-base"
+)
+
+_MARK = b"=R="
+
+# Evaluates each line of its input and prints the result as an encoded term.
+_SERVER = """
+F = fun F() -> case io:get_line("") of eof -> halt(0); Line ->
+  Result = try
+    {ok, Tokens, _} = erl_scan:string(Line), {ok, Exprs} = erl_parse:parse_exprs(Tokens),
+    {value, Value, _} = erl_eval:exprs(Exprs, []), {ok, Value}
+  catch Class:Reason -> {Class, Reason} end,
+  io:put_chars(["=R=", base64:encode(term_to_binary(Result)), 10]), F() end end, F().
+"""
+
+
+def program(name: str = "erl") -> str:
+    """Return the path of one of Erlang's programs; fails with what to install."""
+    path = shutil.which(name)
+    if path is None:
+        raise AssertionError(MISSING)
+    return path
+
+
+def tuple_of(address: IPv6Address) -> str:
+    """Return *address* as Erlang writes it."""
+    words = address.exploded.split(":")
+    return "{" + ",".join(f"16#{word}" for word in words) + "}"
+
+
+class Erl:
+    """A running ``erl``. Use :meth:`start`, and ``async with``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, name: str, home: str) -> None:
+        self.process = process
+        self.name = name
+        self.log: list[str] = []
+        self._home = home
+        self._answers: asyncio.Queue[Any] = asyncio.Queue()
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(
+        cls,
+        network: Network,
+        name: str,
+        address: IPv6Address,
+        *,
+        cookie: str = "secret",
+        tick_time: int = 60,
+        fixed_port: int | None = None,
+        options: Sequence[str] = (),
+    ) -> Erl:
+        """Start a node ``name@address``, and wait until it runs.
+
+        :param fixed_port: the port that it listens on and expects all others on, without epmd.
+        """
+        home = tempfile.mkdtemp(prefix="erl-")
+        node = f"{name}@{address}"
+        arguments = [
+            *("-noshell", "-proto_dist", "inet6_tcp", "-start_epmd", "false"),
+            *("-name", node, "-setcookie", cookie),
+            *("-kernel", "net_ticktime", str(tick_time)),
+            *("-kernel", "inet_dist_use_interface", tuple_of(address)),
+            # Several addresses on one interface: connect from the one in the name.
+            *("-kernel", "inet_dist_connect_options", f"[{{ip,{tuple_of(address)}}}]"),
+            *(("-erl_epmd_port", str(fixed_port)) if fixed_port else ()),
+            *options,
+            *("-eval", _SERVER.replace("\n", " ")),
+        ]
+        process = await asyncio.create_subprocess_exec(
+            program(),
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, "HOME": home, "ERL_EPMD_PORT": str(network.epmd_port)},
+            limit=64 * 1024 * 1024,
+        )
+        erl = cls(process, node, home)
+        try:
+            assert await erl.eval("node()") == node, erl.log
+        except BaseException:
+            await erl.stop()
+            raise
+        return erl
+
+    async def __aenter__(self) -> Erl:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            if line.startswith(_MARK):
+                self._answers.put_nowait(etf.decode(base64.b64decode(line[len(_MARK) :])))
+            else:
+                self.log.append(line.decode(errors="replace").rstrip())
+        self._answers.put_nowait(None)
+
+    async def eval(self, expressions: str, seconds: float = 30.0) -> Any:
+        """Return the value of Erlang *expressions*, which are without a full stop."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(expressions.replace("\n", " ").encode() + b".\n")
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self._answers.get()
+        except TimeoutError:
+            raise AssertionError(
+                f"erl did not answer {expressions!r}; it said {self.log}"
+            ) from None
+        assert answer is not None, f"erl ended in {expressions!r}; it said {self.log}"
+        kind, value = answer
+        assert kind == "ok", f"{expressions!r} raised {answer!r}"
+        return value
+
+    async def until(self, expression: str, value: Any, seconds: float = 20.0) -> None:
+        """Wait until *expression* has *value*."""
+        end = asyncio.get_running_loop().time() + seconds
+        while (found := await self.eval(expression)) != value:
+            if asyncio.get_running_loop().time() > end:
+                raise AssertionError(f"{expression} is {found!r}, not {value!r}; {self.log}")
+            await asyncio.sleep(0.02)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the node's process."""
+        self.process.send_signal(number)
+
+    async def stop(self) -> None:
+        """End the node at once."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+        self._reader.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._reader
+        shutil.rmtree(self._home, ignore_errors=True)

@@ -1,0 +1,717 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our node among real Erlang nodes (Debian's ``erl``) and among its own kind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address
+from typing import Any
+
+import pytest
+from erlang import Erl, program
+from private_network import Network, in_private_network, until
+
+from thicket.distribution import (
+    DistributionError,
+    HandshakeError,
+    Node,
+    connection,
+    epmd,
+    handshake,
+    services,
+)
+from thicket.distribution.connection import Connection
+from thicket.distribution.etf import Atom
+
+
+class Events(list[tuple[str, dict[str, Any]]]):
+    """What a node told of itself."""
+
+    def __call__(self, kind: str, detail: dict[str, Any]) -> None:
+        self.append((kind, detail))
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [detail for found, detail in self if found == kind]
+
+
+class Sink(services.Process):
+    """Keeps what it is sent."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.messages: list[Any] = []
+
+    def on_message(self, connection: Connection, message: Any) -> None:
+        self.messages.append(message)
+
+
+@asynccontextmanager
+async def a_node(
+    network: Network, name: str, address: IPv6Address, **options: Any
+) -> AsyncIterator[tuple[Node, Events]]:
+    """Run a node."""
+    events = Events()
+    settings: dict[str, Any] = {
+        "cookie": "secret",
+        "port": 0,
+        "tick_time": 60.0,
+        "epmd_port": network.epmd_port,
+        **options,
+    }
+    node = Node(name, address=address, on_change=events, **settings)
+    await node.start()
+    try:
+        yield node, events
+    finally:
+        await node.stop()
+
+
+@asynccontextmanager
+async def a_real_epmd(network: Network) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run Erlang's own port mapper, which answers on every address."""
+    daemon = await asyncio.create_subprocess_exec(
+        program("epmd"), "-port", str(network.epmd_port), "-relaxed_command_check"
+    )
+
+    async def answers() -> None:
+        while True:
+            try:
+                await epmd.names("::1", port=network.epmd_port)
+                return
+            except OSError:
+                await asyncio.sleep(0.01)
+
+    try:
+        async with asyncio.timeout(20):
+            await answers()
+        yield daemon
+    finally:
+        if daemon.returncode is None:
+            daemon.kill()
+            await daemon.wait()
+
+
+async def mapped(node: Node, seconds: float = 20.0) -> None:
+    """Wait until stock nodes can find *node*."""
+
+    def known() -> bool:
+        found = node.statistics()["epmd"]
+        return node.host in found["served"] or found["registered_at"] is not None
+
+    await until(known, f"{node.name} can be found: {node.statistics()}", seconds)
+
+
+def names(node: Node) -> list[str]:
+    return [info.name for info in node.nodes() if info.state == "up"]
+
+
+async def refusal(attempt: Any) -> DistributionError:
+    """Return the error that *attempt* raises."""
+    with pytest.raises(DistributionError) as caught:
+        await attempt
+    return caught.value
+
+
+# --- with Erlang ------------------------------------------------------------------------------
+
+
+@in_private_network
+async def test_erlang_finds_us_by_our_port_mapper(network: Network) -> None:
+    async with a_node(network, "py", network.address(1)) as (node, events):
+        await mapped(node)
+        async with await Erl.start(network, "e", network.address(2)) as erl:
+            assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
+            assert await erl.eval("nodes()") == [node.name]
+            await until(lambda: names(node) == [erl.name], "the node lists erl")
+            assert events.of("node-up") == [{"name": erl.name}]
+            assert 0 < await node.ping(erl.name) < 5
+            assert node.statistics()["accepted"] == 1
+
+            # Whatever a stock node may ask is answered at once: 1000 ms is far below any of
+            # Erlang's own timeouts.
+            ask = (
+                "{Time, Value} = timer:tc(fun() -> catch %s end),"
+                "{Time < 1000000, case Value of {'EXIT', {Why, _}} -> Why; _ -> Value end}"
+            )
+            quick, answer = await erl.eval(
+                ask % f"rpc:call('{node.name}', lists, sort, [[2,1]], 5000)"
+            )
+            assert quick
+            assert answer[0] == "badrpc"
+            # rpc shows its caller's view: an exit with the reason and the stack of the callee.
+            assert answer[1][0] == "EXIT"
+            assert answer[1][1][0] == "undef"
+            quick, answer = await erl.eval(
+                ask % f"erpc:call('{node.name}', lists, sort, [[2,1]], 5000)"
+            )
+            assert quick
+            assert answer == (
+                "exception",
+                "undef",
+                [("lists", "sort", [[2, 1]], [])],
+            )
+            for call in (
+                f"gen_server:call({{nobody,'{node.name}'}}, hello, 5000)",
+                f"gen_server:call({{global_name_server,'{node.name}'}}, hello, 5000)",
+            ):
+                quick, answer = await erl.eval(ask % call)
+                assert quick
+                assert answer == "noproc"
+            quick, answer = await erl.eval(
+                ask % f"gen_server:call({{net_kernel,'{node.name}'}}, nonsense, 5000)"
+            )
+            assert (quick, answer) == (True, ("error", "notsup"))
+            quick, answer = await erl.eval(
+                ask
+                % f"gen_server:call({{rex,'{node.name}'}}, {{call,lists,sort,[[]],self()}}, 5000)"
+            )
+            assert quick
+            assert answer[0] == "badrpc"
+            assert await erl.eval(
+                f"{{rex,'{node.name}'}} ! {{self(), features_request}},"
+                f"receive {{features_reply, N, F}} -> {{N, F}} after 5000 -> none end"
+            ) == (node.name, ["erpc"])
+            # spawn/4 is refused and tells its caller by the way of its kind.
+            assert await erl.eval(
+                f"R = erlang:spawn_request('{node.name}', lists, sort, [[]], [monitor]),"
+                "receive {spawn_reply, R, Status, Why} -> {Status, Why} after 5000 -> none end"
+            ) == ("error", "notsup")
+
+            # Links: one to a process that never was ends at once, one to a service stays until
+            # it is taken back, which the runtime waits for.
+            rex = await erl.eval(
+                "process_flag(trap_exit, true),"
+                f"M = erlang:monitor(process, {{rex,'{node.name}'}}), erlang:demonitor(M, [flush]),"
+                f"{{rex,'{node.name}'}} ! {{self(), features_request}},"
+                "receive {features_reply, _, _} -> ok end"
+            )
+            assert rex == "ok"
+            pid = node._names["rex"].pid
+            node.register("pid_sender", PidSender(node))
+            assert (
+                await erl.eval(
+                    f"{{pid_sender,'{node.name}'}} ! self(),"
+                    "receive {pids, Dead, Alive} -> link(Dead), put(alive, Alive), link(Alive) end,"
+                    "receive {'EXIT', Dead, noproc} -> Alive after 5000 -> none end"
+                )
+                == pid
+            )
+            await until(lambda: node._names["rex"].links, "the link is known")
+            assert (
+                await erl.eval(
+                    "unlink(get(alive)), receive {'EXIT', _, _} -> exit after 0 -> none end"
+                )
+                == "none"
+            )
+            await until(lambda: not node._names["rex"].links, "the link is gone")
+
+            # Erlang's global neither waits for us nor disconnects us.
+            assert await erl.eval("global:trans({lock, self()}, fun() -> done end)") == "done"
+            assert await erl.eval("nodes()") == [node.name]
+            assert await erl.eval(f"erlang:monitor_node('{node.name}', true)") is True
+            assert node.statistics()["unknown"] == 0
+            assert node.statistics()["undecodable"] == 0
+            await node.stop()
+            assert (
+                await erl.eval(
+                    f"receive {{nodedown, '{node.name}'}} -> down after 5000 -> none end"
+                )
+                == "down"
+            )
+            assert events.of("node-down")[0]["code"] == "stopped"
+            # Nothing that erl took for a fault of ours; its log would say so.
+            assert not [line for line in erl.log if "ERROR" in line], erl.log
+
+
+class PidSender(services.Process):
+    """Answers a pid with one of a process that does not exist and that of rex."""
+
+    def on_message(self, connection: Connection, message: Any) -> None:
+        dead, alive = self.node.new_pid(), self.node._names["rex"].pid
+        self.node.send_to(connection, self.pid, message, (Atom("pids"), dead, alive))
+
+
+@in_private_network
+async def test_we_find_erlang_by_a_real_epmd(network: Network) -> None:
+    """We register with an epmd that has the port, and take its place when it goes away."""
+    async with (
+        a_real_epmd(network) as daemon,
+        a_node(network, "py", network.address(1)) as (node, _),
+    ):
+        await mapped(node)
+        assert node.statistics()["epmd"]["registered_at"] is not None
+        async with await Erl.start(network, "e", network.address(2)) as erl:
+            assert await epmd.names("::1", port=network.epmd_port) == {
+                "py": node.port,
+                "e": await epmd.lookup("::1", "e", port=network.epmd_port),
+            }
+            await node.connect(erl.name)
+            assert await erl.eval("nodes()") == [node.name]
+            assert 0 < await node.ping(erl.name) < 5
+            # The other direction, from scratch.
+            assert node.disconnect(erl.name)
+            await erl.until("nodes()", [])
+            assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
+            daemon.kill()
+            await daemon.wait()
+            await until(lambda: node.statistics()["epmd"]["served"], "the node answers as epmd")
+            assert names(node) == [erl.name]  # connections do not depend on it
+
+
+@in_private_network
+async def test_a_fixed_port_without_any_port_mapper(network: Network) -> None:
+    port = network.port()
+    address = network.address(1)
+    ours = port if network.private else 0
+    async with (
+        await Erl.start(network, "e", network.address(2), fixed_port=port) as erl,
+        a_node(network, "py", address, port=ours, epmd_port=None, published=False) as (node, _),
+    ):
+        if not network.private:  # both have one address, and only one can have the port
+            node.port = port
+        await node.connect(erl.name)
+        assert await erl.eval("{nodes(), nodes(hidden)}") == ([], [node.name])
+        if network.private:
+            node.disconnect(erl.name)
+            await erl.until("nodes(hidden)", [])
+            assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
+            assert names(node) == [erl.name]
+
+
+@in_private_network
+async def test_a_wrong_cookie_is_refused_both_ways_with_a_reason(network: Network) -> None:
+    async with (
+        a_real_epmd(network),
+        a_node(network, "py", network.address(1)) as (node, events),
+    ):
+        await mapped(node)
+        async with await Erl.start(network, "e", network.address(2), cookie="other") as erl:
+            error = await refusal(node.connect(erl.name))
+            assert error.code == "wrong-cookie"
+            assert "cookie" in str(error)
+            assert await erl.eval(f"net_adm:ping('{node.name}')") == "pang"
+            await until(lambda: events.of("refused"), "the refusal is told")
+            refused = events.of("refused")[0]
+            assert (refused["code"], refused["name"]) == ("wrong-cookie", erl.name)
+            assert refused["source"] == str(network.address(2))
+            assert node.statistics()["refused"] == {"wrong-cookie": 1}
+            assert node.nodes() == []
+            assert await erl.eval("nodes()") == []
+            # And with the right one all is well.
+            await erl.eval("erlang:set_cookie(secret)")
+            await node.connect(erl.name)
+            assert await erl.eval("nodes()") == [node.name]
+
+
+@in_private_network
+async def test_ticks_keep_an_idle_connection_and_silence_ends_it(network: Network) -> None:
+    tick = 2
+    async with (
+        a_real_epmd(network),
+        a_node(network, "py", network.address(1), tick_time=tick) as (node, events),
+        await Erl.start(network, "e", network.address(2), tick_time=tick) as erl,
+    ):
+        await mapped(node)
+        await node.connect(erl.name)
+        await asyncio.sleep(4 * tick)  # the time is what is tested
+        assert names(node) == [erl.name]
+        assert await erl.eval("nodes()") == [node.name]
+        assert not events.of("node-down")
+        begin = time.monotonic()
+        erl.signal(signal.SIGSTOP)
+        await until(lambda: events.of("node-down"), "a silent node is noticed", 10 * tick)
+        assert events.of("node-down")[0]["code"] == "silent"
+        # Not before it had the time that both agreed on, less the tick it may just have sent.
+        assert time.monotonic() - begin > tick / 2
+        assert node.nodes() == []
+        erl.signal(signal.SIGCONT)
+        await erl.until("nodes()", [])  # we closed it
+
+
+@in_private_network
+async def test_a_killed_node_is_noticed_at_once(network: Network) -> None:
+    async with (
+        a_real_epmd(network),
+        a_node(network, "py", network.address(1)) as (node, events),
+    ):
+        await mapped(node)
+        async with await Erl.start(network, "e", network.address(2)) as erl:
+            await node.connect(erl.name)
+            waiting = asyncio.create_task(node._call(erl.name, "init", "nothing", 60))
+            await asyncio.sleep(0)
+            erl.signal(signal.SIGKILL)
+            # The tick time is a minute; the closed connection tells it.
+            await until(lambda: events.of("node-down"), "the end of erl is noticed")
+            assert events.of("node-down")[0]["code"] == "closed"
+            assert (await refusal(waiting)).code == "closed"
+        async with await Erl.start(network, "e", network.address(2)) as erl:
+            await node.ping(erl.name)
+
+
+@in_private_network
+async def test_simultaneous_connects_end_in_one_connection(network: Network) -> None:
+    """With a name below and one above ours: the rule of who yields works both ways."""
+    chance = random.Random(1)
+    async with (
+        a_real_epmd(network),
+        a_node(network, "m", network.address(1)) as (node, events),
+    ):
+        await mapped(node)
+        for name in ("a", "z"):
+            before = node.statistics()["simultaneous"]
+            rounds = 0
+
+            async def later(peer: str, delay: float) -> None:
+                await asyncio.sleep(delay)
+                await node.connect(peer)
+
+            async with await Erl.start(network, name, network.address(2)) as erl:
+                # Whether two connects really meet is chance; go on until some have.
+                while rounds < 20 or node.statistics()["simultaneous"] < before + 3:
+                    rounds += 1
+                    assert rounds < 400, "the two never connected at the same time"
+                    events.clear()
+                    results = await asyncio.gather(
+                        later(erl.name, chance.uniform(0, 0.002)),
+                        erl.eval(f"net_kernel:connect_node('{node.name}')"),
+                    )
+                    assert results[1] is True
+                    assert names(node) == [erl.name]
+                    assert len(node._connections) == 1
+                    # The one that is left works in both directions.
+                    assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
+                    assert await node.ping(erl.name) > 0
+                    assert await erl.eval("nodes()") == [node.name]
+                    assert len(events.of("node-up")) == 1
+                    assert not events.of("node-down")
+                    node.disconnect(erl.name)
+                    await erl.until("nodes()", [])
+        assert node.statistics()["refused"] == {}
+
+
+@in_private_network
+async def test_a_large_message_does_not_break_ticks(network: Network) -> None:
+    async with (
+        a_real_epmd(network),
+        a_node(network, "py", network.address(1), tick_time=2, max_message=12_000_000) as (
+            node,
+            events,
+        ),
+        await Erl.start(network, "e", network.address(2), tick_time=2) as erl,
+    ):
+        await mapped(node)
+        sink = Sink(node)
+        node.register("sink", sink)
+        await node.connect(erl.name)
+        size = 10 * 1024 * 1024
+        await erl.eval(
+            f"To = {{sink, '{node.name}'}}, Big = binary:copy(<<42>>, {size}),"
+            # Two senders, whose fragments mix, and small messages between.
+            "[spawn(fun() -> To ! {I, Big} end) || I <- [1, 2]],"
+            "[To ! {small, I} || I <- lists:seq(1, 100)], ok"
+        )
+        await until(lambda: len(sink.messages) == 102, "all messages arrive")
+        big = [message for message in sink.messages if message[0] != "small"]
+        assert sorted(number for number, _ in big) == [1, 2]
+        assert all(data == b"*" * size for _, data in big)
+        # Beyond the limit a message is dropped and counted; the connection stays.
+        await erl.eval(
+            f"{{sink, '{node.name}'}} ! binary:copy(<<1>>, 13000000),"
+            f"{{sink, '{node.name}'}} ! last, ok"
+        )
+        await until(lambda: sink.messages[-1] == "last", "what follows arrives")
+        assert len(sink.messages) == 103
+        assert node.statistics()["discarded"] == 1
+        assert names(node) == [erl.name]
+        assert not events.of("node-down")
+
+
+@in_private_network
+async def test_a_restart_that_erlang_has_not_noticed(network: Network) -> None:
+    """erl answers that it is connected already, and takes the new connection."""
+    address = network.address(1)
+    async with (
+        a_real_epmd(network),
+        await Erl.start(network, "e", network.address(2)) as erl,
+        a_node(network, "py", address) as (node, events),
+        a_node(network, "py", address) as (again, _),
+    ):
+        await node.connect(erl.name)
+        await again.connect(erl.name)
+        await until(lambda: events.of("node-down"), "erl drops the old connection")
+        assert await again.ping(erl.name) > 0
+        assert await erl.eval("nodes()") == [node.name]
+
+
+# --- among ourselves --------------------------------------------------------------------------
+
+
+@in_private_network
+async def test_two_nodes_and_their_events(network: Network) -> None:
+    port = network.port()
+    async with (
+        a_node(network, "a", network.address(1), port=port) as (a, a_events),
+        a_node(network, "b", network.address(2), port=0 if not network.private else port) as (
+            b,
+            b_events,
+        ),
+    ):
+        await until(lambda: a.listening and b.listening, "both listen")
+        await mapped(a)
+        await mapped(b)
+        results = await asyncio.gather(*(a.ping(b.name) for _ in range(5)))
+        assert all(0 < seconds < 5 for seconds in results)
+        assert [(info.name, info.state) for info in a.nodes()] == [(b.name, "up")]
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert now - 60 < a.nodes()[0].since <= now
+        assert a_events == [("connecting", {"name": b.name}), ("node-up", {"name": b.name})]
+        assert b_events == [("node-up", {"name": a.name})]
+        assert a.disconnect(b.name, "tired of it")
+        assert not a.disconnect(b.name)
+        assert a_events[-1] == (
+            "node-down",
+            {"name": b.name, "code": "disconnected", "reason": "tired of it"},
+        )
+        await until(lambda: b_events.of("node-down"), "the other side notices")
+        assert a.nodes() == b.nodes() == []
+        assert a._processes.keys() == {p.pid.id for p in a._names.values()}  # no call is left
+
+
+@in_private_network
+async def test_many_simultaneous_connects_among_ourselves(network: Network) -> None:
+    async with (
+        a_node(network, "a", network.address(1)) as (a, a_events),
+        a_node(network, "b", network.address(2)) as (b, b_events),
+    ):
+        await mapped(a)
+        await mapped(b)
+        for _ in range(100):
+            await asyncio.gather(a.connect(b.name), b.connect(a.name))
+            await until(lambda: names(a) and names(b), "both are up")
+            assert await a.ping(b.name) > 0
+            assert await b.ping(a.name) > 0
+            a.disconnect(b.name)
+            await until(lambda: not names(b), "both are down")
+        # Each round made one connection, and no event told of more.
+        assert len(a_events.of("node-up")) == len(b_events.of("node-up")) == 100
+        assert {event["code"] for event in b_events.of("node-down")} == {"closed"}
+
+
+@in_private_network
+async def test_a_connection_that_only_we_believe_in_is_replaced(network: Network) -> None:
+    async with (
+        a_node(network, "a", network.address(1)) as (a, events),
+        a_node(network, "b", network.address(2)) as (old, _),
+        a_node(network, "b", network.address(2), epmd_port=None) as (new, _),
+        a_node(network, "b", network.address(2), epmd_port=None, cookie="other") as (rogue, _),
+    ):
+        await mapped(old)
+        await a.connect(old.name)
+        new.port = rogue.port = a.port  # where to find it, as neither asks a port mapper
+        # Without the cookie nothing happens to the connection there is.
+        assert (await refusal(rogue.connect(a.name))).code == "wrong-cookie"
+        assert await a.ping(old.name) > 0
+        assert not events.of("node-down")
+        await new.connect(a.name)
+        await until(lambda: len(events.of("node-up")) == 2, "the new connection is up")
+        assert [event["code"] for event in events.of("node-down")] == ["replaced"]
+        assert await a.ping(new.name) > 0
+        assert await new.ping(a.name) > 0
+        await until(lambda: not old.nodes(), "the old one is closed")
+
+
+@in_private_network
+async def test_the_address_may_come_late_and_go_for_a_while(network: Network) -> None:
+    if not network.private:
+        pytest.fail("needs a network namespace of its own: sysctl user.max_user_namespaces")
+    address = IPv6Address("fd12:3456:789a:1::77")
+    async with a_node(network, "late", address, port=9100) as (late, _):
+        assert not late.listening
+        async with a_node(network, "b", network.address(2), port=9100) as (b, _):
+            assert (await refusal(b.connect(late.name))).code == "unreachable"
+            network.add(address)
+            await until(lambda: late.listening, "the node listens")
+            await mapped(late)
+            assert late.problems() == []
+            await b.connect(late.name)
+            b.disconnect(late.name)
+            await until(lambda: not late.nodes(), "both are apart")
+            network.remove(address)
+            assert (await refusal(b.connect(late.name))).code == "unreachable"
+            network.add(address)
+            await b.connect(late.name)
+            assert await late.ping(b.name) > 0
+
+
+@in_private_network
+async def test_a_taken_port_is_a_problem_that_passes(network: Network) -> None:
+    address = network.address(1)
+    with socket.socket(socket.AF_INET6) as other:
+        other.bind((str(address), 0))
+        other.listen()
+        port = other.getsockname()[1]
+        async with a_node(network, "a", address, port=port) as (a, events):
+            await until(a.problems, "the problem is told")
+            assert a.problems()[0]["code"] == "port-taken"
+            assert str(port) in a.problems()[0]["message"]
+            other.close()
+            await until(lambda: a.listening, "the node listens")
+            assert a.problems() == []
+            assert [kind for kind, _ in events] == ["problem", "recovered"]
+
+
+@in_private_network
+async def test_who_is_refused_and_why(network: Network) -> None:
+    address = network.address(1)
+    async with a_node(network, "a", address, setup_time=0.5) as (a, events):
+        await until(lambda: a.listening, "the node listens")
+
+        async def attempt(data: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection(a.host, a.port)
+            try:
+                writer.write(data)
+                async with asyncio.timeout(20):
+                    return await reader.read()
+            finally:
+                writer.close()
+
+        def name_frame(name: bytes, flags: int) -> bytes:
+            frame = b"N" + flags.to_bytes(8, "big") + bytes(4) + len(name).to_bytes(2, "big") + name
+            return len(frame).to_bytes(2, "big") + frame
+
+        full = a._local.flags
+        refused = b"\0\x0csnot_allowed"
+        assert await attempt(name_frame(b"x@fd12::9", full)) == refused
+        assert await attempt(name_frame(b"x@FD12::9", full)) == refused
+        assert await attempt(name_frame(b"x@" + a.host.encode(), 4)) == refused
+        assert await attempt(name_frame(a.name.encode(), full)) == refused
+        assert await attempt(b"GET / HTTP/1.1\r\n\r\n") == b""
+        assert await attempt(b"\0\x01") == b""  # says nothing more
+        assert a.statistics()["refused"] == {
+            "wrong-source": 1,
+            "bad-name": 2,
+            "missing-flags": 1,
+            "protocol": 1,
+            "timeout": 1,
+        }
+        told = {event["code"]: event for event in events.of("refused")}
+        assert told["wrong-source"]["name"] == "x@fd12::9"
+        assert a.host in told["wrong-source"]["message"]
+        assert told["timeout"]["source"] == a.host
+        assert a.statistics()["handshakes"] == 0
+
+
+@in_private_network
+async def test_half_open_handshakes_are_limited(network: Network) -> None:
+    async with a_node(network, "a", network.address(1)) as (a, _):
+        await until(lambda: a.listening, "the node listens")
+        streams = [await asyncio.open_connection(a.host, a.port) for _ in range(9)]
+        async with asyncio.timeout(20):
+            assert await streams[8][0].read() == b""
+        assert a.statistics()["handshakes"] == 8
+        assert a.statistics()["refused"] == {"too-many": 1}
+        for _, writer in streams:
+            writer.close()
+        await until(lambda: a.statistics()["handshakes"] == 0, "all are forgotten")
+
+
+@in_private_network
+async def test_a_peer_that_does_not_read_is_given_up(network: Network) -> None:
+    async with (
+        a_node(network, "a", network.address(1)) as (a, events),
+        a_node(network, "b", network.address(2)) as (b, _),
+    ):
+        await mapped(b)
+        await a.connect(b.name)
+        await until(lambda: names(b), "both are up")
+        deaf = b._connections[a.name]
+        assert deaf._transport is not None
+        deaf._transport.pause_reading()
+        sender = a._connections[b.name]
+        pid = b._names["rex"].pid
+        data = bytes(1024 * 1024)
+        # One that waits does not fill memory...
+        for _ in range(64):
+            a.send_to(sender, a.new_pid(), pid, data)
+            if sender._paused:
+                break
+        waiting = asyncio.create_task(sender.drain())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        deaf._transport.resume_reading()
+        await asyncio.wait_for(waiting, 20)
+        # ...and one that does not wait is stopped.
+        deaf._transport.pause_reading()
+        for _ in range(64):
+            a.send_to(sender, a.new_pid(), pid, data)
+        assert events.of("node-down")[0]["code"] == "stuck"
+        await asyncio.wait_for(sender.drain(), 20)
+
+
+@in_private_network
+async def test_bytes_that_are_no_messages_end_the_connection(network: Network) -> None:
+    async with (
+        a_node(network, "a", network.address(1)) as (a, events),
+        a_node(network, "b", network.address(2)) as (b, _),
+    ):
+        await mapped(b)
+        for wire in (b"\xff\xff\xff\xff", b"\0\0\0\x02\x83\x44", b"\0\0\0\x04\x83\x44\0\x61"):
+            await a.connect(b.name)
+            await until(lambda: names(b), "both are up")
+            transport = b._connections[a.name]._transport
+            assert transport is not None
+            events.clear()
+            transport.write(wire)
+            await until(lambda: events.of("node-down"), f"{wire!r} is noticed")
+            assert events.of("node-down")[0]["code"] == "protocol"
+            await until(lambda: not names(b), "both are down")
+        # A message that can be framed but not understood is counted and does no harm.
+        await a.connect(b.name)
+        await until(lambda: names(b), "both are up")
+        link = b._connections[a.name]
+        link.send((99, 1, 2))
+        link.send((19, 1, 2))
+        link.send((19, 1, 2, 3))
+        link.send((2, Atom(""), a._names["rex"].pid), b"\x50garbage")
+        assert await b.ping(a.name) > 0
+        assert a.statistics()["unknown"] == 3
+        assert a.statistics()["undecodable"] == 1
+
+
+@in_private_network
+async def test_wrong_uses_are_told(network: Network) -> None:
+    address = network.address(1)
+    make: Callable[..., Node] = lambda name, cookie="c", **more: Node(  # noqa: E731
+        name, cookie, address, **more
+    )
+    for arguments in (
+        {"name": "has space"},
+        {"name": "a", "cookie": ""},
+        {"name": "a", "cookie": "€"},
+        {"name": "a@fd12::ffff"},
+        {"name": "a", "tick_time": 0},
+    ):
+        with pytest.raises(ValueError, match=r"."):
+            make(**arguments)
+    async with a_node(network, "a", address) as (a, _):
+        with pytest.raises(RuntimeError):
+            await a.start()
+        for name in ("b", "b@host", "b@FD12::1", "b@fd12:0:0::1", "b@fe80::1%lo", a.name):
+            error = await refusal(a.connect(name))
+            assert isinstance(error, HandshakeError)
+            assert error.code == "bad-name"
+        error = await refusal(a.connect(f"nobody@{address}", timeout=20))
+        assert error.code in ("not-allowed", "wrong-peer", "unreachable")
+        assert a.nodes() == []
+
+
+def test_the_defaults_are_those_of_erlang() -> None:
+    """kernel(6): net_tickintensity 4, net_setuptime 7."""
+    assert connection.TICK_INTENSITY == 4
+    assert handshake.SETUP_TIME == 7
