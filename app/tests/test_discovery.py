@@ -208,9 +208,9 @@ class TestSchedule:
             now = max(now, schedule.due)
             schedule.sent(now)
         assert gaps[0] <= Schedule.GATHER
-        assert all(1.0 <= gap <= 2.0 for gap in gaps[1:6])
-        assert all(10.0 <= gap <= 30.0 for gap in gaps[6:])
-        assert len(set(gaps[6:])) > 10
+        assert all(1.0 <= gap <= 2.0 for gap in gaps[1 : 1 + Schedule.FAST])
+        assert all(10.0 <= gap <= 30.0 for gap in gaps[1 + Schedule.FAST :])
+        assert len(set(gaps[1 + Schedule.FAST :])) > 10
 
     def test_a_peer_makes_it_due_at_once_but_never_later(self) -> None:
         schedule = Schedule(20.0, discovery.uniform)

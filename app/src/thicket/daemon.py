@@ -33,7 +33,7 @@ from thicket.control import RequestError, Server
 from thicket.discovery import Discovery
 from thicket.discovery import Settings as DiscoverySettings
 from thicket.membership import Candidate, Membership
-from thicket.status import SCHEMA, Problems, Times, Writer, boottime, memory_kib
+from thicket.status import SCHEMA, Problems, Times, Writer, boottime, memory_kib, process_start
 
 logger = getLogger("thicket.daemon")
 
@@ -218,7 +218,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
         os.makedirs(self.paths.run, exist_ok=True)  # noqa: PTH103
         self.times.load()
-        self.times.reached("daemon")
+        self.times.reached("daemon", process_start())
         logger.info(
             "thicketd %s starts, configuration: %s", thicket.__version__, self.loaded.source
         )
@@ -537,28 +537,30 @@ class Daemon:
 
     def state(self) -> str:
         """The node's state in one word; docs/node.md explains them."""
-        if self.mesh is None:
-            return "degraded" if self._has_error() else "starting"
-        if self.mesh.snapshot()["radio"]["state"] in {"absent", "unsuitable", "failed"}:
-            return "degraded"
-        if self._has_error():
-            return "degraded"
-        joined: bool = self.mesh.joined
-        return "joined" if joined else "joining"
+        state: str = self.document()["state"]
+        return state
 
-    def _has_error(self) -> bool:
-        return any(problem["severity"] == "error" for problem in self.problems.all())
+    def _state(self, problems: list[dict[str, Any]], radio: str) -> str:
+        if radio in {"absent", "unsuitable", "failed"}:
+            return "degraded"
+        if any(problem["severity"] == "error" for problem in problems):
+            return "degraded"
+        if self.mesh is None:
+            return "starting"
+        return "joined" if self.mesh.joined else "joining"
 
     def document(self) -> dict[str, Any]:
-        """The status document."""
+        """The status document; docs/node.md explains its members."""
         mesh = self.mesh.snapshot() if self.mesh is not None else {}
+        radio = mesh.get("radio") or {"state": "starting", "interface": self.make.interface}
+        problems = self.problems.all()
         identity = self.identity
         return {
             "schema": SCHEMA,
             "version": thicket.__version__,
             "hostname": self.hostname,
-            "state": self.state(),
-            "problems": self.problems.all(),
+            "state": self._state(problems, radio["state"]),
+            "problems": problems,
             "times": dict(self.times.values),
             "restarts": self.times.restarts,
             "uptime": boottime(),
@@ -569,7 +571,7 @@ class Daemon:
                 "source": self.loaded.source,
                 "last_good_used": self.loaded.last_good_used,
             },
-            "radio": mesh.get("radio") or {"state": "starting", "interface": self.make.interface},
+            "radio": radio,
             "peers": mesh.get("peers", []),
             "paths": mesh.get("paths", []),
             "cluster": {
@@ -656,7 +658,7 @@ class Daemon:
         cluster = self.settings.cluster.name
         with contextlib.suppress(ValueError):
             return f"{cluster}@{IPv6Address(text)}"
-        known = {self.node.name} if self.node is not None else set()
+        known: set[str] = {self.node.name} if self.node is not None else set()
         known |= {entry["name"] for entry in self.nodes()}
         digits = text.lower().removeprefix("n-")
         matches = sorted(name for name in known if digits and host_digits(name).endswith(digits))
@@ -731,10 +733,6 @@ def _report_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
     logger.error("%s", context.get("message"), exc_info=context.get("exception"))
 
 
-async def _serve(paths: Paths, loaded: Loaded) -> int:
-    return await Daemon(paths, loaded).run()
-
-
 def stop_radio(paths: Paths) -> int:
     """Leave the cluster and the mesh through the running daemon; the exit status.
 
@@ -750,24 +748,28 @@ def stop_radio(paths: Paths) -> int:
     return 0
 
 
-def main() -> None:
-    """Entry point of ``thicketd``."""
+async def _serve(paths: Paths, loaded: Loaded) -> int:
+    return await Daemon(paths, loaded).run()
+
+
+def main() -> int:
+    """Entry point of ``thicketd``; the exit status."""
     if sys.argv[1:] == ["--stop-radio"]:
-        sys.exit(stop_radio(Paths()))
+        return stop_radio(Paths())
     if sys.argv[1:]:
         sys.stderr.write("usage: thicketd [--stop-radio]\n")
-        sys.exit(2)
+        return 2
     # Imports make many objects and no garbage; collection starts once the node has joined.
     gc.disable()
     paths = Paths()
     loaded = config.load(paths)
     log.setup(loaded.settings.log.level)
     try:
-        sys.exit(asyncio.run(_serve(paths, loaded)))
+        return asyncio.run(_serve(paths, loaded))
     except Exception:
         logger.exception("the daemon ended by an error")
-        sys.exit(1)
+        return 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -185,7 +185,7 @@ class Schedule:
     half to one and a half ``interval``. All times in seconds of the caller's clock.
     """
 
-    FAST = 5
+    FAST = 4
     #: Peers often come in groups; one beacon answers for all that came within this time.
     GATHER = 0.1
 
@@ -247,9 +247,11 @@ class Discovery:
     BURST = 400.0
     #: How long the socket is left alone when that is exceeded, in seconds.
     PAUSE = 0.25
-    #: Answers per second to newly heard nodes, and seconds between two answers to the same one.
+    #: Answers per second to newly heard nodes, and seconds between two answers to the same one,
+    #: and to the same one while it is connected.
     ANSWERS = 20.0
     ANSWER_AGAIN = 4.0
+    ANSWER_CONNECTED = 15.0
     #: Who sends beacons in a closer sequence than this, in seconds, has just joined (or joined
     #: again before we missed it) and looks for others.
     LOOKING = 3.0
@@ -301,7 +303,7 @@ class Discovery:
 
     def peer_up(self) -> None:
         """The mesh got a new peer, so somebody may hear us for the first time."""
-        self.schedule.hurry(monotonic(), 2)
+        self.schedule.hurry(monotonic(), 1)
         self._poke()
 
     def apply(self, settings: Settings) -> None:
@@ -516,7 +518,10 @@ class Discovery:
         if new:
             log.info("heard %s", address)
         if entry.gap < self.LOOKING:
-            self._answer(entry, source, now)
+            # A connected node that looks for others may have been power-cycled a moment ago.
+            again = self.ANSWER_CONNECTED if self.table.pinned(address) else self.ANSWER_AGAIN
+            if now - entry.answered >= again:
+                self._answer(entry, source, now)
         self.on_heard(address, new)
 
     @staticmethod
@@ -527,9 +532,7 @@ class Discovery:
 
     def _answer(self, entry: Heard, source: tuple[Any, ...], now: float) -> None:
         """Send our beacon to a node heard just now, to the sender and never to what it claims."""
-        if self._socket is None or now - entry.answered < self.ANSWER_AGAIN:
-            return
-        if not self._answer_budget.take(now):
+        if self._socket is None or not self._answer_budget.take(now):
             return
         entry.answered = now
         # In a large mesh everybody hears the newcomer at once: spread the answers out.

@@ -31,6 +31,9 @@ PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 PARALLEL: Final = 4
 #: A silence after which a beacon means that the node may have come back, in seconds.
 SILENCE: Final = 40.0
+#: A node that found us, but was never or not lately heard itself, is given up when an attempt fails
+#: so many seconds after its last sign of life. (Discovery tells when to give up those it heard.)
+FORGET: Final = 600.0
 #: Nodes whose attempts are remembered.
 LIMIT: Final = 4096
 
@@ -121,6 +124,7 @@ class Membership:
         for candidate in self.candidates.values():
             if candidate.name == name and candidate.up:
                 candidate.up = False
+                candidate.heard = max(candidate.heard, monotonic() - FORGET / 2)
                 patience = PATIENCE if self.link.name < name else (0.1, 0.5)
                 candidate.due = monotonic() + uniform(*patience)
                 self._wake.set()
@@ -191,4 +195,6 @@ class Membership:
             candidate.error = (str(getattr(e, "code", type(e).__name__)), str(e))
             if candidate.failures == 1:
                 log.info("cannot connect to %s: %s", candidate.name, e)
+            if monotonic() - candidate.heard > FORGET:
+                self.candidates.pop(candidate.address, None)
             self.on_failure(candidate)

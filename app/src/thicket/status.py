@@ -102,11 +102,11 @@ class Times:
         except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
             log.warning("ignoring %s: %s", self.path, e)
 
-    def reached(self, name: str) -> bool:
-        """Note a milestone; False when it had been reached before."""
+    def reached(self, name: str, at: float | None = None) -> bool:
+        """Note a milestone (now, or ``at``); False when it had been reached before."""
         if self.values[name] is not None:
             return False
-        self.values[name] = boottime()
+        self.values[name] = boottime() if at is None else at
         self.save()
         return True
 
@@ -117,6 +117,20 @@ class Times:
             write_atomically(self.path, data.encode() + b"\n", durable=False)
         except OSError as e:
             log.warning("cannot write %s: %s", self.path, e)
+
+
+def process_start() -> float | None:
+    """When this process was started, in seconds since power-on; None when /proc does not tell.
+
+    That is before any of its imports, which take their time on a slow processor.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as f:  # noqa: PTH123
+            # proc(5): field 22 in clock ticks; the name in field 2 may hold blanks and parentheses
+            ticks = int(f.read().rpartition(b")")[2].split()[19])
+        return round(ticks / os.sysconf("SC_CLK_TCK"), 3)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def memory_kib() -> int:
