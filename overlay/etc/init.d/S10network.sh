@@ -1,6 +1,7 @@
-# shellcheck shell=sh
+#!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Kernel settings of /etc/sysctl.conf, without starting sysctl; the loopback interface.
+# Read by rcS.
 
 while read -r key equals value; do
 	case $key in

@@ -1,9 +1,12 @@
-# shellcheck shell=sh
+#!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # /data: the only thing that persists. A blank device gets a file system; one that was not left
 # cleanly is repaired; one beyond repair is made anew, with its first 4 MiB kept for a look at what
 # happened; without any, /data is RAM. /run/thicket/data says in one line which of these it was:
 # clean, repaired, created, rebuilt or ram, and why.
+#
+# Read by rcS, whose $thicket_data, $device, say and find_device it uses.
+# shellcheck disable=SC2154
 
 data_state() {
 	echo "$1 $2" >/run/thicket/data

@@ -1,7 +1,10 @@
-# shellcheck shell=sh
+#!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # The FAT partition that people edit: read-only at /boot, and its thicket.toml is the node's
 # configuration. Without it the image's defaults are.
+#
+# Read by rcS, whose $thicket_boot, $device, say and find_device it uses.
+# shellcheck disable=SC2154
 
 if [ -n "$thicket_boot" ]; then
 	if find_device "$thicket_boot" &&

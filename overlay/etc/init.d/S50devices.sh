@@ -1,7 +1,8 @@
-# shellcheck shell=sh
+#!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Programs that only some machines need are given to init where their device exists: shells on the
 # terminals that are there, and the simulator's relay.
+# Read by rcS.
 
 add_line() {
 	echo "$1" >>/etc/inittab

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m meshlab.image``: build the lab image, or look at what is in the cache."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from meshlab.image import lab
+from meshlab.image.cache import Cache
+from meshlab.image.errors import ImageError
+from meshlab.paths import cache_root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m meshlab.image",
+        description="Build the lab image as far as it is not in the cache; print where it is.",
+    )
+    parser.add_argument("--cache", type=Path, default=cache_root(), help="cache folder")
+    parser.add_argument("--list", action="store_true", help="show what the cache holds, and stop")
+    parser.add_argument(
+        "--refresh",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        choices=lab.STAGES,
+        help="make this stage anew, for newer packages of Debian: source, userland (repeatable)",
+    )
+    options = parser.parse_args(arguments)
+    # SIGTERM and a closed terminal end a build as Ctrl-C does: with nothing left running.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        cache = Cache(options.cache.absolute() / "images")
+        if options.list:
+            for stage, path in cache.results():
+                size = sum(p.lstat().st_size for p in path.rglob("*") if not p.is_dir())
+                print(f"{stage:10} {size / (1 << 20):8.1f} MiB  {path}")
+            return 0
+        for stage in options.refresh:
+            cache.forget(stage)
+        image = lab.build(options.cache.absolute())
+    except ImageError as error:
+        print(f"thicket: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("thicket: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    print(image.description)
+    print(f"kernel   {image.kernel}")
+    print(f"root     {image.rootfs}")
+    print(f"cmdline  {image.cmdline}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

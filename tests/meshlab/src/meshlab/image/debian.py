@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's packages by mmdebstrap, without root, without a name space, without a chroot.
+
+The mode ``chrootless`` together with a variant that runs nothing (``extract``, ``custom``) only
+downloads, verifies signatures and unpacks, whoever runs it and in whatever container.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from meshlab.image.command import Runner
+from meshlab.image.errors import ImageError
+
+MIRROR = "THICKET_DEBIAN_MIRROR"
+"""Environment variable: a mirror, or a line of sources.list, instead of mmdebstrap's default."""
+
+
+def _command(suite: str, architecture: str, variant: str, directory: Path) -> list[str]:
+    command = [
+        "mmdebstrap",
+        "--mode=chrootless",
+        f"--variant={variant}",
+        f"--architectures={architecture}",
+        "--components=main",
+        "--format=directory",
+        # A mirror that fails for a moment must not end a build of minutes.
+        "--aptopt=Acquire::Retries 5",
+        "--aptopt=Acquire::Languages none",
+        suite,
+        str(directory),
+    ]
+    mirror = os.environ.get(MIRROR)
+    return [*command, mirror] if mirror else command
+
+
+def _explain(error: ImageError) -> ImageError:
+    return ImageError(
+        f"{error}\nIf a mirror could not be reached: check the network, or name another one in "
+        f"{MIRROR}"
+    )
+
+
+def extract(
+    runner: Runner,
+    log: Path,
+    *,
+    suite: str,
+    architecture: str,
+    packages: Iterable[str],
+    directory: Path,
+) -> None:
+    """Unpack ``packages`` and all that they depend on into ``directory``, running none of it."""
+    command = _command(suite, architecture, "extract", directory)
+    try:
+        runner.run(
+            [*command[:1], f"--include={','.join(packages)}", *command[1:]],
+            log,
+            what="unpacking Debian's packages",
+        )
+    except ImageError as error:
+        raise _explain(error) from error
+
+
+def download(
+    runner: Runner,
+    log: Path,
+    *,
+    suite: str,
+    architecture: str,
+    packages: Iterable[str],
+    directory: Path,
+) -> dict[str, Path]:
+    """Download ``packages``, without what they depend on, to ``directory``: name -> .deb file."""
+    wanted = list(packages)
+    hook = (
+        f"cd {shlex.quote(str(directory))} && "
+        f'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download {shlex.join(wanted)}'
+    )
+    command = _command(suite, architecture, "custom", directory / "root")
+    try:
+        runner.run(
+            [*command[:1], f"--extract-hook={hook}", *command[1:]],
+            log,
+            what="downloading from Debian",
+        )
+    except ImageError as error:
+        raise _explain(error) from error
+    found = {}
+    for name in wanted:
+        files = sorted(directory.glob(f"{name}_*.deb"))
+        if len(files) != 1:
+            raise ImageError(f"apt-get download left {len(files)} files of {name}: see {log}")
+        found[name] = files[0]
+    return found

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds a kernel from Debian's source and this tree's configuration fragments.
+
+The configuration is everything off (``allnoconfig``) plus the fragments. Kconfig drops a line
+silently when something it depends on is missing, so every line is looked up in the result.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshlab.image.command import Runner
+from meshlab.image.errors import ImageError
+from meshlab.image.progress import Stage
+
+OBJECTS = 1750
+"""Objects of the lab kernel, about: what progress counts towards."""
+
+_SET = re.compile(r"(CONFIG_[A-Za-z0-9_]+)=(.+)")
+_UNSET = re.compile(r"# (CONFIG_[A-Za-z0-9_]+) is not set")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One line of a fragment."""
+
+    name: str
+    value: str
+    """As in ``.config``; ``n`` for "is not set"."""
+    origin: str
+    """``FILE:LINE``"""
+
+
+def parse(text: str, file: str) -> list[Wanted]:
+    """Return the lines of a kernel configuration, in order.
+
+    Raises ``ImageError`` for a line that is neither an option nor a comment nor empty: Kconfig
+    would skip it without a word.
+    """
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        origin = f"{file}:{number}"
+        if match := _SET.fullmatch(line.strip()):
+            found.append(Wanted(match[1], match[2], origin))
+        elif match := _UNSET.fullmatch(line.strip()):
+            found.append(Wanted(match[1], "n", origin))
+        elif line.strip() and not line.lstrip().startswith("#"):
+            raise ImageError(f"{origin}: not a line of a kernel configuration: {line.strip()!r}")
+    return found
+
+
+def lost(wanted: Iterable[Wanted], config: str) -> list[str]:
+    """Return a sentence for each fragment line that is not in the finished configuration.
+
+    Where two lines name one option the later one counts: fragments are read in order.
+    """
+    have = {line.name: line.value for line in parse(config, ".config")}
+    last = {line.name: line for line in wanted}
+    sentences = []
+    for line in last.values():
+        value = have.get(line.name, "n")
+        if value != line.value:
+            sentences.append(
+                f"{line.origin}: {line.name} should be {_say(line.value)} and is {_say(value)}"
+            )
+    return sentences
+
+
+def _say(value: str) -> str:
+    return "off" if value == "n" else value
+
+
+def configuration(fragments: Iterable[Path], root: Path) -> tuple[str, list[Wanted]]:
+    """Return the fragments as one text, and their lines, named relative to ``root``."""
+    texts = []
+    lines: list[Wanted] = []
+    for path in fragments:
+        text = path.read_text(encoding="utf-8")
+        name = str(path.relative_to(root))
+        texts.append(f"# {name}\n{text}\n")
+        lines += parse(text, name)
+    return "".join(texts), lines
+
+
+def unpack(
+    runner: Runner, log: Path, *, source: Path, firmware: Path, names: dict[str, str], work: Path
+) -> Path:
+    """Unpack the kernel's source package below ``work``; return the source's directory.
+
+    ``names`` are files of the package ``firmware`` that go into ``thicket-firmware``, from where
+    ``CONFIG_EXTRA_FIRMWARE`` takes them.
+    """
+    packages = work / "package"
+    runner.run(["dpkg-deb", "-x", source, packages], log, what="unpacking the kernel's package")
+    archives = list((packages / "usr" / "src").glob("linux-source-*.tar.xz"))
+    if len(archives) != 1:
+        raise ImageError(f"{source.name} holds {len(archives)} source archives, not one")
+    directory = work / "source"
+    directory.mkdir()
+    unused = ["tools/testing", "drivers/gpu/drm/amd/include", "sound/soc/codecs/*.c"]
+    runner.run(
+        [
+            "tar",
+            "-xf",
+            archives[0],
+            "-C",
+            directory,
+            "--strip-components=1",
+            "--wildcards",
+            *(f"--exclude=linux-*/{pattern}" for pattern in unused),
+        ],
+        log,
+        what="unpacking the kernel's source",
+    )
+    shutil.rmtree(packages)
+    runner.run(["dpkg-deb", "-x", firmware, packages], log, what="unpacking kernel firmware")
+    target = directory / "thicket-firmware"
+    target.mkdir()
+    for name, path in names.items():
+        try:
+            shutil.copyfile(packages / path, target / name)
+        except OSError as error:
+            raise ImageError(f"{firmware.name} does not hold {path}: {error}") from error
+    shutil.rmtree(packages)
+    return directory
+
+
+def build(
+    runner: Runner,
+    log: Path,
+    progress: Stage,
+    *,
+    source: Path,
+    config: str,
+    wanted: Iterable[Wanted],
+    output: Path,
+    work: Path,
+) -> None:
+    """Compile; leave ``vmlinux`` (stripped), ``modules/`` and ``config`` in ``output``.
+
+    Raises ``ImageError``, naming every fragment line that did not survive.
+    """
+    objects = work / "objects"
+    objects.mkdir()
+    fragment = work / "fragments.config"
+    fragment.write_text(config, encoding="utf-8")
+    jobs = len(os.sched_getaffinity(0))
+    # Neither the person nor the time of a build may be in what it makes.
+    fixed = {
+        "KBUILD_BUILD_USER": "thicket",
+        "KBUILD_BUILD_HOST": "lab",
+        "KBUILD_BUILD_TIMESTAMP": "@0",
+        "KBUILD_BUILD_VERSION": "1",
+        # A make above this one must not lend its flags or its job server.
+        "MAKEFLAGS": "",
+        "MFLAGS": "",
+        "MAKELEVEL": "",
+    }
+    make = ["make", f"O={objects}", f"-j{jobs}"]
+
+    progress.doing("configuring")
+    runner.run(
+        [*make, f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"],
+        log,
+        what="configuring the kernel",
+        cwd=source,
+        env=fixed,
+    )
+    result = (objects / ".config").read_text(encoding="utf-8")
+    sentences = lost(wanted, result)
+    if sentences:
+        raise ImageError(
+            "these lines of kernel fragments did not survive (what they depend on is off, or the "
+            "option is not in this kernel):\n  " + "\n  ".join(sentences)
+        )
+
+    compiled = 0
+
+    def count(line: str) -> None:
+        nonlocal compiled
+        if line.startswith(("  CC ", "  AS ")):
+            compiled += 1
+            percent = min(99, 100 * compiled // OBJECTS)
+            progress.doing(f"compiled {compiled} objects, about {percent} %")
+
+    runner.run(
+        [*make, "vmlinux", "modules"],
+        log,
+        what="compiling the kernel",
+        cwd=source,
+        env=fixed,
+        on_line=count,
+    )
+    progress.doing("installing")
+    modules = work / "install"
+    runner.run(
+        [*make, f"INSTALL_MOD_PATH={modules}", "INSTALL_MOD_STRIP=1", "modules_install"],
+        log,
+        what="installing kernel modules",
+        cwd=source,
+        env=fixed | {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},
+    )
+    # QEMU starts the ELF file itself (PVH note); symbols are in the kernel's own table.
+    runner.run(
+        ["strip", "--strip-all", "-o", output / "vmlinux", objects / "vmlinux"],
+        log,
+        what="stripping the kernel",
+    )
+    (output / "config").write_text(result, encoding="utf-8")
+    for link in (modules / "lib" / "modules").glob("*/build"):
+        link.unlink()
+    (modules / "lib" / "modules").rename(output / "modules")

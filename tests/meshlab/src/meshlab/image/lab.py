@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab image: Debian's userland, a kernel of our own fragments, the firmware's own overlay.
+
+Stages, each kept by the hash of what goes into it::
+
+    source ---> kernel ---------+
+    userland -> python ---------+--> lab
+    relay ----------------------+
+
+The kernel and the userland are made side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshlab.image import debian, host, kernel, rootfs, userland
+from meshlab.image import tree as trees
+from meshlab.image.cache import Cache, Digest
+from meshlab.image.command import Runner
+from meshlab.image.errors import CancelledBuildError
+from meshlab.image.progress import Progress, Report, reporter
+
+RECIPE = "1"
+"""Raised when the code that builds changes what it makes of the same inputs."""
+
+CMDLINE = (
+    "console=ttyS0 quiet root=/dev/vda ro rootfstype=erofs "
+    "thicket.data=/dev/vdb thicket.boot=/dev/vdc"
+)
+"""Kernel command line: first disk the root, second the data, third the configuration."""
+
+STAGES = ("source", "kernel", "userland", "python", "relay", "lab")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What a node boots."""
+
+    name: str
+    kernel: Path
+    """An ELF file with a PVH entry, for ``qemu-system-x86_64 -kernel``."""
+    rootfs: Path
+    """EROFS, to be the first disk, read-only."""
+    cmdline: str
+    description: str
+    """One line for people: versions and sizes."""
+
+
+class Builder:
+    """One build: the tree, the cache and what they have in common."""
+
+    def __init__(self, tree: trees.Tree, cache: Cache, progress: Progress) -> None:
+        self.tree = tree
+        self.recipe = tree.recipe()
+        self.cache = cache
+        self.progress = progress
+        self.runner = Runner()
+        self._checked = False
+
+    def _obtain(self, name: str, key: str, what: str, make: Callable[[Path, Path], None]) -> Path:
+        """Return the stage's result; ``make(directory, log)`` makes it."""
+        stage = self.progress.stage(name)
+
+        def run(directory: Path) -> None:
+            host.check(self.cache.root)
+            stage.start(what)
+            make(directory, self.cache.log(name))
+            stage.done("made")
+
+        try:
+            return self.cache.obtain(
+                name, key, run, waiting=stage.doing, cancelled=self.runner.cancelled
+            )
+        finally:
+            stage.ended()
+
+    def source(self) -> Path:
+        """Download the kernel's source and firmware packages."""
+        recipe = self.recipe
+        packages = [recipe.kernel_source, recipe.firmware_package]
+        key = Digest(RECIPE, recipe.suite, recipe.architecture, *packages).key()
+
+        def make(directory: Path, log: Path) -> None:
+            debian.download(
+                self.runner,
+                log,
+                suite=recipe.suite,
+                architecture=recipe.architecture,
+                packages=packages,
+                directory=directory,
+            )
+            shutil.rmtree(directory / "root", ignore_errors=True)
+
+        return self._obtain("source", key, f"downloading {recipe.kernel_source} (150 MB)", make)
+
+    def kernel(self) -> Path:
+        """Build the kernel: ``vmlinux``, ``modules/``, ``config``."""
+        recipe = self.recipe
+        source = self.source()
+        (kernel_package,) = source.glob(f"{recipe.kernel_source}_*.deb")
+        (firmware_package,) = source.glob(f"{recipe.firmware_package}_*.deb")
+        config, wanted = kernel.configuration(self.tree.fragments(), self.tree.root)
+        firmware = [f"{name}={path}" for name, path in sorted(recipe.kernel_firmware.items())]
+        key = Digest(RECIPE, config, kernel_package.name, firmware_package.name, *firmware).key()
+
+        def make(directory: Path, log: Path) -> None:
+            work = directory / "work"
+            work.mkdir()
+            stage = self.progress.stage("kernel")
+            stage.doing("unpacking the source")
+            tree = kernel.unpack(
+                self.runner,
+                log,
+                source=kernel_package,
+                firmware=firmware_package,
+                names=recipe.kernel_firmware,
+                work=work,
+            )
+            kernel.build(
+                self.runner,
+                log,
+                stage,
+                source=tree,
+                config=config,
+                wanted=wanted,
+                output=directory,
+                work=work,
+            )
+            stage.doing("removing source and objects")
+            shutil.rmtree(work)
+
+        return self._obtain(
+            "kernel", key, "compiling the kernel, some minutes the first time", make
+        )
+
+    def userland(self) -> Path:
+        """Take from Debian what a node needs."""
+        recipe = self.recipe
+        key = Digest(
+            RECIPE,
+            recipe.suite,
+            recipe.architecture,
+            *("packages", *recipe.packages),
+            *("files", *recipe.files),
+            *("unwanted", *recipe.unwanted),
+            *("applets", *recipe.applets_unwanted),
+        ).key()
+
+        def make(directory: Path, log: Path) -> None:
+            stage = self.progress.stage("userland")
+            stage.doing("downloading and unpacking packages")
+            unpacked = directory / "unpacked"
+            debian.extract(
+                self.runner,
+                log,
+                suite=recipe.suite,
+                architecture=recipe.architecture,
+                packages=recipe.packages,
+                directory=unpacked,
+            )
+            stage.doing("choosing files")
+            root = directory / "root"
+            root.mkdir()
+            userland.select(unpacked, root, recipe)
+            userland.link_applets(self.runner, log, root, recipe.applets_unwanted)
+            stage.doing("compiling Python's library")
+            version = userland.python_version(root)
+            library = f"usr/lib/python{version}"
+            userland.compile_python(self.runner, log, root, root / library, f"/{library}")
+            # Debian's interpreter looks for packages in one place, everybody else's in another.
+            (root / library / "site-packages").mkdir(exist_ok=True)
+            packages = root / "usr" / "lib" / "python3" / "dist-packages"
+            shutil.rmtree(packages.parent, ignore_errors=True)
+            packages.parent.mkdir(parents=True)
+            packages.symlink_to(f"../python{version}/site-packages")
+            shutil.rmtree(unpacked)
+
+        return self._obtain("userland", key, "taking the userland from Debian", make) / "root"
+
+    def python(self, base: Path) -> Path:
+        """Take the node's Python packages from PyPI, compiled by the interpreter of ``base``."""
+        requirements = self.tree.requirements()
+        version = userland.python_version(base)
+        key = Digest(RECIPE, base.parent.name, *requirements).key()
+
+        def make(directory: Path, log: Path) -> None:
+            stage = self.progress.stage("python")
+            stage.doing("downloading " + ", ".join(requirements))
+            wheels = directory / "wheels"
+            wheels.mkdir()
+            packages = directory / "packages"
+            packages.mkdir()
+            for wheel in userland.download_wheels(self.runner, log, requirements, version, wheels):
+                userland.unpack_wheel(wheel, packages, userland.wanted_of_wheel)
+            shutil.rmtree(wheels)
+            stage.doing("compiling")
+            userland.compile_python(
+                self.runner, log, base, packages, f"/usr/lib/python{version}/site-packages"
+            )
+
+        return self._obtain("python", key, "taking Python packages from PyPI", make) / "packages"
+
+    def relay(self) -> Path | None:
+        """Compile the guest's end of the simulated radio; ``None`` where there is no source."""
+        if not self.tree.relay.is_dir():
+            return None
+        sources = [p for p in sorted(self.tree.relay.iterdir()) if p.suffix in (".c", ".h")]
+        names = [*sources, self.tree.relay / "Makefile"]
+        key = Digest(RECIPE).files(self.tree.relay, names).key()
+
+        def make(directory: Path, log: Path) -> None:
+            for path in names:
+                shutil.copyfile(path, directory / path.name)
+            # Linked statically, because the host's C library is not the node's.
+            self.runner.run(
+                ["make", "-C", directory, "CC=gcc", "CFLAGS=-O2", "LDFLAGS=-static -s"],
+                log,
+                what="compiling hwsim-relay",
+                env={"MAKEFLAGS": "", "MFLAGS": ""},
+            )
+
+        return self._obtain("relay", key, "compiling hwsim-relay", make) / "hwsim-relay"
+
+    def lab(self, kernel_set: Path, base: Path, packages: Path, relay: Path | None) -> Path:
+        """Put the parts and this tree's own files together."""
+        tree = self.tree
+        digest = Digest(RECIPE, kernel_set.name, base.parent.name, packages.parent.name)
+        digest.words(relay.parent.name if relay else "no relay", tree.version())
+        digest.files(tree.overlay).files(tree.app)
+        key = digest.key()
+        version = userland.python_version(base)
+
+        def make(directory: Path, log: Path) -> None:
+            stage = self.progress.stage("lab")
+            root = directory / "root"
+            root.mkdir()
+            stage.doing("putting the root filesystem together")
+            rootfs.clone(base, root)
+            site = f"usr/lib/python{version}/site-packages"
+            rootfs.clone(packages, root / site)
+            rootfs.clone(kernel_set / "modules", root / "usr" / "lib" / "modules")
+            app = directory / "app" / "thicket"
+            app.mkdir(parents=True)
+            rootfs.overlay(tree.app, app)
+            defaults = app / "thicket.toml"
+            userland.compile_python(self.runner, log, base, app.parent, f"/{site}")
+            rootfs.overlay(app.parent, root / site)
+            rootfs.overlay(tree.overlay, root)
+            if defaults.exists():
+                place = root / "usr" / "share" / "thicket" / "thicket.toml"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(defaults, place)
+            if relay:
+                shutil.copyfile(relay, root / "usr" / "sbin" / "hwsim-relay")
+                (root / "usr" / "sbin" / "hwsim-relay").chmod(0o755)
+            (root / "usr" / "lib" / "os-release").write_text(
+                f'NAME=Thicket\nID=thicket\nPRETTY_NAME="Thicket {tree.version()} (lab image)"\n'
+                f"VERSION_ID={tree.version()}\nVARIANT=Lab\nVARIANT_ID=lab\n"
+                f"IMAGE_ID=thicket-lab\nIMAGE_VERSION={key}\n"
+            )
+            rootfs.skeleton(root)
+            rootfs.normalise(root)
+            rootfs.check(root)
+            stage.doing("packing")
+            rootfs.pack(self.runner, log, root, directory / "rootfs.erofs")
+            shutil.rmtree(root)
+            shutil.rmtree(app.parent)
+            rootfs.clone(kernel_set, directory / "kernel")
+            shutil.rmtree(directory / "kernel" / "modules")
+            release = next((kernel_set / "modules").iterdir()).name
+            facts = {
+                "version": tree.version(),
+                "kernel": release,
+                "python": version,
+                "rootfs_bytes": (directory / "rootfs.erofs").stat().st_size,
+                "kernel_bytes": (directory / "kernel" / "vmlinux").stat().st_size,
+                "relay": relay is not None,
+            }
+            (directory / "image.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+        return self._obtain("lab", key, "putting the lab image together", make)
+
+    def build(self) -> Path:
+        """Make what is missing; return the directory of the finished image."""
+        with ThreadPoolExecutor(max_workers=3, thread_name_prefix="image") as pool:
+
+            def debian_side() -> tuple[Path, Path]:
+                base = self.userland()
+                return base, self.python(base)
+
+            kernel_side = pool.submit(self.kernel)
+            base_side = pool.submit(debian_side)
+            relay_side = pool.submit(self.relay)
+            futures: list[Future[object]] = [kernel_side, base_side, relay_side]  # type: ignore[list-item]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+                first = [f.exception() for f in futures if f.done() and f.exception()]
+                if first:
+                    self.runner.cancel()
+                    wait(futures)
+                    errors = [error for f in futures if (error := f.exception())]
+                    # The one that ended the others is the one to tell.
+                    errors.sort(key=lambda error: isinstance(error, CancelledBuildError))
+                    raise errors[0]
+            except BaseException:
+                self.runner.cancel()
+                raise
+            base, packages = base_side.result()
+            return self.lab(kernel_side.result(), base, packages, relay_side.result())
+
+
+def describe(directory: Path) -> ImageSet:
+    """Return the finished image in ``directory``."""
+    facts = json.loads((directory / "image.json").read_text())
+    mib = 1 << 20
+    return ImageSet(
+        name="lab",
+        kernel=directory / "kernel" / "vmlinux",
+        rootfs=directory / "rootfs.erofs",
+        cmdline=CMDLINE,
+        description=(
+            f"lab image: Debian userland with Python {facts['python']}, "
+            f"Linux {facts['kernel']}, thicket {facts['version']} "
+            f"(root {facts['rootfs_bytes'] / mib:.0f} MiB, "
+            f"kernel {facts['kernel_bytes'] / mib:.0f} MiB)"
+        ),
+    )
+
+
+def build(cache: Path, progress: Report | None = None) -> ImageSet:
+    """Return the lab image, made as far as it is not in ``cache`` already.
+
+    ``cache`` is the product's cache folder; images are in ``images`` below it. ``progress`` is
+    called with lines for a person (``meshlab.image.progress``); without one they go to standard
+    error. Raises ``ImageError``, whose text is for a person. May be killed at any time.
+    """
+    report = progress if progress is not None else reporter(sys.stderr)
+    builder = Builder(trees.find(), Cache(cache / "images"), Progress(report))
+    return describe(builder.build())

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checkout that images are built from."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshlab.image.errors import ImageError
+
+COMMON_FRAGMENTS = "board/common/linux"
+"""Kernel fragments of every board, one per purpose; all are used, in order of their names."""
+
+LAB_FRAGMENTS = ("board/x86_64/linux/x86_64.config", "board/qemu/linux/lab.config")
+"""What the lab kernel adds, in this order: where two fragments differ the later one wins."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``board/qemu/lab-image.toml``: what of Debian goes into the lab image."""
+
+    suite: str
+    """Debian release."""
+    architecture: str
+    """Debian architecture of the node."""
+    kernel_source: str
+    """Package that holds the kernel's source as ``/usr/src/NAME.tar.xz``."""
+    kernel_firmware: dict[str, str]
+    """Files compiled into the kernel: name there -> path in the package ``firmware_package``."""
+    firmware_package: str
+    packages: tuple[str, ...]
+    """Packages (with all they depend on) from which ``files`` are taken."""
+    files: tuple[str, ...]
+    """Patterns, relative to the root, of what is kept; shared libraries come by themselves."""
+    unwanted: tuple[str, ...]
+    """Patterns of what ``files`` would keep and a node never uses."""
+    applets_unwanted: tuple[str, ...]
+    """BusyBox applets that make no sense on a node."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A checkout of the product."""
+
+    root: Path
+
+    @property
+    def overlay(self) -> Path:
+        """Files laid over the root filesystem, the same as in the firmware."""
+        return self.root / "overlay"
+
+    @property
+    def app(self) -> Path:
+        """The node's Python package."""
+        return self.root / "app" / "src" / "thicket"
+
+    @property
+    def relay(self) -> Path:
+        """Sources of hwsim-relay."""
+        return self.root / "package" / "hwsim-relay" / "src"
+
+    @property
+    def host_packages(self) -> Path:
+        """The host's packages that the product needs."""
+        return self.root / "host-packages.txt"
+
+    def fragments(self) -> list[Path]:
+        """Return the kernel fragments of the lab kernel in the order in which they apply."""
+        common = sorted((self.root / COMMON_FRAGMENTS).glob("*.config"))
+        return common + [self.root / name for name in LAB_FRAGMENTS]
+
+    def recipe(self) -> Recipe:
+        """Read ``board/qemu/lab-image.toml``; raises ``ImageError`` when it is not as expected."""
+        path = self.root / "board" / "qemu" / "lab-image.toml"
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            return Recipe(
+                suite=data["suite"],
+                architecture=data["architecture"],
+                kernel_source=data["kernel"]["source"],
+                kernel_firmware=dict(data["kernel"]["firmware"]),
+                firmware_package=data["kernel"]["firmware-package"],
+                packages=tuple(data["userland"]["packages"]),
+                files=tuple(data["userland"]["files"]),
+                unwanted=tuple(data["userland"]["unwanted"]),
+                applets_unwanted=tuple(data["userland"]["applets-unwanted"]),
+            )
+        except KeyError as error:
+            raise ImageError(f"{path}: the key {error} is missing") from error
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ImageError(f"{path} cannot be used: {error}") from error
+
+    def requirements(self) -> list[str]:
+        """Return the node's Python dependencies as ``NAME==VERSION``.
+
+        Names come from ``app/pyproject.toml``, versions from ``constraints.txt``. Raises
+        ``ImageError`` when a name has no pinned version.
+        """
+        pyproject = tomllib.loads((self.root / "app" / "pyproject.toml").read_text("utf-8"))
+        pinned = {}
+        for line in (self.root / "constraints.txt").read_text("utf-8").splitlines():
+            match = re.match(r"([A-Za-z0-9._-]+)==([^\s;#]+)", line)
+            if match:
+                pinned[_normal(match[1])] = match[2]
+        found = []
+        for dependency in pyproject["project"].get("dependencies", []):
+            name = _normal(re.split(r"[^A-Za-z0-9._-]", dependency, maxsplit=1)[0])
+            if name not in pinned:
+                raise ImageError(
+                    f"app/pyproject.toml needs {name}, but constraints.txt pins no version of it"
+                )
+            found.append(f"{name}=={pinned[name]}")
+        return found
+
+    def version(self) -> str:
+        """Return the version of the node's package."""
+        pyproject = tomllib.loads((self.root / "app" / "pyproject.toml").read_text("utf-8"))
+        return str(pyproject["project"]["version"])
+
+
+def _normal(name: str) -> str:
+    """Return the canonical form of a distribution's name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def find() -> Tree:
+    """Return the checkout that this module belongs to.
+
+    Raises ``ImageError`` when the simulator was installed without its checkout.
+    """
+    root = Path(__file__).resolve().parents[5]
+    tree = Tree(root)
+    if not tree.overlay.is_dir() or not tree.app.is_dir():
+        raise ImageError(
+            "the lab image is built from Thicket's checkout, and this program is not in one "
+            f"({root} has no overlay/ and app/): run it from a clone"
+        )
+    return tree

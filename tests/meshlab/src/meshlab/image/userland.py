@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of a node's root filesystem that comes from Debian and PyPI.
+
+Of what mmdebstrap unpacked only what the recipe names is kept, with the shared libraries that it
+needs. Python's modules are compiled by the node's own interpreter, run by its own dynamic loader.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePath
+
+from meshlab.image import elf
+from meshlab.image.command import Runner
+from meshlab.image.errors import ImageError
+from meshlab.image.tree import Recipe
+
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
+PYTHON = "usr/bin/python3"
+
+# Compile everything below argv[1] beside its source, as argv[2] will name it on the node. The byte
+# code is never checked against a source ("unchecked hash", PEP 552): the source is removed.
+_COMPILE = """
+import compileall, py_compile, sys
+ok = compileall.compile_dir(
+    sys.argv[1], maxlevels=30, stripdir=sys.argv[1], prependdir=sys.argv[2], legacy=True,
+    force=True, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+)
+sys.exit(not ok)
+"""
+
+
+def _within(unpacked: Path, path: Path) -> Path:
+    """Return where ``path`` leads inside the unpacked root, links followed as on the node."""
+    for _ in range(20):
+        if not path.is_symlink():
+            return path
+        target = path.readlink()
+        if target.is_absolute():
+            path = unpacked / target.relative_to("/")
+        else:
+            path = Path(os.path.normpath(path.parent / target))
+    raise ImageError(f"{path}: a chain of links without an end")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or link; modes are normal ones, whatever the umask and the package say."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink():
+        if not target.is_symlink():
+            target.symlink_to(source.readlink())
+        return
+    shutil.copyfile(source, target)
+    target.chmod(0o755 if source.stat().st_mode & stat.S_IXUSR else 0o644)
+
+
+def _matches(path: PurePath, patterns: Iterable[str]) -> bool:
+    """Tell whether a path or one of the directories above it matches a pattern from the root."""
+    parts = [path, *path.parents]
+    return any(
+        part.match(pattern) and len(part.parts) == len(PurePath(pattern).parts)
+        for pattern in patterns
+        for part in parts
+    )
+
+
+def select(unpacked: Path, root: Path, recipe: Recipe) -> list[str]:
+    """Copy from ``unpacked`` to ``root`` what the recipe names, with the libraries it needs.
+
+    Returns the names of the files. Raises ``ImageError`` when a pattern matches nothing or a
+    library is missing: the recipe then does not fit the packages.
+    """
+    todo: list[Path] = []
+    for pattern in recipe.files:
+        # A link to an absolute path leads nowhere from here, and glob would not see it.
+        exact = unpacked / pattern
+        found = [exact] if exact.is_symlink() else sorted(unpacked.glob(pattern))
+        if not found:
+            raise ImageError(f"lab-image.toml: {pattern!r} is in none of the packages")
+        for path in found:
+            if path.is_dir() and not path.is_symlink():
+                todo += [p for p in sorted(path.rglob("*")) if p.is_symlink() or p.is_file()]
+            else:
+                todo.append(path)
+    done: set[str] = set()
+    while todo:
+        path = todo.pop()
+        name = path.relative_to(unpacked)
+        if str(name) in done or _matches(name, recipe.unwanted):
+            continue
+        done.add(str(name))
+        _copy(path, root / name)
+        if path.is_symlink():
+            end = _within(unpacked, path)
+            if end.is_file():
+                todo.append(end)
+            continue
+        for library in elf.needed(path):
+            place = unpacked / LIBRARIES / library
+            if not place.is_symlink() and not place.exists():
+                raise ImageError(f"{name} needs {library}, which is in none of the packages")
+            todo.append(place)
+    return sorted(done)
+
+
+def link_applets(runner: Runner, log: Path, root: Path, unwanted: Iterable[str]) -> None:
+    """Make BusyBox's applets programs, as far as there is no other program of the name."""
+    names: list[str] = []
+    listing: list[str] = []
+    runner.run(
+        [
+            root / LOADER,
+            "--library-path",
+            root / LIBRARIES,
+            root / "usr/bin/busybox",
+            "--list-full",
+        ],
+        log,
+        what="asking busybox for its applets",
+        on_line=listing.append,
+    )
+    skip = set(unwanted)
+    for line in listing:
+        place = PurePath(line.strip())
+        names.append(place.name)
+        if place.name in skip or any(
+            (root / d / place.name).exists() for d in ("usr/bin", "usr/sbin")
+        ):
+            continue
+        # usr-merged: bin and sbin are links to the directories below usr.
+        directory = root / "usr" / ("sbin" if "sbin" in place.parts else "bin")
+        directory.mkdir(parents=True, exist_ok=True)
+        target = "busybox" if directory.name == "bin" else "../bin/busybox"
+        (directory / place.name).symlink_to(target)
+    if "init" not in names or "sh" not in names:
+        raise ImageError(f"busybox listed no init and sh: see {log}")
+
+
+def python_version(root: Path) -> str:
+    """Return the node's Python version, ``3.13``."""
+    target = (root / PYTHON).readlink().name
+    return target.removeprefix("python")
+
+
+def compile_python(runner: Runner, log: Path, userland: Path, directory: Path, name: str) -> None:
+    """Compile all modules below ``directory``, known to the node as ``name``; remove the sources.
+
+    ``userland`` holds the interpreter and its library, compiled or not. Raises ``ImageError`` for
+    a module that does not compile.
+    """
+    runner.run(
+        [
+            userland / LOADER,
+            "--library-path",
+            userland / LIBRARIES,
+            userland / PYTHON,
+            "-BS",
+            "-c",
+            _COMPILE,
+            directory,
+            name,
+        ],
+        log,
+        what=f"compiling {name}",
+        # Without it the interpreter would take the host's library for its own.
+        env={"PYTHONHOME": str(userland / "usr"), "PYTHONPATH": ""},
+    )
+    for source in list(directory.rglob("*.py")):
+        if not source.with_suffix(".pyc").exists():
+            raise ImageError(f"{source.name} was not compiled: see {log}")
+        source.unlink()
+
+
+def download_wheels(
+    runner: Runner, log: Path, requirements: Iterable[str], version: str, directory: Path
+) -> list[Path]:
+    """Download the node's Python packages, and what they need, as pure-Python wheels."""
+    runner.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--only-binary=:all:",
+            f"--python-version={version}",
+            "--platform=any",
+            "--implementation=py",
+            "--abi=none",
+            f"--dest={directory}",
+            *requirements,
+        ],
+        log,
+        what="downloading the node's Python packages",
+    )
+    return sorted(directory.glob("*.whl"))
+
+
+def unpack_wheel(wheel: Path, directory: Path, keep: Callable[[PurePath], bool]) -> None:
+    """Unpack a wheel, without its scripts and type hints."""
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.infolist():
+            name = PurePath(entry.filename)
+            if entry.is_dir() or not keep(name):
+                continue
+            if name.is_absolute() or ".." in name.parts:
+                raise ImageError(f"{wheel.name} holds a path that leaves it: {entry.filename}")
+            target = directory / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(entry))
+            target.chmod(0o644)
+
+
+def wanted_of_wheel(name: PurePath) -> bool:
+    """Tell whether a file of a wheel is of use on a node."""
+    top = name.parts[0]
+    if top.endswith(".dist-info"):
+        return name.name in ("METADATA", "entry_points.txt")
+    return not top.endswith(".data") and name.suffix not in (".pyi", ".typed")

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results appear whole or not at all, whatever happens to the process that makes them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from meshlab.image import cache as caches
+from meshlab.image.cache import Cache, Digest
+from meshlab.image.errors import CancelledBuildError, ImageError
+
+# A build in a process of its own: says when its first half is written, then waits to be killed, or
+# goes on when the file `go` exists.
+BUILDER = """
+import sys, time
+from pathlib import Path
+from meshlab.image.cache import Cache
+
+root, go = Path(sys.argv[1]), Path(sys.argv[2])
+
+def make(directory):
+    (directory / "first").write_text("half")
+    (directory / "deep").mkdir()
+    (directory / "deep" / "file").write_text("x")
+    print("half", flush=True)
+    while not go.exists():
+        time.sleep(0.01)
+    (directory / "second").write_text("whole")
+
+def waiting(text):
+    global told
+    if not told:
+        print("blocked", flush=True)
+    told = True
+
+told = False
+print("waiting", flush=True)
+path = Cache(root).obtain("part", "key", make, waiting=waiting)
+print(path, flush=True)
+"""
+
+
+def start(root: Path, go: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(root), str(go)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    return process
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_result_is_made_once(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    calls = []
+
+    def make(directory: Path) -> None:
+        calls.append(directory)
+        assert list(directory.iterdir()) == []
+        (directory / "file").write_text("text")
+
+    first = cache.obtain("part", "key", make)
+    assert cache.obtain("part", "key", make) == first
+    assert (first / "file").read_text() == "text"
+    assert len(calls) == 1
+    assert cache.obtain("part", "other", make) != first
+    assert len(calls) == 2
+    assert cache.results() == [("part", first), ("part", tmp_path / "part" / "other")]
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    def make(directory: Path) -> None:
+        (directory / "file").write_text("text")
+        (directory / "closed").mkdir()
+        (directory / "closed" / "file").write_text("text")
+        (directory / "closed").chmod(0o500)
+        raise ImageError("no")
+
+    with pytest.raises(ImageError, match="no"):
+        cache.obtain("part", "key", make)
+    assert cache.find("part", "key") is None
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_build_leaves_a_usable_cache(tmp_path: Path, how: signal.Signals) -> None:
+    never, go = tmp_path / "never", tmp_path / "go"
+    process = start(tmp_path / "c", never)
+    assert said(process) == "half"
+    process.send_signal(how)
+    process.wait(20)
+    cache = Cache(tmp_path / "c")
+    assert cache.find("part", "key") is None
+    # the next one starts from nothing, and leaves nothing of the first
+    go.touch()
+    second = start(tmp_path / "c", go)
+    assert said(second) == "half"
+    path = Path(said(second))
+    assert second.wait(20) == 0
+    assert sorted(p.name for p in path.iterdir()) == ["deep", "first", "second"]
+    assert list((tmp_path / "c" / "tmp").iterdir()) == []
+
+
+def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    first = start(tmp_path / "c", go)
+    assert said(first) == "half"
+    second = start(tmp_path / "c", go)
+    assert said(second) == "blocked"
+    go.touch()
+    path = said(first)
+    # ... and finds what the first made, instead of making its own ("half").
+    assert said(second) == path
+    assert first.wait(20) == 0
+    assert second.wait(20) == 0
+
+
+def test_a_killed_holder_does_not_block_the_waiting(tmp_path: Path) -> None:
+    never, go = tmp_path / "never", tmp_path / "go"
+    first = start(tmp_path / "c", never)
+    assert said(first) == "half"
+    second = start(tmp_path / "c", go)
+    assert said(second) == "blocked"
+    go.touch()
+    first.kill()
+    first.wait(20)
+    assert said(second) == "half"
+    assert Path(said(second)).name == "key"
+    assert second.wait(20) == 0
+
+
+def test_waiting_can_be_seen_and_ended(tmp_path: Path) -> None:
+    process = start(tmp_path / "c", tmp_path / "never")
+    assert said(process) == "half"
+    cache = Cache(tmp_path / "c")
+    texts: list[str] = []
+    cancelled = threading.Event()
+
+    def waiting(text: str) -> None:
+        texts.append(text)
+        cancelled.set()
+
+    try:
+        with pytest.raises(CancelledBuildError):
+            cache.obtain("part", "key", lambda _: None, waiting=waiting, cancelled=cancelled)
+    finally:
+        process.kill()
+        process.wait(20)
+    assert texts[0] == f"waiting for another build (process {process.pid})"
+
+
+def test_old_results_go_and_recent_ones_stay(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    long_ago = time.time() - caches.KEEP_SECONDS - 1000
+    for number in range(6):
+        path = cache.obtain("part", f"old{number}", lambda _: None)
+        os.utime(path, (long_ago + number, long_ago + number))
+    cache.obtain("part", "recent", lambda _: None)
+    cache.obtain("part", "new", lambda _: None)
+    # KEEP = 3: new, recent and the youngest old one
+    assert [p.name for _, p in cache.results()] == ["new", "old5", "recent"]
+    # being found counts as being used
+    os.utime(tmp_path / "part" / "recent", (long_ago, long_ago))
+    cache.find("part", "recent")
+    assert (tmp_path / "part" / "recent").stat().st_mtime > time.time() - 60
+
+
+def test_forget(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.obtain("part", "key", lambda directory: (directory / "f").touch())
+    cache.obtain("other", "key", lambda _: None)
+    cache.forget("part")
+    cache.forget("never-made")
+    assert [stage for stage, _ in cache.results()] == ["other"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def key(root: Path) -> str:
+    return Digest("v1").files(root).key()
+
+
+def test_the_key_follows_what_counts_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.py").write_text("1")
+    before = key(tmp_path)
+    assert key(tmp_path) == before
+    # by-products and times are no inputs
+    (tmp_path / "a" / "__pycache__").mkdir()
+    (tmp_path / "a" / "__pycache__" / "b.pyc").write_text("2")
+    (tmp_path / "x.egg-info").mkdir()
+    (tmp_path / "x.egg-info" / "PKG-INFO").write_text("2")
+    os.utime(tmp_path / "a" / "b.py", (1, 1))
+    assert key(tmp_path) == before
+    seen = {before}
+    (tmp_path / "a" / "b.py").write_text("2")
+    seen.add(key(tmp_path))
+    (tmp_path / "a" / "b.py").chmod(0o755)
+    seen.add(key(tmp_path))
+    (tmp_path / "a" / "b.py").rename(tmp_path / "a" / "c.py")
+    seen.add(key(tmp_path))
+    (tmp_path / "link").symlink_to("a")
+    seen.add(key(tmp_path))
+    assert len(seen) == 5
+
+
+def test_words_are_not_run_together() -> None:
+    assert Digest("ab", "c").key() != Digest("a", "bc").key()
+    assert Digest("ab").key() != Digest("ab", "").key()
+    assert Digest("a").words("b").key() == Digest("a", "b").key()
