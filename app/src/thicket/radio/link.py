@@ -224,6 +224,12 @@ class Links:
     def remove_address(self, index: int, address: str, prefix_length: int) -> None:
         self._requests.request(RTM_DELADDR, self._address(index, address, prefix_length))
 
+    def remove_all(self, index: int) -> None:
+        """Take every address of global scope away."""
+        for known in self.addresses(index):
+            if known["scope"] == _RT_SCOPE_UNIVERSE:
+                self.remove_address(index, known["address"], known["prefix_length"])
+
     def keep_only(self, index: int, address: IPv6Interface) -> int | None:
         """Make ``address`` the only address of global scope; its IFA_F_* flags if it was there.
 

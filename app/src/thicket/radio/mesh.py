@@ -43,6 +43,7 @@ _MOST_PEERS: Final = {"ath9k_htc": 7}
 
 _JOIN_SECONDS: Final = 30.0
 _RADAR_CHECK_SECONDS: Final = 75.0  # channel availability check: 60 s (EN 301 893, 4.2.6.2.2)
+_FIRST_PEER_SECONDS: Final = 2.5
 _ADDRESS_SECONDS: Final = 6.0
 _ADDRESS_LOOK_SECONDS: Final = 1.0
 _WATCHDOG_SECONDS: Final = 15.0
@@ -52,6 +53,9 @@ _SAE_FORGET_SECONDS: Final = 120.0
 _REJOIN_SECONDS: Final = 60.0
 _REFRESH_SECONDS: Final = 0.5  # a refresh younger than this is good enough
 
+#: How the messages begin by which wpa_supplicant tells that it gave up.
+_REFUSALS: Final = ("mesh join error=", "Failed to init mesh", "Could not join mesh")
+
 OnChange = Callable[[str, dict[str, Any]], None]
 
 
@@ -59,10 +63,18 @@ class FaultError(Exception):
     """Why a session ended. ``part`` is radio or supplicant; ``state`` what the radio is in then.
 
     ``wait`` is how long until the next attempt in seconds, None for the backoff's answer.
+    ``restart`` tells that wpa_supplicant has to be ended before that.
     """
 
     def __init__(
-        self, part: str, code: str, message: str, state: str = FAILED, wait: float | None = None
+        self,
+        part: str,
+        code: str,
+        message: str,
+        *,
+        state: str = FAILED,
+        wait: float | None = None,
+        restart: bool = False,
     ) -> None:
         super().__init__(message)
         self.part = part
@@ -70,6 +82,7 @@ class FaultError(Exception):
         self.message = message
         self.state = state
         self.wait = wait
+        self.restart = restart
 
 
 class _ReconfiguredError(Exception):
@@ -128,6 +141,8 @@ def usb_without_driver(root: str = "/sys/bus/usb/devices") -> list[str]:
 
 def obstacle(wiphy: Wiphy, settings: MeshSettings) -> str | None:
     """Why a radio cannot carry this mesh, None when it can."""
+    if settings.radio is not None and settings.radio.lower() not in (wiphy.name, wiphy.mac):
+        return f"{wiphy} is not the configured radio {settings.radio}"
     if wiphy.driver in _LIARS:
         return f"{wiphy} announces mesh point, but its driver cannot do it"
     if not wiphy.mesh_point:
@@ -175,6 +190,7 @@ class Mesh:
         self._grouped = False
         self._joined_since: float | None = None
         self._reconfigure = False
+        self._asked_peers = True
         self._peers: set[str] = set()
         self._stations: list[nl80211.Station] = []
         self._paths: list[nl80211.MeshPath] = []
@@ -341,8 +357,11 @@ class Mesh:
             self._backoff.reset()
             return 0.0
         except FaultError as fault:
+            if fault.restart:
+                await self._supplicant.stop()
             return self._failed(fault)
         except ControlError as error:
+            await self._supplicant.stop()
             return self._failed(
                 FaultError("supplicant", "supplicant-hangs", f"{error}; it is started again")
             )
@@ -371,7 +390,9 @@ class Mesh:
                 f"{self._backoff.slow:.0f} s)"
             )
         self._out(fault.state)
-        self._clear_session_problems(keep=fault.code)
+        for key in self._session_problems():
+            if key != fault.code:  # not recovered, but replaced by what is wrong now
+                del self._problems[key]
         self._report(fault.part, fault.code, message)
         return wait
 
@@ -405,8 +426,8 @@ class Mesh:
                     "no-radio",
                     "no radio: the kernel has no 802.11 support loaded (no netlink family nl80211)"
                     + self._unclaimed(),
-                    ABSENT,
-                    _NO_RADIO_SECONDS,
+                    state=ABSENT,
+                    wait=_NO_RADIO_SECONDS,
                 ) from None
         if not self._events:
             group = self._nl80211.groups.get(nl80211.CONFIG_GROUP)
@@ -485,11 +506,9 @@ class Mesh:
             log.info("recovered: %s", problem["message"])
             self._tell("recovered", problem)
 
-    def _clear_session_problems(self, keep: str = "") -> None:
-        """Forget the problems that end a session, but not those of single peers."""
-        for key in list(self._problems):
-            if key != keep and not key.startswith("sae-"):
-                self._recovered(key)
+    def _session_problems(self) -> list[str]:
+        """The keys of the problems that ended a session: all but those with single peers."""
+        return [key for key in self._problems if not key.startswith("sae-")]
 
     def _tell(self, kind: str, detail: dict[str, Any]) -> None:
         if self._on_change is None:
@@ -538,8 +557,8 @@ class Mesh:
                 "no-radio",
                 "no radio: the kernel reports none (looked at: nl80211, USB)"
                 f"{self._unclaimed()}; {ADVICE}",
-                ABSENT,
-                _NO_RADIO_SECONDS,
+                state=ABSENT,
+                wait=_NO_RADIO_SECONDS,
             )
         holder = next(
             (
@@ -562,8 +581,8 @@ class Mesh:
                 "radio",
                 "unsuitable-radio",
                 f"{'; '.join(reasons)}; {ADVICE}",
-                UNSUITABLE,
-                _NO_RADIO_SECONDS,
+                state=UNSUITABLE,
+                wait=_NO_RADIO_SECONDS,
             )
         return min(suitable, key=lambda wiphy: (wiphy.index != holder, wiphy.index))
 
@@ -633,8 +652,6 @@ class Mesh:
             self._forget_interface()
             raise
         self._enter(STARTING)
-        self._recovered("no-radio")
-        self._recovered("unsuitable-radio")
         existed = self._prepare_interface(wiphy)
         ifindex = self._ifindex
         assert ifindex is not None
@@ -651,6 +668,7 @@ class Mesh:
             await self._supplicant.start(settings.interface, ifindex, text)
         await self._wait_for_group()
         self._nl80211.set_mesh_parameters(ifindex, settings.kernel_parameters())
+        await self._meet_somebody()
         await self._take_address()
         self._join()
         await self._follow()
@@ -661,7 +679,8 @@ class Mesh:
     def _join(self) -> None:
         self._enter(JOINED)
         self._joined_since = time.monotonic()
-        self._clear_session_problems()
+        for key in self._session_problems():
+            self._recovered(key)
         log.info(
             "joined mesh %r at %d MHz as %s on %s",
             self._settings.mesh_id,
@@ -727,7 +746,7 @@ class Mesh:
             raise FaultError(
                 "supplicant",
                 "supplicant-ended",
-                f"{reason}{self._supplicant.last_words()}; it is started again",
+                f"{reason}; it is started again",
             )
         if kind in ("gone", "radio", "down", "look"):
             self._check_interface()
@@ -745,8 +764,8 @@ class Mesh:
                 "radio",
                 "radio-removed",
                 f"{name} was removed; the mesh is joined again when a radio is there",
-                ABSENT,
-                0.2,
+                state=ABSENT,
+                wait=0.2,
             )
         if not flags & rtnl.IFF_UP and self._grouped:
             # by somebody's hand, or by rfkill: ERFKILL when it is taken up again tells which
@@ -767,11 +786,12 @@ class Mesh:
         while not self._grouped:
             kind, event = await self._next(deadline)
             if not kind:
+                reason = self._channel_obstacle() or self._supplicant.last_words()
                 raise FaultError(
                     "supplicant",
                     "join-timeout",
-                    f"wpa_supplicant did not join the mesh within {_JOIN_SECONDS:.0f} s"
-                    f"{self._channel_obstacle()}{self._supplicant.last_words()}",
+                    f"wpa_supplicant did not join the mesh within {_JOIN_SECONDS:.0f} s{reason}",
+                    restart=True,
                 )
             if kind != "wpa":
                 continue
@@ -779,22 +799,14 @@ class Mesh:
                 self._grouped = True
             elif event.name == "DFS-CAC-START":
                 deadline = time.monotonic() + _RADAR_CHECK_SECONDS
-            elif event.name == "mesh" and event.rest.startswith("join error="):
+            elif f"{event.name} {event.rest}".startswith(_REFUSALS):
+                reason = self._channel_obstacle() or self._supplicant.last_words()
                 raise FaultError(
                     "radio",
                     "join-refused",
-                    f"{self._wiphy} refused to join the mesh ({event.rest})"
-                    f"{self._channel_obstacle()}",
+                    f"{self._wiphy} could not join the mesh{reason}",
+                    restart=True,
                 )
-            elif event.name == "Failed" and "mesh" in event.rest:
-                raise FaultError(
-                    "supplicant",
-                    "join-refused",
-                    f"wpa_supplicant: Failed {event.rest}{self._channel_obstacle()}"
-                    f"{self._supplicant.last_words()}",
-                )
-            elif event.name == "CTRL-EVENT-REGDOM-CHANGE":
-                continue
 
     def _channel_obstacle(self) -> str:
         """What the regulatory domain says against the channel, to be appended to a message."""
@@ -814,16 +826,31 @@ class Mesh:
                     )
         return ""
 
-    async def _take_address(self) -> None:
+    async def _meet_somebody(self) -> None:
+        """Give a first peer a moment to appear: the kernel's question whether anybody has our
+        address reaches only peers, and is worth nothing without one. Raises FaultError."""
+        await self.refresh()
+        deadline = time.monotonic() + _FIRST_PEER_SECONDS
+        while not self._peers:
+            kind, event = await self._next(deadline)
+            if not kind:
+                return
+            if kind == "wpa":
+                await self._mesh_event(event)
+
+    async def _take_address(self, again: bool = False) -> None:
         """Have the address on the interface and wait until the kernel has made sure that no other
-        node uses it (RFC 4862, 5.4). Raises FaultError."""
+        node uses it (RFC 4862, 5.4), ``again`` also when it is there. Raises FaultError."""
         assert self._links is not None
         assert self._ifindex is not None
+        if again:
+            self._links.remove_all(self._ifindex)
+        asked_peers = bool(self._peers)
         flags = self._links.keep_only(self._ifindex, self._address)
         if flags is None:
             self._links.add_address(self._ifindex, self._address)
         elif not flags & rtnl.IFA_F_TENTATIVE:
-            return
+            return  # by a former daemon, or by us
         deadline = time.monotonic() + _ADDRESS_SECONDS
         wanted = str(self._address.ip)
         while True:
@@ -843,6 +870,7 @@ class Mesh:
                     wait=_DUPLICATE_SECONDS,
                 )
             if not flags & rtnl.IFA_F_TENTATIVE:
+                self._asked_peers = asked_peers
                 return
             if time.monotonic() > deadline:
                 raise FaultError(
@@ -866,6 +894,10 @@ class Mesh:
                 await self._mesh_event(value)
             elif kind == "address":
                 await self._take_address()
+            if self._peers and not self._asked_peers:
+                # taken in loneliness, so nobody can depend on it yet: ask those who are here now
+                self._asked_peers = True
+                await self._take_address(again=True)
             now = time.monotonic()
             if now >= watchdog:
                 await self._supplicant.control.attach()

@@ -410,25 +410,33 @@ class Nl80211:
 
     def wiphys(self) -> list[Wiphy]:
         """Every radio, in the order of their numbers."""
-        try:
-            messages = self._request(CMD_GET_WIPHY, [], NLM_F_DUMP)
-        except NetlinkError as error:
-            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
-                raise
-            # a description that is too long for one message comes in pieces on demand; these are
-            # many, hence the second choice
-            messages = self._request(
-                CMD_GET_WIPHY, [("NL80211_ATTR_SPLIT_WIPHY_DUMP", True)], NLM_F_DUMP
-            )
         found: dict[int, Wiphy] = {}
-        for message in messages:
+        for message in self._request(CMD_GET_WIPHY, [], NLM_F_DUMP):
             index = _number(message, "NL80211_ATTR_WIPHY")
             if index is not None:
                 found.setdefault(index, Wiphy(index)).absorb(message)
         for wiphy in found.values():
+            if not wiphy.channels:  # the kernel lists the channels of one radio in a dump
+                self._complete(wiphy)
+        for wiphy in found.values():
             wiphy.driver = link_name(f"{_SYSFS}/{wiphy.name}/device/driver")
             wiphy.mac = read(f"{_SYSFS}/{wiphy.name}/macaddress")
         return [found[index] for index in sorted(found)]
+
+    def _complete(self, wiphy: Wiphy) -> None:
+        attrs = [("NL80211_ATTR_WIPHY", wiphy.index)]
+        try:
+            messages = self._request(CMD_GET_WIPHY, attrs)
+        except NetlinkError as error:
+            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                raise
+            # too long for one message; in pieces it is some two hundred, hence the second choice
+            messages = self._request(
+                CMD_GET_WIPHY, [*attrs, ("NL80211_ATTR_SPLIT_WIPHY_DUMP", True)], NLM_F_DUMP
+            )
+        for message in messages:
+            if _number(message, "NL80211_ATTR_WIPHY") == wiphy.index:
+                wiphy.absorb(message)
 
     def interfaces(self) -> list[Interface]:
         """Every wireless network interface."""

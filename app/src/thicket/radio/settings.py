@@ -34,6 +34,8 @@ class MeshSettings(NamedTuple):
     ``width`` is the widest channel used, in MHz: 20, or 80 for whatever the radio can do in 5 GHz.
     ``gate`` announces this node as a way out of the mesh; ``root_mode`` is that of HWMP (0 none,
     2 proactive requests, 3 the same with replies, 4 root announcements).
+    ``radio`` is the name (phy0) or the permanent MAC address of the one to use where there are
+    several; without it the first that can do mesh point is used.
     """
 
     mesh_id: str = "thicket"
@@ -57,6 +59,7 @@ class MeshSettings(NamedTuple):
     root_mode: int = 0
     ttl: int = 31
     interface: str = "mesh0"
+    radio: str | None = None
 
     @property
     def mhz(self) -> int:

@@ -120,6 +120,7 @@ class Supplicant:
         self._on_event = on_event
         self._on_exit = on_exit
         self._starts = 0
+        self._stopping = False
         self._process: Process | None = None
         self._control: Control | None = None
         self._config_path = f"{directory}/wpa_supplicant.conf"
@@ -142,8 +143,8 @@ class Supplicant:
         return f"{pid} {start_time(pid)} {ifindex} {interface}"
 
     async def adopt(self, interface: str, ifindex: int, configuration: str) -> bool:
-        """Take over the process that a former daemon left for this interface with this
-        configuration. False when there is none, or it does not answer."""
+        """Go on with the process that runs for this interface with this configuration: our own,
+        or one that a former daemon left. False when there is none, or it does not answer."""
         state = read(self._state_path)
         first = (state or "").split(" ", 1)[0]
         if not first.isdecimal():
@@ -154,6 +155,14 @@ class Supplicant:
             or read(self._config_path) != configuration.strip()
         ):
             return False
+        if self._runs() and self.pid == pid and self._control is not None:
+            try:
+                await self._control.attach()
+                return True
+            except ControlError as error:
+                log.warning("wpa_supplicant (process %d) does not answer: %s", pid, error)
+                await self.stop()
+                return False
         try:
             self._process = Process(pid, self._exited)
         except (ProcessLookupError, PermissionError):
@@ -216,6 +225,7 @@ class Supplicant:
             return subprocess.Popen(
                 [
                     self._program,
+                    "-W",  # waits until we listen, so that we miss nothing
                     *("-i", interface),
                     *("-D", self._driver),
                     *("-c", self._config_path),
@@ -235,7 +245,9 @@ class Supplicant:
         wanted = [
             line
             for line in lines
-            if line and "Successfully initialized" not in line and "CTRL-EVENT-" not in line
+            if line
+            and not line.startswith(("Successfully initialized", "Note: "))
+            and "CTRL-EVENT-" not in line
         ]
         return ": " + "; ".join(wanted[-_TAIL_LINES:]) if wanted else ""
 
@@ -252,7 +264,8 @@ class Supplicant:
         return f"ended with status {status}"
 
     def _exited(self) -> None:
-        self._on_exit()
+        if not self._stopping:
+            self._on_exit()
 
     async def _end_stray(self, interface: str) -> None:
         """End a wpa_supplicant of ours that is not to be adopted: the one the state file names,
@@ -291,7 +304,11 @@ class Supplicant:
             self._control.close()
             self._control = None
         if self._process is not None:
-            await self._process.end()
+            self._stopping = True
+            try:
+                await self._process.end()
+            finally:
+                self._stopping = False
             remove(self._state_path)
 
     def release(self) -> None:

@@ -105,7 +105,8 @@ def configuration(settings: MeshSettings, control_directory: str, peers: int = 2
     if settings.disable_ht:
         network.append("disable_ht=1")
     elif settings.width == 20 and settings.mhz > 5000:
-        network.append("disable_ht40=1")
+        # both: with only the first, wpa_supplicant 2.10 asks for 80 MHz around a 20 MHz channel
+        network += ["disable_ht40=1", "max_oper_chwidth=0"]
     return "\n".join([*lines, "network={", *(f"\t{line}" for line in network), "}", ""])
 
 
