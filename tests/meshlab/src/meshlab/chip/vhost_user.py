@@ -616,7 +616,7 @@ class Connection:
 
     def _give_up(self, error: Exception) -> None:
         self.counters["protocol errors"] += 1
-        log.warning("%s: the front end: %s", self.name, error)
+        log.warning("%s: the front end: %s", self.name, str(error))
         self.close()
 
     def _receive(self, size: int) -> bytes:
@@ -648,12 +648,13 @@ class Connection:
             # A ring that is not in the guest's memory: the driver's doing, not the front end's.
             reply, failed = None, True
             self.complain(error)
-        except ProtocolError:
+        except ProtocolError as error:
             if not need_reply:
                 raise
             reply, failed = None, True
             self.counters["protocol errors"] += 1
-            log.warning("%s: vhost-user message %d was refused", self.name, number, exc_info=True)
+            # As text: a log that keeps the error would keep its frames, and the guest's memory.
+            log.warning("%s: vhost-user message %d refused: %s", self.name, number, str(error))
         finally:
             self._drop_fds()
         if reply is None and need_reply:
