@@ -35,6 +35,8 @@ SIOCSIFADDR = 0x8916
 SIOCDIFADDR = 0x8936
 IFF_UP = 1
 
+_SKIPPED = b"\0skipped\0"
+
 PREFIX = "fd12:3456:789a:1::"
 
 
@@ -64,9 +66,14 @@ class Network:
         return 9100 if self.private else free_port()
 
     def add(self, address: IPv6Address) -> None:
-        """Give loopback *address*."""
+        """Give loopback *address*, and wait until it can be used."""
         _change_address(SIOCSIFADDR, address)
         self._present.add(address)
+        end = time.monotonic() + 10
+        while not _usable(address):
+            if time.monotonic() > end:
+                raise AssertionError(f"the address {address} stays tentative")
+            time.sleep(0.001)
 
     def remove(self, address: IPv6Address) -> None:
         """Take *address* away from loopback."""
@@ -79,6 +86,15 @@ def _change_address(request: int, address: IPv6Address) -> None:
         # struct in6_ifreq of linux/ipv6.h
         argument = struct.pack("@16sIi", address.packed, 128, socket.if_nametoindex("lo"))
         fcntl.ioctl(control, request, argument)
+
+
+def _usable(address: IPv6Address) -> bool:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
 
 
 def free_port() -> int:
@@ -104,6 +120,8 @@ def in_private_network(
 
     def run() -> None:
         failure = _in_child(test, seconds)
+        if failure.startswith(_SKIPPED.decode()):
+            pytest.skip(failure.removeprefix(_SKIPPED.decode()))
         if failure:
             pytest.fail(failure, pytrace=False)
 
@@ -127,6 +145,8 @@ def _in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: flo
             try:
                 asyncio.run(test(Network(_enter())))
                 status = 0
+            except pytest.skip.Exception as skipped:
+                os.write(writing, _SKIPPED + str(skipped).encode())
             except BaseException:
                 os.write(writing, traceback.format_exc().encode()[-60000:])
         finally:

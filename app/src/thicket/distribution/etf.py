@@ -788,6 +788,8 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
             if at > size:
                 raise IndexError
             budget -= at - start
+            if budget < 0:
+                raise DecodeError(f"the term has more than {max_terms} elements")
             append(list(data[start:at]))
         elif tag == NEW_FLOAT:
             value = _get_f64(data, at)[0]
@@ -899,8 +901,6 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
             elif kind == _IS_EXPORT:
                 made = _make_export(items)
             else:
-                if budget < 0:
-                    raise DecodeError(f"the term has more than {max_terms} elements")
                 return items[0], at
             items, left, kind = stack.pop()
             append = items.append

@@ -169,6 +169,7 @@ class Node:
                 "accepted",
                 "connected",
                 "simultaneous",
+                "abandoned",
                 "messages",
                 "unknown",
                 "undecodable",
@@ -618,7 +619,10 @@ class Node:
                     result.set_exception(reason)
         else:
             self._forget_handshake(connection)
-            if reason.code not in ("simultaneous", "connected", "stopped"):
+            if reason.code == "closed":
+                # Its own doing: it was stopped, or dropped this connection in favour of ours.
+                self._counters["abandoned"] += 1
+            elif reason.code not in ("simultaneous", "connected", "stopped"):
                 self._refuse(connection, reason)
         self._wake(name)
 
