@@ -44,7 +44,6 @@ NLM_F_DUMP = 0x300
 NLM_F_CAPPED = 0x100
 NLM_F_ACK_TLVS = 0x200
 
-EEXIST = 17
 EBUSY = 16
 EINVAL = 22
 ENODEV = 19
@@ -508,7 +507,8 @@ def new_radio(family: int, seq: int, address: bytes, name: str, iftypes: int) ->
     """Return ``NEW_RADIO``: a radio on one channel at a time.
 
     ``address`` is its permanent address and, because it is given, also the key by which messages
-    name the radio. ``iftypes`` has the bits of ``Iftype`` that it can be.
+    name the radio; the kernel does not refuse one that is taken. ``iftypes`` has the bits of
+    ``Iftype`` that it can be. The answer's ``error`` is the number of the radio.
     """
     return encode(
         family,

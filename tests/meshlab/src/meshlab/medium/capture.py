@@ -6,8 +6,8 @@ on an interface named after the sending radio; its comment says what became of i
 range. A capture of one node has what that node's radios sent and what was there for them to
 receive, with the signal they saw; the comment of a lost frame says why it was lost.
 
-Formats: draft-ietf-opsawg-pcapng (sections 4.1, 4.2, 4.3) and the radiotap fields TSFT-less Flags,
-Rate, Channel, Antenna signal, Antenna noise, TX flags, Data retries, MCS and VHT (radiotap.org).
+Formats: draft-ietf-opsawg-pcapng (sections 4.1, 4.2, 4.3) and the radiotap fields Flags, Rate,
+Channel, Antenna signal, Antenna noise, TX flags, MCS and VHT (radiotap.org).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from meshlab.medium.stats import LOSS_TEXT, Loss
 LINKTYPE_RADIOTAP = 127
 
 _FLAGS, _RATE, _CHANNEL, _SIGNAL, _NOISE = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 6
-_TX_FLAGS, _RETRIES, _MCS, _VHT = 1 << 15, 1 << 17, 1 << 19, 1 << 21
+_TX_FLAGS, _MCS, _VHT = 1 << 15, 1 << 19, 1 << 21
 
 _CHANNEL_CCK, _CHANNEL_OFDM = 0x0020, 0x0040
 _CHANNEL_2GHZ, _CHANNEL_5GHZ = 0x0080, 0x0100
@@ -80,7 +80,6 @@ def radiotap(
     signal: int | None = None,
     noise: int | None = None,
     tx_flags: int | None = None,
-    retries: int | None = None,
 ) -> bytes:
     """Return a radiotap header. ``signal`` and ``noise`` in dBm, ``frequency`` in MHz."""
     present = _FLAGS | _CHANNEL
@@ -103,9 +102,6 @@ def radiotap(
         present |= _TX_FLAGS
         _align(fields, 2)
         fields += struct.pack("<H", tx_flags)
-    if retries is not None:
-        present |= _RETRIES
-        fields += struct.pack("<B", min(retries, 255))
     if rate.phy is Phy.HT:
         present |= _MCS
         # Known: bandwidth, MCS index, guard interval.
@@ -200,12 +196,13 @@ class Capture:
         if self.node is None or self.node == sender.node.name:
             failed = sent.need_ack and not any(reason < 0 for _, reason in outcomes)
             flags = (_TX_FAIL if failed else 0) | (0 if sent.need_ack else _TX_NO_ACK)
-            header = radiotap(rate, sent.frequency, tx_flags=flags, retries=sent.attempts - 1)
+            header = radiotap(rate, sent.frequency, tx_flags=flags)
             told = [
                 f"{radio.name}: {'received' if reason < 0 else LOSS_TEXT[Loss(reason)]}"
                 for radio, reason in outcomes
             ]
-            comment = f"{sender.name} > {'; '.join(told) or 'nobody in range'}"
+            again = f", try {sent.attempts}" if sent.attempts > 1 else ""
+            comment = f"{sender.name}{again} > {'; '.join(told) or 'nobody in range'}"
             self._packet(sender, sent.end, header + frame, comment, True)
         if self.node is None:
             return

@@ -53,6 +53,11 @@ DEAF_TIME = 0.1
 """Seconds for which a radio whose kernel refused a frame is taken to be off that channel. It ends
 at once when the radio sends there."""
 
+ARRIVAL_SPREAD = 0.001
+"""Seconds over which frames that find the channel idle are spread. The medium reads what several
+nodes have sent at once, so it knows arrivals only that well; taken at their word, they would choose
+the same slot and collide much more often than frames do that really arrive one by one."""
+
 MAX_TRIES = 31
 """Tries at one rate, whatever the kernel asks for (mac80211 asks for 11 at most)."""
 
@@ -666,7 +671,9 @@ class Engine:
             self._tune(radio, sent.frequency, when)
         sent.slots = int(radio.backoff() * (sent.cw + 1))
         start = radio.busy_until + sent.aifs + sent.slots * sent.slot
-        sent.start_at = start if start > when else when
+        if start <= when:
+            start = when + radio.backoff() * ARRIVAL_SPREAD
+        sent.start_at = start
         radio.contending = sent
         self._push(sent.start_at, self._start, sent)
 

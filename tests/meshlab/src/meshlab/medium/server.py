@@ -306,7 +306,7 @@ class Medium:
 
     def _second(self, now: float, seconds: int) -> None:
         stats = self.engine.stats
-        entry = (now, stats.frames, stats.deliveries, sum(stats.losses), self._lag_second)
+        entry = (now, stats.frames, stats.deliveries, stats.lost(), self._lag_second)
         self._window.append(entry)
         del self._window[: -RATE_WINDOW - 1]
         self._lag_second = 0.0

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making a node's radios: REGISTER, then whatever is missing or should not be there."""
+"""Making a node's radios: REGISTER, then whatever is missing or should not be there.
+
+The kernel makes a second radio of the same address without complaint (``mac80211_hwsim_new_radio``
+inserts into its table without looking), so radios are listed first and known by their names.
+"""
 
 from __future__ import annotations
 
@@ -188,7 +192,7 @@ class RadioSession:
         name = radio_name(radio.index)
 
         def answered(answer: KernelAnswer) -> None:
-            if answer.error >= 0 or -answer.error == hwsim.EEXIST:
+            if answer.error >= 0:
                 self.problem = None
                 if radio.plugged:
                     self._engine.radio_up(radio)

@@ -162,9 +162,16 @@ class Stats:
         self.short_frames = 0
         """Control frames that the kernel does not take from the medium (under 24 bytes)."""
 
+    def lost(self) -> int:
+        """Return the losses of radios that listened: what the air and the host did."""
+        return sum(self.losses) - self.losses[Loss.OFF_CHANNEL] - self.losses[Loss.DOWN]
+
     def loss_percent(self) -> float:
-        """Return the part of receptions in range that failed, in percent."""
-        lost = sum(self.losses)
+        """Return the part of receptions in range that failed, in percent.
+
+        Radios that did not listen, because they were down or on another channel, do not count.
+        """
+        lost = self.lost()
         total = self.deliveries + lost
         return 100 * lost / total if total else 0.0
 
