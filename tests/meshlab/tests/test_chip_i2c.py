@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshlab.chip import Atecc608, ChipServer, serial_for
+from meshlab.chip.atecc608 import crc16, read_counter
 from meshlab.chip.bus import I2cBus, Nak, Stuck
 from meshlab.chip.i2c import VirtioI2c
 from meshlab.chip.vhost_user import GuestError
@@ -203,6 +204,28 @@ async def test_power_off_makes_the_chip_forget(server: ChipServer) -> None:
         end.close()
     await until(lambda: not server.connected)
     assert server.status()["vhost_user"]["connections"] == 3
+
+
+async def test_file_is_written_in_the_background_and_before_the_end(
+    server: ChipServer, tmp_path: Path
+) -> None:
+    end = FrontEnd(server.server.path)
+    await end.set_up()
+    guest = Guest(end, indirect=True)
+    await guest.wake()
+    for count in range(1, 4):
+        packet = bytes.fromhex("0724010000")
+        assert await guest.transfer(0x60, b"\x03" + packet + crc16(packet)) == b""
+        if count < 3:  # not waited for at the last
+            reply = None
+            async with asyncio.timeout(fe.DEADLINE):
+                while reply is None:
+                    reply = await guest.transfer(0x60, 7)
+            assert reply[:5] == b"\x07" + count.to_bytes(4, "little")
+    end.close()
+    await server.stop()
+    kept = Atecc608(server.chip.serial, tmp_path / "chip.json").memory
+    assert read_counter(kept, 0) == 3
 
 
 async def test_many_chips_share_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,7 +217,7 @@ class Atecc608:
         self.problem: str | None = None
         self._clock = clock
         self._entropy = entropy
-        self._executor = executor
+        self.executor = executor
         self._random = random.Random(f"{seed}/{serial.hex()}")
         self._fault: str | None = None
         self._fault_rate = 0.0
@@ -258,6 +258,11 @@ class Atecc608:
     @fault.setter
     def fault(self, text: str | None) -> None:
         self._fault, self._fault_rate = parse_fault(text)
+
+    @property
+    def saving(self) -> Future[None] | None:
+        """The write of the file that is under way in the background, if any."""
+        return self._saving
 
     def power_cycle(self) -> None:
         """Take the supply away and give it back: asleep, nothing volatile left."""
@@ -400,9 +405,9 @@ class Atecc608:
         previous, self._state = self._state, state
         if self.path is None:
             return
-        if self._executor is not None:
+        if self.executor is not None:
             self._previous = previous
-            self._saving = self._executor.submit(state.save, self.path)
+            self._saving = self.executor.submit(state.save, self.path)
             return
         try:
             state.save(self.path)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ from meshlab.chip.bus import I2cBus
 from meshlab.chip.i2c import VirtioI2c
 from meshlab.chip.state import MODEL
 from meshlab.chip.vhost_user import VhostUserServer
+
+_writer = ThreadPoolExecutor(1, thread_name_prefix="chip")
+"""Writes the files of all chips; its thread starts with the first write."""
 
 
 class ChipServer:
@@ -21,7 +27,13 @@ class ChipServer:
     """
 
     def __init__(self, path: Path, chip: Atecc608, *, name: str = "") -> None:
-        """Put ``chip`` on a bus of its own that QEMU reaches at ``path``."""
+        """Put ``chip`` on a bus of its own that QEMU reaches at ``path``.
+
+        From then on the chip's file is written in the background: the event loop has no time to
+        wait for a disk.
+        """
+        if chip.executor is None:
+            chip.executor = _writer
         self.chip = chip
         self.device = VirtioI2c(I2cBus([chip]))
         self.server = VhostUserServer(path, self.device, name=name or path.parent.name)
@@ -31,8 +43,12 @@ class ChipServer:
         await self.server.start()
 
     async def stop(self) -> None:
-        """Hang up and remove the socket."""
+        """Hang up, remove the socket, and wait until the chip's file is written."""
         await self.server.stop()
+        if self.chip.saving is not None:
+            # a failure is the chip's to report: in ``problem``, and in the answer to its command
+            with contextlib.suppress(OSError):
+                await asyncio.wrap_future(self.chip.saving)
 
     @property
     def connected(self) -> bool:
