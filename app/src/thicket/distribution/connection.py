@@ -187,9 +187,9 @@ class Connection(asyncio.Protocol):
             self._sequence += 1
             sequence = self._sequence
         self._sent = True
-        transport.writelines(
-            frames.build(encode_bare(control), payload, header=self._header, sequence=sequence)
-        )
+        parts = frames.build(encode_bare(control), payload, header=self._header, sequence=sequence)
+        # Joined, as writelines() of Python 3.12.0 to 3.12.7 and 3.13.0 knows no high-water mark.
+        transport.write(b"".join(parts))
         if transport.get_write_buffer_size() > MAX_UNSENT:
             self.close(DistributionError("stuck", f"{self.name} does not read what it is sent"))
 

@@ -60,6 +60,7 @@ MAX_WATCHERS = 10_000
 
 _EPMD_TIME = 2.0
 _CONNECT_TIME = 4.0
+_ATTEMPT_TIME = _EPMD_TIME + _CONNECT_TIME + SETUP_TIME
 _BIND_INTERVAL = 0.1
 _MAX_BIND_INTERVAL = 2.0
 _PATIENCE = 10.0  # seconds an address may be missing before that is a problem
@@ -339,7 +340,7 @@ class Node:
 
     # --- connecting ---------------------------------------------------------------------------
 
-    async def connect(self, peer: str, timeout: float = SETUP_TIME + _EPMD_TIME) -> None:
+    async def connect(self, peer: str, timeout: float = _ATTEMPT_TIME) -> None:
         """Connect to *peer* unless it is connected.
 
         The peer's port mapper is asked for its port first; when there is none, or it does not
@@ -382,6 +383,16 @@ class Node:
             log.debug("no connection to %s: %s", peer, task.exception())
 
     async def _attempt(self, peer: str) -> None:
+        """Connect to *peer*, within the time that all the steps may take together."""
+        try:
+            async with asyncio.timeout(_ATTEMPT_TIME):
+                await self._reach(peer)
+        except TimeoutError:
+            raise DistributionError(
+                "timeout", f"no connection to {peer} within {_ATTEMPT_TIME:g} seconds"
+            ) from None
+
+    async def _reach(self, peer: str) -> None:
         alive, host = split_name(peer)
         if self._incoming.get(peer) and await self._comes_up(peer):
             return
@@ -682,6 +693,9 @@ class Node:
         except (ValueError, TypeError, IndexError):
             # Too few elements, or not of the types they should have.
             self._counters["unknown"] += 1
+            log.debug("a message of %s is not understood", connection.name, exc_info=True)
+        except Exception:
+            log.exception("the handling of a message of %s failed", connection.name)
 
     # --- events and problems ------------------------------------------------------------------
 
