@@ -93,7 +93,7 @@ BOARDS: Mapping[str, Board] = {
     ),
     "microvm": Board(
         qemu="qemu-system-x86_64",
-        machine="microvm,acpi=off,pit=off,pic=off,rtc=on",
+        machine="microvm,acpi=off,rtc=on",
         transport="device",
         cmdline="console=ttyS0 reboot=t",
         watchdog=None,
@@ -132,8 +132,8 @@ class MachineSpec:
     config: str = "config.img"
     data: str = "data.img"
     arch: str = "x86_64"
-    board: str | None = None
-    """A key of ``BOARDS``; ``None``: the default of ``arch``."""
+    board: str | Board | None = None
+    """A key of ``BOARDS``, or a board of one's own; ``None``: the default of ``arch``."""
     code_buffer_mib: int = 48
     """TCG's buffer of translated code. QEMU's own default can grow to gigabytes."""
     extra: tuple[str, ...] = field(default=())
@@ -145,7 +145,7 @@ class MachineSpec:
             raise ValueError(f"{self.name!r} is not a node name: letters, digits, '-' and '_'")
         if self.board is None and self.arch not in DEFAULT_BOARDS:
             raise ValueError(f"no machine for {self.arch}; known: {', '.join(DEFAULT_BOARDS)}")
-        if self.board is not None and self.board not in BOARDS:
+        if isinstance(self.board, str) and self.board not in BOARDS:
             raise ValueError(f"no board {self.board}; known: {', '.join(BOARDS)}")
         if self.memory_mib < 64:
             raise ValueError(f"memory of {self.name}: {self.memory_mib} MiB, at least 64 needed")
@@ -153,6 +153,8 @@ class MachineSpec:
     @property
     def hardware(self) -> Board:
         """Return the board."""
+        if isinstance(self.board, Board):
+            return self.board
         return BOARDS[self.board or DEFAULT_BOARDS[self.arch]]
 
 

@@ -23,9 +23,10 @@ import base64
 import contextlib
 import secrets
 import shlex
+import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .paths import socket_address
 
@@ -33,8 +34,10 @@ _RS = b"\x1e"
 _END_OF_LINE = " #~\n"
 
 _STAGE = (
-    " exec sh -c 'trap : INT;stty raw -echo isig;set -m;while :;do IFS= read -r l;s=$?;"
-    'case $l in *" #~")eval "$l";continue;esac;[ $s = 1 ]&&exit;done\''
+    " jobs >/dev/null; kill -9 %% 2>/dev/null; exec sh -c '"
+    'trap : INT; stty raw -echo isig; set -m; printf "\\036%s>0\\036" $1; '
+    "while :; do IFS= read -r l; s=$?; "
+    'case $l in *" #~") eval "$l"; continue; esac; [ $s = 1 ] && exit; done\' sh {nonce}'
 )
 """Typed at a prompt: at most 1023 bytes, the limit of BusyBox's line editor. ^C (SIGINT) drops an
 incomplete line; end of file ends the loop, and init starts a new shell."""
@@ -51,13 +54,20 @@ _FUNCTIONS = (
     # One line of a file with nothing but what is built into the shell: no process is made.
     r"""F() { x=; { IFS= read -r x <"$2" || [ -n "$x" ]; } 2>/dev/null; s=$?;"""
     r""" printf '\036%s<%s\036%s>%s\036' $1 "$x" $1 $s; }""",
+    # The same, status 2 when a stamp is newer than the file. Times are as coarse as the kernel's
+    # tick: a file as old as its stamp counts as changed, so no change is ever missed.
+    r"""G() { if [ "$3" -nt "$2" ]; then printf '\036%s<\036%s>2\036' $1 $1;"""
+    r""" else { : >"$3"; } 2>/dev/null; F $1 "$2"; fi; }""",
     # Data from the host: a job in the foreground reads the terminal; ^C would end it.
     r"""P() { printf '\036%s<' $1; (head -c $2 | base64 -d >"$3") 2>&1;"""
     r""" printf '\036%s>%s\036' $1 $?; }""",
 )
 
 _OPENING_PATIENCE = 3.0
-_OPENING_PAUSES = (1.0, 2.0, 5.0)
+_OPENING_PAUSE = 3.0
+_OPENING_SILENCE = 0.3
+_STAGE_PATIENCE = 10.0
+_SETTLE = 0.05
 _START_PATIENCE = 10.0
 _INTERRUPT_PATIENCE = 1.0
 _KILL_PATIENCE = 5.0
@@ -94,6 +104,8 @@ class _Wire(asyncio.Protocol):
         self.listener: Callable[[bytes], None] | None = None
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.heard = asyncio.Event()
+        self.received = 0
+        self.last_heard = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -101,6 +113,8 @@ class _Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard.set()
+        self.received += len(data)
+        self.last_heard = asyncio.get_running_loop().time()
         if self.listener is not None:
             self.listener(data)
 
@@ -178,6 +192,7 @@ class Shell:
         self._wire: _Wire | None = None
         self._open = False
         self._lost: asyncio.Future[str] | None = None
+        self._seen: set[str] = set()
         self._cleanups: set[asyncio.Task[None]] = set()
 
     async def ready(self, timeout: float) -> None:
@@ -272,6 +287,31 @@ class Shell:
             raise ShellError(self._silent(timeout)) from None
         return output.decode(errors="replace") if status == 0 else None
 
+    async def read_if_changed(self, path: str, timeout: float = 5.0) -> str | None:
+        """Return the first line of ``path`` when it has changed since the last call, else ``None``.
+
+        Cheaper than ``read_file`` while nothing changes: the file's time is looked at, no more. The
+        first call after (re)connecting and after a restart of the guest returns the line in any
+        case. ``None`` as well when the file is not there.
+
+        Raises ``ShellError`` when the node does not answer in ``timeout`` seconds.
+        """
+        output = bytearray()
+        stamp = f"/tmp/.shell-{zlib.crc32(path.encode()):08x}"
+        quoted = shlex.quote(path)
+
+        def line() -> str:
+            # Without a stamp the file counts as changed.
+            forget = "" if path in self._seen else f"rm -f {stamp};"
+            return f"{forget}G {{nonce}} {quoted} {stamp}"
+
+        try:
+            status = await self._job(line, timeout, output.extend, output)
+        except TimeoutError:
+            raise ShellError(self._silent(timeout)) from None
+        self._seen.add(path)
+        return output.decode(errors="replace") if status == 0 else None
+
     async def pull(self, path: str, timeout: float = 60.0) -> bytes:
         """Return the content of the node's file ``path``.
 
@@ -363,43 +403,67 @@ class Shell:
             return
         wire = self._wire
         attempt = 0
-        while not await self._opening(wire):
-            # A fresh prompt makes itself heard; an earlier client's loop does not.
-            wire.heard.clear()
-            pause = _OPENING_PAUSES[min(attempt, len(_OPENING_PAUSES) - 1)]
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wire.heard.wait(), pause)
+        while not await self._opening(wire, min(_OPENING_SILENCE * 2**attempt, 1.0)):
             attempt += 1
         self._open = True
+        self._seen.clear()
 
-    async def _opening(self, wire: _Wire) -> bool:
-        capture = _Capture(secrets.token_hex(8), lambda _data: None)
-        wire.listener = capture.feed
+    async def _opening(self, wire: _Wire, silence: float) -> bool:
+        """Try once. ``silence``: how long a node that has said something may then say nothing."""
         assert wire.transport is not None
-        # ^C ends a half-typed line, whoever reads it; an earlier client's job is killed. The pause
-        # lets the shell act on the one before the next arrives: ^C also empties the terminal.
+        # ^C ends a half-typed line, whoever reads it. The pause lets the shell act on it before the
+        # next arrives: ^C also empties the terminal.
         wire.transport.write(b"\x03\n")
-        await asyncio.sleep(0.05)
-        self._send(f" type I >/dev/null 2>&1 && I KILL;{_STAGE}")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(_SETTLE)
+        # A short question first: what is typed before the node has opened its terminal is echoed
+        # by it, byte by byte, and lost.
+        probe = r" printf '\036%s>0\036' {nonce}"
+        if not await self._ask(wire, probe, _OPENING_PATIENCE, silence):
+            return False
+        # From here on somebody is there; on a busy host it may be slow.
+        if not await self._ask(wire, _STAGE, _STAGE_PATIENCE, _STAGE_PATIENCE):
+            return False
         for function in _FUNCTIONS:
             self._send(function)
-        self._send(rf"printf '\036%s>0\036' {self._nonce_of(capture)}")
+        return await self._ask(wire, probe, _STAGE_PATIENCE, _STAGE_PATIENCE)
+
+    async def _ask(self, wire: _Wire, line: str, patience: float, silence: float) -> bool:
+        """Send ``line`` and tell whether its marker came within ``patience`` seconds."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        nonce = secrets.token_hex(8)
+        capture = _Capture(nonce, lambda _data: None)
+        wire.listener = capture.feed
+        sent = wire.received
+        self._send(line.replace("{nonce}", nonce))
         try:
-            await self._first(wire, capture.status, _OPENING_PATIENCE)
-        except TimeoutError:
+            while (now := loop.time()) < deadline:
+                spoke = wire.received > sent
+                if spoke and now >= wire.last_heard + silence:
+                    return False  # a prompt came, and nothing after it: it did not get the line
+                step = min(wire.last_heard + silence if spoke else now + _SETTLE, deadline) - now
+                with contextlib.suppress(TimeoutError):
+                    await self._first(wire, capture.status, step)
+                    return True
+            if wire.received == sent:
+                # Nobody there. A fresh prompt makes itself heard, an earlier loop does not.
+                wire.heard.clear()
+                heard = asyncio.ensure_future(wire.heard.wait())
+                try:
+                    await self._first(wire, heard, _OPENING_PAUSE)
+                except TimeoutError:
+                    pass
+                finally:
+                    heard.cancel()
             return False
         finally:
             wire.listener = None
-        return True
 
     @staticmethod
     def _nonce_of(capture: _Capture) -> str:
         return capture._end[1:-1].decode()
 
-    async def _first(
-        self, wire: _Wire, future: asyncio.Future[int] | asyncio.Future[None], timeout: float | None
-    ) -> None:
+    async def _first(self, wire: _Wire, future: asyncio.Future[Any], timeout: float | None) -> None:
         """Wait for ``future``; raise ``ShellError`` when the connection or the guest goes first."""
         self._lost = asyncio.get_running_loop().create_future()
         await asyncio.wait(
@@ -420,7 +484,7 @@ class Shell:
 
     async def _job(
         self,
-        line: str,
+        line: str | Callable[[], str],
         timeout: float | None,
         on_output: Callable[[bytes], None],
         collected: bytearray | None,
@@ -465,7 +529,8 @@ class Shell:
                 wire.listener = capture.feed
                 running = False
                 try:
-                    self._send(line.replace("{nonce}", nonce, 1))
+                    text = line if isinstance(line, str) else line()
+                    self._send(text.replace("{nonce}", nonce, 1))
                     running = True
                     patience = left()
                     patience = (
