@@ -38,7 +38,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from meshlab import hwsim, ieee80211
-from meshlab.hwsim import RateFlag, TxFlag
+from meshlab.hwsim import Command, RateFlag, TxFlag
 from meshlab.medium.airtime import EDCA, AirtimeModel, Band, Standard, Timing, band
 from meshlab.medium.config import NodeConfig, RadioConfig
 from meshlab.medium.error import Curve, ErrorModel, Textbook
@@ -68,6 +68,12 @@ KERNEL_KEEPS = 100
 """Frames left of a radio's queue when its kernel has dropped the oldest (``WARN_QUEUE``)."""
 
 _RECENT = 1024
+
+# Enumerations are slow where every frame passes.
+_NO_ACK = int(TxFlag.NO_ACK)
+_STAT_ACK = int(TxFlag.STAT_ACK)
+_ECHOED = int(TxFlag.REQ_TX_STATUS | TxFlag.NO_ACK)
+_FRAME = int(Command.FRAME)
 _SEQ_MASK = 0xFFFFFFFF
 _FRAMING = struct.Struct("<IB")
 _NLMSG = struct.Struct("<IH")
@@ -484,9 +490,9 @@ class Engine:
             self.now = now
         if kind == node.family and kind:
             command = buffer[start + 16]
-            if command == hwsim.Command.FRAME:
+            if command == _FRAME:
                 self._frame(node, hwsim.decode_frame(buffer, start, start + length))
-            elif command in (hwsim.Command.ADD_MAC_ADDR, hwsim.Command.DEL_MAC_ADDR):
+            elif command in (Command.ADD_MAC_ADDR, Command.DEL_MAC_ADDR):
                 self._address(node, hwsim.parse(buffer, start, start + length))
             elif node.session is not None:
                 node.session.message(hwsim.parse(buffer, start, start + length))
@@ -500,7 +506,7 @@ class Engine:
         radio = node.by_key.get(key)
         if radio is None:
             self.stats.unknown_radio += 1
-        elif message.command == hwsim.Command.ADD_MAC_ADDR:
+        elif message.command == Command.ADD_MAC_ADDR:
             self._own(radio, address)
         elif address != radio.key:
             # Several interfaces share the radio's own address; others return with their next frame.
@@ -550,9 +556,7 @@ class Engine:
             series = self._make_series(key)
         sent.series = series
         sent.vector = series[0][0]
-        sent.need_ack = not (
-            frame[4] & 1 or got.flags & TxFlag.NO_ACK or ieee80211.wants_no_ack(frame)
-        )
+        sent.need_ack = not (frame[4] & 1 or got.flags & _NO_ACK or ieee80211.wants_no_ack(frame))
         sent.stage = sent.tries = sent.attempts = 0
         sent.slot = times.slot
         sent.aifs = times.sifs + contention.aifsn * times.slot
@@ -1086,16 +1090,16 @@ class Engine:
         tx_info = self._reports.get(key)
         if tx_info is None:
             tx_info = self._make_report(sent, stage, tries)
-        flags = sent.flags & (TxFlag.REQ_TX_STATUS | TxFlag.NO_ACK)
+        flags = sent.flags & _ECHOED
         if acked:
-            flags |= TxFlag.STAT_ACK
+            flags |= _STAT_ACK
         out = node.out
         if not out:
             node.wake()
         out.append(_TX_INFO_FRAMING)
         out.append(
             hwsim.encode_tx_info(
-                node.family, 0, radio.key, int(flags), sent.signal, tx_info, sent.cookie
+                node.family, 0, radio.key, flags, sent.signal, tx_info, sent.cookie
             )
         )
 
