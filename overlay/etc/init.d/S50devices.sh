@@ -2,46 +2,76 @@
 # SPDX-License-Identifier: Apache-2.0
 # Programs that only some machines need are given to init where their device exists: shells on the
 # terminals that are there, and the simulator's relay.
-# Read by rcS.
+#
+# Read by rcS, whose say it uses.
 
+known=' '
+new=''
+
+# $1: a device; $2: init's line for what uses it.
 add_line() {
-	echo "$1" >>/etc/inittab
+	known="$known$1 "
+	new=1
+	echo "$2" >>/etc/inittab
+}
+
+add_virtual() {
+	# Channels by which a simulator runs commands. The driver makes the names hvc0 to hvc7 together,
+	# only those with a channel behind them can be opened. In a shell of its own, which leads no
+	# session and so does not take the terminal for its own.
+	for tty in hvc0 hvc1 hvc2 hvc3; do
+		case $known in *" $tty "*) continue ;; esac
+		if [ -c /dev/$tty ] && (: </dev/$tty) 2>/dev/null; then
+			add_line $tty "$tty::respawn:/bin/sh"
+		fi
+	done
+	# A simulated radio: the port of this name exists in the simulator and nowhere else.
+	for name in /sys/class/virtio-ports/*/name; do
+		case $known in *' relay '*) break ;; esac
+		port=''
+		[ ! -r "$name" ] || read -r port <"$name"
+		[ "$port" = thicket.hwsim.0 ] || continue
+		if modprobe mac80211_hwsim radios=0; then
+			add_line relay '::respawn:/usr/sbin/hwsim-relay thicket.hwsim.0'
+		else
+			known="${known}relay "
+			say 3 "no simulated radio: mac80211_hwsim could not be loaded"
+		fi
+	done
+}
+
+# Init reads its table again, at once or when rcS has ended.
+tell_init() {
+	if [ -n "$new" ]; then
+		new=''
+		kill -HUP 1
+	fi
 }
 
 for tty in ttyS0 ttyAMA0 ttyAMA10; do
 	# A serial port that the driver has a name for but no hardware has type 0 (PORT_UNKNOWN).
-	if [ -c /dev/$tty ] && { ! read -r type </sys/class/tty/$tty/type || [ "$type" != 0 ]; }; then
-		add_line "$tty::respawn:-/bin/sh"
-	fi
-done 2>/dev/null
-
-# The channels by which a simulator runs commands. The driver makes all names of /dev/hvc* at once,
-# the ports tell how many consoles there really are: those without a name of a program's choice.
-hvc=0
-for port in /sys/class/virtio-ports/*; do
-	[ -e "$port" ] || continue
-	name=''
-	[ ! -r "$port/name" ] || read -r name <"$port/name"
-	case $name in
-	'')
-		add_line "hvc$hvc::respawn:/bin/sh"
-		hvc=$((hvc + 1))
-		;;
-	esac
-done
-
-# A simulated radio: the virtio port of this name exists in the simulator and nowhere else.
-for name in /sys/class/virtio-ports/*/name; do
-	[ -e "$name" ] || continue
-	read -r port <"$name"
-	if [ "$port" = thicket.hwsim.0 ]; then
-		if modprobe mac80211_hwsim radios=0; then
-			add_line '::respawn:/usr/sbin/hwsim-relay thicket.hwsim.0'
-		else
-			say 3 "no simulated radio: mac80211_hwsim could not be loaded"
-		fi
+	type=''
+	[ ! -r /sys/class/tty/$tty/type ] || read -r type </sys/class/tty/$tty/type
+	if [ -c /dev/$tty ] && [ "$type" != 0 ]; then
+		add_line $tty "$tty::respawn:-/bin/sh"
 	fi
 done
 
-# Init reads its table again once this script has ended.
-kill -HUP 1
+add_virtual
+tell_init
+
+# The host names its ports one by one, and on a busy host not before now: look again a few times,
+# ever more seldom, until one round after the relay's port.
+for driver in /sys/bus/virtio/drivers/virtio_console/virtio*; do
+	[ -e "$driver" ] || continue
+	(
+		for delay in 0.1 0.2 0.4 0.8 1.5 3 6 12 24; do
+			last=$known
+			sleep $delay
+			add_virtual
+			tell_init
+			case $last in *' relay '*) break ;; esac
+		done
+	) &
+	break
+done

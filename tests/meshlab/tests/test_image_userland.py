@@ -28,6 +28,7 @@ def recipe(files: tuple[str, ...], unwanted: tuple[str, ...] = ()) -> tree.Recip
         files=files,
         unwanted=unwanted,
         applets_unwanted=(),
+        aside={},
     )
 
 

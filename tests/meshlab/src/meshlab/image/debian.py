@@ -44,6 +44,14 @@ def _explain(error: ImageError) -> ImageError:
     )
 
 
+def _download(directory: Path, packages: Iterable[str]) -> str:
+    """Return a hook of mmdebstrap that downloads packages to ``directory``, and stays there."""
+    return (
+        f"cd {shlex.quote(str(directory))} && "
+        f'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download {shlex.join(packages)}'
+    )
+
+
 def extract(
     runner: Runner,
     log: Path,
@@ -52,12 +60,25 @@ def extract(
     architecture: str,
     packages: Iterable[str],
     directory: Path,
+    aside: Iterable[str] = (),
+    aside_directory: Path | None = None,
 ) -> None:
-    """Unpack ``packages`` and all that they depend on into ``directory``, running none of it."""
+    """Unpack ``packages`` and all that they depend on into ``directory``, running none of it.
+
+    The packages ``aside`` are unpacked alone, each to ``aside_directory/NAME``.
+    """
     command = _command(suite, architecture, "extract", directory)
+    options = [f"--include={','.join(packages)}"]
+    if aside_directory is not None:
+        aside_directory.mkdir()
+        options += [
+            f"--extract-hook={_download(aside_directory, [name])}"
+            f" && dpkg-deb -x {shlex.quote(name)}_*.deb {shlex.quote(name)}"
+            for name in aside
+        ]
     try:
         runner.run(
-            [*command[:1], f"--include={','.join(packages)}", *command[1:]],
+            [*command[:1], *options, *command[1:]],
             log,
             what="unpacking Debian's packages",
         )
@@ -76,11 +97,8 @@ def download(
 ) -> dict[str, Path]:
     """Download ``packages``, without what they depend on, to ``directory``: name -> .deb file."""
     wanted = list(packages)
-    hook = (
-        f"cd {shlex.quote(str(directory))} && "
-        f'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download {shlex.join(wanted)}'
-    )
     command = _command(suite, architecture, "custom", directory / "root")
+    hook = _download(directory, wanted)
     try:
         runner.run(
             [*command[:1], f"--extract-hook={hook}", *command[1:]],

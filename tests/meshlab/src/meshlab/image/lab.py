@@ -31,10 +31,16 @@ RECIPE = "1"
 """Raised when the code that builds changes what it makes of the same inputs."""
 
 CMDLINE = (
-    "console=ttyS0 quiet root=/dev/vda ro rootfstype=erofs "
+    "quiet norandmaps no_timer_check root=/dev/vda ro rootfstype=erofs "
     "thicket.data=/dev/vdb thicket.boot=/dev/vdc"
 )
-"""Kernel command line: first disk the root, second the data, third the configuration."""
+"""Kernel command line: first disk the root, second the data, third the configuration.
+
+``norandmaps``: QEMU keeps translated code by its virtual address; programs that are at another
+address at each start are translated again at each start, which makes one 5 to 10 times slower.
+``no_timer_check``: not to try for 40 ms whether an emulated timer interrupts. The console is the
+machine's business.
+"""
 
 STAGES = ("source", "kernel", "userland", "python", "relay", "lab")
 
@@ -151,6 +157,7 @@ class Builder:
             *("files", *recipe.files),
             *("unwanted", *recipe.unwanted),
             *("applets", *recipe.applets_unwanted),
+            *("aside", repr(sorted(recipe.aside.items()))),
         ).key()
 
         def make(directory: Path, log: Path) -> None:
@@ -164,12 +171,21 @@ class Builder:
                 architecture=recipe.architecture,
                 packages=recipe.packages,
                 directory=unpacked,
+                aside=sorted({package for package, _path in recipe.aside.values()}),
+                aside_directory=directory / "aside",
             )
             stage.doing("choosing files")
             root = directory / "root"
             root.mkdir()
             userland.select(unpacked, root, recipe)
-            userland.link_applets(self.runner, log, root, recipe.applets_unwanted)
+            userland.place_aside(directory / "aside", root, recipe)
+            userland.link_applets(
+                self.runner,
+                log,
+                root,
+                busyboxes=["busybox-static", "busybox"],
+                unwanted=recipe.applets_unwanted,
+            )
             stage.doing("compiling Python's library")
             version = userland.python_version(root)
             library = f"usr/lib/python{version}"
@@ -181,6 +197,7 @@ class Builder:
             packages.parent.mkdir(parents=True)
             packages.symlink_to(f"../python{version}/site-packages")
             shutil.rmtree(unpacked)
+            shutil.rmtree(directory / "aside")
 
         return self._obtain("userland", key, "taking the userland from Debian", make) / "root"
 
@@ -310,6 +327,7 @@ class Builder:
                     errors.sort(key=lambda error: isinstance(error, CancelledBuildError))
                     raise errors[0]
             except BaseException:
+                self.progress.line("stopping, and removing what is not finished")
                 self.runner.cancel()
                 raise
             base, packages = base_side.result()

@@ -38,6 +38,8 @@ class Recipe:
     """Patterns of what ``files`` would keep and a node never uses."""
     applets_unwanted: tuple[str, ...]
     """BusyBox applets that make no sense on a node."""
+    aside: dict[str, tuple[str, str]]
+    """Programs of packages that exclude one of ``packages``: name here -> package, path there."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,14 @@ class Tree:
                 files=tuple(data["userland"]["files"]),
                 unwanted=tuple(data["userland"]["unwanted"]),
                 applets_unwanted=tuple(data["userland"]["applets-unwanted"]),
+                aside={
+                    name: (package, path)
+                    for name, (package, path) in data["userland"]["aside"].items()
+                },
             )
         except KeyError as error:
             raise ImageError(f"{path}: the key {error} is missing") from error
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ImageError(f"{path} cannot be used: {error}") from error
 
     def requirements(self) -> list[str]:

@@ -36,17 +36,12 @@ sys.exit(not ok)
 """
 
 
-def _within(unpacked: Path, path: Path) -> Path:
-    """Return where ``path`` leads inside the unpacked root, links followed as on the node."""
-    for _ in range(20):
-        if not path.is_symlink():
-            return path
-        target = path.readlink()
-        if target.is_absolute():
-            path = unpacked / target.relative_to("/")
-        else:
-            path = Path(os.path.normpath(path.parent / target))
-    raise ImageError(f"{path}: a chain of links without an end")
+def _target(unpacked: Path, link: Path) -> Path:
+    """Return what a link points to on the node, as a path below ``unpacked``."""
+    target = link.readlink()
+    if target.is_absolute():
+        return unpacked / target.relative_to("/")
+    return Path(os.path.normpath(link.parent / target))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -97,9 +92,10 @@ def select(unpacked: Path, root: Path, recipe: Recipe) -> list[str]:
         done.add(str(name))
         _copy(path, root / name)
         if path.is_symlink():
-            end = _within(unpacked, path)
-            if end.is_file():
-                todo.append(end)
+            # One step: a link to a link needs both.
+            target = _target(unpacked, path)
+            if target.is_symlink() or target.is_file():
+                todo.append(target)
             continue
         for library in elf.needed(path):
             place = unpacked / LIBRARIES / library
@@ -109,37 +105,51 @@ def select(unpacked: Path, root: Path, recipe: Recipe) -> list[str]:
     return sorted(done)
 
 
-def link_applets(runner: Runner, log: Path, root: Path, unwanted: Iterable[str]) -> None:
-    """Make BusyBox's applets programs, as far as there is no other program of the name."""
-    names: list[str] = []
-    listing: list[str] = []
-    runner.run(
-        [
-            root / LOADER,
-            "--library-path",
-            root / LIBRARIES,
-            root / "usr/bin/busybox",
-            "--list-full",
-        ],
-        log,
-        what="asking busybox for its applets",
-        on_line=listing.append,
-    )
+def place_aside(directory: Path, root: Path, recipe: Recipe) -> None:
+    """Copy the programs of packages that were unpacked alone, below ``directory``, to ``root``."""
+    for name, (package, path) in recipe.aside.items():
+        source = directory / package / path
+        if not source.is_file():
+            raise ImageError(f"lab-image.toml: the package {package} holds no {path}")
+        _copy(source, root / name)
+
+
+def link_applets(
+    runner: Runner, log: Path, root: Path, *, busyboxes: Iterable[str], unwanted: Iterable[str]
+) -> None:
+    """Make BusyBox's applets programs, as far as there is no other program of the name.
+
+    ``busyboxes`` are programs in ``usr/bin``: each serves the applets that those before it lack,
+    except that the shell is always the last one's (see ``board/qemu/lab-image.toml``).
+    """
+    programs = list(busyboxes)
     skip = set(unwanted)
-    for line in listing:
-        place = PurePath(line.strip())
-        names.append(place.name)
-        if place.name in skip or any(
-            (root / d / place.name).exists() for d in ("usr/bin", "usr/sbin")
-        ):
-            continue
-        # usr-merged: bin and sbin are links to the directories below usr.
-        directory = root / "usr" / ("sbin" if "sbin" in place.parts else "bin")
-        directory.mkdir(parents=True, exist_ok=True)
-        target = "busybox" if directory.name == "bin" else "../bin/busybox"
-        (directory / place.name).symlink_to(target)
-    if "init" not in names or "sh" not in names:
-        raise ImageError(f"busybox listed no init and sh: see {log}")
+    for program in programs:
+        last = program == programs[-1]
+        listing: list[str] = []
+        path = root / "usr" / "bin" / program
+        loader: list[str | Path] = []
+        if elf.needed(path):
+            loader = [root / LOADER, "--library-path", root / LIBRARIES]
+        runner.run(
+            [*loader, path, "--list-full"],
+            log,
+            what=f"asking {program} for its applets",
+            on_line=listing.append,
+        )
+        places = [PurePath(line.strip()) for line in listing]
+        if not any(place.name == "sh" for place in places):
+            raise ImageError(f"{program} listed no shell among its applets: see {log}")
+        for place in places:
+            if place.name in skip or (place.name in ("sh", "ash") and not last):
+                continue
+            if any((root / "usr" / where / place.name).exists() for where in ("bin", "sbin")):
+                continue
+            # usr-merged: bin and sbin are links to the directories below usr.
+            where = "sbin" if "sbin" in place.parts else "bin"
+            link = root / "usr" / where / place.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(program if where == "bin" else f"../bin/{program}")
 
 
 def python_version(root: Path) -> str:
