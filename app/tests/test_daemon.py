@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,6 +146,11 @@ class FakeParts(Parts):
         return node
 
 
+@pytest.fixture(autouse=True)
+def not_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "LATER", 0.0)
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
     made = Paths(str(tmp_path))
@@ -227,6 +233,15 @@ class TestLife:
             assert await asyncio.to_thread(daemon.stop_radio, paths) == 0
             assert mesh.left
             assert await asyncio.wait_for(run.task, 10) == 0
+
+    def test_there_is_only_one(self, paths: Paths) -> None:
+        first = daemon.only_one(paths)
+        assert first is not None
+        assert daemon.only_one(paths) is None
+        os.close(first)
+        second = daemon.only_one(paths)
+        assert second is not None
+        os.close(second)
 
     def test_stop_radio_without_a_daemon(
         self, paths: Paths, capsys: pytest.CaptureFixture[str]
@@ -496,7 +511,12 @@ class TestNodes:
             await run.until(lambda: run.daemon.times.values["first_node"], "connected")
             (node,) = (await run.ask("nodes"))["cluster"]["nodes"]
             assert (node["name"], node["state"]) == (f"thicket@{address}", "up")
-            for name in (f"thicket@{address}", f"{PREFIX}:0:0:0:0077", "n-000000000077", "77"):
+            for name in (
+                f"thicket@{PREFIX}:0:0:0:0077",
+                f"{PREFIX}:0:0:0:0077",
+                "n-000000000077",
+                "77",
+            ):
                 assert (await run.ask("ping", node=name))["node"] == f"thicket@{address}"
             with pytest.raises(ClientError, match="known are"):
                 await run.ask("ping", node="n-123")
@@ -671,3 +691,15 @@ class TestFleet:
             node.ask("reload")
             node.name = node.name.replace(PREFIX, "fd00:9:9:9")
         fleet.until(lambda: fleet.formed(a, b), "both see each other at their new addresses")
+
+
+def test_the_guide_names_every_problem_and_method() -> None:
+    """docs/node.md promises codes that stay; one that it does not name is not promised."""
+    tree = Path(__file__).parents[2]
+    guide = (tree / "docs/node.md").read_text(encoding="utf-8")
+    source = (tree / "app/src/thicket/daemon.py").read_text(encoding="utf-8")
+    codes = set(re.findall(r'problems\.report\(\s*[\w."]+,\s*"([\w-]+)"', source))
+    assert {"no-chip", "invalid", "duplicate-address", "settings"} <= codes
+    methods = set(re.findall(r'"([\w-]+)": self\._on_', source))
+    assert {"status", "config-apply"} <= methods
+    assert {word for word in codes | methods if f"`{word}`" not in guide} == set()

@@ -152,7 +152,7 @@ class TestApply:
     def test_it_is_mounted_when_it_was_not(self, paths: Paths, card: list[str]) -> None:
         Path(paths.mounts).write_text("")
         store.apply(paths, b"")
-        assert card[0] == f"-t vfat -o ro,sync,noatime /dev/vdc {paths.boot}"
+        assert card[0] == f"-t vfat -o ro,nosuid,nodev,noexec,noatime /dev/vdc {paths.boot}"
 
     def test_faults_are_found_before_anything_is_written(
         self, paths: Paths, card: list[str]
@@ -191,3 +191,21 @@ class TestSource:
         assert store.source(paths) == ("", paths.local)
         Path(paths.device).write_bytes(b"\xef\xbb\xbf[mesh]\r\n")
         assert store.source(paths) == ("[mesh]\n", paths.device)
+
+    def test_the_boot_partition_s_own_file_not_the_copy(
+        self, paths: Paths, card: list[str]
+    ) -> None:
+        target = f"{paths.boot}/thicket.toml"
+        Path(paths.device).write_text('[mesh]\nid = "tried by hand"\n')
+        assert store.source(paths) == ("", target)
+        Path(target).write_text('[mesh]\nid = "card"\n')
+        assert store.source(paths) == ('[mesh]\nid = "card"\n', target)
+        assert card == []
+
+    def test_an_unmounted_boot_partition_is_mounted_before_its_file_is_missed(
+        self, paths: Paths, card: list[str]
+    ) -> None:
+        """Otherwise an edit would replace the whole file by one line."""
+        Path(paths.mounts).write_text("")
+        store.source(paths)
+        assert len(card) == 1

@@ -14,6 +14,7 @@ configuration again.
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import os
 import signal
@@ -44,6 +45,9 @@ FAILURE_WINDOW: Final = 300.0
 PAUSES: Final = (0.5, 2.0, 5.0, 15.0, 30.0)
 #: Seconds that a part has for a clean end.
 GRACE: Final = 3.0
+#: What may wait does so for some seconds after joining, and at most for so many without.
+LATER: Final = 2.0
+LATER_AT_MOST: Final = 60.0
 #: Seconds between two looks for a chip that was missing at the start.
 CHIP_AGAIN: Final = 60.0
 #: Seconds for which a beacon with our own address counts as a problem.
@@ -403,8 +407,10 @@ class Daemon:
 
     async def _run_care(self) -> None:
         """What may wait until the node runs: the last good configuration, and a missing chip."""
-        await self._joined.wait()
-        gc.collect()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LATER_AT_MOST):
+                await self._joined.wait()
+        await asyncio.sleep(LATER)
         gc.freeze()  # what is there now stays; later collections need not look at it
         gc.enable()
         self._write_machine_id()
@@ -653,11 +659,11 @@ class Daemon:
         That is a full name, an address in any form, a host name (``n-`` and the 12 digits of the
         identity), or the last digits of one as long as only one node matches. Raises RequestError.
         """
-        if "@" in text:
-            return text
-        cluster = self.settings.cluster.name
+        cluster, _, host = text.rpartition("@")
         with contextlib.suppress(ValueError):
-            return f"{cluster}@{IPv6Address(text)}"
+            return f"{cluster or self.settings.cluster.name}@{IPv6Address(host)}"
+        if cluster:
+            return text
         known: set[str] = {self.node.name} if self.node is not None else set()
         known |= {entry["name"] for entry in self.nodes()}
         digits = text.lower().removeprefix("n-")
@@ -748,6 +754,21 @@ def stop_radio(paths: Paths) -> int:
     return 0
 
 
+def only_one(paths: Paths) -> int | None:
+    """Take the lock of the one daemon of this machine; None when another process has it.
+
+    The kernel lets go of it when the process ends, however that happens.
+    """
+    os.makedirs(paths.run, exist_ok=True)  # noqa: PTH103
+    lock = os.open(paths.run + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
 async def _serve(paths: Paths, loaded: Loaded) -> int:
     return await Daemon(paths, loaded).run()
 
@@ -764,6 +785,10 @@ def main() -> int:
     paths = Paths()
     loaded = config.load(paths)
     log.setup(loaded.settings.log.level)
+    lock = only_one(paths)
+    if lock is None:
+        logger.error("another thicketd is running; this one ends")
+        return 1
     try:
         return asyncio.run(_serve(paths, loaded))
     except Exception:

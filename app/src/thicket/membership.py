@@ -26,7 +26,7 @@ log = getLogger("thicket.membership")
 PATIENCE: Final = (1.5, 3.0)
 #: Pause before the second, third ... attempt in seconds; the last one repeats. Each is drawn from
 #: three quarters to five quarters of it.
-PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 #: Attempts at the same time: a mesh that comes up at once must not drown in its own handshakes.
 PARALLEL: Final = 4
 #: A silence after which a beacon means that the node may have come back, in seconds.

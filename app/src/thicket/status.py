@@ -193,7 +193,7 @@ class Writer:
 
     def write(self) -> None:
         """Write now. A full or missing file system is logged once and tried again."""
-        data = json.dumps(self.document(), separators=(",", ":"), allow_nan=False)
+        data = json.dumps(self.document(), separators=(",", ":"))
         try:
             write_atomically(self.path, data.encode() + b"\n", durable=False)
         except OSError as e:

@@ -21,18 +21,24 @@ class StoreError(Exception):
 
 
 def source(paths: Paths) -> tuple[str, str]:
-    """The text of the configuration file in use and its path; ("", path to be) without one.
+    """The text of the device's configuration file and its path; ("", path to be) without one.
 
     Raises StoreError when it cannot be read, ConfigError when it is not UTF-8.
     """
-    for path in (paths.device, paths.local):
+    device = config.boot_device(paths)
+    if device is None:
+        places = [paths.device, paths.local]
+    else:
+        _mount_boot(paths, device)
+        places = [f"{paths.boot}/{_NAME}"]
+    for path in places:
         try:
             return config.decode(config.read_limited(path), path), path
         except FileNotFoundError:
             continue
         except OSError as e:
             raise StoreError(f"cannot read {path}: {e.strerror}") from e
-    return "", paths.device if config.boot_device(paths) else paths.local
+    return "", places[-1]
 
 
 def apply(paths: Paths, data: bytes) -> str:
@@ -61,14 +67,19 @@ def apply(paths: Paths, data: bytes) -> str:
 
 def _write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
     """Replace the file on the boot partition, which is writable only for that moment."""
-    if not config.boot_mounted(paths):
-        _mount(["-t", "vfat", "-o", "ro,sync,noatime", device, paths.boot])
+    _mount_boot(paths, device)
     _mount(["-o", "remount,rw", paths.boot])
     try:
         config.write_atomically(target, data)
         os.sync()
     finally:
         _mount(["-o", "remount,ro", paths.boot])
+
+
+def _mount_boot(paths: Paths, device: str) -> None:
+    """Mount the boot partition as init does, when it is not."""
+    if not config.boot_mounted(paths):
+        _mount(["-t", "vfat", "-o", "ro,nosuid,nodev,noexec,noatime", device, paths.boot])
 
 
 def _mount(arguments: list[str]) -> None:
