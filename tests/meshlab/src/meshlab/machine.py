@@ -183,7 +183,9 @@ def command(spec: MachineSpec) -> list[str]:
     arguments += _ports(spec)
     arguments += ["-device", f"virtio-rng-{board.transport}"]
     if spec.chip:
-        arguments += ["-chardev", f"socket,id=chip,path={CHIP_SOCKET},reconnect=1"]
+        # No reconnect=: the device wants its back end at once, and a QEMU that may connect later
+        # gives up ("vhost_backend_init failed"). The chip listens before QEMU starts.
+        arguments += ["-chardev", f"socket,id=chip,path={CHIP_SOCKET}"]
         arguments += ["-device", f"vhost-user-i2c-{board.transport},chardev=chip"]
     if board.watchdog:
         arguments += ["-device", board.watchdog, "-action", "watchdog=reset"]
