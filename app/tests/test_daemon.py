@@ -28,6 +28,7 @@ from thicket.client import ClientError, request
 from thicket.config import Paths, Settings
 from thicket.daemon import Daemon, Part, Parts, host_digits
 from thicket.identity import Identity
+from thicket.radio import MeshSettings
 from thicket.status import Problems
 
 SERIAL = bytes.fromhex("01236f44e3c6b802ee")  # of the published example
@@ -496,6 +497,37 @@ class TestReload:
             values = (await run.ask("config"))["values"]
             assert values["cluster"]["cookie"] == config.MASK
             assert values["mesh"]["channel"] == "1"
+
+
+class TestMeshSettings:
+    def test_the_schema_s_defaults_are_the_radio_s(self) -> None:
+        assert Parts().mesh_settings(Settings()) == MeshSettings()
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("id", "x"), ("channel", 6), ("country", "DE"), ("beacon_interval", 100),
+            ("peering_retries", 1), ("peering_timeout", 40), ("max_inactivity", 60), ("ht", False),
+            ("max_peers", 5), ("rssi_threshold", -80), ("forwarding", False), ("gate", True),
+            ("root_mode", 4),
+        ],
+    )  # fmt: skip
+    def test_every_key_reaches_the_radio(self, key: str, value: object) -> None:
+        made = Parts().mesh_settings(Settings({"mesh": {key: value}}))
+        assert made != MeshSettings()
+        assert value in made or key == "ht"
+
+    def test_the_passphrase_only_with_sae(self) -> None:
+        values = {"security": "open", "passphrase": "correct horse"}
+        assert Parts().mesh_settings(Settings({"mesh": values})).passphrase is None
+        values["security"] = "sae"
+        assert Parts().mesh_settings(Settings({"mesh": values})).passphrase == "correct horse"
+
+    def test_no_key_is_forgotten_here(self) -> None:
+        known = {"security", "passphrase"}
+        marks = TestMeshSettings.test_every_key_reaches_the_radio.pytestmark  # type: ignore[attr-defined]
+        known |= {key for key, _ in marks[0].args[1]}
+        assert known == set(config.Mesh.keys())
 
 
 class TestNodes:

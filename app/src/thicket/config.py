@@ -400,6 +400,17 @@ class Mesh(Section):
         most=5000,
         unit="ms",
     )
+    max_inactivity = Integer(
+        30,
+        "How long a silent peer is kept, and how long one whose passphrase did not fit is shunned.",
+        least=5,
+        most=3600,
+        unit="s",
+    )
+    ht = Boolean(
+        True,
+        "Use the rates of 802.11n and later. Without it only the old ones (to 54 Mbit/s) are used.",
+    )
     max_peers = Integer(99, "How many peers the node has at most.", least=1, most=99)
     rssi_threshold = Integer(
         0,

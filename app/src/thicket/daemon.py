@@ -101,6 +101,8 @@ class Parts:
             confirm_timeout=mesh.peering_timeout,
             holding_timeout=mesh.peering_timeout,
             max_peer_links=mesh.max_peers,
+            max_inactivity=mesh.max_inactivity,
+            disable_ht=not mesh.ht,
             rssi_threshold=mesh.rssi_threshold,
             forwarding=mesh.forwarding,
             gate=mesh.gate,
