@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the other nodes: the post's beacon on [ff02::69]:49999, repeated and self-healing.
+"""Finding the other nodes: a beacon on [ff02::69]:49999, repeated and self-healing.
+
+The beacon is that of a published mesh of Nerves devices ("the post" below); its nodes and ours find
+each other.
 
 A beacon is one UDP datagram whose payload is the sender's IPv6 address as ASCII text, nothing else.
 It is multicast to the link (an 802.11s mesh is one link, so it reaches every node of it) when the
