@@ -293,8 +293,8 @@ class Boolean(Key[bool]):
 class Prefix(Key[IPv6Interface]):
     """The first half of every node's address, with the length that is on-link.
 
-    The value is an interface, not a network, because the form that Nerves meshes use is valid: address bits of the
-    subnet ``fd12:3456:789a:1::`` with /48 on-link.
+    The value is an interface, not a network, because the form that Nerves meshes use is valid:
+    address bits of the subnet ``fd12:3456:789a:1::`` with /48 on-link.
     """
 
     type_name = "prefix"
