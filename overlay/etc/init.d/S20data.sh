@@ -18,13 +18,14 @@ data_state() {
 }
 
 data_make() {
-	# Blocks of 4 KiB whatever the size: the card's pages are no smaller.
-	mke2fs -q -F -t ext4 -b 4096 -m 1 -L thicket-data -E nodiscard,lazy_itable_init=0 "$device" \
-		>/dev/null 2>&1
+	# Blocks of 4 KiB whatever the size: the card's pages are no smaller. Inodes for files of 16 KiB
+	# and more. All tables written now: nothing then works on the disk behind everybody's back.
+	mke2fs -q -F -t ext4 -b 4096 -i 16384 -m 1 -L thicket-data \
+		-E nodiscard,lazy_itable_init=0 "$device" >/run/thicket/mke2fs.log 2>&1
 }
 
 data_mount() {
-	mount -t ext4 -o noatime,nosuid,nodev,errors=remount-ro "$device" /data
+	mount -t ext4 -o noatime,nosuid,nodev,noinit_itable,errors=remount-ro "$device" /data
 }
 
 # $1: why. Ends with a fresh file system, or in RAM when even that cannot be made.
@@ -32,7 +33,8 @@ data_rebuild() {
 	dd if="$device" of=/run/thicket/data-head bs=1M count=4 2>/dev/null
 	if data_make && data_mount; then
 		mkdir -p /data/rescue &&
-			gzip -c /run/thicket/data-head >/data/rescue/head.img.gz
+			gzip -c /run/thicket/data-head >/data/rescue/head.img.gz &&
+			sync
 		data_state rebuilt "$1; the first 4 MiB of before are in /data/rescue/head.img.gz"
 	else
 		data_ram "$1, and a new file system could not be made on $device"
