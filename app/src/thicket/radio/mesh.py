@@ -124,6 +124,11 @@ def boot_time() -> float:
     return round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)
 
 
+def radio_names() -> list[str]:
+    """The radios that the kernel has at present."""
+    return entries(nl80211.SYSFS)
+
+
 def usb_without_driver(root: str = "/sys/bus/usb/devices") -> list[str]:
     """USB devices with an interface that no driver has taken, in words."""
     found = []
@@ -190,6 +195,7 @@ class Mesh:
         self._grouped = False
         self._joined_since: float | None = None
         self._reconfigure = False
+        self._radios: list[str] = []
         self._asked_peers = True
         self._peers: set[str] = set()
         self._stations: list[nl80211.Station] = []
@@ -399,12 +405,15 @@ class Mesh:
     async def _rest(self, seconds: float) -> None:
         """Wait for the next attempt; a new radio or new settings end the waiting at once."""
         deadline = time.monotonic() + seconds
+        radios = self._radios
         while (left := deadline - time.monotonic()) > 0:
             try:
-                kind, _ = await asyncio.wait_for(self._queue.get(), left)
+                async with asyncio.timeout(left):
+                    kind, _ = await self._queue.get()
             except TimeoutError:
                 return
-            if kind in ("radio", "settings"):
+            # our own attempts make such events too, hence the look at what has really changed
+            if kind == "settings" or (kind == "radio" and radio_names() != radios):
                 self._backoff.reset()
                 return
 
@@ -526,9 +535,9 @@ class Mesh:
 
     def _switched_off(self) -> FaultError:
         name = self._wiphy.name if self._wiphy else "the radio"
-        for entry in entries(f"/sys/class/ieee80211/{name}"):
+        for entry in entries(f"{nl80211.SYSFS}/{name}"):
             if entry.startswith("rfkill"):
-                base = f"/sys/class/ieee80211/{name}/{entry}"
+                base = f"{nl80211.SYSFS}/{name}/{entry}"
                 if read(f"{base}/hard") == "1":
                     return FaultError(
                         "radio",
@@ -642,6 +651,7 @@ class Mesh:
         self._reconfigure = False
         while not self._queue.empty():
             self._queue.get_nowait()
+        self._radios = radio_names()
         settings = self._settings
         self._grouped = False
         try:
@@ -736,7 +746,8 @@ class Mesh:
         if left <= 0 and self._queue.empty():
             return "", None
         try:
-            kind, value = await asyncio.wait_for(self._queue.get(), max(left, 0.001))
+            async with asyncio.timeout(max(left, 0.001)):
+                kind, value = await self._queue.get()
         except TimeoutError:
             return "", None
         if kind == "settings":

@@ -66,7 +66,7 @@ MPATH_SN_VALID: Final = 1 << 2
 MPATH_FIXED: Final = 1 << 3
 MPATH_RESOLVED: Final = 1 << 4
 
-_SYSFS: Final = "/sys/class/ieee80211"
+SYSFS: Final = "/sys/class/ieee80211"
 
 #: Multicast group with the coming and going of radios and interfaces.
 CONFIG_GROUP: Final = "config"
@@ -419,8 +419,8 @@ class Nl80211:
             if not wiphy.channels:  # the kernel lists the channels of one radio in a dump
                 self._complete(wiphy)
         for wiphy in found.values():
-            wiphy.driver = link_name(f"{_SYSFS}/{wiphy.name}/device/driver")
-            wiphy.mac = read(f"{_SYSFS}/{wiphy.name}/macaddress")
+            wiphy.driver = link_name(f"{SYSFS}/{wiphy.name}/device/driver")
+            wiphy.mac = read(f"{SYSFS}/{wiphy.name}/macaddress")
         return [found[index] for index in sorted(found)]
 
     def _complete(self, wiphy: Wiphy) -> None:

@@ -94,7 +94,8 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.ended.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self.ended.wait()
         if not self.ended.is_set():
             log.error("process %d cannot be killed", self.pid)
             self.release()

@@ -284,7 +284,8 @@ class Control:
             self._attached = asyncio.get_running_loop().create_future()
             try:
                 self._monitor.send(b"ATTACH")
-                await asyncio.wait_for(self._attached, timeout)
+                async with asyncio.timeout(timeout):
+                    await self._attached
             except TimeoutError:
                 raise ControlError(
                     f"wpa_supplicant did not answer ATTACH within {timeout:.0f} s"
@@ -305,7 +306,8 @@ class Control:
             self._answer = asyncio.get_running_loop().create_future()
             try:
                 self._commands.send(text.encode())
-                answer = await asyncio.wait_for(self._answer, timeout)
+                async with asyncio.timeout(timeout):
+                    answer = await self._answer
             except TimeoutError:
                 self._renew()
                 raise ControlError(

@@ -1,0 +1,636 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor, over a kernel and a wpa_supplicant that do what the test says.
+
+The same against real radios is in tests/mesh.
+"""
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Callable
+from ipaddress import IPv6Interface
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thicket.radio import Mesh, MeshSettings, mesh
+from thicket.radio import link as rtnl
+from thicket.radio.mesh import Backoff, obstacle
+from thicket.radio.netlink import NetlinkError
+from thicket.radio.nl80211 import Channel, Wiphy
+from thicket.radio.supplicant import SupplicantError
+from thicket.radio.wpa import ControlError, Event
+
+ADDRESS = IPv6Interface("fd12:3456:789a:1:0:6f44:e3c6:b802/64")
+SETTINGS = MeshSettings(mesh_id="lab")
+PEER = "02:74:68:00:00:02"
+
+
+def radio(index: int = 0, driver: str = "mt76x2u", *, mesh_point: bool = True) -> Wiphy:
+    wiphy = Wiphy(index)
+    wiphy.driver = driver
+    wiphy.mac = f"02:74:68:00:01:{index:02x}"
+    wiphy.iftypes = {2, 3, 7} if mesh_point else {2, 3}
+    wiphy.mesh_auth = True
+    wiphy.channels = {2412: Channel(disabled=False, listen_only=False, radar=False)}
+    return wiphy
+
+
+class World:
+    """What the kernel and wpa_supplicant would be like; the tests change it."""
+
+    def __init__(self) -> None:
+        self.radios = [radio()]
+        self.interfaces: dict[str, dict[str, Any]] = {}
+        self.up: set[int] = set()
+        self.next_index = 10
+        self.parameters: list[dict[str, int]] = []
+        self.stations: list[dict[str, Any]] = []
+        self.addresses: dict[str, int] = {}
+        self.new_address_flags = 0
+        self.neighbours: list[tuple[str, str]] = []
+        self.refuse_up: OSError | None = None
+        self.refuse_second_interface = False
+        self.no_nl80211 = False
+        self.start_error: SupplicantError | None = None
+        self.starts = 0
+        self.joins = True
+        self.commands: list[str] = []
+        self.command_error: ControlError | None = None
+        self.subject: Mesh | None = None
+        self.running = False
+        self.fresh = False
+        self.text = ""
+
+    def event(self, name: str, rest: str = "") -> None:
+        assert self.subject is not None
+        self.subject._wpa_event(Event(3, name, rest))
+
+    def add_interface(self, name: str, wiphy: int, kind: int) -> int:
+        self.next_index += 1
+        self.interfaces[name] = {
+            "index": self.next_index,
+            "name": name,
+            "wiphy": wiphy,
+            "type": kind,
+        }
+        return self.next_index
+
+    def pull_out(self) -> None:
+        assert self.subject is not None
+        self.radios = []
+        self.interfaces.clear()
+        self.up.clear()
+        self.subject._put("gone")
+        self.subject._put("radio")
+
+    def plug_in(self, wiphy: Wiphy) -> None:
+        assert self.subject is not None
+        self.radios = [wiphy]
+        self.subject._put("radio")
+
+
+class FakeNl80211:
+    def __init__(self, world: World) -> None:
+        if world.no_nl80211:
+            raise NetlinkError(errno.ENOENT, "no nl80211")
+        self.world = world
+        self.groups: dict[str, int] = {}
+
+    def close(self) -> None: ...
+
+    def wiphys(self) -> list[Wiphy]:
+        return self.world.radios
+
+    def interfaces(self) -> list[dict[str, Any]]:
+        return list(self.world.interfaces.values())
+
+    def add_mesh_interface(self, wiphy: Wiphy, name: str) -> dict[str, Any]:
+        if self.world.refuse_second_interface:
+            raise NetlinkError(errno.EOPNOTSUPP, "not supported")
+        self.world.add_interface(name, wiphy.index, 7)
+        return self.world.interfaces[name]
+
+    def make_mesh_point(self, ifindex: int) -> None:
+        for one in self.world.interfaces.values():
+            if one["index"] == ifindex:
+                one["type"] = 7
+
+    def remove_interface(self, ifindex: int) -> None:
+        for name, one in list(self.world.interfaces.items()):
+            if one["index"] == ifindex:
+                del self.world.interfaces[name]
+
+    def set_mesh_parameters(self, ifindex: int, parameters: dict[str, int]) -> None:
+        self.world.parameters.append(parameters)
+
+    def stations(self, ifindex: int) -> list[dict[str, Any]]:
+        return self.world.stations
+
+    def paths(self, ifindex: int) -> list[dict[str, Any]]:
+        return [
+            {"destination": PEER, "next_hop": PEER, "metric": 8193, "hops": 1, "sequence": 1,
+             "expires_ms": 5000, "flags": 1}
+        ]  # fmt: skip
+
+
+class FakeLinks:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def close(self) -> None: ...
+
+    def flags(self, index: int) -> int | None:
+        if index not in {one["index"] for one in self.world.interfaces.values()}:
+            return None
+        return rtnl.IFF_UP if index in self.world.up else 0
+
+    def set_up(self, index: int, up: bool) -> None:
+        if up and self.world.refuse_up is not None:
+            error, self.world.refuse_up = self.world.refuse_up, None
+            raise error
+        (self.world.up.add if up else self.world.up.discard)(index)
+
+    def rename(self, index: int, name: str) -> None:
+        for old, one in list(self.world.interfaces.items()):
+            if one["index"] == index:
+                del self.world.interfaces[old]
+                self.world.interfaces[name] = {**one, "name": name}
+
+    def keep_only(self, index: int, address: IPv6Interface) -> int | None:
+        flags = self.world.addresses.get(str(address.ip))
+        self.world.addresses.clear()
+        if flags is None or flags & rtnl.IFA_F_DADFAILED:
+            return None
+        self.world.addresses[str(address.ip)] = flags
+        return flags
+
+    def remove_all(self, index: int) -> None:
+        self.world.addresses.clear()
+
+    def add_address(self, index: int, address: IPv6Interface) -> None:
+        self.world.addresses[str(address.ip)] = self.world.new_address_flags
+
+    def addresses(self, index: int) -> list[dict[str, Any]]:
+        return [
+            {"address": address, "prefix_length": 64, "flags": flags, "scope": 0}
+            for address, flags in self.world.addresses.items()
+        ]
+
+    def neighbours(self, index: int) -> list[tuple[str, str]]:
+        return self.world.neighbours
+
+
+class FakeControl:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def command(self, text: str) -> str:
+        self.world.commands.append(text)
+        if self.world.command_error is not None:
+            error, self.world.command_error = self.world.command_error, None
+            raise error
+        if text == "STATUS":
+            joined = self.world.joins and not self.world.fresh
+            self.world.fresh = False
+            return "wpa_state=COMPLETED" if joined else "wpa_state=SCANNING"
+        return "OK"
+
+    async def attach(self) -> None:
+        await self.command("ATTACH")
+
+
+class FakeSupplicant:
+    def __init__(self, world: World, directory: str) -> None:
+        self.world = world
+        self.directory = directory
+        self.control_directory = directory + "/wpa"
+        self.control = FakeControl(world)
+        self.restarts = 0
+        self.adopted = False
+
+    @property
+    def pid(self) -> int | None:
+        return 77 if self.world.running else None
+
+    async def adopt(self, interface: str, ifindex: int, text: str) -> bool:
+        return self.world.running and text == self.world.text
+
+    async def start(self, interface: str, ifindex: int, text: str) -> None:
+        self.world.starts += 1
+        if self.world.start_error is not None:
+            raise self.world.start_error
+        self.world.running = self.world.fresh = True
+        self.world.text = text
+        if self.world.joins:
+            self.world.event("MESH-GROUP-STARTED", 'ssid="lab" id=0')
+
+    async def stop(self) -> None:
+        self.world.running = False
+
+    def release(self) -> None: ...
+
+    def last_words(self) -> str:
+        return ""
+
+    def exit_reason(self) -> str:
+        return "was ended by SIGKILL"
+
+
+class Running:
+    """A running Mesh, and what it told."""
+
+    def __init__(self, subject: Mesh, told: list[tuple[str, dict[str, Any]]]) -> None:
+        self.mesh = subject
+        self.told = told
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.told]
+
+    def codes(self) -> list[str]:
+        return [problem["code"] for problem in self.mesh.problems()]
+
+    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while not condition():
+            assert loop.time() < deadline, (self.mesh.state, self.mesh.problems(), self.told)
+            await asyncio.sleep(0.005)
+
+    async def joined(self) -> None:
+        await self.until(lambda: self.mesh.joined)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    one = World()
+    monkeypatch.setattr(mesh, "Nl80211", lambda: FakeNl80211(one))
+    monkeypatch.setattr(rtnl, "Links", lambda: FakeLinks(one))
+    monkeypatch.setattr(rtnl, "set_sysctl", lambda *arguments: None)
+    monkeypatch.setattr(mesh, "Supplicant", lambda directory, *rest: FakeSupplicant(one, directory))
+    monkeypatch.setattr(mesh, "radio_names", lambda: [wiphy.name for wiphy in one.radios])
+    monkeypatch.setattr(mesh, "usb_without_driver", list)
+    monkeypatch.setattr(mesh, "_FIRST_PEER_SECONDS", 0.02)
+    monkeypatch.setattr(mesh, "_ADDRESS_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(mesh, "Backoff", lambda: Backoff(first=0.01, slow=0.05))
+    return one
+
+
+@contextlib.asynccontextmanager
+async def running(world: World, settings: MeshSettings = SETTINGS) -> AsyncIterator[Running]:
+    told: list[tuple[str, dict[str, Any]]] = []
+    subject = Mesh(settings, ADDRESS, lambda kind, detail: told.append((kind, detail)))
+    world.subject = subject
+    task = asyncio.create_task(subject.run())
+    try:
+        yield Running(subject, told)
+        assert not task.done()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def station(mac: str = PEER, state: str = "ESTAB") -> dict[str, Any]:
+    return {
+        "mac": mac, "state": state, "llid": 1, "plid": 2, "signal_dbm": -50, "metric": 100,
+        "inactive_ms": 10, "connected_s": 5, "tx_kbps": 6000, "rx_kbps": 6000, "rx_bytes": 1,
+        "tx_bytes": 2, "tx_retries": 0, "tx_failed": 0,
+    }  # fmt: skip
+
+
+async def test_joining(world: World) -> None:
+    world.add_interface("wlan0", 0, 2)
+    world.up.add(world.interfaces["wlan0"]["index"])
+    async with running(world) as one:
+        await one.joined()
+        made = world.interfaces["mesh0"]
+        assert (made["type"], made["index"] in world.up) == (7, True)
+        assert world.interfaces["wlan0"]["index"] not in world.up
+        assert world.addresses == {str(ADDRESS.ip): 0}
+        assert world.parameters[0]["ttl"] == 31
+        assert one.mesh.ifindex == made["index"]
+        shown = one.mesh.snapshot()["radio"]
+        assert (shown["state"], shown["phy"], shown["interface"]) == ("joined", "phy0", "mesh0")
+        assert (shown["mesh_id"], shown["frequency"], shown["security"]) == ("lab", 2412, "open")
+        assert shown["supplicant"]["pid"] == 77
+        assert one.kinds() == ["joined"]
+        assert one.mesh.problems() == []
+
+
+async def test_peers_come_and_go_once(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        for _ in range(3):
+            world.event("MESH-PEER-CONNECTED", PEER)
+        await one.until(lambda: "peer-up" in one.kinds())
+        world.stations = [station(), station("02:74:68:00:00:03", "LISTEN")]
+        world.neighbours = [(PEER, "fe80::1"), (PEER, "fd12:3456:789a:1::2")]
+        await one.mesh.refresh()
+        shown = one.mesh.snapshot()
+        assert [(peer["mac"], peer["state"], peer["address"]) for peer in shown["peers"]] == [
+            (PEER, "ESTAB", "fd12:3456:789a:1::2"),
+            ("02:74:68:00:00:03", "LISTEN", None),
+        ]
+        assert shown["paths"][0]["active"] is True
+        world.event("MESH-PEER-DISCONNECTED", PEER)
+        await one.until(lambda: "peer-down" in one.kinds())
+        assert one.kinds().count("peer-up") == one.kinds().count("peer-down") == 1
+
+
+async def test_lost_events_are_made_up_for_by_the_station_table(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.stations = [station()]
+        one.mesh._refreshed = 0.0
+        await one.mesh.refresh()
+        assert one.told[-1] == ("peer-up", {"mac": PEER})
+
+
+async def test_the_address_is_questioned_again_before_the_first_peer(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.new_address_flags = rtnl.IFA_F_DADFAILED | rtnl.IFA_F_TENTATIVE
+        world.event("MESH-PEER-CONNECTED", PEER)
+        await one.until(lambda: one.mesh.state == "failed")
+        (problem,) = one.mesh.problems()
+        assert (problem["part"], problem["code"]) == ("radio", "address-duplicate")
+        assert str(ADDRESS.ip) in problem["message"]
+        assert one.kinds()[-2:] == ["left", "problem"]
+
+
+async def test_no_radio_and_then_one(world: World) -> None:
+    world.radios = []
+    async with running(world) as one:
+        await one.until(lambda: one.codes() == ["no-radio"])
+        assert one.mesh.state == "absent"
+        assert "MT7612U" in one.mesh.problems()[0]["message"]
+        world.plug_in(radio(4))
+        await one.joined()
+        assert one.mesh.problems() == []
+        assert one.kinds() == ["problem", "recovered", "joined"]
+
+
+async def test_no_nl80211_at_all(world: World) -> None:
+    world.no_nl80211 = True
+    async with running(world) as one:
+        await one.until(lambda: one.codes() == ["no-radio"])
+        assert "no 802.11 support" in one.mesh.problems()[0]["message"]
+
+
+async def test_a_radio_that_cannot_mesh(world: World) -> None:
+    world.radios = [radio(driver="brcmfmac", mesh_point=False)]
+    async with running(world) as one:
+        await one.until(lambda: one.mesh.state == "unsuitable")
+        message = one.mesh.problems()[0]["message"]
+        assert message.startswith("phy0 (brcmfmac) cannot do 802.11s mesh point")
+        assert "it can do: station, access point" in message
+
+
+async def test_the_radio_that_can_mesh_is_chosen(world: World) -> None:
+    world.radios = [radio(0, "brcmfmac", mesh_point=False), radio(1)]
+    async with running(world) as one:
+        await one.joined()
+        assert one.mesh.snapshot()["radio"]["phy"] == "phy1"
+
+
+async def test_an_adapter_is_pulled_out_and_plugged_in(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.pull_out()
+        await one.until(lambda: one.mesh.state == "absent")
+        assert one.mesh.ifindex is None
+        assert not world.running
+        world.plug_in(radio(1))
+        await one.joined()
+        assert one.mesh.problems() == []
+
+
+async def test_a_radio_without_a_second_interface(world: World) -> None:
+    world.add_interface("wlan0", 0, 2)
+    world.refuse_second_interface = True
+    async with running(world) as one:
+        await one.joined()
+        assert list(world.interfaces) == ["mesh0"]
+        assert world.interfaces["mesh0"]["type"] == 7
+
+
+async def test_rfkill(world: World) -> None:
+    world.refuse_up = NetlinkError(errno.ERFKILL, "Operation not possible due to RF-kill")
+    async with running(world) as one:
+        await one.until(lambda: "problem" in one.kinds())
+        assert one.told[0][1]["code"] == "rfkill"
+        await one.joined()
+
+
+async def test_a_killed_supplicant_is_started_again(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.running = False
+        one.mesh._wpa_exit()
+        await one.until(lambda: "left" in one.kinds())
+        await one.joined()
+        assert world.starts == 2
+        problem = next(detail for kind, detail in one.told if kind == "problem")
+        assert problem["part"] == "supplicant"
+        assert "was ended by SIGKILL" in problem["message"]
+        assert one.mesh.problems() == []
+
+
+async def test_a_supplicant_that_cannot_be_started(world: World) -> None:
+    world.start_error = SupplicantError("missing", "wpa_supplicant is not installed")
+    async with running(world) as one:
+        await one.until(
+            lambda: any("failures in a row" in item["message"] for item in one.mesh.problems())
+        )
+        assert one.codes() == ["supplicant-missing"]
+        assert one.kinds() == ["problem"], "told once, not at every attempt"
+        world.start_error = None
+        await one.joined()
+
+
+async def test_a_hanging_supplicant_is_replaced(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.05)
+    async with running(world) as one:
+        await one.joined()
+        world.command_error = ControlError("wpa_supplicant did not answer ATTACH within 5 s")
+        await one.until(lambda: world.starts == 2)
+        assert one.told[2][1]["code"] == "supplicant-hangs"
+        await one.joined()
+
+
+async def test_a_mesh_that_is_never_joined(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh, "_JOIN_SECONDS", 0.02)
+    world.joins = False
+    world.radios[0].channels[2412].disabled = True
+    async with running(world) as one:
+        await one.until(lambda: one.codes() == ["join-timeout"])
+        assert "2412 MHz is disabled in regulatory domain '00'" in one.mesh.problems()[0]["message"]
+
+
+async def test_a_refused_join_does_not_wait_for_the_deadline(world: World) -> None:
+    world.joins = False
+    async with running(world) as one:
+        await one.until(lambda: world.running)
+        world.event("mesh", "join error=-22")
+        await one.until(lambda: one.codes() == ["join-refused"])
+        world.joins = True
+        await one.joined()
+
+
+async def test_a_wrong_passphrase(world: World) -> None:
+    settings = SETTINGS._replace(security="sae", passphrase="wrong one")
+    async with running(world, settings) as one:
+        await one.joined()
+        for _ in range(4):
+            world.event("MESH-SAE-AUTH-FAILURE", f"addr={PEER}")
+        world.event("MESH-SAE-AUTH-BLOCKED", f"addr={PEER} duration=30")
+        await one.until(lambda: "REASSOCIATE" in world.commands)
+        (problem,) = one.mesh.problems()
+        assert problem["code"] == "sae-failure"
+        assert PEER in problem["message"]
+        assert "mesh.passphrase" in problem["message"]
+        assert one.kinds().count("problem") == 1
+        world.event("MESH-SAE-AUTH-BLOCKED", f"addr={PEER} duration=30")
+        world.event("MESH-PEER-CONNECTED", PEER)
+        await one.until(lambda: not one.mesh.problems())
+        assert world.commands.count("REASSOCIATE") == 1, "rejoining is limited"
+
+
+async def test_a_blocked_peer_is_no_reason_to_leave_the_others(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.event("MESH-PEER-CONNECTED", PEER)
+        world.event("MESH-SAE-AUTH-BLOCKED", "addr=02:74:68:00:00:09 duration=30")
+        await one.until(lambda: one.codes() == ["sae-failure"])
+        assert "REASSOCIATE" not in world.commands
+
+
+async def test_settings_change_while_running(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        with pytest.raises(ValueError, match="needs a passphrase"):
+            one.mesh.apply(SETTINGS._replace(security="sae"))
+        one.mesh.apply(SETTINGS)
+        assert one.mesh.joined
+        one.mesh.apply(SETTINGS._replace(mesh_id="other"))
+        await one.until(lambda: "left" in one.kinds())
+        await one.joined()
+        assert world.starts == 2
+        assert 'ssid="other"' in world.text
+        assert one.mesh.snapshot()["radio"]["mesh_id"] == "other"
+        one.mesh.apply(one.mesh.settings, IPv6Interface("fd00::1/64"))
+        await one.until(lambda: one.mesh.joined and "fd00::1" in world.addresses)
+        assert list(world.addresses) == ["fd00::1"]
+
+
+async def test_parameters_alone_need_no_new_process(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        one.mesh.apply(SETTINGS._replace(gate=True, root_mode=4))
+        await one.until(lambda: len(world.parameters) == 2)
+        await one.joined()
+        assert world.starts == 1
+        assert world.parameters[1]["gate_announcements"] == 1
+        assert world.parameters[1]["hwmp_rootmode"] == 4
+
+
+async def test_joining_once_more_sets_the_parameters_once_more(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.event("MESH-GROUP-STARTED", 'ssid="lab" id=0')
+        await one.until(lambda: len(world.parameters) == 2)
+        world.event("MESH-GROUP-REMOVED", "mesh0")
+        await one.until(lambda: "left" in one.kinds())
+        await one.joined()
+
+
+async def test_an_interface_taken_down_by_hand(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        assert one.mesh.ifindex is not None
+        world.up.discard(one.mesh.ifindex)
+        one.mesh._put("down")
+        await one.until(lambda: "left" in one.kinds())
+        await one.until(lambda: one.mesh.ifindex in world.up)
+        await one.joined()
+
+
+async def test_an_address_removed_by_hand_comes_back(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.addresses.clear()
+        one.mesh._put("address")
+        await one.until(lambda: str(ADDRESS.ip) in world.addresses)
+        assert one.mesh.joined
+
+
+async def test_leaving(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+    await one.mesh.leave()
+    assert not world.running
+    assert "mesh0" not in world.interfaces
+    assert not one.mesh.joined
+
+
+async def test_a_failing_listener_is_survived(world: World) -> None:
+    def listener(kind: str, detail: dict[str, Any]) -> None:
+        raise RuntimeError(kind)
+
+    subject = Mesh(SETTINGS, ADDRESS, listener)
+    world.subject = subject
+    task = asyncio.create_task(subject.run())
+    try:
+        await Running(subject, []).joined()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def test_settings_that_no_radio_can_have(world: World) -> None:
+    with pytest.raises(ValueError, match="channel 999"):
+        Mesh(SETTINGS._replace(channel=999), ADDRESS)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "words"),
+    [
+        ({}, SETTINGS, None),
+        ({"driver": "xradio_wlan"}, SETTINGS, "its driver cannot do it"),
+        ({"iftypes": set()}, SETTINGS, "nothing known"),
+        ({"mesh_auth": False}, SETTINGS, None),
+        ({"mesh_auth": False}, SETTINGS._replace(security="sae", passphrase="x"), "authenticated"),
+        ({}, SETTINGS._replace(channel=36), "no channel at 5180 MHz (it has 2.4 GHz)"),
+        ({"channels": {}}, SETTINGS._replace(channel=36), None),
+        ({}, SETTINGS._replace(radio="phy0"), None),
+        ({}, SETTINGS._replace(radio="02:74:68:00:01:00"), None),
+        ({}, SETTINGS._replace(radio="phy1"), "is not the configured radio phy1"),
+    ],
+)
+def test_obstacles(change: dict[str, Any], settings: MeshSettings, words: str | None) -> None:
+    wiphy = radio()
+    for name, value in change.items():
+        setattr(wiphy, name, value)
+    reason = obstacle(wiphy, settings)
+    assert reason is None if words is None else words in (reason or "")
+
+
+@given(st.lists(st.floats(0, 200), min_size=1, max_size=40))
+def test_backoff_never_gives_up_and_never_rushes(lasted: list[float]) -> None:
+    backoff = Backoff()
+    for seconds in lasted:
+        wait = backoff.failed(seconds)
+        assert 0.5 <= wait <= 60
+        assert wait == 60 if backoff.exhausted else wait <= 0.5 * 2 ** (backoff.failures - 1)
+
+
+def test_backoff_in_a_row() -> None:
+    backoff = Backoff()
+    assert [backoff.failed() for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 60, 60]
+    assert backoff.failed(lasted=61) == 0.5

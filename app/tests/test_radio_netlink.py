@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Netlink framing, refusals and sockets, the latter against the running kernel.
+
+The bytes are built here with struct after include/uapi/linux/netlink.h.
+"""
+
+import asyncio
+import errno
+import socket
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thicket.radio import link as rtnl
+from thicket.radio import netlink
+from thicket.radio.netlink import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError, Requests
+from thicket.radio.nl80211 import Message
+
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
+
+
+def message(
+    kind: int, payload: bytes, *, flags: int = 0, sequence: int = 7, port: int = 0
+) -> bytes:
+    return struct.pack("=IHHII", 16 + len(payload), kind, flags, sequence, port) + payload
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=40)), max_size=6))
+def test_split_finds_every_message(parts: list[tuple[int, bytes]]) -> None:
+    data = b"".join(padded(message(kind, payload)) for kind, payload in parts)
+    found = [(kind, body[16:]) for kind, _, _, _, body in netlink.split(data)]
+    assert found == parts
+
+
+@given(st.binary(max_size=200))
+def test_split_and_attributes_survive_anything(data: bytes) -> None:
+    for _, _, _, _, body in netlink.split(data):
+        assert 16 <= len(body) <= len(data)
+    assert sum(4 + len(payload) for _, payload in netlink.attributes(data)) <= len(data) + 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=8))
+def test_attributes_round_trip(parts: list[tuple[int, bytes]]) -> None:
+    assert list(netlink.attributes(b"".join(attribute(*part) for part in parts))) == parts
+
+
+def test_the_flags_in_an_attribute_type_are_left_out() -> None:
+    assert list(netlink.attributes(attribute(0x8000 | 5, b"ab"))) == [(5, b"ab")]
+
+
+def test_a_message_longer_than_the_datagram_ends_the_reading() -> None:
+    good = message(20, b"1234")
+    assert [kind for kind, *_ in netlink.split(good + struct.pack("=IHHII", 99, 21, 0, 1, 0))] == [
+        20
+    ]
+
+
+@given(st.binary(max_size=300))
+def test_decoding_anything_gives_a_message_or_nothing(data: bytes) -> None:
+    for message_class in (Message, rtnl.LinkMessage, rtnl.AddressMessage):
+        decoded = netlink.decode(message_class, data)
+        if decoded is not None:
+            decoded.get_attr("NL80211_ATTR_MAC")
+
+
+class FakeSocket:
+    """A netlink socket whose answers are written before."""
+
+    def __init__(self, *datagrams: bytes | OSError) -> None:
+        self.sent: list[bytes] = []
+        self.datagrams = list(datagrams)
+
+    def send(self, data: bytes) -> int:
+        self.sent.append(bytes(data))
+        return len(data)
+
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
+        one = self.datagrams.pop(0)
+        if isinstance(one, OSError):
+            raise one
+        return one, (0, 0)
+
+
+def requests_over(*datagrams: bytes | OSError) -> tuple[Requests, FakeSocket]:
+    requests = Requests.__new__(Requests)
+    fake = FakeSocket(*datagrams)
+    requests._sequence = 6
+    requests._socket = fake  # type: ignore[assignment]
+    return requests, fake
+
+
+def test_refusal_carries_the_kernels_words() -> None:
+    refused = struct.pack("=i", -errno.EINVAL) + struct.pack("=IHHII", 48, 1, 5, 7, 0)
+    words = attribute(1, b"Attribute failed policy validation\0")
+    flags = NLM_F_CAPPED | NLM_F_ACK_TLVS
+    requests, _ = requests_over(message(NLMSG_ERROR, refused + words, flags=flags))
+    with pytest.raises(NetlinkError, match="Attribute failed policy validation") as caught:
+        requests.request(1, Message())
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_refusal_behind_the_whole_request() -> None:
+    request = message(1, b"x" * 9)
+    refused = struct.pack("=i", -errno.EPERM) + padded(request)
+    requests, _ = requests_over(
+        message(NLMSG_ERROR, refused + attribute(1, b"no\0"), flags=NLM_F_ACK_TLVS)
+    )
+    with pytest.raises(NetlinkError, match=r"no \("):
+        requests.request(1, Message())
+
+
+def test_refusal_at_the_end_of_a_dump() -> None:
+    requests, _ = requests_over(message(NLMSG_DONE, struct.pack("=i", -errno.ENODEV)))
+    with pytest.raises(NetlinkError) as caught:
+        requests.request(1, Message(), netlink.NLM_F_DUMP)
+    assert caught.value.errno == errno.ENODEV
+
+
+def test_a_dump_that_was_interrupted_is_read_again() -> None:
+    interrupted = message(NLMSG_DONE, bytes(4), flags=netlink.NLM_F_DUMP_INTR)
+    requests, fake = requests_over(interrupted, message(NLMSG_DONE, bytes(4), sequence=8))
+    assert requests.request(1, Message(), netlink.NLM_F_DUMP) == []
+    assert [struct.unpack_from("=I", sent, 8)[0] for sent in fake.sent] == [7, 8]
+    assert fake.sent[0][12:] == fake.sent[1][12:]
+
+
+def test_a_dump_with_lost_parts_is_read_again() -> None:
+    lost = OSError(errno.ENOBUFS, "No buffer space available")
+    requests, fake = requests_over(lost, message(NLMSG_DONE, bytes(4), sequence=8))
+    assert requests.request(1, Message(), netlink.NLM_F_DUMP) == []
+    assert len(fake.sent) == 2
+
+
+def test_silence_is_a_timeout() -> None:
+    requests, _ = requests_over(BlockingIOError())
+    with pytest.raises(TimeoutError, match="no answer from the kernel"):
+        requests.request(1, Message())
+
+
+def test_answers_to_older_requests_are_left_out() -> None:
+    requests, _ = requests_over(
+        message(NLMSG_ERROR, struct.pack("=i", -errno.EPERM), sequence=3)
+        + message(NLMSG_ERROR, bytes(4), sequence=7)
+    )
+    assert requests.request(1, Message()) == []
+
+
+def test_the_kernel_answers() -> None:
+    links = rtnl.Links()
+    try:
+        index = links.index("lo")
+        assert index == socket.if_nametoindex("lo")
+        assert links.flags(index) is not None
+        assert links.index("no-such-thing") is None
+        assert links.flags(0x7FFFFFFF) is None
+    finally:
+        links.close()
+
+
+def test_a_family_that_the_kernel_lacks() -> None:
+    requests = Requests(NETLINK_GENERIC)
+    try:
+        with pytest.raises(NetlinkError) as caught:
+            netlink.family(requests, "no_such_family")
+        assert caught.value.errno == errno.ENOENT
+        number, _ = netlink.family(requests, "nlctrl")
+        assert number == 0x10  # GENL_ID_CTRL
+    finally:
+        requests.close()
+
+
+async def test_events_tell_of_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bytes]] = []
+    losses: list[int] = []
+    events = Events(
+        NETLINK_ROUTE, [1], lambda kind, data: seen.append((kind, data)), lambda: losses.append(1)
+    )
+    real = events._socket
+    try:
+        link = message(16, bytes(16))
+        fake: Any = FakeSocket(
+            OSError(errno.ENOBUFS, "No buffer space available"), link + b"\1\2", BlockingIOError()
+        )
+        events._socket = fake
+        for _ in range(3):
+            events._readable()
+        await asyncio.sleep(0)
+        assert losses == [1]
+        assert seen == [(16, link)]
+    finally:
+        events._socket = real
+        events.close()
