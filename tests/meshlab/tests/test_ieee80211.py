@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlab import ieee80211
@@ -48,6 +48,7 @@ def test_a_beacon_of_scapy() -> None:
     assert access_category(frame) is AccessCategory.VOICE
 
 
+@settings(deadline=None)
 @given(st.integers(0, 7), st.integers(0, 3), st.booleans(), st.integers(0, 0xFFFF))
 def test_a_four_address_qos_frame_of_scapy(tid: int, policy: int, retry: bool, sc: int) -> None:
     flags = "to_DS+from_DS" + ("+retry" if retry else "")
@@ -112,6 +113,7 @@ def test_frames_cut_short(frame: bytes) -> None:
         parse(frame)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
     try:
@@ -172,6 +174,7 @@ def test_rates_that_do_not_exist(index: int, flags: int, two_ghz: bool) -> None:
         rate(index, int(flags), two_ghz)
 
 
+@settings(deadline=None)
 @given(st.integers(-128, 127), st.integers(0, 65535), st.sampled_from([2412, 5180]))
 def test_every_rate_has_an_index_for_its_receiver(index: int, flags: int, frequency: int) -> None:
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlab.medium.config import (
@@ -121,6 +121,7 @@ node_configs = st.lists(names, unique=True, max_size=3).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(node_configs, st.text(max_size=5), st.text(max_size=5))
 def test_config_round_trip(nodes: tuple[NodeConfig, ...], seed: str, run: str) -> None:
     links = tuple(LinkConfig(nodes[0].name, n.name, 12.5, False) for n in nodes[1:])
@@ -128,6 +129,7 @@ def test_config_round_trip(nodes: tuple[NodeConfig, ...], seed: str, run: str) -
     assert parse_config(json.loads(json.dumps(config.to_json()))) == config
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.tuples(names, names), snr_values),
     st.dictionaries(names, st.tuples(st.floats(-9, 9), st.floats(-9, 9))),
@@ -227,6 +229,7 @@ def test_a_moved_node_follows_the_model_and_overrides_still_hold() -> None:
 # Counters.
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=200), st.floats(1, 100))
 def test_percentiles_are_at_most_an_eighth_too_high(values: list[float], percent: float) -> None:
     histogram = Histogram()

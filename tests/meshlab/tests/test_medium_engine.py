@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlab import hwsim
@@ -668,6 +668,7 @@ def test_a_link_draws_the_same_whatever_other_links_do() -> None:
 # Bad input.
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_message_is_taken_or_called_malformed(message: bytes) -> None:
     air = VirtualAir(1)
@@ -678,6 +679,7 @@ def test_any_message_is_taken_or_called_malformed(message: bytes) -> None:
     air.run(0.1)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_frame_message_does_no_harm(data: st.DataObject) -> None:
     air = VirtualAir(2, [(1, 2, GOOD)])
@@ -700,6 +702,7 @@ def test_a_damaged_frame_message_does_no_harm(data: st.DataObject) -> None:
     assert air.engine.next_event() is None
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(-128, 127), st.integers(0, 255), st.integers(0, 65535)),

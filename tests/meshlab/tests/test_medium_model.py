@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlab.hwsim import RateFlag
@@ -41,17 +41,20 @@ def threshold(r: Rate, length: int, loss: float) -> float:
 # Frame errors.
 
 
+@settings(deadline=None)
 @given(rates, snrs, st.floats(0.2, 10), lengths)
 def test_more_signal_never_loses_more(r: Rate, snr: float, more: float, length: int) -> None:
     better, worse = curve(r).loss(snr + more, length), curve(r).loss(snr, length)
     assert 0 <= better <= worse <= 1
 
 
+@settings(deadline=None)
 @given(rates, snrs, lengths, st.integers(1, 500))
 def test_longer_frames_never_lose_less(r: Rate, snr: float, length: int, more: int) -> None:
     assert curve(r).loss(snr, length) <= curve(r).loss(snr, length + more)
 
 
+@settings(deadline=None)
 @given(snrs, lengths, st.integers(0, 6))
 def test_faster_rates_of_a_family_never_lose_less(snr: float, length: int, i: int) -> None:
     """But 9 Mbit/s, which is no better than 12 (table 17-18 gives them 1 to 2 dB)."""
@@ -62,6 +65,7 @@ def test_faster_rates_of_a_family_never_lose_less(snr: float, length: int, i: in
     assert curve(slow).loss(snr, length) <= curve(fast).loss(snr, length) + 1e-9
 
 
+@settings(deadline=None)
 @given(rates, st.floats(allow_nan=False, allow_infinity=False, width=32), lengths)
 def test_any_snr_gives_a_probability(r: Rate, snr: float, length: int) -> None:
     assert 0 <= curve(r).loss(snr, length) <= 1
@@ -210,6 +214,7 @@ def test_gaps_of_the_standard() -> None:
     assert Standard().timing(LEGACY_2GHZ[0], True).ack * 1e6 == pytest.approx(10 + 304)
 
 
+@settings(deadline=None)
 @given(rates, lengths, st.integers(1, 400))
 def test_longer_frames_never_take_less(r: Rate, length: int, more: int) -> None:
     timing = Standard().timing(r, r.phy in (Phy.DSSS, Phy.CCK))
@@ -229,6 +234,7 @@ def test_free_space_loss_of_the_books() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.floats(1, 5), st.floats(1, 1e4), st.floats(1.1, 10))
 def test_log_distance(exponent: float, distance: float, factor: float) -> None:
     model = LogDistance(exponent=exponent)
@@ -238,6 +244,7 @@ def test_log_distance(exponent: float, distance: float, factor: float) -> None:
     assert more - near == pytest.approx(10 * exponent * math.log10(factor), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=5), st.text(max_size=5), st.text(max_size=5))
 def test_shadowing_belongs_to_a_pair(seed: str, a: str, b: str) -> None:
     model = LogDistance(shadowing_db=6.0, seed=seed)

@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlab.relay import (
@@ -51,6 +51,7 @@ def test_hello_is_what_the_protocol_says() -> None:
     assert len(COUNTERS) == 13
 
 
+@settings(deadline=None)
 @given(messages, cuts)
 def test_frames_survive_any_cutting(frames: list[tuple[int, bytes]], where: list[int]) -> None:
     stream = b"".join(encode(Kind(kind), body) for kind, body in frames)
@@ -59,6 +60,7 @@ def test_frames_survive_any_cutting(frames: list[tuple[int, bytes]], where: list
     assert not deframer.incomplete
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), messages, cuts, st.integers(1, 2**64 - 1))
 def test_the_answer_is_found_behind_anything(
     rubbish: bytes, frames: list[tuple[int, bytes]], where: list[int], nonce: int
@@ -77,6 +79,7 @@ def test_the_answer_is_found_behind_anything(
     assert deframer.skipped + (len(old) if nonce ^ 1 == 0 else 0) <= len(stream)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400), cuts)
 def test_a_search_holds_on_to_little(rubbish: bytes, where: list[int]) -> None:
     deframer = Deframer()
@@ -94,6 +97,7 @@ def test_lengths_and_kinds_without_sense(head: tuple[int, int]) -> None:
         deframer.feed(struct.pack("<IB", *head))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=500), cuts)
 def test_any_bytes_give_frames_or_an_error(data: bytes, where: list[int]) -> None:
     deframer = Deframer()
