@@ -199,6 +199,8 @@ def test_a_root_that_cannot_boot_is_refused(tmp_path: Path) -> None:
     rootfs.check(tmp_path)
     (tmp_path / "etc/mtab").symlink_to("/proc/mounts")
     rootfs.check(tmp_path)
+    with pytest.raises(ImageError, match=r"has no /etc/more"):
+        rootfs.check(tmp_path, ["etc/more"])
     (tmp_path / "etc/gone").symlink_to("../usr/bin/nothing")
     with pytest.raises(ImageError, match="/etc/gone is a link to nothing"):
         rootfs.check(tmp_path)

@@ -115,7 +115,9 @@ class Builder:
         (firmware_package,) = source.glob(f"{recipe.firmware_package}_*.deb")
         config, wanted = kernel.configuration(self.tree.fragments(), self.tree.root)
         firmware = [f"{name}={path}" for name, path in sorted(recipe.kernel_firmware.items())]
-        key = Digest(RECIPE, config, kernel_package.name, firmware_package.name, *firmware).key()
+        # Comments and the order of what does not overlap make no other kernel.
+        options = sorted({line.name: f"{line.name}={line.value}" for line in wanted}.values())
+        key = Digest(RECIPE, *options, kernel_package.name, firmware_package.name, *firmware).key()
 
         def make(directory: Path, log: Path) -> None:
             work = directory / "work"
@@ -269,7 +271,7 @@ class Builder:
             rootfs.overlay(tree.app, app)
             defaults = app / "thicket.toml"
             userland.compile_python(self.runner, log, base, app.parent, f"/{site}")
-            rootfs.overlay(app.parent, root / site)
+            rootfs.clone(app.parent, root / site)
             rootfs.overlay(tree.overlay, root)
             if defaults.exists():
                 place = root / "usr" / "share" / "thicket" / "thicket.toml"
@@ -285,7 +287,7 @@ class Builder:
             )
             rootfs.skeleton(root)
             rootfs.normalise(root)
-            rootfs.check(root)
+            rootfs.check(root, (f"{site}/thicket/daemon.pyc", f"{site}/pyroute2/__init__.pyc"))
             stage.doing("packing")
             rootfs.pack(self.runner, log, root, directory / "rootfs.erofs")
             shutil.rmtree(root)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from meshlab.image.cache import ignored
@@ -93,9 +94,12 @@ def normalise(root: Path) -> None:
             path.chmod(0o755)
 
 
-def check(root: Path) -> None:
-    """Raise ``ImageError`` unless the root has what a boot cannot do without."""
-    for name in ("usr/sbin/init", "usr/bin/sh", "usr/bin/python3", "etc/inittab"):
+ESSENTIAL = ("usr/sbin/init", "usr/bin/sh", "usr/bin/python3", "etc/inittab")
+
+
+def check(root: Path, more: Iterable[str] = ()) -> None:
+    """Raise ``ImageError`` unless the root has what a boot cannot do without, and ``more``."""
+    for name in (*ESSENTIAL, *more):
         path = root / name
         if not (path.is_symlink() or path.exists()):
             raise ImageError(f"the root filesystem has no /{name}: the recipe or overlay is wrong")
