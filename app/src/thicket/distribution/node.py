@@ -368,8 +368,8 @@ class Node:
             attempt.add_done_callback(lambda task: self._attempted(peer, task))
             self._change("connecting", {"name": peer})
         try:
-            # Shielded: others may wait for the same attempt.
-            await asyncio.wait_for(asyncio.shield(attempt), timeout)
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(attempt)  # others may wait for the same attempt
         except TimeoutError:
             raise DistributionError(
                 "timeout", f"no connection to {peer} within {timeout:g} seconds"
