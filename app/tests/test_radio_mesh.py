@@ -52,6 +52,7 @@ class World:
         self.new_address_flags = 0
         self.neighbours: list[tuple[str, str]] = []
         self.refuse_up: OSError | None = None
+        self.refuse_addresses: OSError | None = None
         self.refuse_second_interface = False
         self.no_nl80211 = False
         self.start_error: SupplicantError | None = None
@@ -160,6 +161,9 @@ class FakeLinks:
                 self.world.interfaces[name] = {**one, "name": name}
 
     def keep_only(self, index: int, address: IPv6Interface) -> int | None:
+        if self.world.refuse_addresses is not None:
+            error, self.world.refuse_addresses = self.world.refuse_addresses, None
+            raise error
         flags = self.world.addresses.get(str(address.ip))
         self.world.addresses.clear()
         if flags is None or flags & rtnl.IFA_F_DADFAILED:
@@ -406,6 +410,16 @@ async def test_an_adapter_is_pulled_out_and_plugged_in(world: World) -> None:
         world.plug_in(radio(1))
         await one.joined()
         assert one.mesh.problems() == []
+
+
+async def test_a_removal_noticed_by_a_refused_request(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.refuse_addresses = NetlinkError(errno.ENODEV, "No such device")
+        one.mesh._put("address")
+        await one.until(lambda: "problem" in one.kinds())
+        assert one.told[-1][1]["code"] == "radio-removed"
+        await one.joined()
 
 
 async def test_a_radio_without_a_second_interface(world: World) -> None:

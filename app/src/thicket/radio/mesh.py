@@ -376,6 +376,8 @@ class Mesh:
         except OSError as error:
             if error.errno == errno.ERFKILL:
                 return self._failed(self._switched_off())
+            if error.errno == errno.ENODEV:  # asked of what has just been pulled out
+                return self._failed(self._removed())
             self._close()  # sockets included: the next session begins with fresh ones
             return self._failed(
                 FaultError("radio", "system", f"the kernel refused: {error.strerror}")
@@ -532,6 +534,17 @@ class Mesh:
         if devices:
             return f"; USB devices without a driver: {', '.join(devices)}"
         return ""
+
+    def _removed(self) -> FaultError:
+        name = str(self._wiphy or "the radio")
+        self._forget_interface()
+        return FaultError(
+            "radio",
+            "radio-removed",
+            f"{name} was removed; the mesh is joined again when a radio is there",
+            state=ABSENT,
+            wait=0.2,
+        )
 
     def _switched_off(self) -> FaultError:
         name = self._wiphy.name if self._wiphy else "the radio"
@@ -769,15 +782,7 @@ class Mesh:
         assert self._ifindex is not None
         flags = self._links.flags(self._ifindex)
         if flags is None:
-            name = str(self._wiphy)
-            self._forget_interface()
-            raise FaultError(
-                "radio",
-                "radio-removed",
-                f"{name} was removed; the mesh is joined again when a radio is there",
-                state=ABSENT,
-                wait=0.2,
-            )
+            raise self._removed()
         if not flags & rtnl.IFF_UP and self._grouped:
             # by somebody's hand, or by rfkill: ERFKILL when it is taken up again tells which
             self._links.set_up(self._ifindex, True)
