@@ -13,7 +13,11 @@ from meshlab import summary, topology
 from meshlab.lab import PASSPHRASE, Lab, LabSpec, NodeSpec
 from meshlab.testing import Nodes
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.lab, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.lab,
+    pytest.mark.timeout(400, func_only=True),
+]
 
 
 def spec(name: str) -> LabSpec:

@@ -104,7 +104,7 @@ class FakeShell:
     ) -> int:
         return (await self.run(command, timeout, on_output))[0]
 
-    async def read_file(self, path: str, timeout: float = 5.0) -> str | None:
+    async def read_if_changed(self, path: str, timeout: float = 5.0) -> str | None:
         await asyncio.sleep(0)
         if not self.machine.running:
             raise ShellError("the machine is off")

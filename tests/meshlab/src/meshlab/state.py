@@ -78,7 +78,7 @@ class NodeState:
     guest_used_kib: int | None = None
     """MemTotal - MemAvailable in the guest, measured once the mesh has formed."""
     answered: float | None = None
-    """Host seconds since the lab's start of its last answer."""
+    """Host seconds since the lab's start of its daemon's last word."""
     status: dict[str, Any] | None = None
     """Its daemon's own status (``/run/thicket/status.json``), None before the first one."""
 
