@@ -15,6 +15,14 @@ add_line() {
 	echo "$2" >>/etc/inittab
 }
 
+# $1: a terminal; $2: the shell for it. The shell opens the terminal, not init (the field before the
+# first colon is empty). Init's child shares init's memory until it runs another program, and it logs
+# in between: a ^C that waits in the terminal kills it right there, the lock of the C library's log
+# stays taken, and init hangs for ever at its next message.
+add_shell() {
+	add_line "$1" "::respawn:$2 </dev/$1 >/dev/$1 2>&1"
+}
+
 add_virtual() {
 	# Channels by which a simulator runs commands. The driver makes the names hvc0 to hvc7 together,
 	# only those with a channel behind them can be opened. In a shell of its own, which leads no
@@ -22,7 +30,7 @@ add_virtual() {
 	for tty in hvc0 hvc1 hvc2 hvc3; do
 		case $known in *" $tty "*) continue ;; esac
 		if [ -c /dev/$tty ] && (: </dev/$tty) 2>/dev/null; then
-			add_line $tty "$tty::respawn:/bin/sh"
+			add_shell $tty sh
 		fi
 	done
 	# A simulated radio: the port of this name exists in the simulator and nowhere else.
@@ -53,7 +61,7 @@ for tty in ttyS0 ttyAMA0 ttyAMA10; do
 	type=''
 	[ ! -r /sys/class/tty/$tty/type ] || read -r type </sys/class/tty/$tty/type
 	if [ -c /dev/$tty ] && [ "$type" != 0 ]; then
-		add_line $tty "$tty::respawn:-/bin/sh"
+		add_shell $tty "sh -l"
 	fi
 done
 
