@@ -38,9 +38,9 @@ CMDLINE = (
 
 ``norandmaps``: QEMU keeps translated code by its virtual address; programs that are at another
 address at each start are translated again at each start, which makes one 5 to 10 times slower.
-``no_timer_check``: not to try for 40 ms whether an emulated timer interrupts. ``tsc=unstable``: take
-time from the ACPI timer; the frequency of the time stamp counter is measured against the host's
-mood, and clocks ran up to 40 times too fast. The console is the machine's business.
+``no_timer_check``: not to try for 40 ms whether an emulated timer interrupts. ``tsc=unstable``:
+take time from the ACPI timer; the frequency of the time stamp counter is measured while the host
+may interrupt, and clocks ran up to 40 times too fast. The console is the machine's business.
 """
 
 STAGES = ("source", "kernel", "userland", "python", "relay", "lab")

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which change makes which stage anew, and what a failure does to the other stages."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from meshlab.image import lab, tree
+from meshlab.image.cache import Cache
+from meshlab.image.errors import CancelledBuildError, ImageError
+from meshlab.image.progress import Progress
+
+PARTS = ("board", "overlay", "app/src/thicket", "app/pyproject.toml", "constraints.txt")
+
+
+class Planned(lab.Builder):
+    """A builder that makes nothing and remembers the key of every stage."""
+
+    def __init__(self, root: Path, cache: Path) -> None:
+        super().__init__(tree.Tree(root), Cache(cache), Progress(lambda text: None))
+        self.keys: dict[str, str] = {}
+
+    def _obtain(self, name: str, key: str, what: str, make: Callable[[Path, Path], None]) -> Path:
+        self.keys[name] = key
+        path = self.cache.root / name / key
+        path.mkdir(parents=True, exist_ok=True)
+        if name == "source":
+            for package in (self.recipe.kernel_source, self.recipe.firmware_package):
+                (path / f"{package}_1_all.deb").touch()
+        if name == "userland":
+            (path / "root/usr/bin").mkdir(parents=True, exist_ok=True)
+            link = path / "root/usr/bin/python3"
+            if not link.is_symlink():
+                link.symlink_to("python3.13")
+        return path
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Return a copy of the parts of this tree that an image is made of."""
+    source = tree.find().root
+    root = tmp_path / "checkout"
+    for part in (*PARTS, "package/hwsim-relay/src"):
+        (root / part).parent.mkdir(parents=True, exist_ok=True)
+        if (source / part).is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", "hwsim-relay", "*.o")
+            shutil.copytree(source / part, root / part, ignore=ignore)
+        else:
+            shutil.copy(source / part, root / part)
+    return root
+
+
+def keys(checkout: Path, tmp_path: Path) -> dict[str, str]:
+    builder = Planned(checkout, tmp_path / "cache")
+    builder.build()
+    return builder.keys
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+CHANGES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
+    "nothing": (lambda root: None, set()),
+    "the application": (lambda root: append(root / "app/src/thicket/daemon.py", "\n"), {"lab"}),
+    "its configuration": (
+        lambda root: append(root / "app/src/thicket/thicket.toml", "# more\n"),
+        {"lab"},
+    ),
+    "the overlay": (lambda root: append(root / "overlay/etc/init.d/rcS", "# more\n"), {"lab"}),
+    "a new file of the overlay": (lambda root: (root / "overlay/etc/new").touch(), {"lab"}),
+    "a by-product": (
+        lambda root: (root / "app/src/thicket/x.pyc").write_text("x") and None,
+        set(),
+    ),
+    "a kernel option": (
+        lambda root: append(root / "board/qemu/linux/lab.config", "CONFIG_X=y\n"),
+        {"kernel", "lab"},
+    ),
+    "a comment of a fragment": (
+        lambda root: append(root / "board/common/linux/base.config", "# more\n"),
+        set(),
+    ),
+    "the relay": (
+        lambda root: append(root / "package/hwsim-relay/src/hwsim-relay.c", "\n"),
+        {"relay", "lab"},
+    ),
+    "a Python package": (
+        lambda root: replace(root / "constraints.txt", "smbus2==", "smbus2==9"),
+        {"python", "lab"},
+    ),
+    "a version of something else": (
+        lambda root: replace(root / "constraints.txt", "pytest==", "pytest==9"),
+        set(),
+    ),
+    "a package of Debian": (
+        lambda root: replace(root / "board/qemu/lab-image.toml", '"ethtool"', '"ethtool2"'),
+        {"userland", "python", "lab"},
+    ),
+    "the kernel's source": (
+        lambda root: replace(
+            root / "board/qemu/lab-image.toml", "linux-source-6.12", "linux-source-6.13"
+        ),
+        {"source", "kernel", "lab"},
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_makes_anew_what_it_concerns(change: str, checkout: Path, tmp_path: Path) -> None:
+    before = keys(checkout, tmp_path)
+    assert set(before) == set(lab.STAGES)
+    apply, expected = CHANGES[change]
+    apply(checkout)
+    after = keys(checkout, tmp_path)
+    assert {name for name in after if after[name] != before[name]} == expected
+
+
+def test_a_tree_without_a_relay_still_has_an_image(checkout: Path, tmp_path: Path) -> None:
+    shutil.rmtree(checkout / "package")
+    assert "relay" not in keys(checkout, tmp_path)
+
+
+class Failing(Planned):
+    """A builder whose userland fails while its kernel is being made."""
+
+    def __init__(self, root: Path, cache: Path) -> None:
+        super().__init__(root, cache)
+        self.started = threading.Event()
+        self.seconds = 0.0
+
+    def kernel(self) -> Path:
+        begin = time.monotonic()
+        try:
+            self.runner.run(
+                ["sh", "-c", "echo started; exec sleep 600"],
+                self.cache.log("kernel"),
+                what="compiling",
+                on_line=lambda line: self.started.set(),
+            )
+        finally:
+            self.seconds = time.monotonic() - begin
+        raise AssertionError("sleep was not ended")
+
+    def userland(self) -> Path:
+        assert self.started.wait(20)
+        raise ImageError("no mirror")
+
+
+def test_a_failure_ends_the_other_stages_and_is_the_one_told(
+    checkout: Path, tmp_path: Path
+) -> None:
+    builder = Failing(checkout, tmp_path / "cache")
+    with pytest.raises(ImageError, match="no mirror") as caught:
+        builder.build()
+    assert not isinstance(caught.value, CancelledBuildError)
+    assert builder.seconds < 60
+
+
+def test_an_image_is_described_from_what_is_in_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "image.json").write_text(
+        '{"version": "1.2", "kernel": "6.12.1", "python": "3.13", '
+        '"rootfs_bytes": 54525952, "kernel_bytes": 13631488}'
+    )
+    image = lab.describe(tmp_path)
+    assert image.name == "lab"
+    assert image.rootfs == tmp_path / "rootfs.erofs"
+    assert image.kernel == tmp_path / "kernel" / "vmlinux"
+    assert "root 52 MiB, kernel 13 MiB" in image.description
+    assert "console=" not in image.cmdline, "the console belongs to the machine"
