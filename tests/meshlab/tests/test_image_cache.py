@@ -115,6 +115,23 @@ def test_a_killed_build_leaves_a_usable_cache(tmp_path: Path, how: signal.Signal
     assert list((tmp_path / "c" / "tmp").iterdir()) == []
 
 
+def test_what_a_killed_build_left_can_be_swept(tmp_path: Path) -> None:
+    killed = start(tmp_path / "c", tmp_path / "never")
+    assert said(killed) == "half"
+    cache = Cache(tmp_path / "c")
+    found: list[str] = []
+    cache.sweep(found.append)
+    assert found == [], "somebody is at work there"
+    assert (tmp_path / "c/tmp/part.key/first").exists()
+    killed.kill()
+    killed.wait(20)
+    cache.sweep(found.append)
+    assert found == ["part"]
+    assert list((tmp_path / "c" / "tmp").iterdir()) == []
+    cache.sweep(found.append)
+    assert found == ["part"]
+
+
 def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
     go = tmp_path / "go"
     first = start(tmp_path / "c", go)

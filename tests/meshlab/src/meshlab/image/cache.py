@@ -157,6 +157,22 @@ class Cache:
             for path in sorted(stage.iterdir())
         ]
 
+    def sweep(self, found: Callable[[str], None] = lambda stage: None) -> None:
+        """Remove what killed builds left, where nobody is at work; ``found`` hears of which stages.
+
+        A stage that is made anew does this by itself; this is for those that need not be made.
+        """
+        for stage in sorted(
+            {path.name.partition(".")[0] for path in (self.root / "tmp").iterdir()}
+        ):
+            with (self.root / "lock" / stage).open("a+") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                found(stage)
+                self._clean(stage)
+
     def forget(self, stage: str) -> None:
         """Throw away all results of ``stage``, so that it is made anew."""
         with self._locked(stage, lambda text: None, None):

@@ -309,6 +309,9 @@ class Builder:
 
     def build(self) -> Path:
         """Make what is missing; return the directory of the finished image."""
+        self.cache.sweep(
+            lambda stage: self.progress.line(f"{stage}: removing what an interrupted build left")
+        )
         with ThreadPoolExecutor(max_workers=3, thread_name_prefix="image") as pool:
 
             def debian_side() -> tuple[Path, Path]:
