@@ -68,6 +68,40 @@ def test_firmware_notices_a_wrong_sum(tmp_path: Path) -> None:
     assert trial.words == "computed a wrong result"
 
 
+def sample(ticks: int, width: int, hpet: int) -> bytes:
+    return struct.pack("<QQI", ticks, ticks + width, hpet)
+
+
+def test_clock_frequency_follows_from_the_narrowest_samples() -> None:
+    # 2.5 GHz against the 100 MHz of QEMU's HPET, which wraps on the way. Every tenth sample was
+    # not interrupted; in the others the HPET was read at some time within a millisecond.
+    output = b""
+    for n in range(400):
+        ticks = 10**12 + n * 2_500_000
+        hpet = (n * 100_000 + 0xFFFF0000) & 0xFFFFFFFF
+        late = 0 if n % 10 == 5 else 40_000
+        output += sample(ticks, 300 + late * 50, (hpet + late) & 0xFFFFFFFF)
+    assert accel.clock_frequency(output) == 2_500_000
+
+
+def test_clock_frequency_of_useless_samples_is_unknown() -> None:
+    assert accel.clock_frequency(b"") is None
+    assert accel.clock_frequency(sample(1, 1, 1) * 399) is None
+    steady = b"".join(sample(n * 1000, 10, 7) for n in range(400))
+    assert accel.clock_frequency(steady) is None, "the HPET stands still"
+    rough = b"".join(sample(n * 1000, 900, n * 100) for n in range(400))
+    assert accel.clock_frequency(rough) is None, "no narrow sample"
+
+
+@needs_qemu
+def test_clock_of_this_machine(tmp_path: Path) -> None:
+    first = accel._measure_clock(QEMU, "qemu64", tmp_path, 60)
+    second = accel._measure_clock(QEMU, "max", tmp_path, 60)
+    assert first is not None
+    assert second is not None
+    assert abs(first - second) / first < 200e-6
+
+
 @needs_qemu
 def test_choice_on_this_machine_runs_a_guest(tmp_path: Path) -> None:
     chosen = accel.choose(tmp_path, QEMU, environment={})
@@ -180,7 +214,7 @@ def test_unwritable_cache_is_survived(tmp_path: Path, kvm_device: Path) -> None:
 def test_override(tmp_path: Path, kvm_device: Path) -> None:
     qemu = stand_in(tmp_path, 'case "$*" in *"-accel kvm"*) echo no >&2; exit 1;; esac; exit 65\n')
     chosen = accel.choose(tmp_path, qemu, environment={"THICKET_ACCEL": "tcg"})
-    assert chosen == accel.Accel("tcg", "THICKET_ACCEL=tcg", accel.TCG_CPU["x86_64"])
+    assert chosen == accel.Accel("tcg", "THICKET_ACCEL=tcg", accel.TCG_CPU["x86_64"], None)
     with pytest.raises(accel.AccelError, match=r"THICKET_ACCEL=kvm, but .* status 1 \(no\)"):
         accel.choose(tmp_path, qemu, environment={"THICKET_ACCEL": "kvm"})
     with pytest.raises(accel.AccelError, match="use kvm or tcg"):

@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine of a node: its command line, and real QEMU processes with a guest of a few bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshlab.accel import Accel
+from meshlab.machine import (
+    BOARDS,
+    CONSOLE_SOCKET,
+    Board,
+    Machine,
+    MachineError,
+    MachineSpec,
+    command,
+)
+from meshlab.paths import socket_address
+
+QEMU = "qemu-system-x86_64"
+needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
+TCG = Accel("tcg", "test", "max")
+DEADLINE = 30.0
+
+
+def guest() -> bytes:
+    """Return a kernel that says ``ready`` on ttyS0 and does what it is told there, by letters.
+
+    ``r`` restarts, ``p`` panics (the line that Linux prints, then a restart), ``o`` switches off.
+    The format is ELF with the PVH entry point that QEMU's ``-kernel`` looks for (xen/elfnote.h,
+    XEN_ELFNOTE_PHYS32_ENTRY = 18): 32-bit protected mode, flat.
+    """
+    base = 0x100000
+    ready, panic = b"ready\r\n\0", b"[    1.0] Kernel panic - not syncing: told to\r\n\0"
+    code = bytearray()
+
+    def say(text_at: int) -> bytes:
+        # mov $text, %esi; 1: lodsb; test %al, %al; jz 2f; mov $0x3f8, %dx; out %al, %dx; jmp 1b; 2:
+        return b"\xbe" + struct.pack("<I", text_at) + bytes.fromhex("ac 84c0 7407 66baf803 ee ebf4")
+
+    size = len(say(0))
+    restart = bytes.fromhex("b0fe e664 ebfe")  # out 0xfe to the keyboard controller; wait
+    off = bytes.fromhex("66ba0406 66b80020 66ef ebfe")  # 0x2000 to PM1a control at 0x604; wait
+    # 1: mov $0x3fd, %dx; in; test $1, %al; pause; jz 1b; mov $0x3f8, %dx; in
+    poll = bytes.fromhex("66bafd03 ec a801 f390 74f5 66baf803 ec")
+    # cmp 'r' je restart; cmp 'p' je panic; cmp 'o' je off; jmp poll
+    branches = 4 * 3 + 2
+    at_restart = size + len(poll) + branches
+    at_panic = at_restart + len(restart)
+    at_off = at_panic + size + len(restart)
+    texts = base + at_off + len(off)
+    code += say(texts) + poll
+    for letter, target in ((b"r", at_restart), (b"p", at_panic), (b"o", at_off)):
+        code += b"\x3c" + letter + b"\x74" + struct.pack("<b", target - (len(code) + 4))
+    code += b"\xeb" + struct.pack("<b", size - (len(code) + 2))
+    code += restart + say(texts + len(ready)) + restart + off + ready + panic
+
+    note = struct.pack("<III4sQ", 4, 8, 18, b"Xen\0", base)
+    headers = 64 + 2 * 56
+    load = struct.pack(
+        "<IIQQQQQQ", 1, 7, headers + len(note), base, base, len(code), len(code), 4096
+    )
+    notes = struct.pack("<IIQQQQQQ", 4, 4, headers, 0, 0, len(note), len(note), 4)
+    elf = b"\x7fELF\x02\x01\x01" + bytes(9)
+    elf += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, base, 64, 0, 0, 64, 56, 2, 64, 0, 0)
+    return elf + load + notes + note + bytes(code)
+
+
+def make_spec(directory: Path, **changes: Any) -> MachineSpec:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("config.img", "data.img", "root.img"):
+        (directory / name).write_bytes(bytes(1 << 20))
+    (directory / "kernel").write_bytes(guest())
+    spec = MachineSpec(
+        name="n1",
+        directory=directory,
+        kernel=directory / "kernel",
+        rootfs=directory / "root.img",
+        cmdline="root=/dev/vda",
+        accel=TCG,
+        memory_mib=64,
+        chip=False,
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def option(arguments: list[str], name: str) -> list[str]:
+    return [arguments[i + 1] for i, argument in enumerate(arguments) if argument == name]
+
+
+# -- the command line
+
+
+def test_command_is_what_the_docs_say(tmp_path: Path) -> None:
+    spec = MachineSpec("n7", tmp_path, Path("/k"), Path("/r"), "root=/dev/vda ro", TCG)
+    arguments = command(spec)
+    assert arguments[0] == QEMU
+    assert option(arguments, "-kernel") == ["/k"]
+    assert option(arguments, "-append") == ["console=ttyS0 root=/dev/vda ro"]
+    assert option(arguments, "-m") == ["128"]
+    assert option(arguments, "-smp") == ["1"]
+    assert "-nodefaults" in arguments
+    assert "-no-reboot" not in arguments, "a guest that restarts starts again"
+    drives = option(arguments, "-drive")
+    assert [drive.split("file=")[1].split(",")[0] for drive in drives] == [
+        "/r",
+        "data.img",
+        "config.img",
+    ]
+    assert "read-only=on" in drives[0]
+    devices = option(arguments, "-device")
+    assert [d for d in devices if d.startswith("virtio-blk")] == [
+        "virtio-blk-pci,drive=root",
+        "virtio-blk-pci,drive=data",
+        "virtio-blk-pci,drive=config",
+    ]
+    assert [d for d in devices if d.startswith("virtconsole")] == [
+        "virtconsole,bus=serial.0,chardev=shell",
+        "virtconsole,bus=serial.0,chardev=exec",
+    ]
+    assert "virtserialport,bus=serial.0,chardev=relay,id=relay,name=thicket.hwsim.0" in devices
+    assert "vhost-user-i2c-pci,chardev=chip" in devices
+    sockets = [c for c in option(arguments, "-chardev") if c.startswith("socket,")]
+    assert all("path=/" not in c for c in sockets), "relative: a path may be longer than 107 bytes"
+
+
+def test_memory_is_shared_only_for_the_chip(tmp_path: Path) -> None:
+    with_chip = command(make_spec(tmp_path, chip=True))
+    assert option(with_chip, "-object") == ["memory-backend-memfd,id=ram,size=64M,share=on"]
+    assert option(with_chip, "-machine")[0].endswith(",memory-backend=ram")
+    without = command(make_spec(tmp_path, chip=False))
+    assert option(without, "-object") == []
+    assert not [a for a in without if "chip" in a]
+
+
+def test_relay_port_is_optional(tmp_path: Path) -> None:
+    assert not [a for a in command(make_spec(tmp_path, relay=False)) if "hwsim" in a]
+
+
+def test_accelerators(tmp_path: Path) -> None:
+    tcg = command(make_spec(tmp_path))
+    assert option(tcg, "-accel") == ["tcg,thread=single,tb-size=48"]
+    kvm = command(make_spec(tmp_path, accel=Accel("kvm", "test", "qemu64")))
+    assert option(kvm, "-accel") == ["kvm"]
+    assert option(kvm, "-cpu") == ["qemu64"]
+
+
+def test_known_clock_replaces_the_image_s_distrust(tmp_path: Path) -> None:
+    image = "quiet tsc=unstable root=/dev/vda"
+    unknown = command(make_spec(tmp_path, cmdline=image))
+    assert option(unknown, "-append") == [f"console=ttyS0 {image}"]
+    accel = dataclasses.replace(TCG, tsc_khz=2_596_120)
+    known = command(make_spec(tmp_path, cmdline=image, accel=accel))
+    assert option(known, "-append") == [
+        "console=ttyS0 quiet root=/dev/vda tsc_early_khz=2596120 tsc=reliable"
+    ]
+
+
+def test_commas_in_paths_are_doubled(tmp_path: Path) -> None:
+    arguments = command(make_spec(tmp_path, rootfs=Path("/a,b/root.img")))
+    assert "file=/a,,b/root.img," in option(arguments, "-drive")[0]
+
+
+def test_other_boards(tmp_path: Path) -> None:
+    micro = command(make_spec(tmp_path, board="microvm"))
+    assert not [a for a in micro if "-pci" in a]
+    assert "virtio-blk-device,drive=root" in micro
+    pi = command(make_spec(tmp_path, arch="aarch64", accel=Accel("tcg", "test", "cortex-a72")))
+    assert pi[0] == "qemu-system-aarch64"
+    assert option(pi, "-append") == ["console=ttyAMA0 root=/dev/vda"]
+    own = Board("qemu-x", "none", "ccw", "quiet", None)
+    assert "virtio-blk-ccw,drive=root" in command(make_spec(tmp_path, board=own))
+    assert "-action" not in command(make_spec(tmp_path, board=own))
+
+
+def test_extra_arguments_come_last(tmp_path: Path) -> None:
+    assert command(make_spec(tmp_path, extra=("-S", "-d", "int")))[-3:] == ["-S", "-d", "int"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "a,b"}, "not a node name"),
+        ({"name": ""}, "not a node name"),
+        ({"arch": "riscv64"}, "no machine for riscv64"),
+        ({"board": "raspi4b"}, "no board raspi4b"),
+        ({"memory_mib": 8}, "at least 64"),
+    ],
+)
+def test_nonsense_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_spec(tmp_path, **changes)
+
+
+@needs_qemu
+@pytest.mark.parametrize("board", [name for name in BOARDS if BOARDS[name].qemu == QEMU])
+async def test_qemu_accepts_every_board(tmp_path: Path, board: str) -> None:
+    machine = Machine(make_spec(tmp_path, board=board))
+    await machine.start()
+    assert await machine.status() == "running"
+    machine.kill()
+    assert await machine.wait() == -signal.SIGKILL
+
+
+# -- its life
+
+
+class Lab:
+    """A machine, what it reported, and its console."""
+
+    def __init__(self, spec: MachineSpec) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.machine = Machine(spec, lambda kind, detail: self.events.append((kind, detail)))
+
+    async def until(self, what: Callable[[], bool], words: str) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not what():
+            assert time.monotonic() < deadline, (
+                f"waited {DEADLINE} s for {words}; events {self.events}; console "
+                f"{self.machine.console_since_start()!r}; {self.machine.errors_since_start()}"
+            )
+            await asyncio.sleep(0.02)
+
+    async def ready(self, times: int = 1) -> None:
+        await self.until(
+            lambda: self.machine.console_since_start().count("ready") >= times, "the guest"
+        )
+
+    def happened(self, kind: str) -> list[dict[str, Any]]:
+        return [detail for got, detail in self.events if got == kind]
+
+    async def tell(self, letter: str) -> None:
+        path = socket_address(self.machine.spec.directory / CONSOLE_SOCKET)
+        with socket.socket(socket.AF_UNIX) as console:
+            console.connect(path)
+            console.sendall(letter.encode())
+            # QEMU throws away what it has not read when the console is closed.
+            await self.until(lambda: not _unread(console), "QEMU to read")
+
+
+def _unread(console: socket.socket) -> bool:
+    """Tell whether bytes that were sent have not been received (SIOCOUTQ, unix(7))."""
+    import fcntl
+
+    return bool(struct.unpack("i", fcntl.ioctl(console, 0x5411, bytes(4)))[0])
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    it = Lab(make_spec(tmp_path / "n1"))
+    yield it
+    it.machine.kill()
+    await it.machine.wait()
+
+
+@needs_qemu
+async def test_start_kill_and_start_again(lab: Lab) -> None:
+    machine = lab.machine
+    assert not machine.running
+    assert await machine.status() == "off"
+    await machine.start()
+    await lab.ready()
+    assert machine.running
+    assert machine.pid is not None
+    # Field 19 of proc_pid_stat(5): the medium goes before the guests.
+    fields = Path("/proc", str(machine.pid), "stat").read_text().rsplit(")", 1)[1].split()
+    assert int(fields[16]) >= 10
+    with pytest.raises(MachineError, match="running already"):
+        await machine.start()
+    assert machine.rss_kib() > 10_000
+    await lab.until(lambda: machine.cpu_seconds() > 0, "some CPU time")
+    machine.kill()
+    assert await machine.wait() == -signal.SIGKILL
+    assert lab.happened("exited") == [{"status": -9, "reason": "killed"}]
+    assert machine.cpu_seconds() > 0, "kept after the end"
+    assert machine.rss_kib() == 0
+    left = {path.name for path in machine.spec.directory.iterdir()}
+    assert not [name for name in left if name.endswith(".sock")]
+    await machine.start()
+    await lab.ready()
+    machine.kill()
+    await machine.wait()
+
+
+@needs_qemu
+async def test_guest_restarts_and_machine_goes_on(lab: Lab) -> None:
+    await lab.machine.start()
+    await lab.ready()
+    pid = lab.machine.pid
+    await lab.tell("r")
+    await lab.until(lambda: lab.machine.resets == 1, "the restart")
+    await lab.ready(2)
+    assert lab.machine.pid == pid
+    assert [detail["guest"] for detail in lab.happened("reset")] == [True]
+    assert lab.happened("panic") == []
+    await lab.machine.reset()
+    await lab.until(lambda: lab.machine.resets == 2, "the reset")
+    assert lab.happened("reset")[1]["guest"] is False
+    await lab.ready(3)
+
+
+@needs_qemu
+async def test_panic_is_reported_with_its_reason(lab: Lab) -> None:
+    await lab.machine.start()
+    await lab.ready()
+    await lab.tell("p")
+    await lab.until(lambda: bool(lab.happened("reset")), "the restart")
+    assert lab.happened("panic") == [{"message": "told to"}]
+    await lab.ready(2)
+    await lab.tell("r")
+    await lab.until(lambda: lab.machine.resets == 2, "the second restart")
+    assert len(lab.happened("panic")) == 1, "an old panic is not reported again"
+
+
+@needs_qemu
+async def test_guest_switches_off(lab: Lab) -> None:
+    await lab.machine.start()
+    await lab.ready()
+    await lab.tell("o")
+    assert await asyncio.wait_for(lab.machine.wait(), DEADLINE) == 0
+    assert lab.happened("exited") == [{"status": 0, "reason": "the guest switched off"}]
+    assert not lab.machine.running
+
+
+@needs_qemu
+async def test_stop_of_a_guest_that_does_not_listen(lab: Lab) -> None:
+    await lab.machine.start()
+    await lab.ready()
+    await lab.machine.stop(0.3)
+    assert lab.machine.returncode == 0, "ended by QMP quit"
+    assert lab.happened("exited") == [{"status": 0, "reason": "stopped"}]
+    await lab.machine.stop(0.3)  # nothing happens
+
+
+@needs_qemu
+async def test_death_of_qemu_is_reported(lab: Lab) -> None:
+    await lab.machine.start()
+    assert lab.machine.pid is not None
+    os.kill(lab.machine.pid, signal.SIGSEGV)
+    await asyncio.wait_for(lab.machine.wait(), DEADLINE)
+    (end,) = lab.happened("exited")
+    assert end["status"] == -signal.SIGSEGV
+    assert end["reason"].startswith("QEMU ended with signal 11 (SIGSEGV)")
+    with pytest.raises(MachineError, match="query-status: the machine is off"):
+        await lab.machine.qmp("query-status")
+
+
+@needs_qemu
+async def test_qmp_errors_and_a_lost_connection(lab: Lab) -> None:
+    machine = lab.machine
+    await machine.start()
+    with pytest.raises(MachineError, match="no-such-command"):
+        await machine.qmp("no-such-command")
+    first = machine._qmp
+    assert first is not None
+    await first.disconnect()
+    await lab.until(lambda: machine._qmp is not first, "another connection")
+    assert await machine.status() == "running"
+    await machine.qmp("stop")
+    assert await machine.status() == "paused"
+
+
+@needs_qemu
+async def test_why_it_does_not_start(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    for change, words in (
+        ({"kernel": tmp_path / "absent"}, "there is no .*absent"),
+        ({"data": "absent.img"}, "there is no .*absent.img"),
+        ({"config": "absent.img"}, "there is no .*absent.img"),
+        ({"extra": ("-device", "no-such-device")}, "QEMU ended with status 1: .*no-such-device"),
+        ({"board": dataclasses.replace(BOARDS["q35"], qemu="qemu-absent")}, "127|qemu-absent"),
+        ({"chip": True}, r"QEMU ended with status 1: (.|\n)*chip.sock"),
+    ):
+        machine = Machine(dataclasses.replace(spec, **change))
+        with pytest.raises(MachineError, match=words):
+            await machine.start()
+        assert not machine.running
+
+
+@needs_qemu
+async def test_long_directory_names(tmp_path: Path) -> None:
+    deep = tmp_path / ("long" * 20) / ("name" * 20)
+    machine = Machine(make_spec(deep))
+    await machine.start()
+    assert await machine.status() == "running"
+    machine.kill()
+    await machine.wait()
+
+
+@needs_qemu
+def test_qemu_does_not_outlive_a_lab_that_is_killed(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    assert spec.kernel.exists()
+    script = textwrap.dedent(
+        """
+        import asyncio, sys
+        from pathlib import Path
+        from meshlab.accel import Accel
+        from meshlab.machine import Machine, MachineSpec
+
+        async def main():
+            d = Path(sys.argv[1])
+            accel = Accel("tcg", "test", "max")
+            spec = MachineSpec("n1", d, d / "kernel", d / "root.img", "", accel, chip=False)
+            machine = Machine(spec)
+            await machine.start()
+            print(machine.pid, flush=True)
+            await asyncio.sleep(600)
+
+        asyncio.run(main())
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as lab:
+        assert lab.stdout is not None
+        pid = int(lab.stdout.readline())
+        assert Path("/proc", str(pid), "cmdline").read_bytes().startswith(b"qemu-system")
+        lab.kill()
+    deadline = time.monotonic() + DEADLINE
+    while _alive(pid):
+        assert time.monotonic() < deadline, "QEMU outlives its lab"
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
