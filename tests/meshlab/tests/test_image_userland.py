@@ -181,12 +181,16 @@ def test_the_root_does_not_depend_on_the_umask(tmp_path: Path) -> None:
     try:
         root = tmp_path / "root"
         (root / "usr/bin").mkdir(parents=True)
+        (root / "usr/bin/file").touch()
+        (root / "usr/bin/program").touch(0o777)
         rootfs.skeleton(root)
         rootfs.normalise(root)
     finally:
         os.umask(old)
     modes = {name: (root / name).stat().st_mode & 0o7777 for name in ("usr", "tmp", "root", "dev")}
     assert modes == {"usr": 0o755, "tmp": 0o1777, "root": 0o700, "dev": 0o755}
+    assert (root / "usr/bin/file").stat().st_mode & 0o7777 == 0o644
+    assert (root / "usr/bin/program").stat().st_mode & 0o7777 == 0o755
     assert (root / "bin").readlink() == Path("usr/bin")
 
 

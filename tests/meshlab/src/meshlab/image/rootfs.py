@@ -87,11 +87,17 @@ def skeleton(root: Path) -> None:
 
 
 def normalise(root: Path) -> None:
-    """Give directories the mode they have whatever umask the build ran with."""
-    for directory, _names, _files in os.walk(root):
+    """Give everything the mode that it has whatever umask the build ran with."""
+    for directory, _names, files in os.walk(root):
         path = Path(directory)
         if path.relative_to(root).as_posix() not in ("tmp", "root"):
             path.chmod(0o755)
+        for name in files:
+            mode = (path / name).lstat().st_mode
+            if stat.S_ISREG(mode):
+                normal = 0o755 if mode & stat.S_IXUSR else 0o644
+                if stat.S_IMODE(mode) != normal:
+                    (path / name).chmod(normal)
 
 
 ESSENTIAL = ("usr/sbin/init", "usr/bin/sh", "usr/bin/python3", "etc/inittab")
