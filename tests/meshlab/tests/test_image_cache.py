@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,24 @@ print(path, flush=True)
 """
 
 
+@pytest.fixture(autouse=True)
+def no_builder_left() -> Iterator[None]:
+    """A failed test leaves no builder that waits for ever."""
+    yield
+    for process in builders:
+        process.kill()
+        process.wait(20)
+    builders.clear()
+
+
+builders: list[subprocess.Popen[str]] = []
+
+
 def start(root: Path, go: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", BUILDER, str(root), str(go)], stdout=subprocess.PIPE, text=True
     )
+    builders.append(process)
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     return process
