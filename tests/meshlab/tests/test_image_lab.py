@@ -66,6 +66,11 @@ def append(path: Path, text: str) -> None:
     path.write_text(path.read_text() + text)
 
 
+def append_new(path: Path, text: str) -> None:
+    path.touch()
+    append(path, text)
+
+
 def replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
@@ -82,7 +87,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "the overlay": (lambda root: append(root / "overlay/etc/init.d/rcS", "# more\n"), {"lab"}),
     "a new file of the overlay": (lambda root: (root / "overlay/etc/new").touch(), {"lab"}),
     "a by-product": (
-        lambda root: (root / "app/src/thicket/x.pyc").write_text("x") and None,
+        lambda root: append_new(root / "app/src/thicket/x.pyc", "x"),
         set(),
     ),
     "a kernel option": (
