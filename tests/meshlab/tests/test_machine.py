@@ -111,7 +111,7 @@ def test_command_is_what_the_docs_say(tmp_path: Path) -> None:
     arguments = command(spec)
     assert arguments[0] == QEMU
     assert option(arguments, "-kernel") == ["/k"]
-    assert option(arguments, "-append") == ["console=ttyS0 root=/dev/vda ro"]
+    assert option(arguments, "-append") == ["console=ttyS0 nolapic_timer root=/dev/vda ro"]
     assert option(arguments, "-m") == ["128"]
     assert option(arguments, "-smp") == ["1"]
     assert "-nodefaults" in arguments
@@ -158,16 +158,19 @@ def test_accelerators(tmp_path: Path) -> None:
     kvm = command(make_spec(tmp_path, accel=Accel("kvm", "test", "qemu64")))
     assert option(kvm, "-accel") == ["kvm"]
     assert option(kvm, "-cpu") == ["qemu64"]
+    assert "hpet" not in option(kvm, "-machine")[0]
+    assert "nolapic_timer" not in option(kvm, "-append")[0]
+    assert "hpet=on" in option(tcg, "-machine")[0]
 
 
 def test_known_clock_replaces_the_image_s_distrust(tmp_path: Path) -> None:
     image = "quiet tsc=unstable root=/dev/vda"
     unknown = command(make_spec(tmp_path, cmdline=image))
-    assert option(unknown, "-append") == [f"console=ttyS0 {image}"]
+    assert option(unknown, "-append") == [f"console=ttyS0 nolapic_timer {image}"]
     accel = dataclasses.replace(TCG, tsc_khz=2_596_120)
     known = command(make_spec(tmp_path, cmdline=image, accel=accel))
     assert option(known, "-append") == [
-        "console=ttyS0 quiet root=/dev/vda tsc_early_khz=2596120 tsc=reliable"
+        "console=ttyS0 nolapic_timer quiet root=/dev/vda tsc_early_khz=2596120 tsc=reliable"
     ]
 
 

@@ -78,22 +78,35 @@ class Board:
     """Kernel parameters for this machine, before those of the image."""
     watchdog: str | None
     """The watchdog device."""
+    tcg_machine: str = ""
+    """More options of ``-machine`` under TCG."""
+    tcg_cmdline: str = ""
+    """More kernel parameters under TCG."""
 
+
+# The HPET says how fast it runs. The local APIC's timer has to be compared with another timer for a
+# tenth of a second, in which a busy host does not run the guest: its timers were wrong ever after.
+_TCG_MACHINE = "hpet=on"
+_TCG_CMDLINE = "nolapic_timer"
 
 BOARDS: Mapping[str, Board] = {
     "q35": Board(
         qemu="qemu-system-x86_64",
-        machine="q35,smm=off,sata=off,usb=off,smbus=off,vmport=off,hpet=off",
+        machine="q35,smm=off,sata=off,usb=off,smbus=off,vmport=off",
         transport="pci",
         cmdline="console=ttyS0",
         watchdog="i6300esb",
+        tcg_machine=_TCG_MACHINE,
+        tcg_cmdline=_TCG_CMDLINE,
     ),
     "pc": Board(
         qemu="qemu-system-x86_64",
-        machine="pc,smm=off,usb=off,vmport=off,hpet=off",
+        machine="pc,smm=off,usb=off,vmport=off",
         transport="pci",
         cmdline="console=ttyS0",
         watchdog="i6300esb",
+        tcg_machine=_TCG_MACHINE,
+        tcg_cmdline=_TCG_CMDLINE,
     ),
     "microvm": Board(
         qemu="qemu-system-x86_64",
@@ -166,10 +179,11 @@ def command(spec: MachineSpec) -> list[str]:
     """Return the command line of QEMU for ``spec``, to be run in ``spec.directory``."""
     board = spec.hardware
     accel = spec.accel.name
+    machine = board.machine
     if accel == "tcg":
         # One virtual processor: a thread of its own for each would only cost switches.
         accel += f",thread=single,tb-size={spec.code_buffer_mib}"
-    machine = board.machine
+        machine += f",{board.tcg_machine}" if board.tcg_machine else ""
     arguments = [board.qemu, "-name", f"thicket-{spec.name}", "-nodefaults", "-no-user-config"]
     arguments += ["-display", "none", "-smp", "1", "-m", str(spec.memory_mib)]
     if spec.chip:
@@ -197,7 +211,10 @@ def command(spec: MachineSpec) -> list[str]:
 
 
 def _kernel_parameters(spec: MachineSpec) -> list[str]:
-    words = [*spec.hardware.cmdline.split(), *spec.cmdline.split()]
+    words = spec.hardware.cmdline.split()
+    if spec.accel.name == "tcg":
+        words += spec.hardware.tcg_cmdline.split()
+    words += spec.cmdline.split()
     if spec.accel.tsc_khz is not None:
         # A time stamp counter of known frequency is the cheapest clock there is, in user space as
         # well; an image that distrusts it does so because a guest cannot measure it.
