@@ -193,6 +193,7 @@ class Shell:
         self._open = False
         self._lost: asyncio.Future[str] | None = None
         self._seen: set[str] = set()
+        self._tries = 0
         self._cleanups: set[asyncio.Task[None]] = set()
 
     async def ready(self, timeout: float) -> None:
@@ -350,6 +351,7 @@ class Shell:
     def reset(self, reason: str) -> None:
         """Say that the guest has restarted: a running command fails with ``reason``."""
         self._open = False
+        self._tries = 0
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(reason)
 
@@ -402,14 +404,23 @@ class Shell:
         if self._open:
             return
         wire = self._wire
-        attempt = 0
-        while not await self._opening(wire, min(_OPENING_SILENCE * 2**attempt, 1.0)):
-            attempt += 1
+        while True:
+            # Every failed try doubles the patience, also over calls that were given up: ^C comes
+            # with each, and one that meets a shell which is just starting on a busy host ends it.
+            factor = 2.0 ** min(self._tries, 5)
+            self._tries += 1
+            patience = _OPENING_PATIENCE * min(factor, 4)
+            if await self._opening(wire, patience, _OPENING_SILENCE * factor):
+                break
+        self._tries = 0
         self._open = True
         self._seen.clear()
 
-    async def _opening(self, wire: _Wire, silence: float) -> bool:
-        """Try once. ``silence``: how long a node that has said something may then say nothing."""
+    async def _opening(self, wire: _Wire, patience: float, silence: float) -> bool:
+        """Try once, for ``patience`` seconds.
+
+        ``silence``: how long a node that has said something may then say nothing.
+        """
         assert wire.transport is not None
         # ^C ends a half-typed line, whoever reads it. The pause lets the shell act on it before the
         # next arrives: ^C also empties the terminal.
@@ -418,7 +429,7 @@ class Shell:
         # A short question first: what is typed before the node has opened its terminal is echoed
         # by it, byte by byte, and lost.
         probe = r" printf '\036%s>0\036' {nonce}"
-        if not await self._ask(wire, probe, _OPENING_PATIENCE, silence):
+        if not await self._ask(wire, probe, patience, silence):
             return False
         # From here on somebody is there; on a busy host it may be slow.
         if not await self._ask(wire, _STAGE, _STAGE_PATIENCE, _STAGE_PATIENCE):
