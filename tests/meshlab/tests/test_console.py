@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bridge between a person's terminal and a node's console."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meshlab import console
+
+
+class Terminal:
+    """A person at a terminal: ``master`` is the person, ``slave`` the program's end."""
+
+    def __init__(self) -> None:
+        self.master, self.slave = pty.openpty()
+        os.set_blocking(self.master, False)
+
+    async def read(self, size: int) -> bytes:
+        """Return ``size`` bytes that the person sees."""
+        seen = b""
+        async with asyncio.timeout(10):
+            while len(seen) < size:
+                try:
+                    seen += os.read(self.master, 4096)
+                except BlockingIOError:
+                    await asyncio.sleep(0.01)
+        return seen
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def is_raw(self) -> bool:
+        return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+
+    async def until_raw(self) -> None:
+        for _ in range(1000):
+            if self.is_raw():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the terminal did not become raw within 10 s")
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    it = Terminal()
+    yield it
+    os.close(it.master)
+    os.close(it.slave)
+
+
+class Node:
+    """The console's other end."""
+
+    def __init__(self) -> None:
+        self.typed = asyncio.Queue[bytes]()
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        writer.write(b"login: ")
+        while data := await reader.read(100):
+            self.typed.put_nowait(data)
+        self.typed.put_nowait(b"")
+        writer.close()
+
+
+async def test_what_is_typed_and_shown(tmp_path: Path, terminal: Terminal) -> None:
+    node = Node()
+    before = termios.tcgetattr(terminal.slave)
+    server = await asyncio.start_unix_server(node.serve, tmp_path / "console.sock")
+    async with server:
+        task = asyncio.create_task(
+            console.attach(tmp_path / "console.sock", stdin=terminal.slave, stdout=terminal.slave)
+        )
+        assert await terminal.read(7) == b"login: "
+        await terminal.until_raw()
+        terminal.type(b"root\r\x03")
+        typed = await asyncio.wait_for(node.typed.get(), 10)
+        while len(typed) < 6:
+            typed += await asyncio.wait_for(node.typed.get(), 10)
+        assert typed == b"root\r\x03", "^C is the node's"
+        assert node.writer is not None
+        node.writer.write(b"\x1b[1mhi\xff\r\n")
+        assert await terminal.read(9) == b"\x1b[1mhi\xff\r\n"
+        terminal.type(b"bye" + console.ESCAPE + b"not sent")
+        assert await asyncio.wait_for(task, 10) == "left"
+        rest = b""
+        while piece := await asyncio.wait_for(node.typed.get(), 10):
+            rest += piece
+        assert rest == b"bye"
+    assert termios.tcgetattr(terminal.slave) == before, "the terminal is as it was"
+
+
+async def test_machine_that_goes_away(tmp_path: Path, terminal: Terminal) -> None:
+    node = Node()
+    before = termios.tcgetattr(terminal.slave)
+    server = await asyncio.start_unix_server(node.serve, tmp_path / "console.sock")
+    async with server:
+        task = asyncio.create_task(
+            console.attach(tmp_path / "console.sock", stdin=terminal.slave, stdout=terminal.slave)
+        )
+        await terminal.read(7)
+        assert node.writer is not None
+        node.writer.close()
+        assert await asyncio.wait_for(task, 10) == "the machine was switched off"
+    assert termios.tcgetattr(terminal.slave) == before
+
+
+async def test_without_a_terminal(tmp_path: Path) -> None:
+    node = Node()
+    server = await asyncio.start_unix_server(node.serve, tmp_path / "console.sock")
+    read_typed, write_typed = os.pipe()
+    read_shown, write_shown = os.pipe()
+    async with server:
+        task = asyncio.create_task(
+            console.attach(tmp_path / "console.sock", stdin=read_typed, stdout=write_shown)
+        )
+        os.write(write_typed, b"uptime\n")
+        assert await asyncio.wait_for(node.typed.get(), 10) == b"uptime\n"
+        os.close(write_typed)
+        assert await asyncio.wait_for(task, 10) == "end of input"
+    assert os.read(read_shown, 100) == b"login: "
+    for fd in (read_typed, read_shown, write_shown):
+        os.close(fd)
+
+
+async def test_nobody_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(console.ConsoleError, match="the node's machine is not running"):
+        await console.attach(tmp_path / "console.sock")
+    assert await asyncio.to_thread(console.main, tmp_path / "console.sock", "n1") == 1
+    shown = capfd.readouterr().err
+    assert "Console of n1. Ctrl-] leaves it" in shown
+    assert "cannot connect" in shown
