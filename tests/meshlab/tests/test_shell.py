@@ -222,6 +222,7 @@ async def test_stream_delivers_as_it_comes(shell: Shell, tmp_path: Path) -> None
 async def test_timeout_ends_the_command_and_leaves_a_usable_shell(
     shell: Shell, tmp_path: Path
 ) -> None:
+    await shell.ready(20)
     mark = tmp_path / "pid"
     with pytest.raises(ShellTimeoutError, match="not finished after 1 s") as caught:
         await shell.run(f"echo $PPID; sh -c 'echo $$ >{mark}; echo begun; exec sleep 600'", 1.0)
@@ -231,6 +232,7 @@ async def test_timeout_ends_the_command_and_leaves_a_usable_shell(
 
 
 async def test_timeout_of_a_command_that_ignores_interrupts(shell: Shell, tmp_path: Path) -> None:
+    await shell.ready(20)
     mark = tmp_path / "pid"
     with pytest.raises(ShellTimeoutError):
         await shell.run(
@@ -404,6 +406,24 @@ async def test_waits_for_a_node_that_boots(tmp_path: Path) -> None:
     finally:
         await shell.close()
         guest.close()
+
+
+async def test_short_calls_to_a_slow_node_do_not_disturb_its_start(tmp_path: Path) -> None:
+    # Every call gives up long before the node's shell is up; what was typed is what one call types.
+    typed = bytearray()
+
+    async def node(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            typed.extend(data)
+        writer.close()
+
+    async with await asyncio.start_unix_server(node, tmp_path / "shell.sock"):
+        shell = Shell(tmp_path / "shell.sock", "n1")
+        for _ in range(10):
+            with pytest.raises(ShellError, match="did not answer"):
+                await shell.read_file("/run/status", 0.1)
+        assert typed.count(b"\x03") == 1
+        await shell.close()
 
 
 async def test_silent_node_is_reported(tmp_path: Path) -> None:

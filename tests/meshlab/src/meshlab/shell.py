@@ -193,7 +193,7 @@ class Shell:
         self._open = False
         self._lost: asyncio.Future[str] | None = None
         self._seen: set[str] = set()
-        self._tries = 0
+        self._opener: asyncio.Task[None] | None = None
         self._cleanups: set[asyncio.Task[None]] = set()
 
     async def ready(self, timeout: float) -> None:
@@ -351,7 +351,6 @@ class Shell:
     def reset(self, reason: str) -> None:
         """Say that the guest has restarted: a running command fails with ``reason``."""
         self._open = False
-        self._tries = 0
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(reason)
 
@@ -364,6 +363,9 @@ class Shell:
 
     def _disconnect(self) -> None:
         self._open = False
+        if self._opener is not None:
+            self._opener.cancel()
+            self._opener = None
         if self._wire is not None:
             self._wire.close()
             self._wire = None
@@ -403,16 +405,17 @@ class Shell:
                 ) from error
         if self._open:
             return
-        wire = self._wire
-        while True:
-            # Every failed try doubles the patience, also over calls that were given up: ^C comes
-            # with each, and one that meets a shell which is just starting on a busy host ends it.
-            factor = 2.0 ** min(self._tries, 5)
-            self._tries += 1
-            patience = _OPENING_PATIENCE * min(factor, 4)
-            if await self._opening(wire, patience, _OPENING_SILENCE * factor):
-                break
-        self._tries = 0
+        # A task of its own, which goes on when the call that began it is given up: every new
+        # beginning types ^C, and one that meets a shell just starting on a busy host ends it.
+        if self._opener is None or self._opener.done():
+            self._opener = asyncio.create_task(self._until_open(self._wire))
+            self._opener.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._opener)
+
+    async def _until_open(self, wire: _Wire) -> None:
+        factor = 1.0
+        while not await self._opening(wire, _OPENING_PATIENCE * factor, _OPENING_SILENCE * factor):
+            factor = min(2 * factor, 4.0)
         self._open = True
         self._seen.clear()
 
