@@ -77,6 +77,7 @@ class _MeshParameters(nla):  # type: ignore[misc]
 
     nla_map = (
         (6, "NL80211_MESHCONF_TTL", "uint8"),
+        (11, "NL80211_MESHCONF_HWMP_ACTIVE_PATH_TIMEOUT", "uint32"),
         (14, "NL80211_MESHCONF_HWMP_ROOTMODE", "uint8"),
         (15, "NL80211_MESHCONF_ELEMENT_TTL", "uint8"),
         (16, "NL80211_MESHCONF_HWMP_RANN_INTERVAL", "uint16"),
