@@ -148,8 +148,9 @@ class FakeMachine:
     def kill(self) -> None:
         self.end(-9)
 
-    async def wait(self) -> int:
-        assert self.ended is not None
+    async def wait(self) -> int | None:
+        if self.ended is None:
+            return None
         return await asyncio.shield(self.ended)
 
     def cpu_seconds(self) -> float:

@@ -65,6 +65,14 @@ BOOT_DEADLINE = 90.0
 ASK_TIMEOUT = 20.0
 """Seconds that a node may take to answer; a guest of a busy TCG host can be slow."""
 
+QUICK_TICK_NODES = 8
+"""Most nodes that keep the quick tick of the node's own default.
+
+Every two nodes of a cluster have a connection on which both tick: that traffic grows with the
+square of their number. Beyond this, Erlang's own 60 s are used: 20 nodes otherwise send 350 ticks a
+second, counted with their hops.
+"""
+
 RESTART_PAUSE = 1.0
 """Seconds before a medium that ended quickly is started again."""
 
@@ -193,6 +201,8 @@ def node_config(spec: LabSpec, node: NodeSpec) -> dict[str, dict[str, Any]]:
         "address": {"prefix": PREFIX},
         "cluster": {"name": "thicket", "cookie": f"lab-{spec.name}"},
     }
+    if len(spec.topology.positions) > QUICK_TICK_NODES:
+        found["cluster"]["tick_time"] = 60
     for layer in (spec.config, node.config):
         for section, values in layer.items():
             found.setdefault(section, {}).update(values)
@@ -378,7 +388,8 @@ class Lab:
     async def _end(self, node: Node) -> None:
         with contextlib.suppress(Exception):
             if node.machine is not None:
-                await node.machine.stop(0)
+                async with asyncio.timeout(10):
+                    await node.machine.wait()
         with contextlib.suppress(Exception):
             if node.chip is not None:
                 await node.chip.stop()
