@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from meshlab import bench
+from meshlab.bench import Forming, RoundTrip
+from meshlab.state import LabState
+
+PING = """\
+PING fd12::2 (fd12::2) 56 data bytes
+64 bytes from fd12::2: icmp_seq=1 ttl=64 time=5.25 ms
+64 bytes from fd12::2: icmp_seq=2 ttl=64 time=12 ms
+
+--- fd12::2 ping statistics ---
+3 packets transmitted, 2 received, 33% packet loss, time 402ms
+"""
+
+
+def test_ping_is_understood() -> None:
+    assert bench.ping_times(PING) == [5.25, 12.0]
+    assert bench.ping_times("") == []
+
+
+def test_a_table_is_markdown() -> None:
+    text = bench.table(("a", "long head"), [("value", "1"), ("x", "2")])
+    assert text.splitlines() == [
+        "| a     | long head |",
+        "| ----- | --------- |",
+        "| value | 1         |",
+        "| x     | 2         |",
+    ]
+
+
+def test_median_and_worst() -> None:
+    assert bench.middle([1.0, 2.0, 9.04]) == "2.0 (9.0)"
+    assert bench.middle([]) == "-"
+
+
+def test_the_report_tells_what_did_not_form(make_lab: Callable[..., LabState]) -> None:
+    facts = bench.machine_facts(make_lab())
+    assert any("tcg" in value for _, value in facts)
+    good = Forming(3, 9.4, boot=[1.5], cpu=[3.2], frames_per_second=8.4, verdict="valid")
+    bad = Forming(8, None, lacking="n3: no link with n4")
+    text = bench.report(facts, [good, bad])
+    rows = [line.split(" | ") for line in text.splitlines()]
+    assert any(row[0].strip("| ") == "3" and row[1].strip() == "9.4" for row in rows)
+    assert "| not formed |" in text
+    assert "8 nodes not formed: n3: no link with n4" in text
+
+
+def test_lost_pings_are_counted() -> None:
+    text = bench.report_round_trips([RoundTrip(1, 20, [4.0, 2.0, 3.0]), RoundTrip(2, 20, [])])
+    assert "| 2.0          | 3.0        | 4.0     | 17 of 20 |" in text
+    assert "20 of 20" in text
