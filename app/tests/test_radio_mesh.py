@@ -48,6 +48,7 @@ class World:
         self.next_index = 10
         self.parameters: list[dict[str, int]] = []
         self.stations: list[dict[str, Any]] = []
+        self.removed_paths: list[str] = []
         self.addresses: dict[str, int] = {}
         self.new_address_flags = 0
         self.neighbours: list[tuple[str, str]] = []
@@ -129,6 +130,9 @@ class FakeNl80211:
 
     def stations(self, ifindex: int) -> list[dict[str, Any]]:
         return self.world.stations
+
+    def remove_path(self, ifindex: int, destination: str) -> None:
+        self.world.removed_paths.append(destination)
 
     def paths(self, ifindex: int) -> list[dict[str, Any]]:
         return [
@@ -351,6 +355,19 @@ async def test_lost_events_are_made_up_for_by_the_station_table(world: World) ->
         one.mesh._refreshed = 0.0
         await one.mesh.refresh()
         assert one.told[-1] == ("peer-up", {"mac": PEER})
+
+
+async def test_paths_over_a_silent_peer_are_given_up(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.stations = [{**station(), "inactive_ms": 5000}]
+        one.mesh._refreshed = 0.0
+        await one.mesh.refresh()
+        assert world.removed_paths == []  # four or five beacons may be lost on the air
+        world.stations = [{**station(), "inactive_ms": 5200}]
+        one.mesh._refreshed = 0.0
+        await one.mesh.refresh()
+        assert world.removed_paths == [PEER]
 
 
 async def test_the_address_is_questioned_again_before_the_first_peer(world: World) -> None:

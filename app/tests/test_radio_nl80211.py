@@ -258,6 +258,12 @@ def test_set_mesh_parameters() -> None:
     assert kernel.asked[0][16:] == wanted
 
 
+def test_remove_path() -> None:
+    subject, kernel = nl80211_with({})
+    subject.remove_path(9, "02:74:68:00:00:0a")
+    assert kernel.asked[0][16:] == struct.pack("=BBH", 24, 1, 0) + u32(3, 9) + attribute(6, MAC)
+
+
 def test_mesh_parameters_are_read_as_they_are_set() -> None:
     config = attribute(6, b"\x1f") + attribute(17, b"\1") + u32(28, 30) + u32(1, 500)
     subject, _ = nl80211_with({28: [message(28, attribute(35, config))]})

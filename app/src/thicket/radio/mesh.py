@@ -52,6 +52,7 @@ _DUPLICATE_SECONDS: Final = 60.0
 _SAE_FORGET_SECONDS: Final = 120.0
 _REJOIN_SECONDS: Final = 60.0
 _REFRESH_SECONDS: Final = 0.5  # a refresh younger than this is good enough
+_SILENT_BEACONS: Final = 5  # a peer from which nothing came for so many beacons is out of reach
 
 #: How the messages begin by which wpa_supplicant tells that it gave up.
 _REFUSALS: Final = ("mesh join error=", "Failed to init mesh", "Could not join mesh")
@@ -324,6 +325,25 @@ class Mesh:
             log.debug("cannot read stations and paths: %s", error)
             return
         self._set_peers({one["mac"] for one in self._stations if one["state"] == ESTABLISHED})
+        self._avoid_silent_peers()
+
+    def _avoid_silent_peers(self) -> None:
+        """Forget the paths over peers from which not even beacons come any more.
+
+        The kernel gives up a path when nearly all of some hundred frames over it fail; a node that
+        sends little would lose its way for as long as the path lives.
+        """
+        assert self._nl80211 is not None and self._ifindex is not None
+        patience = _SILENT_BEACONS * self._settings.beacon_interval * 1.024
+        silent = {one["mac"] for one in self._stations if (one["inactive_ms"] or 0) > patience}
+        for path in self._paths:
+            if path["next_hop"] in silent:
+                try:
+                    self._nl80211.remove_path(self._ifindex, path["destination"])
+                except OSError as error:  # it ended by itself meanwhile
+                    log.debug("cannot remove the path to %s: %s", path["destination"], error)
+                else:
+                    log.info("path to %(destination)s over silent %(next_hop)s given up", path)
 
     async def leave(self) -> None:
         """Take the mesh down: end wpa_supplicant, remove the interface. Not while run() runs."""

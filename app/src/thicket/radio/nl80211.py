@@ -31,6 +31,7 @@ CMD_NEW_INTERFACE: Final = 7
 CMD_DEL_INTERFACE: Final = 8
 CMD_GET_STATION: Final = 17
 CMD_GET_MPATH: Final = 21
+CMD_DEL_MPATH: Final = 24
 CMD_GET_MESH_CONFIG: Final = 28
 CMD_SET_MESH_CONFIG: Final = 29
 
@@ -481,6 +482,13 @@ class Nl80211:
         messages = self._request(CMD_GET_MPATH, [("NL80211_ATTR_IFINDEX", ifindex)], NLM_F_DUMP)
         found = {one["destination"]: one for one in map(path, messages) if one is not None}
         return [found[mac] for mac in sorted(found)]
+
+    def remove_path(self, ifindex: int, destination: str) -> None:
+        """Forget the mesh path to a station; the next frame to it looks for another."""
+        self._request(
+            CMD_DEL_MPATH,
+            [("NL80211_ATTR_IFINDEX", ifindex), ("NL80211_ATTR_MAC", destination)],
+        )
 
     def mesh_parameters(self, ifindex: int) -> dict[str, int]:
         """The parameters of a mesh interface that :meth:`set_mesh_parameters` can set."""
