@@ -23,7 +23,7 @@ LAB ?= default
 ONCE ?=
 KEEP ?=
 
-qemu-mesh: packages ## Boot N nodes in one simulated mesh and watch them (N=5 TOPOLOGY=line|ring|grid|full|random|star SECURITY=open|sae SEED=1 LAB=default KEEP=1 ONCE=1)
+qemu-mesh: packages ## Boot nodes in one simulated mesh and watch them until Ctrl-C
 	@bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
 		--seed "$(SEED)" --security "$(SECURITY)" $(if $(KEEP),--keep) $(if $(ONCE),--once)
 
@@ -73,7 +73,17 @@ help: ## This text
 	@awk 'BEGIN { FS = ":.*## " } \
 	      /^##@/ { printf "\n%s\n", substr($$0, 5) } \
 	      /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
-	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
+	@printf '\nVariables of qemu-mesh\n'
+	@printf '  %-34s %s\n' \
+		'N=5' 'how many nodes' \
+		'TOPOLOGY=grid' 'line, ring, grid, full, random or star' \
+		'SECURITY=open' 'open, or sae (a passphrase)' \
+		'IMAGE=lab' 'what they run: the lab image, or a directory with another' \
+		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
+		'LAB=default' 'a name, to run several at once' \
+		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
+		'KEEP=1' 'go on with the chips and disks of the last run'
+	@printf '\nPYTEST="-k name -x" goes to pytest. The cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
 .PHONY: bench clean distclean format help lab-image lint packages packages-test qemu-mesh relay \
 	test test-mesh test-unit
