@@ -18,10 +18,12 @@ pytestmark = [
     pytest.mark.timeout(400, func_only=True),
 ]
 
+QUICK = {"cluster": {"tick_time": 8}, "mesh": {"max_inactivity": 10}}
+
 
 def spec(name: str) -> LabSpec:
-    # A short tick: a lost node is noticed within the patience of a test.
-    return LabSpec(topology.make("line", 3), name=name, config={"cluster": {"tick_time": 8}})
+    # Short times: a lost node is noticed within the patience of a test.
+    return LabSpec(topology.make("line", 3), name=name, config=QUICK)
 
 
 async def test_the_mesh_forms(lab: Lab, nodes: Nodes) -> None:

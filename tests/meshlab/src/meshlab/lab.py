@@ -65,12 +65,12 @@ BOOT_DEADLINE = 90.0
 ASK_TIMEOUT = 20.0
 """Seconds that a node may take to answer; a guest of a busy TCG host can be slow."""
 
-QUICK_TICK_NODES = 8
-"""Most nodes that keep the quick tick of the node's own default.
+QUICK_NODES = 8
+"""Most nodes that keep the quick times of the node's own defaults.
 
 Every two nodes of a cluster have a connection on which both tick: that traffic grows with the
 square of their number. Beyond this, Erlang's own 60 s are used: 20 nodes otherwise send 350 ticks a
-second, counted with their hops.
+second, counted with their hops. The regular look at signals and paths is less frequent, too.
 """
 
 RESTART_PAUSE = 1.0
@@ -201,8 +201,9 @@ def node_config(spec: LabSpec, node: NodeSpec) -> dict[str, dict[str, Any]]:
         "address": {"prefix": PREFIX},
         "cluster": {"name": "thicket", "cookie": f"lab-{spec.name}"},
     }
-    if len(spec.topology.positions) > QUICK_TICK_NODES:
+    if len(spec.topology.positions) > QUICK_NODES:
         found["cluster"]["tick_time"] = 60
+        found["status"] = {"interval": 15}
     for layer in (spec.config, node.config):
         for section, values in layer.items():
             found.setdefault(section, {}).update(values)
