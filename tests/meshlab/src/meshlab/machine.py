@@ -151,8 +151,9 @@ class MachineSpec:
     arch: str = "x86_64"
     board: str | Board | None = None
     """A key of ``BOARDS``, or a board of one's own; ``None``: the default of ``arch``."""
-    code_buffer_mib: int = 48
-    """TCG's buffer of translated code. QEMU's own default can grow to gigabytes."""
+    code_buffer_mib: int = 96
+    """TCG's buffer of translated code. A node's boot and daemon fill about 75 MiB; a full buffer is
+    thrown away and translated again. QEMU's own default can grow to a gigabyte."""
     extra: tuple[str, ...] = field(default=())
     """More arguments for QEMU, last."""
 

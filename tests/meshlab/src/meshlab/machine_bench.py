@@ -34,7 +34,7 @@ class Variant:
     label: str
     board: Board
     cpu: str = "max"
-    buffer: int = 48
+    buffer: int = 96
     cmdline: str = ""
     extra: tuple[str, ...] = ()
 
@@ -70,7 +70,7 @@ def variants(khz: int | None) -> list[Variant]:
         Variant("q35, -cpu max,-avx2,-avx", q35, cpu="max,-avx2,-avx", cmdline=clock),
         Variant("q35, tb-size=24", q35, buffer=24, cmdline=clock),
         Variant("q35, tb-size=32", q35, buffer=32, cmdline=clock),
-        Variant("q35, tb-size=64", q35, buffer=64, cmdline=clock),
+        Variant("q35, tb-size=48", q35, buffer=48, cmdline=clock),
         Variant("q35, tb-size=128", q35, buffer=128, cmdline=clock),
     ]
 
