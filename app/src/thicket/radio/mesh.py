@@ -330,8 +330,8 @@ class Mesh:
     def _avoid_silent_peers(self) -> None:
         """Forget the paths over peers from which not even beacons come any more.
 
-        The kernel gives up a path when nearly all of some hundred frames over it fail; a node that
-        sends little would lose its way for as long as the path lives.
+        The kernel gives up a path when the average of failed frames over it is high (mac80211,
+        ieee80211s_update_metric: above 95 %), which takes a node that sends little a long time.
         """
         assert self._nl80211 is not None and self._ifindex is not None
         patience = _SILENT_BEACONS * self._settings.beacon_interval * 1.024

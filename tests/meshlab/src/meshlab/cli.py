@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     chip = command("chip", "break a node's chip, or mend it", cmd_chip)
     chip.add_argument("node", metavar="NODE")
     chip.add_argument("what", choices=("fault",))
-    chip.add_argument("fault", metavar="absent|nak|bad-crc|stuck|none")
+    chip.add_argument("fault", metavar="absent|nak|bad-crc|stuck|watchdog|none")
 
     radio = command("radio", "unplug a node's radio, or plug it in", cmd_radio)
     radio.add_argument("node", metavar="NODE")
