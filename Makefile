@@ -6,7 +6,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 
 export THICKET_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thicket
-export PYTHONPATH := $(CURDIR)/tests/meshlab/src:$(CURDIR)/app/src
+export PYTHONPATH := $(CURDIR)/tests/meshlab/src:$(CURDIR)/app/src:$(CURDIR)/firmware/src
 export PYTHONDONTWRITEBYTECODE := 1
 
 # Asked for once, where a target needs it; makes the environment when there is none.
