@@ -29,6 +29,26 @@ qemu-mesh: packages ## Boot nodes in one simulated mesh and watch them until Ctr
 
 ##@ Build
 
+TOOLCHAIN ?= bootlin
+EXTRA ?=
+firmware = $(python) -m firmware.build --toolchain "$(TOOLCHAIN)" --extra "$(EXTRA)"
+
+rpi64: packages-build ## The card image for Raspberry Pi 3, 4, 5, Zero 2 W and CM4 (Buildroot)
+	@$(firmware) $@
+
+x86_64: packages-build ## The same product for x86-64, for fleets in QEMU (Buildroot)
+	@$(firmware) $@
+
+# make BOARD-TARGET: one word each, for what people do with a configuration or a build.
+rpi64-%: packages-build
+	@$(firmware) rpi64 $*
+
+x86_64-%: packages-build
+	@$(firmware) x86_64 $*
+
+defconfigs: ## Make configs/*_defconfig of their fragments
+	@$(python) -m firmware.defconfigs
+
 lab-image: packages ## Build the image that qemu-mesh boots, when its sources changed
 	@$(python) -m meshlab.image
 
@@ -58,6 +78,9 @@ packages: ## Install the distribution packages that the simulator needs, or prin
 
 packages-test:
 	@bin/host-setup packages run test
+
+packages-build:
+	@bin/host-setup packages build
 
 format: ## Let ruff rewrite the Python sources
 	@$(python) -m ruff format .

@@ -1,0 +1,56 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Buildroot runs this when all packages and the overlay are in the target directory: $1 the directory,
+# $2 the board. Leaves out what no node uses and puts in what only the build knows.
+set -eu
+
+target=$1
+board=$2
+top=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+# shellcheck source=/dev/null
+. "$top/board/$board/board.conf"
+
+# Mount points, and places for what lives in RAM or on /data.
+mkdir -p "$target/boot" "$target/data" "$target/etc/thicket"
+
+# Init's scripts are those of the overlay; packages bring some of their own.
+for script in "$target"/etc/init.d/*; do
+	[ -e "$top/overlay/etc/init.d/${script##*/}" ] || rm -f "$script"
+done
+
+# What packages install and no node uses, by patterns from the root; globs are the point.
+while read -r pattern; do
+	case $pattern in
+	'' | '#'*) continue ;;
+	esac
+	# shellcheck disable=SC2086
+	(cd "$target" && rm -rf -- $pattern)
+done <"$top/board/common/unwanted.txt"
+
+# Byte code only. Buildroot compiles and removes what packages install before this script runs.
+find "$target/usr/lib" -name '*.py' -path '*/python3*' -delete
+find "$target/usr/lib" -depth -name '__pycache__' -exec rm -rf {} +
+
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$top/app/pyproject.toml")
+commit=${THICKET_COMMIT:-unknown}
+cat >"$target/usr/lib/os-release" <<EOF
+NAME=Thicket
+ID=thicket
+PRETTY_NAME="Thicket $version ($board)"
+VERSION_ID=$version
+VARIANT="$board"
+VARIANT_ID=$board
+IMAGE_ID=thicket-$board
+IMAGE_VERSION=$version
+BUILD_ID=$commit
+EOF
+ln -snf ../usr/lib/os-release "$target/etc/os-release"
+
+# How it was built, for the person who finds the device in ten years.
+mkdir -p "$target/usr/share/thicket"
+gzip -9n <"$O/thicket_defconfig" >"$target/usr/share/thicket/defconfig.gz"
+
+# Updates: this image's kind of device; slots are named by links that init makes.
+mkdir -p "$target/etc/rauc"
+sed "s/@COMPATIBLE@/thicket-$board/" "$top/board/common/rauc/system.conf" \
+	>"$target/etc/rauc/system.conf"

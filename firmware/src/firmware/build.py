@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the firmware images with Buildroot: ``python -m firmware.build BOARD [TARGET...]``.
+
+Without a target: configure what changed, build, look up every fragment line in what Kconfig made of
+it, and say where the card image is. With targets: those, of Buildroot (``menuconfig``, ``sdk``,
+``busybox-rebuild`` ...) or of our own (``sbom``, ``cve``, ``show-size``, ``savedefconfig``).
+
+Everything lies in the cache: Buildroot's tree, downloads, ccache, and ``build/BOARD``, which is
+Buildroot's output directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from firmware import boards, fragments, sizes
+from firmware.boards import Board, BoardError
+from firmware.fragments import FragmentError
+
+VERSION = "2026.02.3"
+"""Buildroot's release (long-term support until 2029)."""
+URL = f"https://buildroot.org/downloads/buildroot-{VERSION}.tar.xz"
+SHA256 = "5a59e7501b0b4ec52c41f4bfa79412320e0b37eae5f719605a258e8d0c6fc7fb"
+"""Of the archive, as in the signed ``buildroot-2026.02.3.tar.xz.sign`` beside it."""
+
+_STEP = re.compile(r">>> (?:(?P<package>\S+) (?P<version>\S*) ?)?(?P<step>[A-Z][a-z].*)")
+_OWN_TARGETS = ("cve", "savedefconfig", "sbom", "show-size")
+_INTERACTIVE = re.compile(r".*(menu|n|x|g)config")
+
+
+class BuildError(Exception):
+    """The build cannot go on; the text says why and what to do."""
+
+
+def cache_root() -> Path:
+    """Return the one folder outside the checkout that the product writes to."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("THICKET_CACHE") or Path(base) / "thicket").absolute()
+
+
+def images(board: str, cache: Path | None = None) -> Path:
+    """Return the folder of a board's finished files; it may not exist."""
+    return (cache or cache_root()) / "build" / board / "images"
+
+
+def tree(cache: Path) -> Path:
+    """Return Buildroot's tree, downloaded and unpacked when it is not in the cache.
+
+    ``BUILDROOT`` in the environment names one's own. Raises ``BuildError``.
+    """
+    own = os.environ.get("BUILDROOT")
+    place = Path(own).absolute() if own else cache / f"buildroot-{VERSION}"
+    makefile = place / "Makefile"
+    if makefile.is_file():
+        match = re.search(r"^export BR2_VERSION := (\S+)", makefile.read_text(), re.MULTILINE)
+        found = match[1] if match else "none"
+        if found != VERSION:
+            say(f"warning: {place} is Buildroot {found}; Thicket is made for {VERSION}")
+        return place
+    if own:
+        raise BuildError(f"BUILDROOT={own}: there is no Makefile, so this is no Buildroot tree")
+    _download(cache)
+    return place
+
+
+def _download(cache: Path) -> None:
+    folder = cache / "dl"
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / f"buildroot-{VERSION}.tar.xz"
+    if not archive.is_file():
+        say(f"downloading {URL}")
+        new = archive.with_suffix(".new")
+        try:
+            with urllib.request.urlopen(URL, timeout=60) as answer, new.open("wb") as file:  # noqa: S310 - https, and checked below
+                shutil.copyfileobj(answer, file)
+        except OSError as error:
+            raise BuildError(
+                f"{URL} could not be downloaded: {error}\nWith Buildroot {VERSION} unpacked "
+                f"somewhere, name it by BUILDROOT=, or put the archive into {folder}"
+            ) from error
+        new.replace(archive)
+    with archive.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise BuildError(f"{archive} has the SHA-256 {digest}, not {SHA256}: delete it")
+    say(f"unpacking {archive.name}")
+    unpacked = cache / f".buildroot-{VERSION}.{os.getpid()}"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    with tarfile.open(archive) as source:
+        source.extractall(unpacked, filter="tar")
+    (unpacked / f"buildroot-{VERSION}").rename(cache / f"buildroot-{VERSION}")
+    unpacked.rmdir()
+
+
+def say(text: str) -> None:
+    """Tell the person who builds."""
+    print(f"thicket: {text}", file=sys.stderr, flush=True)
+
+
+class Build:
+    """One board's build in its output directory."""
+
+    def __init__(
+        self,
+        board: Board,
+        *,
+        toolchain: str = boards.TOOLCHAIN,
+        extra: Sequence[Path] = (),
+        cache: Path | None = None,
+    ) -> None:
+        """Take the choices; nothing is written yet."""
+        self.board = board
+        self.toolchain = toolchain
+        self.extra = list(extra)
+        self.cache = cache or cache_root()
+        self.output = self.cache / "build" / board.name
+        self.log = self.output / "build.log"
+
+    # -- Buildroot
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of Buildroot: ours without what would leak into its packages."""
+        leaks = ("PYTHON", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "LD_LIBRARY_PATH")
+        kept = {n: v for n, v in os.environ.items() if not n.startswith(leaks)}
+        kept["BR2_DL_DIR"] = os.environ.get("BR2_DL_DIR") or str(self.cache / "dl")
+        kept["BR2_CCACHE_DIR"] = os.environ.get("BR2_CCACHE_DIR") or str(self.cache / "ccache")
+        kept["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+        commit, epoch = self._commit()
+        kept.setdefault("SOURCE_DATE_EPOCH", epoch)
+        kept["THICKET_COMMIT"] = commit
+        if os.geteuid() == 0:
+            # Some configure scripts refuse to run as root; in a container nobody else is there.
+            kept["FORCE_UNSAFE_CONFIGURE"] = "1"
+        return kept
+
+    def _commit(self) -> tuple[str, str]:
+        """Return what the checkout is, and the time of that in seconds since 1970."""
+        git = ["git", "-C", str(self.board.root)]
+        try:
+            commit = subprocess.run(
+                [*git, "describe", "--always", "--dirty", "--abbrev=12"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            epoch = subprocess.run(
+                [*git, "log", "-1", "--format=%ct"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            # An unpacked archive: the time of its files is all there is.
+            return "unknown", str(int((self.board.root / "Makefile").stat().st_mtime))
+        return commit, epoch
+
+    def command(self, *targets: str) -> list[str]:
+        """Return the command line that makes ``targets``."""
+        jobs = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)) + 1)
+        return [
+            "make",
+            f"-j{jobs}",
+            "-C",
+            str(tree(self.cache)),
+            f"O={self.output}",
+            f"BR2_EXTERNAL={self.board.root / 'br2-external'}",
+            *targets,
+        ]
+
+    def configure(self) -> None:
+        """Give Buildroot the fragments when they changed; check that none of their lines is lost.
+
+        What a person chose by ``menuconfig`` stays until then.
+        """
+        text = fragments.defconfig(self.board, self.toolchain, self.extra)
+        ours, config = self.output / "thicket_defconfig", self.output / ".config"
+        if config.is_file() and ours.is_file() and ours.read_text() == text:
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        new = self.output / "thicket_defconfig.new"
+        new.write_text(text)
+        if config.is_file() and ours.is_file():
+            kept = self.output / "config.before"
+            shutil.copyfile(config, kept)
+            say(f"the fragments changed: configuring anew; the last configuration is in {kept}")
+        self._run([*self.command(f"BR2_DEFCONFIG={new}", "defconfig")])
+        _text, wanted = fragments.merge(
+            [*self.board.buildroot_fragments(self.toolchain), *self.extra], self.board.root
+        )
+        self._refuse_lost(fragments.lost(wanted, config.read_text()), "Buildroot")
+        new.replace(ours)
+
+    def check(self) -> None:
+        """Look up every line of the kernel's and BusyBox's fragments in what was built.
+
+        Raises ``BuildError`` naming those that are not there.
+        """
+        config = _values(self.output / ".config")
+        for package, key in (
+            ("linux", "BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES"),
+            ("busybox", "BR2_PACKAGE_BUSYBOX_CONFIG_FRAGMENT_FILES"),
+        ):
+            names = config.get(key, "").strip('"').split()
+            place = "$(BR2_EXTERNAL_THICKET_PATH)/"
+            root = self.board.root
+            files = [
+                root / name.removeprefix(place) if name.startswith(place) else Path(name)
+                for name in names
+            ]
+            made = self._built_config(package)
+            if made is None:
+                raise BuildError(f"{package} has left no .config in {self.output / 'build'}")
+            _text, wanted = fragments.merge(files, root)
+            self._refuse_lost(fragments.lost(wanted, made.read_text()), package)
+
+    def _built_config(self, package: str) -> Path | None:
+        found = [
+            path
+            for path in (self.output / "build").glob(f"{package}-*/.config")
+            if (path.parent / ".stamp_built").exists()
+        ]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+    def _refuse_lost(self, sentences: list[str], what: str) -> None:
+        if sentences:
+            raise BuildError(
+                f"these lines of {what}'s fragments did not survive (what they depend on is off, "
+                "or there is no such option):\n  " + "\n  ".join(sentences)
+            )
+
+    def _run(self, command: list[str]) -> None:
+        """Run a short command with its output in the log."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            status = subprocess.run(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                check=False,
+            ).returncode
+        if status != 0:
+            raise BuildError(f"{' '.join(command)} failed; the end of {self.log}:\n{self._tail()}")
+
+    def _tail(self, lines: int = 25) -> str:
+        with contextlib.suppress(OSError):
+            text = self.log.read_text(errors="replace")
+            return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])
+        return ""
+
+    def build(self) -> None:
+        """Build everything, telling what is being worked on; the rest goes to ``build.log``."""
+        started = time.monotonic()
+        total = len(self.info())
+        done = 0
+        self.log.write_bytes(b"")
+        command = self.command()
+        live = sys.stderr.isatty()
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self.environment(),
+            )
+            assert process.stdout is not None
+            try:
+                for raw in process.stdout:
+                    log.write(raw)
+                    log.flush()
+                    match = _STEP.search(re.sub(r"\x1b\[[0-9;]*m", "", raw.decode(errors="replace")))
+                    if match is None:
+                        continue
+                    step = match["step"].strip().lower()
+                    done += match["step"].startswith(("Extracting", "Syncing"))
+                    text = f"{done}/{total} {match['package'] or ''} {step}"
+                    if live:
+                        width = shutil.get_terminal_size().columns
+                        seconds = int(time.monotonic() - started)
+                        clock = f"{seconds // 60}:{seconds % 60:02}"
+                        sys.stderr.write(f"\r\x1b[K{f'thicket: {clock}  {text}'[: width - 1]}")
+                        sys.stderr.flush()
+                    elif match["step"].startswith(("Building", "Executing", "Generating")):
+                        say(text)
+                status = process.wait()
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+        if live:
+            sys.stderr.write("\r\x1b[K")
+        if status != 0:
+            raise BuildError(f"Buildroot failed; the end of {self.log}:\n{self._tail()}")
+        self.check()
+        took = int(time.monotonic() - started)
+        card = self.output / "images" / "card.img"
+        say(f"built in {took // 60} min {took % 60} s: {card}")
+
+    def info(self) -> dict[str, object]:
+        """Return what Buildroot knows of the packages of this configuration, by name."""
+        answer = subprocess.run(
+            self.command("-s", "show-info"),
+            capture_output=True,
+            text=True,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        if answer.returncode != 0:
+            raise BuildError(f"Buildroot's show-info failed: {answer.stderr.strip()}")
+        start = answer.stdout.index("{")
+        found, _end = json.JSONDecoder().raw_decode(answer.stdout[start:])
+        return dict(found)
+
+    # -- our own targets
+
+    def target(self, name: str) -> None:
+        """Make one target, of ours or of Buildroot. Raises ``BuildError``."""
+        match name:
+            case "savedefconfig":
+                self._savedefconfig()
+            case "sbom":
+                self._sbom()
+            case "cve":
+                self._cve()
+            case "show-size":
+                print(sizes.table(self.output))
+            case _:
+                status = subprocess.run(
+                    self.command(name), env=self.environment(), check=False
+                ).returncode
+                if status != 0:
+                    raise BuildError(f"Buildroot's target {name} failed with status {status}")
+                if _INTERACTIVE.fullmatch(name):
+                    say("what you chose is built by the next make; `savedefconfig` shows it")
+
+    def _savedefconfig(self) -> None:
+        """Show what the configuration has beyond the fragments, as lines for one."""
+        names = ["ours", "yours"]
+        texts = {}
+        for name in names:
+            saved = self.output / f"{name}_defconfig"
+            if name == "ours":
+                scratch = self.output / "savedefconfig"
+                shutil.rmtree(scratch, ignore_errors=True)
+                other = Build(self.board, toolchain=self.toolchain, extra=self.extra)
+                other.output, other.log = scratch, self.log
+                other.configure()
+                other._run(other.command(f"BR2_DEFCONFIG={saved}", "savedefconfig"))
+                shutil.rmtree(scratch)
+            else:
+                self._run(self.command(f"BR2_DEFCONFIG={saved}", "savedefconfig"))
+            texts[name] = fragments.parse(saved.read_text(), saved.name)
+            saved.unlink()
+        have = {(line.name, line.value) for line in texts["ours"]}
+        more = [line for line in texts["yours"] if (line.name, line.value) not in have]
+        gone = {line.name for line in texts["ours"]} - {line.name for line in texts["yours"]}
+        if not more and not gone:
+            say("the configuration is what the fragments say")
+            return
+        path = self.output / "changes.config"
+        lines = [
+            f"# {line.name} is not set" if line.value == "n" else f"{line.name}={line.value}"
+            for line in more
+        ] + [f"# {name} is back at Buildroot's default" for name in sorted(gone)]
+        path.write_text("\n".join(lines) + "\n")
+        print(path.read_text(), end="")
+        say(f"this is in {path}: put it into configs/fragments, or build with EXTRA={path}")
+
+    def _sbom(self) -> Path:
+        path = self.output / "images" / "sbom.cyclonedx.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info = json.dumps(self.info())
+        commit, _epoch = self._commit()
+        answer = subprocess.run(
+            [
+                sys.executable,
+                str(tree(self.cache) / "utils" / "generate-cyclonedx"),
+                "--project-name",
+                f"thicket-{self.board.name}",
+                "--project-version",
+                commit,
+            ],
+            input=info,
+            capture_output=True,
+            text=True,
+            env=self.environment(),
+            check=False,
+        )
+        if answer.returncode != 0:
+            raise BuildError(f"generate-cyclonedx failed: {answer.stderr.strip()}")
+        path.write_text(answer.stdout)
+        parts = len(json.loads(answer.stdout)["components"])
+        say(f"{parts} components, CycloneDX: {path}")
+        return path
+
+    def _cve(self) -> None:
+        bill = self._sbom()
+        path = bill.with_name("cve.cyclonedx.json")
+        say("comparing with the NVD (a download of some hundred megabytes the first time)")
+        status = subprocess.run(
+            [
+                sys.executable,
+                str(tree(self.cache) / "support" / "scripts" / "cve-check"),
+                "--nvd-path",
+                str(self.cache / "dl" / "buildroot-nvd"),
+                "-i",
+                str(bill),
+                "-o",
+                str(path),
+            ],
+            env=self.environment(),
+            check=False,
+        ).returncode
+        if status != 0:
+            raise BuildError(
+                "cve-check failed; it needs the internet, and the Python packages that it named"
+            )
+        found = json.loads(path.read_text()).get("vulnerabilities", [])
+        for entry in found:
+            state = entry.get("analysis", {}).get("state", "exploitable")
+            print(entry["id"], state, *(part["ref"] for part in entry.get("affects", [])))
+        say(f"{len(found)} known vulnerabilities: {path}")
+
+
+def _values(path: Path) -> dict[str, str]:
+    return {line.name: line.value for line in fragments.parse(path.read_text(), path.name)}
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep a second build out of ``output``; the kernel lets go when this process ends."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BuildError(f"another build works in {output}: wait for it") from None
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; the exit status."""
+    parser = argparse.ArgumentParser(prog="firmware.build", description=__doc__)
+    parser.add_argument("board", choices=boards.names())
+    parser.add_argument("targets", nargs="*", help=f"of Buildroot, or {', '.join(_OWN_TARGETS)}")
+    parser.add_argument(
+        "--toolchain", default=boards.TOOLCHAIN, help="bootlin, internal, or a file of your own"
+    )
+    parser.add_argument(
+        "--extra", default="", help="files with more Buildroot lines, read last; blanks between"
+    )
+    options = parser.parse_args(arguments)
+    extra = [Path(name).absolute() for name in options.extra.split()]
+    for path in extra:
+        if not path.is_file():
+            parser.error(f"--extra: there is no file {path}")
+    try:
+        build = Build(boards.load(options.board), toolchain=options.toolchain, extra=extra)
+        with locked(build.output):
+            build.configure()
+            for target in options.targets:
+                build.target(target)
+            if not options.targets:
+                build.build()
+    except (BoardError, BuildError, FragmentError) as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("stopped; the next make goes on from here")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
