@@ -12,32 +12,32 @@ from pathlib import Path
 
 import pytest
 
-TOP = Path(__file__).resolve().parents[2]
-VERSION = "2026.02.3"
+from firmware import boards, build, fragments
+from firmware.build import Build, BuildError
 
-
-def cache() -> Path:
-    """The cache folder as the Makefile has it."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thicket"
-    return Path(os.environ.get("THICKET_CACHE") or default)
+TOP = boards.ROOT
 
 
 @pytest.fixture(scope="module")
 def buildroot() -> Path:
-    tree = Path(os.environ.get("BUILDROOT") or cache() / f"buildroot-{VERSION}")
-    if not (tree / "utils/check-package").exists():
-        pytest.skip(f"no Buildroot {VERSION} in {tree}: its checks of our tree were not run")
-    return tree
+    place = Path(
+        os.environ.get("BUILDROOT") or build.cache_root() / f"buildroot-{build.VERSION}"
+    )
+    if not (place / "utils/check-package").exists():
+        pytest.skip(f"no Buildroot {build.VERSION} in {place}: its checks of our tree were not run")
+    return place
 
 
 def test_check_package_finds_nothing(buildroot: Path) -> None:
+    folders = ("package", "br2-external", "board/common/patches")
     files = [
         str(path)
-        for folder in ("package", "br2-external")
+        for folder in folders
         for path in sorted((TOP / folder).rglob("*"))
         if path.is_file() and "src" not in path.relative_to(TOP).parts and path.suffix != ".md"
-    ]
+    ] + [str(fragments.defconfig_path(boards.load(name))) for name in boards.names()]
     assert any(file.endswith("hwsim-relay.mk") for file in files)
+    assert any(file.endswith("linux.hash") for file in files)
     result = subprocess.run(
         [sys.executable, str(buildroot / "utils/check-package"), "-b", *files],
         capture_output=True,
@@ -47,28 +47,16 @@ def test_check_package_finds_nothing(buildroot: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_packages_can_be_chosen(buildroot: Path, tmp_path: Path) -> None:
-    """Selecting the daemon brings what it needs, and Kconfig drops none of it."""
-    defconfig = tmp_path / "thicket_defconfig"
-    defconfig.write_text(
-        "BR2_x86_64=y\nBR2_TOOLCHAIN_EXTERNAL=y\nBR2_PACKAGE_PYTHON3=y\nBR2_PACKAGE_THICKET=y\n"
-    )
-    subprocess.run(
-        [
-            "make",
-            "-s",
-            f"O={tmp_path / 'output'}",
-            f"BR2_EXTERNAL={TOP / 'br2-external'}",
-            f"BR2_DEFCONFIG={defconfig}",
-            "defconfig",
-        ],
-        cwd=buildroot,
-        env={name: value for name, value in os.environ.items() if name != "MAKEFLAGS"},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    config = (tmp_path / "output/.config").read_text().splitlines()
+@pytest.mark.parametrize("toolchain", ["bootlin", "internal"])
+@pytest.mark.parametrize("name", boards.names())
+def test_no_line_of_a_fragment_is_lost(
+    buildroot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, toolchain: str
+) -> None:
+    """``configure`` gives the fragments to Buildroot's Kconfig and looks every line up."""
+    monkeypatch.setenv("BUILDROOT", str(buildroot))
+    made = Build(boards.load(name), toolchain=toolchain, cache=tmp_path)
+    made.configure()
+    config = (made.output / ".config").read_text().splitlines()
     for symbol in (
         "HWSIM_RELAY",
         "PYTHON_PYROUTE2",
@@ -78,3 +66,36 @@ def test_packages_can_be_chosen(buildroot: Path, tmp_path: Path) -> None:
         "WPA_SUPPLICANT_WPA3",
     ):
         assert f"BR2_PACKAGE_{symbol}=y" in config
+
+
+def test_a_lost_line_is_named(
+    buildroot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUILDROOT", str(buildroot))
+    extra = tmp_path / "extra.config"
+    extra.write_text("BR2_PACKAGE_NO_SUCH_THING=y\nBR2_PACKAGE_STRACE=y\n")
+    made = Build(boards.load("x86_64"), extra=[extra], cache=tmp_path)
+    with pytest.raises(BuildError, match=r"extra\.config:1: BR2_PACKAGE_NO_SUCH_THING") as caught:
+        made.configure()
+    assert "STRACE" not in str(caught.value)
+    # Nothing is taken for configured that is not.
+    with pytest.raises(BuildError):
+        made.configure()
+
+
+def test_what_was_chosen_beyond_the_fragments_is_shown_as_lines_for_one(
+    buildroot: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("BUILDROOT", str(buildroot))
+    made = Build(boards.load("x86_64"), cache=tmp_path)
+    made.configure()
+    made.target("savedefconfig")
+    assert capsys.readouterr().out == ""
+    config = made.output / ".config"
+    text = config.read_text().replace("# BR2_PACKAGE_STRACE is not set", "BR2_PACKAGE_STRACE=y")
+    config.write_text(text)
+    made.target("savedefconfig")
+    assert capsys.readouterr().out == "BR2_PACKAGE_STRACE=y\n"
