@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
 
-from firmware import ranges
+from firmware import plan, ranges
 from firmware.ranges import Range
 
 BLOCK = 4096
@@ -231,8 +231,6 @@ def write(image: Path, to: Path) -> Bmap:
 
     Raises ``OSError``, or ``card.CardError`` when the image is not one of a card.
     """
-    from firmware import plan
-
     with image.open("rb") as file:
         mapped = data_ranges(file)
         made = make(file, plan.for_image(file, mapped))

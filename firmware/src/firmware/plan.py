@@ -50,7 +50,7 @@ def for_card(
 
     ``read(offset, count)`` returns what will be there, with zeros for what is not mapped.
     """
-    partitions = [p for p in layout.partitions.values() if p.type not in card.EXTENDED_TYPES]
+    partitions = [p for p in layout.partitions.values() if p.number != card.EXTENDED]
     wanted = list(mapped)
     wanted += ranges.subtract([(0, image_size)], [(p.offset, p.end) for p in partitions])
     for partition in partitions:
@@ -135,7 +135,8 @@ def fat_used(read: Callable[[int, int], bytes], size: int) -> int | None:
     if not fat_bytes or not data_start < total * sector <= size:
         return None
     clusters = (total * sector - data_start) // cluster
-    bits = 12 if clusters < 4085 else 16 if clusters < 65525 else 32
+    # As Linux tells them apart: only FAT32 has no 16-bit count of the sectors of a FAT.
+    bits = 32 if not int.from_bytes(boot[22:24], "little") else 12 if clusters < 4085 else 16
     allocated = len(read(fat_start, fat_bytes).rstrip(b"\0"))
     # The last bit of the last byte in use belongs to this cluster; the first one has the number 2.
     last = (allocated * 8 - 1) // bits

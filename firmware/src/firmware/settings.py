@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration that goes onto a card: judged by the node's own schema, put on by mtools."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import BinaryIO
+
+from firmware.errors import FlashError
+from thicket import config
+
+FILE = "thicket.toml"
+
+
+def read(path: Path) -> bytes:
+    """Return a configuration file that a node will accept.
+
+    Raises ``FlashError`` with every fault that the node would find in it.
+    """
+    try:
+        data = config.read_limited(str(path))
+        config.parse(data, str(path))
+    except OSError as error:
+        raise FlashError(f"the configuration {path} cannot be read: {error.strerror}") from None
+    except config.ConfigError as error:
+        faults = "\n".join(f"  {finding}" for finding in error.findings)
+        raise FlashError(
+            f"a node would refuse this configuration:\n{faults}\n"
+            "  docs/configuration.md lists all keys and what is allowed."
+        ) from None
+    return data
+
+
+def described(data: bytes) -> str:
+    """Return what a person wants to see of a configuration, in one line."""
+    settings = config.parse(data, FILE)
+    mesh = settings.mesh
+    return (
+        f"mesh {config.toml_value(mesh.id)}, {mesh.security}, channel {mesh.channel}, "
+        f"prefix {settings.address.prefix}"
+    )
+
+
+def warnings(data: bytes) -> list[str]:
+    """Return what is allowed in a configuration, but may not be wanted in the field."""
+    settings = config.parse(data, FILE)
+    found = []
+    if settings.mesh.security == "open":
+        found.append(
+            "the mesh is open: anybody near may join and listen "
+            '(mesh.security = "sae" and a passphrase prevent it)'
+        )
+    elif len(settings.mesh.passphrase) < 12:
+        found.append("mesh.passphrase has fewer than 12 characters: it may be guessed")
+    if settings.cluster.cookie == config.Cluster.cookie.default:
+        found.append("cluster.cookie is the one that every image has")
+    if settings.mesh.country == "00":
+        found.append("mesh.country is not set: only what is legal everywhere is used")
+    return found
+
+
+def put(partition: BinaryIO, data: bytes) -> None:
+    """Write ``thicket.toml`` into a FAT file system in a file, over one that is there.
+
+    Raises ``FlashError``, also when what is read back is not ``data``.
+    """
+    _mtools(partition, ["mcopy", "-o", "-i", "@", "-", f"::{FILE}"], data)
+    if get(partition) != data:
+        raise FlashError(f"mcopy wrote another {FILE} than it was given; its version: mtools -V")
+
+
+def get(partition: BinaryIO) -> bytes | None:
+    """Return ``thicket.toml`` of a FAT file system in a file; None when it has none."""
+    listing = _mtools(partition, ["mdir", "-b", "-i", "@", "::"])
+    if f"::/{FILE}" not in listing.decode(errors="replace").splitlines():
+        return None
+    return _mtools(partition, ["mtype", "-i", "@", f"::{FILE}"])
+
+
+def _mtools(partition: BinaryIO, command: list[str], data: bytes = b"") -> bytes:
+    # Files without a name are used, which mtools reaches through /proc.
+    fd = partition.fileno()
+    command = [f"/proc/self/fd/{fd}" if word == "@" else word for word in command]
+    # C.UTF-8: names and sizes in words that are known here. An own mtoolsrc must not matter.
+    environment = dict(os.environ, MTOOLS_SKIP_CHECK="1", MTOOLSRC="/dev/null", LC_ALL="C.UTF-8")
+    try:
+        done = subprocess.run(
+            command,
+            input=data,
+            capture_output=True,
+            check=False,
+            env=environment,
+            timeout=60,
+            pass_fds=[fd],
+        )
+    except FileNotFoundError:
+        raise FlashError(
+            f"{command[0]} is missing. Install it with:\n"
+            "    sudo apt-get install --no-install-recommends mtools"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise FlashError(f"{command[0]} did not end within 60 s") from None
+    # mcopy tells of a full disk on standard error only, and ends with 0.
+    if done.returncode != 0 or done.stderr:
+        said = (done.stderr + done.stdout).decode(errors="replace").strip()
+        raise FlashError(
+            f"the card's configuration partition could not be used: {command[0]} said: {said}"
+        )
+    return done.stdout

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The card image that is flashed: where it is, what of it matters, what the card will hold."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import lzma
+import os
+import shutil
+import subprocess
+import tempfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from firmware import bmap, card, ranges
+from firmware.errors import FlashError
+from firmware.ranges import Range
+
+_PACKED = (".xz", ".gz", ".zst")
+_PIECE = 4096
+Progress = Callable[[int], object]
+
+
+def locate(name: str, cache: Path) -> Path:
+    """Return the image file that ``name`` means: a path, or a board whose image was built.
+
+    Raises ``FlashError`` naming what there is.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if "/" in name or name.endswith((".img", *_PACKED)):
+        raise FlashError(f"there is no image {name}")
+    images = cache / "build" / name / "images"
+    for suffix in ("", *_PACKED):
+        built = images / f"card.img{suffix}"
+        if built.is_file():
+            return built
+    boards = sorted(p.parent.parent.name for p in cache.glob("build/*/images/card.img*"))
+    have = f"Built are: {', '.join(dict.fromkeys(boards))}." if boards else "None was built yet."
+    raise FlashError(
+        f"there is no image of {name}: {images / 'card.img'} does not exist. {have}\n"
+        f"  `make {name}` builds it; a path to a card.img can be given in place of the name."
+    )
+
+
+@dataclass(frozen=True)
+class Image:
+    """An open card image."""
+
+    path: Path
+    file: BinaryIO
+    """Its bytes, unpacked."""
+    size: int
+    layout: card.Card
+    mapped: list[Range]
+    """The bytes that are not holes; all others are zeros, whatever the file holds there."""
+    map: bmap.Bmap | None
+
+    def check(self, progress: Progress = lambda _: None) -> None:
+        """Compare the image with its map's checksums. Raises ``FlashError``."""
+        if self.map is None:
+            return
+        try:
+            self.map.verify(self.file, progress)
+        except bmap.BmapError as error:
+            raise FlashError(
+                f"{self.path} is damaged, or its .bmap belongs to another build: {error}.\n"
+                "  Build (or download) both again; `python -m firmware.bmap IMAGE` makes a new map "
+                "of an image that is known to be good."
+            ) from None
+
+
+@contextlib.contextmanager
+def opened(path: Path, progress: Progress = lambda _: None) -> Iterator[Image]:
+    """Open an image, unpacked into a temporary file first when it is packed (xz, gz, zst).
+
+    Raises ``FlashError`` when it cannot be read or is no card image.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            packed = path.suffix in _PACKED
+            if packed:
+                file = stack.enter_context(_temporary())
+                _unpack(path, file, progress)
+            else:
+                file = stack.enter_context(path.open("rb"))
+            plain = path.with_suffix("") if packed else path
+            map_ = _map_of(path, plain)
+            mapped = map_.mapped if map_ else bmap.data_ranges(file)
+            image = Image(path, file, card.size_of(file), card.read(file), mapped, map_)
+        except card.CardError as error:
+            raise FlashError(f"{path} is not a card image: {error}") from None
+        except bmap.BmapError as error:
+            raise FlashError(
+                f"{path}: its block map (.bmap) cannot be used: {error}.\n"
+                "  Build both again, or delete the .bmap: then all data of the image is written."
+            ) from None
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise FlashError(f"{path} could not be read: {error}") from None
+        first = image.layout.partitions.get(card.CONFIG)
+        if first is None or first.end > image.size:
+            raise FlashError(
+                f"{path} is not a card image: its first partition, with the configuration, is "
+                + ("missing" if first is None else "cut off")
+            )
+        yield image
+
+
+class Content:
+    """What a card will hold: the mapped bytes of an image, another first partition if wanted, and
+    zeros everywhere else."""
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
+        self.mapped = image.mapped
+        self._starts = [start for start, _ in self.mapped]
+        self._config = image.layout[card.CONFIG]
+        self._replacement: BinaryIO | None = None
+
+    def replace_config(self, partition: BinaryIO) -> None:
+        """Put ``partition`` in the place of the first partition, whose size it has."""
+        self._replacement = partition
+        inside = [(self._config.offset, self._config.end)]
+        data = [
+            (a + self._config.offset, b + self._config.offset)
+            for a, b in bmap.data_ranges(partition)
+        ]
+        self.mapped = ranges.union([*ranges.subtract(self.image.mapped, inside), *data])
+        self._starts = [start for start, _ in self.mapped]
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` with what is on the card from ``offset`` on.
+
+        Raises ``FlashError`` when the image ends too early: it was cut while it was read.
+        """
+        end = offset + len(view)
+        view[:] = bytes(len(view))
+        index = max(0, bisect_right(self._starts, offset) - 1)
+        for start, stop in self.mapped[index:]:
+            if start >= end:
+                break
+            at, until = max(start, offset), min(stop, end)
+            if at < until:
+                self._read(at, view[at - offset : until - offset])
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes of what is on the card from ``offset`` on."""
+        data = bytearray(count)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        end, config, image = offset + len(view), self._config, self.image.file
+        replacement = self._replacement or image
+        base = config.offset if self._replacement else 0
+        # In front of the first partition, in it, behind it: a run of mapped blocks may be in all.
+        for start, stop, file, origin in (
+            (offset, min(end, config.offset), image, 0),
+            (max(offset, config.offset), min(end, config.end), replacement, base),
+            (max(offset, config.end), end, image, 0),
+        ):
+            if start < stop:
+                _read_all(file, start - origin, view[start - offset : stop - offset])
+
+
+def partition_file(read: Callable[[int, memoryview], None], partition: card.Partition) -> BinaryIO:
+    """Return a temporary file with the bytes of a partition; zeros in it take no room.
+
+    ``read(offset, view)`` fills ``view`` with the card's bytes from ``offset`` on.
+    """
+    file = _temporary()
+    data = memoryview(bytearray(1 << 20))
+    for start, end in ranges.pieces([(partition.offset, partition.end)], len(data)):
+        read(start, data[: end - start])
+        _write_sparse(file, start - partition.offset, data[: end - start])
+    file.truncate(partition.size)
+    file.flush()
+    return file
+
+
+def _temporary() -> BinaryIO:
+    # /tmp may be in memory and too small for an unpacked image.
+    folder = None if "TMPDIR" in os.environ or not Path("/var/tmp").is_dir() else "/var/tmp"  # noqa: S108
+    return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
+
+
+def _map_of(path: Path, plain: Path) -> bmap.Bmap | None:
+    for beside in (plain, path):
+        file = beside.with_name(beside.name + bmap.SUFFIX)
+        if file.is_file():
+            return bmap.parse(file.read_bytes())
+    return None
+
+
+def _unpack(path: Path, to: BinaryIO, progress: Progress) -> None:
+    with contextlib.ExitStack() as stack:
+        program = None
+        if path.suffix == ".gz":
+            source = cast(BinaryIO, stack.enter_context(gzip.open(path)))
+        elif path.suffix == ".xz":
+            source = cast(BinaryIO, stack.enter_context(lzma.open(path)))
+        else:
+            if shutil.which("zstd") is None:
+                raise FlashError(f"{path}: unpacking it needs zstd (apt-get install zstd)")
+            program = stack.enter_context(
+                subprocess.Popen(["zstd", "-dcq", "--", path], stdout=subprocess.PIPE)
+            )
+            source = cast(BinaryIO, program.stdout)
+        offset = 0
+        while data := source.read(1 << 20):
+            _write_sparse(to, offset, memoryview(data))
+            offset += len(data)
+            progress(len(data))
+        to.truncate(offset)
+        to.flush()
+        if program is not None and program.wait() != 0:
+            raise FlashError(f"{path} is damaged: zstd could not unpack it")
+
+
+def _write_sparse(file: BinaryIO, offset: int, data: memoryview) -> None:
+    """Write ``data`` without its blocks of zeros."""
+    zeros = bytes(_PIECE)
+    for at in range(0, len(data), _PIECE):
+        piece = data[at : at + _PIECE]
+        if piece != zeros[: len(piece)]:
+            file.seek(offset + at)
+            file.write(piece)
+
+
+def _read_all(file: BinaryIO, offset: int, view: memoryview) -> None:
+    fd = file.fileno()
+    while view:
+        count = os.preadv(fd, [view], offset)
+        if count == 0:
+            raise FlashError(
+                f"the image ended at byte {offset} while it was read: was it replaced?"
+            )
+        view, offset = view[count:], offset + count
