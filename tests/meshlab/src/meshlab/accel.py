@@ -33,6 +33,12 @@ DEADLINE = 2.0
 TCG_CPU = {"x86_64": "max", "aarch64": "cortex-a72"}
 """CPU models for TCG by guest architecture; docs/simulator.md, "Machine", has the figures."""
 
+PACKAGES = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-system-aarch64": "qemu-system-arm",
+}
+"""Packages of Debian and Ubuntu that bring the programs."""
+
 KVM_CPUS = ("host", "qemu64")
 """CPU models tried under KVM, best first. ``host`` fails where the host refuses an MSR to QEMU."""
 
@@ -349,9 +355,10 @@ def _version(qemu: str) -> str:
             [qemu, "--version"], capture_output=True, text=True, timeout=30, check=False
         )
     except FileNotFoundError:
+        package = PACKAGES.get(Path(qemu).name, "qemu-system")
         raise AccelError(
-            f"{qemu} is not installed: on Debian and Ubuntu, apt install qemu-system-x86 "
-            "(qemu-system-arm for the 64-bit Pi image)"
+            f"{qemu} is not installed. Install it with:\n"
+            f"    apt-get install --no-install-recommends {package}"
         ) from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AccelError(f"{qemu} --version: {error}") from error

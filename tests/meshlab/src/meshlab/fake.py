@@ -191,6 +191,7 @@ class FakeParts:
     """Makes a lab in which every node that is on sees every other node that is on."""
 
     image = "fake"
+    description = "nothing is booted"
     accel = "none"
     accel_reason = "nothing is booted"
 
@@ -219,6 +220,9 @@ class FakeParts:
     def disks(self, directory: Path, config: str) -> None:
         if not (directory / "config.img").exists():
             (directory / "config.img").write_text(config)
+
+    def configure(self, directory: Path, config: str) -> None:
+        (directory / "config.img").write_text(config)
 
     def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> FakeMachine:
         self.machines.append(FakeMachine(self, name, directory))

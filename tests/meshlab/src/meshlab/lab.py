@@ -52,6 +52,7 @@ Config = Mapping[str, Mapping[str, Any]]
 
 PREFIX = "fd12:3456:789a:1::/64"
 STATUS_FILE = "/run/thicket/status.json"
+CONFIG_FILE = "thicket.toml"
 
 # Only what is built into the guest's shell: a process under TCG costs some 20 ms.
 _ASK_MEMORY = (
@@ -145,7 +146,9 @@ class Parts(Protocol):
     """Makes the parts of a lab; ``meshlab.parts`` makes the real ones, tests make others."""
 
     image: str
-    """What is booted, in a few words."""
+    """What is booted, in a word."""
+    description: str
+    """The same in a line: versions and sizes."""
     accel: str
     accel_reason: str
     boot_slots: int
@@ -153,7 +156,12 @@ class Parts(Protocol):
 
     def serial(self, seed: int, index: int) -> bytes: ...
     def chip(self, directory: Path, serial: bytes) -> ChipLike: ...
-    def disks(self, directory: Path, config: str) -> None: ...
+    def disks(self, directory: Path, config: str) -> None:
+        """Make a node's disks, as far as there are none, with ``config`` as ``thicket.toml``."""
+
+    def configure(self, directory: Path, config: str) -> None:
+        """Replace ``thicket.toml`` on the disk or card of a node that is off."""
+
     def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> MachineLike: ...
     def medium(self, directory: Path) -> list[str]: ...
 
@@ -333,6 +341,7 @@ class Lab:
         self._take_directory()
         self._events_file = (self.directory / "events.log").open("w", encoding="utf-8")
         self._event("change", f"lab {self.spec.name}: {len(self.spec.topology.positions)} nodes")
+        self._event("change", f"image: {self.parts.description}")
         self._event("change", f"{self.parts.accel}: {self.parts.accel_reason}")
         for index, name in enumerate(self.spec.topology.names, start=1):
             self._prepare(index, name)
@@ -1113,6 +1122,18 @@ class Lab:
             raise RpcError("bad-request", "settings is a list of section.key=value")
         code, output = await self.configure(str(params.get("node")), settings)
         return {"status": code, "output": output}
+
+    def edit_card(self, name: str, text: str | None = None) -> None:
+        """Replace a node's ``thicket.toml`` as a person does with the card in a computer.
+
+        ``None``: the text that the lab gave it at first. Raises ``LabError`` unless it is off.
+        """
+        node = self.node(name)
+        if node.state.power == "running":
+            raise LabError(f"{name} is on: switch it off before its card is edited")
+        config = node_config(self.spec, node.spec)
+        self.parts.configure(node.directory, to_toml(config) if text is None else text)
+        self._event("change", f"{CONFIG_FILE} on its card was replaced", node.state.name)
 
     async def kill_medium(self) -> None:
         """Kill the medium's process; the lab starts it again."""

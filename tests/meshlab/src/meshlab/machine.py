@@ -5,6 +5,10 @@
 tested. ``Machine`` runs it: every file of a node lies in the node's own directory, QEMU runs there,
 and socket paths are relative to it. A machine never outlives the process that started it.
 
+A machine either gets its kernel and root directly, or has a card and starts as a Raspberry Pi does:
+``meshlab.bootrom`` finds kernel and parameters on the card, at every restart anew, for which QEMU
+is started anew as well. The guest's memory stays, as a Pi's does: it is lost with the power only.
+
 docs/simulator.md, "Machine", has the measurements behind the choices of ``BOARDS``.
 """
 
@@ -16,6 +20,7 @@ import logging
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +35,7 @@ from qemu.qmp import (
     Runstate,
 )
 
-from . import child
+from . import bootrom, child
 from .accel import Accel
 from .paths import socket_address
 from .shell import Shell, ShellError
@@ -46,6 +51,9 @@ RELAY_SOCKET = "relay.sock"
 QMP_SOCKET = "qmp.sock"
 CHIP_SOCKET = "chip.sock"
 QEMU_LOG = "qemu.log"
+CARD = "card.img"
+KERNEL = "kernel"
+"""The kernel that the boot ROM took from the card at the latest start."""
 
 NICE = 10
 """Niceness of QEMU: the medium, the chips and the view must not wait for twenty busy guests."""
@@ -54,6 +62,8 @@ _SOCKETS = (CONSOLE_SOCKET, SHELL_SOCKET, EXEC_SOCKET, RELAY_SOCKET, QMP_SOCKET)
 _START_PATIENCE = 30.0
 _QMP_PATIENCE = 10.0
 _ONE_RESET = 1.0
+# qapi/run-state.json, ShutdownCause: those that end QEMU because of -no-reboot.
+_RESET_REASONS = ("guest-reset", "host-qmp-system-reset")
 _PANIC = re.compile(r"Kernel panic - not syncing:? ?(.*)")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -82,12 +92,17 @@ class Board:
     """More options of ``-machine`` under TCG."""
     tcg_cmdline: str = ""
     """More kernel parameters under TCG."""
+    tcg_card_cmdline: str = "norandmaps"
+    """More of them for a system from a card; the lab image asks for these itself. ``norandmaps``:
+    programs at the same addresses at each start, so that QEMU translates them once."""
 
 
 # The HPET says how fast it runs. The local APIC's timer has to be compared with another timer for a
 # tenth of a second, in which a busy host does not run the guest: its timers were wrong ever after.
 _TCG_MACHINE = "hpet=on"
 _TCG_CMDLINE = "nolapic_timer"
+# meshlab.image.lab, CMDLINE, says why. A clock of known frequency replaces the distrust.
+_TCG_CARD_CMDLINE = "norandmaps no_timer_check tsc=unstable"
 
 BOARDS: Mapping[str, Board] = {
     "q35": Board(
@@ -98,6 +113,7 @@ BOARDS: Mapping[str, Board] = {
         watchdog="i6300esb",
         tcg_machine=_TCG_MACHINE,
         tcg_cmdline=_TCG_CMDLINE,
+        tcg_card_cmdline=_TCG_CARD_CMDLINE,
     ),
     "pc": Board(
         qemu="qemu-system-x86_64",
@@ -107,6 +123,7 @@ BOARDS: Mapping[str, Board] = {
         watchdog="i6300esb",
         tcg_machine=_TCG_MACHINE,
         tcg_cmdline=_TCG_CMDLINE,
+        tcg_card_cmdline=_TCG_CARD_CMDLINE,
     ),
     "microvm": Board(
         qemu="qemu-system-x86_64",
@@ -134,12 +151,14 @@ class MachineSpec:
     name: str
     """The node's name: letters, digits, ``-`` and ``_``."""
     directory: Path
-    """The node's directory; it holds the disks ``config`` and ``data`` and gets the sockets."""
-    kernel: Path
-    rootfs: Path
-    """The read-only root file system, shared by any number of nodes."""
+    """The node's directory; it holds the disks ``config`` and ``data``, or ``card.img``, and gets
+    the sockets."""
+    kernel: Path | None
+    """``None``: the machine has a card, ``card.img``, and starts from it as a Pi does."""
+    rootfs: Path | None
+    """The read-only root file system, shared by any number of nodes; ``None`` with a card."""
     cmdline: str
-    """The image's kernel parameters."""
+    """The image's kernel parameters, with a card those that are added to the card's."""
     accel: Accel
     memory_mib: int = 128
     chip: bool = True
@@ -165,6 +184,8 @@ class MachineSpec:
             raise ValueError(f"no machine for {self.arch}; known: {', '.join(DEFAULT_BOARDS)}")
         if isinstance(self.board, str) and self.board not in BOARDS:
             raise ValueError(f"no board {self.board}; known: {', '.join(BOARDS)}")
+        if (self.kernel is None) != (self.rootfs is None):
+            raise ValueError(f"{self.name}: kernel and root come both from the card or both not")
         if self.memory_mib < 64:
             raise ValueError(f"memory of {self.name}: {self.memory_mib} MiB, at least 64 needed")
 
@@ -176,8 +197,20 @@ class MachineSpec:
         return BOARDS[self.board or DEFAULT_BOARDS[self.arch]]
 
 
-def command(spec: MachineSpec) -> list[str]:
-    """Return the command line of QEMU for ``spec``, to be run in ``spec.directory``."""
+@dataclass(frozen=True)
+class Start:
+    """What the boot ROM gives a machine with a card for one start."""
+
+    boot: bootrom.Boot
+    memory: int
+    """Descriptor, open in QEMU as well, of the file that is the guest's memory."""
+
+
+def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
+    """Return the command line of QEMU for ``spec``, to be run in ``spec.directory``.
+
+    ``start``: what the boot ROM found, for a machine with a card.
+    """
     board = spec.hardware
     accel = spec.accel.name
     machine = board.machine
@@ -187,14 +220,31 @@ def command(spec: MachineSpec) -> list[str]:
         machine += f",{board.tcg_machine}" if board.tcg_machine else ""
     arguments = [board.qemu, "-name", f"thicket-{spec.name}", "-nodefaults", "-no-user-config"]
     arguments += ["-display", "none", "-smp", "1", "-m", str(spec.memory_mib)]
-    if spec.chip:
-        # The chip's back end reads requests in the guest's memory, so that must be shareable.
+    # The chip's back end reads requests in the guest's memory, so that must be shareable.
+    ram = ""
+    if start is not None:
+        ram = f"memory-backend-file,id=ram,mem-path=/proc/self/fd/{start.memory}"
+    elif spec.chip:
+        ram = "memory-backend-memfd,id=ram"
+    if ram:
         machine += ",memory-backend=ram"
-        arguments += ["-object", f"memory-backend-memfd,id=ram,size={spec.memory_mib}M,share=on"]
+        arguments += ["-object", f"{ram},size={spec.memory_mib}M,share=on"]
     arguments += ["-machine", machine, "-accel", accel, "-cpu", spec.accel.cpu]
     arguments += ["-rtc", "base=utc,clock=host"]
-    arguments += ["-kernel", _value(spec.kernel)]
-    arguments += ["-append", " ".join(_kernel_parameters(spec))]
+    if start is None:
+        arguments += ["-kernel", _value(spec.kernel or "")]
+        arguments += ["-append", " ".join(_kernel_parameters(spec))]
+    else:
+        # A guest that restarts ends QEMU: the next kernel may be another one. It waits (-S) until
+        # somebody listens to how it ends.
+        arguments += ["-no-reboot", "-S", "-kernel", KERNEL]
+        arguments += ["-append", " ".join(_card_parameters(spec, start.boot.cmdline))]
+        # What a Pi's firmware tells in the device tree, /chosen/bootloader.
+        for name, value in (
+            ("partition", start.boot.partition),
+            ("tryboot", int(start.boot.tryboot)),
+        ):
+            arguments += ["-fw_cfg", f"name=opt/org.thicket/bootloader/{name},string={value}"]
     arguments += [*_listener("qmp", QMP_SOCKET), "-mon", "chardev=qmp,mode=control"]
     arguments += _listener("console", CONSOLE_SOCKET, f",logfile={CONSOLE_LOG},logappend=on")
     arguments += ["-serial", "chardev:console"]
@@ -215,7 +265,26 @@ def _kernel_parameters(spec: MachineSpec) -> list[str]:
     words = spec.hardware.cmdline.split()
     if spec.accel.name == "tcg":
         words += spec.hardware.tcg_cmdline.split()
-    words += spec.cmdline.split()
+    return _with_clock(spec, words + spec.cmdline.split())
+
+
+def _card_parameters(spec: MachineSpec, cmdline: str) -> list[str]:
+    """Return the card's own parameters and, behind them, what the machine needs."""
+    board = spec.hardware
+    (own,) = re.findall(r"console=(\S+)", board.cmdline)
+    # config, "enable_uart": the firmware puts the name of its serial port in place of serial0.
+    words = [
+        re.sub(r"^console=serial0(?=,|$)", f"console={own}", word) for word in cmdline.split(" ")
+    ]
+    if not any(word.split(",")[0] == f"console={own}" for word in words):
+        words.append(f"console={own}")
+    words += [word for word in board.cmdline.split() if not word.startswith("console=")]
+    if spec.accel.name == "tcg":
+        words += f"{board.tcg_cmdline} {board.tcg_card_cmdline}".split()
+    return _with_clock(spec, words + spec.cmdline.split())
+
+
+def _with_clock(spec: MachineSpec, words: list[str]) -> list[str]:
     if spec.accel.tsc_khz is not None:
         # A time stamp counter of known frequency is the cheapest clock there is, in user space as
         # well; an image that distrusts it does so because a guest cannot measure it.
@@ -234,15 +303,18 @@ def _listener(name: str, path: str, more: str = "") -> list[str]:
 
 
 def _disks(spec: MachineSpec) -> list[str]:
-    """Root (vda), data (vdb), configuration (vdc): the order is the names in the guest."""
+    """Root (vda), data (vdb), configuration (vdc): the order is the names in the guest. Or the card
+    alone."""
     arguments = []
-    disks = (
-        ("root", _value(spec.rootfs), ",read-only=on"),
-        # The host's page cache survives the end of QEMU, which is all the power cuts there are:
-        # waiting for the host's disk at every flush of the guest would only cost time.
-        ("data", _value(spec.data), ",cache=unsafe"),
-        ("config", _value(spec.config), ",cache=unsafe"),
-    )
+    # The host's page cache survives the end of QEMU, which is all the power cuts there are: waiting
+    # for the host's disk at every flush of the guest would only cost time.
+    disks = [("card", CARD, ",cache=unsafe")]
+    if spec.rootfs is not None:
+        disks = [
+            ("root", _value(spec.rootfs), ",read-only=on"),
+            ("data", _value(spec.data), ",cache=unsafe"),
+            ("config", _value(spec.config), ",cache=unsafe"),
+        ]
     for name, path, more in disks:
         arguments += ["-drive", f"if=none,id={name},format=raw,file={path}{more}"]
         arguments += ["-device", f"virtio-blk-{spec.hardware.transport},drive={name}"]
@@ -283,8 +355,15 @@ class Machine:
         self.returncode: int | None = None
         self.resets = 0
         """Restarts of the guest since ``start``."""
+        self.booted: bootrom.Boot | None = None
+        """What the boot ROM found on the card at the latest start."""
         self._on_event = on_event
         self._process: asyncio.subprocess.Process | None = None
+        self._restarting = False
+        self._shutdown = ""
+        self._memory: int | None = None
+        self._past_cpu = 0.0
+        self._boot_console = 0
         self._qmp: QMPClient | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = asyncio.Event()
@@ -299,65 +378,126 @@ class Machine:
 
     @property
     def running(self) -> bool:
-        """Tell whether QEMU runs."""
+        """Tell whether the machine is on: QEMU runs, or is being started again."""
+        return self._alive or self._restarting
+
+    @property
+    def _alive(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
     @property
     def pid(self) -> int | None:
-        """Return the process identifier of QEMU while it runs."""
-        return self._process.pid if self.running and self._process else None
+        """Return the process identifier of QEMU while it runs; a card's restarts change it."""
+        return self._process.pid if self._alive and self._process else None
 
     async def start(self) -> None:
         """Switch the machine on; return when QEMU answers on QMP and the guest runs.
 
         Call it in a thread that lives as long as the machine: QEMU is killed when that thread ends.
 
-        Raises ``MachineError`` with QEMU's words when it does not start.
+        Raises ``MachineError`` with QEMU's words when it does not start, or with those of the boot
+        ROM when there is nothing to start on the card.
         """
         spec = self.spec
         if self.running:
             raise MachineError(f"{spec.name} is running already")
         await self._reap()
-        for path in (spec.kernel, spec.rootfs, spec.directory / spec.data):
+        disks = [spec.directory / CARD]
+        if spec.kernel is not None and spec.rootfs is not None:
+            disks = [spec.kernel, spec.rootfs]
+            disks += [spec.directory / spec.data, spec.directory / spec.config]
+        for path in disks:
             if not path.exists():
                 raise MachineError(f"{spec.name}: there is no {path}")
-        if not (spec.directory / spec.config).exists():
-            raise MachineError(f"{spec.name}: there is no {spec.directory / spec.config}")
-        self._remove_sockets()
-        log = spec.directory / QEMU_LOG
         self.returncode = None
         self.resets = 0
         self._wanted_end = ""
-        self._last_cpu = 0.0
+        self._last_cpu = self._past_cpu = 0.0
         self._panics = 0
-        self._log_start = _size(log)
+        self._log_start = _size(spec.directory / QEMU_LOG)
         self._console_start = _size(spec.directory / CONSOLE_LOG)
-        self._ended.clear()
         try:
-            with log.open("ab") as output:
+            process = await self._start_qemu(bootrom.Request())
+        except MachineError:
+            await self._reap()
+            raise
+        self._ended.clear()
+        self._tasks.append(asyncio.create_task(self._watch_process(process)))
+        try:
+            await self._begin_qmp(process)
+        except BaseException:
+            self.kill()
+            await self.wait()
+            raise
+        self._report("started", {"pid": process.pid})
+
+    async def _start_qemu(self, request: bootrom.Request) -> asyncio.subprocess.Process:
+        """Start the process; with a card after the boot ROM has had its say."""
+        spec = self.spec
+        self._remove_sockets()
+        start = await self._ask_rom(request) if spec.kernel is None else None
+        self._shutdown = ""
+        try:
+            with (spec.directory / QEMU_LOG).open("ab") as output:
                 self._process = await asyncio.create_subprocess_exec(
-                    *child.tied(command(spec), nice=NICE),
+                    *child.tied(command(spec, start), nice=NICE),
                     cwd=spec.directory,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     # Ctrl-C in the terminal is for the simulator, which ends its machines itself.
                     process_group=0,
+                    pass_fds=() if start is None else (start.memory,),
                 )
         except OSError as error:
-            self._ended.set()
             raise MachineError(
                 f"{spec.name}: cannot start {spec.hardware.qemu}: {error}"
             ) from error
-        self._tasks = [asyncio.create_task(self._watch_process(self._process))]
+        return self._process
+
+    async def _ask_rom(self, request: bootrom.Request) -> Start:
+        """Find out what to start from the card, and say it on the console as a Pi does."""
+        spec = self.spec
+        card = spec.directory / CARD
+
+        def find() -> bootrom.Boot:
+            found = bootrom.boot(card, request)
+            bootrom.extract(card, found, spec.directory / KERNEL)
+            return found
+
         try:
-            self._qmp = await self._connect_qmp(_START_PATIENCE)
-        except BaseException:
-            self.kill()
-            await self.wait()
-            raise
-        self._tasks.append(asyncio.create_task(self._watch_qmp(self._qmp)))
-        self._report("started", {"pid": self._process.pid})
+            # Not in the loop: this reads some 30 MB, and other nodes want to be served.
+            found = await asyncio.to_thread(find)
+            parameters = " ".join(_card_parameters(spec, found.cmdline))
+            if len(parameters) > bootrom.CMDLINE_LIMIT:
+                raise bootrom.BootError(
+                    f"cmdline.txt on partition {found.partition} leaves no room: with what the "
+                    f"machine needs it has {len(parameters)} characters, a kernel takes "
+                    f"{bootrom.CMDLINE_LIMIT}"
+                )
+        except (bootrom.BootError, OSError) as error:
+            self._say(f"boot ROM: {error}")
+            raise MachineError(f"{spec.name}: nothing to start: {error}") from error
+        self.booted = found
+        self._boot_console = _size(spec.directory / CONSOLE_LOG)
+        for note in found.notes:
+            self._say(f"boot ROM: {note}")
+        self._say(f"boot ROM: {found.in_words()}")
+        if self._memory is None:
+            self._memory = os.memfd_create(f"thicket-{spec.name}", os.MFD_CLOEXEC)
+            os.ftruncate(self._memory, spec.memory_mib << 20)
+        return Start(found, self._memory)
+
+    def _say(self, text: str) -> None:
+        """Write a line to the console's log."""
+        with (self.spec.directory / CONSOLE_LOG).open("ab") as log:
+            log.write(f"{text}\r\n".encode())
+
+    async def _begin_qmp(self, process: asyncio.subprocess.Process) -> None:
+        self._qmp = await self._connect_qmp(process, _START_PATIENCE)
+        self._tasks.append(asyncio.create_task(self._watch_qmp(process, self._qmp)))
+        if self.spec.kernel is None:
+            await self.qmp("cont")
 
     async def stop(self, grace: float = 10.0) -> None:
         """Switch off in order: the guest's own ``poweroff``, at most ``grace`` seconds, then quit.
@@ -385,7 +525,7 @@ class Machine:
         """Cut the power: SIGKILL. What the guest had written to its disks stays, no more."""
         if self._process is not None and self.running:
             self._wanted_end = self._wanted_end or "killed"
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # maybe between two lives
                 self._process.kill()
 
     async def wait(self) -> int | None:
@@ -434,17 +574,17 @@ class Machine:
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds that QEMU has used since ``start``; of the last call when off."""
-        if self.running and self._process is not None:
+        if self._alive and self._process is not None:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 # proc_pid_stat(5): utime and stime are fields 14 and 15, in clock ticks.
                 text = Path("/proc", str(self._process.pid), "stat").read_text()
                 fields = text.rsplit(")", 1)[1].split()
                 self._last_cpu = (int(fields[11]) + int(fields[12])) / _TICKS
-        return self._last_cpu
+        return self._past_cpu + self._last_cpu
 
     def rss_kib(self) -> int:
         """Return the memory that QEMU holds now, the guest's included, in KiB; 0 when off."""
-        if self.running and self._process is not None:
+        if self._alive and self._process is not None:
             with contextlib.suppress(OSError):
                 text = Path("/proc", str(self._process.pid), "status").read_text()
                 found = re.search(r"^VmRSS:\s+(\d+) kB", text, re.MULTILINE)
@@ -485,12 +625,28 @@ class Machine:
         await self.exec_shell.close()
         if not self.running:
             self._remove_sockets()
+            if self._memory is not None:
+                # The power is off: what was in memory is gone.
+                os.close(self._memory)
+                self._memory = None
 
     async def _watch_process(self, process: asyncio.subprocess.Process) -> None:
         self.cpu_seconds()
         status = await process.wait()
+        reason = ""
+        if self.spec.kernel is None and status == 0:
+            self._restarting = True
+            try:
+                if await self._restart():
+                    return  # watched by a task of its own
+            except MachineError as error:
+                status, reason = 1, str(error)
+                with (self.spec.directory / QEMU_LOG).open("a") as log:
+                    log.write(f"{error}\n")
+            finally:
+                self._restarting = False
         self.returncode = status
-        reason = self._wanted_end
+        reason = self._wanted_end or reason
         if not reason:
             how = f"status {status}"
             if status < 0:
@@ -504,14 +660,48 @@ class Machine:
         self._ended.set()
         self._report("exited", {"status": status, "reason": reason})
 
-    async def _connect_qmp(self, patience: float) -> QMPClient:
+    async def _restart(self) -> bool:
+        """Start QEMU again when it ended because the guest restarted; tell whether it did.
+
+        Raises ``MachineError`` when it does not start, or nothing on the card can be started.
+        """
+        # What QEMU said last is read before the connection counts as lost.
+        client = self._qmp
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_QMP_PATIENCE):
+                while client is not None and client.runstate == Runstate.RUNNING:
+                    await client.runstate_changed()
+        if self._shutdown not in _RESET_REASONS or self._wanted_end:
+            return False
+        self._past_cpu, self._last_cpu = self._past_cpu + self._last_cpu, 0.0
+        console = _tail(self.spec.directory / CONSOLE_LOG, self._boot_console, 1 << 16)
+        guest = self._shutdown == "guest-reset"
+        self._on_reset(time.time(), guest, self._shutdown)
+        if client is not None:
+            self._qmp = None
+            await self._drop_qmp(client)
+        asked = bootrom.request_of(console) if guest else bootrom.Request()
+        process = await self._start_qemu(asked)
+        if self._wanted_end:  # switched off meanwhile
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(asyncio.create_task(self._watch_process(process)))
+        try:
+            await self._begin_qmp(process)
+        except MachineError:
+            # Whatever was wrong, the task that watches this process tells how it ended.
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        return True
+
+    async def _connect_qmp(self, process: asyncio.subprocess.Process, patience: float) -> QMPClient:
         path = self.spec.directory / QMP_SOCKET
         deadline = asyncio.get_running_loop().time() + patience
         while True:
-            if not self.running:
-                await self._ended.wait()
+            if process.returncode is not None:
                 raise MachineError(
-                    f"{self.spec.name}: QEMU ended with status {self.returncode}: "
+                    f"{self.spec.name}: QEMU ended with status {process.returncode}: "
                     + (self.errors_since_start() or "without a word")
                 )
             if path.exists():
@@ -534,20 +724,21 @@ class Machine:
                 )
             await asyncio.sleep(0.01)
 
-    async def _watch_qmp(self, client: QMPClient) -> None:
+    async def _watch_qmp(self, process: asyncio.subprocess.Process, client: QMPClient) -> None:
         """Connect again when the connection to QEMU was lost but QEMU was not."""
         while True:
             while client.runstate == Runstate.RUNNING:
                 await client.runstate_changed()
             await self._drop_qmp(client)
-            if not self.running:
+            if process.returncode is not None:
                 return
             try:
-                client = self._qmp = await self._connect_qmp(_START_PATIENCE)
+                client = await self._connect_qmp(process, _START_PATIENCE)
             except MachineError as error:
-                if self.running:
+                if process.returncode is None:
                     self._report("trouble", {"message": str(error)})
                 return
+            self._qmp = client
 
     async def _drop_qmp(self, client: QMPClient) -> None:
         """Disconnect ``client``, once, whoever asks and whoever is cancelled meanwhile."""
@@ -572,7 +763,9 @@ class Machine:
                 self._report("panic", {"message": str(data.get("info", data))})
             case "SHUTDOWN":
                 guest = bool(data.get("guest", False))
-                self._report("shutdown", {"reason": data.get("reason", ""), "guest": guest})
+                self._shutdown = str(data.get("reason", ""))
+                if self.spec.kernel is not None or self._shutdown not in _RESET_REASONS:
+                    self._report("shutdown", {"reason": self._shutdown, "guest": guest})
             case "WATCHDOG":
                 self._report("watchdog", {"action": data.get("action", "")})
             case "VSERPORT_CHANGE" if data.get("id") == "relay":

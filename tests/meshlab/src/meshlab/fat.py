@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files on a FAT partition inside a card image, read and written by mtools.
+
+A card may hold anything: what a power cut left, or what somebody made up. The file system is
+therefore never parsed in this process. mtools runs apart, with bounds on its time, its memory and
+what it may write, and its worst end is an error in words.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from firmware.card import SECTOR, Partition
+
+PATIENCE = 20.0
+"""Seconds that one access may take. A kernel of 30 MB takes a tenth of a second."""
+
+MEMORY = 512 << 20
+"""Bytes of address space that mtools gets; it keeps one file allocation table in memory."""
+
+TYPES = frozenset({0x01, 0x04, 0x06, 0x0B, 0x0C, 0x0E, 0xEF})
+"""MBR types of partitions that may hold FAT: 12, 16 and 32 bits, by CHS and LBA, and EFI's."""
+
+_NAME = re.compile(r"/?[A-Za-z0-9_.+~ -]+(/[A-Za-z0-9_.+~ -]+)*")
+
+
+class FatError(Exception):
+    """The file system or a file on it cannot be read; says which partition, and what was found."""
+
+
+def usable_name(name: str) -> bool:
+    """Tell whether ``name`` is a path that can be asked for.
+
+    mtools takes patterns and drive letters, so names are letters, digits, blanks and ``_.+~-``,
+    with ``/`` between them. Everything on a card has such a name.
+    """
+    return len(name) <= 255 and _NAME.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class Fat:
+    """The FAT file system in a partition of an image."""
+
+    image: Path
+    partition: Partition
+
+    @property
+    def where(self) -> str:
+        """Return the partition in words."""
+        return f"partition {self.partition.number} of {self.image.name}"
+
+    def check(self) -> None:
+        """Raise ``FatError`` unless the partition begins as a FAT file system does."""
+        if self.partition.type not in TYPES:
+            raise FatError(
+                f"{self.where} has type {self.partition.type:#04x}, which is not one of FAT"
+            )
+        try:
+            with self.image.open("rb") as file:
+                file.seek(self.partition.offset)
+                sector = file.read(SECTOR)
+        except OSError as error:
+            raise FatError(f"{self.where} cannot be read: {error.strerror}") from error
+        if len(sector) < SECTOR:
+            raise FatError(f"{self.where} begins behind the end of the card")
+        # BIOS parameter block: bytes per sector, sectors per cluster, reserved sectors, FATs.
+        size, cluster, reserved, fats = struct.unpack_from("<HBHB", sector, 11)
+        powers = size in (512, 1024, 2048, 4096) and cluster and not cluster & (cluster - 1)
+        if sector[510:512] != b"\x55\xaa" or not powers or not reserved or fats not in (1, 2):
+            raise FatError(f"{self.where} holds no FAT file system")
+
+    def read(self, name: str, limit: int = 1 << 20) -> bytes | None:
+        """Return a file's content, ``None`` when there is no such file.
+
+        Raises ``FatError``, also when it is longer than ``limit`` bytes.
+        """
+        done = self._mtools(["mtype", "-i", self._drive, f"::{name}"], limit)
+        if done is None:
+            return None
+        if len(done) > limit:
+            raise FatError(f"{name} on {self.where} is longer than {limit} bytes")
+        return done
+
+    def copy(self, name: str, target: Path, limit: int) -> bool:
+        """Copy a file out to ``target``; tell whether there is one.
+
+        Raises ``FatError``, also when it is longer than ``limit`` bytes.
+        """
+        target.unlink(missing_ok=True)
+        done = self._mtools(["mcopy", "-i", self._drive, f"::{name}", str(target)], limit)
+        return done is not None
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a file (or a folder) of this name. Raises ``FatError``."""
+        return self._mtools(["mdir", "-i", self._drive, f"::{name}"], 1 << 20) is not None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, over an existing one. Raises ``FatError``."""
+        self.check()
+        self._mtools(["mcopy", "-o", "-i", self._drive, "-", f"::{name}"], None, content)
+
+    def delete(self, name: str) -> None:
+        """Delete a file. Raises ``FatError``."""
+        self.check()
+        if self._mtools(["mdel", "-i", self._drive, f"::{name}"], None) is None:
+            raise FatError(f"there is no {name} on {self.where}")
+
+    @property
+    def _drive(self) -> str:
+        return f"{self.image}@@{self.partition.offset}"
+
+    def _mtools(self, command: list[str], limit: int | None, data: bytes = b"") -> bytes | None:
+        """Run one program of mtools; return its output, ``None``: it found no such file.
+
+        ``limit``: most bytes that it may give out, ``None``: it changes the image.
+        """
+        name = command[-1].removeprefix("::") if limit is None else command[3].removeprefix("::")
+        if not usable_name(name):
+            raise FatError(f"{name!r} is no file name that could be on {self.where}")
+        self.check()
+        bounds = ["prlimit", f"--as={MEMORY}", f"--cpu={PATIENCE:.0f}", "--core=0"]
+        if limit is not None:
+            bounds.append(f"--fsize={limit + SECTOR}")
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LC_ALL": "C",
+            "MTOOLSRC": os.devnull,
+            # Its check is of the disk's geometry, which partitions have no more.
+            "MTOOLS_SKIP_CHECK": "1",
+        }
+        try:
+            # A file and not a pipe: the bound on what is written counts for files.
+            with tempfile.TemporaryFile() as output:
+                done = subprocess.run(
+                    [*bounds, "--", *command],
+                    input=data,
+                    stdout=output,
+                    stderr=subprocess.PIPE,
+                    check=False,
+                    env=environment,
+                    timeout=PATIENCE,
+                )
+                output.seek(0)
+                content = output.read() if command[0] == "mtype" else b""
+        except FileNotFoundError:
+            raise FatError(
+                "prlimit is missing: it is part of the package util-linux on Debian and Ubuntu"
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise FatError(
+                f"{name} on {self.where}: {command[0]} did not end within {PATIENCE:g} s; "
+                "the file system is damaged"
+            ) from None
+        said = " ".join(done.stderr.decode(errors="replace").split())[:300]
+        if done.returncode == 0 and not (limit is None and said):
+            return content
+        if said.endswith("not found"):
+            return None
+        if "failed to execute" in said:
+            raise FatError(
+                f"{command[0]} is missing. Install it with:\n"
+                "    apt-get install --no-install-recommends mtools"
+            )
+        if limit is not None and done.returncode == -25:  # SIGXFSZ
+            raise FatError(f"{name} on {self.where} is longer than {limit} bytes")
+        raise FatError(
+            f"{name} on {self.where}: {command[0]} ended with {done.returncode}: {said or 'silent'}"
+        )
