@@ -112,6 +112,10 @@ class Key(Generic[T]):
     def refuse(self) -> ValueError:
         return ValueError(f"must be {self.allowed}")
 
+    def hides(self, raw: object) -> bool:
+        """Whether a refused value stays out of the message: secrets, and what could hold one."""
+        return self.secret and raw != ""
+
 
 class Text(Key[str]):
     """Text whose length counts in bytes of UTF-8, without control characters.
@@ -324,6 +328,101 @@ class Prefix(Key[IPv6Interface]):
         return str(value)
 
 
+class PublicKeys(Key[str]):
+    """SSH public keys as OpenSSH writes them: one per line of a text, or a list of such texts.
+
+    The value has one key per line, without blank lines and remarks.
+    """
+
+    type_name = "public keys"
+    allowed = (
+        "SSH public keys, one per line or as a list, each as in the file that ends in .pub: a type "
+        "(ssh-ed25519, ecdsa-sha2-nistp256, ssh-rsa ...), the key, and a comment if you like; "
+        "empty for none"
+    )
+    #: Most keys, and most bytes of all of them.
+    MOST: Final = 32
+    MOST_BYTES: Final = 16 * 1024
+    TYPES: Final = (
+        "ssh-ed25519",
+        "ecdsa-sha2-nistp256",
+        "ecdsa-sha2-nistp384",
+        "ecdsa-sha2-nistp521",
+        "sk-ssh-ed25519@openssh.com",
+        "sk-ecdsa-sha2-nistp256@openssh.com",
+        "ssh-rsa",
+    )
+
+    def hides(self, raw: object) -> bool:
+        # it may be a private key, or too long to be of use
+        return raw != ""
+
+    def from_text(self, text: str) -> object:
+        return text.replace("\\n", "\n")
+
+    def check(self, raw: object) -> str:
+        if isinstance(raw, list):
+            if not all(isinstance(item, str) for item in raw):
+                raise self.refuse()
+            raw = "\n".join(raw)
+        if not isinstance(raw, str):
+            raise self.refuse()
+        if "PRIVATE KEY" in raw or "PuTTY-User-Key-File" in raw:
+            raise ValueError(
+                "is a private key. Never put one on a card: whoever has the card has the key. "
+                "Take the public one, the file that ends in .pub, and make a new pair"
+            )
+        lines = [line.strip() for line in raw.replace("\r", "\n").split("\n")]
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if len(keys) > self.MOST or len(raw.encode("utf-8", "surrogatepass")) > self.MOST_BYTES:
+            raise ValueError(
+                f"holds too much: at most {self.MOST} keys, {self.MOST_BYTES // 1024} KiB"
+            )
+        for number, line in enumerate(keys, 1):
+            fault = self._fault(line)
+            if fault:
+                which = f"key {number} " if len(keys) > 1 else ""
+                raise ValueError(f"{which}{fault}")
+        return "\n".join(keys)
+
+    def _fault(self, line: str) -> str | None:
+        """What is wrong with one key, or None. RFC 4253 6.6 has the form of the encoded part."""
+        import base64  # noqa: PLC0415  # few nodes have keys
+
+        words = line.split(None, 2)
+        kind = words[0]
+        if kind not in self.TYPES:
+            if kind == "ssh-dss":
+                return "is a DSA key, which no SSH server accepts any more; make an ed25519 one"
+            if any(word in self.TYPES for word in words[1:]):
+                return f"has options before its type; it must begin with the type ({kind!r} is none)"
+            return f"has an unknown type; must begin with one of {', '.join(self.TYPES)}"
+        if len(words) < 2:
+            return f"ends after its type ({kind}); the key itself is missing"
+        if not line.isprintable():
+            return "holds control characters"
+        try:
+            blob = base64.b64decode(words[1], validate=True)
+        except ValueError:
+            return "is damaged: it is not base64; copy the line of the .pub file as a whole"
+        fields = []
+        while blob:
+            length = int.from_bytes(blob[:4], "big")
+            if len(blob) < 4 + length:
+                return "is damaged: it is cut off; copy the line of the .pub file as a whole"
+            fields.append(blob[4 : 4 + length])
+            blob = blob[4 + length :]
+        if not fields or fields[0] != kind.encode():
+            return f"is damaged: what is encoded in it is no {kind} key"
+        if kind == "ssh-rsa" and (len(fields) != 3 or len(fields[2].lstrip(b"\0")) < 256):
+            return "is an RSA key of less than 2048 bits; make an ed25519 one"
+        if kind == "ssh-ed25519" and (len(fields) != 2 or len(fields[1]) != 32):
+            return "is damaged: an ed25519 key has 32 bytes"
+        if len(fields) < 2:
+            return "is damaged: there is no key in it"
+        return None
+
+
 class Section:
     """The values of one ``[section]``; its keys are the :class:`Key` attributes of the class."""
 
@@ -527,6 +626,22 @@ class Status(Section):
     )
 
 
+class Access(Section):
+    """Ways in for a person. All are closed until they are asked for; there is no password."""
+
+    __slots__ = ()
+    ssh_keys = PublicKeys(
+        "",
+        "Whoever has one of these keys may log in as root over SSH. Without any there is no SSH "
+        "server. The node keeps the keys, so that SSH is there even when the daemon cannot start.",
+    )
+    console = Boolean(
+        False,
+        "A root shell, without a question, on the node's serial port. Whoever can touch the node "
+        "can then use it.",
+    )
+
+
 class Log(Section):
     """The log (`logread` on the node)."""
 
@@ -540,7 +655,10 @@ class Log(Section):
 class Settings:
     """A whole configuration, valid by construction."""
 
-    __slots__ = ("address", "cluster", "discovery", "identity", "log", "mesh", "status")
+    __slots__ = (
+        "access", "address", "application", "cluster", "discovery", "identity", "log", "mesh",
+        "status",
+    )  # fmt: skip
 
     def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
         v = values or {}
@@ -551,6 +669,9 @@ class Settings:
         self.identity = Identity(v.get("identity"))
         self.status = Status(v.get("status"))
         self.log = Log(v.get("log"))
+        self.access = Access(v.get("access"))
+        #: Settings of applications by name, as the file has them; the application judges them.
+        self.application: dict[str, dict[str, Any]] = dict(v.get(APPLICATION, {}))
 
     def sections(self) -> Iterator[tuple[str, Section]]:
         for name in SECTIONS:
@@ -559,17 +680,28 @@ class Settings:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Settings):
             return NotImplemented
-        return all(a[1] == b[1] for a, b in zip(self.sections(), other.sections(), strict=True))
+        return self.application == other.application and all(
+            a[1] == b[1] for a, b in zip(self.sections(), other.sections(), strict=True)
+        )
 
     __hash__ = None  # type: ignore[assignment]  # compared by value
 
     def changed(self, other: "Settings") -> list[str]:
-        """The keys (``section.key``) in which ``other`` differs, in order of declaration."""
-        return [
+        """The keys (``section.key``) in which ``other`` differs, in order of declaration.
+
+        The settings of an application count as one, ``application.NAME``.
+        """
+        keys = [
             key.path
             for (_, a), (_, b) in zip(self.sections(), other.sections(), strict=True)
             for (key, old), (_, new) in zip(a.items(), b.items(), strict=True)
             if old != new
+        ]
+        names = sorted(self.application.keys() | other.application.keys())
+        return keys + [
+            f"{APPLICATION}.{name}"
+            for name in names
+            if self.application.get(name) != other.application.get(name)
         ]
 
 
@@ -582,7 +714,14 @@ SECTIONS: Final[dict[str, type[Section]]] = {
     "identity": Identity,
     "status": Status,
     "log": Log,
+    "access": Access,
 }
+
+#: The table of the applications' own settings, ``[application.NAME]``.
+APPLICATION: Final = "application"
+#: Most applications with settings, and how deep tables and lists may be nested in them.
+MAX_APPLICATIONS: Final = 32
+MAX_DEPTH: Final = 8
 
 MASK: Final = '"********"'
 
@@ -594,6 +733,8 @@ def find_key(path: str) -> Key[Any]:
         key = SECTIONS[section].keys().get(name)
         if key is not None:
             return key
+    if section == APPLICATION:
+        raise ValueError("settings of applications are changed in the file itself (config apply)")
     if section in SECTIONS and not name:
         raise ValueError(f"names a section; its keys are {', '.join(SECTIONS[section].keys())}")
     raise ValueError("unknown key" + _suggestion(path, _all_paths()))
@@ -611,15 +752,22 @@ def _suggestion(word: str, known: list[str]) -> str:
 
 
 def toml_value(value: object) -> str:
-    """``value`` (str, int or bool) as TOML 1.0 writes it."""
+    """``value`` as TOML 1.0 writes it: a text, number, yes or no, or a list or table of these."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
+    if isinstance(value, int | float):
         return str(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, dict):
+        pairs = (f"{toml_value(str(k))} = {toml_value(v)}" for k, v in value.items())
+        return "{ " + ", ".join(pairs) + " }" if value else "{}"
     text = []
     for c in str(value):
         if c in '"\\':
             text.append("\\" + c)
+        elif c == "\n":
+            text.append("\\n")
         elif c < " " or c == "\x7f":
             text.append(f"\\u{ord(c):04X}")
         else:
@@ -636,7 +784,7 @@ def show_value(key: Key[Any], value: Any) -> str:
 
 def _show_raw(key: Key[Any] | None, raw: object) -> str:
     """What the file holds, for an error message: short, and never a secret."""
-    if key is not None and key.secret and raw != "":
+    if key is not None and key.hides(raw):
         return MASK
     if isinstance(raw, str | int):
         text = toml_value(raw)
@@ -704,10 +852,13 @@ def check(
     found: list[Finding] = []
     values = {name: dict(section) for name, section in (base or {}).items()}
     for section, table in tables.items():
+        if section == APPLICATION:
+            found += _check_applications(table, file, values.setdefault(section, {}))
+            continue
         if section not in SECTIONS:
             # A key before the first [section] is as common a mistake as a mistyped section
             if isinstance(table, dict):
-                message = "unknown section" + _suggestion(section, list(SECTIONS))
+                message = "unknown section" + _suggestion(section, [*SECTIONS, APPLICATION])
                 found.append(Finding(file, f"[{section}]", "", message))
             else:
                 homes = [
@@ -744,6 +895,48 @@ def check(
     if found:
         raise ConfigError(found)
     return values
+
+
+def _check_applications(raw: object, file: str, values: dict[str, Any]) -> list[Finding]:
+    """Take over ``[application.NAME]`` tables as they are; what is wrong with them as such.
+
+    What the keys mean is for the application to judge. Values are not shown: they may be secret.
+    """
+    if not isinstance(raw, dict) or not all(isinstance(table, dict) for table in raw.values()):
+        message = "holds one table per application; write [application.NAME] and its keys below"
+        return [Finding(file, APPLICATION, "", message)]
+    found = []
+    if len(raw) > MAX_APPLICATIONS:
+        message = f"has settings of {len(raw)} applications; at most {MAX_APPLICATIONS} are allowed"
+        found.append(Finding(file, APPLICATION, "", message))
+    for name, table in raw.items():
+        path = f"{APPLICATION}.{name}"
+        if not 1 <= len(name) <= 64 or not all(
+            c.isascii() and (c.isalnum() or c in "._-") for c in name
+        ):
+            message = "must have a name of 1 to 64 ASCII letters, digits, '.', '_', '-'"
+            found.append(Finding(file, path[:80], "", message))
+            continue
+        fault = _unfit(table, MAX_DEPTH)
+        if fault:
+            found.append(Finding(file, path, "", fault))
+            continue
+        values[name] = {**values.get(name, {}), **table}
+    return found
+
+
+def _unfit(value: object, depth: int) -> str | None:
+    """Why an application's value cannot be handed on, or None."""
+    if isinstance(value, dict | list):
+        if depth == 0:
+            return f"is nested too deeply; {MAX_DEPTH} levels are allowed"
+        parts = value.values() if isinstance(value, dict) else value
+        return next((fault for part in parts if (fault := _unfit(part, depth - 1))), None)
+    if isinstance(value, float) and value - value != 0:
+        return "holds a number that is not finite"
+    if not isinstance(value, str | int | float):
+        return "holds a date or a time; write it as text, in quotes"
+    return None
 
 
 def _check_passphrase(settings: Settings, file: str) -> Finding | None:
@@ -815,8 +1008,8 @@ class Paths:
     """
 
     __slots__ = (
-        "boot", "cmdline", "control", "device", "image", "last_good", "local", "machine_id",
-        "mounts", "root", "run", "status", "times",
+        "boot", "cmdline", "control", "data", "device", "image", "last_good", "local", "machine_id",
+        "mounts", "root", "run", "status", "sys", "times",
     )  # fmt: skip
 
     def __init__(self, root: str | None = None) -> None:
@@ -826,6 +1019,8 @@ class Paths:
         self.device = root + "/etc/thicket/thicket.toml"
         self.local = root + "/data/thicket/thicket.toml"
         self.last_good = root + "/data/thicket/last-good.toml"
+        self.data = root + "/data"
+        self.sys = root + "/sys"
         self.boot = root + "/boot"
         self.run = root + "/run/thicket"
         self.status = self.run + "/status.json"
@@ -859,17 +1054,20 @@ class Loaded:
         self.last_good_used = last_good_used
 
 
-def boot_device(paths: Paths) -> str | None:
-    """The configuration disk that the kernel command line names (``thicket.boot=``), or None."""
+def parameter(paths: Paths, name: str) -> str | None:
+    """The value of ``thicket.NAME=`` on the kernel command line, or None."""
     try:
         with open(paths.cmdline, encoding="utf-8", errors="replace") as f:  # noqa: PTH123
             words = f.read(4096).split()
     except OSError:
         return None
-    for word in words:
-        if word.startswith("thicket.boot="):
-            return word[len("thicket.boot=") :] or None
-    return None
+    start = f"thicket.{name}="
+    return next((word[len(start) :] or None for word in words if word.startswith(start)), None)
+
+
+def boot_device(paths: Paths) -> str | None:
+    """The configuration disk that the kernel command line names (``thicket.boot=``), or None."""
+    return parameter(paths, "boot")
 
 
 def boot_mounted(paths: Paths) -> bool:

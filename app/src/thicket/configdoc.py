@@ -9,7 +9,14 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Final
 
-from thicket.config import MAX_FILE_BYTES, SECTIONS, Key, toml_value
+from thicket.config import (
+    MAX_APPLICATIONS,
+    MAX_DEPTH,
+    MAX_FILE_BYTES,
+    SECTIONS,
+    Key,
+    toml_value,
+)
 
 _TEMPLATE_HEAD: Final = """\
 # The configuration of a Thicket node.
@@ -17,6 +24,11 @@ _TEMPLATE_HEAD: Final = """\
 # Every line that starts with "#" is only a remark: the values shown are what the
 # node uses when the line stays as it is. To change one, remove the "#" before it.
 # `thicket config check FILE` tells whether a file is right.
+"""
+
+_TEMPLATE_TAIL: Final = """\
+# Settings of an application are below a line of its name, and are its own affair:
+#[application.NAME]
 """
 
 _INTRO: Final = f"""\
@@ -37,6 +49,12 @@ passphrase = "a long one that nobody guesses"
 
 [cluster]
 cookie = "another one"
+
+[access]
+ssh_keys = [
+  "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI... anna@laptop",
+  "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI... ben@desk",
+]
 ```
 
 ## Which file counts
@@ -52,6 +70,9 @@ reported, in `thicket status` and in the log, with the key, the value (secrets m
 allowed. A mistyped key is a fault too. A file with a fault never locks a device out: the **last
 good** configuration, which the node keeps in `/data/thicket/last-good.toml`, is used instead, and
 without one the image's defaults. The same happens when the boot partition cannot be read.
+
+What is wrong also stands in `report.txt` beside the file on the card, so that a node without a
+screen or a network can explain itself on any computer ([node.md](node.md)).
 
 ## Changing it on a running node
 
@@ -71,6 +92,19 @@ file is complete on the disk before it takes the old one's name), and the runnin
 without being restarted: the mesh is joined again with its new values, the cluster's connections
 are made again when `[address]` or `[cluster]` changed, the rest changes in place. `[identity]` is
 read only when the daemon starts, because the identity is the node's name.
+
+## Settings of applications
+
+A table `[application.NAME]` belongs to the application NAME and is handed to it as it is: the node
+checks only that it can be handed on (texts, numbers, yes or no, lists and tables of these, up to
+{MAX_DEPTH} levels; no dates), of at most {MAX_APPLICATIONS} applications. Values are never shown,
+they may be secret.
+
+```toml
+[application.sensors]
+interval = 30
+pins = [4, 17]
+```
 
 ## Keys
 """
@@ -95,6 +129,7 @@ def template() -> str:
             lines += [f"# {line}" for line in wrap(text, 86)]
             lines += [f"#   {line}" for line in wrap(f"Allowed: {key.allowed}.", 84)]
             lines += [f"#{key.name} = {_default(key)}", ""]
+    lines += [_TEMPLATE_TAIL]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -173,11 +173,25 @@ def _written_anew(tables: dict[str, Any]) -> str:
     for section, table in tables.items():
         if not isinstance(table, dict) or not table:
             continue
+        if section == config.APPLICATION:
+            for name, settings in table.items():
+                # a table of one line each; names of applications need no quotes but for a dot
+                shown = name if "." not in name else toml_value(name)
+                lines += ["", f"[{section}.{shown}]"]
+                if isinstance(settings, dict):
+                    lines += [f"{_key(k)} = {_any_value(v)}" for k, v in settings.items()]
+            continue
         lines += ["", f"[{section}]"]
         lines += [f"{key} = {_any_value(value)}" for key, value in table.items()]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
+def _key(name: str) -> str:
+    bare = name.isascii() and name.replace("-", "_").replace("_", "a").isalnum()
+    return name if bare else toml_value(name)
+
+
 def _any_value(value: object) -> str:
     # only what the schema knows can be valid; the rest is refused by the check that follows
-    return toml_value(value if isinstance(value, str | int) else str(value))
+    known = isinstance(value, str | int | float | list | dict)
+    return toml_value(value if known else str(value))

@@ -1,11 +1,15 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# /data: the only thing that persists. A blank device gets a file system; one that was not left
-# cleanly is repaired; one beyond repair is made anew, with its first 4 MiB kept for a look at what
-# happened; without any, /data is RAM. /run/thicket/data says in one line which of these it was:
-# clean, repaired, created, rebuilt or ram, and why.
+# /data: the only thing that persists. A card's data partition is first made to reach to the card's
+# end, or made again when it is lost. A blank device gets a file system; one that was not left cleanly
+# is repaired; one beyond repair is made anew, with its first 4 MiB kept for a look at what happened; a
+# write-protected one is used as it is; without any, /data is RAM. /run/thicket/data says in one line
+# which of these it was: clean, repaired, created, rebuilt, readonly or ram, and why.
 #
-# Read by rcS, whose $thicket_data, $device, say and find_device it uses.
+# On an ordinary boot only e2fsck and mount are started. A power cut at any moment leaves something
+# that the next boot continues from.
+#
+# Read by rcS, whose $thicket_data, $device, say and find_device it uses, after S05slots.sh.
 # shellcheck disable=SC2154
 
 data_state() {
@@ -17,15 +21,78 @@ data_state() {
 	esac
 }
 
+# See that the data partition exists and reaches to the card's end, give or take 4 MiB (what alignment
+# leaves over). sysfs tells, so only a card that needs it costs the start of a program.
+data_partition() {
+	read -r card_total <"$card_sys/size"
+	# An MBR counts sectors with 32 bits.
+	[ "$card_total" -le 4294967295 ] || card_total=4294967295
+	if [ -n "$card_data" ]; then
+		read -r card_start <"$card_data/start"
+		read -r card_size <"$card_data/size"
+		if [ "$card_start" -ge "$card_root_end" ] &&
+			[ $((card_total - card_start - card_size)) -lt 8192 ]; then
+			return 0
+		fi
+	fi
+	if card_said=$(/usr/lib/thicket/data-partition "$card_disk" 2>&1); then
+		say 6 "data partition: $card_said"
+	else
+		say 3 "data partition: $card_said"
+	fi
+	card_data=''
+	for card_entry in "$card_sys"/*/partition; do
+		read -r card_number <"$card_entry"
+		[ "$card_number" != 7 ] || card_partition "${card_entry%/partition}"
+	done
+}
+
+# $data_sectors: how large the device is.
+data_measure() {
+	data_sectors=0
+	data_sys=$card_data
+	[ "$device" = /dev/slots/data ] || data_sys=/sys/class/block/${device##*/}
+	[ ! -r "$data_sys/size" ] || read -r data_sectors <"$data_sys/size"
+}
+
 data_make() {
-	# Blocks of 4 KiB whatever the size: the card's pages are no smaller. Inodes for files of 16 KiB
-	# and more. All tables written now: nothing then works on the disk behind everybody's back.
-	mke2fs -q -F -t ext4 -b 4096 -i 16384 -m 1 -L thicket-data \
+	# Blocks of 4 KiB whatever the size: the card's pages are no smaller. Above 1 GiB fewer inodes and
+	# a journal of no more than 32 MiB, because all tables are written now (a few seconds on a card of
+	# 32 GB): nothing then works on the disk behind everybody's back.
+	data_shape='-i 16384'
+	[ "$data_sectors" -lt 2097152 ] || data_shape='-i 65536 -J size=32'
+	# shellcheck disable=SC2086 # a list of words
+	mke2fs -q -F -t ext4 -b 4096 $data_shape -m 1 -L thicket-data \
 		-E nodiscard,lazy_itable_init=0 "$device" >/run/thicket/mke2fs.log 2>&1
 }
 
 data_mount() {
 	mount -t ext4 -o noatime,nosuid,nodev,noinit_itable,errors=remount-ro "$device" /data
+}
+
+# The file system fills the device: note the device's size, so that a later boot need not look.
+data_note_size() {
+	[ -d /data/thicket ] || mkdir -p /data/thicket
+	echo "$data_sectors" 2>/dev/null >/data/thicket/size
+}
+
+# A device that became larger (a card copied to a larger one, a cut in the middle of this): the
+# mounted file system is grown, which is safe against cuts.
+data_grow() {
+	data_known=''
+	[ ! -f /data/thicket/size ] || read -r data_known </data/thicket/size
+	[ "$data_known" != "$data_sectors" ] || return 0
+	if resize2fs "$device" >/run/thicket/resize2fs.log 2>&1; then
+		data_note_size
+	else
+		say 4 "/data could not be grown, see /run/thicket/resize2fs.log"
+	fi
+}
+
+# $1: why. Whatever is on the device can be read, and nothing written.
+data_readonly() {
+	mount -t ext4 -o ro,noload,noatime,nosuid,nodev "$device" /data 2>/dev/null || return 1
+	data_state readonly "$1; what was kept can be read, nothing new is kept"
 }
 
 # $1: why. Ends with a fresh file system, or in RAM when even that cannot be made.
@@ -35,9 +102,11 @@ data_rebuild() {
 		mkdir -p /data/rescue &&
 			gzip -c /run/thicket/data-head >/data/rescue/head.img.gz &&
 			sync
+		data_note_size
 		data_state rebuilt "$1; the first 4 MiB of before are in /data/rescue/head.img.gz"
 	else
-		data_ram "$1, and a new file system could not be made on $device"
+		data_readonly "$1, and a new file system could not be made on $device" ||
+			data_ram "$1, and a new file system could not be made on $device"
 	fi
 	rm -f /run/thicket/data-head
 }
@@ -63,19 +132,38 @@ data_check() {
 	fi
 	if ! data_mount; then
 		data_rebuild "checked but not mountable"
+		return
 	elif [ $status -ge 1 ]; then
 		data_state repaired "e2fsck status $status, see /run/thicket/fsck.log"
 	else
 		data_state clean ''
 	fi
+	data_grow
 }
+
+card_said=''
+if [ "$thicket_data" = /dev/slots/data ] && [ -n "$card_disk" ]; then
+	data_partition
+fi
+data_protected=0
+if [ -n "$thicket_data" ] && find_device "$thicket_data"; then
+	data_measure
+	[ ! -r "$data_sys/ro" ] || read -r data_protected <"$data_sys/ro"
+fi
 
 if [ -z "$thicket_data" ]; then
 	data_ram "the kernel command line names no thicket.data= device"
-elif ! find_device "$thicket_data"; then
-	data_ram "$thicket_data was not found within 10 s"
+elif [ -z "$device" ]; then
+	case $thicket_data in
+	/dev/slots/*) data_ram "the card has no data partition (${card_said:-the root is not on a card})" ;;
+	*) data_ram "$thicket_data was not found within 10 s" ;;
+	esac
+elif [ "$data_protected" = 1 ]; then
+	data_readonly "the device is write-protected" ||
+		data_ram "the device is write-protected and holds no file system that can be mounted"
 elif cmp -s -n 65536 "$device" /dev/zero; then
 	if data_make && data_mount; then
+		data_note_size
 		data_state created "on a blank device"
 	else
 		data_ram "no file system could be made on the blank device $device"

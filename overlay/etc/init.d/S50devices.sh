@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Programs that only some machines need are given to init where their device exists: shells on the
-# terminals that are there, and the simulator's relay.
+# Programs that only some machines need are given to init where their device exists: the watchdog's
+# feeder, shells for a simulator, and the simulator's relay. Serial ports are looked for here; whether
+# there is a shell on them is for S60access.sh and the daemon to say.
 #
 # Read by rcS, whose say it uses.
 
@@ -56,14 +57,39 @@ tell_init() {
 	fi
 }
 
+# The hardware watchdog is armed before the daemon starts, so its line stands before the daemon's. It
+# restarts the machine when nothing has been written for 60 s: a frozen kernel, or one so short of
+# memory that no program runs. Every 10 s is often enough for an emulated node on a busy host.
+add_watchdog() {
+	[ -c /dev/watchdog ] || return 0
+	table=''
+	while IFS= read -r line; do
+		case $line in
+		*:/usr/bin/thicketd)
+			table="$table::respawn:/sbin/watchdog -F -t 10 -T 60 /dev/watchdog
+"
+			new=1
+			;;
+		esac
+		table="$table$line
+"
+	done </etc/inittab
+	printf %s "$table" >/etc/inittab
+}
+
+add_watchdog
+
+# shellcheck disable=SC2034 # used by S60access.sh
+serial_terminals=''
 for tty in ttyS0 ttyAMA0 ttyAMA10; do
 	# A serial port that the driver has a name for but no hardware has type 0 (PORT_UNKNOWN).
 	type=''
 	[ ! -r /sys/class/tty/$tty/type ] || read -r type </sys/class/tty/$tty/type
 	if [ -c /dev/$tty ] && [ "$type" != 0 ]; then
-		add_shell $tty "sh -l"
+		serial_terminals="$serial_terminals $tty"
 	fi
 done
+echo "$serial_terminals" >/run/thicket/serial
 
 add_virtual
 tell_init
