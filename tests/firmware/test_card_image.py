@@ -17,7 +17,7 @@ import pytest
 from firmware import boards, card
 
 POST_IMAGE = boards.ROOT / "board/common/post-image.sh"
-FIRMWARE = ("bootcode.bin", "start_cd.elf", "fixup_cd.dat", "start4cd.elf", "fixup4cd.dat")
+FIRMWARE = ("bootcode.bin", "start.elf", "fixup.dat", "start4.elf", "fixup4.dat")
 
 
 def inputs(board: str, images: Path, root_bytes: int = 1 << 20) -> None:
