@@ -33,6 +33,12 @@ STATUS: dict[str, Any] = {
     },
     "address": "fd12:3456:789a:1:0:6f44:e3c6:b802",
     "prefix_length": 64,
+    "slot": "A",
+    "data": {"state": "clean", "message": ""},
+    "last_restart": {
+        "run": 12, "reason": "panic", "message": "Attempted to kill init!",
+        "words": "the kernel failed: Attempted to kill init!",
+    },
     "configuration": {"source": "/etc/thicket/thicket.toml", "last_good_used": False},
     "radio": {
         "state": "joined", "phy": "phy0", "interface": "mesh0", "mac": "02:74:68:00:00:01",

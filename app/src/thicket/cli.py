@@ -185,6 +185,10 @@ def status_text(doc: dict[str, Any]) -> str:
     waiting = len(doc["cluster"]["nodes"]) - len(up)
     more = f", {waiting} being connected" if waiting else ""
     facts.append(("Cluster", f"{len(up)} other node{'' if len(up) == 1 else 's'}{more}"))
+    data, last = doc["data"], doc["last_restart"]
+    facts.append(("Data", data["state"] + (f": {data['message']}" if data["message"] else "")))
+    if last is not None:
+        facts.append(("Last restart", f"{last['words']} (this is start {last['run']})"))
     times = doc["times"]
     reached = [
         f"{label} {times[name]:.1f} s"
@@ -201,7 +205,8 @@ def status_text(doc: dict[str, Any]) -> str:
     again = doc.get("restarts", 0)
     restarts = f", started again {again} time{'' if again == 1 else 's'}" if again else ""
     used = f"{doc['memory_kib'] / 1024:.1f} MiB, {doc['cpu_seconds']:.1f} s of CPU{restarts}"
-    facts.append(("Daemon", f"{doc['version']}, {used}"))
+    slot = f", slot {doc['slot']}" if doc["slot"] else ""
+    facts.append(("Daemon", f"{doc['version']}{slot}, {used}"))
     width = max(len(name) for name, _ in facts)
     lines += [f"{name + ':':<{width + 1}} {value}" for name, value in facts]
     return "\n".join(lines)

@@ -395,7 +395,9 @@ class PublicKeys(Key[str]):
             if kind == "ssh-dss":
                 return "is a DSA key, which no SSH server accepts any more; make an ed25519 one"
             if any(word in self.TYPES for word in words[1:]):
-                return f"has options before its type; it must begin with the type ({kind!r} is none)"
+                return (
+                    f"has options before its type; it must begin with the type ({kind!r} is none)"
+                )
             return f"has an unknown type; must begin with one of {', '.join(self.TYPES)}"
         if len(words) < 2:
             return f"ends after its type ({kind}); the key itself is missing"
@@ -1008,8 +1010,8 @@ class Paths:
     """
 
     __slots__ = (
-        "boot", "cmdline", "control", "data", "device", "image", "last_good", "local", "machine_id",
-        "mounts", "root", "run", "status", "sys", "times",
+        "boot", "cmdline", "control", "data", "device", "hostname", "image", "last_good", "local",
+        "machine_id", "mounts", "root", "run", "status", "sys", "times",
     )  # fmt: skip
 
     def __init__(self, root: str | None = None) -> None:
@@ -1027,6 +1029,7 @@ class Paths:
         self.times = self.run + "/times.json"
         self.control = self.run + "/control.sock"
         self.machine_id = root + "/etc/machine-id"
+        self.hostname = root + "/etc/hostname"
         self.cmdline = root + "/proc/cmdline"
         self.mounts = root + "/proc/self/mounts"
 

@@ -107,7 +107,7 @@ pins = [4, 17]
 ```
 
 ## Keys
-"""
+"""  # noqa: S608  # it is no SQL
 
 
 def _default(key: Key[Any]) -> str:

@@ -35,6 +35,7 @@ from thicket.discovery import Discovery
 from thicket.discovery import Settings as DiscoverySettings
 from thicket.membership import Candidate, Membership
 from thicket.status import SCHEMA, Problems, Times, Writer, boottime, memory_kib, process_start
+from thicket.upkeep import Upkeep
 
 logger = getLogger("thicket.daemon")
 
@@ -208,6 +209,15 @@ class Daemon:
         self.parts: dict[str, Part] = {}
         self.hostname = ""
         self._joined = asyncio.Event()
+        self.slot = config.parameter(paths, "slot")
+        self.upkeep = Upkeep(
+            paths,
+            self.problems,
+            lambda: self.loaded,
+            self.document,
+            self._joined,
+            software=(thicket.__version__, self.slot),
+        )
         self._end = asyncio.Event()
         self._settings_changed = asyncio.Event()
         self._exit_status = 0
@@ -260,6 +270,7 @@ class Daemon:
         self._part("discovery", self._run_discovery)
         self._part("cluster", self._run_cluster)
         self._part("care", self._run_care)
+        self._part("upkeep", self.upkeep.run)
 
     def _part(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         part = self.parts[name] = Part(name, run, self.problems)
@@ -275,7 +286,7 @@ class Daemon:
         for task in self._reloads:
             task.cancel()
         # The cluster first: its connections are closed properly while the mesh still carries them.
-        for name in ("cluster", "discovery", "radio", "care", "status", "control"):
+        for name in ("cluster", "discovery", "radio", "care", "upkeep", "status", "control"):
             if name in self.parts:
                 await self.parts[name].stop()
 
@@ -415,7 +426,7 @@ class Daemon:
         await asyncio.sleep(LATER)
         gc.freeze()  # what is there now stays; later collections need not look at it
         gc.enable()
-        self._write_machine_id()
+        self._write_names()
         await self._remember()
         while self.identity.source != "chip" and self.settings.identity.i2c_bus != "none":
             await asyncio.sleep(CHIP_AGAIN)
@@ -427,12 +438,19 @@ class Daemon:
                 break
         await asyncio.Event().wait()
 
-    def _write_machine_id(self) -> None:
-        """Give the device its machine-id (machine-id(5)); where that fails the node still runs."""
-        data = self.identity.machine_id.encode() + b"\n"
-        for path in (self.paths.run + "/machine-id", self.paths.machine_id):
+    def _write_names(self) -> None:
+        """Write the device's machine-id (machine-id(5)) and host name to files, for others to read.
+
+        /etc is in RAM. Where that fails the node still runs.
+        """
+        machine_id = f"{self.identity.machine_id}\n".encode()
+        for path, data, mode in (
+            (self.paths.run + "/machine-id", machine_id, 0o444),
+            (self.paths.machine_id, machine_id, 0o444),
+            (self.paths.hostname, f"{self.hostname}\n".encode(), 0o644),
+        ):
             try:
-                config.write_atomically(path, data, mode=0o444, durable=False)
+                config.write_atomically(path, data, mode=mode, durable=False)
             except OSError as e:
                 logger.debug("cannot write %s: %s", path, e)
 
@@ -485,12 +503,14 @@ class Daemon:
         faults = [str(finding) for finding in loaded.findings]
         if faults and (loaded.last_good_used or loaded.source == "defaults"):
             self._report_configuration(loaded, "the configuration from before stays in force")
+            self.upkeep.settings_changed()
             return {"source": self.loaded.source, "changed": [], "later": [], "faults": faults}
         changed = self.settings.changed(loaded.settings)
         self.loaded, self.settings = loaded, loaded.settings
         self._report_configuration(loaded)
         logger.info("configuration %s: %s", loaded.source, ", ".join(changed) or "no change")
         later = self._follow(set(changed))
+        self.upkeep.settings_changed()
         await self._remember()
         self._changed()
         return {"source": loaded.source, "changed": changed, "later": later, "faults": faults}
@@ -566,6 +586,7 @@ class Daemon:
         return {
             "schema": SCHEMA,
             "version": thicket.__version__,
+            "slot": self.slot,
             "hostname": self.hostname,
             "state": self._state(problems, radio["state"]),
             "problems": problems,
@@ -579,6 +600,8 @@ class Daemon:
                 "source": self.loaded.source,
                 "last_good_used": self.loaded.last_good_used,
             },
+            "data": self.upkeep.data,
+            "last_restart": self.upkeep.last_restart,
             "radio": radio,
             "peers": mesh.get("peers", []),
             "paths": mesh.get("paths", []),

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from logging import getLogger
 from typing import Any, Final
 
-from thicket.config import write_atomically
+from thicket.config import Paths, write_atomically
 
 log = getLogger("thicket.status")
 
@@ -26,6 +26,20 @@ MILESTONES: Final = ("daemon", "identity", "radio", "first_peer", "first_node")
 def boottime() -> float:
     """Seconds since power-on (CLOCK_BOOTTIME), to the millisecond. Nodes have no clock to trust."""
     return round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)
+
+
+#: What init's S20data.sh can say of /data.
+DATA_STATES: Final = ("clean", "repaired", "created", "rebuilt", "readonly", "ram")
+
+
+def data_state(paths: Paths) -> tuple[str, str]:
+    """How /data came up in this boot: one of DATA_STATES, or "unknown"; and why, in words."""
+    try:
+        with open(paths.run + "/data", encoding="utf-8", errors="replace") as f:  # noqa: PTH123
+            state, _, why = f.read(1024).strip().partition(" ")
+    except OSError:
+        return "unknown", ""
+    return (state, why.strip()) if state in DATA_STATES else ("unknown", "")
 
 
 class Problems:

@@ -29,7 +29,7 @@ def source(paths: Paths) -> tuple[str, str]:
     if device is None:
         places = [paths.device, paths.local]
     else:
-        _mount_boot(paths, device)
+        mount_boot(paths, device)
         places = [f"{paths.boot}/{_NAME}"]
     for path in places:
         try:
@@ -57,7 +57,7 @@ def apply(paths: Paths, data: bytes) -> str:
                 config.write_atomically(paths.device, data, mode=0o600, durable=False)
             return paths.local
         target = f"{paths.boot}/{_NAME}"
-        _write_to_boot(paths, device, target, data)
+        write_to_boot(paths, device, target, data)
         config.write_atomically(paths.device, data, mode=0o600, durable=False)
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
@@ -65,9 +65,9 @@ def apply(paths: Paths, data: bytes) -> str:
     return target
 
 
-def _write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
+def write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
     """Replace the file on the boot partition, which is writable only for that moment."""
-    _mount_boot(paths, device)
+    mount_boot(paths, device)
     _mount(["-o", "remount,rw", paths.boot])
     try:
         config.write_atomically(target, data)
@@ -76,7 +76,7 @@ def _write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
         _mount(["-o", "remount,ro", paths.boot])
 
 
-def _mount_boot(paths: Paths, device: str) -> None:
+def mount_boot(paths: Paths, device: str) -> None:
     """Mount the boot partition as init does, when it is not."""
     if not config.boot_mounted(paths):
         _mount(["-t", "vfat", "-o", "ro,nosuid,nodev,noexec,noatime", device, paths.boot])

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: how a node without screen and network explains itself, on the card's first partition.
+
+The partition also holds what the board starts with, so a power cut must find nothing half written
+there. The file has a fixed length and is overwritten in its place, sector by sector, on the block
+device: the file system stays mounted read-only and is only asked where the file's sectors are
+(FIBMAP). No directory, no allocation table and no boot sector changes, not even the mark that a
+file system is in use. Only a report that is missing (or of another length, because somebody edited
+it) is made by way of the file system, once, which is writable for that moment.
+"""
+
+import array
+import fcntl
+import os
+import time
+from logging import getLogger
+from typing import Any, Final
+
+from thicket import config, restart, store
+from thicket.config import Paths
+
+log = getLogger("thicket.report")
+
+NAME: Final = "report.txt"
+#: Length of the file, whatever it says.
+BYTES: Final = 16 * 1024
+#: linux/fs.h: block of the device that holds a block of a file; size of these blocks
+_FIBMAP: Final = 1
+_FIGETBSZ: Final = 2
+_WRITTEN: Final = "Written: "
+_CUT: Final = "... and more: `thicket status` on the node"
+
+
+class ReportError(Exception):
+    """The report could not be written; the old one is as it was, or partly overwritten."""
+
+
+def compose(doc: dict[str, Any]) -> str:
+    """The report for people, made of the status document; lines end with a line feed.
+
+    It stays the same as long as nothing of note changes.
+    """
+    identity, data, last = doc["identity"], doc["data"], doc["last_restart"]
+    if identity is None:
+        who = "not known yet"
+    elif identity["source"] == "chip":
+        who = f"security chip, serial number {identity['serial']}"
+    else:
+        who = f"from the {identity['source']} (software, no security chip), {identity['id']}"
+    slot = f", slot {doc['slot']}" if doc["slot"] else ""
+    facts = [
+        ("Host name", doc["hostname"] or "not known yet"),
+        ("Address", f"{doc['address']}/{doc['prefix_length']}" if doc["address"] else "none"),
+        ("Identity", who),
+        ("State", doc["state"]),
+        ("Software", f"Thicket {doc['version']}{slot}"),
+        ("Data", data["state"] + (f": {data['message']}" if data["message"] else "")),
+        ("Last restart", restart.text(last) if last else "not known yet"),
+        ("Settings from", doc["configuration"]["source"]),
+    ]
+    lines = ["This is what the Thicket device says about itself. It is written by the device.", ""]
+    lines += [f"{name + ':':<15}{value}" for name, value in facts]
+    faults = [p for p in doc["problems"] if p["part"] == "configuration"]
+    others = [p for p in doc["problems"] if p["part"] != "configuration"]
+    lines += ["", "Settings (thicket.toml)"]
+    lines += [f"  - {p['message']}" for p in faults] or ["  Nothing is wrong with them."]
+    lines += ["", "Problems"]
+    lines += [f"  - {p['part']} ({p['severity']}): {p['message']}" for p in others] or ["  None."]
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+
+
+def pack(text: str, written: str) -> bytes:
+    """The file for a report: Windows line ends, UTF-8, of :data:`BYTES` bytes."""
+    head = [f"{_WRITTEN}{written}", ""]
+    body = text.split("\n")
+    data = "\r\n".join([*head, *body, ""]).encode("utf-8", "replace")
+    while len(data) > BYTES:
+        body.pop()
+        data = "\r\n".join([*head, *body, _CUT, ""]).encode("utf-8", "replace")
+    # lines of blanks: an editor shows nothing, and nothing of an older report stays
+    blank = b" " * 62 + b"\r\n"
+    rest = BYTES - len(data)
+    tail = b" " * (rest % 64) if rest % 64 < 2 else b" " * (rest % 64 - 2) + b"\r\n"
+    return data + tail + blank * (rest // 64)
+
+
+def unpack(data: bytes) -> str:
+    """The text that :func:`pack` was given, for comparison; anything else gives some other text."""
+    lines = [line.rstrip() for line in data.decode("utf-8", "replace").split("\r\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return "\n".join(lines[2:]) if lines and lines[0].startswith(_WRITTEN.rstrip()) else ""
+
+
+def write(paths: Paths, text: str) -> bool:
+    """Write the report unless it says the same already; whether it was written. Blocks.
+
+    Raises ReportError. A device whose kernel command line names no such partition has no report.
+    """
+    device = config.boot_device(paths)
+    if device is None:
+        return False
+    target = f"{paths.boot}/{NAME}"
+    try:
+        store.mount_boot(paths, device)
+        old = _read(target)
+        if old is not None and len(old) == BYTES and unpack(old) == unpack(pack(text, "")):
+            return False
+        data = pack(text, time.strftime("%Y-%m-%d %H:%M UTC (the device's clock)", time.gmtime()))
+        if old is None or len(old) != BYTES:
+            log.info("making %s", target)
+            store.write_to_boot(paths, device, target, data)
+        else:
+            _overwrite(target, paths.root + device, data, old)
+    except (OSError, store.StoreError) as e:
+        words = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise ReportError(f"{target} cannot be written: {words}") from e
+    return True
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as f:  # noqa: PTH123
+            return f.read(BYTES + 1)
+    except FileNotFoundError:
+        return None
+
+
+def _overwrite(target: str, device: str, data: bytes, old: bytes) -> None:
+    """Overwrite the file's sectors on the device, those that differ."""
+    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        blocks, size = blocks_of(fd)
+        disk = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            for number, block in enumerate(blocks):
+                part = slice(number * size, (number + 1) * size)
+                if data[part] != old[part]:
+                    os.pwrite(disk, data[part], block * size)
+            os.fsync(disk)
+        finally:
+            os.close(disk)
+        # what the kernel remembers of the file is the old text
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+    if _read(target) != data:
+        raise OSError(5, "it reads differently from what was written")
+
+
+def blocks_of(fd: int) -> tuple[list[int], int]:
+    """Where a file of :data:`BYTES` bytes lies on its device: blocks, and their size in bytes."""
+    number = array.array("i", [0])
+    fcntl.ioctl(fd, _FIGETBSZ, number)
+    size = number[0]
+    if size <= 0 or BYTES % size:
+        raise OSError(5, f"blocks of {size} bytes do not fit")
+    blocks = []
+    for index in range(BYTES // size):
+        number[0] = index
+        fcntl.ioctl(fd, _FIBMAP, number)
+        if number[0] <= 0:
+            raise OSError(5, "the file has no place on the device")
+        blocks.append(number[0])
+    return blocks, size
