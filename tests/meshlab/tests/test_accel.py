@@ -231,7 +231,7 @@ def test_foreign_guests_are_emulated(tmp_path: Path, kvm_device: Path) -> None:
 
 
 def test_broken_or_missing_qemu_says_what_to_do(tmp_path: Path, kvm_device: Path) -> None:
-    with pytest.raises(accel.AccelError, match="apt install"):
+    with pytest.raises(accel.AccelError, match="apt-get install"):
         accel.choose(tmp_path, str(tmp_path / "qemu-system-none"), environment={})
     broken = stand_in(tmp_path, "echo no TCG here >&2; exit 1\n")
     with pytest.raises(accel.AccelError, match="no TCG here"):

@@ -32,53 +32,13 @@ from meshlab.machine import (
 )
 from meshlab.paths import socket_address
 
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_guest import guest
+
 QEMU = "qemu-system-x86_64"
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
 TCG = Accel("tcg", "test", "max")
 DEADLINE = 30.0
-
-
-def guest() -> bytes:
-    """Return a kernel that says ``ready`` on ttyS0 and does what it is told there, by letters.
-
-    ``r`` restarts, ``p`` panics (the line that Linux prints, then a restart), ``o`` switches off.
-    The format is ELF with the PVH entry point that QEMU's ``-kernel`` looks for (xen/elfnote.h,
-    XEN_ELFNOTE_PHYS32_ENTRY = 18): 32-bit protected mode, flat.
-    """
-    base = 0x100000
-    ready, panic = b"ready\r\n\0", b"[    1.0] Kernel panic - not syncing: told to\r\n\0"
-    code = bytearray()
-
-    def say(text_at: int) -> bytes:
-        # mov $text, %esi; 1: lodsb; test %al, %al; jz 2f; mov $0x3f8, %dx; out %al, %dx; jmp 1b; 2:
-        return b"\xbe" + struct.pack("<I", text_at) + bytes.fromhex("ac 84c0 7407 66baf803 ee ebf4")
-
-    size = len(say(0))
-    restart = bytes.fromhex("b0fe e664 ebfe")  # out 0xfe to the keyboard controller; wait
-    off = bytes.fromhex("66ba0406 66b80020 66ef ebfe")  # 0x2000 to PM1a control at 0x604; wait
-    # 1: mov $0x3fd, %dx; in; test $1, %al; pause; jz 1b; mov $0x3f8, %dx; in
-    poll = bytes.fromhex("66bafd03 ec a801 f390 74f5 66baf803 ec")
-    # cmp 'r' je restart; cmp 'p' je panic; cmp 'o' je off; jmp poll
-    branches = 4 * 3 + 2
-    at_restart = size + len(poll) + branches
-    at_panic = at_restart + len(restart)
-    at_off = at_panic + size + len(restart)
-    texts = base + at_off + len(off)
-    code += say(texts) + poll
-    for letter, target in ((b"r", at_restart), (b"p", at_panic), (b"o", at_off)):
-        code += b"\x3c" + letter + b"\x74" + struct.pack("<b", target - (len(code) + 4))
-    code += b"\xeb" + struct.pack("<b", size - (len(code) + 2))
-    code += restart + say(texts + len(ready)) + restart + off + ready + panic
-
-    note = struct.pack("<III4sQ", 4, 8, 18, b"Xen\0", base)
-    headers = 64 + 2 * 56
-    load = struct.pack(
-        "<IIQQQQQQ", 1, 7, headers + len(note), base, base, len(code), len(code), 4096
-    )
-    notes = struct.pack("<IIQQQQQQ", 4, 4, headers, 0, 0, len(note), len(note), 4)
-    elf = b"\x7fELF\x02\x01\x01" + bytes(9)
-    elf += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, base, 64, 0, 0, 64, 56, 2, 64, 0, 0)
-    return elf + load + notes + note + bytes(code)
 
 
 def make_spec(directory: Path, **changes: Any) -> MachineSpec:
@@ -409,7 +369,7 @@ async def test_long_directory_names(tmp_path: Path) -> None:
 @needs_qemu
 def test_qemu_does_not_outlive_a_lab_that_is_killed(tmp_path: Path) -> None:
     spec = make_spec(tmp_path)
-    assert spec.kernel.exists()
+    assert spec.kernel == tmp_path / "kernel"
     script = textwrap.dedent(
         """
         import asyncio, sys

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firmware import card as cards
-from meshlab.fat import TYPES, Fat, FatError, usable_name
+from meshlab.fat import TYPES, Fat, FatError, ToolError, usable_name
 
 AUTOBOOT = "autoboot.txt"
 AUTOBOOT_LIMIT = 512
@@ -283,8 +283,7 @@ def architecture(kernel: Path) -> str | None:
             head = zlib.decompressobj(wbits=31).decompress(head, 4096)
         except zlib.error:
             return None
-    if len(head) < 0x210:
-        return None
+    head = head.ljust(0x210, b"\0")
     if head[:4] == b"\x7fELF":
         (machine,) = struct.unpack_from("<H", head, 18)
         return {62: "x86_64", 183: "aarch64"}.get(machine)  # elf.h: EM_X86_64, EM_AARCH64
@@ -314,6 +313,8 @@ class _Rom:
         for candidate in self._candidates(number, any_first=not (wanted or chosen)):
             try:
                 found = self._partition(candidate)
+            except ToolError:
+                raise
             except (BootError, FatError) as error:
                 reasons.append(str(error))
                 self.notes.append(f"passed over: {error}")
@@ -334,6 +335,8 @@ class _Rom:
         fat = self.fats[min(self.fats)]
         try:
             text = fat.read(AUTOBOOT, CONFIG_LIMIT)
+        except ToolError:
+            raise
         except FatError as error:
             self.notes.append(f"no {AUTOBOOT}: {error}")
             return 0

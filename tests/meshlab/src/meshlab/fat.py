@@ -34,6 +34,10 @@ class FatError(Exception):
     """The file system or a file on it cannot be read; says which partition, and what was found."""
 
 
+class ToolError(FatError):
+    """A program is missing. No other partition would fare better."""
+
+
 def usable_name(name: str) -> bool:
     """Tell whether ``name`` is a path that can be asked for.
 
@@ -149,7 +153,7 @@ class Fat:
                 output.seek(0)
                 content = output.read() if command[0] == "mtype" else b""
         except FileNotFoundError:
-            raise FatError(
+            raise ToolError(
                 "prlimit is missing: it is part of the package util-linux on Debian and Ubuntu"
             ) from None
         except subprocess.TimeoutExpired:
@@ -163,7 +167,7 @@ class Fat:
         if said.endswith("not found"):
             return None
         if "failed to execute" in said:
-            raise FatError(
+            raise ToolError(
                 f"{command[0]} is missing. Install it with:\n"
                 "    apt-get install --no-install-recommends mtools"
             )

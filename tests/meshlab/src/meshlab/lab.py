@@ -208,6 +208,7 @@ def node_config(spec: LabSpec, node: NodeSpec) -> dict[str, dict[str, Any]]:
         "mesh": mesh,
         "address": {"prefix": PREFIX},
         "cluster": {"name": "thicket", "cookie": f"lab-{spec.name}"},
+        "access": {"console": True},
     }
     if len(spec.topology.positions) > QUICK_NODES:
         found["cluster"]["tick_time"] = 60

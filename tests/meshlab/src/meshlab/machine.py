@@ -20,7 +20,6 @@ import logging
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -676,7 +675,7 @@ class Machine:
         self._past_cpu, self._last_cpu = self._past_cpu + self._last_cpu, 0.0
         console = _tail(self.spec.directory / CONSOLE_LOG, self._boot_console, 1 << 16)
         guest = self._shutdown == "guest-reset"
-        self._on_reset(time.time(), guest, self._shutdown)
+        self._restarted(guest, self._shutdown)
         if client is not None:
             self._qmp = None
             await self._drop_qmp(client)
@@ -780,6 +779,9 @@ class Machine:
         if guest and now - self._last_reset < _ONE_RESET:
             return
         self._last_reset = now
+        self._restarted(guest, reason)
+
+    def _restarted(self, guest: bool, reason: str) -> None:
         self.resets += 1
         for shell in (self.shell, self.exec_shell):
             shell.reset("the node has restarted")

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine with a card: what the boot ROM finds is what QEMU starts, at every restart anew.
+
+Real QEMU processes, cards made by hand, and a kernel of a few bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshlab.accel import Accel
+from meshlab.bootrom import Boot
+from meshlab.machine import (
+    CARD,
+    CONSOLE_SOCKET,
+    KERNEL,
+    Machine,
+    MachineError,
+    MachineSpec,
+    Start,
+    command,
+)
+from meshlab.paths import socket_address
+
+sys.path.insert(0, str(Path(__file__).parent))
+from crafted_card import AUTOBOOT, make_card, slot
+from tiny_guest import guest
+
+QEMU = "qemu-system-x86_64"
+needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
+DEADLINE = 30.0
+TRYBOOT = b"[    1.0] reboot: Restarting system with command '0 tryboot'"
+
+
+def spec_in(directory: Path, **changes: Any) -> MachineSpec:
+    directory.mkdir(parents=True, exist_ok=True)
+    values: dict[str, Any] = {
+        "name": "n1",
+        "directory": directory,
+        "kernel": None,
+        "rootfs": None,
+        "cmdline": "",
+        "accel": Accel("tcg", "test", "max"),
+        "memory_mib": 64,
+        "chip": False,
+    }
+    return MachineSpec(**(values | changes))
+
+
+def option(arguments: list[str], name: str) -> list[str]:
+    return [arguments[i + 1] for i, argument in enumerate(arguments) if argument == name]
+
+
+# -- the command line
+
+
+def found(cmdline: str, *, partition: int = 2, tryboot: bool = False) -> Start:
+    return Start(Boot(partition, tryboot, "Image", cmdline, {}), 7)
+
+
+def test_command_of_a_card(tmp_path: Path) -> None:
+    line = 'console=serial0,115200 quiet dm-mod.create="root,,,ro,0 8 verity 1 a" x=serial0'
+    arguments = command(spec_in(tmp_path, chip=True), found(line, partition=3, tryboot=True))
+    assert option(arguments, "-append") == [
+        'console=ttyS0,115200 quiet dm-mod.create="root,,,ro,0 8 verity 1 a" x=serial0 '
+        "nolapic_timer norandmaps no_timer_check tsc=unstable"
+    ]
+    assert option(arguments, "-kernel") == [KERNEL]
+    assert "-no-reboot" in arguments
+    assert "-S" in arguments
+    assert option(arguments, "-drive") == [f"if=none,id=card,format=raw,file={CARD},cache=unsafe"]
+    assert option(arguments, "-object") == [
+        "memory-backend-file,id=ram,mem-path=/proc/self/fd/7,size=64M,share=on"
+    ]
+    assert option(arguments, "-fw_cfg") == [
+        "name=opt/org.thicket/bootloader/partition,string=3",
+        "name=opt/org.thicket/bootloader/tryboot,string=1",
+    ]
+
+
+def test_console_is_added_where_the_card_has_none(tmp_path: Path) -> None:
+    def line(cmdline: str, **changes: Any) -> str:
+        return option(command(spec_in(tmp_path, **changes), found(cmdline)), "-append")[0]
+
+    kvm = {"accel": Accel("kvm", "test", "host")}
+    assert line("quiet console=tty1", **kvm) == "quiet console=tty1 console=ttyS0"
+    assert line("console=ttyS0 quiet", **kvm) == "console=ttyS0 quiet"
+    pi = {"arch": "aarch64", "accel": Accel("tcg", "test", "cortex-a72")}
+    assert line("console=serial0 quiet", **pi) == "console=ttyAMA0 quiet norandmaps"
+    clock = Accel("tcg", "test", "max", 2_596_120)
+    assert line("console=serial0", accel=clock) == (
+        "console=ttyS0 nolapic_timer norandmaps no_timer_check tsc_early_khz=2596120 tsc=reliable"
+    )
+
+
+def test_half_a_card_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="both from the card or both not"):
+        spec_in(tmp_path, kernel=tmp_path / "kernel")
+
+
+# -- its life
+
+
+def files(name: str, told: bytes = TRYBOOT) -> dict[str, bytes]:
+    return {**slot(name), "Image": guest(f"slot {name} start ".encode(), told)}
+
+
+class Lab:
+    """A machine, what it reported, and its console."""
+
+    def __init__(self, directory: Path) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.spec = spec_in(directory)
+        self.card = make_card(directory / CARD, None, files("A"), files("B"))
+        self.machine = Machine(self.spec, lambda kind, detail: self.events.append((kind, detail)))
+
+    async def until(self, what: Callable[[], bool], words: str) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not what():
+            assert time.monotonic() < deadline, (
+                f"waited {DEADLINE} s for {words}; events {self.events}; console "
+                f"{self.machine.console_since_start()!r}; {self.machine.errors_since_start()}"
+            )
+            await asyncio.sleep(0.02)
+
+    async def says(self, text: str, times: int = 1) -> None:
+        await self.until(
+            lambda: self.machine.console_since_start().count(text) >= times, f"{text!r}"
+        )
+
+    def happened(self, kind: str) -> list[dict[str, Any]]:
+        return [detail for got, detail in self.events if got == kind]
+
+    async def tell(self, letter: str) -> None:
+        # Left open until QEMU has ended or read it: see test_machine.
+        path = socket_address(self.spec.directory / CONSOLE_SOCKET)
+        _, writer = await asyncio.open_unix_connection(path)
+        writer.write(letter.encode())
+        await writer.drain()
+        self.writers.append(writer)
+
+    writers: list[asyncio.StreamWriter]
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    (tmp_path / "n1").mkdir()
+    it = Lab(tmp_path / "n1")
+    it.writers = []
+    yield it
+    for writer in it.writers:
+        writer.close()
+    it.machine.kill()
+    await it.machine.wait()
+
+
+@needs_qemu
+async def test_restarts_go_through_the_rom(lab: Lab) -> None:
+    machine = lab.machine
+    await machine.start()
+    await lab.says("slot A start 1")
+    assert machine.booted is not None
+    assert machine.booted.partition == 2
+    first = machine.pid
+    # Asked for the other slot, once.
+    await lab.tell("p")
+    await lab.says("slot B start 2")
+    assert machine.running
+    assert machine.pid != first
+    assert (machine.booted.partition, machine.booted.tryboot) == (3, True)
+    assert lab.happened("reset") == [{"reason": "guest-reset", "guest": True}]
+    await lab.tell("r")
+    await lab.says("slot A start 3")
+    assert machine.resets == 2
+    assert not machine.booted.tryboot
+    # The reset button asks for nothing.
+    await machine.reset()
+    await lab.says("slot A start 4")
+    assert lab.happened("reset")[2] == {"reason": "host-qmp-system-reset", "guest": False}
+    assert len(lab.happened("started")) == 1
+    assert lab.happened("exited") == lab.happened("shutdown") == []
+    console = machine.console_since_start()
+    assert console.count("boot ROM: partition 2, kernel Image") == 3
+    assert console.count("boot ROM: partition 3 (tryboot), kernel Image") == 1
+
+
+@needs_qemu
+async def test_memory_is_lost_with_the_power_only(lab: Lab) -> None:
+    machine = lab.machine
+    await machine.start()
+    await lab.says("start 1")
+    await lab.tell("r")
+    await lab.says("start 2")
+    machine.kill()
+    await machine.wait()
+    assert lab.happened("exited") == [{"status": -9, "reason": "killed"}]
+    await machine.start()
+    await lab.says("start 1")
+    assert machine.resets == 0
+
+
+@needs_qemu
+async def test_the_next_start_takes_what_is_on_the_card_then(lab: Lab) -> None:
+    from meshlab.parts import partition
+
+    await lab.machine.start()
+    await lab.says("slot A start 1")
+    # As an update does while the system runs.
+    partition(lab.card, 2).write("Image", guest(b"updated start "))
+    other = AUTOBOOT.replace(b"=2", b"=x").replace(b"=3", b"=2").replace(b"=x", b"=3")
+    partition(lab.card, 1).write("autoboot.txt", other)
+    await lab.tell("r")
+    await lab.says("slot B start 2")
+    await lab.tell("p")
+    await lab.says("updated start 3")
+
+
+@needs_qemu
+async def test_a_card_that_no_longer_boots_ends_the_machine_in_words(lab: Lab) -> None:
+    from meshlab.parts import partition
+
+    await lab.machine.start()
+    await lab.says("slot A start 1")
+    for number in (2, 3):
+        partition(lab.card, number).delete("Image")
+    await lab.tell("r")
+    assert await asyncio.wait_for(lab.machine.wait(), DEADLINE) == 1
+    (end,) = lab.happened("exited")
+    assert "partition 2 of card.img has no kernel Image" in end["reason"]
+    assert "partition 2 of card.img has no kernel" in lab.machine.errors_since_start()
+    assert "boot ROM: partition 2 of card.img has no kernel" in lab.machine.console_since_start()
+    with pytest.raises(MachineError, match=r"nothing to start: .*has no kernel Image"):
+        await lab.machine.start()
+    assert not lab.machine.running
+
+
+@needs_qemu
+async def test_switching_off_and_dying_are_no_restarts(lab: Lab) -> None:
+    await lab.machine.start()
+    await lab.says("start 1")
+    await lab.tell("o")
+    assert await asyncio.wait_for(lab.machine.wait(), DEADLINE) == 0
+    assert lab.happened("exited") == [{"status": 0, "reason": "the guest switched off"}]
+    assert [detail["reason"] for detail in lab.happened("shutdown")] == ["guest-shutdown"]
+    await lab.machine.start()
+    await lab.says("start 1")
+    await lab.machine.stop(0.3)
+    assert lab.machine.returncode == 0
+    assert lab.happened("exited")[1] == {"status": 0, "reason": "stopped"}
+
+
+@needs_qemu
+async def test_power_cut_between_two_lives(lab: Lab) -> None:
+    """Killed at any moment of a restart, it stays off and nothing is left running."""
+    machine = lab.machine
+    for pause in (0.0, 0.01, 0.03, 0.06, 0.1, 0.2):
+        await machine.start()
+        await lab.says("start 1")
+        await lab.tell("r")
+        await lab.until(lambda: machine.resets == 1, "the restart")
+        await asyncio.sleep(pause)
+        machine.kill()
+        await asyncio.wait_for(machine.wait(), DEADLINE)
+        assert not machine.running
+        assert machine.pid is None
+    assert [end["reason"] for end in lab.happened("exited")] == ["killed"] * 6
+    left = {path.name for path in machine.spec.directory.iterdir()}
+    assert not [name for name in left if name.endswith(".sock")]
+
+
+@needs_qemu
+async def test_a_panic_is_reported_once(tmp_path: Path) -> None:
+    (tmp_path / "n1").mkdir()
+    lab = Lab(tmp_path / "n1")
+    lab.writers = []
+    panic = b"[    1.0] Kernel panic - not syncing: dm-verity device corrupted"
+    make_card(lab.card, None, files("A", panic), files("B"))
+    try:
+        await lab.machine.start()
+        await lab.says("start 1")
+        await lab.tell("p")
+        await lab.says("slot A start 2")
+        assert lab.happened("panic") == [{"message": "dm-verity device corrupted"}]
+        await lab.tell("r")
+        await lab.says("slot A start 3")
+        assert len(lab.happened("panic")) == 1
+    finally:
+        lab.machine.kill()
+        await lab.machine.wait()
+
+
+@needs_qemu
+async def test_command_lines_that_no_kernel_takes(lab: Lab) -> None:
+    make_card(lab.card, None, {**files("A"), "cmdline.txt": b"a" * 2040}, files("B"))
+    with pytest.raises(MachineError, match=r"cmdline\.txt on partition 2 leaves no room"):
+        await lab.machine.start()
+    lab.card.unlink()
+    with pytest.raises(MachineError, match=r"there is no .*card\.img"):
+        await lab.machine.start()
