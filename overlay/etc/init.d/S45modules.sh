@@ -26,7 +26,7 @@ fi
 # USB comes and goes; the other buses do not on a node.
 for bus in /sys/bus/usb/devices/usb*; do
 	[ -e "$bus" ] || continue
-	echo '::respawn:/sbin/uevent /usr/libexec/thicket/hotplug' >>/etc/inittab
+	echo '::respawn:/sbin/uevent /usr/lib/thicket/hotplug' >>/etc/inittab
 	kill -HUP 1
 	break
 done
