@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running nodes for tests.
 
-The nodes boot the lab image, which is built when it is not in the cache (minutes, once); another
-image is named by ``MESHLAB_IMAGE``. A module's tests share one lab and run in their order: each
-leaves the mesh whole, as the next one expects it. Its directory, with all logs, stays afterwards:
-``$THICKET_CACHE/labs/test-<module>``.
+The nodes boot the lab image, which is built when it is not in the cache (minutes, once);
+``MESHLAB_IMAGE`` names another: ``x86_64`` or ``rpi64`` for the firmware that was built. A module's
+tests share one lab and run in their order: each leaves the mesh whole, as the next one expects it.
+Its directory, with all logs, stays afterwards: ``$THICKET_CACHE/labs/test-<module>``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import json
 import pytest
 
 from meshlab import summary, topology
-from meshlab.image.config import make_config_disk
 from meshlab.lab import Lab, LabSpec
 from meshlab.testing import Nodes
 
@@ -41,9 +40,7 @@ async def test_every_address_is_the_one_of_the_nodes_chip(lab: Lab, nodes: Nodes
         assert nodes.address(name) == node.expected_address
         assert nodes.status(name, "identity", "serial") == node.serial
         # The kernel's word, not the daemon's.
-        found = json.loads(await nodes.run(name, "ip -j -6 addr show dev mesh0"))
-        local = [info["local"] for info in found[0]["addr_info"] if info["scope"] == "global"]
-        assert local == [node.expected_address]
+        assert await nodes.kernel_addresses(name, "mesh0") == [node.expected_address]
 
 
 async def test_the_ends_do_not_hear_each_other(lab: Lab) -> None:
@@ -170,10 +167,7 @@ async def test_a_broken_configuration_is_reported_and_the_last_good_one_used(
     lab: Lab, nodes: Nodes
 ) -> None:
     await lab.power_off("n3", grace=20)
-    card = lab.nodes["n3"].directory / "config.img"
-    good = card.read_bytes()
-    card.unlink()
-    make_config_disk(card, "[mesh]\nid = 7\n")
+    lab.edit_card("n3", "[mesh]\nid = 7\n")
     await lab.power_on("n3")
     await lab.wait(lambda: nodes.problems("n3", "configuration"), 60, "the fault is reported")
     words = " ".join(nodes.problems("n3", "configuration"))
@@ -185,7 +179,7 @@ async def test_a_broken_configuration_is_reported_and_the_last_good_one_used(
     assert "mesh.id" in await nodes.run("n3", "logread")
     # Repaired as a person does: the card is edited again.
     await lab.power_off("n3", grace=20)
-    card.write_bytes(good)
+    lab.edit_card("n3")
     await lab.power_on("n3")
     await nodes.whole()
     assert not nodes.problems("n3", "configuration")

@@ -91,7 +91,7 @@ def ping_times(output: str) -> list[float]:
     return [float(value) for value in re.findall(r"time=([0-9.]+) ms", output)]
 
 
-def machine_facts(state: LabState) -> list[tuple[str, str]]:
+def machine_facts(state: LabState, image: str) -> list[tuple[str, str]]:
     """Return what the figures depend on."""
     model = platform.processor() or platform.machine()
     try:
@@ -110,7 +110,7 @@ def machine_facts(state: LabState) -> list[tuple[str, str]]:
         ("accelerator", f"{state.accel} ({state.accel_reason})"),
         ("QEMU", version),
         ("kernel, Python", f"{platform.release()}, {platform.python_version()}"),
-        ("image", state.image),
+        ("image", image),
     ]
 
 
@@ -230,20 +230,20 @@ def report_round_trips(found: Sequence[RoundTrip]) -> str:
     return table(("hops", "ping min, ms", "median, ms", "max, ms", "lost"), rows)
 
 
-async def run(sizes: Sequence[int], hops: Sequence[int]) -> int:
+async def run(sizes: Sequence[int], hops: Sequence[int], image: str) -> int:
     """Measure everything and print it as it comes."""
 
     def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    made = parts.load("lab", cache_root(), 1, progress)
+    made = parts.load(image, cache_root(), 1, progress)
     formings = []
     facts: list[tuple[str, str]] = []
     status = 0
     for count in sizes:
         progress(f"bench: a grid of {count}")
         result, lab = await measure_forming(made, count, 120 + 20 * count)
-        facts = machine_facts(lab.state)
+        facts = machine_facts(lab.state, made.description)
         formings.append(result)
         status |= result.formed is None
         words = f"formed in {result.formed} s" if result.formed else "not formed"
@@ -264,10 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="meshlab.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three nodes only")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="sizes of the grids")
+    parser.add_argument("--image", default="lab", help="what the nodes boot (default: lab)")
     options = parser.parse_args(arguments)
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
     try:
-        return run_supervised(run(sizes, QUICK_HOPS if options.quick else HOPS))
+        return run_supervised(run(sizes, QUICK_HOPS if options.quick else HOPS, options.image))
     except LabError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

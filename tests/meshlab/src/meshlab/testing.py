@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv6Address
 from typing import Any
 
 from meshlab import summary
@@ -36,6 +37,20 @@ class Nodes:
         status, output = await self.lab.run(name, command, timeout)
         assert status == 0, f"{command!r} on {name} ended with {status}: {output}"
         return output
+
+    async def kernel_addresses(self, name: str, interface: str) -> list[str]:
+        """Return the global IPv6 addresses of an interface, as the kernel has them.
+
+        ``/proc/net/if_inet6`` (net/ipv6/addrconf.c): address, index, prefix length, scope (0 is
+        global), flags, name. It is there whichever ``ip`` an image has.
+        """
+        lines = (await self.run(name, "cat /proc/net/if_inet6")).splitlines()
+        rows = [line.split() for line in lines]
+        return [
+            str(IPv6Address(bytes.fromhex(row[0])))
+            for row in rows
+            if row[5] == interface and row[3] == "00"
+        ]
 
     async def reaches(self, name: str, other: str) -> bool:
         """Tell whether one ping of three is answered."""

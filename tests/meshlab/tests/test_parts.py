@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which image a word means, and the disks and cards of nodes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firmware import card as cards
+from meshlab import bootrom, parts, topology
+from meshlab.accel import Accel
+from meshlab.fake import FakeParts
+from meshlab.image.lab import ImageSet
+from meshlab.lab import Lab, LabError, LabSpec
+from meshlab.machine import CARD, Machine
+
+sys.path.insert(0, str(Path(__file__).parent))
+from crafted_card import KERNEL, MIB, make_card, slot
+from tiny_guest import guest
+
+TCG = Accel("tcg", "test", "max")
+FACTS = {
+    "board": "x86_64",
+    "arch": "x86_64",
+    "version": "1.2.3",
+    "kernel": "6.12.9-thicket",
+    "slots": {"root_bytes": 53 * MIB},
+}
+
+
+def built(cache: Path, board: str, kernel: bytes, facts: dict[str, Any] | None) -> Path:
+    """Leave a card image where ``make BOARD`` does."""
+    images = cache / "build" / board / "images"
+    images.mkdir(parents=True)
+    if facts is not None:
+        (images / "manifest.json").write_text(json.dumps(facts))
+    return make_card(images / "card.img", None, {**slot("A"), "Image": kernel})
+
+
+def test_a_built_firmware_is_found_and_described(tmp_path: Path) -> None:
+    card = built(tmp_path, "x86_64", guest(), FACTS)
+    image = parts.find_card("x86_64", tmp_path)
+    assert image is not None
+    assert (image.card, image.arch, image.name) == (card, "x86_64", "x86_64")
+    assert image.description == (
+        "x86_64: card image for x86_64, thicket 1.2.3, Linux 6.12.9-thicket "
+        "(card 16 MiB, root 53 MiB, kernel 0 MiB)"
+    )
+
+
+def test_a_firmware_that_is_not_built_names_its_target(tmp_path: Path) -> None:
+    for board in ("rpi64", "x86_64"):
+        with pytest.raises(LabError, match=f"firmware {board} is not built .*`make {board}`"):
+            parts.load(board, tmp_path, 1, print)
+
+
+def test_a_card_image_comes_alone_or_in_a_directory(tmp_path: Path) -> None:
+    card = built(tmp_path, "rpi64", gzip.compress(KERNEL), None)
+    for name in (str(card), str(card.parent)):
+        image = parts.find_card(name, tmp_path)
+        assert image is not None
+        assert (image.card, image.arch) == (card, "aarch64")
+        assert image.description.startswith("card.img: card image for aarch64 (card 16 MiB")
+    card.with_name("manifest.json").write_text("{broken")
+    assert parts.find_card(str(card), tmp_path) is not None
+    assert parts.find_card(str(tmp_path), tmp_path) is None
+    assert parts.find_card("nonsense", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "facts", "words"),
+    [
+        (bytes(5000), None, "Image on partition 2 is no kernel"),
+        (b"", None, "cannot be booted: Image on partition 2 of card.img is empty"),
+        (KERNEL, FACTS, "a kernel for aarch64, and .*manifest.json says x86_64"),
+    ],
+)
+def test_cards_that_nothing_boots_from(
+    tmp_path: Path, kernel: bytes, facts: dict[str, Any] | None, words: str
+) -> None:
+    built(tmp_path, "x86_64", kernel, facts)
+    with pytest.raises(LabError, match=words):
+        parts.load("x86_64", tmp_path, 1, print)
+
+
+def test_other_words_list_what_is_allowed(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="IMAGE is lab, rpi64 or x86_64, a card image, or a dir"):
+        parts.load("nonsense", tmp_path, 1, print)
+    (tmp_path / "file").write_bytes(b"text")
+    with pytest.raises(LabError, match="file cannot be booted: file: shorter than one sector"):
+        parts.load(str(tmp_path / "file"), tmp_path, 1, print)
+
+
+def test_a_node_has_a_card_of_its_own(tmp_path: Path) -> None:
+    built(tmp_path, "x86_64", guest(), FACTS)
+    image = parts.find_card("x86_64", tmp_path)
+    assert image is not None
+    before = image.card.read_bytes()
+    made = parts.RealParts(image, TCG, tmp_path, 1)
+    directory = tmp_path / "n1"
+    directory.mkdir()
+    made.disks(directory, "a = 1\n")
+    card = directory / CARD
+    assert [path.name for path in directory.iterdir()] == [CARD]
+    assert card.stat().st_size == parts.CARD_MIB * MIB
+    assert card.stat().st_blocks * 512 < 32 * MIB, "what is empty takes no room"
+    config = parts.partition(card, cards.CONFIG)
+    assert config.read("thicket.toml") == b"a = 1\n"
+    assert bootrom.boot(card).partition == 2
+    # Kept is kept; edited is only the one file.
+    made.disks(directory, "b = 2\n")
+    assert config.read("thicket.toml") == b"a = 1\n"
+    made.configure(directory, "c = 3\n")
+    assert config.read("thicket.toml") == b"c = 3\n"
+    assert image.card.read_bytes() == before
+    machine = made.machine("n1", directory, lambda kind, detail: None)
+    assert isinstance(machine, Machine)
+    assert (machine.spec.kernel, machine.spec.rootfs, machine.spec.arch) == (None, None, "x86_64")
+
+
+def test_a_larger_image_is_not_cut(tmp_path: Path) -> None:
+    image = make_card(tmp_path / "image")
+    parts.copy_card(image, tmp_path / "copy", 4096)
+    assert (tmp_path / "copy").read_bytes() == image.read_bytes()
+    with pytest.raises(LabError, match="absent"):
+        parts.copy_card(tmp_path / "absent", tmp_path / "copy2", 4096)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "image"]
+
+
+def test_a_card_without_its_first_partition(tmp_path: Path) -> None:
+    card = make_card(tmp_path / CARD)
+    image = parts.CardImage("x", card, "x86_64", "x")
+    with card.open("r+b") as file:
+        file.seek(MIB)
+        file.write(bytes(512))
+    made = parts.RealParts(image, TCG, tmp_path, 1)
+    with pytest.raises(LabError, match=r"thicket\.toml cannot be written .*partition 1"):
+        made.configure(tmp_path, "a = 1\n")
+    card.write_bytes(bytes(512))
+    with pytest.raises(LabError, match="no partition table"):
+        made.configure(tmp_path, "a = 1\n")
+
+
+def test_the_lab_image_has_disks(tmp_path: Path) -> None:
+    image = ImageSet("lab", tmp_path / "vmlinux", tmp_path / "root", "quiet", "lab image")
+    made = parts.RealParts(image, TCG, tmp_path, 1)
+    directory = tmp_path / "n1"
+    directory.mkdir()
+    made.disks(directory, "a = 1\n")
+    assert sorted(path.name for path in directory.iterdir()) == ["config.img", "data.img"]
+    made.configure(directory, "b = 2\n")
+    done = subprocess.run(
+        ["mtype", "-i", directory / "config.img", "::thicket.toml"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "b = 2\n"
+    machine = made.machine("n1", directory, lambda kind, detail: None)
+    assert isinstance(machine, Machine)
+    assert (machine.spec.kernel, machine.spec.cmdline) == (tmp_path / "vmlinux", "quiet")
+
+
+async def test_a_lab_edits_cards_of_nodes_that_are_off(tmp_path: Path, parts: FakeParts) -> None:
+    async with Lab(LabSpec(topology.make("line", 1), name="edit"), parts, tmp_path) as lab:
+        await lab.formed(20)
+        card = lab.nodes["n1"].directory / "config.img"
+        first = card.read_text()
+        with pytest.raises(LabError, match="n1 is on: switch it off"):
+            lab.edit_card("n1", "x = 1\n")
+        await lab.power_off("n1")
+        lab.edit_card("n1", "x = 1\n")
+        assert card.read_text() == "x = 1\n"
+        lab.edit_card("n1")
+        assert card.read_text() == first
+        texts = [event.text for event in lab.state.events]
+        assert "image: nothing is booted" in texts
