@@ -157,8 +157,8 @@ class Machine:
             removable=_read(folder / "removable") == "1",
             transport=self._transport(name),
             sequence=_read(folder / "diskseq"),
-            model=model,
-            serial=_read(folder / "device/serial") or _read(folder / "serial"),
+            model=_printable(model),
+            serial=_printable(_read(folder / "device/serial") or _read(folder / "serial")),
             contents=tuple(
                 Partition(part, int(_read(self._folder(part) / "size") or 0) * 512)
                 for part in self._partitions(name)
@@ -186,10 +186,11 @@ class Machine:
         else:
             uses, places = self._uses(disk.name)
             if uses:
-                remedy = "Give it free first"
+                remedy = "End that use first."
                 if places:
-                    remedy += ": " + " && ".join(f"sudo umount {_quoted(p)}" for p in places)
-                found.append(Refusal(f"{path} is in use: {_list(uses)}", remedy + "."))
+                    remedy = "Unmount it first:"
+                    remedy += "".join(f"\n    sudo umount {_quoted(p)}" for p in places)
+                found.append(Refusal(f"{path} is in use: {_list(uses)}", remedy))
         if disk.read_only:
             found.append(
                 Refusal(
@@ -270,14 +271,18 @@ class Machine:
                 queue.append((holder, this))
                 queue += [(part, holder) for part in self._partitions(holder)]
 
+    def _numbers(self, disk: str) -> dict[str, str]:
+        """Return the names of a disk and of everything built on it, by number."""
+        pairs = ((_read(self._folder(name) / "dev"), name) for name, _ in self._stacked(disk))
+        return {number: name for number, name in pairs if number}
+
     def _uses(self, disk: str) -> tuple[list[str], list[str]]:
         """Return who uses a disk, in words, and where it is mounted in our own view."""
         uses: list[str] = []
         places: list[str] = []
-        numbers: dict[str, str] = {}
+        numbers = self._numbers(disk)
         own = {disk, *self._partitions(disk)}
         for name, below in self._stacked(disk):
-            numbers[_read(self._folder(name) / "dev")] = name
             if name not in own and self.parent(name) is None:
                 uses.append(f"{below} is part of {name}{self._stack_kind(name)}")
         for mount in self._all_mounts():
@@ -304,7 +309,7 @@ class Machine:
     def _system_uses(self, disk: str) -> list[str]:
         """Return which system places (and swap) lie on a disk, directly or through what is built
         on it."""
-        numbers = {_read(self._folder(name) / "dev"): name for name, _ in self._stacked(disk)}
+        numbers = self._numbers(disk)
         found = []
         btrfs = self._btrfs_members()
         groups = {group for member, group in btrfs.items() if member in numbers.values()}
@@ -387,8 +392,8 @@ def described(disk: Disk) -> Disk:
             Partition(
                 str(part["name"]),
                 int(part["size"] or 0),
-                str(part["fstype"] or ""),
-                str(part["label"] or ""),
+                _printable(part["fstype"]),
+                _printable(part["label"]),
             )
             for part in [*entry.get("children", []), entry]
             if part is not entry or entry["fstype"]
@@ -397,8 +402,8 @@ def described(disk: Disk) -> Disk:
             **{
                 **disk.__dict__,
                 "contents": parts,
-                "model": " ".join(str(entry["model"] or disk.model).split()),
-                "serial": str(entry["serial"] or disk.serial).strip(),
+                "model": _printable(entry["model"]) or disk.model,
+                "serial": _printable(entry["serial"]) or disk.serial,
             }
         )
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
@@ -429,9 +434,14 @@ def _unescaped(text: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
     except (OSError, ValueError):
         return ""
+
+
+def _printable(text: object) -> str:
+    """Return what a card says of itself as one line without characters that move the cursor."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text or "").split()))
 
 
 def _names(folder: Path) -> list[str]:

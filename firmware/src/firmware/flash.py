@@ -62,19 +62,23 @@ docs/flashing.md tells more, and how to do without this program.
 
 
 class State(enum.Enum):
-    """What a card is worth when the program ends."""
+    """What a card (or the file in its place) is worth when the program ends."""
 
-    UNTOUCHED = "Nothing was written: the card is as it was."
+    UNTOUCHED = "Nothing was written: the {it} is as it was."
     ERASED = (
-        "The card is half written and has no partition table, so nothing starts from it. "
+        "The {it} is half written and has no partition table, so nothing starts from it. "
         "Flash it again before it is used."
     )
     WRITTEN = (
-        "All is on the card but the partition table, so nothing starts from it. Flash it again "
-        "before it is used."
+        "The {it} is written, but was not proven to be right, and has no partition table, so "
+        "nothing starts from it. Flash it again before it is used."
     )
-    UNSURE = "Only the partition table was not proven to be right. Flash the card again."
-    COMPLETE = "The card is complete and was checked: it can be used."
+    UNSURE = "Only the partition table was not proven to be right. Flash the {it} again."
+    COMPLETE = "The {it} is complete and was checked: it can be used."
+
+    def told(self, it: str) -> str:
+        """Return it in words for a person; ``it`` is "card" or "file"."""
+        return self.value.format(it=it)
 
 
 class Report:
@@ -157,6 +161,7 @@ class Writer:
         self.state = State.ERASED
         self._erase()
         digests = self._write_body()
+        self.state = State.WRITTEN
         after = os.fstat(self.content.image.file.fileno())
         if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
             raise FlashError(
@@ -166,7 +171,6 @@ class Writer:
         self._check_body(digests)
         if config is not None:
             self._check_config(config)
-        self.state = State.WRITTEN
         self._write_boot_block()
         self.state = State.COMPLETE
 
@@ -253,15 +257,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; the exit status is 0, 1 (refused or failed), 2 (usage) or 130 (Ctrl-C)."""
     words = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(words)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         # A closed terminal must tell (and leave) the card's state as Ctrl-C does.
         signal.signal(number, signal.default_int_handler)
     session = Session(console, options, words)
     try:
-        if options.list or not (options.device or options.file):
+        if options.list:
             session.show_disks()
-            return 0 if options.list else 2
+            return 0
+        if not (options.device or options.file):
+            session.show_disks()
+            console.print("Say which: `make flash DEV=/dev/sdX`, or `bin/flash /dev/sdX`.")
+            return 2
         session.flash()
     except KeyboardInterrupt:
         return session.ended("Interrupted", 130)
@@ -302,6 +310,7 @@ class Session:
         self._report = Report(console)
         self._writer: Writer | None = None
         self._writing = False
+        self._is_file = False
         self.path = ""
 
     def ended(self, text: str, status: int) -> int:
@@ -309,7 +318,7 @@ class Session:
         self._console.print(Text(f"thicket: {text}", style="bold red"))
         if self._writing:
             state = self._writer.state if self._writer else State.UNTOUCHED
-            self._console.print(state.value)
+            self._console.print(state.told("file" if self._is_file else "card"))
         return status
 
     def show_disks(self) -> None:
@@ -328,9 +337,9 @@ class Session:
             table.add_row(
                 disk.path,
                 human(disk.size) if disk.size else "-",
-                full.model,
+                Text(full.model),
                 disk.transport,
-                ", ".join(kinds) or "-",
+                Text(", ".join(kinds) or "-"),
                 reason or "can be flashed",
                 style="dim" if refusals else "",
             )
@@ -345,7 +354,7 @@ class Session:
             raise FlashError("a device and --file: only one of them can be written")
         config = settings.read(options.config) if options.config else None
         path = source.locate(options.image, _cache())
-        is_file = self._choose()
+        self._is_file = self._choose()
         self._writing = True
         with contextlib.ExitStack() as stack:
             if path.suffix in (".xz", ".gz", ".zst"):
@@ -356,12 +365,14 @@ class Session:
             content = source.Content(image)
             config_shown = self._configure(stack, content, config)
             size = -(-max(image.size, image.layout[card.CONFIG].end) // card.SECTOR) * card.SECTOR
-            disk = None if is_file else self._judge(size)
+            disk = None if self._is_file else self._judge(size)
             self._show(image, disk, config_shown)
+            asks = self._asks(disk)
             if image.map is not None:
                 with self._report.phase("Image", ranges.length(image.mapped)):
                     image.check(self._report.advance)
-            self._confirm(disk)
+            if asks:
+                self._confirm(disk.name if disk else Path(self.path).name)
             target = stack.enter_context(self._open(disk, size))
             self._writer = writer = Writer(content, target, self._report)
             writer.run(config)
@@ -454,10 +465,10 @@ class Session:
         else:
             what = [disk.model, human(disk.size), disk.transport]
             what += [f"serial {disk.serial}"] if disk.serial else []
-            out(f"Card    [bold]{disk.path}[/]: {', '.join(filter(None, what))}")
+            out(f"Card    {disk.path}: {', '.join(filter(None, what))}", style="bold")
             for part in disk.contents:
                 label = f'"{part.label}"' if part.label else ""
-                kind = part.filesystem or "nothing known"
+                kind = part.filesystem or "no known file system"
                 out(f"          {part.name:12} {human(part.size):>10}  {kind} {label}")
             if not disk.contents:
                 out("          no partitions, no file system")
@@ -473,18 +484,22 @@ class Session:
         for warning in warnings:
             out(Text(f"        note: {warning}", style="yellow"))
 
-    def _confirm(self, disk: Disk | None) -> None:
+    def _asks(self, disk: Disk | None) -> bool:
+        """Tell whether a person has to confirm. Raises ``FlashError`` when there is none."""
         if self._options.yes or (disk is None and not Path(self.path).exists()):
-            return
-        name = disk.name if disk else Path(self.path).name
+            return False
         if not sys.stdin.isatty():
             raise FlashError(
                 f"{self.path} is not overwritten without asking, and there is no terminal to ask "
                 "at. Scripts give --yes (YES=1 with make)."
             )
+        return True
+
+    def _confirm(self, name: str) -> None:
         self._console.print(
-            f"Everything on [bold]{self.path}[/] will be lost. "
-            f"Type [bold]{name}[/] to overwrite it, anything else to leave it:"
+            f"Everything on {self.path} will be lost. "
+            f"Type {name} to overwrite it, anything else to leave it:",
+            style="bold",
         )
         try:
             answer = input("> ").strip()
@@ -514,9 +529,9 @@ class Session:
     def _finish(self, disk: Disk | None, reread: bool) -> None:
         out = self._console.print
         if disk is None:
-            out(f"[bold green]Done.[/] {self.path} is written and was checked.")
+            out(f"Done. {State.COMPLETE.told('file')}", style="bold green")
             return
-        out(f"[bold green]Done.[/] {State.COMPLETE.value}")
+        out(f"Done. {State.COMPLETE.told('card')}", style="bold green")
         if not reread:
             out("The kernel still has the old partition table in mind: take the card out once.")
         if self._options.no_eject or not disk.is_card:
