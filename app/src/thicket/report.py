@@ -28,6 +28,11 @@ BYTES: Final = 16 * 1024
 _FIBMAP: Final = 1
 _FIGETBSZ: Final = 2
 _WRITTEN: Final = "Written: "
+_SOURCES: Final = {
+    "board": "the board's serial number",
+    "mac": "the radio's address",
+    "random": "a random number",
+}
 _CUT: Final = "... and more: `thicket status` on the node"
 
 
@@ -46,7 +51,8 @@ def compose(doc: dict[str, Any]) -> str:
     elif identity["source"] == "chip":
         who = f"security chip, serial number {identity['serial']}"
     else:
-        who = f"from the {identity['source']} (software, no security chip), {identity['id']}"
+        source = _SOURCES.get(identity["source"], identity["source"])
+        who = f"{identity['id']}, from {source}; no security chip, so nothing proves it"
     slot = f", slot {doc['slot']}" if doc["slot"] else ""
     facts = [
         ("Host name", doc["hostname"] or "not known yet"),
