@@ -16,8 +16,9 @@ from meshlab.image.errors import ImageError
 UUID = "74686963-6b65-4074-8000-6c6162696d67"
 """The filesystem's UUID, fixed so that the same inputs make the same image."""
 
-DIRECTORIES = ("boot", "data", "dev", "proc", "root", "run", "sys", "tmp")
-"""Mount points and the like; ``/etc`` and ``/usr`` have contents of their own."""
+DIRECTORIES = ("boot", "data", "dev", "etc/thicket", "proc", "root", "run", "sys", "tmp")
+"""Mount points, and where the configuration is put at boot; ``/etc`` and ``/usr`` have contents of
+their own."""
 
 LINKS = {
     # merged /usr, as the programs of the userland expect it
@@ -76,7 +77,7 @@ def clone(source: Path, target: Path) -> None:
 def skeleton(root: Path) -> None:
     """Make the directories and links that every root has."""
     for name in DIRECTORIES:
-        (root / name).mkdir(exist_ok=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
     (root / "tmp").chmod(0o1777)
     (root / "root").chmod(0o700)
     for name, target in LINKS.items():
