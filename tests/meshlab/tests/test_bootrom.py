@@ -262,7 +262,7 @@ def test_models_want_their_own_files(tmp_path: Path) -> None:
     files = slot("A")
     with pytest.raises(BootError, match=r"there is no start4\.elf"):
         boot(make_card(tmp_path / "a.img", None, files, files), model=MODELS["pi4"])
-    files["start4.elf"] = b"x"
+    files |= {"start4.elf": b"x", "bcm2712-rpi-5-b.dtb": b"x"}
     card = make_card(tmp_path / "b.img", None, files, files)
     assert boot(card, model=MODELS["pi4"]).partition == 2
     assert boot(card, model=MODELS["pi5"]).partition == 2
@@ -270,8 +270,20 @@ def test_models_want_their_own_files(tmp_path: Path) -> None:
         boot(card, model=MODELS["zero2w"])
 
 
+def test_firmware_that_was_started_does_not_walk_on(tmp_path: Path) -> None:
+    """A first partition with start4.elf and without kernel ends a Pi 4 that has no autoboot.txt."""
+    files = {**slot("A"), "start4.elf": b"x", "bcm2712-rpi-5-b.dtb": b"x"}
+    first = {"config.txt": b"", "start4.elf": b"x"}
+    card = make_card(tmp_path / "card.img", first, files, files)
+    with pytest.raises(BootError, match=r"^partition 1 of card\.img has no kernel"):
+        boot(card, model=MODELS["pi4"])
+    assert boot(card, model=MODELS["pi5"]).partition == 2
+    assert boot(card).partition == 2
+
+
 def test_default_kernels(tmp_path: Path) -> None:
     files = {"config.txt": b"", "kernel8.img": KERNEL, "kernel_2712.img": KERNEL}
+    files["bcm2712-rpi-5-b.dtb"] = b"x"
     card = make_card(tmp_path / "card.img", None, files)
     assert boot(card).kernel == "kernel8.img"
     assert boot(card, model=MODELS["pi5"]).kernel == "kernel_2712.img"

@@ -63,19 +63,27 @@ class Model:
     walks: bool = True
     """Whether a partition that is not bootable makes it try the others. Bootloaders of the Pi 4 and
     5 do since August 2025; those of the Pi 3 and Zero 2 W, being files on the card, never do."""
+    wants_kernel: bool = False
+    """Whether a partition without a kernel counts as not bootable. A Pi looks for the kernel when
+    its firmware has been started, and there is no way back from that."""
 
 
 MODELS: Mapping[str, Model] = {
     model.name: model
     for model in (
         # As a Pi 4, but its own firmware is QEMU: a card for x86-64 has no start4.elf.
-        Model("simulated", frozenset({"pi4"}), ("config.txt",)),
+        Model("simulated", frozenset({"pi4"}), ("config.txt",), wants_kernel=True),
         Model("pi3", frozenset({"pi3"}), ("start.elf",), walks=False),
         Model("pi3+", frozenset({"pi3", "pi3+"}), ("start.elf",), walks=False),
         Model("zero2w", frozenset({"pi0", "pi0w", "pi02"}), ("start.elf",), walks=False),
         Model("pi4", frozenset({"pi4"}), ("start4.elf",)),
         Model("cm4", frozenset({"pi4", "cm4"}), ("start4.elf",)),
-        Model("pi5", frozenset({"pi5"}), ("config.txt",), ("kernel_2712.img", "kernel8.img")),
+        Model(
+            "pi5",
+            frozenset({"pi5"}),
+            ("config.txt", "bcm2712-rpi-5-b.dtb"),
+            ("kernel_2712.img", "kernel8.img"),
+        ),
     )
 }
 SIMULATED = MODELS["simulated"]
@@ -312,15 +320,18 @@ class _Rom:
         reasons: list[str] = []
         for candidate in self._candidates(number, any_first=not (wanted or chosen)):
             try:
-                found = self._partition(candidate)
+                self._check_bootable(candidate)
+                if not self.model.wants_kernel:
+                    break
+                return self._partition(candidate)
             except ToolError:
                 raise
             except (BootError, FatError) as error:
                 reasons.append(str(error))
                 self.notes.append(f"passed over: {error}")
-                continue
-            return found
-        raise BootError("; ".join(reasons[:4]))
+        else:
+            raise BootError("; ".join(reasons[:4]))
+        return self._partition(candidate)
 
     def _candidates(self, number: int, *, any_first: bool) -> list[int]:
         if self.model.walks:
@@ -359,8 +370,8 @@ class _Rom:
             return 0
         return int(value)
 
-    def _partition(self, number: int) -> Boot:
-        """Return what a partition starts. Raises ``BootError`` or ``FatError``: not bootable."""
+    def _check_bootable(self, number: int) -> None:
+        """Raise ``BootError`` or ``FatError`` when a partition is not bootable."""
         if number not in self.fats:
             have = ", ".join(map(str, sorted(self.fats)))
             raise BootError(f"partition {number} of {self.name} is no FAT partition ({have} are)")
@@ -369,6 +380,10 @@ class _Rom:
         for needed in self.model.starts:
             if not fat.has(needed):
                 raise BootError(f"{fat.where} is not bootable: there is no {needed}")
+
+    def _partition(self, number: int) -> Boot:
+        """Return what a partition starts. Raises ``BootError`` or ``FatError``."""
+        fat = self.fats[number]
         name = "tryboot.txt" if self.tryboot and not self.in_partition else "config.txt"
         text = fat.read(name, CONFIG_LIMIT)
         settings = Settings()
