@@ -55,6 +55,19 @@ lab-image: packages ## Build the image that qemu-mesh boots, when its sources ch
 relay: packages ## Compile hwsim-relay, the guest's end of the simulated radio, for this machine
 	@$(MAKE) --no-print-directory -C package/hwsim-relay/src
 
+##@ Flash
+
+DEV ?=
+CONFIG ?=
+FILE ?=
+FORCE ?=
+YES ?=
+
+flash: packages-flash ## Write a card: DEV=/dev/sdX [IMAGE=rpi64] [CONFIG=my.toml]; without DEV, show disks
+	@bin/flash --image "$(if $(filter-out lab,$(IMAGE)),$(IMAGE),rpi64)" $(if $(CONFIG),--config "$(CONFIG)") \
+		$(if $(FORCE),--force-fixed) $(if $(YES),--yes) $(if $(FILE),--file "$(FILE)") \
+		$(if $(DEV),"$(DEV)",$(if $(FILE),,--list))
+
 ##@ Check
 
 test: packages-test lint test-unit test-mesh ## Everything below: what must pass before a change lands
@@ -78,6 +91,9 @@ packages: ## Install the distribution packages that the simulator needs, or prin
 
 packages-test:
 	@bin/host-setup packages run test
+
+packages-flash:
+	@bin/host-setup packages flash
 
 packages-build:
 	@bin/host-setup packages build
@@ -108,5 +124,5 @@ help: ## This text
 		'KEEP=1' 'go on with the chips and disks of the last run'
 	@printf '\nPYTEST="-k name -x" goes to pytest. The cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
-.PHONY: bench clean distclean format help lab-image lint packages packages-test qemu-mesh relay \
-	test test-mesh test-unit
+.PHONY: bench clean distclean flash format help lab-image lint packages packages-flash packages-test \
+	qemu-mesh relay test test-mesh test-unit

@@ -10,6 +10,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,22 @@ def test_bmaptool_makes_what_is_parsed(tmp_path: Path) -> None:
     with file.open("rb") as opened:
         parsed.verify(opened)
         assert bmap.make(opened, bmap.data_ranges(opened)) == parsed
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(0, 4095), st.booleans())
+def test_zeros_are_no_data_whether_they_are_holes_or_not(
+    blocks: list[bool], more: int, sparse: bool
+) -> None:
+    with tempfile.TemporaryFile() as file:
+        for index, data in enumerate(blocks):
+            if data or not sparse:
+                file.seek(index * 4096)
+                file.write(bytes(4095) + bytes([data]))
+        file.truncate(len(blocks) * 4096 + more)
+        file.flush()
+        assert bmap.data_ranges(file) == ranges.union(
+            (i * 4096, i * 4096 + 4096) for i, data in enumerate(blocks) if data
+        )
 
 
 def test_bmaptool_writes_a_card_that_is_as_good_as_ours(image: Path, tmp_path: Path) -> None:

@@ -94,19 +94,29 @@ def make(image: BinaryIO, mapped: Iterable[Range]) -> Bmap:
 
 
 def data_ranges(image: BinaryIO) -> list[Range]:
-    """Return what is not a hole of the image file, as its file system tells (``SEEK_DATA``)."""
+    """Return the blocks of an image that are not all zeros.
+
+    The same for the same bytes, whether their zeros are holes of the file or not: that depends on
+    the program that wrote, copied or unpacked it. Holes are only a short cut (``SEEK_DATA``).
+    """
     fd = image.fileno()
     size = os.fstat(fd).st_size
+    zeros = bytes(BLOCK)
     found: list[Range] = []
     position = 0
     while position < size:
         try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
+            start = os.lseek(fd, position, os.SEEK_DATA) // BLOCK * BLOCK
         except OSError:  # ENXIO: only a hole is left
             break
-        position = os.lseek(fd, start, os.SEEK_HOLE)
-        found.append((start, position))
-    return found
+        position = min(size, -(-os.lseek(fd, start, os.SEEK_HOLE) // BLOCK) * BLOCK)
+        for at, end in ranges.pieces([(start, position)], _PIECE):
+            data = os.pread(fd, end - at, at)
+            for offset in range(0, len(data), BLOCK):
+                block = data[offset : offset + BLOCK]
+                if block != zeros[: len(block)]:
+                    found.append((at + offset, at + offset + len(block)))
+    return ranges.union(found)
 
 
 _FILE = """\
