@@ -68,6 +68,8 @@ EOF
 # Always one whole sector, so that changing it is writing one sector.
 truncate -s 512 "$root/config/autoboot.txt"
 cp "$top/app/src/thicket/thicket.toml" "$common/card/README.txt" "$root/config/"
+# Where a device writes about itself, in place: 16 KiB that never move (app/src/thicket, report).
+awk 'BEGIN { for (i = 0; i < 256; i++) printf "%62s\r\n", "" }' >"$root/config/report.txt"
 board_config_files "$root/config"
 
 for slot in a b; do

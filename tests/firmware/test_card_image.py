@@ -121,6 +121,10 @@ def test_people_find_their_file(image: Path) -> None:
     template = (boards.ROOT / "app/src/thicket/thicket.toml").read_bytes()
     assert cat(image, card.CONFIG, "thicket.toml") == template
     assert b"thicket.toml" in cat(image, card.CONFIG, "README.txt")
+    # Written in place by the device, so that no sector of a directory or FAT changes.
+    report = cat(image, card.CONFIG, "report.txt")
+    assert len(report) == 16384
+    assert set(report) == set(b" \r\n")
 
 
 @pytest.mark.parametrize("slot", ["A", "B"])
