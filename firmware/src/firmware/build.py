@@ -264,7 +264,6 @@ class Build:
         """Build everything, telling what is being worked on; the rest goes to ``build.log``."""
         started = time.monotonic()
         total = len(self.info())
-        done = 0
         self.log.write_bytes(b"")
         command = self.command()
         live = sys.stderr.isatty()
@@ -285,7 +284,8 @@ class Build:
                     if match is None:
                         continue
                     step = match["step"].strip().lower()
-                    done += match["step"].startswith(("Extracting", "Syncing"))
+                    # Packages of a build that was stopped count as well: they need not be built.
+                    done = len(list((self.output / "build").glob("*/.stamp_installed")))
                     text = f"{done}/{total} {match['package'] or ''} {step}"
                     if live:
                         width = shutil.get_terminal_size().columns
