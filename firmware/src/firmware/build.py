@@ -38,6 +38,8 @@ SHA256 = "5a59e7501b0b4ec52c41f4bfa79412320e0b37eae5f719605a258e8d0c6fc7fb"
 """Of the archive, as in the signed ``buildroot-2026.02.3.tar.xz.sign`` beside it."""
 
 _STEP = re.compile(r">>> (?:(?P<package>\S+) (?P<version>\S*) ?)?(?P<step>[A-Z][a-z].*)")
+_ERROR = re.compile(r"make(\[\d+\])?: \*\*\* .*Error \d+")
+"""The first line of this kind is the failure; later ones pass it on."""
 _OWN_TARGETS = ("cve", "savedefconfig", "sbom", "show-size")
 _INTERACTIVE = re.compile(r".*(menu|n|x|g)config")
 
@@ -252,13 +254,20 @@ class Build:
                 check=False,
             ).returncode
         if status != 0:
-            raise BuildError(f"{' '.join(command)} failed; the end of {self.log}:\n{self._tail()}")
+            raise BuildError(f"{' '.join(command)} failed. {self._failure()}")
 
-    def _tail(self, lines: int = 25) -> str:
-        with contextlib.suppress(OSError):
-            text = self.log.read_text(errors="replace")
-            return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])
-        return ""
+    def _failure(self, lines: int = 12) -> str:
+        """Return the part of the log where it went wrong: several packages are built at once, so
+        that the end of the log is often another one's.
+        """
+        try:
+            text = self.log.read_text(errors="replace").splitlines()
+        except OSError as error:
+            return f"{self.log}: {error}"
+        found = (number for number, line in enumerate(text, start=1) if _ERROR.match(line))
+        end = next(found, len(text))
+        shown = "\n".join(f"  {line[:200]}" for line in text[max(0, end - lines) : end])
+        return f"{self.log}, up to line {end}:\n{shown}"
 
     def build(self) -> None:
         """Build everything, telling what is being worked on; the rest goes to ``build.log``."""
@@ -303,7 +312,7 @@ class Build:
         if live:
             sys.stderr.write("\r\x1b[K")
         if status != 0:
-            raise BuildError(f"Buildroot failed; the end of {self.log}:\n{self._tail()}")
+            raise BuildError(f"Buildroot failed. {self._failure()}")
         self.check()
         took = int(time.monotonic() - started)
         card = self.output / "images" / "card.img"
