@@ -3,15 +3,19 @@
 
 The partition also holds what the board starts with, so a power cut must find nothing half written
 there. The file has a fixed length and is overwritten in its place, sector by sector, on the block
-device: the file system stays mounted read-only and is only asked where the file's sectors are
-(FIBMAP). No directory, no allocation table and no boot sector changes, not even the mark that a
-file system is in use. Only a report that is missing (or of another length, because somebody edited
-it) is made by way of the file system, once, which is writable for that moment.
+device: the file system, mounted read-only, is only asked where the file's sectors are (FIBMAP), and
+is unmounted for the moment of writing, because kernels refuse to write below a mounted one. No
+directory, no allocation table and no boot sector changes, not even the mark that a file system is
+in use. Only a report that is missing (or of another length, because somebody edited it) is made by
+way of the file system, once, which is writable for that moment.
 """
 
 import array
+import errno
 import fcntl
+import mmap
 import os
+import stat
 import time
 from logging import getLogger
 from typing import Any, Final
@@ -108,16 +112,25 @@ def write(paths: Paths, text: str) -> bool:
         return False
     target = f"{paths.boot}/{NAME}"
     try:
-        store.mount_boot(paths, device)
-        old = _read(target)
-        if old is not None and len(old) == BYTES and unpack(old) == unpack(pack(text, "")):
-            return False
-        data = pack(text, time.strftime("%Y-%m-%d %H:%M UTC (the device's clock)", time.gmtime()))
-        if old is None or len(old) != BYTES:
-            log.info("making %s", target)
-            store.write_to_boot(paths, device, target, data)
-        else:
-            _overwrite(target, paths.root + device, data, old)
+        with store.boot_lock(paths):
+            store.mount_boot(paths, device)
+            old = _read(target)
+            if old is not None and len(old) == BYTES and unpack(old) == unpack(pack(text, "")):
+                return False
+            now = time.strftime("%Y-%m-%d %H:%M UTC (the device's clock)", time.gmtime())
+            data = pack(text, now)
+            if old is None or len(old) != BYTES:
+                log.info("making %s", target)
+                store.write_to_boot(paths, device, target, data)
+            else:
+                blocks = _blocks_of(target)
+                store.unmount_boot(paths)
+                try:
+                    _overwrite(paths.root + device, blocks, data, old)
+                finally:
+                    store.mount_boot(paths, device)
+                if _read(target) != data:
+                    raise OSError(errno.EIO, "it reads differently from what was written")
     except (OSError, store.StoreError) as e:
         words = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         raise ReportError(f"{target} cannot be written: {words}") from e
@@ -132,40 +145,39 @@ def _read(path: str) -> bytes | None:
         return None
 
 
-def _overwrite(target: str, device: str, data: bytes, old: bytes) -> None:
-    """Overwrite the file's sectors on the device, those that differ."""
-    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+def _overwrite(device: str, blocks: list[int], data: bytes, old: bytes) -> None:
+    """Write the blocks that differ, each as it is and nothing beside it (O_DIRECT)."""
+    size = BYTES // len(blocks)
+    page = memoryview(mmap.mmap(-1, max(size, mmap.PAGESIZE)))[:size]  # aligned, for O_DIRECT
+    direct = os.O_DIRECT if stat.S_ISBLK(os.stat(device).st_mode) else 0  # noqa: PTH116
+    disk = os.open(device, os.O_WRONLY | os.O_SYNC | os.O_CLOEXEC | direct)
     try:
-        blocks, size = blocks_of(fd)
-        disk = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            for number, block in enumerate(blocks):
-                part = slice(number * size, (number + 1) * size)
-                if data[part] != old[part]:
-                    os.pwrite(disk, data[part], block * size)
-            os.fsync(disk)
-        finally:
-            os.close(disk)
-        # what the kernel remembers of the file is the old text
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for number, block in enumerate(blocks):
+            part = slice(number * size, (number + 1) * size)
+            if data[part] != old[part]:
+                page[:] = data[part]
+                if os.pwritev(disk, [page], block * size) != size:
+                    raise OSError(errno.EIO, "a sector was not written as a whole")
+    finally:
+        os.close(disk)
+
+
+def _blocks_of(path: str) -> list[int]:
+    """Where a file of :data:`BYTES` bytes lies on its device: its blocks' numbers, in order."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number = array.array("i", [0])
+        fcntl.ioctl(fd, _FIGETBSZ, number)
+        size = number[0]
+        if size <= 0 or BYTES % size:
+            raise OSError(errno.EIO, f"blocks of {size} bytes do not fit")
+        blocks = []
+        for index in range(BYTES // size):
+            number[0] = index
+            fcntl.ioctl(fd, _FIBMAP, number)
+            if number[0] <= 0:
+                raise OSError(errno.EIO, "the file has no place on the device")
+            blocks.append(number[0])
+        return blocks
     finally:
         os.close(fd)
-    if _read(target) != data:
-        raise OSError(5, "it reads differently from what was written")
-
-
-def blocks_of(fd: int) -> tuple[list[int], int]:
-    """Where a file of :data:`BYTES` bytes lies on its device: blocks, and their size in bytes."""
-    number = array.array("i", [0])
-    fcntl.ioctl(fd, _FIGETBSZ, number)
-    size = number[0]
-    if size <= 0 or BYTES % size:
-        raise OSError(5, f"blocks of {size} bytes do not fit")
-    blocks = []
-    for index in range(BYTES // size):
-        number[0] = index
-        fcntl.ioctl(fd, _FIBMAP, number)
-        if number[0] <= 0:
-            raise OSError(5, "the file has no place on the device")
-        blocks.append(number[0])
-    return blocks, size

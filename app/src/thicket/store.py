@@ -6,14 +6,20 @@ it on any computer. A device whose kernel command line names no boot partition (
 keeps it in ``/data/thicket/thicket.toml``. A copy in ``/etc`` (RAM) is what the daemon reads.
 """
 
+import contextlib
+import fcntl
 import os
 import subprocess
+import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from thicket import config
 from thicket.config import ConfigError, Paths, toml_value
 
 _NAME: Final = "thicket.toml"
+#: Seconds to wait for somebody else who works on the boot partition.
+LOCK_PATIENCE: Final = 20.0
 
 
 class StoreError(Exception):
@@ -27,10 +33,13 @@ def source(paths: Paths) -> tuple[str, str]:
     """
     device = config.boot_device(paths)
     if device is None:
-        places = [paths.device, paths.local]
-    else:
+        return _first_of([paths.device, paths.local])
+    with boot_lock(paths):
         mount_boot(paths, device)
-        places = [f"{paths.boot}/{_NAME}"]
+        return _first_of([f"{paths.boot}/{_NAME}"])
+
+
+def _first_of(places: list[str]) -> tuple[str, str]:
     for path in places:
         try:
             return config.decode(config.read_limited(path), path), path
@@ -57,12 +66,43 @@ def apply(paths: Paths, data: bytes) -> str:
                 config.write_atomically(paths.device, data, mode=0o600, durable=False)
             return paths.local
         target = f"{paths.boot}/{_NAME}"
-        write_to_boot(paths, device, target, data)
+        with boot_lock(paths):
+            write_to_boot(paths, device, target, data)
         config.write_atomically(paths.device, data, mode=0o600, durable=False)
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
         raise StoreError(f"cannot write the configuration: {where}{e.strerror}") from e
     return target
+
+
+@contextlib.contextmanager
+def boot_lock(paths: Paths) -> Iterator[None]:
+    """Have the boot partition for oneself: other threads, commands and the report wait.
+
+    Raises StoreError when it does not become free.
+    """
+    os.makedirs(paths.run, exist_ok=True)  # noqa: PTH103
+    lock = os.open(paths.run + "/boot.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        end = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise StoreError(
+                        f"the boot partition was in use for {LOCK_PATIENCE:.0f} s; try again"
+                    ) from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(lock)
+
+
+def unmount_boot(paths: Paths) -> None:
+    """Unmount the boot partition; raises StoreError, as when somebody has a file open there."""
+    _run(["umount", paths.boot])
 
 
 def write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
@@ -83,15 +123,17 @@ def mount_boot(paths: Paths, device: str) -> None:
 
 
 def _mount(arguments: list[str]) -> None:
+    _run(["mount", *arguments])
+
+
+def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(
-            ["mount", *arguments], capture_output=True, text=True, timeout=20, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise StoreError(f"cannot run mount {' '.join(arguments)}: {e}") from e
+        raise StoreError(f"cannot run {' '.join(command)}: {e}") from e
     if done.returncode != 0:
         said = done.stderr.strip() or f"status {done.returncode}"
-        raise StoreError(f"mount {' '.join(arguments)} failed: {said}")
+        raise StoreError(f"{' '.join(command)} failed: {said}")
 
 
 def set_values(text: str, changes: dict[str, object], name: str = _NAME) -> str:
