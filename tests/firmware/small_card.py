@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small image with the layout of a card, made by hand: MBR, EBRs, FATs with files, two roots."""
+"""A small image with the layout of a card, made by hand: MBR, EBRs, FATs with files, a root.
+
+Root B and ``/data`` are empty.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ LENGTH = {CONFIG: 3, BOOT_A: 3, BOOT_B: 3, EXTENDED: 12, ROOT_A: 3, ROOT_B: 3, D
 """In MiB; a logical partition has its record one MiB in front of it."""
 
 ROOT_BYTES = 1_800_000
-"""How much of a root is in use; there is a hole in it."""
+"""How much of root A is in use; there is a hole in it."""
 ROOT_HOLE = (1_200_128, 1_400_832)
 
 
@@ -106,6 +109,5 @@ def make(path: Path) -> Path:
         part.unlink()
     root = bytearray(os.urandom(ROOT_BYTES))
     root[ROOT_HOLE[0] : ROOT_HOLE[1]] = bytes(ROOT_HOLE[1] - ROOT_HOLE[0])
-    for number in (ROOT_A, ROOT_B):
-        _sparse_copy(path, START[number] * MIB, bytes(root))
+    _sparse_copy(path, START[ROOT_A] * MIB, bytes(root))
     return path

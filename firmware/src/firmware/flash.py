@@ -142,7 +142,12 @@ class Writer:
     def __post_init__(self) -> None:
         image = self.content.image
         self._wanted = plan.for_card(
-            self.content.read, image.layout, self.content.mapped, image.size, self.target.size
+            self.content.read,
+            image.layout,
+            self.content.mapped,
+            self.content.data,
+            image_size=image.size,
+            size=self.target.size,
         )
         self._buffer = Buffer(PIECE)
 

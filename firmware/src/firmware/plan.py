@@ -33,29 +33,34 @@ _EXT4_GROUP = 32768 * 4096
 def for_image(image: BinaryIO, mapped: Sequence[Range]) -> list[Range]:
     """Return the bytes of an image that have to be written, for a map that knows no device.
 
-    ``mapped`` are the bytes that are not holes. Raises ``card.CardError``.
+    ``mapped`` are the bytes that are not zeros. Raises ``card.CardError``.
     """
     size = card.size_of(image)
-    return for_card(masked(image, mapped), card.read(image), mapped, size, size)
+    read = masked(image, mapped)
+    return for_card(read, card.read(image), mapped, mapped, image_size=size, size=size)
 
 
 def for_card(
     read: Callable[[int, int], bytes],
     layout: card.Card,
     mapped: Sequence[Range],
+    data: Sequence[Range],
+    *,
     image_size: int,
     size: int,
 ) -> list[Range]:
     """Return the bytes of a card of ``size`` bytes that have to be written, in whole sectors.
 
-    ``read(offset, count)`` returns what will be there, with zeros for what is not mapped.
+    ``mapped`` has to be written in any case. ``data`` is what is not all zeros and tells which
+    partitions are in use: a map may name zeros as well. ``read(offset, count)`` returns what will
+    be there, with zeros for what is not mapped.
     """
     partitions = [p for p in layout.partitions.values() if p.number != card.EXTENDED]
     wanted = list(mapped)
     wanted += ranges.subtract([(0, image_size)], [(p.offset, p.end) for p in partitions])
     for partition in partitions:
         wanted.append((partition.offset, min(partition.offset + HEAD, partition.end)))
-        used = ranges.clip(mapped, partition.offset, partition.end)
+        used = ranges.clip(data, partition.offset, partition.end)
         if used:
             wanted.append((partition.offset, _used_end(read, partition, used[-1][1], image_size)))
     if card.DATA in layout.partitions:

@@ -38,6 +38,12 @@ def subtract(ranges: Iterable[Range], less: Iterable[Range]) -> list[Range]:
     return left
 
 
+def intersect(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
+    """Return what is in both."""
+    mine = union(ranges)
+    return subtract(mine, subtract(mine, others))
+
+
 def clip(ranges: Iterable[Range], start: int, end: int) -> list[Range]:
     """Return the part of ``ranges`` that lies from ``start`` to ``end``."""
     return union((max(a, start), min(b, end)) for a, b in ranges)

@@ -58,7 +58,9 @@ class Image:
     size: int
     layout: card.Card
     mapped: list[Range]
-    """The bytes that are not holes; all others are zeros, whatever the file holds there."""
+    """The bytes that matter; all others are zeros, whatever the file holds there."""
+    data: list[Range]
+    """Those of them that are not all zeros."""
     map: bmap.Bmap | None
 
     def check(self, progress: Progress = lambda _: None) -> None:
@@ -91,8 +93,10 @@ def opened(path: Path, progress: Progress = lambda _: None) -> Iterator[Image]:
                 file = stack.enter_context(path.open("rb"))
             plain = path.with_suffix("") if packed else path
             map_ = _map_of(path, plain)
-            mapped = map_.mapped if map_ else bmap.data_ranges(file)
-            image = Image(path, file, card.size_of(file), card.read(file), mapped, map_)
+            data = bmap.data_ranges(file)
+            mapped = map_.mapped if map_ else data
+            data = ranges.intersect(data, mapped)
+            image = Image(path, file, card.size_of(file), card.read(file), mapped, data, map_)
         except card.CardError as error:
             raise FlashError(f"{path} is not a card image: {error}") from None
         except bmap.BmapError as error:
@@ -118,6 +122,7 @@ class Content:
     def __init__(self, image: Image) -> None:
         self.image = image
         self.mapped = image.mapped
+        self.data = image.data
         self._starts = [start for start, _ in self.mapped]
         self._config = image.layout[card.CONFIG]
         self._replacement: BinaryIO | None = None
@@ -125,12 +130,10 @@ class Content:
     def replace_config(self, partition: BinaryIO) -> None:
         """Put ``partition`` in the place of the first partition, whose size it has."""
         self._replacement = partition
-        inside = [(self._config.offset, self._config.end)]
-        data = [
-            (a + self._config.offset, b + self._config.offset)
-            for a, b in bmap.data_ranges(partition)
-        ]
-        self.mapped = ranges.union([*ranges.subtract(self.image.mapped, inside), *data])
+        inside, base = [(self._config.offset, self._config.end)], self._config.offset
+        own = [(base + start, base + end) for start, end in bmap.data_ranges(partition)]
+        self.mapped = ranges.union([*ranges.subtract(self.image.mapped, inside), *own])
+        self.data = ranges.union([*ranges.subtract(self.image.data, inside), *own])
         self._starts = [start for start, _ in self.mapped]
 
     def read_into(self, offset: int, view: memoryview) -> None:
