@@ -20,9 +20,7 @@ TOP = boards.ROOT
 
 @pytest.fixture(scope="module")
 def buildroot() -> Path:
-    place = Path(
-        os.environ.get("BUILDROOT") or build.cache_root() / f"buildroot-{build.VERSION}"
-    )
+    place = Path(os.environ.get("BUILDROOT") or build.cache_root() / f"buildroot-{build.VERSION}")
     if not (place / "utils/check-package").exists():
         pytest.skip(f"no Buildroot {build.VERSION} in {place}: its checks of our tree were not run")
     return place

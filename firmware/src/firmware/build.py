@@ -87,7 +87,7 @@ def _download(cache: Path) -> None:
         say(f"downloading {URL}")
         new = archive.with_suffix(".new")
         try:
-            with urllib.request.urlopen(URL, timeout=60) as answer, new.open("wb") as file:  # noqa: S310 - https, and checked below
+            with urllib.request.urlopen(URL, timeout=60) as answer, new.open("wb") as file:
                 shutil.copyfileobj(answer, file)
         except OSError as error:
             raise BuildError(
@@ -289,7 +289,9 @@ class Build:
                 for raw in process.stdout:
                     log.write(raw)
                     log.flush()
-                    match = _STEP.search(re.sub(r"\x1b\[[0-9;]*m", "", raw.decode(errors="replace")))
+                    match = _STEP.search(
+                        re.sub(r"\x1b\[[0-9;]*m", "", raw.decode(errors="replace"))
+                    )
                     if match is None:
                         continue
                     step = match["step"].strip().lower()

@@ -89,9 +89,7 @@ def defconfig(board: Board, toolchain: str = TOOLCHAIN, extra: Iterable[Path] = 
     ``BoardError`` or ``FragmentError``.
     """
     files = [*board.buildroot_fragments(toolchain), *extra]
-    names = ", ".join(
-        path.stem for path in files
-    )
+    names = ", ".join(path.stem for path in files)
     lines = [f"# Made of configs/fragments by `make defconfigs`; do not edit. {names}."]
     # A fragment that comes later decides; what it overrides is left out, because Kconfig would
     # warn of it at every configuration.

@@ -13,7 +13,7 @@ def by_package(output: Path) -> Counter[str]:
     """Return the bytes of every package's files in the root filesystem, uncompressed.
 
     ``output`` is Buildroot's output directory, whose ``packages-file-list.txt`` says which package
-    installed a file last. What no package installed is the overlay's and the build's: ``(thicket)``.
+    installed a file last. What none installed is the overlay's and the build's: ``(thicket)``.
     """
     target = output / "target"
     owners = {}
@@ -27,7 +27,7 @@ def by_package(output: Path) -> Counter[str]:
             if path.is_symlink():
                 continue
             place = os.path.normpath(path.relative_to(target))
-            # Byte code is compiled after its source was installed, and lib/ may be a link to usr/lib.
+            # Byte code is compiled after its source was installed, and lib is a link to usr/lib.
             candidates = [place, place.removesuffix("c"), place.removeprefix("usr/")]
             owner = next((owners[c] for c in candidates if c in owners), "(thicket)")
             sizes[owner] += path.stat().st_size
@@ -59,3 +59,32 @@ def table(output: Path, most: int = 25) -> str:
     if rest:
         lines.append(f"{rest / 2**20:8.1f} MiB  {len(packages) - most} more packages")
     return "\n".join(lines)
+
+
+OTHERS = {
+    "Home Assistant OS 17": {"root slot": 256, "card image": 2048, "memory of its test": 1024},
+    "Infix 26.08": {"root slot": 250, "card image": 700, "memory of its test": 384},
+    "Nerves (rpi4 2.0)": {"root slot": 133, "card image": 1024},
+}
+"""What a user would choose instead, in MiB, read in their trees: HAOS f58c959 (2026-02; genimage
+and tests), Infix d6eda3c (2026-08; the card image is the sum of its parts), nerves_system_rpi4
+2.0.4 (fwup.conf; "below 1 GB"). None of them publishes boot times."""
+
+
+def beside_others(output: Path, memory_mib: int) -> list[tuple[str, ...]]:
+    """Return rows of a table that sets a built image beside others; the first row is the head.
+
+    ``memory_mib`` is the memory of the guests that were measured.
+    """
+    parts = by_part(output)
+    ours = {
+        "root slot": 128,
+        "card image": parts["card image"] >> 20,
+        "memory of its test": memory_mib,
+    }
+    used = f"{parts['root, EROFS'] / 2**20:.1f} of "
+    keys = tuple(ours)
+    rows = [("MiB", *keys), ("Thicket", *(used * (k == "root slot") + str(ours[k]) for k in keys))]
+    for name, values in OTHERS.items():
+        rows.append((name, *(str(values.get(key, "-")) for key in keys)))
+    return rows
