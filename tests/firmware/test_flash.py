@@ -14,15 +14,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from firmware import bmap, card, flash, plan, ranges, settings, source
+from firmware import blockdev, bmap, card, flash, plan, ranges, settings, source
 from firmware.errors import FlashError
 from firmware.flash import Report, State, Writer
 from firmware.target import Target
@@ -173,8 +174,12 @@ def test_whatever_was_on_the_card(image: Path) -> None:
         mapped = bmap.data_ranges(file)
         bare_layout = card.read(file)
 
+    # A failing card is not made smaller: each takes a second, and its message says where it is.
     @hypothesis_settings(
-        max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=15,
+        deadline=None,
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
     )
     @given(
         old=st.one_of(st.binary(min_size=1, max_size=3), st.just(b"\x53\xef"), st.just(wanted)),
@@ -811,6 +816,35 @@ def test_a_device_that_somebody_has_for_himself(
         status, said = run(capsys, "--image", image, "--force-fixed", "--yes", loop.path)
     assert status == 1
     assert "in use by something that is not visible here" in said
+    assert loop.backing.read_bytes() == b"\xd5" * BIG
+
+
+def test_without_the_right_to_write_the_line_to_type_is_printed(
+    image: Path,
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setenv("THICKET_CACHE", "/a cache")
+    monkeypatch.chdir(TOP)
+    status, said = run(capsys, "--image", image, "--force-fixed", loop.path)
+    assert status == 1
+    line = f"sudo env 'THICKET_CACHE=/a cache' bin/flash --image {image} --force-fixed {loop.path}"
+    assert f"may be written by root only. Run:\n    {line}\n" in said
+
+
+def test_a_card_that_is_swapped_while_the_person_thinks(
+    image: Path,
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    described = blockdev.described
+    monkeypatch.setattr(flash, "described", lambda disk: replace(described(disk), sequence="0"))
+    status, said = run(capsys, "--image", image, "--force-fixed", "--yes", loop.path)
+    assert status == 1
+    assert "is no longer the card that was shown" in said
     assert loop.backing.read_bytes() == b"\xd5" * BIG
 
 
