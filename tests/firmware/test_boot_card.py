@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Card images booted as a device boots them: through the boot ROM, with a root under dm-verity.
+
+The image is the stand-in (the lab image's programs on a card that the firmware's scripts make) and,
+where they are built, ``make x86_64`` and ``make rpi64``. Every test has a fresh copy of the card,
+larger than the image, as cards are. The nodes have a chip and no radio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import shlex
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from firmware import card as cards
+from meshlab import bootrom, parts
+from meshlab.lab import ChipLike, LabError
+from meshlab.machine import CARD, Machine, MachineSpec
+from meshlab.paths import cache_root
+from meshlab.shell import ShellError
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.lab,
+    pytest.mark.timeout(600, func_only=True),
+]
+
+MIB = 1 << 20
+SIZE = 768 * MIB
+BOOT = 240.0
+"""Seconds within which a node must answer on a busy host that emulates it."""
+TOML = '[mesh]\nid = "boot-test"\n'
+CORRUPT = re.compile(r"verity.*corrupt", re.IGNORECASE)
+
+
+class Device:
+    """A card, and the machine that it is put into."""
+
+    def __init__(self, directory: Path, image: parts.RealParts) -> None:
+        self.directory = directory
+        self.parts = image
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        image.disks(directory, TOML)
+        self.card = directory / CARD
+        self.chip: ChipLike = image.chip(directory, image.serial(1, 1))
+        made = image.machine("card", directory, self.happened)
+        assert isinstance(made, Machine)
+        # A panic restarts after a second instead of ten: the last word on the command line counts.
+        self.machine = Machine(
+            MachineSpec(**{**vars(made.spec), "cmdline": "panic=1"}), self.happened
+        )
+
+    def happened(self, kind: str, detail: dict[str, Any]) -> None:
+        self.events.append((kind, detail))
+
+    def seen(self, kind: str) -> list[dict[str, Any]]:
+        return [detail for got, detail in self.events if got == kind]
+
+    async def on(self) -> None:
+        self.events.clear()
+        await self.machine.start()
+
+    async def cut(self) -> None:
+        """Cut the power."""
+        self.machine.kill()
+        await self.machine.wait()
+
+    async def off(self) -> None:
+        """Switch off in order."""
+        await self.machine.stop(60)
+
+    async def run(self, command: str, timeout: float = BOOT) -> str:
+        """Run a command that must succeed, as soon as the node takes one; return its output."""
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    status, output = await self.machine.exec_shell.run(command, timeout)
+                    break
+                except ShellError:
+                    assert self.machine.running, self.report()
+                    await asyncio.sleep(0.3)
+        assert status == 0, f"{command!r} ended with {status}: {output}\n{self.report()}"
+        return output
+
+    async def restart(self, how: str) -> None:
+        """Have the node restart itself by a command; return when it has."""
+        before = self.machine.resets
+        # In the background and a little later: the shell has answered by then.
+        await self.run(f"(sleep 0.5; {how}) >/dev/null 2>&1 & true")
+        await self.until(lambda: self.machine.resets == before + 1, how)
+
+    async def until(self, what: Callable[[], bool], words: str, seconds: float = BOOT) -> None:
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not what():
+            assert asyncio.get_running_loop().time() < deadline, (
+                f"not within {seconds:g} s: {words}\n{self.report()}"
+            )
+            await asyncio.sleep(0.1)
+
+    async def data_state(self) -> str:
+        """Return what became of /data: clean, created, rebuilt ..., once everything is up."""
+        command = "until [ -s /run/thicket/data ]; do sleep 0.2; done; cat /run/thicket/data"
+        return (await self.run(command)).split()[0]
+
+    def report(self) -> str:
+        return f"{self.events}\n{self.machine.console_since_start()[-4000:]}"
+
+    def layout(self) -> cards.Card:
+        with self.card.open("rb") as file:
+            return cards.read(file)
+
+    def flip(self, offset: int, bit: int) -> None:
+        """Change one bit of the card."""
+        with self.card.open("r+b") as file:
+            file.seek(offset)
+            (byte,) = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte ^ 1 << bit]))
+
+
+@pytest.fixture(scope="module", params=[parts.STANDIN, *parts.CARDS])
+def image(request: pytest.FixtureRequest) -> parts.RealParts:
+    def progress(text: str) -> None:
+        print(text, file=sys.__stderr__, flush=True)
+
+    name = str(request.param)
+    if name in parts.CARDS and not (cache_root() / "build" / name / "images/card.img").exists():
+        pytest.skip(f"the firmware {name} is not built here (`make {name}`)")
+    try:
+        made = parts.load(name, cache_root(), 1, progress)
+    except LabError as error:
+        if "qemu-system" in str(error):
+            pytest.skip(str(error))
+        raise
+    progress(made.description)
+    return made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def device(image: parts.RealParts, tmp_path: Path) -> AsyncIterator[Device]:
+    made = Device(tmp_path, image)
+    await made.chip.start()
+    try:
+        yield made
+    finally:
+        await made.cut()
+        await made.chip.stop()
+        made.card.unlink()
+
+
+# -- starting
+
+
+async def test_slot_a_starts_as_autoboot_says(device: Device) -> None:
+    await device.on()
+    root = await device.run("cat /proc/cmdline; cat /proc/mounts; ls /sys/block/dm-0/slaves")
+    booted = device.machine.booted
+    assert booted is not None
+    assert (booted.partition, booted.notes) == (cards.BOOT_A, ())
+    words = root.split()
+    assert "thicket.slot=A" in words
+    assert "vda5" in words
+    mounts = [line.split() for line in root.splitlines() if " / " in line]
+    assert [mount[2] for mount in mounts] == ["erofs"]
+    assert "ro" in mounts[0][3].split(",")
+    status, output = await device.machine.exec_shell.run("touch /usr/x", 60)
+    assert status != 0
+    assert "Read-only file system" in output
+    # And what the person wrote on the first partition has arrived.
+    assert 'id = "boot-test"' in await device.run("cat /etc/thicket/thicket.toml")
+
+
+async def test_the_other_slot_by_trial_and_by_autoboot(device: Device) -> None:
+    await device.on()
+    # reboot(2) with the words that the Pi's kernel hands to its firmware: what an update will do.
+    number = {"x86_64": 169, "aarch64": 142}[device.machine.spec.arch]
+    call = f"ctypes.CDLL(None).syscall({number}, 0xfee1dead, 0x28121969, 0xa1b2c3d4, b'0 tryboot')"
+    trial = shlex.quote(f"import ctypes, os; os.sync(); {call}")
+    await device.data_state()
+    await device.restart(f"python3 -c {trial}")
+    assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
+    assert (await device.run("ls /sys/block/dm-0/slaves")).split() == ["vda6"]
+    booted = device.machine.booted
+    assert booted is not None
+    assert (booted.partition, booted.tryboot) == (cards.BOOT_B, True)
+    # One-shot: the next start is the usual one again.
+    await device.restart("reboot -f")
+    assert "thicket.slot=A" in await device.run("cat /proc/cmdline")
+    await device.off()
+    text = b"[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=2\n"
+    parts.partition(device.card, cards.CONFIG).write(bootrom.AUTOBOOT, text.ljust(512, b"\n"))
+    await device.on()
+    assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
+
+
+@pytest.mark.parametrize("model", ["pi3", "pi3+", "zero2w", "pi4", "cm4", "pi5"])
+async def test_every_pi_finds_its_files(image: parts.RealParts, model: str) -> None:
+    """What QEMU does not read: firmware, device tree, and lines that are not cut off."""
+    if image.image != "rpi64":
+        pytest.skip("only the Raspberry Pi image has what a Raspberry Pi reads")
+    card = cache_root() / "build" / "rpi64" / "images" / "card.img"
+    for request, number in ((bootrom.Request(), 2), (bootrom.Request(tryboot=True), 3)):
+        found = bootrom.boot(card, request, bootrom.MODELS[model])
+        assert (found.partition, found.notes) == (number, ())
+        fat = parts.partition(card, number)
+        trees = {
+            "pi3": "bcm2710-rpi-3-b.dtb",
+            "pi3+": "bcm2710-rpi-3-b-plus.dtb",
+            "zero2w": "bcm2710-rpi-zero-2-w.dtb",
+            "pi4": "bcm2711-rpi-4-b.dtb",
+            "cm4": "bcm2711-rpi-cm4.dtb",
+            "pi5": "bcm2712-rpi-5-b.dtb",
+        }
+        assert fat.has(trees[model]), f"no {trees[model]} on partition {number}"
+    first = parts.partition(card, cards.CONFIG)
+    assert first.has("bootcode.bin"), "a Pi 3 and a Zero 2 W begin with it"
+
+
+# -- a root that is not what was built
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Where a root and its hash tree are on the card, from the slot's own command line."""
+
+    start: int
+    blocks: int
+
+    @classmethod
+    def of(cls, device: Device) -> Tree:
+        words = shlex.split(bootrom.boot(device.card).cmdline)
+        (table,) = [word for word in words if word.startswith("dm-mod.create=")]
+        found = re.search(r"verity 1 \S+ \S+ 4096 4096 (\d+) (\d+) ", table)
+        assert found
+        assert found.group(1) == found.group(2), "the tree follows the root"
+        return cls(device.layout()[cards.ROOT_A].offset, int(found.group(1)))
+
+    def place(self, what: str, chance: random.Random) -> int:
+        """Return the offset of a byte of the card."""
+        root = self.blocks * 4096
+        # SHA-256: 128 hashes in a block. The block at the top comes first, the leaves last.
+        leaves = -(-self.blocks // 128)
+        upper = -(-leaves // 128)
+        first_leaf = root + (upper + (1 if upper > 1 else 0)) * 4096
+        return (
+            self.start
+            + {
+                # erofs_fs.h: the superblock is at byte 1024 and has 128 bytes
+                "superblock": lambda: 1024 + chance.randrange(128),
+                "metadata": lambda: 4096 + chance.randrange(64 * 4096),
+                "data": lambda: chance.randrange(root // 4, root),
+                "top of the tree": lambda: root + chance.randrange(4096),
+                "leaf of the tree": lambda: first_leaf + chance.randrange((leaves - 1) * 4096),
+            }[what]()
+        )
+
+
+READ_ALL = "find / -xdev -type f -exec cat {} + 2>/dev/null | md5sum"
+PLACES = ("superblock", "metadata", "data", "data", "top of the tree", "leaf of the tree")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def right(image: parts.RealParts, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What reading all files of the root gives."""
+    directory = tmp_path_factory.mktemp("right")
+    made = Device(directory, image)
+    await made.chip.start()
+    try:
+        await made.on()
+        found = await made.run(READ_ALL)
+        assert made.seen("reset") == []
+        return found
+    finally:
+        await made.cut()
+        await made.chip.stop()
+        made.card.unlink()
+
+
+@pytest.mark.parametrize("seed", range(len(PLACES)), ids=[f"{p}-{i}" for i, p in enumerate(PLACES)])
+async def test_a_flipped_bit_restarts_and_never_gives_wrong_data(
+    device: Device, right: str, seed: int
+) -> None:
+    chance = random.Random(seed)
+    offset = Tree.of(device).place(PLACES[seed], chance)
+    device.flip(offset, chance.randrange(8))
+    await device.on()
+    files = raw = None
+    # All files, then every block of the root, also what belongs to no file.
+    while not device.seen("panic") and raw is None:
+        try:
+            if files is None:
+                files = (await device.machine.exec_shell.run(READ_ALL, BOOT))[1]
+            raw = (await device.machine.exec_shell.run("cat /dev/dm-0 >/dev/null", BOOT))[0]
+        except ShellError:
+            assert device.machine.running, device.report()
+            await asyncio.sleep(0.2)
+    assert raw is None, f"byte {offset} of the card is wrong and nobody noticed"
+    assert files in (None, right), "wrong data was read before the restart"
+    await device.until(lambda: bool(device.seen("reset")), "the restart")
+    assert CORRUPT.search(device.seen("panic")[0]["message"]), device.report()
+    assert device.seen("reset")[0] == {"reason": "guest-reset", "guest": True}
+    assert device.machine.running
+
+
+async def test_the_other_slot_is_no_worse_for_it(device: Device) -> None:
+    """Slot A destroyed from end to end, slot B chosen: everything works."""
+    slot = device.layout()[cards.ROOT_A]
+    with device.card.open("r+b") as file:
+        file.seek(slot.offset)
+        for _ in range(slot.size // MIB):
+            file.write(os.urandom(MIB))
+    parts.partition(device.card, cards.CONFIG).write(bootrom.AUTOBOOT, b"boot_partition=3\n")
+    await device.on()
+    assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
+    assert await device.data_state() == "created"
+    assert device.seen("reset") == []
+
+
+# -- a card that is not what it was
+
+
+async def test_data_grows_to_the_card_s_end_and_survives_power_cuts(device: Device) -> None:
+    await device.on()
+    assert await device.data_state() == "created"
+    kib = int((await device.run("df -k /data")).splitlines()[-1].split()[1])
+    data = device.layout()[cards.DATA]
+    assert SIZE - 8 * MIB < data.end <= SIZE
+    assert kib * 1024 > 0.85 * data.size
+    await device.run("echo kept >/data/kept && sync")
+    for _ in range(2):
+        await device.cut()
+        await device.on()
+        assert await device.data_state() in ("clean", "repaired")
+        assert await device.run("cat /data/kept") == "kept\n"
+    await device.off()
+    await device.on()
+    assert await device.data_state() == "clean"
+
+
+@pytest.mark.parametrize("behind", ["nothing", "zeros", "garbage"])
+async def test_a_card_cut_off_behind_the_roots(device: Device, behind: str) -> None:
+    await device.on()
+    await device.data_state()
+    await device.off()
+    end = device.layout()[cards.ROOT_B].end
+    os.truncate(device.card, end)
+    if behind != "nothing":
+        os.truncate(device.card, SIZE)
+    if behind == "garbage":
+        with device.card.open("r+b") as file:
+            file.seek(end)
+            file.write(random.Random(1).randbytes(SIZE - end))
+    await device.on()
+    state = await device.data_state()
+    await device.run("echo works >/data/x && sync")
+    assert "thicket.slot=A" in await device.run("cat /proc/cmdline")
+    if behind == "nothing":
+        # There is no room for any: it runs, and says that nothing is kept.
+        assert state == "ram"
+        return
+    assert state in ("created", "rebuilt")
+    await device.cut()
+    await device.on()
+    assert await device.data_state() in ("clean", "repaired")
+    assert await device.run("cat /data/x") == "works\n"
+
+
+async def test_a_card_cut_off_inside_data(device: Device) -> None:
+    await device.on()
+    await device.data_state()
+    await device.run("echo before >/data/x && sync")
+    await device.off()
+    os.truncate(device.card, device.layout()[cards.DATA].offset + 96 * MIB)
+    await device.on()
+    assert await device.data_state() in ("created", "rebuilt", "repaired")
+    await device.run("echo after >/data/x && sync")
+    await device.cut()
+    await device.on()
+    assert await device.data_state() in ("clean", "repaired")
+    assert await device.run("cat /data/x") == "after\n"
+
+
+# -- what is left of a kernel that died
+
+
+async def test_the_last_words_of_a_panic_survive_the_restart(
+    device: Device, image: parts.RealParts
+) -> None:
+    """Memory keeps its content over a restart, as on a Pi, and loses it with the power."""
+    if image.image == parts.STANDIN:
+        pytest.skip("the lab kernel keeps no last words (no pstore)")
+    await device.on()
+    await device.data_state()
+    await device.restart("echo c >/proc/sysrq-trigger")
+    assert "sysrq" in device.seen("panic")[0]["message"]
+    kept = "grep -l sysrq /sys/fs/pstore/* /data/thicket/* /run/thicket/* 2>/dev/null; true"
+    found: list[str] = []
+
+    async def told() -> bool:
+        found[:] = (await device.run(kept)).split()
+        return bool(found)
+
+    deadline = asyncio.get_running_loop().time() + 60
+    while not await told():
+        assert asyncio.get_running_loop().time() < deadline, device.report()
+        await asyncio.sleep(1)
+    restart = json.loads(await device.run("cat /run/thicket/last-restart.json"))
+    assert "panic" in json.dumps(restart)
