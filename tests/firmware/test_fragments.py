@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware import boards, defconfigs, fragments
@@ -44,12 +44,14 @@ def test_a_stale_configuration_is_named(tmp_path: Path) -> None:
     assert fragments.defconfig(changed) != fragments.defconfig(board)
 
 
+@settings(deadline=None)  # hosts may be busy
 @given(LINES)
 def test_parsing_returns_what_was_written(lines: list[tuple[str, str]]) -> None:
     text = "".join(f"{line(*pair)}\n" for pair in lines)
     assert [(w.name, w.value) for w in fragments.parse(text, "f")] == lines
 
 
+@settings(deadline=None)
 @given(LINES, LINES)
 def test_exactly_the_lines_that_are_not_there_are_lost(
     wanted: list[tuple[str, str]], have: list[tuple[str, str]]
@@ -60,9 +62,37 @@ def test_exactly_the_lines_that_are_not_there_are_lost(
     assert [sentence.split()[1] for sentence in sentences] == expected
 
 
-def test_a_line_that_kconfig_would_skip_is_refused() -> None:
-    with pytest.raises(FragmentError, match=r"f:2: .*CONFIG_X y"):
-        fragments.parse("# a comment\nCONFIG_X y\n", "f")
+@pytest.mark.parametrize("bad", ["CONFIG_NET", "NET=y", "CONFIG_NET = y", "include x.config"])
+def test_a_line_that_kconfig_would_skip_is_refused(bad: str) -> None:
+    with pytest.raises(FragmentError, match=r"f:2: not a line of a configuration"):
+        fragments.parse(f"# a comment\n{bad}\n", "f")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ("CONFIG_MESH=y", "f:1: CONFIG_MESH should be y and is off"),
+        ("CONFIG_SWAP=y", "f:1: CONFIG_SWAP should be y and is off"),
+        ("CONFIG_HWSIM=y", "f:1: CONFIG_HWSIM should be y and is m"),
+        ("# CONFIG_NET is not set", "f:1: CONFIG_NET should be off and is y"),
+        ('CONFIG_VERSION="-x"', 'f:1: CONFIG_VERSION should be "-x" and is "-thicket"'),
+    ],
+)
+def test_lost_lines_are_told_in_words(wanted: str, sentence: str) -> None:
+    made = (
+        "#\n# Automatically generated file; DO NOT EDIT.\n#\nCONFIG_NET=y\nCONFIG_HWSIM=m\n"
+        '# CONFIG_SWAP is not set\nCONFIG_VERSION="-thicket"\n'
+    )
+    assert fragments.lost(fragments.parse(wanted, "f"), made) == [sentence]
+
+
+def test_where_two_lines_name_one_option_the_later_one_counts() -> None:
+    early = fragments.parse("CONFIG_SWAP=y\n", "early")
+    late = fragments.parse("# CONFIG_SWAP is not set\n", "late")
+    assert fragments.lost(early + late, "CONFIG_NET=y\n") == []
+    assert fragments.lost(late + early, "CONFIG_NET=y\n") == [
+        "early:1: CONFIG_SWAP should be y and is off"
+    ]
 
 
 def test_later_fragments_win_and_the_own_ones_are_last(tmp_path: Path) -> None:

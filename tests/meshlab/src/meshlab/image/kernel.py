@@ -8,12 +8,12 @@ silently when something it depends on is missing, so every line is looked up in 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from firmware import fragments
+from firmware.fragments import Wanted
 from meshlab.image.command import Runner
 from meshlab.image.errors import ImageError
 from meshlab.image.progress import Stage
@@ -21,70 +21,16 @@ from meshlab.image.progress import Stage
 OBJECTS = 1340
 """Objects of the lab kernel, about: what progress counts towards."""
 
-_SET = re.compile(r"(CONFIG_[A-Za-z0-9_]+)=(.+)")
-_UNSET = re.compile(r"# (CONFIG_[A-Za-z0-9_]+) is not set")
 
+def configuration(paths: Iterable[Path], root: Path) -> tuple[str, list[Wanted]]:
+    """Return the fragments as one text, and their lines, named relative to ``root``.
 
-@dataclass(frozen=True)
-class Wanted:
-    """One line of a fragment."""
-
-    name: str
-    value: str
-    """As in ``.config``; ``n`` for "is not set"."""
-    origin: str
-    """``FILE:LINE``"""
-
-
-def parse(text: str, file: str) -> list[Wanted]:
-    """Return the lines of a kernel configuration, in order.
-
-    Raises ``ImageError`` for a line that is neither an option nor a comment nor empty: Kconfig
-    would skip it without a word.
+    Raises ``ImageError`` for a line that Kconfig would skip without a word.
     """
-    found = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        origin = f"{file}:{number}"
-        if match := _SET.fullmatch(line.strip()):
-            found.append(Wanted(match[1], match[2], origin))
-        elif match := _UNSET.fullmatch(line.strip()):
-            found.append(Wanted(match[1], "n", origin))
-        elif line.strip() and not line.lstrip().startswith("#"):
-            raise ImageError(f"{origin}: not a line of a kernel configuration: {line.strip()!r}")
-    return found
-
-
-def lost(wanted: Iterable[Wanted], config: str) -> list[str]:
-    """Return a sentence for each fragment line that is not in the finished configuration.
-
-    Where two lines name one option the later one counts: fragments are read in order.
-    """
-    have = {line.name: line.value for line in parse(config, ".config")}
-    last = {line.name: line for line in wanted}
-    sentences = []
-    for line in last.values():
-        value = have.get(line.name, "n")
-        if value != line.value:
-            sentences.append(
-                f"{line.origin}: {line.name} should be {_say(line.value)} and is {_say(value)}"
-            )
-    return sentences
-
-
-def _say(value: str) -> str:
-    return "off" if value == "n" else value
-
-
-def configuration(fragments: Iterable[Path], root: Path) -> tuple[str, list[Wanted]]:
-    """Return the fragments as one text, and their lines, named relative to ``root``."""
-    texts = []
-    lines: list[Wanted] = []
-    for path in fragments:
-        text = path.read_text(encoding="utf-8")
-        name = str(path.relative_to(root))
-        texts.append(f"# {name}\n{text}\n")
-        lines += parse(text, name)
-    return "".join(texts), lines
+    try:
+        return fragments.merge(paths, root)
+    except fragments.FragmentError as error:
+        raise ImageError(str(error)) from error
 
 
 def unpack(
@@ -172,7 +118,7 @@ def build(
         env=fixed,
     )
     result = (objects / ".config").read_text(encoding="utf-8")
-    sentences = lost(wanted, result)
+    sentences = fragments.lost(wanted, result)
     if sentences:
         raise ImageError(
             "these lines of kernel fragments did not survive (what they depend on is off, or the "
