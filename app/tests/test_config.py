@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """thicket.config: what a file may hold, what is said about faults, and which file is used."""
 
+import base64
 import os
 import tomllib
 from ipaddress import IPv6Interface
@@ -167,6 +168,127 @@ class TestFaults:
         assert "identity.i2c_bus" in faults("[identity]\ni2c_bus = true\n")[0]
 
 
+ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGm3S2ZKwQ0q8k7xZ2xk9y3m0m6m8nq9cQb4m2Yx5G1c"
+
+
+def encoded(*fields: bytes) -> str:
+    blob = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+    return base64.b64encode(blob).decode()
+
+
+class TestPublicKeys:
+    def test_a_list_or_lines(self) -> None:
+        number = bytes([0, 200]) + bytes(255)
+        rsa = f"ssh-rsa {encoded(b'ssh-rsa', bytes([1, 0, 1]), number)} two words"
+        expected = f"{ED25519} anna@laptop\n{rsa}"
+        for text in (
+            f'ssh_keys = ["{ED25519} anna@laptop", "{rsa}"]',
+            f'ssh_keys = """\n# keys\n  {ED25519} anna@laptop\n\n{rsa}\n"""',
+            f'ssh_keys = "{ED25519} anna@laptop\\r\\n{rsa}"',
+        ):
+            assert parse(f"[access]\n{text}").access.ssh_keys == expected, text
+        assert parse("[access]\nssh_keys = []").access.ssh_keys == ""
+        again = f"[access]\nssh_keys = {config.toml_value(expected)}"
+        assert parse(again).access.ssh_keys == expected
+
+    @pytest.mark.parametrize(
+        ("raw", "words"),
+        [
+            ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEA\n", "is a private key"),
+            ("PuTTY-User-Key-File-3: ssh-ed25519\nPrivate-Lines: 1", "is a private key"),
+            ("ssh-ed25519", "the key itself is missing"),
+            ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGm3S2Zk", "cut off"),
+            ("ssh-ed25519 AAAA*", "not base64"),
+            (f"ssh-ed25519 {encoded(b'ssh-ed25519', bytes(31))}", "32 bytes"),
+            (f"ssh-ed25519 {encoded(b'ssh-rsa', b'', b'')}", "no ssh-ed25519 key"),
+            (f"ssh-rsa {encoded(b'ssh-rsa', b'3', bytes([1]) * 128)}", "less than 2048 bits"),
+            ("ssh-dss AAAA", "DSA"),
+            (f"ecdsa-sha2-nistp256 {encoded(b'ecdsa-sha2-nistp256')}", "there is no key in it"),
+            (f'command="reboot" {ED25519}', "options before its type"),
+            ("hello", "unknown type"),
+            (f"{ED25519} a\x1b[2J", "control characters"),
+            (f"{ED25519} a\nhello", "key 2 has an unknown type"),
+            ("\n".join([ED25519] * 33), "too much"),
+            (7, "must be SSH public keys"),
+            ([ED25519, 7], "must be SSH public keys"),
+        ],
+    )
+    def test_what_is_none(self, raw: object, words: str) -> None:
+        with pytest.raises(ConfigError) as info:
+            config.check({"access": {"ssh_keys": raw}}, "f")
+        (finding,) = info.value.findings
+        assert finding.key == "access.ssh_keys"
+        assert words in finding.message
+        # it may be a private key
+        assert "b3Blb" not in str(finding)
+        assert finding.value == config.MASK
+
+    @given(st.text(max_size=80))
+    def test_any_text(self, text: str) -> None:
+        for raw in (text, f"ssh-ed25519 {text}", f"{ED25519} {text}"):
+            try:
+                values = config.check({"access": {"ssh_keys": raw}}, "f")
+            except ConfigError as e:
+                assert e.findings[0].message
+            else:
+                # one key a line, nothing that another program could take for something else
+                lines = values["access"]["ssh_keys"].split("\n")
+                assert lines == [""] or all(line.startswith("ssh-ed25519 ") for line in lines)
+
+
+class TestApplications:
+    def test_are_handed_on_as_they_are(self) -> None:
+        settings = parse(
+            '[application.sensors]\npins = [4, 17]\nname = "x"\nrate = 1.5\non = true\n'
+            "[application.sensors.deep]\na = { b = [] }\n[application.other]\n"
+        )
+        assert settings.application == {
+            "sensors": {
+                "pins": [4, 17], "name": "x", "rate": 1.5, "on": True, "deep": {"a": {"b": []}},
+            },
+            "other": {},
+        }  # fmt: skip
+
+    def test_over_the_image_s(self) -> None:
+        base = {"application": {"a": {"x": 1, "y": 2}, "b": {"z": 3}}}
+        settings = config.parse(b"[application.a]\ny = 5\n", "f", base)
+        assert settings.application == {"a": {"x": 1, "y": 5}, "b": {"z": 3}}
+        assert base["application"]["a"]["y"] == 2
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("application = 3", "write [application.NAME]"),
+            ("[application]\nx = 3", "write [application.NAME]"),
+            ('[application."a b"]\n', "must have a name"),
+            ("[application.a]\nx = 1979-05-27", "write it as text"),
+            ("[application.a]\nx = [[[1979-05-27]]]", "write it as text"),
+            ("[application.a]\nx = inf", "not finite"),
+            ("[application.a]\nx = [[[[[[[[1]]]]]]]]", "nested too deeply"),
+            ("\n".join(f"[application.a{n}]" for n in range(33)), "at most 32"),
+        ],
+    )
+    def test_what_cannot_be_handed_on(self, text: str, words: str) -> None:
+        with pytest.raises(ConfigError) as info:
+            parse(text)
+        assert words in str(info.value)
+
+    def test_values_are_not_shown(self) -> None:
+        with pytest.raises(ConfigError) as info:
+            parse('[application.a]\nsecret = ["hunter2", 1979-05-27]')
+        assert "hunter2" not in str(info.value)
+
+    def test_a_change_names_the_application(self) -> None:
+        old, new = parse("[application.a]\nx = 1"), parse("[application.b]\n")
+        assert old.changed(new) == ["application.a", "application.b"]
+        assert old != new
+        assert old == parse("[application.a]\nx = 1")
+
+    def test_a_mistyped_section_gets_a_suggestion(self) -> None:
+        with pytest.raises(ConfigError, match=r"did you mean application\?"):
+            parse("[aplication.a]\nx = 1")
+
+
 class TestBytes:
     def test_windows_editors(self) -> None:
         data = b'\xef\xbb\xbf[mesh]\r\nid = "a"\r\nchannel = 6\r\n'
@@ -221,7 +343,7 @@ class TestBytes:
             assert all(finding.message for finding in e.findings)
         else:
             assert Settings(values) is not None
-            assert set(values) <= set(config.SECTIONS)
+            assert set(values) <= {*config.SECTIONS, config.APPLICATION}
 
 
 class TestShortcut:

@@ -205,9 +205,15 @@ class TestLife:
             assert status["cluster"]["node"] == f"thicket@{PREFIX}:0:6f44:e3c6:b802"
             assert status["times"]["radio"] is not None
             assert status["problems"] == []
+            assert status["slot"] is None
+            assert status["data"] == {"state": "unknown", "message": ""}
             await run.until(Path(run.paths.status).exists, "the document is on disk")
             assert json.loads(Path(run.paths.status).read_text())["schema"] == 1
-            await run.until(Path(run.paths.run + "/machine-id").exists, "the machine-id is there")
+            await run.until(Path(run.paths.hostname).exists, "the names are there")
+            assert Path(run.paths.hostname).read_text() == "n-6f44e3c6b802\n"
+            machine_id = Path(run.paths.machine_id).read_text()
+            assert machine_id == Path(run.paths.run + "/machine-id").read_text()
+            assert re.fullmatch("[0-9a-f]{32}\n", machine_id)
         assert run.task.result() == 0
         assert run.parts.made_nodes[0].stopped
         assert not run.parts.meshes[0].left, "the mesh stays up for the next daemon"

@@ -65,6 +65,18 @@ class TestSetValues:
         changed = tomllib.loads(set_values(text, {"mesh.id": 'n"ew', "log.level": "info"}))
         assert changed == {"mesh": {"id": 'n"ew', "channel": 6}, "log": {"level": "info"}}
 
+    def test_settings_of_applications_and_key_lists_stay(self) -> None:
+        text = (
+            'access.ssh_keys = ["a", "b"]\n'  # a layout that is written anew
+            '[application.a]\n"odd key" = { x = [1, 2.5, true] }\ns = "line\\nline \\"q\\""\n'
+            '[application."b.c"]\nd-e = 1\n[application.empty]\n'
+        )
+        changed = set_values(text, {"mesh.channel": 6, "access.console": True})
+        expected = tomllib.loads(text)
+        expected["access"]["console"] = True
+        expected["mesh"] = {"channel": 6}
+        assert tomllib.loads(changed) == expected
+
     def test_a_file_that_is_no_toml(self) -> None:
         with pytest.raises(ConfigError):
             set_values("[mesh\n", {"mesh.id": "a"})

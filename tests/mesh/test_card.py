@@ -376,7 +376,7 @@ async def test_without_room_the_data_is_in_ram(node: Node) -> None:
 
 async def test_garbage_in_every_file_and_a_full_disk(node: Node) -> None:
     await node.run(
-        "sync; for f in $(find /data -type f); do dd if=/dev/urandom of=$f bs=3k count=1; done; sync"
+        "for f in $(find /data -type f); do dd if=/dev/urandom of=$f bs=3k count=1; done; sync"
     )
     await node.cut()
     await node.start()

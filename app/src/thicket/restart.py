@@ -41,6 +41,9 @@ _WDIOF_CARDRESET: Final = 0x20
 # drivers/watchdog/bcm2835_wdt.c: bits HADWRF, HADWRQ and HADWRH of PM_RSTS, "had a watchdog reset"
 _RSTS_WATCHDOG: Final = 0x70
 
+#: How the kernel's own words for what went wrong begin, on all architectures.
+_BEGINNINGS: Final = ("BUG: ", "Oops: ", "Internal error: ", "Unable to handle ", "general prot")
+
 WORDS: Final = {
     "first": "first start with this data partition",
     "shutdown": "switched off or restarted in order",
@@ -203,9 +206,7 @@ def last_words(paths: Paths) -> str | None:
             start, mark, rest = words.partition("Kernel panic - not syncing: ")
             if mark and not start:
                 return _clean(rest)
-            if not best and words.startswith(
-                ("BUG:", "Oops", "Internal error", "Unable to handle")
-            ):
+            if not best and words.startswith(_BEGINNINGS):
                 best = words
     return _clean(best) if best else "no reason found in its last messages"
 
