@@ -27,7 +27,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from firmware import boards, fragments, sizes
+from firmware import bmap, boards, fragments, sizes
 from firmware.boards import Board, BoardError
 from firmware.fragments import FragmentError
 
@@ -316,8 +316,9 @@ class Build:
         if status != 0:
             raise BuildError(f"Buildroot failed. {self._failure()}")
         self.check()
-        took = int(time.monotonic() - started)
         card = self.output / "images" / "card.img"
+        bmap.write(card, card.with_name(card.name + bmap.SUFFIX))
+        took = int(time.monotonic() - started)
         say(f"built in {took // 60} min {took % 60} s: {card}")
 
     def info(self) -> dict[str, object]:
