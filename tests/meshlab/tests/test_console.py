@@ -102,15 +102,37 @@ async def test_machine_that_goes_away(tmp_path: Path, terminal: Terminal) -> Non
     node = Node()
     before = termios.tcgetattr(terminal.slave)
     server = await asyncio.start_unix_server(node.serve, tmp_path / "console.sock")
+    path = tmp_path / "console.sock"
     async with server:
         task = asyncio.create_task(
-            console.attach(tmp_path / "console.sock", stdin=terminal.slave, stdout=terminal.slave)
+            console.attach(path, stdin=terminal.slave, stdout=terminal.slave, patience=0.1)
         )
         await terminal.read(7)
         assert node.writer is not None
+        path.unlink()
         node.writer.close()
         assert await asyncio.wait_for(task, 10) == "the machine was switched off"
     assert termios.tcgetattr(terminal.slave) == before
+
+
+async def test_machine_that_restarts_as_another_qemu(tmp_path: Path, terminal: Terminal) -> None:
+    path = tmp_path / "console.sock"
+    first, second = Node(), Node()
+    server = await asyncio.start_unix_server(first.serve, path)
+    async with server:
+        task = asyncio.create_task(
+            console.attach(path, stdin=terminal.slave, stdout=terminal.slave, patience=20)
+        )
+        assert await terminal.read(7) == b"login: "
+        assert first.writer is not None
+        path.unlink()
+        first.writer.close()
+    await asyncio.sleep(0.2)
+    async with await asyncio.start_unix_server(second.serve, path):
+        assert await terminal.read(7) == b"login: "
+        terminal.type(b"again" + console.ESCAPE)
+        assert await asyncio.wait_for(task, 10) == "left"
+        assert await asyncio.wait_for(second.typed.get(), 10) == b"again"
 
 
 async def test_without_a_terminal(tmp_path: Path) -> None:

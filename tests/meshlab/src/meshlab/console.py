@@ -23,10 +23,22 @@ class ConsoleError(Exception):
     """There is no console to talk to."""
 
 
-async def attach(path: Path, *, stdin: int = 0, stdout: int = 1, escape: bytes = ESCAPE) -> str:
+PATIENCE = 4.0
+"""Seconds that a machine with a card has for a restart, in another QEMU, with another console."""
+
+
+async def attach(
+    path: Path,
+    *,
+    stdin: int = 0,
+    stdout: int = 1,
+    escape: bytes = ESCAPE,
+    patience: float = PATIENCE,
+) -> str:
     """Connect the terminal on ``stdin`` and ``stdout`` to the unix socket ``path``.
 
-    Returns why it ended, in words: the person typed ``escape``, or the machine is gone.
+    Returns why it ended, in words: the person typed ``escape``, or the machine is gone and not
+    back within ``patience`` seconds.
     The terminal is in raw mode meanwhile and as before afterwards, whatever happens.
 
     Raises ``ConsoleError`` when nothing listens on ``path``.
@@ -61,14 +73,21 @@ async def attach(path: Path, *, stdin: int = 0, stdout: int = 1, escape: bytes =
         return None
 
     async def show() -> None:
-        while data := await reader.read(4096):
-            view = memoryview(data)
-            while view:
-                try:
-                    view = view[os.write(stdout, view) :]
-                except BlockingIOError:
-                    await asyncio.sleep(0.01)
-        finish("the machine was switched off")
+        nonlocal reader, writer
+        while True:
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(4096):
+                    view = memoryview(data)
+                    while view:
+                        try:
+                            view = view[os.write(stdout, view) :]
+                        except BlockingIOError:
+                            await asyncio.sleep(0.01)
+            writer.close()
+            again = await _reconnect(path, patience)
+            if again is None:
+                return finish("the machine was switched off")
+            reader, writer = again
 
     task = asyncio.create_task(show())
     try:
@@ -88,6 +107,19 @@ async def attach(path: Path, *, stdin: int = 0, stdout: int = 1, escape: bytes =
             # What was typed last must still go out before the connection is closed.
             await asyncio.wait_for(writer.drain(), 1.0)
         writer.close()
+
+
+async def _reconnect(
+    path: Path, patience: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    deadline = asyncio.get_running_loop().time() + patience
+    while True:
+        try:
+            return await asyncio.open_unix_connection(socket_address(path))
+        except OSError:
+            if asyncio.get_running_loop().time() >= deadline:
+                return None
+            await asyncio.sleep(0.05)
 
 
 def hint(name: str, *, stdout: int = 1) -> str:
