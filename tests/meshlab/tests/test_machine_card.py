@@ -32,10 +32,10 @@ from meshlab.paths import socket_address
 
 sys.path.insert(0, str(Path(__file__).parent))
 from crafted_card import AUTOBOOT, make_card, slot
-from tiny_guest import guest
+from tiny_guest import arm_guest, guest
 
-QEMU = "qemu-system-x86_64"
-needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
+CPUS = {"x86_64": "max", "aarch64": "cortex-a72"}
+GUESTS = {"x86_64": guest, "aarch64": arm_guest}
 DEADLINE = 30.0
 TRYBOOT = b"[    1.0] reboot: Restarting system with command '0 tryboot'"
 
@@ -109,17 +109,19 @@ def test_half_a_card_is_refused(tmp_path: Path) -> None:
 # -- its life
 
 
-def files(name: str, told: bytes = TRYBOOT) -> dict[str, bytes]:
-    return {**slot(name), "Image": guest(f"slot {name} start ".encode(), told)}
+def files(arch: str, name: str, told: bytes = TRYBOOT) -> dict[str, bytes]:
+    return {**slot(name), "Image": GUESTS[arch](f"slot {name} start ".encode(), told)}
 
 
 class Lab:
     """A machine, what it reported, and its console."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, arch: str) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.spec = spec_in(directory)
-        self.card = make_card(directory / CARD, None, files("A"), files("B"))
+        self.writers: list[asyncio.StreamWriter] = []
+        self.arch = arch
+        self.spec = spec_in(directory, arch=arch, accel=Accel("tcg", "test", CPUS[arch]))
+        self.card = make_card(directory / CARD, None, files(arch, "A"), files(arch, "B"))
         self.machine = Machine(self.spec, lambda kind, detail: self.events.append((kind, detail)))
 
     async def until(self, what: Callable[[], bool], words: str) -> None:
@@ -147,14 +149,14 @@ class Lab:
         await writer.drain()
         self.writers.append(writer)
 
-    writers: list[asyncio.StreamWriter]
 
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+@pytest.fixture(params=list(CPUS))
+async def lab(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Lab]:
+    arch = str(request.param)
+    if shutil.which(f"qemu-system-{arch}") is None:
+        pytest.skip(f"qemu-system-{arch} is not installed")
     (tmp_path / "n1").mkdir()
-    it = Lab(tmp_path / "n1")
-    it.writers = []
+    it = Lab(tmp_path / "n1", arch)
     yield it
     for writer in it.writers:
         writer.close()
@@ -162,7 +164,6 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     await it.machine.wait()
 
 
-@needs_qemu
 async def test_restarts_go_through_the_rom(lab: Lab) -> None:
     machine = lab.machine
     await machine.start()
@@ -192,7 +193,6 @@ async def test_restarts_go_through_the_rom(lab: Lab) -> None:
     assert console.count("boot ROM: partition 3 (tryboot), kernel Image") == 1
 
 
-@needs_qemu
 async def test_memory_is_lost_with_the_power_only(lab: Lab) -> None:
     machine = lab.machine
     await machine.start()
@@ -207,14 +207,13 @@ async def test_memory_is_lost_with_the_power_only(lab: Lab) -> None:
     assert machine.resets == 0
 
 
-@needs_qemu
 async def test_the_next_start_takes_what_is_on_the_card_then(lab: Lab) -> None:
     from meshlab.parts import partition
 
     await lab.machine.start()
     await lab.says("slot A start 1")
     # As an update does while the system runs.
-    partition(lab.card, 2).write("Image", guest(b"updated start "))
+    partition(lab.card, 2).write("Image", GUESTS[lab.arch](b"updated start "))
     other = AUTOBOOT.replace(b"=2", b"=x").replace(b"=3", b"=2").replace(b"=x", b"=3")
     partition(lab.card, 1).write("autoboot.txt", other)
     await lab.tell("r")
@@ -223,7 +222,6 @@ async def test_the_next_start_takes_what_is_on_the_card_then(lab: Lab) -> None:
     await lab.says("updated start 3")
 
 
-@needs_qemu
 async def test_a_card_that_no_longer_boots_ends_the_machine_in_words(lab: Lab) -> None:
     from meshlab.parts import partition
 
@@ -242,7 +240,6 @@ async def test_a_card_that_no_longer_boots_ends_the_machine_in_words(lab: Lab) -
     assert not lab.machine.running
 
 
-@needs_qemu
 async def test_switching_off_and_dying_are_no_restarts(lab: Lab) -> None:
     await lab.machine.start()
     await lab.says("start 1")
@@ -257,7 +254,6 @@ async def test_switching_off_and_dying_are_no_restarts(lab: Lab) -> None:
     assert lab.happened("exited")[1] == {"status": 0, "reason": "stopped"}
 
 
-@needs_qemu
 async def test_power_cut_between_two_lives(lab: Lab) -> None:
     """Killed at any moment of a restart, it stays off and nothing is left running."""
     machine = lab.machine
@@ -276,30 +272,22 @@ async def test_power_cut_between_two_lives(lab: Lab) -> None:
     assert not [name for name in left if name.endswith(".sock")]
 
 
-@needs_qemu
-async def test_a_panic_is_reported_once(tmp_path: Path) -> None:
-    (tmp_path / "n1").mkdir()
-    lab = Lab(tmp_path / "n1")
-    lab.writers = []
+async def test_a_panic_is_reported_once(lab: Lab) -> None:
     panic = b"[    1.0] Kernel panic - not syncing: dm-verity device corrupted"
-    make_card(lab.card, None, files("A", panic), files("B"))
-    try:
-        await lab.machine.start()
-        await lab.says("start 1")
-        await lab.tell("p")
-        await lab.says("slot A start 2")
-        assert lab.happened("panic") == [{"message": "dm-verity device corrupted"}]
-        await lab.tell("r")
-        await lab.says("slot A start 3")
-        assert len(lab.happened("panic")) == 1
-    finally:
-        lab.machine.kill()
-        await lab.machine.wait()
+    make_card(lab.card, None, files(lab.arch, "A", panic), files(lab.arch, "B"))
+    await lab.machine.start()
+    await lab.says("start 1")
+    await lab.tell("p")
+    await lab.says("slot A start 2")
+    assert lab.happened("panic") == [{"message": "dm-verity device corrupted"}]
+    await lab.tell("r")
+    await lab.says("slot A start 3")
+    assert len(lab.happened("panic")) == 1
 
 
-@needs_qemu
 async def test_command_lines_that_no_kernel_takes(lab: Lab) -> None:
-    make_card(lab.card, None, {**files("A"), "cmdline.txt": b"a" * 2040}, files("B"))
+    long = {**files(lab.arch, "A"), "cmdline.txt": b"a" * 2040}
+    make_card(lab.card, None, long, files(lab.arch, "B"))
     with pytest.raises(MachineError, match=r"cmdline\.txt on partition 2 leaves no room"):
         await lab.machine.start()
     lab.card.unlink()

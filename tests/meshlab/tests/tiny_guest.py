@@ -58,3 +58,35 @@ def guest(
     elf = b"\x7fELF\x02\x01\x01" + bytes(9)
     elf += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, base, 64, 0, 0, 64, 56, 2, 64, 0, 0)
     return elf + load + notes + note + bytes(code)
+
+
+_ARM_CODE = """
+d2a12001 52800e05 b9002c25 52806025 b9003025
+d2a86002 39400043 11000463 39000043
+100003e4 94000019 1100c065 b9000025 528001a5 b9000025 52800145 b9000025
+b9401825 3727ffe5 b9400025 12001ca5
+52b08000 72800120 7101c8bf 540000c0 7101c0bf 540000c0 72800100 7101bcbf 54fffe81
+d4000002 17fffff2
+10000284 94000002 17fffffc
+38401485 34000065 b9000025 17fffffd d65f03c0
+"""
+# x1: the serial port (PL011 of -M virt); line control, on
+# x2: a byte in memory, counted up
+# say(first text), digit, CR, LF
+# wait for a letter: flag register, data register
+# PSCI (Arm DEN 0022): 0x84000009 is SYSTEM_RESET for r and p, 0x84000008 SYSTEM_OFF for o
+# hvc #0, and back to waiting
+# p: say(second text) before the call
+# say: bytes up to a NUL
+
+
+def arm_guest(
+    ready: bytes = b"ready", told: bytes = b"[    1.0] Kernel panic - not syncing: told to"
+) -> bytes:
+    """Return the same for arm64 and QEMU's ``-M virt``, as an ``Image`` of Linux's format."""
+    first, second = ready + b"\0", told + b"\r\n\0"
+    assert len(first) <= 48
+    code = b"".join(struct.pack("<I", int(word, 16)) for word in _ARM_CODE.split())
+    # Documentation/arch/arm64/booting.rst: a branch over the header; where to, how much, flags.
+    head = struct.pack("<IIQQQQQQ4sI", 0x14000010, 0, 0, 0x10000, 0, 0, 0, 0, b"ARM\x64", 0)
+    return head + code + first.ljust(48, b"\0") + second
