@@ -827,10 +827,12 @@ def test_without_the_right_to_write_the_line_to_type_is_printed(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setenv("THICKET_CACHE", "/a cache")
+    monkeypatch.setattr(sys, "_base_executable", "/opt/python/bin/python3", raising=False)
     monkeypatch.chdir(TOP)
     status, said = run(capsys, "--image", image, "--force-fixed", loop.path)
     assert status == 1
-    line = f"sudo env 'THICKET_CACHE=/a cache' bin/flash --image {image} --force-fixed {loop.path}"
+    words = f"--image {image} --force-fixed {loop.path}"
+    line = f"sudo env 'THICKET_CACHE=/a cache' PYTHON=/opt/python/bin/python3 bin/flash {words}"
     assert f"may be written by root only. Run:\n    {line}\n" in said
 
 

@@ -441,7 +441,12 @@ class Session:
         program = Path(__file__).resolve().parents[3] / "bin/flash"
         with contextlib.suppress(ValueError):
             program = program.relative_to(Path.cwd())
-        return shlex.join(["sudo", "env", f"THICKET_CACHE={_cache()}", str(program), *self._words])
+        settled = [f"THICKET_CACHE={_cache()}"]
+        # Root's search path may lead to another Python, for which an environment would be made.
+        python = str(getattr(sys, "_base_executable", sys.executable))
+        if not python.startswith(("/usr/bin/", "/usr/local/bin/")):
+            settled.append(f"PYTHON={python}")
+        return shlex.join(["sudo", "env", *settled, str(program), *self._words])
 
     def _configure(
         self, stack: contextlib.ExitStack, content: source.Content, config: bytes | None
