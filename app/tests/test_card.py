@@ -345,3 +345,13 @@ class TestCommand:
         assert done.returncode == 1
         assert "cannot be opened" in done.stdout
         assert done.stderr == ""
+
+    def test_growing_says_what_is_wrong(self, tmp_path: Path) -> None:
+        """On a real ext4 this is a test of a running node, tests/mesh/test_card.py."""
+        code = "import sys; from thicket.card import main; sys.exit(main())"
+        for place, words in ((tmp_path / "absent", "No such file"), ("/proc", "cannot be made")):
+            command = [sys.executable, "-c", code, "--grow", str(place), "1"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 1
+            assert words in done.stdout
+            assert done.stderr == ""

@@ -82,10 +82,11 @@ data_grow() {
 	data_known=''
 	[ ! -f /data/thicket/size ] || read -r data_known </data/thicket/size
 	[ "$data_known" != "$data_sectors" ] || return 0
-	if resize2fs "$device" >/run/thicket/resize2fs.log 2>&1; then
+	if data_said=$(/usr/lib/thicket/data-partition --grow /data "$data_sectors" 2>&1); then
+		say 6 "/data grown: $data_said"
 		data_note_size
 	else
-		say 4 "/data could not be grown, see /run/thicket/resize2fs.log"
+		say 4 "/data could not be grown: $data_said"
 	fi
 }
 
