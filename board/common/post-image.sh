@@ -52,7 +52,8 @@ cmdline() {
 		console=serial0,115200 quiet panic=10 \
 		root=/dev/dm-0 rootfstype=erofs ro rootwait "dm-mod.waitfor=$device" \
 		"dm-mod.create=\"root,,,ro,0 $((blocks * 8)) verity 1 $device $device 4096 4096 $blocks $blocks sha256 $hash $salt 1 panic_on_corruption\"" \
-		reserve_mem=64K:4096:oops ramoops.mem_name=oops
+		reserve_mem=256K:4096:oops ramoops.mem_name=oops ramoops.record_size=65536 \
+		ramoops.console_size=0 ramoops.ftrace_size=0 ramoops.pmsg_size=0
 	printf '%s\n' "thicket.slot=$1 thicket.boot=/dev/slots/config thicket.data=/dev/slots/data"
 }
 
