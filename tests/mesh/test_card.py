@@ -317,6 +317,20 @@ async def test_an_orderly_end_is_told_from_a_power_cut(node: Node) -> None:
     assert (await node.run("cat /data/kept")).strip() == "kept"
 
 
+async def test_a_way_in_is_open_before_the_daemon_closes_it(node: Node) -> None:
+    """What was open last time is open without the daemon, which then does what is configured."""
+    await node.run("touch /data/thicket/console; sync")
+    await node.off()
+    await node.start()
+
+    async def closed() -> bool:
+        # init.d/S60access.sh had written the line, the daemon switched it off
+        return "\n#:respawn:sh -l </dev/ttyS0" in await node.run("cat /etc/inittab")
+
+    await node.until(closed, "the daemon closed what the scripts had opened")
+    await node.run("[ ! -e /data/thicket/console ]")
+
+
 async def test_the_saved_time_is_the_least(node: Node) -> None:
     # the machine's own clock is right; the file says that it is behind
     await node.run("touch -d 2031-05-06 /data/thicket/clock; sync")
@@ -335,6 +349,7 @@ async def test_a_card_copied_to_a_larger_one_grows(node: Node) -> None:
     node.resize(420)
     await node.start()
     assert await kibibytes(node) > 210 * 1024
+    assert "/data grown" in await node.run("dmesg")
     assert (await node.status())["data"]["state"] == "clean"
     assert (await node.run("cat /data/kept")).strip() == "kept"
 
