@@ -6,7 +6,8 @@ set -eu
 
 target=$1
 board=$2
-top=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+# Buildroot knows this folder by a link (br2-external/board).
+top=$(CDPATH='' cd -P -- "$(dirname -- "$0")/../.." && pwd)
 # shellcheck source=/dev/null
 . "$top/board/$board/board.conf"
 

@@ -7,7 +7,8 @@ set -eu
 
 images=$1
 board=$2
-top=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+# Buildroot knows this folder by a link (br2-external/board).
+top=$(CDPATH='' cd -P -- "$(dirname -- "$0")/../.." && pwd)
 common=$top/board/common
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -16,7 +16,8 @@ import pytest
 
 from firmware import boards, card
 
-POST_IMAGE = boards.ROOT / "board/common/post-image.sh"
+# By the link that Buildroot uses as well.
+POST_IMAGE = boards.ROOT / "br2-external/board/common/post-image.sh"
 FIRMWARE = ("bootcode.bin", "start.elf", "fixup.dat", "start4.elf", "fixup4.dat")
 
 
