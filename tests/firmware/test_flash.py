@@ -185,7 +185,7 @@ def test_whatever_was_on_the_card(image: Path) -> None:
         old=st.one_of(st.binary(min_size=1, max_size=3), st.just(b"\x53\xef"), st.just(wanted)),
         extra=st.integers(0, 9000).map(lambda n: n * 512),
         with_map=st.booleans(),
-        config=st.one_of(st.none(), st.text("abc\n", max_size=5000)),
+        config=st.one_of(st.none(), st.text("abc\n", max_size=99), st.just("# long\n" * 6000)),
     )
     def whatever(old: bytes, extra: int, with_map: bool, config: str | None) -> None:
         size = small_card.SIZE + MIB + extra
@@ -278,6 +278,44 @@ def test_a_map_that_names_zeros_makes_no_partition_used(image: Path) -> None:
         assert opened.map is not None
         outside = MIB  # the end of the card is in no map
         assert writer.total == ranges.length(opened.map.mapped) + outside
+
+
+def test_everything_that_a_map_names_is_written(bare: Path) -> None:
+    """Somebody else's map may name the whole image, zeros and all."""
+    with bare.open("rb") as file:
+        whole = bmap.make(file, [(0, small_card.SIZE)])
+    bare.with_name("card.img.bmap").write_bytes(bmap.render(whole))
+    target = Memory()
+    written(bare, target)
+    assert target.data[: small_card.SIZE] == bare.read_bytes()
+
+
+def test_a_configuration_that_is_not_the_wanted_one_on_the_card_is_found(image: Path) -> None:
+    target = Memory()
+    with source.opened(image) as opened:
+        writer = Writer(source.Content(opened), target, quiet())
+        with pytest.raises(FlashError, match="on /dev/card is not what was written"):
+            writer.run(TOML)
+    assert writer.state is State.WRITTEN
+    assert not has_mbr(target.data)
+
+
+def test_an_mcopy_that_writes_something_else_is_found(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.which("mcopy")
+    assert real, "mtools is missing"
+    wrong = tmp_path / "mcopy"
+    wrong.write_text(f'#!/bin/sh\necho wrong | {real} "$@"\n')
+    wrong.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with source.opened(image) as opened:
+        part = opened.layout[card.CONFIG]
+        with (
+            source.partition_file(source.Content(opened).read_into, part) as file,
+            pytest.raises(FlashError, match="mcopy wrote another"),
+        ):
+            settings.put(file, TOML)
 
 
 def has_mbr(data: bytes | bytearray) -> bool:
