@@ -204,25 +204,26 @@ async def test_the_other_slot_by_trial_and_by_autoboot(device: Device) -> None:
     assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
 
 
-@pytest.mark.parametrize("model", ["pi3", "pi3+", "zero2w", "pi4", "cm4", "pi5"])
-async def test_every_pi_finds_its_files(image: parts.RealParts, model: str) -> None:
+TREES = {
+    "pi3": "bcm2710-rpi-3-b.dtb",
+    "pi3+": "bcm2710-rpi-3-b-plus.dtb",
+    "zero2w": "bcm2710-rpi-zero-2-w.dtb",
+    "pi4": "bcm2711-rpi-4-b.dtb",
+    "cm4": "bcm2711-rpi-cm4.dtb",
+    "pi5": "bcm2712-rpi-5-b.dtb",
+}
+
+
+@pytest.mark.parametrize("model", TREES)
+async def test_every_pi_finds_its_files(model: str) -> None:
     """What QEMU does not read: firmware, device tree, and lines that are not cut off."""
-    if image.image != "rpi64":
-        pytest.skip("only the Raspberry Pi image has what a Raspberry Pi reads")
     card = cache_root() / "build" / "rpi64" / "images" / "card.img"
+    if not card.exists():
+        pytest.skip("the firmware rpi64 is not built here (`make rpi64`)")
     for request, number in ((bootrom.Request(), 2), (bootrom.Request(tryboot=True), 3)):
         found = bootrom.boot(card, request, bootrom.MODELS[model])
         assert (found.partition, found.notes) == (number, ())
-        fat = parts.partition(card, number)
-        trees = {
-            "pi3": "bcm2710-rpi-3-b.dtb",
-            "pi3+": "bcm2710-rpi-3-b-plus.dtb",
-            "zero2w": "bcm2710-rpi-zero-2-w.dtb",
-            "pi4": "bcm2711-rpi-4-b.dtb",
-            "cm4": "bcm2711-rpi-cm4.dtb",
-            "pi5": "bcm2712-rpi-5-b.dtb",
-        }
-        assert fat.has(trees[model]), f"no {trees[model]} on partition {number}"
+        assert parts.partition(card, number).has(TREES[model])
     first = parts.partition(card, cards.CONFIG)
     assert first.has("bootcode.bin"), "a Pi 3 and a Zero 2 W begin with it"
 
@@ -350,9 +351,6 @@ async def test_data_grows_to_the_card_s_end_and_survives_power_cuts(device: Devi
 
 @pytest.mark.parametrize("behind", ["nothing", "zeros", "garbage"])
 async def test_a_card_cut_off_behind_the_roots(device: Device, behind: str) -> None:
-    await device.on()
-    await device.data_state()
-    await device.off()
     end = device.layout()[cards.ROOT_B].end
     os.truncate(device.card, end)
     if behind != "nothing":
@@ -360,7 +358,9 @@ async def test_a_card_cut_off_behind_the_roots(device: Device, behind: str) -> N
     if behind == "garbage":
         with device.card.open("r+b") as file:
             file.seek(end)
-            file.write(random.Random(1).randbytes(SIZE - end))
+            chance = random.Random(1)
+            for _ in range((SIZE - end) // MIB):
+                file.write(chance.randbytes(MIB))
     await device.on()
     state = await device.data_state()
     await device.run("echo works >/data/x && sync")
