@@ -164,13 +164,13 @@ async def device(image: parts.RealParts, tmp_path: Path) -> AsyncIterator[Device
 
 async def test_slot_a_starts_as_autoboot_says(device: Device) -> None:
     await device.on()
-    root = await device.run("cat /proc/cmdline; cat /proc/mounts; ls /sys/block/dm-0/slaves")
+    root = await device.run("cat /proc/cmdline; cat /proc/mounts; echo /sys/block/dm-0/slaves/*")
     booted = device.machine.booted
     assert booted is not None
     assert (booted.partition, booted.notes) == (cards.BOOT_A, ())
     words = root.split()
     assert "thicket.slot=A" in words
-    assert "vda5" in words
+    assert "/sys/block/dm-0/slaves/vda5" in words
     mounts = [line.split() for line in root.splitlines() if " / " in line]
     assert [mount[2] for mount in mounts] == ["erofs"]
     assert "ro" in mounts[0][3].split(",")
@@ -190,7 +190,7 @@ async def test_the_other_slot_by_trial_and_by_autoboot(device: Device) -> None:
     await device.data_state()
     await device.restart(f"python3 -c {trial}")
     assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
-    assert (await device.run("ls /sys/block/dm-0/slaves")).split() == ["vda6"]
+    assert (await device.run("cd /sys/block/dm-0/slaves && echo *")).strip() == "vda6"
     booted = device.machine.booted
     assert booted is not None
     assert (booted.partition, booted.tryboot) == (cards.BOOT_B, True)
@@ -204,13 +204,15 @@ async def test_the_other_slot_by_trial_and_by_autoboot(device: Device) -> None:
     assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
 
 
+# The Raspberry Pi kernel's names, which the firmware looks for; and mainline's, where an image was
+# built from that (the firmware takes those with upstream_kernel=1).
 TREES = {
-    "pi3": "bcm2710-rpi-3-b.dtb",
-    "pi3+": "bcm2710-rpi-3-b-plus.dtb",
-    "zero2w": "bcm2710-rpi-zero-2-w.dtb",
-    "pi4": "bcm2711-rpi-4-b.dtb",
-    "cm4": "bcm2711-rpi-cm4.dtb",
-    "pi5": "bcm2712-rpi-5-b.dtb",
+    "pi3": ("bcm2710-rpi-3-b.dtb", "bcm2837-rpi-3-b.dtb"),
+    "pi3+": ("bcm2710-rpi-3-b-plus.dtb", "bcm2837-rpi-3-b-plus.dtb"),
+    "zero2w": ("bcm2710-rpi-zero-2-w.dtb", "bcm2837-rpi-zero-2-w.dtb"),
+    "pi4": ("bcm2711-rpi-4-b.dtb",),
+    "cm4": ("bcm2711-rpi-cm4.dtb", "bcm2711-rpi-cm4-io.dtb"),
+    "pi5": ("bcm2712-rpi-5-b.dtb",),
 }
 
 
@@ -223,7 +225,8 @@ async def test_every_pi_finds_its_files(model: str) -> None:
     for request, number in ((bootrom.Request(), 2), (bootrom.Request(tryboot=True), 3)):
         found = bootrom.boot(card, request, bootrom.MODELS[model])
         assert (found.partition, found.notes) == (number, ())
-        assert parts.partition(card, number).has(TREES[model])
+        fat = parts.partition(card, number)
+        assert any(fat.has(name) for name in TREES[model]), f"none of {TREES[model]}"
     first = parts.partition(card, cards.CONFIG)
     assert first.has("bootcode.bin"), "a Pi 3 and a Zero 2 W begin with it"
 
@@ -404,16 +407,10 @@ async def test_the_last_words_of_a_panic_survive_the_restart(
     await device.data_state()
     await device.restart("echo c >/proc/sysrq-trigger")
     assert "sysrq" in device.seen("panic")[0]["message"]
-    kept = "grep -l sysrq /sys/fs/pstore/* /data/thicket/* /run/thicket/* 2>/dev/null; true"
-    found: list[str] = []
-
-    async def told() -> bool:
-        found[:] = (await device.run(kept)).split()
-        return bool(found)
-
-    deadline = asyncio.get_running_loop().time() + 60
-    while not await told():
-        assert asyncio.get_running_loop().time() < deadline, device.report()
-        await asyncio.sleep(1)
-    restart = json.loads(await device.run("cat /run/thicket/last-restart.json"))
-    assert "panic" in json.dumps(restart)
+    kept = await device.run("cat /sys/fs/pstore/* /data/thicket/* 2>/dev/null; true")
+    assert "sysrq triggered crash" in kept, device.report()
+    # And the daemon says so, in words.
+    told = "i=0; until [ -s $f ] || [ $i = 60 ]; do sleep 1; i=$((i+1)); done; cat $f"
+    restart = json.loads(await device.run(f"f=/run/thicket/last-restart.json; {told}"))
+    assert restart["reason"] == "panic", restart
+    assert "sysrq" in json.dumps(restart)
