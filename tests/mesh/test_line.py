@@ -119,6 +119,23 @@ async def test_a_killed_node_is_missed_and_comes_back_as_itself(lab: Lab, nodes:
     assert any(line.split()[1:3] == ["/data", "ext4"] for line in mounts.splitlines())
 
 
+async def test_a_node_that_restarts_itself_rejoins(lab: Lab, nodes: Nodes) -> None:
+    """With a card that is another QEMU, started through the boot ROM: to the lab, the same."""
+    begun = round(lab.elapsed, 1)
+    await nodes.run("n2", "(sleep 0.5; reboot) >/dev/null 2>&1 & true")
+
+    def said(text: str) -> bool:
+        mine = [e for e in lab.state.events if e.node == "n2" and e.at >= begun]
+        return any(text in event.text for event in mine)
+
+    await lab.wait(lambda: said("restarts (guest-reset)"), 60, "n2 restarts")
+    await lab.wait(lambda: nodes.status("n2", "radio", "state") == "joined", 120, "n2 is back")
+    await nodes.whole()
+    assert await nodes.reaches("n1", "n3")
+    assert lab.state.nodes["n2"].power == "running"
+    assert not said("switched") and not said("ended"), "it was never off"
+
+
 async def test_a_killed_daemon_is_back_and_rejoins(lab: Lab, nodes: Nodes) -> None:
     before = nodes.status("n2", "restarts")
     await nodes.run("n2", "kill -9 $(pidof thicketd)")
