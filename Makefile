@@ -81,13 +81,13 @@ test-unit: packages-test ## Tests that boot nothing
 test-mesh: packages-test ## Tests on running nodes: boots several small meshes in QEMU
 	@$(python) -m pytest tests/mesh $(PYTEST)
 
-bench: packages ## Print figures: time to a formed mesh, CPU, memory, frames, round trips
-	@$(python) -m meshlab.bench
+bench: packages ## Print figures of IMAGE: sizes, boot, mesh, CPU, memory, frames, round trips
+	@$(python) -m meshlab.bench --image "$(IMAGE)" $(if $(SIZES),--sizes $(SIZES))
 
 ##@ Keep house
 
 packages: ## Install the distribution packages that the simulator needs, or print the line that does
-	@bin/host-setup packages run
+	@bin/host-setup packages run $(if $(filter rpi64,$(IMAGE)),rpi64)
 
 packages-test:
 	@bin/host-setup packages run test
@@ -111,18 +111,21 @@ distclean: ## Delete the whole cache
 help: ## This text
 	@awk 'BEGIN { FS = ":.*## " } \
 	      /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	      /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	      /^[a-z0-9_-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@printf '\nVariables of qemu-mesh\n'
 	@printf '  %-34s %s\n' \
 		'N=5' 'how many nodes' \
 		'TOPOLOGY=grid' 'line, ring, grid, full, random or star' \
 		'SECURITY=open' 'open, or sae (a passphrase)' \
-		'IMAGE=lab' 'what they run: the lab image, or a directory with another' \
+		'IMAGE=lab' 'what they run: lab, or the firmware x86_64 or rpi64, or a card image' \
 		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
 		'KEEP=1' 'go on with the chips and disks of the last run'
+	@printf '\nmake BOARD-TARGET: menuconfig, linux-menuconfig, savedefconfig, show-size, sbom, cve, legal-info, sdk ...\n'
+	@printf 'TOOLCHAIN=, EXTRA=, BUILDROOT=: docs/building.md\n'
 	@printf '\nPYTEST="-k name -x" goes to pytest. The cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
-.PHONY: bench clean distclean flash format help lab-image lint packages packages-flash packages-test \
+.PHONY: bench clean defconfigs distclean flash format help lab-image lint packages packages-build \
+	packages-flash packages-test rpi64 x86_64 \
 	qemu-mesh relay test test-mesh test-unit

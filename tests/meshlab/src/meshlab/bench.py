@@ -21,9 +21,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from firmware import build, sizes
 from meshlab import parts, topology
 from meshlab.cli import run_supervised
 from meshlab.lab import Lab, LabError, LabSpec, NotFormedError
+from meshlab.machine import MachineSpec
 from meshlab.paths import cache_root
 from meshlab.rpc import RpcError
 from meshlab.state import LabState, get
@@ -32,6 +34,9 @@ SIZES = (3, 8, 20)
 QUICK_SIZES = (3,)
 HOPS = (1, 2, 4)
 QUICK_HOPS = (1, 2)
+
+PACKAGES = 12
+"""How many packages the table of sizes has."""
 
 SETTLE = 20.0
 """Seconds of a formed mesh over which idle figures are taken."""
@@ -44,6 +49,7 @@ class Forming:
     nodes: int
     formed: float | None
     lacking: str = ""
+    shell: list[float] = field(default_factory=list)
     boot: list[float] = field(default_factory=list)
     joined: list[float] = field(default_factory=list)
     first_peer: list[float] = field(default_factory=list)
@@ -129,6 +135,7 @@ async def measure_forming(made: parts.RealParts, count: int, timeout: float) -> 
             begun = lab.elapsed
             await asyncio.sleep(SETTLE)
             await lab.measure_guests()
+            result.shell = await shell_times(lab)
             seconds = lab.elapsed - begun
             for name, node in lab.state.nodes.items():
                 result.idle_percent.append(100 * (node.cpu_seconds - before[name]) / seconds)
@@ -153,6 +160,16 @@ async def measure_forming(made: parts.RealParts, count: int, timeout: float) -> 
                 if value is not None:
                     values.append(value)
     return result, lab
+
+
+async def shell_times(lab: Lab) -> list[float]:
+    """Return when each node's init was ready (rcS notes it), in guest seconds after power-on."""
+    found = []
+    for name in lab.nodes:
+        status, output = await lab.run(name, "cat /run/thicket/booted", 30)
+        if status == 0:
+            found.append(float(output))
+    return found
 
 
 async def measure_round_trips(
@@ -181,6 +198,7 @@ def report(facts: Sequence[tuple[str, str]], formings: Sequence[Forming]) -> str
             (
                 str(one.nodes),
                 formed,
+                middle(one.shell),
                 middle(one.boot),
                 middle(one.first_peer),
                 middle(one.joined),
@@ -191,7 +209,15 @@ def report(facts: Sequence[tuple[str, str]], formings: Sequence[Forming]) -> str
                 middle(one.daemon_mib, 0),
             )
         )
-    head = ["nodes", "formed, s", "daemon, s", "first peer, s", "joined, s", "CPU to joined, s"]
+    head = [
+        "nodes",
+        "formed, s",
+        "shell, s",
+        "daemon, s",
+        "first peer, s",
+        "joined, s",
+        "CPU to joined, s",
+    ]
     head += ["CPU idle, %", "QEMU, MiB", "guest, MiB", "daemon, MiB"]
     medium = [
         (
@@ -217,6 +243,27 @@ def report(facts: Sequence[tuple[str, str]], formings: Sequence[Forming]) -> str
     return "\n\n".join(texts)
 
 
+def report_sizes(image: str) -> str:
+    """Return the tables of a built firmware's sizes; nothing for other images."""
+    output = build.images(image).parent
+    if image not in parts.CARDS or not (output / "build").is_dir():
+        return ""
+    packages = sizes.by_package(output)
+    mib = 1 << 20
+    rows = [(name, f"{size / mib:.1f}") for name, size in sizes.by_part(output).items()]
+    rows += [("root, uncompressed", f"{packages.total() / mib:.1f}")]
+    head, *others = sizes.beside_others(output, MachineSpec.memory_mib)
+    texts = [
+        table(("part of the card", "MiB"), rows),
+        table(
+            ("package", "MiB of the root"),
+            [(name, f"{size / mib:.1f}") for name, size in packages.most_common(PACKAGES)],
+        ),
+        table(head, others),
+    ]
+    return "\n\n".join(texts) + "\n\n"
+
+
 def report_round_trips(found: Sequence[RoundTrip]) -> str:
     """Return the table of round trips."""
     rows = []
@@ -237,6 +284,7 @@ async def run(sizes: Sequence[int], hops: Sequence[int], image: str) -> int:
         print(text, file=sys.stderr, flush=True)
 
     made = parts.load(image, cache_root(), 1, progress)
+    print(report_sizes(image), end="", flush=True)
     formings = []
     facts: list[tuple[str, str]] = []
     status = 0
