@@ -14,7 +14,7 @@ from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
-from erlang import Erl, program
+from erlang import Erl, a_real_epmd, mapped
 from private_network import Network, in_private_network, until
 
 from thicket.distribution import (
@@ -24,7 +24,7 @@ from thicket.distribution import (
     connection,
     epmd,
     handshake,
-    services,
+    processes,
 )
 from thicket.distribution.connection import Connection
 from thicket.distribution.etf import Atom
@@ -40,14 +40,14 @@ class Events(list[tuple[str, dict[str, Any]]]):
         return [detail for found, detail in self if found == kind]
 
 
-class Sink(services.Process):
+class Sink(processes.Process):
     """Keeps what it is sent."""
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self.messages: list[Any] = []
 
-    def on_message(self, connection: Connection, message: Any) -> None:
+    def on_message(self, connection: Connection | None, message: Any) -> None:
         self.messages.append(message)
 
 
@@ -70,41 +70,6 @@ async def a_node(
         yield node, events
     finally:
         await node.stop()
-
-
-@asynccontextmanager
-async def a_real_epmd(network: Network) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run Erlang's own port mapper, which answers on every address."""
-    daemon = await asyncio.create_subprocess_exec(
-        program("epmd"), "-port", str(network.epmd_port), "-relaxed_command_check"
-    )
-
-    async def answers() -> None:
-        while True:
-            try:
-                await epmd.names("::1", port=network.epmd_port)
-                return
-            except OSError:
-                await asyncio.sleep(0.01)
-
-    try:
-        async with asyncio.timeout(20):
-            await answers()
-        yield daemon
-    finally:
-        if daemon.returncode is None:
-            daemon.kill()
-            await daemon.wait()
-
-
-async def mapped(node: Node, seconds: float = 20.0) -> None:
-    """Wait until stock nodes can find *node*."""
-
-    def known() -> bool:
-        found = node.statistics()["epmd"]
-        return node.host in found["served"] or found["registered_at"] is not None
-
-    await until(known, f"{node.name} can be found: {node.statistics()}", seconds)
 
 
 def names(node: Node) -> list[str]:
@@ -229,10 +194,10 @@ async def test_erlang_finds_us_by_our_port_mapper(network: Network) -> None:
             assert not [line for line in erl.log if "ERROR" in line], erl.log
 
 
-class PidSender(services.Process):
+class PidSender(processes.Process):
     """Answers a pid with one of a process that does not exist and that of rex."""
 
-    def on_message(self, connection: Connection, message: Any) -> None:
+    def on_message(self, connection: Connection | None, message: Any) -> None:
         dead, alive = self.node.new_pid(), self.node._names["rex"].pid
         self.node.send_to(connection, self.pid, message, (Atom("pids"), dead, alive))
 
@@ -343,7 +308,7 @@ async def test_a_killed_node_is_noticed_at_once(network: Network) -> None:
         await mapped(node)
         async with await Erl.start(network, "e", network.address(2)) as erl:
             await node.connect(erl.name)
-            waiting = asyncio.create_task(node._call(erl.name, "init", "nothing", 60))
+            waiting = asyncio.create_task(node.request(("init", erl.name), "nothing", 60))
             await asyncio.sleep(0)
             erl.signal(signal.SIGKILL)
             # The tick time is a minute; the closed connection tells it.

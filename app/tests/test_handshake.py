@@ -369,7 +369,7 @@ CONTROL = (frames.REG_SEND, Atom("a"), Atom(""), Atom("sink"))
     st.booleans(),
     st.integers(1, 70_000),
 )
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_messages_come_out_as_they_went_in(
     payloads: list[bytes | None], header: bool, fragments: bool, cut: int
 ) -> None:

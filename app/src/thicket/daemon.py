@@ -201,6 +201,7 @@ class Daemon:
         self.address: IPv6Interface | None = None
         self.mesh: Any = None
         self.node: Any = None
+        self.remote: Any = None
         self.discovery: Discovery | None = None
         self.membership: Membership | None = None
         self.status = Writer(
@@ -402,7 +403,9 @@ class Daemon:
                     membership.heard(address, True)
             await membership.run()
         finally:
-            self.node = self.membership = None
+            if self.remote is not None:
+                self.remote.close()
+            self.node = self.membership = self.remote = None
             del self.problems.sources["cluster"]
             await node.stop()
 
@@ -645,6 +648,9 @@ class Daemon:
             "peers": self._on_peers,
             "nodes": self._on_nodes,
             "ping": self._on_ping,
+            "call": self._on_call,
+            "publish": self._on_publish,
+            "events": self._on_events,
             "reload": self._on_reload,
             "config": self._on_config,
             "config-apply": self._on_config_apply,
@@ -677,6 +683,34 @@ class Daemon:
             code = str(getattr(e, "code", "no-answer"))
             raise RequestError(code, str(e) or type(e).__name__) from e
         return {"node": name, "milliseconds": round(seconds * 1000, 3)}
+
+    async def _on_call(self, params: dict[str, Any]) -> Any:
+        remote = self._remote()
+        return await self._asked(remote.call(self.resolve(str(params.get("node", ""))), params))
+
+    async def _on_publish(self, params: dict[str, Any]) -> Any:
+        return await self._asked(self._remote().publish(params))
+
+    async def _on_events(self, params: dict[str, Any]) -> Any:
+        return await self._asked(self._remote().events(params))
+
+    def _remote(self) -> Any:
+        """What people ask of the cluster."""
+        if self.node is None:
+            raise RequestError("not-joined", "the node has not joined the mesh yet")
+        if self.remote is None:
+            from thicket.distribution.remote import Remote  # noqa: PLC0415  # rare
+
+            self.remote = Remote(self.node)
+        return self.remote
+
+    async def _asked(self, request: Awaitable[Any]) -> Any:
+        from thicket.distribution.remote import RemoteProblem  # noqa: PLC0415
+
+        try:
+            return await request
+        except RemoteProblem as e:
+            raise RequestError(e.code, str(e)) from e
 
     def resolve(self, text: str) -> str:
         """The full name of the node that a person means by ``text``.
