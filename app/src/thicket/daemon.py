@@ -125,6 +125,12 @@ class Parts:
             on_change=on_change,
         )
 
+    def applications(self) -> dict[str, Callable[[], Any]]:
+        """The installed applications by name, each as a function that imports it."""
+        from thicket.entrypoints import find  # noqa: PLC0415
+
+        return find("thicket.applications")
+
 
 class FailingError(Exception):
     """A part failed too often."""
@@ -202,6 +208,7 @@ class Daemon:
         self.mesh: Any = None
         self.node: Any = None
         self.remote: Any = None
+        self.applications: Any = None
         self.discovery: Discovery | None = None
         self.membership: Membership | None = None
         self.status = Writer(
@@ -401,13 +408,36 @@ class Daemon:
             if self.discovery is not None:  # what was heard before
                 for address in self.discovery.table.entries:
                     membership.heard(address, True)
-            await membership.run()
+            running = asyncio.get_running_loop().create_task(self._run_applications(node))
+            try:
+                await membership.run()
+            finally:
+                running.cancel()
+                await asyncio.wait({running}, timeout=GRACE)
         finally:
             if self.remote is not None:
                 self.remote.close()
             self.node = self.membership = self.remote = None
             del self.problems.sources["cluster"]
             await node.stop()
+
+    async def _run_applications(self, node: Any) -> None:
+        """Run what is installed on this node; it never takes the cluster with it."""
+        await asyncio.sleep(LATER)
+        try:
+            found = self.make.applications()
+            if not found:
+                return
+            from thicket.applications import Applications  # noqa: PLC0415  # mostly not needed
+
+            self.applications = Applications(node, self.settings.application, self.problems, found)
+            await self.applications.run()
+        except Exception as e:
+            logger.exception("applications cannot be run")
+            message = f"applications cannot be run: {type(e).__name__}: {e}"
+            self.problems.report("applications", "part-failed", message, "warning")
+        finally:
+            self.applications = None
 
     def _cluster_changed(self, kind: str, detail: dict[str, Any]) -> None:
         if kind == "node-up":
@@ -545,6 +575,8 @@ class Daemon:
             self.discovery.apply(_discovery_settings(self.settings))
         if moved or "cluster" in sections:
             self._restart("cluster")
+        elif "application" in sections and self.applications is not None:
+            self.applications.settings_changed(self.settings.application)
         return sorted(path for path in changed if path.startswith("identity."))
 
     def _restart(self, name: str) -> None:
@@ -612,6 +644,7 @@ class Daemon:
                 "node": self.node.name if self.node is not None else None,
                 "nodes": self.nodes(),
             },
+            "applications": self.applications.status() if self.applications is not None else [],
             "discovery": self.discovery.snapshot() if self.discovery is not None else None,
             "memory_kib": memory_kib(),
             "cpu_seconds": round(time.process_time(), 3),

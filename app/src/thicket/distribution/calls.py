@@ -279,7 +279,9 @@ class Job(Process):
                 reason = raised(self._result, exported.name, "exit", _CANCELLED)
             else:
                 reason = self._why
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also one that exits: it must not end the node
             reason = failed(self._result, exported, self._arguments, error)
         if self._connection is not None and self.monitors:
             with suppress(asyncio.CancelledError):
@@ -332,7 +334,7 @@ def raised(result: Any, name: str, kind: str, reason: Any, trace: Any = None) ->
     return (result, Atom(kind), reason)
 
 
-def failed(result: Any, exported: Exported, arguments: list[Any], error: Exception) -> Any:
+def failed(result: Any, exported: Exported, arguments: list[Any], error: BaseException) -> Any:
     """Return how a process ends whose function has raised *error*."""
     module, function = map(Atom, split_function(exported.name))
     if isinstance(error, Throw):
@@ -497,7 +499,9 @@ class Calls:
         token = CALLER.set(Caller(str(caller.node), caller))
         try:
             return returned(result, exported.function(*exported.signature.convert(arguments)))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # would end the connection, or the node
             return failed(result, exported, arguments, error)
         finally:
             CALLER.reset(token)
