@@ -120,6 +120,7 @@ class Connection(asyncio.BufferedProtocol):
         # Long messages, in fragments, by sender: those of one sender leave in their order.
         self._long: dict[Any, deque[tuple[int, Iterator[bytes]]]] = {}
         self._long_size = 0
+        self._longest = 0  # of those that wait now
 
     # --- asyncio's side -----------------------------------------------------------------------
 
@@ -231,13 +232,14 @@ class Connection(asyncio.BufferedProtocol):
             queue.append((size + len(encoded), self._parts(encoded, payload)))
         elif payload is not None and size > frames.FRAGMENT_SIZE and self.has(FRAGMENTS):
             self._long_size += size + len(encoded)
+            self._longest = max(self._longest, size + len(encoded))
             self._long[_sender(control)] = deque(
                 [(size + len(encoded), self._parts(encoded, payload))]
             )
             self._pump()
         else:
             self._write(b"".join(frames.build(encoded, payload, header=self._header)), more)
-        if waiting > MAX_UNSENT and self._closed is None:
+        if waiting > MAX_UNSENT + self._longest and self._closed is None:
             self.close(DistributionError("stuck", f"{self.name} does not read what it is sent"))
 
     async def drain(self) -> None:
@@ -389,6 +391,8 @@ class Connection(asyncio.BufferedProtocol):
             if part is None:
                 queue.popleft()
                 self._long_size -= size
+            if not queue and not self._long:
+                self._longest = 0
             if queue:
                 self._long[sender] = queue  # behind the others
             if part is not None and self._transport is not None:

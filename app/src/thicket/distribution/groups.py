@@ -4,7 +4,11 @@
 A *scope* is a set of groups that nodes keep in common; Erlang's default one is called ``pg``. On
 each node a process registered under the scope's name knows its own node's members and tells the
 others of them (source of OTP's ``pg.erl``): ``{discover, Pid}`` asks for everything, ``{sync, Pid,
-Groups}`` answers, ``{join, ...}`` and ``{leave, ...}`` tell changes. OTP 29 answers this in kind.
+Groups}`` answers, ``{join, ...}`` and ``{leave, ...}`` tell changes.
+
+OTP 29 has a second version (``data_publisher.erl``): ``{discover, Pid, 1}``, ``{local_data, Pid, 1,
+Map}`` and ``{update, Pid, [{Group, Joined, Left}]}``. It understands the first one, which earlier
+releases need (they crash on anything else), so we begin with that and answer each as it asks.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from .etf import Atom, EncodeError, Pid, Reference, encode_bare
+from .etf import Atom, EncodeError, PairMap, Pid, Reference, encode_bare
 from .handshake import DistributionError
 from .mailbox import LIMIT, Mailbox
 from .processes import Process, ProcessTable
@@ -35,6 +39,9 @@ _JOIN = Atom("join")
 _LEAVE = Atom("leave")
 _SYNC = Atom("sync")
 _CAST = Atom("$gen_cast")
+_LOCAL_DATA = Atom("local_data")
+_UPDATE = Atom("update")
+_NEWEST = 1
 
 
 def group_term(group: Any) -> Any:
@@ -61,9 +68,10 @@ class _Group:
 class _Peer:
     """The scope's process of another node, and the members of that node."""
 
-    __slots__ = ("connection", "groups", "pid")
+    __slots__ = ("connection", "groups", "pid", "version")
 
     def __init__(self, pid: Pid, connection: Connection) -> None:
+        self.version = 0
         self.pid = pid
         self.connection = connection
         self.groups: dict[bytes, _Group] = {}
@@ -99,7 +107,7 @@ class Scope(Process):
         known.members[process.pid] += 1
         if not any(item == process.pid for _, item in self.watched.values()):
             self.node.watch(self, process.pid)
-        self._broadcast((_JOIN, self.pid, known.name, process.pid))
+        self._tell(known.name, [process.pid], [])
 
     def leave(self, group: Any, process: Process) -> bool:
         """Take a join back; False when the process is no member."""
@@ -108,7 +116,7 @@ class Scope(Process):
         if known is None or not known.members[process.pid]:
             return False
         self._take(self._local, key, process.pid)
-        self._broadcast((_LEAVE, self.pid, process.pid, [known.name]))
+        self._tell(known.name, [], [process.pid])
         if not any(process.pid in other.members for other in self._local.values()):
             for reference in [r for r, (_, item) in self.watched.items() if item == process.pid]:
                 self.node.unwatch(self, reference)
@@ -161,21 +169,26 @@ class Scope(Process):
             return
         match message:
             case ("discover", Pid() as peer) if peer.node == connection.name:
-                self._discovered(connection, peer)
+                self._discovered(connection, peer, 0)
+            case ("discover", Pid() as peer, int() as version) if peer.node == connection.name:
+                self._discovered(connection, peer, min(version, _NEWEST))
             case ("$gen_cast", ("sync", Pid() as peer, list() as groups)):
                 if peer.node == connection.name:
                     self._synchronise(connection, peer, groups)
+            case ("$gen_cast", ("local_data", Pid() as peer, _, dict() | PairMap() as data)):
+                if peer.node == connection.name:
+                    pairs = data.items() if isinstance(data, dict) else data.pairs
+                    self._synchronise(connection, peer, list(pairs))
+            case ("update", Pid() as peer, list() as changes):
+                for change in changes:
+                    match change:
+                        case (group, joined, left):
+                            self._changed(peer, group, joined, left)
             case ("join", Pid() as peer, group, pids):
-                known = self._peers.get(peer)
-                if known is not None:
-                    self._add(known, group, _pids(pids, peer))
+                self._changed(peer, group, pids, [])
             case ("leave", Pid() as peer, pids, list() as groups):
-                known = self._peers.get(peer)
-                if known is not None:
-                    for group in groups:
-                        for pid in _pids(pids, peer):
-                            if self._take(known.groups, _key(group), pid):
-                                self._remote_members -= 1
+                for group in groups:
+                    self._changed(peer, group, [], pids)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         watched = self.watched.pop(reference, None)
@@ -187,21 +200,35 @@ class Scope(Process):
             return
         if not isinstance(pid, Pid):
             return
-        left = []
         for key, group in list(self._local.items()):
             count = group.members.pop(pid, 0)
-            left += [group.name] * count
             if not group.members:
                 del self._local[key]
-        if left:
-            self._broadcast((_LEAVE, self.pid, pid, left))
+            for _ in range(count):
+                self._tell(group.name, [], [pid])
 
-    def _discovered(self, connection: Connection, pid: Pid) -> None:
+    def _changed(self, pid: Pid, group: Any, joined: Any, left: Any) -> None:
+        """Note joins and leaves on another node."""
+        known = self._peers.get(pid)
+        if known is None:
+            return
+        if joined:
+            self._add(known, group, _pids(joined, pid))
+        for member in _pids(left, pid):
+            if self._take(known.groups, _key(group), member):
+                self._remote_members -= 1
+
+    def _discovered(self, connection: Connection, pid: Pid, version: int) -> None:
         local = [(group.name, list(group.members.elements())) for group in self._local.values()]
-        self.node.send_to(connection, self.pid, pid, (_CAST, (_SYNC, self.pid, local)))
+        data: Any = (_SYNC, self.pid, local)
+        if version:
+            data = (_LOCAL_DATA, self.pid, version, PairMap(local))
+        self.node.send_to(connection, self.pid, pid, (_CAST, data))
         if pid not in self._peers:
+            again: Any = (_DISCOVER, self.pid, version) if version else (_DISCOVER, self.pid)
             self._meet(connection, pid)
-            self.node.send_to(connection, self.pid, pid, (_DISCOVER, self.pid))
+            self.node.send_to(connection, self.pid, pid, again)
+        self._peers[pid].version = version
 
     def _meet(self, connection: Connection, pid: Pid) -> _Peer:
         peer = self._peers[pid] = _Peer(pid, connection)
@@ -242,8 +269,16 @@ class Scope(Process):
                 del groups[key]
         return True
 
-    def _broadcast(self, message: Any) -> None:
+    def _tell(self, group: Any, joined: list[Pid], left: list[Pid]) -> None:
+        """Tell all nodes who has joined or left."""
         for peer in self._peers.values():
+            message: Any
+            if peer.version:
+                message = (_UPDATE, self.pid, [(group, joined, left)])
+            elif joined:
+                message = (_JOIN, self.pid, group, joined)
+            else:
+                message = (_LEAVE, self.pid, left, [group])
             self.node.send_to(peer.connection, self.pid, peer.pid, message)
 
 
