@@ -84,6 +84,9 @@ test-mesh: packages-test ## Tests on running nodes: boots several small meshes i
 bench: packages ## Print figures: time to a formed mesh, CPU, memory, frames, round trips
 	@$(python) -m meshlab.bench
 
+bench-cluster: packages-test ## Print figures: calls and messages between nodes, beside real Erlang
+	@$(python) app/tests/bench_distribution.py --with-tls
+
 ##@ Keep house
 
 packages: ## Install the distribution packages that the simulator needs, or print the line that does
@@ -111,7 +114,7 @@ distclean: ## Delete the whole cache
 help: ## This text
 	@awk 'BEGIN { FS = ":.*## " } \
 	      /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	      /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	      /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@printf '\nVariables of qemu-mesh\n'
 	@printf '  %-34s %s\n' \
 		'N=5' 'how many nodes' \
@@ -124,5 +127,5 @@ help: ## This text
 		'KEEP=1' 'go on with the chips and disks of the last run'
 	@printf '\nPYTEST="-k name -x" goes to pytest. The cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
-.PHONY: bench clean distclean flash format help lab-image lint packages packages-flash packages-test \
+.PHONY: bench bench-cluster clean distclean flash format help lab-image lint packages packages-flash packages-test \
 	qemu-mesh relay test test-mesh test-unit

@@ -23,6 +23,7 @@ from thicket.distribution import (
     Node,
     connection,
     epmd,
+    frames,
     handshake,
     processes,
 )
@@ -621,6 +622,42 @@ async def test_a_peer_that_does_not_read_is_given_up(network: Network) -> None:
             a.send_to(sender, a.new_pid(), pid, data)
         assert events.of("node-down")[0]["code"] == "stuck"
         await asyncio.wait_for(sender.drain(), 20)
+
+
+@in_private_network
+async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -> None:
+    async with (
+        a_node(network, "a", network.address(1)) as (a, events),
+        a_node(network, "b", network.address(2)) as (b, _),
+        a_node(network, "c", network.address(3)) as (c, told),
+    ):
+        await mapped(b)
+        await mapped(c)
+        for one, other in ((a, b), (a, c), (c, b)):
+            if not network.private and one is other:
+                continue
+            await one.connect(other.name)
+        assert await a.probe(b.name, 5.0)
+        a.share_suspicion(b.name)
+        await until(lambda: told.of("suspected"), "the other node hears of it")
+        assert told.of("suspected") == [{"name": b.name, "by": a.name}]
+        transport = b._connections[a.name]._transport
+        assert transport is not None
+        transport.pause_reading()
+        begin = time.monotonic()
+        assert not await a.probe(b.name, 0.3)
+        assert time.monotonic() - begin < 10  # the tick time is a minute
+        assert events.of("node-down")[0]["code"] == "lost"
+        assert not await a.probe(b.name, 0.3)
+        # A node that is busy sending is alive, whatever it answers.
+        await a.connect(b.name)
+        b._names["net_kernel"].on_message = lambda *_: None  # type: ignore[method-assign]
+        link = b._connections[a.name]
+        task = asyncio.create_task(a.probe(b.name, 0.3))
+        await asyncio.sleep(0.1)
+        link.send((frames.GROUP_LEADER, b.pid, a.pid))
+        assert await task
+        assert names(a) == sorted([b.name, c.name])
 
 
 @in_private_network

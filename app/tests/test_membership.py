@@ -33,6 +33,12 @@ class FakeLink:
         self.most_at_once = 0
         self.membership: Membership | None = None
 
+    async def probe(self, peer: str, seconds: float) -> bool:
+        raise AssertionError("nothing is to be probed here")
+
+    def share_suspicion(self, peer: str) -> None:
+        raise AssertionError("nothing is to be shared here")
+
     async def connect(self, peer: str, timeout: float = 7.0) -> object:
         self.calls.append(peer)
         self.at_once += 1
@@ -67,6 +73,54 @@ async def running(link: FakeLink) -> AsyncIterator[Membership]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def add_probing(link: FakeLink, answers: set[str]) -> tuple[list[str], list[str]]:
+    """Give *link* what probes need; the lists of what was probed and shared."""
+    probed: list[str] = []
+    shared: list[str] = []
+
+    async def probe(peer: str, seconds: float) -> bool:
+        probed.append(peer)
+        await asyncio.sleep(0 if peer in answers else seconds)
+        if peer not in answers:
+            assert link.membership is not None
+            link.membership.node_down(peer)
+        return peer in answers
+
+    def share(peer: str) -> None:
+        shared.append(peer)
+
+    link.probe = probe  # type: ignore[method-assign]
+    link.share_suspicion = share  # type: ignore[method-assign]
+    return probed, shared
+
+
+async def test_a_node_under_suspicion_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "PROBE", 0.2)
+    monkeypatch.setattr(membership, "DOUBT", 0.05)
+    monkeypatch.setattr(membership, "PEACE", 0.3)
+    monkeypatch.setattr(membership, "PATIENCE", (5, 5))
+    link = FakeLink()
+    probed, shared = add_probing(link, set(names(LOW)))
+    async with running(link) as made:
+        for address in (LOW, HIGH):
+            made.node_up(f"thicket@{address}")
+        made.suspect(LOW)
+        made.suspect(LOW)
+        await until(lambda: probed == names(LOW), "one probe")
+        await asyncio.sleep(0.1)
+        assert shared == []
+        assert made.is_up(LOW)
+        made.suspect()  # of all; LOW has its peace
+        await until(lambda: probed == names(LOW, HIGH), "the other one")
+        await until(lambda: shared == names(HIGH), "the others are told")
+        await until(lambda: not made.is_up(HIGH), "it is given up")
+        made.suspect(HIGH)  # is not connected
+        await asyncio.sleep(0.4)
+        made.suspect(name=f"thicket@{LOW}")
+        await until(lambda: probed == names(LOW, HIGH, LOW), "probed for another node")
+        assert shared == names(HIGH), "what others fear is not passed on"
 
 
 async def until(condition: Callable[[], object], what: str, seconds: float = 5.0) -> None:

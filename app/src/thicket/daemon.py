@@ -54,6 +54,9 @@ CHIP_AGAIN: Final = 60.0
 #: Seconds for which a beacon with our own address counts as a problem.
 DUPLICATE: Final = 90.0
 
+#: A peer whose last frame is older than so many beacon intervals is asked whether it is there.
+SILENT_BEACONS: Final = 1.6
+
 Change = Callable[[str, dict[str, Any]], None]
 
 
@@ -363,6 +366,8 @@ class Daemon:
             self.times.reached("first_peer")
             if self.discovery is not None:
                 self.discovery.peer_up()
+        elif kind == "peer-down" and self.membership is not None:
+            self.membership.suspect()
         self._changed()
 
     async def _run_discovery(self) -> None:
@@ -408,12 +413,17 @@ class Daemon:
             if self.discovery is not None:  # what was heard before
                 for address in self.discovery.table.entries:
                     membership.heard(address, True)
-            running = asyncio.get_running_loop().create_task(self._run_applications(node))
+            loop = asyncio.get_running_loop()
+            beside = {
+                loop.create_task(self._run_applications(node)),
+                loop.create_task(self._watch_radio(membership)),
+            }
             try:
                 await membership.run()
             finally:
-                running.cancel()
-                await asyncio.wait({running}, timeout=GRACE)
+                for task in beside:
+                    task.cancel()
+                await asyncio.wait(beside, timeout=GRACE)
         finally:
             if self.remote is not None:
                 self.remote.close()
@@ -439,6 +449,20 @@ class Daemon:
         finally:
             self.applications = None
 
+    async def _watch_radio(self, membership: Membership) -> None:
+        """Look for peers that the radio no longer hears, while there are connections to lose."""
+        patience = SILENT_BEACONS * self.settings.mesh.beacon_interval * 1.024
+        while True:
+            await asyncio.sleep(1.0)
+            mesh = self.mesh
+            if mesh is None or not any(c.up for c in membership.candidates.values()):
+                continue
+            await mesh.refresh()
+            for peer in mesh.snapshot()["peers"]:
+                if peer["state"] == "ESTAB" and (peer.get("inactive_ms") or 0) > patience:
+                    address = peer.get("address")
+                    membership.suspect(IPv6Interface(address).ip if address else None)
+
     def _cluster_changed(self, kind: str, detail: dict[str, Any]) -> None:
         if kind == "node-up":
             self.times.reached("first_node")
@@ -446,6 +470,10 @@ class Daemon:
                 self.membership.node_up(detail["name"])
         elif kind == "node-down" and self.membership is not None:
             self.membership.node_down(detail["name"])
+        elif kind == "suspected":
+            if self.membership is not None:
+                self.membership.suspect(name=detail["name"])
+            return
         self._changed()
 
     def _connecting_failed(self, candidate: Candidate) -> None:

@@ -6,6 +6,12 @@ connects at once, the other one gives it :data:`PATIENCE` and then connects itse
 covers a beacon that came through in one direction only. (Both at once is harmless: the handshake
 settles it. It is only work done twice.)
 
+Missing ticks tell of a lost node, late. When the radio no longer hears a station, or another node
+fears for one, the node is *probed*: it has :data:`PROBE` seconds to say something, and is given
+up otherwise. A probe of a node that is well costs one round trip, so a false alarm of a lossy link
+does no harm. A node that has not answered for :data:`DOUBT` seconds is told of to the others, who
+may have no radio contact with it themselves.
+
 A node that does not answer is tried again with growing pauses while it is heard; a beacon after a
 silence makes it due at once. A connection that closed is tried again in the same way.
 """
@@ -34,6 +40,11 @@ SILENCE: Final = 40.0
 #: A node that found us, but was never or not lately heard itself, is given up when an attempt fails
 #: so many seconds after its last sign of life. (Discovery tells when to give up those it heard.)
 FORGET: Final = 600.0
+#: Seconds that a node under suspicion has to say something, after how many of them the others are
+#: told, and how long it is left in peace then.
+PROBE: Final = 2.0
+DOUBT: Final = 0.75
+PEACE: Final = 2.0
 #: Nodes whose attempts are remembered.
 LIMIT: Final = 4096
 
@@ -45,6 +56,12 @@ class Link(Protocol):
 
     async def connect(self, peer: str, timeout: float = ...) -> object:
         """Connect to the node named ``peer``; raises when that fails."""
+
+    async def probe(self, peer: str, seconds: float) -> bool:
+        """Ask for a sign of life; without one the connection is closed. Whether it stands."""
+
+    def share_suspicion(self, peer: str) -> None:
+        """Tell the other nodes that we fear for ``peer``."""
 
 
 class Candidate:
@@ -74,6 +91,8 @@ class Membership:
         self.candidates: dict[IPv6Address, Candidate] = {}
         self._wake = asyncio.Event()
         self._running = 0
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._probed: dict[str, float] = {}
 
     def name_of(self, address: IPv6Address) -> str:
         """The name of the node at ``address``, the canonical one on which all nodes agree."""
@@ -134,6 +153,41 @@ class Membership:
         candidate = self.candidates.get(address)
         return candidate is not None and candidate.up
 
+    def suspect(self, address: IPv6Address | None = None, name: str | None = None) -> None:
+        """Find out whether a connected node is there: the one with this name (when another node
+        fears for it), the one at ``address``, or all when neither is known."""
+        now = monotonic()
+        for candidate in list(self.candidates.values()):
+            if not candidate.up or candidate.name in self._probes:
+                continue
+            if name is not None and candidate.name != name:
+                continue
+            if name is None and address is not None and candidate.address != address:
+                continue
+            if now - self._probed.get(candidate.name, -PEACE) < PEACE:
+                continue
+            task = asyncio.get_running_loop().create_task(
+                self._probe(candidate.name, share=name is None)
+            )
+            self._probes[candidate.name] = task
+            task.add_done_callback(lambda _task, c=candidate: self._probe_ended(c.name))  # type: ignore[misc]
+
+    def _probe_ended(self, name: str) -> None:
+        self._probes.pop(name, None)
+        if len(self._probed) >= LIMIT:
+            self._probed.clear()
+        self._probed[name] = monotonic()
+
+    async def _probe(self, name: str, share: bool) -> None:
+        loop = asyncio.get_running_loop()
+        doubt = loop.call_later(DOUBT, self.link.share_suspicion, name) if share else None
+        try:
+            if not await self.link.probe(name, PROBE):
+                log.info("%s gave no sign of life", name)
+        finally:
+            if doubt is not None:
+                doubt.cancel()
+
     def _address_of(self, name: str) -> IPv6Address | None:
         cluster, _, host = name.partition("@")
         if cluster != self.cluster:
@@ -157,6 +211,8 @@ class Membership:
             for candidate in self.candidates.values():
                 if candidate.task is not None:
                     candidate.task.cancel()
+            for probe in self._probes.values():
+                probe.cancel()
 
     def _start_due(self) -> float | None:
         """Start the attempts that are due; the time until the next one, None when there is none."""

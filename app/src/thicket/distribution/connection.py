@@ -77,6 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         when nothing else was for a quarter of it.
     :param max_message: longest message accepted, in bytes.
     :ivar source: the peer's address, without zone.
+    :ivar heard: when the last bytes came, by the event loop's clock.
     :ivar established: the handshake is over and the connection in use.
     """
 
@@ -90,6 +91,7 @@ class Connection(asyncio.BufferedProtocol):
         max_message: int = frames.MAX_MESSAGE,
     ) -> None:
         self.source = ""
+        self.heard = 0.0
         self.established = False
         self.handshake = handshake
         self.outgoing = isinstance(handshake, Initiator)
@@ -149,6 +151,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._reader.filled(nbytes)
         self._received = True
+        self.heard = self._loop.time()
         self._take()
 
     def _take(self) -> None:
@@ -300,6 +303,11 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
             self._loop.call_later(_CLOSE_TIME, self._transport.abort)
         self._finish()
+
+    def abort(self) -> None:
+        """Let go of a closed connection at once: nobody is there to take what was sent."""
+        if self._transport is not None:
+            self._transport.abort()
 
     # --- inside -------------------------------------------------------------------------------
 

@@ -106,7 +106,8 @@ class Node(ProcessTable):
     :param tick_time: seconds of silence after which a peer counts as lost; the same on every
         node, Erlang's ``net_ticktime``.
     :param on_change: called with a kind and details: ``connecting`` {name}, ``node-up`` {name},
-        ``node-down`` {name, code, reason}, ``refused`` {source, name, code, message},
+        ``node-down`` {name, code, reason}, ``suspected`` {name, by} (another node of ours fears
+        for one of our peers), ``refused`` {source, name, code, message},
         ``problem`` and ``recovered`` {part, code, message, since}.
     :param epmd_port: the port mapper's port; None to neither ask nor answer as one.
     :param published: be visible, as opposed to Erlang's hidden nodes.
@@ -192,6 +193,8 @@ class Node(ProcessTable):
         self.pid = kernel.pid
         self.register("net_kernel", kernel)
         self.register("rex", services.Rex(self))
+        self._suspicions = services.Suspicions(self)
+        self.register(self._suspicions.NAME, self._suspicions)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -524,6 +527,44 @@ class Node(ProcessTable):
         if answer != services.YES:
             raise DistributionError("not-allowed", f"{peer} answered {answer!r} to a ping")
         return loop.time() - sent
+
+    async def probe(self, peer: str, seconds: float) -> bool:
+        """Ask a connected node for a sign of life and end the connection when there is none.
+
+        Sooner than missing ticks tell, for when there is a reason to fear for a node. Any byte of
+        it counts.
+
+        :param seconds: how long to wait for it.
+        :returns: whether the connection still stands.
+        """
+        connection = self._connections.get(peer)
+        if connection is None:
+            return False
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        with suppress(DistributionError):
+            request = (Atom("is_auth"), self._atom)
+            await self.request(("net_kernel", peer), request, seconds)
+        if self._connections.get(peer) is not connection:
+            return False
+        if connection.heard > begin:
+            return True
+        connection.close(
+            DistributionError("lost", f"{peer} did not answer within {seconds:.3g} seconds")
+        )
+        connection.abort()
+        return False
+
+    def share_suspicion(self, peer: str) -> None:
+        """Tell the other nodes that we fear for *peer*."""
+        for name, connection in self._connections.items():
+            if name != peer:
+                self._suspicions.tell(connection, peer)
+
+    def suspected(self, peer: str, by: str) -> None:
+        """Take note that the node *by* fears for *peer*."""
+        if peer in self._connections:
+            self._change("suspected", {"name": peer, "by": by})
 
     # --- what connections report --------------------------------------------------------------
 

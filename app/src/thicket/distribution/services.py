@@ -81,6 +81,28 @@ class NetKernel(Process):
                         reply(self, connection, sender, tag, (ERROR, NOT_SUPPORTED))
 
 
+class Suspicions(Process):
+    """``thicket_membership``: other nodes of ours tell that they fear for a node. Nodes of Erlang
+    have no such process, where what is sent to it vanishes."""
+
+    NAME = "thicket_membership"
+    _SUSPECT = Atom("suspect")
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._node = node
+
+    def on_message(self, connection: Connection | None, message: Any) -> None:
+        match message:
+            case ("suspect", (str() | bytes()) as name) if connection is not None:
+                text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+                self._node.suspected(text, connection.name)
+
+    def tell(self, connection: Connection, name: str) -> None:
+        """Tell a node of our fear for *name*."""
+        self.node.send_to_name(connection, self.pid, self.NAME, (self._SUSPECT, name.encode()))
+
+
 class Rex(Process):
     """``rex``: answers what ``rpc`` and ``erpc`` ask before they call, and calls that come the
     way of before OTP 23."""
