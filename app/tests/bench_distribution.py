@@ -2,8 +2,8 @@
 """``make bench-cluster``: calls and messages between nodes on loopback, beside real Erlang.
 
 Prints a table. Nothing passes or fails: a figure is one run's, on the machine as busy as it is.
-Each node is a process of its own. RTT is ``erpc:call`` of a function that returns at once, msgs/s are
-messages of 20 bytes to one registered process, MB/s binaries of 1 MiB to it, both until the
+Each node is a process of its own. RTT is ``erpc:call`` of a function that returns at once, msgs/s
+are messages of 20 bytes to one registered process, MB/s binaries of 1 MiB to it, both until the
 receiver says that all have come. Memory is resident, of the node that is called, idle and after the
 load. The last two lines have both nodes in one process and its processor time, which other
 programs of a busy machine do not change.

@@ -75,7 +75,8 @@ def in_each_release(
     """Make a test function out of *test*, which runs in a private network with each release."""
 
     def run(release: Release) -> None:
-        run_in_child(lambda network: test(network, release), seconds)
+        longer = float(os.environ.get("THICKET_SOAK", "0"))
+        run_in_child(lambda network: test(network, release), seconds + longer)
 
     parameters: list[Any] = [pytest.param(each, id=f"OTP-{each.number}") for each in releases()]
     if not parameters:

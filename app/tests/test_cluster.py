@@ -8,10 +8,13 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv6Address
 from typing import Any, Literal
 
 import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from private_network import Network, in_private_network, until
 
 from thicket.distribution import (
@@ -30,19 +33,19 @@ from thicket.distribution import (
     Throw,
     calls,
 )
-from thicket.distribution.etf import FrozenList
+from thicket.distribution.etf import FrozenList, Reference, encode
 
 
 @asynccontextmanager
 async def a_node(network: Network, name: str, number: int, **options: Any) -> AsyncIterator[Node]:
-    settings: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         "cookie": "secret",
         "port": 0,
         "tick_time": 60.0,
         "epmd_port": network.epmd_port,
         **options,
     }
-    node = Node(name, address=network.address(number), **settings)
+    node = Node(name, address=network.address(number), **chosen)
     await node.start()
     try:
         await until(lambda: node.listening, "the node listens")
@@ -802,6 +805,85 @@ async def test_processes_of_one_node(network: Network) -> None:
         assert await subscription.get() == [1]
         one.close()
         assert [message async for message in one] == []
+
+
+@in_private_network
+async def test_the_end_of_a_node_ends_who_waits(network: Network) -> None:
+    async with a_node(network, "a", 1) as a, a_node(network, "b", 2) as b:
+        await a.connect(b.name)
+        events, box = a.monitor(), a.mailbox()
+        seen = []
+
+        async def collect() -> None:
+            async for event in events:
+                seen.append((event.kind, event.name, event.code))
+
+        tasks = [asyncio.create_task(collect()), asyncio.create_task(box.get())]
+        await until(lambda: seen, "the first event")
+        await a.stop()
+        done, _ = await asyncio.wait(tasks, timeout=30)
+        assert done == set(tasks)
+        assert seen == [("up", b.name, ""), ("down", b.name, "stopped")]
+        assert isinstance(tasks[1].exception(), DistributionError)
+
+
+CONTROLS = st.lists(
+    st.one_of(
+        st.integers(-1, 40),
+        st.sampled_from(["pid", "other", "reference", "name", "mfa", "options"]),
+        st.binary(max_size=4),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(st.lists(st.tuples(st.integers(1, 37), CONTROLS, st.binary(max_size=12)), max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_arbitrary_signals_do_no_harm(signals: list[tuple[int, list[Any], bytes]]) -> None:
+    """Whatever a peer that knows the cookie sends: it is counted, and the node goes on."""
+
+    class Peer:
+        name = "x@::1"
+
+        def __init__(self) -> None:
+            self.sent = 0
+
+        def has(self, flag: int) -> bool:
+            return True
+
+        def send(self, control: Any, payload: Any = None, *, more: bool = False) -> None:
+            encode(control)
+            self.sent += 1
+
+        def hold(self, holder: object) -> None: ...
+
+        def release(self, holder: object) -> None: ...
+
+    async def run() -> None:
+        node = Node("a", "c", IPv6Address("::1"), 0, epmd_port=None)
+        node.export("m.f")(lambda *values: list(values))
+        box, scope, peer = node.mailbox("name", limit=5), node.scope(), Peer()
+        meanings: dict[Any, Any] = {
+            "pid": box.pid,
+            "other": Pid(Atom("x@::1"), 1, 2, 3),
+            "reference": Reference(Atom("x@::1"), 1, (1, 2, 3)),
+            "name": Atom("name"),
+            "mfa": (Atom("erpc"), Atom("execute_call"), 4),
+            "options": [Atom("monitor"), Atom("link")],
+        }
+        for operation, rest, raw in signals:
+            control = (operation, *(meanings.get(item, item) for item in rest))
+            for payload in (None, raw, encode(tuple(control))[1:]):
+                node.on_message(peer, control, payload)  # type: ignore[arg-type]
+                scope.on_message(peer, control)  # type: ignore[arg-type]
+        assert len(box) <= 5 + 3 * len(signals)
+        for process in list(node._processes.values()):
+            process.on_disconnect(peer, DistributionError("closed", ""))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        await node.stop()
+
+    asyncio.run(run())
 
 
 @in_each_release

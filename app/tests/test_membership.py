@@ -99,7 +99,7 @@ def add_probing(link: FakeLink, answers: set[str]) -> tuple[list[str], list[str]
 async def test_a_node_under_suspicion_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "PROBE", 0.2)
     monkeypatch.setattr(membership, "DOUBT", 0.05)
-    monkeypatch.setattr(membership, "PEACE", 0.3)
+    monkeypatch.setattr(membership, "PEACE", 600.0)
     monkeypatch.setattr(membership, "PATIENCE", (5, 5))
     link = FakeLink()
     probed, shared = add_probing(link, set(names(LOW)))
@@ -117,10 +117,27 @@ async def test_a_node_under_suspicion_is_probed(monkeypatch: pytest.MonkeyPatch)
         await until(lambda: shared == names(HIGH), "the others are told")
         await until(lambda: not made.is_up(HIGH), "it is given up")
         made.suspect(HIGH)  # is not connected
-        await asyncio.sleep(0.4)
+        monkeypatch.setattr(membership, "PEACE", 0.0)
         made.suspect(name=f"thicket@{LOW}")
         await until(lambda: probed == names(LOW, HIGH, LOW), "probed for another node")
         assert shared == names(HIGH), "what others fear is not passed on"
+
+
+async def test_only_neighbours_are_connected_where_that_is_wanted() -> None:
+    link = FakeLink()
+    async with running(link) as made:
+        made.set_neighbours(set())
+        made.heard(LOW, True)
+        await asyncio.sleep(0.1)
+        assert link.calls == []
+        made.set_neighbours({LOW})
+        await until(lambda: made.is_up(LOW), "a neighbour is connected")
+        made.node_up(f"thicket@{HIGH}")  # for a call, or by the other side
+        made.node_down(f"thicket@{HIGH}")
+        made.set_neighbours(set())
+        made.node_down(f"thicket@{LOW}")
+        await asyncio.sleep(0.6)
+        assert link.calls == names(LOW)
 
 
 async def until(condition: Callable[[], object], what: str, seconds: float = 5.0) -> None:

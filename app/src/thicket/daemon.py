@@ -406,6 +406,8 @@ class Daemon:
         await asyncio.sleep(0.01)
         node = self.make.node(self.settings, self.address.ip, self._cluster_changed)
         membership = Membership(self.settings.cluster.name, node, self._connecting_failed)
+        if self.settings.cluster.topology == "neighbours":
+            membership.set_neighbours(set())
         self.problems.sources["cluster"] = (node.problems, "warning")
         try:
             await node.start()
@@ -455,13 +457,20 @@ class Daemon:
         while True:
             await asyncio.sleep(1.0)
             mesh = self.mesh
-            if mesh is None or not any(c.up for c in membership.candidates.values()):
+            up = any(candidate.up for candidate in membership.candidates.values())
+            if mesh is None or not (up or membership.neighbours is not None):
                 continue
             await mesh.refresh()
+            linked = set()
             for peer in mesh.snapshot()["peers"]:
-                if peer["state"] == "ESTAB" and (peer.get("inactive_ms") or 0) > patience:
-                    address = peer.get("address")
-                    membership.suspect(IPv6Interface(address).ip if address else None)
+                if peer["state"] != "ESTAB":
+                    continue
+                address = IPv6Interface(peer["address"]).ip if peer.get("address") else None
+                linked.add(address)
+                if up and (peer.get("inactive_ms") or 0) > patience:
+                    membership.suspect(address)
+            if membership.neighbours is not None:
+                membership.set_neighbours({address for address in linked if address is not None})
 
     def _cluster_changed(self, kind: str, detail: dict[str, Any]) -> None:
         if kind == "node-up":

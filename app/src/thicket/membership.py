@@ -89,6 +89,8 @@ class Membership:
         self.link = link
         self.on_failure = on_failure
         self.candidates: dict[IPv6Address, Candidate] = {}
+        #: Whom to connect, where not everybody that is heard.
+        self.neighbours: set[IPv6Address] | None = None
         self._wake = asyncio.Event()
         self._running = 0
         self._probes: dict[str, asyncio.Task[None]] = {}
@@ -114,6 +116,12 @@ class Membership:
             candidate.due = min(candidate.due, now + uniform(0.0, 0.5))
         candidate.heard = now
         if not candidate.up:
+            self._wake.set()
+
+    def set_neighbours(self, addresses: set[IPv6Address]) -> None:
+        """Connect no others than these from now on. Connections that stand stay."""
+        if addresses != self.neighbours:
+            self.neighbours = addresses
             self._wake.set()
 
     def gone(self, address: IPv6Address) -> None:
@@ -220,6 +228,8 @@ class Membership:
         soonest: float | None = None
         for candidate in sorted(self.candidates.values(), key=lambda c: c.due):
             if candidate.up or candidate.task is not None:
+                continue
+            if self.neighbours is not None and candidate.address not in self.neighbours:
                 continue
             if candidate.due > now or self._running >= PARALLEL:
                 # with all places taken, the end of an attempt wakes us

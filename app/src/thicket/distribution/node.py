@@ -229,9 +229,15 @@ class Node(ProcessTable):
         if self._calls is not None:
             self._calls.stop()
             await asyncio.sleep(0)  # their ends are still told
+        for process in list(self._processes.values()):
+            close = getattr(process, "close", None)
+            if close is not None:  # a mailbox: who waits for a message hears of the end
+                close()
         reason = DistributionError("stopped", f"{self.name} is stopping")
         for connection in (*self._connections.values(), *self._handshakes):
             connection.close(reason)
+        for listener in list(self._listeners):
+            listener.close()
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
