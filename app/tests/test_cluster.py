@@ -25,6 +25,7 @@ from thicket.distribution import (
     Down,
     EncodeError,
     Exit,
+    Mailbox,
     Node,
     NodeEvent,
     Pid,
@@ -514,6 +515,21 @@ async def test_messages_and_signals_with_erlang(network: Network, release: Relea
         assert (await failure(box.get())).code == "closed"
         assert node.whereis("inbox") is None
 
+        # The same signals with a trace token, which we drop.
+        traced = node.mailbox("traced")
+        node.export("any.echo")(lambda *values: list(values))
+        answering = asyncio.create_task(answer(traced))
+        assert await erl.eval(
+            "seq_trace:set_token(label, 17), seq_trace:set_token(send, true),"
+            f"To = {{traced, '{py}'}}, To ! self(), receive Box -> Box ! direct end,"
+            f"E = erpc:call('{py}', any, echo, [1]), link(Box), unlink(Box), exit(Box, soft),"
+            "seq_trace:set_token([]), E"
+        ) == [1]
+        await answering
+        assert await traced.get() == "direct"
+        assert (await traced.get()).reason == "soft"
+        traced.close()
+
         # Processes of exported coroutines, started from Erlang.
         ended = asyncio.Event()
 
@@ -542,6 +558,11 @@ async def test_messages_and_signals_with_erlang(network: Network, release: Relea
             f"R = erlang:spawn_request('{py}', os, getpid, [], [monitor]),"
             "receive {spawn_reply, R, S, W} -> {S, W} after 5000 -> none end"
         ) == ("error", "notsup")
+
+
+async def answer(box: Mailbox) -> None:
+    """Send whoever writes its own pid the mailbox's."""
+    box.send(await box.get(), box.pid)
 
 
 def pid_text(pid: Pid) -> str:

@@ -606,13 +606,12 @@ class RemoteTask(Process):
         node.add(self)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> Any:
         try:
-            return await asyncio.shield(self._future)
+            return (yield from self._future.__await__())
         except asyncio.CancelledError:
-            self.cancel()
+            if not self._abandoned:
+                self._future.cancel()
+                self._abandon()
             raise
 
     def done(self) -> bool:
@@ -718,6 +717,8 @@ class RemoteTask(Process):
             self._future.exception()
 
     def _abandon(self) -> None:
+        if self._abandoned:
+            return
         self._abandoned = True
         if self._job is not None:
             self._job.cancel(_CANCELLED)
