@@ -126,7 +126,9 @@ async def test_the_example_application(network: Network) -> None:
                 await asyncio.sleep(0.02)
         assert summary["leader"] == a.name
         assert 15 < summary["mean"] < 27
-        # The leader goes.
+        # The leader goes: its application first, as in the daemon.
+        running[0].cancel()
+        await asyncio.wait({running[0]})
         await a.stop()
         await all_say("readings.leader", b.name, [b, c])
         await all_say("readings.latest", sorted((b.name, c.name)), [b, c])
