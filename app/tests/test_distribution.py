@@ -23,7 +23,6 @@ from thicket.distribution import (
     Node,
     connection,
     epmd,
-    frames,
     handshake,
     processes,
 )
@@ -641,23 +640,21 @@ async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -
         a.share_suspicion(b.name)
         await until(lambda: told.of("suspected"), "the other node hears of it")
         assert told.of("suspected") == [{"name": b.name, "by": a.name}]
+        # A node that is slow is there.
         transport = b._connections[a.name]._transport
         assert transport is not None
         transport.pause_reading()
+        assert await a.probe(b.name, 0.3)
+        assert names(a) == sorted([b.name, c.name])
+        if not network.private:
+            pytest.skip("needs a network namespace of its own to cut a node off")
+        network.remove(network.address(2))
         begin = time.monotonic()
         assert not await a.probe(b.name, 0.3)
         assert time.monotonic() - begin < 10  # the tick time is a minute
         assert events.of("node-down")[0]["code"] == "lost"
         assert not await a.probe(b.name, 0.3)
-        # A node that is busy sending is alive, whatever it answers.
-        await a.connect(b.name)
-        b._names["net_kernel"].on_message = lambda *_: None  # type: ignore[method-assign]
-        link = b._connections[a.name]
-        task = asyncio.create_task(a.probe(b.name, 0.3))
-        await asyncio.sleep(0.1)
-        link.send((frames.GROUP_LEADER, b.pid, a.pid))
-        assert await task
-        assert names(a) == sorted([b.name, c.name])
+        assert names(a) == [c.name]
 
 
 @in_private_network

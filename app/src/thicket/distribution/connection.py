@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import frames
@@ -47,6 +48,9 @@ not wait behind megabytes in its buffer."""
 _CLOSE_TIME = 2.0
 _USER_TIMEOUT = 18  # TCP_USER_TIMEOUT of linux/tcp.h
 _NOTSENT_LOWAT = 25  # TCP_NOTSENT_LOWAT of linux/tcp.h
+_LAST_ACK_RECEIVED = 56  # tcpi_last_ack_recv in struct tcp_info of linux/tcp.h, ms
+_TCP_INFO_SIZE = 60
+_get_u32 = Struct("=I").unpack_from
 _COALESCE = 64 * 1024
 _SENDER_SECOND = frozenset((frames.SPAWN_REQUEST, frames.UNLINK_ID, frames.UNLINK_ID_ACK))
 
@@ -202,6 +206,21 @@ class Connection(asyncio.BufferedProtocol):
     def ssl_object(self) -> Any:
         """What TLS knows of the peer; None without TLS."""
         return self._transport.get_extra_info("ssl_object") if self._transport else None
+
+    def acknowledged_within(self, seconds: float) -> bool:
+        """Tell whether the peer's system has confirmed something in the last *seconds*, whatever
+        its program does; False where the system does not tell."""
+        raw = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if raw is None:
+            return False
+        try:
+            info = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        except OSError:
+            return False
+        if len(info) < _TCP_INFO_SIZE:
+            return False
+        milliseconds: int = _get_u32(info, _LAST_ACK_RECEIVED)[0]
+        return milliseconds < seconds * 1000
 
     @property
     def discarded(self) -> int:

@@ -538,7 +538,8 @@ class Node(ProcessTable):
         """Ask a connected node for a sign of life and end the connection when there is none.
 
         Sooner than missing ticks tell, for when there is a reason to fear for a node. Any byte of
-        it counts.
+        it counts, and that its system confirms what we send: a node whose program is slow is not
+        lost; ticks tell when it stands still for long.
 
         :param seconds: how long to wait for it.
         :returns: whether the connection still stands.
@@ -553,7 +554,7 @@ class Node(ProcessTable):
             await self.request(("net_kernel", peer), request, seconds)
         if self._connections.get(peer) is not connection:
             return False
-        if connection.heard > begin:
+        if connection.heard > begin or connection.acknowledged_within(loop.time() - begin):
             return True
         connection.close(
             DistributionError("lost", f"{peer} did not answer within {seconds:.3g} seconds")
