@@ -451,7 +451,7 @@ def test_incomplete_messages_are_bounded_together() -> None:
     assert messages.discarded == 7
     for number in range(10, frames.MAX_SEQUENCES):
         messages.feed(in_fragments(number, 90_000)[0])
-    with pytest.raises(FrameError, match="256 messages"):
+    with pytest.raises(FrameError, match="4096 messages"):
         messages.feed(in_fragments(9999, 90_000)[0])
 
 

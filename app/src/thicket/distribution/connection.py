@@ -117,6 +117,7 @@ class Connection(asyncio.BufferedProtocol):
         self._silent = 0
         self._paused = False
         self._drained: deque[asyncio.Future[None]] = deque()
+        self._discarded = 0
         self._holders: set[object] = set()
         # Small messages of one turn of the event loop leave together.
         self._scheduled = False
@@ -366,6 +367,14 @@ class Connection(asyncio.BufferedProtocol):
                 deliver(self, *message)
                 if self._closed is not None:
                     return
+            elif self._messages.discarded != self._discarded:
+                self._discarded = self._messages.discarded
+                log.warning(
+                    "a message of %s was dropped: it is longer than %d bytes, or many long ones "
+                    "come at the same time",
+                    self.name,
+                    self._max_message,
+                )
 
     def _resume(self) -> None:
         if self._holders or self._closed is not None or self._transport is None:

@@ -31,8 +31,9 @@ FRAGMENT_SIZE = 64 * 1024
 MAX_MESSAGE = 32 * 1024 * 1024
 """Default limit of one message's payload, in bytes."""
 
-MAX_SEQUENCES = 256
-"""Limit of messages that may be incomplete at the same time."""
+MAX_SEQUENCES = 4096
+"""Limit of messages that may be incomplete at the same time: as many processes of the peer may send
+long ones at once. Their memory has a limit of its own."""
 
 READ_SIZE = 128 * 1024
 """Bytes that are read at a time: two fragments, the usual send buffer."""
@@ -310,6 +311,7 @@ class MessageReader:
         if len(self._partial) >= MAX_SEQUENCES:
             raise FrameError(f"more than {MAX_SEQUENCES} messages incomplete at the same time")
         partial = _Partial(control, number - 1, [memoryview(frame)[end:]])
+        partial.size += end
         self._partial[sequence] = partial
         self._held += partial.size
         self._limit(partial)
