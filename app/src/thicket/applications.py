@@ -437,6 +437,7 @@ class Applications:
         self._running: dict[str, _Running] = {}
         self._beat: asyncio.TimerHandle | None = None
         self._memory = 0
+        self._strikes = 0
 
     def status(self) -> list[dict[str, Any]]:
         """Return name, state (``starting``, ``running``, ``waiting``, ``unusable``) and starts of
@@ -525,8 +526,9 @@ class Applications:
         self._put_off()
 
     def _put_off(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, BLOCKED)
-        self._beat = asyncio.get_running_loop().call_later(BLOCKED / 2, self._put_off)
+        self._strikes = 0
+        signal.setitimer(signal.ITIMER_REAL, BLOCKED / 2)
+        self._beat = asyncio.get_running_loop().call_later(BLOCKED / 4, self._put_off)
 
     def _unguard(self) -> None:
         if self._beat is not None:
@@ -535,8 +537,15 @@ class Applications:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     def _alarm(self, number: int, frame: types.FrameType | None) -> None:
-        """Runs in the middle of what blocks."""
-        signal.setitimer(signal.ITIMER_REAL, BLOCKED)
+        """Runs in the middle of what blocks.
+
+        The first alarm may be due to a machine that stood still as a whole: then the loop has its
+        turn before the second one.
+        """
+        signal.setitimer(signal.ITIMER_REAL, BLOCKED / 2)
+        self._strikes += 1
+        if self._strikes % 2:
+            return
         running = _RUNNING.get()
         last = traceback.extract_stack(frame)[-1] if frame is not None else None
         place = f"{last.filename}:{last.lineno} in {last.name}" if last is not None else "?"
