@@ -652,6 +652,8 @@ async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -
         begin = time.monotonic()
         assert not await a.probe(b.name, 0.3)
         assert time.monotonic() - begin < 10  # the tick time is a minute
+        assert not events.of("node-down")
+        a.give_up(b.name)
         assert events.of("node-down")[0]["code"] == "lost"
         assert not await a.probe(b.name, 0.3)
         assert names(a) == [c.name]

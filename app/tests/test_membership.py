@@ -36,6 +36,9 @@ class FakeLink:
     async def probe(self, peer: str, seconds: float) -> bool:
         raise AssertionError("nothing is to be probed here")
 
+    def give_up(self, peer: str) -> None:
+        raise AssertionError("nobody is to be given up here")
+
     def share_suspicion(self, peer: str) -> None:
         raise AssertionError("nothing is to be shared here")
 
@@ -83,15 +86,17 @@ def add_probing(link: FakeLink, answers: set[str]) -> tuple[list[str], list[str]
     async def probe(peer: str, seconds: float) -> bool:
         probed.append(peer)
         await asyncio.sleep(0 if peer in answers else seconds)
-        if peer not in answers:
-            assert link.membership is not None
-            link.membership.node_down(peer)
         return peer in answers
+
+    def give_up(peer: str) -> None:
+        assert link.membership is not None
+        link.membership.node_down(peer)
 
     def share(peer: str) -> None:
         shared.append(peer)
 
     link.probe = probe  # type: ignore[method-assign]
+    link.give_up = give_up  # type: ignore[method-assign]
     link.share_suspicion = share  # type: ignore[method-assign]
     return probed, shared
 
@@ -121,6 +126,35 @@ async def test_a_node_under_suspicion_is_probed(monkeypatch: pytest.MonkeyPatch)
         made.suspect(name=f"thicket@{LOW}")
         await until(lambda: probed == names(LOW, HIGH, LOW), "probed for another node")
         assert shared == names(HIGH), "what others fear is not passed on"
+
+
+async def test_a_node_that_the_radio_hears_is_not_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(membership, "PROBE", 0.1)
+    monkeypatch.setattr(membership, "DOUBT", 0.02)
+    monkeypatch.setattr(membership, "PEACE", 0.0)
+    monkeypatch.setattr(membership, "PATIENCE", (5, 5))
+    link = FakeLink()
+    probed, shared = add_probing(link, set())
+    silence: list[float | None] = [0.01]
+
+    async def radio_silence(address: IPv6Address) -> float | None:
+        assert address == HIGH
+        return silence[0]
+
+    async with running(link) as made:
+        made.radio_silence = radio_silence
+        made.node_up(f"thicket@{HIGH}")
+        made.suspect(HIGH)
+        await until(lambda: probed and not made._probes, "the probe is over")
+        assert shared == []
+        assert made.is_up(HIGH)
+        for silence[0] in (None, 3.0):
+            made.node_up(f"thicket@{HIGH}")
+            made.suspect(HIGH)
+            await until(lambda: not made.is_up(HIGH), "given up")
+        assert shared == names(HIGH, HIGH)
 
 
 async def test_only_neighbours_are_connected_where_that_is_wanted() -> None:

@@ -405,7 +405,9 @@ class Daemon:
         # Lets the first beacon out before the imports of the next line take their time.
         await asyncio.sleep(0.01)
         node = self.make.node(self.settings, self.address.ip, self._cluster_changed)
-        membership = Membership(self.settings.cluster.name, node, self._connecting_failed)
+        membership = Membership(
+            self.settings.cluster.name, node, self._connecting_failed, self._radio_silence
+        )
         if self.settings.cluster.topology == "neighbours":
             membership.set_neighbours(set())
         self.problems.sources["cluster"] = (node.problems, "warning")
@@ -450,6 +452,16 @@ class Daemon:
             self.problems.report("applications", "part-failed", message, "warning")
         finally:
             self.applications = None
+
+    async def _radio_silence(self, address: IPv6Address) -> float | None:
+        """Seconds since the radio heard the station at ``address``; None when there is none."""
+        if self.mesh is None:
+            return None
+        await self.mesh.refresh()
+        for peer in self.mesh.snapshot()["peers"]:
+            if peer.get("address") and IPv6Interface(peer["address"]).ip == address:
+                return float(peer.get("inactive_ms") or 0) / 1000
+        return None
 
     async def _watch_radio(self, membership: Membership) -> None:
         """Look for peers that the radio no longer hears, while there are connections to lose."""

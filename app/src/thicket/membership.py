@@ -7,10 +7,11 @@ covers a beacon that came through in one direction only. (Both at once is harmle
 settles it. It is only work done twice.)
 
 Missing ticks tell of a lost node, late. When the radio no longer hears a station, or another node
-fears for one, the node is *probed*: it has :data:`PROBE` seconds to say something, and is given
-up otherwise. A probe of a node that is well costs one round trip, so a false alarm of a lossy link
-does no harm. A node that has not answered for :data:`DOUBT` seconds is told of to the others, who
-may have no radio contact with it themselves.
+fears for one, the node is *probed*: it has :data:`PROBE` seconds to say something, and is given up
+otherwise, unless the radio has heard it meanwhile: beacons come through where other frames do not
+yet, because their rate is the lowest one. A probe of a node that is well costs one round trip, so
+a false alarm of a lossy link does no harm. A node that has not answered for :data:`DOUBT` seconds
+is told of to the others, who may have no radio contact with it themselves.
 
 A node that does not answer is tried again with growing pauses while it is heard; a beacon after a
 silence makes it due at once. A connection that closed is tried again in the same way.
@@ -18,7 +19,7 @@ silence makes it due at once. A connection that closed is tried again in the sam
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address
 from logging import getLogger
 from time import monotonic
@@ -58,7 +59,10 @@ class Link(Protocol):
         """Connect to the node named ``peer``; raises when that fails."""
 
     async def probe(self, peer: str, seconds: float) -> bool:
-        """Ask for a sign of life; without one the connection is closed. Whether it stands."""
+        """Ask for a sign of life; whether there was one."""
+
+    def give_up(self, peer: str) -> None:
+        """End the connection to ``peer``."""
 
     def share_suspicion(self, peer: str) -> None:
         """Tell the other nodes that we fear for ``peer``."""
@@ -84,10 +88,19 @@ class Candidate:
 class Membership:
     """Keeps the node connected to every node that is heard, while :meth:`run` runs."""
 
-    def __init__(self, cluster: str, link: Link, on_failure: Callable[[Candidate], None]) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        link: Link,
+        on_failure: Callable[[Candidate], None],
+        radio_silence: Callable[[IPv6Address], Awaitable[float | None]] | None = None,
+    ) -> None:
+        """``radio_silence`` tells for how many seconds the radio has not heard the station with an
+        address, None when it knows none."""
         self.cluster = cluster
         self.link = link
         self.on_failure = on_failure
+        self.radio_silence = radio_silence
         self.candidates: dict[IPv6Address, Candidate] = {}
         #: Whom to connect, where not everybody that is heard.
         self.neighbours: set[IPv6Address] | None = None
@@ -175,7 +188,7 @@ class Membership:
             if now - self._probed.get(candidate.name, -PEACE) < PEACE:
                 continue
             task = asyncio.get_running_loop().create_task(
-                self._probe(candidate.name, share=name is None)
+                self._probe(candidate, share=name is None)
             )
             self._probes[candidate.name] = task
             task.add_done_callback(lambda _task, c=candidate: self._probe_ended(c.name))  # type: ignore[misc]
@@ -186,15 +199,29 @@ class Membership:
             self._probed.clear()
         self._probed[name] = monotonic()
 
-    async def _probe(self, name: str, share: bool) -> None:
+    async def _probe(self, candidate: Candidate, share: bool) -> None:
         loop = asyncio.get_running_loop()
-        doubt = loop.call_later(DOUBT, self.link.share_suspicion, name) if share else None
+        doubt = loop.create_task(self._doubt(candidate)) if share else None
         try:
-            if not await self.link.probe(name, PROBE):
-                log.info("%s gave no sign of life", name)
+            alive = await self.link.probe(candidate.name, PROBE)
+            if not alive and candidate.up and not await self._on_air(candidate, PROBE):
+                log.info("%s gave no sign of life", candidate.name)
+                self.link.give_up(candidate.name)
         finally:
             if doubt is not None:
                 doubt.cancel()
+
+    async def _doubt(self, candidate: Candidate) -> None:
+        await asyncio.sleep(DOUBT)
+        if not await self._on_air(candidate, DOUBT):
+            self.link.share_suspicion(candidate.name)
+
+    async def _on_air(self, candidate: Candidate, seconds: float) -> bool:
+        """Whether the radio has heard the node in the last seconds."""
+        if self.radio_silence is None:
+            return False
+        silence = await self.radio_silence(candidate.address)
+        return silence is not None and silence < seconds
 
     def _address_of(self, name: str) -> IPv6Address | None:
         cluster, _, host = name.partition("@")

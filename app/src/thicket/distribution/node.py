@@ -535,14 +535,14 @@ class Node(ProcessTable):
         return loop.time() - sent
 
     async def probe(self, peer: str, seconds: float) -> bool:
-        """Ask a connected node for a sign of life and end the connection when there is none.
+        """Ask a connected node for a sign of life, for when there is a reason to fear for it.
 
-        Sooner than missing ticks tell, for when there is a reason to fear for a node. Any byte of
+        Sooner than missing ticks tell; :meth:`give_up` ends the connection then. Any byte of
         it counts, and that its system confirms what we send: a node whose program is slow is not
         lost; ticks tell when it stands still for long.
 
         :param seconds: how long to wait for it.
-        :returns: whether the connection still stands.
+        :returns: whether there was one. False, too, when the node is not connected.
         """
         connection = self._connections.get(peer)
         if connection is None:
@@ -553,14 +553,15 @@ class Node(ProcessTable):
             request = (Atom("is_auth"), self._atom)
             await self.request(("net_kernel", peer), request, seconds)
         if self._connections.get(peer) is not connection:
-            return False
-        if connection.heard > begin or connection.acknowledged_within(loop.time() - begin):
-            return True
-        connection.close(
-            DistributionError("lost", f"{peer} did not answer within {seconds:.3g} seconds")
-        )
-        connection.abort()
-        return False
+            return peer in self._connections
+        return connection.heard > begin or connection.acknowledged_within(loop.time() - begin)
+
+    def give_up(self, peer: str) -> None:
+        """End the connection to a node that gave no sign of life; its loss is called ``lost``."""
+        connection = self._connections.get(peer)
+        if connection is not None:
+            connection.close(DistributionError("lost", f"{peer} gave no sign of life"))
+            connection.abort()
 
     def share_suspicion(self, peer: str) -> None:
         """Tell the other nodes that we fear for *peer*."""
