@@ -84,6 +84,9 @@ test-mesh: packages-test ## Tests on running nodes: boots several small meshes i
 bench: packages ## Print figures of IMAGE: sizes, boot, mesh, CPU, memory, frames, round trips
 	@$(python) -m meshlab.bench --image "$(IMAGE)" $(if $(SIZES),--sizes $(SIZES))
 
+bench-cluster: packages-test ## Print figures: calls and messages between nodes, beside real Erlang
+	@$(python) app/tests/bench_distribution.py --with-tls
+
 ##@ Keep house
 
 packages: ## Install the distribution packages that the simulator needs, or print the line that does
@@ -111,7 +114,7 @@ distclean: ## Delete the whole cache
 help: ## This text
 	@awk 'BEGIN { FS = ":.*## " } \
 	      /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	      /^[a-z0-9_-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	      /^[a-z0-9_-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@printf '\nVariables of qemu-mesh\n'
 	@printf '  %-34s %s\n' \
 		'N=5' 'how many nodes' \
@@ -126,6 +129,6 @@ help: ## This text
 	@printf 'TOOLCHAIN=, EXTRA=, BUILDROOT=: docs/building.md\n'
 	@printf '\nPYTEST="-k name -x" goes to pytest. The cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
-.PHONY: bench clean defconfigs distclean flash format help lab-image lint packages packages-build \
+.PHONY: bench bench-cluster clean defconfigs distclean flash format help lab-image lint packages packages-build \
 	packages-flash packages-test rpi64 x86_64 \
 	qemu-mesh relay test test-mesh test-unit

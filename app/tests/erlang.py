@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv6Address
-from typing import Any
+from typing import Any, NamedTuple
 
-from private_network import Network
+import pytest
+from private_network import Network, run_in_child, until
 
-from thicket.distribution import etf
+from thicket.distribution import Node, epmd, etf
 
 MISSING = (
     "the program erl is missing, with which these tests compare: "
@@ -42,6 +45,51 @@ def program(name: str = "erl") -> str:
     if path is None:
         raise AssertionError(MISSING)
     return path
+
+
+class Release(NamedTuple):
+    """An Erlang on this machine: its number, and the path of its ``erl``."""
+
+    number: int
+    erl: str
+
+
+@functools.cache
+def releases() -> list[Release]:
+    """Return the releases of Erlang here: the system's, and the programs ``erl`` that the variable
+    THICKET_ERLANG names, separated by colons. One of each number."""
+    paths = [shutil.which("erl"), *os.environ.get("THICKET_ERLANG", "").split(":")]
+    ask = "io:put_chars(erlang:system_info(otp_release)), halt()."
+    found: dict[int, str] = {}
+    for path in filter(None, paths):
+        done = subprocess.run(
+            [path, "-noshell", "-eval", ask], capture_output=True, text=True, timeout=60, check=True
+        )
+        found.setdefault(int(done.stdout), path)
+    return [Release(number, path) for number, path in sorted(found.items())]
+
+
+def in_each_release(
+    test: Callable[[Network, Release], Coroutine[Any, Any, None]], seconds: float = 300.0
+) -> Any:
+    """Make a test function out of *test*, which runs in a private network with each release."""
+
+    def run(release: Release) -> None:
+        longer = float(os.environ.get("THICKET_SOAK", "0"))
+        run_in_child(lambda network: test(network, release), seconds + longer)
+
+    parameters: list[Any] = [pytest.param(each, id=f"OTP-{each.number}") for each in releases()]
+    if not parameters:
+        parameters = [pytest.param(Release(0, program()), id="no-erlang")]
+    if len(parameters) == 1:
+        reason = "only one release of Erlang is here; THICKET_ERLANG=/path/of/erl:... names others"
+        parameters.append(
+            pytest.param(None, id="other-releases", marks=pytest.mark.skip(reason=reason))
+        )
+    run.__name__ = test.__name__
+    run.__doc__ = test.__doc__
+    run.__module__ = test.__module__
+    return pytest.mark.parametrize("release", parameters)(run)
 
 
 def tuple_of(address: IPv6Address) -> str:
@@ -72,15 +120,19 @@ class Erl:
         tick_time: int = 60,
         fixed_port: int | None = None,
         options: Sequence[str] = (),
+        release: Release | None = None,
+        proto: str = "inet6_tcp",
     ) -> Erl:
         """Start a node ``name@address``, and wait until it runs.
 
         :param fixed_port: the port that it listens on and expects all others on, without epmd.
+        :param release: which Erlang; the system's when it is not given.
+        :param proto: how nodes talk, ``inet6_tcp`` or ``inet6_tls``.
         """
         home = tempfile.mkdtemp(prefix="erl-")
         node = f"{name}@{address}"
         arguments = [
-            *("-noshell", "-proto_dist", "inet6_tcp", "-start_epmd", "false"),
+            *("-noshell", "-proto_dist", proto, "-start_epmd", "false"),
             *("-name", node, "-setcookie", cookie),
             *("-kernel", "net_ticktime", str(tick_time)),
             *("-kernel", "inet_dist_use_interface", tuple_of(address)),
@@ -91,7 +143,7 @@ class Erl:
             *("-eval", _SERVER.replace("\n", " ")),
         ]
         process = await asyncio.create_subprocess_exec(
-            program(),
+            release.erl if release is not None else program(),
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -101,7 +153,7 @@ class Erl:
         )
         erl = cls(process, node, home)
         try:
-            assert await erl.eval("node()") == node, erl.log
+            assert await erl.eval("node()", 120) == node, erl.log
         except BaseException:
             await erl.stop()
             raise
@@ -122,7 +174,7 @@ class Erl:
                 self.log.append(line.decode(errors="replace").rstrip())
         self._answers.put_nowait(None)
 
-    async def eval(self, expressions: str, seconds: float = 30.0) -> Any:
+    async def eval(self, expressions: str, seconds: float = 60.0) -> Any:
         """Return the value of Erlang *expressions*, which are without a full stop."""
         assert self.process.stdin is not None
         self.process.stdin.write(expressions.replace("\n", " ").encode() + b".\n")
@@ -138,7 +190,7 @@ class Erl:
         assert kind == "ok", f"{expressions!r} raised {answer!r}"
         return value
 
-    async def until(self, expression: str, value: Any, seconds: float = 20.0) -> None:
+    async def until(self, expression: str, value: Any, seconds: float = 60.0) -> None:
         """Wait until *expression* has *value*."""
         end = asyncio.get_running_loop().time() + seconds
         while (found := await self.eval(expression)) != value:
@@ -159,3 +211,38 @@ class Erl:
         with suppress(asyncio.CancelledError):
             await self._reader
         shutil.rmtree(self._home, ignore_errors=True)
+
+
+@asynccontextmanager
+async def a_real_epmd(network: Network) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run Erlang's own port mapper, which answers on every address."""
+    daemon = await asyncio.create_subprocess_exec(
+        program("epmd"), "-port", str(network.epmd_port), "-relaxed_command_check"
+    )
+
+    async def answers() -> None:
+        while True:
+            try:
+                await epmd.names("::1", port=network.epmd_port)
+                return
+            except OSError:
+                await asyncio.sleep(0.01)
+
+    try:
+        async with asyncio.timeout(20):
+            await answers()
+        yield daemon
+    finally:
+        if daemon.returncode is None:
+            daemon.kill()
+            await daemon.wait()
+
+
+async def mapped(node: Node, seconds: float = 60.0) -> None:
+    """Wait until stock nodes can find *node*."""
+
+    def known() -> bool:
+        found = node.statistics()["epmd"]
+        return node.host in found["served"] or found["registered_at"] is not None
+
+    await until(known, f"{node.name} can be found: {node.statistics()}", seconds)

@@ -104,7 +104,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     """Wait until *condition* holds; fails with *what* after *seconds*."""
     end = time.monotonic() + seconds
     while not condition():
@@ -114,21 +114,26 @@ async def until(condition: Callable[[], object], what: str, seconds: float = 20.
 
 
 def in_private_network(
-    test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float = 60.0
+    test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float = 180.0
 ) -> Callable[[], None]:
     """Make a test function out of *test*, which gets the network as its argument."""
 
     def run() -> None:
-        failure = _in_child(test, seconds)
-        if failure.startswith(_SKIPPED.decode()):
-            pytest.skip(failure.removeprefix(_SKIPPED.decode()))
-        if failure:
-            pytest.fail(failure, pytrace=False)
+        run_in_child(test, seconds)
 
     run.__name__ = test.__name__
     run.__doc__ = test.__doc__
     run.__module__ = test.__module__
     return run
+
+
+def run_in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float) -> None:
+    """Run *test* in a private network; fails or skips as it does."""
+    failure = _in_child(test, seconds)
+    if failure.startswith(_SKIPPED.decode()):
+        pytest.skip(failure.removeprefix(_SKIPPED.decode()))
+    if failure:
+        pytest.fail(failure, pytrace=False)
 
 
 def _in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float) -> str:

@@ -693,6 +693,83 @@ class TestFleet:
             assert node.stop() == 0, node.log()
             assert "Traceback" not in node.log(), node.log()
 
+    def test_an_application_and_the_command_line(
+        self, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The example application on two nodes, asked by the commands that a person types."""
+        installed = tmp_path / "thicket_readings-0.1.0.dist-info"
+        installed.mkdir()
+        (installed / "entry_points.txt").write_text(
+            "[thicket.applications]\nreadings = thicket_readings:Readings\n"
+        )
+        example = Path(__file__).parents[2] / "examples" / "readings"
+        paths = [os.environ.get("PYTHONPATH", ""), str(tmp_path), str(example)]
+        monkeypatch.setenv("PYTHONPATH", ":".join(filter(None, paths)))
+        text = "[application.readings]\ninterval = 0.1\n"
+        a, b = fleet.add(text), fleet.add(text)
+
+        def thicket(*words: str) -> subprocess.Popen[str]:
+            return subprocess.Popen(
+                [sys.executable, "-m", "thicket", *words],
+                env={**os.environ, "THICKET_ROOT": str(a.folder)},
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+
+        def said(*words: str) -> tuple[int, str]:
+            process = thicket(*words)
+            output, _ = process.communicate(timeout=60)
+            return process.returncode, output
+
+        fleet.until(lambda: fleet.formed(a, b), "both see each other")
+        fleet.until(
+            lambda: said("call", b.name, "readings.summary")[1].find('"nodes": 2') > 0,
+            "the application runs on both and shares readings",
+            90,
+        )
+        assert a.ask("status")["applications"] == [
+            {"name": "readings", "state": "running", "starts": 1}
+        ]
+        leader = min(a.name, b.name)
+        assert said("call", b.name, "readings.leader") == (0, f'"{leader}"\n')
+        status, output = said("call", b.name, "readings.latest", "--json")
+        assert json.loads(output)["result"].keys() == {a.name, b.name}
+        status, output = said("call", b.name, "os.getpid")
+        assert (status, "not exported" in output) == (1, True)
+        assert said("call", b.name, "nothing")[0] == 2
+        assert said("publish", "readings", '{"kind": "odd"}') == (0, "sent to 2 members\n")
+        assert said("publish", "nobody", "1") == (1, "sent to 0 members\n")
+        for words, wanted in (
+            (("monitor",), f"up    {b.name}"),
+            (("monitor", "readings"), '"celsius": '),
+        ):
+            process = thicket(*words)
+            try:
+                assert process.stdout is not None
+                lines = []
+                for line in process.stdout:
+                    lines.append(line)
+                    if wanted in line:
+                        break
+                else:
+                    pytest.fail(f"{words} ended: {lines}")
+            finally:
+                process.kill()
+                process.wait()
+        # Other settings, and wrong ones.
+        Path(a.paths.device).write_text("[application.readings]\ninterval = 0\n")
+        a.ask("reload")
+        fleet.until(
+            lambda: any(
+                problem["part"] == "application readings" and "interval" in problem["message"]
+                for problem in a.ask("status")["problems"]
+            ),
+            "the wrong setting is told",
+        )
+        assert fleet.formed(a, b)
+        for node in (a, b):
+            assert node.stop() == 0, node.log()
+            assert "Traceback" not in node.log(), node.log()
+
     def test_a_killed_daemon_is_noticed_and_comes_back(self, fleet: Fleet) -> None:
         a, b = fleet.add(), fleet.add()
         fleet.until(lambda: fleet.formed(a, b), "both see each other")

@@ -14,7 +14,7 @@ from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
-from erlang import Erl, program
+from erlang import Erl, a_real_epmd, mapped
 from private_network import Network, in_private_network, until
 
 from thicket.distribution import (
@@ -24,7 +24,7 @@ from thicket.distribution import (
     connection,
     epmd,
     handshake,
-    services,
+    processes,
 )
 from thicket.distribution.connection import Connection
 from thicket.distribution.etf import Atom
@@ -40,14 +40,14 @@ class Events(list[tuple[str, dict[str, Any]]]):
         return [detail for found, detail in self if found == kind]
 
 
-class Sink(services.Process):
+class Sink(processes.Process):
     """Keeps what it is sent."""
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self.messages: list[Any] = []
 
-    def on_message(self, connection: Connection, message: Any) -> None:
+    def on_message(self, connection: Connection | None, message: Any) -> None:
         self.messages.append(message)
 
 
@@ -70,41 +70,6 @@ async def a_node(
         yield node, events
     finally:
         await node.stop()
-
-
-@asynccontextmanager
-async def a_real_epmd(network: Network) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run Erlang's own port mapper, which answers on every address."""
-    daemon = await asyncio.create_subprocess_exec(
-        program("epmd"), "-port", str(network.epmd_port), "-relaxed_command_check"
-    )
-
-    async def answers() -> None:
-        while True:
-            try:
-                await epmd.names("::1", port=network.epmd_port)
-                return
-            except OSError:
-                await asyncio.sleep(0.01)
-
-    try:
-        async with asyncio.timeout(20):
-            await answers()
-        yield daemon
-    finally:
-        if daemon.returncode is None:
-            daemon.kill()
-            await daemon.wait()
-
-
-async def mapped(node: Node, seconds: float = 20.0) -> None:
-    """Wait until stock nodes can find *node*."""
-
-    def known() -> bool:
-        found = node.statistics()["epmd"]
-        return node.host in found["served"] or found["registered_at"] is not None
-
-    await until(known, f"{node.name} can be found: {node.statistics()}", seconds)
 
 
 def names(node: Node) -> list[str]:
@@ -229,10 +194,10 @@ async def test_erlang_finds_us_by_our_port_mapper(network: Network) -> None:
             assert not [line for line in erl.log if "ERROR" in line], erl.log
 
 
-class PidSender(services.Process):
+class PidSender(processes.Process):
     """Answers a pid with one of a process that does not exist and that of rex."""
 
-    def on_message(self, connection: Connection, message: Any) -> None:
+    def on_message(self, connection: Connection | None, message: Any) -> None:
         dead, alive = self.node.new_pid(), self.node._names["rex"].pid
         self.node.send_to(connection, self.pid, message, (Atom("pids"), dead, alive))
 
@@ -343,7 +308,7 @@ async def test_a_killed_node_is_noticed_at_once(network: Network) -> None:
         await mapped(node)
         async with await Erl.start(network, "e", network.address(2)) as erl:
             await node.connect(erl.name)
-            waiting = asyncio.create_task(node._call(erl.name, "init", "nothing", 60))
+            waiting = asyncio.create_task(node.request(("init", erl.name), "nothing", 60))
             await asyncio.sleep(0)
             erl.signal(signal.SIGKILL)
             # The tick time is a minute; the closed connection tells it.
@@ -656,6 +621,42 @@ async def test_a_peer_that_does_not_read_is_given_up(network: Network) -> None:
             a.send_to(sender, a.new_pid(), pid, data)
         assert events.of("node-down")[0]["code"] == "stuck"
         await asyncio.wait_for(sender.drain(), 20)
+
+
+@in_private_network
+async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -> None:
+    async with (
+        a_node(network, "a", network.address(1)) as (a, events),
+        a_node(network, "b", network.address(2)) as (b, _),
+        a_node(network, "c", network.address(3)) as (c, told),
+    ):
+        await mapped(b)
+        await mapped(c)
+        for one, other in ((a, b), (a, c), (c, b)):
+            if not network.private and one is other:
+                continue
+            await one.connect(other.name)
+        assert await a.probe(b.name, 5.0)
+        a.share_suspicion(b.name)
+        await until(lambda: told.of("suspected"), "the other node hears of it")
+        assert told.of("suspected") == [{"name": b.name, "by": a.name}]
+        # A node that is slow is there.
+        transport = b._connections[a.name]._transport
+        assert transport is not None
+        transport.pause_reading()
+        assert await a.probe(b.name, 0.3)
+        assert names(a) == sorted([b.name, c.name])
+        if not network.private:
+            pytest.skip("needs a network namespace of its own to cut a node off")
+        network.remove(network.address(2))
+        begin = time.monotonic()
+        assert not await a.probe(b.name, 0.3)
+        assert time.monotonic() - begin < 10  # the tick time is a minute
+        assert not events.of("node-down")
+        a.give_up(b.name)
+        assert events.of("node-down")[0]["code"] == "lost"
+        assert not await a.probe(b.name, 0.3)
+        assert names(a) == [c.name]
 
 
 @in_private_network

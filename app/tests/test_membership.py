@@ -33,6 +33,15 @@ class FakeLink:
         self.most_at_once = 0
         self.membership: Membership | None = None
 
+    async def probe(self, peer: str, seconds: float) -> bool:
+        raise AssertionError("nothing is to be probed here")
+
+    def give_up(self, peer: str) -> None:
+        raise AssertionError("nobody is to be given up here")
+
+    def share_suspicion(self, peer: str) -> None:
+        raise AssertionError("nothing is to be shared here")
+
     async def connect(self, peer: str, timeout: float = 7.0) -> object:
         self.calls.append(peer)
         self.at_once += 1
@@ -67,6 +76,102 @@ async def running(link: FakeLink) -> AsyncIterator[Membership]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def add_probing(link: FakeLink, answers: set[str]) -> tuple[list[str], list[str]]:
+    """Give *link* what probes need; the lists of what was probed and shared."""
+    probed: list[str] = []
+    shared: list[str] = []
+
+    async def probe(peer: str, seconds: float) -> bool:
+        probed.append(peer)
+        await asyncio.sleep(0 if peer in answers else seconds)
+        return peer in answers
+
+    def give_up(peer: str) -> None:
+        assert link.membership is not None
+        link.membership.node_down(peer)
+
+    def share(peer: str) -> None:
+        shared.append(peer)
+
+    link.probe = probe  # type: ignore[method-assign]
+    link.give_up = give_up  # type: ignore[method-assign]
+    link.share_suspicion = share  # type: ignore[method-assign]
+    return probed, shared
+
+
+async def test_a_node_under_suspicion_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "PROBE", 0.2)
+    monkeypatch.setattr(membership, "DOUBT", 0.05)
+    monkeypatch.setattr(membership, "PEACE", 600.0)
+    monkeypatch.setattr(membership, "PATIENCE", (5, 5))
+    link = FakeLink()
+    probed, shared = add_probing(link, set(names(LOW)))
+    async with running(link) as made:
+        for address in (LOW, HIGH):
+            made.node_up(f"thicket@{address}")
+        made.suspect(LOW)
+        made.suspect(LOW)
+        await until(lambda: probed == names(LOW), "one probe")
+        await asyncio.sleep(0.1)
+        assert shared == []
+        assert made.is_up(LOW)
+        made.suspect()  # of all; LOW has its peace
+        await until(lambda: probed == names(LOW, HIGH), "the other one")
+        await until(lambda: shared == names(HIGH), "the others are told")
+        await until(lambda: not made.is_up(HIGH), "it is given up")
+        made.suspect(HIGH)  # is not connected
+        monkeypatch.setattr(membership, "PEACE", 0.0)
+        made.suspect(name=f"thicket@{LOW}")
+        await until(lambda: probed == names(LOW, HIGH, LOW), "probed for another node")
+        assert shared == names(HIGH), "what others fear is not passed on"
+
+
+async def test_a_node_that_the_radio_hears_is_not_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(membership, "PROBE", 0.1)
+    monkeypatch.setattr(membership, "DOUBT", 0.02)
+    monkeypatch.setattr(membership, "PEACE", 0.0)
+    monkeypatch.setattr(membership, "PATIENCE", (5, 5))
+    link = FakeLink()
+    probed, shared = add_probing(link, set())
+    silence: list[float | None] = [0.01]
+
+    async def radio_silence(address: IPv6Address) -> float | None:
+        assert address == HIGH
+        return silence[0]
+
+    async with running(link) as made:
+        made.radio_silence = radio_silence
+        made.node_up(f"thicket@{HIGH}")
+        made.suspect(HIGH)
+        await until(lambda: probed and not made._probes, "the probe is over")
+        assert shared == []
+        assert made.is_up(HIGH)
+        for silence[0] in (None, 3.0):
+            made.node_up(f"thicket@{HIGH}")
+            made.suspect(HIGH)
+            await until(lambda: not made.is_up(HIGH), "given up")
+        assert shared == names(HIGH, HIGH)
+
+
+async def test_only_neighbours_are_connected_where_that_is_wanted() -> None:
+    link = FakeLink()
+    async with running(link) as made:
+        made.set_neighbours(set())
+        made.heard(LOW, True)
+        await asyncio.sleep(0.1)
+        assert link.calls == []
+        made.set_neighbours({LOW})
+        await until(lambda: made.is_up(LOW), "a neighbour is connected")
+        made.node_up(f"thicket@{HIGH}")  # for a call, or by the other side
+        made.node_down(f"thicket@{HIGH}")
+        made.set_neighbours(set())
+        made.node_down(f"thicket@{LOW}")
+        await asyncio.sleep(0.6)
+        assert link.calls == names(LOW)
 
 
 async def until(condition: Callable[[], object], what: str, seconds: float = 5.0) -> None:

@@ -31,6 +31,13 @@ What the node does:
   ping NODE [-c COUNT]     ask another node for an answer; NODE is a name, an
                            address, a host name or its last digits
 
+What other nodes do and say (docs/cluster.md; VALUE is JSON, :name for an atom, or text):
+  call NODE MODULE.FUNCTION [VALUE...] [--timeout SECONDS] [--json]
+                           call a function that a node exports
+  publish GROUP VALUE      send a message to the members of a group, on all nodes
+  monitor [GROUP] [--json] show nodes that come and go, or messages to a group,
+                           until Ctrl-C
+
 Configuration (docs/configuration.md lists the keys):
   config show              what is in force, secrets masked
   config check FILE        check a file ("-" is standard input); nothing is changed
@@ -89,6 +96,10 @@ def _run(words: list[str]) -> int:
         return _show(command, rest)
     if command == "ping":
         return _ping(rest)
+    if command in {"call", "publish", "monitor"}:
+        from thicket.cli_cluster import run  # noqa: PLC0415
+
+        return run(command, rest, _control())
     if command == "reload":
         if rest:
             raise UsageError("reload takes no arguments")

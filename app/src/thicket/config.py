@@ -575,6 +575,14 @@ class Cluster(Section):
         most=600,
         unit="s",
     )
+    topology = Choice(
+        "full",
+        "Which nodes are kept connected: `full`, all that are heard, as Erlang does; or "
+        "`neighbours`, those with a mesh link to this node, for fleets of dozens of nodes. Others "
+        "are connected when they are called or sent something; groups reach connected nodes only.",
+        "full",
+        "neighbours",
+    )
 
 
 class Discovery(Section):

@@ -54,6 +54,9 @@ CHIP_AGAIN: Final = 60.0
 #: Seconds for which a beacon with our own address counts as a problem.
 DUPLICATE: Final = 90.0
 
+#: A peer whose last frame is older than so many beacon intervals is asked whether it is there.
+SILENT_BEACONS: Final = 1.6
+
 Change = Callable[[str, dict[str, Any]], None]
 
 
@@ -124,6 +127,12 @@ class Parts:
             tick_time=cluster.tick_time,
             on_change=on_change,
         )
+
+    def applications(self) -> dict[str, Callable[[], Any]]:
+        """The installed applications by name, each as a function that imports it."""
+        from thicket.entrypoints import find  # noqa: PLC0415
+
+        return find("thicket.applications")
 
 
 class FailingError(Exception):
@@ -201,6 +210,8 @@ class Daemon:
         self.address: IPv6Interface | None = None
         self.mesh: Any = None
         self.node: Any = None
+        self.remote: Any = None
+        self.applications: Any = None
         self.discovery: Discovery | None = None
         self.membership: Membership | None = None
         self.status = Writer(
@@ -355,6 +366,8 @@ class Daemon:
             self.times.reached("first_peer")
             if self.discovery is not None:
                 self.discovery.peer_up()
+        elif kind == "peer-down" and self.membership is not None:
+            self.membership.suspect()
         self._changed()
 
     async def _run_discovery(self) -> None:
@@ -392,7 +405,11 @@ class Daemon:
         # Lets the first beacon out before the imports of the next line take their time.
         await asyncio.sleep(0.01)
         node = self.make.node(self.settings, self.address.ip, self._cluster_changed)
-        membership = Membership(self.settings.cluster.name, node, self._connecting_failed)
+        membership = Membership(
+            self.settings.cluster.name, node, self._connecting_failed, self._radio_silence
+        )
+        if self.settings.cluster.topology == "neighbours":
+            membership.set_neighbours(set())
         self.problems.sources["cluster"] = (node.problems, "warning")
         try:
             await node.start()
@@ -400,11 +417,72 @@ class Daemon:
             if self.discovery is not None:  # what was heard before
                 for address in self.discovery.table.entries:
                     membership.heard(address, True)
-            await membership.run()
+            loop = asyncio.get_running_loop()
+            beside = {
+                loop.create_task(self._run_applications(node)),
+                loop.create_task(self._watch_radio(membership)),
+            }
+            try:
+                await membership.run()
+            finally:
+                for task in beside:
+                    task.cancel()
+                await asyncio.wait(beside, timeout=GRACE)
         finally:
-            self.node = self.membership = None
+            if self.remote is not None:
+                self.remote.close()
+            self.node = self.membership = self.remote = None
             del self.problems.sources["cluster"]
             await node.stop()
+
+    async def _run_applications(self, node: Any) -> None:
+        """Run what is installed on this node; it never takes the cluster with it."""
+        await asyncio.sleep(LATER)
+        try:
+            found = self.make.applications()
+            if not found:
+                return
+            from thicket.applications import Applications  # noqa: PLC0415  # mostly not needed
+
+            self.applications = Applications(node, self.settings.application, self.problems, found)
+            await self.applications.run()
+        except Exception as e:
+            logger.exception("applications cannot be run")
+            message = f"applications cannot be run: {type(e).__name__}: {e}"
+            self.problems.report("applications", "part-failed", message, "warning")
+        finally:
+            self.applications = None
+
+    async def _radio_silence(self, address: IPv6Address) -> float | None:
+        """Seconds since the radio heard the station at ``address``; None when there is none."""
+        if self.mesh is None:
+            return None
+        await self.mesh.refresh()
+        for peer in self.mesh.snapshot()["peers"]:
+            if peer.get("address") and IPv6Interface(peer["address"]).ip == address:
+                return float(peer.get("inactive_ms") or 0) / 1000
+        return None
+
+    async def _watch_radio(self, membership: Membership) -> None:
+        """Look for peers that the radio no longer hears, while there are connections to lose."""
+        patience = SILENT_BEACONS * self.settings.mesh.beacon_interval * 1.024
+        while True:
+            await asyncio.sleep(1.0)
+            mesh = self.mesh
+            up = any(candidate.up for candidate in membership.candidates.values())
+            if mesh is None or not (up or membership.neighbours is not None):
+                continue
+            await mesh.refresh()
+            linked = set()
+            for peer in mesh.snapshot()["peers"]:
+                if peer["state"] != "ESTAB":
+                    continue
+                address = IPv6Interface(peer["address"]).ip if peer.get("address") else None
+                linked.add(address)
+                if up and (peer.get("inactive_ms") or 0) > patience:
+                    membership.suspect(address)
+            if membership.neighbours is not None:
+                membership.set_neighbours({address for address in linked if address is not None})
 
     def _cluster_changed(self, kind: str, detail: dict[str, Any]) -> None:
         if kind == "node-up":
@@ -413,6 +491,10 @@ class Daemon:
                 self.membership.node_up(detail["name"])
         elif kind == "node-down" and self.membership is not None:
             self.membership.node_down(detail["name"])
+        elif kind == "suspected":
+            if self.membership is not None:
+                self.membership.suspect(name=detail["name"])
+            return
         self._changed()
 
     def _connecting_failed(self, candidate: Candidate) -> None:
@@ -542,6 +624,8 @@ class Daemon:
             self.discovery.apply(_discovery_settings(self.settings))
         if moved or "cluster" in sections:
             self._restart("cluster")
+        elif "application" in sections and self.applications is not None:
+            self.applications.settings_changed(self.settings.application)
         return sorted(path for path in changed if path.startswith("identity."))
 
     def _restart(self, name: str) -> None:
@@ -609,6 +693,7 @@ class Daemon:
                 "node": self.node.name if self.node is not None else None,
                 "nodes": self.nodes(),
             },
+            "applications": self.applications.status() if self.applications is not None else [],
             "discovery": self.discovery.snapshot() if self.discovery is not None else None,
             "memory_kib": memory_kib(),
             "cpu_seconds": round(time.process_time(), 3),
@@ -645,6 +730,9 @@ class Daemon:
             "peers": self._on_peers,
             "nodes": self._on_nodes,
             "ping": self._on_ping,
+            "call": self._on_call,
+            "publish": self._on_publish,
+            "events": self._on_events,
             "reload": self._on_reload,
             "config": self._on_config,
             "config-apply": self._on_config_apply,
@@ -677,6 +765,34 @@ class Daemon:
             code = str(getattr(e, "code", "no-answer"))
             raise RequestError(code, str(e) or type(e).__name__) from e
         return {"node": name, "milliseconds": round(seconds * 1000, 3)}
+
+    async def _on_call(self, params: dict[str, Any]) -> Any:
+        remote = self._remote()
+        return await self._asked(remote.call(self.resolve(str(params.get("node", ""))), params))
+
+    async def _on_publish(self, params: dict[str, Any]) -> Any:
+        return await self._asked(self._remote().publish(params))
+
+    async def _on_events(self, params: dict[str, Any]) -> Any:
+        return await self._asked(self._remote().events(params))
+
+    def _remote(self) -> Any:
+        """What people ask of the cluster."""
+        if self.node is None:
+            raise RequestError("not-joined", "the node has not joined the mesh yet")
+        if self.remote is None:
+            from thicket.distribution.remote import Remote  # noqa: PLC0415  # rare
+
+            self.remote = Remote(self.node)
+        return self.remote
+
+    async def _asked(self, request: Awaitable[Any]) -> Any:
+        from thicket.distribution.remote import RemoteProblem  # noqa: PLC0415
+
+        try:
+            return await request
+        except RemoteProblem as e:
+            raise RequestError(e.code, str(e)) from e
 
     def resolve(self, text: str) -> str:
         """The full name of the node that a person means by ``text``.

@@ -6,13 +6,20 @@ connects at once, the other one gives it :data:`PATIENCE` and then connects itse
 covers a beacon that came through in one direction only. (Both at once is harmless: the handshake
 settles it. It is only work done twice.)
 
+Missing ticks tell of a lost node, late. When the radio no longer hears a station, or another node
+fears for one, the node is *probed*: it has :data:`PROBE` seconds to say something, and is given up
+otherwise, unless the radio has heard it meanwhile: beacons come through where other frames do not
+yet, because their rate is the lowest one. A probe of a node that is well costs one round trip, so
+a false alarm of a lossy link does no harm. A node that has not answered for :data:`DOUBT` seconds
+is told of to the others, who may have no radio contact with it themselves.
+
 A node that does not answer is tried again with growing pauses while it is heard; a beacon after a
 silence makes it due at once. A connection that closed is tried again in the same way.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address
 from logging import getLogger
 from time import monotonic
@@ -34,6 +41,11 @@ SILENCE: Final = 40.0
 #: A node that found us, but was never or not lately heard itself, is given up when an attempt fails
 #: so many seconds after its last sign of life. (Discovery tells when to give up those it heard.)
 FORGET: Final = 600.0
+#: Seconds that a node under suspicion has to say something, after how many of them the others are
+#: told, and how long it is left in peace then.
+PROBE: Final = 2.0
+DOUBT: Final = 0.75
+PEACE: Final = 2.0
 #: Nodes whose attempts are remembered.
 LIMIT: Final = 4096
 
@@ -45,6 +57,15 @@ class Link(Protocol):
 
     async def connect(self, peer: str, timeout: float = ...) -> object:
         """Connect to the node named ``peer``; raises when that fails."""
+
+    async def probe(self, peer: str, seconds: float) -> bool:
+        """Ask for a sign of life; whether there was one."""
+
+    def give_up(self, peer: str) -> None:
+        """End the connection to ``peer``."""
+
+    def share_suspicion(self, peer: str) -> None:
+        """Tell the other nodes that we fear for ``peer``."""
 
 
 class Candidate:
@@ -67,13 +88,26 @@ class Candidate:
 class Membership:
     """Keeps the node connected to every node that is heard, while :meth:`run` runs."""
 
-    def __init__(self, cluster: str, link: Link, on_failure: Callable[[Candidate], None]) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        link: Link,
+        on_failure: Callable[[Candidate], None],
+        radio_silence: Callable[[IPv6Address], Awaitable[float | None]] | None = None,
+    ) -> None:
+        """``radio_silence`` tells for how many seconds the radio has not heard the station with an
+        address, None when it knows none."""
         self.cluster = cluster
         self.link = link
         self.on_failure = on_failure
+        self.radio_silence = radio_silence
         self.candidates: dict[IPv6Address, Candidate] = {}
+        #: Whom to connect, where not everybody that is heard.
+        self.neighbours: set[IPv6Address] | None = None
         self._wake = asyncio.Event()
         self._running = 0
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._probed: dict[str, float] = {}
 
     def name_of(self, address: IPv6Address) -> str:
         """The name of the node at ``address``, the canonical one on which all nodes agree."""
@@ -95,6 +129,12 @@ class Membership:
             candidate.due = min(candidate.due, now + uniform(0.0, 0.5))
         candidate.heard = now
         if not candidate.up:
+            self._wake.set()
+
+    def set_neighbours(self, addresses: set[IPv6Address]) -> None:
+        """Connect no others than these from now on. Connections that stand stay."""
+        if addresses != self.neighbours:
+            self.neighbours = addresses
             self._wake.set()
 
     def gone(self, address: IPv6Address) -> None:
@@ -134,6 +174,55 @@ class Membership:
         candidate = self.candidates.get(address)
         return candidate is not None and candidate.up
 
+    def suspect(self, address: IPv6Address | None = None, name: str | None = None) -> None:
+        """Find out whether a connected node is there: the one with this name (when another node
+        fears for it), the one at ``address``, or all when neither is known."""
+        now = monotonic()
+        for candidate in list(self.candidates.values()):
+            if not candidate.up or candidate.name in self._probes:
+                continue
+            if name is not None and candidate.name != name:
+                continue
+            if name is None and address is not None and candidate.address != address:
+                continue
+            if now - self._probed.get(candidate.name, -PEACE) < PEACE:
+                continue
+            task = asyncio.get_running_loop().create_task(
+                self._probe(candidate, share=name is None)
+            )
+            self._probes[candidate.name] = task
+            task.add_done_callback(lambda _task, c=candidate: self._probe_ended(c.name))  # type: ignore[misc]
+
+    def _probe_ended(self, name: str) -> None:
+        self._probes.pop(name, None)
+        if len(self._probed) >= LIMIT:
+            self._probed.clear()
+        self._probed[name] = monotonic()
+
+    async def _probe(self, candidate: Candidate, share: bool) -> None:
+        loop = asyncio.get_running_loop()
+        doubt = loop.create_task(self._doubt(candidate)) if share else None
+        try:
+            alive = await self.link.probe(candidate.name, PROBE)
+            if not alive and candidate.up and not await self._on_air(candidate, PROBE):
+                log.info("%s gave no sign of life", candidate.name)
+                self.link.give_up(candidate.name)
+        finally:
+            if doubt is not None:
+                doubt.cancel()
+
+    async def _doubt(self, candidate: Candidate) -> None:
+        await asyncio.sleep(DOUBT)
+        if not await self._on_air(candidate, DOUBT):
+            self.link.share_suspicion(candidate.name)
+
+    async def _on_air(self, candidate: Candidate, seconds: float) -> bool:
+        """Whether the radio has heard the node in the last seconds."""
+        if self.radio_silence is None:
+            return False
+        silence = await self.radio_silence(candidate.address)
+        return silence is not None and silence < seconds
+
     def _address_of(self, name: str) -> IPv6Address | None:
         cluster, _, host = name.partition("@")
         if cluster != self.cluster:
@@ -157,6 +246,8 @@ class Membership:
             for candidate in self.candidates.values():
                 if candidate.task is not None:
                     candidate.task.cancel()
+            for probe in self._probes.values():
+                probe.cancel()
 
     def _start_due(self) -> float | None:
         """Start the attempts that are due; the time until the next one, None when there is none."""
@@ -164,6 +255,8 @@ class Membership:
         soonest: float | None = None
         for candidate in sorted(self.candidates.values(), key=lambda c: c.due):
             if candidate.up or candidate.task is not None:
+                continue
+            if self.neighbours is not None and candidate.address not in self.neighbours:
                 continue
             if candidate.due > now or self._running >= PARALLEL:
                 # with all places taken, the end of an attempt wakes us

@@ -3,10 +3,57 @@
 
 From the bottom up: :mod:`.etf` (terms), :mod:`.epmd` (port mapper), :mod:`.handshake` and
 :mod:`.frames` (the protocol, without input or output), :mod:`.connection` (one TCP connection),
-:mod:`.services` (what stock nodes ask for), :mod:`.node` (the node).
+:mod:`.processes` (identifiers, signals), :mod:`.services` (what stock nodes ask for),
+:mod:`.calls` and :mod:`.convert` (functions), :mod:`.mailbox` (messages, events), :mod:`.groups`
+(process groups), :mod:`.node` (the node).
 """
 
+from typing import TYPE_CHECKING, Any
+
+from .etf import Atom, DecodeError, EncodeError, Pid, Reference
 from .handshake import DistributionError, HandshakeError
 from .node import Node, NodeInfo
 
-__all__ = ["DistributionError", "HandshakeError", "Node", "NodeInfo"]
+if TYPE_CHECKING:
+    from .calls import CALLER, CallTimeoutError, RemoteError, RemoteTask, Throw
+    from .groups import Subscription
+    from .mailbox import Down, Exit, Mailbox, NodeEvent, Request
+
+__all__ = [
+    "CALLER",
+    "Atom",
+    "CallTimeoutError",
+    "DecodeError",
+    "DistributionError",
+    "Down",
+    "EncodeError",
+    "Exit",
+    "HandshakeError",
+    "Mailbox",
+    "Node",
+    "NodeEvent",
+    "NodeInfo",
+    "Pid",
+    "Reference",
+    "RemoteError",
+    "RemoteTask",
+    "Request",
+    "Subscription",
+    "Throw",
+]
+
+_LATER = {
+    **dict.fromkeys(("CALLER", "CallTimeoutError", "RemoteError", "RemoteTask", "Throw"), "calls"),
+    **dict.fromkeys(("Down", "Exit", "Mailbox", "NodeEvent", "Request"), "mailbox"),
+    "Subscription": "groups",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a node that only answers does without, when it is first asked for."""
+    module = _LATER.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    return getattr(import_module(f".{module}", __name__), name)

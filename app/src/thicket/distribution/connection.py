@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Any, Protocol
+from collections import deque
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import frames
 from .etf import encode_bare
@@ -24,6 +26,9 @@ from .handshake import (
     RemoteNode,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 log = logging.getLogger(__name__)
 
 TICK_INTENSITY = 4
@@ -33,11 +38,21 @@ HIGH_WATER = 256 * 1024
 """Bytes waiting to be sent above which :meth:`Connection.drain` waits."""
 
 MAX_UNSENT = 16 * 1024 * 1024
-"""Bytes waiting to be sent at which a peer that does not read is given up. Senders that use
-:meth:`Connection.drain` never get there."""
+"""Bytes waiting to be sent at which a peer that does not read is given up, unless a single message
+is longer. Senders that use :meth:`Connection.drain` never get there."""
+
+NOT_SENT = 128 * 1024
+"""Bytes that the kernel takes beyond what is on its way, so that a tick, or a small message, does
+not wait behind megabytes in its buffer."""
 
 _CLOSE_TIME = 2.0
 _USER_TIMEOUT = 18  # TCP_USER_TIMEOUT of linux/tcp.h
+_NOTSENT_LOWAT = 25  # TCP_NOTSENT_LOWAT of linux/tcp.h
+_LAST_ACK_RECEIVED = 56  # tcpi_last_ack_recv in struct tcp_info of linux/tcp.h, ms
+_TCP_INFO_SIZE = 60
+_get_u32 = Struct("=I").unpack_from
+_COALESCE = 64 * 1024
+_SENDER_SECOND = frozenset((frames.SPAWN_REQUEST, frames.UNLINK_ID, frames.UNLINK_ID_ACK))
 
 
 class Owner(Protocol):
@@ -58,7 +73,7 @@ class Owner(Protocol):
         """The connection is over; called exactly once."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """A connection, from the first byte of the handshake to its end.
 
     :param handshake: the machine of our side.
@@ -66,6 +81,7 @@ class Connection(asyncio.Protocol):
         when nothing else was for a quarter of it.
     :param max_message: longest message accepted, in bytes.
     :ivar source: the peer's address, without zone.
+    :ivar heard: when the last bytes came, by the event loop's clock.
     :ivar established: the handshake is over and the connection in use.
     """
 
@@ -79,6 +95,7 @@ class Connection(asyncio.Protocol):
         max_message: int = frames.MAX_MESSAGE,
     ) -> None:
         self.source = ""
+        self.heard = 0.0
         self.established = False
         self.handshake = handshake
         self.outgoing = isinstance(handshake, Initiator)
@@ -89,7 +106,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._reader: frames.FrameReader
+        self._reader = frames.FrameReader(max_message)
         self._messages: frames.MessageReader
         self._header = False
         self._sequence = 0
@@ -99,7 +116,18 @@ class Connection(asyncio.Protocol):
         self._sent = False
         self._silent = 0
         self._paused = False
-        self._drained: list[asyncio.Future[None]] = []
+        self._drained: deque[asyncio.Future[None]] = deque()
+        self._discarded = 0
+        self._holders: set[object] = set()
+        # Small messages of one turn of the event loop leave together.
+        self._scheduled = False
+        self._corked = False
+        self._small: list[bytes] = []
+        self._small_size = 0
+        # Long messages, in fragments, by sender: those of one sender leave in their order.
+        self._long: dict[Any, deque[tuple[int, Iterator[bytes]]]] = {}
+        self._long_size = 0
+        self._longest = 0  # of those that wait now
 
     # --- asyncio's side -----------------------------------------------------------------------
 
@@ -116,20 +144,30 @@ class Connection(asyncio.Protocol):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # Ends the connection when what we sent stays unacknowledged for the tick time.
             raw.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(self._tick_time * 1000))
+            raw.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, NOT_SENT)
         transport.set_write_buffer_limits(high=HIGH_WATER)
         self._timer = self._loop.call_later(self._setup_time, self._setup_expired)
         self._flush()
         self._owner.on_opened(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.space()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._reader.filled(nbytes)
+        self._received = True
+        self.heard = self._loop.time()
+        self._take()
+
+    def _take(self) -> None:
+        """Handle what has been read, unless a receiver wants no more now."""
         if self._closed is not None:
             return
-        self._received = True
         try:
             if self.established:
-                self._receive(data)
+                self._receive()
             else:
-                self._shake(data)
+                self._shake(self._reader.drop())
         except HandshakeError as error:
             self._flush()
             self.close(error)
@@ -149,6 +187,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._pump()
         self._release()
 
     # --- the node's side ----------------------------------------------------------------------
@@ -165,6 +204,26 @@ class Connection(asyncio.Protocol):
         return self.handshake.peer.name if self.handshake.peer is not None else self.source
 
     @property
+    def ssl_object(self) -> Any:
+        """What TLS knows of the peer; None without TLS."""
+        return self._transport.get_extra_info("ssl_object") if self._transport else None
+
+    def acknowledged_within(self, seconds: float) -> bool:
+        """Tell whether the peer's system has confirmed something in the last *seconds*, whatever
+        its program does; False where the system does not tell."""
+        raw = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if raw is None:
+            return False
+        try:
+            info = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        except OSError:
+            return False
+        if len(info) < _TCP_INFO_SIZE:
+            return False
+        milliseconds: int = _get_u32(info, _LAST_ACK_RECEIVED)[0]
+        return milliseconds < seconds * 1000
+
+    @property
     def discarded(self) -> int:
         """Number of messages from the peer that were too long."""
         return self._messages.discarded if self.established else 0
@@ -173,32 +232,83 @@ class Connection(asyncio.Protocol):
         """Tell whether both sides have the ability *flag*."""
         return self.handshake.peer is not None and bool(self.handshake.peer.flags & flag)
 
-    def send(self, control: tuple[Any, ...], payload: bytes | None = None) -> None:
+    def send(
+        self, control: tuple[Any, ...], payload: bytes | None = None, *, more: bool = False
+    ) -> None:
         """Send a message without waiting; after the end of the connection it is dropped.
 
+        A message longer than a fragment leaves piece by piece, as the connection takes it, and
+        others pass it on the way; but not those of the same sender.
+
         :param payload: an encoded term without version byte.
+        :param more: another message follows at once, and both may leave together.
         :raises EncodeError: when *control* has no form on the wire.
         """
-        transport = self._transport
-        if self._closed is not None or transport is None or not self.established:
+        if self._closed is not None or self._transport is None or not self.established:
             return
-        sequence = None
-        if payload is not None and self.has(FRAGMENTS):
-            self._sequence += 1
-            sequence = self._sequence
+        encoded = encode_bare(control)
+        size = len(payload) if payload is not None else 0
+        waiting = self._long_size + self._transport.get_write_buffer_size()
         self._sent = True
-        parts = frames.build(encode_bare(control), payload, header=self._header, sequence=sequence)
-        # Joined, as writelines() of Python 3.12.0 to 3.12.7 and 3.13.0 knows no high-water mark.
-        transport.write(b"".join(parts))
-        if transport.get_write_buffer_size() > MAX_UNSENT:
+        if self._long and (queue := self._long.get(_sender(control))) is not None:
+            self._long_size += size + len(encoded)
+            queue.append((size + len(encoded), self._parts(encoded, payload)))
+        elif payload is not None and size > frames.FRAGMENT_SIZE and self.has(FRAGMENTS):
+            self._long_size += size + len(encoded)
+            self._longest = max(self._longest, size + len(encoded))
+            self._long[_sender(control)] = deque(
+                [(size + len(encoded), self._parts(encoded, payload))]
+            )
+            self._pump()
+        else:
+            self._write(b"".join(frames.build(encoded, payload, header=self._header)), more)
+        if waiting > MAX_UNSENT + self._longest and self._closed is None:
             self.close(DistributionError("stuck", f"{self.name} does not read what it is sent"))
 
     async def drain(self) -> None:
-        """Wait until little enough is waiting to be sent; returns at once after the end."""
-        while self._paused and self._closed is None:
-            waiter = self._loop.create_future()
-            self._drained.append(waiter)
+        """Wait until little enough is waiting to be sent; returns at once after the end.
+
+        Who waits gets its turn in the order of coming, so that one that sends without end does not
+        keep others from sending.
+        """
+        if not self.busy or self._closed is not None:
+            return
+        waiter = self._loop.create_future()
+        self._drained.append(waiter)
+        try:
             await waiter
+        finally:
+            # The next one's turn is when this one has sent, if there is room then.
+            self._loop.call_soon(self._release)
+
+    async def send_in_turn(self, control: tuple[Any, ...], payload: bytes | None = None) -> None:
+        """Send a message when little enough is waiting to be sent, as :meth:`send` does."""
+        if self.busy:
+            await self.drain()
+        self.send(control, payload)
+
+    @property
+    def busy(self) -> bool:
+        """Enough, or somebody, is waiting to send; see :meth:`drain`."""
+        return self._paused or bool(self._long) or bool(self._drained)
+
+    def hold(self, holder: object) -> None:
+        """Read nothing more until *holder* wants more: what it was sent waits to be taken.
+
+        The peer's sending then comes to a halt, too. That must end well within the tick time, as
+        the peer's system ends a connection that takes nothing for so long.
+        """
+        if self._transport is not None and self._closed is None:
+            if not self._holders:
+                self._transport.pause_reading()
+            self._holders.add(holder)
+
+    def release(self, holder: object) -> None:
+        """Go on reading as far as *holder* is concerned."""
+        if holder in self._holders:
+            self._holders.discard(holder)
+            if not self._holders:
+                self._loop.call_soon(self._resume)
 
     def close(self, reason: DistributionError) -> None:
         """End the connection; what is in the send buffer gets a moment to leave.
@@ -207,11 +317,17 @@ class Connection(asyncio.Protocol):
         """
         if self._closed is not None:
             return
+        self._uncork()
         self._closed = reason
         if self._transport is not None:
             self._transport.close()
             self._loop.call_later(_CLOSE_TIME, self._transport.abort)
         self._finish()
+
+    def abort(self) -> None:
+        """Let go of a closed connection at once: nobody is there to take what was sent."""
+        if self._transport is not None:
+            self._transport.abort()
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -235,19 +351,90 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(self._tick_time / TICK_INTENSITY, self._tick)
         self._owner.on_connected(self)
         if handshake.rest and self._closed is None:
-            self._receive(handshake.rest)
+            self._reader.push(handshake.rest)
+            self._receive()
         handshake.rest = b""
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self) -> None:
         feed = self._messages.feed
-        for frame in self._reader.feed(data):
+        take = self._reader.take
+        deliver = self._owner.on_message
+        while not self._holders and (frame := take()) is not None:
             if not frame:
                 continue
             message = feed(frame)
             if message is not None:
-                self._owner.on_message(self, *message)
+                deliver(self, *message)
                 if self._closed is not None:
                     return
+            elif self._messages.discarded != self._discarded:
+                self._discarded = self._messages.discarded
+                log.warning(
+                    "a message of %s was dropped: it is longer than %d bytes, or many long ones "
+                    "come at the same time",
+                    self.name,
+                    self._max_message,
+                )
+
+    def _resume(self) -> None:
+        if self._holders or self._closed is not None or self._transport is None:
+            return
+        self._take()
+        if not self._holders and self._closed is None:
+            self._transport.resume_reading()
+
+    def _write(self, data: bytes, more: bool = False) -> None:
+        """Send *data*, together with what else is sent in this turn of the event loop."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._uncork)
+        if self._corked or more or self._small:
+            self._small.append(data)
+            self._small_size += len(data)
+            if more or (self._corked and self._small_size <= _COALESCE):
+                return
+            self._send_small()
+        elif self._transport is not None:
+            self._transport.write(data)
+        self._corked = True
+
+    def _send_small(self) -> None:
+        if self._small and self._transport is not None:
+            # Joined, as writelines() of Python 3.12.0 to 3.12.7 and 3.13.0 knows no high-water
+            # mark.
+            data, self._small, self._small_size = b"".join(self._small), [], 0
+            self._transport.write(data)
+
+    def _uncork(self) -> None:
+        self._scheduled = self._corked = False
+        if self._closed is None:
+            self._send_small()
+
+    def _parts(self, control: bytes, payload: bytes | None) -> Iterator[bytes]:
+        """Return the frames of a message that has to wait."""
+        if payload is None or len(payload) <= frames.FRAGMENT_SIZE or not self.has(FRAGMENTS):
+            return iter((b"".join(frames.build(control, payload, header=self._header)),))
+        self._sequence += 1
+        return frames.fragments(control, payload, self._sequence)
+
+    def _pump(self) -> None:
+        """Send fragments of long messages, of one sender after the other, while there is room."""
+        while self._long and not self._paused and self._closed is None:
+            sender, queue = next(iter(self._long.items()))
+            del self._long[sender]
+            size, parts = queue[0]
+            part = next(parts, None)
+            if part is None:
+                queue.popleft()
+                self._long_size -= size
+            if not queue and not self._long:
+                self._longest = 0
+            if queue:
+                self._long[sender] = queue  # behind the others
+            if part is not None and self._transport is not None:
+                self._send_small()  # came before
+                self._sent = True
+                self._transport.write(part)
 
     def _tick(self) -> None:
         """Send a tick when nothing was sent lately; give up a peer that was silent too long.
@@ -255,7 +442,7 @@ class Connection(asyncio.Protocol):
         Silence is counted in intervals, not read from a clock: when this process (or the whole
         machine) stood still, the bytes that arrived meanwhile are read before the next count.
         """
-        self._silent = 0 if self._received else self._silent + 1
+        self._silent = 0 if self._received or self._holders else self._silent + 1
         self._received = False
         if self._silent >= TICK_INTENSITY:
             self.close(
@@ -293,16 +480,28 @@ class Connection(asyncio.Protocol):
         return HandshakeError("closed", f"the connection to {self.name} {how} in the handshake")
 
     def _release(self) -> None:
-        waiters, self._drained = self._drained, []
-        for waiter in waiters:
+        while self._drained:
+            if (self._paused or self._long) and self._closed is None:
+                return
+            waiter = self._drained.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                if self._closed is None:
+                    return
 
     def _finish(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._long.clear()
+        self._small.clear()
+        self._holders.clear()
         self._release()
         if not self._reported and self._closed is not None:
             self._reported = True
             self._owner.on_closed(self, self._closed)
+
+
+def _sender(control: tuple[Any, ...]) -> Any:
+    """Return who sends *control*: what one sends arrives in order."""
+    return control[2 if control[0] in _SENDER_SECOND else 1]

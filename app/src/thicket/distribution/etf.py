@@ -2,9 +2,9 @@
 """Erlang's External Term Format: Python values to bytes and back.
 
 The format is the one of the ERTS User's Guide, "External Term Format"; the tag numbers below
-are its. What travels between connected nodes (OTP 23 and later) is complete; formats that no
-such node sends (compressed terms, atom cache references without a negotiated cache, identifiers
-with an 8-bit creation) are refused with a message that names them.
+are its. Everything that ``binary_to_term/1`` of a current OTP reads is read; what has a meaning
+only between particular nodes (atom cache references without a negotiated cache, terms for the
+local node) and the funs of before OTP 23 are refused with a message that names them.
 
 =====================  ==========================================================
 Erlang                 Python
@@ -12,7 +12,7 @@ Erlang                 Python
 integer                ``int`` of any size
 float                  ``float`` (finite)
 atom                   :class:`Atom`; ``true``, ``false``, ``nil`` are ``True``, ``False``, ``None``
-binary                 ``bytes``; a ``str`` is sent as the binary of its UTF-8 text
+binary                 ``bytes``, or ``str`` (see below)
 bitstring              :class:`BitString`
 tuple, list            ``tuple``, ``list``; a list whose tail is no list is an :class:`ImproperList`
 map                    ``dict``, or :class:`PairMap` where a ``dict`` would merge keys
@@ -25,6 +25,11 @@ Keys of a ``dict`` must be hashable, so lists and maps inside a key arrive as
 :class:`FrozenList` and :class:`FrozenMap`; both are sent as what they were. Python takes ``1``,
 ``1.0`` and ``True`` for the same key, Erlang does not: such a map arrives as a
 :class:`PairMap`.
+
+A ``str`` is sent as the binary of its UTF-8 text, written in the format's form for bit strings
+with all 8 bits of the last byte in use. Erlang takes that for the binary it is and never writes it
+itself; so text and bytes stay apart between nodes in Python and mean the same to Erlang. Text
+that an Erlang node passes on comes back as ``bytes``.
 
 Neither direction recurses, so that depth is bounded by a number and not by Python's stack.
 The decoder is safe on bytes from strangers: time and memory grow linearly with the input up to
@@ -51,6 +56,9 @@ MAX_TERMS = 1_000_000
 """Default bound of the number of elements of one term, which bounds its memory: an element
 costs its bytes on the wire and about 100 bytes of Python at most."""
 
+MAX_UNCOMPRESSED = 64 * 1024 * 1024
+"""Default bound of a compressed term's real size, in bytes."""
+
 MAX_ATOM_CHARACTERS = 255
 """Erlang's limit of an atom's length."""
 
@@ -75,6 +83,10 @@ BINARY = 109
 SMALL_BIG = 110
 LARGE_BIG = 111
 NEWER_REFERENCE = 90
+REFERENCE = 101
+PORT = 102
+PID = 103
+NEW_REFERENCE = 114
 NEW_FUN = 112
 EXPORT = 113
 BIT_BINARY = 77
@@ -88,12 +100,8 @@ LOCAL = 121
 
 _REFUSED = {
     ATOM_CACHE_REF: "an atom cache reference, but no atom cache is in use",
-    COMPRESSED: "a compressed term, which is not accepted",
+    COMPRESSED: "a compressed term inside another one",
     LOCAL: "a term for the local node only",
-    101: "a reference of a node before OTP 23",
-    102: "a port of a node before OTP 23",
-    103: "a pid of a node before OTP 23",
-    114: "a reference of a node before OTP 23",
     117: "a fun of a node before OTP 23",
 }
 
@@ -127,9 +135,10 @@ class Atom(str):
 class Pid:
     """A process identifier: node name, number (32 bits), serial (32 bits), creation of the node."""
 
-    __slots__ = ("creation", "id", "node", "serial")
+    __slots__ = ("_wire", "creation", "id", "node", "serial")
 
     def __init__(self, node: Atom, id: int, serial: int, creation: int) -> None:
+        self._wire: bytes | None = None  # its encoding, once it was needed
         self.node = node
         self.id = id
         self.serial = serial
@@ -403,6 +412,11 @@ def _encode_integer(value: int) -> bytes:
     return b"%b%c%b" % (head, sign, magnitude.to_bytes(size, "little"))
 
 
+def _encode_pid(pid: Pid) -> bytes:
+    pid._wire = b"X%b%b" % (_encode_atom(pid.node), _u32_u32_u32(pid.id, pid.serial, pid.creation))
+    return pid._wire
+
+
 def _encode_other(term: Any) -> bytes:
     """Encode the values that hold no others and are not frequent."""
     data: bytes
@@ -412,7 +426,8 @@ def _encode_other(term: Any) -> bytes:
             data = term.encode()
         except UnicodeEncodeError as found:
             raise EncodeError(f"text must be Unicode: {found}") from None
-        return _u8_u32(BINARY, len(data)) + data
+        # A bit string of whole bytes: text for Python, an ordinary binary for Erlang.
+        return b"%b%c%b" % (_u8_u32(BIT_BINARY, len(data)), 8 if data else 0, data)
     if kind is bytearray or kind is memoryview:
         data = bytes(term)
         return _u8_u32(BINARY, len(data)) + data
@@ -503,9 +518,7 @@ def encode_bare(
                     append(_u8_f64(NEW_FLOAT, item))
                     continue
                 elif kind is Pid:
-                    append(b"X")
-                    append(_encode_atom(item.node))
-                    append(_u32_u32_u32(item.id, item.serial, item.creation))
+                    append(item._wire or _encode_pid(item))
                     continue
                 elif kind is Reference:
                     words = item.words
@@ -556,12 +569,25 @@ def _as_string(items: list[Any] | FrozenList) -> bytes | None:
     return _u8_u16(STRING, len(data)) + data
 
 
-def encode(term: Any, *, max_depth: int = MAX_DEPTH, max_terms: int = MAX_TERMS) -> bytes:
+def encode(
+    term: Any, *, max_depth: int = MAX_DEPTH, max_terms: int = MAX_TERMS, compress: int = 0
+) -> bytes:
     """Encode *term* as ``term_to_binary/1`` does (version byte first).
 
+    :param compress: 1 (fast) to 9 (small) to compress as ``term_to_binary(T, [{compressed, N}])``
+        does, where that makes it smaller.
     :raises EncodeError: see :func:`encode_bare`.
     """
-    return encode_bare(term, max_depth=max_depth, max_terms=max_terms, prefix=b"\x83")
+    data = encode_bare(term, max_depth=max_depth, max_terms=max_terms, prefix=b"\x83")
+    if compress:
+        import zlib  # noqa: PLC0415
+
+        small = b"\x83P%b%b" % (
+            (len(data) - 1).to_bytes(4, "big"),
+            zlib.compress(memoryview(data)[1:], compress),
+        )
+        return min(data, small, key=len)
+    return data
 
 
 def _encode_freely(term: Any) -> bytes:
@@ -610,6 +636,11 @@ def _new_atom(raw: bytes) -> Any:
 def _node_name(data: bytes, at: int) -> tuple[Atom, int]:
     """Decode the atom at *at* that names the node of an identifier."""
     tag = data[at]
+    if tag == SMALL_ATOM_UTF8:
+        end = at + 2 + data[at + 1]
+        known = _decoded_atoms.get(data[at + 2 : end])
+        if type(known) is Atom:
+            return known, end
     if tag in (SMALL_ATOM_UTF8, SMALL_ATOM_LATIN1):
         start = at + 2
         end = start + data[at + 1]
@@ -623,12 +654,10 @@ def _node_name(data: bytes, at: int) -> tuple[Atom, int]:
     raw = data[start:end]
     if tag in (SMALL_ATOM_LATIN1, ATOM_LATIN1):
         raw = raw.decode("latin-1").encode()
+    if raw in _WORDS:  # a node may be called true
+        return Atom(raw.decode()), end
     atom = _decoded_atoms.get(raw)
-    if atom is None:
-        atom = _new_atom(raw)
-    if type(atom) is not Atom:  # a node may be called true
-        atom = Atom(raw.decode())
-    return atom, end
+    return (_new_atom(raw) if atom is None else atom), end
 
 
 def _freeze(term: Any, depth: int = 0) -> Any:
@@ -656,7 +685,9 @@ def _make_map(items: list[Any]) -> Any:
     keys = items[0::2]
     values = items[1::2]
     try:
-        result = dict(zip(_spread(keys), values, strict=True))
+        if len(keys) >= _COLLISION_CHECK:
+            _spread(keys)
+        result = dict(zip(keys, values))  # noqa: B905  # always as many
     except (TypeError, RecursionError):
         keys = [_freeze(key) for key in keys]
         result = dict(zip(_spread(keys), values, strict=True))
@@ -668,7 +699,8 @@ def _make_map(items: list[Any]) -> Any:
 
 
 def _spread(keys: list[Any]) -> list[Any]:
-    """Return *keys* unless their hashes coincide, which would make a dict quadratic."""
+    """Return *keys* unless their hashes coincide, which would make a dict quadratic; few keys
+    can do no harm."""
     if len(keys) >= _COLLISION_CHECK and len(set(map(hash, keys))) * 2 < len(keys):
         raise DecodeError("the keys of a map were chosen to collide")
     return keys
@@ -843,8 +875,7 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
                 raise IndexError
             if bits > 8 or (bits == 0) != (length == 0):
                 raise DecodeError(f"a bit string of {length} bytes that uses {bits} of the last")
-            whole = bits in (0, 8)
-            append(data[start:at] if whole else BitString(data[start:at], bits))
+            append(BitString(data[start:at], bits) if bits & 7 else _text_of(data[start:at]))
         elif tag == V4_PORT:
             node, at = _node_name(data, at)
             append(Port(node, *_get_u64_u32(data, at)))
@@ -865,6 +896,27 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
             if at <= start:
                 raise DecodeError("a fun without a body")
             append(Fun(data[start:at]))
+        elif tag == PID:
+            node, at = _node_name(data, at)
+            number, serial = _get_u32_u32(data, at)
+            append(Pid(node, number, serial, data[at + 8]))
+            at += 9
+        elif tag in (PORT, REFERENCE):
+            node, at = _node_name(data, at)
+            number, creation = _get_u32(data, at)[0], data[at + 4]
+            at += 5
+            append(
+                Port(node, number, creation)
+                if tag == PORT
+                else Reference(node, creation, (number,))
+            )
+        elif tag == NEW_REFERENCE:
+            count = _get_u16(data, at)[0]
+            if not 1 <= count <= 5:
+                raise DecodeError(f"a reference of {count} words")
+            node, at = _node_name(data, at + 2)
+            append(Reference(node, data[at], _get_words[count](data, at + 1)))
+            at += 4 * count + 1
         elif tag == FLOAT_TEXT:
             start = at
             at += 31
@@ -908,6 +960,14 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
             left -= 1
 
 
+def _text_of(raw: bytes) -> str | bytes:
+    """Return what was sent as text; bytes that are none stay bytes."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
 def _float_of(text: bytes) -> float:
     """Decode the 31-byte decimal form that nodes of long ago sent."""
     digits = text.rstrip(b"\0")
@@ -922,14 +982,47 @@ def _float_of(text: bytes) -> float:
     return value
 
 
-def decode(data: bytes, *, max_depth: int = MAX_DEPTH, max_terms: int = MAX_TERMS) -> Any:
+def decode(
+    data: bytes,
+    *,
+    max_depth: int = MAX_DEPTH,
+    max_terms: int = MAX_TERMS,
+    max_uncompressed: int = MAX_UNCOMPRESSED,
+) -> Any:
     """Decode what ``term_to_binary/1`` made; nothing may follow the term.
 
-    :raises DecodeError: see :func:`decode_bare`.
+    :param max_uncompressed: the largest real size of a compressed term, in bytes.
+    :raises DecodeError: see :func:`decode_bare`; also for a compressed term that is larger, or
+        not of the size it says.
     """
     if not data or data[0] != VERSION:
         raise DecodeError(f"a term begins with the byte {VERSION}")
-    term, end = decode_bare(data, 1, max_depth=max_depth, max_terms=max_terms)
+    at = 1
+    if data[1:2] == b"P":
+        data, at = _inflate(data, max_uncompressed), 0
+    term, end = decode_bare(data, at, max_depth=max_depth, max_terms=max_terms)
     if end != len(data):
         raise DecodeError(f"{len(data) - end} bytes follow the term")
     return term
+
+
+def _inflate(data: bytes, limit: int) -> bytes:
+    """Return the term without version byte that *data* holds compressed."""
+    import zlib  # noqa: PLC0415  # never on the wire between nodes, so seldom
+
+    if len(data) < 6:
+        raise DecodeError("the term ends too early")
+    size = _get_u32(data, 2)[0]
+    if size > limit:
+        raise DecodeError(f"a compressed term of {size} bytes (limit {limit})")
+    machine = zlib.decompressobj()
+    try:
+        # One byte more than announced, to tell that there is more.
+        found = machine.decompress(memoryview(data)[6:], size + 1)
+    except zlib.error as error:
+        raise DecodeError(f"a compressed term that is damaged: {error}") from None
+    if len(found) != size or not machine.eof:
+        raise DecodeError(f"a compressed term that is not of the {size} bytes it says")
+    if machine.unused_data:
+        raise DecodeError(f"{len(machine.unused_data)} bytes follow the term")
+    return found

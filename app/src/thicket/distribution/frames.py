@@ -16,9 +16,12 @@ operations a payload. Its form depends on what the handshake agreed on (ERTS Use
 from __future__ import annotations
 
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .etf import VERSION, DecodeError, decode_bare
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TICK = b"\0\0\0\0"
 
@@ -28,8 +31,12 @@ FRAGMENT_SIZE = 64 * 1024
 MAX_MESSAGE = 32 * 1024 * 1024
 """Default limit of one message's payload, in bytes."""
 
-MAX_SEQUENCES = 256
-"""Limit of messages that may be incomplete at the same time."""
+MAX_SEQUENCES = 4096
+"""Limit of messages that may be incomplete at the same time: as many processes of the peer may send
+long ones at once. Their memory has a limit of its own."""
+
+READ_SIZE = 128 * 1024
+"""Bytes that are read at a time: two fragments, the usual send buffer."""
 
 _MAX_CONTROL = 64 * 1024
 _PASS_THROUGH = 112
@@ -69,6 +76,8 @@ ALIAS_SEND_TT = 34  # P
 UNLINK_ID = 35
 UNLINK_ID_ACK = 36
 
+_FREQUENT = frozenset((SEND, SEND_SENDER, REG_SEND, ALIAS_SEND))  # hold nothing that can change
+
 _u32 = Struct(">I").pack
 _get_u32 = Struct(">I").unpack_from
 _get_u64_u64 = Struct(">QQ").unpack_from
@@ -97,66 +106,113 @@ def build(
     if payload is None or sequence is None or size <= FRAGMENT_SIZE:
         head = _u32(3 + len(control) + size) + b"\x83\x44\x00" + control
         return [head, payload] if payload is not None else [head]
-    number = (size + FRAGMENT_SIZE - 1) // FRAGMENT_SIZE
+    return list(fragments(control, payload, sequence))
+
+
+def fragments(control: bytes, payload: bytes, sequence: int) -> Iterator[bytes]:
+    """Return one after the other the frames, lengths included, of a message in fragments.
+
+    The arguments are those of :func:`build`. The payload is copied piece by piece, so that what
+    waits to be sent costs its memory once.
+    """
+    size = len(payload)
+    number = max(1, (size + FRAGMENT_SIZE - 1) // FRAGMENT_SIZE)
     view = memoryview(payload)
-    frames: list[bytes] = []
-    for start in range(0, size, FRAGMENT_SIZE):
-        part = bytes(view[start : start + FRAGMENT_SIZE])
-        if start == 0:
-            length = 18 + 1 + len(control) + len(part)
-            frames.append(_fragment(length, VERSION, _FIRST_FRAGMENT, sequence, number))
-            frames.append(b"\0" + control)
+    head = _fragment(0, VERSION, _FIRST_FRAGMENT, sequence, number)[4:] + b"\0" + control
+    for start in range(0, max(size, 1), FRAGMENT_SIZE):
+        part = view[start : start + FRAGMENT_SIZE]
+        if start:
+            number -= 1
+            yield _fragment(18 + len(part), VERSION, _NEXT_FRAGMENT, sequence, number) + part
         else:
-            frames.append(_fragment(18 + len(part), VERSION, _NEXT_FRAGMENT, sequence, number))
-        frames.append(part)
-        number -= 1
-    return frames
+            yield b"".join((_u32(len(head) + len(part)), head, part))
 
 
 class FrameReader:
     """Cuts a stream of bytes into frames.
+
+    Bytes are read into :meth:`space`, told of by :meth:`filled`, and taken out by :meth:`take`.
 
     :param max_frame: the longest frame allowed, in bytes.
     """
 
     def __init__(self, max_frame: int) -> None:
         self._max_frame = max_frame
-        self._buffer = bytearray()
+        self._buffer = bytearray(READ_SIZE)
+        self._view = memoryview(self._buffer)
+        self._start = 0
+        self._end = 0
         self._need = 4
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the frames that *data* completes; a tick is an empty one.
+    def space(self) -> memoryview:
+        """Return the memory into which bytes can be read; never empty."""
+        size = len(self._buffer)
+        held = self._end - self._start
+        if not held:
+            self._start = self._end = 0
+        elif self._start and (size - self._end < size // 2 or self._start + self._need > size):
+            # The rest of a frame moves to the front.
+            self._view[:held] = self._view[self._start : self._end]
+            self._start, self._end = 0, held
+        wanted = max(READ_SIZE, self._need, held + 4096)
+        if wanted > size or (size > 4 * READ_SIZE and wanted == READ_SIZE):
+            old = self._view
+            self._buffer = bytearray(wanted)
+            self._view = memoryview(self._buffer)
+            self._view[:held] = old[self._start : self._end]
+            self._start, self._end = 0, held
+            old.release()
+        return self._view[self._end :]
+
+    def filled(self, count: int) -> None:
+        """Take note of *count* bytes that were read into :meth:`space`."""
+        self._end += count
+
+    def push(self, data: bytes) -> None:
+        """Take in bytes that were read elsewhere."""
+        while data:
+            space = self.space()
+            count = min(len(space), len(data))
+            space[:count] = data[:count]
+            self.filled(count)
+            data = data[count:]
+
+    def drop(self) -> bytes:
+        """Return what is there, in whatever frames, and be empty."""
+        data = bytes(self._view[self._start : self._end])
+        self._start = self._end = 0
+        return data
+
+    def take(self) -> bytes | None:
+        """Return the next frame that is complete, or None; a tick is an empty one.
 
         :raises FrameError: when a frame is longer than allowed.
         """
-        source: bytes | bytearray = data
-        if self._buffer:
-            self._buffer += data
-            if len(self._buffer) < self._need:
-                return []
-            source = self._buffer
+        start = self._start
+        held = self._end - start
+        if held < 4:
+            self._need = 4
+            return None
+        length = int(_get_u32(self._buffer, start)[0])
+        if held < 4 + length:
+            if length > self._max_frame:
+                raise FrameError(f"a frame of {length} bytes (limit {self._max_frame})")
+            self._need = 4 + length
+            return None
+        if length > self._max_frame:
+            raise FrameError(f"a frame of {length} bytes (limit {self._max_frame})")
+        self._start = start + 4 + length
+        return bytes(self._view[start + 4 : self._start])
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the frames that *data* completes.
+
+        :raises FrameError: see :meth:`take`.
+        """
+        self.push(data)
         frames = []
-        size = len(source)
-        at = 0
-        self._need = 4
-        view = memoryview(source)
-        try:
-            while size - at >= 4:
-                length = _get_u32(source, at)[0]
-                if length > self._max_frame:
-                    raise FrameError(f"a frame of {length} bytes (limit {self._max_frame})")
-                end = at + 4 + length
-                if end > size:
-                    self._need = 4 + length
-                    break
-                frames.append(bytes(view[at + 4 : end]))
-                at = end
-        finally:
-            view.release()
-        if source is self._buffer:
-            del self._buffer[:at]
-        elif at < size:
-            self._buffer += data[at:]
+        while (frame := self.take()) is not None:
+            frames.append(frame)
         return frames
 
 
@@ -165,7 +221,9 @@ class _Partial:
 
     __slots__ = ("control", "next", "parts", "size")
 
-    def __init__(self, control: tuple[Any, ...], number: int, parts: list[bytes] | None) -> None:
+    def __init__(
+        self, control: tuple[Any, ...], number: int, parts: list[memoryview] | None
+    ) -> None:
         self.control = control
         self.next = number
         self.parts = parts
@@ -186,6 +244,9 @@ class MessageReader:
         self._max_message = max_message
         self._partial: dict[int, _Partial] = {}
         self._held = 0
+        # The last control message, which is often the next one, too.
+        self._known = b""
+        self._control: tuple[Any, ...] = ()
         self.discarded = 0
 
     @property
@@ -219,8 +280,14 @@ class MessageReader:
         if form == _HEADER:
             if frame[2] != 0:
                 raise FrameError("a message with atom references, which were not agreed on")
+            if self._known and frame.startswith(self._known, 3):
+                # No term is the beginning of another one.
+                return self._control, frame[3 + len(self._known) :] or None
             control, end = decode_bare(frame, 3)
-            return _checked(control), (frame[end:] if end < len(frame) else None)
+            control = _checked(control)
+            if control[0] in _FREQUENT:
+                self._known, self._control = frame[3:end], control
+            return control, (frame[end:] if end < len(frame) else None)
         if form not in (_FIRST_FRAGMENT, _NEXT_FRAGMENT):
             raise FrameError(f"not a message: {frame[:4]!r}")
         if len(frame) < 18:
@@ -243,7 +310,8 @@ class MessageReader:
             raise FrameError("a fragment out of order")
         if len(self._partial) >= MAX_SEQUENCES:
             raise FrameError(f"more than {MAX_SEQUENCES} messages incomplete at the same time")
-        partial = _Partial(control, number - 1, [frame[end:]])
+        partial = _Partial(control, number - 1, [memoryview(frame)[end:]])
+        partial.size += end
         self._partial[sequence] = partial
         self._held += partial.size
         self._limit(partial)
@@ -257,7 +325,7 @@ class MessageReader:
             raise FrameError("a fragment out of order")
         partial.next -= 1
         if partial.parts is not None:
-            part = frame[18:]
+            part = memoryview(frame)[18:]
             partial.parts.append(part)
             partial.size += len(part)
             self._held += len(part)

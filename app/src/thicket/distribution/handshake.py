@@ -119,8 +119,8 @@ class DistributionError(Exception):
 
 class HandshakeError(DistributionError):
     """A handshake that failed. Codes: ``wrong-cookie``, ``bad-name``, ``wrong-source``,
-    ``wrong-peer``, ``missing-flags``, ``not-allowed``, ``simultaneous``, ``connected``,
-    ``protocol``."""
+    ``wrong-peer``, ``wrong-certificate``, ``missing-flags``, ``not-allowed``, ``simultaneous``,
+    ``connected``, ``tls``, ``protocol``."""
 
 
 class LocalNode(NamedTuple):

@@ -2,8 +2,9 @@
 """A node of a Distributed Erlang cluster.
 
 :class:`Node` listens on the node's own address, connects to others, keeps one connection to
-each, and answers what stock Erlang and Elixir nodes ask of every node. It connects when it is told
-to; whom to connect, and when to try again, is the caller's decision.
+each, answers what stock Erlang and Elixir nodes ask of every node, and is what applications in
+Python use: functions, messages, groups and events of all nodes. It connects when it is told to, or
+to send something; whom to keep connected is the caller's decision.
 """
 
 from __future__ import annotations
@@ -15,18 +16,16 @@ import os
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from . import frames, services
 from .connection import Connection
 from .epmd import PORT as EPMD_PORT
 from .epmd import EpmdError, PortMapper, listen, lookup
-from .etf import Atom, DecodeError, Pid, Reference, decode_bare, encode_bare
+from .etf import Atom, Pid, Reference, decode_bare, encode_bare
 from .handshake import (
     ABILITIES,
-    ALIAS,
     ALIVE,
-    EXIT_PAYLOAD,
     NOK,
     OK,
     OK_SIMULTANEOUS,
@@ -41,10 +40,16 @@ from .handshake import (
     RemoteNode,
     split_name,
 )
+from .processes import NOBODY, Name, Process, ProcessTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv6Address
+
+    from .calls import Calls, RemoteTask
+    from .groups import Scope, Subscription
+    from .mailbox import Mailbox, NodeEvents
+    from .tls import Tls
 
 log = logging.getLogger("thicket.distribution")
 
@@ -55,17 +60,22 @@ MAX_CONNECTIONS = 1024
 MAX_HANDSHAKES = 64
 """Limit of handshakes in progress that others began."""
 MAX_HANDSHAKES_PER_SOURCE = 8
-MAX_WATCHERS = 10_000
-"""Limit of monitors, and of links, on one process of ours."""
-
 _EPMD_TIME = 2.0
 _CONNECT_TIME = 4.0
 _ATTEMPT_TIME = _EPMD_TIME + _CONNECT_TIME + SETUP_TIME
+_CLOSE_TIME = 2.0
 _BIND_INTERVAL = 0.1
 _MAX_BIND_INTERVAL = 2.0
 _PATIENCE = 10.0  # seconds an address may be missing before that is a problem
 _LOG_INTERVAL = 60.0
-_NOBODY = Atom("")
+
+CALL_TIME = 5.0
+"""Default seconds that a call may take, as in Erlang."""
+
+MAILBOX_LIMIT = 1000
+"""Default limit of messages, or events, that wait to be taken out."""
+
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
 
 class NodeInfo(NamedTuple):
@@ -84,7 +94,7 @@ def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class Node:
+class Node(ProcessTable):
     """This device's node.
 
     :param name: the part before ``@``, or the full name.
@@ -96,13 +106,15 @@ class Node:
     :param tick_time: seconds of silence after which a peer counts as lost; the same on every
         node, Erlang's ``net_ticktime``.
     :param on_change: called with a kind and details: ``connecting`` {name}, ``node-up`` {name},
-        ``node-down`` {name, code, reason}, ``refused`` {source, name, code, message},
+        ``node-down`` {name, code, reason}, ``suspected`` {name, by} (another node of ours fears
+        for one of our peers), ``refused`` {source, name, code, message},
         ``problem`` and ``recovered`` {part, code, message, since}.
     :param epmd_port: the port mapper's port; None to neither ask nor answer as one.
     :param published: be visible, as opposed to Erlang's hidden nodes.
     :param check_source: refuse a peer whose name has another address than it connects from.
     :param setup_time: seconds that a handshake may take, Erlang's ``net_setuptime``.
     :param max_message: longest message accepted, in bytes.
+    :param tls: talk with others inside mutual TLS (:func:`.tls.contexts`) and in no other way.
     :raises ValueError: when name or cookie cannot be used.
     """
 
@@ -120,6 +132,7 @@ class Node:
         check_source: bool = True,
         setup_time: float = SETUP_TIME,
         max_message: int = frames.MAX_MESSAGE,
+        tls: Tls | None = None,
     ) -> None:
         self.host = str(address)
         self.name = name if "@" in name else f"{name}@{self.host}"
@@ -151,6 +164,8 @@ class Node:
         self._check_source = check_source
         self._setup_time = setup_time
         self._max_message = max_message
+        self._tls = tls
+        self._length_size = 2 if tls is None else 4
 
         self._server: asyncio.Server | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -165,65 +180,21 @@ class Node:
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._problems: dict[str, dict[str, Any]] = {}
         self._logged: dict[tuple[str, str], float] = {}
-        self._counters: dict[str, int] = dict.fromkeys(
-            (
-                "accepted",
-                "connected",
-                "simultaneous",
-                "abandoned",
-                "messages",
-                "unknown",
-                "undecodable",
-                "discarded",
-            ),
-            0,
-        )
         self._refused: dict[str, int] = {}
 
-        self._last_pid = 0
-        self._last_reference = int.from_bytes(os.urandom(7), "big")
-        self._processes: dict[int, services.Process] = {}
-        self._names: dict[str, services.Process] = {}
-        self.register("net_kernel", services.NetKernel(self))
-        self.register("rex", services.Rex(self))
-        self._handlers: dict[int, Callable[[Connection, tuple[Any, ...], bytes | None], None]] = {
-            frames.SEND: self._got_send,
-            frames.SEND_TT: self._got_send,
-            frames.SEND_SENDER: self._got_send,
-            frames.SEND_SENDER_TT: self._got_send,
-            frames.REG_SEND: self._got_named_send,
-            frames.REG_SEND_TT: self._got_named_send,
-            frames.MONITOR_P: self._got_monitor,
-            frames.DEMONITOR_P: self._got_demonitor,
-            frames.MONITOR_P_EXIT: self._got_down,
-            frames.PAYLOAD_MONITOR_P_EXIT: self._got_down,
-            frames.LINK: self._got_link,
-            frames.UNLINK: self._got_unlink,
-            frames.UNLINK_ID: self._got_unlink_id,
-            frames.SPAWN_REQUEST: self._got_spawn_request,
-            frames.SPAWN_REQUEST_TT: self._got_spawn_request,
-        }
-        # Known and without effect on a node whose processes cannot be killed from outside, have
-        # no group leader, no aliases, and spawn nothing elsewhere.
-        self._ignored = frozenset(
-            (
-                frames.EXIT,
-                frames.EXIT_TT,
-                frames.EXIT2,
-                frames.EXIT2_TT,
-                frames.PAYLOAD_EXIT,
-                frames.PAYLOAD_EXIT_TT,
-                frames.PAYLOAD_EXIT2,
-                frames.PAYLOAD_EXIT2_TT,
-                frames.GROUP_LEADER,
-                frames.NODE_LINK,
-                frames.ALIAS_SEND,
-                frames.ALIAS_SEND_TT,
-                frames.SPAWN_REPLY,
-                frames.SPAWN_REPLY_TT,
-                frames.UNLINK_ID_ACK,
-            )
+        super().__init__(int.from_bytes(os.urandom(7), "big"))
+        self._counters.update(
+            dict.fromkeys(("accepted", "connected", "simultaneous", "abandoned", "discarded"), 0)
         )
+        self._listeners: list[NodeEvents] = []
+        self._scopes: dict[str, Scope] = {}
+        self._calls: Calls | None = None
+        kernel = services.NetKernel(self)
+        self.pid = kernel.pid
+        self.register("net_kernel", kernel)
+        self.register("rex", services.Rex(self))
+        self._suspicions = services.Suspicions(self)
+        self.register(self._suspicions.NAME, self._suspicions)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -255,9 +226,18 @@ class Node:
         if self._server is not None:
             self._server.close()
             self.listening = False
+        if self._calls is not None:
+            self._calls.stop()
+            await asyncio.sleep(0)  # their ends are still told
+        for process in list(self._processes.values()):
+            close = getattr(process, "close", None)
+            if close is not None:  # a mailbox: who waits for a message hears of the end
+                close()
         reason = DistributionError("stopped", f"{self.name} is stopping")
         for connection in (*self._connections.values(), *self._handshakes):
             connection.close(reason)
+        for listener in list(self._listeners):
+            listener.close()
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -288,7 +268,16 @@ class Node:
             interval = min(interval * 1.5, _MAX_BIND_INTERVAL)
         # The socket stays good when the address goes and comes back.
         self.port = listener.getsockname()[1]
-        self._server = await loop.create_server(self._accept, sock=listener)
+        if self._tls is None:
+            self._server = await loop.create_server(self._accept, sock=listener)
+        else:
+            self._server = await loop.create_server(
+                self._accept,
+                sock=listener,
+                ssl=self._tls.server,
+                ssl_handshake_timeout=self._setup_time,
+                ssl_shutdown_timeout=_CLOSE_TIME,
+            )
         self.listening = True
         log.info("%s listens on port %d", self.name, self.port)
         for code in ("port-taken", "listen", "address-missing"):
@@ -453,7 +442,12 @@ class Node:
             raise HandshakeError("simultaneous", f"{peer} is connecting to this node")
         connection = Connection(
             self,
-            Initiator(self._local, peer, on_alive=lambda: peer not in self._connections),
+            Initiator(
+                self._local,
+                peer,
+                on_alive=lambda: peer not in self._connections,
+                length_size=self._length_size,
+            ),
             tick_time=self.tick_time,
             setup_time=self._setup_time,
             max_message=self._max_message,
@@ -461,12 +455,37 @@ class Node:
         result: asyncio.Future[None] = loop.create_future()
         self._dialled[peer] = connection, result
         try:
-            await loop.create_connection(lambda: connection, sock=raw)
+            await self._open(connection, raw, host)
             await result
         finally:
             del self._dialled[peer]
             if not connection.established:
                 connection.close(HandshakeError("closed", f"the attempt to reach {peer} ended"))
+
+    async def _open(self, connection: Connection, raw: socket.socket, host: str) -> None:
+        """Begin the handshake on a socket that is connected.
+
+        :raises HandshakeError: ``tls``, when the other side's certificate, or ours there, is not
+            accepted.
+        """
+        loop = asyncio.get_running_loop()
+        if self._tls is None:
+            await loop.create_connection(lambda: connection, sock=raw)
+            return
+        from ssl import SSLError  # noqa: PLC0415
+
+        try:
+            await loop.create_connection(
+                lambda: connection,
+                sock=raw,
+                ssl=self._tls.client,
+                server_hostname=host,
+                ssl_handshake_timeout=self._setup_time,
+                ssl_shutdown_timeout=_CLOSE_TIME,
+            )
+        except (SSLError, ConnectionError) as error:
+            why = getattr(error, "verify_message", "") or error.strerror or str(error)
+            raise HandshakeError("tls", f"no TLS connection to {host}: {why}") from error
 
     async def _comes_up(self, peer: str) -> bool:
         """Wait until *peer*, which is connecting to us, is connected; False when it fails."""
@@ -510,38 +529,57 @@ class Node:
         await self.connect(peer, timeout)
         sent = loop.time()
         left = max(timeout - (sent - begin), 0.01)
-        answer = await self._call(peer, "net_kernel", (Atom("is_auth"), self._atom), left)
+        answer = await self.request(("net_kernel", peer), (Atom("is_auth"), self._atom), left)
         if answer != services.YES:
             raise DistributionError("not-allowed", f"{peer} answered {answer!r} to a ping")
         return loop.time() - sent
 
-    async def _call(self, peer: str, name: str, request: Any, timeout: float) -> Any:
-        """Ask the process registered as *name* on *peer*, as ``gen_server:call`` does."""
+    async def probe(self, peer: str, seconds: float) -> bool:
+        """Ask a connected node for a sign of life, for when there is a reason to fear for it.
+
+        Sooner than missing ticks tell; :meth:`give_up` ends the connection then. Any byte of
+        it counts, and that its system confirms what we send: a node whose program is slow is not
+        lost; ticks tell when it stands still for long.
+
+        :param seconds: how long to wait for it.
+        :returns: whether there was one. False, too, when the node is not connected.
+        """
         connection = self._connections.get(peer)
         if connection is None:
-            raise DistributionError("closed", f"{peer} is not connected")
-        call = services.Call(self, connection)
-        self._processes[call.pid.id] = call
-        target = Atom(name)
-        message = (services.GEN_CALL, (call.pid, call.reference), request)
-        try:
-            async with asyncio.timeout(timeout):
-                connection.send((frames.MONITOR_P, call.pid, target, call.reference))
-                connection.send((frames.REG_SEND, call.pid, _NOBODY, target), encode_bare(message))
-                await connection.drain()
-                return await call.answer
-        except TimeoutError:
-            raise DistributionError(
-                "timeout", f"{peer} did not answer within {timeout:.3g} seconds"
-            ) from None
-        finally:
-            connection.send((frames.DEMONITOR_P, call.pid, target, call.reference))
-            self._end(call, services.NORMAL)
+            return False
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        with suppress(DistributionError):
+            request = (Atom("is_auth"), self._atom)
+            await self.request(("net_kernel", peer), request, seconds)
+        if self._connections.get(peer) is not connection:
+            return peer in self._connections
+        return connection.heard > begin or connection.acknowledged_within(loop.time() - begin)
+
+    def give_up(self, peer: str) -> None:
+        """End the connection to a node that gave no sign of life; its loss is called ``lost``."""
+        connection = self._connections.get(peer)
+        if connection is not None:
+            connection.close(DistributionError("lost", f"{peer} gave no sign of life"))
+            connection.abort()
+
+    def share_suspicion(self, peer: str) -> None:
+        """Tell the other nodes that we fear for *peer*."""
+        for name, connection in self._connections.items():
+            if name != peer:
+                self._suspicions.tell(connection, peer)
+
+    def suspected(self, peer: str, by: str) -> None:
+        """Take note that the node *by* fears for *peer*."""
+        if peer in self._connections:
+            self._change("suspected", {"name": peer, "by": by})
 
     # --- what connections report --------------------------------------------------------------
 
     def _accept(self) -> Connection:
-        acceptor = Acceptor(self._local, lambda remote: self._decide(connection, remote))
+        acceptor = Acceptor(
+            self._local, lambda remote: self._decide(connection, remote), self._length_size
+        )
         connection = Connection(
             self,
             acceptor,
@@ -574,6 +612,10 @@ class Node:
             raise HandshakeError(
                 "wrong-source", f"a node that calls itself {name} connects from {connection.source}"
             )
+        if self._tls is not None:
+            from .tls import check_name  # noqa: PLC0415
+
+            check_name(connection.ssl_object, split_name(name)[1], name)
         if name == self.name:
             raise HandshakeError("bad-name", f"another node calls itself {name}, as this one does")
         if len(self._connections) >= MAX_CONNECTIONS:
@@ -612,6 +654,10 @@ class Node:
             elif not dialled[1].done():
                 dialled[1].set_result(None)
         log.info("%s is up", name)
+        if self._published and connection.peer.published:
+            services.greet_global(self, connection)
+        for scope in self._scopes.values():
+            scope.discover(connection)
         self._wake(name)
         self._change("node-up", {"name": name})
 
@@ -675,37 +721,29 @@ class Node:
             },
         )
 
-    def on_message(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        """Handle a message; what is not understood is counted and ignored."""
-        self._counters["messages"] += 1
-        handler = self._handlers.get(control[0])
-        if handler is None:
-            if control[0] not in self._ignored:
-                self._counters["unknown"] += 1
-            return
-        try:
-            handler(connection, control, payload)
-        except DecodeError as error:
-            self._counters["undecodable"] += 1
-            log.warning("a message of %s cannot be decoded: %s", connection.name, error)
-        except (ValueError, TypeError, IndexError):
-            # Too few elements, or not of the types they should have.
-            self._counters["unknown"] += 1
-            log.debug("a message of %s is not understood", connection.name, exc_info=True)
-        except Exception:
-            log.exception("the handling of a message of %s failed", connection.name)
-
     # --- events and problems ------------------------------------------------------------------
 
     def _change(self, kind: str, detail: dict[str, Any]) -> None:
+        if self._listeners and kind in ("node-up", "node-down"):
+            self._tell(kind, detail)
         if self._on_change is None:
             return
         try:
             self._on_change(kind, detail)
         except Exception:
             log.exception("the handler of the event %s failed", kind)
+
+    def _tell(self, kind: str, detail: dict[str, Any]) -> None:
+        from .mailbox import NodeEvent  # noqa: PLC0415
+
+        event = NodeEvent(
+            kind.removeprefix("node-"),
+            detail["name"],
+            detail.get("code", ""),
+            detail.get("reason", ""),
+        )
+        for listener in list(self._listeners):
+            listener.put(event)
 
     def _problem(self, code: str, message: str) -> None:
         if code not in self._problems:
@@ -719,204 +757,340 @@ class Node:
         if problem is not None:
             self._change("recovered", problem)
 
-    # --- processes ----------------------------------------------------------------------------
+    # --- functions ----------------------------------------------------------------------------
 
-    def new_pid(self) -> Pid:
-        """Return a process identifier that is not in use."""
-        while True:
-            # 15 bits of number are what every version of OTP prints and sorts without surprises;
-            # 28 are allowed.
-            self._last_pid = self._last_pid % 0xFFFFFFF + 1
-            if self._last_pid not in self._processes:
-                return Pid(self._atom, self._last_pid, 0, self.creation)
+    @property
+    def calls(self) -> Calls:
+        """The functions that others may call here, and those that run."""
+        if self._calls is None:
+            from .calls import Calls  # noqa: PLC0415  # a node that nobody calls needs none
 
-    def new_reference(self) -> Reference:
-        """Return a reference that was not used before."""
-        self._last_reference += 1
-        number = self._last_reference
-        # Erlang keeps the first word of a reference below 2^18.
-        words = (number & 0x3FFFF, number >> 18 & 0xFFFFFFFF, number >> 50 & 0xFFFFFFFF)
-        return Reference(self._atom, self.creation, words)
+            self._calls = Calls(self)
+        return self._calls
 
-    def register(self, name: str, process: services.Process) -> None:
-        """Let *process* be reached by *name*."""
-        self._processes[process.pid.id] = process
-        self._names[name] = process
+    @overload
+    def export(self, function: Function, /) -> Function: ...
 
-    def _end(self, process: services.Process, reason: Any) -> None:
-        """End *process*: tell who watches it and who is linked with it."""
-        self._processes.pop(process.pid.id, None)
-        for reference, (connection, watcher, item) in process.monitors.items():
-            self._send_down(connection, item, watcher, reference, reason)
-        for pid, connection in process.links.items():
-            self._send_exit(connection, process.pid, pid, reason)
-        process.monitors.clear()
-        process.links.clear()
+    @overload
+    def export(
+        self, name: str | None = None, /, *, thread: bool = False
+    ) -> Callable[[Function], Function]: ...
 
-    def _find(self, target: Any) -> services.Process | None:
-        """Return the process of ours that is meant by a pid or a registered name."""
-        if type(target) is Pid:
-            process = self._processes.get(target.id)
-            return process if process is not None and process.pid == target else None
-        return self._names.get(target) if type(target) is Atom else None
+    def export(self, function: Any = None, /, *, thread: bool = False) -> Any:
+        """Let other nodes call a function or coroutine; nothing else of ours can be called.
 
-    # --- sending ------------------------------------------------------------------------------
+        Used as ``@node.export``, ``@node.export("module.function")`` or ``node.export(function)``.
+        Without a name it is that of the function's module (its last part) and its own. Arguments
+        are checked by their annotations and, where Erlang has fewer types, converted
+        (:mod:`.convert`).
 
-    def send_to(self, connection: Connection, sender: Pid, target: Pid, message: Any) -> None:
-        """Send *message* to a process of a connected node."""
-        control = (
-            (frames.SEND_SENDER, sender, target)
-            if connection.has(SEND_SENDER)
-            else (frames.SEND, _NOBODY, target)
+        A plain function runs in the event loop: it must be short.
+
+        :param thread: run a plain function in a thread, because it takes long.
+        :raises ValueError: when the name is taken, or is none.
+        :raises TypeError: for an annotation that no value of another node can satisfy.
+        """
+        from .calls import function_name  # noqa: PLC0415
+
+        if function is None or isinstance(function, str):
+
+            def decorate(decorated: Function) -> Function:
+                name = function or function_name(decorated)
+                self.calls.exports.add(name, decorated, thread=thread)
+                return decorated
+
+            return decorate
+        self.calls.exports.add(function_name(function), function, thread=thread)
+        return function
+
+    def unexport(self, name: str) -> None:
+        """Take back the export of ``module.function``; calls that run go on."""
+        self.calls.exports.remove(name)
+
+    def exports(self) -> list[str]:
+        """Return the functions that other nodes may call."""
+        return self._calls.exports.names() if self._calls is not None else []
+
+    async def call(
+        self, peer: str, function: str, /, *arguments: Any, timeout: float | None = CALL_TIME
+    ) -> Any:
+        """Call a function on another node and return what it returns.
+
+        The node is connected to when necessary. When the caller is cancelled, or the time is over,
+        the function is stopped: one of Python is cancelled, one of Erlang told to exit.
+
+        :param peer: the node's full name; our own is allowed.
+        :param function: ``module.function``; of Elixir ``Elixir.Module.function``.
+        :param arguments: values that have a form in Erlang (:mod:`.etf`).
+        :param timeout: seconds to wait, None to wait for ever.
+        :raises RemoteError: when the function fails, or there is none.
+        :raises DistributionError: when the node cannot be reached, or is lost (``closed``,
+            ``silent`` ...); CallTimeoutError (``timeout``).
+        :raises EncodeError: for arguments without a form.
+        """
+        begin = self._loop_time()
+        task = await self.spawn(peer, function, *arguments, timeout=timeout)
+        if timeout is None:
+            return await task
+        left = max(timeout - (self._loop_time() - begin), 0.0)
+        timer = asyncio.get_running_loop().call_later(left, task.expire, timeout)
+        try:
+            return await task
+        finally:
+            timer.cancel()
+
+    async def spawn(
+        self, peer: str, function: str, /, *arguments: Any, timeout: float | None = CALL_TIME
+    ) -> RemoteTask:
+        """Start a function on another node; await the task that is returned for its result.
+
+        :param timeout: seconds for connecting and for sending the request, not for the function.
+        :raises DistributionError: when the node cannot be reached.
+        """
+        from .calls import RemoteTask, split_function  # noqa: PLC0415
+
+        split_function(function)
+        if peer == self.name:
+            task = RemoteTask(self, None, peer, function)
+            try:
+                task.start_here(self.calls, list(arguments))
+            except BaseException:
+                self.end(task)
+                raise
+            return task
+        connection = await self._connection_to(peer, timeout)
+        task = RemoteTask(self, connection, peer, function)
+        try:
+            control, payload = task.request(list(arguments), self.calls.group_leader)
+            await self._send_within(connection, control, payload, timeout)
+        except BaseException:
+            self.end(task)
+            raise
+        return task
+
+    async def cast(self, peer: str, function: str, /, *arguments: Any) -> None:
+        """Have a function run on another node without learning what becomes of it.
+
+        :raises DistributionError: when the node cannot be reached.
+        """
+        from .calls import cast_request, split_function  # noqa: PLC0415
+
+        split_function(function)
+        if peer == self.name:
+            module, name = map(Atom, split_function(function))
+            copied = decode_bare(encode_bare(list(arguments)))[0]
+            self.calls.start(self._names["rex"], module, name, copied, None)
+            return
+        connection = await self._connection_to(peer, None)
+        await connection.send_in_turn(
+            *cast_request(self, function, list(arguments), self.pid, self.calls.group_leader)
         )
-        connection.send(control, encode_bare(message))
-
-    def send_to_alias(
-        self, connection: Connection, sender: Pid, alias: Reference, message: Any
-    ) -> None:
-        """Send *message* to a process of a connected node by an alias it made."""
-        if connection.has(ALIAS):
-            connection.send((frames.ALIAS_SEND, sender, alias), encode_bare(message))
-
-    def _send_down(
-        self, connection: Connection, item: Pid | Atom, watcher: Pid, reference: Reference, why: Any
-    ) -> None:
-        if connection.has(EXIT_PAYLOAD):
-            connection.send(
-                (frames.PAYLOAD_MONITOR_P_EXIT, item, watcher, reference), encode_bare(why)
-            )
-        else:
-            connection.send((frames.MONITOR_P_EXIT, item, watcher, reference, why))
-
-    def _send_exit(self, connection: Connection, sender: Pid, target: Pid, why: Any) -> None:
-        if connection.has(EXIT_PAYLOAD):
-            connection.send((frames.PAYLOAD_EXIT, sender, target), encode_bare(why))
-        else:
-            connection.send((frames.EXIT, sender, target, why))
-
-    # --- receiving ----------------------------------------------------------------------------
-
-    def _deliver(self, connection: Connection, target: Any, payload: bytes | None) -> None:
-        process = self._find(target)
-        # Nobody there: as in Erlang, the message is gone. It is not even decoded.
-        if process is not None and payload is not None:
-            process.on_message(connection, decode_bare(payload)[0])
-
-    def _got_send(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        self._deliver(connection, control[2], payload)
-
-    def _got_named_send(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        self._deliver(connection, control[3], payload)
-
-    def _got_monitor(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _, watcher, item, reference = control
-        _require(watcher, Pid)
-        _require(reference, Reference)
-        process = self._find(item)
-        if process is None:
-            self._send_down(connection, item, watcher, reference, services.NO_PROCESS)
-        elif len(process.monitors) >= MAX_WATCHERS:
-            self._send_down(connection, item, watcher, reference, Atom("system_limit"))
-        else:
-            process.monitors[reference] = connection, watcher, item
-
-    def _got_demonitor(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _, _, item, reference = control
-        process = self._find(item)
-        if process is not None and process.monitors.get(reference, (None,))[0] is connection:
-            del process.monitors[reference]
-
-    def _got_down(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        process = self._find(control[2])
-        if process is not None:
-            reason = control[4] if payload is None else decode_bare(payload)[0]
-            process.on_down(connection, control[3], reason)
-
-    def _got_link(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _, sender, target = control
-        _require(sender, Pid)
-        _require(target, Pid)
-        process = self._find(target)
-        if process is None:
-            self._send_exit(connection, target, sender, services.NO_PROCESS)
-        elif len(process.links) < MAX_WATCHERS:
-            process.links[sender] = connection
-
-    def _unlink(self, sender: Any, target: Any) -> None:
-        process = self._find(target)
-        if process is not None and type(sender) is Pid:
-            process.links.pop(sender, None)
-
-    def _got_unlink(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        self._unlink(control[1], control[2])
-
-    def _got_unlink_id(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _, number, sender, target = control
-        _require(number, int)
-        self._unlink(sender, target)
-        # Before anything else goes from target to sender, or the sender takes it for old.
-        connection.send((frames.UNLINK_ID_ACK, number, target, sender))
 
     def _got_spawn_request(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
     ) -> None:
-        """Answer a request to run a function here, which is how ``rpc`` and ``erpc`` call.
+        self.calls.on_request(connection, control, payload)
 
-        Nothing is exported yet: a call fails as the call of a function that does not exist,
-        at once; other requests are not supported.
+    # --- messages -----------------------------------------------------------------------------
+
+    def mailbox(self, name: str | None = None, limit: int = MAILBOX_LIMIT) -> Mailbox:
+        """Return a new process whose messages are taken out with ``await`` or ``async for``.
+
+        :param name: register it under this name, by which other nodes reach it.
+        :param limit: number of messages that may wait.
+        :raises ValueError: when the name is taken.
         """
-        request, caller, _, function, options = control[1:6]
-        _require(request, Reference)
-        _require(caller, Pid)
-        arguments: Any = None
-        with suppress(DecodeError):
-            arguments = decode_bare(payload)[0] if payload is not None else None
-        monitored = type(options) is list and "monitor" in options
-        linked = type(options) is list and "link" in options
-        refusal: Atom | None = None
-        reason: Any = None
-        match function, arguments:
-            case ("erpc", "execute_call", 4), [result, called, name, values]:
-                trace = services.stack(called, name, values)
-                reason = (result, services.ERROR, services.UNDEFINED_FUNCTION, trace)
-            case ("erpc", "execute_cast", 3), [called, name, values]:
-                reason = (services.UNDEFINED_FUNCTION, services.stack(called, name, values))
-            case ("erpc", "execute_call" | "execute_cast", _), _:
-                refusal = services.BAD_ARGUMENT
-            case _:
-                refusal = services.NOT_SUPPORTED
-        if refusal is not None:
-            connection.send((frames.SPAWN_REPLY, request, caller, 0, refusal))
+        from .mailbox import Mailbox  # noqa: PLC0415
+
+        made = Mailbox(self, limit)
+        if name is not None:
+            try:
+                self.register(name, made)
+            except ValueError:
+                made.close()
+                raise
+        return made
+
+    async def send(
+        self, target: Pid | Name | Reference, message: Any, *, sender: Process | None = None
+    ) -> None:
+        """Send *message* to a process, a registered name ``(name, node)``, or an alias.
+
+        The node is connected to when necessary. Waits while the connection is busy. Whether the
+        process exists is not told, as in Erlang.
+
+        :param sender: from which process, for the order of messages: those of one sender to one
+            receiver arrive in order.
+        :raises DistributionError: when the node cannot be reached.
+        :raises EncodeError: when *message* has no form in Erlang.
+        """
+        await self.send_encoded(
+            sender.pid if sender is not None else self.pid, target, encode_bare(message)
+        )
+
+    async def send_encoded(
+        self, sender: Pid, target: Pid | Name | Reference, message: bytes
+    ) -> None:
+        """Send a message that is encoded already, see :meth:`send`."""
+        node = str(target[1]) if isinstance(target, tuple) else str(target.node)
+        if node == self.name:
+            process: Process | None
+            if isinstance(target, Reference):
+                process = self._aliases.get(target)
+            else:
+                process = self._find(target if isinstance(target, Pid) else Atom(target[0]))
+            if process is not None:
+                room = getattr(process, "room", None)
+                if room is not None:
+                    await room()
+                process.on_message(None, decode_bare(message)[0])
             return
-        pid = self.new_pid()
-        granted = (1 if linked else 0) | (2 if monitored else 0)
-        # The caller's runtime waits for this even where the caller does not.
-        connection.send((frames.SPAWN_REPLY, request, caller, granted, pid))
-        if monitored:
-            self._send_down(connection, pid, caller, request, reason)
-        if linked:
-            self._send_exit(connection, pid, caller, reason)
+        connection = await self._connection_to(node, None)
+        control: tuple[Any, ...]
+        if isinstance(target, Pid):
+            control = (
+                (frames.SEND_SENDER, sender, target)
+                if connection.has(SEND_SENDER)
+                else (frames.SEND, NOBODY, target)
+            )
+        elif isinstance(target, Reference):
+            control = (frames.ALIAS_SEND, sender, target)
+        else:
+            control = (frames.REG_SEND, sender, NOBODY, Atom(target[0]))
+        await connection.send_in_turn(control, message)
 
+    async def request(
+        self, target: Pid | Name, request: Any, timeout: float | None = CALL_TIME
+    ) -> Any:
+        """Ask a process and return its answer, as ``gen_server:call`` does.
 
-def _require(value: Any, kind: type) -> None:
-    if type(value) is not kind:
-        raise TypeError(f"a {kind.__name__} was expected")
+        :param target: a pid, or ``(name, node)``.
+        :raises DistributionError: codes ``noproc`` when there is no such process or it ends,
+            ``timeout``, and those of :meth:`connect`.
+        """
+        from .calls import CallTimeoutError  # noqa: PLC0415
+
+        peer = str(target.node) if isinstance(target, Pid) else target[1]
+        local = peer == self.name
+        connection = None if local else await self._connection_to(peer, timeout)
+        call = services.Call(self, connection)
+        self.add(call)
+        item = target if isinstance(target, Pid) else Atom(target[0])
+        message = (services.GEN_CALL, (call.pid, call.reference), request)
+        try:
+            async with asyncio.timeout(timeout):
+                payload = encode_bare(message)
+                if connection is None:
+                    self._monitor(None, call.pid, item, call.reference)
+                else:
+                    connection.send((frames.MONITOR_P, call.pid, item, call.reference), more=True)
+                await self.send_encoded(call.pid, target, payload)
+                return await call.answer
+        except TimeoutError:
+            raise CallTimeoutError(
+                "timeout", f"{peer} did not answer within {timeout:.3g} seconds"
+            ) from None
+        finally:
+            if connection is not None:
+                connection.send((frames.DEMONITOR_P, call.pid, item, call.reference), more=True)
+            else:
+                self._demonitor(None, item, call.reference)
+            self.end(call)
+
+    # --- nodes --------------------------------------------------------------------------------
+
+    def monitor(self, *, current: bool = True, limit: int = MAILBOX_LIMIT) -> NodeEvents:
+        """Return what happens to nodes, for ``async for event in node.monitor()``.
+
+        :param current: begin with an event ``up`` for each node that is connected.
+        :param limit: number of events that may wait; beyond it the oldest are dropped.
+        """
+        from .mailbox import NodeEvent, NodeEvents  # noqa: PLC0415
+
+        events = NodeEvents(self._listeners, limit)
+        if current:
+            for name in sorted(self._connections):
+                events.put(NodeEvent("up", name))
+        return events
+
+    # --- groups -------------------------------------------------------------------------------
+
+    def scope(self, name: str = "pg") -> Scope:
+        """Return the process groups of a scope, which begins to exist on this node by that."""
+        known = self._scopes.get(name)
+        if known is None:
+            from .groups import Scope  # noqa: PLC0415
+
+            known = self._scopes[name] = Scope(self, name)
+        return known
+
+    def join(self, group: Any, process: Process) -> None:
+        """Make a mailbox a member of a group of the scope ``pg``.
+
+        :param group: text for the atom of that name, or any other term.
+        """
+        self.scope().join(group, process)
+
+    def leave(self, group: Any, process: Process) -> bool:
+        """Take a join back; False when the process is no member."""
+        return self.scope().leave(group, process)
+
+    def members(self, group: Any) -> list[Pid]:
+        """Return the members of a group, of all connected nodes."""
+        return self.scope().members(group)
+
+    async def publish(self, group: Any, message: Any) -> int:
+        """Send *message* to every member of a group, waiting where a connection is busy.
+
+        :returns: the number of members that it was sent to.
+        """
+        return await self.scope().publish(group, message)
+
+    def subscribe(self, group: Any, limit: int = MAILBOX_LIMIT) -> Subscription:
+        """Return a new member of a group: ``async for message in node.subscribe(group)``.
+
+        It is a member at once, and until the loop is left or it is closed.
+        """
+        from .groups import Subscription  # noqa: PLC0415
+
+        return Subscription(self.scope(), group, limit)
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    @staticmethod
+    def _loop_time() -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _connection_to(self, peer: str, timeout: float | None) -> Connection:
+        """Return the connection to *peer*, connecting when necessary."""
+        connection = self._connections.get(peer)
+        if connection is None:
+            await self.connect(peer, _ATTEMPT_TIME if timeout is None else timeout)
+            connection = self._connections.get(peer)
+            if connection is None:
+                raise DistributionError("closed", f"the connection to {peer} was closed")
+        return connection
+
+    async def _send_within(
+        self,
+        connection: Connection,
+        control: tuple[Any, ...],
+        payload: bytes,
+        timeout: float | None,
+    ) -> None:
+        if not connection.busy:
+            connection.send(control, payload)
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await connection.send_in_turn(control, payload)
+        except TimeoutError:
+            from .calls import CallTimeoutError  # noqa: PLC0415
+
+            raise CallTimeoutError(
+                "timeout",
+                f"{connection.name} took nothing that is sent to it for {timeout:.3g} seconds",
+            ) from None
 
 
 def _words(error: Exception | None) -> str:

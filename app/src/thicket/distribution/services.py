@@ -2,9 +2,12 @@
 """What runs on a node under a process identifier, and the services stock nodes ask for.
 
 A stock node that connects to us pings ``net_kernel``, asks ``rex`` for its features, and calls
-functions through spawn requests of the module ``erpc``. Each of these gets an answer at once,
-be it a refusal, so that no caller waits for a timeout. Names that are not registered here
-(``global_name_server``, ``pg``) behave as on an Erlang node that does not run them.
+functions through spawn requests of the module ``erpc`` (:mod:`.calls`). Each of these gets an
+answer at once, be it a refusal, so that no caller waits for a timeout. Names that are not
+registered here behave as on an Erlang node that does not run them.
+
+Erlang's ``global`` is such a name: nobody asks us for locks or names. But ``global:sync/0`` waits
+for every visible node to say that it is in step; :func:`greet_global` says so.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from .etf import Atom, ImproperList, Pid, Reference
+from . import frames
+from .etf import Atom, ImproperList, Pid, Reference, encode_bare
 from .handshake import DistributionError
+from .processes import NOBODY, Process, ProcessTable
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -24,60 +29,34 @@ YES = Atom("yes")
 ERROR = Atom("error")
 NOT_SUPPORTED = Atom("notsup")
 UNDEFINED_FUNCTION = Atom("undef")
-NO_PROCESS = Atom("noproc")
-NORMAL = Atom("normal")
 BAD_ARGUMENT = Atom("badarg")
+NO = Atom("no")
+_CAST = Atom("$gen_cast")
+_GLOBAL = Atom("global_name_server")
+_IN_SYNC = Atom("in_sync")
 _ALIAS = Atom("alias")
-
-
-class Process:
-    """Something of this node that others send messages to, watch and link with.
-
-    :ivar pid: its identifier.
-    :ivar monitors: by reference, who watches it: connection, watcher, and what was watched (the
-        pid or a registered name).
-    :ivar links: the pids linked with it and their connections.
-    """
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.pid = node.new_pid()
-        self.monitors: dict[Reference, tuple[Connection, Pid, Pid | Atom]] = {}
-        self.links: dict[Pid, Connection] = {}
-
-    def on_message(self, connection: Connection, message: Any) -> None:
-        """Handle a message."""
-
-    def on_down(self, connection: Connection, reference: Reference, reason: Any) -> None:
-        """Handle the end of a process we watch."""
-
-    def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
-        """Handle the end of a connection."""
-        for reference in [r for r, watch in self.monitors.items() if watch[0] is connection]:
-            del self.monitors[reference]
-        for pid in [pid for pid, linked in self.links.items() if linked is connection]:
-            del self.links[pid]
 
 
 class Call(Process):
     """One request in flight, as ``gen:call`` makes it: a process of its own, so that an answer
     that comes too late finds nobody."""
 
-    def __init__(self, node: Node, connection: Connection) -> None:
+    def __init__(self, node: ProcessTable, connection: Connection | None) -> None:
         super().__init__(node)
         self.reference = node.new_reference()
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._connection = connection
 
-    def on_message(self, connection: Connection, message: Any) -> None:
+    def on_message(self, connection: Connection | None, message: Any) -> None:
         match message:
             case (reference, answer) if reference == self.reference:
                 if not self.answer.done():
                     self.answer.set_result(answer)
 
-    def on_down(self, connection: Connection, reference: Reference, reason: Any) -> None:
+    def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         if reference == self.reference:
-            self._fail(DistributionError("noproc", f"{connection.name} does not answer: {reason}"))
+            name = connection.name if connection is not None else self.node.name
+            self._fail(DistributionError("noproc", f"{name} does not answer: {reason}"))
 
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
@@ -92,7 +71,7 @@ class Call(Process):
 class NetKernel(Process):
     """``net_kernel``: answers ``net_adm:ping``."""
 
-    def on_message(self, connection: Connection, message: Any) -> None:
+    def on_message(self, connection: Connection | None, message: Any) -> None:
         match message:
             case ("$gen_call", (Pid() as sender, tag), request):
                 match request:
@@ -102,11 +81,37 @@ class NetKernel(Process):
                         reply(self, connection, sender, tag, (ERROR, NOT_SUPPORTED))
 
 
+class Suspicions(Process):
+    """``thicket_membership``: other nodes of ours tell that they fear for a node. Nodes of Erlang
+    have no such process, where what is sent to it vanishes."""
+
+    NAME = "thicket_membership"
+    _SUSPECT = Atom("suspect")
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._node = node
+
+    def on_message(self, connection: Connection | None, message: Any) -> None:
+        match message:
+            case ("suspect", (str() | bytes()) as name) if connection is not None:
+                text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+                self._node.suspected(text, connection.name)
+
+    def tell(self, connection: Connection, name: str) -> None:
+        """Tell a node of our fear for *name*."""
+        self.node.send_to_name(connection, self.pid, self.NAME, (self._SUSPECT, name.encode()))
+
+
 class Rex(Process):
     """``rex``: answers what ``rpc`` and ``erpc`` ask before they call, and calls that come the
     way of before OTP 23."""
 
-    def on_message(self, connection: Connection, message: Any) -> None:
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._node = node
+
+    def on_message(self, connection: Connection | None, message: Any) -> None:
         match message:
             case (Pid() as sender, "features_request"):
                 features = (
@@ -115,11 +120,72 @@ class Rex(Process):
                     [Atom("erpc")],
                 )
                 self.node.send_to(connection, self.pid, sender, features)
-            case ("$gen_call", (Pid() as sender, tag), ("call", module, function, arguments, _)):
-                exit_reason = (UNDEFINED_FUNCTION, stack(module, function, arguments))
-                reply(self, connection, sender, tag, (Atom("badrpc"), (Atom("EXIT"), exit_reason)))
+            case ("$gen_call", (Pid() as sender, tag), ("sbcast", Atom() as name, value)):
+                known = self.node.whereis(name)
+                if known is not None:
+                    known.on_message(connection, value)
+                reply(self, connection, sender, tag, YES if known is not None else NO)
+            case (
+                "$gen_call",
+                (Pid() as sender, tag),
+                ("call" | "block_call", module, function, list() as arguments, _),
+            ):
+                waiting = _OldCall(self.node, connection, sender, tag)
+                self._call(waiting, module, function, arguments)
+            case ("$gen_cast", ("cast", module, function, list() as arguments, _)):
+                self._node.calls.start(self, module, function, arguments, None)
             case ("$gen_call", (Pid() as sender, tag), _):
                 reply(self, connection, sender, tag, (ERROR, NOT_SUPPORTED))
+
+    def _call(self, waiting: _OldCall, module: Any, function: Any, arguments: list[Any]) -> None:
+        job = self._node.calls.start(waiting, module, function, arguments, waiting.reference)
+        if job is None:
+            waiting.failed((UNDEFINED_FUNCTION, stack(module, function, arguments)))
+        else:
+            self.node.add(waiting)
+            job.monitors[waiting.reference] = None, waiting.pid, job.pid
+
+
+class _OldCall(Process):
+    """A call by way of ``rex`` (``rpc:block_call``, and every call before OTP 23)."""
+
+    def __init__(
+        self, node: ProcessTable, connection: Connection | None, sender: Pid, tag: Any
+    ) -> None:
+        super().__init__(node)
+        self.reference = node.new_reference()
+        self._connection = connection
+        self._sender = sender
+        self._tag = tag
+
+    def failed(self, reason: Any) -> None:
+        """Answer that the function has failed."""
+        self._reply((Atom("badrpc"), (Atom("EXIT"), reason)))
+
+    def _reply(self, answer: Any) -> None:
+        reply(self, self._connection, self._sender, self._tag, answer)
+        self.node.end(self)
+
+    def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
+        match reason:
+            case (_, "return" | "throw", value):
+                self._reply(value)
+            case (_, "error", why, trace):
+                self.failed((why, trace))
+            case (_, "exit", why):
+                self.failed(why)
+            case _:
+                self.failed(reason)
+
+
+def greet_global(node: Node, connection: Connection) -> None:
+    """Tell the peer's ``global`` that we are in step with it, as a cast of ``global.erl``.
+
+    It then counts us as done where it waits for all visible nodes, and nothing more: it keeps no
+    names or locks for us, and ``prevent_overlapping_partitions`` has no say over our connections.
+    """
+    control = (frames.REG_SEND, node.pid, NOBODY, _GLOBAL)
+    connection.send(control, encode_bare((_CAST, (_IN_SYNC, Atom(node.name), True))))
 
 
 def stack(module: Any, function: Any, arguments: Any) -> list[Any]:
@@ -127,7 +193,9 @@ def stack(module: Any, function: Any, arguments: Any) -> list[Any]:
     return [(module, function, arguments, [])]
 
 
-def reply(process: Process, connection: Connection, sender: Pid, tag: Any, answer: Any) -> None:
+def reply(
+    process: Process, connection: Connection | None, sender: Pid, tag: Any, answer: Any
+) -> None:
     """Answer a ``gen`` call the way the caller wants it: to its alias, so that an answer it no
     longer waits for is dropped on arrival, or else to its pid."""
     message = (tag, answer)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Process groups over all nodes of a cluster, one with those of Erlang's ``pg``.
+
+A *scope* is a set of groups that nodes keep in common; Erlang's default one is called ``pg``. On
+each node a process registered under the scope's name knows its own node's members and tells the
+others of them (source of OTP's ``pg.erl``): ``{discover, Pid}`` asks for everything, ``{sync, Pid,
+Groups}`` answers, ``{join, ...}`` and ``{leave, ...}`` tell changes.
+
+OTP 29 has a second version (``data_publisher.erl``): ``{discover, Pid, 1}``, ``{local_data, Pid, 1,
+Map}`` and ``{update, Pid, [{Group, Joined, Left}]}``. It understands the first one, which earlier
+releases need (they crash on anything else), so we begin with that and answer each as it asks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from .etf import Atom, EncodeError, PairMap, Pid, Reference, encode_bare
+from .handshake import DistributionError
+from .mailbox import LIMIT, Mailbox
+from .processes import Process, ProcessTable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .connection import Connection
+
+log = logging.getLogger("thicket.distribution")
+
+DEFAULT_SCOPE = "pg"
+
+MAX_MEMBERS = 100_000
+"""Limit of members of other nodes in all groups of a scope."""
+
+_DISCOVER = Atom("discover")
+_JOIN = Atom("join")
+_LEAVE = Atom("leave")
+_SYNC = Atom("sync")
+_CAST = Atom("$gen_cast")
+_LOCAL_DATA = Atom("local_data")
+_UPDATE = Atom("update")
+_NEWEST = 1
+
+
+def group_term(group: Any) -> Any:
+    """Return the term that a group's name means: for text the atom, as groups of Erlang mostly
+    have, and any other term for itself."""
+    return Atom(group) if type(group) is str else group
+
+
+def _key(group: Any) -> Any:
+    """Return a form of a group's name that can be looked up: its encoding."""
+    return encode_bare(group_term(group))
+
+
+class _Group:
+    """Members of a group, each as often as it has joined."""
+
+    __slots__ = ("members", "name")
+
+    def __init__(self, name: Any) -> None:
+        self.name = name
+        self.members: Counter[Pid] = Counter()
+
+
+class _Peer:
+    """The scope's process of another node, and the members of that node."""
+
+    __slots__ = ("connection", "groups", "pid", "version")
+
+    def __init__(self, pid: Pid, connection: Connection) -> None:
+        self.version = 0
+        self.pid = pid
+        self.connection = connection
+        self.groups: dict[bytes, _Group] = {}
+
+
+class Scope(Process):
+    """The groups of a scope. Made by :meth:`.Node.scope`."""
+
+    def __init__(self, node: ProcessTable, name: str = DEFAULT_SCOPE) -> None:
+        super().__init__(node)
+        self.name = name
+        self._local: dict[bytes, _Group] = {}
+        self._peers: dict[Pid, _Peer] = {}
+        self._watches: dict[Reference, Pid] = {}
+        self._remote_members = 0
+        node.register(name, self)
+        for connection in node._connections.values():
+            self.discover(connection)
+
+    def discover(self, connection: Connection) -> None:
+        """Make ourselves known to the scope's process of a node, if it has one."""
+        self.node.send_to_name(connection, self.pid, self.name, (_DISCOVER, self.pid))
+
+    # --- what the node asks -------------------------------------------------------------------
+
+    def join(self, group: Any, process: Process) -> None:
+        """Make a process of this node a member; it stays one until it leaves as often, or ends.
+
+        :raises EncodeError: when *group* has no form in Erlang.
+        """
+        key = _key(group)
+        known = self._local.setdefault(key, _Group(group_term(group)))
+        known.members[process.pid] += 1
+        if not any(item == process.pid for _, item in self.watched.values()):
+            self.node.watch(self, process.pid)
+        self._tell(known.name, [process.pid], [])
+
+    def leave(self, group: Any, process: Process) -> bool:
+        """Take a join back; False when the process is no member."""
+        key = _key(group)
+        known = self._local.get(key)
+        if known is None or not known.members[process.pid]:
+            return False
+        self._take(self._local, key, process.pid)
+        self._tell(known.name, [], [process.pid])
+        if not any(process.pid in other.members for other in self._local.values()):
+            for reference in [r for r, (_, item) in self.watched.items() if item == process.pid]:
+                self.node.unwatch(self, reference)
+        return True
+
+    def members(self, group: Any) -> list[Pid]:
+        """Return the members of all connected nodes."""
+        key = _key(group)
+        found = self.local_members(group)
+        for peer in self._peers.values():
+            known = peer.groups.get(key)
+            if known is not None:
+                found.extend(known.members.elements())
+        return found
+
+    def local_members(self, group: Any) -> list[Pid]:
+        """Return the members of this node."""
+        known = self._local.get(_key(group))
+        return list(known.members.elements()) if known is not None else []
+
+    def groups(self) -> list[Any]:
+        """Return the names of all groups that have members."""
+        found = {key: group.name for key, group in self._local.items()}
+        for peer in self._peers.values():
+            found.update((key, group.name) for key, group in peer.groups.items())
+        return [found[key] for key in sorted(found)]
+
+    async def publish(self, group: Any, message: Any, sender: Pid | None = None) -> int:
+        """Send *message* to every member, waiting where a connection is busy.
+
+        :returns: the number of members that it was sent to.
+        :raises EncodeError: when *message* has no form in Erlang.
+        """
+        encoded = encode_bare(message)
+        count = 0
+        for pid in self.members(group):
+            try:
+                await self.node.send_encoded(  # type: ignore[attr-defined]
+                    sender or self.pid, pid, encoded
+                )
+            except DistributionError:
+                continue  # its node has just gone
+            count += 1
+        return count
+
+    # --- what others tell ---------------------------------------------------------------------
+
+    def on_message(self, connection: Connection | None, message: Any) -> None:
+        if connection is None:
+            return
+        match message:
+            case ("discover", Pid() as peer) if peer.node == connection.name:
+                self._discovered(connection, peer, 0)
+            case ("discover", Pid() as peer, int() as version) if peer.node == connection.name:
+                self._discovered(connection, peer, min(version, _NEWEST))
+            case ("$gen_cast", ("sync", Pid() as peer, list() as groups)):
+                if peer.node == connection.name:
+                    self._synchronise(connection, peer, groups)
+            case ("$gen_cast", ("local_data", Pid() as peer, _, dict() | PairMap() as data)):
+                if peer.node == connection.name:
+                    pairs = data.items() if isinstance(data, dict) else data.pairs
+                    self._synchronise(connection, peer, list(pairs))
+            case ("update", Pid() as peer, list() as changes):
+                for change in changes:
+                    match change:
+                        case (group, joined, left):
+                            self._changed(peer, group, joined, left)
+            case ("join", Pid() as peer, group, pids):
+                self._changed(peer, group, pids, [])
+            case ("leave", Pid() as peer, pids, list() as groups):
+                for group in groups:
+                    self._changed(peer, group, [], pids)
+
+    def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
+        watched = self.watched.pop(reference, None)
+        pid = watched[1] if watched is not None else None
+        if connection is not None:
+            peer = self._peers.pop(pid, None) if isinstance(pid, Pid) else None
+            if peer is not None:
+                self._remote_members -= _count(peer)
+            return
+        if not isinstance(pid, Pid):
+            return
+        for key, group in list(self._local.items()):
+            count = group.members.pop(pid, 0)
+            if not group.members:
+                del self._local[key]
+            for _ in range(count):
+                self._tell(group.name, [], [pid])
+
+    def _changed(self, pid: Pid, group: Any, joined: Any, left: Any) -> None:
+        """Note joins and leaves on another node."""
+        known = self._peers.get(pid)
+        if known is None:
+            return
+        if joined:
+            self._add(known, group, _pids(joined, pid))
+        for member in _pids(left, pid):
+            if self._take(known.groups, _key(group), member):
+                self._remote_members -= 1
+
+    def _discovered(self, connection: Connection, pid: Pid, version: int) -> None:
+        local = [(group.name, list(group.members.elements())) for group in self._local.values()]
+        data: Any = (_SYNC, self.pid, local)
+        if version:
+            data = (_LOCAL_DATA, self.pid, version, PairMap(local))
+        self.node.send_to(connection, self.pid, pid, (_CAST, data))
+        if pid not in self._peers:
+            again: Any = (_DISCOVER, self.pid, version) if version else (_DISCOVER, self.pid)
+            self._meet(connection, pid)
+            self.node.send_to(connection, self.pid, pid, again)
+        self._peers[pid].version = version
+
+    def _meet(self, connection: Connection, pid: Pid) -> _Peer:
+        peer = self._peers[pid] = _Peer(pid, connection)
+        self.node.watch(self, pid)
+        return peer
+
+    def _synchronise(self, connection: Connection, pid: Pid, groups: list[Any]) -> None:
+        peer = self._peers.get(pid) or self._meet(connection, pid)
+        self._remote_members -= _count(peer)
+        peer.groups = {}
+        for item in groups:
+            match item:
+                case (group, pids):
+                    self._add(peer, group, _pids(pids, pid))
+
+    def _add(self, peer: _Peer, group: Any, pids: list[Pid]) -> None:
+        if self._remote_members + len(pids) > MAX_MEMBERS:
+            log.warning(
+                "the scope %s has %d members; further ones of %s are not known here",
+                self.name,
+                self._remote_members,
+                peer.connection.name,
+            )
+            return
+        known = peer.groups.setdefault(_key(group), _Group(group))
+        known.members.update(pids)
+        self._remote_members += len(pids)
+
+    @staticmethod
+    def _take(groups: dict[bytes, _Group], key: bytes, pid: Pid) -> bool:
+        known = groups.get(key)
+        if known is None or not known.members.get(pid):
+            return False
+        known.members[pid] -= 1
+        if not known.members[pid]:
+            del known.members[pid]
+            if not known.members:
+                del groups[key]
+        return True
+
+    def _tell(self, group: Any, joined: list[Pid], left: list[Pid]) -> None:
+        """Tell all nodes who has joined or left."""
+        for peer in self._peers.values():
+            message: Any
+            if peer.version:
+                message = (_UPDATE, self.pid, [(group, joined, left)])
+            elif joined:
+                message = (_JOIN, self.pid, group, joined)
+            else:
+                message = (_LEAVE, self.pid, left, [group])
+            self.node.send_to(peer.connection, self.pid, peer.pid, message)
+
+
+def _count(peer: _Peer) -> int:
+    return sum(group.members.total() for group in peer.groups.values())
+
+
+def _pids(pids: Any, peer: Pid) -> list[Pid]:
+    """Return the members that a node tells of: only its own count."""
+    found = pids if type(pids) is list else [pids]
+    return [pid for pid in found if type(pid) is Pid and pid.node == peer.node]
+
+
+class Subscription(Mailbox):
+    """A mailbox that is a member of a group from its making on. Close it, or leave the loop."""
+
+    def __init__(self, scope: Scope, group: Any, limit: int = LIMIT) -> None:
+        super().__init__(scope.node, limit)
+        try:
+            scope.join(group, self)
+        except EncodeError:
+            self.close()
+            raise
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        try:
+            while True:
+                try:
+                    message = await self.get()
+                except DistributionError:
+                    return
+                yield message
+        finally:
+            self.close()

@@ -1,0 +1,588 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes of this node, and the signals that they exchange with others.
+
+A process is what has a process identifier: it is sent messages, watched ("monitored"), linked with
+and told to exit, from this node and from others. :class:`ProcessTable` knows all of this node's and
+speaks the control messages of the ERTS User's Guide, "Distribution Protocol", section "Protocol
+between Connected Nodes", both ways.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from . import frames
+from .etf import Atom, DecodeError, Pid, Reference, decode_bare, encode_bare
+from .handshake import (
+    ALIAS,
+    EXIT_PAYLOAD,
+    SEND_SENDER,
+    UNLINK_ID,
+    DistributionError,
+    split_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .connection import Connection
+
+log = logging.getLogger("thicket.distribution")
+
+MAX_WATCHERS = 10_000
+"""Limit of monitors, and of links, on one process of ours."""
+
+NO_PROCESS = Atom("noproc")
+NO_CONNECTION = Atom("noconnection")
+NORMAL = Atom("normal")
+KILL = Atom("kill")
+KILLED = Atom("killed")
+SYSTEM_LIMIT = Atom("system_limit")
+NOBODY = Atom("")
+
+Name = tuple[str, str]
+"""A registered name on a node: the name, and the node's full name."""
+
+
+class Process:
+    """Something of this node that others send messages to, watch and link with.
+
+    ``connection`` is None wherever the other side is of this node itself.
+
+    :ivar pid: its identifier.
+    :ivar monitors: by reference, who watches it: connection, watcher, and what was watched (the
+        pid or a registered name).
+    :ivar links: the pids linked with it and their connections.
+    :ivar watched: by reference, what it watches: connection, and pid or registered name.
+    :ivar unlinking: links taken back whose other end has not confirmed it yet.
+    """
+
+    def __init__(self, node: ProcessTable) -> None:
+        self.node = node
+        self.pid = node.new_pid()
+        self.monitors: dict[Reference, tuple[Connection | None, Pid, Pid | Atom]] = {}
+        self.links: dict[Pid, Connection | None] = {}
+        self.watched: dict[Reference, tuple[Connection | None, Pid | Atom]] = {}
+        self.unlinking: dict[Pid, int] = {}
+
+    def on_message(self, connection: Connection | None, message: Any) -> None:
+        """Handle a message."""
+
+    def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
+        """Handle the end of a process we watch."""
+
+    def on_exit(
+        self, connection: Connection | None, sender: Pid, reason: Any, *, linked: bool
+    ) -> None:
+        """Handle the end of a process that was linked with this one, or a request to exit."""
+
+    def on_demonitor(self, reference: Reference) -> None:
+        """Handle that somebody watches this process no longer."""
+
+    def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
+        """Handle the end of a connection."""
+        for reference in [r for r, watch in self.monitors.items() if watch[0] is connection]:
+            del self.monitors[reference]
+        for reference in [r for r, watch in self.watched.items() if watch[0] is connection]:
+            self.on_down(connection, reference, NO_CONNECTION)
+            self.watched.pop(reference, None)
+        for pid in [pid for pid, linked in self.links.items() if linked is connection]:
+            del self.links[pid]
+            self.on_exit(connection, pid, NO_CONNECTION, linked=True)
+        if self.unlinking:
+            name = connection.name
+            for pid in [pid for pid in self.unlinking if pid.node == name]:
+                del self.unlinking[pid]
+
+
+class ProcessTable:
+    """The processes of a node, by number and by name.
+
+    :ivar name: the node's name.
+    :ivar creation: the number of this start of the node.
+    """
+
+    name: str
+    creation: int
+    _atom: Atom
+    _connections: dict[str, Connection]
+
+    def __init__(self, first_reference: int) -> None:
+        self._last_pid = 0
+        self._last_reference = first_reference
+        self._last_unlink = 0
+        self._processes: dict[int, Process] = {}
+        self._names: dict[str, Process] = {}
+        self._aliases: dict[Reference, Process] = {}
+        self._counters: dict[str, int] = dict.fromkeys(("messages", "unknown", "undecodable"), 0)
+        self._handlers: dict[int, Callable[[Connection, tuple[Any, ...], bytes | None], None]] = {
+            frames.SEND: self._got_send,
+            frames.SEND_TT: self._got_send,
+            frames.SEND_SENDER: self._got_send,
+            frames.SEND_SENDER_TT: self._got_send,
+            frames.REG_SEND: self._got_named_send,
+            frames.REG_SEND_TT: self._got_named_send,
+            frames.ALIAS_SEND: self._got_alias_send,
+            frames.ALIAS_SEND_TT: self._got_alias_send,
+            frames.MONITOR_P: self._got_monitor,
+            frames.DEMONITOR_P: self._got_demonitor,
+            frames.MONITOR_P_EXIT: self._got_down,
+            frames.PAYLOAD_MONITOR_P_EXIT: self._got_down,
+            frames.LINK: self._got_link,
+            frames.UNLINK: self._got_unlink,
+            frames.UNLINK_ID: self._got_unlink_id,
+            frames.UNLINK_ID_ACK: self._got_unlink_ack,
+            frames.EXIT: self._got_exit,
+            frames.EXIT_TT: self._got_exit,
+            frames.PAYLOAD_EXIT: self._got_exit,
+            frames.PAYLOAD_EXIT_TT: self._got_exit,
+            frames.EXIT2: self._got_exit2,
+            frames.EXIT2_TT: self._got_exit2,
+            frames.PAYLOAD_EXIT2: self._got_exit2,
+            frames.PAYLOAD_EXIT2_TT: self._got_exit2,
+            frames.SPAWN_REQUEST: self._got_spawn_request,
+            frames.SPAWN_REQUEST_TT: self._got_spawn_request,
+            frames.SPAWN_REPLY: self._got_spawn_reply,
+            frames.SPAWN_REPLY_TT: self._got_spawn_reply,
+            # Our processes have no group leader that others could set.
+            frames.GROUP_LEADER: self._got_nothing,
+            frames.NODE_LINK: self._got_nothing,
+        }
+
+    # --- identifiers --------------------------------------------------------------------------
+
+    def new_pid(self) -> Pid:
+        """Return a process identifier that is not in use."""
+        while True:
+            # 15 bits of number are what every version of OTP prints and sorts without surprises;
+            # 28 are allowed.
+            self._last_pid = self._last_pid % 0xFFFFFFF + 1
+            if self._last_pid not in self._processes:
+                return Pid(self._atom, self._last_pid, 0, self.creation)
+
+    def new_reference(self) -> Reference:
+        """Return a reference that was not used before."""
+        self._last_reference += 1
+        number = self._last_reference
+        # Erlang keeps the first word of a reference below 2^18.
+        words = (number & 0x3FFFF, number >> 18 & 0xFFFFFFFF, number >> 50 & 0xFFFFFFFF)
+        return Reference(self._atom, self.creation, words)
+
+    def new_alias(self, process: Process) -> Reference:
+        """Return a reference under which *process* is sent messages until it is taken back."""
+        alias = self.new_reference()
+        self._aliases[alias] = process
+        return alias
+
+    def drop_alias(self, alias: Reference) -> None:
+        """Take back an alias; what is sent to it from now on is dropped."""
+        self._aliases.pop(alias, None)
+
+    # --- life of processes --------------------------------------------------------------------
+
+    def add(self, process: Process) -> None:
+        """Let *process* be reached by its pid."""
+        self._processes[process.pid.id] = process
+
+    def register(self, name: str, process: Process) -> None:
+        """Let *process* be reached by *name*.
+
+        :raises ValueError: when another process has the name.
+        """
+        if name in self._names:
+            raise ValueError(f"the name {name!r} is registered already")
+        self.add(process)
+        self._names[name] = process
+
+    def whereis(self, name: str) -> Process | None:
+        """Return the process registered as *name*."""
+        return self._names.get(name)
+
+    def end(self, process: Process, reason: Any = NORMAL) -> None:
+        """End *process*: tell who watches it and who is linked with it."""
+        if self._processes.pop(process.pid.id, None) is None:
+            return
+        for name in [name for name, known in self._names.items() if known is process]:
+            del self._names[name]
+        for alias in [alias for alias, known in self._aliases.items() if known is process]:
+            del self._aliases[alias]
+        monitors, process.monitors = process.monitors, {}
+        links, process.links = process.links, {}
+        watched, process.watched = process.watched, {}
+        for reference, (connection, watcher, item) in monitors.items():
+            self.send_down(connection, item, watcher, reference, reason)
+        for pid, connection in links.items():
+            self.send_exit(connection, process.pid, pid, reason)
+        for reference, (connection, item) in watched.items():
+            self._send_demonitor(connection, process, item, reference)
+
+    def _find(self, target: Any) -> Process | None:
+        """Return the process of ours that is meant by a pid or a registered name."""
+        if type(target) is Pid:
+            process = self._processes.get(target.id)
+            return process if process is not None and process.pid == target else None
+        return self._names.get(target) if type(target) is Atom else None
+
+    def _way_to(self, node: str) -> Connection | None:
+        """Return the connection to *node*; None for this node itself.
+
+        :raises DistributionError: ``closed``, when it is not connected.
+        """
+        if node == self.name:
+            return None
+        connection = self._connections.get(node)
+        if connection is None:
+            raise DistributionError("closed", f"{node} is not connected")
+        return connection
+
+    # --- sending ------------------------------------------------------------------------------
+
+    def send_to(
+        self, connection: Connection | None, sender: Pid, target: Pid, message: Any
+    ) -> None:
+        """Send *message* to a process of a connected node."""
+        if connection is None:
+            self._send_here(target, message)
+            return
+        control = (
+            (frames.SEND_SENDER, sender, target)
+            if connection.has(SEND_SENDER)
+            else (frames.SEND, NOBODY, target)
+        )
+        connection.send(control, encode_bare(message))
+
+    def send_to_name(
+        self, connection: Connection | None, sender: Pid, name: str, message: Any
+    ) -> None:
+        """Send *message* to a registered process of a connected node."""
+        if connection is None:
+            self._send_here(Atom(name), message)
+            return
+        connection.send((frames.REG_SEND, sender, NOBODY, Atom(name)), encode_bare(message))
+
+    def send_to_alias(
+        self, connection: Connection | None, sender: Pid, alias: Reference, message: Any
+    ) -> None:
+        """Send *message* to a process of a connected node by an alias it made."""
+        if connection is None:
+            process = self._aliases.get(alias)
+            if process is not None:
+                process.on_message(None, copy(message))
+        elif connection.has(ALIAS):
+            connection.send((frames.ALIAS_SEND, sender, alias), encode_bare(message))
+
+    def _send_here(self, target: Any, message: Any) -> None:
+        process = self._find(target)
+        if process is not None:
+            process.on_message(None, copy(message))
+
+    def watch(self, process: Process, target: Pid | Name) -> Reference:
+        """Let *process* be told of the end of *target* (:meth:`Process.on_down`).
+
+        A process that does not exist, or a node that is not connected, is told of at once, before
+        this returns.
+        """
+        reference = self.new_reference()
+        item: Pid | Atom
+        if isinstance(target, Pid):
+            node, item = str(target.node), target
+        else:
+            node, item = target[1], Atom(target[0])
+        try:
+            connection = self._way_to(node)
+        except DistributionError:
+            process.watched[reference] = None, item
+            process.on_down(None, reference, NO_CONNECTION)
+            process.watched.pop(reference, None)
+            return reference
+        process.watched[reference] = connection, item
+        if connection is not None:
+            connection.send((frames.MONITOR_P, process.pid, item, reference))
+        else:
+            self._monitor(None, process.pid, item, reference)
+        return reference
+
+    def unwatch(self, process: Process, reference: Reference) -> None:
+        """Take back :meth:`watch`."""
+        known = process.watched.pop(reference, None)
+        if known is not None:
+            self._send_demonitor(known[0], process, known[1], reference)
+
+    def _send_demonitor(
+        self,
+        connection: Connection | None,
+        process: Process,
+        item: Pid | Atom,
+        reference: Reference,
+    ) -> None:
+        if connection is not None:
+            connection.send((frames.DEMONITOR_P, process.pid, item, reference))
+        else:
+            self._demonitor(None, item, reference)
+
+    def link(self, process: Process, target: Pid) -> None:
+        """Link *process* with *target*: when one ends, the other is told."""
+        if target in process.links or target == process.pid:
+            return
+        try:
+            connection = self._way_to(str(target.node))
+        except DistributionError:
+            process.on_exit(None, target, NO_CONNECTION, linked=True)
+            return
+        process.links[target] = connection
+        if connection is not None:
+            connection.send((frames.LINK, process.pid, target))
+        else:
+            self._link(None, process.pid, target)
+
+    def unlink(self, process: Process, target: Pid) -> None:
+        """Take back a link, whoever made it."""
+        if target not in process.links:
+            return
+        connection = process.links.pop(target)
+        if connection is None:
+            self._unlink(process.pid, target)
+        elif connection.has(UNLINK_ID):
+            self._last_unlink += 1
+            # Until this is confirmed, an exit of the target is one of before.
+            process.unlinking[target] = self._last_unlink
+            connection.send((frames.UNLINK_ID, self._last_unlink, process.pid, target))
+        else:
+            connection.send((frames.UNLINK, process.pid, target))
+
+    def exit(self, sender: Pid, target: Pid, reason: Any) -> None:
+        """Tell *target* to exit, as ``exit/2`` does.
+
+        :raises DistributionError: ``closed``, when its node is not connected.
+        """
+        connection = self._way_to(str(target.node))
+        if connection is None:
+            process = self._find(target)
+            if process is not None:
+                process.on_exit(None, sender, copy(reason), linked=False)
+        elif connection.has(EXIT_PAYLOAD):
+            connection.send((frames.PAYLOAD_EXIT2, sender, target), encode_bare(reason))
+        else:
+            connection.send((frames.EXIT2, sender, target, reason))
+
+    def send_down(
+        self,
+        connection: Connection | None,
+        item: Pid | Atom,
+        watcher: Pid,
+        reference: Reference,
+        why: Any,
+    ) -> None:
+        """Tell *watcher* that *item*, a process of ours, has ended or never was."""
+        if connection is None:
+            process = self._find(watcher)
+            if process is not None:
+                process.on_down(None, reference, why)
+                process.watched.pop(reference, None)
+        elif connection.has(EXIT_PAYLOAD):
+            connection.send(
+                (frames.PAYLOAD_MONITOR_P_EXIT, item, watcher, reference), encode_bare(why)
+            )
+        else:
+            connection.send((frames.MONITOR_P_EXIT, item, watcher, reference, why))
+
+    def send_exit(self, connection: Connection | None, sender: Pid, target: Pid, why: Any) -> None:
+        """Tell *target* that *sender*, with which it is linked, has ended."""
+        if connection is None:
+            process = self._find(target)
+            if process is not None and process.links.pop(sender, connection) is connection:
+                process.on_exit(None, sender, why, linked=True)
+        elif connection.has(EXIT_PAYLOAD):
+            connection.send((frames.PAYLOAD_EXIT, sender, target), encode_bare(why))
+        else:
+            connection.send((frames.EXIT, sender, target, why))
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    def on_message(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        """Handle a message; what is not understood is counted and ignored."""
+        self._counters["messages"] += 1
+        handler = self._handlers.get(control[0])
+        if handler is None:
+            self._counters["unknown"] += 1
+            return
+        try:
+            handler(connection, control, payload)
+        except DecodeError as error:
+            self._counters["undecodable"] += 1
+            log.warning("a message of %s cannot be decoded: %s", connection.name, error)
+        except (ValueError, TypeError, IndexError):
+            # Too few elements, or not of the types they should have.
+            self._counters["unknown"] += 1
+            log.debug("a message of %s is not understood", connection.name, exc_info=True)
+        except Exception:
+            log.exception("the handling of a message of %s failed", connection.name)
+
+    def _deliver(
+        self, connection: Connection, process: Process | None, payload: bytes | None
+    ) -> None:
+        # Nobody there: as in Erlang, the message is gone. It is not even decoded.
+        if process is not None and payload is not None:
+            process.on_message(connection, decode_bare(payload)[0])
+
+    def _got_nothing(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        """Handle what has no meaning here."""
+
+    def _got_send(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        self._deliver(connection, self._find(control[2]), payload)
+
+    def _got_named_send(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        self._deliver(connection, self._find(control[3]), payload)
+
+    def _got_alias_send(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        _require(control[2], Reference)
+        self._deliver(connection, self._aliases.get(control[2]), payload)
+
+    def _got_monitor(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        _, watcher, item, reference = control
+        _require(watcher, Pid)
+        _require(reference, Reference)
+        self._monitor(connection, watcher, item, reference)
+
+    def _monitor(
+        self, connection: Connection | None, watcher: Pid, item: Any, reference: Reference
+    ) -> None:
+        process = self._find(item)
+        if process is None:
+            self.send_down(connection, item, watcher, reference, NO_PROCESS)
+        elif len(process.monitors) >= MAX_WATCHERS:
+            self.send_down(connection, item, watcher, reference, SYSTEM_LIMIT)
+        else:
+            process.monitors[reference] = connection, watcher, item
+
+    def _got_demonitor(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        self._demonitor(connection, control[2], control[3])
+
+    def _demonitor(self, connection: Connection | None, item: Any, reference: Reference) -> None:
+        process = self._find(item)
+        known = process.monitors.get(reference) if process is not None else None
+        if process is not None and known is not None and known[0] is connection:
+            del process.monitors[reference]
+            process.on_demonitor(reference)
+
+    def _got_down(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        process = self._find(control[2])
+        if process is not None:
+            reason = control[4] if payload is None else decode_bare(payload)[0]
+            process.on_down(connection, control[3], reason)
+            process.watched.pop(control[3], None)
+
+    def _got_link(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        _, sender, target = control
+        _require(sender, Pid)
+        _require(target, Pid)
+        self._link(connection, sender, target)
+
+    def _link(self, connection: Connection | None, sender: Pid, target: Pid) -> None:
+        process = self._find(target)
+        if process is None:
+            self.send_exit(connection, target, sender, NO_PROCESS)
+        elif len(process.links) < MAX_WATCHERS:
+            process.links[sender] = connection
+        else:
+            self.send_exit(connection, target, sender, SYSTEM_LIMIT)
+
+    def _unlink(self, sender: Any, target: Any) -> None:
+        process = self._find(target)
+        if process is not None and type(sender) is Pid:
+            process.links.pop(sender, None)
+
+    def _got_unlink(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        self._unlink(control[1], control[2])
+
+    def _got_unlink_id(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        _, number, sender, target = control
+        _require(number, int)
+        self._unlink(sender, target)
+        # Before anything else goes from target to sender, or the sender takes it for old.
+        connection.send((frames.UNLINK_ID_ACK, number, target, sender))
+
+    def _got_unlink_ack(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        _, number, sender, target = control
+        process = self._find(target)
+        if process is not None and process.unlinking.get(sender) == number:
+            del process.unlinking[sender]
+
+    def _got_exit(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        sender = control[1]
+        process = self._find(control[2])
+        if process is None or sender in process.unlinking or sender not in process.links:
+            return  # the exit of a link that was taken back
+        del process.links[sender]
+        reason = control[-1] if payload is None else decode_bare(payload)[0]
+        process.on_exit(connection, sender, reason, linked=True)
+
+    def _got_exit2(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        _require(control[1], Pid)
+        process = self._find(control[2])
+        if process is not None:
+            reason = control[-1] if payload is None else decode_bare(payload)[0]
+            process.on_exit(connection, control[1], reason, linked=False)
+
+    def _got_spawn_request(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        raise NotImplementedError
+
+    def _got_spawn_reply(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        process = self._find(control[2])
+        on_spawned = getattr(process, "on_spawned", None)
+        if on_spawned is not None:
+            on_spawned(control[1], control[4])
+
+
+def copy(message: Any) -> Any:
+    """Return *message* as it would arrive from another node, and nothing shared with it."""
+    return decode_bare(encode_bare(message))[0]
+
+
+def _require(value: Any, kind: type) -> None:
+    if type(value) is not kind:
+        raise TypeError(f"a {kind.__name__} was expected")
+
+
+def name_of(target: Name) -> Name:
+    """Check a registered name on a node.
+
+    :raises DistributionError: ``bad-name``.
+    """
+    if len(target) != 2 or not all(isinstance(part, str) for part in target):
+        raise DistributionError("bad-name", f"a process is a Pid or (name, node), not {target!r}")
+    split_name(target[1])
+    return target

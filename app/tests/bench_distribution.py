@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make bench-cluster``: calls and messages between nodes on loopback, beside real Erlang.
+
+Prints a table. Nothing passes or fails: a figure is one run's, on the machine as busy as it is.
+Each node is a process of its own. RTT is ``erpc:call`` of a function that returns at once, msgs/s
+are messages of 20 bytes to one registered process, MB/s binaries of 1 MiB to it, both until the
+receiver says that all have come. Memory is resident, of the node that is called, idle and after the
+load. The last two lines have both nodes in one process and its processor time, which other
+programs of a busy machine do not change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from erlang import Erl, Release, a_real_epmd, releases
+from private_network import Network, _enter
+from test_tls import Authority
+
+from thicket.distribution import Node, Request
+from thicket.distribution.tls import Tls, contexts
+
+MESSAGE = b"x" * 20
+MIB = bytes(1 << 20)
+
+SINK = (
+    "F = fun F(N) -> receive {'$gen_call', From, _} -> gen_server:reply(From, N), F(0); "
+    "_ -> F(N + 1) end end, register(sink, spawn(fun() -> F(0) end)), ok"
+)
+
+
+class Figures(NamedTuple):
+    """What was measured between two nodes."""
+
+    p50: float
+    p99: float
+    calls: float
+    messages: float
+    megabytes: float
+
+
+def resident(pid: int) -> float:
+    """Return the resident memory of a process, in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+async def serve(node: Node) -> None:
+    """Be the node that others call."""
+
+    @node.export("bench.echo")
+    def echo(value: Any) -> Any:
+        return value
+
+    count = 0
+    async for message in node.mailbox("sink", limit=100_000):
+        if isinstance(message, Request):
+            message.reply(count)
+            count = 0
+        else:
+            count += 1
+
+
+def make(arguments: argparse.Namespace, name: str, address: str) -> Node:
+    tls: Tls | None = None
+    if arguments.tls:
+        folder = Path(arguments.tls)
+        tls = contexts(folder / f"{name}.pem", folder / f"{name}.key", folder / "ca.pem")
+    return Node(
+        name, "secret", IPv6Address(address), 0, epmd_port=arguments.epmd, tls=tls, tick_time=60
+    )
+
+
+async def run_node(arguments: argparse.Namespace) -> None:
+    """Be a process with a node: serve, and measure when it is told to."""
+    node = make(arguments, *arguments.node)
+    await node.start()
+    while not node.statistics()["epmd"]["registered_at"]:  # noqa: ASYNC110  # no event tells
+        await asyncio.sleep(0.01)
+    print("ready", flush=True)
+    serving = asyncio.create_task(serve(node))
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        peer, calls, messages, large = line.split()
+        print(*await measure(node, peer, int(calls), int(messages), int(large)), flush=True)
+    serving.cancel()
+    await node.stop()
+
+
+async def measure(node: Node, peer: str, calls: int, messages: int, large: int) -> Figures:
+    """Call and send from Python."""
+    function = "bench.echo" if peer.startswith("py") else "erlang.abs"
+    for _ in range(100):
+        await node.call(peer, function, 1)
+    times = []
+    begin = time.perf_counter()
+    for _ in range(calls):
+        start = time.perf_counter()
+        await node.call(peer, function, 1)
+        times.append(time.perf_counter() - start)
+    rate = calls / (time.perf_counter() - begin)
+    rates = []
+    for payload, count in ((MESSAGE, messages), (MIB, large)):
+        begin = time.perf_counter()
+        for _ in range(count):
+            await node.send(("sink", peer), payload)
+        # The question may pass the last messages on the way.
+        missing = count
+        while missing := missing - await node.request(("sink", peer), 1, 120):
+            pass
+        rates.append(count / (time.perf_counter() - begin))
+    cuts = statistics.quantiles(times, n=100)
+    return Figures(cuts[49] * 1e6, cuts[98] * 1e6, rate, rates[0], rates[1] * 1.048576)
+
+
+async def measure_erlang(erl: Erl, peer: str, calls: int, messages: int, large: int) -> Figures:
+    """The same from Erlang."""
+    function = "bench, echo" if peer.startswith("py") else "erlang, abs"
+    one = f"element(1, timer:tc(fun() -> erpc:call('{peer}', {function}, [1]) end))"
+    # In a compiled fun of timer:tc, but looped by the evaluator, whose own time is not counted.
+    times = await erl.eval(f"[{one} || _ <- lists:seq(1, {calls})]", 600)
+    send = (
+        f"Big = binary:copy(<<0>>, %d), {{T, _}} = timer:tc(fun() -> lists:foreach(fun(_) -> "
+        f"erlang:send({{sink, '{peer}'}}, Big) end, lists:seq(1, %d)), "
+        f"gen_server:call({{sink, '{peer}'}}, 1, 120000) end), T"
+    )
+    rates = []
+    for size, count in ((len(MESSAGE), messages), (len(MIB), large)):
+        rates.append(count / (await erl.eval(send % (size, count), 600) / 1e6))
+    cuts = statistics.quantiles([float(micros) for micros in times], n=100)
+    return Figures(cuts[49], cuts[98], 1e6 / statistics.fmean(times), rates[0], rates[1] * 1.048576)
+
+
+@asynccontextmanager
+async def python(
+    network: Network, name: str, address: IPv6Address, tls: str | None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    words = ["--node", name, str(address), "--epmd", str(network.epmd_port)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, *words, *(("--tls", tls) if tls else ()),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def compare(network: Network, arguments: argparse.Namespace, release: Release) -> None:
+    """Print the table."""
+    counts = (arguments.calls, arguments.messages, arguments.large)
+    print(f"OTP {release.number}, Python {sys.version.split()[0]}, {os.cpu_count()} cores,")
+    print(f"load before {os.getloadavg()[0]:.1f}; {counts[0]} calls, {counts[1]} messages\n")
+    print("| | RTT p50 µs | p99 µs | calls/s | msgs/s | MB/s | MiB idle | MiB after |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        names = {"py1": 1, "py2": 2, "e1": 3, "e2": 4}
+        addresses = {name: network.address(number) for name, number in names.items()}
+        authority = Authority(Path(folder))
+        options = {
+            name: authority.erlang(name, str(address)) for name, address in addresses.items()
+        }
+        for inside in ("", " TLS") if arguments.with_tls else ("",):
+            tls = folder if inside else None
+            more: dict[str, Any] = {"release": release}
+            if inside:
+                more["proto"] = "inet6_tls"
+            async with a_real_epmd(network):
+                for caller, called in (("e1", "e2"), ("e1", "py2"), ("py1", "e2"), ("py1", "py2")):
+                    await one(
+                        network, (caller, called), addresses, inside, tls, options, more, counts
+                    )
+
+
+async def processor(network: Network, counts: tuple[int, int, int]) -> None:
+    """Print the processor time of a call, a message and a megabyte, both ends together."""
+    calls, messages, large = counts
+    nodes = []
+    for number, name in enumerate(("py1", "py2"), 1):
+        node = Node(name, "secret", network.address(number), 0, epmd_port=network.epmd_port)
+        await node.start()
+        nodes.append(node)
+    one, two = nodes
+    while two.host not in two.statistics()["epmd"]["served"]:  # noqa: ASYNC110  # no event tells
+        await asyncio.sleep(0.01)
+    serving = asyncio.create_task(serve(two))
+    await one.connect(two.name)
+
+    async def call(count: int) -> None:
+        for _ in range(count):
+            await one.call(two.name, "bench.echo", 1)
+
+    async def send(count: int, payload: bytes) -> None:
+        for _ in range(count):
+            await one.send(("sink", two.name), payload)
+        while count := count - await one.request(("sink", two.name), 1, 120):
+            pass
+
+    print("\nProcessor time in Python, both ends together:\n")
+    print("| call µs | message µs | MB ms |\n|---|---|---|")
+    figures = []
+    for work, divisor in (
+        (call(calls), calls / 1e6),
+        (send(messages, MESSAGE), messages / 1e6),
+        (send(large, MIB), large * 1.048576 / 1e3),
+    ):
+        begin = time.process_time()
+        await work
+        figures.append((time.process_time() - begin) / divisor)
+    print(f"| {figures[0]:.0f} | {figures[1]:.1f} | {figures[2]:.2f} |")
+    serving.cancel()
+    for node in nodes:
+        await node.stop()
+
+
+async def one(  # noqa: PLR0917
+    network: Network,
+    pair: tuple[str, str],
+    addresses: dict[str, IPv6Address],
+    inside: str,
+    tls: str | None,
+    options: dict[str, list[str]],
+    more: dict[str, Any],
+    counts: tuple[int, int, int],
+) -> None:
+    """Measure one direction, and print its line."""
+    caller, called = pair
+
+    def erlang(name: str) -> Any:
+        extra = options[name] if tls else []
+        return Erl.start(network, name, addresses[name], tick_time=60, options=extra, **more)
+
+    async def against(pid: int) -> tuple[float, Figures, float]:
+        idle = resident(pid)
+        peer = f"{called}@{addresses[called]}"
+        if caller.startswith("e"):
+            async with await erlang(caller) as erl:
+                assert await erl.eval(f"net_adm:ping('{peer}')") == "pong"
+                figures = await measure_erlang(erl, peer, *counts)
+        else:
+            async with python(network, caller, addresses[caller], tls) as process:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(f"{peer} {' '.join(map(str, counts))}\n".encode())
+                line = await process.stdout.readline()
+                figures = Figures(*map(float, line.split()))
+        return idle, figures, resident(pid)
+
+    if called.startswith("e"):
+        async with await erlang(called) as server:
+            await server.eval(SINK)
+            found = await against(server.process.pid)
+    else:
+        async with python(network, called, addresses[called], tls) as served:
+            found = await against(served.pid)
+    idle, f, after = found
+    kinds = {"e": "Erlang", "p": "Python"}
+    print(
+        f"| {kinds[caller[0]]} to {kinds[called[0]]}{inside} | {f.p50:.0f} | {f.p99:.0f} "
+        f"| {f.calls:.0f} | {f.messages:.0f} | {f.megabytes:.0f} | {idle:.1f} | {after:.1f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Run the comparison, or one of its processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=3000)
+    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--large", type=int, default=100)
+    parser.add_argument("--with-tls", action="store_true")
+    parser.add_argument("--node", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--epmd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--tls", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.node:
+        asyncio.run(run_node(arguments))
+        return
+    network = Network(_enter())
+    for release in releases():
+        asyncio.run(compare(network, arguments, release))
+    asyncio.run(processor(network, (arguments.calls, arguments.messages, arguments.large)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples that people copy run as they stand: those of docs/cluster.md and the application."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from private_network import Network, in_private_network, until
+
+from thicket.applications import Applications
+from thicket.distribution import Node
+from thicket.entrypoints import _read
+from thicket.status import Problems
+
+TOP = Path(__file__).parents[2]
+EXAMPLE = TOP / "examples" / "readings"
+
+
+def examples(file: Path) -> list[tuple[int, str]]:
+    """Return the Python blocks of a document, with their lines."""
+    text = file.read_text(encoding="utf-8")
+    return [
+        (text[: match.start(1)].count("\n"), match[1])
+        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+@asynccontextmanager
+async def a_node(network: Network, name: str, number: int) -> AsyncIterator[Node]:
+    node = Node(name, "secret", network.address(number), 0, epmd_port=network.epmd_port)
+    await node.start()
+    try:
+        await until(
+            lambda: (
+                node.host in node.statistics()["epmd"]["served"]
+                or node.statistics()["epmd"]["registered_at"]
+            ),
+            "it can be found",
+        )
+        yield node
+    finally:
+        await node.stop()
+
+
+@in_private_network
+async def test_the_examples_of_the_guide(network: Network) -> None:
+    file = TOP / "docs" / "cluster.md"
+    blocks = examples(file)
+    assert len(blocks) >= 7
+    async with a_node(network, "a", 1) as a, a_node(network, "b", 2) as b:
+        spaces: list[dict[str, Any]] = [
+            {"node": node, "peer": peer.name, "__name__": "sensors"}
+            for node, peer in ((b, a), (a, b))
+        ]
+        # Both run the exports of the whole guide first, as the guide says of the peer.
+        for line, block in blocks:
+            tree = ast.parse(block, str(file))
+            ast.increment_lineno(tree, line)
+            for first, space in zip((True, False), spaces, strict=True):
+                if first:  # the peer: definitions only
+                    tree.body, kept = (
+                        [
+                            item
+                            for item in tree.body
+                            if isinstance(item, (ast.Import, ast.ImportFrom))
+                            or (isinstance(item, ast.AsyncFunctionDef) and item.decorator_list)
+                        ],
+                        tree.body,
+                    )
+                else:
+                    tree.body = kept
+                code = compile(tree, str(file), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                done = eval(code, space)
+                if inspect.isawaitable(done):
+                    await asyncio.wait_for(done, 60)
+        assert a.exports() == b.exports() != []
+
+
+@in_private_network
+async def test_the_example_application(network: Network) -> None:
+    """On three nodes: everybody knows all readings, all agree on who leads, also when it goes."""
+    sys.path.insert(0, str(EXAMPLE))
+    from thicket_readings import Readings
+
+    settings = {"readings": {"interval": 0.05}}
+    async with AsyncExitStack() as stack:
+        nodes: list[Node] = []
+        running: list[asyncio.Task[None]] = []
+        problems = Problems(lambda: None)
+        for number, name in enumerate(("a", "b", "c"), 1):
+            node = await stack.enter_async_context(a_node(network, name, number))
+            made = Applications(node, settings, problems, {"readings": lambda: Readings})
+            task = asyncio.create_task(made.run())
+            stack.callback(task.cancel)
+            nodes.append(node)
+            running.append(task)
+        a, b, c = nodes
+        await b.connect(a.name)
+        await c.connect(a.name)
+        await c.connect(b.name)
+
+        async def all_say(function: str, wanted: Any, of: list[Node]) -> None:
+            async def agree() -> bool:
+                said = [await c.call(node.name, function) for node in of]
+                found = [sorted(answer) if isinstance(answer, dict) else answer for answer in said]
+                return found == [wanted] * len(of)
+
+            async with asyncio.timeout(60):
+                while not await agree():  # noqa: ASYNC110  # what others will say tells nobody
+                    await asyncio.sleep(0.02)
+
+        await all_say("readings.latest", sorted(node.name for node in nodes), nodes)
+        await all_say("readings.leader", a.name, nodes)
+        summary: dict[str, Any] = {}
+        async with asyncio.timeout(60):
+            while summary.get("nodes") != 3:
+                summary = await c.call(b.name, "readings.summary")
+                await asyncio.sleep(0.02)
+        assert summary["leader"] == a.name
+        assert 15 < summary["mean"] < 27
+        # The leader goes: its application first, as in the daemon.
+        running[0].cancel()
+        await asyncio.wait({running[0]})
+        await a.stop()
+        await all_say("readings.leader", b.name, [b, c])
+        await all_say("readings.latest", sorted((b.name, c.name)), [b, c])
+        assert not problems.all()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def test_the_example_is_an_application(tmp_path: Path) -> None:
+    """Its entry point names a class that exists, under the name of its settings."""
+    import tomllib
+
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    points = project["entry-points"]["thicket.applications"]
+    file = tmp_path / "entry_points.txt"
+    file.write_text(
+        "[thicket.applications]\n" + "\n".join(f"{name} = {to}" for name, to in points.items())
+    )
+    assert _read(str(file), "thicket.applications") == [("readings", "thicket_readings:Readings")]
+    from thicket.entrypoints import load
+
+    sys.path.insert(0, str(EXAMPLE))
+    assert load(points["readings"]).__name__ == "Readings"
