@@ -16,8 +16,8 @@ import pytest
 from fleet_for_tests import CLOCK, NOW, one_fleet
 
 from thicket.trust import certificates as x509
-from thicket.trust import fleet as fleets
 from thicket.trust import der, openssl, tls, verify
+from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate
 from thicket.trust.node import Credentials, FileKey, key_pem, make_credentials
 from thicket.trust.verify import Clock, RefusedError
@@ -126,7 +126,11 @@ def forged(names: bytes, common_name: str) -> Credentials:
     """What root on device 1 can make its chip sign for an address that is not its own."""
     key = openssl.generate_key()
     profile = fleets.node_profile(
-        Certificate(ONE.chain[0]), openssl.public_key(key), 5, (NOW, NOW + timedelta(days=1))
+        FLEET.fleet,
+        Certificate(ONE.chain[0]),
+        openssl.public_key(key),
+        5,
+        (NOW, NOW + timedelta(days=1)),
     )
     kept = [e for e in profile.extensions if der.oid(x509.ALTERNATIVE_NAMES) not in e]
     profile = profile._replace(subject=x509.common_name(common_name), extensions=(*kept, names))
@@ -135,17 +139,24 @@ def forged(names: bytes, common_name: str) -> Credentials:
 
 
 def test_openssl_itself_refuses_a_device_that_names_another() -> None:
-    """Name constraints hold for every program that uses OpenSSL, not only for ours."""
+    """Host names hold for every program that uses OpenSSL, not only for ours."""
     victim = CLIENT.peer
-    for names in (
-        x509.alternative_names((SERVER.peer.host,), (victim.address,)),
-        x509.alternative_names((victim.host,), (SERVER.peer.address,)),
-    ):
-        bad = forged(names, SERVER.peer.host)
-        with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
-            handshake(*contexts(server=bad))
-        with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
-            handshake(*contexts(client=bad))
+    names = x509.alternative_names((victim.host,), (SERVER.peer.address,))
+    bad = forged(names, SERVER.peer.host)
+    with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
+        handshake(*contexts(server=bad))
+    with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
+        handshake(*contexts(client=bad))
+    # an address beside its own name is found by us
+    names = x509.alternative_names((SERVER.peer.host,), (victim.address,))
+    _, right = handshake(*contexts(server=forged(names, SERVER.peer.host)))
+    with pytest.raises(RefusedError) as caught:
+        tls.check_connection(right, FLEET.fleet, clock=CLOCK)
+    assert caught.value.reason == verify.NOT_ITS_NAME
+    # and one outside the fleet's prefix by OpenSSL again
+    names = x509.alternative_names((SERVER.peer.host,), (IPv6Address("fd99::1"),))
+    with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
+        handshake(*contexts(server=forged(names, SERVER.peer.host)))
     ipv4 = x509.extension(
         x509.ALTERNATIVE_NAMES,
         der.sequence(
@@ -263,7 +274,7 @@ def test_the_openssl_command_agrees(tmp_path: Path) -> None:
     assert named.returncode == 0, named.stderr
     assert run(*base, "-verify_ip", str(CLIENT.peer.address), "leaf.pem").returncode != 0
     bad = forged(
-        x509.alternative_names((SERVER.peer.host,), (CLIENT.peer.address,)), SERVER.peer.host
+        x509.alternative_names((CLIENT.peer.host,), (SERVER.peer.address,)), SERVER.peer.host
     )
     (tmp_path / "leaf.pem").write_text(x509.pem(bad.chain[0]))
     refused = run(*base, "leaf.pem")

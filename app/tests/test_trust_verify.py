@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from meshlab.chip import serial_for
 from thicket.identity.address import identity_of_serial
 from thicket.trust import certificates as x509
-from thicket.trust import fleet as fleets
 from thicket.trust import der, openssl, verify
+from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError, Profile
 from thicket.trust.node import (
     Credentials,
@@ -61,7 +61,11 @@ def leaf(change: Callable[[Profile], Profile] = lambda p: p) -> tuple[bytes, ...
     """A chain whose node certificate was changed before the device signed it."""
     key = openssl.generate_key()
     profile = fleets.node_profile(
-        Certificate(DEVICE.chain[0]), openssl.public_key(key), 7, (NOW, NOW + timedelta(days=1))
+        FLEET.fleet,
+        Certificate(DEVICE.chain[0]),
+        openssl.public_key(key),
+        7,
+        (NOW, NOW + timedelta(days=1)),
     )
     return (signed(change(profile), DEVICE_KEY), *DEVICE.chain)
 
@@ -82,8 +86,13 @@ def device_chain(change: Callable[[Profile], Profile]) -> tuple[bytes, ...]:
     device = signed(change(profile), FLEET.signer_key)
     node_key = openssl.generate_key()
     node = fleets.node_profile(
-        Certificate(device), openssl.public_key(node_key), 7, (NOW, NOW + timedelta(days=1))
+        FLEET.fleet,
+        Certificate(signed(profile, FLEET.signer_key)),
+        openssl.public_key(node_key),
+        7,
+        (NOW, NOW + timedelta(days=1)),
     )
+    node = node._replace(issuer=Certificate(device).subject)
     return signed(node, key), device, FLEET.signer
 
 
@@ -188,7 +197,11 @@ def test_chains_put_together_from_others() -> None:
 def test_forged_signatures() -> None:
     key = openssl.generate_key()
     profile = fleets.node_profile(
-        Certificate(DEVICE.chain[0]), openssl.public_key(key), 7, (NOW, NOW + timedelta(days=1))
+        FLEET.fleet,
+        Certificate(DEVICE.chain[0]),
+        openssl.public_key(key),
+        7,
+        (NOW, NOW + timedelta(days=1)),
     )
     assert "node" in refused(verify.BAD_SIGNATURE, (signed(profile, key), *DEVICE.chain))
     device = Certificate(DEVICE.chain[0])
@@ -204,7 +217,7 @@ def test_a_device_cannot_name_another() -> None:
     """What root on one device can make its chip sign is no good for any other name or address."""
     san = x509.ALTERNATIVE_NAMES
     own = Certificate(DEVICE.chain[0])
-    host, address = own.permitted_dns[0], own.permitted_networks[0].network_address
+    host, address = own.permitted_dns[0], GOOD.peer.address
     other = IPv6Address("fd12:3456:789a:1::42")
     for names in (
         x509.alternative_names((host,), (other,)),
@@ -237,22 +250,17 @@ def test_node_certificates_that_are_something_else(change: Callable[[Profile], P
         (without(x509.BASIC_CONSTRAINTS, x509.basic_constraints(True, 3)), verify.BAD_CHAIN),
         (without(x509.KEY_USAGE, x509.key_usage(x509.DIGITAL_SIGNATURE)), verify.BAD_CHAIN),
         (
-            without(
-                x509.NAME_CONSTRAINTS,
-                x509.name_constraints(
-                    (fleets.host_name(identity_of_serial(serial_for("fleet", 1))),),
-                    (IPv6Network("fd12:3456:789a:1::/64"),),
-                ),
-            ),
-            verify.BAD_CHAIN,
+            without(x509.NAME_CONSTRAINTS, x509.name_constraints(("n-6f44e3c6b802.mesh",), ())),
+            verify.NOT_ITS_NAME,
         ),
         (
             without(
                 x509.NAME_CONSTRAINTS,
-                x509.name_constraints(("n-6f44e3c6b802.mesh",), (IPv6Network("fd99::1:2:3/128"),)),
+                x509.name_constraints((Certificate(DEVICE.chain[0]).permitted_dns[0], "mesh"), ()),
             ),
-            verify.NOT_ITS_NAME,
+            verify.BAD_CHAIN,
         ),
+        (without(x509.NAME_CONSTRAINTS), verify.BAD_CHAIN),
         (without(x509.POLICIES, x509.policies(fleets.SOFTWARE_KEY)), verify.NOT_ITS_NAME),
         (
             without(x509.POLICIES, x509.policies(fleets.SOFTWARE_KEY, fleets.CHIP_KEY)),

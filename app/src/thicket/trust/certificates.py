@@ -147,8 +147,8 @@ def alternative_names(dns: tuple[str, ...], addresses: tuple[IPv6Address, ...]) 
 def name_constraints(dns: tuple[str, ...], networks: tuple[IPv6Network, ...]) -> bytes:
     """Return name constraints, critical: what may be named, per kind of name.
 
-    IPv4 addresses are excluded altogether, because nothing in a mesh has one and a kind of name
-    that is not mentioned is not constrained (RFC 5280, 4.2.1.10).
+    Where there are ``networks``, IPv4 addresses are excluded altogether, because nothing in a mesh
+    has one. A kind of name that is not mentioned is not constrained (RFC 5280, 4.2.1.10).
     """
     permitted = [
         *(der.sequence(der.context(2, text.encode("ascii"), constructed=False)) for text in dns),
@@ -159,10 +159,10 @@ def name_constraints(dns: tuple[str, ...], networks: tuple[IPv6Network, ...]) ->
             for net in networks
         ),
     ]
-    no_ipv4 = der.sequence(der.context(7, bytes(8), constructed=False))
+    no_ipv4 = der.context(1, der.sequence(der.context(7, bytes(8), constructed=False)))
     return extension(
         NAME_CONSTRAINTS,
-        der.sequence(der.context(0, *permitted), der.context(1, no_ipv4)),
+        der.sequence(der.context(0, *permitted), no_ipv4 if networks else b""),
         critical=True,
     )
 

@@ -3,12 +3,17 @@
 
     root             the fleet's own, kept by the engineer; names the prefix of its addresses
     signer           signs devices; pathlen 1, so that a device's certificate may sign
-    device authority one for each device and its chip's key; may sign for its own address and
-                     host name only (name constraints), pathlen 0
+    device authority one for each device and its chip's key; may sign for its own host name only
+                     (name constraints), from which its address follows; pathlen 0
     node             a key that the node makes at each start and keeps in memory; both TLS roles
 
 Signer and device authority are made so that a chip can keep them in 72 bytes each: everything else
 in them follows from the root, the chip's serial number and the keys.
+
+A device's address is not in its name constraints, which would be the obvious place: Erlang's path
+validation (public_key of OTP 25 and 29) crashes on a constraint of IP addresses when a certificate
+names one, and a stock Erlang node must be able to join. ``verify`` therefore derives the address
+from the host name, and the root keeps all addresses within the fleet's prefix.
 
 Whether a device's key is in a chip is a policy in its certificate, and agrees with the source in
 its address: nobody with a software identity can be taken for one with a chip.
@@ -20,14 +25,15 @@ from datetime import datetime
 from ipaddress import IPv6Address, IPv6Interface, IPv6Network
 from typing import Final
 
-from thicket.identity.address import SOURCES, address_in, identity_of_serial
+from thicket.identity.address import ID_SIZE, SOURCES, address_in, identity_of_serial
 from thicket.trust import certificates as x509
 from thicket.trust import compressed
 from thicket.trust.certificates import Certificate, CertificateError, Profile
 from thicket.trust.compressed import Compressed, serial_number
 
 DOMAIN: Final = "mesh"
-"""Domain of the host names in certificates: ``n-6f44e3c6b802.mesh``."""
+"""Domain of the host names in certificates: ``n-6f44e3c6b802.mesh`` of a node with a chip, and
+``n-010203040506.mac.mesh`` of one whose identity is from a MAC address."""
 
 _ARC: Final = "2.25.147697035223406264031687773056826871105"
 """Object identifiers of our own, below a UUID (X.667)."""
@@ -73,9 +79,19 @@ class Fleet:
         return address_in(IPv6Interface(f"{self.network.network_address}/64"), source, identity).ip
 
 
-def host_name(identity: bytes) -> str:
-    """Return the name in certificates of the node with these 6 identity bytes."""
-    return f"n-{identity.hex()}.{DOMAIN}"
+def host_name(source: str, identity: bytes) -> str:
+    """Return the name in certificates of the node with these 6 identity bytes from ``source``."""
+    return f"n-{identity.hex()}." + (DOMAIN if source == "chip" else f"{source}.{DOMAIN}")
+
+
+def split_host_name(host: str) -> tuple[str, bytes]:
+    """Return source and identity in a name that ``host_name`` made, or raise ``ValueError``."""
+    label, _, domain = host.partition(".")
+    source = "chip" if domain == DOMAIN else domain.removesuffix("." + DOMAIN)
+    identity = bytes.fromhex(label.removeprefix("n-"))
+    if source not in SOURCES or len(identity) != ID_SIZE or host_name(source, identity) != host:
+        raise ValueError(f"{host} is not the host name of a node")
+    return source, identity
 
 
 def device_name(source: str, identity: bytes, serial: bytes | None) -> str:
@@ -155,7 +171,6 @@ def device_profile(
     """
     name = device_name(source, identity, serial)
     dates = compressed.encode_dates(*validity)
-    host, address = host_name(identity), fleet.address(source, identity)
     return Profile(
         serial_number(serial if serial is not None else name.encode(), dates),
         x509.common_name(signer_name(signer_id)),
@@ -169,12 +184,13 @@ def device_profile(
             x509.policies(CHIP_KEY if source == "chip" else SOFTWARE_KEY),
             x509.subject_key(x509.key_identifier(public_key)),
             x509.authority_key(x509.key_identifier(signer_key)),
-            x509.name_constraints((host,), (IPv6Network((address, 128)),)),
+            x509.name_constraints((host_name(source, identity),), ()),
         ),
     )
 
 
 def node_profile(
+    fleet: Fleet,
     device: Certificate,
     public_key: bytes,
     serial: int,
@@ -185,9 +201,13 @@ def node_profile(
     ``serial`` is a random number of up to 126 bits. Raises ``CertificateError`` when ``device`` is
     no device authority.
     """
-    if len(device.permitted_dns) != 1 or len(device.permitted_networks) != 1:
-        raise CertificateError("the device's certificate does not say which names are its own")
-    host = device.permitted_dns[0]
+    try:
+        (host,) = device.permitted_dns
+        address = fleet.address(*split_host_name(host))
+    except ValueError as error:
+        raise CertificateError(
+            f"the device's certificate does not say which names are its own: {error}"
+        ) from None
     return Profile(
         serial,
         device.subject,
@@ -200,17 +220,9 @@ def node_profile(
             x509.extended_key_usage(x509.SERVER_AUTH, x509.CLIENT_AUTH),
             x509.subject_key(x509.key_identifier(public_key)),
             x509.authority_key(x509.key_identifier(device.public_key)),
-            x509.alternative_names((host,), (device.permitted_networks[0].network_address,)),
+            x509.alternative_names((host,), (address,)),
         ),
     )
-
-
-def source_of(address: IPv6Address) -> str:
-    """Return where the identity in ``address`` comes from. Raises ``CertificateError``."""
-    number = int(address) >> 48 & 0xFFFF
-    if number >= len(SOURCES):
-        raise CertificateError(f"{address} is not the address of a node")
-    return SOURCES[number]
 
 
 # -- in 72 bytes

@@ -151,7 +151,7 @@ async def make_credentials(
         end = min(now + lifetime, authority.not_after)
         renew_at = now + (end - now) * RENEW_AT
     serial = int.from_bytes(os.urandom(16), "big") >> 2 | 1 << 125
-    profile = fleets.node_profile(authority, openssl.public_key(key), serial, (begin, end))
+    profile = fleets.node_profile(fleet, authority, openssl.public_key(key), serial, (begin, end))
     leaf = profile.signed(await device.sign(profile.digest()))
     chain = (leaf, *device.chain)
     return Credentials(key, chain, renew_at, check_peer(chain, fleet, clock=clock))

@@ -19,7 +19,6 @@ from hashlib import sha256
 from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
-from thicket.identity.address import split_address
 from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError
@@ -129,7 +128,8 @@ def check_peer(
     except CertificateError as error:
         raise RefusedError(MALFORMED, str(error)) from None
     _check_chain(leaf, device, signer, fleet, verify)
-    owned, software = _check_names(leaf, device, fleet)
+    owned, source = _check_names(leaf, device, fleet)
+    software = source != "chip"
     _check_use(owned, leaf.dns[0], address, node)
     for certificate, what in ((signer, "signer"), (device, "device"), (leaf, "node")):
         if certificate.not_after < clock.lower_bound:
@@ -149,7 +149,7 @@ def check_peer(
         owned,
         leaf.dns[0],
         software,
-        fleets.source_of(owned),
+        source,
         leaf.public_key,
         (device.not_before, signer.not_before),
     )
@@ -182,23 +182,19 @@ def _check_chain(
         raise RefusedError(BAD_CHAIN, "the node's certificate is not one of a node")
 
 
-def _check_names(leaf: Certificate, device: Certificate, fleet: Fleet) -> tuple[IPv6Address, bool]:
-    """Return the address that the chain gives the peer, and whether it is a software identity."""
-    networks = device.permitted_networks
-    if len(networks) != 1 or networks[0].prefixlen != 128 or len(device.permitted_dns) != 1:
-        raise RefusedError(BAD_CHAIN, "the device is not constrained to one address and name")
-    owned, host = networks[0].network_address, device.permitted_dns[0]
+def _check_names(leaf: Certificate, device: Certificate, fleet: Fleet) -> tuple[IPv6Address, str]:
+    """Return the address that the chain gives the peer, and where its identity is from."""
+    if len(device.permitted_dns) != 1:
+        raise RefusedError(BAD_CHAIN, "the device is not constrained to one host name")
+    host = device.permitted_dns[0]
+    try:
+        source, identity = fleets.split_host_name(host)
+        owned = fleet.address(source, identity)
+    except ValueError as error:
+        raise RefusedError(NOT_ITS_NAME, str(error)) from None
     if leaf.addresses != (owned,) or leaf.dns != (host,) or leaf.common_name != host:
         named = ", ".join((*leaf.dns, *map(str, leaf.addresses), leaf.common_name))
         raise RefusedError(NOT_ITS_NAME, f"{named}; allowed are {host} and {owned}")
-    if owned not in fleet.network:
-        raise RefusedError(NOT_ITS_NAME, f"{owned} is not in the fleet's prefix {fleet.network}")
-    try:
-        source, identity = split_address(owned)
-    except ValueError as error:
-        raise RefusedError(NOT_ITS_NAME, str(error)) from None
-    if host != fleets.host_name(identity):
-        raise RefusedError(NOT_ITS_NAME, f"{host} does not go with {owned}")
     chip = fleets.CHIP_KEY in device.policies
     if chip is not (source == "chip") or (fleets.SOFTWARE_KEY in device.policies) is chip:
         raise RefusedError(
@@ -211,7 +207,7 @@ def _check_names(leaf: Certificate, device: Certificate, fleet: Fleet) -> tuple[
         raise RefusedError(NOT_ITS_NAME, f"{device.common_name}: {error}") from None
     if device.common_name != expected:
         raise RefusedError(NOT_ITS_NAME, f"{device.common_name} does not go with {owned}")
-    return owned, not chip
+    return owned, source
 
 
 def _check_use(
