@@ -27,8 +27,8 @@ from thicket.trust.authority import (
     encrypt_key,
     years_from,
 )
-from thicket.trust.certificates import Certificate, CertificateError
-from thicket.trust.node import ChipKey, FileKey, enrolled_chain, make_credentials
+from thicket.trust.certificates import Certificate, CertificateError, pem
+from thicket.trust.node import ChipKey, FileKey, enrolled_chain, make_credentials, software_key
 from thicket.trust.verify import RefusedError, Revocations, check_peer
 
 NOW = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
@@ -223,6 +223,27 @@ def test_software_identities(ca: Authority) -> None:
         ca.enroll_software("chip", b"\1\2\3\4\5\6", openssl.public_key(key))
 
 
+def test_the_key_of_a_software_identity_is_made_once(ca: Authority, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    with pytest.raises(CertificateError, match="enroll --software"):
+        FileKey.load(folder)
+    key = software_key(folder)
+    assert software_key(folder) == key
+    assert (tmp_path / "device.key").stat().st_mode & 0o777 == 0o600
+    chain = ca.enroll_software("random", b"\1\2\3\4\5\6", openssl.public_key(key))
+    (tmp_path / "device.pem").write_text("".join(map(pem, chain)))
+    device = FileKey.load(folder)
+    peer = asyncio.run(make_credentials(device, ca.fleet, CLOCK._replace(now=NOW))).peer
+    assert (peer.source, peer.software) == ("random", True)
+    (tmp_path / "device.key").unlink()
+    with pytest.raises(CertificateError, match="is not for the key"):
+        FileKey.load(folder)
+    (tmp_path / "device.key").write_bytes(b"damaged")
+    with pytest.raises(CertificateError, match="damaged"):
+        software_key(folder)
+    assert (tmp_path / "device.key").read_bytes() == b"damaged"
+
+
 def test_revocation(ca: Authority) -> None:
     driver, chip, _, _ = emulated(5)
     ca.enroll_chip(driver, write=True, show=quiet)
@@ -340,7 +361,10 @@ def test_the_command_says_what_is_wrong(
 def test_what_a_node_imports_is_small() -> None:
     """Neither the command of a node nor its trust pulls in what is the engineer's."""
     code = (
-        "import sys, thicket.cli, thicket.trust.tls, thicket.trust.node\n"
+        "import sys, thicket.cli, thicket.trust\n"
+        "assert 'ssl' not in sys.modules and 'asyncio' not in sys.modules\n"
+        "thicket.trust.server_context\n"
+        "import thicket.trust.node\n"
         "bad = {'cryptography', 'meshlab', 'thicket.trust.authority', 'thicket.trust.command',"
         " 'thicket.trust.nerveskey', 'asn1crypto'} & set(sys.modules)\n"
         "sys.exit(str(bad) if bad else 0)"

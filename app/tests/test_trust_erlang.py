@@ -81,7 +81,8 @@ main([Folder]) ->
     application:ensure_all_started(ssl),
     logger:set_primary_config(level, none),
     F = fun(Name) -> filename:join(Folder, Name) end,
-    {ok, Listen} = ssl:listen(0, [{ip, {127,0,0,1}}, {versions, ['tlsv1.3']}, {active, false}, {mode, binary},
+    {ok, Listen} = ssl:listen(0, [{ip, {127,0,0,1}}, {versions, ['tlsv1.3']},
+        {active, false}, {mode, binary},
         {verify, verify_peer}, {fail_if_no_peer_cert, true}, {cacertfile, F("root.pem")},
         {certfile, F("chain.pem")}, {keyfile, F("key.pem")}, {depth, 3}]),
     {ok, {_, Port}} = ssl:sockname(Listen),
@@ -101,7 +102,8 @@ main([Folder, Port]) ->
     application:ensure_all_started(ssl),
     logger:set_primary_config(level, none),
     F = fun(Name) -> filename:join(Folder, Name) end,
-    case ssl:connect({127,0,0,1}, list_to_integer(Port), [{versions, ['tlsv1.3']}, {active, false}, {mode, binary},
+    case ssl:connect({127,0,0,1}, list_to_integer(Port), [{versions, ['tlsv1.3']},
+        {active, false}, {mode, binary},
         {verify, verify_peer}, {cacertfile, F("root.pem")}, {certfile, F("chain.pem")},
         {keyfile, F("key.pem")}, {depth, 3}, {server_name_indication, disable}], 20000) of
         {ok, Tls} ->

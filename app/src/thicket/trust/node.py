@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: PTH105, PTH123 - pathlib loads slowly, a start counts milliseconds
 """The node's own key: made at each start, kept in memory, vouched for by the device's chip.
 
-The chip signs one certificate at each start and renewal (some 150 ms of a real chip); the TLS of
-every link then uses the node's key, which OpenSSL has in memory. Who steals the memory has a key
+The chip signs one certificate at each start and renewal; the TLS of every link then uses the node's
+key, which OpenSSL has in memory. Who steals the memory has a key
 that ends with its certificate; who steals the card has none at all.
 
 A node that does not know the time cannot say when a certificate ends: it then ends when the
@@ -114,6 +115,68 @@ class FileKey:
         from thicket.trust import openssl  # noqa: PLC0415
 
         return openssl.sign(self._key, digest)
+
+    @classmethod
+    def load(cls, folder: str) -> FileKey:
+        """Use the key and the certificates that an enrolment has put into ``folder``.
+
+        Raises ``CertificateError`` when there are none or they do not belong together.
+        """
+        from thicket.trust import openssl  # noqa: PLC0415
+
+        key = software_key(folder)
+        try:
+            with open(f"{folder}/{CHAIN_FILE}", encoding="ascii") as file:
+                chain = x509.from_pem(file.read(4 * x509.MAX_SIZE))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CertificateError(
+                f"{folder}/{CHAIN_FILE} cannot be read ({error}); `thicket ca enroll --software` "
+                f"prints it for the key {openssl.public_key(key).hex()}"
+            ) from None
+        if len(chain) != 2 or Certificate(chain[0]).public_key != openssl.public_key(key):
+            raise CertificateError(f"{folder}/{CHAIN_FILE} is not for the key in {KEY_FILE}")
+        return cls(key, (chain[0], chain[1]))
+
+
+KEY_FILE: Final = "device.key"
+CHAIN_FILE: Final = "device.pem"
+"""A software identity's private key (DER) and certificates (PEM) in the node's folder."""
+
+
+def software_key(folder: str) -> bytes:
+    """Return the private key of a node without chip from ``folder``; make it if there is none.
+
+    Raises ``OSError``, and ``CertificateError`` when the file is damaged: it is never replaced,
+    because the node's certificates would be worth nothing.
+    """
+    from thicket.trust import openssl  # noqa: PLC0415
+
+    path = f"{folder}/{KEY_FILE}"
+    try:
+        with open(path, "rb") as file:
+            key = file.read(x509.MAX_SIZE)
+    except FileNotFoundError:
+        key = openssl.generate_key()
+        new = f"{path}.new"
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(key)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return key
+    try:
+        openssl.public_key(key)
+    except openssl.OpenSslError as error:
+        raise CertificateError(
+            f"{path} is damaged ({error}); put a good copy back, or remove it and enrol the node "
+            "anew"
+        ) from None
+    return key
 
 
 class Credentials(NamedTuple):
