@@ -31,6 +31,7 @@ from thicket.identity.atecc import (
     ChipBusError,
     ChipError,
     ChipFaultError,
+    ChipInfo,
     ChipMismatchError,
     ChipParseError,
     ChipProtocolError,
@@ -793,3 +794,72 @@ def test_locking_on_a_bad_bus(seed: int) -> None:
     with suppress(ChipError):
         driver.lock_slot(3)
         assert quiet.read_config()[88] == 0xF7
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_another_address_on_a_bad_bus(seed: int) -> None:
+    """The chip moves while the bus is bad: the driver knows where it is, or says that it failed."""
+    quiet, chip, _, clock = emulated(seed)
+    wanted = bytearray(quiet.read_config())
+    wanted[16] = 0xB0
+    driver = Atecc(SharedBus(chip, clock, seed, 0.15), clock=clock, sleep=clock.sleep)
+    with suppress(ChipError):
+        driver.write_config(bytes(wanted))
+        quiet.address = 0x58
+        assert quiet.read_config()[16] == 0xB0
+    quiet.address = driver.address
+    assert quiet.read_config()[16] >> 1 == driver.address
+
+
+# -- configurations of others
+
+CONFIGURATIONS = {
+    # cryptoauthlib, python/tests/test_device.py (788acf6): the vectors of a 508A and a 608
+    "508A": (
+        "012372e800006002b963b2d3ee002d00b00055008f20c444872087208f0fc436"
+        "9f0f82200f0fc4440f0f0f0f0f0f0f0f0f0f0f0fffffffff00000000ffffffff"
+        "00000000ffffffffffffffffffffffffffffffff00005555ffff000000000000"
+        "33001c00130013007c001c003c0033003c003c003c0030003c003c003c003000",
+        "012372e8b963b2d3ee",
+        (False, False),
+    ),
+    "608": (
+        "012372e800006002b963b2d3ee012d00b00055018f20c444872087208f0fc436"
+        "9f0f82200f0fc4440f0f0f0f0f0f0f0f0f0f0f0fffffffff00000000ffffffff"
+        "0000000000000000000000000000000000000000" + "00000000" + "ffff064000000000"
+        "33001c00130013007c001c003c0033003c003c003c0030003c003c003c003000",
+        "012372e8b963b2d3ee",
+        (True, True),
+    ),
+    # cryptoauthlib, test/api_calib/test_calib_config.c: what its own tests configure a 608 with
+    "608 test": (
+        "012300000000600004050607ee010100c000a100af2fc4448720c4f48f0f0f0f"
+        "9f8f8364c444c4640f0f0f0f0f0f0f0f0f0f0f0fffffffff00000000ffffffff"
+        "00000000ff8403bc0969760000000000000000000000000" + "0ffff0e4000000000"
+        "33001c0013001c003c003a101c0033001c001c00380030003c003c0032003000",
+        "0123000004050607ee",
+        (True, True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_configurations_of_others(name: str) -> None:
+    text, serial, locks = CONFIGURATIONS[name]
+    config = bytes.fromhex(text)
+    assert len(config) == 128
+    info = ChipInfo("bus", 0x60, config[:32], config[84:88])
+    assert info.serial.hex() == serial
+    assert (info.config_locked, info.data_locked) == locks
+    # and a blank chip takes everything over but what is its own
+    driver, chip, _, _ = emulated()
+    own = bytes(chip.memory.config)
+    driver.write_config(config)
+    written = bytes(chip.memory.config)
+    assert driver.address == config[16] >> 1
+    assert driver.serial_number() == chip.serial
+    assert written[:16] == own[:16]
+    assert written[86:90] == own[86:90]
+    assert written[16:84] == config[16:84]
+    assert written[84:86] == config[84:86]
+    assert written[90:] == config[90:]

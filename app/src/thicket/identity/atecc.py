@@ -714,7 +714,8 @@ class Atecc:
         """Write the configuration zone so that it is ``wanted`` (128 bytes), and read it back.
 
         Only words that differ are written, or all that can be with ``whole``. Bytes 84 and 85 go
-        by UpdateExtra; the chip's own bytes and the locks (``CHIPS_OWN``) are left alone.
+        by UpdateExtra; the chip's own bytes and the locks (``CHIPS_OWN``) are left alone. When the
+        I2C address changes, ``address`` follows it.
 
         Raises ``ChipRefusedError`` when the zone is locked already, and ``ChipMismatchError`` when
         the chip did not take everything over.
@@ -730,7 +731,9 @@ class Atecc:
             if offset == 88:  # the locks of the slots: as they are
                 piece = present[88:90] + wanted[90:92]
             now = present[offset : offset + size]
-            if piece != now or (whole and offset != 88):
+            if offset == 16 and piece[0] >> 1 != self.address:
+                self._move(piece)
+            elif piece != now or (whole and offset != 88):
                 self.write(ZONE_CONFIG, offset >> 2, piece)
         for mode in (USER_EXTRA, USER_EXTRA_ADD):
             value = wanted[84 + mode]
@@ -739,6 +742,21 @@ class Atecc:
         wrong = self.compare_config(wanted)
         if wrong:
             raise ChipMismatchError(f"the configuration does not read back as written: {wrong}")
+
+    def _move(self, word: bytes) -> None:
+        """Write the word with the I2C address, which the chip has from its next wake-up on."""
+        old, new = self.address, word[0] >> 1
+        try:
+            self.write(ZONE_CONFIG, 4, word)
+        except ChipError:
+            # When only the answer was lost, the chip is at its new address already.
+            self.address = new
+            try:
+                self.serial_number()
+            except ChipError:
+                self.address = old
+                raise
+        self.address = new
 
     def update_extra(self, mode: int, value: int) -> None:
         """Set byte 84 (mode 0) or 85 (mode 1) of the configuration; see ``Session``."""
