@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from thicket.identity.atecc import Atecc, ChipError
-from thicket.identity.bus import BusError, LinuxBus
+from thicket.identity.bus import Bus, BusError, LinuxBus
 from thicket.trust.authority import Authority, AuthorityError
 from thicket.trust.certificates import pem
 from thicket.trust.nerveskey import Otp, ProvisioningError, default_otp
@@ -25,9 +25,10 @@ usage: thicket ca [--folder DIR] COMMAND
                             --lab for the simulator: keys with an empty passphrase
   signer                    make another signer, used for new devices from then on
   enroll --virtual FILE...  enrol virtual chips (chip.json of nodes that do not run)
-  enroll --bus N [--address 0xNN] [--serial TEXT] [--board NAME] [--write]
-                            enrol the chip on /dev/i2c-N; without --write the plan is shown
-                            and nothing is changed. Locks are for ever
+  enroll [--ssh HOST] --bus N [--address 0xNN] [--serial TEXT] [--board NAME] [--write]
+                            enrol the chip on /dev/i2c-N, of this machine or of a node that
+                            ssh reaches; without --write the plan is shown and nothing is
+                            changed. Locks are for ever
   enroll --software SOURCE ID KEY
                             enrol a node without chip: SOURCE board, mac or random, ID its
                             12 digits, KEY its public key (128 digits); prints certificates
@@ -167,13 +168,14 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
         return _enroll_software(authority, rest)
     bus, write = _option(rest, "--bus"), _flag(rest, "--write")
     address, serial_text = _option(rest, "--address") or "0x60", _option(rest, "--serial")
-    board = _option(rest, "--board")
+    board, host = _option(rest, "--board"), _option(rest, "--ssh")
     if bus is None or rest or not bus.isdecimal():
         raise UsageError("enroll needs --virtual FILE..., --bus N or --software SOURCE ID KEY")
     try:
-        chip = Atecc(LinuxBus(f"/dev/i2c-{bus}"), int(address, 0))
+        number = int(address, 0)
     except ValueError:
         raise UsageError(f"--address {address} is not a number") from None
+    chip = Atecc(_bus(f"/dev/i2c-{bus}", host), number)
     try:
         otp = None
         if serial_text is not None or board is not None:
@@ -188,6 +190,16 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
         else "Nothing was written. With --write it is done, and what is marked FOR EVER stays so."
     )
     return OK
+
+
+def _bus(path: str, host: str | None) -> Bus:
+    if host is None:
+        return LinuxBus(path)
+    if host.startswith("-"):
+        raise UsageError(f"--ssh {host} is not a host")
+    from thicket.identity.remote import RemoteBus  # noqa: PLC0415
+
+    return RemoteBus(("ssh", "-T", host, "python3", "-m", "thicket.identity.remote", path))
 
 
 def _enroll_software(authority: Authority, rest: list[str]) -> int:
