@@ -191,3 +191,24 @@ def test_erlang_connects_to_us(tmp_path: Path) -> None:
     said, seen = from_erlang(tmp_path, theirs)
     assert said.strip() == "accepted"
     assert seen[0] == theirs.peer.device
+
+
+NAMES = """
+main([Folder, Address, Host, Other]) ->
+    {ok, Pem} = file:read_file(filename:join(Folder, "chain.pem")),
+    [{_, Leaf, _} | _] = public_key:pem_decode(Pem),
+    Ip = fun(Text) -> {ok, Tuple} = inet:parse_address(Text), Tuple end,
+    io:format("~p ~p ~p ~p~n", [public_key:pkix_verify_hostname(Leaf, [{ip, Ip(Address)}]),
+        public_key:pkix_verify_hostname(Leaf, [{dns_id, Host}]),
+        public_key:pkix_verify_hostname(Leaf, [{ip, Ip(Other)}]),
+        public_key:pkix_verify_hostname(Leaf, [{dns_id, "n-000000000042.mesh"}])]).
+"""
+
+
+def test_erlang_knows_a_node_by_address_and_by_name(tmp_path: Path) -> None:
+    """Stock nodes call each other by address (thicket@fd12:...), and ask the certificate for it."""
+    other = str(HERE.peer.address + 1)
+    words = (str(HERE.peer.address), HERE.peer.host, other)
+    with erlang(tmp_path, NAMES, HERE, *words) as peer:
+        assert peer.stdout is not None
+        assert peer.stdout.read().split() == ["true", "true", "false", "false"]
