@@ -25,7 +25,6 @@ KEY_USAGE: Final = "2.5.29.15"
 ALTERNATIVE_NAMES: Final = "2.5.29.17"
 BASIC_CONSTRAINTS: Final = "2.5.29.19"
 NAME_CONSTRAINTS: Final = "2.5.29.30"
-POLICIES: Final = "2.5.29.32"
 AUTHORITY_KEY: Final = "2.5.29.35"
 EXTENDED_KEY_USAGE: Final = "2.5.29.37"
 
@@ -167,11 +166,6 @@ def name_constraints(dns: tuple[str, ...], networks: tuple[IPv6Network, ...]) ->
     )
 
 
-def policies(*kinds: str) -> bytes:
-    """Return certificate policies."""
-    return extension(POLICIES, der.sequence(*(der.sequence(der.oid(kind)) for kind in kinds)))
-
-
 class Profile(NamedTuple):
     """What a certificate says, before somebody signs it. Names are DER."""
 
@@ -228,7 +222,6 @@ class Certificate:
         self.permitted_dns: tuple[str, ...] = ()
         self.permitted_networks: tuple[IPv6Network, ...] = ()
         self.constrained = False
-        self.policies: frozenset[str] = frozenset()
         self.subject_key: bytes | None = None
         self.authority_key: bytes | None = None
         if len(encoded) > MAX_SIZE:
@@ -346,14 +339,6 @@ class Certificate:
             fields.take()
         fields.end()
 
-    def _policies(self, content: Reader) -> None:
-        fields = content.inside(der.SEQUENCE)
-        kinds = set()
-        while fields.more:
-            policy = fields.inside(der.SEQUENCE)
-            kinds.add(der.decode_oid(policy.next(der.OBJECT_IDENTIFIER)))
-        self.policies = frozenset(kinds)
-
     def _subject_key(self, content: Reader) -> None:
         self.subject_key = content.next(der.OCTET_STRING)
 
@@ -369,7 +354,6 @@ _EXTENSIONS = {
     EXTENDED_KEY_USAGE: Certificate._purposes,
     ALTERNATIVE_NAMES: Certificate._names,
     NAME_CONSTRAINTS: Certificate._constraints,
-    POLICIES: Certificate._policies,
     SUBJECT_KEY: Certificate._subject_key,
     AUTHORITY_KEY: Certificate._authority_key,
 }

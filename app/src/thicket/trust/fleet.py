@@ -11,12 +11,13 @@ Signer and device authority are made so that a chip can keep them in 72 bytes ea
 in them follows from the root, the chip's serial number and the keys.
 
 A device's address is not in its name constraints, which would be the obvious place: Erlang's path
-validation (public_key of OTP 25 and 29) crashes on a constraint of IP addresses when a certificate
-names one, and a stock Erlang node must be able to join. ``verify`` therefore derives the address
+validation (public_key of OTP 25, 27 and 29) crashes on a constraint of IP addresses when a
+certificate names one, and a stock Erlang node must be able to join. For the same reason there is no
+object identifier of our own: OTP 27 and 29 do not read one with a UUID in it. ``verify`` therefore derives the address
 from the host name, and the root keeps all addresses within the fleet's prefix.
 
-Whether a device's key is in a chip is a policy in its certificate, and agrees with the source in
-its address: nobody with a software identity can be taken for one with a chip.
+Whether a device's key is in a chip is told by its names, which its signer has given it and which go
+with the source in its address: nobody with a software identity can be taken for one with a chip.
 """
 
 from __future__ import annotations
@@ -34,15 +35,6 @@ from thicket.trust.compressed import Compressed, serial_number
 DOMAIN: Final = "mesh"
 """Domain of the host names in certificates: ``n-6f44e3c6b802.mesh`` of a node with a chip, and
 ``n-010203040506.mac.mesh`` of one whose identity is from a MAC address."""
-
-_ARC: Final = "2.25.147697035223406264031687773056826871105"
-"""Object identifiers of our own, below a UUID (X.667)."""
-
-CHIP_KEY: Final = _ARC + ".1"
-"""Policy of a device authority: the key was made in a security chip and cannot leave it."""
-
-SOFTWARE_KEY: Final = _ARC + ".2"
-"""Policy of a device authority: the key is in a file of the device."""
 
 
 class Fleet:
@@ -181,7 +173,6 @@ def device_profile(
             x509.basic_constraints(True, 0),
             x509.key_usage(x509.DIGITAL_SIGNATURE, x509.KEY_CERT_SIGN),
             x509.extended_key_usage(x509.SERVER_AUTH, x509.CLIENT_AUTH),
-            x509.policies(CHIP_KEY if source == "chip" else SOFTWARE_KEY),
             x509.subject_key(x509.key_identifier(public_key)),
             x509.authority_key(x509.key_identifier(signer_key)),
             x509.name_constraints((host_name(source, identity),), ()),

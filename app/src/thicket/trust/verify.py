@@ -195,13 +195,8 @@ def _check_names(leaf: Certificate, device: Certificate, fleet: Fleet) -> tuple[
     if leaf.addresses != (owned,) or leaf.dns != (host,) or leaf.common_name != host:
         named = ", ".join((*leaf.dns, *map(str, leaf.addresses), leaf.common_name))
         raise RefusedError(NOT_ITS_NAME, f"{named}; allowed are {host} and {owned}")
-    chip = fleets.CHIP_KEY in device.policies
-    if chip is not (source == "chip") or (fleets.SOFTWARE_KEY in device.policies) is chip:
-        raise RefusedError(
-            NOT_ITS_NAME, f"{device.common_name} is not what an address from {source!r} needs"
-        )
     try:
-        serial = bytes.fromhex(device.common_name) if chip else None
+        serial = bytes.fromhex(device.common_name) if source == "chip" else None
         expected = fleets.device_name(source, identity, serial)
     except ValueError as error:
         raise RefusedError(NOT_ITS_NAME, f"{device.common_name}: {error}") from None
