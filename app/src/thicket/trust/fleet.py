@@ -12,9 +12,9 @@ in them follows from the root, the chip's serial number and the keys.
 
 A device's address is not in its name constraints, which would be the obvious place: Erlang's path
 validation (public_key of OTP 25, 27 and 29) crashes on a constraint of IP addresses when a
-certificate names one, and a stock Erlang node must be able to join. For the same reason there is no
-object identifier of our own: OTP 27 and 29 do not read one with a UUID in it. ``verify`` therefore derives the address
-from the host name, and the root keeps all addresses within the fleet's prefix.
+certificate names one, and a stock Erlang node must be able to join. ``verify`` therefore derives the
+address from the host name, and the root keeps all addresses within the fleet's prefix. For the same
+reason there is no object identifier of our own: OTP 27 and 29 do not read one with a UUID in it.
 
 Whether a device's key is in a chip is told by its names, which its signer has given it and which go
 with the source in its address: nobody with a software identity can be taken for one with a chip.
