@@ -12,7 +12,7 @@ in them follows from the root, the chip's serial number and the keys.
 
 A device's address is not in its name constraints, which would be the obvious place: Erlang's path
 validation (public_key of OTP 25, 27 and 29) crashes on a constraint of IP addresses when a
-certificate names one, and a stock Erlang node must be able to join. ``verify`` therefore derives the
+certificate names one, and a stock Erlang node must be able to join. ``verify`` derives the
 address from the host name, and the root keeps all addresses within the fleet's prefix. For the same
 reason there is no object identifier of our own: OTP 27 and 29 do not read one with a UUID in it.
 
