@@ -7,6 +7,8 @@ the frames were read from the wire between Microchip's cryptoauthlib and a chip 
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from hashlib import sha256
 
 import pytest
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.bus import Nak
 from thicket.identity.atecc import (
     ZONE_CONFIG,
     ZONE_DATA,
@@ -28,13 +31,18 @@ from thicket.identity.atecc import (
     ChipBusError,
     ChipError,
     ChipFaultError,
+    ChipInfo,
+    ChipMismatchError,
     ChipParseError,
     ChipProtocolError,
     ChipRefusedError,
     ChipTimeoutError,
+    ChipWatchdogError,
     Session,
     crc16,
+    crc_number,
     data_address,
+    differences,
     model_of,
     pack_command,
     unpack_reply,
@@ -316,7 +324,7 @@ def test_unknown_commands() -> None:
     driver, _, _, clock = emulated()
     begin = clock()
     with pytest.raises(ChipParseError):
-        driver.run(lambda session: session.execute(0x77))
+        driver.run(lambda session: session.execute(0x78))
     assert clock() - begin < 0.5
 
 
@@ -419,3 +427,439 @@ def test_noise_never_gives_a_wrong_result(seed: int) -> None:
         assert counted == (number % 6 == 1) or (number % 6 == 1 and not good)
     assert bus.trouble > 10
     assert done > 40
+
+
+# -- the rest of the commands
+
+
+def test_configuration_is_written_word_by_word_and_read_back() -> None:
+    driver, chip, _, _ = emulated()
+    wanted = bytearray(driver.read_config())
+    wanted[16:20] = bytes.fromhex("c000aa00")
+    wanted[20:52] = bytes.fromhex("8720" + "0f0f" * 9 + "0f2f" * 4 + "0f0f" * 2)
+    wanted[84:86] = b"\x12\x34"
+    wanted[90:92] = b"\x04\x01"
+    wanted[96:128] = bytes.fromhex("3300" + "1c00" * 7 + "3c00" * 3 + "3000" + "3c00" * 4)
+    assert "byte 18: 00, not aa" in driver.compare_config(bytes(wanted))
+    driver.write_config(bytes(wanted))
+    assert bytes(chip.memory.config) == wanted
+    assert driver.compare_config(bytes(wanted)) == ""
+    written = chip.counters["Write"]
+    driver.write_config(bytes(wanted))
+    assert chip.counters["Write"] == written  # nothing differs, nothing is written
+    driver.lock_config(crc_number(bytes(wanted)))
+    with pytest.raises(ChipRefusedError, match="is locked"):
+        driver.write_config(bytes(wanted))
+
+
+def test_the_writes_of_a_configuration_are_those_of_nerves_key() -> None:
+    """Against the 12 writes in test/atecc508a/configuration_test.exs of the Elixir library."""
+    driver, chip, bus, _ = emulated()
+    config = bytes(chip.memory.config)
+    packets: list[bytes] = []
+    original = bus.write
+
+    def recording(address: int, data: bytes) -> None:
+        if data[:1] == b"\x03" and data[2] == 0x12:
+            packets.append(data[2:6])
+        original(address, data)
+
+    bus.write = recording  # type: ignore[method-assign]
+    driver.write_config(config, whole=True)
+    assert [p.hex() for p in packets] == [
+        *(f"1200{word:02x}00" for word in (4, 5, 6, 7)),
+        "12800800",
+        *(f"1200{word:02x}00" for word in (16, 17, 18, 19, 20, 23)),
+        "12801800",
+    ]
+
+
+def test_a_configuration_that_does_not_stick_is_noticed() -> None:
+    driver, chip, _, _ = emulated()
+    wanted = bytearray(driver.read_config())
+    wanted[18] = 0xAA
+    chip._commit = lambda state: None  # type: ignore[method-assign]
+    with pytest.raises(ChipMismatchError, match=r"read back.*byte 18: 00, not aa"):
+        driver.write_config(bytes(wanted))
+
+
+def test_differences_name_the_bytes() -> None:
+    assert differences(b"abc", b"abc") == ""
+    assert differences(b"abcd", b"aXXd") == "bytes 1 to 2: 6263, not 5858"
+    assert differences(b"abcd", b"aXXd", skip=(1, 2)) == ""
+    assert differences(b"ab", b"abc") == "byte 2: nothing, not 63"
+
+
+@given(found=st.binary(max_size=40), wanted=st.binary(max_size=40))
+def test_differences_are_found_exactly_when_there_are_any(found: bytes, wanted: bytes) -> None:
+    assert bool(differences(found, wanted)) == (found != wanted)
+
+
+def test_otp_and_slots() -> None:
+    driver, chip, _, _ = provisioned()
+    otp, data = bytes(range(64)), bytes(n & 0xFF for n in range(416))
+    driver.write_otp(otp)
+    driver.write_slot(8, data, locked=False)
+    driver.write_slot(9, data[:72], locked=False)
+    with pytest.raises(ChipRefusedError):
+        driver.read_otp()
+    driver.lock_data(crc_number(chip.data_zone_contents(chip.memory)))
+    assert driver.read_otp() == otp
+    assert driver.read_slot(8) == data
+    assert driver.read_slot(9) == data[:72]
+    driver.write_slot(9, b"new!")
+    assert driver.read_slot(9) == b"new!" + data[4:72]
+    with pytest.raises(ChipRefusedError):
+        driver.write_otp(otp)
+    for wrong in (bytes(73), bytes(3)):
+        with pytest.raises(ValueError, match="multiple of 4"):
+            driver.write_slot(9, wrong)
+    with pytest.raises(ValueError, match="64 bytes"):
+        driver.write_otp(bytes(63))
+
+
+def test_ecdh() -> None:
+    driver, _, _, _ = emulated()
+    wanted = bytearray(driver.read_config())
+    wanted[20:22] = b"\x87\x20"
+    driver.write_config(bytes(wanted))
+    driver.lock_config(crc_number(driver.read_config()))
+    public = driver.generate_key(0)
+    host = ec.generate_private_key(ec.SECP256R1())
+    numbers = host.public_key().public_numbers()
+    point = numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
+    theirs = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + public)
+    assert driver.ecdh(0, point) == host.exchange(ec.ECDH(), theirs)
+    with pytest.raises(ChipFaultError):
+        driver.ecdh(0, point[:63] + bytes((point[63] ^ 1,)))
+    with pytest.raises(ChipRefusedError):
+        driver.ecdh(8, point)
+    with pytest.raises(ValueError, match="64 bytes"):
+        driver.ecdh(0, point[:32])
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 512])
+def test_sha256(size: int) -> None:
+    driver, _, _, _ = emulated()
+    message = bytes(n * 7 & 0xFF for n in range(size))
+    assert driver.sha256(message) == sha256(message).digest()
+
+
+def test_sha256_of_too_much() -> None:
+    with pytest.raises(ValueError, match="on the host"):
+        emulated()[0].sha256(bytes(513))
+
+
+def test_self_test() -> None:
+    driver, chip, _, _ = emulated()
+    assert driver.self_test() == []
+    chip.broken = 0x12
+    assert driver.self_test() == ["ECDSA", "AES"]
+    assert driver.self_test(0x20) == []
+    clock = Time()
+    old = Atecc608(serial_for(1, 1), model="ATECC508A", clock=clock)
+    with pytest.raises(ChipParseError, match="508A"):
+        Atecc(EmulatedBus(old, clock), clock=clock, sleep=clock.sleep).self_test()
+
+
+def test_update_extra() -> None:
+    driver, _, _, _ = provisioned()
+    driver.update_extra(0, 0x42)
+    assert driver.read_config()[84] == 0x42
+    with pytest.raises(ChipRefusedError):
+        driver.update_extra(0, 0x43)
+    with pytest.raises(ValueError, match="UpdateExtra"):
+        driver.update_extra(2, 0)
+
+
+def test_keys_in_slots() -> None:
+    driver, chip, _, _ = provisioned()
+    assert not driver.key_valid(0)
+    public = driver.generate_key(0)
+    assert driver.key_valid(0)
+    digest = sha256(b"stored").digest()
+
+    def conversation(session: Session) -> bytes:
+        session.load_digest(digest)
+        return session.sign(0, buffer=True)
+
+    signature = driver.run(conversation)
+    assert checks(public, signature, digest)
+    # slot 10 is made one for a public key, as Microchip's library stores it
+    chip._state.config[116:118] = b"\x30\x00"
+    chip._state.slots[10][:] = bytes(4) + public[:32] + bytes(4) + public[32:]
+    assert driver.verify_stored(digest, signature, 10)
+    assert not driver.verify_stored(sha256(b"other").digest(), signature, 10)
+
+
+def test_idle_keeps_what_the_chip_remembers() -> None:
+    driver, chip, bus, _ = provisioned()
+    driver.run(lambda session: session.load(bytes(32)))
+    assert chip.temp_key is None  # asleep
+
+    def conversation(session: Session) -> bytes:
+        session.load(bytes(range(32)))
+        session.renew()
+        return session._chip.bus.read(0x60, 1)
+
+    driver.run(conversation)
+    chip.temp_key = bytes(32)
+    chip._awake = True
+    chip._woken = driver._clock()
+    driver.idle()
+    with pytest.raises(Exception, match="emulated"):
+        bus.locks = 1
+        bus.read(0x60, 1)
+
+
+def test_signing_late_in_a_conversation_is_renewed_not_risked() -> None:
+    """TempKey and Sign far apart: without a renewal the watchdog would come in between."""
+    driver, _, _, clock = provisioned()
+    public = driver.generate_key(0)
+    digest = sha256(b"late").digest()
+
+    def slow(session: Session, renew: bool) -> bytes:
+        session.load(digest)
+        clock.now += 0.65
+        if renew:
+            session.renew()
+        clock.now += 0.3
+        return session.sign(0)
+
+    assert checks(public, driver.run(lambda session: slow(session, True)), digest)
+    begin = clock()
+    with pytest.raises(ChipWatchdogError, match="watchdog"):
+        driver.run(lambda session: slow(session, False))
+    assert clock() - begin < driver.patience + 1.5
+
+
+def test_a_digest_that_somebody_else_erased_is_loaded_again() -> None:
+    driver, _, bus, clock = provisioned()
+    public = driver.generate_key(0)
+    digest = sha256(b"shared bus").digest()
+    disturbances = 1
+
+    def conversation(session: Session) -> bytes:
+        nonlocal disturbances
+        session.load(digest)
+        if disturbances:
+            disturbances -= 1
+            bus.write(0x60, b"\x01")
+            with pytest.raises(Exception, match="emulated"):
+                bus.write(0, b"\0")
+            clock.now += 0.002
+        return session.sign(0)
+
+    assert checks(public, driver.run(conversation), digest)
+    disturbances = 2
+    with pytest.raises(ChipRefusedError):
+        driver.run(conversation)
+
+
+# -- fault injection
+
+
+class SharedBus(NoisyBus):
+    """A noisy bus on which another program, one without manners, talks to the chip as well.
+
+    It wakes it, sends it to sleep, lets it idle and resets its pointer between our transactions. It
+    gives no commands: the answer to a command does not say whose it is, which is what the lock of
+    the bus is for.
+    """
+
+    def _begin(self) -> None:
+        super()._begin()
+        if self.random.random() < self.rate:
+            self.trouble += 1
+            for address, byte in self.random.choice(
+                (((0, 0),), ((0x60, 1),), ((0x60, 2),), ((0x60, 0),), ((0x60, 1), (0, 0)))
+            ):
+                with suppress(Nak):
+                    self.chip.write(address, bytes((byte,)))
+
+
+def test_ten_thousand_transactions_with_every_fault() -> None:
+    """Every command, every fault, some 10,000 transactions by a seed: right result or an error.
+
+    ``quiet`` is a second driver on a bus without faults that tells what is true.
+    """
+    quiet, chip, _, clock = emulated(3)
+    wanted = bytearray(quiet.read_config())
+    wanted[20:52] = bytes.fromhex("8720" + "0f0f" * 9 + "0f2f" * 4 + "0f0f" * 2)
+    wanted[22:24] = b"\x87\x20"
+    wanted[96:128] = bytes.fromhex("33003300" + "1c00" * 6 + "3c00" * 3 + "3000" + "3c00" * 4)
+    quiet.write_config(bytes(wanted))
+    quiet.lock_config(crc_number(quiet.read_config()))
+    key = quiet.generate_key(0)
+    settings_slot = bytes(n * 5 & 0xFF for n in range(416))
+    quiet.write_slot(8, settings_slot, locked=False)
+    quiet.lock_data(crc_number(chip.data_zone_contents(chip.memory)))
+    config = quiet.read_config()
+    host = ec.generate_private_key(ec.SECP256R1())
+    numbers = host.public_key().public_numbers()
+    point = numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
+    secret = host.exchange(
+        ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + key)
+    )
+    other = quiet.run(lambda session: session.random())
+
+    bus = SharedBus(chip, clock, 608, 0.04)
+    driver = Atecc(bus, clock=clock, sleep=clock.sleep)
+    done: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    number = 0
+
+    def sign() -> None:
+        digest = sha256(str(number).encode()).digest()
+        assert checks(key, driver.sign(0, digest), digest)
+
+    def verify() -> None:
+        digest = sha256(str(number).encode()).digest()
+        signature = quiet.sign(0, digest)
+        assert driver.verify(digest, signature, key)
+        assert not driver.verify(other, signature, key)
+
+    def generate() -> None:
+        assert driver.generate_key(1) == quiet.public_key(1)
+
+    def write() -> None:
+        data = sha256(str(number).encode()).digest() * 2 + bytes(8)
+        driver.write_slot(9, data)
+        assert quiet.read_slot(9) == data
+
+    def count() -> None:
+        before = quiet.counter(0)
+        try:
+            assert driver.count_up(0) == before + 1
+        finally:
+            assert quiet.counter(0) - before in (0, 1)
+
+    def read() -> None:
+        now = driver.read_config()
+        assert now[:52] + now[60:] == config[:52] + config[60:]
+
+    def randomly() -> None:
+        assert driver.random() not in (other, bytes.fromhex("ffff0000") * 8)
+
+    def ecdh() -> None:
+        assert driver.ecdh(0, point) == secret
+
+    def data() -> None:
+        assert driver.read_slot(8) == settings_slot
+
+    def hashing() -> None:
+        assert driver.sha256(settings_slot[:200]) == sha256(settings_slot[:200]).digest()
+
+    def who() -> None:
+        assert driver.info().serial == chip.serial
+
+    def tests() -> None:
+        assert driver.self_test() == []
+
+    work = (sign, verify, generate, write, count, read, randomly, ecdh, data, hashing, who, tests)
+    while bus.transactions < 10_000:
+        operation = work[number % len(work)]
+        begin = clock()
+        try:
+            operation()
+        except ChipError as error:
+            failed[f"{operation.__name__}: {type(error).__name__}"] += 1
+        else:
+            done[operation.__name__] += 1
+        assert clock() - begin < 2 * (driver.patience + 4), operation
+        assert bus.locks == 0
+        number += 1
+    assert bus.trouble > 500
+    assert set(done) == {operation.__name__ for operation in work}
+    assert done.total() > 0.9 * number, failed
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_locking_on_a_bad_bus(seed: int) -> None:
+    """What is reported as locked is locked, and only with the contents that were meant."""
+    quiet, chip, _, clock = emulated(seed)
+    driver = Atecc(SharedBus(chip, clock, seed, 0.1), clock=clock, sleep=clock.sleep)
+    config = quiet.read_config()
+    locked = False
+    with suppress(ChipError):
+        driver.lock_config(crc_number(config) ^ 1)
+        pytest.fail("a lock with another CRC was reported as done")
+    assert not quiet.info().config_locked
+    with suppress(ChipError):
+        driver.lock_config(crc_number(config))
+        locked = True
+    assert quiet.info().config_locked or not locked
+    if not locked:
+        return
+    with suppress(ChipError):
+        driver.lock_slot(3)
+        assert quiet.read_config()[88] == 0xF7
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_another_address_on_a_bad_bus(seed: int) -> None:
+    """The chip moves while the bus is bad: the driver knows where it is, or says that it failed."""
+    quiet, chip, _, clock = emulated(seed)
+    wanted = bytearray(quiet.read_config())
+    wanted[16] = 0xB0
+    driver = Atecc(SharedBus(chip, clock, seed, 0.15), clock=clock, sleep=clock.sleep)
+    with suppress(ChipError):
+        driver.write_config(bytes(wanted))
+        quiet.address = 0x58
+        assert quiet.read_config()[16] == 0xB0
+    quiet.address = driver.address
+    assert quiet.read_config()[16] >> 1 == driver.address
+
+
+# -- configurations of others
+
+CONFIGURATIONS = {
+    # cryptoauthlib, python/tests/test_device.py (788acf6): the vectors of a 508A and a 608
+    "508A": (
+        "012372e800006002b963b2d3ee002d00b00055008f20c444872087208f0fc436"
+        "9f0f82200f0fc4440f0f0f0f0f0f0f0f0f0f0f0fffffffff00000000ffffffff"
+        "00000000ffffffffffffffffffffffffffffffff00005555ffff000000000000"
+        "33001c00130013007c001c003c0033003c003c003c0030003c003c003c003000",
+        "012372e8b963b2d3ee",
+        (False, False),
+    ),
+    "608": (
+        "012372e800006002b963b2d3ee012d00b00055018f20c444872087208f0fc436"
+        "9f0f82200f0fc4440f0f0f0f0f0f0f0f0f0f0f0fffffffff00000000ffffffff"
+        "0000000000000000000000000000000000000000" + "00000000" + "ffff064000000000"
+        "33001c00130013007c001c003c0033003c003c003c0030003c003c003c003000",
+        "012372e8b963b2d3ee",
+        (True, True),
+    ),
+    # cryptoauthlib, test/api_calib/test_calib_config.c: what its own tests configure a 608 with
+    "608 test": (
+        "012300000000600004050607ee010100c000a100af2fc4448720c4f48f0f0f0f"
+        "9f8f8364c444c4640f0f0f0f0f0f0f0f0f0f0f0fffffffff00000000ffffffff"
+        "00000000ff8403bc0969760000000000000000000000000" + "0ffff0e4000000000"
+        "33001c0013001c003c003a101c0033001c001c00380030003c003c0032003000",
+        "0123000004050607ee",
+        (True, True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_configurations_of_others(name: str) -> None:
+    text, serial, locks = CONFIGURATIONS[name]
+    config = bytes.fromhex(text)
+    assert len(config) == 128
+    info = ChipInfo("bus", 0x60, config[:32], config[84:88])
+    assert info.serial.hex() == serial
+    assert (info.config_locked, info.data_locked) == locks
+    # and a blank chip takes everything over but what is its own
+    driver, chip, _, _ = emulated()
+    own = bytes(chip.memory.config)
+    driver.write_config(config)
+    written = bytes(chip.memory.config)
+    assert driver.address == config[16] >> 1
+    assert driver.serial_number() == chip.serial
+    assert written[:16] == own[:16]
+    assert written[86:90] == own[86:90]
+    assert written[16:84] == config[16:84]
+    assert written[84:86] == config[84:86]
+    assert written[90:] == config[90:]

@@ -48,6 +48,9 @@ Configuration (docs/configuration.md lists the keys):
   config default           print the file with all keys and their defaults
   reload                   read the configuration file again
 
+On the engineer's machine:
+  ca help                  the fleet's certificate authority (docs/provisioning.md)
+
   version                  print the version
   help                     print this text
 
@@ -106,6 +109,10 @@ def _run(words: list[str]) -> int:
         return _tell_reload(request(_control(), "reload", {}, timeout=30.0))
     if command == "config":
         return _config(rest)
+    if command == "ca":
+        from thicket.trust.command import main as authority  # noqa: PLC0415
+
+        return authority(rest)
     raise UsageError(f"unknown command {command!r}")
 
 

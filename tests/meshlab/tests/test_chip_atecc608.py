@@ -248,6 +248,57 @@ def test_watchdog() -> None:
     assert bench.chip.counters["watchdog"] == 1
 
 
+def test_longer_watchdog_by_chip_mode() -> None:
+    bench = Bench()
+    bench.chip._state.config[19] = 0x04
+    bench.wake()
+    bench.clock.now += 12.0
+    assert not bench.asleep()
+    bench.clock.now += 1.1
+    assert bench.asleep()
+
+
+def test_self_test() -> None:
+    bench = Bench()
+    assert bench.command(0x77, 0x3B) == b"\0"
+    bench.chip.broken = 0x12
+    assert bench.command(0x77, 0x3B) == b"\x12"
+    assert bench.command(0x77, 0x02) == b"\x02"
+    assert bench.command(0x77, 0x20) == b"\0"
+
+
+@pytest.mark.parametrize(
+    ("model", "revision"),
+    [("ATECC508A", "00005000"), ("ATECC608A", "00006002"), ("ATECC608B", "00006003")],
+)
+def test_models(model: str, revision: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "chip.json", model=model)
+    assert bench.command(0x30).hex() == revision
+    old = model == "ATECC508A"
+    assert bench.command(0x77, 0x3B) == (b"\x03" if old else b"\0")
+    assert bench.command(0x16, 0x43, 0, bytes(32)) == (b"\x03" if old else b"\0")
+    assert bench.command(0x16, 0x03, 0, bytes(32)) == b"\0"
+    again = Atecc608(SERIAL, tmp_path / "chip.json")
+    assert again.model == model
+    assert again.memory == bench.chip.memory
+
+
+def test_factory_configuration_of_a_508a() -> None:
+    """Against the dump in test/atecc508a/configuration_test.exs of the Elixir library atecc508a.
+
+    Byte 14 and the slots' policies differ between lots; what the model decides must agree.
+    """
+    dump = bytes.fromhex(
+        "01230bc300005000f485f099eec01500c00055008f200f0f0f0f0f0f8f8f8f8f"
+        "9f8faf8f0000000000000000000000000000af8fffffffff00000000ffffffff"
+        "00000000ffffffffffffffffffffffffffffffff00005555ffff000000000000"
+        "3300330033001c001c001c001c001c003c003c003c003c003c003c003c001c00"
+    )
+    config = ChipState(bytes.fromhex("01230bc3f485f099ee"), "ATECC508A").config
+    for part in (slice(0, 14), slice(16, 20), slice(52, 90), slice(92, 128)):
+        assert config[part] == dump[part]
+
+
 def test_command_too_late_for_the_watchdog() -> None:
     bench = Bench()
     bench.lock_config()
@@ -304,7 +355,9 @@ def test_bytes_after_the_packet_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("opcode", "param1", "param2", "data"),
     [
-        (0x77, 0, 0, b""),  # SelfTest is not there
+        (0x77, 0x04, 0, b""),  # SelfTest of what there is not
+        (0x77, 0x01, 1, b""),
+        (0x78, 0, 0, b""),
         (0x08, 0, 0, b""),
         (0x30, 5, 0, b""),
         (0x30, 0, 0, b"x"),

@@ -14,16 +14,23 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import load_der_x509_certificate
 
 from meshlab.chip import Atecc608, serial_for
 from meshlab.chip.atecc608 import crc16
 from meshlab.chip.bus import Nak
+from thicket.identity.atecc import Atecc
+from thicket.identity.bus import Bus, NotAcknowledgedError
+from thicket.trust import openssl
+from thicket.trust.nerveskey import NervesKeyIssuer, Otp, Provisioning, read, slot_contents
 
 cal: Any = pytest.importorskip("cryptoauthlib", reason="no wheel of cryptoauthlib for this Python")
 
@@ -338,3 +345,108 @@ def test_faults_are_errors_for_the_library_too(client: Client, fault: str) -> No
     assert cal.atcab_info(bytearray(4)) != SUCCESS
     client.chip.fault = None
     assert cal.atcab_info(bytearray(4)) == SUCCESS
+
+
+def test_the_library_provisions_a_nerves_key(client: Client) -> None:
+    """The whole of it by Microchip's library; what Thicket then reads verifies, and is locked."""
+    wanted = config_of(client)
+    wanted[18:20] = b"\xaa\x00"
+    wanted[20:52] = bytes.fromhex("8720" + "0f0f" * 9 + "0f2f" * 4 + "0f0f" * 2)
+    wanted[92:96] = bytes(4)
+    wanted[96:128] = bytes.fromhex("3300" + "1c00" * 7 + "3c00" * 3 + "3000" + "3c00" * 4)
+    assert cal.atcab_write_config_zone(wanted) == SUCCESS
+    lock_config(client)
+    otp = bytearray(Otp("NervesKey", "12345678").pack())
+    assert cal.atcab_write_bytes_zone(1, 0, 0, otp, 64) == SUCCESS
+    public = bytearray(64)
+    assert cal.atcab_genkey(0, public) == SUCCESS
+    now = datetime(2026, 1, 2, 3, tzinfo=UTC)
+    validity = (now, now.replace(year=2057))
+    signer = NervesKeyIssuer(
+        openssl.generate_key(), validity, manufacturer_serial="12345678", device_validity=validity
+    )
+    certificates = signer.certificates(client.chip.serial, bytes(public))
+    contents = slot_contents(certificates)
+    for slot, data in contents.items():
+        blocks = bytearray(data.ljust(-len(data) % 32 + len(data), b"\0"))
+        for at in range(0, len(blocks), 32):
+            assert cal.atcab_write_zone(2, slot, at // 32, 0, blocks[at : at + 32], 32) == SUCCESS
+    crc = int.from_bytes(crc16(b"".join(contents.values()) + bytes(otp)), "little")
+    assert cal.atcab_lock_data_zone_crc(crc ^ 1) != SUCCESS
+    assert cal.atcab_lock_data_zone_crc(crc) == SUCCESS
+    assert cal.atcab_lock_data_slot(0) == SUCCESS
+
+    # what the library's provisioning and ours leave behind is the same, but for the key
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    class Wire(Bus):
+        name = "oracle"
+
+        def write(self, address: int, data: bytes) -> None:
+            try:
+                client.chip.write(address, data)
+            except Nak:
+                raise NotAcknowledgedError(self.name) from None
+
+        def read(self, address: int, length: int) -> bytes:
+            try:
+                return client.chip.read(address, length)
+            except Nak:
+                raise NotAcknowledgedError(self.name) from None
+
+    client.chip._clock = lambda: clock[0]
+    client.chip.power_cycle()
+    driver = Atecc(Wire(), clock=lambda: clock[0], sleep=sleep)
+    found = read(driver)
+    assert found.primary == certificates
+    assert found.otp == Otp("NervesKey", "12345678", bytes(32))
+    assert found.public_key == public
+    device, root = (load_der_x509_certificate(c) for c in found.certificates())
+    device.verify_directly_issued_by(root)
+    plan = Provisioning(driver, Otp("NervesKey", "12345678"), signer, show=lambda _: None)
+    assert [step.done for step in plan.steps()] == [True] * 6 + [False, True]
+    plan.run()
+
+    # a signature by the library, verified by the library and by OpenSSL
+    client.chip._clock = monotonic
+    client.chip.power_cycle()
+    digest, signature = bytearray(sha256(b"nerves").digest()), bytearray(64)
+    assert cal.atcab_sign(0, digest, signature) == SUCCESS
+    good = cal.AtcaReference(False)
+    assert cal.atcab_verify_extern(digest, signature, public, good) == SUCCESS
+    assert good == 1
+    assert openssl.verify(bytes(public), bytes(digest), bytes(signature))
+    # nothing can be changed any more, but the auxiliary and settings slots can
+    assert cal.atcab_genkey(0, public) == EXECUTION_ERROR
+    block = bytearray(32)
+    for slot in range(1, 16):
+        expected = EXECUTION_ERROR if 10 <= slot <= 13 else SUCCESS
+        assert cal.atcab_write_zone(2, slot, 0, 0, block, 32) == expected
+
+
+def test_self_test(client: Client) -> None:
+    result = cal.AtcaReference(0xFF)
+    assert cal.atcab_selftest(0x3B, 0, result) == SUCCESS
+    assert result == 0
+
+
+def test_update_extra(client: Client) -> None:
+    lock_config(client)
+    assert cal.atcab_updateextra(0, 0x42) == SUCCESS
+    assert config_of(client)[84] == 0x42
+    assert cal.atcab_updateextra(0, 0x43) == EXECUTION_ERROR
+
+
+def test_digest_buffer_of_a_608(client: Client) -> None:
+    """The library signs by way of the Message Digest Buffer on a 608, by TempKey on a 508A."""
+    lock_config(client)
+    public, signature = bytearray(64), bytearray(64)
+    assert cal.atcab_genkey(0, public) == SUCCESS
+    client.transactions.clear()
+    assert cal.atcab_sign(0, bytearray(32), signature) == SUCCESS
+    commands = [d[2:4].hex() for kind, _, d in client.transactions if kind == "write" and d[0] == 3]
+    assert commands[-1] == "41a0"
+    assert openssl.verify(bytes(public), bytes(32), bytes(signature))

@@ -13,11 +13,11 @@ Protocol: Microchip's ATECC508A and ATECC608A data sheets, sections 6 (I2C) and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from thicket.identity.bus import Bus, BusError, NotAcknowledgedError
+from thicket.identity.bus import Bus, BusError, BusLockedError, NotAcknowledgedError
 
 T = TypeVar("T")
 
@@ -48,12 +48,27 @@ MAX_COUNT = 155
 ZONE_CONFIG, ZONE_OTP, ZONE_DATA = 0, 1, 2
 
 CONFIG_SIZE = 128
+OTP_SIZE = 64
+
+SLOTS = 16
+SLOT_SIZES = (36,) * 8 + (416,) + (72,) * 7
+"""Bytes of each slot of the data zone (data sheet, section 2.1)."""
 
 LOCK_WORD, SLOT_LOCK_WORD = 21, 22
 """Words of the configuration that hold the locks: bytes 86 (data and OTP) and 87 (configuration)
 are 0 when locked; a bit of bytes 88 and 89 is 0 when that slot is locked."""
 
 COUNTER_MAX = 2_097_151
+
+WATCHDOG = 0.7
+"""Seconds after the wake pulse that even the fastest watchdog lets the chip work (tWATCHDOG)."""
+
+USER_EXTRA, USER_EXTRA_ADD = 0, 1
+"""Modes of UpdateExtra: bytes 84 and 85 of the configuration, which Write cannot reach."""
+
+SELF_TESTS = {0x01: "random numbers", 0x02: "ECDSA", 0x08: "ECDH", 0x10: "AES", 0x20: "SHA"}
+"""What an ATECC608 can test of itself, by the bit that asks for it and that reports its failure
+(ATECC608A data sheet, SelfTest)."""
 
 STATUS = {
     0x01: "the check failed",
@@ -76,12 +91,16 @@ _TIMES = {
     0x12: (0.007, 0.2),
     0x16: (0.001, 0.1),
     0x17: (0.008, 0.2),
+    0x20: (0.005, 0.1),
     0x1B: (0.001, 0.1),
     0x24: (0.005, 0.1),
     0x30: (0.001, 0.1),
     0x40: (0.030, 0.8),
     0x41: (0.030, 0.8),
+    0x43: (0.030, 0.8),
     0x45: (0.030, 1.2),
+    0x47: (0.005, 0.1),
+    0x77: (0.050, 0.7),
 }
 
 
@@ -100,6 +119,12 @@ class ChipBusError(ChipError):
     """The bus does not work (stuck, timed out, locked by another program)."""
 
     repeats = -1
+
+
+class ChipBusLockedError(ChipBusError):
+    """Another program kept the bus to itself all the time: find it, or give it more time."""
+
+    repeats = 0
 
 
 class ChipTimeoutError(ChipError):
@@ -122,6 +147,16 @@ class ChipParseError(ChipError):
 
 class ChipRefusedError(ChipError):
     """The chip refuses because of its locks or the policy of a slot (status 0F)."""
+
+
+class ChipWatchdogError(ChipError):
+    """A conversation takes longer than the chip stays awake: ``Session.renew`` in between."""
+
+    repeats = -1
+
+
+class ChipMismatchError(ChipError):
+    """What the chip holds is not what was written or expected. The text names the bytes."""
 
 
 class ChipFaultError(ChipError):
@@ -179,12 +214,36 @@ def _failure(status: int) -> ChipError:
         error = _CheckFailedError(text)
     elif status == 0x03:
         error = ChipParseError(text)
+    elif status == 0xEE:
+        error = ChipWatchdogError(text)
     elif status in (0x05, 0x07, 0x08):
         error = ChipFaultError(text)
         error.repeats = 3 if status == 0x05 else 0
     else:
         error = ChipProtocolError(text)
     return error
+
+
+CHIPS_OWN = frozenset((*range(16), 86, 87, 88, 89))
+"""Bytes of the configuration that Write does not change: serial number, revision, what the factory
+enabled, locks."""
+
+_CONFIG_WRITES = (
+    *((offset, 4) for offset in range(16, 32, 4)),
+    (32, 32),
+    *((offset, 4) for offset in range(64, 84, 4)),
+    (88, 4),
+    (92, 4),
+    (96, 32),
+)
+"""Offset and size of the writes that make a configuration: whole blocks where the chip takes
+them, single words around the bytes 84 to 87 that Write must not touch."""
+
+
+def _config(wanted: bytes) -> bytes:
+    if len(wanted) != CONFIG_SIZE:
+        raise ValueError(f"the configuration zone has {CONFIG_SIZE} bytes, not {len(wanted)}")
+    return bytes(wanted)
 
 
 def model_of(revision: bytes) -> str:
@@ -199,8 +258,38 @@ def serial_in(block: bytes) -> bytes:
     return block[0:4] + block[8:13]
 
 
+def crc_number(data: bytes) -> int:
+    """Return the CRC of ``data`` as the number that Lock takes as its second parameter."""
+    return int.from_bytes(crc16(data), "little")
+
+
+def differences(found: bytes, wanted: bytes, skip: Iterable[int] = ()) -> str:
+    """Say where two pieces of memory differ, byte numbers first; empty when they do not.
+
+    Bytes whose number is in ``skip`` are not compared.
+    """
+    ignored = frozenset(skip)
+    size = max(len(found), len(wanted))
+    parts: list[str] = []
+    at = 0
+    while at < size:
+        end = at
+        while end < size and end not in ignored and found[end : end + 1] != wanted[end : end + 1]:
+            end += 1
+        if end > at:
+            place = f"byte {at}" if end == at + 1 else f"bytes {at} to {end - 1}"
+            parts.append(
+                f"{place}: {found[at:end].hex() or 'nothing'}, "
+                f"not {wanted[at:end].hex() or 'nothing'}"
+            )
+        at = max(end, at + 1)
+    return "; ".join(parts)
+
+
 def data_address(slot: int, offset: int) -> int:
     """Return the address word of byte ``offset`` of ``slot`` in the data zone."""
+    if not 0 <= slot < SLOTS or not 0 <= offset < SLOT_SIZES[slot]:
+        raise ValueError(f"there is no byte {offset} in slot {slot}")
     block, rest = divmod(offset, 32)
     return block << 8 | slot << 3 | rest >> 2
 
@@ -215,6 +304,7 @@ class Session:
     def __init__(self, chip: Atecc) -> None:
         """Use ``chip``, which must be awake."""
         self._chip = chip
+        self._given = 0
 
     def execute(
         self, opcode: int, param1: int = 0, param2: int = 0, data: bytes = b"", *, reply: int = 1
@@ -223,7 +313,14 @@ class Session:
 
         With ``reply=1`` the reply is a status, which is checked to be "success".
         """
-        return self._chip._execute(pack_command(opcode, param1, param2, data), reply)
+        self._given += 1
+        try:
+            return self._chip._execute(pack_command(opcode, param1, param2, data), reply)
+        except ChipRefusedError as error:
+            # What an earlier command left in TempKey may be gone because somebody else on the bus
+            # sent the chip to sleep and woke it: once more, then it is the policy's word.
+            error.repeats = int(self._given > 1)
+            raise
 
     def revision(self) -> bytes:
         """Return the 4 revision bytes (Info)."""
@@ -260,6 +357,16 @@ class Session:
             raise ValueError("a SHA-256 digest has 32 bytes")
         self.execute(0x16, 0x03, 0, digest)
 
+    def load_digest(self, digest: bytes) -> None:
+        """Put ``digest`` (32 bytes) into the Message Digest Buffer (ATECC608 only)."""
+        if len(digest) != 32:
+            raise ValueError("a SHA-256 digest has 32 bytes")
+        self.execute(0x16, 0x43, 0, digest)
+
+    def key_valid(self, slot: int) -> bool:
+        """Tell whether ``slot`` holds a private key that can be used (Info, mode KeyValid)."""
+        return bool(self.execute(0x30, 0x01, slot, reply=4)[0])
+
     def generate_key(self, slot: int) -> bytes:
         """Make a new private key in ``slot`` and return its public key, X and Y, 64 bytes."""
         return self.execute(0x40, 0x04, slot, reply=64)
@@ -268,9 +375,12 @@ class Session:
         """Return the public key of the private key in ``slot``, X and Y, 64 bytes (GenKey)."""
         return self.execute(0x40, 0x00, slot, reply=64)
 
-    def sign(self, slot: int) -> bytes:
-        """Sign what ``load`` put into TempKey: R and S, 64 bytes."""
-        return self.execute(0x41, 0x80, slot, reply=64)
+    def sign(self, slot: int, *, buffer: bool = False) -> bytes:
+        """Sign what ``load`` put into TempKey: R and S, 64 bytes.
+
+        With ``buffer``, sign what ``load_digest`` put into the Message Digest Buffer.
+        """
+        return self.execute(0x41, 0xA0 if buffer else 0x80, slot, reply=64)
 
     def verify(self, signature: bytes, public_key: bytes) -> bool:
         """Tell whether ``signature`` of what ``load`` put into TempKey is by ``public_key``."""
@@ -281,6 +391,72 @@ class Session:
         except _CheckFailedError:
             return False
         return True
+
+    def verify_stored(self, signature: bytes, slot: int) -> bool:
+        """Tell whether ``signature`` of TempKey is by the public key stored in ``slot``."""
+        if len(signature) != 64:
+            raise ValueError("a signature has 64 bytes")
+        try:
+            self.execute(0x45, 0x00, slot, signature)
+        except _CheckFailedError:
+            return False
+        return True
+
+    def ecdh(self, slot: int, point: bytes) -> bytes:
+        """Return the secret (32 bytes) shared with the owner of ``point`` (X and Y, 64 bytes).
+
+        It comes over the bus in the clear. Raises ``ChipRefusedError`` when the policy of the slot
+        does not allow that, ``ChipFaultError`` when the point is not on the curve.
+        """
+        if len(point) != 64:
+            raise ValueError("a public key has 64 bytes")
+        return self.execute(0x43, 0x00, slot, point, reply=32)
+
+    def sha256(self, message: bytes) -> bytes:
+        """Return the SHA-256 digest of ``message`` as the chip computes it (SHA).
+
+        All must happen in one time awake, and a block of 64 bytes may take an ATECC608 36 ms: a
+        message is limited to 512 bytes. The host hashes faster.
+        """
+        if len(message) > 512:
+            raise ValueError(f"{len(message)} bytes are too many for the chip, hash on the host")
+        self.execute(0x47, 0x00)
+        whole = len(message) // 64 * 64
+        for at in range(0, whole, 64):
+            self.execute(0x47, 0x01, 64, message[at : at + 64])
+        rest = message[whole:]
+        return self.execute(0x47, 0x02, len(rest), rest, reply=32)
+
+    def self_test(self, tests: int = 0x3B) -> list[str]:
+        """Let an ATECC608 test itself and return what failed, in words of ``SELF_TESTS``.
+
+        ``tests`` is the sum of the bits in ``SELF_TESTS``. A 508A raises ``ChipParseError``.
+        """
+        if model_of(self.revision()) == "ATECC508A":
+            raise ChipParseError("an ATECC508A has no command for a self-test")
+        # The result looks like a status: 0 when all is well, else the bits of what failed.
+        packet = pack_command(0x77, tests)
+        failed = self._chip._exchange(packet, 1)[0]
+        # Status codes that are no set of the tests asked for are failures of another kind.
+        if failed & ~tests:
+            raise _failure(failed)
+        return [name for bit, name in SELF_TESTS.items() if failed & bit]
+
+    def update_extra(self, mode: int, value: int) -> None:
+        """Set byte 84 (mode 0) or 85 (mode 1) of the configuration (UpdateExtra).
+
+        Once the configuration is locked, that works only while the byte is zero.
+        """
+        if mode not in (USER_EXTRA, USER_EXTRA_ADD) or not 0 <= value <= 0xFF:
+            raise ValueError("UpdateExtra sets byte 84 (mode 0) or 85 (mode 1) to 0..255")
+        self.execute(0x20, mode, value)
+
+    def renew(self) -> None:
+        """Let the chip idle for a moment and wake it: its watchdog starts anew.
+
+        TempKey survives that, a SHA computation and the Message Digest Buffer are not promised to.
+        """
+        self._chip._renew()
 
     def counter(self, number: int, *, increment: bool = False) -> int:
         """Return counter ``number`` (0 or 1), after counting up by one if ``increment``."""
@@ -343,6 +519,7 @@ class Atecc:
         self._clock = clock
         self._sleep = sleep
         self._deadline = 0.0
+        self._woken = 0.0
         self._answered = False
 
     # -- conversations
@@ -381,12 +558,20 @@ class Atecc:
             self._quietly(self.address, SLEEP)
         return result
 
+    def _renew(self) -> None:
+        self._quietly(self.address, IDLE)
+        self._wake(keep=True)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self._deadline = self._clock() + self.patience
         self._answered = False
         try:
             self.bus.lock(self._deadline)
+        except BusLockedError as error:
+            raise ChipBusLockedError(
+                f"{error}; end that program, or let it give the bus back between its transfers"
+            ) from error
         except BusError as error:
             raise ChipBusError(str(error)) from error
         try:
@@ -399,8 +584,8 @@ class Atecc:
         with suppress(NotAcknowledgedError):
             self.bus.write(address, bytes((byte,)))
 
-    def _wake(self) -> None:
-        """Wake the chip up.
+    def _wake(self, *, keep: bool = False) -> None:
+        """Wake the chip up, from its sleep or, to ``keep`` what it remembers, from being idle.
 
         It is sent to sleep first: traffic for other devices may have woken it, and a chip that is
         awake does not answer a wake pulse (and its watchdog is already running).
@@ -408,10 +593,12 @@ class Atecc:
         reply = b""
         attempts = 0
         while True:
-            self._quietly(self.address, SLEEP)
+            if not keep:
+                self._quietly(self.address, SLEEP)
             # The pulse is SDA low for at least 60 us: a write to address 0, where nobody answers,
             # at no more than 100 kHz.
             self._quietly(0, 0)
+            self._woken = self._clock()
             self._sleep(WAKE_DELAY)
             try:
                 reply = self.bus.read(self.address, 4)
@@ -446,7 +633,22 @@ class Atecc:
             return b""
 
     def _execute(self, packet: bytes, reply: int) -> bytes:
+        payload = self._exchange(packet, reply)
+        if len(payload) == 1 and (reply != 1 or payload[0]):
+            raise _failure(payload[0])
+        if len(payload) != reply:
+            raise ChipProtocolError(f"reply of {len(payload)} bytes instead of {reply}")
+        return payload
+
+    def _exchange(self, packet: bytes, reply: int) -> bytes:
+        """Give a command and return the payload of its reply, whatever it says."""
         first, limit = _TIMES.get(packet[2], (0.005, 1.2))
+        if self._clock() + first > self._woken + WATCHDOG:
+            # Not worth starting: the answer, or what the command left behind, could be lost.
+            raise ChipWatchdogError(
+                f"the chip has been awake for {self._clock() - self._woken:.2f} s, its watchdog "
+                f"may come after {WATCHDOG} s: too late for another command"
+            )
         try:
             self.bus.write(self.address, packet)
         except NotAcknowledgedError as error:
@@ -455,19 +657,14 @@ class Atecc:
         raw = self._poll(reply + 3, min(self._clock() + limit, self._deadline))
         for last in (False, False, True):
             try:
-                payload = unpack_reply(raw)
-                break
+                return unpack_reply(raw)
             except ChipProtocolError:
                 # The answer is still in the chip: read it again rather than do the work again.
                 if last:
                     raise
                 self.bus.write(self.address, bytes((RESET_POINTER,)))
                 raw = self._read_quietly(reply + 3)
-        if len(payload) == 1 and (reply != 1 or payload[0]):
-            raise _failure(payload[0])
-        if len(payload) != reply:
-            raise ChipProtocolError(f"reply of {len(payload)} bytes instead of {reply}")
-        return payload
+        raise AssertionError("not reached")
 
     def _poll(self, length: int, deadline: float) -> bytes:
         while True:
@@ -506,21 +703,125 @@ class Atecc:
             )
         )
 
-    def read_slot(self, slot: int, length: int) -> bytes:
-        """Return the first ``length`` bytes of a slot of the data zone (a multiple of 4).
+    def compare_config(self, wanted: bytes, skip: Iterable[int] = ()) -> str:
+        """Say in words where the configuration is not ``wanted`` (128 bytes); empty when equal.
+
+        What no Write can change is not compared (``CHIPS_OWN``), nor is what ``skip`` names.
+        """
+        return differences(self.read_config(), _config(wanted), {*CHIPS_OWN, *skip})
+
+    def write_config(self, wanted: bytes, *, whole: bool = False) -> None:
+        """Write the configuration zone so that it is ``wanted`` (128 bytes), and read it back.
+
+        Only words that differ are written, or all that can be with ``whole``. Bytes 84 and 85 go
+        by UpdateExtra; the chip's own bytes and the locks (``CHIPS_OWN``) are left alone. When the
+        I2C address changes, ``address`` follows it.
+
+        Raises ``ChipRefusedError`` when the zone is locked already, and ``ChipMismatchError`` when
+        the chip did not take everything over.
+        """
+        wanted = _config(wanted)
+        present = self.read_config()
+        if present[87] == 0:
+            raise ChipRefusedError(
+                "the configuration zone is locked; nothing can be written to it any more"
+            )
+        for offset, size in _CONFIG_WRITES:
+            piece = wanted[offset : offset + size]
+            if offset == 88:  # the locks of the slots: as they are
+                piece = present[88:90] + wanted[90:92]
+            now = present[offset : offset + size]
+            if offset == 16 and piece[0] >> 1 != self.address:
+                self._move(piece)
+            elif piece != now or (whole and offset != 88):
+                self.write(ZONE_CONFIG, offset >> 2, piece)
+        for mode in (USER_EXTRA, USER_EXTRA_ADD):
+            value = wanted[84 + mode]
+            if value != present[84 + mode]:
+                self.update_extra(mode, value)
+        wrong = self.compare_config(wanted)
+        if wrong:
+            raise ChipMismatchError(f"the configuration does not read back as written: {wrong}")
+
+    def _move(self, word: bytes) -> None:
+        """Write the word with the I2C address, which the chip has from its next wake-up on."""
+        old, new = self.address, word[0] >> 1
+        try:
+            self.write(ZONE_CONFIG, 4, word)
+        except ChipError:
+            # When only the answer was lost, the chip is at its new address already.
+            self.address = new
+            try:
+                self.serial_number()
+            except ChipError:
+                self.address = old
+                raise
+        self.address = new
+
+    def update_extra(self, mode: int, value: int) -> None:
+        """Set byte 84 (mode 0) or 85 (mode 1) of the configuration; see ``Session``."""
+        first = True
+
+        def conversation(session: Session) -> None:
+            nonlocal first
+            # Repeated after the locks it is refused, so look whether the lost one did it.
+            if not first and session.read(ZONE_CONFIG, LOCK_WORD, 4)[mode] == value:
+                return
+            first = False
+            session.update_extra(mode, value)
+
+        self.run(conversation)
+
+    def read_otp(self) -> bytes:
+        """Return the OTP zone, 64 bytes. Raises ``ChipRefusedError`` until the data is locked."""
+        return self.run(
+            lambda session: session.read(ZONE_OTP, 0, 32) + session.read(ZONE_OTP, 8, 32)
+        )
+
+    def write_otp(self, data: bytes) -> None:
+        """Write the OTP zone (64 bytes): possible between the two locks of the chip only."""
+        if len(data) != OTP_SIZE:
+            raise ValueError(f"the OTP zone has {OTP_SIZE} bytes, not {len(data)}")
+        self.write(ZONE_OTP, 0, data[:32])
+        self.write(ZONE_OTP, 8, data[32:])
+
+    def read_slot(self, slot: int, length: int | None = None) -> bytes:
+        """Return the first ``length`` bytes of a slot (a multiple of 4), or all of it.
 
         Raises ``ChipRefusedError`` when the slot is secret or the data zone is not locked yet.
         """
+        size = SLOT_SIZES[slot] if length is None else length
 
         def conversation(session: Session) -> bytes:
             data, offset = b"", 0
-            while offset < length:
-                step = 32 if length - offset >= 32 else 4
+            while offset < size:
+                step = 32 if size - offset >= 32 else 4
                 data += session.read(ZONE_DATA, data_address(slot, offset), step)
                 offset += step
             return data
 
         return self.run(conversation)
+
+    def write_slot(self, slot: int, data: bytes, *, locked: bool = True) -> None:
+        """Write ``data`` to the beginning of a slot in the clear.
+
+        Its size is a multiple of 4; while the data zone is not ``locked`` the chip takes whole
+        blocks of 32 bytes only, so the last one is filled up with zeros. A slot is not written at
+        once: when this raises, the blocks before may be new and those behind old.
+
+        Raises ``ChipRefusedError`` when the policy of the slot or its lock forbids it.
+        """
+        if len(data) > SLOT_SIZES[slot] or len(data) % 4:
+            raise ValueError(
+                f"{len(data)} bytes for slot {slot}: at most {SLOT_SIZES[slot]}, a multiple of 4"
+            )
+        offset = 0
+        while offset < len(data):
+            piece = data[offset : offset + 32]
+            if len(piece) < 32:
+                piece = piece[:4] if locked else piece.ljust(32, b"\0")
+            self.write(ZONE_DATA, data_address(slot, offset), piece)
+            offset += len(piece)
 
     def write(self, zone: int, address: int, data: bytes) -> None:
         """Write 4 or 32 bytes in the clear at an address word of a zone."""
@@ -565,6 +866,40 @@ class Atecc:
             return session.verify(signature, public_key)
 
         return self.run(conversation)
+
+    def verify_stored(self, digest: bytes, signature: bytes, slot: int) -> bool:
+        """Let the chip check a signature of a SHA-256 ``digest`` by the public key in ``slot``."""
+
+        def conversation(session: Session) -> bool:
+            session.load(digest)
+            return session.verify_stored(signature, slot)
+
+        return self.run(conversation)
+
+    def key_valid(self, slot: int) -> bool:
+        """Tell whether ``slot`` holds a private key that can be used."""
+        return self.run(lambda session: session.key_valid(slot))
+
+    def ecdh(self, slot: int, point: bytes) -> bytes:
+        """Return the secret shared with the owner of ``point``; see ``Session.ecdh``."""
+        return self.run(lambda session: session.ecdh(slot, point))
+
+    def sha256(self, message: bytes) -> bytes:
+        """Return the SHA-256 digest (32 bytes) of at most 512 bytes; see ``Session.sha256``."""
+        return self.run(lambda session: session.sha256(message))
+
+    def self_test(self, tests: int = 0x3B) -> list[str]:
+        """Let an ATECC608 test itself; what failed, in words. See ``Session.self_test``."""
+        return self.run(lambda session: session.self_test(tests))
+
+    def idle(self) -> None:
+        """Wake the chip and leave it idle: what it remembers stays until its supply goes."""
+
+        def conversation(session: Session) -> None:
+            session.renew()
+            self._quietly(self.address, IDLE)
+
+        self.run(conversation)
 
     def counter(self, number: int) -> int:
         """Return the value of counter 0 or 1."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virtual ATECC608A, at the level of I2C transactions.
+"""A virtual ATECC608A (or 508A, or 608B), at the level of I2C transactions.
 
 What a driver can see of the chip is here: the wake pulse, the word addresses, packets and their
 CRC, the missing acknowledge while it sleeps or works, the output buffer with its read pointer, the
@@ -9,7 +9,7 @@ time that a command takes is compared with a clock at the next transaction.
 ``COMMANDS`` lists what the chip can do. A command that it does not have is answered with a parse
 error, as by a chip of another model; nothing is half there. Missing against the real chip are the
 commands that work with secret keys on the host's side (MAC, CheckMac, GenDig, DeriveKey, PrivWrite,
-KDF, AES, SecureBoot, SelfTest) and therefore every encrypted read and write.
+KDF, AES, SecureBoot) and therefore every encrypted read and write.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from meshlab.chip import ecc
 from meshlab.chip.bus import Nak, Stuck
-from meshlab.chip.state import SLOT_SIZES, SLOTS, ChipState, ChipStateError
+from meshlab.chip.state import MODEL, SLOT_SIZES, SLOTS, ChipState, ChipStateError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,9 @@ WAKE_TIME = 0.0015
 
 WATCHDOG = 1.3
 """Seconds from the wake pulse until the chip sleeps again (tWATCHDOG, typical)."""
+
+LONG_WATCHDOG = 10.0
+"""How many times longer that is with bit 2 of ChipMode (configuration byte 19), so some 13 s."""
 
 BUS_TIMEOUT = 1.0
 """Seconds after which the controller gives a stuck bus up (i2c-bcm2835 waits one second)."""
@@ -190,7 +193,8 @@ class Command(NamedTuple):
 class Atecc608:
     """One chip on a bus (a ``bus.Target``). Not for several threads at once.
 
-    ``state`` is the file of its memory (None: in memory only), made if there is none. ``scale``
+    ``state`` is the file of its memory (None: in memory only), made if there is none; ``model`` is
+    that of a new one: ``ATECC508A``, ``ATECC608A`` or ``ATECC608B``. ``scale``
     multiplies all execution times. ``executor`` writes the file in the background: the command that
     caused it stays busy until it is on the disk. ``seed`` decides what the faults hit.
 
@@ -202,6 +206,7 @@ class Atecc608:
         serial: bytes,
         state: Path | None = None,
         *,
+        model: str = MODEL,
         seed: int | str = 0,
         scale: float = 1.0,
         watchdog: float = WATCHDOG,
@@ -212,9 +217,11 @@ class Atecc608:
         """Connect the chip to power; it sleeps."""
         self.path = state
         self.scale = scale
-        self.watchdog = watchdog
+        self._watchdog = watchdog
         self.counters: Counter[str] = Counter()
         self.problem: str | None = None
+        self.broken = 0
+        """What a self-test finds: bits as SelfTest reports them."""
         self._clock = clock
         self._entropy = entropy
         self.executor = executor
@@ -226,7 +233,7 @@ class Atecc608:
         if state is not None and state.exists():
             self._state = ChipState.load(state, serial)
         else:
-            self._state = ChipState(serial)
+            self._state = ChipState(serial, model)
             if state is not None:
                 try:
                     self._state.save(state)
@@ -242,6 +249,20 @@ class Atecc608:
     def serial(self) -> bytes:
         """The serial number, 9 bytes."""
         return self._state.serial
+
+    @property
+    def model(self) -> str:
+        """What kind of chip it is."""
+        return self._state.model
+
+    @property
+    def watchdog(self) -> float:
+        """Seconds from the wake pulse until the chip sleeps again, as its ChipMode says."""
+        return self._watchdog * (LONG_WATCHDOG if self._state.config[19] & 4 else 1.0)
+
+    @watchdog.setter
+    def watchdog(self, seconds: float) -> None:
+        self._watchdog = seconds
 
     @property
     def memory(self) -> ChipState:
@@ -369,7 +390,11 @@ class Atecc608:
             return self._refuse(COMMUNICATION_ERROR, now)
         param1, param2, data = packet[2], int.from_bytes(packet[3:5], "little"), packet[5:-2]
         command = COMMANDS.get(packet[1])
-        if command is None or len(data) not in command.sizes:
+        if (
+            command is None
+            or len(data) not in command.sizes
+            or (packet[1] in ONLY_608 and self._old)
+        ):
             return self._refuse(PARSE_ERROR, now)
         seconds = command.seconds * self.scale
         if now + seconds >= self._woken + self.watchdog:
@@ -433,6 +458,10 @@ class Atecc608:
         self._state = previous
         self.problem = f"{self.path}: the chip's memory could not be written: {error}"
         log.error("%s", self.problem)
+
+    @property
+    def _old(self) -> bool:
+        return self._state.model == "ATECC508A"
 
     # -- what the commands need
 
@@ -608,6 +637,8 @@ class Atecc608:
             self.temp_key_is_random = True
             return self.temp_key if param else number
         target, size = mode & 0xC0, 64 if mode & 0x20 else 32
+        if self._old and mode != 3:
+            raise Status(PARSE_ERROR)
         if mode & 0x1F != 3 or param or len(data) != size or target == 0xC0:
             raise Status(PARSE_ERROR)
         if target == 0x80:
@@ -639,7 +670,7 @@ class Atecc608:
 
     def _sign(self, state: ChipState, mode: int, number: int, _data: bytes) -> bytes:
         """Sign a digest from TempKey (80) or the Message Digest Buffer (A0)."""
-        if mode & 0x1E:
+        if mode & 0x1E or (self._old and mode & 0x20):
             raise Status(PARSE_ERROR)
         slot, key = self._signing_key(state, number)
         # internal messages need GenDig or a digest by GenKey in TempKey, which are not there
@@ -653,6 +684,8 @@ class Atecc608:
     def _verify(self, state: ChipState, mode: int, param: int, data: bytes) -> bytes:
         """Verify by a key that comes along (mode 2) or is stored in a slot (mode 0)."""
         use_buffer = bool(mode & 0x20)
+        if use_buffer and self._old:
+            raise Status(PARSE_ERROR)
         self._need_config_lock(state)
         if mode & ~0x20 == 0x02 and len(data) == 128 and param == 4:
             point = data[64:]
@@ -728,6 +761,12 @@ class Atecc608:
             write_counter(state, number, value)
         return value.to_bytes(4, "little")
 
+    def _self_test(self, _state: ChipState, mode: int, param: int, _data: bytes) -> bytes:
+        """SelfTest: the bits of what failed, of the tests asked for; a virtual chip is well."""
+        if mode & ~0x3B or param:
+            raise Status(PARSE_ERROR)
+        return bytes((self.broken & mode,))
+
     def _update_extra(self, state: ChipState, mode: int, value: int, _data: bytes) -> bytes:
         """UpdateExtra: set byte 84 or 85 of the configuration; once it is locked, only from 0."""
         if mode > 1 or value > 0xFF:
@@ -776,6 +815,10 @@ COMMANDS: dict[int, Command] = {
     0x43: Command("ECDH", Atecc608._ecdh, 0.040, (64,)),
     0x47: Command("SHA", Atecc608._sha256, 0.007, range(65)),
     0x24: Command("Counter", Atecc608._counter, 0.008, (0,)),
+    0x77: Command("SelfTest", Atecc608._self_test, 0.090, (0,)),
     0x20: Command("UpdateExtra", Atecc608._update_extra, 0.005, (0,)),
 }
 """Every command of the chip by its opcode."""
+
+ONLY_608 = frozenset((0x77,))
+"""Commands that an ATECC508A does not have."""

@@ -12,7 +12,6 @@ from typing import Any
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import I2cBus
 from meshlab.chip.i2c import VirtioI2c
-from meshlab.chip.state import MODEL
 from meshlab.chip.vhost_user import VhostUserServer
 
 _writer = ThreadPoolExecutor(1, thread_name_prefix="chip")
@@ -58,7 +57,7 @@ class ChipServer:
     def status(self) -> dict[str, Any]:
         """Return what there is to know, for JSON."""
         return {
-            "model": MODEL,
+            "model": self.chip.model,
             "serial": self.chip.serial.hex(),
             "connected": self.connected,
             "fault": self.chip.fault,

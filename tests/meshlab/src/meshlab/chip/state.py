@@ -22,6 +22,10 @@ FORMAT = 1
 """Version of the file's layout."""
 
 MODEL = "ATECC608A"
+"""The model of a virtual chip unless another one is asked for."""
+
+REVISIONS = {"ATECC508A": "00005000", "ATECC608A": "00006002", "ATECC608B": "00006003"}
+"""The models and their revision bytes."""
 
 SLOTS = 16
 SLOT_SIZES = (36,) * 8 + (416,) + (72,) * 7
@@ -45,12 +49,20 @@ class ChipStateError(Exception):
     """The file of a virtual chip cannot be used. The message says why and what to do."""
 
 
-def factory_config(serial: bytes) -> bytearray:
-    """Return the configuration zone of a factory-new ATECC608A with this ``serial`` (9 bytes)."""
+def factory_config(serial: bytes, model: str = MODEL) -> bytearray:
+    """Return the configuration zone of a factory-new chip with this ``serial`` (9 bytes).
+
+    Of a 508A only what differs for certain is its own: the revision, the OTP mode in byte 18, and
+    LastKeyUse in 68 to 83 (reference dump of the Elixir library atecc508a).
+    """
     if len(serial) != SERIAL_SIZE:
         raise ValueError(f"a serial number has {SERIAL_SIZE} bytes, not {len(serial)}")
     config = bytearray(_FACTORY)
     config[0:4], config[8:13] = serial[:4], serial[4:]
+    config[4:8] = bytes.fromhex(REVISIONS[model])
+    if model == "ATECC508A":
+        config[13], config[18] = 0xC0, 0x55
+        config[68:84] = b"\xff" * 16
     return config
 
 
@@ -63,9 +75,10 @@ def serial_for(seed: int | str, index: int) -> bytes:
 class ChipState:
     """The non-volatile memory of a chip: configuration, OTP and data zones, private keys."""
 
-    def __init__(self, serial: bytes) -> None:
-        """Make the memory of a factory-new chip."""
-        self.config = factory_config(serial)
+    def __init__(self, serial: bytes, model: str = MODEL) -> None:
+        """Make the memory of a factory-new chip of ``model``, a name in ``REVISIONS``."""
+        self.model = model
+        self.config = factory_config(serial, model)
         self.otp = bytearray(b"\xff" * OTP_SIZE)
         self.slots = [bytearray(b"\xff" * size) for size in SLOT_SIZES]
         self.keys: dict[int, bytes] = {}
@@ -91,7 +104,7 @@ class ChipState:
         """Return the text of the file."""
         document = {
             "format": FORMAT,
-            "model": MODEL,
+            "model": self.model,
             "serial": self.serial.hex(),
             "config": self.config.hex(),
             "otp": self.otp.hex(),
@@ -139,13 +152,16 @@ class ChipState:
     def _parse(cls, document: dict[str, Any]) -> Self:
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}, this program knows {FORMAT}")
-        if document["model"] != MODEL:
-            raise ValueError(f"model {document['model']!r} is not {MODEL}")
-        state = cls(bytes.fromhex(document["serial"]))
+        model = document["model"]
+        if model not in REVISIONS:
+            raise ValueError(f"model {model!r} is none of {', '.join(REVISIONS)}")
+        state = cls(bytes.fromhex(document["serial"]), model)
         serial = state.serial
         state.config = _sized("config", document["config"], CONFIG_SIZE)
         if state.serial != serial:
             raise ValueError("serial and config disagree")
+        if state.config[4:8] != bytes.fromhex(REVISIONS[model]):
+            raise ValueError(f"the revision in config is not that of {model}")
         state.otp = _sized("otp", document["otp"], OTP_SIZE)
         slots = document["slots"]
         if len(slots) != SLOTS:

@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet's certificate authority: a folder on the engineer's machine.
+
+    fleet.json         name, signers, devices: everything that is not secret, for people to read
+    root.pem           the root certificate: what every node of the fleet trusts
+    root.key           its key, encrypted (PKCS#8, scrypt and AES-256)
+    signer-0001.pem, signer-0001.key
+    revocations.bin    the list as it is given to nodes, signed by the root
+
+The root's key is needed for new signers and for revocations, a signer's key for new devices: give
+whoever enrols devices a folder without ``root.key``. Files are replaced as a whole, readable by
+their owner only. Needs the package cryptography for the encryption; nodes do not have this module's
+keys, and never import it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from hashlib import scrypt, sha256
+from ipaddress import IPv6Network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from thicket.identity.address import SOURCES, identity_of_serial
+from thicket.trust import certificates as x509
+from thicket.trust import der, openssl
+from thicket.trust import fleet as fleets
+from thicket.trust.certificates import Certificate, CertificateError
+from thicket.trust.compressed import NO_END
+from thicket.trust.der import Reader
+from thicket.trust.fleet import Fleet
+from thicket.trust.nerveskey import CertificateSet
+from thicket.trust.verify import Revocations
+
+if TYPE_CHECKING:
+    from thicket.identity.atecc import Atecc
+
+FORMAT: Final = 1
+
+SIGNER_YEARS, DEVICE_YEARS = 10, 31
+"""Validity of signers and devices in years; a device without RTC in the field has to last."""
+
+_ITERATIONS, _BLOCK, _PARALLEL = 1 << 14, 8, 5
+"""Cost of scrypt (RFC 7914): 16 MiB five times over for every guess at a passphrase; OpenSSL's own
+commands open keys that need up to 32 MiB."""
+
+
+class AuthorityError(Exception):
+    """The authority cannot do this. The text says what was found and what to do."""
+
+
+# -- keys at rest
+
+
+def encrypt_key(private_key: bytes, passphrase: str) -> bytes:
+    """Return a private key as EncryptedPrivateKeyInfo (RFC 5958; scrypt of RFC 7914, section 7)."""
+    salt, iv = os.urandom(16), os.urandom(16)
+    info = der.sequence(
+        der.integer(0),
+        der.sequence(der.oid("1.2.840.10045.2.1"), der.oid("1.2.840.10045.3.1.7")),
+        der.octet_string(private_key),
+    )
+    kdf = der.sequence(
+        der.oid("1.3.6.1.4.1.11591.4.11"),
+        der.sequence(
+            der.octet_string(salt),
+            der.integer(_ITERATIONS),
+            der.integer(_BLOCK),
+            der.integer(_PARALLEL),
+        ),
+    )
+    cipher = der.sequence(der.oid("2.16.840.1.101.3.4.1.42"), der.octet_string(iv))
+    padding = 16 - len(info) % 16
+    return der.sequence(
+        der.sequence(der.oid("1.2.840.113549.1.5.13"), der.sequence(kdf, cipher)),
+        der.octet_string(
+            _aes(_stretch(passphrase, salt, _ITERATIONS, _BLOCK, _PARALLEL), iv)
+            .encryptor()
+            .update(info + bytes((padding,)) * padding)
+        ),
+    )
+
+
+def decrypt_key(encrypted: bytes, passphrase: str) -> bytes:
+    """Return the private key. Raises ``AuthorityError`` when the passphrase is wrong."""
+    try:
+        outer = Reader(encrypted).inside(der.SEQUENCE)
+        algorithm = outer.inside(der.SEQUENCE)
+        algorithm.take()
+        parameters = algorithm.inside(der.SEQUENCE)
+        kdf = parameters.inside(der.SEQUENCE)
+        kdf.take()
+        cost = kdf.inside(der.SEQUENCE)
+        salt = cost.next(der.OCTET_STRING)
+        n, r, p = (der.decode_integer(cost.next(der.INTEGER)) for _ in range(3))
+        cipher = parameters.inside(der.SEQUENCE)
+        cipher.take()
+        iv = cipher.next(der.OCTET_STRING)
+        data = outer.next(der.OCTET_STRING)
+        plain = _aes(_stretch(passphrase, salt, n, r, p), iv).decryptor().update(data)
+        info = Reader(plain[: -plain[-1]]).inside(der.SEQUENCE)
+        info.take()
+        info.take()
+        key = info.next(der.OCTET_STRING)
+        openssl.public_key(key)
+    except (ValueError, LookupError, openssl.OpenSslError):
+        raise AuthorityError("the passphrase is wrong, or the key's file is damaged") from None
+    return key
+
+
+def _stretch(passphrase: str, salt: bytes, n: int, r: int, p: int) -> bytes:
+    if 128 * n * r > 1 << 28:
+        raise AuthorityError("the key's file asks for more memory than any that Thicket writes")
+    return scrypt(
+        passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=(128 * n * r) + (1 << 20), dklen=32
+    )
+
+
+def _aes(key: bytes, iv: bytes) -> Any:
+    try:
+        from cryptography.hazmat.primitives.ciphers import (  # noqa: PLC0415 - not on a node
+            Cipher,
+            algorithms,
+            modes,
+        )
+    except ImportError:
+        raise AuthorityError(
+            "the authority needs the Python package cryptography on this machine: "
+            "pip install cryptography"
+        ) from None
+    return Cipher(algorithms.AES(key), modes.CBC(iv))
+
+
+def years_from(now: datetime, years: int) -> tuple[datetime, datetime]:
+    """Return a validity of whole ``years`` that begins with the hour of ``now``."""
+    begin = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    if (begin.month, begin.day) == (2, 29):  # which most years do not have
+        begin = begin.replace(day=28)
+    return begin, begin.replace(year=begin.year + years)
+
+
+class Authority:
+    """One fleet's authority. Every method reads the folder anew; one process at a time changes it.
+
+    ``passphrase`` is asked when a key is needed, with the words for the question. ``clock`` gives
+    the time in UTC.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        passphrase: Callable[[str], str],
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Use ``folder``; it need not exist yet."""
+        self.folder = folder
+        self._passphrase = passphrase
+        self._clock = clock
+
+    # -- the folder
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        document = self._document()
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            document = self._document()
+            yield document
+            self._save(document)
+
+    def _document(self) -> dict[str, Any]:
+        path = self.folder / "fleet.json"
+        try:
+            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise AuthorityError(
+                f"there is no fleet in {self.folder}; `thicket ca init NAME` makes one"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise AuthorityError(f"{path} cannot be read: {error}") from error
+        if document.get("format") != FORMAT:
+            raise AuthorityError(f"{path} is of format {document.get('format')}, not {FORMAT}")
+        return document
+
+    def _save(self, document: dict[str, Any]) -> None:
+        self._write("fleet.json", (json.dumps(document, indent=1) + "\n").encode())
+
+    def _write(self, name: str, data: bytes) -> None:
+        new = self.folder / (name + ".new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.folder / name)
+
+    def _read(self, name: str, what: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise AuthorityError(
+                f"{what} is needed and not in {self.folder}: {error.strerror}"
+            ) from error
+
+    def _keep_key(self, name: str, key: bytes, question: str, lab: bool) -> None:
+        # A fleet of the simulator has nothing to protect, and nobody to type a passphrase.
+        self._write(name, encrypt_key(key, "" if lab else self._passphrase(question)))
+
+    def _key(self, name: str, what: str) -> bytes:
+        data = self._read(name, what)
+        lab = self._document()["lab"]
+        return decrypt_key(data, "" if lab else self._passphrase(f"Passphrase of {what}"))
+
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet. Raises ``AuthorityError`` when there is none."""
+        self._document()
+        try:
+            return Fleet(x509.from_pem(self._read("root.pem", "the root").decode("ascii"))[0])
+        except (CertificateError, LookupError, UnicodeDecodeError) as error:
+            raise AuthorityError(f"{self.folder / 'root.pem'}: {error}") from error
+
+    # -- what it does
+
+    def init(self, name: str, network: IPv6Network, *, lab: bool = False) -> Fleet:
+        """Make a fleet with its first signer. A ``lab`` fleet's keys have an empty passphrase.
+
+        Raises ``AuthorityError`` when there is one already.
+        """
+        if (self.folder / "fleet.json").exists():
+            raise AuthorityError(
+                f"{self.folder} has a fleet already; it is not replaced, because its devices would "
+                "be lost"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = openssl.generate_key()
+        begin, _ = years_from(self._clock(), 1)
+        profile = fleets.root_profile(name, network, openssl.public_key(key), (begin, NO_END))
+        root = profile.signed(openssl.sign(key, profile.digest()))
+        self._keep_key("root.key", key, "New passphrase for the root's key", lab)
+        self._write("root.pem", x509.pem(root).encode())
+        self._save(
+            {
+                "format": FORMAT,
+                "name": name,
+                "prefix": str(network),
+                "lab": lab,
+                "signers": {},
+                "devices": {},
+                "revocations": 0,
+            }
+        )
+        self.signer(_root_key=key)
+        self._publish(key)
+        return self.fleet
+
+    def signer(self, *, _root_key: bytes | None = None) -> int:
+        """Make another signer, used for devices from now on, and return its number."""
+        fleet = self.fleet
+        root_key = _root_key if _root_key is not None else self._key("root.key", "the root's key")
+        with self._changing() as document:
+            number = max(map(int, document["signers"]), default=0) + 1
+            if number > 0xFFFF:
+                raise AuthorityError("a fleet has at most 65535 signers")
+            key = openssl.generate_key()
+            validity = years_from(self._clock(), SIGNER_YEARS)
+            profile = fleets.signer_profile(fleet, number, openssl.public_key(key), validity)
+            certificate = profile.signed(openssl.sign(root_key, profile.digest()))
+            self._keep_key(
+                f"signer-{number:04X}.key",
+                key,
+                f"New passphrase for the key of signer {number}",
+                document["lab"],
+            )
+            self._write(f"signer-{number:04X}.pem", x509.pem(certificate).encode())
+            document["signers"][str(number)] = {
+                "name": fleets.signer_name(number),
+                "until": f"{validity[1]:%Y-%m-%d}",
+            }
+        return number
+
+    def issuer(self, number: int | None = None) -> FleetIssuer:
+        """Return what signs devices: signer ``number``, by default the newest that is not revoked.
+
+        Raises ``AuthorityError``.
+        """
+        document = self._document()
+        usable = [int(n) for n, signer in document["signers"].items() if not signer.get("revoked")]
+        if number is None and usable:
+            number = max(usable)
+        if number not in usable:
+            raise AuthorityError(f"there is no usable signer {number or ''}: `thicket ca signer`")
+        assert number is not None
+        stem = f"signer-{number:04X}"
+        pem = self._read(stem + ".pem", f"the certificate of signer {number}").decode("ascii")
+        return FleetIssuer(
+            self.fleet,
+            number,
+            x509.from_pem(pem)[0],
+            self._key(stem + ".key", f"the key of signer {number}"),
+            years_from(self._clock(), DEVICE_YEARS),
+        )
+
+    def record(self, device: str, details: dict[str, Any]) -> None:
+        """Keep what is known about an enrolled ``device``. Raises ``AuthorityError``."""
+        with self._changing() as document:
+            known = document["devices"].get(device, {})
+            if known.get("revoked"):
+                raise AuthorityError(f"device {device} was revoked on {known['revoked']}")
+            document["devices"][device] = {
+                **known,
+                **details,
+                "enrolled": f"{self._clock():%Y-%m-%dT%H:%M:%SZ}",
+            }
+
+    def enroll_chip(
+        self,
+        chip: Atecc,
+        *,
+        write: bool,
+        show: Callable[[str], None] = print,
+        otp: Any = None,
+        auxiliary: bool | None = None,
+    ) -> str:
+        """Enrol the device with ``chip``; return its serial number.
+
+        A blank chip is provisioned as a NervesKey with our certificates in its primary slots; one
+        that is provisioned already gets them in its auxiliary slots, which takes nothing away.
+        Without ``write``, what would be done is shown and nothing is written.
+
+        Raises ``AuthorityError``, ``ProvisioningError`` and ``ChipError``.
+        """
+        from thicket.identity.atecc import serial_in  # noqa: PLC0415 - chips only
+        from thicket.trust import nerveskey  # noqa: PLC0415
+
+        config = chip.read_config()
+        serial = serial_in(config)
+        try:
+            identity = identity_of_serial(serial)
+        except ValueError as error:
+            raise AuthorityError(str(error)) from None
+        known = self._document()["devices"].get(serial.hex(), {})
+        if known.get("revoked"):
+            raise AuthorityError(f"device {serial.hex()} was revoked on {known['revoked']}")
+        issuer = self.issuer()
+        provisioned = config[86] == 0 and not config[88] & 1
+        if auxiliary is None:
+            auxiliary = provisioned and not _is_ours(chip, issuer.fleet)
+        if auxiliary:
+            if nerveskey.kind_of(config) != nerveskey.NERVES_KEY:
+                raise AuthorityError(
+                    f"chip {serial.hex()} has no auxiliary slots: it is not a NervesKey "
+                    f"({nerveskey.kind_of(config)})"
+                )
+            show(
+                f"Chip {serial.hex()} is a NervesKey already: certificates of {issuer.describe()} "
+                "go to its auxiliary slots 9, 14 and 15, which can be replaced later"
+            )
+            if write:
+                certificates = issuer.certificates(serial, chip.public_key(0))
+                nerveskey.write_auxiliary(chip, certificates)
+        else:
+            plan = nerveskey.Provisioning(chip, otp, issuer, show=show)
+            show(plan.describe())
+            if write:
+                plan.run()
+        if write:
+            self.record(
+                serial.hex(),
+                {
+                    "source": "chip",
+                    "address": str(issuer.fleet.address("chip", identity)),
+                    "signer": issuer.number,
+                },
+            )
+        return serial.hex()
+
+    def enroll_software(
+        self, source: str, identity: bytes, public_key: bytes
+    ) -> tuple[bytes, bytes]:
+        """Enrol a node without chip: return its device certificate and its signer's (DER).
+
+        ``source`` is ``board``, ``mac`` or ``random``; the private key stays on the device. Every
+        peer sees that it is a software identity.
+        """
+        if source not in SOURCES or source == "chip":
+            raise AuthorityError(f"{source!r} is not a source of software identities")
+        issuer = self.issuer()
+        certificate = issuer.device(source, identity, None, public_key)
+        device = fleets.device_name(source, identity, None)
+        self.record(
+            device,
+            {
+                "source": source,
+                "address": str(issuer.fleet.address(source, identity)),
+                "signer": issuer.number,
+            },
+        )
+        return certificate, issuer.certificate
+
+    def revoke(self, names: list[str]) -> bytes:
+        """Revoke devices (by serial number or software name) and signers; return the new list.
+
+        For ever: a device that was revoked by mistake needs a new certificate under a new name, so
+        a new chip. Raises ``AuthorityError`` for a name that nobody has.
+        """
+        root_key = self._key("root.key", "the root's key")
+        with self._changing() as document:
+            signers = {s["name"]: s for s in document["signers"].values()}
+            today = f"{self._clock():%Y-%m-%d}"
+            for name in names:
+                entry = document["devices"].get(name) or signers.get(name)
+                if entry is None:
+                    raise AuthorityError(
+                        f"{name!r} is no device or signer of this fleet; `thicket ca list` names "
+                        "them"
+                    )
+                entry.setdefault("revoked", today)
+        return self._publish(root_key)
+
+    def _publish(self, root_key: bytes) -> bytes:
+        fleet = self.fleet
+        with self._changing() as document:
+            document["revocations"] += 1
+            names = [n for n, device in document["devices"].items() if device.get("revoked")]
+            names += [s["name"] for s in document["signers"].values() if s.get("revoked")]
+            packed = Revocations(
+                document["revocations"],
+                self._clock().astimezone(UTC).replace(microsecond=0),
+                frozenset(names),
+            ).pack(fleet.identifier, lambda digest: openssl.sign(root_key, digest))
+            self._write("revocations.bin", packed)
+        return packed
+
+    def revocations(self) -> bytes:
+        """Return the list as it is given to nodes."""
+        return self._read("revocations.bin", "the list of revocations")
+
+    def list(self) -> dict[str, Any]:
+        """Return what is known, as in ``fleet.json``."""
+        return self._document()
+
+
+class FleetIssuer:
+    """Signs the devices of a fleet (a ``nerveskey.Issuer``)."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        number: int,
+        certificate: bytes,
+        private_key: bytes,
+        validity: tuple[datetime, datetime],
+    ) -> None:
+        """Sign with signer ``number``'s key (DER) for ``validity``."""
+        self.fleet = fleet
+        self.number = number
+        self.certificate = certificate
+        self._key = private_key
+        self._public = openssl.public_key(private_key)
+        self._validity = validity
+        read = Certificate(certificate)
+        if read.public_key != self._public or read.authority_key != fleet.identifier:
+            raise AuthorityError(
+                f"signer {number}: key, certificate and root do not belong together"
+            )
+        if read.not_after <= validity[0]:
+            raise AuthorityError(
+                f"signer {number} ended on {read.not_after:%Y-%m-%d}; `thicket ca signer` makes "
+                "a new one"
+            )
+
+    def device(
+        self, source: str, identity: bytes, serial: bytes | None, public_key: bytes
+    ) -> bytes:
+        """Return a device certificate (DER)."""
+        profile = fleets.device_profile(
+            self.fleet,
+            source=source,
+            identity=identity,
+            serial=serial,
+            public_key=public_key,
+            signer_id=self.number,
+            signer_key=self._public,
+            validity=self._validity,
+        )
+        return profile.signed(openssl.sign(self._key, profile.digest()))
+
+    def certificates(self, serial: bytes, public_key: bytes) -> CertificateSet:
+        """See ``nerveskey.Issuer``."""
+        device = self.device("chip", identity_of_serial(serial), serial, public_key)
+        return CertificateSet(
+            fleets.compress_device(device, self.number),
+            self._public,
+            fleets.compress_signer(self.certificate, self.number),
+        )
+
+    def check(self, serial: bytes, public_key: bytes, found: CertificateSet) -> None:
+        """See ``nerveskey.Issuer``: any signer of the fleet will do."""
+        signer = Certificate(fleets.rebuild_signer(self.fleet, found.signer, found.signer_key))
+        device = Certificate(
+            fleets.rebuild_device(self.fleet, found.device, serial, public_key, found.signer_key)
+        )
+        for below, key in ((signer, self.fleet.root.public_key), (device, found.signer_key)):
+            if not openssl.verify(key, sha256(below.tbs).digest(), below.signature):
+                raise CertificateError(
+                    f"the certificate of {below.common_name!r} in the chip is not of fleet "
+                    f"{self.fleet.name!r}"
+                )
+
+    def describe(self) -> str:
+        """See ``nerveskey.Issuer``."""
+        return f"signer {self.number} of fleet {self.fleet.name!r}"
+
+
+def _is_ours(chip: Atecc, fleet: Fleet) -> bool:
+    """Tell whether the primary slots hold an enrolment in ``fleet``."""
+    from thicket.trust import nerveskey  # noqa: PLC0415
+
+    found = nerveskey.read_set(chip, nerveskey.PRIMARY)
+    if found is None:
+        return False
+    try:
+        signer = Certificate(fleets.rebuild_signer(fleet, found.signer, found.signer_key))
+    except CertificateError:
+        return False
+    return openssl.verify(fleet.root.public_key, sha256(signer.tbs).digest(), signer.signature)

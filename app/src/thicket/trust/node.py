@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: PTH105, PTH123 - pathlib loads slowly, a start counts milliseconds
+"""The node's own key: made at each start, kept in memory, vouched for by the device's chip.
+
+The chip signs one certificate at each start and renewal; the TLS of every link then uses the node's
+key, which OpenSSL has in memory. Who steals the memory has a key
+that ends with its certificate; who steals the card has none at all.
+
+A node that does not know the time cannot say when a certificate ends: it then ends when the
+device's does, and is replaced as soon as the clock is set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from thicket.trust import certificates as x509
+from thicket.trust import fleet as fleets
+from thicket.trust.certificates import Certificate, CertificateError
+from thicket.trust.fleet import Fleet
+from thicket.trust.verify import Clock, Peer, check_peer
+
+if TYPE_CHECKING:
+    from thicket.identity.aio import AsyncAtecc
+
+LIFETIME: Final = timedelta(hours=24)
+"""Validity of a node's certificate when the time is known."""
+
+RENEW_AT: Final = 2 / 3
+"""Part of the validity after which a certificate is replaced."""
+
+BACKDATE: Final = timedelta(hours=1)
+"""How far before now a certificate begins, for peers whose clock is behind."""
+
+
+class DeviceKey(Protocol):
+    """Whoever signs for the device: its chip, or a key in a file where there is none."""
+
+    chain: tuple[bytes, bytes]
+    """Device and signer certificate (DER)."""
+
+    async def sign(self, digest: bytes) -> bytes:
+        """Return R and S (64 bytes) for a SHA-256 digest."""
+
+
+class ChipKey:
+    """The key in slot 0 of a chip that was enrolled in a fleet."""
+
+    def __init__(self, chip: AsyncAtecc, chain: tuple[bytes, bytes]) -> None:
+        """Sign with ``chip``; ``load`` finds the chain."""
+        self._chip = chip
+        self.chain = chain
+
+    async def sign(self, digest: bytes) -> bytes:
+        """See ``DeviceKey``. Raises ``ChipError``."""
+        return await self._chip.sign(0, digest)
+
+    @classmethod
+    async def load(cls, chip: AsyncAtecc, fleet: Fleet) -> ChipKey:
+        """Read the chip's certificates of this fleet: the auxiliary set first, then the primary.
+
+        Raises ``ChipError``, and ``CertificateError`` when it was not enrolled in this fleet.
+        """
+        return cls(chip, await chip.call(lambda c: enrolled_chain(c, fleet)))
+
+
+def enrolled_chain(chip: object, fleet: Fleet) -> tuple[bytes, bytes]:
+    """Return device and signer certificate (DER) that a chip keeps of its enrolment in ``fleet``.
+
+    Takes an ``Atecc``. Raises ``ChipError``, and ``CertificateError`` when there is none.
+    """
+    from hashlib import sha256  # noqa: PLC0415
+
+    from thicket.identity.atecc import Atecc  # noqa: PLC0415
+    from thicket.trust import nerveskey, openssl  # noqa: PLC0415
+
+    assert isinstance(chip, Atecc)
+    serial, key = chip.serial_number(), chip.public_key(0)
+    findings: list[str] = []
+    for name, slots in (("auxiliary", nerveskey.AUXILIARY), ("primary", nerveskey.PRIMARY)):
+        found = nerveskey.read_set(chip, slots)
+        if found is None:
+            findings.append(f"{name} slots are empty")
+            continue
+        try:
+            signer = fleets.rebuild_signer(fleet, found.signer, found.signer_key)
+            device = fleets.rebuild_device(fleet, found.device, serial, key, found.signer_key)
+            for below, above in ((device, found.signer_key), (signer, fleet.root.public_key)):
+                read = Certificate(below)
+                if not openssl.verify(above, sha256(read.tbs).digest(), read.signature):
+                    raise CertificateError(f"{read.common_name!r} is not of fleet {fleet.name!r}")
+        except CertificateError as error:
+            findings.append(f"{name} slots: {error}")
+            continue
+        return device, signer
+    raise CertificateError(
+        f"chip {serial.hex()} is not enrolled in fleet {fleet.name!r} ({'; '.join(findings)}); "
+        "`thicket ca enroll` does that"
+    )
+
+
+class FileKey:
+    """A device key in a file (DER), for nodes without a chip: a software identity."""
+
+    def __init__(self, private_key: bytes, chain: tuple[bytes, bytes]) -> None:
+        """Sign with ``private_key``."""
+        self._key = private_key
+        self.chain = chain
+
+    async def sign(self, digest: bytes) -> bytes:
+        """See ``DeviceKey``."""
+        from thicket.trust import openssl  # noqa: PLC0415
+
+        return openssl.sign(self._key, digest)
+
+    @classmethod
+    def load(cls, folder: str) -> FileKey:
+        """Use the key and the certificates that an enrolment has put into ``folder``.
+
+        Raises ``CertificateError`` when there are none or they do not belong together.
+        """
+        from thicket.trust import openssl  # noqa: PLC0415
+
+        key = software_key(folder)
+        try:
+            with open(f"{folder}/{CHAIN_FILE}", encoding="ascii") as file:
+                chain = x509.from_pem(file.read(4 * x509.MAX_SIZE))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CertificateError(
+                f"{folder}/{CHAIN_FILE} cannot be read ({error}); `thicket ca enroll --software` "
+                f"prints it for the key {openssl.public_key(key).hex()}"
+            ) from None
+        if len(chain) != 2 or Certificate(chain[0]).public_key != openssl.public_key(key):
+            raise CertificateError(f"{folder}/{CHAIN_FILE} is not for the key in {KEY_FILE}")
+        return cls(key, (chain[0], chain[1]))
+
+
+KEY_FILE: Final = "device.key"
+CHAIN_FILE: Final = "device.pem"
+"""A software identity's private key (DER) and certificates (PEM) in the node's folder."""
+
+
+def software_key(folder: str) -> bytes:
+    """Return the private key of a node without chip from ``folder``; make it if there is none.
+
+    Raises ``OSError``, and ``CertificateError`` when the file is damaged: it is never replaced,
+    because the node's certificates would be worth nothing.
+    """
+    from thicket.trust import openssl  # noqa: PLC0415
+
+    path = f"{folder}/{KEY_FILE}"
+    try:
+        with open(path, "rb") as file:
+            key = file.read(x509.MAX_SIZE)
+    except FileNotFoundError:
+        key = openssl.generate_key()
+        new = f"{path}.new"
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(key)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return key
+    try:
+        openssl.public_key(key)
+    except openssl.OpenSslError as error:
+        raise CertificateError(
+            f"{path} is damaged ({error}); put a good copy back, or remove it and enrol the node "
+            "anew"
+        ) from None
+    return key
+
+
+class Credentials(NamedTuple):
+    """A node's key and what vouches for it. The key is secret: never print this."""
+
+    private_key: bytes
+    chain: tuple[bytes, ...]
+    """Node, device and signer certificate (DER)."""
+    renew_at: datetime | None
+    """When to replace it; None when the time was not known: as soon as it is."""
+    peer: Peer
+    """What others will see."""
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.peer.host}, {self.peer.device})"
+
+
+async def make_credentials(
+    device: DeviceKey, fleet: Fleet, clock: Clock, *, lifetime: timedelta = LIFETIME
+) -> Credentials:
+    """Make a key, let the device sign its certificate, and check it as a peer would.
+
+    Raises ``RefusedError`` with the reason when peers would refuse it (expired, another fleet),
+    ``ChipError`` when the chip fails, ``CertificateError`` when the device's certificate is none.
+    """
+    from thicket.trust import openssl  # noqa: PLC0415
+
+    key = openssl.generate_key()
+    authority = Certificate(device.chain[0])
+    if clock.now is None:
+        begin, end, renew_at = authority.not_before, authority.not_after, None
+    else:
+        now = max(clock.now, clock.floor).replace(microsecond=0)
+        begin = max(now - BACKDATE, authority.not_before)
+        end = min(now + lifetime, authority.not_after)
+        renew_at = now + (end - now) * RENEW_AT
+    serial = int.from_bytes(os.urandom(16), "big") >> 2 | 1 << 125
+    profile = fleets.node_profile(fleet, authority, openssl.public_key(key), serial, (begin, end))
+    leaf = profile.signed(await device.sign(profile.digest()))
+    chain = (leaf, *device.chain)
+    return Credentials(key, chain, renew_at, check_peer(chain, fleet, clock=clock))
+
+
+async def keep_renewed(
+    device: DeviceKey,
+    fleet: Fleet,
+    clock: Callable[[], Clock],
+    use: Callable[[Credentials], Awaitable[None]],
+    *,
+    wait: Callable[[float], Awaitable[None]],
+    look_again: float = 60.0,
+) -> None:
+    """Make credentials now and before they end, for ever; ``use`` gets each of them.
+
+    ``wait`` sleeps so many seconds; ``look_again`` bounds a sleep, because a clock may be set at
+    any time. What the first attempt raises is raised; later a node keeps what it has and tries
+    again.
+    """
+    current = await make_credentials(device, fleet, clock())
+    await use(current)
+    while True:
+        await wait(look_again)
+        now = clock().now
+        if now is None or (current.renew_at is not None and now < current.renew_at):
+            continue
+        try:
+            current = await make_credentials(device, fleet, clock())
+        except Exception as error:  # the chip or its bus; what there is works until it ends
+            import logging  # noqa: PLC0415
+
+            logging.getLogger(__name__).warning("the node's certificate is not renewed: %s", error)
+            continue
+        await use(current)
+
+
+def key_pem(private_key: bytes) -> str:
+    """Return a private key (RFC 5915) in PEM."""
+    return x509.pem(private_key).replace("CERTIFICATE", "EC PRIVATE KEY")

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ECDSA on P-256 by the OpenSSL that Python's ``ssl`` is linked with, called through ctypes.
+
+A node has no other library that can verify a signature, and needs none. Keys are in DER (private)
+or X and Y (public, 64 bytes), digests are SHA-256, signatures R and S (64 bytes). Only functions
+of OpenSSL 3.0 with a fixed number of arguments are called.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_char_p, c_int, c_long, c_size_t, c_void_p
+from functools import cache
+from typing import Any
+
+from thicket.trust.certificates import (
+    CertificateError,
+    decode_signature,
+    encode_signature,
+    key_info,
+)
+
+
+class OpenSslError(Exception):
+    """OpenSSL cannot do what was asked of it, or is not there. The text says which."""
+
+
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "EVP_PKEY_CTX_new_from_name": (c_void_p, (c_void_p, c_char_p, c_char_p)),
+    "EVP_PKEY_CTX_new_from_pkey": (c_void_p, (c_void_p, c_void_p, c_char_p)),
+    "EVP_PKEY_CTX_free": (None, (c_void_p,)),
+    "EVP_PKEY_CTX_set_group_name": (c_int, (c_void_p, c_char_p)),
+    "EVP_PKEY_keygen_init": (c_int, (c_void_p,)),
+    "EVP_PKEY_generate": (c_int, (c_void_p, POINTER(c_void_p))),
+    "EVP_PKEY_free": (None, (c_void_p,)),
+    "EVP_PKEY_sign_init": (c_int, (c_void_p,)),
+    "EVP_PKEY_sign": (c_int, (c_void_p, c_char_p, POINTER(c_size_t), c_char_p, c_size_t)),
+    "EVP_PKEY_verify_init": (c_int, (c_void_p,)),
+    "EVP_PKEY_verify": (c_int, (c_void_p, c_char_p, c_size_t, c_char_p, c_size_t)),
+    "i2d_PrivateKey": (c_int, (c_void_p, POINTER(c_void_p))),
+    "i2d_PUBKEY": (c_int, (c_void_p, POINTER(c_void_p))),
+    "d2i_AutoPrivateKey": (c_void_p, (c_void_p, POINTER(c_char_p), c_long)),
+    "d2i_PUBKEY": (c_void_p, (c_void_p, POINTER(c_char_p), c_long)),
+    "ERR_clear_error": (None, ()),
+}
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    import _ssl  # noqa: PLC0415 - its file is what has the right OpenSSL behind it
+
+    tried: list[str] = []
+    for candidate in (getattr(_ssl, "__file__", None), "libcrypto.so.3"):
+        if candidate is None:
+            continue
+        try:
+            library = ctypes.CDLL(candidate)
+            for function, (result, arguments) in _FUNCTIONS.items():
+                getattr(library, function).restype = result
+                getattr(library, function).argtypes = arguments
+        except (OSError, AttributeError) as error:
+            tried.append(str(error))
+        else:
+            return library
+    raise OpenSslError(f"no OpenSSL 3 behind Python's ssl module, tried: {'; '.join(tried)}")
+
+
+def _check(result: int | None, what: str) -> int:
+    if not result or result < 0:
+        _library().ERR_clear_error()
+        raise OpenSslError(f"OpenSSL could not {what}")
+    return result
+
+
+def _encoded(function: Any, key: c_void_p) -> bytes:
+    size = _check(function(key, None), "measure a key")
+    buffer = ctypes.create_string_buffer(size)
+    place = c_void_p(ctypes.addressof(buffer))
+    _check(function(key, byref(place)), "write a key")
+    return buffer.raw
+
+
+class _Handle:
+    """Something of OpenSSL's that must be freed."""
+
+    def __init__(self, pointer: int | None, free: Any, what: str) -> None:
+        self.pointer = c_void_p(_check(pointer, what))
+        self._free = free
+
+    def __enter__(self) -> c_void_p:
+        return self.pointer
+
+    def __exit__(self, *_: object) -> None:
+        self._free(self.pointer)
+
+
+def _context(key: c_void_p) -> _Handle:
+    lib = _library()
+    return _Handle(
+        lib.EVP_PKEY_CTX_new_from_pkey(None, key, None), lib.EVP_PKEY_CTX_free, "use a key"
+    )
+
+
+def _private(key: bytes) -> _Handle:
+    lib = _library()
+    return _Handle(
+        lib.d2i_AutoPrivateKey(None, byref(c_char_p(key)), len(key)),
+        lib.EVP_PKEY_free,
+        "read a private key",
+    )
+
+
+def generate_key() -> bytes:
+    """Return a new private key (DER, as in RFC 5915)."""
+    lib = _library()
+    with _Handle(
+        lib.EVP_PKEY_CTX_new_from_name(None, b"EC", None), lib.EVP_PKEY_CTX_free, "make a key"
+    ) as context:
+        _check(lib.EVP_PKEY_keygen_init(context), "begin to make a key")
+        _check(lib.EVP_PKEY_CTX_set_group_name(context, b"P-256"), "use the curve P-256")
+        pointer = c_void_p()
+        _check(lib.EVP_PKEY_generate(context, byref(pointer)), "make a key")
+    with _Handle(pointer.value, lib.EVP_PKEY_free, "make a key") as key:
+        return _encoded(lib.i2d_PrivateKey, key)
+
+
+def public_key(private_key: bytes) -> bytes:
+    """Return the public key, X and Y. Raises ``OpenSslError`` when it is no P-256 key."""
+    with _private(private_key) as key:
+        info = _encoded(_library().i2d_PUBKEY, key)
+    if len(info) < 64 or info != key_info(info[-64:]):
+        raise OpenSslError("the private key is not one of the curve P-256")
+    return info[-64:]
+
+
+def sign(private_key: bytes, digest: bytes) -> bytes:
+    """Return a signature (R and S) of a SHA-256 digest."""
+    lib = _library()
+    with _private(private_key) as key, _context(key) as context:
+        _check(lib.EVP_PKEY_sign_init(context), "begin to sign")
+        buffer, size = ctypes.create_string_buffer(128), c_size_t(128)
+        _check(lib.EVP_PKEY_sign(context, buffer, byref(size), digest, len(digest)), "sign")
+        return decode_signature(buffer.raw[: size.value])
+
+
+def verify(public_key: bytes, digest: bytes, signature: bytes) -> bool:
+    """Tell whether ``signature`` (R and S) of a SHA-256 ``digest`` is by ``public_key``.
+
+    A key that is no point of the curve has signed nothing.
+    """
+    lib = _library()
+    try:
+        info, encoded = key_info(public_key), encode_signature(signature)
+    except (ValueError, CertificateError):
+        return False
+    pointer = lib.d2i_PUBKEY(None, byref(c_char_p(info)), len(info))
+    if not pointer:
+        lib.ERR_clear_error()
+        return False
+    with _Handle(pointer, lib.EVP_PKEY_free, "read a public key") as key, _context(key) as context:
+        _check(lib.EVP_PKEY_verify_init(context), "begin to verify")
+        good = lib.EVP_PKEY_verify(context, encoded, len(encoded), digest, len(digest)) == 1
+        lib.ERR_clear_error()
+        return bool(good)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS 1.3 between nodes, both sides with a certificate.
+
+    context = tls.server_context(credentials, fleet)      # or client_context
+    ... a connection ...
+    peer = tls.check_connection(ssl_object, fleet, clock=..., address=..., node=...)
+
+The contexts let OpenSSL check chain, purposes and name constraints, but no dates, which is
+``verify``'s part because a node may not know the time. **A connection is not to be used before
+``check_connection`` has returned**: only it knows addresses, revocations and policy.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterable
+from ipaddress import IPv6Address
+from typing import Any, Final
+
+from thicket.trust import certificates as x509
+from thicket.trust.fleet import Fleet
+from thicket.trust.node import Credentials, key_pem
+from thicket.trust.verify import BAD_CHAIN, Clock, Peer, RefusedError, check_peer
+
+NO_CHECK_TIME: Final = 0x200000
+"""``X509_V_FLAG_NO_CHECK_TIME`` of OpenSSL's x509_vfy.h; ``ssl`` has no name for it."""
+
+
+def server_context(credentials: Credentials, fleet: Fleet) -> ssl.SSLContext:
+    """Return a context for accepting connections: TLS 1.3, the client must have a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # A ticket would let a client come back without showing its certificate again, revoked or not.
+    context.num_tickets = 0
+    return _prepare(context, credentials, fleet)
+
+
+def client_context(credentials: Credentials, fleet: Fleet) -> ssl.SSLContext:
+    """Return a context for making connections: TLS 1.3, with a certificate of our own.
+
+    The name of the server is not checked by ``ssl``: ``check_connection`` checks the address.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    return _prepare(context, credentials, fleet)
+
+
+def _prepare(context: ssl.SSLContext, credentials: Credentials, fleet: Fleet) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VerifyFlags(NO_CHECK_TIME)
+    context.load_verify_locations(cadata=fleet.root.der)
+    use_credentials(context, credentials)
+    return context
+
+
+def use_credentials(context: ssl.SSLContext, credentials: Credentials) -> None:
+    """Let the handshakes to come use (renewed) ``credentials``; open connections stay."""
+    # OpenSSL reads keys from files only: one in memory that no other process can name.
+    text = key_pem(credentials.private_key) + "".join(map(x509.pem, credentials.chain))
+    file = os.memfd_create("thicket", os.MFD_CLOEXEC)
+    try:
+        os.write(file, text.encode())
+        context.load_cert_chain(f"/proc/self/fd/{file}")
+    finally:
+        os.close(file)
+
+
+def peer_chain(connection: Any) -> list[bytes]:
+    """Return the certificates (DER) that OpenSSL verified, the peer's first and the root last.
+
+    Takes an ``ssl.SSLSocket`` or ``ssl.SSLObject``. Raises ``RefusedError`` when there are none.
+    """
+    if hasattr(connection, "get_verified_chain"):  # Python 3.13
+        chain = connection.get_verified_chain()
+    else:
+        import _ssl  # noqa: PLC0415 - what the public method calls, since Python 3.10
+
+        raw = connection._sslobj
+        raw = getattr(raw, "_sslobj", raw)
+        found = raw.get_verified_chain() if raw is not None else None
+        chain = [one.public_bytes(_ssl.ENCODING_DER) for one in found or ()]
+    if not chain:
+        raise RefusedError(BAD_CHAIN, "the peer has shown no certificate")
+    return list(chain)
+
+
+def check_connection(
+    connection: Any,
+    fleet: Fleet,
+    *,
+    clock: Clock,
+    revoked: Iterable[str] = (),
+    address: IPv6Address | None = None,
+    node: str | None = None,
+    chip_required: bool = False,
+) -> Peer:
+    """Return who is at the other end after the handshake, or raise ``RefusedError``.
+
+    See ``verify.check_peer`` for the arguments. Call it again when the revocations change: they
+    hold for open connections as well.
+    """
+    return check_peer(
+        peer_chain(connection),
+        fleet,
+        clock=clock,
+        revoked=revoked,
+        address=address,
+        node=node,
+        chip_required=chip_required,
+    )

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is refused, and why: everything that decides about a peer, without network and clock.
+
+TLS has checked the chain by then with OpenSSL. ``check_peer`` checks it again, completely, and what
+TLS does not know: that the chain has the shape of a fleet's, that the peer owns the address it
+speaks from, that it is not revoked, and whether a software identity will do. It therefore also
+serves where there is no TLS (a signed beacon).
+
+Time: a node without a clock knows only a lower bound, its *floor* (the image's build, and every
+date that the fleet's authority has signed). Nothing is refused for beginning in the future, and
+nothing for having ended but by a clock that is known to be right, or by the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from ipaddress import IPv6Address
+from typing import Final, NamedTuple
+
+from thicket.trust import certificates as x509
+from thicket.trust import fleet as fleets
+from thicket.trust.certificates import Certificate, CertificateError
+from thicket.trust.fleet import Fleet
+
+MALFORMED: Final = "malformed"
+OTHER_FLEET: Final = "other-fleet"
+BAD_CHAIN: Final = "bad-chain"
+BAD_SIGNATURE: Final = "bad-signature"
+NOT_ITS_NAME: Final = "not-its-name"
+NOT_ITS_ADDRESS: Final = "not-its-address"
+EXPIRED: Final = "expired"
+REVOKED: Final = "revoked"
+SOFTWARE: Final = "software-identity"
+
+REASONS: Final = {
+    MALFORMED: "the certificate cannot be read",
+    OTHER_FLEET: "the certificate is of another fleet",
+    BAD_CHAIN: "the certificates do not make a chain of node, device and signer",
+    BAD_SIGNATURE: "a signature in the chain is wrong",
+    NOT_ITS_NAME: "the node's certificate names what its device may not name",
+    NOT_ITS_ADDRESS: "the peer uses an address or name that its certificate does not give it",
+    EXPIRED: "the certificate has expired",
+    REVOKED: "the device or its signer is revoked",
+    SOFTWARE: "the peer has no security chip, and the policy asks for one",
+}
+"""Every reason for a refusal, in words."""
+
+SKEW: Final = timedelta(minutes=10)
+"""How far the clocks of two nodes may be apart without consequences."""
+
+
+class RefusedError(Exception):
+    """The peer is not let in: ``reason`` is a key of ``REASONS``, ``detail`` what was found."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """Refuse for ``reason``."""
+        super().__init__(f"{REASONS[reason]}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Clock(NamedTuple):
+    """What is known about the time."""
+
+    floor: datetime
+    """It is later than this for certain."""
+    now: datetime | None = None
+    """What the time is, if a source that can be trusted has set the clock."""
+
+    @property
+    def lower_bound(self) -> datetime:
+        """The latest time that has certainly passed, but for ``SKEW``."""
+        return self.floor if self.now is None else max(self.floor, self.now - SKEW)
+
+    def raised(self, *dates: datetime) -> Clock:
+        """Return a clock that has seen dates signed by the authority, which never lie ahead."""
+        return self._replace(floor=max(self.floor, *dates))
+
+
+class Peer(NamedTuple):
+    """Who a peer has proved to be."""
+
+    device: str
+    """The chip's serial number, or ``software-...``: what can be revoked."""
+    address: IPv6Address
+    host: str
+    software: bool
+    source: str
+    public_key: bytes
+    """The node's key (X and Y) while it runs."""
+    signed: tuple[datetime, ...]
+    """Dates that the fleet's authority signed: a clock's floor (``Clock.raised``)."""
+
+
+Verify = Callable[[bytes, bytes, bytes], bool]
+
+
+def _openssl(public_key: bytes, digest: bytes, signature: bytes) -> bool:
+    from thicket.trust import openssl  # noqa: PLC0415 - with the first signature
+
+    return openssl.verify(public_key, digest, signature)
+
+
+def check_peer(
+    chain: Sequence[bytes],
+    fleet: Fleet,
+    *,
+    clock: Clock,
+    revoked: Iterable[str] = (),
+    address: IPv6Address | None = None,
+    node: str | None = None,
+    chip_required: bool = False,
+    verify: Verify = _openssl,
+) -> Peer:
+    """Return who the peer with this certificate ``chain`` is, or raise ``RefusedError``.
+
+    ``chain`` holds node, device and signer certificate (DER); the root may follow and is not looked
+    at. ``address`` is what the peer speaks from, ``node`` the name it uses in the cluster
+    (``name@host``, host an address or a host name). ``revoked`` are names of devices and signers as
+    ``Revocations.names`` has them.
+    """
+    if not 3 <= len(chain) <= 4:
+        raise RefusedError(BAD_CHAIN, f"{len(chain)} certificates instead of 3")
+    try:
+        leaf, device, signer = (Certificate(encoded) for encoded in chain[:3])
+    except CertificateError as error:
+        raise RefusedError(MALFORMED, str(error)) from None
+    _check_chain(leaf, device, signer, fleet, verify)
+    owned, source = _check_names(leaf, device, fleet)
+    software = source != "chip"
+    _check_use(owned, leaf.dns[0], address, node)
+    for certificate, what in ((signer, "signer"), (device, "device"), (leaf, "node")):
+        if certificate.not_after < clock.lower_bound:
+            raise RefusedError(
+                EXPIRED,
+                f"{what} {certificate.common_name} until {certificate.not_after:%Y-%m-%d %H:%M}, "
+                f"and it is at least {clock.lower_bound:%Y-%m-%d %H:%M}",
+            )
+    gone = frozenset(revoked)
+    for certificate in (device, signer):
+        if certificate.common_name in gone:
+            raise RefusedError(REVOKED, certificate.common_name)
+    if software and chip_required:
+        raise RefusedError(SOFTWARE, device.common_name)
+    return Peer(
+        device.common_name,
+        owned,
+        leaf.dns[0],
+        software,
+        source,
+        leaf.public_key,
+        (device.not_before, signer.not_before),
+    )
+
+
+def _check_chain(
+    leaf: Certificate, device: Certificate, signer: Certificate, fleet: Fleet, verify: Verify
+) -> None:
+    root = fleet.root
+    if signer.issuer != root.subject or signer.authority_key != fleet.identifier:
+        raise RefusedError(OTHER_FLEET, f"{signer.common_name!r} is not a signer of {fleet.name!r}")
+    certs = ((leaf, device, "node"), (device, signer, "device"), (signer, root, "signer"))
+    for below, above, what in certs:
+        if below.issuer != above.subject or below.authority_key != x509.key_identifier(
+            above.public_key
+        ):
+            raise RefusedError(BAD_CHAIN, f"the {what} is not issued by the next in the chain")
+        if not verify(above.public_key, sha256(below.tbs).digest(), below.signature):
+            # With the root's name and identifier but another key behind it: somebody lies
+            raise RefusedError(BAD_SIGNATURE, f"that of the {what} {below.common_name!r}")
+    for authority, length, what in ((signer, 1, "signer"), (device, 0, "device")):
+        if (
+            not authority.ca
+            or authority.path_length != length
+            or x509.KEY_CERT_SIGN not in authority.key_usage
+        ):
+            raise RefusedError(BAD_CHAIN, f"the {what} is no authority of its kind")
+    both = {x509.SERVER_AUTH, x509.CLIENT_AUTH}
+    if leaf.ca or x509.DIGITAL_SIGNATURE not in leaf.key_usage or not both <= leaf.purposes:
+        raise RefusedError(BAD_CHAIN, "the node's certificate is not one of a node")
+
+
+def _check_names(leaf: Certificate, device: Certificate, fleet: Fleet) -> tuple[IPv6Address, str]:
+    """Return the address that the chain gives the peer, and where its identity is from."""
+    if len(device.permitted_dns) != 1:
+        raise RefusedError(BAD_CHAIN, "the device is not constrained to one host name")
+    host = device.permitted_dns[0]
+    try:
+        source, identity = fleets.split_host_name(host)
+        owned = fleet.address(source, identity)
+    except ValueError as error:
+        raise RefusedError(NOT_ITS_NAME, str(error)) from None
+    if leaf.addresses != (owned,) or leaf.dns != (host,) or leaf.common_name != host:
+        named = ", ".join((*leaf.dns, *map(str, leaf.addresses), leaf.common_name))
+        raise RefusedError(NOT_ITS_NAME, f"{named}; allowed are {host} and {owned}")
+    try:
+        serial = bytes.fromhex(device.common_name) if source == "chip" else None
+        expected = fleets.device_name(source, identity, serial)
+    except ValueError as error:
+        raise RefusedError(NOT_ITS_NAME, f"{device.common_name}: {error}") from None
+    if device.common_name != expected:
+        raise RefusedError(NOT_ITS_NAME, f"{device.common_name} does not go with {owned}")
+    return owned, source
+
+
+def _check_use(
+    owned: IPv6Address, host: str, address: IPv6Address | None, node: str | None
+) -> None:
+    if address is not None and address != owned:
+        raise RefusedError(NOT_ITS_ADDRESS, f"it speaks from {address} and owns {owned}")
+    if node is None:
+        return
+    used = node.partition("@")[2]
+    try:
+        good = IPv6Address(used) == owned
+    except ValueError:
+        good = used.lower() in (host, host.partition(".")[0])
+    if not good:
+        raise RefusedError(NOT_ITS_ADDRESS, f"it calls itself {node} and owns {host}, {owned}")
+
+
+# -- revocation
+
+
+class Revocations(NamedTuple):
+    """A list of devices and signers that are out, signed by the fleet's root.
+
+    It spreads from node to node; a node keeps the one with the highest ``number``.
+    """
+
+    number: int
+    issued: datetime
+    names: frozenset[str]
+
+    def pack(self, identifier: bytes, sign: Callable[[bytes], bytes]) -> bytes:
+        """Return it signed: ``sign`` gives R and S for a digest. ``identifier`` is the fleet's."""
+        import json  # noqa: PLC0415
+
+        text = json.dumps(
+            {
+                "format": 1,
+                "fleet": identifier.hex(),
+                "number": self.number,
+                "issued": f"{self.issued:%Y-%m-%dT%H:%M:%SZ}",
+                "revoked": sorted(self.names),
+            },
+            separators=(",", ":"),
+        ).encode()
+        return _TAG + sign(sha256(_TAG + text).digest()) + text
+
+    @classmethod
+    def unpack(cls, data: bytes, fleet: Fleet, *, verify: Verify = _openssl) -> Revocations:
+        """Read a list and check its signature. Raises ``RefusedError``."""
+        import json  # noqa: PLC0415
+
+        signature, text = data[len(_TAG) : len(_TAG) + 64], data[len(_TAG) + 64 :]
+        if not data.startswith(_TAG) or len(data) > MAX_LIST:
+            raise RefusedError(MALFORMED, "not a list of revocations")
+        if not verify(fleet.root.public_key, sha256(_TAG + text).digest(), signature):
+            raise RefusedError(BAD_SIGNATURE, "that of the list of revocations")
+        try:
+            document = json.loads(text)
+            if document["format"] != 1 or document["fleet"] != fleet.identifier.hex():
+                raise RefusedError(OTHER_FLEET, "the list of revocations")
+            return cls(
+                int(document["number"]),
+                datetime.strptime(document["issued"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC),
+                frozenset(str(name) for name in document["revoked"]),
+            )
+        except (ValueError, LookupError, TypeError) as error:
+            raise RefusedError(MALFORMED, f"the list of revocations: {error}") from None
+
+
+_TAG: Final = b"thicket revocations 1\n"
+
+MAX_LIST: Final = 256 * 1024
+"""Bytes of the largest list of revocations: some 12,000 devices."""

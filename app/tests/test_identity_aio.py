@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chip for asyncio: the loop goes on, one conversation at a time, a hung bus is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from hashlib import sha256
+
+import pytest
+from emulated_bus import EmulatedBus, emulated
+
+from meshlab.chip import Atecc608
+from thicket.identity.aio import AsyncAtecc
+from thicket.identity.atecc import Atecc, ChipBusError, ChipRefusedError, crc_number
+
+
+@pytest.fixture
+async def chip() -> AsyncIterator[tuple[AsyncAtecc, Atecc608, EmulatedBus]]:
+    driver, virtual, bus, _ = emulated()
+    driver.lock_config(crc_number(driver.read_config()))
+    face = AsyncAtecc(driver, grace=0.2)
+    yield face, virtual, bus
+    await face.close()
+
+
+Chip = tuple[AsyncAtecc, Atecc608, EmulatedBus]
+
+
+async def test_commands(chip: Chip) -> None:
+    face, virtual, bus = chip
+    public = await face.call(lambda c: c.generate_key(0))
+    digest = sha256(b"thicket").digest()
+    signature = await face.sign(0, digest)
+    assert await face.verify(digest, signature, public)
+    assert await face.public_key(0) == public
+    assert (await face.info()).serial == virtual.serial
+    assert [await face.count_up(1), await face.counter(1)] == [1, 1]
+    assert len(await face.random()) == 32
+    assert await face.read_config() == bytes(virtual.memory.config)
+    with pytest.raises(ChipRefusedError):
+        await face.read_slot(8)
+    with pytest.raises(ChipRefusedError):
+        await face.write_slot(0, bytes(32))
+    await face.close()
+    assert bus.closed
+    with pytest.raises(ChipBusError, match="let go"):
+        await face.random()
+
+
+async def test_many_at_once_take_turns(chip: Chip) -> None:
+    face, _, _ = chip
+    # The emulated bus checks that only one conversation holds its lock.
+    assert sorted(await asyncio.gather(*(face.count_up(0) for _ in range(20)))) == [*range(1, 21)]
+
+
+async def test_the_loop_goes_on(chip: Chip) -> None:
+    face, _, _ = chip
+    gate, entered = threading.Event(), threading.Event()
+
+    def work(_: Atecc) -> int:
+        entered.set()
+        assert gate.wait(10)
+        return 7
+
+    task = asyncio.create_task(face.call(work))
+    assert await asyncio.to_thread(entered.wait, 10)
+    # The loop runs here although the conversation does not come on.
+    assert not task.done()
+    gate.set()
+    assert await task == 7
+
+
+async def test_cancelled_conversations_end_before_the_next_begins(chip: Chip) -> None:
+    face, _, _ = chip
+    gate, entered = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def first(_: Atecc) -> None:
+        entered.set()
+        gate.wait(10)
+        order.append("first")
+
+    task = asyncio.create_task(face.call(first))
+    assert await asyncio.to_thread(entered.wait, 10)
+    task.cancel()
+    never = asyncio.create_task(face.call(lambda _: order.append("never")))
+    await asyncio.sleep(0)
+    never.cancel()
+    second = asyncio.create_task(face.call(lambda _: order.append("second")))
+    await asyncio.sleep(0.01)
+    assert order == []
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await second
+    assert order == ["first", "second"]
+
+
+async def test_a_transfer_that_never_comes_back(chip: Chip) -> None:
+    face, _, _ = chip
+    face.chip.patience = 0.05
+    gate = threading.Event()
+    with pytest.raises(ChipBusError, match="did not come back within"):
+        await face.call(lambda _: gate.wait(30))
+    threads = threading.active_count()
+    with pytest.raises(ChipBusError, match="still hangs"):
+        await face.random()
+    assert threading.active_count() == threads
+    await face.close()
+    gate.set()

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The authority: its folder, its keys at rest, enrolment of chips, and the command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from emulated_bus import EmulatedBus, Time, emulated
+from fleet_for_tests import CLOCK, PREFIX
+
+from meshlab.chip import Atecc608, serial_for
+from thicket import cli
+from thicket.identity.aio import AsyncAtecc
+from thicket.identity.atecc import Atecc
+from thicket.trust import nerveskey, openssl, verify
+from thicket.trust.authority import (
+    Authority,
+    AuthorityError,
+    decrypt_key,
+    encrypt_key,
+    years_from,
+)
+from thicket.trust.certificates import Certificate, CertificateError, pem
+from thicket.trust.node import ChipKey, FileKey, enrolled_chain, make_credentials, software_key
+from thicket.trust.verify import RefusedError, Revocations, check_peer
+
+NOW = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
+
+
+def authority(folder: Path, passphrase: str = "correct horse") -> Authority:
+    return Authority(folder, lambda _: passphrase, clock=lambda: NOW)
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Authority:
+    made = authority(tmp_path / "fleet")
+    made.init("acme", PREFIX, lab=True)
+    return made
+
+
+# -- keys at rest
+
+
+def test_keys_are_encrypted() -> None:
+    key = openssl.generate_key()
+    encrypted = encrypt_key(key, "secret ß")
+    assert key not in encrypted
+    assert decrypt_key(encrypted, "secret ß") == key
+    for wrong in ("", "secret", "secret ß "):
+        with pytest.raises(AuthorityError, match="passphrase is wrong"):
+            decrypt_key(encrypted, wrong)
+    with pytest.raises(AuthorityError, match="damaged"):
+        decrypt_key(encrypted[:-20], "secret ß")
+    assert encrypt_key(key, "secret ß") != encrypted
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl command")
+def test_openssl_opens_the_keys(tmp_path: Path) -> None:
+    key = openssl.generate_key()
+    (tmp_path / "key").write_bytes(encrypt_key(key, "pass"))
+    done = subprocess.run(
+        [
+            "openssl",
+            "pkey",
+            "-inform",
+            "DER",
+            "-in",
+            "key",
+            "-passin",
+            "pass:pass",
+            "-outform",
+            "DER",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    assert openssl.public_key(done.stdout) == openssl.public_key(key)
+
+
+def test_a_fleet_with_a_passphrase(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    ca = authority(folder)
+    fleet = ca.init("acme", PREFIX)
+    assert (fleet.name, fleet.network) == ("acme", PREFIX)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        ".lock", "fleet.json", "revocations.bin", "root.key", "root.pem",
+        "signer-0001.key", "signer-0001.pem",
+    ]  # fmt: skip
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for file in folder.glob("*.key"):
+        assert file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(AuthorityError, match="passphrase is wrong"):
+        authority(folder, "other").signer()
+    assert ca.signer() == 2
+    # who enrols needs no root
+    (folder / "root.key").unlink()
+    assert ca.issuer().number == 2
+    with pytest.raises(AuthorityError, match="the root's key is needed"):
+        ca.signer()
+    with pytest.raises(AuthorityError, match="has a fleet already"):
+        ca.init("again", PREFIX)
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(AuthorityError, match="`thicket ca init NAME` makes one"):
+        authority(tmp_path).issuer()
+    (tmp_path / "fleet.json").write_text("{")
+    with pytest.raises(AuthorityError, match="cannot be read"):
+        authority(tmp_path).list()
+    (tmp_path / "fleet.json").write_text('{"format": 2}')
+    with pytest.raises(AuthorityError, match="format 2"):
+        authority(tmp_path).list()
+
+
+def test_the_29th_of_february() -> None:
+    begin, end = years_from(datetime(2028, 2, 29, 23, 59, tzinfo=UTC), 31)
+    assert (begin, end) == (
+        datetime(2028, 2, 28, 23, tzinfo=UTC),
+        datetime(2059, 2, 28, 23, tzinfo=UTC),
+    )
+
+
+# -- chips
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_a_blank_chip_is_enrolled_and_speaks_for_its_node(ca: Authority) -> None:
+    driver, chip, _, _ = emulated()
+    shown: list[str] = []
+    before = chip.memory
+    assert ca.enroll_chip(driver, write=False, show=shown.append) == chip.serial.hex()
+    assert chip.memory == before
+    assert "FOR EVER" in shown[0]
+    assert ca.list()["devices"] == {}
+    assert ca.enroll_chip(driver, write=True, show=quiet) == chip.serial.hex()
+    assert chip.memory.config[86:89] == b"\0\0\xfe"
+
+    async def node() -> None:
+        face = AsyncAtecc(driver)
+        key = await ChipKey.load(face, ca.fleet)
+        credentials = await make_credentials(key, ca.fleet, CLOCK._replace(now=NOW))
+        peer = check_peer(
+            credentials.chain,
+            ca.fleet,
+            clock=CLOCK,
+            address=ca.fleet.address("chip", chip.serial[2:8]),
+            chip_required=True,
+        )
+        assert peer.device == chip.serial.hex()
+        await face.close()
+
+    asyncio.run(node())
+    assert ca.list()["devices"][chip.serial.hex()]["source"] == "chip"
+    # once more is no harm
+    ca.enroll_chip(driver, write=True, show=quiet)
+
+
+def test_a_nerves_key_in_use_is_enrolled_without_touching_it(ca: Authority) -> None:
+    driver, chip, _, _ = emulated(2)
+    validity = years_from(NOW, 31)
+    stock = nerveskey.NervesKeyIssuer(
+        openssl.generate_key(), validity, manufacturer_serial="0815", device_validity=validity
+    )
+    nerveskey.Provisioning(driver, nerveskey.Otp("b", "0815"), stock, show=quiet).run()
+    before = nerveskey.read(driver)
+    with pytest.raises(CertificateError, match=r"not enrolled in fleet 'acme'.*auxiliary.*empty"):
+        enrolled_chain(driver, ca.fleet)
+    ca.enroll_chip(driver, write=False, show=quiet)
+    assert nerveskey.read(driver) == before
+    ca.enroll_chip(driver, write=True, show=quiet)
+    after = nerveskey.read(driver)
+    assert after._replace(auxiliary=None) == before
+    assert after.certificates() == before.certificates()
+    device, signer = enrolled_chain(driver, ca.fleet)
+    assert Certificate(device).common_name == chip.serial.hex()
+    assert Certificate(signer).common_name == "Signer 0001"
+
+
+def test_a_chip_of_another_fleet(ca: Authority, tmp_path: Path) -> None:
+    driver, _, _, _ = emulated(3)
+    other = authority(tmp_path / "other")
+    other.init("other", PREFIX, lab=True)
+    other.enroll_chip(driver, write=True, show=quiet)
+    with pytest.raises(CertificateError, match="not of fleet 'acme'"):
+        enrolled_chain(driver, ca.fleet)
+    # it joins ours by its auxiliary slots, and keeps the other membership
+    ca.enroll_chip(driver, write=True, show=quiet)
+    enrolled_chain(driver, ca.fleet)
+    enrolled_chain(driver, other.fleet)
+
+
+def test_a_blank_chip_with_another_configuration(ca: Authority) -> None:
+    driver, chip, _, _ = emulated(4)
+    chip._state.config[87] = 0
+    with pytest.raises(nerveskey.ProvisioningError, match="not NervesKey's"):
+        ca.enroll_chip(driver, write=True, show=quiet)
+    chip._state.config[86] = 0
+    chip._state.config[88] = 0xFE
+    with pytest.raises(AuthorityError, match="no auxiliary slots"):
+        ca.enroll_chip(driver, write=True, show=quiet)
+
+
+def test_software_identities(ca: Authority) -> None:
+    key = openssl.generate_key()
+    chain = ca.enroll_software("board", b"\1\2\3\4\5\6", openssl.public_key(key))
+    credentials = asyncio.run(
+        make_credentials(FileKey(key, chain), ca.fleet, CLOCK._replace(now=NOW))
+    )
+    assert credentials.peer.software
+    assert "software-board-010203040506" in ca.list()["devices"]
+    with pytest.raises(AuthorityError, match="'chip' is not a source"):
+        ca.enroll_software("chip", b"\1\2\3\4\5\6", openssl.public_key(key))
+
+
+def test_the_key_of_a_software_identity_is_made_once(ca: Authority, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    with pytest.raises(CertificateError, match="enroll --software"):
+        FileKey.load(folder)
+    key = software_key(folder)
+    assert software_key(folder) == key
+    assert (tmp_path / "device.key").stat().st_mode & 0o777 == 0o600
+    chain = ca.enroll_software("random", b"\1\2\3\4\5\6", openssl.public_key(key))
+    (tmp_path / "device.pem").write_text("".join(map(pem, chain)))
+    device = FileKey.load(folder)
+    peer = asyncio.run(make_credentials(device, ca.fleet, CLOCK._replace(now=NOW))).peer
+    assert (peer.source, peer.software) == ("random", True)
+    (tmp_path / "device.key").unlink()
+    with pytest.raises(CertificateError, match="is not for the key"):
+        FileKey.load(folder)
+    (tmp_path / "device.key").write_bytes(b"damaged")
+    with pytest.raises(CertificateError, match="damaged"):
+        software_key(folder)
+    assert (tmp_path / "device.key").read_bytes() == b"damaged"
+
+
+def test_revocation(ca: Authority) -> None:
+    driver, chip, _, _ = emulated(5)
+    ca.enroll_chip(driver, write=True, show=quiet)
+    first = Revocations.unpack(ca.revocations(), ca.fleet)
+    assert (first.number, first.names) == (1, frozenset())
+    name = chip.serial.hex()
+    second = Revocations.unpack(ca.revoke([name]), ca.fleet)
+    assert (second.number, second.names) == (2, frozenset({name}))
+    assert ca.revocations() != b""
+    key = ChipKey(AsyncAtecc(driver), enrolled_chain(driver, ca.fleet))
+    chain = asyncio.run(make_credentials(key, ca.fleet, CLOCK._replace(now=NOW))).chain
+    with pytest.raises(RefusedError) as caught:
+        check_peer(chain, ca.fleet, clock=CLOCK, revoked=second.names)
+    assert caught.value.reason == verify.REVOKED
+    with pytest.raises(AuthorityError, match="was revoked on 2026-11-24"):
+        ca.enroll_chip(driver, write=True, show=quiet)
+    with pytest.raises(AuthorityError, match="no device or signer"):
+        ca.revoke(["ff" * 9])
+    ca.signer()
+    third = Revocations.unpack(ca.revoke(["Signer 0001"]), ca.fleet)
+    assert third.names == {name, "Signer 0001"}
+    assert ca.issuer().number == 2
+    ca.revoke(["Signer 0002"])
+    with pytest.raises(AuthorityError, match="no usable signer"):
+        ca.issuer()
+
+
+def test_trust_and_go_parts_have_no_room(ca: Authority) -> None:
+    clock = Time()
+    chip = Atecc608(serial_for(1, 6), clock=clock)
+    chip._state.config[16] = 0x35 << 1
+    chip._state.config[86:89] = b"\0\0\xfe"
+    chip.power_cycle()
+    driver = Atecc(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep)
+    with pytest.raises(AuthorityError, match="Trust&GO"):
+        ca.enroll_chip(driver, write=True, auxiliary=True, show=quiet)
+
+
+# -- the command
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THICKET_CA", str(tmp_path / "fleet"))
+    monkeypatch.delenv("THICKET_CA_PASSPHRASE", raising=False)
+    assert cli.main(["ca", "init", "lab", "--lab", "--prefix", "fd99:1:2:3::/64"]) == 0
+    assert "fd99:1:2:3::/64" in capsys.readouterr().out
+    chips = [tmp_path / f"{n}" / "chip.json" for n in range(3)]
+    for number, path in enumerate(chips):
+        path.parent.mkdir()
+        Atecc608(serial_for("lab", number), path)
+    assert cli.main(["ca", "enroll", "--virtual", *map(str, chips)]) == 0
+    assert capsys.readouterr().out.count("enrolled") == 3
+    kept = json.loads(chips[0].read_text())
+    assert kept["config"][172:176] == "0000"
+    assert cli.main(["ca", "list"]) == 0
+    text = capsys.readouterr().out
+    assert "for the simulator only" in text
+    assert all(serial_for("lab", n).hex() in text for n in range(3))
+    assert cli.main(["ca", "revoke", serial_for("lab", 1).hex()]) == 0
+    capsys.readouterr()
+    assert cli.main(["ca", "list", "--json"]) == 0
+    devices = json.loads(capsys.readouterr().out)["devices"]
+    assert [bool(d.get("revoked")) for d in devices.values()] == [False, True, False]
+    assert cli.main(["ca", "enroll", "--virtual", str(chips[1])]) == 1
+    assert "was revoked" in capsys.readouterr().err
+    assert cli.main(["ca", "root"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "fleet/root.pem").read_text()
+    key = openssl.public_key(openssl.generate_key()).hex()
+    assert cli.main(["ca", "enroll", "--software", "mac", "010203040506", key]) == 0
+    assert capsys.readouterr().out.count("BEGIN CERTIFICATE") == 2
+    assert cli.main(["ca", "signer"]) == 0
+    # the virtual chips keep it: what a node reads from its chip at boot
+    from thicket.trust.virtual import open_chip
+
+    assert enrolled_chain(open_chip(chips[2]), authority(tmp_path / "fleet").fleet)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        ([], 2, "no command"),
+        (["nonsense"], 2, "unknown command"),
+        (["init"], 2, "needs the NAME"),
+        (["init", "x", "--prefix", "10.0.0.0/8"], 2, "--prefix"),
+        (["init", "x", "--prefix", "fd00::/32"], 2, "/64 or a /48"),
+        (["list"], 1, "ca init"),
+        (["list", "x"], 2, "only --json"),
+        (["enroll"], 2, "needs --virtual"),
+        (["enroll", "--virtual"], 2, "needs files"),
+        (["enroll", "--virtual", "/nonexistent"], 1, "not the file of a virtual chip"),
+        (["enroll", "--software", "mac"], 2, "SOURCE, ID"),
+        (["enroll", "--bus", "250"], 1, "/dev/i2c-250"),
+        (["revoke"], 2, "needs names"),
+        (["signer", "1"], 2, "no arguments"),
+        (["init", "x"], 1, "THICKET_CA_PASSPHRASE"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    *,
+    words: list[str],
+    status: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("THICKET_CA", str(tmp_path / "fleet"))
+    monkeypatch.delenv("THICKET_CA_PASSPHRASE", raising=False)
+    assert cli.main(["ca", *words]) == status
+    assert text in capsys.readouterr().err
+
+
+def test_what_a_node_imports_is_small() -> None:
+    """Neither the command of a node nor its trust pulls in what is the engineer's."""
+    code = (
+        "import sys, thicket.cli, thicket.trust\n"
+        "assert 'ssl' not in sys.modules and 'asyncio' not in sys.modules\n"
+        "thicket.trust.server_context\n"
+        "import thicket.trust.node\n"
+        "bad = {'cryptography', 'meshlab', 'thicket.trust.authority', 'thicket.trust.command',"
+        " 'thicket.trust.nerveskey', 'asn1crypto'} & set(sys.modules)\n"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
