@@ -236,7 +236,9 @@ async def test_clients(parts: FakeParts, tmp_path: Path) -> None:
             await client.call("radio", {"node": "n1", "action": "unplug"})
             await client.call("move", {"node": "n1", "x": 5, "y": 6.5})
             await client.call("pcap", {"path": "/tmp/x", "node": "1"})
-            assert (await calls(lab))[-3:] == [
+            # On a busy host the lab's own reset of the figures may still come in between.
+            asked = [call for call in await calls(lab) if call[0] != "reset_stats"]
+            assert asked[-3:] == [
                 ["radio", {"node": "n1", "index": 0, "plug": False}],
                 ["move", {"node": "n1", "x": 5, "y": 6.5}],
                 ["pcap", {"path": "/tmp/x", "node": "n1"}],
