@@ -76,10 +76,10 @@ lint: packages-test ## Style, types, shell scripts, C warnings
 	@bin/lint $(python)
 
 test-unit: packages-test ## Tests that boot nothing
-	@$(python) -m pytest $(PYTEST)
+	@$(python) -m pytest -m "not lab" $(PYTEST)
 
-test-mesh: packages-test ## Tests on running nodes: boots several small meshes in QEMU
-	@$(python) -m pytest tests/mesh $(PYTEST)
+test-mesh: packages-test ## Tests on running nodes: boots meshes and single cards in QEMU
+	@$(python) -m pytest -m lab tests/mesh tests/firmware $(PYTEST)
 
 bench: packages ## Print figures of IMAGE: sizes, boot, mesh, CPU, memory, frames, round trips
 	@$(python) -m meshlab.bench --image "$(IMAGE)" $(if $(SIZES),--sizes $(SIZES))

@@ -67,8 +67,11 @@ boot_partition=2
 [tryboot]
 boot_partition=3
 EOF
-# Always one whole sector, so that changing it is writing one sector.
-truncate -s 512 "$root/config/autoboot.txt"
+# Always one whole sector, so that changing it is writing one sector. Filled up with empty lines: what a
+# boot ROM makes of other bytes is not documented.
+while [ "$(wc -c <"$root/config/autoboot.txt")" -lt 512 ]; do
+	echo >>"$root/config/autoboot.txt"
+done
 cp "$top/app/src/thicket/thicket.toml" "$common/card/README.txt" "$root/config/"
 # Where a device writes about itself, in place: 16 KiB that never move (app/src/thicket, report).
 awk 'BEGIN { for (i = 0; i < 256; i++) printf "%62s\r\n", "" }' >"$root/config/report.txt"

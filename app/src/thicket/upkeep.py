@@ -67,7 +67,7 @@ class Upkeep:
         self.data: dict[str, str] = {"state": state, "message": message}
         self._settings_changed = asyncio.Event()
         self._settings_changed.set()
-        self._worker: threading.Thread | None = None
+        self._working: asyncio.Future[Any] | None = None
 
     def settings_changed(self) -> None:
         """The configuration was read again: follow ``[access]``, and report soon."""
@@ -170,10 +170,12 @@ class Upkeep:
         While one hangs, ``busy`` is returned for it after a while and for the others at once. The
         process can end all the same.
         """
-        if self._worker is not None and self._worker.is_alive():
+        # Not whether the thread is alive: it still is for a moment when its result is here already.
+        if self._working is not None and not self._working.done():
             return busy
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
+        self._working = done
 
         def settle(result: T | None, error: BaseException | None) -> None:
             if done.done():
@@ -192,8 +194,7 @@ class Upkeep:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(settle, result, error)
 
-        self._worker = threading.Thread(target=run, name="upkeep", daemon=True)
-        self._worker.start()
+        threading.Thread(target=run, name="upkeep", daemon=True).start()
         try:
             async with asyncio.timeout(HANGS):
                 result = await asyncio.shield(done)
