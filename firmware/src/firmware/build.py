@@ -40,6 +40,8 @@ SHA256 = "5a59e7501b0b4ec52c41f4bfa79412320e0b37eae5f719605a258e8d0c6fc7fb"
 _STEP = re.compile(r">>> (?:(?P<package>\S+) (?P<version>\S*) ?)?(?P<step>[A-Z][a-z].*)")
 _ERROR = re.compile(r"make(\[\d+\])?: \*\*\* .*Error \d+")
 """The first line of this kind is the failure; later ones pass it on."""
+_LOCAL_PACKAGES = ("thicket", "hwsim-relay")
+"""Packages whose sources are in this tree."""
 _OWN_TARGETS = ("cve", "savedefconfig", "sbom", "show-size")
 _INTERACTIVE = re.compile(r".*(menu|n|x|g)config")
 
@@ -274,6 +276,7 @@ class Build:
         started = time.monotonic()
         total = len(self.info())
         self.log.write_bytes(b"")
+        self._forget_what_changed()
         command = self.command()
         live = sys.stderr.isatty()
         with self.log.open("ab") as log:
@@ -320,6 +323,26 @@ class Build:
         bmap.write(card, card.with_name(card.name + bmap.SUFFIX))
         took = int(time.monotonic() - started)
         say(f"built in {took // 60} min {took % 60} s: {card}")
+
+    def _forget_what_changed(self) -> None:
+        """See that a build that goes on from an earlier one has nothing of it that is stale.
+
+        Buildroot does not look at the sources of packages that lie in this tree, and takes no file
+        out of the root again. The root is put together from the packages' own directories, so it
+        can be made anew each time.
+        """
+        digest = hashlib.sha256()
+        for place in ("app", "package/hwsim-relay/src"):
+            for path in sorted((self.board.root / place).rglob("*")):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    digest.update(f"{path.relative_to(self.board.root)}\0".encode())
+                    digest.update(hashlib.sha256(path.read_bytes()).digest())
+        note = self.output / "sources.sha256"
+        before = note.read_text() if note.is_file() else ""
+        if before != digest.hexdigest() and (self.output / "build").is_dir():
+            self._run(self.command(*(f"{name}-dirclean" for name in _LOCAL_PACKAGES)))
+        note.write_text(digest.hexdigest())
+        shutil.rmtree(self.output / "target", ignore_errors=True)
 
     def info(self) -> dict[str, object]:
         """Return what Buildroot knows of the packages of this configuration, by name."""
