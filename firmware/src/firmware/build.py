@@ -436,7 +436,11 @@ class Build:
             check=False,
         )
         if answer.returncode != 0:
-            raise BuildError(f"generate-cyclonedx failed: {answer.stderr.strip()}")
+            last = (answer.stderr.strip().splitlines() or ["without a word"])[-1]
+            raise BuildError(
+                f"generate-cyclonedx failed: {last}\nIt fetches the list of licences (SPDX) from the "
+                "internet; is there a connection?"
+            )
         path.write_text(answer.stdout)
         parts = len(json.loads(answer.stdout)["components"])
         say(f"{parts} components, CycloneDX: {path}")
