@@ -438,8 +438,8 @@ class Build:
         if answer.returncode != 0:
             last = (answer.stderr.strip().splitlines() or ["without a word"])[-1]
             raise BuildError(
-                f"generate-cyclonedx failed: {last}\nIt fetches the list of licences (SPDX) from the "
-                "internet; is there a connection?"
+                f"generate-cyclonedx failed: {last}\nIt fetches the list of licences from the "
+                "internet (SPDX); is there a connection?"
             )
         path.write_text(answer.stdout)
         parts = len(json.loads(answer.stdout)["components"])
