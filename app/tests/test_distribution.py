@@ -92,7 +92,7 @@ async def test_erlang_finds_us_by_our_port_mapper(network: Network) -> None:
         await mapped(node)
         async with await Erl.start(network, "e", network.address(2)) as erl:
             assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
-            assert await erl.eval("nodes()") == [node.name]
+            await erl.until("nodes()", [node.name])
             await until(lambda: names(node) == [erl.name], "the node lists erl")
             assert events.of("node-up") == [{"name": erl.name}]
             assert 0 < await node.ping(erl.name) < 5
@@ -178,7 +178,7 @@ async def test_erlang_finds_us_by_our_port_mapper(network: Network) -> None:
 
             # Erlang's global neither waits for us nor disconnects us.
             assert await erl.eval("global:trans({lock, self()}, fun() -> done end)") == "done"
-            assert await erl.eval("nodes()") == [node.name]
+            await erl.until("nodes()", [node.name])
             assert await erl.eval(f"erlang:monitor_node('{node.name}', true)") is True
             assert node.statistics()["unknown"] == 0
             assert node.statistics()["undecodable"] == 0
@@ -217,7 +217,7 @@ async def test_we_find_erlang_by_a_real_epmd(network: Network) -> None:
                 "e": await epmd.lookup("::1", "e", port=network.epmd_port),
             }
             await node.connect(erl.name)
-            assert await erl.eval("nodes()") == [node.name]
+            await erl.until("nodes()", [node.name])
             assert 0 < await node.ping(erl.name) < 5
             # The other direction, from scratch.
             assert node.disconnect(erl.name)
@@ -241,7 +241,7 @@ async def test_a_fixed_port_without_any_port_mapper(network: Network) -> None:
         if not network.private:  # both have one address, and only one can have the port
             node.port = port
         await node.connect(erl.name)
-        assert await erl.eval("{nodes(), nodes(hidden)}") == ([], [node.name])
+        await erl.until("{nodes(), nodes(hidden)}", ([], [node.name]))
         if network.private:
             node.disconnect(erl.name)
             await erl.until("nodes(hidden)", [])
@@ -271,7 +271,7 @@ async def test_a_wrong_cookie_is_refused_both_ways_with_a_reason(network: Networ
             # And with the right one all is well.
             await erl.eval("erlang:set_cookie(secret)")
             await node.connect(erl.name)
-            assert await erl.eval("nodes()") == [node.name]
+            await erl.until("nodes()", [node.name])
 
 
 @in_private_network
@@ -286,7 +286,7 @@ async def test_ticks_keep_an_idle_connection_and_silence_ends_it(network: Networ
         await node.connect(erl.name)
         await asyncio.sleep(4 * tick)  # the time is what is tested
         assert names(node) == [erl.name]
-        assert await erl.eval("nodes()") == [node.name]
+        await erl.until("nodes()", [node.name])
         assert not events.of("node-down")
         begin = time.monotonic()
         erl.signal(signal.SIGSTOP)
@@ -356,7 +356,7 @@ async def test_simultaneous_connects_end_in_one_connection(network: Network) -> 
                     # The one that is left works in both directions.
                     assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
                     assert await node.ping(erl.name) > 0
-                    assert await erl.eval("nodes()") == [node.name]
+                    await erl.until("nodes()", [node.name])
                     assert len(events.of("node-up")) == 1
                     assert not events.of("node-down")
                     node.disconnect(erl.name)
@@ -415,7 +415,7 @@ async def test_a_restart_that_erlang_has_not_noticed(network: Network) -> None:
         await again.connect(erl.name)
         await until(lambda: events.of("node-down"), "erl drops the old connection")
         assert await again.ping(erl.name) > 0
-        assert await erl.eval("nodes()") == [node.name]
+        await erl.until("nodes()", [node.name])
 
 
 # --- among ourselves --------------------------------------------------------------------------

@@ -141,7 +141,7 @@ async def test_tls_with_erlang_both_ways(network: Network, release: Release) -> 
                     assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
                 else:
                     await node.connect(erl.name)
-                assert await erl.eval("nodes()") == [node.name]
+                await erl.until("nodes()", [node.name])
                 assert await node.call(erl.name, "lists.sort", [2, 1]) == [1, 2]
                 assert await erl.eval(f"rpc:call('{node.name}', lists, sort, [[2,1]])") == [1, 2]
                 data = bytes(range(250)) * 40_000
