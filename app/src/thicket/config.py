@@ -425,6 +425,45 @@ class PublicKeys(Key[str]):
         return None
 
 
+class FleetRoot(Key[str]):
+    """The root certificate of a fleet in PEM, or nothing."""
+
+    type_name = "certificate"
+    allowed = (
+        'the text that `thicket ca root` prints, from "-----BEGIN CERTIFICATE-----" to the end '
+        "(in TOML, a text of several lines stands between three quotes), or empty for no fleet"
+    )
+
+    def hides(self, raw: object) -> bool:
+        return raw != ""  # it may be a private key, and is too long to be of use
+
+    def from_text(self, text: str) -> object:
+        return text.replace("\\n", "\n")
+
+    def check(self, raw: object) -> str:
+        if not isinstance(raw, str):
+            raise self.refuse()
+        text = "\n".join(line.strip() for line in raw.split("\n")).strip()
+        if not text:
+            return ""
+        if "PRIVATE KEY" in text:
+            raise ValueError(
+                "is a private key. The fleet's keys never leave the machine that they were made "
+                "on; `thicket ca root` prints what belongs here"
+            )
+        from thicket.trust.certificates import CertificateError, from_pem  # noqa: PLC0415
+        from thicket.trust.fleet import Fleet  # noqa: PLC0415
+
+        try:
+            found = from_pem(text)
+            if len(found) != 1:
+                raise ValueError(f"holds {len(found)} certificates, and must be {self.allowed}")
+            Fleet(found[0])
+        except CertificateError as e:
+            raise ValueError(f"is no root certificate of a fleet: {e}") from None
+        return text + "\n"
+
+
 class Section:
     """The values of one ``[section]``; its keys are the :class:`Key` attributes of the class."""
 
@@ -564,6 +603,14 @@ class Cluster(Section):
         printable=True,
         secret=True,
     )
+    security = Choice(
+        "tls",
+        "What a node must have to be let in: `tls`, a certificate of the fleet ([trust]; mutual "
+        "TLS 1.3, everything is encrypted); or `cookie`, nothing but the cookie, in clear: for "
+        "meeting nodes without certificates in a mesh that is protected otherwise.",
+        "tls",
+        "cookie",
+    )
     port = Integer(
         9100, "TCP port that the node listens on for other nodes.", least=1024, most=65535
     )
@@ -605,10 +652,34 @@ class Discovery(Section):
         most=3600,
         unit="s",
     )
+    beacon = Choice(
+        "signed",
+        "Which form is sent and believed: `signed`, by the key of a node of the fleet ([trust]); "
+        "`plain`, an address as text, which anybody can send; or `both`, for meeting nodes of the "
+        "published kind.",
+        "signed",
+        "plain",
+        "both",
+    )
     max_nodes = Integer(256, "How many nodes are remembered at most.", least=8, most=4096)
     check_source = Boolean(
         True,
         "Drop a beacon whose sender is neither a link-local address nor the address it announces.",
+    )
+
+
+class Trust(Section):
+    """The fleet that the node belongs to. `thicket ca` makes one, see provisioning.md."""
+
+    __slots__ = ()
+    root = FleetRoot(
+        "",
+        "The root certificate of the fleet: nodes with certificates that descend from it are let "
+        "in, and nobody else. It is no secret. `thicket ca config` writes it.",
+    )
+    chip_required = Boolean(
+        False,
+        "Refuse nodes that have no security chip: their keys are in a file, which can be copied.",
     )
 
 
@@ -667,7 +738,7 @@ class Settings:
 
     __slots__ = (
         "access", "address", "application", "cluster", "discovery", "identity", "log", "mesh",
-        "status",
+        "status", "trust",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
@@ -676,6 +747,7 @@ class Settings:
         self.address = Address(v.get("address"))
         self.cluster = Cluster(v.get("cluster"))
         self.discovery = Discovery(v.get("discovery"))
+        self.trust = Trust(v.get("trust"))
         self.identity = Identity(v.get("identity"))
         self.status = Status(v.get("status"))
         self.log = Log(v.get("log"))
@@ -721,6 +793,7 @@ SECTIONS: Final[dict[str, type[Section]]] = {
     "address": Address,
     "cluster": Cluster,
     "discovery": Discovery,
+    "trust": Trust,
     "identity": Identity,
     "status": Status,
     "log": Log,
@@ -957,6 +1030,20 @@ def _check_passphrase(settings: Settings, file: str) -> Finding | None:
     return None
 
 
+def _check_fleet(settings: Settings, file: str) -> Finding | None:
+    if not settings.trust.root:
+        return None
+    from thicket.trust.certificates import from_pem  # noqa: PLC0415
+    from thicket.trust.fleet import Fleet  # noqa: PLC0415
+
+    network = Fleet(from_pem(settings.trust.root)[0]).network
+    prefix = settings.address.prefix.network
+    if prefix.network_address == network.network_address:
+        return None
+    message = f"is not the fleet's: its certificates are for addresses in {network}"
+    return Finding(file, "address.prefix", str(prefix), message)
+
+
 def _check_country(settings: Settings, file: str) -> Finding | None:
     mesh = settings.mesh
     if mesh.channel > 13 and mesh.country == "00":
@@ -977,6 +1064,7 @@ def _check_expire(settings: Settings, file: str) -> Finding | None:
 
 _CROSS_CHECKS: Final[tuple[Callable[[Settings, str], Finding | None], ...]] = (
     _check_passphrase,
+    _check_fleet,
     _check_country,
     _check_expire,
 )
