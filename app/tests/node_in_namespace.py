@@ -70,6 +70,17 @@ class WireParts(Parts):
         serial = b"\x01\x23" + self._identity + b"\xee"
         return Identity("chip", self._identity, serial=serial, chip={"model": "ATECC608A"})
 
+    def trust(self, paths: Paths, *rest: Any) -> Any:
+        from thicket.identity.aio import AsyncAtecc
+        from thicket.trust.service import Trust
+        from thicket.trust.virtual import open_chip
+
+        return Trust(
+            paths,
+            *rest,
+            open_chip=lambda _: AsyncAtecc(open_chip(Path(paths.root, "chip.json"))),
+        )
+
     def prepare_radio(self) -> None:
         pass
 

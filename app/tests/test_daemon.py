@@ -20,8 +20,8 @@ from ipaddress import IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import network_namespace
 import pytest
+from daemons import OPEN, PREFIX, Fleet, fleet_in
 
 from thicket import config, daemon, membership
 from thicket.client import ClientError, request
@@ -32,7 +32,6 @@ from thicket.radio import MeshSettings
 from thicket.status import Problems
 
 SERIAL = bytes.fromhex("01236f44e3c6b802ee")  # of the published example
-PREFIX = "fd12:3456:789a:1"
 
 
 class FakeMesh:
@@ -88,6 +87,15 @@ class FakeNode:
         self.started = self.stopped = False
         self.up: list[Info] = []
 
+    def register(self, name: str, process: Any) -> None:
+        pass
+
+    def new_pid(self) -> Any:
+        return None
+
+    def statistics(self) -> dict[str, Any]:
+        return {"refused": {}}
+
     async def start(self) -> None:
         self.started = True
 
@@ -141,7 +149,7 @@ class FakeParts(Parts):
             mesh.address = address
             mesh.join()
 
-    def node(self, settings: Settings, address: IPv6Address, on_change: Any) -> Any:
+    def node(self, settings: Settings, address: IPv6Address, on_change: Any, tls: Any) -> Any:
         node = FakeNode(settings, address, on_change)
         self.made_nodes.append(node)
         return node
@@ -155,8 +163,9 @@ def not_later(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
     made = Paths(str(tmp_path))
-    for folder in ("etc/thicket", "proc/self", "data/thicket"):
+    for folder in ("etc/thicket", "proc/self", "data/thicket", "usr/share/thicket"):
         (tmp_path / folder).mkdir(parents=True)
+    Path(made.image).write_text(OPEN)
     Path(made.cmdline).write_text("quiet\n")
     return made
 
@@ -577,100 +586,10 @@ class TestNodes:
 # -- real daemons
 
 
-class NamespaceNode:
-    """A daemon in its own namespace, and the end of its wire in ours."""
-
-    def __init__(self, folder: Path, number: int, bridge: str, text: str = "") -> None:
-        self.folder = folder / f"n{number}"
-        self.identity = f"6f44e3c6b8{number:02x}"
-        self.paths = Paths(str(self.folder))
-        self.wire = f"w{number}"
-        self.bridge = bridge
-        for name in ("etc/thicket", "data/thicket", "proc/self"):
-            (self.folder / name).mkdir(parents=True)
-        Path(self.paths.device).write_text(text)
-        address = IPv6Address(int(IPv6Address(PREFIX + "::")) + int(self.identity, 16))
-        self.name = f"thicket@{address}"
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        script = Path(__file__).with_name("node_in_namespace.py")
-        with (self.folder / "log").open("a") as output:
-            process = subprocess.Popen(
-                [sys.executable, str(script), str(self.folder), self.identity],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
-            )  # fmt: skip
-        self.process = process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", self.log()
-        network_namespace.ip(f"link add {self.wire} type veth peer name mesh0 netns {process.pid}")
-        network_namespace.ip(f"link set {self.wire} master {self.bridge} up")
-        process.stdin.write("go\n")
-        process.stdin.flush()
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def stop(self, sig: int = signal.SIGTERM) -> int:
-        """End the process; its namespace, and with it the wire, goes too."""
-        assert self.process is not None
-        self.process.send_signal(sig)
-        status = self.process.wait(20)
-        deadline = time.monotonic() + 10
-        while Path(f"/sys/class/net/{self.wire}").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return status
-
-    def ask(self, method: str, **params: Any) -> Any:
-        return request(self.paths.control, method, params, 15.0)
-
-    def members(self) -> set[str]:
-        """The other nodes that this one says are up."""
-        try:
-            document = json.loads(Path(self.paths.status).read_text())
-        except OSError:
-            return set()
-        return {n["name"] for n in document["cluster"]["nodes"] if n["state"] == "up"}
-
-
-class Fleet:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.nodes: list[NamespaceNode] = []
-
-    def add(self, text: str = "") -> NamespaceNode:
-        node = NamespaceNode(self.folder, len(self.nodes) + 1, "medium", text)
-        self.nodes.append(node)
-        node.start()
-        return node
-
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                logs = "\n".join(f"--- {n.wire}\n{n.log()[-3000:]}" for n in self.nodes)
-                pytest.fail(f"not within {seconds} s: {what}\n{logs}")
-            time.sleep(0.05)
-
-    def formed(self, *nodes: NamespaceNode) -> bool:
-        names = {node.name for node in nodes}
-        return all(node.members() == names - {node.name} for node in nodes)
-
-
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    with network_namespace.namespace():
-        network_namespace.ip("link add medium type bridge mcast_snooping 0")
-        network_namespace.ip("link set medium up")
-        made = Fleet(tmp_path)
-        try:
-            yield made
-        finally:
-            for node in made.nodes:
-                if node.process is not None and node.process.poll() is None:
-                    node.process.kill()
-                    node.process.wait()
+    with fleet_in(tmp_path) as made:
+        yield made
 
 
 class TestFleet:

@@ -114,8 +114,21 @@ class Parts:
             interface=self.interface,
         )
 
-    def node(self, settings: Settings, address: IPv6Address, on_change: Change) -> Any:
-        """The node of the cluster."""
+    def trust(
+        self,
+        paths: Paths,
+        settings: Callable[[], Settings],
+        identity: Callable[[], Any],
+        problems: Problems,
+        on_change: Callable[[], None],
+    ) -> Any:
+        """This node's side of the fleet."""
+        from thicket.trust.service import Trust  # noqa: PLC0415
+
+        return Trust(paths, settings, identity, problems, on_change)
+
+    def node(self, settings: Settings, address: IPv6Address, on_change: Change, tls: Any) -> Any:
+        """The node of the cluster; ``tls`` is None where the cookie is all it has."""
         from thicket.distribution import Node  # noqa: PLC0415
 
         cluster = settings.cluster
@@ -126,6 +139,7 @@ class Parts:
             port=cluster.port,
             tick_time=cluster.tick_time,
             on_change=on_change,
+            tls=tls,
         )
 
     def applications(self) -> dict[str, Callable[[], Any]]:
@@ -207,6 +221,8 @@ class Daemon:
         self.times = Times(paths.times)
         self.problems = Problems(self._changed)
         self.identity: Any = None
+        #: Made once the identity is known.
+        self.trust: Any = None
         self.address: IPv6Interface | None = None
         self.mesh: Any = None
         self.node: Any = None
@@ -278,6 +294,14 @@ class Daemon:
         self.make.prepare_radio()
         self._take_identity(await reading)
         self._part("radio", self._run_radio)
+        self.trust = self.make.trust(
+            self.paths,
+            lambda: self.settings,
+            lambda: self.identity,
+            self.problems,
+            self._changed,
+        )
+        self._part("trust", self.trust.run)
         self._part("discovery", self._run_discovery)
         self._part("cluster", self._run_cluster)
         self._part("care", self._run_care)
@@ -297,7 +321,8 @@ class Daemon:
         for task in self._reloads:
             task.cancel()
         # The cluster first: its connections are closed properly while the mesh still carries them.
-        for name in ("cluster", "discovery", "radio", "care", "upkeep", "status", "control"):
+        names = ("cluster", "discovery", "trust", "radio", "care", "upkeep", "status", "control")
+        for name in names:
             if name in self.parts:
                 await self.parts[name].stop()
 
@@ -404,7 +429,11 @@ class Daemon:
         await self._joined.wait()
         # Lets the first beacon out before the imports of the next line take their time.
         await asyncio.sleep(0.01)
-        node = self.make.node(self.settings, self.address.ip, self._cluster_changed)
+        tls = None
+        if self.settings.cluster.security == "tls":
+            await self.trust.ready.wait()
+            tls = self.trust.tls
+        node = self.make.node(self.settings, self.address.ip, self._cluster_changed, tls)
         membership = Membership(
             self.settings.cluster.name, node, self._connecting_failed, self._radio_silence
         )
@@ -414,6 +443,7 @@ class Daemon:
         try:
             await node.start()
             self.node, self.membership = node, membership
+            self.trust.attach(node)
             if self.discovery is not None:  # what was heard before
                 for address in self.discovery.table.entries:
                     membership.heard(address, True)
@@ -421,6 +451,7 @@ class Daemon:
             beside = {
                 loop.create_task(self._run_applications(node)),
                 loop.create_task(self._watch_radio(membership)),
+                loop.create_task(self.trust.keep_telling()),
             }
             try:
                 await membership.run()
@@ -431,6 +462,7 @@ class Daemon:
         finally:
             if self.remote is not None:
                 self.remote.close()
+            self.trust.detach()
             self.node = self.membership = self.remote = None
             del self.problems.sources["cluster"]
             await node.stop()
@@ -489,6 +521,7 @@ class Daemon:
             self.times.reached("first_node")
             if self.membership is not None:
                 self.membership.node_up(detail["name"])
+            self.trust.node_up(detail["name"])
         elif kind == "node-down" and self.membership is not None:
             self.membership.node_down(detail["name"])
         elif kind == "suspected":
@@ -618,11 +651,16 @@ class Daemon:
                     self.problems.report("radio", "settings", str(e))
                 else:
                     self.problems.clear("radio", "settings")
-        if moved:
+        if moved or "trust" in sections:
+            self.trust.ready.clear()  # at once: the cluster must not take what was valid before
+            self._restart("trust")
+        elif self.trust is not None:
+            self.trust.look_again()
+        if moved or "trust" in sections or "discovery.beacon" in changed:
             self._restart("discovery")
         elif "discovery" in sections and self.discovery is not None:
             self.discovery.apply(_discovery_settings(self.settings))
-        if moved or "cluster" in sections:
+        if moved or "cluster" in sections or "trust" in sections:
             self._restart("cluster")
         elif "application" in sections and self.applications is not None:
             self.applications.settings_changed(self.settings.application)
@@ -691,8 +729,11 @@ class Daemon:
             "paths": mesh.get("paths", []),
             "cluster": {
                 "node": self.node.name if self.node is not None else None,
+                "security": self.settings.cluster.security,
+                "refused": self.node.statistics()["refused"] if self.node is not None else {},
                 "nodes": self.nodes(),
             },
+            "trust": self.trust.status() if self.trust is not None else None,
             "applications": self.applications.status() if self.applications is not None else [],
             "discovery": self.discovery.snapshot() if self.discovery is not None else None,
             "memory_kib": memory_kib(),
@@ -736,6 +777,7 @@ class Daemon:
             "reload": self._on_reload,
             "config": self._on_config,
             "config-apply": self._on_config_apply,
+            "revocations-import": self._on_revocations_import,
             "stop-radio": self._on_stop_radio,
         }
 
@@ -842,6 +884,22 @@ class Daemon:
         except store.StoreError as e:
             raise RequestError("not-written", str(e)) from e
         return {"written": target, **await self.reload()}
+
+    async def _on_revocations_import(self, params: dict[str, Any]) -> Any:
+        """Take a list of revocations (``list``, in Base64); the one that is in force then."""
+        from base64 import b64decode  # noqa: PLC0415  # rare
+
+        from thicket.trust.service import ListError  # noqa: PLC0415
+
+        text = params.get("list")
+        if not isinstance(text, str):
+            raise RequestError("bad-request", 'params need "list", in Base64')
+        try:
+            taken = self.trust.take_list(b64decode(text, validate=True), "a person")
+        except (ValueError, ListError) as e:
+            raise RequestError("not-taken", f"the list is not taken: {e}") from e
+        self.trust.tell_all()
+        return {"taken": taken, **self.trust.status()["revocations"]}
 
     async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
         """Leave the cluster and the mesh and end; for the shutdown of the device."""

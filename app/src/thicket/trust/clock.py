@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: PTH116 - pathlib loads slowly, a start counts milliseconds
+"""What a node knows about the time, for the dates of certificates.
+
+The system's clock is not believed just because it runs: after a power cut it shows the time of the
+image or of the last saving, and a battery's clock may show anything. It counts once the kernel says
+that a time service has set it (adjtimex(2): chrony, ntpd and systemd-timesyncd all tell the
+kernel). Until then there is only a floor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from datetime import UTC, datetime
+from typing import Final
+
+from thicket.trust.verify import Clock
+
+IMAGE: Final = "/usr/lib/os-release"
+"""A file with the time when the image was built."""
+
+_UNSYNCHRONISED: Final = 5  # TIME_ERROR of sys/timex.h
+_EARLIEST: Final = datetime(2024, 1, 1, tzinfo=UTC)  # before the first image there was none
+
+
+def synchronised() -> bool:
+    """Tell whether a time service has set the clock, as the kernel knows it."""
+    buffer = ctypes.create_string_buffer(512)  # struct timex, all zero: only asks
+    try:
+        state = ctypes.CDLL(None).adjtimex(buffer)
+    except (OSError, AttributeError):
+        return False
+    return 0 <= int(state) < _UNSYNCHRONISED
+
+
+def read_clock(root: str = "") -> Clock:
+    """Return what is known now; ``root`` is where the image's files are."""
+    try:
+        built = datetime.fromtimestamp(os.stat(root + IMAGE).st_mtime, UTC)
+    except OSError:
+        built = _EARLIEST
+    now = datetime.now(UTC) if synchronised() else None
+    return Clock(max(built, _EARLIEST), now)

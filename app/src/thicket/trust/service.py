@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's part ``trust``: what this node shows to others, and by what it judges them.
+
+It reads the fleet's root from the configuration and the device's certificates from the chip (or,
+without chip, from files), lets the device sign a key that is made at each start, and keeps that
+certificate renewed. The cluster's connections and the beacons use it. It keeps the list of
+revocations: the one with the highest number that the root has signed, on disk and on every node.
+
+A node that cannot prove itself runs on, says why in its status, and tries again: it may be enrolled
+at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import datetime
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, Final
+
+from thicket import config
+from thicket.trust import clock
+from thicket.trust import node as nodes
+from thicket.trust.certificates import Certificate, CertificateError, from_pem
+from thicket.trust.fleet import Fleet
+from thicket.trust.verify import MAX_LIST, RefusedError, Revocations
+
+if TYPE_CHECKING:
+    from thicket.config import Paths, Settings
+    from thicket.distribution.node import Node
+    from thicket.identity.aio import AsyncAtecc
+    from thicket.status import Problems
+    from thicket.trust.exchange import Exchange
+    from thicket.trust.node import Credentials, DeviceKey
+    from thicket.trust.tls import FleetTls
+    from thicket.trust.verify import Clock
+
+log = getLogger("thicket.trust")
+
+AGAIN: Final = 30.0
+"""Seconds before a node that could not prove itself tries again."""
+
+TELL: Final = 60.0
+"""Seconds between two rounds in which all nodes hear the number of our list."""
+
+LIST_FILE: Final = "revocations.bin"
+
+
+class ListError(Exception):
+    """A list of revocations that is not taken; the text says why."""
+
+
+class Trust:
+    """One node's side of the fleet; :meth:`run` is the part's coroutine.
+
+    ``settings`` gives the settings in force, ``identity`` the node's identity once it is known.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        settings: Callable[[], Settings],
+        identity: Callable[[], Any],
+        problems: Problems,
+        on_change: Callable[[], None],
+        *,
+        open_chip: Callable[[Any], AsyncAtecc] | None = None,
+    ) -> None:
+        self.paths = paths
+        self.settings = settings
+        self.identity = identity
+        self.problems = problems
+        self.on_change = on_change
+        self._open_chip = open_chip or open_chip_of
+        self.fleet: Fleet | None = None
+        self.credentials: Credentials | None = None
+        #: For the cluster's connections; None while there are no credentials.
+        self.tls: FleetTls | None = None
+        #: Set while the node can prove itself.
+        self.ready = asyncio.Event()
+        #: Called after a new list is in force.
+        self.on_revoked: Callable[[], None] = lambda: None
+        self.list: Revocations | None = None
+        self._packed = b""
+        self._state = "starting"
+        self._floor: datetime | None = None
+        self._until: datetime | None = None
+        self._signer = ""
+        self._again = asyncio.Event()
+        self._exchange: Exchange | None = None
+        self._writing: set[asyncio.Future[None]] = set()
+
+    # -- what others ask
+
+    @property
+    def folder(self) -> str:
+        """Where the node keeps what belongs to it alone."""
+        return self.paths.data + "/thicket"
+
+    @property
+    def needed(self) -> bool:
+        """Whether the configuration lets in only who has a certificate."""
+        settings = self.settings()
+        return settings.cluster.security == "tls" or settings.discovery.beacon == "signed"
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """Names of devices and signers that are out."""
+        return self.list.names if self.list is not None else frozenset()
+
+    def clock(self) -> Clock:
+        """What is known about the time."""
+        now = clock.read_clock(self.paths.root)
+        return now if self._floor is None else now.raised(self._floor)
+
+    def status(self) -> dict[str, Any]:
+        """The part ``trust`` of the status document; docs/node.md has its members."""
+        fleet, credentials, listed, until = self.fleet, self.credentials, self.list, self._until
+        return {
+            "state": self._state,
+            "fleet": None if fleet is None else fleet.name,
+            "root": None if fleet is None else fleet.identifier.hex(),
+            "device": None if credentials is None else credentials.peer.device,
+            "software": None if credentials is None else credentials.peer.software,
+            "until": None if until is None else f"{until:%Y-%m-%dT%H:%M:%SZ}",
+            "revocations": None
+            if listed is None
+            else {
+                "number": listed.number,
+                "issued": f"{listed.issued:%Y-%m-%dT%H:%M:%SZ}",
+                "names": len(listed.names),
+            },
+        }
+
+    def look_again(self) -> None:
+        """Try again now: the configuration was read again, or somebody has enrolled the node."""
+        self._again.set()
+
+    # -- running
+
+    async def run(self) -> None:
+        """Prove the node's identity, and keep it proven, until cancelled."""
+        self.problems.clear("trust")
+        try:
+            if not self._load_fleet():
+                await asyncio.Event().wait()  # only another configuration helps
+            self._load_list()
+            while True:
+                self._again.clear()
+                await self._prove()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(AGAIN):
+                        await self._again.wait()
+        finally:
+            self.fleet = self.credentials = self.tls = self.list = None
+            self._floor = self._until = None
+            self._packed = b""
+            self.ready.clear()
+            self._state = "starting"
+
+    def _load_fleet(self) -> bool:
+        text = self.settings().trust.root
+        if text:
+            self.fleet = Fleet(from_pem(text)[0])
+            self._raise_floor(self.fleet.root.not_before)
+            return True
+        self._state = "no-fleet"
+        if self.needed:
+            self.problems.report(
+                "trust",
+                "no-fleet",
+                "this node belongs to no fleet ([trust] root is empty), so it lets nobody in and "
+                "joins no cluster. `thicket ca config`, on the machine with the fleet's authority, "
+                'writes the file for it; cluster.security = "cookie" and discovery.beacon = '
+                '"plain" do without',
+            )
+        self.on_change()
+        return False
+
+    async def _prove(self) -> None:
+        """Use credentials and keep them renewed; returns when there are none."""
+        assert self.fleet is not None
+        chip: AsyncAtecc | None = None
+        try:
+            device: DeviceKey
+            if self.identity().source == "chip":
+                chip = self._open_chip(self.identity())
+                device = await nodes.ChipKey.load(chip, self.fleet)
+            else:
+                device = nodes.FileKey.load(self.folder)
+            await nodes.keep_renewed(
+                device, self.fleet, self.clock, self._use, wait=self._wait_for_renewal
+            )
+        except RefusedError as error:
+            code = "revoked" if error.reason == "revoked" else "refused"
+            self._fail(code, f"every other node would refuse this one: {error}")
+        except CertificateError as error:
+            self._fail("not-enrolled", str(error))
+        except _AgainError:
+            self._again.set()
+        except Exception as error:  # the chip, its bus, the disk: all of them may get well
+            log.debug("no proof of the identity", exc_info=True)
+            self._fail("chip", f"the node cannot prove its identity: {error}")
+        finally:
+            if chip is not None:
+                await chip.close()
+
+    async def _wait_for_renewal(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._again.wait()
+                raise _AgainError
+
+    def _fail(self, code: str, message: str) -> None:
+        self._state = code
+        for other in ("revoked", "refused", "not-enrolled", "chip"):
+            if other != code:
+                self.problems.clear("trust", other)
+        self.problems.report("trust", code, message)
+        self.on_change()
+
+    async def _use(self, credentials: Credentials) -> None:
+        from thicket.trust.tls import FleetTls  # noqa: PLC0415 - ssl, once it is needed
+
+        assert self.fleet is not None
+        own = self.identity().address_in(str(self.settings().address.prefix)).ip
+        if credentials.peer.address != own:
+            raise CertificateError(
+                f"the certificates here are for {credentials.peer.address}, and this node is {own}"
+            )
+        self._raise_floor(*credentials.peer.signed)
+        if self.tls is None:
+            self.tls = FleetTls(
+                self.fleet,
+                clock=self.clock,
+                revoked=lambda: self.revoked,
+                chip_required=lambda: self.settings().trust.chip_required,
+            )
+        self.tls.use(credentials)
+        first, self.credentials = self.credentials is None, credentials
+        self._until = Certificate(credentials.chain[0]).not_after
+        self._signer = Certificate(credentials.chain[2]).common_name
+        for code in ("refused", "not-enrolled", "chip"):
+            self.problems.clear("trust", code)
+        self._judge_ourselves()
+        if first:
+            log.info("this node is %s of fleet %s", credentials.peer.device, self.fleet.name)
+        self._state = "ready"
+        self.ready.set()
+        self.on_change()
+
+    def _judge_ourselves(self) -> None:
+        """Tell when the list names this device: others will no longer talk with it."""
+        mine = self.credentials
+        if mine is None:
+            return
+        if not self.revoked.isdisjoint((mine.peer.device, self._signer)):
+            self.problems.report(
+                "trust",
+                "revoked",
+                "this device, or who enrolled it, is revoked: other nodes refuse it",
+            )
+        else:
+            self.problems.clear("trust", "revoked")
+
+    def _raise_floor(self, *dates: datetime) -> None:
+        self._floor = max(dates) if self._floor is None else max(self._floor, *dates)
+
+    # -- revocations
+
+    def _load_list(self) -> None:
+        path = f"{self.folder}/{LIST_FILE}"
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123
+                data = file.read(MAX_LIST + 1)
+            self._adopt(data)
+        except FileNotFoundError:
+            return
+        except (OSError, RefusedError) as error:
+            # of another fleet, damaged by the disk: the others have it
+            log.warning("%s is not used: %s", path, error)
+
+    def _adopt(self, data: bytes) -> bool:
+        """Put a list in force if it is newer. Raises RefusedError when it is not of the fleet."""
+        assert self.fleet is not None
+        found = Revocations.unpack(data, self.fleet)
+        if self.list is not None and found.number <= self.list.number:
+            return False
+        self.list, self._packed = found, data
+        self._raise_floor(found.issued)
+        return True
+
+    def take_list(self, data: bytes, origin: str) -> bool:
+        """Take a list from ``origin``; whether it is newer, and therefore in force now.
+
+        Raises ListError.
+        """
+        if self.fleet is None:
+            raise ListError("this node belongs to no fleet")
+        try:
+            if not self._adopt(data):
+                return False
+        except RefusedError as error:
+            raise ListError(str(error)) from error
+        assert self.list is not None
+        log.info(
+            "list of revocations %d (%d names) from %s is in force",
+            self.list.number,
+            len(self.list.names),
+            origin,
+        )
+        self._keep(data)
+        self._judge_ourselves()
+        self.on_revoked()
+        self.on_change()
+        return True
+
+    def _keep(self, data: bytes) -> None:
+        path = f"{self.folder}/{LIST_FILE}"
+
+        def write() -> None:
+            config.write_atomically(path, data)
+
+        def written(future: asyncio.Future[None]) -> None:
+            self._writing.discard(future)
+            if future.cancelled():
+                return
+            error = future.exception()
+            if error is not None:
+                message = f"the list of revocations cannot be kept: {error}"
+                self.problems.report("trust", "list-not-kept", message, "warning")
+            else:
+                self.problems.clear("trust", "list-not-kept")
+
+        future = asyncio.get_running_loop().run_in_executor(None, write)
+        self._writing.add(future)
+        future.add_done_callback(written)
+
+    def current_list(self) -> tuple[int, bytes]:
+        """Number and bytes of the list in force; 0 and nothing where there is none."""
+        return (self.list.number, self._packed) if self.list is not None else (0, b"")
+
+    def attach(self, node: Node) -> None:
+        """Let the list spread by the connections of ``node``; again for each new node object."""
+        from thicket.trust.exchange import Exchange  # noqa: PLC0415
+
+        self._exchange = Exchange(node, self.current_list, self._offered)
+
+    def detach(self) -> None:
+        """The node object has ended."""
+        self._exchange = None
+
+    def _offered(self, data: bytes, origin: str) -> bool:
+        try:
+            return self.take_list(data, origin)
+        except ListError as error:
+            log.warning("a list of revocations from %s is not taken: %s", origin, error)
+            return False
+
+    def node_up(self, name: str) -> None:
+        """The node ``name`` is connected."""
+        if self._exchange is not None and self.fleet is not None:
+            self._exchange.tell(name)
+
+    def tell_all(self) -> None:
+        """Tell every connected node the number of our list."""
+        if self._exchange is not None and self.fleet is not None:
+            self._exchange.tell_all()
+
+    async def keep_telling(self) -> None:
+        """Tell the others again and again, until cancelled: what got lost comes all the same."""
+        while True:
+            await asyncio.sleep(TELL)
+            self.tell_all()
+
+
+class _AgainError(Exception):
+    """Somebody has asked to look again."""
+
+
+def open_chip_of(identity: Any) -> AsyncAtecc:
+    """Open the chip that the identity was read from. Raises BusError."""
+    from thicket.identity.aio import AsyncAtecc  # noqa: PLC0415
+    from thicket.identity.atecc import Atecc  # noqa: PLC0415
+    from thicket.identity.bus import LinuxBus  # noqa: PLC0415
+
+    return AsyncAtecc(Atecc(LinuxBus(identity.chip["bus"]), identity.chip["address"]))
