@@ -21,9 +21,15 @@ from hypothesis import strategies as st
 
 from meshlab import lab as lab_module
 from meshlab import summary, topology
+from meshlab.chip import serial_for
 from meshlab.fake import FakeParts
-from meshlab.lab import Lab, LabError, LabSpec, NodeSpec, NotFormedError, to_toml
+from meshlab.fleet import LabFleet
+from meshlab.lab import PREFIX, Lab, LabError, LabSpec, NodeSpec, NotFormedError, to_toml
 from meshlab.rpc import Client, RpcError
+from thicket.trust.certificates import Certificate, from_pem
+from thicket.trust.fleet import Fleet
+from thicket.trust.node import enrolled_chain
+from thicket.trust.virtual import open_chip
 
 
 @pytest.fixture(autouse=True)
@@ -123,8 +129,39 @@ async def test_nodes_get_their_configuration(parts: FakeParts, tmp_path: Path) -
         assert texts[2] == "broken ="
         assert parts.chips[2].fault == "absent"
         assert lab.state.expected_peers("n1") == {"n3"}
+        assert first["trust"]["root"] == "the root of default"
+        assert "security" not in first["cluster"]
+        serials = [bytes.fromhex(node.serial) for node in lab.state.nodes.values()]
+        assert lab.fleet.enrolled == serials  # type: ignore[union-attr]
         medium = (lab.directory / "medium.json").read_text()
         assert medium.count('"mesh": false') == 1
+    async with Lab(spec(security="open"), parts, tmp_path) as lab:
+        assert lab.fleet is None
+        config = tomllib.loads((lab.directory / "n1" / "config.img").read_text())
+        assert (config["cluster"]["security"], config["discovery"]["beacon"]) == ("cookie", "plain")
+        assert "trust" not in config
+
+
+def test_a_fleet_enrols_chips_and_knows_them_again(tmp_path: Path) -> None:
+    made = LabFleet(tmp_path, "one", PREFIX, keep=False)
+    serial = serial_for(0, 1)
+    chip = tmp_path / "chip.json"
+    made.enroll(chip, serial, 0)
+    fleet = Fleet(from_pem(made.root)[0])
+    device = Certificate(enrolled_chain(open_chip(chip), fleet)[0])
+    assert device.common_name == serial.hex()
+    kept = LabFleet(tmp_path, "one", PREFIX, keep=True)
+    assert kept.root == made.root
+    before = chip.read_text()
+    kept.enroll(chip, serial, 0)
+    assert chip.read_text() == before
+    # another fleet: the chip is a NervesKey now, and has other slots for it
+    other = LabFleet(tmp_path, "one", PREFIX, keep=False)
+    assert other.root != made.root
+    other.enroll(chip, serial, 0)
+    assert enrolled_chain(open_chip(chip), Fleet(from_pem(other.root)[0]))
+    with pytest.raises(LabError, match="cannot be made"):
+        LabFleet(tmp_path, "two", "fd00::/99", keep=False)
 
 
 async def test_a_node_is_killed_and_comes_back(parts: FakeParts, tmp_path: Path) -> None:

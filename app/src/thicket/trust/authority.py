@@ -162,6 +162,8 @@ class Authority:
         self.folder = folder
         self._passphrase = passphrase
         self._clock = clock
+        # A passphrase is asked, and a key opened (which is made to be slow), once for each object.
+        self._opened: dict[bytes, bytes] = {}
 
     # -- the folder
 
@@ -214,8 +216,11 @@ class Authority:
 
     def _key(self, name: str, what: str) -> bytes:
         data = self._read(name, what)
-        lab = self._document()["lab"]
-        return decrypt_key(data, "" if lab else self._passphrase(f"Passphrase of {what}"))
+        if data not in self._opened:
+            lab = self._document()["lab"]
+            passphrase = "" if lab else self._passphrase(f"Passphrase of {what}")
+            self._opened[data] = decrypt_key(data, passphrase)
+        return self._opened[data]
 
     @property
     def fleet(self) -> Fleet:

@@ -2,8 +2,7 @@
 """How a new list of revocations spreads: nodes tell each other the number of theirs.
 
 Who has the higher number sends the list, who takes it tells everybody else. The list is signed by
-the fleet's root, so it does not matter who it comes from, and nothing is decided by whom one trusts.
-Nodes of Erlang have no process of this name, where what is sent to it vanishes.
+the fleet's root, so it does not matter who it comes from. Nodes of Erlang have no process of this name, where what is sent to it vanishes.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from logging import getLogger
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from thicket.distribution.etf import Atom
 from thicket.discovery import Bucket
+from thicket.distribution.etf import Atom
 from thicket.distribution.processes import Process
 from thicket.trust.verify import MAX_LIST
 

@@ -187,6 +187,17 @@ class FakeChip:
         self.serving = False
 
 
+class FakeFleet:
+    """An authority that has enrolled every chip that it was shown."""
+
+    def __init__(self, name: str) -> None:
+        self.root = f"the root of {name}"
+        self.enrolled: list[bytes] = []
+
+    def enroll(self, chip: Path, serial: bytes, seed: int) -> None:
+        self.enrolled.append(serial)
+
+
 class FakeParts:
     """Makes a lab in which every node that is on sees every other node that is on."""
 
@@ -211,6 +222,9 @@ class FakeParts:
     def serial(self, seed: int, index: int) -> bytes:
         digest = hashlib.sha256(f"{seed} {index}".encode()).digest()
         return b"\x01\x23" + digest[:6] + b"\xee"
+
+    def fleet(self, directory: Path, name: str, prefix: str, keep: bool) -> FakeFleet:
+        return FakeFleet(name)
 
     def chip(self, directory: Path, serial: bytes) -> FakeChip:
         (directory / "chip.json").touch()

@@ -139,6 +139,16 @@ class ChipLike(Protocol):
     async def stop(self) -> None: ...
 
 
+class FleetLike(Protocol):
+    """The authority of a lab's fleet; ``meshlab.fleet.LabFleet`` is the real one."""
+
+    root: str
+    """The fleet's root certificate (PEM)."""
+
+    def enroll(self, chip: Path, serial: bytes, seed: int) -> None:
+        """Give the chip with this memory certificates of the fleet."""
+
+
 OnMachineEvent = Callable[[str, dict[str, Any]], None]
 
 
@@ -155,6 +165,9 @@ class Parts(Protocol):
     """How many nodes may be between power-on and joined at the same time."""
 
     def serial(self, seed: int, index: int) -> bytes: ...
+    def fleet(self, directory: Path, name: str, prefix: str, keep: bool) -> FleetLike:
+        """Make the authority of a lab. Raises ``LabError``."""
+
     def chip(self, directory: Path, serial: bytes) -> ChipLike: ...
     def disks(self, directory: Path, config: str) -> None:
         """Make a node's disks, as far as there are none, with ``config`` as ``thicket.toml``."""
@@ -197,8 +210,13 @@ class LabSpec:
 PASSPHRASE = "thicket in the lab"  # not a secret: everybody may join a simulated mesh
 
 
-def node_config(spec: LabSpec, node: NodeSpec) -> dict[str, dict[str, Any]]:
-    """Return the configuration of a node: the lab's defaults, the lab's own, the node's own."""
+def node_config(
+    spec: LabSpec, node: NodeSpec, root: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the configuration of a node: the lab's defaults, the lab's own, the node's own.
+
+    ``root`` is the root certificate of the lab's fleet; an open lab has none.
+    """
     # Rate control cannot learn from what a simulated radio reports of aggregated frames, so without
     # this the paths would not follow the links' quality; see "HT" in docs/simulator.md.
     mesh: dict[str, Any] = {"id": "thicket", "security": spec.security, "ht": False}
@@ -210,6 +228,11 @@ def node_config(spec: LabSpec, node: NodeSpec) -> dict[str, dict[str, Any]]:
         "cluster": {"name": "thicket", "cookie": f"lab-{spec.name}"},
         "access": {"console": True},
     }
+    if root is None:
+        found["cluster"]["security"] = "cookie"
+        found["discovery"] = {"beacon": "plain"}
+    else:
+        found["trust"] = {"root": root}
     if len(spec.topology.positions) > QUICK_NODES:
         found["cluster"]["tick_time"] = 60
         found["status"] = {"interval": 15}
@@ -244,7 +267,12 @@ def mesh_key(config: Config) -> str:
 
 def cluster_key(config: Config) -> str:
     """Return a word that is the same for nodes that can see each other in the cluster."""
-    return _digest([config.get("cluster", {}).get("cookie")])
+    what = [
+        config.get("cluster", {}).get("cookie"),
+        config.get("cluster", {}).get("security"),
+        config.get("trust", {}).get("root"),
+    ]
+    return _digest(what)
 
 
 def _digest(value: Any) -> str:
@@ -297,6 +325,8 @@ class Lab:
             prefix=PREFIX,
         )
         self.nodes: dict[str, Node] = {}
+        self.fleet: FleetLike | None = None
+        """The authority, in a lab that is not open."""
         self.done = asyncio.Event()
         """Set when a client asked for the end (``meshlab down``)."""
         self.failure: LabError | None = None
@@ -344,6 +374,11 @@ class Lab:
         self._event("change", f"lab {self.spec.name}: {len(self.spec.topology.positions)} nodes")
         self._event("change", f"image: {self.parts.description}")
         self._event("change", f"{self.parts.accel}: {self.parts.accel_reason}")
+        if self.spec.security != "open":
+            address = self.spec.config.get("address", {})
+            self.fleet = self.parts.fleet(
+                self.directory, self.spec.name, address.get("prefix", PREFIX), self.spec.keep
+            )
         for index, name in enumerate(self.spec.topology.names, start=1):
             self._prepare(index, name)
         self._write_medium()
@@ -454,7 +489,11 @@ class Lab:
             elif path.suffix == ".sock" or (not self.spec.keep and path.suffix != ".1"):
                 path.unlink()
         serial = self.parts.serial(self.spec.topology.seed, index)
-        config = node_config(self.spec, spec)
+        root = None
+        if self.fleet is not None:
+            self.fleet.enroll(directory / "chip.json", serial, self.spec.topology.seed)
+            root = self.fleet.root
+        config = node_config(self.spec, spec, root)
         prefix = config["address"]["prefix"]
         state = NodeState(
             name=name,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from firmware import card as cards
 from meshlab import bootrom
 from meshlab.fat import Fat, FatError
-from meshlab.lab import ChipLike, LabError, MachineLike, OnMachineEvent
+from meshlab.lab import ChipLike, FleetLike, LabError, MachineLike, OnMachineEvent
 
 if TYPE_CHECKING:
     from meshlab.accel import Accel
@@ -95,6 +95,11 @@ class RealParts:
         from meshlab.chip import serial_for
 
         return serial_for(seed, index)
+
+    def fleet(self, directory: Path, name: str, prefix: str, keep: bool) -> FleetLike:
+        from meshlab.fleet import LabFleet
+
+        return LabFleet(directory, name, prefix, keep=keep)
 
     def chip(self, directory: Path, serial: bytes) -> ChipLike:
         return ServedChip(directory, serial, self._seed)
