@@ -56,11 +56,18 @@ STATUS: dict[str, Any] = {
     ],
     "cluster": {
         "node": "thicket@fd12:3456:789a:1:0:6f44:e3c6:b802",
+        "security": "tls",
+        "refused": {"revoked": 2},
         "nodes": [
             {"name": "thicket@fd12:3456:789a:1::9", "state": "up", "since": 1.0},
             {"name": "thicket@fd12:3456:789a:1::a", "state": "connecting", "since": None,
              "error": "unreachable", "message": "no route", "attempts": 3},
         ],
+    },
+    "trust": {
+        "state": "ready", "fleet": "acme", "root": "00" * 20, "device": "01236f44e3c6b802ee",
+        "software": False, "until": "2026-11-25T10:00:00Z",
+        "revocations": {"number": 3, "issued": "2026-11-20T10:00:00Z", "names": 1},
     },
     "discovery": {"heard": [{"address": "fd12:3456:789a:1::9", "age": 1.0, "beacons": 4}]},
     "memory_kib": 20480,
@@ -147,8 +154,21 @@ class TestShow:
         assert facts["Identity"] == "ATECC608A, serial number 01236f44e3c6b802ee"
         assert facts["Address"] == "fd12:3456:789a:1:0:6f44:e3c6:b802/64"
         assert facts["Peers"] == "1, signal -61 to -61 dBm"
-        assert facts["Cluster"] == "1 other node, 1 being connected"
+        assert facts["Cluster"] == "1 other node, 1 being connected, 2 attempts refused"
+        assert facts["Fleet"] == (
+            "acme, as 01236f44e3c6b802ee (by its chip), until 2026-11-25; 1 revoked"
+        )
         assert "first peer 5.5 s" in facts["Since power-on"]
+
+    def test_a_cluster_with_nothing_but_a_cookie_is_called_so(
+        self, daemon: FakeDaemon, capsys: Capture
+    ) -> None:
+        daemon.status["cluster"].update(security="cookie", refused={})
+        daemon.status["trust"].update(fleet=None, device=None, state="no-fleet")
+        assert cli.main(["status"]) == cli.OK
+        text = capsys.readouterr().out
+        assert "1 other node, 1 being connected, PROTECTED BY ITS COOKIE ALONE" in text
+        assert "none" in next(line for line in text.splitlines() if line.startswith("Fleet:"))
 
     def test_problems_come_first_and_set_the_exit_status(
         self, daemon: FakeDaemon, capsys: Capture
@@ -182,7 +202,8 @@ class TestShow:
         daemon.status.update(
             hostname="", state="starting", identity=None, address=None, prefix_length=None,
             radio={"state": "starting", "interface": "mesh0"}, peers=[], paths=[],
-            cluster={"node": None, "nodes": []}, discovery=None,
+            cluster={"node": None, "security": "tls", "refused": {}, "nodes": []}, trust=None,
+            discovery=None,
             times=dict.fromkeys(STATUS["times"]),
         )  # fmt: skip
         assert cli.main(["status"]) == cli.BAD

@@ -167,6 +167,21 @@ def _number(value: float | None, form: str = "{:.0f}") -> str:
     return "-" if value is None else form.format(value)
 
 
+def fleet_text(trust: dict[str, Any] | None) -> str:
+    """The node's place in its fleet, in a line."""
+    if trust is None or trust["state"] == "starting":
+        return "not known yet"
+    if trust["fleet"] is None:
+        return "none"
+    if trust["device"] is None:
+        return f"{trust['fleet']}, but this node cannot prove that it belongs to it"
+    kind = "without a chip" if trust["software"] else "by its chip"
+    words = f"{trust['fleet']}, as {trust['device']} ({kind}), until {trust['until'][:10]}"
+    if trust["revocations"] is not None and trust["revocations"]["names"]:
+        words += f"; {trust['revocations']['names']} revoked"
+    return words
+
+
 def status_text(doc: dict[str, Any]) -> str:
     """The status for people: problems first."""
     lines: list[str] = []
@@ -202,7 +217,12 @@ def status_text(doc: dict[str, Any]) -> str:
     up = [node for node in doc["cluster"]["nodes"] if node["state"] == "up"]
     waiting = len(doc["cluster"]["nodes"]) - len(up)
     more = f", {waiting} being connected" if waiting else ""
-    facts.append(("Cluster", f"{len(up)} other node{'' if len(up) == 1 else 's'}{more}"))
+    alone = ", PROTECTED BY ITS COOKIE ALONE" if doc["cluster"]["security"] == "cookie" else ""
+    others = f"{len(up)} other node{'' if len(up) == 1 else 's'}{more}"
+    refused = sum(doc["cluster"]["refused"].values())
+    turned_away = f", {refused} attempt{'' if refused == 1 else 's'} refused" if refused else ""
+    facts.append(("Cluster", others + turned_away + alone))
+    facts.append(("Fleet", fleet_text(doc["trust"])))
     data, last = doc["data"], doc["last_restart"]
     facts.append(("Data", data["state"] + (f": {data['message']}" if data["message"] else "")))
     if last is not None:

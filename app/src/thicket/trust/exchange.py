@@ -2,7 +2,8 @@
 """How a new list of revocations spreads: nodes tell each other the number of theirs.
 
 Who has the higher number sends the list, who takes it tells everybody else. The list is signed by
-the fleet's root, so it does not matter who it comes from. Nodes of Erlang have no process of this name, where what is sent to it vanishes.
+the fleet's root, so it does not matter who it comes from. Nodes of Erlang have no process of this
+name, where what is sent to it vanishes.
 """
 
 from __future__ import annotations
