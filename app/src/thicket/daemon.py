@@ -444,6 +444,7 @@ class Daemon:
             await node.start()
             self.node, self.membership = node, membership
             self.trust.attach(node)
+            self.trust.on_revoked = node.recheck
             if self.discovery is not None:  # what was heard before
                 for address in self.discovery.table.entries:
                     membership.heard(address, True)

@@ -233,11 +233,13 @@ class Trust:
         if self.tls is None:
             self.tls = FleetTls(
                 self.fleet,
+                credentials,
                 clock=self.clock,
                 revoked=lambda: self.revoked,
                 chip_required=lambda: self.settings().trust.chip_required,
             )
-        self.tls.use(credentials)
+        else:
+            self.tls.use(credentials)
         first, self.credentials = self.credentials is None, credentials
         self._until = Certificate(credentials.chain[0]).not_after
         self._signer = Certificate(credentials.chain[2]).common_name
