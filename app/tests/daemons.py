@@ -20,7 +20,7 @@ import network_namespace
 import pytest
 
 from meshlab.chip import Atecc608
-from thicket.client import request
+from thicket.client import ClientError, request
 from thicket.config import Paths
 from thicket.trust.authority import Authority
 from thicket.trust.virtual import open_chip
@@ -110,7 +110,14 @@ class Fleet:
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
-        while not condition():
+
+        def holds() -> object:
+            try:
+                return condition()
+            except ClientError:  # a daemon that is starting does not answer yet
+                return False
+
+        while not holds():
             if time.monotonic() > deadline:
                 logs = "\n".join(f"--- {n.wire}\n{n.log()[-3000:]}" for n in self.nodes)
                 pytest.fail(f"not within {seconds} s: {what}\n{logs}")

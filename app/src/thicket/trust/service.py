@@ -200,8 +200,18 @@ class Trust:
         except _AgainError:
             self._again.set()
         except Exception as error:  # the chip, its bus, the disk: all of them may get well
-            log.debug("no proof of the identity", exc_info=True)
-            self._fail("chip", f"the node cannot prove its identity: {error}")
+            from thicket.identity.atecc import ChipRefusedError  # noqa: PLC0415
+
+            if isinstance(error, ChipRefusedError):
+                self._fail(
+                    "not-enrolled",
+                    f"the chip has no key and certificates of fleet {self.fleet.name!r}: it is "
+                    f"blank, or provisioned for something else ({error}); `thicket ca enroll` on "
+                    "the engineer's machine enrols it",
+                )
+            else:
+                log.debug("no proof of the identity", exc_info=True)
+                self._fail("chip", f"the node cannot prove its identity: {error}")
         finally:
             if chip is not None:
                 await chip.close()
