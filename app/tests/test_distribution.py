@@ -555,11 +555,15 @@ async def test_who_is_refused_and_why(network: Network) -> None:
             return len(frame).to_bytes(2, "big") + frame
 
         full = a._local.flags
-        refused = b"\0\x0csnot_allowed"
-        assert await attempt(name_frame(b"x@fd12::9", full)) == refused
-        assert await attempt(name_frame(b"x@FD12::9", full)) == refused
-        assert await attempt(name_frame(b"x@" + a.host.encode(), 4)) == refused
-        assert await attempt(name_frame(a.name.encode(), full)) == refused
+        for name, flags, code in (
+            (b"x@fd12::9", full, b"wrong-source"),
+            (b"x@FD12::9", full, b"bad-name"),
+            (b"x@" + a.host.encode(), 4, b"missing-flags"),
+            (a.name.encode(), full, b"bad-name"),
+        ):
+            answer = await attempt(name_frame(name, flags))
+            assert answer.startswith(b"\0\x0csnot_allowed")
+            assert answer[16:].startswith(b"x" + code + b" ")
         assert await attempt(b"GET / HTTP/1.1\r\n\r\n") == b""
         assert await attempt(b"\0\x01") == b""  # says nothing more
         assert a.statistics()["refused"] == {
@@ -712,7 +716,7 @@ async def test_wrong_uses_are_told(network: Network) -> None:
             assert isinstance(error, HandshakeError)
             assert error.code == "bad-name"
         error = await refusal(a.connect(f"nobody@{address}", timeout=20))
-        assert error.code in ("not-allowed", "wrong-peer", "unreachable")
+        assert error.code in ("bad-name", "wrong-peer", "unreachable")
         assert a.nodes() == []
 
 

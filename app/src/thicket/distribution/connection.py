@@ -59,7 +59,13 @@ class Owner(Protocol):
     """What a connection reports to."""
 
     def on_opened(self, connection: Connection) -> None:
-        """The TCP connection stands and the handshake begins; may close it."""
+        """The TCP connection stands and the handshake begins, that of TLS first; may close it."""
+
+    def on_secured(self, connection: Connection) -> None:
+        """TLS stands, and nothing was said inside yet.
+
+        :raises HandshakeError: to refuse the peer, which is told so.
+        """
 
     def on_connected(self, connection: Connection) -> None:
         """The handshake has succeeded; messages may follow at once."""
@@ -80,9 +86,11 @@ class Connection(asyncio.BufferedProtocol):
     :param tick_time: seconds without a byte after which the peer counts as lost; a tick is sent
         when nothing else was for a quarter of it.
     :param max_message: longest message accepted, in bytes.
+    :param inside_tls: say nothing before :meth:`secured` is called.
     :ivar source: the peer's address, without zone.
     :ivar heard: when the last bytes came, by the event loop's clock.
     :ivar established: the handshake is over and the connection in use.
+    :ivar checked: the name under which the peer's certificate was found good.
     """
 
     def __init__(
@@ -93,8 +101,10 @@ class Connection(asyncio.BufferedProtocol):
         tick_time: float,
         setup_time: float = SETUP_TIME,
         max_message: int = frames.MAX_MESSAGE,
+        inside_tls: bool = False,
     ) -> None:
         self.source = ""
+        self.checked = ""
         self.heard = 0.0
         self.established = False
         self.handshake = handshake
@@ -103,6 +113,7 @@ class Connection(asyncio.BufferedProtocol):
         self._tick_time = tick_time
         self._setup_time = setup_time
         self._max_message = max_message
+        self._inside_tls = inside_tls
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -147,8 +158,21 @@ class Connection(asyncio.BufferedProtocol):
             raw.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, NOT_SENT)
         transport.set_write_buffer_limits(high=HIGH_WATER)
         self._timer = self._loop.call_later(self._setup_time, self._setup_expired)
-        self._flush()
         self._owner.on_opened(self)
+        if not self._inside_tls:
+            self._flush()
+
+    def secured(self) -> None:
+        """TLS stands: check the peer, and begin the handshake of nodes."""
+        self._inside_tls = False
+        try:
+            self._owner.on_secured(self)
+        except HandshakeError as error:
+            self.handshake.refuse(error)
+            self._flush()
+            self.close(error)
+        else:
+            self._flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reader.space()
@@ -202,6 +226,15 @@ class Connection(asyncio.BufferedProtocol):
     def name(self) -> str:
         """The peer's name, or its address as long as that is all we know."""
         return self.handshake.peer.name if self.handshake.peer is not None else self.source
+
+    @property
+    def called(self) -> str:
+        """Who the peer is or should be, and its address, for messages."""
+        handshake = self.handshake
+        if isinstance(handshake, Initiator):
+            return handshake.wanted
+        name = getattr(handshake, "name", None)
+        return f"{name!r} at {self.source}" if name else self.source
 
     @property
     def ssl_object(self) -> Any:
@@ -333,7 +366,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         data = self.handshake.take()
-        if data and self._transport is not None:
+        if data and self._transport is not None and self._closed is None:
             self._transport.write(data)
 
     def _shake(self, data: bytes) -> None:
@@ -460,9 +493,11 @@ class Connection(asyncio.BufferedProtocol):
         self._timer = self._loop.call_later(self._tick_time / TICK_INTENSITY, self._tick)
 
     def _setup_expired(self) -> None:
+        of = " of TLS" if self._inside_tls else ""
         self.close(
-            HandshakeError(
-                "timeout", f"no handshake with {self.name} within {self._setup_time:g} seconds"
+            self.handshake.refusal
+            or HandshakeError(
+                "timeout", f"no handshake{of} with {self.name} within {self._setup_time:g} seconds"
             )
         )
 
@@ -471,6 +506,8 @@ class Connection(asyncio.BufferedProtocol):
         how = f"was lost ({exc.strerror or exc})" if isinstance(exc, OSError) else "was closed"
         if self.established:
             return DistributionError("closed", f"the connection to {self.name} {how}")
+        if self.handshake.refusal is not None:
+            return self.handshake.refusal
         ended = exc is None or isinstance(exc, ConnectionResetError)
         if ended and isinstance(self.handshake, Initiator) and self.handshake.awaits_proof:
             return HandshakeError(

@@ -13,6 +13,10 @@ A proof is MD5 over the cookie and the challenge in decimal digits; the cookie i
 sent. What follows the last frame belongs to the connected state, even in the same segment:
 the machine leaves it in :attr:`Handshake.rest`.
 
+A node of ours that refuses another says why in one frame more, ``x`` with the code and the words:
+after the status ``not_allowed``, which is the last thing that other nodes read, or in place of its
+name, for which they close the connection.
+
 Feed :meth:`Handshake.receive`, send what :meth:`Handshake.take` returns. On a
 :class:`HandshakeError` send what is still to be taken, then close.
 """
@@ -96,6 +100,7 @@ ABILITIES = (
 """Our abilities. The atom cache is declined on purpose: it costs more in Python than it saves,
 and an opaque fun could not be sent back with it."""
 
+_TLS_BEGINS = frozenset((0x1503, 0x1603))  # an alert, or a handshake, as a length of 2 bytes
 _VERSION_5 = 5
 _VERSION_6 = 6
 
@@ -117,10 +122,23 @@ class DistributionError(Exception):
         self.code = code
 
 
+OURS = "ours"
+THEIRS = "theirs"
+
+
 class HandshakeError(DistributionError):
     """A handshake that failed. Codes: ``wrong-cookie``, ``bad-name``, ``wrong-source``,
     ``wrong-peer``, ``wrong-certificate``, ``missing-flags``, ``not-allowed``, ``simultaneous``,
-    ``connected``, ``tls``, ``protocol``."""
+    ``connected``, ``protocol``; those of TLS are in :mod:`.secure`, and what a ``Tls`` has for
+    peers that it does not believe.
+
+    :ivar refusal: who refused whom: :data:`OURS` when this node refused the peer, :data:`THEIRS`
+        when the peer said that it refuses this node; empty when nobody did.
+    """
+
+    def __init__(self, code: str, message: str, refusal: str = "") -> None:
+        super().__init__(code, message)
+        self.refusal = refusal
 
 
 class LocalNode(NamedTuple):
@@ -172,6 +190,27 @@ def split_name(name: str) -> tuple[str, str]:
     return alive, host
 
 
+_MAX_REASON = 500  # bytes of a refusal's words
+_OWN_MEANING = frozenset(("simultaneous", "connected", "stopped", "closed", "timeout", "wrong-peer"))
+
+
+def refusal_frame(error: DistributionError) -> bytes:
+    """Return the frame that tells the peer why it is refused."""
+    words = str(error).encode()[:_MAX_REASON].decode("utf-8", "ignore")
+    return b"x" + error.code.encode() + b" " + words.encode()
+
+
+def read_refusal(frame: bytes, who: str) -> HandshakeError:
+    """Return what the peer *who* says of why it refuses us; anybody may have written it."""
+    code, _, words = frame[1:].decode("utf-8", "replace").partition(" ")
+    if not (0 < len(code) <= 32 and code.isascii() and code.replace("-", "").isalpha()):
+        code = "not-allowed"
+    elif not code.islower() or code in _OWN_MEANING:  # for what happens here
+        code = "not-allowed"
+    words = "".join(c if c.isprintable() else "?" for c in words[:_MAX_REASON])
+    return HandshakeError(code, f"{who} refuses this node: {words or 'without a reason'}", THEIRS)
+
+
 def digest(cookie: str, challenge: int) -> bytes:
     """Return the proof of knowing *cookie* that answers *challenge*."""
     # Imported late: hashlib loads OpenSSL, which a node without peers has no use for.
@@ -199,6 +238,7 @@ class Handshake:
     :ivar done: the handshake has succeeded.
     :ivar peer: the peer, once it has told its name.
     :ivar rest: when done, the bytes received after the last frame.
+    :ivar refusal: the peer has refused us, and may still say why; holds when it says no more.
     """
 
     def __init__(self, local: LocalNode, length_size: int = 2) -> None:
@@ -206,6 +246,7 @@ class Handshake:
         self.done = False
         self.peer: RemoteNode | None = None
         self.rest = b""
+        self.refusal: HandshakeError | None = None
         self._length_size = length_size
         self._buffer = b""
         self._outgoing = bytearray()
@@ -228,6 +269,8 @@ class Handshake:
         at = 0
         while not self.done and len(buffer) - at >= size:
             length = int.from_bytes(buffer[at : at + size], "big")
+            if size == 2 and length in _TLS_BEGINS:
+                raise HandshakeError("tls-required", "the peer speaks TLS, and this node does not")
             if not 0 < length <= MAX_FRAME:
                 raise HandshakeError(
                     "protocol", f"a handshake frame of {length} bytes (limit {MAX_FRAME})"
@@ -243,6 +286,11 @@ class Handshake:
             self._buffer = b""
         else:
             self._buffer = buffer[at:]
+
+    def refuse(self, error: HandshakeError) -> None:
+        """Tell the peer why it is refused, in place of everything that was to be sent."""
+        self._outgoing.clear()
+        self._send(refusal_frame(error))
 
     def _send(self, frame: bytes) -> None:
         self._outgoing += len(frame).to_bytes(self._length_size, "big") + frame
@@ -347,12 +395,20 @@ class Initiator(Handshake):
                 "simultaneous", f"{self.wanted} is connecting to this node at the same time"
             )
         elif status == NOT_ALLOWED:
-            raise HandshakeError(
-                "not-allowed", f"{self.wanted} does not allow connections from {self.local.name}"
+            self.refusal = HandshakeError(
+                "not-allowed",
+                f"{self.wanted} does not allow connections from {self.local.name}",
+                THEIRS,
             )
+            self._next = self._got_reason
+            return
         else:
             raise HandshakeError("protocol", f"an unknown status, {status[:32]!r}")
         self._next = self._got_challenge
+
+    def _got_reason(self, frame: bytes) -> None:
+        assert self.refusal is not None
+        raise read_refusal(frame, self.wanted) if frame[:1] == b"x" else self.refusal
 
     def _got_challenge(self, frame: bytes) -> None:
         if frame[:1] != b"N":
@@ -384,7 +440,7 @@ class Acceptor(Handshake):
 
     :param decide: called with the peer when it has told its name; returns the status to answer
         (:data:`OK`, :data:`OK_SIMULTANEOUS`, :data:`NOK`, :data:`ALIVE`), or raises
-        :class:`HandshakeError`, which is answered with :data:`NOT_ALLOWED`.
+        :class:`HandshakeError`, which is answered with :data:`NOT_ALLOWED` and the reason.
     """
 
     def __init__(
@@ -411,6 +467,8 @@ class Acceptor(Handshake):
             flags = _number(frame, 3, 4)
             creation = 0
             name = frame[7:]
+        elif tag == b"x":
+            raise read_refusal(frame, "the peer")
         else:
             raise HandshakeError("protocol", f"expected a name, got {frame[:32]!r}")
         self.name = name[:255].decode("utf-8", "replace")
@@ -419,8 +477,10 @@ class Acceptor(Handshake):
                 raise HandshakeError("not-allowed", "a node that wants to be given a name")
             self.peer = self._learn(name, flags, creation)
             status = self._decide(self.peer)
-        except HandshakeError:
+        except HandshakeError as error:
+            error.refusal = OURS
             self._send(b"s" + NOT_ALLOWED.encode())
+            self._send(refusal_frame(error))
             raise
         self._low_flags = flags if old else 0
         self._send(b"s" + status.encode())

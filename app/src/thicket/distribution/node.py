@@ -29,9 +29,11 @@ from .handshake import (
     NOK,
     OK,
     OK_SIMULTANEOUS,
+    OURS,
     PUBLISHED,
     SEND_SENDER,
     SETUP_TIME,
+    THEIRS,
     Acceptor,
     DistributionError,
     HandshakeError,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from .calls import Calls, RemoteTask
     from .groups import Scope, Subscription
     from .mailbox import Mailbox, NodeEvents
+    from .secure import Shared
     from .tls import Tls
 
 log = logging.getLogger("thicket.distribution")
@@ -68,6 +71,8 @@ _BIND_INTERVAL = 0.1
 _MAX_BIND_INTERVAL = 2.0
 _PATIENCE = 10.0  # seconds an address may be missing before that is a problem
 _LOG_INTERVAL = 60.0
+_LOG_LINES = 30  # of refusals, within that interval
+_MAX_REASONS = 64
 
 CALL_TIME = 5.0
 """Default seconds that a call may take, as in Erlang."""
@@ -107,14 +112,16 @@ class Node(ProcessTable):
         node, Erlang's ``net_ticktime``.
     :param on_change: called with a kind and details: ``connecting`` {name}, ``node-up`` {name},
         ``node-down`` {name, code, reason}, ``suspected`` {name, by} (another node of ours fears
-        for one of our peers), ``refused`` {source, name, code, message},
+        for one of our peers), ``refused`` {source, name, code, message} (we refused a node) and
+        ``refused-by`` with the same details (a node refused us), both not more often than logged,
         ``problem`` and ``recovered`` {part, code, message, since}.
     :param epmd_port: the port mapper's port; None to neither ask nor answer as one.
     :param published: be visible, as opposed to Erlang's hidden nodes.
     :param check_source: refuse a peer whose name has another address than it connects from.
     :param setup_time: seconds that a handshake may take, Erlang's ``net_setuptime``.
     :param max_message: longest message accepted, in bytes.
-    :param tls: talk with others inside mutual TLS (:func:`.tls.contexts`) and in no other way.
+    :param tls: talk with others inside mutual TLS and in no other way: :class:`.tls.FileTls`, or
+        that of a fleet. A cookie is then needed all the same.
     :raises ValueError: when name or cookie cannot be used.
     """
 
@@ -166,6 +173,7 @@ class Node(ProcessTable):
         self._max_message = max_message
         self._tls = tls
         self._length_size = 2 if tls is None else 4
+        self._shared: Shared | None = None
 
         self._server: asyncio.Server | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -179,8 +187,7 @@ class Node(ProcessTable):
         self._dialled: dict[str, tuple[Connection, asyncio.Future[None]]] = {}
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._problems: dict[str, dict[str, Any]] = {}
-        self._logged: dict[tuple[str, str], float] = {}
-        self._refused: dict[str, int] = {}
+        self._refusals = _Refusals()
 
         super().__init__(int.from_bytes(os.urandom(7), "big"))
         self._counters.update(
@@ -268,16 +275,7 @@ class Node(ProcessTable):
             interval = min(interval * 1.5, _MAX_BIND_INTERVAL)
         # The socket stays good when the address goes and comes back.
         self.port = listener.getsockname()[1]
-        if self._tls is None:
-            self._server = await loop.create_server(self._accept, sock=listener)
-        else:
-            self._server = await loop.create_server(
-                self._accept,
-                sock=listener,
-                ssl=self._tls.server,
-                ssl_handshake_timeout=self._setup_time,
-                ssl_shutdown_timeout=_CLOSE_TIME,
-            )
+        self._server = await loop.create_server(self._accept, sock=listener)
         self.listening = True
         log.info("%s listens on port %d", self.name, self.port)
         for code in ("port-taken", "listen", "address-missing"):
@@ -314,11 +312,13 @@ class Node(ProcessTable):
         return list(self._problems.values())
 
     def statistics(self) -> dict[str, Any]:
-        """Return counters: connections, messages, and refusals by reason; how epmd is answered."""
+        """Return counters: connections, messages; how epmd is answered; and, by reason, whom we
+        refused (``refused``) and who refused us (``refused_by``)."""
         mapper = self._mapper
         counters: dict[str, Any] = dict(self._counters)
         counters["discarded"] += sum(c.discarded for c in self._connections.values())
-        counters["refused"] = dict(self._refused)
+        counters["refused"] = dict(self._refusals.counters[OURS])
+        counters["refused_by"] = dict(self._refusals.counters[THEIRS])
         counters["handshakes"] = len(self._handshakes)
         counters["epmd"] = {
             "served": list(mapper.served) if mapper is not None else [],
@@ -451,41 +451,18 @@ class Node(ProcessTable):
             tick_time=self.tick_time,
             setup_time=self._setup_time,
             max_message=self._max_message,
+            inside_tls=self._tls is not None,
         )
         result: asyncio.Future[None] = loop.create_future()
         self._dialled[peer] = connection, result
         try:
-            await self._open(connection, raw, host)
+            protocol = self._protocol(connection, host)
+            await loop.create_connection(lambda: protocol, sock=raw)
             await result
         finally:
             del self._dialled[peer]
             if not connection.established:
                 connection.close(HandshakeError("closed", f"the attempt to reach {peer} ended"))
-
-    async def _open(self, connection: Connection, raw: socket.socket, host: str) -> None:
-        """Begin the handshake on a socket that is connected.
-
-        :raises HandshakeError: ``tls``, when the other side's certificate, or ours there, is not
-            accepted.
-        """
-        loop = asyncio.get_running_loop()
-        if self._tls is None:
-            await loop.create_connection(lambda: connection, sock=raw)
-            return
-        from ssl import SSLError  # noqa: PLC0415
-
-        try:
-            await loop.create_connection(
-                lambda: connection,
-                sock=raw,
-                ssl=self._tls.client,
-                server_hostname=host,
-                ssl_handshake_timeout=self._setup_time,
-                ssl_shutdown_timeout=_CLOSE_TIME,
-            )
-        except (SSLError, ConnectionError) as error:
-            why = getattr(error, "verify_message", "") or error.strerror or str(error)
-            raise HandshakeError("tls", f"no TLS connection to {host}: {why}") from error
 
     async def _comes_up(self, peer: str) -> bool:
         """Wait until *peer*, which is connecting to us, is connected; False when it fails."""
@@ -576,7 +553,7 @@ class Node(ProcessTable):
 
     # --- what connections report --------------------------------------------------------------
 
-    def _accept(self) -> Connection:
+    def _accept(self) -> asyncio.BufferedProtocol:
         acceptor = Acceptor(
             self._local, lambda remote: self._decide(connection, remote), self._length_size
         )
@@ -586,8 +563,26 @@ class Node(ProcessTable):
             tick_time=self.tick_time,
             setup_time=self._setup_time,
             max_message=self._max_message,
+            inside_tls=self._tls is not None,
         )
-        return connection
+        return self._protocol(connection, None)
+
+    def _protocol(self, connection: Connection, host: str | None) -> asyncio.BufferedProtocol:
+        """Return what reads from the socket: the connection, or TLS in between.
+
+        :param host: the address connected to, None when the peer connects.
+        """
+        if self._tls is None:
+            return connection
+        from .secure import Shared, TlsTransport  # noqa: PLC0415  # loads ssl
+
+        if self._shared is None:
+            self._shared = Shared()
+        if host is None:
+            return TlsTransport(connection, self._tls.server, self._shared, server_side=True)
+        return TlsTransport(
+            connection, self._tls.client, self._shared, server_side=False, host=host
+        )
 
     def on_opened(self, connection: Connection) -> None:
         """Count a handshake that somebody else begins, and refuse one too many."""
@@ -602,6 +597,56 @@ class Node(ProcessTable):
                 )
             )
 
+    def on_secured(self, connection: Connection) -> None:
+        """Check a node that we connect to, before it hears who we are.
+
+        One that connects is checked when it has told its name.
+
+        :raises HandshakeError: when it is refused.
+        """
+        if isinstance(connection.handshake, Initiator):
+            self._check(connection, connection.handshake.wanted)
+
+    def _check(self, connection: Connection, name: str) -> None:
+        """Check the certificate of the peer, which is or calls itself *name*.
+
+        :raises HandshakeError: when it is refused.
+        """
+        assert self._tls is not None
+        try:
+            self._tls.check(connection.ssl_object, split_name(name)[1], name)
+        except HandshakeError as error:
+            error.refusal = OURS
+            raise
+        except Exception as error:
+            log.exception("the certificate of %s cannot be checked", name)
+            raise HandshakeError("tls", "the certificate cannot be checked", OURS) from error
+        connection.checked = name
+
+    def recheck(self) -> list[str]:
+        """Check the certificates of all connected nodes again, as after a revocation.
+
+        The connection to one that is refused now is closed, and the code of its loss is the
+        reason. What is just being connected is checked as well.
+
+        :returns: the names of the nodes that were refused.
+        """
+        if self._tls is None:
+            return []
+        gone = []
+        dialled = [connection for connection, _ in self._dialled.values()]
+        for connection in {*self._connections.values(), *self._handshakes, *dialled}:
+            if not connection.checked:
+                continue
+            try:
+                self._check(connection, connection.checked)
+            except HandshakeError as error:
+                gone.append(connection.checked)
+                if connection.established:  # otherwise it is told of when it is closed
+                    self._refuse(connection, error)
+                connection.close(error)
+        return sorted(gone)
+
     def _decide(self, connection: Connection, remote: RemoteNode) -> str:
         """Return the status for *remote*, which has begun a handshake.
 
@@ -613,9 +658,7 @@ class Node(ProcessTable):
                 "wrong-source", f"a node that calls itself {name} connects from {connection.source}"
             )
         if self._tls is not None:
-            from .tls import check_name  # noqa: PLC0415
-
-            check_name(connection.ssl_object, split_name(name)[1], name)
+            self._check(connection, name)
         if name == self.name:
             raise HandshakeError("bad-name", f"another node calls itself {name}, as this one does")
         if len(self._connections) >= MAX_CONNECTIONS:
@@ -670,6 +713,9 @@ class Node(ProcessTable):
                 del self._connections[name]
                 self._lost(name, connection, reason)
             return
+        refusal = reason.refusal if isinstance(reason, HandshakeError) else ""
+        if refusal == THEIRS or (refusal == OURS and connection.outgoing):
+            self._refuse(connection, reason)
         if connection.outgoing:
             for dialled, result in self._dialled.values():
                 if dialled is connection and not result.done():
@@ -679,7 +725,11 @@ class Node(ProcessTable):
             if reason.code == "closed":
                 # Its own doing: it was stopped, or dropped this connection in favour of ours.
                 self._counters["abandoned"] += 1
-            elif reason.code not in ("simultaneous", "connected", "stopped"):
+            elif refusal != THEIRS and reason.code not in (
+                "simultaneous",
+                "connected",
+                "stopped",
+            ):
                 self._refuse(connection, reason)
         self._wake(name)
 
@@ -700,19 +750,30 @@ class Node(ProcessTable):
         self._change("node-down", {"name": name, "code": reason.code, "reason": str(reason)})
 
     def _refuse(self, connection: Connection, reason: DistributionError) -> None:
-        """Count a refused handshake; tell of each source and reason once a minute."""
-        self._refused[reason.code] = self._refused.get(reason.code, 0) + 1
-        key = (connection.source, reason.code)
-        now = time.monotonic()
-        if now - self._logged.get(key, -_LOG_INTERVAL) < _LOG_INTERVAL:
+        """Count a refusal, and tell of each source and reason once in a while.
+
+        It is the peer that refused us when *reason* says so.
+        """
+        theirs = isinstance(reason, HandshakeError) and reason.refusal == THEIRS
+        handshake = connection.handshake
+        name = handshake.wanted if isinstance(handshake, Initiator) else connection.checked
+        name = name or getattr(handshake, "name", None) or None
+        omitted = self._refusals.add(THEIRS if theirs else OURS, connection.source, reason.code)
+        if omitted is None:
             return
-        if len(self._logged) >= 256:
-            self._logged.clear()
-        self._logged[key] = now
-        name = getattr(connection.handshake, "name", None)
-        log.warning("refused a connection from %s: %s", connection.source, reason)
+        log.warning(
+            "%s (%s): %s%s",
+            f"refused by {connection.source}"
+            if theirs
+            else f"refused {'the' if connection.outgoing else 'a'} connection "
+            f"{'to' if connection.outgoing else 'from'} {connection.source}"
+            + (f", {name!r}" if name else ""),
+            reason.code,
+            reason,
+            f" ({omitted} more since the last of these lines)" if omitted else "",
+        )
         self._change(
-            "refused",
+            "refused-by" if theirs else "refused",
             {
                 "source": connection.source,
                 "name": name,
@@ -1091,6 +1152,38 @@ class Node(ProcessTable):
                 "timeout",
                 f"{connection.name} took nothing that is sent to it for {timeout:.3g} seconds",
             ) from None
+
+
+class _Refusals:
+    """Counts refusals, and decides which of them are told of.
+
+    The same source and reason once a minute: a peer that tries again every second must not fill
+    the log. And of all together some 30 a minute, as sources are cheap for an attacker.
+    """
+
+    def __init__(self) -> None:
+        self.counters: dict[str, dict[str, int]] = {OURS: {}, THEIRS: {}}
+        self._told: dict[tuple[str, str, str], float] = {}
+        self._omitted = 0
+
+    def add(self, whose: str, source: str, code: str) -> int | None:
+        """Return how many were not told of since the last one that was; None: nor is this."""
+        counters = self.counters[whose]
+        if code not in counters and len(counters) >= _MAX_REASONS:
+            code = "other"  # the peer's words are no way to fill our memory
+        counters[code] = counters.get(code, 0) + 1
+        key = whose, source, code
+        now = time.monotonic()
+        for known, when in list(self._told.items()):  # the oldest first
+            if now - when < _LOG_INTERVAL:
+                break
+            del self._told[known]
+        if key in self._told or len(self._told) >= _LOG_LINES:
+            self._omitted += 1
+            return None
+        self._told[key] = now
+        omitted, self._omitted = self._omitted, 0
+        return omitted
 
 
 def _words(error: Exception | None) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
 from typing import Any, Final
 
@@ -109,3 +109,63 @@ def check_connection(
         node=node,
         chip_required=chip_required,
     )
+
+
+class FleetTls:
+    """TLS of a node's distribution with the certificates of its fleet (a ``distribution.tls.Tls``).
+
+    ``clock``, ``revoked`` and ``chip_required`` are asked at each check; see ``check_connection``.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        credentials: Credentials,
+        *,
+        clock: Callable[[], Clock],
+        revoked: Callable[[], Iterable[str]] = tuple,
+        chip_required: Callable[[], bool] = bool,
+    ) -> None:
+        """Begin with ``credentials``; ``use`` replaces them."""
+        self.fleet = fleet
+        self.server = server_context(credentials, fleet)
+        self.client = client_context(credentials, fleet)
+        self._clock = clock
+        self._revoked = revoked
+        self._chip_required = chip_required
+
+    def use(self, credentials: Credentials) -> None:
+        """Let the connections to come use renewed ``credentials``; open ones stay."""
+        for context in (self.server, self.client):
+            use_credentials(context, credentials)
+
+    def check(self, ssl_object: Any, host: str, name: str) -> None:
+        """Check the peer at ``host`` that is called ``name``.
+
+        Raises ``HandshakeError``; its code is one of ``verify.REASONS``.
+        """
+        from thicket.distribution.handshake import HandshakeError  # noqa: PLC0415
+
+        try:
+            check_connection(
+                ssl_object,
+                self.fleet,
+                clock=self._clock(),
+                revoked=self._revoked(),
+                address=IPv6Address(host),
+                node=name,
+                chip_required=self._chip_required(),
+            )
+        except RefusedError as error:
+            raise HandshakeError(
+                error.reason, f"{name}{_device(ssl_object)}: {error}"
+            ) from error
+
+
+def _device(connection: Any) -> str:
+    """Return which device the peer's certificate is of, in words; empty when that is unknown."""
+    try:
+        device = x509.Certificate(peer_chain(connection)[1])
+    except (RefusedError, x509.CertificateError, IndexError):
+        return ""
+    return f" (device {device.common_name})"
