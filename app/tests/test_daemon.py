@@ -93,6 +93,9 @@ class FakeNode:
     def new_pid(self) -> Any:
         return None
 
+    def recheck(self) -> None:
+        pass
+
     def statistics(self) -> dict[str, Any]:
         return {"refused": {}}
 

@@ -31,7 +31,7 @@ import thicket
 from thicket import config, log
 from thicket.config import Loaded, Paths, Settings
 from thicket.control import RequestError, Server
-from thicket.discovery import Discovery
+from thicket.discovery import Discovery, PlainBeacons, in_use
 from thicket.discovery import Settings as DiscoverySettings
 from thicket.membership import Candidate, Membership
 from thicket.status import SCHEMA, Problems, Times, Writer, boottime, memory_kib, process_start
@@ -301,6 +301,7 @@ class Daemon:
             self.problems,
             self._changed,
         )
+        self.trust.on_beacons = self._other_beacons
         self._part("trust", self.trust.run)
         self._part("discovery", self._run_discovery)
         self._part("cluster", self._run_cluster)
@@ -407,8 +408,19 @@ class Daemon:
             self._heard,
             pinned=self._connected,
             on_gone=self._gone,
+            codecs=self._codecs(),
         )
         await self.discovery.run()
+
+    def _codecs(self) -> tuple[Any, ...]:
+        """The forms of beacons that are sent and believed."""
+        assert self.address is not None
+        plain = PlainBeacons(self.address.ip, self.address.network)
+        return in_use(self.settings.discovery.beacon, plain, self.trust.beacons)
+
+    def _other_beacons(self) -> None:
+        if self.discovery is not None:
+            self.discovery.use(self._codecs())
 
     def _heard(self, address: IPv6Address, new: bool) -> None:
         if self.membership is not None:
@@ -657,10 +669,11 @@ class Daemon:
             self._restart("trust")
         elif self.trust is not None:
             self.trust.look_again()
-        if moved or "trust" in sections or "discovery.beacon" in changed:
+        if moved:
             self._restart("discovery")
         elif "discovery" in sections and self.discovery is not None:
             self.discovery.apply(_discovery_settings(self.settings))
+            self._other_beacons()
         if moved or "cluster" in sections or "trust" in sections:
             self._restart("cluster")
         elif "application" in sections and self.applications is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 from datetime import UTC, datetime
+from functools import cache
 from typing import Final
 
 from thicket.trust.verify import Clock
@@ -24,14 +25,16 @@ _UNSYNCHRONISED: Final = 5  # TIME_ERROR of sys/timex.h
 _EARLIEST: Final = datetime(2024, 1, 1, tzinfo=UTC)  # before the first image there was none
 
 
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 def synchronised() -> bool:
     """Tell whether a time service has set the clock, as the kernel knows it."""
     buffer = ctypes.create_string_buffer(512)  # struct timex, all zero: only asks
-    try:
-        state = ctypes.CDLL(None).adjtimex(buffer)
-    except (OSError, AttributeError):
-        return False
-    return 0 <= int(state) < _UNSYNCHRONISED
+    state: int = _library().adjtimex(buffer)
+    return 0 <= state < _UNSYNCHRONISED
 
 
 def read_clock(root: str = "") -> Clock:

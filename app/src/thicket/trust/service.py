@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import datetime
+from ipaddress import IPv6Address
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from thicket.distribution.node import Node
     from thicket.identity.aio import AsyncAtecc
     from thicket.status import Problems
+    from thicket.trust.beacon import SignedBeacons
     from thicket.trust.exchange import Exchange
     from thicket.trust.node import Credentials, DeviceKey
     from thicket.trust.tls import FleetTls
@@ -45,6 +47,8 @@ TELL: Final = 60.0
 """Seconds between two rounds in which all nodes hear the number of our list."""
 
 LIST_FILE: Final = "revocations.bin"
+START_FILE: Final = "start"
+"""What the node keeps: the list of revocations, and how often its beacons have begun anew."""
 
 
 class ListError(Exception):
@@ -79,8 +83,11 @@ class Trust:
         self.tls: FleetTls | None = None
         #: Set while the node can prove itself.
         self.ready = asyncio.Event()
-        #: Called after a new list is in force.
+        #: Makes and judges beacons; None without a fleet.
+        self.beacons: SignedBeacons | None = None
+        #: Called after a new list is in force, and when there are other beacons to send.
         self.on_revoked: Callable[[], None] = lambda: None
+        self.on_beacons: Callable[[], None] = lambda: None
         self.list: Revocations | None = None
         self._packed = b""
         self._state = "starting"
@@ -146,6 +153,7 @@ class Trust:
             if not self._load_fleet():
                 await asyncio.Event().wait()  # only another configuration helps
             self._load_list()
+            await self._open_ears()
             while True:
                 self._again.clear()
                 await self._prove()
@@ -153,7 +161,7 @@ class Trust:
                     async with asyncio.timeout(AGAIN):
                         await self._again.wait()
         finally:
-            self.fleet = self.credentials = self.tls = self.list = None
+            self.fleet = self.credentials = self.tls = self.list = self.beacons = None
             self._floor = self._until = None
             self._packed = b""
             self.ready.clear()
@@ -177,6 +185,30 @@ class Trust:
             )
         self.on_change()
         return False
+
+    async def _open_ears(self) -> None:
+        """Judge beacons from now on; ours are sent when the node can prove itself."""
+        from thicket.trust.beacon import SignedBeacons, next_start  # noqa: PLC0415
+
+        assert self.fleet is not None
+        path, now = f"{self.folder}/{START_FILE}", self.clock()
+        # the disk may take its time
+        start = await asyncio.get_running_loop().run_in_executor(None, next_start, path, now)
+        self.beacons = SignedBeacons(
+            self.fleet,
+            start,
+            clock=self.clock,
+            revoked=lambda: self.revoked,
+            list_number=lambda: self.current_list()[0],
+            on_list_number=self._heard_number,
+            chip_required=self.settings().trust.chip_required,
+        )
+        self.on_beacons()
+
+    def _heard_number(self, address: IPv6Address, number: int) -> None:
+        """A node announces the number of its list."""
+        if self._exchange is not None and number != self.current_list()[0]:
+            self._exchange.tell(f"{self.settings().cluster.name}@{address}")
 
     async def _prove(self) -> None:
         """Use credentials and keep them renewed; returns when there are none."""
@@ -240,6 +272,8 @@ class Trust:
                 f"the certificates here are for {credentials.peer.address}, and this node is {own}"
             )
         self._raise_floor(*credentials.peer.signed)
+        if self.beacons is not None:
+            self.beacons.use(credentials)
         if self.tls is None:
             self.tls = FleetTls(
                 self.fleet,
@@ -260,6 +294,7 @@ class Trust:
             log.info("this node is %s of fleet %s", credentials.peer.device, self.fleet.name)
         self._state = "ready"
         self.ready.set()
+        self.on_beacons()
         self.on_change()
 
     def _judge_ourselves(self) -> None:
