@@ -272,8 +272,8 @@ async def test_a_peer_that_stalls_in_the_handshake_of_tls(network: Network) -> N
     one = Policy(await credentials(FLEET.device(1)[0]))
     two = Policy(await credentials(FLEET.device(2)[0]))
     async with (
-        a_node(network, one, setup_time=3) as (a, _),
-        a_node(network, two, setup_time=3) as (b, _),
+        a_node(network, one, setup_time=5) as (a, _),
+        a_node(network, two, setup_time=5) as (b, _),
     ):
         streams = [await asyncio.open_connection(a.host, a.port) for _ in range(9)]
         async with asyncio.timeout(60):
@@ -430,7 +430,6 @@ async def an_erlang(
     release: Release,
     mine: Credentials,
     *,
-    fleet: TestFleet = FLEET,
     address: IPv6Address | None = None,
     certificate: bool = True,
 ) -> AsyncIterator[Erl]:
@@ -442,14 +441,20 @@ async def an_erlang(
         network.add(address)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="guest-")))
-        for name, text in erlang_files(folder, fleet.fleet, mine).items():
-            if not certificate and name == "ssl_dist.conf":
-                text = text.replace("{certfile", "{password,\"\"},{certfile", 0)
-                head, client = text.split("{client,")
-                for option in ("certfile", "keyfile"):
-                    at = client.index("{" + option)
-                    client = client[:at] + client[client.index("}", at) + 1 :].lstrip(", \n")
-                text = head + "{client," + client
+        files = erlang_files(folder, FLEET.fleet, mine)
+        options_file = files["ssl_dist.conf"]
+        if release.number < 27:
+            options_file = options_file.replace("% {customize", "{customize")
+            assert options_file.count("{customize") == 1
+        if not certificate:
+            server, client = options_file.split("{client,")
+            kept = [
+                line
+                for line in client.splitlines()
+                if "{certfile" not in line and "{keyfile" not in line
+            ]
+            options_file = server + "{client,[" + "\n".join(kept)
+        for name, text in {**files, "ssl_dist.conf": options_file}.items():
             (folder / name).write_text(text)
         options = ["-ssl_dist_optfile", str(folder / "ssl_dist.conf")]
         if release.number < 27:
@@ -463,3 +468,119 @@ async def an_erlang(
             network, "e", address, release=release, proto="inet6_tls", options=options
         ) as erl:
             yield erl
+
+
+async def theirs(node: Node, erl: Erl, which: str, code: str) -> None:
+    """Let Erlang connect until *node* has counted one refusal more; Erlang must see a failure.
+
+    More than once, as on a busy machine either side may give up before it comes to that.
+    """
+    begin = node.statistics()[which].get(code, 0)
+    for _ in range(20):
+        assert await erl.eval(f"net_adm:ping('{node.name}')") == "pang"
+        with suppress(AssertionError):
+            await until(lambda: node.statistics()[which].get(code, 0) > begin, code, 3)
+            return
+    raise AssertionError(f"no refusal for {code}: {node.statistics()} {erl.log}")
+
+
+async def ours(node: Node, erl: Erl, code: str) -> None:
+    """Connect to Erlang until that fails for the reason that is wanted.
+
+    A stock node may reset the connection when it has refused us, before its alert is read.
+    """
+    for _ in range(20):
+        error = await failure(node.connect(erl.name, 60))
+        if error.code == code:
+            return
+        assert error.code in ("closed", "tls", "timeout"), (str(error), erl.log)
+    raise AssertionError(f"no refusal for {code}: {error}, {node.statistics()} {erl.log}")
+
+
+@in_each_release
+async def test_erlang_with_a_guests_files_is_one_of_the_cluster(
+    network: Network, release: Release
+) -> None:
+    one = Policy(await credentials(FLEET.device(1)[0]))
+    guest = await credentials(FLEET.software()[0])
+    async with (
+        a_real_epmd(network),
+        a_node(network, one, max_message=20_000_000) as (node, events),
+        an_erlang(network, release, guest) as erl,
+    ):
+        node.export("lists.sort")(in_order)
+        for direction in ("theirs", "ours"):
+            if direction == "theirs":
+                await erl.until(f"net_adm:ping('{node.name}')", "pong")
+            else:
+                await node.connect(erl.name, 60)
+            await erl.until("nodes()", [node.name])
+            assert node._connections[erl.name].ssl_object.version() == "TLSv1.3"
+            assert await node.call(erl.name, "lists.sort", [2, 1], timeout=60) == [1, 2]
+            assert await erl.eval(f"erpc:call('{node.name}', lists, sort, [[2,1]])") == [1, 2]
+            data = bytes(range(250)) * 40_000
+            assert await node.call(erl.name, "erlang.byte_size", data, timeout=120) == len(data)
+            box = node.mailbox("box")
+            await erl.eval(f"{{box, '{node.name}'}} ! binary:copy(<<7>>, 10000000), ok")
+            assert await box.get() == b"\7" * 10_000_000
+            box.close()
+            if direction == "theirs":
+                node.disconnect(erl.name)
+                await erl.until("nodes()", [])
+        # Renewed credentials are used by the next connection, and this one stays.
+        one.tls.use(await credentials(FLEET.device(1)[0]))
+        assert await node.call(erl.name, "erlang.abs", -1, timeout=60) == 1
+        # A revocation ends the open link, and there is no way back.
+        one.revoked.add(guest.peer.device)
+        assert node.recheck() == [erl.name]
+        await erl.until("nodes()", [])
+        await theirs(node, erl, "refused", "revoked")
+        await ours(node, erl, "revoked")
+        one.revoked.clear()
+        # It has lived through all that.
+        await erl.until(f"net_adm:ping('{node.name}')", "pong")
+
+
+def in_order(values: list[int]) -> list[int]:
+    return sorted(values)
+
+
+@in_each_release
+async def test_erlang_is_refused_for_the_same_reasons(network: Network, release: Release) -> None:
+    one = Policy(await credentials(FLEET.device(1)[0]))
+    guest = await credentials(FLEET.software()[0])
+    async with a_real_epmd(network), a_node(network, one) as (node, _):
+
+        async def both_ways(erl: Erl, code: str) -> None:
+            await theirs(node, erl, "refused", code)
+            await ours(node, erl, code)
+            assert node.nodes() == []
+
+        async with an_erlang(network, release, guest) as erl:
+            one.chip_required = True
+            await both_ways(erl, "software-identity")
+            one.chip_required = False
+            # Erlang refuses us, and its alerts say why.
+            for mine, code in (
+                (await credentials(OTHER.device(1)[0], OTHER), "other-fleet"),
+                (await credentials(FLEET.device(1)[0], clock=LONG_AGO), "expired"),
+            ):
+                one.tls.use(mine)
+                await ours(node, erl, code)
+                await theirs(node, erl, "refused_by", code)
+            # Another device's certificate: Erlang asks for the address when it connects.
+            one.tls.use(await credentials(FLEET.device(2)[0]))
+            assert await erl.eval(f"net_adm:ping('{node.name}')") == "pang"
+            one.tls.use(one.mine)
+            await erl.until(f"net_adm:ping('{node.name}')", "pong")
+        foreign = await credentials(OTHER.software()[0], OTHER)
+        async with an_erlang(network, release, foreign) as erl:
+            await both_ways(erl, "other-fleet")
+        old = await credentials(FLEET.software()[0], clock=LONG_AGO)
+        async with an_erlang(network, release, old) as erl:
+            await both_ways(erl, "expired")
+        other = await credentials(FLEET.software(b"\6\5\4\3\2\1")[0])
+        async with an_erlang(network, release, other, address=guest.peer.address) as erl:
+            await both_ways(erl, "not-its-address")
+        async with an_erlang(network, release, guest, certificate=False) as erl:
+            await theirs(node, erl, "refused", "no-certificate")

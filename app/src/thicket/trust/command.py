@@ -32,6 +32,8 @@ usage: thicket ca [--folder DIR] COMMAND
   enroll --software SOURCE ID KEY
                             enrol a node without chip: SOURCE board, mac or random, ID its
                             12 digits, KEY its public key (128 digits); prints certificates
+  guest DIR [--days N]      make files for a computer with a stock Erlang or Elixir, which may
+                            take part in the cluster for N (30) days
   revoke NAME...            revoke devices or signers, for ever
   list [--json]             signers and devices
   root                      print the root certificate, which every node needs
@@ -116,6 +118,8 @@ def _run(words: list[str]) -> int:
         return _init(authority, rest)
     if command == "enroll":
         return _enroll(authority, rest)
+    if command == "guest":
+        return _guest(authority, rest)
     if command == "revoke":
         if not rest or any(word.startswith("-") for word in rest):
             raise UsageError("revoke needs names of devices or signers")
@@ -213,6 +217,29 @@ def _enroll_software(authority: Authority, rest: list[str]) -> int:
             f"--software needs SOURCE, ID (12 digits) and KEY (128 digits): {error}"
         ) from None
     sys.stdout.write(pem(device) + pem(signer))
+    return OK
+
+
+def _guest(authority: Authority, rest: list[str]) -> int:
+    import asyncio  # noqa: PLC0415
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from thicket.trust.guest import DAYS, how_to_join, make_guest  # noqa: PLC0415
+    from thicket.trust.verify import Clock  # noqa: PLC0415
+
+    days = _option(rest, "--days") or str(DAYS)
+    if not days.isdecimal() or not 0 < int(days) <= 3650:
+        raise UsageError(f"--days {days}: a number from 1 to 3650 is needed")
+    if len(rest) != 1 or rest[0].startswith("-"):
+        raise UsageError("guest needs the DIRECTORY for the files")
+    folder, now = Path(rest[0]), datetime.now(UTC)
+    try:
+        guest = asyncio.run(make_guest(authority, folder, Clock(now, now), int(days)))
+    except FileExistsError:
+        raise AuthorityError(f"{folder} exists; a guest's files go into a new directory") from None
+    except OSError as error:
+        raise AuthorityError(f"{folder} cannot be written: {error.strerror}") from None
+    sys.stdout.write(how_to_join(folder, guest))
     return OK
 
 

@@ -26,7 +26,7 @@ DAYS: Final = 30
 """Validity of a guest's certificate, unless it is told otherwise."""
 
 _OPTIONS: Final = """\
-%% TLS of Erlang's distribution, for: erl -proto_dist inet6_tls -ssl_dist_optfile THIS
+% TLS of Erlang's distribution, for: erl -proto_dist inet6_tls -ssl_dist_optfile THIS
 [{{server,
   [{{certfile, {chain}}},
    {{keyfile, {key}}},
@@ -39,8 +39,8 @@ _OPTIONS: Final = """\
    {{keyfile, {key}}},
    {{cacertfile, {root}}},
    {{verify, verify_peer}},
-   %% Before OTP 27: run erlc on thicket_names.erl, start with -pa DIRECTORY, remove the next "%%".
-   %% {{customize_hostname_check, [{{match_fun, fun thicket_names:match/2}}]}},
+   % Before OTP 27: run erlc on thicket_names.erl, start with -pa DIRECTORY, remove the % below.
+   % {{customize_hostname_check, [{{match_fun, fun thicket_names:match/2}}]}},
    {{versions, ['tlsv1.3']}}]}}].
 """
 
