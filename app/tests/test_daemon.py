@@ -120,6 +120,10 @@ class FakeNode:
     def problems(self) -> list[dict[str, Any]]:
         return []
 
+    def statistics(self) -> dict[str, Any]:
+        names = ("connected", "accepted", "simultaneous", "abandoned")
+        return {**dict.fromkeys(names, 0), "refused": {}}
+
 
 class FakeParts(Parts):
     interface = "lo"

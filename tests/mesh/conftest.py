@@ -12,11 +12,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator, Generator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from meshlab import parts
+from meshlab.image.lab import Extras
 from meshlab.lab import Lab, LabSpec
 from meshlab.paths import cache_root
 from meshlab.testing import Nodes
@@ -34,14 +36,23 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.fixture(scope="session")
-def real_parts() -> parts.RealParts:
-    """Build or find the image, and find out how to run it."""
+@pytest.fixture(scope="module")
+def real_parts(request: pytest.FixtureRequest) -> parts.RealParts:
+    """Build or find the image, and find out how to run it.
+
+    With the applications in the directories that the module's APPLICATIONS names; a firmware has
+    those that it was built with.
+    """
 
     def progress(text: str) -> None:
         print(text, file=sys.__stderr__, flush=True)
 
-    return parts.load(os.environ.get("MESHLAB_IMAGE", "lab"), cache_root(), 1, progress)
+    applications: tuple[Path, ...] = getattr(request.module, "APPLICATIONS", ())
+    image = os.environ.get("MESHLAB_IMAGE", "lab")
+    if applications and image != "lab":
+        pytest.skip(f"{image} has no applications; only the lab image is made with some")
+    extras = Extras(applications=applications) if applications else None
+    return parts.load(image, cache_root(), 1, progress, extras)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -746,12 +746,25 @@ class Daemon:
                 "security": self.settings.cluster.security,
                 "refused": self.node.statistics()["refused"] if self.node is not None else {},
                 "nodes": self.nodes(),
+                "counters": self._cluster_counters(),
             },
             "trust": self.trust.status() if self.trust is not None else None,
             "applications": self.applications.status() if self.applications is not None else [],
             "discovery": self.discovery.snapshot() if self.discovery is not None else None,
             "memory_kib": memory_kib(),
             "cpu_seconds": round(time.process_time(), 3),
+        }
+
+    def _cluster_counters(self) -> dict[str, int]:
+        """What it took to get and keep the connections, since the node began."""
+        if self.node is None or self.membership is None:
+            return {}
+        found = self.node.statistics()
+        names = ("connected", "accepted", "simultaneous", "abandoned")
+        return {
+            "attempts": self.membership.attempts,
+            **{name: found[name] for name in names},
+            "refused": sum(found["refused"].values()),
         }
 
     def nodes(self) -> list[dict[str, Any]]:

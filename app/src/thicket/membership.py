@@ -104,6 +104,8 @@ class Membership:
         self.candidates: dict[IPv6Address, Candidate] = {}
         #: Whom to connect, where not everybody that is heard.
         self.neighbours: set[IPv6Address] | None = None
+        #: How many connections were tried.
+        self.attempts = 0
         self._wake = asyncio.Event()
         self._running = 0
         self._probes: dict[str, asyncio.Task[None]] = {}
@@ -278,6 +280,7 @@ class Membership:
         # Whether the connection stands is told by node_up and node_down alone: it may have ended
         # again by the time this task runs on.
         candidate.due = monotonic() + PAUSES[0]
+        self.attempts += 1
         try:
             await self.link.connect(candidate.name)
         except Exception as e:

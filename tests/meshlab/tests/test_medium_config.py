@@ -132,15 +132,21 @@ def test_config_round_trip(nodes: tuple[NodeConfig, ...], seed: str, run: str) -
 @settings(deadline=None)
 @given(
     st.dictionaries(st.tuples(names, names), snr_values),
+    st.dictionaries(st.tuples(names, names), st.floats(0, 1)),
     st.dictionaries(names, st.tuples(st.floats(-9, 9), st.floats(-9, 9))),
     st.dictionaries(st.tuples(names, st.integers(0, 3)), st.booleans()),
     st.sets(names),
     node_configs,
 )
 def test_state_round_trip(
-    overrides: Any, positions: Any, plugged: Any, removed: Any, nodes: tuple[NodeConfig, ...]
+    overrides: Any,
+    losses: Any,
+    positions: Any,
+    plugged: Any,
+    removed: Any,
+    nodes: tuple[NodeConfig, ...],
 ) -> None:
-    state = State(overrides, positions, plugged, {n.name: n for n in nodes}, removed)
+    state = State(overrides, losses, positions, plugged, {n.name: n for n in nodes}, removed)
     value = json.loads(json.dumps(state.to_json("r")))
     assert parse_state(value, "r") == state
     assert parse_state(value, "another run") == State()

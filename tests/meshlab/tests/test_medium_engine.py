@@ -130,6 +130,27 @@ def test_cut_links_carry_nothing_and_can_be_restored() -> None:
         assert len(air.injected) == (0 if cut else 2)
 
 
+def test_a_link_that_loses_frames_loses_that_part_of_all_kinds() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)])
+    for a, b in (("n1", "n2"), ("n2", "n1")):
+        air.links.lose(a, b, 0.2)
+    count = 2000
+    for _ in range(count):
+        air.send(1, 2, rates=[Rate(7, 1, 0)])  # one try, at the highest rate
+        air.send(1, BROADCAST, rates=[Rate(0, 1, 0)])
+        air.run(0.1)
+    there, back = (air.engine.traffic[pair] for pair in (("n1", "n2"), ("n2", "n1")))
+    assert (there.unicast, there.group) == (count, count)
+    assert back.acks == count - there.unicast_lost
+    for lost, of in (
+        (there.unicast_lost, there.unicast),
+        (there.group_lost, there.group),
+        (back.acks_lost, back.acks),
+    ):
+        assert 0.16 < lost / of < 0.24
+    assert received(air, 2) == 2 * count - there.unicast_lost - there.group_lost
+
+
 def test_an_acknowledgement_needs_the_way_back() -> None:
     """The frame arrives at every try, but n1 does not hear n2."""
     air = VirtualAir(2, [(1, 2, GOOD)])

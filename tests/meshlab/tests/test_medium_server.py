@@ -193,6 +193,25 @@ async def test_links_are_cut_degraded_and_restored(lab: Lab) -> None:
     assert await lab.acked("n1", "n3")
 
 
+async def test_a_link_loses_a_part_of_its_frames_and_says_how_many(lab: Lab) -> None:
+    await lab.call("link", a="n1", b="n2", loss=1)
+    await lab.call("reset_stats")
+    assert not await lab.acked("n1", "n2")
+    links = {(e["a"], e["b"]): e for e in (await lab.call("links"))["links"]}
+    assert links["n1", "n2"]["loss"] == 1.0
+    traffic = links["n1", "n2"]["traffic"]
+    assert traffic["unicast"] == traffic["unicast_lost"] > 0
+    await lab.call("link", a="n1", b="n2", restore=True)
+    await lab.call("reset_stats")
+    assert await lab.acked("n1", "n2")
+    links = {(e["a"], e["b"]): e for e in (await lab.call("links"))["links"]}
+    assert links["n1", "n2"]["loss"] == 0.0
+    assert links["n1", "n2"]["traffic"]["unicast_lost"] == 0
+    assert links["n2", "n1"]["traffic"]["acks"] == 1
+    with pytest.raises(RpcError, match="from 0 to 1"):
+        await lab.call("link", a="n1", b="n2", loss=20)
+
+
 async def test_moving_away_and_back(lab: Lab) -> None:
     await lab.call("move", node="n1", x=1e6, y=0)
     assert not await lab.acked("n1", "n2")

@@ -1034,19 +1034,29 @@ class Lab:
         *,
         cut: bool = False,
         snr: float | None = None,
+        loss: float | None = None,
         restore: bool = False,
         both: bool = True,
     ) -> None:
-        """Cut, weaken or restore what b hears of a, and with ``both`` what a hears of b."""
+        """Cut, weaken or restore what b hears of a, and with ``both`` what a hears of b.
+
+        ``loss`` is the part of the frames that gets lost, of whatever rate and length they are.
+        """
         first, second = self.node(a).state.name, self.node(b).state.name
         if first == second:
             raise RpcError("bad-request", "a link has two different ends")
-        if (cut, snr is not None, restore).count(True) != 1:
-            raise RpcError("bad-request", "say one of --cut, --snr DB, --restore")
+        if (cut, snr is not None, loss is not None, restore).count(True) != 1:
+            raise RpcError("bad-request", "say one of --cut, --snr DB, --loss PERCENT, --restore")
         params: Params = {"a": first, "b": second, "both": both}
-        params |= {"cut": True} if cut else {"restore": True} if restore else {"snr": snr}
+        if cut:
+            params["cut"], what = True, "cut"
+        elif restore:
+            params["restore"], what = True, "restored"
+        elif loss is not None:
+            params["loss"], what = loss, f"loses {100 * loss:g} %"
+        else:
+            params["snr"], what = snr, f"set to {snr:g} dB"
         await self.medium_call("link", params)
-        what = "cut" if cut else "restored" if restore else f"set to {snr:g} dB"
         arrow = "<->" if both else "->"
         self._event("change", f"link {first} {arrow} {second} {what}")
         self.lively()
@@ -1056,11 +1066,15 @@ class Lab:
         snr = params.get("snr")
         if snr is not None and not isinstance(snr, int | float):
             raise RpcError("bad-request", "an SNR is a number of dB")
+        loss = params.get("loss")
+        if loss is not None and not isinstance(loss, int | float):
+            raise RpcError("bad-request", "a loss is a number from 0 to 1")
         await self.link(
             str(params.get("a")),
             str(params.get("b")),
             cut=bool(params.get("cut")),
             snr=snr,
+            loss=loss,
             restore=bool(params.get("restore")),
             both=bool(params.get("both", True)),
         )

@@ -20,7 +20,7 @@ from meshlab.lab import ChipLike, FleetLike, LabError, MachineLike, OnMachineEve
 
 if TYPE_CHECKING:
     from meshlab.accel import Accel
-    from meshlab.image.lab import ImageSet
+    from meshlab.image.lab import Extras, ImageSet
 
 DATA_MIB = 64
 """Size of a node's data disk; the file is sparse."""
@@ -260,13 +260,20 @@ def directory_image(directory: Path) -> ImageSet:
     )
 
 
-def load(image: str, cache: Path, seed: int, progress: Callable[[str], None]) -> RealParts:
+def load(
+    image: str,
+    cache: Path,
+    seed: int,
+    progress: Callable[[str], None],
+    extras: Extras | None = None,
+) -> RealParts:
     """Return the parts for ``image``.
 
     ``image`` is ``lab``, which is built when it is not in the cache; ``rpi64`` or ``x86_64``, the
     firmware that ``make`` left there; the path of a card image; a directory with ``card.img``, or
     with a kernel, ``rootfs.erofs`` and ``cmdline``. ``standin`` is for tests: the lab image's
-    programs on a card. Raises ``LabError``.
+    programs on a card. ``extras`` are for the lab image, which alone can have some. Raises
+    ``LabError``.
     """
     from meshlab import accel
     from meshlab.image import lab as lab_image
@@ -276,7 +283,9 @@ def load(image: str, cache: Path, seed: int, progress: Callable[[str], None]) ->
     images: ImageSet | CardImage
     try:
         if image == "lab":
-            images = lab_image.build(cache, progress)
+            images = lab_image.build(cache, progress, extras)
+        elif extras is not None:
+            raise LabError(f"only the lab image can be given something in addition, not {image}")
         elif image == STANDIN:
             images = card_image(standin.build(cache, progress) / "card.img", STANDIN)
         else:

@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meshlab.image import debian, host, kernel, rootfs, userland
@@ -63,12 +63,32 @@ class ImageSet:
     """One line for people: versions and sizes."""
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What an image has in addition to the lab image."""
+
+    applications: tuple[Path, ...] = ()
+    """Directories of Python projects, which nodes run as applications."""
+    packages: tuple[str, ...] = ()
+    """Debian packages from which ``files`` are taken."""
+    files: tuple[str, ...] = ()
+    """Patterns of what is kept, from the root."""
+
+
 class Builder:
     """One build: the tree, the cache and what they have in common."""
 
-    def __init__(self, tree: trees.Tree, cache: Cache, progress: Progress) -> None:
+    def __init__(
+        self, tree: trees.Tree, cache: Cache, progress: Progress, extras: Extras | None = None
+    ) -> None:
         self.tree = tree
-        self.recipe = tree.recipe()
+        self.extras = extras or Extras()
+        recipe = tree.recipe()
+        self.recipe = replace(
+            recipe,
+            packages=(*recipe.packages, *self.extras.packages),
+            files=(*recipe.files, *self.extras.files),
+        )
         self.cache = cache
         self.progress = progress
         self.runner = Runner()
@@ -257,6 +277,8 @@ class Builder:
         digest = Digest(RECIPE, LAB_RECIPE, kernel_set.name, base.parent.name, packages.parent.name)
         digest.words(relay.parent.name if relay else "no relay", tree.version())
         digest.files(tree.overlay).files(tree.app)
+        for application in self.extras.applications:
+            digest.words("application").files(application)
         key = digest.key()
         version = userland.python_version(base)
 
@@ -275,6 +297,15 @@ class Builder:
             defaults = app / "thicket.toml"
             userland.compile_python(self.runner, log, base, app.parent, f"/{site}")
             rootfs.clone(app.parent, root / site)
+            if self.extras.applications:
+                stage.doing("installing applications")
+                installed = directory / "applications"
+                installed.mkdir()
+                for application in self.extras.applications:
+                    userland.install(self.runner, log, application, installed)
+                userland.compile_python(self.runner, log, base, installed, f"/{site}")
+                rootfs.clone(installed, root / site)
+                shutil.rmtree(installed)
             rootfs.overlay(tree.overlay, root)
             if defaults.exists():
                 place = root / "usr" / "share" / "thicket" / "thicket.toml"
@@ -361,7 +392,7 @@ def describe(directory: Path) -> ImageSet:
     )
 
 
-def build(cache: Path, progress: Report | None = None) -> ImageSet:
+def build(cache: Path, progress: Report | None = None, extras: Extras | None = None) -> ImageSet:
     """Return the lab image, made as far as it is not in ``cache`` already.
 
     ``cache`` is the product's cache folder; images are in ``images`` below it. ``progress`` is
@@ -369,5 +400,5 @@ def build(cache: Path, progress: Report | None = None) -> ImageSet:
     error. Raises ``ImageError``, whose text is for a person. May be killed at any time.
     """
     report = progress if progress is not None else reporter(sys.stderr)
-    builder = Builder(trees.find(), Cache(cache / "images"), Progress(report))
+    builder = Builder(trees.find(), Cache(cache / "images"), Progress(report), extras)
     return describe(builder.build())

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
@@ -211,6 +212,36 @@ def download_wheels(
         what="downloading the node's Python packages",
     )
     return sorted(directory.glob("*.whl"))
+
+
+def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
+    """Put a Python project, without what it depends on, into ``directory``.
+
+    Raises ``ImageError`` when it is none, or pip cannot build it.
+    """
+    if not (project / "pyproject.toml").is_file():
+        raise ImageError(f"{project} is no Python project: there is no pyproject.toml")
+    with tempfile.TemporaryDirectory(prefix="meshlab-wheel-") as temporary:
+        # A copy, because building leaves files in the project.
+        source = Path(temporary, "source")
+        shutil.copytree(project, source)
+        runner.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "wheel",
+                "--disable-pip-version-check",
+                "--no-input",
+                "--no-deps",
+                f"--wheel-dir={temporary}",
+                source,
+            ],
+            log,
+            what=f"building {project.name}",
+        )
+        for wheel in Path(temporary).glob("*.whl"):
+            unpack_wheel(wheel, directory, wanted_of_wheel)
 
 
 def unpack_wheel(wheel: Path, directory: Path, keep: Callable[[PurePath], bool]) -> None:

@@ -216,6 +216,11 @@ def parse_snr(value: Any, where: str) -> float:
     return _number(value, where, MIN_SNR, MAX_SNR)
 
 
+def parse_loss(value: Any, where: str) -> float:
+    """Return the part of frames that get lost. Raises ``ConfigError``."""
+    return _number(value, where, 0.0, 1.0)
+
+
 def parse_position(value: Any, where: str) -> tuple[float, float]:
     """Return a position in metres. Raises ``ConfigError``."""
     if not isinstance(value, list | tuple) or len(value) != 2:
@@ -360,6 +365,8 @@ class State:
 
     overrides: dict[tuple[str, str], float | None] = field(default_factory=dict)
     """How well the second hears the first, None when not at all; by direction."""
+    losses: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Part of the frames of the first that the second misses whatever the signal; by direction."""
     positions: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Nodes that were moved: the propagation model has replaced their explicit links."""
     plugged: dict[tuple[str, int], bool] = field(default_factory=dict)
@@ -370,6 +377,7 @@ class State:
     def forget(self, node: str) -> None:
         """Forget everything about a node."""
         self.overrides = {k: v for k, v in self.overrides.items() if node not in k}
+        self.losses = {k: v for k, v in self.losses.items() if node not in k}
         self.positions.pop(node, None)
         self.plugged = {k: v for k, v in self.plugged.items() if k[0] != node}
         self.added.pop(node, None)
@@ -379,6 +387,7 @@ class State:
         return {
             "run": run,
             "overrides": [[a, b, snr] for (a, b), snr in self.overrides.items()],
+            "losses": [[a, b, loss] for (a, b), loss in self.losses.items()],
             "positions": {name: list(place) for name, place in self.positions.items()},
             "plugged": [[name, index, on] for (name, index), on in self.plugged.items()],
             "added": [node.to_json() for node in self.added.values()],
@@ -391,13 +400,15 @@ def parse_state(value: Any, run: str) -> State:
 
     That of another run is none. Raises ``ConfigError``.
     """
-    keys = ("run", "overrides", "positions", "plugged", "added", "removed")
+    keys = ("run", "overrides", "losses", "positions", "plugged", "added", "removed")
     given = _object(value, STATE_NAME, keys)
     state = State()
     if given.get("run") != run:
         return state
     for a, b, snr in _entries(given, "overrides", (str, str, object)):
         state.overrides[a, b] = None if snr is None else parse_snr(snr, "overrides")
+    for a, b, loss in _entries(given, "losses", (str, str, object)):
+        state.losses[a, b] = parse_loss(loss, "losses")
     positions = given.get("positions", {})
     if not isinstance(positions, dict):
         raise ConfigError(f"positions: expected an object, found {positions!r}")

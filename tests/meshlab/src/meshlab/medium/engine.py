@@ -44,7 +44,7 @@ from meshlab.medium.config import NodeConfig, RadioConfig
 from meshlab.medium.error import Curve, ErrorModel, Textbook
 from meshlab.medium.links import Links
 from meshlab.medium.propagation import draw
-from meshlab.medium.stats import Loss, Stats
+from meshlab.medium.stats import Loss, Stats, Traffic
 
 ANSWER_DEADLINE = 2.0
 """Seconds a receiving kernel has to answer; after that the frame counts as not acknowledged."""
@@ -137,18 +137,33 @@ class Vector:
 class Link:
     """How one radio hears another at one frequency."""
 
-    __slots__ = ("power", "random", "receiver", "signal", "snr")
+    __slots__ = ("_loss", "_random", "luck", "power", "receiver", "signal", "snr", "traffic")
 
     def __init__(
-        self, receiver: Radio, snr: float, signal: int, random: Callable[[], float]
+        self,
+        receiver: Radio,
+        snr: float,
+        signal: int,
+        random: Callable[[], float],
+        loss: float,
+        traffic: Traffic,
     ) -> None:
         self.receiver = receiver
         self.snr = snr
+        self._random = random
+        self._loss = loss
+        self.traffic = traffic
         self.signal = signal
         """dBm."""
         self.power = 10 ** (snr / 10)
         """In units of the noise."""
-        self.random = random
+        self.luck: Callable[[], float] = random if not loss else self._luck
+        """Draws a number from 0 to 1 for a frame: below the frame's error rate it is lost."""
+
+    def _luck(self) -> float:
+        """Draw one for a link that loses frames whatever their rate and length: -1 for those."""
+        drawn = self._random()
+        return -1.0 if drawn < self._loss else (drawn - self._loss) / (1 - self._loss)
 
 
 class Reach:
@@ -392,6 +407,8 @@ class Engine:
         self._owners: dict[bytes, list[Radio]] = {}
         self._active: dict[int, list[OnAir]] = {}
         self._generators: dict[tuple[str, str], Callable[[], float]] = {}
+        self.traffic: dict[tuple[str, str], Traffic] = {}
+        """What happened to frames between nodes, by sender and receiver."""
         self._series: dict[tuple[bytes, bytes, int], tuple[tuple[Vector, int], ...]] = {}
         self._vectors: dict[tuple[int, int, int], Vector] = {}
         self._reports: dict[tuple[bytes, int, int], bytes] = {}
@@ -770,14 +787,22 @@ class Engine:
         for node in self.nodes.values():
             if node is radio.node and len(node.radios) < 2:
                 continue
-            snr = links.hearing(radio.node.name, node.name, power, frequency).snr
+            heard = links.hearing(radio.node.name, node.name, power, frequency)
+            snr = heard.snr
             if snr is None or snr < limits.interference_snr_db:
                 continue
             signal = round(limits.noise_dbm + snr)
             for other in node.radios:
                 if other is radio:
                     continue
-                link = Link(other, snr, signal, self._generator(radio, other))
+                link = Link(
+                    other,
+                    snr,
+                    signal,
+                    self._generator(radio, other),
+                    heard.loss,
+                    self._traffic_of(radio.node.name, node.name),
+                )
                 reach.by_radio[other] = link
                 if snr >= limits.detection_snr_db:
                     reach.links.append(link)
@@ -792,6 +817,12 @@ class Engine:
         found = self._generators.get(key)
         if found is None:
             found = self._generators[key] = draw(self.seed, "link", *key).random
+        return found
+
+    def _traffic_of(self, sender: str, receiver: str) -> Traffic:
+        found = self.traffic.get((sender, receiver))
+        if found is None:
+            found = self.traffic[sender, receiver] = Traffic()
         return found
 
     # Reception.
@@ -842,7 +873,7 @@ class Engine:
         framing = _FRAMING.pack(1 + hwsim.INJECT_HEAD_SIZE + size, 0)
         too_short = len(sent.frame) < hwsim.MIN_FRAME
         for link in sent.reach.links:
-            luck = link.random()
+            luck = link.luck()
             radio = link.receiver
             if not radio.up:
                 continue
@@ -850,6 +881,10 @@ class Engine:
                 reason = Loss.ERROR if luck < loss(link.snr, length) else -1
             else:
                 reason = self._disturbed(link, overlaps, curve, length, luck)
+            traffic = link.traffic
+            traffic.group += 1
+            if reason >= 0:
+                traffic.group_lost += 1
             node = radio.node
             if reason < 0:
                 deaf = radio.deaf
@@ -890,7 +925,7 @@ class Engine:
             link = by_radio.get(owner)
             if link is None or link.snr < detection:
                 continue
-            luck = link.random()
+            luck = link.luck()
             if not owner.up:
                 continue
             reached = True
@@ -902,7 +937,7 @@ class Engine:
             self.stats.no_receiver += 1
         for link in sent.reach.promiscuous:
             if link.receiver not in owners:
-                luck = link.random()
+                luck = link.luck()
                 if link.receiver.up:
                     reason = self._receive_one(sent, link, luck, False)
                     outcomes.append((link.receiver, reason))
@@ -927,6 +962,10 @@ class Engine:
             reason = self._disturbed(link, sent.overlaps, sent.vector.curve, sent.length, luck)
         elif luck < sent.vector.curve.loss(link.snr, sent.length):
             reason = Loss.ERROR
+        if answer:
+            link.traffic.unicast += 1
+            if reason >= 0:
+                link.traffic.unicast_lost += 1
         if reason < 0:
             if radio.deaf and radio.deaf.get(sent.frequency, 0.0) > self.now:
                 reason = Loss.OFF_CHANNEL
@@ -993,7 +1032,7 @@ class Engine:
         link = ack.link
         lost = True
         if link is not None and link.snr >= self.links.receiver.detection_snr_db:
-            luck = link.random()
+            luck = link.luck()
             if ack.overlaps is not None:
                 lost = (
                     self._disturbed(
@@ -1003,6 +1042,9 @@ class Engine:
                 )
             else:
                 lost = luck < sent.vector.control.loss(link.snr, ieee80211.ACK_LENGTH)
+            link.traffic.acks += 1
+            if lost:
+                link.traffic.acks_lost += 1
         if self.observer is not None:
             self.observer.acknowledgement(sent, ack.radio, when, lost)
         if lost or link is None:

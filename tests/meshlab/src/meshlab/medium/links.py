@@ -17,6 +17,8 @@ class Hearing:
     """dB over the noise, None: not at all."""
     state: str
     """"cut" or "set" while running, "link" by the configuration, "model" by position, "none"."""
+    loss: float = 0.0
+    """Part of all frames that is lost on top of what the signal loses."""
 
 
 class Links:
@@ -56,8 +58,14 @@ class Links:
         self.version += 1
 
     def restore(self, a: str, b: str) -> None:
-        """Undo what ``set`` changed."""
+        """Undo what ``set`` and ``lose`` changed."""
         self.state.overrides.pop((a, b), None)
+        self.state.losses.pop((a, b), None)
+        self.version += 1
+
+    def lose(self, a: str, b: str, loss: float) -> None:
+        """From now on ``b`` misses that part of ``a``'s frames, of whatever rate and length."""
+        self.state.losses[a, b] = loss
         self.version += 1
 
     def move(self, name: str, x: float, y: float) -> None:
@@ -69,6 +77,11 @@ class Links:
         """Return how ``b`` hears ``a`` sending with ``tx_power_dbm`` at ``frequency`` (MHz)."""
         if a == b:
             return Hearing(self.receiver.same_node_snr_db, "link")
+        found = self._signal(a, b, tx_power_dbm, frequency)
+        loss = self.state.losses.get((a, b))
+        return found if loss is None else Hearing(found.snr, found.state, loss)
+
+    def _signal(self, a: str, b: str, tx_power_dbm: float, frequency: int) -> Hearing:
         if (a, b) in self.state.overrides:
             snr = self.state.overrides[a, b]
             return Hearing(snr, "cut" if snr is None else "set")

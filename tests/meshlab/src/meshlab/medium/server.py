@@ -26,6 +26,7 @@ from meshlab.medium.config import (
     State,
     load_config,
     load_state,
+    parse_loss,
     parse_node,
     parse_position,
     parse_snr,
@@ -397,6 +398,7 @@ class Medium:
                 ):
                     continue
                 signal = None if snr is None else round(self.config.receiver.noise_dbm + snr)
+                traffic = self.engine.traffic.get((a, b))
                 found.append(
                     {
                         "a": a,
@@ -404,6 +406,8 @@ class Medium:
                         "snr_db": None if snr is None else round(snr, 2),
                         "signal_dbm": signal,
                         "state": heard.state,
+                        "loss": heard.loss,
+                        "traffic": traffic.to_json() if traffic else None,
                     }
                 )
         positions = {name: self.links.position(name) for name in self.ports}
@@ -413,16 +417,23 @@ class Medium:
         a, b = self._port(params, "a").node.name, self._port(params, "b").node.name
         if a == b:
             raise RpcError("bad-params", "a link has two ends: a and b are the same node")
-        wanted = [key for key in ("cut", "snr", "restore") if params.get(key) not in (None, False)]
+        ways = ("cut", "snr", "loss", "restore")
+        wanted = [key for key in ways if (value := params.get(key)) is not None and value is not False]
         if len(wanted) != 1:
-            raise RpcError("bad-params", 'say one of "cut": true, "snr": dB or "restore": true')
+            raise RpcError(
+                "bad-params", 'say one of "cut": true, "snr": dB, "loss": 0 to 1 or "restore": true'
+            )
         pairs = [(a, b), (b, a)] if params.get("both", True) else [(a, b)]
-        snr = None
+        snr, loss = None, 0.0
         if wanted == ["snr"]:
             snr = _checked(parse_snr, params["snr"], "snr")
+        elif wanted == ["loss"]:
+            loss = _checked(parse_loss, params["loss"], "loss")
         for pair in pairs:
             if wanted == ["restore"]:
                 self.links.restore(*pair)
+            elif wanted == ["loss"]:
+                self.links.lose(*pair, loss)
             else:
                 self.links.set(*pair, snr)
         self._save()
@@ -519,6 +530,8 @@ class Medium:
 
     async def _rpc_reset_stats(self, _params: Params, _call: Call) -> Json:
         self.engine.stats = Stats()
+        for traffic in self.engine.traffic.values():
+            traffic.reset()
         self._window.clear()
         self._since = time.time()
         for port in self.ports.values():

@@ -101,6 +101,32 @@ class Histogram:
         }
 
 
+class Traffic:
+    """What one node sent in range of another, and how much of that the air lost on the way.
+
+    Tries count, not frames: one to a single receiver that needed three is three. What a receiver
+    did not listen to, or its host did not take, is not lost on the air.
+    """
+
+    __slots__ = ("acks", "acks_lost", "group", "group_lost", "unicast", "unicast_lost")
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin to count from 0."""
+        self.unicast = self.unicast_lost = 0
+        """To that receiver."""
+        self.group = self.group_lost = 0
+        """To a group: beacons among them."""
+        self.acks = self.acks_lost = 0
+        """Acknowledgements."""
+
+    def to_json(self) -> dict[str, int]:
+        """Return the counters by name."""
+        return {name: getattr(self, name) for name in sorted(self.__slots__)}
+
+
 class Stats:
     """Counters of a medium since its start or its last ``reset``."""
 
