@@ -10,9 +10,8 @@ payloads, one for each form in use; nothing else here knows what is in them.
 
 A beacon is multicast to the link (an 802.11s mesh is one link, so it reaches every node of it)
 when the node joins and when it gets a peer, and then again and again: Wi-Fi multicast is not
-acknowledged.
-A node that is heard for the first time is answered with a beacon of our own, sent to it alone, so
-that both know each other after one beacon got through in either direction.
+acknowledged. A node that is heard for the first time is answered with a beacon of our own, sent to
+it alone, so that both know each other after one beacon got through in either direction.
 
 Nothing in a plain beacon is proven, and a signed one can be a repetition. What is heard is only an
 address to try; the table of them is bounded, and a flood is dropped at a bounded cost.
