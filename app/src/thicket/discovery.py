@@ -4,14 +4,17 @@
 The beacon is that of a published mesh of Nerves devices ("the post" below); its nodes and ours find
 each other.
 
-A beacon is one UDP datagram whose payload is the sender's IPv6 address as ASCII text, nothing else.
-It is multicast to the link (an 802.11s mesh is one link, so it reaches every node of it) when the
-node joins and when it gets a peer, and then again and again: Wi-Fi multicast is not acknowledged.
-A node that is heard for the first time is answered with a beacon of our own, sent to it alone, so
-that both know each other after one beacon got through in either direction.
+A beacon is one UDP datagram. In the plain form its payload is the sender's IPv6 address as ASCII
+text, nothing else; the signed form is ``thicket.trust.beacon``'s. A :class:`Codec` makes and judges
+payloads, one for each form in use; nothing else here knows what is in them.
 
-Nothing in a beacon is proven. What is heard is only an address to try; the table of them is
-bounded, and a flood is dropped at a bounded cost.
+A beacon is multicast to the link (an 802.11s mesh is one link, so it reaches every node of it)
+when the node joins and when it gets a peer, and then again and again: Wi-Fi multicast is not
+acknowledged. A node that is heard for the first time is answered with a beacon of our own, sent to
+it alone, so that both know each other after one beacon got through in either direction.
+
+Nothing in a plain beacon is proven, and a signed one can be a repetition. What is heard is only an
+address to try; the table of them is bounded, and a flood is dropped at a bounded cost.
 """
 
 import asyncio
@@ -19,11 +22,11 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv6Address, IPv6Network
 from logging import getLogger
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 log = getLogger("thicket.discovery")
 
@@ -32,6 +35,10 @@ PORT: Final = 49999
 #: Longest textual IPv6 address: eight groups of four digits, or six and a dotted quad (RFC 4291
 #: 2.2; INET6_ADDRSTRLEN of <netinet/in.h> is one more, for the NUL).
 MAX_TEXT: Final = 45
+#: Bytes of the longest payload of any form.
+MAX_PAYLOAD: Final = 1024
+#: How a signed beacon begins; the first byte is in no text.
+SIGNED_MARK: Final = b"\xb7TB\x01"
 _CHARACTERS: Final = frozenset(b"0123456789abcdefABCDEF:.")
 _LINK_LOCAL: Final = IPv6Network("fe80::/10")
 
@@ -48,6 +55,24 @@ REASONS: Final = (
     "hop_limit",  # passed a router
     "full",  # the table is full
     "rate",  # a flood
+    "form",  # the plain form where the signed one is asked for, or the reverse
+    # Of the signed form, see trust/beacon.py; those with a hyphen are trust/verify.py's.
+    "malformed",  # no certificates can be made of it
+    "echo",  # our own, sent again by somebody
+    "replay",  # not newer than the last one of the same node
+    "time",  # made too long ago or in the future, both clocks being set
+    "sender_rate",  # more than a node sends, in the name of one that is known
+    "stranger_rate",  # too many unknown nodes at once
+    "signature_rate",  # too many signatures to check at once
+    "forged",  # not signed by the node's key
+    "other-fleet",
+    "bad-chain",
+    "bad-signature",  # of a certificate
+    "not-its-name",
+    "not-its-address",
+    "expired",
+    "revoked",
+    "software-identity",
 )
 
 
@@ -92,6 +117,77 @@ def decode(payload: bytes, prefix: IPv6Network, own: IPv6Address | None) -> IPv6
     return address
 
 
+class Codec(Protocol):
+    """One form of beacon: makes ours and judges those of others."""
+
+    form: str
+    """Its name in the configuration and the status document."""
+
+    def payload(self, now: float) -> bytes:
+        """The next beacon to send; empty when there is none (yet). ``now`` as in ``read``."""
+
+    def claims(self, payload: bytes) -> bool:
+        """Whether ``payload`` is of this form, good or not, by a look at its beginning."""
+
+    def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
+        """The address that a beacon announces, or MalformedError.
+
+        ``source`` is where it came from, None when that does not matter; ``now`` is in seconds of a
+        clock that never steps.
+        """
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the status document tells of this form."""
+
+
+def check_source(address: IPv6Address, source: IPv6Address | None) -> None:
+    """Raise MalformedError when ``source`` is neither ``address`` nor of the link itself."""
+    if source is not None and source != address and source not in _LINK_LOCAL:
+        raise MalformedError("source")
+
+
+class PlainBeacons:
+    """The plain form, that of the post. Anybody can send one for anybody."""
+
+    form = "plain"
+
+    def __init__(self, address: IPv6Address, prefix: IPv6Network) -> None:
+        self.address = address
+        self.prefix = prefix
+        self._payload = encode(address)
+
+    def payload(self, now: float) -> bytes:
+        """See :class:`Codec`."""
+        return self._payload
+
+    def claims(self, payload: bytes) -> bool:
+        """See :class:`Codec`."""
+        return not payload.startswith(SIGNED_MARK)
+
+    def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
+        """See :class:`Codec`."""
+        address = decode(payload, self.prefix, self.address)
+        check_source(address, source)
+        return address
+
+    def snapshot(self) -> dict[str, Any]:
+        """See :class:`Codec`."""
+        return {}
+
+
+def in_use(choice: str, plain: Codec, signed: Codec | None) -> tuple[Codec, ...]:
+    """The forms that the configuration's ``discovery.beacon`` chooses, in the order of sending.
+
+    Nothing takes the place of a signed form that is not there: the node is then silent and deaf.
+    """
+    chosen: tuple[Codec, ...] = ()
+    if choice in {"signed", "both"} and signed is not None:
+        chosen += (signed,)
+    if choice in {"plain", "both"}:
+        chosen += (plain,)
+    return chosen
+
+
 class Bucket:
     """A token bucket: ``rate`` per second on average, up to ``burst`` at once."""
 
@@ -103,11 +199,15 @@ class Bucket:
         self.tokens = burst
         self.then = 0.0
 
-    def take(self, now: float) -> bool:
-        """Take one token at the time ``now`` (seconds); False when there is none."""
+    def ready(self, now: float) -> bool:
+        """Whether there is a token at the time ``now`` (seconds)."""
         self.tokens = min(self.burst, self.tokens + max(0.0, now - self.then) * self.rate)
         self.then = now
-        if self.tokens < 1.0:
+        return self.tokens >= 1.0
+
+    def take(self, now: float) -> bool:
+        """Take one token at the time ``now``; False when there is none."""
+        if not self.ready(now):
             return False
         self.tokens -= 1.0
         return True
@@ -133,6 +233,9 @@ class Table:
     ``pinned`` tells which addresses must stay although they are silent (connected nodes).
     """
 
+    #: Two beacons within so many seconds are one, sent in both forms.
+    SAME = 0.2
+
     def __init__(
         self, limit: int, expire: float, pinned: Callable[[IPv6Address], bool] | None = None
     ) -> None:
@@ -157,7 +260,8 @@ class Table:
             if len(self.entries) >= self.limit or not self._new.take(now):
                 raise MalformedError("full")
             entry = self.entries[address] = Heard(address, now)
-        entry.gap = now - entry.last
+        if new or now - entry.last >= self.SAME:
+            entry.gap = now - entry.last
         entry.last = now
         entry.beacons += 1
         return entry, new
@@ -245,9 +349,10 @@ class Discovery:
     #: Datagrams taken from the socket per wake-up of the loop.
     BATCH = 32
     #: Datagrams looked at per second, on average and at once; what exceeds it stays in the
-    #: kernel's receive buffer, which drops the rest at no cost to us.
-    RATE = 200.0
-    BURST = 400.0
+    #: kernel's receive buffer, which drops the rest at no cost to us. The more are looked at, the
+    #: better the chance of good ones among bad ones.
+    RATE = 1000.0
+    BURST = 1000.0
     #: How long the socket is left alone when that is exceeded, in seconds.
     PAUSE = 0.25
     #: Answers per second to newly heard nodes, and seconds between two answers to the same one,
@@ -269,14 +374,18 @@ class Discovery:
         *,
         pinned: Callable[[IPv6Address], bool] | None = None,
         on_gone: Callable[[IPv6Address], None] | None = None,
+        codecs: Sequence[Codec] | None = None,
     ) -> None:
+        """``codecs`` are the forms in use, the plain one when nothing is said (see `in_use`)."""
         self.settings = settings
         self.address = address
         self.prefix = prefix
         self.interface = interface
         self.on_heard = on_heard
         self.on_gone = on_gone
-        self.payload = encode(address)
+        if codecs is None:
+            codecs = (PlainBeacons(address, prefix),)
+        self.codecs: tuple[Codec, ...] = tuple(codecs)
         self.table = Table(settings.max_nodes, settings.expire, pinned)
         self.schedule = Schedule(settings.interval, uniform)
         self.dropped: dict[str, int] = dict.fromkeys(REASONS, 0)
@@ -296,6 +405,7 @@ class Discovery:
         self._resume: asyncio.TimerHandle | None = None
         self._wake: asyncio.Event | None = None
         self._answer_timers: set[asyncio.TimerHandle] = set()
+        self._flooded = -1e9
 
     # -- what the daemon tells
 
@@ -317,6 +427,12 @@ class Discovery:
         self.schedule.hurry(monotonic(), 1)
         self._poke()
 
+    def use(self, codecs: Sequence[Codec]) -> None:
+        """Send and accept these forms from now on."""
+        self.codecs = tuple(codecs)
+        self.schedule.hurry(monotonic())
+        self._poke()
+
     def snapshot(self) -> dict[str, Any]:
         """The ``discovery`` part of the status document."""
         now = monotonic()
@@ -329,6 +445,7 @@ class Discovery:
             "malformed": sum(drops.values()),
             "dropped": drops,
             "opened": self.opened,
+            "forms": {codec.form: codec.snapshot() for codec in self.codecs},
             "heard": [
                 {"address": str(e.address), "age": round(now - e.last, 1), "beacons": e.beacons}
                 for e in self.table.entries.values()
@@ -360,7 +477,7 @@ class Discovery:
                         self.schedule.due = now + min(5.0, 0.25 * 2 ** min(failures, 6))
                 if self._socket is not None and self.schedule.due <= monotonic():
                     self._announce()
-                for address in self.table.expire(now):
+                for address in self._expired(now):
                     log.info("%s has not been heard for %d s", address, self.settings.expire)
                     if self.on_gone is not None:
                         self.on_gone(address)
@@ -375,6 +492,12 @@ class Discovery:
         finally:
             self._close()
             self.trouble = "not running"
+
+    def _expired(self, now: float) -> list[IPv6Address]:
+        """Forget the silent ones, unless a flood may have drowned them."""
+        if now - self._flooded < self.settings.expire / 2:
+            return []
+        return self.table.expire(now)
 
     def _usable(self) -> bool:
         """Whether the socket still belongs to the interface of this name (it may be made anew)."""
@@ -446,10 +569,19 @@ class Discovery:
         self.schedule.sent(monotonic())
 
     def _send(self, target: tuple[str, int, int, int]) -> bool:
+        """Send a beacon of each form; whether any was sent."""
+        sent = 0
+        for codec in self.codecs:
+            payload = codec.payload(monotonic())
+            if payload:
+                sent += self._send_one(payload, target)
+        return sent > 0
+
+    def _send_one(self, payload: bytes, target: tuple[str, int, int, int]) -> bool:
         if self._socket is None:
             return False
         try:
-            self._socket.sendto(self.payload, target)
+            self._socket.sendto(payload, target)
         except OSError as e:
             self.send_errors += 1
             log.debug("beacon to %s not sent: %s", target[0], e)
@@ -469,7 +601,7 @@ class Discovery:
         for _ in range(self.BATCH):
             try:
                 payload, control, _flags, source = s.recvmsg(
-                    MAX_TEXT + 1, socket.CMSG_SPACE(struct.calcsize("@i"))
+                    MAX_PAYLOAD + 1, socket.CMSG_SPACE(struct.calcsize("@i"))
                 )
             except (BlockingIOError, InterruptedError):
                 return
@@ -482,6 +614,7 @@ class Discovery:
                 # This one is lost; how many more are is the kernel's secret.
                 self.received += 1
                 self.dropped["rate"] += 1
+                self._flooded = now
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(s.fileno())
                 self._resume = loop.call_later(self.PAUSE, self._read_again)
@@ -507,9 +640,7 @@ class Discovery:
             # it (RFC 5082).
             if hop_limit is not None and hop_limit != 255:
                 raise MalformedError("hop_limit")
-            address = decode(payload, self.prefix, self.address)
-            if self.settings.check_source:
-                self._check_source(address, str(source[0]))
+            address = self._read(payload, str(source[0]), now)
             entry, new = self.table.hear(address, now)
         except MalformedError as e:
             self.dropped[e.reason] += 1
@@ -527,11 +658,16 @@ class Discovery:
                 self._answer(entry, source, now)
         self.on_heard(address, new)
 
-    @staticmethod
-    def _check_source(address: IPv6Address, source: str) -> None:
-        sender = IPv6Address(source.partition("%")[0])
-        if sender != address and sender not in _LINK_LOCAL:
-            raise MalformedError("source")
+    def _read(self, payload: bytes, source: str, now: float) -> IPv6Address:
+        if not payload:
+            raise MalformedError("empty")
+        for codec in self.codecs:
+            if codec.claims(payload):
+                sender = None
+                if self.settings.check_source:
+                    sender = IPv6Address(source.partition("%")[0])
+                return codec.read(payload, sender, now)
+        raise MalformedError("form")
 
     def _answer(self, entry: Heard, source: tuple[Any, ...], now: float) -> None:
         """Send our beacon to a node heard just now, to the sender and never to what it claims."""

@@ -4,7 +4,8 @@
 ``der`` and ``certificates`` are the formats, ``compressed`` what a chip keeps of them, ``openssl``
 the mathematics, ``nerveskey`` the chip as NervesKey and Trust&GO use it, ``fleet`` what the
 certificates of a fleet say, ``verify`` who is refused and why, ``node`` the node's own key,
-``tls`` connections, and ``authority`` what issues it all on the engineer's machine.
+``tls`` connections, ``beacon`` what a node sends to be found, and ``authority`` what issues it all
+on the engineer's machine.
 
 Nothing is imported before it is used: a node that does without shall not pay for it.
 """

@@ -253,13 +253,39 @@ def rebuild_device(
 
     Nothing is verified. Raises ``CertificateError`` when it is not one of a fleet.
     """
+    try:
+        identity = identity_of_serial(serial)
+    except ValueError as error:
+        raise CertificateError(str(error)) from None
+    return rebuild_device_of(
+        fleet,
+        data,
+        source="chip",
+        identity=identity,
+        serial=serial,
+        public_key=public_key,
+        signer_key=signer_key,
+    )
+
+
+def rebuild_device_of(
+    fleet: Fleet,
+    data: bytes,
+    *,
+    source: str,
+    identity: bytes,
+    serial: bytes | None,
+    public_key: bytes,
+    signer_key: bytes,
+) -> bytes:
+    """Do the same for a device of any ``source``; ``serial`` is the chip's, if there is one."""
     kept = Compressed.unpack(data)
     kept.expect(compressed.DEVICE_AUTHORITY, "a device of a fleet")
     try:
         return device_profile(
             fleet,
-            source="chip",
-            identity=identity_of_serial(serial),
+            source=source,
+            identity=identity,
             serial=serial,
             public_key=public_key,
             signer_id=kept.signer_id,
