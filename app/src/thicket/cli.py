@@ -203,6 +203,7 @@ def status_text(doc: dict[str, Any]) -> str:
     waiting = len(doc["cluster"]["nodes"]) - len(up)
     more = f", {waiting} being connected" if waiting else ""
     facts.append(("Cluster", f"{len(up)} other node{'' if len(up) == 1 else 's'}{more}"))
+    facts.append(("Firewall", firewall_text(doc["firewall"])))
     data, last = doc["data"], doc["last_restart"]
     facts.append(("Data", data["state"] + (f": {data['message']}" if data["message"] else "")))
     if last is not None:
@@ -228,6 +229,15 @@ def status_text(doc: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in facts)
     lines += [f"{name + ':':<{width + 1}} {value}" for name, value in facts]
     return "\n".join(lines)
+
+
+def firewall_text(firewall: dict[str, Any]) -> str:
+    """The firewall in one line, with what it dropped, the most first."""
+    dropped = sorted(firewall["dropped"].items(), key=lambda item: -item[1])
+    if not dropped:
+        return str(firewall["state"])
+    reasons = ", ".join(f"{reason} {number}" for reason, number in dropped)
+    return f"{firewall['state']}, packets dropped: {reasons}"
 
 
 def radio_text(radio: dict[str, Any]) -> str:
