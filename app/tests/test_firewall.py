@@ -26,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from test_daemon import Fleet, NamespaceNode, fleet  # noqa: F401  # a fixture
 
 from thicket import config, firewall
 from thicket.config import ConfigError, Paths, Settings
@@ -556,3 +557,52 @@ def test_nft_takes_the_rules_of_every_configuration(
         capture_output=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+class TestDaemons:
+    """Real daemons behind real rules; only the radio is a wire."""
+
+    def test_a_storm_of_beacons_loses_no_member(self, fleet: Fleet) -> None:
+        if shutil.which("nft") is None:
+            pytest.skip("needs the program nft (package nftables)")
+        nodes = [fleet.add() for _ in range(3)]
+        for node in nodes:
+            # A daemon of a test leaves the network alone: its rules are put there for it.
+            assert node.process is not None
+            namespace = os.open(f"/proc/{node.process.pid}/ns/net", os.O_RDONLY)
+            own = _namespace()
+            try:
+                _enter(namespace)
+                done = subprocess.run(
+                    ["nft", "-f", "-"], input=ruleset(made(), "mesh0"), text=True,
+                    capture_output=True, check=False,
+                )  # fmt: skip
+            finally:
+                _enter(own)
+                os.close(namespace)
+                os.close(own)
+            assert (done.returncode, done.stderr) == (0, "")
+        fleet.until(lambda: fleet.formed(*nodes), "a cluster behind firewalls")
+        before = [self.members(node) for node in nodes]
+        received = nodes[0].ask("status")["discovery"]["received"]
+        index = socket.if_nametoindex("medium")
+        began = time.monotonic()
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as storm:
+            storm.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            storm.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+            for sent in range(30_000):
+                storm.sendto(b"fd12:3456:789a:1::bad", ("ff02::69", 49999, 0, index))
+                if sent % 100 == 99:  # 10,000 a second, or what the machine can do
+                    time.sleep(max(0.0, began + sent / 10_000 - time.monotonic()))
+        for node in nodes:
+            assert node.ask("ping", node=nodes[0].name)["node"] == nodes[0].name
+        elapsed = time.monotonic() - began
+        assert [self.members(node) for node in nodes] == before, "none came or went"
+        # Its own rate is 10 a second, and each of three nodes sends one a second at most.
+        heard = nodes[0].ask("status")["discovery"]["received"] - received
+        assert 0 < heard <= 20 + 10 * elapsed + 3 * 20
+
+    @staticmethod
+    def members(node: NamespaceNode) -> list[tuple[str, str, float]]:
+        nodes = node.ask("nodes")["cluster"]["nodes"]
+        return [(n["name"], n["state"], n["since"]) for n in nodes if n["state"] == "up"]
