@@ -198,7 +198,7 @@ class Guard:
 
     def dropped(self, reason: str) -> int:
         self.firewall.refresh()
-        return self.firewall.snapshot()["dropped"].get(reason, 0)
+        return self.firewall.dropped.get(reason, 0)
 
     def codes(self) -> list[tuple[str, str]]:
         return [(p["code"], p["severity"]) for p in self.problems.all()]
@@ -235,7 +235,7 @@ def datagrams(port: int) -> socket.socket:
 
 
 def drain(s: socket.socket) -> list[tuple[bytes, str]]:
-    found = []
+    found: list[tuple[bytes, str]] = []
     while True:
         try:
             payload, source = s.recvfrom(2048)
@@ -375,10 +375,7 @@ class TestInForce:
                 await asyncio.sleep(0)
             heard += len(drain(node))
             assert 0 < heard <= 600 + 300 * (time.monotonic() - began) + 1
-            listed = subprocess.run(
-                ["nft", "list", "set", "inet", "thicket", "beacon_senders"],
-                capture_output=True, text=True, check=True,
-            ).stdout  # fmt: skip
+            listed = nft("list set inet thicket beacon_senders")
             assert 0 < listed.count("fd12:3456:789a:1:") <= firewall._SENDERS
             node.close()
             raw.close()
@@ -403,9 +400,7 @@ class TestInForce:
                 other = socket.socket(socket.AF_INET6)
                 other.bind(("fd12:3456:789a:1::3", 0))
             other.setblocking(False)
-            await asyncio.wait_for(
-                asyncio.get_running_loop().sock_connect(other, (NODE, 9100)), 60
-            )
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(other, (NODE, 9100)), 60)
             for s in [*callers, other, server]:
                 s.close()
 
@@ -461,7 +456,7 @@ class TestFollowing:
         self, wire: Wire, tmp_path: Path
     ) -> None:
         async with guarded(tmp_path, made()) as guard:
-            subprocess.run(["nft", "flush", "ruleset"], check=True)
+            nft("flush ruleset")
             assert "table" not in rules()
             guard.firewall.refresh()
             await until(lambda: "9100" in rules(), "the rules are back")
@@ -487,9 +482,8 @@ class TestFollowing:
             program.chmod(0o755)
             guard.firewall.follow(made(cluster={"port": 9300}))
             await until(lambda: guard.codes() == [("not-set-up", "error")], "it is reported")
-            assert "status 1: Error: no memory; the rules from before" in (
-                guard.problems.all()[0]["message"]
-            )
+            message = guard.problems.all()[0]["message"]
+            assert "status 1: Error: no memory; the rules from before" in message
             assert guard.firewall.in_force.is_set()
             assert served_in_force() == {4369, 9100}
 
@@ -514,9 +508,13 @@ class TestFollowing:
         await asyncio.wait({task})
 
 
-def rules() -> str:
-    command = ["nft", "list", "ruleset"]
+def nft(words: str) -> str:
+    command = ["nft", *words.split()]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def rules() -> str:
+    return nft("list ruleset")
 
 
 def served_in_force() -> set[int]:
@@ -562,7 +560,7 @@ def test_nft_takes_the_rules_of_every_configuration(
 class TestDaemons:
     """Real daemons behind real rules; only the radio is a wire."""
 
-    def test_a_storm_of_beacons_loses_no_member(self, fleet: Fleet) -> None:
+    def test_a_storm_of_beacons_loses_no_member(self, fleet: Fleet) -> None:  # noqa: F811
         if shutil.which("nft") is None:
             pytest.skip("needs the program nft (package nftables)")
         nodes = [fleet.add() for _ in range(3)]

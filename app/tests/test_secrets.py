@@ -3,12 +3,12 @@
 
 import json
 import logging
-import os
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from ipaddress import IPv6Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_daemon import FakeParts, running
@@ -125,7 +125,7 @@ class TestDaemon:
         keepers = files_with(Path(paths.root), MARK)
         # The file itself, and the copies that only root may read.
         assert set(keepers) == {paths.device, paths.last_good}
-        assert stat.S_IMODE(os.stat(paths.last_good).st_mode) == 0o600
+        assert stat.S_IMODE(Path(paths.last_good).stat().st_mode) == 0o600
 
     def test_commands_show_none(self, paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["config", "show"]) == cli.OK
@@ -154,7 +154,7 @@ def files_with(folder: Path, word: str) -> list[str]:
 
 class TestReprs:
     def test_settings(self) -> None:
-        values = {
+        values: dict[str, dict[str, Any]] = {
             "mesh": {"security": "sae", "passphrase": PASSPHRASE},
             "cluster": {"cookie": COOKIE},
             "application": {"sensors": {"token": TOKEN}},

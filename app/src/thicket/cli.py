@@ -448,7 +448,7 @@ def _config_edit(words: list[str], *, unset: bool) -> int:
                 text = sys.stdin.readline().rstrip("\r\n")
             changes[path] = key.plain(key.check(key.from_text(text)))
         except ValueError as e:
-            # the value may be a secret under a mistyped name, or a private key in a public one's place
+            # It may be a secret under a mistyped name, or a private key in a public one's place.
             shown = "" if key is None else config.MASK if key.hides(text) else text
             findings.append(config.Finding("command line", path, shown, str(e)))
     if findings:

@@ -16,7 +16,6 @@ its own, as on a developer's machine, leaves that machine's network alone.
 
 import asyncio
 import contextlib
-import os
 import subprocess
 from logging import getLogger
 from typing import Any, Final
@@ -302,8 +301,7 @@ class Firewall:
         return {"state": self.state, "dropped": {k: n for k, n in self.dropped.items() if n}}
 
     def _counters(self) -> dict[str, int] | None:
-        """Packets dropped, by reason; empty when there is no such table, None when it is not known.
-        """
+        """Packets dropped, by reason; empty without such a table, None when it is not known."""
         from thicket import nftables  # noqa: PLC0415  # imports netlink
 
         try:
