@@ -164,7 +164,7 @@ async def test_nothing_that_a_node_shows_holds_a_secret(lab: Lab, nodes: Nodes) 
     )
     assert "sae" in said
     assert PASSPHRASE not in said
-    found = await nodes.run("n1", f"grep -rlF {shlex.quote(PASSPHRASE)} /run /tmp /etc; true", 120)
+    found = await nodes.run("n1", f"grep -rslF {shlex.quote(PASSPHRASE)} /run /tmp /etc; true", 120)
     keepers = set(found.split())
     assert keepers
     for path in keepers:
