@@ -70,6 +70,7 @@ STATUS: dict[str, Any] = {
         "revocations": {"number": 3, "issued": "2026-11-20T10:00:00Z", "names": 1},
     },
     "discovery": {"heard": [{"address": "fd12:3456:789a:1::9", "age": 1.0, "beacons": 4}]},
+    "firewall": {"state": "on", "dropped": {"closed": 2, "beacon_sender": 12}},
     "memory_kib": 20480,
     "cpu_seconds": 1.5,
 }  # fmt: skip

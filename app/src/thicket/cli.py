@@ -223,6 +223,7 @@ def status_text(doc: dict[str, Any]) -> str:
     turned_away = f", {refused} attempt{'' if refused == 1 else 's'} refused" if refused else ""
     facts.append(("Cluster", others + turned_away + alone))
     facts.append(("Fleet", fleet_text(doc["trust"])))
+    facts.append(("Firewall", firewall_text(doc["firewall"])))
     data, last = doc["data"], doc["last_restart"]
     facts.append(("Data", data["state"] + (f": {data['message']}" if data["message"] else "")))
     if last is not None:
@@ -248,6 +249,15 @@ def status_text(doc: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in facts)
     lines += [f"{name + ':':<{width + 1}} {value}" for name, value in facts]
     return "\n".join(lines)
+
+
+def firewall_text(firewall: dict[str, Any]) -> str:
+    """The firewall in one line, with what it dropped, the most first."""
+    dropped = sorted(firewall["dropped"].items(), key=lambda item: -item[1])
+    if not dropped:
+        return str(firewall["state"])
+    reasons = ", ".join(f"{reason} {number}" for reason, number in dropped)
+    return f"{firewall['state']}, packets dropped: {reasons}"
 
 
 def radio_text(radio: dict[str, Any]) -> str:
@@ -445,6 +455,7 @@ def _config_edit(words: list[str], *, unset: bool) -> int:
     findings = []
     for word in words:
         path, mark, text = word.partition("=")
+        key = None
         try:
             key = config.find_key(path)
             if unset:
@@ -457,7 +468,8 @@ def _config_edit(words: list[str], *, unset: bool) -> int:
                 text = sys.stdin.readline().rstrip("\r\n")
             changes[path] = key.plain(key.check(key.from_text(text)))
         except ValueError as e:
-            shown = config.MASK if "key" in locals() and key.secret else text
+            # It may be a secret under a mistyped name, or a private key in a public one's place.
+            shown = "" if key is None else config.MASK if key.hides(text) else text
             findings.append(config.Finding("command line", path, shown, str(e)))
     if findings:
         return _faulty(config.ConfigError(findings))

@@ -425,6 +425,60 @@ class PublicKeys(Key[str]):
         return None
 
 
+class Ports(Key[tuple[str, ...]]):
+    """Ports in addition to the product's own: ``tcp/NUMBER``, ``udp/NUMBER``, or a range of them.
+
+    The value has each port once: in order, without overlaps, ranges that meet joined.
+    """
+
+    type_name = "ports"
+    allowed = (
+        'a list of ports such as ["tcp/8080", "udp/5000-5009"]: tcp or udp, a slash, and a number '
+        "from 1 to 65535 or a range"
+    )
+    #: Most entries.
+    MOST: Final = 64
+
+    def from_text(self, text: str) -> object:
+        return text.replace(",", " ").split()
+
+    def plain(self, value: tuple[str, ...]) -> object:
+        return list(value)
+
+    def check(self, raw: object) -> tuple[str, ...]:
+        if not isinstance(raw, list | tuple) or len(raw) > self.MOST:
+            raise self.refuse()
+        found: dict[str, list[tuple[int, int]]] = {"tcp": [], "udp": []}
+        for item in raw:
+            protocol, slash, ports = item.partition("/") if isinstance(item, str) else ("", "", "")
+            low, dash, high = ports.partition("-")
+            if protocol not in found or not slash or not self._number(low):
+                raise self.refuse()
+            if dash and not (self._number(high) and int(low) < int(high)):
+                raise self.refuse()
+            found[protocol].append((int(low), int(high or low)))
+        return tuple(
+            f"{protocol}/{low}" + (f"-{high}" if high > low else "")
+            for protocol, ranges in found.items()
+            for low, high in self._joined(sorted(ranges))
+        )
+
+    @staticmethod
+    def _number(text: str) -> bool:
+        digits = text.isascii() and text.isdigit() and len(text) <= 5
+        return digits and 1 <= int(text) <= 65535
+
+    @staticmethod
+    def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        joined: list[tuple[int, int]] = []
+        for low, high in ranges:
+            if joined and low <= joined[-1][1] + 1:
+                joined[-1] = (joined[-1][0], max(joined[-1][1], high))
+            else:
+                joined.append((low, high))
+        return joined
+
+
 class FleetRoot(Key[str]):
     """The root certificate of a fleet in PEM, or nothing."""
 
@@ -723,6 +777,24 @@ class Access(Section):
     )
 
 
+class Firewall(Section):
+    """What reaches the node over the mesh: what it serves by itself, and nothing else."""
+
+    __slots__ = ()
+    enabled = Boolean(
+        True,
+        "Without it every port of every program can be reached. The node does not join the mesh "
+        "while a firewall that is wanted cannot be set up.",
+    )
+    allow = Ports(
+        (),
+        "Ports of the mesh interface that are open besides the node's own, for applications.",
+    )
+    log = Boolean(
+        False, "Note dropped packets in the system's log (`logread`), at most ten a minute."
+    )
+
+
 class Log(Section):
     """The log (`logread` on the node)."""
 
@@ -737,8 +809,8 @@ class Settings:
     """A whole configuration, valid by construction."""
 
     __slots__ = (
-        "access", "address", "application", "cluster", "discovery", "identity", "log", "mesh",
-        "status", "trust",
+        "access", "address", "application", "cluster", "discovery", "firewall", "identity", "log",
+        "mesh", "status", "trust",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
@@ -752,6 +824,7 @@ class Settings:
         self.status = Status(v.get("status"))
         self.log = Log(v.get("log"))
         self.access = Access(v.get("access"))
+        self.firewall = Firewall(v.get("firewall"))
         #: Settings of applications by name, as the file has them; the application judges them.
         self.application: dict[str, dict[str, Any]] = dict(v.get(APPLICATION, {}))
 
@@ -798,6 +871,7 @@ SECTIONS: Final[dict[str, type[Section]]] = {
     "status": Status,
     "log": Log,
     "access": Access,
+    "firewall": Firewall,
 }
 
 #: The table of the applications' own settings, ``[application.NAME]``.

@@ -33,6 +33,7 @@ from thicket.config import Loaded, Paths, Settings
 from thicket.control import RequestError, Server
 from thicket.discovery import Discovery, PlainBeacons, in_use
 from thicket.discovery import Settings as DiscoverySettings
+from thicket.firewall import Firewall
 from thicket.membership import Candidate, Membership
 from thicket.status import SCHEMA, Problems, Times, Writer, boottime, memory_kib, process_start
 from thicket.upkeep import Upkeep
@@ -220,6 +221,7 @@ class Daemon:
         self.make = parts or Parts()
         self.times = Times(paths.times)
         self.problems = Problems(self._changed)
+        self.firewall = Firewall(paths, self.make.interface, self.problems, self.settings)
         self.identity: Any = None
         #: Made once the identity is known.
         self.trust: Any = None
@@ -290,6 +292,7 @@ class Daemon:
         await asyncio.sleep(0)
         self._part("control", Server(self.paths.control, self._methods()).run)
         self._part("status", self.status.run)
+        self._part("firewall", self.firewall.run)
         await asyncio.sleep(0)
         self.make.prepare_radio()
         self._take_identity(await reading)
@@ -322,8 +325,10 @@ class Daemon:
         for task in self._reloads:
             task.cancel()
         # The cluster first: its connections are closed properly while the mesh still carries them.
-        names = ("cluster", "discovery", "trust", "radio", "care", "upkeep", "status", "control")
-        for name in names:
+        for name in (
+            "cluster", "discovery", "trust", "radio", "firewall", "care", "upkeep", "status",
+            "control",
+        ):  # fmt: skip
             if name in self.parts:
                 await self.parts[name].stop()
 
@@ -346,6 +351,7 @@ class Daemon:
 
     async def _run_radio(self) -> None:
         assert self.address is not None
+        await self.firewall.in_force.wait()
         while True:
             self._settings_changed.clear()
             try:
@@ -650,6 +656,8 @@ class Daemon:
             log.set_level(self.settings.log.level)
         if "status" in sections:
             self.status.interval = self.settings.status.interval
+        if changed:
+            self.firewall.follow(self.settings)
         moved = "address" in sections and self.identity is not None
         if moved:
             self.address = self.identity.address_in(str(self.settings.address.prefix))
@@ -690,6 +698,7 @@ class Daemon:
         self.status.changed()
 
     async def _refresh(self) -> None:
+        self.firewall.refresh()
         if self.mesh is not None:
             await self.mesh.refresh()
         heard = self.discovery.duplicate_heard if self.discovery is not None else None
@@ -751,6 +760,7 @@ class Daemon:
             "trust": self.trust.status() if self.trust is not None else None,
             "applications": self.applications.status() if self.applications is not None else [],
             "discovery": self.discovery.snapshot() if self.discovery is not None else None,
+            "firewall": self.firewall.snapshot(),
             "memory_kib": memory_kib(),
             "cpu_seconds": round(time.process_time(), 3),
         }
@@ -809,6 +819,7 @@ class Daemon:
         }
 
     async def _on_status(self, params: dict[str, Any]) -> Any:
+        self.firewall.refresh()
         if self.mesh is not None:
             await self.mesh.refresh()
         return self.document()

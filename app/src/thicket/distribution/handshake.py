@@ -149,6 +149,9 @@ class LocalNode(NamedTuple):
     creation: int
     flags: int = ABILITIES | PUBLISHED
 
+    def __repr__(self) -> str:  # the cookie is secret
+        return f"LocalNode({self.name!r}, creation={self.creation}, flags={self.flags:#x})"
+
 
 class RemoteNode(NamedTuple):
     """What the handshake has shown of the peer; *flags* are those both sides have."""

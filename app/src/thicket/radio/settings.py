@@ -66,6 +66,11 @@ class MeshSettings(NamedTuple):
     interface: str = "mesh0"
     radio: str | None = None
 
+    def __repr__(self) -> str:
+        masked = {"passphrase": self.passphrase and "********"}
+        values = {**self._asdict(), **masked}.items()
+        return f"MeshSettings({', '.join(f'{name}={value!r}' for name, value in values)})"
+
     @property
     def mhz(self) -> int:
         """The centre frequency in MHz of the (primary) channel. Raises ValueError."""

@@ -1,0 +1,606 @@
+# SPDX-License-Identifier: Apache-2.0
+"""thicket.firewall: the rules that follow from a configuration, and what they let through.
+
+The second half puts the rules in force in a network namespace, with the real ``nft`` and the real
+kernel, and knocks at the node from another one that is connected by a wire.
+"""
+
+import asyncio
+import os
+import re
+import selectors
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from ctypes import CDLL
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Any
+
+import network_namespace
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from test_daemon import Fleet, NamespaceNode, fleet  # noqa: F401  # a fixture
+
+from thicket import config, firewall
+from thicket.config import ConfigError, Paths, Settings
+from thicket.firewall import REASONS, Firewall, ruleset
+from thicket.status import Problems
+
+NODE = "fd12:3456:789a:1::1"
+STRANGER = "fd12:3456:789a:1::2"
+
+
+def made(**sections: dict[str, Any]) -> Settings:
+    return Settings(sections)
+
+
+def chain(text: str, name: str) -> str:
+    found = re.search(rf"\tchain {name} {{\n(.*?)\n\t}}", text, re.DOTALL)
+    assert found is not None, f"no chain {name}"
+    return found[1]
+
+
+def served(text: str) -> set[int]:
+    ports = re.search(r"tcp dport { ([\d, ]+) } goto connections", chain(text, "mesh"))
+    assert ports is not None
+    return {int(port) for port in ports[1].split(", ")}
+
+
+class TestRules:
+    def test_only_what_is_served_is_open(self) -> None:
+        assert served(ruleset(made(), "mesh0")) == {4369, 9100}
+        assert served(ruleset(made(cluster={"port": 9200}), "mesh0")) == {4369, 9200}
+        keys = made(access={"ssh_keys": "ssh-ed25519 AAAA"})
+        assert served(ruleset(keys, "mesh0")) == {22, 4369, 9100}
+
+    def test_what_no_rule_names_is_dropped_and_counted(self) -> None:
+        text = ruleset(made(), "mesh0")
+        assert "hook input priority filter; policy drop;" in chain(text, "input")
+        for name in ("input", "mesh", "forward"):
+            assert re.search(r"counter name \w+ drop$", chain(text, name)), name
+        assert set(re.findall(r"counter name (\w+)", text)) == set(REASONS)
+
+    def test_nothing_is_open_on_another_interface(self) -> None:
+        text = ruleset(made(access={"ssh_keys": "key"}), "mesh7")
+        assert 'iifname "mesh7" goto mesh' in chain(text, "input")
+        assert "dport" not in chain(text, "input")
+
+    def test_ports_of_applications(self) -> None:
+        allow = config.Ports((), "").check(["udp/5000", "tcp/80-90", "tcp/8080"])
+        text = chain(ruleset(made(firewall={"allow": allow}), "mesh0"), "mesh")
+        assert "tcp dport { 80-90, 8080 } accept" in text
+        assert "udp dport { 5000 } accept" in text
+
+    def test_a_gate_leaves_forwarding_to_rules_of_its_own(self) -> None:
+        assert "policy drop" in chain(ruleset(made(), "mesh0"), "forward")
+        assert "hook forward" not in ruleset(made(mesh={"gate": True}), "mesh0")
+
+    def test_logging_only_where_asked_for(self) -> None:
+        assert " log " not in ruleset(made(), "mesh0")
+        assert "limit rate 10/minute" in ruleset(made(firewall={"log": True}), "mesh0")
+
+    def test_no_firewall_is_no_table(self) -> None:
+        text = ruleset(made(firewall={"enabled": False}), "mesh0")
+        assert text == "table inet thicket\ndelete table inet thicket\n"
+
+    def test_a_mesh_that_comes_up_at_once_passes(self) -> None:
+        """256 nodes, a beacon each at once and then every 1 to 2 s (discovery.Schedule)."""
+        rate, burst = firewall._BEACON_ALL
+        assert burst >= 2 * 256
+        assert rate >= 256 / 1.5
+        assert firewall._SENDERS >= 2 * 256
+
+
+class TestPorts:
+    def parse(self, value: str) -> tuple[str, ...]:
+        settings = config.parse(f"[firewall]\nallow = {value}\n".encode(), "f")
+        return settings.firewall.allow
+
+    def test_order_and_overlaps_do_not_matter(self) -> None:
+        assert self.parse('["udp/7", "tcp/80", "tcp/80", "tcp/70-79", "tcp/75-85"]') == (
+            "tcp/70-85",
+            "udp/7",
+        )
+        assert self.parse("[]") == ()
+
+    @pytest.mark.parametrize(
+        "value",
+        ['"tcp/80"', "[80]", '["80"]', '["tcp/"]', '["tcp/0"]', '["tcp/65536"]', '["sctp/5"]',
+         '["tcp/9-8"]', '["tcp/8-8"]', '["tcp/8-"]', '["tcp/ 8"]', '["tcp/٣"]', '["TCP/8"]',
+         '["tcp/8 } accept; drop"]', '["tcp/1", 2]', "true", str(["tcp/1"] * 65)],
+    )  # fmt: skip
+    def test_what_is_refused(self, value: str) -> None:
+        with pytest.raises(ConfigError, match="list of ports"):
+            self.parse(value)
+
+    def test_the_command_line_and_the_file_have_the_same_form(self) -> None:
+        key = config.find_key("firewall.allow")
+        value = key.check(key.from_text("tcp/8080,udp/5000 udp/5001"))
+        assert value == ("tcp/8080", "udp/5000-5001")
+        assert config.show_value(key, value) == '["tcp/8080", "udp/5000-5001"]'
+        assert self.parse(config.show_value(key, value)) == value
+
+
+# -- in force
+
+
+class Wire:
+    """A node's network namespace and a stranger's, connected: mesh0 here, far0 there."""
+
+    def __init__(self) -> None:
+        self.stranger = _namespace()
+        network_namespace.unshare_network()
+        self.node = _namespace()
+        network_namespace.ip("link set lo up")
+        there = f"/proc/{os.getpid()}/fd/{self.stranger}"
+        network_namespace.ip(f"link add mesh0 type veth peer name far0 netns {there}")
+        network_namespace.up("mesh0")
+        network_namespace.ip(f"address add {NODE}/64 dev mesh0 nodad")
+        with self.at_stranger():
+            network_namespace.up("far0")
+            network_namespace.ip(f"address add {STRANGER}/64 dev far0 nodad")
+            self.far_index = socket.if_nametoindex("far0")
+
+    @contextmanager
+    def at_stranger(self) -> Iterator[None]:
+        _enter(self.stranger)
+        try:
+            yield
+        finally:
+            _enter(self.node)
+
+    def close(self) -> None:
+        os.close(self.stranger)
+        os.close(self.node)
+
+
+def _namespace() -> int:
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+
+def _enter(namespace: int) -> None:
+    assert CDLL(None).setns(namespace, network_namespace.CLONE_NEWNET) == 0
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    if shutil.which("nft") is None:
+        pytest.skip("needs the program nft (package nftables)")
+    with network_namespace.namespace():
+        made = Wire()
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+async def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+class Guard:
+    """A firewall that runs, as the daemon has one."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.problems = Problems(lambda: None)
+        self.firewall = Firewall(Paths(str(folder)), "mesh0", self.problems, settings)
+        self.firewall.ours = True  # this namespace is
+
+    def dropped(self, reason: str) -> int:
+        self.firewall.refresh()
+        return self.firewall.dropped.get(reason, 0)
+
+    def codes(self) -> list[tuple[str, str]]:
+        return [(p["code"], p["severity"]) for p in self.problems.all()]
+
+
+@asynccontextmanager
+async def guarded(
+    folder: Path, settings: Settings, wait: bool = True, **attributes: Any
+) -> AsyncIterator[Guard]:
+    guard = Guard(folder, settings)
+    for name, value in attributes.items():
+        setattr(guard.firewall, name, value)
+    task = asyncio.create_task(guard.firewall.run())
+    try:
+        if wait:
+            await asyncio.wait_for(guard.firewall.in_force.wait(), 60)
+        yield guard
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled(), task.exception()
+
+
+def listeners(*ports: int) -> list[socket.socket]:
+    return [socket.create_server(("::", port), family=socket.AF_INET6) for port in ports]
+
+
+def datagrams(port: int) -> socket.socket:
+    s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    s.setblocking(False)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    s.bind(("::", port))
+    return s
+
+
+def drain(s: socket.socket) -> list[tuple[bytes, str]]:
+    found: list[tuple[bytes, str]] = []
+    while True:
+        try:
+            payload, source = s.recvfrom(2048)
+        except BlockingIOError:
+            return found
+        found.append((payload, source[0]))
+
+
+class TestInForce:
+    async def test_a_stranger_reaches_what_is_served_and_nothing_else(
+        self, wire: Wire, tmp_path: Path
+    ) -> None:
+        open_ports, shut_ports = [22, 4369, 9100, 8080], [21, 23, 80, 4368, 9101, 8081]
+        settings = made(access={"ssh_keys": "key"}, firewall={"allow": ("tcp/8080", "udp/5000")})
+        async with guarded(tmp_path, settings) as guard:
+            servers = listeners(*open_ports, *shut_ports)
+            udp = {port: datagrams(port) for port in (5000, 5001)}
+            callers: dict[int, socket.socket] = {}
+            with wire.at_stranger():
+                for port in open_ports + shut_ports:
+                    s = callers[port] = socket.socket(socket.AF_INET6)
+                    s.setblocking(False)
+                    assert s.connect_ex((NODE, port)) in {0, 115}  # EINPROGRESS
+                sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                for port in udp:
+                    sender.sendto(b"hello", (NODE, port))
+
+            def reached() -> set[int]:
+                with selectors.DefaultSelector() as selector:
+                    for port, s in callers.items():
+                        selector.register(s, selectors.EVENT_WRITE, port)
+                    return {key.data for key, _ in selector.select(0)}
+
+            await until(lambda: reached() == set(open_ports), "what is served answers")
+            shut = len(shut_ports) + 1
+            await until(lambda: guard.dropped("closed") >= shut, "the rest was dropped")
+            assert reached() == set(open_ports)
+            assert len(drain(udp[5000])) == 1
+            assert drain(udp[5001]) == []
+            assert guard.codes() == []
+            with wire.at_stranger():
+                echo = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+            echo.setblocking(False)
+            # ICMPv6 echo request (RFC 4443 4.1); raw sockets fill the checksum in
+            echo.sendto(bytes((128, 0, 0, 0)) + b"\0\x07\0\x01ping", (NODE, 0))
+            answers: list[bytes] = []
+
+            def answered() -> bool:
+                answers.extend(payload for payload, _ in drain(echo))
+                return any(a[0] == 129 and a.endswith(b"\0\x07\0\x01ping") for a in answers)
+
+            await until(answered, "a ping is answered")
+            for s in [*servers, *udp.values(), *callers.values(), sender, echo]:
+                s.close()
+
+    async def test_the_node_itself_reaches_everything(self, wire: Wire, tmp_path: Path) -> None:
+        async with guarded(tmp_path, made()):
+            with wire.at_stranger():
+                (server,) = listeners(5555)
+            near = listeners(5556)
+            loop = asyncio.get_running_loop()
+            for address in ((STRANGER, 5555), (NODE, 5556), ("::1", 5556)):
+                with socket.socket(socket.AF_INET6) as s:
+                    s.setblocking(False)
+                    await asyncio.wait_for(loop.sock_connect(s, address), 60)
+            for s in [server, *near]:
+                s.close()
+
+    async def test_a_storm_of_beacons_leaves_room_for_others(
+        self, wire: Wire, tmp_path: Path
+    ) -> None:
+        async with guarded(tmp_path, made()) as guard:
+            began = time.monotonic()
+            node = datagrams(49999)
+            group = socket.inet_pton(socket.AF_INET6, "ff02::69")
+            index = socket.if_nametoindex("mesh0")
+            request = group + struct.pack("@I", index)
+            node.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
+            with wire.at_stranger():
+                storm, honest = (self.beacons(wire, address) for address in (None, STRANGER))
+            target = ("ff02::69", 49999, 0, wire.far_index)
+            heard: dict[bytes, int] = {}
+            sent = 0
+
+            def both() -> bool:
+                nonlocal sent
+                for _ in range(500):
+                    storm.sendto(b"storm", target)
+                    sent += 1
+                honest.sendto(b"honest", target)
+                for payload, _ in drain(node):
+                    heard[payload] = heard.get(payload, 0) + 1
+                return sent >= 10_000 and heard.get(b"honest", 0) >= 3
+
+            await until(both, "somebody else's beacons come through a storm of 10,000")
+            elapsed = time.monotonic() - began
+            assert 0 < heard[b"storm"] <= 20 + 10 * elapsed + 1
+            assert guard.dropped("beacon_sender") > sent // 2
+            assert guard.dropped("beacon_flood") == 0
+            far = self.beacons_through_a_router(wire, target)
+            await until(lambda: guard.dropped("beacon_router") >= 1, "a routed beacon is dropped")
+            for s in (node, storm, honest, far):
+                s.close()
+
+    @staticmethod
+    def beacons(wire: Wire, source: str | None) -> socket.socket:
+        s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, wire.far_index)
+        if source is not None:
+            s.bind((source, 0))
+        return s
+
+    def beacons_through_a_router(self, wire: Wire, target: tuple[str, int, int, int]) -> Any:
+        with wire.at_stranger():
+            s = self.beacons(wire, None)
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 254)
+        s.sendto(b"far", target)
+        return s
+
+    async def test_invented_senders_are_bounded_together(self, wire: Wire, tmp_path: Path) -> None:
+        async with guarded(tmp_path, made()) as guard:
+            began = time.monotonic()
+            node = datagrams(49999)
+            mac = network_namespace.ip("-br link show mesh0").split()[2]
+            destination = bytes.fromhex(mac.replace(":", ""))
+            with wire.at_stranger():
+                raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+                raw.bind(("far0", 0))
+            heard = number = 0
+            while guard.dropped("beacon_flood") < 500:
+                assert time.monotonic() - began < 120, "nothing is dropped"
+                for _ in range(500):
+                    number += 1
+                    raw.send(_beacon(destination, f"fd12:3456:789a:1::9:{number:x}"))
+                heard += len(drain(node))
+                await asyncio.sleep(0)
+            heard += len(drain(node))
+            assert 0 < heard <= 600 + 300 * (time.monotonic() - began) + 1
+            listed = nft("list set inet thicket beacon_senders")
+            assert 0 < listed.count("fd12:3456:789a:1:") <= firewall._SENDERS
+            node.close()
+            raw.close()
+
+    async def test_one_caller_does_not_use_up_all_connections(
+        self, wire: Wire, tmp_path: Path
+    ) -> None:
+        async with guarded(tmp_path, made()) as guard:
+            (server,) = listeners(9100)
+            callers = []
+            with wire.at_stranger():
+                network_namespace.ip("address add fd12:3456:789a:1::3/64 dev far0 nodad")
+                deadline = time.monotonic() + 60
+                while not guard_dropped(guard, wire, "connection_sender"):
+                    assert time.monotonic() < deadline, "nothing is dropped"
+                    s = socket.socket(socket.AF_INET6)
+                    s.bind((STRANGER, 0))
+                    s.setblocking(False)
+                    s.connect_ex((NODE, 9100))
+                    callers.append(s)
+                    assert len(callers) < 5000
+                other = socket.socket(socket.AF_INET6)
+                other.bind(("fd12:3456:789a:1::3", 0))
+            other.setblocking(False)
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(other, (NODE, 9100)), 60)
+            for s in [*callers, other, server]:
+                s.close()
+
+
+def guard_dropped(guard: Guard, wire: Wire, reason: str) -> int:
+    _enter(wire.node)
+    try:
+        return guard.dropped(reason)
+    finally:
+        _enter(wire.stranger)
+
+
+def _beacon(destination: bytes, source: str) -> bytes:
+    """A frame with a beacon from an invented address (RFC 8200 3, RFC 768)."""
+    payload = source.encode()
+    length = 8 + len(payload)
+    addresses = IPv6Address(source).packed + IPv6Address(NODE).packed
+    header = struct.pack("!HHHH", 49999, 49999, length, 0)
+    total = addresses + struct.pack("!II", length, 17) + header + payload
+    total += b"\0" * (len(total) % 2)
+    checksum = sum(struct.unpack(f"!{len(total) // 2}H", total))
+    while checksum >> 16:
+        checksum = (checksum & 0xFFFF) + (checksum >> 16)
+    header = struct.pack("!HHHH", 49999, 49999, length, (checksum ^ 0xFFFF) or 0xFFFF)
+    packet = struct.pack("!IHBB", 6 << 28, length, 17, 255) + addresses + header + payload
+    return destination + b"\x02\0\0\0\0\x09" + b"\x86\xdd" + packet
+
+
+class TestFollowing:
+    async def test_settings_are_followed_and_counters_outlast_what_changes_nothing(
+        self, wire: Wire, tmp_path: Path
+    ) -> None:
+        async with guarded(tmp_path, made()) as guard:
+            with wire.at_stranger():
+                s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                s.sendto(b"x", (NODE, 7))
+            await until(lambda: guard.dropped("closed"), "a packet is dropped")
+            guard.firewall.follow(made(mesh={"id": "elsewhere"}))
+            await until(lambda: not guard.firewall._changed.is_set(), "it was looked at")
+            assert guard.dropped("closed") >= 1
+            guard.firewall.follow(made(cluster={"port": 9300}))
+            await until(lambda: "9300" in rules(), "the new rules are in force")
+            guard.firewall.follow(made(firewall={"enabled": False}))
+            await until(lambda: "table" not in rules(), "the table is gone")
+            await until(lambda: guard.codes() == [("off", "warning")], "status says so")
+            assert guard.firewall.in_force.is_set()
+            guard.firewall.follow(made())
+            await until(lambda: "9100" in rules(), "the rules are back")
+            await until(lambda: guard.codes() == [], "the problem is over")
+            s.close()
+
+    async def test_rules_that_were_taken_away_are_put_back(
+        self, wire: Wire, tmp_path: Path
+    ) -> None:
+        async with guarded(tmp_path, made()) as guard:
+            nft("flush ruleset")
+            assert "table" not in rules()
+            guard.firewall.refresh()
+            await until(lambda: "9100" in rules(), "the rules are back")
+            assert guard.firewall.in_force.is_set()
+
+    async def test_without_nft_the_network_stays_closed_until_it_is_there(
+        self, wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(firewall, "_PAUSES", (0.05,))
+        program = tmp_path / "nft"
+        async with guarded(tmp_path, made(), wait=False, program=str(program)) as guard:
+            await until(lambda: guard.codes() == [("not-set-up", "error")], "it is reported")
+            assert not guard.firewall.in_force.is_set()
+            assert guard.firewall.snapshot() == {"state": "failed", "dropped": {}}
+            assert "not installed" in guard.problems.all()[0]["message"]
+            program.symlink_to(str(shutil.which("nft")))
+            await asyncio.wait_for(guard.firewall.in_force.wait(), 60)
+            assert guard.codes() == []
+            assert guard.firewall.snapshot()["state"] == "on"
+            # A later failure leaves the rules as they are.
+            program.unlink()
+            program.write_text("#!/bin/sh\necho 'Error: no memory' >&2\nexit 1\n")
+            program.chmod(0o755)
+            guard.firewall.follow(made(cluster={"port": 9300}))
+            await until(lambda: guard.codes() == [("not-set-up", "error")], "it is reported")
+            message = guard.problems.all()[0]["message"]
+            assert "status 1: Error: no memory; the rules from before" in message
+            assert guard.firewall.in_force.is_set()
+            assert served_in_force() == {4369, 9100}
+
+    async def test_no_firewall_wanted_and_no_program_is_no_failure(
+        self, wire: Wire, tmp_path: Path
+    ) -> None:
+        off = made(firewall={"enabled": False})
+        async with guarded(tmp_path, off, program=str(tmp_path / "none")) as guard:
+            assert guard.codes() == [("off", "warning")]
+
+    async def test_elsewhere_than_on_a_node_nothing_is_touched(self, tmp_path: Path) -> None:
+        problems = Problems(lambda: None)
+        guard = Firewall(Paths(str(tmp_path)), "mesh0", problems, made())
+        guard.program = str(tmp_path / "none")
+        task = asyncio.create_task(guard.run())
+        await asyncio.wait_for(guard.in_force.wait(), 60)
+        guard.refresh()
+        assert guard.snapshot() == {"state": "none", "dropped": {}}
+        assert problems.all() == []
+        assert not Path(guard.path).exists()
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def nft(words: str) -> str:
+    command = ["nft", *words.split()]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def rules() -> str:
+    return nft("list ruleset")
+
+
+def served_in_force() -> set[int]:
+    ports = re.search(r"tcp dport { ([\d, ]+) } goto connections", rules())
+    assert ports is not None
+    return {int(port) for port in ports[1].split(", ")}
+
+
+PORT = st.integers(1, 65535)
+ENTRIES = st.lists(
+    st.one_of(
+        st.builds("{}/{}".format, st.sampled_from(["tcp", "udp"]), PORT),
+        st.builds(
+            lambda kind, a, b: f"{kind}/{min(a, b)}-{max(a, b)}",
+            st.sampled_from(["tcp", "udp"]), PORT, PORT,
+        ).filter(lambda e: len(set(e.partition("/")[2].split("-"))) == 2),
+    ),
+    max_size=64,
+)  # fmt: skip
+
+
+@hypothesis_settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(ENTRIES, st.booleans(), st.booleans(), st.integers(1024, 65535))
+def test_nft_takes_the_rules_of_every_configuration(
+    wire: Wire, entries: list[str], gate: bool, logged: bool, port: int
+) -> None:
+    allow = config.Ports((), "").check(entries)
+    settings = made(
+        firewall={"allow": allow, "log": logged}, mesh={"gate": gate}, cluster={"port": port},
+        access={"ssh_keys": "key" if gate else ""},
+    )  # fmt: skip
+    done = subprocess.run(
+        ["nft", "-c", "-f", "-"], input=ruleset(settings, "mesh0"), text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+class TestDaemons:
+    """Real daemons behind real rules; only the radio is a wire."""
+
+    def test_a_storm_of_beacons_loses_no_member(self, fleet: Fleet) -> None:  # noqa: F811
+        if shutil.which("nft") is None:
+            pytest.skip("needs the program nft (package nftables)")
+        nodes = [fleet.add() for _ in range(3)]
+        for node in nodes:
+            # A daemon of a test leaves the network alone: its rules are put there for it.
+            assert node.process is not None
+            namespace = os.open(f"/proc/{node.process.pid}/ns/net", os.O_RDONLY)
+            own = _namespace()
+            try:
+                _enter(namespace)
+                done = subprocess.run(
+                    ["nft", "-f", "-"], input=ruleset(made(), "mesh0"), text=True,
+                    capture_output=True, check=False,
+                )  # fmt: skip
+            finally:
+                _enter(own)
+                os.close(namespace)
+                os.close(own)
+            assert (done.returncode, done.stderr) == (0, "")
+        fleet.until(lambda: fleet.formed(*nodes), "a cluster behind firewalls")
+        before = [self.members(node) for node in nodes]
+        received = nodes[0].ask("status")["discovery"]["received"]
+        index = socket.if_nametoindex("medium")
+        began = time.monotonic()
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as storm:
+            storm.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            storm.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+            for sent in range(30_000):
+                storm.sendto(b"fd12:3456:789a:1::bad", ("ff02::69", 49999, 0, index))
+                if sent % 100 == 99:  # 10,000 a second, or what the machine can do
+                    time.sleep(max(0.0, began + sent / 10_000 - time.monotonic()))
+        for node in nodes:
+            assert node.ask("ping", node=nodes[0].name)["node"] == nodes[0].name
+        elapsed = time.monotonic() - began
+        assert [self.members(node) for node in nodes] == before, "none came or went"
+        # Its own rate is 10 a second, and each of three nodes sends one a second at most.
+        heard = nodes[0].ask("status")["discovery"]["received"] - received
+        assert 0 < heard <= 20 + 10 * elapsed + 3 * 20
+
+    @staticmethod
+    def members(node: NamespaceNode) -> list[tuple[str, str, float]]:
+        nodes = node.ask("nodes")["cluster"]["nodes"]
+        return [(n["name"], n["state"], n["since"]) for n in nodes if n["state"] == "up"]

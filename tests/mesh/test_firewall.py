@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three nodes behind their firewalls, and what one of them finds when it tries the others.
+
+n2 has an application's port open and logs what it drops; n1 logs everything that there is to log.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from meshlab import topology
+from meshlab.lab import PASSPHRASE, Lab, LabSpec, NodeSpec
+from meshlab.testing import Nodes
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.lab,
+    pytest.mark.timeout(400, func_only=True),
+]
+
+NAMES = ["n1", "n2", "n3"]
+
+#: Listens on ports for a while, as programs do that nobody thought of.
+LISTEN = """
+import socket, sys, time
+servers = [socket.create_server(("::", int(port)), family=socket.AF_INET6) for port in sys.argv[1:]]
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+#: Tries TCP ports until those that should answer did, or a minute is over; prints those that did.
+SCAN = """
+import json, selectors, socket, sys, time
+host, wanted, others = sys.argv[1], *(set(map(int, word.split(","))) for word in sys.argv[2:])
+selector = selectors.DefaultSelector()
+for port in wanted | others:
+    s = socket.socket(socket.AF_INET6)
+    s.setblocking(False)
+    s.connect_ex((host, port))
+    selector.register(s, selectors.EVENT_WRITE, port)
+found, refused, end = set(), set(), time.monotonic() + 60
+while found < wanted and time.monotonic() < end:
+    for key, _ in selector.select(1):
+        error = key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        (refused if error else found).add(key.data)
+        selector.unregister(key.fileobj)
+print(json.dumps([sorted(found), sorted(refused)]))
+"""
+
+STORM = """
+import socket, sys, time
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+index = socket.if_nametoindex("mesh0")
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+sent = 0
+while sent < int(sys.argv[1]):
+    try:
+        s.sendto(b"fd12:3456:789a:1::bad", ("ff02::69", 49999, 0, index))
+        sent += 1
+    except OSError:  # the queue is full: the air is slower than the program
+        time.sleep(0.01)
+print(sent)
+"""
+
+
+def spec(name: str) -> LabSpec:
+    return LabSpec(
+        topology.make("full", 3),
+        name=name,
+        security="sae",
+        nodes={
+            "n1": NodeSpec(config={"log": {"level": "debug"}}),
+            "n2": NodeSpec(config={"firewall": {"allow": ["tcp/8080"], "log": True}}),
+        },
+    )
+
+
+def python(code: str, *arguments: object) -> str:
+    return shlex.join(["python3", "-c", code, *map(str, arguments)])
+
+
+async def test_every_node_has_its_rules_and_they_form_a_cluster(lab: Lab, nodes: Nodes) -> None:
+    await nodes.whole(300)
+    for name in NAMES:
+        assert nodes.status(name, "firewall", "state") == "on"
+        assert not nodes.problems(name, "firewall")
+        rules = await nodes.run(name, "nft list table inet thicket")
+        assert "hook input priority filter; policy drop;" in rules
+        assert "Firewall:" in await nodes.run(name, "thicket status; true")
+
+
+async def test_only_what_is_served_answers(lab: Lab, nodes: Nodes) -> None:
+    served, others = {4369, 8080, 9100}, {21, 22, 80, 8081}
+    log = "/tmp/listen.log"
+    listen = python(LISTEN, 8080, *sorted(others))
+    await nodes.run("n2", f"{listen} >{log} 2>&1 &")
+
+    async def ready() -> bool:
+        return "ready" in await nodes.run("n2", f"cat {log}")
+
+    await nodes.until(ready, 120, "n2 listens")
+    words = (",".join(map(str, sorted(ports))) for ports in (served, others))
+    scan = python(SCAN, nodes.address("n2"), *words)
+    found, refused = json.loads((await nodes.run("n1", scan, 150)).strip().splitlines()[-1])
+    assert (set(found), refused) == (served, [])
+    # To itself the node is open.
+    words = (",".join(map(str, sorted(ports))) for ports in (served | others, {1}))
+    inside = await nodes.run("n2", python(SCAN, nodes.address("n2"), *words), 150)
+    assert set(json.loads(inside.strip().splitlines()[-1])[0]) == served | others
+
+    async def counted() -> bool:
+        status = json.loads(await nodes.run("n2", "thicket status --json; true"))
+        return bool(status["firewall"]["dropped"].get("closed", 0) >= len(others))
+
+    await nodes.until(counted, 60, "n2 counts what it dropped")
+
+    async def logged() -> bool:
+        return "firewall: " in await nodes.run("n2", "logread; true")
+
+    await nodes.until(logged, 60, "n2 logs what it dropped")
+    assert "firewall: " not in await nodes.run("n3", "logread; true")
+
+
+async def test_a_storm_of_beacons_stays_outside(lab: Lab, nodes: Nodes) -> None:
+    def received(name: str) -> int:
+        return int(nodes.status(name, "discovery", "received"))
+
+    before = {name: received(name) for name in ("n2", "n3")}
+    began = lab.elapsed
+    assert "3000" in await nodes.run("n1", python(STORM, 3000), 200)
+
+    def dropped() -> bool:
+        counts = [nodes.status(name, "firewall", "dropped") or {} for name in ("n2", "n3")]
+        return all(count.get("beacon_sender", 0) >= 100 for count in counts)
+
+    await lab.wait(dropped, 120, "n2 and n3 drop beacons")
+    for name, count in before.items():
+        assert received(name) - count <= 20 + 12 * (lab.elapsed - began) + 60
+    await nodes.whole(120)
+
+
+async def test_the_rules_follow_the_configuration(lab: Lab, nodes: Nodes) -> None:
+    code, output = await lab.configure("n2", ["firewall.allow=udp/5000"])
+    assert code == 0, output
+
+    async def followed() -> bool:
+        rules = await nodes.run("n2", "nft list table inet thicket")
+        return "udp dport 5000 accept" in rules and "8080" not in rules
+
+    await nodes.until(followed, 120, "n2 has its new rules")
+    await nodes.whole(120)
+
+
+async def test_nothing_that_a_node_shows_holds_a_secret(lab: Lab, nodes: Nodes) -> None:
+    said = await nodes.run(
+        "n1",
+        "logread; dmesg; cat /run/thicket/status.json /run/thicket/firewall.nft;"
+        " thicket status; thicket config show; thicket peers; ps; true",
+        120,
+    )
+    assert "sae" in said
+    assert PASSPHRASE not in said
+    found = await nodes.run("n1", f"grep -rslF {shlex.quote(PASSPHRASE)} /run /tmp /etc; true", 120)
+    keepers = set(found.split())
+    assert keepers
+    for path in keepers:
+        assert path.endswith(("/thicket.toml", "/wpa_supplicant.conf")), path
+
+
+async def test_a_crashing_program_leaves_no_core(nodes: Nodes) -> None:
+    command = "cd /tmp && ulimit -c unlimited; sh -c 'kill -SEGV $$'; ls -a /tmp | grep core; true"
+    assert "core" not in (await nodes.run("n1", command)).replace("core dumped", "")
+    assert "# CONFIG_COREDUMP is not set" in await nodes.run("n1", "zcat /proc/config.gz")
