@@ -14,14 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from daemons import OPEN, PREFIX, Fleet, fleet_in
+from daemons import OPEN, PREFIX, Fleet
 
 from thicket import config, daemon, membership
 from thicket.client import ClientError, request
@@ -95,9 +95,6 @@ class FakeNode:
 
     def recheck(self) -> None:
         pass
-
-    def statistics(self) -> dict[str, Any]:
-        return {"refused": {}}
 
     async def start(self) -> None:
         self.started = True
@@ -591,12 +588,6 @@ class TestNodes:
 
 
 # -- real daemons
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    with fleet_in(tmp_path) as made:
-        yield made
 
 
 class TestFleet:

@@ -23,10 +23,10 @@ from typing import Any
 
 import network_namespace
 import pytest
+from daemons import Fleet, NamespaceNode
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from test_daemon import Fleet, NamespaceNode, fleet  # noqa: F401  # a fixture
 
 from thicket import config, firewall
 from thicket.config import ConfigError, Paths, Settings
@@ -560,7 +560,7 @@ def test_nft_takes_the_rules_of_every_configuration(
 class TestDaemons:
     """Real daemons behind real rules; only the radio is a wire."""
 
-    def test_a_storm_of_beacons_loses_no_member(self, fleet: Fleet) -> None:  # noqa: F811
+    def test_a_storm_of_beacons_loses_no_member(self, fleet: Fleet) -> None:
         if shutil.which("nft") is None:
             pytest.skip("needs the program nft (package nftables)")
         nodes = [fleet.add() for _ in range(3)]

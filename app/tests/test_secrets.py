@@ -29,6 +29,7 @@ FILE = f"""\
 security = "sae"
 passphrase = "{PASSPHRASE}"
 [cluster]
+security = "cookie"
 cookie = "{COOKIE}"
 [log]
 level = "debug"

@@ -4,21 +4,14 @@
 import base64
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemons import Fleet, NamespaceNode, Secured, fleet_in
+from daemons import Fleet, NamespaceNode, Secured
 
 from thicket.client import ClientError
 from thicket.trust import clock
 from thicket.trust.virtual import open_chip
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    with fleet_in(tmp_path) as made:
-        yield made
 
 
 def trust(node: NamespaceNode) -> dict[str, object]:
