@@ -199,7 +199,7 @@ async def processor(network: Network, counts: tuple[int, int, int], links: int) 
     issued = one_fleet()
     mine = [await make_credentials(issued.device(n)[0], issued.fleet, CLOCK) for n in (1, 2)]
     for inside in ("plain", "TLS"):
-        nodes = []
+        nodes: list[Node] = []
         for credentials in mine:
             address = network.address(len(nodes) + 1)
             tls = None
@@ -233,7 +233,7 @@ async def processor_times(
         for _ in range(count):
             await one.connect(two.name)
             one.disconnect(two.name)
-            while two.nodes() or one.nodes():
+            while two.nodes() or one.nodes():  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0)
 
     async def call(count: int) -> None:
