@@ -270,7 +270,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     def _deliver(self) -> None:
         """Decrypt what has come into the connection's buffer, as long as it wants to read."""
         connection = self._connection
-        read = self._ssl.read
+        read: Any = self._ssl.read  # into a buffer; the stubs know none but bytearray
         more = True
         while more and not self._paused and not self._over:
             buffer = connection.get_buffer(-1)
@@ -279,7 +279,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             error: ssl.SSLError | None = None
             try:
                 while got < size:
-                    count: int = read(size - got, buffer[got:])
+                    count = read(size - got, buffer[got:])
                     if not count:
                         error = ssl.SSLZeroReturnError()
                         break
