@@ -5,8 +5,9 @@ Prints a table. Nothing passes or fails: a figure is one run's, on the machine a
 Each node is a process of its own. RTT is ``erpc:call`` of a function that returns at once, msgs/s
 are messages of 20 bytes to one registered process, MB/s binaries of 1 MiB to it, both until the
 receiver says that all have come. Memory is resident, of the node that is called, idle and after the
-load. The last two lines have both nodes in one process and its processor time, which other
-programs of a busy machine do not change.
+load. The last table has both nodes in one process and its processor time, which other programs of a
+busy machine do not change: for a connection (with TLS: both handshakes, and both sides' checks of
+the other's certificates in a fleet), a call, a message of 20 bytes, and a megabyte.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 
 from erlang import Erl, Release, a_real_epmd, releases
+from fleet_for_tests import CLOCK, one_fleet
 from private_network import Network, _enter
 from test_tls import Authority
 
 from thicket.distribution import Node, Request
 from thicket.distribution.tls import Tls, contexts
+from thicket.trust.node import make_credentials
+from thicket.trust.tls import FleetTls
 
 MESSAGE = b"x" * 20
 MIB = bytes(1 << 20)
@@ -188,19 +192,49 @@ async def compare(network: Network, arguments: argparse.Namespace, release: Rele
                     )
 
 
-async def processor(network: Network, counts: tuple[int, int, int]) -> None:
-    """Print the processor time of a call, a message and a megabyte, both ends together."""
+async def processor(network: Network, counts: tuple[int, int, int], links: int) -> None:
+    """Print the processor time that is needed, both ends together, without TLS and with it."""
+    print("\nProcessor time in Python, both ends together:\n")
+    print("| | connect ms | call µs | message µs | MB ms |\n|---|---|---|---|---|")
+    issued = one_fleet()
+    mine = [await make_credentials(issued.device(n)[0], issued.fleet, CLOCK) for n in (1, 2)]
+    for inside in ("plain", "TLS"):
+        nodes: list[Node] = []
+        for credentials in mine:
+            address = network.address(len(nodes) + 1)
+            tls = None
+            if inside == "TLS" and network.private:
+                address = credentials.peer.address
+                network.add(address)
+                tls = FleetTls(issued.fleet, credentials, clock=lambda: CLOCK)
+            name = f"py{len(nodes)}"
+            node = Node(name, "secret", address, 0, epmd_port=network.epmd_port, tls=tls)
+            await node.start()
+            nodes.append(node)
+        figures = await processor_times(nodes[0], nodes[1], counts, links)
+        print(
+            f"| {inside} | {figures[0]:.2f} | {figures[1]:.0f} | {figures[2]:.1f} "
+            f"| {figures[3]:.2f} |",
+            flush=True,
+        )
+        for node in nodes:
+            await node.stop()
+
+
+async def processor_times(
+    one: Node, two: Node, counts: tuple[int, int, int], links: int
+) -> list[float]:
     calls, messages, large = counts
-    nodes = []
-    for number, name in enumerate(("py1", "py2"), 1):
-        node = Node(name, "secret", network.address(number), 0, epmd_port=network.epmd_port)
-        await node.start()
-        nodes.append(node)
-    one, two = nodes
     while two.host not in two.statistics()["epmd"]["served"]:  # noqa: ASYNC110  # no event tells
         await asyncio.sleep(0.01)
     serving = asyncio.create_task(serve(two))
-    await one.connect(two.name)
+
+    async def connect(count: int) -> None:
+        for _ in range(count):
+            await one.connect(two.name)
+            one.disconnect(two.name)
+            while two.nodes() or one.nodes():  # noqa: ASYNC110  # no event tells
+                await asyncio.sleep(0)
 
     async def call(count: int) -> None:
         for _ in range(count):
@@ -212,10 +246,9 @@ async def processor(network: Network, counts: tuple[int, int, int]) -> None:
         while count := count - await one.request(("sink", two.name), 1, 120):
             pass
 
-    print("\nProcessor time in Python, both ends together:\n")
-    print("| call µs | message µs | MB ms |\n|---|---|---|")
     figures = []
     for work, divisor in (
+        (connect(links), links / 1e3),
         (call(calls), calls / 1e6),
         (send(messages, MESSAGE), messages / 1e6),
         (send(large, MIB), large * 1.048576 / 1e3),
@@ -223,10 +256,8 @@ async def processor(network: Network, counts: tuple[int, int, int]) -> None:
         begin = time.process_time()
         await work
         figures.append((time.process_time() - begin) / divisor)
-    print(f"| {figures[0]:.0f} | {figures[1]:.1f} | {figures[2]:.2f} |")
     serving.cancel()
-    for node in nodes:
-        await node.stop()
+    return figures
 
 
 async def one(  # noqa: PLR0917
@@ -284,7 +315,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=3000)
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--large", type=int, default=100)
+    parser.add_argument("--links", type=int, default=50)
     parser.add_argument("--with-tls", action="store_true")
+    parser.add_argument("--processor", action="store_true", help="processor times only")
     parser.add_argument("--node", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--epmd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--tls", help=argparse.SUPPRESS)
@@ -293,9 +326,10 @@ def main() -> None:
         asyncio.run(run_node(arguments))
         return
     network = Network(_enter())
-    for release in releases():
+    for release in releases() if not arguments.processor else ():
         asyncio.run(compare(network, arguments, release))
-    asyncio.run(processor(network, (arguments.calls, arguments.messages, arguments.large)))
+    counts = arguments.calls, arguments.messages, arguments.large
+    asyncio.run(processor(network, counts, arguments.links))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shlex
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,8 +23,10 @@ from private_network import Network, in_private_network, until
 
 from thicket.distribution import DistributionError, Node
 from thicket.distribution.secure import explained
+from thicket.trust import openssl
 from thicket.trust import tls as fleet_tls
-from thicket.trust.guest import erlang_files
+from thicket.trust.authority import Authority
+from thicket.trust.guest import erlang_files, how_to_join, make_guest
 from thicket.trust.node import Credentials, FileKey, make_credentials
 from thicket.trust.tls import FleetTls
 from thicket.trust.verify import REASONS, Clock
@@ -505,7 +509,7 @@ async def test_erlang_with_a_guests_files_is_one_of_the_cluster(
     guest = await credentials(FLEET.software()[0])
     async with (
         a_real_epmd(network),
-        a_node(network, one, max_message=20_000_000) as (node, events),
+        a_node(network, one, max_message=20_000_000) as (node, _),
         an_erlang(network, release, guest) as erl,
     ):
         node.export("lists.sort")(in_order)
@@ -539,6 +543,62 @@ async def test_erlang_with_a_guests_files_is_one_of_the_cluster(
         one.revoked.clear()
         # It has lived through all that.
         await erl.until(f"net_adm:ping('{node.name}')", "pong")
+
+
+@in_each_release
+async def test_the_command_that_a_guest_is_told(network: Network, release: Release) -> None:
+    if not network.private:
+        pytest.skip("needs a network of its own, which this machine does not permit")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "gu est"
+        ca = Authority(Path(name) / "fleet", lambda _: "")
+        ca.init("guests", FLEET.fleet.network, lab=True)
+        guest = await make_guest(ca, folder, now(), 2)
+        network.add(guest.peer.address)
+        mine = await credentials_of(ca, b"\1\1\1\1\1\1")
+        tls = FleetTls(ca.fleet, mine, clock=now)
+        network.add(mine.peer.address)
+        node = Node("thicket", "secret", mine.peer.address, 0, epmd_port=network.epmd_port, tls=tls)
+        async with a_real_epmd(network):
+            await node.start()
+            await mapped(node)
+            said = how_to_join(folder, guest)
+            command = said[said.index("  erl ") : said.index("\n\n", said.index("  erl "))]
+            words = shlex.split(command.replace("\\\n", " ").replace("COOKIE", "secret"))
+            words[0] = release.erl
+            if release.number < 27:
+                conf = folder / "ssl_dist.conf"
+                conf.write_text(conf.read_text().replace("% {customize", "{customize"))
+                await run(
+                    str(Path(release.erl).parent / "erlc"),
+                    "-o",
+                    str(folder),
+                    str(folder / "thicket_names.erl"),
+                )
+                words += ["-pa", str(folder)]
+            ping = f"io:format(\"~p~n\", [net_adm:ping('{node.name}')]), halt()."
+            environment = {**os.environ, "HOME": name, "ERL_EPMD_PORT": str(network.epmd_port)}
+            out = await run(
+                *words, "-start_epmd", "false", "-noshell", "-eval", ping, env=environment
+            )
+            assert out.split()[-1] == "pong", out
+            await until(lambda: node.statistics()["accepted"] == 1, "it was here")
+            await node.stop()
+
+
+async def credentials_of(ca: Authority, identity: bytes) -> Credentials:
+    key = openssl.generate_key()
+    chain = ca.enroll_software("mac", identity, openssl.public_key(key))
+    return await make_credentials(FileKey(key, chain), ca.fleet, now())
+
+
+async def run(*command: str, env: dict[str, str] | None = None) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, (command, out.decode())
+    return out.decode()
 
 
 def in_order(values: list[int]) -> list[int]:

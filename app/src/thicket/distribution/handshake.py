@@ -194,7 +194,9 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 _MAX_REASON = 500  # bytes of a refusal's words
-_OWN_MEANING = frozenset(("simultaneous", "connected", "stopped", "closed", "timeout", "wrong-peer"))
+_OWN_MEANING = frozenset(
+    ("simultaneous", "connected", "stopped", "closed", "timeout", "wrong-peer")
+)
 
 
 def refusal_frame(error: DistributionError) -> bytes:
@@ -206,9 +208,9 @@ def refusal_frame(error: DistributionError) -> bytes:
 def read_refusal(frame: bytes, who: str) -> HandshakeError:
     """Return what the peer *who* says of why it refuses us; anybody may have written it."""
     code, _, words = frame[1:].decode("utf-8", "replace").partition(" ")
-    if not (0 < len(code) <= 32 and code.isascii() and code.replace("-", "").isalpha()):
-        code = "not-allowed"
-    elif not code.islower() or code in _OWN_MEANING:  # for what happens here
+    letters = code.replace("-", "")
+    good = letters.isascii() and letters.isalpha() and letters.islower() and len(code) <= 32
+    if not good or code in _OWN_MEANING:  # which is for what happens here
         code = "not-allowed"
     words = "".join(c if c.isprintable() else "?" for c in words[:_MAX_REASON])
     return HandshakeError(code, f"{who} refuses this node: {words or 'without a reason'}", THEIRS)

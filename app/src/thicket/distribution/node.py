@@ -756,8 +756,11 @@ class Node(ProcessTable):
         """
         theirs = isinstance(reason, HandshakeError) and reason.refusal == THEIRS
         handshake = connection.handshake
-        name = handshake.wanted if isinstance(handshake, Initiator) else connection.checked
-        name = name or getattr(handshake, "name", None) or None
+        name: str | None = connection.checked or None
+        if isinstance(handshake, Initiator):
+            name = handshake.wanted
+        elif isinstance(handshake, Acceptor):
+            name = name or handshake.name
         omitted = self._refusals.add(THEIRS if theirs else OURS, connection.source, reason.code)
         if omitted is None:
             return

@@ -3,12 +3,11 @@
 
 asyncio has that, too, but loses what matters between nodes: when a handshake fails it sends no
 alert, so that the peer sees a closed connection in place of the reason; the side that accepted
-learns nothing at all; and handshakes in progress can be neither counted nor limited. This one also
-decrypts right into the buffer of the connection and shares the one for the bytes of the wire between
-all of them (asyncio: 256 KiB each).
+learns nothing at all; and handshakes in progress can be neither counted nor limited. Here the
+buffer for the bytes of the wire is also shared between all connections (asyncio: 256 KiB each).
 
 Codes of failures: ``no-tls`` (the peer does not speak TLS), ``tls-version``, ``no-certificate``,
-``tls`` (everything else), and for certificates the words of ``thicket.trust.verify``: ``other-fleet``
+``tls`` (everything else), and for certificates those of ``thicket.trust.verify``: ``other-fleet``
 (of an authority that is not ours), ``expired``, ``revoked``, ``not-its-name``, ``bad-signature``,
 ``bad-chain``; ``wrong-certificate`` when it is for another address, or the peer does not say more.
 """
@@ -17,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .handshake import OURS, THEIRS, DistributionError, HandshakeError
@@ -31,7 +31,7 @@ MAX_LINGERING = 32
 _RECORDS = frozenset((20, 21, 22, 23))  # content types of RFC 8446, section 5.1
 
 _ALERT = b"\x15\3\3\0\2\2\x46"
-"""A fatal alert, protocol_version: OpenSSL sends none to who speaks no TLS, but our nodes know it."""
+"""A fatal alert, protocol_version. OpenSSL sends none to who speaks no TLS; our nodes know it."""
 
 _OTHER = "other-fleet", "the certificate is of an authority that is not ours"
 _NOT_ITS_NAME = "not-its-name", "the certificate names what its authority may not name"
@@ -233,10 +233,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             return
         self._over = True
         if self._up:
-            try:
+            with suppress(ssl.SSLError):  # it wants to read the peer's answer; nobody needs that
                 self._ssl.unwrap()
-            except ssl.SSLError:  # it wants to read the peer's answer, which nobody needs
-                pass
         self._flush()
         if len(self._shared.lingering) < MAX_LINGERING and self._raw.can_write_eof():
             self._shared.lingering.add(self)
@@ -272,13 +270,13 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     def _deliver(self) -> None:
         """Decrypt what has come into the connection's buffer, as long as it wants to read."""
         connection = self._connection
-        read = self._ssl.read
+        read: Any = self._ssl.read  # into a buffer; the stubs know none but bytearray
         more = True
         while more and not self._paused and not self._over:
             buffer = connection.get_buffer(-1)
             size = len(buffer)
             got = 0
-            error = None
+            error: ssl.SSLError | None = None
             try:
                 while got < size:
                     count = read(size - got, buffer[got:])

@@ -58,9 +58,7 @@ class FileTls:
     :raises OSError: when a file cannot be read; ssl.SSLError is one.
     """
 
-    def __init__(
-        self, certificate: Path | str, key: Path | str, authorities: Path | str
-    ) -> None:
+    def __init__(self, certificate: Path | str, key: Path | str, authorities: Path | str) -> None:
         self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks names
         for context in (self.server, self.client):

@@ -102,7 +102,9 @@ async def make_guest(authority: Authority, folder: Path, clock: Clock, days: int
 def how_to_join(folder: Path, credentials: Credentials) -> str:
     """Return what to do with the files, in words and commands."""
     address = credentials.peer.address
-    words = ", ".join(f"16#{word}" for word in address.exploded.split(":"))
+    from shlex import quote  # noqa: PLC0415
+
+    words = ",".join(f"16#{word}" for word in address.exploded.split(":"))
     return f"""\
 The guest {credentials.peer.device} has the address {address}. Give it to the interface
 that is in the mesh, or routed into it:
@@ -110,7 +112,7 @@ that is in the mesh, or routed into it:
   ip -6 address add {address}/64 dev INTERFACE
 
   erl -name guest@{address} -setcookie COOKIE -proto_dist inet6_tls \\
-      -ssl_dist_optfile {folder.absolute()}/ssl_dist.conf \\
+      -ssl_dist_optfile {quote(str(folder.absolute() / "ssl_dist.conf"))} \\
       -kernel net_ticktime 15 -kernel prevent_overlapping_partitions false \\
       -kernel inet_dist_use_interface '{{{words}}}' \\
       -kernel inet_dist_connect_options '[{{ip,{{{words}}}}}]'

@@ -157,9 +157,7 @@ class FleetTls:
                 chip_required=self._chip_required(),
             )
         except RefusedError as error:
-            raise HandshakeError(
-                error.reason, f"{name}{_device(ssl_object)}: {error}"
-            ) from error
+            raise HandshakeError(error.reason, f"{name}{_device(ssl_object)}: {error}") from error
 
 
 def _device(connection: Any) -> str:
