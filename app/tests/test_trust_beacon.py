@@ -281,6 +281,10 @@ def test_a_member_cannot_speak_for_another() -> None:
     def other_serial(body: bytearray) -> None:
         body[185:194] = serial_for("fleet", 3)
 
+    def other_signer(body: bytearray) -> None:
+        body[326] ^= 1
+
+    assert refused(node(4), resign(two, key, other_signer)) == "bad-chain"
     own = resign(two, key, other_serial)
     assert refused(node(4), own) == "bad-signature"
     assert refused(node(4), resign(two, credentials(1).private_key, nothing)) == "forged"
