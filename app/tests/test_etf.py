@@ -182,6 +182,16 @@ def test_what_erlang_made(data: str, term: Any) -> None:
         assert encode(term) == raw
 
 
+def test_a_list_without_items_is_its_tail() -> None:
+    # as binary_to_term/1 of OTP 25.2.3 has it; nobody makes one
+    for data, term in (
+        ("836C000000006101", 1),
+        ("836C000000006A", []),
+        ("836C000000006C0000000161016102", ImproperList((1,), 2)),
+    ):
+        assert same(decode(bytes.fromhex(data)), term)
+
+
 def test_an_opaque_fun_is_kept_as_it_came() -> None:
     # term_to_binary(fun(X) -> X end) of OTP 25.2.3
     raw = bytes.fromhex(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from ipaddress import IPv6Address
@@ -40,6 +40,16 @@ class Generous(SignedBeacons):
     SIGNATURES = STRANGERS = SIGNERS = (1e9, 1e9)
 
 
+def finished(making: Coroutine[Any, Any, Credentials]) -> Credentials:
+    """What a coroutine returns that waits for nothing, whether a loop runs or not."""
+    try:
+        making.send(None)
+    except StopIteration as end:
+        made: Credentials = end.value
+        return made
+    raise AssertionError("it waits")
+
+
 @cache
 def device(index: int, fleet: TestFleet = FLEET) -> Any:
     return fleet.device(index)[0]
@@ -48,7 +58,7 @@ def device(index: int, fleet: TestFleet = FLEET) -> Any:
 @cache
 def credentials(index: int = 1, clock: Clock = CLOCK, fleet: TestFleet = FLEET) -> Credentials:
     key = FLEET.software()[0] if index == 0 else device(index, fleet)
-    return asyncio.run(make_credentials(key, fleet.fleet, clock))
+    return finished(make_credentials(key, fleet.fleet, clock))
 
 
 def node(index: int | None = None, start: int = 7, **more: Any) -> SignedBeacons:
@@ -281,6 +291,10 @@ def test_a_member_cannot_speak_for_another() -> None:
     def other_serial(body: bytearray) -> None:
         body[185:194] = serial_for("fleet", 3)
 
+    def other_signer(body: bytearray) -> None:
+        body[326] ^= 1
+
+    assert refused(node(4), resign(two, key, other_signer)) == "bad-chain"
     own = resign(two, key, other_serial)
     assert refused(node(4), own) == "bad-signature"
     assert refused(node(4), resign(two, credentials(1).private_key, nothing)) == "forged"
@@ -307,10 +321,10 @@ def test_a_restart_and_a_renewal_of_the_sender() -> None:
     for _ in range(50):
         old = before.payload(0.0)
     receiver.read(old, LINK, 0.0)
-    after.use(asyncio.run(make_credentials(device(1), FLEET.fleet, CLOCK)))
+    after.use(finished(make_credentials(device(1), FLEET.fleet, CLOCK)))
     assert receiver.read(after.payload(0.0), LINK, 1.0)
     assert refused(receiver, before.payload(0.0), 2.0) == "replay"
-    after.use(asyncio.run(make_credentials(device(1), FLEET.fleet, CLOCK)))
+    after.use(finished(make_credentials(device(1), FLEET.fleet, CLOCK)))
     assert receiver.read(after.payload(0.0), LINK, 3.0), "the same start, another key"
     assert refused(receiver, before.payload(0.0), 4.0) == "replay"
 
@@ -341,12 +355,12 @@ def test_the_time_counts_when_both_know_it(minutes: int) -> None:
 def test_our_own_ones_are_no_duplicate() -> None:
     one = node(1, start=7)
     earlier = node(1, start=6)
-    earlier.use(asyncio.run(make_credentials(device(1), FLEET.fleet, CLOCK)))
+    earlier.use(finished(make_credentials(device(1), FLEET.fleet, CLOCK)))
     assert refused(one, one.payload(0.0)) == "echo"
     assert refused(one, earlier.payload(0.0)) == "replay"
     assert one.checked == 0
     clone = node(1, start=7)
-    clone.use(asyncio.run(make_credentials(device(1), FLEET.fleet, CLOCK)))
+    clone.use(finished(make_credentials(device(1), FLEET.fleet, CLOCK)))
     payload = clone.payload(0.0)
     assert refused(one, payload) == "own", "the same device twice"
     assert refused(one, payload) == "replay"

@@ -346,8 +346,10 @@ class Discovery:
     nodes never expire. Everything happens in the event loop's thread.
     """
 
-    #: Datagrams taken from the socket per wake-up of the loop.
+    #: Datagrams taken from the socket per wake-up of the loop, and seconds for them: then others
+    #: have their turn.
     BATCH = 32
+    SLICE = 0.01
     #: Datagrams looked at per second, on average and at once; what exceeds it stays in the
     #: kernel's receive buffer, which drops the rest at no cost to us. The more are looked at, the
     #: better the chance of good ones among bad ones.
@@ -598,7 +600,10 @@ class Discovery:
         s = self._socket
         if s is None:
             return
+        begin = now = monotonic()
         for _ in range(self.BATCH):
+            if now - begin > self.SLICE:
+                return
             try:
                 payload, control, _flags, source = s.recvmsg(
                     MAX_PAYLOAD + 1, socket.CMSG_SPACE(struct.calcsize("@i"))

@@ -123,13 +123,18 @@ def parse_names_answer(data: bytes) -> dict[str, int]:
     names: dict[str, int] = {}
     for line in data[4:].decode("utf-8", "replace").splitlines():
         match line.split():
-            case ["name", name, "at", "port", number] if number.isdecimal():
+            case ["name", name, "at", "port", number] if _is_port(number):
                 names[name] = int(number)
             case []:
                 pass
             case _:
                 raise EpmdError(f"not a line of names: {line!r}")
     return names
+
+
+def _is_port(text: str) -> bool:
+    # not any number: int() refuses one of some thousand digits
+    return text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) < 0x10000
 
 
 def parse_alive_answer(data: bytes) -> int | None:

@@ -709,6 +709,8 @@ def _spread(keys: list[Any]) -> list[Any]:
 def _make_list(items: list[Any]) -> Any:
     """Return the list whose last collected element is its tail."""
     tail = items.pop()
+    if not items:
+        return tail  # nobody sends it so, and binary_to_term/1 reads it so
     kind = type(tail)
     if kind is list:
         if tail:

@@ -36,6 +36,8 @@ _NLMSG_NOOP: Final = 1
 _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _NLMSGERR_ATTR_MSG: Final = 1
+#: MAX_ERRNO of include/linux/err.h; the number in a damaged message may be more than a C int.
+_MAX_ERRNO: Final = 4095
 
 _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
@@ -119,7 +121,7 @@ def _refusal(kind: int, flags: int, data: bytes) -> NetlinkError | None:
     (code,) = struct.unpack_from("=i", data, HEADER.size)
     if code >= 0:
         return None
-    text = os.strerror(-code)
+    text = os.strerror(min(-code, _MAX_ERRNO))
     if flags & _NLM_F_ACK_TLVS:
         if kind == _NLMSG_ERROR:
             # behind the code stands the refused request, of which NETLINK_CAP_ACK leaves the header

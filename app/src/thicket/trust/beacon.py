@@ -57,6 +57,7 @@ from thicket.trust.compressed import Compressed
 from thicket.trust.fleet import Fleet
 from thicket.trust.node import Credentials
 from thicket.trust.verify import (
+    BAD_CHAIN,
     BAD_SIGNATURE,
     EXPIRED,
     OTHER_FLEET,
@@ -141,6 +142,8 @@ def unpack_chain(packed: bytes, fleet: Fleet) -> tuple[bytes, bytes, bytes]:
     if len(packed) != CHAIN_SIZE:
         raise CertificateError(f"{len(packed)} bytes instead of {CHAIN_SIZE}")
     parts = _LEAF.size, _LEAF.size + _DEVICE.size
+    if packed[parts[1] - 5 : parts[1] - 3] != packed[-5:-3]:
+        raise CertificateError("device and signer do not agree on the signer's number")
     signer_key, signer = _signer(fleet, packed[parts[1] :])
     device = _device(fleet, packed[parts[0] : parts[1]], signer_key)
     return _leaf(fleet, packed[: parts[0]], Certificate(device)), device, signer
@@ -488,6 +491,8 @@ class SignedBeacons:
             found.software = origin != "chip"
         except ValueError:
             raise MalformedError("malformed") from None
+        if device_kept.signer_id != signer_kept.signer_id:
+            raise MalformedError(BAD_CHAIN)
         self._check_still_good(found.names, found.until, found.software, clock)
         self._take(budget, now, reason)
         if sender is not None:

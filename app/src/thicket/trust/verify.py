@@ -243,7 +243,7 @@ class Revocations(NamedTuple):
                 "format": 1,
                 "fleet": identifier.hex(),
                 "number": self.number,
-                "issued": f"{self.issued:%Y-%m-%dT%H:%M:%SZ}",
+                "issued": f"{self.issued.replace(tzinfo=None).isoformat(timespec='seconds')}Z",
                 "revoked": sorted(self.names),
             },
             separators=(",", ":"),
@@ -269,7 +269,7 @@ class Revocations(NamedTuple):
                 datetime.strptime(document["issued"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC),
                 frozenset(str(name) for name in document["revoked"]),
             )
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise RefusedError(MALFORMED, f"the list of revocations: {error}") from None
 
 
