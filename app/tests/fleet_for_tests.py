@@ -11,7 +11,7 @@ from meshlab.chip import serial_for
 from thicket.identity.address import identity_of_serial
 from thicket.trust import compressed, openssl
 from thicket.trust import fleet as fleets
-from thicket.trust.authority import FleetIssuer, years_from
+from thicket.trust.authority import FleetIssuer, HeldKey, years_from
 from thicket.trust.fleet import Fleet
 from thicket.trust.node import FileKey
 from thicket.trust.verify import Clock
@@ -41,7 +41,7 @@ class TestFleet:
             self.fleet, 1, openssl.public_key(self.signer_key), validity
         )
         self.signer = profile.signed(openssl.sign(self.root_key, profile.digest()))
-        self.issuer = FleetIssuer(self.fleet, 1, self.signer, self.signer_key, validity)
+        self.issuer = FleetIssuer(self.fleet, 1, self.signer, HeldKey(self.signer_key), validity)
 
     def device(self, index: int = 1) -> tuple[FileKey, bytes]:
         """Return the key of a device with a chip (kept in memory here) and its private key."""

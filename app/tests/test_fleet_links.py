@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shlex
+import re
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,10 +22,8 @@ from private_network import Network, in_private_network, until
 
 from thicket.distribution import DistributionError, Node
 from thicket.distribution.secure import explained
-from thicket.trust import openssl
+from thicket.trust import stock
 from thicket.trust import tls as fleet_tls
-from thicket.trust.authority import Authority
-from thicket.trust.guest import erlang_files, how_to_join, make_guest
 from thicket.trust.node import Credentials, FileKey, make_credentials
 from thicket.trust.tls import FleetTls
 from thicket.trust.verify import REASONS, Clock
@@ -437,7 +434,7 @@ async def an_erlang(
     address: IPv6Address | None = None,
     certificate: bool = True,
 ) -> AsyncIterator[Erl]:
-    """Run a stock node with the files that ``thicket ca guest`` makes."""
+    """Run a stock node with the files that ``thicket ca node`` makes."""
     if not network.private:
         pytest.skip("needs a network of its own, which this machine does not permit")
     address = address or mine.peer.address
@@ -445,29 +442,19 @@ async def an_erlang(
         network.add(address)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="guest-")))
-        files = erlang_files(folder, FLEET.fleet, mine)
-        options_file = files["ssl_dist.conf"]
-        if release.number < 27:
-            options_file = options_file.replace("% {customize", "{customize")
-            assert options_file.count("{customize") == 1
+        files = stock.files(folder, FLEET.fleet, mine)
         if not certificate:
-            server, client = options_file.split("{client,")
-            kept = [
-                line
-                for line in client.splitlines()
-                if "{certfile" not in line and "{keyfile" not in line
-            ]
-            options_file = server + "{client,[" + "\n".join(kept)
-        for name, text in {**files, "ssl_dist.conf": options_file}.items():
+            head, client = files["ssl_dist.conf"].split("{client,")
+            client = re.sub(r'\{(certfile|keyfile),"[^"]*"\},', "", client)
+            files["ssl_dist.conf"] = head + "{client," + client
+        for name, text in files.items():
             (folder / name).write_text(text)
-        options = ["-ssl_dist_optfile", str(folder / "ssl_dist.conf")]
-        if release.number < 27:
-            erlc = Path(release.erl).parent / "erlc"
-            process = await asyncio.create_subprocess_exec(
-                erlc, "-o", str(folder), str(folder / "thicket_names.erl")
-            )
-            assert await process.wait() == 0
-            options += ["-pa", str(folder)]
+        erlc = Path(release.erl).parent / "erlc"
+        process = await asyncio.create_subprocess_exec(
+            erlc, "-o", str(folder), str(folder / f"{stock.MODULE}.erl")
+        )
+        assert await process.wait() == 0
+        options = ["-ssl_dist_optfile", str(folder / "ssl_dist.conf"), "-pa", str(folder)]
         async with await Erl.start(
             network, "e", address, release=release, proto="inet6_tls", options=options
         ) as erl:
@@ -543,62 +530,6 @@ async def test_erlang_with_a_guests_files_is_one_of_the_cluster(
         one.revoked.clear()
         # It has lived through all that.
         await erl.until(f"net_adm:ping('{node.name}')", "pong")
-
-
-@in_each_release
-async def test_the_command_that_a_guest_is_told(network: Network, release: Release) -> None:
-    if not network.private:
-        pytest.skip("needs a network of its own, which this machine does not permit")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "gu est"
-        ca = Authority(Path(name) / "fleet", lambda _: "")
-        ca.init("guests", FLEET.fleet.network, lab=True)
-        guest = await make_guest(ca, folder, now(), 2)
-        network.add(guest.peer.address)
-        mine = await credentials_of(ca, b"\1\1\1\1\1\1")
-        tls = FleetTls(ca.fleet, mine, clock=now)
-        network.add(mine.peer.address)
-        node = Node("thicket", "secret", mine.peer.address, 0, epmd_port=network.epmd_port, tls=tls)
-        async with a_real_epmd(network):
-            await node.start()
-            await mapped(node)
-            said = how_to_join(folder, guest)
-            command = said[said.index("  erl ") : said.index("\n\n", said.index("  erl "))]
-            words = shlex.split(command.replace("\\\n", " ").replace("COOKIE", "secret"))
-            words[0] = release.erl
-            if release.number < 27:
-                conf = folder / "ssl_dist.conf"
-                conf.write_text(conf.read_text().replace("% {customize", "{customize"))
-                await run(
-                    str(Path(release.erl).parent / "erlc"),
-                    "-o",
-                    str(folder),
-                    str(folder / "thicket_names.erl"),
-                )
-                words += ["-pa", str(folder)]
-            ping = f"io:format(\"~p~n\", [net_adm:ping('{node.name}')]), halt()."
-            environment = {**os.environ, "HOME": name, "ERL_EPMD_PORT": str(network.epmd_port)}
-            out = await run(
-                *words, "-start_epmd", "false", "-noshell", "-eval", ping, env=environment
-            )
-            assert out.split()[-1] == "pong", out
-            await until(lambda: node.statistics()["accepted"] == 1, "it was here")
-            await node.stop()
-
-
-async def credentials_of(ca: Authority, identity: bytes) -> Credentials:
-    key = openssl.generate_key()
-    chain = ca.enroll_software("mac", identity, openssl.public_key(key))
-    return await make_credentials(FileKey(key, chain), ca.fleet, now())
-
-
-async def run(*command: str, env: dict[str, str] | None = None) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 0, (command, out.decode())
-    return out.decode()
 
 
 def in_order(values: list[int]) -> list[int]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from meshlab.chip import ChipState, serial_for
 from thicket.identity.atecc import Atecc, ChipAbsentError, ChipBusError, ChipBusLockedError
 from thicket.identity.bus import Bus, BusFaultError, BusLockedError
-from thicket.identity.remote import RemoteBus, serve
+from thicket.identity.remote import BusServer, Pipe, RemoteBus, serve
 from thicket.trust.authority import Authority
 from thicket.trust.node import enrolled_chain
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from meshlab.chip import Atecc608, serial_for
 from meshlab.chip.bus import Nak
 from thicket.identity.bus import Bus, BusLockedError, NotAcknowledgedError
-from thicket.identity.remote import serve
+from thicket.identity.remote import BusServer, serve
 
 class Wire(Bus):
     name = "/dev/i2c-9"
@@ -43,13 +43,18 @@ class Wire(Bus):
         Path(sys.argv[1] + ".lock").touch()
     def unlock(self): Path(sys.argv[1] + ".lock").unlink()
 
-serve(Wire(), sys.stdin.buffer, sys.stdout.buffer)
+serve(BusServer(Wire()), sys.stdin.buffer, sys.stdout.buffer)
 """
 
 
 @pytest.fixture
-def bus(tmp_path: Path) -> Iterator[RemoteBus]:
-    remote = RemoteBus((sys.executable, "-c", OTHER_SIDE, str(tmp_path / "chip.json")))
+def pipe(tmp_path: Path) -> Pipe:
+    return Pipe((sys.executable, "-c", OTHER_SIDE, str(tmp_path / "chip.json")))
+
+
+@pytest.fixture
+def bus(pipe: Pipe) -> Iterator[RemoteBus]:
+    remote = RemoteBus(pipe)
     yield remote
     remote.close()
 
@@ -66,7 +71,7 @@ def test_a_chip_is_enrolled_from_afar(bus: RemoteBus, tmp_path: Path) -> None:
     assert state.config[86:89] == b"\0\0\xfe"
 
 
-def test_errors_come_through(bus: RemoteBus, tmp_path: Path) -> None:
+def test_errors_come_through(bus: RemoteBus, pipe: Pipe, tmp_path: Path) -> None:
     with pytest.raises(ChipAbsentError, match="0x35"):
         Atecc(bus, 0x35).info()
     (tmp_path / "chip.json.busy").touch()
@@ -74,8 +79,8 @@ def test_errors_come_through(bus: RemoteBus, tmp_path: Path) -> None:
         Atecc(bus, patience=0.1).info()
     (tmp_path / "chip.json.busy").unlink()
     Atecc(bus).info()
-    bus._process.kill()
-    bus._process.wait()
+    pipe._process.kill()
+    pipe._process.wait()
     with pytest.raises(ChipBusError, match=r"gone|ended"):
         Atecc(bus, patience=0.1).info()
 
@@ -97,9 +102,9 @@ def test_the_bus_is_let_go_with_the_connection(bus: RemoteBus, tmp_path: Path) -
 )
 def test_programs_that_serve_no_bus(code: str, words: str) -> None:
     with pytest.raises(BusFaultError, match=words):
-        RemoteBus((sys.executable, "-c", code))
+        RemoteBus(Pipe((sys.executable, "-c", code)))
     with pytest.raises(BusFaultError, match="No such file"):
-        RemoteBus(("/nonexistent/ssh",))
+        Pipe(("/nonexistent/ssh",))
 
 
 class Nothing(Bus):
@@ -130,8 +135,8 @@ class Nothing(Bus):
 def test_anything_may_be_asked(lines: list[bytes]) -> None:
     bus, sink = Nothing(), io.BytesIO()
     source = io.BytesIO(b"\n".join(lines) + b"\n")
-    serve(bus, source, sink)
+    serve(BusServer(bus), source, sink)
     answers = [json.loads(line) for line in sink.getvalue().splitlines()]
     assert len(answers) == source.getvalue().count(b"\n")
-    assert all("name" in a or a["error"] in ("nak", "locked", "fault") for a in answers)
+    assert all(a.get("error") in (None, "nak", "locked", "fault") for a in answers)
     assert bus.locks == 0

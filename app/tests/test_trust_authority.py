@@ -105,7 +105,7 @@ def test_a_fleet_with_a_passphrase(tmp_path: Path) -> None:
     (folder / "root.key").unlink()
     assert ca.issuer().number == 2
     with pytest.raises(AuthorityError, match="the root's key is needed"):
-        ca.signer()
+        authority(folder).signer()
     with pytest.raises(AuthorityError, match="has a fleet already"):
         ca.init("again", PREFIX)
 
@@ -226,7 +226,7 @@ def test_software_identities(ca: Authority) -> None:
 
 def test_the_key_of_a_software_identity_is_made_once(ca: Authority, tmp_path: Path) -> None:
     folder = str(tmp_path)
-    with pytest.raises(CertificateError, match="enroll --software"):
+    with pytest.raises(CertificateError, match="enroll --ssh NODE --software"):
         FileKey.load(folder)
     key = software_key(folder)
     assert software_key(folder) == key
@@ -356,7 +356,17 @@ def test_the_command(
         (["enroll", "--virtual"], 2, "needs files"),
         (["enroll", "--virtual", "/nonexistent"], 1, "not the file of a virtual chip"),
         (["enroll", "--software", "mac"], 2, "SOURCE, ID"),
-        (["enroll", "--bus", "250"], 1, "/dev/i2c-250"),
+        (["enroll", "--bus", "250"], 1, "ca init"),
+        (["enroll", "--ssh", "-oX", "--bus", "1"], 2, "not a host"),
+        (["enroll", "--ssh", "a", "--console", "b", "--software"], 2, "not both"),
+        (["enroll", "--console", "b", "--baud", "fast", "--software"], 2, "--baud"),
+        (["enroll", "--ssh", "a", "--software", "--bus", "1"], 2, "without chip"),
+        (["init", "x", "--lab", "--pkcs11", "pkcs11:token=t"], 2, "--lab"),
+        (["config", "x"], 2, "only --out"),
+        (["config"], 1, "ca init"),
+        (["node"], 2, "folder DIR"),
+        (["node", "x", "--days", "0"], 2, "--days"),
+        (["publish"], 2, "--ssh HOST"),
         (["revoke"], 2, "needs names"),
         (["signer", "1"], 2, "no arguments"),
         (["init", "x"], 1, "THICKET_CA_PASSPHRASE"),

@@ -47,6 +47,8 @@ Configuration (docs/configuration.md lists the keys):
   config unset KEY...      go back to the default of keys
   config default           print the file with all keys and their defaults
   reload                   read the configuration file again
+  revocations import FILE  take a list of who is out of the fleet ("-" is standard
+                           input); it spreads to all nodes from here
 
 On the engineer's machine:
   ca help                  the fleet's certificate authority (docs/provisioning.md)
@@ -109,6 +111,8 @@ def _run(words: list[str]) -> int:
         return _tell_reload(request(_control(), "reload", {}, timeout=30.0))
     if command == "config":
         return _config(rest)
+    if command == "revocations":
+        return _revocations(rest)
     if command == "ca":
         from thicket.trust.command import main as authority  # noqa: PLC0415
 
@@ -413,13 +417,13 @@ def _config_show() -> int:
     return BAD if faults else OK
 
 
-def _read(file: str) -> bytes | None:
-    from thicket import config  # noqa: PLC0415
-
+def _read(file: str, most: int) -> bytes | None:
+    """The bytes of a file, cut off behind one more than ``most``; None after saying what failed."""
     try:
         if file == "-":
-            return sys.stdin.buffer.read(config.MAX_FILE_BYTES + 1)
-        return config.read_limited(file)
+            return sys.stdin.buffer.read(most + 1)
+        with open(file, "rb") as stream:  # noqa: PTH123
+            return stream.read(most + 1)
     except OSError as e:
         sys.stderr.write(f"thicket: cannot read {file}: {e.strerror}\n")
         return None
@@ -428,7 +432,7 @@ def _read(file: str) -> bytes | None:
 def _config_file(verb: str, file: str) -> int:
     from thicket import config  # noqa: PLC0415
 
-    data = _read(file)
+    data = _read(file, config.MAX_FILE_BYTES)
     if data is None:
         return BAD
     shown = "standard input" if file == "-" else file
@@ -441,6 +445,21 @@ def _config_file(verb: str, file: str) -> int:
         print(f"{shown} is right.")
         return OK
     return _write(data)
+
+
+def _revocations(rest: list[str]) -> int:
+    if len(rest) != 2 or rest[0] != "import":
+        raise UsageError("revocations needs: import FILE")
+    import base64  # noqa: PLC0415
+
+    data = _read(rest[1], 256 * 1024)  # thicket.trust.verify.MAX_LIST
+    if data is None:
+        return BAD
+    params = {"list": base64.b64encode(data).decode()}
+    answer = request(_control(), "revocations-import", params, timeout=30.0)
+    names = answer["names"]
+    print(f"List {answer['number']} is in force, with {names} name{'' if names == 1 else 's'}.")
+    return OK
 
 
 def _faulty(e: Exception) -> int:

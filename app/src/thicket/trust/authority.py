@@ -5,6 +5,9 @@
     root.pem           the root certificate: what every node of the fleet trusts
     root.key           its key, encrypted (PKCS#8, scrypt and AES-256)
     signer-0001.pem, signer-0001.key
+    root.p11, signer-0001.p11
+                       instead of .key where the key is on a PKCS#11 token: its URI
+    network.json       the mesh's passphrase and the cluster's cookie, as on every card
     revocations.bin    the list as it is given to nodes, signed by the root
 
 The root's key is needed for new signers and for revocations, a signer's key for new devices: give
@@ -24,7 +27,8 @@ from datetime import UTC, datetime
 from hashlib import scrypt, sha256
 from ipaddress import IPv6Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from thicket.identity.address import SOURCES, identity_of_serial
 from thicket.trust import certificates as x509
@@ -136,6 +140,30 @@ def _aes(key: bytes, iv: bytes) -> Any:
     return Cipher(algorithms.AES(key), modes.CBC(iv))
 
 
+class SigningKey(Protocol):
+    """A private key, wherever it is."""
+
+    @property
+    def public_key(self) -> bytes:
+        """X and Y (64 bytes)."""
+
+    def sign(self, digest: bytes) -> bytes:
+        """Return R and S (64 bytes) for a SHA-256 digest."""
+
+
+class HeldKey:
+    """A private key in memory. It is secret: never print this."""
+
+    def __init__(self, private_key: bytes) -> None:
+        """Hold ``private_key`` (DER)."""
+        self._key = private_key
+        self.public_key = openssl.public_key(private_key)
+
+    def sign(self, digest: bytes) -> bytes:
+        """See ``SigningKey``."""
+        return openssl.sign(self._key, digest)
+
+
 def years_from(now: datetime, years: int) -> tuple[datetime, datetime]:
     """Return a validity of whole ``years`` that begins with the hour of ``now``."""
     begin = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
@@ -162,8 +190,8 @@ class Authority:
         self.folder = folder
         self._passphrase = passphrase
         self._clock = clock
-        # A passphrase is asked, and a key opened (which is made to be slow), once for each object.
-        self._opened: dict[bytes, bytes] = {}
+        self._opened: dict[str, SigningKey] = {}
+        self._pins: dict[str, str] = {}
 
     # -- the folder
 
@@ -210,17 +238,45 @@ class Authority:
                 f"{what} is needed and not in {self.folder}: {error.strerror}"
             ) from error
 
-    def _keep_key(self, name: str, key: bytes, question: str, lab: bool) -> None:
-        # A fleet of the simulator has nothing to protect, and nobody to type a passphrase.
-        self._write(name, encrypt_key(key, "" if lab else self._passphrase(question)))
+    def _new_key(
+        self, stem: str, what: str, document: dict[str, Any], token: str | None
+    ) -> SigningKey:
+        if token is not None:
+            from thicket.trust.token import Token, TokenKey, Uri  # noqa: PLC0415
 
-    def _key(self, name: str, what: str) -> bytes:
-        data = self._read(name, what)
-        if data not in self._opened:
-            lab = self._document()["lab"]
-            passphrase = "" if lab else self._passphrase(f"Passphrase of {what}")
-            self._opened[data] = decrypt_key(data, passphrase)
-        return self._opened[data]
+            label = f"thicket {document['name']} {stem}"
+            uri = Token(Uri.parse(token), self._pin).generate(label)
+            self._write(f"{stem}.p11", f"{uri}\n".encode())
+            # of the two ways to the PIN the URI that was given may have had the shorter one
+            given = Uri.parse(token).query
+            self._opened[stem] = TokenKey(Uri(uri.path, uri.query | given), self._pin)
+            return self._opened[stem]
+        private = openssl.generate_key()
+        # A fleet of the simulator has nothing to protect, and nobody to type a passphrase.
+        passphrase = "" if document["lab"] else self._passphrase(f"New passphrase for {what}")
+        self._write(f"{stem}.key", encrypt_key(private, passphrase))
+        self._opened[stem] = HeldKey(private)
+        return self._opened[stem]
+
+    def _pin(self, question: str) -> str:
+        if question not in self._pins:
+            self._pins[question] = self._passphrase(question)
+        return self._pins[question]
+
+    def _key(self, stem: str, what: str) -> SigningKey:
+        """Open a key; the passphrase is asked for once."""
+        if stem not in self._opened:
+            if (self.folder / f"{stem}.p11").exists():
+                from thicket.trust.token import TokenKey, Uri  # noqa: PLC0415
+
+                text = self._read(f"{stem}.p11", what).decode("utf-8", "replace").strip()
+                self._opened[stem] = TokenKey(Uri.parse(text), self._pin)
+            else:
+                data = self._read(f"{stem}.key", what)
+                lab = self._document()["lab"]
+                passphrase = "" if lab else self._passphrase(f"Passphrase of {what}")
+                self._opened[stem] = HeldKey(decrypt_key(data, passphrase))
+        return self._opened[stem]
 
     @property
     def fleet(self) -> Fleet:
@@ -233,10 +289,13 @@ class Authority:
 
     # -- what it does
 
-    def init(self, name: str, network: IPv6Network, *, lab: bool = False) -> Fleet:
+    def init(
+        self, name: str, network: IPv6Network, *, lab: bool = False, token: str | None = None
+    ) -> Fleet:
         """Make a fleet with its first signer. A ``lab`` fleet's keys have an empty passphrase.
 
-        Raises ``AuthorityError`` when there is one already.
+        ``token`` is the URI of a PKCS#11 token for both keys. Raises ``AuthorityError`` when there
+        is a fleet already, and ``TokenError``.
         """
         if (self.folder / "fleet.json").exists():
             raise AuthorityError(
@@ -244,45 +303,41 @@ class Authority:
                 "be lost"
             )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key = openssl.generate_key()
+        document = {
+            "format": FORMAT,
+            "name": name,
+            "prefix": str(network),
+            "lab": lab,
+            "signers": {},
+            "devices": {},
+            "revocations": 0,
+        }
+        key = self._new_key("root", "the root's key", document, token)
         begin, _ = years_from(self._clock(), 1)
-        profile = fleets.root_profile(name, network, openssl.public_key(key), (begin, NO_END))
-        root = profile.signed(openssl.sign(key, profile.digest()))
-        self._keep_key("root.key", key, "New passphrase for the root's key", lab)
-        self._write("root.pem", x509.pem(root).encode())
-        self._save(
-            {
-                "format": FORMAT,
-                "name": name,
-                "prefix": str(network),
-                "lab": lab,
-                "signers": {},
-                "devices": {},
-                "revocations": 0,
-            }
-        )
-        self.signer(_root_key=key)
-        self._publish(key)
+        profile = fleets.root_profile(name, network, key.public_key, (begin, NO_END))
+        self._write("root.pem", x509.pem(profile.signed(key.sign(profile.digest()))).encode())
+        self._save(document)
+        self.signer(token=token)
+        self._publish()
         return self.fleet
 
-    def signer(self, *, _root_key: bytes | None = None) -> int:
-        """Make another signer, used for devices from now on, and return its number."""
+    def signer(self, *, token: str | None = None) -> int:
+        """Make another signer, used for devices from now on, and return its number.
+
+        ``token`` is the URI of a PKCS#11 token for its key.
+        """
         fleet = self.fleet
-        root_key = _root_key if _root_key is not None else self._key("root.key", "the root's key")
+        root_key = self._key("root", "the root's key")
         with self._changing() as document:
             number = max(map(int, document["signers"]), default=0) + 1
             if number > 0xFFFF:
                 raise AuthorityError("a fleet has at most 65535 signers")
-            key = openssl.generate_key()
-            validity = years_from(self._clock(), SIGNER_YEARS)
-            profile = fleets.signer_profile(fleet, number, openssl.public_key(key), validity)
-            certificate = profile.signed(openssl.sign(root_key, profile.digest()))
-            self._keep_key(
-                f"signer-{number:04X}.key",
-                key,
-                f"New passphrase for the key of signer {number}",
-                document["lab"],
+            key = self._new_key(
+                f"signer-{number:04X}", f"the key of signer {number}", document, token
             )
+            validity = years_from(self._clock(), SIGNER_YEARS)
+            profile = fleets.signer_profile(fleet, number, key.public_key, validity)
+            certificate = profile.signed(root_key.sign(profile.digest()))
             self._write(f"signer-{number:04X}.pem", x509.pem(certificate).encode())
             document["signers"][str(number)] = {
                 "name": fleets.signer_name(number),
@@ -308,7 +363,7 @@ class Authority:
             self.fleet,
             number,
             x509.from_pem(pem)[0],
-            self._key(stem + ".key", f"the key of signer {number}"),
+            self._key(stem, f"the key of signer {number}"),
             years_from(self._clock(), DEVICE_YEARS),
         )
 
@@ -332,12 +387,15 @@ class Authority:
         show: Callable[[str], None] = print,
         otp: Any = None,
         auxiliary: bool | None = None,
+        keep: Callable[[str], object] | None = None,
     ) -> str:
         """Enrol the device with ``chip``; return its serial number.
 
         A blank chip is provisioned as a NervesKey with our certificates in its primary slots; one
         that is provisioned already gets them in its auxiliary slots, which takes nothing away.
-        Without ``write``, what would be done is shown and nothing is written.
+        Without ``write``, what would be done is shown and nothing is written. With ``keep`` nothing
+        is written to the chip in any case: ``keep`` gets the certificates (PEM) for a file on the
+        device, which is for chips that are locked otherwise (a Trust&GO part).
 
         Raises ``AuthorityError``, ``ProvisioningError`` and ``ChipError``.
         """
@@ -354,14 +412,30 @@ class Authority:
         if known.get("revoked"):
             raise AuthorityError(f"device {serial.hex()} was revoked on {known['revoked']}")
         issuer = self.issuer()
-        provisioned = config[86] == 0 and not config[88] & 1
+        locked = config[86] == 0 and config[87] == 0
         if auxiliary is None:
-            auxiliary = provisioned and not _is_ours(chip, issuer.fleet)
-        if auxiliary:
+            provisioned = locked and not config[88] & 1
+            auxiliary = keep is None and provisioned and not _is_ours(chip, issuer.fleet)
+        if keep is not None:
+            if not locked or not _signs(chip):
+                raise AuthorityError(
+                    f"chip {serial.hex()} is not locked with a key in slot 0 that signs; enrol it "
+                    "without --certificate-on-device"
+                )
+            show(
+                f"Chip {serial.hex()} ({nerveskey.kind_of(config)}) stays as it is: a certificate "
+                f"of {issuer.describe()} for the key in its slot 0 goes to a file on the device"
+            )
+            if write:
+                key = chip.public_key(nerveskey.PRIVATE_KEY)
+                device = issuer.device("chip", identity, serial, key)
+                keep(x509.pem(device) + x509.pem(issuer.certificate))
+        elif auxiliary:
             if nerveskey.kind_of(config) != nerveskey.NERVES_KEY:
                 raise AuthorityError(
                     f"chip {serial.hex()} has no auxiliary slots: it is not a NervesKey "
-                    f"({nerveskey.kind_of(config)})"
+                    f"({nerveskey.kind_of(config)}). With --certificate-on-device its certificate "
+                    "goes to a file on the device"
                 )
             show(
                 f"Chip {serial.hex()} is a NervesKey already: certificates of {issuer.describe()} "
@@ -415,7 +489,7 @@ class Authority:
         For ever: a device that was revoked by mistake needs a new certificate under a new name, so
         a new chip. Raises ``AuthorityError`` for a name that nobody has.
         """
-        root_key = self._key("root.key", "the root's key")
+        self._key("root", "the root's key")
         with self._changing() as document:
             signers = {s["name"]: s for s in document["signers"].values()}
             today = f"{self._clock():%Y-%m-%d}"
@@ -427,10 +501,11 @@ class Authority:
                         "them"
                     )
                 entry.setdefault("revoked", today)
-        return self._publish(root_key)
+        return self._publish()
 
-    def _publish(self, root_key: bytes) -> bytes:
+    def _publish(self) -> bytes:
         fleet = self.fleet
+        root_key = self._key("root", "the root's key")
         with self._changing() as document:
             document["revocations"] += 1
             names = [n for n, device in document["devices"].items() if device.get("revoked")]
@@ -439,13 +514,30 @@ class Authority:
                 document["revocations"],
                 self._clock().astimezone(UTC).replace(microsecond=0),
                 frozenset(names),
-            ).pack(fleet.identifier, lambda digest: openssl.sign(root_key, digest))
+            ).pack(fleet.identifier, root_key.sign)
             self._write("revocations.bin", packed)
         return packed
 
     def revocations(self) -> bytes:
         """Return the list as it is given to nodes."""
         return self._read("revocations.bin", "the list of revocations")
+
+    def network(self) -> tuple[str, str]:
+        """Return the mesh's passphrase and the cluster's cookie; made when first asked for.
+
+        They are no more secret here than on the card of every node, so a file that only its owner
+        can read has to do.
+        """
+        path = self.folder / "network.json"
+        with self._changing():
+            if not path.exists():
+                made = {"passphrase": token_hex(16), "cookie": token_hex(16)}
+                self._write(path.name, (json.dumps(made) + "\n").encode())
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return str(kept["passphrase"]), str(kept["cookie"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise AuthorityError(f"{path} cannot be read: {error}") from None
 
     def list(self) -> dict[str, Any]:
         """Return what is known, as in ``fleet.json``."""
@@ -460,15 +552,15 @@ class FleetIssuer:
         fleet: Fleet,
         number: int,
         certificate: bytes,
-        private_key: bytes,
+        key: SigningKey,
         validity: tuple[datetime, datetime],
     ) -> None:
-        """Sign with signer ``number``'s key (DER) for ``validity``."""
+        """Sign with signer ``number``'s key for ``validity``."""
         self.fleet = fleet
         self.number = number
         self.certificate = certificate
-        self._key = private_key
-        self._public = openssl.public_key(private_key)
+        self._key = key
+        self._public = key.public_key
         self._validity = validity
         read = Certificate(certificate)
         if read.public_key != self._public or read.authority_key != fleet.identifier:
@@ -495,7 +587,7 @@ class FleetIssuer:
             signer_key=self._public,
             validity=self._validity,
         )
-        return profile.signed(openssl.sign(self._key, profile.digest()))
+        return profile.signed(self._key.sign(profile.digest()))
 
     def certificates(self, serial: bytes, public_key: bytes) -> CertificateSet:
         """See ``nerveskey.Issuer``."""
@@ -524,11 +616,26 @@ class FleetIssuer:
         return f"signer {self.number} of fleet {self.fleet.name!r}"
 
 
+def _signs(chip: Atecc) -> bool:
+    """Tell whether slot 0 has a key that signs what it is given."""
+    from thicket.identity.atecc import ChipRefusedError  # noqa: PLC0415
+
+    digest = os.urandom(32)
+    try:
+        return openssl.verify(chip.public_key(0), digest, chip.sign(0, digest))
+    except ChipRefusedError:
+        return False
+
+
 def _is_ours(chip: Atecc, fleet: Fleet) -> bool:
     """Tell whether the primary slots hold an enrolment in ``fleet``."""
+    from thicket.identity.atecc import ChipRefusedError  # noqa: PLC0415
     from thicket.trust import nerveskey  # noqa: PLC0415
 
-    found = nerveskey.read_set(chip, nerveskey.PRIMARY)
+    try:
+        found = nerveskey.read_set(chip, nerveskey.PRIMARY)
+    except ChipRefusedError:  # another kind of chip, with a secret there
+        return False
     if found is None:
         return False
     try:

@@ -5,41 +5,60 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Callable
 from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Final
 
 from thicket.identity.atecc import Atecc, ChipError
-from thicket.identity.bus import Bus, BusError, LinuxBus
+from thicket.identity.bus import BusError, LinuxBus
+from thicket.identity.remote import Channel, RemoteBus
+from thicket.trust import enrolment
 from thicket.trust.authority import Authority, AuthorityError
 from thicket.trust.certificates import pem
+from thicket.trust.enrolment import RemoteNode
+from thicket.trust.fleet import device_name
 from thicket.trust.nerveskey import Otp, ProvisioningError, default_otp
 from thicket.trust.openssl import OpenSslError
+from thicket.trust.token import TokenError
 
 HELP: Final = """\
 usage: thicket ca [--folder DIR] COMMAND
 
-  init NAME [--prefix PREFIX] [--lab]
+A fleet:
+  init NAME [--prefix PREFIX] [--lab] [--pkcs11 URI]
                             make a fleet: root, first signer, empty list of revocations;
-                            --lab for the simulator: keys with an empty passphrase
-  signer                    make another signer, used for new devices from then on
-  enroll --virtual FILE...  enrol virtual chips (chip.json of nodes that do not run)
-  enroll [--ssh HOST] --bus N [--address 0xNN] [--serial TEXT] [--board NAME] [--write]
-                            enrol the chip on /dev/i2c-N, of this machine or of a node that
-                            ssh reaches; without --write the plan is shown and nothing is
-                            changed. Locks are for ever
-  enroll --software SOURCE ID KEY
-                            enrol a node without chip: SOURCE board, mac or random, ID its
-                            12 digits, KEY its public key (128 digits); prints certificates
-  guest DIR [--days N]      make files for a computer with a stock Erlang or Elixir, which may
-                            take part in the cluster for N (30) days
-  revoke NAME...            revoke devices or signers, for ever
+                            --lab for the simulator: keys with an empty passphrase;
+                            --pkcs11 makes the keys on the token that URI names
+                            (pkcs11:token=NAME?module-path=/usr/lib/.../module.so)
+  signer [--pkcs11 URI]     make another signer, used for new devices from then on
+  config [--out FILE]       a thicket.toml for the fleet's cards, the same one every time
   list [--json]             signers and devices
   root                      print the root certificate, which every node needs
 
-DIR is THICKET_CA or ~/.local/share/thicket/fleet. The passphrase of keys is asked for, or taken
-from THICKET_CA_PASSPHRASE.
+Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node that ssh reaches),
+--console PATH [--baud N] (the root shell on a node's serial port, or a simulated node's socket):
+  enroll [WHERE] --bus N [--address 0xNN] [--serial TEXT] [--board NAME] [--write]
+                            enrol the chip on /dev/i2c-N; without --write the plan is shown
+                            and nothing is changed. Locks are for ever
+  enroll WHERE --bus N --certificate-on-device [--write]
+                            the same for a chip that cannot be written (Trust&GO): its
+                            certificate goes to a file on the device, its key stays in it
+  enroll WHERE --software   enrol a node without chip
+  enroll --software SOURCE ID KEY
+                            the same by hand: SOURCE board, mac or random, ID its 12
+                            digits, KEY its public key (128 digits); prints certificates
+  enroll --virtual FILE...  enrol virtual chips (chip.json of nodes that do not run)
+  node DIR [--name iex] [--days 365]
+                            make, or renew, the identity of a stock Erlang or Elixir node
+  revoke NAME...            revoke devices or signers, for ever
+  publish --ssh HOST... | --console PATH
+                            bring the list of revocations to a node; it spreads from there
+
+DIR is THICKET_CA or ~/.local/share/thicket/fleet. Passphrases of keys and PINs of tokens are
+asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
 """
 
 OK, BAD, USAGE = 0, 1, 2
@@ -58,7 +77,9 @@ def main(words: list[str]) -> int:
     except UsageError as error:
         sys.stderr.write(f"thicket ca: {error}\nTry `thicket ca help`.\n")
         return USAGE
-    except (AuthorityError, ProvisioningError, ChipError, BusError, OpenSslError) as error:
+    except (
+        AuthorityError, ProvisioningError, ChipError, BusError, OpenSslError, TokenError
+    ) as error:  # fmt: skip
         sys.stderr.write(f"thicket ca: {error}\n")
         return BAD
 
@@ -69,18 +90,19 @@ def _folder() -> Path:
 
 
 def _passphrase(question: str) -> str:
-    given = os.environ.get("THICKET_CA_PASSPHRASE")
+    pin = question.startswith("PIN")
+    variable = "THICKET_CA_PIN" if pin else "THICKET_CA_PASSPHRASE"
+    given = os.environ.get(variable)
     if given:
         return given
     if not sys.stdin.isatty():
         raise AuthorityError(
-            f"{question}: nobody can be asked here; set THICKET_CA_PASSPHRASE, or run it in a "
-            "terminal"
+            f"{question}: nobody can be asked here; set {variable}, or run it in a terminal"
         )
     from getpass import getpass  # noqa: PLC0415
 
     first = getpass(f"{question}: ")
-    if not first:
+    if not first and not pin:
         raise AuthorityError("an empty passphrase protects nothing (--lab is for the simulator)")
     if question.startswith("New") and getpass("Once more: ") != first:
         raise AuthorityError("the two passphrases are not the same; nothing was written")
@@ -118,20 +140,25 @@ def _run(words: list[str]) -> int:
         return _init(authority, rest)
     if command == "enroll":
         return _enroll(authority, rest)
-    if command == "guest":
-        return _guest(authority, rest)
     if command == "revoke":
         if not rest or any(word.startswith("-") for word in rest):
             raise UsageError("revoke needs names of devices or signers")
         authority.revoke(rest)
-        print(f"Revoked: {', '.join(rest)}. The list for nodes: {authority.folder}/revocations.bin")
+        print(f"Revoked: {', '.join(rest)}. `thicket ca publish` brings the list to the nodes.")
         return OK
     if command == "list":
         return _list(authority, rest)
+    if command == "config":
+        return _config(authority, rest)
+    if command == "node":
+        return _node(authority, rest)
+    if command == "publish":
+        return _publish(authority, rest)
+    token = _option(rest, "--pkcs11") if command == "signer" else None
     if rest:
         raise UsageError(f"{command} takes no arguments")
     if command == "signer":
-        print(f"Signer {authority.signer()} signs new devices from now on.")
+        print(f"Signer {authority.signer(token=token)} signs new devices from now on.")
         return OK
     if command == "root":
         sys.stdout.write(pem(authority.fleet.root.der))
@@ -141,7 +168,9 @@ def _run(words: list[str]) -> int:
 
 def _init(authority: Authority, rest: list[str]) -> int:
     prefix = _option(rest, "--prefix") or DEFAULT_PREFIX
-    lab = _flag(rest, "--lab")
+    lab, token = _flag(rest, "--lab"), _option(rest, "--pkcs11")
+    if lab and token is not None:
+        raise UsageError("--lab is for keys in files")
     if len(rest) != 1 or rest[0].startswith("-"):
         raise UsageError("init needs the NAME of the fleet")
     try:
@@ -150,10 +179,10 @@ def _init(authority: Authority, rest: list[str]) -> int:
             raise ValueError("a /64 or a /48 is needed")
     except ValueError as error:
         raise UsageError(f"--prefix {prefix}: {error}") from None
-    fleet = authority.init(rest[0], network, lab=lab)
+    fleet = authority.init(rest[0], network, lab=lab, token=token)
     print(
-        f"Fleet {fleet.name!r} for {fleet.network} is in {authority.folder}. Nodes need root.pem; "
-        "keep a copy of the folder where it is safe."
+        f"Fleet {fleet.name!r} for {fleet.network} is in {authority.folder}; keep a copy of it "
+        "where it is safe. `thicket ca config --out my.toml` makes the file for the cards."
     )
     return OK
 
@@ -168,45 +197,101 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
             serial = authority.enroll_chip(open_chip(Path(file)), write=True, show=lambda _: None)
             print(f"Device {serial} enrolled ({file}).")
         return OK
-    if _flag(rest, "--software"):
-        return _enroll_software(authority, rest)
-    bus, write = _option(rest, "--bus"), _flag(rest, "--write")
+    software, write = _flag(rest, "--software"), _flag(rest, "--write")
+    on_device = _flag(rest, "--certificate-on-device")
+    bus = _option(rest, "--bus")
     address, serial_text = _option(rest, "--address") or "0x60", _option(rest, "--serial")
-    board, host = _option(rest, "--board"), _option(rest, "--ssh")
+    board, where = _option(rest, "--board"), _where(rest)
+    if software:
+        if bus is not None or on_device:
+            raise UsageError("--software is for nodes without chip; --bus and the like are not")
+        if where is None:
+            return _enroll_by_hand(authority, rest)
+        if rest:
+            raise UsageError(f"{' '.join(rest)} is not understood")
+        return _enroll_software(authority, where)
     if bus is None or rest or not bus.isdecimal():
-        raise UsageError("enroll needs --virtual FILE..., --bus N or --software SOURCE ID KEY")
+        raise UsageError("enroll needs --virtual FILE..., --bus N or --software")
     try:
         number = int(address, 0)
     except ValueError:
         raise UsageError(f"--address {address} is not a number") from None
-    chip = Atecc(_bus(f"/dev/i2c-{bus}", host), number)
+    path = f"/dev/i2c-{bus}"
+    # Asked for before a node is kept waiting
+    authority.issuer()
+    channel = where(path) if where is not None else None
+    chip = Atecc(RemoteBus(channel) if channel is not None else LinuxBus(path), number)
     try:
         otp = None
         if serial_text is not None or board is not None:
             default = default_otp(chip.serial_number())
             otp = Otp(board or default.board, serial_text or default.serial)
-        serial = authority.enroll_chip(chip, write=write, otp=otp)
+        keep: Callable[[str], object] | None = None
+        if on_device:
+            keep = RemoteNode(channel).put_certificates if channel is not None else print
+        serial = authority.enroll_chip(chip, write=write, otp=otp, keep=keep)
+        print(
+            f"Device {serial} enrolled."
+            if write
+            else "Nothing was written. With --write it is done, and what is marked FOR EVER stays "
+            "so."
+        )
+        if write and channel is not None:
+            _tell_daemon(RemoteNode(channel))
     finally:
         chip.bus.close()
-    print(
-        f"Device {serial} enrolled."
-        if write
-        else "Nothing was written. With --write it is done, and what is marked FOR EVER stays so."
-    )
     return OK
 
 
-def _bus(path: str, host: str | None) -> Bus:
-    if host is None:
-        return LinuxBus(path)
-    if host.startswith("-"):
-        raise UsageError(f"--ssh {host} is not a host")
-    from thicket.identity.remote import RemoteBus  # noqa: PLC0415
+def _where(rest: list[str]) -> Callable[[str | None], Channel] | None:
+    """Return what reaches the node that the command line names, for a bus of it or none."""
+    host, path = _option(rest, "--ssh"), _option(rest, "--console")
+    speed = _option(rest, "--baud") or "115200"
+    if host is not None and path is not None:
+        raise UsageError("--ssh or --console, not both")
+    if host is not None:
+        if host.startswith("-"):
+            raise UsageError(f"--ssh {host} is not a host")
+        return lambda bus: enrolment.ssh(host, bus)
+    if path is not None:
+        if not speed.isdecimal():
+            raise UsageError(f"--baud {speed} is not a number")
+        return lambda bus: enrolment.console(path, bus, int(speed))
+    return None
 
-    return RemoteBus(("ssh", "-T", host, "python3", "-m", "thicket.identity.remote", path))
+
+def _enroll_software(authority: Authority, where: Callable[[str | None], Channel]) -> int:
+    authority.issuer()
+    node = RemoteNode(where(None))
+    try:
+        claim = node.claim()
+        if claim.public_key is None:
+            raise AuthorityError(
+                f"the node has a chip ({claim.serial}); enrol that with --bus N in place of "
+                "--software"
+            )
+        device, signer = authority.enroll_software(claim.source, claim.identity, claim.public_key)
+        file = node.put_certificates(pem(device) + pem(signer))
+        name = device_name(claim.source, claim.identity, None)
+        print(f"Device {name} enrolled; its certificates are in {file} there.")
+        _tell_daemon(node)
+    finally:
+        node.close()
+    return OK
 
 
-def _enroll_software(authority: Authority, rest: list[str]) -> int:
+def _tell_daemon(node: RemoteNode) -> None:
+    try:
+        faults = node.reload()
+    except (AuthorityError, BusError) as error:
+        # the enrolment is done; the daemon finds it at its next start
+        sys.stderr.write(f"The node's daemon does not take it up until it starts again: {error}\n")
+        return
+    for fault in faults:
+        sys.stderr.write(f"The node says of its configuration: {fault}\n")
+
+
+def _enroll_by_hand(authority: Authority, rest: list[str]) -> int:
     try:
         source, identity, key = rest
         device, signer = authority.enroll_software(
@@ -214,33 +299,68 @@ def _enroll_software(authority: Authority, rest: list[str]) -> int:
         )
     except ValueError as error:
         raise UsageError(
-            f"--software needs SOURCE, ID (12 digits) and KEY (128 digits): {error}"
+            "--software needs --ssh HOST or --console PATH, or SOURCE, ID (12 digits) and KEY "
+            f"(128 digits): {error}"
         ) from None
     sys.stdout.write(pem(device) + pem(signer))
     return OK
 
 
-def _guest(authority: Authority, rest: list[str]) -> int:
-    import asyncio  # noqa: PLC0415
-    from datetime import UTC, datetime  # noqa: PLC0415
+def _config(authority: Authority, rest: list[str]) -> int:
+    from thicket.trust import settings  # noqa: PLC0415
 
-    from thicket.trust.guest import DAYS, how_to_join, make_guest  # noqa: PLC0415
-    from thicket.trust.verify import Clock  # noqa: PLC0415
-
-    days = _option(rest, "--days") or str(DAYS)
-    if not days.isdecimal() or not 0 < int(days) <= 3650:
-        raise UsageError(f"--days {days}: a number from 1 to 3650 is needed")
-    if len(rest) != 1 or rest[0].startswith("-"):
-        raise UsageError("guest needs the DIRECTORY for the files")
-    folder, now = Path(rest[0]), datetime.now(UTC)
-    try:
-        guest = asyncio.run(make_guest(authority, folder, Clock(now, now), int(days)))
-    except FileExistsError:
-        raise AuthorityError(f"{folder} exists; a guest's files go into a new directory") from None
-    except OSError as error:
-        raise AuthorityError(f"{folder} cannot be written: {error.strerror}") from None
-    sys.stdout.write(how_to_join(folder, guest))
+    out = _option(rest, "--out")
+    if rest:
+        raise UsageError("config takes only --out FILE")
+    if out is None:
+        sys.stdout.write(settings.text(authority))
+        return OK
+    if settings.write(Path(out), settings.text(authority)):
+        print(f"{out} is for all cards: make flash DEV=/dev/sdX CONFIG={out}")
+    else:
+        print(f"{out} is there already, and the same.")
     return OK
+
+
+def _node(authority: Authority, rest: list[str]) -> int:
+    from thicket.trust import stock  # noqa: PLC0415
+
+    name, days = _option(rest, "--name") or "iex", _option(rest, "--days") or "365"
+    if len(rest) != 1 or rest[0].startswith("-"):
+        raise UsageError("node needs the folder DIR")
+    if not days.isdecimal() or not 1 <= int(days) <= 11_000:
+        raise UsageError("--days takes 1 to 11000")
+    node = stock.make(authority, Path(rest[0]), name=name, days=int(days))
+    sys.stdout.write(stock.usage(node))
+    return OK
+
+
+def _publish(authority: Authority, rest: list[str]) -> int:
+    hosts: list[str] = []
+    while (host := _option(rest, "--ssh")) is not None:
+        hosts.append(host)
+    where = _where(rest)
+    if rest or not (hosts or where) or any(host.startswith("-") for host in hosts):
+        raise UsageError("publish needs --ssh HOST... or --console PATH")
+    packed = authority.revocations()
+    status = OK
+    if where is not None:
+        node = RemoteNode(where(None))
+        try:
+            number, names = node.import_revocations(packed)
+        finally:
+            node.close()
+        print(f"The node has list {number} now, with {names} names.")
+    for host in hosts:
+        # plain, so that it also works with a login that may run nothing but this
+        done = subprocess.run(
+            ["ssh", "-T", host, "thicket", "revocations", "import", "-"],
+            input=packed, check=False, timeout=300,
+        )  # fmt: skip
+        if done.returncode != 0:
+            sys.stderr.write(f"thicket ca: {host} has not taken the list\n")
+            status = BAD
+    return status
 
 
 def _list(authority: Authority, rest: list[str]) -> int:

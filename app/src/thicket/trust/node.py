@@ -12,6 +12,7 @@ device's does, and is replaced as soon as the clock is set.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -59,43 +60,66 @@ class ChipKey:
         return await self._chip.sign(0, digest)
 
     @classmethod
-    async def load(cls, chip: AsyncAtecc, fleet: Fleet) -> ChipKey:
-        """Read the chip's certificates of this fleet: the auxiliary set first, then the primary.
+    async def load(cls, chip: AsyncAtecc, fleet: Fleet, folder: str | None = None) -> ChipKey:
+        """Find the certificates of this fleet for the chip's key.
+
+        In the chip, the auxiliary set first, then the primary; then in the file in ``folder`` that
+        an enrolment has put there, for chips whose slots cannot be written.
 
         Raises ``ChipError``, and ``CertificateError`` when it was not enrolled in this fleet.
         """
-        return cls(chip, await chip.call(lambda c: enrolled_chain(c, fleet)))
+        return cls(chip, await chip.call(lambda c: enrolled_chain(c, fleet, folder)))
 
 
-def enrolled_chain(chip: object, fleet: Fleet) -> tuple[bytes, bytes]:
-    """Return device and signer certificate (DER) that a chip keeps of its enrolment in ``fleet``.
+def enrolled_chain(chip: object, fleet: Fleet, folder: str | None = None) -> tuple[bytes, bytes]:
+    """Return device and signer certificate (DER) of a chip's enrolment in ``fleet``.
 
-    Takes an ``Atecc``. Raises ``ChipError``, and ``CertificateError`` when there is none.
+    Takes an ``Atecc``; looks into its slots, then into the file in ``folder``. Raises
+    ``ChipError``, and ``CertificateError`` when there is none.
     """
     from hashlib import sha256  # noqa: PLC0415
 
-    from thicket.identity.atecc import Atecc  # noqa: PLC0415
+    from thicket.identity.atecc import Atecc, ChipRefusedError  # noqa: PLC0415
     from thicket.trust import nerveskey, openssl  # noqa: PLC0415
 
     assert isinstance(chip, Atecc)
     serial, key = chip.serial_number(), chip.public_key(0)
     findings: list[str] = []
+
+    def check(device: bytes, signer: bytes) -> tuple[bytes, bytes]:
+        keys = (Certificate(signer).public_key, fleet.root.public_key)
+        for below, above in zip((device, signer), keys, strict=True):
+            read = Certificate(below)
+            if not openssl.verify(above, sha256(read.tbs).digest(), read.signature):
+                raise CertificateError(f"{read.common_name!r} is not of fleet {fleet.name!r}")
+        return device, signer
+
     for name, slots in (("auxiliary", nerveskey.AUXILIARY), ("primary", nerveskey.PRIMARY)):
-        found = nerveskey.read_set(chip, slots)
+        try:
+            found = nerveskey.read_set(chip, slots)
+        except ChipRefusedError:  # another kind of chip, with a secret in this slot
+            findings.append(f"{name} slots cannot be read")
+            continue
         if found is None:
             findings.append(f"{name} slots are empty")
             continue
         try:
             signer = fleets.rebuild_signer(fleet, found.signer, found.signer_key)
             device = fleets.rebuild_device(fleet, found.device, serial, key, found.signer_key)
-            for below, above in ((device, found.signer_key), (signer, fleet.root.public_key)):
-                read = Certificate(below)
-                if not openssl.verify(above, sha256(read.tbs).digest(), read.signature):
-                    raise CertificateError(f"{read.common_name!r} is not of fleet {fleet.name!r}")
+            return check(device, signer)
         except CertificateError as error:
             findings.append(f"{name} slots: {error}")
-            continue
-        return device, signer
+    if folder is not None:
+        try:
+            device, signer = read_chain(folder)
+            read = Certificate(device)
+            if (read.common_name, read.public_key) != (serial.hex(), key):
+                raise CertificateError(f"it is for the key of {read.common_name}")
+            return check(device, signer)
+        except FileNotFoundError:
+            pass
+        except (OSError, CertificateError) as error:
+            findings.append(f"{folder}/{CHAIN_FILE}: {error}")
     raise CertificateError(
         f"chip {serial.hex()} is not enrolled in fleet {fleet.name!r} ({'; '.join(findings)}); "
         "`thicket ca enroll` does that"
@@ -126,21 +150,63 @@ class FileKey:
 
         key = software_key(folder)
         try:
-            with open(f"{folder}/{CHAIN_FILE}", encoding="ascii") as file:
-                chain = x509.from_pem(file.read(4 * x509.MAX_SIZE))
-        except (OSError, UnicodeDecodeError) as error:
+            chain = read_chain(folder)
+        except OSError as error:
             raise CertificateError(
-                f"{folder}/{CHAIN_FILE} cannot be read ({error}); `thicket ca enroll --software` "
-                f"prints it for the key {openssl.public_key(key).hex()}"
+                f"this node is not enrolled in a fleet yet ({folder}/{CHAIN_FILE}: "
+                f"{error.strerror}); `thicket ca enroll --ssh NODE --software` does that, from the "
+                "engineer's machine"
             ) from None
-        if len(chain) != 2 or Certificate(chain[0]).public_key != openssl.public_key(key):
+        if Certificate(chain[0]).public_key != openssl.public_key(key):
             raise CertificateError(f"{folder}/{CHAIN_FILE} is not for the key in {KEY_FILE}")
-        return cls(key, (chain[0], chain[1]))
+        return cls(key, chain)
 
 
 KEY_FILE: Final = "device.key"
 CHAIN_FILE: Final = "device.pem"
-"""A software identity's private key (DER) and certificates (PEM) in the node's folder."""
+"""In the node's folder: a software identity's private key (DER), and the certificates (PEM) of that
+or of a chip whose slots cannot be written."""
+
+
+def read_chain(folder: str) -> tuple[bytes, bytes]:
+    """Return device and signer certificate (DER) in ``CHAIN_FILE``. Nothing is verified.
+
+    Raises ``OSError``, and ``CertificateError`` when the file does not hold two certificates.
+    """
+    path = f"{folder}/{CHAIN_FILE}"
+    try:
+        with open(path, encoding="ascii") as file:
+            chain = x509.from_pem(file.read(4 * x509.MAX_SIZE))
+    except UnicodeDecodeError as error:
+        raise CertificateError(f"{path} holds no certificates: {error}") from None
+    if len(chain) != 2:
+        raise CertificateError(f"{path} holds {len(chain)} certificates instead of 2")
+    return chain[0], chain[1]
+
+
+def keep_chain(folder: str, chain: tuple[bytes, bytes]) -> str:
+    """Make ``chain`` the contents of ``CHAIN_FILE``, and return its path. Raises ``OSError``."""
+    path = f"{folder}/{CHAIN_FILE}"
+    os.replace(_written(path, "".join(map(x509.pem, chain)).encode()), path)
+    _sync(folder)
+    return path
+
+
+def _written(path: str, data: bytes) -> str:
+    new = f"{path}.{os.urandom(4).hex()}.new"
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return new
+
+
+def _sync(folder: str) -> None:
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def software_key(folder: str) -> bytes:
@@ -152,23 +218,17 @@ def software_key(folder: str) -> bytes:
     from thicket.trust import openssl  # noqa: PLC0415
 
     path = f"{folder}/{KEY_FILE}"
-    try:
-        with open(path, "rb") as file:
-            key = file.read(x509.MAX_SIZE)
-    except FileNotFoundError:
-        key = openssl.generate_key()
-        new = f"{path}.new"
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    if not os.path.exists(path):  # noqa: PTH110
+        new = _written(path, openssl.generate_key())
         try:
-            os.fsync(directory)
+            # the daemon and an enrolment may both make one: the first that is there stays
+            with contextlib.suppress(FileExistsError):
+                os.link(new, path)
         finally:
-            os.close(directory)
-        return key
+            os.unlink(new)  # noqa: PTH108
+        _sync(folder)
+    with open(path, "rb") as file:
+        key = file.read(x509.MAX_SIZE)
     try:
         openssl.public_key(key)
     except openssl.OpenSslError as error:

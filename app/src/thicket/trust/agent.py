@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's part in its enrolment: what ``thicket ca`` starts here, over ssh or on the console.
+
+    python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]
+
+It serves the bus of the chip (``identity.remote``) and four things that concern the node: who it
+is, the file with its certificates, a reading of the configuration by the daemon, and a list of
+revocations. It knows no secret of the fleet, and the device's private key does not pass through it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from thicket.identity.bus import Bus, BusError
+from thicket.identity.remote import BusServer, serve
+
+if TYPE_CHECKING:
+    from thicket.config import Paths
+
+USAGE: Final = "usage: python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]\n"
+
+
+class Agent(BusServer):
+    """Answers the authority's questions about this node."""
+
+    def __init__(self, bus: Bus | None, paths: Paths | None = None) -> None:
+        """Serve ``bus`` (or none) and the node whose files are at ``paths``."""
+        super().__init__(bus)
+        if paths is None:
+            from thicket.config import Paths  # noqa: PLC0415
+
+            paths = Paths()
+        self._paths = paths
+        self._folder = f"{paths.data}/thicket"
+
+    def do(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        """See ``BusServer.do``; an ``error`` of ours is ``refused``, with a text for people."""
+        from thicket.client import ClientError  # noqa: PLC0415
+        from thicket.trust.certificates import CertificateError  # noqa: PLC0415
+
+        own = {
+            "hello": self._hello,
+            "identity": self._identity,
+            "certificates": self._certificates,
+            "reload": self._reload,
+            "revocations": self._revocations,
+        }
+        if operation not in own:
+            return super().do(operation, request)
+        try:
+            return own[operation](request)
+        except (CertificateError, ClientError) as error:
+            return {"error": "refused", "text": str(error)}
+        except OSError as error:
+            return {"error": "refused", "text": f"{error.filename or ''}: {error.strerror}"}
+
+    def _hello(self, _: dict[str, Any]) -> dict[str, Any]:
+        import thicket  # noqa: PLC0415
+
+        return {"version": thicket.__version__}
+
+    def _status(self) -> dict[str, Any]:
+        from thicket.client import ClientError, request  # noqa: PLC0415
+
+        identity = request(self._paths.control, "status", {}).get("identity")
+        if not isinstance(identity, dict):
+            raise ClientError("starting", "the node is still finding out who it is; try again")
+        return identity
+
+    def _identity(self, _: dict[str, Any]) -> dict[str, Any]:
+        identity = self._status()
+        found = {name: identity[name] for name in ("source", "id", "serial")}
+        if identity["source"] != "chip":
+            from thicket.trust import openssl  # noqa: PLC0415
+            from thicket.trust.node import software_key  # noqa: PLC0415
+
+            found["public_key"] = openssl.public_key(software_key(self._folder)).hex()
+        return found
+
+    def _certificates(self, request: dict[str, Any]) -> dict[str, Any]:
+        from thicket.trust import openssl  # noqa: PLC0415
+        from thicket.trust.certificates import (  # noqa: PLC0415
+            Certificate,
+            CertificateError,
+            from_pem,
+        )
+        from thicket.trust.node import keep_chain, software_key  # noqa: PLC0415
+
+        chain = from_pem(str(request["pem"]))
+        if len(chain) != 2:
+            raise CertificateError(f"{len(chain)} certificates came instead of 2")
+        device, identity = Certificate(chain[0]), self._status()
+        if identity["source"] == "chip":
+            if device.common_name != identity["serial"]:
+                raise CertificateError(
+                    f"the certificate is for {device.common_name}, the node's chip is "
+                    f"{identity['serial']}"
+                )
+        elif device.public_key != openssl.public_key(software_key(self._folder)):
+            raise CertificateError("the certificate is not for the key of this node")
+        return {"file": keep_chain(self._folder, (chain[0], chain[1]))}
+
+    def _reload(self, _: dict[str, Any]) -> dict[str, Any]:
+        from thicket.client import request  # noqa: PLC0415
+
+        answer = request(self._paths.control, "reload", {}, timeout=30.0)
+        return {"faults": [str(fault) for fault in answer["faults"]]}
+
+    def _revocations(self, request: dict[str, Any]) -> dict[str, Any]:
+        from thicket.client import request as ask  # noqa: PLC0415
+
+        params = {"list": str(request["list"])}
+        return dict(ask(self._paths.control, "revocations-import", params, timeout=30.0))
+
+
+def serve_console(agent: BusServer, session: str, source: int = 0, sink: int = 1) -> None:
+    """Answer on the terminal that this was started on, and leave it as it was."""
+    import termios  # noqa: PLC0415
+    import tty  # noqa: PLC0415
+
+    from thicket.identity.frames import serve_frames  # noqa: PLC0415
+
+    before = termios.tcgetattr(source) if os.isatty(source) else None
+    try:
+        if before is not None:
+            # what was typed while this started is not thrown away: it may be the first question
+            tty.setraw(source, termios.TCSANOW)
+        serve_frames(session, agent.answer, source, sink)
+    finally:
+        agent.release()
+        if before is not None:
+            termios.tcsetattr(source, termios.TCSADRAIN, before)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run with these arguments; the exit status."""
+    rest = list(sys.argv[1:] if words is None else words)
+    session = None
+    if rest[:1] == ["--console"] and len(rest) > 1:
+        session = rest[1]
+        del rest[:2]
+    wrong = session is not None and not re.fullmatch("[0-9a-f]{4}", session)
+    if wrong or len(rest) > 1 or any(word.startswith("-") for word in rest):
+        sys.stderr.write(USAGE)
+        return 2
+    bus: Bus | None = None
+    if rest:
+        from thicket.identity.bus import LinuxBus  # noqa: PLC0415
+
+        try:
+            bus = LinuxBus(rest[0])
+        except BusError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+    agent = Agent(bus)
+    if session is None:
+        serve(agent, sys.stdin.buffer, sys.stdout.buffer)
+    else:
+        serve_console(agent, session)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
