@@ -317,24 +317,6 @@ def test_the_command(
     key = openssl.public_key(openssl.generate_key()).hex()
     assert cli.main(["ca", "enroll", "--software", "mac", "010203040506", key]) == 0
     assert capsys.readouterr().out.count("BEGIN CERTIFICATE") == 2
-    guest = tmp_path / "guest"
-    assert cli.main(["ca", "guest", str(guest), "--days", "3"]) == 0
-    said = capsys.readouterr().out
-    chain = from_pem((guest / "chain.pem").read_text())
-    fleet = Fleet(from_pem((tmp_path / "fleet/root.pem").read_text())[0])
-    today = datetime.now(UTC)
-    peer = check_peer(chain, fleet, clock=verify.Clock(today, today))
-    assert peer.software
-    assert f"-name guest@{peer.address} " in said
-    assert f"thicket ca revoke {peer.device}" in said
-    assert timedelta(days=2) < Certificate(chain[0]).not_after - today <= timedelta(days=3)
-    assert (guest / "key.pem").stat().st_mode & 0o777 == 0o600
-    assert guest.stat().st_mode & 0o777 == 0o700
-    assert cli.main(["ca", "guest", str(guest)]) == 1
-    assert "exists" in capsys.readouterr().err
-    for wrong in ([], ["--days", "x", "new"], ["--days", "0", "new"], ["a", "b"]):
-        assert cli.main(["ca", "guest", *wrong]) == 2
-    assert "guest" in capsys.readouterr().err
     assert cli.main(["ca", "signer"]) == 0
     # the virtual chips keep it: what a node reads from its chip at boot
     from thicket.trust.virtual import open_chip

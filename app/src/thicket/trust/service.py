@@ -218,7 +218,7 @@ class Trust:
             device: DeviceKey
             if self.identity().source == "chip":
                 chip = self._open_chip(self.identity())
-                device = await nodes.ChipKey.load(chip, self.fleet)
+                device = await nodes.ChipKey.load(chip, self.fleet, self.folder)
             else:
                 device = nodes.FileKey.load(self.folder)
             await nodes.keep_renewed(
