@@ -28,14 +28,11 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 
 from erlang import Erl, Release, a_real_epmd, releases
-from fleet_for_tests import CLOCK, one_fleet
 from private_network import Network, _enter
 from test_tls import Authority
 
 from thicket.distribution import Node, Request
 from thicket.distribution.tls import Tls, contexts
-from thicket.trust.node import make_credentials
-from thicket.trust.tls import FleetTls
 
 MESSAGE = b"x" * 20
 MIB = bytes(1 << 20)
@@ -194,6 +191,12 @@ async def compare(network: Network, arguments: argparse.Namespace, release: Rele
 
 async def processor(network: Network, counts: tuple[int, int, int], links: int) -> None:
     """Print the processor time that is needed, both ends together, without TLS and with it."""
+    # Not in the nodes whose memory is told of.
+    from fleet_for_tests import CLOCK, one_fleet
+
+    from thicket.trust.node import make_credentials
+    from thicket.trust.tls import FleetTls
+
     print("\nProcessor time in Python, both ends together:\n")
     print("| | connect ms | call µs | message µs | MB ms |\n|---|---|---|---|---|")
     issued = one_fleet()

@@ -288,11 +288,14 @@ async def test_a_peer_that_stalls_in_the_handshake_of_tls(network: Network) -> N
             writer.close()
 
         # Who is connected to may stall as well.
-        server = await asyncio.start_server(lambda *_: None, b.host, 0)
+        held: list[Any] = []
+        server = await asyncio.start_server(lambda *streams: held.append(streams), b.host, 0)
         host, port = server.sockets[0].getsockname()[:2]
         error = await failure(a._dial(f"silent@{host}", host, port))
         assert error.code == "timeout"
         assert "TLS" in str(error)
+        for _, writer in held:
+            writer.close()
         server.close()
 
 
