@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counters of nftables, read from the kernel without a program.
 
-Layout and numbers: ``include/uapi/linux/netfilter/nf_tables.h`` and ``nfnetlink.h``.
+Layout and numbers: ``include/uapi/linux/netfilter/nf_tables.h`` and ``nfnetlink.h``. Answers are
+read by hand, not by pyroute2: they come every few seconds for as long as the node runs, and that
+takes a tenth of the time.
 """
 
+import struct
 from typing import Final
 
-from thicket.radio.netlink import NLM_F_DUMP, Requests
-from thicket.radio.pyroute import nla, nlmsg
+from thicket.radio.netlink import HEADER, NLM_F_DUMP, Requests, attributes
+from thicket.radio.pyroute import nlmsg
 
 __all__ = ["Requests", "counters"]
 
@@ -16,9 +19,14 @@ _NFNL_SUBSYS_NFTABLES: Final = 10
 _NFT_MSG_GETOBJ: Final = 19
 _NFT_OBJECT_COUNTER: Final = 1
 
+#: NFTA_OBJ_*, and NFTA_COUNTER_PACKETS inside of the data
+_TABLE, _NAME, _TYPE, _DATA = 1, 2, 3, 4
+_PACKETS: Final = 2
+_NFGENMSG_BYTES: Final = 4
 
-class _Object(nlmsg):  # type: ignore[misc]  # pyroute2 has no types
-    """struct nfgenmsg and the attributes of a stateful object (NFTA_OBJ_*)."""
+
+class _Request(nlmsg):  # type: ignore[misc]  # pyroute2 has no types
+    """struct nfgenmsg, and the attributes of a stateful object that choose among them."""
 
     fields = (("family", "B"), ("version", "B"), ("resource", ">H"))
     nla_map = (
@@ -26,15 +34,23 @@ class _Object(nlmsg):  # type: ignore[misc]  # pyroute2 has no types
         ("NFTA_OBJ_TABLE", "asciiz"),
         ("NFTA_OBJ_NAME", "asciiz"),
         ("NFTA_OBJ_TYPE", "be32"),
-        ("NFTA_OBJ_DATA", "counter"),
     )
 
-    class counter(nla):  # type: ignore[misc]  # noqa: N801  # pyroute2 finds it by this name
-        nla_map = (
-            ("NFTA_COUNTER_UNSPEC", "none"),
-            ("NFTA_COUNTER_BYTES", "be64"),
-            ("NFTA_COUNTER_PACKETS", "be64"),
-        )
+
+class _Answer:
+    """One counter, from the bytes of a message. :meth:`decode` raises whatever is wrong with them,
+    which leaves the message out."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.table = self.name = ""
+        self.packets = 0
+
+    def decode(self) -> None:
+        found = dict(attributes(self._data, HEADER.size + _NFGENMSG_BYTES))
+        self.table = found[_TABLE].rstrip(b"\0").decode("ascii")
+        self.name = found[_NAME].rstrip(b"\0").decode("ascii")
+        (self.packets,) = struct.unpack(">Q", dict(attributes(found[_DATA]))[_PACKETS])
 
 
 def counters(requests: Requests, table: str) -> dict[str, int]:
@@ -42,17 +58,11 @@ def counters(requests: Requests, table: str) -> dict[str, int]:
 
     Empty when there is no such table. Raises OSError when the kernel has no nftables.
     """
-    message = _Object()
+    message = _Request()
     message["family"] = _NFPROTO_INET
     message["version"] = 0
     message["resource"] = 0
     message["attrs"] = [("NFTA_OBJ_TABLE", table), ("NFTA_OBJ_TYPE", _NFT_OBJECT_COUNTER)]
     kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETOBJ
-    found = {}
-    for answer in requests.request(kind, message, NLM_F_DUMP, _Object):
-        data = answer.get_attr("NFTA_OBJ_DATA")
-        if answer.get_attr("NFTA_OBJ_TABLE") == table and data is not None:
-            found[str(answer.get_attr("NFTA_OBJ_NAME"))] = int(
-                data.get_attr("NFTA_COUNTER_PACKETS")
-            )
-    return found
+    answers = requests.request(kind, message, NLM_F_DUMP, _Answer)
+    return {answer.name: answer.packets for answer in answers if answer.table == table}
