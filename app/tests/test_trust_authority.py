@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -27,8 +27,7 @@ from thicket.trust.authority import (
     encrypt_key,
     years_from,
 )
-from thicket.trust.certificates import Certificate, CertificateError, from_pem, pem
-from thicket.trust.fleet import Fleet
+from thicket.trust.certificates import Certificate, CertificateError, pem
 from thicket.trust.node import ChipKey, FileKey, enrolled_chain, make_credentials, software_key
 from thicket.trust.verify import RefusedError, Revocations, check_peer
 

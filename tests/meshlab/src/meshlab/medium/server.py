@@ -418,7 +418,9 @@ class Medium:
         if a == b:
             raise RpcError("bad-params", "a link has two ends: a and b are the same node")
         ways = ("cut", "snr", "loss", "restore")
-        wanted = [key for key in ways if (value := params.get(key)) is not None and value is not False]
+        wanted = [
+            key for key in ways if (value := params.get(key)) is not None and value is not False
+        ]
         if len(wanted) != 1:
             raise RpcError(
                 "bad-params", 'say one of "cut": true, "snr": dB, "loss": 0 to 1 or "restore": true'
