@@ -70,7 +70,7 @@ async def a_node(
         host,
         9100,
         epmd_port=None,
-        tls=FleetTls(credentials, ca),  # type: ignore[arg-type]
+        tls=FleetTls(credentials, ca),
     )
     await node.start()
     try:

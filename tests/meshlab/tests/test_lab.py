@@ -131,7 +131,7 @@ async def test_nodes_get_their_configuration(parts: FakeParts, tmp_path: Path) -
         assert lab.state.expected_peers("n1") == {"n3"}
         assert first["trust"]["root"] == "the root of default"
         assert "security" not in first["cluster"]
-        serials = [bytes.fromhex(node.serial) for node in lab.state.nodes.values()]
+        serials = [bytes.fromhex(node.serial or "") for node in lab.state.nodes.values()]
         assert lab.fleet.enrolled == serials  # type: ignore[union-attr]
         medium = (lab.directory / "medium.json").read_text()
         assert medium.count('"mesh": false') == 1
