@@ -211,6 +211,7 @@ class Daemon:
         self.mesh: Any = None
         self.node: Any = None
         self.remote: Any = None
+        self.passphrase: Any = None
         self.applications: Any = None
         self.discovery: Discovery | None = None
         self.membership: Membership | None = None
@@ -420,6 +421,7 @@ class Daemon:
             loop = asyncio.get_running_loop()
             beside = {
                 loop.create_task(self._run_applications(node)),
+                loop.create_task(self._run_passphrase(node)),
                 loop.create_task(self._watch_radio(membership)),
             }
             try:
@@ -452,6 +454,19 @@ class Daemon:
             self.problems.report("applications", "part-failed", message, "warning")
         finally:
             self.applications = None
+
+    async def _run_passphrase(self, node: Any) -> None:
+        """Take part in changes of the mesh's passphrase."""
+        await asyncio.sleep(LATER)
+        from thicket.passphrase import Passphrase  # noqa: PLC0415  # may wait
+
+        self.passphrase = Passphrase(self)
+        try:
+            await self.passphrase.run(node)
+        except Exception:
+            logger.exception("changes of the passphrase are not looked after any more")
+        finally:
+            self.passphrase = None
 
     async def _radio_silence(self, address: IPv6Address) -> float | None:
         """Seconds since the radio heard the station at ``address``; None when there is none."""
@@ -736,6 +751,7 @@ class Daemon:
             "reload": self._on_reload,
             "config": self._on_config,
             "config-apply": self._on_config_apply,
+            "passphrase": self._on_passphrase,
             "stop-radio": self._on_stop_radio,
         }
 
@@ -842,6 +858,16 @@ class Daemon:
         except store.StoreError as e:
             raise RequestError("not-written", str(e)) from e
         return {"written": target, **await self.reload()}
+
+    async def _on_passphrase(self, params: dict[str, Any]) -> Any:
+        if self.passphrase is None:
+            raise RequestError("not-joined", "the node has not joined the mesh yet")
+        from thicket.passphrase import PassphraseError  # noqa: PLC0415
+
+        try:
+            return await self.passphrase.request(params)
+        except PassphraseError as e:
+            raise RequestError(e.code, str(e)) from e
 
     async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
         """Leave the cluster and the mesh and end; for the shutdown of the device."""
