@@ -12,7 +12,7 @@ import shlex
 import pytest
 
 from meshlab import topology
-from meshlab.lab import PASSPHRASE, Lab, LabSpec, NodeSpec
+from meshlab.lab import Lab, LabSpec, NodeSpec
 from meshlab.testing import Nodes
 
 pytestmark = [
@@ -71,7 +71,6 @@ def spec(name: str) -> LabSpec:
     return LabSpec(
         topology.make("full", 3),
         name=name,
-        security="sae",
         nodes={
             "n1": NodeSpec(config={"log": {"level": "debug"}}),
             "n2": NodeSpec(config={"firewall": {"allow": ["tcp/8080"], "log": True}}),
@@ -163,8 +162,9 @@ async def test_nothing_that_a_node_shows_holds_a_secret(lab: Lab, nodes: Nodes) 
         120,
     )
     assert "sae" in said
-    assert PASSPHRASE not in said
-    found = await nodes.run("n1", f"grep -rslF {shlex.quote(PASSPHRASE)} /run /tmp /etc; true", 120)
+    passphrase = lab.spec.passphrase
+    assert passphrase not in said
+    found = await nodes.run("n1", f"grep -rslF {shlex.quote(passphrase)} /run /tmp /etc; true", 120)
     keepers = set(found.split())
     assert keepers
     for path in keepers:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Six nodes in everybody's range, of which only some belong: a mesh with a passphrase.
+"""Seven nodes in everybody's range, of which only some belong: a mesh with a passphrase.
 
 n1 and n2 are as they should be. n3 names another mesh, n4 has a wrong passphrase, n5 has no chip,
-n6 a radio that cannot do mesh.
+n6 a radio that cannot do mesh, n7 a card that nobody has written a passphrase on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from meshlab import summary, topology
-from meshlab.lab import PASSPHRASE, Lab, LabSpec, NodeSpec
+from meshlab.lab import Lab, LabSpec, NodeSpec
 from meshlab.testing import Nodes
 
 pytestmark = [
@@ -22,7 +22,7 @@ pytestmark = [
 
 def spec(name: str) -> LabSpec:
     return LabSpec(
-        topology.make("full", 6),
+        topology.make("full", 7),
         name=name,
         security="sae",
         nodes={
@@ -30,6 +30,7 @@ def spec(name: str) -> LabSpec:
             "n4": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}}),
             "n5": NodeSpec(chip_fault="absent"),
             "n6": NodeSpec(mesh_point=False),
+            "n7": NodeSpec(config_text="[access]\nconsole = true\n"),
         },
     )
 
@@ -82,6 +83,15 @@ async def test_a_radio_without_mesh_point_is_reported_in_words(lab: Lab, nodes: 
     assert "mesh point" in await nodes.run("n6", "thicket status; true")
 
 
+async def test_a_card_without_passphrase_is_no_open_node(lab: Lab, nodes: Nodes) -> None:
+    await lab.wait(lambda: nodes.problems("n7", "radio"), 120, "n7 says what it lacks")
+    (words,) = nodes.problems("n7", "radio")
+    assert "write mesh.passphrase into thicket.toml" in words
+    assert nodes.status("n7", "state") == "degraded"
+    assert not nodes.problems("n7", "configuration"), "nothing is wrong with its file"
+    assert "mesh0" not in (await nodes.run("n7", "ls /sys/class/net")).split()
+
+
 async def test_a_wrong_passphrase_stays_outside_and_joins_when_corrected(
     lab: Lab, nodes: Nodes
 ) -> None:
@@ -93,7 +103,7 @@ async def test_a_wrong_passphrase_stays_outside_and_joins_when_corrected(
     await lab.wait(refused, 120, "the wrong passphrase is reported")
     assert lab.state.peers("n4") == set()
     assert lab.state.cluster("n4") == set()
-    code, output = await lab.configure("n4", [f"mesh.passphrase={PASSPHRASE}"])
+    code, output = await lab.configure("n4", [f"mesh.passphrase={lab.spec.passphrase}"])
     assert code == 0, output
     await lab.wait(lambda: set(INSIDE) <= lab.state.peers("n4"), 240, "n4 has its peers")
     await lab.wait(lambda: set(INSIDE) <= lab.state.cluster("n4"), 120, "n4 is in the cluster")
