@@ -44,7 +44,7 @@ class TestSchema:
         settings = Settings()
         assert settings.address.prefix == IPv6Interface("fd12:3456:789a:1::/64")
         assert settings.mesh.channel == 1
-        assert settings.mesh.security == "open"
+        assert settings.mesh.security == "sae"  # theirs was open
         assert settings.mesh.beacon_interval == 1000
 
     @given(st.data())
@@ -84,7 +84,7 @@ class TestFaults:
         text = "\n".join(found)
         assert "thicket.toml: mesh.channel = 14: must be a Wi-Fi channel: 1 to 13, 36" in text
         assert 'mesh.id = "": must be text, 1 to 32 bytes of UTF-8' in text
-        assert 'mesh.security = "wep": must be "open" or "sae"' in text
+        assert 'mesh.security = "wep": must be "sae" or "open"' in text
         assert "mesh.colour: unknown key" in text
         assert 'address.prefix = "fd12::/32": must be an IPv6 prefix' in text
         assert 'cluster.port = "9100": must be a whole number from 1024 to 65535' in text
@@ -127,6 +127,12 @@ class TestFaults:
         assert "mesh.passphrase: is missing" in faults('[mesh]\nsecurity = "sae"\n')[0]
         good = parse('[mesh]\nsecurity = "sae"\npassphrase = "12345678"\n')
         assert good.mesh.passphrase == "12345678"
+
+    def test_a_file_that_does_not_speak_of_it_is_followed_without_a_passphrase(self) -> None:
+        """The radio says what is missing; whatever else the file says, such as keys, holds."""
+        assert parse("").mesh.security == parse('[mesh]\nid = "x"\n').mesh.security == "sae"
+        assert parse('[mesh]\nid = "x"\n').mesh.passphrase == ""
+        assert parse('[mesh]\nsecurity = "open"\n').mesh.security == "open"
 
     def test_five_gigahertz_needs_a_country(self) -> None:
         assert "needs the country" in faults("[mesh]\nchannel = 36\n")[0]
@@ -513,8 +519,10 @@ class TestMadeTexts:
         assert parse(text) == Settings()
         lines = [line[1:] if line[:1] == "#" and line[1:2].islower() else line for line in
                  text.splitlines()]  # fmt: skip
+        at = lines.index('passphrase = ""')
+        lines[at] = 'passphrase = "12345678"'  # whoever says "sae" has to
         settings = parse("\n".join(lines))
-        assert settings == Settings()
+        assert settings == Settings({"mesh": {"passphrase": "12345678"}})
         assert sum(len(table) for table in settings_values(settings)) == sum(
             len(cls.keys()) for cls in config.SECTIONS.values()
         )

@@ -595,7 +595,8 @@ def test_a_wrong_configuration_stops_before_anything_else(
 @pytest.mark.parametrize(
     ("text", "notes"),
     [
-        ('[mesh]\nid = "x"\n', ["the mesh is open", "cluster.cookie", "mesh.country"]),
+        ('[mesh]\nid = "x"\n', ["the radio stays off", "cluster.cookie", "mesh.country"]),
+        ('[mesh]\nsecurity = "open"\n', ["the mesh is open", "cluster.cookie", "mesh.country"]),
         ('[mesh]\nsecurity = "sae"\npassphrase = "12345678"\n', ["fewer than 12", "cookie"]),
         (TOML.decode(), []),
     ],

@@ -554,15 +554,26 @@ class Mesh(Section):
     # IEEE 802.11-2020 9.4.2.98: a Mesh ID has 0 to 32 octets; 0 is the wildcard
     id = Text("thicket", "Name of the mesh.", least=1, most=32)
     security = Choice(
-        "open",
-        "`open` lets anybody in and encrypts nothing; `sae` (simultaneous authentication of "
-        "equals, as WPA3) admits who knows the passphrase and encrypts every frame.",
-        "open",
         "sae",
+        "`sae` (simultaneous authentication of equals, as WPA3) admits who knows the passphrase "
+        "and encrypts every frame; without a passphrase the radio stays off. `open` lets anybody "
+        "in and encrypts nothing.",
+        "sae",
+        "open",
     )
     passphrase = Text(
         "",
-        'The mesh\'s secret, needed by (and only used with) `security = "sae"`.',
+        'The mesh\'s secret, needed by (and only used with) `security = "sae"`. '
+        "`thicket passphrase roll` changes it on all nodes of a running mesh.",
+        least=8,
+        most=63,
+        optional=True,
+        secret=True,
+    )
+    next_passphrase = Text(
+        "",
+        "The passphrase that the mesh is about to change to. `thicket passphrase roll` writes it, "
+        "and takes it away when the change is done; it is tried where the present one fails.",
         least=8,
         most=63,
         optional=True,
@@ -1000,7 +1011,9 @@ def parse_toml(text: str, file: str) -> dict[str, object]:
 
 
 def check(
-    tables: dict[str, object], file: str, base: dict[str, dict[str, Any]] | None = None
+    tables: dict[str, object],
+    file: str,
+    base: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Validate parsed TOML against the schema; the values over ``base``, by section and key.
 
@@ -1097,9 +1110,15 @@ def _unfit(value: object, depth: int) -> str | None:
 
 
 def _check_passphrase(settings: Settings, file: str) -> Finding | None:
+    # Only where somebody has written "sae" is a missing passphrase a fault of the file. One that
+    # says nothing about it, as that of a fresh card or one with nothing but SSH keys, is followed
+    # in all it says; the radio stays off and says why.
     mesh = settings.mesh
-    if mesh.security == "sae" and not mesh.passphrase:
-        message = 'is missing: mesh.security = "sae" needs one, 8 to 63 bytes'
+    if mesh.values.get("security") == "sae" and not mesh.passphrase:
+        message = (
+            'is missing: mesh.security = "sae" needs one, 8 to 63 bytes, the same on all nodes '
+            '(or set mesh.security = "open" for a mesh that anybody may enter)'
+        )
         return Finding(file, "mesh.passphrase", "", message)
     return None
 

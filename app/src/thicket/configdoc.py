@@ -36,15 +36,16 @@ _INTRO: Final = f"""\
 # Configuration
 
 A node has one configuration file, `thicket.toml`, on the first partition of its card (FAT,
-readable by any computer). Put it there before the first boot; without it the node uses the
-defaults below. The file is [TOML](https://toml.io/en/v1.0.0): sections in brackets, `key = value`
-lines below them, text in quotes. All keys are optional. At most {MAX_FILE_BYTES // 1024} KiB;
-Windows line ends and a byte order mark do no harm.
+readable by any computer). Put it there before the first boot. The file is
+[TOML](https://toml.io/en/v1.0.0): sections in brackets, `key = value` lines below them, text in
+quotes. At most {MAX_FILE_BYTES // 1024} KiB; Windows line ends and a byte order mark do no harm.
+
+A node needs `mesh.passphrase`: without one its radio stays off (unless `mesh.security` is
+`"open"`), and its status says so. All other keys are optional, with the defaults below.
 
 ```toml
 [mesh]
 id = "greenhouse"
-security = "sae"
 passphrase = "a long one that nobody guesses"
 
 [cluster]

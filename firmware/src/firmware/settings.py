@@ -52,6 +52,8 @@ def warnings(data: bytes) -> list[str]:
             "the mesh is open: anybody near may join and listen "
             '(mesh.security = "sae" and a passphrase prevent it)'
         )
+    elif not settings.mesh.passphrase:
+        found.append("mesh.passphrase is not set: the radio stays off until it is")
     elif len(settings.mesh.passphrase) < 12:
         found.append("mesh.passphrase has fewer than 12 characters: it may be guessed")
     if settings.cluster.cookie == config.Cluster.cookie.default:
