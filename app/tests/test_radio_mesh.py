@@ -61,6 +61,7 @@ class World:
         self.joins = True
         self.commands: list[str] = []
         self.command_error: ControlError | None = None
+        self.refuses: tuple[str, ...] = ()
         self.subject: Mesh | None = None
         self.running = False
         self.fresh = False
@@ -129,7 +130,7 @@ class FakeNl80211:
         self.world.parameters.append(parameters)
 
     def stations(self, ifindex: int) -> list[dict[str, Any]]:
-        return self.world.stations
+        return [dict(one) for one in self.world.stations]
 
     def remove_path(self, ifindex: int, destination: str) -> None:
         self.world.removed_paths.append(destination)
@@ -200,6 +201,8 @@ class FakeControl:
         if self.world.command_error is not None:
             error, self.world.command_error = self.world.command_error, None
             raise error
+        if self.world.refuses and text.startswith(self.world.refuses):
+            raise ControlError(f"wpa_supplicant answered 'FAIL' to {text}")
         if text == "STATUS":
             joined = self.world.joins and not self.world.fresh
             self.world.fresh = False
@@ -234,6 +237,9 @@ class FakeSupplicant:
         self.world.text = text
         if self.world.joins:
             self.world.event("MESH-GROUP-STARTED", 'ssid="lab" id=0')
+
+    def reconfigured(self, text: str) -> None:
+        self.world.text = text
 
     async def stop(self) -> None:
         self.world.running = False
@@ -305,7 +311,7 @@ def station(mac: str = PEER, state: str = "ESTAB") -> dict[str, Any]:
     return {
         "mac": mac, "state": state, "llid": 1, "plid": 2, "signal_dbm": -50, "metric": 100,
         "inactive_ms": 10, "connected_s": 5, "tx_kbps": 6000, "rx_kbps": 6000, "rx_bytes": 1,
-        "tx_bytes": 2, "tx_retries": 0, "tx_failed": 0,
+        "tx_bytes": 2, "tx_retries": 0, "tx_failed": 0, "authorized": True, "mfp": True,
     }  # fmt: skip
 
 
@@ -521,12 +527,15 @@ async def test_a_wrong_passphrase(world: World) -> None:
             world.event("MESH-SAE-AUTH-FAILURE", f"addr={PEER}")
         world.event("MESH-SAE-AUTH-BLOCKED", f"addr={PEER} duration=30")
         await one.until(lambda: "REASSOCIATE" in world.commands)
-        (problem,) = one.mesh.problems()
+        problem, alone = one.mesh.problems()
         assert problem["code"] == "sae-failure"
         assert PEER in problem["message"]
         assert "mesh.passphrase" in problem["message"]
-        assert one.kinds().count("problem") == 1
+        assert alone["code"] == "passphrase-refused"
+        assert "put the present one into thicket.toml" in alone["message"]
+        assert one.kinds().count("problem") == 2
         world.event("MESH-SAE-AUTH-BLOCKED", f"addr={PEER} duration=30")
+        world.stations = [station()]
         world.event("MESH-PEER-CONNECTED", PEER)
         await one.until(lambda: not one.mesh.problems())
         assert world.commands.count("REASSOCIATE") == 1, "rejoining is limited"
@@ -541,10 +550,171 @@ async def test_a_blocked_peer_is_no_reason_to_leave_the_others(world: World) -> 
         assert "REASSOCIATE" not in world.commands
 
 
+SECURED = SETTINGS._replace(security="sae", passphrase="the old one")
+OTHER = "02:74:68:00:00:09"
+
+
+async def test_one_failure_of_authentication_is_nothing_to_tell(world: World) -> None:
+    async with running(world, SECURED) as one:
+        await one.joined()
+        world.event("MESH-SAE-AUTH-FAILURE", f"addr={PEER}")
+        await one.until(lambda: one.mesh.refused() == {PEER: 1})
+        assert one.codes() == []
+        world.event("MESH-SAE-AUTH-FAILURE", f"addr={PEER}")
+        await one.until(lambda: one.codes() == ["sae-failure", "passphrase-refused"])
+
+
+async def test_another_passphrase_leaves_the_links_alone(world: World) -> None:
+    world.stations = [station()]
+    async with running(world, SECURED) as one:
+        await one.joined()
+        await one.until(lambda: one.mesh.peers() == {PEER})
+        one.mesh.apply(SECURED._replace(passphrase='the "new" one'))
+        await one.until(lambda: "PMKSA_FLUSH" in world.commands)
+        secret = b'the "new" one'.hex()
+        assert f"SET_NETWORK 0 sae_password {secret}" in world.commands
+        assert one.mesh.outdated
+        assert secret not in world.text, "a next daemon must not take this process over"
+        assert one.kinds().count("left") == 0
+        assert "REASSOCIATE" not in world.commands
+        one.mesh.renew()
+        await one.until(lambda: "REASSOCIATE" in world.commands)
+        await one.until(lambda: f"sae_password={secret}" in world.text)
+        assert not one.mesh.outdated
+        assert world.starts == 1
+        assert one.kinds().count("left") == 0
+
+
+async def test_the_other_end_gets_the_passphrase_when_nothing_is_lost_by_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.05)
+    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
+    world.stations = [station()]
+    async with running(world, SECURED) as one:
+        await one.joined()
+        await one.until(lambda: one.mesh.peers() == {PEER})
+        one.mesh.apply(SECURED._replace(passphrase="the new one"))
+        await one.until(lambda: "PMKSA_FLUSH" in world.commands)
+        world.stations = []
+        await one.mesh.refresh()
+        await one.until(lambda: "REASSOCIATE" in world.commands)
+        assert world.starts == 1
+
+
+async def test_another_passphrase_without_peers_or_with_more_begins_anew(world: World) -> None:
+    async with running(world, SECURED) as one:
+        await one.joined()
+        one.mesh.apply(SECURED._replace(passphrase="the new one"))
+        await one.until(lambda: "the new one" in world.text)
+        await one.joined()
+        assert world.starts == 2
+        world.stations = [station()]
+        one.mesh._refreshed = 0.0
+        await one.mesh.refresh()
+        one.mesh.apply(SECURED._replace(passphrase="one more", mesh_id="other"))
+        await one.until(lambda: world.starts == 3)
+        await one.joined()
+
+
+async def test_a_supplicant_that_does_not_take_the_passphrase_is_replaced(world: World) -> None:
+    world.stations = [station()]
+    async with running(world, SECURED) as one:
+        await one.joined()
+        await one.until(lambda: one.mesh.peers() == {PEER})
+        world.command_error = ControlError("wpa_supplicant answered 'FAIL' to SET_NETWORK")
+        one.mesh.apply(SECURED._replace(passphrase="the new one"))
+        await one.until(lambda: world.starts == 2)
+        await one.joined()
+        assert "the new one" in world.text
+
+
+@pytest.mark.parametrize(("authorized", "mfp"), [(False, True), (True, False), (None, None)])
+async def test_a_link_that_protects_nothing_is_no_peer(
+    world: World, monkeypatch: pytest.MonkeyPatch, authorized: bool | None, mfp: bool | None
+) -> None:
+    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
+    world.stations = [{**station(), "authorized": authorized, "mfp": mfp}]
+    async with running(world, SECURED) as one:
+        await one.joined()
+        world.event("MESH-PEER-CONNECTED", PEER)
+        await one.until(lambda: one.codes() == ["peer-unprotected"])
+        assert one.mesh.peers() == set()
+        assert one.mesh.snapshot()["peers"][0]["state"] == "UNPROTECTED"
+        world.stations = [station()]
+        await one.mesh.refresh()
+        assert (one.mesh.peers(), one.codes()) == ({PEER}, [])
+
+
+async def test_in_an_open_mesh_nobody_is_authenticated(world: World) -> None:
+    world.stations = [{**station(), "authorized": True, "mfp": False}]
+    async with running(world) as one:
+        await one.joined()
+        await one.until(lambda: one.mesh.peers() == {PEER})
+        assert one.mesh.snapshot()["radio"]["protection"].startswith("open")
+
+
+async def test_a_neighbour_that_stays_blocked_is_helped_without_touching_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(mesh, "_STUCK_SECONDS", 0.1)
+    world.stations = [station(), station(OTHER, "BLOCKED")]
+    async with running(world, SECURED) as one:
+        await one.joined()
+        await one.until(lambda: one.mesh.peers() == {PEER})
+        await one.mesh.refresh()
+        await one.until(lambda: world.commands.count(f"MESH_PEER_ADD {OTHER}") == 3)
+        helped = [text for text in world.commands if "PEER" in text or "SET_NET" in text]
+        assert helped[:3] == [
+            "SET_NETWORK 0 no_auto_peer 1",
+            f"MESH_PEER_ADD {OTHER}",
+            "SET_NETWORK 0 no_auto_peer 0",
+        ]
+        assert one.mesh._stuck[OTHER].wait >= 0.8, "ever more seldom"
+        assert "REASSOCIATE" not in world.commands
+        assert world.starts == 1
+        world.stations = [station(), station(OTHER)]
+        await one.mesh.refresh()
+        assert one.mesh._stuck == {}
+
+
+async def test_a_neighbour_that_is_helped_in_vain_costs_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(mesh, "_STUCK_SECONDS", 0.05)
+    world.refuses = ("MESH_PEER_ADD",)
+    world.stations = [station(), station(OTHER, "LISTEN")]
+    async with running(world, SECURED) as one:
+        await one.joined()
+        await one.mesh.refresh()
+        await one.until(lambda: world.commands.count(f"MESH_PEER_ADD {OTHER}") == 2)
+        assert world.commands.count("SET_NETWORK 0 no_auto_peer 0") >= 1
+        assert one.kinds().count("left") == 0
+
+
+async def test_alone_with_a_stuck_neighbour_the_mesh_is_entered_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(mesh, "_STUCK_SECONDS", 0.05)
+    world.stations = [station(OTHER, "LISTEN")]
+    async with running(world, SECURED) as one:
+        await one.joined()
+        await one.mesh.refresh()
+        await one.until(lambda: "REASSOCIATE" in world.commands)
+        await one.until(lambda: one.mesh._stuck[OTHER].wait >= 0.4)
+        assert world.commands.count("REASSOCIATE") == 1, "rejoining is limited"
+
+
 async def test_settings_change_while_running(world: World) -> None:
     async with running(world) as one:
         await one.joined()
-        with pytest.raises(ValueError, match="needs a passphrase"):
+        with pytest.raises(ValueError, match="has no passphrase"):
             one.mesh.apply(SETTINGS._replace(security="sae"))
         one.mesh.apply(SETTINGS)
         assert one.mesh.joined

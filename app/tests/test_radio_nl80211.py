@@ -63,7 +63,7 @@ def test_station() -> None:
                 u32(12, 2),
                 u32(16, 77),
                 u32(41, 8193),
-                attribute(17, struct.pack("=II", 0xFF, 0x2E)),  # station flags, not declared
+                attribute(17, struct.pack("=II", 0xFF, 0x2E)),  # authorized, no MFP
             )
         )
     )
@@ -82,6 +82,8 @@ def test_station() -> None:
         "tx_bytes": 6 << 32,
         "tx_retries": 3,
         "tx_failed": 2,
+        "authorized": True,
+        "mfp": False,
     }
 
 
@@ -102,6 +104,23 @@ def test_station_of_an_old_kernel() -> None:
     assert found is not None
     assert (found["rx_bytes"], found["tx_bytes"], found["tx_kbps"]) == (5_000, 6_000, 6_000)
     assert (found["state"], found["signal_dbm"], found["metric"]) == ("OPN_SNT", -80, None)
+    assert (found["authorized"], found["mfp"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "authorized", "mfp"),
+    [
+        (struct.pack("=II", 0x12, 0x12), True, True),
+        (struct.pack("=II", 0x12, 0x00), False, False),
+        (struct.pack("=II", 0x02, 0x12), True, None),  # a kernel that does not tell of the other
+        (struct.pack("=I", 0x12), None, None),
+        (b"", None, None),
+    ],
+)
+def test_station_flags(flags: bytes, authorized: bool | None, mfp: bool | None) -> None:
+    found = station(parsed(station_bytes(attribute(17, flags))))
+    assert found is not None
+    assert (found["authorized"], found["mfp"]) == (authorized, mfp)
 
 
 @pytest.mark.parametrize(

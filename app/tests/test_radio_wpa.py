@@ -127,7 +127,7 @@ def test_options_that_not_every_build_has_are_written_only_when_asked_for() -> N
         (OPEN._replace(beacon_interval=1), "beacon_interval 1"),
         (OPEN._replace(rssi_threshold=5), "rssi_threshold 5"),
         (OPEN._replace(max_peer_links=0), "max_peer_links 0"),
-        (SAE._replace(passphrase=None), "needs a passphrase"),
+        (SAE._replace(passphrase=None), "the radio stays off: write mesh.passphrase into"),
         (SAE._replace(passphrase="a\0b"), "without NUL"),
         (SAE._replace(passphrase="x" * 129), "1 to 128 bytes"),
     ],

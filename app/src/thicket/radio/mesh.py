@@ -22,7 +22,7 @@ from thicket.radio.netlink import NETLINK_GENERIC, NETLINK_ROUTE, Events, Netlin
 from thicket.radio.nl80211 import ESTABLISHED, Nl80211, Wiphy
 from thicket.radio.settings import SAE, MeshSettings
 from thicket.radio.supplicant import Supplicant, SupplicantError
-from thicket.radio.wpa import ControlError, Event, configuration, parse_status
+from thicket.radio.wpa import ControlError, Event, configuration, parse_status, sae_password
 
 log: Final = logging.getLogger("thicket.radio")
 
@@ -30,6 +30,8 @@ ABSENT: Final = "absent"
 UNSUITABLE: Final = "unsuitable"
 STARTING: Final = "starting"
 JOINED: Final = "joined"
+#: The state of a station that the kernel calls a peer, and that does not protect its frames.
+UNPROTECTED: Final = "UNPROTECTED"
 FAILED: Final = "failed"
 
 #: Adapters that are known to mesh, for messages; see docs/radio.md.
@@ -51,6 +53,11 @@ _NO_RADIO_SECONDS: Final = 30.0
 _DUPLICATE_SECONDS: Final = 60.0
 _SAE_FORGET_SECONDS: Final = 120.0
 _REJOIN_SECONDS: Final = 60.0
+#: How long a neighbour may be heard without becoming a peer before it is helped, in seconds: twice
+#: what one round of attempts takes. Then twice as long each time, up to the last.
+_STUCK_SECONDS: Final = 60.0
+_STUCK_SECONDS_AT_MOST: Final = 15 * 60.0
+_REFUSED_TIMES: Final = 2  # so many failures in a row with a neighbour are no weak signal
 _REFRESH_SECONDS: Final = 0.5  # a refresh younger than this is good enough
 _SILENT_BEACONS: Final = 5  # a peer from which nothing came for so many beacons is out of reach
 
@@ -84,6 +91,20 @@ class FaultError(Exception):
         self.state = state
         self.wait = wait
         self.restart = restart
+
+
+class _Stuck:
+    """A neighbour that does not become a peer: when it is helped next, and how long after that."""
+
+    __slots__ = ("due", "wait")
+
+    def __init__(self, now: float) -> None:
+        self.wait = _STUCK_SECONDS
+        self.due = now + self.wait
+
+    def helped(self, now: float) -> None:
+        self.wait = min(self.wait * 2, _STUCK_SECONDS_AT_MOST)
+        self.due = now + self.wait
 
 
 class _ReconfiguredError(Exception):
@@ -145,6 +166,13 @@ def usb_without_driver(root: str = "/sys/bus/usb/devices") -> list[str]:
     return found
 
 
+def protection(settings: MeshSettings) -> str:
+    """What protects the frames of a mesh, in words."""
+    if settings.security == SAE:
+        return "encrypted (SAE, protected management frames)"
+    return "open: anybody may enter, nothing is encrypted"
+
+
 def obstacle(wiphy: Wiphy, settings: MeshSettings) -> str | None:
     """Why a radio cannot carry this mesh, None when it can."""
     if settings.radio is not None and settings.radio.lower() not in (wiphy.name, wiphy.mac):
@@ -204,6 +232,8 @@ class Mesh:
         self._neighbours: dict[str, str] = {}
         self._refreshed = 0.0
         self._sae_failures: dict[str, tuple[int, float]] = {}
+        self._stuck: dict[str, _Stuck] = {}
+        self._joined_with: str | None = None
         self._next_rejoin = 0.0
         self._rejoin_wait = _REJOIN_SECONDS
         self._backoff = Backoff()
@@ -251,6 +281,7 @@ class Mesh:
                 "mesh_id": self._settings.mesh_id,
                 "frequency": self._settings.mhz,
                 "security": self._settings.security,
+                "protection": protection(self._settings),
                 "supplicant": {
                     "pid": self._supplicant.pid,
                     "restarts": self._supplicant.restarts,
@@ -271,6 +302,8 @@ class Mesh:
                     "rx_bytes": one["rx_bytes"],
                     "tx_bytes": one["tx_bytes"],
                     "tx_failed": one["tx_failed"],
+                    "authorized": one["authorized"],
+                    "mfp": one["mfp"],
                 }
                 for one in self._stations
             ],
@@ -290,16 +323,39 @@ class Mesh:
     def apply(self, settings: MeshSettings, address: IPv6Interface | None = None) -> None:
         """Change the settings (and the address); :meth:`run` carries it out.
 
-        Raises ValueError when they cannot be used; the old ones stay then.
+        Another passphrase leaves the links that stand alone; it is asked for in new ones. Raises
+        ValueError when the settings cannot be used; the old ones stay then.
         """
         configuration(settings, self._supplicant.directory)
         if settings == self._settings and address in (None, self._address):
             return
+        only_passphrase = settings == self._settings._replace(passphrase=settings.passphrase)
         self._settings = settings
+        if only_passphrase and address in (None, self._address) and self.joined and self._peers:
+            self._put("passphrase")
+            return
         if address is not None:
             self._address = address
         self._reconfigure = True
         self._put("settings")
+
+    def refused(self) -> dict[str, int]:
+        """The neighbours with which authentication fails, and how often in a row it did."""
+        return {mac: count for mac, (count, _) in self._sae_failures.items()}
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a former passphrase still opens links that others begin, until :meth:`renew`."""
+        return self.joined and self._joined_with != self._settings.passphrase
+
+    def renew(self) -> None:
+        """Leave and enter the mesh: every link is made anew, with the passphrase of today."""
+        if self.joined:
+            self._put("renew")
+
+    def peers(self) -> set[str]:
+        """The MAC addresses of the peers."""
+        return set(self._peers)
 
     async def refresh(self) -> None:
         """Ask the kernel for stations, paths and neighbours. Never raises."""
@@ -324,8 +380,52 @@ class Mesh:
         except OSError as error:  # the interface is going away: its end is noticed elsewhere
             log.debug("cannot read stations and paths: %s", error)
             return
+        if self._settings.security == SAE:
+            self._judge_protection()
         self._set_peers({one["mac"] for one in self._stations if one["state"] == ESTABLISHED})
+        self._watch_the_stuck(now)
         self._avoid_silent_peers()
+
+    def _judge_protection(self) -> None:
+        """Count nobody as a peer whose frames are not protected, whatever its state of peering."""
+        bad = set()
+        for one in self._stations:
+            if one["state"] == ESTABLISHED and not (one["authorized"] and one["mfp"]):
+                one["state"] = UNPROTECTED
+                bad.add(one["mac"])
+                what = "data" if not one["authorized"] else "management"
+                self._report(
+                    "radio",
+                    "peer-unprotected",
+                    f"the kernel has a link to {one['mac']} whose {what} frames are not protected; "
+                    "it is not used as a peer",
+                    key=f"sae-unprotected-{one['mac']}",
+                )
+        for key in list(self._problems):
+            if (
+                key.startswith("sae-unprotected-")
+                and key.removeprefix("sae-unprotected-") not in bad
+            ):
+                self._recovered(key)
+
+    def _watch_the_stuck(self, now: float) -> None:
+        """Note which neighbours are heard and are no peers."""
+        if self._settings.security != SAE:
+            return
+        patience = _SILENT_BEACONS * self._settings.beacon_interval * 1.024
+        heard = {
+            one["mac"]
+            for one in self._stations
+            if one["state"] != ESTABLISHED and (one["inactive_ms"] or 0) <= patience
+        }
+        for mac in heard:
+            self._stuck.setdefault(mac, _Stuck(now))
+        for mac in [mac for mac in self._stuck if mac in self._peers]:
+            del self._stuck[mac]
+        # A station comes and goes while it is tried; one that is gone for long is forgotten.
+        for mac in [mac for mac, one in self._stuck.items() if mac not in heard]:
+            if now > self._stuck[mac].due + self._stuck[mac].wait:
+                del self._stuck[mac]
 
     def _avoid_silent_peers(self) -> None:
         """Forget the paths over peers from which not even beacons come any more.
@@ -698,11 +798,13 @@ class Mesh:
         existed = self._prepare_interface(wiphy)
         ifindex = self._ifindex
         assert ifindex is not None
-        text = configuration(
-            settings, self._supplicant.control_directory, _MOST_PEERS.get(wiphy.driver, 255)
-        )
+        self._stuck = {}
+        self._joined_with = settings.passphrase
+        text = self._text(settings)
         if await self._supplicant.adopt(settings.interface, ifindex, text):
             log.info("took over wpa_supplicant (process %s)", self._supplicant.pid)
+            if settings.security == SAE:  # in case a daemon ended amid _help_the_stuck
+                await self._supplicant.control.command("SET_NETWORK 0 no_auto_peer 0")
         else:
             if existed:
                 self._links.set_up(ifindex, False)  # leaves a mesh that a dead one had joined
@@ -715,6 +817,34 @@ class Mesh:
         await self._take_address()
         self._join()
         await self._follow()
+
+    def _text(self, settings: MeshSettings) -> str:
+        """wpa_supplicant's configuration for the radio in use."""
+        driver = self._wiphy.driver if self._wiphy is not None else ""
+        return configuration(
+            settings, self._supplicant.control_directory, _MOST_PEERS.get(driver, 255)
+        )
+
+    async def _change_passphrase(self) -> None:
+        """Give wpa_supplicant another passphrase for new links; the links that stand stay.
+
+        It takes the network's passphrase whenever *it* begins an authentication, and the one it
+        had when it joined where the *other* side begins (wpas_mesh_init_rsn copies it). So for
+        now the old one opens the mesh as well as the new one, until :meth:`renew`, or until the
+        mesh is entered anew because nothing is lost by it. Raises ControlError.
+        """
+        settings = self._settings
+        control = self._supplicant.control
+        await control.command(f"SET_NETWORK 0 sae_password {sae_password(settings)}")
+        # who knew the old one must not come back by what is remembered of it
+        await control.command("PMKSA_FLUSH")
+        # The file stays as it is: a next daemon does not take over a process that still lets
+        # people in with the old one, but starts its own.
+        for mac in list(self._sae_failures):
+            self._forget_failure(mac)
+        for one in self._stuck.values():  # it is likely the right one now
+            one.due = 0.0
+        log.info("the passphrase has changed: %d links stay", len(self._peers))
 
     def _enter(self, state: str) -> None:
         self._state = state
@@ -767,6 +897,8 @@ class Mesh:
             self._tell("peer-up", {"mac": mac})
             self._sae_succeeded(mac)
         self._peers = set(peers)
+        if peers:
+            self._judge_refusals()
 
     async def _next(self, deadline: float) -> tuple[str, Any]:
         """The next event, ("", None) when there was none until ``deadline`` (monotonic).
@@ -785,6 +917,11 @@ class Mesh:
             return "", None
         if kind == "settings":
             raise _ReconfiguredError
+        if kind == "passphrase":
+            await self._change_passphrase()
+        if kind == "renew" and self._grouped:
+            log.info("the mesh is entered anew: only the passphrase of today opens it")
+            await self._enter_anew()
         if kind == "exit":
             reason = f"wpa_supplicant {self._supplicant.exit_reason()}"
             raise FaultError(
@@ -942,6 +1079,7 @@ class Mesh:
                 if self._backoff.failures and now - (self._joined_since or now) > 60:
                     self._backoff.reset()
                 self._forget_old_failures(now)
+                await self._help_the_stuck(now)
 
     # the mesh's events
 
@@ -950,16 +1088,22 @@ class Mesh:
         assert self._ifindex is not None
         mac = event.address
         if event.name == "MESH-PEER-CONNECTED" and mac:
-            self._set_peers(self._peers | {mac})
             self._refreshed = 0.0
+            if self._settings.security == SAE:
+                await self.refresh()  # is it one? the kernel knows whether it protects its frames
+            else:
+                self._set_peers(self._peers | {mac})
         elif event.name == "MESH-PEER-DISCONNECTED" and mac:
             self._set_peers(self._peers - {mac})
             self._refreshed = 0.0
         elif event.name == "MESH-SAE-AUTH-FAILURE" and mac:
             self._sae_failed(mac)
         elif event.name == "MESH-SAE-AUTH-BLOCKED" and mac:
-            self._sae_failed(mac)
+            self._sae_failed(mac, blocked=True)
             await self._rejoin()
+            # helped some seconds later, for the other side gives up at about the same time
+            stuck = self._stuck.setdefault(mac, _Stuck(time.monotonic()))
+            stuck.due = min(stuck.due, time.monotonic() + stuck.wait / 4)
         elif event.name == "MESH-GROUP-REMOVED":
             raise FaultError(
                 "supplicant", "group-removed", "wpa_supplicant left the mesh; it rejoins"
@@ -971,9 +1115,12 @@ class Mesh:
         elif event.name == "CTRL-EVENT-TERMINATING":
             log.info("wpa_supplicant is being ended by somebody")
 
-    def _sae_failed(self, mac: str) -> None:
+    def _sae_failed(self, mac: str, *, blocked: bool = False) -> None:
         count = self._sae_failures.get(mac, (0, 0.0))[0] + 1
         self._sae_failures[mac] = (count, time.monotonic())
+        if count < _REFUSED_TIMES and not blocked:
+            log.info("authentication (SAE) with %s failed; it is tried again", mac)
+            return
         self._report(
             "radio",
             "sae-failure",
@@ -982,28 +1129,91 @@ class Mesh:
             "mesh.passphrase",
             key=f"sae-{mac}",
         )
+        self._judge_refusals()
+
+    def _judge_refusals(self) -> None:
+        """Say it when nobody wants our passphrase: then it is ours that is wrong."""
+        refusing = sorted(
+            mac for mac, (count, _) in self._sae_failures.items() if count >= _REFUSED_TIMES
+        )
+        if self._peers or not refusing:
+            self._recovered("sae-refused")
+            return
+        who = (
+            f"{len(refusing)} neighbours refuse" if len(refusing) > 1 else f"{refusing[0]} refuses"
+        )
+        self._report(
+            "radio",
+            "passphrase-refused",
+            f"this node has no peer, and {who} its passphrase: it was changed on the others while "
+            "this node was away, or is wrong; put the present one into thicket.toml on the card "
+            "(mesh.passphrase), or use `thicket config set mesh.passphrase`",
+            key="sae-refused",
+        )
 
     def _sae_succeeded(self, mac: str) -> None:
+        self._forget_failure(mac)
+        self._stuck.pop(mac, None)
+        self._rejoin_wait = _REJOIN_SECONDS
+
+    def _forget_failure(self, mac: str) -> None:
         self._sae_failures.pop(mac, None)
         self._recovered(f"sae-{mac}")
-        self._rejoin_wait = _REJOIN_SECONDS
 
     def _forget_old_failures(self, now: float) -> None:
         for mac, (_, when) in list(self._sae_failures.items()):
             if now - when > _SAE_FORGET_SECONDS:
-                del self._sae_failures[mac]
-                self._recovered(f"sae-{mac}")
+                self._forget_failure(mac)
+        self._judge_refusals()
 
-    async def _rejoin(self) -> None:
+    async def _help_the_stuck(self, now: float) -> None:
+        """Help neighbours that are heard and do not become peers, each at its own ever slower pace,
+        for the fault may be theirs for ever (another passphrase).
+
+        Alone, the mesh is entered anew. With peers, nothing may touch those: what is remembered of
+        former authentications is dropped, and one with the neighbour is begun.
+        """
+        if self.outdated and not self._peers:
+            await self._rejoin(at_once=True)
+            return
+        due = [mac for mac, one in self._stuck.items() if now >= one.due]
+        if not due:
+            return
+        for mac in due:
+            self._stuck[mac].helped(now)
+        if not self._peers:
+            await self._rejoin()
+            return
+        control = self._supplicant.control
+        log.info("no link to %s, which is heard: authentication is begun anew", ", ".join(due))
+        await control.command("PMKSA_FLUSH")
+        # MESH_PEER_ADD is meant for networks that link to nobody by themselves, and is refused in
+        # others. Where the neighbour is in the middle of an authentication it is refused as well.
+        await control.command("SET_NETWORK 0 no_auto_peer 1")
+        for mac in due:
+            try:
+                await control.command(f"MESH_PEER_ADD {mac}")
+            except ControlError as error:
+                log.debug("%s: %s", mac, error)
+        await control.command("SET_NETWORK 0 no_auto_peer 0")
+
+    async def _rejoin(self, *, at_once: bool = False) -> None:
         """Leave and enter the mesh, which frees the stations that wpa_supplicant has blocked.
 
         Only where nothing is lost, that is without peers; otherwise the block ends by itself after
         ``max_inactivity``. Ever rarer, for the other side may have the wrong passphrase for long.
         """
         now = time.monotonic()
-        if self._peers or now < self._next_rejoin:
+        if self._peers or (now < self._next_rejoin and not at_once):
             return
         self._next_rejoin = now + self._rejoin_wait
         self._rejoin_wait = min(self._rejoin_wait * 2, 15 * 60)
-        log.info("blocked by failed authentication: entering the mesh anew")
+        log.info("no peer after failed or outdated authentication: entering the mesh anew")
+        await self._enter_anew()
+
+    async def _enter_anew(self) -> None:
+        """Have wpa_supplicant leave and enter the mesh. Raises ControlError."""
         await self._supplicant.control.command("REASSOCIATE")
+        if self._joined_with != self._settings.passphrase:
+            self._supplicant.reconfigured(self._text(self._settings))
+            self._joined_with = self._settings.passphrase

@@ -60,6 +60,10 @@ PLINK_STATES: Final = (
 )  # fmt: skip
 ESTABLISHED: Final = "ESTAB"
 
+# enum nl80211_sta_flags, as bits of struct nl80211_sta_flag_update
+_STA_AUTHORIZED: Final = 1 << 1
+_STA_MFP: Final = 1 << 4
+
 # enum nl80211_mpath_flags
 MPATH_ACTIVE: Final = 1 << 0
 MPATH_RESOLVING: Final = 1 << 1
@@ -116,6 +120,7 @@ class _StationInfo(nla):  # type: ignore[misc]
         (13, "NL80211_STA_INFO_SIGNAL_AVG", "int8"),
         (14, "NL80211_STA_INFO_RX_BITRATE", "rate"),
         (16, "NL80211_STA_INFO_CONNECTED_TIME", "uint32"),
+        (17, "NL80211_STA_INFO_STA_FLAGS", "cdata"),
         (23, "NL80211_STA_INFO_RX_BYTES64", "uint64"),
         (24, "NL80211_STA_INFO_TX_BYTES64", "uint64"),
         (27, "NL80211_STA_INFO_EXPECTED_THROUGHPUT", "uint32"),
@@ -240,6 +245,8 @@ class Station(TypedDict):
     """A station in a mesh interface's table. Rates in kbit/s, times in ms, signal in dBm.
 
     ``metric`` is the airtime link metric (IEEE 802.11-2020, 14.9), in units of 10.24 µs.
+    ``authorized``: data frames are let through, which takes authentication where the mesh has it;
+    ``mfp``: management frames are protected. None where the kernel does not tell.
     """
 
     mac: str
@@ -256,6 +263,8 @@ class Station(TypedDict):
     tx_bytes: int
     tx_retries: int | None
     tx_failed: int | None
+    authorized: bool | None
+    mfp: bool | None
 
 
 class MeshPath(TypedDict):
@@ -309,6 +318,14 @@ def _kbps(info: Any, name: str) -> int | None:
     return None
 
 
+def _flag(info: Any, bit: int) -> bool | None:
+    """One of a station's flags: struct nl80211_sta_flag_update is a mask and what is set of it."""
+    flags = info.get_attr("NL80211_STA_INFO_STA_FLAGS")
+    if not isinstance(flags, bytes) or len(flags) != 8 or not _u32(flags[:4]) & bit:
+        return None
+    return bool(_u32(flags[4:]) & bit)
+
+
 def station(message: Any) -> Station | None:
     """The station that an NL80211_CMD_NEW_STATION message describes, None when it is malformed."""
     mac = message.get_attr("NL80211_ATTR_MAC")
@@ -339,6 +356,8 @@ def station(message: Any) -> Station | None:
         "tx_bytes": (_number(info, prefix + "TX_BYTES") or 0) if sent is None else sent,
         "tx_retries": _number(info, prefix + "TX_RETRIES"),
         "tx_failed": _number(info, prefix + "TX_FAILED"),
+        "authorized": _flag(info, _STA_AUTHORIZED),
+        "mfp": _flag(info, _STA_MFP),
     }
 
 

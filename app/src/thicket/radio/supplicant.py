@@ -181,6 +181,11 @@ class Supplicant:
         self._starts += 1
         return True
 
+    def reconfigured(self, configuration: str) -> None:
+        """Note what the running process has been told at its control socket, for the next daemon to
+        take it over, or to start it anew with the same. Raises OSError."""
+        write(self._config_path, configuration, 0o600)
+
     def _runs(self) -> bool:
         return self._process is not None and self._process.running
 

@@ -54,6 +54,26 @@ def _within(name: str, value: int, least: int, most: int) -> int:
     return value
 
 
+def sae_password(settings: MeshSettings) -> str:
+    """The passphrase as the configuration file and ``SET_NETWORK`` take it.
+
+    Raises ValueError, with words for a person, when there is none, or none that can be used.
+    """
+    passphrase = (settings.passphrase or "").encode("utf-8", "surrogateescape")
+    if not passphrase:
+        raise ValueError(
+            'the mesh has no passphrase, which security "sae" needs, so the radio stays off: write '
+            "mesh.passphrase into thicket.toml on the card's first partition, or use `thicket "
+            'config set mesh.passphrase` (or mesh.security = "open" for a mesh that anybody may '
+            "enter)"
+        )
+    if len(passphrase) > _PASSPHRASE_BYTES or 0 in passphrase:
+        raise ValueError(
+            f"security {SAE!r} needs a passphrase of 1 to {_PASSPHRASE_BYTES} bytes without NUL"
+        )
+    return quote(passphrase)
+
+
 def configuration(settings: MeshSettings, control_directory: str, peers: int = 255) -> str:
     """The text of the configuration file for one mesh.
 
@@ -74,16 +94,12 @@ def configuration(settings: MeshSettings, control_directory: str, peers: int = 2
     network = [f"ssid={quote(mesh_id)}"]
     if settings.security == SAE:
         lines.append(f"sae_groups={_SAE_GROUP}")
-        passphrase = (settings.passphrase or "").encode("utf-8", "surrogateescape")
-        if not 1 <= len(passphrase) <= _PASSPHRASE_BYTES or 0 in passphrase:
-            raise ValueError(
-                f"security {SAE!r} needs a passphrase of 1 to {_PASSPHRASE_BYTES} bytes without NUL"
-            )
+        password = sae_password(settings)
         network += [
             "key_mgmt=SAE",
             f"mode={_MODE_MESH}",
             f"frequency={settings.mhz}",
-            f"sae_password={quote(passphrase)}",
+            f"sae_password={password}",
             f"ieee80211w={_PMF_REQUIRED}",
         ]
     elif settings.security == OPEN:
