@@ -25,6 +25,8 @@ from thicket.identity import Identity
 class WireMesh:
     """In place of a radio: an interface that is there already."""
 
+    outdated = False
+
     def __init__(self, address: IPv6Interface, on_change: Callable[..., None]) -> None:
         self.joined = False
         self.address = address
@@ -45,6 +47,9 @@ class WireMesh:
             self.joined = True
             self.on_change("joined", {})
             await self._moved.wait()
+
+    def refused(self) -> dict[str, int]:
+        return {}
 
     async def refresh(self) -> None:
         pass

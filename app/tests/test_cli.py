@@ -218,7 +218,7 @@ class TestShow:
         assert cli.main(["peers"]) == cli.OK
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].split()[:3] == ["PEER", "ADDRESS", "STATE"]
-        assert lines[1].split()[:5] == ["02:74:68:00:00:02", "-", "ESTAB", "-61", "249"]
+        assert lines[1].split()[:6] == ["02:74:68:00:00:02", "-", "ESTAB", "open", "-61", "249"]
         assert lines[0].index("STATE") == lines[1].index("ESTAB")
         assert lines[-1].split() == ["02:74:68:00:00:03", "02:74:68:00:00:02", "-", "500"]
 

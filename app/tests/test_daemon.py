@@ -58,6 +58,11 @@ class FakeMesh:
         self.state = "joined"
         self.on_change("joined", {})
 
+    outdated = False
+
+    def refused(self) -> dict[str, int]:
+        return {}
+
     async def refresh(self) -> None:
         self.refreshed += 1
 
@@ -86,6 +91,16 @@ class FakeNode:
         self.on_change = on_change
         self.started = self.stopped = False
         self.up: list[Info] = []
+        self.registered: dict[str, Any] = {}
+
+    def new_pid(self) -> str:
+        return f"<{self.name}>"
+
+    def register(self, name: str, process: Any) -> None:
+        self.registered[name] = process
+
+    def end(self, process: Any) -> None:
+        self.registered = {n: p for n, p in self.registered.items() if p is not process}
 
     def register(self, name: str, process: Any) -> None:
         pass
@@ -462,7 +477,7 @@ class TestReload:
     async def test_mesh_settings_go_to_the_running_radio(self, paths: Paths) -> None:
         async with running(paths) as run:
             await run.until(lambda: run.daemon.node, "running")
-            text = '[mesh]\nsecurity = "sae"\npassphrase = "correct horse"\n'
+            text = '[mesh]\nsecurity = "open"\npassphrase = "correct horse"\n'
             answer = await run.ask("config-apply", text=text)
             assert answer["changed"] == ["mesh.security", "mesh.passphrase"]
             assert answer["written"] == paths.local
@@ -520,7 +535,14 @@ class TestReload:
 
 class TestMeshSettings:
     def test_the_schema_s_defaults_are_the_radio_s(self) -> None:
-        assert Parts().mesh_settings(Settings()) == MeshSettings()
+        made = Parts().mesh_settings(Settings({"mesh": {"security": "open"}}))
+        assert made == MeshSettings()
+
+    def test_a_card_without_any_configuration_is_no_open_node(self) -> None:
+        made = Parts().mesh_settings(Settings())
+        assert (made.security, made.passphrase) == ("sae", "")
+        with pytest.raises(ValueError, match=r"the radio stays off: write mesh\.passphrase into"):
+            Parts().radio(Settings(), IPv6Interface("fd00::1/64"), lambda kind, detail: None)
 
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -543,7 +565,7 @@ class TestMeshSettings:
         assert Parts().mesh_settings(Settings({"mesh": values})).passphrase == "correct horse"
 
     def test_no_key_is_forgotten_here(self) -> None:
-        known = {"security", "passphrase"}
+        known = {"security", "passphrase", "next_passphrase"}  # the last: thicket.passphrase
         marks = TestMeshSettings.test_every_key_reaches_the_radio.pytestmark  # type: ignore[attr-defined]
         known |= {key for key, _ in marks[0].args[1]}
         assert known == set(config.Mesh.keys())

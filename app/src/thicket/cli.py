@@ -50,6 +50,13 @@ Configuration (docs/configuration.md lists the keys):
   revocations import FILE  take a list of who is out of the fleet ("-" is standard
                            input); it spreads to all nodes from here
 
+The mesh's passphrase, on all nodes at once (docs/radio.md):
+  passphrase roll          hand a new one, typed or from standard input, to every
+                           node; change to it when all have it (--generate makes one,
+                           --accept-missing does without nodes that are away)
+  passphrase finish        change to the one that was handed out
+  passphrase cancel        drop it
+
 On the engineer's machine:
   ca help                  the fleet's certificate authority (docs/provisioning.md)
 
@@ -113,6 +120,10 @@ def _run(words: list[str]) -> int:
         return _config(rest)
     if command == "revocations":
         return _revocations(rest)
+    if command == "passphrase":
+        from thicket.cli_passphrase import run as passphrase  # noqa: PLC0415
+
+        return passphrase(rest, _control())
     if command == "ca":
         from thicket.trust.command import main as authority  # noqa: PLC0415
 
@@ -268,12 +279,22 @@ def radio_text(radio: dict[str, Any]) -> str:
     """The radio in one line."""
     parts = [radio["state"]]
     if radio.get("mesh_id"):
-        parts.append(f'mesh "{radio["mesh_id"]}" ({radio.get("security", "?")})')
+        parts.append(f'mesh "{radio["mesh_id"]}"')
+        parts.append(str(radio.get("protection") or radio.get("security", "?")))
     if radio.get("frequency"):
         parts.append(f"{radio['frequency']} MHz")
     if radio.get("mac"):
         parts.append(str(radio["mac"]))
     return ", ".join(parts)
+
+
+def link_text(peer: dict[str, Any], radio: dict[str, Any]) -> str:
+    """What protects the frames to and from a peer, in a word."""
+    if radio.get("security") != "sae":
+        return "open"
+    if not peer.get("authorized"):
+        return "not let in"
+    return "encrypted" if peer.get("mfp") else "half encrypted"
 
 
 def peers_text(doc: dict[str, Any]) -> str:
@@ -285,6 +306,7 @@ def peers_text(doc: dict[str, Any]) -> str:
             peer["mac"],
             peer.get("address") or "-",
             peer["state"],
+            link_text(peer, doc["radio"]),
             _number(peer.get("signal_dbm")),
             _number(peer.get("metric")),
             _number(peer.get("tx_kbps"), "{:.0f}"),
@@ -294,8 +316,8 @@ def peers_text(doc: dict[str, Any]) -> str:
         ]
         for peer in doc["peers"]
     ]
-    heads = ["PEER", "ADDRESS", "STATE", "DBM", "METRIC", "KBIT/S", "IDLE MS", "RX", "TX"]
-    text = table(heads, rows, "   rrrrrr")
+    heads = ["PEER", "ADDRESS", "STATE", "LINK", "DBM", "METRIC", "KBIT/S", "IDLE MS", "RX", "TX"]
+    text = table(heads, rows, "    rrrrrr")
     if doc["paths"]:
         rows = [
             [

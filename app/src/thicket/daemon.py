@@ -229,6 +229,7 @@ class Daemon:
         self.mesh: Any = None
         self.node: Any = None
         self.remote: Any = None
+        self.passphrase: Any = None
         self.applications: Any = None
         self.discovery: Discovery | None = None
         self.membership: Membership | None = None
@@ -469,6 +470,7 @@ class Daemon:
             loop = asyncio.get_running_loop()
             beside = {
                 loop.create_task(self._run_applications(node)),
+                loop.create_task(self._run_passphrase(node)),
                 loop.create_task(self._watch_radio(membership)),
                 loop.create_task(self.trust.keep_telling()),
             }
@@ -503,6 +505,19 @@ class Daemon:
             self.problems.report("applications", "part-failed", message, "warning")
         finally:
             self.applications = None
+
+    async def _run_passphrase(self, node: Any) -> None:
+        """Take part in changes of the mesh's passphrase."""
+        await asyncio.sleep(LATER)
+        from thicket.passphrase import Passphrase  # noqa: PLC0415  # may wait
+
+        self.passphrase = Passphrase(self)
+        try:
+            await self.passphrase.run(node)
+        except Exception:
+            logger.exception("changes of the passphrase are not looked after any more")
+        finally:
+            self.passphrase = None
 
     async def _radio_silence(self, address: IPv6Address) -> float | None:
         """Seconds since the radio heard the station at ``address``; None when there is none."""
@@ -815,6 +830,7 @@ class Daemon:
             "config": self._on_config,
             "config-apply": self._on_config_apply,
             "revocations-import": self._on_revocations_import,
+            "passphrase": self._on_passphrase,
             "stop-radio": self._on_stop_radio,
         }
 
@@ -938,6 +954,16 @@ class Daemon:
             raise RequestError("not-taken", f"the list is not taken: {e}") from e
         self.trust.tell_all()
         return {"taken": taken, **self.trust.status()["revocations"]}
+
+    async def _on_passphrase(self, params: dict[str, Any]) -> Any:
+        if self.passphrase is None:
+            raise RequestError("not-joined", "the node has not joined the mesh yet")
+        from thicket.passphrase import PassphraseError  # noqa: PLC0415
+
+        try:
+            return await self.passphrase.request(params)
+        except PassphraseError as e:
+            raise RequestError(e.code, str(e)) from e
 
     async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
         """Leave the cluster and the mesh and end; for the shutdown of the device."""

@@ -303,6 +303,11 @@ class Node(ProcessTable):
         ]
         return sorted(known)
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether every connection of this node is inside TLS."""
+        return self._tls is not None
+
     def connected(self, peer: str) -> bool:
         """Tell whether *peer* is connected."""
         return peer in self._connections
