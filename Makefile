@@ -18,7 +18,7 @@ N ?= 5
 TOPOLOGY ?= grid
 IMAGE ?= lab
 SEED ?= 1
-SECURITY ?= open
+SECURITY ?= sae
 LAB ?= default
 ONCE ?=
 KEEP ?=
@@ -122,7 +122,7 @@ help: ## This text
 	@printf '  %-34s %s\n' \
 		'N=5' 'how many nodes' \
 		'TOPOLOGY=grid' 'line, ring, grid, full, random or star' \
-		'SECURITY=open' 'open, or sae (a passphrase)' \
+		'SECURITY=sae' 'sae (a passphrase), or open' \
 		'IMAGE=lab' 'what they run: lab, or the firmware x86_64 or rpi64, or a card image' \
 		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
 		'LAB=default' 'a name, to run several at once' \

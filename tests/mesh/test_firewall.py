@@ -12,7 +12,7 @@ import shlex
 import pytest
 
 from meshlab import topology
-from meshlab.lab import PASSPHRASE, Lab, LabSpec, NodeSpec
+from meshlab.lab import Lab, LabSpec, NodeSpec
 from meshlab.testing import Nodes
 
 pytestmark = [
@@ -163,8 +163,10 @@ async def test_nothing_that_a_node_shows_holds_a_secret(lab: Lab, nodes: Nodes) 
         120,
     )
     assert "sae" in said
-    assert PASSPHRASE not in said
-    found = await nodes.run("n1", f"grep -rslF {shlex.quote(PASSPHRASE)} /run /tmp /etc; true", 120)
+    secret = lab.spec.passphrase
+    assert secret
+    assert secret not in said
+    found = await nodes.run("n1", f"grep -rslF -- {shlex.quote(secret)} /run /tmp /etc; true", 120)
     keepers = set(found.split())
     assert keepers
     for path in keepers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from meshlab import summary, topology
-from meshlab.lab import PASSPHRASE, Lab, LabSpec, NodeSpec
+from meshlab.lab import Lab, LabSpec, NodeSpec
 from meshlab.testing import Nodes
 
 pytestmark = [
@@ -93,7 +93,7 @@ async def test_a_wrong_passphrase_stays_outside_and_joins_when_corrected(
     await lab.wait(refused, 120, "the wrong passphrase is reported")
     assert lab.state.peers("n4") == set()
     assert lab.state.cluster("n4") == set()
-    code, output = await lab.configure("n4", [f"mesh.passphrase={PASSPHRASE}"])
+    code, output = await lab.configure("n4", [f"mesh.passphrase={lab.spec.passphrase}"])
     assert code == 0, output
     await lab.wait(lambda: set(INSIDE) <= lab.state.peers("n4"), 240, "n4 has its peers")
     await lab.wait(lambda: set(INSIDE) <= lab.state.cluster("n4"), 120, "n4 is in the cluster")

@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--topology", choices=topology.KINDS, default="grid", help="default: grid")
     up.add_argument("--image", default="lab", help="what the nodes boot (default: lab)")
     up.add_argument("--seed", type=int, default=1, help="of chips, radios, random topologies")
-    up.add_argument("--security", choices=("open", "sae"), default="open", help="default: open")
+    up.add_argument("--security", choices=("sae", "open"), default="sae", help="default: sae")
     up.add_argument("--keep", action="store_true", help="keep the disks and chips of the last run")
     up.add_argument(
         "--once", action="store_true", help="wait until formed, print a summary as JSON, end"

@@ -23,7 +23,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -199,15 +199,15 @@ class LabSpec:
 
     topology: Topology
     name: str = "default"
-    security: str = "open"
+    security: str = "sae"
+    """``sae``, a mesh with a passphrase, or ``open``."""
+    passphrase: str = ""
+    """The mesh's; empty for a new one (with ``keep``, that of the previous run)."""
     keep: bool = False
     """Keep the chips and disks of the lab's previous run."""
     config: Config = field(default_factory=dict)
     """Configuration of all nodes, by section and key."""
     nodes: Mapping[str, NodeSpec] = field(default_factory=dict)
-
-
-PASSPHRASE = "thicket in the lab"  # not a secret: everybody may join a simulated mesh
 
 
 def node_config(
@@ -221,7 +221,7 @@ def node_config(
     # this the paths would not follow the links' quality; see "HT" in docs/simulator.md.
     mesh: dict[str, Any] = {"id": "thicket", "security": spec.security, "ht": False}
     if spec.security == "sae":
-        mesh["passphrase"] = PASSPHRASE
+        mesh["passphrase"] = spec.passphrase
     found: dict[str, dict[str, Any]] = {
         "mesh": mesh,
         "address": {"prefix": PREFIX},
@@ -370,6 +370,7 @@ class Lab:
     async def start(self) -> None:
         """Prepare the directory, start the medium, and begin to start the nodes."""
         self._take_directory()
+        self._take_passphrase()
         self._events_file = (self.directory / "events.log").open("w", encoding="utf-8")
         self._event("change", f"lab {self.spec.name}: {len(self.spec.topology.positions)} nodes")
         self._event("change", f"image: {self.parts.description}")
@@ -474,6 +475,17 @@ class Lab:
         self._lock_file = fd
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _take_passphrase(self) -> None:
+        """Have a passphrase for the mesh; no two labs have the same, as no two fleets should."""
+        path = self.directory / "passphrase"
+        if not self.spec.passphrase and self.spec.keep:
+            with contextlib.suppress(FileNotFoundError):
+                self.spec = replace(self.spec, passphrase=path.read_text(encoding="utf-8"))
+        if not self.spec.passphrase:
+            self.spec = replace(self.spec, passphrase=secrets.token_urlsafe(15))
+        path.touch(mode=0o600)
+        path.write_text(self.spec.passphrase, encoding="utf-8")
 
     # --- the parts of a node -------------------------------------------------------------------
 

@@ -141,7 +141,7 @@ class LabState:
     accel_reason: str = ""
     topology: str = ""
     seed: int = 1
-    security: str = "open"
+    security: str = "sae"
     prefix: str = ""
     elapsed: float = 0.0
     """Host seconds since the lab started."""
