@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Six nodes in everybody's range, of which only some belong: a mesh with a passphrase.
+"""Seven nodes in everybody's range, of which only some belong: a mesh with a passphrase.
 
 n1 and n2 are as they should be. n3 names another mesh, n4 has a wrong passphrase, n5 has no chip,
-n6 a radio that cannot do mesh.
+n6 a radio that cannot do mesh, n7 a card that nobody has written a passphrase on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = [
 
 def spec(name: str) -> LabSpec:
     return LabSpec(
-        topology.make("full", 6),
+        topology.make("full", 7),
         name=name,
         security="sae",
         nodes={
@@ -30,6 +30,7 @@ def spec(name: str) -> LabSpec:
             "n4": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}}),
             "n5": NodeSpec(chip_fault="absent"),
             "n6": NodeSpec(mesh_point=False),
+            "n7": NodeSpec(config_text="[access]\nconsole = true\n"),
         },
     )
 
@@ -80,6 +81,15 @@ async def test_a_radio_without_mesh_point_is_reported_in_words(lab: Lab, nodes: 
     assert any("mesh point" in text for text in nodes.problems("n6", "radio"))
     assert any("mesh point" in text for text in summary.missing(lab.snapshot(), ["n6"])["n6"])
     assert "mesh point" in await nodes.run("n6", "thicket status; true")
+
+
+async def test_a_card_without_passphrase_is_no_open_node(lab: Lab, nodes: Nodes) -> None:
+    await lab.wait(lambda: nodes.problems("n7", "radio"), 120, "n7 says what it lacks")
+    (words,) = nodes.problems("n7", "radio")
+    assert "write mesh.passphrase into thicket.toml" in words
+    assert nodes.status("n7", "state") == "degraded"
+    assert not nodes.problems("n7", "configuration"), "nothing is wrong with its file"
+    assert "mesh0" not in (await nodes.run("n7", "ls /sys/class/net")).split()
 
 
 async def test_a_wrong_passphrase_stays_outside_and_joins_when_corrected(
