@@ -102,12 +102,6 @@ class FakeNode:
     def end(self, process: Any) -> None:
         self.registered = {n: p for n, p in self.registered.items() if p is not process}
 
-    def register(self, name: str, process: Any) -> None:
-        pass
-
-    def new_pid(self) -> Any:
-        return None
-
     def recheck(self) -> None:
         pass
 
