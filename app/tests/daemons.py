@@ -57,6 +57,7 @@ class NamespaceNode:
 
     def start(self) -> None:
         script = Path(__file__).with_name("node_in_namespace.py")
+        Path(self.paths.status).unlink(missing_ok=True)  # an earlier life's
         with (self.folder / "log").open("a") as output:
             process = subprocess.Popen(
                 [sys.executable, str(script), str(self.folder), self.identity],

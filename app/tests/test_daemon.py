@@ -95,18 +95,21 @@ class FakeNode:
 
     def new_pid(self) -> str:
         return f"<{self.name}>"
+<<<<<<< HEAD
 
     def register(self, name: str, process: Any) -> None:
         self.registered[name] = process
 
     def end(self, process: Any) -> None:
         self.registered = {n: p for n, p in self.registered.items() if p is not process}
+=======
+>>>>>>> sae
 
     def register(self, name: str, process: Any) -> None:
-        pass
+        self.registered[name] = process
 
-    def new_pid(self) -> Any:
-        return None
+    def end(self, process: Any) -> None:
+        self.registered = {n: p for n, p in self.registered.items() if p is not process}
 
     def recheck(self) -> None:
         pass

@@ -153,7 +153,7 @@ async def test_a_node_that_the_radio_hears_is_not_given_up(
         for silence[0] in (None, 3.0):
             made.node_up(f"thicket@{HIGH}")
             made.suspect(HIGH)
-            await until(lambda: not made.is_up(HIGH), "given up")
+            await until(lambda: not made.is_up(HIGH) and not made._probes, "given up")
         assert shared == names(HIGH, HIGH)
 
 
