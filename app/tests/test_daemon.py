@@ -95,15 +95,6 @@ class FakeNode:
 
     def new_pid(self) -> str:
         return f"<{self.name}>"
-<<<<<<< HEAD
-
-    def register(self, name: str, process: Any) -> None:
-        self.registered[name] = process
-
-    def end(self, process: Any) -> None:
-        self.registered = {n: p for n, p in self.registered.items() if p is not process}
-=======
->>>>>>> sae
 
     def register(self, name: str, process: Any) -> None:
         self.registered[name] = process

@@ -162,16 +162,10 @@ async def test_nothing_that_a_node_shows_holds_a_secret(lab: Lab, nodes: Nodes) 
         120,
     )
     assert "sae" in said
-<<<<<<< HEAD
-    passphrase = lab.spec.passphrase
-    assert passphrase not in said
-    found = await nodes.run("n1", f"grep -rslF {shlex.quote(passphrase)} /run /tmp /etc; true", 120)
-=======
     secret = lab.spec.passphrase
     assert secret
     assert secret not in said
     found = await nodes.run("n1", f"grep -rslF -- {shlex.quote(secret)} /run /tmp /etc; true", 120)
->>>>>>> sae
     keepers = set(found.split())
     assert keepers
     for path in keepers:

@@ -48,7 +48,7 @@ def snr_of(loss: float) -> float:
 
 def links(lab: Lab) -> list[tuple[str, str]]:
     """Return the pairs of nodes between which the medium carries frames."""
-    return sorted(tuple(sorted(pair)) for pair, link in lab.state.links.items() if link.usable)
+    return sorted((min(p), max(p)) for p, link in lab.state.links.items() if link.usable)
 
 
 async def losses(nodes: Nodes, name: str) -> int:

@@ -49,12 +49,7 @@ def packets(path: Path) -> Iterator[bytes]:
 
 async def roll(nodes: Nodes, name: str, passphrase: str, *options: str) -> tuple[int, str]:
     """Change the mesh's passphrase at a node as a person does, typed to the command."""
-<<<<<<< HEAD
-    words = " ".join(("--unencrypted", *options))
-    command = f"echo '{passphrase}' | thicket passphrase roll {words}"
-=======
     command = f"echo '{passphrase}' | thicket passphrase roll {' '.join(options)}"
->>>>>>> sae
     return await nodes.lab.run(name, command, 90)
 
 

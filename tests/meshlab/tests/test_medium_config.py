@@ -138,7 +138,7 @@ def test_config_round_trip(nodes: tuple[NodeConfig, ...], seed: str, run: str) -
     st.sets(names),
     node_configs,
 )
-def test_state_round_trip(
+def test_state_round_trip(  # noqa: PLR0917 - hypothesis gives them
     overrides: Any,
     losses: Any,
     positions: Any,

@@ -139,7 +139,7 @@ class Link:
 
     __slots__ = ("_loss", "_random", "luck", "power", "receiver", "signal", "snr", "traffic")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made in one place
         self,
         receiver: Radio,
         snr: float,
