@@ -471,7 +471,7 @@ class TestReload:
     async def test_mesh_settings_go_to_the_running_radio(self, paths: Paths) -> None:
         async with running(paths) as run:
             await run.until(lambda: run.daemon.node, "running")
-            text = '[mesh]\nsecurity = "open"\npassphrase = "correct horse"\n'
+            text = '[mesh]\nsecurity = "sae"\npassphrase = "correct horse"\n'
             answer = await run.ask("config-apply", text=text)
             assert answer["changed"] == ["mesh.security", "mesh.passphrase"]
             assert answer["written"] == paths.local
