@@ -24,7 +24,7 @@ TALK = (
 
 
 def spec(name: str) -> LabSpec:
-    return LabSpec(topology.make("line", 1), name=name)
+    return LabSpec(topology.make("line", 1), name=name, security="open")  # its chip is blank
 
 
 async def test_a_chip_is_enrolled_over_the_console(lab: Lab, nodes: Nodes, tmp_path: Path) -> None:

@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seven nodes in everybody's range, of which only some belong: a mesh with a passphrase.
 
-n1 and n2 are as they should be. n3 names another mesh, n4 has a wrong passphrase, n5 has no chip,
+n1 and n2 are as they should be. n3 names another mesh, n4 has a wrong passphrase, n5 has no chip
+and is enrolled without one,
 n6 a radio that cannot do mesh, n7 a card that nobody has written a passphrase on.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from meshlab import summary, topology
+from meshlab.fleet import LabFleet
 from meshlab.lab import Lab, LabSpec, NodeSpec
+from meshlab.machine import CONSOLE_SOCKET
 from meshlab.testing import Nodes
+from thicket import cli
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -24,7 +30,6 @@ def spec(name: str) -> LabSpec:
     return LabSpec(
         topology.make("full", 7),
         name=name,
-        security="sae",
         nodes={
             "n3": NodeSpec(config={"mesh": {"id": "elsewhere"}}),
             "n4": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}}),
@@ -42,9 +47,9 @@ async def test_those_who_belong_form_a_mesh(lab: Lab) -> None:
     def formed() -> bool:
         # n6 counts as one of them for the summary, and never can be.
         peers = all(set(INSIDE) - {n} <= lab.state.peers(n) for n in INSIDE)
-        return peers and all(set(INSIDE) - {n} <= lab.state.cluster(n) for n in INSIDE)
+        return peers and lab.state.cluster("n1") >= {"n2"} and lab.state.cluster("n2") >= {"n1"}
 
-    await lab.wait(formed, 240, "n1, n2 and n5 form a mesh")
+    await lab.wait(formed, 240, "n1, n2 and n5 form a mesh, n1 and n2 a cluster")
 
 
 async def test_frames_are_encrypted(nodes: Nodes) -> None:
@@ -72,6 +77,19 @@ async def test_a_node_without_chip_joins_and_is_marked(lab: Lab, nodes: Nodes) -
     assert nodes.problems("n5", "identity")
     assert "software" in (await nodes.run("n5", "thicket status; true")).lower()
     assert await nodes.reaches("n1", "n5")
+
+
+async def test_a_node_without_chip_is_enrolled_over_its_console(lab: Lab, nodes: Nodes) -> None:
+    await lab.wait(lambda: nodes.problems("n5", "trust"), 120, "n5 says what it lacks")
+    assert "thicket ca enroll" in nodes.problems("n5", "trust")[0]
+    assert lab.state.cluster("n5") == set()
+    assert isinstance(lab.fleet, LabFleet)
+    words = ["ca", "--folder", str(lab.fleet.authority.folder), "enroll", "--software"]
+    words += ["--console", str(lab.nodes["n5"].directory / CONSOLE_SOCKET)]
+    assert await asyncio.to_thread(cli.main, words) == 0
+    await lab.wait(lambda: lab.state.cluster("n5") >= {"n1", "n2"}, 240, "n5 is in the cluster")
+    assert nodes.status("n5", "trust", "software") is True
+    assert not nodes.problems("n5", "trust")
 
 
 async def test_a_radio_without_mesh_point_is_reported_in_words(lab: Lab, nodes: Nodes) -> None:
