@@ -81,6 +81,12 @@ test-unit: packages-test ## Tests that boot nothing
 test-mesh: packages-test ## Tests on running nodes: boots meshes and single cards in QEMU
 	@$(python) -m pytest -m lab tests/mesh tests/firmware $(PYTEST)
 
+FUZZ_SECONDS ?= 60
+TARGET ?=
+
+fuzz: packages-test ## Look for inputs that break a parser: [TARGET=etf] [FUZZ_SECONDS=60 for each]
+	@$(python) tests/fuzz/run.py --seconds "$(FUZZ_SECONDS)" $(TARGET)
+
 bench: packages ## Print figures of IMAGE: sizes, boot, mesh, CPU, memory, frames, round trips
 	@$(python) -m meshlab.bench --image "$(IMAGE)" $(if $(SIZES),--sizes $(SIZES))
 
@@ -132,6 +138,6 @@ help: ## This text
 	@printf 'TOOLCHAIN=, EXTRA=, BUILDROOT=: docs/building.md\n'
 	@printf '\nPYTEST="-k name -x" goes to pytest. The cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
-.PHONY: bench bench-beacon bench-cluster clean defconfigs distclean flash format help lab-image lint packages packages-build \
+.PHONY: bench bench-beacon bench-cluster clean defconfigs distclean flash format fuzz help lab-image lint packages packages-build \
 	packages-flash packages-test rpi64 x86_64 \
 	qemu-mesh relay test test-mesh test-unit

@@ -584,6 +584,18 @@ def test_depth_is_bounded_without_python_s_stack() -> None:
     refused(b"\x83" + key, "key is nested")
 
 
+@pytest.mark.parametrize("levels", [20, 60, 500])
+@pytest.mark.parametrize("pairs", ["t\0\0\0\1", "t\0\0\0\3a\1a\1F?ð\0\0\0\0\0\0a\1"])
+def test_maps_as_keys_of_maps_as_keys_cost_no_more_than_their_size(levels: int, pairs: str) -> None:
+    """Each level would be encoded again: 200 kB took five seconds."""
+    count = 50_000
+    inner = b"l" + count.to_bytes(4, "big") + b"a\1" * count + b"j"
+    begin = pairs.encode("latin-1")
+    refused(b"\x83" + begin * levels + inner + b"a\1" * levels, "too deeply for their size")
+    few = b"\x83" + begin * 20 + b"j" + b"a\1" * 20
+    assert encode(decode(encode(decode(few)))) == encode(decode(few))
+
+
 def test_counts_that_the_bytes_cannot_hold() -> None:
     for head in (b"l", b"i", b"t", b"m", b"o", b"M"):
         refused(b"\x83" + head + b"\xff\xff\xff\xff" + b"\0" * 50)

@@ -448,7 +448,7 @@ class Calls:
             exported = self.exports.find(module, function, len(arguments))
             if spawned and (exported is None or not exported.asynchronous):
                 refusal = NOT_SUPPORTED  # only exported coroutines are run as processes
-            elif exported is not None and not self._has_room(str(caller.node)):
+            elif exported is not None and not self.has_room(str(caller.node)):
                 self.refused += 1
                 refusal = SYSTEM_LIMIT
         if refusal is not None:
@@ -506,7 +506,8 @@ class Calls:
         finally:
             CALLER.reset(token)
 
-    def _has_room(self, node: str) -> bool:
+    def has_room(self, node: str) -> bool:
+        """Tell whether one more function may run on behalf of *node*."""
         if len(self.jobs) >= MAX_JOBS:
             return False
         if len(self.jobs) < MAX_JOBS_PER_NODE:

@@ -63,6 +63,9 @@ MAX_ATOM_CHARACTERS = 255
 """Erlang's limit of an atom's length."""
 
 _MAX_KEY_DEPTH = 64
+# Maps in keys may be encoded so many times over, which keeps time in proportion to the input.
+_KEY_WORK = 8
+_KEY_ROOM = 64 * 1024
 _COLLISION_CHECK = 1024
 
 # Tags, in the order of the format's description.
@@ -335,8 +338,7 @@ class PairMap:
             and self._canonical() == other._canonical()
         )
 
-    def __hash__(self) -> int:
-        return hash(tuple(self._canonical()))
+    __hash__ = None  # type: ignore[assignment]  # as a dict: it would cost an encoding
 
     def _canonical(self) -> list[bytes]:
         """Return the encoded pairs in an order that does not depend on theirs."""
@@ -353,10 +355,18 @@ class FrozenMap(PairMap):
     """A map inside a map's key: hashable. Its pairs are kept in the order of their encoding, so
     that equal maps are encoded equally."""
 
-    __slots__ = ()
+    __slots__ = ("_hash", "size")
 
     def __init__(self, pairs: Iterable[tuple[Any, Any]]) -> None:
-        super().__init__(sorted(pairs, key=_encode_freely))
+        encoded = [(_encode_freely(pair), pair) for pair in pairs]
+        encoded.sort(key=lambda one: one[0])
+        super().__init__(pair for _, pair in encoded)
+        self._hash = hash(tuple(form for form, _ in encoded))
+        #: Bytes of its encoding, which is what making it costs.
+        self.size = sum(len(form) for form, _ in encoded)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return self._hash
 
 
 # --- encoding ---------------------------------------------------------------------------------
@@ -660,8 +670,12 @@ def _node_name(data: bytes, at: int) -> tuple[Atom, int]:
     return (_new_atom(raw) if atom is None else atom), end
 
 
-def _freeze(term: Any, depth: int = 0) -> Any:
-    """Return *term* in a form that a dict accepts as key."""
+def _freeze(term: Any, room: list[int], depth: int = 0) -> Any:
+    """Return *term* in a form that a dict accepts as key.
+
+    *room* holds the bytes that may still be encoded for it: a map that is a key in a map that is a
+    key (and so on) is encoded once for each.
+    """
     kind = type(term)
     if kind not in (list, tuple, dict, ImproperList, PairMap):
         return term
@@ -669,19 +683,26 @@ def _freeze(term: Any, depth: int = 0) -> Any:
         raise DecodeError(f"a map's key is nested deeper than {_MAX_KEY_DEPTH} levels")
     depth += 1
     if kind is list:
-        return FrozenList(_freeze(item, depth) for item in term)
+        return FrozenList(_freeze(item, room, depth) for item in term)
     if kind is tuple:
-        return tuple(_freeze(item, depth) for item in term)
+        return tuple(_freeze(item, room, depth) for item in term)
     if kind is ImproperList:
         return ImproperList(
-            tuple(_freeze(item, depth) for item in term.items), _freeze(term.tail, depth)
+            tuple(_freeze(item, room, depth) for item in term.items),
+            _freeze(term.tail, room, depth),
         )
     pairs = term.items() if kind is dict else term.pairs
-    return FrozenMap((_freeze(key, depth), _freeze(value, depth)) for key, value in pairs)
+    made = FrozenMap(
+        (_freeze(key, room, depth), _freeze(value, room, depth)) for key, value in pairs
+    )
+    room[0] -= made.size
+    if room[0] < 0:
+        raise DecodeError("maps are keys of maps that are keys, too deeply for their size")
+    return made
 
 
-def _make_map(items: list[Any]) -> Any:
-    """Return the map of keys and values that alternate in *items*."""
+def _make_map(items: list[Any], room: list[int]) -> Any:
+    """Return the map of keys and values that alternate in *items*; *room* as for `_freeze`."""
     keys = items[0::2]
     values = items[1::2]
     try:
@@ -689,7 +710,7 @@ def _make_map(items: list[Any]) -> Any:
             _spread(keys)
         result = dict(zip(keys, values))  # noqa: B905  # always as many
     except (TypeError, RecursionError):
-        keys = [_freeze(key) for key in keys]
+        keys = [_freeze(key, room) for key in keys]
         result = dict(zip(_spread(keys), values, strict=True))
     if len(result) == len(keys):
         return result
@@ -755,6 +776,7 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
     size = len(data)
     atoms = _decoded_atoms
     budget = max_terms
+    room = [_KEY_ROOM + _KEY_WORK * size]
     stack: list[tuple[list[Any], int, int]] = []
     items: list[Any] = []
     append = items.append
@@ -951,7 +973,7 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
             elif kind == _IS_LIST:
                 made = _make_list(items)
             elif kind == _IS_MAP:
-                made = _make_map(items)
+                made = _make_map(items, room)
             elif kind == _IS_EXPORT:
                 made = _make_export(items)
             else:

@@ -39,6 +39,10 @@ READ_SIZE = 128 * 1024
 """Bytes that are read at a time: two fragments, the usual send buffer."""
 
 _MAX_CONTROL = 64 * 1024
+# What an incomplete message costs beside its bytes: each of its fragments counts as so many at
+# least, and its control message, which is short, has so many elements at most.
+_LEAST_PART = 512
+_MAX_CONTROL_TERMS = 256
 _PASS_THROUGH = 112
 _HEADER = 68
 _FIRST_FRAGMENT = 69
@@ -227,7 +231,7 @@ class _Partial:
         self.control = control
         self.next = number
         self.parts = parts
-        self.size = len(parts[0]) if parts else 0
+        self.size = 0
 
 
 class MessageReader:
@@ -302,7 +306,7 @@ class MessageReader:
     ) -> tuple[tuple[Any, ...], bytes | None] | None:
         if frame[18] != 0:
             raise FrameError("a message with atom references, which were not agreed on")
-        control, end = decode_bare(frame, 19)
+        control, end = decode_bare(frame, 19, max_terms=_MAX_CONTROL_TERMS)
         control = _checked(control)
         if number == 1:
             return control, (frame[end:] if end < len(frame) else None)
@@ -311,7 +315,7 @@ class MessageReader:
         if len(self._partial) >= MAX_SEQUENCES:
             raise FrameError(f"more than {MAX_SEQUENCES} messages incomplete at the same time")
         partial = _Partial(control, number - 1, [memoryview(frame)[end:]])
-        partial.size += end
+        partial.size = max(len(frame), _LEAST_PART)
         self._partial[sequence] = partial
         self._held += partial.size
         self._limit(partial)
@@ -327,8 +331,9 @@ class MessageReader:
         if partial.parts is not None:
             part = memoryview(frame)[18:]
             partial.parts.append(part)
-            partial.size += len(part)
-            self._held += len(part)
+            size = max(len(part), _LEAST_PART)
+            partial.size += size
+            self._held += size
             self._limit(partial)
         if number > 1:
             return None
@@ -343,6 +348,7 @@ class MessageReader:
         if partial.size > self._max_message or self._held > 2 * self._max_message:
             self._held -= partial.size
             partial.parts = None
+            partial.control = ()
             partial.size = 0
             self.discarded += 1
 

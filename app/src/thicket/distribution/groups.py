@@ -34,6 +34,10 @@ DEFAULT_SCOPE = "pg"
 MAX_MEMBERS = 100_000
 """Limit of members of other nodes in all groups of a scope."""
 
+MAX_SERVERS = 4
+"""Limit of processes of one node that take part in a scope: there is one, and after its end another
+one whose predecessor's end may not be known yet."""
+
 _DISCOVER = Atom("discover")
 _JOIN = Atom("join")
 _LEAVE = Atom("leave")
@@ -224,19 +228,28 @@ class Scope(Process):
         if version:
             data = (_LOCAL_DATA, self.pid, version, PairMap(local))
         self.node.send_to(connection, self.pid, pid, (_CAST, data))
-        if pid not in self._peers:
+        peer = self._peers.get(pid)
+        if peer is None:
             again: Any = (_DISCOVER, self.pid, version) if version else (_DISCOVER, self.pid)
-            self._meet(connection, pid)
+            peer = self._meet(connection, pid)
+            if peer is None:
+                return
             self.node.send_to(connection, self.pid, pid, again)
-        self._peers[pid].version = version
+        peer.version = version
 
-    def _meet(self, connection: Connection, pid: Pid) -> _Peer:
+    def _meet(self, connection: Connection, pid: Pid) -> _Peer | None:
+        """Take note of a node's process for this scope; None when it has too many."""
+        if sum(peer.connection is connection for peer in self._peers.values()) >= MAX_SERVERS:
+            log.debug("%s has %d processes for one scope", connection.name, MAX_SERVERS)
+            return None
         peer = self._peers[pid] = _Peer(pid, connection)
         self.node.watch(self, pid)
         return peer
 
     def _synchronise(self, connection: Connection, pid: Pid, groups: list[Any]) -> None:
         peer = self._peers.get(pid) or self._meet(connection, pid)
+        if peer is None:
+            return
         self._remote_members -= _count(peer)
         peer.groups = {}
         for item in groups:
@@ -245,6 +258,8 @@ class Scope(Process):
                     self._add(peer, group, _pids(pids, pid))
 
     def _add(self, peer: _Peer, group: Any, pids: list[Pid]) -> None:
+        if not pids:
+            return  # a group without members is none
         if self._remote_members + len(pids) > MAX_MEMBERS:
             log.warning(
                 "the scope %s has %d members; further ones of %s are not known here",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import frames
 from .etf import Atom, ImproperList, Pid, Reference, encode_bare
 from .handshake import DistributionError
-from .processes import NOBODY, Process, ProcessTable
+from .processes import NOBODY, SYSTEM_LIMIT, Process, ProcessTable
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -133,11 +133,23 @@ class Rex(Process):
                 waiting = _OldCall(self.node, connection, sender, tag)
                 self._call(waiting, module, function, arguments)
             case ("$gen_cast", ("cast", module, function, list() as arguments, _)):
-                self._node.calls.start(self, module, function, arguments, None)
+                if self._has_room():
+                    self._node.calls.start(self, module, function, arguments, None)
             case ("$gen_call", (Pid() as sender, tag), _):
                 reply(self, connection, sender, tag, (ERROR, NOT_SUPPORTED))
 
+    def _has_room(self) -> bool:
+        # What comes this way runs on our own behalf.
+        calls = self._node.calls
+        if calls.has_room(self.node.name):
+            return True
+        calls.refused += 1
+        return False
+
     def _call(self, waiting: _OldCall, module: Any, function: Any, arguments: list[Any]) -> None:
+        if not self._has_room():
+            waiting.failed(SYSTEM_LIMIT)
+            return
         job = self._node.calls.start(waiting, module, function, arguments, waiting.reference)
         if job is None:
             waiting.failed((UNDEFINED_FUNCTION, stack(module, function, arguments)))

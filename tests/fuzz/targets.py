@@ -1,0 +1,1227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is fuzzed: every parser that bytes from the network reach, and what must hold for it.
+
+A target is a function that makes the function under test, which takes any bytes. That one lets
+through what must not happen: an exception that the parser does not document, a broken invariant. It
+keeps nothing between two inputs and gives the same result for the same bytes, so that an input
+found once can be tried again. Nothing is imported before a target is made: the fuzzer has to
+instrument it first.
+
+``seeds`` are inputs to begin with, made by the product itself; what the fuzzer found stands in
+``corpus/TARGET``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from hashlib import sha512
+from ipaddress import IPv6Address, IPv6Network
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from thicket.trust.fleet import Fleet
+
+Try = Callable[[bytes], None]
+
+
+class Target(NamedTuple):
+    """One thing that is fuzzed."""
+
+    make: Callable[[], Try]
+    seeds: Callable[[], Iterator[bytes]]
+    longest: int = 4096
+    """Bytes of the longest input."""
+    words: tuple[bytes, ...] = ()
+    """What the fuzzer puts into inputs; it sees into our code, but not into that of ``json``."""
+
+
+OWN = IPv6Address("fd12:3456:789a:1:0:6f44:e3c6:b802")
+OTHER = IPv6Address("fd12:3456:789a:1:0:e0f9:2f20:de47")
+PREFIX = IPv6Network("fd12:3456:789a:1::/64")
+COOKIE = "thicket"
+OWN_NAME, OTHER_NAME = f"thicket@{OWN}", f"thicket@{OTHER}"
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """Cut an input into parts, each behind two bytes with its length; the last may be short."""
+    while data:
+        size = int.from_bytes(data[:2], "big")
+        yield data[2 : 2 + size]
+        data = data[2 + size :]
+
+
+def joined(*parts: bytes) -> bytes:
+    """Return an input that ``records`` cuts into ``parts``."""
+    return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
+
+
+def pieces(data: bytes, salt: int) -> Iterator[bytes]:
+    """Cut a stream as a network would, in a way that depends on ``salt``."""
+    step = 1 + salt % 31 if salt % 4 else len(data) or 1
+    for at in range(0, len(data), step):
+        yield data[at : at + step]
+
+
+# -- terms
+
+
+def make_etf() -> Try:
+    """The External Term Format, plain and compressed, and the JSON form of what it holds."""
+    import json
+    import zlib
+
+    from thicket.distribution import etf
+    from thicket.distribution.jsonform import from_json, to_json, to_words
+
+    def decoded(data: bytes, **limits: int) -> Any:
+        try:
+            return etf.decode(data, **limits)
+        except etf.DecodeError:
+            return None
+
+    def one(data: bytes) -> None:
+        # the atoms that were met before must make no difference
+        etf._decoded_atoms.clear()
+        etf._decoded_atoms.update(etf._WORDS)
+        if data[:1] == b"Z":
+            # a fuzzer does not find checksums by itself
+            body = zlib.compress(data[1:], 1)
+            size = len(data) - 1
+            wrong = decoded(b"\x83P" + (size + 1).to_bytes(4, "big") + body)
+            assert wrong is None, "a wrong size was believed"
+            data = b"\x83P" + size.to_bytes(4, "big") + body
+        decoded(data, max_depth=3, max_terms=20, max_uncompressed=100)
+        term = decoded(data)
+        if term is None:
+            return
+        once = etf.encode(term)
+        again = etf.encode(etf.decode(once))
+        assert again == once, "encoding is not stable"
+        form = json.loads(json.dumps(to_json(term)))
+        with suppress(ValueError):  # too deep, or with a "term" that is words only
+            from_json(form)
+        to_words(form)
+        assert len(repr(term)) < 1000 + 400 * len(data)
+
+    return one
+
+
+def etf_seeds() -> Iterator[bytes]:
+    """Yield terms of every kind."""
+    from thicket.distribution.etf import (
+        Atom,
+        BitString,
+        Export,
+        ImproperList,
+        PairMap,
+        Pid,
+        Port,
+        Reference,
+        encode,
+    )
+
+    node = Atom(OTHER_NAME)
+    pid, reference = Pid(node, 5, 0, 9), Reference(node, 9, (1, 2, 3))
+    for term in (
+        0, 255, -1, 2**31, -(2**70), 2**2100, 1.5, True, None, Atom("ok"), Atom("ü" * 100),
+        b"", b"bytes", "text", "ü", [], [1, 2, 3], [1, 300], (), (1, (2, (3,))), {}, {"a": 1},
+        {(1, b"x"): {Atom("k"): [None]}}, ImproperList((1, 2), 3), PairMap(((1, 1), (1.0, 2))),
+        pid, Port(node, 2**40, 9), reference, Export(Atom("m"), Atom("f"), 2),
+        BitString(b"\xa0", 3), {b"k": [pid, reference]},
+    ):  # fmt: skip
+        yield encode(term)
+        yield b"Z" + encode(term)[1:]
+    yield encode([b"x" * 50] * 20, compress=9)
+    for raw in (
+        "836400026f6b", "8373026f6b", "8377026f6b", "83760002c3bc",  # atoms
+        "8363312e35303030303030303030303030303030303030302b30310000000000",  # float as text
+        "836764000161000000010000000201", "836664000161000000010a", "8365640001610000000a02",
+        "837200026400016102000000010000000f", "835a0002770161000000010000000100000002",
+        "8358770161000000010000000200000003", "83597701610000000100000002",
+        "8378770161000000000000000100000002", "836e0204ffff7f", "836f00000001ff01",
+        "836b0003010203", "836c000000016101026a", "834d00000002080102", "8371770161770162610a",
+        "83700000000501020304050607",
+        "8374000000026101610277016a6a", "83680168016801680168016a", "836c00000001610168016a",
+        "8374000000016c0000000161016a6101", "837400000001740000000161016102610a",
+    ):  # fmt: skip
+        yield bytes.fromhex(raw)
+
+
+# -- the handshake
+
+
+def make_handshake() -> Try:
+    """Both sides of the handshake; the first byte chooses which one, and how it is fed."""
+    from thicket.distribution import handshake
+    from thicket.distribution.handshake import (
+        ALIVE,
+        MAX_FRAME,
+        NOK,
+        OK,
+        OK_SIMULTANEOUS,
+        Acceptor,
+        HandshakeError,
+        Initiator,
+        LocalNode,
+        split_name,
+    )
+
+    local = LocalNode(OWN_NAME, COOKIE, 7)
+
+    def one(data: bytes) -> None:
+        choice, data = data[0] if data else 0, data[1:]
+        size = 4 if choice & 1 else 2
+        machine: handshake.Handshake
+        if choice & 2:
+            machine = Initiator(local, OTHER_NAME, lambda: bool(choice & 4), size)
+        else:
+            status = (OK, OK_SIMULTANEOUS, ALIVE, NOK)[choice >> 2 & 3]
+            machine = Acceptor(local, lambda _peer: status, size)
+        machine._challenge = 0x01020304
+        sent = len(machine.take())
+        fed = 0
+        try:
+            for piece in pieces(data, choice >> 4):
+                fed += len(piece)
+                machine.receive(piece)
+                sent += len(machine.take())
+                assert len(machine._buffer) <= MAX_FRAME + size, "it keeps too much"
+                if machine.done:
+                    break
+        except HandshakeError as error:
+            assert error.code
+            assert str(error)
+            assert not machine.done
+        sent += len(machine.take())
+        assert sent < 2048, "it says too much"
+        if machine.done:
+            assert data[:fed].endswith(machine.rest)
+            assert machine.peer is not None
+            split_name(machine.peer.name)
+            assert machine.peer.flags & handshake.MANDATORY == handshake.MANDATORY
+
+    return one
+
+
+def handshake_seeds() -> Iterator[bytes]:
+    """Yield both sides of handshakes that succeed, and the old way to begin."""
+    from thicket.distribution.handshake import ABILITIES, MANDATORY, digest
+
+    name = OTHER_NAME.encode()
+    challenge = 0x01020304
+    flags, creation, length = ABILITIES.to_bytes(8, "big"), bytes(4), len(name).to_bytes(2, "big")
+    proof = b"r" + bytes(4) + digest(COOKIE, challenge)
+    begin = b"N" + flags + creation + length + name
+    old = b"n\0\5" + (MANDATORY & 0xFFFFFFFF).to_bytes(4, "big") + name
+    rest = b"c" + (ABILITIES >> 32).to_bytes(4, "big") + creation
+    their = b"N" + flags + bytes(4) + creation + length + name
+    for size, bit in ((2, 0), (4, 1)):
+
+        def framed(*frames: bytes, size: int = size) -> bytes:
+            return b"".join(len(f).to_bytes(size, "big") + f for f in frames)
+
+        for status in range(4):
+            extra = (b"strue",) if status == 2 else ()
+            for salt in (0, 1, 5):
+                first = bytes((bit | status << 2 | salt << 4,))
+                yield first + framed(begin, *extra, proof) + b"rest"
+                yield first + framed(old, *extra, rest, proof)
+        for status_word in (
+            b"sok",
+            b"sok_simultaneous",
+            b"salive",
+            b"snok",
+            b"snot_allowed",
+            b"sx",
+        ):
+            answer = b"a" + digest(COOKIE, challenge)
+            yield bytes((bit | 6,)) + framed(status_word, their, answer) + b"rest"
+        yield bytes((bit | 2,)) + framed(b"salive")
+
+
+# -- frames
+
+
+def make_frames() -> Try:
+    """The stream of frames and the messages in them, with small limits; first byte: which form."""
+    from thicket.distribution import frames
+    from thicket.distribution.etf import encode_bare
+    from thicket.distribution.frames import FrameError, FrameReader, MessageReader, build
+
+    def one(data: bytes) -> None:
+        choice, data = data[0] if data else 0, data[1:]
+        header = bool(choice & 1)
+        limit = 600 if choice & 2 else 100_000
+        messages = MessageReader(header=header, max_message=limit)
+        stream = FrameReader(messages.max_frame)
+        found = []
+        try:
+            for piece in pieces(data, choice >> 2):
+                for frame in stream.feed(piece):
+                    message = messages.feed(frame) if frame else None
+                    if message is not None:
+                        found.append(message)
+                    held = sum(p.size for p in messages._partial.values())
+                    assert held == messages._held, "what is held was counted wrongly"
+                    assert held <= 2 * limit, "it keeps too much"
+                    assert len(messages._partial) <= frames.MAX_SEQUENCES
+                assert len(stream._buffer) <= messages.max_frame + 2 * frames.READ_SIZE
+        except FrameError as error:
+            assert str(error)
+        for control, payload in found:
+            assert type(control) is tuple
+            assert type(control[0]) is int
+            encoded = encode_bare(control)
+            again = MessageReader(header=header)
+            reader = FrameReader(again.max_frame)
+            out = [
+                message
+                for frame in reader.feed(b"".join(build(encoded, payload, header=header)))
+                if (message := again.feed(frame)) is not None
+            ]
+            assert len(out) == 1
+            assert encode_bare(out[0][0]) == encoded
+            # without a payload and with an empty one are one thing in this form
+            assert (out[0][1] or None) == (payload or None) if header else out[0][1] == payload
+
+    return one
+
+
+def frame_seeds() -> Iterator[bytes]:
+    """Yield messages in all forms, ticks, and interleaved fragments."""
+    from thicket.distribution.etf import Atom, Pid, encode_bare
+    from thicket.distribution.frames import REG_SEND, SEND_SENDER, TICK, build, fragments
+
+    pid = Pid(Atom(OTHER_NAME), 5, 0, 9)
+    control = encode_bare((REG_SEND, pid, Atom(""), Atom("rex")))
+    other = encode_bare((SEND_SENDER, pid, pid))
+    payload = encode_bare([1, b"two", Atom("three")])
+    for header in (False, True):
+        message = b"".join(build(control, payload, header=header))
+        for choice in (0, 2, 4, 22):
+            yield bytes((choice | header,)) + message + TICK + message
+        yield bytes((header,)) + b"".join(build(other, None, header=header))
+
+    def split(sequence: int, control: bytes, *parts: bytes) -> list[bytes]:
+        made = []
+        for number, part in zip(range(len(parts), 0, -1), parts, strict=True):
+            first = number == len(parts)
+            body = b"\x83" + (b"\x45" if first else b"\x46")
+            body += sequence.to_bytes(8, "big") + number.to_bytes(8, "big")
+            body += (b"\0" + control if first else b"") + part
+            made.append(len(body).to_bytes(4, "big") + body)
+        return made
+
+    one, two = split(1, control, b"a", b"bc", b"d"), split(2, other, b"x" * 500, b"y" * 500)
+    for choice in (1, 3, 5):
+        yield bytes((choice,)) + b"".join((one[0], two[0], one[1], TICK, two[1], one[2]))
+        yield bytes((choice,)) + b"".join(one)
+        yield bytes((choice,)) + b"".join(list(fragments(control, payload, 3)))
+
+
+# -- messages to a node
+
+
+def make_messages() -> Try:
+    """Messages of a connected peer, as far as a node handles them at once.
+
+    An input is records of control message and payload behind it. What they start gets a few turns
+    of the event loop before the connection is lost.
+    """
+    import asyncio
+    import logging
+
+    from thicket.distribution.etf import encode_bare
+    from thicket.distribution.frames import FrameError, MessageReader
+    from thicket.distribution.groups import Scope
+    from thicket.distribution.handshake import ABILITIES, DistributionError
+    from thicket.distribution.node import Node
+
+    lost = DistributionError("closed", "the connection was lost")
+
+    class Peer:
+        """Stands in for a connection."""
+
+        name = OTHER_NAME
+        source = str(OTHER)
+
+        def __init__(self, flags: int) -> None:
+            self.flags = flags
+            self.sent = 0
+
+        def has(self, flag: int) -> bool:
+            return bool(self.flags & flag)
+
+        def send(
+            self, control: tuple[Any, ...], payload: bytes | None = None, *, more: bool = False
+        ) -> None:
+            encode_bare(control)
+            self.sent += 1
+
+        async def drain(self) -> None:
+            await asyncio.sleep(0)
+
+    failures: list[str] = []
+
+    class Failures(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if record.exc_info is not None:
+                failures.append(f"{text}: {record.exc_info[1]!r}")
+
+    logger = logging.getLogger("thicket.distribution")
+    handler = Failures(logging.ERROR)
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _loop, context: failures.append(repr(context)))
+
+    def one(data: bytes) -> None:
+        logger.propagate = False
+        logger.addHandler(handler)
+        try:
+            loop.run_until_complete(exchange(data))
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = True
+
+    async def exchange(data: bytes) -> None:
+        flags = ABILITIES if not data or data[0] & 1 else 0
+        node = Node("thicket", COOKIE, OWN)
+        node.creation = 4
+        node._last_reference = 0
+        node._last_pid = 0
+        node._processes.clear()
+        for process in node._names.values():
+            process.pid = node.new_pid()
+            node._processes[process.pid.id] = process
+        Scope(node)
+        node.export("fuzz.add")(_add)
+        node.export("fuzz.wait")(_wait)
+        peer: Any = Peer(flags)
+        node._connections[OTHER_NAME] = peer
+        messages = MessageReader(header=True)
+        handled = 0
+        for record in records(data[1:]):
+            try:
+                found = messages.feed(b"\x83\x44\0" + record)
+            except FrameError:
+                continue
+            if found is not None:
+                node.on_message(peer, *found)
+                handled += 1
+        assert node._counters["messages"] == handled
+        for _ in range(4):
+            await asyncio.sleep(0)
+        for process in list(node._processes.values()):
+            process.on_disconnect(peer, lost)
+        node.calls.stop()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        assert not failures, failures.pop()
+        assert not node.calls.jobs
+
+    return one
+
+
+def _add(a: int, b: int) -> int:
+    return a + b
+
+
+async def _wait(turns: int) -> str:
+    import asyncio
+
+    for _ in range(min(turns, 8)):
+        await asyncio.sleep(0)
+    return "done"
+
+
+def message_seeds() -> Iterator[bytes]:
+    """Yield one message of each kind, and the requests that stock nodes send."""
+    from thicket.distribution import frames
+    from thicket.distribution.etf import Atom, ImproperList, Pid, Reference, encode_bare
+
+    mine, theirs = Atom(OWN_NAME), Atom(OTHER_NAME)
+    # processes are numbered from 1: net_kernel, rex, membership, pg
+    own, other = Pid(mine, 2, 0, 4), Pid(theirs, 77, 0, 9)
+    group = Pid(mine, 4, 0, 4)
+    reference = Reference(theirs, 9, (1, 2, 3))
+    cookie, ok = Atom(""), Atom("ok")
+    tag = ImproperList((Atom("alias"),), reference)
+    leader = Pid(theirs, 70, 0, 9)
+
+    def message(control: tuple[Any, ...], *payload: Any) -> bytes:
+        return encode_bare(control) + b"".join(map(encode_bare, payload))
+
+    def named(name: str, payload: Any) -> bytes:
+        return message((frames.REG_SEND, other, cookie, Atom(name)), payload)
+
+    def spawn(called: Any, values: Any, options: Any) -> bytes:
+        return message((frames.SPAWN_REQUEST, reference, other, leader, called, options), values)
+
+    monitor = [Atom("monitor")]
+    call4, cast3 = (
+        (Atom("erpc"), Atom(f"execute_{what}"), count) for what, count in (("call", 4), ("cast", 3))
+    )
+    fuzz, add, wait = Atom("fuzz"), Atom("add"), Atom("wait")
+    call, gen_cast = Atom("$gen_call"), Atom("$gen_cast")
+    everything = [
+        named("net_kernel", (call, (other, tag), (Atom("is_auth"), theirs))),
+        named("net_kernel", (call, (other, reference), 1)),
+        named("thicket_membership", (Atom("suspect"), OWN_NAME.encode())),
+        named("rex", (other, Atom("features_request"))),
+        named("rex", (call, (other, tag), (Atom("sbcast"), Atom("rex"), 1))),
+        named("rex", (call, (other, tag), 5)),
+        named("rex", (gen_cast, (Atom("cast"), Atom("no"), add, [1, 2], leader))),
+        named("rex", (call, (other, tag), (Atom("call"), Atom("no"), add, [1], leader))),
+        named("rex", (gen_cast, (Atom("cast"), fuzz, add, [1, 2], leader))),
+        named("rex", (call, (other, tag), (Atom("call"), fuzz, wait, [9], leader))),
+        named("rex", (call, (other, tag), (Atom("block_call"), fuzz, add, [b"x", 1], leader))),
+        named("pg", (Atom("discover"), other)),
+        named("pg", (Atom("discover"), other, 1)),
+        named("pg", (gen_cast, (Atom("sync"), other, [(Atom("g"), [other, other])]))),
+        named("pg", (gen_cast, (Atom("local_data"), other, 1, {Atom("g"): [other]}))),
+        named("pg", (Atom("update"), other, [(Atom("g"), [other], [])])),
+        named("pg", (Atom("join"), other, Atom("g"), other)),
+        named("pg", (Atom("leave"), other, other, [Atom("g")])),
+        message((frames.SEND_SENDER, other, own), (other, Atom("features_request"))),
+        message((frames.SEND, cookie, group), (Atom("discover"), other)),
+        message((frames.ALIAS_SEND, other, Reference(mine, 4, (0, 0, 0))), ok),
+        message((frames.MONITOR_P, other, own, reference)),
+        message((frames.MONITOR_P, other, Atom("pg"), reference)),
+        message((frames.MONITOR_P, other, Atom("nobody"), reference)),
+        message((frames.DEMONITOR_P, other, own, reference)),
+        message((frames.MONITOR_P_EXIT, other, own, reference, ok)),
+        message((frames.PAYLOAD_MONITOR_P_EXIT, other, group, Reference(mine, 4, (0, 0, 1))), ok),
+        message((frames.LINK, other, own)),
+        message((frames.UNLINK, other, own)),
+        message((frames.UNLINK_ID, 5, other, own)),
+        message((frames.UNLINK_ID_ACK, 5, other, own)),
+        message((frames.EXIT, other, own, ok)),
+        message((frames.PAYLOAD_EXIT, other, own), ok),
+        message((frames.EXIT2, other, own, Atom("kill"))),
+        message((frames.PAYLOAD_EXIT2, other, own), Atom("kill")),
+        message((frames.GROUP_LEADER, other, own)),
+        message((frames.SPAWN_REPLY, reference, own, 0, other)),
+        spawn(call4, [reference, fuzz, add, [1, 2]], monitor),
+        spawn(call4, [reference, fuzz, add, [b"1", 2]], [*monitor, Atom("link")]),
+        spawn(call4, [reference, fuzz, Atom("none"), [1, 2]], [(Atom("monitor"), [])]),
+        spawn(cast3, [fuzz, add, [1, 2]], []),
+        spawn((fuzz, add, 2), [1, 2], monitor),
+        spawn((fuzz, wait, 1), [3], [*monitor, Atom("link")]),
+        spawn(call4, [reference, fuzz, wait, [9]], [*monitor, Atom("link")]),
+        spawn(cast3, [fuzz, wait, [2]], []),
+        spawn((Atom("erlang"), Atom("apply"), 2), [1, 2], monitor),
+    ]
+    for one in everything:
+        yield b"\1" + joined(one)
+        yield b"\0" + joined(one)
+    waiting = spawn(call4, [reference, fuzz, wait, [9]], [*monitor, Atom("link")])
+    # the number of that process is 5
+    job = Pid(mine, 5, 0, 4)
+    yield b"\1" + joined(waiting, message((frames.DEMONITOR_P, other, job, reference)))
+    yield b"\1" + joined(waiting, message((frames.EXIT, other, job, ok)))
+    yield b"\1" + joined(waiting, message((frames.PAYLOAD_EXIT2, other, job), Atom("kill")))
+    yield b"\1" + joined(waiting, message((frames.UNLINK_ID, 1, other, job)))
+    yield b"\1" + joined(*everything[11:18])
+    yield b"\1" + joined(*everything[21:35])
+    yield b"\1" + joined(*everything)
+
+
+# -- epmd
+
+
+def make_epmd() -> Try:
+    """Requests to our port mapper, and answers of others; the first byte chooses."""
+    from thicket.distribution import epmd
+    from thicket.distribution.epmd import EpmdError, Registry
+
+    class Transport:
+        """Stands in for a client's connection."""
+
+        def __init__(self, address: str) -> None:
+            self.address = address
+            self.written = b""
+            self.closed = False
+
+        def get_extra_info(self, _name: str) -> tuple[str, int]:
+            return self.address, epmd.PORT
+
+        def write(self, data: bytes) -> None:
+            self.written += data
+
+        def close(self) -> None:
+            self.closed = True
+
+        abort = close
+
+    def requests(data: bytes, choice: int) -> None:
+        local = bool(choice & 8)
+        mapper: Any = epmd.PortMapper.__new__(epmd.PortMapper)
+        mapper.registry = Registry("thicket", 9100, 5)
+        mapper.clients = set()
+        asked = 0
+        for record in records(data):
+            client = epmd._Client(mapper)
+            transport: Any = Transport("::1" if local else str(OWN))
+            client._transport = transport
+            for piece in pieces(record, choice >> 4):
+                client.data_received(piece)
+                if transport.closed:
+                    break
+                assert len(client._data) <= 2 + epmd._MAX_REQUEST + len(piece)
+            asked += 1
+            assert len(transport.written) <= 2 * epmd._MAX_ANSWER
+            if client._name is not None:
+                assert local, "somebody else has registered a node"
+        nodes = mapper.registry._nodes
+        assert len(nodes) <= epmd._MAX_REGISTERED
+        assert sum(mapper.registry.counters.values()) <= asked
+        listing, _ = mapper.registry.answer(epmd.names_request()[2:], local=False)
+        found = epmd.parse_names_answer(listing)
+        assert found["thicket"] == 9100
+        assert len(found) == len(nodes), "a name that was registered breaks the list"
+        for name in nodes:
+            answer, _ = mapper.registry.answer(epmd.port_request(name)[2:], local=False)
+            try:
+                epmd.parse_port_answer(answer)
+            except EpmdError:
+                assert name != "thicket"
+
+    def one(data: bytes) -> None:
+        choice, data = data[0] if data else 0, data[1:]
+        try:
+            if choice & 3 == 0:
+                port = epmd.parse_port_answer(data)
+                assert port is None or 0 < port < 0x10000
+            elif choice & 3 == 1:
+                for port in epmd.parse_names_answer(data).values():
+                    assert 0 <= port < 0x10000
+            elif choice & 3 == 2:
+                epmd.parse_alive_answer(data)
+            else:
+                requests(data, choice)
+        except EpmdError as error:
+            assert str(error)
+
+    return one
+
+
+def epmd_seeds() -> Iterator[bytes]:
+    """Yield requests and answers of all kinds."""
+    from thicket.distribution import epmd
+
+    registry = epmd.Registry("thicket", 9100, 5)
+    answer = registry.answer(epmd.port_request("thicket")[2:], local=False)[0]
+    yield b"\0" + answer
+    yield b"\0w\1"
+    listing = registry.answer(epmd.names_request()[2:], local=False)[0]
+    yield b"\1" + listing
+    yield b"\1" + listing + b"name other at port 1234\n"
+    yield b"\2" + bytes((118, 0, 0, 0, 0, 5))
+    yield b"\2" + bytes((121, 0, 0, 5))
+    yield b"\2" + bytes((118, 1, 0, 0, 0, 5))
+    asked = (
+        epmd.port_request("thicket"), epmd.port_request("x"), epmd.names_request(),
+        epmd.alive_request("other", 1234), epmd.alive_request("ü", 1, hidden=True),
+        b"\0\1k", b"\0\1d", b"\0\5sother", b"\0\0",
+    )  # fmt: skip
+    for choice in (3, 11, 27, 75):
+        yield bytes((choice,)) + joined(*asked)
+        yield bytes((choice,)) + joined(asked[3], asked[3], asked[2])
+
+
+# -- beacons
+
+
+def make_beacon() -> Try:
+    """Plain beacons, as Discovery judges them; the first byte chooses where they come from."""
+    from thicket.discovery import REASONS, Discovery, MalformedError, Settings, decode, encode
+
+    sources = ("fe80::1%mesh0", str(OTHER), "fd12:3456:789a:1::bad")
+
+    def one(data: bytes) -> None:
+        choice, data = data[0] if data else 0, data[1:]
+        heard: list[IPv6Address] = []
+        found = Discovery(
+            Settings(), OWN, PREFIX, "lo", lambda address, _new: heard.append(address)
+        )
+        found._answer = lambda *_arguments: None  # type: ignore[method-assign]
+        parts = [data] if choice & 4 else list(records(data))
+        for at, payload in enumerate(parts):
+            source = (sources[choice % 3], 49999, 0, 3)
+            found.datagram(payload, source, 255 if choice & 8 else None, float(at))
+        assert sum(found.dropped.values()) + len(heard) == len(parts) == found.received
+        assert set(found.dropped) == set(REASONS)
+        for address in heard:
+            assert address in PREFIX
+            assert address != OWN
+            assert decode(encode(address), PREFIX, OWN) == address
+        for payload in parts:
+            try:
+                assert decode(payload, PREFIX, None) in PREFIX
+            except MalformedError as error:
+                assert error.reason in REASONS
+
+    return one
+
+
+def beacon_seeds() -> Iterator[bytes]:
+    """Yield addresses in many forms."""
+    texts = [
+        str(OTHER).encode(), str(OWN).encode(), b"fd12:3456:789a:1::6f44:e3c6:b803", b"::", b"::1",
+        b"FD12:3456:789A:0001:0000:0BC3:E3C6:B802", b"fd12:3456:789a:1:0:bc3:227.198.184.2",
+        b"fe80::1", b"ff02::69", b"fd12:3456:789a:1::1%mesh0", b"10.0.0.1", b"",
+        b"fd12:3456:789a:1::",
+    ]  # fmt: skip
+    for text in texts:
+        for choice in (4, 5, 6, 12):
+            yield bytes((choice,)) + text
+    yield b"\0" + joined(*texts)
+
+
+@cache
+def fleet() -> Fleet:
+    """Return a fleet that is the same at each run. Its signatures are nobody's."""
+    from thicket.trust import compressed
+    from thicket.trust import fleet as fleets
+
+    profile = fleets.root_profile(
+        "fuzz", PREFIX, number("root"), (datetime(2026, 1, 1, tzinfo=UTC), compressed.NO_END)
+    )
+    return fleets.Fleet(profile.signed(number("root signature")))
+
+
+def number(what: str) -> bytes:
+    """Return 64 bytes that stand in for a key or a signature."""
+    return sha512(what.encode()).digest()
+
+
+def signature(what: str) -> bytes:
+    """Return 64 bytes that pass for a signature where its last bit decides."""
+    return number(what)[:-1] + b"\0"
+
+
+def chain(source: str = "chip", who: str = "one") -> tuple[bytes, bytes, bytes]:
+    """Return node, device and signer certificate of that fleet."""
+    from thicket.trust import compressed
+    from thicket.trust import fleet as fleets
+    from thicket.trust.certificates import Certificate
+
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    validity = begin, compressed.NO_END
+    serial = b"\x01\x23" + number(who)[:6] + b"\xee"
+    signer = fleets.signer_profile(fleet(), 1, number("signer"), validity)
+    device = fleets.device_profile(
+        fleet(),
+        source=source,
+        identity=serial[2:8],
+        serial=serial if source == "chip" else None,
+        public_key=number(f"device {who}"),
+        signer_id=1,
+        signer_key=number("signer"),
+        validity=validity,
+    ).signed(signature("device"))
+    leaf = fleets.node_profile(
+        fleet(), Certificate(device), number(f"leaf {who}"), 1 << 125, (begin, validity[1])
+    )
+    return leaf.signed(signature("node")), device, signer.signed(signature("signer"))
+
+
+def make_signed_beacon() -> Try:
+    """Signed beacons; whether a signature is good depends on its last bit."""
+    from thicket.discovery import REASONS, MalformedError
+    from thicket.trust.beacon import (
+        CHAIN_SIZE,
+        SIZE,
+        SignedBeacons,
+        pack_chain,
+        unpack_chain,
+    )
+    from thicket.trust.certificates import CertificateError
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.verify import Clock
+
+    ours = Fleet(fleet().root.der)
+    now = datetime(2026, 11, 24, tzinfo=UTC)
+    sources = (IPv6Address("fe80::1"), None, OTHER)
+
+    def one(data: bytes) -> None:
+        choice, data = data[0] if data else 0, data[1:]
+        told: list[tuple[IPv6Address, int]] = []
+        clock = Clock(datetime(2026, 1, 1, tzinfo=UTC), now if choice & 1 else None)
+        receiver = SignedBeacons(
+            ours,
+            5,
+            clock=lambda: clock,
+            revoked=lambda: {"Signer 0002"},
+            on_list_number=lambda address, number: told.append((address, number)),
+            chip_required=bool(choice & 2),
+            limit=2,
+            verify=lambda _key, _digest, signature: not signature[-1] & 1,
+        )
+        receiver._address = int(ours.address("chip", number("own")[:6]))
+        accepted = 0
+        # the length is told by the datagram, and only by it
+        for at in range(0, max(len(data), 1), SIZE):
+            part = data[at : at + SIZE]
+            seconds = float(at // SIZE * (700 if choice & 4 else 1))
+            try:
+                address = receiver.read(
+                    part, sources[choice >> 3 & 3 if choice >> 3 & 3 < 3 else 0], seconds
+                )
+            except MalformedError as error:
+                assert error.reason in REASONS
+                continue
+            accepted += 1
+            assert address in PREFIX
+            assert address != IPv6Address(receiver._address)
+            # what was believed is what can be made again, to the byte
+            packed = part[30 : 30 + CHAIN_SIZE]
+            assert pack_chain(unpack_chain(packed, ours), ours) == packed
+        assert len(told) == accepted
+        assert len(receiver._senders) <= 2
+        try:
+            made = unpack_chain(data[:CHAIN_SIZE], ours)
+        except CertificateError:
+            return
+        assert pack_chain(made, ours) == data[:CHAIN_SIZE]
+
+    return one
+
+
+def signed_beacon_seeds() -> Iterator[bytes]:
+    """Yield beacons of several senders, and sequences of them."""
+    from thicket.discovery import SIGNED_MARK
+    from thicket.trust.beacon import pack_chain
+
+    good = signature("beacon")
+
+    def one(packed: bytes, start: int, count: int, time: int = 0) -> bytes:
+        return (
+            SIGNED_MARK
+            + fleet().identifier[:8]
+            + start.to_bytes(5, "big")
+            + count.to_bytes(4, "big")
+            + time.to_bytes(5, "big")
+            + (3).to_bytes(4, "big")
+            + packed
+            + good
+        )
+
+    packed = {
+        (source, who): bytes(pack_chain(chain(source, who), fleet()))
+        for source in ("chip", "board", "mac", "random")
+        for who in ("one", "two", "own")
+    }
+    clock = int(datetime(2026, 11, 24, tzinfo=UTC).timestamp())
+    for choice in range(16):
+        for value in packed.values():
+            yield bytes((choice,)) + one(value, 1, 1, clock * (choice & 1))
+    first, second = packed["chip", "one"], packed["chip", "two"]
+    sequence = (one(first, 1, 1), one(first, 1, 2), one(second, 1, 1), one(first, 1, 2))
+    for choice in (0, 4):
+        yield bytes((choice,)) + b"".join(sequence)
+        yield bytes((choice,)) + b"".join((one(first, 2, 1), one(first, 1, 9), one(first, 2, 1)))
+    yield b"\0" + first
+
+
+# -- certificates
+
+
+def make_certificate() -> Try:
+    """Certificates in DER and PEM, and whole chains of them; the first byte chooses."""
+    from thicket.trust import certificates, der
+    from thicket.trust.certificates import Certificate, CertificateError
+    from thicket.trust.der import DerError, Reader
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.verify import REASONS, Clock, RefusedError, check_peer
+
+    clock = Clock(datetime(2026, 1, 1, tzinfo=UTC))
+    ours = Fleet(fleet().root.der)
+
+    def elements(data: bytes) -> None:
+        """Read everything that looks like DER; there is one way to write each element."""
+        todo = [data]
+        while todo:
+            reader = Reader(todo.pop())
+            try:
+                while reader.more:
+                    tag, content, whole = reader.take()
+                    assert der.tlv(tag, content) == whole
+                    if tag & 0x20:
+                        todo.append(content)
+                    elif tag == der.OBJECT_IDENTIFIER:
+                        dotted = der.decode_oid(content)
+                        if all(int(part) < 1 << 200 for part in dotted.split(".")[1:2]):
+                            assert der.oid(dotted) == whole
+                    elif tag == der.INTEGER:
+                        assert der.integer(der.decode_integer(content)) == whole
+                    elif tag == der.BIT_STRING:
+                        der.decode_bits(content)
+                    elif tag in (der.UTC_TIME, der.GENERALIZED_TIME):
+                        when = der.decode_time(tag, content)
+                        assert der.time(when, generalized=tag == der.GENERALIZED_TIME) == whole
+            except DerError as error:
+                assert str(error)
+
+    def read(data: bytes) -> Certificate | None:
+        try:
+            found = Certificate(data)
+        except CertificateError as error:
+            assert str(error)
+            return None
+        assert found.der == data
+        assert len(found.public_key) == len(found.signature) == 64
+        outer = Reader(data).inside(der.SEQUENCE)
+        assert outer.take()[2] == found.tbs
+        return found
+
+    def one(data: bytes) -> None:
+        choice, data = data[0] if data else 0, data[1:]
+        if choice & 3 == 0:
+            elements(data)
+            if read(data) is not None:
+                try:
+                    Fleet(data)
+                except CertificateError as error:
+                    assert str(error)
+        elif choice & 3 == 1:
+            try:
+                for found in certificates.from_pem(data.decode("latin-1")):
+                    assert certificates.from_pem(certificates.pem(found)) == [found]
+                    read(found)
+            except CertificateError as error:
+                assert str(error)
+        elif choice & 3 == 2:
+            try:
+                raw = certificates.decode_signature(data)
+            except CertificateError:
+                return
+            assert certificates.encode_signature(raw) == data
+        else:
+            shown = list(records(data))
+            try:
+                peer = check_peer(
+                    shown,
+                    ours,
+                    clock=clock,
+                    node=OTHER_NAME if choice & 4 else None,
+                    chip_required=bool(choice & 8),
+                    verify=lambda _key, _digest, _signature: True,
+                )
+            except RefusedError as error:
+                assert error.reason in REASONS
+            else:
+                assert peer.address in PREFIX
+                assert peer.software == (peer.source != "chip")
+
+    return one
+
+
+def certificate_seeds() -> Iterator[bytes]:
+    """Yield certificates of all kinds that a fleet or a chip has."""
+    from thicket.trust import certificates, compressed
+
+    whole = chain(), chain("mac", "two")
+    for one in (fleet().root.der, *whole[0], *whole[1][:2]):
+        yield b"\0" + one
+        yield b"\1" + certificates.pem(one).encode()
+    begin = datetime(2020, 1, 1, tzinfo=UTC), datetime(2048, 1, 1, tzinfo=UTC)
+    key, raw = number("key"), number("signature")
+    yield b"\0" + compressed.nerves_key_signer(key, begin).signed(raw)
+    yield b"\0" + compressed.nerves_key_device(b"\1#" + bytes(7), key, "m", key, begin).signed(raw)
+    yield b"\2" + certificates.encode_signature(raw)
+    for choice in (3, 7, 11):
+        for shown in whole:
+            yield bytes((choice,)) + joined(*shown)
+            yield bytes((choice,)) + joined(*shown, fleet().root.der)
+    yield b"\3" + joined(whole[0][0], *whole[1][1:])
+
+
+def make_compressed() -> Try:
+    """Certificates in 72 bytes; the first byte chooses the template."""
+    from thicket.trust import compressed
+    from thicket.trust import fleet as fleets
+    from thicket.trust.certificates import Certificate, CertificateError
+    from thicket.trust.compressed import SIZE, Compressed
+    from thicket.trust.fleet import Fleet
+
+    ours = Fleet(fleet().root.der)
+
+    def rebuilt(choice: int, data: bytes, more: bytes) -> bytes:
+        serial, key, above = more[:9].ljust(9, b"\0"), number("key"), number("above")
+        if len(more) >= 73:
+            key = more[9:73]
+        match choice & 7:
+            case 0:
+                return fleets.rebuild_signer(ours, data, key)
+            case 1:
+                return fleets.rebuild_device(ours, data, serial, key, above)
+            case 2:
+                return fleets.rebuild_device_of(
+                    ours,
+                    data,
+                    source="mac",
+                    identity=serial[:6],
+                    serial=None,
+                    public_key=key,
+                    signer_key=above,
+                )
+            case 3:
+                return compressed.rebuild_nerves_key_device(data, serial, key, "0123", above)
+            case 4:
+                return compressed.rebuild_nerves_key_signer(data, key)
+            case 5:
+                return compressed.rebuild_trust_and_go_device(data, serial, key, "0" * 12, above)
+            case _:
+                return compressed.rebuild_trust_and_go_signer(data, key)
+
+    def one(data: bytes) -> None:
+        choice, data, more = data[0] if data else 0, data[1 : 1 + SIZE], data[1 + SIZE :]
+        try:
+            kept = Compressed.unpack(data)
+            assert kept.pack() == data
+            begin, end = kept.validity
+            assert compressed.encode_dates(begin, end) == kept.dates
+        except CertificateError as error:
+            assert str(error)
+        try:
+            made = rebuilt(choice, data, more)
+        except CertificateError as error:
+            assert str(error)
+            return
+        read = Certificate(made)
+        assert read.signature == data[:64]
+        if choice & 7 < 2:
+            again = fleets.compress_device if choice & 7 else fleets.compress_signer
+            assert again(made, kept.signer_id)[:69] == data[:69]
+
+    return one
+
+
+def compressed_seeds() -> Iterator[bytes]:
+    """Yield the forms that are known."""
+    from thicket.trust import compressed
+    from thicket.trust import fleet as fleets
+    from thicket.trust.compressed import Compressed
+
+    more = b"\x01\x23\1\2\3\4\5\6\xee" + number("key")
+    _, device, signer = chain()
+    yield b"\0" + fleets.compress_signer(signer, 1) + number("signer")
+    for choice in (1, 2):
+        yield bytes((choice,)) + fleets.compress_device(device, 1) + more
+    dates = compressed.encode_dates(
+        datetime(2020, 2, 29, 5, tzinfo=UTC), datetime(2048, 2, 29, 5, tzinfo=UTC)
+    )
+    for choice, template, source in (
+        (3, 0, 0xA),
+        (3, 0, 0xB),
+        (4, 1, 0xA),
+        (5, 2, 0xA),
+        (6, 1, 0xA),
+    ):
+        packed = Compressed(number("s"), dates, 5, template, 0, source).pack()
+        yield bytes((choice,)) + packed + more
+    yield b"\0" + bytes(72)
+    yield b"\0" + b"\xff" * 72
+
+
+def make_revocations() -> Try:
+    """The list of revocations. A good signature is taken for granted: the text is the root's."""
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.verify import REASONS, RefusedError, Revocations
+
+    ours = Fleet(fleet().root.der)
+
+    def one(data: bytes) -> None:
+        if data[:1] == b"{":
+            data = b"thicket revocations 1\n" + number("signature") + data
+        try:
+            found = Revocations.unpack(data, ours, verify=lambda *_: True)
+        except RefusedError as error:
+            assert error.reason in REASONS
+        else:
+            packed = found.pack(ours.identifier, lambda _digest: number("signature"))
+            assert Revocations.unpack(packed, ours, verify=lambda *_: True) == found
+        try:
+            Revocations.unpack(data, ours, verify=lambda *_: False)
+        except RefusedError as error:
+            assert error.reason in REASONS
+        else:
+            raise AssertionError("a list without a signature")
+
+    return one
+
+
+def revocation_seeds() -> Iterator[bytes]:
+    """Yield lists, whole and as text."""
+    from thicket.trust.verify import Revocations
+
+    issued = datetime(2026, 11, 24, tzinfo=UTC)
+    for names in ((), ("0123010203040506ee",), ("Signer 0001", "software-mac-010203040506")):
+        packed = Revocations(3, issued, frozenset(names)).pack(
+            fleet().identifier, lambda _digest: number("signature")
+        )
+        yield packed
+        yield packed[packed.index(b"{") :]
+
+
+# -- the kernel and wpa_supplicant, which hand on what comes from the air
+
+
+def make_netlink() -> Try:
+    """Messages of netlink: the first byte chooses what they are taken for."""
+    from thicket.radio import link, netlink, nl80211
+
+    def one(data: bytes) -> None:
+        choice, data = data[0] if data else 0, data[1:]
+        end = 0
+        for kind, flags, _, _, message in netlink.split(data):
+            end += len(message)
+            link.link_event(message)
+            link.address_event(message)
+            refusal = netlink._refusal(kind, flags, message)
+            if refusal is not None:
+                assert refusal.errno
+                assert isinstance(refusal.strerror, str)
+            if choice & 1:
+                continue
+            decoded = netlink.decode(nl80211.Message, message)
+            if decoded is None:
+                continue
+            station, path = nl80211.station(decoded), nl80211.path(decoded)
+            interface = nl80211.interface(decoded)
+            for found in (station, path, interface):
+                if found is not None:
+                    repr(found)
+            wiphy = nl80211.Wiphy(0)
+            wiphy.absorb(decoded)
+            str(wiphy)
+        assert end <= len(data)
+        for _, payload in netlink.attributes(data):
+            assert len(payload) <= len(data)
+
+    return one
+
+
+def netlink_seeds() -> Iterator[bytes]:
+    """Yield messages as the kernel sends them."""
+    import struct
+
+    from thicket.radio import netlink
+
+    def attribute(kind: int, payload: bytes) -> bytes:
+        return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+    def message(kind: int, flags: int, body: bytes) -> bytes:
+        return netlink.HEADER.pack(netlink.HEADER.size + len(body), kind, flags, 1, 0) + body
+
+    mac = attribute(6, bytes.fromhex("020000000001"))
+    four = bytes((1, 0, 0, 0))
+    info = b"".join(attribute(kind, four * 2) for kind in range(1, 40))
+    numbers = (
+        attribute(1, four) + attribute(3, four) + attribute(4, b"mesh0\0") + attribute(5, four)
+    )
+    generic = (bytes((19, 1, 0, 0)), bytes((23, 1, 0, 0)), bytes((7, 1, 0, 0)), bytes((3, 1, 0, 0)))
+    yield b"\0" + message(30, 2, generic[0] + mac + attribute(21, info))
+    yield b"\0" + message(30, 2, generic[1] + mac + attribute(26, mac[4:10]) + attribute(27, info))
+    yield b"\0" + message(30, 2, generic[2] + numbers + mac + attribute(24, b"mesh"))
+    bands = attribute(0, attribute(1, attribute(0, attribute(1, four) + attribute(3, b""))))
+    yield b"\0" + message(30, 2, generic[3] + numbers + attribute(22, bands))
+    yield b"\1" + message(
+        2, 0x300, struct.pack("=iIHHII", -22, 16, 0, 0, 0, 0) + attribute(1, b"no\0")
+    )
+    yield b"\1" + message(
+        2, 0x200, struct.pack("=iIHHII", -22, 16, 0, 0, 0, 0) + attribute(1, b"no\0")
+    )
+    yield b"\1" + message(3, 2, struct.pack("=i", -95)) + message(2, 0, struct.pack("=i", 0))
+    yield b"\1" + message(16, 0, struct.pack("=BxHiII", 0, 1, 3, 0x1003, 0))
+    yield b"\1" + message(20, 0, bytes(8) + attribute(1, bytes(16)))
+
+
+def make_wpa() -> Try:
+    """What wpa_supplicant says: events, and the answer to STATUS."""
+    from thicket.radio.wpa import is_mac, parse_event, parse_status
+
+    def one(data: bytes) -> None:
+        for name, value in parse_status(data.decode("utf-8", "replace")).items():
+            assert "\n" not in name + value
+        event = parse_event(data)
+        if event is None:
+            return
+        assert 0 <= event.level <= 999
+        assert event.address is None or is_mac(event.address)
+        for name in ("addr", "reason", "ssid"):
+            event.field(name)
+        repr(event)
+
+    return one
+
+
+def wpa_seeds() -> Iterator[bytes]:
+    """Yield events and an answer."""
+    for text in (
+        "<3>MESH-PEER-CONNECTED 02:00:00:00:01:00",
+        "<3>MESH-SAE-AUTH-BLOCKED addr=02:00:00:00:01:00 duration=300",
+        'IFNAME=mesh0 <2>MESH-GROUP-STARTED ssid="a \\"b\\" c" id=0',
+        "<4>CTRL-EVENT-SCAN-FAILED ret=-16 retry=1",
+        "bssid=02:00:00:00:00:00\nfreq=2412\nwpa_state=COMPLETED\nmode=mesh\n",
+        "OK\n",
+        "FAIL\n",
+    ):
+        yield text.encode()
+
+
+TARGETS: dict[str, Target] = {
+    "etf": Target(make_etf, etf_seeds),
+    "handshake": Target(
+        make_handshake, handshake_seeds, 1024, (b"sok", b"salive", b"strue", b"sfalse", b"snok")
+    ),
+    "frames": Target(make_frames, frame_seeds),
+    "messages": Target(make_messages, message_seeds, 10_000),
+    "epmd": Target(make_epmd, epmd_seeds, 8192, (b"name ", b" at port ", b"\n", b"0" * 64)),
+    "beacon": Target(make_beacon, beacon_seeds, 512),
+    "signed_beacon": Target(make_signed_beacon, signed_beacon_seeds, 2200),
+    "certificate": Target(make_certificate, certificate_seeds),
+    "compressed": Target(make_compressed, compressed_seeds, 200),
+    "revocations": Target(
+        make_revocations,
+        revocation_seeds,
+        words=(
+            b'{"',
+            b'":',
+            b'"',
+            b",",
+            b"[",
+            b"]",
+            b"{",
+            b"}",
+            b"null",
+            b"true",
+            b"1e999",
+            b"-1",
+            b"1.5",
+            b"NaN",
+            b"Infinity",
+            b"\\ud800",
+            b"[" * 64,
+            b"0" * 64,
+            b'"format":1',
+            b'"fleet":',
+            b'"number":',
+            b'"issued":',
+            b'"revoked":',
+            b"2026-11-24T00:00:00Z",
+            b"T",
+            b"Z",
+        ),
+    ),
+    "netlink": Target(make_netlink, netlink_seeds),
+    "wpa": Target(
+        make_wpa, wpa_seeds, 512, (b"<3>", b"IFNAME=", b" addr=", b"=", b'"', b"\\", b"02:00:00")
+    ),
+}
