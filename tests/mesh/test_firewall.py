@@ -142,6 +142,16 @@ async def test_a_storm_of_beacons_stays_outside(lab: Lab, nodes: Nodes) -> None:
     await nodes.whole(120)
 
 
+async def test_nodes_know_each_other_by_name(lab: Lab, nodes: Nodes) -> None:
+    """Multicast DNS gets through the firewalls, some time after joining."""
+
+    def published() -> bool:
+        found = [nodes.status(name, "dns_sd") or {} for name in NAMES]
+        return all(f.get("state") == "published" and f.get("services", 0) >= 3 for f in found)
+
+    await lab.wait(published, 200, "every node is published and has found the others")
+
+
 async def test_the_rules_follow_the_configuration(lab: Lab, nodes: Nodes) -> None:
     code, output = await lab.configure("n2", ["firewall.allow=udp/5000"])
     assert code == 0, output

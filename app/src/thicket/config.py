@@ -726,6 +726,11 @@ class Discovery(Section):
         "plain",
         "both",
     )
+    dns_sd = Boolean(
+        True,
+        "Publish the node by DNS-SD (multicast DNS) on the mesh, so that any computer there can "
+        "find it and use its name, `n-<identity>.local`; and try what others publish.",
+    )
     max_nodes = Integer(256, "How many nodes are remembered at most.", least=8, most=4096)
     check_source = Boolean(
         True,

@@ -232,6 +232,7 @@ class Daemon:
         self.passphrase: Any = None
         self.applications: Any = None
         self.discovery: Discovery | None = None
+        self.dns_sd: Any = None
         self.membership: Membership | None = None
         self.status = Writer(
             paths.status, self.document, self._refresh, self.settings.status.interval
@@ -308,6 +309,7 @@ class Daemon:
         self.trust.on_beacons = self._other_beacons
         self._part("trust", self.trust.run)
         self._part("discovery", self._run_discovery)
+        self._part("dns-sd", self._run_dns_sd)
         self._part("cluster", self._run_cluster)
         self._part("care", self._run_care)
         self._part("upkeep", self.upkeep.run)
@@ -327,8 +329,8 @@ class Daemon:
             task.cancel()
         # The cluster first: its connections are closed properly while the mesh still carries them.
         for name in (
-            "cluster", "discovery", "trust", "radio", "firewall", "care", "upkeep", "status",
-            "control",
+            "cluster", "dns-sd", "discovery", "trust", "radio", "firewall", "care", "upkeep",
+            "status", "control",
         ):  # fmt: skip
             if name in self.parts:
                 await self.parts[name].stop()
@@ -418,6 +420,44 @@ class Daemon:
             codecs=self._codecs(),
         )
         await self.discovery.run()
+
+    async def _run_dns_sd(self) -> None:
+        await self._joined.wait()
+        if not self.settings.discovery.dns_sd:
+            await asyncio.Event().wait()
+        assert self.address is not None
+        from thicket.dnssd import DnsSd, Told  # noqa: PLC0415
+
+        identity, cluster = self.identity, self.settings.cluster
+        told = Told(
+            self.hostname,
+            self.address.ip,
+            cluster.port,
+            {
+                "node": f"{cluster.name}@{self.address.ip}",
+                "device": (identity.serial or identity.id).hex(),
+                "version": thicket.__version__,
+            },
+        )
+        self.dns_sd = DnsSd(
+            told,
+            self.address.network,
+            self.make.interface,
+            self.problems,
+            name_of=lambda address: f"{cluster.name}@{address}",
+            known=self._known,
+            on_hint=lambda address: self._heard(address, True),
+        )
+        try:
+            await self.dns_sd.run()
+        finally:
+            self.dns_sd = None
+            self.problems.clear("dns-sd", "not-served")
+
+    def _known(self, address: IPv6Address) -> bool:
+        """Whether a node was heard, or is connected: there is no need to be told of it."""
+        heard = self.discovery is not None and address in self.discovery.table.entries
+        return heard or self._connected(address)
 
     def _codecs(self) -> tuple[Any, ...]:
         """The forms of beacons that are sent and believed."""
@@ -697,6 +737,8 @@ class Daemon:
         elif "discovery" in sections and self.discovery is not None:
             self.discovery.apply(_discovery_settings(self.settings))
             self._other_beacons()
+        if moved or changed & {"discovery.dns_sd", "cluster.name", "cluster.port"}:
+            self._restart("dns-sd")
         if moved or "cluster" in sections or "trust" in sections:
             self._restart("cluster")
         elif "application" in sections and self.applications is not None:
@@ -775,6 +817,7 @@ class Daemon:
             "trust": self.trust.status() if self.trust is not None else None,
             "applications": self.applications.status() if self.applications is not None else [],
             "discovery": self.discovery.snapshot() if self.discovery is not None else None,
+            "dns_sd": self.dns_sd.snapshot() if self.dns_sd is not None else None,
             "firewall": self.firewall.snapshot(),
             "memory_kib": memory_kib(),
             "cpu_seconds": round(time.process_time(), 3),
@@ -968,7 +1011,7 @@ class Daemon:
     async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
         """Leave the cluster and the mesh and end; for the shutdown of the device."""
         mesh = self.mesh
-        for name in ("cluster", "discovery", "radio"):
+        for name in ("cluster", "dns-sd", "discovery", "radio"):
             if name in self.parts:
                 await self.parts[name].stop()
         if mesh is not None:

@@ -29,12 +29,15 @@ log = getLogger("thicket.firewall")
 TABLE: Final = "thicket"
 EPMD_PORT: Final = 4369
 SSH_PORT: Final = 22
+MDNS_PORT: Final = 5353
 
 #: Why a packet was dropped: the counters' names.
 REASONS: Final = (
     "beacon_router",  # a beacon that passed a router (its hop limit is not 255)
     "beacon_sender",  # more beacons than one node sends
     "beacon_flood",  # more beacons than all nodes together send
+    "mdns_sender",  # more multicast DNS than one node sends
+    "mdns_flood",  # more multicast DNS than all nodes together send
     "invalid",  # belongs to no connection that the kernel knows
     "echo_flood",  # more pings than anybody needs
     "neighbour_sender",  # more neighbour discovery than one node sends
@@ -48,6 +51,9 @@ REASONS: Final = (
 #: and answers; 256 nodes that come up at the same time send some 200 a second.
 _BEACON_SENDER: Final = (10, 20)
 _BEACON_ALL: Final = (300, 600)
+#: A node sends some ten packets when it starts, and hardly any later.
+_MDNS_SENDER: Final = (10, 40)
+_MDNS_ALL: Final = (50, 300)
 _ECHO: Final = (100, 200)
 _NEIGHBOUR_SENDER: Final = (100, 200)
 #: A node that joins makes two connections (port mapper, node) to each of the others, one by one.
@@ -79,7 +85,7 @@ def ruleset(settings: Settings, interface: str) -> str:
     senders = "".join(
         f"\tset {name} {{ type ipv6_addr; size {_SENDERS}; flags dynamic; "
         f"timeout {_SENDER_SECONDS}s; }}\n"
-        for name in ("beacon_senders", "neighbours", "callers")
+        for name in ("beacon_senders", "mdns_senders", "neighbours", "callers")
     )
     return (
         f"{head}table inet {TABLE} {{\n{counters}\n{senders}\n{_early(interface)}\n"
@@ -96,18 +102,29 @@ def _chain(name: str, *lines: str) -> str:
 
 
 def _early(interface: str) -> str:
-    """Before connection tracking (priority raw): beacons, which have no use for it."""
-    return _chain(
-        "early",
-        "type filter hook prerouting priority raw; policy accept;",
-        f'iifname "{interface}" meta nfproto ipv6 udp dport {BEACON_PORT} goto beacons',
-    ) + _chain(
-        "beacons",
-        "ip6 hoplimit != 255 counter name beacon_router drop",
-        f"update @beacon_senders {{ ip6 saddr {_over(_BEACON_SENDER)} }} "
-        "counter name beacon_sender drop",
-        f"{_over(_BEACON_ALL)} counter name beacon_flood drop",
-        "notrack accept",
+    """Before connection tracking (priority raw): beacons and multicast DNS have no use for it."""
+    return (
+        _chain(
+            "early",
+            "type filter hook prerouting priority raw; policy accept;",
+            f'iifname "{interface}" meta nfproto ipv6 udp dport {BEACON_PORT} goto beacons',
+            f'iifname "{interface}" meta nfproto ipv6 udp dport {MDNS_PORT} goto mdns',
+        )
+        + _chain(
+            "mdns",
+            f"update @mdns_senders {{ ip6 saddr {_over(_MDNS_SENDER)} }} counter name mdns_sender "
+            "drop",
+            f"{_over(_MDNS_ALL)} counter name mdns_flood drop",
+            "notrack accept",
+        )
+        + _chain(
+            "beacons",
+            "ip6 hoplimit != 255 counter name beacon_router drop",
+            f"update @beacon_senders {{ ip6 saddr {_over(_BEACON_SENDER)} }} "
+            "counter name beacon_sender drop",
+            f"{_over(_BEACON_ALL)} counter name beacon_flood drop",
+            "notrack accept",
+        )
     )
 
 
@@ -150,6 +167,8 @@ def _mesh(settings: Settings) -> str:
         f"udp dport {BEACON_PORT} accept",
         f"tcp dport {{ {', '.join(map(str, sorted(served)))} }} goto connections",
     ]
+    if settings.discovery.dns_sd:
+        lines.append(f"udp dport {MDNS_PORT} accept")
     for protocol in ("tcp", "udp"):
         allowed = [
             ports for kind, _, ports in (p.partition("/") for p in settings.firewall.allow)

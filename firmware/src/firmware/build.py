@@ -183,11 +183,12 @@ class Build:
         ]
 
     def configure(self) -> None:
-        """Give Buildroot the fragments when they changed; check that none of their lines is lost.
+        """Give Buildroot the fragments when they (or what the tree's own packages ask for) changed;
+        check that none of their lines is lost.
 
         What a person chose by ``menuconfig`` stays until then.
         """
-        text = fragments.defconfig(self.board, self.toolchain, self.extra)
+        text = fragments.defconfig(self.board, self.toolchain, self.extra) + self._packages()
         ours, config = self.output / "thicket_defconfig", self.output / ".config"
         if config.is_file() and ours.is_file() and ours.read_text() == text:
             return
@@ -204,6 +205,15 @@ class Build:
         )
         self._refuse_lost(fragments.lost(wanted, config.read_text()), "Buildroot")
         new.replace(ours)
+
+    def _packages(self) -> str:
+        """Return a remark that changes with the tree's Config.in files: what they select is in a
+        configuration only when it is made anew.
+        """
+        digest = hashlib.sha256()
+        for path in sorted((self.board.root / "package").glob("*/Config.in")):
+            digest.update(path.read_bytes())
+        return f"# Config.in of this tree's packages: {digest.hexdigest()}\n"
 
     def check(self) -> None:
         """Look up every line of the kernel's and BusyBox's fragments in what was built.

@@ -217,7 +217,7 @@ def test_the_recipe_and_the_requirements_can_be_read() -> None:
     found = tree.find()
     assert "python3" in found.recipe().packages
     names = {line.partition("==")[0] for line in found.requirements()}
-    assert names == {"pyroute2", "smbus2"}
+    assert names == {"pyroute2", "smbus2", "zeroconf"}
 
 
 def test_an_unpinned_requirement_is_refused(tmp_path: Path) -> None:

@@ -191,7 +191,11 @@ def compile_python(runner: Runner, log: Path, userland: Path, directory: Path, n
 def download_wheels(
     runner: Runner, log: Path, requirements: Iterable[str], version: str, directory: Path
 ) -> list[Path]:
-    """Download the node's Python packages, and what they need, as pure-Python wheels."""
+    """Download the node's Python packages, and what they need, as wheels.
+
+    Wheels of zeroconf exist for machines only. They hold all of its Python beside what is compiled
+    of it, which :func:`wanted_of_wheel` leaves out, as the firmware does.
+    """
     runner.run(
         [
             sys.executable,
@@ -203,7 +207,10 @@ def download_wheels(
             "--only-binary=:all:",
             f"--python-version={version}",
             "--platform=any",
-            "--implementation=py",
+            # what Debian's C library (2.41) can load
+            *(f"--platform=manylinux_2_{minor}_x86_64" for minor in (17, 28, 34)),
+            "--implementation=cp",
+            f"--abi=cp{version.replace('.', '')}",
             "--abi=none",
             f"--dest={directory}",
             *requirements,
@@ -264,4 +271,5 @@ def wanted_of_wheel(name: PurePath) -> bool:
     top = name.parts[0]
     if top.endswith(".dist-info"):
         return name.name in ("METADATA", "entry_points.txt")
-    return not top.endswith(".data") and name.suffix not in (".pyi", ".typed")
+    unwanted = (".pxd", ".pyi", ".pyx", ".so", ".typed")
+    return not top.endswith(".data") and name.suffix not in unwanted
