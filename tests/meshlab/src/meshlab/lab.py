@@ -1197,8 +1197,7 @@ class Lab:
         node = self.node(name)
         if node.state.power == "running":
             raise LabError(f"{name} is on: switch it off before its card is edited")
-        config = node_config(self.spec, node.spec)
-        self.parts.configure(node.directory, to_toml(config) if text is None else text)
+        self.parts.configure(node.directory, to_toml(node.config) if text is None else text)
         self._event("change", f"{CONFIG_FILE} on its card was replaced", node.state.name)
 
     async def kill_medium(self) -> None:
