@@ -6,6 +6,7 @@ kernel, and knocks at the node from another one that is connected by a wire.
 """
 
 import asyncio
+import errno
 import os
 import re
 import selectors
@@ -584,12 +585,23 @@ class TestDaemons:
         before = [self.members(node) for node in nodes]
         received = nodes[0].ask("status")["discovery"]["received"]
         index = socket.if_nametoindex("medium")
-        began = time.monotonic()
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as storm:
             storm.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
             storm.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+
+            def send() -> bool:
+                try:
+                    storm.sendto(b"fd12:3456:789a:1::bad", ("ff02::69", 49999, 0, index))
+                except OSError as error:
+                    # no address to send from before duplicates of it have been looked for
+                    assert error.errno == errno.EADDRNOTAVAIL, error
+                    return False
+                return True
+
+            fleet.until(send, "an address to send from")
+            began = time.monotonic()
             for sent in range(30_000):
-                storm.sendto(b"fd12:3456:789a:1::bad", ("ff02::69", 49999, 0, index))
+                assert send()
                 if sent % 100 == 99:  # 10,000 a second, or what the machine can do
                     time.sleep(max(0.0, began + sent / 10_000 - time.monotonic()))
         for node in nodes:
