@@ -6,6 +6,7 @@ kernel, and knocks at the node from another one that is connected by a wire.
 """
 
 import asyncio
+import errno
 import os
 import re
 import selectors
