@@ -6,7 +6,6 @@ kernel, and knocks at the node from another one that is connected by a wire.
 """
 
 import asyncio
-import errno
 import os
 import re
 import selectors

@@ -56,3 +56,9 @@ def test_lost_pings_are_counted() -> None:
     text = bench.report_round_trips([RoundTrip(1, 20, [4.0, 2.0, 3.0]), RoundTrip(2, 20, [])])
     assert "| 2.0          | 3.0        | 4.0     | 17 of 20 |" in text
     assert "20 of 20" in text
+
+
+def test_the_table_of_joining() -> None:
+    text = bench.report_joining([bench.Joining("sae", [4.0, 6.0, 5.0], [2.0], [30.2])])
+    assert "5.0 (6.0)" in text
+    assert "12.0" in text

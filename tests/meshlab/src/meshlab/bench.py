@@ -38,6 +38,9 @@ QUICK_HOPS = (1, 2)
 PACKAGES = 12
 """How many packages the table of sizes has."""
 
+JOINS = 5
+"""How often a node joins again."""
+
 SETTLE = 20.0
 """Seconds of a formed mesh over which idle figures are taken."""
 
@@ -95,6 +98,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def ping_times(output: str) -> list[float]:
     """Return the round trip times in milliseconds that ping reports."""
     return [float(value) for value in re.findall(r"time=([0-9.]+) ms", output)]
+
+
+@dataclass
+class Joining:
+    """What joining costs with and without security; times in seconds."""
+
+    security: str
+    rejoined: list[float]
+    """From a daemon that leaves mesh and cluster to its start as a full member."""
+    idle_percent: list[float]
+    daemon_mib: list[float]
 
 
 def machine_facts(state: LabState, image: str) -> list[tuple[str, str]]:
@@ -187,6 +201,53 @@ async def measure_round_trips(
             _, output = await lab.run("n1", command, 120)
             found.append(RoundTrip(distance, 20, ping_times(output)))
     return found
+
+
+async def measure_joining(made: parts.RealParts, security: str, timeout: float) -> Joining:
+    """Let a node of three leave and join again, several times, and look at what idling costs."""
+    result = Joining(security, [], [], [])
+    spec = LabSpec(topology.make("full", 3), name=f"bench-{security}", security=security)
+    async with Lab(spec, made) as lab:
+        await lab.formed(timeout)
+        await asyncio.sleep(5)  # what follows the forming is over
+        before = {name: node.cpu_seconds for name, node in lab.state.nodes.items()}
+        begun = lab.elapsed
+        await asyncio.sleep(SETTLE)
+        seconds = lab.elapsed - begun
+        for name, node in lab.state.nodes.items():
+            result.idle_percent.append(100 * (node.cpu_seconds - before[name]) / seconds)
+            result.daemon_mib.append((get(node.status, "memory_kib") or 0) / 1024)
+        node = lab.state.nodes["n3"]
+        for _ in range(JOINS):
+            begun = lab.elapsed
+            used = get(node.status, "cpu_seconds")
+            status, output = await lab.run("n3", "thicketd --stop-radio", 60)
+            if status:
+                raise LabError(f"n3 does not leave: {output}")
+            await lab.wait(
+                lambda used=used: (  # type: ignore[misc]
+                    get(node.status, "cpu_seconds") < used and len(lab.state.cluster("n3")) == 2
+                ),
+                timeout,
+                "n3 is a member again",
+            )
+            result.rejoined.append(lab.elapsed - begun)
+    return result
+
+
+def report_joining(found: Sequence[Joining]) -> str:
+    """Return the table of joining."""
+    rows = [
+        (
+            one.security,
+            middle(one.rejoined),
+            f"{60 / statistics.median(one.rejoined):.1f}",
+            middle(one.idle_percent),
+            middle(one.daemon_mib, 0),
+        )
+        for one in found
+    ]
+    return table(("security", "to join, s", "joins/min", "CPU idle, %", "daemon, MiB"), rows)
 
 
 def report(facts: Sequence[tuple[str, str]], formings: Sequence[Forming]) -> str:
@@ -304,6 +365,19 @@ async def run(sizes: Sequence[int], hops: Sequence[int], image: str) -> int:
         progress(f"bench: {error}")
         return 1
     print("\n" + report_round_trips(trips), flush=True)
+    joinings = []
+    for security in ("sae", "open"):
+        progress(f"bench: a node that joins again and again, {security}")
+        try:
+            joinings.append(await measure_joining(made, security, 300))
+        except (LabError, TimeoutError) as error:
+            progress(f"bench: {error}")
+            return 1
+    print(
+        "\nA daemon that leaves mesh and cluster and starts again, in a mesh of three; median "
+        "(worst)\n\n" + report_joining(joinings),
+        flush=True,
+    )
     return status
 
 
