@@ -33,6 +33,9 @@ SLOW = 2.0
 """Seconds of processor time that no input may take. With the fuzzer's bookkeeping in every line;
 without, the same takes a fifth of it or less."""
 
+KEPT = 1024
+"""Bytes of the longest input that is kept in the tree."""
+
 MEMORY = 768
 """MiB that the process may have."""
 
@@ -143,16 +146,20 @@ def look(name: str, seconds: int) -> bool:
 def keep(name: str) -> None:
     """Reduce what is known of a target to a small corpus in the tree.
 
-    Inputs whose name is not a digest were put there by a person and stay.
+    Long ones are left out, the seeds are tried anyway. Inputs whose name is not a digest were put
+    there by a person and stay.
     """
     sow(name, cache() / name)
-    with tempfile.TemporaryDirectory() as new:
+    with tempfile.TemporaryDirectory() as new, tempfile.TemporaryDirectory() as short:
+        for path in (cache() / name).iterdir():
+            if path.stat().st_size <= KEPT:
+                shutil.copy(path, short)
         done = start(
             name,
             "-merge=1",
             f"-max_len={TARGETS[name].longest}",
             new,
-            str(cache() / name),
+            short,
         )
         if done.returncode:
             raise SystemExit(done.stderr[-4000:])

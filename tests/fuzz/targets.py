@@ -339,7 +339,37 @@ def make_messages() -> Try:
     from thicket.distribution.groups import Scope
     from thicket.distribution.handshake import ABILITIES, DistributionError
     from thicket.distribution.node import Node
+    from thicket.passphrase import Listener, Passphrase, PassphraseError
+    from thicket.trust.exchange import Exchange
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.verify import RefusedError, Revocations
 
+    ours = Fleet(fleet().root.der)
+
+    def offered(data: bytes, _origin: str) -> bool:
+        try:
+            return Revocations.unpack(data, ours, verify=lambda *_: True).number > 5
+        except RefusedError:
+            return False
+
+    class Asked:
+        """Stands in for the node's passphrase."""
+
+        def __init__(self) -> None:
+            self._host = self.settings = self.mesh = self
+            self.passphrase, self.next_passphrase = "a passphrase", "the next one"
+
+        async def prepare(self, passphrase: str) -> None:
+            if len(passphrase) < 8:
+                raise PassphraseError("bad-passphrase", "too short")
+
+        async def change(self) -> bool:
+            return True
+
+        async def forget(self) -> None:
+            await asyncio.sleep(0)
+
+    asked: Any = Asked()
     lost = DistributionError("closed", "the connection was lost")
 
     class Peer:
@@ -372,7 +402,7 @@ def make_messages() -> Try:
             if record.exc_info is not None:
                 failures.append(f"{text}: {record.exc_info[1]!r}")
 
-    logger = logging.getLogger("thicket.distribution")
+    logger = logging.getLogger("thicket")
     handler = Failures(logging.ERROR)
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda _loop, context: failures.append(repr(context)))
@@ -397,10 +427,13 @@ def make_messages() -> Try:
             process.pid = node.new_pid()
             node._processes[process.pid.id] = process
         Scope(node)
+        Exchange(node, lambda: (5, b"a list"), offered)
+        node.register(Passphrase.NAME, Listener(node, asked))
         node.export("fuzz.add")(_add)
         node.export("fuzz.wait")(_wait)
         peer: Any = Peer(flags)
         node._connections[OTHER_NAME] = peer
+        node._since[OTHER_NAME] = 0.0
         messages = MessageReader(header=True)
         handled = 0
         for record in records(data[1:]):
@@ -421,6 +454,7 @@ def make_messages() -> Try:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # their ends are told by the loop
         assert not failures, failures.pop()
         assert not node.calls.jobs
 
@@ -445,7 +479,7 @@ def message_seeds() -> Iterator[bytes]:
     from thicket.distribution.etf import Atom, ImproperList, Pid, Reference, encode_bare
 
     mine, theirs = Atom(OWN_NAME), Atom(OTHER_NAME)
-    # processes are numbered from 1: net_kernel, rex, membership, pg
+    # processes are numbered from 1: net_kernel, rex, membership, pg, and two more
     own, other = Pid(mine, 2, 0, 4), Pid(theirs, 77, 0, 9)
     group = Pid(mine, 4, 0, 4)
     reference = Reference(theirs, 9, (1, 2, 3))
@@ -480,6 +514,16 @@ def message_seeds() -> Iterator[bytes]:
         named("rex", (gen_cast, (Atom("cast"), fuzz, add, [1, 2], leader))),
         named("rex", (call, (other, tag), (Atom("call"), fuzz, wait, [9], leader))),
         named("rex", (call, (other, tag), (Atom("block_call"), fuzz, add, [b"x", 1], leader))),
+        named("thicket_trust", (Atom("number"), 3)),
+        named("thicket_trust", (Atom("number"), 7)),
+        named("thicket_trust", (Atom("list"), b"a list")),
+        named("thicket_trust", (Atom("list"), next(revocation_seeds()))),
+        named("thicket_passphrase", (call, (other, tag), (Atom("prepare"), b"a passphrase"))),
+        named("thicket_passphrase", (call, (other, tag), (Atom("change"), b"a passphrase"))),
+        named("thicket_passphrase", (call, (other, tag), (Atom("change"), b"the next one"))),
+        named("thicket_passphrase", (call, (other, tag), (Atom("prepare"), b"\xff"))),
+        named("thicket_passphrase", (call, (other, tag), Atom("cancel"))),
+        named("thicket_passphrase", (call, (other, tag), 1)),
         named("pg", (Atom("discover"), other)),
         named("pg", (Atom("discover"), other, 1)),
         named("pg", (gen_cast, (Atom("sync"), other, [(Atom("g"), [other, other])]))),
@@ -520,15 +564,15 @@ def message_seeds() -> Iterator[bytes]:
         yield b"\1" + joined(one)
         yield b"\0" + joined(one)
     waiting = spawn(call4, [reference, fuzz, wait, [9]], [*monitor, Atom("link")])
-    # the number of that process is 5
-    job = Pid(mine, 5, 0, 4)
+    # the number of that process is 7
+    job = Pid(mine, 7, 0, 4)
     yield b"\1" + joined(waiting, message((frames.DEMONITOR_P, other, job, reference)))
     yield b"\1" + joined(waiting, message((frames.EXIT, other, job, ok)))
     yield b"\1" + joined(waiting, message((frames.PAYLOAD_EXIT2, other, job), Atom("kill")))
     yield b"\1" + joined(waiting, message((frames.UNLINK_ID, 1, other, job)))
-    yield b"\1" + joined(*everything[11:18])
-    yield b"\1" + joined(*everything[21:35])
-    yield b"\1" + joined(*everything)
+    yield b"\1" + joined(*everything[11:21])
+    yield b"\1" + joined(*everything[21:28])
+    yield b"\1" + joined(*everything[31:45])
 
 
 # -- epmd

@@ -56,7 +56,7 @@ def test_memory_for_kept_inputs(name: str) -> None:
 
 def test_the_log_is_as_before() -> None:
     one = TARGETS["messages"].make()
-    logger = logging.getLogger("thicket.distribution")
+    logger = logging.getLogger("thicket")
     before = logger.propagate, list(logger.handlers), logger.level
     one(b"\1")
     assert (logger.propagate, list(logger.handlers), logger.level) == before
