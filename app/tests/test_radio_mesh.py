@@ -48,6 +48,8 @@ class World:
         self.next_index = 10
         self.parameters: list[dict[str, int]] = []
         self.stations: list[dict[str, Any]] = []
+        self.next_hop = PEER
+        self.fixed_paths: list[tuple[str, str]] = []
         self.removed_paths: list[str] = []
         self.addresses: dict[str, int] = {}
         self.new_address_flags = 0
@@ -135,10 +137,14 @@ class FakeNl80211:
     def remove_path(self, ifindex: int, destination: str) -> None:
         self.world.removed_paths.append(destination)
 
+    def fix_path(self, ifindex: int, destination: str, next_hop: str) -> None:
+        self.world.next_hop = next_hop
+        self.world.fixed_paths.append((destination, next_hop))
+
     def paths(self, ifindex: int) -> list[dict[str, Any]]:
         return [
-            {"destination": PEER, "next_hop": PEER, "metric": 8193, "hops": 1, "sequence": 1,
-             "expires_ms": 5000, "flags": 1}
+            {"destination": PEER, "next_hop": self.world.next_hop, "metric": 8193, "hops": 1,
+             "sequence": 1, "expires_ms": 5000, "flags": 1}
         ]  # fmt: skip
 
 
@@ -374,6 +380,38 @@ async def test_paths_over_a_silent_peer_are_given_up(world: World) -> None:
         one.mesh._refreshed = 0.0
         await one.mesh.refresh()
         assert world.removed_paths == [PEER]
+
+
+async def test_a_peer_that_came_back_is_reached_by_its_link(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by a path over others that is from before; and only until such paths have expired."""
+    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
+
+    async def look(*stations: dict[str, Any]) -> None:
+        world.stations = list(stations)
+        one.mesh._refreshed = 0.0
+        await one.mesh.refresh()
+
+    async with running(world) as one:
+        await one.joined()
+        world.next_hop = OTHER
+        await look(station(), station(OTHER))
+        assert world.fixed_paths == []  # a new peer may well be reached better over another one
+        await look(station(OTHER))
+        await look(station(), station(OTHER))
+        assert world.fixed_paths == [(PEER, PEER)]
+        assert world.removed_paths == [PEER]
+        await look(station(), station(OTHER))
+        assert world.fixed_paths == [(PEER, PEER)]
+        one.mesh._fixed[PEER] = 0.0
+        one.mesh._returned.clear()
+        await look(station(), station(OTHER))
+        assert world.removed_paths == [PEER, PEER]
+        assert one.mesh._fixed == {}
+        world.next_hop = OTHER
+        await look(station(), station(OTHER))
+        assert world.fixed_paths == [(PEER, PEER)], "today's finding is left alone"
 
 
 async def test_the_address_is_questioned_again_before_the_first_peer(world: World) -> None:

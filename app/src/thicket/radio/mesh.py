@@ -61,6 +61,8 @@ _REFUSED_TIMES: Final = 2  # so many failures in a row with a neighbour are no w
 _REFRESH_SECONDS: Final = 0.5  # a refresh younger than this is good enough
 _SILENT_BEACONS: Final = 5  # a peer from which nothing came for so many beacons is out of reach
 
+_LOST: Final = 120.0  # a peer that comes back within so many seconds is one that returned
+
 #: How the messages begin by which wpa_supplicant tells that it gave up.
 _REFUSALS: Final = ("mesh join error=", "Failed to init mesh", "Could not join mesh")
 
@@ -221,6 +223,11 @@ class Mesh:
         self._events: list[Events] = []
         self._wiphy: Wiphy | None = None
         self._ifindex: int | None = None
+        #: When peers were lost; until when those that came back may have old paths to them; and
+        #: until when the path to such a peer is fixed. All in seconds of the monotonic clock.
+        self._lost: dict[str, float] = {}
+        self._returned: dict[str, float] = {}
+        self._fixed: dict[str, float] = {}
         self._grouped = False
         self._joined_since: float | None = None
         self._reconfigure = False
@@ -385,6 +392,7 @@ class Mesh:
         self._set_peers({one["mac"] for one in self._stations if one["state"] == ESTABLISHED})
         self._watch_the_stuck(now)
         self._avoid_silent_peers()
+        self._avoid_detours(now)
 
     def _judge_protection(self) -> None:
         """Count nobody as a peer whose frames are not protected, whatever its state of peering."""
@@ -444,6 +452,41 @@ class Mesh:
                     log.debug("cannot remove the path to %s: %s", path["destination"], error)
                 else:
                     log.info("path to %(destination)s over silent %(next_hop)s given up", path)
+
+    def _avoid_detours(self, now: float) -> None:
+        """Let frames to a peer that has come back take the link to it, not a path from before.
+
+        When a peer is lost the kernel asks around for another path to it, and is answered by nodes
+        whose path leads over us: a circle. A node that has been switched off and on again counts
+        its path messages (HWMP, IEEE 802.11-2020 14.10) from the beginning, so theirs count as
+        newer than its own until they expire.
+        """
+        assert self._nl80211 is not None and self._ifindex is not None
+        ways = {path["destination"]: path["next_hop"] for path in self._paths}
+        for mac, until in list(self._fixed.items()):
+            if now < until and mac in self._peers:
+                continue
+            del self._fixed[mac]  # what is found from now on is of today
+            if ways.get(mac) == mac:
+                self._change_path("the path to its own finding", mac)
+        for mac, until in list(self._returned.items()):
+            if now >= until:
+                del self._returned[mac]
+            elif mac in self._peers and mac not in self._fixed and ways.get(mac, mac) != mac:
+                log.info("path to %s over %s is from before it was lost", mac, ways[mac])
+                if self._change_path("the path of the peer", mac, fix=True):
+                    self._fixed[mac] = now + self._settings.path_timeout / 1000
+
+    def _change_path(self, what: str, mac: str, *, fix: bool = False) -> bool:
+        assert self._nl80211 is not None and self._ifindex is not None
+        try:
+            self._nl80211.remove_path(self._ifindex, mac)
+            if fix:
+                self._nl80211.fix_path(self._ifindex, mac, mac)
+        except OSError as error:  # the peer, or the path, has ended by itself meanwhile
+            log.debug("cannot leave %s to %s: %s", what, mac, error)
+            return False
+        return True
 
     async def leave(self) -> None:
         """Take the mesh down: end wpa_supplicant, remove the interface. Not while run() runs."""
@@ -889,14 +932,20 @@ class Mesh:
         self._wiphy = None
 
     def _set_peers(self, peers: set[str]) -> None:
+        now = time.monotonic()
         for mac in sorted(self._peers - peers):
             log.info("peer %s lost", mac)
+            self._lost[mac] = now
             self._tell("peer-down", {"mac": mac})
         for mac in sorted(peers - self._peers):
             log.info("peer %s", mac)
+            if now - self._lost.pop(mac, -_LOST) < _LOST:
+                self._returned[mac] = now + self._settings.path_timeout / 1000
             self._tell("peer-up", {"mac": mac})
             self._sae_succeeded(mac)
         self._peers = set(peers)
+        for mac in [mac for mac, then in self._lost.items() if now - then >= _LOST]:
+            del self._lost[mac]
         if peers:
             self._judge_refusals()
 

@@ -31,6 +31,7 @@ CMD_NEW_INTERFACE: Final = 7
 CMD_DEL_INTERFACE: Final = 8
 CMD_GET_STATION: Final = 17
 CMD_GET_MPATH: Final = 21
+CMD_NEW_MPATH: Final = 23
 CMD_DEL_MPATH: Final = 24
 CMD_GET_MESH_CONFIG: Final = 28
 CMD_SET_MESH_CONFIG: Final = 29
@@ -507,6 +508,17 @@ class Nl80211:
         self._request(
             CMD_DEL_MPATH,
             [("NL80211_ATTR_IFINDEX", ifindex), ("NL80211_ATTR_MAC", destination)],
+        )
+
+    def fix_path(self, ifindex: int, destination: str, next_hop: str) -> None:
+        """Let frames to a station go over ``next_hop``, a peer, until the path is removed."""
+        self._request(
+            CMD_NEW_MPATH,
+            [
+                ("NL80211_ATTR_IFINDEX", ifindex),
+                ("NL80211_ATTR_MAC", destination),
+                ("NL80211_ATTR_MPATH_NEXT_HOP", next_hop),
+            ],
         )
 
     def mesh_parameters(self, ifindex: int) -> dict[str, int]:
