@@ -67,8 +67,6 @@ async def test_one_is_cut_off_and_missed_and_comes_back(lab: Lab, nodes: Nodes) 
         f"{lost} of {COUNT} cut off: missed by all others after {missed:.1f} s, alone after "
         f"{alone:.1f} s; up again everywhere {time.monotonic() - begin:.1f} s after it was healed"
     )
-    for name in lab.nodes:
-        print(name, await nodes.run(name, "logread | grep -E 'is (down|up)' | tail -n 16"))
 
 
 async def test_the_whole_fleet_comes_back_after_a_power_cut(lab: Lab, nodes: Nodes) -> None:

@@ -57,6 +57,8 @@ DUPLICATE: Final = 90.0
 
 #: A peer whose last frame is older than so many beacon intervals is asked whether it is there.
 SILENT_BEACONS: Final = 1.6
+#: Seconds between two looks at the radio's peers, at least.
+LOOK_AT_LEAST: Final = 0.2
 
 Change = Callable[[str, dict[str, Any]], None]
 
@@ -571,9 +573,12 @@ class Daemon:
 
     async def _watch_radio(self, membership: Membership) -> None:
         """Look for peers that the radio no longer hears, while there are connections to lose."""
-        patience = SILENT_BEACONS * self.settings.mesh.beacon_interval * 1.024
+        patience = SILENT_BEACONS * self.settings.mesh.beacon_interval * 1.024  # milliseconds
+        longest = 0
         while True:
-            await asyncio.sleep(1.0)
+            # The next look is when the one that is silent longest would have been for too long.
+            await asyncio.sleep(min(max((patience - longest) / 1000, LOOK_AT_LEAST), 1.0))
+            longest = 0
             mesh = self.mesh
             up = any(candidate.up for candidate in membership.candidates.values())
             if mesh is None or not (up or membership.neighbours is not None):
@@ -585,7 +590,10 @@ class Daemon:
                     continue
                 address = IPv6Interface(peer["address"]).ip if peer.get("address") else None
                 linked.add(address)
-                if up and (peer.get("inactive_ms") or 0) > patience:
+                silent = peer.get("inactive_ms") or 0
+                if silent <= patience:
+                    longest = max(longest, silent)
+                elif up:
                     membership.suspect(address)
             if membership.neighbours is not None:
                 membership.set_neighbours({address for address in linked if address is not None})
