@@ -93,6 +93,9 @@ bench: packages ## Print figures of IMAGE: sizes, boot, mesh, CPU, memory, frame
 bench-cluster: packages-test ## Print figures: calls and messages between nodes, beside real Erlang
 	@$(python) app/tests/bench_distribution.py --with-tls
 
+bench-cluster-mesh: packages ## The same between simulated nodes, beside Erlang over the same link
+	@$(python) -m meshlab.cluster_bench
+
 bench-beacon: packages-test ## Print figures: what a signed beacon costs, and a flood of them
 	@$(python) app/tests/bench_beacon.py
 
@@ -138,6 +141,7 @@ help: ## This text
 	@printf 'TOOLCHAIN=, EXTRA=, BUILDROOT=: docs/building.md\n'
 	@printf '\nPYTEST="-k name -x" goes to pytest. The cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
-.PHONY: bench bench-beacon bench-cluster clean defconfigs distclean flash format fuzz help lab-image lint packages packages-build \
+.PHONY: bench bench-beacon bench-cluster bench-cluster-mesh clean defconfigs distclean flash format fuzz help \
+	lint lab-image packages packages-build \
 	packages-flash packages-test rpi64 x86_64 \
 	qemu-mesh relay test test-mesh test-unit
