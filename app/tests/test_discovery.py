@@ -243,6 +243,13 @@ class TestDatagram:
         assert found.table.entries[OTHER].beacons == 2
         assert found.dropped["source"] == 1
 
+    def test_who_announced_an_address_is_remembered(self) -> None:
+        found = make()
+        assert found.announced_from("fe80::1") is None
+        found.datagram(POST_OTHER, ("fe80::1%mesh0", 1, 0, 3), 255, 1.0)
+        assert found.announced_from("fe80::1") == OTHER
+        assert found.announced_from("fe80::2") is None
+
     def test_the_source_check_can_be_switched_off(self) -> None:
         found = make(settings=Settings(check_source=False))
         found.datagram(POST_OTHER, ("fd12:3456:789a:1::bad", 1, 0, 0), 255, 3.0)

@@ -355,6 +355,13 @@ async def test_peers_come_and_go_once(world: World) -> None:
             ("02:74:68:00:00:03", "LISTEN", None),
         ]
         assert shown["paths"][0]["active"] is True
+        # Nothing was sent to its address in the mesh yet: its beacons tell which one it is.
+        world.neighbours = [(PEER, "fe80::1")]
+        one.mesh._refreshed = 0.0
+        await one.mesh.refresh()
+        assert one.mesh.snapshot()["peers"][0]["address"] is None
+        one.mesh.announced = {"fe80::1": "fd12:3456:789a:1::2"}.get
+        assert one.mesh.snapshot()["peers"][0]["address"] == "fd12:3456:789a:1::2"
         world.event("MESH-PEER-DISCONNECTED", PEER)
         await one.until(lambda: "peer-down" in one.kinds())
         assert one.kinds().count("peer-up") == one.kinds().count("peer-down") == 1

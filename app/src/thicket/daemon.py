@@ -369,6 +369,7 @@ class Daemon:
             self.problems.clear("radio", "settings")
             break
         self.mesh = mesh
+        mesh.announced = self._announced
         self.problems.sources["radio"] = (self._radio_problems, "error")
         try:
             await mesh.run()
@@ -376,6 +377,13 @@ class Daemon:
             self.mesh = None
             del self.problems.sources["radio"]
             self._joined.clear()
+
+    def _announced(self, link_local: str) -> str | None:
+        """The address in the mesh of the node with a link-local address, by its beacons."""
+        if self.discovery is None:
+            return None
+        found = self.discovery.announced_from(link_local)
+        return None if found is None else str(found)
 
     def _radio_problems(self) -> list[dict[str, Any]]:
         """The radio's problems: errors while the mesh is not joined, or joined without a peer.

@@ -216,7 +216,7 @@ class Bucket:
 class Heard:
     """One node that was heard. Times are of the table's clock, in seconds."""
 
-    __slots__ = ("address", "answered", "beacons", "gap", "last")
+    __slots__ = ("address", "answered", "beacons", "gap", "last", "source")
 
     def __init__(self, address: IPv6Address, now: float) -> None:
         self.address = address
@@ -225,6 +225,8 @@ class Heard:
         #: Time between its last two beacons; 0 after the first.
         self.gap = 0.0
         self.answered = -1e9
+        #: Where its last beacon came from, without zone: mostly its link-local address.
+        self.source = ""
 
 
 class Table:
@@ -408,6 +410,13 @@ class Discovery:
         self._wake: asyncio.Event | None = None
         self._answer_timers: set[asyncio.TimerHandle] = set()
         self._flooded = -1e9
+
+    def announced_from(self, source: str) -> IPv6Address | None:
+        """Return the address that beacons from ``source``, a link-local address, announce."""
+        for entry in self.table.entries.values():
+            if entry.source == source:
+                return entry.address
+        return None
 
     # -- what the daemon tells
 
@@ -654,6 +663,7 @@ class Discovery:
                 self.duplicate_heard = now
             log.debug("dropped a beacon from %s: %s", source[0], e.reason)
             return
+        entry.source = str(source[0]).partition("%")[0]
         if new:
             log.info("heard %s", address)
         if entry.gap < self.LOOKING:

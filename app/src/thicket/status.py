@@ -111,6 +111,7 @@ class Times:
                 raise ValueError("a time of the future")
             self.restarts = int(kept["restarts"]) + 1
             self.values = values
+            self.save()  # the next daemon counts on, whatever this one reaches
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError, IndexError) as e:

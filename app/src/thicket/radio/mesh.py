@@ -237,6 +237,10 @@ class Mesh:
         self._stations: list[nl80211.Station] = []
         self._paths: list[nl80211.MeshPath] = []
         self._neighbours: dict[str, str] = {}
+        self._link_local: dict[str, str] = {}
+        #: Tells the address of a node by its link-local one, where the kernel does not know it:
+        #: nothing may have been sent to that address yet.
+        self.announced: Callable[[str], str | None] = lambda _address: None
         self._refreshed = 0.0
         self._sae_failures: dict[str, tuple[int, float]] = {}
         self._stuck: dict[str, _Stuck] = {}
@@ -298,7 +302,7 @@ class Mesh:
             "peers": [
                 {
                     "mac": one["mac"],
-                    "address": self._neighbours.get(one["mac"]),
+                    "address": self._address_of(one["mac"]),
                     "state": one["state"],
                     "signal_dbm": one["signal_dbm"],
                     "metric": one["metric"],
@@ -364,6 +368,13 @@ class Mesh:
         """The MAC addresses of the peers."""
         return set(self._peers)
 
+    def _address_of(self, mac: str) -> str | None:
+        """Return the address of a station in the mesh, None while it is not known."""
+        known = self._neighbours.get(mac)
+        if known is None and (link_local := self._link_local.get(mac)) is not None:
+            known = self.announced(link_local)
+        return known
+
     async def refresh(self) -> None:
         """Ask the kernel for stations, paths and neighbours. Never raises."""
         now = time.monotonic()
@@ -379,11 +390,13 @@ class Mesh:
             self._stations = self._nl80211.stations(self._ifindex)
             self._paths = self._nl80211.paths(self._ifindex)
             network = self._address.network
-            self._neighbours = {
-                hardware: address
-                for hardware, address in self._links.neighbours(self._ifindex)
-                if IPv6Interface(address).ip in network
-            }
+            self._neighbours, self._link_local = {}, {}
+            for hardware, address in self._links.neighbours(self._ifindex):
+                ip = IPv6Interface(address).ip
+                if ip in network:
+                    self._neighbours[hardware] = address
+                elif ip.is_link_local:
+                    self._link_local[hardware] = address
         except OSError as error:  # the interface is going away: its end is noticed elsewhere
             log.debug("cannot read stations and paths: %s", error)
             return
@@ -922,7 +935,7 @@ class Mesh:
         self._grouped = False
         self._stations = []
         self._paths = []
-        self._neighbours = {}
+        self._neighbours, self._link_local = {}, {}
         self._set_peers(set())
         if was_joined:
             self._tell("left", {"interface": self._settings.interface})

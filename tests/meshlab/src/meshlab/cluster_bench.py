@@ -78,7 +78,7 @@ asyncio.run(main())
 """
 
 ERL = (
-    f"erl -noshell -proto_dist inet6_tcp -start_epmd false -setcookie bench "
+    f"erl -noshell -proto_dist inet6_tcp -start_epmd false -erl_epmd_port 9300 -setcookie bench "
     f"-kernel net_ticktime {TICK_TIME} -kernel prevent_overlapping_partitions false "
     f"-kernel inet_dist_use_interface '{{{{{{address}}}}}}' -name {{name}}@{{text}} -eval {{code}}"
 )
@@ -174,7 +174,8 @@ async def pings(guests: Guests, count: int) -> list[float]:
 
 async def memory(guests: Guests, name: str) -> dict[str, float]:
     """Return the memory of a node's whole daemon in MiB, by the kernel's words for it."""
-    text = await guests.run(name, "cat /proc/$(pgrep -o -f bin/thicketd)/status")
+    find = "for p in /proc/[0-9]*; do grep -q bin/thicketd $p/cmdline && cat $p/status; done"
+    text = await guests.run(name, f"{find}; true")
     wanted = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
     return {
         key: round(int(value) / 1024, 1)
@@ -224,7 +225,9 @@ def row(what: str, times: Sequence[float]) -> list[str]:
 
 async def measure(made: parts.RealParts, count: int) -> None:
     """Run the lab, and print what is found."""
-    async with Lab(LabSpec(topology.make("line", 2), name="bench-cluster"), made) as lab:
+    ports = {"firewall": {"allow": ["tcp/9200", "tcp/9300"]}}
+    spec = LabSpec(topology.make("line", 2), name="bench-cluster", config=ports)
+    async with Lab(spec, made) as lab:
         await lab.formed(300)
         await asyncio.sleep(20)
         guests = Guests(lab)
