@@ -20,12 +20,14 @@ IMAGE ?= lab
 SEED ?= 1
 SECURITY ?= sae
 LAB ?= default
+APPS ?=
 ONCE ?=
 KEEP ?=
 
 qemu-mesh: packages ## Boot nodes in one simulated mesh and watch them until Ctrl-C
 	@bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
-		--seed "$(SEED)" --security "$(SECURITY)" $(if $(KEEP),--keep) $(if $(ONCE),--once)
+		--seed "$(SEED)" --security "$(SECURITY)" $(foreach app,$(APPS),--application "$(app)") \
+		$(if $(KEEP),--keep) $(if $(ONCE),--once)
 
 ##@ Build
 
@@ -133,6 +135,7 @@ help: ## This text
 		'TOPOLOGY=grid' 'line, ring, grid, full, random or star' \
 		'SECURITY=sae' 'sae (a passphrase), or open' \
 		'IMAGE=lab' 'what they run: lab, or the firmware x86_64 or rpi64, or a card image' \
+		'APPS=examples/readings' 'applications to install on all nodes (lab image)' \
 		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \

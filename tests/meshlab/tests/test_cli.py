@@ -24,7 +24,7 @@ from meshlab import cli, lab, parts
 from meshlab.fake import FakeParts
 made = FakeParts()
 made.unlinked = set(sys.argv.pop(1).split(",")) - {""}
-parts.load = lambda image, cache, seed, progress: made
+parts.load = lambda image, cache, seed, progress, extras: made
 lab.Lab._interval = lambda self, node: 0.02
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -78,6 +78,14 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--image", default="lab", help="what the nodes boot (default: lab)")
     up.add_argument("--seed", type=int, default=1, help="of chips, radios, random topologies")
     up.add_argument("--security", choices=("sae", "open"), default="sae", help="default: sae")
+    up.add_argument(
+        "--application",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIRECTORY",
+        help="install this Python project on every node of the lab image (repeatable)",
+    )
     up.add_argument("--keep", action="store_true", help="keep the disks and chips of the last run")
     up.add_argument(
         "--once", action="store_true", help="wait until formed, print a summary as JSON, end"
@@ -219,11 +227,15 @@ def cmd_up(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     from meshlab import parts
+    from meshlab.image.lab import Extras
 
     def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    made = parts.load(options.image, cache_root(), options.seed, progress)
+    extras = Extras(tuple(path.resolve() for path in options.application))
+    made = parts.load(
+        options.image, cache_root(), options.seed, progress, extras if extras.applications else None
+    )
     spec = LabSpec(topology=shape, name=options.lab, security=options.security, keep=options.keep)
     lab = Lab(spec, made)
     plain = options.plain or options.once or not sys.stderr.isatty()
