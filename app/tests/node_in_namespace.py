@@ -68,23 +68,19 @@ class WireMesh:
 class WireParts(Parts):
     """The daemon's parts, with a wire for a radio and an identity from the command line."""
 
-    def __init__(self, identity: bytes) -> None:
+    def __init__(self, identity: bytes, chip: Path) -> None:
         self._identity = identity
+        self._chip = chip
 
     async def identity(self, settings: Settings) -> Any:
         serial = b"\x01\x23" + self._identity + b"\xee"
         return Identity("chip", self._identity, serial=serial, chip={"model": "ATECC608A"})
 
-    def trust(self, paths: Paths, *rest: Any) -> Any:
+    def open_chip(self, identity: Any) -> Any:
         from thicket.identity.aio import AsyncAtecc
-        from thicket.trust.service import Trust
         from thicket.trust.virtual import open_chip
 
-        return Trust(
-            paths,
-            *rest,
-            open_chip=lambda _: AsyncAtecc(open_chip(Path(paths.root, "chip.json"))),
-        )
+        return AsyncAtecc(open_chip(self._chip))
 
     def prepare_radio(self) -> None:
         pass
@@ -108,7 +104,9 @@ def main() -> None:
     network_namespace.ip("link set lo up")
     print("ready", flush=True)
     sys.stdin.readline()
-    sys.exit(asyncio.run(run(Paths(root), WireParts(bytes.fromhex(identity)))))
+    sys.exit(
+        asyncio.run(run(Paths(root), WireParts(bytes.fromhex(identity), Path(root, "chip.json"))))
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """thicket.trust.service: fleets of real daemons with chips, certificates and revocations."""
 
+import asyncio
 import base64
 import os
 import signal
+from collections.abc import Callable
+from ipaddress import IPv6Network
 from pathlib import Path
 
 import pytest
-from daemons import Fleet, NamespaceNode, Secured
+from daemons import PREFIX, Fleet, NamespaceNode, Secured
 
+from meshlab.chip import Atecc608, serial_for
 from thicket.client import ClientError
+from thicket.config import Paths, Settings
+from thicket.identity import Identity
+from thicket.identity.aio import AsyncAtecc
+from thicket.status import Problems
 from thicket.trust import clock
+from thicket.trust.authority import Authority
+from thicket.trust.service import Trust
 from thicket.trust.virtual import open_chip
 
 
@@ -176,6 +186,51 @@ def test_sighup_makes_new_credentials_and_keeps_connections(fleet: Fleet) -> Non
     fleet.until(lambda: "no change" in b.log(), "b has read its file again")
     assert b.ask("ping", node=a.name)["milliseconds"] > 0
     assert a.ask("status")["cluster"]["nodes"][0]["since"] == since
+
+
+async def test_a_part_that_is_started_again_keeps_what_is_in_use(tmp_path: Path) -> None:
+    """The cluster holds the TLS contexts: they must get the certificates that come later."""
+    serial = serial_for("service", 1)
+    authority = Authority(tmp_path / "authority", lambda _: "")
+    authority.init("acme", IPv6Network(f"{PREFIX}::/64"), lab=True)
+    Atecc608(serial, tmp_path / "chip.json")
+    authority.enroll_chip(open_chip(tmp_path / "chip.json"), write=True, show=lambda _: None)
+    root = (authority.folder / "root.pem").read_text()
+    settings = [Settings({"trust": {"root": root}})]
+    who = Identity("chip", serial[2:8], serial=serial, chip={"model": "ATECC608A"})
+    trust = Trust(
+        Paths(str(tmp_path)),
+        lambda: settings[0],
+        lambda: who,
+        Problems(lambda: None),
+        lambda: None,
+        open_chip=lambda _: AsyncAtecc(open_chip(tmp_path / "chip.json")),
+    )
+
+    async def run(until: Callable[[], object]) -> None:
+        task = asyncio.create_task(trust.run())
+        async with asyncio.timeout(30):
+            while not until():  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task})
+
+    await run(trust.ready.is_set)
+    tls, beacons, first = trust.tls, trust.beacons, trust.credentials
+    assert tls is not None
+    assert trust.take_list(authority.revoke([serial.hex()]), "a test")
+    assert trust.status()["state"] == "revoked"
+    assert trust.revoked == {serial.hex()}, "also while nothing runs"
+    await run(lambda: trust.credentials is not first)
+    assert trust.tls is tls
+    assert trust.beacons is beacons
+    assert trust.status()["state"] == "revoked"
+    # Another fleet, or none, is another matter.
+    settings[0] = Settings()
+    await run(lambda: trust.status()["state"] == "no-fleet")
+    assert (trust.tls, trust.beacons, trust.credentials) == (None, None, None)
+    assert trust.revoked == set()
+    assert not trust.ready.is_set()
 
 
 def test_the_clock_is_believed_only_when_a_service_has_set_it(

@@ -117,18 +117,11 @@ class Parts:
             interface=self.interface,
         )
 
-    def trust(
-        self,
-        paths: Paths,
-        settings: Callable[[], Settings],
-        identity: Callable[[], Any],
-        problems: Problems,
-        on_change: Callable[[], None],
-    ) -> Any:
-        """This node's side of the fleet."""
-        from thicket.trust.service import Trust  # noqa: PLC0415
+    def open_chip(self, identity: Any) -> Any:
+        """The chip that the identity was read from, to sign with. Raises BusError."""
+        from thicket.trust.service import open_chip  # noqa: PLC0415
 
-        return Trust(paths, settings, identity, problems, on_change)
+        return open_chip(identity)
 
     def node(self, settings: Settings, address: IPv6Address, on_change: Change, tls: Any) -> Any:
         """The node of the cluster; ``tls`` is None where the cookie is all it has."""
@@ -301,12 +294,15 @@ class Daemon:
         self.make.prepare_radio()
         self._take_identity(await reading)
         self._part("radio", self._run_radio)
-        self.trust = self.make.trust(
+        from thicket.trust.service import Trust  # noqa: PLC0415  # the radio is on its way first
+
+        self.trust = Trust(
             self.paths,
             lambda: self.settings,
             lambda: self.identity,
             self.problems,
             self._changed,
+            open_chip=self.make.open_chip,
         )
         self.trust.on_beacons = self._other_beacons
         self._part("trust", self.trust.run)
@@ -513,7 +509,6 @@ class Daemon:
             await node.start()
             self.node, self.membership = node, membership
             self.trust.attach(node)
-            self.trust.on_revoked = node.recheck
             if self.discovery is not None:  # what was heard before
                 for address in self.discovery.table.entries:
                     membership.heard(address, True)
@@ -848,7 +843,6 @@ class Daemon:
         return {
             "attempts": self.membership.attempts,
             **{name: found[name] for name in names},
-            "refused": sum(found["refused"].values()),
         }
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -1005,6 +999,8 @@ class Daemon:
         from thicket.trust.service import ListError  # noqa: PLC0415
 
         text = params.get("list")
+        if self.trust is None:
+            raise RequestError("starting", "the node is still finding out who it is; try again")
         if not isinstance(text, str):
             raise RequestError("bad-request", 'params need "list", in Base64')
         try:

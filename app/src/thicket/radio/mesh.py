@@ -61,6 +61,7 @@ _REFUSED_TIMES: Final = 2  # so many failures in a row with a neighbour are no w
 _REFRESH_SECONDS: Final = 0.5  # a refresh younger than this is good enough
 _SILENT_BEACONS: Final = 5  # a peer from which nothing came for so many beacons is out of reach
 
+_NOBODY: Final = "00:00:00:00:00:00"  # the next hop of a path that is being looked for
 _LOST: Final = 120.0  # a peer that comes back within so many seconds is one that returned
 
 #: How the messages begin by which wpa_supplicant tells that it gave up.
@@ -470,9 +471,9 @@ class Mesh:
         """Let frames to a peer that has come back take the link to it, not a path from before.
 
         When a peer is lost the kernel asks around for another path to it, and is answered by nodes
-        whose path leads over us: a circle. A node that has been switched off and on again counts
-        its path messages (HWMP, IEEE 802.11-2020 14.10) from the beginning, so theirs count as
-        newer than its own until they expire.
+        whose path leads over us: a circle, which was seen to stand until their path expired. (A
+        node that has been switched off and on again counts its path messages from the beginning,
+        HWMP of IEEE 802.11-2020 14.10, so that theirs would count as newer than its own.)
         """
         assert self._nl80211 is not None and self._ifindex is not None
         ways = {path["destination"]: path["next_hop"] for path in self._paths}
@@ -486,7 +487,10 @@ class Mesh:
             if now >= until:
                 del self._returned[mac]
             elif mac in self._peers and mac not in self._fixed and ways.get(mac, mac) != mac:
-                log.info("path to %s over %s is from before it was lost", mac, ways[mac])
+                if ways[mac] == _NOBODY:
+                    log.info("path to %s is still being looked for: its link is taken", mac)
+                else:
+                    log.info("path to %s over %s is from before it was lost", mac, ways[mac])
                 if self._change_path("the path of the peer", mac, fix=True):
                     self._fixed[mac] = now + self._settings.path_timeout / 1000
 

@@ -69,14 +69,14 @@ class Trust:
         problems: Problems,
         on_change: Callable[[], None],
         *,
-        open_chip: Callable[[Any], AsyncAtecc] | None = None,
+        open_chip: Callable[[Any], AsyncAtecc],
     ) -> None:
         self.paths = paths
         self.settings = settings
         self.identity = identity
         self.problems = problems
         self.on_change = on_change
-        self._open_chip = open_chip or open_chip_of
+        self._open_chip = open_chip
         self.fleet: Fleet | None = None
         self.credentials: Credentials | None = None
         #: For the cluster's connections; None while there are no credentials.
@@ -85,18 +85,25 @@ class Trust:
         self.ready = asyncio.Event()
         #: Makes and judges beacons; None without a fleet.
         self.beacons: SignedBeacons | None = None
-        #: Called after a new list is in force, and when there are other beacons to send.
-        self.on_revoked: Callable[[], None] = lambda: None
+        #: Called when there are other beacons to send.
         self.on_beacons: Callable[[], None] = lambda: None
         self.list: Revocations | None = None
+        self._root = ""
+        self._forget()
+        self._again = asyncio.Event()
+        self._exchange: Exchange | None = None
+        self._recheck: Callable[[], object] | None = None
+        self._writing: set[asyncio.Future[None]] = set()
+
+    def _forget(self) -> None:
+        """Begin anew, in no fleet."""
+        self.fleet = self.credentials = self.tls = self.list = self.beacons = None
         self._packed = b""
         self._state = "starting"
         self._floor: datetime | None = None
         self._until: datetime | None = None
         self._signer = ""
-        self._again = asyncio.Event()
-        self._exchange: Exchange | None = None
-        self._writing: set[asyncio.Future[None]] = set()
+        self.ready.clear()
 
     # -- what others ask
 
@@ -125,7 +132,7 @@ class Trust:
         """The part ``trust`` of the status document; docs/node.md has its members."""
         fleet, credentials, listed, until = self.fleet, self.credentials, self.list, self._until
         return {
-            "state": self._state,
+            "state": "revoked" if self._is_revoked() else self._state,
             "fleet": None if fleet is None else fleet.name,
             "root": None if fleet is None else fleet.identifier.hex(),
             "device": None if credentials is None else credentials.peer.device,
@@ -147,31 +154,33 @@ class Trust:
     # -- running
 
     async def run(self) -> None:
-        """Prove the node's identity, and keep it proven, until cancelled."""
+        """Prove the node's identity, and keep it proven, until cancelled.
+
+        Started again in the same fleet it goes on with what is in use: the cluster's connections
+        hold :attr:`tls`, and are to be judged by the list meanwhile.
+        """
         self.problems.clear("trust")
-        try:
-            if not self._load_fleet():
-                await asyncio.Event().wait()  # only another configuration helps
-            self._load_list()
-            await self._open_ears()
-            while True:
-                self._again.clear()
-                await self._prove()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(AGAIN):
-                        await self._again.wait()
-        finally:
-            self.fleet = self.credentials = self.tls = self.list = self.beacons = None
-            self._floor = self._until = None
-            self._packed = b""
-            self.ready.clear()
-            self._state = "starting"
+        if not self._load_fleet():
+            await asyncio.Event().wait()  # only another configuration helps
+        self._load_list()
+        self._judge_ourselves()
+        await self._open_ears()
+        while True:
+            self._again.clear()
+            await self._prove()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN):
+                    await self._again.wait()
 
     def _load_fleet(self) -> bool:
         text = self.settings().trust.root
+        if text != self._root:
+            self._root = text
+            self._forget()
         if text:
-            self.fleet = Fleet(from_pem(text)[0])
-            self._raise_floor(self.fleet.root.not_before)
+            if self.fleet is None:
+                self.fleet = Fleet(from_pem(text)[0])
+                self._raise_floor(self.fleet.root.not_before)
             return True
         self._state = "no-fleet"
         if self.needed:
@@ -191,6 +200,9 @@ class Trust:
         from thicket.trust.beacon import SignedBeacons, next_start  # noqa: PLC0415
 
         assert self.fleet is not None
+        if self.beacons is not None:
+            self.beacons.chip_required = self.settings().trust.chip_required
+            return
         path, now = f"{self.folder}/{START_FILE}", self.clock()
         # the disk may take its time
         start = await asyncio.get_running_loop().run_in_executor(None, next_start, path, now)
@@ -225,8 +237,7 @@ class Trust:
                 device, self.fleet, self.clock, self._use, wait=self._wait_for_renewal
             )
         except RefusedError as error:
-            code = "revoked" if error.reason == "revoked" else "refused"
-            self._fail(code, f"every other node would refuse this one: {error}")
+            self._fail("refused", f"every other node would refuse this one: {error}")
         except CertificateError as error:
             self._fail("not-enrolled", str(error))
         except _AgainError:
@@ -256,7 +267,7 @@ class Trust:
 
     def _fail(self, code: str, message: str) -> None:
         self._state = code
-        for other in ("revoked", "refused", "not-enrolled", "chip"):
+        for other in ("refused", "not-enrolled", "chip"):
             if other != code:
                 self.problems.clear("trust", other)
         self.problems.report("trust", code, message)
@@ -297,12 +308,13 @@ class Trust:
         self.on_beacons()
         self.on_change()
 
+    def _is_revoked(self) -> bool:
+        mine = self.credentials
+        return mine is not None and not self.revoked.isdisjoint((mine.peer.device, self._signer))
+
     def _judge_ourselves(self) -> None:
         """Tell when the list names this device: others will no longer talk with it."""
-        mine = self.credentials
-        if mine is None:
-            return
-        if not self.revoked.isdisjoint((mine.peer.device, self._signer)):
+        if self._is_revoked():
             self.problems.report(
                 "trust",
                 "revoked",
@@ -359,7 +371,8 @@ class Trust:
         )
         self._keep(data)
         self._judge_ourselves()
-        self.on_revoked()
+        if self._recheck is not None:
+            self._recheck()
         self.on_change()
         return True
 
@@ -393,10 +406,11 @@ class Trust:
         from thicket.trust.exchange import Exchange  # noqa: PLC0415
 
         self._exchange = Exchange(node, self.current_list, self._offered)
+        self._recheck = node.recheck
 
     def detach(self) -> None:
         """The node object has ended."""
-        self._exchange = None
+        self._exchange = self._recheck = None
 
     def _offered(self, data: bytes, origin: str) -> bool:
         try:
@@ -426,7 +440,7 @@ class _AgainError(Exception):
     """Somebody has asked to look again."""
 
 
-def open_chip_of(identity: Any) -> AsyncAtecc:
+def open_chip(identity: Any) -> AsyncAtecc:
     """Open the chip that the identity was read from. Raises BusError."""
     from thicket.identity.aio import AsyncAtecc  # noqa: PLC0415
     from thicket.identity.atecc import Atecc  # noqa: PLC0415
