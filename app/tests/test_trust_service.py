@@ -228,7 +228,7 @@ async def test_a_part_that_is_started_again_keeps_what_is_in_use(tmp_path: Path)
     # Another fleet, or none, is another matter.
     settings[0] = Settings()
     await run(lambda: trust.status()["state"] == "no-fleet")
-    assert (trust.tls, trust.beacons, trust.credentials) == (None, None, None)
+    assert not any((trust.tls, trust.beacons, trust.credentials))
     assert trust.revoked == set()
     assert not trust.ready.is_set()
 
