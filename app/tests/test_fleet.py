@@ -31,7 +31,7 @@ async def test_a_whole_fleet_connects_at_once_and_again_after_a_power_cycle(
     class Counted(Node):
         """Counts the attempts that run at the same time on one node."""
 
-        async def connect(self, peer: str, timeout: float = 15.0) -> None:
+        async def connect(self, peer: str, timeout: float | None = None) -> None:
             try:
                 await super().connect(peer, timeout)
             finally:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 import ssl
@@ -21,7 +22,7 @@ from fleet_for_tests import CLOCK, TestFleet, one_fleet
 from private_network import Network, in_private_network, until
 
 from thicket.distribution import DistributionError, Node
-from thicket.distribution.secure import explained
+from thicket.distribution.secure import Shared, TlsTransport, explained
 from thicket.trust import stock
 from thicket.trust import tls as fleet_tls
 from thicket.trust.node import Credentials, FileKey, make_credentials
@@ -423,6 +424,31 @@ def test_alerts_in_plain_words() -> None:
     assert said("TLSV1_ALERT_SOMETHING_NEW") == ("tls", "theirs")
     assert said("PEER_DID_NOT_RETURN_A_CERTIFICATE") == ("no-certificate", "ours")
     assert said("SOMETHING_NEW") == ("tls", "ours")
+
+
+async def test_closing_towards_a_peer_that_has_gone_already() -> None:
+    """The kernel may know no connection any more when its end is to be told."""
+
+    class Gone(asyncio.Transport):
+        aborted = False
+
+        def can_write_eof(self) -> bool:
+            return True
+
+        def write_eof(self) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    mine = await credentials(FLEET.device(1)[0])
+    shared, gone = Shared(), Gone()
+    context = FleetTls(FLEET.fleet, mine, clock=now).server
+    transport = TlsTransport(None, context, shared, server_side=True)  # type: ignore[arg-type]
+    transport._raw = gone
+    transport.close()
+    assert gone.aborted
+    assert not shared.lingering
 
 
 # --- with Erlang --------------------------------------------------------------------------------

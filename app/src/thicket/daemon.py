@@ -57,8 +57,10 @@ DUPLICATE: Final = 90.0
 
 #: A peer whose last frame is older than so many beacon intervals is asked whether it is there.
 SILENT_BEACONS: Final = 1.6
-#: Seconds between two looks at the radio's peers, at least.
+#: Seconds between two looks at the radio's peers, at least; and how many times as long as a look
+#: took, so that a node which is short of time does not spend it on looking.
 LOOK_AT_LEAST: Final = 0.2
+LOOK_SHARE: Final = 10.0
 
 Change = Callable[[str, dict[str, Any]], None]
 
@@ -126,6 +128,7 @@ class Parts:
     def node(self, settings: Settings, address: IPv6Address, on_change: Change, tls: Any) -> Any:
         """The node of the cluster; ``tls`` is None where the cookie is all it has."""
         from thicket.distribution import Node  # noqa: PLC0415
+        from thicket.distribution.handshake import SETUP_TIME  # noqa: PLC0415
 
         cluster = settings.cluster
         return Node(
@@ -134,6 +137,8 @@ class Parts:
             address=address,
             port=cluster.port,
             tick_time=cluster.tick_time,
+            # who allows for slow nodes there has slow handshakes, too
+            setup_time=max(SETUP_TIME, cluster.tick_time / 2),
             on_change=on_change,
             tls=tls,
         )
@@ -577,16 +582,19 @@ class Daemon:
     async def _watch_radio(self, membership: Membership) -> None:
         """Look for peers that the radio no longer hears, while there are connections to lose."""
         patience = SILENT_BEACONS * self.settings.mesh.beacon_interval * 1.024  # milliseconds
-        longest = 0
+        longest, took = 0, 0.0
         while True:
             # The next look is when the one that is silent longest would have been for too long.
-            await asyncio.sleep(min(max((patience - longest) / 1000, LOOK_AT_LEAST), 1.0))
-            longest = 0
+            due = min(max((patience - longest) / 1000, LOOK_AT_LEAST), 1.0)
+            await asyncio.sleep(max(due, LOOK_SHARE * took))
+            longest, took = 0, 0.0
             mesh = self.mesh
             up = any(candidate.up for candidate in membership.candidates.values())
             if mesh is None or not (up or membership.neighbours is not None):
                 continue
+            began = time.monotonic()
             await mesh.refresh()
+            took = time.monotonic() - began
             linked = set()
             for peer in mesh.snapshot()["peers"]:
                 if peer["state"] != "ESTAB":

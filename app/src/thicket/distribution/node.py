@@ -65,7 +65,6 @@ MAX_HANDSHAKES = 64
 MAX_HANDSHAKES_PER_SOURCE = 8
 _EPMD_TIME = 2.0
 _CONNECT_TIME = 4.0
-_ATTEMPT_TIME = _EPMD_TIME + _CONNECT_TIME + SETUP_TIME
 _CLOSE_TIME = 2.0
 _BIND_INTERVAL = 0.1
 _MAX_BIND_INTERVAL = 2.0
@@ -170,6 +169,7 @@ class Node(ProcessTable):
         self._published = published
         self._check_source = check_source
         self._setup_time = setup_time
+        self._attempt_time = _EPMD_TIME + _CONNECT_TIME + setup_time
         self._max_message = max_message
         self._tls = tls
         self._length_size = 2 if tls is None else 4
@@ -334,14 +334,14 @@ class Node(ProcessTable):
 
     # --- connecting ---------------------------------------------------------------------------
 
-    async def connect(self, peer: str, timeout: float = _ATTEMPT_TIME) -> None:
+    async def connect(self, peer: str, timeout: float | None = None) -> None:
         """Connect to *peer* unless it is connected.
 
         The peer's port mapper is asked for its port first; when there is none, or it does not
         know the peer, our own port number is tried.
 
         :param peer: its full name, the address in canonical form.
-        :param timeout: seconds to wait.
+        :param timeout: seconds to wait; by default as long as an attempt may take.
         :raises DistributionError: why it did not work; codes ``bad-name``, ``unreachable``,
             ``timeout``, ``closed`` and those of :class:`HandshakeError`.
         """
@@ -361,6 +361,7 @@ class Node(ProcessTable):
             self._since[peer] = _now()
             attempt.add_done_callback(lambda task: self._attempted(peer, task))
             self._change("connecting", {"name": peer})
+        timeout = self._attempt_time if timeout is None else timeout
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.shield(attempt)  # others may wait for the same attempt
@@ -379,11 +380,11 @@ class Node(ProcessTable):
     async def _attempt(self, peer: str) -> None:
         """Connect to *peer*, within the time that all the steps may take together."""
         try:
-            async with asyncio.timeout(_ATTEMPT_TIME):
+            async with asyncio.timeout(self._attempt_time):
                 await self._reach(peer)
         except TimeoutError:
             raise DistributionError(
-                "timeout", f"no connection to {peer} within {_ATTEMPT_TIME:g} seconds"
+                "timeout", f"no connection to {peer} within {self._attempt_time:g} seconds"
             ) from None
 
     async def _reach(self, peer: str) -> None:
@@ -472,7 +473,7 @@ class Node(ProcessTable):
     async def _comes_up(self, peer: str) -> bool:
         """Wait until *peer*, which is connecting to us, is connected; False when it fails."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + SETUP_TIME
+        end = loop.time() + self._setup_time
         # When we yielded to a connection of the peer's, it can be a moment until it is here.
         grace = loop.time() + _EPMD_TIME
         while peer not in self._connections:
@@ -1134,7 +1135,7 @@ class Node(ProcessTable):
         """Return the connection to *peer*, connecting when necessary."""
         connection = self._connections.get(peer)
         if connection is None:
-            await self.connect(peer, _ATTEMPT_TIME if timeout is None else timeout)
+            await self.connect(peer, timeout)
             connection = self._connections.get(peer)
             if connection is None:
                 raise DistributionError("closed", f"the connection to {peer} was closed")

@@ -237,8 +237,12 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
                 self._ssl.unwrap()
         self._flush()
         if len(self._shared.lingering) < MAX_LINGERING and self._raw.can_write_eof():
+            try:
+                self._raw.write_eof()
+            except OSError:  # the peer has gone already
+                self._raw.abort()
+                return
             self._shared.lingering.add(self)
-            self._raw.write_eof()
             self._raw.resume_reading()
         else:
             self._raw.close()

@@ -22,7 +22,9 @@ _MODE_MESH: Final = 5
 _SAE_GROUP: Final = 19
 _PMF_REQUIRED: Final = 2
 
-_COMMAND_SECONDS: Final = 5.0
+#: Seconds for an answer. A node that computes for many others at once is slow to give, and to take,
+#: one; a wpa_supplicant that is ended for that costs every link.
+_COMMAND_SECONDS: Final = 20.0
 _DATAGRAM_BYTES: Final = 16 * 1024
 _POLL_SECONDS: Final = 0.03
 
