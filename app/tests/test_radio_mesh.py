@@ -376,6 +376,25 @@ async def test_lost_events_are_made_up_for_by_the_station_table(world: World) ->
         assert one.told[-1] == ("peer-up", {"mac": PEER})
 
 
+@pytest.mark.parametrize("another", [{"connected_s": 0}, {"plid": 9}], ids=["sae", "open"])
+async def test_a_link_made_again_between_two_looks(world: World, another: dict[str, int]) -> None:
+    """Its peer was away: what was known of it is of before."""
+    async with running(world) as one:
+        await one.joined()
+        for stations in ([station()], [{**station(), "connected_s": 6}]):
+            world.stations = stations
+            one.mesh._refreshed = 0.0
+            await one.mesh.refresh()
+            assert one.told[-1] == ("peer-up", {"mac": PEER})
+        told = len(one.told)
+        world.stations = [{**station(), "connected_s": 6, **another}]
+        world.next_hop = OTHER
+        one.mesh._refreshed = 0.0
+        await one.mesh.refresh()
+        assert one.told[told:] == [("peer-down", {"mac": PEER}), ("peer-up", {"mac": PEER})]
+        assert world.fixed_paths == [(PEER, PEER)]
+
+
 async def test_paths_over_a_silent_peer_are_given_up(world: World) -> None:
     async with running(world) as one:
         await one.joined()
@@ -409,16 +428,20 @@ async def test_a_peer_that_came_back_is_reached_by_its_link(
         await look(station(), station(OTHER))
         assert world.fixed_paths == [(PEER, PEER)]
         assert world.removed_paths == [PEER]
+        assert one.mesh.snapshot()["paths"][0]["next_hop"] == PEER, "told as it is now"
         await look(station(), station(OTHER))
         assert world.fixed_paths == [(PEER, PEER)]
+        world.next_hop = OTHER  # the link was made anew between two looks, and the path ended with it
+        await look(station(), station(OTHER))
+        assert world.fixed_paths == [(PEER, PEER)] * 2
         one.mesh._fixed[PEER] = 0.0
         one.mesh._returned.clear()
         await look(station(), station(OTHER))
-        assert world.removed_paths == [PEER, PEER]
+        assert world.removed_paths == [PEER] * 3
         assert one.mesh._fixed == {}
         world.next_hop = OTHER
         await look(station(), station(OTHER))
-        assert world.fixed_paths == [(PEER, PEER)], "today's finding is left alone"
+        assert world.fixed_paths == [(PEER, PEER)] * 2, "today's finding is left alone"
 
 
 async def test_the_address_is_questioned_again_before_the_first_peer(world: World) -> None:

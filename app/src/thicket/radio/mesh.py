@@ -110,6 +110,17 @@ class _Stuck:
         self.due = now + self.wait
 
 
+def _made_again(before: nl80211.Station, now: nl80211.Station) -> bool:
+    """Whether the link to a peer is another one than at the last look.
+
+    A node that is back soon after a power cut finds its link still standing at the other end. There
+    it is replaced within moments, with SAE without any event of its end.
+    """
+    return (now["llid"], now["plid"]) != (before["llid"], before["plid"]) or (
+        (now["connected_s"] or 0) < (before["connected_s"] or 0)
+    )
+
+
 class _ReconfiguredError(Exception):
     """The settings have changed: the next session begins at once."""
 
@@ -387,6 +398,7 @@ class Mesh:
         ):
             return
         self._refreshed = now
+        before = {one["mac"]: one for one in self._stations if one["state"] == ESTABLISHED}
         try:
             self._stations = self._nl80211.stations(self._ifindex)
             self._paths = self._nl80211.paths(self._ifindex)
@@ -403,10 +415,21 @@ class Mesh:
             return
         if self._settings.security == SAE:
             self._judge_protection()
-        self._set_peers({one["mac"] for one in self._stations if one["state"] == ESTABLISHED})
+        peers = [one for one in self._stations if one["state"] == ESTABLISHED]
+        again = {
+            one["mac"]
+            for one in peers
+            if one["mac"] in before and _made_again(before[one["mac"]], one)
+        }
+        if again:
+            self._set_peers(self._peers - again)  # as if we had looked in between
+        self._set_peers({one["mac"] for one in peers})
         self._watch_the_stuck(now)
-        self._avoid_silent_peers()
-        self._avoid_detours(now)
+        if self._avoid_silent_peers() | self._avoid_detours(now):
+            try:
+                self._paths = self._nl80211.paths(self._ifindex)  # what is told is what is now
+            except OSError as error:
+                log.debug("cannot read paths: %s", error)
 
     def _judge_protection(self) -> None:
         """Count nobody as a peer whose frames are not protected, whatever its state of peering."""
@@ -449,8 +472,8 @@ class Mesh:
             if now > self._stuck[mac].due + self._stuck[mac].wait:
                 del self._stuck[mac]
 
-    def _avoid_silent_peers(self) -> None:
-        """Forget the paths over peers from which not even beacons come any more.
+    def _avoid_silent_peers(self) -> bool:
+        """Forget the paths over peers from which not even beacons come any more; whether any.
 
         The kernel gives up a path when the average of failed frames over it is high (mac80211,
         ieee80211s_update_metric: above 95 %), which takes a node that sends little a long time.
@@ -458,6 +481,7 @@ class Mesh:
         assert self._nl80211 is not None and self._ifindex is not None
         patience = _SILENT_BEACONS * self._settings.beacon_interval * 1.024
         silent = {one["mac"] for one in self._stations if (one["inactive_ms"] or 0) > patience}
+        changed = False
         for path in self._paths:
             if path["next_hop"] in silent:
                 try:
@@ -466,9 +490,13 @@ class Mesh:
                     log.debug("cannot remove the path to %s: %s", path["destination"], error)
                 else:
                     log.info("path to %(destination)s over silent %(next_hop)s given up", path)
+                    changed = True
+        return changed
 
-    def _avoid_detours(self, now: float) -> None:
+    def _avoid_detours(self, now: float) -> bool:
         """Let frames to a peer that has come back take the link to it, not a path from before.
+
+        Whether a path was changed.
 
         When a peer is lost the kernel asks around for another path to it, and is answered by nodes
         whose path leads over us: a circle, which was seen to stand until their path expired. (A
@@ -476,23 +504,27 @@ class Mesh:
         HWMP of IEEE 802.11-2020 14.10, so that theirs would count as newer than its own.)
         """
         assert self._nl80211 is not None and self._ifindex is not None
+        changed = False
         ways = {path["destination"]: path["next_hop"] for path in self._paths}
         for mac, until in list(self._fixed.items()):
             if now < until and mac in self._peers:
                 continue
             del self._fixed[mac]  # what is found from now on is of today
             if ways.get(mac) == mac:
-                self._change_path("the path to its own finding", mac)
+                changed |= self._change_path("the path to its own finding", mac)
         for mac, until in list(self._returned.items()):
             if now >= until:
                 del self._returned[mac]
-            elif mac in self._peers and mac not in self._fixed and ways.get(mac, mac) != mac:
+            elif mac in self._peers and ways.get(mac, mac) != mac:
+                # perhaps once more: what was fixed ends with the link, which can come back unseen
                 if ways[mac] == _NOBODY:
                     log.info("path to %s is still being looked for: its link is taken", mac)
                 else:
                     log.info("path to %s over %s is from before it was lost", mac, ways[mac])
                 if self._change_path("the path of the peer", mac, fix=True):
                     self._fixed[mac] = now + self._settings.path_timeout / 1000
+                    changed = True
+        return changed
 
     def _change_path(self, what: str, mac: str, *, fix: bool = False) -> bool:
         assert self._nl80211 is not None and self._ifindex is not None
