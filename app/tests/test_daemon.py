@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Address, IPv6Interface
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from daemons import OPEN, PREFIX, Fleet
@@ -443,6 +444,45 @@ class TestProblems:
             found.duplicate_heard -= daemon.DUPLICATE
             await run.daemon._refresh()
             assert not run.problem("duplicate-address")
+
+    async def test_peers_that_the_radio_does_not_hear_are_asked(self, paths: Paths) -> None:
+        """One that is silent is; when all are, every node of the cluster is, too."""
+
+        class Cluster:
+            neighbours = None
+            looks = 0
+            asked: ClassVar[list[IPv6Address | None]] = []
+
+            @property
+            def candidates(self) -> dict[int, Any]:
+                self.looks += 1  # once in each look
+                return {1: SimpleNamespace(up=True)}
+
+            def suspect(self, address: IPv6Address | None = None) -> None:
+                self.asked.append(address)
+
+        near, far = IPv6Address("fd12:3456:789a:1::1"), IPv6Address("fd12:3456:789a:1::2")
+        cluster: Any = Cluster()
+
+        async def heard(run: Running, *silences: int) -> set[IPv6Address | None]:
+            run.parts.meshes[0].peers = [
+                {"state": "ESTAB", "address": f"{address}/64", "inactive_ms": silent}
+                for address, silent in zip((near, far), silences, strict=True)
+            ]
+            looks = cluster.looks
+            await run.until(lambda: cluster.looks > looks, "a look")
+            cluster.asked.clear()
+            await run.until(lambda: cluster.looks > looks + 1, "one more look")
+            return set(cluster.asked)
+
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.mesh is not None, "running")
+            watch = asyncio.create_task(run.daemon._watch_radio(cluster))
+            assert await heard(run, 900, 900) == set()
+            assert await heard(run, 1500, 1700) == {far}
+            assert await heard(run, 1700, 9000) == {near, far}, "a beacon may be lost"
+            assert await heard(run, 2700, 9000) == {near, far, None}
+            watch.cancel()
 
     async def test_an_exception_that_nobody_awaits_is_logged(
         self, paths: Paths, caplog: pytest.LogCaptureFixture

@@ -431,7 +431,7 @@ async def test_a_peer_that_came_back_is_reached_by_its_link(
         assert one.mesh.snapshot()["paths"][0]["next_hop"] == PEER, "told as it is now"
         await look(station(), station(OTHER))
         assert world.fixed_paths == [(PEER, PEER)]
-        world.next_hop = OTHER  # the link was made anew between two looks, and the path ended with it
+        world.next_hop = OTHER  # the link was made anew unseen: the path ended with it
         await look(station(), station(OTHER))
         assert world.fixed_paths == [(PEER, PEER)] * 2
         one.mesh._fixed[PEER] = 0.0

@@ -57,6 +57,8 @@ DUPLICATE: Final = 90.0
 
 #: A peer whose last frame is older than so many beacon intervals is asked whether it is there.
 SILENT_BEACONS: Final = 1.6
+#: When that of every peer is older than so many, we may be alone: all other nodes are asked, too.
+ALONE_BEACONS: Final = 2.6
 #: Seconds between two looks at the radio's peers, at least; and how many times as long as a look
 #: took, so that a node which is short of time does not spend it on looking.
 LOOK_AT_LEAST: Final = 0.2
@@ -581,13 +583,17 @@ class Daemon:
 
     async def _watch_radio(self, membership: Membership) -> None:
         """Look for peers that the radio no longer hears, while there are connections to lose."""
-        patience = SILENT_BEACONS * self.settings.mesh.beacon_interval * 1.024  # milliseconds
-        longest, took = 0, 0.0
+        beacon = self.settings.mesh.beacon_interval * 1.024 / 1000  # seconds
+        patience, alone = SILENT_BEACONS * beacon, ALONE_BEACONS * beacon
+        silences: list[float] = []
+        took = 0.0
         while True:
-            # The next look is when the one that is silent longest would have been for too long.
-            due = min(max((patience - longest) / 1000, LOOK_AT_LEAST), 1.0)
-            await asyncio.sleep(max(due, LOOK_SHARE * took))
-            longest, took = 0, 0.0
+            # The next look is when the next of them would have been silent for too long.
+            due = [patience - silent for silent in silences if silent <= patience]
+            if silences and min(silences) <= alone:
+                due.append(alone - min(silences))
+            await asyncio.sleep(max(min([1.0, *due]), LOOK_AT_LEAST, LOOK_SHARE * took))
+            silences, took = [], 0.0
             mesh = self.mesh
             up = any(candidate.up for candidate in membership.candidates.values())
             if mesh is None or not (up or membership.neighbours is not None):
@@ -601,11 +607,11 @@ class Daemon:
                     continue
                 address = IPv6Interface(peer["address"]).ip if peer.get("address") else None
                 linked.add(address)
-                silent = peer.get("inactive_ms") or 0
-                if silent <= patience:
-                    longest = max(longest, silent)
-                elif up:
+                silences.append((peer.get("inactive_ms") or 0) / 1000)
+                if up and silences[-1] > patience:
                     membership.suspect(address)
+            if up and silences and min(silences) > alone:
+                membership.suspect()
             if membership.neighbours is not None:
                 membership.set_neighbours({address for address in linked if address is not None})
 

@@ -7,11 +7,12 @@ covers a beacon that came through in one direction only. (Both at once is harmle
 settles it. It is only work done twice.)
 
 Missing ticks tell of a lost node, late. When the radio no longer hears a station, or another node
-fears for one, the node is *probed*: it has :data:`PROBE` seconds to say something, and is given up
-otherwise, unless the radio has heard it meanwhile: beacons come through where other frames do not
-yet, because their rate is the lowest one. A probe of a node that is well costs one round trip, so
-a false alarm of a lossy link does no harm. A node that has not answered for :data:`DOUBT` seconds
-is told of to the others, who may have no radio contact with it themselves.
+fears for one, the node is *probed*: it has :data:`PROBE` seconds to say something, counted from the
+first who feared, and is given up otherwise, unless the radio has heard it meanwhile: beacons come
+through where other frames do not yet, because their rate is the lowest one. A probe of a node that
+is well costs one round trip, so a false alarm of a lossy link does no harm. A node that has not
+answered for :data:`DOUBT` seconds is told of to the others, who may have no radio contact with it
+themselves.
 
 A node that does not answer is tried again with growing pauses while it is heard; a beacon after a
 silence makes it due at once. A connection that closed is tried again in the same way.
@@ -42,7 +43,7 @@ SILENCE: Final = 40.0
 #: so many seconds after its last sign of life. (Discovery tells when to give up those it heard.)
 FORGET: Final = 600.0
 #: Seconds that a node under suspicion has to say something, after how many of them the others are
-#: told, and how long it is left in peace then.
+#: told (who then leave it the rest of them), and how long it is left in peace then.
 PROBE: Final = 2.0
 DOUBT: Final = 0.75
 PEACE: Final = 2.0
@@ -204,9 +205,10 @@ class Membership:
     async def _probe(self, candidate: Candidate, share: bool) -> None:
         loop = asyncio.get_running_loop()
         doubt = loop.create_task(self._doubt(candidate)) if share else None
+        seconds = PROBE if share else PROBE - DOUBT
         try:
-            alive = await self.link.probe(candidate.name, PROBE)
-            if not alive and candidate.up and not await self._on_air(candidate, PROBE):
+            alive = await self.link.probe(candidate.name, seconds)
+            if not alive and candidate.up and not await self._on_air(candidate, seconds):
                 log.info("%s gave no sign of life", candidate.name)
                 self.link.give_up(candidate.name)
         finally:

@@ -337,6 +337,8 @@ class Lab:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._slots = asyncio.Semaphore(max(1, parts.boot_slots))
         self._lively_until = 0.0
+        #: Seconds between two questions for a node's status while something happens, at least.
+        self.lively_interval = 1.0
         self._lock_file: int | None = None
         self._events_file: Any = None
         self._medium: asyncio.subprocess.Process | None = None
@@ -673,7 +675,7 @@ class Lab:
         """Return the seconds until a node is asked again: often while something happens."""
         crowd = max(1.0, len(self.nodes) / 10)
         if time.monotonic() < self._lively_until:
-            return crowd
+            return crowd * self.lively_interval
         return crowd if phase(self.state, node.state.name) != "up" else 4.0
 
     def lively(self, seconds: float = 20.0) -> None:
