@@ -5,9 +5,11 @@ Prints a table. Nothing passes or fails: a figure is one run's, on the machine a
 Each node is a process of its own. RTT is ``erpc:call`` of a function that returns at once, msgs/s
 are messages of 20 bytes to one registered process, MB/s binaries of 1 MiB to it, both until the
 receiver says that all have come. Memory is resident, of the node that is called, idle and after the
-load. The last table has both nodes in one process and its processor time, which other programs of a
-busy machine do not change: for a connection (with TLS: both handshakes, and both sides' checks of
-the other's certificates in a fleet), a call, a message of 20 bytes, and a megabyte.
+load. Then, where it is permitted, the two nodes are in networks of their own, joined by a link that
+takes ``--link`` milliseconds each way, as a hop of a mesh may: what is left of the difference. The
+last table has both nodes in one process and its processor time, which other programs of a busy
+machine do not change: for a connection (with TLS: both handshakes, and both sides' checks of the
+other's certificates in a fleet), a call, a message of 20 bytes, and a megabyte.
 """
 
 from __future__ import annotations
@@ -19,14 +21,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from delayed_link import DelayedLink
 from erlang import Erl, Release, a_real_epmd, releases
 from private_network import Network, _enter
 from test_tls import Authority
@@ -171,22 +179,36 @@ async def compare(network: Network, arguments: argparse.Namespace, release: Rele
     print("| | RTT p50 µs | p99 µs | calls/s | msgs/s | MB/s | MiB idle | MiB after |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        names = {"py1": 1, "py2": 2, "e1": 3, "e2": 4}
-        addresses = {name: network.address(number) for name, number in names.items()}
-        authority = Authority(Path(folder))
-        options = {
-            name: authority.erlang(name, str(address)) for name, address in addresses.items()
-        }
-        for inside in ("", " TLS") if arguments.with_tls else ("",):
-            tls = folder if inside else None
-            more: dict[str, Any] = {"release": release}
-            if inside:
-                more["proto"] = "inet6_tls"
+        pairs = Pairs(network, Path(folder), release)
+        for tls in (False, True) if arguments.with_tls else (False,):
             async with a_real_epmd(network):
-                for caller, called in (("e1", "e2"), ("e1", "py2"), ("py1", "e2"), ("py1", "py2")):
-                    await one(
-                        network, (caller, called), addresses, inside, tls, options, more, counts
+                for pair in (("e1", "e2"), ("e1", "py2"), ("py1", "e2"), ("py1", "py2")):
+                    idle, f, after = await pairs.between(*pair, tls=tls, counts=counts)
+                    print(
+                        f"| {kinds(*pair, tls=tls)} | {f.p50:.0f} | {f.p99:.0f} | {f.calls:.0f} "
+                        f"| {f.messages:.0f} | {f.megabytes:.0f} | {idle:.1f} | {after:.1f} |",
+                        flush=True,
                     )
+
+
+async def compare_over_a_link(
+    arguments: argparse.Namespace, release: Release, link: DelayedLink
+) -> None:
+    """Print the table of calls over a link with a delay."""
+    print(f"\nCalls over a link of {arguments.link:g} ms each way, OTP {release.number}:\n")
+    print("| | RTT p50 µs | p99 µs |\n|---|---|---|")
+    counts = (max(arguments.calls // 3, 100), 1, 1)
+    network = Network(private=True)  # the addresses of each end
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = Pairs(network, Path(folder), release, link.within)
+        async with AsyncExitStack() as stack:
+            for number in range(2):
+                with link.within(number):
+                    await stack.enter_async_context(a_real_epmd(network))
+            for tls in (False, True) if arguments.with_tls else (False,):
+                for pair in (("e1", "e2"), ("py1", "py2")):
+                    _, f, _ = await pairs.between(*pair, tls=tls, counts=counts)
+                    print(f"| {kinds(*pair, tls=tls)} | {f.p50:.0f} | {f.p99:.0f} |", flush=True)
 
 
 async def processor(network: Network, counts: tuple[int, int, int], links: int) -> None:
@@ -263,53 +285,93 @@ async def processor_times(
     return figures
 
 
-async def one(  # noqa: PLR0917
-    network: Network,
-    pair: tuple[str, str],
-    addresses: dict[str, IPv6Address],
-    inside: str,
-    tls: str | None,
-    options: dict[str, list[str]],
-    more: dict[str, Any],
-    counts: tuple[int, int, int],
-) -> None:
-    """Measure one direction, and print its line."""
-    caller, called = pair
+class Pairs:
+    """Measures between nodes of either kind, called py1, py2, e1 and e2.
 
-    def erlang(name: str) -> Any:
-        extra = options[name] if tls else []
-        return Erl.start(network, name, addresses[name], tick_time=60, options=extra, **more)
+    :param within: what to be in while the node that calls (0) or is called (1) is started.
+    """
 
-    async def against(pid: int) -> tuple[float, Figures, float]:
-        idle = resident(pid)
-        peer = f"{called}@{addresses[called]}"
-        if caller.startswith("e"):
-            async with await erlang(caller) as erl:
-                assert await erl.eval(f"net_adm:ping('{peer}')") == "pong"
-                figures = await measure_erlang(erl, peer, *counts)
-        else:
-            async with python(network, caller, addresses[caller], tls) as process:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                process.stdin.write(f"{peer} {' '.join(map(str, counts))}\n".encode())
-                line = await process.stdout.readline()
-                figures = Figures(*map(float, line.split()))
-        return idle, figures, resident(pid)
+    def __init__(
+        self,
+        network: Network,
+        folder: Path,
+        release: Release,
+        within: Callable[[int], AbstractContextManager[None]] = lambda _number: nullcontext(),
+    ) -> None:
+        self.network = network
+        self.folder = folder
+        self.release = release
+        self.within = within
+        self.numbers = {"e1": 0, "py1": 0, "e2": 1, "py2": 1}
+        self.addresses: dict[str, IPv6Address] = {}
+        for host, (name, number) in enumerate(self.numbers.items(), 1):
+            with within(number):
+                self.addresses[name] = network.address(host)
+        authority = Authority(folder)
+        self.options = {
+            name: authority.erlang(name, str(address)) for name, address in self.addresses.items()
+        }
 
-    if called.startswith("e"):
-        async with await erlang(called) as server:
-            await server.eval(SINK)
-            found = await against(server.process.pid)
-    else:
-        async with python(network, called, addresses[called], tls) as served:
-            found = await against(served.pid)
-    idle, f, after = found
-    kinds = {"e": "Erlang", "p": "Python"}
-    print(
-        f"| {kinds[caller[0]]} to {kinds[called[0]]}{inside} | {f.p50:.0f} | {f.p99:.0f} "
-        f"| {f.calls:.0f} | {f.messages:.0f} | {f.megabytes:.0f} | {idle:.1f} | {after:.1f} |",
-        flush=True,
-    )
+    async def between(
+        self, caller: str, called: str, *, tls: bool, counts: tuple[int, int, int]
+    ) -> tuple[float, Figures, float]:
+        """Return the memory of the node that is called, before and after, around the figures."""
+        async with self._node(called, tls) as server:
+            if isinstance(server, Erl):
+                await server.eval(SINK)
+            process = server.process if isinstance(server, Erl) else server
+            idle = resident(process.pid)
+            peer = f"{called}@{self.addresses[called]}"
+            async with self._node(caller, tls) as client:
+                if isinstance(client, Erl):
+                    assert await client.eval(f"net_adm:ping('{peer}')") == "pong"
+                    figures = await measure_erlang(client, peer, *counts)
+                else:
+                    assert client.stdin is not None
+                    assert client.stdout is not None
+                    client.stdin.write(f"{peer} {' '.join(map(str, counts))}\n".encode())
+                    line = await client.stdout.readline()
+                    figures = Figures(*map(float, line.split()))
+            return idle, figures, resident(process.pid)
+
+    @asynccontextmanager
+    async def _node(self, name: str, tls: bool) -> AsyncIterator[Erl | asyncio.subprocess.Process]:
+        address = self.addresses[name]
+        async with AsyncExitStack() as stack:
+            with self.within(self.numbers[name]):
+                if name.startswith("py"):
+                    folder = str(self.folder) if tls else None
+                    node: Any = await stack.enter_async_context(
+                        python(self.network, name, address, folder)
+                    )
+                else:
+                    more: dict[str, Any] = {}
+                    if tls:
+                        more = {"proto": "inet6_tls", "options": self.options[name]}
+                    node = await stack.enter_async_context(
+                        await Erl.start(
+                            self.network, name, address,
+                            tick_time=60, release=self.release, **more,
+                        )
+                    )  # fmt: skip
+            yield node
+
+
+def kinds(caller: str, called: str, *, tls: bool) -> str:
+    """Return the name of a line."""
+    of = {"e": "Erlang", "p": "Python"}
+    return f"{of[caller[0]]} to {of[called[0]]}{' TLS' if tls else ''}"
+
+
+def link_of(arguments: argparse.Namespace, network: Network) -> DelayedLink | None:
+    """Make the link with a delay, where that is permitted; otherwise say that it is not."""
+    if not arguments.link or not network.private:
+        return None
+    try:
+        return DelayedLink(arguments.link / 1000)
+    except OSError as error:
+        print(f"no calls over a link with a delay: {error}\n")
+        return None
 
 
 def main() -> None:
@@ -319,6 +381,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--large", type=int, default=100)
     parser.add_argument("--links", type=int, default=50)
+    parser.add_argument("--link", type=float, default=1.0, help="ms each way; 0: without")
     parser.add_argument("--with-tls", action="store_true")
     parser.add_argument("--processor", action="store_true", help="processor times only")
     parser.add_argument("--node", nargs=2, help=argparse.SUPPRESS)
@@ -329,8 +392,11 @@ def main() -> None:
         asyncio.run(run_node(arguments))
         return
     network = Network(_enter())
+    link = link_of(arguments, network)
     for release in releases() if not arguments.processor else ():
         asyncio.run(compare(network, arguments, release))
+        if link is not None:
+            asyncio.run(compare_over_a_link(arguments, release, link))
     counts = arguments.calls, arguments.messages, arguments.large
     asyncio.run(processor(network, counts, arguments.links))
 
