@@ -5,7 +5,9 @@ Needs a Buildroot tree of the pinned version in the cache (or BUILDROOT=); skipp
 there is none, because a gigabyte of sources is not fetched for a test.
 """
 
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,24 @@ def test_no_line_of_a_fragment_is_lost(
         "WPA_SUPPLICANT_WPA3",
     ):
         assert f"BR2_PACKAGE_{symbol}=y" in config
+
+
+def test_a_checkout_that_has_moved_is_configured_anew(
+    buildroot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buildroot's configuration names the place of our tree, and fails when that is gone."""
+    monkeypatch.setenv("BUILDROOT", str(buildroot))
+    board = boards.load("x86_64")
+    moved = tmp_path / "moved"
+    for folder in ("package", "br2-external", "board", "configs"):
+        shutil.copytree(TOP / folder, moved / folder, symlinks=True)
+    shutil.copy(TOP / "Makefile", moved)
+    Build(dataclasses.replace(board, root=moved), cache=tmp_path).configure()
+    shutil.rmtree(moved)
+    made = Build(board, cache=tmp_path)
+    made.configure()
+    config = (made.output / ".config").read_text()
+    assert f'BR2_EXTERNAL_THICKET_PATH="{TOP}/br2-external"' in config
 
 
 def test_a_lost_line_is_named(

@@ -188,7 +188,7 @@ class Build:
 
         What a person chose by ``menuconfig`` stays until then.
         """
-        text = fragments.defconfig(self.board, self.toolchain, self.extra) + self._packages()
+        text = fragments.defconfig(self.board, self.toolchain, self.extra) + self._tree()
         ours, config = self.output / "thicket_defconfig", self.output / ".config"
         if config.is_file() and ours.is_file() and ours.read_text() == text:
             return
@@ -206,14 +206,15 @@ class Build:
         self._refuse_lost(fragments.lost(wanted, config.read_text()), "Buildroot")
         new.replace(ours)
 
-    def _packages(self) -> str:
-        """Return a remark that changes with the tree's Config.in files: what they select is in a
-        configuration only when it is made anew.
+    def _tree(self) -> str:
+        """Return a remark that changes with the tree's place, which Buildroot's configuration
+        names, and with its Config.in files: what they select is in a configuration only when it is
+        made anew.
         """
         digest = hashlib.sha256()
         for path in sorted((self.board.root / "package").glob("*/Config.in")):
             digest.update(path.read_bytes())
-        return f"# Config.in of this tree's packages: {digest.hexdigest()}\n"
+        return f"# The tree: {self.board.root}\n# Config.in of its packages: {digest.hexdigest()}\n"
 
     def check(self) -> None:
         """Look up every line of the kernel's and BusyBox's fragments in what was built.
