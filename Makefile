@@ -72,16 +72,29 @@ flash: packages-flash ## Write a card: DEV=/dev/sdX [IMAGE=rpi64] [CONFIG=my.tom
 
 ##@ Check
 
-test: packages-test lint test-unit test-mesh ## Everything below: what must pass before a change lands
+TESTS ?=
+PYTEST ?=
+ROUNDS ?= 10
+SOAK ?= 600
+export TESTS PYTEST
+
+test: packages-test ## All of the next three, then one report: what must pass before a change lands
+	@$(python) tests/run.py
 
 lint: packages-test ## Style, types, shell scripts, C warnings
-	@bin/lint $(python)
+	@$(python) tests/run.py lint
 
 test-unit: packages-test ## Tests that boot nothing
-	@$(python) -m pytest -m "not lab" $(PYTEST)
+	@$(python) tests/run.py unit
 
 test-mesh: packages-test ## Tests on running nodes: boots meshes and single cards in QEMU
-	@$(python) -m pytest -m lab tests/mesh tests/firmware $(PYTEST)
+	@$(python) tests/run.py mesh
+
+soak: packages-test ## What takes long: [SOAK=600] seconds for each test that only watches
+	@THICKET_SOAK="$(SOAK)" $(python) tests/run.py soak
+
+test-loaded: packages-test ## The tests [ROUNDS=10] times, shuffled, on a busy machine, see tests/run.py
+	@$(python) tests/run.py --rounds "$(ROUNDS)"
 
 FUZZ_SECONDS ?= 60
 TARGET ?=
@@ -142,9 +155,13 @@ help: ## This text
 		'KEEP=1' 'go on with the chips and disks of the last run'
 	@printf '\nmake BOARD-TARGET: menuconfig, linux-menuconfig, savedefconfig, show-size, sbom, cve, legal-info, sdk ...\n'
 	@printf 'TOOLCHAIN=, EXTRA=, BUILDROOT=: docs/building.md\n'
-	@printf '\nPYTEST="-k name -x" goes to pytest. The cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
+	@printf '\nVariables of test, test-unit, test-mesh\n'
+	@printf '  %-34s %s\n' \
+		'TESTS=tests/mesh/test_line.py' 'only these files, or FILE::TEST; several in quotes' \
+		'PYTEST="-k name -x"' 'goes to pytest'
+	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
 .PHONY: bench bench-beacon bench-cluster bench-cluster-mesh clean defconfigs distclean flash format fuzz help \
 	lab-image lint packages packages-build \
 	packages-flash packages-test rpi64 x86_64 \
-	qemu-mesh relay test test-mesh test-unit
+	qemu-mesh relay soak test test-loaded test-mesh test-unit
