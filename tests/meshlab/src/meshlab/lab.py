@@ -346,6 +346,7 @@ class Lab:
         self._slots = BootSlots(
             slots_directory(cache), parts.boot_slots, f"{spec.name} (process {os.getpid()})"
         )
+        self._told_of_others = False
         self._lively_until = 0.0
         #: Seconds between two questions for a node's status while something happens, at least.
         self.lively_interval = 1.0
@@ -573,7 +574,10 @@ class Lab:
         await asyncio.gather(*starts)
 
     def _tell_of_others(self, others: set[str]) -> None:
-        self._event("boot", f"waits for the boots of other labs: {', '.join(sorted(others))}")
+        if not self._told_of_others:
+            self._told_of_others = True
+            names = ", ".join(sorted(others))
+            self._event("boot", f"the host is busy with the boots of other labs: {names}")
 
     async def power_on(self, name: str) -> None:
         """Start the machine of a node. Raises ``LabError`` when it does not start."""
