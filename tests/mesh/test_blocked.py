@@ -7,7 +7,6 @@ has to find the way back, and must not touch the link that works for it.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from meshlab.lab import Lab
@@ -18,7 +17,7 @@ MESH = "blocked"
 
 async def station(nodes: Nodes, name: str, other: str) -> dict[str, Any]:
     """What a node's radio knows of another node."""
-    document = json.loads(await nodes.run(name, "thicket peers --json"))
+    document = await nodes.json(name, "thicket peers --json")
     mac = nodes.lab.state.nodes[other].mac
     found: list[dict[str, Any]] = [one for one in document["peers"] if one["mac"] == mac]
     return found[0] if found else {"state": "none", "connected_s": 0}

@@ -70,7 +70,7 @@ async def test_every_node_has_its_rules_and_they_form_a_cluster(nodes: Nodes) ->
         assert not nodes.problems(name, "firewall")
         rules = await nodes.run(name, "nft list table inet thicket")
         assert "hook input priority filter; policy drop;" in rules
-        assert "Firewall:" in await nodes.run(name, "thicket status; true")
+        await nodes.says(name, "thicket status", "Firewall:")
 
 
 async def test_only_what_is_served_answers(nodes: Nodes) -> None:
@@ -93,7 +93,7 @@ async def test_only_what_is_served_answers(nodes: Nodes) -> None:
     assert set(json.loads(inside.strip().splitlines()[-1])[0]) == served | others
 
     async def counted() -> bool:
-        status = json.loads(await nodes.run("n2", "thicket status --json; true"))
+        status = await nodes.json("n2", "thicket status --json")
         return bool(status["firewall"]["dropped"].get("closed", 0) >= len(others))
 
     await nodes.until(counted, "n2 counts what it dropped")

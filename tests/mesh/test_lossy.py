@@ -11,6 +11,8 @@ import math
 import os
 import time
 
+import pytest
+
 from meshlab import ieee80211
 from meshlab.lab import Lab
 from meshlab.medium.error import Textbook
@@ -19,6 +21,7 @@ from meshlab.testing import Nodes
 SECONDS = float(os.environ.get("THICKET_SOAK", "30"))
 
 MESH = "grid"
+pytestmark = pytest.mark.soak
 
 LOSS = 0.2
 LENGTH = 300

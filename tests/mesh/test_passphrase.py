@@ -6,7 +6,6 @@ The mesh keeps the passphrase that a test gave it: each reads the present one.
 
 from __future__ import annotations
 
-import json
 import struct
 import tomllib
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ async def roll(nodes: Nodes, name: str, passphrase: str, *options: str) -> tuple
 
 async def restarts(nodes: Nodes, name: str) -> int:
     """How often the node's daemon has started wpa_supplicant anew, as it says now."""
-    document = json.loads(await nodes.run(name, "thicket status --json; true"))
+    document = await nodes.json(name, "thicket status --json")
     return int(document["radio"]["supplicant"]["restarts"])
 
 
@@ -65,9 +64,12 @@ async def test_the_mesh_says_that_it_is_protected(nodes: Nodes) -> None:
     for name in NAMES:
         assert nodes.status(name, "radio", "security") == "sae"
         assert "SAE" in nodes.status(name, "radio", "protection")
-    shown = await nodes.run("n1", "thicket peers")
-    assert shown.count("encrypted") == 3, shown
-    assert await present(nodes) not in await nodes.run("n1", "thicket status --json; true")
+
+    async def encrypted() -> bool:
+        return (await nodes.run("n1", "thicket peers; true")).count("encrypted") == 3
+
+    await nodes.until(encrypted, "n1 shows that its three links are encrypted")
+    assert await present(nodes) not in str(await nodes.json("n1", "thicket status --json"))
 
 
 async def test_data_frames_are_protected_on_the_air(lab: Lab, nodes: Nodes, tmp_path: Path) -> None:

@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A line of three, at whose end a node loses its power and gets it back at once."""
+"""A line of three, at whose end a node loses its power and gets it back at once.
+
+Four times, or for as many seconds as THICKET_SOAK says.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+
+import pytest
 
 from meshlab.lab import Lab, radio_mac
 from meshlab.testing import Nodes
 
 MESH = "line"
+pytestmark = pytest.mark.soak
+
+CUTS = 4
+SECONDS = float(os.environ.get("THICKET_SOAK", "0"))
 
 
 async def next_hop(nodes: Nodes, name: str) -> str:
     """The next hop of a node's path to n3, as it has it; empty when there is none."""
-    found = json.loads(await nodes.run(name, "thicket peers --json; true"))["paths"]
+    found = (await nodes.json(name, "thicket peers --json"))["paths"]
     return next((path["next_hop"] for path in found if path["destination"] == radio_mac(3)), "")
 
 
@@ -27,7 +36,9 @@ async def test_frames_to_it_take_its_link_and_no_path_from_before(lab: Lab, node
         await nodes.reaches("n1", "n3")
         return await next_hop(nodes, "n1") == radio_mac(2)
 
-    for _ in range(4):
+    begin, cuts = lab.elapsed, 0
+    while cuts < CUTS or lab.elapsed - begin < SECONDS:
+        cuts += 1
         await nodes.until(known, "n1 has a path to n3 over n2")
         await lab.power_off("n3", grace=0)
         await lab.power_on("n3")

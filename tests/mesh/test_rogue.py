@@ -176,7 +176,7 @@ class Intruder:
         await self.nodes.until(logged, f"n1 says that it refused for {code}")
 
         async def counted() -> bool:
-            status = json.loads(await self.nodes.run("n1", "thicket status --json; true"))
+            status = await self.nodes.json("n1", "thicket status --json")
             return bool(status["cluster"]["refused"].get(code))
 
         await self.nodes.until(counted, f"n1 counts a refusal for {code}")
@@ -247,7 +247,7 @@ async def test_repeated_and_changed_beacons_are_dropped_and_counted(lab: Lab, no
     assert 400 < size < 700
 
     async def counted() -> bool:
-        status = json.loads(await nodes.run("n2", "thicket status --json; true"))
+        status = await nodes.json("n2", "thicket status --json")
         drops = status["discovery"]["dropped"]
         others = sum(count for reason, count in drops.items() if reason != "replay")
         return bool(drops.get("replay", 0) >= 3 and others >= 6)

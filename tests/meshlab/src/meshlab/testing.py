@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -145,6 +147,18 @@ class Nodes:
         assert status == 0, f"{command!r} on {name} ended with {status}: {output}"
         return output
 
+    async def succeeds(self, name: str, command: str) -> str:
+        """Wait until a command succeeds; return its output."""
+        outputs: list[str] = []
+
+        async def succeeded() -> bool:
+            status, output = await self.lab.run(name, command, PATIENCE)
+            outputs.append(output)
+            return status == 0
+
+        await self.until(succeeded, f"{command!r} on {name} succeeds")
+        return outputs[-1]
+
     async def kernel_addresses(self, name: str, interface: str) -> list[str]:
         """Return the global IPv6 addresses of an interface, as the kernel has them.
 
@@ -179,6 +193,32 @@ class Nodes:
             if self.lab.elapsed > deadline:
                 raise TimeoutError(f"not within {PATIENCE:g} s: {what}\n{self.lab.report()}")
             await asyncio.sleep(0.3)
+
+    async def json(self, name: str, command: str) -> Any:
+        """Return what ``command`` says in JSON.
+
+        Whatever its exit status: that may be the node's state. A daemon that starts or is busy says
+        nothing in JSON; then it is asked again.
+        """
+        found: list[Any] = []
+
+        async def answered() -> bool:
+            _, output = await self.lab.run(name, command, PATIENCE)
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(output))
+            return bool(found)
+
+        await self.until(answered, f"{command!r} on {name} says something in JSON")
+        return found[-1]
+
+    async def says(self, name: str, command: str, *words: str) -> None:
+        """Wait until what ``command`` says has all these words, whatever its exit status."""
+
+        async def said() -> bool:
+            _, output = await self.lab.run(name, command, PATIENCE)
+            return all(word.lower() in output.lower() for word in words)
+
+        await self.until(said, f"{command!r} on {name} says {', '.join(words)}")
 
     async def logs(self, name: str, words: str, *, more_than: int = 0) -> None:
         """Wait until a node's log has a line with these words (more than so many)."""
