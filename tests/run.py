@@ -198,7 +198,7 @@ def _ended(command: Sequence[str], environment: dict[str, str]) -> tuple[int, bo
 def pytest_words(part: str, tests: Sequence[str], options: Sequence[str]) -> list[str]:
     """Return the arguments of pytest for the part ``unit``, ``mesh`` or ``soak``."""
     unit, meshes = workers()
-    marks = {"unit": "not lab and not soak", "mesh": "lab and not soak", SOAK: "soak or lasting"}[
+    marks = {"unit": "not lab", "mesh": "lab", SOAK: SOAK}[
         part
     ]
     if part == "unit":
@@ -322,7 +322,7 @@ def one_core() -> Iterator[None]:
 @contextlib.contextmanager
 def second_copy() -> Iterator[None]:
     """Run the unit tests over and over beside the tests."""
-    words = ["-m", "not lab and not soak", "-q", "-n", str(workers()[0]), "-p", "no:cacheprovider"]
+    words = ["-m", "not lab", "-q", "-n", str(workers()[0]), "-p", "no:cacheprovider"]
     with _over_and_over(
         lambda: subprocess.Popen(
             [sys.executable, "-m", "pytest", *words],

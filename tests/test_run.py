@@ -57,7 +57,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pyproject.toml").write_text(
         "[tool.pytest.ini_options]\n"
         'addopts = "--strict-markers --import-mode=importlib"\n'
-        'markers = ["lab", "soak", "lasting"]\n'
+        'markers = ["lab", "soak"]\n'
         'testpaths = ["tests"]\n'
     )
     (tmp_path / "tests").mkdir()

@@ -2,26 +2,210 @@
 """Running nodes for tests.
 
 The nodes boot the lab image, which is built when it is not in the cache (minutes, once);
-``MESHLAB_IMAGE`` names another: ``x86_64`` or ``rpi64`` for the firmware that was built. A module's
-tests share one lab and run in their order: each leaves the mesh whole, as the next one expects it.
-Its directory, with all logs, stays afterwards: ``$THICKET_CACHE/labs/test-<module>``.
+``MESHLAB_IMAGE`` names another: ``x86_64`` or ``rpi64`` for the firmware that was built.
+
+A module names by ``MESH`` the mesh that its tests need, one of those below. The tests that need the
+same one share it, in any order: each finds the mesh formed and ready, with every node on, its links
+and its chips as they were. What else a test changes it puts back itself, or says by
+``nodes.unfit`` that it cannot. The directory with all logs stays afterwards:
+``$THICKET_CACHE/labs/test-<mesh>``, with ``-2`` and so on where the mesh had to be made anew.
+
+``pytest -m lab -n 3 --dist loadgroup tests/mesh`` runs several meshes at a time; those that take
+long begin first.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Generator
+from collections import Counter
+from collections.abc import AsyncIterator, Generator, Mapping
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from meshlab import parts
+from meshlab import parts, topology
 from meshlab.image.lab import Extras
-from meshlab.lab import Lab, LabSpec
+from meshlab.lab import Lab, LabSpec, NodeSpec
 from meshlab.paths import cache_root
-from meshlab.testing import Nodes
+from meshlab.testing import Mesh, Meshes, Nodes
+
+HERE = Path(__file__).resolve().parent
+IMAGE = os.environ.get("MESHLAB_IMAGE", "lab")
+READINGS = HERE.parents[1] / "examples" / "readings"
+TIMEOUT = 1800 + float(os.environ.get("THICKET_SOAK", "0"))
+"""Seconds after which a test is ended that hangs where nothing else ends it."""
+
+FAILED = pytest.StashKey[bool]()
+NEEDED = pytest.StashKey[Mapping[str, int]]()
+
+
+# --- meshes -------------------------------------------------------------------------------------
+
+
+def members(lab: Lab, *names: str) -> bool:
+    """Tell whether these are peers of each other and see each other in the cluster."""
+    return all(
+        set(names) - {name} <= lab.state.peers(name) & lab.state.cluster(name) for name in names
+    )
+
+
+def neighbours_only(lab: Lab) -> bool:
+    """Tell whether every node is connected to those it hears, and to no others."""
+    shape = lab.spec.topology
+    return all(
+        lab.state.peers(name) == lab.state.cluster(name) == shape.peers(name) for name in lab.nodes
+    )
+
+
+def misfits_are_out(lab: Lab) -> bool:
+    peers = all({"n1", "n2", "n5"} - {n} <= lab.state.peers(n) for n in ("n1", "n2", "n5"))
+    return peers and members(lab, "n1", "n2")
+
+
+def rogues_are_out(lab: Lab) -> bool:
+    return members(lab, "n1", "n2") and lab.state.peers("n3") >= {"n1", "n2"}
+
+
+MESHES = {
+    mesh.name: mesh
+    for mesh in (
+        Mesh("line", LabSpec(topology.make("line", 3)), seconds=300),
+        Mesh("full", LabSpec(topology.make("full", 4)), seconds=330),
+        Mesh(
+            "grid",
+            LabSpec(topology.make("grid", int(os.environ.get("THICKET_FLEET", "8")))),
+            seconds=300,
+        ),
+        Mesh(
+            # What ticks find out takes ten minutes, what missing peers do an hour.
+            "ring",
+            LabSpec(
+                topology.make("ring", 4),
+                config={
+                    "cluster": {"tick_time": 600},
+                    "mesh": {"max_inactivity": 3600},
+                    "application.readings": {"interval": 2.0},
+                },
+            ),
+            applications=(READINGS,),
+            seconds=120,
+        ),
+        Mesh(
+            "neighbours",
+            LabSpec(topology.make("line", 4), config={"cluster": {"topology": "neighbours"}}),
+            applications=(READINGS,),
+            ready=neighbours_only,
+            seconds=120,
+        ),
+        Mesh(
+            # n2 has an application's port open and logs what it drops; n1 logs all that there is.
+            "firewall",
+            LabSpec(
+                topology.make("full", 3),
+                nodes={
+                    "n1": NodeSpec(config={"log": {"level": "debug"}}),
+                    "n2": NodeSpec(config={"firewall": {"allow": ["tcp/8080"], "log": True}}),
+                },
+            ),
+            seconds=150,
+        ),
+        Mesh(
+            # n3 has a wrong passphrase; who is refused is shunned for a quarter of an hour.
+            "blocked",
+            LabSpec(
+                topology.make("full", 3),
+                config={"mesh": {"max_inactivity": 900}},
+                nodes={"n3": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}})},
+            ),
+            ready=lambda lab: members(lab, "n1", "n2"),
+            seconds=180,
+        ),
+        Mesh(
+            # n3 names another mesh, n4 has a wrong passphrase, n5 has no chip, n6 a radio that
+            # cannot do mesh, n7 a card that nobody has written a passphrase on.
+            "misfits",
+            LabSpec(
+                topology.make("full", 7),
+                nodes={
+                    "n3": NodeSpec(config={"mesh": {"id": "elsewhere"}}),
+                    "n4": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}}),
+                    "n5": NodeSpec(chip_fault="absent"),
+                    "n6": NodeSpec(mesh_point=False),
+                    "n7": NodeSpec(config_text="[access]\nconsole = true\n"),
+                },
+            ),
+            ready=misfits_are_out,
+            seconds=200,
+        ),
+        Mesh(
+            # n3 has the mesh's passphrase and the cluster's cookie, but shows no certificate; n4
+            # has no passphrase and calls its mesh by the same name.
+            "rogue",
+            LabSpec(
+                topology.make("full", 4),
+                nodes={
+                    "n3": NodeSpec(
+                        config={
+                            "trust": {"root": ""},
+                            "cluster": {"security": "cookie"},
+                            "discovery": {"beacon": "both"},
+                        }
+                    ),
+                    "n4": NodeSpec(config={"mesh": {"security": "open"}}),
+                },
+            ),
+            ready=rogues_are_out,
+            seconds=200,
+        ),
+        # The chips of an open mesh are blank.
+        Mesh("open", LabSpec(topology.make("full", 2), security="open"), seconds=100),
+    )
+}
+
+
+# --- tests --------------------------------------------------------------------------------------
+
+
+def mesh_of(item: pytest.Item) -> Mesh | None:
+    """Return the mesh that a test's module names."""
+    name = getattr(getattr(item, "module", None), "MESH", None)
+    return None if name is None else MESHES[name]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Meshes begin in the order of the tests, not of how many there are.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say what is the same for all tests here, and let those begin first that take long."""
+
+    def seconds(item: pytest.Item) -> int:
+        mesh = mesh_of(item)
+        return 0 if mesh is None else mesh.seconds
+
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        mesh = mesh_of(item)
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem if mesh is None else mesh.name))
+        if mesh is None:
+            continue
+        item.add_marker(pytest.mark.lab)
+        item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+        item.add_marker(pytest.mark.timeout(TIMEOUT, func_only=True))
+    items.sort(key=lambda item: (-seconds(item), getattr(mesh_of(item), "name", "")))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Count the tests that need a mesh: it is ended after the last one."""
+    meshes = [mesh for item in session.items if (mesh := mesh_of(item)) is not None]
+    session.config.stash[NEEDED] = Counter(mesh.name for mesh in meshes)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -30,40 +214,53 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the state and the logs of every node beside a failure."""
     report = yield
-    lab = getattr(item, "funcargs", {}).get("lab")
-    if report.failed and isinstance(lab, Lab) and lab.nodes:
-        report.sections.append(("lab", lab.report()))
+    if report.failed:
+        item.stash[FAILED] = True
+        lab = getattr(item, "funcargs", {}).get("lab")
+        if isinstance(lab, Lab) and lab.nodes:
+            report.sections.append(("lab", lab.report()))
     return report
 
 
-@pytest.fixture(scope="module")
-def real_parts(request: pytest.FixtureRequest) -> parts.RealParts:
-    """Build or find the image, and find out how to run it.
+# --- fixtures -----------------------------------------------------------------------------------
 
-    With the applications in the directories that the module's APPLICATIONS names; a firmware has
-    those that it was built with.
-    """
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def meshes(request: pytest.FixtureRequest) -> AsyncIterator[Meshes]:
+    """Run the meshes that the tests need."""
 
     def progress(text: str) -> None:
         print(text, file=sys.__stderr__, flush=True)
 
-    applications: tuple[Path, ...] = getattr(request.module, "APPLICATIONS", ())
-    image = os.environ.get("MESHLAB_IMAGE", "lab")
-    if applications and image != "lab":
-        pytest.skip(f"{image} has no applications; only the lab image is made with some")
-    extras = Extras(applications=applications) if applications else None
-    return parts.load(image, cache_root(), 1, progress, extras)
+    def real_parts(mesh: Mesh) -> parts.RealParts:
+        # A firmware has the applications that it was built with.
+        extras = Extras(applications=mesh.applications) if mesh.applications else None
+        return parts.load(IMAGE, cache_root(), 1, progress, extras if IMAGE == "lab" else None)
+
+    found = Meshes(real_parts)
+    found.needed.update(request.config.stash[NEEDED])
+    yield found
+    await found.end()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def lab(request: pytest.FixtureRequest, real_parts: parts.RealParts) -> AsyncIterator[Lab]:
-    """Run the lab that the module describes by its function ``spec(name)``."""
-    name = request.module.__name__.rpartition(".")[2].replace("_", "-")
-    spec: LabSpec = request.module.spec(name)
-    async with Lab(spec, real_parts) as running:
-        yield running
+@pytest_asyncio.fixture(loop_scope="session")
+async def lab(request: pytest.FixtureRequest, meshes: Meshes) -> AsyncIterator[Lab]:
+    """Give the test the mesh that its module names."""
+    mesh = mesh_of(request.node)
+    assert mesh is not None, "a module of tests on running nodes names its MESH"
+    running = await meshes.take(mesh)
+    yield running
+    unfit = getattr(request.node.funcargs.get("nodes"), "unfit", None)
+    await meshes.give_back(mesh, fit=not unfit and not request.node.stash.get(FAILED, False))
 
 
 @pytest.fixture
 def nodes(lab: Lab) -> Nodes:
     return Nodes(lab)
+
+
+@pytest.fixture
+def readings() -> None:
+    """Have the example application on the nodes, as the spec of the mesh says."""
+    if IMAGE != "lab":
+        pytest.skip(f"{IMAGE} has no applications; only the lab image is made with some")

@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import json
 from ipaddress import IPv6Address
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from meshlab import topology
-from meshlab.lab import Lab, LabSpec
-from meshlab.testing import Nodes
+from meshlab.lab import Lab
+from meshlab.testing import PATIENCE, Nodes
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.lab,
-    pytest.mark.timeout(400, func_only=True),
-]
+MESH = "ring"
 
-APPLICATIONS = (Path(__file__).resolve().parents[2] / "examples" / "readings",)
-
-
-def spec(name: str) -> LabSpec:
-    settings = {"application.readings": {"interval": 2.0}}
-    return LabSpec(topology.make("ring", 4), name=name, config=settings)
+pytestmark = pytest.mark.usefixtures("readings")
 
 
 async def asked(nodes: Nodes, name: str, other: str, function: str) -> Any:
     """Return what a function of ``other`` answers to ``name``; None while it does not."""
     command = f"thicket call --json {nodes.address(other)} readings.{function}"
-    status, output = await nodes.lab.run(name, command, 60)
+    status, output = await nodes.lab.run(name, command, PATIENCE)
     return json.loads(output)["result"] if status == 0 else None
 
 
@@ -44,14 +33,11 @@ def smallest(nodes: Nodes, names: set[str]) -> str:
 
 
 async def test_it_runs_on_all_nodes(lab: Lab, nodes: Nodes) -> None:
-    await lab.formed(240)
-    await nodes.whole()
-
     def runs(name: str) -> bool:
         found = nodes.status(name, "applications") or []
         return any(app["name"] == "readings" and app["state"] == "running" for app in found)
 
-    await lab.wait(lambda: all(map(runs, lab.nodes)), 120, "the application runs everywhere")
+    await nodes.wait(lambda: all(map(runs, lab.nodes)), "the application runs everywhere")
 
 
 async def agree(nodes: Nodes, names: set[str], leader: str) -> None:
@@ -68,7 +54,7 @@ async def agree(nodes: Nodes, names: set[str], leader: str) -> None:
                 and leads == f"thicket@{nodes.address(leader)}"
             )
 
-        await nodes.until(knows, 120, f"{name} knows the readings and the leader of {names}")
+        await nodes.until(knows, f"{name} knows the readings and the leader of {names}")
 
 
 async def test_all_have_the_readings_of_all_and_one_leads(lab: Lab, nodes: Nodes) -> None:
@@ -82,7 +68,7 @@ async def test_all_have_the_readings_of_all_and_one_leads(lab: Lab, nodes: Nodes
         summary = await asked(nodes, leader, one, "summary")
         return bool(summary) and summary["leader"] == f"thicket@{nodes.address(leader)}"
 
-    await nodes.until(told, 120, "the leader's summary is known")
+    await nodes.until(told, "the leader's summary is known")
 
 
 async def test_when_the_leader_dies_the_next_one_leads(lab: Lab, nodes: Nodes) -> None:
@@ -93,5 +79,5 @@ async def test_when_the_leader_dies_the_next_one_leads(lab: Lab, nodes: Nodes) -
     await agree(nodes, rest, heir)
 
     await lab.power_on(leader)
-    await nodes.whole(240)
+    await nodes.whole()
     await agree(nodes, set(lab.nodes), leader)

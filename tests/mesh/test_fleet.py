@@ -9,28 +9,12 @@ of the host's clock and the host's load. THICKET_FLEET is another number of node
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 
-import pytest
-
-from meshlab import topology
-from meshlab.lab import Lab, LabSpec
+from meshlab.lab import Lab
 from meshlab.testing import Nodes
 
-COUNT = int(os.environ.get("THICKET_FLEET", "8"))
-
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.lab,
-    pytest.mark.timeout(300 + 60 * COUNT, func_only=True),
-]
-
-FORMING = 60.0 + 40.0 * COUNT
-
-
-def spec(name: str) -> LabSpec:
-    return LabSpec(topology.make("grid", COUNT), name=name)
+MESH = "grid"
 
 
 def inner(lab: Lab) -> str:
@@ -38,36 +22,28 @@ def inner(lab: Lab) -> str:
     return max(lab.nodes, key=lambda name: len(lab.spec.topology.peers(name)))
 
 
-async def test_the_cluster_forms(lab: Lab, nodes: Nodes) -> None:
-    await lab.formed(FORMING)
-    await nodes.whole(FORMING)
-
-
 async def test_one_is_cut_off_and_missed_and_comes_back(lab: Lab, nodes: Nodes) -> None:
     lost = inner(lab)
     others = set(lab.nodes) - {lost}
-    await settled(nodes)
     lab.lively_interval = 0.2
     begin = time.monotonic()
     for neighbour in lab.spec.topology.peers(lost):
         await lab.link(lost, neighbour, cut=True)
-    await lab.wait(
-        lambda: all(lost not in lab.state.cluster(name) for name in others), 60, "it is missed"
+    # And nobody else is.
+    await nodes.wait(
+        lambda: all(lab.state.cluster(name) == others - {name} for name in others), "it is missed"
     )
     missed = time.monotonic() - begin
-    for name in others:
-        assert lab.state.cluster(name) == others - {name}, "nobody else is missed"
     # It finds out by itself that it is alone.
-    await lab.wait(lambda: not lab.state.cluster(lost), 60, "it misses the others")
+    await nodes.wait(lambda: not lab.state.cluster(lost), "it misses the others")
     alone = time.monotonic() - begin
     begin = time.monotonic()
     for neighbour in lab.spec.topology.peers(lost):
         await lab.link(lost, neighbour, restore=True)
-    await nodes.whole(120)
-    lab.lively_interval = 1.0
+    await nodes.whole()
     print(
-        f"{lost} of {COUNT} cut off: missed by all others after {missed:.1f} s, alone after "
-        f"{alone:.1f} s; up again everywhere {time.monotonic() - begin:.1f} s after it was healed"
+        f"{lost} of {len(lab.nodes)} cut off: missed by all others after {missed:.1f} s, alone "
+        f"after {alone:.1f} s; up again everywhere {time.monotonic() - begin:.1f} s after healing"
     )
 
 
@@ -76,10 +52,8 @@ async def test_the_whole_fleet_comes_back_after_a_power_cut(lab: Lab, nodes: Nod
         await lab.kill(name)
     begin = time.monotonic()
     await asyncio.gather(*(lab.power_on(name) for name in lab.nodes))
-    await nodes.whole(FORMING)
+    await nodes.whole()
     seconds = time.monotonic() - begin
-    for name in lab.nodes:
-        assert lab.state.cluster(name) == set(lab.nodes) - {name}
     total = {"attempts": 0, "connected": 0, "accepted": 0, "simultaneous": 0, "abandoned": 0}
     most = 0
     for name in lab.nodes:
@@ -87,16 +61,13 @@ async def test_the_whole_fleet_comes_back_after_a_power_cut(lab: Lab, nodes: Nod
         for key in total:
             total[key] += counters[key]
         most = max(most, counters["attempts"])
-    pairs = COUNT * (COUNT - 1) // 2
+    count = len(lab.nodes)
+    pairs = count * (count - 1) // 2
     print(
-        f"{COUNT} nodes: whole {seconds:.1f} s after the power came back; for {pairs} connections "
+        f"{count} nodes: whole {seconds:.1f} s after the power came back; for {pairs} connections "
         f"{total['attempts']} attempts ({most} by one node), {total}"
     )
     assert total["connected"] >= pairs
-    # Each of two nodes may begin once, and be unlucky some times.
-    assert total["attempts"] <= 4 * pairs + COUNT, "a storm of connections"
-
-
-async def settled(nodes: Nodes) -> None:
-    """Wait until what follows the forming of a mesh is over."""
-    await asyncio.sleep(10)
+    # Each of two nodes may begin once, and be unlucky some times: more often on a slow host.
+    unlucky = (4 * pairs + count) * max(1, seconds / 60)
+    assert total["attempts"] <= unlucky, "a storm of connections"

@@ -13,27 +13,20 @@ import time
 
 import pytest
 
-from meshlab import ieee80211, topology
-from meshlab.lab import Lab, LabSpec
+from meshlab import ieee80211
+from meshlab.lab import Lab
 from meshlab.medium.error import Textbook
 from meshlab.testing import Nodes
 
 SECONDS = float(os.environ.get("THICKET_SOAK", "30"))
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.lab,
-    pytest.mark.timeout(600 + SECONDS, func_only=True),
-]
+MESH = "grid"
+pytestmark = pytest.mark.soak
 
 LOSS = 0.2
 LENGTH = 300
 """Bytes of a frame that is lost with that probability at 6 Mbit/s, the lowest rate that carries
 data well; whatever is sent faster is lost, until the rate control of the kernel has found out."""
-
-
-def spec(name: str) -> LabSpec:
-    return LabSpec(topology.make("grid", 8), name=name)
 
 
 def snr_of(loss: float) -> float:
@@ -70,12 +63,6 @@ async def nobody_is_missed(lab: Lab, nodes: Nodes, before: dict[str, int]) -> No
         )
 
 
-async def test_the_cluster_forms(lab: Lab, nodes: Nodes) -> None:
-    await lab.formed(400)
-    await nodes.whole(300)
-    assert len(links(lab)) == 10
-
-
 async def test_nobody_is_taken_for_lost_when_links_lose_a_fifth(lab: Lab, nodes: Nodes) -> None:
     """A fifth of everything, whatever its rate: data, beacons, acknowledgements."""
     before = {name: await losses(nodes, name) for name in lab.nodes}
@@ -83,6 +70,12 @@ async def test_nobody_is_taken_for_lost_when_links_lose_a_fifth(lab: Lab, nodes:
         await lab.link(one, other, loss=LOSS)
     await lab.medium_call("reset_stats")
     await nobody_is_missed(lab, nodes, before)
+
+    async def carried() -> bool:
+        found = [link["traffic"] or {} for link in (await lab.medium_call("links"))["links"]]
+        return sum(traffic.get("unicast", 0) >= 100 for traffic in found) >= len(lab.nodes)
+
+    await nodes.until(carried, "some links have carried something")
     # That it was a fifth is for the medium to say. Collisions come on top.
     shares = []
     for link in (await lab.medium_call("links"))["links"]:
@@ -94,13 +87,10 @@ async def test_nobody_is_taken_for_lost_when_links_lose_a_fifth(lab: Lab, nodes:
         assert traffic["group"] > 0
         if traffic["unicast"] >= 100:
             shares.append(traffic["unicast_lost"] / traffic["unicast"])
-    assert len(shares) >= len(lab.nodes), "hardly any link carried anything"
     print(
         f"{SECONDS:g} s: no node was taken for lost; on {len(shares)} links with 100 unicast "
         f"frames or more, {100 * min(shares):.1f} to {100 * max(shares):.1f} % of them were lost"
     )
-    for one, other in links(lab):
-        await lab.link(one, other, restore=True)
 
 
 async def test_nobody_is_taken_for_lost_when_all_links_become_weak(lab: Lab, nodes: Nodes) -> None:

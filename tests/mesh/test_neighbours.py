@@ -4,70 +4,52 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from meshlab import topology
-from meshlab.lab import Lab, LabSpec
-from meshlab.testing import Nodes
+from meshlab.lab import Lab
+from meshlab.testing import PATIENCE, Nodes
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.lab,
-    pytest.mark.timeout(400, func_only=True),
-]
-
-APPLICATIONS = (Path(__file__).resolve().parents[2] / "examples" / "readings",)
+MESH = "neighbours"
 
 NEIGHBOURS = {"n1": {"n2"}, "n2": {"n1", "n3"}, "n3": {"n2", "n4"}, "n4": {"n3"}}
 
 
-def spec(name: str) -> LabSpec:
-    config = {"cluster": {"topology": "neighbours"}}
-    return LabSpec(topology.make("line", 4), name=name, config=config)
-
-
-async def test_nodes_connect_to_their_mesh_neighbours(lab: Lab) -> None:
-    await lab.wait(
-        lambda: all(lab.state.cluster(name) >= NEIGHBOURS[name] for name in lab.nodes),
-        300,
-        "every node is connected to its neighbours",
-    )
-
-
-async def test_and_to_nobody_else(lab: Lab, nodes: Nodes) -> None:
+async def test_nodes_connect_to_their_mesh_neighbours_and_to_nobody_else(
+    lab: Lab, nodes: Nodes
+) -> None:
     def heard(name: str) -> int:
         return len(nodes.status(name, "discovery", "heard") or [])
 
-    await lab.wait(lambda: all(heard(name) == 3 for name in lab.nodes), 120, "all hear all others")
+    await nodes.wait(lambda: all(heard(name) == 3 for name in lab.nodes), "all hear all others")
     for name in lab.nodes:
         assert lab.state.cluster(name) == NEIGHBOURS[name]
-
-
-async def test_a_call_reaches_a_node_that_is_not_connected(lab: Lab, nodes: Nodes) -> None:
-    """Over three hops of the mesh, by a connection that is made for it."""
-    far = nodes.address("n4")
-
-    async def answered() -> bool:  # the application begins some time after the node
-        command = f"thicket call --json {far} readings.leader"
-        status, output = await lab.run("n1", command, 60)
-        return status == 0 and "thicket@" in str(json.loads(output)["result"])
-
-    await nodes.until(answered, 120, "n4 answers n1")
-    await lab.wait(lambda: "n4" in lab.state.cluster("n1"), 60, "the connection is listed")
-    assert lab.state.cluster("n2") == NEIGHBOURS["n2"], "who passes it on takes no part"
-    assert far in await nodes.run("n1", f"thicket ping {far}")
 
 
 async def test_a_neighbour_that_goes_is_missed_and_one_that_comes_is_connected(
     lab: Lab, nodes: Nodes
 ) -> None:
     await lab.link("n1", "n2", cut=True)
-    await lab.wait(lambda: not lab.state.cluster("n1"), 120, "n1 is alone")
+    await nodes.wait(lambda: not lab.state.cluster("n1"), "n1 is alone")
     await lab.link("n1", "n2", restore=True)
-    await lab.wait(
+    await nodes.wait(
         lambda: "n2" in lab.state.cluster("n1") and "n1" in lab.state.cluster("n2"),
-        120,
         "n1 and n2 are connected again",
     )
+
+
+@pytest.mark.usefixtures("readings")
+async def test_a_call_reaches_a_node_that_is_not_connected(lab: Lab, nodes: Nodes) -> None:
+    """Over three hops of the mesh, by a connection that is made for it."""
+    far = nodes.address("n4")
+    nodes.unfit = "n1 stays connected to n4"
+
+    async def answered() -> bool:  # the application begins some time after the node
+        command = f"thicket call --json {far} readings.leader"
+        status, output = await lab.run("n1", command, PATIENCE)
+        return status == 0 and "thicket@" in str(json.loads(output)["result"])
+
+    await nodes.until(answered, "n4 answers n1")
+    await nodes.wait(lambda: "n4" in lab.state.cluster("n1"), "the connection is listed")
+    assert lab.state.cluster("n2") == NEIGHBOURS["n2"], "who passes it on takes no part"
+    assert far in await nodes.succeeds("n1", f"thicket ping {far}")

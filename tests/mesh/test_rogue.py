@@ -19,21 +19,16 @@ from typing import Any
 
 import pytest
 
-from meshlab import topology
 from meshlab.fleet import LabFleet
-from meshlab.lab import PREFIX, Lab, LabSpec, NodeSpec
-from meshlab.testing import Nodes
+from meshlab.lab import PREFIX, Lab
+from meshlab.testing import PATIENCE, Nodes
 from thicket.identity.address import identity_of_serial
 from thicket.trust import fleet as fleets
 from thicket.trust import openssl
 from thicket.trust.authority import Authority, years_from
 from thicket.trust.certificates import Certificate
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.lab,
-    pytest.mark.timeout(500, func_only=True),
-]
+MESH = "rogue"
 
 INSIDE = ["n1", "n2"]
 
@@ -61,7 +56,7 @@ async def main():
     await node.start()
     node.port = 9100  # where it tries; it listens somewhere else
     try:
-        await node.connect(given["target"], 40)
+        await node.connect(given["target"], 200)
         print(json.dumps(["connected", ""]))
     except DistributionError as e:
         print(json.dumps([e.code, str(e)]))
@@ -80,7 +75,7 @@ s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
 s.bind(("::", 49999))
 group = socket.inet_pton(socket.AF_INET6, "ff02::69") + struct.pack("@I", index)
 s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
-s.settimeout(90)
+s.settimeout(240)
 wanted = socket.inet_pton(socket.AF_INET6, other)
 while True:
     heard, source = s.recvfrom(2048)
@@ -101,23 +96,6 @@ print(json.dumps(len(heard)))
 """
 
 
-def spec(name: str) -> LabSpec:
-    return LabSpec(
-        topology.make("full", 4),
-        name=name,
-        nodes={
-            "n3": NodeSpec(
-                config={
-                    "trust": {"root": ""},
-                    "cluster": {"security": "cookie"},
-                    "discovery": {"beacon": "both"},
-                }
-            ),
-            "n4": NodeSpec(config={"mesh": {"security": "open"}}),
-        },
-    )
-
-
 async def write(nodes: Nodes, name: str, path: str, text: str) -> None:
     """Write a file on a node, in pieces that a terminal takes."""
     data = base64.b64encode(text.encode()).decode()
@@ -128,8 +106,8 @@ async def write(nodes: Nodes, name: str, path: str, text: str) -> None:
     await nodes.run(name, f"python3 -c {shlex.quote(code)}")
 
 
-async def last_line(nodes: Nodes, name: str, command: str, seconds: float = 150) -> Any:
-    return json.loads((await nodes.run(name, command, seconds)).strip().splitlines()[-1])
+async def last_line(nodes: Nodes, name: str, command: str) -> Any:
+    return json.loads((await nodes.run(name, command)).strip().splitlines()[-1])
 
 
 async def link_local(nodes: Nodes, name: str) -> str:
@@ -193,17 +171,16 @@ class Intruder:
         assert found == code, (found, words)
 
         async def logged() -> bool:
-            log = await self.nodes.run("n1", "logread | grep refused; true")
-            return (f"({code})" in log and "rogue@" in log) or f"({code})" in log
+            return f"({code})" in await self.nodes.run("n1", "logread | grep refused; true")
 
-        await self.nodes.until(logged, 60, f"n1 says that it refused for {code}")
+        await self.nodes.until(logged, f"n1 says that it refused for {code}")
 
         async def counted() -> bool:
-            status = json.loads(await self.nodes.run("n1", "thicket status --json; true"))
+            status = await self.nodes.json("n1", "thicket status --json")
             return bool(status["cluster"]["refused"].get(code))
 
-        await self.nodes.until(counted, 60, f"n1 counts a refusal for {code}")
-        assert self.lab.state.cluster("n1") == {"n2"}
+        await self.nodes.until(counted, f"n1 counts a refusal for {code}")
+        assert self.lab.state.cluster("n1") <= {"n2"}
 
 
 @pytest.fixture
@@ -212,12 +189,7 @@ def intruder(lab: Lab, nodes: Nodes) -> Intruder:
 
 
 async def test_the_fleet_forms_and_nobody_else_is_in_it(lab: Lab, nodes: Nodes) -> None:
-    await lab.wait(
-        lambda: lab.state.cluster("n1") == {"n2"} and lab.state.cluster("n2") == {"n1"},
-        240,
-        "n1 and n2 form a cluster",
-    )
-    await lab.wait(lambda: lab.state.peers("n3") >= set(INSIDE), 240, "n3 is in the mesh")
+    assert (lab.state.cluster("n1"), lab.state.cluster("n2")) == ({"n2"}, {"n1"})
     for name in INSIDE:
         assert nodes.status(name, "trust", "state") == "ready"
         assert nodes.status(name, "cluster", "security") == "tls"
@@ -226,13 +198,13 @@ async def test_the_fleet_forms_and_nobody_else_is_in_it(lab: Lab, nodes: Nodes) 
 
 
 async def test_without_the_passphrase_nothing_is_heard(lab: Lab, nodes: Nodes) -> None:
-    await lab.wait(
-        lambda: nodes.status("n4", "radio", "state") == "joined", 240, "n4 is in a mesh of its own"
+    await nodes.wait(
+        lambda: nodes.status("n4", "radio", "state") == "joined", "n4 is in a mesh of its own"
     )
     before = await nodes.run("n4", "cat /sys/class/net/mesh0/statistics/rx_packets")
     for name in ("n1", "n2", "n3"):
         assert not await nodes.reaches(name, "n4")
-    assert await nodes.reaches("n1", "n2")
+    await nodes.reach("n1", "n2")
     after = await nodes.run("n4", "cat /sys/class/net/mesh0/statistics/rx_packets")
     assert int(after) == int(before)
     assert lab.state.peers("n4") == set()
@@ -244,12 +216,12 @@ async def test_without_a_certificate_no_cluster_is_joined(
     lab: Lab, nodes: Nodes, intruder: Intruder
 ) -> None:
     """The passphrase makes n3 a neighbour, the cookie is right, and neither helps."""
-    assert await nodes.reaches("n3", "n1")
+    await nodes.reach("n3", "n1")
     code, words = await intruder.tries({})
     assert code not in {"connected", "timeout"}, words
-    assert (await lab.run("n3", f"thicket ping {nodes.address('n1')}", 60))[0] != 0
+    assert (await lab.run("n3", f"thicket ping {nodes.address('n1')}", PATIENCE))[0] != 0
     assert lab.state.cluster("n3") == set()
-    assert lab.state.cluster("n1") == {"n2"}
+    assert lab.state.cluster("n1") <= {"n2"}
 
 
 async def test_a_certificate_of_another_fleet(intruder: Intruder, tmp_path: Path) -> None:
@@ -271,30 +243,31 @@ async def test_repeated_and_changed_beacons_are_dropped_and_counted(lab: Lab, no
     await write(nodes, "n3", "/tmp/echo.py", ECHO)
     heard, own = await link_local(nodes, "n1"), await link_local(nodes, "n3")
     command = f"python3 /tmp/echo.py {heard} {nodes.address('n2')} {own}"
-    size = await last_line(nodes, "n3", command, 200)
+    size = await last_line(nodes, "n3", command)
     assert 400 < size < 700
 
     async def counted() -> bool:
-        status = json.loads(await nodes.run("n2", "thicket status --json; true"))
+        status = await nodes.json("n2", "thicket status --json")
         drops = status["discovery"]["dropped"]
         others = sum(count for reason, count in drops.items() if reason != "replay")
         return bool(drops.get("replay", 0) >= 3 and others >= 6)
 
-    await nodes.until(counted, 60, "n2 counts what it dropped")
-    assert lab.state.cluster("n2") == {"n1"}
+    await nodes.until(counted, "n2 counts what it dropped")
+    assert lab.state.cluster("n2") <= {"n1"}
 
 
 async def test_a_revoked_device(lab: Lab, nodes: Nodes, intruder: Intruder) -> None:
     """The list goes to n2, and from there to n1, which then refuses."""
+    nodes.unfit = "the device of n3 is revoked for good"
     serial = lab.state.nodes["n3"].serial or ""
     good = intruder.certificates(intruder.ours, "n3")
     assert (await intruder.tries(good))[0] == "connected"
     packed = await asyncio.to_thread(intruder.ours.revoke, [serial])
     code = "import sys, base64; sys.stdout.buffer.write(base64.b64decode(sys.argv[1]))"
     command = f"python3 -c {shlex.quote(code)} {base64.b64encode(packed).decode()}"
-    said = await nodes.run("n2", f"{command} | thicket revocations import -", 60)
+    said = await nodes.run("n2", f"{command} | thicket revocations import -")
     assert "1" in said
-    await lab.wait(
-        lambda: (nodes.status("n1", "trust", "revocations", "names") or 0) == 1, 120, "n1 has it"
+    await nodes.wait(
+        lambda: (nodes.status("n1", "trust", "revocations", "names") or 0) == 1, "n1 has it"
     )
     await intruder.refused(good, "revoked")

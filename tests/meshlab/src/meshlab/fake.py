@@ -30,11 +30,18 @@ links = {}
 for link in described["links"]:
     links[link["a"], link["b"]] = links[link["b"], link["a"]] = link["snr"]
 first = dict(links)
+lossy = {}
+plugged = {node["name"]: True for node in described["nodes"]}
 calls = []
 async def status(params, call):
-    return {"frames": 100, "valid": True, "lag_ms": 1.5, "calls": calls}
+    nodes = {name: {"radios": [{"plugged": on}]} for name, on in plugged.items()}
+    return {"frames": 100, "valid": True, "lag_ms": 1.5, "calls": calls, "nodes": nodes}
 async def all_links(params, call):
-    return {"links": [{"a": a, "b": b, "snr_db": snr} for (a, b), snr in links.items()]}
+    return {"links": [
+        {"a": a, "b": b, "snr_db": snr, "loss": lossy.get((a, b), 0.0),
+         "state": "cut" if snr is None else "link" if snr == first[a, b] else "set"}
+        for (a, b), snr in links.items()
+    ]}
 async def link(params, call):
     calls.append(["link", params])
     a, b = params["a"], params["b"]
@@ -43,20 +50,27 @@ async def link(params, call):
             links[pair] = None
         elif params.get("restore"):
             links[pair] = first[pair]
+            lossy.pop(pair, None)
+        elif params.get("loss"):
+            lossy[pair] = params["loss"]
         else:
             links[pair] = params["snr"]
 async def pcap(params, call):
     calls.append(["pcap", params])
     pathlib.Path(params["path"]).write_bytes(b"packets")
     return params
+async def radio(params, call):
+    calls.append(["radio", params])
+    plugged[params["node"]] = params["plug"]
+    return {}
 def noted(name):
     async def method(params, call):
         calls.append([name, params])
         return {}
     return method
 async def main():
-    methods = {"status": status, "links": all_links, "link": link, "pcap": pcap}
-    methods |= {name: noted(name) for name in ("move", "radio", "pcap_stop", "reset_stats")}
+    methods = {"status": status, "links": all_links, "link": link, "pcap": pcap, "radio": radio}
+    methods |= {name: noted(name) for name in ("move", "pcap_stop", "reset_stats")}
     async with Server(lab / "medium.sock", methods):
         await asyncio.Event().wait()
 asyncio.run(main())

@@ -30,9 +30,10 @@ from typing import Any, Protocol, Self, TypeVar
 
 from meshlab import summary
 from meshlab.child import tied
-from meshlab.paths import lab_directory
+from meshlab.paths import lab_directory, slots_directory
 from meshlab.rpc import Call, Client, Json, Params, RpcError, Server
 from meshlab.shell import ShellError
+from meshlab.slots import BootSlots, Slot
 from meshlab.state import (
     Event,
     LabState,
@@ -61,7 +62,7 @@ _ASK_MEMORY = (
 )
 
 BOOT_DEADLINE = 90.0
-"""Host seconds after which a node that has not joined no longer holds up the start of the next."""
+"""Host seconds after which a node that has not joined no longer holds up the start of others."""
 
 ASK_TIMEOUT = 20.0
 """Seconds that a node may take to answer; a guest of a busy TCG host can be slow."""
@@ -162,7 +163,7 @@ class Parts(Protocol):
     accel: str
     accel_reason: str
     boot_slots: int
-    """How many nodes may be between power-on and joined at the same time."""
+    """How many nodes of all labs on this host may be between power-on and joined at a time."""
 
     def serial(self, seed: int, index: int) -> bytes: ...
     def fleet(self, directory: Path, name: str, prefix: str, keep: bool) -> FleetLike:
@@ -300,7 +301,14 @@ class Node:
         """(host seconds, processor seconds) of the last measurement."""
         self.lock = asyncio.Lock()
         """Held while it is switched on or off."""
-        self.joined = asyncio.Event()
+        self.slot: Slot | None = None
+        """Its boot slot, from before power-on until it has joined."""
+
+    def free_slot(self) -> None:
+        """Make room for the boot of another node."""
+        if self.slot is not None:
+            self.slot.free()
+            self.slot = None
 
 
 class Lab:
@@ -335,7 +343,10 @@ class Lab:
         self._listeners: list[Callable[[Event], None]] = []
         self._changed: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._slots = asyncio.Semaphore(max(1, parts.boot_slots))
+        self._slots = BootSlots(
+            slots_directory(cache), parts.boot_slots, f"{spec.name} (process {os.getpid()})"
+        )
+        self._told_of_others = False
         self._lively_until = 0.0
         #: Seconds between two questions for a node's status while something happens, at least.
         self.lively_interval = 1.0
@@ -406,6 +417,8 @@ class Lab:
             node.tasks = []
         for task in tasks:
             task.cancel()
+        for node in self.nodes.values():
+            node.free_slot()
         # Killed before the waiting: a task that does not end keeps no machine alive.
         for node in self.nodes.values():
             if node.machine is not None:
@@ -552,22 +565,19 @@ class Lab:
         """Start the nodes in their order, each as soon as the host has room for its boot."""
         starts = []
         for node in self.nodes.values():
-            await self._slots.acquire()
-            starts.append(self._task(self._first_start(node)))
+            slot = await self._slots.take(self._tell_of_others)
+            if node.state.power == "waiting":
+                node.slot = slot
+                starts.append(self._task(self.power_on(node.state.name)))
+            elif slot is not None:  # a client was faster
+                slot.free()
         await asyncio.gather(*starts)
 
-    async def _first_start(self, node: Node) -> None:
-        try:
-            if node.state.power != "waiting":
-                return  # a client was faster
-            await self.power_on(node.state.name)
-            # asyncio.timeout and not wait_for, here and below: before Python 3.12 wait_for can
-            # swallow a cancellation that comes at the same time as what it waits for.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BOOT_DEADLINE):
-                    await node.joined.wait()
-        finally:
-            self._slots.release()
+    def _tell_of_others(self, others: set[str]) -> None:
+        if not self._told_of_others:
+            self._told_of_others = True
+            names = ", ".join(sorted(others))
+            self._event("boot", f"the host is busy with the boots of other labs: {names}")
 
     async def power_on(self, name: str) -> None:
         """Start the machine of a node. Raises ``LabError`` when it does not start."""
@@ -583,7 +593,11 @@ class Lab:
             state.cpu_percent, state.cpu_seconds_to_joined, state.joined = None, None, None
             state.guest_used_kib = None
             node.busy = None
-            node.joined.clear()
+            # Who asks for a node does not wait for those that a lab starts; these wait for it.
+            if node.slot is None:
+                node.slot = self._slots.try_take()
+            if node.slot is not None:
+                asyncio.get_running_loop().call_later(BOOT_DEADLINE, node.slot.free)
             machine = self.parts.machine(
                 name, node.directory, lambda kind, detail: self._machine_event(node, kind, detail)
             )
@@ -593,6 +607,7 @@ class Lab:
                 await machine.start()
             except Exception as error:
                 state.power, state.reason = "died", str(error)
+                node.free_slot()
                 self._event("died", f"did not start: {error}", name)
                 raise LabError(f"{name} did not start: {error}") from error
             self._event("boot", "switched on", name)
@@ -610,6 +625,7 @@ class Lab:
                 raise LabError(f"{name} is not on")
             # Said first: the machine's end is then no surprise to those who watch it.
             node.state.power = "off"
+            node.free_slot()
             if grace <= 0:
                 node.machine.kill()
             await node.machine.stop(grace)
@@ -642,6 +658,7 @@ class Lab:
         code = await machine.wait()
         if node.state.power != "running" or node.machine is not machine:
             return
+        node.free_slot()
         node.state.status = None
         node.state.cpu_percent = None
         if code == 0:
@@ -698,9 +715,9 @@ class Lab:
                 state.joined = self.elapsed
                 if node.machine is not None:
                     state.cpu_seconds_to_joined = node.machine.cpu_seconds()
-            node.joined.set()
+            node.free_slot()
         elif get(status, "radio", "state") in ("absent", "unsuitable", "failed"):
-            node.joined.set()  # it will not get further by itself: make room for the next
+            node.free_slot()  # it will not get further by itself: make room for the next
         self._notify()
 
     async def _measure(self) -> None:
@@ -751,10 +768,10 @@ class Lab:
         """
         changed = asyncio.Event()
         self._changed.add(changed)
-        self.lively(timeout)
         deadline = time.monotonic() + timeout
         try:
             while True:
+                self.lively()
                 changed.clear()
                 self.snapshot()
                 if value := condition():

@@ -37,6 +37,11 @@ def labs_root(cache: Path | None = None) -> Path:
     return (cache or cache_root()) / "labs"
 
 
+def slots_directory(cache: Path | None = None) -> Path:
+    """Return the folder of the boot slots, which all labs of this cache share."""
+    return (cache or cache_root()) / "boot-slots"
+
+
 def lab_directory(name: str, cache: Path | None = None) -> Path:
     """Return the directory of the lab ``name``.
 
