@@ -142,6 +142,13 @@ class TestReport:
         gaps = [b[0] - a[0] for a, b in itertools.pairwise(reports)]
         assert min(gaps) >= upkeep.REPORT_GAP * 0.9
 
+    async def test_the_first_does_not_wait_for_the_next_look(
+        self, paths: Paths, reports: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(upkeep, "LOOK", 3600.0)
+        async with running(paths) as run:
+            await run.until(lambda: reports, "the first report")
+
     async def test_one_that_cannot_be_written_is_a_problem_and_tried_again(
         self, paths: Paths, reports: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:

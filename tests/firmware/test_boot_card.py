@@ -9,6 +9,8 @@ larger than the image, as cards are. The nodes have a chip and no radio.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
 import os
 import random
@@ -24,7 +26,7 @@ import pytest
 import pytest_asyncio
 
 from firmware import card as cards
-from meshlab import bootrom, parts
+from meshlab import bootrom, parts, shared
 from meshlab.lab import ChipLike, LabError
 from meshlab.machine import CARD, Machine, MachineSpec
 from meshlab.paths import cache_root
@@ -33,7 +35,7 @@ from meshlab.shell import ShellError
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.lab,
-    pytest.mark.timeout(600, func_only=True),
+    pytest.mark.timeout(1800, func_only=True),
 ]
 
 MIB = 1 << 20
@@ -78,26 +80,37 @@ class Device:
 
     async def off(self) -> None:
         """Switch off in order."""
-        await self.machine.stop(60)
+        await self.machine.stop(BOOT)
+        assert any(detail["guest"] for detail in self.seen("shutdown")), (
+            f"not switched off in order within {BOOT:g} s\n{self.report()}"
+        )
 
     async def run(self, command: str, timeout: float = BOOT) -> str:
         """Run a command that must succeed, as soon as the node takes one; return its output."""
-        async with asyncio.timeout(timeout):
-            while True:
-                try:
-                    status, output = await self.machine.exec_shell.run(command, timeout)
-                    break
-                except ShellError:
-                    assert self.machine.running, self.report()
-                    await asyncio.sleep(0.3)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    try:
+                        status, output = await self.machine.exec_shell.run(command, timeout)
+                        break
+                    except ShellError:
+                        assert self.machine.running, self.report()
+                        await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(
+                f"{command!r} has not ended within {timeout:g} s\n{self.report()}"
+            ) from None
         assert status == 0, f"{command!r} ended with {status}: {output}\n{self.report()}"
         return output
 
     async def restart(self, how: str) -> None:
         """Have the node restart itself by a command; return when it has."""
+        await self.run("true")
         before = self.machine.resets
-        # In the background and a little later: the shell has answered by then.
-        await self.run(f"(sleep 0.5; {how}) >/dev/null 2>&1 & true")
+        # Once, whether or not the shell still tells how it ended: a second one would be a restart
+        # more.
+        with contextlib.suppress(ShellError):
+            await self.machine.exec_shell.run(how, BOOT)
         await self.until(lambda: self.machine.resets == before + 1, how)
 
     async def until(self, what: Callable[[], bool], words: str, seconds: float = BOOT) -> None:
@@ -129,22 +142,29 @@ class Device:
             file.write(bytes([byte ^ 1 << bit]))
 
 
-@pytest.fixture(scope="module", params=[parts.STANDIN, *parts.CARDS])
-def image(request: pytest.FixtureRequest) -> parts.RealParts:
+@functools.cache
+def load(name: str) -> parts.RealParts:
+    """Return the parts for an image, looked for once per process whatever the order of tests."""
+
     def progress(text: str) -> None:
         print(text, file=sys.__stderr__, flush=True)
 
+    made = parts.load(name, cache_root(), 1, progress)
+    progress(made.description)
+    return made
+
+
+@pytest.fixture(params=[parts.STANDIN, *parts.CARDS])
+def image(request: pytest.FixtureRequest) -> parts.RealParts:
     name = str(request.param)
     if name in parts.CARDS and not (cache_root() / "build" / name / "images/card.img").exists():
         pytest.skip(f"the firmware {name} is not built here (`make {name}`)")
     try:
-        made = parts.load(name, cache_root(), 1, progress)
+        return load(name)
     except LabError as error:
         if "qemu-system" in str(error):
             pytest.skip(str(error))
         raise
-    progress(made.description)
-    return made
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -274,21 +294,24 @@ READ_ALL = "find / -xdev -type f -exec cat {} + 2>/dev/null | md5sum"
 PLACES = ("superblock", "metadata", "data", "data", "top of the tree", "leaf of the tree")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="module")
 async def right(image: parts.RealParts, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What reading all files of the root gives."""
-    directory = tmp_path_factory.mktemp("right")
-    made = Device(directory, image)
-    await made.chip.start()
-    try:
-        await made.on()
-        found = await made.run(READ_ALL)
-        assert made.seen("reset") == []
-        return found
-    finally:
-        await made.cut()
-        await made.chip.stop()
-        made.card.unlink()
+    """What reading all files of the root gives; read once per run and image."""
+
+    async def read(path: Path) -> None:
+        made = Device(tmp_path_factory.mktemp("right"), image)
+        await made.chip.start()
+        try:
+            await made.on()
+            path.write_text(await made.run(READ_ALL))
+            assert made.seen("reset") == []
+        finally:
+            await made.cut()
+            await made.chip.stop()
+            made.card.unlink()
+
+    directory = shared.run_directory(tmp_path_factory)
+    return (await shared.once_async(directory, f"right-{image.image}", read)).read_text()
 
 
 @pytest.mark.parametrize("seed", range(len(PLACES)), ids=[f"{p}-{i}" for i, p in enumerate(PLACES)])
@@ -308,7 +331,7 @@ async def test_a_flipped_bit_restarts_and_never_gives_wrong_data(
             raw = (await device.machine.exec_shell.run("cat /dev/dm-0 >/dev/null", BOOT))[0]
         except ShellError:
             assert device.machine.running, device.report()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
     assert raw is None, f"byte {offset} of the card is wrong and nobody noticed"
     assert files in (None, right), "wrong data was read before the restart"
     await device.until(lambda: bool(device.seen("reset")), "the restart")
@@ -410,7 +433,7 @@ async def test_the_last_words_of_a_panic_survive_the_restart(
     kept = await device.run("cat /sys/fs/pstore/* /data/thicket/* 2>/dev/null; true")
     assert "sysrq triggered crash" in kept, device.report()
     # And the daemon says so, in words.
-    told = "i=0; until [ -s $f ] || [ $i = 60 ]; do sleep 1; i=$((i+1)); done; cat $f"
+    told = "until [ -s $f ]; do sleep 0.2; done; cat $f"
     restart = json.loads(await device.run(f"f=/run/thicket/last-restart.json; {told}"))
     assert restart["reason"] == "panic", restart
     assert "sysrq" in json.dumps(restart)

@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 
 from firmware import boards, build
+from meshlab import shared
 
 MACHINES = {"aarch64": "AArch64", "x86_64": "Advanced Micro Devices X86-64"}
 COMPILERS = ("ar", "as", "c++", "cc", "cpp", "g++", "gcc", "ld", "make", "strip")
 
 
-@pytest.fixture(scope="module", params=boards.names())
+@pytest.fixture(params=boards.names())
 def board(request: pytest.FixtureRequest) -> boards.Board:
     found = boards.load(str(request.param))
     images = build.images(found.name)
@@ -33,13 +34,15 @@ def board(request: pytest.FixtureRequest) -> boards.Board:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def root(board: boards.Board, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root filesystem, taken apart by erofs-utils."""
-    place = tmp_path_factory.mktemp(board.name) / "root"
+    """The root filesystem, taken apart by erofs-utils, once per run."""
     erofs = build.images(board.name) / "rootfs.erofs"
-    run("fsck.erofs", f"--extract={place}", erofs)
-    return place
+
+    def extract(place: Path) -> None:
+        run("fsck.erofs", f"--extract={place}", erofs)
+
+    return shared.once(shared.run_directory(tmp_path_factory), f"root-{board.name}", extract)
 
 
 def run(*command: str | Path) -> str:

@@ -29,7 +29,7 @@ START: Final = 5.0
 FIRST_REPORT: Final = 20.0
 #: Least seconds between two reports that say something different.
 REPORT_GAP: Final = 600.0
-#: Seconds between two looks at whether there is something to report.
+#: Seconds between two looks at whether there is something to report; the first report is not late.
 LOOK: Final = 15.0
 #: Seconds after which a card that does not answer is said to hang.
 HANGS: Final = 60.0
@@ -102,8 +102,10 @@ class Upkeep:
                 if text != reported and await self._report(text):
                     reported = text
                     report_at = time.monotonic() + REPORT_GAP
+            now = time.monotonic()
+            pause = report_at - now if now < report_at < now + LOOK else LOOK
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK):
+                async with asyncio.timeout(pause):
                     await self._settings_changed.wait()
 
     # -- what is done
