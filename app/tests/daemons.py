@@ -80,7 +80,7 @@ class NamespaceNode:
         assert self.process is not None
         self.process.send_signal(sig)
         status = self.process.wait(20)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while Path(f"/sys/class/net/{self.wire}").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         return status
@@ -109,7 +109,7 @@ class Fleet:
             node.start()
         return node
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
 
         def holds() -> object:

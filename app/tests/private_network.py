@@ -69,7 +69,7 @@ class Network:
         """Give loopback *address*, and wait until it can be used."""
         _change_address(SIOCSIFADDR, address)
         self._present.add(address)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not _usable(address):
             if time.monotonic() > end:
                 raise AssertionError(f"the address {address} stays tentative")

@@ -191,7 +191,7 @@ class Running:
         self.daemon = Daemon(paths, config.load(paths), parts)
         self.task = asyncio.create_task(self.daemon.run())
 
-    async def until(self, condition: Callable[[], object], what: str, seconds: float = 10) -> None:
+    async def until(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert not self.task.done(), f"the daemon ended before: {what}"
@@ -212,7 +212,7 @@ async def running(paths: Paths, parts: FakeParts | None = None) -> AsyncIterator
         yield made
     finally:
         made.daemon.stop()
-        await asyncio.wait_for(asyncio.wait({made.task}), 20)
+        await asyncio.wait_for(asyncio.wait({made.task}), 60)
 
 
 class TestLife:
@@ -254,7 +254,7 @@ class TestLife:
             os.kill(os.getpid(), signal.SIGHUP)
             await run.until(lambda: run.parts.meshes[0].applied, "the radio has new settings")
             os.kill(os.getpid(), signal.SIGTERM)
-            assert await asyncio.wait_for(run.task, 10) == 0
+            assert await asyncio.wait_for(run.task, 60) == 0
 
     async def test_stop_radio_leaves_the_mesh_and_ends(self, paths: Paths) -> None:
         async with running(paths) as run:
@@ -262,7 +262,7 @@ class TestLife:
             mesh = run.parts.meshes[0]
             assert await asyncio.to_thread(daemon.stop_radio, paths) == 0
             assert mesh.left
-            assert await asyncio.wait_for(run.task, 10) == 0
+            assert await asyncio.wait_for(run.task, 60) == 0
 
     def test_there_is_only_one(self, paths: Paths) -> None:
         first = daemon.only_one(paths)
@@ -305,7 +305,7 @@ class TestSupervision:
         parts = FakeParts()
         parts.mesh_fails = RuntimeError("for ever")
         async with running(paths, parts) as run:
-            assert await asyncio.wait_for(run.task, 10) == 1
+            assert await asyncio.wait_for(run.task, 60) == 1
         assert len(parts.meshes) == daemon.FAILURES
 
     async def test_restart_is_no_failure(self) -> None:
@@ -334,7 +334,7 @@ class TestSupervision:
 
         part = Part("p", run, problems)
         with pytest.raises(daemon.FailingError, match="ended by itself"):
-            await asyncio.wait_for(part.task, 10)
+            await asyncio.wait_for(part.task, 60)
 
     async def test_a_part_that_does_not_let_go_is_left_behind(
         self, monkeypatch: pytest.MonkeyPatch
@@ -349,7 +349,7 @@ class TestSupervision:
 
         part = Part("p", run, Problems(lambda: None))
         await asyncio.sleep(0)
-        await asyncio.wait_for(part.stop(), 10)
+        await asyncio.wait_for(part.stop(), 60)
         release.set()
 
     async def test_settings_that_the_radio_refuses(self, paths: Paths) -> None:

@@ -309,7 +309,7 @@ async def running(*nodes: Discovery) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -352,7 +352,7 @@ class TestWithSockets:
             a = make("n1")
             async with running(a):
                 loop = asyncio.get_running_loop()
-                payload, source = await asyncio.wait_for(loop.sock_recvfrom(s, 2000), 10)
+                payload, source = await asyncio.wait_for(loop.sock_recvfrom(s, 2000), 60)
                 assert payload == b"fd12:3456:789a:1:0:6f44:e3c6:b802"
                 assert ipaddress.IPv6Address(source[0].partition("%")[0]).is_link_local
                 assert source[1] == PORT

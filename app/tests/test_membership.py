@@ -174,7 +174,7 @@ async def test_only_neighbours_are_connected_where_that_is_wanted() -> None:
         assert link.calls == names(LOW)
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, f"not within {seconds} s: {what}"

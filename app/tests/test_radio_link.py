@@ -21,7 +21,7 @@ from thicket.radio.netlink import NetlinkError
 ADDRESS = IPv6Interface("fd12:3456:789a:1:0:6f44:e3c6:b802/64")
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} has not happened within {seconds} s"

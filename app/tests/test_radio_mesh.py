@@ -272,7 +272,7 @@ class Running:
     def codes(self) -> list[str]:
         return [problem["code"] for problem in self.mesh.problems()]
 
-    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while not condition():

@@ -92,7 +92,7 @@ async def watched(directory: Path) -> AsyncIterator[Watched]:
         await one.subject.stop()
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while not condition():

@@ -279,7 +279,7 @@ async def connected(directory: Path) -> AsyncIterator[tuple[FakeSupplicant, Cont
         fake.close()
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while not condition():

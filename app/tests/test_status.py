@@ -130,7 +130,7 @@ class TestWriter:
 
         writer = Writer(str(tmp_path / "s.json"), dict, refresh, 0.05)
         task = asyncio.create_task(writer.run())
-        await asyncio.wait_for(refreshed.wait(), 10)
+        await asyncio.wait_for(refreshed.wait(), 60)
         task.cancel()
 
     def test_a_full_disk_does_not_end_it(self, tmp_path: Path) -> None:
