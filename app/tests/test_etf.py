@@ -383,13 +383,20 @@ class Text(str):
     __slots__ = ()
 
 
+class Nothing:
+    """An object that no form is known for."""
+
+    def __repr__(self) -> str:
+        return "Nothing()"  # a test's name, which has to be the same in every process
+
+
 @pytest.mark.parametrize(
     "term",
     [
         float("nan"),
         float("inf"),
         {1, 2},
-        object(),
+        Nothing(),
         1j,
         Text("x"),
         "\ud800",
