@@ -198,7 +198,7 @@ def _ended(command: Sequence[str], environment: dict[str, str]) -> tuple[int, bo
 def pytest_words(part: str, tests: Sequence[str], options: Sequence[str]) -> list[str]:
     """Return the arguments of pytest for the part ``unit``, ``mesh`` or ``soak``."""
     unit, meshes = workers()
-    marks = {"unit": "not lab", "mesh": "lab", SOAK: SOAK}[
+    marks = {"unit": "not lab", "mesh": "lab", SOAK: SOAK}
         part
     ]
     if part == "unit":
