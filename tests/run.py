@@ -199,8 +199,6 @@ def pytest_words(part: str, tests: Sequence[str], options: Sequence[str]) -> lis
     """Return the arguments of pytest for the part ``unit``, ``mesh`` or ``soak``."""
     unit, meshes = workers()
     marks = {"unit": "not lab", "mesh": "lab", SOAK: SOAK}
-        part
-    ]
     if part == "unit":
         words = ["-q", "-n", str(unit), "--dist", "worksteal"]
     else:
