@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import shlex
 import subprocess
 import sys
@@ -97,12 +98,18 @@ def cases_of(junit: Path) -> list[Case]:
 
 
 def _case(element: ET.Element) -> Case:
-    file = element.get("file") or ""
-    name = element.get("name") or ""
-    module = file.removesuffix(".py").replace("/", ".")
-    inside = (element.get("classname") or "").removeprefix(module).strip(".")
-    # A file that cannot be collected is a case without a file, named like a module.
-    words = [file, *inside.split("."), name] if file else [name.replace(".", "/") + ".py"]
+    # --dist loadgroup writes @GROUP behind a test's name.
+    name = re.sub(r"@[\w-]+$", "", element.get("name") or "")
+    classname = element.get("classname") or ""
+    # Not "file": that is where a decorator stands. A file that cannot be collected has its module
+    # for a name and no class.
+    words = (classname or name).split(".")
+    file, inside = f"{'/'.join(words)}.py", [name] if classname else []
+    for length in range(len(words), 0, -1):
+        path = "/".join(words[:length]) + ".py"
+        if (TOP / path).is_file():
+            file, inside = path, [*words[length:], *inside]
+            break
     outcome, why = "passed", ""
     for child in element:
         if child.tag in ("failure", "error"):
@@ -110,7 +117,7 @@ def _case(element: ET.Element) -> Case:
         elif child.tag == "skipped" and outcome == "passed":
             outcome, why = "skipped", child.get("message") or ""
     return Case(
-        "::".join(word for word in words if word),
+        "::".join([file, *inside]),
         outcome,
         float(element.get("time") or 0),
         why.strip().partition("\n")[0],
