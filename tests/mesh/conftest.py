@@ -11,7 +11,7 @@ and its chips as they were. What else a test changes it puts back itself, or say
 ``$THICKET_CACHE/labs/test-<mesh>``, with ``-2`` and so on where the mesh had to be made anew.
 
 ``pytest -m lab -n 3 --dist loadgroup tests/mesh`` runs several meshes at a time; those that take
-long begin first.
+long begin first, and one that finds no room for its nodes waits for the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from meshlab import parts, topology
 from meshlab.image.lab import Extras
 from meshlab.lab import Lab, LabSpec, NodeSpec
 from meshlab.paths import cache_root
-from meshlab.testing import Mesh, Meshes, Nodes
+from meshlab.slots import Places
+from meshlab.testing import NODES_PER_CORE, Mesh, Meshes, Nodes
 
 HERE = Path(__file__).resolve().parent
 IMAGE = os.environ.get("MESHLAB_IMAGE", "lab")
@@ -237,7 +238,9 @@ async def meshes(request: pytest.FixtureRequest) -> AsyncIterator[Meshes]:
         extras = Extras(applications=mesh.applications) if mesh.applications else None
         return parts.load(IMAGE, cache_root(), 1, progress, extras if IMAGE == "lab" else None)
 
-    found = Meshes(real_parts)
+    cores = len(os.sched_getaffinity(0))
+    places = Places(cache_root() / "node-places", NODES_PER_CORE * cores, "tests on running nodes")
+    found = Meshes(real_parts, places)
     found.needed.update(request.config.stash[NEEDED])
     yield found
     await found.end()

@@ -14,7 +14,7 @@ import pytest
 from meshlab import slots, topology
 from meshlab.fake import FakeParts
 from meshlab.lab import Lab, LabSpec
-from meshlab.slots import BootSlots
+from meshlab.slots import BootSlots, Places
 
 HOLDER = """
 import subprocess, sys, time
@@ -155,3 +155,47 @@ async def test_a_node_that_is_switched_off_makes_room(parts: FakeParts, tmp_path
     for left in free:
         assert left is not None
         left.free()
+
+
+async def test_a_large_lab_waits_for_enough_places_and_no_small_one_overtakes_it(
+    tmp_path: Path,
+) -> None:
+    places = Places(tmp_path, 4, "tests")
+    three = await places.take(3)
+    large = asyncio.create_task(places.take(4))
+    await _until_taken(tmp_path / "door")
+    small = asyncio.create_task(places.take(1))
+    await asyncio.sleep(0.1)
+    assert not large.done()
+    assert not small.done()
+    for slot in three:
+        slot.free()
+    held = await asyncio.wait_for(large, 60)
+    assert len(held) == 4
+    assert not small.done()
+    held[0].free()
+    assert len(await asyncio.wait_for(small, 60)) == 1
+
+
+async def test_a_lab_that_is_larger_than_all_places_takes_them_all(tmp_path: Path) -> None:
+    assert len(await asyncio.wait_for(Places(tmp_path, 2, "tests").take(20), 60)) == 2
+
+
+async def test_who_gives_up_waiting_gives_back_what_it_had(tmp_path: Path) -> None:
+    places = Places(tmp_path, 3, "tests")
+    held = await places.take(2)
+    waiting = asyncio.create_task(places.take(2))
+    await _until_taken(tmp_path / "2")
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert len(await asyncio.wait_for(places.take(1), 60)) == 1
+    assert len(held) == 2
+
+
+async def _until_taken(path: Path) -> None:
+    """Wait until somebody holds the lock of a file."""
+    async with asyncio.timeout(60):
+        while (slot := slots._lock(path, "a look")) is not None:
+            slot.free()
+            await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest_asyncio
 from meshlab import testing, topology
 from meshlab.fake import FakeParts
 from meshlab.lab import Lab, LabSpec, NodeSpec
+from meshlab.slots import Places
 from meshlab.testing import Mesh, Meshes, whole
 
 NODES = {"n2": NodeSpec(chip_fault="absent")}
@@ -26,8 +28,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest_asyncio.fixture
-async def meshes() -> AsyncIterator[Meshes]:
-    found = Meshes(lambda mesh: FakeParts())
+async def meshes(tmp_path: Path) -> AsyncIterator[Meshes]:
+    found = Meshes(lambda mesh: FakeParts(), Places(tmp_path / "places", 10, "a test"))
     yield found
     await found.end()
 
@@ -94,3 +96,14 @@ async def test_a_mesh_that_does_not_become_ready_is_ended_and_fails_the_test(
         await meshes.take(never)
     async with Lab(LabSpec(topology.make("full", 2), name="test-never"), FakeParts()):
         pass  # its directory is free
+
+
+async def test_a_mesh_gives_its_places_back_also_when_it_was_of_no_use(
+    meshes: Meshes, tmp_path: Path
+) -> None:
+    meshes.needed.update(full=3)
+    for fit in (False, True, True):
+        await meshes.take(FULL)
+        await meshes.give_back(FULL, fit=fit)
+    places = Places(tmp_path / "places", 10, "another test")
+    assert len(await asyncio.wait_for(places.take(10), 60)) == 10

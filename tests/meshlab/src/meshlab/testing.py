@@ -15,10 +15,15 @@ from typing import Any
 
 from meshlab import summary
 from meshlab.lab import Lab, LabSpec, NodeSpec, Parts
+from meshlab.slots import Places, Slot
 from meshlab.state import get, get_list
 
 PATIENCE = 300.0
 """Seconds after which something is taken to never happen: many times what a slow host needs."""
+
+NODES_PER_CORE = 5
+"""Most nodes that run at a time for each core, without KVM: with more, each gets too little to keep
+its links, and all of them begin anew again and again."""
 
 FORMING = 900.0
 """The same for a mesh that forms while other labs boot theirs."""
@@ -50,8 +55,10 @@ class Meshes:
     may leave anything behind: the next one gets a mesh that is made anew, in another directory.
     """
 
-    def __init__(self, parts: Callable[[Mesh], Parts]) -> None:
+    def __init__(self, parts: Callable[[Mesh], Parts], places: Places) -> None:
         self._parts = parts
+        self._places = places
+        self._held: dict[str, list[Slot]] = {}
         self._running: dict[str, Lab] = {}
         self._runs: Counter[str] = Counter()
         self.needed: Counter[str] = Counter()
@@ -71,34 +78,38 @@ class Meshes:
                 lab = await self._start(mesh)
             await lab.wait(lambda: mesh.ready(lab), FORMING, f"the mesh {mesh.name} is ready")
         except BaseException:
-            await self._end(mesh)
+            await self._end(mesh.name)
             raise
         return lab
 
     async def give_back(self, mesh: Mesh, *, fit: bool) -> None:
         """End the mesh unless it is ``fit`` for another test that needs it."""
         if not fit or self.needed[mesh.name] <= 0:
-            await self._end(mesh)
+            await self._end(mesh.name)
 
     async def end(self) -> None:
         """End all meshes."""
-        for lab in self._running.values():
-            await lab.stop()
-        self._running.clear()
+        for mesh in list(self._held):
+            await self._end(mesh)
 
     async def _start(self, mesh: Mesh) -> Lab:
         self._runs[mesh.name] += 1
         run = self._runs[mesh.name]
         name = f"test-{mesh.name}" if run == 1 else f"test-{mesh.name}-{run}"
+        self._held[mesh.name] = await self._places.take(len(mesh.spec.topology.names))
         lab = Lab(replace(mesh.spec, name=name), self._parts(mesh))
         self._running[mesh.name] = lab
         await lab.start()
         return lab
 
-    async def _end(self, mesh: Mesh) -> None:
-        lab = self._running.pop(mesh.name, None)
-        if lab is not None:
-            await lab.stop()
+    async def _end(self, name: str) -> None:
+        lab = self._running.pop(name, None)
+        try:
+            if lab is not None:
+                await lab.stop()
+        finally:
+            for place in self._held.pop(name, []):
+                place.free()
 
 
 async def put_back(lab: Lab) -> None:
