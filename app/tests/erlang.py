@@ -229,7 +229,7 @@ async def a_real_epmd(network: Network) -> AsyncIterator[asyncio.subprocess.Proc
                 await asyncio.sleep(0.01)
 
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await answers()
         yield daemon
     finally:

@@ -38,7 +38,7 @@ async def run(*command: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         output, _ = await process.communicate()
     return output.decode()
 
@@ -47,7 +47,7 @@ async def ask(network: Network, request: bytes, host: str = "::1") -> bytes:
     reader, writer = await asyncio.open_connection(host, network.epmd_port)
     try:
         writer.write(request)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await reader.read()
     finally:
         writer.close()
@@ -184,7 +184,7 @@ async def test_we_register_with_erlangs_and_follow_it(network: Network) -> None:
 
     async def the_daemon() -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(*command)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await epmd.names("::1", port=port)

@@ -12,6 +12,9 @@ import pytest
 from thicket import membership
 from thicket.membership import Candidate, Membership
 
+# Nothing here waits for the kernel or another process.
+pytestmark = pytest.mark.virtual_time
+
 LOW = IPv6Address("fd12:3456:789a:1::10")
 OWN = IPv6Address("fd12:3456:789a:1::50")
 HIGH = IPv6Address("fd12:3456:789a:1::90")

@@ -25,6 +25,9 @@ from thicket.distribution import Atom, Node
 from thicket.passphrase import Listener, Passphrase, PassphraseError
 from thicket.radio import MeshSettings
 
+# Nothing here waits for the kernel or another process.
+pytestmark = pytest.mark.virtual_time
+
 OLD, NEW = "the old passphrase", "the new passphrase"
 PEER, STRANGER = "02:74:68:00:00:02", "02:74:68:00:00:09"
 

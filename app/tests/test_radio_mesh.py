@@ -23,6 +23,9 @@ from thicket.radio.nl80211 import Channel, Wiphy
 from thicket.radio.supplicant import SupplicantError
 from thicket.radio.wpa import ControlError, Event
 
+# Nothing here waits for the kernel or another process.
+pytestmark = pytest.mark.virtual_time
+
 ADDRESS = IPv6Interface("fd12:3456:789a:1:0:6f44:e3c6:b802/64")
 SETTINGS = MeshSettings(mesh_id="lab")
 PEER = "02:74:68:00:00:02"

@@ -87,6 +87,7 @@ class TestTimes:
         assert times.reached("daemon")
 
 
+@pytest.mark.virtual_time
 class TestWriter:
     async def test_one_line_whole_at_any_time_and_at_most_two_a_second(
         self, tmp_path: Path
@@ -108,7 +109,7 @@ class TestWriter:
         seen: set[int] = set()
         while monotonic() < started + 1.3:
             writer.changed()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
             if path.exists():
                 text = path.read_text()
                 assert text.count("\n") == 1

@@ -209,7 +209,7 @@ async def test_a_part_that_is_started_again_keeps_what_is_in_use(tmp_path: Path)
 
     async def run(until: Callable[[], object]) -> None:
         task = asyncio.create_task(trust.run())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not until():  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.01)
         task.cancel()
