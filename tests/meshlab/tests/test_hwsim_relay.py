@@ -3,7 +3,8 @@
 
 The build for the tests speaks to the family ``nlctrl`` (generic netlink's own, in every kernel)
 instead of ``MAC80211_HWSIM``, so that the messages go through a real kernel and come back. Message
-layouts are those of <linux/netlink.h> and <linux/genetlink.h>.
+layouts are those of <linux/netlink.h> and <linux/genetlink.h>. Its clock stands still until a test
+moves it (held_clock.c), so no delay of this machine exhausts the relay's patience.
 """
 
 from __future__ import annotations
@@ -18,17 +19,25 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from meshlab import shared
+
+CLOCK = Path(__file__).with_name("held_clock.c")
 SOURCE = Path(__file__).parents[3] / "package" / "hwsim-relay" / "src"
 
 NETLINK, HELLO, STATS, ERROR = range(4)
 MAGIC = b"HWSIMRLY"
+DEADLINE = 60
+"""Seconds for what the relay does at once."""
+STALL = 1000
+"""The relay's patience with an incomplete frame in milliseconds (PROTOCOL.md)."""
 COUNTERS = [
     "to_kernel",
     "to_host",
@@ -58,64 +67,138 @@ pytestmark = [
 ]
 
 
-def build(directory: Path, *flags: str) -> Path:
-    """Compile the relay with its own Makefile into ``directory``."""
-    copy = directory / "src"
-    shutil.copytree(SOURCE, copy)
+def build(directory: Path, *flags: str) -> None:
+    """Compile the relay with its own Makefile in ``directory``, which is made."""
+    shutil.copytree(SOURCE, directory)
     subprocess.run(
-        ["make", "-s", "-C", copy, f"CFLAGS={' '.join(flags)}", "hwsim-relay"],
+        ["make", "-s", "-C", directory, f"CFLAGS={' '.join(flags)}", "hwsim-relay"],
         check=True,
         env={**os.environ, "CC": "cc"},
     )
-    return copy / "hwsim-relay"
 
 
 @pytest.fixture(scope="session")
 def relay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The relay for nlctrl, which dies of any memory error or undefined behaviour."""
-    directory = tmp_path_factory.mktemp("relay")
-    (directory / "ports").mkdir()
-    return build(
-        directory,
-        "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
-        """-DRELAY_FAMILY='"nlctrl"'""",
-        f"""-DRELAY_PORTS='"{directory}/ports"' -DRELAY_DEV='"{directory}/dev"'""",
-    )
+
+    def make(directory: Path) -> None:
+        build(
+            directory,
+            "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+            """-DRELAY_FAMILY='"nlctrl"'""",
+            """-DRELAY_PORTS='getenv("RELAY_PORTS")' -DRELAY_DEV='getenv("RELAY_DEV")'""",
+            f"{CLOCK} -Wl,--wrap=clock_gettime",
+        )
+
+    run = shared.run_directory(tmp_path_factory)
+    return shared.once(run, "hwsim-relay-tested", make) / "hwsim-relay"
 
 
 @pytest.fixture(scope="session")
 def real_relay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The relay as it is installed."""
-    return build(tmp_path_factory.mktemp("real"), "-Os")
+    run = shared.run_directory(tmp_path_factory)
+    name = "hwsim-relay-installed"
+    return shared.once(run, name, lambda directory: build(directory, "-Os")) / "hwsim-relay"
+
+
+def wait_until(condition: Callable[[], bool], words: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, words
+        time.sleep(0.001)
 
 
 class Host:
     """The medium's end of the stream, and the relay at the other."""
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, clock: bool = True) -> None:
         # Kept open: a terminal that nobody has open looks like one that was hung up.
         self.master, self.slave = pty.openpty()
         tty.setraw(self.slave)
+        self.clock = tempfile.NamedTemporaryFile(buffering=0)  # noqa: SIM115 - lives as long
+        self.now = 0
+        self.move_clock(STALL)
+        environment = {**os.environ, "ASAN_OPTIONS": "abort_on_error=0:exitcode=99"}
+        if clock:
+            environment["RELAY_CLOCK"] = self.clock.name
         self.relay = subprocess.Popen(
-            [program, os.ttyname(self.slave)],
-            stderr=subprocess.PIPE,
-            env={**os.environ, "ASAN_OPTIONS": "abort_on_error=0:exitcode=99"},
+            [program, os.ttyname(self.slave)], stderr=subprocess.PIPE, env=environment
         )
         os.set_blocking(self.master, False)
         self.buffer = b""
         self.family = 0
+        self.sent = 0
+        self.read_before = 0
 
-    def send(self, data: bytes) -> None:
-        """Write everything; what the relay says meanwhile is kept."""
-        deadline = time.monotonic() + 60
+    def move_clock(self, milliseconds: int) -> None:
+        """Let the relay's clock go on; the relay sees it when it wakes."""
+        self.now += milliseconds
+        os.pwrite(self.clock.fileno(), struct.pack("<q", self.now), 0)
+
+    def send(self, data: bytes, *, reading: bool = True) -> None:
+        """Write everything; with ``reading``, keep what the relay says meanwhile."""
+        deadline = time.monotonic() + DEADLINE
         while data:
             assert time.monotonic() < deadline, "the relay does not read"
-            readable, writable, _ = select.select([self.master], [self.master], [], 1)
+            readers = [self.master] if reading else []
+            readable, writable, _ = select.select(readers, [self.master], [], 1)
             if readable:
                 self.buffer += os.read(self.master, 65536)
             if writable:
                 with contextlib.suppress(BlockingIOError):
-                    data = data[os.write(self.master, data) :]
+                    done = os.write(self.master, data)
+                    self.sent += done
+                    data = data[done:]
+
+    def settle(self) -> None:
+        """Count from here, where the relay has answered everything, what is sent and read."""
+        wait_until(self.asleep, "the relay does not come to rest")
+        self.sent = 0
+        self.read_before = self.bytes_read()
+
+    def rest(self) -> None:
+        """Wait until the relay has read what was sent since ``settle`` and waits for more.
+
+        It sleeps nowhere else, and not while answers of the kernel are unread.
+        """
+        wait_until(
+            lambda: self.bytes_read() - self.read_before >= self.sent and self.asleep(),
+            "the relay does not come to rest",
+        )
+
+    def wake(self) -> None:
+        """Let the relay's main loop go round: a stop interrupts epoll_pwait(2), see signal(7)."""
+        self.relay.send_signal(signal.SIGSTOP)
+        wait_until(lambda: self.state() == "T", "the relay does not stop")
+        self.relay.send_signal(signal.SIGCONT)
+        wait_until(self.asleep, "the relay does not come to rest")
+
+    def collect(self) -> None:
+        """Take everything that the relay, which rests, has written."""
+        while self.more(0):
+            pass
+
+    def quiet(self) -> None:
+        """Wait until the relay has not run for a while.
+
+        One that polls or spins runs within every such while. A slow machine can hide that, but
+        cannot make a relay run that has nothing to do.
+        """
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            before = self.runs()
+            time.sleep(0.5)
+            if self.runs() == before and self.asleep():
+                return
+            assert time.monotonic() < deadline, "the relay runs without an occasion"
+
+    def runs(self) -> list[str]:
+        """Return how often the relay was given and gave up the processor, and for how long."""
+        process = Path("/proc", str(self.relay.pid))
+        status = (process / "status").read_text().splitlines()
+        switches = [line for line in status if "ctxt_switches" in line]
+        return [*switches, *(process / "stat").read_text().rsplit(")", 1)[1].split()[11:13]]
 
     def more(self, timeout: float) -> bool:
         readable, _, _ = select.select([self.master], [], [], timeout)
@@ -126,7 +209,7 @@ class Host:
                 raise AssertionError(f"the relay ended: {self.words()}") from error
         return bool(readable)
 
-    def frame(self, timeout: float = 60) -> tuple[int, bytes]:
+    def frame(self, timeout: float = DEADLINE) -> tuple[int, bytes]:
         """Return kind and body of the next frame."""
         deadline = time.monotonic() + timeout
         while len(self.buffer) < 5 or len(self.buffer) < 4 + self._length():
@@ -141,7 +224,7 @@ class Host:
         assert 1 <= length <= 65536
         return int(length)
 
-    def until(self, kind: int, timeout: float = 60) -> bytes:
+    def until(self, kind: int, timeout: float = DEADLINE) -> bytes:
         """Return the body of the next frame of this kind."""
         deadline = time.monotonic() + timeout
         while True:
@@ -153,7 +236,7 @@ class Host:
         """Begin a session as PROTOCOL.md tells the host to; return the counters."""
         nonce = nonce or random.getrandbits(64) | 1
         self.send(hello(nonce))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + DEADLINE
         pattern = MAGIC + struct.pack("<Q", nonce)
         while (at := self.buffer.find(pattern)) < 0 or len(self.buffer) < at + 16 + 8 * 13:
             assert self.more(max(0.0, deadline - time.monotonic())), "no answer to HELLO"
@@ -169,22 +252,22 @@ class Host:
         return counted(self.until(STATS))
 
     def words(self) -> str:
-        self.relay.wait(60)
+        self.relay.wait(DEADLINE)
         assert self.relay.stderr is not None
         return self.relay.stderr.read().decode()
-
-    def cpu(self) -> float:
-        fields = Path("/proc", str(self.relay.pid), "stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def bytes_read(self) -> int:
         """Count the bytes the relay has taken from its port (netlink's are not in this counter)."""
         text = Path("/proc", str(self.relay.pid), "io").read_text()
         return int(text.split("rchar:", 1)[1].split()[0])
 
-    def asleep(self) -> bool:
+    def state(self) -> str:
+        """Return the letter of proc_pid_stat(5)."""
         stat = Path("/proc", str(self.relay.pid), "stat").read_text()
-        return stat.rsplit(")", 1)[1].split()[0] == "S"
+        return stat.rsplit(")", 1)[1].split()[0]
+
+    def asleep(self) -> bool:
+        return self.state() == "S"
 
     def netlink_sockets(self) -> int:
         """Count the relay's netlink sockets (inode numbers of proc_net_netlink against its fds)."""
@@ -212,6 +295,7 @@ class Host:
             self.relay.stderr.close()
         self.hang_up()
         os.close(self.slave)
+        self.clock.close()
 
 
 @pytest.fixture
@@ -268,7 +352,12 @@ def test_greets_once_and_answers_hello(host: Host) -> None:
     assert body[0] == 1
     assert body[3:11] == MAGIC
     assert body[11:19] == bytes(8), "a greeting has no nonce"
-    assert not host.more(0.3), "greeted again"
+    host.settle()
+    for _ in range(3):
+        host.move_clock(10 * STALL)
+        host.wake()
+    host.collect()
+    assert host.buffer == b"", "greeted again"
     counters = host.session()
     assert host.family == GENL_ID_CTRL
     assert counters["sessions"] == 1
@@ -333,9 +422,10 @@ def test_dump_becomes_one_frame_per_message(host: Host) -> None:
 
 def test_stream_may_arrive_byte_by_byte(host: Host) -> None:
     host.session()
+    host.settle()
     for value in frame(NETLINK, get_family(sequence=3)) + frame(STATS):
         host.send(bytes([value]))
-        time.sleep(0.001)
+        host.rest()
     assert header(host.until(NETLINK))[3] == 3
     assert counted(host.until(STATS))["to_kernel"] == 1
 
@@ -392,8 +482,11 @@ def test_only_whole_messages_of_the_family_pass(host: Host, message: bytes, numb
 
 def test_nothing_passes_without_a_session(host: Host) -> None:
     host.until(HELLO)
+    host.settle()
     host.send(frame(NETLINK, get_family()) * 3 + frame(STATS))
-    assert not host.more(0.3)
+    host.rest()
+    host.collect()
+    assert host.buffer == b""
     counters = host.session()
     assert counters["to_kernel"] == 0
     assert counters["skipped_bytes"] == len(frame(NETLINK, get_family()) * 3 + frame(STATS))
@@ -443,29 +536,41 @@ def test_largest_frame_is_accepted(host: Host) -> None:
 def test_torn_frame_is_given_up_and_the_hello_behind_it_found(host: Host) -> None:
     host.session()
     # A medium that died in the middle of a frame, and the next one, before the port was seen shut.
+    host.settle()
     host.send(frame(NETLINK, bytes(5000))[:100] + hello(77))
+    host.rest()
+    host.move_clock(STALL)
+    host.wake()
     answer = host.until(HELLO)
     assert answer[11:19] == struct.pack("<Q", 77)
     stats = host.stats()
     assert (stats["stalls"], stats["sessions"]) == (1, 2)
 
 
-def test_torn_frame_is_reported(host: Host) -> None:
-    host.session()
-    host.send(frame(NETLINK, bytes(5000))[:100])
-    number, text = error_of(host.until(ERROR))
-    assert number == 71  # EPROTO
-    assert "incomplete" in text
-    assert host.until(HELLO)[11:19] == bytes(8), "it greets again"
-    assert host.session()["stalls"] == 1
+def test_torn_frame_is_reported(relay: Path) -> None:
+    host = Host(relay, clock=False)
+    try:
+        host.session()
+        host.send(frame(NETLINK, bytes(5000))[:100])
+        number, text = error_of(host.until(ERROR))
+        assert number == 71  # EPROTO
+        assert "incomplete" in text
+        assert host.until(HELLO)[11:19] == bytes(8), "it greets again"
+        assert host.session()["stalls"] == 1
+    finally:
+        host.close()
 
 
-def test_slow_frame_is_no_stall(host: Host) -> None:
+def test_patience_with_a_frame_begins_anew_with_every_piece(host: Host) -> None:
     host.session()
+    host.settle()
     data = frame(NETLINK, get_family(sequence=12))
-    for part in (data[:3], data[3:20], data[20:]):
+    for part in (data[:3], data[3:20], data[20:-1]):
         host.send(part)
-        time.sleep(0.6)  # in all longer than the patience with one that makes no progress
+        host.rest()
+        host.move_clock(STALL - 1)
+        host.wake()
+    host.send(data[-1:])
     assert header(host.until(NETLINK))[3] == 12
     assert host.stats()["stalls"] == 0
 
@@ -485,23 +590,26 @@ def test_random_bytes_do_no_harm(host: Host, seed: int) -> None:
         ),
         lambda: frame(STATS),
     ]
+    host.until(HELLO)
+    host.settle()
     for _ in range(40):
         host.send(b"".join(choose.choice(pieces)() for _ in range(choose.randrange(1, 40))))
         host.buffer = host.buffer[-200_000:]
-    # A torn frame may have to be given up first: HELLO is repeated, as PROTOCOL.md demands.
-    for _attempt in range(5):
-        host.send(hello(1))
-        time.sleep(0.05)
-    deadline = time.monotonic() + 60
-    while True:
+    # A torn frame is given up first, and what lies in it may be the beginning of another, or of a
+    # HELLO: HELLO is repeated, as PROTOCOL.md demands.
+    for _attempt in range(4):
+        host.rest()
+        host.move_clock(STALL)
+        host.wake()
+        host.collect()
         host.buffer = b""
         host.send(hello(0xC0FFEE))
-        host.more(1.2)
-        while host.more(0.1):
-            pass
+        host.rest()
+        host.collect()
         if MAGIC + struct.pack("<Q", 0xC0FFEE) in host.buffer:
             break
-        assert time.monotonic() < deadline, "the relay does not answer HELLO any more"
+    else:
+        pytest.fail("the relay does not answer HELLO any more")
     host.buffer = b""
     host.session()
     host.send(frame(NETLINK, get_family(sequence=99)))
@@ -515,26 +623,11 @@ def test_random_bytes_do_no_harm(host: Host, seed: int) -> None:
 def test_host_that_does_not_read_costs_counted_drops(host: Host) -> None:
     host.session()
     # Each request brings an answer some six times as long; nobody reads, so the terminal's buffer
-    # and then the relay's queue fill up. Written without reading, in pieces the terminal takes.
-    request = frame(NETLINK, get_family(sequence=1))
-    before = host.bytes_read()
-    sent = 0
-    deadline = time.monotonic() + 120
-    while sent < 3000:
-        assert time.monotonic() < deadline, "the relay does not read"
-        _, writable, _ = select.select([], [host.master], [], 1)
-        if writable:
-            try:
-                written = os.write(host.master, request)
-            except BlockingIOError:
-                continue
-            assert written == len(request)
-            sent += 1
-    # Reading begins only when every request is taken and the relay waits for more: it sleeps
-    # nowhere else, and not while the kernel's answers are unread.
-    while host.bytes_read() - before < sent * len(request) or not host.asleep():
-        assert time.monotonic() < deadline, "the relay does not come to rest"
-        time.sleep(0.01)
+    # and then the relay's queue fill up.
+    host.settle()
+    for _ in range(3000):
+        host.send(frame(NETLINK, get_family(sequence=1)), reading=False)
+    host.rest()  # reading begins when every request has been answered or dropped
     got = 0
     stats = None
     host.send(frame(STATS))
@@ -559,16 +652,14 @@ def test_host_that_does_not_read_costs_counted_drops(host: Host) -> None:
 def test_idle_relay_uses_no_time(host: Host) -> None:
     host.session()
     host.stats()
-    before = host.cpu()
-    time.sleep(1.0)
-    assert host.cpu() - before <= 0.02
+    host.quiet()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_it_ends(host: Host, number: signal.Signals) -> None:
     host.session()
     host.relay.send_signal(number)
-    assert host.relay.wait(60) == 0
+    assert host.relay.wait(DEADLINE) == 0
     unprivileged = "small netlink buffer, hwsim needs CAP_NET_ADMIN"
     assert [line for line in host.words().splitlines() if unprivileged not in line] == []
 
@@ -577,32 +668,27 @@ def test_host_that_vanishes_costs_nothing(host: Host) -> None:
     host.session()
     assert host.netlink_sockets() == 1
     host.hang_up()
-    deadline = time.monotonic() + 60
-    while host.netlink_sockets():
-        assert time.monotonic() < deadline, "the netlink socket stays open without a host"
-        time.sleep(0.01)
-    before = host.cpu()
-    time.sleep(1.0)
+    wait_until(lambda: not host.netlink_sockets(), "the netlink socket stays open without a host")
+    host.quiet()
     assert host.relay.poll() is None
-    assert host.cpu() - before <= 0.02, "it spins on a port that is shut"
 
 
-def test_port_is_found_by_its_name(relay: Path) -> None:
-    root = relay.parents[1]
+def test_port_is_found_by_its_name(relay: Path, tmp_path: Path) -> None:
+    ports, devices = tmp_path / "ports", tmp_path / "dev"
+    ports.mkdir()
+    devices.mkdir()
     master, slave = pty.openpty()
     tty.setraw(slave)
-    (root / "dev").mkdir(exist_ok=True)
     for number, name in enumerate(("other.port", "thicket.hwsim.0"), 1):
-        entry = root / "ports" / f"vport0p{number}"
-        entry.mkdir(exist_ok=True)
+        entry = ports / f"vport0p{number}"
+        entry.mkdir()
         (entry / "name").write_text(name + "\n")
-    (root / "ports" / "vport0p3").mkdir(exist_ok=True)  # a console has no name
-    link = root / "dev" / "vport0p2"
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.ttyname(slave))
-    process = subprocess.Popen([relay, "thicket.hwsim.0"])
+    (ports / "vport0p3").mkdir()  # a console has no name
+    (devices / "vport0p2").symlink_to(os.ttyname(slave))
+    environment = {**os.environ, "RELAY_PORTS": str(ports), "RELAY_DEV": str(devices)}
+    process = subprocess.Popen([relay, "thicket.hwsim.0"], env=environment)
     try:
-        readable, _, _ = select.select([master], [], [], 60)
+        readable, _, _ = select.select([master], [], [], DEADLINE)
         assert readable
         assert MAGIC in os.read(master, 4096)
     finally:
@@ -614,7 +700,7 @@ def test_port_is_found_by_its_name(relay: Path) -> None:
 
 def run(program: Path, *arguments: str) -> tuple[int, str]:
     done = subprocess.run(
-        [program, *arguments], capture_output=True, text=True, timeout=20, check=False
+        [program, *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False
     )
     return done.returncode, done.stderr
 
