@@ -62,7 +62,7 @@ class TestText:
 
     def test_lines_stay_lines(self) -> None:
         problem = {"part": "radio", "severity": "error", "message": "a\r\nb\x1b[2J", "code": "x"}
-        assert "a??b?[2J" in compose({**DOCUMENT, "problems": [problem]})
+        assert "a\\u000d\\u000ab\\u001b[2J" in compose({**DOCUMENT, "problems": [problem]})
 
 
 class TestFile:

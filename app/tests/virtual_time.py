@@ -30,7 +30,7 @@ THREAD_LOOK = 0.001
 """Real seconds between two looks at whether a thread has ended."""
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class _Selector(selectors.DefaultSelector):
     """Waits for what is ready now; otherwise lets the loop's clock jump."""
 
     loop: VirtualTimeLoop

@@ -297,7 +297,7 @@ def test_what_is_shown_comes_from_lsblk(
         disk,
         model="Ultra Card",
         serial="4C53",
-        contents=(blockdev.Partition("sdb1", 268435456, "vfat", "boot?[2Jfs"),),
+        contents=(blockdev.Partition("sdb1", 268435456, "vfat", "boot\\u001b[2Jfs"),),
     )
     for broken in ("", "{}", '{"blockdevices": [{}]}', '{"blockdevices": []}'):
         lsblk(tmp_path, monkeypatch, broken)

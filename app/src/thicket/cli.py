@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import thicket
 from thicket.client import ClientError, request
+from thicket.visible import visible_output
 
 if TYPE_CHECKING:
     from thicket.config import Paths
@@ -76,6 +77,11 @@ class UsageError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
+    with visible_output():
+        return _main(words)
+
+
+def _main(words: list[str]) -> int:
     try:
         status = _run(words)
         sys.stdout.flush()

@@ -12,6 +12,8 @@ import sys
 import time
 from typing import Final
 
+from thicket.visible import visible
+
 #: RFC 5424 6.2.1: facility 3, system daemons.
 _FACILITY: Final = 3 << 3
 #: RFC 5424 6.2.1: severities.
@@ -103,7 +105,7 @@ class SyslogHandler(logging.Handler):
 
     def _line(self, severity: int, line: str) -> None:
         # an address or a name in a message comes from the network: keep terminals and logs safe
-        clean = "".join(c if c.isprintable() else "�" for c in line)
+        clean = visible(line, keep="")
         data = f"<{_FACILITY | severity}>{self.prefix}{clean}".encode("utf-8", "replace")[:_LONGEST]
         for _ in range(2):
             try:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from thicket import config, restart, store
 from thicket.config import Paths
+from thicket.visible import visible
 
 log = getLogger("thicket.report")
 
@@ -76,7 +77,8 @@ def compose(doc: dict[str, Any]) -> str:
     lines += [f"  - {p['message']}" for p in faults] or ["  Nothing is wrong with them."]
     lines += ["", "Problems"]
     lines += [f"  - {p['part']} ({p['severity']}): {p['message']}" for p in others] or ["  None."]
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    # One line each: whoever can name a node cannot add a line to its report.
+    return "\n".join(visible(line, keep="") for line in lines)
 
 
 def pack(text: str, written: str) -> bytes:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from thicket.visible import visible
+
 SYSTEM_PLACES = (
     "/",
     "/boot",
@@ -441,7 +443,7 @@ def _read(path: Path) -> str:
 
 def _printable(text: object) -> str:
     """Return what a card says of itself as one line without characters that move the cursor."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text or "").split()))
+    return visible(" ".join(str(text or "").split()), keep="")
 
 
 def _names(folder: Path) -> list[str]:

@@ -27,6 +27,8 @@ import os
 from ipaddress import AddressValueError, IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
 
+from thicket.visible import visible
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -212,7 +214,7 @@ def read_refusal(frame: bytes, who: str) -> HandshakeError:
     good = letters.isascii() and letters.isalpha() and letters.islower() and len(code) <= 32
     if not good or code in _OWN_MEANING:  # which is for what happens here
         code = "not-allowed"
-    words = "".join(c if c.isprintable() else "?" for c in words[:_MAX_REASON])
+    words = visible(words[:_MAX_REASON], keep="")
     return HandshakeError(code, f"{who} refuses this node: {words or 'without a reason'}", THEIRS)
 
 

@@ -30,6 +30,7 @@ from meshlab.lab import Lab, LabError, LabSpec, NotFormedError, is_held
 from meshlab.paths import cache_root, lab_directory, socket_address
 from meshlab.rpc import Client, Json, Params, RpcError
 from meshlab.state import Event, LabState
+from thicket.visible import visible
 
 DESCRIPTION = """\
 Boot a mesh of simulated Thicket nodes, watch it, and play with it from other terminals.
@@ -399,8 +400,11 @@ def cmd_status(options: argparse.Namespace) -> int:
 
 
 def _write_output(stream: TextIO) -> Callable[[Json], None]:
+    """Return what prints a node's output: as it is into a file, made visible on a terminal."""
+    shown = visible if stream.isatty() else str
+
     def write(event: Json) -> None:
-        stream.write(event.get("output", ""))
+        stream.write(shown(event.get("output", "")))
         stream.flush()
 
     return write
@@ -443,7 +447,7 @@ def _console_log(options: argparse.Namespace) -> int:
         with path.open("r", encoding="utf-8", errors="replace") as file:
             while True:
                 if text := file.read(65536):
-                    sys.stdout.write(text)
+                    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
                     sys.stdout.flush()
                 elif options.follow:
                     time.sleep(0.2)

@@ -45,6 +45,7 @@ from meshlab.state import (
     phase,
 )
 from meshlab.topology import Topology, node_name
+from thicket.visible import visible_values
 
 log = logging.getLogger(__name__)
 
@@ -676,7 +677,8 @@ class Lab:
         while node.machine is machine and node.state.power == "running":
             try:
                 text = await machine.shell.read_if_changed(STATUS_FILE, ASK_TIMEOUT)
-                status = json.loads(text) if text else None
+                # What a node says of itself ends on a person's terminal.
+                status = visible_values(json.loads(text)) if text else None
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # whatever a dying guest or half a line makes of it
