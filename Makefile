@@ -5,7 +5,11 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-export THICKET_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thicket
+# Set and empty means the same as not set.
+ifeq ($(strip $(THICKET_CACHE)),)
+override THICKET_CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thicket
+endif
+export THICKET_CACHE
 export PYTHONPATH := $(CURDIR)/tests/meshlab/src:$(CURDIR)/app/src:$(CURDIR)/firmware/src
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -133,10 +137,10 @@ format: ## Let ruff rewrite the Python sources
 	@$(python) -m ruff check --fix .
 
 clean: ## Delete lab runs and logs from the cache; images, kernels and downloads stay
-	rm -rf "$(THICKET_CACHE)/labs" "$(THICKET_CACHE)/log"
+	@bin/host-setup clean
 
 distclean: ## Delete the whole cache
-	rm -rf "$(THICKET_CACHE)"
+	@bin/host-setup distclean
 
 help: ## This text
 	@awk 'BEGIN { FS = ":.*## " } \

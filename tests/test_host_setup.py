@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cleaning up deletes what Thicket made in its cache, and nothing else anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Return a checkout with what cleaning needs; nothing of ours is in danger."""
+    made = tmp_path / "checkout"
+    (made / "bin").mkdir(parents=True)
+    for name in ("Makefile", "bin/host-setup"):
+        shutil.copy(TOP / name, made / name)
+    return made
+
+
+def fill(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_text("x")
+    return folder
+
+
+def make(checkout: Path, target: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    home = checkout.parent / "home"
+    home.mkdir(exist_ok=True)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), **variables}
+    return subprocess.run(
+        ["make", target],
+        cwd=checkout,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_clean_deletes_runs_and_logs_and_keeps_what_was_built(checkout: Path) -> None:
+    cache = fill(checkout.parent / "cache", "labs", "log", "test", "images", "python")
+    assert make(checkout, "clean", THICKET_CACHE=str(cache)).returncode == 0
+    assert names(cache) == {"images", "python"}
+
+
+def test_distclean_deletes_the_cache(checkout: Path) -> None:
+    cache = fill(checkout.parent / "cache", "labs", "images", "buildroot-2026.02.3", "build")
+    (cache / "accel-x86_64.json").write_text("{}")
+    assert make(checkout, "distclean", THICKET_CACHE=str(cache)).returncode == 0
+    assert not cache.exists()
+
+
+def test_what_somebody_else_put_into_it_stays_and_is_named(checkout: Path) -> None:
+    cache = fill(checkout.parent / "cache", "labs", "images", "holidays")
+    done = make(checkout, "distclean", THICKET_CACHE=str(cache))
+    assert done.returncode == 0
+    assert names(cache) == {"holidays"}
+    assert "holidays" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["clean", "distclean"])
+def test_an_empty_variable_means_the_default_cache(checkout: Path, target: str) -> None:
+    default = fill(checkout.parent / "home" / ".cache" / "thicket", "labs", "images")
+    done = make(checkout, target, THICKET_CACHE="")
+    assert done.returncode == 0
+    assert not (default / "labs").exists()
+    assert "rm " not in done.stdout
+
+
+@pytest.mark.parametrize("target", ["clean", "distclean"])
+def test_a_folder_that_is_no_cache_is_refused(checkout: Path, target: str) -> None:
+    home = fill(checkout.parent / "home", "labs", "images", "log")
+    link = checkout.parent / "link"
+    link.symlink_to(home)
+    for cache in (str(home), str(link), f"{home}/labs/..", "labs", "."):
+        done = make(checkout, target, THICKET_CACHE=cache)
+        assert done.returncode != 0, cache
+        assert "nothing was deleted" in done.stderr
+        assert names(home) == {"labs", "images", "log"}
+    fill(checkout, "labs")
+    assert make(checkout, target, THICKET_CACHE=str(checkout)).returncode != 0
+    assert (checkout / "labs" / "file").exists()
+
+
+def test_without_a_cache_there_is_nothing_to_do(checkout: Path) -> None:
+    done = make(checkout, "distclean", THICKET_CACHE=str(checkout.parent / "none"))
+    assert done.returncode == 0
