@@ -79,14 +79,14 @@ class NamespaceNode:
         """End the process; its namespace, and with it the wire, goes too."""
         assert self.process is not None
         self.process.send_signal(sig)
-        status = self.process.wait(20)
+        status = self.process.wait(60)
         deadline = time.monotonic() + 60
         while Path(f"/sys/class/net/{self.wire}").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         return status
 
     def ask(self, method: str, **params: Any) -> Any:
-        return request(self.paths.control, method, params, 15.0)
+        return request(self.paths.control, method, params, 60.0)
 
     def members(self) -> set[str]:
         """The other nodes that this one says are up."""

@@ -56,7 +56,7 @@ async def serving(path: Path, **limits: float) -> AsyncIterator[Server]:
 
 
 async def ask(path: Path, method: str, params: dict[str, Any] | None = None) -> Any:
-    return await asyncio.to_thread(request, str(path), method, params or {}, 10.0)
+    return await asyncio.to_thread(request, str(path), method, params or {}, 60.0)
 
 
 async def raw(path: Path, data: bytes) -> list[Any]:

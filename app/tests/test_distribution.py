@@ -61,6 +61,7 @@ async def a_node(
         "cookie": "secret",
         "port": 0,
         "tick_time": 60.0,
+        "setup_time": 60.0,
         "epmd_port": network.epmd_port,
         **options,
     }
@@ -275,7 +276,7 @@ async def test_a_wrong_cookie_is_refused_both_ways_with_a_reason(network: Networ
 
 @in_private_network
 async def test_ticks_keep_an_idle_connection_and_silence_ends_it(network: Network) -> None:
-    tick = 2
+    tick = 6  # more than a busy machine keeps a process waiting
     async with (
         a_real_epmd(network),
         a_node(network, "py", network.address(1), tick_time=tick) as (node, events),
@@ -283,13 +284,13 @@ async def test_ticks_keep_an_idle_connection_and_silence_ends_it(network: Networ
     ):
         await mapped(node)
         await node.connect(erl.name)
-        await asyncio.sleep(4 * tick)  # the time is what is tested
+        await asyncio.sleep(1.5 * tick)  # without ticks it would have ended
         assert names(node) == [erl.name]
         await erl.until("nodes()", [node.name])
         assert not events.of("node-down")
         begin = time.monotonic()
         erl.signal(signal.SIGSTOP)
-        await until(lambda: events.of("node-down"), "a silent node is noticed", 10 * tick)
+        await until(lambda: events.of("node-down"), "a silent node is noticed")
         assert events.of("node-down")[0]["code"] == "silent"
         # Not before it had the time that both agreed on, less the tick it may just have sent.
         assert time.monotonic() - begin > tick / 2
@@ -315,7 +316,7 @@ async def test_a_killed_node_is_noticed_at_once(network: Network) -> None:
             assert events.of("node-down")[0]["code"] == "closed"
             assert (await refusal(waiting)).code == "closed"
         async with await Erl.start(network, "e", network.address(2)) as erl:
-            await node.ping(erl.name)
+            await node.ping(erl.name, 60)
 
 
 @in_private_network
@@ -354,7 +355,7 @@ async def test_simultaneous_connects_end_in_one_connection(network: Network) -> 
                     delay = min(max(delay * (1.25 if ours else 0.8), 0.00005), 0.05)
                     # The one that is left works in both directions.
                     assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
-                    assert await node.ping(erl.name) > 0
+                    assert await node.ping(erl.name, 60) > 0
                     await erl.until("nodes()", [node.name])
                     assert len(events.of("node-up")) == 1
                     assert not events.of("node-down")
@@ -367,11 +368,11 @@ async def test_simultaneous_connects_end_in_one_connection(network: Network) -> 
 async def test_a_large_message_does_not_break_ticks(network: Network) -> None:
     async with (
         a_real_epmd(network),
-        a_node(network, "py", network.address(1), tick_time=2, max_message=12_000_000) as (
+        a_node(network, "py", network.address(1), tick_time=8, max_message=12_000_000) as (
             node,
             events,
         ),
-        await Erl.start(network, "e", network.address(2), tick_time=2) as erl,
+        await Erl.start(network, "e", network.address(2), tick_time=8) as erl,
     ):
         await mapped(node)
         sink = Sink(node)
@@ -413,7 +414,7 @@ async def test_a_restart_that_erlang_has_not_noticed(network: Network) -> None:
         await node.connect(erl.name)
         await again.connect(erl.name)
         await until(lambda: events.of("node-down"), "erl drops the old connection")
-        assert await again.ping(erl.name) > 0
+        assert await again.ping(erl.name, 60) > 0
         await erl.until("nodes()", [node.name])
 
 
@@ -433,11 +434,12 @@ async def test_two_nodes_and_their_events(network: Network) -> None:
         await until(lambda: a.listening and b.listening, "both listen")
         await mapped(a)
         await mapped(b)
-        results = await asyncio.gather(*(a.ping(b.name) for _ in range(5)))
-        assert all(0 < seconds < 60 for seconds in results)
+        begin = time.clock_gettime(time.CLOCK_BOOTTIME)
+        results = await asyncio.gather(*(a.ping(b.name, 60) for _ in range(5)))
+        assert all(seconds > 0 for seconds in results)
         assert [(info.name, info.state) for info in a.nodes()] == [(b.name, "up")]
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        assert now - 60 < a.nodes()[0].since <= now
+        assert begin <= a.nodes()[0].since <= now
         assert a_events == [("connecting", {"name": b.name}), ("node-up", {"name": b.name})]
         assert b_events == [("node-up", {"name": a.name})]
         assert a.disconnect(b.name, "tired of it")
@@ -462,8 +464,8 @@ async def test_many_simultaneous_connects_among_ourselves(network: Network) -> N
         for _ in range(100):
             await asyncio.gather(a.connect(b.name), b.connect(a.name))
             await until(lambda: names(a) and names(b), "both are up")
-            assert await a.ping(b.name) > 0
-            assert await b.ping(a.name) > 0
+            assert await a.ping(b.name, 60) > 0
+            assert await b.ping(a.name, 60) > 0
             a.disconnect(b.name)
             await until(lambda: not names(b), "both are down")
         # Each round made one connection, and no event told of more.
@@ -484,13 +486,13 @@ async def test_a_connection_that_only_we_believe_in_is_replaced(network: Network
         new.port = rogue.port = a.port  # where to find it, as neither asks a port mapper
         # Without the cookie nothing happens to the connection there is.
         assert (await refusal(rogue.connect(a.name))).code == "wrong-cookie"
-        assert await a.ping(old.name) > 0
+        assert await a.ping(old.name, 60) > 0
         assert not events.of("node-down")
         await new.connect(a.name)
         await until(lambda: len(events.of("node-up")) == 2, "the new connection is up")
         assert [event["code"] for event in events.of("node-down")] == ["replaced"]
-        assert await a.ping(new.name) > 0
-        assert await new.ping(a.name) > 0
+        assert await a.ping(new.name, 60) > 0
+        assert await new.ping(a.name, 60) > 0
         await until(lambda: not old.nodes(), "the old one is closed")
 
 
@@ -514,7 +516,7 @@ async def test_the_address_may_come_late_and_go_for_a_while(network: Network) ->
             assert (await refusal(b.connect(late.name))).code == "unreachable"
             network.add(address)
             await b.connect(late.name)
-            assert await late.ping(b.name) > 0
+            assert await late.ping(b.name, 60) > 0
 
 
 @in_private_network
@@ -537,7 +539,7 @@ async def test_a_taken_port_is_a_problem_that_passes(network: Network) -> None:
 @in_private_network
 async def test_who_is_refused_and_why(network: Network) -> None:
     address = network.address(1)
-    async with a_node(network, "a", address, setup_time=0.5) as (a, events):
+    async with a_node(network, "a", address) as (a, events):
         await until(lambda: a.listening, "the node listens")
 
         async def attempt(data: bytes) -> bytes:
@@ -564,6 +566,7 @@ async def test_who_is_refused_and_why(network: Network) -> None:
             assert answer.startswith(b"\0\x0csnot_allowed")
             assert answer[16:].startswith(b"x" + code + b" ")
         assert await attempt(b"GET / HTTP/1.1\r\n\r\n") == b""
+        a._setup_time = 0.2
         assert await attempt(b"\0\x01") == b""  # says nothing more
         assert a.statistics()["refused"] == {
             "wrong-source": 1,
@@ -629,9 +632,9 @@ async def test_a_peer_that_does_not_read_is_given_up(network: Network) -> None:
 @in_private_network
 async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -> None:
     async with (
-        a_node(network, "a", network.address(1)) as (a, events),
-        a_node(network, "b", network.address(2)) as (b, _),
-        a_node(network, "c", network.address(3)) as (c, told),
+        a_node(network, "a", network.address(1), tick_time=3600) as (a, events),
+        a_node(network, "b", network.address(2), tick_time=3600) as (b, _),
+        a_node(network, "c", network.address(3), tick_time=3600) as (c, told),
     ):
         await mapped(b)
         await mapped(c)
@@ -639,7 +642,7 @@ async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -
             if not network.private and one is other:
                 continue
             await one.connect(other.name)
-        assert await a.probe(b.name, 5.0)
+        assert await a.probe(b.name, 60)
         a.share_suspicion(b.name)
         await until(lambda: told.of("suspected"), "the other node hears of it")
         assert told.of("suspected") == [{"name": b.name, "by": a.name}]
@@ -652,9 +655,7 @@ async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -
         if not network.private:
             pytest.skip("needs a network namespace of its own to cut a node off")
         network.remove(network.address(2))
-        begin = time.monotonic()
         assert not await a.probe(b.name, 0.3)
-        assert time.monotonic() - begin < 60  # the tick time is a minute
         assert not events.of("node-down")
         a.give_up(b.name)
         assert events.of("node-down")[0]["code"] == "lost"
@@ -687,7 +688,7 @@ async def test_bytes_that_are_no_messages_end_the_connection(network: Network) -
         link.send((19, 1, 2))
         link.send((19, 1, 2, 3))
         link.send((2, Atom(""), a._names["rex"].pid), b"\x50garbage")
-        assert await b.ping(a.name) > 0
+        assert await b.ping(a.name, 60) > 0
         assert a.statistics()["unknown"] == 3
         assert a.statistics()["undecodable"] == 1
 

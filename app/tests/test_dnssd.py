@@ -167,7 +167,7 @@ class Child:
                 if left <= 0 or not selector.select(left):
                     return b""
                 part = os.read(self.output, 65536)
-                assert part, f"node {self.number} ended with {self.process.wait(10)}"
+                assert part, f"node {self.number} ended with {self.process.wait(60)}"
                 self.rest += part
         found, _, self.rest = self.rest.partition(b"\n")
         return found

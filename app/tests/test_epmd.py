@@ -153,7 +153,7 @@ async def test_erlangs_tools_ask_ours(network: Network) -> None:
         assert "name py at port 9100" in await run(program("epmd"), "-port", port, "-names")
         async with await Erl.start(network, "e", network.address(2)) as erl:
             # A stock node has registered with us; another one can ask where it is.
-            found = await epmd.names("::1", port=network.epmd_port)
+            found = await epmd.names("::1", timeout=60, port=network.epmd_port)
             assert found.keys() == {"py", "e"}
             host = f"'{network.address(1)}'"
             assert await erl.eval('erl_epmd:port_please("py", {0,0,0,0,0,0,0,1})') == (
@@ -169,11 +169,11 @@ async def test_erlangs_tools_ask_ours(network: Network) -> None:
                 ("py", 9100),
             ]
         await until(lambda: len(mapper.clients) == 0, "erl has gone")
-        assert (await epmd.names("::1", port=network.epmd_port)).keys() == {"py"}
+        assert (await epmd.names("::1", timeout=60, port=network.epmd_port)).keys() == {"py"}
         # Stopping us with its tool does not work.
         await run(program("epmd"), "-port", port, "-kill")
         await run(program("epmd"), "-port", port, "-stop", "py")
-        assert (await epmd.names("::1", port=network.epmd_port)).keys() == {"py"}
+        assert (await epmd.names("::1", timeout=60, port=network.epmd_port)).keys() == {"py"}
         assert mapper.registry.counters["refused"] >= 2
 
 
@@ -196,17 +196,19 @@ async def test_we_register_with_erlangs_and_follow_it(network: Network) -> None:
     async with a_mapper(network) as mapper:
         await until(lambda: mapper.registered_at, "it is registered")
         assert mapper.served == []
-        assert await epmd.lookup("::1", "py", port=port) == 9100
-        assert await epmd.lookup("::1", "nobody", port=port) is None
+        assert await epmd.lookup("::1", "py", timeout=60, port=port) == 9100
+        assert await epmd.lookup("::1", "nobody", timeout=60, port=port) is None
         # The name is taken for another one.
         async with a_mapper(network, only=["::1"]) as second:
-            await asyncio.sleep(0.1)
+            await until(lambda: second._registration, "it asks")
+            assert second._registration is not None
+            await asyncio.wait({second._registration})
             assert second.registered_at is None
         daemon.kill()
         await daemon.wait()
         await until(lambda: "::1" in mapper.served, "it takes over")
         assert mapper.registered_at is None
-        assert await epmd.lookup("::1", "py", port=port) == 9100
+        assert await epmd.lookup("::1", "py", timeout=60, port=port) == 9100
 
 
 # --- our own ----------------------------------------------------------------------------------
@@ -222,13 +224,13 @@ async def test_two_on_one_device(network: Network) -> None:
         await until(lambda: "::1" in first.served, "the first one answers")
         await until(lambda: second.registered_at, "the second one is registered")
         port = network.epmd_port
-        assert (await epmd.names("::1", port=port)).keys() == {"a", "b"}
+        assert (await epmd.names("::1", timeout=60, port=port)).keys() == {"a", "b"}
         if network.private:
             second_host = str(network.address(2))
-            assert (await epmd.names(second_host, port=port)).keys() == {"b"}
+            assert (await epmd.names(second_host, timeout=60, port=port)).keys() == {"b"}
         await first.stop()
         await until(lambda: "::1" in second.served, "the second one takes over")
-        assert (await epmd.names("::1", port=port)).keys() == {"b"}
+        assert (await epmd.names("::1", timeout=60, port=port)).keys() == {"b"}
 
 
 @in_private_network
@@ -242,7 +244,7 @@ async def test_an_address_that_comes_later(network: Network) -> None:
         await until(lambda: mapper.served == ["::1"], "loopback is answered")
         network.add(address)
         await until(lambda: len(mapper.served) == 2, "the address is answered")
-        assert await epmd.lookup(str(address), "py", local=str(address)) == 9100
+        assert await epmd.lookup(str(address), "py", timeout=60, local=str(address)) == 9100
         # Nobody registers from outside.
         answer = await ask(network, epmd.alive_request("rogue", 1), str(address))
         assert answer[:2] == b"\x76\x01"
@@ -262,7 +264,7 @@ async def test_rude_clients(network: Network) -> None:
         for _, writer in clients:
             writer.close()
         await until(lambda: not mapper.clients, "all have gone")
-        assert await epmd.lookup("::1", "py", port=network.epmd_port) == 9100
+        assert await epmd.lookup("::1", "py", timeout=60, port=network.epmd_port) == 9100
 
 
 @in_private_network
@@ -273,7 +275,7 @@ async def test_a_server_that_says_nothing(network: Network) -> None:
         with pytest.raises(TimeoutError):
             await epmd.lookup("::1", "py", timeout=0.1, port=network.epmd_port)
     with pytest.raises(ConnectionRefusedError):
-        await epmd.lookup("::1", "py", port=network.epmd_port)
+        await epmd.lookup("::1", "py", timeout=60, port=network.epmd_port)
 
 
 async def _endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -287,8 +289,8 @@ async def _endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 async def test_a_server_that_never_ends(network: Network) -> None:
     server = await asyncio.start_server(_endless, "::1", network.epmd_port)
     for question in (
-        epmd.lookup("::1", "py", port=network.epmd_port),
-        epmd.names("::1", port=network.epmd_port),
+        epmd.lookup("::1", "py", timeout=60, port=network.epmd_port),
+        epmd.names("::1", timeout=60, port=network.epmd_port),
     ):
         with pytest.raises(EpmdError):
             await question

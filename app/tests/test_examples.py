@@ -35,7 +35,8 @@ def examples(file: Path) -> list[tuple[int, str]]:
 
 @asynccontextmanager
 async def a_node(network: Network, name: str, number: int) -> AsyncIterator[Node]:
-    node = Node(name, "secret", network.address(number), 0, epmd_port=network.epmd_port)
+    options = {"epmd_port": network.epmd_port, "setup_time": 60}
+    node = Node(name, "secret", network.address(number), 0, **options)
     await node.start()
     try:
         await until(

@@ -74,4 +74,4 @@ async def test_a_whole_fleet_connects_at_once_and_again_after_a_power_cycle(
                 assert node.statistics()["refused"] == {}
             assert most[0] <= membership.PARALLEL
             one, other = fleet[0][0], fleet[-1][0]
-            assert await one.ping(other.name) > 0
+            assert await one.ping(other.name, 60) > 0

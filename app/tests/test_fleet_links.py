@@ -100,7 +100,7 @@ async def a_node(
         epmd_port=network.epmd_port,
         tls=policy.tls,
         on_change=lambda kind, detail: events.append((kind, detail)),
-        **options,
+        **{"setup_time": 60.0, **options},
     )
     await node.start()
     try:
@@ -236,10 +236,7 @@ async def test_no_certificate_no_tls_and_nothing_at_all(network: Network) -> Non
     old.verify_mode = ssl.CERT_NONE
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with what_is_logged() as lines:
-        async with (
-            a_node(network, one, setup_time=20) as (a, _),
-            a_node(network, two, setup_time=20) as (b, _),
-        ):
+        async with a_node(network, one) as (a, _), a_node(network, two) as (b, _):
             good, two.tls.client = two.tls.client, bare
             await a_refusal(a, b, b, "no-certificate", lines)
             two.tls.client = old
@@ -273,16 +270,18 @@ async def test_a_peer_that_stalls_in_the_handshake_of_tls(network: Network) -> N
     """It holds its place for the setup time, and eight of one address are all there are."""
     one = Policy(await credentials(FLEET.device(1)[0]))
     two = Policy(await credentials(FLEET.device(2)[0]))
-    async with (
-        a_node(network, one, setup_time=5) as (a, _),
-        a_node(network, two, setup_time=5) as (b, _),
-    ):
+    async with a_node(network, one) as (a, _), a_node(network, two) as (b, _):
         streams = [await asyncio.open_connection(a.host, a.port) for _ in range(9)]
         async with asyncio.timeout(60):
             with suppress(ConnectionResetError):
                 assert await streams[8][0].read() == b""
         await until(lambda: a.statistics()["refused"].get("too-many") == 1, "one is too many")
         await b.connect(a.name, 60)  # from another address
+        for _, writer in streams:
+            writer.close()
+        await until(lambda: a.statistics()["handshakes"] == 0, "all have gone")
+        a._setup_time = 0.2
+        streams = [await asyncio.open_connection(a.host, a.port) for _ in range(8)]
         await until(lambda: a.statistics()["refused"].get("timeout") == 8, "all are closed")
         assert a.statistics()["handshakes"] == 0
         for _, writer in streams:

@@ -20,7 +20,7 @@ from thicket.identity.atecc import Atecc, ChipBusError, ChipRefusedError, crc_nu
 async def chip() -> AsyncIterator[tuple[AsyncAtecc, Atecc608, EmulatedBus]]:
     driver, virtual, bus, _ = emulated()
     driver.lock_config(crc_number(driver.read_config()))
-    face = AsyncAtecc(driver, grace=0.2)
+    face = AsyncAtecc(driver, grace=60)
     yield face, virtual, bus
     await face.close()
 
@@ -61,11 +61,11 @@ async def test_the_loop_goes_on(chip: Chip) -> None:
 
     def work(_: Atecc) -> int:
         entered.set()
-        assert gate.wait(10)
+        assert gate.wait(60)
         return 7
 
     task = asyncio.create_task(face.call(work))
-    assert await asyncio.to_thread(entered.wait, 10)
+    assert await asyncio.to_thread(entered.wait, 60)
     # The loop runs here although the conversation does not come on.
     assert not task.done()
     gate.set()
@@ -79,11 +79,11 @@ async def test_cancelled_conversations_end_before_the_next_begins(chip: Chip) ->
 
     def first(_: Atecc) -> None:
         entered.set()
-        gate.wait(10)
+        gate.wait(60)
         order.append("first")
 
     task = asyncio.create_task(face.call(first))
-    assert await asyncio.to_thread(entered.wait, 10)
+    assert await asyncio.to_thread(entered.wait, 60)
     task.cancel()
     never = asyncio.create_task(face.call(lambda _: order.append("never")))
     await asyncio.sleep(0)
@@ -100,10 +100,10 @@ async def test_cancelled_conversations_end_before_the_next_begins(chip: Chip) ->
 
 async def test_a_transfer_that_never_comes_back(chip: Chip) -> None:
     face, _, _ = chip
-    face.chip.patience = 0.05
+    face.chip.patience, face._grace = 0.05, 0.2
     gate = threading.Event()
     with pytest.raises(ChipBusError, match="did not come back within"):
-        await face.call(lambda _: gate.wait(30))
+        await face.call(lambda _: gate.wait())
     threads = threading.active_count()
     with pytest.raises(ChipBusError, match="still hangs"):
         await face.random()

@@ -27,7 +27,7 @@ def logger() -> Iterator[logging.Logger]:
 def daemon(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
         s.bind(str(tmp_path / "log"))
-        s.settimeout(5)
+        s.settimeout(60)
         yield s
 
 
@@ -84,7 +84,7 @@ def test_without_a_log_daemon_stderr_has_it_and_a_new_one_is_found(
     for round_number in range(2):  # the log daemon is restarted once
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
             s.bind(str(tmp_path / "log"))
-            s.settimeout(5)
+            s.settimeout(60)
             logger.info("round %d", round_number)
             assert s.recv(100).endswith(b"round %d" % round_number)
         (tmp_path / "log").unlink()

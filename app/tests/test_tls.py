@@ -101,7 +101,7 @@ async def a_node(
         epmd_port=network.epmd_port,
         tls=tls,
         max_message=20_000_000,
-        **options,
+        **{"setup_time": 60.0, **options},
     )
     await node.start()
     try:
@@ -174,7 +174,7 @@ async def test_tls_among_ourselves_and_who_is_refused(network: Network) -> None:
                 assert await a.call(b.name, "lists.sort", list(range(5000, 0, -1))) == list(
                     range(1, 5001)
                 )
-                assert await b.ping(a.name) > 0
+                assert await b.ping(a.name, 60) > 0
                 a.disconnect(b.name)
                 await until(lambda: not b.nodes(), "apart")
             # A certificate for another address, of another authority, and no TLS at all.
@@ -194,7 +194,7 @@ async def test_tls_among_ourselves_and_who_is_refused(network: Network) -> None:
                 )
                 assert await code_of(d.connect(a.name)) == "other-fleet"
                 assert d.statistics()["refused"] == {"other-fleet": 1}
-            async with a_node(network, "e", 2, None, setup_time=5.0) as e:
+            async with a_node(network, "e", 2, None) as e:
                 assert await code_of(a.connect(e.name)) == "tls"
                 assert e.statistics()["refused"] == {"tls-required": 1}
                 assert await code_of(e.connect(a.name)) == "tls-required"

@@ -173,7 +173,7 @@ def from_erlang(tmp_path: Path, theirs: Credentials) -> tuple[str, list[str]]:
         server.settimeout(60)
         with erlang(tmp_path, CLIENT, theirs, str(server.getsockname()[1])) as peer:
             raw, _ = server.accept()
-            raw.settimeout(20)
+            raw.settimeout(60)
             try:
                 with context.wrap_socket(raw, server_side=True) as connection:
                     seen.append(tls.check_connection(connection, FLEET.fleet, clock=now()).device)

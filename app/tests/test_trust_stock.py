@@ -71,6 +71,7 @@ async def a_node(
         9100,
         epmd_port=None,
         tls=FleetTls(credentials, ca),
+        setup_time=60,
     )
     await node.start()
     try:

@@ -220,8 +220,8 @@ async def test_asyncio_on_loopback() -> None:
 def test_sockets_have_a_chain_as_well() -> None:
     server_context, client_context = contexts()
     left, right = socket.socketpair()
-    left.settimeout(10)
-    right.settimeout(10)
+    left.settimeout(60)
+    right.settimeout(60)
 
     async def both() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
         return await asyncio.gather(
