@@ -491,7 +491,7 @@ def test_a_person_types_the_name(image: Path, tmp_path: Path, answer: str, statu
     screen = until(ours, b"anything else to leave it:")
     os.write(ours, answer.encode() + (b"" if answer == "\x04" else b"\n"))
     screen += until(ours, None)
-    assert program.wait(30) == status, screen.decode(errors="replace")
+    assert program.wait(60) == status, screen.decode(errors="replace")
     assert b"Traceback" not in screen
     if status:
         assert b"not confirmed" in screen
@@ -531,7 +531,7 @@ def test_an_interruption_tells_the_state(
         "write = target.Target.write\n"
         "def slow(self, offset, data):\n"
         "    write(self, offset, data)\n"
-        "    if offset > 5_000_000: print('NOW', flush=True); time.sleep(60)\n"
+        "    if offset > 5_000_000: print('NOW', flush=True); time.sleep(600)\n"
         "target.Target.write = slow\n"
         "sys.exit(flash.main(sys.argv[1:]))"
     )
@@ -549,7 +549,7 @@ def test_an_interruption_tells_the_state(
             break
     program.send_signal(number)
     said = program.stdout.read()
-    assert program.wait(30) == 130, said
+    assert program.wait(60) == 130, said
     assert "Interrupted" in said
     assert "The file is half written and has no partition table" in said
     assert "Traceback" not in said

@@ -26,6 +26,21 @@ made = FakeParts()
 made.unlinked = set(sys.argv.pop(1).split(",")) - {""}
 parts.load = lambda image, cache, seed, progress, extras: made
 lab.Lab._interval = lambda self, node: 0.02
+formed = lab.Lab.formed
+async def when_linked(self, timeout):
+    # What is missing then is what was left out, however slow this machine is.
+    def settled():
+        others = [name for name in self.state.nodes if name not in made.unlinked]
+        return all(
+            node.status is not None and self.state.peers(name) >= {
+                other for other in self.state.expected_peers(name) if other in others
+            } - ({name} if name in made.unlinked else set())
+            for name, node in self.state.nodes.items() if name in others
+        ) and all(self.state.nodes[name].status is not None for name in made.unlinked)
+    if made.unlinked:
+        await self.wait(settled, 100, "all but the unlinked are through")
+    await formed(self, timeout)
+lab.Lab.formed = when_linked
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -58,14 +73,14 @@ def running(cache: Path) -> Iterator[Path]:
             yield paths.lab_directory("default")
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
     # A lab that was ended by the test itself may meet the signal on its last metres.
     assert process.returncode in (0, 130, -signal.SIGINT)
 
 
 def test_once_prints_json_and_nothing_else(cache: Path) -> None:
     with start("--lab", "x", "up", "--nodes", "4", "--topology", "full", "--once") as process:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0
     found = json.loads(out)
     assert found["formed"] is True
@@ -76,14 +91,14 @@ def test_once_prints_json_and_nothing_else(cache: Path) -> None:
 
 
 def test_once_says_what_is_missing(cache: Path) -> None:
-    arguments = ("up", "--nodes", "3", "--topology", "line", "--once", "--timeout", "1")
+    arguments = ("up", "--nodes", "3", "--topology", "line", "--once", "--timeout", "0.1")
     with start(*arguments, unlinked="n3") as process:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     found = json.loads(out)
     assert found["formed"] is False
     assert found["nodes"][2]["missing"][0] == "no link with n2"
-    assert "not formed within 1 s" in err
+    assert "not formed within 0.1 s" in err
     assert "n3: no link with n2; does not see n1, n2 in the cluster" in err
 
 
@@ -129,7 +144,7 @@ def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[
 
 def test_a_second_lab_says_how_to_have_both(running: Path) -> None:
     with start("up", "--once") as process:
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "already running" in err
     assert "LAB=other" in err
@@ -141,7 +156,7 @@ def test_recording_to_a_file_ends_with_ctrl_c(running: Path, tmp_path: Path) -> 
         assert process.stderr is not None
         assert "Ctrl-C ends it" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     assert process.returncode == 0
     assert (tmp_path / "mesh.pcapng").read_bytes() == b"packets"
 
@@ -152,7 +167,7 @@ def test_recording_to_a_pipe(running: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.read(7) == b"packets"
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     assert process.returncode == 0
 
 
@@ -171,7 +186,7 @@ def test_the_console_is_a_bridge(running: Path) -> None:
                 process.stdin.write(b"ls\n")
                 process.stdin.flush()
                 assert line.recv(100) == b"ls\n"
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
         assert process.returncode == 0
 
 
@@ -226,7 +241,7 @@ def test_the_view_gives_the_terminal_back(cache: Path) -> None:
         )
         os.close(theirs)
         seen = b""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while "try from another terminal" not in seen.decode(errors="replace"):
             assert time.monotonic() < deadline, seen.decode(errors="replace")
             seen += os.read(ours, 65536)
@@ -239,7 +254,7 @@ def test_the_view_gives_the_terminal_back(cache: Path) -> None:
             if not data:
                 break
             seen += data
-        assert process.wait(20) == 130
+        assert process.wait(120) == 130
     finally:
         os.close(ours)
     assert b"\x1b[?1049h" in seen

@@ -55,7 +55,7 @@ def no_builder_left() -> Iterator[None]:
     yield
     for process in builders:
         process.kill()
-        process.wait(20)
+        process.wait(60)
     builders.clear()
 
 
@@ -117,7 +117,7 @@ def test_a_killed_build_leaves_a_usable_cache(tmp_path: Path, how: signal.Signal
     process = start(tmp_path / "c", never)
     assert said(process) == "half"
     process.send_signal(how)
-    process.wait(20)
+    process.wait(60)
     cache = Cache(tmp_path / "c")
     assert cache.find("part", "key") is None
     # the next one starts from nothing, and leaves nothing of the first
@@ -191,7 +191,7 @@ def test_waiting_can_be_seen_and_ended(tmp_path: Path) -> None:
             cache.obtain("part", "key", lambda _: None, waiting=waiting, cancelled=cancelled)
     finally:
         process.kill()
-        process.wait(20)
+        process.wait(60)
     assert texts[0] == f"waiting for another build (process {process.pid})"
 
 
@@ -208,7 +208,7 @@ def test_old_results_go_and_recent_ones_stay(tmp_path: Path) -> None:
     # being found counts as being used
     os.utime(tmp_path / "part" / "recent", (long_ago, long_ago))
     cache.find("part", "recent")
-    assert (tmp_path / "part" / "recent").stat().st_mtime > time.time() - 60
+    assert (tmp_path / "part" / "recent").stat().st_mtime > long_ago + 1000
 
 
 def test_forget(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from meshlab.image.command import LOG_TAIL, Runner, tail
 from meshlab.image.errors import CancelledBuildError, ImageError
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -83,7 +83,7 @@ def test_cancel_ends_a_program_and_its_children(tmp_path: Path) -> None:
     assert alive(shell)
     assert alive(child)
     runner.cancel()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
     assert isinstance(errors[0], CancelledBuildError)
     until(lambda: not alive(shell) and not alive(child))
@@ -103,7 +103,7 @@ def test_programs_end_with_the_process_that_started_them(tmp_path: Path) -> None
     pid = int(pids.read_text())
     assert alive(pid)
     os.kill(builder.pid, signal.SIGKILL)
-    builder.wait(20)
+    builder.wait(60)
     until(lambda: not alive(pid))
 
 

@@ -23,6 +23,7 @@ import pytest
 from meshlab.accel import Accel
 from meshlab.machine import (
     BOARDS,
+    CONSOLE_LOG,
     CONSOLE_SOCKET,
     Board,
     Machine,
@@ -38,7 +39,7 @@ from tiny_guest import guest
 QEMU = "qemu-system-x86_64"
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
 TCG = Accel("tcg", "test", "max")
-DEADLINE = 30.0
+DEADLINE = 120.0
 
 
 def make_spec(directory: Path, **changes: Any) -> MachineSpec:
@@ -407,3 +408,28 @@ def _alive(pid: int) -> bool:
         return Path("/proc", str(pid), "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("apart", "said", "resets"),
+    [
+        (0.2, b"", 1),  # the firmware, which finds that it has run before
+        (20.0, b"", 1),  # the same, on a host that was busy in between
+        (0.2, b"ready", 1),  # told late, when the node was back
+        (2.0, b"ready", 2),
+        (40.0, b"", 2),  # stuck without a word, and ended by the watchdog
+    ],
+)
+async def test_steps_of_one_restart_are_one_reset(
+    tmp_path: Path, apart: float, said: bytes, resets: int
+) -> None:
+    lab = Lab(make_spec(tmp_path))
+    log = tmp_path / CONSOLE_LOG
+    log.write_bytes(b"ready")
+    for now, words in ((1000.0, b""), (1000.0 + apart, said)):
+        log.write_bytes(log.read_bytes() + words)
+        stamp = {"seconds": int(now), "microseconds": round(now % 1 * 1e6)}
+        data = {"guest": True, "reason": "guest-reset"}
+        lab.machine._on_qmp_event({"event": "RESET", "data": data, "timestamp": stamp})
+    assert lab.machine.resets == resets
+    assert len(lab.happened("reset")) == resets

@@ -36,7 +36,7 @@ from tiny_guest import arm_guest, guest
 
 CPUS = {"x86_64": "max", "aarch64": "cortex-a72"}
 GUESTS = {"x86_64": guest, "aarch64": arm_guest}
-DEADLINE = 30.0
+DEADLINE = 120.0
 TRYBOOT = b"[    1.0] reboot: Restarting system with command '0 tryboot'"
 
 

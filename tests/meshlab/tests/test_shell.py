@@ -144,7 +144,7 @@ async def shell(guest: Guest) -> AsyncIterator[Shell]:
     await it.close()
 
 
-async def until(condition: object, what: str, deadline: float = 20.0) -> None:
+async def until(condition: object, what: str, deadline: float = 60.0) -> None:
     assert callable(condition)
     end = time.monotonic() + deadline
     while not condition():
@@ -222,7 +222,7 @@ async def test_stream_delivers_as_it_comes(shell: Shell, tmp_path: Path) -> None
 async def test_timeout_ends_the_command_and_leaves_a_usable_shell(
     shell: Shell, tmp_path: Path
 ) -> None:
-    await shell.ready(20)
+    await shell.ready(60)
     mark = tmp_path / "pid"
     with pytest.raises(ShellTimeoutError, match="not finished after 1 s") as caught:
         await shell.run(f"echo $PPID; sh -c 'echo $$ >{mark}; echo begun; exec sleep 600'", 1.0)
@@ -232,7 +232,7 @@ async def test_timeout_ends_the_command_and_leaves_a_usable_shell(
 
 
 async def test_timeout_of_a_command_that_ignores_interrupts(shell: Shell, tmp_path: Path) -> None:
-    await shell.ready(20)
+    await shell.ready(60)
     mark = tmp_path / "pid"
     with pytest.raises(ShellTimeoutError):
         await shell.run(
@@ -262,7 +262,7 @@ async def test_callers_take_turns(shell: Shell) -> None:
 
 
 async def test_busy_shell_says_so(shell: Shell) -> None:
-    await shell.ready(20)
+    await shell.ready(60)
     task = asyncio.create_task(shell.run("sleep 60", 60))
     await asyncio.sleep(0)
     with pytest.raises(ShellError, match="busy with another command"):
@@ -323,7 +323,7 @@ async def test_push_and_pull(shell: Shell, tmp_path: Path) -> None:
 
 
 async def test_push_that_is_cancelled(shell: Shell, tmp_path: Path) -> None:
-    await shell.ready(20)
+    await shell.ready(60)
     path = tmp_path / "file"
     task = asyncio.create_task(shell.push(str(path), b"x" * 300_000, 30))
     await until(path.exists, "the beginning")
@@ -379,7 +379,7 @@ async def test_next_client_inherits_a_usable_shell(guest: Guest, tmp_path: Path)
 
 async def test_torn_line_of_an_earlier_client_is_not_run(guest: Guest, tmp_path: Path) -> None:
     first = Shell(guest.path, "first")
-    await first.ready(20)
+    await first.ready(60)
     assert first._wire is not None
     assert first._wire.transport is not None
     first._wire.transport.write(b"touch " + bytes(tmp_path / "made"))
@@ -397,7 +397,7 @@ async def test_waits_for_a_node_that_boots(tmp_path: Path) -> None:
         await shell.ready(0.3)
     with pytest.raises(ShellError, match="cannot connect"):
         await shell.run("true")
-    task = asyncio.create_task(shell.ready(30))
+    task = asyncio.create_task(shell.ready(60))
     guest = Guest(tmp_path / "shell.sock", ["sh"])
     try:
         guest.booting = False
@@ -437,7 +437,7 @@ async def test_silent_node_is_reported(tmp_path: Path) -> None:
 
 
 async def test_machine_that_ends_is_reported(guest: Guest, shell: Shell) -> None:
-    await shell.ready(20)
+    await shell.ready(60)
     task = asyncio.create_task(shell.run("sleep 600", 600))
     await asyncio.sleep(0.1)
     threading.Thread(target=guest.close).start()

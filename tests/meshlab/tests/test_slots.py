@@ -74,10 +74,10 @@ async def test_who_waits_is_told_for_whom_once(tmp_path: Path) -> None:
         waits.set()
 
     waiting = asyncio.create_task(mine.take(tell))
-    await asyncio.wait_for(waits.wait(), 30)
+    await asyncio.wait_for(waits.wait(), 60)
     assert not waiting.done()
     held.free()
-    slot = await asyncio.wait_for(waiting, 30)
+    slot = await asyncio.wait_for(waiting, 60)
     assert slot is not None
     assert told == [{"yours"}]
     slot.free()
@@ -120,7 +120,7 @@ async def test_two_labs_share_the_slots(parts: FakeParts, tmp_path: Path) -> Non
     parts.silent = {"n1", "n2", "n3"}
     one, two = (LabSpec(topology.make("full", 3), name=name) for name in ("one", "two"))
     async with Lab(one, parts, tmp_path) as first:
-        await first.wait(lambda: len(parts.starts) == 2, 30, "the first lab has both slots")
+        await first.wait(lambda: len(parts.starts) == 2, 60, "the first lab has both slots")
         async with Lab(two, others, tmp_path) as second:
 
             def told() -> bool:
@@ -128,7 +128,7 @@ async def test_two_labs_share_the_slots(parts: FakeParts, tmp_path: Path) -> Non
                     "the boots of other labs: one (process" in e.text for e in second.state.events
                 )
 
-            await second.wait(told, 30, "the second says for whom it waits")
+            await second.wait(told, 60, "the second says for whom it waits")
             assert others.starts == []
             # What a person asks for does not wait.
             await second.power_on("n2")
@@ -142,11 +142,11 @@ async def test_two_labs_share_the_slots(parts: FakeParts, tmp_path: Path) -> Non
 async def test_a_node_that_is_switched_off_makes_room(parts: FakeParts, tmp_path: Path) -> None:
     parts.silent = {"n1", "n2", "n3"}
     async with Lab(LabSpec(topology.make("full", 3)), parts, tmp_path) as lab:
-        await lab.wait(lambda: len(parts.starts) == 2, 30, "two are started")
+        await lab.wait(lambda: len(parts.starts) == 2, 60, "two are started")
         await lab.kill("n1")
-        await lab.wait(lambda: len(parts.starts) == 3, 30, "there is room for the third")
+        await lab.wait(lambda: len(parts.starts) == 3, 60, "there is room for the third")
         parts.on["n2"].end(1)
-        await lab.wait(lambda: lab.state.nodes["n2"].power == "died", 30, "n2 has died")
+        await lab.wait(lambda: lab.state.nodes["n2"].power == "died", 60, "n2 has died")
         slot = lab._slots.try_take()
         assert slot is not None, "and has no slot any more"
         slot.free()

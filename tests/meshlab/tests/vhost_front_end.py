@@ -34,7 +34,7 @@ LOW_USER, HIGH_USER = 0x7F0000000000, 0x7F5500000000
 DESC, AVAIL, USED = 0x1000, 0x2000, 0x3000
 """Guest addresses of the parts of the ring, in the low region."""
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 Descriptor = tuple[int, int, int, int]
 

@@ -19,7 +19,10 @@ from pathlib import Path
 from firmware.card import SECTOR, Partition
 
 PATIENCE = 20.0
-"""Seconds that one access may take. A kernel of 30 MB takes a tenth of a second."""
+"""Seconds of CPU time that one access may take. A kernel of 30 MB takes a tenth of a second."""
+
+LONGEST = 120.0
+"""Seconds that one access may take, with all that the host does meanwhile."""
 
 MEMORY = 512 << 20
 """Bytes of address space that mtools gets; it keeps one file allocation table in memory."""
@@ -148,7 +151,7 @@ class Fat:
                     stderr=subprocess.PIPE,
                     check=False,
                     env=environment,
-                    timeout=PATIENCE,
+                    timeout=LONGEST,
                 )
                 output.seek(0)
                 content = output.read() if command[0] == "mtype" else b""
@@ -158,7 +161,7 @@ class Fat:
             ) from None
         except subprocess.TimeoutExpired:
             raise FatError(
-                f"{name} on {self.where}: {command[0]} did not end within {PATIENCE:g} s; "
+                f"{name} on {self.where}: {command[0]} did not end within {LONGEST:g} s; "
                 "the file system is damaged"
             ) from None
         said = " ".join(done.stderr.decode(errors="replace").split())[:300]
