@@ -136,6 +136,9 @@ format: ## Let ruff rewrite the Python sources
 	@$(python) -m ruff format .
 	@$(python) -m ruff check --fix .
 
+lock: ## Write the hashes of all Python packages anew, after a change of constraints.in
+	@bin/host-setup lock
+
 clean: ## Delete lab runs and logs from the cache; images, kernels and downloads stay
 	@bin/host-setup clean
 
@@ -166,6 +169,6 @@ help: ## This text
 	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
 .PHONY: bench bench-beacon bench-cluster bench-cluster-mesh clean defconfigs distclean flash format fuzz help \
-	lab-image lint packages packages-build \
+	lab-image lint lock packages packages-build \
 	packages-flash packages-test rpi64 x86_64 \
 	qemu-mesh relay soak test test-loaded test-mesh test-unit

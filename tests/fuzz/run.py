@@ -55,7 +55,7 @@ def library() -> Path:
         cache().mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(dir=cache()))
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(new)]
-        only = ["--disable-pip-version-check", "--only-binary", ":all:"]
+        only = ["--disable-pip-version-check", "--only-binary", ":all:", "--require-hashes"]
         if subprocess.run(
             [*command, *only, "-r", str(HERE / "requirements.txt")], check=False
         ).returncode:

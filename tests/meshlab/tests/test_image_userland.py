@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from hashlib import sha256
 from pathlib import Path, PurePath
+from typing import Any
 
 import pytest
 
 from meshlab.image import elf, host, rootfs, tree, userland
+from meshlab.image.command import Runner
 from meshlab.image.errors import ImageError
 
 
@@ -229,6 +232,35 @@ def test_an_unpinned_requirement_is_refused(tmp_path: Path) -> None:
         found.requirements()
     (tmp_path / "constraints.txt").write_text("py.thing==1.5  # why\n")
     assert found.requirements() == ["py-thing==1.5"]
+
+
+def test_every_package_is_fixed_by_hashes_and_those_are_of_the_versions_asked_for() -> None:
+    root = tree.find().root
+    for name in ("constraints", "tests/fuzz/requirements"):
+        pattern = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", re.MULTILINE)
+        wanted = dict(pattern.findall((root / f"{name}.in").read_text()))
+        fixed = dict(pattern.findall((root / f"{name}.txt").read_text()))
+        normal = {re.sub(r"[-_.]+", "-", key).lower(): value for key, value in wanted.items()}
+        assert fixed == normal, "run `make lock`"
+    assert all(tree.find().hashes().values())
+
+
+def test_a_wheel_that_is_not_one_of_the_known_files_is_refused(tmp_path: Path) -> None:
+    class Index(Runner):
+        """Gives what it likes."""
+
+        def run(self, command: Any, log: Path, **_: Any) -> None:
+            (target,) = [w.partition("=")[2] for w in map(str, command) if w.startswith("--dest=")]
+            Path(target, "py_thing-1.5-py3-none-any.whl").write_bytes(b"a wheel")
+
+    good = {"py-thing": {sha256(b"a wheel").hexdigest()}}
+    bad = {"py-thing": {sha256(b"another wheel").hexdigest()}}
+    arguments = (Index(), tmp_path / "log", ["py-thing==1.5"])
+    (found,) = userland.download_wheels(*arguments, hashes=good, version="3.13", directory=tmp_path)
+    assert found.name.startswith("py_thing")
+    for hashes in (bad, {}):
+        with pytest.raises(ImageError, match=r"constraints\.txt"):
+            userland.download_wheels(*arguments, hashes=hashes, version="3.13", directory=tmp_path)
 
 
 def test_every_tool_of_a_build_is_in_the_list_of_host_packages() -> None:

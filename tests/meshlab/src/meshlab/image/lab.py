@@ -240,7 +240,10 @@ class Builder:
             wheels.mkdir()
             packages = directory / "packages"
             packages.mkdir()
-            for wheel in userland.download_wheels(self.runner, log, requirements, version, wheels):
+            hashes = self.tree.hashes()
+            for wheel in userland.download_wheels(
+                self.runner, log, requirements, hashes=hashes, version=version, directory=wheels
+            ):
                 userland.unpack_wheel(wheel, packages, userland.wanted_of_wheel)
             shutil.rmtree(wheels)
             stage.doing("compiling")

@@ -120,6 +120,16 @@ class Tree:
             found.append(f"{name}=={pinned[name]}")
         return found
 
+    def hashes(self) -> dict[str, set[str]]:
+        """Return the SHA-256 digests (hex) of each package's files, from ``constraints.txt``."""
+        found: dict[str, set[str]] = {}
+        digests: set[str] = set()
+        for line in (self.root / "constraints.txt").read_text("utf-8").splitlines():
+            if match := re.match(r"([A-Za-z0-9._-]+)==", line):
+                digests = found.setdefault(_normal(match[1]), set())
+            digests |= set(re.findall(r"--hash=sha256:([0-9a-f]{64})\b", line))
+        return found
+
     def version(self) -> str:
         """Return the version of the node's package."""
         pyproject = tomllib.loads((self.root / "app" / "pyproject.toml").read_text("utf-8"))

@@ -13,7 +13,8 @@ import stat
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
+from hashlib import sha256
 from pathlib import Path, PurePath
 
 from meshlab.image import elf
@@ -189,9 +190,18 @@ def compile_python(runner: Runner, log: Path, userland: Path, directory: Path, n
 
 
 def download_wheels(
-    runner: Runner, log: Path, requirements: Iterable[str], version: str, directory: Path
+    runner: Runner,
+    log: Path,
+    requirements: Iterable[str],
+    *,
+    hashes: Mapping[str, Set[str]],
+    version: str,
+    directory: Path,
 ) -> list[Path]:
     """Download the node's Python packages, and what they need, as wheels.
+
+    ``hashes`` are the SHA-256 digests of the files that may come, by the package's name. Raises
+    ``ImageError`` for another one.
 
     Wheels of zeroconf exist for machines only. They hold all of its Python beside what is compiled
     of it, which :func:`wanted_of_wheel` leaves out, as the firmware does.
@@ -218,7 +228,17 @@ def download_wheels(
         log,
         what="downloading the node's Python packages",
     )
-    return sorted(directory.glob("*.whl"))
+    wheels = sorted(directory.glob("*.whl"))
+    for wheel in wheels:
+        # Not --require-hashes: pip finds out itself what these packages need.
+        name = wheel.name.partition("-")[0].replace("_", "-").lower()
+        if sha256(wheel.read_bytes()).hexdigest() not in hashes.get(name, set()):
+            raise ImageError(
+                f"{wheel.name} was downloaded, and is none of the files of {name} that "
+                "constraints.txt names by their hash: the index gave another one, or `make lock` "
+                "was not run after a change of constraints.in"
+            )
+    return wheels
 
 
 def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
