@@ -25,7 +25,7 @@ from thicket.status import Problems
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(applications, "PAUSES", (0.05,))
-    monkeypatch.setattr(applications, "BLOCKED", 0.3)
+    monkeypatch.setattr(applications, "BLOCKED", 60.0)
     monkeypatch.setattr(applications, "LOOK", 0.05)
 
 
@@ -152,7 +152,8 @@ async def test_one_that_raises_or_ends_is_started_again() -> None:
     assert problems.all() == []
 
 
-async def test_one_that_blocks_is_interrupted() -> None:
+async def test_one_that_blocks_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applications, "BLOCKED", 1.0)
     blocks = ["loop", "sleep"]
 
     class Blocks(Application):
@@ -183,7 +184,7 @@ async def test_one_that_blocks_is_interrupted() -> None:
         await until(lambda: by_name("blocks")["starts"] == 3, "interrupted twice")
         reported = words(problems, "failed")
         assert len(reported) == 1
-        assert f"kept the node from running for 0.3 s, at {__file__}" in reported[0]
+        assert f"kept the node from running for 1 s, at {__file__}" in reported[0]
         assert by_name("exports")["starts"] == 1
         # In a function that another node calls.
         with pytest.raises(RemoteError, match="SystemExit: 3"):

@@ -303,7 +303,7 @@ def erlang(*arguments: str | Path) -> str:
         [program("escript"), script, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

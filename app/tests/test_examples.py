@@ -35,8 +35,8 @@ def examples(file: Path) -> list[tuple[int, str]]:
 
 @asynccontextmanager
 async def a_node(network: Network, name: str, number: int) -> AsyncIterator[Node]:
-    address, port = network.address(number), network.epmd_port
-    node = Node(name, "secret", address, 0, epmd_port=port, setup_time=60)
+    address, mapper = network.address(number), network.epmd_port
+    node = Node(name, "secret", address, 0, epmd_port=mapper, setup_time=60)
     await node.start()
     try:
         await until(

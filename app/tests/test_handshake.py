@@ -432,6 +432,7 @@ def test_messages_come_out_as_they_went_in(
         sequence = number if header and fragments else None
         wire += b"".join(frames.build(encode_bare(CONTROL), body, header=header, sequence=sequence))
         wire += frames.TICK
+    cut = max(cut, len(wire) // 4000)  # a megabyte byte by byte takes too long
     messages = MessageReader(header=header)
     reader = FrameReader(messages.max_frame)
     found = []

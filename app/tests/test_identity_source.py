@@ -66,6 +66,13 @@ class Machine:
         return self.root / "data" / "identity.json"
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chip that answers has a minute for it."""
+    for name in ("PATIENCE", "TOTAL_PATIENCE", "GIVE_UP_AFTER"):
+        monkeypatch.setattr(source_module, name, 60.0)
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
@@ -162,6 +169,7 @@ async def test_broken_chips(
     assert identity.problem is not None
     assert words in identity.problem
     chip.fault = None
+    monkeypatch.setattr(source_module, "PATIENCE", 60.0)
     assert (await read_identity(host=machine.host)).serial == chip.serial
 
 

@@ -83,6 +83,13 @@ def directory() -> Iterator[Path]:
         yield Path(path)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What must succeed has a minute."""
+    for name in ("_SOCKET_SECONDS", "_ADOPT_SECONDS", "_KILL_SECONDS"):
+        monkeypatch.setattr(f"thicket.radio.supplicant.{name}", 60.0)
+
+
 @contextlib.asynccontextmanager
 async def watched(directory: Path) -> AsyncIterator[Watched]:
     one = Watched(directory)
