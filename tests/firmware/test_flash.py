@@ -27,6 +27,7 @@ from firmware import blockdev, bmap, card, flash, plan, ranges, settings, source
 from firmware.errors import FlashError
 from firmware.flash import Report, State, Writer
 from firmware.target import Target
+from meshlab import shared
 
 sys.path.insert(0, str(Path(__file__).parent))
 import small_card
@@ -51,9 +52,13 @@ cookie = "not-the-default"
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A card image whose zeros all are holes, with its map."""
-    path = small_card.make(tmp_path_factory.mktemp("image") / "card.img")
-    bmap.write(path, path.with_name("card.img.bmap"))
-    return path
+
+    def make(directory: Path) -> None:
+        directory.mkdir()
+        path = small_card.make(directory / "card.img")
+        bmap.write(path, path.with_name("card.img.bmap"))
+
+    return shared.once(shared.run_directory(tmp_path_factory), "small-card", make) / "card.img"
 
 
 @pytest.fixture

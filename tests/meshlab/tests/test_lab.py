@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -356,9 +357,9 @@ async def test_a_report_names_every_node_and_its_console(parts: FakeParts, tmp_p
 
 @given(
     st.dictionaries(
-        st.from_regex("[a-z]{1,8}", fullmatch=True),
+        st.text(ascii_lowercase, min_size=1, max_size=8),
         st.dictionaries(
-            st.from_regex("[a-z_]{1,8}", fullmatch=True),
+            st.text(ascii_lowercase + "_", min_size=1, max_size=8),
             st.booleans()
             | st.integers(-(1 << 63), (1 << 63) - 1)
             | st.text(st.characters(exclude_categories=["Cs"])),

@@ -144,6 +144,19 @@ async def shell(guest: Guest) -> AsyncIterator[Shell]:
     await it.close()
 
 
+class Skip:
+    """The event loop's clock, which a test lets go on at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        self.seconds = 0.0
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + self.seconds)
+
+    def __call__(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
 async def until(condition: object, what: str, deadline: float = 60.0) -> None:
     assert callable(condition)
     end = time.monotonic() + deadline
@@ -220,24 +233,36 @@ async def test_stream_delivers_as_it_comes(shell: Shell, tmp_path: Path) -> None
 
 
 async def test_timeout_ends_the_command_and_leaves_a_usable_shell(
-    shell: Shell, tmp_path: Path
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await shell.ready(60)
+    skip = Skip(monkeypatch)
     mark = tmp_path / "pid"
-    with pytest.raises(ShellTimeoutError, match="not finished after 1 s") as caught:
-        await shell.run(f"echo $PPID; sh -c 'echo $$ >{mark}; echo begun; exec sleep 600'", 1.0)
+    seen = bytearray()
+
+    def heard(data: bytes) -> None:
+        seen.extend(data)
+        if b"begun" in seen:
+            skip(1000)
+
+    command = f"sh -c 'echo $$ >{mark}; echo begun; exec sleep 600'"
+    with pytest.raises(ShellTimeoutError, match="not finished after 1000 s") as caught:
+        await shell.run(command, 1000, heard)
     assert b"begun" in caught.value.output
     assert await shell.run("echo fine") == Result(0, "fine\n")
     await until(lambda: not alive(int(mark.read_text())), "the end of the command")
 
 
-async def test_timeout_of_a_command_that_ignores_interrupts(shell: Shell, tmp_path: Path) -> None:
+async def test_timeout_of_a_command_that_ignores_interrupts(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await shell.ready(60)
+    skip = Skip(monkeypatch)
     mark = tmp_path / "pid"
-    with pytest.raises(ShellTimeoutError):
-        await shell.run(
-            f"trap '' INT QUIT TERM HUP; sh -c 'echo $$ >{mark}; while :; do sleep 1; done'", 0.5
-        )
+    command = f"sh -c 'echo $$ >{mark}; echo begun; while :; do sleep 1; done'"
+    with pytest.raises(ShellTimeoutError) as caught:
+        await shell.run(f"trap '' INT QUIT TERM HUP; {command}", 1000, lambda _: skip(1000))
+    assert "not finished after 1000 s" in str(caught.value)
     assert await shell.run("echo fine") == Result(0, "fine\n")
     await until(lambda: not alive(int(mark.read_text())), "the end of the command")
 
@@ -422,6 +447,7 @@ async def test_short_calls_to_a_slow_node_do_not_disturb_its_start(tmp_path: Pat
         for _ in range(10):
             with pytest.raises(ShellError, match="did not answer"):
                 await shell.read_file("/run/status", 0.1)
+        await until(lambda: typed, "the node to read")
         assert typed.count(b"\x03") == 1
         await shell.close()
 
