@@ -15,10 +15,12 @@ import logging
 import os
 import socket
 import time
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from . import frames, services
+from .admission import Admission
 from .connection import Connection
 from .epmd import PORT as EPMD_PORT
 from .epmd import EpmdError, PortMapper, listen, lookup
@@ -60,9 +62,6 @@ DEFAULT_PORT = 9100
 DEFAULT_TICK_TIME = 15.0
 
 MAX_CONNECTIONS = 1024
-MAX_HANDSHAKES = 64
-"""Limit of handshakes in progress that others began."""
-MAX_HANDSHAKES_PER_SOURCE = 8
 _EPMD_TIME = 2.0
 _CONNECT_TIME = 4.0
 _CLOSE_TIME = 2.0
@@ -181,7 +180,7 @@ class Node(ProcessTable):
         self._stopped = False
         self._connections: dict[str, Connection] = {}
         self._since: dict[str, float] = {}
-        self._handshakes: set[Connection] = set()  # begun by others
+        self._handshakes = Admission()  # begun by others
         self._incoming: dict[str, set[Connection]] = {}  # of those, the ones that told a name
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._dialled: dict[str, tuple[Connection, asyncio.Future[None]]] = {}
@@ -307,6 +306,13 @@ class Node(ProcessTable):
     def encrypted(self) -> bool:
         """Whether every connection of this node is inside TLS."""
         return self._tls is not None
+
+    def expect(self, expected: Callable[[str], bool]) -> None:
+        """Keep places for the handshakes of members, whatever strangers do.
+
+        :param expected: tells whether a member is known to be at an address (canonical text).
+        """
+        self._handshakes.expected = expected
 
     def connected(self, peer: str) -> bool:
         """Tell whether *peer* is connected."""
@@ -560,17 +566,20 @@ class Node(ProcessTable):
     # --- what connections report --------------------------------------------------------------
 
     def _accept(self) -> asyncio.BufferedProtocol:
-        acceptor = Acceptor(
-            self._local, lambda remote: self._decide(connection, remote), self._length_size
-        )
+        def decide(remote: RemoteNode) -> str:
+            asking = known()
+            assert asking is not None
+            return self._decide(asking, remote)
+
         connection = Connection(
             self,
-            acceptor,
+            Acceptor(self._local, decide, self._length_size),
             tick_time=self.tick_time,
             setup_time=self._setup_time,
             max_message=self._max_message,
             inside_tls=self._tls is not None,
         )
+        known = weakref.ref(connection)  # weak, as the connection holds the acceptor
         return self._protocol(connection, None)
 
     def _protocol(self, connection: Connection, host: str | None) -> asyncio.BufferedProtocol:
@@ -592,16 +601,8 @@ class Node(ProcessTable):
 
     def on_opened(self, connection: Connection) -> None:
         """Count a handshake that somebody else begins, and refuse one too many."""
-        if connection.outgoing:
-            return
-        same = sum(other.source == connection.source for other in self._handshakes)
-        self._handshakes.add(connection)
-        if same >= MAX_HANDSHAKES_PER_SOURCE or len(self._handshakes) > MAX_HANDSHAKES:
-            connection.close(
-                HandshakeError(
-                    "too-many", f"too many handshakes in progress, {same} from this source"
-                )
-            )
+        if not connection.outgoing:
+            self._handshakes.add(connection)
 
     def on_secured(self, connection: Connection) -> None:
         """Check a node that we connect to, before it hears who we are.
