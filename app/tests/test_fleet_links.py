@@ -446,6 +446,7 @@ async def test_closing_towards_a_peer_that_has_gone_already() -> None:
     context = FleetTls(FLEET.fleet, mine, clock=now).server
     transport = TlsTransport(None, context, shared, server_side=True)  # type: ignore[arg-type]
     transport._raw = gone
+    transport._begin()
     transport.close()
     assert gone.aborted
     assert not shared.lingering

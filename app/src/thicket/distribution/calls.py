@@ -134,7 +134,11 @@ class CallTimeoutError(DistributionError, TimeoutError):
 
 
 class Caller(NamedTuple):
-    """Who called the function that runs: the node, and the process on it."""
+    """Who called the function that runs: the node, and the process on it.
+
+    The node is the one at the other end of the connection that the call came by. The process is
+    what that node says. A call by way of another node is that node's own.
+    """
 
     node: str
     pid: Pid
@@ -420,6 +424,9 @@ class Calls:
         request, caller, _, called, options = control[1:6]
         if type(request) is not Reference or type(caller) is not Pid:
             raise TypeError("a spawn request without a reference and a pid")
+        if request.node != connection.name:
+            self.node.forged(connection, f"a spawn request with a reference of {request.node}")
+            return
         values: Any = None
         with suppress(DecodeError):
             values = decode_bare(payload)[0] if payload is not None else None
@@ -515,17 +522,28 @@ class Calls:
         return sum(job.source == node for job in self.jobs) < MAX_JOBS_PER_NODE
 
     def start(
-        self, caller: Process, module: Any, function: Any, arguments: list[Any], result: Any
+        self,
+        caller: Pid,
+        module: Any,
+        function: Any,
+        arguments: list[Any],
+        result: Any,
+        *,
+        connection: Connection | None = None,
     ) -> Job | None:
-        """Run an exported function for a process of this node; None when there is none."""
+        """Run an exported function; None when there is none.
+
+        :param caller: the process that it is run for.
+        :param connection: to the caller's node, which it must be known to be of; None for this one.
+        """
         exported = self.exports.find(module, function, len(arguments))
         if exported is None:
             return None
         job = Job(
             self.node,
             self,
-            None,
-            caller.pid,
+            connection,
+            caller,
             exported=exported,
             arguments=arguments,
             result=result,
@@ -558,11 +576,12 @@ class IoServer(Process):
         match message:
             case ("io_request", Pid() as sender, token, request):
                 answer: Any = Atom("ok")
+                source = connection.name if connection is not None else self.node.name
                 match request:
                     case ("put_chars", _, text) | ("put_chars", text):
-                        self._print(sender, text)
+                        self._print(source, text)
                     case ("put_chars", _, _, _, [form, *values]):
-                        self._print(sender, form, values)
+                        self._print(source, form, values)
                     case ("put_chars", _, _, _, _):
                         pass
                     case _:
@@ -570,13 +589,13 @@ class IoServer(Process):
                 reply = (Atom("io_reply"), token, answer)
                 self.node.send_to(connection, self.pid, sender, reply)
 
-    def _print(self, sender: Pid, text: Any, values: Any = None) -> None:
+    def _print(self, source: str, text: Any, values: Any = None) -> None:
         shown = text.decode(errors="replace") if type(text) is bytes else str(text)
         if type(text) is list:
             with suppress(TypeError, ValueError):
                 shown = "".join(map(chr, text))
         more = f" {values!r}" if values else ""
-        log.info("printed on %s: %s%s", sender.node, shown.rstrip()[:1000], more[:1000])
+        log.info("printed on %s: %s%s", source, shown.rstrip()[:1000], more[:1000])
 
 
 # --- calling ----------------------------------------------------------------------------------
@@ -648,7 +667,7 @@ class RemoteTask(Process):
         module, function = map(Atom, split_function(self.function))
         copied = decode_bare(encode_bare(arguments))[0]
         self._spawning = False
-        job = calls.start(self, module, function, copied, self.reference)
+        job = calls.start(self.pid, module, function, copied, self.reference)
         if job is None:
             trace = stack(module, function, copied)
             self.on_down(
@@ -689,6 +708,10 @@ class RemoteTask(Process):
             RemoteError(self.peer, self.function, "error", found, message=message, code=code)
         )
         self.node.end(self)
+
+    def awaits(self, connection: Connection, reference: Any) -> bool:
+        """See :meth:`Process.awaits`: the node where the function runs."""
+        return bool(connection is self._connection and reference == self.reference)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         if reference != self.reference:

@@ -187,12 +187,12 @@ class Scope(Process):
                 for change in changes:
                     match change:
                         case (group, joined, left):
-                            self._changed(peer, group, joined, left)
+                            self._changed(connection, peer, group, joined, left)
             case ("join", Pid() as peer, group, pids):
-                self._changed(peer, group, pids, [])
+                self._changed(connection, peer, group, pids, [])
             case ("leave", Pid() as peer, pids, list() as groups):
                 for group in groups:
-                    self._changed(peer, group, [], pids)
+                    self._changed(connection, peer, group, [], pids)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         watched = self.watched.pop(reference, None)
@@ -211,8 +211,13 @@ class Scope(Process):
             for _ in range(count):
                 self._tell(group.name, [], [pid])
 
-    def _changed(self, pid: Pid, group: Any, joined: Any, left: Any) -> None:
-        """Note joins and leaves on another node."""
+    def _changed(
+        self, connection: Connection, pid: Pid, group: Any, joined: Any, left: Any
+    ) -> None:
+        """Note joins and leaves on another node, which tells of its own only."""
+        if pid.node != connection.name:
+            self.node.forged(connection, f"joins and leaves of processes of {pid.node}")
+            return
         known = self._peers.get(pid)
         if known is None:
             return

@@ -205,6 +205,11 @@ class Mailbox(Process):
         if type(message) is tuple and len(message) == 3 and message[0] == GEN_CALL:
             match message[1]:
                 case (Pid() as sender, tag):
+                    if connection is not None and sender.node != connection.name:
+                        # Answers go back the way that requests come.
+                        what = f"a request in the name of a process of {sender.node}"
+                        self.node.forged(connection, what)
+                        return
                     message = Request(self, connection, sender, tag, message[2])
         self._put(connection, message)
 

@@ -950,7 +950,7 @@ class Node(ProcessTable):
         if peer == self.name:
             module, name = map(Atom, split_function(function))
             copied = decode_bare(encode_bare(list(arguments)))[0]
-            self.calls.start(self._names["rex"], module, name, copied, None)
+            self.calls.start(self.pid, module, name, copied, None)
             return
         connection = await self._connection_to(peer, None)
         await connection.send_in_turn(

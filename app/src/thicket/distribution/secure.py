@@ -243,7 +243,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             with suppress(ssl.SSLError):  # it wants to read the peer's answer; nobody needs that
                 self._ssl.unwrap()
         self._flush()
-        said = self._begun or self._raw.get_write_buffer_size() or self._connection.heard
+        said = self._begun or self._connection.heard
         if said and len(self._shared.lingering) < MAX_LINGERING and self._raw.can_write_eof():
             try:
                 self._raw.write_eof()
