@@ -148,7 +148,7 @@ async def test_a_caller_is_the_node_at_the_other_end(three: tuple[Node, Any, Any
         node.on_message(hostile, control, encode_bare(message))
 
     for caller in (honest.pid(), node.pid):
-        request = (Atom("call"), *tasks, [], caller)
+        request: Any = (Atom("call"), *tasks, [], caller)
         tell((services.GEN_CALL, (caller, hostile.reference(5)), request))
     assert forged(node) == 5
     for mine in (honest.pid(), node.pid):  # whose group leader it is proves nothing
@@ -168,7 +168,7 @@ async def test_old_calls_count_for_the_node_that_makes_them(three: tuple[Node, A
 
     for peer, number in ((hostile, 300), (honest, 1)):
         for i in range(number):
-            request = (Atom("call"), Atom("slow"), Atom("wait"), [], peer.pid())
+            request: Any = (Atom("call"), Atom("slow"), Atom("wait"), [], peer.pid())
             message = (services.GEN_CALL, (peer.pid(), peer.reference(i)), request)
             control = (frames.REG_SEND, peer.pid(), Atom(""), Atom("rex"))
             node.on_message(peer, control, encode_bare(message))
@@ -299,7 +299,7 @@ async def test_a_call_by_way_of_rex_still_works_between_nodes_of_ours(
     async def up(a: int, b: int) -> int:
         return a + b
 
-    request = (Atom("call"), Atom("sum"), Atom("up"), [1, 2], honest.pid())
+    request: Any = (Atom("call"), Atom("sum"), Atom("up"), [1, 2], honest.pid())
     tag = honest.reference()
     control: tuple[Any, ...] = (frames.REG_SEND, honest.pid(), Atom(""), Atom("rex"))
     node.on_message(honest, control, encode_bare((services.GEN_CALL, (honest.pid(), tag), request)))

@@ -24,7 +24,7 @@ from .admission import Admission
 from .connection import Connection
 from .epmd import PORT as EPMD_PORT
 from .epmd import EpmdError, PortMapper, listen, lookup
-from .etf import Atom, Pid, Reference, decode_bare, encode_bare
+from .etf import Atom, Pid, Reference, decode_bare, encode_bare, shown
 from .handshake import (
     ABILITIES,
     ALIVE,
@@ -62,6 +62,10 @@ DEFAULT_PORT = 9100
 DEFAULT_TICK_TIME = 15.0
 
 MAX_CONNECTIONS = 1024
+
+MAX_CONNECTIONS_PER_HOST = 16
+"""Limit of connected nodes at one address, which one certificate speaks for."""
+
 _EPMD_TIME = 2.0
 _CONNECT_TIME = 4.0
 _CLOSE_TIME = 2.0
@@ -520,7 +524,7 @@ class Node(ProcessTable):
         left = max(timeout - (sent - begin), 0.01)
         answer = await self.request(("net_kernel", peer), (Atom("is_auth"), self._atom), left)
         if answer != services.YES:
-            raise DistributionError("not-allowed", f"{peer} answered {answer!r} to a ping")
+            raise DistributionError("not-allowed", f"{peer} answered {shown(answer)} to a ping")
         return loop.time() - sent
 
     async def probe(self, peer: str, seconds: float) -> bool:
@@ -670,6 +674,10 @@ class Node(ProcessTable):
             raise HandshakeError("bad-name", f"another node calls itself {name}, as this one does")
         if len(self._connections) >= MAX_CONNECTIONS:
             raise HandshakeError("too-many", f"{MAX_CONNECTIONS} nodes are connected already")
+        if name not in self._connections:
+            same = sum(known.source == connection.source for known in self._connections.values())
+            if same >= MAX_CONNECTIONS_PER_HOST:
+                raise HandshakeError("too-many", f"{same} nodes of one address are connected")
         status = OK
         dialled = self._dialled.get(name)
         if name in self._connections:

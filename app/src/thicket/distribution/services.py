@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from . import frames
-from .etf import Atom, ImproperList, Pid, Reference, encode_bare
+from .etf import Atom, ImproperList, Pid, Reference, encode_bare, shown
 from .handshake import DistributionError
 from .processes import NOBODY, SYSTEM_LIMIT, Process, ProcessTable
 
@@ -63,7 +63,7 @@ class Call(Process):
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         if reference == self.reference:
             name = connection.name if connection is not None else self.node.name
-            self._fail(DistributionError("noproc", f"{name} does not answer: {reason}"))
+            self._fail(DistributionError("noproc", f"{name} does not answer: {shown(reason)}"))
 
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
