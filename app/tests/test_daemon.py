@@ -106,6 +106,9 @@ class FakeNode:
     def recheck(self) -> None:
         pass
 
+    def expect(self, expected: Callable[[str], bool]) -> None:
+        self.expected = expected
+
     async def start(self) -> None:
         self.started = True
 

@@ -606,7 +606,7 @@ def make_epmd() -> Try:
         local = bool(choice & 8)
         mapper: Any = epmd.PortMapper.__new__(epmd.PortMapper)
         mapper.registry = Registry("thicket", 9100, 5)
-        mapper.clients = set()
+        mapper.clients = {}
         asked = 0
         for record in records(data):
             client = epmd._Client(mapper)

@@ -496,6 +496,10 @@ class Daemon:
     def _connected(self, address: IPv6Address) -> bool:
         return self.membership is not None and self.membership.is_up(address)
 
+    def _expected(self, source: str) -> bool:
+        """Whether a beacon of the node at ``source`` was believed, or it is connected."""
+        return self._known(IPv6Address(source))
+
     async def _run_cluster(self) -> None:
         assert self.address is not None
         await self._joined.wait()
@@ -513,6 +517,7 @@ class Daemon:
             membership.set_neighbours(set())
         self.problems.sources["cluster"] = (node.problems, "warning")
         try:
+            node.expect(self._expected)
             await node.start()
             self.node, self.membership = node, membership
             self.trust.attach(node)

@@ -15,6 +15,7 @@ same cause.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import inspect
 import logging
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import frames
 from .convert import MismatchError, Signature
-from .etf import Atom, DecodeError, EncodeError, Pid, Reference, decode_bare, encode_bare
+from .etf import Atom, DecodeError, EncodeError, Pid, Reference, decode_bare, encode_bare, shown
 from .handshake import DistributionError
 from .processes import (
     KILL,
@@ -56,6 +57,11 @@ MAX_JOBS = 1000
 
 MAX_JOBS_PER_NODE = 250
 """The same, for one other node."""
+
+MAX_THREADS = 8
+"""Threads for exported functions, apart from those that the node's own work has."""
+
+MAX_THREADS_PER_NODE = 4
 
 _RETURN = Atom("return")
 _THROW = Atom("throw")
@@ -118,7 +124,7 @@ class RemoteError(DistributionError):
         elif message:
             text = f"{where}: {message}"
         else:
-            text = f"{where} failed: {kind} {reason!r}"
+            text = f"{where} failed: {kind} {shown(reason)}"
         super().__init__(code or kind, text[:_MAX_TEXT])
         self.node = node
         self.function = function
@@ -134,7 +140,11 @@ class CallTimeoutError(DistributionError, TimeoutError):
 
 
 class Caller(NamedTuple):
-    """Who called the function that runs: the node, and the process on it."""
+    """Who called the function that runs: the node, and the process on it.
+
+    The node is the one at the other end of the connection that the call came by. The process is
+    what that node says. A call by way of another node is that node's own.
+    """
 
     node: str
     pid: Pid
@@ -268,7 +278,7 @@ class Job(Process):
             if exported.asynchronous:
                 value = await exported.function(*made)
             elif exported.thread:
-                value = await asyncio.to_thread(exported.function, *made)
+                value = await self._calls.in_thread(self.source, exported.function, made)
             else:
                 value = exported.function(*made)
                 if inspect.isawaitable(value):
@@ -404,6 +414,8 @@ class Calls:
         self.exports = Exports()
         self.jobs: set[Job] = set()
         self.refused = 0
+        self._threads: concurrent.futures.ThreadPoolExecutor | None = None
+        self._turns: dict[str, asyncio.Semaphore] = {}
         self._io: IoServer | None = None
 
     @property
@@ -420,6 +432,9 @@ class Calls:
         request, caller, _, called, options = control[1:6]
         if type(request) is not Reference or type(caller) is not Pid:
             raise TypeError("a spawn request without a reference and a pid")
+        if request.node != connection.name:
+            self.node.forged(connection, f"a spawn request with a reference of {request.node}")
+            return
         values: Any = None
         with suppress(DecodeError):
             values = decode_bare(payload)[0] if payload is not None else None
@@ -515,17 +530,28 @@ class Calls:
         return sum(job.source == node for job in self.jobs) < MAX_JOBS_PER_NODE
 
     def start(
-        self, caller: Process, module: Any, function: Any, arguments: list[Any], result: Any
+        self,
+        caller: Pid,
+        module: Any,
+        function: Any,
+        arguments: list[Any],
+        result: Any,
+        *,
+        connection: Connection | None = None,
     ) -> Job | None:
-        """Run an exported function for a process of this node; None when there is none."""
+        """Run an exported function; None when there is none.
+
+        :param caller: the process that it is run for.
+        :param connection: to the caller's node, which it must be known to be of; None for this one.
+        """
         exported = self.exports.find(module, function, len(arguments))
         if exported is None:
             return None
         job = Job(
             self.node,
             self,
-            None,
-            caller.pid,
+            connection,
+            caller,
             exported=exported,
             arguments=arguments,
             result=result,
@@ -533,10 +559,40 @@ class Calls:
         job.start()
         return job
 
+    async def in_thread(
+        self, source: str, function: Callable[..., Any], arguments: list[Any]
+    ) -> Any:
+        """Run a function in a thread, on behalf of the node *source*.
+
+        A node that has its share of the threads waits for one of them to end, be it that of a
+        caller who has gone.
+        """
+        if self._threads is None:
+            self._threads = concurrent.futures.ThreadPoolExecutor(MAX_THREADS, "exported")
+        host = source.partition("@")[2]
+        turn = self._turns.setdefault(host, asyncio.Semaphore(MAX_THREADS_PER_NODE))
+        await turn.acquire()
+        loop = asyncio.get_running_loop()
+
+        def ended(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(turn.release)
+
+        context = contextvars.copy_context()
+        try:
+            running = self._threads.submit(context.run, function, *arguments)
+        except BaseException:
+            turn.release()
+            raise
+        running.add_done_callback(ended)
+        return await asyncio.wrap_future(running)
+
     def stop(self) -> None:
         """Cancel what runs."""
         for job in list(self.jobs):
             job.cancel(KILLED)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _option(option: Any) -> Any:
@@ -558,11 +614,12 @@ class IoServer(Process):
         match message:
             case ("io_request", Pid() as sender, token, request):
                 answer: Any = Atom("ok")
+                source = connection.name if connection is not None else self.node.name
                 match request:
                     case ("put_chars", _, text) | ("put_chars", text):
-                        self._print(sender, text)
+                        self._print(source, text)
                     case ("put_chars", _, _, _, [form, *values]):
-                        self._print(sender, form, values)
+                        self._print(source, form, values)
                     case ("put_chars", _, _, _, _):
                         pass
                     case _:
@@ -570,13 +627,13 @@ class IoServer(Process):
                 reply = (Atom("io_reply"), token, answer)
                 self.node.send_to(connection, self.pid, sender, reply)
 
-    def _print(self, sender: Pid, text: Any, values: Any = None) -> None:
-        shown = text.decode(errors="replace") if type(text) is bytes else str(text)
+    def _print(self, source: str, text: Any, values: Any = None) -> None:
+        words = _to_text(text)
         if type(text) is list:
-            with suppress(TypeError, ValueError):
-                shown = "".join(map(chr, text))
-        more = f" {values!r}" if values else ""
-        log.info("printed on %s: %s%s", sender.node, shown.rstrip()[:1000], more[:1000])
+            with suppress(TypeError, ValueError, OverflowError):
+                words = "".join(map(chr, text))
+        more = f" {shown(values)}" if values else ""
+        log.info("printed on %s: %s%s", source, words.rstrip()[:1000], more)
 
 
 # --- calling ----------------------------------------------------------------------------------
@@ -648,7 +705,7 @@ class RemoteTask(Process):
         module, function = map(Atom, split_function(self.function))
         copied = decode_bare(encode_bare(arguments))[0]
         self._spawning = False
-        job = calls.start(self, module, function, copied, self.reference)
+        job = calls.start(self.pid, module, function, copied, self.reference)
         if job is None:
             trace = stack(module, function, copied)
             self.on_down(
@@ -680,15 +737,21 @@ class RemoteTask(Process):
             if self._abandoned:
                 self._stop_there()
             return
-        code = {"system_limit": "system-limit", "notsup": "not-supported"}.get(str(found), "error")
+        code = {"system_limit": "system-limit", "notsup": "not-supported"}.get(
+            _word(found), "error"
+        )
         message = {
             "system_limit": "too many calls run there at the same time",
             "notsup": "the node there does not run functions for others",
-        }.get(str(found), f"refused: {found}")
+        }.get(_word(found), f"refused: {shown(found)}")
         self._fail(
             RemoteError(self.peer, self.function, "error", found, message=message, code=code)
         )
         self.node.end(self)
+
+    def awaits(self, connection: Connection, reference: Any) -> bool:
+        """See :meth:`Process.awaits`: the node where the function runs."""
+        return bool(connection is self._connection and reference == self.reference)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         if reference != self.reference:
@@ -758,7 +821,7 @@ class RemoteTask(Process):
                 message = "no such function, or it is not exported with so many arguments"
                 first = trace[0] if type(trace) is list and trace else None
                 if type(first) is tuple and len(first) >= 2:
-                    found = (str(first[0]), str(first[1]))
+                    found = (_word(first[0]), _word(first[1]))
                     if found != split_function(self.function):
                         message = f"{found[0]}:{found[1]} does not exist"
                 return RemoteError(
@@ -812,7 +875,9 @@ class RemoteTask(Process):
 
 
 def _to_text(text: Any) -> str:
-    return text.decode(errors="replace") if type(text) is bytes else str(text)
+    if type(text) is bytes:
+        return text.decode(errors="replace")
+    return str(text) if isinstance(text, str) else shown(text)
 
 
 def cast_request(

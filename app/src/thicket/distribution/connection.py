@@ -41,6 +41,9 @@ MAX_UNSENT = 16 * 1024 * 1024
 """Bytes waiting to be sent at which a peer that does not read is given up, unless a single message
 is longer. Senders that use :meth:`Connection.drain` never get there."""
 
+_HANDSHAKE_READ = 4 * 1024
+"""Bytes read at a time in the handshake, when the peer may be anybody."""
+
 NOT_SENT = 128 * 1024
 """Bytes that the kernel takes beyond what is on its way, so that a tick, or a small message, does
 not wait behind megabytes in its buffer."""
@@ -88,7 +91,8 @@ class Connection(asyncio.BufferedProtocol):
     :param max_message: longest message accepted, in bytes.
     :param inside_tls: say nothing before :meth:`secured` is called.
     :ivar source: the peer's address, without zone.
-    :ivar heard: when the last bytes came, by the event loop's clock.
+    :ivar heard: when the last bytes came, by the event loop's clock; 0 before the first.
+    :ivar secured_at: when TLS stood, by the same clock; 0 before, and without TLS.
     :ivar established: the handshake is over and the connection in use.
     :ivar checked: the name under which the peer's certificate was found good.
     """
@@ -106,6 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         self.source = ""
         self.checked = ""
         self.heard = 0.0
+        self.secured_at = 0.0
         self.established = False
         self.handshake = handshake
         self.outgoing = isinstance(handshake, Initiator)
@@ -117,7 +122,8 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._reader = frames.FrameReader(max_message)
+        self._closing: asyncio.TimerHandle | None = None
+        self._reader = frames.FrameReader(max_message, _HANDSHAKE_READ)
         self._messages: frames.MessageReader
         self._header = False
         self._sequence = 0
@@ -165,6 +171,7 @@ class Connection(asyncio.BufferedProtocol):
     def secured(self) -> None:
         """TLS stands: check the peer, and begin the handshake of nodes."""
         self._inside_tls = False
+        self.secured_at = self._loop.time()
         try:
             self._owner.on_secured(self)
         except HandshakeError as error:
@@ -204,7 +211,11 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closed is None:
             self._closed = self._loss(exc)
+        if self._closing is not None:
+            self._closing.cancel()
         self._finish()
+        # The memory is free now, not when the collector of cycles comes by.
+        self._transport = self._closing = None
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -325,6 +336,10 @@ class Connection(asyncio.BufferedProtocol):
         """Enough, or somebody, is waiting to send; see :meth:`drain`."""
         return self._paused or bool(self._long) or bool(self._drained)
 
+    def spoke(self) -> None:
+        """Take note that the peer said something, be it only to TLS."""
+        self.heard = self._loop.time()
+
     def hold(self, holder: object) -> None:
         """Read nothing more until *holder* wants more: what it was sent waits to be taken.
 
@@ -353,8 +368,8 @@ class Connection(asyncio.BufferedProtocol):
         self._uncork()
         self._closed = reason
         if self._transport is not None:
+            self._closing = self._loop.call_later(_CLOSE_TIME, self._transport.abort)
             self._transport.close()
-            self._loop.call_later(_CLOSE_TIME, self._transport.abort)
         self._finish()
 
     def abort(self) -> None:
@@ -537,8 +552,16 @@ class Connection(asyncio.BufferedProtocol):
         if not self._reported and self._closed is not None:
             self._reported = True
             self._owner.on_closed(self, self._closed)
+            _let_go(self._closed)
 
 
 def _sender(control: tuple[Any, ...]) -> Any:
     """Return who sends *control*: what one sends arrives in order."""
     return control[2 if control[0] in _SENDER_SECOND else 1]
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop the frames that *error* came through: they hold the connection that holds *error*."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__

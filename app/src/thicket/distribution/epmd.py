@@ -328,11 +328,13 @@ class _Client(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         clients = self._mapper.clients
-        clients.add(transport)
-        if len(clients) > _MAX_CLIENTS:
+        clients[transport] = self
+        asking = [known for known, client in clients.items() if client._name is None]
+        if len(asking) > _MAX_CLIENTS:
+            # Whoever means it asks at once, and is gone: the oldest only holds its place.
             self._mapper.registry.counters["refused"] += 1
-            transport.abort()
-            return
+            clients.pop(asking[0])
+            asking[0].abort()
         self._timer = asyncio.get_running_loop().call_later(_REQUEST_TIME, transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -365,7 +367,7 @@ class _Client(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
-            self._mapper.clients.discard(self._transport)
+            self._mapper.clients.pop(self._transport, None)
         if self._name is not None:
             self._mapper.registry.forget(self._name)
 
@@ -399,7 +401,7 @@ class PortMapper:
     ) -> None:
         self.registry = Registry(name, node_port, creation, hidden=hidden)
         self.registry.port_mapper_port = port
-        self.clients: set[asyncio.Transport] = set()
+        self.clients: dict[asyncio.Transport, _Client] = {}  # the oldest first
         self.served: list[str] = []
         self.registered_at: str | None = None
         self._name = name

@@ -38,6 +38,7 @@ the given limits, and nothing it meets is kept (the cache of atoms is small and 
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 from math import isfinite
 from struct import Struct, error
@@ -66,7 +67,9 @@ _MAX_KEY_DEPTH = 64
 # Maps in keys may be encoded so many times over, which keeps time in proportion to the input.
 _KEY_WORK = 8
 _KEY_ROOM = 64 * 1024
-_COLLISION_CHECK = 1024
+_COLLISION_CHECK = 128
+_MAX_SAME_HASH = 32
+_MAX_SHOWN = 1024
 
 # Tags, in the order of the format's description.
 ATOM_CACHE_REF = 82
@@ -720,11 +723,25 @@ def _make_map(items: list[Any], room: list[int]) -> Any:
 
 
 def _spread(keys: list[Any]) -> list[Any]:
-    """Return *keys* unless their hashes coincide, which would make a dict quadratic; few keys
+    """Return *keys* unless many have the same hash, which would make a dict quadratic; few keys
     can do no harm."""
-    if len(keys) >= _COLLISION_CHECK and len(set(map(hash, keys))) * 2 < len(keys):
-        raise DecodeError("the keys of a map were chosen to collide")
+    if len(keys) < _COLLISION_CHECK:
+        return keys
+    hashes = [hash(key) for key in keys]
+    if len(keys) - len(set(hashes)) >= _MAX_SAME_HASH:
+        [(_, most)] = Counter(hashes).most_common(1)
+        if most > _MAX_SAME_HASH:
+            raise DecodeError("the keys of a map were chosen to collide")
     return keys
+
+
+def shown(term: Any) -> str:
+    """Return *term* as text for people, however large it is: a :func:`repr` that is cut off."""
+    try:
+        text = repr(term)
+    except (ValueError, RecursionError):  # Python converts no integer of more than 4300 digits
+        return f"a term with huge numbers ({type(term).__name__})"
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
 def _make_list(items: list[Any]) -> Any:

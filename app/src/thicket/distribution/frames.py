@@ -137,12 +137,16 @@ class FrameReader:
 
     Bytes are read into :meth:`space`, told of by :meth:`filled`, and taken out by :meth:`take`.
 
+    Memory is taken when the first bytes come.
+
     :param max_frame: the longest frame allowed, in bytes.
+    :param read_size: bytes that are read at a time.
     """
 
-    def __init__(self, max_frame: int) -> None:
+    def __init__(self, max_frame: int, read_size: int = READ_SIZE) -> None:
         self._max_frame = max_frame
-        self._buffer = bytearray(READ_SIZE)
+        self._read_size = read_size
+        self._buffer = bytearray()
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
@@ -158,8 +162,8 @@ class FrameReader:
             # The rest of a frame moves to the front.
             self._view[:held] = self._view[self._start : self._end]
             self._start, self._end = 0, held
-        wanted = max(READ_SIZE, self._need, held + 4096)
-        if wanted > size or (size > 4 * READ_SIZE and wanted == READ_SIZE):
+        wanted = max(self._read_size, self._need, held + 4096)
+        if wanted > size or (size > 4 * self._read_size and wanted == self._read_size):
             old = self._view
             self._buffer = bytearray(wanted)
             self._view = memoryview(self._buffer)

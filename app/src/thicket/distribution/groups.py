@@ -34,6 +34,12 @@ DEFAULT_SCOPE = "pg"
 MAX_MEMBERS = 100_000
 """Limit of members of other nodes in all groups of a scope."""
 
+MAX_NAME = 1024
+"""Longest name of a group, in bytes of its encoding."""
+
+MAX_NAMES = 8 * 1024 * 1024
+"""Limit of the bytes of names of groups that have members of other nodes."""
+
 MAX_SERVERS = 4
 """Limit of processes of one node that take part in a scope: there is one, and after its end another
 one whose predecessor's end may not be known yet."""
@@ -72,12 +78,13 @@ class _Group:
 class _Peer:
     """The scope's process of another node, and the members of that node."""
 
-    __slots__ = ("connection", "groups", "pid", "version")
+    __slots__ = ("connection", "groups", "names", "pid", "version")
 
     def __init__(self, pid: Pid, connection: Connection) -> None:
         self.version = 0
         self.pid = pid
         self.connection = connection
+        self.names = 0  # bytes
         self.groups: dict[bytes, _Group] = {}
 
 
@@ -104,9 +111,11 @@ class Scope(Process):
     def join(self, group: Any, process: Process) -> None:
         """Make a process of this node a member; it stays one until it leaves as often, or ends.
 
-        :raises EncodeError: when *group* has no form in Erlang.
+        :raises EncodeError: when *group* has no form in Erlang, or a longer one than MAX_NAME.
         """
         key = _key(group)
+        if len(key) > MAX_NAME:
+            raise EncodeError(f"the name of a group has at most {MAX_NAME} bytes, not {len(key)}")
         known = self._local.setdefault(key, _Group(group_term(group)))
         known.members[process.pid] += 1
         if not any(item == process.pid for _, item in self.watched.values()):
@@ -187,12 +196,11 @@ class Scope(Process):
                 for change in changes:
                     match change:
                         case (group, joined, left):
-                            self._changed(peer, group, joined, left)
+                            self._changed(connection, peer, (group, joined), ([group], left))
             case ("join", Pid() as peer, group, pids):
-                self._changed(peer, group, pids, [])
+                self._changed(connection, peer, (group, pids), None)
             case ("leave", Pid() as peer, pids, list() as groups):
-                for group in groups:
-                    self._changed(peer, group, [], pids)
+                self._changed(connection, peer, None, (groups, pids))
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         watched = self.watched.pop(reference, None)
@@ -211,16 +219,44 @@ class Scope(Process):
             for _ in range(count):
                 self._tell(group.name, [], [pid])
 
-    def _changed(self, pid: Pid, group: Any, joined: Any, left: Any) -> None:
-        """Note joins and leaves on another node."""
+    def _changed(
+        self,
+        connection: Connection,
+        pid: Pid,
+        joined: tuple[Any, Any] | None,
+        left: tuple[list[Any], Any] | None,
+    ) -> None:
+        """Note joins (of a group) and leaves (of several) on another node, which tells of its own
+        processes only."""
+        if pid.node != connection.name:
+            self.node.forged(connection, f"joins and leaves of processes of {pid.node}")
+            return
         known = self._peers.get(pid)
         if known is None:
             return
-        if joined:
-            self._add(known, group, _pids(joined, pid))
-        for member in _pids(left, pid):
-            if self._take(known.groups, _key(group), member):
-                self._remote_members -= 1
+        if joined is not None:
+            self._add(known, joined[0], _pids(joined[1], pid))
+        if left is not None:
+            self._remove(known, left[0], Counter(_pids(left[1], pid)))
+
+    def _remove(self, peer: _Peer, groups: list[Any], pids: Counter[Pid]) -> None:
+        """Take members out of groups, in time that grows with what is told and what is known, not
+        with the one times the other."""
+        for key, times in Counter(map(_key, groups)).items():
+            group = peer.groups.get(key)
+            if group is None:
+                continue
+            members = group.members
+            fewer, more = sorted((members, pids), key=len)
+            for pid in [pid for pid in fewer if pid in more]:
+                gone = min(members[pid], pids[pid] * times)
+                members[pid] -= gone
+                self._remote_members -= gone
+                if not members[pid]:
+                    del members[pid]
+            if not members:
+                del peer.groups[key]
+                peer.names -= len(key)
 
     def _discovered(self, connection: Connection, pid: Pid, version: int) -> None:
         local = [(group.name, list(group.members.elements())) for group in self._local.values()]
@@ -251,7 +287,7 @@ class Scope(Process):
         if peer is None:
             return
         self._remote_members -= _count(peer)
-        peer.groups = {}
+        peer.groups, peer.names = {}, 0
         for item in groups:
             match item:
                 case (group, pids):
@@ -268,21 +304,25 @@ class Scope(Process):
                 peer.connection.name,
             )
             return
-        known = peer.groups.setdefault(_key(group), _Group(group))
+        key = _key(group)
+        if key not in peer.groups:
+            names = len(key) + sum(other.names for other in self._peers.values())
+            if len(key) > MAX_NAME or names > MAX_NAMES:
+                log.debug("the name of a group of %s is too long", peer.connection.name)
+                return
+            peer.names += len(key)
+        known = peer.groups.setdefault(key, _Group(group))
         known.members.update(pids)
         self._remote_members += len(pids)
 
     @staticmethod
-    def _take(groups: dict[bytes, _Group], key: bytes, pid: Pid) -> bool:
-        known = groups.get(key)
-        if known is None or not known.members.get(pid):
-            return False
+    def _take(groups: dict[bytes, _Group], key: bytes, pid: Pid) -> None:
+        known = groups[key]
         known.members[pid] -= 1
         if not known.members[pid]:
             del known.members[pid]
             if not known.members:
                 del groups[key]
-        return True
 
     def _tell(self, group: Any, joined: list[Pid], left: list[Pid]) -> None:
         """Tell all nodes who has joined or left."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os
 from ipaddress import AddressValueError, IPv6Address
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from thicket.visible import visible
 
@@ -258,7 +258,7 @@ class Handshake:
         self._buffer = b""
         self._outgoing = bytearray()
         self._challenge = _new_challenge()
-        self._next: Callable[[bytes], None]
+        self._next: Callable[[Any, bytes], None]  # not bound, which were a reference to itself
 
     def take(self) -> bytes:
         """Return the bytes to be sent now."""
@@ -287,7 +287,7 @@ class Handshake:
                 break
             frame = buffer[at + size : end]
             at = end
-            self._next(frame)
+            self._next(self, frame)
         if self.done:
             self.rest = buffer[at:]
             self._buffer = b""
@@ -367,7 +367,7 @@ class Initiator(Handshake):
         self.wanted = peer
         self.status: str | None = None
         self._on_alive = on_alive
-        self._next = self._got_status
+        self._next = Initiator._got_status
         name = local.name.encode()
         self._send(
             b"N%b%b%b%b"
@@ -383,7 +383,7 @@ class Initiator(Handshake):
     def awaits_proof(self) -> bool:
         """Our proof is sent and the peer's is missing. A peer that finds our cookie wrong just
         closes the connection in this state."""
-        return self._next == self._got_proof and not self.done
+        return self._next == Initiator._got_proof and not self.done
 
     def _got_status(self, frame: bytes) -> None:
         if frame[:1] != b"s":
@@ -407,11 +407,11 @@ class Initiator(Handshake):
                 f"{self.wanted} does not allow connections from {self.local.name}",
                 THEIRS,
             )
-            self._next = self._got_reason
+            self._next = Initiator._got_reason
             return
         else:
             raise HandshakeError("protocol", f"an unknown status, {status[:32]!r}")
-        self._next = self._got_challenge
+        self._next = Initiator._got_challenge
 
     def _got_reason(self, frame: bytes) -> None:
         assert self.refusal is not None
@@ -433,7 +433,7 @@ class Initiator(Handshake):
         self._send(
             b"r%b%b" % (self._challenge.to_bytes(4, "big"), digest(self.local.cookie, challenge))
         )
-        self._next = self._got_proof
+        self._next = Initiator._got_proof
 
     def _got_proof(self, frame: bytes) -> None:
         if frame[:1] != b"a":
@@ -457,7 +457,7 @@ class Acceptor(Handshake):
         self.name: str | None = None
         self._decide = decide
         self._low_flags = 0
-        self._next = self._got_name
+        self._next = Acceptor._got_name
 
     def _got_name(self, frame: bytes) -> None:
         tag = frame[:1]
@@ -496,7 +496,7 @@ class Acceptor(Handshake):
                 "simultaneous", f"this node is connecting to {self.name} at the same time"
             )
         if status == ALIVE:
-            self._next = self._got_alive
+            self._next = Acceptor._got_alive
         else:
             self._challenge_peer()
 
@@ -519,14 +519,14 @@ class Acceptor(Handshake):
                 name,
             )
         )
-        self._next = self._got_complement if self._low_flags else self._got_proof
+        self._next = Acceptor._got_complement if self._low_flags else Acceptor._got_proof
 
     def _got_complement(self, frame: bytes) -> None:
         if frame[:1] != b"c" or self.peer is None:
             raise HandshakeError("protocol", f"expected the rest of a name, got {frame[:32]!r}")
         flags = self._low_flags | _number(frame, 1, 4) << 32
         self.peer = self._learn(self.peer.name.encode(), flags, _number(frame, 5, 4))
-        self._next = self._got_proof
+        self._next = Acceptor._got_proof
 
     def _got_proof(self, frame: bytes) -> None:
         if frame[:1] != b"r":

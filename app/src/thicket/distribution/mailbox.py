@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .etf import Pid, Reference
+from .etf import Pid, Reference, shown
 from .handshake import DistributionError
 from .processes import KILL, KILLED, NORMAL, Name, Process, ProcessTable
 from .services import GEN_CALL, reply
@@ -74,7 +74,7 @@ class Request:
         reply(self._process, self._connection, self.sender, self._tag, answer)
 
     def __repr__(self) -> str:
-        return f"Request({self.request!r} of {self.sender!r})"
+        return f"Request({shown(self.request)} of {self.sender!r})"
 
 
 class Mailbox(Process):
@@ -205,6 +205,11 @@ class Mailbox(Process):
         if type(message) is tuple and len(message) == 3 and message[0] == GEN_CALL:
             match message[1]:
                 case (Pid() as sender, tag):
+                    if connection is not None and sender.node != connection.name:
+                        # Answers go back the way that requests come.
+                        what = f"a request in the name of a process of {sender.node}"
+                        self.node.forged(connection, what)
+                        return
                     message = Request(self, connection, sender, tag, message[2])
         self._put(connection, message)
 

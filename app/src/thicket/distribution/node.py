@@ -15,14 +15,16 @@ import logging
 import os
 import socket
 import time
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from . import frames, services
+from .admission import Admission
 from .connection import Connection
 from .epmd import PORT as EPMD_PORT
 from .epmd import EpmdError, PortMapper, listen, lookup
-from .etf import Atom, Pid, Reference, decode_bare, encode_bare
+from .etf import Atom, Pid, Reference, decode_bare, encode_bare, shown
 from .handshake import (
     ABILITIES,
     ALIVE,
@@ -60,9 +62,10 @@ DEFAULT_PORT = 9100
 DEFAULT_TICK_TIME = 15.0
 
 MAX_CONNECTIONS = 1024
-MAX_HANDSHAKES = 64
-"""Limit of handshakes in progress that others began."""
-MAX_HANDSHAKES_PER_SOURCE = 8
+
+MAX_CONNECTIONS_PER_HOST = 16
+"""Limit of connected nodes at one address, which one certificate speaks for."""
+
 _EPMD_TIME = 2.0
 _CONNECT_TIME = 4.0
 _CLOSE_TIME = 2.0
@@ -181,7 +184,7 @@ class Node(ProcessTable):
         self._stopped = False
         self._connections: dict[str, Connection] = {}
         self._since: dict[str, float] = {}
-        self._handshakes: set[Connection] = set()  # begun by others
+        self._handshakes = Admission()  # begun by others
         self._incoming: dict[str, set[Connection]] = {}  # of those, the ones that told a name
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._dialled: dict[str, tuple[Connection, asyncio.Future[None]]] = {}
@@ -307,6 +310,13 @@ class Node(ProcessTable):
     def encrypted(self) -> bool:
         """Whether every connection of this node is inside TLS."""
         return self._tls is not None
+
+    def expect(self, expected: Callable[[str], bool]) -> None:
+        """Keep places for the handshakes of members, whatever strangers do.
+
+        :param expected: tells whether a member is known to be at an address (canonical text).
+        """
+        self._handshakes.expected = expected
 
     def connected(self, peer: str) -> bool:
         """Tell whether *peer* is connected."""
@@ -514,7 +524,7 @@ class Node(ProcessTable):
         left = max(timeout - (sent - begin), 0.01)
         answer = await self.request(("net_kernel", peer), (Atom("is_auth"), self._atom), left)
         if answer != services.YES:
-            raise DistributionError("not-allowed", f"{peer} answered {answer!r} to a ping")
+            raise DistributionError("not-allowed", f"{peer} answered {shown(answer)} to a ping")
         return loop.time() - sent
 
     async def probe(self, peer: str, seconds: float) -> bool:
@@ -560,17 +570,20 @@ class Node(ProcessTable):
     # --- what connections report --------------------------------------------------------------
 
     def _accept(self) -> asyncio.BufferedProtocol:
-        acceptor = Acceptor(
-            self._local, lambda remote: self._decide(connection, remote), self._length_size
-        )
+        def decide(remote: RemoteNode) -> str:
+            asking = known()
+            assert asking is not None
+            return self._decide(asking, remote)
+
         connection = Connection(
             self,
-            acceptor,
+            Acceptor(self._local, decide, self._length_size),
             tick_time=self.tick_time,
             setup_time=self._setup_time,
             max_message=self._max_message,
             inside_tls=self._tls is not None,
         )
+        known = weakref.ref(connection)  # weak, as the connection holds the acceptor
         return self._protocol(connection, None)
 
     def _protocol(self, connection: Connection, host: str | None) -> asyncio.BufferedProtocol:
@@ -592,16 +605,8 @@ class Node(ProcessTable):
 
     def on_opened(self, connection: Connection) -> None:
         """Count a handshake that somebody else begins, and refuse one too many."""
-        if connection.outgoing:
-            return
-        same = sum(other.source == connection.source for other in self._handshakes)
-        self._handshakes.add(connection)
-        if same >= MAX_HANDSHAKES_PER_SOURCE or len(self._handshakes) > MAX_HANDSHAKES:
-            connection.close(
-                HandshakeError(
-                    "too-many", f"too many handshakes in progress, {same} from this source"
-                )
-            )
+        if not connection.outgoing:
+            self._handshakes.add(connection)
 
     def on_secured(self, connection: Connection) -> None:
         """Check a node that we connect to, before it hears who we are.
@@ -669,6 +674,10 @@ class Node(ProcessTable):
             raise HandshakeError("bad-name", f"another node calls itself {name}, as this one does")
         if len(self._connections) >= MAX_CONNECTIONS:
             raise HandshakeError("too-many", f"{MAX_CONNECTIONS} nodes are connected already")
+        if name not in self._connections:
+            same = sum(known.source == connection.source for known in self._connections.values())
+            if same >= MAX_CONNECTIONS_PER_HOST:
+                raise HandshakeError("too-many", f"{same} nodes of one address are connected")
         status = OK
         dialled = self._dialled.get(name)
         if name in self._connections:
@@ -949,7 +958,7 @@ class Node(ProcessTable):
         if peer == self.name:
             module, name = map(Atom, split_function(function))
             copied = decode_bare(encode_bare(list(arguments)))[0]
-            self.calls.start(self._names["rex"], module, name, copied, None)
+            self.calls.start(self.pid, module, name, copied, None)
             return
         connection = await self._connection_to(peer, None)
         await connection.send_in_turn(

@@ -24,7 +24,7 @@ from .handshake import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sized
 
     from .connection import Connection
 
@@ -32,6 +32,11 @@ log = logging.getLogger("thicket.distribution")
 
 MAX_WATCHERS = 10_000
 """Limit of monitors, and of links, on one process of ours."""
+
+MAX_WATCHERS_PER_NODE = 1_000
+"""The same, for the processes of one other node."""
+
+_MAX_FORGERS = 64
 
 NO_PROCESS = Atom("noproc")
 NO_CONNECTION = Atom("noconnection")
@@ -43,6 +48,24 @@ NOBODY = Atom("")
 
 Name = tuple[str, str]
 """A registered name on a node: the name, and the node's full name."""
+
+
+_SENDER_SECOND = frozenset(
+    (
+        frames.UNLINK_ID,
+        frames.UNLINK_ID_ACK,
+        frames.SPAWN_REQUEST,
+        frames.SPAWN_REQUEST_TT,
+    )
+)
+_SENDER_LAST = frozenset((frames.SPAWN_REPLY, frames.SPAWN_REPLY_TT))
+
+
+def _sender(control: tuple[Any, ...]) -> Any:
+    """Return the process that a signal says it is of; anything else where it says none."""
+    if control[0] in _SENDER_LAST:
+        return control[4]
+    return control[2 if control[0] in _SENDER_SECOND else 1]
 
 
 class Process:
@@ -76,6 +99,11 @@ class Process:
         self, connection: Connection | None, sender: Pid, reason: Any, *, linked: bool
     ) -> None:
         """Handle the end of a process that was linked with this one, or a request to exit."""
+
+    def awaits(self, connection: Connection, reference: Any) -> bool:
+        """Tell whether *connection* may tell of the end that is watched with *reference*."""
+        watch = self.watched.get(reference)
+        return watch is not None and watch[0] is connection
 
     def on_demonitor(self, reference: Reference) -> None:
         """Handle that somebody watches this process no longer."""
@@ -115,7 +143,10 @@ class ProcessTable:
         self._processes: dict[int, Process] = {}
         self._names: dict[str, Process] = {}
         self._aliases: dict[Reference, Process] = {}
-        self._counters: dict[str, int] = dict.fromkeys(("messages", "unknown", "undecodable"), 0)
+        self._counters: dict[str, int] = dict.fromkeys(
+            ("messages", "unknown", "undecodable", "forged"), 0
+        )
+        self._forgers: set[str] = set()
         self._handlers: dict[int, Callable[[Connection, tuple[Any, ...], bytes | None], None]] = {
             frames.SEND: self._got_send,
             frames.SEND_TT: self._got_send,
@@ -410,6 +441,10 @@ class ProcessTable:
             self._counters["unknown"] += 1
             return
         try:
+            sender = _sender(control)
+            if type(sender) is Pid and sender.node != connection.name:
+                self.forged(connection, f"a signal in the name of a process of {sender.node}")
+                return
             handler(connection, control, payload)
         except DecodeError as error:
             self._counters["undecodable"] += 1
@@ -420,6 +455,14 @@ class ProcessTable:
             log.debug("a message of %s is not understood", connection.name, exc_info=True)
         except Exception:
             log.exception("the handling of a message of %s failed", connection.name)
+
+    def forged(self, connection: Connection, what: str) -> None:
+        """Count *what*, which a peer may not say; who it is comes from its connection alone."""
+        self._counters["forged"] += 1
+        name = connection.name
+        if name not in self._forgers and len(self._forgers) < _MAX_FORGERS:
+            self._forgers.add(name)
+            log.warning("dropped from %s: %s", name, what)
 
     def _deliver(
         self, connection: Connection, process: Process | None, payload: bytes | None
@@ -455,6 +498,9 @@ class ProcessTable:
         _, watcher, item, reference = control
         _require(watcher, Pid)
         _require(reference, Reference)
+        if reference.node != connection.name:
+            self.forged(connection, f"a watch with a reference of {reference.node}")
+            return
         self._monitor(connection, watcher, item, reference)
 
     def _monitor(
@@ -463,7 +509,7 @@ class ProcessTable:
         process = self._find(item)
         if process is None:
             self.send_down(connection, item, watcher, reference, NO_PROCESS)
-        elif len(process.monitors) >= MAX_WATCHERS:
+        elif _full(process.monitors, connection, (watch[0] for watch in process.monitors.values())):
             self.send_down(connection, item, watcher, reference, SYSTEM_LIMIT)
         else:
             process.monitors[reference] = connection, watcher, item
@@ -485,6 +531,8 @@ class ProcessTable:
     ) -> None:
         process = self._find(control[2])
         if process is not None:
+            if not process.awaits(connection, control[3]):
+                return  # taken back meanwhile, or another node's to tell
             reason = control[4] if payload is None else decode_bare(payload)[0]
             process.on_down(connection, control[3], reason)
             process.watched.pop(control[3], None)
@@ -501,10 +549,12 @@ class ProcessTable:
         process = self._find(target)
         if process is None:
             self.send_exit(connection, target, sender, NO_PROCESS)
-        elif len(process.links) < MAX_WATCHERS:
-            process.links[sender] = connection
-        else:
+        elif sender in process.links:
+            pass  # a second link between two processes is none
+        elif _full(process.links, connection, process.links.values()):
             self.send_exit(connection, target, sender, SYSTEM_LIMIT)
+        else:
+            process.links[sender] = connection
 
     def _unlink(self, sender: Any, target: Any) -> None:
         process = self._find(target)
@@ -563,13 +613,26 @@ class ProcessTable:
     ) -> None:
         process = self._find(control[2])
         on_spawned = getattr(process, "on_spawned", None)
-        if on_spawned is not None:
+        if process is None or on_spawned is None:
+            return
+        if process.awaits(connection, control[1]):
             on_spawned(control[1], control[4])
 
 
 def copy(message: Any) -> Any:
     """Return *message* as it would arrive from another node, and nothing shared with it."""
     return decode_bare(encode_bare(message))[0]
+
+
+def _full(
+    known: Sized, connection: Connection | None, connections: Iterable[Connection | None]
+) -> bool:
+    """Tell whether a process has all the watchers that *connection*, or anybody, may have there."""
+    if len(known) < MAX_WATCHERS_PER_NODE:
+        return False
+    if len(known) >= MAX_WATCHERS:
+        return True
+    return sum(other is connection for other in connections) >= MAX_WATCHERS_PER_NODE
 
 
 def _require(value: Any, kind: type) -> None:

@@ -118,15 +118,16 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         super().__init__()
         self._connection = connection
         self._shared = shared
-        self._from_wire = ssl.MemoryBIO()
-        self._to_wire = ssl.MemoryBIO()
-        self._ssl = context.wrap_bio(
-            self._from_wire, self._to_wire, server_side=server_side, server_hostname=host
-        )
+        self._context = context
+        self._host = host
+        # Made when there is something to do for them: a stranger that says nothing costs nothing.
+        self._from_wire: ssl.MemoryBIO
+        self._to_wire: ssl.MemoryBIO
+        self._ssl: ssl.SSLObject
         self._server_side = server_side
         self._loop = asyncio.get_running_loop()
         self._raw: asyncio.Transport
-        self._begun = False  # the first bytes have come
+        self._begun = False  # TLS's side of the connection exists
         self._up = False
         self._over = False  # nothing more is for the connection
         self._paused = False
@@ -137,7 +138,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         assert isinstance(transport, asyncio.Transport)
         self._raw = transport
         self._connection.connection_made(self)
-        if not self._over:
+        if not self._over and not self._server_side:
+            self._begin()
             self._shake()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -146,18 +148,21 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     def buffer_updated(self, nbytes: int) -> None:
         if self._over:
             return
-        self._from_wire.write(self._shared.buffer[:nbytes])
         if self._up:
+            self._from_wire.write(self._shared.buffer[:nbytes])
             self._deliver()
             return
-        foreign = not self._begun and self._shared.buffer[0] not in _RECORDS
-        self._begun = True
-        if foreign:
+        first = not self._connection.heard
+        self._connection.spoke()
+        if first and self._shared.buffer[0] not in _RECORDS:
             self._raw.write(_ALERT)
             who = self._connection.source
             self._connection.close(HandshakeError("no-tls", f"{who} does not speak TLS", OURS))
-        else:
-            self._shake()
+            return
+        if not self._begun:
+            self._begin()
+        self._from_wire.write(self._shared.buffer[:nbytes])
+        self._shake()
 
     def eof_received(self) -> bool:
         return False
@@ -172,7 +177,9 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
                 HandshakeError("closed" if self._server_side else "tls", f"{who} {how}")
             )
         self._over = True
-        self._connection.connection_lost(exc)
+        connection = self._connection
+        del self._connection  # each held the other
+        connection.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._connection.pause_writing()
@@ -184,7 +191,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "ssl_object":
-            return self._ssl
+            return self._ssl if self._begun else None
         return self._raw.get_extra_info(name, default)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
@@ -236,7 +243,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             with suppress(ssl.SSLError):  # it wants to read the peer's answer; nobody needs that
                 self._ssl.unwrap()
         self._flush()
-        if len(self._shared.lingering) < MAX_LINGERING and self._raw.can_write_eof():
+        said = self._begun or self._connection.heard
+        if said and len(self._shared.lingering) < MAX_LINGERING and self._raw.can_write_eof():
             try:
                 self._raw.write_eof()
             except OSError:  # the peer has gone already
@@ -253,8 +261,19 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
 
     # --- inside -------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        self._from_wire = ssl.MemoryBIO()
+        self._to_wire = ssl.MemoryBIO()
+        self._ssl = self._context.wrap_bio(
+            self._from_wire,
+            self._to_wire,
+            server_side=self._server_side,
+            server_hostname=self._host,
+        )
+        self._begun = True
+
     def _flush(self) -> None:
-        if self._to_wire.pending:
+        if self._begun and self._to_wire.pending:
             self._raw.write(self._to_wire.read())
 
     def _shake(self) -> None:
@@ -273,6 +292,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
 
     def _deliver(self) -> None:
         """Decrypt what has come into the connection's buffer, as long as it wants to read."""
+        if self._over:
+            return
         connection = self._connection
         read: Any = self._ssl.read  # into a buffer; the stubs know none but bytearray
         more = True

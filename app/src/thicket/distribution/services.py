@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from . import frames
-from .etf import Atom, ImproperList, Pid, Reference, encode_bare
+from .etf import Atom, ImproperList, Pid, Reference, encode_bare, shown
 from .handshake import DistributionError
 from .processes import NOBODY, SYSTEM_LIMIT, Process, ProcessTable
 
@@ -50,13 +50,20 @@ class Call(Process):
     def on_message(self, connection: Connection | None, message: Any) -> None:
         match message:
             case (reference, answer) if reference == self.reference:
-                if not self.answer.done():
+                if connection is not self._connection:
+                    if connection is not None:
+                        self.node.forged(connection, "an answer to what another node was asked")
+                elif not self.answer.done():
                     self.answer.set_result(answer)
+
+    def awaits(self, connection: Connection, reference: Any) -> bool:
+        """See :meth:`Process.awaits`: the node that was asked."""
+        return bool(connection is self._connection and reference == self.reference)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         if reference == self.reference:
             name = connection.name if connection is not None else self.node.name
-            self._fail(DistributionError("noproc", f"{name} does not answer: {reason}"))
+            self._fail(DistributionError("noproc", f"{name} does not answer: {shown(reason)}"))
 
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
@@ -130,27 +137,43 @@ class Rex(Process):
                 (Pid() as sender, tag),
                 ("call" | "block_call", module, function, list() as arguments, _),
             ):
-                waiting = _OldCall(self.node, connection, sender, tag)
-                self._call(waiting, module, function, arguments)
-            case ("$gen_cast", ("cast", module, function, list() as arguments, _)):
-                if self._has_room():
-                    self._node.calls.start(self, module, function, arguments, None)
+                if self._own(connection, sender):
+                    waiting = _OldCall(self.node, connection, sender, tag)
+                    self._call(waiting, module, function, arguments)
+            case ("$gen_cast", ("cast", module, function, list() as arguments, leader)):
+                caller = leader if type(leader) is Pid else self.pid
+                if connection is not None and caller.node != connection.name:
+                    # A cast does not tell who sent it: nobody in particular on that node.
+                    caller = Pid(Atom(connection.name), 0, 0, connection.peer.creation)
+                if self._has_room(str(caller.node)):
+                    self._node.calls.start(
+                        caller, module, function, arguments, None, connection=connection
+                    )
             case ("$gen_call", (Pid() as sender, tag), _):
                 reply(self, connection, sender, tag, (ERROR, NOT_SUPPORTED))
 
-    def _has_room(self) -> bool:
-        # What comes this way runs on our own behalf.
+    def _own(self, connection: Connection | None, sender: Pid) -> bool:
+        """Tell whether *sender* is of the node that asks; who it is decides what it may do."""
+        if connection is None or sender.node == connection.name:
+            return True
+        self.node.forged(connection, f"a call in the name of a process of {sender.node}")
+        return False
+
+    def _has_room(self, source: str) -> bool:
         calls = self._node.calls
-        if calls.has_room(self.node.name):
+        if calls.has_room(source):
             return True
         calls.refused += 1
         return False
 
     def _call(self, waiting: _OldCall, module: Any, function: Any, arguments: list[Any]) -> None:
-        if not self._has_room():
+        sender = waiting.sender
+        if not self._has_room(str(sender.node)):
             waiting.failed(SYSTEM_LIMIT)
             return
-        job = self._node.calls.start(waiting, module, function, arguments, waiting.reference)
+        job = self._node.calls.start(
+            sender, module, function, arguments, waiting.reference, connection=waiting.connection
+        )
         if job is None:
             waiting.failed((UNDEFINED_FUNCTION, stack(module, function, arguments)))
         else:
@@ -166,8 +189,8 @@ class _OldCall(Process):
     ) -> None:
         super().__init__(node)
         self.reference = node.new_reference()
-        self._connection = connection
-        self._sender = sender
+        self.connection = connection
+        self.sender = sender
         self._tag = tag
 
     def failed(self, reason: Any) -> None:
@@ -175,7 +198,7 @@ class _OldCall(Process):
         self._reply((Atom("badrpc"), (Atom("EXIT"), reason)))
 
     def _reply(self, answer: Any) -> None:
-        reply(self, self._connection, self._sender, self._tag, answer)
+        reply(self, self.connection, self.sender, self._tag, answer)
         self.node.end(self)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
