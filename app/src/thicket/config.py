@@ -18,6 +18,9 @@ from typing import Any, Final, Generic, Self, TypeVar, overload
 
 T = TypeVar("T")
 
+#: Most faults of one file that are told of; a file with more of them is no configuration.
+MOST_FINDINGS: Final = 32
+
 #: Largest configuration file that is read, in bytes.
 MAX_FILE_BYTES: Final = 64 * 1024
 
@@ -1005,14 +1008,37 @@ def parse_toml(text: str, file: str) -> dict[str, object]:
     import tomllib  # noqa: PLC0415
 
     try:
-        return tomllib.loads(text)
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         message = f"is not valid TOML: {e}"
     except RecursionError:
         message = "is not valid TOML: nested too deeply"
     except ValueError as e:  # a date that does not exist, an integer of thousands of digits
         message = f"is not valid TOML: {e}"
+    else:
+        large = _first_large(tables)
+        if large is None:
+            return tables
+        message = f"{large} holds a number that is too large: TOML's whole numbers have 64 bits"
     raise ConfigError([Finding(file, "", "", message)])
+
+
+def _first_large(tables: dict[str, object]) -> str | None:
+    """The key of a whole number that does not fit into 64 bits, or None.
+
+    Hexadecimal, octal and binary numbers may be of any length to Python, but cannot be written in
+    decimal when they have more than 4300 digits: not in a message and not in JSON.
+    """
+    left: list[tuple[str, object]] = list(tables.items())
+    while left:
+        path, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{path}.{name}" if len(path) < 80 else path, v) for name, v in value.items()]
+        elif isinstance(value, list):
+            left += [(path, item) for item in value]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return path[:80]
+    return None
 
 
 def check(
@@ -1027,6 +1053,8 @@ def check(
     found: list[Finding] = []
     values = {name: dict(section) for name, section in (base or {}).items()}
     for section, table in tables.items():
+        if len(found) > MOST_FINDINGS:
+            break
         if section == APPLICATION:
             found += _check_applications(table, file, values.setdefault(section, {}))
             continue
@@ -1052,6 +1080,8 @@ def check(
         keys = SECTIONS[section].keys()
         for name, raw in table.items():
             key = keys.get(name)
+            if len(found) > MOST_FINDINGS:
+                break
             if key is None:
                 message = "unknown key" + _suggestion(name, list(keys))
                 # the value may be a secret under a mistyped name: never shown
@@ -1067,6 +1097,9 @@ def check(
         fault = cross(settings, file)
         if fault is not None and fault.key not in faulty:
             found.append(fault)
+    if len(found) > MOST_FINDINGS:
+        del found[MOST_FINDINGS:]
+        found.append(Finding(file, "", "", "has more faults than these; correct them first"))
     if found:
         raise ConfigError(found)
     return values
@@ -1187,6 +1220,8 @@ def image_defaults(path: str) -> tuple[dict[str, dict[str, Any]], list[Finding]]
         return {}, [Finding(path, "", "", f"cannot be read: {e.strerror}")]
     except ConfigError as e:
         return {}, e.findings
+    except Exception as e:  # as in _parse_any
+        return {}, [Finding(path, "", "", f"cannot be judged: {type(e).__name__}")]
 
 
 def read_limited(path: str) -> bytes:
@@ -1276,19 +1311,33 @@ def boot_mounted(paths: Paths) -> bool:
         return False
 
 
+def _parse_any(
+    data: bytes, file: str, base: dict[str, dict[str, Any]], findings: list[Finding]
+) -> Settings | None:
+    """Settings from a file, or None and its faults in ``findings``; raises nothing."""
+    try:
+        return parse(data, file, base)
+    except ConfigError as e:
+        findings.extend(e.findings)
+    except Exception as e:  # a fault of ours must not keep a node from starting
+        findings.append(Finding(file, "", "", f"cannot be judged: {type(e).__name__}"))
+    return None
+
+
 def load(paths: Paths) -> Loaded:
     """The configuration to run with. Never fails; the worst case is the image's defaults."""
     base, findings = image_defaults(paths.image)
     for path in (paths.device, paths.local):
         try:
             data = read_limited(path)
-            return Loaded(parse(data, path, base), path, findings, data, False)
         except FileNotFoundError:
             continue
         except OSError as e:
             findings.append(Finding(path, "", "", f"cannot be read: {e.strerror}"))
-        except ConfigError as e:
-            findings.extend(e.findings)
+            break
+        settings = _parse_any(data, path, base, findings)
+        if settings is not None:
+            return Loaded(settings, path, findings, data, False)
         break
     else:
         # No file at all: the defaults are what the person wants, unless the disk that
@@ -1300,13 +1349,14 @@ def load(paths: Paths) -> Loaded:
         findings.append(Finding(paths.boot, "", "", message))
     try:
         data = read_limited(paths.last_good)
-        return Loaded(parse(data, paths.last_good, base), paths.last_good, findings, None, True)
     except FileNotFoundError:
         pass
     except OSError as e:
         findings.append(Finding(paths.last_good, "", "", f"cannot be read: {e.strerror}"))
-    except ConfigError as e:
-        findings.extend(e.findings)
+    else:
+        settings = _parse_any(data, paths.last_good, base, findings)
+        if settings is not None:
+            return Loaded(settings, paths.last_good, findings, None, True)
     return Loaded(Settings(base), "defaults", findings, None, False)
 
 
