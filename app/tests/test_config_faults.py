@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from thicket import config
+from thicket import config, store
 from thicket.config import Loaded, Paths
 
 GOOD = b'[mesh]\nid = "good"\nsecurity = "open"\n'
@@ -118,3 +118,114 @@ def test_thousands_of_faults_are_told_of_by_the_first_ones(paths: Paths, text: s
     assert holds(paths, loaded)
     assert len(loaded.findings) == config.MOST_FINDINGS + 1
     assert "more faults" in str(loaded.findings[-1])
+
+
+LOSSES = {
+    "empty": b"",
+    "blank": b" \r\n\n",
+    "zeros": b"\0" * len(GOOD),
+    "CR line ends": b'# mine\r[mesh]\rid = "good"\r',
+    "CR line ends and a line feed": b'# mine\r[mesh]\rid = "good"\r\n',
+}
+
+
+@pytest.mark.parametrize("data", LOSSES.values(), ids=LOSSES.keys())
+def test_what_is_no_whole_file_leaves_the_last_good_one_in_force(paths: Paths, data: bytes) -> None:
+    assert holds(paths, load_with(paths, data))
+
+
+def test_carriage_returns_are_named_with_their_line(paths: Paths) -> None:
+    loaded = load_with(paths, b"# mine\r\n# by hand\r[mesh]\r")
+    assert "line 2 ends with a carriage return only" in str(loaded.findings[0])
+
+
+def test_remarks_alone_mean_the_defaults(paths: Paths) -> None:
+    loaded = load_with(paths, b"# defaults\n")
+    assert loaded.findings == []
+    assert loaded.settings.mesh.id != "good"
+
+
+@pytest.fixture
+def boot(paths: Paths) -> Path:
+    """The boot partition of the node, mounted."""
+    Path(paths.cmdline).write_text("thicket.boot=/dev/vdc\n")
+    Path(paths.mounts).parent.mkdir(parents=True, exist_ok=True)
+    Path(paths.mounts).write_text(f"/dev/vdc {paths.boot} vfat ro 0 0\n")
+    folder = Path(paths.boot)
+    folder.mkdir()
+    return folder
+
+
+def lose(paths: Paths) -> Loaded:
+    Path(paths.device).unlink()
+    loaded = config.load(paths)
+    config.remember(paths, loaded)
+    return loaded
+
+
+@pytest.mark.usefixtures("boot")
+def test_a_file_that_is_gone_from_the_card_leaves_the_last_good_one_in_force(paths: Paths) -> None:
+    loaded = lose(paths)
+    assert holds(paths, loaded)
+    assert f"{paths.boot}/thicket.toml: is gone" in str(loaded.findings[0])
+
+
+def test_a_file_under_another_name_is_named(paths: Paths, boot: Path) -> None:
+    (boot / "Thicket.toml.txt").write_bytes(GOOD)
+    assert '"Thicket.toml.txt"' in str(lose(paths).findings[0])
+
+
+def test_a_file_that_init_could_not_copy_is_told_of(paths: Paths, boot: Path) -> None:
+    (boot / "thicket.toml").write_bytes(GOOD)
+    loaded = lose(paths)
+    assert holds(paths, loaded)
+    assert "could not be read as a whole" in str(loaded.findings[0])
+    Path(paths.last_good).unlink()
+    assert config.load(paths).findings, "told of on a first start, too"
+
+
+@pytest.mark.usefixtures("boot")
+def test_a_node_that_never_had_a_file_has_the_defaults_without_a_word(paths: Paths) -> None:
+    Path(paths.last_good).unlink()
+    loaded = lose(paths)
+    assert (loaded.source, loaded.findings) == ("defaults", [])
+    assert not Path(paths.last_good).exists()
+
+
+def test_a_damaged_last_good_one_is_not_taken_for_a_whole_one(paths: Paths) -> None:
+    Path(paths.last_good).write_bytes(GOOD.replace(b"good", b"evil"))
+    loaded = load_with(paths, b"")
+    assert loaded.source == "defaults"
+    assert "checksum" in str(loaded.findings[-1])
+    load_with(paths, GOOD)
+    assert holds(paths, load_with(paths, b"")), "a good file mends the copy"
+
+
+def test_a_power_cut_between_checksum_and_copy_leaves_a_last_good_one(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = config.write_atomically
+
+    def cut(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+        if path == paths.last_good:
+            raise OSError(5, "power cut")
+        write(path, data, mode=mode, durable=durable)
+
+    monkeypatch.setattr(config, "write_atomically", cut)
+    with pytest.raises(OSError, match="power cut"):
+        load_with(paths, GOOD.replace(b"good", b"next"))
+    assert holds(paths, load_with(paths, b""))
+
+
+def test_a_last_good_one_of_an_older_version_gets_a_checksum(paths: Paths) -> None:
+    Path(paths.last_good_sum).unlink()
+    assert holds(paths, load_with(paths, b""))
+    load_with(paths, GOOD)
+    assert Path(paths.last_good_sum).exists()
+
+
+def test_a_change_on_a_node_whose_file_is_gone_changes_the_last_good_one(
+    paths: Paths, boot: Path
+) -> None:
+    lose(paths)
+    assert store.source(paths) == (GOOD.decode(), f"{boot}/thicket.toml")

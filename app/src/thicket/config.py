@@ -995,7 +995,14 @@ def decode(data: bytes, file: str) -> str:
         raise fault(
             f"line {line} is not UTF-8 (byte 0x{data[e.start]:02x}); save it as UTF-8"
         ) from e
-    return text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n")
+    if "\r" in text:
+        line = text.count("\n", 0, text.index("\r")) + 1
+        raise fault(
+            f"line {line} ends with a carriage return only (old Macintosh line ends); save it with "
+            "line ends of Unix or Windows"
+        )
+    return text
 
 
 def parse_toml(text: str, file: str) -> dict[str, object]:
@@ -1204,8 +1211,14 @@ _CROSS_CHECKS: Final[tuple[Callable[[Settings, str], Finding | None], ...]] = (
 def parse(data: bytes, file: str, base: dict[str, dict[str, Any]] | None = None) -> Settings:
     """Settings from the bytes of a file, over the values of ``base`` (the image's defaults).
 
-    Raises ConfigError with every fault found.
+    Raises ConfigError with every fault found. A file of nothing but blanks, or of the zeros that a
+    power cut leaves, is a fault: it is what remains of a file. One of remarks alone means the
+    defaults.
     """
+    if not data.strip(b"\0 \t\r\n"):
+        what = "holds nothing but zeros: it is damaged" if data.strip() else "is empty"
+        message = f"{what}; write the settings, or a remark (# defaults) for the image's defaults"
+        raise ConfigError([Finding(file, "", "", message)])
     return Settings(check(parse_toml(decode(data, file), file), file, base))
 
 
@@ -1239,8 +1252,8 @@ class Paths:
     """
 
     __slots__ = (
-        "boot", "cmdline", "control", "data", "device", "hostname", "image", "last_good", "local",
-        "machine_id", "mounts", "root", "run", "status", "sys", "times",
+        "boot", "cmdline", "control", "data", "device", "hostname", "image", "last_good",
+        "last_good_sum", "local", "machine_id", "mounts", "root", "run", "status", "sys", "times",
     )  # fmt: skip
 
     def __init__(self, root: str | None = None) -> None:
@@ -1250,6 +1263,7 @@ class Paths:
         self.device = root + "/etc/thicket/thicket.toml"
         self.local = root + "/data/thicket/thicket.toml"
         self.last_good = root + "/data/thicket/last-good.toml"
+        self.last_good_sum = root + "/data/thicket/last-good.sha256"
         self.data = root + "/data"
         self.sys = root + "/sys"
         self.boot = root + "/boot"
@@ -1340,40 +1354,101 @@ def load(paths: Paths) -> Loaded:
             return Loaded(settings, path, findings, data, False)
         break
     else:
-        # No file at all: the defaults are what the person wants, unless the disk that
-        # should hold the file could not be opened.
-        device = boot_device(paths)
-        if device is None or boot_mounted(paths):
+        lost = _lost(paths)
+        if lost is None:
             return Loaded(Settings(base), "defaults", findings, None, False)
-        message = f"the configuration disk {device} could not be mounted there"
-        findings.append(Finding(paths.boot, "", "", message))
+        findings.append(lost)
     try:
         data = read_limited(paths.last_good)
+        whole = _is_whole(paths, data)
     except FileNotFoundError:
         pass
     except OSError as e:
         findings.append(Finding(paths.last_good, "", "", f"cannot be read: {e.strerror}"))
     else:
-        settings = _parse_any(data, paths.last_good, base, findings)
-        if settings is not None:
-            return Loaded(settings, paths.last_good, findings, None, True)
+        if not whole:
+            findings.append(Finding(paths.last_good, "", "", "is damaged: its checksum differs"))
+        elif data:
+            settings = _parse_any(data, paths.last_good, base, findings)
+            if settings is not None:
+                return Loaded(settings, paths.last_good, findings, None, True)
     return Loaded(Settings(base), "defaults", findings, None, False)
+
+
+def _lost(paths: Paths) -> Finding | None:
+    """Why there is no configuration file where one should be; None on a node that never had one."""
+    device = boot_device(paths)
+    if device is None:
+        place = paths.local
+    elif not boot_mounted(paths):
+        message = f"the configuration disk {device} could not be mounted there"
+        return Finding(paths.boot, "", "", message)
+    else:
+        place = paths.boot + "/thicket.toml"
+        if os.path.exists(place):  # noqa: PTH110
+            return Finding(place, "", "", "could not be read as a whole when the node started")
+    try:
+        if not os.path.getsize(paths.last_good):  # noqa: PTH202
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass
+    message = "is gone: there was one before. Put it back; one with nothing but a remark in it "
+    message += "(# defaults) means the image's defaults"
+    try:
+        others = sorted(os.listdir(os.path.dirname(place)))  # noqa: PTH120, PTH208
+    except OSError:
+        others = []
+    near = next(
+        (n for n in others if n.lower().startswith("thicket") and ".tom" in n.lower()), None
+    )
+    if near is not None:
+        message = f"is gone, but there is {toml_value(near)}: give that the name thicket.toml"
+    return Finding(place, "", "", message)
+
+
+def _digest(data: bytes) -> str:
+    import hashlib  # noqa: PLC0415  # only after the start, or when something is wrong
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def _is_whole(paths: Paths, data: bytes) -> bool:
+    """Whether ``data`` is what was kept as the last good one; raises OSError.
+
+    True without a file of checksums: older versions wrote none.
+    """
+    try:
+        with open(paths.last_good_sum, encoding="ascii", errors="replace") as f:  # noqa: PTH123
+            return _digest(data) in f.read(4096).split()
+    except FileNotFoundError:
+        return True
 
 
 def remember(paths: Paths, loaded: Loaded) -> None:
     """Keep a valid configuration as the last good one; raises OSError when /data is not writable.
 
-    Nothing is written when it is known already: flash wears.
+    The checksums are written first, the old one's beside the new one's: a power cut between the two
+    files leaves a pair that fits. Nothing is written when all is known already: flash wears.
     """
-    if loaded.last_good_used or (loaded.findings and loaded.source == "defaults"):
+    data = loaded.data
+    if data is None:
         return
-    data = loaded.data if loaded.data is not None else b""
     try:
-        if read_limited(paths.last_good) == data:
+        old = read_limited(paths.last_good)
+    except OSError:
+        old = b""
+    known = os.path.exists(paths.last_good_sum)  # noqa: PTH110
+    try:
+        if known and old == data and _is_whole(paths, data):
             return
     except OSError:
         pass
-    write_atomically(paths.last_good, data, mode=0o600)
+    sums = [_digest(data)] + ([_digest(old)] if old and old != data else [])
+    write_atomically(paths.last_good_sum, "".join(f"{s}\n" for s in sums).encode(), mode=0o600)
+    if old != data:
+        write_atomically(paths.last_good, data, mode=0o600)
 
 
 def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
