@@ -50,7 +50,7 @@ class NamespaceNode:
         for name in ("etc/thicket", "data/thicket", "proc/self", "usr/share/thicket"):
             (self.folder / name).mkdir(parents=True)
         Path(self.paths.image).write_text(image)
-        Path(self.paths.device).write_text(text)
+        Path(self.paths.device).write_text(text or "# defaults\n")
         address = IPv6Address(int(IPv6Address(PREFIX + "::")) + int(self.identity, 16))
         self.name = f"thicket@{address}"
         self.process: subprocess.Popen[str] | None = None

@@ -302,7 +302,7 @@ class TestConfig:
         assert "changed: mesh.id" in capsys.readouterr().out
 
     def test_apply_without_a_daemon(self, root: Path, capsys: Capture) -> None:
-        assert cli.main(["config", "apply", self.file(root, "")]) == cli.OK
+        assert cli.main(["config", "apply", self.file(root, "# defaults\n")]) == cli.OK
         assert "not running" in capsys.readouterr().out
 
     def test_set_and_unset(self, root: Path, daemon: FakeDaemon, capsys: Capture) -> None:

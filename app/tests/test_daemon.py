@@ -427,6 +427,7 @@ class TestProblems:
             assert 'id = "better"' in Path(paths.last_good).read_text()
 
     async def test_data_that_cannot_be_written(self, paths: Paths) -> None:
+        Path(paths.device).write_text("# defaults\n")
         Path(paths.last_good).mkdir()  # in the way
         async with running(paths) as run:
             await run.until(lambda: run.problem("not-kept"), "reported")
@@ -768,7 +769,7 @@ class TestFleet:
         fleet.until(refused, "the wrong cookie is reported")
         assert not a.members()
         assert not b.members()
-        Path(b.paths.device).write_text("")
+        Path(b.paths.device).write_text("# defaults\n")
         b.ask("reload")
         fleet.until(lambda: fleet.formed(a, b), "both see each other")
         assert b.process is not None

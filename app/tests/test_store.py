@@ -163,7 +163,7 @@ class TestApply:
 
     def test_it_is_mounted_when_it_was_not(self, paths: Paths, card: list[str]) -> None:
         Path(paths.mounts).write_text("")
-        store.apply(paths, b"")
+        store.apply(paths, b"# defaults\n")
         assert card[0] == f"-t vfat -o ro,nosuid,nodev,noexec,noatime /dev/vdc {paths.boot}"
 
     def test_faults_are_found_before_anything_is_written(
@@ -182,7 +182,7 @@ class TestApply:
 
         monkeypatch.setattr(config, "write_atomically", fail)
         with pytest.raises(StoreError, match="No space left"):
-            store.apply(paths, b"")
+            store.apply(paths, b"# defaults\n")
         assert card[-1] == f"-o remount,ro {paths.boot}"
 
     def test_a_mount_that_fails_says_what_it_said(
@@ -195,7 +195,7 @@ class TestApply:
         fake.chmod(0o755)
         monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
         with pytest.raises(StoreError, match="no medium"):
-            store.apply(paths, b"")
+            store.apply(paths, b"# defaults\n")
 
 
 class TestSource:

@@ -78,7 +78,7 @@ class Tree:
     @property
     def machine(self) -> Machine:
         self.write("proc/self/mountinfo", "".join(self.mounts))
-        return Machine(self.root / "sys", self.root / "proc", self.numbers.get)
+        return Machine(self.root / "sys", self.root / "proc", self.numbers.get, self.root / "udev")
 
     def refusals(self, name: str, least: int = GIB, force: bool = False) -> list[str]:
         machine = self.machine
@@ -310,3 +310,43 @@ def test_what_is_shown_comes_from_lsblk(
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
     assert human(size) == text
+
+
+def test_every_disk_of_a_bcachefs_is_in_use(tree: Tree) -> None:
+    tree.mount("0:31", "/mnt/pool", "bcachefs", "/dev/sdb1:/dev/mmcblk0p1")
+    assert "sdb1 is mounted at /mnt/pool" in tree.refusal("sdb", force=True)
+    assert "mmcblk0p1 is mounted at /mnt/pool" in tree.refusal("mmcblk0", force=True)
+
+
+def test_a_system_on_a_bcachefs_of_several_disks_is_never_overwritten(tree: Tree) -> None:
+    tree.mounts.clear()
+    tree.mount("0:31", "/", "bcachefs", "/dev/sdb1:/dev/mmcblk0p1")
+    for disk in ("sdb", "mmcblk0"):
+        assert "it holds /" in tree.refusal(disk, force=True)
+
+
+def udev_found(tree: Tree, number: str, text: str) -> None:
+    tree.write(f"udev/b{number}", f"E:ID_BUS=usb\n{text}\n")
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_a_disk_of_a_zfs_pool_is_in_use(tree: Tree, mounted: bool) -> None:
+    """A pool may be imported without being mounted: for its volumes, or by hand."""
+    if mounted:
+        tree.mount("0:31", "/tank", "zfs", "tank/data")
+    else:
+        tree.write("proc/spl/kstat/zfs/tank/state", "ONLINE\n")
+    for number in ("8:16", "8:17", "8:18", "179:0", "179:1", "179:2"):
+        udev_found(tree, number, "E:ID_FS_TYPE=vfat")
+    udev_found(tree, "8:17", "E:ID_FS_TYPE=zfs_member")
+    said = tree.refusal("sdb", force=True)
+    assert "sdb1 is a disk of a ZFS pool while tank is in use" in said
+    assert tree.refusals("mmcblk0") == [], "a card beside the pool may be overwritten"
+
+
+def test_while_a_zfs_pool_is_in_use_a_disk_that_nobody_knows_is_not_overwritten(
+    tree: Tree,
+) -> None:
+    tree.mount("0:31", "/", "zfs", "rpool/ROOT")
+    said = tree.refusal("sdb", force=True)
+    assert "sdb1 may be a disk of the ZFS pool rpool" in said

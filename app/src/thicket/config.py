@@ -18,6 +18,9 @@ from typing import Any, Final, Generic, Self, TypeVar, overload
 
 T = TypeVar("T")
 
+#: Most faults of one file that are told of; a file with more of them is no configuration.
+MOST_FINDINGS: Final = 32
+
 #: Largest configuration file that is read, in bytes.
 MAX_FILE_BYTES: Final = 64 * 1024
 
@@ -197,17 +200,21 @@ class Choice(Key[str]):
 
 
 class Country(Key[str]):
-    """An ISO 3166-1 alpha-2 country, or "00" for the world regulatory domain."""
+    """A country of the wireless regulatory database, or "00" for the world's rules."""
 
     type_name = "country"
     allowed = 'a country code of two capital letters such as "DE", or "00" for none'
 
     def check(self, raw: object) -> str:
-        if not isinstance(raw, str) or len(raw) != 2:
+        if not isinstance(raw, str):
             raise self.refuse()
-        if raw == "00" or (raw.isascii() and raw.isalpha() and raw.isupper()):
-            return raw
-        raise self.refuse()
+        if raw != "00":
+            from thicket import countries  # noqa: PLC0415  # most cards of a lab name none
+
+            fault = countries.fault(raw)
+            if fault is not None:
+                raise ValueError(fault)
+        return raw
 
 
 class Bus(Key[str]):
@@ -585,7 +592,11 @@ class Mesh(Section):
         least=1,
         most=165,
     )
-    country = Country("00", "Where the node is used; decides which channels and power are legal.")
+    country = Country(
+        "00",
+        "Where the node is used; decides which channels and power are legal. A code that the "
+        "wireless regulatory database does not have is refused.",
+    )
     # nl80211 accepts 10 to 10000 TU, wpa_supplicant 15 to 65535
     beacon_interval = Integer(
         1000,
@@ -992,7 +1003,14 @@ def decode(data: bytes, file: str) -> str:
         raise fault(
             f"line {line} is not UTF-8 (byte 0x{data[e.start]:02x}); save it as UTF-8"
         ) from e
-    return text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n")
+    if "\r" in text:
+        line = text.count("\n", 0, text.index("\r")) + 1
+        raise fault(
+            f"line {line} ends with a carriage return only (old Macintosh line ends); save it with "
+            "line ends of Unix or Windows"
+        )
+    return text
 
 
 def parse_toml(text: str, file: str) -> dict[str, object]:
@@ -1005,14 +1023,37 @@ def parse_toml(text: str, file: str) -> dict[str, object]:
     import tomllib  # noqa: PLC0415
 
     try:
-        return tomllib.loads(text)
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         message = f"is not valid TOML: {e}"
     except RecursionError:
         message = "is not valid TOML: nested too deeply"
     except ValueError as e:  # a date that does not exist, an integer of thousands of digits
         message = f"is not valid TOML: {e}"
+    else:
+        large = _first_large(tables)
+        if large is None:
+            return tables
+        message = f"{large} holds a number that is too large: TOML's whole numbers have 64 bits"
     raise ConfigError([Finding(file, "", "", message)])
+
+
+def _first_large(tables: dict[str, object]) -> str | None:
+    """The key of a whole number that does not fit into 64 bits, or None.
+
+    Hexadecimal, octal and binary numbers may be of any length to Python, but cannot be written in
+    decimal when they have more than 4300 digits: not in a message and not in JSON.
+    """
+    left: list[tuple[str, object]] = list(tables.items())
+    while left:
+        path, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{path}.{name}" if len(path) < 80 else path, v) for name, v in value.items()]
+        elif isinstance(value, list):
+            left += [(path, item) for item in value]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return path[:80]
+    return None
 
 
 def check(
@@ -1027,6 +1068,8 @@ def check(
     found: list[Finding] = []
     values = {name: dict(section) for name, section in (base or {}).items()}
     for section, table in tables.items():
+        if len(found) > MOST_FINDINGS:
+            break
         if section == APPLICATION:
             found += _check_applications(table, file, values.setdefault(section, {}))
             continue
@@ -1052,6 +1095,8 @@ def check(
         keys = SECTIONS[section].keys()
         for name, raw in table.items():
             key = keys.get(name)
+            if len(found) > MOST_FINDINGS:
+                break
             if key is None:
                 message = "unknown key" + _suggestion(name, list(keys))
                 # the value may be a secret under a mistyped name: never shown
@@ -1067,6 +1112,9 @@ def check(
         fault = cross(settings, file)
         if fault is not None and fault.key not in faulty:
             found.append(fault)
+    if len(found) > MOST_FINDINGS:
+        del found[MOST_FINDINGS:]
+        found.append(Finding(file, "", "", "has more faults than these; correct them first"))
     if found:
         raise ConfigError(found)
     return values
@@ -1171,8 +1219,14 @@ _CROSS_CHECKS: Final[tuple[Callable[[Settings, str], Finding | None], ...]] = (
 def parse(data: bytes, file: str, base: dict[str, dict[str, Any]] | None = None) -> Settings:
     """Settings from the bytes of a file, over the values of ``base`` (the image's defaults).
 
-    Raises ConfigError with every fault found.
+    Raises ConfigError with every fault found. A file of nothing but blanks, or of the zeros that a
+    power cut leaves, is a fault: it is what remains of a file. One of remarks alone means the
+    defaults.
     """
+    if not data.strip(b"\0 \t\r\n"):
+        what = "holds nothing but zeros: it is damaged" if data.strip() else "is empty"
+        message = f"{what}; write the settings, or a remark (# defaults) for the image's defaults"
+        raise ConfigError([Finding(file, "", "", message)])
     return Settings(check(parse_toml(decode(data, file), file), file, base))
 
 
@@ -1187,6 +1241,8 @@ def image_defaults(path: str) -> tuple[dict[str, dict[str, Any]], list[Finding]]
         return {}, [Finding(path, "", "", f"cannot be read: {e.strerror}")]
     except ConfigError as e:
         return {}, e.findings
+    except Exception as e:  # as in _parse_any
+        return {}, [Finding(path, "", "", f"cannot be judged: {type(e).__name__}")]
 
 
 def read_limited(path: str) -> bytes:
@@ -1204,8 +1260,8 @@ class Paths:
     """
 
     __slots__ = (
-        "boot", "cmdline", "control", "data", "device", "hostname", "image", "last_good", "local",
-        "machine_id", "mounts", "root", "run", "status", "sys", "times",
+        "boot", "cmdline", "control", "data", "device", "hostname", "image", "last_good",
+        "last_good_sum", "local", "machine_id", "mounts", "root", "run", "status", "sys", "times",
     )  # fmt: skip
 
     def __init__(self, root: str | None = None) -> None:
@@ -1215,6 +1271,7 @@ class Paths:
         self.device = root + "/etc/thicket/thicket.toml"
         self.local = root + "/data/thicket/thicket.toml"
         self.last_good = root + "/data/thicket/last-good.toml"
+        self.last_good_sum = root + "/data/thicket/last-good.sha256"
         self.data = root + "/data"
         self.sys = root + "/sys"
         self.boot = root + "/boot"
@@ -1276,54 +1333,130 @@ def boot_mounted(paths: Paths) -> bool:
         return False
 
 
+def _parse_any(
+    data: bytes, file: str, base: dict[str, dict[str, Any]], findings: list[Finding]
+) -> Settings | None:
+    """Settings from a file, or None and its faults in ``findings``; raises nothing."""
+    try:
+        return parse(data, file, base)
+    except ConfigError as e:
+        findings.extend(e.findings)
+    except Exception as e:  # a fault of ours must not keep a node from starting
+        findings.append(Finding(file, "", "", f"cannot be judged: {type(e).__name__}"))
+    return None
+
+
 def load(paths: Paths) -> Loaded:
     """The configuration to run with. Never fails; the worst case is the image's defaults."""
     base, findings = image_defaults(paths.image)
     for path in (paths.device, paths.local):
         try:
             data = read_limited(path)
-            return Loaded(parse(data, path, base), path, findings, data, False)
         except FileNotFoundError:
             continue
         except OSError as e:
             findings.append(Finding(path, "", "", f"cannot be read: {e.strerror}"))
-        except ConfigError as e:
-            findings.extend(e.findings)
+            break
+        settings = _parse_any(data, path, base, findings)
+        if settings is not None:
+            return Loaded(settings, path, findings, data, False)
         break
     else:
-        # No file at all: the defaults are what the person wants, unless the disk that
-        # should hold the file could not be opened.
-        device = boot_device(paths)
-        if device is None or boot_mounted(paths):
+        lost = _lost(paths)
+        if lost is None:
             return Loaded(Settings(base), "defaults", findings, None, False)
-        message = f"the configuration disk {device} could not be mounted there"
-        findings.append(Finding(paths.boot, "", "", message))
+        findings.append(lost)
     try:
         data = read_limited(paths.last_good)
-        return Loaded(parse(data, paths.last_good, base), paths.last_good, findings, None, True)
+        whole = _is_whole(paths, data)
     except FileNotFoundError:
         pass
     except OSError as e:
         findings.append(Finding(paths.last_good, "", "", f"cannot be read: {e.strerror}"))
-    except ConfigError as e:
-        findings.extend(e.findings)
+    else:
+        if not whole:
+            findings.append(Finding(paths.last_good, "", "", "is damaged: its checksum differs"))
+        elif data:
+            settings = _parse_any(data, paths.last_good, base, findings)
+            if settings is not None:
+                return Loaded(settings, paths.last_good, findings, None, True)
     return Loaded(Settings(base), "defaults", findings, None, False)
+
+
+def _lost(paths: Paths) -> Finding | None:
+    """Why there is no configuration file where one should be; None on a node that never had one."""
+    device = boot_device(paths)
+    if device is None:
+        place = paths.local
+    elif not boot_mounted(paths):
+        message = f"the configuration disk {device} could not be mounted there"
+        return Finding(paths.boot, "", "", message)
+    else:
+        place = paths.boot + "/thicket.toml"
+        if os.path.exists(place):  # noqa: PTH110
+            return Finding(place, "", "", "could not be read as a whole when the node started")
+    try:
+        if not os.path.getsize(paths.last_good):  # noqa: PTH202
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass
+    message = "is gone: there was one before. Put it back; one with nothing but a remark in it "
+    message += "(# defaults) means the image's defaults"
+    try:
+        others = sorted(os.listdir(os.path.dirname(place)))  # noqa: PTH120, PTH208
+    except OSError:
+        others = []
+    near = next(
+        (n for n in others if n.lower().startswith("thicket") and ".tom" in n.lower()), None
+    )
+    if near is not None:
+        message = f"is gone, but there is {toml_value(near)}: give that the name thicket.toml"
+    return Finding(place, "", "", message)
+
+
+def _digest(data: bytes) -> str:
+    import hashlib  # noqa: PLC0415  # only after the start, or when something is wrong
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def _is_whole(paths: Paths, data: bytes) -> bool:
+    """Whether ``data`` is what was kept as the last good one; raises OSError.
+
+    True without a file of checksums: older versions wrote none.
+    """
+    try:
+        with open(paths.last_good_sum, encoding="ascii", errors="replace") as f:  # noqa: PTH123
+            return _digest(data) in f.read(4096).split()
+    except FileNotFoundError:
+        return True
 
 
 def remember(paths: Paths, loaded: Loaded) -> None:
     """Keep a valid configuration as the last good one; raises OSError when /data is not writable.
 
-    Nothing is written when it is known already: flash wears.
+    The checksums are written first, the old one's beside the new one's: a power cut between the two
+    files leaves a pair that fits. Nothing is written when all is known already: flash wears.
     """
-    if loaded.last_good_used or (loaded.findings and loaded.source == "defaults"):
+    data = loaded.data
+    if data is None:
         return
-    data = loaded.data if loaded.data is not None else b""
     try:
-        if read_limited(paths.last_good) == data:
+        old = read_limited(paths.last_good)
+    except OSError:
+        old = b""
+    known = os.path.exists(paths.last_good_sum)  # noqa: PTH110
+    try:
+        if known and old == data and _is_whole(paths, data):
             return
     except OSError:
         pass
-    write_atomically(paths.last_good, data, mode=0o600)
+    sums = [_digest(data)] + ([_digest(old)] if old and old != data else [])
+    write_atomically(paths.last_good_sum, "".join(f"{s}\n" for s in sums).encode(), mode=0o600)
+    if old != data:
+        write_atomically(paths.last_good, data, mode=0o600)
 
 
 def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:

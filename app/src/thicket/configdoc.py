@@ -70,7 +70,11 @@ The first of them that exists is used as a whole, and checked as a whole: *every
 reported, in `thicket status` and in the log, with the key, the value (secrets masked) and what is
 allowed. A mistyped key is a fault too. A file with a fault never locks a device out: the **last
 good** configuration, which the node keeps in `/data/thicket/last-good.toml`, is used instead, and
-without one the image's defaults. The same happens when the boot partition cannot be read.
+without one the image's defaults. The same happens when the boot partition cannot be read, and when
+the file is empty, cannot be read as a whole, or is gone although there was one before (a file that
+an editor calls `thicket.toml.txt` is named). The last good one is kept with its checksum
+(`last-good.sha256`) and replaced by nothing but a whole, valid file. For the image's defaults write
+a file with a remark alone (`# defaults`).
 
 What is wrong also stands in `report.txt` beside the file on the card, so that a node without a
 screen or a network can explain itself on any computer ([node.md](node.md)).

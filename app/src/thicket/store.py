@@ -29,24 +29,33 @@ class StoreError(Exception):
 def source(paths: Paths) -> tuple[str, str]:
     """The text of the device's configuration file and its path; ("", path to be) without one.
 
+    Where the file is gone or empty, the text is that of the last good one: what is in force is what
+    a person changes.
+
     Raises StoreError when it cannot be read, ConfigError when it is not UTF-8.
     """
     device = config.boot_device(paths)
     if device is None:
-        return _first_of([paths.device, paths.local])
+        return _first_of(paths, [paths.device, paths.local])
     with boot_lock(paths):
         mount_boot(paths, device)
-        return _first_of([f"{paths.boot}/{_NAME}"])
+        return _first_of(paths, [f"{paths.boot}/{_NAME}"])
 
 
-def _first_of(places: list[str]) -> tuple[str, str]:
+def _first_of(paths: Paths, places: list[str]) -> tuple[str, str]:
     for path in places:
         try:
-            return config.decode(config.read_limited(path), path), path
+            text = config.decode(config.read_limited(path), path)
         except FileNotFoundError:
             continue
         except OSError as e:
             raise StoreError(f"cannot read {path}: {e.strerror}") from e
+        if text.strip("\0 \t\n"):
+            return text, path
+    kept = config.load(paths)
+    if kept.last_good_used:
+        with contextlib.suppress(OSError):
+            return config.decode(config.read_limited(paths.last_good), paths.last_good), places[-1]
     return "", places[-1]
 
 
@@ -225,7 +234,8 @@ def _written_anew(tables: dict[str, Any]) -> str:
             continue
         lines += ["", f"[{section}]"]
         lines += [f"{key} = {_any_value(value)}" for key, value in table.items()]
-    return "\n".join(lines).lstrip("\n") + "\n"
+    # an empty file counts as a lost one
+    return "\n".join(lines).lstrip("\n") + "\n" if lines else "# defaults\n"
 
 
 def _key(name: str) -> str:

@@ -105,13 +105,14 @@ class _Mount:
 class Machine:
     """The block devices that the kernel tells of.
 
-    ``sys`` and ``proc`` are where it tells it, ``number`` finds a device by its path; tests put
-    made-up ones there.
+    ``sys`` and ``proc`` are where it tells it, ``udev`` is where udev keeps what it found on each
+    device, ``number`` finds a device by its path; tests put made-up ones there.
     """
 
     sys: Path = Path("/sys")
     proc: Path = Path("/proc")
     number: Callable[[str], str | None] = device_number
+    udev: Path = Path("/run/udev/data")
     _mounts: list[_Mount] | None = field(default=None, init=False)
 
     def find(self, path: str) -> str | None:
@@ -297,6 +298,9 @@ class Machine:
         for member, group in self._btrfs_members().items():
             if member in numbers.values() and not any(m.startswith(f"{member} ") for m in uses):
                 uses.append(f"{member} belongs to the mounted btrfs {group}")
+        pools = self._zfs_pools()
+        if pools:
+            uses += self._zfs_uses(numbers, _list(pools))
         for path in self._swaps():
             user = numbers.get(self.number(path) or "")
             if user is not None:
@@ -332,9 +336,38 @@ class Machine:
     def _mounted_on(self, mount: _Mount, numbers: dict[str, str]) -> str | None:
         name = numbers.get(mount.number)
         if name is None and mount.number.startswith("0:") and mount.source.startswith("/"):
-            # btrfs and others that may span disks show a number of their own; ask the source
-            name = numbers.get(self.number(mount.source) or "")
+            # btrfs and others that may span disks show a number of their own; ask the source,
+            # in which bcachefs names all of its disks
+            sources = [mount.source, *mount.source.replace(":/", "\n/").split("\n")]
+            found = (numbers.get(self.number(source) or "") for source in sources)
+            name = next((name for name in found if name is not None), None)
         return name
+
+    def _zfs_pools(self) -> list[str]:
+        """Return the names of the ZFS pools in use: the module's own list, and what is mounted."""
+        folder = self.proc / "spl/kstat/zfs"
+        pools = {name for name in _names(folder) if (folder / name).is_dir()}
+        pools |= {m.source.split("/")[0] for m in self._all_mounts() if m.kind == "zfs"}
+        return sorted(pools)
+
+    def _zfs_uses(self, numbers: dict[str, str], pools: str) -> list[str]:
+        """Return which devices are, or may be, disks of a ZFS pool while ``pools`` are in use.
+
+        The kernel does not tell the disks of a pool. What udev found on a device does; without a
+        word from udev, any device may be one.
+        """
+        uses = []
+        for number, name in numbers.items():
+            said = _read(self.udev / f"b{number}")
+            if "E:ID_FS_TYPE=zfs_member" in said.splitlines():
+                uses.append(
+                    f"{name} is a disk of a ZFS pool while {pools} is in use (zpool export)"
+                )
+            elif not said:
+                uses.append(
+                    f"{name} may be a disk of the ZFS pool {pools}: udev tells nothing of it"
+                )
+        return uses
 
     def _all_mounts(self) -> list[_Mount]:
         """Return the mounts of every mount namespace that a visible process is in."""
