@@ -43,6 +43,8 @@ class Root:
         for folder in ("bin", "sys/bus", "etc/init.d", "usr/lib/thicket", "run/thicket", "dev"):
             (path / folder).mkdir(parents=True)
         (path / "etc/inittab").touch()
+        for name in ("zero", "null"):
+            (path / "dev" / name).symlink_to(f"/dev/{name}")
         for name in ("modprobe", "kill"):
             self.program(name, f'#!/bin/sh\necho {name} "$@" >>{self.called}\n')
         for source in (*OVERLAY.glob("etc/init.d/*"), *OVERLAY.glob("usr/lib/thicket/*")):
@@ -51,10 +53,8 @@ class Root:
     def copy(self, source: Path) -> None:
         text = source.read_text()
         for name in ("sys", "etc", "run", "dev", "usr/lib/thicket", "sbin"):
-            text = text.replace(f" /{name}/", f" {self.path}/{name}/")
-            text = text.replace(f">/{name}/", f">{self.path}/{name}/")
-            text = text.replace(f":/{name}/", f":{self.path}/{name}/")
-        text = text.replace(f"PATH=/usr/sbin:{self.path}/usr/sbin", "PATH=")
+            for before in " >:=":
+                text = text.replace(f"{before}/{name}/", f"{before}{self.path}/{name}/")
         text = text.replace("PATH=/usr/sbin:", f"PATH={self.path}/bin:/usr/sbin:")
         target = self.path / source.relative_to(OVERLAY)
         target.write_text(text)
@@ -141,3 +141,128 @@ def test_an_announced_device_gets_its_driver(root: Root) -> None:
         subprocess.run([hotplug], env={"ACTION": action, "MODALIAS": f"usb:{action}"}, check=True)
     subprocess.run([hotplug], env={"ACTION": "add"}, check=True)
     assert root.modules() == ["usb:add"]
+
+
+# -- /data
+
+
+DATA_TEST = """
+say() {{ :; }}
+kill() {{ command kill "$@"; }}
+find_device() {{ device={device}; }}
+thicket_data={device} card_disk='' card_data={sys}
+. "{root}/etc/init.d/S20data.sh"
+"""
+
+
+def ext4(path: Path, mib: int, *options: str) -> None:
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", *options, str(path), f"{mib}M"],
+        env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"},
+        check=True,
+        capture_output=True,
+    )
+
+
+class Data:
+    """A node's data device (a file), and S20data.sh that brings up /data with it."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.device = root.path / "device.img"
+        self.sys = root.path / "sys/class/block/device.img"
+        self.sys.mkdir(parents=True)
+        for name in ("e2fsck", "mke2fs", "mount"):
+            root.program(name, f'#!/bin/sh\necho {name} "$@" >>{root.called}\n')
+
+    def up(self) -> str:
+        """What /run/thicket/data says then."""
+        (self.sys / "size").write_text(f"{self.device.stat().st_size // 512}\n")
+        text = DATA_TEST.format(device=self.device, sys=self.sys, root=self.root.path)
+        subprocess.run(
+            ["/bin/sh", "-c", text, "rcS"],
+            env={"PATH": f"{self.root.path}/bin:/usr/bin:/bin"},
+            check=True,
+            timeout=PATIENCE,
+        )
+        return (self.root.path / "run/thicket/data").read_text().strip()
+
+    def calls(self) -> list[str]:
+        return [line.split()[0] for line in self.root.called.read_text().splitlines()]
+
+
+@pytest.fixture
+def data(root: Root) -> Data:
+    return Data(root)
+
+
+@pytest.mark.parametrize("options", [(), ("-O", "^64bit"), ("-O", "^metadata_csum")])
+def test_a_file_system_cut_off_is_made_anew_without_a_check(
+    data: Data, options: tuple[str, ...]
+) -> None:
+    ext4(data.device, 240, *options)
+    with data.device.open("r+b") as file:
+        file.truncate(130 << 20)
+    said = data.up()
+    assert said.startswith("rebuilt the device ends at 130 MiB, inside a file system of 240 MiB")
+    assert "e2fsck" not in data.calls()
+    assert "mke2fs" in data.calls()
+
+
+@pytest.mark.parametrize("larger", [0, 60])
+def test_a_file_system_that_fits_is_checked_and_kept(data: Data, larger: int) -> None:
+    ext4(data.device, 240)
+    with data.device.open("r+b") as file:
+        file.truncate((240 + larger) << 20)
+    assert data.up() == "clean"
+    assert "e2fsck" in data.calls()
+    assert "mke2fs" not in data.calls()
+
+
+def test_a_device_without_a_superblock_is_left_to_the_check(data: Data) -> None:
+    data.device.write_bytes(b"\xff" * (1 << 20))
+    assert data.up() == "clean"
+    assert "e2fsck" in data.calls()
+
+
+def test_the_size_of_two_to_the_forty_eighth_blocks_is_a_size(data: Data) -> None:
+    ext4(data.device, 16)
+    with data.device.open("r+b") as file:
+        file.seek(1024 + 0x150)
+        file.write((0xFFFF).to_bytes(4, "little"))
+    assert data.up().startswith("rebuilt the device ends at 16 MiB")
+
+
+@pytest.mark.parametrize("stopped", ["-p", "-f"])
+def test_a_check_that_was_stopped_leaves_the_data_readable(data: Data, stopped: str) -> None:
+    ext4(data.device, 16)
+    data.root.program("e2fsck", f'#!/bin/sh\n[ "$1" != {stopped} ] || kill -KILL $$\nexit 4\n')
+    assert data.up().startswith("readonly the ")
+    assert "mke2fs" not in data.calls()
+
+
+@pytest.mark.parametrize("stopped", ["-p", "-f"])
+def test_a_check_that_was_stopped_on_what_cannot_be_read_ends_in_new_data(
+    data: Data, stopped: str
+) -> None:
+    ext4(data.device, 16)
+    data.root.program("e2fsck", f'#!/bin/sh\n[ "$1" != {stopped} ] || kill -KILL $$\nexit 4\n')
+    data.root.program("mount", "#!/bin/sh\ncase $* in *noload*) exit 32 ;; esac\n")
+    assert "no progress and was stopped" in data.up()
+    assert data.up().startswith("rebuilt ")
+
+
+def test_a_new_file_system_leaves_its_tables_for_later(data: Data) -> None:
+    data.device.write_bytes(bytes(1 << 20))
+    assert data.up() == "created on a blank device"
+    calls = data.root.called.read_text()
+    assert "lazy_itable_init=1" in calls
+    assert "noinit_itable" not in calls
+
+
+def test_a_start_is_watched_until_it_ends() -> None:
+    lines = (OVERLAY / "etc/init.d/rcS").read_text().splitlines()
+    begin = lines.index("\texec /usr/lib/thicket/start-watch $$")
+    scripts = next(n for n, line in enumerate(lines) if line.startswith("for script in"))
+    assert begin < scripts < lines.index('kill "$start_watch"')
+    assert lines[-1] == 'wait "$start_watch"'
