@@ -309,7 +309,11 @@ async def _up_once(lab: Lab, timeout: float) -> int:
         finally:
             waiting.cancel()
             ending.cancel()
-        print(json.dumps(summary.summarise(lab.snapshot()), indent=2), flush=True)
+        state = lab.snapshot()
+        for line in summary.troubles(state) if not status else ():
+            print(f"meshlab: {line}", file=sys.stderr)
+            status = 1
+        print(json.dumps(summary.summarise(state), indent=2), flush=True)
     return status
 
 
@@ -393,7 +397,7 @@ def cmd_status(options: argparse.Namespace) -> int:
     width = max(console.width, 80)
     shown = view.View(state, own_command()).render(width, height)
     console.print(shown, width=width, crop=False, soft_wrap=False)
-    for line in summary.in_words(state):
+    for line in (*summary.in_words(state), *summary.troubles(state)):
         console.print(Text(line, "yellow"))
     return 0
 

@@ -693,7 +693,8 @@ class Lab:
         crowd = max(1.0, len(self.nodes) / 10)
         if time.monotonic() < self._lively_until:
             return crowd * self.lively_interval
-        return crowd if phase(self.state, node.state.name) != "up" else 4.0
+        settled = phase(self.state, node.state.name) in ("up", "problem", "degraded")
+        return 4.0 if settled else crowd
 
     def lively(self, seconds: float = 20.0) -> None:
         """Ask the nodes more often for a while: something is about to happen."""
