@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ import select
 import shlex
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import termios
@@ -100,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
 
     execute = command("exec", "run a command on a node; its exit status is passed on", cmd_exec)
     execute.add_argument("node", metavar="NODE")
+    execute.add_argument("-n", dest="no_input", action="store_true", help="without input")
     execute.add_argument("--timeout", type=float, metavar="S", help="end it after so many seconds")
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
 
@@ -223,6 +226,10 @@ def own_command() -> str:
 
 def cmd_up(options: argparse.Namespace) -> int:
     shape = topology.make(options.topology, options.nodes, options.seed)
+    for path in options.application:
+        if not (path / "pyproject.toml").is_file():
+            why = "has no pyproject.toml" if path.is_dir() else "is no directory"
+            raise CommandError(f"{path}: no application to install, it {why}", 2)
     # A terminal that vanishes ends the lab as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -402,6 +409,10 @@ def cmd_status(options: argparse.Namespace) -> int:
     return 0
 
 
+MOST_INPUT = 2 << 20
+"""Bytes of input that ``exec`` passes on."""
+
+
 def _write_output(stream: TextIO) -> Callable[[Json], None]:
     def write(event: Json) -> None:
         stream.write(event.get("output", ""))
@@ -421,11 +432,35 @@ def command_line(words: Sequence[str]) -> str:
     return rest[0] if len(rest) == 1 else shlex.join(rest)
 
 
+def standard_input() -> bytes:
+    """Return what a file or a pipe on the standard input holds; nothing of a terminal or a device.
+
+    Raises ``CommandError`` when it is more than ``MOST_INPUT``.
+    """
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # closed
+        return b""
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return b""
+    if not select.select([0], [], [], 5)[0]:
+        print("meshlab: waiting for the standard input (-n: none)", file=sys.stderr, flush=True)
+    data = bytearray()
+    while chunk := os.read(0, 1 << 16):
+        data += chunk
+        if len(data) > MOST_INPUT:
+            raise CommandError(f"exec: more than {MOST_INPUT >> 20} MiB on standard input")
+    return bytes(data)
+
+
 def cmd_exec(options: argparse.Namespace) -> int:
+    command = command_line(options.words)
+    given = b"" if options.no_input else standard_input()
     params = {
         "node": options.node,
-        "command": command_line(options.words),
+        "command": command,
         "timeout": options.timeout,
+        "input": base64.b64encode(given).decode(),
     }
     answer = ask(options, "exec", params, timeout=None, on_event=_write_output(sys.stdout))
     return int(answer["status"])
@@ -460,6 +495,8 @@ def _console_log(options: argparse.Namespace) -> int:
 
 
 def cmd_link(options: argparse.Namespace) -> int:
+    if options.loss is not None and not 0 <= options.loss <= 100:
+        raise CommandError(f"--loss {options.loss:g}: a loss is 0 to 100 percent of all frames", 2)
     params = {
         "a": options.a,
         "b": options.b,
