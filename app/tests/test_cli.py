@@ -396,3 +396,11 @@ def test_a_reader_that_goes_away(root: Path) -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert cli.duration(seconds) == text
+
+
+def test_a_path_that_is_being_looked_for_is_not_shown_as_one() -> None:
+    path = {"destination": "02:74:68:00:00:03", "next_hop": "00:00:00:00:00:00",
+            "metric": 0, "hops": 0, "expires_ms": 0, "active": False}  # fmt: skip
+    text = cli.peers_text({**STATUS, "paths": [path]})
+    assert "02:74:68:00:00:03  being looked for" in text
+    assert "00:00:00:00:00:00" not in text

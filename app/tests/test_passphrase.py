@@ -403,3 +403,24 @@ class TestCommand:
         monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
         with pytest.raises(ClientError, match="not the same"):
             cli_passphrase._read()
+
+
+def test_a_roll_that_stops_says_who_dropped_the_passphrase_again_and_who_did_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: dict[str, dict[str, Any]] = {
+        "prepare": {"done": ["t@fd00::1", "t@fd00::2"], "failed": {}, "missing": ["t@fd00::3"]},
+        "cancel": {"done": ["t@fd00::1"], "failed": {"t@fd00::2": "no answer"}, "missing": []},
+    }
+
+    def request(path: str, method: str, params: dict[str, Any], timeout: float) -> Any:
+        return answers[params["action"]]
+
+    monkeypatch.setattr(cli_passphrase, "request", request)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{NEW}\n"))
+    assert cli.main(["passphrase", "roll"]) == cli.BAD
+    out = capsys.readouterr().out
+    assert "Nothing was changed" not in out
+    assert "t@fd00::1  dropped it again" in out
+    assert "t@fd00::2  NOT: no answer" in out
+    assert "Those still have the new passphrase" in out

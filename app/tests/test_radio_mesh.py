@@ -7,6 +7,7 @@ The same against real radios is in tests/mesh.
 import asyncio
 import contextlib
 import errno
+import time
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv6Interface
 from typing import Any
@@ -55,6 +56,9 @@ class World:
         self.fixed_paths: list[tuple[str, str]] = []
         self.removed_paths: list[str] = []
         self.addresses: dict[str, int] = {}
+        #: MHz that the interface is on by somebody's hand, None: in no mesh; while `left`.
+        self.left = False
+        self.frequency: int | None = None
         self.new_address_flags = 0
         self.neighbours: list[tuple[str, str]] = []
         self.refuse_up: OSError | None = None
@@ -113,7 +117,9 @@ class FakeNl80211:
         return self.world.radios
 
     def interfaces(self) -> list[dict[str, Any]]:
-        return list(self.world.interfaces.values())
+        assert self.world.subject is not None
+        frequency = self.world.frequency if self.world.left else self.world.subject.settings.mhz
+        return [{**one, "frequency": frequency} for one in self.world.interfaces.values()]
 
     def add_mesh_interface(self, wiphy: Wiphy, name: str) -> dict[str, Any]:
         if self.world.refuse_second_interface:
@@ -243,6 +249,7 @@ class FakeSupplicant:
         if self.world.start_error is not None:
             raise self.world.start_error
         self.world.running = self.world.fresh = True
+        self.world.left = False
         self.world.text = text
         if self.world.joins:
             self.world.event("MESH-GROUP-STARTED", 'ssid="lab" id=0')
@@ -297,6 +304,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(mesh, "usb_without_driver", list)
     monkeypatch.setattr(mesh, "_FIRST_PEER_SECONDS", 0.02)
     monkeypatch.setattr(mesh, "_ADDRESS_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(mesh, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(mesh, "_LOOK_OUTSIDE_SECONDS", 0.05)
+    monkeypatch.setattr(mesh, "_LEFT_SECONDS", 0.3)
     monkeypatch.setattr(mesh, "Backoff", lambda: Backoff(first=0.01, slow=0.05))
     return one
 
@@ -906,3 +916,64 @@ def test_backoff_in_a_row() -> None:
     backoff = Backoff()
     assert [backoff.failed() for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 60, 60]
     assert backoff.failed(lasted=61) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("frequency", "words"),
+    [(None, "mesh0 has left the mesh"), (2437, "mesh0 is on 2437 MHz instead of 2412 MHz")],
+)
+async def test_a_mesh_left_behind_the_daemons_back_is_joined_again(
+    world: World, frequency: int | None, words: str
+) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.left, world.frequency = True, frequency
+        since = time.monotonic()
+        await one.until(lambda: "left" in one.kinds())
+        assert time.monotonic() - since >= mesh._LEFT_SECONDS
+        (problem,) = [p for p in one.mesh.problems() if p["code"] == "mesh-left"]
+        assert problem["part"] == "radio"
+        assert words in problem["message"]
+        await one.joined()
+        assert world.starts == 2
+        await one.until(lambda: not one.mesh.problems())
+
+
+async def test_the_kernel_says_why_it_left_the_mesh(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.radios[0].channels[2412] = Channel(disabled=True, listen_only=False, radar=False)
+        world.left = True
+        await one.until(
+            lambda: any("2412 MHz" in p["message"] and "mesh.country" in p["message"]
+                        for p in one.mesh.problems())
+        )  # fmt: skip
+
+
+async def test_a_moment_outside_the_mesh_is_nothing(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.left = True
+        one.mesh._put("look")
+        await one.until(lambda: one.mesh._outside_since is not None)
+        world.left = False
+        await one.until(lambda: one.mesh._outside_since is None)
+        assert "left" not in one.kinds()
+        assert world.starts == 1
+
+
+async def test_our_own_leaving_and_entering_may_take_longer(world: World) -> None:
+    async with running(world) as one:
+        await one.joined()
+        one.mesh.renew()
+        await one.until(lambda: "REASSOCIATE" in world.commands)
+        world.left = True
+        one.mesh._put("look")
+        await one.until(lambda: one.mesh._outside_since is not None)
+        outside = one.mesh._outside_since
+        assert outside is not None
+        await one.until(lambda: time.monotonic() - outside > 2 * mesh._LEFT_SECONDS)
+        assert one.mesh.joined
+        world.left = False
+        await one.until(lambda: one.mesh._outside_since is None)
+        assert world.starts == 1

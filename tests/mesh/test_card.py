@@ -570,3 +570,20 @@ async def test_garbage_in_every_file_and_a_full_disk(used: Node) -> None:
     await used.start()
     # the mark of an orderly end needs no room
     assert (await used.last_restart())["reason"] == "shutdown"
+
+
+async def test_a_card_cut_off_inside_the_data_partition_gets_new_data(used: Node) -> None:
+    used.resize(260)
+    await used.start()
+    data = (await used.status())["data"]
+    assert data["state"] == "rebuilt"
+    assert "ends at 77 MiB, inside a file system of 117 MiB" in data["message"]
+    assert await kibibytes(used) > 60 * 1024
+
+
+async def test_a_start_that_is_over_is_watched_no_more(used: Node) -> None:
+    await used.start()
+    await used.succeeds("[ -s /run/thicket/booted ]", "the start is over")
+    # the feeder has the watchdog; nobody has it beside it
+    await used.succeeds("pidof watchdog", "the watchdog's feeder runs")
+    assert "start-watch" not in await used.run("ps")

@@ -36,6 +36,9 @@ SIGNATURE: Final = 0x5448434B
 ALIGN: Final = 2048
 #: Least sectors of a data partition: 16 MiB, enough for a file system with a journal.
 LEAST: Final = 16 * 2048
+#: Bytes by which a file system grows at a time; a power cut keeps the steps before. More than what
+#: ext4 keeps for itself on any card, so that each step is one.
+GROW_STEP: Final = 64 << 30
 #: Sectors that an MBR can count.
 MOST: Final = 0xFFFFFFFF
 
@@ -273,16 +276,18 @@ def _number(path: str) -> int:
 def grow(place: str, sectors: int) -> str:
     """Make the ext4 file system that is mounted at ``place`` fill its device of so many sectors.
 
-    The kernel does it, by its journal, so a power cut does no harm. Not done by ``resize2fs``: it
-    wants to open the device for writing, which kernels can refuse for one that is mounted. Raises
-    CardError.
+    The kernel does it, by its journal and step by step, so a power cut does no harm. Not done by
+    ``resize2fs``: it wants to open the device for writing, which kernels can refuse for one that is
+    mounted. Raises CardError.
     """
     try:
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             before = os.fstatvfs(fd)
-            blocks = sectors * SECTOR // before.f_bsize
-            fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", blocks))
+            wanted = sectors * SECTOR // before.f_bsize
+            step = GROW_STEP // before.f_bsize
+            for blocks in (*range(before.f_blocks + step, wanted, step), wanted):
+                fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", blocks))
             after = os.fstatvfs(fd)
         finally:
             os.close(fd)

@@ -326,7 +326,10 @@ def peers_text(doc: dict[str, Any]) -> str:
     text = table(heads, rows, "    rrrrrr")
     if doc["paths"]:
         rows = [
-            [
+            [path["destination"], "being looked for", "-", "-"]
+            # the kernel's entry while it asks for a path; its numbers mean nothing
+            if path["next_hop"] == "00:00:00:00:00:00"
+            else [
                 path["destination"],
                 path["next_hop"],
                 _number(path.get("hops")),

@@ -73,8 +73,14 @@ def _roll(control: str, options: list[str], *, accepted: bool) -> int:
         print("Keep it: a node that is away now, and every new card, needs it.")
     _show(answer, "has it")
     if (answer["failed"] or answer["missing"]) and not accepted and not _agreed():
-        request(control, "passphrase", {"action": "cancel"}, timeout=_SECONDS)
-        print("Nothing was changed. --accept-missing does without them.")
+        answer = request(control, "passphrase", {"action": "cancel"}, timeout=_SECONDS)
+        _show({**answer, "missing": []}, "dropped it again")
+        if answer["failed"]:
+            print(
+                "Those still have the new passphrase beside the old one, which is in use: "
+                "`thicket passphrase cancel` tells them again."
+            )
+        print("The mesh keeps its passphrase. --accept-missing does without those nodes.")
         return BAD
     return _finish(control)
 

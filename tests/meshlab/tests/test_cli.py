@@ -261,3 +261,64 @@ def test_the_view_gives_the_terminal_back(cache: Path) -> None:
     assert seen.rindex(b"\x1b[?1049l") > seen.rindex(b"\x1b[?1049h")
     assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")
     assert "●n1" in seen.decode(errors="replace")
+
+
+def meshlab(
+    *arguments: str, stdin: int | None = None, data: bytes | None = None
+) -> tuple[int, str, str]:
+    """Run the command as a program, with an input; its status, output and errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "meshlab", *arguments],
+        stdin=stdin,
+        input=data,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_exec_passes_its_standard_input(running: Path, tmp_path: Path) -> None:
+    assert meshlab("exec", "n1", "cat", data=b"a\nb") == (0, "n1$ cat <<< 'a\\nb'\n", "")
+    file = tmp_path / "input"
+    file.write_text("from a file")
+    with file.open("rb") as opened:
+        out = meshlab("exec", "n1", "cat", stdin=opened.fileno())[1]
+        assert out == "n1$ cat <<< 'from a file'\n"
+    assert meshlab("exec", "n1", "cat", stdin=subprocess.DEVNULL)[1] == "n1$ cat\n"
+    assert meshlab("exec", "-n", "n1", "cat", data=b"unread")[1] == "n1$ cat\n"
+    status, _, err = meshlab("exec", "n1", "cat", data=bytes(cli.MOST_INPUT + 1))
+    assert status == 1
+    assert err == "meshlab: exec: more than 2 MiB on standard input\n"
+
+
+def test_exec_ends_quietly_when_nobody_reads_its_output_any_more(running: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "meshlab", "exec", "n1", "yes"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(4) == b"y\ny\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+    assert meshlab("exec", "n2", "true", stdin=subprocess.DEVNULL)[0] == 0, "the lab goes on"
+
+
+@pytest.mark.parametrize("loss", ["150", "-1", "nan"])
+def test_a_loss_is_a_percentage(loss: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["link", "n1", "n2", f"--loss={loss}"]) == 2
+    assert f"--loss {loss}: a loss is 0 to 100 percent" in capfd.readouterr().err
+
+
+def test_an_application_that_is_none_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("meshlab.parts.load", lambda *_: pytest.fail("something was made"))
+    assert cli.main(["up", "--application", "/nonexistent"]) == 2
+    assert "/nonexistent: no application to install, it is no directory" in capfd.readouterr().err
+    assert cli.main(["up", "--application", str(tmp_path)]) == 2
+    assert "it has no pyproject.toml" in capfd.readouterr().err

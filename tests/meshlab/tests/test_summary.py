@@ -122,7 +122,7 @@ def test_a_peer_is_known_by_the_address_its_interface_really_has(make_lab: LabMa
 def test_the_summary_is_json_and_complete(make_lab: LabMaker) -> None:
     lab = make_lab("grid", 12)
     value = json.loads(json.dumps(summary.summarise(lab)))
-    assert value["schema"] == 1
+    assert value["schema"] == 2
     assert value["accel"] == "tcg"
     assert value["formed_seconds"] == 31.5
     assert value["medium"]["valid"] is True
@@ -221,3 +221,68 @@ def test_news(make_lab: LabMaker) -> None:
         "trouble: the radio was unplugged",
     ]
     assert "well: solved: the radio was unplugged" in told(poor, whole)
+
+
+def cut(lab: LabState, a: str, b: str) -> None:
+    lab.links[a, b].snr = lab.links[a, b].snr_back = None
+
+
+def divide(lab: LabState) -> None:
+    """Cut a line of four in its middle, and let all nodes know it."""
+    cut(lab, "n2", "n3")
+    for name, far in (("n2", "n3"), ("n3", "n2")):
+        status = lab.nodes[name].status
+        assert status is not None
+        mac = lab.nodes[far].radio_mac
+        status["peers"] = [peer for peer in status["peers"] if peer["mac"] != mac]
+
+
+def test_a_mesh_in_two_parts_has_not_formed(make_lab: LabMaker) -> None:
+    lab = make_lab("line", 4)
+    assert lab.split() == []
+    divide(lab)
+    assert summary.missing(lab) == {}, "each half is whole by itself"
+    found = summary.summarise(lab)
+    assert found["formed"] is False
+    assert found["well"] is False
+    assert found["troubles"] == ["the mesh is in 2 parts: n1, n2 | n3, n4"]
+
+
+def test_nodes_of_different_meshes_are_no_parts_of_one(make_lab: LabMaker) -> None:
+    lab = make_lab("line", 4)
+    for name in ("n3", "n4"):
+        lab.nodes[name].mesh = "another"
+    assert len(lab.parts()) == 2
+    assert lab.split() == []
+
+
+def test_a_node_that_is_switched_off_is_no_part(make_lab: LabMaker) -> None:
+    lab = make_lab("line", 4)
+    lab.nodes["n4"].power = "off"
+    assert lab.split() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "phase", "words"),
+    [
+        ({"state": "degraded"}, "degraded", "n2: degraded"),
+        (
+            {"problems": [{"part": "application", "code": "failed", "message": "it fails"}]},
+            "problem",
+            "n2: joined (it fails)",
+        ),
+    ],
+)
+def test_a_node_with_a_problem_is_not_up(
+    make_lab: LabMaker, change: dict[str, Any], phase: str, words: str
+) -> None:
+    lab = make_lab("line", 4)
+    assert summary.well(lab)
+    status = lab.nodes["n2"].status
+    assert status is not None
+    status |= change
+    found = summary.summarise(lab)
+    assert found["nodes"][1]["phase"] == phase
+    assert found["formed"] is True
+    assert found["well"] is False
+    assert found["troubles"] == [words]

@@ -182,3 +182,43 @@ def test_leaving_is_shown(make_lab: LabMaker) -> None:
     lab = make_lab()
     lab.stopping = True
     assert "Stopping" in shown(lab)
+
+
+def test_a_link_that_was_cut_is_red_and_dotted_before_the_nodes_know_it(
+    make_lab: LabMaker,
+) -> None:
+    lab = make_lab("line", 2)
+    lab.links["n1", "n2"].snr_back = None
+    picture = view.picture(lab, 40, 1)
+    assert "─" not in picture.plain
+    assert any("red" in str(span.style) for span in picture.spans)
+    assert "green" not in {
+        str(span.style) for span in picture.spans if ord(picture.plain[span.start]) >= 0x2800
+    }
+
+
+def test_a_mesh_in_parts_or_with_something_missing_is_not_called_formed(
+    make_lab: LabMaker,
+) -> None:
+    lab = make_lab("line", 4)
+    assert "formed in" in view.progress(lab).plain
+    status = lab.nodes["n1"].status
+    assert status is not None
+    peers, status["peers"] = status["peers"], []
+    assert view.progress(lab).plain.startswith("incomplete")
+    status["peers"] = peers
+    lab.links["n2", "n3"].snr = None
+    assert view.progress(lab).plain.startswith("in 2 parts")
+
+
+@pytest.mark.parametrize("state", ["degraded", "joined"])
+def test_a_node_with_a_problem_is_not_green(make_lab: LabMaker, state: str) -> None:
+    lab = make_lab("line", 2)
+    status = lab.nodes["n1"].status
+    assert status is not None
+    status["state"] = state
+    status["problems"] = [{"part": "application", "code": "failed", "message": "it fails"}]
+    row = next(line for line in shown(lab).splitlines() if line.startswith("n1"))
+    assert row.split()[1] == ("degraded" if state == "degraded" else "problem")
+    assert "!n1" in view.picture(lab, 40, 1).plain
+    assert view.PHASE_STYLE[row.split()[1]] != "green"

@@ -49,6 +49,11 @@ _FIRST_PEER_SECONDS: Final = 2.5
 _ADDRESS_SECONDS: Final = 6.0
 _ADDRESS_LOOK_SECONDS: Final = 1.0
 _WATCHDOG_SECONDS: Final = 15.0
+#: How often the kernel is asked whether the interface is in the mesh, how often while it is not,
+#: and how long it must be outside to have left, in seconds. Our own entering may take longer.
+_LOOK_SECONDS: Final = 5.0
+_LOOK_OUTSIDE_SECONDS: Final = 1.0
+_LEFT_SECONDS: Final = 3.0
 _NO_RADIO_SECONDS: Final = 30.0
 _DUPLICATE_SECONDS: Final = 60.0
 _SAE_FORGET_SECONDS: Final = 120.0
@@ -241,6 +246,9 @@ class Mesh:
         self._returned: dict[str, float] = {}
         self._fixed: dict[str, float] = {}
         self._grouped = False
+        #: Since when the interface is not in the mesh, and until when that is our own doing.
+        self._outside_since: float | None = None
+        self._entering_until = 0.0
         self._joined_since: float | None = None
         self._reconfigure = False
         self._radios: list[str] = []
@@ -703,6 +711,8 @@ class Mesh:
                     self._put("gone")
                 elif not event[1] & rtnl.IFF_UP:
                     self._put("down")
+                elif not event[1] & rtnl.IFF_RUNNING:
+                    self._put("look")  # no carrier: the kernel has left the mesh
         elif (
             kind in (rtnl.RTM_NEWADDR, rtnl.RTM_DELADDR)
             and self._ifindex is not None
@@ -879,6 +889,8 @@ class Mesh:
         self._radios = radio_names()
         settings = self._settings
         self._grouped = False
+        self._outside_since = None
+        self._entering_until = 0.0
         try:
             self._wiphy = wiphy = self._choose()
         except FaultError:
@@ -1047,6 +1059,38 @@ class Mesh:
                 f"{self._settings.interface} was taken down by somebody; it is taken up again",
             )
 
+    def _check_membership(self) -> None:
+        """Whether the kernel is in the mesh, which it can leave without a word of wpa_supplicant:
+        by somebody's hand, or because the regulatory domain has changed. Raises FaultError."""
+        if self._nl80211 is None or self._ifindex is None or not self._grouped:
+            return
+        now = time.monotonic()
+        name, wanted = self._settings.interface, self._settings.mhz
+        frequency = next(
+            (
+                one["frequency"]
+                for one in self._nl80211.interfaces()
+                if one["index"] == self._ifindex
+            ),
+            None,
+        )
+        if frequency == wanted:
+            self._outside_since = None
+            self._entering_until = 0.0
+            return
+        if self._outside_since is None:
+            self._outside_since = now
+        if now - self._outside_since < _LEFT_SECONDS or now < self._entering_until:
+            return
+        self._outside_since = None
+        if frequency is not None:
+            what = f"{name} is on {frequency} MHz instead of {wanted} MHz by somebody's hand"
+        else:
+            what = f"{name} has left the mesh, by somebody's hand or by the kernel's decision"
+        raise FaultError(
+            "radio", "mesh-left", f"{what}{self._channel_obstacle()}; it rejoins", restart=True
+        )
+
     async def _wait_for_group(self) -> None:
         """Until wpa_supplicant has joined. Raises FaultError."""
         status = parse_status(await self._supplicant.control.command("STATUS"))
@@ -1159,8 +1203,13 @@ class Mesh:
         assert self._links is not None
         await self.refresh()
         watchdog = time.monotonic() + _WATCHDOG_SECONDS
+        look = 0.0
         while True:
-            kind, value = await self._next(watchdog)
+            kind, value = await self._next(min(watchdog, look))
+            if kind == "look" or time.monotonic() >= look:
+                self._check_membership()
+                inside = self._outside_since is None
+                look = time.monotonic() + (_LOOK_SECONDS if inside else _LOOK_OUTSIDE_SECONDS)
             if kind == "wpa":
                 await self._mesh_event(value)
             elif kind == "address":
@@ -1311,6 +1360,7 @@ class Mesh:
 
     async def _enter_anew(self) -> None:
         """Have wpa_supplicant leave and enter the mesh. Raises ControlError."""
+        self._entering_until = time.monotonic() + _JOIN_SECONDS
         await self._supplicant.control.command("REASSOCIATE")
         if self._joined_with != self._settings.passphrase:
             self._supplicant.reconfigured(self._text(self._settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ import select
 import shlex
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import termios
@@ -101,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
 
     execute = command("exec", "run a command on a node; its exit status is passed on", cmd_exec)
     execute.add_argument("node", metavar="NODE")
+    execute.add_argument("-n", dest="no_input", action="store_true", help="without input")
     execute.add_argument("--timeout", type=float, metavar="S", help="end it after so many seconds")
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
 
@@ -224,6 +227,10 @@ def own_command() -> str:
 
 def cmd_up(options: argparse.Namespace) -> int:
     shape = topology.make(options.topology, options.nodes, options.seed)
+    for path in options.application:
+        if not (path / "pyproject.toml").is_file():
+            why = "has no pyproject.toml" if path.is_dir() else "is no directory"
+            raise CommandError(f"{path}: no application to install, it {why}", 2)
     # A terminal that vanishes ends the lab as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -310,7 +317,11 @@ async def _up_once(lab: Lab, timeout: float) -> int:
         finally:
             waiting.cancel()
             ending.cancel()
-        print(json.dumps(summary.summarise(lab.snapshot()), indent=2), flush=True)
+        state = lab.snapshot()
+        for line in summary.troubles(state) if not status else ():
+            print(f"meshlab: {line}", file=sys.stderr)
+            status = 1
+        print(json.dumps(summary.summarise(state), indent=2), flush=True)
     return status
 
 
@@ -394,9 +405,13 @@ def cmd_status(options: argparse.Namespace) -> int:
     width = max(console.width, 80)
     shown = view.View(state, own_command()).render(width, height)
     console.print(shown, width=width, crop=False, soft_wrap=False)
-    for line in summary.in_words(state):
+    for line in (*summary.in_words(state), *summary.troubles(state)):
         console.print(Text(line, "yellow"))
     return 0
+
+
+MOST_INPUT = 2 << 20
+"""Bytes of input that ``exec`` passes on."""
 
 
 def _write_output(stream: TextIO) -> Callable[[Json], None]:
@@ -421,11 +436,35 @@ def command_line(words: Sequence[str]) -> str:
     return rest[0] if len(rest) == 1 else shlex.join(rest)
 
 
+def standard_input() -> bytes:
+    """Return what a file or a pipe on the standard input holds; nothing of a terminal or a device.
+
+    Raises ``CommandError`` when it is more than ``MOST_INPUT``.
+    """
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # closed
+        return b""
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return b""
+    if not select.select([0], [], [], 5)[0]:
+        print("meshlab: waiting for the standard input (-n: none)", file=sys.stderr, flush=True)
+    data = bytearray()
+    while chunk := os.read(0, 1 << 16):
+        data += chunk
+        if len(data) > MOST_INPUT:
+            raise CommandError(f"exec: more than {MOST_INPUT >> 20} MiB on standard input")
+    return bytes(data)
+
+
 def cmd_exec(options: argparse.Namespace) -> int:
+    command = command_line(options.words)
+    given = b"" if options.no_input else standard_input()
     params = {
         "node": options.node,
-        "command": command_line(options.words),
+        "command": command,
         "timeout": options.timeout,
+        "input": base64.b64encode(given).decode(),
     }
     answer = ask(options, "exec", params, timeout=None, on_event=_write_output(sys.stdout))
     return int(answer["status"])
@@ -460,6 +499,8 @@ def _console_log(options: argparse.Namespace) -> int:
 
 
 def cmd_link(options: argparse.Namespace) -> int:
+    if options.loss is not None and not 0 <= options.loss <= 100:
+        raise CommandError(f"--loss {options.loss:g}: a loss is 0 to 100 percent of all frames", 2)
     params = {
         "a": options.a,
         "b": options.b,

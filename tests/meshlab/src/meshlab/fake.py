@@ -107,6 +107,14 @@ class FakeShell:
                 raise
         if command == "logread":
             return 0, "".join(f"{line}\n" for line in self.machine.parts.syslog)
+        if command.startswith("exec </tmp/meshlab-input-"):
+            first, _, command = command.partition("\n")
+            given = self.machine.parts.pushed.pop(first.removeprefix("exec <").partition(";")[0])
+            command += f" <<< {given.decode()!r}"
+        if command == "yes" and on_output is not None:
+            while True:
+                on_output(b"y\n" * 1000)
+                await asyncio.sleep(0)
         output = f"{self.machine.name}$ {command}\n"
         if on_output is not None:
             for line in output.splitlines(keepends=True):
@@ -117,6 +125,10 @@ class FakeShell:
         self, command: str, on_output: Callable[[bytes], None], timeout: float | None = None
     ) -> int:
         return (await self.run(command, timeout, on_output))[0]
+
+    async def push(self, path: str, content: bytes, timeout: float = 60.0) -> None:
+        await asyncio.sleep(0)
+        self.machine.parts.pushed[path] = content
 
     async def read_if_changed(self, path: str, timeout: float = 5.0) -> str | None:
         await asyncio.sleep(0)
@@ -229,6 +241,7 @@ class FakeParts:
         self.unlinked: set[str] = set()
         self.syslog = ["a", "b"]
         self.cancelled: list[str] = []
+        self.pushed: dict[str, bytes] = {}
         self.chips: list[FakeChip] = []
         self.machines: list[FakeMachine] = []
         self.medium_code = MEDIUM

@@ -11,6 +11,7 @@ running: children are killed, also by the kernel when this process is killed its
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import fcntl
 import hashlib
@@ -113,6 +114,8 @@ class ShellLike(Protocol):
     ) -> int: ...
 
     async def read_if_changed(self, path: str, timeout: float = ...) -> str | None: ...
+
+    async def push(self, path: str, content: bytes, timeout: float = ...) -> None: ...
 
 
 class MachineLike(Protocol):
@@ -343,6 +346,7 @@ class Lab:
         self._born = time.monotonic()
         self._listeners: list[Callable[[Event], None]] = []
         self._changed: set[asyncio.Event] = set()
+        self._inputs = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._slots = BootSlots(
             slots_directory(cache), parts.boot_slots, f"{spec.name} (process {os.getpid()})"
@@ -695,7 +699,8 @@ class Lab:
         crowd = max(1.0, len(self.nodes) / 10)
         if time.monotonic() < self._lively_until:
             return crowd * self.lively_interval
-        return crowd if phase(self.state, node.state.name) != "up" else 4.0
+        settled = phase(self.state, node.state.name) in ("up", "problem", "degraded")
+        return 4.0 if settled else crowd
 
     def lively(self, seconds: float = 20.0) -> None:
         """Ask the nodes more often for a while: something is about to happen."""
@@ -1013,6 +1018,7 @@ class Lab:
         timeout = params.get("timeout")
         if timeout is not None and not isinstance(timeout, int | float):
             raise RpcError("bad-request", "a timeout is a number of seconds")
+        given = _decoded(params.get("input", ""))
         chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1000)
 
         def output(data: bytes) -> None:
@@ -1026,6 +1032,11 @@ class Lab:
         sender = asyncio.create_task(send())
         try:
             shell = self._machine(node).exec_shell
+            if given:
+                self._inputs += 1
+                path = f"/tmp/meshlab-input-{self._inputs}"
+                await shell.push(path, given)
+                command = f"exec <{path}; rm -f {path}\n{command}"
             code = await shell.stream(command, output, timeout)
             await chunks.put(None)
             await sender
@@ -1251,6 +1262,16 @@ def is_held(directory: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def _decoded(value: object) -> bytes:
+    """Return the bytes that a request has as base64. Raises ``RpcError``."""
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        return base64.b64decode(value, validate=True)
+    except ValueError:
+        raise RpcError("bad-request", "an input is base64") from None
 
 
 def last_lines(path: Path, count: int) -> str:

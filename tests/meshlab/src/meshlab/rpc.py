@@ -317,8 +317,9 @@ class Client:
     ) -> Json:
         """Make one request and return its result; ``on_event`` gets each event before it.
 
-        ``timeout`` bounds the silence in seconds between one message of the answer and the next
-        (None: for ever). Raises ``RpcError``: the server's own, or ``closed`` or ``timeout``.
+        What ``on_event`` raises ends the call, which raises it. ``timeout`` bounds the silence in
+        seconds between one message of the answer and the next (None: for ever). Raises
+        ``RpcError``: the server's own, or ``closed`` or ``timeout``.
         """
         if self._task.done():
             raise RpcError("closed", "the connection is closed")
@@ -331,7 +332,11 @@ class Client:
             nonlocal heard
             heard = loop.time()
             if on_event is not None:
-                on_event(value)
+                try:
+                    on_event(value)
+                except Exception as error:  # the caller's to handle, not the reader's
+                    if not future.done():
+                        future.set_exception(error)
 
         self._pending[number] = (future, event)
         try:

@@ -215,6 +215,21 @@ class LabState:
         reached = nx.node_connected_component(graph, name) - {name}
         return {other for other in reached if self.nodes[other].cluster == self.nodes[name].cluster}
 
+    def parts(self) -> list[set[str]]:
+        """Return the nodes that take part, by the part of the mesh that the medium leaves them in.
+
+        Each mesh that the nodes' configurations name is one part when it is whole; the largest
+        part comes first.
+        """
+        return sorted(nx.connected_components(self.expected_graph()), key=len, reverse=True)
+
+    def split(self) -> list[list[set[str]]]:
+        """Return the parts of each mesh that is in more than one."""
+        meshes: dict[str, list[set[str]]] = {}
+        for part in self.parts():
+            meshes.setdefault(self.nodes[min(part)].mesh, []).append(part)
+        return [parts for parts in meshes.values() if len(parts) > 1]
+
     def to_json(self) -> dict[str, Any]:
         """Return the lab as plain values; ``from_json`` is the way back."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -281,7 +296,10 @@ PHASES = ("waiting", "booting", "identity", "radio", "peering", "cluster", "up")
 
 
 def phase(lab: LabState, name: str) -> str:
-    """Return how far a node is: one of ``PHASES``, or ``off``, ``died``, ``trouble``, ``silent``.
+    """Return how far a node is, or what is wrong with it in one word.
+
+    Wrong is ``off``, ``died``, ``silent``, ``trouble`` (no radio that works), ``degraded`` (by the
+    node's own word) or ``problem`` (it reports one, an application that fails among them).
 
     The way is boot (kernel, init, the daemon starts), identity (the chip is read, the address is
     known), radio (the interface joins the mesh), peering (every link that should stand does),
@@ -304,7 +322,9 @@ def phase(lab: LabState, name: str) -> str:
         return "peering"
     if not lab.expected_cluster(name) <= lab.cluster(name):
         return "cluster"
-    return "up"
+    if node.state == "degraded":
+        return "degraded"
+    return "problem" if node.problems else "up"
 
 
 def news(

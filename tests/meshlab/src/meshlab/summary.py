@@ -8,6 +8,9 @@ A lab has formed when every node that is switched on
 - has an established link with every node that the medium and its configuration let it reach
   directly, and
 - sees every node that it can reach at all up in the cluster.
+
+A lab that has formed may still be in trouble: a node reports a problem, or links were cut and the
+mesh is in parts, each of which is whole by itself.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from meshlab.state import LabState, NodeState, get
+from meshlab.state import LabState, NodeState, get, phase
 from meshlab.topology import node_index
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the summary: raised when a member changes its meaning or goes away."""
 
 
@@ -88,12 +91,32 @@ def in_words(lab: LabState) -> list[str]:
     return [f"{name}: {'; '.join(lacking[name])}" for name in in_order(lacking)]
 
 
+def troubles(lab: LabState) -> list[str]:
+    """Return a line for each thing that is wrong with a lab in which nobody lacks anything."""
+    lines = [
+        f"the mesh is in {len(parts)} parts: {' | '.join(_names(part) for part in parts)}"
+        for parts in lab.split()
+    ]
+    for name in in_order(lab.nodes):
+        node = lab.nodes[name]
+        if node.power == "running" and (node.problems or node.state == "degraded"):
+            lines.append(f"{name}: {node.state or 'running'}{_because(node)}")
+    return lines
+
+
+def well(lab: LabState) -> bool:
+    """Tell whether the mesh is whole and no node has a problem."""
+    return not missing(lab) and not troubles(lab)
+
+
 def summarise(lab: LabState) -> dict[str, Any]:
     """Return the summary of a lab: plain values, times in seconds, memory in KiB."""
     lacking = missing(lab)
     return {
         "schema": SCHEMA,
-        "formed": not lacking,
+        "formed": not lacking and not lab.split(),
+        "well": well(lab),
+        "troubles": troubles(lab),
         "formed_seconds": _rounded(lab.formed),
         "lab": lab.name,
         "image": lab.image,
@@ -113,6 +136,7 @@ def _node(lab: LabState, name: str, lacking: list[str]) -> dict[str, Any]:
         "name": name,
         "power": node.power,
         "state": node.state or None,
+        "phase": phase(lab, name),
         "hostname": get(node.status, "hostname"),
         "boot_seconds": _rounded(node.time("daemon")),
         "joined_seconds": _rounded(node.time("radio")),

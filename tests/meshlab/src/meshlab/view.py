@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meshlab.state import Event, LabState, LinkState, NodeState, get, phase
-from meshlab.summary import in_order
+from meshlab.summary import in_order, missing
 from meshlab.topology import Pair, Position
 
 PHASE_STYLE = {
@@ -30,6 +30,8 @@ PHASE_STYLE = {
     "peering": "cyan",
     "cluster": "bright_blue",
     "up": "green",
+    "problem": "yellow",
+    "degraded": "red",
     "silent": "red",
     "trouble": "red",
     "died": "red",
@@ -187,6 +189,7 @@ def picture(lab: LabState, width: int, height: int) -> Text:
     for name, (x, y) in places.items():
         what = phase(lab, name)
         mark = {"up": "●", "off": "○", "waiting": "○", "died": "✕", "trouble": "!", "silent": "?"}
+        mark |= {"degraded": "!", "problem": "!"}
         canvas.text(x, y, f" {mark.get(what, '◐')}{name} ", f"bold {PHASE_STYLE[what]}")
     return canvas.render()
 
@@ -205,16 +208,18 @@ def _link_style(
 ) -> tuple[str, bool] | None:
     """Return (style, dashed) of a link, None for one that nobody needs to see."""
     a, b = pair
+    link = lab.links.get(pair)
+    if "off" in (lab.nodes[a].power, lab.nodes[b].power):
+        return None
+    if link is not None and _was_cut(link):
+        return "red", True  # also while the nodes do not know it yet
     if b in established[a] and a in established[b]:
         return signal_style(weaker_signal(lab, a, b)), False
     if b in established[a] or a in established[b]:
         return "bright_black", False
-    link = lab.links.get(pair)
-    if link is None or "off" in (lab.nodes[a].power, lab.nodes[b].power):
+    if link is None or not link.usable or lab.nodes[a].mesh != lab.nodes[b].mesh:
         return None
-    if link.usable:
-        return ("bright_black", True) if lab.nodes[a].mesh == lab.nodes[b].mesh else None
-    return ("red", True) if _was_cut(link) else None
+    return "bright_black", True
 
 
 def _was_cut(link: LinkState) -> bool:
@@ -374,7 +379,12 @@ def progress(lab: LabState) -> Text:
     for name in lab.nodes:
         what = phase(lab, name)
         counts[what] = counts.get(what, 0) + 1
-    if lab.formed is not None:
+    split = lab.split()
+    if lab.formed is not None and split:
+        text.append(f"in {max(map(len, split))} parts", "bold red")
+    elif lab.formed is not None and missing(lab):
+        text.append(f"incomplete (formed in {lab.formed:.0f} s)", "bold yellow")
+    elif lab.formed is not None:
         text.append(f"formed in {lab.formed:.0f} s", "bold green")
     else:
         text.append(f"forming, {lab.elapsed:.0f} s", "bold yellow")

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts of a node's start, run on this machine with folders in place of a node's.
+
+Programs of a node that would change this machine are stand-ins, which note how they were called.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from firmware import boards
+
+OVERLAY = boards.ROOT / "overlay"
+PATIENCE = 60
+"""Seconds within which a script does what is meant, on a busy host."""
+
+UEVENT = """#!{python}
+# BusyBox's uevent: a device appears before it listens, and nothing is announced afterwards.
+import os, pathlib, socket, time
+device = pathlib.Path("{root}/sys/bus/usb/devices/1-1:1.0")
+device.mkdir()
+(device / "modalias").write_text("usb:late\\n")
+listener = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15)
+listener.bind((os.getpid(), 1))
+called = pathlib.Path("{root}/called")
+deadline = time.monotonic() + {patience}
+while "usb:late" not in called.read_text() and time.monotonic() < deadline:
+    time.sleep(0.05)
+"""
+
+
+class Root:
+    """A node's folders; scripts of the overlay are copied with their paths led here."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.called = path / "called"
+        self.called.touch()
+        for folder in ("bin", "sys/bus", "etc/init.d", "usr/lib/thicket", "run/thicket", "dev"):
+            (path / folder).mkdir(parents=True)
+        (path / "etc/inittab").touch()
+        for name in ("zero", "null"):
+            (path / "dev" / name).symlink_to(f"/dev/{name}")
+        for name in ("modprobe", "kill"):
+            self.program(name, f'#!/bin/sh\necho {name} "$@" >>{self.called}\n')
+        for source in (*OVERLAY.glob("etc/init.d/*"), *OVERLAY.glob("usr/lib/thicket/*")):
+            self.copy(source)
+
+    def copy(self, source: Path) -> None:
+        text = source.read_text()
+        for name in ("sys", "etc", "run", "dev", "usr/lib/thicket", "sbin"):
+            for before in " >:=":
+                text = text.replace(f"{before}/{name}/", f"{before}{self.path}/{name}/")
+        text = text.replace("PATH=/usr/sbin:", f"PATH={self.path}/bin:/usr/sbin:")
+        target = self.path / source.relative_to(OVERLAY)
+        target.write_text(text)
+        target.chmod(0o755)
+
+    def program(self, name: str, text: str) -> None:
+        made = self.path / "bin" / name
+        made.write_text(text)
+        made.chmod(0o755)
+
+    def device(self, bus: str, name: str, alias: str, *, driver: bool = False) -> None:
+        made = self.path / "sys/bus" / bus / "devices" / name
+        made.mkdir(parents=True)
+        (made / "modalias").write_text(f"{alias}\n")
+        if driver:
+            (made / "driver").mkdir()
+
+    def source(self, script: str) -> None:
+        """Read a script as rcS does: in a shell whose `kill` reaches nobody."""
+        subprocess.run(
+            ["/bin/sh", "-c", f'kill() {{ :; }}; . "{self.path}/etc/init.d/{script}"', "rcS"],
+            env={"PATH": f"{self.path}/bin:/usr/bin:/bin"},
+            check=True,
+            timeout=PATIENCE,
+        )
+
+    def modules(self) -> list[str]:
+        """Names that modprobe was asked for."""
+        calls = [line.split() for line in self.called.read_text().splitlines()]
+        return [word for call in calls for word in call[1:] if not word.startswith("-")]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root(tmp_path)
+
+
+@pytest.mark.parametrize("bus", ["usb", "pci", "sdio", "platform", "i2c", "spi", "hid", "virtio"])
+def test_the_start_loads_the_driver_of_a_device_of_every_bus(root: Root, bus: str) -> None:
+    root.device(bus, "new", f"{bus}:new")
+    root.device(bus, "served", f"{bus}:served", driver=True)
+    root.source("S45modules.sh")
+    assert f"{bus}:new" in root.modules()
+    assert f"{bus}:served" not in root.modules()
+
+
+def test_firmware_tables_and_processors_are_no_devices(root: Root) -> None:
+    root.device("acpi", "PNP0A08:00", "acpi:PNP0A08:")
+    root.device("cpu", "cpu0", "cpu:type:x86")
+    root.source("S45modules.sh")
+    assert root.modules() == ["mac80211"]
+
+
+def test_a_device_without_a_name_starts_nothing(root: Root) -> None:
+    root.device("platform", "nameless", "")
+    root.source("S45modules.sh")
+    assert root.modules() == ["mac80211"]
+
+
+def test_a_device_that_appears_before_the_listener_listens_gets_its_driver(root: Root) -> None:
+    root.device("usb", "usb1", "usb:hub", driver=True)
+    root.program("uevent", UEVENT.format(python=sys.executable, root=root.path, patience=PATIENCE))
+    root.source("S45modules.sh")
+    (line,) = (root.path / "etc/inittab").read_text().splitlines()
+    assert line.startswith("::respawn:")
+    subprocess.run(
+        ["/bin/sh", "-c", "exec " + line.removeprefix("::respawn:")],
+        env={"PATH": f"{root.path}/bin:/usr/bin:/bin"},
+        check=True,
+        timeout=2 * PATIENCE,
+    )
+    assert "usb:late" in root.modules()
+
+
+def test_the_listener_starts_where_no_host_controller_has_appeared_yet(root: Root) -> None:
+    (root.path / "sys/bus/usb/devices").mkdir(parents=True)
+    root.source("S45modules.sh")
+    assert "hotplug listen" in (root.path / "etc/inittab").read_text()
+
+
+def test_an_announced_device_gets_its_driver(root: Root) -> None:
+    hotplug = root.path / "usr/lib/thicket/hotplug"
+    for action in ("add", "remove", "bind"):
+        subprocess.run([hotplug], env={"ACTION": action, "MODALIAS": f"usb:{action}"}, check=True)
+    subprocess.run([hotplug], env={"ACTION": "add"}, check=True)
+    assert root.modules() == ["usb:add"]
+
+
+# -- /data
+
+
+DATA_TEST = """
+say() {{ :; }}
+kill() {{ command kill "$@"; }}
+find_device() {{ device={device}; }}
+thicket_data={device} card_disk='' card_data={sys}
+. "{root}/etc/init.d/S20data.sh"
+"""
+
+
+def ext4(path: Path, mib: int, *options: str) -> None:
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", *options, str(path), f"{mib}M"],
+        env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"},
+        check=True,
+        capture_output=True,
+    )
+
+
+class Data:
+    """A node's data device (a file), and S20data.sh that brings up /data with it."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.device = root.path / "device.img"
+        self.sys = root.path / "sys/class/block/device.img"
+        self.sys.mkdir(parents=True)
+        for name in ("e2fsck", "mke2fs", "mount"):
+            root.program(name, f'#!/bin/sh\necho {name} "$@" >>{root.called}\n')
+
+    def up(self) -> str:
+        """What /run/thicket/data says then."""
+        (self.sys / "size").write_text(f"{self.device.stat().st_size // 512}\n")
+        text = DATA_TEST.format(device=self.device, sys=self.sys, root=self.root.path)
+        subprocess.run(
+            ["/bin/sh", "-c", text, "rcS"],
+            env={"PATH": f"{self.root.path}/bin:/usr/bin:/bin"},
+            check=True,
+            timeout=PATIENCE,
+        )
+        return (self.root.path / "run/thicket/data").read_text().strip()
+
+    def calls(self) -> list[str]:
+        return [line.split()[0] for line in self.root.called.read_text().splitlines()]
+
+
+@pytest.fixture
+def data(root: Root) -> Data:
+    return Data(root)
+
+
+@pytest.mark.parametrize("options", [(), ("-O", "^64bit"), ("-O", "^metadata_csum")])
+def test_a_file_system_cut_off_is_made_anew_without_a_check(
+    data: Data, options: tuple[str, ...]
+) -> None:
+    ext4(data.device, 240, *options)
+    with data.device.open("r+b") as file:
+        file.truncate(130 << 20)
+    said = data.up()
+    assert said.startswith("rebuilt the device ends at 130 MiB, inside a file system of 240 MiB")
+    assert "e2fsck" not in data.calls()
+    assert "mke2fs" in data.calls()
+
+
+@pytest.mark.parametrize("larger", [0, 60])
+def test_a_file_system_that_fits_is_checked_and_kept(data: Data, larger: int) -> None:
+    ext4(data.device, 240)
+    with data.device.open("r+b") as file:
+        file.truncate((240 + larger) << 20)
+    assert data.up() == "clean"
+    assert "e2fsck" in data.calls()
+    assert "mke2fs" not in data.calls()
+
+
+def test_a_device_without_a_superblock_is_left_to_the_check(data: Data) -> None:
+    data.device.write_bytes(b"\xff" * (1 << 20))
+    assert data.up() == "clean"
+    assert "e2fsck" in data.calls()
+
+
+def test_the_size_of_two_to_the_forty_eighth_blocks_is_a_size(data: Data) -> None:
+    ext4(data.device, 16)
+    with data.device.open("r+b") as file:
+        file.seek(1024 + 0x150)
+        file.write((0xFFFF).to_bytes(4, "little"))
+    assert data.up().startswith("rebuilt the device ends at 16 MiB")
+
+
+@pytest.mark.parametrize("stopped", ["-p", "-f"])
+def test_a_check_that_was_stopped_leaves_the_data_readable(data: Data, stopped: str) -> None:
+    ext4(data.device, 16)
+    data.root.program("e2fsck", f'#!/bin/sh\n[ "$1" != {stopped} ] || kill -KILL $$\nexit 4\n')
+    assert data.up().startswith("readonly the ")
+    assert "mke2fs" not in data.calls()
+
+
+@pytest.mark.parametrize("stopped", ["-p", "-f"])
+def test_a_check_that_was_stopped_on_what_cannot_be_read_ends_in_new_data(
+    data: Data, stopped: str
+) -> None:
+    ext4(data.device, 16)
+    data.root.program("e2fsck", f'#!/bin/sh\n[ "$1" != {stopped} ] || kill -KILL $$\nexit 4\n')
+    data.root.program("mount", "#!/bin/sh\ncase $* in *noload*) exit 32 ;; esac\n")
+    assert "no progress and was stopped" in data.up()
+    assert data.up().startswith("rebuilt ")
+
+
+def test_a_new_file_system_leaves_its_tables_for_later(data: Data) -> None:
+    data.device.write_bytes(bytes(1 << 20))
+    assert data.up() == "created on a blank device"
+    calls = data.root.called.read_text()
+    assert "lazy_itable_init=1" in calls
+    assert "noinit_itable" not in calls
+
+
+def test_a_start_is_watched_until_it_ends() -> None:
+    lines = (OVERLAY / "etc/init.d/rcS").read_text().splitlines()
+    begin = lines.index("\texec /usr/lib/thicket/start-watch $$")
+    scripts = next(n for n, line in enumerate(lines) if line.startswith("for script in"))
+    assert begin < scripts < lines.index('kill "$start_watch"')
+    assert lines[-1] == 'wait "$start_watch"'
