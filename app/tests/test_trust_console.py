@@ -29,7 +29,6 @@ from thicket.identity.atecc import Atecc
 from thicket.identity.bus import BusFaultError
 from thicket.identity.frames import ANSWER, END, QUESTION, Frame, unpack
 from thicket.identity.remote import RemoteBus
-from thicket.trust import console as product
 from thicket.trust.authority import Authority
 from thicket.trust.console import Console
 from thicket.trust.node import enrolled_chain
@@ -138,7 +137,7 @@ def one_machine(tmp_path: Path) -> Iterator[Machine]:
 def enroll(machine: Machine, folder: Path) -> None:
     ca = Authority(folder / "fleet", lambda _: "")
     ca.init("far", PREFIX, lab=True)
-    console = Console(machine.path, bus="/dev/i2c-9", agent=machine.agent, shell_time=60)
+    console = Console(machine.path, bus="/dev/i2c-9", agent=machine.agent)
     chip = Atecc(RemoteBus(console), patience=60.0)
     try:
         assert ca.enroll_chip(chip, write=True, show=lambda _: None) == serial_for(1, 1).hex()
@@ -154,7 +153,7 @@ def test_a_chip_is_enrolled_over_the_console(machine: Machine, tmp_path: Path) -
     machine.typed(b"echo half a comma")  # somebody left that there
     enroll(machine, tmp_path)
     # and the shell is a person's again, echo and all
-    console = Console(machine.path, agent=machine.agent, shell_time=60)
+    console = Console(machine.path, agent=machine.agent)
     console.close()
     near = os.open(machine.path, os.O_RDWR | os.O_NOCTTY)
     try:
@@ -220,7 +219,7 @@ def test_kernel_messages_in_between_do_no_harm(one_machine: Machine, tmp_path: P
 
 
 def test_a_noisy_line_does_no_harm(one_machine: Machine, tmp_path: Path) -> None:
-    console = Console(one_machine.path, bus="/dev/i2c-9", agent=one_machine.agent, shell_time=60)
+    console = Console(one_machine.path, bus="/dev/i2c-9", agent=one_machine.agent)
     one_machine.from_node, one_machine.to_node = Noise(1, 0.001), Noise(2, 0.001)
     there, back = one_machine.to_node, one_machine.from_node
     ca = Authority(tmp_path / "fleet", lambda _: "")
@@ -236,32 +235,16 @@ def test_a_noisy_line_does_no_harm(one_machine: Machine, tmp_path: Path) -> None
 
 
 def test_an_agent_that_was_left_behind(one_machine: Machine) -> None:
-    first = Console(one_machine.path, agent=one_machine.agent, shell_time=60)
+    first = Console(one_machine.path, agent=one_machine.agent)
     first._restore()  # as if its process had been killed
     os.close(first._descriptor)
-    second = Console(one_machine.path, agent=one_machine.agent, shell_time=60)
+    second = Console(one_machine.path, agent=one_machine.agent)
     assert second.ask({"do": "hello"})["version"]
     second.close()
 
 
-def test_a_shell_that_answers_late_is_found(
-    one_machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(product, "FIRST_LOOK", 0.05)
-
-    def late(data: bytes) -> bytes:
-        time.sleep(0.2)  # longer than until the next question
-        return data
-
-    one_machine.from_node = late
-    found = Console(one_machine.path, agent=one_machine.agent, shell_time=60)
-    one_machine.from_node = lambda data: data
-    assert found.ask({"do": "hello"})["version"]
-    found.close()
-
-
 def test_long_questions_are_cut_into_pieces(one_machine: Machine) -> None:
-    console = Console(one_machine.path, agent=one_machine.agent, shell_time=60)
+    console = Console(one_machine.path, agent=one_machine.agent)
     answer = console.ask({"do": "certificates", "pem": "x" * 50_000})
     assert "error" in answer
     console.close()
