@@ -151,6 +151,15 @@ class TestReport:
         async with running(paths) as run:
             await run.until(lambda: reports, "the first report")
 
+    async def test_the_first_is_not_late_where_the_look_before_it_took_long(
+        self, paths: Paths, reports: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(upkeep, "LOOK", 3600.0)
+        monkeypatch.setattr(upkeep, "HANGS", 60.0)
+        monkeypatch.setattr(upkeep, "save_clock", lambda paths: time.sleep(0.2))
+        async with running(paths) as run:
+            await run.until(lambda: reports, "the first report")
+
     async def test_one_that_cannot_be_written_is_a_problem_and_tried_again(
         self, paths: Paths, reports: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -97,15 +97,16 @@ class Upkeep:
             if now >= clock_at:
                 clock_at = now + SAVE_CLOCK
                 await self._in_thread(lambda: save_clock(self.paths), "the time")
-            if now >= report_at:
+            due = now >= report_at
+            if due:
                 text = self._report_text()
                 if text != reported and await self._report(text):
                     reported = text
                     report_at = time.monotonic() + REPORT_GAP
-            now = time.monotonic()
-            pause = report_at - now if now < report_at < now + LOOK else LOOK
+            # What was done here may have taken until the report was due.
+            left = LOOK if due else max(0.0, report_at - time.monotonic())
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(min(left, LOOK)):
                     await self._settings_changed.wait()
 
     # -- what is done
