@@ -367,15 +367,35 @@ class Authority:
             years_from(self._clock(), DEVICE_YEARS),
         )
 
-    def record(self, device: str, details: dict[str, Any]) -> None:
+    def check_key(self, device: str, key: bytes | None, *, replace: bool = False) -> None:
+        """Check that ``device`` may be enrolled with the public ``key``; None for a new one.
+
+        The first enrolment decides whose the name is: nothing that a node says proves its serial
+        number. ``replace`` allows another key, as after a repair. Raises ``AuthorityError``.
+        """
+        known = self._document()["devices"].get(device, {})
+        if known.get("revoked"):
+            raise AuthorityError(f"device {device} was revoked on {known['revoked']}")
+        kept = known.get("key")
+        if kept is not None and not replace and (key is None or key.hex() != kept):
+            raise AuthorityError(
+                f"device {device} was enrolled on {known['enrolled']} with another key. Somebody "
+                "claims its name, unless you know why the key is new (a new card of a node "
+                "without chip): --replace enrols it all the same. The certificate of the old key "
+                "stays good, as a name cannot be revoked for one key alone"
+            )
+
+    def record(
+        self, device: str, key: bytes, details: dict[str, Any], *, replace: bool = False
+    ) -> None:
         """Keep what is known about an enrolled ``device``. Raises ``AuthorityError``."""
         with self._changing() as document:
+            self.check_key(device, key, replace=replace)
             known = document["devices"].get(device, {})
-            if known.get("revoked"):
-                raise AuthorityError(f"device {device} was revoked on {known['revoked']}")
             document["devices"][device] = {
                 **known,
                 **details,
+                "key": key.hex(),
                 "enrolled": f"{self._clock():%Y-%m-%dT%H:%M:%SZ}",
             }
 
@@ -388,6 +408,7 @@ class Authority:
         otp: Any = None,
         auxiliary: bool | None = None,
         keep: Callable[[str], object] | None = None,
+        replace: bool = False,
     ) -> str:
         """Enrol the device with ``chip``; return its serial number.
 
@@ -395,7 +416,8 @@ class Authority:
         that is provisioned already gets them in its auxiliary slots, which takes nothing away.
         Without ``write``, what would be done is shown and nothing is written. With ``keep`` nothing
         is written to the chip in any case: ``keep`` gets the certificates (PEM) for a file on the
-        device, which is for chips that are locked otherwise (a Trust&GO part).
+        device, which is for chips that are locked otherwise (a Trust&GO part). ``replace`` as for
+        ``check_key``.
 
         Raises ``AuthorityError``, ``ProvisioningError`` and ``ChipError``.
         """
@@ -408,11 +430,10 @@ class Authority:
             identity = identity_of_serial(serial)
         except ValueError as error:
             raise AuthorityError(str(error)) from None
-        known = self._document()["devices"].get(serial.hex(), {})
-        if known.get("revoked"):
-            raise AuthorityError(f"device {serial.hex()} was revoked on {known['revoked']}")
-        issuer = self.issuer()
         locked = config[86] == 0 and config[87] == 0
+        held = chip.public_key(nerveskey.PRIVATE_KEY) if locked and _signs(chip) else None
+        self.check_key(serial.hex(), held, replace=replace)
+        issuer = self.issuer()
         if auxiliary is None:
             provisioned = locked and not config[88] & 1
             auxiliary = keep is None and provisioned and not _is_ours(chip, issuer.fleet)
@@ -447,39 +468,49 @@ class Authority:
         else:
             plan = nerveskey.Provisioning(chip, otp, issuer, show=show)
             show(plan.describe())
+            if held is None:
+                show(
+                    f"Serial number {serial.hex()} is what the chip says; a blank chip cannot "
+                    "prove it. Enrol only a device that you hold in your hands"
+                )
             if write:
                 plan.run()
         if write:
             self.record(
                 serial.hex(),
+                chip.public_key(nerveskey.PRIVATE_KEY),
                 {
                     "source": "chip",
                     "address": str(issuer.fleet.address("chip", identity)),
                     "signer": issuer.number,
                 },
+                replace=replace,
             )
         return serial.hex()
 
     def enroll_software(
-        self, source: str, identity: bytes, public_key: bytes
+        self, source: str, identity: bytes, public_key: bytes, *, replace: bool = False
     ) -> tuple[bytes, bytes]:
         """Enrol a node without chip: return its device certificate and its signer's (DER).
 
         ``source`` is ``board``, ``mac`` or ``random``; the private key stays on the device. Every
-        peer sees that it is a software identity.
+        peer sees that it is a software identity. ``replace`` as for ``check_key``.
         """
         if source not in SOURCES or source == "chip":
             raise AuthorityError(f"{source!r} is not a source of software identities")
+        device = fleets.device_name(source, identity, None)
+        self.check_key(device, public_key, replace=replace)
         issuer = self.issuer()
         certificate = issuer.device(source, identity, None, public_key)
-        device = fleets.device_name(source, identity, None)
         self.record(
             device,
+            public_key,
             {
                 "source": source,
                 "address": str(issuer.fleet.address(source, identity)),
                 "signer": issuer.number,
             },
+            replace=replace,
         )
         return certificate, issuer.certificate
 

@@ -51,6 +51,7 @@ Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node t
                             the same by hand: SOURCE board, mac or random, ID its 12
                             digits, KEY its public key (128 digits); prints certificates
   enroll --virtual FILE...  enrol virtual chips (chip.json of nodes that do not run)
+  enroll ... --replace      enrol a device under a name that was enrolled with another key
   node DIR [--name iex] [--days 365]
                             make, or renew, the identity of a stock Erlang or Elixir node
   revoke NAME...            revoke devices or signers, for ever
@@ -188,13 +189,16 @@ def _init(authority: Authority, rest: list[str]) -> int:
 
 
 def _enroll(authority: Authority, rest: list[str]) -> int:
+    replace = _flag(rest, "--replace")
     if _flag(rest, "--virtual"):
         from thicket.trust.virtual import open_chip  # noqa: PLC0415
 
         if not rest:
             raise UsageError("--virtual needs files of virtual chips")
         for file in rest:
-            serial = authority.enroll_chip(open_chip(Path(file)), write=True, show=lambda _: None)
+            serial = authority.enroll_chip(
+                open_chip(Path(file)), write=True, show=lambda _: None, replace=replace
+            )
             print(f"Device {serial} enrolled ({file}).")
         return OK
     software, write = _flag(rest, "--software"), _flag(rest, "--write")
@@ -206,10 +210,10 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
         if bus is not None or on_device:
             raise UsageError("--software is for nodes without chip; --bus and the like are not")
         if where is None:
-            return _enroll_by_hand(authority, rest)
+            return _enroll_by_hand(authority, rest, replace=replace)
         if rest:
             raise UsageError(f"{' '.join(rest)} is not understood")
-        return _enroll_software(authority, where)
+        return _enroll_software(authority, where, replace=replace)
     if bus is None or rest or not bus.isdecimal():
         raise UsageError("enroll needs --virtual FILE..., --bus N or --software")
     try:
@@ -229,7 +233,7 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
         keep: Callable[[str], object] | None = None
         if on_device:
             keep = RemoteNode(channel).put_certificates if channel is not None else print
-        serial = authority.enroll_chip(chip, write=write, otp=otp, keep=keep)
+        serial = authority.enroll_chip(chip, write=write, otp=otp, keep=keep, replace=replace)
         print(
             f"Device {serial} enrolled."
             if write
@@ -260,7 +264,9 @@ def _where(rest: list[str]) -> Callable[[str | None], Channel] | None:
     return None
 
 
-def _enroll_software(authority: Authority, where: Callable[[str | None], Channel]) -> int:
+def _enroll_software(
+    authority: Authority, where: Callable[[str | None], Channel], *, replace: bool
+) -> int:
     authority.issuer()
     node = RemoteNode(where(None))
     try:
@@ -270,7 +276,9 @@ def _enroll_software(authority: Authority, where: Callable[[str | None], Channel
                 f"the node has a chip ({claim.serial}); enrol that with --bus N in place of "
                 "--software"
             )
-        device, signer = authority.enroll_software(claim.source, claim.identity, claim.public_key)
+        device, signer = authority.enroll_software(
+            claim.source, claim.identity, claim.public_key, replace=replace
+        )
         file = node.put_certificates(pem(device) + pem(signer))
         name = device_name(claim.source, claim.identity, None)
         print(f"Device {name} enrolled; its certificates are in {file} there.")
@@ -291,11 +299,11 @@ def _tell_daemon(node: RemoteNode) -> None:
         sys.stderr.write(f"The node says of its configuration: {fault}\n")
 
 
-def _enroll_by_hand(authority: Authority, rest: list[str]) -> int:
+def _enroll_by_hand(authority: Authority, rest: list[str], *, replace: bool) -> int:
     try:
         source, identity, key = rest
         device, signer = authority.enroll_software(
-            source, bytes.fromhex(identity), bytes.fromhex(key)
+            source, bytes.fromhex(identity), bytes.fromhex(key), replace=replace
         )
     except ValueError as error:
         raise UsageError(
