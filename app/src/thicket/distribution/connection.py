@@ -19,6 +19,7 @@ from .etf import encode_bare
 from .handshake import (
     FRAGMENTS,
     SETUP_TIME,
+    TEXT,
     DistributionError,
     Handshake,
     HandshakeError,
@@ -90,6 +91,7 @@ class Connection(asyncio.BufferedProtocol):
     :ivar source: the peer's address, without zone.
     :ivar heard: when the last bytes came, by the event loop's clock.
     :ivar established: the handshake is over and the connection in use.
+    :ivar text: the peer reads text apart from bytes, as nodes of ours do.
     :ivar checked: the name under which the peer's certificate was found good.
     """
 
@@ -107,6 +109,7 @@ class Connection(asyncio.BufferedProtocol):
         self.checked = ""
         self.heard = 0.0
         self.established = False
+        self.text = False
         self.handshake = handshake
         self.outgoing = isinstance(handshake, Initiator)
         self._owner = owner
@@ -265,6 +268,13 @@ class Connection(asyncio.BufferedProtocol):
         """Tell whether both sides have the ability *flag*."""
         return self.handshake.peer is not None and bool(self.handshake.peer.flags & flag)
 
+    def encode(self, term: Any) -> bytes:
+        """Return *term* in the form that the peer reads, for :meth:`send`.
+
+        :raises EncodeError: when it has none.
+        """
+        return encode_bare(term, text=self.text)
+
     def send(
         self, control: tuple[Any, ...], payload: bytes | None = None, *, more: bool = False
     ) -> None:
@@ -273,13 +283,13 @@ class Connection(asyncio.BufferedProtocol):
         A message longer than a fragment leaves piece by piece, as the connection takes it, and
         others pass it on the way; but not those of the same sender.
 
-        :param payload: an encoded term without version byte.
+        :param payload: an encoded term, see :meth:`encode`.
         :param more: another message follows at once, and both may leave together.
         :raises EncodeError: when *control* has no form on the wire.
         """
         if self._closed is not None or self._transport is None or not self.established:
             return
-        encoded = encode_bare(control)
+        encoded = self.encode(control)
         size = len(payload) if payload is not None else 0
         waiting = self._long_size + self._transport.get_write_buffer_size()
         self._sent = True
@@ -378,6 +388,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._header = self.has(FRAGMENTS)
+        self.text = self.has(TEXT)
         self._messages = frames.MessageReader(header=self._header, max_message=self._max_message)
         self._reader = frames.FrameReader(self._messages.max_frame)
         self.established = True

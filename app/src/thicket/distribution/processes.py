@@ -250,7 +250,7 @@ class ProcessTable:
             if connection.has(SEND_SENDER)
             else (frames.SEND, NOBODY, target)
         )
-        connection.send(control, encode_bare(message))
+        connection.send(control, connection.encode(message))
 
     def send_to_name(
         self, connection: Connection | None, sender: Pid, name: str, message: Any
@@ -259,7 +259,7 @@ class ProcessTable:
         if connection is None:
             self._send_here(Atom(name), message)
             return
-        connection.send((frames.REG_SEND, sender, NOBODY, Atom(name)), encode_bare(message))
+        connection.send((frames.REG_SEND, sender, NOBODY, Atom(name)), connection.encode(message))
 
     def send_to_alias(
         self, connection: Connection | None, sender: Pid, alias: Reference, message: Any
@@ -270,7 +270,7 @@ class ProcessTable:
             if process is not None:
                 process.on_message(None, copy(message))
         elif connection.has(ALIAS):
-            connection.send((frames.ALIAS_SEND, sender, alias), encode_bare(message))
+            connection.send((frames.ALIAS_SEND, sender, alias), connection.encode(message))
 
     def _send_here(self, target: Any, message: Any) -> None:
         process = self._find(target)
@@ -362,7 +362,7 @@ class ProcessTable:
             if process is not None:
                 process.on_exit(None, sender, copy(reason), linked=False)
         elif connection.has(EXIT_PAYLOAD):
-            connection.send((frames.PAYLOAD_EXIT2, sender, target), encode_bare(reason))
+            connection.send((frames.PAYLOAD_EXIT2, sender, target), connection.encode(reason))
         else:
             connection.send((frames.EXIT2, sender, target, reason))
 
@@ -382,7 +382,7 @@ class ProcessTable:
                 process.watched.pop(reference, None)
         elif connection.has(EXIT_PAYLOAD):
             connection.send(
-                (frames.PAYLOAD_MONITOR_P_EXIT, item, watcher, reference), encode_bare(why)
+                (frames.PAYLOAD_MONITOR_P_EXIT, item, watcher, reference), connection.encode(why)
             )
         else:
             connection.send((frames.MONITOR_P_EXIT, item, watcher, reference, why))
@@ -394,7 +394,7 @@ class ProcessTable:
             if process is not None and process.links.pop(sender, connection) is connection:
                 process.on_exit(None, sender, why, linked=True)
         elif connection.has(EXIT_PAYLOAD):
-            connection.send((frames.PAYLOAD_EXIT, sender, target), encode_bare(why))
+            connection.send((frames.PAYLOAD_EXIT, sender, target), connection.encode(why))
         else:
             connection.send((frames.EXIT, sender, target, why))
 
@@ -569,7 +569,7 @@ class ProcessTable:
 
 def copy(message: Any) -> Any:
     """Return *message* as it would arrive from another node, and nothing shared with it."""
-    return decode_bare(encode_bare(message))[0]
+    return decode_bare(encode_bare(message, text=True))[0]
 
 
 def _require(value: Any, kind: type) -> None:
