@@ -163,7 +163,7 @@ terms = st.recursive(
 
 
 def reread(term: Any) -> bool:
-    return same(decode(encode(term)), term)
+    return same(decode(encode(term, text=True)), term)
 
 
 @given(terms)
@@ -242,9 +242,9 @@ def test_arbitrary_compressed_bytes(data: bytes) -> None:
 
 @given(terms, st.integers(1, 9))
 def test_compressed_round_trip(term: Any, level: int) -> None:
-    packed = encode(term, compress=level)
+    packed = encode(term, text=True, compress=level)
     assert same(decode(packed), term)
-    assert len(packed) <= len(encode(term))
+    assert len(packed) <= len(encode(term, text=True))
 
 
 def test_identifiers_of_nodes_of_long_ago() -> None:
@@ -264,17 +264,12 @@ def test_identifiers_of_nodes_of_long_ago() -> None:
             refused(b"\x83" + raw[:size])
 
 
-def test_text_is_told_from_bytes_and_is_a_binary_for_erlang(tmp_path: Path) -> None:
+def test_text_is_told_from_bytes_between_our_nodes_and_is_a_binary_for_all_others() -> None:
     texts = ["", "grün", "a" * 70, "漢" * 30000]
-    raw = [encode(text) for text in texts]
+    raw = [encode(text, text=True) for text in texts]
     assert [decode(data) for data in raw] == texts
     assert all(type(decode(data)) is str for data in raw)
-    ours, theirs, plain = tmp_path / "ours", tmp_path / "theirs", tmp_path / "plain"
-    write(ours, raw)
-    write(plain, [encode(text.encode()) for text in texts])
-    assert erlang("compare", ours, plain) == "4\n"
-    erlang("echo", ours, theirs)
-    assert [decode(data) for data in read(theirs)] == [text.encode() for text in texts]
+    assert [encode(text) for text in texts] == [encode(text.encode()) for text in texts]
     # A stranger may claim that anything is text.
     assert decode(b"\x83M\0\0\0\x01\x08\xff") == b"\xff"
 
@@ -640,3 +635,43 @@ def test_no_memory_is_kept_of_atoms() -> None:
     assert len(etf._decoded_atoms) <= 513
     assert len(etf._encoded_atoms) <= 513
     assert decode(encode([True, False, None])) == [True, False, None]
+
+
+# --- what the other side takes for corrupt ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        {"a": 1, b"a": 2},
+        {("x", "a"): 1, ("x", b"a"): 2},
+        {FrozenList(("",)): 1, FrozenList((b"",)): 2},
+        {True: 1, Atom("true"): 2},
+        {None: 1, Atom("nil"): 2},
+        PairMap([(1, 1), (1, 2)]),
+        [{"deep": {"a": 1, b"a": 2}}],
+    ],
+    ids=repr,
+)
+def test_a_map_with_two_keys_that_are_one_in_erlang_is_refused(term: Any) -> None:
+    with pytest.raises(EncodeError, match="two keys of a map"):
+        encode(term)
+
+
+def test_keys_that_differ_in_erlang_are_sent() -> None:
+    for term in (
+        {"a": 1, b"b": 2, 1: 3, Atom("c"): 4, None: 5, ("a",): 6, FrozenList(("a",)): 7},
+        PairMap([(1, 1), (1.0, 2)]),
+    ):
+        assert reread(term)
+    both = {"a": 1, b"a": 2}
+    assert same(decode(encode(both, text=True)), both)
+
+
+def test_a_message_is_encoded_as_it_was_for_each_form() -> None:
+    term = {"name": ["", b""]}
+    message = etf.Message(term)
+    term["name"].append("later")
+    assert etf.decode_bare(message.form(True))[0] == {"name": ["", b""]}
+    assert etf.decode_bare(message.form(False))[0] == {b"name": [b"", b""]}
+    assert message.form(False) == etf.Message({"name": ["", b""]}, text=False).form(False)

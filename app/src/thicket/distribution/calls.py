@@ -252,6 +252,8 @@ class Job(Process):
         self._arguments = arguments
         self._result = result
         self._watch = cancel_with_watch
+        #: Where the result goes in the end: ``rex`` passes it on.
+        self._reader = connection
         self._why: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -283,7 +285,7 @@ class Job(Process):
                 value = exported.function(*made)
                 if inspect.isawaitable(value):
                     value = await value
-            reason = returned(self._result, value)
+            reason = returned(self._result, value, text=_reads_text(self._reader))
         except asyncio.CancelledError:
             if self._why is None:
                 reason = raised(self._result, exported.name, "exit", _CANCELLED)
@@ -326,12 +328,16 @@ class Job(Process):
             self.cancel(_CANCELLED)  # nobody is left who waits
 
 
-def returned(result: Any, value: Any) -> Any:
+def _reads_text(reader: Connection | None) -> bool:
+    return reader is None or reader.text
+
+
+def returned(result: Any, value: Any, *, text: bool) -> Any:
     """Return how a process ends whose function has returned *value*."""
     if result is None:
         return NORMAL
     reason = (result, _RETURN, value)
-    encode_bare(reason)  # tells now what could not be sent
+    encode_bare(reason, text=text)  # tells now what could not be sent
     return reason
 
 
@@ -495,7 +501,7 @@ class Calls:
             trace = stack(module, function, arguments)
             ended = raised(result, "", "error", UNDEFINED_FUNCTION, trace)
         else:
-            ended = self._run(exported, caller, arguments, result)
+            ended = self._run(exported, connection, caller, arguments, result)
         pid = self.node.new_pid()
         # The caller's runtime waits for this even where the caller does not.
         connection.send(
@@ -509,11 +515,19 @@ class Calls:
     def _at_once(self, exported: Exported) -> bool:
         return not exported.asynchronous and not exported.thread
 
-    def _run(self, exported: Exported, caller: Pid, arguments: list[Any], result: Any) -> Any:
+    def _run(
+        self,
+        exported: Exported,
+        reader: Connection,
+        caller: Pid,
+        arguments: list[Any],
+        result: Any,
+    ) -> Any:
         """Run a plain function; how its process ends."""
         token = CALLER.set(Caller(str(caller.node), caller))
         try:
-            return returned(result, exported.function(*exported.signature.convert(arguments)))
+            value = exported.function(*exported.signature.convert(arguments))
+            return returned(result, value, text=reader.text)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # would end the connection, or the node
@@ -556,6 +570,7 @@ class Calls:
             arguments=arguments,
             result=result,
         )
+        job._reader = getattr(caller, "_connection", None)
         job.start()
         return job
 
@@ -687,8 +702,8 @@ class RemoteTask(Process):
         self._abandon()
         return True
 
-    def request(self, arguments: list[Any], group_leader: Pid) -> tuple[tuple[Any, ...], bytes]:
-        """Return the message that asks for the function."""
+    def request(self, arguments: list[Any], group_leader: Pid) -> tuple[tuple[Any, ...], Any]:
+        """Return control tuple and term that ask for the function."""
         module, function = map(Atom, split_function(self.function))
         control = (
             frames.SPAWN_REQUEST,
@@ -698,12 +713,12 @@ class RemoteTask(Process):
             _EXECUTE_CALL,
             [_MONITOR],
         )
-        return control, encode_bare([self.reference, module, function, arguments])
+        return control, [self.reference, module, function, arguments]
 
     def start_here(self, calls: Calls, arguments: list[Any]) -> None:
         """Run an exported function of this node itself."""
         module, function = map(Atom, split_function(self.function))
-        copied = decode_bare(encode_bare(arguments))[0]
+        copied = copy(arguments)
         self._spawning = False
         job = calls.start(self.pid, module, function, copied, self.reference)
         if job is None:
@@ -882,8 +897,8 @@ def _to_text(text: Any) -> str:
 
 def cast_request(
     node: ProcessTable, function: str, arguments: list[Any], sender: Pid, group_leader: Pid
-) -> tuple[tuple[Any, ...], bytes]:
-    """Return the message that asks for a function whose result nobody waits for."""
+) -> tuple[tuple[Any, ...], Any]:
+    """Return control tuple and term that ask for a function whose result nobody waits for."""
     module, name = map(Atom, split_function(function))
     control: tuple[Any, ...] = (
         frames.SPAWN_REQUEST,
@@ -893,4 +908,4 @@ def cast_request(
         _EXECUTE_CAST,
         [],
     )
-    return control, encode_bare([module, name, arguments])
+    return control, [module, name, arguments]

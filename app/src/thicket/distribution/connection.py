@@ -19,6 +19,7 @@ from .etf import encode_bare
 from .handshake import (
     FRAGMENTS,
     SETUP_TIME,
+    TEXT,
     DistributionError,
     Handshake,
     HandshakeError,
@@ -94,6 +95,7 @@ class Connection(asyncio.BufferedProtocol):
     :ivar heard: when the last bytes came, by the event loop's clock; 0 before the first.
     :ivar secured_at: when TLS stood, by the same clock; 0 before, and without TLS.
     :ivar established: the handshake is over and the connection in use.
+    :ivar text: the peer reads text apart from bytes, as nodes of ours do.
     :ivar checked: the name under which the peer's certificate was found good.
     """
 
@@ -112,6 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         self.heard = 0.0
         self.secured_at = 0.0
         self.established = False
+        self.text = False
         self.handshake = handshake
         self.outgoing = isinstance(handshake, Initiator)
         self._owner = owner
@@ -276,6 +279,13 @@ class Connection(asyncio.BufferedProtocol):
         """Tell whether both sides have the ability *flag*."""
         return self.handshake.peer is not None and bool(self.handshake.peer.flags & flag)
 
+    def encode(self, term: Any) -> bytes:
+        """Return *term* in the form that the peer reads, for :meth:`send`.
+
+        :raises EncodeError: when it has none.
+        """
+        return encode_bare(term, text=self.text)
+
     def send(
         self, control: tuple[Any, ...], payload: bytes | None = None, *, more: bool = False
     ) -> None:
@@ -284,13 +294,13 @@ class Connection(asyncio.BufferedProtocol):
         A message longer than a fragment leaves piece by piece, as the connection takes it, and
         others pass it on the way; but not those of the same sender.
 
-        :param payload: an encoded term without version byte.
+        :param payload: an encoded term, see :meth:`encode`.
         :param more: another message follows at once, and both may leave together.
         :raises EncodeError: when *control* has no form on the wire.
         """
         if self._closed is not None or self._transport is None or not self.established:
             return
-        encoded = encode_bare(control)
+        encoded = self.encode(control)
         size = len(payload) if payload is not None else 0
         waiting = self._long_size + self._transport.get_write_buffer_size()
         self._sent = True
@@ -393,6 +403,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._header = self.has(FRAGMENTS)
+        self.text = self.has(TEXT)
         self._messages = frames.MessageReader(header=self._header, max_message=self._max_message)
         self._reader = frames.FrameReader(self._messages.max_frame)
         self.established = True

@@ -26,10 +26,14 @@ Keys of a ``dict`` must be hashable, so lists and maps inside a key arrive as
 ``1.0`` and ``True`` for the same key, Erlang does not: such a map arrives as a
 :class:`PairMap`.
 
-A ``str`` is sent as the binary of its UTF-8 text, written in the format's form for bit strings
-with all 8 bits of the last byte in use. Erlang takes that for the binary it is and never writes it
-itself; so text and bytes stay apart between nodes in Python and mean the same to Erlang. Text
-that an Erlang node passes on comes back as ``bytes``.
+A ``str`` is encoded as the binary of its UTF-8 text, and decoded as ``bytes``. With ``text=True``,
+which is for nodes of ours, it is written in the form for bit strings with all 8 bits of the last
+byte in use (an empty one with 0), and decoded as ``str``. Others must not be sent that form: OTP
+since 27 takes the empty one for a corrupt term and closes the connection, and nodes in C and Java
+cannot read it.
+
+A map whose keys differ in Python and are the same on the wire (``"a"`` and ``b"a"``, ``True`` and
+``Atom("true")``) is an :class:`EncodeError`; Erlang takes it for a corrupt term, too.
 
 Neither direction recurses, so that depth is bounded by a number and not by Python's stack.
 The decoder is safe on bytes from strangers: time and memory grow linearly with the input up to
@@ -430,7 +434,7 @@ def _encode_pid(pid: Pid) -> bytes:
     return pid._wire
 
 
-def _encode_other(term: Any) -> bytes:
+def _encode_other(term: Any, text: bool) -> bytes:
     """Encode the values that hold no others and are not frequent."""
     data: bytes
     kind = type(term)
@@ -439,8 +443,9 @@ def _encode_other(term: Any) -> bytes:
             data = term.encode()
         except UnicodeEncodeError as found:
             raise EncodeError(f"text must be Unicode: {found}") from None
-        # A bit string of whole bytes: text for Python, an ordinary binary for Erlang.
-        return b"%b%c%b" % (_u8_u32(BIT_BINARY, len(data)), 8 if data else 0, data)
+        if text:  # a bit string of whole bytes
+            return b"%b%c%b" % (_u8_u32(BIT_BINARY, len(data)), 8 if data else 0, data)
+        return _u8_u32(BINARY, len(data)) + data
     if kind is bytearray or kind is memoryview:
         data = bytes(term)
         return _u8_u32(BINARY, len(data)) + data
@@ -467,14 +472,32 @@ def _encode_other(term: Any) -> bytes:
     )
 
 
+# Keys of one of these types that differ are different on the wire, too.
+_SAFE_KEYS = frozenset((str, bytes, int, float, bool, Atom, Pid, type(None)))
+
+
+def _check_keys(keys: Iterable[Any], count: int, text: bool) -> None:
+    """Refuse a map of which two keys are the same on the wire."""
+    forms = {_encode_freely(key, text=text) for key in keys}
+    if len(forms) < count:
+        raise EncodeError("two keys of a map are the same in Erlang, such as 'a' and b'a'")
+
+
 def encode_bare(
-    term: Any, *, max_depth: int = MAX_DEPTH, max_terms: int = MAX_TERMS, prefix: bytes = b""
+    term: Any,
+    *,
+    text: bool = False,
+    max_depth: int = MAX_DEPTH,
+    max_terms: int = MAX_TERMS,
+    prefix: bytes = b"",
 ) -> bytes:
     """Encode *term* without the leading version byte.
 
+    :param text: keep ``str`` apart from ``bytes``; only for nodes of ours.
     :param prefix: bytes to put in front.
     :raises EncodeError: for a value that has no form, is nested deeper than *max_depth* (a
-        container that holds itself is), or has more than *max_terms* elements.
+        container that holds itself is), has more than *max_terms* elements, or holds a map with two
+        keys that are the same on the wire.
     """
     parts: list[bytes] = [prefix]
     append = parts.append
@@ -507,9 +530,9 @@ def encode_bare(
                         append(_EMPTY_LIST)
                         continue
                     if size < 65536 and type(item[0]) is int:
-                        text = _as_string(item)
-                        if text is not None:
-                            append(text)
+                        string = _as_string(item)
+                        if string is not None:
+                            append(string)
                             continue
                     append(_u8_u32(LIST, size))
                     inner = chain(item, _NO_TAIL)
@@ -518,6 +541,10 @@ def encode_bare(
                     append(_u8_u32(MAP, size))
                     if not size:
                         continue
+                    if size > 1:
+                        kinds = set(map(type, item))
+                        if len(kinds) > 1 or not kinds <= _SAFE_KEYS:
+                            _check_keys(item, size, text)
                     inner = chain.from_iterable(item.items())
                 elif kind is bool:
                     append(_TRUE if item else _FALSE)
@@ -548,9 +575,11 @@ def encode_bare(
                 elif kind is PairMap or kind is FrozenMap:
                     size = len(item.pairs)
                     append(_u8_u32(MAP, size))
+                    if size > 1:
+                        _check_keys((key for key, _ in item.pairs), size, text)
                     inner = chain.from_iterable(item.pairs)
                 else:
-                    append(_encode_other(item))
+                    append(_encode_other(item, text))
                     continue
                 budget -= size
                 if budget < 0:
@@ -583,7 +612,12 @@ def _as_string(items: list[Any] | FrozenList) -> bytes | None:
 
 
 def encode(
-    term: Any, *, max_depth: int = MAX_DEPTH, max_terms: int = MAX_TERMS, compress: int = 0
+    term: Any,
+    *,
+    text: bool = False,
+    max_depth: int = MAX_DEPTH,
+    max_terms: int = MAX_TERMS,
+    compress: int = 0,
 ) -> bytes:
     """Encode *term* as ``term_to_binary/1`` does (version byte first).
 
@@ -591,7 +625,7 @@ def encode(
         does, where that makes it smaller.
     :raises EncodeError: see :func:`encode_bare`.
     """
-    data = encode_bare(term, max_depth=max_depth, max_terms=max_terms, prefix=b"\x83")
+    data = encode_bare(term, text=text, max_depth=max_depth, max_terms=max_terms, prefix=b"\x83")
     if compress:
         import zlib  # noqa: PLC0415
 
@@ -603,9 +637,9 @@ def encode(
     return data
 
 
-def _encode_freely(term: Any) -> bytes:
+def _encode_freely(term: Any, *, text: bool = True) -> bytes:
     """Encode a term that a limit has been applied to already."""
-    return encode_bare(term, max_depth=1 << 31, max_terms=1 << 62)
+    return encode_bare(term, text=text, max_depth=1 << 31, max_terms=1 << 62)
 
 
 # --- decoding ---------------------------------------------------------------------------------
@@ -1067,3 +1101,24 @@ def _inflate(data: bytes, limit: int) -> bytes:
     if machine.unused_data:
         raise DecodeError(f"{len(machine.unused_data)} bytes follow the term")
     return found
+
+
+class Message:
+    """A term as it is now, to be sent once or more: encoded once for each form that is wanted.
+
+    :param text: the form that is wanted first, see :func:`encode_bare`.
+    :raises EncodeError: see :func:`encode_bare`; :meth:`form` raises it as well.
+    """
+
+    __slots__ = ("_forms",)
+
+    def __init__(self, term: Any, *, text: bool = True) -> None:
+        self._forms = {text: encode_bare(term, text=text)}
+
+    def form(self, text: bool) -> bytes:
+        """Return the term without version byte, with ``str`` apart from ``bytes`` or not."""
+        found = self._forms.get(text)
+        if found is None:
+            term = decode_bare(next(iter(self._forms.values())))[0]
+            found = self._forms[text] = encode_bare(term, text=text)
+        return found

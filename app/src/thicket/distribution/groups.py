@@ -17,7 +17,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from .etf import Atom, EncodeError, PairMap, Pid, Reference, encode_bare
+from .etf import Atom, EncodeError, Message, PairMap, Pid, Reference, encode_bare
 from .handshake import DistributionError
 from .mailbox import LIMIT, Mailbox
 from .processes import Process, ProcessTable
@@ -163,7 +163,7 @@ class Scope(Process):
         :returns: the number of members that it was sent to.
         :raises EncodeError: when *message* has no form in Erlang.
         """
-        encoded = encode_bare(message)
+        encoded = Message(message)
         count = 0
         for pid in self.members(group):
             try:

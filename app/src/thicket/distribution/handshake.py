@@ -66,6 +66,9 @@ SPAWN = 1 << 32
 NAME_ME = 1 << 33
 V4_NC = 1 << 34
 ALIAS = 1 << 35
+TEXT = 1 << 62
+"""Of ours alone: the peer reads text in the form that keeps it apart from bytes (:mod:`.etf`).
+Erlang numbers its abilities upwards, and ignores those that it does not know."""
 
 _MANDATORY = {
     EXTENDED_REFERENCES: "EXTENDED_REFERENCES",
@@ -98,6 +101,7 @@ ABILITIES = (
     | FRAGMENTS
     | SPAWN
     | ALIAS
+    | TEXT
 )
 """Our abilities. The atom cache is declined on purpose: it costs more in Python than it saves,
 and an opaque fun could not be sent back with it."""

@@ -24,7 +24,7 @@ from .admission import Admission
 from .connection import Connection
 from .epmd import PORT as EPMD_PORT
 from .epmd import EpmdError, PortMapper, listen, lookup
-from .etf import Atom, Pid, Reference, decode_bare, encode_bare, shown
+from .etf import Atom, Message, Pid, Reference, decode_bare, shown
 from .handshake import (
     ABILITIES,
     ALIVE,
@@ -44,7 +44,7 @@ from .handshake import (
     RemoteNode,
     split_name,
 )
-from .processes import NOBODY, Name, Process, ProcessTable
+from .processes import NOBODY, Name, Process, ProcessTable, copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -940,8 +940,8 @@ class Node(ProcessTable):
         connection = await self._connection_to(peer, timeout)
         task = RemoteTask(self, connection, peer, function)
         try:
-            control, payload = task.request(list(arguments), self.calls.group_leader)
-            await self._send_within(connection, control, payload, timeout)
+            control, term = task.request(list(arguments), self.calls.group_leader)
+            await self._send_within(connection, control, connection.encode(term), timeout)
         except BaseException:
             self.end(task)
             raise
@@ -957,13 +957,14 @@ class Node(ProcessTable):
         split_function(function)
         if peer == self.name:
             module, name = map(Atom, split_function(function))
-            copied = decode_bare(encode_bare(list(arguments)))[0]
+            copied = copy(list(arguments))
             self.calls.start(self.pid, module, name, copied, None)
             return
         connection = await self._connection_to(peer, None)
-        await connection.send_in_turn(
-            *cast_request(self, function, list(arguments), self.pid, self.calls.group_leader)
+        control, term = cast_request(
+            self, function, list(arguments), self.pid, self.calls.group_leader
         )
+        await connection.send_in_turn(control, connection.encode(term))
 
     def _got_spawn_request(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
@@ -1003,15 +1004,18 @@ class Node(ProcessTable):
         :raises DistributionError: when the node cannot be reached.
         :raises EncodeError: when *message* has no form in Erlang.
         """
+        known = self._connections.get(_node_of(target))
         await self.send_encoded(
-            sender.pid if sender is not None else self.pid, target, encode_bare(message)
+            sender.pid if sender is not None else self.pid,
+            target,
+            Message(message, text=known is None or known.text),
         )
 
     async def send_encoded(
-        self, sender: Pid, target: Pid | Name | Reference, message: bytes
+        self, sender: Pid, target: Pid | Name | Reference, message: Message
     ) -> None:
         """Send a message that is encoded already, see :meth:`send`."""
-        node = str(target[1]) if isinstance(target, tuple) else str(target.node)
+        node = _node_of(target)
         if node == self.name:
             process: Process | None
             if isinstance(target, Reference):
@@ -1022,7 +1026,7 @@ class Node(ProcessTable):
                 room = getattr(process, "room", None)
                 if room is not None:
                     await room()
-                process.on_message(None, decode_bare(message)[0])
+                process.on_message(None, decode_bare(message.form(True))[0])
             return
         connection = await self._connection_to(node, None)
         control: tuple[Any, ...]
@@ -1036,7 +1040,7 @@ class Node(ProcessTable):
             control = (frames.ALIAS_SEND, sender, target)
         else:
             control = (frames.REG_SEND, sender, NOBODY, Atom(target[0]))
-        await connection.send_in_turn(control, message)
+        await connection.send_in_turn(control, message.form(connection.text))
 
     async def request(
         self, target: Pid | Name, request: Any, timeout: float | None = CALL_TIME
@@ -1058,7 +1062,7 @@ class Node(ProcessTable):
         message = (services.GEN_CALL, (call.pid, call.reference), request)
         try:
             async with asyncio.timeout(timeout):
-                payload = encode_bare(message)
+                payload = Message(message, text=connection is None or connection.text)
                 if connection is None:
                     self._monitor(None, call.pid, item, call.reference)
                 else:
@@ -1202,6 +1206,10 @@ class _Refusals:
         self._told[key] = now
         omitted, self._omitted = self._omitted, 0
         return omitted
+
+
+def _node_of(target: Pid | Name | Reference) -> str:
+    return str(target[1]) if isinstance(target, tuple) else str(target.node)
 
 
 def _words(error: Exception | None) -> str:

@@ -281,7 +281,7 @@ class ProcessTable:
             if connection.has(SEND_SENDER)
             else (frames.SEND, NOBODY, target)
         )
-        connection.send(control, encode_bare(message))
+        connection.send(control, connection.encode(message))
 
     def send_to_name(
         self, connection: Connection | None, sender: Pid, name: str, message: Any
@@ -290,7 +290,7 @@ class ProcessTable:
         if connection is None:
             self._send_here(Atom(name), message)
             return
-        connection.send((frames.REG_SEND, sender, NOBODY, Atom(name)), encode_bare(message))
+        connection.send((frames.REG_SEND, sender, NOBODY, Atom(name)), connection.encode(message))
 
     def send_to_alias(
         self, connection: Connection | None, sender: Pid, alias: Reference, message: Any
@@ -301,7 +301,7 @@ class ProcessTable:
             if process is not None:
                 process.on_message(None, copy(message))
         elif connection.has(ALIAS):
-            connection.send((frames.ALIAS_SEND, sender, alias), encode_bare(message))
+            connection.send((frames.ALIAS_SEND, sender, alias), connection.encode(message))
 
     def _send_here(self, target: Any, message: Any) -> None:
         process = self._find(target)
@@ -393,7 +393,7 @@ class ProcessTable:
             if process is not None:
                 process.on_exit(None, sender, copy(reason), linked=False)
         elif connection.has(EXIT_PAYLOAD):
-            connection.send((frames.PAYLOAD_EXIT2, sender, target), encode_bare(reason))
+            connection.send((frames.PAYLOAD_EXIT2, sender, target), connection.encode(reason))
         else:
             connection.send((frames.EXIT2, sender, target, reason))
 
@@ -413,7 +413,7 @@ class ProcessTable:
                 process.watched.pop(reference, None)
         elif connection.has(EXIT_PAYLOAD):
             connection.send(
-                (frames.PAYLOAD_MONITOR_P_EXIT, item, watcher, reference), encode_bare(why)
+                (frames.PAYLOAD_MONITOR_P_EXIT, item, watcher, reference), connection.encode(why)
             )
         else:
             connection.send((frames.MONITOR_P_EXIT, item, watcher, reference, why))
@@ -425,7 +425,7 @@ class ProcessTable:
             if process is not None and process.links.pop(sender, connection) is connection:
                 process.on_exit(None, sender, why, linked=True)
         elif connection.has(EXIT_PAYLOAD):
-            connection.send((frames.PAYLOAD_EXIT, sender, target), encode_bare(why))
+            connection.send((frames.PAYLOAD_EXIT, sender, target), connection.encode(why))
         else:
             connection.send((frames.EXIT, sender, target, why))
 
@@ -621,7 +621,7 @@ class ProcessTable:
 
 def copy(message: Any) -> Any:
     """Return *message* as it would arrive from another node, and nothing shared with it."""
-    return decode_bare(encode_bare(message))[0]
+    return decode_bare(encode_bare(message, text=True))[0]
 
 
 def _full(

@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from . import frames
-from .etf import Atom, ImproperList, Pid, Reference, encode_bare, shown
+from .etf import Atom, ImproperList, Pid, Reference, shown
 from .handshake import DistributionError
 from .processes import NOBODY, SYSTEM_LIMIT, Process, ProcessTable
 
@@ -220,7 +220,7 @@ def greet_global(node: Node, connection: Connection) -> None:
     names or locks for us, and ``prevent_overlapping_partitions`` has no say over our connections.
     """
     control = (frames.REG_SEND, node.pid, NOBODY, _GLOBAL)
-    connection.send(control, encode_bare((_CAST, (_IN_SYNC, Atom(node.name), True))))
+    connection.send(control, connection.encode((_CAST, (_IN_SYNC, Atom(node.name), True))))
 
 
 def stack(module: Any, function: Any, arguments: Any) -> list[Any]:
