@@ -381,3 +381,32 @@ def test_what_a_node_imports_is_small() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+LATE = datetime(2032, 1, 1, 12, tzinfo=UTC)
+
+
+def test_a_date_that_no_chip_can_keep_is_refused_before_a_chip_is_touched(tmp_path: Path) -> None:
+    authority(tmp_path / "fleet").init("acme", PREFIX, lab=True)
+    late = Authority(tmp_path / "fleet", lambda _: "correct horse", clock=lambda: LATE)
+    driver, chip, _, _ = emulated()
+    before = chip.memory
+    with pytest.raises(AuthorityError, match=r"nothing was written.*2000 to 2031"):
+        late.enroll_chip(driver, write=True, show=quiet)
+    assert chip.memory == before
+
+
+def test_a_date_that_no_chip_can_keep_makes_no_signer(tmp_path: Path) -> None:
+    authority(tmp_path / "fleet").init("acme", PREFIX, lab=True)
+    late = Authority(tmp_path / "fleet", lambda _: "correct horse", clock=lambda: LATE)
+    before = sorted(path.name for path in (tmp_path / "fleet").iterdir())
+    with pytest.raises(AuthorityError, match="nothing was written"):
+        late.signer()
+    assert sorted(path.name for path in (tmp_path / "fleet").iterdir()) == before
+
+
+def test_a_date_that_no_chip_can_keep_makes_no_fleet(tmp_path: Path) -> None:
+    late = Authority(tmp_path / "fleet", lambda _: "correct horse", clock=lambda: LATE)
+    with pytest.raises(AuthorityError, match="nothing was written"):
+        late.init("acme", PREFIX, lab=True)
+    assert not (tmp_path / "fleet" / "root.pem").exists()

@@ -35,7 +35,7 @@ from thicket.trust import certificates as x509
 from thicket.trust import der, openssl
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError
-from thicket.trust.compressed import NO_END
+from thicket.trust.compressed import NO_END, encode_dates
 from thicket.trust.der import Reader
 from thicket.trust.fleet import Fleet
 from thicket.trust.nerveskey import CertificateSet
@@ -172,6 +172,19 @@ def years_from(now: datetime, years: int) -> tuple[datetime, datetime]:
     return begin, begin.replace(year=begin.year + years)
 
 
+def _validity_of(now: datetime, years: int) -> tuple[datetime, datetime]:
+    """Return :func:`years_from` as far as a chip can keep it; raises ``AuthorityError``.
+
+    Asked for before anything is written: a chip's configuration is locked for ever.
+    """
+    validity = years_from(now, years)
+    try:
+        encode_dates(*validity)
+    except ValueError as error:
+        raise AuthorityError(f"nothing was written: {error}. Is the clock right?") from None
+    return validity
+
+
 class Authority:
     """One fleet's authority. Every method reads the folder anew; one process at a time changes it.
 
@@ -302,6 +315,7 @@ class Authority:
                 f"{self.folder} has a fleet already; it is not replaced, because its devices would "
                 "be lost"
             )
+        begin, _ = _validity_of(self._clock(), SIGNER_YEARS)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         document = {
             "format": FORMAT,
@@ -313,7 +327,6 @@ class Authority:
             "revocations": 0,
         }
         key = self._new_key("root", "the root's key", document, token)
-        begin, _ = years_from(self._clock(), 1)
         profile = fleets.root_profile(name, network, key.public_key, (begin, NO_END))
         self._write("root.pem", x509.pem(profile.signed(key.sign(profile.digest()))).encode())
         self._save(document)
@@ -327,6 +340,7 @@ class Authority:
         ``token`` is the URI of a PKCS#11 token for its key.
         """
         fleet = self.fleet
+        validity = _validity_of(self._clock(), SIGNER_YEARS)
         root_key = self._key("root", "the root's key")
         with self._changing() as document:
             number = max(map(int, document["signers"]), default=0) + 1
@@ -335,7 +349,6 @@ class Authority:
             key = self._new_key(
                 f"signer-{number:04X}", f"the key of signer {number}", document, token
             )
-            validity = years_from(self._clock(), SIGNER_YEARS)
             profile = fleets.signer_profile(fleet, number, key.public_key, validity)
             certificate = profile.signed(root_key.sign(profile.digest()))
             self._write(f"signer-{number:04X}.pem", x509.pem(certificate).encode())
@@ -364,7 +377,7 @@ class Authority:
             number,
             x509.from_pem(pem)[0],
             self._key(stem, f"the key of signer {number}"),
-            years_from(self._clock(), DEVICE_YEARS),
+            _validity_of(self._clock(), DEVICE_YEARS),
         )
 
     def check_key(self, device: str, key: bytes | None, *, replace: bool = False) -> None:
