@@ -10,6 +10,7 @@ from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
+from fake_peer import ReadsText
 from private_network import PREFIX, Network, in_private_network, until
 
 from thicket.distribution import HandshakeError, Node, frames
@@ -30,7 +31,7 @@ OTHER = f"thicket@{PREFIX}2"
 MODULUS = (1 << 61) - 1  # of hashes of integers in Python
 
 
-class Peer:
+class Peer(ReadsText):
     name = OTHER
     discarded = 0
     busy = False

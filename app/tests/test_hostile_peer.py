@@ -10,6 +10,7 @@ from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
+from fake_peer import ReadsText
 
 from thicket.distribution import calls, frames
 from thicket.distribution.etf import Atom, Pid, Reference, encode_bare
@@ -22,7 +23,7 @@ OTHER = "thicket@fd12:3456:789a:1:0:e0f9:2f20:de47"
 NAME = Atom(OTHER)
 
 
-class Peer:
+class Peer(ReadsText):
     """Stands in for a connection: keeps what it is sent."""
 
     name = OTHER

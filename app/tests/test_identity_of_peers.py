@@ -8,6 +8,7 @@ from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
+from fake_peer import ReadsText
 from private_network import until
 
 from thicket.distribution import CALLER, frames, processes, services
@@ -22,7 +23,7 @@ PREFIX = "thicket@fd12:3456:789a:1::"
 OWN, HONEST, HOSTILE = f"{PREFIX}1", f"{PREFIX}2", f"{PREFIX}3"
 
 
-class Peer:
+class Peer(ReadsText):
     """Stands in for a connection: keeps what it is sent."""
 
     busy = False

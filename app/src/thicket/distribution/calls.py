@@ -252,8 +252,6 @@ class Job(Process):
         self._arguments = arguments
         self._result = result
         self._watch = cancel_with_watch
-        #: Where the result goes in the end: ``rex`` passes it on.
-        self._reader = connection
         self._why: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -285,7 +283,7 @@ class Job(Process):
                 value = exported.function(*made)
                 if inspect.isawaitable(value):
                     value = await value
-            reason = returned(self._result, value, text=_reads_text(self._reader))
+            reason = returned(self._result, value, text=_reads_text(self._connection))
         except asyncio.CancelledError:
             if self._why is None:
                 reason = raised(self._result, exported.name, "exit", _CANCELLED)
@@ -570,7 +568,6 @@ class Calls:
             arguments=arguments,
             result=result,
         )
-        job._reader = getattr(caller, "_connection", None)
         job.start()
         return job
 
