@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from ipaddress import IPv6Address
 from typing import Any
@@ -19,6 +20,8 @@ from thicket.distribution.etf import (
     Atom,
     DecodeError,
     EncodeError,
+    FrozenMap,
+    PairMap,
     Pid,
     decode_bare,
     encode_bare,
@@ -240,3 +243,19 @@ async def test_one_address_has_a_limited_number_of_nodes(network: Network) -> No
     finally:
         for node in made:
             await node.stop()
+
+
+@pytest.mark.parametrize("shape", ["dict", "pairs"])
+def test_maps_that_are_keys_of_maps_cost_what_their_length_says(shape: str) -> None:
+    """Three hundred levels; encoded twice at each, they would take longer than the world exists."""
+    term: Any = FrozenMap(((1, 1), (b"x", 2)))
+    for level in range(300):
+        pairs = ((term, level), (b"other", 1))
+        term = FrozenMap(pairs)
+    whole: Any = (
+        dict(((term, 1), (b"x", 1))) if shape == "dict" else PairMap([(term, 1), (b"x", 1)])
+    )
+    begin = time.process_time()
+    data = encode_bare(whole, max_depth=1000)
+    assert time.process_time() - begin < 30
+    assert len(data) < 20_000

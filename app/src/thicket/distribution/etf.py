@@ -476,11 +476,22 @@ def _encode_other(term: Any, text: bool) -> bytes:
 _SAFE_KEYS = frozenset((str, bytes, int, float, bool, Atom, Pid, type(None)))
 
 
-def _check_keys(keys: Iterable[Any], count: int, text: bool) -> None:
-    """Refuse a map of which two keys are the same on the wire."""
-    forms = {_encode_freely(key, text=text) for key in keys}
-    if len(forms) < count:
-        raise EncodeError("two keys of a map are the same in Erlang, such as 'a' and b'a'")
+def _told_apart(pairs: Iterable[tuple[Any, Any]], parts: list[bytes]) -> Iterator[Any]:
+    """Yield keys and values in turn; refuse a map of which two keys are the same on the wire.
+
+    A key is at the end of *parts* when its value is asked for. Nothing is encoded twice for this: a
+    key that holds maps would cost twice as much with each level.
+    """
+    forms: set[bytes] = set()
+    for key, value in pairs:
+        start = len(parts)
+        yield key
+        form = b"".join(parts[start:])
+        parts[start:] = [form]
+        if form in forms:
+            raise EncodeError("two keys of a map are the same in Erlang, such as 'a' and b'a'")
+        forms.add(form)
+        yield value
 
 
 def encode_bare(
@@ -541,11 +552,11 @@ def encode_bare(
                     append(_u8_u32(MAP, size))
                     if not size:
                         continue
-                    if size > 1:
-                        kinds = set(map(type, item))
-                        if len(kinds) > 1 or not kinds <= _SAFE_KEYS:
-                            _check_keys(item, size, text)
-                    inner = chain.from_iterable(item.items())
+                    kinds = set(map(type, item))
+                    if size > 1 and (len(kinds) > 1 or not kinds <= _SAFE_KEYS):
+                        inner = _told_apart(item.items(), parts)
+                    else:
+                        inner = chain.from_iterable(item.items())
                 elif kind is bool:
                     append(_TRUE if item else _FALSE)
                     continue
@@ -575,9 +586,7 @@ def encode_bare(
                 elif kind is PairMap or kind is FrozenMap:
                     size = len(item.pairs)
                     append(_u8_u32(MAP, size))
-                    if size > 1:
-                        _check_keys((key for key, _ in item.pairs), size, text)
-                    inner = chain.from_iterable(item.pairs)
+                    inner = _told_apart(item.pairs, parts)
                 else:
                     append(_encode_other(item, text))
                     continue
