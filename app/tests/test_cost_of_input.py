@@ -252,9 +252,8 @@ def test_maps_that_are_keys_of_maps_cost_what_their_length_says(shape: str) -> N
     for level in range(300):
         pairs = ((term, level), (b"other", 1))
         term = FrozenMap(pairs)
-    whole: Any = (
-        dict(((term, 1), (b"x", 1))) if shape == "dict" else PairMap([(term, 1), (b"x", 1)])
-    )
+    pairs = ((term, 1), (b"x", 1))
+    whole: Any = dict(pairs) if shape == "dict" else PairMap(pairs)
     begin = time.process_time()
     data = encode_bare(whole, max_depth=1000)
     assert time.process_time() - begin < 30

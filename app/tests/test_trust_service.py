@@ -143,7 +143,7 @@ def test_without_a_fleet_nobody_is_let_in_and_one_may_come(fleet: Fleet) -> None
     fleet.until(lambda: fleet.formed(a, b), "b is in", 60)
     assert not problem(b, "no-fleet")
     # And out of it again.
-    Path(b.paths.device).write_text("")
+    Path(b.paths.device).write_text("# defaults\n")
     b.ask("reload")
     fleet.until(lambda: not a.members(), "a notices", 60)
     assert problem(b, "no-fleet")

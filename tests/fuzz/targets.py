@@ -337,7 +337,7 @@ def make_messages() -> Try:
     from thicket.distribution.etf import encode_bare
     from thicket.distribution.frames import FrameError, MessageReader
     from thicket.distribution.groups import Scope
-    from thicket.distribution.handshake import ABILITIES, DistributionError
+    from thicket.distribution.handshake import ABILITIES, TEXT, DistributionError
     from thicket.distribution.node import Node
     from thicket.passphrase import Listener, Passphrase, PassphraseError
     from thicket.trust.exchange import Exchange
@@ -380,7 +380,11 @@ def make_messages() -> Try:
 
         def __init__(self, flags: int) -> None:
             self.flags = flags
+            self.text = bool(flags & TEXT)
             self.sent = 0
+
+        def encode(self, term: Any) -> bytes:
+            return encode_bare(term, text=self.text)
 
         def has(self, flag: int) -> bool:
             return bool(self.flags & flag)

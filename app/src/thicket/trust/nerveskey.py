@@ -301,7 +301,10 @@ def read_settings_term(chip: Atecc, kind: str = NERVES_KEY) -> Any:
 
 
 def write_settings_term(chip: Atecc, term: Any, kind: str = NERVES_KEY) -> None:
-    """Replace the settings by an Erlang term. Raises as ``write_settings`` does."""
+    """Replace the settings by an Erlang term; text becomes a binary, as NervesKey has it.
+
+    Raises as ``write_settings`` does.
+    """
     from thicket.distribution import etf  # noqa: PLC0415
 
     write_settings(chip, etf.encode(term), kind)
