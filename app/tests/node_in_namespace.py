@@ -8,7 +8,7 @@ the test then gives it an interface named mesh0 and answers with a line.
 import asyncio
 import sys
 from collections.abc import Callable
-from ipaddress import IPv6Interface
+from ipaddress import IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,10 @@ class WireMesh:
     def refused(self) -> dict[str, int]:
         return {}
 
-    async def refresh(self) -> None:
+    def links(self) -> list[tuple[IPv6Address | None, float]]:
+        return []
+
+    async def refresh(self, *, whole: bool = True) -> None:
         pass
 
     async def leave(self) -> None:

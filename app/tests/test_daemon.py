@@ -64,7 +64,14 @@ class FakeMesh:
     def refused(self) -> dict[str, int]:
         return {}
 
-    async def refresh(self) -> None:
+    def links(self) -> list[tuple[IPv6Address | None, float]]:
+        return [
+            (IPv6Interface(one["address"]).ip, one["inactive_ms"] / 1000)
+            for one in self.peers
+            if "address" in one
+        ]
+
+    async def refresh(self, *, whole: bool = True) -> None:
         self.refreshed += 1
 
     async def leave(self) -> None:

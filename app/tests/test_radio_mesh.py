@@ -9,7 +9,7 @@ import contextlib
 import errno
 import time
 from collections.abc import AsyncIterator, Callable
-from ipaddress import IPv6Interface
+from ipaddress import IPv6Address, IPv6Interface
 from typing import Any
 
 import pytest
@@ -69,6 +69,7 @@ class World:
         self.starts = 0
         self.joins = True
         self.commands: list[str] = []
+        self.asked: list[str] = []
         self.command_error: ControlError | None = None
         self.refuses: tuple[str, ...] = ()
         self.subject: Mesh | None = None
@@ -141,6 +142,7 @@ class FakeNl80211:
         self.world.parameters.append(parameters)
 
     def stations(self, ifindex: int) -> list[dict[str, Any]]:
+        self.world.asked.append("stations")
         return [dict(one) for one in self.world.stations]
 
     def remove_path(self, ifindex: int, destination: str) -> None:
@@ -151,6 +153,7 @@ class FakeNl80211:
         self.world.fixed_paths.append((destination, next_hop))
 
     def paths(self, ifindex: int) -> list[dict[str, Any]]:
+        self.world.asked.append("paths")
         return [
             {"destination": PEER, "next_hop": self.world.next_hop, "metric": 8193, "hops": 1,
              "sequence": 1, "expires_ms": 5000, "flags": 1}
@@ -204,6 +207,7 @@ class FakeLinks:
         ]
 
     def neighbours(self, index: int) -> list[tuple[str, str]]:
+        self.world.asked.append("neighbours")
         return self.world.neighbours
 
 
@@ -385,7 +389,7 @@ async def test_lost_events_are_made_up_for_by_the_station_table(world: World) ->
         await one.joined()
         world.stations = [station()]
         one.mesh._refreshed = 0.0
-        await one.mesh.refresh()
+        await one.mesh.refresh(whole=False)
         assert one.told[-1] == ("peer-up", {"mac": PEER})
 
 
@@ -397,15 +401,33 @@ async def test_a_link_made_again_between_two_looks(world: World, another: dict[s
         for stations in ([station()], [{**station(), "connected_s": 6}]):
             world.stations = stations
             one.mesh._refreshed = 0.0
-            await one.mesh.refresh()
+            await one.mesh.refresh(whole=False)
             assert one.told[-1] == ("peer-up", {"mac": PEER})
         told = len(one.told)
         world.stations = [{**station(), "connected_s": 6, **another}]
         world.next_hop = OTHER
         one.mesh._refreshed = 0.0
-        await one.mesh.refresh()
+        await one.mesh.refresh(whole=False)
         assert one.told[told:] == [("peer-down", {"mac": PEER}), ("peer-up", {"mac": PEER})]
         assert world.fixed_paths == [(PEER, PEER)]
+
+
+async def test_a_look_for_silent_peers_asks_for_no_more_than_it_needs(world: World) -> None:
+    """Several times a second; paths and neighbours cost as much again."""
+    async with running(world) as one:
+        await one.joined()
+        world.stations = [station()]
+        world.neighbours = [(PEER, "fd12:3456:789a:1::2")]
+        one.mesh._refreshed = 0.0
+        await one.mesh.refresh(whole=False)
+        assert one.mesh.links() == [(IPv6Address("fd12:3456:789a:1::2"), 0.01)], "of a new peer"
+        world.asked.clear()
+        one.mesh._refreshed = 0.0
+        await one.mesh.refresh(whole=False)
+        assert world.asked == ["stations"]
+        one.mesh._refreshed_whole = 0.0
+        await one.mesh.refresh()
+        assert world.asked[1:] == ["stations", "neighbours", "paths"], "what is told is whole"
 
 
 async def test_paths_over_a_silent_peer_are_given_up(world: World) -> None:
@@ -413,11 +435,11 @@ async def test_paths_over_a_silent_peer_are_given_up(world: World) -> None:
         await one.joined()
         world.stations = [{**station(), "inactive_ms": 5000}]
         one.mesh._refreshed = 0.0
-        await one.mesh.refresh()
+        await one.mesh.refresh(whole=False)
         assert world.removed_paths == []  # four or five beacons may be lost on the air
         world.stations = [{**station(), "inactive_ms": 5200}]
         one.mesh._refreshed = 0.0
-        await one.mesh.refresh()
+        await one.mesh.refresh(whole=False)
         assert world.removed_paths == [PEER]
 
 
@@ -430,7 +452,7 @@ async def test_a_peer_that_came_back_is_reached_by_its_link(
     async def look(*stations: dict[str, Any]) -> None:
         world.stations = list(stations)
         one.mesh._refreshed = 0.0
-        await one.mesh.refresh()
+        await one.mesh.refresh(whole=False)
 
     async with running(world) as one:
         await one.joined()

@@ -1136,16 +1136,14 @@ def make_netlink() -> Try:
             if refusal is not None:
                 assert refusal.errno
                 assert isinstance(refusal.strerror, str)
+            for read in (nl80211.station, nl80211.path, link.neighbour):
+                repr(read(message))
             if choice & 1:
                 continue
             decoded = netlink.decode(nl80211.Message, message)
             if decoded is None:
                 continue
-            station, path = nl80211.station(decoded), nl80211.path(decoded)
-            interface = nl80211.interface(decoded)
-            for found in (station, path, interface):
-                if found is not None:
-                    repr(found)
+            repr(nl80211.interface(decoded))
             wiphy = nl80211.Wiphy(0)
             wiphy.absorb(decoded)
             str(wiphy)

@@ -580,11 +580,8 @@ class Daemon:
         """Seconds since the radio heard the station at ``address``; None when there is none."""
         if self.mesh is None:
             return None
-        await self.mesh.refresh()
-        for peer in self.mesh.snapshot()["peers"]:
-            if peer.get("address") and IPv6Interface(peer["address"]).ip == address:
-                return float(peer.get("inactive_ms") or 0) / 1000
-        return None
+        await self.mesh.refresh(whole=False)
+        return next((silent for of, silent in self.mesh.links() if of == address), None)
 
     async def _watch_radio(self, membership: Membership) -> None:
         """Look for peers that the radio no longer hears, while there are connections to lose."""
@@ -604,21 +601,17 @@ class Daemon:
             if mesh is None or not (up or membership.neighbours is not None):
                 continue
             began = time.monotonic()
-            await mesh.refresh()
+            await mesh.refresh(whole=False)
             took = time.monotonic() - began
-            linked = set()
-            for peer in mesh.snapshot()["peers"]:
-                if peer["state"] != "ESTAB":
-                    continue
-                address = IPv6Interface(peer["address"]).ip if peer.get("address") else None
-                linked.add(address)
-                silences.append((peer.get("inactive_ms") or 0) / 1000)
-                if up and silences[-1] > patience:
+            links = mesh.links()
+            silences = [silent for _, silent in links]
+            for address, silent in links:
+                if up and silent > patience:
                     membership.suspect(address)
             if up and silences and min(silences) > alone:
                 membership.suspect()
             if membership.neighbours is not None:
-                membership.set_neighbours({address for address in linked if address is not None})
+                membership.set_neighbours({address for address, _ in links if address is not None})
 
     def _cluster_changed(self, kind: str, detail: dict[str, Any]) -> None:
         if kind == "node-up":

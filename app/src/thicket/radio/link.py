@@ -6,7 +6,7 @@ Numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h``, ``if_addr.h``, ``nei
 
 import errno
 import struct
-from ipaddress import IPv6Interface
+from ipaddress import IPv6Address, IPv6Interface
 from typing import Any, Final, TypedDict
 
 from thicket.radio.files import read
@@ -17,8 +17,11 @@ from thicket.radio.netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_EXCL,
+    NLM_F_REQUEST,
     NetlinkError,
     Requests,
+    attributes,
+    hardware_address,
 )
 from thicket.radio.pyroute import nla, nlmsg
 
@@ -46,6 +49,10 @@ _RT_SCOPE_UNIVERSE: Final = 0
 _NUD_KNOWN: Final = 0x02 | 0x04 | 0x08 | 0x10  # REACHABLE, STALE, DELAY, PROBE
 
 _AF_INET6: Final = 10
+_NDMSG: Final = struct.Struct("=BBHiHBB")  # family, padding twice, index, state, flags, type
+_NDA_DST: Final = 1
+_NDA_LLADDR: Final = 2
+_NDA_IFINDEX: Final = 8
 _IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change
 
 
@@ -88,25 +95,6 @@ class AddressMessage(nlmsg):  # type: ignore[misc]
     )
 
 
-class NeighbourMessage(nlmsg):  # type: ignore[misc]
-    """struct ndmsg."""
-
-    fields = (
-        ("family", "B"),
-        ("__pad1", "B"),
-        ("__pad2", "H"),
-        ("ifindex", "i"),
-        ("state", "H"),
-        ("flags", "B"),
-        ("ndm_type", "B"),
-    )
-    nla_map = (
-        (1, "NDA_DST", "ip6addr"),
-        (2, "NDA_LLADDR", "lladdr"),
-        (8, "NDA_IFINDEX", "uint32"),
-    )
-
-
 class Address(TypedDict):
     """An IPv6 address of an interface, canonical text; ``flags`` are IFA_F_*."""
 
@@ -133,6 +121,22 @@ def address_event(message: bytes) -> int | None:
         return None
     (index,) = struct.unpack_from("=I", message, HEADER.size + 4)
     return int(index)
+
+
+def neighbour(message: bytes) -> tuple[int, str, str] | None:
+    """Interface index, link-layer address and IPv6 address in an RTM_NEWNEIGH message.
+
+    None when it is malformed, or the two were never confirmed to belong together.
+    """
+    if len(message) < HEADER.size + _NDMSG.size:
+        return None
+    _, _, _, index, state, _, _ = _NDMSG.unpack_from(message, HEADER.size)
+    facts = dict(attributes(message, HEADER.size + _NDMSG.size))
+    hardware = hardware_address(facts.get(_NDA_LLADDR))
+    address = facts.get(_NDA_DST)
+    if not state & _NUD_KNOWN or hardware is None or address is None or len(address) != 16:
+        return None
+    return index, hardware, str(IPv6Address(address))
 
 
 class Links:
@@ -252,18 +256,12 @@ class Links:
 
     def neighbours(self, index: int) -> list[tuple[str, str]]:
         """(link-layer address, IPv6 address) of the neighbours that an interface knows."""
-        message = NeighbourMessage()
-        message["family"] = _AF_INET6
-        message["attrs"] = [("NDA_IFINDEX", index)]
-        found = []
-        for answer in self._requests.request(RTM_GETNEIGH, message, NLM_F_DUMP, NeighbourMessage):
-            if answer["ifindex"] != index or not answer["state"] & _NUD_KNOWN:
-                continue
-            hardware = answer.get_attr("NDA_LLADDR")
-            address = answer.get_attr("NDA_DST")
-            if isinstance(hardware, str) and isinstance(address, str):
-                found.append((hardware, address))
-        return found
+        wanted = struct.pack("=HHI", 8, _NDA_IFINDEX, index)
+        size = HEADER.size + _NDMSG.size + len(wanted)
+        header = HEADER.pack(size, RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
+        request = header + _NDMSG.pack(_AF_INET6, 0, 0, 0, 0, 0, 0) + wanted
+        answers = self._requests.ask(request, neighbour)
+        return [(hardware, address) for of, hardware, address in answers if of == index]
 
 
 def set_sysctl(interface: str, name: str, value: int) -> None:

@@ -12,7 +12,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable
-from ipaddress import IPv6Interface
+from ipaddress import IPv6Address, IPv6Interface
 from typing import Any, Final
 
 from thicket.radio import link as rtnl
@@ -261,7 +261,9 @@ class Mesh:
         #: Tells the address of a node by its link-local one, where the kernel does not know it:
         #: nothing may have been sent to that address yet.
         self.announced: Callable[[str], str | None] = lambda _address: None
+        #: When the kernel was asked for the stations, and when for all.
         self._refreshed = 0.0
+        self._refreshed_whole = 0.0
         self._sae_failures: dict[str, tuple[int, float]] = {}
         self._stuck: dict[str, _Stuck] = {}
         self._joined_with: str | None = None
@@ -388,6 +390,17 @@ class Mesh:
         """The MAC addresses of the peers."""
         return set(self._peers)
 
+    def links(self) -> list[tuple[IPv6Address | None, float]]:
+        """The peers at the last look: address where it is known, seconds since the last frame."""
+        return [
+            (
+                IPv6Address(address) if (address := self._address_of(one["mac"])) else None,
+                (one["inactive_ms"] or 0) / 1000,
+            )
+            for one in self._stations
+            if one["state"] == ESTABLISHED
+        ]
+
     def _address_of(self, mac: str) -> str | None:
         """Return the address of a station in the mesh, None while it is not known."""
         known = self._neighbours.get(mac)
@@ -395,49 +408,64 @@ class Mesh:
             known = self.announced(link_local)
         return known
 
-    async def refresh(self) -> None:
-        """Ask the kernel for stations, paths and neighbours. Never raises."""
+    async def refresh(self, *, whole: bool = True) -> None:
+        """Ask the kernel for the stations; if ``whole``, for all paths and neighbours as well,
+        otherwise only where something depends on them. Never raises."""
         now = time.monotonic()
+        last = min(self._refreshed, self._refreshed_whole) if whole else self._refreshed
         if (
             self._nl80211 is None
             or self._links is None
             or self._ifindex is None
-            or now - self._refreshed < _REFRESH_SECONDS
+            or now - last < _REFRESH_SECONDS
         ):
             return
         self._refreshed = now
         before = {one["mac"]: one for one in self._stations if one["state"] == ESTABLISHED}
         try:
             self._stations = self._nl80211.stations(self._ifindex)
-            self._paths = self._nl80211.paths(self._ifindex)
-            network = self._address.network
-            self._neighbours, self._link_local = {}, {}
-            for hardware, address in self._links.neighbours(self._ifindex):
-                ip = IPv6Interface(address).ip
-                if ip in network:
-                    self._neighbours[hardware] = address
-                elif ip.is_link_local:
-                    self._link_local[hardware] = address
+            if self._settings.security == SAE:
+                self._judge_protection()
+            peers = [one for one in self._stations if one["state"] == ESTABLISHED]
+            macs = {one["mac"] for one in peers}
+            if whole or macs != self._peers or not all(map(self._address_of, macs)):
+                self._read_neighbours()
+            again = {
+                one["mac"]
+                for one in peers
+                if one["mac"] in before and _made_again(before[one["mac"]], one)
+            }
+            if again:
+                self._set_peers(self._peers - again)  # as if we had looked in between
+            self._set_peers(macs)
+            self._watch_the_stuck(now)
+            silent = self._silent_stations()
+            if whole or silent or self._returned or self._fixed:
+                self._paths = self._nl80211.paths(self._ifindex)
+                if self._avoid_silent_peers(silent) | self._avoid_detours(now):
+                    self._paths = self._nl80211.paths(self._ifindex)  # what is told is what is now
         except OSError as error:  # the interface is going away: its end is noticed elsewhere
             log.debug("cannot read stations and paths: %s", error)
             return
-        if self._settings.security == SAE:
-            self._judge_protection()
-        peers = [one for one in self._stations if one["state"] == ESTABLISHED]
-        again = {
-            one["mac"]
-            for one in peers
-            if one["mac"] in before and _made_again(before[one["mac"]], one)
-        }
-        if again:
-            self._set_peers(self._peers - again)  # as if we had looked in between
-        self._set_peers({one["mac"] for one in peers})
-        self._watch_the_stuck(now)
-        if self._avoid_silent_peers() | self._avoid_detours(now):
-            try:
-                self._paths = self._nl80211.paths(self._ifindex)  # what is told is what is now
-            except OSError as error:
-                log.debug("cannot read paths: %s", error)
+        if whole:
+            self._refreshed_whole = now
+
+    def _silent_stations(self) -> set[str]:
+        """The stations from which not even beacons come any more."""
+        patience = _SILENT_BEACONS * self._settings.beacon_interval * 1.024
+        return {one["mac"] for one in self._stations if (one["inactive_ms"] or 0) > patience}
+
+    def _read_neighbours(self) -> None:
+        """Ask the kernel for the addresses behind the stations. Raises OSError."""
+        assert self._links is not None and self._ifindex is not None
+        network = self._address.network
+        self._neighbours, self._link_local = {}, {}
+        for hardware, address in self._links.neighbours(self._ifindex):
+            ip = IPv6Address(address)
+            if ip in network:
+                self._neighbours[hardware] = address
+            elif ip.is_link_local:
+                self._link_local[hardware] = address
 
     def _judge_protection(self) -> None:
         """Count nobody as a peer whose frames are not protected, whatever its state of peering."""
@@ -480,15 +508,13 @@ class Mesh:
             if now > self._stuck[mac].due + self._stuck[mac].wait:
                 del self._stuck[mac]
 
-    def _avoid_silent_peers(self) -> bool:
-        """Forget the paths over peers from which not even beacons come any more; whether any.
+    def _avoid_silent_peers(self, silent: set[str]) -> bool:
+        """Forget the paths over silent peers; whether there were any.
 
         The kernel gives up a path when the average of failed frames over it is high (mac80211,
         ieee80211s_update_metric: above 95 %), which takes a node that sends little a long time.
         """
         assert self._nl80211 is not None and self._ifindex is not None
-        patience = _SILENT_BEACONS * self._settings.beacon_interval * 1.024
-        silent = {one["mac"] for one in self._stations if (one["inactive_ms"] or 0) > patience}
         changed = False
         for path in self._paths:
             if path["next_hop"] in silent:

@@ -14,7 +14,9 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from thicket.radio.pyroute import ctrlmsg
@@ -51,6 +53,7 @@ _CTRL_CMD_GETFAMILY: Final = 3
 HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _SEQUENCE_OFFSET: Final = 8
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length with this header, type
+_ETH_ALEN: Final = 6  # include/uapi/linux/if_ether.h
 _ATTRIBUTE_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 #: Enough for any message: the kernel builds dumps in buffers of at most 32 KiB.
@@ -91,6 +94,18 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & _ATTRIBUTE_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3
+
+
+def integer(payload: bytes | None, size: int, *, signed: bool = False) -> int | None:
+    """The number of ``size`` bytes that an attribute holds; None without one, or with another."""
+    if payload is None or len(payload) != size:
+        return None
+    return int.from_bytes(payload, sys.byteorder, signed=signed)
+
+
+def hardware_address(payload: bytes | None) -> str | None:
+    """The MAC address that an attribute holds, in lower case; None without one."""
+    return payload.hex(":") if payload is not None and len(payload) == _ETH_ALEN else None
 
 
 def encode(message: Any, kind: int, flags: int, sequence: int = 0) -> bytes:
@@ -168,15 +183,26 @@ class Requests:
 
         Raises NetlinkError when the kernel refuses, TimeoutError when it does not answer.
         """
-        data = bytearray(encode(message, kind, NLM_F_REQUEST | flags))
+        read = partial(decode, reply) if reply is not None else None
+        return self.ask(encode(message, kind, NLM_F_REQUEST | flags), read)
+
+    def ask(self, request: bytes, read: Callable[[bytes], Any] | None) -> list[Any]:
+        """Send a request that is encoded; return what ``read`` makes of each answer but None.
+
+        For what is asked often: pyroute2 takes long to encode and to decode. Otherwise as
+        :meth:`request`.
+        """
+        data = bytearray(request)
         answers: list[Any] = []
         for _ in range(_ATTEMPTS):
-            answers, intact = self._exchange(data, reply)
+            answers, intact = self._exchange(data, read)
             if intact:
                 break
         return answers
 
-    def _exchange(self, request: bytearray, reply: Any) -> tuple[list[Any], bool]:
+    def _exchange(
+        self, request: bytearray, read: Callable[[bytes], Any] | None
+    ) -> tuple[list[Any], bool]:
         self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF or 1
         struct.pack_into("=I", request, _SEQUENCE_OFFSET, sequence)
         self._socket.send(request)
@@ -205,10 +231,10 @@ class Requests:
                     if refusal is not None:
                         raise refusal
                     return answers, intact
-                if answer != _NLMSG_NOOP and reply is not None:
-                    decoded = decode(reply, body)
-                    if decoded is not None:
-                        answers.append(decoded)
+                if answer != _NLMSG_NOOP and read is not None:
+                    found = read(body)
+                    if found is not None:
+                        answers.append(found)
 
 
 class Events:

@@ -6,20 +6,28 @@ attributes not declared here are skipped unread.
 """
 
 import errno
+import struct
 import sys
-from typing import Any, Final, TypedDict
+from collections.abc import Callable
+from typing import Any, Final, TypedDict, TypeVar
 
 from thicket.radio.files import link_name, read
 from thicket.radio.netlink import (
+    HEADER,
     NETLINK_GENERIC,
     NLM_F_ACK,
     NLM_F_DUMP,
+    NLM_F_REQUEST,
     NetlinkError,
     Requests,
     attributes,
     family,
+    hardware_address,
+    integer,
 )
 from thicket.radio.pyroute import genlmsg, nla
+
+_T = TypeVar("_T")
 
 # enum nl80211_commands
 CMD_GET_WIPHY: Final = 1
@@ -95,52 +103,46 @@ class _MeshParameters(nla):  # type: ignore[misc]
     )
 
 
-class _Rate(nla):  # type: ignore[misc]
-    """enum nl80211_rate_info; units of 100 kbit/s."""
+# enum nl80211_attrs, for what is read without pyroute2
+_ATTR_IFINDEX: Final = 3
+_ATTR_MAC: Final = 6
+_ATTR_STA_INFO: Final = 21
+_ATTR_MPATH_NEXT_HOP: Final = 26
+_ATTR_MPATH_INFO: Final = 27
 
-    nla_map = (
-        (1, "NL80211_RATE_INFO_BITRATE", "uint16"),
-        (5, "NL80211_RATE_INFO_BITRATE32", "uint32"),
-    )
+# enum nl80211_sta_info
+_STA_INACTIVE_TIME: Final = 1
+_STA_RX_BYTES: Final = 2
+_STA_TX_BYTES: Final = 3
+_STA_LLID: Final = 4
+_STA_PLID: Final = 5
+_STA_PLINK_STATE: Final = 6
+_STA_SIGNAL: Final = 7
+_STA_TX_BITRATE: Final = 8
+_STA_TX_RETRIES: Final = 11
+_STA_TX_FAILED: Final = 12
+_STA_SIGNAL_AVG: Final = 13
+_STA_RX_BITRATE: Final = 14
+_STA_CONNECTED_TIME: Final = 16
+_STA_FLAGS: Final = 17
+_STA_RX_BYTES64: Final = 23
+_STA_TX_BYTES64: Final = 24
+_STA_AIRTIME_LINK_METRIC: Final = 41
 
+# enum nl80211_rate_info; units of 100 kbit/s
+_RATE_BITRATE: Final = 1
+_RATE_BITRATE32: Final = 5
 
-class _StationInfo(nla):  # type: ignore[misc]
-    """enum nl80211_sta_info."""
+# enum nl80211_mpath_info
+_MPATH_SN: Final = 2
+_MPATH_METRIC: Final = 3
+_MPATH_EXPTIME: Final = 4
+_MPATH_FLAGS: Final = 5
+_MPATH_HOP_COUNT: Final = 8
 
-    nla_map = (
-        (1, "NL80211_STA_INFO_INACTIVE_TIME", "uint32"),
-        (2, "NL80211_STA_INFO_RX_BYTES", "uint32"),
-        (3, "NL80211_STA_INFO_TX_BYTES", "uint32"),
-        (4, "NL80211_STA_INFO_LLID", "uint16"),
-        (5, "NL80211_STA_INFO_PLID", "uint16"),
-        (6, "NL80211_STA_INFO_PLINK_STATE", "uint8"),
-        (7, "NL80211_STA_INFO_SIGNAL", "int8"),
-        (8, "NL80211_STA_INFO_TX_BITRATE", "rate"),
-        (11, "NL80211_STA_INFO_TX_RETRIES", "uint32"),
-        (12, "NL80211_STA_INFO_TX_FAILED", "uint32"),
-        (13, "NL80211_STA_INFO_SIGNAL_AVG", "int8"),
-        (14, "NL80211_STA_INFO_RX_BITRATE", "rate"),
-        (16, "NL80211_STA_INFO_CONNECTED_TIME", "uint32"),
-        (17, "NL80211_STA_INFO_STA_FLAGS", "cdata"),
-        (23, "NL80211_STA_INFO_RX_BYTES64", "uint64"),
-        (24, "NL80211_STA_INFO_TX_BYTES64", "uint64"),
-        (27, "NL80211_STA_INFO_EXPECTED_THROUGHPUT", "uint32"),
-        (41, "NL80211_STA_INFO_AIRTIME_LINK_METRIC", "uint32"),
-    )
-    rate = _Rate
-
-
-class _PathInfo(nla):  # type: ignore[misc]
-    """enum nl80211_mpath_info."""
-
-    nla_map = (
-        (2, "NL80211_MPATH_INFO_SN", "uint32"),
-        (3, "NL80211_MPATH_INFO_METRIC", "uint32"),
-        (4, "NL80211_MPATH_INFO_EXPTIME", "uint32"),
-        (5, "NL80211_MPATH_INFO_FLAGS", "uint8"),
-        (8, "NL80211_MPATH_INFO_HOP_COUNT", "uint8"),
-        (9, "NL80211_MPATH_INFO_PATH_CHANGE", "uint32"),
-    )
+_GENERIC: Final = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
+_BODY: Final = HEADER.size + _GENERIC.size
+_ATTRIBUTE_U32: Final = struct.Struct("=HHI")  # struct nlattr with a number of 32 bits
 
 
 class Message(genlmsg):  # type: ignore[misc]
@@ -153,11 +155,9 @@ class Message(genlmsg):  # type: ignore[misc]
         (4, "NL80211_ATTR_IFNAME", "asciiz"),
         (5, "NL80211_ATTR_IFTYPE", "uint32"),
         (6, "NL80211_ATTR_MAC", "l2addr"),
-        (21, "NL80211_ATTR_STA_INFO", "station_info"),
         (22, "NL80211_ATTR_WIPHY_BANDS", "cdata"),
         (24, "NL80211_ATTR_MESH_ID", "cdata"),
         (26, "NL80211_ATTR_MPATH_NEXT_HOP", "l2addr"),
-        (27, "NL80211_ATTR_MPATH_INFO", "path_info"),
         (32, "NL80211_ATTR_SUPPORTED_IFTYPES", "cdata"),
         (35, "NL80211_ATTR_MESH_CONFIG", "mesh_parameters", 0x8000),  # NLA_F_NESTED
         (38, "NL80211_ATTR_WIPHY_FREQ", "uint32"),
@@ -165,8 +165,6 @@ class Message(genlmsg):  # type: ignore[misc]
         (143, "NL80211_ATTR_FEATURE_FLAGS", "uint32"),
         (174, "NL80211_ATTR_SPLIT_WIPHY_DUMP", "flag"),
     )
-    station_info = _StationInfo
-    path_info = _PathInfo
     mesh_parameters = _MeshParameters
 
 
@@ -308,78 +306,81 @@ def _number(info: Any, name: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _kbps(info: Any, name: str) -> int | None:
-    rate = info.get_attr(name)
-    if rate is None or isinstance(rate, bytes):
+def _kbps(rate: bytes | None) -> int | None:
+    """The bitrate in a nested attribute of enum nl80211_rate_info."""
+    if rate is None:
         return None
-    for attribute in ("NL80211_RATE_INFO_BITRATE32", "NL80211_RATE_INFO_BITRATE"):
-        value = _number(rate, attribute)
-        if value is not None:
-            return value * 100
-    return None
+    facts = dict(attributes(rate))
+    value = integer(facts.get(_RATE_BITRATE32), 4)
+    if value is None:
+        value = integer(facts.get(_RATE_BITRATE), 2)
+    return None if value is None else value * 100
 
 
-def _flag(info: Any, bit: int) -> bool | None:
+def _flag(flags: bytes | None, bit: int) -> bool | None:
     """One of a station's flags: struct nl80211_sta_flag_update is a mask and what is set of it."""
-    flags = info.get_attr("NL80211_STA_INFO_STA_FLAGS")
-    if not isinstance(flags, bytes) or len(flags) != 8 or not _u32(flags[:4]) & bit:
+    if flags is None or len(flags) != 8 or not _u32(flags[:4]) & bit:
         return None
     return bool(_u32(flags[4:]) & bit)
 
 
-def station(message: Any) -> Station | None:
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def station(message: bytes) -> Station | None:
     """The station that an NL80211_CMD_NEW_STATION message describes, None when it is malformed."""
-    mac = message.get_attr("NL80211_ATTR_MAC")
-    info = message.get_attr("NL80211_ATTR_STA_INFO")
-    if not isinstance(mac, str) or not isinstance(info, _StationInfo):
+    facts = dict(attributes(message, _BODY))
+    mac = hardware_address(facts.get(_ATTR_MAC))
+    if mac is None or _ATTR_STA_INFO not in facts:
         return None
-    prefix = "NL80211_STA_INFO_"
-    state = _number(info, prefix + "PLINK_STATE")
-    signal = _number(info, prefix + "SIGNAL_AVG")
-    if signal is None or signal == 0:  # 0 until there is an average
-        signal = _number(info, prefix + "SIGNAL")
-    received = _number(info, prefix + "RX_BYTES64")
-    sent = _number(info, prefix + "TX_BYTES64")
+    info = dict(attributes(facts[_ATTR_STA_INFO]))
+    state = integer(info.get(_STA_PLINK_STATE), 1)
+    average = integer(info.get(_STA_SIGNAL_AVG), 1, signed=True) or None  # 0 until there is one
     return {
         "mac": mac,
         "state": PLINK_STATES[state]
         if state is not None and state < len(PLINK_STATES)
         else "UNKNOWN",
-        "llid": _number(info, prefix + "LLID"),
-        "plid": _number(info, prefix + "PLID"),
-        "signal_dbm": signal,
-        "metric": _number(info, prefix + "AIRTIME_LINK_METRIC"),
-        "inactive_ms": _number(info, prefix + "INACTIVE_TIME"),
-        "connected_s": _number(info, prefix + "CONNECTED_TIME"),
-        "tx_kbps": _kbps(info, prefix + "TX_BITRATE"),
-        "rx_kbps": _kbps(info, prefix + "RX_BITRATE"),
-        "rx_bytes": (_number(info, prefix + "RX_BYTES") or 0) if received is None else received,
-        "tx_bytes": (_number(info, prefix + "TX_BYTES") or 0) if sent is None else sent,
-        "tx_retries": _number(info, prefix + "TX_RETRIES"),
-        "tx_failed": _number(info, prefix + "TX_FAILED"),
-        "authorized": _flag(info, _STA_AUTHORIZED),
-        "mfp": _flag(info, _STA_MFP),
+        "llid": integer(info.get(_STA_LLID), 2),
+        "plid": integer(info.get(_STA_PLID), 2),
+        "signal_dbm": _first(average, integer(info.get(_STA_SIGNAL), 1, signed=True)),
+        "metric": integer(info.get(_STA_AIRTIME_LINK_METRIC), 4),
+        "inactive_ms": integer(info.get(_STA_INACTIVE_TIME), 4),
+        "connected_s": integer(info.get(_STA_CONNECTED_TIME), 4),
+        "tx_kbps": _kbps(info.get(_STA_TX_BITRATE)),
+        "rx_kbps": _kbps(info.get(_STA_RX_BITRATE)),
+        "rx_bytes": _first(
+            integer(info.get(_STA_RX_BYTES64), 8), integer(info.get(_STA_RX_BYTES), 4)
+        )
+        or 0,
+        "tx_bytes": _first(
+            integer(info.get(_STA_TX_BYTES64), 8), integer(info.get(_STA_TX_BYTES), 4)
+        )
+        or 0,
+        "tx_retries": integer(info.get(_STA_TX_RETRIES), 4),
+        "tx_failed": integer(info.get(_STA_TX_FAILED), 4),
+        "authorized": _flag(info.get(_STA_FLAGS), _STA_AUTHORIZED),
+        "mfp": _flag(info.get(_STA_FLAGS), _STA_MFP),
     }
 
 
-def path(message: Any) -> MeshPath | None:
+def path(message: bytes) -> MeshPath | None:
     """The mesh path that an NL80211_CMD_NEW_MPATH message describes, None when it is malformed."""
-    destination = message.get_attr("NL80211_ATTR_MAC")
-    next_hop = message.get_attr("NL80211_ATTR_MPATH_NEXT_HOP")
-    info = message.get_attr("NL80211_ATTR_MPATH_INFO")
-    if not (
-        isinstance(destination, str) and isinstance(next_hop, str) and isinstance(info, _PathInfo)
-    ):
+    facts = dict(attributes(message, _BODY))
+    destination = hardware_address(facts.get(_ATTR_MAC))
+    next_hop = hardware_address(facts.get(_ATTR_MPATH_NEXT_HOP))
+    if destination is None or next_hop is None or _ATTR_MPATH_INFO not in facts:
         return None
-    prefix = "NL80211_MPATH_INFO_"
+    info = dict(attributes(facts[_ATTR_MPATH_INFO]))
     return {
         "destination": destination,
         "next_hop": next_hop,
-        "metric": _number(info, prefix + "METRIC"),
-        "hops": _number(info, prefix + "HOP_COUNT"),
-        "sequence": _number(info, prefix + "SN"),
-        "expires_ms": _number(info, prefix + "EXPTIME"),
-        "flags": _number(info, prefix + "FLAGS") or 0,
+        "metric": integer(info.get(_MPATH_METRIC), 4),
+        "hops": integer(info.get(_MPATH_HOP_COUNT), 1),
+        "sequence": integer(info.get(_MPATH_SN), 4),
+        "expires_ms": integer(info.get(_MPATH_EXPTIME), 4),
+        "flags": integer(info.get(_MPATH_FLAGS), 1) or 0,
     }
 
 
@@ -429,6 +430,15 @@ class Nl80211:
         message["version"] = 1
         message["attrs"] = attrs
         return self._requests.request(self.id, message, flags, Message)
+
+    def _dump(
+        self, command: int, ifindex: int, read: Callable[[bytes], _T | None]
+    ) -> list[_T]:
+        """All that an interface has of something, coded without pyroute2: it is asked often."""
+        wanted = _ATTRIBUTE_U32.pack(_ATTRIBUTE_U32.size, _ATTR_IFINDEX, ifindex)
+        size = _BODY + len(wanted)
+        header = HEADER.pack(size, self.id, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
+        return self._requests.ask(header + _GENERIC.pack(command, 1, 0) + wanted, read)
 
     def wiphys(self) -> list[Wiphy]:
         """Every radio, in the order of their numbers."""
@@ -493,14 +503,12 @@ class Nl80211:
 
     def stations(self, ifindex: int) -> list[Station]:
         """The stations that an interface knows, one entry for each address."""
-        messages = self._request(CMD_GET_STATION, [("NL80211_ATTR_IFINDEX", ifindex)], NLM_F_DUMP)
-        found = {one["mac"]: one for one in map(station, messages) if one is not None}
+        found = {one["mac"]: one for one in self._dump(CMD_GET_STATION, ifindex, station)}
         return [found[mac] for mac in sorted(found)]
 
     def paths(self, ifindex: int) -> list[MeshPath]:
         """The mesh paths of an interface, one entry for each destination."""
-        messages = self._request(CMD_GET_MPATH, [("NL80211_ATTR_IFINDEX", ifindex)], NLM_F_DUMP)
-        found = {one["destination"]: one for one in map(path, messages) if one is not None}
+        found = {one["destination"]: one for one in self._dump(CMD_GET_MPATH, ifindex, path)}
         return [found[mac] for mac in sorted(found)]
 
     def remove_path(self, ifindex: int, destination: str) -> None:
