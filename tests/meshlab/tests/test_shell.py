@@ -380,6 +380,24 @@ async def test_reset_ends_a_running_command(shell: Shell, guest: Guest, tmp_path
     assert await shell.run("echo again", 60) == Result(0, "again\n")
 
 
+async def test_reset_in_the_moment_in_which_a_command_begins(shell: Shell, guest: Guest) -> None:
+    await shell.ready(60)
+    wire = shell._wire
+    assert wire is not None
+    hear = wire.data_received
+
+    def hear_and_reset(data: bytes) -> None:
+        hear(data)
+        if b"<" in data:  # the mark that a command begins
+            wire.data_received = hear  # type: ignore[method-assign]
+            guest.crash()
+            shell.reset("the node has restarted")
+
+    wire.data_received = hear_and_reset  # type: ignore[method-assign]
+    with pytest.raises(ShellError, match="n1: the node has restarted"):
+        await shell.run("sleep 600", 60)
+
+
 async def test_next_client_inherits_a_usable_shell(guest: Guest, tmp_path: Path) -> None:
     first = Shell(guest.path, "first")
     mark = tmp_path / "pid"

@@ -413,6 +413,8 @@ class Shell:
         await asyncio.shield(self._opener)
 
     async def _until_open(self, wire: _Wire) -> None:
+        # One for all that is done with the shell that is opened: a restart between two waits counts.
+        self._lost = asyncio.get_running_loop().create_future()
         factor = 1.0
         while not await self._opening(wire, _OPENING_PATIENCE * factor, _OPENING_SILENCE * factor):
             factor = min(2 * factor, 4.0)
@@ -479,7 +481,7 @@ class Shell:
 
     async def _first(self, wire: _Wire, future: asyncio.Future[Any], timeout: float | None) -> None:
         """Wait for ``future``; raise ``ShellError`` when the connection or the guest goes first."""
-        self._lost = asyncio.get_running_loop().create_future()
+        assert self._lost is not None
         await asyncio.wait(
             {future, wire.closed, self._lost},
             timeout=timeout,
