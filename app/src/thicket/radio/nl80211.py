@@ -431,9 +431,7 @@ class Nl80211:
         message["attrs"] = attrs
         return self._requests.request(self.id, message, flags, Message)
 
-    def _dump(
-        self, command: int, ifindex: int, read: Callable[[bytes], _T | None]
-    ) -> list[_T]:
+    def _dump(self, command: int, ifindex: int, read: Callable[[bytes], _T | None]) -> list[_T]:
         """All that an interface has of something, coded without pyroute2: it is asked often."""
         wanted = _ATTRIBUTE_U32.pack(_ATTRIBUTE_U32.size, _ATTR_IFINDEX, ifindex)
         size = _BODY + len(wanted)

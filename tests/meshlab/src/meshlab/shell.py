@@ -413,7 +413,7 @@ class Shell:
         await asyncio.shield(self._opener)
 
     async def _until_open(self, wire: _Wire) -> None:
-        # One for all that is done with the shell that is opened: a restart between two waits counts.
+        # One for all that the opened shell is used for: a restart between two waits counts.
         self._lost = asyncio.get_running_loop().create_future()
         factor = 1.0
         while not await self._opening(wire, _OPENING_PATIENCE * factor, _OPENING_SILENCE * factor):
