@@ -213,7 +213,7 @@ def pytest_words(part: str, tests: Sequence[str], options: Sequence[str]) -> lis
         words = ["-v", "-n", str(meshes), "--dist", "loadgroup"]
     words += ["-m", marks[part]]
     if part != "unit" and not tests:
-        tests = ["tests/mesh", "tests/firmware"]
+        tests = ["tests/mesh", "tests/firmware", *(["app/tests"] if part == SOAK else [])]
     return [*words, *tests, *options]
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,8 +23,8 @@ from private_network import Network, run_in_child, until
 from thicket.distribution import Node, epmd, etf
 
 MISSING = (
-    "the program erl is missing, with which these tests compare: "
-    "install it with: sudo apt-get install -y erlang-base"
+    "a program of Erlang is missing, with which these tests compare: "
+    "install them with: sudo apt-get install -y erlang-base elixir"
 )
 
 _MARK = b"=R="
@@ -53,6 +54,12 @@ class Release(NamedTuple):
     number: int
     erl: str
 
+    def program(self, name: str) -> str:
+        """Return the path of another program of the same release; fails where there is none."""
+        path = Path(self.erl).with_name(name)
+        assert path.exists(), f"there is no {path}: {MISSING}"
+        return str(path)
+
 
 @functools.cache
 def releases() -> list[Release]:
@@ -78,6 +85,14 @@ def in_each_release(
         longer = float(os.environ.get("THICKET_SOAK", "0"))
         run_in_child(lambda network: test(network, release), seconds + longer)
 
+    run.__name__ = test.__name__
+    run.__doc__ = test.__doc__
+    run.__module__ = test.__module__
+    return each_release(run)
+
+
+def each_release(test: Callable[..., None]) -> Any:
+    """Run *test* with each release of Erlang, as its argument ``release``."""
     parameters: list[Any] = [pytest.param(each, id=f"OTP-{each.number}") for each in releases()]
     if not parameters:
         parameters = [pytest.param(Release(0, program()), id="no-erlang")]
@@ -86,10 +101,7 @@ def in_each_release(
         parameters.append(
             pytest.param(None, id="other-releases", marks=pytest.mark.skip(reason=reason))
         )
-    run.__name__ = test.__name__
-    run.__doc__ = test.__doc__
-    run.__module__ = test.__module__
-    return pytest.mark.parametrize("release", parameters)(run)
+    return pytest.mark.parametrize("release", parameters)(test)
 
 
 def tuple_of(address: IPv6Address) -> str:
@@ -122,15 +134,17 @@ class Erl:
         options: Sequence[str] = (),
         release: Release | None = None,
         proto: str = "inet6_tcp",
+        spelling: str | None = None,
     ) -> Erl:
         """Start a node ``name@address``, and wait until it runs.
 
+        :param spelling: how its name writes the address; by default in canonical form.
         :param fixed_port: the port that it listens on and expects all others on, without epmd.
         :param release: which Erlang; the system's when it is not given.
         :param proto: how nodes talk, ``inet6_tcp`` or ``inet6_tls``.
         """
         home = tempfile.mkdtemp(prefix="erl-")
-        node = f"{name}@{address}"
+        node = f"{name}@{spelling or address}"
         arguments = [
             *("-noshell", "-proto_dist", proto, "-start_epmd", "false"),
             *("-name", node, "-setcookie", cookie),

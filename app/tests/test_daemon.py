@@ -101,6 +101,9 @@ class FakeNode:
         self.up: list[Info] = []
         self.registered: dict[str, Any] = {}
 
+    def spelling(self, peer: str) -> str:
+        return peer
+
     def new_pid(self) -> str:
         return f"<{self.name}>"
 

@@ -429,3 +429,14 @@ class TestWithSockets:
                 s.sendto(POST_OTHER, ("ff02::69", PORT, 0, index))
             await until(lambda: OTHER in a.table.entries, "a good one after the bad ones")
             assert a.snapshot()["malformed"] == 300
+
+
+def test_the_spelling_of_the_last_beacon_is_kept() -> None:
+    """A stock node's name has the address as its beacon writes it."""
+    found = make()
+    assert found.spelling(OTHER) == str(OTHER)
+    for spelling in (POST_OTHER.decode(), OTHER.exploded, str(OTHER)):
+        found.datagram(spelling.encode(), ("fe80::1%mesh0", 1, 0, 3), 255, 1.0)
+        assert found.spelling(OTHER) == spelling
+    found.datagram(b"fd12:3456:789a:1::0e0f9:2f20:de47", ("fe80::1%mesh0", 1, 0, 3), 255, 1.0)
+    assert found.spelling(OTHER) == str(OTHER)

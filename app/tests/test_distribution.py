@@ -558,7 +558,8 @@ async def test_who_is_refused_and_why(network: Network) -> None:
         full = a._local.flags
         for name, flags, code in (
             (b"x@fd12::9", full, b"wrong-source"),
-            (b"x@FD12::9", full, b"bad-name"),
+            (b"x@FD12::0:9", full, b"wrong-source"),
+            (b"x@fd12::9%lo", full, b"bad-name"),
             (b"x@" + a.host.encode(), 4, b"missing-flags"),
             (a.name.encode(), full, b"bad-name"),
         ):
@@ -569,7 +570,7 @@ async def test_who_is_refused_and_why(network: Network) -> None:
         a._setup_time = 0.2
         assert await attempt(b"\0\x01") == b""  # says nothing more
         assert a.statistics()["refused"] == {
-            "wrong-source": 1,
+            "wrong-source": 2,
             "bad-name": 2,
             "missing-flags": 1,
             "protocol": 1,
@@ -711,7 +712,8 @@ async def test_wrong_uses_are_told(network: Network) -> None:
     async with a_node(network, "a", address) as (a, _):
         with pytest.raises(RuntimeError):
             await a.start()
-        for name in ("b", "b@host", "b@FD12::1", "b@fd12:0:0::1", "b@fe80::1%lo", a.name):
+        itself = a.name.upper().replace("A@", "a@")  # in another spelling
+        for name in ("b", "b@host", "b@fd12::1::", "b@fe80::1%lo", a.name, itself):
             error = await refusal(a.connect(name))
             assert isinstance(error, HandshakeError)
             assert error.code == "bad-name"

@@ -115,6 +115,7 @@ class TestHints:
         assert not self.fits("fd12:3456:789a:1::2", "other@fd12:3456:789a:1::2")
         assert not self.fits("fd12:3456:789a:1::2", "thicket@fd12:3456:789a:1::3")
         assert not self.fits("fd12:3456:789a:1::2", "")
+        assert self.fits("fd12:3456:789a:1::2", "thicket@fd12:3456:789a:1:0::0002")
         assert not self.fits(str(OWN), f"thicket@{OWN}")
         for outside in ("fd12:3456:789a:2::2", "fe80::2", "2001:db8::2"):
             assert not self.fits(outside, f"thicket@{outside}")

@@ -23,6 +23,7 @@ from thicket.distribution.handshake import (
     LocalNode,
     RemoteNode,
     digest,
+    key_of,
     split_name,
 )
 
@@ -309,9 +310,6 @@ def test_tls_where_none_is_expected() -> None:
         "x@host",
         "x@127.0.0.1",
         "x y@fd12::1",
-        "x@FD12::1",
-        "x@fd12:0::1",
-        "x@fd12::0001",
         "x@[fd12::1]",
         "x@fd12::1%mesh0",
         "x@y@fd12::1",
@@ -326,13 +324,37 @@ def test_names_that_no_node_has(name: str) -> None:
     assert two.take().startswith(frame(b"snot_allowed"))
 
 
-def test_a_name_that_is_almost_right_is_told_how() -> None:
-    with pytest.raises(HandshakeError, match="written as 'fd12::1'"):
-        split_name("x@FD12::0001")
-    assert split_name("my_app-2@fd12:3456:789a:1:0:6f44:e3c6:b802") == (
-        "my_app-2",
-        "fd12:3456:789a:1:0:6f44:e3c6:b802",
-    )
+def test_all_spellings_of_a_name_have_one_key() -> None:
+    host = "fd12:3456:789a:1:0:6f44:e3c6:b802"
+    for spelling in (
+        host,
+        "fd12:3456:789a:1::6f44:e3c6:b802",  # as a device of the post names itself
+        "FD12:3456:789A:1:0:6F44:E3C6:B802",
+        "fd12:3456:789a:0001:0000:6f44:e3c6:b802",
+        "fd12:3456:789a:1::6f44:227.198.184.2",
+    ):
+        assert split_name(f"my_app-2@{spelling}") == ("my_app-2", host)
+        assert key_of(f"my_app-2@{spelling}") == f"my_app-2@{host}"
+    for other in ("my_app-2", "x@host", "x@fd12::1%mesh0", "", "x" * 300):
+        assert key_of(other) == other
+
+
+def test_the_peer_keeps_its_own_spelling() -> None:
+    there = LocalNode("b@FD12::0:0002", "secret", 2)
+    one, two = Initiator(A, B.name), Acceptor(there, accept_all)
+    shake(one, two)
+    assert one.peer is not None
+    assert (one.done, one.peer.name) == (True, there.name)
+    # It connects, too.
+    one, two = Initiator(there, A.name), Acceptor(A, accept_all)
+    shake(one, two)
+    assert two.peer is not None
+    assert (two.done, two.peer.name) == (True, there.name)
+    # Another address, or another name at the address, is another node.
+    for other in ("b@fd12::3", "c@fd12::2", "b@fd12::0:2%lo", "b"):
+        one = Initiator(A, B.name)
+        one.receive(frame(b"sok"))
+        assert failure(one, challenge_frame(name=other.encode())).code == "wrong-peer"
 
 
 def test_a_name_that_is_no_text() -> None:

@@ -305,3 +305,26 @@ async def test_who_finds_us_first_is_known_from_then_on() -> None:
         assert list(made.candidates) == [LOW]
         made.node_down(f"thicket@{LOW}")
         await until(lambda: link.calls == names(LOW), "we connect it when it is lost")
+
+
+async def test_a_node_is_dialled_as_it_spells_itself_and_is_one_in_all_spellings() -> None:
+    link = FakeLink()
+    spelled = f"thicket@{HIGH.exploded}"
+    probed, _ = add_probing(link, set())
+    async with running(link) as made:
+        made.heard(HIGH, True, HIGH.exploded)
+        await until(lambda: made.is_up(HIGH), "connected")
+        assert link.calls == [spelled]
+        # It is connected under the name it told; a beacon that says otherwise changes nothing.
+        made.heard(HIGH, False, str(HIGH))
+        assert [c.name for c in made.candidates.values()] == [spelled]
+        # Others may fear for it by another spelling; that is one probe.
+        made.suspect(name=f"thicket@{HIGH}")
+        made.suspect(name=spelled)
+        made.suspect(address=HIGH)
+        await until(lambda: not made.is_up(HIGH), "given up")
+        assert probed == [spelled]
+        made.node_up(f"thicket@{HIGH}")
+        assert [(c.name, c.up) for c in made.candidates.values()] == [(f"thicket@{HIGH}", True)]
+        made.node_down(spelled)
+        assert not made.is_up(HIGH)

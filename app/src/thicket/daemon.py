@@ -484,7 +484,8 @@ class Daemon:
 
     def _heard(self, address: IPv6Address, new: bool) -> None:
         if self.membership is not None:
-            self.membership.heard(address, new)
+            spelling = self.discovery.spelling(address) if self.discovery is not None else ""
+            self.membership.heard(address, new, spelling)
         if new:
             self._changed()
 
@@ -522,8 +523,8 @@ class Daemon:
             self.node, self.membership = node, membership
             self.trust.attach(node)
             if self.discovery is not None:  # what was heard before
-                for address in self.discovery.table.entries:
-                    membership.heard(address, True)
+                for address, entry in self.discovery.table.entries.items():
+                    membership.heard(address, True, entry.spelling)
             loop = asyncio.get_running_loop()
             beside = {
                 loop.create_task(self._run_applications(node)),
@@ -865,15 +866,18 @@ class Daemon:
         """
         if self.node is None or self.membership is None:
             return []
+        from thicket.distribution.handshake import key_of  # noqa: PLC0415  # loaded with the node
+
         found: dict[str, dict[str, Any]] = {
-            str(info.name): {"name": str(info.name), "state": info.state, "since": info.since}
+            key_of(info.name): {"name": str(info.name), "state": info.state, "since": info.since}
             for info in self.node.nodes()
         }
         for candidate in self.membership.candidates.values():
             if candidate.up:
                 continue
             entry = found.setdefault(
-                candidate.name, {"name": candidate.name, "state": "connecting", "since": None}
+                key_of(candidate.name),
+                {"name": candidate.name, "state": "connecting", "since": None},
             )
             if entry["state"] != "up" and candidate.error is not None:
                 entry["error"], entry["message"] = candidate.error
@@ -963,7 +967,8 @@ class Daemon:
         """
         cluster, _, host = text.rpartition("@")
         with contextlib.suppress(ValueError):
-            return f"{cluster or self.settings.cluster.name}@{IPv6Address(host)}"
+            name = f"{cluster or self.settings.cluster.name}@{IPv6Address(host)}"
+            return name if self.node is None else str(self.node.spelling(name))
         if cluster:
             return text
         known: set[str] = {self.node.name} if self.node is not None else set()

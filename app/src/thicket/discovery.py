@@ -5,8 +5,8 @@ The beacon is that of a published mesh of Nerves devices ("the post" below); its
 each other.
 
 A beacon is one UDP datagram. In the plain form its payload is the sender's IPv6 address as ASCII
-text, nothing else; the signed form is ``thicket.trust.beacon``'s. A :class:`Codec` makes and judges
-payloads, one for each form in use; nothing else here knows what is in them.
+text, spelt as in the name of its node, and nothing else; the signed form is
+``thicket.trust.beacon``'s. A :class:`Codec` makes and judges payloads, one for each form in use.
 
 A beacon is multicast to the link (an 802.11s mesh is one link, so it reaches every node of it)
 when the node joins and when it gets a peer, and then again and again: Wi-Fi multicast is not
@@ -216,7 +216,7 @@ class Bucket:
 class Heard:
     """One node that was heard. Times are of the table's clock, in seconds."""
 
-    __slots__ = ("address", "answered", "beacons", "gap", "last", "source")
+    __slots__ = ("address", "answered", "beacons", "gap", "last", "source", "spelling")
 
     def __init__(self, address: IPv6Address, now: float) -> None:
         self.address = address
@@ -227,6 +227,8 @@ class Heard:
         self.answered = -1e9
         #: Where its last beacon came from, without zone: mostly its link-local address.
         self.source = ""
+        #: The address as its last plain beacon wrote it, which is how its node name has it.
+        self.spelling = str(address)
 
 
 class Table:
@@ -417,6 +419,11 @@ class Discovery:
             if entry.source == source:
                 return entry.address
         return None
+
+    def spelling(self, address: IPv6Address) -> str:
+        """Return the text of ``address`` that is in the name of the node there, as far as known."""
+        entry = self.table.entries.get(address)
+        return str(address) if entry is None else entry.spelling
 
     # -- what the daemon tells
 
@@ -664,6 +671,8 @@ class Discovery:
             log.debug("dropped a beacon from %s: %s", source[0], e.reason)
             return
         entry.source = str(source[0]).partition("%")[0]
+        if not payload.startswith(SIGNED_MARK):
+            entry.spelling = payload.decode("ascii")
         if new:
             log.info("heard %s", address)
         if entry.gap < self.LOOKING:

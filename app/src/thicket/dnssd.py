@@ -106,7 +106,9 @@ class Hints:
         ``expected`` is the name that the cluster gives to the node there: nodes of other clusters
         are left in peace.
         """
-        return address != self.own and address in self.prefix and node == expected
+        from thicket.distribution.handshake import key_of  # noqa: PLC0415  # the cluster's part
+
+        return address != self.own and address in self.prefix and key_of(node) == expected
 
     def take(self, address: IPv6Address, now: float) -> bool:
         """Whether ``address`` is to be tried now: False when it or enough others are on trial."""

@@ -109,21 +109,28 @@ class Membership:
         self.attempts = 0
         self._wake = asyncio.Event()
         self._running = 0
-        self._probes: dict[str, asyncio.Task[None]] = {}
-        self._probed: dict[str, float] = {}
+        self._probes: dict[IPv6Address, asyncio.Task[None]] = {}
+        self._probed: dict[IPv6Address, float] = {}
 
-    def name_of(self, address: IPv6Address) -> str:
-        """The name of the node at ``address``, the canonical one on which all nodes agree."""
-        return f"{self.cluster}@{address}"
+    def name_of(self, address: IPv6Address, spelling: str = "") -> str:
+        """The name of the node at ``address``, which writes it as ``spelling``.
 
-    def heard(self, address: IPv6Address, new: bool) -> None:
-        """A beacon of ``address`` came in; ``new`` when discovery did not know it."""
+        Without one, it is written in canonical form, as all nodes of ours do.
+        """
+        return f"{self.cluster}@{spelling or address}"
+
+    def heard(self, address: IPv6Address, new: bool, spelling: str = "") -> None:
+        """A beacon of ``address`` came in; ``new`` when discovery did not know it.
+
+        ``spelling`` is as for :meth:`name_of`.
+        """
         now = monotonic()
+        name = self.name_of(address, spelling)
         candidate = self.candidates.get(address)
         if candidate is None:
             if len(self.candidates) >= LIMIT:
                 return  # discovery's table is smaller; only a change of its size leads here
-            candidate = Candidate(address, self.name_of(address), now)
+            candidate = Candidate(address, name, now)
             self.candidates[address] = candidate
             if self.link.name < candidate.name:
                 candidate.due = now + uniform(*PATIENCE)
@@ -132,6 +139,7 @@ class Membership:
             candidate.due = min(candidate.due, now + uniform(0.0, 0.5))
         candidate.heard = now
         if not candidate.up:
+            candidate.name = name  # a connected one has told its name
             self._wake.set()
 
     def set_neighbours(self, addresses: set[IPv6Address]) -> None:
@@ -150,27 +158,29 @@ class Membership:
 
     def node_up(self, name: str) -> None:
         """A connection stands, whoever made it."""
-        for candidate in self.candidates.values():
-            if candidate.name == name:
-                candidate.up = True
-                candidate.failures = 0
-                candidate.error = None
-                return
         address = self._address_of(name)
-        if address is not None and len(self.candidates) < LIMIT:
+        if address is None:
+            return
+        candidate = self.candidates.get(address)
+        if candidate is None:
+            if len(self.candidates) >= LIMIT:
+                return
             # it found us before we heard it
             candidate = self.candidates[address] = Candidate(address, name, monotonic())
-            candidate.up = True
+        candidate.name = name
+        candidate.up = True
+        candidate.failures = 0
+        candidate.error = None
 
     def node_down(self, name: str) -> None:
         """A connection ended: try again soon."""
-        for candidate in self.candidates.values():
-            if candidate.name == name and candidate.up:
-                candidate.up = False
-                candidate.heard = max(candidate.heard, monotonic() - FORGET / 2)
-                patience = PATIENCE if self.link.name < name else (0.1, 0.5)
-                candidate.due = monotonic() + uniform(*patience)
-                self._wake.set()
+        candidate = self._candidate(name)
+        if candidate is not None and candidate.up:
+            candidate.up = False
+            candidate.heard = max(candidate.heard, monotonic() - FORGET / 2)
+            patience = PATIENCE if self.link.name < name else (0.1, 0.5)
+            candidate.due = monotonic() + uniform(*patience)
+            self._wake.set()
 
     def is_up(self, address: IPv6Address) -> bool:
         """Whether the node at ``address`` is connected."""
@@ -181,26 +191,27 @@ class Membership:
         """Find out whether a connected node is there: the one with this name (when another node
         fears for it), the one at ``address``, or all when neither is known."""
         now = monotonic()
-        for candidate in list(self.candidates.values()):
-            if not candidate.up or candidate.name in self._probes:
+        if name is not None:
+            known = self._candidate(name)
+            feared = [] if known is None else [known]
+        else:
+            feared = [c for c in self.candidates.values() if address in (None, c.address)]
+        for candidate in feared:
+            if not candidate.up or candidate.address in self._probes:
                 continue
-            if name is not None and candidate.name != name:
-                continue
-            if name is None and address is not None and candidate.address != address:
-                continue
-            if now - self._probed.get(candidate.name, -PEACE) < PEACE:
+            if now - self._probed.get(candidate.address, -PEACE) < PEACE:
                 continue
             task = asyncio.get_running_loop().create_task(
                 self._probe(candidate, share=name is None)
             )
-            self._probes[candidate.name] = task
-            task.add_done_callback(lambda _task, c=candidate: self._probe_ended(c.name))  # type: ignore[misc]
+            self._probes[candidate.address] = task
+            task.add_done_callback(lambda _task, c=candidate: self._probe_ended(c.address))  # type: ignore[misc]
 
-    def _probe_ended(self, name: str) -> None:
-        self._probes.pop(name, None)
+    def _probe_ended(self, address: IPv6Address) -> None:
+        self._probes.pop(address, None)
         if len(self._probed) >= LIMIT:
             self._probed.clear()
-        self._probed[name] = monotonic()
+        self._probed[address] = monotonic()
 
     async def _probe(self, candidate: Candidate, share: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -226,6 +237,11 @@ class Membership:
             return False
         silence = await self.radio_silence(candidate.address)
         return silence is not None and silence < seconds
+
+    def _candidate(self, name: str) -> Candidate | None:
+        """The candidate with this name, in any spelling."""
+        address = self._address_of(name)
+        return None if address is None else self.candidates.get(address)
 
     def _address_of(self, name: str) -> IPv6Address | None:
         cluster, _, host = name.partition("@")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import frames
 from .convert import MismatchError, Signature
 from .etf import Atom, DecodeError, EncodeError, Pid, Reference, decode_bare, encode_bare, shown
-from .handshake import DistributionError
+from .handshake import DistributionError, key_of
 from .processes import (
     KILL,
     KILLED,
@@ -581,7 +581,7 @@ class Calls:
         """
         if self._threads is None:
             self._threads = concurrent.futures.ThreadPoolExecutor(MAX_THREADS, "exported")
-        host = source.partition("@")[2]
+        host = key_of(source).partition("@")[2]
         turn = self._turns.setdefault(host, asyncio.Semaphore(MAX_THREADS_PER_NODE))
         await turn.acquire()
         loop = asyncio.get_running_loop()

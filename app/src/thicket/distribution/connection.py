@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
+from ipaddress import IPv6Address
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ from .handshake import (
     HandshakeError,
     Initiator,
     RemoteNode,
+    key_of,
 )
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         when nothing else was for a quarter of it.
     :param max_message: longest message accepted, in bytes.
     :param inside_tls: say nothing before :meth:`secured` is called.
-    :ivar source: the peer's address, without zone.
+    :ivar source: the peer's address in canonical form, without zone.
     :ivar heard: when the last bytes came, by the event loop's clock; 0 before the first.
     :ivar secured_at: when TLS stood, by the same clock; 0 before, and without TLS.
     :ivar established: the handshake is over and the connection in use.
@@ -155,7 +157,8 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        self.source = str(peer[0]).partition("%")[0] if peer else ""
+        # The C library's spelling need not be the canonical one.
+        self.source = str(IPv6Address(peer[0].partition("%")[0])) if peer else ""
         if self._closed is not None:  # given up before it came to be
             transport.abort()
             return
@@ -240,6 +243,11 @@ class Connection(asyncio.BufferedProtocol):
     def name(self) -> str:
         """The peer's name, or its address as long as that is all we know."""
         return self.handshake.peer.name if self.handshake.peer is not None else self.source
+
+    @property
+    def key(self) -> str:
+        """What all spellings of the peer's name have in common (:func:`.handshake.key_of`)."""
+        return key_of(self.name)
 
     @property
     def called(self) -> str:

@@ -24,6 +24,7 @@ Feed :meth:`Handshake.receive`, send what :meth:`Handshake.take` returns. On a
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -160,7 +161,10 @@ class LocalNode(NamedTuple):
 
 
 class RemoteNode(NamedTuple):
-    """What the handshake has shown of the peer; *flags* are those both sides have."""
+    """What the handshake has shown of the peer; *flags* are those both sides have.
+
+    *name* is in the peer's own spelling, which its pids and references have, too.
+    """
 
     name: str
     flags: int
@@ -168,11 +172,13 @@ class RemoteNode(NamedTuple):
     published: bool
 
 
+@lru_cache(maxsize=1024)
 def split_name(name: str) -> tuple[str, str]:
-    """Return the parts of a node name before and after ``@``.
+    """Return the part of a node name before ``@``, and the address after it in canonical form.
 
-    Erlang compares names byte for byte, so the address must be written in the one canonical
-    way of RFC 5952, as ``str(ipaddress.IPv6Address(...))`` does.
+    An address has many spellings (RFC 4291, section 2.2), and Erlang compares names byte for byte:
+    each node has the spelling that it was started with. Canonical is that of RFC 5952, as
+    ``str(ipaddress.IPv6Address(...))`` writes it.
 
     :raises HandshakeError: ``bad-name``, for a name that no node of a mesh has.
     """
@@ -192,11 +198,18 @@ def split_name(name: str) -> tuple[str, str]:
         raise HandshakeError(
             "bad-name", f"the part of a node's name after '@' is an IPv6 address: {name!r}"
         )
-    if canonical != host:
-        raise HandshakeError(
-            "bad-name", f"the address in {name!r} must be written as {canonical!r}"
-        )
-    return alive, host
+    return alive, canonical
+
+
+def key_of(name: str) -> str:
+    """Return the name that all spellings of *name* have in common: the canonical one.
+
+    What is no name of a node is its own key.
+    """
+    try:
+        return "@".join(split_name(name))
+    except HandshakeError:
+        return name
 
 
 _MAX_REASON = 500  # bytes of a refusal's words
@@ -355,7 +368,8 @@ def _counted(frame: bytes, start: int, size: int) -> bytes:
 class Initiator(Handshake):
     """The side that connects.
 
-    :param peer: the full name of the node to be reached.
+    :param peer: the full name of the node to be reached, in any spelling: the peer's own is what it
+        says in answer.
     :param on_alive: asked when the peer takes itself for connected with us already: True to go
         on and replace that connection, False to leave it.
     """
@@ -428,7 +442,7 @@ class Initiator(Handshake):
         challenge = _number(frame, 9, 4)
         creation = _number(frame, 13, 4)
         name = _counted(frame, 19, _number(frame, 17, 2))
-        if name != self.wanted.encode():
+        if key_of(name[:255].decode("utf-8", "replace")) != key_of(self.wanted):
             raise HandshakeError(
                 "wrong-peer",
                 f"expected {self.wanted}, found {name[:255].decode('utf-8', 'replace')!r} there",

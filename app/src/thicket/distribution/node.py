@@ -42,6 +42,7 @@ from .handshake import (
     Initiator,
     LocalNode,
     RemoteNode,
+    key_of,
     split_name,
 )
 from .processes import NOBODY, Name, Process, ProcessTable, copy
@@ -88,6 +89,7 @@ Function = TypeVar("Function", bound="Callable[..., Any]")
 class NodeInfo(NamedTuple):
     """A node of the cluster as seen from here.
 
+    :ivar name: as the node itself spells it once it is connected, until then as it was asked for.
     :ivar state: ``up`` or ``connecting``.
     :ivar since: when it got into that state, in seconds of CLOCK_BOOTTIME.
     """
@@ -104,7 +106,8 @@ def _now() -> float:
 class Node(ProcessTable):
     """This device's node.
 
-    :param name: the part before ``@``, or the full name.
+    :param name: the part before ``@``, or the full name. The node's own has the address in
+        canonical form; those of others are taken in any spelling, and are the same node in all.
     :param cookie: the cluster's shared word. It keeps clusters apart; it is no protection
         against an attacker on the same network.
     :param address: the address to listen on and to connect from. It may appear later.
@@ -144,13 +147,14 @@ class Node(ProcessTable):
         tls: Tls | None = None,
     ) -> None:
         self.host = str(address)
-        self.name = name if "@" in name else f"{name}@{self.host}"
+        full = name if "@" in name else f"{name}@{self.host}"
         try:
-            self.alive, host = split_name(self.name)
+            self.alive, host = split_name(full)
         except HandshakeError as error:
             raise ValueError(str(error)) from None
         if host != self.host:
-            raise ValueError(f"a node on {self.host} cannot be called {self.name!r}")
+            raise ValueError(f"a node on {self.host} cannot be called {full!r}")
+        self.name = f"{self.alive}@{self.host}"
         try:
             usable = 0 < len(cookie.encode("latin-1")) <= 255
         except UnicodeEncodeError:
@@ -182,11 +186,12 @@ class Node(ProcessTable):
         self._listening: asyncio.Task[None] | None = None
         self._mapper: PortMapper | None = None
         self._stopped = False
+        # All of these by the key of the peer's name, which is one for all its spellings.
         self._connections: dict[str, Connection] = {}
         self._since: dict[str, float] = {}
         self._handshakes = Admission()  # begun by others
         self._incoming: dict[str, set[Connection]] = {}  # of those, the ones that told a name
-        self._attempts: dict[str, asyncio.Task[None]] = {}
+        self._attempts: dict[str, tuple[str, asyncio.Task[None]]] = {}  # the name as asked for
         self._dialled: dict[str, tuple[Connection, asyncio.Future[None]]] = {}
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._problems: dict[str, dict[str, Any]] = {}
@@ -225,7 +230,7 @@ class Node(ProcessTable):
     async def stop(self) -> None:
         """Close every connection and stop listening."""
         self._stopped = True
-        tasks = [*self._attempts.values()]
+        tasks = [task for _, task in self._attempts.values()]
         if self._listening is not None:
             tasks.append(self._listening)
         for task in tasks:
@@ -298,11 +303,14 @@ class Node(ProcessTable):
 
     def nodes(self) -> list[NodeInfo]:
         """Return the nodes that are connected or being connected, in the order of their names."""
-        known = [NodeInfo(name, "up", self._since[name]) for name in self._connections]
+        known = [
+            NodeInfo(connection.name, "up", self._since[key])
+            for key, connection in self._connections.items()
+        ]
         known += [
-            NodeInfo(name, "connecting", self._since.get(name, 0.0))
-            for name in self._attempts
-            if name not in self._connections
+            NodeInfo(name, "connecting", self._since.get(key, 0.0))
+            for key, (name, _) in self._attempts.items()
+            if key not in self._connections
         ]
         return sorted(known)
 
@@ -320,7 +328,13 @@ class Node(ProcessTable):
 
     def connected(self, peer: str) -> bool:
         """Tell whether *peer* is connected."""
-        return peer in self._connections
+        return key_of(peer) in self._connections
+
+    def spelling(self, peer: str) -> str:
+        """Return the name of a connected node as itself writes it, any other name as it is."""
+        key = key_of(peer)
+        known = self._connections.get(key)
+        return known.name if known is not None else self.name if key == self.name else peer
 
     def problems(self) -> list[dict[str, Any]]:
         """Return what keeps this node from working: part, code, message, since."""
@@ -350,26 +364,27 @@ class Node(ProcessTable):
         The peer's port mapper is asked for its port first; when there is none, or it does not
         know the peer, our own port number is tried.
 
-        :param peer: its full name, the address in canonical form.
+        :param peer: its full name, the address in any spelling.
         :param timeout: seconds to wait; by default as long as an attempt may take.
         :raises DistributionError: why it did not work; codes ``bad-name``, ``unreachable``,
             ``timeout``, ``closed`` and those of :class:`HandshakeError`.
         """
         split_name(peer)
-        if peer == self.name:
+        key = key_of(peer)
+        if key == self.name:
             raise HandshakeError("bad-name", "a node does not connect to itself")
-        if peer in self._connections:
+        if key in self._connections:
             return
         if self._stopped:
             raise DistributionError("stopped", f"{self.name} is stopping")
-        attempt = self._attempts.get(peer)
+        _, attempt = self._attempts.get(key, (peer, None))
         if attempt is None:
             attempt = asyncio.get_running_loop().create_task(
                 self._attempt(peer), name=f"connect to {peer}"
             )
-            self._attempts[peer] = attempt
-            self._since[peer] = _now()
-            attempt.add_done_callback(lambda task: self._attempted(peer, task))
+            self._attempts[key] = peer, attempt
+            self._since[key] = _now()
+            attempt.add_done_callback(lambda task: self._attempted(key, task))
             self._change("connecting", {"name": peer})
         timeout = self._attempt_time if timeout is None else timeout
         try:
@@ -380,10 +395,10 @@ class Node(ProcessTable):
                 "timeout", f"no connection to {peer} within {timeout:g} seconds"
             ) from None
 
-    def _attempted(self, peer: str, task: asyncio.Task[None]) -> None:
-        del self._attempts[peer]
-        if peer not in self._connections:
-            self._since.pop(peer, None)
+    def _attempted(self, key: str, task: asyncio.Task[None]) -> None:
+        peer, _ = self._attempts.pop(key)
+        if key not in self._connections:
+            self._since.pop(key, None)
         if not task.cancelled() and task.exception() is not None:
             log.debug("no connection to %s: %s", peer, task.exception())
 
@@ -399,7 +414,8 @@ class Node(ProcessTable):
 
     async def _reach(self, peer: str) -> None:
         alive, host = split_name(peer)
-        if self._incoming.get(peer) and await self._comes_up(peer):
+        key = key_of(peer)
+        if self._incoming.get(key) and await self._comes_up(key):
             return
         failure: Exception | None = None
         for port in await self._ports(alive, host):
@@ -408,14 +424,14 @@ class Node(ProcessTable):
                 return
             except HandshakeError as error:
                 if error.code in ("simultaneous", "connected"):
-                    if await self._comes_up(peer):
+                    if await self._comes_up(key):
                         return
                     raise
                 if error.code != "wrong-peer":
                     raise
                 failure = error
             except OSError as error:
-                if peer in self._connections:
+                if key in self._connections:
                     return
                 if failure is None or not isinstance(failure, HandshakeError):
                     failure = error
@@ -441,6 +457,7 @@ class Node(ProcessTable):
 
     async def _dial(self, peer: str, host: str, port: int) -> None:
         loop = asyncio.get_running_loop()
+        key = key_of(peer)
         raw = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         try:
             raw.setblocking(False)
@@ -451,9 +468,9 @@ class Node(ProcessTable):
             raw.close()
             raise
         # The peer may have been faster. It does not know yet that we are connecting, too.
-        if peer in self._connections or self._incoming.get(peer):
+        if key in self._connections or self._incoming.get(key):
             raw.close()
-            if peer in self._connections:
+            if key in self._connections:
                 return
             raise HandshakeError("simultaneous", f"{peer} is connecting to this node")
         connection = Connection(
@@ -461,7 +478,7 @@ class Node(ProcessTable):
             Initiator(
                 self._local,
                 peer,
-                on_alive=lambda: peer not in self._connections,
+                on_alive=lambda: key not in self._connections,
                 length_size=self._length_size,
             ),
             tick_time=self.tick_time,
@@ -470,42 +487,42 @@ class Node(ProcessTable):
             inside_tls=self._tls is not None,
         )
         result: asyncio.Future[None] = loop.create_future()
-        self._dialled[peer] = connection, result
+        self._dialled[key] = connection, result
         try:
             protocol = self._protocol(connection, host)
             await loop.create_connection(lambda: protocol, sock=raw)
             await result
         finally:
-            del self._dialled[peer]
+            del self._dialled[key]
             if not connection.established:
                 connection.close(HandshakeError("closed", f"the attempt to reach {peer} ended"))
 
-    async def _comes_up(self, peer: str) -> bool:
-        """Wait until *peer*, which is connecting to us, is connected; False when it fails."""
+    async def _comes_up(self, key: str) -> bool:
+        """Wait until a node that is connecting to us is connected; False when it fails."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._setup_time
         # When we yielded to a connection of the peer's, it can be a moment until it is here.
         grace = loop.time() + _EPMD_TIME
-        while peer not in self._connections:
+        while key not in self._connections:
             now = loop.time()
-            limit = end if self._incoming.get(peer) else min(grace, end)
+            limit = end if self._incoming.get(key) else min(grace, end)
             if now >= limit:
                 return False
             waiter = loop.create_future()
-            self._waiters.setdefault(peer, []).append(waiter)
+            self._waiters.setdefault(key, []).append(waiter)
             with suppress(TimeoutError):
                 async with asyncio.timeout(limit - now):
                     await waiter
         return True
 
-    def _wake(self, peer: str) -> None:
-        for waiter in self._waiters.pop(peer, ()):
+    def _wake(self, key: str) -> None:
+        for waiter in self._waiters.pop(key, ()):
             if not waiter.done():
                 waiter.set_result(None)
 
     def disconnect(self, peer: str, reason: str = "disconnected on request") -> bool:
         """End the connection to *peer*; False when there is none."""
-        connection = self._connections.get(peer)
+        connection = self._connections.get(key_of(peer))
         if connection is None:
             return False
         connection.close(DistributionError("disconnected", reason))
@@ -537,7 +554,8 @@ class Node(ProcessTable):
         :param seconds: how long to wait for it.
         :returns: whether there was one. False, too, when the node is not connected.
         """
-        connection = self._connections.get(peer)
+        key = key_of(peer)
+        connection = self._connections.get(key)
         if connection is None:
             return False
         loop = asyncio.get_running_loop()
@@ -545,27 +563,27 @@ class Node(ProcessTable):
         with suppress(DistributionError):
             request = (Atom("is_auth"), self._atom)
             await self.request(("net_kernel", peer), request, seconds)
-        if self._connections.get(peer) is not connection:
-            return peer in self._connections
+        if self._connections.get(key) is not connection:
+            return key in self._connections
         return connection.heard > begin or connection.acknowledged_within(loop.time() - begin)
 
     def give_up(self, peer: str) -> None:
         """End the connection to a node that gave no sign of life; its loss is called ``lost``."""
-        connection = self._connections.get(peer)
+        connection = self._connections.get(key_of(peer))
         if connection is not None:
             connection.close(DistributionError("lost", f"{peer} gave no sign of life"))
             connection.abort()
 
     def share_suspicion(self, peer: str) -> None:
         """Tell the other nodes that we fear for *peer*."""
-        for name, connection in self._connections.items():
-            if name != peer:
+        for key, connection in self._connections.items():
+            if key != key_of(peer):
                 self._suspicions.tell(connection, peer)
 
     def suspected(self, peer: str, by: str) -> None:
         """Take note that the node *by* fears for *peer*."""
-        if peer in self._connections:
-            self._change("suspected", {"name": peer, "by": by})
+        if key_of(peer) in self._connections:
+            self._change("suspected", {"name": self.spelling(peer), "by": by})
 
     # --- what connections report --------------------------------------------------------------
 
@@ -670,17 +688,18 @@ class Node(ProcessTable):
             )
         if self._tls is not None:
             self._check(connection, name)
-        if name == self.name:
+        key = key_of(name)
+        if key == self.name:
             raise HandshakeError("bad-name", f"another node calls itself {name}, as this one does")
         if len(self._connections) >= MAX_CONNECTIONS:
             raise HandshakeError("too-many", f"{MAX_CONNECTIONS} nodes are connected already")
-        if name not in self._connections:
+        if key not in self._connections:
             same = sum(known.source == connection.source for known in self._connections.values())
             if same >= MAX_CONNECTIONS_PER_HOST:
                 raise HandshakeError("too-many", f"{same} nodes of one address are connected")
         status = OK
-        dialled = self._dialled.get(name)
-        if name in self._connections:
+        dialled = self._dialled.get(key)
+        if key in self._connections:
             # It has lost its end without our noticing. Ours is closed when it proves itself.
             status = ALIVE
         elif dialled is not None and dialled[0].handshake.done is False:
@@ -689,23 +708,23 @@ class Node(ProcessTable):
             if name.encode() <= self.name.encode():
                 return NOK
             status = OK_SIMULTANEOUS
-        self._incoming.setdefault(name, set()).add(connection)
+        self._incoming.setdefault(key, set()).add(connection)
         if status == OK_SIMULTANEOUS and dialled is not None:
             dialled[0].close(HandshakeError("simultaneous", f"{name} is connecting to this node"))
         return status
 
     def on_connected(self, connection: Connection) -> None:
         """Take a connection whose handshake has succeeded into use."""
-        name = connection.name
+        name, key = connection.name, connection.key
         self._forget_handshake(connection)
-        old = self._connections.pop(name, None)
+        old = self._connections.pop(key, None)
         if old is not None:
-            self._lost(name, old, DistributionError("replaced", f"{name} connected anew"))
+            self._lost(old, DistributionError("replaced", f"{name} connected anew"))
             old.close(DistributionError("replaced", f"{name} connected anew"))
-        self._connections[name] = connection
-        self._since[name] = _now()
+        self._connections[key] = connection
+        self._since[key] = _now()
         self._counters["connected" if connection.outgoing else "accepted"] += 1
-        dialled = self._dialled.get(name)
+        dialled = self._dialled.get(key)
         if dialled is not None:
             if dialled[0] is not connection:
                 dialled[0].close(HandshakeError("simultaneous", f"{name} has connected"))
@@ -716,17 +735,17 @@ class Node(ProcessTable):
             services.greet_global(self, connection)
         for scope in self._scopes.values():
             scope.discover(connection)
-        self._wake(name)
+        self._wake(key)
         self._change("node-up", {"name": name})
 
     def on_closed(self, connection: Connection, reason: DistributionError) -> None:
         """Drop a connection that has ended, in use or not."""
-        name = connection.name
+        key = connection.key
         if connection.established:
             self._counters["discarded"] += connection.discarded
-            if self._connections.get(name) is connection:
-                del self._connections[name]
-                self._lost(name, connection, reason)
+            if self._connections.get(key) is connection:
+                del self._connections[key]
+                self._lost(connection, reason)
             return
         refusal = reason.refusal if isinstance(reason, HandshakeError) else ""
         if refusal == THEIRS or (refusal == OURS and connection.outgoing):
@@ -746,19 +765,19 @@ class Node(ProcessTable):
                 "stopped",
             ):
                 self._refuse(connection, reason)
-        self._wake(name)
+        self._wake(key)
 
     def _forget_handshake(self, connection: Connection) -> None:
         self._handshakes.discard(connection)
-        name = connection.name
-        incoming = self._incoming.get(name)
+        incoming = self._incoming.get(connection.key)
         if incoming is not None:
             incoming.discard(connection)
             if not incoming:
-                del self._incoming[name]
+                del self._incoming[connection.key]
 
-    def _lost(self, name: str, connection: Connection, reason: DistributionError) -> None:
-        self._since.pop(name, None)
+    def _lost(self, connection: Connection, reason: DistributionError) -> None:
+        name = connection.name
+        self._since.pop(connection.key, None)
         log.info("%s is down: %s", name, reason)
         for process in list(self._processes.values()):
             process.on_disconnect(connection, reason)
@@ -929,7 +948,7 @@ class Node(ProcessTable):
         from .calls import RemoteTask, split_function  # noqa: PLC0415
 
         split_function(function)
-        if peer == self.name:
+        if key_of(peer) == self.name:
             task = RemoteTask(self, None, peer, function)
             try:
                 task.start_here(self.calls, list(arguments))
@@ -955,7 +974,7 @@ class Node(ProcessTable):
         from .calls import cast_request, split_function  # noqa: PLC0415
 
         split_function(function)
-        if peer == self.name:
+        if key_of(peer) == self.name:
             module, name = map(Atom, split_function(function))
             copied = copy(list(arguments))
             self.calls.start(self.pid, module, name, copied, None)
@@ -1004,7 +1023,7 @@ class Node(ProcessTable):
         :raises DistributionError: when the node cannot be reached.
         :raises EncodeError: when *message* has no form in Erlang.
         """
-        known = self._connections.get(_node_of(target))
+        known = self._connections.get(key_of(_node_of(target)))
         await self.send_encoded(
             sender.pid if sender is not None else self.pid,
             target,
@@ -1016,7 +1035,7 @@ class Node(ProcessTable):
     ) -> None:
         """Send a message that is encoded already, see :meth:`send`."""
         node = _node_of(target)
-        if node == self.name:
+        if key_of(node) == self.name:
             process: Process | None
             if isinstance(target, Reference):
                 process = self._aliases.get(target)
@@ -1054,7 +1073,7 @@ class Node(ProcessTable):
         from .calls import CallTimeoutError  # noqa: PLC0415
 
         peer = str(target.node) if isinstance(target, Pid) else target[1]
-        local = peer == self.name
+        local = key_of(peer) == self.name
         connection = None if local else await self._connection_to(peer, timeout)
         call = services.Call(self, connection)
         self.add(call)
@@ -1092,7 +1111,7 @@ class Node(ProcessTable):
 
         events = NodeEvents(self._listeners, limit)
         if current:
-            for name in sorted(self._connections):
+            for name in sorted(connection.name for connection in self._connections.values()):
                 events.put(NodeEvent("up", name))
         return events
 
@@ -1146,10 +1165,11 @@ class Node(ProcessTable):
 
     async def _connection_to(self, peer: str, timeout: float | None) -> Connection:
         """Return the connection to *peer*, connecting when necessary."""
-        connection = self._connections.get(peer)
+        key = key_of(peer)
+        connection = self._connections.get(key)
         if connection is None:
             await self.connect(peer, timeout)
-            connection = self._connections.get(peer)
+            connection = self._connections.get(key)
             if connection is None:
                 raise DistributionError("closed", f"the connection to {peer} was closed")
         return connection

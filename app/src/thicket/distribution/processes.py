@@ -20,6 +20,7 @@ from .handshake import (
     SEND_SENDER,
     UNLINK_ID,
     DistributionError,
+    key_of,
     split_name,
 )
 
@@ -127,14 +128,14 @@ class Process:
 class ProcessTable:
     """The processes of a node, by number and by name.
 
-    :ivar name: the node's name.
+    :ivar name: the node's name, in canonical form.
     :ivar creation: the number of this start of the node.
     """
 
     name: str
     creation: int
     _atom: Atom
-    _connections: dict[str, Connection]
+    _connections: dict[str, Connection]  # by the key of the peer's name
 
     def __init__(self, first_reference: int) -> None:
         self._last_pid = 0
@@ -260,9 +261,10 @@ class ProcessTable:
 
         :raises DistributionError: ``closed``, when it is not connected.
         """
-        if node == self.name:
+        key = key_of(str(node))
+        if key == self.name:
             return None
-        connection = self._connections.get(node)
+        connection = self._connections.get(key)
         if connection is None:
             raise DistributionError("closed", f"{node} is not connected")
         return connection

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from thicket.discovery import Bucket
 from thicket.distribution.etf import Atom
+from thicket.distribution.handshake import key_of
 from thicket.distribution.processes import Process
 from thicket.trust.verify import MAX_LIST
 
@@ -58,7 +59,7 @@ class Exchange(Process):
 
     def tell(self, peer: str) -> None:
         """Tell the node *peer* the number of our list."""
-        connection = self._node._connections.get(peer)
+        connection = self._node._connections.get(key_of(peer))
         if connection is not None:
             self._send(connection, (_NUMBER, self._current()[0]))
 
