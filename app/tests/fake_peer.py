@@ -10,6 +10,7 @@ class ReadsText:
     """Encodes as a connection to a node of ours does, which tells text from bytes."""
 
     text = True
+    busy = False
 
     def encode(self, term: Any) -> bytes:
         return encode_bare(term, text=self.text)

@@ -535,7 +535,7 @@ def test_a_frame_that_is_too_long() -> None:
     reader = FrameReader(1000)
     assert reader.feed((1000).to_bytes(4, "big")) == []
     with pytest.raises(FrameError, match="limit 1000"):
-        FrameReader(1000).feed((1001).to_bytes(4, "big"))
+        FrameReader(1000).feed((1001).to_bytes(4, "big") + bytes(1001))
 
 
 @pytest.mark.parametrize(

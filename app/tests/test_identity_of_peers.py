@@ -11,7 +11,7 @@ import pytest
 from fake_peer import ReadsText
 from private_network import until
 
-from thicket.distribution import CALLER, frames, processes, services
+from thicket.distribution import CALLER, frames, processes
 from thicket.distribution.calls import _EXECUTE_CALL
 from thicket.distribution.etf import Atom, Pid, Reference, decode_bare, encode_bare
 from thicket.distribution.handshake import ABILITIES, RemoteNode
@@ -150,11 +150,11 @@ async def test_a_caller_is_the_node_at_the_other_end(three: tuple[Node, Any, Any
 
     for caller in (honest.pid(), node.pid):
         request: Any = (Atom("call"), *tasks, [], caller)
-        tell((services.GEN_CALL, (caller, hostile.reference(5)), request))
+        tell((processes.GEN_CALL, (caller, hostile.reference(5)), request))
     assert forged(node) == 5
     for mine in (honest.pid(), node.pid):  # whose group leader it is proves nothing
         request = (Atom("call"), *tasks, [], mine)
-        tell((services.GEN_CALL, (hostile.pid(), hostile.reference(6)), request))
+        tell((processes.GEN_CALL, (hostile.pid(), hostile.reference(6)), request))
         tell((Atom("$gen_cast"), (Atom("cast"), *tasks, [], mine)))
     await until(lambda: len(seen) == 5, "it happens")
     assert seen == [HOSTILE] * 5
@@ -170,7 +170,7 @@ async def test_old_calls_count_for_the_node_that_makes_them(three: tuple[Node, A
     for peer, number in ((hostile, 300), (honest, 1)):
         for i in range(number):
             request: Any = (Atom("call"), Atom("slow"), Atom("wait"), [], peer.pid())
-            message = (services.GEN_CALL, (peer.pid(), peer.reference(i)), request)
+            message = (processes.GEN_CALL, (peer.pid(), peer.reference(i)), request)
             control = (frames.REG_SEND, peer.pid(), Atom(""), Atom("rex"))
             node.on_message(peer, control, encode_bare(message))
     assert len(hostile.of(frames.SEND_SENDER)) == 50
@@ -283,7 +283,7 @@ def test_requests_to_a_mailbox_are_of_who_sends_them(three: tuple[Node, Any, Any
     box = node.mailbox("box")
     assert isinstance(box, Mailbox)
     for sender in (honest.pid(), hostile.pid()):
-        message = (services.GEN_CALL, (sender, hostile.reference()), Atom("q"))
+        message = (processes.GEN_CALL, (sender, hostile.reference()), Atom("q"))
         control = (frames.REG_SEND, hostile.pid(), Atom(""), Atom("box"))
         node.on_message(hostile, control, encode_bare(message))
     assert len(box) == 1
@@ -303,7 +303,9 @@ async def test_a_call_by_way_of_rex_still_works_between_nodes_of_ours(
     request: Any = (Atom("call"), Atom("sum"), Atom("up"), [1, 2], honest.pid())
     tag = honest.reference()
     control: tuple[Any, ...] = (frames.REG_SEND, honest.pid(), Atom(""), Atom("rex"))
-    node.on_message(honest, control, encode_bare((services.GEN_CALL, (honest.pid(), tag), request)))
+    node.on_message(
+        honest, control, encode_bare((processes.GEN_CALL, (honest.pid(), tag), request))
+    )
     await until(lambda: honest.sent, "it happens")
     [(control, answer)] = honest.sent
     assert (control[0], control[2], answer) == (frames.SEND_SENDER, honest.pid(), (tag, 3))

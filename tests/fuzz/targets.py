@@ -377,6 +377,7 @@ def make_messages() -> Try:
 
         name = OTHER_NAME
         source = str(OTHER)
+        busy = False
 
         def __init__(self, flags: int) -> None:
             self.flags = flags

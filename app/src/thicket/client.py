@@ -6,6 +6,8 @@ import socket
 import time
 from typing import Any, Final
 
+#: Longest request and answer in bytes; the daemon's limits are in control.py.
+_LONGEST_REQUEST: Final = 512 * 1024
 _LARGEST: Final = 16 * 1024 * 1024
 
 
@@ -23,12 +25,17 @@ def request(path: str, method: str, params: dict[str, Any], timeout: float = 10.
     Raises ClientError, with words that tell what to do when the daemon cannot be reached.
     """
     deadline = time.monotonic() + timeout
+    line = json.dumps({"id": 1, "method": method, "params": params}).encode() + b"\n"
+    if len(line) > _LONGEST_REQUEST:
+        raise ClientError(
+            "too-long",
+            f"the request has {len(line)} bytes, and the daemon takes up to {_LONGEST_REQUEST}",
+        )
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(timeout)
             s.connect(path)
-            call = {"id": 1, "method": method, "params": params}
-            s.sendall(json.dumps(call).encode() + b"\n")
+            s.sendall(line)
             data = bytearray()
             while not data.endswith(b"\n"):
                 s.settimeout(max(0.001, deadline - time.monotonic()))

@@ -698,6 +698,15 @@ class Cluster(Section):
         most=600,
         unit="s",
     )
+    max_message = Integer(
+        32,
+        "Longest message that is taken from another node: the arguments of a call, its result, "
+        "what is sent to a mailbox. Who sends a longer one is told `system_limit`. Never more than "
+        "an eighth of the device's memory.",
+        least=1,
+        most=1024,
+        unit="MiB",
+    )
     topology = Choice(
         "full",
         "Which nodes are kept connected: `full`, all that are heard, as Erlang does; or "

@@ -21,6 +21,8 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 #: Longest request in bytes: a whole configuration file, escaped as JSON at its worst.
 MAX_REQUEST: Final = 512 * 1024
+#: Longest answer in bytes; its client is told where it would be longer.
+MAX_ANSWER: Final = 8 * 1024 * 1024
 #: Clients served at the same time.
 MAX_CLIENTS: Final = 16
 #: A client may be silent for so many seconds, and take so many to read an answer.
@@ -104,7 +106,13 @@ class Server:
                     return
                 if not line:
                     return
-                writer.write(_line(await self._answer(line)))
+                answer = await self._answer(line)
+                written = _line(answer)
+                if len(written) > MAX_ANSWER:
+                    message = f"the answer has {len(written)} bytes (limit {MAX_ANSWER})"
+                    error = {"code": "too-long", "message": message}
+                    written = _line({"id": answer["id"], "error": error})
+                writer.write(written)
                 async with asyncio.timeout(self.idle):
                     await writer.drain()
         except (TimeoutError, ConnectionError):

@@ -47,6 +47,8 @@ FAILURE_WINDOW: Final = 300.0
 PAUSES: Final = (0.5, 2.0, 5.0, 15.0, 30.0)
 #: Seconds that a part has for a clean end.
 GRACE: Final = 3.0
+#: No message of another node takes more than this part of the device's memory.
+MESSAGE_SHARE: Final = 8
 #: What may wait does so for some seconds after joining, and at most for so many without.
 LATER: Final = 2.0
 LATER_AT_MOST: Final = 60.0
@@ -133,6 +135,14 @@ class Parts:
         from thicket.distribution.handshake import SETUP_TIME  # noqa: PLC0415
 
         cluster = settings.cluster
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        wanted, most = cluster.max_message << 20, memory // MESSAGE_SHARE
+        if wanted > most:
+            logger.info(
+                "messages of up to %d MiB are taken, not %d: an eighth of this device's memory",
+                most >> 20,
+                cluster.max_message,
+            )
         return Node(
             name=cluster.name,
             cookie=cluster.cookie,
@@ -142,6 +152,9 @@ class Parts:
             # who allows for slow nodes there has slow handshakes, too
             setup_time=max(SETUP_TIME, cluster.tick_time / 2),
             on_change=on_change,
+            max_message=min(wanted, most),
+            # of all messages that are under way
+            max_held=2 * most,
             tls=tls,
         )
 

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import frames
 from .convert import MismatchError, Signature
-from .etf import Atom, DecodeError, EncodeError, Pid, Reference, decode_bare, encode_bare, shown
+from .etf import Atom, EncodeError, Pid, Reference, decode_bare, encode_bare, shown
 from .handshake import DistributionError, key_of
 from .processes import (
+    BAD_ARGUMENT,
     KILL,
     KILLED,
     NO_PROCESS,
@@ -38,7 +39,6 @@ from .processes import (
     copy,
 )
 from .services import (
-    BAD_ARGUMENT,
     ERROR,
     NOT_SUPPORTED,
     UNDEFINED_FUNCTION,
@@ -94,7 +94,8 @@ class RemoteError(DistributionError):
     Its ``__cause__`` is the cause that the exception had there, as a RemoteError, too. Codes:
     ``error``, ``exit`` and ``throw`` (the class in Erlang's sense), ``undefined`` (no such
     function, or it is not exported, or takes another number of arguments), ``bad-argument``,
-    ``system-limit`` (too many calls at the same time), ``not-supported``.
+    ``system-limit`` (too many calls at the same time, or arguments or a result that are longer
+    than the node they go to takes), ``undecodable`` (a result that is no term), ``not-supported``.
 
     :ivar node: where it happened.
     :ivar function: what was called, ``module.function``.
@@ -273,7 +274,10 @@ class Job(Process):
         CALLER.set(Caller(self.source, self._caller))
         exported = self._exported
         reason: Any
+        plain = not exported.asynchronous and not exported.thread
         try:
+            if plain and self._connection is not None:
+                await self._connection.drain()
             made = exported.signature.convert(self._arguments)
             if exported.asynchronous:
                 value = await exported.function(*made)
@@ -293,7 +297,7 @@ class Job(Process):
             raise
         except BaseException as error:  # also one that exits: it must not end the node
             reason = failed(self._result, exported, self._arguments, error)
-        if self._connection is not None and self.monitors:
+        if self._connection is not None and self.monitors and not plain:
             with suppress(asyncio.CancelledError):
                 await self._connection.drain()
         self.node.end(self, reason)
@@ -439,9 +443,7 @@ class Calls:
         if request.node != connection.name:
             self.node.forged(connection, f"a spawn request with a reference of {request.node}")
             return
-        values: Any = None
-        with suppress(DecodeError):
-            values = decode_bare(payload)[0] if payload is not None else None
+        values: Any = decode_bare(payload)[0] if payload is not None else None
         chosen = options if type(options) is list else []
         monitored = any(_option(option) == "monitor" for option in chosen)
         linked = "link" in chosen
@@ -475,7 +477,8 @@ class Calls:
             return
         granted = (1 if linked else 0) | (2 if monitored else 0)
         ended: Any
-        if exported is not None and not self._at_once(exported):
+        # What has a long result waits until those before it have left.
+        if exported is not None and (connection.busy or not self._at_once(exported)):
             watch = request if monitored and not spawned else None
             job = Job(
                 self.node,
@@ -658,6 +661,7 @@ class RemoteTask(Process):
 
     :ivar peer: the node it runs on.
     :ivar function: what runs, ``module.function``.
+    :ivar size: length of the encoded arguments in bytes.
     """
 
     def __init__(
@@ -666,6 +670,7 @@ class RemoteTask(Process):
         super().__init__(node)
         self.peer = peer
         self.function = function
+        self.size = 0
         self.reference = node.new_reference()
         self.remote: Pid | None = None
         self._connection = connection
@@ -753,7 +758,8 @@ class RemoteTask(Process):
             _word(found), "error"
         )
         message = {
-            "system_limit": "too many calls run there at the same time",
+            "system_limit": f"too many calls run there at the same time, or the {self.size} bytes "
+            "of the arguments are more than that node takes at once ([cluster] max_message there)",
             "notsup": "the node there does not run functions for others",
         }.get(_word(found), f"refused: {shown(found)}")
         self._fail(
@@ -777,6 +783,18 @@ class RemoteTask(Process):
                     self._future.set_result(value)
                 case _:
                     self._fail(self._error(reason))
+        self.node.end(self)
+
+    def on_untaken(
+        self, connection: Connection, reference: Reference | None, error: DistributionError
+    ) -> None:
+        if reference != self.reference:
+            return
+        self._spawning = False
+        message, code = f"its result is lost: {error}", error.code
+        self._fail(
+            RemoteError(self.peer, self.function, "exit", SYSTEM_LIMIT, message=message, code=code)
+        )
         self.node.end(self)
 
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:

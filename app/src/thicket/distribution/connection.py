@@ -81,6 +81,9 @@ class Owner(Protocol):
     ) -> None:
         """A message arrived; *payload* is encoded, without version byte."""
 
+    def on_discarded(self, connection: Connection, control: tuple[Any, ...], head: bytes) -> None:
+        """A message was dropped for its length; *head* is the beginning of its payload."""
+
     def on_closed(self, connection: Connection, reason: DistributionError) -> None:
         """The connection is over; called exactly once."""
 
@@ -92,6 +95,7 @@ class Connection(asyncio.BufferedProtocol):
     :param tick_time: seconds without a byte after which the peer counts as lost; a tick is sent
         when nothing else was for a quarter of it.
     :param max_message: longest message accepted, in bytes.
+    :param room: where messages are held of which parts are missing; of its own by default.
     :param inside_tls: say nothing before :meth:`secured` is called.
     :ivar source: the peer's address in canonical form, without zone.
     :ivar heard: when the last bytes came, by the event loop's clock; 0 before the first.
@@ -109,6 +113,7 @@ class Connection(asyncio.BufferedProtocol):
         tick_time: float,
         setup_time: float = SETUP_TIME,
         max_message: int = frames.MAX_MESSAGE,
+        room: frames.Room | None = None,
         inside_tls: bool = False,
     ) -> None:
         self.source = ""
@@ -123,6 +128,7 @@ class Connection(asyncio.BufferedProtocol):
         self._tick_time = tick_time
         self._setup_time = setup_time
         self._max_message = max_message
+        self._room = room
         self._inside_tls = inside_tls
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -139,7 +145,6 @@ class Connection(asyncio.BufferedProtocol):
         self._silent = 0
         self._paused = False
         self._drained: deque[asyncio.Future[None]] = deque()
-        self._discarded = 0
         self._holders: set[object] = set()
         # Small messages of one turn of the event loop leave together.
         self._scheduled = False
@@ -412,7 +417,12 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         self._header = self.has(FRAGMENTS)
         self.text = self.has(TEXT)
-        self._messages = frames.MessageReader(header=self._header, max_message=self._max_message)
+        self._messages = frames.MessageReader(
+            header=self._header,
+            max_message=self._max_message,
+            room=self._room,
+            on_discarded=self._discarded,
+        )
         self._reader = frames.FrameReader(self._messages.max_frame)
         self.established = True
         self._timer = self._loop.call_later(self._tick_time / TICK_INTENSITY, self._tick)
@@ -426,22 +436,30 @@ class Connection(asyncio.BufferedProtocol):
         feed = self._messages.feed
         take = self._reader.take
         deliver = self._owner.on_message
-        while not self._holders and (frame := take()) is not None:
+        while not self._holders:
+            try:
+                frame = take()
+            except frames.LongFrameError as long:
+                self._messages.refuse(long)
+                continue
+            if frame is None:
+                return
             if not frame:
                 continue
             message = feed(frame)
             if message is not None:
                 deliver(self, *message)
-                if self._closed is not None:
-                    return
-            elif self._messages.discarded != self._discarded:
-                self._discarded = self._messages.discarded
-                log.warning(
-                    "a message of %s was dropped: it is longer than %d bytes, or many long ones "
-                    "come at the same time",
-                    self.name,
-                    self._max_message,
-                )
+            if self._closed is not None:
+                return
+
+    def _discarded(self, control: tuple[Any, ...], head: bytes) -> None:
+        log.warning(
+            "a message of %s was dropped: it is longer than %d bytes, or many long ones come at "
+            "the same time",
+            self.name,
+            self._max_message,
+        )
+        self._owner.on_discarded(self, control, head)
 
     def _resume(self) -> None:
         if self._holders or self._closed is not None or self._transport is None:
@@ -564,6 +582,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.established:
+            self._messages.close()
         self._long.clear()
         self._small.clear()
         self._holders.clear()

@@ -128,6 +128,10 @@ class DecodeError(TermError):
     """The bytes are not a term, or exceed a limit."""
 
 
+class LimitError(DecodeError):
+    """The bytes may be a term, but exceed a limit."""
+
+
 class Atom(str):
     """An Erlang atom.
 
@@ -726,7 +730,7 @@ def _freeze(term: Any, room: list[int], depth: int = 0) -> Any:
     if kind not in (list, tuple, dict, ImproperList, PairMap):
         return term
     if depth >= _MAX_KEY_DEPTH:
-        raise DecodeError(f"a map's key is nested deeper than {_MAX_KEY_DEPTH} levels")
+        raise LimitError(f"a map's key is nested deeper than {_MAX_KEY_DEPTH} levels")
     depth += 1
     if kind is list:
         return FrozenList(_freeze(item, room, depth) for item in term)
@@ -905,7 +909,7 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
                 raise IndexError
             budget -= at - start
             if budget < 0:
-                raise DecodeError(f"the term has more than {max_terms} elements")
+                raise LimitError(f"the term has more than {max_terms} elements")
             append(list(data[start:at]))
         elif tag == NEW_FLOAT:
             value = _get_f64(data, at)[0]
@@ -1013,12 +1017,12 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
         if opened:
             budget -= opened
             if budget < 0:
-                raise DecodeError(f"the term has more than {max_terms} elements")
+                raise LimitError(f"the term has more than {max_terms} elements")
             if opened > size - at:  # every element takes a byte at least
                 raise IndexError
             stack.append((items, left, kind))
             if len(stack) > max_depth:
-                raise DecodeError(f"the term is nested deeper than {max_depth} levels")
+                raise LimitError(f"the term is nested deeper than {max_depth} levels")
             items = []
             append = items.append
             left = opened

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .etf import VERSION, DecodeError, decode_bare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 TICK = b"\0\0\0\0"
 
@@ -39,6 +39,9 @@ READ_SIZE = 128 * 1024
 """Bytes that are read at a time: two fragments, the usual send buffer."""
 
 _MAX_CONTROL = 64 * 1024
+# Of a frame that is too long, the beginning that is looked at: who it is from, and for whom.
+_HEAD = _MAX_CONTROL
+_MAX_LENGTH = 0x7FFFFFFF  # of any frame that a node sends
 # What an incomplete message costs beside its bytes: each of its fragments counts as so many at
 # least, and its control message, which is short, has so many elements at most.
 _LEAST_PART = 512
@@ -90,6 +93,39 @@ _fragment = Struct(">IBBQQ").pack
 
 class FrameError(ValueError):
     """Bytes that the protocol does not allow; the connection cannot go on."""
+
+
+class LongFrameError(FrameError):
+    """A frame is longer than allowed. Its rest is skipped: the connection can go on.
+
+    :ivar head: its beginning.
+    """
+
+    def __init__(self, length: int, limit: int, head: bytes) -> None:
+        super().__init__(f"a frame of {length} bytes (limit {limit})")
+        self.head = head
+
+
+class Room:
+    """Memory for messages of which parts are missing, shared by all connections of a node.
+
+    When it is used up, the connection that holds most of it loses its longest message.
+
+    :ivar limit: its size in bytes.
+    :ivar held: bytes in use.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self.readers: set[MessageReader] = set()
+
+    def make(self) -> None:
+        """Discard messages until what is held is within the limit."""
+        while self.held > self.limit:
+            largest = max(self.readers, key=lambda reader: reader.held)
+            if not largest.discard_longest():
+                return
 
 
 def build(
@@ -151,6 +187,7 @@ class FrameReader:
         self._start = 0
         self._end = 0
         self._need = 4
+        self._skip = 0  # bytes to come of a frame that is too long
 
     def space(self) -> memoryview:
         """Return the memory into which bytes can be read; never empty."""
@@ -194,21 +231,33 @@ class FrameReader:
     def take(self) -> bytes | None:
         """Return the next frame that is complete, or None; a tick is an empty one.
 
-        :raises FrameError: when a frame is longer than allowed.
+        :raises LongFrameError: when a frame is longer than allowed; what follows it is taken next.
+        :raises FrameError: when its length is none that a node sends.
         """
+        if self._skip:
+            skipped = min(self._skip, self._end - self._start)
+            self._start += skipped
+            self._skip -= skipped
         start = self._start
         held = self._end - start
-        if held < 4:
+        if self._skip or held < 4:
             self._need = 4
             return None
         length = int(_get_u32(self._buffer, start)[0])
-        if held < 4 + length:
-            if length > self._max_frame:
+        if length > self._max_frame:
+            if length > _MAX_LENGTH:
                 raise FrameError(f"a frame of {length} bytes (limit {self._max_frame})")
+            wanted = 4 + min(length, _HEAD)
+            if held < wanted:
+                self._need = wanted
+                return None
+            self._start = start + wanted
+            self._skip = length + 4 - wanted
+            head = bytes(self._view[start + 4 : self._start])
+            raise LongFrameError(length, self._max_frame, head)
+        if held < 4 + length:
             self._need = 4 + length
             return None
-        if length > self._max_frame:
-            raise FrameError(f"a frame of {length} bytes (limit {self._max_frame})")
         self._start = start + 4 + length
         return bytes(self._view[start + 4 : self._start])
 
@@ -243,19 +292,36 @@ class MessageReader:
 
     :param header: the handshake agreed on distribution headers.
     :param max_message: longest payload, in bytes; also half of what all incomplete messages may
-        hold together. A longer message in fragments is discarded and counted.
+        hold together. A longer message is discarded and counted.
+    :param room: where incomplete messages are held; of its own by default.
+    :param on_discarded: called with control message and the beginning of the payload of each
+        message that is discarded, as soon as it is too long.
     :ivar discarded: number of messages dropped for their size.
     """
 
-    def __init__(self, *, header: bool, max_message: int = MAX_MESSAGE) -> None:
+    def __init__(
+        self,
+        *,
+        header: bool,
+        max_message: int = MAX_MESSAGE,
+        room: Room | None = None,
+        on_discarded: Callable[[tuple[Any, ...], bytes], None] | None = None,
+    ) -> None:
         self._header = header
         self._max_message = max_message
+        self._room = Room(2 * max_message) if room is None else room
+        self._on_discarded = on_discarded
         self._partial: dict[int, _Partial] = {}
         self._held = 0
         # The last control message, which is often the next one, too.
         self._known = b""
         self._control: tuple[Any, ...] = ()
         self.discarded = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of incomplete messages."""
+        return self._held
 
     @property
     def max_frame(self) -> int:
@@ -271,6 +337,64 @@ class MessageReader:
             return self._feed(frame)
         except (DecodeError, IndexError) as error:
             raise FrameError(f"a control message that cannot be read: {error}") from None
+
+    def refuse(self, long: LongFrameError) -> None:
+        """Discard the message of a frame that is too long.
+
+        :raises FrameError: when the frame is no message, or its control message is what is long.
+        """
+        head = long.head
+        try:
+            if self._header:
+                if head[0] != VERSION or head[1] != _HEADER or head[2] != 0:
+                    raise long
+                control, end = decode_bare(head, 3, max_terms=_MAX_CONTROL_TERMS)
+            else:
+                if head[0] != _PASS_THROUGH or head[1] != VERSION:
+                    raise long
+                control, end = decode_bare(head, 2, max_terms=_MAX_CONTROL_TERMS)
+                end += 1  # the payload's version byte
+        except (DecodeError, IndexError):
+            raise long from None
+        self._discarded(_checked(control), head[end:])
+
+    def close(self) -> None:
+        """Let go of all incomplete messages: nothing follows."""
+        self._room.held -= self._held
+        self._held = 0
+        self._partial.clear()
+        self._room.readers.discard(self)
+        self._on_discarded = None
+
+    def discard_longest(self) -> bool:
+        """Discard the longest of the incomplete messages; False when there is none."""
+        kept = [partial for partial in self._partial.values() if partial.parts is not None]
+        if not kept:
+            return False
+        self._discard(max(kept, key=lambda partial: partial.size))
+        return True
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._room.held += size
+        if self._held:
+            self._room.readers.add(self)
+        else:
+            self._room.readers.discard(self)
+
+    def _discard(self, partial: _Partial) -> None:
+        assert partial.parts is not None
+        control, head = partial.control, bytes(partial.parts[0])
+        self._hold(-partial.size)
+        partial.parts = None
+        partial.control = ()
+        partial.size = 0
+        self._discarded(control, head)
+
+    def _discarded(self, control: tuple[Any, ...], head: bytes) -> None:
+        self.discarded += 1
+        if self._on_discarded is not None:
+            self._on_discarded(control, head)
 
     def _feed(self, frame: bytes) -> tuple[tuple[Any, ...], bytes | None] | None:
         if not self._header:
@@ -321,7 +445,7 @@ class MessageReader:
         partial = _Partial(control, number - 1, [memoryview(frame)[end:]])
         partial.size = max(len(frame), _LEAST_PART)
         self._partial[sequence] = partial
-        self._held += partial.size
+        self._hold(partial.size)
         self._limit(partial)
         return None
 
@@ -337,24 +461,22 @@ class MessageReader:
             partial.parts.append(part)
             size = max(len(part), _LEAST_PART)
             partial.size += size
-            self._held += size
+            self._hold(size)
             self._limit(partial)
         if number > 1:
             return None
         del self._partial[sequence]
         if partial.parts is None:
             return None
-        self._held -= partial.size
+        self._hold(-partial.size)
         return partial.control, b"".join(partial.parts)
 
     def _limit(self, partial: _Partial) -> None:
         """Discard *partial* when it, or everything held, has become too much."""
         if partial.size > self._max_message or self._held > 2 * self._max_message:
-            self._held -= partial.size
-            partial.parts = None
-            partial.control = ()
-            partial.size = 0
-            self.discarded += 1
+            self._discard(partial)
+        else:
+            self._room.make()
 
 
 def _checked(control: Any) -> tuple[Any, ...]:

@@ -21,15 +21,39 @@ import base64
 import binascii
 from typing import Any
 
-from .etf import Atom, FrozenList, PairMap
+from .etf import Atom, FrozenList, PairMap, shown
 
 _MAX_DEPTH = 64
+MAX_SIZE = 4 * 1024 * 1024
+"""Default limit of a term in characters of JSON, roughly."""
+
+_MAX_DIGITS = 1233  # of an integer, as many as 4096 bits have
+_MAX_BITS = 4096  # of an integer; beyond, Python needs more than linear time, and limits it
 _SPECIAL = frozenset(("atom", "tuple", "bytes", "map", "term"))
 
 
-def to_json(term: Any, depth: int = 0) -> Any:
-    """Return *term* in its JSON form; what is nested too deeply becomes words."""
+class TooLongError(ValueError):
+    """The JSON form of a term would be longer than it may be."""
+
+
+def to_json(term: Any, limit: int = MAX_SIZE) -> Any:
+    """Return *term* in its JSON form; what is nested too deeply becomes words.
+
+    :raises TooLongError: when it is longer than about *limit* characters.
+    """
+    return _to_json(term, 0, [limit])
+
+
+def _to_json(term: Any, depth: int, room: list[int]) -> Any:
     kind = type(term)
+    if kind in (str, bytes):
+        room[0] -= len(term)
+    room[0] -= 8
+    if room[0] < 0:
+        raise TooLongError("it is too long to be shown as JSON")
+    if kind is int and term.bit_length() > _MAX_BITS:
+        text = hex(term)
+        return {"term": text[:1000] + ("..." if len(text) > 1000 else "")}
     if term is None or kind in (bool, int, float, str):
         return term
     if kind is Atom:
@@ -43,19 +67,26 @@ def to_json(term: Any, depth: int = 0) -> Any:
     if depth > _MAX_DEPTH:
         return {"term": "..."}
     if kind in (list, FrozenList):
-        return [to_json(item, depth) for item in term]
+        return [_to_json(item, depth, room) for item in term]
     if kind is tuple:
-        return {"tuple": [to_json(item, depth) for item in term]}
+        return {"tuple": [_to_json(item, depth, room) for item in term]}
     if kind is dict or isinstance(term, PairMap):
         pairs = list(term.items() if kind is dict else term.pairs)
         names = [_key(key) for key, _ in pairs]
         plain = all(name is not None for name in names) and len(set(names)) == len(names)
         if plain and not (len(names) == 1 and names[0] in _SPECIAL):
+            room[0] -= sum(len(name or "") for name in names)
             return {
-                name: to_json(value, depth) for name, (_, value) in zip(names, pairs, strict=True)
+                name: _to_json(value, depth, room)
+                for name, (_, value) in zip(names, pairs, strict=True)
             }
-        return {"map": [[to_json(key, depth), to_json(value, depth)] for key, value in pairs]}
-    return {"term": repr(term)[:1000]}
+        return {
+            "map": [
+                [_to_json(key, depth, room), _to_json(value, depth, room)] for key, value in pairs
+            ]
+        }
+    room[0] -= 1000
+    return {"term": shown(term)[:1000]}
 
 
 def _key(key: Any) -> str | None:
@@ -116,10 +147,20 @@ def from_word(word: str) -> Any:
     if word.startswith(":") and len(word) > 1:
         return Atom(word[1:])
     try:
-        value = json.loads(word)
-    except ValueError:
+        value = json.loads(word, parse_int=_integer)
+    except json.JSONDecodeError:
         return word
     return from_json(value)
+
+
+def _integer(digits: str) -> int:
+    """Return an integer of JSON.
+
+    :raises ValueError: when it has too many digits, which would cost more than its length.
+    """
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits (limit {_MAX_DIGITS})")
+    return int(digits)
 
 
 def to_words(term: Any) -> str:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .etf import Pid, Reference, shown
 from .handshake import DistributionError
-from .processes import KILL, KILLED, NORMAL, Name, Process, ProcessTable
-from .services import GEN_CALL, reply
+from .processes import GEN_CALL, KILL, KILLED, NORMAL, Name, Process, ProcessTable
+from .services import reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

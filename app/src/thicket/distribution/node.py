@@ -45,7 +45,7 @@ from .handshake import (
     key_of,
     split_name,
 )
-from .processes import NOBODY, Name, Process, ProcessTable, copy
+from .processes import GEN_CALL, NOBODY, Name, Process, ProcessTable, copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +125,8 @@ class Node(ProcessTable):
     :param check_source: refuse a peer whose name has another address than it connects from.
     :param setup_time: seconds that a handshake may take, Erlang's ``net_setuptime``.
     :param max_message: longest message accepted, in bytes.
+    :param max_held: bytes of all messages together of which parts are missing; four of the longest
+        by default.
     :param tls: talk with others inside mutual TLS and in no other way: :class:`.tls.FileTls`, or
         that of a fleet. A cookie is then needed all the same.
     :raises ValueError: when name or cookie cannot be used.
@@ -144,6 +146,7 @@ class Node(ProcessTable):
         check_source: bool = True,
         setup_time: float = SETUP_TIME,
         max_message: int = frames.MAX_MESSAGE,
+        max_held: int | None = None,
         tls: Tls | None = None,
     ) -> None:
         self.host = str(address)
@@ -177,7 +180,8 @@ class Node(ProcessTable):
         self._check_source = check_source
         self._setup_time = setup_time
         self._attempt_time = _EPMD_TIME + _CONNECT_TIME + setup_time
-        self._max_message = max_message
+        self.max_message = max_message
+        self._room = frames.Room(4 * max_message if max_held is None else max_held)
         self._tls = tls
         self._length_size = 2 if tls is None else 4
         self._shared: Shared | None = None
@@ -483,7 +487,8 @@ class Node(ProcessTable):
             ),
             tick_time=self.tick_time,
             setup_time=self._setup_time,
-            max_message=self._max_message,
+            max_message=self.max_message,
+            room=self._room,
             inside_tls=self._tls is not None,
         )
         result: asyncio.Future[None] = loop.create_future()
@@ -598,7 +603,8 @@ class Node(ProcessTable):
             Acceptor(self._local, decide, self._length_size),
             tick_time=self.tick_time,
             setup_time=self._setup_time,
-            max_message=self._max_message,
+            max_message=self.max_message,
+            room=self._room,
             inside_tls=self._tls is not None,
         )
         known = weakref.ref(connection)  # weak, as the connection holds the acceptor
@@ -960,7 +966,9 @@ class Node(ProcessTable):
         task = RemoteTask(self, connection, peer, function)
         try:
             control, term = task.request(list(arguments), self.calls.group_leader)
-            await self._send_within(connection, control, connection.encode(term), timeout)
+            payload = connection.encode(term)
+            task.size = len(payload)
+            await self._send_within(connection, control, payload, timeout)
         except BaseException:
             self.end(task)
             raise
@@ -1068,7 +1076,8 @@ class Node(ProcessTable):
 
         :param target: a pid, or ``(name, node)``.
         :raises DistributionError: codes ``noproc`` when there is no such process or it ends,
-            ``timeout``, and those of :meth:`connect`.
+            ``system-limit`` when request or answer are longer than a node takes, ``timeout``, and
+            those of :meth:`connect`.
         """
         from .calls import CallTimeoutError  # noqa: PLC0415
 
@@ -1078,7 +1087,7 @@ class Node(ProcessTable):
         call = services.Call(self, connection)
         self.add(call)
         item = target if isinstance(target, Pid) else Atom(target[0])
-        message = (services.GEN_CALL, (call.pid, call.reference), request)
+        message = (GEN_CALL, (call.pid, call.reference), request)
         try:
             async with asyncio.timeout(timeout):
                 payload = Message(message, text=connection is None or connection.text)

@@ -13,7 +13,17 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from . import frames
-from .etf import Atom, DecodeError, Pid, Reference, decode_bare, encode_bare
+from .etf import (
+    SMALL_TUPLE,
+    Atom,
+    DecodeError,
+    ImproperList,
+    LimitError,
+    Pid,
+    Reference,
+    decode_bare,
+    encode_bare,
+)
 from .handshake import (
     ALIAS,
     EXIT_PAYLOAD,
@@ -45,7 +55,12 @@ NORMAL = Atom("normal")
 KILL = Atom("kill")
 KILLED = Atom("killed")
 SYSTEM_LIMIT = Atom("system_limit")
+BAD_ARGUMENT = Atom("badarg")
 NOBODY = Atom("")
+GEN_CALL = Atom("$gen_call")
+SYSTEM = Atom("system")
+_ALIAS = Atom("alias")
+_MAX_REQUEST_TERMS = 64  # of who asks, and how
 
 Name = tuple[str, str]
 """A registered name on a node: the name, and the node's full name."""
@@ -57,6 +72,18 @@ _SENDER_SECOND = frozenset(
         frames.UNLINK_ID_ACK,
         frames.SPAWN_REQUEST,
         frames.SPAWN_REQUEST_TT,
+    )
+)
+_SENDS = frozenset(
+    (
+        *(frames.SEND, frames.SEND_TT, frames.SEND_SENDER, frames.SEND_SENDER_TT),
+        *(frames.REG_SEND, frames.REG_SEND_TT, frames.ALIAS_SEND, frames.ALIAS_SEND_TT),
+    )
+)
+_EXITS = frozenset(
+    (
+        *(frames.PAYLOAD_EXIT, frames.PAYLOAD_EXIT_TT),
+        *(frames.PAYLOAD_EXIT2, frames.PAYLOAD_EXIT2_TT),
     )
 )
 _SENDER_LAST = frozenset((frames.SPAWN_REPLY, frames.SPAWN_REPLY_TT))
@@ -105,6 +132,25 @@ class Process:
         """Tell whether *connection* may tell of the end that is watched with *reference*."""
         watch = self.watched.get(reference)
         return watch is not None and watch[0] is connection
+
+    def on_untaken(
+        self, connection: Connection, reference: Reference | None, error: DistributionError
+    ) -> None:
+        """Handle that a message from *connection*, or the end of what is watched with *reference*,
+        came in a form that cannot be taken: too long, or no term."""
+        if reference is not None:
+            self.on_down(connection, reference, SYSTEM_LIMIT)
+
+    def on_untaken_request(
+        self, connection: Connection, sender: Pid, tag: Any, reason: Atom
+    ) -> None:
+        """Answer a request, as ``gen:call`` makes it, that cannot be taken: who made it watches
+        this process, and is told that it has ended."""
+        reference = tag if type(tag) is Reference else alias_of(tag)
+        watch = self.monitors.get(reference) if reference is not None else None
+        if reference is not None and watch is not None and watch[0] is connection:
+            del self.monitors[reference]
+            self.node.send_down(connection, watch[2], watch[1], reference, reason)
 
     def on_demonitor(self, reference: Reference) -> None:
         """Handle that somebody watches this process no longer."""
@@ -451,12 +497,92 @@ class ProcessTable:
         except DecodeError as error:
             self._counters["undecodable"] += 1
             log.warning("a message of %s cannot be decoded: %s", connection.name, error)
+            self._untaken(
+                connection,
+                control,
+                payload,
+                SYSTEM_LIMIT if isinstance(error, LimitError) else BAD_ARGUMENT,
+                DistributionError(
+                    "undecodable", f"{connection.name} sent what cannot be decoded: {error}"
+                ),
+            )
         except (ValueError, TypeError, IndexError):
             # Too few elements, or not of the types they should have.
             self._counters["unknown"] += 1
             log.debug("a message of %s is not understood", connection.name, exc_info=True)
         except Exception:
             log.exception("the handling of a message of %s failed", connection.name)
+
+    def on_discarded(self, connection: Connection, control: tuple[Any, ...], head: bytes) -> None:
+        """Tell who waits for a message, or for an answer to it, that it was too long to be taken.
+
+        :param head: the beginning of its payload.
+        """
+        self._counters["messages"] += 1
+        sender = _sender(control)
+        if type(sender) is Pid and sender.node != connection.name:
+            self.forged(connection, f"a signal in the name of a process of {sender.node}")
+            return
+        words = DistributionError(
+            "system-limit",
+            f"{connection.name} sent more than this node takes at once ([cluster] max_message)",
+        )
+        self._untaken(connection, control, head, SYSTEM_LIMIT, words)
+
+    def _untaken(
+        self,
+        connection: Connection,
+        control: tuple[Any, ...],
+        head: bytes | None,
+        reason: Atom,
+        error: DistributionError,
+    ) -> None:
+        try:
+            self._answer_untaken(connection, control, head, reason, error)
+        except (ValueError, TypeError, IndexError):
+            self._counters["unknown"] += 1
+            log.debug("a message of %s is not understood", connection.name, exc_info=True)
+        except Exception:
+            log.exception("the handling of a message of %s failed", connection.name)
+
+    def _answer_untaken(
+        self,
+        connection: Connection,
+        control: tuple[Any, ...],
+        head: bytes | None,
+        reason: Atom,
+        error: DistributionError,
+    ) -> None:
+        """Handle a message that is too long or no term, so that nobody waits for what it was.
+
+        :param head: the beginning of its payload.
+        :param reason: what a node of Erlang is told.
+        :param error: what Python code here is told.
+        """
+        operation = control[0]
+        if operation in (frames.SPAWN_REQUEST, frames.SPAWN_REQUEST_TT):
+            request, caller = control[1:3]
+            _require(request, Reference)
+            _require(caller, Pid)
+            connection.send((frames.SPAWN_REPLY, request, caller, 0, reason))
+        elif operation == frames.PAYLOAD_MONITOR_P_EXIT:
+            process = self._find(control[2])
+            if process is not None and process.awaits(connection, control[3]):
+                process.on_untaken(connection, control[3], error)
+                process.watched.pop(control[3], None)
+        elif operation in _EXITS:
+            # The process has ended all the same.
+            self._handlers[operation](connection, (*control[:3], reason), None)
+        elif operation in _SENDS:
+            target = control[3 if operation in (frames.REG_SEND, frames.REG_SEND_TT) else 2]
+            process = self._aliases.get(target) if type(target) is Reference else self._find(target)
+            if process is None:
+                return
+            asked = _request_in(head)
+            if asked is None:
+                process.on_untaken(connection, None, error)
+            else:
+                process.on_untaken_request(connection, *asked, reason)
 
     def forged(self, connection: Connection, what: str) -> None:
         """Count *what*, which a peer may not say; who it is comes from its connection alone."""
@@ -619,6 +745,38 @@ class ProcessTable:
             return
         if process.awaits(connection, control[1]):
             on_spawned(control[1], control[4])
+
+
+def alias_of(tag: Any) -> Reference | None:
+    """Return the reference of the tag ``[alias | Reference]`` of a ``gen`` call."""
+    if (
+        type(tag) is ImproperList
+        and len(tag.items) == 1
+        and tag.items[0] == _ALIAS
+        and type(tag.tail) is Reference
+    ):
+        return tag.tail
+    return None
+
+
+def _request_in(head: bytes | None) -> tuple[Pid, Any] | None:
+    """Return who asks, and the tag of the answer, from the beginning of an encoded request.
+
+    None when it is no request; without a tag when it is one in the form ``{Pid, Request}``.
+    """
+    if not head or head[0] != SMALL_TUPLE:
+        return None
+    try:
+        first, at = decode_bare(head, 2, max_terms=_MAX_REQUEST_TERMS)
+        if head[1] == 2 and type(first) is Pid:
+            return first, None
+        if head[1] == 3 and first in (GEN_CALL, SYSTEM):
+            match decode_bare(head, at, max_terms=_MAX_REQUEST_TERMS)[0]:
+                case (Pid() as sender, tag):
+                    return sender, tag
+    except (DecodeError, IndexError):
+        pass
+    return None
 
 
 def copy(message: Any) -> Any:

@@ -12,12 +12,15 @@ from typing import Any
 
 from .etf import EncodeError
 from .handshake import DistributionError
-from .jsonform import from_json, to_json
+from .jsonform import TooLongError, from_json, to_json
 from .node import Node
 
 MAX_FEEDS = 8
 KEPT = 256
 """Events of a feed that wait for the next question; the oldest are dropped and counted."""
+
+MAX_SHOWN = 16 * 1024
+"""Characters of JSON of a message in a feed."""
 
 EXPIRES = 60.0
 """Seconds after which a feed that nobody asked is closed."""
@@ -52,7 +55,7 @@ class _Feed:
             if hasattr(event, "kind"):
                 found = {key: value for key, value in event._asdict().items() if value}
             else:
-                found = {"kind": "message", "message": to_json(event)}
+                found = {"kind": "message", "message": _short(event)}
             self.events.append({"time": time.time(), **found})
             self.more.set()
 
@@ -60,6 +63,14 @@ class _Feed:
         """End it."""
         self.task.cancel()
         self.source.close()
+
+
+def _short(message: Any) -> Any:
+    """Return the JSON form of a message, or words where that would be long."""
+    try:
+        return to_json(message, MAX_SHOWN)
+    except TooLongError as error:
+        return {"term": f"a message ({type(message).__name__}), but {error}"}
 
 
 class Remote:
@@ -94,7 +105,11 @@ class Remote:
             raise RemoteProblem(error.code, f"{error}{because}") from error
         except (EncodeError, ValueError) as error:
             raise RemoteProblem("bad-request", str(error)) from error
-        return {"node": peer, "result": to_json(result)}
+        try:
+            return {"node": peer, "result": to_json(result)}
+        except TooLongError as error:
+            message = f"{function} has a result, but {error}: call it from an application"
+            raise RemoteProblem("too-long", message) from error
 
     async def publish(self, params: dict[str, Any]) -> Any:
         """Send ``message`` (a JSON form) to the members of ``group``.

@@ -16,25 +16,23 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from . import frames
-from .etf import Atom, ImproperList, Pid, Reference, shown
+from .etf import Atom, Pid, Reference, shown
 from .handshake import DistributionError
-from .processes import NOBODY, SYSTEM_LIMIT, Process, ProcessTable
+from .processes import NOBODY, SYSTEM_LIMIT, Process, ProcessTable, alias_of
 
 if TYPE_CHECKING:
     from .connection import Connection
     from .node import Node
 
-GEN_CALL = Atom("$gen_call")
 YES = Atom("yes")
 ERROR = Atom("error")
 NOT_SUPPORTED = Atom("notsup")
 UNDEFINED_FUNCTION = Atom("undef")
-BAD_ARGUMENT = Atom("badarg")
 NO = Atom("no")
 _CAST = Atom("$gen_cast")
 _GLOBAL = Atom("global_name_server")
+_REX = Atom("rex")
 _IN_SYNC = Atom("in_sync")
-_ALIAS = Atom("alias")
 
 
 class Call(Process):
@@ -63,12 +61,21 @@ class Call(Process):
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         if reference == self.reference:
             name = connection.name if connection is not None else self.node.name
+            if reason == SYSTEM_LIMIT:
+                words = f"the request is more than {name} takes ([cluster] max_message there)"
+                self._fail(DistributionError("system-limit", words))
             self._fail(DistributionError("noproc", f"{name} does not answer: {shown(reason)}"))
 
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
         if connection is self._connection:
             self._fail(reason)
+
+    def on_untaken(
+        self, connection: Connection, reference: Reference | None, error: DistributionError
+    ) -> None:
+        if connection is self._connection:
+            self._fail(error)
 
     def _fail(self, error: DistributionError) -> None:
         if not self.answer.done():
@@ -152,6 +159,15 @@ class Rex(Process):
             case ("$gen_call", (Pid() as sender, tag), _):
                 reply(self, connection, sender, tag, (ERROR, NOT_SUPPORTED))
 
+    def on_untaken_request(
+        self, connection: Connection, sender: Pid, tag: Any, reason: Atom
+    ) -> None:
+        answer = (Atom("badrpc"), (Atom("EXIT"), reason))
+        if tag is None:  # the form of nodes in C and Java
+            self.node.send_to(connection, self.pid, sender, (_REX, answer))
+        else:
+            reply(self, connection, sender, tag, answer)
+
     def _own(self, connection: Connection | None, sender: Pid) -> bool:
         """Tell whether *sender* is of the node that asks; who it is decides what it may do."""
         if connection is None or sender.node == connection.name:
@@ -234,20 +250,8 @@ def reply(
     """Answer a ``gen`` call the way the caller wants it: to its alias, so that an answer it no
     longer waits for is dropped on arrival, or else to its pid."""
     message = (tag, answer)
-    alias = _alias_of(tag)
+    alias = alias_of(tag)
     if alias is not None:
         process.node.send_to_alias(connection, process.pid, alias, message)
     else:
         process.node.send_to(connection, process.pid, sender, message)
-
-
-def _alias_of(tag: Any) -> Reference | None:
-    """Return the reference of the tag ``[alias | Reference]``."""
-    if (
-        type(tag) is ImproperList
-        and len(tag.items) == 1
-        and tag.items[0] == _ALIAS
-        and type(tag.tail) is Reference
-    ):
-        return tag.tail
-    return None
