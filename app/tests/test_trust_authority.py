@@ -91,7 +91,7 @@ def test_a_fleet_with_a_passphrase(tmp_path: Path) -> None:
     fleet = ca.init("acme", PREFIX)
     assert (fleet.name, fleet.network) == ("acme", PREFIX)
     assert sorted(p.name for p in folder.iterdir()) == [
-        ".lock", "fleet.json", "revocations.bin", "root.key", "root.pem",
+        ".lock", "fleet.json", "network.json", "revocations.bin", "root.key", "root.pem",
         "signer-0001.key", "signer-0001.pem",
     ]  # fmt: skip
     assert folder.stat().st_mode & 0o777 == 0o700

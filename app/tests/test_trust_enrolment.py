@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import pty
+import shutil
 import socket
 import sys
 import threading
@@ -27,9 +28,10 @@ from meshlab.chip import Atecc608, serial_for
 from thicket import cli
 from thicket.identity.aio import AsyncAtecc
 from thicket.identity.atecc import Atecc
-from thicket.trust import nerveskey, openssl
+from thicket.trust import enrolment, nerveskey, openssl
 from thicket.trust.authority import Authority, AuthorityError, years_from
 from thicket.trust.certificates import Certificate, CertificateError, from_pem, pem
+from thicket.trust.enrolment import RemoteNode
 from thicket.trust.fleet import Fleet
 from thicket.trust.node import (
     ChipKey,
@@ -39,6 +41,7 @@ from thicket.trust.node import (
     make_credentials,
     software_key,
 )
+from thicket.trust.revocations import SignedList
 from thicket.trust.verify import Revocations
 
 SSH = """#!/bin/sh
@@ -54,6 +57,7 @@ class Daemon:
     def __init__(self, root: Path, identity: dict[str, Any] | None) -> None:
         self.identity = identity
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.lists: dict[str, bytes] = {}
         (root / "run/thicket").mkdir(parents=True)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(root / "run/thicket/control.sock"))
@@ -82,6 +86,10 @@ class Daemon:
             if not packed.startswith(b"thicket revocations 1\n"):
                 return {"error": {"code": "malformed", "message": "not a list of revocations"}}
             return {"result": {"number": 7, "names": 1}}
+        if method == "revocations-export":
+            if "digest" in params:
+                return {"result": {"list": base64.b64encode(self.lists[params["digest"]]).decode()}}
+            return {"result": {"lists": list(self.lists)}}
         return {"error": {"code": "unknown-method", "message": method}}
 
     def close(self) -> None:
@@ -257,7 +265,7 @@ def test_publishing(
     found = Revocations.unpack(base64.b64decode(params["list"]), ca.fleet)
     assert found.names == {"software-board-010203040506"}
     assert cli.main(["ca", "publish", "--ssh", "elsewhere", "--ssh", HOST]) == 1
-    assert "elsewhere has not taken" in capsys.readouterr().err
+    assert "elsewhere does not tell which lists it has" in capsys.readouterr().err
     assert daemon.asked[-1][0] == "revocations-import"
     # by hand, on the node
     assert cli.main(["revocations", "import", str(ca.folder / "revocations.bin")]) == 0
@@ -354,3 +362,35 @@ def test_certificates_for_a_node_are_those_that_were_signed(
     assert cli.main(["ca", "enroll", "--ssh", HOST, "--software"]) == 0
     chain = from_pem((root / "data/thicket/device.pem").read_text())
     assert Certificate(chain[1]).common_name == "Signer 0001"
+
+
+def test_publishing_takes_up_what_another_copy_of_the_authority_revoked(
+    root: Path, daemon: Daemon, ca: Authority, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["ca", "enroll", "--ssh", HOST, "--software"]) == 0
+    shutil.copytree(ca.folder, tmp_path / "copy")
+    copy = Authority(tmp_path / "copy", lambda _: "")
+    many = [f"{number:012x}" for number in range(200)]
+    for name in many:  # a list that is longer than one answer of the agent
+        copy.enroll_software("mac", bytes.fromhex(name), ca.fleet.root.public_key)
+    theirs = SignedList.read(copy.revoke([f"software-mac-{name}" for name in many]), ca.fleet)
+    daemon.lists = {theirs.digest.hex(): theirs.packed}
+    ca.revoke(["software-board-010203040506"])
+    capsys.readouterr()
+    assert cli.main(["ca", "publish", "--ssh", HOST]) == 0
+    assert "Another copy of this authority has revoked software-mac-" in capsys.readouterr().out
+    method, params = daemon.asked[-1]
+    assert method == "revocations-import"
+    found = Revocations.unpack(base64.b64decode(params["list"]), ca.fleet)
+    assert len(found.names) == 201
+    assert found.number == 3
+    # The agent, as over a console, gives the same in pieces.
+    assert RemoteNode(enrolment.ssh(HOST, None)).export_revocations(()) == [theirs.packed]
+    assert RemoteNode(enrolment.ssh(HOST, None)).export_revocations(daemon.lists) == []
+    # Without the root's key nothing reaches the node, and the engineer hears why.
+    daemon.lists |= {"0" * 64: copy.revoke(["Signer 0001"])}
+    (ca.folder / "root.key").unlink()
+    before = len(daemon.asked)
+    assert cli.main(["ca", "publish", "--ssh", HOST]) == 1
+    assert "has revoked Signer 0001" in capsys.readouterr().err
+    assert "revocations-import" not in [method for method, _ in daemon.asked[before:]]

@@ -432,7 +432,7 @@ def make_messages() -> Try:
             process.pid = node.new_pid()
             node._processes[process.pid.id] = process
         Scope(node)
-        Exchange(node, lambda: (5, b"a list"), offered)
+        Exchange(node, lambda: {b"1" * 32: b"a list"}, {b"1" * 32}.__contains__, offered)
         node.register(Passphrase.NAME, Listener(node, asked))
         node.export("fuzz.add")(_add)
         node.export("fuzz.wait")(_wait)
@@ -519,8 +519,10 @@ def message_seeds() -> Iterator[bytes]:
         named("rex", (gen_cast, (Atom("cast"), fuzz, add, [1, 2], leader))),
         named("rex", (call, (other, tag), (Atom("call"), fuzz, wait, [9], leader))),
         named("rex", (call, (other, tag), (Atom("block_call"), fuzz, add, [b"x", 1], leader))),
-        named("thicket_trust", (Atom("number"), 3)),
-        named("thicket_trust", (Atom("number"), 7)),
+        named("thicket_trust", (Atom("lists"), [b"1" * 32])),
+        named("thicket_trust", (Atom("lists"), [b"2" * 32])),
+        named("thicket_trust", (Atom("lists"), [])),
+        named("thicket_trust", (Atom("want"), [b"1" * 32, b"2" * 32])),
         named("thicket_trust", (Atom("list"), b"a list")),
         named("thicket_trust", (Atom("list"), next(revocation_seeds()))),
         named("thicket_passphrase", (call, (other, tag), (Atom("prepare"), b"a passphrase"))),

@@ -50,6 +50,7 @@ Configuration (docs/configuration.md lists the keys):
   reload                   read the configuration file again
   revocations import FILE  take a list of who is out of the fleet ("-" is standard
                            input); it spreads to all nodes from here
+  revocations export       write the lists in force to standard output
 
 The mesh's passphrase, on all nodes at once (docs/radio.md):
   passphrase roll          hand a new one, typed or from standard input, to every
@@ -479,17 +480,48 @@ def _config_file(verb: str, file: str) -> int:
 
 
 def _revocations(rest: list[str]) -> int:
-    if len(rest) != 2 or rest[0] != "import":
-        raise UsageError("revocations needs: import FILE")
     import base64  # noqa: PLC0415
 
-    data = _read(rest[1], 256 * 1024)  # thicket.trust.verify.MAX_LIST
+    if rest == ["export"]:
+        return _export_revocations()
+    if len(rest) != 2 or rest[0] != "import":
+        raise UsageError("revocations needs: import FILE, or export")
+    from thicket.trust.revocations import split  # noqa: PLC0415
+    from thicket.trust.verify import MAX_LIST, RefusedError  # noqa: PLC0415
+
+    data = _read(rest[1], 64 * MAX_LIST)  # lists of several authorities, at most
     if data is None:
         return BAD
-    params = {"list": base64.b64encode(data).decode()}
-    answer = request(_control(), "revocations-import", params, timeout=30.0)
+    try:
+        parts = split(data)
+    except RefusedError as e:
+        return _faulty(e)
+    if not parts or any(len(part) > MAX_LIST for part in parts):
+        sys.stderr.write(f"thicket: {rest[1]} is no list of revocations\n")
+        return BAD
+    answer: dict[str, Any] = {}
+    for part in parts:
+        params = {"list": base64.b64encode(part).decode()}
+        answer = request(_control(), "revocations-import", params, timeout=30.0)
     names = answer["names"]
     print(f"List {answer['number']} is in force, with {names} name{'' if names == 1 else 's'}.")
+    return OK
+
+
+def _export_revocations() -> int:
+    import base64  # noqa: PLC0415
+
+    from thicket.trust.revocations import pack_parts  # noqa: PLC0415
+
+    held = request(_control(), "revocations-export", {}, timeout=30.0)["lists"]
+    parts = [
+        base64.b64decode(
+            request(_control(), "revocations-export", {"digest": digest}, timeout=30.0)["list"]
+        )
+        for digest in held
+    ]
+    sys.stdout.buffer.write(pack_parts(parts))
+    sys.stdout.flush()
     return OK
 
 

@@ -912,6 +912,7 @@ class Daemon:
             "config": self._on_config,
             "config-apply": self._on_config_apply,
             "revocations-import": self._on_revocations_import,
+            "revocations-export": self._on_revocations_export,
             "passphrase": self._on_passphrase,
             "stop-radio": self._on_stop_radio,
         }
@@ -1023,7 +1024,7 @@ class Daemon:
         return {"written": target, **await self.reload()}
 
     async def _on_revocations_import(self, params: dict[str, Any]) -> Any:
-        """Take a list of revocations (``list``, in Base64); the one that is in force then."""
+        """Take a list of revocations (``list``, in Base64); what is in force then."""
         from base64 import b64decode  # noqa: PLC0415  # rare
 
         from thicket.trust.service import ListError  # noqa: PLC0415
@@ -1039,6 +1040,20 @@ class Daemon:
             raise RequestError("not-taken", f"the list is not taken: {e}") from e
         self.trust.tell_all()
         return {"taken": taken, **self.trust.status()["revocations"]}
+
+    async def _on_revocations_export(self, params: dict[str, Any]) -> Any:
+        """The digests of the lists of revocations in force, or one of the lists (``digest``)."""
+        from base64 import b64encode  # noqa: PLC0415  # rare
+
+        if self.trust is None:
+            raise RequestError("starting", "the node is still finding out who it is; try again")
+        lists = {key.hex(): packed for key, packed in self.trust.current_lists().items()}
+        digest = params.get("digest")
+        if digest is None:
+            return {"lists": list(lists)}
+        if digest not in lists:
+            raise RequestError("not-found", "no list with this digest is in force here")
+        return {"list": b64encode(lists[digest]).decode()}
 
     async def _on_passphrase(self, params: dict[str, Any]) -> Any:
         if self.passphrase is None:

@@ -4,7 +4,7 @@
     python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]
 
 It serves the bus of the chip (``identity.remote``) and four things that concern the node: who it
-is, the file with its certificates, a reading of the configuration by the daemon, and a list of
+is, the file with its certificates, a reading of the configuration by the daemon, and lists of
 revocations. It knows no secret of the fleet, and the device's private key does not pass through it.
 """
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from thicket.config import Paths
 
 USAGE: Final = "usage: python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]\n"
+
+PIECE: Final = 4096
+"""Characters of a list of revocations (in Base64) that one answer has."""
 
 
 class Agent(BusServer):
@@ -48,6 +51,7 @@ class Agent(BusServer):
             "certificates": self._certificates,
             "reload": self._reload,
             "revocations": self._revocations,
+            "revocations-held": self._revocations_held,
         }
         if operation not in own:
             return super().do(operation, request)
@@ -115,6 +119,17 @@ class Agent(BusServer):
 
         params = {"list": str(request["list"])}
         return dict(ask(self._paths.control, "revocations-import", params, timeout=30.0))
+
+    def _revocations_held(self, request: dict[str, Any]) -> dict[str, Any]:
+        from thicket.client import request as ask  # noqa: PLC0415
+
+        if "digest" not in request:
+            return dict(ask(self._paths.control, "revocations-export", {}, timeout=30.0))
+        params = {"digest": str(request["digest"])}
+        text = ask(self._paths.control, "revocations-export", params, timeout=30.0)["list"]
+        # in pieces: a console's line holds no list of thousands of names
+        at = int(request["at"])
+        return {"part": text[at : at + PIECE]}
 
 
 def serve_console(agent: BusServer, session: str, source: int = 0, sink: int = 1) -> None:

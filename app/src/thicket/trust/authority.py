@@ -21,7 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import scrypt, sha256
@@ -39,7 +39,8 @@ from thicket.trust.compressed import NO_END, encode_dates
 from thicket.trust.der import Reader
 from thicket.trust.fleet import Fleet
 from thicket.trust.nerveskey import CertificateSet
-from thicket.trust.verify import Revocations
+from thicket.trust.revocations import SignedList, all_names
+from thicket.trust.verify import MAX_LIST, RefusedError, Revocations
 
 if TYPE_CHECKING:
     from thicket.identity.atecc import Atecc
@@ -331,7 +332,10 @@ class Authority:
         self._write("root.pem", x509.pem(profile.signed(key.sign(profile.digest()))).encode())
         self._save(document)
         self.signer(token=token)
-        self._publish()
+        with self._changing() as document:
+            self._publish(document)
+        # now, so that copies of the folder do not make up different ones
+        self.network()
         return self.fleet
 
     def signer(self, *, token: str | None = None) -> int:
@@ -386,9 +390,11 @@ class Authority:
         The first enrolment decides whose the name is: nothing that a node says proves its serial
         number. ``replace`` allows another key, as after a repair. Raises ``AuthorityError``.
         """
-        known = self._document()["devices"].get(device, {})
-        if known.get("revoked"):
-            raise AuthorityError(f"device {device} was revoked on {known['revoked']}")
+        document = self._document()
+        known = document["devices"].get(device, {})
+        revoked = known.get("revoked") or document.get("revoked", {}).get(device)
+        if revoked:
+            raise AuthorityError(f"device {device} was revoked on {revoked}")
         kept = known.get("key")
         if kept is not None and not replace and (key is None or key.hex() != kept):
             raise AuthorityError(
@@ -528,38 +534,96 @@ class Authority:
         return certificate, issuer.certificate
 
     def revoke(self, names: list[str]) -> bytes:
-        """Revoke devices (by serial number or software name) and signers; return the new list.
+        """Revoke devices (by serial number or software name) and signers; return the list.
 
         For ever: a device that was revoked by mistake needs a new certificate under a new name, so
-        a new chip. Raises ``AuthorityError`` for a name that nobody has.
+        a new chip. Names that are revoked already make no new list. Raises ``AuthorityError`` for a
+        name that nobody has.
         """
         self._key("root", "the root's key")
         with self._changing() as document:
-            signers = {s["name"]: s for s in document["signers"].values()}
-            today = f"{self._clock():%Y-%m-%d}"
+            known = {s["name"] for s in document["signers"].values()}
+            known |= {*document["devices"], *document.get("revoked", {})}
             for name in names:
-                entry = document["devices"].get(name) or signers.get(name)
-                if entry is None:
+                if name not in known:
                     raise AuthorityError(
                         f"{name!r} is no device or signer of this fleet; `thicket ca list` names "
                         "them"
                     )
-                entry.setdefault("revoked", today)
-        return self._publish()
+            self._take_up(document, names)
+            return self._publish(document)
 
-    def _publish(self) -> bytes:
+    def revoked(self) -> frozenset[str]:
+        """Return the names of devices and signers that are revoked."""
+        return _revoked(self._document())
+
+    def merge(self, theirs: Iterable[bytes]) -> tuple[frozenset[str], bytes]:
+        """Take up what other copies of this authority have revoked.
+
+        Return the names that are new here, and a list that has all names, for the nodes. ``theirs``
+        are the lists of a node. The root's key is needed, and a list signed, only where there is
+        none with all names whose number is above those of all that lack some. Raises
+        ``AuthorityError``.
+        """
         fleet = self.fleet
-        root_key = self._key("root", "the root's key")
+        try:
+            lists = [SignedList.read(packed, fleet) for packed in theirs]
+        except RefusedError as error:
+            raise AuthorityError(f"the lists of the node are not of this fleet: {error}") from None
         with self._changing() as document:
-            document["revocations"] += 1
-            names = [n for n, device in document["devices"].items() if device.get("revoked")]
-            names += [s["name"] for s in document["signers"].values() if s.get("revoked")]
-            packed = Revocations(
-                document["revocations"],
-                self._clock().astimezone(UTC).replace(microsecond=0),
-                frozenset(names),
-            ).pack(fleet.identifier, root_key.sign)
-            self._write("revocations.bin", packed)
+            new = all_names(lists) - _revoked(document)
+            if new and not any((self.folder / f"root.{end}").exists() for end in ("key", "p11")):
+                raise AuthorityError(
+                    f"another copy of this authority has revoked {', '.join(sorted(new))}. One "
+                    "list is made of both where the root's key is; it is not in "
+                    f"{self.folder}"
+                )
+            self._take_up(document, new)
+            names = _revoked(document)
+            lacking = (one.listed.number for one in lists if one.listed.names != names)
+            return new, self._publish(document, above=max(lacking, default=0))
+
+    def _take_up(self, document: dict[str, Any], names: Iterable[str]) -> None:
+        """Mark ``names`` as revoked, also those that only other copies of the authority know."""
+        signers = {s["name"]: s for s in document["signers"].values()}
+        for name in sorted(names):
+            entry = document["devices"].get(name) or signers.get(name)
+            today = f"{self._clock():%Y-%m-%d}"
+            if entry is not None:
+                entry.setdefault("revoked", today)
+            else:
+                document.setdefault("revoked", {}).setdefault(name, today)
+
+    def _publish(self, document: dict[str, Any], *, above: int = 0) -> bytes:
+        """Sign a list with all names, with a number of more than ``above``; the present one will
+        do if it is such a list.
+
+        It is written before ``document`` is, and its names count if that was interrupted: what the
+        root has signed may be on its way.
+        """
+        fleet, number = self.fleet, document["revocations"]
+        if number:
+            packed = self.revocations()
+            try:
+                present = SignedList.read(packed, fleet).listed
+            except RefusedError as error:
+                raise AuthorityError(f"{self.folder / 'revocations.bin'}: {error}") from None
+            self._take_up(document, present.names)
+            document["revocations"] = number = max(number, present.number)
+            if present.names == _revoked(document) and present.number > above:
+                return packed
+        root_key = self._key("root", "the root's key")
+        document["revocations"] = max(number, above) + 1
+        packed = Revocations(
+            document["revocations"],
+            self._clock().astimezone(UTC).replace(microsecond=0),
+            _revoked(document),
+        ).pack(fleet.identifier, root_key.sign)
+        if len(packed) > MAX_LIST:
+            raise AuthorityError(
+                f"a list of {len(packed)} bytes is longer than any that a node takes ({MAX_LIST})"
+            )
+        self._write("revocations.bin", packed)
         return packed
 
     def revocations(self) -> bytes:
@@ -586,6 +650,13 @@ class Authority:
     def list(self) -> dict[str, Any]:
         """Return what is known, as in ``fleet.json``."""
         return self._document()
+
+
+def _revoked(document: dict[str, Any]) -> frozenset[str]:
+    """Return the names that a list of revocations has to have."""
+    names = {n for n, device in document["devices"].items() if device.get("revoked")}
+    names |= {s["name"] for s in document["signers"].values() if s.get("revoked")}
+    return frozenset(names | set(document.get("revoked", {})))
 
 
 class FleetIssuer:

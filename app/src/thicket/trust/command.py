@@ -22,7 +22,9 @@ from thicket.trust.enrolment import RemoteNode
 from thicket.trust.fleet import device_name
 from thicket.trust.nerveskey import Otp, ProvisioningError, default_otp
 from thicket.trust.openssl import OpenSslError
+from thicket.trust.revocations import SignedList, split
 from thicket.trust.token import TokenError
+from thicket.trust.verify import RefusedError
 
 HELP: Final = """\
 usage: thicket ca [--folder DIR] COMMAND
@@ -56,7 +58,8 @@ Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node t
                             make, or renew, the identity of a stock Erlang or Elixir node
   revoke NAME...            revoke devices or signers, for ever
   publish --ssh HOST... | --console PATH
-                            bring the list of revocations to a node; it spreads from there
+                            bring the list of revocations to a node; it spreads from there.
+                            What another copy of this authority has revoked is taken up
 
 DIR is THICKET_CA or ~/.local/share/thicket/fleet. Passphrases of keys and PINs of tokens are
 asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
@@ -144,9 +147,7 @@ def _run(words: list[str]) -> int:
     if command == "revoke":
         if not rest or any(word.startswith("-") for word in rest):
             raise UsageError("revoke needs names of devices or signers")
-        authority.revoke(rest)
-        print(f"Revoked: {', '.join(rest)}. `thicket ca publish` brings the list to the nodes.")
-        return OK
+        return _revoke(authority, rest)
     if command == "list":
         return _list(authority, rest)
     if command == "config":
@@ -343,6 +344,22 @@ def _node(authority: Authority, rest: list[str]) -> int:
     return OK
 
 
+def _revoke(authority: Authority, names: list[str]) -> int:
+    before = authority.revoked()
+    authority.revoke(names)
+    for name in names:
+        if name in before:
+            print(f"{name} is revoked already.")
+    new = [name for name in dict.fromkeys(names) if name not in before]
+    if new:
+        print(f"Revoked: {', '.join(new)}. `thicket ca publish` brings the list to the nodes.")
+    return OK
+
+
+class _UnreachedError(Exception):
+    """A node does not tell which lists it has, or does not take one."""
+
+
 def _publish(authority: Authority, rest: list[str]) -> int:
     hosts: list[str] = []
     while (host := _option(rest, "--ssh")) is not None:
@@ -350,25 +367,62 @@ def _publish(authority: Authority, rest: list[str]) -> int:
     where = _where(rest)
     if rest or not (hosts or where) or any(host.startswith("-") for host in hosts):
         raise UsageError("publish needs --ssh HOST... or --console PATH")
-    packed = authority.revocations()
+    # All are asked first: what one copy of the authority revoked must reach the others' nodes.
+    found: list[bytes] = []
     status = OK
-    if where is not None:
-        node = RemoteNode(where(None))
-        try:
+    node = RemoteNode(where(None)) if where is not None else None
+    try:
+        reached = []
+        for host in hosts:
+            try:
+                found += _held_by(host)
+                reached.append(host)
+            except _UnreachedError as error:
+                sys.stderr.write(f"thicket ca: {error}\n")
+                status = BAD
+        if node is not None:
+            own = SignedList.read(authority.revocations(), authority.fleet)
+            found += node.export_revocations({own.digest.hex()})
+        new, packed = authority.merge(found)
+        if new:
+            print(f"Another copy of this authority has revoked {', '.join(sorted(new))}: taken up.")
+        if node is not None:
             number, names = node.import_revocations(packed)
-        finally:
+            print(f"The node has list {number} now, with {names} names.")
+    finally:
+        if node is not None:
             node.close()
-        print(f"The node has list {number} now, with {names} names.")
-    for host in hosts:
-        # plain, so that it also works with a login that may run nothing but this
-        done = subprocess.run(
-            ["ssh", "-T", host, "thicket", "revocations", "import", "-"],
-            input=packed, check=False, timeout=300,
-        )  # fmt: skip
-        if done.returncode != 0:
-            sys.stderr.write(f"thicket ca: {host} has not taken the list\n")
+    for host in reached:
+        try:
+            _over_ssh(host, "has not taken the list", "import", "-", data=packed)
+        except _UnreachedError as error:
+            sys.stderr.write(f"thicket ca: {error}\n")
             status = BAD
     return status
+
+
+def _held_by(host: str) -> list[bytes]:
+    """Return the lists that a node has."""
+    data = _over_ssh(host, "does not tell which lists it has; it gets none", "export")
+    try:
+        return split(data)
+    except RefusedError as error:
+        raise _UnreachedError(f"{host}: {error}") from None
+
+
+def _over_ssh(host: str, failed: str, *words: str, data: bytes = b"") -> bytes:
+    """Run ``thicket revocations`` on ``host``, which may be a login that can do nothing else."""
+    exporting = words[0] == "export"
+    try:
+        done = subprocess.run(
+            ["ssh", "-T", host, "thicket", "revocations", *words],
+            input=data, stdout=subprocess.PIPE if exporting else None, check=False, timeout=300,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _UnreachedError(f"{host} {failed}: {error}") from None
+    if done.returncode != 0:
+        raise _UnreachedError(f"{host} {failed}")
+    return done.stdout or b""
 
 
 def _list(authority: Authority, rest: list[str]) -> int:
@@ -386,4 +440,6 @@ def _list(authority: Authority, rest: list[str]) -> int:
     for name, device in document["devices"].items():
         state = f"REVOKED {device['revoked']}" if device.get("revoked") else ""
         print(f"  {name:<30} {device['address']}  {state}".rstrip())
+    for name, date in document.get("revoked", {}).items():
+        print(f"  {name:<30} of another copy of this authority  REVOKED {date}")
     return OK

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 from thicket.identity.remote import Channel, Pipe
 from thicket.trust.authority import AuthorityError
 from thicket.trust.console import AGENT, Console
+from thicket.trust.revocations import MAX_LISTS
+from thicket.trust.verify import MAX_LIST
 
 
 class Claim(NamedTuple):
@@ -82,6 +85,26 @@ class RemoteNode:
             raise AuthorityError(
                 f"{self._channel.name}: the node's answer is not understood"
             ) from None
+
+    def export_revocations(self, known: Container[str]) -> list[bytes]:
+        """Return the lists of revocations that the node has, without those whose digest (hex) is
+        ``known``."""
+        try:
+            held = [str(digest) for digest in self._ask({"do": "revocations-held"})["lists"]]
+            return [self._one_list(digest) for digest in held[:MAX_LISTS] if digest not in known]
+        except (LookupError, ValueError, TypeError):
+            raise AuthorityError(
+                f"{self._channel.name}: the node's answer is not understood"
+            ) from None
+
+    def _one_list(self, digest: str) -> bytes:
+        text = ""
+        while len(text) < 2 * MAX_LIST:
+            piece = self._ask({"do": "revocations-held", "digest": digest, "at": len(text)})["part"]
+            if not piece:
+                break
+            text += str(piece)
+        return base64.b64decode(text, validate=True)
 
     def close(self) -> None:
         """End the agent."""

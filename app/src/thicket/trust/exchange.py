@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a new list of revocations spreads: nodes tell each other the number of theirs.
+"""How lists of revocations spread: nodes tell each other the digests of theirs.
 
-Who has the higher number sends the list, who takes it tells everybody else. The list is signed by
-the fleet's root, so it does not matter who it comes from. Nodes of Erlang have no process of this
-name, where what is sent to it vanishes.
+Who hears of a list that it has not got asks for it, and who has one that the other lacks sends it.
+Lists are signed by the fleet's root, so it does not matter who they come from, and none is lost by
+another one (``thicket.trust.revocations``). Nodes of Erlang have no process of this name: what is
+sent to it vanishes there.
+
+    {lists, [Digest]}    which lists are in force here
+    {want, [Digest]}     send me these
+    {list, Packed}       one of them
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from thicket.discovery import Bucket
 from thicket.distribution.etf import Atom
 from thicket.distribution.handshake import key_of
 from thicket.distribution.processes import Process
+from thicket.trust.revocations import MAX_LISTS
 from thicket.trust.verify import MAX_LIST
 
 if TYPE_CHECKING:
@@ -29,42 +35,45 @@ log = getLogger("thicket.trust")
 NAME: Final = "thicket_trust"
 
 RATE: Final = 0.2
-BURST: Final = 4.0
+BURST: Final = 8.0
 """Answers per second that one node gets, and lists of its that are looked at, on average and at
 once. What is dropped comes again with the next :meth:`Exchange.tell_all`."""
 
-_NUMBER, _LIST = Atom("number"), Atom("list")
+_LISTS, _WANT, _LIST = Atom("lists"), Atom("want"), Atom("list")
 
 
 class Exchange(Process):
     """``thicket_trust`` on one node.
 
-    ``current`` returns number and bytes of the list in force (0 and nothing where there is none);
-    ``take`` is given the bytes of another one, and says whether it is in force now.
+    ``current`` returns the lists in force, by digest; ``known`` says whether a list is one of them
+    or has become needless; ``take`` is given the bytes of another one, and says whether what is in
+    force has changed.
     """
 
     def __init__(
         self,
         node: Node,
-        current: Callable[[], tuple[int, bytes]],
+        current: Callable[[], dict[bytes, bytes]],
+        known: Callable[[bytes], bool],
         take: Callable[[bytes, str], bool],
     ) -> None:
         super().__init__(node)
         self._node = node
         self._current = current
+        self._known = known
         self._take = take
         self._answers: dict[str, Bucket] = {}
         self._looks: dict[str, Bucket] = {}
         node.register(NAME, self)
 
     def tell(self, peer: str) -> None:
-        """Tell the node *peer* the number of our list."""
+        """Tell the node *peer* which lists are in force here."""
         connection = self._node._connections.get(key_of(peer))
         if connection is not None:
-            self._send(connection, (_NUMBER, self._current()[0]))
+            self._send(connection, (_LISTS, list(self._current())))
 
     def tell_all(self, but: str = "") -> None:
-        """Tell all connected nodes, for example because the list is new."""
+        """Tell all connected nodes, for example because a list is new."""
         for info in self._node.nodes():
             if info.state == "up" and info.name != but:
                 self.tell(info.name)
@@ -72,16 +81,34 @@ class Exchange(Process):
     def on_message(self, connection: Connection | None, message: Any) -> None:
         if connection is None:
             return
-        number, data = self._current()
+        name = connection.name
         match message:
-            case ("number", int() as theirs) if theirs != number:
-                if self._due(self._answers, connection.name):
-                    # ours, or by telling that ours is older we ask for theirs
-                    answer = (_LIST, data) if theirs < number else (_NUMBER, number)
-                    self._send(connection, answer)
+            case ("lists", list() as told) if _digests(told):
+                self._on_lists(connection, set(told))
+            case ("want", list() as wanted) if _digests(wanted):
+                for digest, packed in self._current().items():
+                    if digest in wanted and self._due(self._answers, name):
+                        self._send(connection, (_LIST, packed))
             case ("list", bytes() as packed) if len(packed) <= MAX_LIST:
-                if self._due(self._looks, connection.name) and self._take(packed, connection.name):
-                    self.tell_all(connection.name)
+                if not self._due(self._looks, name):
+                    return
+                changed = self._take(packed, name)
+                if changed:
+                    self.tell_all(name)
+                # Unless the sender has exactly this one, as is the rule, it lacks something.
+                if list(self._current().values()) != [packed]:
+                    self.tell(name)
+
+    def _on_lists(self, connection: Connection, theirs: set[bytes]) -> None:
+        mine = self._current()
+        missing = [digest for digest in theirs if not self._known(digest)]
+        if missing:
+            if self._due(self._answers, connection.name):
+                self._send(connection, (_WANT, missing))
+            return
+        for digest, packed in mine.items():
+            if digest not in theirs and self._due(self._answers, connection.name):
+                self._send(connection, (_LIST, packed))
 
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
@@ -94,3 +121,9 @@ class Exchange(Process):
     @staticmethod
     def _due(buckets: dict[str, Bucket], name: str) -> bool:
         return buckets.setdefault(name, Bucket(RATE, BURST)).take(monotonic())
+
+
+def _digests(values: list[Any]) -> bool:
+    return len(values) <= MAX_LISTS and all(
+        isinstance(value, bytes) and len(value) == 32 for value in values
+    )

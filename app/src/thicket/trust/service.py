@@ -3,8 +3,8 @@
 
 It reads the fleet's root from the configuration and the device's certificates from the chip (or,
 without chip, from files), lets the device sign a key that is made at each start, and keeps that
-certificate renewed. The cluster's connections and the beacons use it. It keeps the list of
-revocations: the one with the highest number that the root has signed, on disk and on every node.
+certificate renewed. The cluster's connections and the beacons use it. It keeps the lists of
+revocations on disk: whatever the root has ever signed holds (``thicket.trust.revocations``).
 
 A node that cannot prove itself runs on, says why in its status, and tries again: it may be enrolled
 at any time.
@@ -25,7 +25,16 @@ from thicket.trust import clock
 from thicket.trust import node as nodes
 from thicket.trust.certificates import Certificate, CertificateError, from_pem
 from thicket.trust.fleet import Fleet
-from thicket.trust.verify import MAX_LIST, RefusedError, Revocations
+from thicket.trust.revocations import (
+    MAX_FILE,
+    MAX_LISTS,
+    SignedList,
+    all_names,
+    needed,
+    pack,
+    split,
+)
+from thicket.trust.verify import MALFORMED, RefusedError
 
 if TYPE_CHECKING:
     from thicket.config import Paths, Settings
@@ -44,11 +53,14 @@ AGAIN: Final = 30.0
 """Seconds before a node that could not prove itself tries again."""
 
 TELL: Final = 60.0
-"""Seconds between two rounds in which all nodes hear the number of our list."""
+"""Seconds between two rounds in which all nodes hear which lists we have."""
 
 LIST_FILE: Final = "revocations.bin"
 START_FILE: Final = "start"
-"""What the node keeps: the list of revocations, and how often its beacons have begun anew."""
+"""What the node keeps: the lists of revocations, and how often its beacons have begun anew."""
+
+NEEDLESS: Final = 256
+"""Lists that others have made needless: so many are remembered, not to be asked for again."""
 
 
 class ListError(Exception):
@@ -87,18 +99,23 @@ class Trust:
         self.beacons: SignedBeacons | None = None
         #: Called when there are other beacons to send.
         self.on_beacons: Callable[[], None] = lambda: None
-        self.list: Revocations | None = None
+        #: The lists that are in force, the one with the highest number first.
+        self.lists: tuple[SignedList, ...] = ()
+        #: Names of devices and signers that are out: those of all lists.
+        self.revoked: frozenset[str] = frozenset()
         self._root = ""
         self._forget()
         self._again = asyncio.Event()
         self._exchange: Exchange | None = None
         self._recheck: Callable[[], object] | None = None
-        self._writing: set[asyncio.Future[None]] = set()
+        self._kept = asyncio.Lock()
+        self._writing: set[asyncio.Task[None]] = set()
 
     def _forget(self) -> None:
         """Begin anew, in no fleet."""
-        self.fleet = self.credentials = self.tls = self.list = self.beacons = None
-        self._packed = b""
+        self.fleet = self.credentials = self.tls = self.beacons = None
+        self.lists, self.revoked = (), frozenset()
+        self._needless: dict[bytes, None] = {}
         self._state = "starting"
         self._floor: datetime | None = None
         self._until: datetime | None = None
@@ -118,11 +135,6 @@ class Trust:
         settings = self.settings()
         return settings.cluster.security == "tls" or settings.discovery.beacon == "signed"
 
-    @property
-    def revoked(self) -> frozenset[str]:
-        """Names of devices and signers that are out."""
-        return self.list.names if self.list is not None else frozenset()
-
     def clock(self) -> Clock:
         """What is known about the time."""
         now = clock.read_clock(self.paths.root)
@@ -130,7 +142,7 @@ class Trust:
 
     def status(self) -> dict[str, Any]:
         """The part ``trust`` of the status document; docs/node.md has its members."""
-        fleet, credentials, listed, until = self.fleet, self.credentials, self.list, self._until
+        fleet, credentials, lists, until = self.fleet, self.credentials, self.lists, self._until
         return {
             "state": "revoked" if self._is_revoked() else self._state,
             "fleet": None if fleet is None else fleet.name,
@@ -139,11 +151,12 @@ class Trust:
             "software": None if credentials is None else credentials.peer.software,
             "until": None if until is None else f"{until:%Y-%m-%dT%H:%M:%SZ}",
             "revocations": None
-            if listed is None
+            if not lists
             else {
-                "number": listed.number,
-                "issued": f"{listed.issued:%Y-%m-%dT%H:%M:%SZ}",
-                "names": len(listed.names),
+                "number": lists[0].listed.number,
+                "issued": f"{lists[0].listed.issued:%Y-%m-%dT%H:%M:%SZ}",
+                "names": len(self.revoked),
+                "lists": len(lists),
             },
         }
 
@@ -162,7 +175,7 @@ class Trust:
         self.problems.clear("trust")
         if not self._load_fleet():
             await asyncio.Event().wait()  # only another configuration helps
-        self._load_list()
+        self._load_lists()
         self._judge_ourselves()
         await self._open_ears()
         while True:
@@ -211,7 +224,7 @@ class Trust:
             start,
             clock=self.clock,
             revoked=lambda: self.revoked,
-            list_number=lambda: self.current_list()[0],
+            list_number=self._list_number,
             on_list_number=self._heard_number,
             chip_required=self.settings().trust.chip_required,
         )
@@ -219,7 +232,7 @@ class Trust:
 
     def _heard_number(self, address: IPv6Address, number: int) -> None:
         """A node announces the number of its list."""
-        if self._exchange is not None and number != self.current_list()[0]:
+        if self._exchange is not None and number != self._list_number():
             self._exchange.tell(f"{self.settings().cluster.name}@{address}")
 
     async def _prove(self) -> None:
@@ -313,7 +326,7 @@ class Trust:
         return mine is not None and not self.revoked.isdisjoint((mine.peer.device, self._signer))
 
     def _judge_ourselves(self) -> None:
-        """Tell when the list names this device: others will no longer talk with it."""
+        """Tell when a list names this device: others will no longer talk with it."""
         if self._is_revoked():
             self.problems.report(
                 "trust",
@@ -328,84 +341,130 @@ class Trust:
 
     # -- revocations
 
-    def _load_list(self) -> None:
+    def _load_lists(self) -> None:
         path = f"{self.folder}/{LIST_FILE}"
         try:
             with open(path, "rb") as file:  # noqa: PTH123
-                data = file.read(MAX_LIST + 1)
-            self._adopt(data)
+                parts = split(file.read(MAX_FILE + 1))
         except FileNotFoundError:
             return
         except (OSError, RefusedError) as error:
-            # of another fleet, damaged by the disk: the others have it
+            # damaged by the disk: the others have them
             log.warning("%s is not used: %s", path, error)
+            return
+        for packed in parts:
+            try:
+                self._adopt(packed)
+            except RefusedError as error:
+                # of another fleet, or damaged
+                log.warning("%s is not used: %s", path, error)
+        self._judge_lists()
 
-    def _adopt(self, data: bytes) -> bool:
-        """Put a list in force if it is newer. Raises RefusedError when it is not of the fleet."""
+    def _adopt(self, packed: bytes) -> bool:
+        """Put a list in force beside the others; whether that makes a difference.
+
+        Raises RefusedError when it is not of the fleet.
+        """
         assert self.fleet is not None
-        found = Revocations.unpack(data, self.fleet)
-        if self.list is not None and found.number <= self.list.number:
+        found = SignedList.read(packed, self.fleet)
+        self._raise_floor(found.listed.issued)
+        lists = needed((*self.lists, found))
+        if len(lists) > MAX_LISTS:
+            raise RefusedError(MALFORMED, f"{MAX_LISTS} lists that lack each other's names")
+        for one in (*self.lists, found):
+            if one not in lists:
+                self._needless[one.digest] = None
+        while len(self._needless) > NEEDLESS:
+            del self._needless[next(iter(self._needless))]
+        if lists == self.lists:
             return False
-        self.list, self._packed = found, data
-        self._raise_floor(found.issued)
+        self.lists, self.revoked = lists, all_names(lists)
         return True
 
-    def take_list(self, data: bytes, origin: str) -> bool:
-        """Take a list from ``origin``; whether it is newer, and therefore in force now.
+    def _judge_lists(self) -> None:
+        """Tell when the authority's lists contradict each other."""
+        if len(self.lists) > 1:
+            self.problems.report(
+                "trust",
+                "lists-differ",
+                f"{len(self.lists)} lists of revocations lack each other's names, so there are "
+                "several copies of the fleet's authority. What any of them revokes is revoked; "
+                "`thicket ca publish` to this node makes one list of them",
+                "warning",
+            )
+        else:
+            self.problems.clear("trust", "lists-differ")
 
-        Raises ListError.
+    def take_list(self, data: bytes, origin: str) -> bool:
+        """Take lists (a file of them, mostly of one) from ``origin``; whether something is new.
+
+        Raises ListError; what came before the fault is in force nevertheless.
         """
         if self.fleet is None:
             raise ListError("this node belongs to no fleet")
+        before, changed = self.revoked, False
         try:
-            if not self._adopt(data):
-                return False
+            for packed in split(data):
+                changed |= self._adopt(packed)
         except RefusedError as error:
             raise ListError(str(error)) from error
-        assert self.list is not None
+        finally:
+            if changed:
+                self._changed(origin, self.revoked - before)
+        return changed
+
+    def _changed(self, origin: str, new: frozenset[str]) -> None:
         log.info(
-            "list of revocations %d (%d names) from %s is in force",
-            self.list.number,
-            len(self.list.names),
+            "list of revocations %d from %s is in force: %d names, %d of them new",
+            self._list_number(),
             origin,
+            len(self.revoked),
+            len(new),
         )
-        self._keep(data)
+        self._keep()
+        self._judge_lists()
         self._judge_ourselves()
         if self._recheck is not None:
             self._recheck()
         self.on_change()
-        return True
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self) -> None:
+        """Write the lists in force, one writing after the other: the last one has them all."""
         path = f"{self.folder}/{LIST_FILE}"
 
-        def write() -> None:
-            config.write_atomically(path, data)
+        async def write() -> None:
+            async with self._kept:
+                data = pack(self.lists)
+                try:
+                    await asyncio.get_running_loop().run_in_executor(
+                        None, config.write_atomically, path, data
+                    )
+                except OSError as error:
+                    message = f"the lists of revocations cannot be kept: {error}"
+                    self.problems.report("trust", "list-not-kept", message, "warning")
+                else:
+                    self.problems.clear("trust", "list-not-kept")
 
-        def written(future: asyncio.Future[None]) -> None:
-            self._writing.discard(future)
-            if future.cancelled():
-                return
-            error = future.exception()
-            if error is not None:
-                message = f"the list of revocations cannot be kept: {error}"
-                self.problems.report("trust", "list-not-kept", message, "warning")
-            else:
-                self.problems.clear("trust", "list-not-kept")
+        task = asyncio.get_running_loop().create_task(write())
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
 
-        future = asyncio.get_running_loop().run_in_executor(None, write)
-        self._writing.add(future)
-        future.add_done_callback(written)
+    def _list_number(self) -> int:
+        return self.lists[0].listed.number if self.lists else 0
 
-    def current_list(self) -> tuple[int, bytes]:
-        """Number and bytes of the list in force; 0 and nothing where there is none."""
-        return (self.list.number, self._packed) if self.list is not None else (0, b"")
+    def current_lists(self) -> dict[bytes, bytes]:
+        """The lists in force, by digest."""
+        return {one.digest: one.packed for one in self.lists}
+
+    def knows_list(self, digest: bytes) -> bool:
+        """Whether a list with this digest is in force here, or was made needless by others."""
+        return digest in self._needless or any(one.digest == digest for one in self.lists)
 
     def attach(self, node: Node) -> None:
-        """Let the list spread by the connections of ``node``; again for each new node object."""
+        """Let the lists spread by the connections of ``node``; again for each new node object."""
         from thicket.trust.exchange import Exchange  # noqa: PLC0415
 
-        self._exchange = Exchange(node, self.current_list, self._offered)
+        self._exchange = Exchange(node, self.current_lists, self.knows_list, self._offered)
         self._recheck = node.recheck
 
     def detach(self) -> None:
@@ -425,7 +484,7 @@ class Trust:
             self._exchange.tell(name)
 
     def tell_all(self) -> None:
-        """Tell every connected node the number of our list."""
+        """Tell every connected node which lists are in force here."""
         if self._exchange is not None and self.fleet is not None:
             self._exchange.tell_all()
 

@@ -227,7 +227,8 @@ def _check_use(
 class Revocations(NamedTuple):
     """A list of devices and signers that are out, signed by the fleet's root.
 
-    It spreads from node to node; a node keeps the one with the highest ``number``.
+    It spreads from node to node; a node believes the names of every list that it ever had
+    (``thicket.trust.revocations``).
     """
 
     number: int
@@ -250,12 +251,17 @@ class Revocations(NamedTuple):
         ).encode()
         return _TAG + sign(sha256(_TAG + text).digest()) + text
 
+    @staticmethod
+    def text(data: bytes) -> bytes:
+        """Return what is signed of a list in its packed form, which is what it says."""
+        return data[len(_TAG) + 64 :]
+
     @classmethod
     def unpack(cls, data: bytes, fleet: Fleet, *, verify: Verify = _openssl) -> Revocations:
         """Read a list and check its signature. Raises ``RefusedError``."""
         import json  # noqa: PLC0415
 
-        signature, text = data[len(_TAG) : len(_TAG) + 64], data[len(_TAG) + 64 :]
+        signature, text = data[len(_TAG) : len(_TAG) + 64], cls.text(data)
         if not data.startswith(_TAG) or len(data) > MAX_LIST:
             raise RefusedError(MALFORMED, "not a list of revocations")
         if not verify(fleet.root.public_key, sha256(_TAG + text).digest(), signature):
