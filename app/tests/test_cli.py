@@ -315,12 +315,12 @@ class TestConfig:
     def test_set_refuses_all_faults_at_once_and_writes_nothing(
         self, root: Path, daemon: FakeDaemon, capsys: Capture
     ) -> None:
-        words = ["mesh.channel=x", "mesh.chanel=1", "mesh.passphrase=short", "log.level=loud"]
+        words = ["mesh.channel=x", "mesh.chanel=1", "mesh.passphrase=geheim1", "log.level=loud"]
         assert cli.main(["config", "set", *words]) == cli.BAD
         err = capsys.readouterr().err
         assert err.count("\n") == 4
         assert "did you mean mesh.channel?" in err
-        assert "short" not in err
+        assert "geheim1" not in err
         assert not (root / "data").exists()
         assert daemon.calls == []
 
