@@ -553,10 +553,15 @@ def _config_edit(words: list[str], *, unset: bool) -> int:
 def _write(data: bytes) -> int:
     from thicket import config, store  # noqa: PLC0415
 
+    paths = _paths()
+    before = config.locked_out(config.load(paths).settings)
     try:
-        target = store.apply(_paths(), data)
+        target = store.apply(paths, data)
     except (config.ConfigError, store.StoreError) as e:
         return _faulty(e)
+    after = config.locked_out(config.load(paths).settings)
+    if after is not None and before is None:
+        sys.stderr.write(f"NOBODY CAN GET INTO THIS NODE from now on: {after}\n")
     print(f"Written to {target}.")
     try:
         return _tell_reload(request(_control(), "reload", {}, timeout=30.0))

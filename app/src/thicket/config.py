@@ -834,6 +834,16 @@ class Access(Section):
     )
 
 
+def locked_out(settings: "Settings") -> str | None:
+    """Why nobody can get into a node with these settings, or None where somebody can."""
+    if settings.access.ssh_keys or settings.access.console or settings.trust.root:
+        return None
+    return (
+        "the settings name no SSH key (access.ssh_keys), keep the serial console closed "
+        "(access.console) and belong to no fleet (trust.root)"
+    )
+
+
 class Firewall(Section):
     """What reaches the node over the mesh: what it serves by itself, and nothing else."""
 
