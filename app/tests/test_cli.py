@@ -315,12 +315,12 @@ class TestConfig:
     def test_set_refuses_all_faults_at_once_and_writes_nothing(
         self, root: Path, daemon: FakeDaemon, capsys: Capture
     ) -> None:
-        words = ["mesh.channel=x", "mesh.chanel=1", "mesh.passphrase=short", "log.level=loud"]
+        words = ["mesh.channel=x", "mesh.chanel=1", "mesh.passphrase=geheim1", "log.level=loud"]
         assert cli.main(["config", "set", *words]) == cli.BAD
         err = capsys.readouterr().err
         assert err.count("\n") == 4
         assert "did you mean mesh.channel?" in err
-        assert "short" not in err
+        assert "geheim1" not in err
         assert not (root / "data").exists()
         assert daemon.calls == []
 
@@ -404,3 +404,18 @@ def test_a_path_that_is_being_looked_for_is_not_shown_as_one() -> None:
     text = cli.peers_text({**STATUS, "paths": [path]})
     assert "02:74:68:00:00:03  being looked for" in text
     assert "00:00:00:00:00:00" not in text
+
+
+class TestLockout:
+    def config(self, root: Path, text: str, *words: str) -> int:
+        file = root / "new.toml"
+        file.write_text(text)
+        return cli.main(["config", *words] if words else ["config", "apply", str(file)])
+
+    def test_who_takes_the_last_way_in_away_is_told(self, root: Path, capsys: Capture) -> None:
+        assert self.config(root, "[access]\nconsole = true\n") == cli.OK
+        assert "NOBODY" not in capsys.readouterr().err
+        assert self.config(root, "", "set", "mesh.channel=6") == cli.OK
+        assert "NOBODY" not in capsys.readouterr().err
+        assert self.config(root, "", "set", "access.console=false") == cli.OK
+        assert "NOBODY CAN GET INTO THIS NODE" in capsys.readouterr().err

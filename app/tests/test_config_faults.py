@@ -136,7 +136,7 @@ def test_what_is_no_whole_file_leaves_the_last_good_one_in_force(paths: Paths, d
 
 def test_carriage_returns_are_named_with_their_line(paths: Paths) -> None:
     loaded = load_with(paths, b"# mine\r\n# by hand\r[mesh]\r")
-    assert "line 2 ends with a carriage return only" in str(loaded.findings[0])
+    assert "line 2: ends with a carriage return only" in str(loaded.findings[0])
 
 
 def test_remarks_alone_mean_the_defaults(paths: Paths) -> None:

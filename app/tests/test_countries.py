@@ -67,7 +67,7 @@ def fault(code: str) -> str:
         (" DE", 'write "DE"'),
         ("XX", "no country has the code XX"),
         ("EU", "no country has the code EU"),
-        ("Germany", 'such as "DE"'),
+        ("Germany", 'that of Germany is "DE"'),
         ("", 'such as "DE"'),
         ("D3", 'such as "DE"'),
     ],

@@ -33,7 +33,7 @@ class TestText:
         text = compose(DOCUMENT)
         for words in (
             "n-6f44e3c6b802", "fd12:3456:789a:1:0:6f44:e3c6:b802/64", "01236f44e3c6b802ee",
-            "0.1.0, slot A", "clean", "the kernel failed: Attempted to kill init!",
+            "0.1.0, slot A", "sound", "the kernel failed: Attempted to kill init!",
             "Nothing is wrong with them", "None.",
         ):  # fmt: skip
             assert words in text
@@ -237,3 +237,52 @@ class TestWriting:
         with store.boot_lock(paths), pytest.raises(ReportError, match="was in use"):
             report.write(paths, "text")
         assert report.write(paths, "text")
+
+
+SHELL = [
+    ("configuration", "defaults are in force; correct the file, then run `thicket reload`"),
+    ("configuration", "/etc/thicket/thicket.toml: line 2: mesh.chanel: unknown key"),
+    ("configuration", "/boot/thicket.toml: is gone: there was one before"),
+    ("configuration", "/data/thicket/last-good.toml: is damaged: its checksum differs"),
+    ("radio", "put the present one into thicket.toml, or use `thicket config set mesh.passphrase`"),
+    ("firewall", "until it can be, or until `thicket config set firewall.enabled=false`"),
+]  # fmt: skip
+
+
+class TestHolderOfTheCard:
+    def text(self, *problems: tuple[str, str]) -> str:
+        listed = [
+            {"part": part, "code": "x", "severity": "warning", "message": message}
+            for part, message in problems
+        ]
+        return compose({**DOCUMENT, "problems": listed})
+
+    def test_no_command_and_no_path_of_the_node_is_named(self) -> None:
+        text = self.text(*SHELL)
+        for words in ("`thicket", "/etc/", "/boot/", "/data/", "reload"):
+            assert words not in text
+        assert "correct thicket.toml on this card" in text
+        assert "  - thicket.toml: line 2: mesh.chanel: unknown key" in text
+        assert "firewall.enabled = false stands in thicket.toml" in text
+
+    def test_the_line_of_a_fault_and_its_mark_stand_below_each_other(self) -> None:
+        message = (
+            '/etc/thicket/thicket.toml: line 3, column 6: write id = "a"\n    id = a\n         ^'
+        )
+        text = self.text(("configuration", message))
+        assert '  - thicket.toml: line 3, column 6: write id = "a"\n        id = a\n' in text
+        assert "\n             ^\n" in text
+
+    def test_other_commands_are_explained(self) -> None:
+        assert "logged in to a node" in self.text(("radio", "`thicket passphrase finish` does it"))
+        desk = self.text(("trust", "`thicket ca enroll` does it"))
+        assert "fleet's authority" in desk
+        assert "logged in" not in desk
+
+    def test_it_says_how_to_change_the_settings_and_which_ones_are_in_force(self) -> None:
+        assert "edit the file thicket.toml beside this one" in self.text()
+        assert "Settings from: thicket.toml\n" in self.text()
+        kept = {"source": "/data/thicket/last-good.toml", "last_good_used": True}
+        assert "not from this thicket.toml" in compose({**DOCUMENT, "configuration": kept})
+        none = {"source": "defaults", "last_good_used": False}
+        assert "Settings from: the image's defaults" in compose({**DOCUMENT, "configuration": none})

@@ -916,3 +916,34 @@ def test_bin_flash_starts(tmp_path: Path) -> None:
         [TOP / "bin/flash", "--help"], check=True, capture_output=True, text=True, cwd=tmp_path
     )
     assert "--force-fixed" in done.stdout
+
+
+LOCKED = "NOBODY WILL BE ABLE TO GET INTO THIS DEVICE"
+
+
+def test_a_card_that_nobody_can_get_into_is_told_of_loudly(
+    image: Path, toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (("--config", toml), ()):
+        status, said = run(
+            capsys, "--image", image, *words, "--file", tmp_path / "out.img", "--yes"
+        )
+        assert status == 0
+        assert said.count(LOCKED) == 2, "before it is written and at the end"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[access]\nconsole = true\n",
+        '[access]\nssh_keys = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI' + "A" * 43 + '"\n',
+    ],
+)
+def test_a_card_with_a_way_in_is_not_cried_over(text: str) -> None:
+    assert settings.lockout(text.encode()) is None
+
+
+def test_a_card_of_a_fleet_without_a_key_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.lockout(b"# defaults\n") is not None
+    monkeypatch.setattr("thicket.config.locked_out", lambda _: None)
+    assert any("no way in by SSH" in note for note in settings.warnings(TOML))

@@ -289,6 +289,29 @@ def settings_of(kind: type | None, table: dict[str, Any]) -> Any:
         raise SettingsError(str(error)) from None
 
 
+def judge(
+    settings: dict[str, dict[str, Any]], found: dict[str, Callable[[], Any]]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Judge the tables ``[application.NAME]`` without running anything but imports.
+
+    :returns: the faults as pairs of key and words, and in words what could not be judged.
+    """
+    faults, notes = [], []
+    for name, table in settings.items():
+        key = f"application.{name}"
+        if name not in found:
+            there = f"there are: {', '.join(sorted(found))}" if found else "there is none"
+            notes.append(f"[{key}] is not judged: the application is not installed here ({there})")
+            continue
+        try:
+            settings_of(getattr(_without_exit(found[name]), "Settings", None), table)
+        except SettingsError as error:
+            faults.append((key, str(error)))
+        except Exception as error:  # a fault of the application, not of the file
+            notes.append(f"[{key}] is not judged: {type(error).__name__}: {error}")
+    return faults, notes
+
+
 class _Running:
     """One application and its supervision."""
 

@@ -470,13 +470,28 @@ def _config_file(verb: str, file: str) -> int:
     shown = "standard input" if file == "-" else file
     paths = _paths()
     try:
-        config.parse(data, shown, config.image_defaults(paths.image)[0])
+        settings = config.parse(data, shown, config.image_defaults(paths.image)[0])
+        if settings.application:
+            _judge_applications(data, shown, settings.application)
     except config.ConfigError as e:
         return _faulty(e)
     if verb == "check":
         print(f"{shown} is right.")
         return OK
     return _write(data)
+
+
+def _judge_applications(data: bytes, shown: str, tables: dict[str, dict[str, Any]]) -> None:
+    """Let the applications that are installed here judge their settings; raises ConfigError."""
+    from thicket import applications, config, configtext, entrypoints  # noqa: PLC0415
+
+    found, notes = applications.judge(tables, entrypoints.find(applications.GROUP))
+    for note in notes:
+        sys.stderr.write(f"{shown}: {note}\n")
+    if found:
+        findings = [config.Finding(shown, key, "", words) for key, words in found]
+        configtext.locate(config.decode(data, shown), findings)
+        raise config.ConfigError(findings)
 
 
 def _revocations(rest: list[str]) -> int:
@@ -570,10 +585,15 @@ def _config_edit(words: list[str], *, unset: bool) -> int:
 def _write(data: bytes) -> int:
     from thicket import config, store  # noqa: PLC0415
 
+    paths = _paths()
+    before = config.locked_out(config.load(paths).settings)
     try:
-        target = store.apply(_paths(), data)
+        target = store.apply(paths, data)
     except (config.ConfigError, store.StoreError) as e:
         return _faulty(e)
+    after = config.locked_out(config.load(paths).settings)
+    if after is not None and before is None:
+        sys.stderr.write(f"NOBODY CAN GET INTO THIS NODE from now on: {after}\n")
     print(f"Written to {target}.")
     try:
         return _tell_reload(request(_control(), "reload", {}, timeout=30.0))

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv6Interface
 from typing import Any, Final, Generic, Self, TypeVar, overload
 
+from thicket.visible import visible
+
 T = TypeVar("T")
 
 #: Most faults of one file that are told of; a file with more of them is no configuration.
@@ -32,22 +34,39 @@ class Finding:
 
     ``file`` is the name shown to the person, ``key`` is ``section.key`` (empty when the fault is in
     the file itself), ``value`` is how the value is written (masked for secrets, empty when there is
-    none) and ``message`` says what is wrong and what is allowed.
+    none) and ``message`` says what is wrong and what is allowed. ``line`` and ``column`` count from
+    1 and are 0 where they are not known; ``shown`` is the line with a mark below the place.
     """
 
-    __slots__ = ("file", "key", "message", "value")
+    __slots__ = ("column", "file", "key", "line", "message", "shown", "value")
 
-    def __init__(self, file: str, key: str, value: str, message: str) -> None:
+    def __init__(
+        self,
+        file: str,
+        key: str,
+        value: str,
+        message: str,
+        *,
+        line: int = 0,
+        column: int = 0,
+        shown: str = "",
+    ) -> None:
         self.file = file
         self.key = key
         self.value = value
         self.message = message
+        self.line = line
+        self.column = column
+        self.shown = shown
 
     def __str__(self) -> str:
-        if not self.key:
-            return f"{self.file}: {self.message}"
-        shown = f" = {self.value}" if self.value else ""
-        return f"{self.file}: {self.key}{shown}: {self.message}"
+        text = f"{self.file}: "
+        if self.line:
+            text += f"line {self.line}" + (f", column {self.column}: " if self.column else ": ")
+        if self.key:
+            text += self.key + (f" = {self.value}" if self.value else "") + ": "
+        text += self.message
+        return text + "".join(f"\n    {line}" for line in self.shown.split("\n") if line)
 
     def __repr__(self) -> str:
         return f"Finding({str(self)!r})"
@@ -57,8 +76,11 @@ class ConfigError(Exception):
     """A configuration that cannot be used; ``findings`` holds every fault, in file order."""
 
     def __init__(self, findings: list[Finding]) -> None:
-        super().__init__("\n".join(map(str, findings)))
+        super().__init__(findings)
         self.findings = findings
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.findings))
 
 
 class Key(Generic[T]):
@@ -164,7 +186,12 @@ class Text(Key[str]):
             raise self.refuse()
         if self.optional and not raw:
             return raw
-        if not self.least <= len(raw.encode("utf-8", "surrogatepass")) <= self.most:
+        length = len(raw.encode("utf-8", "surrogatepass"))
+        if raw and not self.least <= length <= self.most:
+            raise ValueError(
+                f"is too {'short' if length < self.least else 'long'}: {self.refuse()}"
+            )
+        if not raw and self.least:
             raise self.refuse()
         if self.letters is not None:
             good = all(c.isascii() and (c.isalnum() or c in self.letters) for c in raw)
@@ -521,7 +548,10 @@ class FleetRoot(Key[str]):
                 raise ValueError(f"holds {len(found)} certificates, and must be {self.allowed}")
             Fleet(found[0])
         except CertificateError as e:
-            raise ValueError(f"is no root certificate of a fleet: {e}") from None
+            raise ValueError(
+                f"is no root certificate of a fleet ({e}): copy the whole of what "
+                "`thicket ca root` prints, without changing a letter"
+            ) from None
         return text + "\n"
 
 
@@ -813,6 +843,16 @@ class Access(Section):
     )
 
 
+def locked_out(settings: "Settings") -> str | None:
+    """Why nobody can get into a node with these settings, or None where somebody can."""
+    if settings.access.ssh_keys or settings.access.console or settings.trust.root:
+        return None
+    return (
+        "the settings name no SSH key (access.ssh_keys), keep the serial console closed "
+        "(access.console) and belong to no fleet (trust.root)"
+    )
+
+
 class Firewall(Section):
     """What reaches the node over the mesh: what it serves by itself, and nothing else."""
 
@@ -937,10 +977,21 @@ def _all_paths() -> list[str]:
     return [key.path for cls in SECTIONS.values() for key in cls.keys().values()]
 
 
-def _suggestion(word: str, known: list[str]) -> str:
+def _all_names() -> dict[str, str]:
+    """Where a key of a name belongs; of two sections the first one."""
+    names: dict[str, str] = {}
+    for path in _all_paths():
+        names.setdefault(path.partition(".")[2], path)
+    return names
+
+
+def _suggestion(word: str, known: list[str], elsewhere: dict[str, str] | None = None) -> str:
     from difflib import get_close_matches  # noqa: PLC0415  # rare: only to help with a mistake
 
+    word = word.lower()
     near = get_close_matches(word, known, n=1, cutoff=0.6)
+    if not near and elsewhere:
+        near = [elsewhere[name] for name in get_close_matches(word, elsewhere, n=1, cutoff=0.8)]
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
@@ -996,8 +1047,8 @@ def decode(data: bytes, file: str) -> str:
     Raises ConfigError when the file is too large or not UTF-8.
     """
 
-    def fault(message: str) -> ConfigError:
-        return ConfigError([Finding(file, "", "", message)])
+    def fault(message: str, line: int = 0) -> ConfigError:
+        return ConfigError([Finding(file, "", "", message, line=line)])
 
     if len(data) > MAX_FILE_BYTES:
         raise fault(f"is larger than {MAX_FILE_BYTES // 1024} KiB; this is no configuration file")
@@ -1008,16 +1059,16 @@ def decode(data: bytes, file: str) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as e:
-        line = data.count(b"\n", 0, e.start) + 1
-        raise fault(
-            f"line {line} is not UTF-8 (byte 0x{data[e.start]:02x}); save it as UTF-8"
-        ) from e
+        from thicket import configtext  # noqa: PLC0415
+
+        raise ConfigError([configtext.encoding_fault(data, file, e.start)]) from None
     text = text.replace("\r\n", "\n")
     if "\r" in text:
         line = text.count("\n", 0, text.index("\r")) + 1
         raise fault(
-            f"line {line} ends with a carriage return only (old Macintosh line ends); save it with "
-            "line ends of Unix or Windows"
+            "ends with a carriage return only (old Macintosh line ends): save the file with line "
+            "ends of Unix or Windows",
+            line,
         )
     return text
 
@@ -1033,18 +1084,15 @@ def parse_toml(text: str, file: str) -> dict[str, object]:
 
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        message = f"is not valid TOML: {e}"
-    except RecursionError:
-        message = "is not valid TOML: nested too deeply"
-    except ValueError as e:  # a date that does not exist, an integer of thousands of digits
-        message = f"is not valid TOML: {e}"
-    else:
-        large = _first_large(tables)
-        if large is None:
-            return tables
-        message = f"{large} holds a number that is too large: TOML's whole numbers have 64 bits"
-    raise ConfigError([Finding(file, "", "", message)])
+    except (ValueError, RecursionError) as e:  # also: a date that does not exist, too many digits
+        from thicket import configtext  # noqa: PLC0415
+
+        raise ConfigError(configtext.syntax_faults(text, file, e)) from None
+    large = _first_large(tables)
+    if large is None:
+        return tables
+    message = "holds a number that is too large: TOML's whole numbers have 64 bits"
+    raise ConfigError([Finding(file, large, "", message)])
 
 
 def _first_large(tables: dict[str, object]) -> str | None:
@@ -1107,14 +1155,18 @@ def check(
             if len(found) > MOST_FINDINGS:
                 break
             if key is None:
-                message = "unknown key" + _suggestion(name, list(keys))
+                message = "unknown key" + _suggestion(name, list(keys), _all_names())
                 # the value may be a secret under a mistyped name: never shown
                 found.append(Finding(file, f"{section}.{name}", "", message))
                 continue
             try:
                 values.setdefault(section, {})[name] = key.check(raw)
             except ValueError as e:
-                found.append(Finding(file, key.path, _show_raw(key, raw), str(e)))
+                from thicket import configtext  # noqa: PLC0415
+
+                right = None if isinstance(key, Country) else configtext.instead(key, raw)
+                message = f"{e}; write {right}" if right is not None else str(e)
+                found.append(Finding(file, key.path, _show_raw(key, raw), message))
     faulty = {finding.key for finding in found}
     settings = Settings(values)
     for cross in _CROSS_CHECKS:
@@ -1149,9 +1201,11 @@ def _check_applications(raw: object, file: str, values: dict[str, Any]) -> list[
             message = "must have a name of 1 to 64 ASCII letters, digits, '.', '_', '-'"
             found.append(Finding(file, path[:80], "", message))
             continue
-        fault = _unfit(table, MAX_DEPTH)
-        if fault:
-            found.append(Finding(file, path, "", fault))
+        faults = [(key, fault) for key, v in table.items() if (fault := _unfit(v, MAX_DEPTH - 1))]
+        if not isinstance(table.get("enabled", True), bool):
+            faults.append(("enabled", "must be true or false, without quotes"))
+        if faults:
+            found += [Finding(file, f"{path}.{visible(key)[:80]}", "", f) for key, f in faults]
             continue
         values[name] = {**values.get(name, {}), **table}
     return found
@@ -1236,14 +1290,28 @@ def parse(data: bytes, file: str, base: dict[str, dict[str, Any]] | None = None)
         what = "holds nothing but zeros: it is damaged" if data.strip() else "is empty"
         message = f"{what}; write the settings, or a remark (# defaults) for the image's defaults"
         raise ConfigError([Finding(file, "", "", message)])
-    return Settings(check(parse_toml(decode(data, file), file), file, base))
+    return Settings(_values(data, file, base))
+
+
+def _values(
+    data: bytes, file: str, base: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The values of the bytes of a file over those of ``base``; raises ConfigError."""
+    text = decode(data, file)
+    try:
+        return check(parse_toml(text, file), file, base)
+    except ConfigError as e:
+        from thicket import configtext  # noqa: PLC0415
+
+        configtext.locate(text, e.findings)
+        raise
 
 
 def image_defaults(path: str) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
     """The values of the image's own file: ({}, []) when it is absent, ({}, faults) when wrong."""
     try:
         data = read_limited(path)
-        return check(parse_toml(decode(data, path), path), path), []
+        return _values(data, path), []
     except FileNotFoundError:
         return {}, []
     except OSError as e:

@@ -67,8 +67,17 @@ ssh_keys = [
    does not set.
 
 The first of them that exists is used as a whole, and checked as a whole: *every* fault is
-reported, in `thicket status` and in the log, with the key, the value (secrets masked) and what is
-allowed. A mistyped key is a fault too. A file with a fault never locks a device out: the **last
+reported, in `thicket status` and in the log, with the line, the key, the value (secrets masked) and
+what is allowed. What is no TOML is shown with its line, a mark below the place, and what to write
+instead:
+
+```text
+thicket.toml: line 30, column 11: a text stands in quotes: write country = "DE"
+    country = DE
+              ^
+```
+
+A mistyped key is a fault too. A file with a fault never locks a device out: the **last
 good** configuration, which the node keeps in `/data/thicket/last-good.toml`, is used instead, and
 without one the image's defaults. The same happens when the boot partition cannot be read, and when
 the file is empty, cannot be read as a whole, or is gone although there was one before (a file that
@@ -103,7 +112,8 @@ read only when the daemon starts, because the identity is the node's name.
 A table `[application.NAME]` belongs to the application NAME and is handed to it as it is: the node
 checks only that it can be handed on (texts, numbers, yes or no, lists and tables of these, up to
 {MAX_DEPTH} levels; no dates), of at most {MAX_APPLICATIONS} applications. Values are never shown,
-they may be secret.
+they may be secret. What the keys mean is for the application to judge: when it starts, and in
+`thicket config check` and `apply` where it is installed; both say which ones are not.
 
 ```toml
 [application.sensors]

@@ -38,4 +38,9 @@ def fault(code: str) -> str | None:
         return f'must be a country code of two capital letters: write "{large}"'
     if len(code) == 2 and code.isascii() and code.isalpha():
         return f"is in no regulatory database: no country has the code {large} there"
+    from thicket import countrynames  # noqa: PLC0415  # rare: only to help with a mistake
+
+    named = countrynames.find(code)
+    if named is not None:
+        return f'must be a country code of two capital letters: that of {named[1]} is "{named[0]}"'
     return 'must be a country code of two capital letters such as "DE", or "00" for none'

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import stat
 import time
 from logging import getLogger
@@ -38,7 +39,41 @@ _SOURCES: Final = {
     "mac": "the radio's address",
     "random": "a random number",
 }
-_CUT: Final = "... and more: `thicket status` on the node"
+_CUT: Final = "... and more, for which there is no room here"
+#: What the state of the node and of its data partition mean to a person.
+_STATES: Final = {
+    "joined": "in the mesh",
+    "joining": "looking for the mesh",
+    "starting": "starting",
+    "degraded": "not working as it should: see the problems below",
+}
+_DATA: Final = {
+    "clean": "sound",
+    "repaired": "was damaged and is repaired",
+    "created": "new",
+    "rebuilt": "was damaged beyond repair and is made again",
+    "readonly": "can only be read",
+    "ram": "in memory only: lost when the device is switched off",
+    "unknown": "not known",
+}
+#: How messages for a person with a shell on the node are said to one with the card in a computer.
+_FOR_CARD: Final = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        # the files, as they are called on the card
+        (r"(?<![\w.])/(?:[^\s:,;\"']*/)?(?:etc/thicket|boot)/thicket\.toml", "thicket.toml"),
+        (r"(?<![\w.])/(?:[^\s:,;\"']*/)?data/thicket/last-good\.toml", "the last good settings"),
+        (r"(?<![\w.])/(?:[^\s:,;\"']*/)?usr/share/thicket/thicket\.toml", "the image's defaults"),
+        # what a command would do
+        (r"; correct the file, then run `thicket reload`", "; correct thicket.toml on this card"),
+        (r",? or use `thicket config set [^`=]*`", ""),
+        (r"`thicket config set ([\w.]+)=([^`]*)`", r"\1 = \2 stands in thicket.toml"),
+        (r"`thicket config set ([^`]*)`", r"\1 in thicket.toml"),
+        (r"`thicket reload`", "starting the device again"),
+    )
+)
+_COMMANDS: Final = "Words like `thicket ...` are commands, for somebody who is logged in to a node."
+_DESK: Final = "`thicket ca ...` is run on the computer that holds the fleet's authority."
 
 
 class ReportError(Exception):
@@ -59,26 +94,57 @@ def compose(doc: dict[str, Any]) -> str:
         source = _SOURCES.get(identity["source"], identity["source"])
         who = f"{identity['id']}, from {source}; no security chip, so nothing proves it"
     slot = f", slot {doc['slot']}" if doc["slot"] else ""
+    source = doc["configuration"]["source"]
+    settings = "the image's defaults" if source == "defaults" else for_card(source)
+    if doc["configuration"]["last_good_used"]:
+        settings = "the last good ones, which the device keeps; not from this thicket.toml"
     facts = [
         ("Host name", doc["hostname"] or "not known yet"),
         ("Address", f"{doc['address']}/{doc['prefix_length']}" if doc["address"] else "none"),
         ("Identity", who),
-        ("State", doc["state"]),
+        ("State", _STATES.get(doc["state"], doc["state"])),
         ("Software", f"Thicket {doc['version']}{slot}"),
-        ("Data", data["state"] + (f": {data['message']}" if data["message"] else "")),
+        (
+            "Data",
+            _DATA.get(data["state"], data["state"])
+            + (f" ({data['message']})" if data["message"] else ""),
+        ),
         ("Last restart", restart.text(last) if last else "not known yet"),
-        ("Settings from", doc["configuration"]["source"]),
+        ("Settings from", settings),
     ]
-    lines = ["This is what the Thicket device says about itself. It is written by the device.", ""]
+    lines = [
+        "This is what the Thicket device says about itself. It is written by the device.",
+        "To change its settings, edit the file thicket.toml beside this one (plain text, UTF-8),",
+        "put the card back and start the device, which then writes this report again.",
+        "",
+    ]
     lines += [f"{name + ':':<15}{value}" for name, value in facts]
     faults = [p for p in doc["problems"] if p["part"] == "configuration"]
     others = [p for p in doc["problems"] if p["part"] != "configuration"]
     lines += ["", "Settings (thicket.toml)"]
-    lines += [f"  - {p['message']}" for p in faults] or ["  Nothing is wrong with them."]
+    for problem in faults:
+        # a fault shows the line of the file in lines of its own
+        first, *rest = for_card(problem["message"]).split("\n")
+        lines += [f"  - {first}", *(f"    {line}" for line in rest)]
+    if not faults:
+        lines.append("  Nothing is wrong with them.")
     lines += ["", "Problems"]
-    lines += [f"  - {p['part']} ({p['severity']}): {p['message']}" for p in others] or ["  None."]
+    told = [f"  - {p['part']} ({p['severity']}): {for_card(p['message'])}" for p in others]
+    lines += told or ["  None."]
+    commands = re.findall(r"`thicket (\w+)", "\n".join(told))
+    if commands:
+        lines.append("")
+        lines += [_COMMANDS] if any(word != "ca" for word in commands) else []
+        lines += [_DESK] if "ca" in commands else []
     # One line each: whoever can name a node cannot add a line to its report.
     return "\n".join(visible(line, keep="") for line in lines)
+
+
+def for_card(message: str) -> str:
+    """A message of the node in the words of somebody who holds its card, and has no shell."""
+    for pattern, words in _FOR_CARD:
+        message = pattern.sub(words, message)
+    return message
 
 
 def pack(text: str, written: str) -> bytes:

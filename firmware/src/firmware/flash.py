@@ -42,6 +42,7 @@ from firmware import card, plan, ranges, settings, source
 from firmware.blockdev import Disk, Machine, described, device_number, human
 from firmware.errors import FlashError
 from firmware.target import Buffer, Target
+from thicket.config import ConfigError
 
 BOOT_BLOCK = 4096
 """Bytes at the start of the card that are written last: the MBR, in a block that all cards take."""
@@ -315,6 +316,7 @@ class Session:
         self._report = Report(console)
         self._writer: Writer | None = None
         self._writing = False
+        self._lockout: str | None = None
         self._is_file = False
         self.path = ""
 
@@ -485,14 +487,23 @@ class Session:
         name = self._options.config or "the image's own thicket.toml"
         if config is None:
             out("Config  the image's defaults: no --config was given")
+            self._lockout = settings.lockout(None)
+            self._tell_lockout()
             return
         try:
             out(f"Config  {name}: {settings.described(config)}")
             warnings = settings.warnings(config)
-        except ValueError as error:
+            self._lockout = settings.lockout(config)
+        except ConfigError as error:  # in the image's own file: its defaults will be in force
             warnings = [str(error)]
+            self._lockout = settings.lockout(None)
+        self._tell_lockout()
         for warning in warnings:
             out(Text(f"        note: {warning}", style="yellow"))
+
+    def _tell_lockout(self) -> None:
+        if self._lockout is not None:
+            self._console.print(Text(self._lockout, style="bold red"))
 
     def _asks(self, disk: Disk | None) -> bool:
         """Tell whether a person has to confirm. Raises ``FlashError`` when there is none."""
@@ -540,8 +551,10 @@ class Session:
         out = self._console.print
         if disk is None:
             out(f"Done. {State.COMPLETE.told('file')}", style="bold green")
+            self._tell_lockout()
             return
         out(f"Done. {State.COMPLETE.told('card')}", style="bold green")
+        self._tell_lockout()
         if not reread:
             out("The kernel still has the old partition table in mind: take the card out once.")
         if self._options.no_eject or not disk.is_card:

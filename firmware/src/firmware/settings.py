@@ -43,6 +43,22 @@ def described(data: bytes) -> str:
     )
 
 
+def lockout(data: bytes | None) -> str | None:
+    """Return why nobody will get into a device with this configuration, or None.
+
+    None stands for the image's defaults, which name nobody.
+    """
+    settings = config.parse(data, FILE) if data is not None else config.Settings()
+    why = config.locked_out(settings)
+    if why is None:
+        return None
+    return (
+        f"NOBODY WILL BE ABLE TO GET INTO THIS DEVICE: {why}. `bin/thicket ca config --out "
+        "my.toml` makes a configuration with your key, for CONFIG=my.toml; or edit thicket.toml on "
+        "the card before its first start."
+    )
+
+
 def warnings(data: bytes) -> list[str]:
     """Return what is allowed in a configuration, but may not be wanted in the field."""
     settings = config.parse(data, FILE)
@@ -56,6 +72,8 @@ def warnings(data: bytes) -> list[str]:
         found.append("mesh.passphrase is not set: the radio stays off until it is")
     elif len(settings.mesh.passphrase) < 12:
         found.append("mesh.passphrase has fewer than 12 characters: it may be guessed")
+    if not settings.access.ssh_keys and config.locked_out(settings) is None:
+        found.append("access.ssh_keys names nobody: there is no way in by SSH")
     if settings.cluster.cookie == config.Cluster.cookie.default:
         found.append("cluster.cookie is the one that every image has")
     if settings.mesh.country == "00":

@@ -36,7 +36,9 @@ A fleet:
                             --pkcs11 makes the keys on the token that URI names
                             (pkcs11:token=NAME?module-path=/usr/lib/.../module.so)
   signer [--pkcs11 URI]     make another signer, used for new devices from then on
-  config [--out FILE]       a thicket.toml for the fleet's cards, the same one every time
+  config [--out FILE] [--ssh-key FILE... | --no-ssh-key]
+                            a thicket.toml for the fleet's cards, the same one every time;
+                            asks whose SSH key may log in (usually yours, of ~/.ssh)
   list [--json]             signers and devices
   root                      print the root certificate, which every node needs
 
@@ -316,15 +318,32 @@ def _enroll_by_hand(authority: Authority, rest: list[str], *, replace: bool) -> 
 
 
 def _config(authority: Authority, rest: list[str]) -> int:
-    from thicket.trust import settings  # noqa: PLC0415
+    from thicket.trust import settings, sshkeys  # noqa: PLC0415
 
-    out = _option(rest, "--out")
+    out, nobody = _option(rest, "--out"), _flag(rest, "--no-ssh-key")
+    files: list[str] = []
+    while (file := _option(rest, "--ssh-key")) is not None:
+        files.append(file)
     if rest:
-        raise UsageError("config takes only --out FILE")
+        raise UsageError("config takes only --out FILE, --ssh-key FILE and --no-ssh-key")
+    if files and nobody:
+        raise UsageError("--ssh-key or --no-ssh-key, not both")
+    # Nobody is asked again for a file that is as it was made.
+    keys = settings.keys_in(Path(out)) if out is not None and not files and not nobody else None
+    if out is None or keys is None or not settings.is_same(Path(out), authority, keys):
+        keys = sshkeys.read(files)
+        if not files and not nobody:
+            keys = sshkeys.choose(Path.home() / ".ssh")
+    made = settings.text(authority, keys)
+    if not keys:
+        sys.stderr.write(
+            "thicket ca: NOBODY CAN LOG IN to nodes with this file: it names no SSH key. Put one "
+            "into access.ssh_keys, or reach them as a member of the fleet (`thicket ca node`)\n"
+        )
     if out is None:
-        sys.stdout.write(settings.text(authority))
+        sys.stdout.write(made)
         return OK
-    if settings.write(Path(out), settings.text(authority)):
+    if settings.write(Path(out), made):
         print(f"{out} is for all cards: make flash DEV=/dev/sdX CONFIG={out}")
     else:
         print(f"{out} is there already, and the same.")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,14 +44,14 @@ cookie = {cookie}
 
 [access]
 # Who may log in as root by ssh: the line in your file ~/.ssh/id_ed25519.pub.
-#ssh_keys = ""
+{keys}
 # A root shell on the serial port, for whoever can touch the node. Enrolment over it needs that.
 #console = true
 """
 
 
-def text(authority: Authority) -> str:
-    """Return the file. The second time it is the same.
+def text(authority: Authority, keys: Sequence[str] = ()) -> str:
+    """Return the file, with these SSH public keys. The second time it is the same.
 
     Raises ``AuthorityError``.
     """
@@ -66,6 +67,7 @@ def text(authority: Authority) -> str:
         prefix=toml_value(f"{fleet.network.network_address}/{fleet.network.prefixlen}"),
         name=toml_value(name[:64].strip("-") or "thicket"),
         cookie=toml_value(cookie),
+        keys=_keys(keys),
     )
     try:
         config.parse(made.encode(), "thicket.toml")
@@ -74,6 +76,27 @@ def text(authority: Authority) -> str:
             f"no valid configuration can be made for this fleet:\n{error}"
         ) from None
     return made
+
+
+def _keys(keys: Sequence[str]) -> str:
+    lines = [f"  {toml_value(key)}," for key in keys]
+    return "\n".join(["ssh_keys = [", *lines, "]"]) if keys else '#ssh_keys = ""'
+
+
+def keys_in(path: Path) -> list[str] | None:
+    """Return the SSH keys of a file that is there already, or None."""
+    try:
+        return config.parse(config.read_limited(str(path)), str(path)).access.ssh_keys.splitlines()
+    except (OSError, config.ConfigError):
+        return None
+
+
+def is_same(path: Path, authority: Authority, keys: Sequence[str]) -> bool:
+    """Return whether the file is as it would be made with these keys."""
+    try:
+        return path.read_text(encoding="utf-8") == text(authority, keys)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _shortened(text: str, most: int) -> str:
