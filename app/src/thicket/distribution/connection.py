@@ -37,6 +37,13 @@ log = logging.getLogger(__name__)
 TICK_INTENSITY = 4
 """Ticks within one tick time (the default of kernel's ``net_tickintensity``)."""
 
+ASK_AFTER = TICK_INTENSITY // 2
+"""Silent intervals after which a peer is asked for a sign of life: it may tick more slowly."""
+
+ANSWER_AFTER = 0.25
+"""Seconds without anything sent after which a peer that speaks is answered with a tick: its tick
+time may be shorter. Erlang's shortest, 1 s, has such intervals."""
+
 HIGH_WATER = 256 * 1024
 """Bytes waiting to be sent above which :meth:`Connection.drain` waits."""
 
@@ -76,6 +83,9 @@ class Owner(Protocol):
     def on_connected(self, connection: Connection) -> None:
         """The handshake has succeeded; messages may follow at once."""
 
+    def on_silence(self, connection: Connection) -> None:
+        """The peer was silent for half the tick time: ask it something that costs it nothing."""
+
     def on_message(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
     ) -> None:
@@ -92,8 +102,9 @@ class Connection(asyncio.BufferedProtocol):
     """A connection, from the first byte of the handshake to its end.
 
     :param handshake: the machine of our side.
-    :param tick_time: seconds without a byte after which the peer counts as lost; a tick is sent
-        when nothing else was for a quarter of it.
+    :param tick_time: seconds without a byte after which the peer counts as lost, having been asked
+        after half of it; a tick is sent when nothing else was for a quarter of it. The peer's own
+        may be another one.
     :param max_message: longest message accepted, in bytes.
     :param room: where messages are held of which parts are missing; of its own by default.
     :param inside_tls: say nothing before :meth:`secured` is called.
@@ -141,7 +152,7 @@ class Connection(asyncio.BufferedProtocol):
         self._closed: DistributionError | None = None
         self._reported = False
         self._received = False
-        self._sent = False
+        self._said = 0.0  # when something was sent, by the event loop's clock
         self._silent = 0
         self._paused = False
         self._drained: deque[asyncio.Future[None]] = deque()
@@ -200,6 +211,8 @@ class Connection(asyncio.BufferedProtocol):
         self._received = True
         self.heard = self._loop.time()
         self._take()
+        if self.established and self.heard - self._said >= ANSWER_AFTER:
+            self.tick()
 
     def _take(self) -> None:
         """Handle what has been read, unless a receiver wants no more now."""
@@ -316,7 +329,7 @@ class Connection(asyncio.BufferedProtocol):
         encoded = self.encode(control)
         size = len(payload) if payload is not None else 0
         waiting = self._long_size + self._transport.get_write_buffer_size()
-        self._sent = True
+        self._said = self._loop.time()
         if self._long and (queue := self._long.get(_sender(control))) is not None:
             self._long_size += size + len(encoded)
             queue.append((size + len(encoded), self._parts(encoded, payload)))
@@ -362,6 +375,12 @@ class Connection(asyncio.BufferedProtocol):
     def spoke(self) -> None:
         """Take note that the peer said something, be it only to TLS."""
         self.heard = self._loop.time()
+
+    def tick(self) -> None:
+        """Send a tick, unless it would wait behind other data, of which the peer hears as well."""
+        if self._closed is None and not self._paused and self._transport is not None:
+            self._said = self._loop.time()
+            self._transport.write(frames.TICK)
 
     def hold(self, holder: object) -> None:
         """Read nothing more until *holder* wants more: what it was sent waits to be taken.
@@ -425,6 +444,7 @@ class Connection(asyncio.BufferedProtocol):
         )
         self._reader = frames.FrameReader(self._messages.max_frame)
         self.established = True
+        self._said = self._loop.time()
         self._timer = self._loop.call_later(self._tick_time / TICK_INTENSITY, self._tick)
         self._owner.on_connected(self)
         if handshake.rest and self._closed is None:
@@ -518,11 +538,14 @@ class Connection(asyncio.BufferedProtocol):
                 self._long[sender] = queue  # behind the others
             if part is not None and self._transport is not None:
                 self._send_small()  # came before
-                self._sent = True
+                self._said = self._loop.time()
                 self._transport.write(part)
 
     def _tick(self) -> None:
         """Send a tick when nothing was sent lately; give up a peer that was silent too long.
+
+        A peer whose own tick time is longer is silent for as long as that has it. So it is asked,
+        once there is half the time left for its answer.
 
         Silence is counted in intervals, not read from a clock: when this process (or the whole
         machine) stood still, the bytes that arrived meanwhile are read before the next count.
@@ -538,11 +561,12 @@ class Connection(asyncio.BufferedProtocol):
             if self._transport is not None:
                 self._transport.abort()
             return
-        # A tick behind data that waits to be sent would be of no use.
-        if not self._sent and not self._paused and self._transport is not None:
-            self._transport.write(frames.TICK)
-        self._sent = False
-        self._timer = self._loop.call_later(self._tick_time / TICK_INTENSITY, self._tick)
+        interval = self._tick_time / TICK_INTENSITY
+        if self._loop.time() - self._said > interval / 2:
+            self.tick()
+        if self._silent == ASK_AFTER:
+            self._owner.on_silence(self)
+        self._timer = self._loop.call_later(interval, self._tick)
 
     def _setup_expired(self) -> None:
         of = " of TLS" if self._inside_tls else ""

@@ -28,6 +28,7 @@ from .etf import Atom, Message, Pid, Reference, decode_bare, shown
 from .handshake import (
     ABILITIES,
     ALIVE,
+    DIST_MONITOR_NAME,
     NOK,
     OK,
     OK_SIMULTANEOUS,
@@ -45,7 +46,7 @@ from .handshake import (
     key_of,
     split_name,
 )
-from .processes import GEN_CALL, NOBODY, Name, Process, ProcessTable, copy
+from .processes import GEN_CALL, NOBODY, UNDEFINED, Name, Process, ProcessTable, copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,8 +114,8 @@ class Node(ProcessTable):
     :param address: the address to listen on and to connect from. It may appear later.
     :param port: the port to listen on, and to try at peers whose port mapper does not know them;
         0 for any free one.
-    :param tick_time: seconds of silence after which a peer counts as lost; the same on every
-        node, Erlang's ``net_ticktime``.
+    :param tick_time: seconds of silence after which a peer counts as lost, Erlang's
+        ``net_ticktime``; that of others may be another one.
     :param on_change: called with a kind and details: ``connecting`` {name}, ``node-up`` {name},
         ``node-down`` {name, code, reason}, ``suspected`` {name, by} (another node of ours fears
         for one of our peers), ``refused`` {source, name, code, message} (we refused a node) and
@@ -743,6 +744,18 @@ class Node(ProcessTable):
             scope.discover(connection)
         self._wake(key)
         self._change("node-up", {"name": name})
+
+    def on_silence(self, connection: Connection) -> None:
+        """Ask a peer for a sign of life.
+
+        Erlang's runtime itself says at once that there is no process called ``undefined``, which
+        nobody can register; no process of the peer has a part in it. Nodes of C and Java answer
+        ticks.
+        """
+        if connection.has(DIST_MONITOR_NAME):
+            connection.send((frames.MONITOR_P, self.pid, UNDEFINED, self.new_reference()))
+        else:
+            connection.tick()
 
     def on_closed(self, connection: Connection, reason: DistributionError) -> None:
         """Drop a connection that has ended, in use or not."""

@@ -52,6 +52,7 @@ _MAX_FORGERS = 64
 NO_PROCESS = Atom("noproc")
 NO_CONNECTION = Atom("noconnection")
 NORMAL = Atom("normal")
+UNDEFINED = Atom("undefined")
 KILL = Atom("kill")
 KILLED = Atom("killed")
 SYSTEM_LIMIT = Atom("system_limit")
@@ -266,8 +267,11 @@ class ProcessTable:
     def register(self, name: str, process: Process) -> None:
         """Let *process* be reached by *name*.
 
-        :raises ValueError: when another process has the name.
+        :raises ValueError: when another process has the name, or it is ``undefined``, which none
+            has anywhere.
         """
+        if name == UNDEFINED:
+            raise ValueError(f"no process is registered as {name!r}")
         if name in self._names:
             raise ValueError(f"the name {name!r} is registered already")
         self.add(process)
