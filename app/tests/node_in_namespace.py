@@ -51,6 +51,9 @@ class WireMesh:
     def refused(self) -> dict[str, int]:
         return {}
 
+    def set_doubled(self, macs: set[str]) -> None:
+        pass
+
     async def refresh(self) -> None:
         pass
 
