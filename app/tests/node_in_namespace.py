@@ -54,6 +54,9 @@ class WireMesh:
     def links(self) -> list[tuple[IPv6Address | None, float]]:
         return []
 
+    def set_doubled(self, macs: set[str]) -> None:
+        pass
+
     async def refresh(self, *, whole: bool = True) -> None:
         pass
 

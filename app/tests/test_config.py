@@ -170,6 +170,17 @@ class TestFaults:
         assert parse(f'[mesh]\nid = "{"ü" * 16}"\n').mesh.id == "ü" * 16
         assert "32 bytes" in faults(f'[mesh]\nid = "{"ü" * 17}"\n')[0]
 
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [("0x58", "0x58"), ('"0x6A"', "0x6a"), ('"auto"', "auto"), ("96", "0x60")],
+    )
+    def test_address_of_the_chip(self, text: str, value: str) -> None:
+        assert parse(f"[identity]\naddress = {text}\n").identity.address == value
+
+    @pytest.mark.parametrize("text", ["0", "0x78", '"60"', '"0x"', "true", '"0x-1"', "-1"])
+    def test_what_is_no_address_of_a_chip(self, text: str) -> None:
+        assert "identity.address" in faults(f"[identity]\naddress = {text}\n")[0]
+
     def test_i2c_bus_as_number_or_text(self) -> None:
         assert parse("[identity]\ni2c_bus = 1\n").identity.i2c_bus == "1"
         assert parse('[identity]\ni2c_bus = "07"\n').identity.i2c_bus == "7"

@@ -61,6 +61,9 @@ class FakeMesh:
 
     outdated = False
 
+    def set_doubled(self, macs: set[str]) -> None:
+        self.doubled = macs
+
     def refused(self) -> dict[str, int]:
         return {}
 
@@ -458,6 +461,30 @@ class TestProblems:
             found.duplicate_heard -= daemon.DUPLICATE
             await run.daemon._refresh()
             assert not run.problem("duplicate-address")
+
+    async def test_two_radios_with_one_address_are_named(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(lambda: run.daemon.discovery, "running")
+            assert run.daemon.discovery is not None
+            shared = run.daemon.discovery.shared
+            nodes = [IPv6Address(f"fd12:3456:789a:1::a{n}") for n in (1, 2, 1)]
+            for node in nodes:
+                shared.hear("fe80::74:68ff:fe00:2", node, time.monotonic())
+            await run.daemon._refresh()
+            assert run.problem("duplicate-mac")
+            (told,) = [
+                problem["message"]
+                for problem in run.daemon.problems.all()
+                if problem["code"] == "duplicate-mac"
+            ]
+            assert "02:74:68:00:00:02" in told
+            assert f"{nodes[0]} and {nodes[1]}" in told
+            assert "exchanged" in told
+            assert run.daemon.mesh is not None
+            assert run.daemon.mesh.doubled == {"02:74:68:00:00:02"}
+            shared._turned.clear()
+            await run.daemon._refresh()
+            assert not run.problem("duplicate-mac")
 
     async def test_peers_that_the_radio_does_not_hear_are_asked(self, paths: Paths) -> None:
         """One that is silent is; when all are, every node of the cluster is, too."""

@@ -23,9 +23,12 @@ from thicket.discovery import (
     Bucket,
     Discovery,
     MalformedError,
+    PlainBeacons,
     Schedule,
     Settings,
+    SharedSources,
     Table,
+    mac_of,
 )
 
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")
@@ -440,3 +443,73 @@ def test_the_spelling_of_the_last_beacon_is_kept() -> None:
         assert found.spelling(OTHER) == spelling
     found.datagram(b"fd12:3456:789a:1::0e0f9:2f20:de47", ("fe80::1%mesh0", 1, 0, 3), 255, 1.0)
     assert found.spelling(OTHER) == str(OTHER)
+
+
+class SignedBeacons(PlainBeacons):
+    """The form that proves who sent it."""
+
+    form = "signed"
+
+
+FIRST, SECOND = IPv6Address("fd12:3456:789a:1::a1"), IPv6Address("fd12:3456:789a:1::a2")
+ONE_RADIO = "fe80::74:68ff:fe00:2"
+
+
+class TestSharedSources:
+    def test_two_nodes_in_turns_from_one_source_share_a_radio_address(self) -> None:
+        shared = SharedSources()
+        for now, node in enumerate((FIRST, SECOND, FIRST)):
+            assert shared.found(now) == {}
+            shared.hear(ONE_RADIO, node, now)
+        assert shared.found(3) == {ONE_RADIO: (FIRST, SECOND)}
+        shared.hear(ONE_RADIO, SECOND, 4)
+        assert shared.found(5) == {ONE_RADIO: (FIRST, SECOND)}
+
+    def test_a_node_with_another_identity_than_before_does_not(self) -> None:
+        shared = SharedSources()
+        for now, node in enumerate((FIRST, FIRST, SECOND, SECOND, SECOND)):
+            shared.hear(ONE_RADIO, node, now)
+        assert shared.found(5) == {}
+
+    def test_nor_do_nodes_whose_beacons_others_send_on_from_their_own_sources(self) -> None:
+        shared = SharedSources()
+        for now in range(9):
+            shared.hear("fe80::1", FIRST, now)
+            shared.hear("fe80::2", SECOND, now)
+        assert shared.found(9) == {}
+
+    def test_it_is_over_when_one_of_them_is_silent_for_long(self) -> None:
+        shared = SharedSources()
+        for now, node in enumerate((FIRST, SECOND, FIRST)):
+            shared.hear(ONE_RADIO, node, now)
+        for now in range(3, int(shared.WINDOW) + 10, 10):
+            shared.hear(ONE_RADIO, FIRST, now)
+        assert shared.found(shared.WINDOW + 10) == {}
+
+    def test_what_is_kept_is_bounded(self) -> None:
+        shared = SharedSources()
+        for now in range(2000):
+            shared.hear(f"fe80::{now:x}", FIRST, now / 100)
+            shared.hear(ONE_RADIO, IPv6Address(int(FIRST) + now), now / 100)
+        assert len(shared._heard) == shared.LIMIT
+        assert len(shared._heard[ONE_RADIO]) <= 4
+
+    @pytest.mark.parametrize(
+        ("source", "mac"),
+        [
+            (ONE_RADIO, "02:74:68:00:00:02"),
+            ("fe80::1234:56ff:fe78:9abc", "10:34:56:78:9a:bc"),
+            ("fe80::1", None),
+            ("nonsense", None),
+        ],
+    )
+    def test_the_mac_address_is_read_from_the_source(self, source: str, mac: str | None) -> None:
+        assert mac_of(source) == mac
+
+    @pytest.mark.parametrize("kind", [PlainBeacons, SignedBeacons])
+    def test_only_signed_beacons_count(self, kind: type[PlainBeacons]) -> None:
+        found = make()
+        found.use([kind(OWN, found.prefix)])
+        for now, node in enumerate((FIRST, SECOND, FIRST, SECOND)):
+            found.datagram(str(node).encode(), (f"{ONE_RADIO}%mesh0", 1, 0, 3), 255, float(now))
+        assert bool(found.shared.found(4.0)) == (kind is SignedBeacons)

@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import re
 import sys
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -141,8 +142,6 @@ async def test_the_example_application(network: Network) -> None:
 
 def test_the_example_is_an_application(tmp_path: Path) -> None:
     """Its entry point names a class that exists, under the name of its settings."""
-    import tomllib
-
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     points = project["entry-points"]["thicket.applications"]
     file = tmp_path / "entry_points.txt"
@@ -154,3 +153,30 @@ def test_the_example_is_an_application(tmp_path: Path) -> None:
 
     sys.path.insert(0, str(EXAMPLE))
     assert load(points["readings"]).__name__ == "Readings"
+
+
+def projects() -> dict[str, dict[str, Any]]:
+    """The Python projects of the tree, by their files."""
+    files = [*TOP.glob("*/pyproject.toml"), *TOP.glob("*/*/pyproject.toml")]
+    read = {str(f.relative_to(TOP)): tomllib.loads(f.read_text(encoding="utf-8")) for f in files}
+    return {name: made for name, made in read.items() if "project" in made}
+
+
+def test_no_project_asks_an_index_for_a_package_of_ours() -> None:
+    """Whoever owns such a name there could put a program onto an engineer's machine."""
+    made = projects()
+    assert {"app/pyproject.toml", "examples/readings/pyproject.toml"} <= made.keys()
+    ours = {"thicket", "meshlab", "firmware"} | {p["project"]["name"] for p in made.values()}
+    for file, project in made.items():
+        asked = [*project["build-system"]["requires"], *project["project"].get("dependencies", [])]
+        for extra in project["project"].get("optional-dependencies", {}).values():
+            asked += extra
+        names = {re.split(r"[^A-Za-z0-9._-]", need)[0].lower().replace("_", "-") for need in asked}
+        assert not names & ours, file
+
+
+def test_the_distribution_has_a_name_of_its_own_and_the_import_the_short_one() -> None:
+    project = projects()["app/pyproject.toml"]
+    assert project["project"]["name"] == "thicket-node"
+    assert project["project"]["scripts"]["thicketd"].startswith("thicket.")
+    assert (TOP / "app/src/thicket/__init__.py").is_file()

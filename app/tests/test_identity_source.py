@@ -16,7 +16,8 @@ from meshlab.chip import Atecc608, serial_for
 from thicket.identity import Host, Identity, read_identity
 from thicket.identity import source as source_module
 from thicket.identity.address import identity_of_value
-from thicket.identity.bus import Bus, BusFaultError
+from thicket.identity.bus import Bus, BusFaultError, NotAcknowledgedError
+from thicket.trust import command
 
 MAC = "02:74:68:00:00:01"
 OTHER_MAC = "02:74:68:00:00:02"
@@ -79,8 +80,9 @@ def machine(tmp_path: Path) -> Machine:
 
 
 class Settings:
-    def __init__(self, i2c_bus: str) -> None:
+    def __init__(self, i2c_bus: str, address: str = "auto") -> None:
         self.i2c_bus = i2c_bus
+        self.address = address
 
 
 async def test_chip(machine: Machine) -> None:
@@ -330,3 +332,73 @@ def test_what_an_identity_tells() -> None:
     assert "6f44e3c6b802" in repr(identity)
     with pytest.raises(ValueError):
         Identity("chip", bytes(6))
+
+
+def chip_at(address: int) -> Atecc608:
+    chip = Atecc608(serial_for(1, 3))
+    chip._state.config[16] = address << 1
+    chip.power_cycle()
+    return chip
+
+
+@pytest.mark.parametrize("address", [0x60, 0x35, 0x36, 0x58, 0x59])
+async def test_a_chip_is_found_at_every_address_that_is_sold(
+    machine: Machine, address: int
+) -> None:
+    machine.add_bus(1, chip_at(address))
+    identity = await read_identity(host=machine.host)
+    assert identity.chip is not None
+    assert identity.chip["address"] == address
+
+
+async def test_a_chip_at_another_address_is_found_where_it_is_named(machine: Machine) -> None:
+    machine.add_bus(1, chip_at(0x6A))
+    assert (await read_identity(host=machine.host)).source != "chip"
+    identity = await read_identity(Settings("auto", "0x6a"), host=machine.host)
+    assert identity.source == "chip"
+
+
+async def test_no_other_address_is_tried_beside_the_one_that_is_named(machine: Machine) -> None:
+    machine.add_bus(1, chip_at(0x60))
+    identity = await read_identity(Settings("auto", "0x6a"), host=machine.host)
+    assert identity.source != "chip"
+    assert identity.problem is not None
+    assert "no answer at 0x6a. " in identity.problem
+    assert "identity.address in thicket.toml names another" in identity.problem
+
+
+class Other(Bus):
+    """A bus with a device of another kind on it."""
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+        self.written: set[bytes] = set()
+
+    def write(self, address: int, data: bytes) -> None:
+        if address == self.address:
+            self.written.add(data)
+        else:
+            raise NotAcknowledgedError("nobody")
+
+    def read(self, address: int, length: int) -> bytes:
+        if address != self.address:
+            raise NotAcknowledgedError("nobody")
+        return b"\x16" * length
+
+
+@pytest.mark.parametrize("address", [0x36, 0x58])
+async def test_another_device_at_such_an_address_is_named_and_told_nothing_but_to_sleep(
+    machine: Machine, address: int
+) -> None:
+    machine.add_bus(1)
+    bus = Other(address)
+    machine.fail = lambda: bus
+    identity = await read_identity(host=machine.host)
+    assert identity.problem is not None
+    assert f"something answers at 0x{address:02x}, but 16161616 came back" in identity.problem
+    assert bus.written <= {b"\x01"}
+
+
+@pytest.mark.parametrize("address", [0x60, 0x36, 0x58])
+def test_enrolment_finds_the_chip_without_being_told_its_address(address: int) -> None:
+    assert command._chip_on(EmulatedBus(chip_at(address), Time())).address == address

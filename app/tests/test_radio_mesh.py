@@ -999,3 +999,24 @@ async def test_our_own_leaving_and_entering_may_take_longer(world: World) -> Non
         world.left = False
         await one.until(lambda: one.mesh._outside_since is None)
         assert world.starts == 1
+
+
+async def test_an_address_that_two_radios_have_is_not_blamed_on_the_passphrase(
+    world: World,
+) -> None:
+    async with running(world, SECURED) as one:
+        await one.joined()
+        for _ in range(3):
+            world.event("MESH-SAE-AUTH-FAILURE", f"addr={PEER}")
+        await one.until(lambda: one.codes() == ["sae-failure", "passphrase-refused"])
+        one.mesh.set_doubled({PEER})
+        assert one.codes() == []
+        for _ in range(3):
+            world.event("MESH-SAE-AUTH-FAILURE", f"addr={PEER}")
+            world.event("MESH-SAE-AUTH-FAILURE", f"addr={OTHER}")
+        await one.until(lambda: one.mesh.refused() == {OTHER: 3})
+        assert one.codes() == ["sae-failure", "passphrase-refused"]
+        assert all(PEER not in problem["message"] for problem in one.mesh.problems())
+        one.mesh.set_doubled(set())
+        world.event("MESH-SAE-AUTH-FAILURE", f"addr={PEER}")
+        await one.until(lambda: PEER in one.mesh.refused())

@@ -261,6 +261,30 @@ class Bus(Key[str]):
         raise self.refuse()
 
 
+class ChipAddress(Key[str]):
+    """The 7-bit I2C address of the chip, or "auto"."""
+
+    type_name = "address"
+    allowed = (
+        '"auto" or the 7-bit I2C address of the chip in hexadecimal, "0x08" to "0x77" '
+        "(half of what configuration byte 16 holds)"
+    )
+
+    def check(self, raw: object) -> str:
+        number = -1
+        if isinstance(raw, int) and not isinstance(raw, bool):
+            number = raw
+        elif isinstance(raw, str):
+            if raw == "auto":
+                return raw
+            digits = raw[2:] if raw[:2] in {"0x", "0X"} else ""
+            if len(digits) == 2 and all(c in "0123456789abcdefABCDEF" for c in digits):
+                number = int(digits, 16)
+        if not 0x08 <= number <= 0x77:
+            raise self.refuse()
+        return f"0x{number:02x}"
+
+
 class Integer(Key[int]):
     """A whole number in a range."""
 
@@ -810,6 +834,11 @@ class Identity(Section):
     i2c_bus = Bus(
         "auto",
         "The I2C bus of the ATECC chip. `auto` tries every bus, `none` does without a chip.",
+    )
+    address = ChipAddress(
+        "auto",
+        "The chip's address on the bus. `auto` tries those that chips are sold with: 0x60, 0x35 "
+        "(Trust&GO), 0x36 (TrustFLEX), 0x58 and 0x59.",
     )
 
 

@@ -31,7 +31,7 @@ import thicket
 from thicket import config, log
 from thicket.config import Loaded, Paths, Settings
 from thicket.control import RequestError, Server
-from thicket.discovery import Discovery, PlainBeacons, in_use
+from thicket.discovery import Discovery, PlainBeacons, in_use, mac_of
 from thicket.discovery import Settings as DiscoverySettings
 from thicket.firewall import Firewall
 from thicket.membership import Candidate, Membership
@@ -247,6 +247,7 @@ class Daemon:
         self.passphrase: Any = None
         self.applications: Any = None
         self.discovery: Discovery | None = None
+        self._shared_radios: set[str] = set()
         self.dns_sd: Any = None
         self.membership: Membership | None = None
         self.status = Writer(
@@ -801,6 +802,27 @@ class Daemon:
             self.problems.report("discovery", "duplicate-address", message)
         else:
             self.problems.clear("discovery", "duplicate-address")
+        self._tell_shared_radios()
+
+    def _tell_shared_radios(self) -> None:
+        """Name the radios that share a MAC address: links to them come and go for ever."""
+        shared = self.discovery.shared.found(time.monotonic()) if self.discovery is not None else {}
+        if set(shared) != self._shared_radios:
+            self.problems.clear("radio", "duplicate-mac")
+            self._shared_radios = set(shared)
+        macs = set()
+        for source, (one, other) in shared.items():
+            mac = mac_of(source)
+            if mac is not None:
+                macs.add(mac)
+            message = (
+                f"two nodes have radios with one and the same address, {mac or source}: {one} and "
+                f"{other}. Links to them come and go until one of the radios is exchanged (cheap "
+                "adapters are sold with copied addresses)"
+            )
+            self.problems.report("radio", "duplicate-mac", message, "warning", source)
+        if self.mesh is not None:
+            self.mesh.set_doubled(macs)
 
     def state(self) -> str:
         """The node's state in one word; docs/node.md explains them."""

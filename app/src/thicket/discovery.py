@@ -289,6 +289,58 @@ class Table:
         self._new.burst = float(limit)
 
 
+class SharedSources:
+    """Link-local addresses from which the signed beacons of more than one node come in turns.
+
+    A link-local address is made of the radio's MAC address (RFC 4291, appendix A): there are two
+    radios with one. A node that came back with another identity is none: its former one is silent.
+    Bounded by the nodes that prove who they are, and by ``LIMIT``. Times in seconds.
+    """
+
+    #: How long what was heard counts; the slowest beacons come every 30 s, and links to such
+    #: radios mostly do not stand.
+    WINDOW = 900.0
+    LIMIT = 256
+
+    def __init__(self) -> None:
+        #: By source: when each node was heard from it last, latest last; the time and the two
+        #: nodes of the last turn back to a node that was heard before another one.
+        self._heard: dict[str, dict[IPv6Address, float]] = {}
+        self._turned: dict[str, tuple[float, IPv6Address, IPv6Address]] = {}
+
+    def hear(self, source: str, address: IPv6Address, now: float) -> None:
+        """Note a proven beacon of ``address`` from ``source``."""
+        nodes = self._heard.pop(source, {})
+        if len(self._heard) >= self.LIMIT:
+            oldest = next(iter(self._heard))
+            del self._heard[oldest]
+            self._turned.pop(oldest, None)
+        nodes = {node: when for node, when in nodes.items() if now - when <= self.WINDOW}
+        if address in nodes and (other := next(reversed(nodes))) != address:
+            self._turned[source] = (now, address, other)
+        nodes.pop(address, None)
+        nodes[address] = now
+        while len(nodes) > 4:
+            del nodes[next(iter(nodes))]
+        self._heard[source] = nodes
+
+    def found(self, now: float) -> dict[str, tuple[IPv6Address, IPv6Address]]:
+        """The sources that two nodes share at the time ``now``, and the two."""
+        self._turned = {s: turn for s, turn in self._turned.items() if now - turn[0] <= self.WINDOW}
+        return {s: (min(a, b), max(a, b)) for s, (_, a, b) in self._turned.items()}
+
+
+def mac_of(link_local: str) -> str | None:
+    """The MAC address that a link-local address was made of (RFC 4291, appendix A), or None."""
+    try:
+        low = (int(IPv6Address(link_local)) & (2**64 - 1)).to_bytes(8, "big")
+    except ValueError:
+        return None
+    if low[3:5] != b"\xff\xfe":
+        return None
+    return bytes((low[0] ^ 2, *low[1:3], *low[5:])).hex(":")
+
+
 class Schedule:
     """When the next beacon is due.
 
@@ -402,6 +454,7 @@ class Discovery:
         self.opened = 0
         #: Why the socket is not open, in words; None while it is.
         self.trouble: str | None = "not started"
+        self.shared = SharedSources()
         #: Time of the last beacon by somebody else that carried our own address, or None.
         self.duplicate_heard: float | None = None
         self._socket: socket.socket | None = None
@@ -661,7 +714,7 @@ class Discovery:
             # it (RFC 5082).
             if hop_limit is not None and hop_limit != 255:
                 raise MalformedError("hop_limit")
-            address = self._read(payload, str(source[0]), now)
+            address, form = self._read(payload, str(source[0]), now)
             entry, new = self.table.hear(address, now)
         except MalformedError as e:
             self.dropped[e.reason] += 1
@@ -673,6 +726,9 @@ class Discovery:
         entry.source = str(source[0]).partition("%")[0]
         if not payload.startswith(SIGNED_MARK):
             entry.spelling = payload.decode("ascii")
+        # A plain beacon can be sent by anybody in anybody's name.
+        if form == "signed" and IPv6Address(entry.source) in _LINK_LOCAL:
+            self.shared.hear(entry.source, address, now)
         if new:
             log.info("heard %s", address)
         if entry.gap < self.LOOKING:
@@ -682,7 +738,8 @@ class Discovery:
                 self._answer(entry, source, now)
         self.on_heard(address, new)
 
-    def _read(self, payload: bytes, source: str, now: float) -> IPv6Address:
+    def _read(self, payload: bytes, source: str, now: float) -> tuple[IPv6Address, str]:
+        """The address that a beacon announces, and its form; MalformedError when it is none."""
         if not payload:
             raise MalformedError("empty")
         for codec in self.codecs:
@@ -690,7 +747,7 @@ class Discovery:
                 sender = None
                 if self.settings.check_source:
                     sender = IPv6Address(source.partition("%")[0])
-                return codec.read(payload, sender, now)
+                return codec.read(payload, sender, now), codec.form
         raise MalformedError("form")
 
     def _answer(self, entry: Heard, source: tuple[Any, ...], now: float) -> None:

@@ -27,6 +27,10 @@ DEFAULT_ADDRESS = 0x60
 TRUST_AND_GO_ADDRESS = 0x35
 """7-bit I2C address of the pre-provisioned Trust&GO parts."""
 
+ADDRESSES = (DEFAULT_ADDRESS, TRUST_AND_GO_ADDRESS, 0x36, 0x58, 0x59)
+"""7-bit I2C addresses that chips are sold with: catalogue parts, Trust&GO, TrustFLEX, kits whose
+configuration byte 16 is 0xB0, and Trust&GO for LoRaWAN. Devices of other kinds use them as well."""
+
 # Word addresses: the first byte of every write says what the write is.
 RESET_POINTER, SLEEP, IDLE, COMMAND = 0x00, 0x01, 0x02, 0x03
 
@@ -545,6 +549,24 @@ class Atecc:
                     raise problem
                 self._sleep(pause)
                 pause = min(pause * 2, 0.2)
+
+    def answers(self) -> bool:
+        """Return within some milliseconds whether anything answers at the address after a wake-up.
+
+        For addresses that are looked at beside the usual ones: nothing is written to a device that
+        may be another one. A chip that still tests itself after power-on is not seen. Raises
+        ``ChipBusError``.
+        """
+        with self._locked():
+            try:
+                for _ in range(2):
+                    self._quietly(0, 0)
+                    self._sleep(WAKE_DELAY)
+                    if self._read_quietly(4):
+                        return True
+            except BusError as error:
+                raise ChipBusError(str(error)) from error
+        return False
 
     def _converse(self, conversation: Callable[[Session], T]) -> T:
         try:

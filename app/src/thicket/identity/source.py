@@ -26,9 +26,6 @@ from ipaddress import IPv6Interface
 from thicket.identity import address as addresses
 from thicket.identity.bus import Bus, BusError, LinuxBus
 
-ADDRESSES = (0x60, 0x35)
-"""7-bit I2C addresses that are tried: catalogue parts, Trust&GO parts."""
-
 PATIENCE = 4.0
 """Seconds for one chip that answers, but not well; where nothing answers it takes 0.1 s."""
 
@@ -43,7 +40,8 @@ RADIO_WAIT = 5.0
 
 HINT = (
     "Check the wiring (on a Raspberry Pi: 3.3 V pin 1, SDA pin 3, SCL pin 5, GND pin 6), that "
-    "config.txt has dtparam=i2c_arm=on, and the chip's address (0x60, Trust&GO 0x35)"
+    "config.txt has dtparam=i2c_arm=on, and the chip's address (0x60, Trust&GO 0x35, TrustFLEX "
+    "0x36; identity.address in thicket.toml names another)"
 )
 
 
@@ -177,13 +175,15 @@ async def read_identity(config: object = None, *, host: Host | None = None) -> I
     """Return who this node is. Never raises for what hardware or files do; takes a bounded time.
 
     ``config`` is the section ``[identity]``: its attribute ``i2c_bus`` is ``auto``, ``none`` or the
-    number of a bus. Call it again to look for a chip that was not there; compare ``source``.
+    number of a bus, ``address`` is ``auto`` or the chip's 7-bit address in hexadecimal. Call
+    it again to look for a chip that was not there; compare ``source``.
     """
     host = host or Host()
     wanted = str(getattr(config, "i2c_bus", "auto"))
+    address = str(getattr(config, "address", "auto"))
     problem: str | None = None
     if wanted != "none":
-        found = await _search(wanted, host)
+        found = await _search(wanted, host, None if address == "auto" else int(address, 16))
         if isinstance(found, Identity):
             return found
         problem = found
@@ -195,7 +195,7 @@ async def read_identity(config: object = None, *, host: Host | None = None) -> I
 _searching: threading.Thread | None = None
 
 
-async def _search(wanted: str, host: Host) -> Identity | str:
+async def _search(wanted: str, host: Host, address: int | None) -> Identity | str:
     """Run ``find_chip`` in a thread, and give it up when a transfer never comes back.
 
     Kernel drivers give a transfer up after about a second, but i2c-virtio waits for ever for a
@@ -215,7 +215,7 @@ async def _search(wanted: str, host: Host) -> Identity | str:
     def work() -> None:
         global _searching  # noqa: PLW0603
         try:
-            found = find_chip(wanted, host)
+            found = find_chip(wanted, host, address)
         except Exception as error:  # whatever it is, the node needs an identity
             found = f"No security chip: {type(error).__name__}: {error}"
         _searching = None
@@ -230,9 +230,10 @@ async def _search(wanted: str, host: Host) -> Identity | str:
         return f"No security chip: a transfer on an I2C bus never came back. {HINT}"
 
 
-def find_chip(wanted: str, host: Host) -> Identity | str:
+def find_chip(wanted: str, host: Host, address: int | None = None) -> Identity | str:
     """Look for a chip on the bus ``wanted``, or on all of them if that is ``auto``. Blocks.
 
+    ``address`` is the only one that is looked at; None stands for those that chips are sold with.
     Returns the identity, or what was tried and found in words.
     """
     buses = host.buses() if wanted == "auto" else [host.bus(wanted)]
@@ -250,7 +251,7 @@ def find_chip(wanted: str, host: Host) -> Identity | str:
             findings.append(str(error))
             continue
         try:
-            found = _chip_on(bus, deadline)
+            found = _chip_on(bus, deadline, address)
         finally:
             bus.close()
         if isinstance(found, Identity):
@@ -259,18 +260,23 @@ def find_chip(wanted: str, host: Host) -> Identity | str:
     return f"No security chip. Tried {'; '.join(findings)}. {HINT}"
 
 
-def _chip_on(bus: Bus, deadline: float) -> Identity | str:
+def _chip_on(bus: Bus, deadline: float, only: int | None) -> Identity | str:
     from thicket.identity import atecc  # noqa: PLC0415 - not needed where there is no bus
 
+    silent: list[int] = []
     findings: list[str] = []
-    for address in ADDRESSES:
+    usual = (atecc.DEFAULT_ADDRESS, atecc.TRUST_AND_GO_ADDRESS)
+    for address in atecc.ADDRESSES if only is None else (only,):
         patience = min(PATIENCE, max(0.0, deadline - time.monotonic()))
         chip = atecc.Atecc(bus, address, patience=patience)
         try:
+            if only is None and address not in usual and not chip.answers():
+                silent.append(address)
+                continue
             info = chip.info()
             identity = addresses.identity_of_serial(info.serial)
         except atecc.ChipAbsentError:
-            findings.append(f"no answer at 0x{address:02x}")
+            silent.append(address)
         except atecc.ChipBusError as error:
             findings.append(f"the bus does not work ({error})")
             break
@@ -278,7 +284,9 @@ def _chip_on(bus: Bus, deadline: float) -> Identity | str:
             findings.append(f"something answers at 0x{address:02x}, but {error}")
         else:
             return Identity("chip", identity, serial=info.serial, chip=info.as_dict())
-    return ", ".join(findings)
+    if silent:
+        findings.insert(0, f"no answer at {', '.join(f'0x{address:02x}' for address in silent)}")
+    return "; ".join(findings)
 
 
 async def _software_identity(host: Host) -> tuple[str, str, str | None]:

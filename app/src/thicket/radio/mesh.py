@@ -265,6 +265,8 @@ class Mesh:
         self._refreshed = 0.0
         self._refreshed_whole = 0.0
         self._sae_failures: dict[str, tuple[int, float]] = {}
+        #: MAC addresses that two radios have: authentication with them fails for that reason.
+        self._doubled: set[str] = set()
         self._stuck: dict[str, _Stuck] = {}
         self._joined_with: str | None = None
         self._next_rejoin = 0.0
@@ -375,6 +377,14 @@ class Mesh:
     def refused(self) -> dict[str, int]:
         """The neighbours with which authentication fails, and how often in a row it did."""
         return {mac: count for mac, (count, _) in self._sae_failures.items()}
+
+    def set_doubled(self, macs: set[str]) -> None:
+        """Tell which MAC addresses two radios have; their failures are no matter of passphrases."""
+        if macs != self._doubled:
+            self._doubled = set(macs)
+            for mac in macs:
+                self._forget_failure(mac)
+            self._judge_refusals()
 
     @property
     def outdated(self) -> bool:
@@ -1206,8 +1216,8 @@ class Mesh:
                     "radio",
                     "address-duplicate",
                     f"another node in the mesh uses the address {wanted}: two chips with one "
-                    "serial number, or a copied identity; this node keeps off until the other is "
-                    "gone",
+                    "serial number, two radios with one MAC address (where that is the identity), "
+                    "or a copied identity; this node keeps off until the other is gone",
                     wait=_DUPLICATE_SECONDS,
                 )
             if not flags & rtnl.IFA_F_TENTATIVE:
@@ -1289,6 +1299,9 @@ class Mesh:
             log.info("wpa_supplicant is being ended by somebody")
 
     def _sae_failed(self, mac: str, *, blocked: bool = False) -> None:
+        if mac in self._doubled:
+            log.info("authentication (SAE) with %s, which two radios are, failed", mac)
+            return
         count = self._sae_failures.get(mac, (0, 0.0))[0] + 1
         self._sae_failures[mac] = (count, time.monotonic())
         if count < _REFUSED_TIMES and not blocked:

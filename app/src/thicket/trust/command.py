@@ -12,8 +12,14 @@ from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Final
 
-from thicket.identity.atecc import Atecc, ChipError
-from thicket.identity.bus import BusError, LinuxBus
+from thicket.identity.atecc import (
+    ADDRESSES,
+    Atecc,
+    ChipAbsentError,
+    ChipError,
+    ChipProtocolError,
+)
+from thicket.identity.bus import Bus, BusError, LinuxBus
 from thicket.identity.remote import Channel, RemoteBus
 from thicket.trust import enrolment
 from thicket.trust.authority import Authority, AuthorityError
@@ -46,7 +52,8 @@ Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node t
 --console PATH [--baud N] (the root shell on a node's serial port, or a simulated node's socket):
   enroll [WHERE] --bus N [--address 0xNN] [--serial TEXT] [--board NAME] [--write]
                             enrol the chip on /dev/i2c-N; without --write the plan is shown
-                            and nothing is changed. Locks are for ever
+                            and nothing is changed. Locks are for ever. Without --address
+                            those that chips are sold with are tried (0x60, 0x35, 0x36 ...)
   enroll WHERE --bus N --certificate-on-device [--write]
                             the same for a chip that cannot be written (Trust&GO): its
                             certificate goes to a file on the device, its key stays in it
@@ -207,7 +214,7 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
     software, write = _flag(rest, "--software"), _flag(rest, "--write")
     on_device = _flag(rest, "--certificate-on-device")
     bus = _option(rest, "--bus")
-    address, serial_text = _option(rest, "--address") or "0x60", _option(rest, "--serial")
+    address, serial_text = _option(rest, "--address"), _option(rest, "--serial")
     board, where = _option(rest, "--board"), _where(rest)
     if software:
         if bus is not None or on_device:
@@ -220,14 +227,15 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
     if bus is None or rest or not bus.isdecimal():
         raise UsageError("enroll needs --virtual FILE..., --bus N or --software")
     try:
-        number = int(address, 0)
+        number = None if address is None else int(address, 0)
     except ValueError:
         raise UsageError(f"--address {address} is not a number") from None
     path = f"/dev/i2c-{bus}"
     # Asked for before a node is kept waiting
     authority.issuer()
     channel = where(path) if where is not None else None
-    chip = Atecc(RemoteBus(channel) if channel is not None else LinuxBus(path), number)
+    used = RemoteBus(channel) if channel is not None else LinuxBus(path)
+    chip = Atecc(used, number) if number is not None else _chip_on(used)
     try:
         otp = None
         if serial_text is not None or board is not None:
@@ -248,6 +256,18 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
     finally:
         chip.bus.close()
     return OK
+
+
+def _chip_on(bus: Bus) -> Atecc:
+    """Return the chip at the first of the usual addresses that has one, else that of the first."""
+    for address in ADDRESSES:
+        chip = Atecc(bus, address)
+        try:
+            chip.serial_number()
+        except (ChipAbsentError, ChipProtocolError):  # nothing there, or something else
+            continue
+        return chip
+    return Atecc(bus)
 
 
 def _where(rest: list[str]) -> Callable[[str | None], Channel] | None:
