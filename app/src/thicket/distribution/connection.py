@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import frames
 from .etf import encode_bare
 from .handshake import (
+    DIST_MONITOR_NAME,
     FRAGMENTS,
     SETUP_TIME,
     TEXT,
@@ -41,8 +42,8 @@ ASK_AFTER = TICK_INTENSITY // 2
 """Silent intervals after which a peer is asked for a sign of life: it may tick more slowly."""
 
 ANSWER_AFTER = 0.25
-"""Seconds without anything sent after which a peer that speaks is answered with a tick: its tick
-time may be shorter. Erlang's shortest, 1 s, has such intervals."""
+"""Seconds without anything sent after which a node of Erlang that speaks is answered with a tick:
+its tick time may be shorter. The shortest, 1 s, has such intervals."""
 
 HIGH_WATER = 256 * 1024
 """Bytes waiting to be sent above which :meth:`Connection.drain` waits."""
@@ -152,6 +153,7 @@ class Connection(asyncio.BufferedProtocol):
         self._closed: DistributionError | None = None
         self._reported = False
         self._received = False
+        self._answering = False
         self._said = 0.0  # when something was sent, by the event loop's clock
         self._silent = 0
         self._paused = False
@@ -211,7 +213,7 @@ class Connection(asyncio.BufferedProtocol):
         self._received = True
         self.heard = self._loop.time()
         self._take()
-        if self.established and self.heard - self._said >= ANSWER_AFTER:
+        if self._answering and self.heard - self._said >= ANSWER_AFTER:
             self.tick()
 
     def _take(self) -> None:
@@ -436,6 +438,9 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         self._header = self.has(FRAGMENTS)
         self.text = self.has(TEXT)
+        # Those who answer ticks themselves would be answered without end where the way is long:
+        # our own nodes, which ask, and those in C and Java, which have no monitors by name.
+        self._answering = self.has(DIST_MONITOR_NAME) and not self.text
         self._messages = frames.MessageReader(
             header=self._header,
             max_message=self._max_message,
