@@ -113,11 +113,11 @@ MESHES = {
             seconds=150,
         ),
         Mesh(
-            # n3 has a wrong passphrase; who is refused is shunned for a quarter of an hour.
+            # n3 has a wrong passphrase; who is refused is shunned for an hour.
             "blocked",
             LabSpec(
                 topology.make("full", 3),
-                config={"mesh": {"max_inactivity": 900}},
+                config={"mesh": {"max_inactivity": 3600}},
                 nodes={"n3": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}})},
             ),
             ready=lambda lab: members(lab, "n1", "n2"),

@@ -59,9 +59,10 @@ _DUPLICATE_SECONDS: Final = 60.0
 _SAE_FORGET_SECONDS: Final = 120.0
 _REJOIN_SECONDS: Final = 60.0
 #: How long a neighbour may be heard without becoming a peer before it is helped, in seconds: twice
-#: what one round of attempts takes. Then twice as long each time, up to the last.
+#: what one round of attempts takes. Then twice as long each time, up to the last: as long waits
+#: whoever has corrected a passphrase, and a round costs little.
 _STUCK_SECONDS: Final = 60.0
-_STUCK_SECONDS_AT_MOST: Final = 15 * 60.0
+_STUCK_SECONDS_AT_MOST: Final = 4 * 60.0
 _REFUSED_TIMES: Final = 2  # so many failures in a row with a neighbour are no weak signal
 _REFRESH_SECONDS: Final = 0.5  # a refresh younger than this is good enough
 _SILENT_BEACONS: Final = 5  # a peer from which nothing came for so many beacons is out of reach
@@ -1393,7 +1394,7 @@ class Mesh:
         if self._peers or (now < self._next_rejoin and not at_once):
             return
         self._next_rejoin = now + self._rejoin_wait
-        self._rejoin_wait = min(self._rejoin_wait * 2, 15 * 60)
+        self._rejoin_wait = min(self._rejoin_wait * 2, _STUCK_SECONDS_AT_MOST)
         log.info("no peer after failed or outdated authentication: entering the mesh anew")
         await self._enter_anew()
 
