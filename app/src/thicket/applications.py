@@ -33,7 +33,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from thicket.status import memory_kib
 
 if TYPE_CHECKING:
-    from thicket.distribution import Mailbox, Node, NodeInfo, Pid, RemoteTask, Subscription
+    from thicket.distribution import (
+        Mailbox,
+        Node,
+        NodeInfo,
+        Pid,
+        Reference,
+        RemoteTask,
+        Subscription,
+    )
     from thicket.distribution.mailbox import NodeEvents
     from thicket.distribution.processes import Name, Process
     from thicket.status import Problems
@@ -184,11 +192,14 @@ class ApplicationNode:
         """Have a function run on another node without waiting for it."""
         await self._node.cast(peer, function, *arguments)
 
-    async def send(self, target: Pid | Name, message: Any) -> None:
-        """Send a message to a process or a registered name ``(name, node)``."""
+    async def send(self, target: Pid | Name | Reference | str, message: Any) -> None:
+        """Send a message to a process, a registered name ``(name, node)`` or an alias; a name alone
+        is one of this node."""
         await self._node.send(target, message)
 
-    async def request(self, target: Pid | Name, request: Any, timeout: float | None = 5.0) -> Any:
+    async def request(
+        self, target: Pid | Name | str, request: Any, timeout: float | None = 5.0
+    ) -> Any:
         """Ask a process as ``gen_server:call`` does."""
         return await self._node.request(target, request, timeout)
 
