@@ -30,6 +30,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from thicket import printed
 from thicket.status import memory_kib
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ _WEIGHED: Final = 200_000
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _RUNNING: contextvars.ContextVar[_Running | None] = contextvars.ContextVar("app", default=None)
+
+
+def _who() -> str:
+    """Return the name of the application that runs, or an empty text."""
+    running = _RUNNING.get()
+    return f"application {running.name}" if running is not None else ""
 
 
 class Application:
@@ -471,6 +478,7 @@ class Applications:
 
     async def run(self) -> None:
         """Run all applications until cancelled."""
+        printed.name_sources(_who)
         self._begin(self._found)
         self._guard()
         try:
@@ -485,6 +493,7 @@ class Applications:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks, timeout=2 * GRACE)
+            printed.sweep(0.0)
             for name in self._running:
                 for code in ("failed", "settings", "unwell"):
                     self.problems.clear(f"application {name}", code)
@@ -501,6 +510,7 @@ class Applications:
 
     def _look(self) -> None:
         """Ask for health, and look at the memory."""
+        printed.sweep()
         for running in self._running.values():
             part = f"application {running.name}"
             words = None
