@@ -2,8 +2,11 @@
 """thicket.log: what reaches the log daemon, and what happens without one."""
 
 import logging
+import select
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -137,3 +140,42 @@ def test_setup_replaces_handlers_and_sets_the_level(tmp_path: Path) -> None:
             logging.logProcesses,
             logging.logMultiprocessing,
         ) = flags
+
+
+def test_lines_wait_for_a_log_daemon_that_reads(logger: logging.Logger, tmp_path: Path) -> None:
+    """Its queue has room for some ten lines, and a traceback has more."""
+    found: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.bind(str(tmp_path / "log"))
+        s.settimeout(60)
+        attach(logger, tmp_path / "log")
+        reader = threading.Thread(target=lambda: found.extend(s.recv(100) for _ in range(500)))
+        reader.start()
+        logger.info("\n".join(f"line {number}" for number in range(500)))
+        reader.join(120)
+    assert [line.rpartition(b" ")[2] for line in found] == [b"%d" % n for n in range(500)]
+
+
+def test_a_log_daemon_that_stands_still_is_waited_for_once(
+    logger: logging.Logger, daemon: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def wait(_r: object, _w: object, _x: object, seconds: float) -> tuple[list[int], ...]:
+        waits.append(seconds)
+        return [], [], []
+
+    monkeypatch.setattr(select, "select", wait)
+    attach(logger, tmp_path / "log")
+    logger.info("\n".join(f"line {number}" for number in range(500)))
+    assert waits == [log._PATIENCE]
+    monkeypatch.undo()
+    daemon.setblocking(False)
+    kept = 0
+    with suppress(BlockingIOError):
+        while daemon.recv(100):
+            kept += 1
+    logger.info("awake")
+    assert daemon.recv(100).endswith(b"(%d lines were lost) awake" % (500 - kept))
+    logger.info("again")
+    assert daemon.recv(100).endswith(b"thicketd[7]: again")

@@ -30,10 +30,19 @@ from dataclasses import MISSING, fields, is_dataclass
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from thicket import printed
 from thicket.status import memory_kib
 
 if TYPE_CHECKING:
-    from thicket.distribution import Mailbox, Node, NodeInfo, Pid, RemoteTask, Subscription
+    from thicket.distribution import (
+        Mailbox,
+        Node,
+        NodeInfo,
+        Pid,
+        Reference,
+        RemoteTask,
+        Subscription,
+    )
     from thicket.distribution.mailbox import NodeEvents
     from thicket.distribution.processes import Name, Process
     from thicket.status import Problems
@@ -59,6 +68,12 @@ _WEIGHED: Final = 200_000
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _RUNNING: contextvars.ContextVar[_Running | None] = contextvars.ContextVar("app", default=None)
+
+
+def _who() -> str:
+    """Return the name of the application that runs, or an empty text."""
+    running = _RUNNING.get()
+    return f"application {running.name}" if running is not None else ""
 
 
 class Application:
@@ -184,11 +199,14 @@ class ApplicationNode:
         """Have a function run on another node without waiting for it."""
         await self._node.cast(peer, function, *arguments)
 
-    async def send(self, target: Pid | Name, message: Any) -> None:
-        """Send a message to a process or a registered name ``(name, node)``."""
+    async def send(self, target: Pid | Name | Reference | str, message: Any) -> None:
+        """Send a message to a process, a registered name ``(name, node)`` or an alias; a name alone
+        is one of this node."""
         await self._node.send(target, message)
 
-    async def request(self, target: Pid | Name, request: Any, timeout: float | None = 5.0) -> Any:
+    async def request(
+        self, target: Pid | Name | str, request: Any, timeout: float | None = 5.0
+    ) -> Any:
         """Ask a process as ``gen_server:call`` does."""
         return await self._node.request(target, request, timeout)
 
@@ -483,6 +501,7 @@ class Applications:
 
     async def run(self) -> None:
         """Run all applications until cancelled."""
+        printed.name_sources(_who)
         self._begin(self._found)
         self._guard()
         try:
@@ -497,6 +516,7 @@ class Applications:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks, timeout=2 * GRACE)
+            printed.sweep(0.0)
             for name in self._running:
                 for code in ("failed", "settings", "unwell"):
                     self.problems.clear(f"application {name}", code)
@@ -513,6 +533,7 @@ class Applications:
 
     def _look(self) -> None:
         """Ask for health, and look at the memory."""
+        printed.sweep()
         for running in self._running.values():
             part = f"application {running.name}"
             words = None

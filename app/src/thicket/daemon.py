@@ -28,7 +28,7 @@ from socket import sethostname
 from typing import Any, Final
 
 import thicket
-from thicket import config, log
+from thicket import config, log, printed
 from thicket.config import Loaded, Paths, Settings
 from thicket.control import RequestError, Server
 from thicket.discovery import Discovery, PlainBeacons, in_use, mac_of
@@ -1170,6 +1170,7 @@ def main() -> int:
     paths = Paths()
     loaded = config.load(paths)
     log.setup(loaded.settings.log.level)
+    printed.take()
     lock = only_one(paths)
     if lock is None:
         logger.error("another thicketd is running; this one ends")
@@ -1179,6 +1180,8 @@ def main() -> int:
     except Exception:
         logger.exception("the daemon ended by an error")
         return 1
+    finally:
+        printed.sweep(0.0)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ The standard ``logging`` package does the work (asyncio imports it in any case);
 handler, because ``logging.handlers`` would cost start-up time for much that a node does not need.
 """
 
+import contextlib
 import logging
 import os
+import select
 import socket
 import sys
 import time
@@ -25,13 +27,19 @@ _SEVERITIES: Final = (
 )
 #: Longest text of one datagram in bytes; syslog daemons of embedded systems cut at 1024 or before.
 _LONGEST: Final = 900
+#: Seconds for which a log daemon is waited for, and for how long not again when that was no use.
+_PATIENCE: Final = 0.2
+_HASTE: Final = 10.0
 #: A message (its text before the values are filled in) may be logged so often in so many seconds.
 _BURST: Final = 20
 _WINDOW: Final = 10.0
 
 
 class Limit(logging.Filter):
-    """Drops what is said again and again; the next one after the storm tells how many were lost."""
+    """Drops what is said again and again; the next one after the storm tells how many were lost.
+
+    A record may have a limit of its own, ``burst``.
+    """
 
     #: Kinds of message that are told apart; all are forgotten when there are more.
     KINDS: Final = 256
@@ -55,7 +63,7 @@ class Limit(logging.Filter):
             return True
         if not 0 <= now - state[0] < self.window:
             state[0], state[1] = now, 0
-        if state[1] >= self.burst:
+        if state[1] >= getattr(record, "burst", self.burst):
             state[2] += 1
             return False
         state[1] += 1
@@ -69,8 +77,10 @@ class Limit(logging.Filter):
 class SyslogHandler(logging.Handler):
     """Sends each line of a record as one datagram to ``path`` (RFC 3164, without the time).
 
-    Never blocks: a log daemon that does not keep up loses lines. Without a log daemon the lines go
-    to stderr, and the log daemon is tried again with every record.
+    A log daemon has a queue of ten lines or so. One that does not keep up is waited for, but not
+    for long, and not again soon when it did not help: lines are lost then, and counted in the next
+    one. Without a log daemon the lines go to stderr, and the log daemon is tried again with every
+    record.
     """
 
     def __init__(self, tag: str, path: str = "/dev/log") -> None:
@@ -78,6 +88,8 @@ class SyslogHandler(logging.Handler):
         self.path = path
         self.prefix = f"{tag}[{os.getpid()}]: "
         self._socket: socket.socket | None = None
+        self._lost = 0
+        self._hasty_until = 0.0
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
@@ -106,18 +118,41 @@ class SyslogHandler(logging.Handler):
     def _line(self, severity: int, line: str) -> None:
         # an address or a name in a message comes from the network: keep terminals and logs safe
         clean = visible(line, keep="")
-        data = f"<{_FACILITY | severity}>{self.prefix}{clean}".encode("utf-8", "replace")[:_LONGEST]
+        more = f"({self._lost} lines were lost) " if self._lost else ""
+        text = f"<{_FACILITY | severity}>{self.prefix}{more}{clean}"
+        data = text.encode("utf-8", "replace")[:_LONGEST]
         for _ in range(2):
             try:
-                self._connected().send(data)
-                return
-            except BlockingIOError:
+                self._send(data)
                 return
             except OSError:
                 # the log daemon was restarted: its old socket refuses, a new one may be there
                 self.close_socket()
-        sys.stderr.write(f"{self.prefix}{clean}\n")
-        sys.stderr.flush()
+        _aside(f"{self.prefix}{clean}\n")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # of logging.Handler
+        """Say that a record could not be logged; never raises, and never logs."""
+        error = sys.exc_info()[0]
+        kind = error.__name__ if error is not None else "?"
+        _aside(f"{self.prefix}a message of {record.name} could not be logged: {kind}\n")
+
+    def _send(self, data: bytes) -> None:
+        log_daemon = self._connected()
+        try:
+            log_daemon.send(data)
+        except BlockingIOError:
+            now = time.monotonic()
+            if now < self._hasty_until or not select.select([], [log_daemon], [], _PATIENCE)[1]:
+                if now >= self._hasty_until:
+                    self._hasty_until = now + _HASTE
+                self._lost += 1
+                return
+            try:
+                log_daemon.send(data)
+            except BlockingIOError:  # another program was faster
+                self._lost += 1
+                return
+        self._lost = 0
 
     def close_socket(self) -> None:
         if self._socket is not None:
@@ -128,6 +163,14 @@ class SyslogHandler(logging.Handler):
         """Close the connection to the log daemon."""
         self.close_socket()
         super().close()
+
+
+def _aside(text: str) -> None:
+    """Write to stderr; to the real one where something stands in for it that logs."""
+    stream = getattr(sys.stderr, "original", sys.stderr)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        stream.write(text)
+        stream.flush()
 
 
 def setup(level: str, tag: str = "thicketd", path: str = "/dev/log") -> None:

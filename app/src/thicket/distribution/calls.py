@@ -19,6 +19,7 @@ import concurrent.futures
 import contextvars
 import inspect
 import logging
+import time
 import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,23 +28,21 @@ from . import frames
 from .convert import MismatchError, Signature
 from .etf import Atom, EncodeError, Pid, Reference, decode_bare, encode_bare, shown
 from .handshake import DistributionError, key_of
+from .ioformat import characters, formatted, term_text
 from .processes import (
     BAD_ARGUMENT,
+    ERROR,
     KILL,
     KILLED,
     NO_PROCESS,
     NORMAL,
+    NOT_SUPPORTED,
     SYSTEM_LIMIT,
     Process,
     ProcessTable,
     copy,
 )
-from .services import (
-    ERROR,
-    NOT_SUPPORTED,
-    UNDEFINED_FUNCTION,
-    stack,
-)
+from .services import UNDEFINED_FUNCTION, answer_to_shell, stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -72,6 +71,8 @@ _CANCELLED = Atom("cancelled")
 _PYTHON = Atom("python_exception")
 _EXECUTE_CALL = (_ERPC, Atom("execute_call"), 4)
 _EXECUTE_CAST = (_ERPC, Atom("execute_cast"), 3)
+_LOG_INTERVAL = 60.0
+_LOG_FAULTS = 10  # exceptions that are logged whole, within that interval
 _MAX_CAUSES = 8
 _MAX_TEXT = 8192
 _MAX_FRAMES = 20
@@ -233,6 +234,8 @@ def function_name(function: Callable[..., Any]) -> str:
 class Job(Process):
     """A function that runs on behalf of another node."""
 
+    answers = False
+
     def __init__(
         self,
         node: ProcessTable,
@@ -296,7 +299,7 @@ class Job(Process):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # also one that exits: it must not end the node
-            reason = failed(self._result, exported, self._arguments, error)
+            reason = self._calls.failed(self._result, exported, self._arguments, error, self.source)
         if self._connection is not None and self.monitors and not plain:
             with suppress(asyncio.CancelledError):
                 await self._connection.drain()
@@ -363,8 +366,8 @@ def failed(result: Any, exported: Exported, arguments: list[Any], error: BaseExc
             return (result, _THROW, error.value)
     if isinstance(error, MismatchError):
         reason: Any = (BAD_ARGUMENT, str(error)[:_MAX_TEXT])
-        return raised(result, exported.name, "error", reason, stack(module, function, arguments))
-    log.info("%s raised %s: %s", exported.name, type(error).__name__, error)
+        trace: Any = stack(module, function, _brief(arguments))
+        return raised(result, exported.name, "error", reason, trace)
     frames_of = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
     trace = [
         (
@@ -379,31 +382,105 @@ def failed(result: Any, exported: Exported, arguments: list[Any], error: BaseExc
     return raised(result, exported.name, "error", (_PYTHON, describe(error)), trace)
 
 
+def _brief(arguments: list[Any]) -> list[Any] | int:
+    """Return what a stack trace says of arguments: themselves, or how many when they are long."""
+    try:
+        size = len(encode_bare(arguments, text=True))
+    except EncodeError:
+        return len(arguments)
+    return arguments if size <= _MAX_TEXT else len(arguments)
+
+
 def _line(number: int | None) -> tuple[Atom, int]:
     return Atom("line"), number or 0
 
 
-def describe(error: BaseException) -> dict[Atom, Any]:
-    """Return an exception, and what caused it, as a term."""
-    chain: list[BaseException] = [error]
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an exception and what caused it, one after the other, up to a limit."""
+    chain = [error]
     while len(chain) < _MAX_CAUSES:
         last = chain[-1]
         cause = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
         if cause is None or cause in chain:
             break
         chain.append(cause)
+    return chain
+
+
+def describe(error: BaseException) -> dict[Atom, Any]:
+    """Return an exception, and what caused it, as a term."""
     described: dict[Atom, Any] | None = None
-    for link in reversed(chain):
-        text = "".join(traceback.format_exception(link, chain=False))
+    for link in reversed(_chain(error)):
         described = {
             Atom("type"): _clean(type(link).__name__),
             Atom("module"): _clean(type(link).__module__),
-            Atom("message"): _clean(str(link)),
-            Atom("traceback"): _clean(text[-_MAX_TEXT:]),
+            Atom("message"): _words(link),
+            Atom("traceback"): _traceback(link),
             Atom("cause"): described,
         }
     assert described is not None
     return described
+
+
+def _words(error: BaseException) -> str:
+    """Return the text of an exception, also of one that cannot be put into words."""
+    try:
+        return _clean(str(error))
+    except BaseException as other:  # its own __str__ failed
+        return f"its text cannot be made: {type(other).__name__}"
+
+
+def _ends(text: str) -> str:
+    """Return *text*, without its middle when it is long."""
+    if len(text) <= _MAX_TEXT:
+        return text
+    return f"{text[: _MAX_TEXT // 2 - 8]}\n...\n{text[8 - _MAX_TEXT // 2 :]}"
+
+
+def _traceback(error: BaseException) -> str:
+    """Return the traceback of one exception, its end when it is long."""
+    try:
+        lines = traceback.format_exception(error, limit=-_MAX_FRAMES, chain=False)
+        return _clean(_ends("".join(lines)))
+    except BaseException as other:
+        return f"its traceback cannot be made: {type(other).__name__}"
+
+
+class _Faults:
+    """Logs exceptions of exported functions, whole, but not more than a log bears: each place once
+    a minute, and all together a few; how many more there were is told with the next one."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str, int], float] = {}
+        self._omitted = 0
+
+    def add(self, name: str, error: BaseException, source: str) -> None:
+        """Log that the function *name* has raised *error* for the node *source*."""
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        key = name, type(error).__qualname__, last.tb_lineno if last is not None else 0
+        now = time.monotonic()
+        for known, when in list(self._told.items()):  # the oldest first
+            if now - when < _LOG_INTERVAL:
+                break
+            del self._told[known]
+        if key in self._told or len(self._told) >= _LOG_FAULTS:
+            self._omitted += 1
+            return
+        self._told[key] = now
+        omitted, self._omitted = self._omitted, 0
+        causes = reversed(_chain(error))
+        text = "\n... which led to:\n".join(_traceback(cause).rstrip() for cause in causes)
+        log.error(
+            "%s, called from %s, failed%s:\n%s",
+            name,
+            source,
+            f" ({omitted} failures of functions were not logged since the last one)"
+            if omitted
+            else "",
+            _ends(text),
+        )
 
 
 def _clean(text: str) -> str:
@@ -422,6 +499,7 @@ class Calls:
         self.exports = Exports()
         self.jobs: set[Job] = set()
         self.refused = 0
+        self._faults = _Faults()
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
         self._turns: dict[str, asyncio.Semaphore] = {}
         self._io: IoServer | None = None
@@ -499,8 +577,14 @@ class Calls:
             return
         # What has ended already needs no process.
         if exported is None:
-            trace = stack(module, function, arguments)
-            ended = raised(result, "", "error", UNDEFINED_FUNCTION, trace)
+            called_here = (module, function, arguments)
+            known = result and answer_to_shell(self.node, connection, control[3], called_here)
+            trace = stack(module, function, _brief(arguments))
+            ended = (
+                (result, _RETURN, known)
+                if known is not None
+                else raised(result, "", "error", UNDEFINED_FUNCTION, trace)
+            )
         else:
             ended = self._run(exported, connection, caller, arguments, result)
         pid = self.node.new_pid()
@@ -532,9 +616,35 @@ class Calls:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # would end the connection, or the node
-            return failed(result, exported, arguments, error)
+            return self.failed(result, exported, arguments, error, str(caller.node))
         finally:
             CALLER.reset(token)
+
+    def failed(
+        self,
+        result: Any,
+        exported: Exported,
+        arguments: list[Any],
+        error: BaseException,
+        source: str,
+    ) -> Any:
+        """Return how a process ends whose function has raised *error*, whatever that is."""
+        try:
+            if not isinstance(error, Throw | MismatchError):
+                self._faults.add(exported.name, error, source)
+            return failed(result, exported, arguments, error)
+        except BaseException as other:
+            # Its traceback would raise again.
+            words = f"it cannot be described: {type(other).__name__}"
+            log.error("%s raised %s, but %s", exported.name, type(error).__name__, words)
+            described = {
+                Atom("type"): _clean(type(error).__name__),
+                Atom("module"): "",
+                Atom("message"): words,
+                Atom("traceback"): "",
+                Atom("cause"): None,
+            }
+            return raised(result, exported.name, "error", (_PYTHON, described))
 
     def has_room(self, node: str) -> bool:
         """Tell whether one more function may run on behalf of *node*."""
@@ -621,6 +731,8 @@ class IoServer(Process):
     ever.
     """
 
+    answers = False
+
     def __init__(self, node: ProcessTable) -> None:
         super().__init__(node)
         node.add(self)
@@ -632,23 +744,18 @@ class IoServer(Process):
                 source = connection.name if connection is not None else self.node.name
                 match request:
                     case ("put_chars", _, text) | ("put_chars", text):
-                        self._print(source, text)
-                    case ("put_chars", _, _, _, [form, *values]):
-                        self._print(source, form, values)
-                    case ("put_chars", _, _, _, _):
-                        pass
+                        self._print(source, characters(text))
+                    case ("put_chars", _, "io_lib", "format", [form, values]):
+                        self._print(source, formatted(form, values))
+                    case ("put_chars", _, module, function, arguments):
+                        self._print(source, term_text((module, function, arguments)))
                     case _:
                         answer = (ERROR, Atom("enotsup"))
                 reply = (Atom("io_reply"), token, answer)
                 self.node.send_to(connection, self.pid, sender, reply)
 
-    def _print(self, source: str, text: Any, values: Any = None) -> None:
-        words = _to_text(text)
-        if type(text) is list:
-            with suppress(TypeError, ValueError, OverflowError):
-                words = "".join(map(chr, text))
-        more = f" {shown(values)}" if values else ""
-        log.info("printed on %s: %s%s", source, words.rstrip()[:1000], more)
+    def _print(self, source: str, text: str) -> None:
+        log.info("printed on %s: %s", source, text.rstrip())
 
 
 # --- calling ----------------------------------------------------------------------------------

@@ -91,6 +91,8 @@ class _Peer:
 class Scope(Process):
     """The groups of a scope. Made by :meth:`.Node.scope`."""
 
+    answers = False
+
     def __init__(self, node: ProcessTable, name: str = DEFAULT_SCOPE) -> None:
         super().__init__(node)
         self.name = name

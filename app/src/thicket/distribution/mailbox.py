@@ -139,12 +139,15 @@ class Mailbox(Process):
 
     # --- doing --------------------------------------------------------------------------------
 
-    def send(self, target: Pid | Name | Reference, message: Any) -> None:
+    def send(self, target: Pid | Name | Reference | str, message: Any) -> None:
         """Send *message* from this process to a pid, a registered name or an alias, without
-        waiting; :meth:`.Node.send` waits.
+        waiting; :meth:`.Node.send` waits. A name alone is one that is registered on this node.
 
-        :raises DistributionError: ``closed``, when the node is not connected.
+        :raises DistributionError: ``closed``, when the node is not connected; ``noproc``, when a
+            name is not registered on this node.
         """
+        if isinstance(target, str):
+            target = self.node.own_name(target)
         if isinstance(target, Pid):
             self.node.send_to(self.node._way_to(target.node), self.pid, target, message)
         elif isinstance(target, Reference):
@@ -152,7 +155,7 @@ class Mailbox(Process):
         else:
             self.node.send_to_name(self.node._way_to(target[1]), self.pid, target[0], message)
 
-    def watch(self, target: Pid | Name) -> Reference:
+    def watch(self, target: Pid | Name | str) -> Reference:
         """Get a :class:`Down` when *target* ends; at once when it does not exist."""
         return self.node.watch(self, target)
 

@@ -213,6 +213,9 @@ class Node(ProcessTable):
         self.pid = kernel.pid
         self.register("net_kernel", kernel)
         self.register("rex", services.Rex(self))
+        events = services.Logger(self)
+        for known in events.NAMES:
+            self.register(known, events)
         self._suspicions = services.Suspicions(self)
         self.register(self._suspicions.NAME, self._suspicions)
 
@@ -537,12 +540,15 @@ class Node(ProcessTable):
     async def ping(self, peer: str, timeout: float = 5.0) -> float:
         """Ask *peer* for a sign of life as ``net_adm:ping`` does, connecting when necessary.
 
+        Our own name is allowed.
+
         :returns: the round-trip time in seconds, without connecting.
         :raises DistributionError: when there is no answer within *timeout* seconds.
         """
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        await self.connect(peer, timeout)
+        if peer != self.name:
+            await self.connect(peer, timeout)
         sent = loop.time()
         left = max(timeout - (sent - begin), 0.01)
         answer = await self.request(("net_kernel", peer), (Atom("is_auth"), self._atom), left)
@@ -1032,9 +1038,11 @@ class Node(ProcessTable):
         return made
 
     async def send(
-        self, target: Pid | Name | Reference, message: Any, *, sender: Process | None = None
+        self, target: Pid | Name | Reference | str, message: Any, *, sender: Process | None = None
     ) -> None:
         """Send *message* to a process, a registered name ``(name, node)``, or an alias.
+
+        A name alone is one that is registered on this node.
 
         The node is connected to when necessary. Waits while the connection is busy. Whether the
         process exists is not told, as in Erlang.
@@ -1044,6 +1052,8 @@ class Node(ProcessTable):
         :raises DistributionError: when the node cannot be reached.
         :raises EncodeError: when *message* has no form in Erlang.
         """
+        if isinstance(target, str):
+            target = self.own_name(target)
         known = self._connections.get(key_of(_node_of(target)))
         await self.send_encoded(
             sender.pid if sender is not None else self.pid,
@@ -1066,7 +1076,7 @@ class Node(ProcessTable):
                 room = getattr(process, "room", None)
                 if room is not None:
                     await room()
-                process.on_message(None, decode_bare(message.form(True))[0])
+                self.give(None, process, decode_bare(message.form(True))[0])
             return
         connection = await self._connection_to(node, None)
         control: tuple[Any, ...]
@@ -1083,17 +1093,19 @@ class Node(ProcessTable):
         await connection.send_in_turn(control, message.form(connection.text))
 
     async def request(
-        self, target: Pid | Name, request: Any, timeout: float | None = CALL_TIME
+        self, target: Pid | Name | str, request: Any, timeout: float | None = CALL_TIME
     ) -> Any:
         """Ask a process and return its answer, as ``gen_server:call`` does.
 
-        :param target: a pid, or ``(name, node)``.
+        :param target: a pid, ``(name, node)``, or a name that is registered here.
         :raises DistributionError: codes ``noproc`` when there is no such process or it ends,
             ``system-limit`` when request or answer are longer than a node takes, ``timeout``, and
             those of :meth:`connect`.
         """
         from .calls import CallTimeoutError  # noqa: PLC0415
 
+        if isinstance(target, str):
+            target = self.own_name(target)
         peer = str(target.node) if isinstance(target, Pid) else target[1]
         local = key_of(peer) == self.name
         connection = None if local else await self._connection_to(peer, timeout)

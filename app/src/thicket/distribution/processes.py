@@ -57,6 +57,8 @@ KILL = Atom("kill")
 KILLED = Atom("killed")
 SYSTEM_LIMIT = Atom("system_limit")
 BAD_ARGUMENT = Atom("badarg")
+ERROR = Atom("error")
+NOT_SUPPORTED = Atom("notsup")
 NOBODY = Atom("")
 GEN_CALL = Atom("$gen_call")
 SYSTEM = Atom("system")
@@ -117,6 +119,9 @@ class Process:
         self.links: dict[Pid, Connection | None] = {}
         self.watched: dict[Reference, tuple[Connection | None, Pid | Atom]] = {}
         self.unlinking: dict[Pid, int] = {}
+
+    #: It answers requests of ``gen:call`` by itself; where it does not, they are refused.
+    answers = True
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
         """Handle a message."""
@@ -277,6 +282,15 @@ class ProcessTable:
         self.add(process)
         self._names[name] = process
 
+    def own_name(self, name: str) -> Name:
+        """Return a name that is registered here as others write it.
+
+        :raises DistributionError: ``noproc``, when there is no such name.
+        """
+        if name not in self._names:
+            raise DistributionError("noproc", f"no process is registered as {name!r} here")
+        return name, self.name
+
     def whereis(self, name: str) -> Process | None:
         """Return the process registered as *name*."""
         return self._names.get(name)
@@ -355,13 +369,32 @@ class ProcessTable:
         elif connection.has(ALIAS):
             connection.send((frames.ALIAS_SEND, sender, alias), connection.encode(message))
 
+    def answer(
+        self,
+        process: Process,
+        connection: Connection | None,
+        sender: Pid,
+        tag: Any,
+        answer: Any,
+    ) -> None:
+        """Answer a ``gen`` call to *process* the way the caller wants it: to its alias, so that an
+        answer it no longer waits for is dropped on arrival, or else to its pid."""
+        message = (tag, answer)
+        alias = alias_of(tag)
+        if alias is not None:
+            self.send_to_alias(connection, process.pid, alias, message)
+        else:
+            self.send_to(connection, process.pid, sender, message)
+
     def _send_here(self, target: Any, message: Any) -> None:
         process = self._find(target)
         if process is not None:
-            process.on_message(None, copy(message))
+            self.give(None, process, copy(message))
 
-    def watch(self, process: Process, target: Pid | Name) -> Reference:
+    def watch(self, process: Process, target: Pid | Name | str) -> Reference:
         """Let *process* be told of the end of *target* (:meth:`Process.on_down`).
+
+        A name alone is one of this node.
 
         A process that does not exist, or a node that is not connected, is told of at once, before
         this returns.
@@ -370,6 +403,8 @@ class ProcessTable:
         item: Pid | Atom
         if isinstance(target, Pid):
             node, item = str(target.node), target
+        elif isinstance(target, str):
+            node, item = self.name, Atom(target)
         else:
             node, item = target[1], Atom(target[0])
         try:
@@ -601,7 +636,28 @@ class ProcessTable:
     ) -> None:
         # Nobody there: as in Erlang, the message is gone. It is not even decoded.
         if process is not None and payload is not None:
-            process.on_message(connection, decode_bare(payload)[0])
+            self.give(connection, process, decode_bare(payload)[0])
+
+    def give(self, connection: Connection | None, process: Process, message: Any) -> None:
+        """Hand a message to a process, or refuse what no process here answers.
+
+        What ``sys`` and ``gen_server:stop`` ask of every process of OTP has no meaning here.
+        """
+        if (
+            type(message) is tuple
+            and len(message) == 3
+            and (message[0] == SYSTEM or (message[0] == GEN_CALL and not process.answers))
+        ):
+            match message[1]:
+                case (Pid() as sender, tag):
+                    if connection is not None and sender.node != connection.name:
+                        what = f"a request in the name of a process of {sender.node}"
+                        self.forged(connection, what)
+                    else:
+                        refusal = (ERROR, NOT_SUPPORTED)
+                        self.answer(process, connection, sender, tag, refusal)
+                    return
+        process.on_message(connection, message)
 
     def _got_nothing(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None

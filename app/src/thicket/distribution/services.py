@@ -13,26 +13,38 @@ for every visible node to say that it is in step; :func:`greet_global` says so.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from . import frames
 from .etf import Atom, Pid, Reference, shown
 from .handshake import DistributionError
-from .processes import NOBODY, SYSTEM_LIMIT, Process, ProcessTable, alias_of
+from .processes import ERROR, NOBODY, NOT_SUPPORTED, SYSTEM_LIMIT, Process, ProcessTable
 
 if TYPE_CHECKING:
     from .connection import Connection
     from .node import Node
 
+log = logging.getLogger("thicket.distribution")
+
 YES = Atom("yes")
-ERROR = Atom("error")
-NOT_SUPPORTED = Atom("notsup")
 UNDEFINED_FUNCTION = Atom("undef")
 NO = Atom("no")
+OTP_RELEASE = "25"
+"""The release whose protocol a node of ours speaks."""
+
 _CAST = Atom("$gen_cast")
 _GLOBAL = Atom("global_name_server")
 _REX = Atom("rex")
+_NO_SUCH_NAME = Atom("nonexisting_name")
 _IN_SYNC = Atom("in_sync")
+
+_LEVELS = {
+    **dict.fromkeys(("emergency", "alert", "critical"), logging.CRITICAL),
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "debug": logging.DEBUG,
+}
 
 
 class Call(Process):
@@ -99,6 +111,7 @@ class Suspicions(Process):
     """``thicket_membership``: other nodes of ours tell that they fear for a node. Nodes of Erlang
     have no such process, where what is sent to it vanishes."""
 
+    answers = False
     NAME = "thicket_membership"
     _SUSPECT = Atom("suspect")
 
@@ -119,7 +132,7 @@ class Suspicions(Process):
 
 class Rex(Process):
     """``rex``: answers what ``rpc`` and ``erpc`` ask before they call, and calls that come the
-    way of before OTP 23."""
+    way of before OTP 23, or that of nodes in C and Java (``rpc.erl``, ``handle_info/2``)."""
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
@@ -134,11 +147,16 @@ class Rex(Process):
                     [Atom("erpc")],
                 )
                 self.node.send_to(connection, self.pid, sender, features)
-            case ("$gen_call", (Pid() as sender, tag), ("sbcast", Atom() as name, value)):
-                known = self.node.whereis(name)
-                if known is not None:
-                    known.on_message(connection, value)
-                reply(self, connection, sender, tag, YES if known is not None else NO)
+            case (Pid() as sender, ("sbcast" | "send" as how, Atom() as name, value)):
+                if self._own(connection, sender):
+                    self._pass_on(connection, sender, name, how, value)
+            case (
+                Pid() as sender,
+                ("call", module, function, list() as arguments, _),
+            ):
+                if self._own(connection, sender):  # the form of nodes in C and Java
+                    waiting = _OldCall(self.node, connection, sender, _REX)
+                    self._call(waiting, module, function, arguments)
             case (
                 "$gen_call",
                 (Pid() as sender, tag),
@@ -159,14 +177,23 @@ class Rex(Process):
             case ("$gen_call", (Pid() as sender, tag), _):
                 reply(self, connection, sender, tag, (ERROR, NOT_SUPPORTED))
 
+    def _pass_on(
+        self, connection: Connection | None, sender: Pid, name: Atom, how: str, value: Any
+    ) -> None:
+        """Give a message to a registered name, and tell the sender whether there is one."""
+        known = self.node.whereis(name)
+        own = Atom(self.node.name)
+        answer: Any = own if known is not None else (_NO_SUCH_NAME, name)
+        if known is not None:
+            self.node.give(connection, known, (sender, value) if how == "send" else value)
+        if known is None or how == "sbcast":
+            self.node.send_to(connection, self.pid, sender, (_REX, own, answer))
+
     def on_untaken_request(
         self, connection: Connection, sender: Pid, tag: Any, reason: Atom
     ) -> None:
         answer = (Atom("badrpc"), (Atom("EXIT"), reason))
-        if tag is None:  # the form of nodes in C and Java
-            self.node.send_to(connection, self.pid, sender, (_REX, answer))
-        else:
-            reply(self, connection, sender, tag, answer)
+        reply(self, connection, sender, _REX if tag is None else tag, answer)
 
     def _own(self, connection: Connection | None, sender: Pid) -> bool:
         """Tell whether *sender* is of the node that asks; who it is decides what it may do."""
@@ -229,6 +256,31 @@ class _OldCall(Process):
                 self.failed(reason)
 
 
+class Logger(Process):
+    """``logger_proxy``, before OTP 22 ``logger``: where nodes of Erlang send what functions that we
+    call log, as the events of a process are logged by the node of its group leader."""
+
+    NAMES = ("logger_proxy", "logger")
+    answers = False
+
+    def on_message(self, connection: Connection | None, message: Any) -> None:
+        from .ioformat import characters, formatted  # noqa: PLC0415  # seldom needed
+
+        match message:
+            case ("log", Atom() as level, form, list() as values, _):
+                text = formatted(form, values)
+            case ("log", Atom() as level, {"format": form, "args": list() as values}, _):
+                text = formatted(form, values)  # of error_logger
+            case ("log", Atom() as level, ("string" | "report", words), _):
+                text = characters(words)
+            case ("log", Atom() as level, words, _):
+                text = characters(words)
+            case _:
+                return
+        source = connection.name if connection is not None else self.node.name
+        log.log(_LEVELS.get(level, logging.INFO), "logged on %s: %s", source, text)
+
+
 def greet_global(node: Node, connection: Connection) -> None:
     """Tell the peer's ``global`` that we are in step with it, as a cast of ``global.erl``.
 
@@ -239,6 +291,33 @@ def greet_global(node: Node, connection: Connection) -> None:
     connection.send(control, connection.encode((_CAST, (_IN_SYNC, Atom(node.name), True))))
 
 
+def answer_to_shell(
+    node: ProcessTable,
+    connection: Connection,
+    leader: Any,
+    called: tuple[Any, Any, list[Any]],
+) -> Any:
+    """Answer what a remote shell asks, so that it ends in one clear line; None for all else.
+
+    Refused as other functions are, it ends in pages of reports, or takes the whole shell with it.
+
+    :param leader: the process that shows what the shell prints.
+    """
+    match called:
+        case "code", "ensure_loaded", ["shell" | "Elixir.IEx"]:
+            return (ERROR, Atom("a Thicket node runs no Erlang shell"))
+        case "erlang", "system_info", ["otp_release"]:
+            return list(OTP_RELEASE.encode())
+        case ("shell" | "Elixir.IEx", "start", _) if type(leader) is Pid:
+            line = f"*** {node.name} is a Thicket node and runs no Erlang shell\n".encode()
+            request = (Atom("put_chars"), Atom("unicode"), line)
+            speaker = node.new_pid()  # nobody waits for the answer
+            message = (Atom("io_request"), speaker, node.new_reference(), request)
+            node.send_to(connection, speaker, leader, message)
+            return node.new_pid()  # of a shell that has ended already
+    return None
+
+
 def stack(module: Any, function: Any, arguments: Any) -> list[Any]:
     """Return a stack trace that says which call failed."""
     return [(module, function, arguments, [])]
@@ -247,11 +326,5 @@ def stack(module: Any, function: Any, arguments: Any) -> list[Any]:
 def reply(
     process: Process, connection: Connection | None, sender: Pid, tag: Any, answer: Any
 ) -> None:
-    """Answer a ``gen`` call the way the caller wants it: to its alias, so that an answer it no
-    longer waits for is dropped on arrival, or else to its pid."""
-    message = (tag, answer)
-    alias = alias_of(tag)
-    if alias is not None:
-        process.node.send_to_alias(connection, process.pid, alias, message)
-    else:
-        process.node.send_to(connection, process.pid, sender, message)
+    """Answer a ``gen`` call to *process* the way the caller wants it."""
+    process.node.answer(process, connection, sender, tag, answer)
