@@ -145,7 +145,7 @@ async def test_a_change_on_all_nodes(network: Network) -> None:
             # In clear it is done on demand only, and then nothing has happened before.
             assert (await refusal(here.request(handed))).code == "unencrypted"
             assert other.settings.mesh.next_passphrase == ""
-            assert OLD not in mine.file() + other.file()
+            assert mine.settings.mesh.next_passphrase == ""
             mine.known.append({"name": "t@fd00::9", "state": "connecting"})
             answer = await here.request({**handed, "unencrypted": True})
             assert len(answer["done"]) == 2
