@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from private_network import Network, in_private_network, until
@@ -158,10 +159,20 @@ async def test_a_change_on_all_nodes(network: Network) -> None:
             assert len(answer["done"]) == 2
             for one in (mine, other):
                 assert one.mesh.settings.passphrase == NEW
-                assert one.settings.mesh.next_passphrase == ""
+                assert one.settings.mesh.next_passphrase == OLD, "until links of the new one stand"
                 assert f'passphrase = "{NEW}"  # a remark' in one.file()
-                assert OLD not in one.file()
             assert (await refusal(here.request({"action": "change"}))).code == "nothing"
+            await here.request({"action": "cancel"})
+            for one in (mine, other):
+                assert one.settings.mesh.next_passphrase == OLD, "there is nothing to cancel"
+                one.mesh.linked = {PEER}
+            with mock.patch.object(passphrase, "STAND", 0.0):
+                await until(
+                    lambda: not any(one.settings.mesh.next_passphrase for one in (mine, other)),
+                    "the old one is gone",
+                    60,
+                )
+            assert OLD not in mine.file() + other.file()
 
 
 @in_private_network
@@ -402,7 +413,7 @@ class TestCommand:
         monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
         monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
         with pytest.raises(ClientError, match="not the same"):
-            cli_passphrase._read()
+            cli_passphrase.read_passphrase()
 
 
 def test_a_roll_that_stops_says_who_dropped_the_passphrase_again_and_who_did_not(

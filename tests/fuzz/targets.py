@@ -340,6 +340,7 @@ def make_messages() -> Try:
     from thicket.distribution.handshake import ABILITIES, TEXT, DistributionError
     from thicket.distribution.node import Node
     from thicket.passphrase import Listener, Passphrase, PassphraseError
+    from thicket.trust.change import SignedChange
     from thicket.trust.exchange import Exchange
     from thicket.trust.fleet import Fleet
     from thicket.trust.verify import RefusedError, Revocations
@@ -358,6 +359,7 @@ def make_messages() -> Try:
         def __init__(self) -> None:
             self._host = self.settings = self.mesh = self
             self.passphrase, self.next_passphrase = "a passphrase", "the next one"
+            self.signed = False
 
         async def prepare(self, passphrase: str) -> None:
             if len(passphrase) < 8:
@@ -366,8 +368,35 @@ def make_messages() -> Try:
         async def change(self) -> bool:
             return True
 
-        async def forget(self) -> None:
+        async def cancel(self) -> None:
             await asyncio.sleep(0)
+
+        def fleet(self) -> Fleet | None:
+            return ours if self.signed else None
+
+        async def take(self, packed: bytes, who: str) -> bool:
+            try:
+                found = SignedChange.read(packed, ours, verify=lambda *_: True)
+            except RefusedError as error:
+                raise self.refuse(who, str(error)) from None
+            return found.change.used
+
+        def refuse(self, _who: str, why: str) -> PassphraseError:
+            return PassphraseError("not-signed", why)
+
+        def heard(self, number: int, digest: bytes) -> bytes | None:
+            mine = self.newest()
+            return next(change_seeds()) if (number, digest) < mine else None
+
+        def newest(self) -> tuple[int, bytes]:
+            return 5, bytes(32)
+
+    class Safe(Node):
+        """A node whose connections are encrypted, for what is only said there."""
+
+        @property
+        def encrypted(self) -> bool:
+            return True
 
     asked: Any = Asked()
     lost = DistributionError("closed", "the connection was lost")
@@ -423,7 +452,8 @@ def make_messages() -> Try:
 
     async def exchange(data: bytes) -> None:
         flags = ABILITIES if not data or data[0] & 1 else 0
-        node = Node("thicket", COOKIE, OWN)
+        node = Safe("thicket", COOKIE, OWN)
+        asked.signed = bool(data) and bool(data[0] & 2)
         node.creation = 4
         node._last_reference = 0
         node._last_pid = 0
@@ -535,6 +565,10 @@ def message_seeds() -> Iterator[bytes]:
         named("thicket_passphrase", (call, (other, tag), (Atom("change"), b"the next one"))),
         named("thicket_passphrase", (call, (other, tag), (Atom("prepare"), b"\xff"))),
         named("thicket_passphrase", (call, (other, tag), Atom("cancel"))),
+        named("thicket_passphrase", (call, (other, tag), (Atom("signed"), next(change_seeds())))),
+        named("thicket_passphrase", (Atom("signed"), next(change_seeds()))),
+        named("thicket_passphrase", (Atom("have"), 4, bytes(32))),
+        named("thicket_passphrase", (Atom("have"), 7, b"2" * 32)),
         named("thicket_passphrase", (call, (other, tag), 1)),
         named("pg", (Atom("discover"), other)),
         named("pg", (Atom("discover"), other, 1)),
@@ -1126,6 +1160,48 @@ def revocation_seeds() -> Iterator[bytes]:
         yield packed[packed.index(b"{") :]
 
 
+def make_change() -> Try:
+    """A change of the passphrase. A good signature is taken for granted: the text is the root's."""
+    from thicket.trust.change import SignedChange
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.verify import REASONS, RefusedError
+
+    ours = Fleet(fleet().root.der)
+
+    def one(data: bytes) -> None:
+        if data[:1] == b"{":
+            data = b"thicket passphrase 1\n" + number("signature") + data
+        try:
+            found = SignedChange.read(data, ours, verify=lambda *_: True)
+        except RefusedError as error:
+            assert error.reason in REASONS
+        else:
+            packed = found.change.pack(ours.identifier, lambda _digest: number("signature"))
+            assert SignedChange.read(packed, ours, verify=lambda *_: True).change == found.change
+            assert "a passphrase" not in repr(found)
+        try:
+            SignedChange.read(data, ours, verify=lambda *_: False)
+        except RefusedError as error:
+            assert error.reason in REASONS
+        else:
+            raise AssertionError("a change without a signature")
+
+    return one
+
+
+def change_seeds() -> Iterator[bytes]:
+    """Yield changes, whole and as text."""
+    from thicket.trust.change import Change
+
+    issued = datetime(2026, 11, 24, tzinfo=UTC)
+    for text, used in (("a passphrase", False), ("a passphrase", True), ("", False)):
+        packed = Change(3, issued, text, used, frozenset(("0" * 32, "1" * 32))).pack(
+            fleet().identifier, lambda _digest: number("signature")
+        )
+        yield packed
+        yield packed[packed.index(b"{") :]
+
+
 # -- the kernel and wpa_supplicant, which hand on what comes from the air
 
 
@@ -1242,6 +1318,7 @@ TARGETS: dict[str, Target] = {
     "signed_beacon": Target(make_signed_beacon, signed_beacon_seeds, 2200),
     "certificate": Target(make_certificate, certificate_seeds),
     "compressed": Target(make_compressed, compressed_seeds, 200),
+    "change": Target(make_change, change_seeds),
     "revocations": Target(
         make_revocations,
         revocation_seeds,

@@ -58,6 +58,8 @@ The mesh's passphrase, on all nodes at once (docs/radio.md):
                            --accept-missing does without nodes that are away)
   passphrase finish        change to the one that was handed out
   passphrase cancel        drop it
+  passphrase import FILE   take a change that the fleet's authority has signed; in a
+                           fleet there are no others (ca passphrase)
 
 On the engineer's machine:
   ca help                  the fleet's certificate authority (docs/provisioning.md)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``thicket passphrase``: another passphrase for the mesh, on all nodes at once."""
 
+import base64
 import sys
 from typing import Any, Final
 
@@ -19,9 +20,11 @@ _OPTIONS: Final = ("--generate", "--accept-missing", "--unencrypted")
 def run(words: list[str], control: str) -> int:
     """Run one of roll, finish and cancel; the exit status."""
     verb, options = (words[0] if words else ""), words[1:]
+    if verb == "import":
+        return _import(options, control)
     allowed = {"roll": _OPTIONS, "finish": ("--accept-missing",), "cancel": ()}.get(verb)
     if allowed is None:
-        raise UsageError("passphrase needs roll, finish or cancel")
+        raise UsageError("passphrase needs roll, finish, cancel or import FILE")
     for option in options:
         if option not in allowed:
             # it may be a passphrase: not shown
@@ -35,7 +38,7 @@ def run(words: list[str], control: str) -> int:
         return _roll(control, options, accepted=accepted)
     if verb == "finish":
         return _finish(control)
-    _show(request(control, "passphrase", {"action": "cancel"}, timeout=_SECONDS), "dropped it")
+    show(request(control, "passphrase", {"action": "cancel"}, timeout=_SECONDS), "dropped it")
     return OK
 
 
@@ -47,7 +50,7 @@ def generate() -> str:
     return "-".join(groups)
 
 
-def _read() -> str:
+def read_passphrase() -> str:
     """The new passphrase, from a person (twice) or from standard input."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\r\n")
@@ -61,7 +64,9 @@ def _read() -> str:
 
 def _roll(control: str, options: list[str], *, accepted: bool) -> int:
     generated = "--generate" in options
-    passphrase = generate() if generated else _read()
+    if sys.stdin.isatty():  # before a person types it in vain
+        request(control, "passphrase", {"action": "unsigned"})
+    passphrase = generate() if generated else read_passphrase()
     params = {
         "action": "prepare",
         "passphrase": passphrase,
@@ -71,10 +76,10 @@ def _roll(control: str, options: list[str], *, accepted: bool) -> int:
     if generated:
         print(f"The new passphrase is {passphrase}")
         print("Keep it: a node that is away now, and every new card, needs it.")
-    _show(answer, "has it")
-    if (answer["failed"] or answer["missing"]) and not accepted and not _agreed():
+    show(answer, "has it")
+    if (answer["failed"] or answer["missing"]) and not accepted and not agreed():
         answer = request(control, "passphrase", {"action": "cancel"}, timeout=_SECONDS)
-        _show({**answer, "missing": []}, "dropped it again")
+        show({**answer, "missing": []}, "dropped it again")
         if answer["failed"]:
             print(
                 "Those still have the new passphrase beside the old one, which is in use: "
@@ -85,7 +90,34 @@ def _roll(control: str, options: list[str], *, accepted: bool) -> int:
     return _finish(control)
 
 
-def _agreed() -> bool:
+def _import(options: list[str], control: str) -> int:
+    """Take a signed change from a file or standard input, and let every node take it."""
+    if len(options) != 1 or options[0].startswith("--"):
+        raise UsageError('passphrase import needs a FILE ("-" is standard input)')
+    from thicket.trust.change import MAX_CHANGE  # noqa: PLC0415
+
+    try:
+        if options[0] == "-":
+            data = sys.stdin.buffer.read(MAX_CHANGE + 1)
+        else:
+            with open(options[0], "rb") as file:  # noqa: PTH123
+                data = file.read(MAX_CHANGE + 1)
+    except OSError as error:
+        sys.stderr.write(f"thicket: cannot read {options[0]}: {error.strerror}\n")
+        return BAD
+    params = {"action": "import", "change": base64.b64encode(data).decode("ascii")}
+    return show_import(request(control, "passphrase", params, timeout=_SECONDS))
+
+
+def show_import(answer: dict[str, Any], what: str = "") -> int:
+    """Say which nodes have taken a signed change, which is ``what``; OK when none is missing."""
+    show(answer, what or ("has changed" if answer["used"] else "has it"))
+    if answer["missing"]:
+        print("Those get it when they are connected again, as long as a link can be made.")
+    return BAD if answer["failed"] or answer["missing"] else OK
+
+
+def agreed() -> bool:
     """Ask whether to do without the nodes that have not got it."""
     if not sys.stdin.isatty():
         return False
@@ -97,7 +129,7 @@ def _agreed() -> bool:
 
 def _finish(control: str) -> int:
     answer = request(control, "passphrase", {"action": "change"}, timeout=_SECONDS)
-    _show(answer, "has changed")
+    show(answer, "has changed")
     if answer["failed"]:
         print(
             "Those who have the new passphrase and were not told to change find out by themselves "
@@ -106,7 +138,8 @@ def _finish(control: str) -> int:
     return BAD if answer["failed"] else OK
 
 
-def _show(answer: dict[str, Any], what: str) -> None:
+def show(answer: dict[str, Any], what: str) -> None:
+    """Say what each node has done."""
     for name in answer["done"]:
         print(f"{name}  {what}")
     for name, why in answer["failed"].items():

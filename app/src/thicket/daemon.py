@@ -634,6 +634,8 @@ class Daemon:
             if self.membership is not None:
                 self.membership.node_up(detail["name"])
             self.trust.node_up(detail["name"])
+            if self.passphrase is not None:
+                self.passphrase.node_up(detail["name"])
         elif kind == "node-down" and self.membership is not None:
             self.membership.node_down(detail["name"])
         elif kind == "suspected":
@@ -874,6 +876,7 @@ class Daemon:
                 "counters": self._cluster_counters(),
             },
             "trust": self.trust.status() if self.trust is not None else None,
+            "passphrase": self.passphrase.status() if self.passphrase is not None else None,
             "applications": self.applications.status() if self.applications is not None else [],
             "discovery": self.discovery.snapshot() if self.discovery is not None else None,
             "dns_sd": self.dns_sd.snapshot() if self.dns_sd is not None else None,

@@ -3,9 +3,10 @@
 
     python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]
 
-It serves the bus of the chip (``identity.remote``) and four things that concern the node: who it
-is, the file with its certificates, a reading of the configuration by the daemon, and lists of
-revocations. It knows no secret of the fleet, and the device's private key does not pass through it.
+It serves the bus of the chip (``identity.remote``) and some things that concern the node: who it
+is, the file with its certificates, a reading of the configuration by the daemon, and what the
+fleet's root has signed: revocations and changes of the passphrase. It knows no secret of the fleet
+but the passphrase, which the node has, and the device's private key does not pass through it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Agent(BusServer):
             "reload": self._reload,
             "revocations": self._revocations,
             "revocations-held": self._revocations_held,
+            "passphrase": self._passphrase,
         }
         if operation not in own:
             return super().do(operation, request)
@@ -130,6 +132,15 @@ class Agent(BusServer):
         # in pieces: a console's line holds no list of thousands of names
         at = int(request["at"])
         return {"part": text[at : at + PIECE]}
+
+    def _passphrase(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The change that the node has and what goes with it, or let all nodes take another."""
+        from thicket.client import request as ask  # noqa: PLC0415
+
+        params = {"action": "held"}
+        if "change" in request:
+            params = {"action": "import", "change": str(request["change"])}
+        return dict(ask(self._paths.control, "passphrase", params, timeout=60.0))
 
 
 def serve_console(agent: BusServer, session: str, source: int = 0, sink: int = 1) -> None:

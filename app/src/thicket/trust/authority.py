@@ -7,13 +7,14 @@
     signer-0001.pem, signer-0001.key
     root.p11, signer-0001.p11
                        instead of .key where the key is on a PKCS#11 token: its URI
-    network.json       the mesh's passphrase and the cluster's cookie, as on every card
+    network.json       the mesh's passphrase and the cluster's cookie, as on every card, and the
+                       newest change of the passphrase
     revocations.bin    the list as it is given to nodes, signed by the root
 
-The root's key is needed for new signers and for revocations, a signer's key for new devices: give
-whoever enrols devices a folder without ``root.key``. Files are replaced as a whole, readable by
-their owner only. Needs the package cryptography for the encryption; nodes do not have this module's
-keys, and never import it.
+The root's key is needed for new signers, revocations and another passphrase, a signer's key for new
+devices: give whoever enrols devices a folder without ``root.key``. Files are replaced as a whole,
+readable by their owner only. Needs the package cryptography for the encryption; nodes do not have
+this module's keys, and never import it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -35,6 +37,7 @@ from thicket.trust import certificates as x509
 from thicket.trust import der, openssl
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError
+from thicket.trust.change import MAX_FORMER, Change, SignedChange, tag
 from thicket.trust.compressed import NO_END, encode_dates
 from thicket.trust.der import Reader
 from thicket.trust.fleet import Fleet
@@ -636,16 +639,124 @@ class Authority:
         They are no more secret here than on the card of every node, so a file that only its owner
         can read has to do.
         """
-        path = self.folder / "network.json"
         with self._changing():
-            if not path.exists():
-                made = {"passphrase": token_hex(16), "cookie": token_hex(16)}
-                self._write(path.name, (json.dumps(made) + "\n").encode())
+            kept = self._network()
+        return kept["passphrase"], kept["cookie"]
+
+    def next_passphrase(self) -> str:
+        """Return the passphrase that was offered to the nodes and is not used yet, or nothing."""
+        with self._changing():
+            return str(self._network().get("next", ""))
+
+    def _network(self) -> dict[str, Any]:
+        """Return ``network.json``. To be called while the folder is being changed."""
+        path = self.folder / "network.json"
+        if not path.exists():
+            made = {"passphrase": token_hex(16), "cookie": token_hex(16)}
+            self._write(path.name, (json.dumps(made) + "\n").encode())
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-            return str(kept["passphrase"]), str(kept["cookie"])
+            kept["passphrase"], kept["cookie"] = str(kept["passphrase"]), str(kept["cookie"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise AuthorityError(f"{path} cannot be read: {error}") from None
+        return dict(kept)
+
+    # -- another passphrase
+
+    def change(self) -> bytes:
+        """Return the newest signed change of the passphrase; nothing where there is none."""
+        with self._changing():
+            return b64decode(self._network().get("change", ""))
+
+    def offer_passphrase(self, passphrase: str, *, replaces: Iterable[str] = ()) -> bytes:
+        """Sign an offer of another ``passphrase`` to all nodes, and return it.
+
+        ``replaces`` are tags of passphrases that nodes have besides those that are known here, as
+        where a person has chosen another one for the cards. Raises ``AuthorityError``.
+        """
+        from thicket import config  # noqa: PLC0415
+
+        try:
+            if not config.Mesh.next_passphrase.check(passphrase):
+                raise ValueError(f"must be {config.Mesh.next_passphrase.allowed}")
+        except ValueError as error:
+            raise AuthorityError(f"a passphrase {error}") from None
+        if passphrase == self.network()[0]:
+            raise AuthorityError("the mesh has this passphrase already")
+        return self._sign_change(passphrase, used=False, replaces=replaces)
+
+    def use_passphrase(self, *, replaces: Iterable[str] = ()) -> bytes:
+        """Sign that the passphrase that was offered is used. Raises ``AuthorityError``."""
+        offered = self.next_passphrase()
+        if not offered:
+            raise AuthorityError("there is no change to finish: begin with roll")
+        return self._sign_change(offered, used=True, replaces=replaces)
+
+    def cancel_passphrase(self, *, replaces: Iterable[str] = ()) -> bytes:
+        """Sign that the passphrase that was offered is dropped. Raises ``AuthorityError``."""
+        if not self.next_passphrase():
+            raise AuthorityError("there is no change to cancel")
+        return self._sign_change("", used=False, replaces=replaces)
+
+    def _sign_change(self, passphrase: str, *, used: bool, replaces: Iterable[str]) -> bytes:
+        fleet = self.fleet
+        root_key = self._key("root", "the root's key")
+        with self._changing():
+            kept = self._network()
+            own = (kept["passphrase"], kept.get("next", ""), passphrase)
+            tags = [tag(text, fleet.identifier) for text in own if text]
+            # the last ones, each once, in the order in which they came
+            former = list(dict.fromkeys([*kept.get("former", ()), *replaces, *tags]))[-MAX_FORMER:]
+            change = Change(
+                int(kept.get("number", 0)) + 1,
+                self._clock().astimezone(UTC).replace(microsecond=0),
+                passphrase,
+                used,
+                frozenset(former),
+            )
+            packed = change.pack(fleet.identifier, root_key.sign)
+            self._keep_change(kept, SignedChange(change, packed), former)
+        return packed
+
+    def take_change(self, packed: bytes) -> int | None:
+        """Take up a change that another copy of this authority signed; its number if it is newer.
+
+        Raises ``AuthorityError``.
+        """
+        fleet = self.fleet
+        try:
+            theirs = SignedChange.read(packed, fleet)
+            with self._changing():
+                kept = self._network()
+                mine = b64decode(kept.get("change", ""))
+                if mine and theirs.order <= SignedChange.read(mine, fleet).order:
+                    return None
+                own = tag(kept["passphrase"], fleet.identifier)
+                former = dict.fromkeys((*kept.get("former", ()), own, *theirs.change.former))
+                self._keep_change(kept, theirs, list(former)[-MAX_FORMER:])
+        except RefusedError as error:
+            raise AuthorityError(f"the node's change of the passphrase: {error}") from None
+        return theirs.change.number
+
+    def keep_change_file(self, name: str, packed: bytes) -> Path:
+        """Write a change into a file of its own, which is brought to a node by hand; its path."""
+        self._write(name, packed)
+        return self.folder / name
+
+    def _keep_change(self, kept: dict[str, Any], signed: SignedChange, former: list[str]) -> None:
+        """Write ``network.json`` with a change: all of it or nothing."""
+        change = signed.change
+        kept.pop("next", None)
+        if change.used:
+            kept["passphrase"] = change.passphrase
+        elif change.passphrase:
+            kept["next"] = change.passphrase
+        kept |= {
+            "number": change.number,
+            "former": former,
+            "change": b64encode(signed.packed).decode("ascii"),
+        }
+        self._write("network.json", (json.dumps(kept) + "\n").encode())
 
     def list(self) -> dict[str, Any]:
         """Return what is known, as in ``fleet.json``."""

@@ -207,7 +207,8 @@ class Profile(NamedTuple):
 class Certificate:
     """A certificate that was read. ``CertificateError`` says what cannot be understood.
 
-    Extensions that are critical and unknown make a certificate unusable, as RFC 5280 demands.
+    Extensions that are critical and unknown make a certificate unusable, as RFC 5280 demands, and
+    so do constraints of names that nobody here would check.
     """
 
     def __init__(self, encoded: bytes) -> None:
@@ -274,7 +275,7 @@ class Certificate:
         while extensions.more:
             one = extensions.inside(der.SEQUENCE)
             kind = der.decode_oid(one.next(der.OBJECT_IDENTIFIER))
-            critical = one.peek() == der.BOOLEAN and one.next(der.BOOLEAN) == b"\xff"
+            critical = one.flag()
             content = Reader(one.next(der.OCTET_STRING))
             one.end()
             if kind in seen:
@@ -291,7 +292,7 @@ class Certificate:
 
     def _basic_constraints(self, content: Reader) -> None:
         fields = content.inside(der.SEQUENCE)
-        self.ca = fields.peek() == der.BOOLEAN and fields.next(der.BOOLEAN) == b"\xff"
+        self.ca = fields.flag()
         if fields.more:
             self.path_length = der.decode_integer(fields.next(der.INTEGER))
         fields.end()
@@ -326,17 +327,17 @@ class Certificate:
         dns: list[str] = []
         networks: list[IPv6Network] = []
         if fields.peek() == 0xA0:
-            permitted = fields.inside(0xA0)
-            while permitted.more:
-                tree = permitted.inside(der.SEQUENCE)
-                tag, value, _ = tree.take()
+            for tag, value in _subtrees(fields.inside(0xA0)):
                 if tag == 0x82:
                     dns.append(value.decode("ascii"))
                 elif tag == 0x87 and len(value) == 32:
                     networks.append(_network(value))
+                else:
+                    raise DerError("a constraint of names that are not known here")
         self.permitted_dns, self.permitted_networks = tuple(dns), tuple(networks)
-        if fields.peek() == 0xA1:
-            fields.take()
+        # What is excluded is judged by nobody here, but for the one thing that nothing has.
+        if fields.peek() == 0xA1 and _subtrees(fields.inside(0xA1)) != [(0x87, bytes(8))]:
+            raise DerError("an exclusion of names that is not known here")
         fields.end()
 
     def _subject_key(self, content: Reader) -> None:
@@ -369,6 +370,16 @@ def _common_name(subject: bytes) -> str:
             _, value, _ = attribute.take()
             if kind == COMMON_NAME:
                 found = value.decode("utf-8")
+    return found
+
+
+def _subtrees(trees: Reader) -> list[tuple[int, bytes]]:
+    """Return tags and contents of names, which have no bounds (RFC 5280, 4.2.1.10)."""
+    found = []
+    while trees.more:
+        tree = trees.inside(der.SEQUENCE)
+        found.append(tree.take()[:2])
+        tree.end()
     return found
 
 

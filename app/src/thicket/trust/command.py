@@ -69,6 +69,13 @@ Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node t
   publish --ssh HOST... | --console PATH
                             bring the list of revocations to a node; it spreads from there.
                             What another copy of this authority has revoked is taken up
+  passphrase roll [--generate] [--accept-missing] [WHERE]
+                            another passphrase for the mesh, typed or from standard input:
+                            hand it to every node by way of the one at WHERE, change to it
+                            when all have it. Without WHERE the signed change is for
+                            `thicket passphrase import`, from DIR/passphrase.change
+  passphrase finish|cancel [WHERE]
+                            change to the one that was handed out, or drop it
 
 DIR is THICKET_CA or ~/.local/share/thicket/fleet. Passphrases of keys and PINs of tokens are
 asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
@@ -165,6 +172,10 @@ def _run(words: list[str]) -> int:
         return _node(authority, rest)
     if command == "publish":
         return _publish(authority, rest)
+    if command == "passphrase":
+        from thicket.trust.roll import run  # noqa: PLC0415
+
+        return run(authority, rest, where=_where(rest))
     token = _option(rest, "--pkcs11") if command == "signer" else None
     if rest:
         raise UsageError(f"{command} takes no arguments")

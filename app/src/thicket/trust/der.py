@@ -147,6 +147,17 @@ def decode_integer(content: bytes) -> int:
     return int.from_bytes(content, "big")
 
 
+def decode_boolean(content: bytes) -> bool:
+    """Return the contents of a BOOLEAN. DER has one form of each (X.690, 11.1).
+
+    BER takes any byte but 0 for true, and so do other readers: what is not DER is never taken for
+    false.
+    """
+    if content not in (b"\0", b"\xff"):
+        raise DerError("a boolean that is neither 00 nor ff")
+    return content == b"\xff"
+
+
 def decode_time(tag: int, content: bytes) -> datetime:
     """Return the time in a UTCTime (1950 to 2049) or GeneralizedTime, both with seconds and Z."""
     text = content.decode("ascii", "replace")
@@ -167,6 +178,8 @@ def decode_bits(content: bytes) -> set[int]:
     """Return the numbers of the bits that are set in a BIT STRING."""
     if not content or content[0] > 7 or (len(content) == 1 and content[0]):
         raise DerError("a bit string of impossible length")
+    if len(content) > 1 and content[-1] & (1 << content[0]) - 1:
+        raise DerError("a bit string with bits behind its end")
     return {
         8 * at + bit
         for at, byte in enumerate(content[1:])
@@ -223,6 +236,14 @@ class Reader:
     def inside(self, tag: int) -> Reader:
         """Return a reader of the contents of the next element, which must have ``tag``."""
         return Reader(self.next(tag))
+
+    def flag(self) -> bool:
+        """Return a BOOLEAN that is false by default, and then left out (X.690, 11.5)."""
+        if self.peek() != BOOLEAN:
+            return False
+        if not decode_boolean(self.next(BOOLEAN)):
+            raise DerError("a boolean that says what its absence says")
+        return True
 
     def end(self) -> None:
         """Make sure that nothing follows."""

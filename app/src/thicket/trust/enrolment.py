@@ -106,6 +106,22 @@ class RemoteNode:
             text += str(piece)
         return base64.b64decode(text, validate=True)
 
+    def held_change(self) -> tuple[bytes, str]:
+        """Return the newest change of the passphrase that the node has, and the tag of the
+        passphrase that it uses."""
+        answer = self._ask({"do": "passphrase"}, 120.0)
+        try:
+            return base64.b64decode(answer["change"], validate=True), str(answer["present"])
+        except (LookupError, ValueError, TypeError):
+            raise AuthorityError(
+                f"{self._channel.name}: the node's answer is not understood"
+            ) from None
+
+    def import_change(self, packed: bytes) -> dict[str, Any]:
+        """Let all nodes take a change; who has done it, as ``thicket.passphrase`` says it."""
+        text = base64.b64encode(packed).decode("ascii")
+        return self._ask({"do": "passphrase", "change": text}, 120.0)
+
     def close(self) -> None:
         """End the agent."""
         self._channel.close()

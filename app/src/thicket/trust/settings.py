@@ -29,7 +29,7 @@ root = '''
 [mesh]
 id = {id}
 security = "sae"
-passphrase = {passphrase}
+passphrase = {passphrase}{offered}
 # Where the nodes are used, such as "DE" or "US": decides which channels and power are legal.
 #country = "00"
 # 1 to 13, or in the 5 GHz band 36 to 48 and 149 to 165, which need a country.
@@ -57,12 +57,15 @@ def text(authority: Authority, keys: Sequence[str] = ()) -> str:
     """
     fleet = authority.fleet
     passphrase, cookie = authority.network()
+    offered = authority.next_passphrase()
     name = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in fleet.name)
     made = _TEXT.format(
         fleet=" ".join(fleet.name.split()),
         root=pem(fleet.root.der),
         id=toml_value(_shortened(fleet.name, 32)),
         passphrase=toml_value(passphrase),
+        # a change that is under way: such a card works before and after it
+        offered=f"\nnext_passphrase = {toml_value(offered)}" if offered else "",
         # a /48 is the whole site on-link; the nodes' own half is the same
         prefix=toml_value(f"{fleet.network.network_address}/{fleet.network.prefixlen}"),
         name=toml_value(name[:64].strip("-") or "thicket"),

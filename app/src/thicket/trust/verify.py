@@ -97,7 +97,8 @@ class Peer(NamedTuple):
 Verify = Callable[[bytes, bytes, bytes], bool]
 
 
-def _openssl(public_key: bytes, digest: bytes, signature: bytes) -> bool:
+def verify_signature(public_key: bytes, digest: bytes, signature: bytes) -> bool:
+    """Tell whether a signature (R and S) of a SHA-256 digest is by a key; OpenSSL does it."""
     from thicket.trust import openssl  # noqa: PLC0415 - with the first signature
 
     return openssl.verify(public_key, digest, signature)
@@ -112,7 +113,7 @@ def check_peer(
     address: IPv6Address | None = None,
     node: str | None = None,
     chip_required: bool = False,
-    verify: Verify = _openssl,
+    verify: Verify = verify_signature,
 ) -> Peer:
     """Return who the peer with this certificate ``chain`` is, or raise ``RefusedError``.
 
@@ -257,7 +258,7 @@ class Revocations(NamedTuple):
         return data[len(_TAG) + 64 :]
 
     @classmethod
-    def unpack(cls, data: bytes, fleet: Fleet, *, verify: Verify = _openssl) -> Revocations:
+    def unpack(cls, data: bytes, fleet: Fleet, *, verify: Verify = verify_signature) -> Revocations:
         """Read a list and check its signature. Raises ``RefusedError``."""
         import json  # noqa: PLC0415
 

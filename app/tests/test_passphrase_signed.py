@@ -1,0 +1,718 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another passphrase for the mesh of a fleet: its authority signs it, no member can do it alone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from fleet_for_tests import NOW, PREFIX, TestFleet, one_fleet
+from private_network import Network, in_private_network, until
+from test_passphrase import NEW, OLD, PEER, STRANGER, Host
+
+from thicket import cli, config, passphrase, store
+from thicket.distribution import Atom, Node
+from thicket.passphrase import FILE, Passphrase, PassphraseError
+from thicket.trust import change as changes
+from thicket.trust import openssl, roll
+from thicket.trust.authority import Authority, AuthorityError
+from thicket.trust.certificates import pem
+from thicket.trust.change import Change, SignedChange, tag
+from thicket.trust.verify import RefusedError
+
+# Nothing here waits for the kernel or another process.
+pytestmark = pytest.mark.virtual_time
+
+FLEET = one_fleet()
+THIRD = "the third passphrase"
+
+
+def signed(
+    number: int,
+    text: str = NEW,
+    *former: str,
+    used: bool = False,
+    fleet: TestFleet = FLEET,
+    key: bytes | None = None,
+) -> bytes:
+    """A change; without ``former`` it replaces OLD."""
+    identifier = fleet.fleet.identifier
+    tags = frozenset(tag(one, identifier) for one in former or (OLD,))
+    return Change(number, NOW, text, used, tags).pack(
+        identifier, lambda digest: openssl.sign(key or fleet.root_key, digest)
+    )
+
+
+def of_fleet(root: Path, present: str = OLD) -> Host:
+    """A node of the fleet, with a card as `thicket ca config` makes it."""
+    text = f"[trust]\nroot = '''\n{pem(FLEET.fleet.root.der)}'''\n\n"
+    one = Host(root, f'{text}[mesh]\nsecurity = "sae"\npassphrase = "{present}"\n')
+    one.mesh = type(one.mesh)(present)
+    return one
+
+
+class Encrypted(Node):
+    """A node as far as it counts here: its connections are taken for encrypted ones."""
+
+    @property
+    def encrypted(self) -> bool:
+        return True
+
+
+@asynccontextmanager
+async def cluster(
+    network: Network, folder: Path, names: str = "ab", kind: type[Node] = Encrypted
+) -> AsyncIterator[list[tuple[Passphrase, Host, Node]]]:
+    """Nodes of the fleet, each connected with the first."""
+    options: dict[str, Any] = {"cookie": "c", "port": 0, "tick_time": 60.0}
+    nodes = [
+        kind(name, address=network.address(number), epmd_port=network.epmd_port, **options)
+        for number, name in enumerate(names, 1)
+    ]
+    hosts = [of_fleet(folder / name) for name in names]
+    subjects = [Passphrase(one) for one in hosts]
+    tasks = []
+    try:
+        for node in nodes:
+            await node.start()
+            await until(lambda node=node: node.listening, "the node listens")  # type: ignore[misc]
+        for node in nodes[1:]:
+            await nodes[0].connect(node.name, 30.0)
+        for mine, one in enumerate(hosts):
+            others = nodes[1:] if mine == 0 else nodes[:1]
+            one.known = [{"name": node.name, "state": "up"} for node in others]
+            tasks.append(asyncio.create_task(subjects[mine].run(nodes[mine])))
+        await until(lambda: all(n.whereis(Passphrase.NAME) for n in nodes), "all listen")
+        yield list(zip(subjects, hosts, nodes, strict=True))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for node in nodes:
+            await node.stop()
+
+
+async def refusal(attempt: Any) -> PassphraseError:
+    with pytest.raises(PassphraseError) as caught:
+        await attempt
+    return caught.value
+
+
+def importing(packed: bytes) -> dict[str, str]:
+    return {"action": "import", "change": base64.b64encode(packed).decode()}
+
+
+def mesh(one: Host) -> tuple[str, str]:
+    return one.settings.mesh.passphrase, one.settings.mesh.next_passphrase
+
+
+# -- the format
+
+
+def test_a_change_is_what_was_signed() -> None:
+    packed = signed(7, NEW, OLD, THIRD, used=True)
+    found = SignedChange.read(packed, FLEET.fleet)
+    assert found.change == Change(
+        7, NOW, NEW, True, frozenset(tag(t, FLEET.fleet.identifier) for t in (OLD, THIRD))
+    )
+    for shown in (repr(found), str(found), repr(found.change), f"{found.change}"):
+        assert NEW not in shown
+    for at in range(len(packed)):
+        bad = bytearray(packed)
+        bad[at] ^= 0x20
+        with pytest.raises(RefusedError) as caught:
+            SignedChange.read(bytes(bad), FLEET.fleet)
+        assert NEW not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"number": 0}, {"number": "1"}, {"number": 1 << 60}, {"number": 1.5}, {"used": 1},
+        {"used": True, "passphrase": ""}, {"passphrase": None}, {"passphrase": ["secret!!"]},
+        {"former": "x"}, {"former": ["x"] * 65}, {"fleet": "00" * 20}, {"format": 2},
+        {"issued": "secret!!"}, {"issued": 3}, {"number": None},
+    ],
+)  # fmt: skip
+def test_a_change_of_another_form_is_refused_without_a_word_of_it(wrong: dict[str, Any]) -> None:
+    document = json.loads(signed(1)[len(b"thicket passphrase 1\n") + 64 :])
+    text = json.dumps({**document, **wrong}).encode()
+    with pytest.raises(RefusedError) as caught:
+        SignedChange.read(
+            b"thicket passphrase 1\n" + bytes(64) + text, FLEET.fleet, verify=lambda *_: True
+        )
+    assert "secret" not in str(caught.value)
+
+
+# -- members
+
+
+@in_private_network
+async def test_no_member_can_tell_a_node_another_passphrase(network: Network) -> None:
+    """What one member could once do to each node: another passphrase for every one."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with cluster(network, Path(folder), "abc") as ((a, _, evil), *others):
+            for subject, one, node in others:
+                before, where = one.file(), (Passphrase.NAME, node.name)
+                other = one_fleet("another")
+                for number, request in enumerate(
+                    (
+                        (Atom("change"), b"of-the-attacker"),
+                        (Atom("prepare"), b"of-the-attacker"),
+                        Atom("cancel"),
+                        (Atom("signed"), signed(9, key=FLEET.signer_key, used=True)),
+                        (Atom("signed"), signed(9, fleet=other, used=True)),
+                        (Atom("signed"), signed(9, key=other.root_key, used=True)),
+                        (Atom("signed"), b"nonsense"),
+                        (Atom("what"), 1),
+                    ),
+                    1,
+                ):
+                    answer = await evil.request(where, request, 20.0)
+                    assert answer[0] == "error", request
+                    assert subject.status()["refused"] == number
+                assert one.file() == before
+                assert one.problems.codes == {"change-refused"}
+            # A person at a node is told who can do it, and nothing happens.
+            for action in ("prepare", "change", "cancel", "unsigned"):
+                error = await refusal(a.request({"action": action, "passphrase": NEW}))
+                assert error.code == "not-signed"
+                assert "thicket ca passphrase" in str(error)
+
+
+@in_private_network
+async def test_different_changes_for_different_nodes_end_as_one(network: Network) -> None:
+    """Two copies of the authority, or a member that passes on one here and the other there."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "TELL", 0.0):
+        async with cluster(network, Path(folder), "abc") as all_three:
+            one, two = signed(1, NEW, OLD, THIRD), signed(1, THIRD, OLD, NEW)
+            for (_, _, node), packed in zip(all_three[1:], (one, two), strict=True):
+                where = (Passphrase.NAME, node.name)
+                assert await all_three[0][2].request(where, (Atom("signed"), packed), 20.0) in (
+                    "ok", ("error", b"change 1 is in force here, which is newer"),
+                )  # fmt: skip
+            await until(
+                lambda: len({subject.newest() for subject, _, _ in all_three}) == 1, "all agree"
+            )
+            won = max(SignedChange.read(p, FLEET.fleet) for p in (one, two))  # by number
+            assert all_three[0][0].newest()[0] == won.change.number
+            await until(
+                lambda: (
+                    all(one._done == one.newest()[1].hex() for one, _, _ in all_three)
+                    and len({mesh(host) for _, host, _ in all_three}) == 1
+                ),
+                "all do so",
+                60,
+            )
+            assert all(host.settings.mesh.passphrase == OLD for _, host, _ in all_three)
+            for subject, _, _ in all_three:
+                async with subject._taking:
+                    assert subject._done == subject.newest()[1].hex()
+
+
+@in_private_network
+async def test_a_change_on_all_nodes_of_a_fleet(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with cluster(network, Path(folder), "abc") as nodes:
+            here = nodes[0][0]
+            for _ in range(2):  # the second time nothing is new, and nothing is wrong
+                answer = await here.request(importing(signed(1)))
+                assert (len(answer["done"]), answer["failed"], answer["used"]) == (3, {}, False)
+            for _, host, _ in nodes:
+                assert mesh(host) == (OLD, NEW)
+                assert host.mesh.settings.passphrase == OLD, "nothing is used yet"
+            answer = await here.request(importing(signed(2, used=True)))
+            assert (len(answer["done"]), answer["used"]) == (3, True)
+            for _, host, _ in nodes:
+                assert mesh(host) == (NEW, OLD), "both, until links of the new one stand"
+                assert host.mesh.settings.passphrase == NEW
+                host.mesh.outdated = True
+                host.mesh.linked = {PEER}
+            for subject, _, _ in nodes:
+                later = time.monotonic() + 10 * passphrase.STAND
+                assert not (subject._stands(later) or subject._stands(2 * later)), "old links"
+            for _, host, _ in nodes:
+                host.mesh.outdated = False
+            with mock.patch.object(passphrase, "STAND", 0.0):
+                await until(
+                    lambda: all(mesh(host) == (NEW, "") for _, host, _ in nodes), "one is left", 60
+                )
+            assert all(OLD not in host.file() for _, host, _ in nodes)
+            error = await refusal(here.request(importing(signed(1))))
+            assert error.code == "older"
+
+
+@in_private_network
+async def test_a_node_that_was_not_connected_gets_the_change_when_it_is(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with cluster(network, Path(folder), "ab") as ((a, _, _), (b, host, _)):
+            # what a node takes alone it tells, and what it lacks it asks for
+            await b.take(signed(4, used=True), passphrase.PERSON)
+            await until(lambda: a.newest() == b.newest(), "a has it")
+            a._change = None
+            b.node_up("nobody")
+            a_name = a._node.name if a._node is not None else ""
+            b.node_up(a_name)
+            await until(lambda: a.newest() == b.newest(), "a has it again")
+            assert mesh(host) == (NEW, OLD)
+
+
+@in_private_network
+async def test_in_clear_a_change_goes_to_nobody_else(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with cluster(network, Path(folder), "ab", Node) as ((a, mine, node), (b, other, _)):
+            answer = await a.request(importing(signed(1)))
+            assert len(answer["done"]) == 1
+            (why,) = answer["failed"].values()
+            assert "not encrypted" in why
+            where = (Passphrase.NAME, next(iter(answer["failed"])))
+            refused = await node.request(where, (Atom("signed"), signed(2)), 20.0)
+            assert refused[0] == "error"
+            for subject, listener in ((a, a._listener), (b, b._listener)):
+                assert listener is not None
+                assert not listener._spreads
+                connection = next(iter(listener._node._connections.values()))
+                for message in (("have", 9, b"x" * 32), ("signed", signed(3))):
+                    listener.on_message(connection, message)
+                assert not listener._tasks
+                assert subject._listener is listener
+            assert (mesh(mine), mesh(other)) == ((OLD, NEW), (OLD, ""))
+            assert b.newest() == (0, b"")
+
+
+# -- what a node takes
+
+
+async def test_an_old_change_leads_no_new_card_astray(tmp_path: Path) -> None:
+    """Whoever replays a change of the past to a node that has not heard of any."""
+    fresh = Passphrase(of_fleet(tmp_path / "fresh", present=THIRD))
+    error = await refusal(fresh.take(signed(2, NEW, OLD, used=True), "a member"))
+    assert error.code == "not-ours"
+    assert (
+        fresh.heard(*SignedChange.read(signed(2, NEW, OLD, used=True), FLEET.fleet).order) is None
+    )
+    assert fresh.newest() == (0, b"")
+    assert await fresh.take(signed(3, NEW, OLD, THIRD), "a member")
+    error = await refusal(fresh.take(signed(2, NEW, OLD, THIRD, used=True), "a member"))
+    assert error.code == "older"
+    again = Passphrase(fresh._host)
+    assert again.newest()[0] == 3, "also after a restart"
+
+
+async def test_a_withdrawn_offer_is_dropped(tmp_path: Path) -> None:
+    one = of_fleet(tmp_path / "n")
+    subject = Passphrase(one)
+    await subject.take(signed(1), "the root")
+    assert mesh(one) == (OLD, NEW)
+    await subject.take(signed(2, "", OLD), "the root")
+    assert mesh(one) == (OLD, "")
+    assert (await refusal(subject.take(signed(1), "a member"))).code == "older"
+
+
+async def test_a_card_of_another_mesh_keeps_what_a_person_wrote(tmp_path: Path) -> None:
+    one = of_fleet(tmp_path / "n")
+    subject = Passphrase(one)
+    await subject.take(signed(1, used=True), "the root")
+    assert mesh(one) == (NEW, OLD)
+    await subject._store({"mesh.passphrase": THIRD, "mesh.next_passphrase": None})
+    again = Passphrase(one)
+    await again._carry_out()
+    assert mesh(one) == (THIRD, ""), "it was done once, and is not done again"
+
+
+async def test_an_open_mesh_and_a_node_without_fleet_take_nothing(tmp_path: Path) -> None:
+    one = of_fleet(tmp_path / "n")
+    one.settings = config.Settings({**_tables(one), "mesh": {"security": "open"}})
+    subject = Passphrase(one)
+    assert (await refusal(subject.take(signed(1), "the root"))).code == "open"
+    assert subject.heard(*SignedChange.read(signed(1), FLEET.fleet).order) is None
+    one.settings = config.Settings({"mesh": {"passphrase": OLD}})
+    assert (await refusal(subject.take(signed(1), "the root"))).code == "no-fleet"
+
+
+def _tables(one: Host) -> dict[str, Any]:
+    return {"trust": {"root": one.settings.trust.root}}
+
+
+# -- power cuts
+
+
+class PowerCutError(BaseException):
+    """The power fails here."""
+
+
+@contextmanager
+def power_fails(monkeypatch: pytest.MonkeyPatch, after: int, *, written: bool) -> Iterator[None]:
+    """The power fails at the write with this number, before or after the disk has it."""
+    count = 0
+    real, apply = config.write_atomically, store.apply
+
+    def cut() -> bool:
+        nonlocal count
+        count += 1
+        return count == after
+
+    def write(path: str, data: bytes, **options: Any) -> None:
+        if not path.endswith(FILE) or not cut():
+            real(path, data, **options)
+            return
+        if written:
+            real(path, data, **options)
+        raise PowerCutError
+
+    def changed(paths: config.Paths, data: bytes) -> str:
+        if not cut():
+            return apply(paths, data)
+        if written:
+            apply(paths, data)
+        raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "write_atomically", write)
+        patch.setattr(store, "apply", changed)
+        try:
+            yield
+        except PowerCutError:
+            count = 1000
+    assert count in (0, 1000) or count < after, "the power failed"
+
+
+@pytest.mark.parametrize("written", [False, True])
+async def test_the_power_may_fail_at_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, written: bool
+) -> None:
+    """The node starts with what the disk has, hears the change again, and ends as the others."""
+    cuts = 0
+    for offered in (False, True):
+        for step in range(1, 20):
+            folder = tmp_path / f"{offered}-{step}"
+            one = of_fleet(folder)
+            if offered:
+                await Passphrase(one).take(signed(1), "the root")
+            with power_fails(monkeypatch, step, written=written):
+                await Passphrase(one).take(signed(2, used=True), "the root")
+            one.settings = config.load(one.paths).settings
+            done = mesh(one) == (NEW, OLD) and Passphrase(one)._done
+            assert mesh(one)[0] in (OLD, NEW)
+            again = Passphrase(one)
+            await again._carry_out()  # as run() does
+            if again.newest()[0] != 2:
+                await again.take(signed(2, used=True), "the others")
+            assert mesh(one) == (NEW, OLD)
+            assert again._is_former()
+            # the offer is told again by others that have missed the rest
+            assert (await refusal(again.take(signed(1), "the others"))).code == "older"
+            cuts += not done
+    assert cuts > 6
+
+
+@pytest.mark.parametrize("written", [False, True])
+async def test_the_power_may_fail_on_the_way_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, written: bool
+) -> None:
+    for step in (1, 2):
+        one = of_fleet(tmp_path / f"{step}")
+        subject = Passphrase(one)
+        await subject.take(signed(2, used=True), "the root")
+        with power_fails(monkeypatch, step, written=written):
+            await subject.change()
+        one.settings = config.load(one.paths).settings
+        again = Passphrase(one)
+        await again._carry_out()
+        if mesh(one) == (NEW, OLD):  # it goes back once more, as it is still alone
+            assert again._is_former()
+            await again.change()
+        assert mesh(one) == (OLD, NEW)
+        assert not again._is_former()
+        assert again.status()["change"] == {"number": 2, "used": True}
+
+
+async def test_a_full_disk_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = of_fleet(tmp_path / "n")
+    subject = Passphrase(one)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise store.StoreError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "apply", full)
+        assert (await refusal(subject.take(signed(1, used=True), "x"))).code == "not-written"
+    assert mesh(one) == (OLD, "")
+    await subject._carry_out()
+    assert mesh(one) == (NEW, OLD)
+
+
+def test_a_damaged_file_is_not_used_and_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = of_fleet(tmp_path / "n")
+    path = Path(one.paths.data, "thicket", FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"change": base64.b64encode(signed(1)).decode(), "done": "", "former": ""}
+    for data in (b"", b"{", b"[]", json.dumps({**whole, "change": NEW}).encode(), b"\xff" * 99):
+        path.write_bytes(data)
+        subject = Passphrase(one)
+        assert subject.newest() == (0, b"")
+    assert "is damaged" in caplog.text
+    assert NEW not in caplog.text
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    assert Passphrase(one).newest()[0] == 1
+    assert Passphrase(one).status()["change"] == {"number": 1, "used": False}
+
+
+# -- alone
+
+
+class TestAlone:
+    """A node that has changed, and whose neighbours have not."""
+
+    @pytest.fixture
+    async def changed(self, tmp_path: Path) -> tuple[Passphrase, Host]:
+        one = of_fleet(tmp_path / "n")
+        subject = Passphrase(one)
+        await subject.take(signed(2, used=True), "the root")
+        one.mesh.applied.clear()
+        return subject, one
+
+    async def test_finds_nobody_and_goes_back(self, changed: tuple[Passphrase, Host]) -> None:
+        subject, one = changed
+        for now in range(0, 300, 3):
+            await subject._step(1000.0 + now)
+            if one.mesh.settings.passphrase == OLD:
+                one.mesh.linked = {PEER}  # the neighbours have the old one
+        assert mesh(one) == (OLD, NEW)
+        assert one.mesh.settings.passphrase == OLD
+        # It tells them, and they change: it hears that they have what it has.
+        one.mesh.linked = {PEER}
+        subject._since = time.monotonic() - passphrase.REST_AT_MOST - 1
+        assert subject.heard(*subject.newest()) is None
+        await subject._carry_out()
+        assert mesh(one) == (NEW, OLD)
+
+    async def test_is_refused_and_goes_back_sooner(self, changed: tuple[Passphrase, Host]) -> None:
+        subject, one = changed
+        one.mesh.refusing = {PEER: 2}
+        await subject._step(1000.0)
+        assert one.mesh.applied == [OLD]
+        one.mesh.linked = {PEER}
+        await subject._step(1003.0)
+        assert mesh(one) == (OLD, NEW)
+
+    async def test_returns_when_the_old_one_is_of_no_use_either(
+        self, changed: tuple[Passphrase, Host]
+    ) -> None:
+        subject, one = changed
+        tried = []
+        for now in range(0, 7200, 3):
+            await subject._step(1000.0 + now)
+            if one.mesh.applied[-1:] == [OLD]:
+                tried.append(now)
+                one.mesh.applied.append("seen")
+        assert 5 < len(tried) < 20, "ever more seldom"
+        assert mesh(one) == (NEW, OLD)
+        assert one.mesh.applied.count(NEW) >= len(tried) - 1
+
+    async def test_with_links_nobody_lures_it_back(self, changed: tuple[Passphrase, Host]) -> None:
+        """A thief of the old passphrase refuses the new one, as loudly as he likes."""
+        subject, one = changed
+        one.mesh.linked, one.mesh.outdated = {PEER}, True
+        one.mesh.refusing = {STRANGER: 99}
+        for now in range(0, 600, 3):
+            await subject._step(1000.0 + now)
+        assert one.mesh.applied == []
+        one.mesh.outdated = False
+        for now in range(600, 700, 3):
+            await subject._step(1000.0 + now)
+        assert mesh(one) == (NEW, "")
+        one.mesh.linked = set()
+        for now in range(700, 2000, 3):
+            await subject._step(1000.0 + now)
+        assert set(one.mesh.applied) <= {NEW}, "the old one is gone for good"
+
+    async def test_a_member_that_says_so_does_not_make_it_change_all_the_time(
+        self, changed: tuple[Passphrase, Host]
+    ) -> None:
+        subject, one = changed
+        await subject.change()
+        assert mesh(one) == (OLD, NEW)
+        times = 0
+        for _ in range(100):
+            subject.heard(*subject.newest())
+            before = mesh(one)
+            await subject._carry_out()
+            if mesh(one) != before:
+                times += 1
+                await subject.change()
+        assert times <= 1, "within a moment"
+
+
+# -- the authority
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Authority:
+    made = Authority(tmp_path / "fleet", lambda _: "", clock=lambda: NOW)
+    made.init("acme", PREFIX, lab=True)
+    return made
+
+
+def read(ca: Authority, packed: bytes) -> Change:
+    return SignedChange.read(packed, ca.fleet).change
+
+
+def test_the_authority_numbers_its_changes_and_names_what_they_replace(ca: Authority) -> None:
+    first = ca.network()[0]
+    offer = read(ca, ca.offer_passphrase(NEW, replaces=["by-hand"]))
+    assert (offer.number, offer.passphrase, offer.used) == (1, NEW, False)
+    assert {tag(first, ca.fleet.identifier), "by-hand"} <= offer.former
+    assert (ca.network()[0], ca.next_passphrase()) == (first, NEW)
+    use = read(ca, ca.use_passphrase())
+    assert (use.number, use.passphrase, use.used) == (2, NEW, True)
+    assert offer.former <= use.former
+    assert (ca.network()[0], ca.next_passphrase()) == (NEW, "")
+    with pytest.raises(AuthorityError, match="begin with roll"):
+        ca.use_passphrase()
+    with pytest.raises(AuthorityError, match="no change to cancel"):
+        ca.cancel_passphrase()
+    with pytest.raises(AuthorityError, match="has this passphrase already"):
+        ca.offer_passphrase(NEW)
+    for bad in ("", "short", "x" * 64, "tab\tin it"):
+        with pytest.raises(AuthorityError, match="a passphrase must"):
+            ca.offer_passphrase(bad)
+    ca.offer_passphrase(THIRD)
+    dropped = read(ca, ca.cancel_passphrase())
+    assert (dropped.number, dropped.passphrase, dropped.used) == (4, "", False)
+    assert (ca.network()[0], ca.next_passphrase()) == (NEW, "")
+    for number in range(200):
+        packed = ca.offer_passphrase(f"passphrase {number}")
+    assert len(read(ca, packed).former) <= changes.MAX_FORMER
+    assert len(packed) < changes.MAX_CHANGE
+
+
+def test_a_card_that_is_made_during_a_change_works_before_and_after_it(ca: Authority) -> None:
+    from thicket.trust import settings
+
+    ca.offer_passphrase(NEW)
+    found = config.parse(settings.text(ca).encode(), "x").mesh
+    assert (found.passphrase, found.next_passphrase) == (ca.network()[0], NEW)
+    ca.use_passphrase()
+    found = config.parse(settings.text(ca).encode(), "x").mesh
+    assert (found.passphrase, found.next_passphrase) == (NEW, "")
+
+
+def test_two_copies_of_the_authority_take_up_each_others_changes(
+    ca: Authority, tmp_path: Path
+) -> None:
+    shutil.copytree(ca.folder, tmp_path / "copy")
+    other = Authority(tmp_path / "copy", lambda _: "", clock=lambda: NOW)
+    theirs = other.offer_passphrase(THIRD)
+    assert ca.take_change(theirs) == 1
+    assert ca.take_change(theirs) is None
+    assert ca.next_passphrase() == THIRD
+    assert read(ca, ca.use_passphrase()).number == 2
+    assert other.take_change(ca.change()) == 2
+    assert other.network()[0] == THIRD
+    with pytest.raises(AuthorityError, match="node's change"):
+        ca.take_change(signed(9))
+
+
+class Channel:
+    """The way to a node, whose daemon is a Passphrase in a cluster of one."""
+
+    name = "a node"
+
+    def __init__(self, subject: Passphrase, missing: list[str]) -> None:
+        self.subject, self.missing = subject, missing
+
+    def ask(self, request: dict[str, Any], seconds: float = 0) -> dict[str, Any]:
+        assert request["do"] == "passphrase"
+        if "change" not in request:
+            present = self.subject._tag(self.subject._host.settings.mesh.passphrase)
+            held = self.subject._change.packed if self.subject._change is not None else b""
+            return {"change": base64.b64encode(held).decode(), "present": present}
+        asyncio.run(self.subject.take(base64.b64decode(request["change"]), passphrase.PERSON))
+        assert self.subject._change is not None
+        return {
+            "done": ["t@fd00::1"], "failed": {}, "missing": self.missing,
+            "number": self.subject._change.change.number,
+            "used": self.subject._change.change.used,
+        }  # fmt: skip
+
+    def close(self) -> None: ...
+
+
+def test_the_command(
+    ca: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = f"[trust]\nroot = '''\n{pem(ca.fleet.root.der)}'''\n\n"
+    # the passphrase on the cards is one that a person chose, not the authority's
+    one = Host(tmp_path / "n", f'{text}[mesh]\nsecurity = "sae"\npassphrase = "{OLD}"\n')
+    missing = ["t@fd00::2"]
+
+    def where(_words: list[str]) -> Any:
+        return lambda _bus: Channel(Passphrase(one), missing)
+
+    monkeypatch.setenv("THICKET_CA", str(ca.folder))
+    monkeypatch.setattr("thicket.trust.command._where", where)
+    monkeypatch.setattr("thicket.trust.roll.read_passphrase", lambda: NEW)
+    assert cli.main(["ca", "passphrase", "roll"]) == cli.BAD
+    out = capsys.readouterr().out
+    assert "t@fd00::1  has it" in out
+    assert "t@fd00::2  MISSING" in out
+    assert "The mesh keeps its passphrase" in out
+    assert NEW not in out
+    assert mesh(one) == (OLD, NEW)
+    assert cli.main(["ca", "passphrase", "cancel"]) == cli.BAD
+    assert "t@fd00::1  dropped it" in capsys.readouterr().out
+    assert mesh(one) == (OLD, "")
+    assert cli.main(["ca", "passphrase", "roll", "--accept-missing"]) == cli.BAD
+    assert "t@fd00::1  has changed" in capsys.readouterr().out
+    assert mesh(one) == (NEW, OLD)
+    missing.clear()
+    assert cli.main(["ca", "passphrase", "roll", "--generate"]) == cli.OK
+    out = capsys.readouterr().out
+    assert ca.network()[0] in out
+    assert mesh(one) == (ca.network()[0], NEW)
+    for words in ([], ["what"], ["roll", NEW], ["finish", "--generate"]):
+        assert cli.main(["ca", "passphrase", *words]) == cli.USAGE
+        assert NEW not in capsys.readouterr().err
+
+
+def test_without_a_node_the_change_is_a_file(
+    ca: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THICKET_CA", str(ca.folder))
+    monkeypatch.setattr("thicket.trust.roll.read_passphrase", lambda: NEW)
+    assert cli.main(["ca", "passphrase", "roll"]) == cli.OK
+    path = ca.folder / roll.FILE
+    assert "thicket passphrase import" in capsys.readouterr().out
+    assert read(ca, path.read_bytes()) == read(ca, ca.change())
+    assert path.stat().st_mode & 0o077 == 0
+    assert not read(ca, path.read_bytes()).used
+    assert cli.main(["ca", "passphrase", "finish"]) == cli.OK
+    assert read(ca, path.read_bytes()).used
+    asked: list[dict[str, Any]] = []
+
+    def request(_path: str, _method: str, params: dict[str, Any], timeout: float) -> Any:
+        asked.append(params)
+        return {"done": ["t@fd00::1"], "failed": {}, "missing": [], "number": 2, "used": True}
+
+    monkeypatch.setattr("thicket.cli_passphrase.request", request)
+    assert cli.main(["passphrase", "import", str(path)]) == cli.OK
+    assert "has changed" in capsys.readouterr().out
+    assert base64.b64decode(asked[0]["change"]) == path.read_bytes()
+    assert cli.main(["passphrase", "import", "/nonexistent"]) == cli.BAD
+    assert cli.main(["passphrase", "import"]) == cli.USAGE
