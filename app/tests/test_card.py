@@ -355,3 +355,73 @@ class TestCommand:
             assert done.returncode == 1
             assert words in done.stdout
             assert done.stderr == ""
+
+
+FIRST_BEHIND = (DATA[0] + DATA[1] + 4 * ALIGN, 10 * ALIGN)
+SECOND_BEHIND = (FIRST_BEHIND[0] + FIRST_BEHIND[1] + 2 * ALIGN, 5 * ALIGN)
+
+
+def add_behind(path: Path, *partitions: tuple[int, int], kind: int = 0x83) -> None:
+    """Make logical partitions behind the data partition, as a partitioning program does."""
+    record_at = DATA[0] - ALIGN
+    with path.open("r+b") as file:
+        for start, count in partitions:
+            file.seek(record_at * SECTOR + 446 + 16)
+            file.write(entry(0x05, start - ALIGN - EXTENDED, count + ALIGN))
+            record_at = start - ALIGN
+            file.seek(record_at * SECTOR)
+            file.write(record(entry(kind, ALIGN, count)))
+        file.seek(446 + 48 + 12)
+        end = max(start + count for start, count in partitions)
+        file.write(struct.pack("<I", end + 7 - EXTENDED))
+
+
+class TestSomebodysPartition:
+    @pytest.mark.parametrize("kind", [0x83, 0x07, 0x0C])
+    @pytest.mark.parametrize("behind", [(FIRST_BEHIND,), (FIRST_BEHIND, SECOND_BEHIND)])
+    def test_it_stays_and_the_data_partition_grows_up_to_it(
+        self, behind: tuple[tuple[int, int], ...], kind: int, tmp_path: Path
+    ) -> None:
+        path = make(tmp_path / "card", IMAGE_END + 100_000)
+        add_behind(path, *behind, kind=kind)
+        before, length = untouched(path), path.read_bytes()[446 + 60 : 446 + 64]
+        assert "which stays" in run(path)
+        view = kernel_view(path)
+        assert view[7] == (DATA[0], FIRST_BEHIND[0] - ALIGN - DATA[0])
+        assert [view[8 + n] for n in range(len(behind))] == list(behind)
+        assert len(view) == 7 + len(behind)
+        assert path.read_bytes()[446 + 60 : 446 + 64] == length, "the extended one holds it all"
+        assert untouched(path) == before
+        content = path.read_bytes()
+        assert "was right" in run(path)
+        assert path.read_bytes() == content
+
+    def test_a_power_cut_between_any_two_writes_loses_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = make(tmp_path / "card", IMAGE_END + 100_000)
+        add_behind(path, FIRST_BEHIND)
+        cuts(path, monkeypatch)
+        assert kernel_view(path)[8] == FIRST_BEHIND
+
+    def test_a_data_partition_that_reaches_over_it_already_is_not_made_smaller(
+        self, tmp_path: Path
+    ) -> None:
+        path = make(tmp_path / "card", IMAGE_END + 100_000)
+        add_behind(path, (DATA[0] + 10 * ALIGN, 2 * ALIGN))
+        run(path)
+        assert kernel_view(path)[7] == DATA
+
+    @pytest.mark.parametrize("damage", ["no record", "in a circle", "before it"])
+    def test_a_link_to_no_partition_is_damage(self, damage: str, tmp_path: Path) -> None:
+        path = make(tmp_path / "card", IMAGE_END + 100_000)
+        target = {
+            "no record": FIRST_BEHIND[0],
+            "in a circle": DATA[0] - ALIGN,
+            "before it": ROOT_A[0] - ALIGN,
+        }[damage]
+        with path.open("r+b") as file:
+            file.seek((DATA[0] - ALIGN) * SECTOR + 446 + 16)
+            file.write(entry(0x05, target - EXTENDED, 4096))
+        assert "which stays" not in run(path)
+        check(path)

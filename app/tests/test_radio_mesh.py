@@ -76,6 +76,10 @@ class World:
         self.running = False
         self.fresh = False
         self.text = ""
+        #: What the kernel follows, whether it takes what it is asked for, and what that was.
+        self.country: str | None = "00"
+        self.takes_country = True
+        self.asked: list[str] = []
 
     def event(self, name: str, rest: str = "") -> None:
         assert self.subject is not None
@@ -121,6 +125,14 @@ class FakeNl80211:
         assert self.world.subject is not None
         frequency = self.world.frequency if self.world.left else self.world.subject.settings.mhz
         return [{**one, "frequency": frequency} for one in self.world.interfaces.values()]
+
+    def country(self) -> str | None:
+        return self.world.country
+
+    def ask_for_country(self, code: str) -> None:
+        self.world.asked.append(code)
+        if self.world.takes_country:
+            self.world.country = code
 
     def add_mesh_interface(self, wiphy: Wiphy, name: str) -> dict[str, Any]:
         if self.world.refuse_second_interface:
@@ -1020,3 +1032,45 @@ async def test_an_address_that_two_radios_have_is_not_blamed_on_the_passphrase(
         one.mesh.set_doubled(set())
         world.event("MESH-SAE-AUTH-FAILURE", f"addr={PEER}")
         await one.until(lambda: PEER in one.mesh.refused())
+
+
+GERMAN = SETTINGS._replace(country="DE")
+
+
+async def test_a_country_that_somebody_else_set_is_put_right(world: World) -> None:
+    world.country = "DE"
+    async with running(world, GERMAN) as one:
+        await one.joined()
+        world.country = "US"
+        await one.until(lambda: world.country == "DE")
+        assert world.asked == ["DE"]
+        assert one.codes() == []
+        world.takes_country = False
+        one.mesh.apply(SETTINGS)
+        await one.until(lambda: world.asked.count("00") == mesh._COUNTRY_TIMES)
+
+
+@pytest.mark.parametrize("present", ["DE", "98", "99", None])
+async def test_rules_that_are_right_or_the_drivers_own_are_left_alone(
+    world: World, present: str | None
+) -> None:
+    world.country = present
+    async with running(world, GERMAN) as one:
+        await one.joined()
+        since = time.monotonic()
+        await one.until(lambda: time.monotonic() - since > 4 * mesh._LOOK_SECONDS)
+        assert world.asked == []
+        assert one.codes() == []
+
+
+async def test_a_country_that_the_kernel_does_not_take_is_told_of(world: World) -> None:
+    world.takes_country = False
+    async with running(world, GERMAN) as one:
+        await one.joined()
+        await one.until(lambda: one.codes() == ["country"])
+        assert len(world.asked) == mesh._COUNTRY_TIMES
+        (problem,) = one.mesh.problems()
+        assert "follows the rules of '00' and not of mesh.country, 'DE'" in problem["message"]
+        assert one.mesh.joined
+        world.country = "DE"
+        await one.until(lambda: one.codes() == [])

@@ -3,7 +3,8 @@
 
 A card image is written with a small data partition, number 7, the last of the logical ones inside
 the extended partition 4. At the first boot it grows to the card's end. A card that ends behind slot
-B's root, or on which the record of partition 7 is damaged, gets a new one in the free space.
+B's root, or on which the record of partition 7 is damaged, gets a new one in the free space. What
+somebody made behind it (partition 8 and on) stays: the data partition then grows up to that.
 
 Three sectors at most are written, each in one synchronous write that is read back, in an order in
 which a power cut between any two leaves a table that works as before and that the next boot
@@ -42,6 +43,8 @@ GROW_STEP: Final = 64 << 30
 #: Sectors that an MBR can count.
 MOST: Final = 0xFFFFFFFF
 
+#: Records that the kernel follows.
+_MOST_RECORDS: Final = 100
 _EXTENDED_TYPES: Final = (0x05, 0x0F, 0x85)
 _LINUX: Final = 0x83
 # "beyond what CHS can say", as every partitioning program writes it
@@ -203,6 +206,32 @@ class Table:
                 and start + count <= MOST
             ):
                 self.data = (start, count)
+        #: Where what others made behind the data partition begins and ends, records included; None.
+        self.behind = self._behind(disk) if self.data is not None else None
+
+    def _behind(self, disk: Disk) -> tuple[int, int] | None:
+        """The place of the partitions that the record of partition 7 leads to.
+
+        A link that leads to no record, to none behind the data partition or in a circle is damage.
+        """
+        assert self.data is not None
+        first, last = MOST, 0
+        seen: set[int] = set()
+        kind, offset, _ = _entry(disk.read(self.record), 1)
+        while kind in _EXTENDED_TYPES and len(seen) < _MOST_RECORDS:
+            record = self.extended + offset
+            if record in seen or not self.data[0] < record < disk.sectors:
+                break
+            seen.add(record)
+            sector = disk.read(record)
+            if not _is_record(sector):
+                break
+            kind, skip, count = _entry(sector, 0)
+            start = record + skip
+            if kind and kind not in _EXTENDED_TYPES and self.data[0] < start < disk.sectors:
+                first, last = min(first, record, start), max(last, start + count)
+            kind, offset, _ = _entry(sector, 1)
+        return (first, min(last, disk.sectors)) if last else None
 
 
 def fit(disk: Disk) -> tuple[str, tuple[int, int]]:
@@ -212,6 +241,11 @@ def fit(disk: Disk) -> tuple[str, tuple[int, int]]:
     """
     table = Table(disk)
     end = min(disk.sectors, MOST) // ALIGN * ALIGN
+    reach = end - table.extended
+    if table.behind is not None and table.data is not None:
+        # What is there already is not made smaller: its file system fills it.
+        end = max(min(end, table.behind[0] // ALIGN * ALIGN), sum(table.data))
+        reach = max(table.extended_length, max(end, table.behind[1]) - table.extended)
     if table.data is not None:
         record, start = table.record, table.data[0]
         sector = disk.read(record)
@@ -233,10 +267,11 @@ def fit(disk: Disk) -> tuple[str, tuple[int, int]]:
     if table.data == (start, length):
         done = "was right"
     # the extended partition first: while the rest is as before, the next boot sees what is missing
-    writes = [(0, table.mbr, _with_length(table.mbr, 3, end - table.extended))]
+    writes = [(0, table.mbr, _with_length(table.mbr, 3, reach))]
     made = _with_entry(sector, 0, _LINUX, start - record, length)
-    # nothing can follow it
-    made = made[:462] + bytes(48) + made[510:]
+    # nothing can follow it but what somebody made
+    kept = made[462:478] if table.behind is not None else bytes(16)
+    made = made[:462] + kept + bytes(32) + made[510:]
     writes.append((record, disk.read(record), made))
     place, before = table.last_record
     link = _with_entry(before, 1, 0x05, record - table.extended, start + length - record)
@@ -248,7 +283,12 @@ def fit(disk: Disk) -> tuple[str, tuple[int, int]]:
     for number, old, new in writes:
         if old != new:
             disk.write(number, new)
-    return f"{done}, {length // 2048} MiB now", (start, length)
+    said = f"{done}, {length // 2048} MiB now"
+    if table.behind is not None:
+        said += (
+            f", up to what somebody made behind it (at {table.behind[0] // 2048} MiB), which stays"
+        )
+    return said, (start, length)
 
 
 def known_to_kernel(path: str) -> tuple[int, int] | None:

@@ -54,6 +54,8 @@ _WATCHDOG_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 5.0
 _LOOK_OUTSIDE_SECONDS: Final = 1.0
 _LEFT_SECONDS: Final = 3.0
+#: Looks at which the kernel is asked for the wanted country before it is told of.
+_COUNTRY_TIMES: Final = 3
 _NO_RADIO_SECONDS: Final = 30.0
 _DUPLICATE_SECONDS: Final = 60.0
 _SAE_FORGET_SECONDS: Final = 120.0
@@ -268,6 +270,7 @@ class Mesh:
         self._sae_failures: dict[str, tuple[int, float]] = {}
         #: MAC addresses that two radios have: authentication with them fails for that reason.
         self._doubled: set[str] = set()
+        self._country_asked = 0
         self._stuck: dict[str, _Stuck] = {}
         self._joined_with: str | None = None
         self._next_rejoin = 0.0
@@ -777,8 +780,9 @@ class Mesh:
             self._tell("recovered", problem)
 
     def _session_problems(self) -> list[str]:
-        """The keys of the problems that ended a session: all but those with single peers."""
-        return [key for key in self._problems if not key.startswith("sae-")]
+        """The keys of the problems that ended a session: all but those with single peers and the
+        country, with which the mesh stands."""
+        return [key for key in self._problems if not key.startswith("sae-") and key != "country"]
 
     def _tell(self, kind: str, detail: dict[str, Any]) -> None:
         if self._on_change is None:
@@ -927,6 +931,7 @@ class Mesh:
         settings = self._settings
         self._grouped = False
         self._outside_since = None
+        self._country_asked = 0
         self._entering_until = 0.0
         try:
             self._wiphy = wiphy = self._choose()
@@ -1101,6 +1106,7 @@ class Mesh:
         by somebody's hand, or because the regulatory domain has changed. Raises FaultError."""
         if self._nl80211 is None or self._ifindex is None or not self._grouped:
             return
+        self._check_country()
         now = time.monotonic()
         name, wanted = self._settings.interface, self._settings.mhz
         frequency = next(
@@ -1126,6 +1132,32 @@ class Mesh:
             what = f"{name} has left the mesh, by somebody's hand or by the kernel's decision"
         raise FaultError(
             "radio", "mesh-left", f"{what}{self._channel_obstacle()}; it rejoins", restart=True
+        )
+
+    def _check_country(self) -> None:
+        """See that the kernel follows the rules of the country that is wanted.
+
+        Somebody can ask it for another one (`iw reg set`), and what its database does not have it
+        ignores without a word.
+        """
+        if self._nl80211 is None:
+            return
+        wanted = self._settings.country
+        present = self._nl80211.country()
+        if present in (None, wanted, *nl80211.MADE_DOMAINS):
+            self._recovered("country")
+            self._country_asked = 0
+            return
+        self._country_asked += 1
+        if self._country_asked <= _COUNTRY_TIMES:
+            log.info("the kernel follows the rules of %s; asking for %s", present, wanted)
+            self._nl80211.ask_for_country(wanted)
+            return
+        self._report(
+            "radio",
+            "country",
+            f"the kernel follows the rules of {present!r} and not of mesh.country, {wanted!r}: its "
+            "regulatory database does not have that country or is missing",
         )
 
     async def _wait_for_group(self) -> None:
@@ -1312,8 +1344,8 @@ class Mesh:
             "radio",
             "sae-failure",
             f"authentication (SAE) with {mac} failed {count} time{'s' if count > 1 else ''}: it "
-            "has another passphrase, or is too far away; all nodes of a mesh need the same "
-            "mesh.passphrase",
+            "has another passphrase, is too far away, or two radios have one address; all nodes of "
+            "a mesh need the same mesh.passphrase",
             key=f"sae-{mac}",
         )
         self._judge_refusals()
@@ -1333,8 +1365,9 @@ class Mesh:
             "radio",
             "passphrase-refused",
             f"this node has no peer, and {who} its passphrase: it was changed on the others while "
-            "this node was away, or is wrong; put the present one into thicket.toml on the card "
-            "(mesh.passphrase), or use `thicket config set mesh.passphrase`",
+            "this node was away, or is wrong (or another radio has the address of this one); put "
+            "the present one into thicket.toml on the card (mesh.passphrase), or use "
+            "`thicket config set mesh.passphrase`",
             key="sae-refused",
         )
 

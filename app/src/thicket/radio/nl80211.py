@@ -41,8 +41,10 @@ CMD_GET_STATION: Final = 17
 CMD_GET_MPATH: Final = 21
 CMD_NEW_MPATH: Final = 23
 CMD_DEL_MPATH: Final = 24
+CMD_REQ_SET_REG: Final = 27
 CMD_GET_MESH_CONFIG: Final = 28
 CMD_SET_MESH_CONFIG: Final = 29
+CMD_GET_REG: Final = 31
 
 # enum nl80211_iftype
 IFTYPE_STATION: Final = 2
@@ -79,6 +81,10 @@ MPATH_RESOLVING: Final = 1 << 1
 MPATH_SN_VALID: Final = 1 << 2
 MPATH_FIXED: Final = 1 << 3
 MPATH_RESOLVED: Final = 1 << 4
+
+#: What the kernel calls a regulatory domain of a driver's own making, or an intersection of several
+#: (is_unknown_alpha2 and is_intersected_alpha2 of net/wireless/reg.c).
+MADE_DOMAINS: Final = ("99", "98")
 
 SYSFS: Final = "/sys/class/ieee80211"
 
@@ -159,6 +165,7 @@ class Message(genlmsg):  # type: ignore[misc]
         (24, "NL80211_ATTR_MESH_ID", "cdata"),
         (26, "NL80211_ATTR_MPATH_NEXT_HOP", "l2addr"),
         (32, "NL80211_ATTR_SUPPORTED_IFTYPES", "cdata"),
+        (33, "NL80211_ATTR_REG_ALPHA2", "cdata"),
         (35, "NL80211_ATTR_MESH_CONFIG", "mesh_parameters", 0x8000),  # NLA_F_NESTED
         (38, "NL80211_ATTR_WIPHY_FREQ", "uint32"),
         (115, "NL80211_ATTR_SUPPORT_MESH_AUTH", "flag"),
@@ -467,6 +474,19 @@ class Nl80211:
         for message in messages:
             if _number(message, "NL80211_ATTR_WIPHY") == wiphy.index:
                 wiphy.absorb(message)
+
+    def country(self) -> str | None:
+        """The regulatory domain that the kernel follows: a country, "00" for the world's, one of
+        ``MADE_DOMAINS``; None when it does not tell."""
+        for message in self._request(CMD_GET_REG, []):
+            code = message.get_attr("NL80211_ATTR_REG_ALPHA2")
+            if isinstance(code, bytes):
+                return code.rstrip(b"\0").decode("ascii", "replace")
+        return None
+
+    def ask_for_country(self, code: str) -> None:
+        """Ask the kernel for the regulatory domain of a country; what comes of it comes later."""
+        self._request(CMD_REQ_SET_REG, [("NL80211_ATTR_REG_ALPHA2", code.encode() + b"\0")])
 
     def interfaces(self) -> list[Interface]:
         """Every wireless network interface."""
