@@ -69,7 +69,7 @@ class World:
         self.starts = 0
         self.joins = True
         self.commands: list[str] = []
-        self.asked: list[str] = []
+        self.looks: list[str] = []
         self.command_error: ControlError | None = None
         self.refuses: tuple[str, ...] = ()
         self.subject: Mesh | None = None
@@ -154,7 +154,7 @@ class FakeNl80211:
         self.world.parameters.append(parameters)
 
     def stations(self, ifindex: int) -> list[dict[str, Any]]:
-        self.world.asked.append("stations")
+        self.world.looks.append("stations")
         return [dict(one) for one in self.world.stations]
 
     def remove_path(self, ifindex: int, destination: str) -> None:
@@ -165,7 +165,7 @@ class FakeNl80211:
         self.world.fixed_paths.append((destination, next_hop))
 
     def paths(self, ifindex: int) -> list[dict[str, Any]]:
-        self.world.asked.append("paths")
+        self.world.looks.append("paths")
         return [
             {"destination": PEER, "next_hop": self.world.next_hop, "metric": 8193, "hops": 1,
              "sequence": 1, "expires_ms": 5000, "flags": 1}
@@ -219,7 +219,7 @@ class FakeLinks:
         ]
 
     def neighbours(self, index: int) -> list[tuple[str, str]]:
-        self.world.asked.append("neighbours")
+        self.world.looks.append("neighbours")
         return self.world.neighbours
 
 
@@ -433,13 +433,13 @@ async def test_a_look_for_silent_peers_asks_for_no_more_than_it_needs(world: Wor
         one.mesh._refreshed = 0.0
         await one.mesh.refresh(whole=False)
         assert one.mesh.links() == [(IPv6Address("fd12:3456:789a:1::2"), 0.01)], "of a new peer"
-        world.asked.clear()
+        world.looks.clear()
         one.mesh._refreshed = 0.0
         await one.mesh.refresh(whole=False)
-        assert world.asked == ["stations"]
+        assert world.looks == ["stations"]
         one.mesh._refreshed_whole = 0.0
         await one.mesh.refresh()
-        assert world.asked[1:] == ["stations", "neighbours", "paths"], "what is told is whole"
+        assert world.looks[1:] == ["stations", "neighbours", "paths"], "what is told is whole"
 
 
 async def test_paths_over_a_silent_peer_are_given_up(world: World) -> None:

@@ -547,7 +547,7 @@ class Node(ProcessTable):
         """
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        if peer != self.name:
+        if key_of(peer) != self.name:
             await self.connect(peer, timeout)
         sent = loop.time()
         left = max(timeout - (sent - begin), 0.01)
