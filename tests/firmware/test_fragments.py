@@ -105,6 +105,67 @@ def test_later_fragments_win_and_the_own_ones_are_last(tmp_path: Path) -> None:
     assert str(tmp_path) not in text, "a path of this machine would be in the image"
 
 
+KCONFIG = """
+choice
+	prompt "Kernel version"
+
+config BR2_LINUX_KERNEL_CUSTOM_VERSION
+	bool "Custom version"
+	help
+	config of choice
+
+config BR2_LINUX_KERNEL_CUSTOM_TARBALL
+	bool "Custom tarball"
+
+endchoice
+
+config BR2_LINUX_KERNEL_CUSTOM_VERSION_VALUE
+	string "Kernel version"
+	depends on BR2_LINUX_KERNEL_CUSTOM_VERSION
+
+config BR2_LINUX_KERNEL_CUSTOM_TARBALL_LOCATION
+	string "URL of custom kernel tarball"
+	depends on BR2_LINUX_KERNEL_CUSTOM_TARBALL
+"""
+MAINLINE = """
+BR2_LINUX_KERNEL_CUSTOM_VERSION=y
+BR2_LINUX_KERNEL_CUSTOM_VERSION_VALUE="6.12.40"
+BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES-="$(BR2_EXTERNAL_THICKET_PATH)/board/rpi64/linux/downstream.config"
+BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES+="/home/me/more.config"
+"""
+
+
+def test_another_kernel_takes_the_place_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "linux").mkdir()
+    (tmp_path / "linux" / "Config.in").write_text(KCONFIG)
+    extra = tmp_path / "kernel.config"
+    extra.write_text(MAINLINE)
+    board = boards.load("rpi64")
+    text = fragments.defconfig(board, extra=[extra], known=fragments.kconfig(tmp_path))
+    assert "CUSTOM_TARBALL" not in text
+    assert "BR2_LINUX_KERNEL_CUSTOM_VERSION=y" in text
+    assert 'BR2_LINUX_KERNEL_CUSTOM_VERSION_VALUE="6.12.40"' in text
+    ours = [path.name for path in board.linux_fragments()]
+    line = next(line for line in text.splitlines() if line.startswith(fragments._LINUX))
+    found = [name.rpartition("/")[2] for name in line.partition("=")[2].strip('"').split()]
+    assert found == [*(name for name in ours if name != "downstream.config"), "more.config"]
+
+
+def test_what_is_taken_out_of_a_list_must_be_there(tmp_path: Path) -> None:
+    extra = tmp_path / "kernel.config"
+    extra.write_text('BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES-="downstream.config"\n')
+    with pytest.raises(FragmentError, match=r"kernel.config:1: .* has no downstream.config"):
+        fragments.defconfig(boards.load("rpi64"), extra=[extra])
+
+
+def test_a_board_s_own_lines_turn_nothing_off(tmp_path: Path) -> None:
+    """They are checked in, and Kconfig says it when two of them do not go together."""
+    lines = fragments.parse("BR2_A=y\nBR2_B=y\n", "f")
+    (tmp_path / "Config.in").write_text("choice\nconfig BR2_A\nconfig BR2_B\nendchoice\n")
+    assert fragments.settle(lines) == lines
+    assert fragments.settle(lines, fragments.kconfig(tmp_path)) == lines[1:]
+
+
 def test_toolchains_are_names_or_files(tmp_path: Path) -> None:
     board = boards.load("x86_64")
     own = tmp_path / "own.config"

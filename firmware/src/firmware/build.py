@@ -188,7 +188,10 @@ class Build:
 
         What a person chose by ``menuconfig`` stays until then.
         """
-        text = fragments.defconfig(self.board, self.toolchain, self.extra) + self._tree()
+        # Only lines from outside turn off what ours choose.
+        known = fragments.kconfig(tree(self.cache)) if self.extra else fragments.NO_KCONFIG
+        choice = (self.board, self.toolchain, self.extra, known)
+        text = fragments.defconfig(*choice) + self._tree()
         ours, config = self.output / "thicket_defconfig", self.output / ".config"
         if config.is_file() and ours.is_file() and ours.read_text() == text:
             return
@@ -200,9 +203,7 @@ class Build:
             shutil.copyfile(config, kept)
             say(f"the fragments changed: configuring anew; the last configuration is in {kept}")
         self._run([*self.command(f"BR2_DEFCONFIG={new}", "defconfig")])
-        _text, wanted = fragments.merge(
-            [*self.board.buildroot_fragments(self.toolchain), *self.extra], self.board.root
-        )
+        wanted = fragments.buildroot_lines(*choice)
         self._refuse_lost(fragments.lost(wanted, config.read_text()), "Buildroot")
         new.replace(ours)
 
