@@ -82,22 +82,22 @@ ROUNDS ?= 10
 SOAK ?= 600
 export TESTS PYTEST
 
-test: packages-test ## All of the next three, then one report: what must pass before a change lands
+test: erlang-releases ## All of the next three, then one report: what must pass before a change lands
 	@$(python) tests/run.py
 
 lint: packages-test ## Style, types, shell scripts, C warnings
 	@$(python) tests/run.py lint
 
-test-unit: packages-test ## Tests that boot nothing
+test-unit: erlang-releases ## Tests that boot nothing
 	@$(python) tests/run.py unit
 
 test-mesh: packages-test ## Tests on running nodes: boots meshes and single cards in QEMU
 	@$(python) tests/run.py mesh
 
-soak: packages-test ## What takes long: [SOAK=600] seconds for each test that only watches
+soak: erlang-releases ## What takes long: [SOAK=600] seconds for each test that only watches
 	@THICKET_SOAK="$(SOAK)" $(python) tests/run.py soak
 
-test-loaded: packages-test ## The tests [ROUNDS=10] times, shuffled, on a busy machine, see tests/run.py
+test-loaded: erlang-releases ## The tests [ROUNDS=10] times, shuffled, on a busy machine, see tests/run.py
 	@$(python) tests/run.py --rounds "$(ROUNDS)"
 
 FUZZ_SECONDS ?= 60
@@ -109,7 +109,7 @@ fuzz: packages-test ## Look for inputs that break a parser: [TARGET=etf] [FUZZ_S
 bench: packages ## Print figures of IMAGE: sizes, boot, mesh, CPU, memory, frames, round trips
 	@$(python) -m meshlab.bench --image "$(IMAGE)" $(if $(SIZES),--sizes $(SIZES))
 
-bench-cluster: packages-test ## Print figures: calls and messages between nodes, beside real Erlang
+bench-cluster: erlang-releases ## Print figures: calls and messages between nodes, beside real Erlang
 	@$(python) app/tests/bench_distribution.py --with-tls
 
 bench-cluster-mesh: packages ## The same between simulated nodes, beside Erlang over the same link
@@ -125,6 +125,9 @@ packages: ## Install the distribution packages that the simulator needs, or prin
 
 packages-test:
 	@bin/host-setup packages run test
+
+erlang-releases: packages-test
+	@bin/erlang-releases
 
 packages-flash:
 	@bin/host-setup packages flash
@@ -169,6 +172,6 @@ help: ## This text
 	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
 .PHONY: bench bench-beacon bench-cluster bench-cluster-mesh clean defconfigs distclean flash format fuzz help \
-	lab-image lint lock packages packages-build \
+	erlang-releases lab-image lint lock packages packages-build \
 	packages-flash packages-test rpi64 x86_64 \
 	qemu-mesh relay soak test test-loaded test-mesh test-unit

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from private_network import Network, run_in_child, until
 
+from meshlab.paths import cache_root
 from thicket.distribution import Node, epmd, etf
 
 MISSING = (
@@ -61,11 +62,26 @@ class Release(NamedTuple):
         return str(path)
 
 
+WANTED = (27, 29)
+"""The releases that bin/erlang-releases brings beside the system's."""
+
+
+def _fetched() -> Path:
+    """Return the folder that bin/erlang-releases fills."""
+    return cache_root() / "erlang"
+
+
 @functools.cache
 def releases() -> list[Release]:
-    """Return the releases of Erlang here: the system's, and the programs ``erl`` that the variable
-    THICKET_ERLANG names, separated by colons. One of each number."""
-    paths = [shutil.which("erl"), *os.environ.get("THICKET_ERLANG", "").split(":")]
+    """Return the releases of Erlang here: the system's, the programs ``erl`` that the variable
+    THICKET_ERLANG names, separated by colons, and what bin/erlang-releases has brought. One of each
+    number."""
+    brought = [_fetched() / str(number) / "bin" / "erl" for number in WANTED]
+    paths = [
+        shutil.which("erl"),
+        *os.environ.get("THICKET_ERLANG", "").split(":"),
+        *(str(path) for path in brought if path.exists()),
+    ]
     ask = "io:put_chars(erlang:system_info(otp_release)), halt()."
     found: dict[int, str] = {}
     for path in filter(None, paths):
@@ -77,7 +93,10 @@ def releases() -> list[Release]:
 
 
 def in_each_release(
-    test: Callable[[Network, Release], Coroutine[Any, Any, None]], seconds: float = 300.0
+    test: Callable[[Network, Release], Coroutine[Any, Any, None]],
+    seconds: float = 300.0,
+    *,
+    between: bool = True,
 ) -> Any:
     """Make a test function out of *test*, which runs in a private network with each release."""
 
@@ -88,19 +107,32 @@ def in_each_release(
     run.__name__ = test.__name__
     run.__doc__ = test.__doc__
     run.__module__ = test.__module__
-    return each_release(run)
+    return each_release(run, between=between)
 
 
-def each_release(test: Callable[..., None]) -> Any:
-    """Run *test* with each release of Erlang, as its argument ``release``."""
-    parameters: list[Any] = [pytest.param(each, id=f"OTP-{each.number}") for each in releases()]
+def in_oldest_and_newest(test: Callable[[Network, Release], Coroutine[Any, Any, None]]) -> Any:
+    """As :func:`in_each_release`, for a test that takes long."""
+    return in_each_release(test, between=False)
+
+
+def each_release(test: Callable[..., None], *, between: bool = True) -> Any:
+    """Run *test* with each release of Erlang, as its argument ``release``.
+
+    :param between: also with those that are neither the oldest nor the newest.
+    """
+    found = releases() if between else [*releases()[:1], *releases()[1:][-1:]]
+    parameters: list[Any] = [pytest.param(each, id=f"OTP-{each.number}") for each in found]
     if not parameters:
         parameters = [pytest.param(Release(0, program()), id="no-erlang")]
-    if len(parameters) == 1:
-        reason = "only one release of Erlang is here; THICKET_ERLANG=/path/of/erl:... names others"
-        parameters.append(
-            pytest.param(None, id="other-releases", marks=pytest.mark.skip(reason=reason))
-        )
+    wanted = WANTED if between else WANTED[-1:]
+    for number in sorted({*wanted} - {each.number for each in releases()}):
+        try:
+            why = (_fetched() / f"{number}.why").read_text().strip()
+        except OSError:
+            why = "bin/erlang-releases brings it"
+        reason = f"Erlang/OTP {number} is not here: {why}"
+        skipped = pytest.mark.skip(reason=reason)
+        parameters.append(pytest.param(None, id=f"OTP-{number}", marks=skipped))
     return pytest.mark.parametrize("release", parameters)(test)
 
 

@@ -12,7 +12,7 @@ from ipaddress import IPv6Address
 from typing import Any, Literal
 
 import pytest
-from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
+from erlang import Erl, Release, a_real_epmd, in_each_release, in_oldest_and_newest, mapped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from private_network import Network, in_private_network, until
@@ -699,7 +699,7 @@ async def test_global_neither_waits_nor_disconnects(network: Network, release: R
 # --- size and speed of others -----------------------------------------------------------------
 
 
-@in_each_release
+@in_oldest_and_newest
 async def test_large_messages_delay_nobody(network: Network, release: Release) -> None:
     """10 MB and 100 MB both ways; meanwhile pings are answered and ticks are kept."""
     size = 100_000_000
@@ -914,7 +914,7 @@ def test_arbitrary_signals_do_no_harm(signals: list[tuple[int, list[Any], bytes]
     asyncio.run(run())
 
 
-@in_each_release
+@in_oldest_and_newest
 async def test_three_nodes_stay_whole_under_load(network: Network, release: Release) -> None:
     """Two of Erlang and one of Python call, send and publish to each other, with short ticks. The
     time is that of THICKET_SOAK in seconds (the ten minutes are for a person to ask for)."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
+from erlang import Erl, Release, a_real_epmd, in_each_release, in_oldest_and_newest, mapped
 from fleet_for_tests import CLOCK, TestFleet, one_fleet
 from private_network import Network, in_private_network, until
 
@@ -565,7 +565,7 @@ def in_order(values: list[int]) -> list[int]:
     return sorted(values)
 
 
-@in_each_release
+@in_oldest_and_newest
 async def test_erlang_is_refused_for_the_same_reasons(network: Network, release: Release) -> None:
     one = Policy(await credentials(FLEET.device(1)[0]))
     guest = await credentials(FLEET.software()[0])

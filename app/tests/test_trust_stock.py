@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from erlang import _SERVER, Erl, Release, in_each_release, program
+from erlang import _SERVER, Erl, Release, in_each_release, in_oldest_and_newest, program
 from fleet_for_tests import NOW, PREFIX
 from private_network import Network, until
 
@@ -124,7 +124,7 @@ async def test_a_stock_node_and_a_node_of_ours(network: Network, release: Releas
                 await erl.until("nodes()", [])
 
 
-@in_each_release
+@in_oldest_and_newest
 async def test_a_stock_node_of_another_fleet(network: Network, release: Release) -> None:
     if not network.private:
         pytest.skip("needs a network namespace of its own, which this machine does not permit")
@@ -137,7 +137,7 @@ async def test_a_stock_node_of_another_fleet(network: Network, release: Release)
             assert node.nodes() == []
 
 
-@in_each_release
+@in_oldest_and_newest
 async def test_a_stock_node_knows_whose_address_it_is(network: Network, release: Release) -> None:
     if not network.private:
         pytest.skip("needs a network namespace of its own, which this machine does not permit")
