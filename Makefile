@@ -28,7 +28,7 @@ APPS ?=
 ONCE ?=
 KEEP ?=
 
-qemu-mesh: packages ## Boot nodes in one simulated mesh and watch them until Ctrl-C
+qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them until Ctrl-C
 	@bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
 		--seed "$(SEED)" --security "$(SECURITY)" $(foreach app,$(APPS),--application "$(app)") \
 		$(if $(KEEP),--keep) $(if $(ONCE),--once)
@@ -106,7 +106,7 @@ TARGET ?=
 fuzz: packages-test ## Look for inputs that break a parser: [TARGET=etf] [FUZZ_SECONDS=60 for each]
 	@$(python) tests/fuzz/run.py --seconds "$(FUZZ_SECONDS)" $(TARGET)
 
-bench: packages ## Print figures of IMAGE: sizes, boot, mesh, CPU, memory, frames, round trips
+bench: image packages ## Print figures of IMAGE: sizes, boot, mesh, CPU, memory, frames, round trips
 	@$(python) -m meshlab.bench --image "$(IMAGE)" $(if $(SIZES),--sizes $(SIZES))
 
 bench-cluster: erlang-releases ## Print figures: calls and messages between nodes, beside real Erlang
@@ -120,8 +120,11 @@ bench-beacon: packages-test ## Print figures: what a signed beacon costs, and a 
 
 ##@ Keep house
 
+image: # said before anything is installed
+	@bin/host-setup image "$(IMAGE)"
+
 packages: ## Install the distribution packages that the simulator needs, or print the line that does
-	@bin/host-setup packages run $(if $(filter rpi64,$(IMAGE)),rpi64)
+	@bin/host-setup packages run $(filter rpi64 standin,$(IMAGE))
 
 packages-test:
 	@bin/host-setup packages run test
@@ -172,6 +175,6 @@ help: ## This text
 	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
 .PHONY: bench bench-beacon bench-cluster bench-cluster-mesh clean defconfigs distclean flash format fuzz help \
-	erlang-releases lab-image lint lock packages packages-build \
+	erlang-releases image lab-image lint lock packages packages-build \
 	packages-flash packages-test rpi64 x86_64 \
 	qemu-mesh relay soak test test-loaded test-mesh test-unit

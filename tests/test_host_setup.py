@@ -97,3 +97,31 @@ def test_a_folder_that_is_no_cache_is_refused(checkout: Path, target: str) -> No
 def test_without_a_cache_there_is_nothing_to_do(checkout: Path) -> None:
     done = make(checkout, "distclean", THICKET_CACHE=str(checkout.parent / "none"))
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("image", ["rpi64", "x86_64", "/nonexistent"])
+def test_an_image_that_is_not_there_is_told_of_before_anything_is_installed(
+    checkout: Path, image: str
+) -> None:
+    (checkout / "host-packages.txt").write_text("run no-such-package\nrpi64 neither-this\n")
+    done = make(checkout, "qemu-mesh", IMAGE=image, THICKET_CACHE=str(checkout.parent / "cache"))
+    assert done.returncode != 0
+    assert f"`make {image}`" in done.stderr or f"there is no image '{image}'" in done.stderr
+    assert "package" not in done.stderr
+    assert not (checkout.parent / "cache").exists()
+
+
+def test_an_image_that_is_there_gets_the_packages_that_it_needs(checkout: Path) -> None:
+    (checkout / "host-packages.txt").write_text("run this\nrpi64 that\nstandin those\n")
+    card = fill(checkout.parent / "cache", "build/rpi64/images") / "build/rpi64/images/card.img"
+    card.write_bytes(b"")
+    tools = checkout.parent / "tools"
+    tools.mkdir()
+    for name, text in {"id": "echo 1000", "sudo": "exit 1", "dpkg-query": "exit 1"}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    for image, needed in {"rpi64": "this that", "standin": "this those", "lab": "this"}.items():
+        cache = str(checkout.parent / "cache")
+        done = make(checkout, "qemu-mesh", IMAGE=image, THICKET_CACHE=cache, PATH=path)
+        assert f"--no-install-recommends {needed} \n" in done.stderr

@@ -133,7 +133,7 @@ def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[
     assert run("console", "n3")[2] == "meshlab: n3 is off: `meshlab power n3 on`\n"
     assert run("power", "n3", "on")[0] == 0
     status, _, err = run("exec", "n7", "true")
-    assert (status, err) == (1, "meshlab: there is no node n7: this lab has n1 to n3\n")
+    assert (status, err) == (1, "meshlab: there is no node n7: the lab 'default' has n1 to n3\n")
     status, _, err = run("--lab", "other", "status")
     assert (status, err.split(":")[1]) == (1, " no lab 'other' is running; running")
     assert json.loads(run("medium")[1])["valid"] is True

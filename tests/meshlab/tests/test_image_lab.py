@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meshlab.image import lab, tree
+from meshlab.image import host, lab, standin, tree
 from meshlab.image.cache import Cache
 from meshlab.image.errors import CancelledBuildError, ImageError
 from meshlab.image.progress import Progress
@@ -184,3 +184,14 @@ def test_an_image_is_described_from_what_is_in_the_cache(tmp_path: Path) -> None
     assert image.kernel == tmp_path / "kernel" / "vmlinux"
     assert "root 52 MiB, kernel 13 MiB" in image.description
     assert "console=" not in image.cmdline, "the console belongs to the machine"
+
+
+def test_what_the_stand_in_card_lacks_is_told_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab, "build", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: name == "mcopy" or None)
+    with pytest.raises(ImageError, match=r"install .* cryptsetup-bin dosfstools genimage$"):
+        standin.build(tmp_path)
+    listed = host.listed(tree.find().root / "host-packages.txt")
+    assert set(standin.PROGRAMS.values()) <= listed["run"] | listed["standin"]

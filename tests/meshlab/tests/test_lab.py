@@ -263,7 +263,7 @@ async def test_clients(parts: FakeParts, tmp_path: Path) -> None:
             assert answer == {"status": 3}
             with pytest.raises(RpcError, match=r"not finished after 0\.1 s"):
                 await client.call("exec", {"node": "n1", "command": "hang", "timeout": 0.1})
-            with pytest.raises(RpcError, match="no node n9: this lab has n1 to n3"):
+            with pytest.raises(RpcError, match="no node n9: the lab 'default' has n1 to n3"):
                 await client.call("exec", {"node": "9", "command": "true"})
             assert (await client.call("summary"))["formed"] is True
             assert (await client.call("status"))["name"] == "default"
@@ -414,3 +414,16 @@ def _zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+async def test_messages_name_the_lab_that_they_mean(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path, name="other") as lab:
+        with pytest.raises(LabError, match="`meshlab --lab other down`"):
+            async with Lab(spec(name="other"), parts, tmp_path):
+                pass
+        async with await Client.connect(lab.directory / "control.sock") as client:
+            await client.call("power", {"node": "n2", "action": "kill"})
+            with pytest.raises(RpcError, match="`meshlab --lab other power n2 on`"):
+                await client.call("exec", {"node": "n2", "command": "true"})
+            with pytest.raises(RpcError, match="the lab 'other' has n1 to n3"):
+                await client.call("exec", {"node": "n7", "command": "true"})

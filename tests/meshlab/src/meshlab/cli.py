@@ -29,7 +29,7 @@ from rich.text import Text
 
 from meshlab import summary, topology, view
 from meshlab.lab import Lab, LabError, LabSpec, NotFormedError, is_held
-from meshlab.paths import cache_root, lab_directory, socket_address
+from meshlab.paths import cache_root, lab_directory, own_call, socket_address
 from meshlab.rpc import Client, Json, Params, RpcError
 from meshlab.state import Event, LabState
 from thicket.visible import visible
@@ -633,9 +633,8 @@ LEAVE = 0x1D
 def cmd_console(options: argparse.Namespace) -> int:
     found = ask(options, "node", {"node": options.node})
     if found["power"] != "running":
-        raise CommandError(
-            f"{found['name']} is {found['power']}: `meshlab power {found['name']} on`"
-        )
+        call = own_call(options.lab, f"power {found['name']} on")
+        raise CommandError(f"{found['name']} is {found['power']}: `{call}`")
     with socket.socket(socket.AF_UNIX) as line:
         try:
             line.connect(socket_address(Path(found["directory"]) / "console.sock"))

@@ -31,7 +31,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from meshlab import summary
 from meshlab.child import tied
-from meshlab.paths import lab_directory, slots_directory
+from meshlab.paths import lab_directory, own_call, slots_directory
 from meshlab.rpc import Call, Client, Json, Params, RpcError, Server
 from meshlab.shell import ShellError
 from meshlab.slots import BootSlots, Slot
@@ -490,7 +490,8 @@ class Lab:
             os.close(fd)
             raise LabError(
                 f"the lab {self.spec.name!r} is already running (process {owner}): "
-                "end it with `meshlab down`, or run a second one beside it with LAB=other"
+                f"end it with `{own_call(self.spec.name, 'down')}`, or run a second one beside it "
+                "with LAB=other"
             ) from None
         self._lock_file = fd
         os.ftruncate(fd, 0)
@@ -959,7 +960,9 @@ class Lab:
         if found is None:
             known = summary.in_order(self.nodes)
             several = f"{known[0]} to {known[-1]}" if len(known) > 1 else known[0]
-            raise RpcError("no-such-node", f"there is no node {text}: this lab has {several}")
+            raise RpcError(
+                "no-such-node", f"there is no node {text}: the lab {self.spec.name!r} has {several}"
+            )
         return found
 
     def _methods(self) -> dict[str, Any]:
@@ -997,7 +1000,8 @@ class Lab:
     def _machine(self, node: Node) -> MachineLike:
         if node.machine is None or node.state.power != "running":
             name = node.state.name
-            raise RpcError("off", f"{name} is {node.state.power}: `meshlab power {name} on`")
+            call = own_call(self.spec.name, f"power {name} on")
+            raise RpcError("off", f"{name} is {node.state.power}: `{call}`")
         return node.machine
 
     async def run(

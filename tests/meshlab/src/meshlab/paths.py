@@ -55,6 +55,11 @@ def lab_directory(name: str, cache: Path | None = None) -> Path:
     return labs_root(cache) / name
 
 
+def own_call(lab: str, words: str) -> str:
+    """Return how a person calls ``meshlab`` for a lab, in messages."""
+    return f"meshlab {words}" if lab == "default" else f"meshlab --lab {lab} {words}"
+
+
 def socket_address(path: Path | str) -> str:
     """Return an address that reaches the unix socket ``path``, however long the path is.
 

@@ -12,14 +12,23 @@ import os
 import shutil
 from pathlib import Path
 
-from meshlab.image import lab
+from meshlab.image import host, lab
 from meshlab.image import tree as trees
 from meshlab.image.cache import Cache, Digest
 from meshlab.image.command import Runner
+from meshlab.image.errors import ImageError
 from meshlab.image.progress import Report
 
 RECIPE = "1"
 BOARD = "x86_64"
+
+PROGRAMS = {
+    "genimage": "genimage",
+    "mcopy": "mtools",
+    "mkfs.fat": "dosfstools",
+    "veritysetup": "cryptsetup-bin",
+}
+"""Programs that make the card, and the package that brings each."""
 
 _PLACES = "/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -30,6 +39,12 @@ def build(cache: Path, progress: Report | None = None) -> Path:
     Raises ``meshlab.image.errors.ImageError``: the lab image cannot be built, or genimage,
     veritysetup (Debian's cryptsetup-bin), mtools or mkfs.fat is missing or fails.
     """
+    packages = host.missing(PROGRAMS, {})
+    if packages:  # said before the lab image is built for it
+        raise ImageError(
+            "programs that make the stand-in card are missing. Install them with:\n"
+            f"    apt-get install --no-install-recommends {' '.join(packages)}"
+        )
     images = lab.build(cache, progress)
     tree = trees.find()
     kept = Cache(cache / "images")
