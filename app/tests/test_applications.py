@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -150,6 +151,42 @@ async def test_one_that_raises_or_ends_is_started_again() -> None:
         assert "application well" not in found
         assert {problem["severity"] for problem in problems.all()} == {"warning"}
     assert problems.all() == []
+
+
+async def test_an_import_may_take_long_and_the_node_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As from a slow card; an alarm in the middle would begin it anew for ever."""
+    monkeypatch.setattr(applications, "BLOCKED", 1.0)
+    monkeypatch.setattr(applications, "LOADING", 2.0)
+    arrived = threading.Event()
+
+    class Quiet(Application):
+        async def run(self) -> None:
+            await asyncio.Event().wait()
+
+    def factory() -> type[Application]:
+        assert arrived.wait(60)
+        return Quiet
+
+    problems = Problems(lambda: None)
+    node = Node("a", "c", IPv6Address("::1"), 0, epmd_port=None)
+    made = Applications(node, {}, problems, {"slow": factory})
+    task = asyncio.create_task(made.run())
+    await node.start()
+    try:
+        await until(lambda: words(problems, "loading"), "it is said that it takes long")
+        assert f"at {threading.__file__}" in words(problems, "loading")[0]
+        assert made.status()[0]["state"] == "starting"
+        arrived.set()
+        await until(lambda: made.status()[0]["state"] == "running", "it runs")
+        assert made.status()[0]["starts"] == 1
+        assert problems.all() == []
+    finally:
+        arrived.set()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await node.stop()
 
 
 async def test_one_that_blocks_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ import gc
 import inspect
 import signal
 import sys
+import threading
 import time
 import traceback
 import types
@@ -56,6 +57,8 @@ PAUSES: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 SETTLED: Final = 60.0
 #: Seconds that an application has for a clean end.
 GRACE: Final = 3.0
+#: Seconds after which it is reported that the import of an application takes long.
+LOADING: Final = 60.0
 #: Seconds without a turn of the event loop after which the application that runs is interrupted.
 BLOCKED: Final = 2.0
 #: Seconds between two looks at health and memory.
@@ -413,7 +416,7 @@ class _Running:
         self.starts += 1
         application: Application | None = None
         try:
-            made = _without_exit(self.factory)
+            made = await self._loaded()
             table = self.owner.settings.get(self.name, {})
             settings = settings_of(getattr(made, "Settings", None), table)
             application = self.current = made(node, settings)
@@ -439,6 +442,53 @@ class _Running:
                     async with asyncio.timeout(GRACE):
                         await application.stop()
             await node.close()
+
+    async def _loaded(self) -> Any:
+        """Import the application, and return its class.
+
+        In a thread of its own: from a slow card that takes as long as it takes, and the node goes
+        on meanwhile. What hangs there hangs for ever, and is reported.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+
+        def tell(set_it: Callable[[Any], None], what: Any) -> None:
+            if not done.done():
+                set_it(what)
+
+        def load() -> None:
+            try:
+                call = functools.partial(tell, done.set_result, _without_exit(self.factory))
+            except BaseException as error:
+                call = functools.partial(tell, done.set_exception, error)
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(call)
+
+        context = contextvars.copy_context()  # whose the lines are that it prints
+        thread = threading.Thread(
+            target=context.run, args=(load,), name=f"import {self.name}", daemon=True
+        )
+        thread.start()
+        try:
+            async with asyncio.timeout(LOADING):
+                return await asyncio.shield(done)
+        except TimeoutError:
+            frame = sys._current_frames().get(thread.ident or 0)
+            place = _place(frame)
+            words = f"its import has not ended after {LOADING:g} s and is waited for, at {place}"
+            self.owner.problems.report(f"application {self.name}", "loading", words, "warning")
+        try:
+            return await done
+        finally:
+            self.owner.problems.clear(f"application {self.name}", "loading")
+
+
+def _place(frame: types.FrameType | None) -> str:
+    """Return where a thread is, in words."""
+    if frame is None:
+        return "?"
+    last = traceback.extract_stack(frame)[-1]
+    return f"{last.filename}:{last.lineno} in {last.name}"
 
 
 def _without_exit(function: Callable[[], Any]) -> Any:
@@ -591,8 +641,7 @@ class Applications:
         if self._strikes % 2:
             return
         running = _RUNNING.get()
-        last = traceback.extract_stack(frame)[-1] if frame is not None else None
-        place = f"{last.filename}:{last.lineno} in {last.name}" if last is not None else "?"
+        place = _place(frame)
         if running is None:
             log.warning("the event loop stood still for %g s, at %s", BLOCKED, place)
             return
