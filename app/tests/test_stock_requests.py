@@ -11,6 +11,7 @@ import pty
 import re
 import struct
 import termios
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import IPv6Address
@@ -364,3 +365,9 @@ def test_erlang_s_formats_become_text() -> None:
     for _ in range(500):
         deep = [deep]
     assert "..." in term_text(deep)
+
+
+def test_a_format_of_many_directives_for_many_values_costs_little() -> None:
+    begin = time.process_time()
+    assert len(formatted(b"~p" * 2000, list(range(5_000_000)))) < 4200
+    assert time.process_time() - begin < 2, "each directive moved all values: half a minute"

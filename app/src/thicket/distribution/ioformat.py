@@ -54,17 +54,19 @@ def characters(data: Any, limit: int = MAX_TEXT) -> str:
 def formatted(form: Any, values: Any, limit: int = MAX_TEXT) -> str:
     """Return what ``io_lib:format(form, values)`` does, without padding."""
     text = characters(form, limit)
-    left = list(values) if type(values) in (list, FrozenList) else []
+    given = values if type(values) in (list, FrozenList) else []
+    used = 0  # of them: they may be very many
 
     def put(match: re.Match[str]) -> str:
+        nonlocal used
         kind = match[1]
         if kind in "~n":
             return "~" if kind == "~" else "\n"
         wanted = match[0].count("*") + (2 if kind in "WPxX" else 1)
-        if len(left) < wanted:
+        if len(given) - used < wanted:
             return match[0]
-        *_, value = taken = left[:wanted]
-        del left[:wanted]
+        *_, value = taken = given[used : used + wanted]
+        used += wanted
         if kind in "WPxX":
             value = taken[-2]
         if kind == "i":
@@ -76,8 +78,8 @@ def formatted(form: Any, values: Any, limit: int = MAX_TEXT) -> str:
         return term_text(value, limit)
 
     made = _DIRECTIVE.sub(put, text)
-    if left:
-        made += " " + term_text(left, limit)
+    if used < len(given):
+        made += " " + term_text(list(given[used : used + limit]), limit)
     return made if len(made) <= limit else made[:limit] + "..."
 
 
