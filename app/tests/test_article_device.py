@@ -23,7 +23,7 @@ from typing import Any
 import network_namespace
 import pytest
 from daemons import Fleet, NamespaceNode
-from erlang import Release, each_release
+from erlang import Release, each_release, program
 
 STAY = 2.0
 SECONDS = float(os.environ.get("THICKET_SOAK", "0"))
@@ -60,7 +60,7 @@ class Device:
         threading.Thread(target=self._read, daemon=True).start()
         # What a device runs beside it: Node.start/1 starts no port mapper.
         self.epmd = subprocess.Popen(
-            [release.program("epmd")],
+            [program("epmd")],
             env=environment,
             preexec_fn=lambda: _enter(self.process.pid),  # noqa: PLW1509
         )

@@ -19,6 +19,7 @@ import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
 from private_network import Network, in_private_network, until
 
+from thicket.config import Cluster, Integer
 from thicket.distribution import Atom, Node, frames, handshake
 from thicket.distribution.connection import TICK_INTENSITY, Connection
 from thicket.distribution.etf import Pid, Reference, encode_bare
@@ -49,6 +50,11 @@ class Wire(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         return 0
+
+    def pause_reading(self) -> None:
+        pass  # what comes waits in the connection's buffer
+
+    resume_reading = pause_reading
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.sent.append(bytes(data))
@@ -300,6 +306,26 @@ async def test_a_node_of_c_answers_ticks_and_nothing_else(monkeypatch: pytest.Mo
     assert stock.asked == 0
     # Its answer is answered by no other.
     assert len(stock.wire.sent) <= HOUR / (15 / TICK_INTENSITY) + 10
+
+
+@pytest.mark.virtual_time
+async def test_a_full_mailbox_stops_nobody_for_longer_than_the_shortest_tick_time() -> None:
+    """The system of a sender that has it ends a connection that takes nothing for so long."""
+    key = Cluster.keys()["tick_time"]
+    assert isinstance(key, Integer)
+    shortest = float(key.least)
+    pair = Ours((shortest, 600.0))
+    await up(pair.a, pair.b)
+    box = pair.b.mailbox("box", limit=2)
+    reader = pair.ends[1]
+    for number in range(3):
+        await pair.a.send(("box", pair.b.name), number)
+    await asyncio.sleep(0.1)
+    assert reader._holders
+    await asyncio.sleep(shortest - 0.5)
+    assert not reader._holders
+    assert losses(pair.a) == losses(pair.b) == []
+    box.close()
 
 
 # --- with Erlang ------------------------------------------------------------------------------

@@ -28,6 +28,10 @@ log = logging.getLogger("thicket.distribution")
 LIMIT = 1000
 """Default limit of messages in a mailbox."""
 
+MAX_HOLD = 3.0
+"""Seconds that reading stops at most: a peer with the shortest tick time, 4 s, must not take that
+for our end."""
+
 HOLD_TIME = 0.25
 """Part of the tick time for which the sender of a full mailbox is kept waiting."""
 
@@ -263,7 +267,7 @@ class Mailbox(Process):
         if self._timer is None:
             tick_time = getattr(self.node, "tick_time", 15.0)
             self._timer = asyncio.get_running_loop().call_later(
-                tick_time * HOLD_TIME, self._overflow
+                min(tick_time * HOLD_TIME, MAX_HOLD), self._overflow
             )
 
     def _overflow(self) -> None:
