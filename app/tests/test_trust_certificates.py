@@ -80,7 +80,7 @@ def test_nerves_key_device_is_what_the_template_gives() -> None:
         serial=read.serial, not_before=read.not_before, not_after=read.not_after
     )
     assert profile.signed(upstream.NERVES_KEY_SLOT_10[:64]) == device
-    with pytest.raises(ValueError, match="2000 to 2031"):
+    with pytest.raises(ValueError, match="2000 to 2127"):
         compressed.compress(device, template=0, source=compressed.FROM_SERIAL)
 
 
@@ -93,6 +93,11 @@ def test_nerves_key_device_is_what_the_template_gives() -> None:
         ("a99d5c", datetime(2021, 3, 7, 10), datetime(2049, 3, 7, 10)),
         ("008400", datetime(2000, 1, 1), datetime(9999, 12, 31, 23, 59, 59)),
         ("fe7eff", datetime(2031, 12, 31, 23), datetime(2062, 12, 31, 23)),
+        # version 1 of the format, as cryptoauthlib 20260505 writes it
+        ("00859f40", datetime(2032, 1, 1, 12), datetime(2063, 1, 1, 12)),
+        ("d0840810", datetime(2026, 1, 1), datetime(2066, 1, 1)),
+        ("fe7efff0", datetime(2127, 12, 31, 23), datetime(2254, 12, 31, 23)),
+        ("00840040", datetime(2032, 1, 1), datetime(9999, 12, 31, 23, 59, 59)),
     ],
 )
 def test_dates(encoded: str, begin: datetime, end: datetime) -> None:
@@ -104,13 +109,13 @@ def test_dates(encoded: str, begin: datetime, end: datetime) -> None:
 @pytest.mark.parametrize(
     ("begin", "end", "words"),
     [
-        (datetime(1999, 1, 1), datetime(2000, 1, 1), "2000 to 2031"),
-        (datetime(2032, 1, 1), datetime(2033, 1, 1), "2000 to 2031"),
+        (datetime(1999, 1, 1), datetime(2000, 1, 1), "2000 to 2127"),
+        (datetime(2128, 1, 1), datetime(2129, 1, 1), "2000 to 2127"),
         (datetime(2014, 10, 15, 16, 1), datetime(2028, 10, 15, 16, 1), "whole hours"),
         (datetime(2014, 10, 15, 16), datetime(2028, 10, 15, 17), "whole number of years"),
-        (datetime(2014, 10, 15, 16), datetime(2046, 10, 15, 16), "at most 31"),
+        (datetime(2014, 10, 15, 16), datetime(2142, 10, 15, 16), "at most 127"),
         (datetime(2014, 10, 15, 16), datetime(2014, 12, 15, 16), "whole number of years"),
-        (datetime(2014, 10, 15, 16), datetime(2013, 10, 15, 16), "at most 31"),
+        (datetime(2014, 10, 15, 16), datetime(2013, 10, 15, 16), "at most 127"),
     ],
 )
 def test_dates_that_would_be_lost_are_refused(begin: datetime, end: datetime, words: str) -> None:

@@ -6,6 +6,8 @@ Programs of a node that would change this machine are stand-ins, which note how 
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -266,3 +268,24 @@ def test_a_start_is_watched_until_it_ends() -> None:
     scripts = next(n for n, line in enumerate(lines) if line.startswith("for script in"))
     assert begin < scripts < lines.index('kill "$start_watch"')
     assert lines[-1] == 'wait "$start_watch"'
+
+
+def test_the_data_file_system_has_room_for_times_after_2038(data: Data, tmp_path: Path) -> None:
+    """Inodes of 128 bytes, which older versions of mke2fs make, end in January 2038."""
+    ext4(data.device, 240)
+    with data.device.open("r+b") as file:
+        file.truncate(130 << 20)
+    data.up()
+    (made,) = [line for line in data.root.called.read_text().splitlines() if "mke2fs" in line]
+    words = made.split()[1:]
+    assert words[words.index("-I") + 1] == "256"
+    image = tmp_path / "made.img"
+    image.touch()
+    os.truncate(image, 130 << 20)
+    path = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
+    command = ["mke2fs", *words[:-1], str(image)]
+    subprocess.run(command, env=path, check=True, capture_output=True)
+    shown = subprocess.run(
+        ["dumpe2fs", "-h", str(image)], env=path, check=True, capture_output=True, text=True
+    ).stdout
+    assert re.search(r"^Inode size:\s+256$", shown, re.MULTILINE)

@@ -4,7 +4,8 @@
 A compressed certificate holds the signature, the dates and which template it was made from;
 everything else is known or can be computed. As the signature is about every byte, a template must
 give exactly the bytes that were signed. Layout: Atmel application note 8974A, "Compressed
-Certificate Definition"; templates 0 and 1 are NervesKey's, those of Trust&GO Microchip's.
+Certificate Definition", and for dates from 2032 on version 1 of the format, as Microchip's library
+cryptoauthlib reads and writes it; templates 0 and 1 are NervesKey's, those of Trust&GO Microchip's.
 """
 
 from __future__ import annotations
@@ -38,27 +39,38 @@ DEVICE_AUTHORITY, FLEET_SIGNER = 10, 11
 """Templates of Thicket's fleets (``thicket.trust.fleet``). Far from those that others use."""
 
 
+MAX_YEAR: Final = 2127
+"""The last year in which a validity can begin."""
+
+_SHORT, _LONG = 3, 4
+"""Bytes of dates in versions 0 and 1 of the format."""
+
+
 def encode_dates(not_before: datetime, not_after: datetime) -> bytes:
-    """Return the 3 bytes that hold a validity.
+    """Return the bytes that hold a validity.
 
     Year since 2000 (5 bits), month (4), day (5), hour (5), years until the end (5, 0 for never).
-    Raises ``ValueError`` when the dates cannot be kept exactly.
+    Years from 2032 on, and more than 31 years, need version 1 of the format: a fourth byte has two
+    more bits of either number at its top. Raises ``ValueError`` when the dates cannot be kept
+    exactly.
     """
     years = 0 if not_after == NO_END else not_after.year - not_before.year
     try:
-        if not 2000 <= not_before.year <= 2031:
-            raise ValueError("only the years 2000 to 2031 can begin a validity")
-        number = not_before.year - 2000
+        since = not_before.year - 2000
+        if not 0 <= since <= MAX_YEAR - 2000:
+            raise ValueError(f"only the years 2000 to {MAX_YEAR} can begin a validity")
+        if not 0 <= years <= 127:
+            raise ValueError(f"{years} years of validity do not fit (at most 127, or no end)")
+        number = since & 0x1F
         for value, bits in (
             (not_before.month, 4),
             (not_before.day, 5),
             (not_before.hour, 5),
-            (years, 5),
+            (years & 0x1F, 5),
         ):
-            if not 0 <= value < 1 << bits:
-                raise ValueError(f"{years} years of validity do not fit (at most 31, or no end)")
             number = number << bits | value
-        encoded = number.to_bytes(3, "big")
+        more = bytes((since >> 5 << 6 | years >> 5 << 4,))
+        encoded = number.to_bytes(_SHORT, "big") + (more if any(more) else b"")
         if decode_dates(encoded) != (not_before, not_after):
             raise ValueError("they must be whole hours, a whole number of years apart")
     except CertificateError as error:
@@ -72,12 +84,15 @@ def encode_dates(not_before: datetime, not_after: datetime) -> bytes:
 
 
 def decode_dates(encoded: bytes) -> tuple[datetime, datetime]:
-    """Return begin and end of the validity in 3 bytes. Raises ``CertificateError``."""
-    number = int.from_bytes(encoded, "big")
-    years = number & 0x1F
+    """Return begin and end of the validity in 3 or 4 bytes. Raises ``CertificateError``."""
+    number = int.from_bytes(encoded[:_SHORT], "big")
+    more = encoded[_SHORT] if len(encoded) == _LONG else 0
+    years = number & 0x1F | (more >> 4 & 3) << 5
     try:
+        if more & 0x0F:
+            raise ValueError("reserved bits are set")
         begin = datetime(
-            2000 + (number >> 19),
+            2000 + (number >> 19 | more >> 6 << 5),
             number >> 15 & 0xF,
             number >> 10 & 0x1F,
             number >> 5 & 0x1F,
@@ -104,6 +119,7 @@ class Compressed(NamedTuple):
 
     signature: bytes
     dates: bytes
+    """3 bytes in version 0 of the format, 4 in version 1."""
     signer_id: int
     template: int
     chain: int
@@ -116,13 +132,14 @@ class Compressed(NamedTuple):
             raise CertificateError(f"a compressed certificate has {SIZE} bytes, not {len(data)}")
         if data in (bytes(SIZE), b"\xff" * SIZE):
             raise CertificateError("there is no certificate in the slot: it is empty")
-        if data[70] & 0x0F or data[71]:
+        version = data[70] & 0x0F
+        if version > 1 or data[71] & (0x0F if version else 0xFF):
             raise CertificateError(
                 f"a compressed certificate of an unknown format ({data[70]:02x} {data[71]:02x})"
             )
         return cls(
             bytes(data[:64]),
-            bytes(data[64:67]),
+            bytes(data[64:67] + (data[71:72] if version else b"")),
             int.from_bytes(data[67:69], "big"),
             data[69] >> 4,
             data[69] & 0xF,
@@ -131,11 +148,13 @@ class Compressed(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the 72 bytes."""
+        more = self.dates[_SHORT] if len(self.dates) == _LONG else 0
+        version = len(self.dates) - _SHORT
         return (
             self.signature
-            + self.dates
+            + self.dates[:_SHORT]
             + self.signer_id.to_bytes(2, "big")
-            + bytes((self.template << 4 | self.chain, self.source << 4, 0))
+            + bytes((self.template << 4 | self.chain, self.source << 4 | version, more))
         )
 
     @property

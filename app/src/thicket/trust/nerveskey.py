@@ -484,6 +484,8 @@ class Provisioning:
         run it again with a new ``Provisioning`` to go on behind the last lock.
         """
         chip = self.chip
+        if not self._data_locked:
+            self._rehearse()
         if not self._config_locked:
             self._show("writing the configuration")
             chip.write_config(self._wanted)
@@ -504,6 +506,22 @@ class Provisioning:
             self._show("LOCKING slot 0 for ever")
             chip.lock_slot(PRIVATE_KEY)
         return certificates
+
+    def _rehearse(self) -> None:
+        """Make and check the certificates for a key that is thrown away.
+
+        What cannot be made (a date that does not fit, a signer's key that is not there) shall be
+        found before the first lock, not behind it.
+        """
+        from thicket.trust import openssl  # noqa: PLC0415 - the engineer's machine only
+
+        key = openssl.public_key(openssl.generate_key())
+        try:
+            certificates = self.issuer.certificates(self.serial, key)
+            slot_contents(certificates)
+            self.issuer.check(self.serial, key, certificates)
+        except ValueError as error:  # CertificateError is one
+            raise ProvisioningError(f"nothing was written: {error}") from error
 
     def _fill(self) -> CertificateSet:
         chip = self.chip

@@ -7,15 +7,20 @@ needs. Python's modules are compiled by the node's own interpreter, run by its o
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import stat
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Set
 from hashlib import sha256
 from pathlib import Path, PurePath
+
+from packaging.requirements import Requirement
 
 from meshlab.image import elf
 from meshlab.image.command import Runner
@@ -244,10 +249,13 @@ def download_wheels(
 def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
     """Put a Python project, without what it depends on, into ``directory``.
 
-    Raises ``ImageError`` when it is none, or pip cannot build it.
+    It is built by what is installed here, which came by its hash. pip's isolation is off: it would
+    fetch and run whatever the index has under the name of the project's build backend. Raises
+    ``ImageError`` when it is no project, needs another backend, or pip cannot build it.
     """
     if not (project / "pyproject.toml").is_file():
         raise ImageError(f"{project} is no Python project: there is no pyproject.toml")
+    check_backend(project)
     with tempfile.TemporaryDirectory(prefix="meshlab-wheel-") as temporary:
         # A copy, because building leaves files in the project.
         source = Path(temporary, "source")
@@ -261,6 +269,9 @@ def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
                 "--disable-pip-version-check",
                 "--no-input",
                 "--no-deps",
+                # nothing may be fetched: neither a backend nor what setup.py asks for
+                "--no-build-isolation",
+                "--no-index",
                 f"--wheel-dir={temporary}",
                 source,
             ],
@@ -269,6 +280,45 @@ def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
         )
         for wheel in Path(temporary).glob("*.whl"):
             unpack_wheel(wheel, directory, wanted_of_wheel)
+
+
+def check_backend(project: Path) -> None:
+    """Make sure that what builds a project is installed here.
+
+    Raises ``ImageError`` with what to do when it is not, or is a file of the project's own.
+    """
+    path = project / "pyproject.toml"
+    try:
+        system = tomllib.loads(path.read_text(encoding="utf-8")).get("build-system", {})
+        # what pip takes where there is none (PEP 517 and 518)
+        backend = str(system.get("build-backend", "setuptools.build_meta:__legacy__"))
+        required = [Requirement(one) for one in system.get("requires", ["setuptools"])]
+        own = "backend-path" in system
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ImageError(f"{path}: {error}") from None
+    missing = [str(one) for one in required if not _installed(one)]
+    module = backend.partition(":")[0].partition(".")[0]
+    if not missing and not own and importlib.util.find_spec(module) is None:
+        missing = [module]
+    if missing:
+        raise ImageError(
+            f"{path}: building it needs {', '.join(missing)}, which is not in constraints.txt. "
+            "Add it to constraints.in and run `make lock`, so that it comes by its hash, or build "
+            "with setuptools"
+        )
+
+
+def _installed(required: Requirement) -> bool:
+    """Tell whether a package is here in a version that will do, or is not needed here."""
+    if required.marker is not None and not required.marker.evaluate():
+        return True
+    if required.name == "wheel":  # setuptools makes wheels by itself from 70.1 on
+        return True
+    try:
+        version = importlib.metadata.version(required.name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return required.specifier.contains(version, prereleases=True)
 
 
 def unpack_wheel(wheel: Path, directory: Path, keep: Callable[[PurePath], bool]) -> None:
