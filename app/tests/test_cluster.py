@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv6Address
 from typing import Any, Literal
@@ -749,13 +749,26 @@ async def test_large_messages_delay_nobody(network: Network, release: Release) -
         assert [info.name for info in node.nodes()] == [erl.name]
 
 
+@asynccontextmanager
+async def holding(seconds: float) -> AsyncIterator[Callable[[float], None]]:
+    """Let full mailboxes stop reading for so long; what is handed out sets another time."""
+    before = mailbox.MAX_HOLD
+
+    def hold(seconds: float) -> None:
+        mailbox.MAX_HOLD = seconds
+
+    hold(seconds)
+    try:
+        yield hold
+    finally:
+        hold(before)
+
+
 @in_private_network
-async def test_a_full_mailbox_makes_the_sender_wait(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # For longer than this takes on any machine, and in the end for a moment.
-    monkeypatch.setattr(mailbox, "MAX_HOLD", 600.0)
+async def test_a_full_mailbox_makes_the_sender_wait(network: Network) -> None:
     async with (
+        # For longer than this takes on any machine, and in the end for a moment.
+        holding(600.0) as hold,
         a_node(network, "a", 1, tick_time=600) as a,
         a_node(network, "b", 2, tick_time=600) as b,
     ):
@@ -780,7 +793,7 @@ async def test_a_full_mailbox_makes_the_sender_wait(
             assert len(await box.get()) == 10_000
         assert box.dropped == 0
         # Nobody takes anything out: after a while the oldest go, and the connection stays usable.
-        monkeypatch.setattr(mailbox, "MAX_HOLD", 1.0)
+        hold(1.0)
         for _ in range(20):  # begins to fill again
             await box.get()
         await until(lambda: box.dropped > 100, "dropped")
