@@ -140,6 +140,18 @@ def test_the_line_names_files_where_the_tests_are_many() -> None:
     assert run.again(many) == "make test TESTS='tests/test_0.py tests/test_1.py'"
 
 
+def test_soak_looks_wherever_a_test_is_marked_so() -> None:
+    words = run.pytest_words("soak", [], [])
+    marked = {
+        path.relative_to(run.TOP)
+        for path in run.TOP.glob("**/test_*.py")
+        if path != Path(__file__) and "pytest.mark.soak" in path.read_text()
+    }
+    assert marked
+    for path in marked:
+        assert any(path.is_relative_to(word) for word in words), path
+
+
 def test_a_file_that_cannot_be_imported_is_a_failure_with_its_name(tree: Path) -> None:
     (tree / "tests" / "test_other.py").write_text("import nothing_of_that_name\n")
     (unit,) = parts(tree, ["unit"])

@@ -40,7 +40,7 @@ class Device:
     """The device, and what it said."""
 
     def __init__(self, release: Release, home: Path, serial: str) -> None:
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         self.release = release
         self.said: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -74,8 +74,9 @@ class Device:
 
     def plug_in(self, bridge: str) -> None:
         """Give it an interface, up and without an address."""
-        network_namespace.ip(f"link add wdev type veth peer name mesh0 netns {self.process.pid}")
-        network_namespace.ip(f"link set wdev master {bridge} up")
+        wire = f"w{self.process.pid}"
+        network_namespace.ip(f"link add {wire} type veth peer name mesh0 netns {self.process.pid}")
+        network_namespace.ip(f"link set {wire} master {bridge} up")
         for words in ("lo up", "mesh0 up"):
             subprocess.run(
                 ["ip", "link", "set", *words.split()],
@@ -177,12 +178,17 @@ def test_the_articles_device_and_our_nodes_list_each_other(
         for name in daemons.values():
             device.tell(f"call {name}")
             assert device.hear("answer") == "pong"
-        # It goes, and is back: the next beacon is answered by a connection to the same name.
-        device.process.send_signal(signal.SIGKILL)
-        device.process.wait()
-        for node in daemons:
-            fleet.until(lambda node=node: NAME not in node.members(), "the device is missed")  # type: ignore[misc]
-            assert names(node).get(NAME, "connecting") == "connecting"
+    for node in daemons:
+        fleet.until(lambda node=node: NAME not in node.members(), "the device is missed")  # type: ignore[misc]
+        assert names(node).get(NAME, "connecting") == "connecting"
+    # Started again, it is found by its beacon or by trying, whichever is first.
+    with a_device(release, tmp_path) as device:
+        device.plug_in("medium")
+        device.tell("lower_up")
+        device.tell("peers")
+        for node, name in daemons.items():
+            fleet.until(lambda node=node: NAME in node.members(), "the daemon lists it again")  # type: ignore[misc]
+            fleet.until(lambda name=name: name in device.list(), "and the device the daemon")  # type: ignore[misc]
 
 
 def stays(node: NamespaceNode) -> Any:

@@ -172,7 +172,6 @@ class RemoteNode(NamedTuple):
     published: bool
 
 
-@lru_cache(maxsize=1024)
 def split_name(name: str) -> tuple[str, str]:
     """Return the part of a node name before ``@``, and the address after it in canonical form.
 
@@ -207,9 +206,14 @@ def key_of(name: str) -> str:
     What is no name of a node is its own key.
     """
     try:
-        return "@".join(split_name(name))
+        return _canonical(name)
     except HandshakeError:
         return name
+
+
+@lru_cache(maxsize=1024)  # asked for with every message; what is no name is not kept
+def _canonical(name: str) -> str:
+    return "@".join(split_name(name))
 
 
 _MAX_REASON = 500  # bytes of a refusal's words
