@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from ipaddress import IPv6Address
 from typing import Any
@@ -14,13 +15,17 @@ import pytest
 from fake_peer import ReadsText
 from private_network import PREFIX, Network, in_private_network, until
 
+from thicket.config import ConfigError, parse
 from thicket.distribution import HandshakeError, Node, frames
 from thicket.distribution.calls import MAX_THREADS_PER_NODE, RemoteError, describe
 from thicket.distribution.etf import (
     Atom,
+    BitString,
     DecodeError,
     EncodeError,
+    FrozenList,
     FrozenMap,
+    ImproperList,
     PairMap,
     Pid,
     decode_bare,
@@ -258,3 +263,61 @@ def test_maps_that_are_keys_of_maps_cost_what_their_length_says(shape: str) -> N
     data = encode_bare(whole, max_depth=1000)
     assert time.process_time() - begin < 30
     assert len(data) < 20_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: b"x" * 30_000_000,
+        lambda: [b"x" * 1000] * 30_000,
+        lambda: dict.fromkeys(range(300000), b"x"),
+        lambda: [1 << 14_000] * 10_000,
+        lambda: ImproperList((b"x" * 10_000_000, 2), b"x" * 10_000_000),
+        lambda: FrozenList([b"x" * 10_000_000]),
+        lambda: PairMap([(1, b"x" * 10_000_000)]),
+        lambda: BitString(b"x" * 10_000_000, 3),
+    ],
+    ids=["binary", "list", "map", "integers", "improper", "frozen", "pairs", "bits"],
+)
+def test_the_text_of_a_term_costs_no_more_than_is_shown(make: Any) -> None:
+    """It was made as a whole, four times as long as the term, and cut off then."""
+    term = make()
+    tracemalloc.start()
+    try:
+        text = shown(term)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(text) <= 1027
+    assert peak < 500_000
+
+
+def test_the_text_of_a_short_term_is_its_representation() -> None:
+    node = Atom(OTHER)
+    for term in (
+        [1, -2.5, "text", b"bytes", None, True, Atom("a"), ()],
+        {"a": (1, [2]), Atom("b"): {}},
+        ImproperList((1, 2), [3]),
+        FrozenList([1, "a"]),
+        PairMap([(1, 2), (1.0, 3)]),
+        Pid(node, 1, 0, 9),
+        BitString(b"\xa0", 3),
+    ):
+        assert shown(term) == repr(term)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" + ".a" * 32_000 + " = 1", "[a" + " . 'a'" * 10_000 + "]", '""' + '.""' * 20_000 + "=1"],
+)
+def test_a_key_of_thousands_of_parts_is_refused_unread(text: str) -> None:
+    """64 KB of it took 18 s."""
+    with pytest.raises(ConfigError, match=r"more than 100 parts \(at line 2\)"):
+        parse(f"# a remark\n{text}\n".encode(), "thicket.toml")
+
+
+def test_keys_and_values_of_many_dots_are_as_they_were() -> None:
+    values = '"' + ". " * 500 + '"', "[" + "1.5, " * 500 + "]", "'" + "a.b " * 400 + "'"
+    for value in values:
+        settings = parse(f"[application.x]\na.b.c = {value}\n".encode(), "thicket.toml")
+        assert settings.application

@@ -20,18 +20,14 @@ import sys
 import tempfile
 from hashlib import sha1
 from pathlib import Path
-from time import process_time
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from limits import watched
 from targets import TARGETS
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
-
-SLOW = 2.0
-"""Seconds of processor time that no input may take. With the fuzzer's bookkeeping in every line;
-without, the same takes a fifth of it or less."""
 
 KEPT = 1024
 """Bytes of the longest input that is kept in the tree."""
@@ -75,21 +71,14 @@ def fuzz(name: str, arguments: list[str]) -> None:
     import atheris
 
     target = TARGETS[name]
-    with atheris.instrument_imports(include=["thicket"]):
+    with atheris.instrument_imports(include=["thicket", "tomllib"]):
         one = target.make()
         seeds = list(target.seeds())
     del seeds  # what making them has imported is instrumented now
 
-    def timed(data: bytes) -> None:
-        begin = process_time()
-        one(data)
-        took = process_time() - begin
-        if took > SLOW:
-            raise AssertionError(f"{len(data)} bytes took {took:.1f} s")
-
     # libFuzzer runs this through a shell again when it reduces a corpus
     again = shlex.join([sys.executable, __file__, "--fuzz", name, "--"])
-    atheris.Setup([again, *arguments], timed)
+    atheris.Setup([again, *arguments], watched(one))
     atheris.Fuzz()
 
 

@@ -74,6 +74,7 @@ def make_etf() -> Try:
     import zlib
 
     from thicket.distribution import etf
+    from thicket.distribution.ioformat import MAX_TEXT, characters, formatted, term_text
     from thicket.distribution.jsonform import from_json, to_json, to_words
 
     def decoded(data: bytes, **limits: int) -> Any:
@@ -104,6 +105,9 @@ def make_etf() -> Try:
         with suppress(ValueError):  # too deep, or with a "term" that is words only
             from_json(form)
         to_words(form)
+        assert len(etf.shown(term)) < 1100
+        for text in (term_text(term), characters(term), formatted(term, [term, 1])):
+            assert len(text) < MAX_TEXT + 100
         assert len(repr(term)) < 1000 + 400 * len(data)
 
     return one
@@ -249,18 +253,35 @@ def make_frames() -> Try:
     """The stream of frames and the messages in them, with small limits; first byte: which form."""
     from thicket.distribution import frames
     from thicket.distribution.etf import encode_bare
-    from thicket.distribution.frames import FrameError, FrameReader, MessageReader, build
+    from thicket.distribution.frames import (
+        FrameError,
+        FrameReader,
+        LongFrameError,
+        MessageReader,
+        build,
+    )
 
     def one(data: bytes) -> None:
         choice, data = data[0] if data else 0, data[1:]
         header = bool(choice & 1)
         limit = 600 if choice & 2 else 100_000
-        messages = MessageReader(header=header, max_message=limit)
-        stream = FrameReader(messages.max_frame)
+        discarded = []
+        messages = MessageReader(
+            header=header, max_message=limit, on_discarded=lambda *what: discarded.append(what)
+        )
+        stream = FrameReader(600 if choice & 2 else messages.max_frame)
         found = []
         try:
             for piece in pieces(data, choice >> 2):
-                for frame in stream.feed(piece):
+                stream.push(piece)
+                while True:
+                    try:
+                        frame = stream.take()
+                    except LongFrameError as long:
+                        messages.refuse(long)
+                        continue
+                    if frame is None:
+                        break
                     message = messages.feed(frame) if frame else None
                     if message is not None:
                         found.append(message)
@@ -271,6 +292,7 @@ def make_frames() -> Try:
                 assert len(stream._buffer) <= messages.max_frame + 2 * frames.READ_SIZE
         except FrameError as error:
             assert str(error)
+        assert len(discarded) == messages.discarded
         for control, payload in found:
             assert type(control) is tuple
             assert type(control[0]) is int
@@ -337,7 +359,7 @@ def make_messages() -> Try:
     from thicket.distribution.etf import encode_bare
     from thicket.distribution.frames import FrameError, MessageReader
     from thicket.distribution.groups import Scope
-    from thicket.distribution.handshake import ABILITIES, TEXT, DistributionError
+    from thicket.distribution.handshake import ABILITIES, TEXT, DistributionError, RemoteNode
     from thicket.distribution.node import Node
     from thicket.passphrase import Listener, Passphrase, PassphraseError
     from thicket.trust.change import SignedChange
@@ -411,6 +433,7 @@ def make_messages() -> Try:
         def __init__(self, flags: int) -> None:
             self.flags = flags
             self.text = bool(flags & TEXT)
+            self.peer = RemoteNode(OTHER_NAME, flags, 9, True)
             self.sent = 0
 
         def encode(self, term: Any) -> bytes:
@@ -477,7 +500,11 @@ def make_messages() -> Try:
             except FrameError:
                 continue
             if found is not None:
-                node.on_message(peer, *found)
+                control, payload = found
+                if data[0] & 2:  # as if the rest of it were too long
+                    node.on_discarded(peer, control, payload or b"")
+                else:
+                    node.on_message(peer, control, payload)
                 handled += 1
         assert node._counters["messages"] == handled
         for _ in range(4):
@@ -1306,6 +1333,39 @@ def wpa_seeds() -> Iterator[bytes]:
         yield text.encode()
 
 
+def make_config() -> Try:
+    """The configuration on the card."""
+    import tomllib  # noqa: F401  # parse() imports it late: it is to be instrumented, too
+
+    from thicket.config import ConfigError, parse
+
+    def one(data: bytes) -> None:
+        try:
+            parse(data, "thicket.toml")
+        except ConfigError as error:
+            assert error.findings
+            assert all(str(finding) for finding in error.findings)
+            assert len(str(error)) < 100_000
+
+    return one
+
+
+def config_seeds() -> Iterator[bytes]:
+    """Yield files as people and attackers write them."""
+    for text in (
+        '[mesh]\nid = "greenhouse"\npassphrase = "a long one"\nchannel = 0x0b\n',
+        '[cluster]\ncookie = "c"\ntick_time = 15\n[application.x]\ny = [{a = 1}, 1979-05-27]\n',
+        "[mesh]\nchannel = 0x" + "f" * 100,
+        "a" + ".a" * 99 + " = 1\n",
+        "[a" + ".'a' " * 120 + "]\n",
+        'a = """\n\\\n"""\n[[b]]\n[[b.c]]\n',
+        "a = " + "[" * 60 + "]" * 60,
+        "a = " + "{a = " * 60 + "1" + "}" * 60,
+        '[access]\nssh_keys = ["ssh-ed25519 AAAA x"]\n',
+    ):
+        yield text.encode()
+
+
 TARGETS: dict[str, Target] = {
     "etf": Target(make_etf, etf_seeds),
     "handshake": Target(
@@ -1352,6 +1412,24 @@ TARGETS: dict[str, Target] = {
         ),
     ),
     "netlink": Target(make_netlink, netlink_seeds),
+    "config": Target(
+        make_config,
+        config_seeds,
+        65536,
+        (
+            b"[mesh]",
+            b"[application.x]",
+            b'"""',
+            b"'''",
+            b"= ",
+            b".a",
+            b'".',
+            b"[[",
+            b"{a=",
+            b"0x",
+            b"\\u",
+        ),
+    ),
     "wpa": Target(
         make_wpa, wpa_seeds, 512, (b"<3>", b"IFNAME=", b" addr=", b"=", b'"', b"\\", b"02:00:00")
     ),

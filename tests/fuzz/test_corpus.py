@@ -7,17 +7,17 @@ import logging
 import sys
 import tracemalloc
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from time import process_time
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import limits
 from targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"
-
-MEMORY = 16 * 1024 * 1024
-"""Bytes that no input may take, beyond what was there before."""
 
 
 def inputs(name: str) -> list[tuple[str, bytes]]:
@@ -49,7 +49,7 @@ def test_memory_for_kept_inputs(name: str) -> None:
             tracemalloc.reset_peak()
             one(data)
             _, peak = tracemalloc.get_traced_memory()
-            assert peak - before < MEMORY, f"{name}: {what}"
+            assert peak - before < limits.memory(len(data)), f"{name}: {what}"
     finally:
         tracemalloc.stop()
 
@@ -68,3 +68,28 @@ def test_the_corpus_is_small_and_belongs_to_targets() -> None:
     assert sum(path.stat().st_size for path in files) < 1_000_000
     for path in files:
         assert path.stat().st_size <= TARGETS[path.parent.name].longest, path
+
+
+def test_an_input_that_costs_too_much_is_found() -> None:
+    def slow(data: bytes) -> None:
+        end = process_time() + limits.seconds(len(data)) + 0.1
+        while process_time() < end:
+            pass
+
+    hoard: list[bytes] = []
+
+    def large(data: bytes) -> None:
+        hoard.append(b"x" * (getrusage(RUSAGE_SELF).ru_maxrss * 1024 + 64 * 1024 * 1024))
+
+    limits.watched(lambda _: None)(b"")
+    with pytest.raises(AssertionError, match=r"4 bytes took 0\.6"):
+        limits.watched(slow)(b"slow")
+    with pytest.raises(AssertionError, match=r"5 bytes took .* MiB"):
+        limits.watched(large)(b"large")
+
+
+def test_limits_grow_with_the_length_alone() -> None:
+    for limit in (limits.seconds, limits.memory):
+        few, more, most = (limit(length) for length in (0, 10_000, 20_000))
+        assert few < more < most
+        assert most - more == pytest.approx(more - few)

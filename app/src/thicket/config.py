@@ -23,6 +23,9 @@ T = TypeVar("T")
 #: Most faults of one file that are told of; a file with more of them is no configuration.
 MOST_FINDINGS: Final = 32
 
+#: Most parts of a dotted key.
+MOST_PARTS: Final = 100
+
 #: Largest configuration file that is read, in bytes.
 MAX_FILE_BYTES: Final = 64 * 1024
 
@@ -1112,6 +1115,7 @@ def parse_toml(text: str, file: str) -> dict[str, object]:
     import tomllib  # noqa: PLC0415
 
     try:
+        _refuse_long_keys(text)
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as e:  # also: a date that does not exist, too many digits
         from thicket import configtext  # noqa: PLC0415
@@ -1122,6 +1126,20 @@ def parse_toml(text: str, file: str) -> dict[str, object]:
         return tables
     message = "holds a number that is too large: TOML's whole numbers have 64 bits"
     raise ConfigError([Finding(file, large, "", message)])
+
+
+def _refuse_long_keys(text: str) -> None:
+    """Raise ValueError for a key of a hundred parts: tomllib needs time that grows with the square
+    of their number, 18 s for a key that fills a file."""
+    import re  # noqa: PLC0415  # tomllib loads it, too
+
+    # Each part is taken whole or not at all, and a chain is looked at from its beginning only: this
+    # takes time in proportion to the text.
+    part = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+    found = re.search(rf"(?<![\w.-])(?:{part}){{{MOST_PARTS}}}", text, re.ASCII)
+    if found is not None:
+        line = text.count("\n", 0, found.start()) + 1
+        raise ValueError(f"a key has more than {MOST_PARTS} parts (at line {line})")
 
 
 def _first_large(tables: dict[str, object]) -> str | None:

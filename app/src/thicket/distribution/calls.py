@@ -999,8 +999,8 @@ class RemoteTask(Process):
                 reason if outermost is None else (_PYTHON, described),
                 trace if outermost is None else [],
                 message=_to_text(described.get("message", b"")),
-                type=_to_text(described.get("type", b"")) or "Exception",
-                remote_traceback=_to_text(described.get("traceback", b"")),
+                type=_to_text(described.get("type", b""))[:255] or "Exception",
+                remote_traceback=_to_text(described.get("traceback", b""))[:_MAX_TEXT],
             )
             if last is not None:
                 last.__cause__ = error

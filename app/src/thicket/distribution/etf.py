@@ -74,6 +74,7 @@ _KEY_ROOM = 64 * 1024
 _COLLISION_CHECK = 128
 _MAX_SAME_HASH = 32
 _MAX_SHOWN = 1024
+_MAX_SHOWN_DEPTH = 64
 
 # Tags, in the order of the format's description.
 ATOM_CACHE_REF = 82
@@ -783,12 +784,75 @@ def _spread(keys: list[Any]) -> list[Any]:
 
 
 def shown(term: Any) -> str:
-    """Return *term* as text for people, however large it is: a :func:`repr` that is cut off."""
-    try:
-        text = repr(term)
-    except (ValueError, RecursionError):  # Python converts no integer of more than 4300 digits
-        return f"a term with huge numbers ({type(term).__name__})"
+    """Return *term* as text for people, however large it is: a :func:`repr` that is cut off.
+
+    Its cost does not grow with the term.
+    """
+    text = repr(_shortened(term, [_MAX_SHOWN], 0))
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+
+
+class _Words:
+    """Stands for a part of a term in a text."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    def __repr__(self) -> str:
+        return self._words
+
+
+def _shortened(term: Any, room: list[int], depth: int) -> Any:
+    """Return as much of *term* as fits into *room* characters."""
+    kind = type(term)
+    room[0] -= 2
+    if depth > _MAX_SHOWN_DEPTH:
+        return _Words("...")
+    if kind is int:
+        # Python converts no integer of more than 4300 digits, and needs long for fewer.
+        return (
+            term
+            if term.bit_length() <= _MAX_SHOWN
+            else _Words(f"<a huge integer, {term.bit_length()} bits>")
+        )
+    if kind in (str, bytes, Atom):
+        cut = term[: max(room[0], 0) + 1]
+        room[0] -= len(cut)
+        return kind(cut)
+    if kind in (list, tuple):
+        return kind(_some(term, room, depth))
+    if kind is dict:
+        return _Words("{" + ", ".join(_shown_pairs(term.items(), room, depth)) + "}")
+    if kind is FrozenList:
+        return FrozenList(_some(term, room, depth))
+    if kind is ImproperList:
+        items = tuple(_some(term.items, room, depth))
+        return _Words(f"ImproperList({items!r}, {_shortened(term.tail, room, depth + 1)!r})")
+    if isinstance(term, PairMap):
+        pairs = tuple(tuple(_some(pair, room, depth + 1)) for pair in _while_room(term.pairs, room))
+        return _Words(f"{kind.__name__}({pairs!r})")
+    if kind is BitString:
+        return BitString(term.data[: max(room[0], 0) + 1], term.bits)
+    return term
+
+
+def _some(items: Iterable[Any], room: list[int], depth: int) -> Iterator[Any]:
+    return (_shortened(item, room, depth + 1) for item in _while_room(items, room))
+
+
+def _while_room(items: Iterable[Any], room: list[int]) -> Iterator[Any]:
+    for item in items:
+        if room[0] < 0:
+            return
+        yield item
+
+
+def _shown_pairs(pairs: Iterable[tuple[Any, Any]], room: list[int], depth: int) -> Iterator[str]:
+    for key, value in _while_room(pairs, room):
+        parts = (_shortened(part, room, depth + 1) for part in (key, value))
+        yield ": ".join(map(repr, parts))
 
 
 def _make_list(items: list[Any]) -> Any:

@@ -56,8 +56,15 @@ def formatted(form: Any, values: Any, limit: int = MAX_TEXT) -> str:
     text = characters(form, limit)
     given = values if type(values) in (list, FrozenList) else []
     used = 0  # of them: they may be very many
+    room = limit
 
     def put(match: re.Match[str]) -> str:
+        nonlocal room
+        put_in = directive(match) if room >= 0 else ""
+        room -= len(put_in)
+        return put_in
+
+    def directive(match: re.Match[str]) -> str:
         nonlocal used
         kind = match[1]
         if kind in "~n":
@@ -72,10 +79,10 @@ def formatted(form: Any, values: Any, limit: int = MAX_TEXT) -> str:
         if kind == "i":
             return ""
         if kind == "s":
-            return str(value) if type(value) is Atom else characters(value, limit)
+            return str(value) if type(value) is Atom else characters(value, room)
         if kind == "c" and type(value) is int and 0 <= value < 0x110000:
             return chr(value)
-        return term_text(value, limit)
+        return term_text(value, room)
 
     made = _DIRECTIVE.sub(put, text)
     if used < len(given):

@@ -133,7 +133,7 @@ def from_json(value: Any, depth: int = 0) -> Any:
                     raise ValueError("a map is a list of pairs")
                 pairs.append((from_json(pair[0], depth), from_json(pair[1], depth)))
             return PairMap(pairs)
-    raise ValueError(f"a {form} cannot be {inner!r}")
+    raise ValueError(f"a {form} cannot be {shown(inner)}")
 
 
 def from_word(word: str) -> Any:
