@@ -307,6 +307,7 @@ async def test_an_old_change_leads_no_new_card_astray(tmp_path: Path) -> None:
     assert error.code == "older"
     again = Passphrase(fresh._host)
     assert again.newest()[0] == 3, "also after a restart"
+    assert Path(again._path).stat().st_mode & 0o077 == 0, "there is a passphrase in it"
 
 
 async def test_a_withdrawn_offer_is_dropped(tmp_path: Path) -> None:
