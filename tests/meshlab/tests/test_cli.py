@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -279,17 +280,59 @@ def meshlab(
 
 
 def test_exec_passes_its_standard_input(running: Path, tmp_path: Path) -> None:
-    assert meshlab("exec", "n1", "cat", data=b"a\nb") == (0, "n1$ cat <<< 'a\\nb'\n", "")
+    assert meshlab("exec", "n1", "cat", data=b"a\nb") == (0, "a\nb", "")
     file = tmp_path / "input"
     file.write_text("from a file")
     with file.open("rb") as opened:
-        out = meshlab("exec", "n1", "cat", stdin=opened.fileno())[1]
-        assert out == "n1$ cat <<< 'from a file'\n"
+        assert meshlab("exec", "n1", "cat", stdin=opened.fileno())[1] == "from a file"
     assert meshlab("exec", "n1", "cat", stdin=subprocess.DEVNULL)[1] == "n1$ cat\n"
     assert meshlab("exec", "-n", "n1", "cat", data=b"unread")[1] == "n1$ cat\n"
-    status, _, err = meshlab("exec", "n1", "cat", data=bytes(cli.MOST_INPUT + 1))
-    assert status == 1
-    assert err == "meshlab: exec: more than 2 MiB on standard input\n"
+
+
+def test_exec_passes_large_and_binary_input_as_it_is(running: Path) -> None:
+    data = bytes(range(256)) * 12_000
+    done = subprocess.run(
+        [sys.executable, "-m", "meshlab", "exec", "n1", "cat"],
+        input=data,
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == data
+
+
+def test_exec_answers_while_its_input_goes_on(running: Path) -> None:
+    terminal, end = pty.openpty()
+    for given in (subprocess.PIPE, end):
+        # A terminal is read by the job that it belongs to.
+        own = ["setsid", "--ctty", "--wait"] if given == end else []
+        with subprocess.Popen(
+            [*own, sys.executable, "-m", "meshlab", "exec", "n1", "cat"],
+            stdin=given,
+            stdout=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            writer = terminal if process.stdin is None else process.stdin.fileno()
+            for word in (b"one\n", b"two\n"):
+                os.write(writer, word)
+                assert process.stdout.readline() == word
+                assert process.poll() is None
+            if process.stdin is None:
+                os.write(terminal, b"\x04")  # Ctrl-D
+            else:
+                process.stdin.close()
+            assert process.wait(60) == 0
+    os.close(terminal)
+    os.close(end)
+
+
+def test_exec_ends_with_its_command_while_somebody_may_still_type(running: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "meshlab", "exec", "n1", "false"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.wait(60) == 3
 
 
 def test_exec_ends_quietly_when_nobody_reads_its_output_any_more(running: Path) -> None:

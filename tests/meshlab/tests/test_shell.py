@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import errno
 import os
@@ -23,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlab import shell as shell_module
-from meshlab.shell import Result, Shell, ShellError, ShellTimeoutError, _argument, _Capture
+from meshlab.shell import Result, Shell, ShellError, ShellTimeoutError, _argument, _Capture, _Taken
 
 SHELLS = [["sh"]]
 if shutil.which("busybox"):
@@ -528,3 +529,82 @@ def alive(pid: int) -> bool:
 
 def _nothing(_data: bytes) -> None:
     pass
+
+
+async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def typed(queue: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
+    """Input of somebody who types; nothing more after b""."""
+    while piece := await queue.get():
+        yield piece
+
+
+class TestInput:
+    async def test_large_and_binary_input_arrives_as_it_is(self, shell: Shell) -> None:
+        data = random.Random(1).randbytes(300_000) + b"\x03\x04\x1e\n #~\n" + bytes(range(256))
+        out = bytearray()
+        assert await shell.stream("base64", out.extend, 120, pieces_of(data[:7], data[7:])) == 0
+        assert base64.b64decode(out) == data
+        assert (await shell.run("echo next", 60)).output == "next\n"
+
+    async def test_its_end_is_an_end_of_file(self, shell: Shell) -> None:
+        out = bytearray()
+        assert (
+            await shell.stream("cat; echo over; exit 3", out.extend, 60, pieces_of(b"no newline"))
+            == 3
+        )
+        assert out == b"no newlineover\n"
+        out.clear()
+        assert await shell.stream("cat; echo over", out.extend, 60, pieces_of()) == 0
+        assert out == b"over\n"
+
+    async def test_it_is_answered_while_it_goes_on(self, shell: Shell) -> None:
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        out = bytearray()
+        command = "while read -r x; do echo got $x; done; echo end"
+        running = asyncio.create_task(shell.stream(command, out.extend, 120, typed(queue)))
+        for word in (b"one", b"two"):
+            queue.put_nowait(word + b"\n")
+            await until(lambda answer=b"got " + word + b"\n": answer in out, "the answer")
+            assert not running.done()
+        queue.put_nowait(b"")
+        assert await running == 0
+        assert out.endswith(b"got two\nend\n")
+
+    async def test_a_command_that_does_not_read_it_ends_all_the_same(
+        self, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shell_module, "_PLACE", str(tmp_path))
+        assert await shell.stream("true", _nothing, 60, pieces_of(bytes(500_000))) == 0
+        out = bytearray()
+        command = "head -c 5; echo"
+        assert await shell.stream(command, out.extend, 60, pieces_of(b"x" * 500_000)) == 0
+        assert out == b"xxxxx\n"
+        await shell.run("true", 60)
+        assert list(tmp_path.glob(".shell-input-*")) == []
+
+    async def test_one_that_hangs_amid_its_input_is_ended(self, shell: Shell) -> None:
+        await shell.ready(60)
+        with pytest.raises(ShellTimeoutError):
+            await shell.stream("sleep 1000", _nothing, 5, pieces_of(bytes(500_000)))
+        assert (await shell.run("echo next", 60)).output == "next\n"
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([b"\x1d", b"a", b"n", b"\x1e", b"\x1dn\x1d", b"\x1dn"])), st.data())
+def test_marks_of_input_are_taken_out_wherever_the_stream_is_cut(
+    parts: list[bytes], data: st.DataObject
+) -> None:
+    stream = b"".join(parts)
+    out = bytearray()
+    taken = _Taken("n", out.extend)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=5)))
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        taken.feed(stream[start:end])
+    taken.feed(b"z")
+    wanted = (stream + b"z").split(b"\x1dn\x1d")
+    assert out == b"".join(wanted)
+    assert taken.marks._value == len(wanted) - 1

@@ -17,6 +17,7 @@ import stat
 import sys
 import tempfile
 import termios
+import threading
 import time
 import tty
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -410,16 +411,16 @@ def cmd_status(options: argparse.Namespace) -> int:
     return 0
 
 
-MOST_INPUT = 2 << 20
-"""Bytes of input that ``exec`` passes on."""
-
-
 def _write_output(stream: TextIO) -> Callable[[Json], None]:
     """Return what prints a node's output: as it is into a file, made visible on a terminal."""
     shown = visible if stream.isatty() else str
 
     def write(event: Json) -> None:
-        stream.write(shown(event.get("output", "")))
+        data = base64.b64decode(event.get("data", ""))
+        if data and not stream.isatty():
+            stream.buffer.write(data)
+        else:
+            stream.write(shown(event.get("output", "") or data.decode(errors="replace")))
         stream.flush()
 
     return write
@@ -436,38 +437,78 @@ def command_line(words: Sequence[str]) -> str:
     return rest[0] if len(rest) == 1 else shlex.join(rest)
 
 
-def standard_input() -> bytes:
-    """Return what a file or a pipe on the standard input holds; nothing of a terminal or a device.
-
-    Raises ``CommandError`` when it is more than ``MOST_INPUT``.
-    """
+def wants_input() -> bool:
+    """Return whether the standard input is for a command: not a terminal of another job."""
     try:
         mode = os.fstat(0).st_mode
+        if os.isatty(0):
+            return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:  # closed
-        return b""
-    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-        return b""
-    if not select.select([0], [], [], 5)[0]:
-        print("meshlab: waiting for the standard input (-n: none)", file=sys.stderr, flush=True)
-    data = bytearray()
-    while chunk := os.read(0, 1 << 16):
-        data += chunk
-        if len(data) > MOST_INPUT:
-            raise CommandError(f"exec: more than {MOST_INPUT >> 20} MiB on standard input")
-    return bytes(data)
+        return False
+    return not stat.S_ISCHR(mode)  # /dev/null
+
+
+async def _read_input(most: int) -> bytes:
+    """Return the next bytes of the standard input, b"" at its end.
+
+    Read in a thread that does not keep the program from ending when the command does.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+
+    def settle(data: bytes) -> None:
+        if not done.done():
+            done.set_result(data)
+
+    def work() -> None:
+        try:
+            data = os.read(0, most)
+        except OSError:
+            data = b""
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, data)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await done
+
+
+async def _pass_input(client: Client, number: int) -> None:
+    """Pass the standard input on to a command, as it takes it."""
+    while True:
+        data = await _read_input(1 << 16)
+        params = {"number": number, "data": base64.b64encode(data).decode()}
+        answer = await client.call("exec-input", params, timeout=None)
+        if not data or not answer["wanted"]:
+            return
 
 
 def cmd_exec(options: argparse.Namespace) -> int:
-    command = command_line(options.words)
-    given = b"" if options.no_input else standard_input()
     params = {
         "node": options.node,
-        "command": command,
+        "command": command_line(options.words),
         "timeout": options.timeout,
-        "input": base64.b64encode(given).decode(),
+        "input": not options.no_input and wants_input(),
     }
-    answer = ask(options, "exec", params, timeout=None, on_event=_write_output(sys.stdout))
-    return int(answer["status"])
+    write = _write_output(sys.stdout)
+
+    async def go() -> Json:
+        passing: set[asyncio.Task[None]] = set()
+        async with connected(options.lab) as client:
+
+            def event(value: Json) -> None:
+                if "input" in value:
+                    passing.add(asyncio.create_task(_pass_input(client, value["input"])))
+                else:
+                    write(value)
+
+            try:
+                return await client.call("exec", params, timeout=None, on_event=event)
+            finally:
+                for task in passing:
+                    task.cancel()
+                await asyncio.gather(*passing, return_exceptions=True)
+
+    return int(asyncio.run(go())["status"])
 
 
 def cmd_logs(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,6 @@ class FakeShell:
                 raise
         if command == "logread":
             return 0, "".join(f"{line}\n" for line in self.machine.parts.syslog)
-        if command.startswith("exec </tmp/meshlab-input-"):
-            first, _, command = command.partition("\n")
-            given = self.machine.parts.pushed.pop(first.removeprefix("exec <").partition(";")[0])
-            command += f" <<< {given.decode()!r}"
         if command == "yes" and on_output is not None:
             while True:
                 on_output(b"y\n" * 1000)
@@ -122,8 +118,16 @@ class FakeShell:
         return (3, output) if command == "false" else (0, output)
 
     async def stream(
-        self, command: str, on_output: Callable[[bytes], None], timeout: float | None = None
+        self,
+        command: str,
+        on_output: Callable[[bytes], None],
+        timeout: float | None = None,
+        source: AsyncIterator[bytes] | None = None,
     ) -> int:
+        if source is not None and command == "cat":
+            async for data in source:
+                on_output(data)
+            return 0
         return (await self.run(command, timeout, on_output))[0]
 
     async def push(self, path: str, content: bytes, timeout: float = 60.0) -> None:

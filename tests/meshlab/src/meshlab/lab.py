@@ -15,6 +15,7 @@ import base64
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -110,7 +111,11 @@ class ShellLike(Protocol):
     ) -> tuple[int, str]: ...
 
     async def stream(
-        self, command: str, on_output: Callable[[bytes], None], timeout: float | None = ...
+        self,
+        command: str,
+        on_output: Callable[[bytes], None],
+        timeout: float | None = ...,
+        source: AsyncIterator[bytes] | None = ...,
     ) -> int: ...
 
     async def read_if_changed(self, path: str, timeout: float = ...) -> str | None: ...
@@ -346,7 +351,9 @@ class Lab:
         self._born = time.monotonic()
         self._listeners: list[Callable[[Event], None]] = []
         self._changed: set[asyncio.Event] = set()
-        self._inputs = 0
+        #: Input of commands that run, by a number that their clients know; None is its end.
+        self._inputs: dict[int, asyncio.Queue[bytes | None]] = {}
+        self._commands = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._slots = BootSlots(
             slots_directory(cache), parts.boot_slots, f"{spec.name} (process {os.getpid()})"
@@ -971,6 +978,7 @@ class Lab:
             "summary": self._rpc_summary,
             "node": self._rpc_node,
             "exec": self._rpc_exec,
+            "exec-input": self._rpc_exec_input,
             "logs": self._rpc_logs,
             "link": self._rpc_link,
             "move": self._rpc_move,
@@ -1022,34 +1030,63 @@ class Lab:
         timeout = params.get("timeout")
         if timeout is not None and not isinstance(timeout, int | float):
             raise RpcError("bad-request", "a timeout is a number of seconds")
-        given = _decoded(params.get("input", ""))
+        wants_input = params.get("input", False)
+        if not isinstance(wants_input, bool):
+            raise RpcError("bad-request", "input is true or false")
         chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1000)
 
+        lost = 0
+
         def output(data: bytes) -> None:
-            with contextlib.suppress(asyncio.QueueFull):  # the shell must not wait for a client
+            nonlocal lost
+            try:
                 chunks.put_nowait(data)
+            except asyncio.QueueFull:  # the shell must not wait for a client
+                lost += len(data)
 
         async def send() -> None:
             while (data := await chunks.get()) is not None:
-                await call.event({"output": data.decode("utf-8", "replace")})
+                await call.event(_output(data))
 
         sender = asyncio.create_task(send())
+        number = next(self._commands)
         try:
             shell = self._machine(node).exec_shell
-            if given:
-                self._inputs += 1
-                path = f"/tmp/meshlab-input-{self._inputs}"
-                await shell.push(path, given)
-                command = f"exec <{path}; rm -f {path}\n{command}"
-            code = await shell.stream(command, output, timeout)
+            source = None
+            if wants_input:
+                self._inputs[number] = asyncio.Queue(2)
+                source = _until_none(self._inputs[number])
+                await call.event({"input": number})
+            code = await shell.stream(command, output, timeout, source)
             await chunks.put(None)
             await sender
         except ShellError as error:
             raise RpcError("failed", str(error)) from None
         finally:
+            self._inputs.pop(number, None)
             sender.cancel()
             self.lively()
+        if lost:
+            raise RpcError("failed", f"{lost} bytes of output were lost: nobody read them in time")
         return {"status": code}
+
+    async def _rpc_exec_input(self, params: Params, call: Call) -> Json:
+        """A piece of the input of a command that runs; waits until there is room for it."""
+        del call
+        queue = self._inputs.get(params.get("number", 0))
+        data = _decoded(params.get("data", ""))
+        if queue is None:
+            return {"wanted": False}
+        putting = asyncio.ensure_future(queue.put(data or None))
+        try:
+            # The command may end meanwhile, and nobody takes it then.
+            while self._inputs.get(params["number"]) is queue:
+                done, _ = await asyncio.wait({putting}, timeout=0.2)
+                if done:
+                    return {"wanted": True}
+        finally:
+            putting.cancel()
+        return {"wanted": False}
 
     async def _rpc_logs(self, params: Params, call: Call) -> Json:
         """Send a node's system log; with ``follow`` go on until the client leaves."""
@@ -1266,6 +1303,19 @@ def is_held(directory: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def _output(data: bytes) -> dict[str, str]:
+    """Return output as an event: as text, or in Base64 where it is none (or a character is cut)."""
+    try:
+        return {"output": data.decode()}
+    except UnicodeDecodeError:
+        return {"data": base64.b64encode(data).decode()}
+
+
+async def _until_none(queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+    while (data := await queue.get()) is not None:
+        yield data
 
 
 def _decoded(value: object) -> bytes:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from .paths import socket_address
 
 _RS = b"\x1e"
+_GS = b"\x1d"
 _END_OF_LINE = " #~\n"
 
 _STAGE = (
@@ -46,11 +47,24 @@ _FUNCTIONS = (
     # A command as a job with its own process group. `jobs` forgets the ones that have ended.
     # The outer process outlives SIGINT, to give the status whatever the command makes of it.
     r"""R() { jobs >/dev/null; { trap : INT; printf '\036%s<' $1; (eval "$2") </dev/null 2>&1;"""
-    r""" printf '\036%s>%s\036' $1 $?; } & }""",
+    r""" printf '\036%s>%s\036' $1 $?; } & J=$!; }""",
+    # The same with an input that W fills: a pipe, whose writing end is the loop's descriptor 7. It
+    # is opened for reading as well, which waits for nobody.
+    r"""S() { jobs >/dev/null; if ! mkfifo "$2" 2>/dev/null; then printf '\036%s<no pipe for its"""
+    r""" input can be made in /tmp\036%s>126\036' $1 $1; return; fi; { trap : INT; exec <"$2";"""
+    r""" rm -f "$2"; printf '\036%s<' $1; (eval "$3") 2>&1; printf '\036%s>%s\036' $1 $?; } &"""
+    r""" J=$!; exec 7<>"$2"; }""",
+    # A piece of it: a job in the foreground reads the terminal, as in P; one in the background
+    # waits for the command to take it, so that the loop goes on reading. The marker says that it is
+    # taken.
+    r"""W() { Y=$3; (head -c $2 | base64 -d >"$3"); { cat "$3" >&7; printf '\035%s\035' $1; }"""
+    r""" 2>/dev/null & X=$!; }""",
+    # No more input: an end of file for the command, and what it did not take is dropped.
+    r"""E() { [ -z "$X" ] || { kill -KILL -$X 2>/dev/null; rm -f "$Y"; }; X=; exec 7>&-; }""",
     # A signal to the running job, if there still is one.
-    r"""I() { jobs >/dev/null; kill -$1 %% 2>/dev/null; }""",
+    r"""I() { jobs >/dev/null; kill -$1 -$J 2>/dev/null; }""",
     # The job is gone for certain when this marker comes.
-    r"""K() { I KILL; wait; printf '\036%s>137\036' $1; }""",
+    r"""K() { E; I KILL; wait; printf '\036%s>137\036' $1; }""",
     # One line of a file with nothing but what is built into the shell: no process is made.
     r"""F() { x=; { IFS= read -r x <"$2" || [ -n "$x" ]; } 2>/dev/null; s=$?;"""
     r""" printf '\036%s<%s\036%s>%s\036' $1 "$x" $1 $s; }""",
@@ -71,6 +85,10 @@ _SETTLE = 0.05
 _START_PATIENCE = 10.0
 _INTERRUPT_PATIENCE = 1.0
 _KILL_PATIENCE = 5.0
+_PLACE = "/tmp"
+"""Where a node has the pipe and the pieces of a command's input."""
+_PIECE = 32 * 1024
+"""Bytes of a command's input that are sent at a time; a pipe of Linux takes more at once."""
 MAX_OUTPUT = 64 * 1024 * 1024
 """Most bytes of output that one command may have when they are collected."""
 
@@ -177,6 +195,33 @@ class _Capture:
             self._on_output(data)
 
 
+class _Taken:
+    """Take the marks that a piece of input was taken out of the stream, wherever they stand."""
+
+    def __init__(self, nonce: str, then: Callable[[bytes], None]) -> None:
+        # Another byte than that of a command's own marks, so that none of them is held back.
+        self._mark = _GS + nonce.encode() + _GS
+        self._buffer = b""
+        self._then = then
+        self.marks = asyncio.Semaphore(0)
+
+    def feed(self, data: bytes) -> None:
+        """Take what arrived, and hand on the rest."""
+        *pieces, rest = (self._buffer + data).split(self._mark)
+        for piece in pieces:
+            self.marks.release()
+            self._hand_on(piece)
+        # What may be the beginning of a mark waits for the rest of it.
+        at = rest.rfind(_GS, max(0, len(rest) - len(self._mark) + 1))
+        cut = at if at >= 0 and self._mark.startswith(rest[at:]) else len(rest)
+        self._buffer = rest[cut:]
+        self._hand_on(rest[:cut])
+
+    def _hand_on(self, data: bytes) -> None:
+        if data:
+            self._then(data)
+
+
 class Shell:
     """A shell of a node.
 
@@ -260,13 +305,19 @@ class Shell:
         command: str,
         on_output: Callable[[bytes], None],
         timeout: float | None = None,
+        source: AsyncIterator[bytes] | None = None,
     ) -> int:
         """Run ``command``, hand its output to ``on_output`` piece by piece, return its status.
 
+        ``source`` is its input, taken no faster than the command does; without one it has none.
         Nothing is collected, so it may run for ever: cancel the task to end it. Raises as ``run``.
         """
+        pipe = f"{_PLACE}/.shell-input-{secrets.token_hex(8)}"
+        line = f"R {{nonce}} {_argument(command)}"
+        if source is not None:
+            line = f"S {{nonce}} {pipe} {_argument(command)}"
         try:
-            return await self._job(f"R {{nonce}} {_argument(command)}", timeout, on_output, None)
+            return await self._job(line, timeout, on_output, None, source=source, pipe=pipe)
         except TimeoutError:
             raise ShellTimeoutError(
                 f"{self._name}: not finished after {timeout:g} s and ended: {command}", b""
@@ -505,8 +556,14 @@ class Shell:
         on_output: Callable[[bytes], None],
         collected: bytearray | None,
         data: bytes = b"",
+        *,
+        source: AsyncIterator[bytes] | None = None,
+        pipe: str = "",
     ) -> int:
-        """Send ``line`` (with ``{nonce}`` in it), then ``data``; return the status."""
+        """Send ``line`` (with ``{nonce}`` in it), then ``data``; return the status.
+
+        ``source`` gives the command's input, by way of files beside ``pipe``.
+        """
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
 
         def left() -> float | None:
@@ -543,6 +600,7 @@ class Shell:
 
                 capture = _Capture(nonce, deliver)
                 wire.listener = capture.feed
+                feeder: asyncio.Task[None] | None = None
                 running = False
                 try:
                     text = line if isinstance(line, str) else line()
@@ -564,11 +622,16 @@ class Shell:
                         continue
                     if data and wire.transport is not None:
                         wire.transport.write(data)
+                    if source is not None:
+                        feeder = asyncio.create_task(self._give(wire, capture, source, pipe))
                     done = asyncio.ensure_future(_either(capture.status, overflow))
                     try:
                         await self._first(wire, done, left())
                     finally:
                         done.cancel()
+                        if feeder is not None:
+                            feeder.cancel()
+                            self._send("E")
                     if overflow.done():
                         raise ShellError(
                             f"{self._name}: more than {MAX_OUTPUT} bytes of output; use stream()"
@@ -592,6 +655,23 @@ class Shell:
         finally:
             if not handed_over:
                 self._lock.release()
+
+    async def _give(
+        self, wire: _Wire, capture: _Capture, source: AsyncIterator[bytes], pipe: str
+    ) -> None:
+        """Give a running command its input, one piece after the other has been taken."""
+        nonce = secrets.token_hex(8)
+        taken = _Taken(nonce, capture.feed)
+        wire.listener = taken.feed
+        async for given in source:
+            for at in range(0, len(given), _PIECE):
+                data = base64.b64encode(given[at : at + _PIECE]) + b"\n"
+                if wire.transport is None:
+                    return
+                line = f"W {nonce} {len(data)} {pipe}-piece{_END_OF_LINE}"
+                wire.transport.write(line.encode() + data)
+                await taken.marks.acquire()
+        self._send("E")
 
     async def _end(self, wire: _Wire, capture: _Capture, foreground: bool) -> None:
         """End the running command and release the lock."""
