@@ -29,6 +29,7 @@ STAY = 2.0
 SECONDS = float(os.environ.get("THICKET_SOAK", "0"))
 
 SERIAL = "0123E0F92F20DE47EE"
+HARDWARE = "02:00:00:de:47:01"
 NAME = "myapp@fd12:3456:789a:1::e0f9:2f20:de47"
 OURS = """[cluster]
 name = "myapp"
@@ -75,7 +76,10 @@ class Device:
     def plug_in(self, bridge: str) -> None:
         """Give it an interface, up and without an address."""
         wire = f"w{self.process.pid}"
-        network_namespace.ip(f"link add {wire} type veth peer name mesh0 netns {self.process.pid}")
+        # Its radio has the same hardware address after each start, which others remember.
+        network_namespace.ip(
+            f"link add {wire} type veth peer name mesh0 address {HARDWARE} netns {self.process.pid}"
+        )
         network_namespace.ip(f"link set {wire} master {bridge} up")
         for words in ("lo up", "mesh0 up"):
             subprocess.run(
@@ -185,7 +189,9 @@ def test_the_articles_device_and_our_nodes_list_each_other(
     with a_device(release, tmp_path) as device:
         device.plug_in("medium")
         device.tell("lower_up")
-        device.tell("peers")
+        for _ in daemons:  # whoever sends two beacons soon one after the other is answered
+            device.tell("peers")
+            time.sleep(0.5)
         for node, name in daemons.items():
             fleet.until(lambda node=node: NAME in node.members(), "the daemon lists it again")  # type: ignore[misc]
             fleet.until(lambda name=name: name in device.list(), "and the device the daemon")  # type: ignore[misc]

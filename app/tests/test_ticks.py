@@ -372,7 +372,7 @@ async def test_erlang_with_another_tick_time_stays(network: Network) -> None:
 
     ``make soak`` watches a stock node for longer: test_article_device.py.
     """
-    short = 8
+    short = 6
 
     async def watch(name: str, number: int, ours: float, theirs: int) -> None:
         lost: list[Any] = []
