@@ -125,3 +125,21 @@ def test_an_image_that_is_there_gets_the_packages_that_it_needs(checkout: Path) 
         cache = str(checkout.parent / "cache")
         done = make(checkout, "qemu-mesh", IMAGE=image, THICKET_CACHE=cache, PATH=path)
         assert f"--no-install-recommends {needed} \n" in done.stderr
+
+
+def test_whatever_pip_takes_comes_by_its_hash() -> None:
+    """Also what fixes the hashes: each command names its packages in a file with hashes."""
+    top = Path(__file__).parents[1]
+    script = (top / "bin/host-setup").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line for line in script.splitlines() if "-m pip install" in line]
+    assert len(commands) == 2
+    for command in commands:
+        assert "--require-hashes" in command
+        assert "--only-binary :all:" in command
+    for name in ("constraints.txt", "bin/requirements.txt", "tests/fuzz/requirements.txt"):
+        text = (top / name).read_text(encoding="utf-8").replace("\\\n", " ")
+        packages = [line for line in text.splitlines() if line and not line.startswith("#")]
+        assert packages
+        for package in packages:
+            assert "==" in package, name
+            assert "--hash=sha256:" in package, name
