@@ -172,10 +172,12 @@ def _closing(text: str, quote: str, at: int) -> int:
 def locate(text: str, findings: list[Finding]) -> None:
     """Give findings about a key its line in the text."""
     lines: dict[str, int] = {}
+    line, counted = 1, 0
     for statement in statements(text):
         path = ".".join(statement.path)
         name = f"[{path}]" if statement.is_table and path in statement.path else path
-        line = text.count("\n", 0, statement.start) + 1
+        line += text.count("\n", counted, statement.start)
+        counted = statement.start
         for known in {name, path}:
             lines.setdefault(known, line)
     for finding in findings:
