@@ -588,7 +588,7 @@ def test_the_authority_numbers_its_changes_and_names_what_they_replace(ca: Autho
     with pytest.raises(AuthorityError, match="has this passphrase already"):
         ca.offer_passphrase(NEW)
     for bad in ("", "short", "x" * 64, "tab\tin it"):
-        with pytest.raises(AuthorityError, match="a passphrase (must|is too)"):
+        with pytest.raises(AuthorityError, match=r"a passphrase (must|is too)"):
             ca.offer_passphrase(bad)
     ca.offer_passphrase(THIRD)
     dropped = read(ca, ca.cancel_passphrase())
