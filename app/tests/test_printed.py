@@ -8,6 +8,7 @@ import io
 import logging
 import queue
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -32,13 +33,18 @@ class Log:
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(path))
-        self.socket.settimeout(60)
+        self.socket.settimeout(0.1)
+        self._closed = False
         self._found: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        while text := self.socket.recv(2000).decode():
+        while not self._closed:
+            try:
+                text = self.socket.recv(2000).decode()
+            except TimeoutError:
+                continue
             priority, _, rest = text.partition(">")
             self._found.put(f"{priority[1:]} {rest.partition(': ')[2]}")
 
@@ -55,10 +61,9 @@ class Log:
         return found
 
     def close(self) -> None:
-        if self.path.exists():
-            self._say(b"")
-            self._reader.join()
-            self.socket.close()
+        self._closed = True
+        self._reader.join()
+        self.socket.close()
 
 
 @contextmanager
@@ -197,6 +202,18 @@ def test_a_storm_of_lines_is_limited_and_counted(tmp_path: Path) -> None:
         for number in range(1000):
             print(number)
         assert len(taken.lines()) == printed.BURST
+
+
+def test_programs_are_started_as_before(tmp_path: Path) -> None:
+    with taking(tmp_path), (tmp_path / "console").open("w") as console:
+        stream = sys.stdout
+        assert isinstance(stream, printed.Printed)
+        stream.original = console
+        subprocess.run(["echo", "of a program"], stdout=sys.stdout, check=True)
+        assert (tmp_path / "console").read_text() == "of a program\n"
+        stream.original = None
+        with pytest.raises(io.UnsupportedOperation):
+            sys.stdout.fileno()
 
 
 def test_failures_of_threads_are_logged(tmp_path: Path) -> None:

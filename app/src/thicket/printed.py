@@ -77,7 +77,12 @@ class Printed(io.TextIOBase):
         return False
 
     def fileno(self) -> int:
-        """Return the file that programs inherit which are started with this stream."""
+        """Return the file that programs inherit which are started with this stream.
+
+        :raises io.UnsupportedOperation: when this process was started without one.
+        """
+        if self.original is None:
+            raise io.UnsupportedOperation("fileno")
         number: int = self.original.fileno()
         return number
 

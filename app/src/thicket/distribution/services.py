@@ -278,7 +278,7 @@ class Logger(Process):
             case _:
                 return
         source = connection.name if connection is not None else self.node.name
-        log.log(_LEVELS.get(level, logging.INFO), "logged on %s: %s", source, text)
+        log.log(_LEVELS.get(level, logging.INFO), "logged on %s: %s", source, text.rstrip())
 
 
 def greet_global(node: Node, connection: Connection) -> None:
