@@ -253,6 +253,23 @@ async def test_a_change_on_all_nodes_of_a_fleet(network: Network) -> None:
 
 
 @in_private_network
+async def test_a_slow_disk_is_said_and_waited_for(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "IMPORT", 0.0):
+        async with cluster(network, Path(folder), "ab") as ((a, mine, node), (_, other, _)):
+            await a._writing.acquire()
+            answer = await a.request(importing(signed(1)))
+            assert "still writing" in answer["failed"][node.name]
+            assert len(answer["done"]) == 1
+            assert (mesh(mine), mesh(other)) == ((OLD, ""), (OLD, NEW))
+            a._writing.release()
+            await until(lambda: mesh(mine) == (OLD, NEW) and not a._own, "it goes on", 60)
+            # What is not signed is told to nobody.
+            error = await refusal(a.request(importing(signed(2, key=FLEET.signer_key))))
+            assert error.code == "not-signed"
+            assert a.newest()[0] == 1
+
+
+@in_private_network
 async def test_a_node_that_was_not_connected_gets_the_change_when_it_is(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with cluster(network, Path(folder), "ab") as ((a, _, _), (b, host, _)):

@@ -47,6 +47,8 @@ log = getLogger("thicket.passphrase")
 
 #: Seconds that another node may take: it writes to its card, and may have to wait for that.
 ANSWER: Final = 20.0
+#: Seconds after which whoever imports a change hears how far it is; a request may take 30 s.
+IMPORT: Final = 25.0
 #: Nodes that are told at the same time.
 AT_ONCE: Final = 32
 #: Seconds between two looks at whether the passphrase is refused.
@@ -117,6 +119,8 @@ class Passphrase:
         self._listener: Listener | None = None
         self._writing = asyncio.Lock()
         self._taking = asyncio.Lock()
+        #: Changes that a person has brought and that are being done.
+        self._own: set[asyncio.Task[bool]] = set()
         self._trying = False
         self._asked: set[str] = set()
         self._since = float("-inf")
@@ -639,25 +643,47 @@ class Passphrase:
         return answer
 
     async def _import(self, node: "Node", text: Any) -> dict[str, Any]:
-        """Take a signed change here, let every node take it, and say who has."""
+        """Take a signed change here, let every node take it, and say who has it within IMPORT.
+
+        The others hear of it from each other in any case, also where they were too slow here.
+        """
         try:
             packed = base64.b64decode(text, validate=True)
         except (ValueError, TypeError):
             raise PassphraseError("bad-request", 'import needs a "change", in Base64') from None
-        if not node.encrypted:
-            await self.take(packed, PERSON)
+        from thicket.trust.change import SignedChange  # noqa: PLC0415
+        from thicket.trust.verify import RefusedError  # noqa: PLC0415
+
+        fleet, since = self.fleet(), time.monotonic()
+        if fleet is not None:  # what the root has not signed is told to nobody
+            try:
+                change = SignedChange.read(packed, fleet).change
+            except RefusedError as error:
+                raise PassphraseError("not-signed", str(error)) from None
+        # It goes on also where the one who asked does not wait for it.
+        own = asyncio.get_running_loop().create_task(self.take(packed, PERSON))
+        self._own.add(own)
+        own.add_done_callback(self._own_done)
+        if fleet is None:
+            await own  # it says what is wrong
+        if node.encrypted:
+            answer = await self._tell_others(node, (_SIGNED, packed))
+        else:
             message = "its connections are not encrypted, bring the change to it by hand"
             known = [str(one["name"]) for one in self._host.nodes()]
-            answer: dict[str, Any] = {
-                "done": [node.name], "failed": dict.fromkeys(known, message), "missing": [],
-            }  # fmt: skip
+            answer = {"done": [node.name], "failed": dict.fromkeys(known, message), "missing": []}
+        await asyncio.wait({own}, timeout=max(0.0, since + IMPORT - time.monotonic()))
+        if own.done():
+            own.result()
         else:
-            # first here: what is not good is not passed on
-            await self.take(packed, PERSON)
-            answer = await self._tell_others(node, (_SIGNED, packed))
-        assert self._change is not None
-        change = self._change.change
+            answer["done"].remove(node.name)
+            answer["failed"][node.name] = "it is still writing, see `thicket status` there"
         return {**answer, "number": change.number, "used": change.used}
+
+    def _own_done(self, task: asyncio.Task[bool]) -> None:
+        self._own.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("a change that was brought here is not done: %s", error)
 
     async def _tell_others(self, node: "Node", message: Any) -> dict[str, Any]:
         nodes = self._host.nodes()
