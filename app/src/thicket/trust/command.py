@@ -347,6 +347,7 @@ def _config(authority: Authority, rest: list[str]) -> int:
         raise UsageError("config takes only --out FILE, --ssh-key FILE and --no-ssh-key")
     if files and nobody:
         raise UsageError("--ssh-key or --no-ssh-key, not both")
+    _ = authority.fleet  # without one nobody is asked for a key
     # Nobody is asked again for a file that is as it was made.
     keys = settings.keys_in(Path(out)) if out is not None and not files and not nobody else None
     if out is None or keys is None or not settings.is_same(Path(out), authority, keys):
