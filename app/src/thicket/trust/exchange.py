@@ -50,6 +50,8 @@ class Exchange(Process):
     force has changed.
     """
 
+    answers = False
+
     def __init__(
         self,
         node: Node,
