@@ -401,7 +401,8 @@ async def test_the_serial_console_is_closed(running: Node) -> None:
 async def test_the_report_is_on_the_card(running: Node) -> None:
     name = await running.name()
     report = await reported(running)
-    for words in (name, "slot A", "created", "no SSH server", "no security chip"):
+    data = f"{'Data:':<15}new ("
+    for words in (name, "slot A", data, "no SSH server", "no security chip"):
         assert words in report, report
     assert int(await running.run("wc -c </boot/report.txt")) == 16384
     assert " ro," in await running.run("grep ' /boot ' /proc/mounts")
