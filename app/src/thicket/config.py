@@ -628,7 +628,8 @@ class Mesh(Section):
     passphrase = Text(
         "",
         'The mesh\'s secret, needed by (and only used with) `security = "sae"`. '
-        "`thicket passphrase roll` changes it on all nodes of a running mesh.",
+        "`thicket ca passphrase roll` changes it on all nodes of a running mesh (without a fleet "
+        "`thicket passphrase roll`).",
         least=8,
         most=63,
         optional=True,
@@ -636,8 +637,9 @@ class Mesh(Section):
     )
     next_passphrase = Text(
         "",
-        "The passphrase that the mesh is about to change to. `thicket passphrase roll` writes it, "
-        "and takes it away when the change is done; it is tried where the present one fails.",
+        "The other passphrase during a change: first the one to come, then the former one until "
+        "links of the new one stand. Commands that change the passphrase write it and take it "
+        "away; it is tried where the present one fails.",
         least=8,
         most=63,
         optional=True,
