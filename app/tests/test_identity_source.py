@@ -388,8 +388,9 @@ class Other(Bus):
 
 @pytest.mark.parametrize("address", [0x36, 0x58])
 async def test_another_device_at_such_an_address_is_named_and_told_nothing_but_to_sleep(
-    machine: Machine, address: int
+    machine: Machine, address: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(source_module, "PATIENCE", 0.2)  # it never becomes a chip
     machine.add_bus(1)
     bus = Other(address)
     machine.fail = lambda: bus
