@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -419,3 +420,55 @@ class TestLockout:
         assert "NOBODY" not in capsys.readouterr().err
         assert self.config(root, "", "set", "access.console=false") == cli.OK
         assert "NOBODY CAN GET INTO THIS NODE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("status", "peers", "nodes", "ping", "call", "publish", "monitor", "reload", "help"),
+        *(f"config {verb}" for verb in ("", "check", "apply", "set", "unset", "show", "default")),
+        *(f"revocations {verb}" for verb in ("", "import", "export")),
+        *(f"passphrase {verb}" for verb in ("", "roll", "finish", "cancel", "import")),
+        *(f"ca {verb}" for verb in ("", "init", "signer", "enroll", "root", "config", "node")),
+        *(f"ca {verb}" for verb in ("revoke", "publish", "list", "passphrase", "passphrase roll")),
+        "no-such-command",
+    ],
+)
+def test_nothing_too_much_and_rubbish_get_words_and_a_status(
+    command: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a person starts it; all at once, for an interpreter takes its time to begin."""
+    monkeypatch.setenv("HOME", str(root))
+    monkeypatch.setenv("THICKET_CA", str(root / "fleet"))
+    monkeypatch.setenv("THICKET_CA_PASSPHRASE", "not asked for")
+    tries: list[subprocess.Popen[str]] = []
+    for words in ([], ["a", "b", "c", "d", "e"], ["--rubbish"], ["\udcff\x1b[2J", "@", "-"]):
+        tries.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "thicket", *command.split(), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for started in tries:
+        out, err = started.communicate(timeout=120)
+        assert "Traceback" not in err, err
+        assert "\x1b[2J" not in out + err
+        assert started.returncode in (0, 1, 2, 3), err
+        assert started.returncode == 0 or err, started.args
+
+
+def test_the_command_of_the_checkout_is_the_same(tmp_path: Path) -> None:
+    """A second copy of the module raised what the first one did not catch."""
+    done = subprocess.run(
+        [Path(__file__).parents[2] / "bin" / "thicket", "ca", "passphrase"],
+        env={**os.environ, "THICKET_CA": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "passphrase needs roll, finish or cancel" in done.stderr
+    assert "Traceback" not in done.stderr

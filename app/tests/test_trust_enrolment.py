@@ -107,7 +107,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     programs = {
         "here/ssh": SSH,
         "bin/python3": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
-        "bin/thicket": f'#!/bin/sh\nexec {sys.executable} -m thicket.cli "$@"\n',
+        "bin/thicket": f'#!/bin/sh\nexec {sys.executable} -m thicket "$@"\n',
     }
     for name, text in programs.items():
         (made / name).write_text(text)

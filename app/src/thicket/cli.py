@@ -616,7 +616,3 @@ def _tell_reload(answer: dict[str, Any]) -> int:
     if answer["later"]:
         print(f"Followed from the next start on: {', '.join(answer['later'])}.")
     return OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

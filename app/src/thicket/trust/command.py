@@ -12,6 +12,7 @@ from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Final
 
+from thicket.cli import BAD, OK, USAGE, UsageError
 from thicket.identity.atecc import (
     ADDRESSES,
     Atecc,
@@ -81,13 +82,8 @@ DIR is THICKET_CA or ~/.local/share/thicket/fleet. Passphrases of keys and PINs 
 asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
 """
 
-OK, BAD, USAGE = 0, 1, 2
 
 DEFAULT_PREFIX: Final = "fd12:3456:789a:1::/64"
-
-
-class UsageError(Exception):
-    """The command line is wrong."""
 
 
 def main(words: list[str]) -> int:
