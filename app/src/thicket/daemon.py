@@ -662,10 +662,26 @@ class Daemon:
             identity = await self.make.identity(self.settings)
             if identity.source == "chip":
                 # The identity is the node's name and address: it never changes under the cluster.
+                if self._may_start_again_for_the_chip():
+                    logger.warning("a chip answers now: the daemon starts again and uses it")
+                    self.stop()
+                    break
                 message = "a chip answers now; the daemon uses it from its next start on"
                 self.problems.report("identity", "chip-appeared", message, "warning")
                 break
         await asyncio.Event().wait()
+
+    def _may_start_again_for_the_chip(self) -> bool:
+        """Whether the daemon has not ended for this reason since the machine was started.
+
+        Once: with a loose contact it would go to and fro between two names.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            os.close(os.open(self.paths.run + "/started-for-the-chip", flags, 0o644))
+        except OSError:
+            return False
+        return True
 
     def _write_names(self) -> None:
         """Write the device's machine-id (machine-id(5)) and host name to files, for others to read.
