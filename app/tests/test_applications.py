@@ -189,6 +189,25 @@ async def test_an_import_may_take_long_and_the_node_goes_on(
         await node.stop()
 
 
+@pytest.mark.parametrize("kind", [StopIteration, SystemExit, KeyboardInterrupt, ImportError])
+async def test_whatever_an_import_raises_is_reported(kind: type[BaseException]) -> None:
+    def factory() -> type[Application]:
+        raise kind("not today")
+
+    problems = Problems(lambda: None)
+    node = Node("a", "c", IPv6Address("::1"), 0, epmd_port=None)
+    made = Applications(node, {}, problems, {"broken": factory})
+    task = asyncio.create_task(made.run())
+    await node.start()
+    try:
+        await until(lambda: words(problems, "failed"), "it is said")
+        assert "not today" in words(problems, "failed")[0]
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await node.stop()
+
+
 async def test_one_that_blocks_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(applications, "BLOCKED", 1.0)
     blocks = ["loop", "sleep"]

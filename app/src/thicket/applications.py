@@ -460,7 +460,11 @@ class _Running:
             try:
                 call = functools.partial(tell, done.set_result, _without_exit(self.factory))
             except BaseException as error:
-                call = functools.partial(tell, done.set_exception, error)
+                told: BaseException = error
+                # No future takes the first, and of the others some end the event loop.
+                if isinstance(error, StopIteration) or not isinstance(error, Exception):
+                    told = RuntimeError(f"its import raised {type(error).__name__}: {error}")
+                call = functools.partial(tell, done.set_exception, told)
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(call)
 
