@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fleet_for_tests import CLOCK
 from test_trust_beacon import LINK, RATE, STORMS, credentials, node
 
-from thicket.discovery import MalformedError
+from thicket.discovery.beacon import MalformedError
 from thicket.trust import openssl
-from thicket.trust.beacon import SIZE
+from thicket.trust.signed_beacon import SIZE
 
 SECONDS = 10
 

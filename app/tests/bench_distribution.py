@@ -216,7 +216,7 @@ async def processor(network: Network, counts: tuple[int, int, int], links: int) 
     # Not in the nodes whose memory is told of.
     from fleet_for_tests import CLOCK, one_fleet
 
-    from thicket.trust.node import make_credentials
+    from thicket.trust.credentials import make_credentials
     from thicket.trust.tls import FleetTls
 
     print("\nProcessor time in Python, both ends together:\n")

@@ -19,11 +19,11 @@ from typing import Any
 import network_namespace
 import pytest
 
+from authority.authority import Authority
+from authority.virtual import open_chip
 from meshlab.chip import Atecc608
-from thicket.client import ClientError, request
-from thicket.config import Paths
-from thicket.trust.authority import Authority
-from thicket.trust.virtual import open_chip
+from thicket.base.paths import Paths
+from thicket.control.client import ClientError, request
 
 PREFIX = "fd12:3456:789a:1"
 OPEN = """[mesh]

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import network_namespace
 
-from thicket import dnssd
-from thicket.status import Problems
+from thicket.base.problems import Problems
+from thicket.discovery import dnssd
 
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")
 

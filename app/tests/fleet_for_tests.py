@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from functools import cache
 from ipaddress import IPv6Network
 
+from authority.authority import FleetIssuer, HeldKey, years_from
 from meshlab.chip import serial_for
 from thicket.identity.address import identity_of_serial
 from thicket.trust import compressed, openssl
 from thicket.trust import fleet as fleets
-from thicket.trust.authority import FleetIssuer, HeldKey, years_from
+from thicket.trust.credentials import FileKey
 from thicket.trust.fleet import Fleet
-from thicket.trust.node import FileKey
 from thicket.trust.verify import Clock
 
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")

@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import network_namespace
 
-from thicket import config, log
-from thicket.config import Paths, Settings
-from thicket.daemon import Daemon, Parts
-from thicket.identity import Identity
+from thicket.base import log
+from thicket.base.paths import Paths
+from thicket.config.load import load
+from thicket.config.schema import Settings
+from thicket.daemon.daemon import Daemon, Parts
+from thicket.identity.source import Identity
 
 
 class WireMesh:
@@ -83,8 +85,8 @@ class WireParts(Parts):
         return Identity("chip", self._identity, serial=serial, chip={"model": "ATECC608A"})
 
     def open_chip(self, identity: Any) -> Any:
+        from authority.virtual import open_chip
         from thicket.identity.aio import AsyncAtecc
-        from thicket.trust.virtual import open_chip
 
         return AsyncAtecc(open_chip(self._chip))
 
@@ -99,7 +101,7 @@ class WireParts(Parts):
 
 
 async def run(paths: Paths, parts: Parts) -> int:
-    loaded = config.load(paths)
+    loaded = load(paths)
     log.setup("debug", path=paths.root + "/dev/log")  # not there, so everything goes to stderr
     return await Daemon(paths, loaded, parts).run()
 

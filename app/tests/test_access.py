@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.access: what init is told to run, and what is kept for a start without the daemon."""
+"""thicket.upkeep.access: what init is told to run, and what a start without the daemon keeps."""
 
 import os
 import signal
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from thicket import access
-from thicket.access import Follower
-from thicket.config import Access, Paths
+from thicket.base.paths import Paths
+from thicket.upkeep import access
+from thicket.upkeep.access import Follower
+from thicket.upkeep.section import AccessSection
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGm3S2ZKwQ0q8k7xZ2xk9y3m0m6m8nq9cQb4m2Yx5G1c a"
 INITTAB = "::sysinit:/etc/init.d/rcS\n::respawn:/usr/bin/thicketd\n"
@@ -38,7 +39,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def follow(paths: Paths, **values: object) -> list[tuple[str, str]]:
     made = Follower(paths)
     made.places.init = 1
-    return made.follow(Access(values))
+    return made.follow(AccessSection(values))
 
 
 def inittab(paths: Paths) -> str:
@@ -145,5 +146,5 @@ class TestConsole:
 
     def test_a_machine_without_that_init_is_left_alone(self, paths: Paths) -> None:
         Path(paths.root + "/etc/inittab").unlink()
-        assert Follower(paths).follow(Access()) == []
+        assert Follower(paths).follow(AccessSection()) == []
         assert access.Places(paths).init == 0

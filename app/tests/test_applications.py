@@ -17,17 +17,18 @@ from typing import Any
 import pytest
 from private_network import until
 
-from thicket import applications, entrypoints
-from thicket.applications import Application, Applications, SettingsError, settings_of
+from thicket.applications import api, entrypoints, service
+from thicket.applications.api import Application, SettingsError, settings_of
+from thicket.applications.service import Applications
+from thicket.base.problems import Problems
 from thicket.distribution import Node, RemoteError
-from thicket.status import Problems
 
 
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(applications, "PAUSES", (0.05,))
-    monkeypatch.setattr(applications, "BLOCKED", 60.0)
-    monkeypatch.setattr(applications, "LOOK", 0.05)
+    monkeypatch.setattr("thicket.applications.running.PAUSES", (0.05,))
+    monkeypatch.setattr(api, "BLOCKED", 60.0)
+    monkeypatch.setattr(service, "LOOK", 0.05)
 
 
 @asynccontextmanager
@@ -157,8 +158,8 @@ async def test_an_import_may_take_long_and_the_node_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As from a slow card; an alarm in the middle would begin it anew for ever."""
-    monkeypatch.setattr(applications, "BLOCKED", 1.0)
-    monkeypatch.setattr(applications, "LOADING", 2.0)
+    monkeypatch.setattr(api, "BLOCKED", 1.0)
+    monkeypatch.setattr("thicket.applications.running.LOADING", 2.0)
     arrived = threading.Event()
 
     class Quiet(Application):
@@ -209,7 +210,7 @@ async def test_whatever_an_import_raises_is_reported(kind: type[BaseException]) 
 
 
 async def test_one_that_blocks_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(applications, "BLOCKED", 1.0)
+    monkeypatch.setattr(api, "BLOCKED", 1.0)
     blocks = ["loop", "sleep"]
 
     class Blocks(Application):
@@ -252,7 +253,7 @@ async def test_one_that_blocks_is_interrupted(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_one_that_leaks_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(applications, "GROWTH", 16)
+    monkeypatch.setattr(service, "GROWTH", 16)
 
     class Leaks(Application):
         async def start(self) -> None:

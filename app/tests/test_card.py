@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.card: the data partition of a card in any state, and a power cut after any write.
+"""thicket.device.data_partition: a card in any state, and a power cut after any write.
 
 What comes out is read by rules of the Linux kernel (block/partitions/msdos.c), written down here a
 second time.
@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thicket import card
-from thicket.card import ALIGN, LEAST, SECTOR, CardError, Disk, fit
+from thicket.device import data_partition
+from thicket.device.data_partition import ALIGN, LEAST, SECTOR, CardError, Disk, fit
 
 # start and length in sectors
 CONFIG, BOOT_A, BOOT_B = (2048, 2048), (4096, 2048), (6144, 2048)
@@ -35,7 +35,7 @@ def record(*entries: bytes) -> bytes:
     return bytes(446) + b"".join(entries).ljust(64, b"\0") + b"\x55\xaa"
 
 
-def make(path: Path, sectors: int, signature: int = card.SIGNATURE) -> Path:
+def make(path: Path, sectors: int, signature: int = data_partition.SIGNATURE) -> Path:
     """A card of so many sectors that the image was written to, as far as it fits."""
     mbr = bytearray(
         record(
@@ -331,7 +331,7 @@ class TestLeftAlone:
 
 class TestCommand:
     def command(self, path: Path) -> subprocess.CompletedProcess[str]:
-        code = "import sys; from thicket.card import main; sys.exit(main())"
+        code = "import sys; from thicket.device.data_partition import main; sys.exit(main())"
         return subprocess.run(
             [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
         )
@@ -348,7 +348,7 @@ class TestCommand:
 
     def test_growing_says_what_is_wrong(self, tmp_path: Path) -> None:
         """On a real ext4 this is a test of a running node, tests/mesh/test_card.py."""
-        code = "import sys; from thicket.card import main; sys.exit(main())"
+        code = "import sys; from thicket.device.data_partition import main; sys.exit(main())"
         for place, words in ((tmp_path / "absent", "No such file"), ("/proc", "cannot be made")):
             command = [sys.executable, "-c", code, "--grow", str(place), "1"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

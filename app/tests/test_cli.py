@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 import thicket
-from thicket import cli
-from thicket.control import RequestError, Server
+from thicket.base.errors import RequestError
+from thicket.cli.common import BAD, OK, UNREACHABLE, USAGE
+from thicket.cli.main import main
+from thicket.cli.show import duration, peers_text
+from thicket.control.server import Server
 
 STATUS: dict[str, Any] = {
     "schema": 1,
@@ -149,7 +152,7 @@ Capture = pytest.CaptureFixture[str]
 
 class TestShow:
     def test_status_for_people(self, daemon: FakeDaemon, capsys: Capture) -> None:
-        assert cli.main(["status"]) == cli.OK
+        assert main(["status"]) == OK
         lines = capsys.readouterr().out.splitlines()
         facts = {line.split(":")[0]: line.partition(":")[2].strip() for line in lines}
         assert facts["State"] == "joined, up for 1 h 6 min"
@@ -167,7 +170,7 @@ class TestShow:
     ) -> None:
         daemon.status["cluster"].update(security="cookie", refused={})
         daemon.status["trust"].update(fleet=None, device=None, state="no-fleet")
-        assert cli.main(["status"]) == cli.OK
+        assert main(["status"]) == OK
         text = capsys.readouterr().out
         assert "1 other node, 1 being connected, PROTECTED BY ITS COOKIE ALONE" in text
         assert "none" in next(line for line in text.splitlines() if line.startswith("Fleet:"))
@@ -179,7 +182,7 @@ class TestShow:
             {"part": "radio", "code": "x", "message": "no radio", "severity": "error",
              "since": 3990.0},
         ]  # fmt: skip
-        assert cli.main(["status"]) == cli.BAD
+        assert main(["status"]) == BAD
         first = capsys.readouterr().out.splitlines()[0]
         assert first == "PROBLEM: radio: no radio (for 10.0 s)"
 
@@ -191,14 +194,14 @@ class TestShow:
         daemon.status["identity"] = {
             "source": "mac", "software": True, "serial": None, "id": "0102", "chip": None,
         }  # fmt: skip
-        assert cli.main(["status"]) == cli.OK
+        assert main(["status"]) == OK
         out = capsys.readouterr().out
         assert out.startswith("Warning: identity: m")
         assert "software identity 0102 from mac, not from a chip" in out
 
     def test_not_joined_is_bad_news(self, daemon: FakeDaemon) -> None:
         daemon.status["state"] = "joining"
-        assert cli.main(["status"]) == cli.BAD
+        assert main(["status"]) == BAD
 
     def test_a_daemon_that_knows_nothing_yet(self, daemon: FakeDaemon, capsys: Capture) -> None:
         daemon.status.update(
@@ -208,15 +211,15 @@ class TestShow:
             discovery=None,
             times=dict.fromkeys(STATUS["times"]),
         )  # fmt: skip
-        assert cli.main(["status"]) == cli.BAD
-        assert cli.main(["peers"]) == cli.OK
-        assert cli.main(["nodes"]) == cli.OK
+        assert main(["status"]) == BAD
+        assert main(["peers"]) == OK
+        assert main(["nodes"]) == OK
         out = capsys.readouterr().out
         assert "No peers. Radio: starting." in out
         assert "not in a cluster yet (starting)" in out
 
     def test_peers_are_a_table(self, daemon: FakeDaemon, capsys: Capture) -> None:
-        assert cli.main(["peers"]) == cli.OK
+        assert main(["peers"]) == OK
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].split()[:3] == ["PEER", "ADDRESS", "STATE"]
         assert lines[1].split()[:6] == ["02:74:68:00:00:02", "-", "ESTAB", "open", "-61", "249"]
@@ -224,7 +227,7 @@ class TestShow:
         assert lines[-1].split() == ["02:74:68:00:00:03", "02:74:68:00:00:02", "-", "500"]
 
     def test_nodes_are_a_table(self, daemon: FakeDaemon, capsys: Capture) -> None:
-        assert cli.main(["nodes"]) == cli.OK
+        assert main(["nodes"]) == OK
         lines = capsys.readouterr().out.splitlines()
         assert lines[1].split()[1:4] == ["this", "node", "-"]
         assert lines[2].split()[:2] == ["thicket@fd12:3456:789a:1::9", "up"]
@@ -232,21 +235,21 @@ class TestShow:
 
     @pytest.mark.parametrize("what", ["status", "peers", "nodes"])
     def test_json(self, daemon: FakeDaemon, capsys: Capture, what: str) -> None:
-        assert cli.main([what, "--json"]) == cli.OK
+        assert main([what, "--json"]) == OK
         assert json.loads(capsys.readouterr().out) == STATUS
 
 
 class TestPing:
     def test_pong(self, daemon: FakeDaemon, capsys: Capture) -> None:
-        assert cli.main(["ping", "n-9"]) == cli.OK
+        assert main(["ping", "n-9"]) == OK
         assert capsys.readouterr().out == "pong from thicket@fd12:3456:789a:1::9 in 3.2 ms\n"
 
     def test_pang(self, daemon: FakeDaemon, capsys: Capture) -> None:
-        assert cli.main(["ping", "gone"]) == cli.BAD
+        assert main(["ping", "gone"]) == BAD
         assert capsys.readouterr().out == "pang: no answer within 5 s\n"
 
     def test_nobody(self, daemon: FakeDaemon, capsys: Capture) -> None:
-        assert cli.main(["ping", "nobody"]) == cli.BAD
+        assert main(["ping", "nobody"]) == BAD
         assert "no node is known" in capsys.readouterr().err
 
 
@@ -260,22 +263,22 @@ class TestUsage:
         ],
     )  # fmt: skip
     def test_wrong(self, root: Path, capsys: Capture, words: list[str]) -> None:
-        assert cli.main(words) == cli.USAGE
+        assert main(words) == USAGE
         assert "thicket help" in capsys.readouterr().err
 
     def test_help_names_every_command(self, capsys: Capture) -> None:
-        assert cli.main(["help"]) == cli.OK
+        assert main(["help"]) == OK
         out = capsys.readouterr().out
         for word in ("status", "peers", "nodes", "ping", "config show", "reload", "version"):
             assert f"  {word}" in out
 
     def test_version(self, capsys: Capture) -> None:
-        assert cli.main(["version"]) == cli.OK
+        assert main(["version"]) == OK
         assert capsys.readouterr().out == f"thicket {thicket.__version__}\n"
 
     @pytest.mark.parametrize("words", [["status"], ["peers"], ["ping", "a"], ["reload"]])
     def test_without_a_daemon(self, root: Path, capsys: Capture, words: list[str]) -> None:
-        assert cli.main(words) == cli.UNREACHABLE
+        assert main(words) == UNREACHABLE
         assert "logread" in capsys.readouterr().err
 
 
@@ -286,38 +289,38 @@ class TestConfig:
         return str(path)
 
     def test_check(self, root: Path, capsys: Capture) -> None:
-        assert cli.main(["config", "check", self.file(root, "[mesh]\nchannel = 6\n")]) == cli.OK
+        assert main(["config", "check", self.file(root, "[mesh]\nchannel = 6\n")]) == OK
         assert capsys.readouterr().out.endswith("is right.\n")
         bad = self.file(root, "[mesh]\nchannel = 66\nid = 1\n")
-        assert cli.main(["config", "check", bad]) == cli.BAD
+        assert main(["config", "check", bad]) == BAD
         assert capsys.readouterr().err.count("\n") == 2
-        assert cli.main(["config", "check", str(root / "none")]) == cli.BAD
+        assert main(["config", "check", str(root / "none")]) == BAD
         assert "cannot read" in capsys.readouterr().err
 
     def test_apply_writes_and_reloads(
         self, root: Path, daemon: FakeDaemon, capsys: Capture
     ) -> None:
-        assert cli.main(["config", "apply", self.file(root, '[mesh]\nid = "a"\n')]) == cli.OK
+        assert main(["config", "apply", self.file(root, '[mesh]\nid = "a"\n')]) == OK
         assert (root / "data/thicket/thicket.toml").read_text() == '[mesh]\nid = "a"\n'
         assert [name for name, _ in daemon.calls] == ["reload"]
         assert "changed: mesh.id" in capsys.readouterr().out
 
     def test_apply_without_a_daemon(self, root: Path, capsys: Capture) -> None:
-        assert cli.main(["config", "apply", self.file(root, "# defaults\n")]) == cli.OK
+        assert main(["config", "apply", self.file(root, "# defaults\n")]) == OK
         assert "not running" in capsys.readouterr().out
 
     def test_set_and_unset(self, root: Path, daemon: FakeDaemon, capsys: Capture) -> None:
-        assert cli.main(["config", "set", "mesh.id=a b", "mesh.channel=11"]) == cli.OK
+        assert main(["config", "set", "mesh.id=a b", "mesh.channel=11"]) == OK
         written = root / "data/thicket/thicket.toml"
         assert written.read_text() == '[mesh]\nid = "a b"\nchannel = 11\n'
-        assert cli.main(["config", "unset", "mesh.channel"]) == cli.OK
+        assert main(["config", "unset", "mesh.channel"]) == OK
         assert written.read_text() == '[mesh]\nid = "a b"\n'
 
     def test_set_refuses_all_faults_at_once_and_writes_nothing(
         self, root: Path, daemon: FakeDaemon, capsys: Capture
     ) -> None:
         words = ["mesh.channel=x", "mesh.chanel=1", "mesh.passphrase=geheim1", "log.level=loud"]
-        assert cli.main(["config", "set", *words]) == cli.BAD
+        assert main(["config", "set", *words]) == BAD
         err = capsys.readouterr().err
         assert err.count("\n") == 4
         assert "did you mean mesh.channel?" in err
@@ -328,7 +331,7 @@ class TestConfig:
     def test_set_checks_the_file_as_a_whole(
         self, root: Path, daemon: FakeDaemon, capsys: Capture
     ) -> None:
-        assert cli.main(["config", "set", "mesh.security=sae"]) == cli.BAD
+        assert main(["config", "set", "mesh.security=sae"]) == BAD
         assert "mesh.passphrase: is missing" in capsys.readouterr().err
         assert not (root / "data").exists()
 
@@ -336,41 +339,41 @@ class TestConfig:
         self, root: Path, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse\n"))
-        assert cli.main(["config", "set", "mesh.security=sae", "mesh.passphrase"]) == cli.OK
+        assert main(["config", "set", "mesh.security=sae", "mesh.passphrase"]) == OK
         written = (root / "data/thicket/thicket.toml").read_text()
         assert 'passphrase = "correct horse"' in written
 
     def test_set_on_a_broken_file_says_how_to_replace_it(self, root: Path, capsys: Capture) -> None:
         (root / "etc/thicket/thicket.toml").write_text("[mesh")
-        assert cli.main(["config", "set", "mesh.id=a"]) == cli.BAD
+        assert main(["config", "set", "mesh.id=a"]) == BAD
         assert "config apply" in capsys.readouterr().err
 
     def test_reload_that_found_faults(self, daemon: FakeDaemon, capsys: Capture) -> None:
         daemon.reload["faults"] = ["thicket.toml: mesh.channel = 66: must be ..."]
-        assert cli.main(["reload"]) == cli.BAD
+        assert main(["reload"]) == BAD
         assert "mesh.channel" in capsys.readouterr().err
 
     def test_show_from_the_daemon_and_without_it(
         self, root: Path, daemon: FakeDaemon, capsys: Capture
     ) -> None:
-        assert cli.main(["config", "show"]) == cli.OK
+        assert main(["config", "show"]) == OK
         assert capsys.readouterr().out == '# in force, from defaults\n\n[mesh]\nid = "thicket"\n'
 
     def test_show_without_a_daemon_masks_secrets(self, root: Path, capsys: Capture) -> None:
         (root / "etc/thicket/thicket.toml").write_text('[cluster]\ncookie = "geheim"\n')
-        assert cli.main(["config", "show"]) == cli.OK
+        assert main(["config", "show"]) == OK
         out = capsys.readouterr().out
         assert "geheim" not in out
         assert 'cookie = "********"' in out
 
     def test_default_is_a_valid_file(self, root: Path, capsys: Capture) -> None:
-        assert cli.main(["config", "default"]) == cli.OK
-        assert cli.main(["config", "check", self.file(root, capsys.readouterr().out)]) == cli.OK
+        assert main(["config", "default"]) == OK
+        assert main(["config", "check", self.file(root, capsys.readouterr().out)]) == OK
 
 
 def test_common_commands_import_little() -> None:
     """What counts is CPU time on a slow device; the imports are what it goes into."""
-    code = "import sys, thicket.cli; print(*sys.modules)"
+    code = "import sys, thicket.cli.main; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"],
         capture_output=True, text=True, check=True,
@@ -396,13 +399,13 @@ def test_a_reader_that_goes_away(root: Path) -> None:
     [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (7325, "2 h 2 min"), (90000, "1 d 1 h")],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert cli.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_a_path_that_is_being_looked_for_is_not_shown_as_one() -> None:
     path = {"destination": "02:74:68:00:00:03", "next_hop": "00:00:00:00:00:00",
             "metric": 0, "hops": 0, "expires_ms": 0, "active": False}  # fmt: skip
-    text = cli.peers_text({**STATUS, "paths": [path]})
+    text = peers_text({**STATUS, "paths": [path]})
     assert "02:74:68:00:00:03  being looked for" in text
     assert "00:00:00:00:00:00" not in text
 
@@ -411,14 +414,14 @@ class TestLockout:
     def config(self, root: Path, text: str, *words: str) -> int:
         file = root / "new.toml"
         file.write_text(text)
-        return cli.main(["config", *words] if words else ["config", "apply", str(file)])
+        return main(["config", *words] if words else ["config", "apply", str(file)])
 
     def test_who_takes_the_last_way_in_away_is_told(self, root: Path, capsys: Capture) -> None:
-        assert self.config(root, "[access]\nconsole = true\n") == cli.OK
+        assert self.config(root, "[access]\nconsole = true\n") == OK
         assert "NOBODY" not in capsys.readouterr().err
-        assert self.config(root, "", "set", "mesh.channel=6") == cli.OK
+        assert self.config(root, "", "set", "mesh.channel=6") == OK
         assert "NOBODY" not in capsys.readouterr().err
-        assert self.config(root, "", "set", "access.console=false") == cli.OK
+        assert self.config(root, "", "set", "access.console=false") == OK
         assert "NOBODY CAN GET INTO THIS NODE" in capsys.readouterr().err
 
 

@@ -11,8 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket import config, configdoc
-from thicket.config import ConfigError, Paths, Settings
+from thicket.base.fields import MASK, ConfigError
+from thicket.base.files import MAX_FILE_BYTES, write_atomically
+from thicket.base.paths import Paths
+from thicket.base.toml import toml_value
+from thicket.config import document
+from thicket.config import parse as parsing
+from thicket.config.load import load, remember
+from thicket.config.parse import parse_toml
+from thicket.config.schema import APPLICATION, SECTIONS, Settings, check
 
 TREE = Path(__file__).parents[2]
 
@@ -20,17 +27,17 @@ TREE = Path(__file__).parents[2]
 def faults(text: str | bytes) -> list[str]:
     data = text.encode() if isinstance(text, str) else text
     with pytest.raises(ConfigError) as caught:
-        config.parse(data, "thicket.toml")
+        parsing.parse(data, "thicket.toml")
     return [str(finding) for finding in caught.value.findings]
 
 
 def parse(text: str) -> Settings:
-    return config.parse(text.encode(), "thicket.toml")
+    return parsing.parse(text.encode(), "thicket.toml")
 
 
 class TestSchema:
     def test_every_default_is_allowed_and_has_a_meaning(self) -> None:
-        for cls in config.SECTIONS.values():
+        for cls in SECTIONS.values():
             assert cls.__doc__
             for key in cls.keys().values():
                 assert key.check(key.plain(key.default)) == key.default, key.path
@@ -65,7 +72,7 @@ class TestSchema:
         text = ""
         for path, value in values.items():
             section, _, name = path.partition(".")
-            line = f"{name} = {config.toml_value(value)}\n"
+            line = f"{name} = {toml_value(value)}\n"
             text += line if f"[{section}]\n" in text else f"[{section}]\n{line}"
         settings = parse(text)
         assert settings.mesh.id == values["mesh.id"]
@@ -164,7 +171,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("raw", ["a\nb", "tab\there", "\x7f", "\x85"])
     def test_control_characters_in_texts(self, raw: str) -> None:
-        assert "control characters" in faults(f"[mesh]\nid = {config.toml_value(raw)}\n")[0]
+        assert "control characters" in faults(f"[mesh]\nid = {toml_value(raw)}\n")[0]
 
     def test_mesh_id_counts_bytes(self) -> None:
         assert parse(f'[mesh]\nid = "{"ü" * 16}"\n').mesh.id == "ü" * 16
@@ -207,7 +214,7 @@ class TestPublicKeys:
         ):
             assert parse(f"[access]\n{text}").access.ssh_keys == expected, text
         assert parse("[access]\nssh_keys = []").access.ssh_keys == ""
-        again = f"[access]\nssh_keys = {config.toml_value(expected)}"
+        again = f"[access]\nssh_keys = {toml_value(expected)}"
         assert parse(again).access.ssh_keys == expected
 
     @pytest.mark.parametrize(
@@ -234,19 +241,19 @@ class TestPublicKeys:
     )
     def test_what_is_none(self, raw: object, words: str) -> None:
         with pytest.raises(ConfigError) as info:
-            config.check({"access": {"ssh_keys": raw}}, "f")
+            check({"access": {"ssh_keys": raw}}, "f")
         (finding,) = info.value.findings
         assert finding.key == "access.ssh_keys"
         assert words in finding.message
         # it may be a private key
         assert "b3Blb" not in str(finding)
-        assert finding.value == config.MASK
+        assert finding.value == MASK
 
     @given(st.text(max_size=80))
     def test_any_text(self, text: str) -> None:
         for raw in (text, f"ssh-ed25519 {text}", f"{ED25519} {text}"):
             try:
-                values = config.check({"access": {"ssh_keys": raw}}, "f")
+                values = check({"access": {"ssh_keys": raw}}, "f")
             except ConfigError as e:
                 assert e.findings[0].message
             else:
@@ -270,7 +277,7 @@ class TestApplications:
 
     def test_over_the_image_s(self) -> None:
         base = {"application": {"a": {"x": 1, "y": 2}, "b": {"z": 3}}}
-        settings = config.parse(b"[application.a]\ny = 5\n", "f", base)
+        settings = parsing.parse(b"[application.a]\ny = 5\n", "f", base)
         assert settings.application == {"a": {"x": 1, "y": 5}, "b": {"z": 3}}
         assert base["application"]["a"]["y"] == 2
 
@@ -311,7 +318,7 @@ class TestApplications:
 class TestBytes:
     def test_windows_editors(self) -> None:
         data = b'\xef\xbb\xbf[mesh]\r\nid = "a"\r\nchannel = 6\r\n'
-        settings = config.parse(data, "f")
+        settings = parsing.parse(data, "f")
         assert (settings.mesh.id, settings.mesh.channel) == ("a", 6)
 
     def test_utf16_is_named(self) -> None:
@@ -324,7 +331,7 @@ class TestBytes:
         )
 
     def test_size_limit(self) -> None:
-        assert "larger than 64 KiB" in faults(b"#" * (config.MAX_FILE_BYTES + 1))[0]
+        assert "larger than 64 KiB" in faults(b"#" * (MAX_FILE_BYTES + 1))[0]
 
     def test_deep_nesting(self) -> None:
         assert "line 1: is nested too deeply" in faults("a = " + "[" * 30000)[0]
@@ -332,7 +339,7 @@ class TestBytes:
     @given(st.binary(max_size=300))
     def test_no_bytes_do_anything_else_than_pass_or_fail_with_words(self, data: bytes) -> None:
         try:
-            config.parse(data, "f")
+            parsing.parse(data, "f")
         except ConfigError as e:
             assert e.findings
             assert str(e)
@@ -340,7 +347,7 @@ class TestBytes:
     @given(
         st.lists(
             st.tuples(
-                st.sampled_from([*config.SECTIONS, "radio", ""]),
+                st.sampled_from([*SECTIONS, "radio", ""]),
                 st.sampled_from(["id", "channel", "prefix", "cookie", "passphrase", "x", "level"]),
                 st.one_of(
                     st.integers(), st.booleans(), st.text(max_size=70), st.floats(),
@@ -360,12 +367,12 @@ class TestBytes:
             else:
                 tables[key] = value
         try:
-            values = config.check(tables, "f")
+            values = check(tables, "f")
         except ConfigError as e:
             assert all(finding.message for finding in e.findings)
         else:
             assert Settings(values) is not None
-            assert set(values) <= {*config.SECTIONS, config.APPLICATION}
+            assert set(values) <= {*SECTIONS, APPLICATION}
 
 
 class TestShortcut:
@@ -384,7 +391,7 @@ class TestShortcut:
         except tomllib.TOMLDecodeError:
             expected = None
         try:
-            got: dict[str, object] | None = config.parse_toml(text, "f")
+            got: dict[str, object] | None = parse_toml(text, "f")
         except ConfigError:
             got = None
         if expected is None:
@@ -393,7 +400,7 @@ class TestShortcut:
             assert got is not None
             # sections without keys may be left out
             assert {k: v for k, v in got.items() if v} == {k: v for k, v in expected.items() if v}
-            assert all(k in got or k in config.SECTIONS for k in expected)
+            assert all(k in got or k in SECTIONS for k in expected)
 
 
 @pytest.fixture
@@ -408,39 +415,39 @@ def paths(tmp_path: Path) -> Paths:
 
 class TestLoad:
     def test_without_any_file_the_built_in_defaults(self, paths: Paths) -> None:
-        loaded = config.load(paths)
+        loaded = load(paths)
         assert loaded.settings == Settings()
         assert (loaded.source, loaded.findings, loaded.last_good_used) == ("defaults", [], False)
 
     def test_the_device_s_file_over_the_image_s(self, paths: Paths) -> None:
         Path(paths.image).write_text('[mesh]\nid = "fleet"\nchannel = 6\n')
         Path(paths.device).write_text("[mesh]\nchannel = 11\n")
-        loaded = config.load(paths)
+        loaded = load(paths)
         assert loaded.source == paths.device
         assert (loaded.settings.mesh.id, loaded.settings.mesh.channel) == ("fleet", 11)
 
     def test_precedence(self, paths: Paths) -> None:
         Path(paths.local).write_text('[mesh]\nid = "local"\n')
-        assert config.load(paths).settings.mesh.id == "local"
+        assert load(paths).settings.mesh.id == "local"
         Path(paths.device).write_text('[mesh]\nid = "device"\n')
-        assert config.load(paths).settings.mesh.id == "device"
+        assert load(paths).settings.mesh.id == "device"
 
     def test_last_good_after_a_fault(self, paths: Paths) -> None:
         Path(paths.device).write_text('[mesh]\nid = "good"\n')
-        config.remember(paths, config.load(paths))
+        remember(paths, load(paths))
         Path(paths.device).write_text('[mesh]\nid = "bad"\nchannel = 99\n')
-        loaded = config.load(paths)
+        loaded = load(paths)
         assert loaded.settings.mesh.id == "good"
         assert loaded.last_good_used
         assert "mesh.channel = 99" in str(loaded.findings[0])
         # the faulty file must not become the last good one
-        config.remember(paths, loaded)
+        remember(paths, loaded)
         assert 'id = "good"' in Path(paths.last_good).read_text()
 
     def test_defaults_when_there_is_no_last_good(self, paths: Paths) -> None:
         Path(paths.image).write_text('[mesh]\nid = "fleet"\n')
         Path(paths.device).write_bytes(b"\xff")
-        loaded = config.load(paths)
+        loaded = load(paths)
         assert loaded.source == "defaults"
         assert loaded.settings.mesh.id == "fleet"
         assert loaded.findings
@@ -448,49 +455,49 @@ class TestLoad:
     def test_a_broken_last_good_file(self, paths: Paths) -> None:
         Path(paths.device).write_bytes(b"[")
         Path(paths.last_good).write_bytes(b"\x00")
-        loaded = config.load(paths)
+        loaded = load(paths)
         assert loaded.settings == Settings()
         assert {finding.file for finding in loaded.findings} == {paths.device, paths.last_good}
 
     def test_a_file_taken_away_means_last_good(self, paths: Paths) -> None:
         Path(paths.device).write_text('[mesh]\nid = "good"\n')
-        config.remember(paths, config.load(paths))
+        remember(paths, load(paths))
         Path(paths.device).unlink()
-        loaded = config.load(paths)
+        loaded = load(paths)
         assert loaded.settings.mesh.id == "good"
         assert "is gone" in str(loaded.findings[0])
-        config.remember(paths, loaded)
+        remember(paths, loaded)
         assert Path(paths.last_good).read_text() == '[mesh]\nid = "good"\n'
 
     def test_a_boot_partition_that_cannot_be_mounted_means_last_good(self, paths: Paths) -> None:
         Path(paths.last_good).write_text('[mesh]\nid = "good"\n')
         Path(paths.mounts).write_text("")
-        loaded = config.load(paths)
+        loaded = load(paths)
         assert loaded.settings.mesh.id == "good"
         assert "/dev/vdc could not be mounted" in str(loaded.findings[0])
 
     def test_without_a_boot_partition_nothing_is_missing(self, paths: Paths) -> None:
         Path(paths.mounts).write_text("")
         Path(paths.cmdline).write_text("console=ttyS0\n")
-        assert config.load(paths).findings == []
+        assert load(paths).findings == []
 
     def test_a_faulty_image_file_is_reported_and_passed_over(self, paths: Paths) -> None:
         Path(paths.image).write_text("[mesh]\nchannel = 99\n")
         Path(paths.device).write_text('[mesh]\nid = "mine"\n')
-        loaded = config.load(paths)
+        loaded = load(paths)
         assert loaded.settings.mesh.id == "mine"
         assert loaded.findings[0].file == paths.image
 
     def test_a_directory_in_place_of_the_file(self, paths: Paths) -> None:
         Path(paths.device).mkdir()
-        assert "cannot be read" in str(config.load(paths).findings[0])
+        assert "cannot be read" in str(load(paths).findings[0])
 
     def test_last_good_is_private_and_written_once(self, paths: Paths) -> None:
         Path(paths.device).write_text('[mesh]\nid = "good"\n')
-        config.remember(paths, config.load(paths))
+        remember(paths, load(paths))
         first = Path(paths.last_good).stat()
         assert first.st_mode & 0o777 == 0o600
-        config.remember(paths, config.load(paths))
+        remember(paths, load(paths))
         assert Path(paths.last_good).stat().st_ino == first.st_ino
 
 
@@ -517,21 +524,21 @@ class TestAtomicWrite:
 
         monkeypatch.setattr(os, "write", full)
         with pytest.raises(OSError, match="space"):
-            config.write_atomically(str(target), b"new")
+            write_atomically(str(target), b"new")
         assert target.read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 class TestMadeTexts:
-    @pytest.mark.parametrize("path", [*configdoc.outputs(TREE)], ids=lambda p: p.name)
+    @pytest.mark.parametrize("path", [*document.outputs(TREE)], ids=lambda p: p.name)
     def test_are_in_step_with_the_schema(self, path: Path) -> None:
         if not path.parent.parent.joinpath("app").is_dir() and path.suffix == ".md":
             pytest.skip("the tree's documents are not beside the package")
-        made = configdoc.outputs(TREE)[path]
-        assert path.read_text(encoding="utf-8") == made, "run python -m thicket.configdoc ."
+        made = document.outputs(TREE)[path]
+        assert path.read_text(encoding="utf-8") == made, "run python -m thicket.config.document ."
 
     def test_the_template_is_the_defaults_with_and_without_its_remarks(self) -> None:
-        text = configdoc.template()
+        text = document.template()
         assert parse(text) == Settings()
         lines = [line[1:] if line[:1] == "#" and line[1:2].islower() else line for line in
                  text.splitlines()]  # fmt: skip
@@ -540,7 +547,7 @@ class TestMadeTexts:
         settings = parse("\n".join(lines))
         assert settings == Settings({"mesh": {"passphrase": "12345678"}})
         assert sum(len(table) for table in settings_values(settings)) == sum(
-            len(cls.keys()) for cls in config.SECTIONS.values()
+            len(cls.keys()) for cls in SECTIONS.values()
         )
 
 

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from thicket import config, store
-from thicket.config import Loaded, Paths
+from thicket.base.files import MAX_FILE_BYTES, write_atomically
+from thicket.base.paths import Paths
+from thicket.config import schema
+from thicket.config.edit import source
+from thicket.config.load import Loaded, load, remember
+from thicket.config.schema import MOST_FINDINGS, Settings
 
 GOOD = b'[mesh]\nid = "good"\nsecurity = "open"\n'
 LONG = 4000
@@ -20,15 +24,15 @@ def paths(tmp_path: Path) -> Paths:
     for file in (paths.device, paths.last_good, paths.cmdline):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(paths.device).write_bytes(GOOD)
-    config.remember(paths, config.load(paths))
+    remember(paths, load(paths))
     return paths
 
 
 def load_with(paths: Paths, data: bytes) -> Loaded:
     """What is in force after the card's file became ``data`` and the node kept what is good."""
     Path(paths.device).write_bytes(data)
-    loaded = config.load(paths)
-    config.remember(paths, loaded)
+    loaded = load(paths)
+    remember(paths, loaded)
     return loaded
 
 
@@ -81,11 +85,11 @@ def test_the_largest_numbers_of_toml_reach_an_application(paths: Paths) -> None:
 def test_a_fault_of_the_judge_leaves_the_last_good_one_in_force(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def judge(settings: config.Settings, _: str) -> None:
+    def judge(settings: Settings, _: str) -> None:
         if settings.mesh.id != "good":
             raise KeyError("mesh")
 
-    monkeypatch.setattr(config, "_CROSS_CHECKS", (judge,))
+    monkeypatch.setattr(schema, "_CROSS_CHECKS", (judge,))
     loaded = load_with(paths, b'[mesh]\nid = "other"\nsecurity = "open"\n')
     assert holds(paths, loaded)
     assert "cannot be judged: KeyError" in str(loaded.findings[0])
@@ -99,8 +103,8 @@ def test_a_fault_of_the_judge_in_every_file_leaves_the_defaults(
 
     Path(paths.image).parent.mkdir(parents=True)
     Path(paths.image).write_bytes(GOOD)
-    monkeypatch.setattr(config, "_CROSS_CHECKS", (judge,))
-    loaded = config.load(paths)
+    monkeypatch.setattr(schema, "_CROSS_CHECKS", (judge,))
+    loaded = load(paths)
     assert loaded.source == "defaults"
     assert [f.file for f in loaded.findings] == [paths.image, paths.device, paths.last_good]
 
@@ -114,9 +118,9 @@ def test_a_fault_of_the_judge_in_every_file_leaves_the_defaults(
     ids=["keys", "sections"],
 )
 def test_thousands_of_faults_are_told_of_by_the_first_ones(paths: Paths, text: str) -> None:
-    loaded = load_with(paths, text[: config.MAX_FILE_BYTES].rsplit("\n", 1)[0].encode())
+    loaded = load_with(paths, text[:MAX_FILE_BYTES].rsplit("\n", 1)[0].encode())
     assert holds(paths, loaded)
-    assert len(loaded.findings) == config.MOST_FINDINGS + 1
+    assert len(loaded.findings) == MOST_FINDINGS + 1
     assert "more faults" in str(loaded.findings[-1])
 
 
@@ -158,8 +162,8 @@ def boot(paths: Paths) -> Path:
 
 def lose(paths: Paths) -> Loaded:
     Path(paths.device).unlink()
-    loaded = config.load(paths)
-    config.remember(paths, loaded)
+    loaded = load(paths)
+    remember(paths, loaded)
     return loaded
 
 
@@ -181,7 +185,7 @@ def test_a_file_that_init_could_not_copy_is_told_of(paths: Paths, boot: Path) ->
     assert holds(paths, loaded)
     assert "could not be read as a whole" in str(loaded.findings[0])
     Path(paths.last_good).unlink()
-    assert config.load(paths).findings, "told of on a first start, too"
+    assert load(paths).findings, "told of on a first start, too"
 
 
 @pytest.mark.usefixtures("boot")
@@ -204,14 +208,14 @@ def test_a_damaged_last_good_one_is_not_taken_for_a_whole_one(paths: Paths) -> N
 def test_a_power_cut_between_checksum_and_copy_leaves_a_last_good_one(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = config.write_atomically
+    write = write_atomically
 
     def cut(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
         if path == paths.last_good:
             raise OSError(5, "power cut")
         write(path, data, mode=mode, durable=durable)
 
-    monkeypatch.setattr(config, "write_atomically", cut)
+    monkeypatch.setattr("thicket.config.load.write_atomically", cut)
     with pytest.raises(OSError, match="power cut"):
         load_with(paths, GOOD.replace(b"good", b"next"))
     assert holds(paths, load_with(paths, b""))
@@ -228,4 +232,4 @@ def test_a_change_on_a_node_whose_file_is_gone_changes_the_last_good_one(
     paths: Paths, boot: Path
 ) -> None:
     lose(paths)
-    assert store.source(paths) == (GOOD.decode(), f"{boot}/thicket.toml")
+    assert source(paths) == (GOOD.decode(), f"{boot}/thicket.toml")

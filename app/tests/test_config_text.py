@@ -11,8 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thicket import applications, cli, config, countries, countrynames
-from thicket.config import ConfigError, Finding
+from thicket.applications.api import Application
+from thicket.applications.service import GROUP
+from thicket.base.fields import ConfigError, Finding
+from thicket.cli.common import BAD, OK
+from thicket.cli.main import main
+from thicket.config.parse import parse
+from thicket.radio import countries, country_names
 
 SECRET = "geheim123"
 
@@ -20,7 +25,7 @@ SECRET = "geheim123"
 def faults(text: str | bytes) -> list[Finding]:
     data = text.encode() if isinstance(text, str) else text
     with pytest.raises(ConfigError) as caught:
-        config.parse(data, "thicket.toml")
+        parse(data, "thicket.toml")
     return caught.value.findings
 
 
@@ -129,7 +134,7 @@ def test_no_syntax_error_shows_a_secret(text: str) -> None:
 @given(st.text("[]{}=\"'\\#\n\t ,.:-_mesh“”idx01\0\x07é", max_size=60))
 def test_whatever_stands_in_a_file_has_an_answer(text: str) -> None:
     try:
-        config.parse(text.encode(), "f")
+        parse(text.encode(), "f")
     except ConfigError as error:
         for fault in error.findings:
             assert fault.message
@@ -164,11 +169,11 @@ def test_a_wrong_value_tells_its_line_and_what_to_write(text: str, words: str) -
 
 
 def test_every_country_has_a_name_that_leads_to_its_code() -> None:
-    names = countrynames.english()
+    names = country_names.english()
     assert names.keys() == countries.CODES
     for code, name in names.items():
-        assert countrynames.find(name) == (code, name)
-        assert countrynames.find(name.upper().replace(" AND ", " & ")) == (code, name)
+        assert country_names.find(name) == (code, name)
+        assert country_names.find(name.upper().replace(" AND ", " & ")) == (code, name)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ def test_other_names_and_misspelt_ones_are_understood(name: str, code: str) -> N
 
 @pytest.mark.parametrize("name", ["Niger", "Iraq", "Atlantis", ""])
 def test_a_country_that_is_not_in_the_database_is_not_taken_for_another(name: str) -> None:
-    assert countrynames.find(name) is None
+    assert country_names.find(name) is None
 
 
 # -- the settings of applications
@@ -204,23 +209,21 @@ def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installed application "garden"; the folder of the file."""
     info = tmp_path / "site/garden-1.dist-info"
     info.mkdir(parents=True)
-    points = (
-        f"[{applications.GROUP}]\ngarden = garden_for_tests:Garden\nbroken = garden_for_tests:No\n"
-    )
+    points = f"[{GROUP}]\ngarden = garden_for_tests:Garden\nbroken = garden_for_tests:No\n"
     (info / "entry_points.txt").write_text(points)
     module = types.ModuleType("garden_for_tests")
-    module.Garden = type("Garden", (applications.Application,), {"Settings": GardenSettings})  # type: ignore[attr-defined]
+    module.Garden = type("Garden", (Application,), {"Settings": GardenSettings})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "garden_for_tests", module)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setenv("THICKET_ROOT", str(tmp_path))
-    assert importlib.metadata.entry_points(group=applications.GROUP, name="garden")
+    assert importlib.metadata.entry_points(group=GROUP, name="garden")
     return tmp_path
 
 
 def check(folder: Path, text: str, verb: str = "check") -> int:
     file = folder / "new.toml"
     file.write_text(text)
-    return cli.main(["config", verb, str(file)])
+    return main(["config", verb, str(file)])
 
 
 @pytest.mark.parametrize("verb", ["check", "apply"])
@@ -235,7 +238,7 @@ def check(folder: Path, text: str, verb: str = "check") -> int:
 def test_an_application_that_is_there_judges_its_settings(
     garden: Path, capsys: pytest.CaptureFixture[str], line: str, words: str, verb: str
 ) -> None:
-    assert check(garden, f"# mine\n[application.garden]\n{line}\n", verb) == cli.BAD
+    assert check(garden, f"# mine\n[application.garden]\n{line}\n", verb) == BAD
     err = capsys.readouterr().err
     assert "line 2: application.garden: " in err
     assert words in err
@@ -245,14 +248,14 @@ def test_an_application_that_is_there_judges_its_settings(
 def test_right_settings_of_an_application_are_right(
     garden: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check(garden, "[application.garden]\ninterval = 3\nenabled = true\n") == cli.OK
+    assert check(garden, "[application.garden]\ninterval = 3\nenabled = true\n") == OK
     assert capsys.readouterr().err == ""
 
 
 def test_what_no_application_judges_is_told(
     garden: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check(garden, "[application.gardn]\nx = 1\n[application.broken]\ny = 2\n") == cli.OK
+    assert check(garden, "[application.gardn]\nx = 1\n[application.broken]\ny = 2\n") == OK
     out, err = capsys.readouterr()
     assert "is right" in out
     assert "[application.gardn] is not judged: the application is not installed here" in err

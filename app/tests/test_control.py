@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.control and thicket.client: requests over the unix socket, and every way to misuse it."""
+"""thicket.control: requests over the unix socket, and every way to misuse it."""
 
 import asyncio
 import json
@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from thicket import control
-from thicket.client import ClientError, request
-from thicket.control import RequestError, Server
+from thicket.base.errors import RequestError
+from thicket.control import server as control
+from thicket.control.client import ClientError, request
+from thicket.control.server import Server
 
 
 async def echo(params: dict[str, Any]) -> Any:

@@ -15,7 +15,8 @@ import pytest
 from fake_peer import ReadsText
 from private_network import PREFIX, Network, in_private_network, until
 
-from thicket.config import ConfigError, parse
+from thicket.base.fields import ConfigError
+from thicket.config.parse import parse
 from thicket.distribution import HandshakeError, Node, frames
 from thicket.distribution.calls import MAX_THREADS_PER_NODE, RemoteError, describe
 from thicket.distribution.etf import (

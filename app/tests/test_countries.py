@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from thicket import countries
-from thicket.config import ConfigError, parse
+from thicket.base.fields import ConfigError
+from thicket.config.parse import parse
+from thicket.radio import countries
 
 INSTALLED = [
     Path(folder, name)

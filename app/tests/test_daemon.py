@@ -24,13 +24,20 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 from daemons import OPEN, PREFIX, Fleet
 
-from thicket import config, daemon, membership
-from thicket.client import ClientError, request
-from thicket.config import Paths, Settings
-from thicket.daemon import Daemon, Part, Parts, host_digits
-from thicket.identity import Identity
-from thicket.radio import MeshSettings
-from thicket.status import Problems
+from thicket.base import supervise
+from thicket.base.fields import MASK
+from thicket.base.paths import Paths
+from thicket.base.problems import Problems
+from thicket.base.supervise import FAILURES, FailingError, Part
+from thicket.cluster import membership
+from thicket.config.load import load
+from thicket.config.schema import Settings
+from thicket.control.client import ClientError, request
+from thicket.daemon import daemon
+from thicket.daemon.daemon import DUPLICATE, Daemon, Parts, host_digits, only_one, stop_radio
+from thicket.identity.source import Identity
+from thicket.radio.section import MeshSection
+from thicket.radio.settings import MeshSettings
 
 SERIAL = bytes.fromhex("01236f44e3c6b802ee")  # of the published example
 
@@ -204,7 +211,7 @@ class Running:
     def __init__(self, paths: Paths, parts: FakeParts) -> None:
         self.paths = paths
         self.parts = parts
-        self.daemon = Daemon(paths, config.load(paths), parts)
+        self.daemon = Daemon(paths, load(paths), parts)
         self.task = asyncio.create_task(self.daemon.run())
 
     async def until(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
@@ -276,30 +283,30 @@ class TestLife:
         async with running(paths) as run:
             await run.until(lambda: run.daemon.node, "running")
             mesh = run.parts.meshes[0]
-            assert await asyncio.to_thread(daemon.stop_radio, paths) == 0
+            assert await asyncio.to_thread(stop_radio, paths) == 0
             assert mesh.left
             assert await asyncio.wait_for(run.task, 60) == 0
 
     def test_there_is_only_one(self, paths: Paths) -> None:
-        first = daemon.only_one(paths)
+        first = only_one(paths)
         assert first is not None
-        assert daemon.only_one(paths) is None
+        assert only_one(paths) is None
         os.close(first)
-        second = daemon.only_one(paths)
+        second = only_one(paths)
         assert second is not None
         os.close(second)
 
     def test_stop_radio_without_a_daemon(
         self, paths: Paths, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert daemon.stop_radio(paths) == 1
+        assert stop_radio(paths) == 1
         assert "does not answer" in capsys.readouterr().err
 
 
 class TestSupervision:
     @pytest.fixture(autouse=True)
     def short_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(daemon, "PAUSES", (0.01,))
+        monkeypatch.setattr(supervise, "PAUSES", (0.01,))
 
     async def test_a_part_that_fails_is_started_again(
         self, paths: Paths, monkeypatch: pytest.MonkeyPatch
@@ -322,7 +329,7 @@ class TestSupervision:
         parts.mesh_fails = RuntimeError("for ever")
         async with running(paths, parts) as run:
             assert await asyncio.wait_for(run.task, 60) == 1
-        assert len(parts.meshes) == daemon.FAILURES
+        assert len(parts.meshes) == FAILURES
 
     async def test_restart_is_no_failure(self) -> None:
         problems = Problems(lambda: None)
@@ -349,13 +356,13 @@ class TestSupervision:
             pass
 
         part = Part("p", run, problems)
-        with pytest.raises(daemon.FailingError, match="ended by itself"):
+        with pytest.raises(FailingError, match="ended by itself"):
             await asyncio.wait_for(part.task, 60)
 
     async def test_a_part_that_does_not_let_go_is_left_behind(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(daemon, "GRACE", 0.05)
+        monkeypatch.setattr(supervise, "GRACE", 0.05)
         release = asyncio.Event()
 
         async def run() -> None:
@@ -480,7 +487,7 @@ class TestProblems:
             await run.daemon._refresh()
             assert run.problem("duplicate-address")
             assert found.duplicate_heard is not None
-            found.duplicate_heard -= daemon.DUPLICATE
+            found.duplicate_heard -= DUPLICATE
             await run.daemon._refresh()
             assert not run.problem("duplicate-address")
 
@@ -626,7 +633,7 @@ class TestReload:
         async with running(paths) as run:
             await run.until(lambda: run.daemon.node, "running")
             values = (await run.ask("config"))["values"]
-            assert values["cluster"]["cookie"] == config.MASK
+            assert values["cluster"]["cookie"] == MASK
             assert values["mesh"]["channel"] == "1"
 
 
@@ -662,10 +669,14 @@ class TestMeshSettings:
         assert Parts().mesh_settings(Settings({"mesh": values})).passphrase == "correct horse"
 
     def test_no_key_is_forgotten_here(self) -> None:
-        known = {"security", "passphrase", "next_passphrase"}  # the last: thicket.passphrase
+        known = {
+            "security",
+            "passphrase",
+            "next_passphrase",
+        }  # the last: thicket.cluster.passphrase
         marks = TestMeshSettings.test_every_key_reaches_the_radio.pytestmark  # type: ignore[attr-defined]
         known |= {key for key, _ in marks[0].args[1]}
-        assert known == set(config.Mesh.keys())
+        assert known == set(MeshSection.keys())
 
 
 class TestNodes:

@@ -15,21 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket import discovery
-from thicket.discovery import (
+from thicket.base.pace import Bucket, uniform
+from thicket.discovery.beacon import (
     MAX_TEXT,
     PORT,
     REASONS,
-    Bucket,
-    Discovery,
     MalformedError,
     PlainBeacons,
-    Schedule,
-    Settings,
-    SharedSources,
-    Table,
-    mac_of,
+    decode,
+    encode,
 )
+from thicket.discovery.schedule import Schedule
+from thicket.discovery.service import Discovery, Settings
+from thicket.discovery.table import SharedSources, Table, mac_of
 
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")
 OWN = IPv6Address("fd12:3456:789a:1:0:6f44:e3c6:b802")
@@ -42,19 +40,19 @@ POST_OTHER = b"fd12:3456:789a:1::e0f9:2f20:de47"
 
 def reason(payload: bytes) -> str:
     with pytest.raises(MalformedError) as caught:
-        discovery.decode(payload, PREFIX, OWN)
+        decode(payload, PREFIX, OWN)
     return caught.value.reason
 
 
 class TestWire:
     def test_the_post_s_beacon_is_understood(self) -> None:
-        assert discovery.decode(POST_OTHER, PREFIX, OWN) == OTHER
-        assert discovery.decode(POST_OWN, PREFIX, None) == OWN
+        assert decode(POST_OTHER, PREFIX, OWN) == OTHER
+        assert decode(POST_OWN, PREFIX, None) == OWN
 
     def test_ours_is_an_address_that_the_post_parses(self) -> None:
         # :inet.parse_ipv6_address is RFC 4291 text, as inet_pton
-        assert discovery.encode(OWN) == b"fd12:3456:789a:1:0:6f44:e3c6:b802"
-        assert socket.inet_pton(socket.AF_INET6, discovery.encode(OWN).decode()) == OWN.packed
+        assert encode(OWN) == b"fd12:3456:789a:1:0:6f44:e3c6:b802"
+        assert socket.inet_pton(socket.AF_INET6, encode(OWN).decode()) == OWN.packed
 
     @pytest.mark.parametrize(
         "text",
@@ -66,7 +64,7 @@ class TestWire:
         ],
     )
     def test_every_form_is_the_same_address(self, text: bytes) -> None:
-        assert str(discovery.decode(text, PREFIX, OWN)) == "fd12:3456:789a:1:0:bc3:e3c6:b802"
+        assert str(decode(text, PREFIX, OWN)) == "fd12:3456:789a:1:0:bc3:e3c6:b802"
 
     @pytest.mark.parametrize(
         ("payload", "why"),
@@ -101,12 +99,12 @@ class TestWire:
 
     def test_the_whole_site_with_the_post_s_prefix_length(self) -> None:
         site = IPv6Network("fd12:3456:789a::/48")
-        assert discovery.decode(b"fd12:3456:789a:7::5", site, OWN)
+        assert decode(b"fd12:3456:789a:7::5", site, OWN)
 
     @given(st.binary(max_size=80))
     def test_any_bytes_are_an_address_or_a_counted_drop(self, payload: bytes) -> None:
         try:
-            address = discovery.decode(payload, PREFIX, OWN)
+            address = decode(payload, PREFIX, OWN)
         except MalformedError as e:
             assert e.reason in REASONS
         else:
@@ -121,7 +119,7 @@ class TestWire:
         except OSError:
             expected = None
         try:
-            got: bytes | None = discovery.decode(text.encode(), everything, None).packed
+            got: bytes | None = decode(text.encode(), everything, None).packed
         except MalformedError as e:
             if e.reason == "kind":
                 return
@@ -131,9 +129,9 @@ class TestWire:
     @given(st.integers(min_value=1, max_value=2**64 - 1))
     def test_round_trip(self, identifier: int) -> None:
         address = IPv6Address(int(PREFIX.network_address) + identifier)
-        payload = discovery.encode(address)
+        payload = encode(address)
         assert len(payload) <= MAX_TEXT
-        assert discovery.decode(payload, PREFIX, None) == address
+        assert decode(payload, PREFIX, None) == address
 
 
 class TestBucket:
@@ -201,7 +199,7 @@ class TestTable:
 
 class TestSchedule:
     def test_fast_first_then_slow_with_jitter(self) -> None:
-        schedule = Schedule(20.0, discovery.uniform)
+        schedule = Schedule(20.0, uniform)
         now = 1000.0
         schedule.hurry(now)
         gaps = []
@@ -216,7 +214,7 @@ class TestSchedule:
         assert len(set(gaps[1 + Schedule.FAST :])) > 10
 
     def test_a_peer_makes_it_due_at_once_but_never_later(self) -> None:
-        schedule = Schedule(20.0, discovery.uniform)
+        schedule = Schedule(20.0, uniform)
         for _ in range(10):
             schedule.sent(100.0)
         schedule.hurry(101.0, 2)

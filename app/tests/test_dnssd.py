@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.dnssd: what gets to zeroconf, whom the node tries, and real nodes on a wire."""
+"""thicket.discovery.dnssd: what gets to zeroconf, whom the node tries, and real nodes on a wire."""
 
 import asyncio
 import json
@@ -19,8 +19,8 @@ from typing import Any
 import network_namespace
 import pytest
 
-from thicket import dnssd
-from thicket.dnssd import Gate, Hints
+from thicket.discovery import dnssd
+from thicket.discovery.dnssd import Gate, Hints
 
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")
 OWN = PREFIX[1]

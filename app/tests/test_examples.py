@@ -16,10 +16,10 @@ from typing import Any
 
 from private_network import Network, in_private_network, until
 
-from thicket.applications import Applications
+from thicket.applications.entrypoints import _read
+from thicket.applications.service import Applications
+from thicket.base.problems import Problems
 from thicket.distribution import Node
-from thicket.entrypoints import _read
-from thicket.status import Problems
 
 TOP = Path(__file__).parents[2]
 EXAMPLE = TOP / "examples" / "readings"
@@ -149,7 +149,7 @@ def test_the_example_is_an_application(tmp_path: Path) -> None:
         "[thicket.applications]\n" + "\n".join(f"{name} = {to}" for name, to in points.items())
     )
     assert _read(str(file), "thicket.applications") == [("readings", "thicket_readings:Readings")]
-    from thicket.entrypoints import load
+    from thicket.applications.entrypoints import load
 
     sys.path.insert(0, str(EXAMPLE))
     assert load(points["readings"]).__name__ == "Readings"

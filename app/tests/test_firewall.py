@@ -28,10 +28,15 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from thicket import config, firewall
-from thicket.config import ConfigError, Paths, Settings
-from thicket.firewall import REASONS, Firewall, ruleset
-from thicket.status import Problems
+from thicket.base.fields import ConfigError, show_value
+from thicket.base.paths import Paths
+from thicket.base.problems import Problems
+from thicket.config import parse
+from thicket.config.schema import Settings, find_key
+from thicket.firewall import service
+from thicket.firewall.ruleset import _BEACON_ALL, _SENDERS, REASONS, ruleset
+from thicket.firewall.section import Ports
+from thicket.firewall.service import Firewall
 
 NODE = "fd12:3456:789a:1::1"
 STRANGER = "fd12:3456:789a:1::2"
@@ -73,7 +78,7 @@ class TestRules:
         assert "dport" not in chain(text, "input")
 
     def test_ports_of_applications(self) -> None:
-        allow = config.Ports((), "").check(["udp/5000", "tcp/80-90", "tcp/8080"])
+        allow = Ports((), "").check(["udp/5000", "tcp/80-90", "tcp/8080"])
         text = chain(ruleset(made(firewall={"allow": allow}), "mesh0"), "mesh")
         assert "tcp dport { 80-90, 8080 } accept" in text
         assert "udp dport { 5000 } accept" in text
@@ -92,15 +97,15 @@ class TestRules:
 
     def test_a_mesh_that_comes_up_at_once_passes(self) -> None:
         """256 nodes, a beacon each at once and then every 1 to 2 s (discovery.Schedule)."""
-        rate, burst = firewall._BEACON_ALL
+        rate, burst = _BEACON_ALL
         assert burst >= 2 * 256
         assert rate >= 256 / 1.5
-        assert firewall._SENDERS >= 2 * 256
+        assert _SENDERS >= 2 * 256
 
 
 class TestPorts:
     def parse(self, value: str) -> tuple[str, ...]:
-        settings = config.parse(f"[firewall]\nallow = {value}\n".encode(), "f")
+        settings = parse.parse(f"[firewall]\nallow = {value}\n".encode(), "f")
         return settings.firewall.allow
 
     def test_order_and_overlaps_do_not_matter(self) -> None:
@@ -121,11 +126,11 @@ class TestPorts:
             self.parse(value)
 
     def test_the_command_line_and_the_file_have_the_same_form(self) -> None:
-        key = config.find_key("firewall.allow")
+        key = find_key("firewall.allow")
         value = key.check(key.from_text("tcp/8080,udp/5000 udp/5001"))
         assert value == ("tcp/8080", "udp/5000-5001")
-        assert config.show_value(key, value) == '["tcp/8080", "udp/5000-5001"]'
-        assert self.parse(config.show_value(key, value)) == value
+        assert show_value(key, value) == '["tcp/8080", "udp/5000-5001"]'
+        assert self.parse(show_value(key, value)) == value
 
 
 # -- in force
@@ -376,7 +381,7 @@ class TestInForce:
             heard += len(drain(node))
             assert 0 < heard <= 600 + 300 * (time.monotonic() - began) + 1
             listed = nft("list set inet thicket beacon_senders")
-            assert 0 < listed.count("fd12:3456:789a:1:") <= firewall._SENDERS
+            assert 0 < listed.count("fd12:3456:789a:1:") <= _SENDERS
             node.close()
             raw.close()
 
@@ -465,7 +470,7 @@ class TestFollowing:
     async def test_without_nft_the_network_stays_closed_until_it_is_there(
         self, wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(firewall, "_PAUSES", (0.05,))
+        monkeypatch.setattr(service, "_PAUSES", (0.05,))
         program = tmp_path / "nft"
         async with guarded(tmp_path, made(), wait=False, program=str(program)) as guard:
             await until(lambda: guard.codes() == [("not-set-up", "error")], "it is reported")
@@ -545,7 +550,7 @@ ENTRIES = st.lists(
 def test_nft_takes_the_rules_of_every_configuration(
     wire: Wire, entries: list[str], gate: bool, logged: bool, port: int
 ) -> None:
-    allow = config.Ports((), "").check(entries)
+    allow = Ports((), "").check(entries)
     settings = made(
         firewall={"allow": allow, "log": logged}, mesh={"gate": gate}, cluster={"port": port},
         access={"ssh_keys": "key" if gate else ""},

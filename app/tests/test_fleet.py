@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from private_network import Network, in_private_network, until
 
-from thicket import membership
+from thicket.cluster import membership
+from thicket.cluster.membership import Membership
 from thicket.distribution import Node
-from thicket.membership import Membership
 
 COUNT = 16
 

@@ -21,11 +21,11 @@ from erlang import Erl, Release, a_real_epmd, in_each_release, in_oldest_and_new
 from fleet_for_tests import CLOCK, TestFleet, one_fleet
 from private_network import Network, in_private_network, until
 
+from authority import stock
 from thicket.distribution import DistributionError, Node
 from thicket.distribution.secure import Shared, TlsTransport, explained
-from thicket.trust import stock
 from thicket.trust import tls as fleet_tls
-from thicket.trust.node import Credentials, FileKey, make_credentials
+from thicket.trust.credentials import Credentials, FileKey, make_credentials
 from thicket.trust.tls import FleetTls
 from thicket.trust.verify import REASONS, Clock
 

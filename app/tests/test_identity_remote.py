@@ -14,12 +14,12 @@ from fleet_for_tests import PREFIX
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authority.authority import Authority
 from meshlab.chip import ChipState, serial_for
 from thicket.identity.atecc import Atecc, ChipAbsentError, ChipBusError, ChipBusLockedError
 from thicket.identity.bus import Bus, BusFaultError, BusLockedError
 from thicket.identity.remote import BusServer, Pipe, RemoteBus, serve
-from thicket.trust.authority import Authority
-from thicket.trust.node import enrolled_chain
+from thicket.trust.credentials import enrolled_chain
 
 OTHER_SIDE = """
 import sys

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from emulated_bus import EmulatedBus, Time
 
+from authority import cli
 from meshlab.chip import Atecc608, serial_for
-from thicket.identity import Host, Identity, read_identity
 from thicket.identity import source as source_module
 from thicket.identity.address import identity_of_value
 from thicket.identity.bus import Bus, BusFaultError, NotAcknowledgedError
-from thicket.trust import command
+from thicket.identity.source import Host, Identity, read_identity
 
 MAC = "02:74:68:00:00:01"
 OTHER_MAC = "02:74:68:00:00:02"
@@ -402,4 +402,4 @@ async def test_another_device_at_such_an_address_is_named_and_told_nothing_but_t
 
 @pytest.mark.parametrize("address", [0x60, 0x36, 0x58])
 def test_enrolment_finds_the_chip_without_being_told_its_address(address: int) -> None:
-    assert command._chip_on(EmulatedBus(chip_at(address), Time())).address == address
+    assert cli._chip_on(EmulatedBus(chip_at(address), Time())).address == address

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from thicket import log
+from thicket.base import log
 
 
 @pytest.fixture
@@ -72,10 +72,28 @@ def test_control_characters_and_length(
     logger: logging.Logger, daemon: socket.socket, tmp_path: Path
 ) -> None:
     attach(logger, tmp_path / "log")
-    logger.info("name \x1b[31m%s", "x" * 5000)
-    data = daemon.recv(20000)
-    assert b"\x1b" not in data
-    assert len(data) <= 900
+    words = " ".join(f"{number}€" for number in range(700))
+    logger.info("name \x1b[31m%s", words)
+    logger.info("more")
+    pieces = []
+    while (data := daemon.recv(20000)) != b"<30>thicketd[7]: more":
+        assert b"\x1b" not in data
+        assert len(data) <= 900
+        pieces.append(data.decode().removeprefix("<30>thicketd[7]: "))
+    assert "".join(pieces).endswith(words), "a long line goes on in the next datagram"
+
+
+def test_a_line_without_end_is_cut(
+    logger: logging.Logger, daemon: socket.socket, tmp_path: Path
+) -> None:
+    attach(logger, tmp_path / "log")
+    logger.info("%s", "€" * 100_000)
+    pieces = [daemon.recv(20000) for _ in range(8)]
+    assert max(map(len, pieces)) <= 900
+    text = "".join(piece.decode().removeprefix("<30>thicketd[7]: ") for piece in pieces)
+    shown, more = text.split(" (and ")
+    assert len(shown) > 2000
+    assert 0 <= 300_000 - len(shown.encode()) - int(more.split()[0]) < 64
 
 
 def test_without_a_log_daemon_stderr_has_it_and_a_new_one_is_found(

@@ -17,15 +17,15 @@ from test_cluster import a_node, failure, with_erlang
 from test_hostile_peer import CONTROL, fragment
 from test_hostile_peer import pid as a_pid
 
-from thicket.client import ClientError, request
-from thicket.config import Settings
-from thicket.control import MAX_ANSWER, Server
-from thicket.daemon import Parts
+from thicket.cluster.requests import Remote, RequestError
+from thicket.config.schema import Settings
+from thicket.control.client import ClientError, request
+from thicket.control.server import MAX_ANSWER, Server
+from thicket.daemon.daemon import Parts
 from thicket.distribution import Atom, Down, Exit, Node, RemoteError, Request, frames
 from thicket.distribution.etf import DecodeError, LimitError, decode_bare, encode_bare
 from thicket.distribution.frames import FrameReader, LongFrameError, MessageReader, Room
 from thicket.distribution.jsonform import TooLongError, from_word, to_json
-from thicket.distribution.remote import Remote, RemoteProblem
 
 MIB = 1 << 20
 LIMIT = MIB
@@ -303,11 +303,11 @@ async def test_a_person_who_calls_is_told_what_is_too_long(network: Network) -> 
         export(b)
         remote = Remote(a)
         params: dict[str, Any] = {"function": "long.made", "arguments": [8 * MIB], "timeout": 25.0}
-        with pytest.raises(RemoteProblem, match="has a result, but it is too long") as caught:
+        with pytest.raises(RequestError, match="has a result, but it is too long") as caught:
             await remote.call(b.name, params)
         assert caught.value.code == "too-long"
         params = {"function": "long.size", "arguments": ["x" * 2 * MIB], "timeout": 25.0}
-        with pytest.raises(RemoteProblem, match="max_message there") as caught:
+        with pytest.raises(RequestError, match="max_message there") as caught:
             await remote.call(b.name, params)
         assert caught.value.code == "system-limit"
         feed = (await remote.events({"group": "g", "wait": 0}))["feed"]

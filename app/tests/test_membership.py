@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.membership: who is connected, by whom, when, and what happens when that fails."""
+"""thicket.cluster.membership: who is connected, by whom, when, and what happens when that fails."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,8 +9,8 @@ from time import monotonic
 
 import pytest
 
-from thicket import membership
-from thicket.membership import Candidate, Membership
+from thicket.cluster import membership
+from thicket.cluster.membership import Candidate, Membership
 
 # Nothing here waits for the kernel or another process.
 pytestmark = pytest.mark.virtual_time

@@ -19,12 +19,18 @@ from unittest import mock
 import pytest
 from private_network import Network, in_private_network, until
 
-from thicket import cli, cli_passphrase, config, passphrase
-from thicket.client import ClientError
-from thicket.config import Paths
+from thicket.base.paths import Paths
+from thicket.cli import passphrase as command
+from thicket.cli.common import BAD, OK, USAGE
+from thicket.cli.main import main
+from thicket.cluster import passphrase
+from thicket.cluster.passphrase import Listener, Passphrase, PassphraseError
+from thicket.config.load import load
+from thicket.config.schema import Settings
+from thicket.control.client import ClientError
 from thicket.distribution import Atom, Node
-from thicket.passphrase import Listener, Passphrase, PassphraseError
-from thicket.radio import MeshSettings
+from thicket.radio.section import MeshSection
+from thicket.radio.settings import MeshSettings
 
 # Nothing here waits for the kernel or another process.
 pytestmark = pytest.mark.virtual_time
@@ -77,7 +83,7 @@ class Host:
         self.paths = Paths(str(root))
         Path(self.paths.local).parent.mkdir(parents=True)
         Path(self.paths.local).write_text(text, encoding="utf-8")
-        self.settings = config.load(self.paths).settings
+        self.settings = load(self.paths).settings
         self.mesh: Any = Radio(OLD)
         self.problems = Problems()
         self.known: list[dict[str, Any]] = []
@@ -86,7 +92,7 @@ class Host:
         return self.known
 
     async def reload(self) -> None:
-        self.settings = config.load(self.paths).settings
+        self.settings = load(self.paths).settings
         if self.mesh is not None:
             self.mesh.apply(self.mesh.settings._replace(passphrase=self.settings.mesh.passphrase))
 
@@ -324,7 +330,7 @@ class TestMissed:
         subject, one = self.subject(tmp_path)
         one.mesh.refusing = {PEER: 2}
         subject.look(100.0)
-        one.settings = config.Settings({"mesh": {"passphrase": OLD}})
+        one.settings = Settings({"mesh": {"passphrase": OLD}})
         subject.look(103.0)
         assert not subject._trying
         one.mesh = None
@@ -356,14 +362,14 @@ class TestCommand:
             asked.append(params)
             return self.answer
 
-        monkeypatch.setattr(cli_passphrase, "request", request)
+        monkeypatch.setattr(command, "request", request)
         monkeypatch.setattr("sys.stdin", io.StringIO(f"{NEW}\n"))
         return asked
 
     def test_from_standard_input(
         self, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert cli.main(["passphrase", "roll"]) == cli.OK
+        assert main(["passphrase", "roll"]) == OK
         assert [one["action"] for one in asked] == ["prepare", "change"]
         assert asked[0]["passphrase"] == NEW
         assert asked[0]["unencrypted"] is False
@@ -375,37 +381,37 @@ class TestCommand:
         self, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         self.answer["missing"] = ["t@fd00::2"]
-        assert cli.main(["passphrase", "roll", "--generate"]) == cli.BAD
+        assert main(["passphrase", "roll", "--generate"]) == BAD
         assert [one["action"] for one in asked] == ["prepare", "cancel"]
         assert "t@fd00::2  MISSING" in capsys.readouterr().out
         asked.clear()
-        assert cli.main(["passphrase", "roll", "--generate", "--accept-missing"]) == cli.OK
+        assert main(["passphrase", "roll", "--generate", "--accept-missing"]) == OK
         assert [one["action"] for one in asked] == ["prepare", "change"]
 
     def test_generated(
         self, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert cli.main(["passphrase", "roll", "--generate"]) == cli.OK
+        assert main(["passphrase", "roll", "--generate"]) == OK
         made = asked[0]["passphrase"]
         assert made in capsys.readouterr().out
-        assert config.Mesh.passphrase.check(made) == made
-        assert len({cli_passphrase.generate() for _ in range(100)}) == 100
+        assert MeshSection.passphrase.check(made) == made
+        assert len({command.generate() for _ in range(100)}) == 100
 
     def test_finish_and_cancel(self, asked: list[dict[str, Any]]) -> None:
-        assert cli.main(["passphrase", "finish"]) == cli.OK
-        assert cli.main(["passphrase", "cancel"]) == cli.OK
+        assert main(["passphrase", "finish"]) == OK
+        assert main(["passphrase", "cancel"]) == OK
         assert [one["action"] for one in asked] == ["change", "cancel"]
         self.answer["failed"] = {"t@fd00::2": "no answer"}
-        assert cli.main(["passphrase", "finish"]) == cli.BAD
+        assert main(["passphrase", "finish"]) == BAD
 
     def test_never_on_the_command_line(
         self, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert cli.main(["passphrase", "roll", NEW]) == cli.USAGE
+        assert main(["passphrase", "roll", NEW]) == USAGE
         said = capsys.readouterr().err
         assert "never stands on the command line" in said
         assert NEW not in said
-        assert cli.main(["passphrase"]) == cli.USAGE
+        assert main(["passphrase"]) == USAGE
         assert asked == []
 
     def test_different_when_typed_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +419,7 @@ class TestCommand:
         monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
         monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
         with pytest.raises(ClientError, match="not the same"):
-            cli_passphrase.read_passphrase()
+            command.read_passphrase()
 
 
 def test_a_roll_that_stops_says_who_dropped_the_passphrase_again_and_who_did_not(
@@ -427,9 +433,9 @@ def test_a_roll_that_stops_says_who_dropped_the_passphrase_again_and_who_did_not
     def request(path: str, method: str, params: dict[str, Any], timeout: float) -> Any:
         return answers[params["action"]]
 
-    monkeypatch.setattr(cli_passphrase, "request", request)
+    monkeypatch.setattr(command, "request", request)
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{NEW}\n"))
-    assert cli.main(["passphrase", "roll"]) == cli.BAD
+    assert main(["passphrase", "roll"]) == BAD
     out = capsys.readouterr().out
     assert "Nothing was changed" not in out
     assert "t@fd00::1  dropped it again" in out

@@ -20,12 +20,23 @@ from fleet_for_tests import NOW, PREFIX, TestFleet, one_fleet
 from private_network import Network, in_private_network, until
 from test_passphrase import NEW, OLD, PEER, STRANGER, Host
 
-from thicket import cli, config, passphrase, store
+from authority import passphrase as roll
+from authority.authority import Authority, AuthorityError
+from authority.cli import main as ca_main
+from thicket.base.files import write_atomically
+from thicket.base.paths import Paths
+from thicket.cli.common import BAD, OK, USAGE
+from thicket.cli.main import main
+from thicket.cluster import passphrase
+from thicket.cluster.passphrase import FILE, Passphrase, PassphraseError
+from thicket.config import edit
+from thicket.config.load import load
+from thicket.config.parse import parse
+from thicket.config.schema import Settings
+from thicket.device.boot_partition import StoreError
 from thicket.distribution import Atom, Node
-from thicket.passphrase import FILE, Passphrase, PassphraseError
 from thicket.trust import change as changes
-from thicket.trust import openssl, roll
-from thicket.trust.authority import Authority, AuthorityError
+from thicket.trust import openssl
 from thicket.trust.certificates import pem
 from thicket.trust.change import Change, SignedChange, tag
 from thicket.trust.verify import RefusedError
@@ -350,11 +361,11 @@ async def test_a_card_of_another_mesh_keeps_what_a_person_wrote(tmp_path: Path) 
 
 async def test_an_open_mesh_and_a_node_without_fleet_take_nothing(tmp_path: Path) -> None:
     one = of_fleet(tmp_path / "n")
-    one.settings = config.Settings({**_tables(one), "mesh": {"security": "open"}})
+    one.settings = Settings({**_tables(one), "mesh": {"security": "open"}})
     subject = Passphrase(one)
     assert (await refusal(subject.take(signed(1), "the root"))).code == "open"
     assert subject.heard(*SignedChange.read(signed(1), FLEET.fleet).order) is None
-    one.settings = config.Settings({"mesh": {"passphrase": OLD}})
+    one.settings = Settings({"mesh": {"passphrase": OLD}})
     assert (await refusal(subject.take(signed(1), "the root"))).code == "no-fleet"
 
 
@@ -373,7 +384,7 @@ class PowerCutError(BaseException):
 def power_fails(monkeypatch: pytest.MonkeyPatch, after: int, *, written: bool) -> Iterator[None]:
     """The power fails at the write with this number, before or after the disk has it."""
     count = 0
-    real, apply = config.write_atomically, store.apply
+    real, apply = write_atomically, edit.apply
 
     def cut() -> bool:
         nonlocal count
@@ -388,7 +399,7 @@ def power_fails(monkeypatch: pytest.MonkeyPatch, after: int, *, written: bool) -
             real(path, data, **options)
         raise PowerCutError
 
-    def changed(paths: config.Paths, data: bytes) -> str:
+    def changed(paths: Paths, data: bytes) -> str:
         if not cut():
             return apply(paths, data)
         if written:
@@ -396,8 +407,8 @@ def power_fails(monkeypatch: pytest.MonkeyPatch, after: int, *, written: bool) -
         raise PowerCutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(config, "write_atomically", write)
-        patch.setattr(store, "apply", changed)
+        patch.setattr("thicket.cluster.passphrase.write_atomically", write)
+        patch.setattr(edit, "apply", changed)
         try:
             yield
         except PowerCutError:
@@ -419,7 +430,7 @@ async def test_the_power_may_fail_at_every_step(
                 await Passphrase(one).take(signed(1), "the root")
             with power_fails(monkeypatch, step, written=written):
                 await Passphrase(one).take(signed(2, used=True), "the root")
-            one.settings = config.load(one.paths).settings
+            one.settings = load(one.paths).settings
             done = mesh(one) == (NEW, OLD) and Passphrase(one)._done
             assert mesh(one)[0] in (OLD, NEW)
             again = Passphrase(one)
@@ -444,7 +455,7 @@ async def test_the_power_may_fail_on_the_way_back(
         await subject.take(signed(2, used=True), "the root")
         with power_fails(monkeypatch, step, written=written):
             await subject.change()
-        one.settings = config.load(one.paths).settings
+        one.settings = load(one.paths).settings
         again = Passphrase(one)
         await again._carry_out()
         if mesh(one) == (NEW, OLD):  # it goes back once more, as it is still alone
@@ -460,10 +471,10 @@ async def test_a_full_disk_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
     subject = Passphrase(one)
 
     def full(*_: Any, **__: Any) -> None:
-        raise store.StoreError("No space left on device")
+        raise StoreError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "apply", full)
+        patch.setattr(edit, "apply", full)
         assert (await refusal(subject.take(signed(1, used=True), "x"))).code == "not-written"
     assert mesh(one) == (OLD, "")
     await subject._carry_out()
@@ -618,13 +629,13 @@ def test_the_authority_numbers_its_changes_and_names_what_they_replace(ca: Autho
 
 
 def test_a_card_that_is_made_during_a_change_works_before_and_after_it(ca: Authority) -> None:
-    from thicket.trust import settings
+    from authority import card_config
 
     ca.offer_passphrase(NEW)
-    found = config.parse(settings.text(ca).encode(), "x").mesh
+    found = parse(card_config.text(ca).encode(), "x").mesh
     assert (found.passphrase, found.next_passphrase) == (ca.network()[0], NEW)
     ca.use_passphrase()
-    found = config.parse(settings.text(ca).encode(), "x").mesh
+    found = parse(card_config.text(ca).encode(), "x").mesh
     assert (found.passphrase, found.next_passphrase) == (NEW, "")
 
 
@@ -684,28 +695,28 @@ def test_the_command(
         return lambda _bus: Channel(Passphrase(one), missing)
 
     monkeypatch.setenv("THICKET_CA", str(ca.folder))
-    monkeypatch.setattr("thicket.trust.command._where", where)
-    monkeypatch.setattr("thicket.trust.roll.read_passphrase", lambda: NEW)
-    assert cli.main(["ca", "passphrase", "roll"]) == cli.BAD
+    monkeypatch.setattr("authority.cli._where", where)
+    monkeypatch.setattr("authority.passphrase.read_passphrase", lambda: NEW)
+    assert ca_main(["passphrase", "roll"]) == BAD
     out = capsys.readouterr().out
     assert "t@fd00::1  has it" in out
     assert "t@fd00::2  MISSING" in out
     assert "The mesh keeps its passphrase" in out
     assert NEW not in out
     assert mesh(one) == (OLD, NEW)
-    assert cli.main(["ca", "passphrase", "cancel"]) == cli.BAD
+    assert ca_main(["passphrase", "cancel"]) == BAD
     assert "t@fd00::1  dropped it" in capsys.readouterr().out
     assert mesh(one) == (OLD, "")
-    assert cli.main(["ca", "passphrase", "roll", "--accept-missing"]) == cli.BAD
+    assert ca_main(["passphrase", "roll", "--accept-missing"]) == BAD
     assert "t@fd00::1  has changed" in capsys.readouterr().out
     assert mesh(one) == (NEW, OLD)
     missing.clear()
-    assert cli.main(["ca", "passphrase", "roll", "--generate"]) == cli.OK
+    assert ca_main(["passphrase", "roll", "--generate"]) == OK
     out = capsys.readouterr().out
     assert ca.network()[0] in out
     assert mesh(one) == (ca.network()[0], NEW)
     for words in ([], ["what"], ["roll", NEW], ["finish", "--generate"]):
-        assert cli.main(["ca", "passphrase", *words]) == cli.USAGE
+        assert ca_main(["passphrase", *words]) == USAGE
         assert NEW not in capsys.readouterr().err
 
 
@@ -713,14 +724,14 @@ def test_without_a_node_the_change_is_a_file(
     ca: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("THICKET_CA", str(ca.folder))
-    monkeypatch.setattr("thicket.trust.roll.read_passphrase", lambda: NEW)
-    assert cli.main(["ca", "passphrase", "roll"]) == cli.OK
+    monkeypatch.setattr("authority.passphrase.read_passphrase", lambda: NEW)
+    assert ca_main(["passphrase", "roll"]) == OK
     path = ca.folder / roll.FILE
     assert "thicket passphrase import" in capsys.readouterr().out
     assert read(ca, path.read_bytes()) == read(ca, ca.change())
     assert path.stat().st_mode & 0o077 == 0
     assert not read(ca, path.read_bytes()).used
-    assert cli.main(["ca", "passphrase", "finish"]) == cli.OK
+    assert ca_main(["passphrase", "finish"]) == OK
     assert read(ca, path.read_bytes()).used
     asked: list[dict[str, Any]] = []
 
@@ -728,9 +739,9 @@ def test_without_a_node_the_change_is_a_file(
         asked.append(params)
         return {"done": ["t@fd00::1"], "failed": {}, "missing": [], "number": 2, "used": True}
 
-    monkeypatch.setattr("thicket.cli_passphrase.request", request)
-    assert cli.main(["passphrase", "import", str(path)]) == cli.OK
+    monkeypatch.setattr("thicket.cli.passphrase.request", request)
+    assert main(["passphrase", "import", str(path)]) == OK
     assert "has changed" in capsys.readouterr().out
     assert base64.b64decode(asked[0]["change"]) == path.read_bytes()
-    assert cli.main(["passphrase", "import", "/nonexistent"]) == cli.BAD
-    assert cli.main(["passphrase", "import"]) == cli.USAGE
+    assert main(["passphrase", "import", "/nonexistent"]) == BAD
+    assert main(["passphrase", "import"]) == USAGE

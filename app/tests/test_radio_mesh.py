@@ -16,11 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket.radio import Mesh, MeshSettings, mesh
-from thicket.radio import link as rtnl
-from thicket.radio.mesh import Backoff, obstacle
-from thicket.radio.netlink import NetlinkError
+from thicket.base import pace
+from thicket.base.pace import Backoff
+from thicket.netlink.messages import NetlinkError
+from thicket.radio import choose, mesh, rtnl
+from thicket.radio.choose import obstacle
+from thicket.radio.mesh import _COUNTRY_TIMES, _LEFT_SECONDS, _LOOK_SECONDS, Mesh
 from thicket.radio.nl80211 import Channel, Wiphy
+from thicket.radio.settings import MeshSettings
 from thicket.radio.supplicant import SupplicantError
 from thicket.radio.wpa import ControlError, Event
 
@@ -316,14 +319,14 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(rtnl, "Links", lambda: FakeLinks(one))
     monkeypatch.setattr(rtnl, "set_sysctl", lambda *arguments: None)
     monkeypatch.setattr(mesh, "Supplicant", lambda directory, *rest: FakeSupplicant(one, directory))
-    monkeypatch.setattr(mesh, "radio_names", lambda: [wiphy.name for wiphy in one.radios])
-    monkeypatch.setattr(mesh, "usb_without_driver", list)
+    monkeypatch.setattr(choose, "radio_names", lambda: [wiphy.name for wiphy in one.radios])
+    monkeypatch.setattr(choose, "usb_without_driver", list)
     monkeypatch.setattr(mesh, "_FIRST_PEER_SECONDS", 0.02)
     monkeypatch.setattr(mesh, "_ADDRESS_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(mesh, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(mesh, "_LOOK_OUTSIDE_SECONDS", 0.05)
     monkeypatch.setattr(mesh, "_LEFT_SECONDS", 0.3)
-    monkeypatch.setattr(mesh, "Backoff", lambda: Backoff(first=0.01, slow=0.05))
+    monkeypatch.setattr(pace, "Backoff", lambda: Backoff(first=0.01, slow=0.05))
     return one
 
 
@@ -964,7 +967,7 @@ async def test_a_mesh_left_behind_the_daemons_back_is_joined_again(
         world.left, world.frequency = True, frequency
         since = time.monotonic()
         await one.until(lambda: "left" in one.kinds())
-        assert time.monotonic() - since >= mesh._LEFT_SECONDS
+        assert time.monotonic() - since >= _LEFT_SECONDS
         (problem,) = [p for p in one.mesh.problems() if p["code"] == "mesh-left"]
         assert problem["part"] == "radio"
         assert words in problem["message"]
@@ -1006,7 +1009,7 @@ async def test_our_own_leaving_and_entering_may_take_longer(world: World) -> Non
         await one.until(lambda: one.mesh._outside_since is not None)
         outside = one.mesh._outside_since
         assert outside is not None
-        await one.until(lambda: time.monotonic() - outside > 2 * mesh._LEFT_SECONDS)
+        await one.until(lambda: time.monotonic() - outside > 2 * _LEFT_SECONDS)
         assert one.mesh.joined
         world.left = False
         await one.until(lambda: one.mesh._outside_since is None)
@@ -1047,7 +1050,7 @@ async def test_a_country_that_somebody_else_set_is_put_right(world: World) -> No
         assert one.codes() == []
         world.takes_country = False
         one.mesh.apply(SETTINGS)
-        await one.until(lambda: world.asked.count("00") == mesh._COUNTRY_TIMES)
+        await one.until(lambda: world.asked.count("00") == _COUNTRY_TIMES)
 
 
 @pytest.mark.parametrize("present", ["DE", "98", "99", None])
@@ -1058,7 +1061,7 @@ async def test_rules_that_are_right_or_the_drivers_own_are_left_alone(
     async with running(world, GERMAN) as one:
         await one.joined()
         since = time.monotonic()
-        await one.until(lambda: time.monotonic() - since > 4 * mesh._LOOK_SECONDS)
+        await one.until(lambda: time.monotonic() - since > 4 * _LOOK_SECONDS)
         assert world.asked == []
         assert one.codes() == []
 
@@ -1068,7 +1071,7 @@ async def test_a_country_that_the_kernel_does_not_take_is_told_of(world: World) 
     async with running(world, GERMAN) as one:
         await one.joined()
         await one.until(lambda: one.codes() == ["country"])
-        assert len(world.asked) == mesh._COUNTRY_TIMES
+        assert len(world.asked) == _COUNTRY_TIMES
         (problem,) = one.mesh.problems()
         assert "follows the rules of '00' and not of mesh.country, 'DE'" in problem["message"]
         assert one.mesh.joined

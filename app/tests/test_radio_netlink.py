@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket.radio import link as rtnl
-from thicket.radio import netlink
-from thicket.radio.netlink import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError, Requests
+from thicket.netlink import messages
+from thicket.netlink.messages import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError, Requests
+from thicket.radio import rtnl
 from thicket.radio.nl80211 import Message
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -40,29 +40,29 @@ def padded(data: bytes) -> bytes:
 @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=40)), max_size=6))
 def test_split_finds_every_message(parts: list[tuple[int, bytes]]) -> None:
     data = b"".join(padded(message(kind, payload)) for kind, payload in parts)
-    found = [(kind, body[16:]) for kind, _, _, _, body in netlink.split(data)]
+    found = [(kind, body[16:]) for kind, _, _, _, body in messages.split(data)]
     assert found == parts
 
 
 @given(st.binary(max_size=200))
 def test_split_and_attributes_survive_anything(data: bytes) -> None:
-    for _, _, _, _, body in netlink.split(data):
+    for _, _, _, _, body in messages.split(data):
         assert 16 <= len(body) <= len(data)
-    assert sum(4 + len(payload) for _, payload in netlink.attributes(data)) <= len(data) + 3
+    assert sum(4 + len(payload) for _, payload in messages.attributes(data)) <= len(data) + 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=8))
 def test_attributes_round_trip(parts: list[tuple[int, bytes]]) -> None:
-    assert list(netlink.attributes(b"".join(attribute(*part) for part in parts))) == parts
+    assert list(messages.attributes(b"".join(attribute(*part) for part in parts))) == parts
 
 
 def test_the_flags_in_an_attribute_type_are_left_out() -> None:
-    assert list(netlink.attributes(attribute(0x8000 | 5, b"ab"))) == [(5, b"ab")]
+    assert list(messages.attributes(attribute(0x8000 | 5, b"ab"))) == [(5, b"ab")]
 
 
 def test_a_message_longer_than_the_datagram_ends_the_reading() -> None:
     good = message(20, b"1234")
-    assert [kind for kind, *_ in netlink.split(good + struct.pack("=IHHII", 99, 21, 0, 1, 0))] == [
+    assert [kind for kind, *_ in messages.split(good + struct.pack("=IHHII", 99, 21, 0, 1, 0))] == [
         20
     ]
 
@@ -70,7 +70,7 @@ def test_a_message_longer_than_the_datagram_ends_the_reading() -> None:
 @given(st.binary(max_size=300))
 def test_decoding_anything_gives_a_message_or_nothing(data: bytes) -> None:
     for message_class in (Message, rtnl.LinkMessage, rtnl.AddressMessage):
-        decoded = netlink.decode(message_class, data)
+        decoded = messages.decode(message_class, data)
         if decoded is not None:
             decoded.get_attr("NL80211_ATTR_MAC")
 
@@ -124,14 +124,14 @@ def test_refusal_behind_the_whole_request() -> None:
 def test_refusal_at_the_end_of_a_dump() -> None:
     requests, _ = requests_over(message(NLMSG_DONE, struct.pack("=i", -errno.ENODEV)))
     with pytest.raises(NetlinkError) as caught:
-        requests.request(1, Message(), netlink.NLM_F_DUMP)
+        requests.request(1, Message(), messages.NLM_F_DUMP)
     assert caught.value.errno == errno.ENODEV
 
 
 def test_a_dump_that_was_interrupted_is_read_again() -> None:
-    interrupted = message(NLMSG_DONE, bytes(4), flags=netlink.NLM_F_DUMP_INTR)
+    interrupted = message(NLMSG_DONE, bytes(4), flags=messages.NLM_F_DUMP_INTR)
     requests, fake = requests_over(interrupted, message(NLMSG_DONE, bytes(4), sequence=8))
-    assert requests.request(1, Message(), netlink.NLM_F_DUMP) == []
+    assert requests.request(1, Message(), messages.NLM_F_DUMP) == []
     assert [struct.unpack_from("=I", sent, 8)[0] for sent in fake.sent] == [7, 8]
     assert fake.sent[0][12:] == fake.sent[1][12:]
 
@@ -139,7 +139,7 @@ def test_a_dump_that_was_interrupted_is_read_again() -> None:
 def test_a_dump_with_lost_parts_is_read_again() -> None:
     lost = OSError(errno.ENOBUFS, "No buffer space available")
     requests, fake = requests_over(lost, message(NLMSG_DONE, bytes(4), sequence=8))
-    assert requests.request(1, Message(), netlink.NLM_F_DUMP) == []
+    assert requests.request(1, Message(), messages.NLM_F_DUMP) == []
     assert len(fake.sent) == 2
 
 
@@ -173,9 +173,9 @@ def test_a_family_that_the_kernel_lacks() -> None:
     requests = Requests(NETLINK_GENERIC)
     try:
         with pytest.raises(NetlinkError) as caught:
-            netlink.family(requests, "no_such_family")
+            messages.family(requests, "no_such_family")
         assert caught.value.errno == errno.ENOENT
-        number, _ = netlink.family(requests, "nlctrl")
+        number, _ = messages.family(requests, "nlctrl")
         assert number == 0x10  # GENL_ID_CTRL
     finally:
         requests.close()

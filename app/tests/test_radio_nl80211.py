@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thicket.netlink.messages import decode, encode
 from thicket.radio import nl80211
-from thicket.radio.netlink import decode, encode
 from thicket.radio.nl80211 import Message, Nl80211, Wiphy, interface, path, station
 
 

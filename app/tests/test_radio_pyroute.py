@@ -38,7 +38,7 @@ def test_heavy_parts_of_the_standard_library_stay_out() -> None:
 def test_the_package_completes_itself_when_it_is_used() -> None:
     assert (
         python(
-            "import thicket.radio.pyroute as light\n"
+            "import thicket.netlink.pyroute as light\n"
             "import pyroute2\n"
             "assert callable(pyroute2.IPRoute)\n"
             "assert pyroute2.__version__\n"
@@ -52,7 +52,7 @@ def test_the_package_completes_itself_when_it_is_used() -> None:
 def test_names_can_be_imported_from_the_package_later() -> None:
     assert (
         python(
-            "import thicket.radio.pyroute\n"
+            "import thicket.netlink.pyroute\n"
             "from pyroute2 import AsyncIPRoute\n"
             "print(AsyncIPRoute.__name__)"
         )
@@ -63,7 +63,7 @@ def test_names_can_be_imported_from_the_package_later() -> None:
 def test_a_package_that_was_imported_before_is_used_as_it_is() -> None:
     assert (
         python(
-            "import pyroute2\nbefore = pyroute2\nimport thicket.radio.pyroute as light, sys\n"
+            "import pyroute2\nbefore = pyroute2\nimport thicket.netlink.pyroute as light, sys\n"
             "print(sys.modules['pyroute2'] is before, light.nlmsg is pyroute2.netlink.nlmsg)"
         )
         == "True True"
@@ -72,6 +72,6 @@ def test_a_package_that_was_imported_before_is_used_as_it_is() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert python(
-        "import thicket.radio.pyroute, pyroute2\n"
+        "import thicket.netlink.pyroute, pyroute2\n"
         "try:\n pyroute2.no_such_name\nexcept AttributeError as e:\n print(e)"
     ).endswith("has no attribute 'no_such_name'")

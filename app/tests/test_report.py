@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thicket import report, store
-from thicket.config import Paths
-from thicket.report import BYTES, ReportError, compose, pack, unpack
+from thicket.base.paths import Paths
+from thicket.device import boot_partition
+from thicket.device.boot_partition import StoreError, boot_lock
+from thicket.upkeep import report
+from thicket.upkeep.report import BYTES, ReportError, compose, pack, unpack
 
 DOCUMENT: dict[str, Any] = {
     "hostname": "n-6f44e3c6b802",
@@ -108,7 +110,7 @@ class Card:
         # 32 sectors, not in a row
         self.blocks = [3 + 2 * n for n in range(BYTES // 512)]
         self.commands: list[str] = []
-        monkeypatch.setattr(store, "_run", self.run)
+        monkeypatch.setattr(boot_partition, "_run", self.run)
         monkeypatch.setattr(report, "_blocks_of", lambda _: self.blocks)
         self.mounts = Path(paths.mounts)
 
@@ -209,9 +211,9 @@ class TestWriting:
         before = card.content()
 
         def busy(command: list[str]) -> None:
-            raise store.StoreError("umount: Device or resource busy")
+            raise StoreError("umount: Device or resource busy")
 
-        monkeypatch.setattr(store, "_run", busy)
+        monkeypatch.setattr(boot_partition, "_run", busy)
         with pytest.raises(ReportError, match="busy"):
             report.write(paths, "new")
         assert card.content() == before
@@ -233,8 +235,8 @@ class TestWriting:
     def test_two_at_once_wait_for_each_other(
         self, paths: Paths, card: Card, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(store, "LOCK_PATIENCE", 0.1)
-        with store.boot_lock(paths), pytest.raises(ReportError, match="was in use"):
+        monkeypatch.setattr(boot_partition, "LOCK_PATIENCE", 0.1)
+        with boot_lock(paths), pytest.raises(ReportError, match="was in use"):
             report.write(paths, "text")
         assert report.write(paths, "text")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.restart: why the run before ended, told from what it left behind."""
+"""thicket.upkeep.last_run: why the run before ended, told from what it left behind."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thicket import restart
-from thicket.config import Paths
+from thicket.base.paths import Paths
+from thicket.upkeep import last_run
 
 # As ramoops keeps it: the oops first, the panic that follows from it in a record of its own.
 OOPS = """Oops#1 Part1
@@ -36,7 +36,7 @@ def boot(paths: Paths, mark: str = "running") -> dict[str, object]:
     """What a boot finds out that finds ``mark``."""
     Path(paths.run + "/last-restart.json").unlink(missing_ok=True)
     Path(paths.run + "/last-run").write_text(mark + "\n")
-    record, trouble = restart.find_out(paths, "1.2", "B")
+    record, trouble = last_run.find_out(paths, "1.2", "B")
     assert trouble is None
     return record
 
@@ -114,30 +114,30 @@ class TestReasons:
 class TestKept:
     def test_once_per_boot(self, paths: Paths) -> None:
         first = boot(paths, "none")
-        again, _ = restart.find_out(paths, "9.9", None)
+        again, _ = last_run.find_out(paths, "9.9", None)
         assert again == first
-        assert restart.known(paths) == first
-        assert len(restart.read(paths)) == 1
+        assert last_run.known(paths) == first
+        assert len(last_run.read(paths)) == 1
 
     def test_the_last_ones_are_kept_and_private(self, paths: Paths) -> None:
-        for _ in range(restart.KEPT + 3):
+        for _ in range(last_run.KEPT + 3):
             boot(paths)
-        history = restart.read(paths)
-        assert [record["run"] for record in history] == list(range(4, restart.KEPT + 4))
+        history = last_run.read(paths)
+        assert [record["run"] for record in history] == list(range(4, last_run.KEPT + 4))
         file = Path(paths.data + "/thicket/restarts.jsonl")
-        assert len(file.read_text().splitlines()) == restart.KEPT
+        assert len(file.read_text().splitlines()) == last_run.KEPT
         assert file.stat().st_mode & 0o777 == 0o600
 
     def test_few_crashes_of_bounded_size(self, paths: Paths) -> None:
-        for number in range(restart.CRASHES + 4):
+        for number in range(last_run.CRASHES + 4):
             pstore(
                 paths, dmesg_ramoops_0="x" * 100_000 + f" {number}\n", dmesg_ramoops_1="y" * 99_000
             )
             boot(paths)
         kept = sorted(Path(paths.data + "/log").iterdir(), key=lambda p: len(p.name))
-        assert len(kept) == restart.CRASHES
-        assert all(p.stat().st_size <= restart.CRASH_BYTES + 100 for p in kept)
-        assert f" {restart.CRASHES + 3}\n" not in kept[0].read_text()
+        assert len(kept) == last_run.CRASHES
+        assert all(p.stat().st_size <= last_run.CRASH_BYTES + 100 for p in kept)
+        assert f" {last_run.CRASHES + 3}\n" not in kept[0].read_text()
 
     @settings(deadline=None)
     @given(garbage=st.binary(max_size=300))
@@ -150,7 +150,7 @@ class TestKept:
         Path(paths.run).mkdir(parents=True)
         good = {"run": 7, "reason": "power"}
         file.write_bytes(garbage + b"\n" + json.dumps(good).encode() + b"\n")
-        assert restart.read(paths)[-1] == good
+        assert last_run.read(paths)[-1] == good
         assert boot(paths)["run"] == 8
 
     @pytest.mark.parametrize(
@@ -172,11 +172,11 @@ class TestKept:
         Path(paths.data + "/log").write_text("and here")
         folder = pstore(paths, dmesg_ramoops_0=PANIC)
         Path(paths.run + "/last-run").write_text("running\n")
-        record, trouble = restart.find_out(paths, "1", None)
+        record, trouble = last_run.find_out(paths, "1", None)
         assert record["reason"] == "panic"
         assert trouble is not None
         assert "thicket" in trouble
         assert record["crash"] == "/run/thicket/crash-1.txt"
         assert PANIC in Path(paths.run + "/crash-1.txt").read_text()
         assert list(folder.iterdir()) == []
-        assert restart.known(paths) == record
+        assert last_run.known(paths) == record

@@ -13,13 +13,19 @@ from typing import Any
 import pytest
 from test_daemon import FakeParts, running
 
-from thicket import cli, config, daemon, report
-from thicket.client import ClientError
-from thicket.config import Paths, Settings
+from thicket.base.fields import MASK
+from thicket.base.paths import Paths
+from thicket.cli.common import OK
+from thicket.cli.main import main
+from thicket.config.schema import Settings
+from thicket.control.client import ClientError
+from thicket.daemon import daemon
+from thicket.daemon.daemon import Parts
 from thicket.distribution.handshake import LocalNode
 from thicket.radio.wpa import configuration
-from thicket.trust.node import Credentials
+from thicket.trust.credentials import Credentials
 from thicket.trust.verify import Peer
+from thicket.upkeep import report
 
 #: Every one holds this word, so that one search finds any of them, and parts of them.
 MARK = "Geheimnis"
@@ -129,17 +135,17 @@ class TestDaemon:
         assert stat.S_IMODE(Path(paths.last_good).stat().st_mode) == 0o600
 
     def test_commands_show_none(self, paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main(["config", "show"]) == cli.OK
-        assert config.MASK in capsys.readouterr().out
+        assert main(["config", "show"]) == OK
+        assert MASK in capsys.readouterr().out
         for number, text in enumerate((FILE, *FAULTY)):
             file = Path(paths.root, f"{number}.toml")
             file.write_text(text)
-            cli.main(["config", "check", str(file)])
-            cli.main(["config", "apply", str(file)])
-        cli.main(["config", "set", f"cluster.cookie={COOKIE} {COOKIE}"])
-        cli.main(["config", "set", "mesh.id=x", f"cluster.coookie={COOKIE}"])
+            main(["config", "check", str(file)])
+            main(["config", "apply", str(file)])
+        main(["config", "set", f"cluster.cookie={COOKIE} {COOKIE}"])
+        main(["config", "set", "mesh.id=x", f"cluster.coookie={COOKIE}"])
         for key in ("trust.root", "access.ssh_keys"):
-            cli.main(["config", "set", f"{key}=-----BEGIN PRIVATE KEY-----{MARK}"])
+            main(["config", "set", f"{key}=-----BEGIN PRIVATE KEY-----{MARK}"])
         output = capsys.readouterr()
         assert "must be" in output.err + output.out
         assert MARK not in output.out + output.err
@@ -161,7 +167,7 @@ class TestReprs:
             "application": {"sensors": {"token": TOKEN}},
         }
         settings = Settings(values)
-        radio = daemon.Parts().mesh_settings(settings)
+        radio = Parts().mesh_settings(settings)
         assert radio.passphrase == PASSPHRASE
         assert "mesh_id='thicket'" in repr(radio)
         local = LocalNode("a@b", COOKIE, 1)
@@ -177,5 +183,5 @@ class TestReprs:
     def test_a_refusal_of_the_radio_does_not_quote_the_passphrase(self, tmp_path: Path) -> None:
         long = {"mesh": {"security": "sae", "passphrase": f"{MARK}\0"}}
         with pytest.raises(ValueError, match="passphrase") as refused:
-            configuration(daemon.Parts().mesh_settings(Settings(long)), str(tmp_path), 10)
+            configuration(Parts().mesh_settings(Settings(long)), str(tmp_path), 10)
         assert MARK not in str(refused.value)

@@ -21,7 +21,7 @@ from private_network import Network, in_private_network, until
 
 from thicket.distribution import DistributionError, Node, Pid, handshake
 from thicket.distribution.etf import Atom
-from thicket.trust.node import Credentials, make_credentials
+from thicket.trust.credentials import Credentials, make_credentials
 from thicket.trust.tls import FleetTls
 
 DEVICE = IPv6Address("fd12:3456:789a:1:0:e0f9:2f20:de47")

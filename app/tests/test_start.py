@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.start: what the daemon's start loads, and that sparing TLS does no harm."""
+"""thicket.daemon.start: what the daemon's start loads, and that sparing TLS does no harm."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def run(code: str) -> list[str]:
 def test_the_start_path_imports_no_heavy_modules() -> None:
     loaded = set(
         run(
-            "from thicket.start import import_asyncio; import_asyncio()\n"
+            "from thicket.daemon.start import import_asyncio; import_asyncio()\n"
             "import thicket.daemon, thicket.identity, thicket.radio, thicket.distribution\n"
             "print(*sys.modules)"
         )
@@ -30,7 +30,7 @@ def test_the_start_path_imports_no_heavy_modules() -> None:
 
 def test_asyncio_without_ssl_still_serves_and_ssl_can_still_be_imported() -> None:
     code = """
-from thicket.start import import_asyncio
+from thicket.daemon.start import import_asyncio
 import_asyncio()
 import asyncio
 async def main():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.start_watch: what a start may go on with, on real processes and disks made up."""
+"""thicket.device.start_watch: what a start may go on with, on real processes and disks made up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from thicket.start_watch import PASSES, STALLED, Disks, StartWatch, disks, processes
+from thicket.device.start_watch import PASSES, STALLED, Disks, StartWatch, disks, processes
 
 PATIENCE = 60
 SIZE = 1000

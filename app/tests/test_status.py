@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from thicket.status import MILESTONES, Problems, Times, Writer, boottime, memory_kib
+from thicket.base.problems import Problems
+from thicket.base.process import boottime, memory_kib
+from thicket.daemon.document import Writer
+from thicket.daemon.milestones import MILESTONES, Times
 
 
 class TestProblems:

@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket import config, configdoc, store
-from thicket.config import ConfigError, Paths
-from thicket.store import StoreError, set_values
+from thicket.base.fields import ConfigError
+from thicket.base.paths import Paths
+from thicket.config import document
+from thicket.config.edit import apply, set_values, source
+from thicket.config.load import load
+from thicket.config.parse import parse
+from thicket.device import boot_partition
+from thicket.device.boot_partition import StoreError
 
 PLAIN = """\
 # my greenhouse
@@ -40,9 +45,9 @@ class TestSetValues:
         assert set_values("", {"mesh.id": "a"}) == '[mesh]\nid = "a"\n'
 
     def test_the_template_keeps_its_remarks(self) -> None:
-        text = set_values(configdoc.template(), {"mesh.channel": 11})
-        assert config.parse(text.encode(), "f").mesh.channel == 11
-        assert text.count("\n") == configdoc.template().count("\n") + 1
+        text = set_values(document.template(), {"mesh.channel": 11})
+        assert parse(text.encode(), "f").mesh.channel == 11
+        assert text.count("\n") == document.template().count("\n") + 1
 
     def test_unset(self) -> None:
         assert set_values(PLAIN, {"mesh.channel": None}) == PLAIN.replace("channel = 6\n", "")
@@ -136,41 +141,41 @@ def card(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Path(paths.cmdline).write_text("thicket.boot=/dev/vdc\n")
     Path(paths.mounts).write_text(f"/dev/vdc {paths.boot} vfat ro 0 0\n")
     commands: list[str] = []
-    monkeypatch.setattr(store, "_mount", lambda words: commands.append(" ".join(words)))
+    monkeypatch.setattr(boot_partition, "_mount", lambda words: commands.append(" ".join(words)))
     return commands
 
 
 class TestApply:
     def test_without_a_boot_partition_the_data_partition_has_it(self, paths: Paths) -> None:
-        assert store.apply(paths, b'[mesh]\nid = "a"\n') == paths.local
-        assert config.load(paths).settings.mesh.id == "a"
+        assert apply(paths, b'[mesh]\nid = "a"\n') == paths.local
+        assert load(paths).settings.mesh.id == "a"
         assert Path(paths.local).stat().st_mode & 0o777 == 0o600
 
     def test_a_file_in_etc_does_not_hide_the_new_one(self, paths: Paths) -> None:
         Path(paths.device).write_text('[mesh]\nid = "hand-made"\n')
-        store.apply(paths, b'[mesh]\nid = "a"\n')
-        assert config.load(paths).settings.mesh.id == "a"
+        apply(paths, b'[mesh]\nid = "a"\n')
+        assert load(paths).settings.mesh.id == "a"
 
     def test_the_boot_partition_is_writable_only_meanwhile(
         self, paths: Paths, card: list[str]
     ) -> None:
-        target = store.apply(paths, b'[mesh]\nid = "a"\n')
+        target = apply(paths, b'[mesh]\nid = "a"\n')
         assert target == f"{paths.boot}/thicket.toml"
         assert Path(target).read_text() == '[mesh]\nid = "a"\n'
         assert card == [f"-o remount,rw {paths.boot}", f"-o remount,ro {paths.boot}"]
-        assert config.load(paths).settings.mesh.id == "a", "the copy in /etc follows"
+        assert load(paths).settings.mesh.id == "a", "the copy in /etc follows"
         assert [p.name for p in Path(paths.boot).iterdir()] == ["thicket.toml"]
 
     def test_it_is_mounted_when_it_was_not(self, paths: Paths, card: list[str]) -> None:
         Path(paths.mounts).write_text("")
-        store.apply(paths, b"# defaults\n")
+        apply(paths, b"# defaults\n")
         assert card[0] == f"-t vfat -o ro,nosuid,nodev,noexec,noatime /dev/vdc {paths.boot}"
 
     def test_faults_are_found_before_anything_is_written(
         self, paths: Paths, card: list[str]
     ) -> None:
         with pytest.raises(ConfigError, match=r"mesh\.channel"):
-            store.apply(paths, b"[mesh]\nchannel = 99\n")
+            apply(paths, b"[mesh]\nchannel = 99\n")
         assert card == []
         assert not Path(paths.device).exists()
 
@@ -180,9 +185,9 @@ class TestApply:
         def fail(*_args: object, **_kwargs: object) -> None:
             raise OSError(28, "No space left on device", "/boot/thicket.toml.new")
 
-        monkeypatch.setattr(config, "write_atomically", fail)
+        monkeypatch.setattr("thicket.device.boot_partition.write_atomically", fail)
         with pytest.raises(StoreError, match="No space left"):
-            store.apply(paths, b"# defaults\n")
+            apply(paths, b"# defaults\n")
         assert card[-1] == f"-o remount,ro {paths.boot}"
 
     def test_a_mount_that_fails_says_what_it_said(
@@ -195,23 +200,23 @@ class TestApply:
         fake.chmod(0o755)
         monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
         with pytest.raises(StoreError, match="no medium"):
-            store.apply(paths, b"# defaults\n")
+            apply(paths, b"# defaults\n")
 
 
 class TestSource:
     def test_which_file_is_edited(self, paths: Paths) -> None:
-        assert store.source(paths) == ("", paths.local)
+        assert source(paths) == ("", paths.local)
         Path(paths.device).write_bytes(b"\xef\xbb\xbf[mesh]\r\n")
-        assert store.source(paths) == ("[mesh]\n", paths.device)
+        assert source(paths) == ("[mesh]\n", paths.device)
 
     def test_the_boot_partition_s_own_file_not_the_copy(
         self, paths: Paths, card: list[str]
     ) -> None:
         target = f"{paths.boot}/thicket.toml"
         Path(paths.device).write_text('[mesh]\nid = "tried by hand"\n')
-        assert store.source(paths) == ("", target)
+        assert source(paths) == ("", target)
         Path(target).write_text('[mesh]\nid = "card"\n')
-        assert store.source(paths) == ('[mesh]\nid = "card"\n', target)
+        assert source(paths) == ('[mesh]\nid = "card"\n', target)
         assert card == []
 
     def test_an_unmounted_boot_partition_is_mounted_before_its_file_is_missed(
@@ -219,5 +224,5 @@ class TestSource:
     ) -> None:
         """Otherwise an edit would replace the whole file by one line."""
         Path(paths.mounts).write_text("")
-        store.source(paths)
+        source(paths)
         assert len(card) == 1

@@ -19,7 +19,7 @@ from private_network import PREFIX, Network, in_private_network, until
 
 from thicket.distribution import Node, connection, epmd, frames, secure
 from thicket.distribution.admission import MAX_PER_SOURCE, MAX_STRANGERS
-from thicket.trust.node import make_credentials
+from thicket.trust.credentials import make_credentials
 from thicket.trust.tls import FleetTls
 from thicket.trust.verify import Clock
 

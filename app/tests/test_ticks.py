@@ -19,7 +19,8 @@ import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
 from private_network import Network, in_private_network, until
 
-from thicket.config import Cluster, Integer
+from thicket.base.fields import Integer
+from thicket.cluster.section import ClusterSection
 from thicket.distribution import Atom, Node, frames, handshake
 from thicket.distribution.connection import TICK_INTENSITY, Connection
 from thicket.distribution.etf import Pid, Reference, encode_bare
@@ -311,7 +312,7 @@ async def test_a_node_of_c_answers_ticks_and_nothing_else(monkeypatch: pytest.Mo
 @pytest.mark.virtual_time
 async def test_a_full_mailbox_stops_nobody_for_longer_than_the_shortest_tick_time() -> None:
     """The system of a sender that has it ends a connection that takes nothing for so long."""
-    key = Cluster.keys()["tick_time"]
+    key = ClusterSection.keys()["tick_time"]
     assert isinstance(key, Integer)
     shortest = float(key.least)
     pair = Ours((shortest, 600.0))

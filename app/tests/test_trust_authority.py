@@ -15,20 +15,20 @@ import pytest
 from emulated_bus import EmulatedBus, Time, emulated
 from fleet_for_tests import CLOCK, PREFIX
 
+from authority.authority import Authority, AuthorityError, decrypt_key, encrypt_key, years_from
+from authority.cli import main as ca_main
 from meshlab.chip import Atecc608, serial_for
-from thicket import cli
 from thicket.identity.aio import AsyncAtecc
 from thicket.identity.atecc import Atecc
 from thicket.trust import nerveskey, openssl, verify
-from thicket.trust.authority import (
-    Authority,
-    AuthorityError,
-    decrypt_key,
-    encrypt_key,
-    years_from,
-)
 from thicket.trust.certificates import Certificate, CertificateError, pem
-from thicket.trust.node import ChipKey, FileKey, enrolled_chain, make_credentials, software_key
+from thicket.trust.credentials import (
+    ChipKey,
+    FileKey,
+    enrolled_chain,
+    make_credentials,
+    software_key,
+)
 from thicket.trust.verify import RefusedError, Revocations, check_peer
 
 NOW = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
@@ -290,35 +290,35 @@ def test_the_command(
 ) -> None:
     monkeypatch.setenv("THICKET_CA", str(tmp_path / "fleet"))
     monkeypatch.delenv("THICKET_CA_PASSPHRASE", raising=False)
-    assert cli.main(["ca", "init", "lab", "--lab", "--prefix", "fd99:1:2:3::/64"]) == 0
+    assert ca_main(["init", "lab", "--lab", "--prefix", "fd99:1:2:3::/64"]) == 0
     assert "fd99:1:2:3::/64" in capsys.readouterr().out
     chips = [tmp_path / f"{n}" / "chip.json" for n in range(3)]
     for number, path in enumerate(chips):
         path.parent.mkdir()
         Atecc608(serial_for("lab", number), path)
-    assert cli.main(["ca", "enroll", "--virtual", *map(str, chips)]) == 0
+    assert ca_main(["enroll", "--virtual", *map(str, chips)]) == 0
     assert capsys.readouterr().out.count("enrolled") == 3
     kept = json.loads(chips[0].read_text())
     assert kept["config"][172:176] == "0000"
-    assert cli.main(["ca", "list"]) == 0
+    assert ca_main(["list"]) == 0
     text = capsys.readouterr().out
     assert "for the simulator only" in text
     assert all(serial_for("lab", n).hex() in text for n in range(3))
-    assert cli.main(["ca", "revoke", serial_for("lab", 1).hex()]) == 0
+    assert ca_main(["revoke", serial_for("lab", 1).hex()]) == 0
     capsys.readouterr()
-    assert cli.main(["ca", "list", "--json"]) == 0
+    assert ca_main(["list", "--json"]) == 0
     devices = json.loads(capsys.readouterr().out)["devices"]
     assert [bool(d.get("revoked")) for d in devices.values()] == [False, True, False]
-    assert cli.main(["ca", "enroll", "--virtual", str(chips[1])]) == 1
+    assert ca_main(["enroll", "--virtual", str(chips[1])]) == 1
     assert "was revoked" in capsys.readouterr().err
-    assert cli.main(["ca", "root"]) == 0
+    assert ca_main(["root"]) == 0
     assert capsys.readouterr().out == (tmp_path / "fleet/root.pem").read_text()
     key = openssl.public_key(openssl.generate_key()).hex()
-    assert cli.main(["ca", "enroll", "--software", "mac", "010203040506", key]) == 0
+    assert ca_main(["enroll", "--software", "mac", "010203040506", key]) == 0
     assert capsys.readouterr().out.count("BEGIN CERTIFICATE") == 2
-    assert cli.main(["ca", "signer"]) == 0
+    assert ca_main(["signer"]) == 0
     # the virtual chips keep it: what a node reads from its chip at boot
-    from thicket.trust.virtual import open_chip
+    from authority.virtual import open_chip
 
     assert enrolled_chain(open_chip(chips[2]), authority(tmp_path / "fleet").fleet)
 
@@ -364,7 +364,7 @@ def test_the_command_says_what_is_wrong(
 ) -> None:
     monkeypatch.setenv("THICKET_CA", str(tmp_path / "fleet"))
     monkeypatch.delenv("THICKET_CA_PASSPHRASE", raising=False)
-    assert cli.main(["ca", *words]) == status
+    assert ca_main([*words]) == status
     assert text in capsys.readouterr().err
 
 
@@ -374,8 +374,8 @@ def test_what_a_node_imports_is_small() -> None:
         "import sys, thicket.cli, thicket.trust\n"
         "assert 'ssl' not in sys.modules and 'asyncio' not in sys.modules\n"
         "thicket.trust.server_context\n"
-        "import thicket.trust.node\n"
-        "bad = {'cryptography', 'meshlab', 'thicket.trust.authority', 'thicket.trust.command',"
+        "import thicket.trust.credentials\n"
+        "bad = {'cryptography', 'meshlab', 'authority.authority', 'authority.cli',"
         " 'thicket.trust.nerveskey', 'asn1crypto'} & set(sys.modules)\n"
         "sys.exit(str(bad) if bad else 0)"
     )

@@ -19,14 +19,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlab.chip import serial_for
-from thicket import discovery
-from thicket.discovery import REASONS, Discovery, MalformedError, PlainBeacons, Settings, in_use
+from thicket.discovery.beacon import (
+    MAX_PAYLOAD,
+    PORT,
+    REASONS,
+    MalformedError,
+    PlainBeacons,
+    encode,
+    in_use,
+)
+from thicket.discovery.service import Discovery, Settings
 from thicket.identity.address import SOURCES, identity_of_serial
-from thicket.trust import beacon, compressed, openssl, verify
+from thicket.trust import compressed, openssl, signed_beacon, verify
 from thicket.trust import fleet as fleets
-from thicket.trust.beacon import SIZE, SignedBeacons, next_start, pack_chain, unpack_chain
 from thicket.trust.certificates import Certificate, CertificateError
-from thicket.trust.node import Credentials, make_credentials
+from thicket.trust.credentials import Credentials, make_credentials
+from thicket.trust.signed_beacon import SIZE, SignedBeacons, next_start, pack_chain, unpack_chain
 from thicket.trust.verify import Clock
 
 FLEET = one_fleet()
@@ -90,10 +98,10 @@ def test_it_fits_into_one_frame_and_is_believed() -> None:
     sender, receiver = node(1), node(2)
     payload = sender.payload(0.0)
     assert len(payload) == SIZE < 600
-    assert len(payload) <= discovery.MAX_PAYLOAD
+    assert len(payload) <= MAX_PAYLOAD
     assert receiver.read(payload, LINK, 0.0) == address(1)
     assert sender.claims(payload)
-    assert not sender.claims(discovery.encode(address(1)))
+    assert not sender.claims(encode(address(1)))
 
 
 def test_every_reason_of_a_refusal_is_counted() -> None:
@@ -166,7 +174,7 @@ def test_any_chain_of_a_fleet_is_rebuilt_to_the_byte(
         signer.signed(signatures[0]),
     )
     packed = pack_chain(chain, fleet)
-    assert len(packed) == beacon.CHAIN_SIZE
+    assert len(packed) == signed_beacon.CHAIN_SIZE
     assert unpack_chain(packed, fleet) == chain
 
 
@@ -273,7 +281,7 @@ def resign(payload: bytes, key: bytes, change: Callable[[bytearray], None]) -> b
     change(body)
     from hashlib import sha256
 
-    digest = sha256(beacon._TAG + body).digest()
+    digest = sha256(signed_beacon._TAG + body).digest()
     return bytes(body) + openssl.sign(key, digest)
 
 
@@ -334,9 +342,9 @@ def test_a_sender_that_lost_its_memory_is_believed_again_later() -> None:
     last = node(1, start=1000).payload(0.0)
     receiver.read(last, LINK, 0.0)
     anew = node(1, start=1)
-    assert refused(receiver, anew.payload(0.0), beacon.FORGET - 1) == "replay"
-    assert refused(receiver, last, beacon.FORGET + 1) == "replay", "never twice the same"
-    assert receiver.read(anew.payload(0.0), LINK, beacon.FORGET + 1)
+    assert refused(receiver, anew.payload(0.0), signed_beacon.FORGET - 1) == "replay"
+    assert refused(receiver, last, signed_beacon.FORGET + 1) == "replay", "never twice the same"
+    assert receiver.read(anew.payload(0.0), LINK, signed_beacon.FORGET + 1)
 
 
 @pytest.mark.parametrize("minutes", [-11, 11])
@@ -396,11 +404,11 @@ def test_the_number_of_a_start_only_rises(tmp_path: Path) -> None:
     Path(path).write_text("rubbish")
     assert next_start(path, CLOCK) == known
     Path(path).write_text(str(10**30))
-    assert next_start(path, CLOCK) == beacon.MAX_START
+    assert next_start(path, CLOCK) == signed_beacon.MAX_START
     assert next_start("/proc/none/start", CLOCK) == known, "not kept, and good nevertheless"
 
 
-@pytest.mark.parametrize("start", [0, -1, beacon.MAX_START + 1])
+@pytest.mark.parametrize("start", [0, -1, signed_beacon.MAX_START + 1])
 def test_a_start_that_cannot_be_sent(start: int) -> None:
     with pytest.raises(ValueError, match="not the number of a start"):
         node(start=start)
@@ -695,7 +703,7 @@ async def flood(target: Discovery) -> None:
         s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         for i in range(1_000_000):
             with suppress(BlockingIOError):
-                s.sendto(next(storms[i % 4]), ("ff02::69", discovery.PORT, 0, index))
+                s.sendto(next(storms[i % 4]), ("ff02::69", PORT, 0, index))
             if i % 30 == 0:
                 await asyncio.sleep(0)
             if i > 5000 and target.dropped["rate"]:

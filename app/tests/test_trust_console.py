@@ -23,15 +23,15 @@ from fleet_for_tests import PREFIX
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authority.authority import Authority
+from authority.console import Console
 from meshlab.chip import ChipState, serial_for
-from thicket.identity import frames
+from thicket.identity import console_frames
 from thicket.identity.atecc import Atecc
 from thicket.identity.bus import BusFaultError
-from thicket.identity.frames import ANSWER, END, QUESTION, Frame, unpack
+from thicket.identity.console_frames import ANSWER, END, QUESTION, Frame, unpack
 from thicket.identity.remote import RemoteBus
-from thicket.trust.authority import Authority
-from thicket.trust.console import Console
-from thicket.trust.node import enrolled_chain
+from thicket.trust.credentials import enrolled_chain
 
 NODE = """
 import sys
@@ -363,7 +363,7 @@ def test_anything_may_come(pieces: list[bytes]) -> None:
             ours.sendall(Frame(QUESTION, "1234", number, b"?").pack() * again)
         ours.sendall(Frame(QUESTION, "9999", 3, b"not mine").pack())
         ours.sendall(Frame(END, "0000", 0).pack())
-        frames.serve_frames("1234", answer, theirs.fileno(), theirs.fileno(), patience=30)
+        console_frames.serve_frames("1234", answer, theirs.fileno(), theirs.fileno(), patience=30)
         theirs.close()
         said = [unpack(line) for line in ours.makefile("rb").read().split(b"\n")]
     assert asked == [b"?", b"?"]
@@ -374,7 +374,9 @@ def test_anything_may_come(pieces: list[bytes]) -> None:
 def test_the_agent_ends_when_nobody_asks() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        frames.serve_frames("1234", lambda _: b"", theirs.fileno(), theirs.fileno(), patience=0.05)
+        console_frames.serve_frames(
+            "1234", lambda _: b"", theirs.fileno(), theirs.fileno(), patience=0.05
+        )
 
 
 def test_the_command_line_of_the_agent() -> None:

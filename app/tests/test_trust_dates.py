@@ -21,20 +21,20 @@ from fleet_for_tests import PREFIX
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authority.authority import Authority, FleetIssuer, years_from
 from thicket.identity.address import identity_of_serial
 from thicket.identity.aio import AsyncAtecc
 from thicket.trust import certificates as x509
 from thicket.trust import clock as clocks
 from thicket.trust import compressed, der, nerveskey, openssl
 from thicket.trust import fleet as fleets
-from thicket.trust.authority import Authority, FleetIssuer, years_from
-from thicket.trust.beacon import SignedBeacons, next_start
 from thicket.trust.certificates import Certificate
 from thicket.trust.change import SignedChange
 from thicket.trust.compressed import NO_END, Compressed, decode_dates, encode_dates
+from thicket.trust.credentials import ChipKey, make_credentials
 from thicket.trust.fleet import Fleet
 from thicket.trust.nerveskey import CertificateSet, Otp, Provisioning, ProvisioningError
-from thicket.trust.node import ChipKey, make_credentials
+from thicket.trust.signed_beacon import SignedBeacons, next_start
 from thicket.trust.verify import Clock, Revocations, check_peer
 
 DATES = [

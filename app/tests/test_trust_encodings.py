@@ -13,8 +13,8 @@ from thicket.trust import certificates as x509
 from thicket.trust import der, openssl, verify
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError
+from thicket.trust.credentials import make_credentials
 from thicket.trust.der import DerError, Reader
-from thicket.trust.node import make_credentials
 from thicket.trust.verify import RefusedError, check_peer
 
 FLEET = one_fleet()

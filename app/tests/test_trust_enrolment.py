@@ -24,16 +24,17 @@ import pytest
 from emulated_bus import EmulatedBus, Time
 from fleet_for_tests import CLOCK, PREFIX
 
+from authority import enrolment
+from authority.authority import Authority, AuthorityError, years_from
+from authority.cli import main as ca_main
+from authority.enrolment import RemoteNode
 from meshlab.chip import Atecc608, serial_for
-from thicket import cli
+from thicket.cli.main import main
 from thicket.identity.aio import AsyncAtecc
 from thicket.identity.atecc import Atecc
-from thicket.trust import enrolment, nerveskey, openssl
-from thicket.trust.authority import Authority, AuthorityError, years_from
+from thicket.trust import nerveskey, openssl
 from thicket.trust.certificates import Certificate, CertificateError, from_pem, pem
-from thicket.trust.enrolment import RemoteNode
-from thicket.trust.fleet import Fleet
-from thicket.trust.node import (
+from thicket.trust.credentials import (
     ChipKey,
     FileKey,
     enrolled_chain,
@@ -41,6 +42,7 @@ from thicket.trust.node import (
     make_credentials,
     software_key,
 )
+from thicket.trust.fleet import Fleet
 from thicket.trust.revocations import SignedList
 from thicket.trust.verify import Revocations
 
@@ -148,14 +150,14 @@ def check_software(root: Path, fleet: Fleet) -> None:
 def test_a_node_without_chip_by_ssh(
     root: Path, daemon: Daemon, ca: Authority, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["ca", "enroll", "--ssh", HOST, "--software"]) == 0
+    assert ca_main(["enroll", "--ssh", HOST, "--software"]) == 0
     assert "software-board-010203040506 enrolled" in capsys.readouterr().out
     check_software(root, ca.fleet)
     assert [method for method, _ in daemon.asked][-1] == "reload"
     assert "software-board-010203040506" in ca.list()["devices"]
     # once more, in another fleet: the file is replaced, the key stays
     before = (root / "data/thicket/device.key").read_bytes()
-    assert cli.main(["ca", "enroll", "--software", "--ssh", HOST]) == 0
+    assert ca_main(["enroll", "--software", "--ssh", HOST]) == 0
     assert (root / "data/thicket/device.key").read_bytes() == before
 
 
@@ -172,10 +174,10 @@ def test_a_node_without_chip_by_its_console(root: Path, daemon: Daemon, ca: Auth
     thread = threading.Thread(target=_bridge, args=(server, terminal), daemon=True)
     thread.start()
     try:
-        assert cli.main(["ca", "enroll", "--console", str(path), "--software"]) == 0
+        assert ca_main(["enroll", "--console", str(path), "--software"]) == 0
         check_software(root, ca.fleet)
         assert [method for method, _ in daemon.asked][-1] == "reload"
-        assert cli.main(["ca", "publish", "--console", str(path)]) == 0
+        assert ca_main(["publish", "--console", str(path)]) == 0
         assert daemon.asked[-1][0] == "revocations-import"
     finally:
         os.kill(pid, 9)
@@ -214,17 +216,17 @@ def test_what_a_node_refuses(
     root: Path, daemon: Daemon, ca: Authority, capsys: pytest.CaptureFixture[str]
 ) -> None:
     daemon.identity = None
-    assert cli.main(["ca", "enroll", "--ssh", HOST, "--software"]) == 1
+    assert ca_main(["enroll", "--ssh", HOST, "--software"]) == 1
     assert "still finding out who it is" in capsys.readouterr().err
     daemon.identity = {"source": "chip", "id": "236ff5c5f3b1", "serial": "01" * 9}
-    assert cli.main(["ca", "enroll", "--ssh", HOST, "--software"]) == 1
+    assert ca_main(["enroll", "--ssh", HOST, "--software"]) == 1
     assert "has a chip (0101010101" in capsys.readouterr().err
-    assert cli.main(["ca", "enroll", "--ssh", HOST, "--bus", "250"]) == 1
+    assert ca_main(["enroll", "--ssh", HOST, "--bus", "250"]) == 1
     assert "see its message above" in capsys.readouterr().err
-    assert cli.main(["ca", "enroll", "--ssh", "elsewhere", "--software"]) == 1
+    assert ca_main(["enroll", "--ssh", "elsewhere", "--software"]) == 1
     assert "ended" in capsys.readouterr().err
     daemon.close()
-    assert cli.main(["ca", "enroll", "--ssh", HOST, "--software"]) == 1
+    assert ca_main(["enroll", "--ssh", HOST, "--software"]) == 1
     assert ca.list()["devices"] == {}
     assert not (root / "data/thicket/device.pem").exists()
 
@@ -256,24 +258,24 @@ def test_the_agent_keeps_only_what_is_for_its_node(
 def test_publishing(
     root: Path, daemon: Daemon, ca: Authority, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert cli.main(["ca", "enroll", "--ssh", HOST, "--software"]) == 0
-    assert cli.main(["ca", "revoke", "software-board-010203040506"]) == 0
+    assert ca_main(["enroll", "--ssh", HOST, "--software"]) == 0
+    assert ca_main(["revoke", "software-board-010203040506"]) == 0
     assert "thicket ca publish" in capsys.readouterr().out
-    assert cli.main(["ca", "publish", "--ssh", HOST]) == 0
+    assert ca_main(["publish", "--ssh", HOST]) == 0
     method, params = daemon.asked[-1]
     assert method == "revocations-import"
     found = Revocations.unpack(base64.b64decode(params["list"]), ca.fleet)
     assert found.names == {"software-board-010203040506"}
-    assert cli.main(["ca", "publish", "--ssh", "elsewhere", "--ssh", HOST]) == 1
+    assert ca_main(["publish", "--ssh", "elsewhere", "--ssh", HOST]) == 1
     assert "elsewhere does not tell which lists it has" in capsys.readouterr().err
     assert daemon.asked[-1][0] == "revocations-import"
     # by hand, on the node
-    assert cli.main(["revocations", "import", str(ca.folder / "revocations.bin")]) == 0
+    assert main(["revocations", "import", str(ca.folder / "revocations.bin")]) == 0
     assert capsys.readouterr().out == "List 7 is in force, with 1 name.\n"
     (tmp_path / "other").write_bytes(b"x")
-    assert cli.main(["revocations", "import", str(tmp_path / "other")]) == 1
-    assert cli.main(["revocations", "import", str(tmp_path / "none")]) == 1
-    assert cli.main(["revocations"]) == 2
+    assert main(["revocations", "import", str(tmp_path / "other")]) == 1
+    assert main(["revocations", "import", str(tmp_path / "none")]) == 1
+    assert main(["revocations"]) == 2
 
 
 # -- chips that cannot be written
@@ -359,7 +361,7 @@ def test_two_that_make_the_key_have_the_same(tmp_path: Path) -> None:
 def test_certificates_for_a_node_are_those_that_were_signed(
     root: Path, daemon: Daemon, ca: Authority
 ) -> None:
-    assert cli.main(["ca", "enroll", "--ssh", HOST, "--software"]) == 0
+    assert ca_main(["enroll", "--ssh", HOST, "--software"]) == 0
     chain = from_pem((root / "data/thicket/device.pem").read_text())
     assert Certificate(chain[1]).common_name == "Signer 0001"
 
@@ -367,7 +369,7 @@ def test_certificates_for_a_node_are_those_that_were_signed(
 def test_publishing_takes_up_what_another_copy_of_the_authority_revoked(
     root: Path, daemon: Daemon, ca: Authority, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert cli.main(["ca", "enroll", "--ssh", HOST, "--software"]) == 0
+    assert ca_main(["enroll", "--ssh", HOST, "--software"]) == 0
     shutil.copytree(ca.folder, tmp_path / "copy")
     copy = Authority(tmp_path / "copy", lambda _: "")
     many = [f"{number:012x}" for number in range(200)]
@@ -377,7 +379,7 @@ def test_publishing_takes_up_what_another_copy_of_the_authority_revoked(
     daemon.lists = {theirs.digest.hex(): theirs.packed}
     ca.revoke(["software-board-010203040506"])
     capsys.readouterr()
-    assert cli.main(["ca", "publish", "--ssh", HOST]) == 0
+    assert ca_main(["publish", "--ssh", HOST]) == 0
     assert "Another copy of this authority has revoked software-mac-" in capsys.readouterr().out
     method, params = daemon.asked[-1]
     assert method == "revocations-import"
@@ -391,6 +393,6 @@ def test_publishing_takes_up_what_another_copy_of_the_authority_revoked(
     daemon.lists |= {"0" * 64: copy.revoke(["Signer 0001"])}
     (ca.folder / "root.key").unlink()
     before = len(daemon.asked)
-    assert cli.main(["ca", "publish", "--ssh", HOST]) == 1
+    assert ca_main(["publish", "--ssh", HOST]) == 1
     assert "has revoked Signer 0001" in capsys.readouterr().err
     assert "revocations-import" not in [method for method, _ in daemon.asked[before:]]

@@ -10,8 +10,8 @@ import pytest
 from emulated_bus import emulated
 from fleet_for_tests import PREFIX
 
+from authority.authority import Authority, AuthorityError
 from thicket.trust import openssl
-from thicket.trust.authority import Authority, AuthorityError
 
 IDENTITY = bytes(range(1, 7))
 

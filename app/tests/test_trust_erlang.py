@@ -23,7 +23,7 @@ from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
 from thicket.trust import openssl, tls
 from thicket.trust.certificates import Certificate
-from thicket.trust.node import Credentials, FileKey, key_pem, make_credentials
+from thicket.trust.credentials import Credentials, FileKey, key_pem, make_credentials
 from thicket.trust.verify import Clock
 
 FLEET = one_fleet()

@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from private_network import Network, in_private_network, until
 
-from thicket import cli
-from thicket.config import Paths, Settings
+from authority.authority import Authority, AuthorityError
+from authority.cli import main as ca_main
+from thicket.base.paths import Paths
+from thicket.base.problems import Problems
+from thicket.config.schema import Settings
 from thicket.distribution import Node
-from thicket.identity import Identity
-from thicket.status import Problems
+from thicket.identity.source import Identity
 from thicket.trust import openssl, revocations
-from thicket.trust.authority import Authority, AuthorityError
 from thicket.trust.certificates import pem
 from thicket.trust.exchange import Exchange
 from thicket.trust.revocations import MAX_LISTS, SignedList, all_names, needed
@@ -322,12 +323,12 @@ def test_what_is_revoked_already_makes_no_new_list(
     one, _ = copies(tmp_path)
     monkeypatch.setenv("THICKET_CA", str(one.folder))
     monkeypatch.setenv("THICKET_CA_PASSPHRASE", "x")
-    assert cli.main(["ca", "revoke", A]) == 0
+    assert ca_main(["revoke", A]) == 0
     first = one.revocations()
-    assert cli.main(["ca", "revoke", A]) == 0
+    assert ca_main(["revoke", A]) == 0
     assert f"{A} is revoked already" in capsys.readouterr().out
     assert one.revocations() == first
-    assert cli.main(["ca", "revoke", A, B]) == 0
+    assert ca_main(["revoke", A, B]) == 0
     out = capsys.readouterr().out
     assert f"Revoked: {B}." in out
     assert Revocations.unpack(one.revocations(), one.fleet).number == 3

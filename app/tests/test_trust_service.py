@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 from daemons import PREFIX, Fleet, NamespaceNode, Secured
 
+from authority.authority import Authority
+from authority.virtual import open_chip
 from meshlab.chip import Atecc608, serial_for
-from thicket.client import ClientError
-from thicket.config import Paths, Settings
-from thicket.identity import Identity
+from thicket.base.paths import Paths
+from thicket.base.problems import Problems
+from thicket.config.schema import Settings
+from thicket.control.client import ClientError
 from thicket.identity.aio import AsyncAtecc
-from thicket.status import Problems
+from thicket.identity.source import Identity
 from thicket.trust import clock
-from thicket.trust.authority import Authority
 from thicket.trust.service import Trust
-from thicket.trust.virtual import open_chip
 
 
 def trust(node: NamespaceNode) -> dict[str, object]:

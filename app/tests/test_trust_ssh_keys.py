@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from fleet_for_tests import PREFIX
 
-from thicket import cli, config
-from thicket.trust import sshkeys
-from thicket.trust.authority import Authority
+from authority import ssh_keys
+from authority.authority import Authority
+from authority.cli import main as ca_main
+from thicket.cli.common import USAGE
+from thicket.config.parse import parse
 
 Capture = pytest.CaptureFixture[str]
 
@@ -46,8 +48,8 @@ class Terminal(io.StringIO):
 def made(home: Path, *words: str) -> list[str]:
     """The keys in the file that ``thicket ca config`` makes."""
     out = home / "my.toml"
-    assert cli.main(["ca", "config", "--out", str(out), *words]) == 0
-    keys = config.parse(out.read_bytes(), "my.toml").access.ssh_keys.splitlines()
+    assert ca_main(["config", "--out", str(out), *words]) == 0
+    keys = parse(out.read_bytes(), "my.toml").access.ssh_keys.splitlines()
     out.unlink()
     return keys
 
@@ -65,7 +67,7 @@ def test_where_nobody_can_be_asked_it_has_to_be_said(
     for name, key in [("id_ed25519", ANNA), ("work", BEN)][:count]:
         (home / f".ssh/{name}.pub").write_text(key)
     out = home / "my.toml"
-    assert cli.main(["ca", "config", "--out", str(out)]) == 1
+    assert ca_main(["config", "--out", str(out)]) == 1
     err = capsys.readouterr().err
     assert "--no-ssh-key" in err
     assert err.count(f"--ssh-key {home}") == count
@@ -83,14 +85,14 @@ def test_no_key_at_all_is_said_loudly(home: Path, capsys: Capture) -> None:
     (home / ".ssh/id_ed25519.pub").write_text(ANNA)
     assert made(home, "--no-ssh-key") == []
     assert "NOBODY CAN LOG IN" in capsys.readouterr().err
-    assert cli.main(["ca", "config", "--no-ssh-key", "--ssh-key", "x"]) == cli.USAGE
+    assert ca_main(["config", "--no-ssh-key", "--ssh-key", "x"]) == USAGE
 
 
 def test_a_private_key_is_refused_and_its_public_one_named(home: Path, capsys: Capture) -> None:
     private = home / ".ssh/id_ed25519"
     private.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nabcd\n")
     (home / ".ssh/id_ed25519.pub").write_text(ANNA)
-    assert cli.main(["ca", "config", "--ssh-key", str(private)]) == 1
+    assert ca_main(["config", "--ssh-key", str(private)]) == 1
     out, err = capsys.readouterr()
     assert "is a private key" in err
     assert f"--ssh-key {private}.pub" in err
@@ -138,9 +140,9 @@ def test_nobody_is_asked_again_for_a_file_that_is_the_same(
     (home / ".ssh/work.pub").write_text(BEN)
     out = home / "my.toml"
     monkeypatch.setattr("sys.stdin", Terminal("2\n"))
-    assert cli.main(["ca", "config", "--out", str(out)]) == 0
+    assert ca_main(["config", "--out", str(out)]) == 0
     capsys.readouterr()
-    assert cli.main(["ca", "config", "--out", str(out)]) == 0
+    assert ca_main(["config", "--out", str(out)]) == 0
     said, err = capsys.readouterr()
     assert "and the same" in said
     assert err == ""
@@ -159,7 +161,7 @@ def test_keys_of_the_agent_count_and_unusable_ones_do_not(
     agent.chmod(0o755)
     monkeypatch.setenv("SSH_AUTH_SOCK", str(home / "agent"))
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
-    assert sshkeys.own(home / ".ssh") == [
+    assert ssh_keys.own(home / ".ssh") == [
         (str(home / ".ssh/work.pub"), ANNA),
         ("the SSH agent", BEN),
     ]

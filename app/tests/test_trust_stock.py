@@ -19,13 +19,14 @@ from erlang import _SERVER, Erl, Release, in_each_release, in_oldest_and_newest,
 from fleet_for_tests import NOW, PREFIX
 from private_network import Network, until
 
-from thicket import cli
+from authority import stock
+from authority.authority import Authority, AuthorityError
+from authority.cli import main as ca_main
 from thicket.distribution import Node
 from thicket.distribution.handshake import HandshakeError
-from thicket.trust import openssl, stock, tls
-from thicket.trust.authority import Authority, AuthorityError
+from thicket.trust import openssl, tls
 from thicket.trust.certificates import Certificate, from_pem
-from thicket.trust.node import Credentials, FileKey, make_credentials
+from thicket.trust.credentials import Credentials, FileKey, make_credentials
 from thicket.trust.verify import Clock, RefusedError, check_peer
 
 
@@ -200,7 +201,7 @@ def test_the_command_prints_what_to_type(
 ) -> None:
     monkeypatch.setenv("THICKET_CA", str(tmp_path / "fleet"))
     authority(tmp_path / "fleet")
-    assert cli.main(["ca", "node", str(tmp_path / "laptop"), "--name", "me", "--days", "7"]) == 0
+    assert ca_main(["node", str(tmp_path / "laptop"), "--name", "me", "--days", "7"]) == 0
     text = capsys.readouterr().out
     assert f"erl -args_file {tmp_path}/laptop/vm.args" in text
     assert "iex --erl" in text

@@ -17,12 +17,12 @@ from fleet_for_tests import PREFIX
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket import cli
+from authority.authority import Authority, AuthorityError
+from authority.cli import main as ca_main
+from authority.token import Token, TokenError, TokenKey, Uri
 from thicket.trust import openssl
-from thicket.trust.authority import Authority, AuthorityError
 from thicket.trust.certificates import Certificate, from_pem
-from thicket.trust.node import enrolled_chain
-from thicket.trust.token import Token, TokenError, TokenKey, Uri
+from thicket.trust.credentials import enrolled_chain
 from thicket.trust.verify import Revocations
 
 MODULES = (
@@ -149,9 +149,9 @@ def test_the_pin_from_a_file_and_the_command(
 ) -> None:
     monkeypatch.setenv("THICKET_CA", str(tmp_path / "fleet"))
     monkeypatch.setenv("THICKET_CA_PIN", "123456")
-    assert cli.main(["ca", "init", "three", "--pkcs11", token]) == 0
+    assert ca_main(["init", "three", "--pkcs11", token]) == 0
     monkeypatch.delenv("THICKET_CA_PIN")
-    assert cli.main(["ca", "signer", "--pkcs11", token]) == 1
+    assert ca_main(["signer", "--pkcs11", token]) == 1
     assert "set THICKET_CA_PIN" in capsys.readouterr().err
     (tmp_path / "pin").write_text("123456\n")
     with_file = f"{token}&pin-source=file:{tmp_path}/pin"

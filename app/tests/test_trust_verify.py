@@ -20,12 +20,7 @@ from thicket.trust import certificates as x509
 from thicket.trust import der, openssl, verify
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError, Profile
-from thicket.trust.node import (
-    Credentials,
-    FileKey,
-    keep_renewed,
-    make_credentials,
-)
+from thicket.trust.credentials import Credentials, FileKey, keep_renewed, make_credentials
 from thicket.trust.verify import Clock, Peer, RefusedError, Revocations, check_peer
 
 FLEET = one_fleet()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.upkeep: what the node does about itself, with disks that do not answer."""
+"""thicket.upkeep.service: what the node does about itself, with disks that do not answer."""
 
 import asyncio
 import itertools
@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
-from thicket import config, report, upkeep
-from thicket.config import Finding, Loaded, Paths, Settings
-from thicket.status import Problems
-from thicket.upkeep import Upkeep
+from thicket.base.fields import Finding
+from thicket.base.files import write_atomically
+from thicket.base.paths import Paths
+from thicket.base.problems import Problems
+from thicket.config.load import Loaded
+from thicket.config.schema import Settings
+from thicket.upkeep import report, service
+from thicket.upkeep.service import Upkeep
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGm3S2ZKwQ0q8k7xZ2xk9y3m0m6m8nq9cQb4m2Yx5G1c a"
 
@@ -26,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (
         ("START", 0.0), ("FIRST_REPORT", 0.05), ("REPORT_GAP", 0.2), ("LOOK", 0.02), ("HANGS", 60),
     ):  # fmt: skip
-        monkeypatch.setattr(upkeep, name, value)
+        monkeypatch.setattr(service, name, value)
 
 
 @pytest.fixture
@@ -140,23 +144,23 @@ class TestReport:
                 run.document = {"text": f"number {number}"}
                 await asyncio.sleep(0.02)
             await run.until(lambda: reports[-1][1] == "number 39", "the last one is written")
-        assert len(reports) <= 2 + (reports[-1][0] - begin) / upkeep.REPORT_GAP
+        assert len(reports) <= 2 + (reports[-1][0] - begin) / service.REPORT_GAP
         gaps = [b[0] - a[0] for a, b in itertools.pairwise(reports)]
-        assert min(gaps) >= upkeep.REPORT_GAP * 0.9
+        assert min(gaps) >= service.REPORT_GAP * 0.9
 
     async def test_the_first_does_not_wait_for_the_next_look(
         self, paths: Paths, reports: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(upkeep, "LOOK", 3600.0)
+        monkeypatch.setattr(service, "LOOK", 3600.0)
         async with running(paths) as run:
             await run.until(lambda: reports, "the first report")
 
     async def test_the_first_is_not_late_where_the_look_before_it_took_long(
         self, paths: Paths, reports: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(upkeep, "LOOK", 3600.0)
-        monkeypatch.setattr(upkeep, "HANGS", 60.0)
-        monkeypatch.setattr(upkeep, "save_clock", lambda paths: time.sleep(0.2))
+        monkeypatch.setattr(service, "LOOK", 3600.0)
+        monkeypatch.setattr(service, "HANGS", 60.0)
+        monkeypatch.setattr(service, "save_clock", lambda paths: time.sleep(0.2))
         async with running(paths) as run:
             await run.until(lambda: reports, "the first report")
 
@@ -216,15 +220,15 @@ class TestAccess:
 async def test_a_card_that_does_not_answer_holds_up_nothing(
     paths: Paths, reports: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "HANGS", 0.3)
+    monkeypatch.setattr(service, "HANGS", 0.3)
     release = threading.Event()
-    held = config.write_atomically
+    held = write_atomically
 
     def hang(*arguments: Any, **options: Any) -> None:
         release.wait()
         held(*arguments, **options)
 
-    monkeypatch.setattr("thicket.restart.write_atomically", hang)
+    monkeypatch.setattr("thicket.upkeep.last_run.write_atomically", hang)
     try:
         async with running(paths) as run:
             await run.until(lambda: "hangs" in run.codes(), "it is told")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket import cli
+from thicket.base.visible import visible, visible_output, visible_values
+from thicket.cli.main import main
 from thicket.distribution import handshake
-from thicket.visible import visible, visible_output, visible_values
 
 CLEAR = "\x1b[2J"
 TITLE = "\x9d0;you are root\x9c"  # C1: OSC, ST
@@ -70,10 +70,11 @@ def test_the_command_prints_no_control_characters_of_a_remote_answer(
     def answer(*_: object, **__: object) -> dict[str, object]:
         return {"result": f"{CLEAR}{TITLE}{BIDI}", "node": "n", "milliseconds": 1.0}
 
-    monkeypatch.setattr("thicket.cli_cluster.request", answer)
-    monkeypatch.setattr("thicket.cli.request", answer)
+    monkeypatch.setattr("thicket.cli.cluster.request", answer)
+    for module in ("main", "show", "config"):
+        monkeypatch.setattr(f"thicket.cli.{module}.request", answer)
     for words in (["call", "n1", "m.f"], ["call", "n1", "m.f", "--json"], ["ping", "n1"]):
-        assert cli.main(words) == 0
+        assert main(words) == 0
     out = capsys.readouterr().out
     assert all(c.isprintable() or c == "\n" for c in out)
     assert "\\u001b[2J" in out
@@ -85,7 +86,7 @@ def test_the_command_prints_no_control_characters_of_a_file(
     file = f"{tmp_path}/thicket.toml"
     with open(file, "w", encoding="utf-8") as written:  # noqa: PTH123
         written.write(f'[mesh]\nid = 7\n"{BIDI}{TITLE}" = 1\n')
-    assert cli.main(["config", "check", file]) != 0
+    assert main(["config", "check", file]) != 0
     said = "".join(capsys.readouterr())
     assert said
     assert all(c.isprintable() or c in "\n\t" for c in said)

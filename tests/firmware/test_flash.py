@@ -945,5 +945,5 @@ def test_a_card_with_a_way_in_is_not_cried_over(text: str) -> None:
 
 def test_a_card_of_a_fleet_without_a_key_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.lockout(b"# defaults\n") is not None
-    monkeypatch.setattr("thicket.config.locked_out", lambda _: None)
+    monkeypatch.setattr("firmware.settings.locked_out", lambda _: None)
     assert any("no way in by SSH" in note for note in settings.warnings(TOML))

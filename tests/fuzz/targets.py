@@ -356,12 +356,12 @@ def make_messages() -> Try:
     import asyncio
     import logging
 
+    from thicket.cluster.passphrase import Listener, Passphrase, PassphraseError
     from thicket.distribution.etf import encode_bare
     from thicket.distribution.frames import FrameError, MessageReader
     from thicket.distribution.groups import Scope
     from thicket.distribution.handshake import ABILITIES, TEXT, DistributionError, RemoteNode
     from thicket.distribution.node import Node
-    from thicket.passphrase import Listener, Passphrase, PassphraseError
     from thicket.trust.change import SignedChange
     from thicket.trust.exchange import Exchange
     from thicket.trust.fleet import Fleet
@@ -756,7 +756,8 @@ def epmd_seeds() -> Iterator[bytes]:
 
 def make_beacon() -> Try:
     """Plain beacons, as Discovery judges them; the first byte chooses where they come from."""
-    from thicket.discovery import REASONS, Discovery, MalformedError, Settings, decode, encode
+    from thicket.discovery.beacon import REASONS, MalformedError, decode, encode
+    from thicket.discovery.service import Discovery, Settings
 
     sources = ("fe80::1%mesh0", str(OTHER), "fd12:3456:789a:1::bad")
 
@@ -850,16 +851,16 @@ def chain(source: str = "chip", who: str = "one") -> tuple[bytes, bytes, bytes]:
 
 def make_signed_beacon() -> Try:
     """Signed beacons; whether a signature is good depends on its last bit."""
-    from thicket.discovery import REASONS, MalformedError
-    from thicket.trust.beacon import (
+    from thicket.discovery.beacon import REASONS, MalformedError
+    from thicket.trust.certificates import CertificateError
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.signed_beacon import (
         CHAIN_SIZE,
         SIZE,
         SignedBeacons,
         pack_chain,
         unpack_chain,
     )
-    from thicket.trust.certificates import CertificateError
-    from thicket.trust.fleet import Fleet
     from thicket.trust.verify import Clock
 
     ours = Fleet(fleet().root.der)
@@ -912,8 +913,8 @@ def make_signed_beacon() -> Try:
 
 def signed_beacon_seeds() -> Iterator[bytes]:
     """Yield beacons of several senders, and sequences of them."""
-    from thicket.discovery import SIGNED_MARK
-    from thicket.trust.beacon import pack_chain
+    from thicket.discovery.beacon import SIGNED_MARK
+    from thicket.trust.signed_beacon import pack_chain
 
     good = signature("beacon")
 
@@ -1234,20 +1235,21 @@ def change_seeds() -> Iterator[bytes]:
 
 def make_netlink() -> Try:
     """Messages of netlink: the first byte chooses what they are taken for."""
-    from thicket.radio import link, netlink, nl80211
+    from thicket.netlink import messages as netlink
+    from thicket.radio import nl80211, rtnl
 
     def one(data: bytes) -> None:
         choice, data = data[0] if data else 0, data[1:]
         end = 0
         for kind, flags, _, _, message in netlink.split(data):
             end += len(message)
-            link.link_event(message)
-            link.address_event(message)
+            rtnl.link_event(message)
+            rtnl.address_event(message)
             refusal = netlink._refusal(kind, flags, message)
             if refusal is not None:
                 assert refusal.errno
                 assert isinstance(refusal.strerror, str)
-            for read in (nl80211.station, nl80211.path, link.neighbour):
+            for read in (nl80211.station, nl80211.path, rtnl.neighbour):
                 repr(read(message))
             if choice & 1:
                 continue
@@ -1269,7 +1271,7 @@ def netlink_seeds() -> Iterator[bytes]:
     """Yield messages as the kernel sends them."""
     import struct
 
-    from thicket.radio import netlink
+    from thicket.netlink import messages as netlink
 
     def attribute(kind: int, payload: bytes) -> bytes:
         return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
@@ -1337,7 +1339,8 @@ def make_config() -> Try:
     """The configuration on the card."""
     import tomllib  # noqa: F401  # parse() imports it late: it is to be instrumented, too
 
-    from thicket.config import ConfigError, parse
+    from thicket.base.fields import ConfigError
+    from thicket.config.parse import parse
 
     def one(data: bytes) -> None:
         try:

@@ -7,11 +7,11 @@ import asyncio
 from ipaddress import IPv6Network
 from pathlib import Path
 
+from authority.authority import Authority
+from authority.cli import main
 from meshlab.lab import Lab
 from meshlab.machine import CONSOLE_SOCKET
 from meshlab.testing import Nodes
-from thicket import cli
-from thicket.trust.authority import Authority
 
 MESH = "open"
 
@@ -27,13 +27,14 @@ async def test_a_chip_is_enrolled_over_the_console(lab: Lab, nodes: Nodes, tmp_p
     ca = Authority(tmp_path / "fleet", lambda _: "")
     ca.init("there", IPv6Network("fd12:3456:789a:1::/64"), lab=True)
     await nodes.run("n2", f"({TALK}) >/dev/null 2>&1 &")
-    words = ["ca", "--folder", str(ca.folder), "enroll", "--bus", number, "--write"]
+    words = ["--folder", str(ca.folder), "enroll", "--bus", number, "--write"]
     words += ["--console", str(lab.nodes["n2"].directory / CONSOLE_SOCKET)]
-    assert await asyncio.to_thread(cli.main, words) == 0
+    assert await asyncio.to_thread(main, words) == 0
     assert list(ca.list()["devices"]) == [node.serial]
     code = (
         "from thicket.identity.atecc import Atecc; from thicket.identity.bus import LinuxBus;"
-        "from thicket.trust.fleet import Fleet; from thicket.trust.node import enrolled_chain;"
+        "from thicket.trust.fleet import Fleet;"
+        "from thicket.trust.credentials import enrolled_chain;"
         f"print(len(enrolled_chain(Atecc(LinuxBus({buses[0]!r})),"
         f" Fleet(bytes.fromhex('{ca.fleet.root.der.hex()}')))))"
     )

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 
+from authority.cli import main
 from meshlab import summary
 from meshlab.fleet import LabFleet
 from meshlab.lab import Lab
 from meshlab.machine import CONSOLE_SOCKET
 from meshlab.testing import Nodes
-from thicket import cli
 
 MESH = "misfits"
 
@@ -53,9 +53,9 @@ async def test_a_node_without_chip_is_enrolled_over_its_console(lab: Lab, nodes:
     assert "thicket ca enroll" in nodes.problems("n5", "trust")[0]
     assert lab.state.cluster("n5") == set()
     assert isinstance(lab.fleet, LabFleet)
-    words = ["ca", "--folder", str(lab.fleet.authority.folder), "enroll", "--software"]
+    words = ["--folder", str(lab.fleet.authority.folder), "enroll", "--software"]
     words += ["--console", str(lab.nodes["n5"].directory / CONSOLE_SOCKET)]
-    assert await asyncio.to_thread(cli.main, words) == 0
+    assert await asyncio.to_thread(main, words) == 0
     await nodes.wait(lambda: lab.state.cluster("n5") >= {"n1", "n2"}, "n5 is in the cluster")
     assert nodes.status("n5", "trust", "software") is True
     await nodes.wait(lambda: not nodes.problems("n5", "trust"), "n5 lacks nothing more")

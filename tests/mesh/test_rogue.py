@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
+from authority.authority import Authority, years_from
 from meshlab.fleet import LabFleet
 from meshlab.lab import PREFIX, Lab
 from meshlab.testing import PATIENCE, Nodes
 from thicket.identity.address import identity_of_serial
 from thicket.trust import fleet as fleets
 from thicket.trust import openssl
-from thicket.trust.authority import Authority, years_from
 from thicket.trust.certificates import Certificate
 
 MESH = "rogue"

@@ -3,6 +3,6 @@
 
 import sys
 
-from thicket.cli import main
+from thicket.cli.main import main
 
 sys.exit(main())

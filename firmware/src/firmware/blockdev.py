@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from thicket.visible import visible
+from thicket.base.visible import visible
 
 SYSTEM_PLACES = (
     "/",

@@ -42,7 +42,7 @@ from firmware import card, plan, ranges, settings, source
 from firmware.blockdev import Disk, Machine, described, device_number, human
 from firmware.errors import FlashError
 from firmware.target import Buffer, Target
-from thicket.config import ConfigError
+from thicket.base.fields import ConfigError
 
 BOOT_BLOCK = 4096
 """Bytes at the start of the card that are written last: the MBR, in a block that all cards take."""

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from firmware.errors import FlashError
-from thicket import config
+from thicket.base.fields import ConfigError
+from thicket.base.files import read_limited
+from thicket.base.toml import toml_value
+from thicket.cluster.section import ClusterSection
+from thicket.config.parse import parse
+from thicket.config.schema import Settings, locked_out
 
 FILE = "thicket.toml"
 
@@ -20,11 +25,11 @@ def read(path: Path) -> bytes:
     Raises ``FlashError`` with every fault that the node would find in it.
     """
     try:
-        data = config.read_limited(str(path))
-        config.parse(data, str(path))
+        data = read_limited(str(path))
+        parse(data, str(path))
     except OSError as error:
         raise FlashError(f"the configuration {path} cannot be read: {error.strerror}") from None
-    except config.ConfigError as error:
+    except ConfigError as error:
         faults = "\n".join(f"  {finding}" for finding in error.findings)
         raise FlashError(
             f"a node would refuse this configuration:\n{faults}\n"
@@ -35,10 +40,10 @@ def read(path: Path) -> bytes:
 
 def described(data: bytes) -> str:
     """Return what a person wants to see of a configuration, in one line."""
-    settings = config.parse(data, FILE)
+    settings = parse(data, FILE)
     mesh = settings.mesh
     return (
-        f"mesh {config.toml_value(mesh.id)}, {mesh.security}, channel {mesh.channel}, "
+        f"mesh {toml_value(mesh.id)}, {mesh.security}, channel {mesh.channel}, "
         f"prefix {settings.address.prefix}"
     )
 
@@ -48,8 +53,8 @@ def lockout(data: bytes | None) -> str | None:
 
     None stands for the image's defaults, which name nobody.
     """
-    settings = config.parse(data, FILE) if data is not None else config.Settings()
-    why = config.locked_out(settings)
+    settings = parse(data, FILE) if data is not None else Settings()
+    why = locked_out(settings)
     if why is None:
         return None
     return (
@@ -61,7 +66,7 @@ def lockout(data: bytes | None) -> str | None:
 
 def warnings(data: bytes) -> list[str]:
     """Return what is allowed in a configuration, but may not be wanted in the field."""
-    settings = config.parse(data, FILE)
+    settings = parse(data, FILE)
     found = []
     if settings.mesh.security == "open":
         found.append(
@@ -72,9 +77,9 @@ def warnings(data: bytes) -> list[str]:
         found.append("mesh.passphrase is not set: the radio stays off until it is")
     elif len(settings.mesh.passphrase) < 12:
         found.append("mesh.passphrase has fewer than 12 characters: it may be guessed")
-    if not settings.access.ssh_keys and config.locked_out(settings) is None:
+    if not settings.access.ssh_keys and locked_out(settings) is None:
         found.append("access.ssh_keys names nobody: there is no way in by SSH")
-    if settings.cluster.cookie == config.Cluster.cookie.default:
+    if settings.cluster.cookie == ClusterSection.cookie.default:
         found.append("cluster.cookie is the one that every image has")
     if settings.mesh.country == "00":
         found.append("mesh.country is not set: only what is legal everywhere is used")

@@ -7,7 +7,7 @@
 # which of these it was: clean, repaired, created, rebuilt, readonly or ram, and why.
 #
 # Programs here may take as long as a large or slow card needs; one that makes no progress is killed
-# (thicket.start_watch), and then the next best way is taken.
+# (thicket.device.start_watch), and then the next best way is taken.
 #
 # On an ordinary boot only cmp, hexdump, e2fsck and mount are started. A power cut at any moment leaves something
 # that the next boot continues from.

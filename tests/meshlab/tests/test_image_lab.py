@@ -78,7 +78,10 @@ def replace(path: Path, old: str, new: str) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "nothing": (lambda root: None, set()),
-    "the application": (lambda root: append(root / "app/src/thicket/daemon.py", "\n"), {"lab"}),
+    "the application": (
+        lambda root: append(root / "app/src/thicket/daemon/daemon.py", "\n"),
+        {"lab"},
+    ),
     "its configuration": (
         lambda root: append(root / "app/src/thicket/thicket.toml", "# more\n"),
         {"lab"},

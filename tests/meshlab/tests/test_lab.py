@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authority.virtual import open_chip
 from meshlab import lab as lab_module
 from meshlab import summary, topology
 from meshlab.chip import serial_for
@@ -28,9 +29,8 @@ from meshlab.fleet import LabFleet
 from meshlab.lab import PREFIX, Lab, LabError, LabSpec, NodeSpec, NotFormedError, to_toml
 from meshlab.rpc import Client, RpcError
 from thicket.trust.certificates import Certificate, from_pem
+from thicket.trust.credentials import enrolled_chain
 from thicket.trust.fleet import Fleet
-from thicket.trust.node import enrolled_chain
-from thicket.trust.virtual import open_chip
 
 
 @pytest.fixture(autouse=True)

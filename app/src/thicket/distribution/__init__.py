@@ -10,14 +10,14 @@ From the bottom up: :mod:`.etf` (terms), :mod:`.epmd` (port mapper), :mod:`.hand
 
 from typing import TYPE_CHECKING, Any
 
-from .etf import Atom, DecodeError, EncodeError, Pid, Reference
-from .handshake import DistributionError, HandshakeError
-from .node import Node, NodeInfo
+from thicket.distribution.etf import Atom, DecodeError, EncodeError, Pid, Reference
+from thicket.distribution.handshake import DistributionError, HandshakeError
+from thicket.distribution.node import Node, NodeInfo
 
 if TYPE_CHECKING:
-    from .calls import CALLER, CallTimeoutError, RemoteError, RemoteTask, Throw
-    from .groups import Subscription
-    from .mailbox import Down, Exit, Mailbox, NodeEvent, Request
+    from thicket.distribution.calls import CALLER, CallTimeoutError, RemoteError, RemoteTask, Throw
+    from thicket.distribution.groups import Subscription
+    from thicket.distribution.mailbox import Down, Exit, Mailbox, NodeEvent, Request
 
 __all__ = [
     "CALLER",
@@ -54,6 +54,6 @@ def __getattr__(name: str) -> Any:
     module = _LATER.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415
+    from importlib import import_module
 
     return getattr(import_module(f".{module}", __name__), name)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .handshake import HandshakeError
+from thicket.distribution.handshake import HandshakeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .connection import Connection
+    from thicket.distribution.connection import Connection
 
 MAX_STRANGERS = 64
 """Limit of handshakes in progress with sources that are not expected."""

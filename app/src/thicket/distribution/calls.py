@@ -24,12 +24,20 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import frames
-from .convert import MismatchError, Signature
-from .etf import Atom, EncodeError, Pid, Reference, decode_bare, encode_bare, shown
-from .handshake import DistributionError, key_of
-from .ioformat import characters, formatted, term_text
-from .processes import (
+from thicket.distribution import frames
+from thicket.distribution.convert import MismatchError, Signature
+from thicket.distribution.etf import (
+    Atom,
+    EncodeError,
+    Pid,
+    Reference,
+    decode_bare,
+    encode_bare,
+    shown,
+)
+from thicket.distribution.handshake import DistributionError, key_of
+from thicket.distribution.ioformat import characters, formatted, term_text
+from thicket.distribution.processes import (
     BAD_ARGUMENT,
     ERROR,
     KILL,
@@ -42,14 +50,14 @@ from .processes import (
     ProcessTable,
     copy,
 )
-from .services import UNDEFINED_FUNCTION, answer_to_shell, stack
+from thicket.distribution.services import UNDEFINED_FUNCTION, answer_to_shell, stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from .connection import Connection
+    from thicket.distribution.connection import Connection
 
-log = logging.getLogger("thicket.distribution")
+log = logging.getLogger(__name__)
 
 MAX_JOBS = 1000
 """Functions that run at the same time on behalf of other nodes."""

@@ -15,9 +15,9 @@ from ipaddress import IPv6Address
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import frames
-from .etf import encode_bare
-from .handshake import (
+from thicket.distribution import frames
+from thicket.distribution.etf import encode_bare
+from thicket.distribution.handshake import (
     DIST_MONITOR_NAME,
     FRAGMENTS,
     SETUP_TIME,

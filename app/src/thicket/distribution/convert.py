@@ -14,7 +14,16 @@ import types
 import typing
 from typing import TYPE_CHECKING, Any
 
-from .etf import Atom, BitString, FrozenList, ImproperList, PairMap, Pid, Port, Reference
+from thicket.distribution.etf import (
+    Atom,
+    BitString,
+    FrozenList,
+    ImproperList,
+    PairMap,
+    Pid,
+    Port,
+    Reference,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,6 +20,8 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from thicket.base.errors import ThicketError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,7 +55,7 @@ _BIND_INTERVAL = 1.0
 _MAX_INTERVAL = 30.0
 
 
-class EpmdError(Exception):
+class EpmdError(ThicketError):
     """A port mapper that answers what the protocol does not allow, or refuses."""
 
 

@@ -48,6 +48,8 @@ from math import isfinite
 from struct import Struct, error
 from typing import TYPE_CHECKING, Any
 
+from thicket.base.errors import ThicketError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -117,7 +119,7 @@ _REFUSED = {
 }
 
 
-class TermError(ValueError):
+class TermError(ThicketError, ValueError):
     """A term that cannot be encoded or decoded."""
 
 
@@ -641,7 +643,7 @@ def encode(
     """
     data = encode_bare(term, text=text, max_depth=max_depth, max_terms=max_terms, prefix=b"\x83")
     if compress:
-        import zlib  # noqa: PLC0415
+        import zlib
 
         small = b"\x83P%b%b" % (
             (len(data) - 1).to_bytes(4, "big"),
@@ -1160,7 +1162,7 @@ def decode(
 
 def _inflate(data: bytes, limit: int) -> bytes:
     """Return the term without version byte that *data* holds compressed."""
-    import zlib  # noqa: PLC0415  # never on the wire between nodes, so seldom
+    import zlib  # never on the wire between nodes, so seldom
 
     if len(data) < 6:
         raise DecodeError("the term ends too early")

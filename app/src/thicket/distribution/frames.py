@@ -18,7 +18,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
-from .etf import VERSION, DecodeError, decode_bare
+from thicket.base.errors import ThicketError
+from thicket.distribution.etf import VERSION, DecodeError, decode_bare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,7 +92,7 @@ _get_u64_u64 = Struct(">QQ").unpack_from
 _fragment = Struct(">IBBQQ").pack
 
 
-class FrameError(ValueError):
+class FrameError(ThicketError, ValueError):
     """Bytes that the protocol does not allow; the connection cannot go on."""
 
 

@@ -17,17 +17,25 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from .etf import Atom, EncodeError, Message, PairMap, Pid, Reference, encode_bare
-from .handshake import DistributionError
-from .mailbox import LIMIT, Mailbox
-from .processes import Process, ProcessTable
+from thicket.distribution.etf import (
+    Atom,
+    EncodeError,
+    Message,
+    PairMap,
+    Pid,
+    Reference,
+    encode_bare,
+)
+from thicket.distribution.handshake import DistributionError
+from thicket.distribution.mailbox import LIMIT, Mailbox
+from thicket.distribution.processes import Process, ProcessTable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .connection import Connection
+    from thicket.distribution.connection import Connection
 
-log = logging.getLogger("thicket.distribution")
+log = logging.getLogger(__name__)
 
 DEFAULT_SCOPE = "pg"
 

@@ -28,7 +28,8 @@ from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from thicket.visible import visible
+from thicket.base.errors import CodedError
+from thicket.base.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,15 +119,11 @@ NOT_ALLOWED = "not_allowed"
 ALIVE = "alive"
 
 
-class DistributionError(Exception):
+class DistributionError(CodedError):
     """A node that cannot be reached, or was refused.
 
     :ivar code: the reason in one hyphenated word, for programs.
     """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 OURS = "ours"
@@ -242,7 +239,7 @@ def read_refusal(frame: bytes, who: str) -> HandshakeError:
 def digest(cookie: str, challenge: int) -> bytes:
     """Return the proof of knowing *cookie* that answers *challenge*."""
     # Imported late: hashlib loads OpenSSL, which a node without peers has no use for.
-    from hashlib import md5  # noqa: PLC0415
+    from hashlib import md5
 
     text = cookie.encode("latin-1") + str(challenge).encode()
     return md5(text, usedforsecurity=False).digest()
@@ -250,7 +247,7 @@ def digest(cookie: str, challenge: int) -> bytes:
 
 def _equal(a: bytes, b: bytes) -> bool:
     """Compare in a time that does not depend on where the two differ."""
-    from hmac import compare_digest  # noqa: PLC0415
+    from hmac import compare_digest
 
     return compare_digest(a, b)
 

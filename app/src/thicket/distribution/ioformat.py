@@ -10,7 +10,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .etf import Atom, BitString, FrozenList, ImproperList, PairMap, Pid, Reference, shown
+from thicket.distribution.etf import (
+    Atom,
+    BitString,
+    FrozenList,
+    ImproperList,
+    PairMap,
+    Pid,
+    Reference,
+    shown,
+)
 
 MAX_TEXT = 4096
 """Default limit of a text in characters."""

@@ -21,7 +21,8 @@ import base64
 import binascii
 from typing import Any
 
-from .etf import Atom, FrozenList, PairMap, shown
+from thicket.base.errors import ThicketError
+from thicket.distribution.etf import Atom, FrozenList, PairMap, shown
 
 _MAX_DEPTH = 64
 MAX_SIZE = 4 * 1024 * 1024
@@ -32,7 +33,7 @@ _MAX_BITS = 4096  # of an integer; beyond, Python needs more than linear time, a
 _SPECIAL = frozenset(("atom", "tuple", "bytes", "map", "term"))
 
 
-class TooLongError(ValueError):
+class TooLongError(ThicketError, ValueError):
     """The JSON form of a term would be longer than it may be."""
 
 
@@ -142,7 +143,7 @@ def from_word(word: str) -> Any:
 
     :raises ValueError: for a form that is none.
     """
-    import json  # noqa: PLC0415
+    import json
 
     if word.startswith(":") and len(word) > 1:
         return Atom(word[1:])
@@ -166,7 +167,7 @@ def _integer(digits: str) -> int:
 def to_words(term: Any) -> str:
     """Return a JSON form as a person reads it: JSON, with ``:name`` for atoms and ``{...}`` in
     Erlang's manner for tuples."""
-    import json  # noqa: PLC0415
+    import json
 
     if isinstance(term, list):
         return "[" + ", ".join(map(to_words, term)) + "]"

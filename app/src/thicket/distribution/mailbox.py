@@ -13,17 +13,25 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .etf import Pid, Reference, shown
-from .handshake import DistributionError
-from .processes import GEN_CALL, KILL, KILLED, NORMAL, Name, Process, ProcessTable
-from .services import reply
+from thicket.distribution.etf import Pid, Reference, shown
+from thicket.distribution.handshake import DistributionError
+from thicket.distribution.processes import (
+    GEN_CALL,
+    KILL,
+    KILLED,
+    NORMAL,
+    Name,
+    Process,
+    ProcessTable,
+)
+from thicket.distribution.services import reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .connection import Connection
+    from thicket.distribution.connection import Connection
 
-log = logging.getLogger("thicket.distribution")
+log = logging.getLogger(__name__)
 
 LIMIT = 1000
 """Default limit of messages in a mailbox."""

@@ -19,13 +19,13 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from . import frames, services
-from .admission import Admission
-from .connection import Connection
-from .epmd import PORT as EPMD_PORT
-from .epmd import EpmdError, PortMapper, listen, lookup
-from .etf import Atom, Message, Pid, Reference, decode_bare, shown
-from .handshake import (
+from thicket.distribution import frames, services
+from thicket.distribution.admission import Admission
+from thicket.distribution.connection import Connection
+from thicket.distribution.epmd import PORT as EPMD_PORT
+from thicket.distribution.epmd import EpmdError, PortMapper, listen, lookup
+from thicket.distribution.etf import Atom, Message, Pid, Reference, decode_bare, shown
+from thicket.distribution.handshake import (
     ABILITIES,
     ALIVE,
     DIST_MONITOR_NAME,
@@ -46,19 +46,27 @@ from .handshake import (
     key_of,
     split_name,
 )
-from .processes import GEN_CALL, NOBODY, UNDEFINED, Name, Process, ProcessTable, copy
+from thicket.distribution.processes import (
+    GEN_CALL,
+    NOBODY,
+    UNDEFINED,
+    Name,
+    Process,
+    ProcessTable,
+    copy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv6Address
 
-    from .calls import Calls, RemoteTask
-    from .groups import Scope, Subscription
-    from .mailbox import Mailbox, NodeEvents
-    from .secure import Shared
-    from .tls import Tls
+    from thicket.distribution.calls import Calls, RemoteTask
+    from thicket.distribution.groups import Scope, Subscription
+    from thicket.distribution.mailbox import Mailbox, NodeEvents
+    from thicket.distribution.secure import Shared
+    from thicket.distribution.tls import Tls
 
-log = logging.getLogger("thicket.distribution")
+log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 9100
 DEFAULT_TICK_TIME = 15.0
@@ -624,7 +632,7 @@ class Node(ProcessTable):
         """
         if self._tls is None:
             return connection
-        from .secure import Shared, TlsTransport  # noqa: PLC0415  # loads ssl
+        from thicket.distribution.secure import Shared, TlsTransport  # loads ssl
 
         if self._shared is None:
             self._shared = Shared()
@@ -857,7 +865,7 @@ class Node(ProcessTable):
             log.exception("the handler of the event %s failed", kind)
 
     def _tell(self, kind: str, detail: dict[str, Any]) -> None:
-        from .mailbox import NodeEvent  # noqa: PLC0415
+        from thicket.distribution.mailbox import NodeEvent
 
         event = NodeEvent(
             kind.removeprefix("node-"),
@@ -886,7 +894,7 @@ class Node(ProcessTable):
     def calls(self) -> Calls:
         """The functions that others may call here, and those that run."""
         if self._calls is None:
-            from .calls import Calls  # noqa: PLC0415  # a node that nobody calls needs none
+            from thicket.distribution.calls import Calls  # a node that nobody calls needs none
 
             self._calls = Calls(self)
         return self._calls
@@ -913,7 +921,7 @@ class Node(ProcessTable):
         :raises ValueError: when the name is taken, or is none.
         :raises TypeError: for an annotation that no value of another node can satisfy.
         """
-        from .calls import function_name  # noqa: PLC0415
+        from thicket.distribution.calls import function_name
 
         if function is None or isinstance(function, str):
 
@@ -970,7 +978,7 @@ class Node(ProcessTable):
         :param timeout: seconds for connecting and for sending the request, not for the function.
         :raises DistributionError: when the node cannot be reached.
         """
-        from .calls import RemoteTask, split_function  # noqa: PLC0415
+        from thicket.distribution.calls import RemoteTask, split_function
 
         split_function(function)
         if key_of(peer) == self.name:
@@ -998,7 +1006,7 @@ class Node(ProcessTable):
 
         :raises DistributionError: when the node cannot be reached.
         """
-        from .calls import cast_request, split_function  # noqa: PLC0415
+        from thicket.distribution.calls import cast_request, split_function
 
         split_function(function)
         if key_of(peer) == self.name:
@@ -1026,7 +1034,7 @@ class Node(ProcessTable):
         :param limit: number of messages that may wait.
         :raises ValueError: when the name is taken.
         """
-        from .mailbox import Mailbox  # noqa: PLC0415
+        from thicket.distribution.mailbox import Mailbox
 
         made = Mailbox(self, limit)
         if name is not None:
@@ -1102,7 +1110,7 @@ class Node(ProcessTable):
             ``system-limit`` when request or answer are longer than a node takes, ``timeout``, and
             those of :meth:`connect`.
         """
-        from .calls import CallTimeoutError  # noqa: PLC0415
+        from thicket.distribution.calls import CallTimeoutError
 
         if isinstance(target, str):
             target = self.own_name(target)
@@ -1141,7 +1149,7 @@ class Node(ProcessTable):
         :param current: begin with an event ``up`` for each node that is connected.
         :param limit: number of events that may wait; beyond it the oldest are dropped.
         """
-        from .mailbox import NodeEvent, NodeEvents  # noqa: PLC0415
+        from thicket.distribution.mailbox import NodeEvent, NodeEvents
 
         events = NodeEvents(self._listeners, limit)
         if current:
@@ -1155,7 +1163,7 @@ class Node(ProcessTable):
         """Return the process groups of a scope, which begins to exist on this node by that."""
         known = self._scopes.get(name)
         if known is None:
-            from .groups import Scope  # noqa: PLC0415
+            from thicket.distribution.groups import Scope
 
             known = self._scopes[name] = Scope(self, name)
         return known
@@ -1187,7 +1195,7 @@ class Node(ProcessTable):
 
         It is a member at once, and until the loop is left or it is closed.
         """
-        from .groups import Subscription  # noqa: PLC0415
+        from thicket.distribution.groups import Subscription
 
         return Subscription(self.scope(), group, limit)
 
@@ -1222,7 +1230,7 @@ class Node(ProcessTable):
             async with asyncio.timeout(timeout):
                 await connection.send_in_turn(control, payload)
         except TimeoutError:
-            from .calls import CallTimeoutError  # noqa: PLC0415
+            from thicket.distribution.calls import CallTimeoutError
 
             raise CallTimeoutError(
                 "timeout",

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from . import frames
-from .etf import (
+from thicket.distribution import frames
+from thicket.distribution.etf import (
     SMALL_TUPLE,
     Atom,
     DecodeError,
@@ -24,7 +24,7 @@ from .etf import (
     decode_bare,
     encode_bare,
 )
-from .handshake import (
+from thicket.distribution.handshake import (
     ALIAS,
     EXIT_PAYLOAD,
     SEND_SENDER,
@@ -37,9 +37,9 @@ from .handshake import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sized
 
-    from .connection import Connection
+    from thicket.distribution.connection import Connection
 
-log = logging.getLogger("thicket.distribution")
+log = logging.getLogger(__name__)
 
 MAX_WATCHERS = 10_000
 """Limit of monitors, and of links, on one process of ours."""

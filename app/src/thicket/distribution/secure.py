@@ -19,10 +19,10 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .handshake import OURS, THEIRS, DistributionError, HandshakeError
+from thicket.distribution.handshake import OURS, THEIRS, DistributionError, HandshakeError
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from thicket.distribution.connection import Connection
 
 BUFFER_SIZE = 128 * 1024
 MAX_LINGERING = 32

@@ -16,16 +16,23 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from . import frames
-from .etf import Atom, Pid, Reference, shown
-from .handshake import DistributionError
-from .processes import ERROR, NOBODY, NOT_SUPPORTED, SYSTEM_LIMIT, Process, ProcessTable
+from thicket.distribution import frames
+from thicket.distribution.etf import Atom, Pid, Reference, shown
+from thicket.distribution.handshake import DistributionError
+from thicket.distribution.processes import (
+    ERROR,
+    NOBODY,
+    NOT_SUPPORTED,
+    SYSTEM_LIMIT,
+    Process,
+    ProcessTable,
+)
 
 if TYPE_CHECKING:
-    from .connection import Connection
-    from .node import Node
+    from thicket.distribution.connection import Connection
+    from thicket.distribution.node import Node
 
-log = logging.getLogger("thicket.distribution")
+log = logging.getLogger(__name__)
 
 YES = Atom("yes")
 UNDEFINED_FUNCTION = Atom("undef")
@@ -264,7 +271,7 @@ class Logger(Process):
     answers = False
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
-        from .ioformat import characters, formatted  # noqa: PLC0415  # seldom needed
+        from thicket.distribution.ioformat import characters, formatted  # seldom needed
 
         match message:
             case ("log", Atom() as level, form, list() as values, _):

@@ -14,7 +14,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Protocol
 
-from .handshake import HandshakeError
+from thicket.distribution.handshake import HandshakeError
 
 
 class Tls(Protocol):

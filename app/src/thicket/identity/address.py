@@ -50,7 +50,7 @@ def identity_of_value(source: str, value: str) -> bytes:
     The text is hashed with a tag of its own, so neither a board's serial number nor a MAC address
     can be read from the address.
     """
-    from hashlib import sha256  # noqa: PLC0415 - rare, and loading OpenSSL is slow
+    from hashlib import sha256  # rare, and loading OpenSSL is slow
 
     return sha256(f"mesh-id-v1{source}{value}".encode()).digest()[:ID_SIZE]
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from thicket.base.errors import ThicketError
 from thicket.identity.bus import Bus, BusError, BusLockedError, NotAcknowledgedError
 
 T = TypeVar("T")
@@ -108,7 +109,7 @@ _TIMES = {
 }
 
 
-class ChipError(Exception):
+class ChipError(ThicketError):
     """Talking to the chip did not give a result. The subclasses say what can be done about it."""
 
     repeats = 0

@@ -12,11 +12,13 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from thicket.base.errors import ThicketError
+
 if TYPE_CHECKING:
     from smbus2 import i2c_msg
 
 
-class BusError(Exception):
+class BusError(ThicketError):
     """A transfer on the bus did not succeed."""
 
 
@@ -71,7 +73,7 @@ class LinuxBus(Bus):
 
     def __init__(self, path: str) -> None:
         """Open ``path``. Raises ``BusFaultError`` with the reason when that is not possible."""
-        from smbus2 import smbus2  # noqa: PLC0415 - ctypes is only worth loading on a node
+        from smbus2 import smbus2  # ctypes is only worth loading on a node
 
         self.name = path
         self._lib = smbus2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: PTH103, PTH105, PTH123, PTH208 - pathlib loads slowly, a start counts milliseconds
+
 """Where a node's identity comes from: the chip, or what stands in for it.
 
 ``read_identity`` always gives an answer. A chip that is missing or talks nonsense is described in
@@ -85,7 +85,7 @@ class Identity:
     @property
     def machine_id(self) -> str:
         """32 hexadecimal digits for ``/etc/machine-id``, made of the identity by SHA-256."""
-        from hashlib import sha256  # noqa: PLC0415 - loading OpenSSL is slow and not always needed
+        from hashlib import sha256  # loading OpenSSL is slow and not always needed
 
         number = addresses.interface_identifier(self.source, self.id).to_bytes(8, "big")
         return sha256(b"thicket-machine-id-v1" + number + (self.serial or b"")).hexdigest()[:32]
@@ -261,7 +261,7 @@ def find_chip(wanted: str, host: Host, address: int | None = None) -> Identity |
 
 
 def _chip_on(bus: Bus, deadline: float, only: int | None) -> Identity | str:
-    from thicket.identity import atecc  # noqa: PLC0415 - not needed where there is no bus
+    from thicket.identity import atecc  # not needed where there is no bus
 
     silent: list[int] = []
     findings: list[str] = []

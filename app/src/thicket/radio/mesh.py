@@ -7,6 +7,8 @@ follow events until something ends the session. What ended it is a :class:`Fault
 person and a waiting time, after which, or at the next sign of change, the next session begins.
 """
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import logging
@@ -15,16 +17,18 @@ from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Interface
 from typing import Any, Final
 
-from thicket.radio import link as rtnl
-from thicket.radio import nl80211
-from thicket.radio.files import entries, link_name, read
-from thicket.radio.netlink import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError
+from thicket.base.errors import ThicketError
+from thicket.base.files import entries, read
+from thicket.base.pace import Backoff
+from thicket.netlink.messages import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError
+from thicket.radio import nl80211, rtnl
+from thicket.radio.choose import _MOST_PEERS, ADVICE, obstacle, radio_names, usb_without_driver
 from thicket.radio.nl80211 import ESTABLISHED, Nl80211, Wiphy
 from thicket.radio.settings import SAE, MeshSettings
 from thicket.radio.supplicant import Supplicant, SupplicantError
 from thicket.radio.wpa import ControlError, Event, configuration, parse_status, sae_password
 
-log: Final = logging.getLogger("thicket.radio")
+log = logging.getLogger(__name__)
 
 ABSENT: Final = "absent"
 UNSUITABLE: Final = "unsuitable"
@@ -33,15 +37,6 @@ JOINED: Final = "joined"
 #: The state of a station that the kernel calls a peer, and that does not protect its frames.
 UNPROTECTED: Final = "UNPROTECTED"
 FAILED: Final = "failed"
-
-#: Adapters that are known to mesh, for messages; see docs/radio.md.
-ADVICE: Final = (
-    "use a USB adapter with MT7612U (driver mt76x2u), RT5572 (rt2800usb) or AR9271 (ath9k_htc)"
-)
-#: Drivers that announce mesh point and cannot do it.
-_LIARS: Final = frozenset({"xradio_wlan"})
-#: Peers that a driver can hold: ath9k_htc has room for eight stations, one of which is itself.
-_MOST_PEERS: Final = {"ath9k_htc": 7}
 
 _JOIN_SECONDS: Final = 30.0
 _RADAR_CHECK_SECONDS: Final = 75.0  # channel availability check: 60 s (EN 301 893, 4.2.6.2.2)
@@ -69,6 +64,9 @@ _REFUSED_TIMES: Final = 2  # so many failures in a row with a neighbour are no w
 _REFRESH_SECONDS: Final = 0.5  # a refresh younger than this is good enough
 _SILENT_BEACONS: Final = 5  # a peer from which nothing came for so many beacons is out of reach
 
+#: Pauses after failures in a row, and the good time after which they begin anew.
+_PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
+_SETTLED_SECONDS: Final = 60.0
 _NOBODY: Final = "00:00:00:00:00:00"  # the next hop of a path that is being looked for
 _LOST: Final = 120.0  # a peer that comes back within so many seconds is one that returned
 
@@ -78,7 +76,7 @@ _REFUSALS: Final = ("mesh join error=", "Failed to init mesh", "Could not join m
 OnChange = Callable[[str, dict[str, Any]], None]
 
 
-class FaultError(Exception):
+class FaultError(ThicketError):
     """Why a session ended. ``part`` is radio or supplicant; ``state`` what the radio is in then.
 
     ``wait`` is how long until the next attempt in seconds, None for the backoff's answer.
@@ -133,59 +131,9 @@ class _ReconfiguredError(Exception):
     """The settings have changed: the next session begins at once."""
 
 
-class Backoff:
-    """Waiting times between attempts: doubling from ``first``, and ``slow`` for ever after
-    ``limit`` failures in a row. A success that lasted ``settled`` seconds begins anew."""
-
-    def __init__(
-        self, first: float = 0.5, limit: int = 6, slow: float = 60.0, settled: float = 60.0
-    ) -> None:
-        self.first = first
-        self.limit = limit
-        self.slow = slow
-        self.settled = settled
-        self.failures = 0
-
-    def failed(self, lasted: float = 0.0) -> float:
-        """The time to wait after a failure that followed ``lasted`` good seconds."""
-        if lasted >= self.settled:
-            self.failures = 0
-        self.failures += 1
-        if self.failures > self.limit:
-            return self.slow
-        return float(min(self.slow, self.first * 2 ** (self.failures - 1)))
-
-    @property
-    def exhausted(self) -> bool:
-        return self.failures > self.limit
-
-    def reset(self) -> None:
-        self.failures = 0
-
-
 def boot_time() -> float:
     """Seconds since the machine was started."""
     return round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)
-
-
-def radio_names() -> list[str]:
-    """The radios that the kernel has at present."""
-    return entries(nl80211.SYSFS)
-
-
-def usb_without_driver(root: str = "/sys/bus/usb/devices") -> list[str]:
-    """USB devices with an interface that no driver has taken, in words."""
-    found = []
-    for name in entries(root):
-        if ":" not in name or link_name(f"{root}/{name}/driver"):
-            continue
-        device = f"{root}/{name.partition(':')[0]}"
-        words = [read(f"{device}/idVendor"), read(f"{device}/idProduct"), read(f"{device}/product")]
-        if words[0] and words[1]:
-            text = f"{words[0]}:{words[1]}" + (f" {words[2]}" if words[2] else "")
-            if text not in found:
-                found.append(text)
-    return found
 
 
 def protection(settings: MeshSettings) -> str:
@@ -193,25 +141,6 @@ def protection(settings: MeshSettings) -> str:
     if settings.security == SAE:
         return "encrypted (SAE, protected management frames)"
     return "open: anybody may enter, nothing is encrypted"
-
-
-def obstacle(wiphy: Wiphy, settings: MeshSettings) -> str | None:
-    """Why a radio cannot carry this mesh, None when it can."""
-    if settings.radio is not None and settings.radio.lower() not in (wiphy.name, wiphy.mac):
-        return f"{wiphy} is not the configured radio {settings.radio}"
-    if wiphy.driver in _LIARS:
-        return f"{wiphy} announces mesh point, but its driver cannot do it"
-    if not wiphy.mesh_point:
-        kinds = ", ".join(
-            nl80211.IFTYPE_NAMES[kind] for kind in sorted(wiphy.iftypes & {1, 2, 3, 6})
-        )
-        return f"{wiphy} cannot do 802.11s mesh point (it can do: {kinds or 'nothing known'})"
-    if settings.security == SAE and not wiphy.mesh_auth:
-        return f'{wiphy} cannot do authenticated mesh, which security = "sae" needs'
-    if wiphy.channels and settings.mhz not in wiphy.channels:
-        bands = sorted({"2.4 GHz" if mhz < 3000 else "5 GHz" for mhz in wiphy.channels})
-        return f"{wiphy} has no channel at {settings.mhz} MHz (it has {' and '.join(bands)})"
-    return None
 
 
 class Mesh:
@@ -275,7 +204,7 @@ class Mesh:
         self._joined_with: str | None = None
         self._next_rejoin = 0.0
         self._rejoin_wait = _REJOIN_SECONDS
-        self._backoff = Backoff()
+        self._backoff = Backoff(*_PAUSES, settled=_SETTLED_SECONDS)
 
     # what others ask
 
@@ -655,7 +584,7 @@ class Mesh:
         if fault.wait is None and self._backoff.exhausted:
             message += (
                 f" ({self._backoff.failures} failures in a row; tried again every "
-                f"{self._backoff.slow:.0f} s)"
+                f"{_PAUSES[-1]:.0f} s)"
             )
         self._out(fault.state)
         for key in self._session_problems():
@@ -823,7 +752,7 @@ class Mesh:
                     )
                 if read(f"{base}/soft") == "1":
                     try:
-                        with open(f"{base}/soft", "w", encoding="ascii") as file:  # noqa: PTH123
+                        with open(f"{base}/soft", "w", encoding="ascii") as file:
                             file.write("0")
                         log.info("%s was switched off by software (rfkill), switched on", name)
                     except OSError as error:

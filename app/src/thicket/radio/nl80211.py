@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, TypedDict, TypeVar
 
-from thicket.radio.files import link_name, read
-from thicket.radio.netlink import (
+from thicket.base.files import link_name, read
+from thicket.netlink.messages import (
     HEADER,
     NETLINK_GENERIC,
     NLM_F_ACK,
@@ -25,7 +25,7 @@ from thicket.radio.netlink import (
     hardware_address,
     integer,
 )
-from thicket.radio.pyroute import genlmsg, nla
+from thicket.netlink.pyroute import genlmsg, nla
 
 _T = TypeVar("_T")
 

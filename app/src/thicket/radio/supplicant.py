@@ -16,10 +16,11 @@ import subprocess
 from collections.abc import Callable
 from typing import Final
 
-from thicket.radio.files import read, remove, write
+from thicket.base.errors import CodedError
+from thicket.base.files import read, remove, write
 from thicket.radio.wpa import Control, ControlError, Event
 
-log: Final = logging.getLogger("thicket.radio")
+log = logging.getLogger(__name__)
 
 _SOCKET_SECONDS: Final = 15.0
 _ADOPT_SECONDS: Final = 3.0
@@ -28,12 +29,8 @@ _KILL_SECONDS: Final = 3.0
 _TAIL_LINES: Final = 4
 
 
-class SupplicantError(Exception):
+class SupplicantError(CodedError):
     """wpa_supplicant cannot be run; ``code`` is missing, start or busy."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def start_time(pid: int) -> str | None:
@@ -198,7 +195,7 @@ class Supplicant:
         self._starts += 1
         self.adopted = False
         try:
-            os.makedirs(self.directory, mode=0o755, exist_ok=True)  # noqa: PTH103
+            os.makedirs(self.directory, mode=0o755, exist_ok=True)
             write(self._config_path, configuration, 0o600)
             child = self._spawn(interface)
         except FileNotFoundError:
@@ -227,7 +224,7 @@ class Supplicant:
         self._control = control
 
     def _spawn(self, interface: str) -> "subprocess.Popen[bytes]":
-        with open(self._log_path, "wb") as output:  # noqa: PTH123
+        with open(self._log_path, "wb") as output:
             return subprocess.Popen(
                 [
                     self._program,
@@ -284,7 +281,7 @@ class Supplicant:
                 log.info("ending the wpa_supplicant (process %d) of an earlier start", stray.pid)
                 await stray.end()
         path = f"{self.control_directory}/{interface}"
-        if not os.path.exists(path):  # noqa: PTH110
+        if not os.path.exists(path):
             return
         control = Control(path, lambda event: None)
         try:
@@ -297,7 +294,7 @@ class Supplicant:
             control.close()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _TERMINATE_SECONDS
-        while os.path.exists(path):  # noqa: PTH110
+        while os.path.exists(path):
             if loop.time() > deadline:
                 raise SupplicantError(
                     "busy", f"another wpa_supplicant answers at {path} and does not end"

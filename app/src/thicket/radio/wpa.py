@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from thicket.base.errors import ThicketError
 from thicket.radio.settings import OPEN, SAE, MeshSettings
 
 _MESH_ID_BYTES: Final = 32  # IEEE 802.11-2020, 9.4.2.98
@@ -29,7 +30,7 @@ _DATAGRAM_BYTES: Final = 16 * 1024
 _POLL_SECONDS: Final = 0.03
 
 
-class ControlError(Exception):
+class ControlError(ThicketError):
     """wpa_supplicant did not answer, or answered FAIL."""
 
 

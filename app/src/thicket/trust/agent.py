@@ -20,7 +20,7 @@ from thicket.identity.bus import Bus, BusError
 from thicket.identity.remote import BusServer, serve
 
 if TYPE_CHECKING:
-    from thicket.config import Paths
+    from thicket.base.paths import Paths
 
 USAGE: Final = "usage: python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]\n"
 
@@ -35,7 +35,7 @@ class Agent(BusServer):
         """Serve ``bus`` (or none) and the node whose files are at ``paths``."""
         super().__init__(bus)
         if paths is None:
-            from thicket.config import Paths  # noqa: PLC0415
+            from thicket.base.paths import Paths
 
             paths = Paths()
         self._paths = paths
@@ -43,8 +43,8 @@ class Agent(BusServer):
 
     def do(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         """See ``BusServer.do``; an ``error`` of ours is ``refused``, with a text for people."""
-        from thicket.client import ClientError  # noqa: PLC0415
-        from thicket.trust.certificates import CertificateError  # noqa: PLC0415
+        from thicket.control.client import ClientError
+        from thicket.trust.certificates import CertificateError
 
         own = {
             "hello": self._hello,
@@ -65,12 +65,12 @@ class Agent(BusServer):
             return {"error": "refused", "text": f"{error.filename or ''}: {error.strerror}"}
 
     def _hello(self, _: dict[str, Any]) -> dict[str, Any]:
-        import thicket  # noqa: PLC0415
+        import thicket
 
         return {"version": thicket.__version__}
 
     def _status(self) -> dict[str, Any]:
-        from thicket.client import ClientError, request  # noqa: PLC0415
+        from thicket.control.client import ClientError, request
 
         identity = request(self._paths.control, "status", {}).get("identity")
         if not isinstance(identity, dict):
@@ -81,20 +81,20 @@ class Agent(BusServer):
         identity = self._status()
         found = {name: identity[name] for name in ("source", "id", "serial")}
         if identity["source"] != "chip":
-            from thicket.trust import openssl  # noqa: PLC0415
-            from thicket.trust.node import software_key  # noqa: PLC0415
+            from thicket.trust import openssl
+            from thicket.trust.credentials import software_key
 
             found["public_key"] = openssl.public_key(software_key(self._folder)).hex()
         return found
 
     def _certificates(self, request: dict[str, Any]) -> dict[str, Any]:
-        from thicket.trust import openssl  # noqa: PLC0415
-        from thicket.trust.certificates import (  # noqa: PLC0415
+        from thicket.trust import openssl
+        from thicket.trust.certificates import (
             Certificate,
             CertificateError,
             from_pem,
         )
-        from thicket.trust.node import keep_chain, software_key  # noqa: PLC0415
+        from thicket.trust.credentials import keep_chain, software_key
 
         chain = from_pem(str(request["pem"]))
         if len(chain) != 2:
@@ -111,19 +111,19 @@ class Agent(BusServer):
         return {"file": keep_chain(self._folder, (chain[0], chain[1]))}
 
     def _reload(self, _: dict[str, Any]) -> dict[str, Any]:
-        from thicket.client import request  # noqa: PLC0415
+        from thicket.control.client import request
 
         answer = request(self._paths.control, "reload", {}, timeout=30.0)
         return {"faults": [str(fault) for fault in answer["faults"]]}
 
     def _revocations(self, request: dict[str, Any]) -> dict[str, Any]:
-        from thicket.client import request as ask  # noqa: PLC0415
+        from thicket.control.client import request as ask
 
         params = {"list": str(request["list"])}
         return dict(ask(self._paths.control, "revocations-import", params, timeout=30.0))
 
     def _revocations_held(self, request: dict[str, Any]) -> dict[str, Any]:
-        from thicket.client import request as ask  # noqa: PLC0415
+        from thicket.control.client import request as ask
 
         if "digest" not in request:
             return dict(ask(self._paths.control, "revocations-export", {}, timeout=30.0))
@@ -135,7 +135,7 @@ class Agent(BusServer):
 
     def _passphrase(self, request: dict[str, Any]) -> dict[str, Any]:
         """The change that the node has and what goes with it, or let all nodes take another."""
-        from thicket.client import request as ask  # noqa: PLC0415
+        from thicket.control.client import request as ask
 
         params = {"action": "held"}
         if "change" in request:
@@ -145,10 +145,10 @@ class Agent(BusServer):
 
 def serve_console(agent: BusServer, session: str, source: int = 0, sink: int = 1) -> None:
     """Answer on the terminal that this was started on, and leave it as it was."""
-    import termios  # noqa: PLC0415
-    import tty  # noqa: PLC0415
+    import termios
+    import tty
 
-    from thicket.identity.frames import serve_frames  # noqa: PLC0415
+    from thicket.identity.console_frames import serve_frames
 
     before = termios.tcgetattr(source) if os.isatty(source) else None
     try:
@@ -175,7 +175,7 @@ def main(words: list[str] | None = None) -> int:
         return 2
     bus: Bus | None = None
     if rest:
-        from thicket.identity.bus import LinuxBus  # noqa: PLC0415
+        from thicket.identity.bus import LinuxBus
 
         try:
             bus = LinuxBus(rest[0])

@@ -13,6 +13,7 @@ from hashlib import sha1, sha256
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final, NamedTuple
 
+from thicket.base.errors import ThicketError
 from thicket.trust import der
 from thicket.trust.der import DerError, Reader
 
@@ -41,7 +42,7 @@ MAX_SIZE: Final = 4096
 """Bytes of the largest certificate that is read."""
 
 
-class CertificateError(ValueError):
+class CertificateError(ThicketError, ValueError):
     """These bytes are no certificate of the kind that a fleet uses. The text says what is wrong."""
 
 
@@ -396,7 +397,7 @@ def _network(value: bytes) -> IPv6Network:
 
 def pem(encoded: bytes) -> str:
     """Return a certificate in PEM."""
-    from base64 import b64encode  # noqa: PLC0415 - where text is wanted only
+    from base64 import b64encode  # where text is wanted only
 
     text = b64encode(encoded).decode("ascii")
     lines = [text[at : at + 64] for at in range(0, len(text), 64)]
@@ -405,7 +406,7 @@ def pem(encoded: bytes) -> str:
 
 def from_pem(text: str) -> list[bytes]:
     """Return the certificates (DER) in a PEM text. Raises ``CertificateError`` when one is bad."""
-    from base64 import b64decode  # noqa: PLC0415
+    from base64 import b64decode
 
     found: list[bytes] = []
     for part in text.split("-----BEGIN CERTIFICATE-----")[1:]:

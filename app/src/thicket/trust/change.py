@@ -72,7 +72,7 @@ class Change(NamedTuple):
 
     def pack(self, identifier: bytes, sign: Callable[[bytes], bytes]) -> bytes:
         """Return it signed: ``sign`` gives R and S for a digest. ``identifier`` is the fleet's."""
-        import json  # noqa: PLC0415
+        import json
 
         text = json.dumps(
             {
@@ -114,7 +114,7 @@ class SignedChange(NamedTuple):
         cls, packed: bytes, fleet: Fleet, *, verify: Verify = verify_signature
     ) -> SignedChange:
         """Check and read a change. Raises ``RefusedError`` when it is not the root's."""
-        import json  # noqa: PLC0415
+        import json
 
         signature, text = packed[len(_TAG) : len(_TAG) + 64], packed[len(_TAG) + 64 :]
         if not packed.startswith(_TAG) or len(packed) > MAX_CHANGE:

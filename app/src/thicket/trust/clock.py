@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: PTH116 - pathlib loads slowly, a start counts milliseconds
+
 """What a node knows about the time, for the dates of certificates.
 
 The system's clock is not believed just because it runs: after a power cut it shows the time of the

@@ -11,6 +11,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
+from thicket.base.errors import ThicketError
+
 BOOLEAN: Final = 0x01
 INTEGER: Final = 0x02
 BIT_STRING: Final = 0x03
@@ -27,7 +29,7 @@ MAX_LENGTH_BYTES: Final = 4
 """Bytes of a length that are read; what we read is far below 64 KiB, let alone 4 GiB."""
 
 
-class DerError(ValueError):
+class DerError(ThicketError, ValueError):
     """These bytes are not DER, or not the DER that belongs here."""
 
 

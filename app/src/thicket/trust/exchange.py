@@ -18,7 +18,7 @@ from logging import getLogger
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from thicket.discovery import Bucket
+from thicket.base.pace import Bucket
 from thicket.distribution.etf import Atom
 from thicket.distribution.handshake import key_of
 from thicket.distribution.processes import Process
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from thicket.distribution.handshake import DistributionError
     from thicket.distribution.node import Node
 
-log = getLogger("thicket.trust")
+log = getLogger(__name__)
 
 NAME: Final = "thicket_trust"
 

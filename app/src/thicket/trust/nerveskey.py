@@ -17,6 +17,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from thicket.base.errors import ThicketError
 from thicket.identity.atecc import (
     SLOT_SIZES,
     ZONE_DATA,
@@ -55,7 +56,7 @@ BLANK, NERVES_KEY, TRUST_AND_GO, OTHER = "blank", "NervesKey", "Trust&GO", "othe
 """Kinds of chips by what is in them."""
 
 
-class ProvisioningError(Exception):
+class ProvisioningError(ThicketError):
     """Provisioning was not begun, or stopped: the text says at what, and what is done already."""
 
 
@@ -97,7 +98,7 @@ class Otp(NamedTuple):
 
 def default_otp(serial: bytes) -> Otp:
     """Return what NervesKey writes when nobody says otherwise: the chip's number in Base32."""
-    from base64 import b32encode  # noqa: PLC0415 - for provisioning only
+    from base64 import b32encode  # for provisioning only
 
     return Otp("NervesKey", b32encode(serial).decode("ascii").rstrip("="))
 
@@ -292,7 +293,7 @@ def read_settings_term(chip: Atecc, kind: str = NERVES_KEY) -> Any:
 
     Raises ``ChipError``, and ``ValueError`` when there is no term (as in a new chip).
     """
-    from thicket.distribution import etf  # noqa: PLC0415 - settings are rarely asked for
+    from thicket.distribution import etf  # settings are rarely asked for
 
     data = read_settings(chip, kind)
     if data[:1] != b"\x83":
@@ -305,7 +306,7 @@ def write_settings_term(chip: Atecc, term: Any, kind: str = NERVES_KEY) -> None:
 
     Raises as ``write_settings`` does.
     """
-    from thicket.distribution import etf  # noqa: PLC0415
+    from thicket.distribution import etf
 
     write_settings(chip, etf.encode(term), kind)
 
@@ -341,7 +342,7 @@ class NervesKeyIssuer:
         device_validity: tuple[datetime, datetime],
     ) -> None:
         """Sign with ``private_key`` (DER). Validities must fit (``compressed.encode_dates``)."""
-        from thicket.trust import openssl  # noqa: PLC0415 - the engineer's machine only
+        from thicket.trust import openssl  # the engineer's machine only
 
         self._openssl = openssl
         self._key = private_key
@@ -513,7 +514,7 @@ class Provisioning:
         What cannot be made (a date that does not fit, a signer's key that is not there) shall be
         found before the first lock, not behind it.
         """
-        from thicket.trust import openssl  # noqa: PLC0415 - the engineer's machine only
+        from thicket.trust import openssl  # the engineer's machine only
 
         key = openssl.public_key(openssl.generate_key())
         try:
@@ -545,7 +546,7 @@ class Provisioning:
         return certificates
 
     def _check(self, certificates: CertificateSet) -> None:
-        from thicket.trust import openssl  # noqa: PLC0415 - after the locks, and not on every node
+        from thicket.trust import openssl  # after the locks, and not on every node
 
         chip = self.chip
         self._same("OTP zone", chip.read_otp(), self._otp)

@@ -13,6 +13,7 @@ from ctypes import POINTER, byref, c_char_p, c_int, c_long, c_size_t, c_void_p
 from functools import cache
 from typing import Any
 
+from thicket.base.errors import ThicketError
 from thicket.trust.certificates import (
     CertificateError,
     decode_signature,
@@ -21,7 +22,7 @@ from thicket.trust.certificates import (
 )
 
 
-class OpenSslError(Exception):
+class OpenSslError(ThicketError):
     """OpenSSL cannot do what was asked of it, or is not there. The text says which."""
 
 
@@ -47,7 +48,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 @cache
 def _library() -> ctypes.CDLL:
-    import _ssl  # noqa: PLC0415 - its file is what has the right OpenSSL behind it
+    import _ssl  # its file is what has the right OpenSSL behind it
 
     tried: list[str] = []
     for candidate in (getattr(_ssl, "__file__", None), "libcrypto.so.3"):

@@ -20,9 +20,10 @@ from ipaddress import IPv6Address
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Final
 
-from thicket import config
+from thicket.base.errors import ThicketError
+from thicket.base.files import write_atomically
 from thicket.trust import clock
-from thicket.trust import node as nodes
+from thicket.trust import credentials as nodes
 from thicket.trust.certificates import Certificate, CertificateError, from_pem
 from thicket.trust.fleet import Fleet
 from thicket.trust.revocations import (
@@ -37,17 +38,18 @@ from thicket.trust.revocations import (
 from thicket.trust.verify import MALFORMED, RefusedError
 
 if TYPE_CHECKING:
-    from thicket.config import Paths, Settings
+    from thicket.base.paths import Paths
+    from thicket.base.problems import Problems
+    from thicket.config.schema import Settings
     from thicket.distribution.node import Node
     from thicket.identity.aio import AsyncAtecc
-    from thicket.status import Problems
-    from thicket.trust.beacon import SignedBeacons
+    from thicket.trust.credentials import Credentials, DeviceKey
     from thicket.trust.exchange import Exchange
-    from thicket.trust.node import Credentials, DeviceKey
+    from thicket.trust.signed_beacon import SignedBeacons
     from thicket.trust.tls import FleetTls
     from thicket.trust.verify import Clock
 
-log = getLogger("thicket.trust")
+log = getLogger(__name__)
 
 AGAIN: Final = 30.0
 """Seconds before a node that could not prove itself tries again."""
@@ -63,7 +65,7 @@ NEEDLESS: Final = 256
 """Lists that others have made needless: so many are remembered, not to be asked for again."""
 
 
-class ListError(Exception):
+class ListError(ThicketError):
     """A list of revocations that is not taken; the text says why."""
 
 
@@ -210,7 +212,7 @@ class Trust:
 
     async def _open_ears(self) -> None:
         """Judge beacons from now on; ours are sent when the node can prove itself."""
-        from thicket.trust.beacon import SignedBeacons, next_start  # noqa: PLC0415
+        from thicket.trust.signed_beacon import SignedBeacons, next_start
 
         assert self.fleet is not None
         if self.beacons is not None:
@@ -256,7 +258,7 @@ class Trust:
         except _AgainError:
             self._again.set()
         except Exception as error:  # the chip, its bus, the disk: all of them may get well
-            from thicket.identity.atecc import ChipRefusedError  # noqa: PLC0415
+            from thicket.identity.atecc import ChipRefusedError
 
             if isinstance(error, ChipRefusedError):
                 self._fail(
@@ -287,7 +289,7 @@ class Trust:
         self.on_change()
 
     async def _use(self, credentials: Credentials) -> None:
-        from thicket.trust.tls import FleetTls  # noqa: PLC0415 - ssl, once it is needed
+        from thicket.trust.tls import FleetTls  # ssl, once it is needed
 
         assert self.fleet is not None
         own = self.identity().address_in(str(self.settings().address.prefix)).ip
@@ -344,7 +346,7 @@ class Trust:
     def _load_lists(self) -> None:
         path = f"{self.folder}/{LIST_FILE}"
         try:
-            with open(path, "rb") as file:  # noqa: PTH123
+            with open(path, "rb") as file:
                 parts = split(file.read(MAX_FILE + 1))
         except FileNotFoundError:
             return
@@ -437,7 +439,7 @@ class Trust:
                 data = pack(self.lists)
                 try:
                     await asyncio.get_running_loop().run_in_executor(
-                        None, config.write_atomically, path, data
+                        None, write_atomically, path, data
                     )
                 except OSError as error:
                     message = f"the lists of revocations cannot be kept: {error}"
@@ -462,7 +464,7 @@ class Trust:
 
     def attach(self, node: Node) -> None:
         """Let the lists spread by the connections of ``node``; again for each new node object."""
-        from thicket.trust.exchange import Exchange  # noqa: PLC0415
+        from thicket.trust.exchange import Exchange
 
         self._exchange = Exchange(node, self.current_lists, self.knows_list, self._offered)
         self._recheck = node.recheck
@@ -501,8 +503,8 @@ class _AgainError(Exception):
 
 def open_chip(identity: Any) -> AsyncAtecc:
     """Open the chip that the identity was read from. Raises BusError."""
-    from thicket.identity.aio import AsyncAtecc  # noqa: PLC0415
-    from thicket.identity.atecc import Atecc  # noqa: PLC0415
-    from thicket.identity.bus import LinuxBus  # noqa: PLC0415
+    from thicket.identity.aio import AsyncAtecc
+    from thicket.identity.atecc import Atecc
+    from thicket.identity.bus import LinuxBus
 
     return AsyncAtecc(Atecc(LinuxBus(identity.chip["bus"]), identity.chip["address"]))

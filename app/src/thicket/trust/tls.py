@@ -19,8 +19,8 @@ from ipaddress import IPv6Address
 from typing import Any, Final
 
 from thicket.trust import certificates as x509
+from thicket.trust.credentials import Credentials, key_pem
 from thicket.trust.fleet import Fleet
-from thicket.trust.node import Credentials, key_pem
 from thicket.trust.verify import BAD_CHAIN, Clock, Peer, RefusedError, check_peer
 
 NO_CHECK_TIME: Final = 0x200000
@@ -74,7 +74,7 @@ def peer_chain(connection: Any) -> list[bytes]:
     if hasattr(connection, "get_verified_chain"):  # Python 3.13
         chain = connection.get_verified_chain()
     else:
-        import _ssl  # noqa: PLC0415 - what the public method calls, since Python 3.10
+        import _ssl  # what the public method calls, since Python 3.10
 
         raw = connection._sslobj
         raw = getattr(raw, "_sslobj", raw)
@@ -144,7 +144,7 @@ class FleetTls:
 
         Raises ``HandshakeError``; its code is one of ``verify.REASONS``.
         """
-        from thicket.distribution.handshake import HandshakeError  # noqa: PLC0415
+        from thicket.distribution.handshake import HandshakeError
 
         try:
             check_connection(

@@ -19,6 +19,7 @@ from hashlib import sha256
 from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
+from thicket.base.errors import ThicketError
 from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError
@@ -51,7 +52,7 @@ SKEW: Final = timedelta(minutes=10)
 """How far the clocks of two nodes may be apart without consequences."""
 
 
-class RefusedError(Exception):
+class RefusedError(ThicketError):
     """The peer is not let in: ``reason`` is a key of ``REASONS``, ``detail`` what was found."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -99,7 +100,7 @@ Verify = Callable[[bytes, bytes, bytes], bool]
 
 def verify_signature(public_key: bytes, digest: bytes, signature: bytes) -> bool:
     """Tell whether a signature (R and S) of a SHA-256 digest is by a key; OpenSSL does it."""
-    from thicket.trust import openssl  # noqa: PLC0415 - with the first signature
+    from thicket.trust import openssl  # with the first signature
 
     return openssl.verify(public_key, digest, signature)
 
@@ -238,7 +239,7 @@ class Revocations(NamedTuple):
 
     def pack(self, identifier: bytes, sign: Callable[[bytes], bytes]) -> bytes:
         """Return it signed: ``sign`` gives R and S for a digest. ``identifier`` is the fleet's."""
-        import json  # noqa: PLC0415
+        import json
 
         text = json.dumps(
             {
@@ -260,7 +261,7 @@ class Revocations(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes, fleet: Fleet, *, verify: Verify = verify_signature) -> Revocations:
         """Read a list and check its signature. Raises ``RefusedError``."""
-        import json  # noqa: PLC0415
+        import json
 
         signature, text = data[len(_TAG) : len(_TAG) + 64], cls.text(data)
         if not data.startswith(_TAG) or len(data) > MAX_LIST:

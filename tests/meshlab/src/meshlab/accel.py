@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import child
+from meshlab import child
 
 OVERRIDE = "THICKET_ACCEL"
 """Environment variable that decides instead of the trial: ``kvm`` or ``tcg``."""

@@ -33,7 +33,7 @@ from meshlab.lab import Lab, LabError, LabSpec, NotFormedError, is_held
 from meshlab.paths import cache_root, lab_directory, own_call, socket_address
 from meshlab.rpc import Client, Json, Params, RpcError
 from meshlab.state import Event, LabState
-from thicket.visible import visible
+from thicket.base.visible import visible
 
 DESCRIPTION = """\
 Boot a mesh of simulated Thicket nodes, watch it, and play with it from other terminals.

@@ -13,7 +13,7 @@ import tty
 from collections.abc import Iterator
 from pathlib import Path
 
-from .paths import socket_address
+from meshlab.paths import socket_address
 
 ESCAPE = b"\x1d"
 """Ctrl-], as in telnet and ``virsh console``."""

@@ -11,13 +11,13 @@ import shutil
 from ipaddress import IPv6Network
 from pathlib import Path
 
+from authority.authority import Authority, AuthorityError
+from authority.virtual import open_chip
 from meshlab.chip import Atecc608, ChipStateError
 from meshlab.lab import LabError
 from thicket.identity.atecc import ChipError
-from thicket.trust.authority import Authority, AuthorityError
 from thicket.trust.nerveskey import ProvisioningError
 from thicket.trust.openssl import OpenSslError
-from thicket.trust.virtual import open_chip
 
 FOLDER = "authority"
 

@@ -47,7 +47,7 @@ from meshlab.state import (
     phase,
 )
 from meshlab.topology import Topology, node_name
-from thicket.visible import visible_values
+from thicket.base.visible import visible_values
 
 log = logging.getLogger(__name__)
 

@@ -34,10 +34,10 @@ from qemu.qmp import (
     Runstate,
 )
 
-from . import bootrom, child
-from .accel import Accel
-from .paths import socket_address
-from .shell import Shell, ShellError
+from meshlab import bootrom, child
+from meshlab.accel import Accel
+from meshlab.paths import socket_address
+from meshlab.shell import Shell, ShellError
 
 RELAY_PORT = "thicket.hwsim.0"
 """Name of the virtio-serial port at which the node's hwsim-relay starts."""

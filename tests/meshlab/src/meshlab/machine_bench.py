@@ -22,9 +22,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .accel import Accel, choose
-from .machine import BOARDS, Board, Machine, MachineSpec
-from .paths import cache_root
+from meshlab.accel import Accel, choose
+from meshlab.machine import BOARDS, Board, Machine, MachineSpec
+from meshlab.paths import cache_root
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .paths import socket_address
+from meshlab.paths import socket_address
 
 _RS = b"\x1e"
 _GS = b"\x1d"

@@ -324,7 +324,9 @@ class Builder:
             )
             rootfs.skeleton(root)
             rootfs.normalise(root)
-            rootfs.check(root, (f"{site}/thicket/daemon.pyc", f"{site}/pyroute2/__init__.pyc"))
+            rootfs.check(
+                root, (f"{site}/thicket/daemon/daemon.pyc", f"{site}/pyroute2/__init__.pyc")
+            )
             stage.doing("packing")
             rootfs.pack(self.runner, log, root, directory / "rootfs.erofs")
             shutil.rmtree(root)

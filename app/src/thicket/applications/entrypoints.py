@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry points of installed packages, found without the standard library's machinery: it costs
+megabytes of memory, and on most nodes there is nothing to find."""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from logging import getLogger
+from typing import Any
+
+log = getLogger(__name__)
+
+
+def find(group: str, path: list[str] | None = None) -> dict[str, Callable[[], Any]]:
+    """Return the entry points of ``group`` by name, each as a function that imports it.
+
+    ``path`` is where packages are looked for, by default ``sys.path``. Of two with the same name
+    the first one counts, as it does for ``import``.
+    """
+    found: dict[str, Callable[[], Any]] = {}
+    for folder in sys.path if path is None else path:
+        try:
+            names = sorted(os.listdir(folder or "."))
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
+                for point, target in _read(f"{folder or '.'}/{name}/entry_points.txt", group):
+                    found.setdefault(point, lambda target=target: load(target))  # type: ignore[misc]
+    return found
+
+
+def _read(file: str, group: str) -> list[tuple[str, str]]:
+    """The entry points of ``group`` in a file; none when there is no such file."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            lines = stream.read().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = []
+    section = ""
+    for line in lines:
+        text = line.strip()
+        if text.startswith("[") and text.endswith("]"):
+            section = text[1:-1].strip()
+        elif section == group and "=" in text and not text.startswith(("#", ";")):
+            name, _, target = text.partition("=")
+            found.append((name.strip(), target.strip()))
+    return found
+
+
+def load(target: str) -> Any:
+    """Import what ``module:attribute`` names."""
+    module, _, attribute = target.partition(":")
+    made: Any = import_module(module.strip())
+    for part in attribute.split("[")[0].strip().split("."):
+        made = getattr(made, part)
+    return made

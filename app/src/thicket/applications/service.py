@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applications: what a device is for, as Python packages that the daemon loads.
+
+An application is a class that an installed package names as an entry point in the group
+``thicket.applications``; docs/applications.md shows one. It runs in the daemon's event loop, and
+the node gets along without it:
+
+* one that raises, or just ends, is reported and started again, with growing pauses;
+* one that blocks the event loop for :data:`BLOCKED` seconds is interrupted by an exception where it
+  stands, reported with the place, and started again;
+* one whose memory has grown beyond bounds is reported and started again;
+* whatever it made of the node (exported functions, mailboxes, memberships) ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import types
+from collections.abc import Callable
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, Final
+
+from thicket.applications.api import GRACE, ApplicationNode, SettingsError, settings_of, who
+from thicket.applications.guard import LoopGuard
+from thicket.applications.running import RunningApplication, without_exit
+from thicket.base import printed
+from thicket.base.process import memory_kib
+
+if TYPE_CHECKING:
+    from thicket.base.problems import Problems
+    from thicket.distribution import (
+        Node,
+    )
+
+log = getLogger(__name__)
+
+GROUP: Final = "thicket.applications"
+#: Seconds between two looks at health and memory.
+LOOK: Final = 10.0
+#: MiB that the process may grow by since the applications started.
+GROWTH: Final = 64
+#: Objects that are looked at to tell whose memory it is.
+_WEIGHED: Final = 200_000
+
+
+def judge(
+    settings: dict[str, dict[str, Any]], found: dict[str, Callable[[], Any]]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Judge the tables ``[application.NAME]`` without running anything but imports.
+
+    :returns: the faults as pairs of key and words, and in words what could not be judged.
+    """
+    faults, notes = [], []
+    for name, table in settings.items():
+        key = f"application.{name}"
+        if name not in found:
+            there = f"there are: {', '.join(sorted(found))}" if found else "there is none"
+            notes.append(f"[{key}] is not judged: the application is not installed here ({there})")
+            continue
+        try:
+            settings_of(getattr(without_exit(found[name]), "Settings", None), table)
+        except SettingsError as error:
+            faults.append((key, str(error)))
+        except Exception as error:  # a fault of the application, not of the file
+            notes.append(f"[{key}] is not judged: {type(error).__name__}: {error}")
+    return faults, notes
+
+
+class Applications:
+    """All applications of the node. :meth:`run` starts and supervises them.
+
+    :param settings: the tables ``[application.NAME]``.
+    :param found: the applications by name, each a function that returns its class.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        settings: dict[str, dict[str, Any]],
+        problems: Problems,
+        found: dict[str, Callable[[], Any]],
+    ) -> None:
+        self.node = node
+        self.settings = settings
+        self.problems = problems
+        self._found = found
+        self._running: dict[str, RunningApplication] = {}
+        self._memory = 0
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return name, state (``starting``, ``running``, ``waiting``, ``unusable``) and starts of
+        each application."""
+        return [
+            {"name": running.name, "state": running.state, "starts": running.starts}
+            for running in self._running.values()
+        ]
+
+    def settings_changed(self, settings: dict[str, dict[str, Any]]) -> None:
+        """Follow other settings: what has other ones is started again, or ended, or begun."""
+        old, self.settings = self.settings, settings
+        for name, running in list(self._running.items()):
+            if not self._enabled(name):
+                del self._running[name]
+                running.task.cancel()
+            elif old.get(name, {}) != settings.get(name, {}):
+                running.apply(settings.get(name, {}))
+        self._begin(self._found)
+
+    async def run(self) -> None:
+        """Run all applications until cancelled."""
+        printed.name_sources(who)
+        self._begin(self._found)
+        guard = LoopGuard()
+        try:
+            self._memory = memory_kib()
+            while True:
+                await asyncio.sleep(LOOK)
+                self._look()
+        finally:
+            guard.close()
+            tasks = [running.task for running in self._running.values()]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=2 * GRACE)
+            printed.sweep(0.0)
+            for name in self._running:
+                for code in ("failed", "settings", "unwell"):
+                    self.problems.clear(f"application {name}", code)
+
+    def _enabled(self, name: str) -> bool:
+        return self.settings.get(name, {}).get("enabled", True) is not False
+
+    def _begin(self, found: dict[str, Callable[[], Any]]) -> None:
+        for name, factory in found.items():
+            if name not in self._running and self._enabled(name):
+                self._running[name] = RunningApplication(
+                    name, factory, self.node, self.settings.get(name, {}), self.problems
+                )
+
+    # -- care
+
+    def _look(self) -> None:
+        """Ask for health, and look at the memory."""
+        printed.sweep()
+        for running in self._running.values():
+            part = f"application {running.name}"
+            words = None
+            if running.current is not None and running.state == "running":
+                try:
+                    words = running.current.health()
+                except Exception as error:
+                    words = f"its health cannot be told: {type(error).__name__}: {error}"
+            if words:
+                self.problems.report(part, "unwell", words, "warning")
+            else:
+                self.problems.clear(part, "unwell")
+        grown = (memory_kib() - self._memory) // 1024
+        if grown <= GROWTH:
+            return
+        weights = {
+            running: weigh(running.current)
+            for running in self._running.values()
+            if running.current is not None
+        }
+        if weights:
+            worst = max(weights, key=lambda running: weights[running])
+            worst.fail(
+                f"the process has grown by {grown} MiB (limit {GROWTH}), most of it is held by this"
+                f" application"
+            )
+            # What is there from now on is not its fault twice.
+            self._memory += 1024 * GROWTH // 2
+
+
+def weigh(root: Any) -> int:
+    """Return about how many bytes are held by *root* alone, as far as the first objects show."""
+    ignored: tuple[type, ...] = (
+        type,
+        types.ModuleType,
+        types.FunctionType,
+        types.CodeType,
+        types.FrameType,
+    )
+    ignored += (ApplicationNode, asyncio.AbstractEventLoop)
+    seen: set[int] = set()
+    waiting = [root]
+    total = 0
+    while waiting and len(seen) < _WEIGHED:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, ignored):
+            continue
+        seen.add(id(item))
+        total += sys.getsizeof(item, 0)
+        waiting.extend(gc.get_referents(item))
+    return total

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small files: read with a bound, replaced as a whole.
+
+Without :mod:`pathlib`, whose import costs as much as that of the whole radio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+#: Largest configuration file that is read, in bytes.
+MAX_FILE_BYTES: Final = 64 * 1024
+
+
+def read_limited(path: str) -> bytes:
+    """The file's bytes, at most one more than allowed, so that a huge file costs nothing."""
+    with open(path, "rb") as f:  # pathlib costs start-up time here
+        return f.read(MAX_FILE_BYTES + 1)
+
+
+def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace a file so that a reader, and a power cut, see the old or the new one, never a mix.
+
+    ``durable`` waits for the disk; leave it out on a RAM file system. Raises OSError.
+    """
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = path + ".new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if durable:
+            os.fsync(fd)
+    except OSError:
+        os.close(fd)
+        os.unlink(temporary)
+        raise
+    os.close(fd)
+    os.replace(temporary, path)
+    if durable:
+        sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Make a rename in ``folder`` durable; file systems that cannot (FAT may not) are tolerated."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def read(path: str) -> str | None:
+    """The text of a small file without the blanks around it, None when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(65536).strip()
+    except OSError:
+        return None
+
+
+def write(path: str, text: str, mode: int = 0o644) -> None:
+    """Replace a file in one step; nobody sees it half written, or with wider rights than ``mode``.
+
+    Raises OSError.
+    """
+    temporary = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def remove(path: str) -> None:
+    """Remove a file if it is there."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def entries(path: str) -> list[str]:
+    """The sorted names in a directory, none when it cannot be read."""
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def link_name(path: str) -> str:
+    """Last part of what a symbolic link points to, empty when it is none."""
+    try:
+        return os.readlink(path).rpartition("/")[2]
+    except OSError:
+        return ""

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel knows about this process and the machine's uptime."""
+
+from __future__ import annotations
+
+import os
+import time
+
+
+def boottime() -> float:
+    """Seconds since power-on (CLOCK_BOOTTIME), to the millisecond. Nodes have no clock to trust."""
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)
+
+
+def process_start() -> float | None:
+    """When this process was started, in seconds since power-on; None when /proc does not tell.
+
+    That is before any of its imports, which take their time on a slow processor.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as f:
+            # proc(5): field 22 in clock ticks; the name in field 2 may hold blanks and parentheses
+            ticks = int(f.read().rpartition(b")")[2].split()[19])
+        return round(ticks / os.sysconf("SC_CLK_TCK"), 3)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def memory_kib() -> int:
+    """Resident memory of this process in KiB; 0 when /proc does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as f:
+            return int(f.read().split()[1]) * (os.sysconf("SC_PAGE_SIZE") // 1024)
+    except (OSError, ValueError, IndexError):
+        return 0

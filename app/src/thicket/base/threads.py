@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work that may hang for ever, such as a transfer on a bus or a write to a card, in threads.
+
+The event loop goes on meanwhile, and the process can end all the same: the threads are daemons, and
+nobody joins them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def settle(done: asyncio.Future[T], work: Callable[[], T]) -> None:
+    """Do ``work`` here, in a thread; its result, or what it raises, becomes that of ``done``.
+
+    Nothing happens where ``done`` has been given up, or its event loop has ended.
+    """
+    result: T | None = None
+    error: BaseException | None = None
+    try:
+        result = work()
+    except BaseException as e:
+        error = e
+        # No future takes the first, and of the others some would end the event loop.
+        if isinstance(e, StopIteration) or not isinstance(e, Exception):
+            error = RuntimeError(f"it raised {type(e).__name__}: {e}")
+
+    def tell() -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        done.get_loop().call_soon_threadsafe(tell)
+
+
+def start(
+    work: Callable[[], T], name: str, *, run: Callable[..., Any] | None = None
+) -> tuple[asyncio.Future[T], threading.Thread]:
+    """Begin ``work`` in a thread of its own; the future has its result or its exception.
+
+    :param name: the thread's.
+    :param run: calls a function with its arguments, for example in a context.
+    """
+    done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    arguments = (done, work)
+    thread = (
+        threading.Thread(target=settle, args=arguments, name=name, daemon=True)
+        if run is None
+        else threading.Thread(target=run, args=(settle, *arguments), name=name, daemon=True)
+    )
+    thread.start()
+    return done, thread

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values as TOML writes them."""
+
+from __future__ import annotations
+
+
+def toml_value(value: object) -> str:
+    """``value`` as TOML 1.0 writes it: a text, number, yes or no, or a list or table of these."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, dict):
+        pairs = (f"{toml_value(str(k))} = {toml_value(v)}" for k, v in value.items())
+        return "{ " + ", ".join(pairs) + " }" if value else "{}"
+    text = []
+    for c in str(value):
+        if c in '"\\':
+            text.append("\\" + c)
+        elif c == "\n":
+            text.append("\\n")
+        elif c < " " or c == "\x7f":
+            text.append(f"\\u{ord(c):04X}")
+        else:
+            text.append(c)
+    return '"' + "".join(text) + '"'

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the subcommands of ``thicket`` share: exit statuses and the daemon's address."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from thicket.base.errors import ThicketError
+
+if TYPE_CHECKING:
+    from thicket.base.paths import Paths
+
+OK, BAD, USAGE, UNREACHABLE = 0, 1, 2, 3
+
+
+class UsageError(ThicketError):
+    """The command line is wrong."""
+
+
+def control_socket() -> str:
+    # as thicket.base.paths.Paths has it, without importing that module for the common commands
+    return os.environ.get("THICKET_ROOT", "").rstrip("/") + "/run/thicket/control.sock"
+
+
+def node_paths() -> Paths:
+    from thicket.base.paths import Paths
+
+    return Paths()

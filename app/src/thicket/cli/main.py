@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``thicket`` command: what a person asks of a node.
+
+It starts fast (the nodes of a simulated fleet are slow): a handful of imports, the command line
+parsed by hand, everything else imported where it is needed.
+
+Exit status: 0 all is well; 1 the answer is bad news (not joined, a problem of severity "error", no
+pong, a configuration with faults, a change that was not made); 2 the command line is wrong; 3 the
+daemon cannot be reached.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import thicket
+from thicket.base.visible import visible_output
+from thicket.cli.common import BAD, OK, UNREACHABLE, USAGE, UsageError, control_socket
+from thicket.cli.config import config, revocations, tell_reload
+from thicket.cli.show import ping, show
+from thicket.control.client import ClientError, request
+
+HELP: Final = """\
+usage: thicket COMMAND
+
+What the node does:
+  status [--json]          state, problems, address, radio and cluster in short
+  peers [--json]           stations with a mesh link to this node, and mesh paths
+  nodes [--json]           nodes of the cluster, connected or being connected
+  ping NODE [-c COUNT]     ask another node for an answer; NODE is a name, an
+                           address, a host name or its last digits
+
+What other nodes do and say (docs/cluster.md; VALUE is JSON, :name for an atom, or text):
+  call NODE MODULE.FUNCTION [VALUE...] [--timeout SECONDS] [--json]
+                           call a function that a node exports
+  publish GROUP VALUE      send a message to the members of a group, on all nodes
+  monitor [GROUP] [--json] show nodes that come and go, or messages to a group,
+                           until Ctrl-C
+
+Configuration (docs/configuration.md lists the keys):
+  config show              what is in force, secrets masked
+  config check FILE        check a file ("-" is standard input); nothing is changed
+  config apply FILE        check a file, make it the device's, and follow it at once
+  config set KEY=VALUE...  change keys (section.key) in the device's file likewise;
+                           KEY alone reads the value from standard input
+  config unset KEY...      go back to the default of keys
+  config default           print the file with all keys and their defaults
+  reload                   read the configuration file again
+  revocations import FILE  take a list of who is out of the fleet ("-" is standard
+                           input); it spreads to all nodes from here
+  revocations export       write the lists in force to standard output
+
+The mesh's passphrase, on all nodes at once (docs/radio.md):
+  passphrase roll          hand a new one, typed or from standard input, to every
+                           node; change to it when all have it (--generate makes one,
+                           --accept-missing does without nodes that are away)
+  passphrase finish        change to the one that was handed out
+  passphrase cancel        drop it
+  passphrase import FILE   take a change that the fleet's authority has signed; in a
+                           fleet there are no others (ca passphrase)
+
+On the engineer's machine:
+  ca help                  the fleet's certificate authority (docs/provisioning.md)
+
+  version                  print the version
+  help                     print this text
+
+exit status: 0 well, 1 bad news, 2 wrong usage, 3 daemon not reachable
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    return guarded(_run, sys.argv[1:] if arguments is None else arguments)
+
+
+def guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
+    """Run one command for a person at a terminal: what goes wrong is said and has its status.
+
+    Nothing that others wrote reaches the terminal as it is.
+    """
+    with visible_output():
+        return _guarded(run, words)
+
+
+def _guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
+    try:
+        status = run(words)
+        sys.stdout.flush()
+        return status
+    except UsageError as e:
+        sys.stderr.write(f"thicket: {e}\nTry `thicket help`.\n")
+        return USAGE
+    except ClientError as e:
+        sys.stderr.write(f"thicket: {e}\n")
+        return UNREACHABLE if e.code == "unreachable" else BAD
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # the reader (head, a closed pager) has seen enough; keep the interpreter from complaining
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _run(words: list[str]) -> int:
+    if not words:
+        raise UsageError("no command")
+    command, rest = words[0], words[1:]
+    if command in {"help", "-h", "--help"}:
+        sys.stdout.write(HELP)
+        return OK
+    if command in {"version", "--version", "-V"}:
+        print(f"thicket {thicket.__version__}")
+        return OK
+    if command in {"status", "peers", "nodes"}:
+        return show(command, rest)
+    if command == "ping":
+        return ping(rest)
+    if command in {"call", "publish", "monitor"}:
+        from thicket.cli.cluster import run
+
+        return run(command, rest, control_socket())
+    if command == "reload":
+        if rest:
+            raise UsageError("reload takes no arguments")
+        return tell_reload(request(control_socket(), "reload", {}, timeout=30.0))
+    if command == "config":
+        return config(rest)
+    if command == "revocations":
+        return revocations(rest)
+    if command == "passphrase":
+        from thicket.cli.passphrase import run as passphrase
+
+        return passphrase(rest, control_socket())
+    if command == "ca":
+        raise UsageError(
+            "ca runs on the engineer's machine only: bin/thicket ca, in the source tree"
+        )
+    raise UsageError(f"unknown command {command!r}")

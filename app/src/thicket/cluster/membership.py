@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is, and who should be, a member of the cluster: connects the nodes that discovery hears.
+
+Both sides of a link hear each other, and one connection is enough. The node with the higher name
+connects at once, the other one gives it :data:`PATIENCE` and then connects itself, which also
+covers a beacon that came through in one direction only. (Both at once is harmless: the handshake
+settles it. It is only work done twice.)
+
+Missing ticks tell of a lost node, late. When the radio no longer hears a station, or another node
+fears for one, the node is *probed*: it has :data:`PROBE` seconds to say something, counted from the
+first who feared, and is given up otherwise, unless the radio has heard it meanwhile: beacons come
+through where other frames do not yet, because their rate is the lowest one. A probe of a node that
+is well costs one round trip, so a false alarm of a lossy link does no harm. A node that has not
+answered for :data:`DOUBT` seconds is told of to the others, who may have no radio contact with it
+themselves.
+
+A node that does not answer is tried again with growing pauses while it is heard; a beacon after a
+silence makes it due at once. A connection that closed is tried again in the same way.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv6Address
+from logging import getLogger
+from time import monotonic
+from typing import Final, Protocol
+
+from thicket.base.pace import uniform
+
+log = getLogger(__name__)
+
+#: How long the node with the lower name waits for the other one to connect, in seconds.
+PATIENCE: Final = (1.5, 3.0)
+#: Pause before the second, third ... attempt in seconds; the last one repeats. Each is drawn from
+#: three quarters to five quarters of it.
+PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+#: Attempts at the same time: a mesh that comes up at once must not drown in its own handshakes.
+PARALLEL: Final = 4
+#: A silence after which a beacon means that the node may have come back, in seconds.
+SILENCE: Final = 40.0
+#: A node that found us, but was never or not lately heard itself, is given up when an attempt fails
+#: so many seconds after its last sign of life. (Discovery tells when to give up those it heard.)
+FORGET: Final = 600.0
+#: Seconds that a node under suspicion has to say something, after how many of them the others are
+#: told (who then leave it the rest of them), and how long it is left in peace then.
+PROBE: Final = 2.0
+DOUBT: Final = 0.75
+PEACE: Final = 2.0
+#: Nodes whose attempts are remembered.
+LIMIT: Final = 4096
+
+
+class Link(Protocol):
+    """What membership needs of the node's distribution."""
+
+    name: str
+
+    async def connect(self, peer: str, timeout: float = ...) -> object:
+        """Connect to the node named ``peer``; raises when that fails."""
+
+    async def probe(self, peer: str, seconds: float) -> bool:
+        """Ask for a sign of life; whether there was one."""
+
+    def give_up(self, peer: str) -> None:
+        """End the connection to ``peer``."""
+
+    def share_suspicion(self, peer: str) -> None:
+        """Tell the other nodes that we fear for ``peer``."""
+
+
+class Candidate:
+    """A node that was heard. Times in seconds of the monotonic clock."""
+
+    __slots__ = ("address", "due", "error", "failures", "heard", "name", "task", "up")
+
+    def __init__(self, address: IPv6Address, name: str, now: float) -> None:
+        self.address = address
+        self.name = name
+        self.heard = now
+        self.due = now
+        self.failures = 0
+        self.up = False
+        #: Words and code of the last failure.
+        self.error: tuple[str, str] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class Membership:
+    """Keeps the node connected to every node that is heard, while :meth:`run` runs."""
+
+    def __init__(
+        self,
+        cluster: str,
+        link: Link,
+        on_failure: Callable[[Candidate], None],
+        radio_silence: Callable[[IPv6Address], Awaitable[float | None]] | None = None,
+    ) -> None:
+        """``radio_silence`` tells for how many seconds the radio has not heard the station with an
+        address, None when it knows none."""
+        self.cluster = cluster
+        self.link = link
+        self.on_failure = on_failure
+        self.radio_silence = radio_silence
+        self.candidates: dict[IPv6Address, Candidate] = {}
+        #: Whom to connect, where not everybody that is heard.
+        self.neighbours: set[IPv6Address] | None = None
+        #: How many connections were tried.
+        self.attempts = 0
+        self._wake = asyncio.Event()
+        self._running = 0
+        self._probes: dict[IPv6Address, asyncio.Task[None]] = {}
+        self._probed: dict[IPv6Address, float] = {}
+
+    def name_of(self, address: IPv6Address, spelling: str = "") -> str:
+        """The name of the node at ``address``, which writes it as ``spelling``.
+
+        Without one, it is written in canonical form, as all nodes of ours do.
+        """
+        return f"{self.cluster}@{spelling or address}"
+
+    def heard(self, address: IPv6Address, new: bool, spelling: str = "") -> None:
+        """A beacon of ``address`` came in; ``new`` when discovery did not know it.
+
+        ``spelling`` is as for :meth:`name_of`.
+        """
+        now = monotonic()
+        name = self.name_of(address, spelling)
+        candidate = self.candidates.get(address)
+        if candidate is None:
+            if len(self.candidates) >= LIMIT:
+                return  # discovery's table is smaller; only a change of its size leads here
+            candidate = Candidate(address, name, now)
+            self.candidates[address] = candidate
+            if self.link.name < candidate.name:
+                candidate.due = now + uniform(*PATIENCE)
+        elif not candidate.up and (new or now - candidate.heard > SILENCE):
+            candidate.failures = 0
+            candidate.due = min(candidate.due, now + uniform(0.0, 0.5))
+        candidate.heard = now
+        if not candidate.up:
+            candidate.name = name  # a connected one has told its name
+            self._wake.set()
+
+    def set_neighbours(self, addresses: set[IPv6Address]) -> None:
+        """Connect no others than these from now on. Connections that stand stay."""
+        if addresses != self.neighbours:
+            self.neighbours = addresses
+            self._wake.set()
+
+    def gone(self, address: IPv6Address) -> None:
+        """Discovery has forgotten ``address``: stop trying it. A connection that stands stays."""
+        candidate = self.candidates.get(address)
+        if candidate is not None and not candidate.up:
+            del self.candidates[address]
+            if candidate.task is not None:
+                candidate.task.cancel()
+
+    def node_up(self, name: str) -> None:
+        """A connection stands, whoever made it."""
+        address = self._address_of(name)
+        if address is None:
+            return
+        candidate = self.candidates.get(address)
+        if candidate is None:
+            if len(self.candidates) >= LIMIT:
+                return
+            # it found us before we heard it
+            candidate = self.candidates[address] = Candidate(address, name, monotonic())
+        candidate.name = name
+        candidate.up = True
+        candidate.failures = 0
+        candidate.error = None
+
+    def node_down(self, name: str) -> None:
+        """A connection ended: try again soon."""
+        candidate = self._candidate(name)
+        if candidate is not None and candidate.up:
+            candidate.up = False
+            candidate.heard = max(candidate.heard, monotonic() - FORGET / 2)
+            patience = PATIENCE if self.link.name < name else (0.1, 0.5)
+            candidate.due = monotonic() + uniform(*patience)
+            self._wake.set()
+
+    def is_up(self, address: IPv6Address) -> bool:
+        """Whether the node at ``address`` is connected."""
+        candidate = self.candidates.get(address)
+        return candidate is not None and candidate.up
+
+    def suspect(self, address: IPv6Address | None = None, name: str | None = None) -> None:
+        """Find out whether a connected node is there: the one with this name (when another node
+        fears for it), the one at ``address``, or all when neither is known."""
+        now = monotonic()
+        if name is not None:
+            known = self._candidate(name)
+            feared = [] if known is None else [known]
+        else:
+            feared = [c for c in self.candidates.values() if address in (None, c.address)]
+        for candidate in feared:
+            if not candidate.up or candidate.address in self._probes:
+                continue
+            if now - self._probed.get(candidate.address, -PEACE) < PEACE:
+                continue
+            task = asyncio.get_running_loop().create_task(
+                self._probe(candidate, share=name is None)
+            )
+            self._probes[candidate.address] = task
+            task.add_done_callback(lambda _task, c=candidate: self._probe_ended(c.address))  # type: ignore[misc]
+
+    def _probe_ended(self, address: IPv6Address) -> None:
+        self._probes.pop(address, None)
+        if len(self._probed) >= LIMIT:
+            self._probed.clear()
+        self._probed[address] = monotonic()
+
+    async def _probe(self, candidate: Candidate, share: bool) -> None:
+        loop = asyncio.get_running_loop()
+        doubt = loop.create_task(self._doubt(candidate)) if share else None
+        seconds = PROBE if share else PROBE - DOUBT
+        try:
+            alive = await self.link.probe(candidate.name, seconds)
+            if not alive and candidate.up and not await self._on_air(candidate, seconds):
+                log.info("%s gave no sign of life", candidate.name)
+                self.link.give_up(candidate.name)
+        finally:
+            if doubt is not None:
+                doubt.cancel()
+
+    async def _doubt(self, candidate: Candidate) -> None:
+        await asyncio.sleep(DOUBT)
+        if not await self._on_air(candidate, DOUBT):
+            self.link.share_suspicion(candidate.name)
+
+    async def _on_air(self, candidate: Candidate, seconds: float) -> bool:
+        """Whether the radio has heard the node in the last seconds."""
+        if self.radio_silence is None:
+            return False
+        silence = await self.radio_silence(candidate.address)
+        return silence is not None and silence < seconds
+
+    def _candidate(self, name: str) -> Candidate | None:
+        """The candidate with this name, in any spelling."""
+        address = self._address_of(name)
+        return None if address is None else self.candidates.get(address)
+
+    def _address_of(self, name: str) -> IPv6Address | None:
+        cluster, _, host = name.partition("@")
+        if cluster != self.cluster:
+            return None
+        try:
+            return IPv6Address(host)
+        except ValueError:
+            return None
+
+    async def run(self) -> None:
+        """Connect what is due until cancelled."""
+        try:
+            while True:
+                self._wake.clear()
+                delay = self._start_due()
+                # not wait_for(): before Python 3.12 it can swallow a cancellation
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._wake.wait()
+        finally:
+            for candidate in self.candidates.values():
+                if candidate.task is not None:
+                    candidate.task.cancel()
+            for probe in self._probes.values():
+                probe.cancel()
+
+    def _start_due(self) -> float | None:
+        """Start the attempts that are due; the time until the next one, None when there is none."""
+        now = monotonic()
+        soonest: float | None = None
+        for candidate in sorted(self.candidates.values(), key=lambda c: c.due):
+            if candidate.up or candidate.task is not None:
+                continue
+            if self.neighbours is not None and candidate.address not in self.neighbours:
+                continue
+            if candidate.due > now or self._running >= PARALLEL:
+                # with all places taken, the end of an attempt wakes us
+                soonest = max(0.01, candidate.due - now) if candidate.due > now else None
+                break
+            self._running += 1
+            task = asyncio.get_running_loop().create_task(self._attempt(candidate))
+            candidate.task = task
+            # not in the attempt itself: a task cancelled before its first step never runs
+            task.add_done_callback(lambda _task, c=candidate: self._ended(c))  # type: ignore[misc]
+        return soonest
+
+    def _ended(self, candidate: Candidate) -> None:
+        candidate.task = None
+        self._running -= 1
+        self._wake.set()
+
+    async def _attempt(self, candidate: Candidate) -> None:
+        # Whether the connection stands is told by node_up and node_down alone: it may have ended
+        # again by the time this task runs on.
+        candidate.due = monotonic() + PAUSES[0]
+        self.attempts += 1
+        try:
+            await self.link.connect(candidate.name)
+        except Exception as e:
+            # the distribution's errors are many; every one means "not connected", with words
+            pause = PAUSES[min(candidate.failures, len(PAUSES) - 1)]
+            candidate.failures += 1
+            candidate.due = monotonic() + uniform(0.75 * pause, 1.25 * pause)
+            candidate.error = (str(getattr(e, "code", type(e).__name__)), str(e))
+            if candidate.failures == 1:
+                log.info("cannot connect to %s: %s", candidate.name, e)
+            if monotonic() - candidate.heard > FORGET:
+                self.candidates.pop(candidate.address, None)
+            self.on_failure(candidate)

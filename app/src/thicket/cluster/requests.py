@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command ``thicket`` does in the cluster, on behalf of a person, through the daemon:
+calls, messages to groups, and feeds of events and messages that are asked for again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+from thicket.base.errors import RequestError
+from thicket.distribution.etf import EncodeError
+from thicket.distribution.handshake import DistributionError
+from thicket.distribution.jsonform import TooLongError, from_json, to_json
+from thicket.distribution.node import Node
+
+MAX_FEEDS = 8
+KEPT = 256
+"""Events of a feed that wait for the next question; the oldest are dropped and counted."""
+
+MAX_SHOWN = 16 * 1024
+"""Characters of JSON of a message in a feed."""
+
+EXPIRES = 60.0
+"""Seconds after which a feed that nobody asked is closed."""
+
+MAX_WAIT = 20.0
+MAX_TIMEOUT = 25.0  # below what the control socket gives a request
+
+
+class _Feed:
+    """Events since they were last asked for."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.events: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self.missed = 0
+        self.asked = time.monotonic()
+        self.more = asyncio.Event()
+        self.task = asyncio.get_running_loop().create_task(self._collect())
+
+    async def _collect(self) -> None:
+        async for event in self.source:
+            if len(self.events) == KEPT:
+                self.missed += 1
+            if hasattr(event, "kind"):
+                found = {key: value for key, value in event._asdict().items() if value}
+            else:
+                found = {"kind": "message", "message": _short(event)}
+            self.events.append({"time": time.time(), **found})
+            self.more.set()
+
+    def close(self) -> None:
+        """End it."""
+        self.task.cancel()
+        self.source.close()
+
+
+def _short(message: Any) -> Any:
+    """Return the JSON form of a message, or words where that would be long."""
+    try:
+        return to_json(message, MAX_SHOWN)
+    except TooLongError as error:
+        return {"term": f"a message ({type(message).__name__}), but {error}"}
+
+
+class Remote:
+    """The requests of people, for one node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._feeds: dict[int, _Feed] = {}
+        self._last = 0
+
+    async def call(self, peer: str, params: dict[str, Any]) -> Any:
+        """Call a function; ``function``, ``arguments`` (JSON forms), ``timeout`` in seconds.
+
+        :raises RequestError: when there is no result.
+        """
+        function, arguments = params.get("function"), params.get("arguments", [])
+        timeout = params.get("timeout", 5.0)
+        if not isinstance(function, str) or not isinstance(arguments, list):
+            raise RequestError("bad-request", 'params need "function" and a list "arguments"')
+        if not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
+            raise RequestError("bad-request", f'"timeout" is up to {MAX_TIMEOUT:g} seconds')
+        try:
+            values = [from_json(value) for value in arguments]
+            result = await self.node.call(peer, function, *values, timeout=timeout)
+        except DistributionError as error:
+            causes: list[str] = []
+            cause = error.__cause__
+            while cause is not None and len(causes) < 8:
+                causes.append(f"{getattr(cause, 'type', type(cause).__name__)}: {cause}")
+                cause = cause.__cause__
+            because = "".join(f"; caused by {words}" for words in causes)
+            raise RequestError(error.code, f"{error}{because}") from error
+        except (EncodeError, ValueError) as error:
+            raise RequestError("bad-request", str(error)) from error
+        try:
+            return {"node": peer, "result": to_json(result)}
+        except TooLongError as error:
+            message = f"{function} has a result, but {error}: call it from an application"
+            raise RequestError("too-long", message) from error
+
+    async def publish(self, params: dict[str, Any]) -> Any:
+        """Send ``message`` (a JSON form) to the members of ``group``.
+
+        :raises RequestError: when it cannot be sent.
+        """
+        if "message" not in params or not params.get("group"):
+            raise RequestError("bad-request", 'params need "group" and "message"')
+        try:
+            group, message = from_json(params["group"]), from_json(params["message"])
+            if "pg" not in self.node._scopes:
+                self.node.scope()  # it learns of the members that others have by asking
+                await asyncio.sleep(0.5)
+            return {"members": await self.node.publish(group, message)}
+        except (EncodeError, ValueError) as error:
+            raise RequestError("bad-request", str(error)) from error
+
+    async def events(self, params: dict[str, Any]) -> Any:
+        """Return what happened since the last question, waiting for something.
+
+        Without ``feed`` a new feed is made, of nodes or, with ``group``, of the messages to a
+        group. ``wait`` is how long to wait, in seconds.
+
+        :raises RequestError: ``gone``, when there is no such feed (any more).
+        """
+        now = time.monotonic()
+        for number, old in list(self._feeds.items()):
+            if now - old.asked > EXPIRES:
+                self._feeds.pop(number).close()
+        wanted = params.get("feed")
+        if wanted is None:
+            wanted = self._new(params.get("group"))
+        feed = self._feeds.get(wanted) if isinstance(wanted, int) else None
+        if feed is None:
+            raise RequestError("gone", "there is no such feed (any more); begin a new one")
+        wait = params.get("wait", MAX_WAIT)
+        if not isinstance(wait, int | float):
+            raise RequestError("bad-request", '"wait" is a number of seconds')
+        if not feed.events:
+            feed.more.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(max(wait, 0.0), MAX_WAIT)):
+                    await feed.more.wait()
+        feed.asked = time.monotonic()
+        found, missed = list(feed.events), feed.missed
+        feed.events.clear()
+        feed.missed = 0
+        return {"feed": wanted, "node": self.node.name, "events": found, "missed": missed}
+
+    def _new(self, group: Any) -> int:
+        if len(self._feeds) >= MAX_FEEDS:
+            raise RequestError(
+                "too-many", f"{MAX_FEEDS} feeds are open; one that is not asked ends in a minute"
+            )
+        try:
+            source = self.node.monitor() if group is None else self.node.subscribe(from_json(group))
+        except (EncodeError, ValueError) as error:
+            raise RequestError("bad-request", str(error)) from error
+        self._last += 1
+        self._feeds[self._last] = _Feed(source)
+        return self._last
+
+    def close(self) -> None:
+        """End all feeds."""
+        for feed in self._feeds.values():
+            feed.close()
+        self._feeds.clear()

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request to the daemon's control socket, synchronously and with few imports."""
+
+import json
+import socket
+import time
+from typing import Any, Final
+
+from thicket.base.errors import CodedError
+
+#: Longest request and answer in bytes; the daemon's limits are in control.py.
+_LONGEST_REQUEST: Final = 512 * 1024
+_LARGEST: Final = 16 * 1024 * 1024
+
+
+class ClientError(CodedError):
+    """The request failed. ``code`` is the daemon's, or "unreachable" when it did not answer."""
+
+
+def request(path: str, method: str, params: dict[str, Any], timeout: float = 10.0) -> Any:
+    """The result of ``method``. ``timeout`` bounds the whole exchange, in seconds.
+
+    Raises ClientError, with words that tell what to do when the daemon cannot be reached.
+    """
+    deadline = time.monotonic() + timeout
+    line = json.dumps({"id": 1, "method": method, "params": params}).encode() + b"\n"
+    if len(line) > _LONGEST_REQUEST:
+        raise ClientError(
+            "too-long",
+            f"the request has {len(line)} bytes, and the daemon takes up to {_LONGEST_REQUEST}",
+        )
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+            s.settimeout(timeout)
+            s.connect(path)
+            s.sendall(line)
+            data = bytearray()
+            while not data.endswith(b"\n"):
+                s.settimeout(max(0.001, deadline - time.monotonic()))
+                chunk = s.recv(65536)
+                if not chunk:
+                    raise ConnectionResetError("it closed the connection")
+                data += chunk
+                if len(data) > _LARGEST:
+                    raise ConnectionError("its answer has no end")
+        answer = json.loads(data)
+    except TimeoutError as e:
+        raise ClientError("unreachable", f"the daemon did not answer within {timeout:g} s") from e
+    except PermissionError as e:
+        raise ClientError("unreachable", f"{path} is for root only; become root") from e
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        hint = "see `logread -e thicketd`; init starts it again by itself"
+        message = f"the daemon does not answer at {path} ({reason}); {hint}"
+        raise ClientError("unreachable", message) from e
+    if "error" in answer:
+        raise ClientError(answer["error"]["code"], answer["error"]["message"])
+    return answer["result"]

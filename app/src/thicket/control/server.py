@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's control socket: one JSON object per line each way over a unix socket.
+
+A request is ``{"id": any, "method": text, "params": {...}}``, its answer ``{"id": same, "result":
+...}`` or ``{"id": same, "error": {"code": text, "message": text}}``. Requests of one connection are
+answered in order. Only root can open the socket (mode 0600).
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from logging import getLogger
+from typing import Any, Final
+
+from thicket.base.errors import RequestError, ThicketError
+
+log = getLogger(__name__)
+
+Handler = Callable[[dict[str, Any]], Awaitable[Any]]
+
+#: Longest request in bytes: a whole configuration file, escaped as JSON at its worst.
+MAX_REQUEST: Final = 512 * 1024
+#: Longest answer in bytes; its client is told where it would be longer.
+MAX_ANSWER: Final = 8 * 1024 * 1024
+#: Clients served at the same time.
+MAX_CLIENTS: Final = 16
+#: A client may be silent for so many seconds, and take so many to read an answer.
+IDLE: Final = 60.0
+#: A request may take so many seconds.
+WORK: Final = 30.0
+
+
+class Server:
+    """Serves ``methods`` on the unix socket at ``path``."""
+
+    def __init__(self, path: str, methods: Mapping[str, Handler]) -> None:
+        self.path = path
+        self.methods = methods
+        self.idle = IDLE
+        self.work = WORK
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises OSError when the socket cannot be made."""
+        server = await asyncio.start_unix_server(
+            self._accepted, sock=self._listen(), limit=MAX_REQUEST
+        )
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.close()
+            clients = set(self._clients)
+            for client in clients:
+                client.cancel()
+            if clients:
+                await asyncio.wait(clients, timeout=1.0)
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+
+    def _listen(self) -> socket.socket:
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Bound aside and moved into place, so that the name is never there with a wrong mode nor
+        # without a listener, and a socket left by a killed daemon is replaced.
+        temporary = self.path + ".new"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            s.bind(temporary)
+            os.chmod(temporary, 0o600)
+            s.listen(MAX_CLIENTS)
+            s.setblocking(False)
+            os.rename(temporary, self.path)
+        except OSError:
+            s.close()
+            raise
+        return s
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= MAX_CLIENTS:
+            log.warning("refused a control client: %d are connected", MAX_CLIENTS)
+            writer.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self.idle):
+                        line = await reader.readline()
+                except ValueError:  # longer than the limit: where the next one starts is unknown
+                    error = {"code": "too-long", "message": f"more than {MAX_REQUEST} bytes"}
+                    writer.write(_line({"id": None, "error": error}))
+                    return
+                if not line:
+                    return
+                answer = await self._answer(line)
+                written = _line(answer)
+                if len(written) > MAX_ANSWER:
+                    message = f"the answer has {len(written)} bytes (limit {MAX_ANSWER})"
+                    error = {"code": "too-long", "message": message}
+                    written = _line({"id": answer["id"], "error": error})
+                writer.write(written)
+                async with asyncio.timeout(self.idle):
+                    await writer.drain()
+        except (TimeoutError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        ident: Any = None
+        try:
+            try:
+                request = json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise RequestError("bad-request", f"not JSON: {e}") from e
+            if not isinstance(request, dict):
+                raise RequestError("bad-request", "not a JSON object")
+            ident = request.get("id")
+            params = request.get("params") or {}
+            if not isinstance(params, dict):
+                raise RequestError("bad-request", "params is not an object")
+            method = self.methods.get(str(request.get("method")))
+            if method is None:
+                known = ", ".join(self.methods)
+                raise RequestError("unknown-method", f"known methods are {known}")
+            async with asyncio.timeout(self.work):
+                result = await method(params)
+        except ThicketError as e:
+            return {"id": ident, "error": {"code": e.code, "message": str(e)}}
+        except TimeoutError:
+            message = f"no result within {self.work:g} s"
+            return {"id": ident, "error": {"code": "timeout", "message": message}}
+        except Exception as e:
+            log.exception("control request failed")
+            message = f"{type(e).__name__}: {e}"
+            return {"id": ident, "error": {"code": "internal", "message": message}}
+        return {"id": ident, "result": result}
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The milestones of a boot, kept over restarts of the daemon."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from thicket.base.files import write_atomically
+from thicket.base.process import boottime
+from thicket.daemon.document import log
+
+#: Milestones of a boot, in the order in which they are reached.
+MILESTONES: Final = ("daemon", "identity", "radio", "first_peer", "first_node")
+
+
+class Times:
+    """When each milestone of this boot was reached, in seconds since power-on.
+
+    The values outlive the daemon (they are kept on the RAM file system), so that they tell about
+    the boot; ``restarts`` counts how often the daemon was started again since.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.values: dict[str, float | None] = dict.fromkeys(MILESTONES)
+        self.restarts = 0
+
+    def load(self) -> None:
+        """Take over what an earlier daemon of this boot left, if it is sound."""
+        try:
+            with open(self.path, "rb") as f:
+                kept = json.loads(f.read(4096))
+            # the clock of another boot can only be ahead of ours
+            values = {name: kept[name] for name in MILESTONES}
+            limit = boottime()
+            if not all(v is None or 0 <= v <= limit for v in values.values()):
+                raise ValueError("a time of the future")
+            self.restarts = int(kept["restarts"]) + 1
+            self.values = values
+            self.save()  # the next daemon counts on, whatever this one reaches
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
+            log.warning("ignoring %s: %s", self.path, e)
+
+    def reached(self, name: str, at: float | None = None) -> bool:
+        """Note a milestone (now, or ``at``); False when it had been reached before."""
+        if self.values[name] is not None:
+            return False
+        self.values[name] = boottime() if at is None else at
+        self.save()
+        return True
+
+    def save(self) -> None:
+        """Keep the times for the next daemon; a failure costs only them."""
+        data = json.dumps({**self.values, "restarts": self.restarts})
+        try:
+            write_atomically(self.path, data.encode() + b"\n", durable=False)
+        except OSError as e:
+            log.warning("cannot write %s: %s", self.path, e)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The boot partition: mounted, written and unmounted by one program at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from thicket.base.errors import ThicketError
+from thicket.base.files import write_atomically
+from thicket.base.paths import Paths, boot_mounted
+
+#: Seconds to wait for somebody else who works on the boot partition.
+LOCK_PATIENCE: Final = 20.0
+
+
+class StoreError(ThicketError):
+    """The configuration could not be written; the old one is still there."""
+
+    code = "not-written"
+
+
+@contextlib.contextmanager
+def boot_lock(paths: Paths) -> Iterator[None]:
+    """Have the boot partition for oneself: other threads, commands and the report wait.
+
+    Raises StoreError when it does not become free.
+    """
+    os.makedirs(paths.run, exist_ok=True)
+    lock = os.open(paths.run + "/boot.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        end = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise StoreError(
+                        f"the boot partition was in use for {LOCK_PATIENCE:.0f} s; try again"
+                    ) from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(lock)
+
+
+def unmount_boot(paths: Paths) -> None:
+    """Unmount the boot partition; raises StoreError, as when somebody has a file open there."""
+    _run(["umount", paths.boot])
+
+
+def write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
+    """Replace the file on the boot partition, which is writable only for that moment."""
+    mount_boot(paths, device)
+    _mount(["-o", "remount,rw", paths.boot])
+    try:
+        write_atomically(target, data)
+        os.sync()
+    finally:
+        _mount(["-o", "remount,ro", paths.boot])
+
+
+def mount_boot(paths: Paths, device: str) -> None:
+    """Mount the boot partition as init does, when it is not."""
+    if not boot_mounted(paths):
+        _mount(["-t", "vfat", "-o", "ro,nosuid,nodev,noexec,noatime", device, paths.boot])
+
+
+def _mount(arguments: list[str]) -> None:
+    _run(["mount", *arguments])
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise StoreError(f"cannot run {' '.join(command)}: {e}") from e
+    if done.returncode != 0:
+        said = done.stderr.strip() or f"status {done.returncode}"
+        raise StoreError(f"{' '.join(command)} failed: {said}")

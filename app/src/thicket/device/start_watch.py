@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A start that takes long: every program in it is bounded by its progress, and feeds the watchdog.
+
+``rcS`` waits for one program at a time: checks, repairs, making and mounting file systems, drivers.
+How long an honest one takes depends on the card, from milliseconds to many minutes, so there is no
+limit in seconds for the whole. Progress is a disk that has answered a request, or another program
+that runs. While there is progress, the hardware watchdog is fed. A program without any for
+``STALLED`` seconds is killed, as is one that has moved ``PASSES`` times what all disks hold; the
+script that waits for it goes on with its next best way. A program that waits for a request which
+the kernel never ends cannot be killed: then the watchdog is not fed and restarts the node.
+
+Started by rcS when the start has taken some seconds; rcS ends it when it is done.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+#: Seconds that a program may run without an answer from any disk.
+STALLED: Final = 90.0
+#: Times that a program may read and write everything there is.
+PASSES: Final = 8
+#: Seconds between two looks.
+PERIOD: Final = 2.0
+#: Seconds after the last feeding until the watchdog restarts the node; as its later feeder has it.
+WATCHDOG_TIMEOUT: Final = 60
+
+# linux/watchdog.h: _IOWR('W', 6, int)
+_WDIOC_SETTIMEOUT: Final = 0xC0045706
+
+
+class Program(NamedTuple):
+    """A running child of rcS."""
+
+    pid: int
+    #: Ticks after the start of the kernel; tells it from a later one of the same number.
+    started: int
+    name: str
+
+
+class Disks(NamedTuple):
+    """What all disks have done."""
+
+    #: Requests ended, well or badly.
+    requests: int
+    #: Sectors read and written.
+    moved: int
+    #: Sectors there are.
+    size: int
+
+
+def _read(path: str) -> str:
+    """The file's text; empty when it is gone."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as f:
+            return f.read()
+    except OSError:
+        return ""
+
+
+def processes(proc: str) -> dict[int, list[Program]]:
+    """Every process, by the number of its parent."""
+    found: dict[int, list[Program]] = {}
+    for entry in os.listdir(proc):
+        if entry.isdecimal():
+            # proc_pid_stat(5): the name is in parentheses and may contain any character
+            head, _, tail = _read(f"{proc}/{entry}/stat").rpartition(")")
+            fields = tail.split()
+            if len(fields) > 19:
+                program = Program(int(entry), int(fields[19]), head.partition("(")[2])
+                found.setdefault(int(fields[1]), []).append(program)
+    return found
+
+
+def disks(block: str) -> Disks:
+    """What the disks, without their partitions, have done; see the kernel's block/stat.rst."""
+    requests = moved = size = 0
+    for entry in os.listdir(block):
+        fields = [int(word) for word in _read(f"{block}/{entry}/stat").split()]
+        if len(fields) >= 11:
+            # reads, merged, sectors, ms; writes, merged, sectors, ms; ...; discards; flushes
+            requests += fields[0] + fields[4]
+            requests += sum(fields[at] for at in (11, 15) if at < len(fields))
+            moved += fields[2] + fields[6]
+            size += int(_read(f"{block}/{entry}/size") or 0)
+    return Disks(requests, moved, size)
+
+
+class Watchdog:
+    """The hardware watchdog, where there is one; closing it does not stop it (NOWAYOUT)."""
+
+    def __init__(self, path: str) -> None:
+        self._fd: int | None = None
+        with contextlib.suppress(OSError):
+            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            fcntl.ioctl(self._fd, _WDIOC_SETTIMEOUT, struct.pack("i", WATCHDOG_TIMEOUT))
+
+    def feed(self) -> None:
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._fd, b"\n")
+
+
+class StartWatch:
+    """Looks at the start now and then; see the module."""
+
+    def __init__(
+        self,
+        shell: int,
+        *,
+        feed: Callable[[], None],
+        say: Callable[[str], None],
+        proc: str = "/proc",
+        block: str = "/sys/block",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Watch the programs that process ``shell`` waits for."""
+        self._shell = shell
+        self._feed = feed
+        self._say = say
+        self._proc = proc
+        self._block = block
+        self._clock = clock
+        self._program: Program | None = None
+        self._requests = -1
+        self._moved_before = 0
+        self._progress = clock()
+        self._killed: Program | None = None
+
+    def look(self) -> None:
+        """See whether there was progress; feed the watchdog, or kill what stands still."""
+        now = self._clock()
+        table = processes(self._proc)
+        did = disks(self._block)
+        # the shell waits for the youngest; what it left in the background is older
+        own = os.getpid()
+        children = [p for p in table.get(self._shell, ()) if p.pid != own]
+        program = max(children, key=lambda p: (p.started, p.pid), default=None)
+        if program != self._program:
+            self._program, self._moved_before, self._progress = program, did.moved, now
+        if did.requests != self._requests:
+            self._requests, self._progress = did.requests, now
+        reason = ""
+        if now - self._progress >= STALLED:
+            reason = f"no progress for {STALLED:.0f} s"
+        elif did.size and did.moved - self._moved_before > PASSES * did.size:
+            reason = f"it has read and written everything {PASSES} times"
+        if not reason:
+            self._feed()
+        elif program is not None and program != self._killed:
+            self._killed = program
+            self._kill(program, table)
+            self._say(f"{program.name} was stopped: {reason}")
+
+    def _kill(self, program: Program, table: dict[int, list[Program]]) -> None:
+        # the parent first: it would go on as soon as its child has ended
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(program.pid, signal.SIGKILL)
+        for child in table.get(program.pid, ()):
+            self._kill(child, table)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError), open("/dev/kmsg", "w", encoding="utf-8") as f:
+        f.write(f"<3>thicket: start: {text}\n")
+
+
+def main() -> int:
+    """Run ``start-watch PID``: watch until rcS, whose number it is, ends this."""
+    if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
+        print("usage: start-watch PID")
+        return 2
+    shell = int(sys.argv[1])
+    watch = StartWatch(shell, feed=Watchdog("/dev/watchdog").feed, say=_say)
+    while os.path.exists(f"/proc/{shell}"):
+        watch.look()
+        time.sleep(PERIOD)
+    return 0

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the other nodes: a beacon on [ff02::69]:49999, repeated and self-healing.
+
+The beacon is that of a published mesh of Nerves devices ("the post" below); its nodes and ours find
+each other.
+
+A beacon is one UDP datagram. In the plain form its payload is the sender's IPv6 address as ASCII
+text, spelt as in the name of its node, and nothing else; the signed form is
+``thicket.trust.signed_beacon``'s. A :class:`Codec` makes and judges payloads, one for each form in
+use.
+
+A beacon is multicast to the link (an 802.11s mesh is one link, so it reaches every node of it)
+when the node joins and when it gets a peer, and then again and again: Wi-Fi multicast is not
+acknowledged. A node that is heard for the first time is answered with a beacon of our own, sent to
+it alone, so that both know each other after one beacon got through in either direction.
+
+Nothing in a plain beacon is proven, and a signed one can be a repetition. What is heard is only an
+address to try; the table of them is bounded, and a flood is dropped at a bounded cost.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, IPv6Network
+from typing import Any, Final, Protocol
+
+from thicket.base.errors import ThicketError
+
+GROUP: Final = "ff02::69"
+PORT: Final = 49999
+#: Longest textual IPv6 address: eight groups of four digits, or six and a dotted quad (RFC 4291
+#: 2.2; INET6_ADDRSTRLEN of <netinet/in.h> is one more, for the NUL).
+MAX_TEXT: Final = 45
+#: Bytes of the longest payload of any form.
+MAX_PAYLOAD: Final = 1024
+#: How a signed beacon begins; the first byte is in no text.
+SIGNED_MARK: Final = b"\xb7TB\x01"
+_CHARACTERS: Final = frozenset(b"0123456789abcdefABCDEF:.")
+_LINK_LOCAL: Final = IPv6Network("fe80::/10")
+
+#: Why a datagram was dropped. The counters in the status document have these names.
+REASONS: Final = (
+    "empty",  # no payload
+    "length",  # longer than any address
+    "characters",  # something else than hexadecimal digits, colons and dots
+    "syntax",  # not an IPv6 address
+    "kind",  # multicast, unspecified, loopback or the subnet-router anycast address
+    "prefix",  # not in our prefix
+    "own",  # our own address
+    "source",  # sent by somebody else than it announces
+    "hop_limit",  # passed a router
+    "full",  # the table is full
+    "rate",  # a flood
+    "form",  # the plain form where the signed one is asked for, or the reverse
+    # Of the signed form, see trust/beacon.py; those with a hyphen are trust/verify.py's.
+    "malformed",  # no certificates can be made of it
+    "echo",  # our own, sent again by somebody
+    "replay",  # not newer than the last one of the same node
+    "time",  # made too long ago or in the future, both clocks being set
+    "sender_rate",  # more than a node sends, in the name of one that is known
+    "stranger_rate",  # too many unknown nodes at once
+    "signature_rate",  # too many signatures to check at once
+    "forged",  # not signed by the node's key
+    "other-fleet",
+    "bad-chain",
+    "bad-signature",  # of a certificate
+    "not-its-name",
+    "not-its-address",
+    "expired",
+    "revoked",
+    "software-identity",
+)
+
+
+class MalformedError(ThicketError):
+    """A datagram that is no beacon for us; ``reason`` is one of REASONS."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def encode(address: IPv6Address) -> bytes:
+    """The payload that announces ``address``: its canonical text (RFC 5952)."""
+    return str(address).encode("ascii")
+
+
+def decode(payload: bytes, prefix: IPv6Network, own: IPv6Address | None) -> IPv6Address:
+    """The address that a beacon announces.
+
+    Any textual form of RFC 4291 is accepted (the post's own is not canonical), the caller gets the
+    address itself. Raises MalformedError unless it is a unicast address inside ``prefix`` other
+    than ``own``.
+    """
+    if not payload:
+        raise MalformedError("empty")
+    if len(payload) > MAX_TEXT:
+        raise MalformedError("length")
+    if not _CHARACTERS.issuperset(payload):
+        raise MalformedError("characters")
+    try:
+        address = IPv6Address(payload.decode("ascii"))
+    except ValueError:
+        raise MalformedError("syntax") from None
+    number = int(address)
+    # An identifier of all zeros is the subnet-router anycast address (RFC 4291 2.6.1).
+    if number <= 1 or number >> 120 == 0xFF or number & (2**64 - 1) == 0:
+        raise MalformedError("kind")
+    if address not in prefix:
+        raise MalformedError("prefix")
+    if address == own:
+        raise MalformedError("own")
+    return address
+
+
+class Codec(Protocol):
+    """One form of beacon: makes ours and judges those of others."""
+
+    form: str
+    """Its name in the configuration and the status document."""
+
+    def payload(self, now: float) -> bytes:
+        """The next beacon to send; empty when there is none (yet). ``now`` as in ``read``."""
+
+    def claims(self, payload: bytes) -> bool:
+        """Whether ``payload`` is of this form, good or not, by a look at its beginning."""
+
+    def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
+        """The address that a beacon announces, or MalformedError.
+
+        ``source`` is where it came from, None when that does not matter; ``now`` is in seconds of a
+        clock that never steps.
+        """
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the status document tells of this form."""
+
+
+def check_source(address: IPv6Address, source: IPv6Address | None) -> None:
+    """Raise MalformedError when ``source`` is neither ``address`` nor of the link itself."""
+    if source is not None and source != address and source not in _LINK_LOCAL:
+        raise MalformedError("source")
+
+
+class PlainBeacons:
+    """The plain form, that of the post. Anybody can send one for anybody."""
+
+    form = "plain"
+
+    def __init__(self, address: IPv6Address, prefix: IPv6Network) -> None:
+        self.address = address
+        self.prefix = prefix
+        self._payload = encode(address)
+
+    def payload(self, now: float) -> bytes:
+        """See :class:`Codec`."""
+        return self._payload
+
+    def claims(self, payload: bytes) -> bool:
+        """See :class:`Codec`."""
+        return not payload.startswith(SIGNED_MARK)
+
+    def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
+        """See :class:`Codec`."""
+        address = decode(payload, self.prefix, self.address)
+        check_source(address, source)
+        return address
+
+    def snapshot(self) -> dict[str, Any]:
+        """See :class:`Codec`."""
+        return {}
+
+
+def in_use(choice: str, plain: Codec, signed: Codec | None) -> tuple[Codec, ...]:
+    """The forms that the configuration's ``discovery.beacon`` chooses, in the order of sending.
+
+    Nothing takes the place of a signed form that is not there: the node is then silent and deaf.
+    """
+    chosen: tuple[Codec, ...] = ()
+    if choice in {"signed", "both"} and signed is not None:
+        chosen += (signed,)
+    if choice in {"plain", "both"}:
+        chosen += (plain,)
+    return chosen

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DNS-SD (RFC 6762, RFC 6763) on the mesh: the node by name, for laptops and for other nodes.
+
+The node answers to ``n-<identity>.local`` and publishes one service, ``_thicket._tcp``, so that
+``ssh root@n-....local`` and ``avahi-browse`` work from any computer in the mesh. What others
+publish is a second source of addresses beside the beacons.
+
+The work is done by python-zeroconf, started some time after the node has joined: nobody waits for
+it. Multicast DNS proves nothing, so what is found is only a hint to try an address, few at a time;
+the cluster asks for a certificate. Between the socket and zeroconf stands a :class:`Gate`, because
+its cache keeps whatever is said: other services' answers do not get in, and a flood does not.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from ipaddress import IPv6Address, IPv6Network
+from logging import CRITICAL, getLogger
+from time import monotonic
+from typing import Any, Final
+
+from thicket.base.errors import ThicketError
+from thicket.base.pace import Bucket, uniform
+from thicket.base.problems import Problems
+
+log = getLogger(__name__)
+
+SERVICE: Final = "_thicket._tcp.local."
+#: The service's name as a packet has it (RFC 1035 3.1), in small letters; pointers begin elsewhere.
+_LABEL: Final = b"\x08_thicket"
+
+#: Seconds after joining before the node speaks, so that a mesh that comes up has quiet.
+START: Final = (15.0, 30.0)
+#: Seconds between two looks at the interface and the cache.
+LOOK: Final = 2.0
+#: Pauses in seconds before another attempt; the last one repeats.
+PAUSES: Final = (5.0, 30.0, 120.0)
+#: Longest packet: what fits into one frame (RFC 6762 17).
+MOST_BYTES: Final = 1452
+#: Records that zeroconf's cache may hold before it is thrown away; a node has five.
+MOST_RECORDS: Final = 4096
+#: Published nodes whose addresses are still to be found out, and milliseconds for each.
+WAITING: Final = 256
+ASK_MS: Final = 3000
+#: Hints that may be on trial at the same time, and for how long in seconds. Attempts to connect
+#: take turns with those to nodes that were heard, and must not crowd them out.
+TRIALS: Final = 4
+TRIAL: Final = 60.0
+
+
+class NotServedError(ThicketError):
+    """The node cannot be published; somebody else may have its name."""
+
+
+class Gate(asyncio.DatagramProtocol):
+    """Lets packets through to zeroconf's own protocol, as far as they are meant for it."""
+
+    #: Packets and bytes per second, on average and at once.
+    PACKETS: Final = (40.0, 160.0)
+    BYTES: Final = (16 * 1024.0, 96 * 1024.0)
+
+    def __init__(self, inner: asyncio.DatagramProtocol, dropped: dict[str, int]) -> None:
+        self.inner = inner
+        self.dropped = dropped
+        self._packets = Bucket(*self.PACKETS)
+        self._bytes = Bucket(*self.BYTES)
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        """Judge one packet by its first bytes."""
+        now = monotonic()
+        # 12 bytes of header; the first bit of the third tells an answer from a question
+        if not 12 <= len(data) <= MOST_BYTES:
+            self.dropped["length"] += 1
+        elif data[2] & 0x80 and _LABEL not in data.lower():
+            self.dropped["other"] += 1
+        elif not (self._packets.take(now) and self._bytes.ready(now)):
+            self.dropped["rate"] += 1
+        else:
+            self._bytes.tokens -= len(data)
+            try:
+                self.inner.datagram_received(data, addr)
+            except Exception as e:
+                # a fault of the parser is the sender's doing and not worth a traceback
+                self.dropped["fault"] += 1
+                log.debug("a packet of %s: %s: %s", addr[0], type(e).__name__, e)
+
+    def error_received(self, exc: Exception) -> None:
+        """An ICMP error for something sent; it concerns nobody."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass on the end of the socket."""
+        self.inner.connection_lost(exc)
+
+
+class Hints:
+    """Addresses worth a try: bounded, each tried once in a while."""
+
+    def __init__(self, prefix: IPv6Network, own: IPv6Address) -> None:
+        self.prefix = prefix
+        self.own = own
+        self._trials: dict[IPv6Address, float] = {}
+
+    def fits(self, address: IPv6Address, node: str, expected: str) -> bool:
+        """Whether the node ``node``, said to be at ``address``, can be one of ours.
+
+        ``expected`` is the name that the cluster gives to the node there: nodes of other clusters
+        are left in peace.
+        """
+        from thicket.distribution.handshake import key_of  # the cluster's part
+
+        return address != self.own and address in self.prefix and key_of(node) == expected
+
+    def take(self, address: IPv6Address, now: float) -> bool:
+        """Whether ``address`` is to be tried now: False when it or enough others are on trial."""
+        self._trials = {a: end for a, end in self._trials.items() if end > now}
+        if address in self._trials or len(self._trials) >= TRIALS:
+            return False
+        self._trials[address] = now + TRIAL
+        return True
+
+    def settled(self, address: IPv6Address) -> None:
+        """The node at ``address`` is known by better means."""
+        self._trials.pop(address, None)
+
+
+class Told:
+    """What the node tells of itself; ``properties`` (the TXT record) hold nothing secret."""
+
+    def __init__(
+        self, hostname: str, address: IPv6Address, port: int, properties: dict[str, str]
+    ) -> None:
+        self.hostname = hostname
+        self.address = address
+        self.port = port
+        self.properties = properties
+
+
+class DnsSd:
+    """Publishes the node and looks for others on one interface while :meth:`run` runs.
+
+    ``name_of(address)`` is the name that a node there has in the cluster, ``known(address)`` tells
+    whether it needs no hint, ``on_hint(address)`` is called for one that is to be tried.
+    """
+
+    def __init__(
+        self,
+        told: Told,
+        prefix: IPv6Network,
+        interface: str,
+        problems: Problems,
+        *,
+        name_of: Callable[[IPv6Address], str],
+        known: Callable[[IPv6Address], bool],
+        on_hint: Callable[[IPv6Address], None],
+    ) -> None:
+        self.told = told
+        self.interface = interface
+        self.problems = problems
+        self.name_of = name_of
+        self.known = known
+        self.on_hint = on_hint
+        self.hints = Hints(prefix, told.address)
+        self.dropped: dict[str, int] = dict.fromkeys(("length", "other", "rate", "fault"), 0)
+        self.state = "waiting"
+        self.hinted = 0
+        #: Names that are published by others, bounded by the cache's bound.
+        self.seen: set[str] = set()
+        self._names: asyncio.Queue[str] = asyncio.Queue(WAITING)
+        #: Names whose hints had no place yet.
+        self._later: set[str] = set()
+        self._zeroconf: Any = None
+
+    def snapshot(self) -> dict[str, Any]:
+        """The ``dns_sd`` part of the status document."""
+        return {
+            "state": self.state,
+            "services": len(self.seen),
+            "hints": self.hinted,
+            "dropped": {reason: n for reason, n in self.dropped.items() if n},
+        }
+
+    async def run(self) -> None:
+        """Publish and look until cancelled. Trouble with the interface is waited out."""
+        await asyncio.sleep(uniform(*START))
+        failures = 0
+        while True:
+            began = monotonic()
+            try:
+                why = await self._serve()
+                self.problems.clear("dns-sd", "not-served")
+                failures = failures + 1 if monotonic() - began < PAUSES[-1] else 0
+            except (NotServedError, OSError, ImportError) as e:
+                failures += 1
+                why = str(e) or type(e).__name__
+                message = f"cannot publish the node on {self.interface}: {why}; trying again"
+                self.problems.report("dns-sd", "not-served", message, "warning")
+            self.state = "waiting"
+            log.info("DNS-SD on %s: %s", self.interface, why)
+            await asyncio.sleep(PAUSES[min(failures, len(PAUSES)) - 1] if failures else LOOK)
+
+    async def _serve(self) -> str:
+        """Serve until the interface is another one; returns why it ended.
+
+        Raises OSError, NotServedError, or ImportError where zeroconf is not installed.
+        """
+        try:
+            index = socket.if_nametoindex(self.interface)
+        except OSError:
+            return "there is no such interface (yet)"
+        # here, because it takes its time
+        from zeroconf import IPVersion
+        from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
+
+        getLogger("zeroconf").setLevel(CRITICAL)  # it logs each malformed packet
+        zeroconf = AsyncZeroconf(interfaces=[index], ip_version=IPVersion.V6Only)
+        try:
+            self._zeroconf = zeroconf.zeroconf
+            await zeroconf.zeroconf.async_wait_for_start()
+            self._install_gates()
+            await zeroconf.async_register_service(self._info(), allow_name_change=False)
+            browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._found])
+            self.state = "published"
+            self.problems.clear("dns-sd", "not-served")
+            log.info("published as %s.local on %s", self.told.hostname, self.interface)
+            asking = asyncio.get_running_loop().create_task(self._ask_all())
+            try:
+                return await self._watch(index)
+            finally:
+                asking.cancel()
+                await browser.async_cancel()
+        except _zeroconf_errors() as e:
+            raise NotServedError(f"{type(e).__name__}: {e}".rstrip(": ")) from e
+        finally:
+            self.seen.clear()
+            self._later.clear()
+            self._zeroconf = None
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(2.0):
+                    await zeroconf.async_close()
+
+    def _install_gates(self) -> None:
+        for reader in self._zeroconf.engine.readers:
+            transport = reader.transport
+            transport.set_protocol(Gate(transport.get_protocol(), self.dropped))
+
+    def _info(self) -> Any:
+        from zeroconf import ServiceInfo
+
+        told = self.told
+        return ServiceInfo(
+            SERVICE,
+            f"{told.hostname}.{SERVICE}",
+            addresses=[told.address.packed],
+            port=told.port,
+            properties=told.properties,
+            server=f"{told.hostname}.local.",
+        )
+
+    async def _watch(self, index: int) -> str:
+        again = monotonic() + TRIAL
+        while True:
+            await asyncio.sleep(LOOK)
+            if monotonic() > again:
+                again = monotonic() + TRIAL
+                for name in self._later:
+                    self._want(name)
+                self._later.clear()
+            try:
+                if socket.if_nametoindex(self.interface) != index:
+                    return "the interface was made anew"
+            except OSError:
+                return "the interface has gone"
+            records = sum(map(len, self._zeroconf.cache.cache.values()))
+            if records > MOST_RECORDS:
+                return f"somebody publishes too much ({records} records); starting afresh"
+            if self._zeroconf.done:
+                return "it was closed"
+
+    # -- what others publish
+
+    def _found(self, zeroconf: Any, service_type: str, name: str, state_change: Any) -> None:
+        from zeroconf import ServiceStateChange
+
+        if state_change is ServiceStateChange.Removed:
+            self.seen.discard(name)
+            return
+        if len(self.seen) < MOST_RECORDS:
+            self.seen.add(name)
+        if name != f"{self.told.hostname}.{SERVICE}":
+            self._want(name)
+
+    def _want(self, name: str) -> None:
+        with contextlib.suppress(asyncio.QueueFull):
+            self._names.put_nowait(name)
+
+    async def _ask_all(self) -> None:
+        while True:
+            await self._ask(await self._names.get())
+
+    async def _ask(self, name: str) -> None:
+        """Find the addresses of a published node, mostly known already, and hint at them."""
+        from zeroconf import IPVersion
+        from zeroconf.asyncio import AsyncServiceInfo
+
+        try:
+            info = AsyncServiceInfo(SERVICE, name)
+            if not await info.async_request(self._zeroconf, ASK_MS):
+                return
+            node = (info.properties.get(b"node") or b"").decode("utf-8", "replace")
+            addresses = info.ip_addresses_by_version(IPVersion.V6Only)[:4]
+        except _zeroconf_errors() as e:
+            log.debug("%s: %s", name, e)
+            return
+        for found in addresses:
+            address = IPv6Address(int(found))
+            if self.known(address):
+                self.hints.settled(address)
+            elif not self.hints.fits(address, node, self.name_of(address)):
+                continue
+            elif not self.hints.take(address, monotonic()):
+                if len(self._later) < WAITING:
+                    self._later.add(name)
+            else:
+                log.info("found %s by DNS-SD", address)
+                self.hinted += 1
+                self.on_hint(address)
+
+
+def _zeroconf_errors() -> tuple[type[Exception], ...]:
+    """What zeroconf raises: its own, and whatever broken names lead to."""
+    from zeroconf import Error
+
+    return (Error, ValueError, AssertionError)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nodes that were heard, bounded and with an age."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv6Address
+
+from thicket.base.pace import Bucket
+from thicket.discovery.beacon import MalformedError
+
+
+class Heard:
+    """One node that was heard. Times are of the table's clock, in seconds."""
+
+    __slots__ = ("address", "answered", "beacons", "gap", "last", "source", "spelling")
+
+    def __init__(self, address: IPv6Address, now: float) -> None:
+        self.address = address
+        self.last = now
+        self.beacons = 0
+        #: Time between its last two beacons; 0 after the first.
+        self.gap = 0.0
+        self.answered = -1e9
+        #: Where its last beacon came from, without zone: mostly its link-local address.
+        self.source = ""
+        #: The address as its last plain beacon wrote it, which is how its node name has it.
+        self.spelling = str(address)
+
+
+class Table:
+    """The nodes heard, bounded in number; those not heard for ``expire`` seconds are dropped.
+
+    ``pinned`` tells which addresses must stay although they are silent (connected nodes).
+    """
+
+    #: Two beacons within so many seconds are one, sent in both forms.
+    SAME = 0.2
+
+    def __init__(
+        self, limit: int, expire: float, pinned: Callable[[IPv6Address], bool] | None = None
+    ) -> None:
+        self.limit = limit
+        self.lifetime = expire
+        self.pinned = pinned or (lambda _address: False)
+        self.entries: dict[IPv6Address, Heard] = {}
+        # A sender that invents addresses fills the table slowly enough for old ones to expire,
+        # while a mesh that comes up at once is learnt at once.
+        self._new = Bucket(rate=8.0, burst=float(limit))
+
+    def hear(self, address: IPv6Address, now: float) -> tuple[Heard, bool]:
+        """Note a beacon of ``address``: its entry, and whether it is new.
+
+        Raises MalformedError("full") when there is no place for it.
+        """
+        entry = self.entries.get(address)
+        new = entry is None
+        if entry is None:
+            if len(self.entries) >= self.limit:
+                self.expire(now)
+            if len(self.entries) >= self.limit or not self._new.take(now):
+                raise MalformedError("full")
+            entry = self.entries[address] = Heard(address, now)
+        if new or now - entry.last >= self.SAME:
+            entry.gap = now - entry.last
+        entry.last = now
+        entry.beacons += 1
+        return entry, new
+
+    def expire(self, now: float) -> list[IPv6Address]:
+        """Drop what was silent for too long; the addresses that were dropped."""
+        old = now - self.lifetime
+        gone = [
+            entry.address
+            for entry in self.entries.values()
+            if entry.last < old and not self.pinned(entry.address)
+        ]
+        for address in gone:
+            del self.entries[address]
+        return gone
+
+    def resize(self, limit: int, expire: float) -> None:
+        """Change the bounds; entries beyond a smaller limit stay until they expire."""
+        self.limit = limit
+        self.lifetime = expire
+        self._new.burst = float(limit)
+
+
+class SharedSources:
+    """Link-local addresses from which the signed beacons of more than one node come in turns.
+
+    A link-local address is made of the radio's MAC address (RFC 4291, appendix A): there are two
+    radios with one. A node that came back with another identity is none: its former one is silent.
+    Bounded by the nodes that prove who they are, and by ``LIMIT``. Times in seconds.
+    """
+
+    #: How long what was heard counts; the slowest beacons come every 30 s, and links to such
+    #: radios mostly do not stand.
+    WINDOW = 900.0
+    LIMIT = 256
+
+    def __init__(self) -> None:
+        #: By source: when each node was heard from it last, latest last; the time and the two
+        #: nodes of the last turn back to a node that was heard before another one.
+        self._heard: dict[str, dict[IPv6Address, float]] = {}
+        self._turned: dict[str, tuple[float, IPv6Address, IPv6Address]] = {}
+
+    def hear(self, source: str, address: IPv6Address, now: float) -> None:
+        """Note a proven beacon of ``address`` from ``source``."""
+        nodes = self._heard.pop(source, {})
+        if len(self._heard) >= self.LIMIT:
+            oldest = next(iter(self._heard))
+            del self._heard[oldest]
+            self._turned.pop(oldest, None)
+        nodes = {node: when for node, when in nodes.items() if now - when <= self.WINDOW}
+        if address in nodes and (other := next(reversed(nodes))) != address:
+            self._turned[source] = (now, address, other)
+        nodes.pop(address, None)
+        nodes[address] = now
+        while len(nodes) > 4:
+            del nodes[next(iter(nodes))]
+        self._heard[source] = nodes
+
+    def found(self, now: float) -> dict[str, tuple[IPv6Address, IPv6Address]]:
+        """The sources that two nodes share at the time ``now``, and the two."""
+        self._turned = {s: turn for s, turn in self._turned.items() if now - turn[0] <= self.WINDOW}
+        return {s: (min(a, b), max(a, b)) for s, (_, a, b) in self._turned.items()}
+
+
+def mac_of(link_local: str) -> str | None:
+    """The MAC address that a link-local address was made of (RFC 4291, appendix A), or None."""
+    try:
+        low = (int(IPv6Address(link_local)) & (2**64 - 1)).to_bytes(8, "big")
+    except ValueError:
+        return None
+    if low[3:5] != b"\xff\xfe":
+        return None
+    return bytes((low[0] ^ 2, *low[1:3], *low[5:])).hex(":")

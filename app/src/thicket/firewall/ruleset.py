@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The firewall's rules, as one nftables table ``inet thicket``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from thicket.config.schema import Settings
+from thicket.discovery.beacon import PORT as BEACON_PORT
+
+TABLE: Final = "thicket"
+EPMD_PORT: Final = 4369
+SSH_PORT: Final = 22
+MDNS_PORT: Final = 5353
+
+#: Why a packet was dropped: the counters' names.
+REASONS: Final = (
+    "beacon_router",  # a beacon that passed a router (its hop limit is not 255)
+    "beacon_sender",  # more beacons than one node sends
+    "beacon_flood",  # more beacons than all nodes together send
+    "mdns_sender",  # more multicast DNS than one node sends
+    "mdns_flood",  # more multicast DNS than all nodes together send
+    "invalid",  # belongs to no connection that the kernel knows
+    "echo_flood",  # more pings than anybody needs
+    "neighbour_sender",  # more neighbour discovery than one node sends
+    "connection_sender",  # more new connections than one node makes
+    "connection_flood",  # more new connections than all nodes together make
+    "forward",  # meant for somebody else
+    "closed",  # what the node does not serve
+)
+
+#: Packets per second on average, and at once, that pass. A node sends a beacon a second at most,
+#: and answers; 256 nodes that come up at the same time send some 200 a second.
+_BEACON_SENDER: Final = (10, 20)
+_BEACON_ALL: Final = (300, 600)
+#: A node sends some ten packets when it starts, and hardly any later.
+_MDNS_SENDER: Final = (10, 40)
+_MDNS_ALL: Final = (50, 300)
+_ECHO: Final = (100, 200)
+_NEIGHBOUR_SENDER: Final = (100, 200)
+#: A node that joins makes two connections (port mapper, node) to each of the others, one by one.
+_CONNECTION_SENDER: Final = (20, 60)
+_CONNECTION_ALL: Final = (200, 400)
+#: Senders whose rates are known at the same time, and for how long after their last packet. What a
+#: full table lets pass is bounded by the rate of all.
+_SENDERS: Final = 1024
+_SENDER_SECONDS: Final = 20
+
+
+def ruleset(settings: Settings, interface: str) -> str:
+    """The commands for ``nft -f`` that put the rules for ``settings`` in the place of the old ones.
+
+    ``interface`` is the mesh's. Without a firewall the commands only remove the table.
+    """
+    # "table" makes it when there is none, so that removing it never fails
+    head = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
+    if not settings.firewall.enabled:
+        return head
+    counters = "".join(f"\tcounter {reason} {{ }}\n" for reason in REASONS)
+    senders = "".join(
+        f"\tset {name} {{ type ipv6_addr; size {_SENDERS}; flags dynamic; "
+        f"timeout {_SENDER_SECONDS}s; }}\n"
+        for name in ("beacon_senders", "mdns_senders", "neighbours", "callers")
+    )
+    return (
+        f"{head}table inet {TABLE} {{\n{counters}\n{senders}\n{_early(interface)}\n"
+        f"{_input(interface)}\n{_mesh(settings)}\n{_forward(settings)}}}\n"
+    )
+
+
+def _over(rate: tuple[int, int]) -> str:
+    return f"limit rate over {rate[0]}/second burst {rate[1]} packets"
+
+
+def _chain(name: str, *lines: str) -> str:
+    return f"\tchain {name} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"
+
+
+def _early(interface: str) -> str:
+    """Before connection tracking (priority raw): beacons and multicast DNS have no use for it."""
+    return (
+        _chain(
+            "early",
+            "type filter hook prerouting priority raw; policy accept;",
+            f'iifname "{interface}" meta nfproto ipv6 udp dport {BEACON_PORT} goto beacons',
+            f'iifname "{interface}" meta nfproto ipv6 udp dport {MDNS_PORT} goto mdns',
+        )
+        + _chain(
+            "mdns",
+            f"update @mdns_senders {{ ip6 saddr {_over(_MDNS_SENDER)} }} counter name mdns_sender "
+            "drop",
+            f"{_over(_MDNS_ALL)} counter name mdns_flood drop",
+            "notrack accept",
+        )
+        + _chain(
+            "beacons",
+            "ip6 hoplimit != 255 counter name beacon_router drop",
+            f"update @beacon_senders {{ ip6 saddr {_over(_BEACON_SENDER)} }} "
+            "counter name beacon_sender drop",
+            f"{_over(_BEACON_ALL)} counter name beacon_flood drop",
+            "notrack accept",
+        )
+    )
+
+
+def _input(interface: str) -> str:
+    return _chain(
+        "input",
+        "type filter hook input priority filter; policy drop;",
+        'iifname "lo" accept',
+        "ct state established,related accept",
+        "ct state invalid counter name invalid drop",
+        # RFC 4890 4.4: what a host needs of ICMPv6. Errors are "related" to what they are about.
+        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 goto neighbours",
+        "icmpv6 type mld-listener-query ip6 saddr fe80::/10 accept",
+        f"icmpv6 type echo-request {_over(_ECHO)} counter name echo_flood drop",
+        "icmpv6 type echo-request accept",
+        # Meant for routers, and heard by everybody: no reason to count them as attempts.
+        "icmpv6 type { nd-router-solicit, nd-router-advert, mld-listener-report, "
+        "mld-listener-done, mld2-listener-report } drop",
+        f'iifname "{interface}" goto mesh',
+        "counter name closed drop",
+    ) + _chain(
+        "neighbours",
+        # No rate for all: invented senders could then take the others' addresses away.
+        f"update @neighbours {{ ip6 saddr {_over(_NEIGHBOUR_SENDER)} }} "
+        "counter name neighbour_sender drop",
+        "accept",
+    )
+
+
+def _mesh(settings: Settings) -> str:
+    """What the node serves on the mesh.
+
+    The port mapper belongs to it in a cluster with certificates, too: stock Erlang nodes, and ours,
+    ask it for the port, and all that it tells is that.
+    """
+    served = {EPMD_PORT, settings.cluster.port}
+    if settings.access.ssh_keys:
+        served.add(SSH_PORT)
+    lines = [
+        f"udp dport {BEACON_PORT} accept",
+        f"tcp dport {{ {', '.join(map(str, sorted(served)))} }} goto connections",
+    ]
+    if settings.discovery.dns_sd:
+        lines.append(f"udp dport {MDNS_PORT} accept")
+    for protocol in ("tcp", "udp"):
+        allowed = [
+            ports for kind, _, ports in (p.partition("/") for p in settings.firewall.allow)
+            if kind == protocol
+        ]  # fmt: skip
+        if allowed:
+            lines.append(f"{protocol} dport {{ {', '.join(allowed)} }} accept")
+    if settings.firewall.log:
+        lines.append('limit rate 10/minute burst 5 packets log prefix "firewall: " level info')
+    return _chain("mesh", *lines, "counter name closed drop") + _chain(
+        "connections",
+        f"update @callers {{ ip6 saddr {_over(_CONNECTION_SENDER)} }} "
+        "counter name connection_sender drop",
+        f"{_over(_CONNECTION_ALL)} counter name connection_flood drop",
+        "accept",
+    )
+
+
+def _forward(settings: Settings) -> str:
+    """A node passes nothing on between networks; a gate does, by rules of a table of its own.
+
+    (A packet that one table drops is gone, whatever another one says.)
+    """
+    if settings.mesh.gate:
+        return ""
+    return _chain(
+        "forward",
+        "type filter hook forward priority filter; policy drop;",
+        "counter name forward drop",
+    )

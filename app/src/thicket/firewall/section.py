@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``[firewall]``: what reaches the node over the mesh."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from thicket.base.fields import Boolean, Key, Section
+
+
+class Ports(Key[tuple[str, ...]]):
+    """Ports in addition to the product's own: ``tcp/NUMBER``, ``udp/NUMBER``, or a range of them.
+
+    The value has each port once: in order, without overlaps, ranges that meet joined.
+    """
+
+    type_name = "ports"
+    allowed = (
+        'a list of ports such as ["tcp/8080", "udp/5000-5009"]: tcp or udp, a slash, and a number '
+        "from 1 to 65535 or a range"
+    )
+    #: Most entries.
+    MOST: Final = 64
+
+    def from_text(self, text: str) -> object:
+        return text.replace(",", " ").split()
+
+    def plain(self, value: tuple[str, ...]) -> object:
+        return list(value)
+
+    def check(self, raw: object) -> tuple[str, ...]:
+        if not isinstance(raw, list | tuple) or len(raw) > self.MOST:
+            raise self.refuse()
+        found: dict[str, list[tuple[int, int]]] = {"tcp": [], "udp": []}
+        for item in raw:
+            protocol, slash, ports = item.partition("/") if isinstance(item, str) else ("", "", "")
+            low, dash, high = ports.partition("-")
+            if protocol not in found or not slash or not self._number(low):
+                raise self.refuse()
+            if dash and not (self._number(high) and int(low) < int(high)):
+                raise self.refuse()
+            found[protocol].append((int(low), int(high or low)))
+        return tuple(
+            f"{protocol}/{low}" + (f"-{high}" if high > low else "")
+            for protocol, ranges in found.items()
+            for low, high in self._joined(sorted(ranges))
+        )
+
+    @staticmethod
+    def _number(text: str) -> bool:
+        digits = text.isascii() and text.isdigit() and len(text) <= 5
+        return digits and 1 <= int(text) <= 65535
+
+    @staticmethod
+    def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        joined: list[tuple[int, int]] = []
+        for low, high in ranges:
+            if joined and low <= joined[-1][1] + 1:
+                joined[-1] = (joined[-1][0], max(joined[-1][1], high))
+            else:
+                joined.append((low, high))
+        return joined
+
+
+class FirewallSection(Section, name="firewall"):
+    """What reaches the node over the mesh: what it serves by itself, and nothing else."""
+
+    __slots__ = ()
+    enabled = Boolean(
+        True,
+        "Without it every port of every program can be reached. The node does not join the mesh "
+        "while a firewall that is wanted cannot be set up.",
+    )
+    allow = Ports(
+        (),
+        "Ports of the mesh interface that are open besides the node's own, for applications.",
+    )
+    log = Boolean(
+        False, "Note dropped packets in the system's log (`logread`), at most ten a minute."
+    )

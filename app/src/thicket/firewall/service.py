@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The firewall: what may reach the node over the network, as one nftables table, ``inet thicket``.
+
+:func:`ruleset` makes the rules of the configuration; :class:`Firewall` puts them in force through
+the program ``nft``, all of them at once or none, before the radio is started. A packet that no rule
+names is dropped and counted. What leaves the node is not looked at.
+
+Floods are cut off where they cost least: beacons before the kernel's connection tracking sees them,
+connections at their first packet. Each sender has a rate of its own, so that one of them cannot
+use up what the others need; the rate of all together bounds what invented senders can do.
+
+A node whose firewall cannot be set up stays off the mesh (and says so), because it would serve
+strangers what it serves only itself; what is in force already stays so. A daemon in a directory of
+its own, as on a developer's machine, leaves that machine's network alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from logging import getLogger
+from typing import Any, Final
+
+from thicket.base.files import write_atomically
+from thicket.base.paths import Paths
+from thicket.base.problems import Problems
+from thicket.config.schema import Settings
+from thicket.firewall.ruleset import TABLE, ruleset
+
+log = getLogger(__name__)
+
+#: Seconds that ``nft`` has; emulated nodes on a busy host are slow.
+_NFT_SECONDS: Final = 30.0
+#: Pauses between attempts in seconds; the last one repeats.
+_PAUSES: Final = (1.0, 5.0, 15.0, 60.0)
+
+NETLINK_NETFILTER: Final = 12
+
+
+class Firewall:
+    """Keeps the rules of the configuration in force while :meth:`run` runs."""
+
+    program = "nft"
+
+    def __init__(
+        self, paths: Paths, interface: str, problems: Problems, settings: Settings
+    ) -> None:
+        self.path = paths.run + "/firewall.nft"
+        #: Whether this daemon is the machine's own and may touch its network.
+        self.ours = not paths.root
+        self.interface = interface
+        self.problems = problems
+        self.settings = settings
+        #: Set once the network may be used: the rules are in force, or none are wanted.
+        self.in_force = asyncio.Event()
+        self.state = "starting"
+        self.dropped: dict[str, int] = {}
+        self._text = ""
+        self._changed = asyncio.Event()
+        self._requests: Any = None
+
+    def follow(self, settings: Settings) -> None:
+        """Put the rules for these settings in force soon."""
+        self.settings = settings
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Set up the rules, and again when the settings change, until cancelled."""
+        failures = 0
+        while self.ours:
+            self._changed.clear()
+            pause = None
+            try:
+                await self._apply()
+                failures = 0
+            except OSError as e:
+                self._failed(e.strerror or str(e))
+                pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
+                failures += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
+        self.state = "none"
+        self.in_force.set()
+        await asyncio.Event().wait()
+
+    async def _apply(self) -> None:
+        """Make the kernel's rules those of the settings; raises OSError, with words in strerror."""
+        enabled = self.settings.firewall.enabled
+        text = ruleset(self.settings, self.interface)
+        # Rules that are in force keep their counters and the senders' rates.
+        if text != self._text and (enabled or self._counters()):
+            write_atomically(self.path, text.encode(), durable=False)
+            await asyncio.get_running_loop().run_in_executor(None, self._load)
+            log.info("the firewall's rules are %s", "in force" if enabled else "removed")
+        self._text = text
+        self.state = "on" if enabled else "off"
+        self.problems.clear("firewall", "not-set-up")
+        if enabled:
+            self.problems.clear("firewall", "off")
+        else:
+            message = "is off (firewall.enabled): every port can be reached by the whole mesh"
+            self.problems.report("firewall", "off", message, "warning")
+        self.in_force.set()
+
+    def _load(self) -> None:
+        try:
+            done = subprocess.run(
+                [self.program, "-f", self.path],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_NFT_SECONDS,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise OSError(0, f"the program {self.program} (nftables) is not installed") from None
+        except subprocess.TimeoutExpired:
+            raise OSError(0, f"{self.program} did not end within {_NFT_SECONDS:.0f} s") from None
+        if done.returncode != 0:
+            said = done.stdout.decode("utf-8", "replace").strip().split("\n")[0][:200]
+            raise OSError(0, f"{self.program} ended with status {done.returncode}: {said}")
+
+    def _failed(self, why: str) -> None:
+        """Report, and go on with rules of before where there are some."""
+        message = f"cannot be set up: {why}"
+        if self._counters():
+            self.state = "on"
+            self.in_force.set()
+            message += "; the rules from before stay in force"
+        else:
+            self.state = "failed"
+            self.in_force.clear()
+            message += (
+                ". The node stays off the mesh until it can be, or until "
+                "`thicket config set firewall.enabled=false`"
+            )
+        self.problems.report("firewall", "not-set-up", message)
+
+    # -- what was dropped
+
+    def refresh(self) -> None:
+        """Read the counters again; rules that somebody took away are put back."""
+        if self.state != "on":
+            return
+        found = self._counters()
+        if found == {}:
+            log.warning("the firewall's rules have gone and are set up again")
+            self._text = ""
+            self._changed.set()
+        elif found is not None:
+            self.dropped = found
+
+    def snapshot(self) -> dict[str, Any]:
+        """The ``firewall`` part of the status document."""
+        return {"state": self.state, "dropped": {k: n for k, n in self.dropped.items() if n}}
+
+    def _counters(self) -> dict[str, int] | None:
+        """Packets dropped, by reason; empty without such a table, None when it is not known."""
+        from thicket.firewall import counters  # imports netlink
+
+        try:
+            if self._requests is None:
+                self._requests = counters.Requests(NETLINK_NETFILTER)
+            return counters.counters(self._requests, TABLE)
+        except OSError as e:
+            log.debug("the firewall's counters cannot be read: %s", e)
+            return None

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Netlink sockets: one for requests, one for events.
+
+The messages are coded by pyroute2; its sockets are not used, because each brings a thread or an
+event loop of its own. Layout and numbers: ``include/uapi/linux/netlink.h``.
+
+A request blocks until the kernel has answered. That is no loss in an asyncio program: the kernel
+works on a request inside ``send()``, so the answer is there when it returns. ``SO_RCVTIMEO`` bounds
+the case where it is not.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final
+
+from thicket.netlink.pyroute import ctrlmsg
+
+NETLINK_ROUTE: Final = 0
+NETLINK_GENERIC: Final = 16
+
+NLM_F_REQUEST: Final = 0x01
+NLM_F_ACK: Final = 0x04
+NLM_F_DUMP_INTR: Final = 0x10
+NLM_F_DUMP: Final = 0x300
+NLM_F_REPLACE: Final = 0x100
+NLM_F_EXCL: Final = 0x200
+NLM_F_CREATE: Final = 0x400
+_NLM_F_CAPPED: Final = 0x100
+_NLM_F_ACK_TLVS: Final = 0x200
+
+_NLMSG_NOOP: Final = 1
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_NLMSGERR_ATTR_MSG: Final = 1
+#: MAX_ERRNO of include/linux/err.h; the number in a damaged message may be more than a C int.
+_MAX_ERRNO: Final = 4095
+
+_SOL_NETLINK: Final = 270
+_NETLINK_ADD_MEMBERSHIP: Final = 1
+_NETLINK_CAP_ACK: Final = 10
+_NETLINK_EXT_ACK: Final = 11
+_NETLINK_GET_STRICT_CHK: Final = 12
+
+_GENL_ID_CTRL: Final = 0x10
+_CTRL_CMD_GETFAMILY: Final = 3
+
+HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_SEQUENCE_OFFSET: Final = 8
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length with this header, type
+_ETH_ALEN: Final = 6  # include/uapi/linux/if_ether.h
+_ATTRIBUTE_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+
+#: Enough for any message: the kernel builds dumps in buffers of at most 32 KiB.
+_RECEIVE_BYTES: Final = 64 * 1024
+_ANSWER_SECONDS: Final = 5
+#: How often a dump is tried that changes while it is read.
+_ATTEMPTS: Final = 3
+
+
+class NetlinkError(OSError):
+    """The kernel refused a request. ``errno`` is its code, ``strerror`` its words where it has any,
+    otherwise the code's usual text."""
+
+
+def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """The messages of one datagram as (type, flags, sequence, port, whole message).
+
+    A message that claims to be shorter than its header or longer than what is left ends the
+    iteration: nothing behind it can be trusted.
+    """
+    offset = 0
+    while offset + HEADER.size <= len(data):
+        length, kind, flags, sequence, port = HEADER.unpack_from(data, offset)
+        if length < HEADER.size or offset + length > len(data):
+            return
+        yield kind, flags, sequence, port, data[offset : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The attributes in ``data`` as (type, payload); ends at the first malformed one.
+
+    For the few places where a chain of attributes is long and nearly all of it unwanted.
+    """
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size or offset + length > len(data):
+            return
+        yield kind & _ATTRIBUTE_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def integer(payload: bytes | None, size: int, *, signed: bool = False) -> int | None:
+    """The number of ``size`` bytes that an attribute holds; None without one, or with another."""
+    if payload is None or len(payload) != size:
+        return None
+    return int.from_bytes(payload, sys.byteorder, signed=signed)
+
+
+def hardware_address(payload: bytes | None) -> str | None:
+    """The MAC address that an attribute holds, in lower case; None without one."""
+    return payload.hex(":") if payload is not None and len(payload) == _ETH_ALEN else None
+
+
+def encode(message: Any, kind: int, flags: int, sequence: int = 0) -> bytes:
+    """The bytes of a pyroute2 message with this header; the length is filled in by pyroute2."""
+    message["header"]["type"] = kind
+    message["header"]["flags"] = flags
+    message["header"]["sequence_number"] = sequence
+    message["header"]["pid"] = 0
+    message.encode()
+    return bytes(message.data)
+
+
+def decode(message_class: Callable[[bytes], Any], data: bytes) -> Any | None:
+    """``data`` as a decoded pyroute2 message, or None when it is malformed."""
+    message = message_class(data)
+    try:
+        message.decode()
+    except Exception:  # pyroute2 raises whatever the broken bytes led to
+        return None
+    return message
+
+
+def _refusal(kind: int, flags: int, data: bytes) -> NetlinkError | None:
+    """The error in an NLMSG_ERROR or NLMSG_DONE message, None when it reports success."""
+    offset = HEADER.size + 4
+    if len(data) < offset:
+        return None
+    (code,) = struct.unpack_from("=i", data, HEADER.size)
+    if code >= 0:
+        return None
+    text = os.strerror(min(-code, _MAX_ERRNO))
+    if flags & _NLM_F_ACK_TLVS:
+        if kind == _NLMSG_ERROR:
+            # behind the code stands the refused request, of which NETLINK_CAP_ACK leaves the header
+            length = HEADER.size
+            if not flags & _NLM_F_CAPPED and len(data) >= offset + 4:
+                (length,) = struct.unpack_from("=I", data, offset)
+            offset += (length + 3) & ~3
+        for attribute, payload in attributes(data, offset):
+            if attribute == _NLMSGERR_ATTR_MSG:
+                text = payload.rstrip(b"\0").decode("utf-8", "replace") + f" ({text})"
+    return NetlinkError(-code, text)
+
+
+class Requests:
+    """Requests to one netlink protocol, answered one after the other."""
+
+    def __init__(self, protocol: int) -> None:
+        self._sequence = 0
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        try:
+            for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
+                self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            if protocol == NETLINK_ROUTE:
+                # so that dumps are filtered by the kernel; since Linux 4.20
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+            self._socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _ANSWER_SECONDS, 0)
+            )
+            self._socket.bind((0, 0))
+        except OSError:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def request(
+        self, kind: int, message: Any, flags: int = NLM_F_ACK, reply: Any = None
+    ) -> list[Any]:
+        """Send ``message`` with type ``kind``; return the answers, decoded as class ``reply``.
+
+        ``flags`` holds NLM_F_ACK, or NLM_F_DUMP for a dump. Malformed answers are left out. A dump
+        that changed while it was read is repeated.
+
+        Raises NetlinkError when the kernel refuses, TimeoutError when it does not answer.
+        """
+        read = partial(decode, reply) if reply is not None else None
+        return self.ask(encode(message, kind, NLM_F_REQUEST | flags), read)
+
+    def ask(self, request: bytes, read: Callable[[bytes], Any] | None) -> list[Any]:
+        """Send a request that is encoded; return what ``read`` makes of each answer but None.
+
+        For what is asked often: pyroute2 takes long to encode and to decode. Otherwise as
+        :meth:`request`.
+        """
+        data = bytearray(request)
+        answers: list[Any] = []
+        for _ in range(_ATTEMPTS):
+            answers, intact = self._exchange(data, read)
+            if intact:
+                break
+        return answers
+
+    def _exchange(
+        self, request: bytearray, read: Callable[[bytes], Any] | None
+    ) -> tuple[list[Any], bool]:
+        self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF or 1
+        struct.pack_into("=I", request, _SEQUENCE_OFFSET, sequence)
+        self._socket.send(request)
+        answers: list[Any] = []
+        intact = True
+        while True:
+            try:
+                data, (port, _) = self._socket.recvfrom(_RECEIVE_BYTES)
+            except BlockingIOError:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"no answer from the kernel within {_ANSWER_SECONDS} s"
+                ) from None
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:  # part of a dump was lost: it is repeated
+                    return answers, False
+                raise
+            if port != 0:  # not from the kernel
+                continue
+            for answer, answer_flags, answer_sequence, _, body in split(data):
+                if answer_sequence != sequence:
+                    continue  # the rest of an exchange that was given up
+                if answer_flags & NLM_F_DUMP_INTR:
+                    intact = False
+                if answer in (_NLMSG_ERROR, _NLMSG_DONE):
+                    refusal = _refusal(answer, answer_flags, body)
+                    if refusal is not None:
+                        raise refusal
+                    return answers, intact
+                if answer != _NLMSG_NOOP and read is not None:
+                    found = read(body)
+                    if found is not None:
+                        answers.append(found)
+
+
+class Events:
+    """The multicast messages of one netlink protocol, handed to a callback by the event loop.
+
+    ``on_message(type, message)`` gets each whole message. ``on_loss()`` is called when the kernel
+    had to drop some (ENOBUFS): whoever listens looks at the present state then.
+    """
+
+    def __init__(
+        self,
+        protocol: int,
+        groups: list[int],
+        on_message: Callable[[int, bytes], None],
+        on_loss: Callable[[], None],
+    ) -> None:
+        self._on_message = on_message
+        self._on_loss = on_loss
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol
+        )
+        try:
+            self._socket.bind((0, 0))
+            for group in groups:
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+            self._loop.add_reader(self._socket.fileno(), self._readable)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    def _readable(self) -> None:
+        try:
+            data, (port, _) = self._socket.recvfrom(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                self._on_loss()
+                return
+            raise
+        if port == 0:
+            for kind, _, _, _, message in split(data):
+                self._on_message(kind, message)
+
+
+def family(requests: Requests, name: str) -> tuple[int, dict[str, int]]:
+    """Id and multicast groups of the generic netlink family ``name``.
+
+    Raises NetlinkError with ENOENT when the kernel has no such family.
+    """
+    message = ctrlmsg()
+    message["cmd"] = _CTRL_CMD_GETFAMILY
+    message["version"] = 1
+    message["attrs"] = [("CTRL_ATTR_FAMILY_NAME", name)]
+    for answer in requests.request(_GENL_ID_CTRL, message, reply=ctrlmsg):
+        number = answer.get_attr("CTRL_ATTR_FAMILY_ID")
+        if isinstance(number, int):
+            groups = {}
+            for group in answer.get_attr("CTRL_ATTR_MCAST_GROUPS") or ():
+                groups[group.get_attr("CTRL_ATTR_MCAST_GRP_NAME")] = group.get_attr(
+                    "CTRL_ATTR_MCAST_GRP_ID"
+                )
+            return number, groups
+    raise NetlinkError(errno.ENOENT, f"the kernel did not describe the netlink family {name!r}")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``[mesh]``: the 802.11s mesh that the node joins."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from thicket.base.fields import Boolean, Choice, Finding, Integer, Key, Section, Text
+
+
+class Country(Key[str]):
+    """A country of the wireless regulatory database, or "00" for the world's rules."""
+
+    type_name = "country"
+    allowed = 'a country code of two capital letters such as "DE", or "00" for none'
+
+    def check(self, raw: object) -> str:
+        if not isinstance(raw, str):
+            raise self.refuse()
+        if raw != "00":
+            from thicket.radio import countries  # most cards of a lab name none
+
+            fault = countries.fault(raw)
+            if fault is not None:
+                raise ValueError(fault)
+        return raw
+
+
+class Channel(Integer):
+    """A 20 MHz Wi-Fi channel that a mesh may start on without radar detection.
+
+    Channels 1 to 13 are 2412 + 5 (n - 1) MHz, the others 5000 + 5 n MHz (IEEE 802.11-2020 annex E).
+    Channels 52 to 144 need radar detection (DFS) before a station may transmit first.
+    """
+
+    type_name = "channel"
+    CHANNELS: Final = (*range(1, 14), 36, 40, 44, 48, 149, 153, 157, 161, 165)
+
+    @property
+    def allowed(self) -> str:
+        return "a Wi-Fi channel: 1 to 13, 36, 40, 44, 48, 149, 153, 157, 161 or 165"
+
+    def check(self, raw: object) -> int:
+        value = super().check(raw)
+        if value not in self.CHANNELS:
+            raise self.refuse()
+        return value
+
+
+class MeshSection(Section, name="mesh"):
+    """The 802.11s mesh that the node joins. All nodes of a mesh have the same values here."""
+
+    __slots__ = ()
+    # IEEE 802.11-2020 9.4.2.98: a Mesh ID has 0 to 32 octets; 0 is the wildcard
+    id = Text("thicket", "Name of the mesh.", least=1, most=32)
+    security = Choice(
+        "sae",
+        "`sae` (simultaneous authentication of equals, as WPA3) admits who knows the passphrase "
+        "and encrypts every frame; without a passphrase the radio stays off. `open` lets anybody "
+        "in and encrypts nothing.",
+        "sae",
+        "open",
+    )
+    passphrase = Text(
+        "",
+        'The mesh\'s secret, needed by (and only used with) `security = "sae"`. '
+        "`thicket ca passphrase roll` changes it on all nodes of a running mesh (without a fleet "
+        "`thicket passphrase roll`).",
+        least=8,
+        most=63,
+        optional=True,
+        secret=True,
+    )
+    next_passphrase = Text(
+        "",
+        "The other passphrase during a change: first the one to come, then the former one until "
+        "links of the new one stand. Commands that change the passphrase write it and take it "
+        "away; it is tried where the present one fails.",
+        least=8,
+        most=63,
+        optional=True,
+        secret=True,
+    )
+    channel = Channel(
+        1,
+        "Wi-Fi channel, 20 MHz wide. 5 GHz channels (36 and up) need a country.",
+        least=1,
+        most=165,
+    )
+    country = Country(
+        "00",
+        "Where the node is used; decides which channels and power are legal. A code that the "
+        "wireless regulatory database does not have is refused.",
+    )
+    # nl80211 accepts 10 to 10000 TU, wpa_supplicant 15 to 65535
+    beacon_interval = Integer(
+        1000,
+        "Time between two Wi-Fi beacons. Short ones find peers sooner and cost airtime.",
+        least=15,
+        most=10000,
+        unit="TU of 1.024 ms",
+    )
+    peering_retries = Integer(
+        4, "How often an unanswered request to become a peer is repeated.", least=0, most=16
+    )
+    peering_timeout = Integer(
+        500,
+        "How long a peer may take to answer one step of the peering. The standard's 40 ms suit "
+        "an idle laboratory; loaded or slow (simulated) nodes need more.",
+        least=10,
+        most=5000,
+        unit="ms",
+    )
+    max_inactivity = Integer(
+        30,
+        "How long a silent peer is kept, and how long one whose passphrase did not fit is shunned.",
+        least=5,
+        most=3600,
+        unit="s",
+    )
+    ht = Boolean(
+        True,
+        "Use the rates of 802.11n and later. Without it only the old ones (to 54 Mbit/s) are used.",
+    )
+    max_peers = Integer(99, "How many peers the node has at most.", least=1, most=99)
+    rssi_threshold = Integer(
+        0,
+        "Do not become a peer of a node heard weaker than this; keeps long weak links from being "
+        "preferred over a relay. 0 takes everybody.",
+        least=-100,
+        most=0,
+        unit="dBm",
+    )
+    forwarding = Boolean(True, "Pass on frames of other nodes. Without it the node is only an end.")
+    gate = Boolean(False, "Announce the node as a gate to another network.")
+    # IEEE 802.11-2020 9.4.2.97 and nl80211_mesh root modes; 1 is the obsolete "no root" form
+    root_mode = Integer(
+        0,
+        "Announce the node as root of a tree of paths: 0 no, 2 and 3 by proactive PREQ (3 asks for "
+        "an answer), 4 by RANN.",
+        least=0,
+        most=4,
+    )
+
+
+def check_passphrase(mesh: MeshSection, file: str) -> Finding | None:
+    """The fault of a file that asks for a secured mesh and has no passphrase."""
+    # Only where somebody has written "sae" is a missing passphrase a fault of the file. One that
+    # says nothing about it, as that of a fresh card or one with nothing but SSH keys, is followed
+    # in all it says; the radio stays off and says why.
+    if mesh.values.get("security") == "sae" and not mesh.passphrase:
+        message = (
+            'is missing: mesh.security = "sae" needs one, 8 to 63 bytes, the same on all nodes '
+            '(or set mesh.security = "open" for a mesh that anybody may enter)'
+        )
+        return Finding(file, "mesh.passphrase", "", message)
+    return None
+
+
+def check_country(mesh: MeshSection, file: str) -> Finding | None:
+    """The fault of a file that uses 5 GHz without a country."""
+    if mesh.channel > 13 and mesh.country == "00":
+        message = f"a 5 GHz channel ({mesh.channel}) needs the country where the node is used"
+        return Finding(file, "mesh.country", '"00"', message)
+    return None

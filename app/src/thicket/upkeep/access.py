@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways in for a person: SSH and a shell on the serial port, as ``[access]`` says.
+
+Both are programs that init runs. :func:`follow` puts their lines into init's table, or takes them
+out, and leaves on ``/data`` what ``init.d/S60access.sh`` needs to open them at the next power-on
+before, or without, the daemon.
+
+A line is switched off by overwriting its first byte (``#`` for ``:``), and new ones are appended:
+the scripts of the boot may be appending lines of their own at the same time.
+"""
+
+import contextlib
+import os
+import signal
+from logging import getLogger
+from typing import Final
+
+from thicket.base.files import sync_folder, write_atomically
+from thicket.base.paths import Paths
+from thicket.upkeep.section import AccessSection
+
+log = getLogger(__name__)
+
+SSHD: Final = "/usr/lib/thicket/sshd"
+_SSH_LINE: Final = f"::respawn:{SSHD}"
+
+
+class Places:
+    """The files and programs that this has to do with, below ``paths.root``."""
+
+    __slots__ = (
+        "console",
+        "devices",
+        "init",
+        "inittab",
+        "kept",
+        "keys",
+        "proc",
+        "serial",
+        "server",
+    )
+
+    def __init__(self, paths: Paths) -> None:
+        root = paths.root
+        self.inittab = root + "/etc/inittab"
+        self.server = root + "/usr/sbin/dropbear"
+        #: what the server reads, and what lasts
+        self.keys = paths.run + "/ssh/authorized_keys"
+        self.kept = paths.data + "/ssh/authorized_keys"
+        self.console = paths.data + "/thicket/console"
+        #: the serial ports that S50devices.sh found
+        self.serial = paths.run + "/serial"
+        self.devices = root + "/dev"
+        self.proc = root + "/proc"
+        #: init's process; a daemon in a directory of its own has none
+        self.init = 0 if root else 1
+
+
+class Follower:
+    """Makes the ways in what the settings say; :meth:`follow` may be called again at any time.
+
+    Each call returns the problems that remain, as (code, message).
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self.places = Places(paths)
+
+    def follow(self, settings: AccessSection) -> list[tuple[str, str]]:
+        """Open and close; blocks on the disk. Never raises for what files or processes do."""
+        problems: list[tuple[str, str]] = []
+        with _told(problems, "ssh-failed", "SSH cannot be set up as configured"):
+            self._ssh(settings.ssh_keys, problems)
+        with _told(problems, "console-failed", "the serial console cannot be set up as configured"):
+            self._console(settings.console, problems)
+        return problems
+
+    # -- SSH
+
+    def _ssh(self, keys: str, problems: list[tuple[str, str]]) -> None:
+        places = self.places
+        data = f"{keys}\n".encode() if keys else b""
+        if not keys:
+            self._close_ssh()
+        if keys and not os.path.exists(places.server):
+            message = (
+                "access.ssh_keys is set, but this image has no SSH server (/usr/sbin/dropbear): "
+                "nobody can log in by SSH. The simulator's lab image has none; use `meshlab exec`"
+            )
+            problems.append(("ssh-missing", message))
+        elif keys:
+            if _read(places.keys) != data:
+                os.makedirs(os.path.dirname(places.keys), mode=0o700, exist_ok=True)
+                write_atomically(places.keys, data, mode=0o600, durable=False)
+            if self._line(_SSH_LINE, True):
+                log.info("SSH is open for %d keys", keys.count("\n") + 1)
+        if not keys and os.path.lexists(places.kept):
+            os.unlink(places.kept)
+            sync_folder(os.path.dirname(places.kept))
+        elif keys and _read(places.kept) != data:
+            write_atomically(places.kept, data, mode=0o600)
+
+    def _close_ssh(self) -> None:
+        # the keys first: not even a server that goes on would let anybody in
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.places.keys)
+        if self._line(_SSH_LINE, False):
+            log.info("SSH is closed")
+            for pid, folder in self._processes():
+                if _read(f"{folder}/comm").strip() in {b"dropbear", b"sshd"}:
+                    _signal(pid, signal.SIGTERM)
+
+    # -- serial console
+
+    def _console(self, wanted: bool, problems: list[tuple[str, str]]) -> None:
+        places = self.places
+        terminals = _read(places.serial).decode("ascii", "replace").split()
+        for terminal in terminals:
+            device = f"/dev/{terminal}"
+            line = f"::respawn:sh -l <{device} >{device} 2>&1"
+            if self._line(line, wanted):
+                log.info("the shell on %s is %s", device, "open" if wanted else "closed")
+                if not wanted:
+                    self._hang_up(device)
+        if wanted and not terminals:
+            problems.append(
+                ("console-missing", "access.console is set, but there is no serial port")
+            )
+        there = os.path.lexists(places.console)
+        if wanted and not there:
+            write_atomically(places.console, b"")
+        elif there and not wanted:
+            os.unlink(places.console)
+            sync_folder(os.path.dirname(places.console))
+
+    def _hang_up(self, device: str) -> None:
+        """End what runs on a terminal whose shell is no longer wanted."""
+        for pid, folder in self._processes():
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{folder}/fd/0") == device:
+                    _signal(pid, signal.SIGHUP)
+
+    # -- init
+
+    def _line(self, line: str, wanted: bool) -> bool:
+        """See that init's table has the line, or has it not; whether that was a change."""
+        if not wanted and not os.path.exists(self.places.inittab):
+            return False  # no init that reads it, as on a developer's machine
+        with open(self.places.inittab, "r+b") as table:
+            text = table.read()
+            on, off = line.encode(), b"#" + line.encode()[1:]
+            at = 0
+            found: tuple[int, bool] | None = None
+            for entry in text.split(b"\n"):
+                if entry in {on, off}:
+                    found = (at, entry == on)
+                    if entry == on:
+                        break
+                at += len(entry) + 1
+            if (found is not None and found[1]) == wanted:
+                return False
+            if found is not None:
+                os.pwrite(table.fileno(), b":" if wanted else b"#", found[0])
+            else:
+                start = b"" if not text or text.endswith(b"\n") else b"\n"
+                with open(self.places.inittab, "ab", buffering=0) as end:
+                    end.write(start + on + b"\n")
+        if self.places.init:
+            os.kill(self.places.init, signal.SIGHUP)
+        return True
+
+    def _processes(self) -> list[tuple[int, str]]:
+        proc = self.places.proc
+        return [(int(n), f"{proc}/{n}") for n in os.listdir(proc) if n.isdecimal()]
+
+
+@contextlib.contextmanager
+def _told(problems: list[tuple[str, str]], code: str, what: str):  # type: ignore[no-untyped-def]
+    """Turn what the file system refuses into a problem."""
+    try:
+        yield
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        problems.append((code, f"{what}: {where}{e.strerror}"))
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as f:
+            return f.read(64 * 1024)
+    except OSError:
+        return b""
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

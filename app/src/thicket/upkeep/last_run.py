@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why the run before this one ended, and a short history of that.
+
+What is known, in the order in which it is believed:
+
+1. The last words of a kernel that died, in ``/sys/fs/pstore`` (ramoops keeps them in memory over a
+   restart): ``panic``.
+2. The mark that init's last script leaves on ``/data``; what it said at power-on is in
+   ``/run/thicket/last-run`` (see ``init.d/S40state.sh``): ``shutdown``.
+3. The hardware watchdog's own record, or the Raspberry Pi's reset register, which the boot ROM
+   hands on in the device tree: ``watchdog``.
+4. A mark that says "running", and nothing of the above: ``power`` (or a reset by hand, which nobody
+   can tell from it).
+5. No mark: ``first`` when there is no history either, else ``unknown``.
+
+The history, ``/data/thicket/restarts.jsonl``, has one JSON object a line, the oldest first, at most
+:data:`KEPT`. Whatever else the file holds is dropped.
+"""
+
+import json
+import os
+import time
+from logging import getLogger
+from typing import Any, Final
+
+from thicket.base.files import write_atomically
+from thicket.base.paths import Paths
+from thicket.upkeep.data import data_state
+
+log = getLogger(__name__)
+
+#: Entries of the history.
+KEPT: Final = 10
+#: Kept kernel messages: so many files, each of at most so many bytes (the last ones count).
+CRASHES: Final = 5
+CRASH_BYTES: Final = 64 * 1024
+#: Longest message in a record.
+_LONGEST: Final = 300
+
+# linux/watchdog.h: the machine was restarted by the watchdog
+_WDIOF_CARDRESET: Final = 0x20
+# drivers/watchdog/bcm2835_wdt.c: bits HADWRF, HADWRQ and HADWRH of PM_RSTS, "had a watchdog reset"
+_RSTS_WATCHDOG: Final = 0x70
+
+#: How the kernel's own words for what went wrong begin, on all architectures.
+_BEGINNINGS: Final = ("BUG: ", "Oops: ", "Internal error: ", "Unable to handle ", "general prot")
+
+WORDS: Final = {
+    "first": "first start with this data partition",
+    "shutdown": "switched off or restarted in order",
+    "panic": "the kernel failed",
+    "watchdog": "the hardware watchdog restarted the node, it had stood still",
+    "power": "power cut or reset",
+    "unknown": "unknown",
+}
+
+
+def text(record: dict[str, Any]) -> str:
+    """A record in words, for people."""
+    words = WORDS.get(str(record.get("reason")), "unknown")
+    message = record.get("message")
+    return f"{words}: {message}" if message else words
+
+
+def read(paths: Paths) -> list[dict[str, Any]]:
+    """The history, oldest first; lines that are no records are left out."""
+    try:
+        with open(_history(paths), "rb") as f:
+            lines = f.read(64 * 1024).decode("utf-8", "replace").split("\n")
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and record.get("reason") in WORDS:
+            if type(record.get("run")) is not int:
+                record["run"] = 0
+            records.append(record)
+    return records[-KEPT:]
+
+
+def known(paths: Paths) -> dict[str, Any] | None:
+    """What an earlier daemon of this boot found out, or None."""
+    try:
+        with open(_found(paths), "rb") as f:
+            record = json.loads(f.read(4096))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("reason") in WORDS else None
+
+
+def find_out(paths: Paths, version: str, slot: str | None) -> tuple[dict[str, Any], str | None]:
+    """Find out how the last run ended, once per boot, and keep it; blocks on the disk.
+
+    Returns the record and, when it could not be kept, why. Never raises.
+    """
+    before = known(paths)
+    if before is not None:
+        return before, None
+    history = read(paths)
+    run = max((record["run"] for record in history), default=0) + 1
+    panic = last_words(paths)
+    mark = _text(paths.run + "/last-run")
+    record: dict[str, Any] = {"run": run, "reason": "unknown", "message": ""}
+    if panic is not None:
+        record["reason"], record["message"] = "panic", panic
+    elif mark == "stopped":
+        record["reason"] = "shutdown"
+    elif watchdog_fired(paths):
+        record["reason"] = "watchdog"
+    elif mark == "running":
+        record["reason"] = "power"
+    elif data_state(paths)[0] in {"ram", "rebuilt"}:
+        record["message"] = "nothing was kept from before"
+    elif not history and mark != "damaged":
+        record["reason"] = "first"
+    # Nodes may not know the time yet; then this is the time that the clock was set to at boot.
+    record["at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record["version"], record["slot"] = version, slot
+    record["words"] = text(record)
+    trouble = None
+    if panic is not None:
+        record["crash"], trouble = _keep_crash(paths, run)
+    try:
+        lines = (json.dumps(entry) + "\n" for entry in [*history, record][-KEPT:])
+        write_atomically(_history(paths), "".join(lines).encode(), mode=0o600)
+        _sync(paths.data + "/thicket/run")
+    except OSError as e:
+        trouble = f"{e.filename or _history(paths)}: {e.strerror}"
+    try:
+        write_atomically(_found(paths), json.dumps(record).encode() + b"\n", durable=False)
+    except OSError as e:
+        log.warning("cannot write %s: %s", _found(paths), e)
+    return record, trouble
+
+
+def _history(paths: Paths) -> str:
+    return paths.data + "/thicket/restarts.jsonl"
+
+
+def _found(paths: Paths) -> str:
+    return paths.run + "/last-restart.json"
+
+
+def _text(path: str, most: int = 256) -> str:
+    try:
+        with open(path, "rb") as f:
+            return f.read(most).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _sync(path: str) -> None:
+    """Wait until the mark "running" is on the disk: from now on a cut is told from a shutdown."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def watchdog_fired(paths: Paths) -> bool:
+    """Whether the watchdog restarted the machine, as far as its driver or the Pi's ROM tells."""
+    folder = paths.sys + "/class/watchdog"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        names = []
+    for name in names:
+        status = _text(f"{folder}/{name}/bootstatus")
+        if status.isdigit() and int(status) & _WDIOF_CARDRESET:
+            return True
+    try:
+        with open(paths.root + "/proc/device-tree/chosen/bootloader/rsts", "rb") as f:
+            data = f.read(5)
+    except OSError:
+        return False
+    # a cell of the device tree is big endian
+    return len(data) == 4 and bool(int.from_bytes(data, "big") & _RSTS_WATCHDOG)
+
+
+def _pstore(paths: Paths) -> list[str]:
+    """The kernel's records of its own end, in order."""
+    folder = paths.sys + "/fs/pstore"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return [f"{folder}/{name}" for name in sorted(names) if name.startswith("dmesg-")]
+
+
+def last_words(paths: Paths) -> str | None:
+    """Why the kernel died, in its own words; None when it did not, or left no record."""
+    records = _pstore(paths)
+    if not records:
+        return None
+    best = ""
+    for path in records:
+        for line in _text(path, CRASH_BYTES).splitlines():
+            words = _without_stamp(line)
+            start, mark, rest = words.partition("Kernel panic - not syncing: ")
+            if mark and not start:
+                return _clean(rest)
+            if not best and words.startswith(_BEGINNINGS):
+                best = words
+    return _clean(best) if best else "no reason found in its last messages"
+
+
+def _without_stamp(line: str) -> str:
+    """A kernel message without priority and time: ``<0>[   12.345678] words``."""
+    line = line.strip()
+    if line.startswith("<") and ">" in line[:6]:
+        line = line.partition(">")[2]
+    if line.startswith("[") and "]" in line[:32]:
+        line = line.partition("]")[2]
+    return line.strip()
+
+
+def _clean(words: str) -> str:
+    return "".join(c for c in words if c.isprintable())[:_LONGEST].strip()
+
+
+def _keep_crash(paths: Paths, run: int) -> tuple[str | None, str | None]:
+    """Copy the kernel's last messages to ``/data/log``, or to RAM where that fails.
+
+    Returns the file's path and, when it will not last, why. The records are removed in any case:
+    the place is small, and at the next start they would pass for the reason of that one.
+    """
+    records = _pstore(paths)
+    share = CRASH_BYTES // max(1, len(records))
+    parts = [
+        f"--- {path.rpartition('/')[2]}\n{_text(path, CRASH_BYTES)[-share:]}\n" for path in records
+    ]
+    text = "".join(parts).encode("utf-8", "replace")
+    place: str | None = f"{paths.data}/log/crash-{run}.txt"
+    trouble = None
+    try:
+        write_atomically(str(place), text, mode=0o600)
+        _sweep(paths.data + "/log")
+    except OSError as e:
+        trouble = f"{e.filename or place}: {e.strerror}"
+        place = f"{paths.run}/crash-{run}.txt"
+        try:
+            write_atomically(place, text, mode=0o600, durable=False)
+        except OSError:
+            place = None
+    for path in records:
+        try:
+            os.unlink(path)
+        except OSError as e:
+            log.warning("cannot remove %s: %s", path, e)
+    return place and place.removeprefix(paths.root), trouble
+
+
+def _sweep(folder: str) -> None:
+    """Leave the newest kept kernel messages."""
+    names = os.listdir(folder)
+    kept = [n for n in names if n.startswith("crash-") and n.endswith(".txt")]
+    kept.sort(key=lambda n: (len(n), n))
+    for old in kept[:-CRASHES]:
+        os.unlink(f"{folder}/{old}")

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: how a node without screen and network explains itself, on the card's first partition.
+
+The partition also holds what the board starts with, so a power cut must find nothing half written
+there. The file has a fixed length and is overwritten in its place, sector by sector, on the block
+device: the file system, mounted read-only, is only asked where the file's sectors are (FIBMAP), and
+is unmounted for the moment of writing, because kernels refuse to write below a mounted one. No
+directory, no allocation table and no boot sector changes, not even the mark that a file system is
+in use. Only a report that is missing (or of another length, because somebody edited it) is made by
+way of the file system, once, which is writable for that moment.
+"""
+
+import array
+import errno
+import fcntl
+import mmap
+import os
+import re
+import stat
+import time
+from logging import getLogger
+from typing import Any, Final
+
+from thicket.base.errors import ThicketError
+from thicket.base.paths import Paths, boot_device
+from thicket.base.visible import visible
+from thicket.device.boot_partition import (
+    StoreError,
+    boot_lock,
+    mount_boot,
+    unmount_boot,
+    write_to_boot,
+)
+from thicket.upkeep import last_run
+
+log = getLogger(__name__)
+
+NAME: Final = "report.txt"
+#: Length of the file, whatever it says.
+BYTES: Final = 16 * 1024
+#: linux/fs.h: block of the device that holds a block of a file; size of these blocks
+_FIBMAP: Final = 1
+_FIGETBSZ: Final = 2
+_WRITTEN: Final = "Written: "
+_SOURCES: Final = {
+    "board": "the board's serial number",
+    "mac": "the radio's address",
+    "random": "a random number",
+}
+_CUT: Final = "... and more, for which there is no room here"
+#: What the state of the node and of its data partition mean to a person.
+_STATES: Final = {
+    "joined": "in the mesh",
+    "joining": "looking for the mesh",
+    "starting": "starting",
+    "degraded": "not working as it should: see the problems below",
+}
+_DATA: Final = {
+    "clean": "sound",
+    "repaired": "was damaged and is repaired",
+    "created": "new",
+    "rebuilt": "was damaged beyond repair and is made again",
+    "readonly": "can only be read",
+    "ram": "in memory only: lost when the device is switched off",
+    "unknown": "not known",
+}
+#: How messages for a person with a shell on the node are said to one with the card in a computer.
+_FOR_CARD: Final = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        # the files, as they are called on the card
+        (r"(?<![\w.])/(?:[^\s:,;\"']*/)?(?:etc/thicket|boot)/thicket\.toml", "thicket.toml"),
+        (r"(?<![\w.])/(?:[^\s:,;\"']*/)?data/thicket/last-good\.toml", "the last good settings"),
+        (r"(?<![\w.])/(?:[^\s:,;\"']*/)?usr/share/thicket/thicket\.toml", "the image's defaults"),
+        # what a command would do
+        (r"; correct the file, then run `thicket reload`", "; correct thicket.toml on this card"),
+        (r",? or use `thicket config set [^`=]*`", ""),
+        (r"`thicket config set ([\w.]+)=([^`]*)`", r"\1 = \2 stands in thicket.toml"),
+        (r"`thicket config set ([^`]*)`", r"\1 in thicket.toml"),
+        (r"`thicket reload`", "starting the device again"),
+    )
+)
+_COMMANDS: Final = "Words like `thicket ...` are commands, for somebody who is logged in to a node."
+_DESK: Final = "`thicket ca ...` is run on the computer that holds the fleet's authority."
+
+
+class ReportError(ThicketError):
+    """The report could not be written; the old one is as it was, or partly overwritten."""
+
+
+def compose(doc: dict[str, Any]) -> str:
+    """The report for people, made of the status document; lines end with a line feed.
+
+    It stays the same as long as nothing of note changes.
+    """
+    identity, data, last = doc["identity"], doc["data"], doc["last_restart"]
+    if identity is None:
+        who = "not known yet"
+    elif identity["source"] == "chip":
+        who = f"security chip, serial number {identity['serial']}"
+    else:
+        source = _SOURCES.get(identity["source"], identity["source"])
+        who = f"{identity['id']}, from {source}; no security chip, so nothing proves it"
+    slot = f", slot {doc['slot']}" if doc["slot"] else ""
+    source = doc["configuration"]["source"]
+    settings = "the image's defaults" if source == "defaults" else for_card(source)
+    if doc["configuration"]["last_good_used"]:
+        settings = "the last good ones, which the device keeps; not from this thicket.toml"
+    facts = [
+        ("Host name", doc["hostname"] or "not known yet"),
+        ("Address", f"{doc['address']}/{doc['prefix_length']}" if doc["address"] else "none"),
+        ("Identity", who),
+        ("State", _STATES.get(doc["state"], doc["state"])),
+        ("Software", f"Thicket {doc['version']}{slot}"),
+        (
+            "Data",
+            _DATA.get(data["state"], data["state"])
+            + (f" ({data['message']})" if data["message"] else ""),
+        ),
+        ("Last restart", last_run.text(last) if last else "not known yet"),
+        ("Settings from", settings),
+    ]
+    lines = [
+        "This is what the Thicket device says about itself. It is written by the device.",
+        "To change its settings, edit the file thicket.toml beside this one (plain text, UTF-8),",
+        "put the card back and start the device, which then writes this report again.",
+        "",
+    ]
+    lines += [f"{name + ':':<15}{value}" for name, value in facts]
+    faults = [p for p in doc["problems"] if p["part"] == "configuration"]
+    others = [p for p in doc["problems"] if p["part"] != "configuration"]
+    lines += ["", "Settings (thicket.toml)"]
+    for problem in faults:
+        # a fault shows the line of the file in lines of its own
+        first, *rest = for_card(problem["message"]).split("\n")
+        lines += [f"  - {first}", *(f"    {line}" for line in rest)]
+    if not faults:
+        lines.append("  Nothing is wrong with them.")
+    lines += ["", "Problems"]
+    told = [f"  - {p['part']} ({p['severity']}): {for_card(p['message'])}" for p in others]
+    lines += told or ["  None."]
+    commands = re.findall(r"`thicket (\w+)", "\n".join(told))
+    if commands:
+        lines.append("")
+        lines += [_COMMANDS] if any(word != "ca" for word in commands) else []
+        lines += [_DESK] if "ca" in commands else []
+    # One line each: whoever can name a node cannot add a line to its report.
+    return "\n".join(visible(line, keep="") for line in lines)
+
+
+def for_card(message: str) -> str:
+    """A message of the node in the words of somebody who holds its card, and has no shell."""
+    for pattern, words in _FOR_CARD:
+        message = pattern.sub(words, message)
+    return message
+
+
+def pack(text: str, written: str) -> bytes:
+    """The file for a report: Windows line ends, UTF-8, of :data:`BYTES` bytes."""
+    head = [f"{_WRITTEN}{written}", ""]
+    body = text.split("\n")
+    data = "\r\n".join([*head, *body, ""]).encode("utf-8", "replace")
+    while len(data) > BYTES:
+        body.pop()
+        data = "\r\n".join([*head, *body, _CUT, ""]).encode("utf-8", "replace")
+    # lines of blanks: an editor shows nothing, and nothing of an older report stays
+    blank = b" " * 62 + b"\r\n"
+    rest = BYTES - len(data)
+    tail = b" " * (rest % 64) if rest % 64 < 2 else b" " * (rest % 64 - 2) + b"\r\n"
+    return data + tail + blank * (rest // 64)
+
+
+def unpack(data: bytes) -> str:
+    """The text that :func:`pack` was given, for comparison; anything else gives some other text."""
+    lines = [line.rstrip() for line in data.decode("utf-8", "replace").split("\r\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return "\n".join(lines[2:]) if lines and lines[0].startswith(_WRITTEN.rstrip()) else ""
+
+
+def write(paths: Paths, text: str) -> bool:
+    """Write the report unless it says the same already; whether it was written. Blocks.
+
+    Raises ReportError. A device whose kernel command line names no such partition has no report.
+    """
+    device = boot_device(paths)
+    if device is None:
+        return False
+    target = f"{paths.boot}/{NAME}"
+    try:
+        with boot_lock(paths):
+            mount_boot(paths, device)
+            old = _read(target)
+            if old is not None and len(old) == BYTES and unpack(old) == unpack(pack(text, "")):
+                return False
+            now = time.strftime("%Y-%m-%d %H:%M UTC (the device's clock)", time.gmtime())
+            data = pack(text, now)
+            if old is None or len(old) != BYTES:
+                log.info("making %s", target)
+                write_to_boot(paths, device, target, data)
+            else:
+                blocks = _blocks_of(target)
+                unmount_boot(paths)
+                try:
+                    _overwrite(paths.root + device, blocks, data, old)
+                finally:
+                    mount_boot(paths, device)
+                if _read(target) != data:
+                    raise OSError(errno.EIO, "it reads differently from what was written")
+    except (OSError, StoreError) as e:
+        words = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise ReportError(f"{target} cannot be written: {words}") from e
+    return True
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as f:
+            return f.read(BYTES + 1)
+    except FileNotFoundError:
+        return None
+
+
+def _overwrite(device: str, blocks: list[int], data: bytes, old: bytes) -> None:
+    """Write the blocks that differ, each as it is and nothing beside it (O_DIRECT)."""
+    size = BYTES // len(blocks)
+    page = memoryview(mmap.mmap(-1, max(size, mmap.PAGESIZE)))[:size]  # aligned, for O_DIRECT
+    direct = os.O_DIRECT if stat.S_ISBLK(os.stat(device).st_mode) else 0
+    disk = os.open(device, os.O_WRONLY | os.O_SYNC | os.O_CLOEXEC | direct)
+    try:
+        for number, block in enumerate(blocks):
+            part = slice(number * size, (number + 1) * size)
+            if data[part] != old[part]:
+                page[:] = data[part]
+                if os.pwritev(disk, [page], block * size) != size:
+                    raise OSError(errno.EIO, "a sector was not written as a whole")
+    finally:
+        os.close(disk)
+
+
+def _blocks_of(path: str) -> list[int]:
+    """Where a file of :data:`BYTES` bytes lies on its device: its blocks' numbers, in order."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number = array.array("i", [0])
+        fcntl.ioctl(fd, _FIGETBSZ, number)
+        size = number[0]
+        if size <= 0 or BYTES % size:
+            raise OSError(errno.EIO, f"blocks of {size} bytes do not fit")
+        blocks = []
+        for index in range(BYTES // size):
+            number[0] = index
+            fcntl.ioctl(fd, _FIBMAP, number)
+            if number[0] <= 0:
+                raise OSError(errno.EIO, "the file has no place on the device")
+            blocks.append(number[0])
+        return blocks
+    finally:
+        os.close(fd)
