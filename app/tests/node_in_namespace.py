@@ -20,7 +20,8 @@ from thicket.base import log
 from thicket.base.paths import Paths
 from thicket.config.load import load
 from thicket.config.schema import Settings
-from thicket.daemon.daemon import Daemon, Parts
+from thicket.daemon.daemon import Daemon
+from thicket.daemon.parts import Parts
 from thicket.identity.source import Identity
 
 

@@ -29,12 +29,17 @@ from thicket.base.fields import MASK
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.base.supervise import FAILURES, FailingError, Part
-from thicket.cluster import membership
+from thicket.cluster import membership, radio_watch
 from thicket.config.load import load
 from thicket.config.schema import Settings
 from thicket.control.client import ClientError, request
-from thicket.daemon import daemon
-from thicket.daemon.daemon import DUPLICATE, Daemon, Parts, host_digits, only_one, stop_radio
+from thicket.daemon import cluster_part, daemon
+from thicket.daemon.cluster_part import host_digits
+from thicket.daemon.daemon import Daemon, only_one, stop_radio
+from thicket.daemon.discovery_part import DUPLICATE
+from thicket.daemon.live import Live
+from thicket.daemon.parts import Parts
+from thicket.discovery.service import Discovery
 from thicket.identity.source import Identity
 from thicket.radio.section import MeshSection
 from thicket.radio.settings import MeshSettings
@@ -195,6 +200,7 @@ class FakeParts(Parts):
 @pytest.fixture(autouse=True)
 def not_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "LATER", 0.0)
+    monkeypatch.setattr(cluster_part, "LATER", 0.0)
 
 
 @pytest.fixture
@@ -221,11 +227,32 @@ class Running:
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
             await asyncio.sleep(0.01)
 
+    @property
+    def live(self) -> Live:
+        """The parts of a daemon whose identity is known."""
+        assert self.daemon.live is not None
+        return self.daemon.live
+
+    def in_cluster(self) -> bool:
+        """Whether the daemon's part of the cluster runs."""
+        return self.daemon.live is not None and self.daemon.live.cluster.session is not None
+
+    def has_discovery(self) -> bool:
+        """Whether beacons are sent and received."""
+        return self.daemon.live is not None and self.daemon.live.discovery.discovery is not None
+
+    @property
+    def discovery(self) -> Discovery:
+        """What sends and receives beacons."""
+        found = self.live.discovery.discovery
+        assert found is not None
+        return found
+
     async def ask(self, method: str, **params: Any) -> Any:
         return await asyncio.to_thread(request, self.paths.control, method, params, 10.0)
 
     def problem(self, code: str) -> dict[str, Any] | None:
-        return next((p for p in self.daemon.problems.all() if p["code"] == code), None)
+        return next((p for p in self.daemon.core.problems.all() if p["code"] == code), None)
 
 
 @asynccontextmanager
@@ -241,7 +268,7 @@ async def running(paths: Paths, parts: FakeParts | None = None) -> AsyncIterator
 class TestLife:
     async def test_from_start_to_joined(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "the cluster part runs")
+            await run.until(run.in_cluster, "the cluster part runs")
             status = await run.ask("status")
             assert status["state"] == "joined"
             assert status["address"] == f"{PREFIX}:0:6f44:e3c6:b802"
@@ -267,12 +294,12 @@ class TestLife:
     async def test_a_second_start_of_the_same_boot_is_counted(self, paths: Paths) -> None:
         for expected in (0, 1, 2):
             async with running(paths) as run:
-                await run.until(lambda: run.daemon.times.values["radio"], "joined")
-                assert run.daemon.times.restarts == expected
+                await run.until(lambda: run.daemon.core.times.values["radio"], "joined")
+                assert run.daemon.core.times.restarts == expected
 
     async def test_signals(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             Path(paths.device).write_text('[mesh]\nid = "other"\n')
             os.kill(os.getpid(), signal.SIGHUP)
             await run.until(lambda: run.parts.meshes[0].applied, "the radio has new settings")
@@ -281,7 +308,7 @@ class TestLife:
 
     async def test_stop_radio_leaves_the_mesh_and_ends(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             mesh = run.parts.meshes[0]
             assert await asyncio.to_thread(stop_radio, paths) == 0
             assert mesh.left
@@ -321,7 +348,7 @@ class TestSupervision:
             assert "RuntimeError: a fault of the radio part" in problem["message"]
             assert run.daemon.state() == "degraded"
             parts.mesh_fails = None
-            await run.until(lambda: run.daemon.node, "it runs")
+            await run.until(run.in_cluster, "it runs")
             await run.until(lambda: not run.problem("part-failed"), "the problem is over")
 
     async def test_one_that_keeps_failing_ends_the_daemon(self, paths: Paths) -> None:
@@ -384,7 +411,7 @@ class TestSupervision:
             parts.settings_fail = None
             Path(paths.device).write_text("[mesh]\nchannel = 6\n")
             await run.ask("reload")
-            await run.until(lambda: run.daemon.node, "it runs with other settings")
+            await run.until(run.in_cluster, "it runs with other settings")
             assert not run.problem("settings")
 
 
@@ -397,19 +424,19 @@ class TestProblems:
         chip = parts.who
         parts.who = Identity("mac", b"abcdef", problem="No security chip answers.")
         async with running(paths, parts) as run:
-            await run.until(lambda: run.daemon.node, "it joins all the same")
+            await run.until(run.in_cluster, "it joins all the same")
             assert run.daemon.state() == "joined"
             problem = run.problem("no-chip")
             assert problem is not None
             assert problem["severity"] == "warning"
-            address = run.daemon.address
+            address = run.live.me.address
             parts.who = chip
             # It was slow, or the bus was stuck: nobody is there to start the node again.
             assert await asyncio.wait_for(run.task, 60) == 0
-            assert run.daemon.address == address, "the identity stays until the next start"
+            assert run.live.me.address == address, "the identity stays until the next start"
         async with running(paths, parts) as run:
-            await run.until(lambda: run.daemon.node, "it joins")
-            assert run.daemon.address != address
+            await run.until(run.in_cluster, "it joins")
+            assert run.live.me.address != address
             assert not run.problem("no-chip")
 
     async def test_a_chip_with_a_loose_contact_has_the_daemon_start_again_once(
@@ -422,7 +449,7 @@ class TestProblems:
         for start in range(2):
             parts.who = without
             async with running(paths, parts) as run:
-                await run.until(lambda: run.daemon.node, "it joins all the same")
+                await run.until(run.in_cluster, "it joins all the same")
                 parts.who = chip
                 if start == 0:
                     assert await asyncio.wait_for(run.task, 60) == 0
@@ -432,7 +459,7 @@ class TestProblems:
     @pytest.mark.parametrize("state", ["absent", "unsuitable", "failed"])
     async def test_no_usable_radio(self, paths: Paths, state: str) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             run.parts.meshes[0].state = state
             assert run.daemon.state() == "degraded"
 
@@ -440,7 +467,7 @@ class TestProblems:
         self, paths: Paths
     ) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             mesh = run.parts.meshes[0]
             mesh.trouble = [{"part": "radio", "code": "sae-x", "message": "m", "since": 1.0}]
             assert run.daemon.state() == "degraded"
@@ -454,8 +481,8 @@ class TestProblems:
             await run.until(Path(paths.last_good).exists, "the good one is kept")
         Path(paths.device).write_text('[mesh]\nid = "bad"\nchannel = 99\n')
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
-            assert run.daemon.settings.mesh.id == "good"
+            await run.until(run.in_cluster, "running")
+            assert run.daemon.core.settings.mesh.id == "good"
             assert run.daemon.state() == "joined"
             problem = run.problem("invalid")
             assert problem is not None
@@ -465,7 +492,7 @@ class TestProblems:
             assert "last good" in fallback["message"]
             Path(paths.device).write_text('[mesh]\nid = "better"\n')
             assert (await run.ask("reload"))["changed"] == ["mesh.id"]
-            assert run.daemon.problems.all() == []
+            assert run.daemon.core.problems.all() == []
             assert 'id = "better"' in Path(paths.last_good).read_text()
 
     async def test_data_that_cannot_be_written(self, paths: Paths) -> None:
@@ -477,11 +504,9 @@ class TestProblems:
 
     async def test_somebody_with_our_address(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.discovery, "running")
-            found = run.daemon.discovery
-            assert found is not None
-            assert run.daemon.address is not None
-            own = str(run.daemon.address.ip).encode()
+            await run.until(run.has_discovery, "running")
+            found = run.discovery
+            own = str(run.live.me.address.ip).encode()
             found.datagram(own, ("fe80::1", 1, 0, 1), 255, time.monotonic())
             await run.ask("status")
             await run.daemon._refresh()
@@ -493,9 +518,8 @@ class TestProblems:
 
     async def test_two_radios_with_one_address_are_named(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.discovery, "running")
-            assert run.daemon.discovery is not None
-            shared = run.daemon.discovery.shared
+            await run.until(run.has_discovery, "running")
+            shared = run.discovery.shared
             nodes = [IPv6Address(f"fd12:3456:789a:1::a{n}") for n in (1, 2, 1)]
             for node in nodes:
                 shared.hear("fe80::74:68ff:fe00:2", node, time.monotonic())
@@ -503,14 +527,13 @@ class TestProblems:
             assert run.problem("duplicate-mac")
             (told,) = [
                 problem["message"]
-                for problem in run.daemon.problems.all()
+                for problem in run.daemon.core.problems.all()
                 if problem["code"] == "duplicate-mac"
             ]
             assert "02:74:68:00:00:02" in told
             assert f"{nodes[0]} and {nodes[1]}" in told
             assert "exchanged" in told
-            assert run.daemon.mesh is not None
-            assert run.daemon.mesh.doubled == {"02:74:68:00:00:02"}
+            assert run.parts.meshes[0].doubled == {"02:74:68:00:00:02"}
             shared._turned.clear()
             await run.daemon._refresh()
             assert not run.problem("duplicate-mac")
@@ -546,8 +569,12 @@ class TestProblems:
             return set(cluster.asked)
 
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.mesh is not None, "running")
-            watch = asyncio.create_task(run.daemon._watch_radio(cluster))
+            await run.until(
+                lambda: run.daemon.live is not None and run.live.radio.mesh is not None, "running"
+            )
+            watch = asyncio.create_task(
+                radio_watch.watch(cluster, lambda: run.live.radio.mesh, 1000)
+            )
             assert await heard(run, 900, 900) == set()
             assert await heard(run, 1500, 1700) == {far}
             assert await heard(run, 1700, 9000) == {near, far}, "a beacon may be lost"
@@ -561,7 +588,7 @@ class TestProblems:
             raise RuntimeError("in a callback")
 
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             asyncio.get_running_loop().call_soon(fail)
             await run.until(lambda: "in a callback" in caplog.text, "it is logged")
 
@@ -570,17 +597,17 @@ class TestReload:
     async def test_a_faulty_file_changes_nothing(self, paths: Paths) -> None:
         Path(paths.device).write_text('[mesh]\nid = "good"\n')
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             Path(paths.device).write_text('[mesh]\nid = "bad"\nchannel = 99\n')
             answer = await run.ask("reload")
             assert "mesh.channel = 99" in answer["faults"][0]
-            assert run.daemon.settings.mesh.id == "good"
+            assert run.daemon.core.settings.mesh.id == "good"
             assert not run.parts.meshes[0].applied
             assert run.problem("invalid")
 
     async def test_mesh_settings_go_to_the_running_radio(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             text = '[mesh]\nsecurity = "sae"\npassphrase = "correct horse"\n'
             answer = await run.ask("config-apply", text=text)
             assert answer["changed"] == ["mesh.security", "mesh.passphrase"]
@@ -591,14 +618,14 @@ class TestReload:
 
     async def test_a_faulty_text_is_not_written(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             with pytest.raises(ClientError, match=r"mesh\.chanel: unknown key"):
                 await run.ask("config-apply", text="[mesh]\nchanel = 1\n")
             assert not Path(paths.local).exists()
 
     async def test_a_new_cookie_makes_a_new_node(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             await run.ask("config-apply", text='[cluster]\ncookie = "new"\n')
             await run.until(lambda: len(run.parts.made_nodes) == 2, "a second node")
             first, second = run.parts.made_nodes
@@ -608,30 +635,29 @@ class TestReload:
 
     async def test_a_new_prefix_moves_everything(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node and run.daemon.discovery, "running")
+            await run.until(lambda: run.in_cluster() and run.has_discovery(), "running")
             text = '[address]\nprefix = "fd00:1:2:3::/64"\n'
             await run.ask("config-apply", text=text)
             await run.until(lambda: len(run.parts.made_nodes) == 2, "a second node")
             assert run.parts.made_nodes[1].name == "thicket@fd00:1:2:3:0:6f44:e3c6:b802"
             address = IPv6Address("fd00:1:2:3:0:6f44:e3c6:b802")
             await run.until(
-                lambda: run.daemon.discovery and run.daemon.discovery.address == address,
+                lambda: run.has_discovery() and run.discovery.address == address,
                 "discovery announces the new address",
             )
 
     async def test_what_only_the_next_start_follows_is_told(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             text = '[identity]\ni2c_bus = "1"\n[discovery]\ninterval = 9\n[status]\ninterval = 7\n'
             answer = await run.ask("config-apply", text=text)
             assert answer["later"] == ["identity.i2c_bus"]
             assert run.daemon.status.interval == 7
-            assert run.daemon.discovery is not None
-            assert run.daemon.discovery.schedule.interval == 9
+            assert run.discovery.schedule.interval == 9
 
     async def test_show_masks_secrets(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.node, "running")
+            await run.until(run.in_cluster, "running")
             values = (await run.ask("config"))["values"]
             assert values["cluster"]["cookie"] == MASK
             assert values["mesh"]["channel"] == "1"
@@ -686,10 +712,10 @@ class TestNodes:
 
     async def test_what_is_heard_gets_connected_and_answers(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.membership, "running")
+            await run.until(run.in_cluster, "running")
             address = IPv6Address(f"{PREFIX}::77")
-            run.daemon._heard(address, True)
-            await run.until(lambda: run.daemon.times.values["first_node"], "connected")
+            run.live.discovery.heard(address, True)
+            await run.until(lambda: run.daemon.core.times.values["first_node"], "connected")
             (node,) = (await run.ask("nodes"))["cluster"]["nodes"]
             assert (node["name"], node["state"]) == (f"thicket@{address}", "up")
             for name in (
@@ -706,9 +732,9 @@ class TestNodes:
 
     async def test_an_ambiguous_name(self, paths: Paths) -> None:
         async with running(paths) as run:
-            await run.until(lambda: run.daemon.membership, "running")
+            await run.until(run.in_cluster, "running")
             for host in ("177", "277"):
-                run.daemon._heard(IPv6Address(f"{PREFIX}::{host}"), True)
+                run.live.discovery.heard(IPv6Address(f"{PREFIX}::{host}"), True)
             with pytest.raises(ClientError, match="may be"):
                 await run.ask("ping", node="77")
 
@@ -859,7 +885,8 @@ def test_the_guide_names_every_problem_and_method() -> None:
     """docs/node.md promises codes that stay; one that it does not name is not promised."""
     tree = Path(__file__).parents[2]
     guide = (tree / "docs/node.md").read_text(encoding="utf-8")
-    source = (tree / "app/src/thicket/daemon.py").read_text(encoding="utf-8")
+    parts = sorted((tree / "app/src/thicket/daemon").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in parts)
     codes = set(re.findall(r'problems\.report\(\s*[\w."]+,\s*"([\w-]+)"', source))
     assert {"no-chip", "invalid", "duplicate-address", "settings"} <= codes
     methods = set(re.findall(r'"([\w-]+)": self\._on_', source))

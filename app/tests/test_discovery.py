@@ -26,7 +26,8 @@ from thicket.discovery.beacon import (
     encode,
 )
 from thicket.discovery.schedule import Schedule
-from thicket.discovery.service import Discovery, Settings
+from thicket.discovery.section import DiscoverySection
+from thicket.discovery.service import Discovery
 from thicket.discovery.table import SharedSources, Table, mac_of
 
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")
@@ -228,9 +229,9 @@ def make(
     interface: str = "lo",
     address: IPv6Address = OWN,
     heard: Callable[[IPv6Address, bool], None] = lambda _address, _new: None,
-    settings: Settings | None = None,
+    settings: DiscoverySection | None = None,
 ) -> Discovery:
-    return Discovery(settings or Settings(), address, PREFIX, interface, heard)
+    return Discovery(settings or DiscoverySection(), address, PREFIX, interface, heard)
 
 
 class TestDatagram:
@@ -252,7 +253,7 @@ class TestDatagram:
         assert found.announced_from("fe80::2") is None
 
     def test_the_source_check_can_be_switched_off(self) -> None:
-        found = make(settings=Settings(check_source=False))
+        found = make(settings=DiscoverySection({"check_source": False}))
         found.datagram(POST_OTHER, ("fd12:3456:789a:1::bad", 1, 0, 0), 255, 3.0)
         assert OTHER in found.table.entries
 

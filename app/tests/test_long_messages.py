@@ -17,11 +17,12 @@ from test_cluster import a_node, failure, with_erlang
 from test_hostile_peer import CONTROL, fragment
 from test_hostile_peer import pid as a_pid
 
-from thicket.cluster.requests import Remote, RequestError
+from thicket.base.errors import RequestError
+from thicket.cluster.requests import Requests
 from thicket.config.schema import Settings
 from thicket.control.client import ClientError, request
 from thicket.control.server import MAX_ANSWER, Server
-from thicket.daemon.daemon import Parts
+from thicket.daemon.parts import Parts
 from thicket.distribution import Atom, Down, Exit, Node, RemoteError, Request, frames
 from thicket.distribution.etf import DecodeError, LimitError, decode_bare, encode_bare
 from thicket.distribution.frames import FrameReader, LongFrameError, MessageReader, Room
@@ -301,7 +302,7 @@ def test_huge_integers_are_shown_and_refused_in_time() -> None:
 async def test_a_person_who_calls_is_told_what_is_too_long(network: Network) -> None:
     async with a_node(network, "a", 1) as a, a_node(network, "b", 2, max_message=LIMIT) as b:
         export(b)
-        remote = Remote(a)
+        remote = Requests(a)
         params: dict[str, Any] = {"function": "long.made", "arguments": [8 * MIB], "timeout": 25.0}
         with pytest.raises(RequestError, match="has a result, but it is too long") as caught:
             await remote.call(b.name, params)

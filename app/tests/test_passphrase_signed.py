@@ -193,7 +193,7 @@ async def test_no_member_can_tell_a_node_another_passphrase(network: Network) ->
                     assert answer[0] == "error", request
                     assert subject.status()["refused"] == number
                 assert one.file() == before
-                assert one.problems.codes == {"change-refused"}
+                assert one.codes() == {"change-refused"}
             # A person at a node is told who can do it, and nothing happens.
             for action in ("prepare", "change", "cancel", "unsigned"):
                 error = await refusal(a.request({"action": action, "passphrase": NEW}))

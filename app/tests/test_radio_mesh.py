@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket.base import pace
 from thicket.base.pace import Backoff
 from thicket.netlink.messages import NetlinkError
-from thicket.radio import choose, mesh, rtnl
+from thicket.radio import mesh, rtnl
 from thicket.radio.choose import obstacle
 from thicket.radio.mesh import _COUNTRY_TIMES, _LEFT_SECONDS, _LOOK_SECONDS, Mesh
 from thicket.radio.nl80211 import Channel, Wiphy
@@ -319,14 +318,14 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(rtnl, "Links", lambda: FakeLinks(one))
     monkeypatch.setattr(rtnl, "set_sysctl", lambda *arguments: None)
     monkeypatch.setattr(mesh, "Supplicant", lambda directory, *rest: FakeSupplicant(one, directory))
-    monkeypatch.setattr(choose, "radio_names", lambda: [wiphy.name for wiphy in one.radios])
-    monkeypatch.setattr(choose, "usb_without_driver", list)
+    monkeypatch.setattr(mesh, "radio_names", lambda: [wiphy.name for wiphy in one.radios])
+    monkeypatch.setattr(mesh, "usb_without_driver", list)
     monkeypatch.setattr(mesh, "_FIRST_PEER_SECONDS", 0.02)
     monkeypatch.setattr(mesh, "_ADDRESS_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(mesh, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(mesh, "_LOOK_OUTSIDE_SECONDS", 0.05)
     monkeypatch.setattr(mesh, "_LEFT_SECONDS", 0.3)
-    monkeypatch.setattr(pace, "Backoff", lambda: Backoff(first=0.01, slow=0.05))
+    monkeypatch.setattr(mesh, "_PAUSES", (0.01, 0.02, 0.04, 0.05))
     return one
 
 
@@ -942,7 +941,7 @@ def test_obstacles(change: dict[str, Any], settings: MeshSettings, words: str | 
 
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=40))
 def test_backoff_never_gives_up_and_never_rushes(lasted: list[float]) -> None:
-    backoff = Backoff()
+    backoff = Backoff(*mesh._PAUSES, settled=mesh._SETTLED_SECONDS)
     for seconds in lasted:
         wait = backoff.failed(seconds)
         assert 0.5 <= wait <= 60
@@ -950,7 +949,7 @@ def test_backoff_never_gives_up_and_never_rushes(lasted: list[float]) -> None:
 
 
 def test_backoff_in_a_row() -> None:
-    backoff = Backoff()
+    backoff = Backoff(*mesh._PAUSES, settled=mesh._SETTLED_SECONDS)
     assert [backoff.failed() for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 60, 60]
     assert backoff.failed(lasted=61) == 0.5
 
@@ -967,7 +966,7 @@ async def test_a_mesh_left_behind_the_daemons_back_is_joined_again(
         world.left, world.frequency = True, frequency
         since = time.monotonic()
         await one.until(lambda: "left" in one.kinds())
-        assert time.monotonic() - since >= _LEFT_SECONDS
+        assert time.monotonic() - since >= mesh._LEFT_SECONDS
         (problem,) = [p for p in one.mesh.problems() if p["code"] == "mesh-left"]
         assert problem["part"] == "radio"
         assert words in problem["message"]

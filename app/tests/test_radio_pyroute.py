@@ -19,7 +19,7 @@ COUNT = "sum(name.partition('.')[0] == 'pyroute2' for name in sys.modules)"
 
 def test_only_the_message_coding_is_imported() -> None:
     names = python(
-        "import sys, thicket.radio\n"
+        "import sys, thicket.radio.mesh\n"
         "print(*sorted(name for name in sys.modules if name.startswith('pyroute2')))"
     ).split()
     assert names == [
@@ -31,7 +31,7 @@ def test_only_the_message_coding_is_imported() -> None:
 
 
 def test_heavy_parts_of_the_standard_library_stay_out() -> None:
-    loaded = python("import sys, thicket.radio\nprint(*sys.modules)").split()
+    loaded = python("import sys, thicket.radio.mesh\nprint(*sys.modules)").split()
     assert not {"multiprocessing", "pathlib", "dataclasses", "argparse", "json"} & set(loaded)
 
 

@@ -19,8 +19,8 @@ from thicket.cli.common import OK
 from thicket.cli.main import main
 from thicket.config.schema import Settings
 from thicket.control.client import ClientError
-from thicket.daemon import daemon
-from thicket.daemon.daemon import Parts
+from thicket.daemon import cluster_part, daemon
+from thicket.daemon.parts import Parts
 from thicket.distribution.handshake import LocalNode
 from thicket.radio.wpa import configuration
 from thicket.trust.credentials import Credentials
@@ -86,6 +86,7 @@ def logged() -> Iterator[list[str]]:
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     monkeypatch.setattr(daemon, "LATER", 0.0)
+    monkeypatch.setattr(cluster_part, "LATER", 0.0)
     monkeypatch.setenv("THICKET_ROOT", str(tmp_path))
     made = Paths(str(tmp_path))
     for folder in ("etc/thicket", "proc/self", "data/thicket"):
@@ -102,8 +103,8 @@ class TestDaemon:
         shown: list[str] = []
         parts = FakeParts()
         async with running(paths, parts) as run:
-            await run.until(lambda: run.daemon.node, "the cluster part runs")
-            assert run.daemon.settings.mesh.passphrase == PASSPHRASE
+            await run.until(run.in_cluster, "the cluster part runs")
+            assert run.daemon.core.settings.mesh.passphrase == PASSPHRASE
             assert parts.made_nodes[0].cookie == COOKIE
             for method in ("status", "peers", "nodes", "config"):
                 shown.append(json.dumps(await run.ask(method)))
@@ -121,9 +122,14 @@ class TestDaemon:
             await run.until(lambda: len(parts.made_nodes) == 2, "the node with the new cookie")
             shown.append(json.dumps(await run.ask("status")))
             shown.append(Path(paths.status).read_text())
-            shown += [repr(run.daemon.settings), repr(run.daemon.loaded), repr(vars(run.daemon))]
-            shown += [repr(run.daemon.settings.mesh), str(run.daemon.settings.cluster)]
-            shown.append(repr(run.daemon.make.mesh_settings(run.daemon.settings)))
+            shown += [
+                repr(run.daemon.core.settings),
+                repr(run.daemon.core.loaded),
+                repr(vars(run.daemon)),
+                repr(vars(run.live)),
+            ]
+            shown += [repr(run.daemon.core.settings.mesh), str(run.daemon.core.settings.cluster)]
+            shown.append(repr(run.daemon.core.make.mesh_settings(run.daemon.core.settings)))
             assert PASSPHRASE not in repr(parts.meshes[0].applied)
         assert any("mesh.passphrase" in line for line in logged), "the log was heard"
         assert [text for text in [*shown, *logged] if MARK in text] == []

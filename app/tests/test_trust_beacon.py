@@ -28,7 +28,8 @@ from thicket.discovery.beacon import (
     encode,
     in_use,
 )
-from thicket.discovery.service import Discovery, Settings
+from thicket.discovery.section import DiscoverySection
+from thicket.discovery.service import Discovery
 from thicket.identity.address import SOURCES, identity_of_serial
 from thicket.trust import compressed, openssl, signed_beacon, verify
 from thicket.trust import fleet as fleets
@@ -599,7 +600,7 @@ def found(
 ) -> Discovery:
     plain = PlainBeacons(address(own), PREFIX)
     return Discovery(
-        more.pop("settings", Settings()),
+        more.pop("settings", DiscoverySection()),
         address(own),
         PREFIX,
         interface,
@@ -630,7 +631,7 @@ def test_without_certificates_nothing_takes_their_place() -> None:
     plain = PlainBeacons(address(1), PREFIX)
     assert in_use("signed", plain, None) == ()
     assert in_use("both", plain, None) == (plain,)
-    deaf = Discovery(Settings(), address(1), PREFIX, "lo", lambda _a, _n: None, codecs=())
+    deaf = Discovery(DiscoverySection(), address(1), PREFIX, "lo", lambda _a, _n: None, codecs=())
     deaf.datagram(str(address(2)).encode(), (str(LINK), 1, 0, 3), 255, 1.0)
     assert deaf.dropped["form"] == 1
     assert not deaf.table.entries

@@ -39,7 +39,7 @@ from pathlib import Path
 from meshlab.chip import Atecc608, serial_for
 from meshlab.chip.bus import Nak
 from thicket.identity.bus import Bus, NotAcknowledgedError
-from thicket.config import Paths
+from thicket.base.paths import Paths
 from thicket.trust.agent import Agent, serve_console
 
 class Wire(Bus):

@@ -103,7 +103,7 @@ def node(folder: Path, fleet: TestFleet = FLEET) -> Trust:
     trust = Trust(
         Paths(str(folder)),
         lambda: settings,
-        lambda: Identity("mac", bytes(6)),
+        Identity("mac", bytes(6)),
         Problems(lambda: None),
         lambda: None,
         open_chip=lambda _: pytest.fail("there is no chip"),

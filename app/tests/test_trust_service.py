@@ -202,7 +202,7 @@ async def test_a_part_that_is_started_again_keeps_what_is_in_use(tmp_path: Path)
     trust = Trust(
         Paths(str(tmp_path)),
         lambda: settings[0],
-        lambda: who,
+        who,
         Problems(lambda: None),
         lambda: None,
         open_chip=lambda _: AsyncAtecc(open_chip(tmp_path / "chip.json")),

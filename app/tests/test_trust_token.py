@@ -169,8 +169,8 @@ def test_the_pin_from_a_file_and_the_command(
 def test_without_the_package(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pkcs11'] = None\n"
-        "from thicket.cli import main\n"
-        f"sys.exit(main(['ca', '--folder', {str(tmp_path / 'f')!r}, 'init', 'x', '--pkcs11',"
+        "from authority.cli import main\n"
+        f"sys.exit(main(['--folder', {str(tmp_path / 'f')!r}, 'init', 'x', '--pkcs11',"
         " 'pkcs11:token=t?module-path=/x.so']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

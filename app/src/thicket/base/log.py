@@ -175,7 +175,7 @@ class SyslogHandler(logging.Handler):
 def _pieces(text: str, room: int) -> list[bytes]:
     """``text`` in pieces of at most ``room`` bytes, none of which ends within a character."""
     data = text.encode("utf-8", "replace")
-    pieces = []
+    pieces: list[bytes] = []
     while len(data) > room and len(pieces) < _MOST_PIECES - 1:
         end = room
         while data[end] & 0xC0 == 0x80:  # a byte that continues a character

@@ -22,13 +22,15 @@ carried out, and whether the other passphrase is a former one. It is written bef
 configuration changes and after that, so that a power cut at any moment repeats a step at most.
 """
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from thicket.base.errors import CodedError
 from thicket.base.fields import ConfigError
@@ -45,8 +47,10 @@ from thicket.distribution.processes import Process
 from thicket.radio.section import MeshSection
 
 if TYPE_CHECKING:
+    from thicket.base.problems import Problems
     from thicket.distribution.connection import Connection
     from thicket.distribution.node import Node
+    from thicket.radio.radio import Radio
     from thicket.trust.change import SignedChange
     from thicket.trust.fleet import Fleet
 
@@ -100,15 +104,31 @@ class PassphraseError(CodedError):
     """A request that cannot be done: a code for programs, words for people."""
 
 
-class Host:
+class Host(Protocol):
     """What a :class:`Passphrase` needs of its daemon."""
 
-    paths: Paths
-    settings: Settings
-    mesh: Any
-    problems: Any
-    reload: Callable[[], Awaitable[Any]]
-    nodes: Callable[[], list[dict[str, Any]]]
+    @property
+    def paths(self) -> Paths:
+        """Where the node keeps its files."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+
+    @property
+    def mesh(self) -> Radio | None:
+        """The radio of now."""
+
+    @property
+    def problems(self) -> Problems:
+        """The node's problems."""
+
+    @property
+    def reload(self) -> Callable[[], Awaitable[Any]]:
+        """Reads the configuration again and follows it."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the other nodes of the cluster."""
 
 
 class Passphrase:
@@ -116,8 +136,8 @@ class Passphrase:
 
     NAME = "thicket_passphrase"
 
-    def __init__(self, host: Any) -> None:
-        self._host: Host = host
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._node: Node | None = None
         self._listener: Listener | None = None
         self._writing = asyncio.Lock()
@@ -145,7 +165,7 @@ class Passphrase:
         self._unfit: dict[bytes, str] = {}
         self._read_state()
 
-    async def run(self, node: "Node") -> None:
+    async def run(self, node: Node) -> None:
         """Serve the other nodes, and look after a change that is under way, until cancelled."""
         listener = Listener(node, self)
         node.register(self.NAME, listener)
@@ -205,7 +225,7 @@ class Passphrase:
     def _path(self) -> str:
         return f"{self._host.paths.data}/thicket/{FILE}"
 
-    def fleet(self) -> "Fleet | None":
+    def fleet(self) -> Fleet | None:
         """The fleet that this node belongs to, whose root signs changes."""
         from thicket.trust.certificates import CertificateError, from_pem
         from thicket.trust.fleet import Fleet
@@ -397,7 +417,7 @@ class Passphrase:
             self._listener.tell_all(who)
         return news
 
-    def _check_replaces(self, found: "SignedChange") -> None:
+    def _check_replaces(self, found: SignedChange) -> None:
         """Refuse what was not signed for a node with this node's passphrase."""
         present = self._host.settings.mesh.passphrase
         if present != found.change.passphrase and self._tag(present) not in found.change.former:
@@ -645,7 +665,7 @@ class Passphrase:
             await self.cancel()
         return answer
 
-    async def _import(self, node: "Node", text: Any) -> dict[str, Any]:
+    async def _import(self, node: Node, text: Any) -> dict[str, Any]:
         """Take a signed change here, let every node take it, and say who has it within IMPORT.
 
         The others hear of it from each other in any case, also where they were too slow here.
@@ -688,7 +708,7 @@ class Passphrase:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("a change that was brought here is not done: %s", error)
 
-    async def _tell_others(self, node: "Node", message: Any) -> dict[str, Any]:
+    async def _tell_others(self, node: Node, message: Any) -> dict[str, Any]:
         nodes = self._host.nodes()
         others = [str(one["name"]) for one in nodes if one["state"] == "up"]
         missing = [str(one["name"]) for one in nodes if one["state"] != "up"]
@@ -703,7 +723,7 @@ class Passphrase:
         done = [name for name in others if name not in failed]
         return {"done": sorted([node.name, *done]), "failed": failed, "missing": sorted(missing)}
 
-    async def _tell(self, node: "Node", name: str, message: Any) -> str | None:
+    async def _tell(self, node: Node, name: str, message: Any) -> str | None:
         """Tell one node; why it has not done it, None when it has."""
         why = ""
         for _ in range(2):  # a lost connection comes back
@@ -729,7 +749,7 @@ class Listener(Process):
 
     MOST = 4  # requests that are worked on at the same time
 
-    def __init__(self, node: "Node", passphrase: Passphrase) -> None:
+    def __init__(self, node: Node, passphrase: Passphrase) -> None:
         super().__init__(node)
         self._node = node
         self._passphrase = passphrase
@@ -755,17 +775,17 @@ class Listener(Process):
     def _spreads(self) -> bool:
         return self._node.encrypted and self._passphrase.fleet() is not None
 
-    def _cast(self, connection: "Connection", message: Any) -> None:
+    def _cast(self, connection: Connection, message: Any) -> None:
         self.node.send_to_name(connection, self.pid, Passphrase.NAME, message)
 
     def _due(self, name: str) -> bool:
         return self._buckets.setdefault(name, Bucket(RATE, BURST)).take(time.monotonic())
 
-    def on_disconnect(self, connection: "Connection", reason: DistributionError) -> None:
+    def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
         self._buckets.pop(connection.name, None)
 
-    def on_message(self, connection: "Connection | None", message: Any) -> None:
+    def on_message(self, connection: Connection | None, message: Any) -> None:
         match message:
             case ("have", int() as number, bytes() as digest):
                 if connection is not None and self._spreads and self._due(connection.name):
@@ -798,7 +818,7 @@ class Listener(Process):
                 log.warning("a change of the passphrase from %s is not done: %s", who, error)
 
     async def _answer(
-        self, connection: "Connection | None", sender: Pid, tag: Any, request: Any, who: str
+        self, connection: Connection | None, sender: Pid, tag: Any, request: Any, who: str
     ) -> None:
         answer: Any = _OK
         try:

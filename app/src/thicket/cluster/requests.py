@@ -66,7 +66,7 @@ def _short(message: Any) -> Any:
         return {"term": f"a message ({type(message).__name__}), but {error}"}
 
 
-class Remote:
+class Requests:
     """The requests of people, for one node."""
 
     def __init__(self, node: Node) -> None:

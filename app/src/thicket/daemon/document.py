@@ -12,9 +12,15 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from logging import getLogger
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import thicket
 from thicket.base.files import write_atomically
+from thicket.base.process import boottime, memory_kib
+
+if TYPE_CHECKING:
+    from thicket.daemon.daemon import Daemon
+    from thicket.radio.radio import Radio
 
 log = getLogger(__name__)
 
@@ -82,3 +88,70 @@ class Writer:
         else:
             self._failing = False
             self.written += 1
+
+
+def state(problems: list[dict[str, Any]], radio: str, mesh: Radio | None) -> str:
+    """Return the node's state in one word; docs/node.md explains them.
+
+    :param radio: the state of the radio.
+    """
+    if radio in {"absent", "unsuitable", "failed"}:
+        return "degraded"
+    if any(problem["severity"] == "error" for problem in problems):
+        return "degraded"
+    if mesh is None:
+        return "starting"
+    return "joined" if mesh.joined else "joining"
+
+
+def document(daemon: Daemon) -> dict[str, Any]:
+    """Return the status document; docs/node.md explains its members."""
+    core, live = daemon.core, daemon.live
+    mesh = live.radio.mesh if live is not None else None
+    seen = mesh.snapshot() if mesh is not None else {}
+    radio = seen.get("radio") or {"state": "starting", "interface": core.make.interface}
+    problems = core.problems.all()
+    me = live.me if live is not None else None
+    session = live.cluster.session if live is not None else None
+    passphrase = session.passphrase if session is not None else None
+    applications = session.applications if session is not None else None
+    discovery = live.discovery.discovery if live is not None else None
+    dns_sd = live.dns_sd.dns_sd if live is not None else None
+    return {
+        "schema": SCHEMA,
+        "version": thicket.__version__,
+        "slot": daemon.slot,
+        "hostname": me.hostname if me is not None else "",
+        "state": state(problems, radio["state"], mesh),
+        "problems": problems,
+        "times": dict(core.times.values),
+        "restarts": core.times.restarts,
+        "uptime": boottime(),
+        "identity": me.identity.as_dict() if me is not None else None,
+        "address": str(me.ip) if me is not None else None,
+        "prefix_length": me.network.prefixlen if me is not None else None,
+        "configuration": {
+            "source": core.loaded.source,
+            "last_good_used": core.loaded.last_good_used,
+        },
+        "data": daemon.upkeep.data,
+        "last_restart": daemon.upkeep.last_restart,
+        "radio": radio,
+        "peers": seen.get("peers", []),
+        "paths": seen.get("paths", []),
+        "cluster": {
+            "node": session.node.name if session is not None else None,
+            "security": core.settings.cluster.security,
+            "refused": session.node.statistics()["refused"] if session is not None else {},
+            "nodes": session.nodes() if session is not None else [],
+            "counters": session.counters() if session is not None else {},
+        },
+        "trust": live.trust.status() if live is not None else None,
+        "passphrase": passphrase.status() if passphrase is not None else None,
+        "applications": applications.status() if applications is not None else [],
+        "discovery": discovery.snapshot() if discovery is not None else None,
+        "dns_sd": dns_sd.snapshot() if dns_sd is not None else None,
+        "firewall": daemon.firewall.snapshot(),
+        "memory_kib": memory_kib(),
+        "cpu_seconds": round(time.process_time(), 3),
+    }

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+from logging import getLogger
 from typing import Final
 
 from thicket.base.files import write_atomically
 from thicket.base.process import boottime
-from thicket.daemon.document import log
+
+log = getLogger(__name__)
 
 #: Milestones of a boot, in the order in which they are reached.
 MILESTONES: Final = ("daemon", "identity", "radio", "first_peer", "first_node")

@@ -26,27 +26,10 @@ from thicket.discovery.beacon import (
     PlainBeacons,
 )
 from thicket.discovery.schedule import Schedule
+from thicket.discovery.section import DiscoverySection
 from thicket.discovery.table import Heard, SharedSources, Table
 
 log = getLogger(__name__)
-
-
-class Settings:
-    """What discovery needs of the configuration; see docs/configuration.md, ``[discovery]``."""
-
-    __slots__ = ("check_source", "expire", "interval", "max_nodes")
-
-    def __init__(
-        self,
-        interval: float = 20.0,
-        expire: float = 120.0,
-        max_nodes: int = 256,
-        check_source: bool = True,
-    ) -> None:
-        self.interval = interval
-        self.expire = expire
-        self.max_nodes = max_nodes
-        self.check_source = check_source
 
 
 class Discovery:
@@ -78,7 +61,7 @@ class Discovery:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: DiscoverySection,
         address: IPv6Address,
         prefix: IPv6Network,
         interface: str,
@@ -144,7 +127,7 @@ class Discovery:
         self.schedule.hurry(monotonic(), 1)
         self._poke()
 
-    def apply(self, settings: Settings) -> None:
+    def apply(self, settings: DiscoverySection) -> None:
         """Take over changed settings."""
         self.settings = settings
         self.table.resize(settings.max_nodes, settings.expire)

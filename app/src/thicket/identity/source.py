@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from ipaddress import IPv6Interface
+from typing import Any
 
 from thicket.identity import address as addresses
 from thicket.identity.bus import Bus, BusError, LinuxBus
@@ -61,7 +62,7 @@ class Identity:
         id: bytes,
         *,
         serial: bytes | None = None,
-        chip: dict[str, object] | None = None,
+        chip: dict[str, Any] | None = None,
         problem: str | None = None,
     ) -> None:
         """Make an identity. Raises ``ValueError`` when no address can be made of it."""

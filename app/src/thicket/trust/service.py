@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from thicket.config.schema import Settings
     from thicket.distribution.node import Node
     from thicket.identity.aio import AsyncAtecc
+    from thicket.identity.source import Identity
     from thicket.trust.credentials import Credentials, DeviceKey
     from thicket.trust.exchange import Exchange
     from thicket.trust.signed_beacon import SignedBeacons
@@ -72,18 +73,18 @@ class ListError(ThicketError):
 class Trust:
     """One node's side of the fleet; :meth:`run` is the part's coroutine.
 
-    ``settings`` gives the settings in force, ``identity`` the node's identity once it is known.
+    ``settings`` gives the settings in force.
     """
 
     def __init__(
         self,
         paths: Paths,
         settings: Callable[[], Settings],
-        identity: Callable[[], Any],
+        identity: Identity,
         problems: Problems,
         on_change: Callable[[], None],
         *,
-        open_chip: Callable[[Any], AsyncAtecc],
+        open_chip: Callable[[Identity], AsyncAtecc],
     ) -> None:
         self.paths = paths
         self.settings = settings
@@ -243,8 +244,8 @@ class Trust:
         chip: AsyncAtecc | None = None
         try:
             device: DeviceKey
-            if self.identity().source == "chip":
-                chip = self._open_chip(self.identity())
+            if self.identity.source == "chip":
+                chip = self._open_chip(self.identity)
                 device = await nodes.ChipKey.load(chip, self.fleet, self.folder)
             else:
                 device = nodes.FileKey.load(self.folder)
@@ -292,7 +293,7 @@ class Trust:
         from thicket.trust.tls import FleetTls  # ssl, once it is needed
 
         assert self.fleet is not None
-        own = self.identity().address_in(str(self.settings().address.prefix)).ip
+        own = self.identity.address_in(str(self.settings().address.prefix)).ip
         if credentials.peer.address != own:
             raise CertificateError(
                 f"the certificates here are for {credentials.peer.address}, and this node is {own}"
@@ -501,10 +502,12 @@ class _AgainError(Exception):
     """Somebody has asked to look again."""
 
 
-def open_chip(identity: Any) -> AsyncAtecc:
+def open_chip(identity: Identity) -> AsyncAtecc:
     """Open the chip that the identity was read from. Raises BusError."""
     from thicket.identity.aio import AsyncAtecc
-    from thicket.identity.atecc import Atecc
+    from thicket.identity.atecc import Atecc, ChipAbsentError
     from thicket.identity.bus import LinuxBus
 
+    if identity.chip is None:
+        raise ChipAbsentError("this node's identity is from no chip")
     return AsyncAtecc(Atecc(LinuxBus(identity.chip["bus"]), identity.chip["address"]))

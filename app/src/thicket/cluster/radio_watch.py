@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peers that the radio no longer hears are asked at once whether they are still there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from thicket.cluster.membership import Membership
+    from thicket.radio.radio import Radio
+
+#: A peer whose last frame is older than so many beacon intervals is asked whether it is there.
+SILENT_BEACONS: Final = 1.6
+#: When that of every peer is older than so many, we may be alone: all other nodes are asked, too.
+ALONE_BEACONS: Final = 2.6
+#: Seconds between two looks at the radio's peers, at least; and how many times as long as a look
+#: took, so that a node which is short of time does not spend it on looking.
+LOOK_AT_LEAST: Final = 0.2
+LOOK_SHARE: Final = 10.0
+
+
+async def watch(
+    membership: Membership, radio: Callable[[], Radio | None], beacon_interval: int
+) -> None:
+    """Look at the radio's peers while there are connections to lose, until cancelled.
+
+    :param radio: returns the radio of now.
+    :param beacon_interval: the mesh's, in TU of 1024 µs.
+    """
+    beacon = beacon_interval * 1.024 / 1000  # seconds
+    patience, alone = SILENT_BEACONS * beacon, ALONE_BEACONS * beacon
+    silences: list[float] = []
+    took = 0.0
+    while True:
+        # The next look is when the next of them would have been silent for too long.
+        due = [patience - silent for silent in silences if silent <= patience]
+        if silences and min(silences) <= alone:
+            due.append(alone - min(silences))
+        await asyncio.sleep(max(min([1.0, *due]), LOOK_AT_LEAST, LOOK_SHARE * took))
+        silences, took = [], 0.0
+        mesh = radio()
+        up = any(candidate.up for candidate in membership.candidates.values())
+        if mesh is None or not (up or membership.neighbours is not None):
+            continue
+        began = time.monotonic()
+        await mesh.refresh(whole=False)
+        took = time.monotonic() - began
+        links = mesh.links()
+        silences = [silent for _, silent in links]
+        for address, silent in links:
+            if up and silent > patience:
+                membership.suspect(address)
+        if up and silences and min(silences) > alone:
+            membership.suspect()
+        if membership.neighbours is not None:
+            membership.set_neighbours({address for address, _ in links if address is not None})

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's part ``cluster``: the node of the cluster, and all that lives and dies with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from ipaddress import IPv6Address
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, Final
+
+from thicket.base.errors import RequestError
+from thicket.base.supervise import GRACE
+from thicket.cluster import radio_watch
+from thicket.cluster.membership import Membership
+
+if TYPE_CHECKING:
+    from thicket.applications.service import Applications
+    from thicket.cluster.passphrase import Host, Passphrase
+    from thicket.cluster.requests import Requests
+    from thicket.daemon.core import Core, Self
+    from thicket.daemon.discovery_part import DiscoveryPart
+    from thicket.daemon.radio_part import RadioPart
+    from thicket.distribution.node import Node
+    from thicket.trust.service import Trust
+
+log = getLogger(__name__)
+
+#: Deferred work starts so many seconds after the cluster.
+LATER: Final = 2.0
+
+
+class ClusterSession:
+    """One node of the cluster with its members, from its start to its end.
+
+    :ivar applications, passphrase: None before they have been started, and after they failed.
+    """
+
+    def __init__(self, core: Core, node: Node, membership: Membership) -> None:
+        self.node = node
+        self.membership = membership
+        self.applications: Applications | None = None
+        self.passphrase: Passphrase | None = None
+        self._core = core
+        self._requests: Requests | None = None
+
+    @property
+    def requests(self) -> Requests:
+        """What people ask of the cluster."""
+        if self._requests is None:
+            from thicket.cluster.requests import Requests  # rare
+
+            self._requests = Requests(self.node)
+        return self._requests
+
+    def close(self) -> None:
+        """End what people have asked for."""
+        if self._requests is not None:
+            self._requests.close()
+
+    async def run_applications(self) -> None:
+        """Run what is installed on this node; it never takes the cluster with it."""
+        await asyncio.sleep(LATER)
+        core = self._core
+        try:
+            found = core.make.applications()
+            if not found:
+                return
+            from thicket.applications.service import Applications  # mostly not needed
+
+            self.applications = Applications(
+                self.node, core.settings.application, core.problems, found
+            )
+            await self.applications.run()
+        except Exception as e:
+            log.exception("applications cannot be run")
+            message = f"applications cannot be run: {type(e).__name__}: {e}"
+            core.problems.report("applications", "part-failed", message, "warning")
+        finally:
+            self.applications = None
+
+    async def run_passphrase(self, host: Host) -> None:
+        """Take part in changes of the mesh's passphrase."""
+        await asyncio.sleep(LATER)
+        from thicket.cluster.passphrase import Passphrase
+
+        self.passphrase = Passphrase(host)
+        try:
+            await self.passphrase.run(self.node)
+        except Exception:
+            log.exception("changes of the passphrase are not looked after any more")
+        finally:
+            self.passphrase = None
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the other nodes, and those that should be: connected ones first.
+
+        A node that was heard and is not connected has the state "connecting" and, after a failure,
+        the members ``error`` (code), ``message`` and ``attempts``.
+        """
+        from thicket.distribution.handshake import key_of  # loaded with the node
+
+        found: dict[str, dict[str, Any]] = {
+            key_of(info.name): {"name": str(info.name), "state": info.state, "since": info.since}
+            for info in self.node.nodes()
+        }
+        for candidate in self.membership.candidates.values():
+            if candidate.up:
+                continue
+            entry = found.setdefault(
+                key_of(candidate.name),
+                {"name": candidate.name, "state": "connecting", "since": None},
+            )
+            if entry["state"] != "up" and candidate.error is not None:
+                entry["error"], entry["message"] = candidate.error
+                entry["attempts"] = candidate.failures
+        return sorted(found.values(), key=lambda n: (n["state"] != "up", n["name"]))
+
+    def counters(self) -> dict[str, int]:
+        """Return what it took to get and keep the connections, since the node began."""
+        found = self.node.statistics()
+        names = ("connected", "accepted", "simultaneous", "abandoned")
+        return {"attempts": self.membership.attempts, **{name: found[name] for name in names}}
+
+
+class ClusterPart:
+    """Keeps the node in the cluster; ``session`` is None while it is not."""
+
+    def __init__(self, core: Core, me: Self, trust: Trust, radio: RadioPart, host: Host) -> None:
+        self.session: ClusterSession | None = None
+        self._core = core
+        self._me = me
+        self._trust = trust
+        self._radio = radio
+        self._host = host
+
+    async def run(self, discovery: DiscoveryPart) -> None:
+        """Be a node of the cluster until cancelled."""
+        core = self._core
+        await core.joined.wait()
+        # Lets the first beacon out before the imports of the next lines take their time.
+        await asyncio.sleep(0.01)
+        tls = None
+        if core.settings.cluster.security == "tls":
+            await self._trust.ready.wait()
+            tls = self._trust.tls
+        cluster = core.settings.cluster
+        node = core.make.node(core.settings, self._me.ip, self._happened, tls)
+        membership = Membership(
+            cluster.name, node, lambda _candidate: core.changed(), self._radio.silence
+        )
+        if cluster.topology == "neighbours":
+            membership.set_neighbours(set())
+        core.problems.sources["cluster"] = (node.problems, "warning")
+        session = ClusterSession(core, node, membership)
+        try:
+            node.expect(lambda source: discovery.knows(IPv6Address(source)))
+            await node.start()
+            self.session = session
+            self._trust.attach(node)
+            if discovery.discovery is not None:  # what was heard before
+                for address, entry in discovery.discovery.table.entries.items():
+                    membership.heard(address, True, entry.spelling)
+            await self._serve(session)
+        finally:
+            session.close()
+            self._trust.detach()
+            self.session = None
+            del core.problems.sources["cluster"]
+            await node.stop()
+
+    async def _serve(self, session: ClusterSession) -> None:
+        loop = asyncio.get_running_loop()
+        beacon_interval = self._core.settings.mesh.beacon_interval
+        beside = {
+            loop.create_task(session.run_applications()),
+            loop.create_task(session.run_passphrase(self._host)),
+            loop.create_task(
+                radio_watch.watch(session.membership, lambda: self._radio.mesh, beacon_interval)
+            ),
+            loop.create_task(self._trust.keep_telling()),
+        }
+        try:
+            await session.membership.run()
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside, timeout=GRACE)
+
+    def _happened(self, kind: str, detail: dict[str, Any]) -> None:
+        session = self.session
+        membership = session.membership if session is not None else None
+        if kind == "suspected":
+            if membership is not None:
+                membership.suspect(name=detail["name"])
+            return
+        if kind == "node-up":
+            name = detail["name"]
+            self._core.times.reached("first_node")
+            if membership is not None:
+                membership.node_up(name)
+            self._trust.node_up(name)
+            if session is not None and session.passphrase is not None:
+                session.passphrase.node_up(name)
+        elif kind == "node-down" and membership is not None:
+            membership.node_down(detail["name"])
+        self._core.changed()
+
+    # -- what others tell and ask
+
+    def heard(self, address: IPv6Address, new: bool, spelling: str) -> None:
+        """A node was heard, for the first time if ``new``, under a spelling of its address."""
+        if self.session is not None:
+            self.session.membership.heard(address, new, spelling)
+
+    def gone(self, address: IPv6Address) -> None:
+        """A node was not heard for long."""
+        if self.session is not None:
+            self.session.membership.gone(address)
+
+    def is_up(self, address: IPv6Address) -> bool:
+        """Return whether the node at ``address`` is connected."""
+        return self.session is not None and self.session.membership.is_up(address)
+
+    def peer_down(self) -> None:
+        """The radio has lost a peer: all nodes are asked whether they are still there."""
+        if self.session is not None:
+            self.session.membership.suspect()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the other nodes, see :meth:`ClusterSession.nodes`."""
+        return self.session.nodes() if self.session is not None else []
+
+    def resolve(self, text: str) -> str:
+        """Return the full name of the node that a person means by ``text``.
+
+        That is a full name, an address in any form, a host name (``n-`` and the 12 digits of the
+        identity), or the last digits of one as long as only one node matches.
+
+        :raises RequestError: when it is none of these.
+        """
+        node = self.session.node if self.session is not None else None
+        cluster, _, host = text.rpartition("@")
+        with contextlib.suppress(ValueError):
+            name = f"{cluster or self._core.settings.cluster.name}@{IPv6Address(host)}"
+            return name if node is None else str(node.spelling(name))
+        if cluster:
+            return text
+        known: set[str] = {node.name} if node is not None else set()
+        known |= {entry["name"] for entry in self.nodes()}
+        digits = text.lower().removeprefix("n-")
+        matches = sorted(name for name in known if digits and host_digits(name).endswith(digits))
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise RequestError("ambiguous", f"{text} may be {' or '.join(matches)}")
+        names = ", ".join(sorted(known)) or "none"
+        raise RequestError("unknown-node", f"no node is known as {text!r}; known are: {names}")
+
+
+def host_digits(name: str) -> str:
+    """The 12 digits in the host name of the node named ``cluster@address``: its identity bytes."""
+    try:
+        number = int(IPv6Address(name.partition("@")[2]))
+    except ValueError:
+        return ""
+    return f"{number & (2**48 - 1):012x}"

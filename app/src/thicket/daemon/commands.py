@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be asked of the daemon through its control socket; docs/node.md lists the methods."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from thicket.base.errors import RequestError
+from thicket.base.fields import show_value
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from thicket.daemon.cluster_part import ClusterPart, ClusterSession
+    from thicket.daemon.daemon import Daemon
+    from thicket.daemon.live import Live
+
+
+class Commands:
+    """The methods of the control socket. Each takes the request's params and returns its result.
+
+    Before the identity is known, and while there is no cluster, those that need it say so.
+    """
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def methods(self) -> dict[str, Callable[[dict[str, Any]], Awaitable[Any]]]:
+        """Return the methods by name."""
+        return {
+            "status": self._on_status,
+            "peers": self._on_peers,
+            "nodes": self._on_nodes,
+            "ping": self._on_ping,
+            "call": self._on_call,
+            "publish": self._on_publish,
+            "events": self._on_events,
+            "reload": self._on_reload,
+            "config": self._on_config,
+            "config-apply": self._on_config_apply,
+            "revocations-import": self._on_revocations_import,
+            "revocations-export": self._on_revocations_export,
+            "passphrase": self._on_passphrase,
+            "stop-radio": self._on_stop_radio,
+        }
+
+    def _live(self) -> Live:
+        live = self._daemon.live
+        if live is None:
+            raise RequestError("starting", "the node is still finding out who it is; try again")
+        return live
+
+    def _joined(self) -> tuple[ClusterPart, ClusterSession]:
+        live = self._daemon.live
+        if live is None or live.cluster.session is None:
+            raise RequestError("not-joined", "the node has not joined the mesh yet")
+        return live.cluster, live.cluster.session
+
+    async def _on_status(self, params: dict[str, Any]) -> Any:
+        self._daemon.firewall.refresh()
+        if self._daemon.live is not None:
+            await self._daemon.live.radio.refresh()
+        return self._daemon.document()
+
+    async def _on_peers(self, params: dict[str, Any]) -> Any:
+        document = await self._on_status(params)
+        return {key: document[key] for key in ("state", "radio", "peers", "paths")}
+
+    async def _on_nodes(self, params: dict[str, Any]) -> Any:
+        document = self._daemon.document()
+        return {key: document[key] for key in ("state", "cluster", "discovery")}
+
+    async def _on_ping(self, params: dict[str, Any]) -> Any:
+        cluster, session = self._joined()
+        name = cluster.resolve(str(params.get("node", "")))
+        if name == session.node.name:
+            return {"node": name, "milliseconds": 0.0}  # as Erlang answers for itself
+        try:
+            seconds = await session.node.ping(name)
+        except Exception as e:
+            # every failure of the distribution means "no answer"; the words say why
+            code = str(getattr(e, "code", "no-answer"))
+            raise RequestError(code, str(e) or type(e).__name__) from e
+        return {"node": name, "milliseconds": round(seconds * 1000, 3)}
+
+    async def _on_call(self, params: dict[str, Any]) -> Any:
+        cluster, session = self._joined()
+        node = cluster.resolve(str(params.get("node", "")))
+        return await session.requests.call(node, params)
+
+    async def _on_publish(self, params: dict[str, Any]) -> Any:
+        return await self._joined()[1].requests.publish(params)
+
+    async def _on_events(self, params: dict[str, Any]) -> Any:
+        return await self._joined()[1].requests.events(params)
+
+    async def _on_reload(self, params: dict[str, Any]) -> Any:
+        return await self._daemon.reload.run()
+
+    async def _on_config(self, params: dict[str, Any]) -> Any:
+        core = self._daemon.core
+        values = {
+            name: {key.name: show_value(key, value) for key, value in section.items()}
+            for name, section in core.settings.sections()
+        }
+        return {"source": core.loaded.source, "values": values}
+
+    async def _on_config_apply(self, params: dict[str, Any]) -> Any:
+        from thicket.config import edit  # rare
+
+        text = params.get("text")
+        if not isinstance(text, str):
+            raise RequestError("bad-request", 'params need "text", the whole file')
+        data = text.encode("utf-8", "surrogatepass")
+        written = await asyncio.get_running_loop().run_in_executor(
+            None, edit.apply, self._daemon.core.paths, data
+        )
+        return {"written": written, **await self._daemon.reload.run()}
+
+    async def _on_revocations_import(self, params: dict[str, Any]) -> Any:
+        """Take a list of revocations (``list``, in Base64); what is in force then."""
+        from base64 import b64decode  # rare
+
+        from thicket.trust.service import ListError
+
+        text = params.get("list")
+        trust = self._live().trust
+        if not isinstance(text, str):
+            raise RequestError("bad-request", 'params need "list", in Base64')
+        try:
+            taken = trust.take_list(b64decode(text, validate=True), "a person")
+        except (ValueError, ListError) as e:
+            raise RequestError("not-taken", f"the list is not taken: {e}") from e
+        trust.tell_all()
+        return {"taken": taken, **trust.status()["revocations"]}
+
+    async def _on_revocations_export(self, params: dict[str, Any]) -> Any:
+        """The digests of the lists of revocations in force, or one of the lists (``digest``)."""
+        from base64 import b64encode  # rare
+
+        current = self._live().trust.current_lists()
+        lists = {key.hex(): packed for key, packed in current.items()}
+        digest = params.get("digest")
+        if digest is None:
+            return {"lists": list(lists)}
+        if digest not in lists:
+            raise RequestError("not-found", "no list with this digest is in force here")
+        return {"list": b64encode(lists[digest]).decode()}
+
+    async def _on_passphrase(self, params: dict[str, Any]) -> Any:
+        passphrase = self._joined()[1].passphrase
+        if passphrase is None:
+            raise RequestError("not-joined", "the node has not joined the mesh yet")
+        return await passphrase.request(params)
+
+    async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
+        """Leave the cluster and the mesh and end; for the shutdown of the device."""
+        live = self._daemon.live
+        mesh = live.radio.mesh if live is not None else None
+        for name in ("cluster", "dns-sd", "discovery", "radio"):
+            await self._daemon.stop_part(name)
+        if mesh is not None:
+            await mesh.leave()
+        # the answer goes out before the end
+        asyncio.get_running_loop().call_later(0.1, self._daemon.stop)
+        return {"left": mesh is not None}

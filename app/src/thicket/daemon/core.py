@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all parts of one daemon share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from ipaddress import IPv6Address, IPv6Network
+
+    from thicket.base.paths import Paths
+    from thicket.base.problems import Problems
+    from thicket.config.load import Loaded
+    from thicket.config.schema import Settings
+    from thicket.daemon.milestones import Times
+    from thicket.daemon.parts import Parts
+    from thicket.identity.source import Identity
+
+
+class Core:
+    """What every part needs from the start on.
+
+    :ivar loaded: the configuration in force, and where it is from.
+    :ivar joined: set while the node is in the mesh with its address.
+    :ivar changed: tells that something in the status document has changed.
+    """
+
+    __slots__ = ("changed", "joined", "loaded", "make", "paths", "problems", "times")
+
+    def __init__(
+        self,
+        paths: Paths,
+        loaded: Loaded,
+        make: Parts,
+        problems: Problems,
+        *,
+        times: Times,
+        changed: Callable[[], None],
+    ) -> None:
+        self.paths = paths
+        self.loaded = loaded
+        self.make = make
+        self.problems = problems
+        self.times = times
+        self.changed = changed
+        self.joined = asyncio.Event()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.loaded.settings
+
+
+class Self:
+    """Who this node is, once that is known.
+
+    :ivar address: made of the identity and the prefix in the settings, with the prefix's length.
+    """
+
+    __slots__ = ("address", "identity")
+
+    def __init__(self, identity: Identity, settings: Settings) -> None:
+        self.identity = identity
+        self.move(settings)
+
+    def move(self, settings: Settings) -> None:
+        """Take the prefix of other settings."""
+        self.address = self.identity.address_in(str(settings.address.prefix))
+
+    @property
+    def ip(self) -> IPv6Address:
+        """The address alone."""
+        return self.address.ip
+
+    @property
+    def network(self) -> IPv6Network:
+        """The prefix."""
+        return self.address.network
+
+    @property
+    def hostname(self) -> str:
+        """``n-`` and the 12 digits of the identity."""
+        return self.identity.hostname

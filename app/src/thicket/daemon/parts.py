@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the parts that the daemon composes; tests replace some of them.
+
+The imports are late because their moment matters: see :mod:`thicket.daemon.daemon`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from ipaddress import IPv6Address, IPv6Interface
+
+    from thicket.config.schema import Settings
+    from thicket.distribution.node import Node
+    from thicket.distribution.tls import Tls
+    from thicket.identity.aio import AsyncAtecc
+    from thicket.identity.source import Identity
+    from thicket.radio.radio import Radio
+    from thicket.radio.settings import MeshSettings
+
+log = getLogger(__name__)
+
+#: No message of another node takes more than this part of the device's memory.
+MESSAGE_SHARE: Final = 8
+
+Change = Callable[[str, dict[str, Any]], None]
+
+
+class Parts:
+    """Makes the parts of a node of this machine."""
+
+    interface = "mesh0"
+
+    async def identity(self, settings: Settings) -> Identity:
+        """Return the node's identity; a missing chip is no failure."""
+        from thicket.identity.source import read_identity
+
+        return await read_identity(settings.identity)
+
+    def prepare_radio(self) -> None:
+        """Import what the radio needs."""
+        import thicket.radio.mesh  # noqa: F401
+
+    def radio(self, settings: Settings, address: IPv6Interface, on_change: Change) -> Radio:
+        """Return the radio.
+
+        :raises ValueError: for settings that no radio can have.
+        """
+        from thicket.radio.mesh import Mesh
+
+        return Mesh(self.mesh_settings(settings), address, on_change)
+
+    def apply_radio(self, mesh: Radio, settings: Settings, address: IPv6Interface) -> None:
+        """Give a running radio other settings.
+
+        :raises ValueError: like :meth:`radio`.
+        """
+        mesh.apply(self.mesh_settings(settings), address)
+
+    def mesh_settings(self, settings: Settings) -> MeshSettings:
+        """Return the radio's form of the section ``[mesh]``."""
+        from thicket.radio.settings import MeshSettings
+
+        mesh = settings.mesh
+        return MeshSettings(
+            mesh_id=mesh.id,
+            security=mesh.security,
+            passphrase=mesh.passphrase if mesh.security == "sae" else None,
+            channel=mesh.channel,
+            country=mesh.country,
+            beacon_interval=mesh.beacon_interval,
+            max_retries=mesh.peering_retries,
+            retry_timeout=mesh.peering_timeout,
+            confirm_timeout=mesh.peering_timeout,
+            holding_timeout=mesh.peering_timeout,
+            max_peer_links=mesh.max_peers,
+            max_inactivity=mesh.max_inactivity,
+            disable_ht=not mesh.ht,
+            rssi_threshold=mesh.rssi_threshold,
+            forwarding=mesh.forwarding,
+            gate=mesh.gate,
+            root_mode=mesh.root_mode,
+            interface=self.interface,
+        )
+
+    def open_chip(self, identity: Identity) -> AsyncAtecc:
+        """Open the chip that the identity was read from, to sign with.
+
+        :raises BusError: when its bus cannot be used.
+        """
+        from thicket.trust.service import open_chip
+
+        return open_chip(identity)
+
+    def node(
+        self, settings: Settings, address: IPv6Address, on_change: Change, tls: Tls | None
+    ) -> Node:
+        """Return the node of the cluster; ``tls`` is None where the cookie is all it has."""
+        from thicket.distribution import Node
+        from thicket.distribution.handshake import SETUP_TIME
+
+        cluster = settings.cluster
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        wanted, most = cluster.max_message << 20, memory // MESSAGE_SHARE
+        if wanted > most:
+            log.info(
+                "messages of up to %d MiB are taken, not %d: an eighth of this device's memory",
+                most >> 20,
+                cluster.max_message,
+            )
+        return Node(
+            name=cluster.name,
+            cookie=cluster.cookie,
+            address=address,
+            port=cluster.port,
+            tick_time=cluster.tick_time,
+            # who allows for slow nodes there has slow handshakes, too
+            setup_time=max(SETUP_TIME, cluster.tick_time / 2),
+            on_change=on_change,
+            max_message=min(wanted, most),
+            # of all messages that are under way
+            max_held=2 * most,
+            tls=tls,
+        )
+
+    def applications(self) -> dict[str, Callable[[], Any]]:
+        """Return the installed applications by name, each as a function that imports it."""
+        from thicket.applications.entrypoints import find
+
+        return find("thicket.applications")

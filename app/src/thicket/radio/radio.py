@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A radio in the mesh, as the rest of the node knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv6Address, IPv6Interface
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from thicket.radio.settings import MeshSettings
+
+
+class Radio(Protocol):
+    """What the daemon and the change of a passphrase need of :class:`thicket.radio.mesh.Mesh`.
+
+    :ivar announced: tells the address in the mesh of the node with a link-local address, None when
+        it is not known.
+    """
+
+    announced: Callable[[str], str | None]
+
+    @property
+    def settings(self) -> MeshSettings:
+        """What the mesh is told to be."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether the node is in the mesh, with its address."""
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a former passphrase still opens links that others begin, until :meth:`renew`."""
+
+    async def run(self) -> None:
+        """Be in the mesh until cancelled."""
+
+    async def leave(self) -> None:
+        """Leave the mesh for good."""
+
+    async def refresh(self, *, whole: bool = True) -> None:
+        """Ask the kernel for the stations; if ``whole``, for all paths and neighbours as well."""
+
+    def apply(self, settings: MeshSettings, address: IPv6Interface | None = None) -> None:
+        """Take other settings, and another address. Raises ValueError."""
+
+    def renew(self) -> None:
+        """Leave and enter the mesh: every link is made anew."""
+
+    def peers(self) -> set[str]:
+        """The MAC addresses of the peers."""
+
+    def links(self) -> list[tuple[IPv6Address | None, float]]:
+        """The peers at the last look: address where it is known, seconds since the last frame."""
+
+    def refused(self) -> dict[str, int]:
+        """The neighbours with which authentication fails, and how often in a row it did."""
+
+    def set_doubled(self, macs: set[str]) -> None:
+        """Tell which MAC addresses two radios have."""
+
+    def problems(self) -> list[dict[str, Any]]:
+        """What is wrong with the radio."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """The parts ``radio``, ``peers`` and ``paths`` of the status document."""
