@@ -35,6 +35,7 @@ from thicket.config.schema import Settings
 from thicket.control.client import ClientError, request
 from thicket.daemon import cluster_part, daemon
 from thicket.daemon.cluster_part import host_digits
+from thicket.daemon.commands import Commands
 from thicket.daemon.daemon import Daemon, only_one, stop_radio
 from thicket.daemon.discovery_part import DUPLICATE
 from thicket.daemon.live import Live
@@ -591,6 +592,46 @@ class TestProblems:
             await run.until(run.in_cluster, "running")
             asyncio.get_running_loop().call_soon(fail)
             await run.until(lambda: "in a callback" in caplog.text, "it is logged")
+
+
+class TestStarting:
+    async def test_every_command_is_answered_while_the_chip_is_read(self, paths: Paths) -> None:
+        """A chip may take its time; what needs the identity says so, all else works."""
+        read = asyncio.Event()
+
+        class SlowChip(FakeParts):
+            async def identity(self, settings: Settings) -> Any:
+                await read.wait()
+                return await super().identity(settings)
+
+        async with running(paths, SlowChip()) as run:
+            await run.until(Path(paths.control).exists, "the control socket is there")
+            said: dict[str, str] = {}
+            asked = {"config-apply": {"text": "[trust]\nchip_required = true\n"}}
+            for method in sorted(set(Commands(run.daemon).methods()) - {"stop-radio"}):
+                try:
+                    await run.ask(method, **asked.get(method, {}))
+                except ClientError as error:
+                    said[method] = error.code
+                else:
+                    said[method] = "done"
+            ready = {"config", "config-apply", "nodes", "peers", "reload", "status"}
+            assert {method for method, code in said.items() if code == "done"} == ready
+            assert set(said.values()) == {"done", "not-joined", "starting"}
+            read.set()
+            await run.until(run.in_cluster, "it joins")
+            assert run.daemon.core.settings.trust.chip_required
+            assert (await run.ask("stop-radio")) == {"left": True}
+
+    async def test_the_device_may_be_shut_down_while_the_chip_is_read(self, paths: Paths) -> None:
+        class NoChip(FakeParts):
+            async def identity(self, settings: Settings) -> Any:
+                await asyncio.Event().wait()
+
+        async with running(paths, NoChip()) as run:
+            await run.until(Path(paths.control).exists, "the control socket is there")
+            assert (await run.ask("stop-radio")) == {"left": False}
+            assert await asyncio.wait_for(run.task, 60) == 0
 
 
 class TestReload:

@@ -757,7 +757,7 @@ def epmd_seeds() -> Iterator[bytes]:
 def make_beacon() -> Try:
     """Plain beacons, as Discovery judges them; the first byte chooses where they come from."""
     from thicket.discovery.beacon import REASONS, MalformedError, decode, encode
-    from thicket.discovery.service import Discovery, Settings
+    from thicket.discovery.service import Discovery
 
     sources = ("fe80::1%mesh0", str(OTHER), "fd12:3456:789a:1::bad")
 

@@ -111,13 +111,20 @@ class Daemon:
         core.times.reached("daemon", process_start())
         log.info("thicketd %s starts, configuration: %s", thicket.__version__, core.loaded.source)
         self.reload.report(core.loaded)
+        end = loop.create_task(self._end.wait())
+        start = loop.create_task(self._start())
         try:
-            await self._start()
-            await self._end.wait()
+            # the chip may take its time, and the device may be shut down meanwhile
+            await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                start.result()
+                await end
         except Exception:
             log.exception("cannot start")
             self._exit_status = 1
         finally:
+            for task in (start, end):
+                task.cancel()
             await self._shut_down()
         return self._exit_status
 

@@ -35,7 +35,7 @@ MAX_PAYLOAD: Final = 1024
 #: How a signed beacon begins; the first byte is in no text.
 SIGNED_MARK: Final = b"\xb7TB\x01"
 _CHARACTERS: Final = frozenset(b"0123456789abcdefABCDEF:.")
-_LINK_LOCAL: Final = IPv6Network("fe80::/10")
+LINK_LOCAL: Final = IPv6Network("fe80::/10")
 
 #: Why a datagram was dropped. The counters in the status document have these names.
 REASONS: Final = (
@@ -137,7 +137,7 @@ class Codec(Protocol):
 
 def check_source(address: IPv6Address, source: IPv6Address | None) -> None:
     """Raise MalformedError when ``source`` is neither ``address`` nor of the link itself."""
-    if source is not None and source != address and source not in _LINK_LOCAL:
+    if source is not None and source != address and source not in LINK_LOCAL:
         raise MalformedError("source")
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from thicket.base.pace import Bucket, uniform
 from thicket.discovery.beacon import (
-    _LINK_LOCAL,
     GROUP,
+    LINK_LOCAL,
     MAX_PAYLOAD,
     PORT,
     REASONS,
@@ -364,7 +364,7 @@ class Discovery:
         if not payload.startswith(SIGNED_MARK):
             entry.spelling = payload.decode("ascii")
         # A plain beacon can be sent by anybody in anybody's name.
-        if form == "signed" and IPv6Address(entry.source) in _LINK_LOCAL:
+        if form == "signed" and IPv6Address(entry.source) in LINK_LOCAL:
             self.shared.hear(entry.source, address, now)
         if new:
             log.info("heard %s", address)

@@ -17,7 +17,7 @@ ADVICE: Final = (
 #: Drivers that announce mesh point and cannot do it.
 _LIARS: Final = frozenset({"xradio_wlan"})
 #: Peers that a driver can hold: ath9k_htc has room for eight stations, one of which is itself.
-_MOST_PEERS: Final = {"ath9k_htc": 7}
+MOST_PEERS: Final = {"ath9k_htc": 7}
 
 
 def radio_names() -> list[str]:

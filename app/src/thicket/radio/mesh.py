@@ -22,7 +22,7 @@ from thicket.base.files import entries, read
 from thicket.base.pace import Backoff
 from thicket.netlink.messages import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError
 from thicket.radio import nl80211, rtnl
-from thicket.radio.choose import _MOST_PEERS, ADVICE, obstacle, radio_names, usb_without_driver
+from thicket.radio.choose import ADVICE, MOST_PEERS, obstacle, radio_names, usb_without_driver
 from thicket.radio.nl80211 import ESTABLISHED, Nl80211, Wiphy
 from thicket.radio.settings import SAE, MeshSettings
 from thicket.radio.supplicant import Supplicant, SupplicantError
@@ -897,7 +897,7 @@ class Mesh:
         """wpa_supplicant's configuration for the radio in use."""
         driver = self._wiphy.driver if self._wiphy is not None else ""
         return configuration(
-            settings, self._supplicant.control_directory, _MOST_PEERS.get(driver, 255)
+            settings, self._supplicant.control_directory, MOST_PEERS.get(driver, 255)
         )
 
     async def _change_passphrase(self) -> None:
