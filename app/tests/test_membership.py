@@ -221,7 +221,7 @@ async def test_a_failure_is_told_and_tried_again() -> None:
         made.heard(LOW, True)
         await until(lambda: len(link.calls) >= 3, "three attempts")
         assert failures[0] == ("refused", "nobody is listening there")
-        assert made.candidates[LOW].failures >= 2
+        assert made.candidates[LOW].backoff.failures >= 2
         link.fails.clear()
         await until(lambda: made.is_up(LOW), "connected once it listens")
         assert made.candidates[LOW].error is None
@@ -286,7 +286,7 @@ async def test_a_beacon_after_a_silence_makes_a_node_due(monkeypatch: pytest.Mon
     link.fails.add(f"thicket@{LOW}")
     async with running(link) as made:
         made.heard(LOW, True)
-        await until(lambda: made.candidates[LOW].failures == 1, "the first attempt failed")
+        await until(lambda: made.candidates[LOW].backoff.failures == 1, "the first attempt failed")
         link.fails.clear()
         made.heard(LOW, False)
         assert made.candidates[LOW].due > monotonic() + 60, "an ordinary beacon changes nothing"

@@ -757,6 +757,7 @@ def epmd_seeds() -> Iterator[bytes]:
 def make_beacon() -> Try:
     """Plain beacons, as Discovery judges them; the first byte chooses where they come from."""
     from thicket.discovery.beacon import REASONS, MalformedError, decode, encode
+    from thicket.discovery.section import DiscoverySection
     from thicket.discovery.service import Discovery
 
     sources = ("fe80::1%mesh0", str(OTHER), "fd12:3456:789a:1::bad")
@@ -765,7 +766,7 @@ def make_beacon() -> Try:
         choice, data = data[0] if data else 0, data[1:]
         heard: list[IPv6Address] = []
         found = Discovery(
-            Settings(), OWN, PREFIX, "lo", lambda address, _new: heard.append(address)
+            DiscoverySection(), OWN, PREFIX, "lo", lambda address, _new: heard.append(address)
         )
         found._answer = lambda *_arguments: None  # type: ignore[method-assign]
         parts = [data] if choice & 4 else list(records(data))

@@ -26,7 +26,7 @@ from logging import getLogger
 from time import monotonic
 from typing import Final, Protocol
 
-from thicket.base.pace import uniform
+from thicket.base.pace import Backoff, uniform
 
 log = getLogger(__name__)
 
@@ -72,14 +72,14 @@ class Link(Protocol):
 class Candidate:
     """A node that was heard. Times in seconds of the monotonic clock."""
 
-    __slots__ = ("address", "due", "error", "failures", "heard", "name", "task", "up")
+    __slots__ = ("address", "backoff", "due", "error", "heard", "name", "task", "up")
 
     def __init__(self, address: IPv6Address, name: str, now: float) -> None:
         self.address = address
         self.name = name
         self.heard = now
         self.due = now
-        self.failures = 0
+        self.backoff = Backoff(*PAUSES)
         self.up = False
         #: Words and code of the last failure.
         self.error: tuple[str, str] | None = None
@@ -135,7 +135,7 @@ class Membership:
             if self.link.name < candidate.name:
                 candidate.due = now + uniform(*PATIENCE)
         elif not candidate.up and (new or now - candidate.heard > SILENCE):
-            candidate.failures = 0
+            candidate.backoff.reset()
             candidate.due = min(candidate.due, now + uniform(0.0, 0.5))
         candidate.heard = now
         if not candidate.up:
@@ -169,7 +169,7 @@ class Membership:
             candidate = self.candidates[address] = Candidate(address, name, monotonic())
         candidate.name = name
         candidate.up = True
-        candidate.failures = 0
+        candidate.backoff.reset()
         candidate.error = None
 
     def node_down(self, name: str) -> None:
@@ -303,11 +303,10 @@ class Membership:
             await self.link.connect(candidate.name)
         except Exception as e:
             # the distribution's errors are many; every one means "not connected", with words
-            pause = PAUSES[min(candidate.failures, len(PAUSES) - 1)]
-            candidate.failures += 1
+            pause = candidate.backoff.failed()
             candidate.due = monotonic() + uniform(0.75 * pause, 1.25 * pause)
             candidate.error = (str(getattr(e, "code", type(e).__name__)), str(e))
-            if candidate.failures == 1:
+            if candidate.backoff.failures == 1:
                 log.info("cannot connect to %s: %s", candidate.name, e)
             if monotonic() - candidate.heard > FORGET:
                 self.candidates.pop(candidate.address, None)

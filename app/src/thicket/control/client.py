@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One request to the daemon's control socket, synchronously and with few imports."""
 
-import json
 import socket
 import time
 from typing import Any, Final
 
 from thicket.base.errors import CodedError
+from thicket.base.jsonlines import pack, unpack
 
 #: Longest request and answer in bytes; the daemon's limits are in control.py.
 _LONGEST_REQUEST: Final = 512 * 1024
@@ -23,7 +23,7 @@ def request(path: str, method: str, params: dict[str, Any], timeout: float = 10.
     Raises ClientError, with words that tell what to do when the daemon cannot be reached.
     """
     deadline = time.monotonic() + timeout
-    line = json.dumps({"id": 1, "method": method, "params": params}).encode() + b"\n"
+    line = pack({"id": 1, "method": method, "params": params})
     if len(line) > _LONGEST_REQUEST:
         raise ClientError(
             "too-long",
@@ -43,7 +43,7 @@ def request(path: str, method: str, params: dict[str, Any], timeout: float = 10.
                 data += chunk
                 if len(data) > _LARGEST:
                     raise ConnectionError("its answer has no end")
-        answer = json.loads(data)
+        answer = unpack(data)
     except TimeoutError as e:
         raise ClientError("unreachable", f"the daemon did not answer within {timeout:g} s") from e
     except PermissionError as e:

@@ -8,7 +8,6 @@ answered in order. Only root can open the socket (mode 0600).
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,6 +15,7 @@ from logging import getLogger
 from typing import Any, Final
 
 from thicket.base.errors import RequestError, ThicketError
+from thicket.base.jsonlines import pack, unpack
 
 log = getLogger(__name__)
 
@@ -96,16 +96,16 @@ class Server:
                         line = await reader.readline()
                 except ValueError:  # longer than the limit: where the next one starts is unknown
                     error = {"code": "too-long", "message": f"more than {MAX_REQUEST} bytes"}
-                    writer.write(_line({"id": None, "error": error}))
+                    writer.write(pack({"id": None, "error": error}))
                     return
                 if not line:
                     return
                 answer = await self._answer(line)
-                written = _line(answer)
+                written = pack(answer)
                 if len(written) > MAX_ANSWER:
                     message = f"the answer has {len(written)} bytes (limit {MAX_ANSWER})"
                     error = {"code": "too-long", "message": message}
-                    written = _line({"id": answer["id"], "error": error})
+                    written = pack({"id": answer["id"], "error": error})
                 writer.write(written)
                 async with asyncio.timeout(self.idle):
                     await writer.drain()
@@ -118,11 +118,9 @@ class Server:
         ident: Any = None
         try:
             try:
-                request = json.loads(line)
-            except (ValueError, RecursionError) as e:
-                raise RequestError("bad-request", f"not JSON: {e}") from e
-            if not isinstance(request, dict):
-                raise RequestError("bad-request", "not a JSON object")
+                request = unpack(line)
+            except ValueError as e:
+                raise RequestError("bad-request", str(e)) from e
             ident = request.get("id")
             params = request.get("params") or {}
             if not isinstance(params, dict):
@@ -143,7 +141,3 @@ class Server:
             message = f"{type(e).__name__}: {e}"
             return {"id": ident, "error": {"code": "internal", "message": message}}
         return {"id": ident, "result": result}
-
-
-def _line(message: dict[str, Any]) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"

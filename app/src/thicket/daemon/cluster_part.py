@@ -113,7 +113,7 @@ class ClusterSession:
             )
             if entry["state"] != "up" and candidate.error is not None:
                 entry["error"], entry["message"] = candidate.error
-                entry["attempts"] = candidate.failures
+                entry["attempts"] = candidate.backoff.failures
         return sorted(found.values(), key=lambda n: (n["state"] != "up", n["name"]))
 
     def counters(self) -> dict[str, int]:

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any, Final
 
 from thicket.base.errors import ThicketError
-from thicket.base.pace import Bucket, uniform
+from thicket.base.pace import Backoff, Bucket, uniform
 from thicket.base.problems import Problems
 
 log = getLogger(__name__)
@@ -183,21 +183,25 @@ class DnsSd:
     async def run(self) -> None:
         """Publish and look until cancelled. Trouble with the interface is waited out."""
         await asyncio.sleep(uniform(*START))
-        failures = 0
+        backoff = Backoff(*PAUSES)
         while True:
             began = monotonic()
+            pause = LOOK
             try:
                 why = await self._serve()
                 self.problems.clear("dns-sd", "not-served")
-                failures = failures + 1 if monotonic() - began < PAUSES[-1] else 0
+                if monotonic() - began < PAUSES[-1]:
+                    pause = backoff.failed()
+                else:
+                    backoff.reset()
             except (NotServedError, OSError, ImportError) as e:
-                failures += 1
+                pause = backoff.failed()
                 why = str(e) or type(e).__name__
                 message = f"cannot publish the node on {self.interface}: {why}; trying again"
                 self.problems.report("dns-sd", "not-served", message, "warning")
             self.state = "waiting"
             log.info("DNS-SD on %s: %s", self.interface, why)
-            await asyncio.sleep(PAUSES[min(failures, len(PAUSES)) - 1] if failures else LOOK)
+            await asyncio.sleep(pause)
 
     async def _serve(self) -> str:
         """Serve until the interface is another one; returns why it ended.

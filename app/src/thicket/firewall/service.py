@@ -23,6 +23,7 @@ from logging import getLogger
 from typing import Any, Final
 
 from thicket.base.files import write_atomically
+from thicket.base.pace import Backoff
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
@@ -67,17 +68,16 @@ class Firewall:
 
     async def run(self) -> None:
         """Set up the rules, and again when the settings change, until cancelled."""
-        failures = 0
+        backoff = Backoff(*_PAUSES)
         while self.ours:
             self._changed.clear()
             pause = None
             try:
                 await self._apply()
-                failures = 0
+                backoff.reset()
             except OSError as e:
                 self._failed(e.strerror or str(e))
-                pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
-                failures += 1
+                pause = backoff.failed()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._changed.wait()

@@ -9,12 +9,12 @@ its own that nothing waits for: a card that hangs costs the reports, not the nod
 import asyncio
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable
 from logging import getLogger
 from typing import Any, Final, TypeVar
 
+from thicket.base import threads
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.load import Loaded
@@ -178,28 +178,8 @@ class Upkeep:
         # Not whether the thread is alive: it still is for a moment when its result is here already.
         if self._working is not None and not self._working.done():
             return busy
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
+        done, _ = threads.start(work, "upkeep")
         self._working = done
-
-        def settle(result: T | None, error: BaseException | None) -> None:
-            if done.done():
-                return
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(result)  # type: ignore[arg-type]
-
-        def run() -> None:
-            result, error = None, None
-            try:
-                result = work()
-            except Exception as e:  # handed to the one who waits
-                error = e
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(settle, result, error)
-
-        threading.Thread(target=run, name="upkeep", daemon=True).start()
         try:
             async with asyncio.timeout(HANGS):
                 result = await asyncio.shield(done)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages as JSON, one object on a line, in UTF-8: how programs of a node talk with each other."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    """Return the line of ``message``, with its end.
+
+    :raises TypeError, ValueError: when it has no form in JSON.
+    """
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def unpack(line: bytes | bytearray) -> dict[str, Any]:
+    """Return the message of a line.
+
+    :raises ValueError: when it is no JSON, nested without end, or no object; the text says which.
+    """
+    try:
+        message = json.loads(line)
+    except RecursionError as e:
+        raise ValueError("not JSON: nested too deeply") from e
+    except ValueError as e:
+        raise ValueError(f"not JSON: {e}") from e
+    if not isinstance(message, dict):
+        raise ValueError("not a JSON object")
+    return message
