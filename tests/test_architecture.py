@@ -51,7 +51,6 @@ LARGE = {
     "thicket.trust.certificates.Certificate": "a record: one attribute for each field",
     "thicket.distribution.connection.Connection": "one TCP connection: all of it dies together",
     "thicket.cluster.passphrase.Passphrase": "not yet cut",
-    "thicket.discovery.service.Discovery": "not yet cut",
     "thicket.distribution.node.Node": "not yet cut into connector and admission",
     "thicket.radio.mesh.Mesh": "not yet cut into sessions and judges",
     "thicket.trust.service.Trust": "not yet cut",

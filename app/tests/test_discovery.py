@@ -29,6 +29,7 @@ from thicket.discovery.schedule import Schedule
 from thicket.discovery.section import DiscoverySection
 from thicket.discovery.service import Discovery
 from thicket.discovery.table import SharedSources, Table, mac_of
+from thicket.discovery.wire import BeaconSocket
 
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")
 OWN = IPv6Address("fd12:3456:789a:1:0:6f44:e3c6:b802")
@@ -243,7 +244,7 @@ class TestDatagram:
         found.datagram(POST_OTHER, (str(OTHER), 1, 0, 0), 255, 2.0)
         found.datagram(POST_OTHER, ("fd12:3456:789a:1::bad", 1, 0, 0), 255, 3.0)
         assert found.table.entries[OTHER].beacons == 2
-        assert found.dropped["source"] == 1
+        assert found.counters.dropped["source"] == 1
 
     def test_who_announced_an_address_is_remembered(self) -> None:
         found = make()
@@ -260,7 +261,7 @@ class TestDatagram:
     def test_what_passed_a_router_is_dropped(self) -> None:
         found = make()
         found.datagram(POST_OTHER, ("fe80::1", 1, 0, 3), 254, 1.0)
-        assert found.dropped["hop_limit"] == 1
+        assert found.counters.dropped["hop_limit"] == 1
         assert not found.table.entries
 
     def test_our_own_address_from_another_station_is_remembered(self) -> None:
@@ -331,11 +332,11 @@ class TestWithSockets:
         a, b = make("n1"), make("n2", OTHER)
         a._announce = lambda: a.schedule.sent(monotonic())  # type: ignore[method-assign]
         async with running(a):
-            await until(lambda: a.opened, "a listens")
+            await until(lambda: a.counters.opened, "a listens")
             async with running(b):
                 await until(lambda: OWN in b.table.entries, "b hears a's answer")
-        assert a.answers >= 1
-        assert a.sent == 0
+        assert a.snapshot()["answers"] >= 1
+        assert a.counters.sent == 0
 
     async def test_what_is_on_the_wire_is_the_post_s_format(self, wire: None) -> None:
         """A plain socket that knows only the post's few lines hears and is heard."""
@@ -372,7 +373,10 @@ class TestWithSockets:
             assert "there is no interface n1" in str(a.trouble)
             network_namespace.veth("n1", "n2")
             before = a.table.entries[OTHER].beacons
-            await until(lambda: a.opened >= 2 and b.opened >= 2, "the sockets are opened again")
+            await until(
+                lambda: a.counters.opened >= 2 and b.counters.opened >= 2,
+                "the sockets are opened again",
+            )
             await until(lambda: a.table.entries[OTHER].beacons > before, "a hears b again")
 
     async def test_a_late_interface_is_waited_for(self) -> None:
@@ -382,7 +386,7 @@ class TestWithSockets:
                 await until(lambda: a.trouble != "not started", "a has tried")
                 network_namespace.veth("n1", "n2")
                 a.interface_changed()
-                await until(lambda: a.sent, "a announces itself")
+                await until(lambda: a.counters.sent, "a announces itself")
 
     async def test_a_flood_is_bounded_and_does_not_starve_the_loop(self, wire: None) -> None:
         a, b = make("n1"), make("n2", OTHER)
@@ -395,7 +399,7 @@ class TestWithSockets:
                 started = monotonic()
                 turns = 0
                 for i in range(1_000_000):
-                    if i >= 20_000 and a.dropped["rate"]:
+                    if i >= 20_000 and a.counters.dropped["rate"]:
                         break
                     text = f"fd12:3456:789a:1::{i >> 16:x}:{i & 0xFFFF:x}:1".encode()
                     with suppress(BlockingIOError):
@@ -405,9 +409,11 @@ class TestWithSockets:
                         turns += 1
                 took = monotonic() - started
             assert turns == -(-i // 100)
-            judged = a.received
-            assert a.dropped["rate"] >= 1, "the flood was noticed"
-            assert judged <= a.BURST + a.RATE * (took + 1) + a.BATCH
+            judged = a.counters.received
+            assert a.counters.dropped["rate"] >= 1, "the flood was noticed"
+            assert (
+                judged <= BeaconSocket.BURST + BeaconSocket.RATE * (took + 1) + BeaconSocket.BATCH
+            )
             assert len(a.table.entries) <= a.settings.max_nodes
             # and afterwards beacons get through again
             before = a.table.entries[OTHER].beacons
@@ -420,7 +426,7 @@ class TestWithSockets:
         rng = random.Random(49999)
         a = make("n1")
         async with running(a):
-            await until(lambda: a.opened, "a listens")
+            await until(lambda: a.counters.opened, "a listens")
             index = socket.if_nametoindex("n2")
             with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
                 s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
@@ -508,7 +514,7 @@ class TestSharedSources:
     @pytest.mark.parametrize("kind", [PlainBeacons, SignedBeacons])
     def test_only_signed_beacons_count(self, kind: type[PlainBeacons]) -> None:
         found = make()
-        found.use([kind(OWN, found.prefix)])
+        found.use([kind(OWN, PREFIX)])
         for now, node in enumerate((FIRST, SECOND, FIRST, SECOND)):
             found.datagram(str(node).encode(), (f"{ONE_RADIO}%mesh0", 1, 0, 3), 255, float(now))
         assert bool(found.shared.found(4.0)) == (kind is SignedBeacons)

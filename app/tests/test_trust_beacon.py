@@ -623,7 +623,7 @@ def test_forms_meet_where_both_sides_want_it(mine: str, theirs: str) -> None:
     common = {mine, theirs} != {"plain", "signed"}
     assert (address(2) in me.table.entries) == common
     if mine not in {"both", theirs}:
-        assert me.dropped["form"] == 1
+        assert me.counters.dropped["form"] == 1
     assert set(me.snapshot()["forms"]) == ({"plain", "signed"} if mine == "both" else {mine})
 
 
@@ -633,7 +633,7 @@ def test_without_certificates_nothing_takes_their_place() -> None:
     assert in_use("both", plain, None) == (plain,)
     deaf = Discovery(DiscoverySection(), address(1), PREFIX, "lo", lambda _a, _n: None, codecs=())
     deaf.datagram(str(address(2)).encode(), (str(LINK), 1, 0, 3), 255, 1.0)
-    assert deaf.dropped["form"] == 1
+    assert deaf.counters.dropped["form"] == 1
     assert not deaf.table.entries
 
 
@@ -662,10 +662,10 @@ def test_drops_are_counted_by_reason() -> None:
 def test_a_flood_makes_nobody_forgotten() -> None:
     me, they = found(1, "signed"), found(2, "signed")
     me.datagram(sent_by(they)[0], (str(LINK), 1, 0, 3), 255, 1.0)
-    me._flooded = 200.0
-    assert me._expired(250.0) == []
+    me.table.flooded = 200.0
+    assert me.table.forget_silent(250.0) == []
     assert address(2) in me.table.entries
-    assert me._expired(261.0) == [address(2)]
+    assert me.table.forget_silent(261.0) == [address(2)]
 
 
 async def test_two_nodes_find_each_other_by_signed_beacons_in_a_flood() -> None:
@@ -707,7 +707,7 @@ async def flood(target: Discovery) -> None:
                 s.sendto(next(storms[i % 4]), ("ff02::69", PORT, 0, index))
             if i % 30 == 0:
                 await asyncio.sleep(0)
-            if i > 5000 and target.dropped["rate"]:
+            if i > 5000 and target.counters.dropped["rate"]:
                 return
     raise AssertionError("a million datagrams and no drop for the rate")
 

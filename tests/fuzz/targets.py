@@ -773,8 +773,9 @@ def make_beacon() -> Try:
         for at, payload in enumerate(parts):
             source = (sources[choice % 3], 49999, 0, 3)
             found.datagram(payload, source, 255 if choice & 8 else None, float(at))
-        assert sum(found.dropped.values()) + len(heard) == len(parts) == found.received
-        assert set(found.dropped) == set(REASONS)
+        counters = found.counters
+        assert sum(counters.dropped.values()) + len(heard) == len(parts) == counters.received
+        assert set(found.counters.dropped) == set(REASONS)
         for address in heard:
             assert address in PREFIX
             assert address != OWN

@@ -44,6 +44,8 @@ class Table:
         self.lifetime = expire
         self.pinned = pinned or (lambda _address: False)
         self.entries: dict[IPv6Address, Heard] = {}
+        #: When a flood was noticed last: it drowns the beacons of some nodes.
+        self.flooded = float("-inf")
         # A sender that invents addresses fills the table slowly enough for old ones to expire,
         # while a mesh that comes up at once is learnt at once.
         self._new = Bucket(rate=8.0, burst=float(limit))
@@ -66,6 +68,10 @@ class Table:
         entry.last = now
         entry.beacons += 1
         return entry, new
+
+    def forget_silent(self, now: float) -> list[IPv6Address]:
+        """Drop what was silent for too long, unless a flood may have drowned it."""
+        return [] if now - self.flooded < self.lifetime / 2 else self.expire(now)
 
     def expire(self, now: float) -> list[IPv6Address]:
         """Drop what was silent for too long; the addresses that were dropped."""
