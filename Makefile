@@ -113,7 +113,7 @@ bench-cluster: erlang-releases ## Print figures: calls and messages between node
 	@$(python) app/tests/bench_distribution.py --with-tls
 
 bench-cluster-mesh: packages ## The same between simulated nodes, beside Erlang over the same link
-	@$(python) -m meshlab.cluster_bench
+	@$(python) -m meshlab.bench.cluster
 
 bench-beacon: packages-test ## Print figures: what a signed beacon costs, and a flood of them
 	@$(python) app/tests/bench_beacon.py

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from meshlab.paths import cache_root
+from host.cache import cache_root
 
 TOP = Path(__file__).resolve().parents[1]
 PARTS = ("lint", "unit", "mesh")

@@ -21,7 +21,7 @@ import pytest
 
 from authority.authority import Authority
 from authority.virtual import open_chip
-from meshlab.chip import Atecc608
+from meshlab.chip.atecc608 import Atecc608
 from thicket.base.paths import Paths
 from thicket.control.client import ClientError, request
 

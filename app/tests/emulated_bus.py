@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import random
 
-from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import Nak, Stuck
+from meshlab.chip.state import serial_for
 from thicket.identity.atecc import Atecc
 from thicket.identity.bus import Bus, BusFaultError, BusLockedError, NotAcknowledgedError
 

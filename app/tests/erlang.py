@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from private_network import Network, run_in_child, until
 
-from meshlab.paths import cache_root
+from host.cache import cache_root
 from thicket.distribution import Node, epmd, etf
 
 MISSING = (

@@ -8,7 +8,7 @@ from functools import cache
 from ipaddress import IPv6Network
 
 from authority.authority import FleetIssuer, HeldKey, years_from
-from meshlab.chip import serial_for
+from meshlab.chip.state import serial_for
 from thicket.identity.address import identity_of_serial
 from thicket.trust import compressed, openssl
 from thicket.trust import fleet as fleets

@@ -36,7 +36,7 @@ def database(folder: Path) -> bytes | None:
     for path in INSTALLED:
         if path.is_file():
             return path.read_bytes()
-    from meshlab.paths import cache_root
+    from host.cache import cache_root
 
     packages = sorted(cache_root().glob("images/source/*/wireless-regdb_*.deb"))
     if not packages or shutil.which("dpkg-deb") is None:

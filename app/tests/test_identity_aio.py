@@ -11,7 +11,7 @@ from hashlib import sha256
 import pytest
 from emulated_bus import EmulatedBus, emulated
 
-from meshlab.chip import Atecc608
+from meshlab.chip.atecc608 import Atecc608
 from thicket.identity.aio import AsyncAtecc
 from thicket.identity.atecc import Atecc, ChipBusError, ChipRefusedError, crc_number
 

@@ -20,8 +20,9 @@ from emulated_bus import EmulatedBus, NoisyBus, Time, emulated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import Nak
+from meshlab.chip.state import serial_for
 from thicket.identity.atecc import (
     ZONE_CONFIG,
     ZONE_DATA,

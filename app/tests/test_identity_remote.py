@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authority.authority import Authority
-from meshlab.chip import ChipState, serial_for
+from meshlab.chip.state import ChipState, serial_for
 from thicket.identity.atecc import Atecc, ChipAbsentError, ChipBusError, ChipBusLockedError
 from thicket.identity.bus import Bus, BusFaultError, BusLockedError
 from thicket.identity.remote import BusServer, Pipe, RemoteBus, serve
@@ -24,7 +24,8 @@ from thicket.trust.credentials import enrolled_chain
 OTHER_SIDE = """
 import sys
 from pathlib import Path
-from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.state import serial_for
 from meshlab.chip.bus import Nak
 from thicket.identity.bus import Bus, BusLockedError, NotAcknowledgedError
 from thicket.identity.remote import BusServer, serve

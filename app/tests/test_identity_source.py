@@ -13,7 +13,8 @@ import pytest
 from emulated_bus import EmulatedBus, Time
 
 from authority import cli
-from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.state import serial_for
 from thicket.identity import source as source_module
 from thicket.identity.address import identity_of_value
 from thicket.identity.bus import Bus, BusFaultError, NotAcknowledgedError

@@ -17,7 +17,8 @@ from fleet_for_tests import CLOCK, PREFIX
 
 from authority.authority import Authority, AuthorityError, decrypt_key, encrypt_key, years_from
 from authority.cli import main as ca_main
-from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.state import serial_for
 from thicket.identity.aio import AsyncAtecc
 from thicket.identity.atecc import Atecc
 from thicket.trust import nerveskey, openssl, verify

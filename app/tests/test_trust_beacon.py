@@ -18,7 +18,7 @@ from fleet_for_tests import CLOCK, NOW, PREFIX, TestFleet, one_fleet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshlab.chip import serial_for
+from meshlab.chip.state import serial_for
 from thicket.discovery.beacon import (
     MAX_PAYLOAD,
     PORT,

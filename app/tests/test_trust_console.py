@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from authority.authority import Authority
 from authority.console import Console
-from meshlab.chip import ChipState, serial_for
+from meshlab.chip.state import ChipState, serial_for
 from thicket.identity import console_frames
 from thicket.identity.atecc import Atecc
 from thicket.identity.bus import BusFaultError
@@ -36,7 +36,8 @@ from thicket.trust.credentials import enrolled_chain
 NODE = """
 import sys
 from pathlib import Path
-from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.state import serial_for
 from meshlab.chip.bus import Nak
 from thicket.identity.bus import Bus, NotAcknowledgedError
 from thicket.base.paths import Paths

@@ -28,7 +28,8 @@ from authority import enrolment
 from authority.authority import Authority, AuthorityError, years_from
 from authority.cli import main as ca_main
 from authority.enrolment import RemoteNode
-from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.state import serial_for
 from thicket.cli.main import main
 from thicket.identity.aio import AsyncAtecc
 from thicket.identity.atecc import Atecc

@@ -15,7 +15,8 @@ from emulated_bus import EmulatedBus, NoisyBus, Time, emulated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.state import serial_for
 from thicket.identity.atecc import Atecc, ChipError, ChipMismatchError, ChipRefusedError, crc_number
 from thicket.trust import nerveskey, openssl
 from thicket.trust.certificates import Certificate, CertificateError

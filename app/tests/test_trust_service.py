@@ -14,7 +14,8 @@ from daemons import PREFIX, Fleet, NamespaceNode, Secured
 
 from authority.authority import Authority
 from authority.virtual import open_chip
-from meshlab.chip import Atecc608, serial_for
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.state import serial_for
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings

@@ -14,7 +14,7 @@ from fleet_for_tests import CLOCK, NOW, TestFleet, one_fleet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshlab.chip import serial_for
+from meshlab.chip.state import serial_for
 from thicket.identity.address import identity_of_serial
 from thicket.trust import certificates as x509
 from thicket.trust import der, openssl, verify

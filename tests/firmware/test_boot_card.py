@@ -26,11 +26,13 @@ import pytest
 import pytest_asyncio
 
 from firmware import card as cards
-from meshlab import bootrom, parts, shared
-from meshlab.lab import ChipLike, LabError
-from meshlab.machine import CARD, Machine, MachineSpec
-from meshlab.paths import cache_root
-from meshlab.shell import ShellError
+from host.cache import cache_root
+from meshlab.lab import real_parts, shared
+from meshlab.lab.errors import LabError
+from meshlab.lab.parts import ChipLike
+from meshlab.machine import bootrom
+from meshlab.machine.machine import CARD, Machine, MachineSpec
+from meshlab.machine.shell import ShellError
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -49,7 +51,7 @@ CORRUPT = re.compile(r"verity.*corrupt", re.IGNORECASE)
 class Device:
     """A card, and the machine that it is put into."""
 
-    def __init__(self, directory: Path, image: parts.RealParts) -> None:
+    def __init__(self, directory: Path, image: real_parts.RealParts) -> None:
         self.directory = directory
         self.parts = image
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -143,21 +145,24 @@ class Device:
 
 
 @functools.cache
-def load(name: str) -> parts.RealParts:
+def load(name: str) -> real_parts.RealParts:
     """Return the parts for an image, looked for once per process whatever the order of tests."""
 
     def progress(text: str) -> None:
         print(text, file=sys.__stderr__, flush=True)
 
-    made = parts.load(name, cache_root(), 1, progress)
+    made = real_parts.load(name, cache_root(), 1, progress)
     progress(made.description)
     return made
 
 
-@pytest.fixture(params=[parts.STANDIN, *parts.CARDS])
-def image(request: pytest.FixtureRequest) -> parts.RealParts:
+@pytest.fixture(params=[real_parts.STANDIN, *real_parts.CARDS])
+def image(request: pytest.FixtureRequest) -> real_parts.RealParts:
     name = str(request.param)
-    if name in parts.CARDS and not (cache_root() / "build" / name / "images/card.img").exists():
+    if (
+        name in real_parts.CARDS
+        and not (cache_root() / "build" / name / "images/card.img").exists()
+    ):
         pytest.skip(f"the firmware {name} is not built here (`make {name}`)")
     try:
         return load(name)
@@ -168,7 +173,7 @@ def image(request: pytest.FixtureRequest) -> parts.RealParts:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def device(image: parts.RealParts, tmp_path: Path) -> AsyncIterator[Device]:
+async def device(image: real_parts.RealParts, tmp_path: Path) -> AsyncIterator[Device]:
     made = Device(tmp_path, image)
     await made.chip.start()
     try:
@@ -219,7 +224,7 @@ async def test_the_other_slot_by_trial_and_by_autoboot(device: Device) -> None:
     assert "thicket.slot=A" in await device.run("cat /proc/cmdline")
     await device.off()
     text = b"[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=2\n"
-    parts.partition(device.card, cards.CONFIG).write(bootrom.AUTOBOOT, text.ljust(512, b"\n"))
+    real_parts.partition(device.card, cards.CONFIG).write(bootrom.AUTOBOOT, text.ljust(512, b"\n"))
     await device.on()
     assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
 
@@ -245,9 +250,9 @@ async def test_every_pi_finds_its_files(model: str) -> None:
     for request, number in ((bootrom.Request(), 2), (bootrom.Request(tryboot=True), 3)):
         found = bootrom.boot(card, request, bootrom.MODELS[model])
         assert (found.partition, found.notes) == (number, ())
-        fat = parts.partition(card, number)
+        fat = real_parts.partition(card, number)
         assert any(fat.has(name) for name in TREES[model]), f"none of {TREES[model]}"
-    first = parts.partition(card, cards.CONFIG)
+    first = real_parts.partition(card, cards.CONFIG)
     assert first.has("bootcode.bin"), "a Pi 3 and a Zero 2 W begin with it"
 
 
@@ -295,7 +300,7 @@ PLACES = ("superblock", "metadata", "data", "data", "top of the tree", "leaf of 
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def right(image: parts.RealParts, tmp_path_factory: pytest.TempPathFactory) -> str:
+async def right(image: real_parts.RealParts, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What reading all files of the root gives; read once per run and image."""
 
     async def read(path: Path) -> None:
@@ -347,7 +352,7 @@ async def test_the_other_slot_is_no_worse_for_it(device: Device) -> None:
         file.seek(slot.offset)
         for _ in range(slot.size // MIB):
             file.write(os.urandom(MIB))
-    parts.partition(device.card, cards.CONFIG).write(bootrom.AUTOBOOT, b"boot_partition=3\n")
+    real_parts.partition(device.card, cards.CONFIG).write(bootrom.AUTOBOOT, b"boot_partition=3\n")
     await device.on()
     assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
     assert await device.data_state() == "created"
@@ -421,10 +426,10 @@ async def test_a_card_cut_off_inside_data(device: Device) -> None:
 
 
 async def test_the_last_words_of_a_panic_survive_the_restart(
-    device: Device, image: parts.RealParts
+    device: Device, image: real_parts.RealParts
 ) -> None:
     """Memory keeps its content over a restart, as on a Pi, and loses it with the power."""
-    if image.image == parts.STANDIN:
+    if image.image == real_parts.STANDIN:
         pytest.skip("the lab kernel keeps no last words (no pstore)")
     await device.on()
     await device.data_state()

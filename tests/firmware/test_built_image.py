@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from firmware import boards, build
-from meshlab import shared
+from meshlab.lab import shared
 
 MACHINES = {"aarch64": "AArch64", "x86_64": "Advanced Micro Devices X86-64"}
 COMPILERS = ("ar", "as", "c++", "cc", "cpp", "g++", "gcc", "ld", "make", "strip")

@@ -27,7 +27,7 @@ from firmware import blockdev, bmap, card, flash, plan, ranges, settings, source
 from firmware.errors import FlashError
 from firmware.flash import Report, State, Writer
 from firmware.target import Target
-from meshlab import shared
+from meshlab.lab import shared
 
 sys.path.insert(0, str(Path(__file__).parent))
 import small_card
@@ -506,7 +506,7 @@ def test_a_person_types_the_name(image: Path, tmp_path: Path, answer: str, statu
 
 
 def environment() -> dict[str, str]:
-    path = os.pathsep.join(str(TOP / p) for p in ("firmware/src", "app/src"))
+    path = os.pathsep.join(str(TOP / p) for p in ("firmware/src", "tools/src", "app/src"))
     return dict(os.environ, PYTHONPATH=path, TERM="xterm", COLUMNS="200")
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from firmware import boards, build, fragments
+from firmware import boards, build
 from firmware.build import Build, BuildError
+from firmware.fragments import defconfig_path
 
 TOP = boards.ROOT
 
@@ -35,7 +36,7 @@ def test_check_package_finds_nothing(buildroot: Path) -> None:
         for folder in folders
         for path in sorted((TOP / folder).rglob("*"))
         if path.is_file() and "src" not in path.relative_to(TOP).parts and path.suffix != ".md"
-    ] + [str(fragments.defconfig_path(boards.load(name))) for name in boards.names()]
+    ] + [str(defconfig_path(boards.load(name))) for name in boards.names()]
     assert any(file.endswith("hwsim-relay.mk") for file in files)
     assert any(file.endswith("linux.hash") for file in files)
     result = subprocess.run(

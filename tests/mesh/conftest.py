@@ -25,12 +25,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from meshlab import parts, topology
+from host.cache import cache_root
 from meshlab.image.lab import Extras
-from meshlab.lab import Lab, LabSpec, NodeSpec
-from meshlab.paths import cache_root
-from meshlab.slots import Places
-from meshlab.testing import NODES_PER_CORE, Mesh, Meshes, Nodes
+from meshlab.lab import real_parts as parts
+from meshlab.lab import topology
+from meshlab.lab.lab import Lab
+from meshlab.lab.slots import Places
+from meshlab.lab.spec import LabSpec, NodeSpec
+from meshlab.lab.testing import NODES_PER_CORE, Mesh, Meshes, Nodes
 
 HERE = Path(__file__).resolve().parent
 IMAGE = os.environ.get("MESHLAB_IMAGE", "lab")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from meshlab.lab import Lab
-from meshlab.testing import PATIENCE, Nodes
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import PATIENCE, Nodes
 
 MESH = "ring"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from meshlab.lab import Lab
-from meshlab.testing import FORMING, Nodes
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import FORMING, Nodes
 
 MESH = "blocked"
 

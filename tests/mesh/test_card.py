@@ -26,13 +26,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from meshlab import accel, shared
+from host.cache import cache_root
 from meshlab.image import lab as lab_image
 from meshlab.image.config import make_config_disk
-from meshlab.machine import Machine, MachineSpec
-from meshlab.parts import copy_card
-from meshlab.paths import cache_root
-from meshlab.shell import ShellError
+from meshlab.lab import shared
+from meshlab.lab.real_parts import copy_card
+from meshlab.machine import accel
+from meshlab.machine.machine import Machine, MachineSpec
+from meshlab.machine.shell import ShellError
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from meshlab.lab import Lab
-from meshlab.testing import Nodes
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import Nodes
 
 MESH = "open"
 

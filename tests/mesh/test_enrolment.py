@@ -9,9 +9,9 @@ from pathlib import Path
 
 from authority.authority import Authority
 from authority.cli import main
-from meshlab.lab import Lab
-from meshlab.machine import CONSOLE_SOCKET
-from meshlab.testing import Nodes
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import Nodes
+from meshlab.machine.machine import CONSOLE_SOCKET
 
 MESH = "open"
 

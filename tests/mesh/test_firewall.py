@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import shlex
 
-from meshlab.lab import Lab
-from meshlab.testing import Nodes
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import Nodes
 
 MESH = "firewall"
 

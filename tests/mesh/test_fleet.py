@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from meshlab.lab import Lab
-from meshlab.testing import Nodes
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import Nodes
 
 MESH = "grid"
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from meshlab import summary
-from meshlab.lab import Lab
-from meshlab.testing import PATIENCE, Nodes
+from meshlab.lab import summary
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import PATIENCE, Nodes
 
 MESH = "line"
 

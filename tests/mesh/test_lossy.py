@@ -13,10 +13,10 @@ import time
 
 import pytest
 
-from meshlab import ieee80211
-from meshlab.lab import Lab
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import Nodes
 from meshlab.medium.error import Textbook
-from meshlab.testing import Nodes
+from meshlab.wire import ieee80211
 
 SECONDS = float(os.environ.get("THICKET_SOAK", "30"))
 

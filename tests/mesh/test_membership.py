@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import time
 
-from meshlab.lab import Lab
-from meshlab.testing import PATIENCE, Nodes
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import PATIENCE, Nodes
 
 MESH = "ring"
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 
 from authority.cli import main
-from meshlab import summary
-from meshlab.fleet import LabFleet
-from meshlab.lab import Lab
-from meshlab.machine import CONSOLE_SOCKET
-from meshlab.testing import Nodes
+from meshlab.lab import summary
+from meshlab.lab.fleet import LabFleet
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import Nodes
+from meshlab.machine.machine import CONSOLE_SOCKET
 
 MESH = "misfits"
 

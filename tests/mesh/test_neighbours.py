@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from meshlab.lab import Lab
-from meshlab.testing import PATIENCE, Nodes
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import PATIENCE, Nodes
 
 MESH = "neighbours"
 

@@ -14,9 +14,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from meshlab.fleet import LabFleet
-from meshlab.lab import Lab
-from meshlab.testing import PATIENCE, Nodes
+from meshlab.lab.fleet import LabFleet
+from meshlab.lab.lab import Lab
+from meshlab.lab.testing import PATIENCE, Nodes
 from thicket.trust.change import tag
 
 MESH = "full"

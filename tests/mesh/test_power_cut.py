@@ -10,8 +10,9 @@ import os
 
 import pytest
 
-from meshlab.lab import Lab, radio_mac
-from meshlab.testing import Nodes
+from meshlab.lab.lab import Lab
+from meshlab.lab.spec import radio_mac
+from meshlab.lab.testing import Nodes
 
 MESH = "line"
 pytestmark = pytest.mark.soak

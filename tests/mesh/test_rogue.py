@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from authority.authority import Authority, years_from
-from meshlab.fleet import LabFleet
-from meshlab.lab import PREFIX, Lab
-from meshlab.testing import PATIENCE, Nodes
+from meshlab.lab.fleet import LabFleet
+from meshlab.lab.lab import Lab
+from meshlab.lab.spec import PREFIX
+from meshlab.lab.testing import PATIENCE, Nodes
 from thicket.identity.address import identity_of_serial
 from thicket.trust import fleet as fleets
 from thicket.trust import openssl

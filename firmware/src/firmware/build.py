@@ -27,9 +27,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from firmware import bmap, boards, fragments, sizes
+from firmware import bmap, boards, sizes
 from firmware.boards import Board, BoardError
-from firmware.fragments import FragmentError
+from firmware.fragments import buildroot_lines, defconfig
+from host.kconfig import NO_KCONFIG, FragmentError, kconfig, lost, merge, parse
 
 VERSION = "2026.02.3"
 """Buildroot's release (long-term support until 2029)."""
@@ -189,9 +190,9 @@ class Build:
         What a person chose by ``menuconfig`` stays until then.
         """
         # Only lines from outside turn off what ours choose.
-        known = fragments.kconfig(tree(self.cache)) if self.extra else fragments.NO_KCONFIG
+        known = kconfig(tree(self.cache)) if self.extra else NO_KCONFIG
         choice = (self.board, self.toolchain, self.extra, known)
-        text = fragments.defconfig(*choice) + self._tree()
+        text = defconfig(*choice) + self._tree()
         ours, config = self.output / "thicket_defconfig", self.output / ".config"
         if config.is_file() and ours.is_file() and ours.read_text() == text:
             return
@@ -203,8 +204,8 @@ class Build:
             shutil.copyfile(config, kept)
             say(f"the fragments changed: configuring anew; the last configuration is in {kept}")
         self._run([*self.command(f"BR2_DEFCONFIG={new}", "defconfig")])
-        wanted = fragments.buildroot_lines(*choice)
-        self._refuse_lost(fragments.lost(wanted, config.read_text()), "Buildroot")
+        wanted = buildroot_lines(*choice)
+        self._refuse_lost(lost(wanted, config.read_text()), "Buildroot")
         new.replace(ours)
 
     def _tree(self) -> str:
@@ -237,8 +238,8 @@ class Build:
             made = self._built_config(package)
             if made is None:
                 raise BuildError(f"{package} has left no .config in {self.output / 'build'}")
-            _text, wanted = fragments.merge(files, root)
-            self._refuse_lost(fragments.lost(wanted, made.read_text()), package)
+            _text, wanted = merge(files, root)
+            self._refuse_lost(lost(wanted, made.read_text()), package)
 
     def _built_config(self, package: str) -> Path | None:
         found = [
@@ -410,7 +411,7 @@ class Build:
                 shutil.rmtree(scratch)
             else:
                 self._run(self.command(f"BR2_DEFCONFIG={saved}", "savedefconfig"))
-            texts[name] = fragments.parse(saved.read_text(), saved.name)
+            texts[name] = parse(saved.read_text(), saved.name)
             saved.unlink()
         have = {(line.name, line.value) for line in texts["ours"]}
         more = [line for line in texts["yours"] if (line.name, line.value) not in have]
@@ -488,7 +489,7 @@ class Build:
 
 
 def _values(path: Path) -> dict[str, str]:
-    return {line.name: line.value for line in fragments.parse(path.read_text(), path.name)}
+    return {line.name: line.value for line in parse(path.read_text(), path.name)}
 
 
 @contextlib.contextmanager

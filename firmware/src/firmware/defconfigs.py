@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import sys
 
-from firmware import boards, fragments
+from firmware import boards
+from firmware.fragments import defconfig, defconfig_path
 
 
 def stale() -> list[str]:
@@ -13,8 +14,8 @@ def stale() -> list[str]:
     found = []
     for name in boards.names():
         board = boards.load(name)
-        path = fragments.defconfig_path(board)
-        if not path.is_file() or path.read_text() != fragments.defconfig(board):
+        path = defconfig_path(board)
+        if not path.is_file() or path.read_text() != defconfig(board):
             found.append(name)
     return found
 
@@ -28,8 +29,8 @@ def main() -> int:
         return 1 if names else 0
     for name in names:
         board = boards.load(name)
-        path = fragments.defconfig_path(board)
-        path.write_text(fragments.defconfig(board))
+        path = defconfig_path(board)
+        path.write_text(defconfig(board))
         print(path.relative_to(board.root))
     return 0
 

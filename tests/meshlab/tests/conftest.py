@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from meshlab import topology
-from meshlab.fake import FakeParts
-from meshlab.state import LabState, LinkState, NodeState, address_from_serial
+from meshlab.lab import topology
+from meshlab.lab.fake import FakeParts
+from meshlab.lab.state import LabState, LinkState, NodeState, address_from_serial
 
 PREFIX = "fd12:3456:789a:1::/64"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from meshlab import accel
+from meshlab.machine import accel
 
 QEMU = "qemu-system-x86_64"
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
@@ -276,7 +276,7 @@ def test_broken_or_missing_qemu_says_what_to_do(tmp_path: Path, kvm_device: Path
 def test_trial_leaves_no_process_when_its_parent_is_killed(tmp_path: Path) -> None:
     # A guest that never ends, in a child that is killed as the out-of-memory killer would.
     script = (
-        "import sys; from pathlib import Path; from meshlab import accel\n"
+        "import sys; from pathlib import Path; from meshlab.machine import accel\n"
         "accel._try(sys.argv[1], 'tcg', 'qemu64', Path(sys.argv[2]), 600)\n"
     )
     pids = tmp_path / "pid"

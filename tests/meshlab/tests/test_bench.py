@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from meshlab import bench
-from meshlab.bench import Forming, RoundTrip
-from meshlab.state import LabState
+from meshlab.bench import mesh
+from meshlab.bench.mesh import Forming, RoundTrip
+from meshlab.lab.state import LabState
 
 PING = """\
 PING fd12::2 (fd12::2) 56 data bytes
@@ -20,12 +20,12 @@ PING fd12::2 (fd12::2) 56 data bytes
 
 
 def test_ping_is_understood() -> None:
-    assert bench.ping_times(PING) == [5.25, 12.0]
-    assert bench.ping_times("") == []
+    assert mesh.ping_times(PING) == [5.25, 12.0]
+    assert mesh.ping_times("") == []
 
 
 def test_a_table_is_markdown() -> None:
-    text = bench.table(("a", "long head"), [("value", "1"), ("x", "2")])
+    text = mesh.table(("a", "long head"), [("value", "1"), ("x", "2")])
     assert text.splitlines() == [
         "| a     | long head |",
         "| ----- | --------- |",
@@ -35,17 +35,17 @@ def test_a_table_is_markdown() -> None:
 
 
 def test_median_and_worst() -> None:
-    assert bench.middle([1.0, 2.0, 9.04]) == "2.0 (9.0)"
-    assert bench.middle([]) == "-"
+    assert mesh.middle([1.0, 2.0, 9.04]) == "2.0 (9.0)"
+    assert mesh.middle([]) == "-"
 
 
 def test_the_report_tells_what_did_not_form(make_lab: Callable[..., LabState]) -> None:
-    facts = bench.machine_facts(make_lab(), "x86_64: card image")
+    facts = mesh.machine_facts(make_lab(), "x86_64: card image")
     assert ("image", "x86_64: card image") in facts
     assert any("tcg" in value for _, value in facts)
     good = Forming(3, 9.4, boot=[1.5], cpu=[3.2], frames_per_second=8.4, verdict="valid")
     bad = Forming(8, None, lacking="n3: no link with n4")
-    text = bench.report(facts, [good, bad])
+    text = mesh.report(facts, [good, bad])
     rows = [line.split(" | ") for line in text.splitlines()]
     assert any(row[0].strip("| ") == "3" and row[1].strip() == "9.4" for row in rows)
     assert "| not formed |" in text
@@ -53,12 +53,12 @@ def test_the_report_tells_what_did_not_form(make_lab: Callable[..., LabState]) -
 
 
 def test_lost_pings_are_counted() -> None:
-    text = bench.report_round_trips([RoundTrip(1, 20, [4.0, 2.0, 3.0]), RoundTrip(2, 20, [])])
+    text = mesh.report_round_trips([RoundTrip(1, 20, [4.0, 2.0, 3.0]), RoundTrip(2, 20, [])])
     assert "| 2.0          | 3.0        | 4.0     | 17 of 20 |" in text
     assert "20 of 20" in text
 
 
 def test_the_table_of_joining() -> None:
-    text = bench.report_joining([bench.Joining("sae", [4.0, 6.0, 5.0], [2.0], [30.2])])
+    text = mesh.report_joining([mesh.Joining("sae", [4.0, 6.0, 5.0], [2.0], [30.2])])
     assert "5.0 (6.0)" in text
     assert "12.0" in text

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meshlab import bootrom, fat
-from meshlab.bootrom import MODELS, BootError, Request, architecture, boot, extract, parse
-from meshlab.bootrom import request_of as requested
+from meshlab.machine import bootrom, fat
+from meshlab.machine.bootrom import MODELS, BootError, Request, architecture, boot, extract, parse
+from meshlab.machine.bootrom import request_of as requested
 
 sys.path.insert(0, str(Path(__file__).parent))
 from crafted_card import AUTOBOOT, KERNEL, MIB, make_card, make_fat, mbr, slot

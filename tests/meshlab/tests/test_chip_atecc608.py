@@ -20,16 +20,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshlab.chip import FAULTS, Atecc608, ChipState, ChipStateError, parse_fault, serial_for
 from meshlab.chip.atecc608 import (
     COMMANDS,
     COUNTER_MAX,
+    FAULTS,
+    Atecc608,
     crc16,
     frame,
+    parse_fault,
     read_counter,
     write_counter,
 )
 from meshlab.chip.bus import I2cBus, Nak, Stuck
+from meshlab.chip.state import ChipState, ChipStateError, serial_for
 
 AWAKE = bytes.fromhex("04113343")
 SERIAL = serial_for(1, 1)

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshlab.chip import Atecc608, ChipServer, serial_for
-from meshlab.chip.atecc608 import crc16, read_counter
+from meshlab.chip.atecc608 import Atecc608, crc16, read_counter
 from meshlab.chip.bus import I2cBus, Nak, Stuck
 from meshlab.chip.i2c import VirtioI2c
+from meshlab.chip.server import ChipServer
+from meshlab.chip.state import serial_for
 from meshlab.chip.vhost_user import GuestError
 
 sys.path.insert(0, str(Path(__file__).parent))  # what the tests of the chip share lies beside them

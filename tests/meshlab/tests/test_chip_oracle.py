@@ -24,9 +24,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import load_der_x509_certificate
 
-from meshlab.chip import Atecc608, serial_for
-from meshlab.chip.atecc608 import crc16
+from meshlab.chip.atecc608 import Atecc608, crc16
 from meshlab.chip.bus import Nak
+from meshlab.chip.state import serial_for
 from thicket.identity.atecc import Atecc
 from thicket.identity.bus import Bus, NotAcknowledgedError
 from thicket.trust import openssl

@@ -17,15 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from meshlab import cli, paths
+from meshlab.cli import main
+from meshlab.lab.paths import lab_directory
+from meshlab.wire.sockets import socket_address
 
 UP = """
 import sys
-from meshlab import cli, lab, parts
-from meshlab.fake import FakeParts
+from meshlab.cli import main as cli
+from meshlab.lab import lab, real_parts
+from meshlab.lab.fake import FakeParts
 made = FakeParts()
 made.unlinked = set(sys.argv.pop(1).split(",")) - {""}
-parts.load = lambda image, cache, seed, progress, extras: made
+real_parts.load = lambda image, cache, seed, progress, extras: made
 lab.Lab._interval = lambda self, node: 0.02
 formed = lab.Lab.formed
 async def when_linked(self, timeout):
@@ -71,7 +74,7 @@ def running(cache: Path) -> Iterator[Path]:
             if "try: bin/meshlab pcap" in line:  # the last of the hints
                 break
         try:
-            yield paths.lab_directory("default")
+            yield lab_directory("default")
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=120)
@@ -105,7 +108,7 @@ def test_once_says_what_is_missing(cache: Path) -> None:
 
 def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> tuple[int, str, str]:
-        status = cli.main(arguments)
+        status = main.main(arguments)
         return status, *capfd.readouterr()
 
     status, out, _ = run("status")
@@ -174,7 +177,7 @@ def test_recording_to_a_pipe(running: Path) -> None:
 
 def test_the_console_is_a_bridge(running: Path) -> None:
     with socket.socket(socket.AF_UNIX) as console:
-        console.bind(paths.socket_address(running / "n1" / "console.sock"))
+        console.bind(socket_address(running / "n1" / "console.sock"))
         console.listen()
         command = [sys.executable, "-m", "meshlab", "console", "n1"]
         with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1) as process:
@@ -192,15 +195,15 @@ def test_the_console_is_a_bridge(running: Path) -> None:
 
 
 def test_without_a_lab_it_says_how_to_start_one(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["status"]) == 1
+    assert main.main(["status"]) == 1
     assert "start one with `make qemu-mesh`" in capfd.readouterr().err
-    assert cli.main(["--lab", "x", "kill", "n1"]) == 1
+    assert main.main(["--lab", "x", "kill", "n1"]) == 1
     assert "`make qemu-mesh LAB=x`" in capfd.readouterr().err
-    assert cli.main(["--lab", "../x", "status"]) == 1
+    assert main.main(["--lab", "../x", "status"]) == 1
     assert "not a lab name" in capfd.readouterr().err
-    assert cli.main(["up", "--nodes", "0"]) == 1
+    assert main.main(["up", "--nodes", "0"]) == 1
     assert "1 to 250 nodes" in capfd.readouterr().err
-    assert cli.main(["logs", "--console", "n1"]) == 1
+    assert main.main(["logs", "--console", "n1"]) == 1
     assert "no console log of n1" in capfd.readouterr().err
 
 
@@ -209,23 +212,23 @@ def test_without_a_lab_it_says_how_to_start_one(capfd: pytest.CaptureFixture[str
 )
 def test_wrong_use_is_status_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
+        main.main(arguments)
     assert caught.value.code == 2
 
 
 def test_the_command_of_exec() -> None:
-    assert cli.command_line(["--", "ip", "a"]) == "ip a"
-    assert cli.command_line(["echo $x | wc"]) == "echo $x | wc"
-    assert cli.command_line(["--", "sh", "-c", "a; b"]) == "sh -c 'a; b'"
+    assert main.command_line(["--", "ip", "a"]) == "ip a"
+    assert main.command_line(["echo $x | wc"]) == "echo $x | wc"
+    assert main.command_line(["--", "sh", "-c", "a; b"]) == "sh -c 'a; b'"
 
 
 def test_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MESHLAB_COMMAND")
-    root = Path(cli.__file__).resolve().parents[4]
+    root = Path(main.__file__).resolve().parents[5]
     monkeypatch.chdir(root)
-    assert cli.own_command() == "bin/meshlab"
+    assert main.own_command() == "bin/meshlab"
     monkeypatch.chdir("/")
-    assert cli.own_command() in (str(root / "bin/meshlab"), os.path.relpath(root / "bin/meshlab"))
+    assert main.own_command() in (str(root / "bin/meshlab"), os.path.relpath(root / "bin/meshlab"))
 
 
 def test_the_view_gives_the_terminal_back(cache: Path) -> None:
@@ -353,15 +356,15 @@ def test_exec_ends_quietly_when_nobody_reads_its_output_any_more(running: Path) 
 
 @pytest.mark.parametrize("loss", ["150", "-1", "nan"])
 def test_a_loss_is_a_percentage(loss: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["link", "n1", "n2", f"--loss={loss}"]) == 2
+    assert main.main(["link", "n1", "n2", f"--loss={loss}"]) == 2
     assert f"--loss {loss}: a loss is 0 to 100 percent" in capfd.readouterr().err
 
 
 def test_an_application_that_is_none_is_refused_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("meshlab.parts.load", lambda *_: pytest.fail("something was made"))
-    assert cli.main(["up", "--application", "/nonexistent"]) == 2
+    monkeypatch.setattr("meshlab.lab.real_parts.load", lambda *_: pytest.fail("something was made"))
+    assert main.main(["up", "--application", "/nonexistent"]) == 2
     assert "/nonexistent: no application to install, it is no directory" in capfd.readouterr().err
-    assert cli.main(["up", "--application", str(tmp_path)]) == 2
+    assert main.main(["up", "--application", str(tmp_path)]) == 2
     assert "it has no pyproject.toml" in capfd.readouterr().err

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from meshlab import console
+from meshlab.machine import console
 
 
 class Terminal:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroute2.netlink import genlmsg
 
-from meshlab import hwsim
-from meshlab.hwsim import Command, Header, HwsimError, KernelAnswer, Rate, TxFrame
+from meshlab.wire import hwsim
+from meshlab.wire.hwsim import Command, Header, HwsimError, KernelAnswer, Rate, TxFrame
 
 FAMILY = 0x1D
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pytest
 
-from meshlab import shared
+from meshlab.lab import shared
 
 CLOCK = Path(__file__).with_name("held_clock.c")
 SOURCE = Path(__file__).parents[3] / "package" / "hwsim-relay" / "src"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshlab import ieee80211
-from meshlab.hwsim import RateFlag
-from meshlab.ieee80211 import (
+from meshlab.wire import ieee80211
+from meshlab.wire.hwsim import RateFlag
+from meshlab.wire.ieee80211 import (
     LEGACY_2GHZ,
     LEGACY_5GHZ,
     AccessCategory,

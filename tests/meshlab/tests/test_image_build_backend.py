@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from host.run import Runner
 from meshlab.image import userland
-from meshlab.image.command import Runner
 from meshlab.image.errors import ImageError
 
 EXAMPLE = Path(__file__).parents[3] / "examples/readings"

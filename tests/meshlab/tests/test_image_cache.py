@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from host.errors import CancelledError
 from meshlab.image import cache as caches
 from meshlab.image.cache import Cache, Digest
-from meshlab.image.errors import CancelledBuildError, ImageError
+from meshlab.image.errors import ImageError
 
 # A build in a process of its own: says when its first half is written, then waits to be killed, or
 # goes on when the file `go` exists.
@@ -187,7 +188,7 @@ def test_waiting_can_be_seen_and_ended(tmp_path: Path) -> None:
         cancelled.set()
 
     try:
-        with pytest.raises(CancelledBuildError):
+        with pytest.raises(CancelledError):
             cache.obtain("part", "key", lambda _: None, waiting=waiting, cancelled=cancelled)
     finally:
         process.kill()

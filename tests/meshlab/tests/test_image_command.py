@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from meshlab.image.command import LOG_TAIL, Runner, tail
-from meshlab.image.errors import CancelledBuildError, ImageError
+from host.errors import CancelledError, HostError
+from host.run import LOG_TAIL, Runner, tail
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -46,7 +46,7 @@ def test_output_goes_to_the_log_and_to_the_listener(tmp_path: Path) -> None:
 
 def test_a_failure_says_what_and_shows_the_end_of_the_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(HostError) as caught:
         Runner().run(["sh", "-c", "seq 100; exit 7"], log, what="counting")
     text = str(caught.value)
     assert text.startswith("counting failed: sh ended with exit status 7.")
@@ -56,7 +56,7 @@ def test_a_failure_says_what_and_shows_the_end_of_the_log(tmp_path: Path) -> Non
 
 
 def test_a_missing_program_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no-such-program"):
+    with pytest.raises(HostError, match="no-such-program"):
         Runner().run(["no-such-program"], tmp_path / "log", what="x")
 
 
@@ -73,7 +73,7 @@ def test_cancel_ends_a_program_and_its_children(tmp_path: Path) -> None:
         try:
             script = f"sleep 600 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait"
             runner.run(["sh", "-c", script], tmp_path / "log", what="sleeping")
-        except ImageError as error:
+        except HostError as error:
             errors.append(error)
 
     thread = threading.Thread(target=work)
@@ -85,16 +85,16 @@ def test_cancel_ends_a_program_and_its_children(tmp_path: Path) -> None:
     runner.cancel()
     thread.join(60)
     assert not thread.is_alive()
-    assert isinstance(errors[0], CancelledBuildError)
+    assert isinstance(errors[0], CancelledError)
     until(lambda: not alive(shell) and not alive(child))
-    with pytest.raises(CancelledBuildError):
+    with pytest.raises(CancelledError):
         runner.run(["true"], tmp_path / "log", what="too late")
 
 
 def test_programs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     program = (
-        "import sys; from pathlib import Path; from meshlab.image.command import Runner\n"
+        "import sys; from pathlib import Path; from host.run import Runner\n"
         f"Runner().run([sys.executable, '-c', {_SLEEPER!r}, {str(pids)!r}], "
         f"Path({str(tmp_path / 'log')!r}), what='x')"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware.fragments import Wanted
+from host.kconfig import Wanted
 from meshlab.image import kernel, tree
 from meshlab.image.errors import ImageError
 

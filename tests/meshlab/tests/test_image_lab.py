@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from host.errors import CancelledError
+from host.progress import Progress
 from meshlab.image import host, lab, standin, tree
 from meshlab.image.cache import Cache
-from meshlab.image.errors import CancelledBuildError, ImageError
-from meshlab.image.progress import Progress
+from meshlab.image.errors import ImageError
 
 PARTS = ("board", "overlay", "app/src/thicket", "app/pyproject.toml", "constraints.txt")
 
@@ -156,7 +157,7 @@ class Failing(Planned):
                 what="compiling",
                 on_line=lambda line: self.started.set(),
             )
-        except CancelledBuildError:
+        except CancelledError:
             self.cancelled = True
             raise
         raise AssertionError("sleep was not ended")
@@ -172,7 +173,7 @@ def test_a_failure_ends_the_other_stages_and_is_the_one_told(
     builder = Failing(checkout, tmp_path / "cache")
     with pytest.raises(ImageError, match="no mirror") as caught:
         builder.build()
-    assert not isinstance(caught.value, CancelledBuildError)
+    assert not isinstance(caught.value, CancelledError)
     assert builder.cancelled
 
 

@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from meshlab.image.progress import (
+from host.progress import (
     PLAIN_INTERVAL,
     Line,
     LiveReport,

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from host.run import Runner
 from meshlab.image import elf, host, rootfs, tree, userland
-from meshlab.image.command import Runner
 from meshlab.image.errors import ImageError
 
 

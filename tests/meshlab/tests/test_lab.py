@@ -21,13 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authority.virtual import open_chip
-from meshlab import lab as lab_module
-from meshlab import summary, topology
-from meshlab.chip import serial_for
-from meshlab.fake import FakeParts
-from meshlab.fleet import LabFleet
-from meshlab.lab import PREFIX, Lab, LabError, LabSpec, NodeSpec, NotFormedError, to_toml
-from meshlab.rpc import Client, RpcError
+from meshlab.chip.state import serial_for
+from meshlab.lab import lab as supervisor
+from meshlab.lab import summary, topology
+from meshlab.lab.errors import LabError, NotFormedError
+from meshlab.lab.fake import FakeParts
+from meshlab.lab.fleet import LabFleet
+from meshlab.lab.lab import Lab
+from meshlab.lab.spec import PREFIX, LabSpec, NodeSpec, to_toml
+from meshlab.wire.rpc import Client, RpcError
 from thicket.trust.certificates import Certificate, from_pem
 from thicket.trust.credentials import enrolled_chain
 from thicket.trust.fleet import Fleet
@@ -224,7 +226,7 @@ async def test_the_medium_is_started_again(parts: FakeParts, tmp_path: Path) -> 
 async def test_a_medium_that_cannot_run_ends_the_lab(
     parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lab_module, "RESTART_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "RESTART_PAUSE", 0.01)
     parts.medium_code = "raise SystemExit('no medium today')"
     parts.silent = {"n1", "n2", "n3"}
     async with Lab(spec(), parts, tmp_path) as lab:
@@ -310,7 +312,7 @@ async def test_a_client_that_leaves_ends_its_command(parts: FakeParts, tmp_path:
 async def test_following_a_log_sends_every_line_once(
     parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lab_module, "LOG_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "LOG_PAUSE", 0.01)
     async with formed(parts, tmp_path) as lab:
         heard: list[str] = []
         async with await Client.connect(lab.directory / "control.sock") as client:
@@ -372,10 +374,11 @@ def test_a_configuration_is_toml(config: dict[str, dict[str, Any]]) -> None:
 
 SUPERVISOR = """
 import pathlib, sys
-from meshlab import topology
-from meshlab.cli import run_supervised
-from meshlab.fake import FakeParts
-from meshlab.lab import Lab, LabSpec
+from meshlab.lab import topology
+from meshlab.cli.main import run_supervised
+from meshlab.lab.fake import FakeParts
+from meshlab.lab.lab import Lab
+from meshlab.lab.spec import LabSpec
 async def main():
     lab = Lab(LabSpec(topology=topology.make("line", 2)), FakeParts(), pathlib.Path(sys.argv[1]))
     async with lab:

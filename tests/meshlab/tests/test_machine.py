@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from meshlab.accel import Accel
-from meshlab.machine import (
+from meshlab.machine.accel import Accel
+from meshlab.machine.machine import (
     BOARDS,
     CONSOLE_LOG,
     CONSOLE_SOCKET,
@@ -31,7 +31,7 @@ from meshlab.machine import (
     MachineSpec,
     command,
 )
-from meshlab.paths import socket_address
+from meshlab.wire.sockets import socket_address
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_guest import guest
@@ -375,8 +375,8 @@ def test_qemu_does_not_outlive_a_lab_that_is_killed(tmp_path: Path) -> None:
         """
         import asyncio, sys
         from pathlib import Path
-        from meshlab.accel import Accel
-        from meshlab.machine import Machine, MachineSpec
+        from meshlab.machine.accel import Accel
+        from meshlab.machine.machine import Machine, MachineSpec
 
         async def main():
             d = Path(sys.argv[1])

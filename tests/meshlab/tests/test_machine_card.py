@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from meshlab.accel import Accel
-from meshlab.bootrom import Boot
-from meshlab.machine import (
+from meshlab.machine.accel import Accel
+from meshlab.machine.bootrom import Boot
+from meshlab.machine.machine import (
     CARD,
     CONSOLE_SOCKET,
     KERNEL,
@@ -28,7 +28,7 @@ from meshlab.machine import (
     Start,
     command,
 )
-from meshlab.paths import socket_address
+from meshlab.wire.sockets import socket_address
 
 sys.path.insert(0, str(Path(__file__).parent))
 from crafted_card import AUTOBOOT, make_card, slot
@@ -208,7 +208,7 @@ async def test_memory_is_lost_with_the_power_only(lab: Lab) -> None:
 
 
 async def test_the_next_start_takes_what_is_on_the_card_then(lab: Lab) -> None:
-    from meshlab.parts import partition
+    from meshlab.lab.real_parts import partition
 
     await lab.machine.start()
     await lab.says("slot A start 1")
@@ -223,7 +223,7 @@ async def test_the_next_start_takes_what_is_on_the_card_then(lab: Lab) -> None:
 
 
 async def test_a_card_that_no_longer_boots_ends_the_machine_in_words(lab: Lab) -> None:
-    from meshlab.parts import partition
+    from meshlab.lab.real_parts import partition
 
     await lab.machine.start()
     await lab.says("slot A start 1")

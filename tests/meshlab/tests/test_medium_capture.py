@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from meshlab.hwsim import Rate, RateFlag
-from meshlab.ieee80211 import LEGACY_2GHZ, rate
 from meshlab.medium.capture import Capture, radiotap
 from meshlab.medium.virtual import BROADCAST, VirtualAir, mac
+from meshlab.wire.hwsim import Rate, RateFlag
+from meshlab.wire.ieee80211 import LEGACY_2GHZ, rate
 
 scapy_utils = pytest.importorskip("scapy.utils")
 dot11 = pytest.importorskip("scapy.layers.dot11")

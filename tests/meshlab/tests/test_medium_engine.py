@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshlab import hwsim
-from meshlab.hwsim import Attribute, Command, Rate, RateFlag, TxFlag
 from meshlab.medium.config import MediumConfig, NodeConfig, RadioConfig
 from meshlab.medium.engine import ANSWER_DEADLINE
 from meshlab.medium.stats import Loss
@@ -24,6 +22,8 @@ from meshlab.medium.virtual import (
     data_frame,
     mac,
 )
+from meshlab.wire import hwsim
+from meshlab.wire.hwsim import Attribute, Command, Rate, RateFlag, TxFlag
 
 GOOD = 30.0
 """dB: nothing is lost at any rate used here but by collisions."""

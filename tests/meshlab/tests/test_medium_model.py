@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshlab.hwsim import RateFlag
-from meshlab.ieee80211 import LEGACY_2GHZ, LEGACY_5GHZ, AccessCategory, Phy, Rate, rate
 from meshlab.medium import error
 from meshlab.medium.airtime import EDCA, GHZ_2_4, GHZ_5, Standard
 from meshlab.medium.error import CODE_SPECTRUM, Textbook, cck_distances
 from meshlab.medium.propagation import NOISE_FLOOR_DBM, FreeSpace, LogDistance, Place, draw
+from meshlab.wire.hwsim import RateFlag
+from meshlab.wire.ieee80211 import LEGACY_2GHZ, LEGACY_5GHZ, AccessCategory, Phy, Rate, rate
 
 ALL_RATES = (
     *LEGACY_2GHZ,

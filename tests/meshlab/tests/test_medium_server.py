@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 
-from meshlab import relay
-from meshlab.hwsim import Attribute, Command, Rate, TxFlag, TxFrame, encode_series
 from meshlab.medium import engine, session
 from meshlab.medium.config import (
     CONFIG_NAME,
@@ -33,8 +31,10 @@ from meshlab.medium.config import (
 )
 from meshlab.medium.fake import FAMILY, FakeKernel
 from meshlab.medium.server import Medium, serve
-from meshlab.relay import Kind, encode
-from meshlab.rpc import Client, RpcError
+from meshlab.wire import relay
+from meshlab.wire.hwsim import Attribute, Command, Rate, TxFlag, TxFrame, encode_series
+from meshlab.wire.relay import Kind, encode
+from meshlab.wire.rpc import Client, RpcError
 
 FREQUENCY = 2412
 BROADCAST = b"\xff" * 6

@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 
 from firmware import card as cards
-from meshlab import bootrom, parts, topology
-from meshlab.accel import Accel
-from meshlab.fake import FakeParts
 from meshlab.image.lab import ImageSet
-from meshlab.lab import Lab, LabError, LabSpec
-from meshlab.machine import CARD, Machine
+from meshlab.lab import real_parts, topology
+from meshlab.lab.errors import LabError
+from meshlab.lab.fake import FakeParts
+from meshlab.lab.lab import Lab
+from meshlab.lab.spec import LabSpec
+from meshlab.machine import bootrom
+from meshlab.machine.accel import Accel
+from meshlab.machine.machine import CARD, Machine
 
 sys.path.insert(0, str(Path(__file__).parent))
 from crafted_card import KERNEL, MIB, make_card, slot
@@ -45,7 +48,7 @@ def built(cache: Path, board: str, kernel: bytes, facts: dict[str, Any] | None) 
 
 def test_a_built_firmware_is_found_and_described(tmp_path: Path) -> None:
     card = built(tmp_path, "x86_64", guest(), FACTS)
-    image = parts.find_card("x86_64", tmp_path)
+    image = real_parts.find_card("x86_64", tmp_path)
     assert image is not None
     assert (image.card, image.arch, image.name) == (card, "x86_64", "x86_64")
     assert image.description == (
@@ -57,20 +60,20 @@ def test_a_built_firmware_is_found_and_described(tmp_path: Path) -> None:
 def test_a_firmware_that_is_not_built_names_its_target(tmp_path: Path) -> None:
     for board in ("rpi64", "x86_64"):
         with pytest.raises(LabError, match=f"firmware {board} is not built .*`make {board}`"):
-            parts.load(board, tmp_path, 1, print)
+            real_parts.load(board, tmp_path, 1, print)
 
 
 def test_a_card_image_comes_alone_or_in_a_directory(tmp_path: Path) -> None:
     card = built(tmp_path, "rpi64", gzip.compress(KERNEL), None)
     for name in (str(card), str(card.parent)):
-        image = parts.find_card(name, tmp_path)
+        image = real_parts.find_card(name, tmp_path)
         assert image is not None
         assert (image.card, image.arch) == (card, "aarch64")
         assert image.description.startswith("card.img: card image for aarch64 (card 16 MiB")
     card.with_name("manifest.json").write_text("{broken")
-    assert parts.find_card(str(card), tmp_path) is not None
-    assert parts.find_card(str(tmp_path), tmp_path) is None
-    assert parts.find_card("nonsense", tmp_path) is None
+    assert real_parts.find_card(str(card), tmp_path) is not None
+    assert real_parts.find_card(str(tmp_path), tmp_path) is None
+    assert real_parts.find_card("nonsense", tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -86,31 +89,31 @@ def test_cards_that_nothing_boots_from(
 ) -> None:
     built(tmp_path, "x86_64", kernel, facts)
     with pytest.raises(LabError, match=words):
-        parts.load("x86_64", tmp_path, 1, print)
+        real_parts.load("x86_64", tmp_path, 1, print)
 
 
 def test_other_words_list_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="IMAGE is lab, rpi64 or x86_64, a card image, or a dir"):
-        parts.load("nonsense", tmp_path, 1, print)
+        real_parts.load("nonsense", tmp_path, 1, print)
     (tmp_path / "file").write_bytes(b"text")
     with pytest.raises(LabError, match="file cannot be booted: file: shorter than one sector"):
-        parts.load(str(tmp_path / "file"), tmp_path, 1, print)
+        real_parts.load(str(tmp_path / "file"), tmp_path, 1, print)
 
 
 def test_a_node_has_a_card_of_its_own(tmp_path: Path) -> None:
     built(tmp_path, "x86_64", guest(), FACTS)
-    image = parts.find_card("x86_64", tmp_path)
+    image = real_parts.find_card("x86_64", tmp_path)
     assert image is not None
     before = image.card.read_bytes()
-    made = parts.RealParts(image, TCG, tmp_path, 1)
+    made = real_parts.RealParts(image, TCG, tmp_path, 1)
     directory = tmp_path / "n1"
     directory.mkdir()
     made.disks(directory, "a = 1\n")
     card = directory / CARD
     assert [path.name for path in directory.iterdir()] == [CARD]
-    assert card.stat().st_size == parts.CARD_MIB * MIB
+    assert card.stat().st_size == real_parts.CARD_MIB * MIB
     assert card.stat().st_blocks * 512 < 32 * MIB, "what is empty takes no room"
-    config = parts.partition(card, cards.CONFIG)
+    config = real_parts.partition(card, cards.CONFIG)
     assert config.read("thicket.toml") == b"a = 1\n"
     assert bootrom.boot(card).partition == 2
     # Kept is kept; edited is only the one file.
@@ -126,20 +129,20 @@ def test_a_node_has_a_card_of_its_own(tmp_path: Path) -> None:
 
 def test_a_larger_image_is_not_cut(tmp_path: Path) -> None:
     image = make_card(tmp_path / "image")
-    parts.copy_card(image, tmp_path / "copy", 4096)
+    real_parts.copy_card(image, tmp_path / "copy", 4096)
     assert (tmp_path / "copy").read_bytes() == image.read_bytes()
     with pytest.raises(LabError, match="absent"):
-        parts.copy_card(tmp_path / "absent", tmp_path / "copy2", 4096)
+        real_parts.copy_card(tmp_path / "absent", tmp_path / "copy2", 4096)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "image"]
 
 
 def test_a_card_without_its_first_partition(tmp_path: Path) -> None:
     card = make_card(tmp_path / CARD)
-    image = parts.CardImage("x", card, "x86_64", "x")
+    image = real_parts.CardImage("x", card, "x86_64", "x")
     with card.open("r+b") as file:
         file.seek(MIB)
         file.write(bytes(512))
-    made = parts.RealParts(image, TCG, tmp_path, 1)
+    made = real_parts.RealParts(image, TCG, tmp_path, 1)
     with pytest.raises(LabError, match=r"thicket\.toml cannot be written .*partition 1"):
         made.configure(tmp_path, "a = 1\n")
     card.write_bytes(bytes(512))
@@ -149,7 +152,7 @@ def test_a_card_without_its_first_partition(tmp_path: Path) -> None:
 
 def test_the_lab_image_has_disks(tmp_path: Path) -> None:
     image = ImageSet("lab", tmp_path / "vmlinux", tmp_path / "root", "quiet", "lab image")
-    made = parts.RealParts(image, TCG, tmp_path, 1)
+    made = real_parts.RealParts(image, TCG, tmp_path, 1)
     directory = tmp_path / "n1"
     directory.mkdir()
     made.disks(directory, "a = 1\n")

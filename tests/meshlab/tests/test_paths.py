@@ -8,35 +8,37 @@ from pathlib import Path
 
 import pytest
 
-from meshlab import paths
+from host.cache import cache_root
+from meshlab.lab.paths import lab_directory
+from meshlab.wire.sockets import MAX_SOCKET_PATH, socket_address
 
 
 def test_the_cache_is_thickets_own_variable_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     monkeypatch.setenv("THICKET_CACHE", "/own")
-    assert paths.cache_root() == Path("/own")
+    assert cache_root() == Path("/own")
     monkeypatch.delenv("THICKET_CACHE")
-    assert paths.cache_root() == Path("/x/thicket")
+    assert cache_root() == Path("/x/thicket")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/invalid")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert paths.cache_root() == Path("/home/somebody/.cache/thicket")
+    assert cache_root() == Path("/home/somebody/.cache/thicket")
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a b", "x" * 65, "-n"])
 def test_a_lab_name_stays_inside_the_labs_folder(name: str) -> None:
     with pytest.raises(ValueError, match="not a lab name"):
-        paths.lab_directory(name)
+        lab_directory(name)
 
 
 def test_a_lab_has_a_directory_of_its_own(tmp_path: Path) -> None:
-    assert paths.lab_directory("other", tmp_path) == tmp_path / "labs" / "other"
+    assert lab_directory("other", tmp_path) == tmp_path / "labs" / "other"
 
 
 def _talk(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
-        listener.bind(paths.socket_address(path))
+        listener.bind(socket_address(path))
         listener.listen()
-        client.connect(paths.socket_address(path))
+        client.connect(socket_address(path))
         accepted, _ = listener.accept()
         with accepted:
             client.sendall(b"x")
@@ -47,7 +49,7 @@ def _talk(path: Path) -> None:
 
 def test_a_short_path_is_used_as_it_is(tmp_path: Path) -> None:
     path = Path("/run/a.sock")
-    assert paths.socket_address(path) == "/run/a.sock"
+    assert socket_address(path) == "/run/a.sock"
     _talk(tmp_path / "s")
 
 
@@ -56,11 +58,11 @@ def test_a_long_path_is_reached_too_also_after_its_directory_was_made_anew(tmp_p
     for _ in range(2):
         directory.mkdir()
         path = directory / "control.sock"
-        assert len(paths.socket_address(path)) <= paths.MAX_SOCKET_PATH
+        assert len(socket_address(path)) <= MAX_SOCKET_PATH
         _talk(path)
         directory.rmdir()
 
 
 def test_a_name_that_cannot_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too long"):
-        paths.socket_address(tmp_path / ("n" * 150))
+        socket_address(tmp_path / ("n" * 150))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshlab.relay import (
+from meshlab.wire.relay import (
     COUNTERS,
     HELLO_RETRY_MIN,
     MAGIC,

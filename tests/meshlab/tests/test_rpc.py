@@ -14,9 +14,9 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshlab import rpc
-from meshlab.paths import socket_address
-from meshlab.rpc import Call, Client, Params, RpcError, Server
+from meshlab.wire import rpc
+from meshlab.wire.rpc import Call, Client, Params, RpcError, Server
+from meshlab.wire.sockets import socket_address
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),

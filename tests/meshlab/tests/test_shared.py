@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meshlab import shared
+from meshlab.lab import shared
 
 
 def _worker(directory: Path, barrier: object, asynchronous: bool) -> None:

@@ -23,8 +23,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshlab import shell as shell_module
-from meshlab.shell import Result, Shell, ShellError, ShellTimeoutError, _argument, _Capture, _Taken
+from meshlab.machine import shell as shell_module
+from meshlab.machine.shell import (
+    Result,
+    Shell,
+    ShellError,
+    ShellTimeoutError,
+    _argument,
+    _Capture,
+    _Taken,
+)
 
 SHELLS = [["sh"]]
 if shutil.which("busybox"):

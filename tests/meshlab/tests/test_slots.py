@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from meshlab import slots, topology
-from meshlab.fake import FakeParts
-from meshlab.lab import Lab, LabSpec
-from meshlab.slots import BootSlots, Places
+from meshlab.lab import slots, topology
+from meshlab.lab.fake import FakeParts
+from meshlab.lab.lab import Lab
+from meshlab.lab.slots import BootSlots, Places
+from meshlab.lab.spec import LabSpec
 
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
-from meshlab.slots import BootSlots
+from meshlab.lab.slots import BootSlots
 held = BootSlots(Path(sys.argv[1]), 1, "the other").try_take()
 child = subprocess.Popen(["sleep", "600"])
 print(child.pid if held else "none", flush=True)

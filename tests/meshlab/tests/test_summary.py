@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshlab import summary, topology
-from meshlab.state import Event, LabState, address_from_serial, canonical, news
+from meshlab.lab import summary, topology
+from meshlab.lab.state import Event, LabState, address_from_serial, canonical, news
 
 LabMaker = Callable[..., LabState]
 

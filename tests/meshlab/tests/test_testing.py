@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from meshlab import testing, topology
-from meshlab.fake import FakeParts
-from meshlab.lab import Lab, LabSpec, NodeSpec
-from meshlab.slots import Places
-from meshlab.testing import Mesh, Meshes, whole
+from meshlab.lab import testing, topology
+from meshlab.lab.fake import FakeParts
+from meshlab.lab.lab import Lab
+from meshlab.lab.slots import Places
+from meshlab.lab.spec import LabSpec, NodeSpec
+from meshlab.lab.testing import Mesh, Meshes, whole
 
 NODES = {"n2": NodeSpec(chip_fault="absent")}
 FULL = Mesh("full", LabSpec(topology.make("full", 3), nodes=NODES))

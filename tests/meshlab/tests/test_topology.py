@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshlab import topology
+from meshlab.lab import topology
 
 
 @given(st.sampled_from(topology.KINDS), st.integers(1, 40), st.integers(0, 1 << 32))

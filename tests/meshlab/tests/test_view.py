@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from meshlab import topology, view
-from meshlab.state import Event, LabState
+from meshlab.lab import topology
+from meshlab.lab.state import Event, LabState
+from meshlab.view import screen
 
 LabMaker = Callable[..., LabState]
 
@@ -20,7 +21,7 @@ def shown(lab: LabState, width: int = 100, height: int = 40, command: str = "bin
     """Return the view as a terminal of this size would show it, without colours."""
     file = io.StringIO()
     console = Console(file=file, width=width, height=height, record=True, legacy_windows=False)
-    console.print(view.View(lab, command), height=height)
+    console.print(screen.View(lab, command), height=height)
     return console.export_text()
 
 
@@ -108,25 +109,25 @@ def test_problems_are_told_beside_the_node(make_lab: LabMaker) -> None:
 
 def test_a_link_that_should_stand_is_dotted(make_lab: LabMaker) -> None:
     lab = make_lab("line", 2)
-    whole = view.picture(lab, 40, 1).plain
+    whole = screen.picture(lab, 40, 1).plain
     assert "──" in whole
     for node in lab.nodes.values():
         assert node.status is not None
         node.status["peers"] = []
-    dotted = view.picture(lab, 40, 1).plain
+    dotted = screen.picture(lab, 40, 1).plain
     assert "─" not in dotted
     assert any(0x2800 < ord(c) < 0x2900 for c in dotted)
     lab.links["n1", "n2"].snr = None
-    assert any("red" in str(span.style) for span in view.picture(lab, 40, 1).spans)
+    assert any("red" in str(span.style) for span in screen.picture(lab, 40, 1).spans)
 
 
 def test_links_are_coloured_by_the_weaker_signal(make_lab: LabMaker) -> None:
     lab = make_lab("line", 2)
-    assert view.weaker_signal(lab, "n1", "n2") == -61
+    assert screen.weaker_signal(lab, "n1", "n2") == -61
     assert lab.nodes["n2"].status is not None
     lab.nodes["n2"].status["peers"][0]["signal_dbm"] = -80
-    assert view.weaker_signal(lab, "n1", "n2") == -80
-    assert [view.signal_style(x) for x in (-50, -70, -85, None)] == [
+    assert screen.weaker_signal(lab, "n1", "n2") == -80
+    assert [screen.signal_style(x) for x in (-50, -70, -85, None)] == [
         "green",
         "yellow",
         "red",
@@ -137,7 +138,7 @@ def test_links_are_coloured_by_the_weaker_signal(make_lab: LabMaker) -> None:
 def test_slanted_links_are_drawn_and_no_label_is_lost(make_lab: LabMaker) -> None:
     for seed in range(10):
         lab = make_lab("random", 20, seed=seed)
-        text = view.picture(lab, 100, 15).plain
+        text = screen.picture(lab, 100, 15).plain
         for name in lab.nodes:
             assert f"●{name}" in text
         assert any(0x2800 < ord(c) < 0x2900 for c in text)
@@ -154,11 +155,11 @@ def test_hints_come_with_the_formed_mesh_and_name_the_lab(make_lab: LabMaker) ->
 
 def test_the_medium_tells_on_itself(make_lab: LabMaker) -> None:
     lab = make_lab()
-    assert "120 frames/s, 0.1 % lost, lag 2.5 ms, valid" in view.medium_line(lab).plain
+    assert "120 frames/s, 0.1 % lost, lag 2.5 ms, valid" in screen.medium_line(lab).plain
     lab.medium.update(valid=False, reason="lag of 300 ms")
-    assert "invalid: lag of 300 ms" in view.medium_line(lab).plain
+    assert "invalid: lag of 300 ms" in screen.medium_line(lab).plain
     lab.medium, lab.medium_restarts = {}, 2
-    assert "does not answer" in view.medium_line(lab).plain
+    assert "does not answer" in screen.medium_line(lab).plain
 
 
 def test_the_newest_events_are_shown(make_lab: LabMaker) -> None:
@@ -189,7 +190,7 @@ def test_a_link_that_was_cut_is_red_and_dotted_before_the_nodes_know_it(
 ) -> None:
     lab = make_lab("line", 2)
     lab.links["n1", "n2"].snr_back = None
-    picture = view.picture(lab, 40, 1)
+    picture = screen.picture(lab, 40, 1)
     assert "─" not in picture.plain
     assert any("red" in str(span.style) for span in picture.spans)
     assert "green" not in {
@@ -201,14 +202,14 @@ def test_a_mesh_in_parts_or_with_something_missing_is_not_called_formed(
     make_lab: LabMaker,
 ) -> None:
     lab = make_lab("line", 4)
-    assert "formed in" in view.progress(lab).plain
+    assert "formed in" in screen.progress(lab).plain
     status = lab.nodes["n1"].status
     assert status is not None
     peers, status["peers"] = status["peers"], []
-    assert view.progress(lab).plain.startswith("incomplete")
+    assert screen.progress(lab).plain.startswith("incomplete")
     status["peers"] = peers
     lab.links["n2", "n3"].snr = None
-    assert view.progress(lab).plain.startswith("in 2 parts")
+    assert screen.progress(lab).plain.startswith("in 2 parts")
 
 
 @pytest.mark.parametrize("state", ["degraded", "joined"])
@@ -220,5 +221,5 @@ def test_a_node_with_a_problem_is_not_green(make_lab: LabMaker, state: str) -> N
     status["problems"] = [{"part": "application", "code": "failed", "message": "it fails"}]
     row = next(line for line in shown(lab).splitlines() if line.startswith("n1"))
     assert row.split()[1] == ("degraded" if state == "degraded" else "problem")
-    assert "!n1" in view.picture(lab, 40, 1).plain
-    assert view.PHASE_STYLE[row.split()[1]] != "green"
+    assert "!n1" in screen.picture(lab, 40, 1).plain
+    assert screen.PHASE_STYLE[row.split()[1]] != "green"

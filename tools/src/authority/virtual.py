@@ -56,8 +56,9 @@ def open_chip(path: Path) -> Atecc:
     ``AuthorityError``.
     """
     try:
-        from meshlab.chip import Atecc608, ChipStateError  # no part of an image
+        from meshlab.chip.atecc608 import Atecc608  # no part of an image
         from meshlab.chip.bus import Nak
+        from meshlab.chip.state import ChipStateError  # no part of an image
     except ImportError:
         raise AuthorityError(
             "virtual chips need the simulator (meshlab) on the Python path, as in a checkout"

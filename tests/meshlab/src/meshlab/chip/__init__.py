@@ -4,17 +4,3 @@
 ``atecc608`` is the chip, ``state`` what it keeps, ``bus`` the wires, ``vhost_user`` and ``i2c`` the
 way from the guest to the wires, ``server`` the whole of it for one node.
 """
-
-from meshlab.chip.atecc608 import FAULTS, Atecc608, parse_fault
-from meshlab.chip.server import ChipServer
-from meshlab.chip.state import ChipState, ChipStateError, serial_for
-
-__all__ = [
-    "FAULTS",
-    "Atecc608",
-    "ChipServer",
-    "ChipState",
-    "ChipStateError",
-    "parse_fault",
-    "serial_for",
-]

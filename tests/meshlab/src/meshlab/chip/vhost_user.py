@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from meshlab.paths import socket_address
+from meshlab.wire.sockets import socket_address
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
+from host.cache import cache_root
+from host.errors import HostError
 from meshlab.image import lab
 from meshlab.image.cache import Cache
-from meshlab.image.errors import ImageError
-from meshlab.paths import cache_root
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         for stage in options.refresh:
             cache.forget(stage)
         image = lab.build(options.cache.absolute())
-    except ImageError as error:
+    except HostError as error:
         print(f"thicket: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -26,7 +26,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from meshlab.image.errors import CancelledBuildError, ImageError
+from host.errors import CancelledError
+from meshlab.image.errors import ImageError
 
 KEEP = 3
 """Results of a stage that are kept however old they are."""
@@ -195,7 +196,7 @@ class Cache:
                     holder = lock.read().strip() or "?"
                     waiting(f"waiting for another build (process {holder})")
                     if cancelled is not None and cancelled.is_set():
-                        raise CancelledBuildError(f"{stage}: stopped") from None
+                        raise CancelledError(f"{stage}: stopped") from None
                     time.sleep(0.1)
             lock.truncate(0)
             lock.write(str(os.getpid()))

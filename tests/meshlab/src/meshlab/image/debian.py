@@ -12,7 +12,8 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from meshlab.image.command import Runner
+from host.errors import HostError
+from host.run import Runner
 from meshlab.image.errors import ImageError
 
 MIRROR = "THICKET_DEBIAN_MIRROR"
@@ -37,7 +38,7 @@ def _command(suite: str, architecture: str, variant: str, directory: Path) -> li
     return [*command, mirror] if mirror else command
 
 
-def _explain(error: ImageError) -> ImageError:
+def _explain(error: HostError) -> ImageError:
     return ImageError(
         f"{error}\nIf a mirror could not be reached: check the network, or name another one in "
         f"{MIRROR}"
@@ -82,7 +83,7 @@ def extract(
             log,
             what="unpacking Debian's packages",
         )
-    except ImageError as error:
+    except HostError as error:
         raise _explain(error) from error
 
 
@@ -105,7 +106,7 @@ def download(
             log,
             what="downloading from Debian",
         )
-    except ImageError as error:
+    except HostError as error:
         raise _explain(error) from error
     found = {}
     for name in wanted:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
+from host.errors import HostError
 
-class ImageError(Exception):
+
+class ImageError(HostError):
     """An image could not be built; the text says what was tried, found, and what to do."""
-
-
-class CancelledBuildError(ImageError):
-    """A stage was stopped because the person, or another stage's failure, ended the build."""

@@ -12,11 +12,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from firmware import fragments
-from firmware.fragments import Wanted
-from meshlab.image.command import Runner
+from host.kconfig import FragmentError, Wanted, lost, merge
+from host.progress import Stage
+from host.run import Runner
 from meshlab.image.errors import ImageError
-from meshlab.image.progress import Stage
 
 OBJECTS = 1340
 """Objects of the lab kernel, about: what progress counts towards."""
@@ -28,8 +27,8 @@ def configuration(paths: Iterable[Path], root: Path) -> tuple[str, list[Wanted]]
     Raises ``ImageError`` for a line that Kconfig would skip without a word.
     """
     try:
-        return fragments.merge(paths, root)
-    except fragments.FragmentError as error:
+        return merge(paths, root)
+    except FragmentError as error:
         raise ImageError(str(error)) from error
 
 
@@ -118,7 +117,7 @@ def build(
         env=fixed,
     )
     result = (objects / ".config").read_text(encoding="utf-8")
-    sentences = fragments.lost(wanted, result)
+    sentences = lost(wanted, result)
     if sentences:
         raise ImageError(
             "these lines of kernel fragments did not survive (what they depend on is off, or the "

@@ -20,12 +20,12 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from host.errors import CancelledError
+from host.progress import Progress, Report, reporter
+from host.run import Runner
 from meshlab.image import debian, host, kernel, rootfs, userland
 from meshlab.image import tree as trees
 from meshlab.image.cache import Cache, Digest
-from meshlab.image.command import Runner
-from meshlab.image.errors import CancelledBuildError
-from meshlab.image.progress import Progress, Report, reporter
 
 RECIPE = "1"
 """Raised when the code that builds changes what it makes of the same inputs."""
@@ -369,7 +369,7 @@ class Builder:
                     wait(futures)
                     errors = [error for f in futures if (error := f.exception())]
                     # The one that ended the others is the one to tell.
-                    errors.sort(key=lambda error: isinstance(error, CancelledBuildError))
+                    errors.sort(key=lambda error: isinstance(error, CancelledError))
                     raise errors[0]
             except BaseException:
                 self.progress.line("stopping, and removing what is not finished")
@@ -401,8 +401,8 @@ def build(cache: Path, progress: Report | None = None, extras: Extras | None = N
     """Return the lab image, made as far as it is not in ``cache`` already.
 
     ``cache`` is the product's cache folder; images are in ``images`` below it. ``progress`` is
-    called with lines for a person (``meshlab.image.progress``); without one they go to standard
-    error. Raises ``ImageError``, whose text is for a person. May be killed at any time.
+    called with lines for a person (``host.progress``); without one they go to standard
+    error. Raises ``HostError``, whose text is for a person. May be killed at any time.
     """
     report = progress if progress is not None else reporter(sys.stderr)
     builder = Builder(trees.find(), Cache(cache / "images"), Progress(report), extras)

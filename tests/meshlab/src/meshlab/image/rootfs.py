@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from host.run import Runner
 from meshlab.image.cache import ignored
-from meshlab.image.command import Runner
 from meshlab.image.errors import ImageError
 
 UUID = "74686963-6b65-4074-8000-6c6162696d67"

@@ -12,12 +12,12 @@ import os
 import shutil
 from pathlib import Path
 
+from host.progress import Report
+from host.run import Runner
 from meshlab.image import host, lab
 from meshlab.image import tree as trees
 from meshlab.image.cache import Cache, Digest
-from meshlab.image.command import Runner
 from meshlab.image.errors import ImageError
-from meshlab.image.progress import Report
 
 RECIPE = "1"
 BOARD = "x86_64"

@@ -22,8 +22,8 @@ from pathlib import Path, PurePath
 
 from packaging.requirements import Requirement
 
+from host.run import Runner
 from meshlab.image import elf
-from meshlab.image.command import Runner
 from meshlab.image.errors import ImageError
 from meshlab.image.tree import Recipe
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from meshlab.ieee80211 import (
+from meshlab.wire.ieee80211 import (
     ACK_LENGTH,
     CTS_LENGTH,
     RTS_LENGTH,

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from meshlab.ieee80211 import Phy, Rate
 from meshlab.medium.engine import Radio, Transmission
 from meshlab.medium.stats import LOSS_TEXT, Loss
+from meshlab.wire.ieee80211 import Phy, Rate
 
 LINKTYPE_RADIOTAP = 127
 

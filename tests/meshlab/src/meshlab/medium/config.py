@@ -25,9 +25,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from meshlab.hwsim import Iftype
 from meshlab.medium.propagation import NOISE_FLOOR_DBM, FreeSpace, LogDistance, Propagation
 from meshlab.medium.stats import Bounds
+from meshlab.wire.hwsim import Iftype
 
 CONFIG_NAME = "medium.json"
 STATE_NAME = "medium-state.json"

@@ -37,14 +37,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from meshlab import hwsim, ieee80211
-from meshlab.hwsim import Command, RateFlag, TxFlag
 from meshlab.medium.airtime import EDCA, AirtimeModel, Band, Standard, Timing, band
 from meshlab.medium.config import NodeConfig, RadioConfig
 from meshlab.medium.error import Curve, ErrorModel, Textbook
 from meshlab.medium.links import Links
 from meshlab.medium.propagation import draw
 from meshlab.medium.stats import Loss, Stats, Traffic
+from meshlab.wire import hwsim, ieee80211
+from meshlab.wire.hwsim import Command, RateFlag, TxFlag
 
 ANSWER_DEADLINE = 2.0
 """Seconds a receiving kernel has to answer; after that the frame counts as not acknowledged."""

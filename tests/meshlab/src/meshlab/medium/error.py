@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-from meshlab.ieee80211 import LEGACY_2GHZ, Phy, Rate
+from meshlab.wire.ieee80211 import LEGACY_2GHZ, Phy, Rate
 
 MIN_SNR_DB = -20.0
 MAX_SNR_DB = 60.0

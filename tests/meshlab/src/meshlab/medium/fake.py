@@ -13,10 +13,10 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from meshlab import hwsim
-from meshlab.hwsim import Attribute, Command, Message, TxFrame
-from meshlab.paths import socket_address
-from meshlab.relay import MAGIC, Deframer, Kind, RelayError, encode, encode_node_hello
+from meshlab.wire import hwsim
+from meshlab.wire.hwsim import Attribute, Command, Message, TxFrame
+from meshlab.wire.relay import MAGIC, Deframer, Kind, RelayError, encode, encode_node_hello
+from meshlab.wire.sockets import socket_address
 
 FAMILY = 29
 

@@ -36,8 +36,8 @@ from meshlab.medium.engine import Engine, Node, Radio, Transmission
 from meshlab.medium.links import Links
 from meshlab.medium.session import RadioSession
 from meshlab.medium.stats import Stats, verdict
-from meshlab.relay import DROP_COUNTERS, RelayPort
-from meshlab.rpc import Call, Json, Params, RpcError, Server
+from meshlab.wire.relay import DROP_COUNTERS, RelayPort
+from meshlab.wire.rpc import Call, Json, Params, RpcError, Server
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from meshlab import hwsim
-from meshlab.hwsim import Command, KernelAnswer, Message
 from meshlab.medium.engine import Engine, Node, Radio
+from meshlab.wire import hwsim
+from meshlab.wire.hwsim import Command, KernelAnswer, Message
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from meshlab import hwsim
-from meshlab.hwsim import NLM_F_ACK, Attribute, Command, Rate, TxFlag, TxFrame
 from meshlab.medium.config import LinkConfig, MediumConfig, NodeConfig, RadioConfig, State
 from meshlab.medium.engine import Engine, Node
 from meshlab.medium.links import Links
+from meshlab.wire import hwsim
+from meshlab.wire.hwsim import NLM_F_ACK, Attribute, Command, Rate, TxFlag, TxFrame
 
 FAMILY = 29
 FREQUENCY = 5180

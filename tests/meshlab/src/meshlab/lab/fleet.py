@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet of a lab: an authority of its own that enrols every virtual chip before its node boots.
+
+What is in it protects nothing: the authority's keys have an empty passphrase, and the chips' lie in
+files beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from ipaddress import IPv6Network
+from pathlib import Path
+
+from authority.authority import Authority, AuthorityError
+from authority.virtual import open_chip
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.state import ChipStateError
+from meshlab.lab.errors import LabError
+from thicket.identity.atecc import ChipError
+from thicket.trust.nerveskey import ProvisioningError
+from thicket.trust.openssl import OpenSslError
+
+FOLDER = "authority"
+
+
+class LabFleet:
+    """The authority in ``directory`` (a lab's), made anew unless ``keep``."""
+
+    def __init__(self, directory: Path, name: str, prefix: str, *, keep: bool) -> None:
+        folder = directory / FOLDER
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.authority = Authority(folder, lambda _question: "")
+        try:
+            if not (folder / "fleet.json").exists():
+                self.authority.init(name, IPv6Network(prefix), lab=True)
+            self.root = (folder / "root.pem").read_text(encoding="ascii")
+        except (AuthorityError, OpenSslError, OSError, ValueError) as error:
+            raise LabError(f"the lab's fleet cannot be made: {error}") from error
+
+    def enroll(self, chip: Path, serial: bytes, seed: int) -> None:
+        """Enrol the chip whose memory is the file ``chip``; it is made if there is none.
+
+        Nothing is done for a chip that was enrolled already, or cannot be (one that is no
+        NervesKey). Raises ``LabError``.
+        """
+        try:
+            Atecc608(serial, chip, seed=seed)
+            if serial.hex() not in self.authority.list()["devices"]:
+                self.authority.enroll_chip(open_chip(chip), write=True, show=lambda _text: None)
+        except (
+            AuthorityError,
+            ProvisioningError,
+            ChipError,
+            ChipStateError,
+            OpenSslError,
+        ) as error:
+            raise LabError(f"{chip} cannot be enrolled: {error}") from error

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a lab is made of: the contracts of a machine, a chip, a fleet and their maker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class ShellLike(Protocol):
+    """A shell in the guest that the host drives."""
+
+    async def run(
+        self,
+        command: str,
+        timeout: float = ...,
+        on_output: Callable[[bytes], None] | None = ...,
+    ) -> tuple[int, str]: ...
+
+    async def stream(
+        self,
+        command: str,
+        on_output: Callable[[bytes], None],
+        timeout: float | None = ...,
+        source: AsyncIterator[bytes] | None = ...,
+    ) -> int: ...
+
+    async def read_if_changed(self, path: str, timeout: float = ...) -> str | None: ...
+
+    async def push(self, path: str, content: bytes, timeout: float = ...) -> None: ...
+
+
+class MachineLike(Protocol):
+    """A virtual machine; ``meshlab.machine.machine.Machine`` is the real one."""
+
+    @property
+    def shell(self) -> ShellLike: ...
+    @property
+    def exec_shell(self) -> ShellLike: ...
+    @property
+    def running(self) -> bool: ...
+    async def start(self) -> None: ...
+    async def stop(self, grace: float) -> None: ...
+    def kill(self) -> None: ...
+    async def wait(self) -> int | None: ...
+    def cpu_seconds(self) -> float: ...
+    def rss_kib(self) -> int: ...
+
+
+class ChipLike(Protocol):
+    """A virtual chip that is being served to a machine."""
+
+    fault: str | None
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class FleetLike(Protocol):
+    """The authority of a lab's fleet; ``meshlab.lab.fleet.LabFleet`` is the real one."""
+
+    root: str
+    """The fleet's root certificate (PEM)."""
+
+    def enroll(self, chip: Path, serial: bytes, seed: int) -> None:
+        """Give the chip with this memory certificates of the fleet."""
+
+
+OnMachineEvent = Callable[[str, dict[str, Any]], None]
+
+
+class Parts(Protocol):
+    """Makes the parts of a lab; ``real_parts`` makes the real ones, tests make others."""
+
+    image: str
+    """What is booted, in a word."""
+    description: str
+    """The same in a line: versions and sizes."""
+    accel: str
+    accel_reason: str
+    boot_slots: int
+    """How many nodes of all labs on this host may be between power-on and joined at a time."""
+
+    def serial(self, seed: int, index: int) -> bytes: ...
+    def fleet(self, directory: Path, name: str, prefix: str, keep: bool) -> FleetLike:
+        """Make the authority of a lab. Raises ``LabError``."""
+
+    def chip(self, directory: Path, serial: bytes) -> ChipLike: ...
+    def disks(self, directory: Path, config: str) -> None:
+        """Make a node's disks, as far as there are none, with ``config`` as ``thicket.toml``."""
+
+    def configure(self, directory: Path, config: str) -> None:
+        """Replace ``thicket.toml`` on the disk or card of a node that is off."""
+
+    def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> MachineLike: ...
+    def medium(self, directory: Path) -> list[str]: ...

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real parts of a lab: images, machines in QEMU, virtual chips, the medium's process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from firmware import card as cards
+from meshlab.lab.errors import LabError
+from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, OnMachineEvent
+from meshlab.machine import bootrom
+from meshlab.machine.fat import Fat, FatError
+
+if TYPE_CHECKING:
+    from meshlab.image.lab import Extras, ImageSet
+    from meshlab.machine.accel import Accel
+
+DATA_MIB = 64
+"""Size of a node's data disk; the file is sparse."""
+
+CARD_MIB = 768
+"""Size of a node's card, if the image is not larger: cards are, and a node's first boot has to grow
+into it. The file is sparse."""
+
+CARDS = ("rpi64", "x86_64")
+"""Boards whose card image ``make BOARD`` leaves in the cache."""
+STANDIN = "standin"
+CONFIG = "thicket.toml"
+
+
+@dataclass(frozen=True)
+class CardImage:
+    """A card image that nodes boot from as a device does."""
+
+    name: str
+    card: Path
+    arch: str
+    """As in ``qemu-system-ARCH``."""
+    description: str
+    """One line for people: versions and sizes."""
+
+
+class ServedChip:
+    """A virtual ATECC608A and the server that a machine reaches it by."""
+
+    def __init__(self, directory: Path, serial: bytes, seed: int) -> None:
+        from meshlab.chip.atecc608 import Atecc608
+        from meshlab.chip.server import ChipServer
+        from meshlab.chip.state import ChipStateError
+
+        try:
+            self._chip = Atecc608(serial, directory / "chip.json", seed=seed)
+        except ChipStateError as error:
+            raise LabError(str(error)) from error
+        self._server = ChipServer(directory / "chip.sock", self._chip)
+
+    @property
+    def fault(self) -> str | None:
+        return self._chip.fault
+
+    @fault.setter
+    def fault(self, fault: str | None) -> None:
+        self._chip.fault = fault
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop()
+
+
+class RealParts:
+    """Parts of a lab that boots real nodes."""
+
+    def __init__(self, image: ImageSet | CardImage, accel: Accel, cache: Path, seed: int) -> None:
+        self._images = image
+        self._accel = accel
+        self._cache = cache
+        self._seed = seed
+        self.image = image.name
+        self.description = image.description
+        self.accel = accel.name
+        self.accel_reason = accel.reason
+        cores = len(os.sched_getaffinity(0))
+        # A TCG guest keeps one core busy while it boots; one more fills the gaps in which they
+        # wait for each other. Under KVM a boot is short and mostly waits.
+        self.boot_slots = cores + 1 if accel.name == "tcg" else 4 * cores
+
+    def serial(self, seed: int, index: int) -> bytes:
+        from meshlab.chip.state import serial_for
+
+        return serial_for(seed, index)
+
+    def fleet(self, directory: Path, name: str, prefix: str, keep: bool) -> FleetLike:
+        from meshlab.lab.fleet import LabFleet
+
+        return LabFleet(directory, name, prefix, keep=keep)
+
+    def chip(self, directory: Path, serial: bytes) -> ChipLike:
+        return ServedChip(directory, serial, self._seed)
+
+    def disks(self, directory: Path, config: str) -> None:
+        from meshlab.image.config import make_data_disk
+        from meshlab.machine.machine import CARD
+
+        if isinstance(self._images, CardImage):
+            if not (directory / CARD).exists():
+                copy_card(self._images.card, directory / CARD, CARD_MIB << 20)
+                self.configure(directory, config)
+            return
+        if not (directory / "config.img").exists():
+            self.configure(directory, config)
+        if not (directory / "data.img").exists():
+            make_data_disk(directory / "data.img", DATA_MIB)
+
+    def configure(self, directory: Path, config: str) -> None:
+        from meshlab.image.config import make_config_disk
+        from meshlab.machine.machine import CARD
+
+        if not isinstance(self._images, CardImage):
+            make_config_disk(directory / "config.img", config)
+            return
+        try:
+            partition(directory / CARD, cards.CONFIG).write(CONFIG, config.encode())
+        except FatError as error:
+            raise LabError(f"{CONFIG} cannot be written to a node's card: {error}") from error
+
+    def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> MachineLike:
+        from meshlab.machine.machine import Machine, MachineSpec
+
+        images = self._images
+        spec = MachineSpec(
+            name=name,
+            directory=directory,
+            kernel=None if isinstance(images, CardImage) else images.kernel,
+            rootfs=None if isinstance(images, CardImage) else images.rootfs,
+            cmdline="" if isinstance(images, CardImage) else images.cmdline,
+            arch=images.arch if isinstance(images, CardImage) else "x86_64",
+            accel=self._accel,
+        )
+        return Machine(spec, on_event)
+
+    def medium(self, directory: Path) -> list[str]:
+        return [sys.executable, "-m", "meshlab.medium", "--lab", str(directory)]
+
+
+def copy_card(image: Path, target: Path, size: int) -> None:
+    """Copy a card image to ``target`` as if written to a card of ``size`` bytes, larger or not.
+
+    ``target`` appears when it is complete. Raises ``LabError``.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
+        fresh = Path(directory, target.name)
+        command = ["cp", "--reflink=auto", "--sparse=always", str(image), str(fresh)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LabError(f"{image} cannot be copied: {done.stderr.strip()}")
+        os.truncate(fresh, max(size, fresh.stat().st_size))
+        fresh.replace(target)
+
+
+def partition(card: Path, number: int) -> Fat:
+    """Return a FAT partition of a card image. Raises ``LabError`` when there is none."""
+    try:
+        with card.open("rb") as file:
+            return Fat(card, cards.read(file)[number])
+    except cards.CardError as error:
+        raise LabError(f"{card}: {error}") from error
+
+
+def card_image(card: Path, name: str) -> CardImage:
+    """Return the card image ``card``: for what processor, and what its builder wrote beside it.
+
+    Raises ``LabError`` when nothing on it can be booted.
+    """
+    try:
+        found = bootrom.boot(card)
+        with tempfile.TemporaryDirectory(prefix="meshlab-card-") as directory:
+            kernel = Path(directory, "kernel")
+            bootrom.extract(card, found, kernel)
+            arch, kernel_bytes = bootrom.architecture(kernel), kernel.stat().st_size
+    except (bootrom.BootError, OSError) as error:
+        raise LabError(f"{card} cannot be booted: {error}") from error
+    if arch is None:
+        raise LabError(
+            f"{card} cannot be booted: {found.kernel} on partition {found.partition} is no kernel "
+            "for x86-64 (bzImage) or arm64 (Image)"
+        )
+    facts = _manifest(card.with_name("manifest.json"))
+    if facts.get("arch", arch) != arch:
+        raise LabError(
+            f"{card} has a kernel for {arch}, and {card.with_name('manifest.json')} says "
+            f"{facts['arch']}: they are not of one build"
+        )
+    mib = 1 << 20
+    root = facts.get("slots", {}).get("root_bytes")
+    sizes = [f"card {card.stat().st_size / mib:.0f} MiB", f"kernel {kernel_bytes / mib:.0f} MiB"]
+    if isinstance(root, int):
+        sizes.insert(1, f"root {root / mib:.0f} MiB")
+    words = f"{name}: card image for {arch}"
+    if "version" in facts:
+        words += f", thicket {facts['version']}, Linux {facts.get('kernel', 'unknown')}"
+    return CardImage(name, card.absolute(), arch, f"{words} ({', '.join(sizes)})")
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # a card image may come alone
+    return facts if isinstance(facts, dict) else {}
+
+
+def find_card(image: str, cache: Path) -> CardImage | None:
+    """Return the card image that ``image`` names; ``None`` when it names another kind of image.
+
+    Raises ``LabError`` when it is not built, or cannot be booted.
+    """
+    if image in CARDS:
+        card = cache / "build" / image / "images" / "card.img"
+        if not card.exists():
+            raise LabError(
+                f"the firmware {image} is not built (there is no {card}): build it with "
+                f"`make {image}`, or take IMAGE=lab, which needs no build of the firmware"
+            )
+        return card_image(card, image)
+    path = Path(image)
+    if path.is_dir() and (path / "card.img").is_file():
+        path /= "card.img"
+    return card_image(path, path.name) if path.is_file() else None
+
+
+def directory_image(directory: Path) -> ImageSet:
+    """Return the image in a directory: a kernel, ``rootfs.erofs`` and ``cmdline``.
+
+    Raises ``LabError`` naming what is missing.
+    """
+    from meshlab.image.lab import ImageSet
+
+    kernels = [directory / name for name in ("vmlinux", "bzImage", "Image")]
+    kernel = next((path for path in kernels if path.is_file()), None)
+    rootfs, cmdline = directory / "rootfs.erofs", directory / "cmdline"
+    if kernel is None or not rootfs.is_file() or not cmdline.is_file():
+        raise LabError(
+            f"there is no image {str(directory)!r}: IMAGE is lab, {' or '.join(CARDS)}, a card "
+            "image, or a directory with card.img, or with a kernel (vmlinux, bzImage or Image), "
+            "rootfs.erofs and cmdline"
+        )
+    return ImageSet(
+        kernel=kernel.absolute(),
+        rootfs=rootfs.absolute(),
+        cmdline=cmdline.read_text().strip(),
+        name=directory.name,
+        description=f"the image in {directory}",
+    )
+
+
+def load(
+    image: str,
+    cache: Path,
+    seed: int,
+    progress: Callable[[str], None],
+    extras: Extras | None = None,
+) -> RealParts:
+    """Return the parts for ``image``.
+
+    ``image`` is ``lab``, which is built when it is not in the cache; ``rpi64`` or ``x86_64``, the
+    firmware that ``make`` left there; the path of a card image; a directory with ``card.img``, or
+    with a kernel, ``rootfs.erofs`` and ``cmdline``. ``standin`` is for tests: the lab image's
+    programs on a card. ``extras`` are for the lab image, which alone can have some. Raises
+    ``LabError``.
+    """
+    from host.errors import HostError
+    from meshlab.image import lab as lab_image
+    from meshlab.image import standin
+    from meshlab.machine import accel
+
+    images: ImageSet | CardImage
+    try:
+        if image == "lab":
+            images = lab_image.build(cache, progress, extras)
+        elif extras is not None:
+            raise LabError(f"only the lab image can be given something in addition, not {image}")
+        elif image == STANDIN:
+            images = card_image(standin.build(cache, progress) / "card.img", STANDIN)
+        else:
+            images = find_card(image, cache) or directory_image(Path(image))
+        arch = images.arch if isinstance(images, CardImage) else "x86_64"
+        chosen = accel.choose(cache, f"qemu-system-{arch}")
+    except (HostError, accel.AccelError) as error:
+        raise LabError(str(error)) from error
+    return RealParts(images, chosen, cache, seed)

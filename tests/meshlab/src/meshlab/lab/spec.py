@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to build: the description of a lab and of its nodes, and the configuration that follows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from meshlab.lab.topology import Topology
+
+Config = Mapping[str, Mapping[str, Any]]
+
+PREFIX = "fd12:3456:789a:1::/64"
+CONFIG_FILE = "thicket.toml"
+
+QUICK_NODES = 8
+"""Most nodes that keep the quick times of the node's own defaults.
+
+Every two nodes of a cluster have a connection on which both tick: that traffic grows with the
+square of their number. Beyond this, Erlang's own 60 s are used: 20 nodes otherwise send 350 ticks a
+second, counted with their hops. The regular look at signals and paths is less frequent, too.
+"""
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """How a node differs from the others."""
+
+    config: Config = field(default_factory=dict)
+    """Configuration of its own, by section and key, over the lab's."""
+    config_text: str | None = None
+    """The whole text of its ``thicket.toml`` instead, right or wrong."""
+    chip_fault: str | None = None
+    """What its chip suffers from at power-on: ``absent``, ``nak``, ``bad-crc``, ``stuck``."""
+    mesh_point: bool = True
+    """Whether its radio can do mesh point."""
+
+
+@dataclass(frozen=True)
+class LabSpec:
+    """What to build."""
+
+    topology: Topology
+    name: str = "default"
+    security: str = "sae"
+    """``sae``, a mesh with a passphrase, or ``open``."""
+    passphrase: str = ""
+    """The mesh's; empty for a new one (with ``keep``, that of the previous run)."""
+    keep: bool = False
+    """Keep the chips and disks of the lab's previous run."""
+    config: Config = field(default_factory=dict)
+    """Configuration of all nodes, by section and key."""
+    nodes: Mapping[str, NodeSpec] = field(default_factory=dict)
+
+
+def node_config(
+    spec: LabSpec, node: NodeSpec, root: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the configuration of a node: the lab's defaults, the lab's own, the node's own.
+
+    ``root`` is the root certificate of the lab's fleet; an open lab has none.
+    """
+    # Rate control cannot learn from what a simulated radio reports of aggregated frames, so without
+    # this the paths would not follow the links' quality; see "HT" in docs/simulator.md.
+    mesh: dict[str, Any] = {"id": "thicket", "security": spec.security, "ht": False}
+    if spec.security == "sae":
+        mesh["passphrase"] = spec.passphrase
+    found: dict[str, dict[str, Any]] = {
+        "mesh": mesh,
+        "address": {"prefix": PREFIX},
+        "cluster": {"name": "thicket", "cookie": f"lab-{spec.name}"},
+        "access": {"console": True},
+    }
+    if root is None:
+        found["cluster"]["security"] = "cookie"
+        found["discovery"] = {"beacon": "plain"}
+    else:
+        found["trust"] = {"root": root}
+    if len(spec.topology.positions) > QUICK_NODES:
+        found["cluster"]["tick_time"] = 60
+        found["status"] = {"interval": 15}
+    for layer in (spec.config, node.config):
+        for section, values in layer.items():
+            found.setdefault(section, {}).update(values)
+    return found
+
+
+def to_toml(config: Config) -> str:
+    """Return the configuration as the text of a ``thicket.toml``."""
+    lines = ["# Written by the lab.\n"]
+    for section, values in config.items():
+        lines.append(f"[{section}]\n")
+        for key, value in values.items():
+            # A TOML basic string allows every escape that JSON writes but those of surrogates
+            # (hence not ASCII only), and DEL only escaped.
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{key} = {text}\n")
+        lines.append("\n")
+    return "".join(lines)
+
+
+def mesh_key(config: Config) -> str:
+    """Return a word that is the same for nodes that can become peers; it shows no secret."""
+    mesh = config.get("mesh", {})
+    what = [mesh.get(key) for key in ("id", "security", "channel")]
+    if mesh.get("security") == "sae":
+        what.append(mesh.get("passphrase"))
+    return _digest(what)
+
+
+def cluster_key(config: Config) -> str:
+    """Return a word that is the same for nodes that can see each other in the cluster."""
+    what = [
+        config.get("cluster", {}).get("cookie"),
+        config.get("cluster", {}).get("security"),
+        config.get("trust", {}).get("root"),
+    ]
+    return _digest(what)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def radio_mac(index: int) -> str:
+    """Return the address of the radio of node ``index``: locally administered, "th" in ASCII."""
+    return f"02:74:68:00:{index >> 8:02x}:{index & 255:02x}"

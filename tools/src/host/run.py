@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs programs whose whole output goes to a log file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from host.errors import CancelledError, HostError
+
+LOG_TAIL = 25
+"""Lines of a log that an error shows."""
+
+
+def tail(log: Path, lines: int = LOG_TAIL) -> str:
+    """Return the last ``lines`` of a log file."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+class Runner:
+    """Runs programs for several stages at once and ends them all when the build is ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self.cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """End every running program; those started later are refused."""
+        self.cancelled.set()
+        with self._lock:
+            running = list(self._running)
+        for process in running:
+            # Its own session, so that make's children go with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        *,
+        what: str,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
+        """Run ``command`` to its end, its output appended to ``log``.
+
+        ``env`` is added to the environment. ``on_line`` sees every line. The program is ended when
+        this process dies, however it dies. Raises ``HostError`` with the end of the log when it
+        fails (``what`` names the step for a person), ``CancelledError`` after ``cancel``.
+        """
+        words = [os.fspath(word) for word in command]
+        environment = dict(os.environ, LC_ALL="C", **(env or {}))
+        # SIGTERM and not SIGKILL at the death of this process: make then ends its own children.
+        setpriv = shutil.which("setpriv")
+        prefix = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
+        with log.open("ab") as output:
+            output.write(f"$ {shlex.join(words)}\n".encode())
+            output.flush()
+            with self._lock:
+                if self.cancelled.is_set():
+                    raise CancelledError(f"{what}: stopped")
+                try:
+                    process = subprocess.Popen(
+                        prefix + words,
+                        cwd=cwd,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                except OSError as error:
+                    raise HostError(f"{what}: {words[0]} could not be started: {error}") from error
+                self._running.add(process)
+            stdout = process.stdout
+            assert stdout is not None
+            try:
+                for raw in stdout:
+                    output.write(raw)
+                    if on_line is not None:
+                        on_line(raw.decode(errors="replace").rstrip("\n"))
+                status = process.wait()
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+                stdout.close()
+        if self.cancelled.is_set() and status != 0:
+            raise CancelledError(f"{what}: stopped")
+        if status != 0:
+            outcome = f"exit status {status}" if status > 0 else f"signal {-status}"
+            raise HostError(
+                f"{what} failed: {words[0]} ended with {outcome}. The end of its output:\n"
+                f"{tail(log)}\nThe whole output is in {log}"
+            )
