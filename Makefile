@@ -7,7 +7,7 @@ SHELL := /bin/sh
 
 # Set and empty means the same as not set.
 ifeq ($(strip $(THICKET_CACHE)),)
-override THICKET_CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thicket
+override THICKET_CACHE := $(shell THICKET_CACHE= bin/host-setup cache)
 endif
 export THICKET_CACHE
 export PYTHONPATH := $(CURDIR)/tests/meshlab/src:$(CURDIR)/app/src:$(CURDIR)/tools/src:$(CURDIR)/firmware/src

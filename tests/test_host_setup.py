@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from host.cache import cache_root
+
 TOP = Path(__file__).resolve().parents[1]
 
 
@@ -143,3 +145,35 @@ def test_whatever_pip_takes_comes_by_its_hash() -> None:
         for package in packages:
             assert "==" in package, name
             assert "--hash=sha256:" in package, name
+
+
+@pytest.mark.parametrize(
+    ("own", "base", "expected"),
+    [
+        ("/a place", "/x", "/a place"),
+        ("", "/x", "/x/thicket"),
+        ("", "", "/home/me/.cache/thicket"),
+        ("", "no/absolute/path", "/home/me/.cache/thicket"),
+        ("~/cache", "", "/home/me/cache"),
+        ("~", "", "/home/me"),
+    ],
+)
+def test_shell_scripts_make_and_python_agree_on_where_the_cache_is(
+    own: str, base: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"HOME": "/home/me", "XDG_CACHE_HOME": base, "THICKET_CACHE": own}.items():
+        monkeypatch.setenv(name, value)
+    assert str(cache_root()) == expected
+    said = subprocess.run(
+        [TOP / "bin/host-setup", "cache"], capture_output=True, text=True, check=True
+    )
+    assert said.stdout == f"{expected}\n"
+    if not own:
+        said = subprocess.run(
+            ["make", "--no-print-directory", "help"],
+            cwd=TOP,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"The cache is {expected} (THICKET_CACHE)." in said.stdout

@@ -17,13 +17,14 @@ import pytest
 from firmware import boards, build
 from firmware.build import Build, BuildError
 from firmware.fragments import defconfig_path
+from host.cache import cache_root
 
 TOP = boards.ROOT
 
 
 @pytest.fixture(scope="module")
 def buildroot() -> Path:
-    place = Path(os.environ.get("BUILDROOT") or build.cache_root() / f"buildroot-{build.VERSION}")
+    place = Path(os.environ.get("BUILDROOT") or cache_root() / f"buildroot-{build.VERSION}")
     if not (place / "utils/check-package").exists():
         pytest.skip(f"no Buildroot {build.VERSION} in {place}: its checks of our tree were not run")
     return place

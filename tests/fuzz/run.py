@@ -11,7 +11,6 @@ reach as much, and puts them into the tree.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import shutil
@@ -26,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from limits import watched
 from targets import TARGETS
 
+from host.cache import cache_root
+
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 
@@ -38,8 +39,7 @@ MEMORY = 768
 
 def cache() -> Path:
     """Return where found inputs are collected on this machine."""
-    base = os.environ.get("THICKET_CACHE") or Path.home() / ".cache" / "thicket"
-    return Path(base) / "fuzz"
+    return cache_root() / "fuzz"
 
 
 def library() -> Path:

@@ -30,6 +30,7 @@ from pathlib import Path
 from firmware import bmap, boards, sizes
 from firmware.boards import Board, BoardError
 from firmware.fragments import buildroot_lines, defconfig
+from host.cache import cache_root
 from host.kconfig import NO_KCONFIG, FragmentError, kconfig, lost, merge, parse
 
 VERSION = "2026.02.3"
@@ -49,12 +50,6 @@ _INTERACTIVE = re.compile(r".*(menu|n|x|g)config")
 
 class BuildError(Exception):
     """The build cannot go on; the text says why and what to do."""
-
-
-def cache_root() -> Path:
-    """Return the one folder outside the checkout that the product writes to."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("THICKET_CACHE") or Path(base) / "thicket").absolute()
 
 
 def images(board: str, cache: Path | None = None) -> Path:

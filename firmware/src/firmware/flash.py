@@ -42,6 +42,7 @@ from firmware import card, plan, ranges, settings, source
 from firmware.blockdev import Disk, Machine, described, device_number, human
 from firmware.errors import FlashError
 from firmware.target import Buffer, Target
+from host.cache import cache_root
 from thicket.base.fields import ConfigError
 
 BOOT_BLOCK = 4096
@@ -360,7 +361,7 @@ class Session:
         if options.device and options.file:
             raise FlashError("a device and --file: only one of them can be written")
         config = settings.read(options.config) if options.config else None
-        path = source.locate(options.image, _cache())
+        path = source.locate(options.image, cache_root())
         self._is_file = self._choose()
         self._writing = True
         with contextlib.ExitStack() as stack:
@@ -443,7 +444,7 @@ class Session:
         program = Path(__file__).resolve().parents[3] / "bin/flash"
         with contextlib.suppress(ValueError):
             program = program.relative_to(Path.cwd())
-        settled = [f"THICKET_CACHE={_cache()}"]
+        settled = [f"THICKET_CACHE={cache_root()}"]
         # Root's search path may lead to another Python, for which an environment would be made.
         python = str(getattr(sys, "_base_executable", sys.executable))
         if not python.startswith(("/usr/bin/", "/usr/local/bin/")):
@@ -597,14 +598,6 @@ def _explained(error: OSError, path: str) -> str:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{path} may not be written: {what}{where}"
     return f"{path}: {what}{where}"
-
-
-def _cache() -> Path:
-    own = os.environ.get("THICKET_CACHE")
-    if own:
-        return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").absolute() / "thicket"
 
 
 if __name__ == "__main__":

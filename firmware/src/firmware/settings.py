@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import BinaryIO
 
 from firmware.errors import FlashError
+from host import mtools
+from host.errors import HostError
 from thicket.base.fields import ConfigError
 from thicket.base.files import read_limited
 from thicket.base.toml import toml_value
@@ -108,29 +108,13 @@ def _mtools(partition: BinaryIO, command: list[str], data: bytes = b"") -> bytes
     # Files without a name are used, which mtools reaches through /proc.
     fd = partition.fileno()
     command = [f"/proc/self/fd/{fd}" if word == "@" else word for word in command]
-    # C.UTF-8: names and sizes in words that are known here. An own mtoolsrc must not matter.
-    environment = dict(os.environ, MTOOLS_SKIP_CHECK="1", MTOOLSRC="/dev/null", LC_ALL="C.UTF-8")
     try:
-        done = subprocess.run(
-            command,
-            input=data,
-            capture_output=True,
-            check=False,
-            env=environment,
-            timeout=60,
-            pass_fds=[fd],
-        )
-    except FileNotFoundError:
-        raise FlashError(
-            f"{command[0]} is missing. Install it with:\n"
-            "    sudo apt-get install --no-install-recommends mtools"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise FlashError(f"{command[0]} did not end within 60 s") from None
-    # mcopy tells of a full disk on standard error only, and ends with 0.
-    if done.returncode != 0 or done.stderr:
-        said = (done.stderr + done.stdout).decode(errors="replace").strip()
+        done = mtools.run(command, data, pass_fds=[fd])
+    except HostError as error:
+        raise FlashError(str(error)) from None
+    if done.failed:
+        said = (done.said + done.output.decode(errors="replace")).strip()
         raise FlashError(
             f"the card's configuration partition could not be used: {command[0]} said: {said}"
         )
-    return done.stdout
+    return done.output

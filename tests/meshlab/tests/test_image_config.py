@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from host import mtools
 from meshlab.image import config
 from meshlab.image.errors import ImageError
 
@@ -97,7 +98,7 @@ def test_a_failure_leaves_the_old_disk(tmp_path: Path) -> None:
 
 def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(config, "_PLACES", str(tmp_path))
+    monkeypatch.setattr(mtools, "PLACES", str(tmp_path))
     with pytest.raises(ImageError, match=r"apt-get install .*dosfstools mtools"):
         config.make_config_disk(tmp_path / "config.img", "")
 

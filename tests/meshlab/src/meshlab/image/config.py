@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from host import mtools
+from host.errors import HostError
 from meshlab.image.errors import ImageError
 
 LABEL = "THICKET"
 CONFIG_KIB = 1024
 """Size of the configuration disk; the smallest that leaves room for some files is enough."""
 FILE = "thicket.toml"
-
-_PLACES = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def make_config_disk(path: Path, toml_text: str) -> None:
@@ -56,20 +54,10 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _run(command: list[str], data: bytes = b"") -> None:
-    search = f"{os.environ.get('PATH', os.defpath)}:{_PLACES}"
-    environment = dict(os.environ, PATH=search, MTOOLS_SKIP_CHECK="1", MTOOLSRC="/dev/null")
     try:
-        done = subprocess.run(
-            command, input=data, capture_output=True, check=False, env=environment, timeout=60
-        )
-    except FileNotFoundError:
-        raise ImageError(
-            f"{command[0]} is missing. Install it with:\n"
-            "    apt-get install --no-install-recommends dosfstools mtools"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise ImageError(f"{command[0]} did not end within 60 s") from None
-    # mcopy tells of a full disk on standard error only, and ends with 0.
-    if done.returncode != 0 or done.stderr:
-        said = (done.stderr + done.stdout).decode(errors="replace").strip()
-        raise ImageError(f"{' '.join(command)} failed ({done.returncode}): {said}")
+        done = mtools.run(command, data)
+    except HostError as error:
+        raise ImageError(str(error)) from None
+    if done.failed:
+        said = (done.said + done.output.decode(errors="replace")).strip()
+        raise ImageError(f"{' '.join(command)} failed ({done.status}): {said}")

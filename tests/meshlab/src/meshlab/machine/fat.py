@@ -8,15 +8,13 @@ what it may write, and its worst end is an error in words.
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from firmware.card import SECTOR, Partition
+from host import mtools
 
 PATIENCE = 20.0
 """Seconds of CPU time that one access may take. A kernel of 30 MB takes a tenth of a second."""
@@ -131,51 +129,20 @@ class Fat:
         if not usable_name(name):
             raise FatError(f"{name!r} is no file name that could be on {self.where}")
         self.check()
-        bounds = ["prlimit", f"--as={MEMORY}", f"--cpu={PATIENCE:.0f}", "--core=0"]
-        if limit is not None:
-            bounds.append(f"--fsize={limit + SECTOR}")
-        environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "LC_ALL": "C",
-            "MTOOLSRC": os.devnull,
-            # Its check is of the disk's geometry, which partitions have no more.
-            "MTOOLS_SKIP_CHECK": "1",
-        }
+        bounds = mtools.Bounds(MEMORY, PATIENCE, None if limit is None else limit + SECTOR)
         try:
-            # A file and not a pipe: the bound on what is written counts for files.
-            with tempfile.TemporaryFile() as output:
-                done = subprocess.run(
-                    [*bounds, "--", *command],
-                    input=data,
-                    stdout=output,
-                    stderr=subprocess.PIPE,
-                    check=False,
-                    env=environment,
-                    timeout=LONGEST,
-                )
-                output.seek(0)
-                content = output.read() if command[0] == "mtype" else b""
-        except FileNotFoundError:
-            raise ToolError(
-                "prlimit is missing: it is part of the package util-linux on Debian and Ubuntu"
-            ) from None
-        except subprocess.TimeoutExpired:
-            raise FatError(
-                f"{name} on {self.where}: {command[0]} did not end within {LONGEST:g} s; "
-                "the file system is damaged"
-            ) from None
-        said = " ".join(done.stderr.decode(errors="replace").split())[:300]
-        if done.returncode == 0 and not (limit is None and said):
-            return content
+            done = mtools.run(command, data, bounds=bounds, timeout=LONGEST)
+        except mtools.ToolMissingError as error:
+            raise ToolError(str(error)) from None
+        except mtools.ToolTimeoutError as error:
+            raise FatError(f"{name} on {self.where}: {error}; the file system is damaged") from None
+        said = " ".join(done.said.split())[:300]
+        if done.status == 0 and not (limit is None and said):
+            return done.output
         if said.endswith("not found"):
             return None
-        if "failed to execute" in said:
-            raise ToolError(
-                f"{command[0]} is missing. Install it with:\n"
-                "    apt-get install --no-install-recommends mtools"
-            )
-        if limit is not None and done.returncode == -25:  # SIGXFSZ
+        if limit is not None and done.status == -25:  # SIGXFSZ
             raise FatError(f"{name} on {self.where} is longer than {limit} bytes")
         raise FatError(
-            f"{name} on {self.where}: {command[0]} ended with {done.returncode}: {said or 'silent'}"
+            f"{name} on {self.where}: {command[0]} ended with {done.status}: {said or 'silent'}"
         )
