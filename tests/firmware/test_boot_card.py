@@ -20,7 +20,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pytest
 import pytest_asyncio
@@ -31,8 +31,11 @@ from meshlab.lab import real_parts, shared
 from meshlab.lab.errors import LabError
 from meshlab.lab.parts import ChipLike
 from meshlab.machine import bootrom
+from meshlab.machine.events import MachineEvent, Panic, Reset, Shutdown
 from meshlab.machine.machine import CARD, Machine, MachineSpec
 from meshlab.machine.shell import ShellError
+
+E = TypeVar("E", bound=MachineEvent)
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -54,7 +57,7 @@ class Device:
     def __init__(self, directory: Path, image: real_parts.RealParts) -> None:
         self.directory = directory
         self.parts = image
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.events: list[MachineEvent] = []
         image.disks(directory, TOML)
         self.card = directory / CARD
         self.chip: ChipLike = image.chip(directory, image.serial(1, 1))
@@ -65,11 +68,11 @@ class Device:
             MachineSpec(**{**vars(made.spec), "cmdline": "panic=1"}), self.happened
         )
 
-    def happened(self, kind: str, detail: dict[str, Any]) -> None:
-        self.events.append((kind, detail))
+    def happened(self, event: MachineEvent) -> None:
+        self.events.append(event)
 
-    def seen(self, kind: str) -> list[dict[str, Any]]:
-        return [detail for got, detail in self.events if got == kind]
+    def seen(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
 
     async def on(self) -> None:
         self.events.clear()
@@ -83,7 +86,7 @@ class Device:
     async def off(self) -> None:
         """Switch off in order."""
         await self.machine.stop(BOOT)
-        assert any(detail["guest"] for detail in self.seen("shutdown")), (
+        assert any(detail.guest for detail in self.seen(Shutdown)), (
             f"not switched off in order within {BOOT:g} s\n{self.report()}"
         )
 
@@ -309,7 +312,7 @@ async def right(image: real_parts.RealParts, tmp_path_factory: pytest.TempPathFa
         try:
             await made.on()
             path.write_text(await made.run(READ_ALL))
-            assert made.seen("reset") == []
+            assert made.seen(Reset) == []
         finally:
             await made.cut()
             await made.chip.stop()
@@ -329,7 +332,7 @@ async def test_a_flipped_bit_restarts_and_never_gives_wrong_data(
     await device.on()
     files = raw = None
     # All files, then every block of the root, also what belongs to no file.
-    while not device.seen("panic") and raw is None:
+    while not device.seen(Panic) and raw is None:
         try:
             if files is None:
                 files = (await device.machine.exec_shell.run(READ_ALL, BOOT))[1]
@@ -339,9 +342,9 @@ async def test_a_flipped_bit_restarts_and_never_gives_wrong_data(
             await asyncio.sleep(0.1)
     assert raw is None, f"byte {offset} of the card is wrong and nobody noticed"
     assert files in (None, right), "wrong data was read before the restart"
-    await device.until(lambda: bool(device.seen("reset")), "the restart")
-    assert CORRUPT.search(device.seen("panic")[0]["message"]), device.report()
-    assert device.seen("reset")[0] == {"reason": "guest-reset", "guest": True}
+    await device.until(lambda: bool(device.seen(Reset)), "the restart")
+    assert CORRUPT.search(device.seen(Panic)[0].message), device.report()
+    assert device.seen(Reset)[0] == Reset("guest-reset", True)
     assert device.machine.running
 
 
@@ -356,7 +359,7 @@ async def test_the_other_slot_is_no_worse_for_it(device: Device) -> None:
     await device.on()
     assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
     assert await device.data_state() == "created"
-    assert device.seen("reset") == []
+    assert device.seen(Reset) == []
 
 
 # -- a card that is not what it was
@@ -434,7 +437,7 @@ async def test_the_last_words_of_a_panic_survive_the_restart(
     await device.on()
     await device.data_state()
     await device.restart("echo c >/proc/sysrq-trigger")
-    assert "sysrq" in device.seen("panic")[0]["message"]
+    assert "sysrq" in device.seen(Panic)[0].message
     kept = await device.run("cat /sys/fs/pstore/* /data/thicket/* 2>/dev/null; true")
     assert "sysrq triggered crash" in kept, device.report()
     # And the daemon says so, in words.

@@ -32,6 +32,7 @@ from meshlab.image.config import make_config_disk
 from meshlab.lab import shared
 from meshlab.lab.real_parts import copy_card
 from meshlab.machine import accel
+from meshlab.machine.events import MachineEvent, Shutdown
 from meshlab.machine.machine import Machine, MachineSpec
 from meshlab.machine.shell import ShellError
 
@@ -124,7 +125,7 @@ class Node:
         )
         self.kernel = image.kernel
         self.accel = accel.choose(cache_root())
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.events: list[MachineEvent] = []
         self._machine: Machine | None = None
 
     @property
@@ -153,7 +154,7 @@ class Node:
                 relay=False,
                 data=self.card.name,
             ),
-            lambda kind, detail: self.events.append((kind, detail)),
+            self.events.append,
         )
         await self._machine.start()
         await self.succeeds("[ -s /run/thicket/status.json ]", "the daemon tells its status")
@@ -162,7 +163,7 @@ class Node:
         """Switch off in order."""
         await self.machine.stop(PATIENCE)
         self._machine = None
-        assert any(kind == "shutdown" and detail["guest"] for kind, detail in self.events), (
+        assert any(isinstance(event, Shutdown) and event.guest for event in self.events), (
             f"not switched off in order within {PATIENCE:g} s\n{self.console()}"
         )
 

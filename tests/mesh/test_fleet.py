@@ -25,7 +25,7 @@ def inner(lab: Lab) -> str:
 async def test_one_is_cut_off_and_missed_and_comes_back(lab: Lab, nodes: Nodes) -> None:
     lost = inner(lab)
     others = set(lab.nodes) - {lost}
-    lab.lively_interval = 0.2
+    lab.pace.interval = 0.2
     begin = time.monotonic()
     for neighbour in lab.spec.topology.peers(lost):
         await lab.link(lost, neighbour, cut=True)

@@ -24,12 +24,12 @@ from meshlab.wire.sockets import socket_address
 UP = """
 import sys
 from meshlab.cli import main as cli
-from meshlab.lab import lab, real_parts
+from meshlab.lab import journal, lab, real_parts
 from meshlab.lab.fake import FakeParts
 made = FakeParts()
 made.unlinked = set(sys.argv.pop(1).split(",")) - {""}
 real_parts.load = lambda image, cache, seed, progress, extras: made
-lab.Lab._interval = lambda self, node: 0.02
+journal.Pace.pause = lambda self, nodes, settled: 0.02
 formed = lab.Lab.formed
 async def when_linked(self, timeout):
     # What is missing then is what was left out, however slow this machine is.

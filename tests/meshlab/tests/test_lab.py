@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 
 from authority.virtual import open_chip
 from meshlab.chip.state import serial_for
-from meshlab.lab import lab as supervisor
-from meshlab.lab import summary, topology
+from meshlab.lab import air, requests, summary, topology
 from meshlab.lab.errors import LabError, NotFormedError
 from meshlab.lab.fake import FakeParts
 from meshlab.lab.fleet import LabFleet
+from meshlab.lab.journal import Pace
 from meshlab.lab.lab import Lab
 from meshlab.lab.spec import PREFIX, LabSpec, NodeSpec, to_toml
+from meshlab.machine.events import Panic
 from meshlab.wire.rpc import Client, RpcError
 from thicket.trust.certificates import Certificate, from_pem
 from thicket.trust.credentials import enrolled_chain
@@ -38,7 +39,7 @@ from thicket.trust.fleet import Fleet
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask the nodes, which cost nothing here, more often."""
-    monkeypatch.setattr(Lab, "_interval", lambda self, node: 0.01)
+    monkeypatch.setattr(Pace, "pause", lambda self, nodes, settled: 0.01)
 
 
 def spec(count: int = 3, kind: str = "full", **more: Any) -> LabSpec:
@@ -58,7 +59,7 @@ async def calls(lab: Lab) -> list[list[Any]]:
 
 async def test_a_lab_forms_and_leaves_nothing(parts: FakeParts, tmp_path: Path) -> None:
     async with formed(parts, tmp_path) as lab:
-        medium = lab._medium
+        medium = lab.air.pid
         assert medium is not None
         assert summary.summarise(lab.snapshot())["formed"] is True
         assert lab.state.formed is not None
@@ -67,7 +68,8 @@ async def test_a_lab_forms_and_leaves_nothing(parts: FakeParts, tmp_path: Path) 
         await lab.wait(lambda: lab.state.nodes["n3"].guest_used_kib == 50000, 60, "memory")
     assert not parts.on
     assert not any(chip.serving for chip in parts.chips)
-    assert medium.returncode is not None
+    assert not Path(f"/proc/{medium}").exists()
+    assert lab.air.pid is None
     assert not (lab.directory / "control.sock").exists()
     assert "the mesh has formed" in (lab.directory / "events.log").read_text()
 
@@ -198,7 +200,7 @@ async def test_a_machine_that_dies_is_told(parts: FakeParts, tmp_path: Path) -> 
         reason = "QEMU ended with status 1: qemu: out of memory"
         assert lab.state.nodes["n1"].reason == reason
         assert parts.on["n2"].on_event is not None
-        parts.on["n2"].on_event("panic", {"message": "not syncing"})
+        parts.on["n2"].on_event(Panic("not syncing"))
         assert lab.state.events[-1].text == "its kernel panicked: not syncing"
         parts.on["n2"].end(0)
         await lab.wait(lambda: lab.state.nodes["n2"].power == "off", 60, "n2 went by itself")
@@ -214,19 +216,19 @@ async def test_a_machine_that_does_not_start_ends_the_lab(parts: FakeParts, tmp_
 
 async def test_the_medium_is_started_again(parts: FakeParts, tmp_path: Path) -> None:
     async with formed(parts, tmp_path) as lab:
-        assert lab._medium is not None
-        first = lab._medium.pid
-        await lab.kill_medium()
+        first = lab.air.pid
+        assert first is not None
+        lab.kill_medium()
         await lab.wait(lambda: lab.state.medium_restarts == 1, 60, "it was noticed")
         await lab.wait(lambda: lab.state.medium.get("valid"), 60, "it answers")
-        assert lab._medium.pid != first
+        assert lab.air.pid not in (first, None)
         assert any("signal SIGKILL" in event.text for event in lab.state.events)
 
 
 async def test_a_medium_that_cannot_run_ends_the_lab(
     parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "RESTART_PAUSE", 0.01)
+    monkeypatch.setattr(air, "RESTART_PAUSE", 0.01)
     parts.medium_code = "raise SystemExit('no medium today')"
     parts.silent = {"n1", "n2", "n3"}
     async with Lab(spec(), parts, tmp_path) as lab:
@@ -312,7 +314,7 @@ async def test_a_client_that_leaves_ends_its_command(parts: FakeParts, tmp_path:
 async def test_following_a_log_sends_every_line_once(
     parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "LOG_PAUSE", 0.01)
+    monkeypatch.setattr(requests, "LOG_PAUSE", 0.01)
     async with formed(parts, tmp_path) as lab:
         heard: list[str] = []
         async with await Client.connect(lab.directory / "control.sock") as client:
@@ -378,12 +380,14 @@ from meshlab.lab import topology
 from meshlab.cli.main import run_supervised
 from meshlab.lab.fake import FakeParts
 from meshlab.lab.lab import Lab
+from meshlab.lab.journal import Pace
+from meshlab.machine.events import Panic
 from meshlab.lab.spec import LabSpec
 async def main():
     lab = Lab(LabSpec(topology=topology.make("line", 2)), FakeParts(), pathlib.Path(sys.argv[1]))
     async with lab:
         await lab.wait(lambda: lab.state.medium.get("valid"), 60, "the medium runs")
-        print(lab._medium.pid, flush=True)
+        print(lab.air.pid, flush=True)
         await lab.done.wait()
     return 0
 sys.exit(run_supervised(main()))

@@ -16,11 +16,12 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from meshlab.machine.accel import Accel
+from meshlab.machine.events import Exited, MachineEvent, Panic, Reset
 from meshlab.machine.machine import (
     BOARDS,
     CONSOLE_LOG,
@@ -35,6 +36,8 @@ from meshlab.wire.sockets import socket_address
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_guest import guest
+
+E = TypeVar("E", bound=MachineEvent)
 
 QEMU = "qemu-system-x86_64"
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
@@ -188,8 +191,8 @@ class Lab:
     """A machine, what it reported, and its console."""
 
     def __init__(self, spec: MachineSpec) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.machine = Machine(spec, lambda kind, detail: self.events.append((kind, detail)))
+        self.events: list[MachineEvent] = []
+        self.machine = Machine(spec, self.events.append)
 
     async def until(self, what: Callable[[], bool], words: str) -> None:
         deadline = time.monotonic() + DEADLINE
@@ -205,8 +208,8 @@ class Lab:
             lambda: self.machine.console_since_start().count("ready") >= times, "the guest"
         )
 
-    def happened(self, kind: str) -> list[dict[str, Any]]:
-        return [detail for got, detail in self.events if got == kind]
+    def happened(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
 
     async def tell(self, letter: str) -> None:
         path = socket_address(self.machine.spec.directory / CONSOLE_SOCKET)
@@ -250,7 +253,7 @@ async def test_start_kill_and_start_again(lab: Lab) -> None:
     await lab.until(lambda: machine.cpu_seconds() > 0, "some CPU time")
     machine.kill()
     assert await machine.wait() == -signal.SIGKILL
-    assert lab.happened("exited") == [{"status": -9, "reason": "killed"}]
+    assert lab.happened(Exited) == [Exited(-9, "killed")]
     assert machine.cpu_seconds() > 0, "kept after the end"
     assert machine.rss_kib() == 0
     left = {path.name for path in machine.spec.directory.iterdir()}
@@ -270,11 +273,11 @@ async def test_guest_restarts_and_machine_goes_on(lab: Lab) -> None:
     await lab.until(lambda: lab.machine.resets == 1, "the restart")
     await lab.ready(2)
     assert lab.machine.pid == pid
-    assert [detail["guest"] for detail in lab.happened("reset")] == [True]
-    assert lab.happened("panic") == []
+    assert [detail.guest for detail in lab.happened(Reset)] == [True]
+    assert lab.happened(Panic) == []
     await lab.machine.reset()
     await lab.until(lambda: lab.machine.resets == 2, "the reset")
-    assert lab.happened("reset")[1]["guest"] is False
+    assert lab.happened(Reset)[1].guest is False
     await lab.ready(3)
 
 
@@ -283,13 +286,13 @@ async def test_panic_is_reported_with_its_reason(lab: Lab) -> None:
     await lab.machine.start()
     await lab.ready()
     await lab.tell("p")
-    await lab.until(lambda: bool(lab.happened("reset")), "the restart")
-    assert lab.happened("panic") == [{"message": "told to"}]
+    await lab.until(lambda: bool(lab.happened(Reset)), "the restart")
+    assert lab.happened(Panic) == [Panic("told to")]
     await lab.ready(2)
     await asyncio.sleep(1.5)  # no node restarts twice in a second, this guest could
     await lab.tell("r")
     await lab.until(lambda: lab.machine.resets == 2, "the second restart")
-    assert len(lab.happened("panic")) == 1, "an old panic is not reported again"
+    assert len(lab.happened(Panic)) == 1, "an old panic is not reported again"
 
 
 @needs_qemu
@@ -298,7 +301,7 @@ async def test_guest_switches_off(lab: Lab) -> None:
     await lab.ready()
     await lab.tell("o")
     assert await asyncio.wait_for(lab.machine.wait(), DEADLINE) == 0
-    assert lab.happened("exited") == [{"status": 0, "reason": "the guest switched off"}]
+    assert lab.happened(Exited) == [Exited(0, "the guest switched off")]
     assert not lab.machine.running
 
 
@@ -308,7 +311,7 @@ async def test_stop_of_a_guest_that_does_not_listen(lab: Lab) -> None:
     await lab.ready()
     await lab.machine.stop(0.3)
     assert lab.machine.returncode == 0, "ended by QMP quit"
-    assert lab.happened("exited") == [{"status": 0, "reason": "stopped"}]
+    assert lab.happened(Exited) == [Exited(0, "stopped")]
     await lab.machine.stop(0.3)  # nothing happens
 
 
@@ -318,9 +321,9 @@ async def test_death_of_qemu_is_reported(lab: Lab) -> None:
     assert lab.machine.pid is not None
     os.kill(lab.machine.pid, signal.SIGSEGV)
     await asyncio.wait_for(lab.machine.wait(), DEADLINE)
-    (end,) = lab.happened("exited")
-    assert end["status"] == -signal.SIGSEGV
-    assert end["reason"].startswith("QEMU ended with signal 11 (SIGSEGV)")
+    (end,) = lab.happened(Exited)
+    assert end.status == -signal.SIGSEGV
+    assert end.reason.startswith("QEMU ended with signal 11 (SIGSEGV)")
     with pytest.raises(MachineError, match="query-status: the machine is off"):
         await lab.machine.qmp("query-status")
 
@@ -432,4 +435,4 @@ async def test_steps_of_one_restart_are_one_reset(
         data = {"guest": True, "reason": "guest-reset"}
         lab.machine._on_qmp_event({"event": "RESET", "data": data, "timestamp": stamp})
     assert lab.machine.resets == resets
-    assert len(lab.happened("reset")) == resets
+    assert len(lab.happened(Reset)) == resets

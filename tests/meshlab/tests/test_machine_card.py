@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from meshlab.machine.accel import Accel
 from meshlab.machine.bootrom import Boot
+from meshlab.machine.events import Exited, MachineEvent, Panic, Reset, Shutdown, Started
 from meshlab.machine.machine import (
     CARD,
     CONSOLE_SOCKET,
@@ -33,6 +34,8 @@ from meshlab.wire.sockets import socket_address
 sys.path.insert(0, str(Path(__file__).parent))
 from crafted_card import AUTOBOOT, make_card, slot
 from tiny_guest import arm_guest, guest
+
+E = TypeVar("E", bound=MachineEvent)
 
 CPUS = {"x86_64": "max", "aarch64": "cortex-a72"}
 GUESTS = {"x86_64": guest, "aarch64": arm_guest}
@@ -117,12 +120,12 @@ class Lab:
     """A machine, what it reported, and its console."""
 
     def __init__(self, directory: Path, arch: str) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.events: list[MachineEvent] = []
         self.writers: list[asyncio.StreamWriter] = []
         self.arch = arch
         self.spec = spec_in(directory, arch=arch, accel=Accel("tcg", "test", CPUS[arch]))
         self.card = make_card(directory / CARD, None, files(arch, "A"), files(arch, "B"))
-        self.machine = Machine(self.spec, lambda kind, detail: self.events.append((kind, detail)))
+        self.machine = Machine(self.spec, self.events.append)
 
     async def until(self, what: Callable[[], bool], words: str) -> None:
         deadline = time.monotonic() + DEADLINE
@@ -138,8 +141,8 @@ class Lab:
             lambda: self.machine.console_since_start().count(text) >= times, f"{text!r}"
         )
 
-    def happened(self, kind: str) -> list[dict[str, Any]]:
-        return [detail for got, detail in self.events if got == kind]
+    def happened(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
 
     async def tell(self, letter: str) -> None:
         # Left open until QEMU has ended or read it: see test_machine.
@@ -177,7 +180,7 @@ async def test_restarts_go_through_the_rom(lab: Lab) -> None:
     assert machine.running
     assert machine.pid != first
     assert (machine.booted.partition, machine.booted.tryboot) == (3, True)
-    assert lab.happened("reset") == [{"reason": "guest-reset", "guest": True}]
+    assert lab.happened(Reset) == [Reset("guest-reset", True)]
     await lab.tell("r")
     await lab.says("slot A start 3")
     assert machine.resets == 2
@@ -185,9 +188,9 @@ async def test_restarts_go_through_the_rom(lab: Lab) -> None:
     # The reset button asks for nothing.
     await machine.reset()
     await lab.says("slot A start 4")
-    assert lab.happened("reset")[2] == {"reason": "host-qmp-system-reset", "guest": False}
-    assert len(lab.happened("started")) == 1
-    assert lab.happened("exited") == lab.happened("shutdown") == []
+    assert lab.happened(Reset)[2] == Reset("host-qmp-system-reset", False)
+    assert len(lab.happened(Started)) == 1
+    assert not lab.happened(Exited) and not lab.happened(Shutdown)
     console = machine.console_since_start()
     assert console.count("boot ROM: partition 2, kernel Image") == 3
     assert console.count("boot ROM: partition 3 (tryboot), kernel Image") == 1
@@ -201,7 +204,7 @@ async def test_memory_is_lost_with_the_power_only(lab: Lab) -> None:
     await lab.says("start 2")
     machine.kill()
     await machine.wait()
-    assert lab.happened("exited") == [{"status": -9, "reason": "killed"}]
+    assert lab.happened(Exited) == [Exited(-9, "killed")]
     await machine.start()
     await lab.says("start 1")
     assert machine.resets == 0
@@ -231,8 +234,8 @@ async def test_a_card_that_no_longer_boots_ends_the_machine_in_words(lab: Lab) -
         partition(lab.card, number).delete("Image")
     await lab.tell("r")
     assert await asyncio.wait_for(lab.machine.wait(), DEADLINE) == 1
-    (end,) = lab.happened("exited")
-    assert "partition 2 of card.img has no kernel Image" in end["reason"]
+    (end,) = lab.happened(Exited)
+    assert "partition 2 of card.img has no kernel Image" in end.reason
     assert "partition 2 of card.img has no kernel" in lab.machine.errors_since_start()
     assert "boot ROM: partition 2 of card.img has no kernel" in lab.machine.console_since_start()
     with pytest.raises(MachineError, match=r"nothing to start: .*has no kernel Image"):
@@ -245,13 +248,13 @@ async def test_switching_off_and_dying_are_no_restarts(lab: Lab) -> None:
     await lab.says("start 1")
     await lab.tell("o")
     assert await asyncio.wait_for(lab.machine.wait(), DEADLINE) == 0
-    assert lab.happened("exited") == [{"status": 0, "reason": "the guest switched off"}]
-    assert [detail["reason"] for detail in lab.happened("shutdown")] == ["guest-shutdown"]
+    assert lab.happened(Exited) == [Exited(0, "the guest switched off")]
+    assert [detail.reason for detail in lab.happened(Shutdown)] == ["guest-shutdown"]
     await lab.machine.start()
     await lab.says("start 1")
     await lab.machine.stop(0.3)
     assert lab.machine.returncode == 0
-    assert lab.happened("exited")[1] == {"status": 0, "reason": "stopped"}
+    assert lab.happened(Exited)[1] == Exited(0, "stopped")
 
 
 async def test_power_cut_between_two_lives(lab: Lab) -> None:
@@ -267,7 +270,7 @@ async def test_power_cut_between_two_lives(lab: Lab) -> None:
         await asyncio.wait_for(machine.wait(), DEADLINE)
         assert not machine.running
         assert machine.pid is None
-    assert [end["reason"] for end in lab.happened("exited")] == ["killed"] * 6
+    assert [end.reason for end in lab.happened(Exited)] == ["killed"] * 6
     left = {path.name for path in machine.spec.directory.iterdir()}
     assert not [name for name in left if name.endswith(".sock")]
 
@@ -279,10 +282,10 @@ async def test_a_panic_is_reported_once(lab: Lab) -> None:
     await lab.says("start 1")
     await lab.tell("p")
     await lab.says("slot A start 2")
-    assert lab.happened("panic") == [{"message": "dm-verity device corrupted"}]
+    assert lab.happened(Panic) == [Panic("dm-verity device corrupted")]
     await lab.tell("r")
     await lab.says("slot A start 3")
-    assert len(lab.happened("panic")) == 1
+    assert len(lab.happened(Panic)) == 1
 
 
 async def test_command_lines_that_no_kernel_takes(lab: Lab) -> None:

@@ -122,7 +122,7 @@ def test_a_node_has_a_card_of_its_own(tmp_path: Path) -> None:
     made.configure(directory, "c = 3\n")
     assert config.read("thicket.toml") == b"c = 3\n"
     assert image.card.read_bytes() == before
-    machine = made.machine("n1", directory, lambda kind, detail: None)
+    machine = made.machine("n1", directory, lambda _: None)
     assert isinstance(machine, Machine)
     assert (machine.spec.kernel, machine.spec.rootfs, machine.spec.arch) == (None, None, "x86_64")
 
@@ -165,7 +165,7 @@ def test_the_lab_image_has_disks(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout == "b = 2\n"
-    machine = made.machine("n1", directory, lambda kind, detail: None)
+    machine = made.machine("n1", directory, lambda _: None)
     assert isinstance(machine, Machine)
     assert (machine.spec.kernel, machine.spec.cmdline) == (tmp_path / "vmlinux", "quiet")
 

@@ -13,6 +13,7 @@ import pytest
 
 from meshlab.lab import slots, topology
 from meshlab.lab.fake import FakeParts
+from meshlab.lab.journal import Pace
 from meshlab.lab.lab import Lab
 from meshlab.lab.slots import BootSlots, Places
 from meshlab.lab.spec import LabSpec
@@ -30,7 +31,7 @@ time.sleep(600)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lab, "_interval", lambda self, node: 0.01)
+    monkeypatch.setattr(Pace, "pause", lambda self, nodes, settled: 0.01)
     monkeypatch.setattr(slots, "PAUSE", 0.01)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshlab.lab import summary, topology
-from meshlab.lab.state import Event, LabState, address_from_serial, canonical, news
+from meshlab.lab.state import Event, Kind, LabState, address_from_serial, canonical, news
 
 LabMaker = Callable[..., LabState]
 
@@ -140,7 +140,7 @@ def test_the_summary_is_json_and_complete(make_lab: LabMaker) -> None:
 
 def test_a_lab_survives_its_description(make_lab: LabMaker) -> None:
     lab = make_lab("ring", 5)
-    lab.events.append(Event(1.0, "peer", "text", "n1"))
+    lab.events.append(Event(1.0, Kind.PEER, "text", "n1"))
     again = LabState.from_json(json.loads(json.dumps(lab.to_json())))
     assert again == lab
     with pytest.raises(ValueError, match="schema 9"):

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from meshlab.lab import testing, topology
 from meshlab.lab.fake import FakeParts
+from meshlab.lab.journal import Pace
 from meshlab.lab.lab import Lab
 from meshlab.lab.slots import Places
 from meshlab.lab.spec import LabSpec, NodeSpec
@@ -24,7 +25,7 @@ PAIR = Mesh("pair", LabSpec(topology.make("full", 2)))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Lab, "_interval", lambda self, node: 0.01)
+    monkeypatch.setattr(Pace, "pause", lambda self, nodes, settled: 0.01)
     monkeypatch.setenv("THICKET_CACHE", str(tmp_path))
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from meshlab.lab import topology
-from meshlab.lab.state import Event, LabState
+from meshlab.lab.state import Event, Kind, LabState
 from meshlab.view import screen
 
 LabMaker = Callable[..., LabState]
@@ -34,7 +34,7 @@ def test_it_fits_the_terminal(
     width, height = size
     lab = make_lab(kind, count)
     for i in range(50):
-        lab.events.append(Event(i, "peer", "link with n2 " * 20, "n1"))
+        lab.events.append(Event(i, Kind.PEER, "link with n2 " * 20, "n1"))
     lines = shown(lab, width, height).splitlines()
     assert len(lines) <= height
     assert max(map(len, lines)) <= width
@@ -165,7 +165,7 @@ def test_the_medium_tells_on_itself(make_lab: LabMaker) -> None:
 def test_the_newest_events_are_shown(make_lab: LabMaker) -> None:
     lab = make_lab()
     for i in range(30):
-        lab.events.append(Event(float(i), "peer", f"event {i}.", "n1"))
+        lab.events.append(Event(float(i), Kind.PEER, f"event {i}.", "n1"))
     text = shown(lab)
     assert "event 29." in text
     assert "event 1." not in text

@@ -211,7 +211,7 @@ async def noticed(guests: Guests) -> dict[str, float | None]:
             and not (await guests.lab.run("n1", f"test -e {WORK}/down", 30))[0]
         ):
             found["Erlang"] = time.monotonic() - begin
-        guests.lab.lively()
+        guests.lab.pace.lively()
         await asyncio.sleep(0.25)
     await guests.stop("n1")
     await guests.stop("n2")

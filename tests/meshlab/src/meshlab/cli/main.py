@@ -30,8 +30,9 @@ from rich.text import Text
 
 from host.cache import cache_root
 from meshlab.lab import summary, topology
+from meshlab.lab.directory import is_held
 from meshlab.lab.errors import LabError, NotFormedError
-from meshlab.lab.lab import Lab, is_held
+from meshlab.lab.lab import Lab
 from meshlab.lab.paths import lab_directory, own_call
 from meshlab.lab.spec import LabSpec
 from meshlab.lab.state import Event, LabState

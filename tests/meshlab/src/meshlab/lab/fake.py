@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from meshlab.lab.parts import OnMachineEvent
 from meshlab.lab.state import address_from_serial
 from meshlab.lab.topology import node_index
+from meshlab.machine.events import OnMachineEvent
 from meshlab.machine.shell import ShellError, ShellTimeoutError
 
 PREFIX = "fd12:3456:789a:1::/64"

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from meshlab.machine.events import OnMachineEvent
 
 
 class ShellLike(Protocol):
@@ -65,9 +67,6 @@ class FleetLike(Protocol):
 
     def enroll(self, chip: Path, serial: bytes, seed: int) -> None:
         """Give the chip with this memory certificates of the fleet."""
-
-
-OnMachineEvent = Callable[[str, dict[str, Any]], None]
 
 
 class Parts(Protocol):

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from firmware import card as cards
 from meshlab.lab.errors import LabError
-from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, OnMachineEvent
+from meshlab.lab.parts import ChipLike, FleetLike, MachineLike
 from meshlab.machine import bootrom
+from meshlab.machine.events import OnMachineEvent
 from meshlab.machine.fat import Fat, FatError
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import ipaddress
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
 from typing import Any, Literal
 
 import networkx as nx
@@ -30,6 +31,28 @@ Mesh peering and beacons travel at the lowest rates; 6 Mbit/s OFDM wants about 5
 less than this loses enough frames that its coming and going is not an error.
 """
 
+
+class Kind(StrEnum):
+    """What an event is about."""
+
+    BOOT = "boot"
+    IDENTITY = "identity"
+    RADIO = "radio"
+    PEER = "peer"
+    CLUSTER = "cluster"
+    FORMED = "formed"
+    LOST = "lost"
+    """A link or a node of the cluster is gone."""
+    TROUBLE = "trouble"
+    WELL = "well"
+    """A problem is solved."""
+    DIED = "died"
+    """A machine, or the lab itself."""
+    CHANGE = "change"
+    """Somebody changed the lab."""
+    MEDIUM = "medium"
+
+
 Power = Literal["waiting", "running", "off", "died"]
 Status = Mapping[str, Any]
 
@@ -39,7 +62,7 @@ class Event:
     """Something worth a line. ``at`` is host seconds since the lab started."""
 
     at: float
-    kind: str
+    kind: Kind
     text: str
     node: str | None = None
 
@@ -246,8 +269,12 @@ class LabState:
         plain = {f.name: value[f.name] for f in fields(cls) if f.name in value}
         plain["nodes"] = {name: _node(node) for name, node in value["nodes"].items()}
         plain["links"] = {(link["a"], link["b"]): LinkState(**link) for link in value["links"]}
-        plain["events"] = deque((Event(**e) for e in value["events"]), maxlen=MAX_EVENTS)
+        plain["events"] = deque((_event(e) for e in value["events"]), maxlen=MAX_EVENTS)
         return cls(**plain)
+
+
+def _event(value: Mapping[str, Any]) -> Event:
+    return Event(**{**value, "kind": Kind(value["kind"])})
 
 
 def _node(value: Mapping[str, Any]) -> NodeState:
@@ -295,6 +322,10 @@ PHASES = ("waiting", "booting", "identity", "radio", "peering", "cluster", "up")
 """What a healthy node goes through, in order."""
 
 
+SETTLED = ("up", "problem", "degraded")
+"""Phases in which a node stays until something happens."""
+
+
 def phase(lab: LabState, name: str) -> str:
     """Return how far a node is, or what is wrong with it in one word.
 
@@ -333,7 +364,7 @@ def news(
     new: Status,
     macs: Mapping[str, str],
     nodes: Mapping[str, str],
-) -> Iterable[tuple[str, str]]:
+) -> Iterable[tuple[Kind, str]]:
     """Yield (kind, text) for what changed in a node's status since ``old``.
 
     ``macs`` and ``nodes`` translate radio addresses and cluster names into names of the lab.
@@ -344,34 +375,34 @@ def news(
         return f" {seconds:.1f} s after power-on" if isinstance(seconds, int | float) else ""
 
     if old is None:
-        yield "boot", f"daemon started{reached('daemon')}"
+        yield Kind.BOOT, f"daemon started{reached('daemon')}"
     identity, before = get(new, "identity", "source"), get(old, "identity", "source")
     if get(new, "address") and (identity, get(new, "address")) != (before, get(old, "address")):
         mark = ", a software identity" if get(new, "identity", "software") else ""
-        yield "identity", f"is {canonical(get(new, 'address'))} (from its {identity}{mark})"
+        yield Kind.IDENTITY, f"is {canonical(get(new, 'address'))} (from its {identity}{mark})"
     radio, before = get(new, "radio", "state"), get(old, "radio", "state")
     if radio != before:
         if radio == "joined":
-            yield "radio", f"joined mesh {get(new, 'radio', 'mesh_id')!r}{reached('radio')}"
+            yield Kind.RADIO, f"joined mesh {get(new, 'radio', 'mesh_id')!r}{reached('radio')}"
         elif radio in ("absent", "unsuitable", "failed") or before == "joined":
-            yield "trouble", f"radio {radio}"
+            yield Kind.TROUBLE, f"radio {radio}"
     peers, before = _established(new), _established(old)
     for mac in sorted(peers.keys() - before.keys()):
         signal = peers[mac].get("signal_dbm")
         level = f", {signal} dBm" if isinstance(signal, int | float) else ""
-        yield "peer", f"link with {macs.get(mac, mac)}{level}"
+        yield Kind.PEER, f"link with {macs.get(mac, mac)}{level}"
     for mac in sorted(before.keys() - peers.keys()):
-        yield "lost", f"link with {macs.get(mac, mac)} is gone"
+        yield Kind.LOST, f"link with {macs.get(mac, mac)} is gone"
     up, before_up = _up(new), _up(old)
     for each in sorted(up - before_up):
-        yield "cluster", f"sees {nodes.get(each, each)} in the cluster"
+        yield Kind.CLUSTER, f"sees {nodes.get(each, each)} in the cluster"
     for each in sorted(before_up - up):
-        yield "lost", f"no longer sees {nodes.get(each, each)} in the cluster"
+        yield Kind.LOST, f"no longer sees {nodes.get(each, each)} in the cluster"
     problems, past = _problems(new), _problems(old)
     for code in sorted(problems.keys() - past.keys()):
-        yield "trouble", problems[code]
+        yield Kind.TROUBLE, problems[code]
     for code in sorted(past.keys() - problems.keys()):
-        yield "well", f"solved: {past[code]}"
+        yield Kind.WELL, f"solved: {past[code]}"
 
 
 def _established(status: Status | None) -> dict[str, dict[str, Any]]:

@@ -116,7 +116,7 @@ class Meshes:
 
 async def put_back(lab: Lab) -> None:
     """Undo what a test did to power, links, radios and chips; the nodes take their time."""
-    lab.lively_interval = 1.0
+    lab.pace.interval = 1.0
     for name, node in lab.nodes.items():
         fault = lab.spec.nodes.get(name, NodeSpec()).chip_fault
         if node.state.chip_fault != fault:

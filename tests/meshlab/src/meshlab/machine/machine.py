@@ -20,7 +20,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,18 @@ from qemu.qmp import (
 from host import child
 from meshlab.machine import bootrom
 from meshlab.machine.accel import Accel
+from meshlab.machine.events import (
+    Exited,
+    MachineEvent,
+    OnMachineEvent,
+    Panic,
+    RelayPort,
+    Reset,
+    Shutdown,
+    Started,
+    Trouble,
+    WatchdogBite,
+)
 from meshlab.machine.shell import Shell, ShellError
 from meshlab.wire.sockets import socket_address
 
@@ -68,8 +80,6 @@ _ONE_SILENT_RESET = 30.0
 _RESET_REASONS = ("guest-reset", "host-qmp-system-reset")
 _PANIC = re.compile(r"Kernel panic - not syncing:? ?(.*)")
 _TICKS = os.sysconf("SC_CLK_TCK")
-
-OnEvent = Callable[[str, dict[str, Any]], None]
 
 
 class MachineError(Exception):
@@ -339,15 +349,10 @@ def _ports(spec: MachineSpec) -> list[str]:
 class Machine:
     """One node's QEMU.
 
-    ``on_event(kind, detail)`` is called from the event loop:
-
-    - ``started`` {pid}; ``exited`` {status, reason}: how QEMU ended, in words
-    - ``reset`` {reason, guest}: the guest restarted; ``panic`` {message}: why, when its kernel died
-    - ``shutdown`` {reason, guest: bool}; ``watchdog`` {action}
-    - ``relay`` {open: bool}: hwsim-relay has opened or closed its port
+    ``on_event`` is called from the event loop with each of ``meshlab.machine.events``.
     """
 
-    def __init__(self, spec: MachineSpec, on_event: OnEvent | None = None) -> None:
+    def __init__(self, spec: MachineSpec, on_event: OnMachineEvent | None = None) -> None:
         """Make a machine that is switched off."""
         self.spec = spec
         self.shell = Shell(spec.directory / SHELL_SOCKET, spec.name)
@@ -432,7 +437,7 @@ class Machine:
             self.kill()
             await self.wait()
             raise
-        self._report("started", {"pid": process.pid})
+        self._report(Started(process.pid))
 
     async def _start_qemu(self, request: bootrom.Request) -> asyncio.subprocess.Process:
         """Start the process; with a card after the boot ROM has had its say."""
@@ -605,9 +610,9 @@ class Machine:
 
     # -- inside
 
-    def _report(self, kind: str, detail: dict[str, Any]) -> None:
+    def _report(self, event: MachineEvent) -> None:
         if self._on_event is not None:
-            self._on_event(kind, detail)
+            self._on_event(event)
 
     def _remove_sockets(self) -> None:
         for name in _SOCKETS:
@@ -661,7 +666,7 @@ class Machine:
         for shell in (self.shell, self.exec_shell):
             shell.reset("the machine has ended")
         self._ended.set()
-        self._report("exited", {"status": status, "reason": reason})
+        self._report(Exited(status, reason))
 
     async def _restart(self) -> bool:
         """Start QEMU again when it ended because the guest restarted; tell whether it did.
@@ -739,7 +744,7 @@ class Machine:
                 client = await self._connect_qmp(process, _START_PATIENCE)
             except MachineError as error:
                 if process.returncode is None:
-                    self._report("trouble", {"message": str(error)})
+                    self._report(Trouble(str(error)))
                 return
             self._qmp = client
 
@@ -763,16 +768,16 @@ class Machine:
                 seconds = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / 1e6
                 self._on_reset(seconds, bool(data.get("guest")), str(data.get("reason", "")))
             case "GUEST_PANICKED":
-                self._report("panic", {"message": str(data.get("info", data))})
+                self._report(Panic(str(data.get("info", data))))
             case "SHUTDOWN":
                 guest = bool(data.get("guest", False))
                 self._shutdown = str(data.get("reason", ""))
                 if self.spec.kernel is not None or self._shutdown not in _RESET_REASONS:
-                    self._report("shutdown", {"reason": self._shutdown, "guest": guest})
+                    self._report(Shutdown(self._shutdown, guest))
             case "WATCHDOG":
-                self._report("watchdog", {"action": data.get("action", "")})
+                self._report(WatchdogBite(str(data.get("action", ""))))
             case "VSERPORT_CHANGE" if data.get("id") == "relay":
-                self._report("relay", {"open": bool(data.get("open", False))})
+                self._report(RelayPort(bool(data.get("open", False))))
             case _:
                 pass
         return False
@@ -795,9 +800,9 @@ class Machine:
             shell.reset("the node has restarted")
         panics = _PANIC.findall(self.console_since_start())
         if guest and len(panics) > self._panics:
-            self._report("panic", {"message": panics[-1].strip()})
+            self._report(Panic(panics[-1].strip()))
         self._panics = len(panics)
-        self._report("reset", {"reason": reason or "unknown", "guest": guest})
+        self._report(Reset(reason or "unknown", guest))
 
 
 def _size(path: Path) -> int:

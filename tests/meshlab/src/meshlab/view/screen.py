@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from meshlab.lab.state import Event, LabState, LinkState, NodeState, get, phase
+from meshlab.lab.state import Event, Kind, LabState, LinkState, NodeState, get, phase
 from meshlab.lab.summary import in_order, missing
 from meshlab.lab.topology import Pair, Position
 
@@ -38,17 +38,17 @@ PHASE_STYLE = {
 }
 
 EVENT_STYLE = {
-    "trouble": "red",
-    "died": "red",
-    "lost": "red",
-    "well": "green",
-    "formed": "bold green",
-    "peer": "cyan",
-    "cluster": "bright_blue",
-    "change": "magenta",
-    "medium": "magenta",
-    "boot": "yellow",
-    "identity": "yellow",
+    Kind.TROUBLE: "red",
+    Kind.DIED: "red",
+    Kind.LOST: "red",
+    Kind.WELL: "green",
+    Kind.FORMED: "bold green",
+    Kind.PEER: "cyan",
+    Kind.CLUSTER: "bright_blue",
+    Kind.CHANGE: "magenta",
+    Kind.MEDIUM: "magenta",
+    Kind.BOOT: "yellow",
+    Kind.IDENTITY: "yellow",
 }
 
 STRONG_DBM = -65

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients ask of a lab over ``control.sock``: requests judged, and answered by the lab."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from meshlab.lab import summary
+from meshlab.lab.errors import LabError
+from meshlab.machine.shell import ShellError
+from meshlab.wire.rpc import Call, Handler, Json, Params, RpcError
+
+if TYPE_CHECKING:
+    from meshlab.lab.lab import Lab
+
+
+LOG_PAUSE = 1.5
+"""Seconds between two looks at the log of a node that somebody follows."""
+
+
+class Requests:
+    """The methods of a lab's ``control.sock``."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        #: Input of commands that run, by a number that their clients know; None is its end.
+        self._inputs: dict[int, asyncio.Queue[bytes | None]] = {}
+        self._commands = itertools.count(1)
+
+    def methods(self) -> dict[str, Handler]:
+        """Return the methods of ``control.sock``, by their names."""
+        return {
+            "status": self._status,
+            "summary": self._summary,
+            "node": self._node,
+            "exec": self._exec,
+            "exec-input": self._exec_input,
+            "logs": self._logs,
+            "link": self._link,
+            "move": self._move,
+            "power": self._power,
+            "pcap": self._pcap,
+            "chip": self._chip,
+            "radio": self._radio,
+            "config": self._config,
+            "medium": self._medium,
+            "down": self._down,
+        }
+
+    async def _status(self, params: Params, call: Call) -> Json:
+        return self._lab.snapshot().to_json()
+
+    async def _summary(self, params: Params, call: Call) -> Json:
+        return summary.summarise(self._lab.snapshot())
+
+    async def _node(self, params: Params, call: Call) -> Json:
+        node = self._lab.node(params.get("node"))
+        return {
+            "name": node.state.name,
+            "power": node.state.power,
+            "directory": str(node.directory),
+        }
+
+    async def _exec(self, params: Params, call: Call) -> Json:
+        node = self._lab.node(params.get("node"))
+        command = params.get("command")
+        if not isinstance(command, str) or not command.strip():
+            raise RpcError("bad-request", "exec needs a command")
+        timeout = params.get("timeout")
+        if timeout is not None and not isinstance(timeout, int | float):
+            raise RpcError("bad-request", "a timeout is a number of seconds")
+        wants_input = params.get("input", False)
+        if not isinstance(wants_input, bool):
+            raise RpcError("bad-request", "input is true or false")
+        chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1000)
+
+        lost = 0
+
+        def output(data: bytes) -> None:
+            nonlocal lost
+            try:
+                chunks.put_nowait(data)
+            except asyncio.QueueFull:  # the shell must not wait for a client
+                lost += len(data)
+
+        async def send() -> None:
+            while (data := await chunks.get()) is not None:
+                await call.event(_output(data))
+
+        sender = asyncio.create_task(send())
+        number = next(self._commands)
+        try:
+            shell = node.running().exec_shell
+            source = None
+            if wants_input:
+                self._inputs[number] = asyncio.Queue(2)
+                source = _until_none(self._inputs[number])
+                await call.event({"input": number})
+            code = await shell.stream(command, output, timeout, source)
+            await chunks.put(None)
+            await sender
+        except ShellError as error:
+            raise RpcError("failed", str(error)) from None
+        finally:
+            self._inputs.pop(number, None)
+            sender.cancel()
+            self._lab.pace.lively()
+        if lost:
+            raise RpcError("failed", f"{lost} bytes of output were lost: nobody read them in time")
+        return {"status": code}
+
+    async def _exec_input(self, params: Params, call: Call) -> Json:
+        """A piece of the input of a command that runs; waits until there is room for it."""
+        del call
+        queue = self._inputs.get(params.get("number", 0))
+        data = _decoded(params.get("data", ""))
+        if queue is None:
+            return {"wanted": False}
+        putting = asyncio.ensure_future(queue.put(data or None))
+        try:
+            # The command may end meanwhile, and nobody takes it then.
+            while self._inputs.get(params["number"]) is queue:
+                done, _ = await asyncio.wait({putting}, timeout=0.2)
+                if done:
+                    return {"wanted": True}
+        finally:
+            putting.cancel()
+        return {"wanted": False}
+
+    async def _logs(self, params: Params, call: Call) -> Json:
+        """Send a node's system log; with ``follow`` go on until the client leaves."""
+        node = self._lab.node(params.get("node"))
+        last: str | None = None
+        while True:
+            try:
+                code, text = await node.running().exec_shell.run("logread", 30)
+            except ShellError as error:
+                raise RpcError("failed", str(error)) from None
+            lines = text.splitlines()
+            if code != 0:
+                raise RpcError("failed", f"logread on {node.state.name}: {text.strip()}")
+            start = 0
+            if last is not None:
+                # The log is a ring: what was sent last may still be in it, or have been pushed out.
+                found = [i for i, line in enumerate(lines) if line == last]
+                start = found[-1] + 1 if found else 0
+            if lines[start:]:
+                await call.event({"output": "\n".join(lines[start:]) + "\n"})
+                last = lines[-1]
+            if not params.get("follow"):
+                return {}
+            await asyncio.sleep(LOG_PAUSE)
+
+    async def _link(self, params: Params, call: Call) -> Json:
+        snr = params.get("snr")
+        if snr is not None and not isinstance(snr, int | float):
+            raise RpcError("bad-request", "an SNR is a number of dB")
+        loss = params.get("loss")
+        if loss is not None and not isinstance(loss, int | float):
+            raise RpcError("bad-request", "a loss is a number from 0 to 1")
+        await self._lab.link(
+            str(params.get("a")),
+            str(params.get("b")),
+            cut=bool(params.get("cut")),
+            snr=snr,
+            loss=loss,
+            restore=bool(params.get("restore")),
+            both=bool(params.get("both", True)),
+        )
+        return {}
+
+    async def _move(self, params: Params, call: Call) -> Json:
+        x, y = params.get("x"), params.get("y")
+        if not isinstance(x, int | float) or not isinstance(y, int | float):
+            raise RpcError("bad-request", "a position is two numbers of metres")
+        await self._lab.move(str(params.get("node")), x, y)
+        return {}
+
+    async def _power(self, params: Params, call: Call) -> Json:
+        name = self._lab.node(params.get("node")).state.name
+        action = params.get("action")
+        try:
+            if action == "on":
+                await self._lab.power_on(name)
+            elif action == "off":
+                await self._lab.power_off(name)
+            elif action == "kill":
+                await self._lab.kill(name)
+            else:
+                raise RpcError("bad-request", "power is on, off or kill")
+        except LabError as error:
+            raise RpcError("failed", str(error)) from None
+        return {}
+
+    async def _pcap(self, params: Params, call: Call) -> Json:
+        if params.get("stop"):
+            return await self._lab.medium_call("pcap_stop", {"path": params.get("path")})
+        name = params.get("node")
+        node = None if name is None else self._lab.node(name).state.name
+        return await self._lab.medium_call("pcap", {"path": params.get("path"), "node": node})
+
+    async def _chip(self, params: Params, call: Call) -> Json:
+        fault = params.get("fault")
+        await self._lab.chip_fault(str(params.get("node")), None if fault == "none" else fault)
+        return {}
+
+    async def _radio(self, params: Params, call: Call) -> Json:
+        await self._lab.radio(str(params.get("node")), plug=params.get("action") == "plug")
+        return {}
+
+    async def _config(self, params: Params, call: Call) -> Json:
+        settings = params.get("settings")
+        if not isinstance(settings, list) or not all(isinstance(s, str) for s in settings):
+            raise RpcError("bad-request", "settings is a list of section.key=value")
+        code, output = await self._lab.configure(str(params.get("node")), settings)
+        return {"status": code, "output": output}
+
+    async def _medium(self, params: Params, call: Call) -> Json:
+        if params.get("action") == "kill":
+            self._lab.kill_medium()
+            return {}
+        return await self._lab.medium_call("status")
+
+    async def _down(self, params: Params, call: Call) -> Json:
+        self._lab.done.set()
+        self._lab.journal.notify()
+        return {}
+
+
+def _output(data: bytes) -> dict[str, str]:
+    """Return output as an event: as text, or in Base64 where it is none (or a character is cut)."""
+    try:
+        return {"output": data.decode()}
+    except UnicodeDecodeError:
+        return {"data": base64.b64encode(data).decode()}
+
+
+async def _until_none(queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+    while (data := await queue.get()) is not None:
+        yield data
+
+
+def _decoded(value: object) -> bytes:
+    """Return the bytes that a request has as base64. Raises ``RpcError``."""
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        return base64.b64decode(value, validate=True)
+    except ValueError:
+        raise RpcError("bad-request", "an input is base64") from None
