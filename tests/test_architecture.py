@@ -17,6 +17,7 @@ SOURCES = {
     "thicket": NODE,
     "authority": TREE / "tools/src",
     "firmware": TREE / "firmware/src",
+    "host": TREE / "tools/src",
     "meshlab": TREE / "tests/meshlab/src",
 }
 
@@ -40,8 +41,9 @@ JUDGES_OF_VALUES = {"thicket.radio.countries", "thicket.radio.country_names"}
 DESKS = {
     "thicket": set(),
     "authority": {"thicket", "meshlab"},  # enrols the simulator's chips from their files
-    "firmware": {"thicket"},
-    "meshlab": {"thicket", "authority", "firmware"},
+    "firmware": {"thicket", "host"},
+    "host": set(),
+    "meshlab": {"thicket", "authority", "firmware", "host"},
 }
 
 MOST_ATTRIBUTES = 15
@@ -51,7 +53,6 @@ LARGE = {
     "thicket.trust.certificates.Certificate": "a record: one attribute for each field",
     "thicket.distribution.connection.Connection": "one TCP connection: all of it dies together",
     "thicket.cluster.passphrase.Passphrase": "not yet cut",
-    "thicket.distribution.node.Node": "not yet cut into connector and admission",
     "thicket.radio.mesh.Mesh": "not yet cut into sessions and judges",
     "thicket.trust.service.Trust": "not yet cut",
     "thicket.trust.signed_beacon.SignedBeacons": "not yet cut",
@@ -59,12 +60,11 @@ LARGE = {
     "meshlab.chip.vhost_user.Vring": "a ring of virtio: the fields of its protocol",
     "meshlab.medium.fake.FakeKernel": "stands for several kernels",
     "meshlab.medium.stats.Stats": "counters",
-    "meshlab.lab.Lab": "not yet cut",
-    "meshlab.machine.Machine": "not yet cut",
+    "meshlab.machine.machine.Machine": "not yet cut",
     "meshlab.medium.engine.Engine": "not yet cut",
     "meshlab.medium.engine.Radio": "a record of the hot path",
     "meshlab.medium.server.Medium": "not yet cut",
-    "meshlab.relay.RelayPort": "not yet cut",
+    "meshlab.wire.relay.RelayPort": "not yet cut",
 }
 
 

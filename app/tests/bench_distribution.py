@@ -40,7 +40,8 @@ from private_network import Network, _enter
 from test_tls import Authority
 
 from thicket.distribution import Node, Request
-from thicket.distribution.tls import Tls, contexts
+from thicket.distribution.file_tls import FileTls
+from thicket.distribution.secure import Tls
 
 MESSAGE = b"x" * 20
 MIB = bytes(1 << 20)
@@ -87,7 +88,7 @@ def make(arguments: argparse.Namespace, name: str, address: str) -> Node:
     tls: Tls | None = None
     if arguments.tls:
         folder = Path(arguments.tls)
-        tls = contexts(folder / f"{name}.pem", folder / f"{name}.key", folder / "ca.pem")
+        tls = FileTls(folder / f"{name}.pem", folder / f"{name}.key", folder / "ca.pem")
     return Node(
         name, "secret", IPv6Address(address), 0, epmd_port=arguments.epmd, tls=tls, tick_time=60
     )

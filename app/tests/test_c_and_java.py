@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 from erlang import a_real_epmd, mapped
 from private_network import Network, in_private_network, until
+from told import Told
 
 from thicket.distribution import Atom, Node, Pid
+from thicket.distribution.events import NodeDown
 
 HERE = Path(__file__).parent
 LIBRARIES = Path("/usr/lib/erlang/lib")
@@ -112,14 +114,10 @@ async def running(network: Network, command: Sequence[str]) -> AsyncIterator[Gue
 
 
 @asynccontextmanager
-async def a_node(network: Network) -> AsyncIterator[tuple[Node, list[Any]]]:
+async def a_node(network: Network) -> AsyncIterator[tuple[Node, Told]]:
     if not network.private:
         pytest.skip("needs a network of its own, which this machine does not permit")
-    lost: list[Any] = []
-
-    def note(kind: str, detail: dict[str, Any]) -> None:
-        if kind == "node-down":
-            lost.append(detail)
+    told = Told()
 
     async with a_real_epmd(network):
         node = Node(
@@ -130,12 +128,12 @@ async def a_node(network: Network) -> AsyncIterator[tuple[Node, list[Any]]]:
             epmd_port=network.epmd_port,
             tick_time=3600,
             setup_time=60.0,
-            on_change=note,
+            listener=told,
         )
         await node.start()
         try:
             await mapped(node)
-            yield node, lost
+            yield node, told
         finally:
             await node.stop()
 
@@ -153,7 +151,7 @@ async def greeted(node: Node, box: Any) -> Pid:
 
 async def answers_ticks(node: Node, name: str) -> None:
     """Nothing else is to be heard of it: our node would tick in a quarter of an hour."""
-    connection = node._connections[name]
+    connection = node.connections[name]
     for _ in range(5):
         heard = connection.heard
         node.on_silence(connection)
@@ -164,7 +162,7 @@ async def answers_ticks(node: Node, name: str) -> None:
 async def test_a_node_of_c(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = c_program(Path(folder))
-        async with a_node(network) as (node, lost):
+        async with a_node(network) as (node, told):
             name = f"c@{network.address(2)}"
             box = node.mailbox("box")
             command = [program, str(network.address(2)), node.host, str(node.port), "secret"]
@@ -186,15 +184,15 @@ async def test_a_node_of_c(network: Network) -> None:
                 await answers_ticks(node, name)
                 await node.send(sender, Atom("last"))
                 assert await guest.process.wait() == 0
-                await until(lambda: lost, "its end is noticed")
-                assert lost[0]["code"] == "closed"
+                await until(lambda: told.of(NodeDown), "its end is noticed")
+                assert told.of(NodeDown)[0].code == "closed"
 
 
 @in_private_network
 async def test_a_node_of_java(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = java_program(Path(folder))
-        async with a_node(network) as (node, lost):
+        async with a_node(network) as (node, told):
             name = f"j@{network.address(2)}"
             box = node.mailbox("box")
             command += [str(network.address(2)), node.name, "secret"]
@@ -217,5 +215,5 @@ async def test_a_node_of_java(network: Network) -> None:
                 # The other way, by name.
                 await node.send(("jbox", name), Atom("last"))
                 assert await guest.process.wait() == 0
-                await until(lambda: lost, "its end is noticed")
-                assert lost[0]["code"] == "closed"
+                await until(lambda: told.of(NodeDown), "its end is noticed")
+                assert told.of(NodeDown)[0].code == "closed"

@@ -32,9 +32,10 @@ from thicket.distribution import (
     RemoteError,
     Request,
     Throw,
-    calls,
+    jobs,
     mailbox,
 )
+from thicket.distribution.calling import RemoteTask
 from thicket.distribution.etf import FrozenList, Reference, encode
 
 
@@ -238,7 +239,7 @@ async def test_python_calls_erlang(network: Network, release: Release) -> None:
         )
         many = await asyncio.gather(*(node.call(e, "erlang.abs", -i) for i in range(500)))
         assert many == list(range(500))
-        assert not [p for p in node._processes.values() if isinstance(p, calls.RemoteTask)]
+        assert not [p for p in node.processes() if isinstance(p, RemoteTask)]
 
 
 @in_private_network
@@ -339,13 +340,13 @@ async def test_calls_are_bounded(network: Network) -> None:
         async def wait() -> None:
             await asyncio.sleep(3600)
 
-        tasks = [await a.spawn(b.name, "work.wait") for _ in range(calls.MAX_JOBS_PER_NODE)]
-        await until(lambda: len(b.calls.jobs) == calls.MAX_JOBS_PER_NODE, "all run")
+        tasks = [await a.spawn(b.name, "work.wait") for _ in range(jobs.MAX_JOBS_PER_NODE)]
+        await until(lambda: len(b.calls.jobs) == jobs.MAX_JOBS_PER_NODE, "all run")
         assert (await failure(a.call(b.name, "work.wait"))).code == "system-limit"
         tasks[0].cancel()
-        await until(lambda: len(b.calls.jobs) < calls.MAX_JOBS_PER_NODE, "one has ended")
+        await until(lambda: len(b.calls.jobs) < jobs.MAX_JOBS_PER_NODE, "one has ended")
         tasks[0] = await a.spawn(b.name, "work.wait")
-        await until(lambda: len(b.calls.jobs) == calls.MAX_JOBS_PER_NODE, "there was room")
+        await until(lambda: len(b.calls.jobs) == jobs.MAX_JOBS_PER_NODE, "there was room")
         assert b.calls.refused == 1
 
 
@@ -578,10 +579,12 @@ async def test_kill_on_either_side_and_node_events(network: Network, release: Re
     async with with_erlang(network, release) as (node, erl):
         events = node.monitor()
         assert await events.get() == NodeEvent("up", erl.name)
-        async for event in node.monitor():
+        left = node.monitor()
+        async for event in left:
             assert event == NodeEvent("up", erl.name)
             break
-        await until(lambda: node._listeners == [events], "leaving the loop closed it")
+        await until(lambda: left.closed, "leaving the loop closed it")
+        assert not events.closed
         box = node.mailbox()
         shell = await erl.eval("self()")
         reference = box.watch(shell)
@@ -598,7 +601,7 @@ async def test_kill_on_either_side_and_node_events(network: Network, release: Re
         }
         assert (await failure(node.send(shell, 1))).code in ("unreachable", "closed")
         events.close()
-        assert node._listeners == []
+        assert (await failure(events.get())).code == "closed"
 
 
 @in_each_release
@@ -733,7 +736,7 @@ async def test_large_messages_delay_nobody(network: Network, release: Release) -
         # A small message of the same sender stays behind the large one, of another one does not.
         await erl.eval("register(shell, self())")
         other = node.mailbox()
-        connection = node._connections[erl.name]
+        connection = node.connections[erl.name]
         box.send(("shell", erl.name), (Atom("large"), data))
         box.send(("shell", erl.name), Atom("after"))
         other.send(("shell", erl.name), Atom("quick"))
@@ -924,7 +927,7 @@ def test_arbitrary_signals_do_no_harm(signals: list[tuple[int, list[Any], bytes]
                 node.on_message(peer, control, payload)  # type: ignore[arg-type]
                 scope.on_message(peer, control)  # type: ignore[arg-type]
         assert len(box) <= 5 + 3 * len(signals)
-        for process in list(node._processes.values()):
+        for process in node.processes():
             process.on_disconnect(peer, DistributionError("closed", ""))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         await node.stop()

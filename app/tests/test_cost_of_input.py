@@ -18,7 +18,7 @@ from private_network import PREFIX, Network, in_private_network, until
 from thicket.base.fields import ConfigError
 from thicket.config.parse import parse
 from thicket.distribution import HandshakeError, Node, frames
-from thicket.distribution.calls import MAX_THREADS_PER_NODE, RemoteError, describe
+from thicket.distribution.admission import MAX_CONNECTIONS_PER_HOST
 from thicket.distribution.etf import (
     Atom,
     BitString,
@@ -33,8 +33,9 @@ from thicket.distribution.etf import (
     encode_bare,
     shown,
 )
+from thicket.distribution.failures import RemoteError, describe
 from thicket.distribution.groups import MAX_NAME, MAX_NAMES, Scope
-from thicket.distribution.node import MAX_CONNECTIONS_PER_HOST
+from thicket.distribution.jobs import MAX_THREADS_PER_NODE
 
 OTHER = f"thicket@{PREFIX}2"
 MODULUS = (1 << 61) - 1  # of hashes of integers in Python
@@ -93,7 +94,7 @@ def test_an_integer_without_end_is_text_all_the_same() -> None:
 
 async def test_reasons_that_python_cannot_print_reach_the_caller() -> None:
     node, peer = Node("thicket", "c", IPv6Address(f"{PREFIX}1")), Peer()
-    node._connections[OTHER] = peer  # type: ignore[assignment]
+    node.connections[OTHER] = peer  # type: ignore[assignment]
     stand_in: Any = peer
     huge = 1 << 100_000
     reasons: list[tuple[Any, ...]] = [
@@ -121,7 +122,7 @@ async def test_reasons_that_python_cannot_print_reach_the_caller() -> None:
 @pytest.fixture
 def scope() -> tuple[Node, Any, Scope]:
     node, peer = Node("thicket", "c", IPv6Address(f"{PREFIX}1")), Peer()
-    node._connections[OTHER] = peer  # type: ignore[assignment]
+    node.connections[OTHER] = peer  # type: ignore[assignment]
     made = node.scope()
     tell(node, peer, (Atom("discover"), pid(9)))
     return node, peer, made

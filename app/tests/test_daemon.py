@@ -25,6 +25,7 @@ import pytest
 from daemons import OPEN, PREFIX, Fleet
 
 from thicket.base import supervise
+from thicket.base.events import Listener
 from thicket.base.fields import MASK
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
@@ -41,6 +42,8 @@ from thicket.daemon.discovery_part import DUPLICATE
 from thicket.daemon.live import Live
 from thicket.daemon.parts import Parts
 from thicket.discovery.service import Discovery
+from thicket.distribution.events import ClusterEvent, NodeUp
+from thicket.distribution.secure import Tls
 from thicket.identity.source import Identity
 from thicket.radio.section import MeshSection
 from thicket.radio.settings import MeshSettings
@@ -109,10 +112,12 @@ class Info(NamedTuple):
 
 
 class FakeNode:
-    def __init__(self, settings: Settings, address: IPv6Address, on_change: Any) -> None:
+    def __init__(
+        self, settings: Settings, address: IPv6Address, listener: Listener[ClusterEvent]
+    ) -> None:
         self.name = f"{settings.cluster.name}@{address}"
         self.cookie = settings.cluster.cookie
-        self.on_change = on_change
+        self.listener = listener
         self.started = self.stopped = False
         self.up: list[Info] = []
         self.registered: dict[str, Any] = {}
@@ -143,7 +148,7 @@ class FakeNode:
 
     async def connect(self, peer: str, timeout: float = 7.0) -> None:
         self.up.append(Info(peer, "up", 1.0))
-        self.on_change("node-up", {"name": peer})
+        self.listener.on(NodeUp(peer))
 
     async def ping(self, peer: str, timeout: float = 5.0) -> float:
         if peer not in [info.name for info in self.up]:
@@ -192,8 +197,14 @@ class FakeParts(Parts):
             mesh.address = address
             mesh.join()
 
-    def node(self, settings: Settings, address: IPv6Address, on_change: Any, tls: Any) -> Any:
-        node = FakeNode(settings, address, on_change)
+    def node(
+        self,
+        settings: Settings,
+        address: IPv6Address,
+        listener: Listener[ClusterEvent],
+        tls: Tls | None,
+    ) -> Any:
+        node = FakeNode(settings, address, listener)
         self.made_nodes.append(node)
         return node
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from erlang import Erl, a_real_epmd, mapped
 from private_network import Network, in_private_network, until
+from told import Told
 
 from thicket.distribution import (
     DistributionError,
@@ -28,16 +29,24 @@ from thicket.distribution import (
 )
 from thicket.distribution.connection import Connection
 from thicket.distribution.etf import Atom
+from thicket.distribution.events import (
+    Connecting,
+    NodeDown,
+    NodeUp,
+    ProblemBegan,
+    ProblemEnded,
+    Refused,
+    Suspected,
+)
+
+SERVICES = ("net_kernel", "rex", "logger_proxy", "logger", "thicket_membership")
 
 
-class Events(list[tuple[str, dict[str, Any]]]):
-    """What a node told of itself."""
-
-    def __call__(self, kind: str, detail: dict[str, Any]) -> None:
-        self.append((kind, detail))
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [detail for found, detail in self if found == kind]
+def registered(node: processes.ProcessTable, name: str) -> processes.Process:
+    """Return the process that has *name* on *node*."""
+    process = node.whereis(name)
+    assert process is not None
+    return process
 
 
 class Sink(processes.Process):
@@ -54,9 +63,9 @@ class Sink(processes.Process):
 @asynccontextmanager
 async def a_node(
     network: Network, name: str, address: IPv6Address, **options: Any
-) -> AsyncIterator[tuple[Node, Events]]:
+) -> AsyncIterator[tuple[Node, Told]]:
     """Run a node."""
-    events = Events()
+    events = Told()
     settings: dict[str, Any] = {
         "cookie": "secret",
         "port": 0,
@@ -65,7 +74,7 @@ async def a_node(
         "epmd_port": network.epmd_port,
         **options,
     }
-    node = Node(name, address=address, on_change=events, **settings)
+    node = Node(name, address=address, listener=events, **settings)
     await node.start()
     try:
         yield node, events
@@ -95,7 +104,7 @@ async def test_erlang_finds_us_by_our_port_mapper(network: Network) -> None:
             assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
             await erl.until("nodes()", [node.name])
             await until(lambda: names(node) == [erl.name], "the node lists erl")
-            assert events.of("node-up") == [{"name": erl.name}]
+            assert events.of(NodeUp) == [NodeUp(erl.name)]
             assert await node.ping(erl.name, 60) > 0
             assert node.statistics()["accepted"] == 1
 
@@ -157,7 +166,7 @@ async def test_erlang_finds_us_by_our_port_mapper(network: Network) -> None:
                 "receive {features_reply, _, _} -> ok end"
             )
             assert rex == "ok"
-            pid = node._names["rex"].pid
+            pid = registered(node, "rex").pid
             node.register("pid_sender", PidSender(node))
             assert (
                 await erl.eval(
@@ -167,14 +176,14 @@ async def test_erlang_finds_us_by_our_port_mapper(network: Network) -> None:
                 )
                 == pid
             )
-            await until(lambda: node._names["rex"].links, "the link is known")
+            await until(lambda: registered(node, "rex").links, "the link is known")
             assert (
                 await erl.eval(
                     "unlink(get(alive)), receive {'EXIT', _, _} -> exit after 0 -> none end"
                 )
                 == "none"
             )
-            await until(lambda: not node._names["rex"].links, "the link is gone")
+            await until(lambda: not registered(node, "rex").links, "the link is gone")
 
             # Erlang's global neither waits for us nor disconnects us.
             assert await erl.eval("global:trans({lock, self()}, fun() -> done end)") == "done"
@@ -189,7 +198,7 @@ async def test_erlang_finds_us_by_our_port_mapper(network: Network) -> None:
                 )
                 == "down"
             )
-            assert events.of("node-down")[0]["code"] == "stopped"
+            assert events.of(NodeDown)[0].code == "stopped"
             # Nothing that erl took for a fault of ours; its log would say so.
             assert not [line for line in erl.log if "ERROR" in line], erl.log
 
@@ -198,7 +207,7 @@ class PidSender(processes.Process):
     """Answers a pid with one of a process that does not exist and that of rex."""
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
-        dead, alive = self.node.new_pid(), self.node._names["rex"].pid
+        dead, alive = self.node.new_pid(), registered(self.node, "rex").pid
         self.node.send_to(connection, self.pid, message, (Atom("pids"), dead, alive))
 
 
@@ -261,10 +270,10 @@ async def test_a_wrong_cookie_is_refused_both_ways_with_a_reason(network: Networ
             assert error.code == "wrong-cookie"
             assert "cookie" in str(error)
             assert await erl.eval(f"net_adm:ping('{node.name}')") == "pang"
-            await until(lambda: events.of("refused"), "the refusal is told")
-            refused = events.of("refused")[0]
-            assert (refused["code"], refused["name"]) == ("wrong-cookie", erl.name)
-            assert refused["source"] == str(network.address(2))
+            await until(lambda: events.of(Refused), "the refusal is told")
+            refused = events.of(Refused)[0]
+            assert (refused.code, refused.name) == ("wrong-cookie", erl.name)
+            assert refused.source == str(network.address(2))
             assert node.statistics()["refused"] == {"wrong-cookie": 1}
             assert node.nodes() == []
             assert await erl.eval("nodes()") == []
@@ -287,11 +296,11 @@ async def test_ticks_keep_an_idle_connection_and_silence_ends_it(network: Networ
         await asyncio.sleep(1.5 * tick)  # without ticks it would have ended
         assert names(node) == [erl.name]
         await erl.until("nodes()", [node.name])
-        assert not events.of("node-down")
+        assert not events.of(NodeDown)
         begin = time.monotonic()
         erl.signal(signal.SIGSTOP)
-        await until(lambda: events.of("node-down"), "a silent node is noticed")
-        assert events.of("node-down")[0]["code"] == "silent"
+        await until(lambda: events.of(NodeDown), "a silent node is noticed")
+        assert events.of(NodeDown)[0].code == "silent"
         # Not before it had the time that both agreed on, less the tick it may just have sent.
         assert time.monotonic() - begin > tick / 2
         assert node.nodes() == []
@@ -312,8 +321,8 @@ async def test_a_killed_node_is_noticed_at_once(network: Network) -> None:
             await asyncio.sleep(0)
             erl.signal(signal.SIGKILL)
             # The tick time is a minute; the closed connection tells it.
-            await until(lambda: events.of("node-down"), "the end of erl is noticed")
-            assert events.of("node-down")[0]["code"] == "closed"
+            await until(lambda: events.of(NodeDown), "the end of erl is noticed")
+            assert events.of(NodeDown)[0].code == "closed"
             assert (await refusal(waiting)).code == "closed"
         async with await Erl.start(network, "e", network.address(2)) as erl:
             await node.ping(erl.name, 60)
@@ -350,15 +359,15 @@ async def test_simultaneous_connects_end_in_one_connection(network: Network) -> 
                     )
                     assert results[1] is True
                     assert names(node) == [erl.name]
-                    assert len(node._connections) == 1
-                    ours = isinstance(node._connections[erl.name].handshake, handshake.Initiator)
+                    assert len(node.connections) == 1
+                    ours = isinstance(node.connections[erl.name].handshake, handshake.Initiator)
                     delay = min(max(delay * (1.25 if ours else 0.8), 0.00005), 0.05)
                     # The one that is left works in both directions.
                     assert await erl.eval(f"net_adm:ping('{node.name}')") == "pong"
                     assert await node.ping(erl.name, 60) > 0
                     await erl.until("nodes()", [node.name])
-                    assert len(events.of("node-up")) == 1
-                    assert not events.of("node-down")
+                    assert len(events.of(NodeUp)) == 1
+                    assert not events.of(NodeDown)
                     node.disconnect(erl.name)
                     await erl.until("nodes()", [])
         assert node.statistics()["refused"] == {}
@@ -398,7 +407,7 @@ async def test_a_large_message_does_not_break_ticks(network: Network) -> None:
         assert len(sink.messages) == 103
         assert node.statistics()["discarded"] == 1
         assert names(node) == [erl.name]
-        assert not events.of("node-down")
+        assert not events.of(NodeDown)
 
 
 @in_private_network
@@ -413,7 +422,7 @@ async def test_a_restart_that_erlang_has_not_noticed(network: Network) -> None:
     ):
         await node.connect(erl.name)
         await again.connect(erl.name)
-        await until(lambda: events.of("node-down"), "erl drops the old connection")
+        await until(lambda: events.of(NodeDown), "erl drops the old connection")
         assert await again.ping(erl.name, 60) > 0
         await erl.until("nodes()", [node.name])
 
@@ -440,17 +449,15 @@ async def test_two_nodes_and_their_events(network: Network) -> None:
         assert [(info.name, info.state) for info in a.nodes()] == [(b.name, "up")]
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         assert begin <= a.nodes()[0].since <= now
-        assert a_events == [("connecting", {"name": b.name}), ("node-up", {"name": b.name})]
-        assert b_events == [("node-up", {"name": a.name})]
+        assert a_events == [Connecting(b.name), NodeUp(b.name)]
+        assert [type(event) for event in a_events] == [Connecting, NodeUp]
+        assert b_events == [NodeUp(a.name)]
         assert a.disconnect(b.name, "tired of it")
         assert not a.disconnect(b.name)
-        assert a_events[-1] == (
-            "node-down",
-            {"name": b.name, "code": "disconnected", "reason": "tired of it"},
-        )
-        await until(lambda: b_events.of("node-down"), "the other side notices")
+        assert a_events[-1] == NodeDown(b.name, "disconnected", "tired of it")
+        await until(lambda: b_events.of(NodeDown), "the other side notices")
         assert a.nodes() == b.nodes() == []
-        assert a._processes.keys() == {p.pid.id for p in a._names.values()}  # no call is left
+        assert set(a.processes()) == {registered(a, name) for name in SERVICES}  # no call is left
 
 
 @in_private_network
@@ -469,8 +476,8 @@ async def test_many_simultaneous_connects_among_ourselves(network: Network) -> N
             a.disconnect(b.name)
             await until(lambda: not names(b), "both are down")
         # Each round made one connection, and no event told of more.
-        assert len(a_events.of("node-up")) == len(b_events.of("node-up")) == 100
-        assert {event["code"] for event in b_events.of("node-down")} == {"closed"}
+        assert len(a_events.of(NodeUp)) == len(b_events.of(NodeUp)) == 100
+        assert {event.code for event in b_events.of(NodeDown)} == {"closed"}
 
 
 @in_private_network
@@ -487,10 +494,10 @@ async def test_a_connection_that_only_we_believe_in_is_replaced(network: Network
         # Without the cookie nothing happens to the connection there is.
         assert (await refusal(rogue.connect(a.name))).code == "wrong-cookie"
         assert await a.ping(old.name, 60) > 0
-        assert not events.of("node-down")
+        assert not events.of(NodeDown)
         await new.connect(a.name)
-        await until(lambda: len(events.of("node-up")) == 2, "the new connection is up")
-        assert [event["code"] for event in events.of("node-down")] == ["replaced"]
+        await until(lambda: len(events.of(NodeUp)) == 2, "the new connection is up")
+        assert [event.code for event in events.of(NodeDown)] == ["replaced"]
         assert await a.ping(new.name, 60) > 0
         assert await new.ping(a.name, 60) > 0
         await until(lambda: not old.nodes(), "the old one is closed")
@@ -533,7 +540,7 @@ async def test_a_taken_port_is_a_problem_that_passes(network: Network) -> None:
             other.close()
             await until(lambda: a.listening, "the node listens")
             assert a.problems() == []
-            assert [kind for kind, _ in events] == ["problem", "recovered"]
+            assert [type(event) for event in events] == [ProblemBegan, ProblemEnded]
 
 
 @in_private_network
@@ -555,7 +562,7 @@ async def test_who_is_refused_and_why(network: Network) -> None:
             frame = b"N" + flags.to_bytes(8, "big") + bytes(4) + len(name).to_bytes(2, "big") + name
             return len(frame).to_bytes(2, "big") + frame
 
-        full = a._local.flags
+        full = a.local.flags
         for name, flags, code in (
             (b"x@fd12::9", full, b"wrong-source"),
             (b"x@FD12::0:9", full, b"wrong-source"),
@@ -567,19 +574,21 @@ async def test_who_is_refused_and_why(network: Network) -> None:
             assert answer.startswith(b"\0\x0csnot_allowed")
             assert answer[16:].startswith(b"x" + code + b" ")
         assert await attempt(b"GET / HTTP/1.1\r\n\r\n") == b""
-        a._setup_time = 0.2
-        assert await attempt(b"\0\x01") == b""  # says nothing more
         assert a.statistics()["refused"] == {
             "wrong-source": 2,
             "bad-name": 2,
             "missing-flags": 1,
             "protocol": 1,
-            "timeout": 1,
         }
-        told = {event["code"]: event for event in events.of("refused")}
-        assert told["wrong-source"]["name"] == "x@fd12::9"
-        assert a.host in told["wrong-source"]["message"]
-        assert told["timeout"]["source"] == a.host
+        told = {event.code: event for event in events.of(Refused)}
+        assert told["wrong-source"].name == "x@fd12::9"
+        assert a.host in told["wrong-source"].message
+        assert a.statistics()["handshakes"] == 0
+    async with a_node(network, "a", address, setup_time=0.2) as (a, events):
+        await until(lambda: a.listening, "the node listens")
+        assert await attempt(b"\0\x01") == b""  # says nothing more
+        assert a.statistics()["refused"] == {"timeout": 1}
+        assert [event.source for event in events.of(Refused)] == [a.host]
         assert a.statistics()["handshakes"] == 0
 
 
@@ -606,11 +615,11 @@ async def test_a_peer_that_does_not_read_is_given_up(network: Network) -> None:
         await mapped(b)
         await a.connect(b.name)
         await until(lambda: names(b), "both are up")
-        deaf = b._connections[a.name]
+        deaf = b.connections[a.name]
         assert deaf._transport is not None
         deaf._transport.pause_reading()
-        sender = a._connections[b.name]
-        pid = b._names["rex"].pid
+        sender = a.connections[b.name]
+        pid = registered(b, "rex").pid
         data = bytes(1024 * 1024)
         # One that waits does not fill memory...
         for _ in range(64):
@@ -626,7 +635,7 @@ async def test_a_peer_that_does_not_read_is_given_up(network: Network) -> None:
         deaf._transport.pause_reading()
         for _ in range(64):
             a.send_to(sender, a.new_pid(), pid, data)
-        assert events.of("node-down")[0]["code"] == "stuck"
+        assert events.of(NodeDown)[0].code == "stuck"
         await asyncio.wait_for(sender.drain(), 60)
 
 
@@ -645,10 +654,10 @@ async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -
             await one.connect(other.name)
         assert await a.probe(b.name, 60)
         a.share_suspicion(b.name)
-        await until(lambda: told.of("suspected"), "the other node hears of it")
-        assert told.of("suspected") == [{"name": b.name, "by": a.name}]
+        await until(lambda: told.of(Suspected), "the other node hears of it")
+        assert told.of(Suspected) == [Suspected(b.name, a.name)]
         # A node that is slow is there.
-        transport = b._connections[a.name]._transport
+        transport = b.connections[a.name]._transport
         assert transport is not None
         transport.pause_reading()
         assert await a.probe(b.name, 0.3)
@@ -657,9 +666,9 @@ async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -
             pytest.skip("needs a network namespace of its own to cut a node off")
         network.remove(network.address(2))
         assert not await a.probe(b.name, 0.3)
-        assert not events.of("node-down")
+        assert not events.of(NodeDown)
         a.give_up(b.name)
-        assert events.of("node-down")[0]["code"] == "lost"
+        assert events.of(NodeDown)[0].code == "lost"
         assert not await a.probe(b.name, 0.3)
         assert names(a) == [c.name]
 
@@ -674,21 +683,21 @@ async def test_bytes_that_are_no_messages_end_the_connection(network: Network) -
         for wire in (b"\xff\xff\xff\xff", b"\0\0\0\x02\x83\x44", b"\0\0\0\x04\x83\x44\0\x61"):
             await a.connect(b.name)
             await until(lambda: names(b), "both are up")
-            transport = b._connections[a.name]._transport
+            transport = b.connections[a.name]._transport
             assert transport is not None
             events.clear()
             transport.write(wire)
-            await until(lambda: events.of("node-down"), f"{wire!r} is noticed")
-            assert events.of("node-down")[0]["code"] == "protocol"
+            await until(lambda: events.of(NodeDown), f"{wire!r} is noticed")
+            assert events.of(NodeDown)[0].code == "protocol"
             await until(lambda: not names(b), "both are down")
         # A message that can be framed but not understood is counted and does no harm.
         await a.connect(b.name)
         await until(lambda: names(b), "both are up")
-        link = b._connections[a.name]
+        link = b.connections[a.name]
         link.send((99, 1, 2))
         link.send((19, 1, 2))
         link.send((19, 1, 2, 3))
-        link.send((2, Atom(""), a._names["rex"].pid), b"\x50garbage")
+        link.send((2, Atom(""), registered(a, "rex").pid), b"\x50garbage")
         assert await b.ping(a.name, 60) > 0
         assert a.statistics()["unknown"] == 3
         assert a.statistics()["undecodable"] == 1

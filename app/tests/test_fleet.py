@@ -7,7 +7,6 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 from ipaddress import IPv6Address
-from typing import Any
 
 import pytest
 from private_network import Network, in_private_network, until
@@ -15,6 +14,7 @@ from private_network import Network, in_private_network, until
 from thicket.cluster import membership
 from thicket.cluster.membership import Membership
 from thicket.distribution import Node
+from thicket.distribution.events import ClusterEvent, NodeDown, NodeUp
 
 COUNT = 16
 
@@ -31,22 +31,33 @@ async def test_a_whole_fleet_connects_at_once_and_again_after_a_power_cycle(
     class Counted(Node):
         """Counts the attempts that run at the same time on one node."""
 
+        running = 0
+
         async def connect(self, peer: str, timeout: float | None = None) -> None:
+            self.running += 1
+            most[0] = max(most[0], self.running)
             try:
                 await super().connect(peer, timeout)
             finally:
-                most[0] = max(most[0], len(self._attempts))
+                self.running -= 1
+
+    class Hearing:
+        """Passes on what happens to the membership of a node, made after it."""
+
+        def __init__(self, made: list[Membership]) -> None:
+            self._made = made
+
+        def on(self, event: ClusterEvent, /) -> None:
+            if isinstance(event, NodeUp):
+                self._made[0].node_up(event.name)
+            elif isinstance(event, NodeDown):
+                self._made[0].node_down(event.name)
 
     async def power_on(stack: AsyncExitStack, address: IPv6Address) -> tuple[Node, Membership]:
         made: list[Membership] = []
 
-        def changed(kind: str, detail: dict[str, Any]) -> None:
-            if kind == "node-up":
-                made[0].node_up(detail["name"])
-            elif kind == "node-down":
-                made[0].node_down(detail["name"])
-
-        node = Counted("n", "secret", address, 9100, epmd_port=None, on_change=changed)
+        hearing = Hearing(made)
+        node = Counted("n", "secret", address, 9100, epmd_port=None, listener=hearing)
         made.append(Membership("n", node, lambda _: None))
         await node.start()
         stack.push_async_callback(node.stop)
@@ -59,7 +70,7 @@ async def test_a_whole_fleet_connects_at_once_and_again_after_a_power_cycle(
             fleet = [await power_on(stack, address) for address in addresses]
 
             def complete(nodes: int, fleet: list[tuple[Node, Membership]] = fleet) -> bool:
-                return all(n.listening and len(n._connections) == nodes for n, _ in fleet)
+                return all(n.listening and len(n.connections) == nodes for n, _ in fleet)
 
             await until(lambda: complete(0), "all listen")
             begin = time.monotonic()

@@ -20,9 +20,11 @@ import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, in_oldest_and_newest, mapped
 from fleet_for_tests import CLOCK, TestFleet, one_fleet
 from private_network import Network, in_private_network, until
+from told import Told
 
 from authority import stock
 from thicket.distribution import DistributionError, Node
+from thicket.distribution.events import NodeDown, Refused
 from thicket.distribution.secure import Shared, TlsTransport, explained
 from thicket.trust import tls as fleet_tls
 from thicket.trust.credentials import Credentials, FileKey, make_credentials
@@ -85,13 +87,13 @@ def what_is_logged() -> Iterator[list[str]]:
 @asynccontextmanager
 async def a_node(
     network: Network, policy: Policy, address: IPv6Address | None = None, **options: Any
-) -> AsyncIterator[tuple[Node, list[tuple[str, dict[str, Any]]]]]:
+) -> AsyncIterator[tuple[Node, Told]]:
     if not network.private:
         pytest.skip("needs a network of its own, which this machine does not permit")
     address = address or policy.mine.peer.address
     with suppress(OSError):  # it is there
         network.add(address)
-    events: list[tuple[str, dict[str, Any]]] = []
+    events = Told()
     node = Node(
         "thicket",
         "secret",
@@ -99,7 +101,7 @@ async def a_node(
         0,
         epmd_port=network.epmd_port,
         tls=policy.tls,
-        on_change=lambda kind, detail: events.append((kind, detail)),
+        listener=events,
         **{"setup_time": 60.0, **options},
     )
     await node.start()
@@ -192,13 +194,13 @@ def test_who_is_refused_and_both_sides_know_why(
                 for dialler in (b, a):
                     words = await a_refusal(a, b, dialler, code, lines)
                     assert code == "other-fleet" or REASONS[code] in words
-                ours = [detail for kind, detail in heard if kind == "refused"]
+                ours = heard.of(Refused)
                 assert ours, heard
-                assert {detail["code"] for detail in ours} == {code}
-                assert {detail["source"] for detail in ours} == {b.host}
+                assert {event.code for event in ours} == {code}
+                assert {event.source for event in ours} == {b.host}
                 if code != "other-fleet":  # who it is, when OpenSSL has found the chain good
-                    assert {detail["name"] for detail in ours} == {b.name}
-                    assert all(two.mine.peer.device in detail["message"] for detail in ours)
+                    assert {event.name for event in ours} == {b.name}
+                    assert all(two.mine.peer.device in event.message for event in ours)
 
     in_private_network(body)()
 
@@ -280,7 +282,7 @@ async def test_a_peer_that_stalls_in_the_handshake_of_tls(network: Network) -> N
         for _, writer in streams:
             writer.close()
         await until(lambda: a.statistics()["handshakes"] == 0, "all have gone")
-        a._setup_time = 0.2
+    async with a_node(network, one, setup_time=0.2) as (a, _), a_node(network, two) as (b, _):
         streams = [await asyncio.open_connection(a.host, a.port) for _ in range(8)]
         await until(lambda: a.statistics()["refused"].get("timeout") == 8, "all are closed")
         assert a.statistics()["handshakes"] == 0
@@ -289,9 +291,8 @@ async def test_a_peer_that_stalls_in_the_handshake_of_tls(network: Network) -> N
 
         # Who is connected to may stall as well.
         held: list[Any] = []
-        server = await asyncio.start_server(lambda *streams: held.append(streams), b.host, 0)
-        host, port = server.sockets[0].getsockname()[:2]
-        error = await failure(a._dial(f"silent@{host}", host, port))
+        server = await asyncio.start_server(lambda *streams: held.append(streams), b.host, a.port)
+        error = await failure(a.connect(f"silent@{b.host}", 60))
         assert error.code == "timeout"
         assert "TLS" in str(error)
         for _, writer in held:
@@ -320,8 +321,8 @@ async def test_a_revocation_ends_open_links(network: Network) -> None:
             event = await anext(aiter(watching))
         assert (event.kind, event.name, event.code) == ("down", b.name, "revoked")
         assert REASONS["revoked"] in event.reason
-        (down,) = [detail for kind, detail in events if kind == "node-down"]
-        assert (down["name"], down["code"]) == (b.name, "revoked")
+        (down,) = events.of(NodeDown)
+        assert (down.name, down.code) == (b.name, "revoked")
         await until(lambda: not b.nodes(), "it is cut off")
         assert a.connected(c.name)
         assert a.statistics()["refused"] == {"revoked": 1}
@@ -355,7 +356,7 @@ async def test_renewal_under_load_drops_no_link(network: Network) -> None:
 
         await b.connect(a.name, 60)
         await until(lambda: a.connected(b.name), "connected")
-        before = a._connections[b.name]
+        before = a.connections[b.name]
         calls = 0
         going_on = True
 
@@ -377,7 +378,7 @@ async def test_renewal_under_load_drops_no_link(network: Network) -> None:
             await (c.connect(a.name, 60) if turn % 2 else a.connect(c.name, 60))
             await until(lambda: c.connected(a.name), "connected")
             seen = fleet_tls.check_connection(
-                c._connections[a.name].ssl_object, FLEET.fleet, clock=now()
+                c.connections[a.name].ssl_object, FLEET.fleet, clock=now()
             )
             keys.add(seen.public_key)
             c.disconnect(a.name)
@@ -386,9 +387,9 @@ async def test_renewal_under_load_drops_no_link(network: Network) -> None:
         await asyncio.gather(*tasks)
         assert len(keys) == 5
         assert one.mine.peer.public_key not in keys
-        assert a._connections[b.name] is before
+        assert a.connections[b.name] is before
         assert a.recheck() == b.recheck() == []
-        assert [d["name"] for k, d in events if k == "node-down"] == [c.name] * 5
+        assert [event.name for event in events.of(NodeDown)] == [c.name] * 5
 
 
 @in_private_network
@@ -535,7 +536,7 @@ async def test_erlang_with_a_guests_files_is_one_of_the_cluster(
             else:
                 await node.connect(erl.name, 60)
             await erl.until("nodes()", [node.name])
-            assert node._connections[erl.name].ssl_object.version() == "TLSv1.3"
+            assert node.connections[erl.name].ssl_object.version() == "TLSv1.3"
             assert await node.call(erl.name, "lists.sort", [2, 1], timeout=60) == [1, 2]
             assert await erl.eval(f"erpc:call('{node.name}', lists, sort, [[2,1]])") == [1, 2]
             data = bytes(range(250)) * 40_000

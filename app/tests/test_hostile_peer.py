@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fake_peer import ReadsText
 
-from thicket.distribution import calls, frames
+from thicket.distribution import frames, jobs
 from thicket.distribution.etf import Atom, Pid, Reference, encode_bare
 from thicket.distribution.frames import FrameError, MessageReader
 from thicket.distribution.groups import MAX_SERVERS, Scope
@@ -46,7 +46,7 @@ def pid(number: int) -> Pid:
 
 def connected() -> tuple[Node, Any]:
     node, peer = Node("thicket", "c", IPv6Address("fd12:3456:789a:1::1")), Peer()
-    node._connections[OTHER] = peer  # type: ignore[assignment]
+    node.connections[OTHER] = peer  # type: ignore[assignment]
     return node, peer
 
 
@@ -161,7 +161,7 @@ async def test_calls_by_way_of_rex_are_limited_as_others_are() -> None:
     async def wait() -> None:
         await asyncio.sleep(3600)
 
-    for number in range(calls.MAX_JOBS_PER_NODE + 50):
+    for number in range(jobs.MAX_JOBS_PER_NODE + 50):
         what: Any = (Atom("cast"), Atom("work"), Atom("wait"), [], pid(1))
         request: Any = (Atom("$gen_cast"), what)
         if number % 2:
@@ -169,9 +169,9 @@ async def test_calls_by_way_of_rex_are_limited_as_others_are() -> None:
             what = (Atom("call"), *what[1:])
             request = (Atom("$gen_call"), (pid(1), tag), what)
         tell(node, peer, "rex", request)
-    assert len(node.calls.jobs) == calls.MAX_JOBS_PER_NODE
+    assert len(node.calls.jobs) == jobs.MAX_JOBS_PER_NODE
     assert node.calls.refused == 50
     assert len(peer.sent) == 25, "who waits is told"
     assert b"system_limit" in peer.sent[0][1]
-    node._connections.clear()
+    node.connections.clear()
     await node.stop()

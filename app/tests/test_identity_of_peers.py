@@ -11,8 +11,8 @@ import pytest
 from fake_peer import ReadsText
 from private_network import until
 
-from thicket.distribution import CALLER, frames, processes
-from thicket.distribution.calls import _EXECUTE_CALL
+from thicket.distribution import CALLER, frames
+from thicket.distribution.atoms import EXECUTE_CALL, GEN_CALL, SYSTEM_LIMIT
 from thicket.distribution.etf import Atom, Pid, Reference, decode_bare, encode_bare
 from thicket.distribution.handshake import ABILITIES, RemoteNode
 from thicket.distribution.mailbox import Exit, Mailbox
@@ -62,7 +62,7 @@ class Peer(ReadsText):
 def three() -> tuple[Node, Any, Any]:
     node = Node("thicket", "c", IPv6Address("fd12:3456:789a:1::1"))
     honest, hostile = Peer(HONEST), Peer(HOSTILE)
-    node._connections.update({HONEST: honest, HOSTILE: hostile})  # type: ignore[dict-item]
+    node.connections.update({HONEST: honest, HOSTILE: hostile})  # type: ignore[dict-item]
     return node, honest, hostile
 
 
@@ -76,7 +76,7 @@ def call(node: Node, through: Any, caller: Pid, request: Reference, *what: Any) 
         request,
         caller,
         caller,
-        _EXECUTE_CALL,
+        EXECUTE_CALL,
         [Atom("monitor")],
     )
     node.on_message(through, control, encode_bare([request, *what]))
@@ -104,7 +104,7 @@ def test_every_signal_in_the_name_of_another_node_is_dropped(three: tuple[Node, 
         (frames.PAYLOAD_EXIT, him, us),
         (frames.EXIT2, him, us, Atom("kill")),
         (frames.PAYLOAD_EXIT2, him, us),
-        (frames.SPAWN_REQUEST, reference, him, him, _EXECUTE_CALL, []),
+        (frames.SPAWN_REQUEST, reference, him, him, EXECUTE_CALL, []),
         (frames.SPAWN_REPLY, reference, us, 0, him),
     ]
     for count, control in enumerate(signals, 1):
@@ -150,11 +150,11 @@ async def test_a_caller_is_the_node_at_the_other_end(three: tuple[Node, Any, Any
 
     for caller in (honest.pid(), node.pid):
         request: Any = (Atom("call"), *tasks, [], caller)
-        tell((processes.GEN_CALL, (caller, hostile.reference(5)), request))
+        tell((GEN_CALL, (caller, hostile.reference(5)), request))
     assert forged(node) == 5
     for mine in (honest.pid(), node.pid):  # whose group leader it is proves nothing
         request = (Atom("call"), *tasks, [], mine)
-        tell((processes.GEN_CALL, (hostile.pid(), hostile.reference(6)), request))
+        tell((GEN_CALL, (hostile.pid(), hostile.reference(6)), request))
         tell((Atom("$gen_cast"), (Atom("cast"), *tasks, [], mine)))
     await until(lambda: len(seen) == 5, "it happens")
     assert seen == [HOSTILE] * 5
@@ -170,7 +170,7 @@ async def test_old_calls_count_for_the_node_that_makes_them(three: tuple[Node, A
     for peer, number in ((hostile, 300), (honest, 1)):
         for i in range(number):
             request: Any = (Atom("call"), Atom("slow"), Atom("wait"), [], peer.pid())
-            message = (processes.GEN_CALL, (peer.pid(), peer.reference(i)), request)
+            message = (GEN_CALL, (peer.pid(), peer.reference(i)), request)
             control = (frames.REG_SEND, peer.pid(), Atom(""), Atom("rex"))
             node.on_message(peer, control, encode_bare(message))
     assert len(hostile.of(frames.SEND_SENDER)) == 50
@@ -246,7 +246,7 @@ def test_a_node_cannot_use_up_the_watchers_of_a_process(three: tuple[Node, Any, 
         node.on_message(hostile, (frames.MONITOR_P, hostile.pid(), box.pid, reference), None)
         node.on_message(hostile, (frames.LINK, hostile.pid(i + 1), box.pid), None)
     ends = hostile.of(frames.PAYLOAD_MONITOR_P_EXIT)
-    assert [reason for _, reason in ends] == [processes.SYSTEM_LIMIT] * 100
+    assert [reason for _, reason in ends] == [SYSTEM_LIMIT] * 100
     assert len(hostile.of(frames.PAYLOAD_EXIT)) == 100
     node.on_message(honest, (frames.MONITOR_P, honest.pid(), box.pid, honest.reference()), None)
     node.on_message(honest, (frames.LINK, honest.pid(), box.pid), None)
@@ -283,7 +283,7 @@ def test_requests_to_a_mailbox_are_of_who_sends_them(three: tuple[Node, Any, Any
     box = node.mailbox("box")
     assert isinstance(box, Mailbox)
     for sender in (honest.pid(), hostile.pid()):
-        message = (processes.GEN_CALL, (sender, hostile.reference()), Atom("q"))
+        message = (GEN_CALL, (sender, hostile.reference()), Atom("q"))
         control = (frames.REG_SEND, hostile.pid(), Atom(""), Atom("box"))
         node.on_message(hostile, control, encode_bare(message))
     assert len(box) == 1
@@ -303,9 +303,7 @@ async def test_a_call_by_way_of_rex_still_works_between_nodes_of_ours(
     request: Any = (Atom("call"), Atom("sum"), Atom("up"), [1, 2], honest.pid())
     tag = honest.reference()
     control: tuple[Any, ...] = (frames.REG_SEND, honest.pid(), Atom(""), Atom("rex"))
-    node.on_message(
-        honest, control, encode_bare((processes.GEN_CALL, (honest.pid(), tag), request))
-    )
+    node.on_message(honest, control, encode_bare((GEN_CALL, (honest.pid(), tag), request)))
     await until(lambda: honest.sent, "it happens")
     [(control, answer)] = honest.sent
     assert (control[0], control[2], answer) == (frames.SEND_SENDER, honest.pid(), (tag, 3))

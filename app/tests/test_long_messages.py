@@ -16,6 +16,7 @@ from private_network import Network, in_private_network, until
 from test_cluster import a_node, failure, with_erlang
 from test_hostile_peer import CONTROL, fragment
 from test_hostile_peer import pid as a_pid
+from told import Told
 
 from thicket.base.errors import RequestError
 from thicket.cluster.requests import Requests
@@ -86,7 +87,7 @@ async def test_erlang_is_told_at_once_what_is_too_long(network: Network, release
         assert await tried(erl, f"erpc:call({py}, long, size, {deep})") == limit
         assert await erl.eval(f"erpc:call({py}, long, size, [<<1,2,3>>])") == 3
         assert node.statistics()["discarded"] == 7
-        node._counters["undecodable"] -= 1  # the deep one
+        node.counters["undecodable"] -= 1  # the deep one
 
 
 @in_each_release
@@ -346,5 +347,5 @@ async def test_the_limit_follows_the_configuration_and_the_memory(
     known = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": memory * MIB // 4096}
     monkeypatch.setattr(os, "sysconf", known.__getitem__)
     settings = Settings({"cluster": {"max_message": 100}})
-    node = Parts().node(settings, IPv6Address("fd12:3456:789a:1::1"), lambda *_: None, None)
+    node = Parts().node(settings, IPv6Address("fd12:3456:789a:1::1"), Told(), None)
     assert node.max_message == limit * MIB + (MIB // 8 if memory == 113 else 0)

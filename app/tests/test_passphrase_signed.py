@@ -309,7 +309,7 @@ async def test_in_clear_a_change_goes_to_nobody_else(network: Network) -> None:
             for subject, listener in ((a, a._listener), (b, b._listener)):
                 assert listener is not None
                 assert not listener._spreads
-                connection = next(iter(listener._node._connections.values()))
+                connection = next(iter(listener._node.connections.values()))
                 for message in (("have", 9, b"x" * 32), ("signed", signed(3))):
                     listener.on_message(connection, message)
                 assert not listener._tasks

@@ -18,9 +18,11 @@ import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
 from fleet_for_tests import CLOCK, one_fleet
 from private_network import Network, in_private_network, until
+from told import Told
 
 from thicket.distribution import DistributionError, Node, Pid, handshake
 from thicket.distribution.etf import Atom
+from thicket.distribution.events import NodeDown, NodeUp
 from thicket.trust.credentials import Credentials, make_credentials
 from thicket.trust.tls import FleetTls
 
@@ -62,10 +64,10 @@ def up(node: Node) -> list[str]:
 async def test_a_node_of_erlang_keeps_its_spelling_and_is_one_node(
     network: Network, release: Release
 ) -> None:
-    heard: list[tuple[str, dict[str, Any]]] = []
+    heard = Told()
     async with (
         a_real_epmd(network),
-        a_node(network, "py", 1, on_change=lambda *event: heard.append(event)) as node,
+        a_node(network, "py", 1, listener=heard) as node,
     ):
         network.add(DEVICE)
         async with await Erl.start(
@@ -112,32 +114,31 @@ async def test_a_node_of_erlang_keeps_its_spelling_and_is_one_node(
             )
             await until(lambda: up(node) == [NAME], "one connection")
             await erl.until("nodes()", [node.name])
-            assert {detail["name"] for kind, detail in heard if kind == "node-up"} == {NAME}
-            assert {detail["name"] for kind, detail in heard if kind == "node-down"} == {NAME}
+            assert {event.name for event in heard.of(NodeUp)} == {NAME}
+            assert {event.name for event in heard.of(NodeDown)} == {NAME}
             assert not [line for line in erl.log if "ERROR" in line], erl.log
 
 
 @in_private_network
 async def test_a_second_spelling_of_a_peer_takes_the_place_of_the_first(network: Network) -> None:
     """Who proves to be at the address is that node, which has lost its end or begun anew."""
-    events: list[tuple[str, str, str]] = []
-
-    def note(kind: str, detail: dict[str, Any]) -> None:
-        if kind in ("node-up", "node-down"):
-            events.append((kind, detail["name"], detail.get("code", "")))
-
-    async with a_node(network, "a", 1, on_change=note) as node:
+    events = Told()
+    async with a_node(network, "a", 1, listener=events) as node:
         network.add(DEVICE)
         for number, name in enumerate((NAME, LOUD, PADDED), 1):
             local = handshake.LocalNode(name, "secret", number, handshake.ABILITIES | 1)
             await _shake(node, local, DEVICE)
             await until(lambda name=name: up(node) == [name], f"{name} is up, alone")  # type: ignore[misc]
-        assert events == [
-            ("node-up", NAME, ""),
-            ("node-down", NAME, "replaced"),
-            ("node-up", LOUD, ""),
-            ("node-down", LOUD, "replaced"),
-            ("node-up", PADDED, ""),
+        assert [
+            (type(event), event.name, event.code if isinstance(event, NodeDown) else "")
+            for event in events
+            if isinstance(event, NodeUp | NodeDown)
+        ] == [
+            (NodeUp, NAME, ""),
+            (NodeDown, NAME, "replaced"),
+            (NodeUp, LOUD, ""),
+            (NodeDown, LOUD, "replaced"),
+            (NodeUp, PADDED, ""),
         ]
 
 
@@ -194,27 +195,24 @@ async def test_a_certificate_speaks_for_its_address_in_every_spelling(network: N
     def tls(number: int) -> FleetTls:
         return FleetTls(FLEET.fleet, devices[number], clock=lambda: CLOCK)
 
-    async with (
-        a_node(network, "a", 1, address=_present(network, devices[0]), tls=tls(0)) as a,
-        a_node(network, "b", 2, address=_present(network, devices[1]), tls=tls(1)) as b,
-        a_node(network, "c", 3, address=_present(network, devices[2]), tls=tls(2)) as c,
-    ):
-        spelled = f"b@{IPv6Address(b.host).exploded.upper()}"
-        await a.connect(spelled, 60)
-        assert up(a) == [b.name]
-        assert a.recheck() == []
-        # A third node that says so is not b, however it writes that.
-        for name in (spelled, b.name):
-            c._local = c._local._replace(name=name)
-            with pytest.raises(DistributionError) as caught:
-                await c.connect(a.name, 60)
-            assert caught.value.code == "wrong-source"
-            a._check_source = False
-            with pytest.raises(DistributionError) as caught:
-                await c.connect(a.name, 60)
-            assert caught.value.code == "not-its-address"
-            a._check_source = True
-        assert up(a) == [b.name]
+    here = [_present(network, device) for device in devices]
+    for check_source, code in ((True, "wrong-source"), (False, "not-its-address")):
+        async with (
+            a_node(network, "a", 1, address=here[0], tls=tls(0), check_source=check_source) as a,
+            a_node(network, "b", 2, address=here[1], tls=tls(1)) as b,
+            a_node(network, "c", 3, address=here[2], tls=tls(2)) as c,
+        ):
+            spelled = f"b@{IPv6Address(b.host).exploded.upper()}"
+            await a.connect(spelled, 60)
+            assert up(a) == [b.name]
+            assert a.recheck() == []
+            # A third node that says so is not b, however it writes that.
+            for name in (spelled, b.name):
+                c.local = c.local._replace(name=name)
+                with pytest.raises(DistributionError) as caught:
+                    await c.connect(a.name, 60)
+                assert caught.value.code == code
+            assert up(a) == [b.name]
 
 
 def _present(network: Network, credentials: Credentials) -> IPv6Address:

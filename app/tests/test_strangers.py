@@ -105,7 +105,7 @@ async def test_a_connection_that_ends_is_free_at_once(network: Network) -> None:
                         lambda: len(born.references) >= 15 and not born.alive(),
                         f"all is free after {said[:8]!r}",
                     )
-                    assert not len(node._handshakes)
+                    assert node.statistics()["handshakes"] == 0
 
 
 @in_private_network
@@ -212,7 +212,7 @@ async def test_a_member_that_was_heard_has_a_place_of_its_own(network: Network) 
 async def test_the_port_mapper_answers_beside_silent_clients(network: Network) -> None:
     node = Node("a", "c", network.address(1), 0, epmd_port=network.epmd_port)
     await node.start()
-    await until(lambda: node._mapper is not None and node._mapper.served, "the mapper serves")
+    await until(lambda: node.statistics()["epmd"]["served"], "the mapper serves")
     held = [await asyncio.open_connection(node.host, network.epmd_port) for _ in range(80)]
     port = await epmd.lookup(node.host, "a", timeout=60.0, port=network.epmd_port)
     assert port == node.port

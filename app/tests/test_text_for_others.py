@@ -90,7 +90,7 @@ async def test_only_nodes_of_ours_are_sent_text_in_a_form_of_its_own(network: Ne
             export_texts(node)
             node.scope()
         # What a stock node says of itself.
-        other._local = other._local._replace(flags=other._local.flags & ~handshake.TEXT)
+        other.local = other.local._replace(flags=other.local.flags & ~handshake.TEXT)
         await ours.connect(other.name)
         await check(other, ours, b"")
         with pytest.raises(EncodeError, match="two keys of a map"):

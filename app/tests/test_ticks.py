@@ -18,14 +18,16 @@ from typing import Any
 import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
 from private_network import Network, in_private_network, until
+from told import Told
 
 from thicket.base.fields import Integer
 from thicket.cluster.section import ClusterSection
 from thicket.distribution import Atom, Node, frames, handshake
 from thicket.distribution.connection import TICK_INTENSITY, Connection
 from thicket.distribution.etf import Pid, Reference, encode_bare
+from thicket.distribution.events import NodeDown
 from thicket.distribution.frames import FrameReader, MessageReader
-from thicket.distribution.handshake import ABILITIES, Acceptor, Initiator, LocalNode, RemoteNode
+from thicket.distribution.handshake import ABILITIES, Acceptor, Initiator, LocalNode
 
 HERE, THERE = IPv6Address("fd12::1"), IPv6Address("fd12::2")
 HOUR = 3600.0
@@ -97,7 +99,7 @@ class Stock:
         self._reader = FrameReader(1 << 20)
         self._messages = MessageReader(header=bool(flags & handshake.FRAGMENTS))
         self.connection = Connection(
-            node, Initiator(node._local, self.name), tick_time=node.tick_time
+            node, Initiator(node.local, self.name), tick_time=node.tick_time
         )
         self.wire = Wire(THERE, self._receive)  # of ours
         self.wire.ended = lambda: self.connection.connection_lost(None)
@@ -172,12 +174,11 @@ class Ours:
             for tick_time, address, name in zip(tick_times, (HERE, THERE), "ab", strict=True)
         )
 
-        def decide(remote: RemoteNode) -> str:
-            return self.b._decide(self.ends[1], remote)
-
+        accepting = self.b.accept()
+        assert isinstance(accepting, Connection)
         self.ends = (
-            Connection(self.a, Initiator(self.a._local, self.b.name), tick_time=self.a.tick_time),
-            Connection(self.b, Acceptor(self.b._local, decide), tick_time=self.b.tick_time),
+            Connection(self.a, Initiator(self.a.local, self.b.name), tick_time=self.a.tick_time),
+            accepting,
         )
         self.wires = (
             Wire(THERE, lambda data: _put(self.ends[1], data)),
@@ -190,20 +191,15 @@ class Ours:
 
 
 def a_node(tick_time: float, address: IPv6Address = HERE, name: str = "a") -> Node:
-    losses: list[str] = []
-
-    def note(kind: str, detail: dict[str, Any]) -> None:
-        if kind == "node-down":
-            losses.append(detail["code"])
-
-    node = Node(name, "secret", address, tick_time=tick_time, epmd_port=None, on_change=note)
-    node.losses = losses  # type: ignore[attr-defined]
+    told = Told()
+    node = Node(name, "secret", address, tick_time=tick_time, epmd_port=None, listener=told)
+    node.told = told  # type: ignore[attr-defined]
     return node
 
 
 def losses(node: Node) -> list[str]:
-    found: list[str] = node.losses  # type: ignore[attr-defined]
-    return found
+    told: Told = node.told  # type: ignore[attr-defined]
+    return [event.code for event in told.of(NodeDown)]
 
 
 async def up(*nodes: Node) -> None:
@@ -348,7 +344,7 @@ async def test_the_question_is_answered_at_once_and_leaves_nothing_there(
         await mapped(node)
         await node.connect(erl.name, 60)
         await erl.until("nodes()", [node.name])
-        connection = node._connections[erl.name]
+        connection = node.connections[erl.name]
         state = "[erlang:system_info(K) || K <- [process_count, port_count, atom_count]]"
         for _ in range(2):  # what it evaluates makes atoms the first time
             await erl.eval(state)
@@ -376,12 +372,7 @@ async def test_erlang_with_another_tick_time_stays(network: Network) -> None:
     short = 6
 
     async def watch(name: str, number: int, ours: float, theirs: int) -> None:
-        lost: list[Any] = []
-
-        def note(kind: str, detail: dict[str, Any]) -> None:
-            if kind == "node-down":
-                lost.append(detail)
-
+        told = Told()
         node = Node(
             f"py{number}",
             "secret",
@@ -389,7 +380,7 @@ async def test_erlang_with_another_tick_time_stays(network: Network) -> None:
             0,
             epmd_port=network.epmd_port,
             tick_time=ours,
-            on_change=note,
+            listener=told,
         )
         await node.start()
         async with await Erl.start(
@@ -399,7 +390,7 @@ async def test_erlang_with_another_tick_time_stays(network: Network) -> None:
             await node.connect(erl.name, 60)
             await erl.eval(f"put(watch, erlang:monitor_node('{node.name}', true))")
             await asyncio.sleep(1.4 * short)  # longer than the shorter one's patience
-            assert not lost
+            assert not told.of(NodeDown)
             assert await erl.eval("receive {nodedown, _} -> lost after 0 -> none end") == "none"
             await erl.until("nodes()", [node.name])
         await node.stop()

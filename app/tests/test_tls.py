@@ -15,7 +15,8 @@ from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
 from private_network import Network, in_private_network, until
 
 from thicket.distribution import DistributionError, Node
-from thicket.distribution.tls import Tls, contexts
+from thicket.distribution.file_tls import FileTls
+from thicket.distribution.secure import Tls
 
 
 class Authority:
@@ -65,7 +66,7 @@ class Authority:
     def tls(self, name: str, address: str) -> Tls:
         """Return the contexts of a node."""
         self.certificate(name, address)
-        return contexts(
+        return FileTls(
             self.path / f"{name}.pem", self.path / f"{name}.key", self.path / f"{self.name}.pem"
         )
 
@@ -150,7 +151,7 @@ async def test_tls_with_erlang_both_ways(network: Network, release: Release) -> 
                 await erl.eval(f"{{box, '{node.name}'}} ! binary:copy(<<7>>, 10000000), ok")
                 assert await box.get() == b"\7" * 10_000_000
                 box.close()
-                connection = node._connections[erl.name]
+                connection = node.connections[erl.name]
                 assert connection.outgoing is (direction == "ours")
                 assert connection.ssl_object.version() in ("TLSv1.2", "TLSv1.3")
                 node.disconnect(erl.name)

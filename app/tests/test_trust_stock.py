@@ -118,7 +118,7 @@ async def test_a_stock_node_and_a_node_of_ours(network: Network, release: Releas
                 await erl.until("nodes()", [node.name])
                 assert await erl.eval(f"rpc:call('{node.name}', lists, sort, [[2,1]])") == [1, 2]
                 assert await node.call(erl.name, "lists.sort", [2, 1]) == [1, 2]
-                connection = node._connections[erl.name]
+                connection = node.connections[erl.name]
                 assert connection.ssl_object.version() == "TLSv1.3"
                 assert connection.outgoing is (direction == "ours")
                 node.disconnect(erl.name)

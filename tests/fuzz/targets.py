@@ -361,6 +361,7 @@ def make_messages() -> Try:
     from thicket.distribution.frames import FrameError, MessageReader
     from thicket.distribution.groups import Scope
     from thicket.distribution.handshake import ABILITIES, TEXT, DistributionError, RemoteNode
+    from thicket.distribution.identifiers import Identifiers
     from thicket.distribution.node import Node
     from thicket.trust.change import SignedChange
     from thicket.trust.exchange import Exchange
@@ -420,6 +421,9 @@ def make_messages() -> Try:
         def encrypted(self) -> bool:
             return True
 
+        def identify(self, name: str) -> Identifiers:
+            return Identifiers(name, 4, 0)  # the same in every run
+
     asked: Any = Asked()
     lost = DistributionError("closed", "the connection was lost")
 
@@ -477,21 +481,13 @@ def make_messages() -> Try:
         flags = ABILITIES if not data or data[0] & 1 else 0
         node = Safe("thicket", COOKIE, OWN)
         asked.signed = bool(data) and bool(data[0] & 2)
-        node.creation = 4
-        node._last_reference = 0
-        node._last_pid = 0
-        node._processes.clear()
-        for process in node._names.values():
-            process.pid = node.new_pid()
-            node._processes[process.pid.id] = process
         Scope(node)
         Exchange(node, lambda: {b"1" * 32: b"a list"}, {b"1" * 32}.__contains__, offered)
         node.register(Passphrase.NAME, Listener(node, asked))
         node.export("fuzz.add")(_add)
         node.export("fuzz.wait")(_wait)
         peer: Any = Peer(flags)
-        node._connections[OTHER_NAME] = peer
-        node._since[OTHER_NAME] = 0.0
+        node.connections[OTHER_NAME] = peer
         messages = MessageReader(header=True)
         handled = 0
         for record in records(data[1:]):
@@ -506,10 +502,10 @@ def make_messages() -> Try:
                 else:
                     node.on_message(peer, control, payload)
                 handled += 1
-        assert node._counters["messages"] == handled
+        assert node.counters["messages"] == handled
         for _ in range(4):
             await asyncio.sleep(0)
-        for process in list(node._processes.values()):
+        for process in node.processes():
             process.on_disconnect(peer, lost)
         node.calls.stop()
         others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -129,7 +129,7 @@ class ApplicationNode:
         self, function: Any = None, /, *, thread: bool = False
     ) -> Any:  # decorator of three forms, as that of Node
         """Let other nodes call a function, see :meth:`thicket.distribution.Node.export`."""
-        from thicket.distribution.calls import function_name
+        from thicket.distribution.exports import function_name
 
         if function is None or isinstance(function, str):
             return lambda decorated: self._export(

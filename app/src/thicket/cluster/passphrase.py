@@ -40,7 +40,6 @@ from thicket.base.paths import Paths
 from thicket.config import edit
 from thicket.config.schema import Settings
 from thicket.device.boot_partition import StoreError
-from thicket.distribution import services
 from thicket.distribution.etf import Atom, Pid
 from thicket.distribution.handshake import DistributionError
 from thicket.distribution.processes import Process
@@ -761,7 +760,7 @@ class Listener(Process):
 
         Only authenticated and encrypted connections are good enough for that.
         """
-        connection = self._node._connections.get(peer)
+        connection = self._node.connections.get(peer)
         if connection is not None and self._spreads:
             self._cast(connection, (_HAVE, *self._passphrase.newest()))
 
@@ -800,7 +799,7 @@ class Listener(Process):
                     self._begin(self._take(packed, connection.name))
             case ("$gen_call", (Pid() as sender, tag), request):
                 if len(self._tasks) >= self.MOST:
-                    services.reply(self, connection, sender, tag, (_ERROR, b"it is busy"))
+                    self.reply(connection, sender, tag, (_ERROR, b"it is busy"))
                     return
                 who = connection.name if connection is not None else self.node.name
                 self._begin(self._answer(connection, sender, tag, request, who))
@@ -829,7 +828,7 @@ class Listener(Process):
         except Exception as error:
             log.exception("a request of %s failed", who)
             answer = (_ERROR, f"{type(error).__name__} there".encode())
-        services.reply(self, connection, sender, tag, answer)
+        self.reply(connection, sender, tag, answer)
 
     async def _do(self, request: Any, who: str) -> None:
         subject = self._passphrase
@@ -858,6 +857,9 @@ class Listener(Process):
                 await subject.cancel()
             case _:
                 raise PassphraseError("bad-request", "this node does not know such a request")
+
+    def on_stop(self) -> None:
+        self.close()
 
     def close(self) -> None:
         """End what is being worked on."""

@@ -113,7 +113,7 @@ class Requests:
             raise RequestError("bad-request", 'params need "group" and "message"')
         try:
             group, message = from_json(params["group"]), from_json(params["message"])
-            if "pg" not in self.node._scopes:
+            if "pg" not in self.node.scopes:
                 self.node.scope()  # it learns of the members that others have by asking
                 await asyncio.sleep(0.5)
             return {"members": await self.node.publish(group, message)}

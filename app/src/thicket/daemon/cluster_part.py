@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from thicket.daemon.core import Core, Self
     from thicket.daemon.discovery_part import DiscoveryPart
     from thicket.daemon.radio_part import RadioPart
+    from thicket.distribution.events import ClusterEvent
     from thicket.distribution.node import Node
     from thicket.trust.service import Trust
 
@@ -145,7 +146,7 @@ class ClusterPart:
             await self._trust.ready.wait()
             tls = self._trust.tls
         cluster = core.settings.cluster
-        node = core.make.node(core.settings, self._me.ip, self._happened, tls)
+        node = core.make.node(core.settings, self._me.ip, self, tls)
         membership = Membership(
             cluster.name, node, lambda _candidate: core.changed(), self._radio.silence
         )
@@ -187,23 +188,25 @@ class ClusterPart:
                 task.cancel()
             await asyncio.wait(beside, timeout=GRACE)
 
-    def _happened(self, kind: str, detail: dict[str, Any]) -> None:
+    def on(self, event: ClusterEvent, /) -> None:
+        """Something happened in the cluster, see :class:`thicket.base.events.Listener`."""
+        from thicket.distribution.events import NodeDown, NodeUp, Suspected  # loaded with the node
+
         session = self.session
         membership = session.membership if session is not None else None
-        if kind == "suspected":
+        if isinstance(event, Suspected):
             if membership is not None:
-                membership.suspect(name=detail["name"])
+                membership.suspect(name=event.name)
             return
-        if kind == "node-up":
-            name = detail["name"]
+        if isinstance(event, NodeUp):
             self._core.times.reached("first_node")
             if membership is not None:
-                membership.node_up(name)
-            self._trust.node_up(name)
+                membership.node_up(event.name)
+            self._trust.node_up(event.name)
             if session is not None and session.passphrase is not None:
-                session.passphrase.node_up(name)
-        elif kind == "node-down" and membership is not None:
-            membership.node_down(detail["name"])
+                session.passphrase.node_up(event.name)
+        elif isinstance(event, NodeDown) and membership is not None:
+            membership.node_down(event.name)
         self._core.changed()
 
     # -- what others tell and ask

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from ipaddress import IPv6Address, IPv6Interface
 
+    from thicket.base.events import Listener
     from thicket.config.schema import Settings
+    from thicket.distribution.events import ClusterEvent
     from thicket.distribution.node import Node
-    from thicket.distribution.tls import Tls
+    from thicket.distribution.secure import Tls
     from thicket.identity.aio import AsyncAtecc
     from thicket.identity.source import Identity
     from thicket.radio.radio import Radio
@@ -97,7 +99,11 @@ class Parts:
         return open_chip(identity)
 
     def node(
-        self, settings: Settings, address: IPv6Address, on_change: Change, tls: Tls | None
+        self,
+        settings: Settings,
+        address: IPv6Address,
+        listener: Listener[ClusterEvent],
+        tls: Tls | None,
     ) -> Node:
         """Return the node of the cluster; ``tls`` is None where the cookie is all it has."""
         from thicket.distribution import Node
@@ -120,7 +126,7 @@ class Parts:
             tick_time=cluster.tick_time,
             # who allows for slow nodes there has slow handshakes, too
             setup_time=max(SETUP_TIME, cluster.tick_time / 2),
-            on_change=on_change,
+            listener=listener,
             max_message=min(wanted, most),
             # of all messages that are under way
             max_held=2 * most,

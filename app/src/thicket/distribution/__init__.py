@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node of a Distributed Erlang cluster, written in Python.
 
-From the bottom up: :mod:`.etf` (terms), :mod:`.epmd` (port mapper), :mod:`.handshake` and
-:mod:`.frames` (the protocol, without input or output), :mod:`.connection` (one TCP connection),
-:mod:`.processes` (identifiers, signals), :mod:`.services` (what stock nodes ask for),
-:mod:`.calls` and :mod:`.convert` (functions), :mod:`.mailbox` (messages, events), :mod:`.groups`
-(process groups), :mod:`.node` (the node).
+From the bottom up:
+
+* terms and the protocol, without input or output: :mod:`.etf`, :mod:`.handshake`, :mod:`.frames`
+* one connection: :mod:`.connection`, inside TLS: :mod:`.secure` (:mod:`.file_tls`)
+* who is connected: :mod:`.epmd` (port mapper), :mod:`.listening`, :mod:`.admission`,
+  :mod:`.connector`; what happens: :mod:`.events`
+* processes: :mod:`.atoms`, :mod:`.identifiers`, :mod:`.processes` (what they are and send),
+  :mod:`.signals` (what they are sent), :mod:`.services` (what stock nodes ask for)
+* functions: :mod:`.exports`, :mod:`.convert` (arguments), :mod:`.failures` (results and errors),
+  :mod:`.jobs` (what runs here), :mod:`.calls` (who asks for it), :mod:`.calling` (those of others)
+* messages and groups: :mod:`.mailbox`, :mod:`.groups`
+* what applications use: :mod:`.node`
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,8 +22,10 @@ from thicket.distribution.handshake import DistributionError, HandshakeError
 from thicket.distribution.node import Node, NodeInfo
 
 if TYPE_CHECKING:
-    from thicket.distribution.calls import CALLER, CallTimeoutError, RemoteError, RemoteTask, Throw
+    from thicket.distribution.calling import RemoteTask
+    from thicket.distribution.failures import CallTimeoutError, RemoteError, Throw
     from thicket.distribution.groups import Subscription
+    from thicket.distribution.jobs import CALLER
     from thicket.distribution.mailbox import Down, Exit, Mailbox, NodeEvent, Request
 
 __all__ = [
@@ -43,7 +52,9 @@ __all__ = [
 ]
 
 _LATER = {
-    **dict.fromkeys(("CALLER", "CallTimeoutError", "RemoteError", "RemoteTask", "Throw"), "calls"),
+    "CALLER": "jobs",
+    "RemoteTask": "calling",
+    **dict.fromkeys(("CallTimeoutError", "RemoteError", "Throw"), "failures"),
     **dict.fromkeys(("Down", "Exit", "Mailbox", "NodeEvent", "Request"), "mailbox"),
     "Subscription": "groups",
 }

@@ -1,21 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which handshakes that others begin may be in progress at the same time.
+"""Which nodes are let in: places for handshakes, checks of who asks, and counts of refusals.
 
 A stranger costs nothing to become: an address can be invented, and a connection that says nothing
-looks like a member that is slow. So places are few, the ones that waited longest without a word
-give way to newcomers, and members that were heard of have places that strangers cannot take.
+looks like a slow member. So places for handshakes are few, the ones that waited longest without a
+word give way to newcomers, and members that were heard of have places that strangers cannot take.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING
 
-from thicket.distribution.handshake import HandshakeError
+from thicket.distribution.events import Refused, RefusedBy
+from thicket.distribution.handshake import (
+    OURS,
+    THEIRS,
+    Acceptor,
+    DistributionError,
+    HandshakeError,
+    Initiator,
+    key_of,
+    split_name,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from thicket.distribution.connection import Connection
+    from thicket.distribution.secure import Tls
+
+log = logging.getLogger(__name__)
 
 MAX_STRANGERS = 64
 """Limit of handshakes in progress with sources that are not expected."""
@@ -25,8 +40,18 @@ MAX_EXPECTED = 64
 
 MAX_PER_SOURCE = 8
 
+MAX_CONNECTIONS = 1024
 
-class Admission:
+MAX_CONNECTIONS_PER_HOST = 16
+"""Limit of connected nodes at one address, which one certificate speaks for."""
+
+_LOG_INTERVAL = 60.0
+_LOG_LINES = 30  # of refusals, within that interval
+_MAX_REASONS = 64
+_NO_REFUSALS = frozenset(("simultaneous", "connected", "stopped"))
+
+
+class Handshakes:
     """The handshakes in progress that others began, the oldest first.
 
     :ivar expected: tells whether a member is known to be at an address. Answers of True should
@@ -46,7 +71,7 @@ class Admission:
         yield from self._strangers
 
     def add(self, connection: Connection) -> None:
-        """Admit *connection*, or close it; another one is closed when it gives way."""
+        """Give *connection* a place, or close it; another one is closed when it gives way."""
         if self.expected(connection.source):
             pool, limit = self._members, MAX_EXPECTED
         else:
@@ -81,3 +106,172 @@ def _make_room(others: list[Connection], newcomer: Connection, why: str) -> None
     if leaves is None:
         leaves = next((other for other in others if not other.secured_at), newcomer)
     leaves.close(HandshakeError("too-many", why))
+
+
+class Refusals:
+    """Counts refusals, and decides which of them are told of.
+
+    The same source and reason is told once a minute: a peer that tries again every second must not
+    fill the log. All together are told 30 times a minute, as sources are cheap for an attacker.
+
+    :ivar counters: by reason, how often this node refused (OURS) and was refused (THEIRS).
+    """
+
+    def __init__(self) -> None:
+        self.counters: dict[str, dict[str, int]] = {OURS: {}, THEIRS: {}}
+        self._told: dict[tuple[str, str, str], float] = {}
+        self._omitted = 0
+
+    def add(self, whose: str, source: str, code: str) -> int | None:
+        """Count a refusal.
+
+        :returns: how many were not told of since the last one that was; None when this one is not
+            to be told of either.
+        """
+        counters = self.counters[whose]
+        if code not in counters and len(counters) >= _MAX_REASONS:
+            code = "other"  # the peer's words are no way to fill our memory
+        counters[code] = counters.get(code, 0) + 1
+        key = whose, source, code
+        now = time.monotonic()
+        for known, when in list(self._told.items()):  # the oldest first
+            if now - when < _LOG_INTERVAL:
+                break
+            del self._told[known]
+        if key in self._told or len(self._told) >= _LOG_LINES:
+            self._omitted += 1
+            return None
+        self._told[key] = now
+        omitted, self._omitted = self._omitted, 0
+        return omitted
+
+
+class Admission:
+    """Decides who may be connected with a node, and tells of those who may not.
+
+    :param own: the node's name.
+    :param connections: the connected nodes by the key of their names.
+    :param tls: checks certificates; None without TLS.
+    :param check_source: refuse a peer whose name has another address than it connects from.
+    :param tell: is told of refusals.
+    :ivar handshakes: those in progress that others began.
+    :ivar refusals: how many there were.
+    :ivar abandoned: number of handshakes that the peer gave up.
+    """
+
+    def __init__(
+        self,
+        own: str,
+        connections: dict[str, Connection],
+        *,
+        tls: Tls | None,
+        check_source: bool,
+        tell: Callable[[Refused | RefusedBy], None],
+    ) -> None:
+        self.handshakes = Handshakes()
+        self.refusals = Refusals()
+        self.abandoned = 0
+        self._own = own
+        self._connections = connections
+        self._tls = tls
+        self._check_source = check_source
+        self._tell = tell
+
+    def judge(self, connection: Connection, name: str) -> None:
+        """Check a node that has begun a handshake and calls itself *name*.
+
+        :raises HandshakeError: when it is refused.
+        """
+        if self._check_source and split_name(name)[1] != connection.source:
+            raise HandshakeError(
+                "wrong-source", f"a node that calls itself {name} connects from {connection.source}"
+            )
+        self.check(connection, name)
+        key = key_of(name)
+        if key == self._own:
+            raise HandshakeError("bad-name", f"another node calls itself {name}, as this one does")
+        if len(self._connections) >= MAX_CONNECTIONS:
+            raise HandshakeError("too-many", f"{MAX_CONNECTIONS} nodes are connected already")
+        if key not in self._connections:
+            same = sum(known.source == connection.source for known in self._connections.values())
+            if same >= MAX_CONNECTIONS_PER_HOST:
+                raise HandshakeError("too-many", f"{same} nodes of one address are connected")
+
+    def check(self, connection: Connection, name: str) -> None:
+        """Check the certificate of the peer, which is or calls itself *name*; without TLS none.
+
+        :raises HandshakeError: when it is refused.
+        """
+        if self._tls is None:
+            return
+        try:
+            self._tls.check(connection.ssl_object, split_name(name)[1], name)
+        except HandshakeError as error:
+            error.refusal = OURS
+            raise
+        except Exception as error:
+            log.exception("the certificate of %s cannot be checked", name)
+            raise HandshakeError("tls", "the certificate cannot be checked", OURS) from error
+        connection.checked = name
+
+    def recheck(self, dialled: Iterable[Connection]) -> list[str]:
+        """Check the certificates of all connections again, and close those of refused nodes.
+
+        :param dialled: the handshakes in progress that this node began.
+        :returns: the names of the nodes that were refused.
+        """
+        gone = []
+        for connection in {*self._connections.values(), *self.handshakes, *dialled}:
+            if not connection.checked:
+                continue
+            try:
+                self.check(connection, connection.checked)
+            except HandshakeError as error:
+                gone.append(connection.checked)
+                if connection.established:  # otherwise it is told of when it is closed
+                    self.refuse(connection, error)
+                connection.close(error)
+        return sorted(gone)
+
+    def ended(self, connection: Connection, reason: DistributionError) -> None:
+        """Count a handshake that has failed, whoever began it."""
+        self.handshakes.discard(connection)
+        refusal = reason.refusal if isinstance(reason, HandshakeError) else ""
+        if refusal == THEIRS or (refusal == OURS and connection.outgoing):
+            self.refuse(connection, reason)
+        if connection.outgoing:
+            return
+        if reason.code == "closed":
+            # Its own doing: it was stopped, or dropped this connection in favour of ours.
+            self.abandoned += 1
+        elif refusal != THEIRS and reason.code not in _NO_REFUSALS:
+            self.refuse(connection, reason)
+
+    def refuse(self, connection: Connection, reason: DistributionError) -> None:
+        """Count a refusal, and tell of each source and reason once in a while.
+
+        :param reason: says whether the peer refused this node.
+        """
+        theirs = isinstance(reason, HandshakeError) and reason.refusal == THEIRS
+        handshake = connection.handshake
+        name: str | None = connection.checked or None
+        if isinstance(handshake, Initiator):
+            name = handshake.wanted
+        elif isinstance(handshake, Acceptor):
+            name = name or handshake.name
+        omitted = self.refusals.add(THEIRS if theirs else OURS, connection.source, reason.code)
+        if omitted is None:
+            return
+        log.warning(
+            "%s (%s): %s%s",
+            f"refused by {connection.source}"
+            if theirs
+            else f"refused {'the' if connection.outgoing else 'a'} connection "
+            f"{'to' if connection.outgoing else 'from'} {connection.source}"
+            + (f", {name!r}" if name else ""),
+            reason.code,
+            reason,
+            f" ({omitted} more since the last of these lines)" if omitted else "",
+        )
+        kind = RefusedBy if theirs else Refused
+        self._tell(kind(connection.source, name, reason.code, str(reason)))

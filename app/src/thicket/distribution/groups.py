@@ -17,6 +17,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from thicket.distribution.atoms import GEN_CAST
 from thicket.distribution.etf import (
     Atom,
     EncodeError,
@@ -28,12 +29,13 @@ from thicket.distribution.etf import (
 )
 from thicket.distribution.handshake import DistributionError
 from thicket.distribution.mailbox import LIMIT, Mailbox
-from thicket.distribution.processes import Process, ProcessTable
+from thicket.distribution.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from thicket.distribution.connection import Connection
+    from thicket.distribution.node import Node
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,6 @@ _DISCOVER = Atom("discover")
 _JOIN = Atom("join")
 _LEAVE = Atom("leave")
 _SYNC = Atom("sync")
-_CAST = Atom("$gen_cast")
 _LOCAL_DATA = Atom("local_data")
 _UPDATE = Atom("update")
 _NEWEST = 1
@@ -101,15 +102,16 @@ class Scope(Process):
 
     answers = False
 
-    def __init__(self, node: ProcessTable, name: str = DEFAULT_SCOPE) -> None:
+    def __init__(self, node: Node, name: str = DEFAULT_SCOPE) -> None:
         super().__init__(node)
         self.name = name
+        self._node = node
         self._local: dict[bytes, _Group] = {}
         self._peers: dict[Pid, _Peer] = {}
         self._watches: dict[Reference, Pid] = {}
         self._remote_members = 0
         node.register(name, self)
-        for connection in node._connections.values():
+        for connection in node.connections.values():
             self.discover(connection)
 
     def discover(self, connection: Connection) -> None:
@@ -177,9 +179,7 @@ class Scope(Process):
         count = 0
         for pid in self.members(group):
             try:
-                await self.node.send_encoded(  # type: ignore[attr-defined]
-                    sender or self.pid, pid, encoded
-                )
+                await self._node.send_encoded(sender or self.pid, pid, encoded)
             except DistributionError:
                 continue  # its node has just gone
             count += 1
@@ -273,7 +273,7 @@ class Scope(Process):
         data: Any = (_SYNC, self.pid, local)
         if version:
             data = (_LOCAL_DATA, self.pid, version, PairMap(local))
-        self.node.send_to(connection, self.pid, pid, (_CAST, data))
+        self.node.send_to(connection, self.pid, pid, (GEN_CAST, data))
         peer = self._peers.get(pid)
         if peer is None:
             again: Any = (_DISCOVER, self.pid, version) if version else (_DISCOVER, self.pid)

@@ -13,18 +13,10 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from thicket.distribution.atoms import GEN_CALL, KILL, KILLED, NORMAL
 from thicket.distribution.etf import Pid, Reference, shown
 from thicket.distribution.handshake import DistributionError
-from thicket.distribution.processes import (
-    GEN_CALL,
-    KILL,
-    KILLED,
-    NORMAL,
-    Name,
-    Process,
-    ProcessTable,
-)
-from thicket.distribution.services import reply
+from thicket.distribution.processes import Name, Process, ProcessTable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,7 +75,7 @@ class Request:
 
         :raises EncodeError: when *answer* has no form in Erlang.
         """
-        reply(self._process, self._connection, self.sender, self._tag, answer)
+        self._process.reply(self._connection, self.sender, self._tag, answer)
 
     def __repr__(self) -> str:
         return f"Request({shown(self.request)} of {self.sender!r})"
@@ -161,11 +153,11 @@ class Mailbox(Process):
         if isinstance(target, str):
             target = self.node.own_name(target)
         if isinstance(target, Pid):
-            self.node.send_to(self.node._way_to(target.node), self.pid, target, message)
+            self.node.send_to(self.node.way_to(target.node), self.pid, target, message)
         elif isinstance(target, Reference):
-            self.node.send_to_alias(self.node._way_to(target.node), self.pid, target, message)
+            self.node.send_to_alias(self.node.way_to(target.node), self.pid, target, message)
         else:
-            self.node.send_to_name(self.node._way_to(target[1]), self.pid, target[0], message)
+            self.node.send_to_name(self.node.way_to(target[1]), self.pid, target[0], message)
 
     def watch(self, target: Pid | Name | str) -> Reference:
         """Get a :class:`Down` when *target* ends; at once when it does not exist."""
@@ -220,10 +212,8 @@ class Mailbox(Process):
         if type(message) is tuple and len(message) == 3 and message[0] == GEN_CALL:
             match message[1]:
                 case (Pid() as sender, tag):
-                    if connection is not None and sender.node != connection.name:
-                        # Answers go back the way that requests come.
-                        what = f"a request in the name of a process of {sender.node}"
-                        self.node.forged(connection, what)
+                    # Answers go back the way that requests come.
+                    if not self.node.speaks_for(connection, sender, "a request"):
                         return
                     message = Request(self, connection, sender, tag, message[2])
         self._put(connection, message)
@@ -244,6 +234,9 @@ class Mailbox(Process):
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
         self._held.discard(connection)
+
+    def on_stop(self) -> None:
+        self.close()
 
     async def room(self) -> None:
         """Wait, for a limited time, until there is room for another message."""
@@ -273,9 +266,8 @@ class Mailbox(Process):
 
     def _start_timer(self) -> None:
         if self._timer is None:
-            tick_time = getattr(self.node, "tick_time", 15.0)
             self._timer = asyncio.get_running_loop().call_later(
-                min(tick_time * HOLD_TIME, MAX_HOLD), self._overflow
+                min(self.node.tick_time * HOLD_TIME, MAX_HOLD), self._overflow
             )
 
     def _overflow(self) -> None:

@@ -10,28 +10,22 @@ to send something; whom to keep connected is the caller's decision.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
-import socket
-import time
 import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
+from thicket.base.process import boottime
 from thicket.distribution import frames, services
 from thicket.distribution.admission import Admission
-from thicket.distribution.connection import Connection
+from thicket.distribution.atoms import GEN_CALL, IS_AUTH, NOBODY, UNDEFINED, YES
+from thicket.distribution.connector import Connector, Maker
 from thicket.distribution.epmd import PORT as EPMD_PORT
-from thicket.distribution.epmd import EpmdError, PortMapper, listen, lookup
 from thicket.distribution.etf import Atom, Message, Pid, Reference, decode_bare, shown
+from thicket.distribution.events import Announcer, NodeDown, NodeUp, Suspected
 from thicket.distribution.handshake import (
     ABILITIES,
-    ALIVE,
     DIST_MONITOR_NAME,
-    NOK,
-    OK,
-    OK_SIMULTANEOUS,
     OURS,
     PUBLISHED,
     SEND_SENDER,
@@ -46,45 +40,28 @@ from thicket.distribution.handshake import (
     key_of,
     split_name,
 )
-from thicket.distribution.processes import (
-    GEN_CALL,
-    NOBODY,
-    UNDEFINED,
-    Name,
-    Process,
-    ProcessTable,
-    copy,
-)
+from thicket.distribution.identifiers import Identifiers
+from thicket.distribution.listening import Listening
+from thicket.distribution.processes import Name, Process, ProcessTable, copy
+from thicket.distribution.signals import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv6Address
 
-    from thicket.distribution.calls import Calls, RemoteTask
+    from thicket.base.events import Listener
+    from thicket.distribution.calling import RemoteTask
+    from thicket.distribution.calls import Calls
+    from thicket.distribution.connection import Connection
+    from thicket.distribution.events import ClusterEvent
     from thicket.distribution.groups import Scope, Subscription
     from thicket.distribution.mailbox import Mailbox, NodeEvents
-    from thicket.distribution.secure import Shared
-    from thicket.distribution.tls import Tls
+    from thicket.distribution.secure import Tls
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 9100
 DEFAULT_TICK_TIME = 15.0
-
-MAX_CONNECTIONS = 1024
-
-MAX_CONNECTIONS_PER_HOST = 16
-"""Limit of connected nodes at one address, which one certificate speaks for."""
-
-_EPMD_TIME = 2.0
-_CONNECT_TIME = 4.0
-_CLOSE_TIME = 2.0
-_BIND_INTERVAL = 0.1
-_MAX_BIND_INTERVAL = 2.0
-_PATIENCE = 10.0  # seconds an address may be missing before that is a problem
-_LOG_INTERVAL = 60.0
-_LOG_LINES = 30  # of refusals, within that interval
-_MAX_REASONS = 64
 
 CALL_TIME = 5.0
 """Default seconds that a call may take, as in Erlang."""
@@ -108,10 +85,6 @@ class NodeInfo(NamedTuple):
     since: float
 
 
-def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class Node(ProcessTable):
     """This device's node.
 
@@ -124,11 +97,7 @@ class Node(ProcessTable):
         0 for any free one.
     :param tick_time: seconds of silence after which a peer counts as lost, Erlang's
         ``net_ticktime``; that of others may be another one.
-    :param on_change: called with a kind and details: ``connecting`` {name}, ``node-up`` {name},
-        ``node-down`` {name, code, reason}, ``suspected`` {name, by} (another node of ours fears
-        for one of our peers), ``refused`` {source, name, code, message} (we refused a node) and
-        ``refused-by`` with the same details (a node refused us), both not more often than logged,
-        ``problem`` and ``recovered`` {part, code, message, since}.
+    :param listener: is told what happens (:mod:`.events`).
     :param epmd_port: the port mapper's port; None to neither ask nor answer as one.
     :param published: be visible, as opposed to Erlang's hidden nodes.
     :param check_source: refuse a peer whose name has another address than it connects from.
@@ -136,9 +105,14 @@ class Node(ProcessTable):
     :param max_message: longest message accepted, in bytes.
     :param max_held: bytes of all messages together of which parts are missing; four of the longest
         by default.
-    :param tls: talk with others inside mutual TLS and in no other way: :class:`.tls.FileTls`, or
-        that of a fleet. A cookie is then needed all the same.
+    :param tls: talk with others inside mutual TLS and in no other way: :class:`.file_tls.FileTls`,
+        or that of a fleet. A cookie is then needed all the same.
     :raises ValueError: when name or cookie cannot be used.
+    :ivar host: the address, in canonical form.
+    :ivar alive: the part of the name before ``@``.
+    :ivar local: what the node says of itself in handshakes.
+    :ivar scopes: the scopes of groups that exist on this node, by name.
+    :ivar pid: the process that stands for the node where no other does.
     """
 
     def __init__(
@@ -149,7 +123,7 @@ class Node(ProcessTable):
         port: int = DEFAULT_PORT,
         *,
         tick_time: float = DEFAULT_TICK_TIME,
-        on_change: Callable[[str, dict[str, Any]], None] | None = None,
+        listener: Listener[ClusterEvent] | None = None,
         epmd_port: int | None = EPMD_PORT,
         published: bool = True,
         check_source: bool = True,
@@ -159,73 +133,58 @@ class Node(ProcessTable):
         tls: Tls | None = None,
     ) -> None:
         self.host = str(address)
-        full = name if "@" in name else f"{name}@{self.host}"
-        try:
-            self.alive, host = split_name(full)
-        except HandshakeError as error:
-            raise ValueError(str(error)) from None
-        if host != self.host:
-            raise ValueError(f"a node on {self.host} cannot be called {full!r}")
-        self.name = f"{self.alive}@{self.host}"
-        try:
-            usable = 0 < len(cookie.encode("latin-1")) <= 255
-        except UnicodeEncodeError:
-            usable = False
-        if not usable:
-            raise ValueError("a cookie has 1 to 255 characters of Latin-1")
+        self.alive = _alive(name, self.host)
+        full = f"{self.alive}@{self.host}"
+        _check_cookie(cookie)
         if tick_time <= 0:
             raise ValueError(f"a tick time is greater than 0 seconds, not {tick_time}")
-        self.port = port
-        self.tick_time = tick_time
-        self.listening = False
-        # Tells this start of the node from an earlier one; 0 to 3 mean something else to OTP.
-        self.creation = int.from_bytes(os.urandom(4), "big") | 4
+        super().__init__(full, self.identify(full), tick_time)
+        self.counters.update(dict.fromkeys(("accepted", "connected", "discarded"), 0))
         flags = ABILITIES | (PUBLISHED if published else 0)
-        self._local = LocalNode(self.name, cookie, self.creation, flags)
-        self._atom = Atom(self.name)
-        self._on_change = on_change
-        self._epmd_port = epmd_port
-        self._published = published
-        self._check_source = check_source
-        self._setup_time = setup_time
-        self._attempt_time = _EPMD_TIME + _CONNECT_TIME + setup_time
-        self.max_message = max_message
-        self._room = frames.Room(4 * max_message if max_held is None else max_held)
-        self._tls = tls
-        self._length_size = 2 if tls is None else 4
-        self._shared: Shared | None = None
+        self.local = LocalNode(full, cookie, self.creation, flags)
 
-        self._server: asyncio.Server | None = None
-        self._listening: asyncio.Task[None] | None = None
-        self._mapper: PortMapper | None = None
-        self._stopped = False
-        # All of these by the key of the peer's name, which is one for all its spellings.
-        self._connections: dict[str, Connection] = {}
-        self._since: dict[str, float] = {}
-        self._handshakes = Admission()  # begun by others
-        self._incoming: dict[str, set[Connection]] = {}  # of those, the ones that told a name
-        self._attempts: dict[str, tuple[str, asyncio.Task[None]]] = {}  # the name as asked for
-        self._dialled: dict[str, tuple[Connection, asyncio.Future[None]]] = {}
-        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._problems: dict[str, dict[str, Any]] = {}
-        self._refusals = _Refusals()
-
-        super().__init__(int.from_bytes(os.urandom(7), "big"))
-        self._counters.update(
-            dict.fromkeys(("accepted", "connected", "simultaneous", "abandoned", "discarded"), 0)
+        self._announcer = Announcer(listener)
+        tell = self._announcer.tell
+        self._maker = Maker(
+            self,
+            tick_time=tick_time,
+            setup_time=setup_time,
+            max_message=max_message,
+            room=frames.Room(4 * max_message if max_held is None else max_held),
+            tls=tls,
         )
-        self._listeners: list[NodeEvents] = []
-        self._scopes: dict[str, Scope] = {}
+        self._listening = Listening(
+            self.host, port, epmd_port=epmd_port, hidden=not published, tell=tell
+        )
+        self._admission = Admission(
+            full, self.connections, tls=tls, check_source=check_source, tell=tell
+        )
+        self._connector = Connector(
+            self._maker,
+            self.connections,
+            self._listening,
+            epmd_port=epmd_port,
+            local=lambda: self.local,
+            tell=tell,
+        )
+        self._signals = Signals(self, self._on_spawn_request)
+        self._since: dict[str, float] = {}  # as the connections
+        self.scopes: dict[str, Scope] = {}
         self._calls: Calls | None = None
+
         kernel = services.NetKernel(self)
         self.pid = kernel.pid
         self.register("net_kernel", kernel)
         self.register("rex", services.Rex(self))
-        events = services.Logger(self)
-        for known in events.NAMES:
-            self.register(known, events)
+        logger = services.Logger(self)
+        for known in logger.NAMES:
+            self.register(known, logger)
         self._suspicions = services.Suspicions(self)
         self.register(self._suspicions.NAME, self._suspicions)
+
+    def identify(self, name: str) -> Identifiers:
+        """Return the identifiers of this start of the node."""
+        return Identifiers.of_new_start(name)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -236,141 +195,98 @@ class Node(ProcessTable):
         address detection runs) or the port is taken, listening is tried again for ever, and
         :meth:`problems` tells.
         """
-        if self._listening is not None:
-            raise RuntimeError("the node was started already")
-        self._listening = asyncio.get_running_loop().create_task(
-            self._listen(), name="distribution listener"
-        )
+        self._listening.start(self.local, self.accept)
         await asyncio.sleep(0)  # usually enough to listen
 
     async def stop(self) -> None:
         """Close every connection and stop listening."""
-        self._stopped = True
-        tasks = [task for _, task in self._attempts.values()]
-        if self._listening is not None:
-            tasks.append(self._listening)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._mapper is not None:
-            await self._mapper.stop()
-        if self._server is not None:
-            self._server.close()
-            self.listening = False
+        await self._connector.stop()
+        await self._listening.stop()
         if self._calls is not None:
             self._calls.stop()
             await asyncio.sleep(0)  # their ends are still told
-        for process in list(self._processes.values()):
-            close = getattr(process, "close", None)
-            if close is not None:  # a mailbox: who waits for a message hears of the end
-                close()
+        for process in self.processes():
+            process.on_stop()
         reason = DistributionError("stopped", f"{self.name} is stopping")
-        for connection in (*self._connections.values(), *self._handshakes):
+        for connection in (*self.connections.values(), *self._admission.handshakes):
             connection.close(reason)
-        for listener in list(self._listeners):
-            listener.close()
+        self._announcer.close()
 
-    async def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
-        interval = _BIND_INTERVAL
-        patience = loop.time() + _PATIENCE
-        while True:
-            try:
-                listener = listen(self.host, self.port)
-                break
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    self._problem(
-                        "port-taken",
-                        f"cannot listen on [{self.host}]:{self.port}: another program has that "
-                        f"port; stop it or set another [cluster] port",
-                    )
-                elif error.errno != errno.EADDRNOTAVAIL:
-                    self._problem(
-                        "listen", f"cannot listen on [{self.host}]:{self.port}: {error.strerror}"
-                    )
-                elif loop.time() > patience:
-                    self._problem(
-                        "address-missing",
-                        f"cannot listen on [{self.host}]:{self.port}: no interface has this "
-                        f"address; waiting for it",
-                    )
-            await asyncio.sleep(interval)
-            interval = min(interval * 1.5, _MAX_BIND_INTERVAL)
-        # The socket stays good when the address goes and comes back.
-        self.port = listener.getsockname()[1]
-        self._server = await loop.create_server(self._accept, sock=listener)
-        self.listening = True
-        log.info("%s listens on port %d", self.name, self.port)
-        for code in ("port-taken", "listen", "address-missing"):
-            self._recovered(code)
-        if self._epmd_port is not None:
-            self._mapper = PortMapper(
-                self.alive,
-                self.port,
-                [self.host, "::1", "127.0.0.1"],
-                creation=self.creation,
-                port=self._epmd_port,
-                hidden=not self._published,
-            )
-            self._mapper.start()
+    @property
+    def listening(self) -> bool:
+        """Whether others can connect with this node."""
+        return self._listening.ready
+
+    @property
+    def port(self) -> int:
+        """The port listened on, and tried at peers that their port mapper does not know."""
+        return self._listening.port
+
+    @port.setter
+    def port(self, port: int) -> None:
+        self._listening.port = port
+
+    @property
+    def max_message(self) -> int:
+        """Longest message accepted, in bytes."""
+        return self._maker.max_message
 
     # --- what others ask ----------------------------------------------------------------------
 
     def nodes(self) -> list[NodeInfo]:
         """Return the nodes that are connected or being connected, in the order of their names."""
         known = [
-            NodeInfo(connection.name, "up", self._since[key])
-            for key, connection in self._connections.items()
+            NodeInfo(connection.name, "up", self._since.get(key, 0.0))
+            for key, connection in self.connections.items()
         ]
         known += [
-            NodeInfo(name, "connecting", self._since.get(key, 0.0))
-            for key, (name, _) in self._attempts.items()
-            if key not in self._connections
+            NodeInfo(attempt.peer, "connecting", attempt.since)
+            for key, attempt in self._connector.attempts.items()
+            if key not in self.connections
         ]
         return sorted(known)
 
     @property
     def encrypted(self) -> bool:
         """Whether every connection of this node is inside TLS."""
-        return self._tls is not None
+        return self._maker.encrypted
 
     def expect(self, expected: Callable[[str], bool]) -> None:
         """Keep places for the handshakes of members, whatever strangers do.
 
         :param expected: tells whether a member is known to be at an address (canonical text).
         """
-        self._handshakes.expected = expected
+        self._admission.handshakes.expected = expected
 
     def connected(self, peer: str) -> bool:
         """Tell whether *peer* is connected."""
-        return key_of(peer) in self._connections
+        return key_of(peer) in self.connections
 
     def spelling(self, peer: str) -> str:
         """Return the name of a connected node as itself writes it, any other name as it is."""
         key = key_of(peer)
-        known = self._connections.get(key)
+        known = self.connections.get(key)
         return known.name if known is not None else self.name if key == self.name else peer
 
     def problems(self) -> list[dict[str, Any]]:
         """Return what keeps this node from working: part, code, message, since."""
-        return list(self._problems.values())
+        return self._listening.problems()
 
     def statistics(self) -> dict[str, Any]:
         """Return counters: connections, messages; how epmd is answered; and, by reason, whom we
         refused (``refused``) and who refused us (``refused_by``)."""
-        mapper = self._mapper
-        counters: dict[str, Any] = dict(self._counters)
-        counters["discarded"] += sum(c.discarded for c in self._connections.values())
-        counters["refused"] = dict(self._refusals.counters[OURS])
-        counters["refused_by"] = dict(self._refusals.counters[THEIRS])
-        counters["handshakes"] = len(self._handshakes)
-        counters["epmd"] = {
-            "served": list(mapper.served) if mapper is not None else [],
-            "registered_at": mapper.registered_at if mapper is not None else None,
-            **(mapper.registry.counters if mapper is not None else {}),
+        refusals = self._admission.refusals.counters
+        held = sum(connection.discarded for connection in self.connections.values())
+        return {
+            **self.counters,
+            "simultaneous": self._connector.simultaneous,
+            "abandoned": self._admission.abandoned,
+            "discarded": self.counters["discarded"] + held,
+            "refused": dict(refusals[OURS]),
+            "refused_by": dict(refusals[THEIRS]),
+            "handshakes": len(self._admission.handshakes),
+            "epmd": self._listening.statistics(),
         }
-        return counters
 
     # --- connecting ---------------------------------------------------------------------------
 
@@ -385,161 +301,11 @@ class Node(ProcessTable):
         :raises DistributionError: why it did not work; codes ``bad-name``, ``unreachable``,
             ``timeout``, ``closed`` and those of :class:`HandshakeError`.
         """
-        split_name(peer)
-        key = key_of(peer)
-        if key == self.name:
-            raise HandshakeError("bad-name", "a node does not connect to itself")
-        if key in self._connections:
-            return
-        if self._stopped:
-            raise DistributionError("stopped", f"{self.name} is stopping")
-        _, attempt = self._attempts.get(key, (peer, None))
-        if attempt is None:
-            attempt = asyncio.get_running_loop().create_task(
-                self._attempt(peer), name=f"connect to {peer}"
-            )
-            self._attempts[key] = peer, attempt
-            self._since[key] = _now()
-            attempt.add_done_callback(lambda task: self._attempted(key, task))
-            self._change("connecting", {"name": peer})
-        timeout = self._attempt_time if timeout is None else timeout
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.shield(attempt)  # others may wait for the same attempt
-        except TimeoutError:
-            raise DistributionError(
-                "timeout", f"no connection to {peer} within {timeout:g} seconds"
-            ) from None
-
-    def _attempted(self, key: str, task: asyncio.Task[None]) -> None:
-        peer, _ = self._attempts.pop(key)
-        if key not in self._connections:
-            self._since.pop(key, None)
-        if not task.cancelled() and task.exception() is not None:
-            log.debug("no connection to %s: %s", peer, task.exception())
-
-    async def _attempt(self, peer: str) -> None:
-        """Connect to *peer*, within the time that all the steps may take together."""
-        try:
-            async with asyncio.timeout(self._attempt_time):
-                await self._reach(peer)
-        except TimeoutError:
-            raise DistributionError(
-                "timeout", f"no connection to {peer} within {self._attempt_time:g} seconds"
-            ) from None
-
-    async def _reach(self, peer: str) -> None:
-        alive, host = split_name(peer)
-        key = key_of(peer)
-        if self._incoming.get(key) and await self._comes_up(key):
-            return
-        failure: Exception | None = None
-        for port in await self._ports(alive, host):
-            try:
-                await self._dial(peer, host, port)
-                return
-            except HandshakeError as error:
-                if error.code in ("simultaneous", "connected"):
-                    if await self._comes_up(key):
-                        return
-                    raise
-                if error.code != "wrong-peer":
-                    raise
-                failure = error
-            except OSError as error:
-                if key in self._connections:
-                    return
-                if failure is None or not isinstance(failure, HandshakeError):
-                    failure = error
-        if isinstance(failure, HandshakeError):
-            raise failure
-        raise DistributionError(
-            "unreachable", f"{peer} cannot be reached: {_words(failure)}"
-        ) from failure
-
-    async def _ports(self, alive: str, host: str) -> list[int]:
-        """Return the ports to try, the likeliest first."""
-        fixed = [self.port] if self.port else []
-        if self._epmd_port is None:
-            return fixed
-        try:
-            port = await lookup(
-                host, alive, timeout=_EPMD_TIME, port=self._epmd_port, local=self.host
-            )
-        except (OSError, EpmdError) as error:
-            log.debug("the port mapper at %s does not help: %s", host, error)
-            return fixed
-        return fixed if port is None else [port, *(p for p in fixed if p != port)]
-
-    async def _dial(self, peer: str, host: str, port: int) -> None:
-        loop = asyncio.get_running_loop()
-        key = key_of(peer)
-        raw = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        try:
-            raw.setblocking(False)
-            raw.bind((self.host, 0))  # the peer compares our name with where we come from
-            async with asyncio.timeout(_CONNECT_TIME):
-                await loop.sock_connect(raw, (host, port))
-        except BaseException:
-            raw.close()
-            raise
-        # The peer may have been faster. It does not know yet that we are connecting, too.
-        if key in self._connections or self._incoming.get(key):
-            raw.close()
-            if key in self._connections:
-                return
-            raise HandshakeError("simultaneous", f"{peer} is connecting to this node")
-        connection = Connection(
-            self,
-            Initiator(
-                self._local,
-                peer,
-                on_alive=lambda: key not in self._connections,
-                length_size=self._length_size,
-            ),
-            tick_time=self.tick_time,
-            setup_time=self._setup_time,
-            max_message=self.max_message,
-            room=self._room,
-            inside_tls=self._tls is not None,
-        )
-        result: asyncio.Future[None] = loop.create_future()
-        self._dialled[key] = connection, result
-        try:
-            protocol = self._protocol(connection, host)
-            await loop.create_connection(lambda: protocol, sock=raw)
-            await result
-        finally:
-            del self._dialled[key]
-            if not connection.established:
-                connection.close(HandshakeError("closed", f"the attempt to reach {peer} ended"))
-
-    async def _comes_up(self, key: str) -> bool:
-        """Wait until a node that is connecting to us is connected; False when it fails."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._setup_time
-        # When we yielded to a connection of the peer's, it can be a moment until it is here.
-        grace = loop.time() + _EPMD_TIME
-        while key not in self._connections:
-            now = loop.time()
-            limit = end if self._incoming.get(key) else min(grace, end)
-            if now >= limit:
-                return False
-            waiter = loop.create_future()
-            self._waiters.setdefault(key, []).append(waiter)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(limit - now):
-                    await waiter
-        return True
-
-    def _wake(self, key: str) -> None:
-        for waiter in self._waiters.pop(key, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+        await self._connector.connect(peer, timeout)
 
     def disconnect(self, peer: str, reason: str = "disconnected on request") -> bool:
         """End the connection to *peer*; False when there is none."""
-        connection = self._connections.get(key_of(peer))
+        connection = self.connections.get(key_of(peer))
         if connection is None:
             return False
         connection.close(DistributionError("disconnected", reason))
@@ -559,8 +325,8 @@ class Node(ProcessTable):
             await self.connect(peer, timeout)
         sent = loop.time()
         left = max(timeout - (sent - begin), 0.01)
-        answer = await self.request(("net_kernel", peer), (Atom("is_auth"), self._atom), left)
-        if answer != services.YES:
+        answer = await self.request(("net_kernel", peer), (IS_AUTH, Atom(self.name)), left)
+        if answer != YES:
             raise DistributionError("not-allowed", f"{peer} answered {shown(answer)} to a ping")
         return loop.time() - sent
 
@@ -575,77 +341,56 @@ class Node(ProcessTable):
         :returns: whether there was one. False, too, when the node is not connected.
         """
         key = key_of(peer)
-        connection = self._connections.get(key)
+        connection = self.connections.get(key)
         if connection is None:
             return False
         loop = asyncio.get_running_loop()
         begin = loop.time()
         with suppress(DistributionError):
-            request = (Atom("is_auth"), self._atom)
+            request = (IS_AUTH, Atom(self.name))
             await self.request(("net_kernel", peer), request, seconds)
-        if self._connections.get(key) is not connection:
-            return key in self._connections
+        if self.connections.get(key) is not connection:
+            return key in self.connections
         return connection.heard > begin or connection.acknowledged_within(loop.time() - begin)
 
     def give_up(self, peer: str) -> None:
         """End the connection to a node that gave no sign of life; its loss is called ``lost``."""
-        connection = self._connections.get(key_of(peer))
+        connection = self.connections.get(key_of(peer))
         if connection is not None:
             connection.close(DistributionError("lost", f"{peer} gave no sign of life"))
             connection.abort()
 
     def share_suspicion(self, peer: str) -> None:
         """Tell the other nodes that we fear for *peer*."""
-        for key, connection in self._connections.items():
+        for key, connection in self.connections.items():
             if key != key_of(peer):
                 self._suspicions.tell(connection, peer)
 
     def suspected(self, peer: str, by: str) -> None:
         """Take note that the node *by* fears for *peer*."""
-        if key_of(peer) in self._connections:
-            self._change("suspected", {"name": self.spelling(peer), "by": by})
+        if key_of(peer) in self.connections:
+            self._announcer.tell(Suspected(self.spelling(peer), by))
 
     # --- what connections report --------------------------------------------------------------
 
-    def _accept(self) -> asyncio.BufferedProtocol:
+    def accept(self) -> asyncio.BufferedProtocol:
+        """Return what reads from a connection that somebody else makes."""
+
         def decide(remote: RemoteNode) -> str:
             asking = known()
-            assert asking is not None
-            return self._decide(asking, remote)
+            if asking is None:  # it is gone, and nobody reads the answer
+                raise HandshakeError("closed", "the connection has ended")
+            self._admission.judge(asking, remote.name)
+            return self._connector.welcome(asking, remote.name)
 
-        connection = Connection(
-            self,
-            Acceptor(self._local, decide, self._length_size),
-            tick_time=self.tick_time,
-            setup_time=self._setup_time,
-            max_message=self.max_message,
-            room=self._room,
-            inside_tls=self._tls is not None,
-        )
+        connection = self._maker.make(Acceptor(self.local, decide, self._maker.length_size))
         known = weakref.ref(connection)  # weak, as the connection holds the acceptor
-        return self._protocol(connection, None)
-
-    def _protocol(self, connection: Connection, host: str | None) -> asyncio.BufferedProtocol:
-        """Return what reads from the socket: the connection, or TLS in between.
-
-        :param host: the address connected to, None when the peer connects.
-        """
-        if self._tls is None:
-            return connection
-        from thicket.distribution.secure import Shared, TlsTransport  # loads ssl
-
-        if self._shared is None:
-            self._shared = Shared()
-        if host is None:
-            return TlsTransport(connection, self._tls.server, self._shared, server_side=True)
-        return TlsTransport(
-            connection, self._tls.client, self._shared, server_side=False, host=host
-        )
+        return self._maker.protocol(connection, None)
 
     def on_opened(self, connection: Connection) -> None:
         """Count a handshake that somebody else begins, and refuse one too many."""
         if not connection.outgoing:
-            self._handshakes.add(connection)
+            self._admission.handshakes.add(connection)
 
     def on_secured(self, connection: Connection) -> None:
         """Check a node that we connect to, before it hears who we are.
@@ -655,23 +400,7 @@ class Node(ProcessTable):
         :raises HandshakeError: when it is refused.
         """
         if isinstance(connection.handshake, Initiator):
-            self._check(connection, connection.handshake.wanted)
-
-    def _check(self, connection: Connection, name: str) -> None:
-        """Check the certificate of the peer, which is or calls itself *name*.
-
-        :raises HandshakeError: when it is refused.
-        """
-        assert self._tls is not None
-        try:
-            self._tls.check(connection.ssl_object, split_name(name)[1], name)
-        except HandshakeError as error:
-            error.refusal = OURS
-            raise
-        except Exception as error:
-            log.exception("the certificate of %s cannot be checked", name)
-            raise HandshakeError("tls", "the certificate cannot be checked", OURS) from error
-        connection.checked = name
+            self._admission.check(connection, connection.handshake.wanted)
 
     def recheck(self) -> list[str]:
         """Check the certificates of all connected nodes again, as after a revocation.
@@ -681,83 +410,27 @@ class Node(ProcessTable):
 
         :returns: the names of the nodes that were refused.
         """
-        if self._tls is None:
-            return []
-        gone = []
-        dialled = [connection for connection, _ in self._dialled.values()]
-        for connection in {*self._connections.values(), *self._handshakes, *dialled}:
-            if not connection.checked:
-                continue
-            try:
-                self._check(connection, connection.checked)
-            except HandshakeError as error:
-                gone.append(connection.checked)
-                if connection.established:  # otherwise it is told of when it is closed
-                    self._refuse(connection, error)
-                connection.close(error)
-        return sorted(gone)
-
-    def _decide(self, connection: Connection, remote: RemoteNode) -> str:
-        """Return the status for *remote*, which has begun a handshake.
-
-        :raises HandshakeError: when it is not allowed.
-        """
-        name = remote.name
-        if self._check_source and split_name(name)[1] != connection.source:
-            raise HandshakeError(
-                "wrong-source", f"a node that calls itself {name} connects from {connection.source}"
-            )
-        if self._tls is not None:
-            self._check(connection, name)
-        key = key_of(name)
-        if key == self.name:
-            raise HandshakeError("bad-name", f"another node calls itself {name}, as this one does")
-        if len(self._connections) >= MAX_CONNECTIONS:
-            raise HandshakeError("too-many", f"{MAX_CONNECTIONS} nodes are connected already")
-        if key not in self._connections:
-            same = sum(known.source == connection.source for known in self._connections.values())
-            if same >= MAX_CONNECTIONS_PER_HOST:
-                raise HandshakeError("too-many", f"{same} nodes of one address are connected")
-        status = OK
-        dialled = self._dialled.get(key)
-        if key in self._connections:
-            # It has lost its end without our noticing. Ours is closed when it proves itself.
-            status = ALIVE
-        elif dialled is not None and dialled[0].handshake.done is False:
-            # Both began: the connection of the node with the greater name stays.
-            self._counters["simultaneous"] += 1
-            if name.encode() <= self.name.encode():
-                return NOK
-            status = OK_SIMULTANEOUS
-        self._incoming.setdefault(key, set()).add(connection)
-        if status == OK_SIMULTANEOUS and dialled is not None:
-            dialled[0].close(HandshakeError("simultaneous", f"{name} is connecting to this node"))
-        return status
+        return self._admission.recheck(self._connector.dialled)
 
     def on_connected(self, connection: Connection) -> None:
         """Take a connection whose handshake has succeeded into use."""
         name, key = connection.name, connection.key
-        self._forget_handshake(connection)
-        old = self._connections.pop(key, None)
+        self._admission.handshakes.discard(connection)
+        old = self.connections.pop(key, None)
         if old is not None:
             self._lost(old, DistributionError("replaced", f"{name} connected anew"))
             old.close(DistributionError("replaced", f"{name} connected anew"))
-        self._connections[key] = connection
-        self._since[key] = _now()
-        self._counters["connected" if connection.outgoing else "accepted"] += 1
-        dialled = self._dialled.get(key)
-        if dialled is not None:
-            if dialled[0] is not connection:
-                dialled[0].close(HandshakeError("simultaneous", f"{name} has connected"))
-            elif not dialled[1].done():
-                dialled[1].set_result(None)
+        self.connections[key] = connection
+        self._since[key] = boottime()
+        self.counters["connected" if connection.outgoing else "accepted"] += 1
+        self._connector.connected(connection)
         log.info("%s is up", name)
-        if self._published and connection.peer.published:
+        if self.local.flags & PUBLISHED and connection.peer.published:
             services.greet_global(self, connection)
-        for scope in self._scopes.values():
+        for scope in self.scopes.values():
             scope.discover(connection)
-        self._wake(key)
-        self._change("node-up", {"name": name})
+        self._connector.wake(key)
+        self._announcer.tell(NodeUp(name))
 
     def on_silence(self, connection: Connection) -> None:
         """Ask a peer for a sign of life.
@@ -771,122 +444,34 @@ class Node(ProcessTable):
         else:
             connection.tick()
 
+    def on_message(
+        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
+    ) -> None:
+        """Handle a message, see :meth:`.Signals.on_message`."""
+        self._signals.on_message(connection, control, payload)
+
+    def on_discarded(self, connection: Connection, control: tuple[Any, ...], head: bytes) -> None:
+        """Handle a message that was too long, see :meth:`.Signals.on_discarded`."""
+        self._signals.on_discarded(connection, control, head)
+
     def on_closed(self, connection: Connection, reason: DistributionError) -> None:
         """Drop a connection that has ended, in use or not."""
-        key = connection.key
         if connection.established:
-            self._counters["discarded"] += connection.discarded
-            if self._connections.get(key) is connection:
-                del self._connections[key]
+            self.counters["discarded"] += connection.discarded
+            if self.connections.get(connection.key) is connection:
+                del self.connections[connection.key]
                 self._lost(connection, reason)
-            return
-        refusal = reason.refusal if isinstance(reason, HandshakeError) else ""
-        if refusal == THEIRS or (refusal == OURS and connection.outgoing):
-            self._refuse(connection, reason)
-        if connection.outgoing:
-            for dialled, result in self._dialled.values():
-                if dialled is connection and not result.done():
-                    result.set_exception(reason)
         else:
-            self._forget_handshake(connection)
-            if reason.code == "closed":
-                # Its own doing: it was stopped, or dropped this connection in favour of ours.
-                self._counters["abandoned"] += 1
-            elif refusal != THEIRS and reason.code not in (
-                "simultaneous",
-                "connected",
-                "stopped",
-            ):
-                self._refuse(connection, reason)
-        self._wake(key)
-
-    def _forget_handshake(self, connection: Connection) -> None:
-        self._handshakes.discard(connection)
-        incoming = self._incoming.get(connection.key)
-        if incoming is not None:
-            incoming.discard(connection)
-            if not incoming:
-                del self._incoming[connection.key]
+            self._admission.ended(connection, reason)
+            self._connector.ended(connection, reason)
 
     def _lost(self, connection: Connection, reason: DistributionError) -> None:
         name = connection.name
         self._since.pop(connection.key, None)
         log.info("%s is down: %s", name, reason)
-        for process in list(self._processes.values()):
+        for process in self.processes():
             process.on_disconnect(connection, reason)
-        self._change("node-down", {"name": name, "code": reason.code, "reason": str(reason)})
-
-    def _refuse(self, connection: Connection, reason: DistributionError) -> None:
-        """Count a refusal, and tell of each source and reason once in a while.
-
-        It is the peer that refused us when *reason* says so.
-        """
-        theirs = isinstance(reason, HandshakeError) and reason.refusal == THEIRS
-        handshake = connection.handshake
-        name: str | None = connection.checked or None
-        if isinstance(handshake, Initiator):
-            name = handshake.wanted
-        elif isinstance(handshake, Acceptor):
-            name = name or handshake.name
-        omitted = self._refusals.add(THEIRS if theirs else OURS, connection.source, reason.code)
-        if omitted is None:
-            return
-        log.warning(
-            "%s (%s): %s%s",
-            f"refused by {connection.source}"
-            if theirs
-            else f"refused {'the' if connection.outgoing else 'a'} connection "
-            f"{'to' if connection.outgoing else 'from'} {connection.source}"
-            + (f", {name!r}" if name else ""),
-            reason.code,
-            reason,
-            f" ({omitted} more since the last of these lines)" if omitted else "",
-        )
-        self._change(
-            "refused-by" if theirs else "refused",
-            {
-                "source": connection.source,
-                "name": name,
-                "code": reason.code,
-                "message": str(reason),
-            },
-        )
-
-    # --- events and problems ------------------------------------------------------------------
-
-    def _change(self, kind: str, detail: dict[str, Any]) -> None:
-        if self._listeners and kind in ("node-up", "node-down"):
-            self._tell(kind, detail)
-        if self._on_change is None:
-            return
-        try:
-            self._on_change(kind, detail)
-        except Exception:
-            log.exception("the handler of the event %s failed", kind)
-
-    def _tell(self, kind: str, detail: dict[str, Any]) -> None:
-        from thicket.distribution.mailbox import NodeEvent
-
-        event = NodeEvent(
-            kind.removeprefix("node-"),
-            detail["name"],
-            detail.get("code", ""),
-            detail.get("reason", ""),
-        )
-        for listener in list(self._listeners):
-            listener.put(event)
-
-    def _problem(self, code: str, message: str) -> None:
-        if code not in self._problems:
-            problem = {"part": "cluster", "code": code, "message": message, "since": _now()}
-            self._problems[code] = problem
-            log.error("%s", message)
-            self._change("problem", problem)
-
-    def _recovered(self, code: str) -> None:
-        problem = self._problems.pop(code, None)
-        if problem is not None:
-            self._change("recovered", problem)
+        self._announcer.tell(NodeDown(name, reason.code, str(reason)))
 
     # --- functions ----------------------------------------------------------------------------
 
@@ -921,7 +506,7 @@ class Node(ProcessTable):
         :raises ValueError: when the name is taken, or is none.
         :raises TypeError: for an annotation that no value of another node can satisfy.
         """
-        from thicket.distribution.calls import function_name
+        from thicket.distribution.exports import function_name
 
         if function is None or isinstance(function, str):
 
@@ -959,12 +544,13 @@ class Node(ProcessTable):
             ``silent`` ...); CallTimeoutError (``timeout``).
         :raises EncodeError: for arguments without a form.
         """
-        begin = self._loop_time()
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
         task = await self.spawn(peer, function, *arguments, timeout=timeout)
         if timeout is None:
             return await task
-        left = max(timeout - (self._loop_time() - begin), 0.0)
-        timer = asyncio.get_running_loop().call_later(left, task.expire, timeout)
+        left = max(timeout - (loop.time() - begin), 0.0)
+        timer = loop.call_later(left, task.expire, timeout)
         try:
             return await task
         finally:
@@ -978,7 +564,8 @@ class Node(ProcessTable):
         :param timeout: seconds for connecting and for sending the request, not for the function.
         :raises DistributionError: when the node cannot be reached.
         """
-        from thicket.distribution.calls import RemoteTask, split_function
+        from thicket.distribution.calling import RemoteTask
+        from thicket.distribution.exports import split_function
 
         split_function(function)
         if key_of(peer) == self.name:
@@ -1006,7 +593,8 @@ class Node(ProcessTable):
 
         :raises DistributionError: when the node cannot be reached.
         """
-        from thicket.distribution.calls import cast_request, split_function
+        from thicket.distribution.calling import cast_request
+        from thicket.distribution.exports import split_function
 
         split_function(function)
         if key_of(peer) == self.name:
@@ -1020,7 +608,7 @@ class Node(ProcessTable):
         )
         await connection.send_in_turn(control, connection.encode(term))
 
-    def _got_spawn_request(
+    def _on_spawn_request(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
     ) -> None:
         self.calls.on_request(connection, control, payload)
@@ -1062,7 +650,7 @@ class Node(ProcessTable):
         """
         if isinstance(target, str):
             target = self.own_name(target)
-        known = self._connections.get(key_of(_node_of(target)))
+        known = self.connections.get(key_of(_node_of(target)))
         await self.send_encoded(
             sender.pid if sender is not None else self.pid,
             target,
@@ -1077,13 +665,11 @@ class Node(ProcessTable):
         if key_of(node) == self.name:
             process: Process | None
             if isinstance(target, Reference):
-                process = self._aliases.get(target)
+                process = self.aliased(target)
             else:
-                process = self._find(target if isinstance(target, Pid) else Atom(target[0]))
+                process = self.find(target if isinstance(target, Pid) else Atom(target[0]))
             if process is not None:
-                room = getattr(process, "room", None)
-                if room is not None:
-                    await room()
+                await process.room()
                 self.give(None, process, decode_bare(message.form(True))[0])
             return
         connection = await self._connection_to(node, None)
@@ -1110,7 +696,7 @@ class Node(ProcessTable):
             ``system-limit`` when request or answer are longer than a node takes, ``timeout``, and
             those of :meth:`connect`.
         """
-        from thicket.distribution.calls import CallTimeoutError
+        from thicket.distribution.failures import CallTimeoutError
 
         if isinstance(target, str):
             target = self.own_name(target)
@@ -1125,7 +711,7 @@ class Node(ProcessTable):
             async with asyncio.timeout(timeout):
                 payload = Message(message, text=connection is None or connection.text)
                 if connection is None:
-                    self._monitor(None, call.pid, item, call.reference)
+                    self.add_watch(None, call.pid, item, call.reference)
                 else:
                     connection.send((frames.MONITOR_P, call.pid, item, call.reference), more=True)
                 await self.send_encoded(call.pid, target, payload)
@@ -1138,7 +724,7 @@ class Node(ProcessTable):
             if connection is not None:
                 connection.send((frames.DEMONITOR_P, call.pid, item, call.reference), more=True)
             else:
-                self._demonitor(None, item, call.reference)
+                self.drop_watch(None, item, call.reference)
             self.end(call)
 
     # --- nodes --------------------------------------------------------------------------------
@@ -1151,9 +737,9 @@ class Node(ProcessTable):
         """
         from thicket.distribution.mailbox import NodeEvent, NodeEvents
 
-        events = NodeEvents(self._listeners, limit)
+        events = NodeEvents(self._announcer.monitors, limit)
         if current:
-            for name in sorted(connection.name for connection in self._connections.values()):
+            for name in sorted(connection.name for connection in self.connections.values()):
                 events.put(NodeEvent("up", name))
         return events
 
@@ -1161,11 +747,11 @@ class Node(ProcessTable):
 
     def scope(self, name: str = "pg") -> Scope:
         """Return the process groups of a scope, which begins to exist on this node by that."""
-        known = self._scopes.get(name)
+        known = self.scopes.get(name)
         if known is None:
             from thicket.distribution.groups import Scope
 
-            known = self._scopes[name] = Scope(self, name)
+            known = self.scopes[name] = Scope(self, name)
         return known
 
     def join(self, group: Any, process: Process) -> None:
@@ -1201,17 +787,13 @@ class Node(ProcessTable):
 
     # --- helpers ------------------------------------------------------------------------------
 
-    @staticmethod
-    def _loop_time() -> float:
-        return asyncio.get_running_loop().time()
-
     async def _connection_to(self, peer: str, timeout: float | None) -> Connection:
         """Return the connection to *peer*, connecting when necessary."""
         key = key_of(peer)
-        connection = self._connections.get(key)
+        connection = self.connections.get(key)
         if connection is None:
             await self.connect(peer, timeout)
-            connection = self._connections.get(key)
+            connection = self.connections.get(key)
             if connection is None:
                 raise DistributionError("closed", f"the connection to {peer} was closed")
         return connection
@@ -1230,7 +812,7 @@ class Node(ProcessTable):
             async with asyncio.timeout(timeout):
                 await connection.send_in_turn(control, payload)
         except TimeoutError:
-            from thicket.distribution.calls import CallTimeoutError
+            from thicket.distribution.failures import CallTimeoutError
 
             raise CallTimeoutError(
                 "timeout",
@@ -1238,46 +820,29 @@ class Node(ProcessTable):
             ) from None
 
 
-class _Refusals:
-    """Counts refusals, and decides which of them are told of.
-
-    The same source and reason once a minute: a peer that tries again every second must not fill
-    the log. And of all together some 30 a minute, as sources are cheap for an attacker.
-    """
-
-    def __init__(self) -> None:
-        self.counters: dict[str, dict[str, int]] = {OURS: {}, THEIRS: {}}
-        self._told: dict[tuple[str, str, str], float] = {}
-        self._omitted = 0
-
-    def add(self, whose: str, source: str, code: str) -> int | None:
-        """Return how many were not told of since the last one that was; None: nor is this."""
-        counters = self.counters[whose]
-        if code not in counters and len(counters) >= _MAX_REASONS:
-            code = "other"  # the peer's words are no way to fill our memory
-        counters[code] = counters.get(code, 0) + 1
-        key = whose, source, code
-        now = time.monotonic()
-        for known, when in list(self._told.items()):  # the oldest first
-            if now - when < _LOG_INTERVAL:
-                break
-            del self._told[known]
-        if key in self._told or len(self._told) >= _LOG_LINES:
-            self._omitted += 1
-            return None
-        self._told[key] = now
-        omitted, self._omitted = self._omitted, 0
-        return omitted
-
-
 def _node_of(target: Pid | Name | Reference) -> str:
     return str(target[1]) if isinstance(target, tuple) else str(target.node)
 
 
-def _words(error: Exception | None) -> str:
-    """Put what happened to an attempt to connect into words."""
-    if isinstance(error, TimeoutError):
-        return "no answer"
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
-    return "no port is known" if error is None else str(error)
+def _alive(name: str, host: str) -> str:
+    """Return the part before ``@`` of a node's name, which may lack the rest.
+
+    :raises ValueError: when a node at the address *host* cannot have the name.
+    """
+    full = name if "@" in name else f"{name}@{host}"
+    try:
+        alive, named = split_name(full)
+    except HandshakeError as error:
+        raise ValueError(str(error)) from None
+    if named != host:
+        raise ValueError(f"a node on {host} cannot be called {full!r}")
+    return alive
+
+
+def _check_cookie(cookie: str) -> None:
+    try:
+        usable = 0 < len(cookie.encode("latin-1")) <= 255
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise ValueError("a cookie has 1 to 255 characters of Latin-1")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of this node, and the signals that they exchange with others.
+"""Processes of this node, and what they send to others.
 
 A process is what has a process identifier: it is sent messages, watched ("monitored"), linked with
 and told to exit, from this node and from others. :class:`ProcessTable` knows all of this node's and
-speaks the control messages of the ERTS User's Guide, "Distribution Protocol", section "Protocol
-between Connected Nodes", both ways.
+sends the control messages of the ERTS User's Guide, "Distribution Protocol", section "Protocol
+between Connected Nodes"; :mod:`.signals` receives them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,22 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from thicket.distribution import frames
+from thicket.distribution import atoms, frames
+from thicket.distribution.atoms import (
+    ERROR,
+    GEN_CALL,
+    NO_CONNECTION,
+    NO_PROCESS,
+    NOBODY,
+    NORMAL,
+    NOT_SUPPORTED,
+    SYSTEM,
+    SYSTEM_LIMIT,
+    UNDEFINED,
+)
 from thicket.distribution.etf import (
-    SMALL_TUPLE,
     Atom,
-    DecodeError,
     ImproperList,
-    LimitError,
     Pid,
     Reference,
     decode_bare,
@@ -35,9 +44,10 @@ from thicket.distribution.handshake import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sized
+    from collections.abc import Iterable, Sized
 
     from thicket.distribution.connection import Connection
+    from thicket.distribution.identifiers import Identifiers
 
 log = logging.getLogger(__name__)
 
@@ -49,54 +59,8 @@ MAX_WATCHERS_PER_NODE = 1_000
 
 _MAX_FORGERS = 64
 
-NO_PROCESS = Atom("noproc")
-NO_CONNECTION = Atom("noconnection")
-NORMAL = Atom("normal")
-UNDEFINED = Atom("undefined")
-KILL = Atom("kill")
-KILLED = Atom("killed")
-SYSTEM_LIMIT = Atom("system_limit")
-BAD_ARGUMENT = Atom("badarg")
-ERROR = Atom("error")
-NOT_SUPPORTED = Atom("notsup")
-NOBODY = Atom("")
-GEN_CALL = Atom("$gen_call")
-SYSTEM = Atom("system")
-_ALIAS = Atom("alias")
-_MAX_REQUEST_TERMS = 64  # of who asks, and how
-
 Name = tuple[str, str]
 """A registered name on a node: the name, and the node's full name."""
-
-
-_SENDER_SECOND = frozenset(
-    (
-        frames.UNLINK_ID,
-        frames.UNLINK_ID_ACK,
-        frames.SPAWN_REQUEST,
-        frames.SPAWN_REQUEST_TT,
-    )
-)
-_SENDS = frozenset(
-    (
-        *(frames.SEND, frames.SEND_TT, frames.SEND_SENDER, frames.SEND_SENDER_TT),
-        *(frames.REG_SEND, frames.REG_SEND_TT, frames.ALIAS_SEND, frames.ALIAS_SEND_TT),
-    )
-)
-_EXITS = frozenset(
-    (
-        *(frames.PAYLOAD_EXIT, frames.PAYLOAD_EXIT_TT),
-        *(frames.PAYLOAD_EXIT2, frames.PAYLOAD_EXIT2_TT),
-    )
-)
-_SENDER_LAST = frozenset((frames.SPAWN_REPLY, frames.SPAWN_REPLY_TT))
-
-
-def _sender(control: tuple[Any, ...]) -> Any:
-    """Return the process that a signal says it is of; anything else where it says none."""
-    if control[0] in _SENDER_LAST:
-        return control[4]
-    return control[2 if control[0] in _SENDER_SECOND else 1]
 
 
 class Process:
@@ -125,6 +89,22 @@ class Process:
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
         """Handle a message."""
+
+    async def room(self) -> None:
+        """Wait, for a limited time, until the process has room for another message."""
+
+    def reply(self, connection: Connection | None, sender: Pid, tag: Any, answer: Any) -> None:
+        """Answer a request, as ``gen:call`` makes it, the way the caller wants it.
+
+        It goes to the caller's alias, so that an answer it no longer waits for is dropped on
+        arrival, or else to its pid.
+        """
+        message = (tag, answer)
+        alias = alias_of(tag)
+        if alias is not None:
+            self.node.send_to_alias(connection, self.pid, alias, message)
+        else:
+            self.node.send_to(connection, self.pid, sender, message)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         """Handle the end of a process we watch."""
@@ -161,6 +141,12 @@ class Process:
     def on_demonitor(self, reference: Reference) -> None:
         """Handle that somebody watches this process no longer."""
 
+    def on_spawned(self, reference: Reference, found: Any) -> None:
+        """Handle the answer to a request to spawn a process: the process, or why there is none."""
+
+    def on_stop(self) -> None:
+        """Handle the end of this node."""
+
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         """Handle the end of a connection."""
         for reference in [r for r, watch in self.monitors.items() if watch[0] is connection]:
@@ -178,80 +164,45 @@ class Process:
 
 
 class ProcessTable:
-    """The processes of a node, by number and by name.
+    """The processes of a node, by number and by name, and what they send.
 
-    :ivar name: the node's name, in canonical form.
-    :ivar creation: the number of this start of the node.
+    :param name: the node's name, in canonical form.
+    :param tick_time: seconds of silence after which a peer counts as lost.
+    :ivar connections: the connected nodes, by the key of their names (:func:`.handshake.key_of`).
+    :ivar counters: of messages that came: all, those that are not understood (``unknown``) or have
+        no form (``undecodable``), and those in the name of another node (``forged``).
     """
 
-    name: str
-    creation: int
-    _atom: Atom
-    _connections: dict[str, Connection]  # by the key of the peer's name
-
-    def __init__(self, first_reference: int) -> None:
-        self._last_pid = 0
-        self._last_reference = first_reference
-        self._last_unlink = 0
+    def __init__(self, name: str, identifiers: Identifiers, tick_time: float) -> None:
+        self.name = name
+        self.tick_time = tick_time
+        self.connections: dict[str, Connection] = {}
+        self.counters: dict[str, int] = dict.fromkeys(
+            ("messages", "unknown", "undecodable", "forged"), 0
+        )
+        self._identifiers = identifiers
         self._processes: dict[int, Process] = {}
         self._names: dict[str, Process] = {}
         self._aliases: dict[Reference, Process] = {}
-        self._counters: dict[str, int] = dict.fromkeys(
-            ("messages", "unknown", "undecodable", "forged"), 0
-        )
         self._forgers: set[str] = set()
-        self._handlers: dict[int, Callable[[Connection, tuple[Any, ...], bytes | None], None]] = {
-            frames.SEND: self._got_send,
-            frames.SEND_TT: self._got_send,
-            frames.SEND_SENDER: self._got_send,
-            frames.SEND_SENDER_TT: self._got_send,
-            frames.REG_SEND: self._got_named_send,
-            frames.REG_SEND_TT: self._got_named_send,
-            frames.ALIAS_SEND: self._got_alias_send,
-            frames.ALIAS_SEND_TT: self._got_alias_send,
-            frames.MONITOR_P: self._got_monitor,
-            frames.DEMONITOR_P: self._got_demonitor,
-            frames.MONITOR_P_EXIT: self._got_down,
-            frames.PAYLOAD_MONITOR_P_EXIT: self._got_down,
-            frames.LINK: self._got_link,
-            frames.UNLINK: self._got_unlink,
-            frames.UNLINK_ID: self._got_unlink_id,
-            frames.UNLINK_ID_ACK: self._got_unlink_ack,
-            frames.EXIT: self._got_exit,
-            frames.EXIT_TT: self._got_exit,
-            frames.PAYLOAD_EXIT: self._got_exit,
-            frames.PAYLOAD_EXIT_TT: self._got_exit,
-            frames.EXIT2: self._got_exit2,
-            frames.EXIT2_TT: self._got_exit2,
-            frames.PAYLOAD_EXIT2: self._got_exit2,
-            frames.PAYLOAD_EXIT2_TT: self._got_exit2,
-            frames.SPAWN_REQUEST: self._got_spawn_request,
-            frames.SPAWN_REQUEST_TT: self._got_spawn_request,
-            frames.SPAWN_REPLY: self._got_spawn_reply,
-            frames.SPAWN_REPLY_TT: self._got_spawn_reply,
-            # Our processes have no group leader that others could set.
-            frames.GROUP_LEADER: self._got_nothing,
-            frames.NODE_LINK: self._got_nothing,
-        }
 
     # --- identifiers --------------------------------------------------------------------------
+
+    @property
+    def creation(self) -> int:
+        """The number of this start of the node."""
+        return self._identifiers.creation
 
     def new_pid(self) -> Pid:
         """Return a process identifier that is not in use."""
         while True:
-            # 15 bits of number are what every version of OTP prints and sorts without surprises;
-            # 28 are allowed.
-            self._last_pid = self._last_pid % 0xFFFFFFF + 1
-            if self._last_pid not in self._processes:
-                return Pid(self._atom, self._last_pid, 0, self.creation)
+            pid = self._identifiers.pid()
+            if pid.id not in self._processes:
+                return pid
 
     def new_reference(self) -> Reference:
         """Return a reference that was not used before."""
-        self._last_reference += 1
-        number = self._last_reference
-        # Erlang keeps the first word of a reference below 2^18.
-        words = (number & 0x3FFFF, number >> 18 & 0xFFFFFFFF, number >> 50 & 0xFFFFFFFF)
-        return Reference(self._atom, self.creation, words)
+        return self._identifiers.reference()
 
     def new_alias(self, process: Process) -> Reference:
         """Return a reference under which *process* is sent messages until it is taken back."""
@@ -291,6 +242,10 @@ class ProcessTable:
             raise DistributionError("noproc", f"no process is registered as {name!r} here")
         return name, self.name
 
+    def processes(self) -> list[Process]:
+        """Return the processes that can be reached, the oldest first."""
+        return list(self._processes.values())
+
     def whereis(self, name: str) -> Process | None:
         """Return the process registered as *name*."""
         return self._names.get(name)
@@ -313,14 +268,18 @@ class ProcessTable:
         for reference, (connection, item) in watched.items():
             self._send_demonitor(connection, process, item, reference)
 
-    def _find(self, target: Any) -> Process | None:
+    def find(self, target: Any) -> Process | None:
         """Return the process of ours that is meant by a pid or a registered name."""
         if type(target) is Pid:
             process = self._processes.get(target.id)
             return process if process is not None and process.pid == target else None
         return self._names.get(target) if type(target) is Atom else None
 
-    def _way_to(self, node: str) -> Connection | None:
+    def aliased(self, alias: Reference) -> Process | None:
+        """Return the process of ours that has made *alias*."""
+        return self._aliases.get(alias)
+
+    def way_to(self, node: str) -> Connection | None:
         """Return the connection to *node*; None for this node itself.
 
         :raises DistributionError: ``closed``, when it is not connected.
@@ -328,7 +287,7 @@ class ProcessTable:
         key = key_of(str(node))
         if key == self.name:
             return None
-        connection = self._connections.get(key)
+        connection = self.connections.get(key)
         if connection is None:
             raise DistributionError("closed", f"{node} is not connected")
         return connection
@@ -369,25 +328,8 @@ class ProcessTable:
         elif connection.has(ALIAS):
             connection.send((frames.ALIAS_SEND, sender, alias), connection.encode(message))
 
-    def answer(
-        self,
-        process: Process,
-        connection: Connection | None,
-        sender: Pid,
-        tag: Any,
-        answer: Any,
-    ) -> None:
-        """Answer a ``gen`` call to *process* the way the caller wants it: to its alias, so that an
-        answer it no longer waits for is dropped on arrival, or else to its pid."""
-        message = (tag, answer)
-        alias = alias_of(tag)
-        if alias is not None:
-            self.send_to_alias(connection, process.pid, alias, message)
-        else:
-            self.send_to(connection, process.pid, sender, message)
-
     def _send_here(self, target: Any, message: Any) -> None:
-        process = self._find(target)
+        process = self.find(target)
         if process is not None:
             self.give(None, process, copy(message))
 
@@ -408,7 +350,7 @@ class ProcessTable:
         else:
             node, item = target[1], Atom(target[0])
         try:
-            connection = self._way_to(node)
+            connection = self.way_to(node)
         except DistributionError:
             process.watched[reference] = None, item
             process.on_down(None, reference, NO_CONNECTION)
@@ -418,7 +360,7 @@ class ProcessTable:
         if connection is not None:
             connection.send((frames.MONITOR_P, process.pid, item, reference))
         else:
-            self._monitor(None, process.pid, item, reference)
+            self.add_watch(None, process.pid, item, reference)
         return reference
 
     def unwatch(self, process: Process, reference: Reference) -> None:
@@ -437,14 +379,14 @@ class ProcessTable:
         if connection is not None:
             connection.send((frames.DEMONITOR_P, process.pid, item, reference))
         else:
-            self._demonitor(None, item, reference)
+            self.drop_watch(None, item, reference)
 
     def link(self, process: Process, target: Pid) -> None:
         """Link *process* with *target*: when one ends, the other is told."""
         if target in process.links or target == process.pid:
             return
         try:
-            connection = self._way_to(str(target.node))
+            connection = self.way_to(str(target.node))
         except DistributionError:
             process.on_exit(None, target, NO_CONNECTION, linked=True)
             return
@@ -452,7 +394,7 @@ class ProcessTable:
         if connection is not None:
             connection.send((frames.LINK, process.pid, target))
         else:
-            self._link(None, process.pid, target)
+            self.add_link(None, process.pid, target)
 
     def unlink(self, process: Process, target: Pid) -> None:
         """Take back a link, whoever made it."""
@@ -460,12 +402,12 @@ class ProcessTable:
             return
         connection = process.links.pop(target)
         if connection is None:
-            self._unlink(process.pid, target)
+            self.drop_link(process.pid, target)
         elif connection.has(UNLINK_ID):
-            self._last_unlink += 1
+            number = self._identifiers.unlink()
             # Until this is confirmed, an exit of the target is one of before.
-            process.unlinking[target] = self._last_unlink
-            connection.send((frames.UNLINK_ID, self._last_unlink, process.pid, target))
+            process.unlinking[target] = number
+            connection.send((frames.UNLINK_ID, number, process.pid, target))
         else:
             connection.send((frames.UNLINK, process.pid, target))
 
@@ -474,9 +416,9 @@ class ProcessTable:
 
         :raises DistributionError: ``closed``, when its node is not connected.
         """
-        connection = self._way_to(str(target.node))
+        connection = self.way_to(str(target.node))
         if connection is None:
-            process = self._find(target)
+            process = self.find(target)
             if process is not None:
                 process.on_exit(None, sender, copy(reason), linked=False)
         elif connection.has(EXIT_PAYLOAD):
@@ -494,7 +436,7 @@ class ProcessTable:
     ) -> None:
         """Tell *watcher* that *item*, a process of ours, has ended or never was."""
         if connection is None:
-            process = self._find(watcher)
+            process = self.find(watcher)
             if process is not None:
                 process.on_down(None, reference, why)
                 process.watched.pop(reference, None)
@@ -508,7 +450,7 @@ class ProcessTable:
     def send_exit(self, connection: Connection | None, sender: Pid, target: Pid, why: Any) -> None:
         """Tell *target* that *sender*, with which it is linked, has ended."""
         if connection is None:
-            process = self._find(target)
+            process = self.find(target)
             if process is not None and process.links.pop(sender, connection) is connection:
                 process.on_exit(None, sender, why, linked=True)
         elif connection.has(EXIT_PAYLOAD):
@@ -518,125 +460,23 @@ class ProcessTable:
 
     # --- receiving ----------------------------------------------------------------------------
 
-    def on_message(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        """Handle a message; what is not understood is counted and ignored."""
-        self._counters["messages"] += 1
-        handler = self._handlers.get(control[0])
-        if handler is None:
-            self._counters["unknown"] += 1
-            return
-        try:
-            sender = _sender(control)
-            if type(sender) is Pid and sender.node != connection.name:
-                self.forged(connection, f"a signal in the name of a process of {sender.node}")
-                return
-            handler(connection, control, payload)
-        except DecodeError as error:
-            self._counters["undecodable"] += 1
-            log.warning("a message of %s cannot be decoded: %s", connection.name, error)
-            self._untaken(
-                connection,
-                control,
-                payload,
-                SYSTEM_LIMIT if isinstance(error, LimitError) else BAD_ARGUMENT,
-                DistributionError(
-                    "undecodable", f"{connection.name} sent what cannot be decoded: {error}"
-                ),
-            )
-        except (ValueError, TypeError, IndexError):
-            # Too few elements, or not of the types they should have.
-            self._counters["unknown"] += 1
-            log.debug("a message of %s is not understood", connection.name, exc_info=True)
-        except Exception:
-            log.exception("the handling of a message of %s failed", connection.name)
-
-    def on_discarded(self, connection: Connection, control: tuple[Any, ...], head: bytes) -> None:
-        """Tell who waits for a message, or for an answer to it, that it was too long to be taken.
-
-        :param head: the beginning of its payload.
-        """
-        self._counters["messages"] += 1
-        sender = _sender(control)
-        if type(sender) is Pid and sender.node != connection.name:
-            self.forged(connection, f"a signal in the name of a process of {sender.node}")
-            return
-        words = DistributionError(
-            "system-limit",
-            f"{connection.name} sent more than this node takes at once ([cluster] max_message)",
-        )
-        self._untaken(connection, control, head, SYSTEM_LIMIT, words)
-
-    def _untaken(
-        self,
-        connection: Connection,
-        control: tuple[Any, ...],
-        head: bytes | None,
-        reason: Atom,
-        error: DistributionError,
-    ) -> None:
-        try:
-            self._answer_untaken(connection, control, head, reason, error)
-        except (ValueError, TypeError, IndexError):
-            self._counters["unknown"] += 1
-            log.debug("a message of %s is not understood", connection.name, exc_info=True)
-        except Exception:
-            log.exception("the handling of a message of %s failed", connection.name)
-
-    def _answer_untaken(
-        self,
-        connection: Connection,
-        control: tuple[Any, ...],
-        head: bytes | None,
-        reason: Atom,
-        error: DistributionError,
-    ) -> None:
-        """Handle a message that is too long or no term, so that nobody waits for what it was.
-
-        :param head: the beginning of its payload.
-        :param reason: what a node of Erlang is told.
-        :param error: what Python code here is told.
-        """
-        operation = control[0]
-        if operation in (frames.SPAWN_REQUEST, frames.SPAWN_REQUEST_TT):
-            request, caller = control[1:3]
-            _require(request, Reference)
-            _require(caller, Pid)
-            connection.send((frames.SPAWN_REPLY, request, caller, 0, reason))
-        elif operation == frames.PAYLOAD_MONITOR_P_EXIT:
-            process = self._find(control[2])
-            if process is not None and process.awaits(connection, control[3]):
-                process.on_untaken(connection, control[3], error)
-                process.watched.pop(control[3], None)
-        elif operation in _EXITS:
-            # The process has ended all the same.
-            self._handlers[operation](connection, (*control[:3], reason), None)
-        elif operation in _SENDS:
-            target = control[3 if operation in (frames.REG_SEND, frames.REG_SEND_TT) else 2]
-            process = self._aliases.get(target) if type(target) is Reference else self._find(target)
-            if process is None:
-                return
-            asked = _request_in(head)
-            if asked is None:
-                process.on_untaken(connection, None, error)
-            else:
-                process.on_untaken_request(connection, *asked, reason)
-
     def forged(self, connection: Connection, what: str) -> None:
         """Count *what*, which a peer may not say; who it is comes from its connection alone."""
-        self._counters["forged"] += 1
+        self.counters["forged"] += 1
         name = connection.name
         if name not in self._forgers and len(self._forgers) < _MAX_FORGERS:
             self._forgers.add(name)
             log.warning("dropped from %s: %s", name, what)
 
-    def _deliver(
-        self, connection: Connection, process: Process | None, payload: bytes | None
-    ) -> None:
-        # Nobody there: as in Erlang, the message is gone. It is not even decoded.
-        if process is not None and payload is not None:
-            self.give(connection, process, decode_bare(payload)[0])
+    def speaks_for(self, connection: Connection | None, sender: Pid, what: str) -> bool:
+        """Tell whether *sender* is of the node that speaks; it is a forgery where it is not.
+
+        :param what: what is said in the name of *sender*.
+        """
+        if connection is None or sender.node == connection.name:
+            return True
+        self.forged(connection, f"{what} in the name of a process of {sender.node}")
+        return False
 
     def give(self, connection: Connection | None, process: Process, message: Any) -> None:
         """Hand a message to a process, or refuse what no process here answers.
@@ -650,51 +490,16 @@ class ProcessTable:
         ):
             match message[1]:
                 case (Pid() as sender, tag):
-                    if connection is not None and sender.node != connection.name:
-                        what = f"a request in the name of a process of {sender.node}"
-                        self.forged(connection, what)
-                    else:
-                        refusal = (ERROR, NOT_SUPPORTED)
-                        self.answer(process, connection, sender, tag, refusal)
+                    if self.speaks_for(connection, sender, "a request"):
+                        process.reply(connection, sender, tag, (ERROR, NOT_SUPPORTED))
                     return
         process.on_message(connection, message)
 
-    def _got_nothing(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        """Handle what has no meaning here."""
-
-    def _got_send(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        self._deliver(connection, self._find(control[2]), payload)
-
-    def _got_named_send(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        self._deliver(connection, self._find(control[3]), payload)
-
-    def _got_alias_send(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _require(control[2], Reference)
-        self._deliver(connection, self._aliases.get(control[2]), payload)
-
-    def _got_monitor(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _, watcher, item, reference = control
-        _require(watcher, Pid)
-        _require(reference, Reference)
-        if reference.node != connection.name:
-            self.forged(connection, f"a watch with a reference of {reference.node}")
-            return
-        self._monitor(connection, watcher, item, reference)
-
-    def _monitor(
+    def add_watch(
         self, connection: Connection | None, watcher: Pid, item: Any, reference: Reference
     ) -> None:
-        process = self._find(item)
+        """Let *watcher* be told of the end of *item*, a pid or name of ours."""
+        process = self.find(item)
         if process is None:
             self.send_down(connection, item, watcher, reference, NO_PROCESS)
         elif _full(process.monitors, connection, (watch[0] for watch in process.monitors.values())):
@@ -702,39 +507,17 @@ class ProcessTable:
         else:
             process.monitors[reference] = connection, watcher, item
 
-    def _got_demonitor(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        self._demonitor(connection, control[2], control[3])
-
-    def _demonitor(self, connection: Connection | None, item: Any, reference: Reference) -> None:
-        process = self._find(item)
+    def drop_watch(self, connection: Connection | None, item: Any, reference: Reference) -> None:
+        """Take back :meth:`add_watch`."""
+        process = self.find(item)
         known = process.monitors.get(reference) if process is not None else None
         if process is not None and known is not None and known[0] is connection:
             del process.monitors[reference]
             process.on_demonitor(reference)
 
-    def _got_down(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        process = self._find(control[2])
-        if process is not None:
-            if not process.awaits(connection, control[3]):
-                return  # taken back meanwhile, or another node's to tell
-            reason = control[4] if payload is None else decode_bare(payload)[0]
-            process.on_down(connection, control[3], reason)
-            process.watched.pop(control[3], None)
-
-    def _got_link(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _, sender, target = control
-        _require(sender, Pid)
-        _require(target, Pid)
-        self._link(connection, sender, target)
-
-    def _link(self, connection: Connection | None, sender: Pid, target: Pid) -> None:
-        process = self._find(target)
+    def add_link(self, connection: Connection | None, sender: Pid, target: Pid) -> None:
+        """Link *target*, a process of ours, with *sender*."""
+        process = self.find(target)
         if process is None:
             self.send_exit(connection, target, sender, NO_PROCESS)
         elif sender in process.links:
@@ -744,67 +527,11 @@ class ProcessTable:
         else:
             process.links[sender] = connection
 
-    def _unlink(self, sender: Any, target: Any) -> None:
-        process = self._find(target)
+    def drop_link(self, sender: Any, target: Any) -> None:
+        """Take back :meth:`add_link`."""
+        process = self.find(target)
         if process is not None and type(sender) is Pid:
             process.links.pop(sender, None)
-
-    def _got_unlink(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        self._unlink(control[1], control[2])
-
-    def _got_unlink_id(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _, number, sender, target = control
-        _require(number, int)
-        self._unlink(sender, target)
-        # Before anything else goes from target to sender, or the sender takes it for old.
-        connection.send((frames.UNLINK_ID_ACK, number, target, sender))
-
-    def _got_unlink_ack(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _, number, sender, target = control
-        process = self._find(target)
-        if process is not None and process.unlinking.get(sender) == number:
-            del process.unlinking[sender]
-
-    def _got_exit(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        sender = control[1]
-        process = self._find(control[2])
-        if process is None or sender in process.unlinking or sender not in process.links:
-            return  # the exit of a link that was taken back
-        del process.links[sender]
-        reason = control[-1] if payload is None else decode_bare(payload)[0]
-        process.on_exit(connection, sender, reason, linked=True)
-
-    def _got_exit2(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        _require(control[1], Pid)
-        process = self._find(control[2])
-        if process is not None:
-            reason = control[-1] if payload is None else decode_bare(payload)[0]
-            process.on_exit(connection, control[1], reason, linked=False)
-
-    def _got_spawn_request(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        raise NotImplementedError
-
-    def _got_spawn_reply(
-        self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
-    ) -> None:
-        process = self._find(control[2])
-        on_spawned = getattr(process, "on_spawned", None)
-        if process is None or on_spawned is None:
-            return
-        if process.awaits(connection, control[1]):
-            on_spawned(control[1], control[4])
 
 
 def alias_of(tag: Any) -> Reference | None:
@@ -812,30 +539,10 @@ def alias_of(tag: Any) -> Reference | None:
     if (
         type(tag) is ImproperList
         and len(tag.items) == 1
-        and tag.items[0] == _ALIAS
+        and tag.items[0] == atoms.ALIAS
         and type(tag.tail) is Reference
     ):
         return tag.tail
-    return None
-
-
-def _request_in(head: bytes | None) -> tuple[Pid, Any] | None:
-    """Return who asks, and the tag of the answer, from the beginning of an encoded request.
-
-    None when it is no request; without a tag when it is one in the form ``{Pid, Request}``.
-    """
-    if not head or head[0] != SMALL_TUPLE:
-        return None
-    try:
-        first, at = decode_bare(head, 2, max_terms=_MAX_REQUEST_TERMS)
-        if head[1] == 2 and type(first) is Pid:
-            return first, None
-        if head[1] == 3 and first in (GEN_CALL, SYSTEM):
-            match decode_bare(head, at, max_terms=_MAX_REQUEST_TERMS)[0]:
-                case (Pid() as sender, tag):
-                    return sender, tag
-    except (DecodeError, IndexError):
-        pass
     return None
 
 
@@ -853,11 +560,6 @@ def _full(
     if len(known) >= MAX_WATCHERS:
         return True
     return sum(other is connection for other in connections) >= MAX_WATCHERS_PER_NODE
-
-
-def _require(value: Any, kind: type) -> None:
-    if type(value) is not kind:
-        raise TypeError(f"a {kind.__name__} was expected")
 
 
 def name_of(target: Name) -> Name:

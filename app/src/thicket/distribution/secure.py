@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS between a connection and its socket.
+"""TLS between a connection and its socket, as Erlang's ``-proto_dist inet6_tls`` does it.
+
+The whole connection, handshake of nodes included, runs inside mutual TLS; frames of that handshake
+have a length of four bytes then (source of OTP's ``inet_tls_dist.erl``). Who may talk is said by a
+:class:`Tls`: :class:`.file_tls.FileTls` takes files of certificates, ``thicket.trust.tls.FleetTls``
+the certificates of a fleet.
 
 asyncio has that, too, but loses what matters between nodes: when a handshake fails it sends no
 alert, so that the peer sees a closed connection in place of the reason; the side that accepted
@@ -17,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from thicket.distribution.handshake import OURS, THEIRS, DistributionError, HandshakeError
 
@@ -85,6 +90,34 @@ def explained(error: ssl.SSLError, who: str) -> HandshakeError:
     return HandshakeError(code, f"{who}: {words}", OURS)
 
 
+class Tls(Protocol):
+    """How a node proves who it is, and who may talk with it.
+
+    The contexts may be given renewed certificates at any time: they are used for the connections
+    that begin from then on.
+    """
+
+    @property
+    def server(self) -> ssl.SSLContext:
+        """The context of connections that others make; it must ask for their certificate."""
+
+    @property
+    def client(self) -> ssl.SSLContext:
+        """The context of connections that this node makes. With ``check_hostname`` it is asked
+        whether the certificate is for the peer's address."""
+
+    def check(self, ssl_object: Any, host: str, name: str) -> None:
+        """Check the peer of a connection on which the handshake of TLS has succeeded.
+
+        Called on both sides before anything else is said, and for open connections by
+        ``Node.recheck``.
+
+        :param host: the peer's address (IPv6, canonical text).
+        :param name: the full name that it is known by, or gives itself.
+        :raises HandshakeError: when it is refused; the code is the reason.
+        """
+
+
 class Shared:
     """What the connections of a node have in common.
 
@@ -94,6 +127,25 @@ class Shared:
     def __init__(self) -> None:
         self.buffer = memoryview(bytearray(BUFFER_SIZE))
         self.lingering: set[TlsTransport] = set()
+
+
+class Secure:
+    """The TLS of a node.
+
+    :param tls: who may talk with the node.
+    """
+
+    def __init__(self, tls: Tls) -> None:
+        self._tls = tls
+        self._shared = Shared()
+
+    def transport(self, connection: Connection, host: str | None) -> TlsTransport:
+        """Return what stands between *connection* and its socket.
+
+        :param host: the address connected to, None when the peer connects.
+        """
+        context = self._tls.server if host is None else self._tls.client
+        return TlsTransport(connection, context, self._shared, server_side=host is None, host=host)
 
 
 class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):

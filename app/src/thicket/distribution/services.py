@@ -12,21 +12,28 @@ for every visible node to say that it is in step; :func:`greet_global` says so.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
 from thicket.distribution import frames
-from thicket.distribution.etf import Atom, Pid, Reference, shown
-from thicket.distribution.handshake import DistributionError
-from thicket.distribution.processes import (
+from thicket.distribution.atoms import (
+    BAD_RPC,
+    ERPC,
     ERROR,
+    EXIT_SIGNAL,
+    GEN_CAST,
+    GLOBAL,
     NOBODY,
     NOT_SUPPORTED,
+    REX,
     SYSTEM_LIMIT,
-    Process,
-    ProcessTable,
+    UNDEFINED_FUNCTION,
+    YES,
 )
+from thicket.distribution.etf import Atom, Pid, Reference, shown
+from thicket.distribution.handshake import DistributionError
+from thicket.distribution.processes import Process, ProcessTable
+from thicket.distribution.waiting import Waiting
 
 if TYPE_CHECKING:
     from thicket.distribution.connection import Connection
@@ -34,17 +41,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-YES = Atom("yes")
-UNDEFINED_FUNCTION = Atom("undef")
-NO = Atom("no")
 OTP_RELEASE = "25"
 """The release whose protocol a node of ours speaks."""
 
-_CAST = Atom("$gen_cast")
-_GLOBAL = Atom("global_name_server")
-_REX = Atom("rex")
-_NO_SUCH_NAME = Atom("nonexisting_name")
+_FEATURES_REPLY = Atom("features_reply")
 _IN_SYNC = Atom("in_sync")
+_NO_SHELL = Atom("a Thicket node runs no Erlang shell")
+_NO_SUCH_NAME = Atom("nonexisting_name")
+_PUT_CHARS = (Atom("put_chars"), Atom("unicode"))
+_IO_REQUEST = Atom("io_request")
 
 _LEVELS = {
     **dict.fromkeys(("emergency", "alert", "critical"), logging.CRITICAL),
@@ -54,51 +59,31 @@ _LEVELS = {
 }
 
 
-class Call(Process):
-    """One request in flight, as ``gen:call`` makes it: a process of its own, so that an answer
-    that comes too late finds nobody."""
-
-    def __init__(self, node: ProcessTable, connection: Connection | None) -> None:
-        super().__init__(node)
-        self.reference = node.new_reference()
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._connection = connection
+class Call(Waiting):
+    """One request in flight, as ``gen:call`` makes it."""
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
         match message:
             case (reference, answer) if reference == self.reference:
-                if connection is not self._connection:
+                if connection is not self.connection:
                     if connection is not None:
                         self.node.forged(connection, "an answer to what another node was asked")
                 elif not self.answer.done():
                     self.answer.set_result(answer)
-
-    def awaits(self, connection: Connection, reference: Any) -> bool:
-        """See :meth:`Process.awaits`: the node that was asked."""
-        return bool(connection is self._connection and reference == self.reference)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         if reference == self.reference:
             name = connection.name if connection is not None else self.node.name
             if reason == SYSTEM_LIMIT:
                 words = f"the request is more than {name} takes ([cluster] max_message there)"
-                self._fail(DistributionError("system-limit", words))
-            self._fail(DistributionError("noproc", f"{name} does not answer: {shown(reason)}"))
-
-    def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
-        super().on_disconnect(connection, reason)
-        if connection is self._connection:
-            self._fail(reason)
+                self.fail(DistributionError("system-limit", words))
+            self.fail(DistributionError("noproc", f"{name} does not answer: {shown(reason)}"))
 
     def on_untaken(
         self, connection: Connection, reference: Reference | None, error: DistributionError
     ) -> None:
-        if connection is self._connection:
-            self._fail(error)
-
-    def _fail(self, error: DistributionError) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
+        if connection is self.connection:
+            self.fail(error)
 
 
 class NetKernel(Process):
@@ -109,9 +94,9 @@ class NetKernel(Process):
             case ("$gen_call", (Pid() as sender, tag), request):
                 match request:
                     case ("is_auth", _):
-                        reply(self, connection, sender, tag, YES)
+                        self.reply(connection, sender, tag, YES)
                     case _:
-                        reply(self, connection, sender, tag, (ERROR, NOT_SUPPORTED))
+                        self.reply(connection, sender, tag, (ERROR, NOT_SUPPORTED))
 
 
 class Suspicions(Process):
@@ -148,11 +133,7 @@ class Rex(Process):
     def on_message(self, connection: Connection | None, message: Any) -> None:
         match message:
             case (Pid() as sender, "features_request"):
-                features = (
-                    Atom("features_reply"),
-                    Atom(self.node.name),
-                    [Atom("erpc")],
-                )
+                features = (_FEATURES_REPLY, Atom(self.node.name), [ERPC])
                 self.node.send_to(connection, self.pid, sender, features)
             case (Pid() as sender, ("sbcast" | "send" as how, Atom() as name, value)):
                 if self._own(connection, sender):
@@ -162,7 +143,7 @@ class Rex(Process):
                 ("call", module, function, list() as arguments, _),
             ):
                 if self._own(connection, sender):  # the form of nodes in C and Java
-                    waiting = _OldCall(self.node, connection, sender, _REX)
+                    waiting = _OldCall(self.node, connection, sender, REX)
                     self._call(waiting, module, function, arguments)
             case (
                 "$gen_call",
@@ -182,7 +163,7 @@ class Rex(Process):
                         caller, module, function, arguments, None, connection=connection
                     )
             case ("$gen_call", (Pid() as sender, tag), _):
-                reply(self, connection, sender, tag, (ERROR, NOT_SUPPORTED))
+                self.reply(connection, sender, tag, (ERROR, NOT_SUPPORTED))
 
     def _pass_on(
         self, connection: Connection | None, sender: Pid, name: Atom, how: str, value: Any
@@ -194,20 +175,17 @@ class Rex(Process):
         if known is not None:
             self.node.give(connection, known, (sender, value) if how == "send" else value)
         if known is None or how == "sbcast":
-            self.node.send_to(connection, self.pid, sender, (_REX, own, answer))
+            self.node.send_to(connection, self.pid, sender, (REX, own, answer))
 
     def on_untaken_request(
         self, connection: Connection, sender: Pid, tag: Any, reason: Atom
     ) -> None:
-        answer = (Atom("badrpc"), (Atom("EXIT"), reason))
-        reply(self, connection, sender, _REX if tag is None else tag, answer)
+        answer = (BAD_RPC, (EXIT_SIGNAL, reason))
+        self.reply(connection, sender, REX if tag is None else tag, answer)
 
     def _own(self, connection: Connection | None, sender: Pid) -> bool:
         """Tell whether *sender* is of the node that asks; who it is decides what it may do."""
-        if connection is None or sender.node == connection.name:
-            return True
-        self.node.forged(connection, f"a call in the name of a process of {sender.node}")
-        return False
+        return self.node.speaks_for(connection, sender, "a call")
 
     def _has_room(self, source: str) -> bool:
         calls = self._node.calls
@@ -245,16 +223,16 @@ class _OldCall(Process):
 
     def failed(self, reason: Any) -> None:
         """Answer that the function has failed."""
-        self._reply((Atom("badrpc"), (Atom("EXIT"), reason)))
+        self._answer((BAD_RPC, (EXIT_SIGNAL, reason)))
 
-    def _reply(self, answer: Any) -> None:
-        reply(self, self.connection, self.sender, self._tag, answer)
+    def _answer(self, answer: Any) -> None:
+        self.reply(self.connection, self.sender, self._tag, answer)
         self.node.end(self)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
         match reason:
             case (_, "return" | "throw", value):
-                self._reply(value)
+                self._answer(value)
             case (_, "error", why, trace):
                 self.failed((why, trace))
             case (_, "exit", why):
@@ -294,8 +272,8 @@ def greet_global(node: Node, connection: Connection) -> None:
     It then counts us as done where it waits for all visible nodes, and nothing more: it keeps no
     names or locks for us, and ``prevent_overlapping_partitions`` has no say over our connections.
     """
-    control = (frames.REG_SEND, node.pid, NOBODY, _GLOBAL)
-    connection.send(control, connection.encode((_CAST, (_IN_SYNC, Atom(node.name), True))))
+    control = (frames.REG_SEND, node.pid, NOBODY, GLOBAL)
+    connection.send(control, connection.encode((GEN_CAST, (_IN_SYNC, Atom(node.name), True))))
 
 
 def answer_to_shell(
@@ -312,14 +290,14 @@ def answer_to_shell(
     """
     match called:
         case "code", "ensure_loaded", ["shell" | "Elixir.IEx"]:
-            return (ERROR, Atom("a Thicket node runs no Erlang shell"))
+            return (ERROR, _NO_SHELL)
         case "erlang", "system_info", ["otp_release"]:
             return list(OTP_RELEASE.encode())
         case ("shell" | "Elixir.IEx", "start", _) if type(leader) is Pid:
             line = f"*** {node.name} is a Thicket node and runs no Erlang shell\n".encode()
-            request = (Atom("put_chars"), Atom("unicode"), line)
+            request = (*_PUT_CHARS, line)
             speaker = node.new_pid()  # nobody waits for the answer
-            message = (Atom("io_request"), speaker, node.new_reference(), request)
+            message = (_IO_REQUEST, speaker, node.new_reference(), request)
             node.send_to(connection, speaker, leader, message)
             return node.new_pid()  # of a shell that has ended already
     return None
@@ -328,10 +306,3 @@ def answer_to_shell(
 def stack(module: Any, function: Any, arguments: Any) -> list[Any]:
     """Return a stack trace that says which call failed."""
     return [(module, function, arguments, [])]
-
-
-def reply(
-    process: Process, connection: Connection | None, sender: Pid, tag: Any, answer: Any
-) -> None:
-    """Answer a ``gen`` call to *process* the way the caller wants it."""
-    process.node.answer(process, connection, sender, tag, answer)

@@ -70,7 +70,7 @@ class Exchange(Process):
 
     def tell(self, peer: str) -> None:
         """Tell the node *peer* which lists are in force here."""
-        connection = self._node._connections.get(key_of(peer))
+        connection = self._node.connections.get(key_of(peer))
         if connection is not None:
             self._send(connection, (_LISTS, list(self._current())))
 

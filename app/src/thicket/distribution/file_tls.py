@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distribution over TLS, as Erlang's ``-proto_dist inet6_tls`` does it.
+"""TLS with certificates in files, for a node that belongs to no fleet.
 
-The whole connection, handshake included, runs inside mutual TLS; frames of the handshake have a
-length of four bytes then (source of OTP's ``inet_tls_dist.erl``). What a node needs for that is a
-:class:`Tls`: :class:`FileTls` takes files of certificates, ``thicket.trust.tls.FleetTls`` the
-certificates of a fleet.
+It talks with stock nodes that are started with ``-proto_dist inet6_tls``. The certificates of a
+fleet are ``thicket.trust.tls.FleetTls``.
 """
 
 from __future__ import annotations
@@ -12,37 +10,9 @@ from __future__ import annotations
 import ssl
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from thicket.distribution.handshake import HandshakeError
-
-
-class Tls(Protocol):
-    """How a node proves who it is, and who may talk with it.
-
-    The contexts may be given renewed certificates at any time: they are used for the connections
-    that begin from then on.
-    """
-
-    @property
-    def server(self) -> ssl.SSLContext:
-        """The context of connections that others make; it must ask for their certificate."""
-
-    @property
-    def client(self) -> ssl.SSLContext:
-        """The context of connections that this node makes. With ``check_hostname`` it is asked
-        whether the certificate is for the peer's address."""
-
-    def check(self, ssl_object: Any, host: str, name: str) -> None:
-        """Check the peer of a connection on which the handshake of TLS has succeeded.
-
-        Called on both sides before anything else is said, and for open connections by
-        ``Node.recheck``.
-
-        :param host: the peer's address (IPv6, canonical text).
-        :param name: the full name that it is known by, or gives itself.
-        :raises HandshakeError: when it is refused; the code is the reason.
-        """
 
 
 class FileTls:
@@ -69,13 +39,8 @@ class FileTls:
             context.verify_mode = ssl.CERT_REQUIRED
 
     def check(self, ssl_object: Any, host: str, name: str) -> None:
-        """See :meth:`Tls.check`."""
+        """See :meth:`.Tls.check`."""
         check_name(ssl_object, host, name)
-
-
-def contexts(certificate: Path | str, key: Path | str, authorities: Path | str) -> FileTls:
-    """Return :class:`FileTls` of these files."""
-    return FileTls(certificate, key, authorities)
 
 
 def check_name(ssl_object: Any, host: str, name: str) -> None:

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a node reaches others: attempts, and connections that two nodes begin at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from thicket.base.process import boottime
+from thicket.distribution import frames
+from thicket.distribution.connection import Connection, Owner
+from thicket.distribution.epmd import EpmdError, lookup
+from thicket.distribution.events import Connecting
+from thicket.distribution.handshake import (
+    ALIVE,
+    NOK,
+    OK,
+    OK_SIMULTANEOUS,
+    DistributionError,
+    Handshake,
+    HandshakeError,
+    Initiator,
+    LocalNode,
+    key_of,
+    split_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from thicket.distribution.listening import Listening
+    from thicket.distribution.secure import Tls
+
+log = logging.getLogger(__name__)
+
+_EPMD_TIME = 2.0
+_CONNECT_TIME = 4.0
+
+
+class Maker:
+    """Makes the connections of a node, which have limits, times and TLS in common.
+
+    :param owner: what the connections report to.
+    :param setup_time: seconds that a handshake may take.
+    :param room: where messages are held of which parts are missing.
+    :param tls: talk inside TLS; None to talk without.
+    :ivar length_size: bytes of the length of a frame in the handshake.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        *,
+        tick_time: float,
+        setup_time: float,
+        max_message: int,
+        room: frames.Room,
+        tls: Tls | None,
+    ) -> None:
+        self.setup_time = setup_time
+        self.max_message = max_message
+        self.length_size = 2 if tls is None else 4
+        self._owner = owner
+        self._tick_time = tick_time
+        self._room = room
+        self._secure = None
+        if tls is not None:
+            from thicket.distribution.secure import Secure  # loads ssl
+
+            self._secure = Secure(tls)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connections are inside TLS."""
+        return self._secure is not None
+
+    def make(self, handshake: Handshake) -> Connection:
+        """Return a connection that begins with *handshake*."""
+        return Connection(
+            self._owner,
+            handshake,
+            tick_time=self._tick_time,
+            setup_time=self.setup_time,
+            max_message=self.max_message,
+            room=self._room,
+            inside_tls=self.encrypted,
+        )
+
+    def protocol(self, connection: Connection, host: str | None) -> asyncio.BufferedProtocol:
+        """Return what reads from the socket: the connection, or TLS in between.
+
+        :param host: the address connected to, None when the peer connects.
+        """
+        return connection if self._secure is None else self._secure.transport(connection, host)
+
+
+class _Attempt(NamedTuple):
+    """An attempt to reach a node, which takes several steps.
+
+    :ivar peer: the node's name as it was asked for.
+    :ivar since: when it began, in seconds of CLOCK_BOOTTIME.
+    """
+
+    peer: str
+    since: float
+    task: asyncio.Task[None]
+
+
+class _Dial(NamedTuple):
+    """The step of an attempt in which a handshake is in progress."""
+
+    connection: Connection
+    result: asyncio.Future[None]
+
+
+class Connector:
+    """Reaches other nodes, and decides which connection stays when both sides began one.
+
+    :param connections: the connected nodes by the key of their names.
+    :param listening: whose port is tried at peers that their port mapper does not know.
+    :param epmd_port: the port mappers' port; None to ask none.
+    :param local: returns what this node says of itself in handshakes.
+    :param tell: is told of attempts.
+    :ivar attempts: what is under way, by the key of the peer's name.
+    :ivar simultaneous: number of connections that both sides began.
+    :ivar stopped: set to begin no more attempts.
+    """
+
+    def __init__(
+        self,
+        maker: Maker,
+        connections: dict[str, Connection],
+        listening: Listening,
+        *,
+        epmd_port: int | None,
+        local: Callable[[], LocalNode],
+        tell: Callable[[Connecting], None],
+    ) -> None:
+        self.attempts: dict[str, _Attempt] = {}
+        self.simultaneous = 0
+        self.stopped = False
+        self._maker = maker
+        self._connections = connections
+        self._listening = listening
+        self._epmd_port = epmd_port
+        self._local = local
+        self._tell = tell
+        self._attempt_time = _EPMD_TIME + _CONNECT_TIME + maker.setup_time
+        # By the key of the peer's name, as the attempts.
+        self._dials: dict[str, _Dial] = {}
+        self._incoming: dict[str, set[Connection]] = {}
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+
+    @property
+    def dialled(self) -> list[Connection]:
+        """The handshakes in progress that this node began."""
+        return [dial.connection for dial in self._dials.values()]
+
+    async def connect(self, peer: str, timeout: float | None = None) -> None:
+        """Connect to *peer* unless it is connected; for the rest see :meth:`.Node.connect`."""
+        split_name(peer)
+        key = key_of(peer)
+        local = self._local()
+        if key == key_of(local.name):
+            raise HandshakeError("bad-name", "a node does not connect to itself")
+        if key in self._connections:
+            return
+        if self.stopped:
+            raise DistributionError("stopped", f"{local.name} is stopping")
+        attempt = self.attempts.get(key)
+        if attempt is None:
+            task = asyncio.get_running_loop().create_task(
+                self._attempt(peer), name=f"connect to {peer}"
+            )
+            attempt = self.attempts[key] = _Attempt(peer, boottime(), task)
+            task.add_done_callback(lambda task: self._attempted(key, task))
+            self._tell(Connecting(peer))
+        timeout = self._attempt_time if timeout is None else timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(attempt.task)  # others may wait for the same attempt
+        except TimeoutError:
+            raise DistributionError(
+                "timeout", f"no connection to {peer} within {timeout:g} seconds"
+            ) from None
+
+    async def stop(self) -> None:
+        """Give up all attempts, and begin no more."""
+        self.stopped = True
+        tasks = [attempt.task for attempt in self.attempts.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- one attempt --------------------------------------------------------------------------
+
+    def _attempted(self, key: str, task: asyncio.Task[None]) -> None:
+        peer = self.attempts.pop(key).peer
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("no connection to %s: %s", peer, task.exception())
+
+    async def _attempt(self, peer: str) -> None:
+        """Connect to *peer*, within the time that all the steps may take together."""
+        try:
+            async with asyncio.timeout(self._attempt_time):
+                await self._reach(peer)
+        except TimeoutError:
+            raise DistributionError(
+                "timeout", f"no connection to {peer} within {self._attempt_time:g} seconds"
+            ) from None
+
+    async def _reach(self, peer: str) -> None:
+        alive, host = split_name(peer)
+        key = key_of(peer)
+        if self._incoming.get(key) and await self._comes_up(key):
+            return
+        failure: Exception | None = None
+        for port in await self._ports(alive, host):
+            try:
+                await self._dial(peer, host, port)
+                return
+            except HandshakeError as error:
+                if error.code in ("simultaneous", "connected"):
+                    if await self._comes_up(key):
+                        return
+                    raise
+                if error.code != "wrong-peer":
+                    raise
+                failure = error
+            except OSError as error:
+                if key in self._connections:
+                    return
+                if failure is None or not isinstance(failure, HandshakeError):
+                    failure = error
+        if isinstance(failure, HandshakeError):
+            raise failure
+        raise DistributionError(
+            "unreachable", f"{peer} cannot be reached: {_words(failure)}"
+        ) from failure
+
+    async def _ports(self, alive: str, host: str) -> list[int]:
+        """Return the ports to try, the likeliest first."""
+        own = self._listening
+        fixed = [own.port] if own.port else []
+        if self._epmd_port is None:
+            return fixed
+        try:
+            port = await lookup(
+                host, alive, timeout=_EPMD_TIME, port=self._epmd_port, local=own.host
+            )
+        except (OSError, EpmdError) as error:
+            log.debug("the port mapper at %s does not help: %s", host, error)
+            return fixed
+        return fixed if port is None else [port, *(p for p in fixed if p != port)]
+
+    async def _dial(self, peer: str, host: str, port: int) -> None:
+        """Connect to one port; returns when *peer* is connected."""
+        loop = asyncio.get_running_loop()
+        key = key_of(peer)
+        raw = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        try:
+            raw.setblocking(False)
+            # The peer compares our name with where we come from.
+            raw.bind((self._listening.host, 0))
+            async with asyncio.timeout(_CONNECT_TIME):
+                await loop.sock_connect(raw, (host, port))
+        except BaseException:
+            raw.close()
+            raise
+        # The peer may have been faster. It does not know yet that we are connecting, too.
+        if key in self._connections or self._incoming.get(key):
+            raw.close()
+            if key in self._connections:
+                return
+            raise HandshakeError("simultaneous", f"{peer} is connecting to this node")
+        connection = self._maker.make(
+            Initiator(
+                self._local(),
+                peer,
+                on_alive=lambda: key not in self._connections,
+                length_size=self._maker.length_size,
+            )
+        )
+        dial = self._dials[key] = _Dial(connection, loop.create_future())
+        try:
+            protocol = self._maker.protocol(connection, host)
+            await loop.create_connection(lambda: protocol, sock=raw)
+            await dial.result
+        finally:
+            del self._dials[key]
+            if not connection.established:
+                connection.close(HandshakeError("closed", f"the attempt to reach {peer} ended"))
+
+    async def _comes_up(self, key: str) -> bool:
+        """Wait until a node that is connecting to us is connected; False when it fails."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._maker.setup_time
+        # When we yielded to a connection of the peer's, it can be a moment until it is here.
+        grace = loop.time() + _EPMD_TIME
+        while key not in self._connections:
+            now = loop.time()
+            limit = end if self._incoming.get(key) else min(grace, end)
+            if now >= limit:
+                return False
+            waiter = loop.create_future()
+            self._waiters.setdefault(key, []).append(waiter)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limit - now):
+                    await waiter
+        return True
+
+    # --- both sides at once -------------------------------------------------------------------
+
+    def welcome(self, connection: Connection, name: str) -> str:
+        """Return the status of the handshake that a node begins which may be connected.
+
+        When both sides began, the connection of the node with the greater name stays. A node that
+        is connected has lost its end without our noticing: ours is closed when it proves itself.
+        """
+        key = key_of(name)
+        dial = self._dials.get(key)
+        connected = key in self._connections
+        dialling = dial is not None and dial.connection.handshake.done is False
+        if dialling and not connected:
+            self.simultaneous += 1
+        status = _status(name, self._local().name, connected=connected, dialling=dialling)
+        if status == NOK:
+            return status
+        self._incoming.setdefault(key, set()).add(connection)
+        if status == OK_SIMULTANEOUS and dial is not None:
+            error = HandshakeError("simultaneous", f"{name} is connecting to this node")
+            dial.connection.close(error)
+        return status
+
+    def connected(self, connection: Connection) -> None:
+        """End the attempts to reach a node that is connected now."""
+        self._no_longer_incoming(connection)
+        dial = self._dials.get(connection.key)
+        if dial is not None:
+            if dial.connection is not connection:
+                dial.connection.close(
+                    HandshakeError("simultaneous", f"{connection.name} has connected")
+                )
+            elif not dial.result.done():
+                dial.result.set_result(None)
+
+    def ended(self, connection: Connection, reason: DistributionError) -> None:
+        """Let an attempt go on whose handshake has failed, or one that waited for the peer's."""
+        if connection.outgoing:
+            for dial in self._dials.values():
+                if dial.connection is connection and not dial.result.done():
+                    dial.result.set_exception(reason)
+        else:
+            self._no_longer_incoming(connection)
+        self.wake(connection.key)
+
+    def wake(self, key: str) -> None:
+        """Let attempts look again whether a node is connected."""
+        for waiter in self._waiters.pop(key, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _no_longer_incoming(self, connection: Connection) -> None:
+        incoming = self._incoming.get(connection.key)
+        if incoming is not None:
+            incoming.discard(connection)
+            if not incoming:
+                del self._incoming[connection.key]
+
+
+def _status(theirs: str, ours: str, *, connected: bool, dialling: bool) -> str:
+    """Return the status of a handshake that the node *theirs* begins with the node *ours*."""
+    if connected:
+        return ALIVE
+    if dialling:
+        return NOK if theirs.encode() <= ours.encode() else OK_SIMULTANEOUS
+    return OK
+
+
+def _words(error: Exception | None) -> str:
+    """Put what happened to an attempt to connect into words."""
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return "no port is known" if error is None else str(error)

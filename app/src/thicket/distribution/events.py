@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a node of a cluster, as it tells its listener."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from thicket.base.events import Listener
+    from thicket.distribution.mailbox import NodeEvents
+
+log = logging.getLogger(__name__)
+
+
+class Connecting(NamedTuple):
+    """This node tries to reach another one.
+
+    :ivar name: as it was asked for.
+    """
+
+    name: str
+
+
+class NodeUp(NamedTuple):
+    """A node is connected.
+
+    :ivar name: as the node itself spells it.
+    """
+
+    name: str
+
+
+class NodeDown(NamedTuple):
+    """A connected node is lost.
+
+    :ivar code: the reason in one word (``closed``, ``silent``, ``stopped`` ...).
+    :ivar reason: the reason in words.
+    """
+
+    name: str
+    code: str
+    reason: str
+
+
+class Suspected(NamedTuple):
+    """Another node of ours fears for one of our peers.
+
+    :ivar by: the node that fears.
+    """
+
+    name: str
+    by: str
+
+
+class Refused(NamedTuple):
+    """This node refused another one. Told as seldom as it is logged.
+
+    :ivar source: the other node's address.
+    :ivar name: its name, None while it has told none.
+    :ivar code: the reason in one word.
+    :ivar message: the reason in words.
+    """
+
+    source: str
+    name: str | None
+    code: str
+    message: str
+
+
+class RefusedBy(NamedTuple):
+    """Another node refused this one; for the fields see :class:`Refused`."""
+
+    source: str
+    name: str | None
+    code: str
+    message: str
+
+
+class ProblemBegan(NamedTuple):
+    """Something keeps the node from working.
+
+    :ivar since: seconds of CLOCK_BOOTTIME.
+    """
+
+    code: str
+    message: str
+    since: float
+
+
+class ProblemEnded(NamedTuple):
+    """A problem is over; for the fields see :class:`ProblemBegan`."""
+
+    code: str
+    message: str
+    since: float
+
+
+ClusterEvent = (
+    Connecting | NodeUp | NodeDown | Suspected | Refused | RefusedBy | ProblemBegan | ProblemEnded
+)
+
+
+class Announcer:
+    """Tells a node's listener, and whoever monitors nodes on it, what happens.
+
+    :param listener: an exception that it raises is logged.
+    :ivar monitors: those that are told of nodes that come and go, see :meth:`.Node.monitor`.
+    """
+
+    def __init__(self, listener: Listener[ClusterEvent] | None) -> None:
+        self._listener = listener
+        self.monitors: list[NodeEvents] = []
+
+    def tell(self, event: ClusterEvent) -> None:
+        """Pass *event* on."""
+        if self.monitors and isinstance(event, NodeUp | NodeDown):
+            self._tell_monitors(event)
+        if self._listener is None:
+            return
+        try:
+            self._listener.on(event)
+        except Exception:
+            log.exception("the handler of the event %s failed", type(event).__name__)
+
+    def _tell_monitors(self, event: NodeUp | NodeDown) -> None:
+        from thicket.distribution.mailbox import NodeEvent
+
+        if isinstance(event, NodeUp):
+            told = NodeEvent("up", event.name)
+        else:
+            told = NodeEvent("down", event.name, event.code, event.reason)
+        for monitor in list(self.monitors):
+            monitor.put(told)
+
+    def close(self) -> None:
+        """Tell the monitors nothing more."""
+        for monitor in list(self.monitors):
+            monitor.close()
