@@ -8,8 +8,8 @@ import random
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import Nak, Stuck
 from meshlab.chip.state import serial_for
-from thicket.identity.atecc import Atecc
 from thicket.identity.bus import Bus, BusFaultError, BusLockedError, NotAcknowledgedError
+from thicket.identity.chip.atecc import Atecc
 
 
 class Time:

@@ -13,7 +13,9 @@ from emulated_bus import EmulatedBus, emulated
 
 from meshlab.chip.atecc608 import Atecc608
 from thicket.identity.aio import AsyncAtecc
-from thicket.identity.atecc import Atecc, ChipBusError, ChipRefusedError, crc_number
+from thicket.identity.chip.atecc import Atecc
+from thicket.identity.chip.errors import ChipBusError, ChipRefusedError
+from thicket.identity.chip.packet import crc_number
 
 
 @pytest.fixture

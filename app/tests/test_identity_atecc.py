@@ -23,32 +23,30 @@ from hypothesis import strategies as st
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import Nak
 from meshlab.chip.state import serial_for
-from thicket.identity.atecc import (
-    ZONE_CONFIG,
-    ZONE_DATA,
-    ZONE_OTP,
-    Atecc,
+from thicket.identity.bus import Bus
+from thicket.identity.chip.atecc import Atecc, ChipInfo
+from thicket.identity.chip.errors import (
     ChipAbsentError,
     ChipBusError,
     ChipError,
     ChipFaultError,
-    ChipInfo,
     ChipMismatchError,
     ChipParseError,
     ChipProtocolError,
     ChipRefusedError,
     ChipTimeoutError,
     ChipWatchdogError,
-    Session,
-    crc16,
-    crc_number,
+)
+from thicket.identity.chip.memory import (
+    ZONE_CONFIG,
+    ZONE_DATA,
+    ZONE_OTP,
     data_address,
     differences,
     model_of,
-    pack_command,
-    unpack_reply,
 )
-from thicket.identity.bus import Bus
+from thicket.identity.chip.packet import crc16, crc_number, pack_command, unpack_reply
+from thicket.identity.chip.session import Session
 
 # -- wire format
 
@@ -594,19 +592,19 @@ def test_keys_in_slots() -> None:
 
 
 def test_idle_keeps_what_the_chip_remembers() -> None:
-    driver, chip, bus, _ = provisioned()
+    driver, chip, bus, clock = provisioned()
     driver.run(lambda session: session.load(bytes(32)))
     assert chip.temp_key is None  # asleep
 
     def conversation(session: Session) -> bytes:
         session.load(bytes(range(32)))
         session.renew()
-        return session._chip.bus.read(0x60, 1)
+        return bus.read(0x60, 1)
 
     driver.run(conversation)
     chip.temp_key = bytes(32)
     chip._awake = True
-    chip._woken = driver._clock()
+    chip._woken = clock()
     driver.idle()
     with pytest.raises(Exception, match="emulated"):
         bus.locks = 1

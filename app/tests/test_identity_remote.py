@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from authority.authority import Authority
 from meshlab.chip.state import ChipState, serial_for
-from thicket.identity.atecc import Atecc, ChipAbsentError, ChipBusError, ChipBusLockedError
 from thicket.identity.bus import Bus, BusFaultError, BusLockedError
+from thicket.identity.chip.atecc import Atecc
+from thicket.identity.chip.errors import ChipAbsentError, ChipBusError, ChipBusLockedError
 from thicket.identity.remote import BusServer, Pipe, RemoteBus, serve
 from thicket.trust.credentials import enrolled_chain
 

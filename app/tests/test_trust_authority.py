@@ -20,7 +20,7 @@ from authority.cli import main as ca_main
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from thicket.identity.aio import AsyncAtecc
-from thicket.identity.atecc import Atecc
+from thicket.identity.chip.atecc import Atecc
 from thicket.trust import nerveskey, openssl, verify
 from thicket.trust.certificates import Certificate, CertificateError, pem
 from thicket.trust.credentials import (
@@ -374,7 +374,7 @@ def test_what_a_node_imports_is_small() -> None:
     code = (
         "import sys, thicket.cli.main, thicket.trust.verify\n"
         "assert 'ssl' not in sys.modules and 'asyncio' not in sys.modules\n"
-        "import thicket.trust.tls, thicket.trust.credentials\n"
+        "import thicket.trust.credentials, thicket.trust.tls\n"
         "bad = {'cryptography', 'meshlab', 'authority.authority', 'authority.cli',"
         " 'thicket.trust.nerveskey', 'asn1crypto'} & set(sys.modules)\n"
         "sys.exit(str(bad) if bad else 0)"

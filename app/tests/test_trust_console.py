@@ -27,8 +27,8 @@ from authority.authority import Authority
 from authority.console import Console
 from meshlab.chip.state import ChipState, serial_for
 from thicket.identity import console_frames
-from thicket.identity.atecc import Atecc
 from thicket.identity.bus import BusFaultError
+from thicket.identity.chip.atecc import Atecc
 from thicket.identity.console_frames import ANSWER, END, QUESTION, Frame, unpack
 from thicket.identity.remote import RemoteBus
 from thicket.trust.credentials import enrolled_chain

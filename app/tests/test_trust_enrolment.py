@@ -32,7 +32,7 @@ from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from thicket.cli.main import main
 from thicket.identity.aio import AsyncAtecc
-from thicket.identity.atecc import Atecc
+from thicket.identity.chip.atecc import Atecc
 from thicket.trust import nerveskey, openssl
 from thicket.trust.certificates import Certificate, CertificateError, from_pem, pem
 from thicket.trust.credentials import (

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
-from thicket.identity.atecc import Atecc, ChipError, ChipMismatchError, ChipRefusedError, crc_number
+from thicket.identity.chip.atecc import Atecc
+from thicket.identity.chip.errors import ChipError, ChipMismatchError, ChipRefusedError
+from thicket.identity.chip.packet import crc_number
 from thicket.trust import nerveskey, openssl
 from thicket.trust.certificates import Certificate, CertificateError
 from thicket.trust.nerveskey import (

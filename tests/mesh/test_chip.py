@@ -24,7 +24,9 @@ MESH = "open"
 
 PREAMBLE = """
 import glob, json
-from thicket.identity.atecc import *
+from thicket.identity.chip.atecc import *
+from thicket.identity.chip.errors import *
+from thicket.identity.chip.packet import *
 from thicket.identity.bus import *
 bus = LinuxBus(glob.glob("/dev/i2c-*")[0])
 chip = Atecc(bus)

@@ -32,7 +32,7 @@ async def test_a_chip_is_enrolled_over_the_console(lab: Lab, nodes: Nodes, tmp_p
     assert await asyncio.to_thread(main, words) == 0
     assert list(ca.list()["devices"]) == [node.serial]
     code = (
-        "from thicket.identity.atecc import Atecc; from thicket.identity.bus import LinuxBus;"
+        "from thicket.identity.chip.atecc import Atecc; from thicket.identity.bus import LinuxBus;"
         "from thicket.trust.fleet import Fleet;"
         "from thicket.trust.credentials import enrolled_chain;"
         f"print(len(enrolled_chain(Atecc(LinuxBus({buses[0]!r})),"

@@ -41,7 +41,7 @@ from datetime import UTC, datetime
 from ipaddress import IPv6Address
 from thicket.distribution import DistributionError, Node
 from thicket.trust.fleet import Fleet
-from thicket.trust.node import Credentials
+from thicket.trust.credentials import Credentials
 from thicket.trust.tls import FleetTls
 from thicket.trust.verify import Clock
 given = json.load(open(sys.argv[1]))

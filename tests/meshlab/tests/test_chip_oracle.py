@@ -27,8 +27,8 @@ from cryptography.x509 import load_der_x509_certificate
 from meshlab.chip.atecc608 import Atecc608, crc16
 from meshlab.chip.bus import Nak
 from meshlab.chip.state import serial_for
-from thicket.identity.atecc import Atecc
 from thicket.identity.bus import Bus, NotAcknowledgedError
+from thicket.identity.chip.atecc import Atecc
 from thicket.trust import openssl
 from thicket.trust.nerveskey import NervesKeyIssuer, Otp, Provisioning, read, slot_contents
 

@@ -47,7 +47,7 @@ from thicket.trust.revocations import SignedList, all_names
 from thicket.trust.verify import MAX_LIST, RefusedError, Revocations
 
 if TYPE_CHECKING:
-    from thicket.identity.atecc import Atecc
+    from thicket.identity.chip.atecc import Atecc
 
 FORMAT: Final = 1
 
@@ -444,7 +444,7 @@ class Authority:
 
         Raises ``AuthorityError``, ``ProvisioningError`` and ``ChipError``.
         """
-        from thicket.identity.atecc import serial_in  # chips only
+        from thicket.identity.chip.memory import serial_in  # chips only
         from thicket.trust import nerveskey
 
         config = chip.read_config()
@@ -845,7 +845,7 @@ class FleetIssuer:
 
 def _signs(chip: Atecc) -> bool:
     """Tell whether slot 0 has a key that signs what it is given."""
-    from thicket.identity.atecc import ChipRefusedError
+    from thicket.identity.chip.errors import ChipRefusedError
 
     digest = os.urandom(32)
     try:
@@ -856,7 +856,7 @@ def _signs(chip: Atecc) -> bool:
 
 def _is_ours(chip: Atecc, fleet: Fleet) -> bool:
     """Tell whether the primary slots hold an enrolment in ``fleet``."""
-    from thicket.identity.atecc import ChipRefusedError
+    from thicket.identity.chip.errors import ChipRefusedError
     from thicket.trust import nerveskey
 
     try:

@@ -17,14 +17,9 @@ from authority.authority import Authority, AuthorityError
 from authority.enrolment import RemoteNode
 from authority.token import TokenError
 from thicket.cli.common import BAD, OK, USAGE, UsageError
-from thicket.identity.atecc import (
-    ADDRESSES,
-    Atecc,
-    ChipAbsentError,
-    ChipError,
-    ChipProtocolError,
-)
 from thicket.identity.bus import Bus, BusError, LinuxBus
+from thicket.identity.chip.atecc import ADDRESSES, Atecc
+from thicket.identity.chip.errors import ChipAbsentError, ChipError, ChipProtocolError
 from thicket.identity.remote import Channel, RemoteBus
 from thicket.trust.certificates import pem
 from thicket.trust.fleet import device_name

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from authority.authority import AuthorityError
-from thicket.identity.atecc import Atecc
 from thicket.identity.bus import Bus, NotAcknowledgedError
+from thicket.identity.chip.atecc import Atecc
 
 
 class VirtualBus(Bus):

@@ -16,10 +16,12 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from thicket.identity.atecc import Atecc, ChipBusError
+from thicket.identity.chip.atecc import Atecc
+from thicket.identity.chip.errors import ChipBusError
 
 if TYPE_CHECKING:
-    from thicket.identity.atecc import ChipInfo, Session
+    from thicket.identity.chip.atecc import ChipInfo
+    from thicket.identity.chip.session import Session
 
 T = TypeVar("T")
 

@@ -262,7 +262,9 @@ def find_chip(wanted: str, host: Host, address: int | None = None) -> Identity |
 
 
 def _chip_on(bus: Bus, deadline: float, only: int | None) -> Identity | str:
-    from thicket.identity import atecc  # not needed where there is no bus
+    # not needed where there is no bus
+    from thicket.identity.chip import atecc
+    from thicket.identity.chip.errors import ChipAbsentError, ChipBusError, ChipError
 
     silent: list[int] = []
     findings: list[str] = []
@@ -276,12 +278,12 @@ def _chip_on(bus: Bus, deadline: float, only: int | None) -> Identity | str:
                 continue
             info = chip.info()
             identity = addresses.identity_of_serial(info.serial)
-        except atecc.ChipAbsentError:
+        except ChipAbsentError:
             silent.append(address)
-        except atecc.ChipBusError as error:
+        except ChipBusError as error:
             findings.append(f"the bus does not work ({error})")
             break
-        except (atecc.ChipError, ValueError) as error:
+        except (ChipError, ValueError) as error:
             findings.append(f"something answers at 0x{address:02x}, but {error}")
         else:
             return Identity("chip", identity, serial=info.serial, chip=info.as_dict())

@@ -79,7 +79,8 @@ def enrolled_chain(chip: object, fleet: Fleet, folder: str | None = None) -> tup
     """
     from hashlib import sha256
 
-    from thicket.identity.atecc import Atecc, ChipRefusedError
+    from thicket.identity.chip.atecc import Atecc
+    from thicket.identity.chip.errors import ChipRefusedError
     from thicket.trust import nerveskey, openssl
 
     assert isinstance(chip, Atecc)

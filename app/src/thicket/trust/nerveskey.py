@@ -18,17 +18,17 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from thicket.base.errors import ThicketError
-from thicket.identity.atecc import (
+from thicket.identity.chip.atecc import Atecc
+from thicket.identity.chip.errors import ChipMismatchError
+from thicket.identity.chip.memory import (
     SLOT_SIZES,
     ZONE_DATA,
-    Atecc,
-    ChipMismatchError,
-    crc_number,
     data_address,
     differences,
     model_of,
     serial_in,
 )
+from thicket.identity.chip.packet import crc_number
 from thicket.trust import compressed
 from thicket.trust.certificates import Certificate, CertificateError
 

@@ -259,7 +259,7 @@ class Trust:
         except _AgainError:
             self._again.set()
         except Exception as error:  # the chip, its bus, the disk: all of them may get well
-            from thicket.identity.atecc import ChipRefusedError
+            from thicket.identity.chip.errors import ChipRefusedError
 
             if isinstance(error, ChipRefusedError):
                 self._fail(
@@ -505,8 +505,9 @@ class _AgainError(Exception):
 def open_chip(identity: Identity) -> AsyncAtecc:
     """Open the chip that the identity was read from. Raises BusError."""
     from thicket.identity.aio import AsyncAtecc
-    from thicket.identity.atecc import Atecc, ChipAbsentError
     from thicket.identity.bus import LinuxBus
+    from thicket.identity.chip.atecc import Atecc
+    from thicket.identity.chip.errors import ChipAbsentError
 
     if identity.chip is None:
         raise ChipAbsentError("this node's identity is from no chip")

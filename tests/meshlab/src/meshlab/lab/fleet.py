@@ -16,7 +16,7 @@ from authority.virtual import open_chip
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import ChipStateError
 from meshlab.lab.errors import LabError
-from thicket.identity.atecc import ChipError
+from thicket.identity.chip.errors import ChipError
 from thicket.trust.nerveskey import ProvisioningError
 from thicket.trust.openssl import OpenSslError
 

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Driver of the security chip (ATECC508A, ATECC608A, ATECC608B), which is slow and falls asleep.
+
+``atecc`` is what others use; ``session`` has the commands, ``wire`` carries them over the bus,
+``packet`` is their form, ``memory`` what the zones hold, ``errors`` what can happen.
+"""

@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Driver of the security chip: ATECC508A, ATECC608A and ATECC608B over I2C.
+
+The chip sleeps between conversations. A conversation is: wake it, give commands, send it to sleep.
+It has a watchdog of its own that puts it to sleep 0.7 to 1.7 s after the wake-up whatever it is
+doing, and with that it forgets everything volatile. ``Session`` holds the commands of one
+conversation; ``Atecc`` repeats whole conversations until they succeed or a deadline passes, and is
+what the rest of the program uses. Everything here blocks; call it from a thread.
+
+Protocol: Microchip's ATECC508A and ATECC608A data sheets, sections 6 (I2C) and 9 (commands).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from thicket.identity.bus import Bus, BusError, BusLockedError
+from thicket.identity.chip.errors import (
+    ChipBusError,
+    ChipBusLockedError,
+    ChipError,
+    ChipMismatchError,
+    ChipRefusedError,
+)
+from thicket.identity.chip.memory import (
+    ADDRESS_BYTE,
+    CHIPS_OWN,
+    CONFIG_LOCK,
+    CONFIG_SIZE,
+    CONFIG_WRITES,
+    EXTRA,
+    LOCK_WORD,
+    OTP_SIZE,
+    SLOT_LOCK_WORD,
+    SLOT_LOCKS,
+    SLOT_SIZES,
+    ZONE_CONFIG,
+    ZONE_DATA,
+    ZONE_OTP,
+    data_address,
+    differences,
+    model_of,
+    serial_in,
+    whole_config,
+)
+from thicket.identity.chip.session import ALL_TESTS, ExtraMode, LockMode, Session
+from thicket.identity.chip.wire import Wire
+
+T = TypeVar("T")
+
+DEFAULT_ADDRESS = 0x60
+"""7-bit I2C address of a chip from the catalogue (configuration byte 16 is 0xC0)."""
+
+TRUST_AND_GO_ADDRESS = 0x35
+"""7-bit I2C address of the pre-provisioned Trust&GO parts."""
+
+ADDRESSES = (DEFAULT_ADDRESS, TRUST_AND_GO_ADDRESS, 0x36, 0x58, 0x59)
+"""7-bit I2C addresses that chips are sold with: catalogue parts, Trust&GO, TrustFLEX, kits whose
+configuration byte 16 is 0xB0, and Trust&GO for LoRaWAN. Devices of other kinds use them as well."""
+
+
+class ChipInfo:
+    """What a chip says about itself."""
+
+    __slots__ = ("address", "bus", "config_locked", "data_locked", "model", "revision", "serial")
+
+    def __init__(self, bus: str, address: int, block: bytes, word: bytes) -> None:
+        """Take it from bytes 0 to 31 (``block``) and 84 to 87 (``word``) of the configuration."""
+        self.bus = bus
+        self.address = address
+        self.revision = block[4:8]
+        self.model = model_of(self.revision)
+        self.serial = serial_in(block)
+        self.data_locked = word[2] == 0
+        self.config_locked = word[3] == 0
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it for JSON."""
+        return {
+            "model": self.model,
+            "bus": self.bus,
+            "address": self.address,
+            "revision": self.revision.hex(),
+            "serial": self.serial.hex(),
+            "config_locked": self.config_locked,
+            "data_locked": self.data_locked,
+        }
+
+
+class Atecc:
+    """One chip at one address of one bus.
+
+    ``patience`` bounds every method in seconds (a transfer that is under way then still ends, which
+    on a stuck bus takes the kernel up to a second). Not safe for several threads at once; other
+    programs are kept off the bus by its lock.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        address: int = DEFAULT_ADDRESS,
+        *,
+        patience: float = 4.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Talk to the chip at ``address`` of ``bus``; nothing is sent yet."""
+        self.patience = patience
+        self._wire = Wire(bus, address, clock, sleep)
+        self._clock = clock
+        self._sleep = sleep
+
+    @property
+    def bus(self) -> Bus:
+        """The bus that the chip is on."""
+        return self._wire.bus
+
+    @property
+    def address(self) -> int:
+        """The chip's 7-bit address; it follows what ``write_config`` makes of it."""
+        return self._wire.address
+
+    @address.setter
+    def address(self, address: int) -> None:
+        self._wire.address = address
+
+    # -- conversations
+
+    def run(self, conversation: Callable[[Session], T]) -> T:
+        """Wake the chip, let ``conversation`` give its commands, and send the chip to sleep.
+
+        A conversation that fails for a passing reason is repeated from its beginning, so it must be
+        one that may be done again. Raises ``ChipError`` with the last reason.
+        """
+        with self._locked():
+            attempt, pause = 0, 0.01
+            while True:
+                try:
+                    return self._converse(conversation)
+                except BusError as error:
+                    problem: ChipError = ChipBusError(str(error))
+                    problem.__cause__ = error
+                except ChipError as error:
+                    problem = error
+                attempt += 1
+                if 0 <= problem.repeats < attempt or self._clock() + pause >= self._wire.deadline:
+                    raise problem
+                self._sleep(pause)
+                pause = min(pause * 2, 0.2)
+
+    def answers(self) -> bool:
+        """Return within some milliseconds whether anything answers at the address after a wake-up.
+
+        For addresses that are looked at beside the usual ones: nothing is written to a device that
+        may be another one. A chip that still tests itself after power-on is not seen. Raises
+        ``ChipBusError``.
+        """
+        with self._locked():
+            try:
+                return self._wire.look()
+            except BusError as error:
+                raise ChipBusError(str(error)) from error
+
+    def _converse(self, conversation: Callable[[Session], T]) -> T:
+        try:
+            self._wire.wake()
+            result = conversation(Session(self._wire))
+        except ChipError:
+            self._wire.sleep()
+            raise
+        # Too late to matter: the result is there, and the watchdog sends the chip to sleep as well.
+        with suppress(BusError):
+            self._wire.sleep()
+        return result
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._wire.begin(self._clock() + self.patience)
+        try:
+            self.bus.lock(self._wire.deadline)
+        except BusLockedError as error:
+            raise ChipBusLockedError(
+                f"{error}; end that program, or let it give the bus back between its transfers"
+            ) from error
+        except BusError as error:
+            raise ChipBusError(str(error)) from error
+        try:
+            yield
+        finally:
+            self.bus.unlock()
+
+    # -- what the rest of the program uses
+
+    def info(self) -> ChipInfo:
+        """Return what the chip is: model, serial number, locks."""
+
+        def conversation(session: Session) -> ChipInfo:
+            block = session.read(ZONE_CONFIG, 0, 32)
+            word = session.read(ZONE_CONFIG, LOCK_WORD, 4)
+            return ChipInfo(self.bus.name, self.address, block, word)
+
+        return self.run(conversation)
+
+    def serial_number(self) -> bytes:
+        """Return the serial number, 9 bytes."""
+        return serial_in(self.run(lambda session: session.read(ZONE_CONFIG, 0, 32)))
+
+    def revision(self) -> bytes:
+        """Return the 4 revision bytes."""
+        return self.run(Session.revision)
+
+    def read_config(self) -> bytes:
+        """Return the configuration zone, 128 bytes."""
+        return self.run(
+            lambda session: b"".join(
+                session.read(ZONE_CONFIG, offset >> 2, 32) for offset in range(0, CONFIG_SIZE, 32)
+            )
+        )
+
+    def compare_config(self, wanted: bytes, skip: Iterable[int] = ()) -> str:
+        """Say in words where the configuration is not ``wanted`` (128 bytes); empty when equal.
+
+        What no Write can change is not compared (``CHIPS_OWN``), nor is what ``skip`` names.
+        """
+        return differences(self.read_config(), whole_config(wanted), {*CHIPS_OWN, *skip})
+
+    def write_config(self, wanted: bytes, *, whole: bool = False) -> None:
+        """Write the configuration zone so that it is ``wanted`` (128 bytes), and read it back.
+
+        Only words that differ are written, or all that can be with ``whole``. Bytes 84 and 85 go
+        by UpdateExtra; the chip's own bytes and the locks (``CHIPS_OWN``) are left alone. When the
+        I2C address changes, ``address`` follows it.
+
+        Raises ``ChipRefusedError`` when the zone is locked already, and ``ChipMismatchError`` when
+        the chip did not take everything over.
+        """
+        wanted = whole_config(wanted)
+        present = self.read_config()
+        if present[CONFIG_LOCK] == 0:
+            raise ChipRefusedError(
+                "the configuration zone is locked; nothing can be written to it any more"
+            )
+        for offset, size in CONFIG_WRITES:
+            piece = wanted[offset : offset + size]
+            if offset == SLOT_LOCKS:  # as they are
+                piece = (
+                    present[SLOT_LOCKS : SLOT_LOCKS + 2] + wanted[SLOT_LOCKS + 2 : SLOT_LOCKS + 4]
+                )
+            now = present[offset : offset + size]
+            if offset == ADDRESS_BYTE and piece[0] >> 1 != self.address:
+                self._move(piece)
+            elif piece != now or (whole and offset != SLOT_LOCKS):
+                self.write(ZONE_CONFIG, offset >> 2, piece)
+        for mode in (ExtraMode.BYTE_84, ExtraMode.BYTE_85):
+            value = wanted[EXTRA + mode]
+            if value != present[EXTRA + mode]:
+                self.update_extra(mode, value)
+        wrong = self.compare_config(wanted)
+        if wrong:
+            raise ChipMismatchError(f"the configuration does not read back as written: {wrong}")
+
+    def _move(self, word: bytes) -> None:
+        """Write the word with the I2C address, which the chip has from its next wake-up on."""
+        old, new = self.address, word[0] >> 1
+        try:
+            self.write(ZONE_CONFIG, ADDRESS_BYTE >> 2, word)
+        except ChipError:
+            # When only the answer was lost, the chip is at its new address already.
+            self.address = new
+            try:
+                self.serial_number()
+            except ChipError:
+                self.address = old
+                raise
+        self.address = new
+
+    def update_extra(self, mode: int, value: int) -> None:
+        """Set byte 84 (mode 0) or 85 (mode 1) of the configuration; see ``Session``."""
+        first = True
+
+        def conversation(session: Session) -> None:
+            nonlocal first
+            # Repeated after the locks it is refused, so look whether the lost one did it.
+            if not first and session.read(ZONE_CONFIG, LOCK_WORD, 4)[mode] == value:
+                return
+            first = False
+            session.update_extra(mode, value)
+
+        self.run(conversation)
+
+    def read_otp(self) -> bytes:
+        """Return the OTP zone, 64 bytes. Raises ``ChipRefusedError`` until the data is locked."""
+        return self.run(
+            lambda session: session.read(ZONE_OTP, 0, 32) + session.read(ZONE_OTP, 8, 32)
+        )
+
+    def write_otp(self, data: bytes) -> None:
+        """Write the OTP zone (64 bytes): possible between the two locks of the chip only."""
+        if len(data) != OTP_SIZE:
+            raise ValueError(f"the OTP zone has {OTP_SIZE} bytes, not {len(data)}")
+        self.write(ZONE_OTP, 0, data[:32])
+        self.write(ZONE_OTP, 8, data[32:])
+
+    def read_slot(self, slot: int, length: int | None = None) -> bytes:
+        """Return the first ``length`` bytes of a slot (a multiple of 4), or all of it.
+
+        Raises ``ChipRefusedError`` when the slot is secret or the data zone is not locked yet.
+        """
+        size = SLOT_SIZES[slot] if length is None else length
+
+        def conversation(session: Session) -> bytes:
+            data, offset = b"", 0
+            while offset < size:
+                step = 32 if size - offset >= 32 else 4
+                data += session.read(ZONE_DATA, data_address(slot, offset), step)
+                offset += step
+            return data
+
+        return self.run(conversation)
+
+    def write_slot(self, slot: int, data: bytes, *, locked: bool = True) -> None:
+        """Write ``data`` to the beginning of a slot in the clear.
+
+        Its size is a multiple of 4; while the data zone is not ``locked`` the chip takes whole
+        blocks of 32 bytes only, so the last one is filled up with zeros. A slot is not written at
+        once: when this raises, the blocks before may be new and those behind old.
+
+        Raises ``ChipRefusedError`` when the policy of the slot or its lock forbids it.
+        """
+        if len(data) > SLOT_SIZES[slot] or len(data) % 4:
+            raise ValueError(
+                f"{len(data)} bytes for slot {slot}: at most {SLOT_SIZES[slot]}, a multiple of 4"
+            )
+        offset = 0
+        while offset < len(data):
+            piece = data[offset : offset + 32]
+            if len(piece) < 32:
+                piece = piece[:4] if locked else piece.ljust(32, b"\0")
+            self.write(ZONE_DATA, data_address(slot, offset), piece)
+            offset += len(piece)
+
+    def write(self, zone: int, address: int, data: bytes) -> None:
+        """Write 4 or 32 bytes in the clear at an address word of a zone."""
+        self.run(lambda session: session.write(zone, address, data))
+
+    def random(self) -> bytes:
+        """Return 32 random bytes."""
+        return self.run(Session.random)
+
+    def nonce(self, number: bytes) -> bytes:
+        """Return the 32 random bytes of a nonce with ``number`` (20 bytes) mixed in."""
+        return self.run(lambda session: session.nonce(number))
+
+    def generate_key(self, slot: int) -> bytes:
+        """Replace the private key in ``slot`` by a new one: its public key, 64 bytes.
+
+        When the chip's answer is lost, another key is made; only the one returned exists.
+        """
+        return self.run(lambda session: session.generate_key(slot))
+
+    def public_key(self, slot: int) -> bytes:
+        """Return the public key of ``slot``, X and Y, 64 bytes."""
+        return self.run(lambda session: session.public_key(slot))
+
+    def sign(self, slot: int, digest: bytes) -> bytes:
+        """Sign a SHA-256 ``digest`` with the key in ``slot``: R and S, 64 bytes (ECDSA P-256).
+
+        Both commands belong to one conversation: the digest is lost when the chip sleeps.
+        """
+
+        def conversation(session: Session) -> bytes:
+            session.load(digest)
+            return session.sign(slot)
+
+        return self.run(conversation)
+
+    def verify(self, digest: bytes, signature: bytes, public_key: bytes) -> bool:
+        """Let the chip check a signature of a SHA-256 ``digest``."""
+
+        def conversation(session: Session) -> bool:
+            session.load(digest)
+            return session.verify(signature, public_key)
+
+        return self.run(conversation)
+
+    def verify_stored(self, digest: bytes, signature: bytes, slot: int) -> bool:
+        """Let the chip check a signature of a SHA-256 ``digest`` by the public key in ``slot``."""
+
+        def conversation(session: Session) -> bool:
+            session.load(digest)
+            return session.verify_stored(signature, slot)
+
+        return self.run(conversation)
+
+    def key_valid(self, slot: int) -> bool:
+        """Tell whether ``slot`` holds a private key that can be used."""
+        return self.run(lambda session: session.key_valid(slot))
+
+    def ecdh(self, slot: int, point: bytes) -> bytes:
+        """Return the secret shared with the owner of ``point``; see ``Session.ecdh``."""
+        return self.run(lambda session: session.ecdh(slot, point))
+
+    def sha256(self, message: bytes) -> bytes:
+        """Return the SHA-256 digest (32 bytes) of at most 512 bytes; see ``Session.sha256``."""
+        return self.run(lambda session: session.sha256(message))
+
+    def self_test(self, tests: int = ALL_TESTS) -> list[str]:
+        """Let an ATECC608 test itself; what failed, in words. See ``Session.self_test``."""
+        return self.run(lambda session: session.self_test(tests))
+
+    def idle(self) -> None:
+        """Wake the chip and leave it idle: what it remembers stays until its supply goes."""
+
+        def conversation(session: Session) -> None:
+            session.renew()
+            self._wire.idle()
+
+        self.run(conversation)
+
+    def counter(self, number: int) -> int:
+        """Return the value of counter 0 or 1."""
+        return self.run(lambda session: session.counter(number))
+
+    def count_up(self, number: int) -> int:
+        """Add one to counter 0 or 1 and return its new value (at most 2,097,151).
+
+        Exactly one is added even when the chip's answer is lost.
+        """
+        before: int | None = None
+
+        def conversation(session: Session) -> int:
+            nonlocal before
+            now = session.counter(number)
+            if before is not None and now == before + 1:
+                return now
+            before = now
+            return session.counter(number, increment=True)
+
+        return self.run(conversation)
+
+    def lock_config(self, crc: int) -> None:
+        """Lock the configuration zone for ever, if ``crc`` is the CRC of its 128 bytes."""
+        self._lock(LockMode.CONFIG, crc, lambda word: word[3] == 0)
+
+    def lock_data(self, crc: int) -> None:
+        """Lock the data and OTP zones for ever, if ``crc`` is that of all that is not a key."""
+        self._lock(LockMode.DATA, crc, lambda word: word[2] == 0)
+
+    def lock_slot(self, slot: int) -> None:
+        """Lock one slot of the data zone for ever."""
+        self._lock(
+            slot << 2 | LockMode.SLOT,
+            0,
+            lambda word: not int.from_bytes(word, "little") >> slot & 1,
+            word=SLOT_LOCK_WORD,
+        )
+
+    def _lock(
+        self, mode: int, crc: int, locked: Callable[[bytes], bool], word: int = LOCK_WORD
+    ) -> None:
+        first = True
+
+        def conversation(session: Session) -> None:
+            nonlocal first
+            # A repeated Lock is refused, so look whether the one whose answer was lost did it.
+            if not first and locked(session.read(ZONE_CONFIG, word, 4)):
+                return
+            first = False
+            session.lock(mode, crc)
+
+        self.run(conversation)
