@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authority.authority import Authority
+from authority.remote_bus import Pipe, RemoteBus
 from meshlab.chip.state import ChipState, serial_for
 from thicket.identity.bus import Bus, BusFaultError, BusLockedError
 from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.errors import ChipAbsentError, ChipBusError, ChipBusLockedError
-from thicket.identity.remote import BusServer, Pipe, RemoteBus, serve
+from thicket.identity.remote import BusServer, serve
 from thicket.trust.credentials import enrolled_chain
 
 OTHER_SIDE = """

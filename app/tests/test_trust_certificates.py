@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authority import templates
 from thicket.trust import certificates as x509
 from thicket.trust import compressed, der, openssl
 from thicket.trust.certificates import Certificate, CertificateError, Profile
@@ -26,7 +27,7 @@ from thicket.trust.compressed import Compressed, decode_dates, encode_dates, ser
 
 def test_trust_and_go_device_is_rebuilt_to_the_byte() -> None:
     key = upstream.TNG_SIGNER_KEY[4:36] + upstream.TNG_SIGNER_KEY[40:72]
-    rebuilt = compressed.rebuild_trust_and_go_device(
+    rebuilt = templates.rebuild_trust_and_go_device(
         upstream.TNG_DEVICE,
         upstream.TNG_SERIAL,
         upstream.TNG_KEY,
@@ -43,9 +44,9 @@ def test_trust_and_go_device_is_rebuilt_to_the_byte() -> None:
 def test_trust_and_go_signer_carries_microchips_signature() -> None:
     """No copy of this certificate was published; the root's signature says that it is right."""
     key = upstream.TNG_SIGNER_KEY[4:36] + upstream.TNG_SIGNER_KEY[40:72]
-    read = Certificate(compressed.rebuild_trust_and_go_signer(upstream.TNG_SIGNER, key))
+    read = Certificate(templates.rebuild_trust_and_go_signer(upstream.TNG_SIGNER, key))
     digest = sha256(read.tbs).digest()
-    assert openssl.verify(compressed.MICROCHIP_ROOT, digest, read.signature)
+    assert openssl.verify(templates.MICROCHIP_ROOT, digest, read.signature)
     assert (read.ca, read.path_length, read.common_name) == (
         True,
         0,
@@ -56,9 +57,9 @@ def test_trust_and_go_signer_carries_microchips_signature() -> None:
 def test_nerves_key_signer_is_rebuilt_to_the_byte() -> None:
     [signer] = x509.from_pem(upstream.NERVES_KEY_SIGNER_CERTIFICATE)
     key = upstream.NERVES_KEY_SLOT_11[:64]
-    assert compressed.rebuild_nerves_key_signer(upstream.NERVES_KEY_SLOT_12, key) == signer
+    assert templates.rebuild_nerves_key_signer(upstream.NERVES_KEY_SLOT_12, key) == signer
     packed = compressed.compress(
-        signer, template=compressed.NERVES_KEY_SIGNER, source=compressed.FROM_PUBLIC_KEY
+        signer, template=templates.NERVES_KEY_SIGNER, source=compressed.FROM_PUBLIC_KEY
     )
     assert packed == upstream.NERVES_KEY_SLOT_12
     assert x509.pem(signer).strip() == upstream.NERVES_KEY_SIGNER_CERTIFICATE.strip()
@@ -69,7 +70,7 @@ def test_nerves_key_device_is_what_the_template_gives() -> None:
     [device] = x509.from_pem(upstream.NERVES_KEY_CERTIFICATE)
     read = Certificate(device)
     validity = (datetime(2025, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC))
-    profile = compressed.nerves_key_device(
+    profile = templates.nerves_key_device(
         upstream.NERVES_KEY_SERIAL,
         read.public_key,
         "1234",
@@ -154,12 +155,12 @@ def test_slots_without_a_certificate(data: bytes, words: str) -> None:
 
 def test_wrong_templates_and_sources() -> None:
     with pytest.raises(CertificateError, match="template 1 is not that of a NervesKey device"):
-        compressed.rebuild_nerves_key_device(
+        templates.rebuild_nerves_key_device(
             upstream.NERVES_KEY_SLOT_12, bytes(9), bytes(64), "x", bytes(64)
         )
     stored = Compressed.unpack(upstream.NERVES_KEY_SLOT_12)._replace(source=0).pack()
     with pytest.raises(CertificateError, match="source 0"):
-        compressed.rebuild_nerves_key_signer(stored, bytes(64))
+        templates.rebuild_nerves_key_signer(stored, bytes(64))
 
 
 # -- the format

@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 
 from authority.authority import Authority
 from authority.console import Console
+from authority.remote_bus import RemoteBus
 from meshlab.chip.state import ChipState, serial_for
 from thicket.identity import console_frames
 from thicket.identity.bus import BusFaultError
 from thicket.identity.chip.atecc import Atecc
 from thicket.identity.console_frames import ANSWER, END, QUESTION, Frame, unpack
-from thicket.identity.remote import RemoteBus
 from thicket.trust.credentials import enrolled_chain
 
 NODE = """

@@ -22,18 +22,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authority.authority import Authority, FleetIssuer, years_from
+from authority.nerveskey import Otp
+from authority.provisioning import Provisioning, ProvisioningError
 from thicket.identity.address import identity_of_serial
 from thicket.identity.aio import AsyncAtecc
 from thicket.trust import certificates as x509
 from thicket.trust import clock as clocks
-from thicket.trust import compressed, der, nerveskey, openssl
+from thicket.trust import compressed, der, openssl
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate
 from thicket.trust.change import SignedChange
+from thicket.trust.chip_slots import PRIMARY, CertificateSet, read_set
 from thicket.trust.compressed import NO_END, Compressed, decode_dates, encode_dates
 from thicket.trust.credentials import ChipKey, make_credentials
 from thicket.trust.fleet import Fleet
-from thicket.trust.nerveskey import CertificateSet, Otp, Provisioning, ProvisioningError
 from thicket.trust.signed_beacon import SignedBeacons, next_start
 from thicket.trust.verify import Clock, Revocations, check_peer
 
@@ -253,5 +255,5 @@ def test_certificates_that_cannot_be_made_leave_a_blank_chip_blank(
     assert chip.memory.config[86:88] == b"\x55\x55", "nothing is locked"
     # The same chip is enrolled afterwards.
     assert ca.enroll_chip(driver, write=True, show=quiet) == chip.serial.hex()
-    assert nerveskey.read_set(driver, nerveskey.PRIMARY) is not None
+    assert read_set(driver, PRIMARY) is not None
     assert identity_of_serial(chip.serial)

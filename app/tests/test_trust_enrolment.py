@@ -24,7 +24,7 @@ import pytest
 from emulated_bus import EmulatedBus, Time
 from fleet_for_tests import CLOCK, PREFIX
 
-from authority import enrolment
+from authority import enrolment, nerveskey, provisioning
 from authority.authority import Authority, AuthorityError, years_from
 from authority.cli import main as ca_main
 from authority.enrolment import RemoteNode
@@ -33,7 +33,7 @@ from meshlab.chip.state import serial_for
 from thicket.cli.main import main
 from thicket.identity.aio import AsyncAtecc
 from thicket.identity.chip.atecc import Atecc
-from thicket.trust import nerveskey, openssl
+from thicket.trust import openssl
 from thicket.trust.certificates import Certificate, CertificateError, from_pem, pem
 from thicket.trust.credentials import (
     ChipKey,
@@ -288,10 +288,10 @@ def trust_and_go(index: int) -> tuple[Atecc, Atecc608]:
     chip = Atecc608(serial_for(1, index), clock=clock)
     driver = Atecc(EmulatedBus(chip, clock), clock=clock, sleep=clock.sleep)
     validity = years_from(CLOCK.now or CLOCK.floor, 31)
-    stock = nerveskey.NervesKeyIssuer(
+    stock = provisioning.NervesKeyIssuer(
         openssl.generate_key(), validity, manufacturer_serial="0815", device_validity=validity
     )
-    nerveskey.Provisioning(driver, nerveskey.Otp("b", "0815"), stock, show=lambda _: None).run()
+    provisioning.Provisioning(driver, nerveskey.Otp("b", "0815"), stock, show=lambda _: None).run()
     chip._state.config[16] = 0x35 << 1
     chip.power_cycle()
     return Atecc(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep), chip

@@ -15,21 +15,17 @@ from emulated_bus import EmulatedBus, NoisyBus, Time, emulated
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authority import nerveskey
+from authority.nerveskey import Otp, default_otp
+from authority.provisioning import NervesKeyIssuer, Provisioning, ProvisioningError
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.errors import ChipError, ChipMismatchError, ChipRefusedError
 from thicket.identity.chip.packet import crc_number
-from thicket.trust import nerveskey, openssl
+from thicket.trust import openssl
 from thicket.trust.certificates import Certificate, CertificateError
-from thicket.trust.nerveskey import (
-    CertificateSet,
-    NervesKeyIssuer,
-    Otp,
-    Provisioning,
-    ProvisioningError,
-    default_otp,
-)
+from thicket.trust.chip_slots import CertificateSet
 
 VALIDITY = (datetime(2026, 1, 2, 3, tzinfo=UTC), datetime(2057, 1, 2, 3, tzinfo=UTC))
 KEY = openssl.generate_key()

@@ -1040,7 +1040,8 @@ def make_certificate() -> Try:
 
 def certificate_seeds() -> Iterator[bytes]:
     """Yield certificates of all kinds that a fleet or a chip has."""
-    from thicket.trust import certificates, compressed
+    from authority import templates
+    from thicket.trust import certificates
 
     whole = chain(), chain("mac", "two")
     for one in (fleet().root.der, *whole[0], *whole[1][:2]):
@@ -1048,8 +1049,8 @@ def certificate_seeds() -> Iterator[bytes]:
         yield b"\1" + certificates.pem(one).encode()
     begin = datetime(2020, 1, 1, tzinfo=UTC), datetime(2048, 1, 1, tzinfo=UTC)
     key, raw = number("key"), number("signature")
-    yield b"\0" + compressed.nerves_key_signer(key, begin).signed(raw)
-    yield b"\0" + compressed.nerves_key_device(b"\1#" + bytes(7), key, "m", key, begin).signed(raw)
+    yield b"\0" + templates.nerves_key_signer(key, begin).signed(raw)
+    yield b"\0" + templates.nerves_key_device(b"\1#" + bytes(7), key, "m", key, begin).signed(raw)
     yield b"\2" + certificates.encode_signature(raw)
     for choice in (3, 7, 11):
         for shown in whole:
@@ -1060,10 +1061,10 @@ def certificate_seeds() -> Iterator[bytes]:
 
 def make_compressed() -> Try:
     """Certificates in 72 bytes; the first byte chooses the template."""
-    from thicket.trust import compressed
+    from authority import templates
     from thicket.trust import fleet as fleets
     from thicket.trust.certificates import Certificate, CertificateError
-    from thicket.trust.compressed import SIZE, Compressed
+    from thicket.trust.compressed import SIZE, Compressed, encode_dates
     from thicket.trust.fleet import Fleet
 
     ours = Fleet(fleet().root.der)
@@ -1088,13 +1089,13 @@ def make_compressed() -> Try:
                     signer_key=above,
                 )
             case 3:
-                return compressed.rebuild_nerves_key_device(data, serial, key, "0123", above)
+                return templates.rebuild_nerves_key_device(data, serial, key, "0123", above)
             case 4:
-                return compressed.rebuild_nerves_key_signer(data, key)
+                return templates.rebuild_nerves_key_signer(data, key)
             case 5:
-                return compressed.rebuild_trust_and_go_device(data, serial, key, "0" * 12, above)
+                return templates.rebuild_trust_and_go_device(data, serial, key, "0" * 12, above)
             case _:
-                return compressed.rebuild_trust_and_go_signer(data, key)
+                return templates.rebuild_trust_and_go_signer(data, key)
 
     def one(data: bytes) -> None:
         choice, data, more = data[0] if data else 0, data[1 : 1 + SIZE], data[1 + SIZE :]
@@ -1102,7 +1103,7 @@ def make_compressed() -> Try:
             kept = Compressed.unpack(data)
             assert kept.pack() == data
             begin, end = kept.validity
-            assert compressed.encode_dates(begin, end) == kept.dates
+            assert encode_dates(begin, end) == kept.dates
         except CertificateError as error:
             assert str(error)
         try:

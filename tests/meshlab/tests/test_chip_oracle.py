@@ -24,13 +24,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import load_der_x509_certificate
 
+from authority.nerveskey import Otp, read
+from authority.provisioning import NervesKeyIssuer, Provisioning, slot_contents
 from meshlab.chip.atecc608 import Atecc608, crc16
 from meshlab.chip.bus import Nak
 from meshlab.chip.state import serial_for
 from thicket.identity.bus import Bus, NotAcknowledgedError
 from thicket.identity.chip.atecc import Atecc
 from thicket.trust import openssl
-from thicket.trust.nerveskey import NervesKeyIssuer, Otp, Provisioning, read, slot_contents
 
 cal: Any = pytest.importorskip("cryptoauthlib", reason="no wheel of cryptoauthlib for this Python")
 

@@ -32,17 +32,19 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from authority import nerveskey, provisioning
 from thicket.base.errors import ThicketError
 from thicket.identity.address import SOURCES, identity_of_serial
+from thicket.identity.chip.memory import CONFIG_LOCK, DATA_LOCK, SLOT_LOCKS, serial_in
 from thicket.trust import certificates as x509
 from thicket.trust import der, openssl
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError
 from thicket.trust.change import MAX_FORMER, Change, SignedChange, tag
+from thicket.trust.chip_slots import PRIMARY, PRIVATE_KEY, CertificateSet, read_set
 from thicket.trust.compressed import NO_END, encode_dates
 from thicket.trust.der import Reader
 from thicket.trust.fleet import Fleet
-from thicket.trust.nerveskey import CertificateSet
 from thicket.trust.revocations import SignedList, all_names
 from thicket.trust.verify import MAX_LIST, RefusedError, Revocations
 
@@ -444,21 +446,18 @@ class Authority:
 
         Raises ``AuthorityError``, ``ProvisioningError`` and ``ChipError``.
         """
-        from thicket.identity.chip.memory import serial_in  # chips only
-        from thicket.trust import nerveskey
-
         config = chip.read_config()
         serial = serial_in(config)
         try:
             identity = identity_of_serial(serial)
         except ValueError as error:
             raise AuthorityError(str(error)) from None
-        locked = config[86] == 0 and config[87] == 0
-        held = chip.public_key(nerveskey.PRIVATE_KEY) if locked and _signs(chip) else None
+        locked = config[DATA_LOCK] == 0 and config[CONFIG_LOCK] == 0
+        held = chip.public_key(PRIVATE_KEY) if locked and _signs(chip) else None
         self.check_key(serial.hex(), held, replace=replace)
         issuer = self.issuer()
         if auxiliary is None:
-            provisioned = locked and not config[88] & 1
+            provisioned = locked and not config[SLOT_LOCKS] & 1
             auxiliary = keep is None and provisioned and not _is_ours(chip, issuer.fleet)
         if keep is not None:
             if not locked or not _signs(chip):
@@ -471,7 +470,7 @@ class Authority:
                 f"of {issuer.describe()} for the key in its slot 0 goes to a file on the device"
             )
             if write:
-                key = chip.public_key(nerveskey.PRIVATE_KEY)
+                key = chip.public_key(PRIVATE_KEY)
                 device = issuer.device("chip", identity, serial, key)
                 keep(x509.pem(device) + x509.pem(issuer.certificate))
         elif auxiliary:
@@ -489,7 +488,7 @@ class Authority:
                 certificates = issuer.certificates(serial, chip.public_key(0))
                 nerveskey.write_auxiliary(chip, certificates)
         else:
-            plan = nerveskey.Provisioning(chip, otp, issuer, show=show)
+            plan = provisioning.Provisioning(chip, otp, issuer, show=show)
             show(plan.describe())
             if held is None:
                 show(
@@ -501,7 +500,7 @@ class Authority:
         if write:
             self.record(
                 serial.hex(),
-                chip.public_key(nerveskey.PRIVATE_KEY),
+                chip.public_key(PRIVATE_KEY),
                 {
                     "source": "chip",
                     "address": str(issuer.fleet.address("chip", identity)),
@@ -772,7 +771,7 @@ def _revoked(document: dict[str, Any]) -> frozenset[str]:
 
 
 class FleetIssuer:
-    """Signs the devices of a fleet (a ``nerveskey.Issuer``)."""
+    """Signs the devices of a fleet (a ``provisioning.Issuer``)."""
 
     def __init__(
         self,
@@ -817,7 +816,7 @@ class FleetIssuer:
         return profile.signed(self._key.sign(profile.digest()))
 
     def certificates(self, serial: bytes, public_key: bytes) -> CertificateSet:
-        """See ``nerveskey.Issuer``."""
+        """See ``provisioning.Issuer``."""
         device = self.device("chip", identity_of_serial(serial), serial, public_key)
         return CertificateSet(
             fleets.compress_device(device, self.number),
@@ -826,7 +825,7 @@ class FleetIssuer:
         )
 
     def check(self, serial: bytes, public_key: bytes, found: CertificateSet) -> None:
-        """See ``nerveskey.Issuer``: any signer of the fleet will do."""
+        """See ``provisioning.Issuer``: any signer of the fleet will do."""
         signer = Certificate(fleets.rebuild_signer(self.fleet, found.signer, found.signer_key))
         device = Certificate(
             fleets.rebuild_device(self.fleet, found.device, serial, public_key, found.signer_key)
@@ -839,7 +838,7 @@ class FleetIssuer:
                 )
 
     def describe(self) -> str:
-        """See ``nerveskey.Issuer``."""
+        """See ``provisioning.Issuer``."""
         return f"signer {self.number} of fleet {self.fleet.name!r}"
 
 
@@ -857,10 +856,9 @@ def _signs(chip: Atecc) -> bool:
 def _is_ours(chip: Atecc, fleet: Fleet) -> bool:
     """Tell whether the primary slots hold an enrolment in ``fleet``."""
     from thicket.identity.chip.errors import ChipRefusedError
-    from thicket.trust import nerveskey
 
     try:
-        found = nerveskey.read_set(chip, nerveskey.PRIMARY)
+        found = read_set(chip, PRIMARY)
     except ChipRefusedError:  # another kind of chip, with a secret there
         return False
     if found is None:

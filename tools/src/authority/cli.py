@@ -15,15 +15,16 @@ from typing import Final
 from authority import enrolment
 from authority.authority import Authority, AuthorityError
 from authority.enrolment import RemoteNode
+from authority.nerveskey import Otp, default_otp
+from authority.provisioning import ProvisioningError
+from authority.remote_bus import Channel, RemoteBus
 from authority.token import TokenError
 from thicket.cli.common import BAD, OK, USAGE, UsageError
 from thicket.identity.bus import Bus, BusError, LinuxBus
 from thicket.identity.chip.atecc import ADDRESSES, Atecc
 from thicket.identity.chip.errors import ChipAbsentError, ChipError, ChipProtocolError
-from thicket.identity.remote import Channel, RemoteBus
 from thicket.trust.certificates import pem
 from thicket.trust.fleet import device_name
-from thicket.trust.nerveskey import Otp, ProvisioningError, default_otp
 from thicket.trust.openssl import OpenSslError
 from thicket.trust.revocations import SignedList, split
 from thicket.trust.verify import RefusedError

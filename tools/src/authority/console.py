@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from authority.remote_bus import ANSWER_TIME
 from thicket.identity.bus import BusFaultError
 from thicket.identity.console_frames import (
     AGAIN,
@@ -37,7 +38,6 @@ from thicket.identity.console_frames import (
     damaged,
     unpack,
 )
-from thicket.identity.remote import ANSWER_TIME
 
 AGENT: Final = "python3 -m thicket.trust.agent"
 

@@ -8,9 +8,9 @@ from typing import Final
 
 from authority.authority import Authority
 from authority.enrolment import RemoteNode
+from authority.remote_bus import Channel
 from thicket.cli.common import BAD, OK, UsageError
 from thicket.cli.passphrase import agreed, generate, read_passphrase, show_import
-from thicket.identity.remote import Channel
 
 FILE: Final = "passphrase.change"
 """The newest signed change in the authority's folder, for a node that is not reached from here."""

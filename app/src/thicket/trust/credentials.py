@@ -81,7 +81,7 @@ def enrolled_chain(chip: object, fleet: Fleet, folder: str | None = None) -> tup
 
     from thicket.identity.chip.atecc import Atecc
     from thicket.identity.chip.errors import ChipRefusedError
-    from thicket.trust import nerveskey, openssl
+    from thicket.trust import chip_slots, openssl
 
     assert isinstance(chip, Atecc)
     serial, key = chip.serial_number(), chip.public_key(0)
@@ -95,9 +95,9 @@ def enrolled_chain(chip: object, fleet: Fleet, folder: str | None = None) -> tup
                 raise CertificateError(f"{read.common_name!r} is not of fleet {fleet.name!r}")
         return device, signer
 
-    for name, slots in (("auxiliary", nerveskey.AUXILIARY), ("primary", nerveskey.PRIMARY)):
+    for name, slots in (("auxiliary", chip_slots.AUXILIARY), ("primary", chip_slots.PRIMARY)):
         try:
-            found = nerveskey.read_set(chip, slots)
+            found = chip_slots.read_set(chip, slots)
         except ChipRefusedError:  # another kind of chip, with a secret in this slot
             findings.append(f"{name} slots cannot be read")
             continue

@@ -12,12 +12,12 @@ from ipaddress import IPv6Network
 from pathlib import Path
 
 from authority.authority import Authority, AuthorityError
+from authority.provisioning import ProvisioningError
 from authority.virtual import open_chip
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import ChipStateError
 from meshlab.lab.errors import LabError
 from thicket.identity.chip.errors import ChipError
-from thicket.trust.nerveskey import ProvisioningError
 from thicket.trust.openssl import OpenSslError
 
 FOLDER = "authority"
