@@ -17,6 +17,7 @@ from pathlib import Path
 from time import process_time
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests/helpers"))
 
 from fleet_for_tests import CLOCK
 from test_trust_beacon import LINK, RATE, STORMS, credentials, node

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests/helpers"))
 
 from delayed_link import DelayedLink
 from erlang import Erl, Release, a_real_epmd, releases

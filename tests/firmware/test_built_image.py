@@ -96,6 +96,15 @@ def test_no_compiler_no_tests_no_headers(root: Path) -> None:
     assert not [p for p in files(root) if p.suffix in (".a", ".la", ".h", ".pc")]
 
 
+def test_nothing_of_the_engineers_desk_is_there(root: Path) -> None:
+    (site,) = root.glob("usr/lib/python3*/site-packages")
+    names = {
+        path.name.partition(".")[0] for path in (*site.iterdir(), *(site / "thicket").rglob("*"))
+    }
+    assert "thicket" in names
+    assert not names & {"authority", "firmware", "host", "meshlab"}
+
+
 def test_nobody_has_a_password(root: Path) -> None:
     for name in ("passwd", "shadow"):
         path = root / "etc" / name

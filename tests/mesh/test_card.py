@@ -415,7 +415,7 @@ async def test_a_report_in_place_changes_only_its_own_sectors(running: Node) -> 
     old = await reported(running)
     before = running.config_part()
     write = (
-        "import sys; from thicket import report; from thicket.config import Paths; "
+        "import sys; from thicket.upkeep import report; from thicket.base.paths import Paths; "
         "text = sys.stdin.buffer.read(); "
         "assert report.write(Paths(), report.unpack(text) or text.decode())"
     )
