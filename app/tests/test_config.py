@@ -3,6 +3,7 @@
 
 import base64
 import os
+import stat
 import tomllib
 from ipaddress import IPv6Interface
 from pathlib import Path
@@ -527,6 +528,16 @@ class TestAtomicWrite:
             write_atomically(str(target), b"new")
         assert target.read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_what_an_interrupted_write_left_behind_does_not_widen_the_permissions(
+        self, tmp_path: Path
+    ) -> None:
+        target, left = tmp_path / "file", tmp_path / "file.new"
+        left.write_text("half")
+        left.chmod(0o644)
+        write_atomically(str(target), b"secret", mode=0o600)
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+        assert target.read_bytes() == b"secret"
 
 
 class TestMadeTexts:

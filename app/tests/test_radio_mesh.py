@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thicket.base.pace import Backoff
+from thicket.netlink import rtnl
 from thicket.netlink.messages import NetlinkError
-from thicket.radio import mesh, rtnl
+from thicket.radio import mesh
 from thicket.radio.choose import obstacle
 from thicket.radio.mesh import _COUNTRY_TIMES, _LEFT_SECONDS, _LOOK_SECONDS, Mesh
 from thicket.radio.nl80211 import Channel, Wiphy

@@ -1235,7 +1235,8 @@ def change_seeds() -> Iterator[bytes]:
 def make_netlink() -> Try:
     """Messages of netlink: the first byte chooses what they are taken for."""
     from thicket.netlink import messages as netlink
-    from thicket.radio import nl80211, rtnl
+    from thicket.netlink import rtnl
+    from thicket.radio import nl80211
 
     def one(data: bytes) -> None:
         choice, data = data[0] if data else 0, data[1:]

@@ -23,12 +23,16 @@ def read_limited(path: str) -> bytes:
 def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Replace a file so that a reader, and a power cut, see the old or the new one, never a mix.
 
-    ``durable`` waits for the disk; leave it out on a RAM file system. Raises OSError.
+    :param mode: the permissions of the new file; nobody has wider ones at any moment, not even
+        where an interrupted attempt has left a file behind.
+    :param durable: wait for the disk; pass False on a RAM file system.
+    :raises OSError: the file cannot be written; the old one stays.
     """
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     temporary = path + ".new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    remove(temporary)  # its permissions are those of whoever made it
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         view = memoryview(data)
         while view:
@@ -63,20 +67,6 @@ def read(path: str) -> str | None:
             return file.read(65536).strip()
     except OSError:
         return None
-
-
-def write(path: str, text: str, mode: int = 0o644) -> None:
-    """Replace a file in one step; nobody sees it half written, or with wider rights than ``mode``.
-
-    Raises OSError.
-    """
-    temporary = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
 
 
 def remove(path: str) -> None:

@@ -53,6 +53,7 @@ _CTRL_CMD_GETFAMILY: Final = 3
 HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _SEQUENCE_OFFSET: Final = 8
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length with this header, type
+_NUMBER: Final = struct.Struct("=HHI")  # struct nlattr with a number of 32 bits
 _ETH_ALEN: Final = 6  # include/uapi/linux/if_ether.h
 _ATTRIBUTE_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
@@ -94,6 +95,11 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & _ATTRIBUTE_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3
+
+
+def number(kind: int, value: int) -> bytes:
+    """An attribute that holds a number of 32 bits."""
+    return _NUMBER.pack(_NUMBER.size, kind, value)
 
 
 def integer(payload: bytes | None, size: int, *, signed: bool = False) -> int | None:

@@ -20,8 +20,9 @@ from typing import Any, Final
 from thicket.base.errors import ThicketError
 from thicket.base.files import entries, read
 from thicket.base.pace import Backoff
+from thicket.netlink import rtnl
 from thicket.netlink.messages import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError
-from thicket.radio import nl80211, rtnl
+from thicket.radio import nl80211
 from thicket.radio.choose import ADVICE, MOST_PEERS, obstacle, radio_names, usb_without_driver
 from thicket.radio.nl80211 import ESTABLISHED, Nl80211, Wiphy
 from thicket.radio.settings import SAE, MeshSettings

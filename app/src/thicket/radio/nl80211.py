@@ -24,6 +24,7 @@ from thicket.netlink.messages import (
     family,
     hardware_address,
     integer,
+    number,
 )
 from thicket.netlink.pyroute import genlmsg, nla
 
@@ -148,7 +149,6 @@ _MPATH_HOP_COUNT: Final = 8
 
 _GENERIC: Final = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
 _BODY: Final = HEADER.size + _GENERIC.size
-_ATTRIBUTE_U32: Final = struct.Struct("=HHI")  # struct nlattr with a number of 32 bits
 
 
 class Message(genlmsg):  # type: ignore[misc]
@@ -440,7 +440,7 @@ class Nl80211:
 
     def _dump(self, command: int, ifindex: int, read: Callable[[bytes], _T | None]) -> list[_T]:
         """All that an interface has of something, coded without pyroute2: it is asked often."""
-        wanted = _ATTRIBUTE_U32.pack(_ATTRIBUTE_U32.size, _ATTR_IFINDEX, ifindex)
+        wanted = number(_ATTR_IFINDEX, ifindex)
         size = _BODY + len(wanted)
         header = HEADER.pack(size, self.id, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
         return self._requests.ask(header + _GENERIC.pack(command, 1, 0) + wanted, read)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from thicket.base.errors import CodedError
-from thicket.base.files import read, remove, write
+from thicket.base.files import read, remove, write_atomically
 from thicket.radio.wpa import Control, ControlError, Event
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Supplicant:
     def reconfigured(self, configuration: str) -> None:
         """Note what the running process has been told at its control socket, for the next daemon to
         take it over, or to start it anew with the same. Raises OSError."""
-        write(self._config_path, configuration, 0o600)
+        write_atomically(self._config_path, configuration.encode(), mode=0o600, durable=False)
 
     def _runs(self) -> bool:
         return self._process is not None and self._process.running
@@ -196,7 +196,7 @@ class Supplicant:
         self.adopted = False
         try:
             os.makedirs(self.directory, mode=0o755, exist_ok=True)
-            write(self._config_path, configuration, 0o600)
+            write_atomically(self._config_path, configuration.encode(), mode=0o600, durable=False)
             child = self._spawn(interface)
         except FileNotFoundError:
             raise SupplicantError(
@@ -207,7 +207,8 @@ class Supplicant:
         except OSError as error:
             raise SupplicantError("start", f"cannot start {self._program}: {error}") from None
         self._process = Process(child.pid, self._exited, child)
-        write(self._state_path, self._identity(ifindex, interface, child.pid) + "\n")
+        identity = self._identity(ifindex, interface, child.pid)
+        write_atomically(self._state_path, f"{identity}\n".encode(), durable=False)
         control = Control(f"{self.control_directory}/{interface}", self._on_event)
         try:
             await control.open(_SOCKET_SECONDS, lambda: not self._runs())

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from network_namespace import ip, namespace
 
+from thicket.netlink import rtnl
 from thicket.netlink.messages import NetlinkError
-from thicket.radio import rtnl
-from thicket.radio.rtnl import Links
+from thicket.netlink.rtnl import Links
 
 ADDRESS = IPv6Interface("fd12:3456:789a:1:0:6f44:e3c6:b802/64")
 

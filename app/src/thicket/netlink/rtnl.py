@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rtnetlink: the mesh interface up and down, its address and its neighbours; its sysctls.
+"""rtnetlink: an interface up and down, its addresses and its neighbours; its sysctls.
 
 Numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h``, ``if_addr.h``, ``neighbour.h``.
 """
@@ -22,6 +22,7 @@ from thicket.netlink.messages import (
     Requests,
     attributes,
     hardware_address,
+    number,
 )
 from thicket.netlink.pyroute import nla, nlmsg
 
@@ -256,7 +257,7 @@ class Links:
 
     def neighbours(self, index: int) -> list[tuple[str, str]]:
         """(link-layer address, IPv6 address) of the neighbours that an interface knows."""
-        wanted = struct.pack("=HHI", 8, _NDA_IFINDEX, index)
+        wanted = number(_NDA_IFINDEX, index)
         size = HEADER.size + _NDMSG.size + len(wanted)
         header = HEADER.pack(size, RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
         request = header + _NDMSG.pack(_AF_INET6, 0, 0, 0, 0, 0, 0) + wanted

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket.netlink import messages
+from thicket.netlink import messages, rtnl
 from thicket.netlink.messages import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError, Requests
-from thicket.radio import rtnl
 from thicket.radio.nl80211 import Message
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
