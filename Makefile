@@ -10,7 +10,7 @@ ifeq ($(strip $(THICKET_CACHE)),)
 override THICKET_CACHE := $(shell THICKET_CACHE= bin/host-setup cache)
 endif
 export THICKET_CACHE
-export PYTHONPATH := $(CURDIR)/tests/meshlab/src:$(CURDIR)/app/src:$(CURDIR)/tools/src:$(CURDIR)/firmware/src
+export PYTHONPATH := $(CURDIR)/tests/meshlab/src:$(CURDIR)/app/src:$(CURDIR)/tools/src
 export PYTHONDONTWRITEBYTECODE := 1
 
 # Asked for once, where a target needs it; makes the environment when there is none.

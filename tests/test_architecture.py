@@ -16,7 +16,7 @@ NODE = TREE / "app/src"
 SOURCES = {
     "thicket": NODE,
     "authority": TREE / "tools/src",
-    "firmware": TREE / "firmware/src",
+    "firmware": TREE / "tools/src",
     "host": TREE / "tools/src",
     "meshlab": TREE / "tests/meshlab/src",
 }

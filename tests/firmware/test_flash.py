@@ -506,7 +506,7 @@ def test_a_person_types_the_name(image: Path, tmp_path: Path, answer: str, statu
 
 
 def environment() -> dict[str, str]:
-    path = os.pathsep.join(str(TOP / p) for p in ("firmware/src", "tools/src", "app/src"))
+    path = os.pathsep.join(str(TOP / p) for p in ("tools/src", "app/src"))
     return dict(os.environ, PYTHONPATH=path, TERM="xterm", COLUMNS="200")
 
 
