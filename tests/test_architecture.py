@@ -53,7 +53,6 @@ LARGE = {
     "thicket.trust.certificates.Certificate": "a record: one attribute for each field",
     "thicket.distribution.connection.Connection": "one TCP connection: all of it dies together",
     "thicket.cluster.passphrase.Passphrase": "not yet cut",
-    "thicket.radio.mesh.Mesh": "not yet cut into sessions and judges",
     "thicket.trust.service.Trust": "not yet cut",
     "thicket.trust.signed_beacon.SignedBeacons": "not yet cut",
     "meshlab.chip.atecc608.Atecc608": "a chip: its memory and its volatile registers",

@@ -17,27 +17,40 @@ sys.path.insert(0, str(Path(__file__).parent))
 import network_namespace
 
 from thicket.base import log
+from thicket.base.events import Listener
 from thicket.base.paths import Paths
 from thicket.config.load import load
 from thicket.config.schema import Settings
 from thicket.daemon.daemon import Daemon
 from thicket.daemon.parts import Parts
 from thicket.identity.source import Identity
+from thicket.radio.events import Joined, RadioEvent
+from thicket.radio.radio import Radio
+from thicket.radio.section import MeshSection
 
 
-class WireMesh:
+class WireMesh(Radio):
     """In place of a radio: an interface that is there already."""
 
-    outdated = False
+    announced: Callable[[str], str | None] = staticmethod(lambda link_local: None)
+    joined: bool = False
+    outdated: bool = False
 
-    def __init__(self, address: IPv6Interface, on_change: Callable[..., None]) -> None:
-        self.joined = False
+    def __init__(
+        self, settings: MeshSection, address: IPv6Interface, listener: Listener[RadioEvent]
+    ) -> None:
+        self._settings = settings
         self.address = address
-        self.on_change = on_change
+        self.listener = listener
         self._moved = asyncio.Event()
 
-    def apply(self, address: IPv6Interface) -> None:
-        if address != self.address:
+    @property
+    def settings(self) -> MeshSection:
+        return self._settings
+
+    def apply(self, settings: MeshSection, address: IPv6Interface | None = None) -> None:
+        self._settings = settings
+        if address is not None and address != self.address:
             network_namespace.ip(f"address del {self.address} dev mesh0")
             self.address = address
             self._moved.set()
@@ -48,8 +61,14 @@ class WireMesh:
             self._moved.clear()
             network_namespace.ip(f"address replace {self.address} dev mesh0 nodad")
             self.joined = True
-            self.on_change("joined", {})
+            self.listener.on(Joined("mesh0", 1, str(self.address), False))
             await self._moved.wait()
+
+    def renew(self) -> None:
+        pass
+
+    def peers(self) -> set[str]:
+        return set()
 
     def refused(self) -> dict[str, int]:
         return {}
@@ -94,11 +113,10 @@ class WireParts(Parts):
     def prepare_radio(self) -> None:
         pass
 
-    def radio(self, settings: Settings, address: IPv6Interface, on_change: Any) -> Any:
-        return WireMesh(address, on_change)
-
-    def apply_radio(self, mesh: Any, settings: Settings, address: IPv6Interface) -> None:
-        mesh.apply(address)
+    def radio(
+        self, settings: Settings, address: IPv6Interface, listener: Listener[RadioEvent]
+    ) -> Radio:
+        return WireMesh(settings.mesh, address, listener)
 
 
 async def run(paths: Paths, parts: Parts) -> int:

@@ -45,22 +45,31 @@ from thicket.discovery.service import Discovery
 from thicket.distribution.events import ClusterEvent, NodeUp
 from thicket.distribution.secure import Tls
 from thicket.identity.source import Identity
+from thicket.radio.events import Joined, RadioEvent
+from thicket.radio.radio import Radio
 from thicket.radio.section import MeshSection
-from thicket.radio.settings import MeshSettings
+from thicket.radio.session import kernel_parameters
+from thicket.radio.wpa import configuration
 
 SERIAL = bytes.fromhex("01236f44e3c6b802ee")  # of the published example
 
 
-class FakeMesh:
-    def __init__(self, address: IPv6Interface, on_change: Callable[..., None]) -> None:
-        self.joined = False
+class Unheard(Listener[RadioEvent]):
+    """A listener that does not listen."""
+
+    def on(self, event: RadioEvent, /) -> None: ...
+
+
+class FakeMesh(Radio):
+    def __init__(self, address: IPv6Interface, listener: Listener[RadioEvent]) -> None:
+        self._settings = Settings().mesh
         self.address = address
-        self.on_change = on_change
-        self.applied: list[Settings] = []
+        self.listener = listener
+        self.applied: list[MeshSection] = []
         self.left = False
         self.fails: Exception | None = None
         self.state = "starting"
-        self.peers: list[dict[str, Any]] = []
+        self.stations: list[dict[str, Any]] = []
         self.trouble: list[dict[str, Any]] = []
         self.refreshed = 0
 
@@ -73,9 +82,28 @@ class FakeMesh:
     def join(self) -> None:
         self.joined = True
         self.state = "joined"
-        self.on_change("joined", {})
+        self.listener.on(Joined("lo", 1, str(self.address), False))
 
-    outdated = False
+    announced: Callable[[str], str | None] = staticmethod(lambda link_local: None)
+    joined: bool = False
+    outdated: bool = False
+
+    @property
+    def settings(self) -> MeshSection:
+        return self._settings
+
+    def renew(self) -> None:
+        raise AssertionError("nobody asks for it here")
+
+    def peers(self) -> set[str]:
+        return {one["mac"] for one in self.stations}
+
+    def apply(self, settings: MeshSection, address: IPv6Interface | None = None) -> None:
+        self.applied.append(settings)
+        self._settings = settings
+        if address is not None and address != self.address:
+            self.address = address
+            self.join()
 
     def set_doubled(self, macs: set[str]) -> None:
         self.doubled = macs
@@ -86,7 +114,7 @@ class FakeMesh:
     def links(self) -> list[tuple[IPv6Address | None, float]]:
         return [
             (IPv6Interface(one["address"]).ip, one["inactive_ms"] / 1000)
-            for one in self.peers
+            for one in self.stations
             if "address" in one
         ]
 
@@ -101,7 +129,7 @@ class FakeMesh:
 
     def snapshot(self) -> dict[str, Any]:
         return {
-            "radio": {"state": self.state, "interface": "lo"}, "peers": self.peers, "paths": [],
+            "radio": {"state": self.state, "interface": "lo"}, "peers": self.stations, "paths": [],
         }  # fmt: skip
 
 
@@ -183,19 +211,15 @@ class FakeParts(Parts):
     def prepare_radio(self) -> None:
         pass
 
-    def radio(self, settings: Settings, address: IPv6Interface, on_change: Any) -> Any:
+    def radio(
+        self, settings: Settings, address: IPv6Interface, listener: Listener[RadioEvent]
+    ) -> Radio:
         if self.settings_fail:
             raise ValueError(self.settings_fail)
-        mesh = FakeMesh(address, on_change)
+        mesh = FakeMesh(address, listener)
         mesh.fails = self.mesh_fails
         self.meshes.append(mesh)
         return mesh
-
-    def apply_radio(self, mesh: Any, settings: Settings, address: IPv6Interface) -> None:
-        mesh.applied.append(settings)
-        if address != mesh.address:
-            mesh.address = address
-            mesh.join()
 
     def node(
         self,
@@ -483,7 +507,7 @@ class TestProblems:
             mesh = run.parts.meshes[0]
             mesh.trouble = [{"part": "radio", "code": "sae-x", "message": "m", "since": 1.0}]
             assert run.daemon.state() == "degraded"
-            mesh.peers = [{"mac": "02:00:00:00:00:01", "state": "ESTAB"}]
+            mesh.stations = [{"mac": "02:00:00:00:00:01", "state": "ESTAB"}]
             assert run.daemon.state() == "joined"
             assert run.daemon.document()["problems"][0]["severity"] == "warning"
 
@@ -570,7 +594,7 @@ class TestProblems:
         cluster: Any = Cluster()
 
         async def heard(run: Running, *silences: int) -> set[IPv6Address | None]:
-            run.parts.meshes[0].peers = [
+            run.parts.meshes[0].stations = [
                 {"state": "ESTAB", "address": f"{address}/64", "inactive_ms": silent}
                 for address, silent in zip((near, far), silences, strict=True)
             ]
@@ -665,7 +689,7 @@ class TestReload:
             assert answer["changed"] == ["mesh.security", "mesh.passphrase"]
             assert answer["written"] == paths.local
             (applied,) = run.parts.meshes[0].applied
-            assert applied.mesh.passphrase == "correct horse"
+            assert applied.passphrase == "correct horse"
             assert len(run.parts.meshes) == len(run.parts.made_nodes) == 1, "nothing was restarted"
 
     async def test_a_faulty_text_is_not_written(self, paths: Paths) -> None:
@@ -716,15 +740,11 @@ class TestReload:
 
 
 class TestMeshSettings:
-    def test_the_schema_s_defaults_are_the_radio_s(self) -> None:
-        made = Parts().mesh_settings(Settings({"mesh": {"security": "open"}}))
-        assert made == MeshSettings()
-
     def test_a_card_without_any_configuration_is_no_open_node(self) -> None:
-        made = Parts().mesh_settings(Settings())
-        assert (made.security, made.passphrase) == ("sae", "")
+        mesh = Settings().mesh
+        assert (mesh.security, mesh.passphrase_in_use) == ("sae", "")
         with pytest.raises(ValueError, match=r"the radio stays off: write mesh\.passphrase into"):
-            Parts().radio(Settings(), IPv6Interface("fd00::1/64"), lambda kind, detail: None)
+            Parts().radio(Settings(), IPv6Interface("fd00::1/64"), Unheard())
 
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -736,15 +756,21 @@ class TestMeshSettings:
         ],
     )  # fmt: skip
     def test_every_key_reaches_the_radio(self, key: str, value: object) -> None:
-        made = Parts().mesh_settings(Settings({"mesh": {key: value}}))
-        assert made != MeshSettings()
-        assert value in made or key == "ht"
+        """Either wpa_supplicant or the kernel is told something else by it."""
+
+        def told(**values: object) -> tuple[str, dict[str, int]]:
+            mesh = Settings({"mesh": {"security": "open", **values}}).mesh
+            return configuration(mesh, "/run/x"), kernel_parameters(mesh)
+
+        assert told(**{key: value}) != told()
 
     def test_the_passphrase_only_with_sae(self) -> None:
         values = {"security": "open", "passphrase": "correct horse"}
-        assert Parts().mesh_settings(Settings({"mesh": values})).passphrase is None
+        assert Settings({"mesh": values}).mesh.passphrase_in_use is None
+        assert "correct horse" not in configuration(Settings({"mesh": values}).mesh, "/run/x")
         values["security"] = "sae"
-        assert Parts().mesh_settings(Settings({"mesh": values})).passphrase == "correct horse"
+        assert Settings({"mesh": values}).mesh.passphrase_in_use == "correct horse"
+        assert "correct horse" in configuration(Settings({"mesh": values}).mesh, "/run/x")
 
     def test_no_key_is_forgotten_here(self) -> None:
         known = {

@@ -31,7 +31,6 @@ from thicket.config.schema import Settings
 from thicket.control.client import ClientError
 from thicket.distribution import Atom, Node
 from thicket.radio.section import MeshSection
-from thicket.radio.settings import MeshSettings
 
 # Nothing here waits for the kernel or another process.
 pytestmark = pytest.mark.virtual_time
@@ -44,7 +43,7 @@ class Radio:
     """What a :class:`thicket.radio.Mesh` tells of itself."""
 
     def __init__(self, used: str) -> None:
-        self.settings = MeshSettings(security="sae", passphrase=used)
+        self.settings = MeshSection({"security": "sae", "passphrase": used})
         self.applied: list[str | None] = []
         self.refusing: dict[str, int] = {}
         self.linked: set[str] = set()
@@ -55,7 +54,7 @@ class Radio:
         self.outdated = False
         self.renewed += 1
 
-    def apply(self, settings: MeshSettings) -> None:
+    def apply(self, settings: MeshSection) -> None:
         self.settings = settings
         self.applied.append(settings.passphrase)
 
@@ -84,7 +83,7 @@ class Host:
     async def reload(self) -> None:
         self.settings = load(self.paths).settings
         if self.mesh is not None:
-            self.mesh.apply(self.mesh.settings._replace(passphrase=self.settings.mesh.passphrase))
+            self.mesh.apply(self.mesh.settings.replace(passphrase=self.settings.mesh.passphrase))
 
     def codes(self) -> set[str]:
         """The codes of the problems."""

@@ -7,6 +7,7 @@ The same against real radios is in tests/mesh.
 import asyncio
 import contextlib
 import errno
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv6Address, IPv6Interface
@@ -16,22 +17,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thicket.base.events import Listener
 from thicket.base.pace import Backoff
 from thicket.netlink import rtnl
-from thicket.netlink.messages import NetlinkError
-from thicket.radio import mesh
+from thicket.netlink.messages import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError
+from thicket.radio import fault, kernel, mesh, nl80211, peers, presence, session
 from thicket.radio.choose import obstacle
-from thicket.radio.mesh import _COUNTRY_TIMES, _LEFT_SECONDS, _LOOK_SECONDS, Mesh
-from thicket.radio.nl80211 import Channel, Wiphy
-from thicket.radio.settings import MeshSettings
-from thicket.radio.supplicant import SupplicantError
-from thicket.radio.wpa import ControlError, Event
+from thicket.radio.events import (
+    Joined,
+    Left,
+    PeerDown,
+    PeerUp,
+    ProblemFound,
+    ProblemSolved,
+    RadioEvent,
+)
+from thicket.radio.mesh import Mesh
+from thicket.radio.nl80211 import (
+    CMD_NEW_WIPHY,
+    Channel,
+    Interface,
+    MeshPath,
+    Nl80211,
+    Station,
+    Wiphy,
+)
+from thicket.radio.paths import PATH_TIMEOUT
+from thicket.radio.section import MeshSection
+from thicket.radio.stations import REFRESH_SECONDS
+from thicket.radio.supplicant import Supplicant, SupplicantError
+from thicket.radio.wpa import Control, ControlError, Event
 
 # Nothing here waits for the kernel or another process.
 pytestmark = pytest.mark.virtual_time
 
 ADDRESS = IPv6Interface("fd12:3456:789a:1:0:6f44:e3c6:b802/64")
-SETTINGS = MeshSettings(mesh_id="lab")
+SETTINGS = MeshSection({"id": "lab", "security": "open"})
 PEER = "02:74:68:00:00:02"
 
 
@@ -50,11 +71,11 @@ class World:
 
     def __init__(self) -> None:
         self.radios = [radio()]
-        self.interfaces: dict[str, dict[str, Any]] = {}
+        self.interfaces: dict[str, Interface] = {}
         self.up: set[int] = set()
         self.next_index = 10
         self.parameters: list[dict[str, int]] = []
-        self.stations: list[dict[str, Any]] = []
+        self.stations: list[Station] = []
         self.next_hop = PEER
         self.fixed_paths: list[tuple[str, str]] = []
         self.removed_paths: list[str] = []
@@ -72,10 +93,15 @@ class World:
         self.starts = 0
         self.joins = True
         self.commands: list[str] = []
+        self.times: list[float] = []
+        self.looks_while_left = 0
         self.looks: list[str] = []
         self.command_error: ControlError | None = None
         self.refuses: tuple[str, ...] = ()
-        self.subject: Mesh | None = None
+        self.mhz = 2412
+        self.wpa_event: Callable[[Event], None] = lambda event: None
+        self.wpa_exit: Callable[[], None] = lambda: None
+        self.events: list[FakeEvents] = []
         self.running = False
         self.fresh = False
         self.text = ""
@@ -85,8 +111,27 @@ class World:
         self.asked: list[str] = []
 
     def event(self, name: str, rest: str = "") -> None:
-        assert self.subject is not None
-        self.subject._wpa_event(Event(3, name, rest))
+        self.wpa_event(Event(3, name, rest))
+
+    def link(self, kind: int, flags: int = 0) -> None:
+        """The kernel tells of the link of the mesh interface."""
+        body = struct.pack("=BxHiII", 0, 1, self.interfaces["mesh0"]["index"], flags, 0)
+        self._multicast(NETLINK_ROUTE, kind, body)
+
+    def address_changed(self) -> None:
+        """The kernel tells of an address of the mesh interface."""
+        body = struct.pack("=BBBBI", 10, 64, 0x80, 0, self.interfaces["mesh0"]["index"])
+        self._multicast(NETLINK_ROUTE, rtnl.RTM_DELADDR, body)
+
+    def radios_changed(self) -> None:
+        """The kernel tells of a radio that has come or gone."""
+        self._multicast(NETLINK_GENERIC, 30, bytes((CMD_NEW_WIPHY, 1, 0, 0)))
+
+    def _multicast(self, protocol: int, kind: int, body: bytes) -> None:
+        message = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+        for one in self.events:
+            if one.protocol == protocol:
+                one.heard(kind, message)
 
     def add_interface(self, name: str, wiphy: int, kind: int) -> int:
         self.next_index += 1
@@ -95,38 +140,55 @@ class World:
             "name": name,
             "wiphy": wiphy,
             "type": kind,
+            "mac": None,
+            "frequency": None,
+            "mesh_id": None,
         }
         return self.next_index
 
     def pull_out(self) -> None:
-        assert self.subject is not None
         self.radios = []
+        self.link(rtnl.RTM_DELLINK)
         self.interfaces.clear()
         self.up.clear()
-        self.subject._put("gone")
-        self.subject._put("radio")
+        self.radios_changed()
 
     def plug_in(self, wiphy: Wiphy) -> None:
-        assert self.subject is not None
         self.radios = [wiphy]
-        self.subject._put("radio")
+        self.radios_changed()
 
 
-class FakeNl80211:
+class FakeEvents(Events):
+    def __init__(
+        self,
+        world: World,
+        protocol: int,
+        heard: Callable[[int, bytes], None],
+    ) -> None:
+        self.world = world
+        self.protocol = protocol
+        self.heard = heard
+        world.events.append(self)
+
+    def close(self) -> None:
+        self.world.events.remove(self)
+
+
+class FakeNl80211(Nl80211):
     def __init__(self, world: World) -> None:
         if world.no_nl80211:
             raise NetlinkError(errno.ENOENT, "no nl80211")
         self.world = world
-        self.groups: dict[str, int] = {}
+        self.groups = {nl80211.CONFIG_GROUP: 7}
 
     def close(self) -> None: ...
 
     def wiphys(self) -> list[Wiphy]:
         return self.world.radios
 
-    def interfaces(self) -> list[dict[str, Any]]:
-        assert self.world.subject is not None
-        frequency = self.world.frequency if self.world.left else self.world.subject.settings.mhz
+    def interfaces(self) -> list[Interface]:
+        frequency = self.world.frequency if self.world.left else self.world.mhz
+        self.world.looks_while_left += self.world.left
         return [{**one, "frequency": frequency} for one in self.world.interfaces.values()]
 
     def country(self) -> str | None:
@@ -137,7 +199,7 @@ class FakeNl80211:
         if self.world.takes_country:
             self.world.country = code
 
-    def add_mesh_interface(self, wiphy: Wiphy, name: str) -> dict[str, Any]:
+    def add_mesh_interface(self, wiphy: Wiphy, name: str) -> Interface:
         if self.world.refuse_second_interface:
             raise NetlinkError(errno.EOPNOTSUPP, "not supported")
         self.world.add_interface(name, wiphy.index, 7)
@@ -156,9 +218,9 @@ class FakeNl80211:
     def set_mesh_parameters(self, ifindex: int, parameters: dict[str, int]) -> None:
         self.world.parameters.append(parameters)
 
-    def stations(self, ifindex: int) -> list[dict[str, Any]]:
+    def stations(self, ifindex: int) -> list[Station]:
         self.world.looks.append("stations")
-        return [dict(one) for one in self.world.stations]
+        return [one.copy() for one in self.world.stations]
 
     def remove_path(self, ifindex: int, destination: str) -> None:
         self.world.removed_paths.append(destination)
@@ -167,7 +229,7 @@ class FakeNl80211:
         self.world.next_hop = next_hop
         self.world.fixed_paths.append((destination, next_hop))
 
-    def paths(self, ifindex: int) -> list[dict[str, Any]]:
+    def paths(self, ifindex: int) -> list[MeshPath]:
         self.world.looks.append("paths")
         return [
             {"destination": PEER, "next_hop": self.world.next_hop, "metric": 8193, "hops": 1,
@@ -175,7 +237,7 @@ class FakeNl80211:
         ]  # fmt: skip
 
 
-class FakeLinks:
+class FakeLinks(rtnl.Links):
     def __init__(self, world: World) -> None:
         self.world = world
 
@@ -196,7 +258,8 @@ class FakeLinks:
         for old, one in list(self.world.interfaces.items()):
             if one["index"] == index:
                 del self.world.interfaces[old]
-                self.world.interfaces[name] = {**one, "name": name}
+                one["name"] = name
+                self.world.interfaces[name] = one
 
     def keep_only(self, index: int, address: IPv6Interface) -> int | None:
         if self.world.refuse_addresses is not None:
@@ -215,7 +278,7 @@ class FakeLinks:
     def add_address(self, index: int, address: IPv6Interface) -> None:
         self.world.addresses[str(address.ip)] = self.world.new_address_flags
 
-    def addresses(self, index: int) -> list[dict[str, Any]]:
+    def addresses(self, index: int) -> list[rtnl.Address]:
         return [
             {"address": address, "prefix_length": 64, "flags": flags, "scope": 0}
             for address, flags in self.world.addresses.items()
@@ -226,12 +289,13 @@ class FakeLinks:
         return self.world.neighbours
 
 
-class FakeControl:
+class FakeControl(Control):
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def command(self, text: str) -> str:
+    async def command(self, text: str, timeout: float = 20.0) -> str:
         self.world.commands.append(text)
+        self.world.times.append(time.monotonic())
         if self.world.command_error is not None:
             error, self.world.command_error = self.world.command_error, None
             raise error
@@ -243,38 +307,45 @@ class FakeControl:
             return "wpa_state=COMPLETED" if joined else "wpa_state=SCANNING"
         return "OK"
 
-    async def attach(self) -> None:
+    async def attach(self, timeout: float = 20.0) -> None:
         await self.command("ATTACH")
 
 
-class FakeSupplicant:
-    def __init__(self, world: World, directory: str) -> None:
+class FakeSupplicant(Supplicant):
+    def __init__(
+        self,
+        world: World,
+        directory: str,
+        on_event: Callable[[Event], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        super().__init__(directory, on_event, on_exit)
         self.world = world
-        self.directory = directory
-        self.control_directory = directory + "/wpa"
-        self.control = FakeControl(world)
-        self.restarts = 0
-        self.adopted = False
+        world.wpa_event, world.wpa_exit = on_event, on_exit
+
+    @property
+    def control(self) -> Control:
+        return FakeControl(self.world)
 
     @property
     def pid(self) -> int | None:
         return 77 if self.world.running else None
 
-    async def adopt(self, interface: str, ifindex: int, text: str) -> bool:
-        return self.world.running and text == self.world.text
+    async def adopt(self, interface: str, ifindex: int, configuration: str) -> bool:
+        return self.world.running and configuration == self.world.text
 
-    async def start(self, interface: str, ifindex: int, text: str) -> None:
+    async def start(self, interface: str, ifindex: int, configuration: str) -> None:
         self.world.starts += 1
         if self.world.start_error is not None:
             raise self.world.start_error
         self.world.running = self.world.fresh = True
         self.world.left = False
-        self.world.text = text
+        self.world.text = configuration
         if self.world.joins:
             self.world.event("MESH-GROUP-STARTED", 'ssid="lab" id=0')
 
-    def reconfigured(self, text: str) -> None:
-        self.world.text = text
+    def reconfigured(self, configuration: str) -> None:
+        self.world.text = configuration
 
     async def stop(self) -> None:
         self.world.running = False
@@ -288,15 +359,33 @@ class FakeSupplicant:
         return "was ended by SIGKILL"
 
 
+class Told(Listener[RadioEvent]):
+    """What a Mesh told."""
+
+    def __init__(self) -> None:
+        self.events: list[RadioEvent] = []
+
+    def on(self, event: RadioEvent, /) -> None:
+        self.events.append(event)
+
+
 class Running:
     """A running Mesh, and what it told."""
 
-    def __init__(self, subject: Mesh, told: list[tuple[str, dict[str, Any]]]) -> None:
+    def __init__(self, subject: Mesh, told: Told) -> None:
         self.mesh = subject
-        self.told = told
+        self.told = told.events
 
-    def kinds(self) -> list[str]:
-        return [kind for kind, _ in self.told]
+    def kinds(self) -> list[type[RadioEvent]]:
+        return [type(event) for event in self.told]
+
+    def found(self) -> list[ProblemFound]:
+        return [event for event in self.told if isinstance(event, ProblemFound)]
+
+    async def look(self, *, whole: bool = False) -> None:
+        """Ask for a look when the last one is too old to do."""
+        await asyncio.sleep(REFRESH_SECONDS)
+        await self.mesh.refresh(whole=whole)
 
     def codes(self) -> list[str]:
         return [problem["code"] for problem in self.mesh.problems()]
@@ -315,26 +404,32 @@ class Running:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     one = World()
-    monkeypatch.setattr(mesh, "Nl80211", lambda: FakeNl80211(one))
+    monkeypatch.setattr(nl80211, "Nl80211", lambda: FakeNl80211(one))
     monkeypatch.setattr(rtnl, "Links", lambda: FakeLinks(one))
     monkeypatch.setattr(rtnl, "set_sysctl", lambda *arguments: None)
-    monkeypatch.setattr(mesh, "Supplicant", lambda directory, *rest: FakeSupplicant(one, directory))
+    monkeypatch.setattr(
+        kernel, "Events", lambda protocol, groups, heard, lost: FakeEvents(one, protocol, heard)
+    )
+    monkeypatch.setattr(
+        mesh,
+        "Supplicant",
+        lambda directory, event, exited, program: FakeSupplicant(one, directory, event, exited),
+    )
     monkeypatch.setattr(mesh, "radio_names", lambda: [wiphy.name for wiphy in one.radios])
-    monkeypatch.setattr(mesh, "usb_without_driver", list)
-    monkeypatch.setattr(mesh, "_FIRST_PEER_SECONDS", 0.02)
-    monkeypatch.setattr(mesh, "_ADDRESS_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(mesh, "_LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(mesh, "_LOOK_OUTSIDE_SECONDS", 0.05)
-    monkeypatch.setattr(mesh, "_LEFT_SECONDS", 0.3)
-    monkeypatch.setattr(mesh, "_PAUSES", (0.01, 0.02, 0.04, 0.05))
+    monkeypatch.setattr(fault, "usb_without_driver", list)
+    monkeypatch.setattr(session, "FIRST_PEER_SECONDS", 0.02)
+    monkeypatch.setattr(session, "ADDRESS_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(session, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(session, "LOOK_OUTSIDE_SECONDS", 0.05)
+    monkeypatch.setattr(presence, "LEFT_SECONDS", 0.3)
+    monkeypatch.setattr(mesh, "PAUSES", (0.01, 0.02, 0.04, 0.05))
     return one
 
 
 @contextlib.asynccontextmanager
-async def running(world: World, settings: MeshSettings = SETTINGS) -> AsyncIterator[Running]:
-    told: list[tuple[str, dict[str, Any]]] = []
-    subject = Mesh(settings, ADDRESS, lambda kind, detail: told.append((kind, detail)))
-    world.subject = subject
+async def running(world: World, settings: MeshSection = SETTINGS) -> AsyncIterator[Running]:
+    told = Told()
+    subject = Mesh(settings, ADDRESS, told)
     task = asyncio.create_task(subject.run())
     try:
         yield Running(subject, told)
@@ -345,12 +440,14 @@ async def running(world: World, settings: MeshSettings = SETTINGS) -> AsyncItera
             await task
 
 
-def station(mac: str = PEER, state: str = "ESTAB") -> dict[str, Any]:
-    return {
+def station(mac: str = PEER, state: str = "ESTAB", **facts: Any) -> Station:
+    made: Station = {
         "mac": mac, "state": state, "llid": 1, "plid": 2, "signal_dbm": -50, "metric": 100,
         "inactive_ms": 10, "connected_s": 5, "tx_kbps": 6000, "rx_kbps": 6000, "rx_bytes": 1,
         "tx_bytes": 2, "tx_retries": 0, "tx_failed": 0, "authorized": True, "mfp": True,
     }  # fmt: skip
+    made.update(facts)  # type: ignore[typeddict-item]
+    return made
 
 
 async def test_joining(world: World) -> None:
@@ -368,7 +465,7 @@ async def test_joining(world: World) -> None:
         assert (shown["state"], shown["phy"], shown["interface"]) == ("joined", "phy0", "mesh0")
         assert (shown["mesh_id"], shown["frequency"], shown["security"]) == ("lab", 2412, "open")
         assert shown["supplicant"]["pid"] == 77
-        assert one.kinds() == ["joined"]
+        assert one.kinds() == [Joined]
         assert one.mesh.problems() == []
 
 
@@ -377,10 +474,10 @@ async def test_peers_come_and_go_once(world: World) -> None:
         await one.joined()
         for _ in range(3):
             world.event("MESH-PEER-CONNECTED", PEER)
-        await one.until(lambda: "peer-up" in one.kinds())
+        await one.until(lambda: PeerUp in one.kinds())
         world.stations = [station(), station("02:74:68:00:00:03", "LISTEN")]
         world.neighbours = [(PEER, "fe80::1"), (PEER, "fd12:3456:789a:1::2")]
-        await one.mesh.refresh()
+        await one.look(whole=True)
         shown = one.mesh.snapshot()
         assert [(peer["mac"], peer["state"], peer["address"]) for peer in shown["peers"]] == [
             (PEER, "ESTAB", "fd12:3456:789a:1::2"),
@@ -389,41 +486,37 @@ async def test_peers_come_and_go_once(world: World) -> None:
         assert shown["paths"][0]["active"] is True
         # Nothing was sent to its address in the mesh yet: its beacons tell which one it is.
         world.neighbours = [(PEER, "fe80::1")]
-        one.mesh._refreshed = 0.0
-        await one.mesh.refresh()
+        await one.look(whole=True)
         assert one.mesh.snapshot()["peers"][0]["address"] is None
         one.mesh.announced = {"fe80::1": "fd12:3456:789a:1::2"}.get
         assert one.mesh.snapshot()["peers"][0]["address"] == "fd12:3456:789a:1::2"
         world.event("MESH-PEER-DISCONNECTED", PEER)
-        await one.until(lambda: "peer-down" in one.kinds())
-        assert one.kinds().count("peer-up") == one.kinds().count("peer-down") == 1
+        await one.until(lambda: PeerDown in one.kinds())
+        assert one.kinds().count(PeerUp) == one.kinds().count(PeerDown) == 1
 
 
 async def test_lost_events_are_made_up_for_by_the_station_table(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         world.stations = [station()]
-        one.mesh._refreshed = 0.0
-        await one.mesh.refresh(whole=False)
-        assert one.told[-1] == ("peer-up", {"mac": PEER})
+        await one.look()
+        assert one.told[-1] == PeerUp(PEER)
 
 
 @pytest.mark.parametrize("another", [{"connected_s": 0}, {"plid": 9}], ids=["sae", "open"])
-async def test_a_link_made_again_between_two_looks(world: World, another: dict[str, int]) -> None:
+async def test_a_link_made_again_between_two_looks(world: World, another: dict[str, Any]) -> None:
     """Its peer was away: what was known of it is of before."""
     async with running(world) as one:
         await one.joined()
-        for stations in ([station()], [{**station(), "connected_s": 6}]):
+        for stations in ([station()], [station(connected_s=6)]):
             world.stations = stations
-            one.mesh._refreshed = 0.0
-            await one.mesh.refresh(whole=False)
-            assert one.told[-1] == ("peer-up", {"mac": PEER})
+            await one.look()
+            assert one.told[-1] == PeerUp(PEER)
         told = len(one.told)
-        world.stations = [{**station(), "connected_s": 6, **another}]
+        world.stations = [station(**{"connected_s": 6, **another})]
         world.next_hop = OTHER
-        one.mesh._refreshed = 0.0
-        await one.mesh.refresh(whole=False)
-        assert one.told[told:] == [("peer-down", {"mac": PEER}), ("peer-up", {"mac": PEER})]
+        await one.look()
+        assert one.told[told:] == [PeerDown(PEER), PeerUp(PEER)]
         assert world.fixed_paths == [(PEER, PEER)]
 
 
@@ -433,28 +526,23 @@ async def test_a_look_for_silent_peers_asks_for_no_more_than_it_needs(world: Wor
         await one.joined()
         world.stations = [station()]
         world.neighbours = [(PEER, "fd12:3456:789a:1::2")]
-        one.mesh._refreshed = 0.0
-        await one.mesh.refresh(whole=False)
+        await one.look()
         assert one.mesh.links() == [(IPv6Address("fd12:3456:789a:1::2"), 0.01)], "of a new peer"
         world.looks.clear()
-        one.mesh._refreshed = 0.0
-        await one.mesh.refresh(whole=False)
+        await one.look()
         assert world.looks == ["stations"]
-        one.mesh._refreshed_whole = 0.0
-        await one.mesh.refresh()
+        await one.look(whole=True)
         assert world.looks[1:] == ["stations", "neighbours", "paths"], "what is told is whole"
 
 
 async def test_paths_over_a_silent_peer_are_given_up(world: World) -> None:
     async with running(world) as one:
         await one.joined()
-        world.stations = [{**station(), "inactive_ms": 5000}]
-        one.mesh._refreshed = 0.0
-        await one.mesh.refresh(whole=False)
+        world.stations = [station(inactive_ms=5000)]
+        await one.look()
         assert world.removed_paths == []  # four or five beacons may be lost on the air
-        world.stations = [{**station(), "inactive_ms": 5200}]
-        one.mesh._refreshed = 0.0
-        await one.mesh.refresh(whole=False)
+        world.stations = [station(inactive_ms=5200)]
+        await one.look()
         assert world.removed_paths == [PEER]
 
 
@@ -462,12 +550,10 @@ async def test_a_peer_that_came_back_is_reached_by_its_link(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not by a path over others that is from before; and only until such paths have expired."""
-    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
 
-    async def look(*stations: dict[str, Any]) -> None:
+    async def look(*stations: Station) -> None:
         world.stations = list(stations)
-        one.mesh._refreshed = 0.0
-        await one.mesh.refresh(whole=False)
+        await one.look()
 
     async with running(world) as one:
         await one.joined()
@@ -484,11 +570,9 @@ async def test_a_peer_that_came_back_is_reached_by_its_link(
         world.next_hop = OTHER  # the link was made anew unseen: the path ended with it
         await look(station(), station(OTHER))
         assert world.fixed_paths == [(PEER, PEER)] * 2
-        one.mesh._fixed[PEER] = 0.0
-        one.mesh._returned.clear()
+        await asyncio.sleep(PATH_TIMEOUT / 1000)
         await look(station(), station(OTHER))
         assert world.removed_paths == [PEER] * 3
-        assert one.mesh._fixed == {}
         world.next_hop = OTHER
         await look(station(), station(OTHER))
         assert world.fixed_paths == [(PEER, PEER)] * 2, "today's finding is left alone"
@@ -503,7 +587,7 @@ async def test_the_address_is_questioned_again_before_the_first_peer(world: Worl
         (problem,) = one.mesh.problems()
         assert (problem["part"], problem["code"]) == ("radio", "address-duplicate")
         assert str(ADDRESS.ip) in problem["message"]
-        assert one.kinds()[-2:] == ["left", "problem"]
+        assert one.kinds()[-2:] == [Left, ProblemFound]
 
 
 async def test_no_radio_and_then_one(world: World) -> None:
@@ -515,7 +599,7 @@ async def test_no_radio_and_then_one(world: World) -> None:
         world.plug_in(radio(4))
         await one.joined()
         assert one.mesh.problems() == []
-        assert one.kinds() == ["problem", "recovered", "joined"]
+        assert one.kinds() == [ProblemFound, ProblemSolved, Joined]
 
 
 async def test_no_nl80211_at_all(world: World) -> None:
@@ -557,9 +641,9 @@ async def test_a_removal_noticed_by_a_refused_request(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         world.refuse_addresses = NetlinkError(errno.ENODEV, "No such device")
-        one.mesh._put("address")
-        await one.until(lambda: "problem" in one.kinds())
-        assert one.told[-1][1]["code"] == "radio-removed"
+        world.address_changed()
+        await one.until(lambda: ProblemFound in one.kinds())
+        assert one.found()[-1].code == "radio-removed"
         await one.joined()
 
 
@@ -575,8 +659,8 @@ async def test_a_radio_without_a_second_interface(world: World) -> None:
 async def test_rfkill(world: World) -> None:
     world.refuse_up = NetlinkError(errno.ERFKILL, "Operation not possible due to RF-kill")
     async with running(world) as one:
-        await one.until(lambda: "problem" in one.kinds())
-        assert one.told[0][1]["code"] == "rfkill"
+        await one.until(lambda: ProblemFound in one.kinds())
+        assert one.found()[0].code == "rfkill"
         await one.joined()
 
 
@@ -584,13 +668,13 @@ async def test_a_killed_supplicant_is_started_again(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         world.running = False
-        one.mesh._wpa_exit()
-        await one.until(lambda: "left" in one.kinds())
+        world.wpa_exit()
+        await one.until(lambda: Left in one.kinds())
         await one.joined()
         assert world.starts == 2
-        problem = next(detail for kind, detail in one.told if kind == "problem")
-        assert problem["part"] == "supplicant"
-        assert "was ended by SIGKILL" in problem["message"]
+        (problem,) = one.found()
+        assert problem.part == "supplicant"
+        assert "was ended by SIGKILL" in problem.message
         assert one.mesh.problems() == []
 
 
@@ -601,7 +685,7 @@ async def test_a_supplicant_that_cannot_be_started(world: World) -> None:
             lambda: any("failures in a row" in item["message"] for item in one.mesh.problems())
         )
         assert one.codes() == ["supplicant-missing"]
-        assert one.kinds() == ["problem"], "told once, not at every attempt"
+        assert one.kinds() == [ProblemFound], "told once, not at every attempt"
         world.start_error = None
         await one.joined()
 
@@ -609,17 +693,17 @@ async def test_a_supplicant_that_cannot_be_started(world: World) -> None:
 async def test_a_hanging_supplicant_is_replaced(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.05)
+    monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.05)
     async with running(world) as one:
         await one.joined()
         world.command_error = ControlError("wpa_supplicant did not answer ATTACH within 5 s")
         await one.until(lambda: world.starts == 2)
-        assert one.told[2][1]["code"] == "supplicant-hangs"
+        assert one.found()[0].code == "supplicant-hangs"
         await one.joined()
 
 
 async def test_a_mesh_that_is_never_joined(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh, "_JOIN_SECONDS", 0.02)
+    monkeypatch.setattr(session, "JOIN_SECONDS", 0.02)
     world.joins = False
     world.radios[0].channels[2412].disabled = True
     async with running(world) as one:
@@ -638,7 +722,7 @@ async def test_a_refused_join_does_not_wait_for_the_deadline(world: World) -> No
 
 
 async def test_a_wrong_passphrase(world: World) -> None:
-    settings = SETTINGS._replace(security="sae", passphrase="wrong one")
+    settings = SETTINGS.replace(security="sae", passphrase="wrong one")
     async with running(world, settings) as one:
         await one.joined()
         for _ in range(4):
@@ -651,7 +735,7 @@ async def test_a_wrong_passphrase(world: World) -> None:
         assert "mesh.passphrase" in problem["message"]
         assert alone["code"] == "passphrase-refused"
         assert "put the present one into thicket.toml" in alone["message"]
-        assert one.kinds().count("problem") == 2
+        assert one.kinds().count(ProblemFound) == 2
         world.event("MESH-SAE-AUTH-BLOCKED", f"addr={PEER} duration=30")
         world.stations = [station()]
         world.event("MESH-PEER-CONNECTED", PEER)
@@ -668,7 +752,7 @@ async def test_a_blocked_peer_is_no_reason_to_leave_the_others(world: World) -> 
         assert "REASSOCIATE" not in world.commands
 
 
-SECURED = SETTINGS._replace(security="sae", passphrase="the old one")
+SECURED = SETTINGS.replace(security="sae", passphrase="the old one")
 OTHER = "02:74:68:00:00:09"
 
 
@@ -687,35 +771,34 @@ async def test_another_passphrase_leaves_the_links_alone(world: World) -> None:
     async with running(world, SECURED) as one:
         await one.joined()
         await one.until(lambda: one.mesh.peers() == {PEER})
-        one.mesh.apply(SECURED._replace(passphrase='the "new" one'))
+        one.mesh.apply(SECURED.replace(passphrase='the "new" one'))
         await one.until(lambda: "PMKSA_FLUSH" in world.commands)
         secret = b'the "new" one'.hex()
         assert f"SET_NETWORK 0 sae_password {secret}" in world.commands
         assert one.mesh.outdated
         assert secret not in world.text, "a next daemon must not take this process over"
-        assert one.kinds().count("left") == 0
+        assert one.kinds().count(Left) == 0
         assert "REASSOCIATE" not in world.commands
         one.mesh.renew()
         await one.until(lambda: "REASSOCIATE" in world.commands)
         await one.until(lambda: f"sae_password={secret}" in world.text)
         assert not one.mesh.outdated
         assert world.starts == 1
-        assert one.kinds().count("left") == 0
+        assert one.kinds().count(Left) == 0
 
 
 async def test_the_other_end_gets_the_passphrase_when_nothing_is_lost_by_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.05)
-    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.05)
     world.stations = [station()]
     async with running(world, SECURED) as one:
         await one.joined()
         await one.until(lambda: one.mesh.peers() == {PEER})
-        one.mesh.apply(SECURED._replace(passphrase="the new one"))
+        one.mesh.apply(SECURED.replace(passphrase="the new one"))
         await one.until(lambda: "PMKSA_FLUSH" in world.commands)
         world.stations = []
-        await one.mesh.refresh()
+        await one.look(whole=True)
         await one.until(lambda: "REASSOCIATE" in world.commands)
         assert world.starts == 1
 
@@ -723,14 +806,13 @@ async def test_the_other_end_gets_the_passphrase_when_nothing_is_lost_by_it(
 async def test_another_passphrase_without_peers_or_with_more_begins_anew(world: World) -> None:
     async with running(world, SECURED) as one:
         await one.joined()
-        one.mesh.apply(SECURED._replace(passphrase="the new one"))
+        one.mesh.apply(SECURED.replace(passphrase="the new one"))
         await one.until(lambda: "the new one" in world.text)
         await one.joined()
         assert world.starts == 2
         world.stations = [station()]
-        one.mesh._refreshed = 0.0
-        await one.mesh.refresh()
-        one.mesh.apply(SECURED._replace(passphrase="one more", mesh_id="other"))
+        await one.look(whole=True)
+        one.mesh.apply(SECURED.replace(passphrase="one more", id="other"))
         await one.until(lambda: world.starts == 3)
         await one.joined()
 
@@ -741,7 +823,7 @@ async def test_a_supplicant_that_does_not_take_the_passphrase_is_replaced(world:
         await one.joined()
         await one.until(lambda: one.mesh.peers() == {PEER})
         world.command_error = ControlError("wpa_supplicant answered 'FAIL' to SET_NETWORK")
-        one.mesh.apply(SECURED._replace(passphrase="the new one"))
+        one.mesh.apply(SECURED.replace(passphrase="the new one"))
         await one.until(lambda: world.starts == 2)
         await one.joined()
         assert "the new one" in world.text
@@ -751,8 +833,7 @@ async def test_a_supplicant_that_does_not_take_the_passphrase_is_replaced(world:
 async def test_a_link_that_protects_nothing_is_no_peer(
     world: World, monkeypatch: pytest.MonkeyPatch, authorized: bool | None, mfp: bool | None
 ) -> None:
-    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
-    world.stations = [{**station(), "authorized": authorized, "mfp": mfp}]
+    world.stations = [station(authorized=authorized, mfp=mfp)]
     async with running(world, SECURED) as one:
         await one.joined()
         world.event("MESH-PEER-CONNECTED", PEER)
@@ -760,12 +841,12 @@ async def test_a_link_that_protects_nothing_is_no_peer(
         assert one.mesh.peers() == set()
         assert one.mesh.snapshot()["peers"][0]["state"] == "UNPROTECTED"
         world.stations = [station()]
-        await one.mesh.refresh()
+        await one.look(whole=True)
         assert (one.mesh.peers(), one.codes()) == ({PEER}, [])
 
 
 async def test_in_an_open_mesh_nobody_is_authenticated(world: World) -> None:
-    world.stations = [{**station(), "authorized": True, "mfp": False}]
+    world.stations = [station(mfp=False)]
     async with running(world) as one:
         await one.joined()
         await one.until(lambda: one.mesh.peers() == {PEER})
@@ -775,57 +856,58 @@ async def test_in_an_open_mesh_nobody_is_authenticated(world: World) -> None:
 async def test_a_neighbour_that_stays_blocked_is_helped_without_touching_the_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.02)
-    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
-    monkeypatch.setattr(mesh, "_STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(peers, "STUCK_SECONDS", 0.1)
     world.stations = [station(), station(OTHER, "BLOCKED")]
     async with running(world, SECURED) as one:
         await one.joined()
         await one.until(lambda: one.mesh.peers() == {PEER})
-        await one.mesh.refresh()
-        await one.until(lambda: world.commands.count(f"MESH_PEER_ADD {OTHER}") == 3)
+        await one.look(whole=True)
+        await one.until(lambda: world.commands.count(f"MESH_PEER_ADD {OTHER}") >= 3)
         helped = [text for text in world.commands if "PEER" in text or "SET_NET" in text]
         assert helped[:3] == [
             "SET_NETWORK 0 no_auto_peer 1",
             f"MESH_PEER_ADD {OTHER}",
             "SET_NETWORK 0 no_auto_peer 0",
         ]
-        assert one.mesh._stuck[OTHER].wait >= 0.8, "ever more seldom"
+        attempts = zip(world.commands, world.times, strict=True)
+        first, second, third = [at for text, at in attempts if text.startswith("MESH_PEER")][:3]
+        assert third - second > 1.5 * (second - first), "ever more seldom"
         assert "REASSOCIATE" not in world.commands
         assert world.starts == 1
         world.stations = [station(), station(OTHER)]
-        await one.mesh.refresh()
-        assert one.mesh._stuck == {}
+        await one.look(whole=True)
+        helped = list(world.commands)
+        await asyncio.sleep(2 * peers.STUCK_SECONDS_AT_MOST)
+        assert "PMKSA_FLUSH" not in world.commands[len(helped) :], "it needs no help any more"
 
 
 async def test_a_neighbour_that_is_helped_in_vain_costs_nothing_else(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.02)
-    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
-    monkeypatch.setattr(mesh, "_STUCK_SECONDS", 0.05)
+    monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(peers, "STUCK_SECONDS", 0.05)
     world.refuses = ("MESH_PEER_ADD",)
     world.stations = [station(), station(OTHER, "LISTEN")]
     async with running(world, SECURED) as one:
         await one.joined()
-        await one.mesh.refresh()
-        await one.until(lambda: world.commands.count(f"MESH_PEER_ADD {OTHER}") == 2)
+        await one.look(whole=True)
+        await one.until(lambda: world.commands.count(f"MESH_PEER_ADD {OTHER}") >= 2)
         assert world.commands.count("SET_NETWORK 0 no_auto_peer 0") >= 1
-        assert one.kinds().count("left") == 0
+        assert one.kinds().count(Left) == 0
 
 
 async def test_alone_with_a_stuck_neighbour_the_mesh_is_entered_anew(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mesh, "_WATCHDOG_SECONDS", 0.02)
-    monkeypatch.setattr(mesh, "_REFRESH_SECONDS", 0.0)
-    monkeypatch.setattr(mesh, "_STUCK_SECONDS", 0.05)
+    monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(peers, "STUCK_SECONDS", 0.05)
     world.stations = [station(OTHER, "LISTEN")]
     async with running(world, SECURED) as one:
         await one.joined()
-        await one.mesh.refresh()
+        await one.look(whole=True)
         await one.until(lambda: "REASSOCIATE" in world.commands)
-        await one.until(lambda: one.mesh._stuck[OTHER].wait >= 0.4)
+        await asyncio.sleep(peers.REJOIN_SECONDS / 2)
         assert world.commands.count("REASSOCIATE") == 1, "rejoining is limited"
 
 
@@ -833,11 +915,11 @@ async def test_settings_change_while_running(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         with pytest.raises(ValueError, match="has no passphrase"):
-            one.mesh.apply(SETTINGS._replace(security="sae"))
+            one.mesh.apply(SETTINGS.replace(security="sae"))
         one.mesh.apply(SETTINGS)
         assert one.mesh.joined
-        one.mesh.apply(SETTINGS._replace(mesh_id="other"))
-        await one.until(lambda: "left" in one.kinds())
+        one.mesh.apply(SETTINGS.replace(id="other"))
+        await one.until(lambda: Left in one.kinds())
         await one.joined()
         assert world.starts == 2
         assert 'ssid="other"' in world.text
@@ -850,7 +932,7 @@ async def test_settings_change_while_running(world: World) -> None:
 async def test_parameters_alone_need_no_new_process(world: World) -> None:
     async with running(world) as one:
         await one.joined()
-        one.mesh.apply(SETTINGS._replace(gate=True, root_mode=4))
+        one.mesh.apply(SETTINGS.replace(gate=True, root_mode=4))
         await one.until(lambda: len(world.parameters) == 2)
         await one.joined()
         assert world.starts == 1
@@ -864,7 +946,7 @@ async def test_joining_once_more_sets_the_parameters_once_more(world: World) -> 
         world.event("MESH-GROUP-STARTED", 'ssid="lab" id=0')
         await one.until(lambda: len(world.parameters) == 2)
         world.event("MESH-GROUP-REMOVED", "mesh0")
-        await one.until(lambda: "left" in one.kinds())
+        await one.until(lambda: Left in one.kinds())
         await one.joined()
 
 
@@ -873,8 +955,8 @@ async def test_an_interface_taken_down_by_hand(world: World) -> None:
         await one.joined()
         assert one.mesh.ifindex is not None
         world.up.discard(one.mesh.ifindex)
-        one.mesh._put("down")
-        await one.until(lambda: "left" in one.kinds())
+        world.link(rtnl.RTM_NEWLINK)
+        await one.until(lambda: Left in one.kinds())
         await one.until(lambda: one.mesh.ifindex in world.up)
         await one.joined()
 
@@ -883,7 +965,7 @@ async def test_an_address_removed_by_hand_comes_back(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         world.addresses.clear()
-        one.mesh._put("address")
+        world.address_changed()
         await one.until(lambda: str(ADDRESS.ip) in world.addresses)
         assert one.mesh.joined
 
@@ -898,14 +980,14 @@ async def test_leaving(world: World) -> None:
 
 
 async def test_a_failing_listener_is_survived(world: World) -> None:
-    def listener(kind: str, detail: dict[str, Any]) -> None:
-        raise RuntimeError(kind)
+    class Failing(Told):
+        def on(self, event: RadioEvent, /) -> None:
+            raise RuntimeError(event)
 
-    subject = Mesh(SETTINGS, ADDRESS, listener)
-    world.subject = subject
+    subject = Mesh(SETTINGS, ADDRESS, Failing())
     task = asyncio.create_task(subject.run())
     try:
-        await Running(subject, []).joined()
+        await Running(subject, Told()).joined()
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -914,7 +996,7 @@ async def test_a_failing_listener_is_survived(world: World) -> None:
 
 def test_settings_that_no_radio_can_have(world: World) -> None:
     with pytest.raises(ValueError, match="channel 999"):
-        Mesh(SETTINGS._replace(channel=999), ADDRESS)
+        Mesh(SETTINGS.replace(channel=999), ADDRESS)
 
 
 @pytest.mark.parametrize(
@@ -924,15 +1006,12 @@ def test_settings_that_no_radio_can_have(world: World) -> None:
         ({"driver": "xradio_wlan"}, SETTINGS, "its driver cannot do it"),
         ({"iftypes": set()}, SETTINGS, "nothing known"),
         ({"mesh_auth": False}, SETTINGS, None),
-        ({"mesh_auth": False}, SETTINGS._replace(security="sae", passphrase="x"), "authenticated"),
-        ({}, SETTINGS._replace(channel=36), "no channel at 5180 MHz (it has 2.4 GHz)"),
-        ({"channels": {}}, SETTINGS._replace(channel=36), None),
-        ({}, SETTINGS._replace(radio="phy0"), None),
-        ({}, SETTINGS._replace(radio="02:74:68:00:01:00"), None),
-        ({}, SETTINGS._replace(radio="phy1"), "is not the configured radio phy1"),
+        ({"mesh_auth": False}, SETTINGS.replace(security="sae", passphrase="x"), "authenticated"),
+        ({}, SETTINGS.replace(channel=36), "no channel at 5180 MHz (it has 2.4 GHz)"),
+        ({"channels": {}}, SETTINGS.replace(channel=36), None),
     ],
 )
-def test_obstacles(change: dict[str, Any], settings: MeshSettings, words: str | None) -> None:
+def test_obstacles(change: dict[str, Any], settings: MeshSection, words: str | None) -> None:
     wiphy = radio()
     for name, value in change.items():
         setattr(wiphy, name, value)
@@ -942,7 +1021,7 @@ def test_obstacles(change: dict[str, Any], settings: MeshSettings, words: str | 
 
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=40))
 def test_backoff_never_gives_up_and_never_rushes(lasted: list[float]) -> None:
-    backoff = Backoff(*mesh._PAUSES, settled=mesh._SETTLED_SECONDS)
+    backoff = Backoff(*mesh.PAUSES, settled=mesh.SETTLED_SECONDS)
     for seconds in lasted:
         wait = backoff.failed(seconds)
         assert 0.5 <= wait <= 60
@@ -950,7 +1029,7 @@ def test_backoff_never_gives_up_and_never_rushes(lasted: list[float]) -> None:
 
 
 def test_backoff_in_a_row() -> None:
-    backoff = Backoff(*mesh._PAUSES, settled=mesh._SETTLED_SECONDS)
+    backoff = Backoff(*mesh.PAUSES, settled=mesh.SETTLED_SECONDS)
     assert [backoff.failed() for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 60, 60]
     assert backoff.failed(lasted=61) == 0.5
 
@@ -966,8 +1045,8 @@ async def test_a_mesh_left_behind_the_daemons_back_is_joined_again(
         await one.joined()
         world.left, world.frequency = True, frequency
         since = time.monotonic()
-        await one.until(lambda: "left" in one.kinds())
-        assert time.monotonic() - since >= mesh._LEFT_SECONDS
+        await one.until(lambda: Left in one.kinds())
+        assert time.monotonic() - since >= presence.LEFT_SECONDS
         (problem,) = [p for p in one.mesh.problems() if p["code"] == "mesh-left"]
         assert problem["part"] == "radio"
         assert words in problem["message"]
@@ -991,11 +1070,11 @@ async def test_a_moment_outside_the_mesh_is_nothing(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         world.left = True
-        one.mesh._put("look")
-        await one.until(lambda: one.mesh._outside_since is not None)
+        world.link(rtnl.RTM_NEWLINK, rtnl.IFF_UP)
+        await one.until(lambda: world.looks_while_left)
         world.left = False
-        await one.until(lambda: one.mesh._outside_since is None)
-        assert "left" not in one.kinds()
+        await asyncio.sleep(2 * presence.LEFT_SECONDS)
+        assert Left not in one.kinds()
         assert world.starts == 1
 
 
@@ -1005,14 +1084,14 @@ async def test_our_own_leaving_and_entering_may_take_longer(world: World) -> Non
         one.mesh.renew()
         await one.until(lambda: "REASSOCIATE" in world.commands)
         world.left = True
-        one.mesh._put("look")
-        await one.until(lambda: one.mesh._outside_since is not None)
-        outside = one.mesh._outside_since
-        assert outside is not None
-        await one.until(lambda: time.monotonic() - outside > 2 * _LEFT_SECONDS)
+        world.link(rtnl.RTM_NEWLINK, rtnl.IFF_UP)
+        await one.until(lambda: world.looks_while_left)
+        outside = time.monotonic()
+        await one.until(lambda: time.monotonic() - outside > 2 * presence.LEFT_SECONDS)
         assert one.mesh.joined
         world.left = False
-        await one.until(lambda: one.mesh._outside_since is None)
+        await asyncio.sleep(2 * presence.LEFT_SECONDS)
+        assert one.mesh.joined
         assert world.starts == 1
 
 
@@ -1037,7 +1116,7 @@ async def test_an_address_that_two_radios_have_is_not_blamed_on_the_passphrase(
         await one.until(lambda: PEER in one.mesh.refused())
 
 
-GERMAN = SETTINGS._replace(country="DE")
+GERMAN = SETTINGS.replace(country="DE")
 
 
 async def test_a_country_that_somebody_else_set_is_put_right(world: World) -> None:
@@ -1050,7 +1129,7 @@ async def test_a_country_that_somebody_else_set_is_put_right(world: World) -> No
         assert one.codes() == []
         world.takes_country = False
         one.mesh.apply(SETTINGS)
-        await one.until(lambda: world.asked.count("00") == _COUNTRY_TIMES)
+        await one.until(lambda: world.asked.count("00") == presence.COUNTRY_TIMES)
 
 
 @pytest.mark.parametrize("present", ["DE", "98", "99", None])
@@ -1061,7 +1140,7 @@ async def test_rules_that_are_right_or_the_drivers_own_are_left_alone(
     async with running(world, GERMAN) as one:
         await one.joined()
         since = time.monotonic()
-        await one.until(lambda: time.monotonic() - since > 4 * _LOOK_SECONDS)
+        await one.until(lambda: time.monotonic() - since > 4 * session.LOOK_SECONDS)
         assert world.asked == []
         assert one.codes() == []
 
@@ -1071,7 +1150,7 @@ async def test_a_country_that_the_kernel_does_not_take_is_told_of(world: World) 
     async with running(world, GERMAN) as one:
         await one.joined()
         await one.until(lambda: one.codes() == ["country"])
-        assert len(world.asked) == _COUNTRY_TIMES
+        assert len(world.asked) == presence.COUNTRY_TIMES
         (problem,) = one.mesh.problems()
         assert "follows the rules of '00' and not of mesh.country, 'DE'" in problem["message"]
         assert one.mesh.joined

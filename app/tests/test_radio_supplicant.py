@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from thicket.radio.settings import MeshSettings
+from thicket.radio.section import MeshSection
 from thicket.radio.supplicant import Process, Supplicant, SupplicantError, start_time
 from thicket.radio.wpa import ControlError, Event, configuration
 
@@ -273,7 +273,8 @@ async def test_the_real_one_is_started_adopted_and_ended(directory: Path) -> Non
         pytest.skip("needs wpa_supplicant (package wpasupplicant)")
     first, second = (Watched(directory, program) for _ in range(2))
     text = configuration(
-        MeshSettings(security="sae", passphrase="correct horse"), first.subject.control_directory
+        MeshSection({"security": "sae", "passphrase": "correct horse"}),
+        first.subject.control_directory,
     )
     try:
         await first.subject.start("lo", 1, text)

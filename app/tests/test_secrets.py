@@ -20,7 +20,6 @@ from thicket.cli.main import main
 from thicket.config.schema import Settings
 from thicket.control.client import ClientError
 from thicket.daemon import cluster_part, daemon
-from thicket.daemon.parts import Parts
 from thicket.distribution.handshake import LocalNode
 from thicket.radio.wpa import configuration
 from thicket.trust.credentials import Credentials
@@ -129,7 +128,6 @@ class TestDaemon:
                 repr(vars(run.live)),
             ]
             shown += [repr(run.daemon.core.settings.mesh), str(run.daemon.core.settings.cluster)]
-            shown.append(repr(run.daemon.core.make.mesh_settings(run.daemon.core.settings)))
             assert PASSPHRASE not in repr(parts.meshes[0].applied)
         assert any("mesh.passphrase" in line for line in logged), "the log was heard"
         assert [text for text in [*shown, *logged] if MARK in text] == []
@@ -173,12 +171,11 @@ class TestReprs:
             "application": {"sensors": {"token": TOKEN}},
         }
         settings = Settings(values)
-        radio = Parts().mesh_settings(settings)
-        assert radio.passphrase == PASSPHRASE
-        assert "mesh_id='thicket'" in repr(radio)
+        assert settings.mesh.passphrase == PASSPHRASE
+        assert 'id="thicket"' in repr(settings.mesh)
         local = LocalNode("a@b", COOKIE, 1)
         assert local.cookie == COOKIE
-        for thing in (settings, *(section for _, section in settings.sections()), radio, local):
+        for thing in (settings, *(section for _, section in settings.sections()), local):
             assert MARK not in f"{thing!r} {thing} {[thing]}"
 
     def test_credentials(self) -> None:
@@ -189,5 +186,5 @@ class TestReprs:
     def test_a_refusal_of_the_radio_does_not_quote_the_passphrase(self, tmp_path: Path) -> None:
         long = {"mesh": {"security": "sae", "passphrase": f"{MARK}\0"}}
         with pytest.raises(ValueError, match="passphrase") as refused:
-            configuration(Parts().mesh_settings(Settings(long)), str(tmp_path), 10)
+            configuration(Settings(long).mesh, str(tmp_path), 10)
         assert MARK not in str(refused.value)

@@ -580,7 +580,7 @@ class Passphrase:
 
     def _use(self, mesh: Any, passphrase: str) -> None:
         try:
-            mesh.apply(mesh.settings._replace(passphrase=passphrase))
+            mesh.apply(mesh.settings.replace(passphrase=passphrase))
         except ValueError as error:
             log.error("the radio refuses a passphrase: %s", error)
 

@@ -21,15 +21,13 @@ if TYPE_CHECKING:
     from thicket.distribution.secure import Tls
     from thicket.identity.aio import AsyncAtecc
     from thicket.identity.source import Identity
+    from thicket.radio.events import RadioEvent
     from thicket.radio.radio import Radio
-    from thicket.radio.settings import MeshSettings
 
 log = getLogger(__name__)
 
 #: No message of another node takes more than this part of the device's memory.
 MESSAGE_SHARE: Final = 8
-
-Change = Callable[[str, dict[str, Any]], None]
 
 
 class Parts:
@@ -47,47 +45,16 @@ class Parts:
         """Import what the radio needs."""
         import thicket.radio.mesh  # noqa: F401
 
-    def radio(self, settings: Settings, address: IPv6Interface, on_change: Change) -> Radio:
+    def radio(
+        self, settings: Settings, address: IPv6Interface, listener: Listener[RadioEvent]
+    ) -> Radio:
         """Return the radio.
 
         :raises ValueError: for settings that no radio can have.
         """
         from thicket.radio.mesh import Mesh
 
-        return Mesh(self.mesh_settings(settings), address, on_change)
-
-    def apply_radio(self, mesh: Radio, settings: Settings, address: IPv6Interface) -> None:
-        """Give a running radio other settings.
-
-        :raises ValueError: like :meth:`radio`.
-        """
-        mesh.apply(self.mesh_settings(settings), address)
-
-    def mesh_settings(self, settings: Settings) -> MeshSettings:
-        """Return the radio's form of the section ``[mesh]``."""
-        from thicket.radio.settings import MeshSettings
-
-        mesh = settings.mesh
-        return MeshSettings(
-            mesh_id=mesh.id,
-            security=mesh.security,
-            passphrase=mesh.passphrase if mesh.security == "sae" else None,
-            channel=mesh.channel,
-            country=mesh.country,
-            beacon_interval=mesh.beacon_interval,
-            max_retries=mesh.peering_retries,
-            retry_timeout=mesh.peering_timeout,
-            confirm_timeout=mesh.peering_timeout,
-            holding_timeout=mesh.peering_timeout,
-            max_peer_links=mesh.max_peers,
-            max_inactivity=mesh.max_inactivity,
-            disable_ht=not mesh.ht,
-            rssi_threshold=mesh.rssi_threshold,
-            forwarding=mesh.forwarding,
-            gate=mesh.gate,
-            root_mode=mesh.root_mode,
-            interface=self.interface,
-        )
+        return Mesh(settings.mesh, address, listener, interface=self.interface)
 
     def open_chip(self, identity: Identity) -> AsyncAtecc:
         """Open the chip that the identity was read from, to sign with.

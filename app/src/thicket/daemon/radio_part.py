@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv6Address
 
     from thicket.daemon.core import Core, Self
+    from thicket.radio.events import RadioEvent
     from thicket.radio.radio import Radio
 
 
@@ -60,7 +61,7 @@ class RadioPart:
         while True:
             self._settings_changed.clear()
             try:
-                mesh = core.make.radio(core.settings, self._me.address, self._happened)
+                mesh = core.make.radio(core.settings, self._me.address, self)
             except ValueError as e:
                 # Settings that the schema lets through and the radio does not: only others help.
                 core.problems.report("radio", "settings", str(e))
@@ -76,7 +77,7 @@ class RadioPart:
             return
         core = self._core
         try:
-            core.make.apply_radio(self.mesh, core.settings, self._me.address)
+            self.mesh.apply(core.settings.mesh, self._me.address)
         except ValueError as e:
             core.problems.report("radio", "settings", str(e))
         else:
@@ -94,17 +95,20 @@ class RadioPart:
         await self.mesh.refresh(whole=False)
         return next((silent for of, silent in self.mesh.links() if of == address), None)
 
-    def _happened(self, kind: str, detail: dict[str, Any]) -> None:
-        if kind == "joined":
+    def on(self, event: RadioEvent, /) -> None:
+        """Something happened on the radio, see :class:`thicket.base.events.Listener`."""
+        from thicket.radio.events import Joined, Left, PeerDown, PeerUp  # loaded with the radio
+
+        if isinstance(event, Joined):
             self._core.times.reached("radio")
             self._core.joined.set()
             self._listener.joined()
-        elif kind == "left":
+        elif isinstance(event, Left):
             self._core.joined.clear()
-        elif kind == "peer-up":
+        elif isinstance(event, PeerUp):
             self._core.times.reached("first_peer")
             self._listener.peer_up()
-        elif kind == "peer-down":
+        elif isinstance(event, PeerDown):
             self._listener.peer_down()
         self._core.changed()
 

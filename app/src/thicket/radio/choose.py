@@ -8,7 +8,7 @@ from typing import Final
 from thicket.base.files import entries, link_name, read
 from thicket.radio import nl80211
 from thicket.radio.nl80211 import Wiphy
-from thicket.radio.settings import SAE, MeshSettings
+from thicket.radio.section import SAE, MeshSection
 
 #: Adapters that are known to mesh, for messages; see docs/radio.md.
 ADVICE: Final = (
@@ -40,10 +40,8 @@ def usb_without_driver(root: str = "/sys/bus/usb/devices") -> list[str]:
     return found
 
 
-def obstacle(wiphy: Wiphy, settings: MeshSettings) -> str | None:
+def obstacle(wiphy: Wiphy, settings: MeshSection) -> str | None:
     """Why a radio cannot carry this mesh, None when it can."""
-    if settings.radio is not None and settings.radio.lower() not in (wiphy.name, wiphy.mac):
-        return f"{wiphy} is not the configured radio {settings.radio}"
     if wiphy.driver in _LIARS:
         return f"{wiphy} announces mesh point, but its driver cannot do it"
     if not wiphy.mesh_point:

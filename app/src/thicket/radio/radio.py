@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, IPv6Interface
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from thicket.radio.settings import MeshSettings
+    from thicket.radio.section import MeshSection
 
 
 class Radio(Protocol):
@@ -21,7 +21,7 @@ class Radio(Protocol):
     announced: Callable[[str], str | None]
 
     @property
-    def settings(self) -> MeshSettings:
+    def settings(self) -> MeshSection:
         """What the mesh is told to be."""
 
     @property
@@ -41,7 +41,7 @@ class Radio(Protocol):
     async def refresh(self, *, whole: bool = True) -> None:
         """Ask the kernel for the stations; if ``whole``, for all paths and neighbours as well."""
 
-    def apply(self, settings: MeshSettings, address: IPv6Interface | None = None) -> None:
+    def apply(self, settings: MeshSection, address: IPv6Interface | None = None) -> None:
         """Take other settings, and another address. Raises ValueError."""
 
     def renew(self) -> None:

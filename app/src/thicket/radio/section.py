@@ -3,9 +3,29 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from thicket.base.fields import Boolean, Choice, Finding, Integer, Key, Section, Text
+
+OPEN: Final = "open"
+SAE: Final = "sae"
+
+#: Frequency in MHz of channel 0 of a band, and the band's channels (IEEE 802.11-2020, Annex E).
+_BANDS: Final = ((2407, range(1, 14)), (5000, range(32, 178)))
+_CHANNEL_14_MHZ: Final = 2484
+
+
+def channel_frequency(channel: int) -> int:
+    """Centre frequency in MHz of a 20 MHz channel in the 2.4 or 5 GHz band.
+
+    :raises ValueError: for a number that is no channel there.
+    """
+    if channel == 14:
+        return _CHANNEL_14_MHZ
+    for base, numbers in _BANDS:
+        if channel in numbers:
+            return base + 5 * channel
+    raise ValueError(f"channel {channel} is neither in 1 to 14 (2.4 GHz) nor in 32 to 177 (5 GHz)")
 
 
 class Country(Key[str]):
@@ -29,7 +49,6 @@ class Country(Key[str]):
 class Channel(Integer):
     """A 20 MHz Wi-Fi channel that a mesh may start on without radar detection.
 
-    Channels 1 to 13 are 2412 + 5 (n - 1) MHz, the others 5000 + 5 n MHz (IEEE 802.11-2020 annex E).
     Channels 52 to 144 need radar detection (DFS) before a station may transmit first.
     """
 
@@ -54,12 +73,12 @@ class MeshSection(Section, name="mesh"):
     # IEEE 802.11-2020 9.4.2.98: a Mesh ID has 0 to 32 octets; 0 is the wildcard
     id = Text("thicket", "Name of the mesh.", least=1, most=32)
     security = Choice(
-        "sae",
+        SAE,
         "`sae` (simultaneous authentication of equals, as WPA3) admits who knows the passphrase "
         "and encrypts every frame; without a passphrase the radio stays off. `open` lets anybody "
         "in and encrypts nothing.",
-        "sae",
-        "open",
+        SAE,
+        OPEN,
     )
     passphrase = Text(
         "",
@@ -142,13 +161,35 @@ class MeshSection(Section, name="mesh"):
         most=4,
     )
 
+    @property
+    def mhz(self) -> int:
+        """Centre frequency of the channel in MHz.
+
+        :raises ValueError: there is no such channel.
+        """
+        return channel_frequency(self.channel)
+
+    @property
+    def passphrase_in_use(self) -> str | None:
+        """The passphrase, None in an open mesh, which needs none."""
+        return self.passphrase if self.security == SAE else None
+
+    def replace(self, **values: Any) -> MeshSection:
+        """The same section with other values of some keys."""
+        return MeshSection({**self.values, **values})
+
+    def only_passphrases_differ(self, other: MeshSection) -> bool:
+        """Whether every other key has the same value in both."""
+        none = {"passphrase": "", "next_passphrase": ""}
+        return self.replace(**none) == other.replace(**none)
+
 
 def check_passphrase(mesh: MeshSection, file: str) -> Finding | None:
     """The fault of a file that asks for a secured mesh and has no passphrase."""
     # Only where somebody has written "sae" is a missing passphrase a fault of the file. One that
     # says nothing about it, as that of a fresh card or one with nothing but SSH keys, is followed
     # in all it says; the radio stays off and says why.
-    if mesh.values.get("security") == "sae" and not mesh.passphrase:
+    if mesh.values.get("security") == SAE and not mesh.passphrase:
         message = (
             'is missing: mesh.security = "sae" needs one, 8 to 63 bytes, the same on all nodes '
             '(or set mesh.security = "open" for a mesh that anybody may enter)'

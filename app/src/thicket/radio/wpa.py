@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from thicket.base.errors import ThicketError
-from thicket.radio.settings import OPEN, SAE, MeshSettings
+from thicket.radio.section import OPEN, SAE, MeshSection
 
 _MESH_ID_BYTES: Final = 32  # IEEE 802.11-2020, 9.4.2.98
 #: What the field takes for an SAE password; the standard sets no limit (12.4.3).
@@ -57,7 +57,7 @@ def _within(name: str, value: int, least: int, most: int) -> int:
     return value
 
 
-def sae_password(settings: MeshSettings) -> str:
+def sae_password(settings: MeshSection) -> str:
     """The passphrase as the configuration file and ``SET_NETWORK`` take it.
 
     Raises ValueError, with words for a person, when there is none, or none that can be used.
@@ -77,13 +77,13 @@ def sae_password(settings: MeshSettings) -> str:
     return quote(passphrase)
 
 
-def configuration(settings: MeshSettings, control_directory: str, peers: int = 255) -> str:
+def configuration(settings: MeshSection, control_directory: str, peers: int = 255) -> str:
     """The text of the configuration file for one mesh.
 
     ``peers`` is what the driver can hold. Raises ValueError, with words for a person, when
     the settings cannot be written down.
     """
-    mesh_id = settings.mesh_id.encode("utf-8", "surrogateescape")
+    mesh_id = settings.id.encode("utf-8", "surrogateescape")
     if not 1 <= len(mesh_id) <= _MESH_ID_BYTES:
         raise ValueError(f"the mesh id must have 1 to {_MESH_ID_BYTES} bytes, not {len(mesh_id)}")
     lines = [
@@ -91,9 +91,10 @@ def configuration(settings: MeshSettings, control_directory: str, peers: int = 2
         f"country={_country(settings.country)}",
         "ap_scan=2",  # join at once: a mesh is named by id and channel, a scan would find nothing
         "user_mpm=1",
-        f"max_peer_links={min(_within('max_peer_links', settings.max_peer_links, 1, 255), peers)}",
+        f"max_peer_links={min(_within('max_peers', settings.max_peers, 1, 255), peers)}",
         f"mesh_max_inactivity={_within('max_inactivity', settings.max_inactivity, 5, 3600)}",
     ]
+    timeout = _within("peering_timeout", settings.peering_timeout, 1, 65535)
     network = [f"ssid={quote(mesh_id)}"]
     if settings.security == SAE:
         lines.append(f"sae_groups={_SAE_GROUP}")
@@ -112,18 +113,18 @@ def configuration(settings: MeshSettings, control_directory: str, peers: int = 2
     network += [
         f"beacon_int={_within('beacon_interval', settings.beacon_interval, 15, 10000)}",
         f"mesh_fwding={int(settings.forwarding)}",
-        f"dot11MeshMaxRetries={_within('max_retries', settings.max_retries, 0, 255)}",
-        f"dot11MeshRetryTimeout={_within('retry_timeout', settings.retry_timeout, 1, 65535)}",
-        f"dot11MeshConfirmTimeout={_within('confirm_timeout', settings.confirm_timeout, 1, 65535)}",
-        f"dot11MeshHoldingTimeout={_within('holding_timeout', settings.holding_timeout, 1, 65535)}",
+        f"dot11MeshMaxRetries={_within('peering_retries', settings.peering_retries, 0, 255)}",
+        f"dot11MeshRetryTimeout={timeout}",
+        f"dot11MeshConfirmTimeout={timeout}",
+        f"dot11MeshHoldingTimeout={timeout}",
     ]
     if settings.rssi_threshold:
         network.append(
             f"mesh_rssi_threshold={_within('rssi_threshold', settings.rssi_threshold, -255, -1)}"
         )
-    if settings.disable_ht:
+    if not settings.ht:
         network.append("disable_ht=1")
-    elif settings.width == 20 and settings.mhz > 5000:
+    elif settings.mhz > 5000:
         # both: with only the first, wpa_supplicant 2.10 asks for 80 MHz around a 20 MHz channel
         network += ["disable_ht40=1", "max_oper_chwidth=0"]
     return "\n".join([*lines, "network={", *(f"\t{line}" for line in network), "}", ""])

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel knows of the neighbours: asked for, judged, and shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from ipaddress import IPv6Address, IPv6Network
+from logging import getLogger
+from typing import Any, Final
+
+from thicket.radio import peers
+from thicket.radio.events import PeerDown, PeerUp
+from thicket.radio.kernel import Kernel
+from thicket.radio.nl80211 import ESTABLISHED, MPATH_ACTIVE, MeshPath, Nl80211, Station
+from thicket.radio.paths import NOBODY, Fix, GiveUp, PathAction, Paths
+from thicket.radio.peers import Note, Peers, Words
+from thicket.radio.reports import Report, Reports, Solved
+from thicket.radio.section import SAE, MeshSection
+
+log = getLogger(__name__)
+
+#: A look that is younger than this is good enough, in seconds.
+REFRESH_SECONDS: Final = 0.5
+
+
+class Stations:
+    """The tables of stations, paths and neighbours at the last look.
+
+    :ivar announced: tells the address of a node by its link-local one, where the kernel does not
+        know it: nothing may have been sent to that address yet.
+    """
+
+    def __init__(self, reports: Reports) -> None:
+        self.peers = Peers()
+        self.announced: Callable[[str], str | None] = lambda _address: None
+        self._reports = reports
+        self._judge = Paths()
+        self._stations: list[Station] = []
+        self._paths: list[MeshPath] = []
+        self._neighbours: dict[str, str] = {}
+        self._link_local: dict[str, str] = {}
+        #: When the kernel was asked for the stations, and when for all.
+        self._refreshed = 0.0
+        self._refreshed_whole = 0.0
+
+    def say(self, words: Words) -> None:
+        """Tell what the judge of the peers has to say."""
+        for word in words:
+            match word:
+                case Report(key, code, message):
+                    self._reports.report("radio", code, message, key)
+                case Solved(key):
+                    self._reports.solved(key)
+                case Note(text):
+                    log.info("%s", text)
+                case PeerDown(mac):
+                    log.info("peer %s lost", mac)
+                    self._judge.lost(mac, time.monotonic())
+                    self._reports.tell(word)
+                case PeerUp(mac):
+                    log.info("peer %s", mac)
+                    self._judge.found(mac, time.monotonic())
+                    self._reports.tell(word)
+
+    def clear(self) -> None:
+        """The mesh is left: nobody is a peer any more."""
+        self._stations = []
+        self._paths = []
+        self._neighbours, self._link_local = {}, {}
+        self.say(self.peers.become(set()))
+
+    def outdate(self) -> None:
+        """Something has changed: the next look asks the kernel, however soon it is."""
+        self._refreshed = 0.0
+
+    def address_of(self, mac: str) -> str | None:
+        """The address of a station in the mesh, None while it is not known."""
+        known = self._neighbours.get(mac)
+        if known is None and (link_local := self._link_local.get(mac)) is not None:
+            known = self.announced(link_local)
+        return known
+
+    def links(self) -> list[tuple[IPv6Address | None, float]]:
+        """The peers: address where it is known, seconds since the last frame."""
+        return [
+            (
+                IPv6Address(address) if (address := self.address_of(one["mac"])) else None,
+                (one["inactive_ms"] or 0) / 1000,
+            )
+            for one in self._stations
+            if one["state"] == ESTABLISHED
+        ]
+
+    def shown(self) -> dict[str, list[dict[str, Any]]]:
+        """The "peers" and "paths" parts of the node's status."""
+        return {
+            "peers": [
+                {
+                    "mac": one["mac"],
+                    "address": self.address_of(one["mac"]),
+                    "state": one["state"],
+                    "signal_dbm": one["signal_dbm"],
+                    "metric": one["metric"],
+                    "inactive_ms": one["inactive_ms"],
+                    "connected_s": one["connected_s"],
+                    "tx_kbps": one["tx_kbps"],
+                    "rx_kbps": one["rx_kbps"],
+                    "rx_bytes": one["rx_bytes"],
+                    "tx_bytes": one["tx_bytes"],
+                    "tx_failed": one["tx_failed"],
+                    "authorized": one["authorized"],
+                    "mfp": one["mfp"],
+                }
+                for one in self._stations
+            ],
+            "paths": [
+                {
+                    "destination": one["destination"],
+                    "next_hop": one["next_hop"],
+                    "metric": one["metric"],
+                    "hops": one["hops"],
+                    "expires_ms": one["expires_ms"],
+                    "active": bool(one["flags"] & MPATH_ACTIVE),
+                }
+                for one in self._paths
+            ],
+        }
+
+    def refresh(
+        self,
+        kernel: Kernel,
+        ifindex: int,
+        settings: MeshSection,
+        network: IPv6Network,
+        *,
+        whole: bool,
+    ) -> None:
+        """Ask the kernel for the stations; if ``whole``, for all paths and neighbours as well,
+        otherwise only where something depends on them. Never raises."""
+        now = time.monotonic()
+        last = min(self._refreshed, self._refreshed_whole) if whole else self._refreshed
+        if now - last < REFRESH_SECONDS:
+            return
+        self._refreshed = now
+        before = self._stations
+        secured = settings.security == SAE
+        patience = peers.patience(settings.beacon_interval)
+        try:
+            self._stations = kernel.nl80211.stations(ifindex)
+            if secured:
+                self.say(self.peers.protect(self._stations))
+            macs = {one["mac"] for one in self._stations if one["state"] == ESTABLISHED}
+            if whole or macs != self.peers.macs or not all(map(self.address_of, macs)):
+                self._read_neighbours(kernel.links.neighbours(ifindex), network)
+            self.say(self.peers.look(before, self._stations))
+            if secured:
+                self.peers.watch_the_stuck(self._stations, patience, now)
+            silent = peers.silent(self._stations, patience)
+            if whole or silent or self._judge.watched:
+                self._paths = kernel.nl80211.paths(ifindex)
+                actions = self._judge.judge(self._paths, self.peers.macs, silent, now)
+                if self._carry_out(actions, kernel.nl80211, ifindex, now):
+                    self._paths = kernel.nl80211.paths(ifindex)  # what is told is what is now
+        except OSError as error:  # the interface is going away: its end is noticed elsewhere
+            log.debug("cannot read stations and paths: %s", error)
+            return
+        if whole:
+            self._refreshed_whole = now
+
+    def _read_neighbours(self, neighbours: list[tuple[str, str]], network: IPv6Network) -> None:
+        """Note the addresses behind the stations."""
+        self._neighbours, self._link_local = {}, {}
+        for hardware, address in neighbours:
+            ip = IPv6Address(address)
+            if ip in network:
+                self._neighbours[hardware] = address
+            elif ip.is_link_local:
+                self._link_local[hardware] = address
+
+    def _carry_out(
+        self, actions: Iterable[PathAction], kernel: Nl80211, ifindex: int, now: float
+    ) -> bool:
+        """Do what the judge of the paths wants; whether a path was changed."""
+        changed = False
+        for action in actions:
+            try:
+                if isinstance(action, GiveUp):
+                    what = f"remove the path to {action.destination}"
+                    kernel.remove_path(ifindex, action.destination)
+                    log.info("path to %s over silent %s given up", *action)
+                elif isinstance(action, Fix):
+                    what = f"leave the path of the peer to {action.peer}"
+                    if action.instead_of == NOBODY:
+                        log.info(
+                            "path to %s is still being looked for: its link is taken", action.peer
+                        )
+                    else:
+                        log.info("path to %s over %s is from before it was lost", *action)
+                    kernel.remove_path(ifindex, action.peer)
+                    kernel.fix_path(ifindex, action.peer, action.peer)
+                    self._judge.fixed(action.peer, now)
+                else:
+                    what = f"leave the path to its own finding to {action.peer}"
+                    kernel.remove_path(ifindex, action.peer)
+            except OSError as error:  # the peer, or the path, has ended by itself meanwhile
+                log.debug("cannot %s: %s", what, error)
+            else:
+                changed = True
+        return changed
