@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from thicket.base.process import boottime
 from thicket.distribution import frames
@@ -98,23 +98,29 @@ class Maker:
         return connection if self._secure is None else self._secure.transport(connection, host)
 
 
-class _Attempt(NamedTuple):
+class Attempt:
     """An attempt to reach a node, which takes several steps.
 
     :ivar peer: the node's name as it was asked for.
     :ivar since: when it began, in seconds of CLOCK_BOOTTIME.
     """
 
-    peer: str
-    since: float
-    task: asyncio.Task[None]
+    __slots__ = ("peer", "since", "task")
+
+    def __init__(self, peer: str, task: asyncio.Task[None]) -> None:
+        self.peer = peer
+        self.since = boottime()
+        self.task = task
 
 
-class _Dial(NamedTuple):
+class _Dial:
     """The step of an attempt in which a handshake is in progress."""
 
-    connection: Connection
-    result: asyncio.Future[None]
+    __slots__ = ("connection", "result")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Connector:
@@ -140,7 +146,7 @@ class Connector:
         local: Callable[[], LocalNode],
         tell: Callable[[Connecting], None],
     ) -> None:
-        self.attempts: dict[str, _Attempt] = {}
+        self.attempts: dict[str, Attempt] = {}
         self.simultaneous = 0
         self.stopped = False
         self._maker = maker
@@ -176,7 +182,7 @@ class Connector:
             task = asyncio.get_running_loop().create_task(
                 self._attempt(peer), name=f"connect to {peer}"
             )
-            attempt = self.attempts[key] = _Attempt(peer, boottime(), task)
+            attempt = self.attempts[key] = Attempt(peer, task)
             task.add_done_callback(lambda task: self._attempted(key, task))
             self._tell(Connecting(peer))
         timeout = self._attempt_time if timeout is None else timeout
@@ -285,7 +291,7 @@ class Connector:
                 length_size=self._maker.length_size,
             )
         )
-        dial = self._dials[key] = _Dial(connection, loop.create_future())
+        dial = self._dials[key] = _Dial(connection)
         try:
             protocol = self._maker.protocol(connection, host)
             await loop.create_connection(lambda: protocol, sock=raw)

@@ -18,12 +18,8 @@ import logging
 import socket
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
 
 from thicket.base.errors import ThicketError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -399,7 +395,6 @@ class PortMapper:
         creation: int,
         port: int = PORT,
         hidden: bool = False,
-        on_change: Callable[[], None] | None = None,
     ) -> None:
         self.registry = Registry(name, node_port, creation, hidden=hidden)
         self.registry.port_mapper_port = port
@@ -411,7 +406,6 @@ class PortMapper:
         self._hidden = hidden
         self._port = port
         self._addresses = list(dict.fromkeys(addresses))
-        self._on_change = on_change
         self._servers: list[asyncio.Server] = []
         self._task: asyncio.Task[None] | None = None
         self._registration: asyncio.Task[None] | None = None
@@ -469,7 +463,6 @@ class PortMapper:
                 continue
             self._servers.append(await loop.create_server(lambda: _Client(self), sock=listener))
             self.served.append(address)
-            self._changed()
         return absent, taken
 
     async def _register(self, taken: list[str]) -> None:
@@ -488,7 +481,6 @@ class PortMapper:
                             raise EpmdError("the registration was not answered")
                         answer += data
                 self.registered_at = address
-                self._changed()
                 log.info("registered as %s with the epmd at %s", self._name, address)
                 with suppress(OSError):
                     while await reader.read(64):
@@ -501,13 +493,8 @@ class PortMapper:
             finally:
                 if self.registered_at is not None:
                     self.registered_at = None
-                    self._changed()
                 if writer is not None:
                     writer.transport.abort()
-
-    def _changed(self) -> None:
-        if self._on_change is not None:
-            self._on_change()
 
 
 def listen(address: str, port: int, backlog: int = 64) -> socket.socket:

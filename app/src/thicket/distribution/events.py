@@ -13,22 +13,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Connecting(NamedTuple):
+# A NamedTuple takes long to make at the start of a node: events of one form share it.
+
+
+class _Named(NamedTuple):
+    name: str
+
+
+class Connecting(_Named):
     """This node tries to reach another one.
 
     :ivar name: as it was asked for.
     """
 
-    name: str
+    __slots__ = ()
 
 
-class NodeUp(NamedTuple):
+class NodeUp(_Named):
     """A node is connected.
 
     :ivar name: as the node itself spells it.
     """
 
-    name: str
+    __slots__ = ()
 
 
 class NodeDown(NamedTuple):
@@ -53,7 +60,14 @@ class Suspected(NamedTuple):
     by: str
 
 
-class Refused(NamedTuple):
+class _Refusal(NamedTuple):
+    source: str
+    name: str | None
+    code: str
+    message: str
+
+
+class Refused(_Refusal):
     """This node refused another one. Told as seldom as it is logged.
 
     :ivar source: the other node's address.
@@ -62,38 +76,34 @@ class Refused(NamedTuple):
     :ivar message: the reason in words.
     """
 
-    source: str
-    name: str | None
-    code: str
-    message: str
+    __slots__ = ()
 
 
-class RefusedBy(NamedTuple):
+class RefusedBy(_Refusal):
     """Another node refused this one; for the fields see :class:`Refused`."""
 
-    source: str
-    name: str | None
+    __slots__ = ()
+
+
+class _Problem(NamedTuple):
     code: str
     message: str
+    since: float
 
 
-class ProblemBegan(NamedTuple):
+class ProblemBegan(_Problem):
     """Something keeps the node from working.
 
     :ivar since: seconds of CLOCK_BOOTTIME.
     """
 
-    code: str
-    message: str
-    since: float
+    __slots__ = ()
 
 
-class ProblemEnded(NamedTuple):
+class ProblemEnded(_Problem):
     """A problem is over; for the fields see :class:`ProblemBegan`."""
 
-    code: str
-    message: str
-    since: float
+    __slots__ = ()
 
 
 ClusterEvent = (
