@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thicket.applications.service import Applications
     from thicket.cluster.passphrase import Host, Passphrase
     from thicket.cluster.requests import Requests
-    from thicket.daemon.core import Core, Self
+    from thicket.daemon.core import Core, OwnIdentity
     from thicket.daemon.discovery_part import DiscoveryPart
     from thicket.daemon.radio_part import RadioPart
     from thicket.distribution.events import ClusterEvent
@@ -127,7 +127,9 @@ class ClusterSession:
 class ClusterPart:
     """Keeps the node in the cluster; ``session`` is None while it is not."""
 
-    def __init__(self, core: Core, me: Self, trust: Trust, radio: RadioPart, host: Host) -> None:
+    def __init__(
+        self, core: Core, me: OwnIdentity, trust: Trust, radio: RadioPart, host: Host
+    ) -> None:
         self.session: ClusterSession | None = None
         self._core = core
         self._me = me

@@ -53,7 +53,7 @@ class Core:
         return self.loaded.settings
 
 
-class Self:
+class OwnIdentity:
     """Who this node is, once that is known.
 
     :ivar address: made of the identity and the prefix in the settings, with the prefix's length.

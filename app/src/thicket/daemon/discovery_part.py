@@ -15,7 +15,7 @@ from thicket.discovery.table import mac_of
 if TYPE_CHECKING:
     from ipaddress import IPv6Address
 
-    from thicket.daemon.core import Core, Self
+    from thicket.daemon.core import Core, OwnIdentity
     from thicket.daemon.radio_part import RadioPart
     from thicket.discovery.beacon import Codec
     from thicket.discovery.dnssd import DnsSd
@@ -42,7 +42,7 @@ class DiscoveryPart:
     """Beacons; ``discovery`` is None before the node has joined."""
 
     def __init__(
-        self, core: Core, me: Self, trust: Trust, radio: RadioPart, members: Members
+        self, core: Core, me: OwnIdentity, trust: Trust, radio: RadioPart, members: Members
     ) -> None:
         self.discovery: Discovery | None = None
         self._core = core
@@ -131,7 +131,7 @@ class DiscoveryPart:
 class DnsSdPart:
     """The node by name; ``dns_sd`` is None while it is not wanted, or not yet."""
 
-    def __init__(self, core: Core, me: Self, discovery: DiscoveryPart) -> None:
+    def __init__(self, core: Core, me: OwnIdentity, discovery: DiscoveryPart) -> None:
         self.dns_sd: DnsSd | None = None
         self._core = core
         self._me = me

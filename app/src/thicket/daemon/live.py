@@ -7,7 +7,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from thicket.daemon.cluster_part import ClusterPart
-from thicket.daemon.core import Self
+from thicket.daemon.core import OwnIdentity
 from thicket.daemon.discovery_part import DiscoveryPart, DnsSdPart
 from thicket.daemon.radio_part import RadioPart
 
@@ -38,7 +38,7 @@ class Live:
         reload: Callable[[], Awaitable[Any]],
         begin: Callable[[str, Callable[[], Awaitable[None]]], None],
     ) -> None:
-        self.me = Self(identity, core.settings)
+        self.me = OwnIdentity(identity, core.settings)
         self.reload = reload
         self._core = core
         self.radio = RadioPart(core, self.me, may_join, self)

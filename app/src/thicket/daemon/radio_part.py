@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from ipaddress import IPv6Address
 
-    from thicket.daemon.core import Core, Self
+    from thicket.daemon.core import Core, OwnIdentity
     from thicket.radio.events import RadioEvent
     from thicket.radio.radio import Radio
 
@@ -34,7 +34,7 @@ class RadioPart:
     """Keeps one radio running; ``mesh`` is None where the settings are of no use to any."""
 
     def __init__(
-        self, core: Core, me: Self, may_join: asyncio.Event, listener: RadioListener
+        self, core: Core, me: OwnIdentity, may_join: asyncio.Event, listener: RadioListener
     ) -> None:
         self.mesh: Radio | None = None
         self._core = core

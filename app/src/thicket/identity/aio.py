@@ -10,12 +10,12 @@ everybody who asks later, at once and without another thread.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from thicket.base import threads
 from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.errors import ChipBusError
 
@@ -59,30 +59,11 @@ class AsyncAtecc:
                 raise ChipBusError(
                     f"{self.chip.bus.name}: an earlier transfer still hangs; only a restart helps"
                 )
-            loop = asyncio.get_running_loop()
-            done: asyncio.Future[T] = loop.create_future()
-
-            def tell(result: T | None, error: BaseException | None) -> None:
-                if done.done():
-                    return
-                if error is not None:
-                    done.set_exception(error)
-                else:
-                    done.set_result(result)  # type: ignore[arg-type]
-
-            def job() -> None:
-                result, error = None, None
-                try:
-                    result = work(self.chip)
-                except Exception as e:  # whatever it is belongs to the one who waits
-                    error = e
-                with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                    loop.call_soon_threadsafe(tell, result, error)
-
+            done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="chip", daemon=True)
                 self._thread.start()
-            self._jobs.put(job)
+            self._jobs.put(lambda: threads.settle(done, lambda: work(self.chip)))
             waiting = asyncio.ensure_future(
                 asyncio.wait({done}, timeout=self.chip.patience + self._grace)
             )

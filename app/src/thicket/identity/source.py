@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-
 """Where a node's identity comes from: the chip, or what stands in for it.
 
 ``read_identity`` always gives an answer. A chip that is missing or talks nonsense is described in
@@ -15,7 +14,6 @@ address does not depend on what happened to be ready first at boot.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import threading
@@ -24,6 +22,7 @@ from collections.abc import Callable
 from ipaddress import IPv6Interface
 from typing import Any
 
+from thicket.base import threads
 from thicket.identity import address as addresses
 from thicket.identity.bus import Bus, BusError, LinuxBus
 
@@ -206,24 +205,21 @@ async def _search(wanted: str, host: Host, address: int | None) -> Identity | st
     global _searching  # noqa: PLW0603 - there is one set of buses in a machine
     if _searching is not None:
         return f"No security chip: an earlier transfer on an I2C bus still hangs. {HINT}"
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Identity | str] = loop.create_future()
 
-    def finish(found: Identity | str) -> None:
-        if not done.done():
-            done.set_result(found)
-
-    def work() -> None:
+    def work() -> Identity | str:
         global _searching  # noqa: PLW0603
         try:
-            found = find_chip(wanted, host, address)
+            return find_chip(wanted, host, address)
         except Exception as error:  # whatever it is, the node needs an identity
-            found = f"No security chip: {type(error).__name__}: {error}"
-        _searching = None
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(finish, found)
+            return f"No security chip: {type(error).__name__}: {error}"
+        finally:
+            _searching = None
 
-    _searching = threading.Thread(target=work, name="chip", daemon=True)
+    done: asyncio.Future[Identity | str] = asyncio.get_running_loop().create_future()
+    # noted before it begins: it may end at once
+    _searching = threading.Thread(
+        target=threads.settle, args=(done, work), name="chip", daemon=True
+    )
     _searching.start()
     try:
         return await asyncio.wait_for(done, GIVE_UP_AFTER)
