@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv6Address
@@ -37,6 +39,7 @@ from thicket.distribution import (
 )
 from thicket.distribution.calling import RemoteTask
 from thicket.distribution.etf import FrozenList, Reference, encode
+from thicket.distribution.mailbox import NodeEvents
 
 
 @asynccontextmanager
@@ -579,11 +582,18 @@ async def test_kill_on_either_side_and_node_events(network: Network, release: Re
     async with with_erlang(network, release) as (node, erl):
         events = node.monitor()
         assert await events.get() == NodeEvent("up", erl.name)
-        left = node.monitor()
-        async for event in left:
-            assert event == NodeEvent("up", erl.name)
-            break
-        await until(lambda: left.closed, "leaving the loop closed it")
+
+        async def look_once() -> weakref.ref[NodeEvents]:
+            left = node.monitor()
+            async for event in left:
+                assert event == NodeEvent("up", erl.name)
+                break
+            await until(lambda: left.closed, "leaving the loop closed it")
+            return weakref.ref(left)
+
+        kept = await look_once()
+        gc.collect()
+        assert kept() is None, "the node has let go of it"
         assert not events.closed
         box = node.mailbox()
         shell = await erl.eval("self()")
@@ -602,6 +612,10 @@ async def test_kill_on_either_side_and_node_events(network: Network, release: Re
         assert (await failure(node.send(shell, 1))).code in ("unreachable", "closed")
         events.close()
         assert (await failure(events.get())).code == "closed"
+        kept = weakref.ref(events)
+        del events
+        gc.collect()
+        assert kept() is None
 
 
 @in_each_release

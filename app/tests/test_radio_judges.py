@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from radio_facts import station
 
 from thicket.radio.events import PeerDown, PeerUp
-from thicket.radio.nl80211 import MeshPath, Station
+from thicket.radio.nl80211 import MeshPath
 from thicket.radio.paths import NOBODY, PATH_TIMEOUT, Fix, GiveUp, Paths, Unfix
 from thicket.radio.peers import (
     FORGET_SECONDS,
@@ -45,16 +46,6 @@ def path(destination: str, next_hop: str) -> MeshPath:
         "destination": destination, "next_hop": next_hop, "metric": 100, "hops": 1, "sequence": 1,
         "expires_ms": 1000, "flags": 0,
     }  # fmt: skip
-
-
-def station(mac: str, state: str = "ESTAB", **facts: Any) -> Station:
-    made: Station = {
-        "mac": mac, "state": state, "llid": 1, "plid": 2, "signal_dbm": -50, "metric": 100,
-        "inactive_ms": 10, "connected_s": 5, "tx_kbps": 6000, "rx_kbps": 6000, "rx_bytes": 1,
-        "tx_bytes": 2, "tx_retries": 0, "tx_failed": 0, "authorized": True, "mfp": True,
-    }  # fmt: skip
-    made.update(facts)  # type: ignore[typeddict-item]
-    return made
 
 
 def codes(words: list[Any]) -> list[str]:

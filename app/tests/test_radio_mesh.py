@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from radio_facts import PEER, station
 
 from thicket.base.events import Listener
 from thicket.base.pace import Backoff
@@ -53,7 +54,6 @@ pytestmark = pytest.mark.virtual_time
 
 ADDRESS = IPv6Interface("fd12:3456:789a:1:0:6f44:e3c6:b802/64")
 SETTINGS = MeshSection({"id": "lab", "security": "open"})
-PEER = "02:74:68:00:00:02"
 
 
 def radio(index: int = 0, driver: str = "mt76x2u", *, mesh_point: bool = True) -> Wiphy:
@@ -438,16 +438,6 @@ async def running(world: World, settings: MeshSection = SETTINGS) -> AsyncIterat
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-def station(mac: str = PEER, state: str = "ESTAB", **facts: Any) -> Station:
-    made: Station = {
-        "mac": mac, "state": state, "llid": 1, "plid": 2, "signal_dbm": -50, "metric": 100,
-        "inactive_ms": 10, "connected_s": 5, "tx_kbps": 6000, "rx_kbps": 6000, "rx_bytes": 1,
-        "tx_bytes": 2, "tx_retries": 0, "tx_failed": 0, "authorized": True, "mfp": True,
-    }  # fmt: skip
-    made.update(facts)  # type: ignore[typeddict-item]
-    return made
 
 
 async def test_joining(world: World) -> None:
