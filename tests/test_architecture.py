@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,6 +106,26 @@ def imports(package: str) -> Iterator[Import]:
                 for alias in node.names:
                     if alias.name.partition(".")[0] in SOURCES:
                         yield Import(module, alias.name, node.lineno)
+
+
+def test_what_the_guides_name_is_there() -> None:
+    """Authors of applications import by the guides; a move must not break that."""
+    named = set()
+    for guide in (TREE / "README.md", *sorted((TREE / "docs").glob("*.md"))):
+        text = guide.read_text(encoding="utf-8")
+        for module, names in re.findall(r"^from (thicket[\w.]*) import ([\w, ]+)$", text, re.M):
+            named |= {f"{module}.{name.strip()}" for name in names.split(",")}
+        named |= set(re.findall(r"`((?:thicket|meshlab)\.[a-z_]+(?:\.\w+)+)", text))
+    assert {"thicket.applications.Application", "thicket.distribution.Request"} <= named
+    for name in sorted(named):
+        if name.startswith(("thicket.hwsim.", "thicket.toml.")):  # a serial port, and files
+            continue
+        module = name
+        while module not in ALL:
+            module = module.rpartition(".")[0]
+        found: object = import_module(module)
+        for part in name.removeprefix(module).split(".")[1:]:
+            found = getattr(found, part)
 
 
 def room(module: str) -> str:

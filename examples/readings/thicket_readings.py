@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thicket.applications.api import Application
+from thicket.applications import Application
 
 GROUP = "readings"
 

@@ -24,6 +24,7 @@ from thicket.distribution.node import Node, NodeInfo
 if TYPE_CHECKING:
     from thicket.distribution.calling import RemoteTask
     from thicket.distribution.failures import CallTimeoutError, RemoteError, Throw
+    from thicket.distribution.file_tls import FileTls
     from thicket.distribution.groups import Subscription
     from thicket.distribution.jobs import CALLER
     from thicket.distribution.mailbox import Down, Exit, Mailbox, NodeEvent, Request
@@ -37,6 +38,7 @@ __all__ = [
     "Down",
     "EncodeError",
     "Exit",
+    "FileTls",
     "HandshakeError",
     "Mailbox",
     "Node",
@@ -54,6 +56,7 @@ __all__ = [
 _LATER = {
     "CALLER": "jobs",
     "RemoteTask": "calling",
+    "FileTls": "file_tls",
     **dict.fromkeys(("CallTimeoutError", "RemoteError", "Throw"), "failures"),
     **dict.fromkeys(("Down", "Exit", "Mailbox", "NodeEvent", "Request"), "mailbox"),
     "Subscription": "groups",
