@@ -13,11 +13,12 @@ import pytest
 from fake_peer import ReadsText
 
 from thicket.distribution import frames, jobs
-from thicket.distribution.etf import Atom, Pid, Reference, encode_bare
+from thicket.distribution.etf import Atom, DecodeError, Pid, Reference, encode_bare
 from thicket.distribution.frames import FrameError, MessageReader
 from thicket.distribution.groups import MAX_SERVERS, Scope
 from thicket.distribution.handshake import ABILITIES
 from thicket.distribution.node import Node
+from thicket.distribution.processes import Process
 
 OTHER = "thicket@fd12:3456:789a:1:0:e0f9:2f20:de47"
 NAME = Atom(OTHER)
@@ -175,3 +176,23 @@ async def test_calls_by_way_of_rex_are_limited_as_others_are() -> None:
     assert b"system_limit" in peer.sent[0][1]
     node.connections.clear()
     await node.stop()
+
+
+def test_a_refusal_that_cannot_be_done_is_tried_once() -> None:
+    """Whatever the refusal of a message runs into, the message is not refused again for it."""
+    node, peer = connected()
+
+    class Refusing(Process):
+        refused = 0
+
+        def on_untaken(self, *_what: object) -> None:
+            self.refused += 1
+            raise DecodeError("the refusal cannot be decoded either")
+
+    process = Refusing(node)
+    node.register("it", process)
+    control = (frames.REG_SEND, pid(1), Atom(""), Atom("it"))
+    node.on_message(peer, control, b"\xff no term")
+    assert (process.refused, node.counters["undecodable"]) == (1, 2)
+    node.on_discarded(peer, control, b"")
+    assert (process.refused, node.counters["undecodable"]) == (2, 3)

@@ -131,7 +131,8 @@ class Signals:
             "system-limit",
             f"{connection.name} sent more than this node takes at once ([cluster] max_message)",
         )
-        self._guard(self._refusing(SYSTEM_LIMIT, error), connection, control, head)
+        refusing = self._refusing(SYSTEM_LIMIT, error)
+        self._guard(refusing, connection, control, head, refuses=True)
 
     def _guard(
         self,
@@ -139,8 +140,13 @@ class Signals:
         connection: Connection,
         control: tuple[Any, ...],
         payload: bytes | None,
+        *,
+        refuses: bool = False,
     ) -> None:
-        """Handle a signal, if it is its sender's to send, so that nothing it says does harm."""
+        """Handle a signal, if it is its sender's to send, so that nothing it says does harm.
+
+        :param refuses: whether the handler refuses the signal.
+        """
         try:
             sender = _sender(control)
             if type(sender) is Pid and not self._table.speaks_for(connection, sender, "a signal"):
@@ -149,13 +155,15 @@ class Signals:
         except DecodeError as error:
             self._counters["undecodable"] += 1
             log.warning("a message of %s cannot be decoded: %s", connection.name, error)
+            if refuses:  # it was refused already: once is enough
+                return
             refusing = self._refusing(
                 SYSTEM_LIMIT if isinstance(error, LimitError) else BAD_ARGUMENT,
                 DistributionError(
                     "undecodable", f"{connection.name} sent what cannot be decoded: {error}"
                 ),
             )
-            self._guard(refusing, connection, control, payload)
+            self._guard(refusing, connection, control, payload, refuses=True)
         except (ValueError, TypeError, IndexError):
             # Too few elements, or not of the types they should have.
             self._counters["unknown"] += 1
