@@ -220,6 +220,7 @@ async def processor(network: Network, counts: tuple[int, int, int], links: int) 
 
     from thicket.trust.credentials import make_credentials
     from thicket.trust.tls import FleetTls
+    from thicket.trust.verify import Rules
 
     print("\nProcessor time in Python, both ends together:\n")
     print("| | connect ms | call µs | message µs | MB ms |\n|---|---|---|---|---|")
@@ -233,7 +234,7 @@ async def processor(network: Network, counts: tuple[int, int, int], links: int) 
             if inside == "TLS" and network.private:
                 address = credentials.peer.address
                 network.add(address)
-                tls = FleetTls(issued.fleet, credentials, clock=lambda: CLOCK)
+                tls = FleetTls(issued.fleet, credentials, lambda: Rules(CLOCK))
             name = f"py{len(nodes)}"
             node = Node(name, "secret", address, 0, epmd_port=network.epmd_port, tls=tls)
             await node.start()

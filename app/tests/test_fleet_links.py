@@ -29,7 +29,7 @@ from thicket.distribution.secure import Shared, TlsTransport, explained
 from thicket.trust import tls as fleet_tls
 from thicket.trust.credentials import Credentials, FileKey, make_credentials
 from thicket.trust.tls import FleetTls
-from thicket.trust.verify import REASONS, Clock
+from thicket.trust.verify import REASONS, Clock, Rules
 
 FLEET, OTHER = one_fleet(), one_fleet("other")
 
@@ -58,9 +58,7 @@ class Policy:
         self.tls = FleetTls(
             fleet.fleet,
             mine,
-            clock=now,
-            revoked=lambda: self.revoked,
-            chip_required=lambda: self.chip_required,
+            lambda: Rules(now(), self.revoked, chip_required=self.chip_required),
         )
 
 
@@ -443,7 +441,7 @@ async def test_closing_towards_a_peer_that_has_gone_already() -> None:
 
     mine = await credentials(FLEET.device(1)[0])
     shared, gone = Shared(), Gone()
-    context = FleetTls(FLEET.fleet, mine, clock=now).server
+    context = FleetTls(FLEET.fleet, mine, lambda: Rules(now())).server
     transport = TlsTransport(None, context, shared, server_side=True)  # type: ignore[arg-type]
     transport._raw = gone
     transport._begin()

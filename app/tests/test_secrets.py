@@ -179,8 +179,10 @@ class TestReprs:
             assert MARK not in f"{thing!r} {thing} {[thing]}"
 
     def test_credentials(self) -> None:
-        peer = Peer("0123", IPv6Address("::7"), "n-1", False, "chip", b"", ())
-        credentials = Credentials(MARK.encode(), (b"",), datetime.now(UTC), peer)
+        now = datetime.now(UTC)
+        address = IPv6Address("::7")
+        peer = Peer("0123", address, "n-1", False, "chip", b"", (), "Signer 0001", now)
+        credentials = Credentials(MARK.encode(), (b"",), now, peer)
         assert MARK not in f"{credentials!r} {credentials} {[credentials]}"
 
     def test_a_refusal_of_the_radio_does_not_quote_the_passphrase(self, tmp_path: Path) -> None:

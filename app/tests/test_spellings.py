@@ -25,6 +25,7 @@ from thicket.distribution.etf import Atom
 from thicket.distribution.events import NodeDown, NodeUp
 from thicket.trust.credentials import Credentials, make_credentials
 from thicket.trust.tls import FleetTls
+from thicket.trust.verify import Rules
 
 DEVICE = IPv6Address("fd12:3456:789a:1:0:e0f9:2f20:de47")
 SPELLING = "fd12:3456:789a:1::e0f9:2f20:de47"
@@ -193,7 +194,7 @@ async def test_a_certificate_speaks_for_its_address_in_every_spelling(network: N
     ]
 
     def tls(number: int) -> FleetTls:
-        return FleetTls(FLEET.fleet, devices[number], clock=lambda: CLOCK)
+        return FleetTls(FLEET.fleet, devices[number], lambda: Rules(CLOCK))
 
     here = [_present(network, device) for device in devices]
     for check_source, code in ((True, "wrong-source"), (False, "not-its-address")):

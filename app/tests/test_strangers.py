@@ -21,7 +21,7 @@ from thicket.distribution import Node, connection, epmd, frames, secure
 from thicket.distribution.admission import MAX_PER_SOURCE, MAX_STRANGERS
 from thicket.trust.credentials import make_credentials
 from thicket.trust.tls import FleetTls
-from thicket.trust.verify import Clock
+from thicket.trust.verify import Clock, Rules
 
 FLEET = one_fleet()
 
@@ -36,7 +36,7 @@ async def member(network: Network, number: int, port: int = 0) -> AsyncIterator[
         pytest.skip("needs a network of its own, which this machine does not permit")
     mine = await make_credentials(FLEET.device(number)[0], FLEET.fleet, CLOCK)
     network.add(mine.peer.address)
-    tls = FleetTls(FLEET.fleet, mine, clock=clock)
+    tls = FleetTls(FLEET.fleet, mine, lambda: Rules(clock()))
     node = Node("thicket", "c", mine.peer.address, port, epmd_port=None, tls=tls, setup_time=60.0)
     await node.start()
     try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from ipaddress import IPv6Address
@@ -35,8 +35,20 @@ from thicket.trust import compressed, openssl, signed_beacon, verify
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError
 from thicket.trust.credentials import Credentials, make_credentials
-from thicket.trust.signed_beacon import SIZE, SignedBeacons, next_start, pack_chain, unpack_chain
-from thicket.trust.verify import Clock
+from thicket.trust.signed_beacon import (
+    SIZE,
+    Claim,
+    OwnBeacons,
+    SignedBeacons,
+    claimed,
+    is_replay,
+    is_untimely,
+    next_start,
+    pack_chain,
+    refusal,
+    unpack_chain,
+)
+from thicket.trust.verify import Clock, Rules
 
 FLEET = one_fleet()
 LINK = IPv6Address("fe80::1")
@@ -70,10 +82,23 @@ def credentials(index: int = 1, clock: Clock = CLOCK, fleet: TestFleet = FLEET) 
     return finished(make_credentials(key, fleet.fleet, clock))
 
 
-def node(index: int | None = None, start: int = 7, **more: Any) -> SignedBeacons:
+def node(
+    index: int | None = None,
+    start: int = 7,
+    *,
+    kind: type[SignedBeacons] = SignedBeacons,
+    clock: Callable[[], Clock] = lambda: CLOCK,
+    revoked: Callable[[], Collection[str]] = frozenset,
+    list_number: Callable[[], int] = int,
+    chip_required: Callable[[], bool] = bool,
+    **more: Any,
+) -> SignedBeacons:
     """A node of the fleet: ``index`` 0 is one without chip, None only listens."""
-    more.setdefault("clock", lambda: CLOCK)
-    made: SignedBeacons = more.pop("kind", SignedBeacons)(FLEET.fleet, start, **more)
+
+    def rules() -> Rules:
+        return Rules(clock(), revoked(), list_number(), chip_required())
+
+    made = kind(FLEET.fleet, start, rules, **more)
     if index is not None:
         made.use(credentials(index))
     return made
@@ -230,7 +255,7 @@ def test_the_source_must_be_the_address_or_of_the_link() -> None:
 
 
 def test_another_fleet() -> None:
-    other = SignedBeacons(one_fleet("another").fleet, 1, clock=lambda: CLOCK)
+    other = SignedBeacons(one_fleet("another").fleet, 1, lambda: Rules(CLOCK))
     other.use(credentials(1, CLOCK, one_fleet("another")))
     receiver = node(2)
     payload = other.payload(0.0)
@@ -268,22 +293,21 @@ def test_an_expired_node() -> None:
 
 
 def test_a_software_identity_where_a_chip_is_asked_for() -> None:
-    receiver, sender = node(2), node(0)
+    required = [False]
+    receiver, sender = node(2, chip_required=lambda: required[0]), node(0)
     assert receiver.read(sender.payload(0.0), LINK, 0.0) == address(0)
-    receiver.chip_required = True
+    required[0] = True
     assert refused(receiver, sender.payload(0.0), 1.0) == "software-identity"
-    assert refused(node(2, chip_required=True), sender.payload(0.0)) == "software-identity"
-    assert node(2, chip_required=True).read(node(1).payload(0.0), LINK, 0.0) == address(1)
+    assert refused(node(2, chip_required=lambda: True), sender.payload(0.0)) == "software-identity"
+    strict = node(2, chip_required=lambda: True)
+    assert strict.read(node(1).payload(0.0), LINK, 0.0) == address(1)
 
 
 def resign(payload: bytes, key: bytes, change: Callable[[bytearray], None]) -> bytes:
     """A beacon that was changed and signed again by ``key``."""
     body = bytearray(payload[:-64])
     change(body)
-    from hashlib import sha256
-
-    digest = sha256(signed_beacon._TAG + body).digest()
-    return bytes(body) + openssl.sign(key, digest)
+    return bytes(body) + openssl.sign(key, signed_beacon.signed_digest(bytes(body)))
 
 
 def test_a_member_cannot_speak_for_another() -> None:
@@ -415,6 +439,86 @@ def test_a_start_that_cannot_be_sent(start: int) -> None:
         node(start=start)
 
 
+# -- decisions
+
+
+def test_who_is_refused_by_what_his_certificates_say() -> None:
+    claim = Claim(("0123", "Signer 0001"), NOW, software=True)
+    late = Clock(NOW + timedelta(seconds=1))
+    assert refusal(claim, Rules(CLOCK)) is None
+    assert refusal(claim, Rules(CLOCK, chip_required=True)) == "software-identity"
+    assert refusal(claim._replace(software=False), Rules(CLOCK, chip_required=True)) is None
+    for name in claim.names:
+        assert refusal(claim, Rules(CLOCK, {name}, chip_required=True)) == "revoked"
+    assert refusal(claim, Rules(CLOCK, {"4567", "Signer 0002"})) is None
+    assert refusal(claim, Rules(Clock(NOW))) is None, "it ends with this second"
+    assert refusal(claim, Rules(late, claim.names)) == "expired"
+    # A clock that was set may be wrong by so much; what the authority has signed is not.
+    assert refusal(claim, Rules(Clock(CLOCK.floor, NOW + verify.SKEW))) is None
+    past = NOW + verify.SKEW + timedelta(seconds=1)
+    assert refusal(claim, Rules(Clock(CLOCK.floor, past))) == "expired"
+
+
+@pytest.mark.parametrize(
+    ("order", "silent", "replay"),
+    [
+        (b"\x06", 0.0, True),
+        (b"\x06", signed_beacon.FORGET - 1, True),
+        (b"\x06", signed_beacon.FORGET, False),
+        (b"\x07", 0.0, True),
+        (b"\x07", 1e9, True),
+        (b"\x08", 0.0, False),
+    ],
+)
+def test_what_is_not_newer_than_the_last_is_a_repetition(
+    order: bytes, silent: float, replay: bool
+) -> None:
+    assert is_replay(order, b"\x07", silent) is replay
+
+
+def test_a_beacon_of_another_time() -> None:
+    sent, skew = int(NOW.timestamp()), int(verify.SKEW.total_seconds())
+    for away in (-skew - 1, skew + 1):
+        assert is_untimely(sent + away, NOW)
+        assert not is_untimely(sent + away, None)
+    for away in (-skew, 0, skew):
+        assert not is_untimely(sent + away, NOW)
+    assert not is_untimely(0, NOW)
+
+
+def test_certificates_say_who_their_node_is() -> None:
+    for index in (0, 1):
+        made = credentials(index)
+        certificates = [Certificate(encoded) for encoded in made.chain]
+        assert claimed(pack_chain(made.chain, FLEET.fleet)) == Claim(
+            (made.peer.device, made.peer.signer),
+            min(certificate.not_after for certificate in certificates),
+            made.peer.software,
+        )
+        assert made.peer.until == certificates[0].not_after
+    for at, reason in ((154, "malformed"), (296, "bad-chain"), (432, "bad-chain")):
+        changed = bytearray(pack_chain(credentials(1).chain, FLEET.fleet))
+        changed[at] ^= 0xFF
+        with pytest.raises(MalformedError) as caught:
+            claimed(bytes(changed))
+        assert caught.value.reason == reason, at
+
+
+def test_beacons_of_ours_are_known_again() -> None:
+    own = OwnBeacons(FLEET.fleet, 7)
+    keys = [bytes([number]) * 64 for number in range(6)]
+    assert not own.made(keys[0])
+    assert not own.made_before(int(address(1)), bytes(9)), "who we are is not known yet"
+    made = credentials(1)
+    for key in keys:
+        own.use(made._replace(peer=made.peer._replace(public_key=key)))
+    assert [own.made(key) for key in keys] == [False, False, True, True, True, True]
+    start = [number.to_bytes(5, "big") for number in (6, 7)]
+    assert own.made_before(int(address(1)), start[0] + b"\xff" * 4)
+    assert not own.made_before(int(address(1)), start[1] + bytes(4))
+    assert not own.made_before(int(address(2)), start[0] + bytes(4))
+
+
 # -- floods, in simulated time
 
 
@@ -516,7 +620,7 @@ def test_a_storm_costs_little_and_drowns_nobody_else(storm: Storm) -> None:
     for sender in known.values():
         receiver.read(sender.payload(0.0), LINK, 1.0)
     for sender in known.values():
-        sender._counter += 100  # after all that a storm repeats
+        sender.own.counter += 100  # after all that a storm repeats
     before = receiver.checked
     drops: dict[str, int] = {}
     missed: list[int] = []
@@ -574,18 +678,16 @@ def held(thing: Any) -> int:
 
 def test_memory_is_bounded_even_against_many_genuine_devices() -> None:
     """Stands in for a fleet of more devices than are remembered: nothing is checked here."""
-    receiver = SignedBeacons(
-        FLEET.fleet, 1, clock=lambda: NO_CLOCK, limit=50, verify=lambda *_: True
-    )
+    receiver = node(start=1, clock=lambda: NO_CLOCK, limit=50, verify=lambda *_: True)
     payload = bytearray(node(1, clock=lambda: NO_CLOCK).payload(0.0))
     rng = random.Random(1)
     for i in range(1600):
         # another chip, named so by a node certificate that goes with it
         payload[187:193] = rng.randbytes(6)
         assert receiver.read(bytes(payload), None, 10.0 * i)
-    assert len(receiver._senders) == 50
-    assert len(receiver._genuine) == receiver.GENUINE
-    assert held([receiver._senders, receiver._genuine]) < 500_000
+    assert len(receiver.senders) == 50
+    assert len(receiver.genuine.known) == receiver.genuine.LIMIT == 1024
+    assert held([receiver.senders, receiver.genuine.known]) < 500_000
 
 
 # -- in Discovery

@@ -36,8 +36,9 @@ from thicket.trust.chip_slots import PRIMARY, CertificateSet, read_set
 from thicket.trust.compressed import NO_END, Compressed, decode_dates, encode_dates
 from thicket.trust.credentials import ChipKey, make_credentials
 from thicket.trust.fleet import Fleet
+from thicket.trust.revocations import Revocations
 from thicket.trust.signed_beacon import SignedBeacons, next_start
-from thicket.trust.verify import Clock, Revocations, check_peer
+from thicket.trust.verify import Clock, Rules, check_peer
 
 DATES = [
     datetime(2026, 11, 28, 12),
@@ -110,7 +111,7 @@ def test_a_fleet_begins_and_enrols_a_chip_whose_node_is_believed(
         check_peer(credentials.chain, fleet, clock=Clock(FLOOR, late))
 
     # A beacon carries the certificates in the chip's form, and the time.
-    made, heard = (SignedBeacons(fleet, 7, clock=lambda: known) for _ in range(2))
+    made, heard = (SignedBeacons(fleet, 7, lambda: Rules(known)) for _ in range(2))
     made.use(credentials)
     assert heard.read(made.payload(0.0), None, 0.0) == peer.address
 

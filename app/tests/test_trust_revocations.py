@@ -27,9 +27,18 @@ from thicket.identity.source import Identity
 from thicket.trust import openssl, revocations
 from thicket.trust.certificates import pem
 from thicket.trust.exchange import Exchange
-from thicket.trust.revocations import MAX_LISTS, SignedList, all_names, needed
-from thicket.trust.service import LIST_FILE, ListError, Trust
-from thicket.trust.verify import RefusedError, Revocations
+from thicket.trust.list_file import LIST_FILE
+from thicket.trust.revocations import (
+    MAX_LISTS,
+    MAX_NEEDLESS,
+    InForce,
+    Revocations,
+    SignedList,
+    all_names,
+    needed,
+)
+from thicket.trust.service import ListError, Trust
+from thicket.trust.verify import RefusedError
 
 FLEET = one_fleet()
 A, B, C = "software-mac-00000000000a", "software-mac-00000000000b", "software-mac-00000000000c"
@@ -94,6 +103,25 @@ def test_files_of_lists() -> None:
             revocations.split(cut)
 
 
+def test_lists_that_others_make_needless_are_remembered_for_a_while() -> None:
+    held = InForce()
+    assert (held.number, held.names, held.by_digest()) == (0, frozenset(), {})
+    first = signed(1, A)
+    assert held.add(first)
+    assert not held.add(first)
+    assert held.add(signed(2, A, B))
+    assert held.by_digest() == {signed(2, A, B).digest: signed(2, A, B).packed}
+    assert held.number == 2
+    assert held.names == {A, B}
+    assert held.knows(first.digest)
+    assert held.knows(signed(2, A, B).digest)
+    assert not held.knows(signed(1, B).digest)
+    for number in range(3, 3 + MAX_NEEDLESS):
+        assert held.add(signed(number, A, B))
+    assert not held.knows(first.digest), "the oldest is forgotten"
+    assert held.knows(signed(3, A, B).digest)
+
+
 # -- a node
 
 
@@ -108,14 +136,18 @@ def node(folder: Path, fleet: TestFleet = FLEET) -> Trust:
         lambda: None,
         open_chip=lambda _: pytest.fail("there is no chip"),
     )
-    assert trust._load_fleet()
-    trust._load_lists()
+    assert trust.begin()
     return trust
 
 
 async def written(trust: Trust) -> None:
-    while trust._writing:
-        await asyncio.gather(*trust._writing)
+    while trust.list_file.writing:
+        await asyncio.gather(*trust.list_file.writing)
+
+
+def lists(trust: Trust) -> InForce:
+    assert trust.standing is not None
+    return trust.standing.lists
 
 
 async def test_a_node_keeps_the_union_over_a_restart(tmp_path: Path) -> None:
@@ -126,11 +158,11 @@ async def test_a_node_keeps_the_union_over_a_restart(tmp_path: Path) -> None:
     assert trust.take_list(packed(7, C), "one with a higher number")
     assert not trust.take_list(packed(1, A), "an old one")
     assert not trust.take_list(packed(7, C), "the same, signed again")
-    assert trust.revoked == {A, B, C}
+    assert lists(trust).names == {A, B, C}
     assert {p["code"] for p in trust.problems.all()} == {"lists-differ"}
     await written(trust)
     again = node(tmp_path)
-    assert again.revoked == {A, B, C}
+    assert lists(again).names == {A, B, C}
     assert again.status()["revocations"] == {
         "number": 7, "issued": f"{NOW:%Y-%m-%dT%H:%M:%SZ}", "names": 3, "lists": 3,
     }  # fmt: skip
@@ -139,7 +171,7 @@ async def test_a_node_keeps_the_union_over_a_restart(tmp_path: Path) -> None:
     assert again.status()["revocations"]["lists"] == 1
     assert not again.problems.all()
     await written(again)
-    assert (tmp_path / "data/thicket" / LIST_FILE).read_bytes() == again.lists[0].packed
+    assert (tmp_path / "data/thicket" / LIST_FILE).read_bytes() == lists(again).lists[0].packed
 
 
 async def test_lists_that_a_signer_or_another_fleet_signed_are_refused(tmp_path: Path) -> None:
@@ -156,7 +188,7 @@ async def test_lists_that_a_signer_or_another_fleet_signed_are_refused(tmp_path:
     ):
         with pytest.raises(ListError):
             trust.take_list(data, "a signer")
-    assert trust.revoked == {A}
+    assert lists(trust).names == {A}
     await written(trust)
 
 
@@ -166,7 +198,7 @@ async def test_what_is_good_of_a_damaged_file_is_kept(tmp_path: Path) -> None:
     bad = bytearray(packed(3, B))
     bad[-3] ^= 1
     path.write_bytes(revocations.pack_parts([packed(2, A), bytes(bad), packed(2, C)]))
-    assert node(tmp_path).revoked == {A, C}
+    assert lists(node(tmp_path)).names == {A, C}
 
 
 async def test_lists_without_end_are_not_kept(tmp_path: Path) -> None:
@@ -175,11 +207,11 @@ async def test_lists_without_end_are_not_kept(tmp_path: Path) -> None:
         trust.take_list(packed(2, f"{number}"), "a root gone mad")
     with pytest.raises(ListError, match="lack each other's names"):
         trust.take_list(packed(2, "one more"), "a root gone mad")
-    assert len(trust.lists) == MAX_LISTS
+    assert len(lists(trust).lists) == MAX_LISTS
     # and what has all of them is taken
     everything = (*map(str, range(MAX_LISTS)), "one more")
     assert trust.take_list(packed(3, *everything), "the root")
-    assert len(trust.lists) == 1
+    assert len(lists(trust).lists) == 1
     await written(trust)
 
 
@@ -208,7 +240,9 @@ async def test_lists_that_lack_each_others_names_meet(network: Network) -> None:
                 await nodes[1].connect(nodes[number].name, 30.0)
                 trusts[1].node_up(nodes[number].name)
             await until(
-                lambda: all(trust.revoked == {A, B} for trust in trusts), "all have both names", 60
+                lambda: all(lists(trust).names == {A, B} for trust in trusts),
+                "all have both names",
+                60,
             )
             await until(
                 lambda: len({tuple(trust.current_lists()) for trust in trusts}) == 1,
@@ -230,16 +264,19 @@ def test_nodes_with_the_same_lists_are_silent() -> None:
 
     class Cluster:
         def register(self, *_: Any) -> None: ...
+
         def new_pid(self) -> None: ...
 
         def send_to_name(self, _link: Any, _own: Any, _name: str, message: Any) -> None:
             sent.append(message)
 
-    exchange = Exchange.__new__(Exchange)
-    exchange.__dict__.update(
-        node=Cluster(), pid=None, _answers={}, _looks={},
-        _current=lambda: {b"m" * 32: b"mine"}, _known=lambda digest: digest != b"x" * 32,
-    )  # fmt: skip
+    cluster: Any = Cluster()
+    exchange = Exchange(
+        cluster,
+        lambda: {b"m" * 32: b"mine"},
+        lambda digest: digest != b"x" * 32,
+        lambda _packed, _origin: pytest.fail("no list came"),
+    )
     link: Any = Link()
     exchange.on_message(link, ("lists", [b"m" * 32]))
     for nonsense in ([b"short"], [1], [b"m" * 32] * (MAX_LISTS + 1), "text", b"bytes", 7):

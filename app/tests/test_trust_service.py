@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import os
+import re
 import signal
 from collections.abc import Callable
 from ipaddress import IPv6Network
@@ -21,9 +22,12 @@ from thicket.base.problems import Problems
 from thicket.config.schema import Settings
 from thicket.control.client import ClientError
 from thicket.identity.aio import AsyncAtecc
+from thicket.identity.chip.errors import ChipAbsentError, ChipRefusedError
 from thicket.identity.source import Identity
 from thicket.trust import clock
-from thicket.trust.service import Trust
+from thicket.trust.certificates import CertificateError
+from thicket.trust.service import FAILURES, Trust, failure
+from thicket.trust.verify import RefusedError
 
 
 def trust(node: NamespaceNode) -> dict[str, object]:
@@ -218,21 +222,40 @@ async def test_a_part_that_is_started_again_keeps_what_is_in_use(tmp_path: Path)
         await asyncio.wait({task})
 
     await run(trust.ready.is_set)
-    tls, beacons, first = trust.tls, trust.beacons, trust.credentials
+    tls, beacons, standing = trust.tls, trust.beacons, trust.standing
     assert tls is not None
+    assert standing is not None
+    first = standing.credentials
     assert trust.take_list(authority.revoke([serial.hex()]), "a test")
     assert trust.status()["state"] == "revoked"
-    assert trust.revoked == {serial.hex()}, "also while nothing runs"
-    await run(lambda: trust.credentials is not first)
+    assert standing.lists.names == {serial.hex()}, "also while nothing runs"
+    await run(lambda: standing.credentials is not first)
+    assert trust.standing is standing
     assert trust.tls is tls
     assert trust.beacons is beacons
     assert trust.status()["state"] == "revoked"
     # Another fleet, or none, is another matter.
     settings[0] = Settings()
     await run(lambda: trust.status()["state"] == "no-fleet")
-    assert not any((trust.tls, trust.beacons, trust.credentials))
-    assert trust.revoked == set()
+    assert not any((trust.tls, trust.beacons, trust.standing))
     assert not trust.ready.is_set()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (RefusedError("expired", "it"), "refused", "every other node would refuse this one: .*it"),
+        (CertificateError("no file"), "not-enrolled", "^no file$"),
+        (ChipRefusedError("slot 9"), "not-enrolled", "fleet 'acme': .*slot 9.*thicket ca enroll"),
+        (ChipAbsentError("nobody answers"), "chip", "cannot prove its identity: nobody answers"),
+        (OSError("the disk"), "chip", "cannot prove its identity: the disk"),
+    ],
+)
+def test_why_a_node_cannot_prove_itself(error: Exception, code: str, words: str) -> None:
+    found, message = failure(error, "acme")
+    assert found == code
+    assert found in FAILURES
+    assert re.search(words, message)
 
 
 def test_the_clock_is_believed_only_when_a_service_has_set_it(

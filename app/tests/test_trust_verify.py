@@ -21,7 +21,8 @@ from thicket.trust import der, openssl, verify
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError, Profile
 from thicket.trust.credentials import Credentials, FileKey, keep_renewed, make_credentials
-from thicket.trust.verify import Clock, Peer, RefusedError, Revocations, check_peer
+from thicket.trust.revocations import Revocations
+from thicket.trust.verify import Clock, Peer, RefusedError, check_peer
 
 FLEET = one_fleet()
 
@@ -379,7 +380,7 @@ async def test_certificates_are_renewed_before_they_end() -> None:
 
     device = Device(DEVICE_KEY, DEVICE.chain)
 
-    async def use(new: Credentials) -> None:
+    def use(new: Credentials) -> None:
         made.append(new)
 
     async def wait(seconds: float) -> None:
@@ -403,7 +404,7 @@ async def test_a_clock_that_is_set_later_shortens_the_certificate() -> None:
     clock = [Clock(CLOCK.floor)]
     made: list[Credentials] = []
 
-    async def use(new: Credentials) -> None:
+    def use(new: Credentials) -> None:
         made.append(new)
         if len(made) == 2:
             raise asyncio.CancelledError

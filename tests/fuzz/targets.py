@@ -366,7 +366,8 @@ def make_messages() -> Try:
     from thicket.trust.change import SignedChange
     from thicket.trust.exchange import Exchange
     from thicket.trust.fleet import Fleet
-    from thicket.trust.verify import RefusedError, Revocations
+    from thicket.trust.revocations import Revocations
+    from thicket.trust.verify import RefusedError
 
     ours = Fleet(fleet().root.der)
 
@@ -859,7 +860,7 @@ def make_signed_beacon() -> Try:
         pack_chain,
         unpack_chain,
     )
-    from thicket.trust.verify import Clock
+    from thicket.trust.verify import Clock, Rules
 
     ours = Fleet(fleet().root.der)
     now = datetime(2026, 11, 24, tzinfo=UTC)
@@ -872,14 +873,12 @@ def make_signed_beacon() -> Try:
         receiver = SignedBeacons(
             ours,
             5,
-            clock=lambda: clock,
-            revoked=lambda: {"Signer 0002"},
+            lambda: Rules(clock, {"Signer 0002"}, chip_required=bool(choice & 2)),
             on_list_number=lambda address, number: told.append((address, number)),
-            chip_required=bool(choice & 2),
             limit=2,
             verify=lambda _key, _digest, signature: not signature[-1] & 1,
         )
-        receiver._address = int(ours.address("chip", number("own")[:6]))
+        receiver.own.address = int(ours.address("chip", number("own")[:6]))
         accepted = 0
         # the length is told by the datagram, and only by it
         for at in range(0, max(len(data), 1), SIZE):
@@ -894,12 +893,12 @@ def make_signed_beacon() -> Try:
                 continue
             accepted += 1
             assert address in PREFIX
-            assert address != IPv6Address(receiver._address)
+            assert address != IPv6Address(receiver.own.address)
             # what was believed is what can be made again, to the byte
             packed = part[30 : 30 + CHAIN_SIZE]
             assert pack_chain(unpack_chain(packed, ours), ours) == packed
         assert len(told) == accepted
-        assert len(receiver._senders) <= 2
+        assert len(receiver.senders) <= 2
         try:
             made = unpack_chain(data[:CHAIN_SIZE], ours)
         except CertificateError:
@@ -1150,7 +1149,8 @@ def compressed_seeds() -> Iterator[bytes]:
 def make_revocations() -> Try:
     """The list of revocations. A good signature is taken for granted: the text is the root's."""
     from thicket.trust.fleet import Fleet
-    from thicket.trust.verify import REASONS, RefusedError, Revocations
+    from thicket.trust.revocations import Revocations
+    from thicket.trust.verify import REASONS, RefusedError
 
     ours = Fleet(fleet().root.der)
 
@@ -1176,7 +1176,7 @@ def make_revocations() -> Try:
 
 def revocation_seeds() -> Iterator[bytes]:
     """Yield lists, whole and as text."""
-    from thicket.trust.verify import Revocations
+    from thicket.trust.revocations import Revocations
 
     issued = datetime(2026, 11, 24, tzinfo=UTC)
     for names in ((), ("0123010203040506ee",), ("Signer 0001", "software-mac-010203040506")):

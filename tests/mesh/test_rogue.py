@@ -43,7 +43,7 @@ from thicket.distribution import DistributionError, Node
 from thicket.trust.fleet import Fleet
 from thicket.trust.credentials import Credentials
 from thicket.trust.tls import FleetTls
-from thicket.trust.verify import Clock
+from thicket.trust.verify import Clock, Rules
 given = json.load(open(sys.argv[1]))
 der = lambda name: base64.b64decode(given[name])
 async def main():
@@ -52,7 +52,7 @@ async def main():
         chain = tuple(map(base64.b64decode, given["chain"]))
         mine = Credentials(der("key"), chain, None, None)
         clock = Clock(datetime(2024, 1, 1, tzinfo=UTC))
-        tls = FleetTls(Fleet(der("root")), mine, clock=lambda: clock)
+        tls = FleetTls(Fleet(der("root")), mine, lambda: Rules(clock))
     node = Node("rogue", given["cookie"], IPv6Address(given["address"]), 0, epmd_port=None, tls=tls)
     await node.start()
     node.port = 9100  # where it tries; it listens somewhere else

@@ -31,7 +31,8 @@ from thicket.trust.credentials import (
     make_credentials,
     software_key,
 )
-from thicket.trust.verify import RefusedError, Revocations, check_peer
+from thicket.trust.revocations import Revocations
+from thicket.trust.verify import RefusedError, check_peer
 
 NOW = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
 

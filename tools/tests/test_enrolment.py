@@ -44,8 +44,7 @@ from thicket.trust.credentials import (
     software_key,
 )
 from thicket.trust.fleet import Fleet
-from thicket.trust.revocations import SignedList
-from thicket.trust.verify import Revocations
+from thicket.trust.revocations import Revocations, SignedList
 
 SSH = """#!/bin/sh
 [ "$1" = -T ] && [ "$2" = n-010203040506 ] || { echo "ssh: no such host" >&2; exit 255; }

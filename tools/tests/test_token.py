@@ -23,7 +23,7 @@ from authority.token import Token, TokenError, TokenKey, Uri
 from thicket.trust import openssl
 from thicket.trust.certificates import Certificate, from_pem
 from thicket.trust.credentials import enrolled_chain
-from thicket.trust.verify import Revocations
+from thicket.trust.revocations import Revocations
 
 MODULES = (
     "/usr/lib/softhsm/libsofthsm2.so",

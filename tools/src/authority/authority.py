@@ -45,8 +45,8 @@ from thicket.trust.chip_slots import PRIMARY, PRIVATE_KEY, CertificateSet, read_
 from thicket.trust.compressed import NO_END, encode_dates
 from thicket.trust.der import Reader
 from thicket.trust.fleet import Fleet
-from thicket.trust.revocations import SignedList, all_names
-from thicket.trust.verify import MAX_LIST, RefusedError, Revocations
+from thicket.trust.revocations import MAX_LIST, Revocations, SignedList, all_names
+from thicket.trust.verify import RefusedError
 
 if TYPE_CHECKING:
     from thicket.identity.chip.atecc import Atecc

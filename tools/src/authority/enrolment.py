@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from authority.authority import AuthorityError
 from authority.console import AGENT, Console
 from authority.remote_bus import Channel, Pipe
-from thicket.trust.revocations import MAX_LISTS
-from thicket.trust.verify import MAX_LIST
+from thicket.trust.revocations import MAX_LIST, MAX_LISTS
 
 
 class Claim(NamedTuple):

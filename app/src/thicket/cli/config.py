@@ -128,8 +128,8 @@ def revocations(rest: list[str]) -> int:
         return _export_revocations()
     if len(rest) != 2 or rest[0] != "import":
         raise UsageError("revocations needs: import FILE, or export")
-    from thicket.trust.revocations import split
-    from thicket.trust.verify import MAX_LIST, RefusedError
+    from thicket.trust.revocations import MAX_LIST, split
+    from thicket.trust.verify import RefusedError
 
     data = _read(rest[1], 64 * MAX_LIST)  # lists of several authorities, at most
     if data is None:

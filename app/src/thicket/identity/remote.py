@@ -23,7 +23,7 @@ from thicket.identity.bus import (
 )
 
 MAX_LINE = 1 << 20
-"""Bytes of the longest line; the longest holds a list of revocations (``verify.MAX_LIST``)."""
+"""Bytes of the longest line; the longest holds a list of revocations (``revocations.MAX_LIST``)."""
 
 ERRORS: dict[str, type[BusError]] = {
     "nak": NotAcknowledgedError,

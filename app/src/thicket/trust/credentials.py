@@ -285,7 +285,7 @@ async def keep_renewed(
     device: DeviceKey,
     fleet: Fleet,
     clock: Callable[[], Clock],
-    use: Callable[[Credentials], Awaitable[None]],
+    use: Callable[[Credentials], None],
     *,
     wait: Callable[[float], Awaitable[None]],
     look_again: float = 60.0,
@@ -297,7 +297,7 @@ async def keep_renewed(
     again.
     """
     current = await make_credentials(device, fleet, clock())
-    await use(current)
+    use(current)
     while True:
         await wait(look_again)
         now = clock().now
@@ -310,7 +310,7 @@ async def keep_renewed(
 
             logging.getLogger(__name__).warning("the node's certificate is not renewed: %s", error)
             continue
-        await use(current)
+        use(current)
 
 
 def key_pem(private_key: bytes) -> str:

@@ -22,8 +22,7 @@ from thicket.base.pace import Bucket
 from thicket.distribution.etf import Atom
 from thicket.distribution.handshake import key_of
 from thicket.distribution.processes import Process
-from thicket.trust.revocations import MAX_LISTS
-from thicket.trust.verify import MAX_LIST
+from thicket.trust.revocations import MAX_LIST, MAX_LISTS
 
 if TYPE_CHECKING:
     from thicket.distribution.connection import Connection
@@ -60,7 +59,7 @@ class Exchange(Process):
         take: Callable[[bytes, str], bool],
     ) -> None:
         super().__init__(node)
-        self._node = node
+        self.cluster = node
         self._current = current
         self._known = known
         self._take = take
@@ -70,13 +69,13 @@ class Exchange(Process):
 
     def tell(self, peer: str) -> None:
         """Tell the node *peer* which lists are in force here."""
-        connection = self._node.connections.get(key_of(peer))
+        connection = self.cluster.connections.get(key_of(peer))
         if connection is not None:
             self._send(connection, (_LISTS, list(self._current())))
 
     def tell_all(self, but: str = "") -> None:
         """Tell all connected nodes, for example because a list is new."""
-        for info in self._node.nodes():
+        for info in self.cluster.nodes():
             if info.state == "up" and info.name != but:
                 self.tell(info.name)
 

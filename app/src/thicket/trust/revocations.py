@@ -10,18 +10,61 @@ lists were seen, in whatever order, so that nodes that exchange lists end up wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from hashlib import sha256
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from thicket.trust.fleet import Fleet
-from thicket.trust.verify import MALFORMED, MAX_LIST, RefusedError, Revocations
+from thicket.trust.signed import Kind
+from thicket.trust.verify import MALFORMED, RefusedError, Verify, verify_signature
+
+MAX_LIST: Final = 256 * 1024
+"""Bytes of the largest list of revocations: some 12,000 devices."""
 
 MAX_LISTS: Final = 64
 """Lists that are kept at most. A careless engineer makes two or three; only the root can make more.
 """
 
-_TAG: Final = b"thicket lists of revocations 1\n"
+MAX_NEEDLESS: Final = 256
+"""Lists made needless by others that are remembered, so that they are not asked for again."""
+
+_KIND: Final = Kind(
+    b"thicket revocations 1\n", MAX_LIST, "a list of revocations", "the list of revocations"
+)
+_FILE: Final = b"thicket lists of revocations 1\n"
+
+
+class Revocations(NamedTuple):
+    """A list of devices and signers that are out, signed by the fleet's root.
+
+    It spreads from node to node; a node believes the names of every list that it ever had.
+    """
+
+    number: int
+    issued: datetime
+    names: frozenset[str]
+
+    def pack(self, identifier: bytes, sign: Callable[[bytes], bytes]) -> bytes:
+        """Return it signed.
+
+        :param identifier: that of the fleet's root.
+        :param sign: returns R and S for a digest.
+        """
+        members = {"revoked": sorted(self.names)}
+        return _KIND.pack(identifier, self.number, self.issued, members, sign)
+
+    @classmethod
+    def unpack(cls, data: bytes, fleet: Fleet, *, verify: Verify = verify_signature) -> Revocations:
+        """Read a list and check its signature.
+
+        :raises RefusedError: it is not the root's.
+        """
+
+        def build(members: dict[str, Any], issued: datetime) -> Revocations:
+            names = frozenset(str(name) for name in members["revoked"])
+            return cls(int(members["number"]), issued, names)
+
+        return _KIND.read(data, fleet, build, verify)
 
 
 class SignedList(NamedTuple):
@@ -32,13 +75,16 @@ class SignedList(NamedTuple):
 
     @classmethod
     def read(cls, packed: bytes, fleet: Fleet) -> SignedList:
-        """Check and read a list. Raises ``RefusedError`` when it is not the root's."""
+        """Check and read a list.
+
+        :raises RefusedError: it is not the root's.
+        """
         return cls(Revocations.unpack(packed, fleet), bytes(packed))
 
     @property
     def digest(self) -> bytes:
         """The name of its contents (32 bytes): the same for two signatures of one text."""
-        return sha256(self.listed.text(self.packed)).digest()
+        return _KIND.digest(self.packed)
 
 
 def needed(lists: Iterable[SignedList]) -> tuple[SignedList, ...]:
@@ -60,27 +106,68 @@ def all_names(lists: Iterable[SignedList]) -> frozenset[str]:
     return frozenset[str]().union(*(one.listed.names for one in lists))
 
 
-def pack(lists: Sequence[SignedList]) -> bytes:
-    """Return the lists as one file; a single one as the root signed it."""
-    return pack_parts([one.packed for one in lists])
+class InForce:
+    """The lists of revocations that are in force on a node.
+
+    :ivar lists: those that are needed for all names, the one with the highest number first.
+    :ivar names: the devices and signers that are out: those of all lists.
+    """
+
+    __slots__ = ("_needless", "lists", "names")
+
+    def __init__(self) -> None:
+        self.lists: tuple[SignedList, ...] = ()
+        self.names: frozenset[str] = frozenset()
+        self._needless: dict[bytes, None] = {}
+
+    @property
+    def number(self) -> int:
+        """The highest number of a list; 0 without one."""
+        return self.lists[0].listed.number if self.lists else 0
+
+    def add(self, found: SignedList) -> bool:
+        """Put a list in force beside the others; return whether that makes a difference.
+
+        :raises RefusedError: there would be more than ``MAX_LISTS``.
+        """
+        lists = needed((*self.lists, found))
+        if len(lists) > MAX_LISTS:
+            raise RefusedError(MALFORMED, f"{MAX_LISTS} lists that lack each other's names")
+        for one in (*self.lists, found):
+            if one not in lists:
+                self._needless[one.digest] = None
+        while len(self._needless) > MAX_NEEDLESS:
+            del self._needless[next(iter(self._needless))]
+        if lists == self.lists:
+            return False
+        self.lists, self.names = lists, all_names(lists)
+        return True
+
+    def knows(self, digest: bytes) -> bool:
+        """Return whether the list with this digest is in force, or was made needless by others."""
+        return digest in self._needless or any(one.digest == digest for one in self.lists)
+
+    def by_digest(self) -> dict[bytes, bytes]:
+        """Return the packed lists by their digests."""
+        return {one.digest: one.packed for one in self.lists}
 
 
 def pack_parts(parts: Sequence[bytes]) -> bytes:
-    """Do the same with lists that are packed already."""
+    """Return packed lists as one file; a single one as the root signed it."""
     if len(parts) == 1:
         return parts[0]
-    return _TAG + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return _FILE + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def split(data: bytes) -> list[bytes]:
     """Return the single lists in a file of either form, unread and unchecked.
 
-    Raises ``RefusedError`` when it ends within one.
+    :raises RefusedError: it ends within a list.
     """
-    if not data.startswith(_TAG):
+    if not data.startswith(_FILE):
         return [data]
     found: list[bytes] = []
-    at = len(_TAG)
+    at = len(_FILE)
     while at < len(data):
         size = int.from_bytes(data[at : at + 4], "big")
         at += 4
@@ -91,5 +178,5 @@ def split(data: bytes) -> list[bytes]:
     return found
 
 
-MAX_FILE: Final = len(_TAG) + MAX_LISTS * (4 + MAX_LIST)
+MAX_FILE: Final = len(_FILE) + MAX_LISTS * (4 + MAX_LIST)
 """Bytes of the largest file of lists."""

@@ -15,27 +15,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from datetime import datetime
 from ipaddress import IPv6Address
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Final
 
 from thicket.base.errors import ThicketError
-from thicket.base.files import write_atomically
-from thicket.trust import clock
 from thicket.trust import credentials as nodes
-from thicket.trust.certificates import Certificate, CertificateError, from_pem
-from thicket.trust.fleet import Fleet
-from thicket.trust.revocations import (
-    MAX_FILE,
-    MAX_LISTS,
-    SignedList,
-    all_names,
-    needed,
-    pack,
-    split,
-)
-from thicket.trust.verify import MALFORMED, RefusedError
+from thicket.trust.certificates import CertificateError
+from thicket.trust.list_file import ListFile
+from thicket.trust.revocations import split
+from thicket.trust.standing import Standing
+from thicket.trust.verify import RefusedError
 
 if TYPE_CHECKING:
     from thicket.base.paths import Paths
@@ -48,7 +38,6 @@ if TYPE_CHECKING:
     from thicket.trust.exchange import Exchange
     from thicket.trust.signed_beacon import SignedBeacons
     from thicket.trust.tls import FleetTls
-    from thicket.trust.verify import Clock
 
 log = getLogger(__name__)
 
@@ -58,12 +47,11 @@ AGAIN: Final = 30.0
 TELL: Final = 60.0
 """Seconds between two rounds in which all nodes hear which lists we have."""
 
-LIST_FILE: Final = "revocations.bin"
 START_FILE: Final = "start"
-"""What the node keeps: the lists of revocations, and how often its beacons have begun anew."""
+"""File in the node's folder with the number of starts of its beacons."""
 
-NEEDLESS: Final = 256
-"""Lists that others have made needless: so many are remembered, not to be asked for again."""
+FAILURES: Final = ("refused", "not-enrolled", "chip")
+"""Why a node cannot prove itself: states and codes of problems. One of them holds at a time."""
 
 
 class ListError(ThicketError):
@@ -73,7 +61,13 @@ class ListError(ThicketError):
 class Trust:
     """One node's side of the fleet; :meth:`run` is the part's coroutine.
 
-    ``settings`` gives the settings in force.
+    :param settings: returns the settings in force.
+    :param on_change: called when the status has changed.
+    :param open_chip: opens the chip that the identity was read from.
+    :ivar standing: what the node is in its fleet; None without one.
+    :ivar ready: set while the node can prove itself.
+    :ivar on_beacons: called when there are other beacons to send.
+    :ivar list_file: the lists of revocations on the disk.
     """
 
     def __init__(
@@ -91,39 +85,14 @@ class Trust:
         self.identity = identity
         self.problems = problems
         self.on_change = on_change
-        self._open_chip = open_chip
-        self.fleet: Fleet | None = None
-        self.credentials: Credentials | None = None
-        #: For the cluster's connections; None while there are no credentials.
-        self.tls: FleetTls | None = None
-        #: Set while the node can prove itself.
+        self.standing: Standing | None = None
         self.ready = asyncio.Event()
-        #: Makes and judges beacons; None without a fleet.
-        self.beacons: SignedBeacons | None = None
-        #: Called when there are other beacons to send.
         self.on_beacons: Callable[[], None] = lambda: None
-        #: The lists that are in force, the one with the highest number first.
-        self.lists: tuple[SignedList, ...] = ()
-        #: Names of devices and signers that are out: those of all lists.
-        self.revoked: frozenset[str] = frozenset()
-        self._root = ""
-        self._forget()
+        self.list_file = ListFile(self.folder, problems)
+        self._open_chip = open_chip
+        self._state = "starting"
         self._again = asyncio.Event()
         self._exchange: Exchange | None = None
-        self._recheck: Callable[[], object] | None = None
-        self._kept = asyncio.Lock()
-        self._writing: set[asyncio.Task[None]] = set()
-
-    def _forget(self) -> None:
-        """Begin anew, in no fleet."""
-        self.fleet = self.credentials = self.tls = self.beacons = None
-        self.lists, self.revoked = (), frozenset()
-        self._needless: dict[bytes, None] = {}
-        self._state = "starting"
-        self._floor: datetime | None = None
-        self._until: datetime | None = None
-        self._signer = ""
-        self.ready.clear()
 
     # -- what others ask
 
@@ -138,30 +107,36 @@ class Trust:
         settings = self.settings()
         return settings.cluster.security == "tls" or settings.discovery.beacon == "signed"
 
-    def clock(self) -> Clock:
-        """What is known about the time."""
-        now = clock.read_clock(self.paths.root)
-        return now if self._floor is None else now.raised(self._floor)
+    @property
+    def tls(self) -> FleetTls | None:
+        """For the cluster's connections; None while there are no credentials."""
+        return None if self.standing is None else self.standing.tls
+
+    @property
+    def beacons(self) -> SignedBeacons | None:
+        """Makes and judges beacons; None without a fleet."""
+        return None if self.standing is None else self.standing.beacons
 
     def status(self) -> dict[str, Any]:
-        """The part ``trust`` of the status document; docs/node.md has its members."""
-        fleet, credentials, lists, until = self.fleet, self.credentials, self.lists, self._until
-        return {
-            "state": "revoked" if self._is_revoked() else self._state,
-            "fleet": None if fleet is None else fleet.name,
-            "root": None if fleet is None else fleet.identifier.hex(),
-            "device": None if credentials is None else credentials.peer.device,
-            "software": None if credentials is None else credentials.peer.software,
-            "until": None if until is None else f"{until:%Y-%m-%dT%H:%M:%SZ}",
-            "revocations": None
-            if not lists
-            else {
+        """Return the part ``trust`` of the status document; docs/node.md has its members."""
+        found = dict.fromkeys(("fleet", "root", "device", "software", "until", "revocations"))
+        standing = self.standing
+        if standing is None:
+            return {"state": self._state, **found}
+        told: dict[str, Any] = {"state": "revoked" if standing.revoked else self._state, **found}
+        told["fleet"], told["root"] = standing.fleet.name, standing.fleet.identifier.hex()
+        if standing.credentials is not None:
+            peer = standing.credentials.peer
+            told["device"], told["software"] = peer.device, peer.software
+            told["until"] = f"{peer.until:%Y-%m-%dT%H:%M:%SZ}"
+        if lists := standing.lists.lists:
+            told["revocations"] = {
                 "number": lists[0].listed.number,
                 "issued": f"{lists[0].listed.issued:%Y-%m-%dT%H:%M:%SZ}",
-                "names": len(self.revoked),
+                "names": len(standing.lists.names),
                 "lists": len(lists),
-            },
-        }
+            }
+        return told
 
     def look_again(self) -> None:
         """Try again now: the configuration was read again, or somebody has enrolled the node."""
@@ -173,104 +148,105 @@ class Trust:
         """Prove the node's identity, and keep it proven, until cancelled.
 
         Started again in the same fleet it goes on with what is in use: the cluster's connections
-        hold :attr:`tls`, and are to be judged by the list meanwhile.
+        hold :attr:`tls`, and are to be judged by the lists meanwhile.
         """
         self.problems.clear("trust")
-        if not self._load_fleet():
+        standing = self.begin()
+        if standing is None:
             await asyncio.Event().wait()  # only another configuration helps
-        self._load_lists()
-        self._judge_ourselves()
-        await self._open_ears()
+            return
+        await self._listen(standing)
         while True:
             self._again.clear()
-            await self._prove()
+            await self._prove(standing)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN):
                     await self._again.wait()
 
-    def _load_fleet(self) -> bool:
-        text = self.settings().trust.root
-        if text != self._root:
-            self._root = text
-            self._forget()
-        if text:
-            if self.fleet is None:
-                self.fleet = Fleet(from_pem(text)[0])
-                self._raise_floor(self.fleet.root.not_before)
-            return True
-        self._state = "no-fleet"
-        if self.needed:
-            self.problems.report(
-                "trust",
-                "no-fleet",
-                "this node belongs to no fleet ([trust] root is empty), so it lets nobody in and "
-                "joins no cluster. `thicket ca config`, on the machine with the fleet's authority, "
-                'writes the file for it; cluster.security = "cookie" and discovery.beacon = '
-                '"plain" do without',
-            )
-        self.on_change()
-        return False
+    def begin(self) -> Standing | None:
+        """Take the fleet of the configuration and the lists on the disk.
 
-    async def _open_ears(self) -> None:
+        :returns: what the node is in the fleet; None without one.
+        """
+        settings = self.settings
+        text = settings().trust.root
+        if self.standing is None or self.standing.root != text:
+            self.standing, self._state = None, "starting"
+            self.ready.clear()
+            if text:
+                self.standing = Standing(
+                    text, self.paths.root, lambda: settings().trust.chip_required
+                )
+        if self.standing is None:
+            self._state = "no-fleet"
+            if self.needed:
+                self.problems.report(
+                    "trust",
+                    "no-fleet",
+                    "this node belongs to no fleet ([trust] root is empty), so it lets nobody in "
+                    "and joins no cluster. `thicket ca config`, on the machine with the fleet's "
+                    'authority, writes the file for it; cluster.security = "cookie" and '
+                    'discovery.beacon = "plain" do without',
+                )
+            self.on_change()
+            return None
+        for packed in self.list_file.read():
+            try:
+                self.standing.adopt(packed)
+            except RefusedError as error:
+                # of another fleet, or damaged
+                log.warning("%s is not used: %s", self.list_file.path, error)
+        self._judge(self.standing)
+        return self.standing
+
+    async def _listen(self, standing: Standing) -> None:
         """Judge beacons from now on; ours are sent when the node can prove itself."""
+        if standing.beacons is not None:
+            return
         from thicket.trust.signed_beacon import SignedBeacons, next_start
 
-        assert self.fleet is not None
-        if self.beacons is not None:
-            self.beacons.chip_required = self.settings().trust.chip_required
-            return
-        path, now = f"{self.folder}/{START_FILE}", self.clock()
         # the disk may take its time
-        start = await asyncio.get_running_loop().run_in_executor(None, next_start, path, now)
-        self.beacons = SignedBeacons(
-            self.fleet,
-            start,
-            clock=self.clock,
-            revoked=lambda: self.revoked,
-            list_number=self._list_number,
-            on_list_number=self._heard_number,
-            chip_required=self.settings().trust.chip_required,
+        start = await asyncio.get_running_loop().run_in_executor(
+            None, next_start, f"{self.folder}/{START_FILE}", standing.clock()
+        )
+
+        def heard(address: IPv6Address, number: int) -> None:
+            if self._exchange is not None and number != standing.lists.number:
+                self._exchange.tell(f"{self.settings().cluster.name}@{address}")
+
+        standing.beacons = SignedBeacons(
+            standing.fleet, start, standing.rules, on_list_number=heard
         )
         self.on_beacons()
 
-    def _heard_number(self, address: IPv6Address, number: int) -> None:
-        """A node announces the number of its list."""
-        if self._exchange is not None and number != self._list_number():
-            self._exchange.tell(f"{self.settings().cluster.name}@{address}")
-
-    async def _prove(self) -> None:
+    async def _prove(self, standing: Standing) -> None:
         """Use credentials and keep them renewed; returns when there are none."""
-        assert self.fleet is not None
         chip: AsyncAtecc | None = None
+
+        def use(credentials: Credentials) -> None:
+            self._use(standing, credentials)
+
         try:
             device: DeviceKey
             if self.identity.source == "chip":
                 chip = self._open_chip(self.identity)
-                device = await nodes.ChipKey.load(chip, self.fleet, self.folder)
+                device = await nodes.ChipKey.load(chip, standing.fleet, self.folder)
             else:
                 device = nodes.FileKey.load(self.folder)
             await nodes.keep_renewed(
-                device, self.fleet, self.clock, self._use, wait=self._wait_for_renewal
+                device, standing.fleet, standing.clock, use, wait=self._wait_for_renewal
             )
-        except RefusedError as error:
-            self._fail("refused", f"every other node would refuse this one: {error}")
-        except CertificateError as error:
-            self._fail("not-enrolled", str(error))
         except _AgainError:
             self._again.set()
         except Exception as error:  # the chip, its bus, the disk: all of them may get well
-            from thicket.identity.chip.errors import ChipRefusedError
-
-            if isinstance(error, ChipRefusedError):
-                self._fail(
-                    "not-enrolled",
-                    f"the chip has no key and certificates of fleet {self.fleet.name!r}: it is "
-                    f"blank, or provisioned for something else ({error}); `thicket ca enroll` on "
-                    "the engineer's machine enrols it",
-                )
-            else:
+            self._state, message = failure(error, standing.fleet.name)
+            if self._state == "chip":
                 log.debug("no proof of the identity", exc_info=True)
-                self._fail("chip", f"the node cannot prove its identity: {error}")
+            for code in FAILURES:
+                if code != self._state:
+                    self.problems.clear("trust", code)
+            self.problems.report("trust", self._state, message)
+            self.on_change()
         finally:
             if chip is not None:
                 await chip.close()
@@ -281,56 +257,28 @@ class Trust:
                 await self._again.wait()
                 raise _AgainError
 
-    def _fail(self, code: str, message: str) -> None:
-        self._state = code
-        for other in ("refused", "not-enrolled", "chip"):
-            if other != code:
-                self.problems.clear("trust", other)
-        self.problems.report("trust", code, message)
-        self.on_change()
-
-    async def _use(self, credentials: Credentials) -> None:
-        from thicket.trust.tls import FleetTls  # ssl, once it is needed
-
-        assert self.fleet is not None
+    def _use(self, standing: Standing, credentials: Credentials) -> None:
+        peer = credentials.peer
         own = self.identity.address_in(str(self.settings().address.prefix)).ip
-        if credentials.peer.address != own:
+        if peer.address != own:
             raise CertificateError(
-                f"the certificates here are for {credentials.peer.address}, and this node is {own}"
+                f"the certificates here are for {peer.address}, and this node is {own}"
             )
-        self._raise_floor(*credentials.peer.signed)
-        if self.beacons is not None:
-            self.beacons.use(credentials)
-        if self.tls is None:
-            self.tls = FleetTls(
-                self.fleet,
-                credentials,
-                clock=self.clock,
-                revoked=lambda: self.revoked,
-                chip_required=lambda: self.settings().trust.chip_required,
-            )
-        else:
-            self.tls.use(credentials)
-        first, self.credentials = self.credentials is None, credentials
-        self._until = Certificate(credentials.chain[0]).not_after
-        self._signer = Certificate(credentials.chain[2]).common_name
-        for code in ("refused", "not-enrolled", "chip"):
+        first = standing.credentials is None
+        standing.use(credentials)
+        for code in FAILURES:
             self.problems.clear("trust", code)
-        self._judge_ourselves()
+        self._judge(standing)
         if first:
-            log.info("this node is %s of fleet %s", credentials.peer.device, self.fleet.name)
+            log.info("this node is %s of fleet %s", peer.device, standing.fleet.name)
         self._state = "ready"
         self.ready.set()
         self.on_beacons()
         self.on_change()
 
-    def _is_revoked(self) -> bool:
-        mine = self.credentials
-        return mine is not None and not self.revoked.isdisjoint((mine.peer.device, self._signer))
-
-    def _judge_ourselves(self) -> None:
-        """Tell when a list names this device: others will no longer talk with it."""
-        if self._is_revoked():
+    def _judge(self, standing: Standing) -> None:
+        """Report what the lists in force mean for this node and for the fleet."""
+        if standing.revoked:
             self.problems.report(
                 "trust",
                 "revoked",
@@ -338,141 +286,72 @@ class Trust:
             )
         else:
             self.problems.clear("trust", "revoked")
-
-    def _raise_floor(self, *dates: datetime) -> None:
-        self._floor = max(dates) if self._floor is None else max(self._floor, *dates)
-
-    # -- revocations
-
-    def _load_lists(self) -> None:
-        path = f"{self.folder}/{LIST_FILE}"
-        try:
-            with open(path, "rb") as file:
-                parts = split(file.read(MAX_FILE + 1))
-        except FileNotFoundError:
-            return
-        except (OSError, RefusedError) as error:
-            # damaged by the disk: the others have them
-            log.warning("%s is not used: %s", path, error)
-            return
-        for packed in parts:
-            try:
-                self._adopt(packed)
-            except RefusedError as error:
-                # of another fleet, or damaged
-                log.warning("%s is not used: %s", path, error)
-        self._judge_lists()
-
-    def _adopt(self, packed: bytes) -> bool:
-        """Put a list in force beside the others; whether that makes a difference.
-
-        Raises RefusedError when it is not of the fleet.
-        """
-        assert self.fleet is not None
-        found = SignedList.read(packed, self.fleet)
-        self._raise_floor(found.listed.issued)
-        lists = needed((*self.lists, found))
-        if len(lists) > MAX_LISTS:
-            raise RefusedError(MALFORMED, f"{MAX_LISTS} lists that lack each other's names")
-        for one in (*self.lists, found):
-            if one not in lists:
-                self._needless[one.digest] = None
-        while len(self._needless) > NEEDLESS:
-            del self._needless[next(iter(self._needless))]
-        if lists == self.lists:
-            return False
-        self.lists, self.revoked = lists, all_names(lists)
-        return True
-
-    def _judge_lists(self) -> None:
-        """Tell when the authority's lists contradict each other."""
-        if len(self.lists) > 1:
+        count = len(standing.lists.lists)
+        if count > 1:
             self.problems.report(
                 "trust",
                 "lists-differ",
-                f"{len(self.lists)} lists of revocations lack each other's names, so there are "
-                "several copies of the fleet's authority. What any of them revokes is revoked; "
+                f"{count} lists of revocations lack each other's names, so there are several "
+                "copies of the fleet's authority. What any of them revokes is revoked; "
                 "`thicket ca publish` to this node makes one list of them",
                 "warning",
             )
         else:
             self.problems.clear("trust", "lists-differ")
 
-    def take_list(self, data: bytes, origin: str) -> bool:
-        """Take lists (a file of them, mostly of one) from ``origin``; whether something is new.
+    # -- revocations
 
-        Raises ListError; what came before the fault is in force nevertheless.
+    def take_list(self, data: bytes, origin: str) -> bool:
+        """Take lists (a file of them, mostly of one); return whether something is new.
+
+        :param origin: who has brought them, in words.
+        :raises ListError: a list is refused; what came before it is in force nevertheless.
         """
-        if self.fleet is None:
+        standing = self.standing
+        if standing is None:
             raise ListError("this node belongs to no fleet")
-        before, changed = self.revoked, False
+        before, changed = standing.lists.names, False
         try:
             for packed in split(data):
-                changed |= self._adopt(packed)
+                changed |= standing.adopt(packed)
         except RefusedError as error:
             raise ListError(str(error)) from error
         finally:
             if changed:
-                self._changed(origin, self.revoked - before)
+                self._changed(standing, origin, len(standing.lists.names - before))
         return changed
 
-    def _changed(self, origin: str, new: frozenset[str]) -> None:
+    def _changed(self, standing: Standing, origin: str, new: int) -> None:
         log.info(
             "list of revocations %d from %s is in force: %d names, %d of them new",
-            self._list_number(),
+            standing.lists.number,
             origin,
-            len(self.revoked),
-            len(new),
+            len(standing.lists.names),
+            new,
         )
-        self._keep()
-        self._judge_lists()
-        self._judge_ourselves()
-        if self._recheck is not None:
-            self._recheck()
+        self.list_file.keep(standing.lists)
+        self._judge(standing)
+        if self._exchange is not None:
+            self._exchange.cluster.recheck()
         self.on_change()
 
-    def _keep(self) -> None:
-        """Write the lists in force, one writing after the other: the last one has them all."""
-        path = f"{self.folder}/{LIST_FILE}"
-
-        async def write() -> None:
-            async with self._kept:
-                data = pack(self.lists)
-                try:
-                    await asyncio.get_running_loop().run_in_executor(
-                        None, write_atomically, path, data
-                    )
-                except OSError as error:
-                    message = f"the lists of revocations cannot be kept: {error}"
-                    self.problems.report("trust", "list-not-kept", message, "warning")
-                else:
-                    self.problems.clear("trust", "list-not-kept")
-
-        task = asyncio.get_running_loop().create_task(write())
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
-
-    def _list_number(self) -> int:
-        return self.lists[0].listed.number if self.lists else 0
-
     def current_lists(self) -> dict[bytes, bytes]:
-        """The lists in force, by digest."""
-        return {one.digest: one.packed for one in self.lists}
+        """Return the lists in force by their digests."""
+        return {} if self.standing is None else self.standing.lists.by_digest()
 
     def knows_list(self, digest: bytes) -> bool:
-        """Whether a list with this digest is in force here, or was made needless by others."""
-        return digest in self._needless or any(one.digest == digest for one in self.lists)
+        """Return whether the list with this digest is in force, or was made needless by others."""
+        return self.standing is not None and self.standing.lists.knows(digest)
 
     def attach(self, node: Node) -> None:
         """Let the lists spread by the connections of ``node``; again for each new node object."""
         from thicket.trust.exchange import Exchange
 
         self._exchange = Exchange(node, self.current_lists, self.knows_list, self._offered)
-        self._recheck = node.recheck
 
     def detach(self) -> None:
         """The node object has ended."""
-        self._exchange = self._recheck = None
+        self._exchange = None
 
     def _offered(self, data: bytes, origin: str) -> bool:
         try:
@@ -483,12 +362,12 @@ class Trust:
 
     def node_up(self, name: str) -> None:
         """The node ``name`` is connected."""
-        if self._exchange is not None and self.fleet is not None:
+        if self._exchange is not None and self.standing is not None:
             self._exchange.tell(name)
 
     def tell_all(self) -> None:
         """Tell every connected node which lists are in force here."""
-        if self._exchange is not None and self.fleet is not None:
+        if self._exchange is not None and self.standing is not None:
             self._exchange.tell_all()
 
     async def keep_telling(self) -> None:
@@ -502,8 +381,32 @@ class _AgainError(Exception):
     """Somebody has asked to look again."""
 
 
+def failure(error: Exception, fleet: str) -> tuple[str, str]:
+    """Return which of ``FAILURES`` an error in proving the identity is, and its message.
+
+    :param fleet: the fleet's name.
+    """
+    from thicket.identity.chip.errors import ChipRefusedError
+
+    if isinstance(error, RefusedError):
+        return "refused", f"every other node would refuse this one: {error}"
+    if isinstance(error, CertificateError):
+        return "not-enrolled", str(error)
+    if isinstance(error, ChipRefusedError):
+        return (
+            "not-enrolled",
+            f"the chip has no key and certificates of fleet {fleet!r}: it is blank, or provisioned "
+            f"for something else ({error}); `thicket ca enroll` on the engineer's machine enrols "
+            "it",
+        )
+    return "chip", f"the node cannot prove its identity: {error}"
+
+
 def open_chip(identity: Identity) -> AsyncAtecc:
-    """Open the chip that the identity was read from. Raises BusError."""
+    """Open the chip that the identity was read from.
+
+    :raises BusError: its bus cannot be used.
+    """
     from thicket.identity.aio import AsyncAtecc
     from thicket.identity.bus import LinuxBus
     from thicket.identity.chip.atecc import Atecc

@@ -42,11 +42,11 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import IPv6Address
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from thicket.base.pace import Bucket
 from thicket.discovery.beacon import SIGNED_MARK, MalformedError, check_source
@@ -66,7 +66,9 @@ from thicket.trust.verify import (
     SKEW,
     SOFTWARE,
     Clock,
+    Peer,
     RefusedError,
+    Rules,
     Verify,
     check_peer,
 )
@@ -103,7 +105,7 @@ its memory (its data partition was made anew, for example)."""
 def pack_chain(chain: tuple[bytes, ...], fleet: Fleet) -> bytes:
     """Return node, device and signer certificate (DER) as a beacon has them (436 bytes).
 
-    Raises ``CertificateError`` when the same bytes cannot be made of it again.
+    :raises CertificateError: the certificates cannot be made of them again, to the byte.
     """
     leaf, device, signer = (Certificate(encoded) for encoded in chain[:3])
     try:
@@ -138,7 +140,9 @@ def pack_chain(chain: tuple[bytes, ...], fleet: Fleet) -> bytes:
 def unpack_chain(packed: bytes, fleet: Fleet) -> tuple[bytes, bytes, bytes]:
     """Return node, device and signer certificate (DER) of these 436 bytes.
 
-    Nothing is verified. Raises ``CertificateError`` when no certificates can be made of them.
+    Nothing is verified.
+
+    :raises CertificateError: no certificates can be made of them.
     """
     if len(packed) != CHAIN_SIZE:
         raise CertificateError(f"{len(packed)} bytes instead of {CHAIN_SIZE}")
@@ -216,7 +220,7 @@ def next_start(path: str, clock: Clock) -> int:
     """Return a number that is higher than at each start before, and keep it in the file ``path``.
 
     Blocks on the disk. Where the last number is lost, the time stands in for it if it is known.
-    When it cannot be kept that is logged, and the number is good nevertheless.
+    A number that cannot be kept is logged, and good nevertheless.
     """
     from thicket.base.files import write_atomically
 
@@ -236,48 +240,234 @@ def next_start(path: str, clock: Clock) -> int:
     return start
 
 
-# -- sending and judging
+# -- our own
+
+
+def signed_digest(body: bytes) -> bytes:
+    """Return the digest of a beacon's first 466 bytes that its last 64 sign."""
+    return sha256(_TAG + body).digest()
+
+
+class OwnBeacons:
+    """Makes this node's beacons, and knows them again when somebody repeats them.
+
+    :param start: the number of this start, from :func:`next_start`.
+    :ivar counter: beacons made since the start.
+    :ivar chain: our certificates as a beacon has them; empty until :meth:`use` is called.
+    :ivar address: our address as a number; None until then.
+    """
+
+    def __init__(self, fleet: Fleet, start: int) -> None:
+        if not 0 < start <= MAX_START:
+            raise ValueError(f"{start} is not the number of a start (1 to {MAX_START})")
+        self.counter = 0
+        self.chain = b""
+        self.address: int | None = None
+        self._fleet = fleet
+        self._start = start.to_bytes(5, "big")
+        self._key = b""
+        #: Public keys of this start, the last ones: a few renewals.
+        self._keys: list[bytes] = []
+
+    def use(self, credentials: Credentials) -> None:
+        """See :meth:`SignedBeacons.use`."""
+        self.chain = pack_chain(credentials.chain, self._fleet)
+        self._key = credentials.private_key
+        self.address = int(credentials.peer.address)
+        self._keys = [*self._keys[-3:], credentials.peer.public_key]
+
+    def make(self, now: datetime | None, list_number: int) -> bytes:
+        """Return the next beacon; each has a number of its own.
+
+        :param now: the time; None when it is not known.
+        """
+        from thicket.trust import openssl
+
+        self.counter += 1
+        header = _HEADER.pack(
+            SIGNED_MARK,
+            self._fleet.identifier[:8],
+            self._start,
+            self.counter,
+            bytes(5) if now is None else _pack_time(now),
+            min(list_number, 0xFFFFFFFF),
+        )
+        body = header + self.chain
+        return body + openssl.sign(self._key, signed_digest(body))
+
+    def made(self, public_key: bytes) -> bool:
+        """Return whether we have sent the beacons of the node with this key."""
+        return public_key in self._keys
+
+    def made_before(self, number: int, order: bytes) -> bool:
+        """Return whether a beacon can be ours from an earlier start.
+
+        :param number: the address that it is for.
+        :param order: its start and counter.
+        """
+        return number == self.address and order < self._start + bytes(4)
+
+
+# -- those of others: decisions
+
+
+class Claim(NamedTuple):
+    """What certificates say of their node, as far as it can be refused later than admitted.
+
+    :ivar names: of its device and of its signer.
+    :ivar until: the first of its certificates' ends.
+    :ivar software: whether it has no security chip.
+    """
+
+    names: tuple[str, str]
+    until: datetime
+    software: bool
+
+
+def claimed(chain: bytes) -> Claim:
+    """Return what the certificates in a beacon (436 bytes) say of their node, unproven.
+
+    :raises MalformedError: they can be no certificates of one node.
+    """
+    try:
+        index, who, _, data = _DEVICE.unpack(chain[_DEVICE_AT - _CHAIN : _SIGNER_AT - _CHAIN])
+        origin, identity, serial = _identity(index, who)
+        device, signer = Compressed.unpack(data), Compressed.unpack(chain[-compressed.SIZE :])
+        found = Claim(
+            (
+                fleets.device_name(origin, identity, serial),
+                fleets.signer_name(signer.signer_id),
+            ),
+            min(_unpack_time(chain[21:26]), device.validity[1], signer.validity[1]),
+            origin != "chip",
+        )
+    except ValueError:
+        raise MalformedError("malformed") from None
+    if device.signer_id != signer.signer_id:
+        raise MalformedError(BAD_CHAIN)
+    return found
+
+
+def refusal(claim: Claim, rules: Rules) -> str | None:
+    """Return the reason why ``check_peer`` would refuse a node now, as far as that can change."""
+    if claim.until < rules.clock.lower_bound:
+        return EXPIRED
+    if claim.names[0] in rules.revoked or claim.names[1] in rules.revoked:
+        return REVOKED
+    return SOFTWARE if claim.software and rules.chip_required else None
+
+
+def is_replay(order: bytes, last: bytes, silent: float) -> bool:
+    """Return whether a beacon is no newer than the last one of its sender.
+
+    Exactly the last one is never new, however long ago it was.
+
+    :param order: start and counter, comparable as bytes; ``last`` likewise.
+    :param silent: seconds since the last one.
+    """
+    return order == last or (order < last and silent < FORGET)
+
+
+def is_untimely(sent: int, now: datetime | None) -> bool:
+    """Return whether a beacon was made too long ago or in the future, both clocks being set.
+
+    :param sent: when it was made (Unix seconds); 0 when the sender did not know.
+    :param now: the time; None when it is not known.
+    """
+    return bool(sent) and now is not None and abs(sent - now.timestamp()) > SKEW.total_seconds()
+
+
+# -- those of others: what is known of them
 
 
 class _Sender:
-    """A node whose certificates were found good."""
+    """A node whose certificates were found good.
 
-    __slots__ = (
-        "chain",
-        "heard",
-        "key",
-        "names",
-        "order",
-        "renewals",
-        "software",
-        "turns",
-        "until",
-    )
+    :ivar order: start and counter of its last beacon, comparable as bytes.
+    :ivar turns: a node sends at most one beacon a second, and answers.
+    :ivar renewals: a new certificate comes with each start, and then about twice a day.
+    """
 
-    def __init__(self) -> None:
-        self.chain = b""
-        #: Start and counter of its last beacon, comparable as bytes.
+    __slots__ = ("chain", "claim", "heard", "key", "order", "renewals", "turns")
+
+    def __init__(self, chain: bytes, claim: Claim, key: bytes) -> None:
+        self.chain = chain
+        self.claim = claim
+        self.key = key
         self.order = b""
         self.heard = 0.0
-        self.key = b""
-        self.names: tuple[str, str] = ("", "")
-        #: The first of its certificates' ends.
-        self.until = _EPOCH
-        self.software = False
-        #: A node sends at most one beacon a second, and answers.
         self.turns = Bucket(rate=2.0, burst=8.0)
-        #: A new certificate comes with each start, and then about twice a day.
         self.renewals = Bucket(rate=0.1, burst=4.0)
+
+
+class Genuine:
+    """Checks signatures, and remembers which signers and devices have genuine certificates.
+
+    :param verify: OpenSSL's by default.
+    :ivar known: digests of their parts of a beacon, the oldest first.
+    :ivar checked: signatures that were checked; what a flood costs.
+    """
+
+    LIMIT = 1024
+    """How many signers and devices are remembered."""
+
+    def __init__(self, verify: Verify | None) -> None:
+        if verify is None:
+            from thicket.trust import openssl  # ctypes takes a while to load
+
+            verify = openssl.verify
+        self.known: OrderedDict[bytes, None] = OrderedDict()
+        self.checked = 0
+        self._verify = verify
+
+    def verify(self, key: bytes, digest: bytes, signature: bytes) -> bool:
+        """Return whether a signature is good."""
+        self.checked += 1
+        return self._verify(key, digest, signature)
+
+    def __contains__(self, part: bytes) -> bool:
+        return sha256(part).digest() in self.known
+
+    def remember(self, part: bytes) -> None:
+        """Take a part of a beacon for genuine from now on."""
+        digest = sha256(part).digest()
+        self.known[digest] = None
+        self.known.move_to_end(digest)
+        while len(self.known) > self.LIMIT:
+            self.known.popitem(last=False)
+
+    def prove(self, certificate: bytes, key: bytes, part: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return key, digest and signature of a certificate that was rebuilt of ``part``.
+
+        :raises MalformedError: it is not signed by this key.
+        """
+        read = Certificate(certificate)
+        signed = key, sha256(read.tbs).digest(), read.signature
+        if part not in self and not self.verify(*signed):
+            raise MalformedError(BAD_SIGNATURE)
+        self.remember(part)
+        return signed
+
+
+def _take(bucket: Bucket, now: float, reason: str) -> None:
+    if not bucket.take(now):
+        raise MalformedError(reason)
 
 
 class SignedBeacons:
     """Signs our beacons and judges those of others: a ``discovery.Codec``.
 
-    ``clock`` and ``revoked`` (names as ``Revocations.names`` has them) are asked for each beacon,
-    so what changes holds from the next one on. ``list_number`` is the number of our list of
-    revocations; ``on_list_number(address, number)`` is told that of every sender that was found
-    good. ``start`` is from ``next_start``. Until ``use`` has been called, nothing is sent, and what
-    is heard is judged all the same.
+    Until :meth:`use` has been called, nothing is sent, and what is heard is judged all the same.
+
+    :param start: the number of this start, from :func:`next_start`.
+    :param rules: returns the rules in force. It is asked for each beacon, so what changes holds
+        from the next one on.
+    :param on_list_number: told the address and the number of the list of revocations of every
+        sender that was found good.
+    :param limit: how many senders are remembered.
+    :param verify: checks a signature; OpenSSL by default.
+    :ivar own: our beacons.
+    :ivar senders: who was found good, by address, the one that was silent longest first.
     """
 
     form = "signed"
@@ -289,87 +479,51 @@ class SignedBeacons:
     #: signers. A fleet of 64 nodes that comes up at once is learnt at once.
     STRANGERS = (8.0, 64.0)
     SIGNERS = (0.5, 4.0)
-    #: How many signers and devices are remembered as genuine.
-    GENUINE = 1024
 
     def __init__(
         self,
         fleet: Fleet,
         start: int,
+        rules: Callable[[], Rules],
         *,
-        clock: Callable[[], Clock],
-        revoked: Callable[[], Container[str]] = frozenset,
-        list_number: Callable[[], int] = lambda: 0,
         on_list_number: Callable[[IPv6Address, int], None] | None = None,
-        chip_required: bool = False,
         limit: int = 1024,
         verify: Verify | None = None,
     ) -> None:
-        """Judge for ``fleet``. ``limit`` bounds how many senders are remembered."""
-        if not 0 < start <= MAX_START:
-            raise ValueError(f"{start} is not the number of a start (1 to {MAX_START})")
-        self.fleet = fleet
-        self.start = start
-        self.clock = clock
-        self.revoked = revoked
-        self.list_number = list_number
-        self.on_list_number = on_list_number
-        self.chip_required = chip_required
-        self.limit = limit
-        #: Signatures that were checked; what a flood costs.
-        self.checked = 0
-        if verify is None:
-            from thicket.trust import openssl  # ctypes takes a while to load
-
-            verify = openssl.verify
-        self._verify_with = verify
+        self.own = OwnBeacons(fleet, start)
+        self.genuine = Genuine(verify)
+        self.senders: OrderedDict[int, _Sender] = OrderedDict()
+        self._fleet = fleet
         self._fleet_tag = fleet.identifier[:8]
         self._network = int(fleet.network.network_address)
-        self._senders: OrderedDict[int, _Sender] = OrderedDict()
-        #: Digests of signers and devices whose certificates are genuine.
-        self._genuine: OrderedDict[bytes, None] = OrderedDict()
+        self._rules = rules
+        self._on_list_number = on_list_number
+        self._limit = limit
         self._signatures = Bucket(*self.SIGNATURES)
         self._strangers = Bucket(*self.STRANGERS)
         self._signers = Bucket(*self.SIGNERS)
-        self._counter = 0
-        self._key = self._chain = b""
-        self._address: int | None = None
-        #: Our own keys of this start, the last ones: a few renewals.
-        self._own_keys: list[bytes] = []
+
+    @property
+    def checked(self) -> int:
+        """Signatures that were checked; what a flood costs."""
+        return self.genuine.checked
 
     def use(self, credentials: Credentials) -> None:
-        """Sign with these (renewed) credentials.
+        """Send with these (renewed) credentials.
 
-        Raises ``CertificateError`` when they do not fit into a beacon.
+        :raises CertificateError: they do not fit into a beacon.
         """
-        self._chain = pack_chain(credentials.chain, self.fleet)
-        self._key = credentials.private_key
-        self._address = int(credentials.peer.address)
-        self._own_keys = [*self._own_keys[-3:], credentials.peer.public_key]
+        self.own.use(credentials)
         # what vouches for us is genuine, or we would not have it
-        self._remember(self._chain[_SIGNER_AT - _CHAIN :])
-        self._remember(self._chain[_DEVICE_AT - _CHAIN :])
+        self.genuine.remember(self.own.chain[_SIGNER_AT - _CHAIN :])
+        self.genuine.remember(self.own.chain[_DEVICE_AT - _CHAIN :])
 
     def payload(self, now: float) -> bytes:
-        """See ``Codec``. Each has a number of its own."""
-        if not self._chain:
+        """See ``Codec``."""
+        if not self.own.chain:
             return b""
-        from thicket.trust import openssl
-
-        self._counter += 1
-        time = self.clock().now
-        body = (
-            _HEADER.pack(
-                SIGNED_MARK,
-                self._fleet_tag,
-                self.start.to_bytes(5, "big"),
-                self._counter,
-                bytes(5) if time is None else _pack_time(time),
-                min(self.list_number(), 0xFFFFFFFF),
-            )
-            + self._chain
-        )
-        return body + openssl.sign(self._key, sha256(_TAG + body).digest())
+        rules = self._rules()
+        return self.own.make(rules.clock.now, rules.list_number)
 
     def claims(self, payload: bytes) -> bool:
         """See ``Codec``."""
@@ -377,7 +531,7 @@ class SignedBeacons:
 
     def snapshot(self) -> dict[str, Any]:
         """See ``Codec``."""
-        return {"senders": len(self._senders), "signatures_checked": self.checked}
+        return {"senders": len(self.senders), "signatures_checked": self.checked}
 
     def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
         """See ``Codec``. What is dropped costs the less, the easier it is to send it."""
@@ -389,44 +543,42 @@ class SignedBeacons:
             raise MalformedError(OTHER_FLEET)
         number = self._number(payload)
         check_source(address := IPv6Address(number), source)
-        if payload[_CHAIN + 26 : _CHAIN + 90] in self._own_keys:
+        if self.own.made(payload[_CHAIN + 26 : _CHAIN + 90]):
             raise MalformedError("echo")
-        sender, order = self._senders.get(number), payload[12:21]
-        if sender is not None and order <= sender.order:
-            # What is exactly the last one is never new, however long ago it was.
-            if now - sender.heard < FORGET or order == sender.order:
-                raise MalformedError("replay")
-        elif sender is None and number == self._address and order < self._own_order():
+        sender, order = self.senders.get(number), payload[12:21]
+        if (
+            self.own.made_before(number, order)
+            if sender is None
+            else is_replay(order, sender.order, now - sender.heard)
+        ):
             raise MalformedError("replay")
-        clock = self.clock()
-        self._check_time(payload[21:26], clock)
+        rules = self._rules()
+        if is_untimely(int.from_bytes(payload[21:26], "big"), rules.clock.now):
+            raise MalformedError("time")
         chain = payload[_CHAIN:_SIGNATURE]
         if sender is not None and sender.chain == chain:
-            self._check_still_good(sender.names, sender.until, sender.software, clock)
-            self._take(sender.turns, now, "sender_rate")
-            self._take(self._signatures, now, "signature_rate")
+            if reason := refusal(sender.claim, rules):
+                raise MalformedError(reason)
+            _take(sender.turns, now, "sender_rate")
+            _take(self._signatures, now, "signature_rate")
             found = sender
         else:
-            found = self._admit(chain, sender, clock, now)
-        digest = sha256(_TAG + payload[:_SIGNATURE]).digest()
-        if not self._verify(found.key, digest, payload[_SIGNATURE:]):
+            found = self._admit(chain, sender, rules, now)
+        digest = signed_digest(payload[:_SIGNATURE])
+        if not self.genuine.verify(found.key, digest, payload[_SIGNATURE:]):
             raise MalformedError("forged")
         found.order, found.heard = order, now
-        self._senders[number] = found
-        self._senders.move_to_end(number)
-        while len(self._senders) > self.limit:
-            self._senders.popitem(last=False)
-        if number == self._address:
+        self.senders[number] = found
+        self.senders.move_to_end(number)
+        while len(self.senders) > self._limit:
+            self.senders.popitem(last=False)
+        if number == self.own.address:
             raise MalformedError("own")
-        if self.on_list_number is not None:
-            self.on_list_number(address, int.from_bytes(payload[26:30], "big"))
+        if self._on_list_number is not None:
+            self._on_list_number(address, int.from_bytes(payload[26:30], "big"))
         return address
 
     # -- steps of it
-
-    def _own_order(self) -> bytes:
-        """What another station with our address must exceed, not to be our own from earlier."""
-        return self.start.to_bytes(5, "big") + bytes(4)
 
     def _number(self, payload: bytes) -> int:
         """Return the address that a beacon is for, as a number."""
@@ -437,39 +589,11 @@ class SignedBeacons:
             raise MalformedError("malformed")
         return self._network | index << 48 | int.from_bytes(identity, "big")
 
-    @staticmethod
-    def _check_time(encoded: bytes, clock: Clock) -> None:
-        sent = int.from_bytes(encoded, "big")
-        if sent and clock.now is not None:
-            away = sent - clock.now.timestamp()
-            if abs(away) > SKEW.total_seconds():
-                raise MalformedError("time")
-
-    def _check_still_good(
-        self, names: tuple[str, str], until: datetime, software: bool, clock: Clock
-    ) -> None:
-        """Refuse what ``check_peer`` would, as far as it can have changed."""
-        if until < clock.lower_bound:
-            raise MalformedError(EXPIRED)
-        revoked = self.revoked()
-        if names[0] in revoked or names[1] in revoked:
-            raise MalformedError(REVOKED)
-        if software and self.chip_required:
-            raise MalformedError(SOFTWARE)
-
-    @staticmethod
-    def _take(bucket: Bucket, now: float, reason: str) -> None:
-        if not bucket.take(now):
-            raise MalformedError(reason)
-
-    def _admit(self, chain: bytes, sender: _Sender | None, clock: Clock, now: float) -> _Sender:
+    def _admit(self, chain: bytes, sender: _Sender | None, rules: Rules, now: float) -> _Sender:
         """Return who has sent these certificates, which are not those known of the ``sender``."""
-        leaf_part = chain[: _LEAF.size]
-        device_part = chain[_DEVICE_AT - _CHAIN : _SIGNER_AT - _CHAIN]
-        signer_part = chain[_SIGNER_AT - _CHAIN :]
         if sender is not None:
             budget, reason = sender.renewals, "sender_rate"
-        elif sha256(signer_part).digest() in self._genuine:
+        elif chain[_SIGNER_AT - _CHAIN :] in self.genuine:
             budget, reason = self._strangers, "stranger_rate"
         else:
             budget, reason = self._signers, "stranger_rate"
@@ -477,71 +601,41 @@ class SignedBeacons:
             raise MalformedError(reason)
         # What the certificates say of themselves is not proven yet, but who says that he is to be
         # refused needs no proof.
-        found = _Sender()
-        try:
-            index, who, _, data = _DEVICE.unpack(device_part)
-            origin, identity, serial = _identity(index, who)
-            device_kept, signer_kept = Compressed.unpack(data), Compressed.unpack(signer_part[64:])
-            found.names = (
-                fleets.device_name(origin, identity, serial),
-                fleets.signer_name(signer_kept.signer_id),
-            )
-            found.until = min(
-                _unpack_time(leaf_part[21:26]), device_kept.validity[1], signer_kept.validity[1]
-            )
-            found.software = origin != "chip"
-        except ValueError:
-            raise MalformedError("malformed") from None
-        if device_kept.signer_id != signer_kept.signer_id:
-            raise MalformedError(BAD_CHAIN)
-        self._check_still_good(found.names, found.until, found.software, clock)
-        self._take(budget, now, reason)
+        claim = claimed(chain)
+        if refused := refusal(claim, rules):
+            raise MalformedError(refused)
+        _take(budget, now, reason)
         if sender is not None:
-            self._take(self._signatures, now, "signature_rate")
-        try:
-            # From the top down, so that nothing is done below what is not genuine.
-            signer_key, signer = _signer(self.fleet, signer_part)
-            proven = {self._proven(signer, self.fleet.root.public_key, signer_part)}
-            device = _device(self.fleet, device_part, signer_key)
-            proven.add(self._proven(device, signer_key, device_part + signer_part))
-            leaf = _leaf(self.fleet, leaf_part, Certificate(device))
-            peer = check_peer(
-                (leaf, device, signer),
-                self.fleet,
-                clock=clock,
-                revoked=(name for name in found.names if name in self.revoked()),
-                chip_required=self.chip_required,
-                verify=lambda *signed: signed in proven or self._verify(*signed),
-            )
-        except RefusedError as error:
-            raise MalformedError(error.reason) from None
-        except ValueError:
-            raise MalformedError("malformed") from None
-        found.chain, found.key = chain, peer.public_key
+            _take(self._signatures, now, "signature_rate")
+        found = _Sender(chain, claim, self._prove(chain, claim, rules).public_key)
         if sender is not None:
             # A new certificate gives nobody new budgets.
             found.turns, found.renewals = sender.turns, sender.renewals
         return found
 
-    def _proven(self, certificate: bytes, key: bytes, part: bytes) -> tuple[bytes, bytes, bytes]:
-        """Return key, digest and signature of a certificate that was rebuilt of ``part``.
+    def _prove(self, chain: bytes, claim: Claim, rules: Rules) -> Peer:
+        """Return who has these certificates; checked from the top down, and none below a bad one.
 
-        Refuses it when it is not by this key.
+        :raises MalformedError: the sender is refused.
         """
-        read = Certificate(certificate)
-        signed = key, sha256(read.tbs).digest(), read.signature
-        if sha256(part).digest() not in self._genuine and not self._verify(*signed):
-            raise MalformedError(BAD_SIGNATURE)
-        self._remember(part)
-        return signed
-
-    def _remember(self, part: bytes) -> None:
-        digest = sha256(part).digest()
-        self._genuine[digest] = None
-        self._genuine.move_to_end(digest)
-        while len(self._genuine) > self.GENUINE:
-            self._genuine.popitem(last=False)
-
-    def _verify(self, key: bytes, digest: bytes, signature: bytes) -> bool:
-        self.checked += 1
-        return self._verify_with(key, digest, signature)
+        leaf_part = chain[: _LEAF.size]
+        device_part = chain[_DEVICE_AT - _CHAIN : _SIGNER_AT - _CHAIN]
+        signer_part = chain[_SIGNER_AT - _CHAIN :]
+        fleet, genuine = self._fleet, self.genuine
+        try:
+            signer_key, signer = _signer(fleet, signer_part)
+            proven = {genuine.prove(signer, fleet.root.public_key, signer_part)}
+            device = _device(fleet, device_part, signer_key)
+            proven.add(genuine.prove(device, signer_key, device_part + signer_part))
+            return check_peer(
+                (_leaf(fleet, leaf_part, Certificate(device)), device, signer),
+                fleet,
+                clock=rules.clock,
+                revoked=(name for name in claim.names if name in rules.revoked),
+                chip_required=rules.chip_required,
+                verify=lambda *signed: signed in proven or genuine.verify(*signed),
+            )
+        except RefusedError as error:
+            raise MalformedError(error.reason) from None
+        except ValueError:
+            raise MalformedError("malformed") from None

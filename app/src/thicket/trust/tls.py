@@ -16,15 +16,18 @@ import os
 import ssl
 from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from thicket.trust import certificates as x509
 from thicket.trust.credentials import Credentials, key_pem
 from thicket.trust.fleet import Fleet
-from thicket.trust.verify import BAD_CHAIN, Clock, Peer, RefusedError, check_peer
+from thicket.trust.verify import BAD_CHAIN, Clock, Peer, RefusedError, Rules, check_peer
 
 NO_CHECK_TIME: Final = 0x200000
 """``X509_V_FLAG_NO_CHECK_TIME`` of OpenSSL's x509_vfy.h; ``ssl`` has no name for it."""
+
+TlsObject: TypeAlias = ssl.SSLSocket | ssl.SSLObject
+"""A connection that has TLS."""
 
 
 def server_context(credentials: Credentials, fleet: Fleet) -> ssl.SSLContext:
@@ -66,17 +69,17 @@ def use_credentials(context: ssl.SSLContext, credentials: Credentials) -> None:
         os.close(file)
 
 
-def peer_chain(connection: Any) -> list[bytes]:
+def peer_chain(connection: TlsObject) -> list[bytes]:
     """Return the certificates (DER) that OpenSSL verified, the peer's first and the root last.
 
-    Takes an ``ssl.SSLSocket`` or ``ssl.SSLObject``. Raises ``RefusedError`` when there are none.
+    :raises RefusedError: there are none.
     """
     if hasattr(connection, "get_verified_chain"):  # Python 3.13
         chain = connection.get_verified_chain()
     else:
         import _ssl  # what the public method calls, since Python 3.10
 
-        raw = connection._sslobj
+        raw: Any = getattr(connection, "_sslobj", None)
         raw = getattr(raw, "_sslobj", raw)
         found = raw.get_verified_chain() if raw is not None else None
         chain = [one.public_bytes(_ssl.ENCODING_DER) for one in found or ()]
@@ -86,7 +89,7 @@ def peer_chain(connection: Any) -> list[bytes]:
 
 
 def check_connection(
-    connection: Any,
+    connection: TlsObject,
     fleet: Fleet,
     *,
     clock: Clock,
@@ -95,10 +98,12 @@ def check_connection(
     node: str | None = None,
     chip_required: bool = False,
 ) -> Peer:
-    """Return who is at the other end after the handshake, or raise ``RefusedError``.
+    """Return who is at the other end after the handshake.
 
-    See ``verify.check_peer`` for the arguments. Call it again when the revocations change: they
-    hold for open connections as well.
+    Call it again when the revocations change: they hold for open connections as well. See
+    ``verify.check_peer`` for the parameters.
+
+    :raises RefusedError: the peer is not let in.
     """
     return check_peer(
         peer_chain(connection),
@@ -112,55 +117,46 @@ def check_connection(
 
 
 class FleetTls:
-    """TLS of a node's distribution with the certificates of its fleet (a ``distribution.tls.Tls``).
+    """TLS of a node's distribution with its fleet's certificates: a ``distribution.secure.Tls``.
 
-    ``clock``, ``revoked`` and ``chip_required`` are asked at each check; see ``check_connection``.
+    :param credentials: what the node shows first; :meth:`use` replaces it.
+    :param rules: returns the rules in force; it is asked at each check.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        credentials: Credentials,
-        *,
-        clock: Callable[[], Clock],
-        revoked: Callable[[], Iterable[str]] = tuple,
-        chip_required: Callable[[], bool] = bool,
-    ) -> None:
-        """Begin with ``credentials``; ``use`` replaces them."""
+    def __init__(self, fleet: Fleet, credentials: Credentials, rules: Callable[[], Rules]) -> None:
         self.fleet = fleet
         self.server = server_context(credentials, fleet)
         self.client = client_context(credentials, fleet)
-        self._clock = clock
-        self._revoked = revoked
-        self._chip_required = chip_required
+        self._rules = rules
 
     def use(self, credentials: Credentials) -> None:
         """Let the connections to come use renewed ``credentials``; open ones stay."""
         for context in (self.server, self.client):
             use_credentials(context, credentials)
 
-    def check(self, ssl_object: Any, host: str, name: str) -> None:
+    def check(self, ssl_object: TlsObject, host: str, name: str) -> None:
         """Check the peer at ``host`` that is called ``name``.
 
-        Raises ``HandshakeError``; its code is one of ``verify.REASONS``.
+        :raises HandshakeError: it is refused; the code is one of ``verify.REASONS``.
         """
         from thicket.distribution.handshake import HandshakeError
 
+        rules = self._rules()
         try:
             check_connection(
                 ssl_object,
                 self.fleet,
-                clock=self._clock(),
-                revoked=self._revoked(),
+                clock=rules.clock,
+                revoked=rules.revoked,
                 address=IPv6Address(host),
                 node=name,
-                chip_required=self._chip_required(),
+                chip_required=rules.chip_required,
             )
         except RefusedError as error:
             raise HandshakeError(error.reason, f"{name}{_device(ssl_object)}: {error}") from error
 
 
-def _device(connection: Any) -> str:
+def _device(connection: TlsObject) -> str:
     """Return which device the peer's certificate is of, in words; empty when that is unknown."""
     try:
         device = x509.Certificate(peer_chain(connection)[1])

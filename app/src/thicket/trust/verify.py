@@ -13,8 +13,8 @@ nothing for having ended but by a clock that is known to be right, or by the flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime, timedelta
 from hashlib import sha256
 from ipaddress import IPv6Address
 from typing import Final, NamedTuple
@@ -53,22 +53,27 @@ SKEW: Final = timedelta(minutes=10)
 
 
 class RefusedError(ThicketError):
-    """The peer is not let in: ``reason`` is a key of ``REASONS``, ``detail`` what was found."""
+    """The peer is not let in.
+
+    :ivar reason: a key of ``REASONS``.
+    :ivar detail: what was found.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
-        """Refuse for ``reason``."""
         super().__init__(f"{REASONS[reason]}: {detail}")
         self.reason = reason
         self.detail = detail
 
 
 class Clock(NamedTuple):
-    """What is known about the time."""
+    """What is known about the time.
+
+    :ivar floor: it is later than this for certain.
+    :ivar now: what the time is, if a source that can be trusted has set the clock.
+    """
 
     floor: datetime
-    """It is later than this for certain."""
     now: datetime | None = None
-    """What the time is, if a source that can be trusted has set the clock."""
 
     @property
     def lower_bound(self) -> datetime:
@@ -80,19 +85,39 @@ class Clock(NamedTuple):
         return self._replace(floor=max(self.floor, *dates))
 
 
+class Rules(NamedTuple):
+    """By what a peer is judged at the moment, besides its certificates.
+
+    :ivar revoked: names of devices and signers, as ``Revocations.names`` has them.
+    :ivar list_number: the highest number of a list of revocations; 0 without one.
+    :ivar chip_required: whether a peer without security chip is refused.
+    """
+
+    clock: Clock
+    revoked: Collection[str] = ()
+    list_number: int = 0
+    chip_required: bool = False
+
+
 class Peer(NamedTuple):
-    """Who a peer has proved to be."""
+    """Who a peer has proved to be.
+
+    :ivar device: the chip's serial number, or ``software-...``: what can be revoked.
+    :ivar public_key: the node's key (X and Y) while it runs.
+    :ivar signed: dates that the fleet's authority signed: a clock's floor (``Clock.raised``).
+    :ivar signer: the name of who has enrolled the device: what can be revoked with all its devices.
+    :ivar until: the end of the node's own certificate.
+    """
 
     device: str
-    """The chip's serial number, or ``software-...``: what can be revoked."""
     address: IPv6Address
     host: str
     software: bool
     source: str
     public_key: bytes
-    """The node's key (X and Y) while it runs."""
     signed: tuple[datetime, ...]
-    """Dates that the fleet's authority signed: a clock's floor (``Clock.raised``)."""
+    signer: str
+    until: datetime
 
 
 Verify = Callable[[bytes, bytes, bytes], bool]
@@ -116,12 +141,16 @@ def check_peer(
     chip_required: bool = False,
     verify: Verify = verify_signature,
 ) -> Peer:
-    """Return who the peer with this certificate ``chain`` is, or raise ``RefusedError``.
+    """Return who the peer with these certificates is.
 
-    ``chain`` holds node, device and signer certificate (DER); the root may follow and is not looked
-    at. ``address`` is what the peer speaks from, ``node`` the name it uses in the cluster
-    (``name@host``, host an address or a host name). ``revoked`` are names of devices and signers as
-    ``Revocations.names`` has them.
+    :param chain: node, device and signer certificate (DER); the root may follow and is not looked
+        at.
+    :param revoked: names of devices and signers, as ``Revocations.names`` has them.
+    :param address: what the peer speaks from.
+    :param node: the name that it uses in the cluster: ``name@host``, host an address or a host
+        name.
+    :param chip_required: refuse a peer without security chip.
+    :raises RefusedError: it is not let in.
     """
     if not 3 <= len(chain) <= 4:
         raise RefusedError(BAD_CHAIN, f"{len(chain)} certificates instead of 3")
@@ -154,6 +183,8 @@ def check_peer(
         source,
         leaf.public_key,
         (device.not_before, signer.not_before),
+        signer.common_name,
+        leaf.not_after,
     )
 
 
@@ -221,67 +252,3 @@ def _check_use(
         good = used.lower() in (host, host.partition(".")[0])
     if not good:
         raise RefusedError(NOT_ITS_ADDRESS, f"it calls itself {node} and owns {host}, {owned}")
-
-
-# -- revocation
-
-
-class Revocations(NamedTuple):
-    """A list of devices and signers that are out, signed by the fleet's root.
-
-    It spreads from node to node; a node believes the names of every list that it ever had
-    (``thicket.trust.revocations``).
-    """
-
-    number: int
-    issued: datetime
-    names: frozenset[str]
-
-    def pack(self, identifier: bytes, sign: Callable[[bytes], bytes]) -> bytes:
-        """Return it signed: ``sign`` gives R and S for a digest. ``identifier`` is the fleet's."""
-        import json
-
-        text = json.dumps(
-            {
-                "format": 1,
-                "fleet": identifier.hex(),
-                "number": self.number,
-                "issued": f"{self.issued.replace(tzinfo=None).isoformat(timespec='seconds')}Z",
-                "revoked": sorted(self.names),
-            },
-            separators=(",", ":"),
-        ).encode()
-        return _TAG + sign(sha256(_TAG + text).digest()) + text
-
-    @staticmethod
-    def text(data: bytes) -> bytes:
-        """Return what is signed of a list in its packed form, which is what it says."""
-        return data[len(_TAG) + 64 :]
-
-    @classmethod
-    def unpack(cls, data: bytes, fleet: Fleet, *, verify: Verify = verify_signature) -> Revocations:
-        """Read a list and check its signature. Raises ``RefusedError``."""
-        import json
-
-        signature, text = data[len(_TAG) : len(_TAG) + 64], cls.text(data)
-        if not data.startswith(_TAG) or len(data) > MAX_LIST:
-            raise RefusedError(MALFORMED, "not a list of revocations")
-        if not verify(fleet.root.public_key, sha256(_TAG + text).digest(), signature):
-            raise RefusedError(BAD_SIGNATURE, "that of the list of revocations")
-        try:
-            document = json.loads(text)
-            if document["format"] != 1 or document["fleet"] != fleet.identifier.hex():
-                raise RefusedError(OTHER_FLEET, "the list of revocations")
-            return cls(
-                int(document["number"]),
-                datetime.strptime(document["issued"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC),
-                frozenset(str(name) for name in document["revoked"]),
-            )
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-            raise RefusedError(MALFORMED, f"the list of revocations: {error}") from None
-
-
-_TAG: Final = b"thicket revocations 1\n"
-
-MAX_LIST: Final = 256 * 1024
-"""Bytes of the largest list of revocations: some 12,000 devices."""
