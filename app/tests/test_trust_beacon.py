@@ -249,7 +249,7 @@ def test_every_flipped_bit_is_refused(known: bool) -> None:
 def test_the_source_must_be_the_address_or_of_the_link() -> None:
     sender, receiver = node(1), node(2)
     assert refused(receiver, sender.payload(0.0), source=address(3)) == "source"
-    assert receiver.checked == 0
+    assert receiver.genuine.checked == 0
     for source in (address(1), LINK, None):
         assert receiver.read(sender.payload(0.0), source, 0.0) == address(1)
 
@@ -263,7 +263,7 @@ def test_another_fleet() -> None:
     # with our mark in front it is a signer that nobody vouches for
     marked = payload[:4] + FLEET.fleet.identifier[:8] + payload[12:]
     assert refused(receiver, marked) == "bad-signature"
-    assert receiver.checked == 1
+    assert receiver.genuine.checked == 1
 
 
 def test_a_revoked_device_and_signer_from_the_next_beacon_on() -> None:
@@ -272,10 +272,10 @@ def test_a_revoked_device_and_signer_from_the_next_beacon_on() -> None:
     receiver.read(sender.payload(0.0), LINK, 0.0)
     for name in (credentials(1).peer.device, fleets.signer_name(1)):
         gone.add(name)
-        before = receiver.checked
+        before = receiver.genuine.checked
         assert refused(receiver, sender.payload(0.0), 1.0) == "revoked"
         assert refused(node(2, revoked=lambda: gone), sender.payload(0.0)) == "revoked"
-        assert receiver.checked == before
+        assert receiver.genuine.checked == before
         gone.clear()
     assert receiver.read(sender.payload(0.0), LINK, 2.0)
 
@@ -340,12 +340,12 @@ def test_an_old_one_is_no_news() -> None:
     receiver, sender = node(2), node(1)
     first, second, third = (sender.payload(0.0) for _ in range(3))
     assert receiver.read(second, LINK, 0.0)
-    before = receiver.checked
+    before = receiver.genuine.checked
     assert refused(receiver, second, 1.0) == "replay"
     assert refused(receiver, first, 1.0) == "replay"
-    assert receiver.checked == before, "costs no signature"
+    assert receiver.genuine.checked == before, "costs no signature"
     assert receiver.read(third, LINK, 1.0)
-    assert receiver.checked == before + 1, "a known sender costs one"
+    assert receiver.genuine.checked == before + 1, "a known sender costs one"
 
 
 def test_a_restart_and_a_renewal_of_the_sender() -> None:
@@ -378,7 +378,7 @@ def test_the_time_counts_when_both_know_it(minutes: int) -> None:
     sender = node(1, clock=lambda: away)
     receiver = node(2)
     assert refused(receiver, sender.payload(0.0)) == "time"
-    assert receiver.checked == 0
+    assert receiver.genuine.checked == 0
     near = Clock(CLOCK.floor, NOW + timedelta(minutes=minutes * 0.8))
     assert receiver.read(node(1, clock=lambda: near).payload(0.0), LINK, 0.0)
     assert node(2, clock=lambda: NO_CLOCK).read(sender.payload(0.0), LINK, 0.0)
@@ -391,7 +391,7 @@ def test_our_own_ones_are_no_duplicate() -> None:
     earlier.use(finished(make_credentials(device(1), FLEET.fleet, CLOCK)))
     assert refused(one, one.payload(0.0)) == "echo"
     assert refused(one, earlier.payload(0.0)) == "replay"
-    assert one.checked == 0
+    assert one.genuine.checked == 0
     clone = node(1, start=7)
     clone.use(finished(make_credentials(device(1), FLEET.fleet, CLOCK)))
     payload = clone.payload(0.0)
@@ -621,7 +621,7 @@ def test_a_storm_costs_little_and_drowns_nobody_else(storm: Storm) -> None:
         receiver.read(sender.payload(0.0), LINK, 1.0)
     for sender in known.values():
         sender.own.counter += 100  # after all that a storm repeats
-    before = receiver.checked
+    before = receiver.genuine.checked
     drops: dict[str, int] = {}
     missed: list[int] = []
     met = False
@@ -650,7 +650,7 @@ def test_a_storm_costs_little_and_drowns_nobody_else(storm: Storm) -> None:
         for share, (rate, burst) in ((3, receiver.STRANGERS), (4, receiver.SIGNERS))
     )
     victims = 8 + 2 * SECONDS + 3 * (4 + SECONDS)
-    assert receiver.checked - before <= budget + victims + genuine
+    assert receiver.genuine.checked - before <= budget + victims + genuine
     if storm not in STRANGERS_SUFFER:
         assert met
     assert set(missed) <= ({1} if storm in VICTIM_SUFFERS else set())

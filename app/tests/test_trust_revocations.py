@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import tempfile
@@ -27,7 +26,6 @@ from thicket.identity.source import Identity
 from thicket.trust import openssl, revocations
 from thicket.trust.certificates import pem
 from thicket.trust.exchange import Exchange
-from thicket.trust.list_file import LIST_FILE
 from thicket.trust.revocations import (
     MAX_LISTS,
     MAX_NEEDLESS,
@@ -37,7 +35,7 @@ from thicket.trust.revocations import (
     all_names,
     needed,
 )
-from thicket.trust.service import ListError, Trust
+from thicket.trust.service import LIST_FILE, ListError, Trust
 from thicket.trust.verify import RefusedError
 
 FLEET = one_fleet()
@@ -141,13 +139,8 @@ def node(folder: Path, fleet: TestFleet = FLEET) -> Trust:
 
 
 async def written(trust: Trust) -> None:
-    while trust.list_file.writing:
-        await asyncio.gather(*trust.list_file.writing)
-
-
-def lists(trust: Trust) -> InForce:
-    assert trust.standing is not None
-    return trust.standing.lists
+    if trust.list_file.writing is not None:
+        await trust.list_file.writing
 
 
 async def test_a_node_keeps_the_union_over_a_restart(tmp_path: Path) -> None:
@@ -158,11 +151,11 @@ async def test_a_node_keeps_the_union_over_a_restart(tmp_path: Path) -> None:
     assert trust.take_list(packed(7, C), "one with a higher number")
     assert not trust.take_list(packed(1, A), "an old one")
     assert not trust.take_list(packed(7, C), "the same, signed again")
-    assert lists(trust).names == {A, B, C}
+    assert trust.lists.names == {A, B, C}
     assert {p["code"] for p in trust.problems.all()} == {"lists-differ"}
     await written(trust)
     again = node(tmp_path)
-    assert lists(again).names == {A, B, C}
+    assert again.lists.names == {A, B, C}
     assert again.status()["revocations"] == {
         "number": 7, "issued": f"{NOW:%Y-%m-%dT%H:%M:%SZ}", "names": 3, "lists": 3,
     }  # fmt: skip
@@ -171,7 +164,7 @@ async def test_a_node_keeps_the_union_over_a_restart(tmp_path: Path) -> None:
     assert again.status()["revocations"]["lists"] == 1
     assert not again.problems.all()
     await written(again)
-    assert (tmp_path / "data/thicket" / LIST_FILE).read_bytes() == lists(again).lists[0].packed
+    assert (tmp_path / "data/thicket" / LIST_FILE).read_bytes() == again.lists.lists[0].packed
 
 
 async def test_lists_that_a_signer_or_another_fleet_signed_are_refused(tmp_path: Path) -> None:
@@ -188,7 +181,7 @@ async def test_lists_that_a_signer_or_another_fleet_signed_are_refused(tmp_path:
     ):
         with pytest.raises(ListError):
             trust.take_list(data, "a signer")
-    assert lists(trust).names == {A}
+    assert trust.lists.names == {A}
     await written(trust)
 
 
@@ -198,7 +191,7 @@ async def test_what_is_good_of_a_damaged_file_is_kept(tmp_path: Path) -> None:
     bad = bytearray(packed(3, B))
     bad[-3] ^= 1
     path.write_bytes(revocations.pack_parts([packed(2, A), bytes(bad), packed(2, C)]))
-    assert lists(node(tmp_path)).names == {A, C}
+    assert node(tmp_path).lists.names == {A, C}
 
 
 async def test_lists_without_end_are_not_kept(tmp_path: Path) -> None:
@@ -207,11 +200,11 @@ async def test_lists_without_end_are_not_kept(tmp_path: Path) -> None:
         trust.take_list(packed(2, f"{number}"), "a root gone mad")
     with pytest.raises(ListError, match="lack each other's names"):
         trust.take_list(packed(2, "one more"), "a root gone mad")
-    assert len(lists(trust).lists) == MAX_LISTS
+    assert len(trust.lists.lists) == MAX_LISTS
     # and what has all of them is taken
     everything = (*map(str, range(MAX_LISTS)), "one more")
     assert trust.take_list(packed(3, *everything), "the root")
-    assert len(lists(trust).lists) == 1
+    assert len(trust.lists.lists) == 1
     await written(trust)
 
 
@@ -240,12 +233,12 @@ async def test_lists_that_lack_each_others_names_meet(network: Network) -> None:
                 await nodes[1].connect(nodes[number].name, 30.0)
                 trusts[1].node_up(nodes[number].name)
             await until(
-                lambda: all(lists(trust).names == {A, B} for trust in trusts),
+                lambda: all(trust.lists.names == {A, B} for trust in trusts),
                 "all have both names",
                 60,
             )
             await until(
-                lambda: len({tuple(trust.current_lists()) for trust in trusts}) == 1,
+                lambda: len({tuple(trust.lists.by_digest()) for trust in trusts}) == 1,
                 "all have the same lists",
                 60,
             )
@@ -262,6 +255,13 @@ def test_nodes_with_the_same_lists_are_silent() -> None:
     class Link:
         name = "b"
 
+    class Held(InForce):
+        def by_digest(self) -> dict[bytes, bytes]:
+            return {b"m" * 32: b"mine"}
+
+        def knows(self, digest: bytes) -> bool:
+            return digest != b"x" * 32
+
     class Cluster:
         def register(self, *_: Any) -> None: ...
 
@@ -271,10 +271,10 @@ def test_nodes_with_the_same_lists_are_silent() -> None:
             sent.append(message)
 
     cluster: Any = Cluster()
+    held = Held()
     exchange = Exchange(
         cluster,
-        lambda: {b"m" * 32: b"mine"},
-        lambda digest: digest != b"x" * 32,
+        lambda: held,
         lambda _packed, _origin: pytest.fail("no list came"),
     )
     link: Any = Link()

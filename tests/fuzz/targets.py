@@ -366,7 +366,7 @@ def make_messages() -> Try:
     from thicket.trust.change import SignedChange
     from thicket.trust.exchange import Exchange
     from thicket.trust.fleet import Fleet
-    from thicket.trust.revocations import Revocations
+    from thicket.trust.revocations import InForce, Revocations
     from thicket.trust.verify import RefusedError
 
     ours = Fleet(fleet().root.der)
@@ -376,6 +376,15 @@ def make_messages() -> Try:
             return Revocations.unpack(data, ours, verify=lambda *_: True).number > 5
         except RefusedError:
             return False
+
+    class Held(InForce):
+        """One list."""
+
+        def by_digest(self) -> dict[bytes, bytes]:
+            return {b"1" * 32: b"a list"}
+
+        def knows(self, digest: bytes) -> bool:
+            return digest in self.by_digest()
 
     class Asked:
         """Stands in for the node's passphrase."""
@@ -483,7 +492,7 @@ def make_messages() -> Try:
         node = Safe("thicket", COOKIE, OWN)
         asked.signed = bool(data) and bool(data[0] & 2)
         Scope(node)
-        Exchange(node, lambda: {b"1" * 32: b"a list"}, {b"1" * 32}.__contains__, offered)
+        Exchange(node, Held, offered)
         node.register(Passphrase.NAME, Listener(node, asked))
         node.export("fuzz.add")(_add)
         node.export("fuzz.wait")(_wait)

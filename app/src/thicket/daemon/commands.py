@@ -139,7 +139,7 @@ class Commands:
         """The digests of the lists of revocations in force, or one of the lists (``digest``)."""
         from base64 import b64encode  # rare
 
-        current = self._live().trust.current_lists()
+        current = self._live().trust.lists.by_digest()
         lists = {key.hex(): packed for key, packed in current.items()}
         digest = params.get("digest")
         if digest is None:

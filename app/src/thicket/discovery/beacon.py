@@ -51,7 +51,7 @@ REASONS: Final = (
     "full",  # the table is full
     "rate",  # a flood
     "form",  # the plain form where the signed one is asked for, or the reverse
-    # Of the signed form, see trust/beacon.py; those with a hyphen are trust/verify.py's.
+    # Of the signed form, see trust/signed_beacon.py; those with a hyphen are trust/verify.py's.
     "malformed",  # no certificates can be made of it
     "echo",  # our own, sent again by somebody
     "replay",  # not newer than the last one of the same node

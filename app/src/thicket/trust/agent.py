@@ -3,10 +3,10 @@
 
     python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]
 
-It serves the bus of the chip (``identity.remote``) and some things that concern the node: who it
-is, the file with its certificates, a reading of the configuration by the daemon, and what the
-fleet's root has signed: revocations and changes of the passphrase. It knows no secret of the fleet
-but the passphrase, which the node has, and the device's private key does not pass through it.
+It serves the bus of the chip (``identity.remote``) and what concerns the node: who it is, the file
+with its certificates, a reload of the configuration by the daemon, and what the fleet's root has
+signed: revocations and changes of the passphrase. The passphrase, which the node has, is the only
+secret of the fleet that it knows. The device's private key does not pass through it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ PIECE: Final = 4096
 
 
 class Agent(BusServer):
-    """Answers the authority's questions about this node."""
+    """Answers the authority's questions about this node.
+
+    :param bus: the bus of the node's chip, if it has one.
+    :param paths: the node's files.
+    """
 
     def __init__(self, bus: Bus | None, paths: Paths | None = None) -> None:
-        """Serve ``bus`` (or none) and the node whose files are at ``paths``."""
         super().__init__(bus)
         if paths is None:
             from thicket.base.paths import Paths
@@ -69,10 +72,20 @@ class Agent(BusServer):
 
         return {"version": thicket.__version__}
 
-    def _status(self) -> dict[str, Any]:
-        from thicket.control.client import ClientError, request
+    def _ask(self, command: str, params: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
+        """Ask the daemon.
 
-        identity = request(self._paths.control, "status", {}).get("identity")
+        :param timeout: in seconds.
+        :raises ClientError: it refuses, or does not answer.
+        """
+        from thicket.control.client import request
+
+        return dict(request(self._paths.control, command, params, timeout=timeout))
+
+    def _status(self) -> dict[str, Any]:
+        from thicket.control.client import ClientError
+
+        identity = self._ask("status", {}, 10.0).get("identity")
         if not isinstance(identity, dict):
             raise ClientError("starting", "the node is still finding out who it is; try again")
         return identity
@@ -111,40 +124,29 @@ class Agent(BusServer):
         return {"file": keep_chain(self._folder, (chain[0], chain[1]))}
 
     def _reload(self, _: dict[str, Any]) -> dict[str, Any]:
-        from thicket.control.client import request
-
-        answer = request(self._paths.control, "reload", {}, timeout=30.0)
-        return {"faults": [str(fault) for fault in answer["faults"]]}
+        return {"faults": [str(fault) for fault in self._ask("reload", {})["faults"]]}
 
     def _revocations(self, request: dict[str, Any]) -> dict[str, Any]:
-        from thicket.control.client import request as ask
-
-        params = {"list": str(request["list"])}
-        return dict(ask(self._paths.control, "revocations-import", params, timeout=30.0))
+        return self._ask("revocations-import", {"list": str(request["list"])})
 
     def _revocations_held(self, request: dict[str, Any]) -> dict[str, Any]:
-        from thicket.control.client import request as ask
-
         if "digest" not in request:
-            return dict(ask(self._paths.control, "revocations-export", {}, timeout=30.0))
-        params = {"digest": str(request["digest"])}
-        text = ask(self._paths.control, "revocations-export", params, timeout=30.0)["list"]
+            return self._ask("revocations-export", {})
+        text = self._ask("revocations-export", {"digest": str(request["digest"])})["list"]
         # in pieces: a console's line holds no list of thousands of names
         at = int(request["at"])
         return {"part": text[at : at + PIECE]}
 
     def _passphrase(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The change that the node has and what goes with it, or let all nodes take another."""
-        from thicket.control.client import request as ask
-
+        """Return the change that the node has and what goes with it, or hand out another one."""
         params = {"action": "held"}
         if "change" in request:
             params = {"action": "import", "change": str(request["change"])}
-        return dict(ask(self._paths.control, "passphrase", params, timeout=60.0))
+        return self._ask("passphrase", params, 60.0)
 
 
 def serve_console(agent: BusServer, session: str, source: int = 0, sink: int = 1) -> None:
-    """Answer on the terminal that this was started on, and leave it as it was."""
+    """Answer on the terminal that this was started on; it is left as it was found."""
     import termios
     import tty
 
@@ -163,7 +165,7 @@ def serve_console(agent: BusServer, session: str, source: int = 0, sink: int = 1
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run with these arguments; the exit status."""
+    """Run with these arguments and return the exit status."""
     rest = list(sys.argv[1:] if words is None else words)
     session = None
     if rest[:1] == ["--console"] and len(rest) > 1:

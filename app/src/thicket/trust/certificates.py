@@ -79,7 +79,10 @@ def encode_signature(raw: bytes) -> bytes:
 
 
 def decode_signature(encoded: bytes) -> bytes:
-    """Return R and S (64 bytes) of a signature in DER. Raises ``CertificateError``."""
+    """Return R and S (64 bytes) of a signature in DER.
+
+    :raises CertificateError: it is no signature on P-256.
+    """
     try:
         outer = Reader(encoded)
         inner = outer.inside(der.SEQUENCE)
@@ -104,7 +107,7 @@ def extension(kind: str, content: bytes, *, critical: bool = False) -> bytes:
 def basic_constraints(
     ca: bool, path_length: int | None = None, *, critical: bool | None = None
 ) -> bytes:
-    """Return basic constraints; ``critical`` by default for authorities only."""
+    """Return basic constraints; by default they are critical for authorities only."""
     parts = [der.boolean(True)] if ca else []
     if path_length is not None:
         parts.append(der.integer(path_length))
@@ -145,10 +148,10 @@ def alternative_names(dns: tuple[str, ...], addresses: tuple[IPv6Address, ...]) 
 
 
 def name_constraints(dns: tuple[str, ...], networks: tuple[IPv6Network, ...]) -> bytes:
-    """Return name constraints, critical: what may be named, per kind of name.
+    """Return critical name constraints: the names of each kind that an authority may give.
 
-    Where there are ``networks``, IPv4 addresses are excluded altogether, because nothing in a mesh
-    has one. A kind of name that is not mentioned is not constrained (RFC 5280, 4.2.1.10).
+    With ``networks``, all IPv4 addresses are excluded, because nothing in a mesh has one. A kind of
+    name that is not mentioned is not constrained (RFC 5280, 4.2.1.10).
     """
     permitted = [
         *(der.sequence(der.context(2, text.encode("ascii"), constructed=False)) for text in dns),
@@ -168,7 +171,11 @@ def name_constraints(dns: tuple[str, ...], networks: tuple[IPv6Network, ...]) ->
 
 
 class Profile(NamedTuple):
-    """What a certificate says, before somebody signs it. Names are DER."""
+    """What a certificate says, before somebody signs it. Names are DER.
+
+    :ivar generalized: whether the end of validity is a GeneralizedTime even before 2050, as in
+        Trust&GO certificates.
+    """
 
     serial: int
     issuer: bytes
@@ -178,7 +185,6 @@ class Profile(NamedTuple):
     public_key: bytes
     extensions: tuple[bytes, ...]
     generalized: bool = False
-    """Whether the end of validity is a GeneralizedTime even before 2050 (Trust&GO)."""
 
     def tbs(self) -> bytes:
         """Return the part that is signed, in DER."""
@@ -206,14 +212,16 @@ class Profile(NamedTuple):
 
 
 class Certificate:
-    """A certificate that was read. ``CertificateError`` says what cannot be understood.
+    """A certificate that was read.
 
-    Extensions that are critical and unknown make a certificate unusable, as RFC 5280 demands, and
-    so do constraints of names that nobody here would check.
+    An extension that is critical and unknown makes a certificate unusable, as RFC 5280 demands, and
+    so does a constraint of names that nobody here would check.
+
+    :param encoded: the certificate in DER.
+    :raises CertificateError: it cannot be understood.
     """
 
     def __init__(self, encoded: bytes) -> None:
-        """Read ``encoded`` (DER)."""
         self.der = bytes(encoded)
         self.ca = False
         self.path_length: int | None = None
@@ -336,7 +344,7 @@ class Certificate:
                 else:
                     raise DerError("a constraint of names that are not known here")
         self.permitted_dns, self.permitted_networks = tuple(dns), tuple(networks)
-        # What is excluded is judged by nobody here, but for the one thing that nothing has.
+        # Nobody here checks exclusions, except that of IPv4 addresses, which nothing has.
         if fields.peek() == 0xA1 and _subtrees(fields.inside(0xA1)) != [(0x87, bytes(8))]:
             raise DerError("an exclusion of names that is not known here")
         fields.end()
@@ -397,7 +405,7 @@ def _network(value: bytes) -> IPv6Network:
 
 def pem(encoded: bytes) -> str:
     """Return a certificate in PEM."""
-    from base64 import b64encode  # where text is wanted only
+    from base64 import b64encode  # rare
 
     text = b64encode(encoded).decode("ascii")
     lines = [text[at : at + 64] for at in range(0, len(text), 64)]
@@ -405,7 +413,10 @@ def pem(encoded: bytes) -> str:
 
 
 def from_pem(text: str) -> list[bytes]:
-    """Return the certificates (DER) in a PEM text. Raises ``CertificateError`` when one is bad."""
+    """Return the certificates (DER) in a PEM text.
+
+    :raises CertificateError: one is damaged.
+    """
     from base64 import b64decode
 
     found: list[bytes] = []

@@ -2,10 +2,10 @@
 
 """What a node knows about the time, for the dates of certificates.
 
-The system's clock is not believed just because it runs: after a power cut it shows the time of the
-image or of the last saving, and a battery's clock may show anything. It counts once the kernel says
-that a time service has set it (adjtimex(2): chrony, ntpd and systemd-timesyncd all tell the
-kernel). Until then there is only a floor.
+The system's clock is believed once the kernel says that a time service has set it (adjtimex(2):
+chrony, ntpd and systemd-timesyncd all tell the kernel). Until then there is only a floor: after a
+power cut the clock shows the time of the image or of the last saving, and a battery's clock may
+show anything.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ def _library() -> ctypes.CDLL:
 
 
 def synchronised() -> bool:
-    """Tell whether a time service has set the clock, as the kernel knows it."""
+    """Return whether a time service has set the clock, as the kernel knows it."""
     buffer = ctypes.create_string_buffer(512)  # struct timex, all zero: only asks
     state: int = _library().adjtimex(buffer)
     return 0 <= state < _UNSYNCHRONISED
 
 
 def read_clock(root: str = "") -> Clock:
-    """Return what is known now; ``root`` is where the image's files are."""
+    """Return what is known now.
+
+    :param root: the folder of the image's files.
+    """
     try:
         built = datetime.fromtimestamp(os.stat(root + IMAGE).st_mtime, UTC)
     except OSError:

@@ -42,8 +42,9 @@ def encode_dates(not_before: datetime, not_after: datetime) -> bytes:
 
     Year since 2000 (5 bits), month (4), day (5), hour (5), years until the end (5, 0 for never).
     Years from 2032 on, and more than 31 years, need version 1 of the format: a fourth byte has two
-    more bits of either number at its top. Raises ``ValueError`` when the dates cannot be kept
-    exactly.
+    more bits of either number at its top.
+
+    :raises ValueError: the dates cannot be kept exactly.
     """
     years = 0 if not_after == NO_END else not_after.year - not_before.year
     try:
@@ -75,7 +76,10 @@ def encode_dates(not_before: datetime, not_after: datetime) -> bytes:
 
 
 def decode_dates(encoded: bytes) -> tuple[datetime, datetime]:
-    """Return begin and end of the validity in 3 or 4 bytes. Raises ``CertificateError``."""
+    """Return begin and end of the validity in 3 or 4 bytes.
+
+    :raises CertificateError: they are no dates.
+    """
     number = int.from_bytes(encoded[:_SHORT], "big")
     more = encoded[_SHORT] if len(encoded) == _LONG else 0
     years = number & 0x1F | (more >> 4 & 3) << 5
@@ -106,11 +110,13 @@ def serial_number(source: bytes, dates: bytes) -> int:
 
 
 class Compressed(NamedTuple):
-    """The 72 bytes of a compressed certificate, taken apart."""
+    """The 72 bytes of a compressed certificate, taken apart.
+
+    :ivar dates: 3 bytes in version 0 of the format, 4 in version 1.
+    """
 
     signature: bytes
     dates: bytes
-    """3 bytes in version 0 of the format, 4 in version 1."""
     signer_id: int
     template: int
     chain: int
@@ -118,7 +124,10 @@ class Compressed(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Compressed:
-        """Read 72 bytes. Raises ``CertificateError`` when they hold no certificate."""
+        """Read 72 bytes.
+
+        :raises CertificateError: they hold no certificate.
+        """
         if len(data) != SIZE:
             raise CertificateError(f"a compressed certificate has {SIZE} bytes, not {len(data)}")
         if data in (bytes(SIZE), b"\xff" * SIZE):
@@ -150,11 +159,18 @@ class Compressed(NamedTuple):
 
     @property
     def validity(self) -> tuple[datetime, datetime]:
-        """Begin and end of the validity. Raises ``CertificateError``."""
+        """Begin and end of the validity.
+
+        :raises CertificateError: there are no dates.
+        """
         return decode_dates(self.dates)
 
     def serial(self, serial: bytes, public_key: bytes) -> int:
-        """Return the serial number of the certificate. Raises ``CertificateError``."""
+        """Return the serial number of the certificate.
+
+        :param serial: the chip's serial number.
+        :raises CertificateError: it is made of something that the chip does not keep.
+        """
         if self.source == FROM_PUBLIC_KEY:
             return serial_number(public_key, self.dates)
         if self.source == FROM_SERIAL:
@@ -165,15 +181,22 @@ class Compressed(NamedTuple):
         )
 
     def expect(self, template: int, what: str) -> None:
-        """Raise ``CertificateError`` unless the certificate was made from ``template``."""
+        """Make sure that the certificate was made from a template.
+
+        :param what: what the template is for, in words.
+        :raises CertificateError: it is of another one.
+        """
         if self.template != template:
             raise CertificateError(f"template {self.template} is not that of {what} ({template})")
 
 
 def compress(certificate: bytes, *, template: int, source: int, signer_id: int = 0) -> bytes:
-    """Return the 72 bytes of a certificate (DER) that ``template`` gives back exactly.
+    """Return the 72 bytes of a certificate (DER).
 
-    Whether it does is for the caller to try. Raises ``CertificateError`` or ``ValueError``.
+    The caller makes sure that ``template`` gives the certificate back exactly.
+
+    :raises CertificateError: the certificate cannot be read.
+    :raises ValueError: its dates cannot be kept.
     """
     read = Certificate(certificate)
     dates = encode_dates(read.not_before, read.not_after)

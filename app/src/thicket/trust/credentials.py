@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-
 """The node's own key: made at each start, kept in memory, vouched for by the device's chip.
 
 The chip signs one certificate at each start and renewal; the TLS of every link then uses the node's
-key, which OpenSSL has in memory. Who steals the memory has a key
-that ends with its certificate; who steals the card has none at all.
+key, which OpenSSL has in memory. A thief of the memory has a key that ends with its certificate; a
+thief of the card has none at all.
 
-A node that does not know the time cannot say when a certificate ends: it then ends when the
-device's does, and is replaced as soon as the clock is set.
+The certificate of a node that does not know the time ends when the device's does, and is replaced
+as soon as the clock is set.
 """
 
 from __future__ import annotations
@@ -16,8 +15,10 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from logging import getLogger
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from thicket.base.files import sync_folder, write_atomically
 from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError
@@ -26,6 +27,9 @@ from thicket.trust.verify import Clock, Peer, check_peer
 
 if TYPE_CHECKING:
     from thicket.identity.aio import AsyncAtecc
+    from thicket.identity.chip.atecc import Atecc
+
+log = getLogger(__name__)
 
 LIFETIME: Final = timedelta(hours=24)
 """Validity of a node's certificate when the time is known."""
@@ -38,52 +42,55 @@ BACKDATE: Final = timedelta(hours=1)
 
 
 class DeviceKey(Protocol):
-    """Whoever signs for the device: its chip, or a key in a file where there is none."""
+    """What signs for the device: its chip, or a key in a file where there is none.
+
+    :ivar chain: device and signer certificate (DER).
+    """
 
     chain: tuple[bytes, bytes]
-    """Device and signer certificate (DER)."""
 
     async def sign(self, digest: bytes) -> bytes:
         """Return R and S (64 bytes) for a SHA-256 digest."""
 
 
 class ChipKey:
-    """The key in slot 0 of a chip that was enrolled in a fleet."""
+    """The key in slot 0 of a chip that was enrolled in a fleet; :meth:`load` makes it."""
 
     def __init__(self, chip: AsyncAtecc, chain: tuple[bytes, bytes]) -> None:
-        """Sign with ``chip``; ``load`` finds the chain."""
         self._chip = chip
         self.chain = chain
 
     async def sign(self, digest: bytes) -> bytes:
-        """See ``DeviceKey``. Raises ``ChipError``."""
+        """See ``DeviceKey``.
+
+        :raises ChipError: the chip does not sign.
+        """
         return await self._chip.sign(0, digest)
 
     @classmethod
     async def load(cls, chip: AsyncAtecc, fleet: Fleet, folder: str | None = None) -> ChipKey:
-        """Find the certificates of this fleet for the chip's key.
+        """Find the certificates of this fleet for the chip's key, see :func:`enrolled_chain`.
 
-        In the chip, the auxiliary set first, then the primary; then in the file in ``folder`` that
-        an enrolment has put there, for chips whose slots cannot be written.
-
-        Raises ``ChipError``, and ``CertificateError`` when it was not enrolled in this fleet.
+        :raises ChipError: the chip cannot be read.
+        :raises CertificateError: it was not enrolled in this fleet.
         """
         return cls(chip, await chip.call(lambda c: enrolled_chain(c, fleet, folder)))
 
 
-def enrolled_chain(chip: object, fleet: Fleet, folder: str | None = None) -> tuple[bytes, bytes]:
+def enrolled_chain(chip: Atecc, fleet: Fleet, folder: str | None = None) -> tuple[bytes, bytes]:
     """Return device and signer certificate (DER) of a chip's enrolment in ``fleet``.
 
-    Takes an ``Atecc``; looks into its slots, then into the file in ``folder``. Raises
-    ``ChipError``, and ``CertificateError`` when there is none.
+    They are looked for in the chip, the auxiliary set first, then the primary; then in the file in
+    ``folder`` that an enrolment has put there, for chips whose slots cannot be written.
+
+    :raises ChipError: the chip cannot be read.
+    :raises CertificateError: it was not enrolled in this fleet.
     """
     from hashlib import sha256
 
-    from thicket.identity.chip.atecc import Atecc
     from thicket.identity.chip.errors import ChipRefusedError
     from thicket.trust import chip_slots, openssl
 
-    assert isinstance(chip, Atecc)
     serial, key = chip.serial_number(), chip.public_key(0)
     findings: list[str] = []
 
@@ -131,7 +138,6 @@ class FileKey:
     """A device key in a file (DER), for nodes without a chip: a software identity."""
 
     def __init__(self, private_key: bytes, chain: tuple[bytes, bytes]) -> None:
-        """Sign with ``private_key``."""
         self._key = private_key
         self.chain = chain
 
@@ -145,7 +151,7 @@ class FileKey:
     def load(cls, folder: str) -> FileKey:
         """Use the key and the certificates that an enrolment has put into ``folder``.
 
-        Raises ``CertificateError`` when there are none or they do not belong together.
+        :raises CertificateError: there are none, or they do not belong together.
         """
         from thicket.trust import openssl
 
@@ -172,7 +178,8 @@ or of a chip whose slots cannot be written."""
 def read_chain(folder: str) -> tuple[bytes, bytes]:
     """Return device and signer certificate (DER) in ``CHAIN_FILE``. Nothing is verified.
 
-    Raises ``OSError``, and ``CertificateError`` when the file does not hold two certificates.
+    :raises OSError: the file cannot be read.
+    :raises CertificateError: it does not hold two certificates.
     """
     path = f"{folder}/{CHAIN_FILE}"
     try:
@@ -186,48 +193,36 @@ def read_chain(folder: str) -> tuple[bytes, bytes]:
 
 
 def keep_chain(folder: str, chain: tuple[bytes, bytes]) -> str:
-    """Make ``chain`` the contents of ``CHAIN_FILE``, and return its path. Raises ``OSError``."""
+    """Make ``chain`` the contents of ``CHAIN_FILE``, and return its path.
+
+    :raises OSError: the file cannot be written; the old one stays.
+    """
     path = f"{folder}/{CHAIN_FILE}"
-    os.replace(_written(path, "".join(map(x509.pem, chain)).encode()), path)
-    _sync(folder)
+    write_atomically(path, "".join(map(x509.pem, chain)).encode(), mode=0o600)
     return path
-
-
-def _written(path: str, data: bytes) -> str:
-    new = f"{path}.{os.urandom(4).hex()}.new"
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return new
-
-
-def _sync(folder: str) -> None:
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def software_key(folder: str) -> bytes:
     """Return the private key of a node without chip from ``folder``; make it if there is none.
 
-    Raises ``OSError``, and ``CertificateError`` when the file is damaged: it is never replaced,
-    because the node's certificates would be worth nothing.
+    A damaged file is never replaced, because the node's certificates would be worth nothing.
+
+    :raises OSError: the file cannot be read or made.
+    :raises CertificateError: it is damaged.
     """
     from thicket.trust import openssl
 
     path = f"{folder}/{KEY_FILE}"
     if not os.path.exists(path):
-        new = _written(path, openssl.generate_key())
+        new = f"{path}.{os.urandom(4).hex()}"
+        write_atomically(new, openssl.generate_key(), mode=0o600)
         try:
             # the daemon and an enrolment may both make one: the first that is there stays
             with contextlib.suppress(FileExistsError):
                 os.link(new, path)
         finally:
             os.unlink(new)
-        _sync(folder)
+        sync_folder(folder)
     with open(path, "rb") as file:
         key = file.read(x509.MAX_SIZE)
     try:
@@ -241,15 +236,17 @@ def software_key(folder: str) -> bytes:
 
 
 class Credentials(NamedTuple):
-    """A node's key and what vouches for it. The key is secret: never print this."""
+    """A node's key and what vouches for it. The key is secret: never print this.
+
+    :ivar chain: node, device and signer certificate (DER).
+    :ivar renew_at: when to replace it; None when the time was not known: as soon as it is.
+    :ivar peer: what others will see.
+    """
 
     private_key: bytes
     chain: tuple[bytes, ...]
-    """Node, device and signer certificate (DER)."""
     renew_at: datetime | None
-    """When to replace it; None when the time was not known: as soon as it is."""
     peer: Peer
-    """What others will see."""
 
     def __repr__(self) -> str:
         return f"Credentials({self.peer.host}, {self.peer.device})"
@@ -260,8 +257,9 @@ async def make_credentials(
 ) -> Credentials:
     """Make a key, let the device sign its certificate, and check it as a peer would.
 
-    Raises ``RefusedError`` with the reason when peers would refuse it (expired, another fleet),
-    ``ChipError`` when the chip fails, ``CertificateError`` when the device's certificate is none.
+    :raises RefusedError: peers would refuse it (expired, another fleet).
+    :raises ChipError: the chip fails.
+    :raises CertificateError: the device's certificate is none.
     """
     from thicket.trust import openssl
 
@@ -290,11 +288,13 @@ async def keep_renewed(
     wait: Callable[[float], Awaitable[None]],
     look_again: float = 60.0,
 ) -> None:
-    """Make credentials now and before they end, for ever; ``use`` gets each of them.
+    """Make credentials now and before they end, for ever.
 
-    ``wait`` sleeps so many seconds; ``look_again`` bounds a sleep, because a clock may be set at
-    any time. What the first attempt raises is raised; later a node keeps what it has and tries
-    again.
+    What the first attempt raises is raised; later a node keeps what it has and tries again.
+
+    :param use: gets each of them.
+    :param wait: sleeps for a number of seconds.
+    :param look_again: the longest sleep, because a clock may be set at any time.
     """
     current = await make_credentials(device, fleet, clock())
     use(current)
@@ -306,9 +306,7 @@ async def keep_renewed(
         try:
             current = await make_credentials(device, fleet, clock())
         except Exception as error:  # the chip or its bus; what there is works until it ends
-            import logging
-
-            logging.getLogger(__name__).warning("the node's certificate is not renewed: %s", error)
+            log.warning("the node's certificate is not renewed: %s", error)
             continue
         use(current)
 

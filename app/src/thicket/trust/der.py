@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """DER, as far as certificates on P-256 need it: written by functions, read by ``Reader``.
 
-Certificates that a chip keeps in 72 bytes are rebuilt from a template, and one wrong byte makes
-their signature worthless; that asks for an encoder with every byte in view, not for a general one.
-ITU-T X.690 (DER) and X.680 are the source of tags and rules.
+This encoder keeps every byte in view, which a general one does not: certificates that a chip keeps
+in 72 bytes are rebuilt from a template, and one wrong byte makes their signature worthless. ITU-T
+X.690 (DER) and X.680 are the source of tags and rules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEQUENCE: Final = 0x30
 SET: Final = 0x31
 
 MAX_LENGTH_BYTES: Final = 4
-"""Bytes of a length that are read; what we read is far below 64 KiB, let alone 4 GiB."""
+"""Bytes of the longest length that is read; no element that we read has 64 KiB."""
 
 
 class DerError(ThicketError, ValueError):
@@ -103,7 +103,7 @@ def utf8(text: str) -> bytes:
 
 
 def printable(text: str) -> bytes:
-    """Return a PrintableString; what it may hold is the caller's business."""
+    """Return a PrintableString; the caller keeps to the characters that it may hold."""
     return tlv(PRINTABLE_STRING, text.encode("ascii"))
 
 
@@ -115,7 +115,7 @@ def context(number: int, *parts: bytes, constructed: bool = True) -> bytes:
 def time(when: datetime, *, generalized: bool | None = None) -> bytes:
     """Return ``when`` (UTC, whole seconds) as RFC 5280 wants it: UTCTime before 2050.
 
-    ``generalized`` True writes GeneralizedTime whatever the year, as Trust&GO certificates do.
+    :param generalized: write a GeneralizedTime whatever the year, as Trust&GO certificates do.
     """
     if generalized or (generalized is None and when.year >= 2050):
         text = f"{when.year:04d}{when:%m%d%H%M%S}Z"
@@ -152,8 +152,7 @@ def decode_integer(content: bytes) -> int:
 def decode_boolean(content: bytes) -> bool:
     """Return the contents of a BOOLEAN. DER has one form of each (X.690, 11.1).
 
-    BER takes any byte but 0 for true, and so do other readers: what is not DER is never taken for
-    false.
+    Any other byte is refused: BER and other readers take it for true.
     """
     if content not in (b"\0", b"\xff"):
         raise DerError("a boolean that is neither 00 nor ff")
@@ -191,10 +190,9 @@ def decode_bits(content: bytes) -> set[int]:
 
 
 class Reader:
-    """Reads elements one after the other. Everything raises ``DerError``."""
+    """Reads elements one after the other. Every method raises ``DerError``."""
 
     def __init__(self, data: bytes) -> None:
-        """Read ``data`` from its beginning."""
         self._data = data
         self._at = 0
 
@@ -240,7 +238,7 @@ class Reader:
         return Reader(self.next(tag))
 
     def flag(self) -> bool:
-        """Return a BOOLEAN that is false by default, and then left out (X.690, 11.5)."""
+        """Return a BOOLEAN that is left out when it is false (X.690, 11.5)."""
         if self.peek() != BOOLEAN:
             return False
         if not decode_boolean(self.next(BOOLEAN)):

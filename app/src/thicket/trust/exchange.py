@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How lists of revocations spread: nodes tell each other the digests of theirs.
 
-Who hears of a list that it has not got asks for it, and who has one that the other lacks sends it.
-Lists are signed by the fleet's root, so it does not matter who they come from, and none is lost by
+A node that hears of a list that it lacks asks for it, and one that has a list that the other lacks
+sends it. Lists are signed by the fleet's root, so any node may pass them on, and none is lost by
 another one (``thicket.trust.revocations``). Nodes of Erlang have no process of this name: what is
 sent to it vanishes there.
 
@@ -22,7 +22,7 @@ from thicket.base.pace import Bucket
 from thicket.distribution.etf import Atom
 from thicket.distribution.handshake import key_of
 from thicket.distribution.processes import Process
-from thicket.trust.revocations import MAX_LIST, MAX_LISTS
+from thicket.trust.revocations import MAX_LIST, MAX_LISTS, InForce
 
 if TYPE_CHECKING:
     from thicket.distribution.connection import Connection
@@ -35,8 +35,8 @@ NAME: Final = "thicket_trust"
 
 RATE: Final = 0.2
 BURST: Final = 8.0
-"""Answers per second that one node gets, and lists of its that are looked at, on average and at
-once. What is dropped comes again with the next :meth:`Exchange.tell_all`."""
+"""Answers that one node gets, and lists from it that are read: per second on average, and at once.
+What is dropped comes again with the next :meth:`Exchange.tell_all`."""
 
 _LISTS, _WANT, _LIST = Atom("lists"), Atom("want"), Atom("list")
 
@@ -44,9 +44,10 @@ _LISTS, _WANT, _LIST = Atom("lists"), Atom("want"), Atom("list")
 class Exchange(Process):
     """``thicket_trust`` on one node.
 
-    ``current`` returns the lists in force, by digest; ``known`` says whether a list is one of them
-    or has become needless; ``take`` is given the bytes of another one, and says whether what is in
-    force has changed.
+    :param lists: returns the lists in force.
+    :param take: takes a packed list and the name of the node that it is from, and returns whether
+        what is in force has changed.
+    :ivar cluster: the node.
     """
 
     answers = False
@@ -54,24 +55,22 @@ class Exchange(Process):
     def __init__(
         self,
         node: Node,
-        current: Callable[[], dict[bytes, bytes]],
-        known: Callable[[bytes], bool],
+        lists: Callable[[], InForce],
         take: Callable[[bytes, str], bool],
     ) -> None:
         super().__init__(node)
         self.cluster = node
-        self._current = current
-        self._known = known
+        self._lists = lists
         self._take = take
         self._answers: dict[str, Bucket] = {}
         self._looks: dict[str, Bucket] = {}
         node.register(NAME, self)
 
     def tell(self, peer: str) -> None:
-        """Tell the node *peer* which lists are in force here."""
+        """Tell the node ``peer`` which lists are in force here."""
         connection = self.cluster.connections.get(key_of(peer))
         if connection is not None:
-            self._send(connection, (_LISTS, list(self._current())))
+            self._send(connection, (_LISTS, list(self._lists().by_digest())))
 
     def tell_all(self, but: str = "") -> None:
         """Tell all connected nodes, for example because a list is new."""
@@ -87,7 +86,7 @@ class Exchange(Process):
             case ("lists", list() as told) if _digests(told):
                 self._on_lists(connection, set(told))
             case ("want", list() as wanted) if _digests(wanted):
-                for digest, packed in self._current().items():
+                for digest, packed in self._lists().by_digest().items():
                     if digest in wanted and self._due(self._answers, name):
                         self._send(connection, (_LIST, packed))
             case ("list", bytes() as packed) if len(packed) <= MAX_LIST:
@@ -96,18 +95,18 @@ class Exchange(Process):
                 changed = self._take(packed, name)
                 if changed:
                     self.tell_all(name)
-                # Unless the sender has exactly this one, as is the rule, it lacks something.
-                if list(self._current().values()) != [packed]:
+                # The sender lacks something, unless this is the only list: the usual case.
+                if list(self._lists().by_digest().values()) != [packed]:
                     self.tell(name)
 
     def _on_lists(self, connection: Connection, theirs: set[bytes]) -> None:
-        mine = self._current()
-        missing = [digest for digest in theirs if not self._known(digest)]
+        mine = self._lists()
+        missing = [digest for digest in theirs if not mine.knows(digest)]
         if missing:
             if self._due(self._answers, connection.name):
                 self._send(connection, (_WANT, missing))
             return
-        for digest, packed in mine.items():
+        for digest, packed in mine.by_digest().items():
             if digest not in theirs and self._due(self._answers, connection.name):
                 self._send(connection, (_LIST, packed))
 

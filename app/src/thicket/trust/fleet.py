@@ -7,17 +7,17 @@
                      (name constraints), from which its address follows; pathlen 0
     node             a key that the node makes at each start and keeps in memory; both TLS roles
 
-Signer and device authority are made so that a chip can keep them in 72 bytes each: everything else
-in them follows from the root, the chip's serial number and the keys.
+A chip can keep the certificates of signer and device authority in 72 bytes each: everything else in
+them follows from the root, the chip's serial number and the keys.
 
-A device's address is not in its name constraints, which would be the obvious place: Erlang's path
-validation (public_key of OTP 25, 27 and 29) crashes on a constraint of IP addresses when a
-certificate names one, and a stock Erlang node must be able to join. ``verify`` derives the
-address from the host name, and the root keeps all addresses within the fleet's prefix. For the same
-reason there is no object identifier of our own: OTP 27 and 29 do not read one with a UUID in it.
+A stock Erlang node must be able to join, so two obvious means are not used. A device's address is
+not in its name constraints: Erlang's path validation (public_key of OTP 25, 27 and 29) crashes on a
+constraint of IP addresses when a certificate names one. ``verify`` derives the address from the
+host name instead, and the root keeps all addresses within the fleet's prefix. There is no object
+identifier of our own: OTP 27 and 29 do not read one with a UUID in it.
 
-Whether a device's key is in a chip is told by its names, which its signer has given it and which go
-with the source in its address: nobody with a software identity can be taken for one with a chip.
+The names of a device tell whether its key is in a chip. Its signer has given them to it, and they
+go with the source in its address: a software identity cannot be taken for a chip.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ DOMAIN: Final = "mesh"
 
 
 class Fleet:
-    """A fleet, as its root certificate describes it: name, key, prefix of all addresses."""
+    """A fleet, as its root certificate describes it: name, key, prefix of all addresses.
+
+    :param root: the root certificate in DER.
+    :raises CertificateError: it is none.
+    """
 
     def __init__(self, root: bytes) -> None:
-        """Read the ``root`` certificate (DER). Raises ``CertificateError`` when it is none."""
         self.root = Certificate(root)
         networks = self.root.permitted_networks
         if (
@@ -77,7 +80,10 @@ def host_name(source: str, identity: bytes) -> str:
 
 
 def split_host_name(host: str) -> tuple[str, bytes]:
-    """Return source and identity in a name that ``host_name`` made, or raise ``ValueError``."""
+    """Return source and identity in a name that ``host_name`` made.
+
+    :raises ValueError: it is no such name.
+    """
     label, _, domain = host.partition(".")
     source = "chip" if domain == DOMAIN else domain.removesuffix("." + DOMAIN)
     identity = bytes.fromhex(label.removeprefix("n-"))
@@ -159,7 +165,7 @@ def device_profile(
 ) -> Profile:
     """Return what the certificate of a device authority says.
 
-    ``serial`` is the chip's serial number, None for a software identity (``source`` not "chip").
+    :param serial: the chip's serial number; None for a software identity (``source`` not "chip").
     """
     name = device_name(source, identity, serial)
     dates = compressed.encode_dates(*validity)
@@ -189,8 +195,8 @@ def node_profile(
 ) -> Profile:
     """Return what the certificate of a node says, for the ``device`` authority to sign.
 
-    ``serial`` is a random number of up to 126 bits. Raises ``CertificateError`` when ``device`` is
-    no device authority.
+    :param serial: a random number of up to 126 bits.
+    :raises CertificateError: ``device`` is no device authority.
     """
     try:
         (host,) = device.permitted_dns
@@ -240,7 +246,10 @@ def compress_device(certificate: bytes, signer_id: int) -> bytes:
 
 
 def rebuild_signer(fleet: Fleet, data: bytes, public_key: bytes) -> bytes:
-    """Return the certificate (DER) of a signer from its 72 bytes. Raises ``CertificateError``."""
+    """Return the certificate (DER) of a signer from its 72 bytes.
+
+    :raises CertificateError: it is not one of a fleet.
+    """
     kept = Compressed.unpack(data)
     kept.expect(compressed.FLEET_SIGNER, "a fleet's signer")
     return signer_profile(fleet, kept.signer_id, public_key, kept.validity).signed(kept.signature)
@@ -251,7 +260,9 @@ def rebuild_device(
 ) -> bytes:
     """Return the certificate (DER) of a device authority from its 72 bytes and what goes with them.
 
-    Nothing is verified. Raises ``CertificateError`` when it is not one of a fleet.
+    Nothing is verified.
+
+    :raises CertificateError: it is not one of a fleet.
     """
     try:
         identity = identity_of_serial(serial)
@@ -278,7 +289,10 @@ def rebuild_device_of(
     public_key: bytes,
     signer_key: bytes,
 ) -> bytes:
-    """Do the same for a device of any ``source``; ``serial`` is the chip's, if there is one."""
+    """Do what :func:`rebuild_device` does, for a device of any source.
+
+    :param serial: the chip's serial number, if there is one.
+    """
     kept = Compressed.unpack(data)
     kept.expect(compressed.DEVICE_AUTHORITY, "a device of a fleet")
     try:

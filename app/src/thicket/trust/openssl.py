@@ -126,7 +126,10 @@ def generate_key() -> bytes:
 
 
 def public_key(private_key: bytes) -> bytes:
-    """Return the public key, X and Y. Raises ``OpenSslError`` when it is no P-256 key."""
+    """Return the public key, X and Y.
+
+    :raises OpenSslError: it is no key of P-256.
+    """
     with _private(private_key) as key:
         info = _encoded(_library().i2d_PUBKEY, key)
     if len(info) < 64 or info != key_info(info[-64:]):
@@ -145,7 +148,7 @@ def sign(private_key: bytes, digest: bytes) -> bytes:
 
 
 def verify(public_key: bytes, digest: bytes, signature: bytes) -> bool:
-    """Tell whether ``signature`` (R and S) of a SHA-256 ``digest`` is by ``public_key``.
+    """Return whether ``signature`` (R and S) of a SHA-256 ``digest`` is by ``public_key``.
 
     A key that is no point of the curve has signed nothing.
     """

@@ -66,7 +66,7 @@ class TrustSection(Section, name="trust"):
 
 
 def check_fleet(trust: TrustSection, prefix: IPv6Network, file: str) -> Finding | None:
-    """The fault of a file whose ``address.prefix`` is not that of its fleet."""
+    """Return the fault of a file whose ``address.prefix`` is not that of its fleet."""
     if not trust.root:
         return None
     from thicket.trust.certificates import from_pem

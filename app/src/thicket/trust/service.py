@@ -20,10 +20,10 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any, Final
 
 from thicket.base.errors import ThicketError
+from thicket.base.files import write_atomically
 from thicket.trust import credentials as nodes
 from thicket.trust.certificates import CertificateError
-from thicket.trust.list_file import ListFile
-from thicket.trust.revocations import split
+from thicket.trust.revocations import MAX_FILE, InForce, pack_parts, split
 from thicket.trust.standing import Standing
 from thicket.trust.verify import RefusedError
 
@@ -47,8 +47,9 @@ AGAIN: Final = 30.0
 TELL: Final = 60.0
 """Seconds between two rounds in which all nodes hear which lists we have."""
 
+LIST_FILE: Final = "revocations.bin"
 START_FILE: Final = "start"
-"""File in the node's folder with the number of starts of its beacons."""
+"""What the node keeps: the lists of revocations, and how often its beacons have begun anew."""
 
 FAILURES: Final = ("refused", "not-enrolled", "chip")
 """Why a node cannot prove itself: states and codes of problems. One of them holds at a time."""
@@ -56,6 +57,47 @@ FAILURES: Final = ("refused", "not-enrolled", "chip")
 
 class ListError(ThicketError):
     """A list of revocations that is not taken; the text says why."""
+
+
+class ListFile:
+    """The file with the lists of revocations: a node knows after a start what it knew before.
+
+    :ivar writing: the last write, which ends after those before it; None before the first.
+    """
+
+    def __init__(self, folder: str, problems: Problems) -> None:
+        self.path = f"{folder}/{LIST_FILE}"
+        self.writing: asyncio.Task[None] | None = None
+        self._problems = problems
+
+    def read(self) -> list[bytes]:
+        """Return the packed lists, unchecked; none of a damaged file, because others have them."""
+        try:
+            with open(self.path, "rb") as file:
+                return split(file.read(MAX_FILE + 1))
+        except FileNotFoundError:
+            return []
+        except (OSError, RefusedError) as error:
+            log.warning("%s is not used: %s", self.path, error)
+            return []
+
+    def keep(self, lists: InForce) -> None:
+        """Write the lists in force, one write after the other: the last one has them all."""
+        self.writing = asyncio.get_running_loop().create_task(self._write(lists, self.writing))
+
+    async def _write(self, lists: InForce, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        data = pack_parts([one.packed for one in lists.lists])
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                None, write_atomically, self.path, data
+            )
+        except OSError as error:
+            message = f"the lists of revocations cannot be kept: {error}"
+            self._problems.report("trust", "list-not-kept", message, "warning")
+        else:
+            self._problems.clear("trust", "list-not-kept")
 
 
 class Trust:
@@ -67,6 +109,7 @@ class Trust:
     :ivar standing: what the node is in its fleet; None without one.
     :ivar ready: set while the node can prove itself.
     :ivar on_beacons: called when there are other beacons to send.
+    :ivar folder: where the node keeps what belongs to it alone.
     :ivar list_file: the lists of revocations on the disk.
     """
 
@@ -88,6 +131,7 @@ class Trust:
         self.standing: Standing | None = None
         self.ready = asyncio.Event()
         self.on_beacons: Callable[[], None] = lambda: None
+        self.folder = f"{paths.data}/thicket"
         self.list_file = ListFile(self.folder, problems)
         self._open_chip = open_chip
         self._state = "starting"
@@ -97,15 +141,9 @@ class Trust:
     # -- what others ask
 
     @property
-    def folder(self) -> str:
-        """Where the node keeps what belongs to it alone."""
-        return self.paths.data + "/thicket"
-
-    @property
-    def needed(self) -> bool:
-        """Whether the configuration lets in only who has a certificate."""
-        settings = self.settings()
-        return settings.cluster.security == "tls" or settings.discovery.beacon == "signed"
+    def lists(self) -> InForce:
+        """The lists of revocations in force."""
+        return InForce() if self.standing is None else self.standing.lists
 
     @property
     def tls(self) -> FleetTls | None:
@@ -168,18 +206,18 @@ class Trust:
 
         :returns: what the node is in the fleet; None without one.
         """
-        settings = self.settings
-        text = settings().trust.root
+        settings = self.settings()
+        text = settings.trust.root
         if self.standing is None or self.standing.root != text:
             self.standing, self._state = None, "starting"
             self.ready.clear()
             if text:
                 self.standing = Standing(
-                    text, self.paths.root, lambda: settings().trust.chip_required
+                    text, self.paths.root, lambda: self.settings().trust.chip_required
                 )
         if self.standing is None:
             self._state = "no-fleet"
-            if self.needed:
+            if settings.cluster.security == "tls" or settings.discovery.beacon == "signed":
                 self.problems.report(
                     "trust",
                     "no-fleet",
@@ -335,19 +373,11 @@ class Trust:
             self._exchange.cluster.recheck()
         self.on_change()
 
-    def current_lists(self) -> dict[bytes, bytes]:
-        """Return the lists in force by their digests."""
-        return {} if self.standing is None else self.standing.lists.by_digest()
-
-    def knows_list(self, digest: bytes) -> bool:
-        """Return whether the list with this digest is in force, or was made needless by others."""
-        return self.standing is not None and self.standing.lists.knows(digest)
-
     def attach(self, node: Node) -> None:
         """Let the lists spread by the connections of ``node``; again for each new node object."""
         from thicket.trust.exchange import Exchange
 
-        self._exchange = Exchange(node, self.current_lists, self.knows_list, self._offered)
+        self._exchange = Exchange(node, lambda: self.lists, self._offered)
 
     def detach(self) -> None:
         """The node object has ended."""

@@ -73,13 +73,9 @@ class Kind(NamedTuple):
         ).encode()
         return self.line + sign(sha256(self.line + text).digest()) + text
 
-    def text(self, packed: bytes) -> bytes:
-        """Return the object as it was signed, in JSON."""
-        return packed[len(self.line) + 64 :]
-
     def digest(self, packed: bytes) -> bytes:
         """Return the name of an object's contents: the same for two signatures of one text."""
-        return sha256(self.text(packed)).digest()
+        return sha256(packed[len(self.line) + 64 :]).digest()
 
     def read(
         self,
@@ -95,11 +91,11 @@ class Kind(NamedTuple):
         """
         import json
 
-        text, at = self.text(packed), len(self.line)
+        at = len(self.line)
+        signature, text = packed[at : at + 64], packed[at + 64 :]
         if not packed.startswith(self.line) or len(packed) > self.limit:
             raise RefusedError(MALFORMED, f"not {self.one}")
-        signed = sha256(self.line + text).digest()
-        if not verify(fleet.root.public_key, signed, packed[at : at + 64]):
+        if not verify(fleet.root.public_key, sha256(self.line + text).digest(), signature):
             raise RefusedError(BAD_SIGNATURE, f"that of {self.this}")
         try:
             members = json.loads(text)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The signed beacon: a node's address with its whole chain of certificates, in 530 bytes.
 
-A beacon must be judged by somebody who has never heard its sender, and a mesh has no server that
-could be asked. So it carries the certificates of node, device and signer. They are taken apart as a
-chip keeps them, and rebuilt byte for byte: whatever is not in the datagram follows from the fleet's
-root. All numbers are big endian:
+A beacon carries the certificates of node, device and signer, because a node that has never heard
+its sender must judge it, and a mesh has no server that could be asked. The certificates are taken
+apart as a chip keeps them, and rebuilt byte for byte: whatever is not in the datagram follows from
+the fleet's root. All numbers are big endian:
 
     ====== ===== ==================================================================
     offset bytes
@@ -24,18 +24,18 @@ root. All numbers are big endian:
 
 The signature is of a text that nothing else of Thicket signs, followed by the 466 bytes.
 
-**What keeps a flood cheap.** What costs nothing is looked at first. A known sender then costs one
+**What keeps a flood cheap.** Checks that cost nothing come first. A known sender then costs one
 signature check for each new beacon and none for an old one, and no sender, real or forged, gets
 more than its own budget. Unknown senders share one; those with a signer that was never seen share a
 smaller one, because anybody can make up such chains. A chain is checked from its top, so a made-up
-one costs a single signature check. All memory is bounded, and only who holds a genuine certificate
-gets a place in it.
+one costs a single signature check. All memory is bounded, and only the holder of a genuine
+certificate gets a place in it.
 
 **What a repetition can do.** A beacon is only taken when start and counter are higher than all that
-was heard of its sender before. Who has never heard the sender, or not for ``FORGET`` seconds, can
-be shown an old one, at most for as long as its node certificate lasts and, if both clocks are set,
-for ten minutes. It then tries to connect to that address, where TLS decides. It believes nothing
-else but that a list of revocations with that number once existed.
+was heard of its sender before. A node that has never heard the sender, or not for ``FORGET``
+seconds, can be shown an old one, at most for as long as its node certificate lasts and, if both
+clocks are set, for ten minutes. It then tries to connect to that address, where TLS decides. The
+only other thing that it believes is that a list of revocations with that number once existed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import IPv6Address
+from logging import getLogger
 from typing import Any, Final, NamedTuple
 
+from thicket.base.files import write_atomically
 from thicket.base.pace import Bucket
 from thicket.discovery.beacon import SIGNED_MARK, MalformedError, check_source
 from thicket.identity.address import ID_SIZE, SERIAL_SIZE, SOURCES, identity_of_serial
@@ -71,7 +73,10 @@ from thicket.trust.verify import (
     Rules,
     Verify,
     check_peer,
+    verify_signature,
 )
+
+log = getLogger(__name__)
 
 _HEADER: Final = struct.Struct("!4s8s5sI5sI")
 _LEAF: Final = struct.Struct("!16s5s5s64s64s")
@@ -184,7 +189,7 @@ def _leaf(fleet: Fleet, part: bytes, device: Certificate) -> bytes:
 
 
 def _one_form(data: bytes, source: int) -> None:
-    """Refuse what would give the same certificate as other bytes."""
+    """Refuse bytes that give the same certificate as others do."""
     kept = Compressed.unpack(data)
     if kept.chain or kept.source != source:
         raise CertificateError("a compressed certificate of a kind that no fleet has")
@@ -222,8 +227,6 @@ def next_start(path: str, clock: Clock) -> int:
     Blocks on the disk. Where the last number is lost, the time stands in for it if it is known.
     A number that cannot be kept is logged, and good nevertheless.
     """
-    from thicket.base.files import write_atomically
-
     try:
         with open(path, "rb") as file:
             last = int(file.read(32))
@@ -234,9 +237,7 @@ def next_start(path: str, clock: Clock) -> int:
     try:
         write_atomically(path, b"%d\n" % start, mode=0o600)
     except OSError as error:
-        from logging import getLogger
-
-        getLogger(__name__).warning("cannot keep the number of this start in %s: %s", path, error)
+        log.warning("cannot keep the number of this start in %s: %s", path, error)
     return start
 
 
@@ -403,7 +404,6 @@ class _Sender:
 class Genuine:
     """Checks signatures, and remembers which signers and devices have genuine certificates.
 
-    :param verify: OpenSSL's by default.
     :ivar known: digests of their parts of a beacon, the oldest first.
     :ivar checked: signatures that were checked; what a flood costs.
     """
@@ -411,11 +411,7 @@ class Genuine:
     LIMIT = 1024
     """How many signers and devices are remembered."""
 
-    def __init__(self, verify: Verify | None) -> None:
-        if verify is None:
-            from thicket.trust import openssl  # ctypes takes a while to load
-
-            verify = openssl.verify
+    def __init__(self, verify: Verify) -> None:
         self.known: OrderedDict[bytes, None] = OrderedDict()
         self.checked = 0
         self._verify = verify
@@ -488,7 +484,7 @@ class SignedBeacons:
         *,
         on_list_number: Callable[[IPv6Address, int], None] | None = None,
         limit: int = 1024,
-        verify: Verify | None = None,
+        verify: Verify = verify_signature,
     ) -> None:
         self.own = OwnBeacons(fleet, start)
         self.genuine = Genuine(verify)
@@ -502,11 +498,6 @@ class SignedBeacons:
         self._signatures = Bucket(*self.SIGNATURES)
         self._strangers = Bucket(*self.STRANGERS)
         self._signers = Bucket(*self.SIGNERS)
-
-    @property
-    def checked(self) -> int:
-        """Signatures that were checked; what a flood costs."""
-        return self.genuine.checked
 
     def use(self, credentials: Credentials) -> None:
         """Send with these (renewed) credentials.
@@ -531,7 +522,7 @@ class SignedBeacons:
 
     def snapshot(self) -> dict[str, Any]:
         """See ``Codec``."""
-        return {"senders": len(self.senders), "signatures_checked": self.checked}
+        return {"senders": len(self.senders), "signatures_checked": self.genuine.checked}
 
     def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
         """See ``Codec``. What is dropped costs the less, the easier it is to send it."""
@@ -599,8 +590,8 @@ class SignedBeacons:
             budget, reason = self._signers, "stranger_rate"
         if not budget.ready(now):
             raise MalformedError(reason)
-        # What the certificates say of themselves is not proven yet, but who says that he is to be
-        # refused needs no proof.
+        # What the certificates say is not proven yet, but a node that says of itself that it is to
+        # be refused needs no proof.
         claim = claimed(chain)
         if refused := refusal(claim, rules):
             raise MalformedError(refused)

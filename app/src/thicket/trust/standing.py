@@ -27,7 +27,7 @@ class Standing:
     :ivar floor: the latest date that the fleet's authority has signed: it is later for certain.
     :ivar lists: the lists of revocations in force.
     :ivar credentials: None until the node can prove itself.
-    :ivar tls: for the cluster's connections; made with the first credentials, which others follow.
+    :ivar tls: for the cluster's connections; made with the first credentials, then renewed.
     :ivar beacons: makes and judges beacons; None until the number of this start is known.
     """
 
@@ -47,7 +47,7 @@ class Standing:
         return clock.read_clock(self._image).raised(self.floor)
 
     def rules(self) -> Rules:
-        """Return by what others are judged now."""
+        """Return the rules by which others are judged now."""
         lists = self.lists
         return Rules(self.clock(), lists.names, lists.number, self._chip_required())
 

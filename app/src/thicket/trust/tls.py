@@ -6,7 +6,7 @@
     peer = tls.check_connection(ssl_object, fleet, clock=..., address=..., node=...)
 
 The contexts let OpenSSL check chain, purposes and name constraints, but no dates, which is
-``verify``'s part because a node may not know the time. **A connection is not to be used before
+``verify``'s part because a node may not know the time. **Use no connection before
 ``check_connection`` has returned**: only it knows addresses, revocations and policy.
 """
 

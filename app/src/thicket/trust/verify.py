@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is refused, and why: everything that decides about a peer, without network and clock.
 
-TLS has checked the chain by then with OpenSSL. ``check_peer`` checks it again, completely, and what
-TLS does not know: that the chain has the shape of a fleet's, that the peer owns the address it
-speaks from, that it is not revoked, and whether a software identity will do. It therefore also
-serves where there is no TLS (a signed beacon).
+``check_peer`` checks the whole chain, although TLS has done so before with OpenSSL, and what TLS
+does not know: that the chain has the shape of a fleet's, that the peer owns the address it speaks
+from, that it is not revoked, and whether a software identity will do. It therefore also serves
+where there is no TLS (a signed beacon).
 
 Time: a node without a clock knows only a lower bound, its *floor* (the image's build, and every
-date that the fleet's authority has signed). Nothing is refused for beginning in the future, and
-nothing for having ended but by a clock that is known to be right, or by the floor.
+date that the fleet's authority has signed). A certificate is never refused because it begins in the
+future. It is refused as expired by the floor, or by a clock that is known to be right.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Clock(NamedTuple):
 
     @property
     def lower_bound(self) -> datetime:
-        """The latest time that has certainly passed, but for ``SKEW``."""
+        """The latest time that has certainly passed, within ``SKEW``."""
         return self.floor if self.now is None else max(self.floor, self.now - SKEW)
 
     def raised(self, *dates: datetime) -> Clock:
@@ -86,7 +86,7 @@ class Clock(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """By what a peer is judged at the moment, besides its certificates.
+    """What decides about a peer at the moment, besides its certificates.
 
     :ivar revoked: names of devices and signers, as ``Revocations.names`` has them.
     :ivar list_number: the highest number of a list of revocations; 0 without one.
@@ -124,7 +124,7 @@ Verify = Callable[[bytes, bytes, bytes], bool]
 
 
 def verify_signature(public_key: bytes, digest: bytes, signature: bytes) -> bool:
-    """Tell whether a signature (R and S) of a SHA-256 digest is by a key; OpenSSL does it."""
+    """Return whether a signature (R and S) of a SHA-256 digest is by a key; OpenSSL does it."""
     from thicket.trust import openssl  # with the first signature
 
     return openssl.verify(public_key, digest, signature)
@@ -201,7 +201,7 @@ def _check_chain(
         ):
             raise RefusedError(BAD_CHAIN, f"the {what} is not issued by the next in the chain")
         if not verify(above.public_key, sha256(below.tbs).digest(), below.signature):
-            # With the root's name and identifier but another key behind it: somebody lies
+            # The names and identifiers fit and the key does not: a forgery.
             raise RefusedError(BAD_SIGNATURE, f"that of the {what} {below.common_name!r}")
     for authority, length, what in ((signer, 1, "signer"), (device, 0, "device")):
         if (
