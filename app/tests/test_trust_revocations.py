@@ -36,6 +36,7 @@ from thicket.trust.revocations import (
     needed,
 )
 from thicket.trust.service import LIST_FILE, ListError, Trust
+from thicket.trust.standing import Standing
 from thicket.trust.verify import RefusedError
 
 FLEET = one_fleet()
@@ -141,6 +142,18 @@ def node(folder: Path, fleet: TestFleet = FLEET) -> Trust:
 async def written(trust: Trust) -> None:
     if trust.list_file.writing is not None:
         await trust.list_file.writing
+
+
+def test_a_list_moves_the_clock_and_the_rules(tmp_path: Path) -> None:
+    standing = Standing(pem(FLEET.fleet.root.der), str(tmp_path), lambda: True)
+    assert standing.clock().floor == FLEET.fleet.root.not_before < NOW
+    with pytest.raises(RefusedError):
+        standing.adopt(packed(9, B, fleet=one_fleet("another")))
+    assert standing.clock().floor == FLEET.fleet.root.not_before
+    assert standing.adopt(packed(3, A))
+    assert standing.clock().floor == NOW
+    assert standing.rules()[1:] == ({A}, 3, True)
+    assert not standing.revoked, "who this is is not known yet"
 
 
 async def test_a_node_keeps_the_union_over_a_restart(tmp_path: Path) -> None:
