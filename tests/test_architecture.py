@@ -53,7 +53,6 @@ LARGE = {
     "thicket.base.paths.Paths": "a list of places, without behaviour",
     "thicket.trust.certificates.Certificate": "a record: one attribute for each field",
     "thicket.distribution.connection.Connection": "one TCP connection: all of it dies together",
-    "thicket.cluster.passphrase.Passphrase": "not yet cut",
     "meshlab.chip.atecc608.Atecc608": "a chip: its memory and its volatile registers",
     "meshlab.chip.vhost_user.Vring": "a ring of virtio: the fields of its protocol",
     "meshlab.medium.fake.FakeKernel": "stands for several kernels",

@@ -11,6 +11,7 @@ import io
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import IPv6Interface
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,17 @@ from thicket.base.problems import Problems
 from thicket.cli import passphrase as command
 from thicket.cli.common import BAD, OK, USAGE
 from thicket.cli.main import main
-from thicket.cluster import passphrase
-from thicket.cluster.passphrase import Listener, Passphrase, PassphraseError
+from thicket.cluster import passphrase_judge
+from thicket.cluster.passphrase import Host as PassphraseHost
+from thicket.cluster.passphrase import Passphrase
+from thicket.cluster.passphrase_exchange import NAME, Listener
+from thicket.cluster.passphrase_file import PassphraseError
+from thicket.cluster.passphrase_judge import Deed, Facts, Judge
 from thicket.config.load import load
 from thicket.config.schema import Settings
 from thicket.control.client import ClientError
 from thicket.distribution import Atom, Node
+from thicket.radio.radio import Peering
 from thicket.radio.section import MeshSection
 
 # Nothing here waits for the kernel or another process.
@@ -39,22 +45,24 @@ OLD, NEW = "the old passphrase", "the new passphrase"
 PEER, STRANGER = "02:74:68:00:00:02", "02:74:68:00:00:09"
 
 
-class Radio:
-    """What a :class:`thicket.radio.Mesh` tells of itself."""
+class Radio(Peering):
+    """A radio whose neighbours the tests play."""
+
+    settings = MeshSection({"security": "sae", "passphrase": OLD})
+    outdated = False
 
     def __init__(self, used: str) -> None:
-        self.settings = MeshSection({"security": "sae", "passphrase": used})
+        self.settings = self.settings.replace(passphrase=used)
         self.applied: list[str | None] = []
         self.refusing: dict[str, int] = {}
         self.linked: set[str] = set()
-        self.outdated = False
         self.renewed = 0
 
     def renew(self) -> None:
         self.outdated = False
         self.renewed += 1
 
-    def apply(self, settings: MeshSection) -> None:
+    def apply(self, settings: MeshSection, address: IPv6Interface | None = None) -> None:
         self.settings = settings
         self.applied.append(settings.passphrase)
 
@@ -65,22 +73,33 @@ class Radio:
         return set(self.linked)
 
 
-class Host:
-    """A daemon as far as the passphrase goes."""
+class Host(PassphraseHost):
+    """A daemon as far as the passphrase goes.
+
+    :ivar follows: set unless the node takes long to follow another configuration.
+    """
+
+    paths = Paths("/nonexistent")
+    settings = Settings({})
+    problems = Problems(lambda: None)
+    mesh: Radio | None = None
 
     def __init__(self, root: Path, text: str) -> None:
         self.paths = Paths(str(root))
         Path(self.paths.local).parent.mkdir(parents=True)
         Path(self.paths.local).write_text(text, encoding="utf-8")
         self.settings = load(self.paths).settings
-        self.mesh: Any = Radio(OLD)
+        self.mesh = self.radio = Radio(OLD)
         self.problems = Problems(lambda: None)
         self.known: list[dict[str, Any]] = []
+        self.follows = asyncio.Event()
+        self.follows.set()
 
     def nodes(self) -> list[dict[str, Any]]:
         return self.known
 
     async def reload(self) -> None:
+        await self.follows.wait()
         self.settings = load(self.paths).settings
         if self.mesh is not None:
             self.mesh.apply(self.mesh.settings.replace(passphrase=self.settings.mesh.passphrase))
@@ -102,7 +121,7 @@ def host(root: Path, **mesh: str) -> Host:
 @asynccontextmanager
 async def two(
     network: Network, root: Path, other_mesh: dict[str, str] | None = None
-) -> AsyncIterator[tuple[Passphrase, Host, Passphrase, Host]]:
+) -> AsyncIterator[list[tuple[Passphrase, Host, Node]]]:
     """Two connected nodes; the second one has ``other_mesh`` in its file."""
     options: dict[str, Any] = {"cookie": "c", "port": 0, "tick_time": 60.0}
     nodes = [
@@ -120,8 +139,8 @@ async def two(
         for mine, other in ((0, 1), (1, 0)):
             hosts[mine].known = [{"name": nodes[other].name, "state": "up"}]
             tasks.append(asyncio.create_task(subjects[mine].run(nodes[mine])))
-        await until(lambda: all(n.whereis(Passphrase.NAME) for n in nodes), "both listen")
-        yield subjects[0], hosts[0], subjects[1], hosts[1]
+        await until(lambda: all(n.whereis(NAME) for n in nodes), "both listen")
+        yield list(zip(subjects, hosts, nodes, strict=True))
     finally:
         for task in tasks:
             task.cancel()
@@ -139,7 +158,7 @@ async def refusal(attempt: Any) -> PassphraseError:
 @in_private_network
 async def test_a_change_on_all_nodes(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as (here, mine, _, other):
+        async with two(network, Path(folder)) as ((here, mine, _), (_, other, _)):
             handed = {"action": "prepare", "passphrase": NEW}
             # In clear it is done on demand only, and then nothing has happened before.
             assert (await refusal(here.request(handed))).code == "unencrypted"
@@ -152,20 +171,20 @@ async def test_a_change_on_all_nodes(network: Network) -> None:
             for one in (mine, other):
                 assert one.settings.mesh.next_passphrase == NEW
                 assert one.settings.mesh.passphrase == OLD
-                assert one.mesh.settings.passphrase == OLD, "nothing is used yet"
+                assert one.radio.settings.passphrase == OLD, "nothing is used yet"
                 assert f'next_passphrase = "{NEW}"' in one.file()
             answer = await here.request({"action": "change"})
             assert len(answer["done"]) == 2
             for one in (mine, other):
-                assert one.mesh.settings.passphrase == NEW
+                assert one.radio.settings.passphrase == NEW
                 assert one.settings.mesh.next_passphrase == OLD, "until links of the new one stand"
                 assert f'passphrase = "{NEW}"  # a remark' in one.file()
             assert (await refusal(here.request({"action": "change"}))).code == "nothing"
             await here.request({"action": "cancel"})
             for one in (mine, other):
                 assert one.settings.mesh.next_passphrase == OLD, "there is nothing to cancel"
-                one.mesh.linked = {PEER}
-            with mock.patch.object(passphrase, "STAND", 0.0):
+                one.radio.linked = {PEER}
+            with mock.patch.object(passphrase_judge, "STAND", 0.0):
                 await until(
                     lambda: not any(one.settings.mesh.next_passphrase for one in (mine, other)),
                     "the old one is gone",
@@ -177,7 +196,7 @@ async def test_a_change_on_all_nodes(network: Network) -> None:
 @in_private_network
 async def test_a_change_that_is_dropped(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as (here, mine, there, other):
+        async with two(network, Path(folder)) as ((here, mine, _), (there, other, _)):
             await here.request({"action": "prepare", "passphrase": NEW, "unencrypted": True})
             assert NEW in other.file()
             await there.request({"action": "cancel"})
@@ -188,14 +207,12 @@ async def test_a_change_that_is_dropped(network: Network) -> None:
 @in_private_network
 async def test_a_node_that_cannot_and_one_that_is_no_thicket_node(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder), {"security": "open"}) as (here, _, there, _):
+        async with two(network, Path(folder), {"security": "open"}) as ((here, _, _), (_, _, node)):
             handed = {"action": "prepare", "passphrase": NEW, "unencrypted": True}
             answer = await here.request(handed)
             (why,) = answer["failed"].values()
             assert "open" in why
-            assert there._node is not None
-            node = there._node
-            node.end(node.whereis(Passphrase.NAME))  # type: ignore[arg-type]
+            node.end(node.whereis(NAME))  # type: ignore[arg-type]
             (why,) = (await here.request(handed))["failed"].values()
             assert "no Thicket node" in why
 
@@ -203,10 +220,8 @@ async def test_a_node_that_cannot_and_one_that_is_no_thicket_node(network: Netwo
 @in_private_network
 async def test_hostile_requests(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as (here, _, there, other):
-            assert here._node is not None
-            assert there._node is not None
-            name = there._node.name
+        async with two(network, Path(folder)) as ((_, _, here), (_, other, there)):
+            where = (NAME, there.name)
             before = other.file()
             for request in (
                 Atom("what"), (), (Atom("prepare"),), (Atom("prepare"), b"short"),
@@ -214,31 +229,28 @@ async def test_hostile_requests(network: Network) -> None:
                 (Atom("prepare"), b'quoted"\nsecurity = "open"'), (Atom("change"), b""),
                 (Atom("prepare"), OLD.encode()), (Atom("change"), 7),
             ):  # fmt: skip
-                answer = await here._node.request((Passphrase.NAME, name), request, 20.0)
+                answer = await here.request(where, request, 20.0)
                 assert answer[0] == "error", request
             assert other.file() == before
             # told twice, as after a lost answer
             for _ in range(2):
                 request = (Atom("change"), NEW.encode())
-                assert await here._node.request((Passphrase.NAME, name), request, 20.0) == "ok"
+                assert await here.request(where, request, 20.0) == "ok"
             assert other.settings.mesh.passphrase == NEW
 
 
 @in_private_network
 async def test_requests_at_once_are_bounded(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as (here, _, there, _):
-            assert here._node is not None
-            assert there._node is not None
-            await there._writing.acquire()
-            name = there._node.name
+        async with two(network, Path(folder)) as ((_, _, here), (_, other, there)):
+            other.follows.clear()
             message = (Atom("prepare"), NEW.encode())
             waiting = [
-                asyncio.create_task(here._node.request((Passphrase.NAME, name), message, 60.0))
+                asyncio.create_task(here.request((NAME, there.name), message, 60.0))
                 for _ in range(Listener.MOST + 3)
             ]
             await until(lambda: sum(task.done() for task in waiting) == 3, "three are refused")
-            there._writing.release()
+            other.follows.set()
             answers = await asyncio.gather(*waiting)
             assert answers.count("ok") == Listener.MOST
 
@@ -246,21 +258,60 @@ async def test_requests_at_once_are_bounded(network: Network) -> None:
 @in_private_network
 async def test_the_links_are_made_anew_in_turn(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as (here, mine, there, other):
+        async with two(network, Path(folder)) as ((here, mine, _), (there, other, _)):
             turns = []
             for subject, one in ((here, mine), (there, other)):
-                subject.look(1000.0)
-                assert one.mesh.renewed == 0
-                one.mesh.outdated = True
+                await subject.step(1000.0)
+                assert one.radio.renewed == 0
+                one.radio.outdated = True
                 for now in range(1000, 1100, 2):
-                    subject.look(float(now))
-                    if one.mesh.renewed:
+                    await subject.step(float(now))
+                    if one.radio.renewed:
                         turns.append(now)
                         break
             assert turns == sorted(turns), "in the order of their names"
-            assert turns[0] >= 1000 + passphrase.GRACE
-            assert turns[1] >= turns[0] + passphrase.TURN
-            assert mine.mesh.renewed == other.mesh.renewed == 1
+            assert turns[0] >= 1000 + passphrase_judge.GRACE
+            assert turns[1] >= turns[0] + passphrase_judge.TURN
+            assert mine.radio.renewed == other.radio.renewed == 1
+
+
+class TestJudge:
+    """What comes next, by the facts alone."""
+
+    def test_without_a_second_passphrase_there_is_nothing_to_do(self) -> None:
+        judge = Judge()
+        for now in range(0, 1000, 3):
+            assert judge.judge(float(now), Facts(peers={PEER}, refusing={STRANGER})) == []
+
+    def test_old_links_do_not_stand(self) -> None:
+        judge = Judge()
+        former = Facts(two=True, former=True, peers={PEER})
+        for now in range(100):
+            assert judge.judge(float(now), former._replace(outdated=True)) == []
+        assert judge.judge(100.0, former) == []
+        assert judge.judge(99.9 + passphrase_judge.STAND, former) == []
+        assert judge.judge(100.0 + passphrase_judge.STAND, former) == [Deed.DROP]
+
+    def test_a_trial_ends_in_time_and_with_the_second_passphrase(self) -> None:
+        judge = Judge()
+        facts = Facts(two=True, refusing={PEER})
+        assert judge.judge(0.0, facts) == [Deed.TRY]
+        assert judge.judge(passphrase_judge.TRIAL, facts) == []
+        assert judge.judge(passphrase_judge.TRIAL + 1, facts) == [Deed.RETURN]
+        assert not judge.trying
+        again = passphrase_judge.TRIAL + passphrase_judge.RESTS[0] + 2
+        assert judge.judge(again - 1, facts) == []
+        assert judge.judge(again, facts) == [Deed.TRY]
+        assert judge.trying
+        assert judge.judge(again + 1, Facts(peers={PEER})) == []
+        assert not judge.trying
+
+    def test_no_links_are_made_anew_during_a_trial(self) -> None:
+        judge = Judge()
+        facts = Facts(two=True, refusing={PEER}, outdated=True, turn=0)
+        assert judge.judge(0.0, facts) == [Deed.TRY]
+        for now in range(1, int(passphrase_judge.TRIAL)):
+            assert judge.judge(float(now), facts) == []
 
 
 class TestMissed:
@@ -270,64 +321,73 @@ class TestMissed:
         one = host(tmp_path / "x", next_passphrase=NEW)
         return Passphrase(one), one
 
-    def test_without_refusals_nothing_is_tried(self, tmp_path: Path) -> None:
+    async def test_without_refusals_nothing_is_tried(self, tmp_path: Path) -> None:
         subject, one = self.subject(tmp_path)
-        one.mesh.refusing = {PEER: 1}
+        one.radio.refusing = {PEER: 1}
         for now in range(0, 1000, 3):
-            subject.look(float(now))
-        assert one.mesh.applied == []
+            await subject.step(float(now))
+        assert one.radio.applied == []
         assert one.codes() == {"passphrase-pending"}
 
     async def test_alone_the_first_link_decides(self, tmp_path: Path) -> None:
         subject, one = self.subject(tmp_path)
-        one.mesh.refusing = {PEER: 2}
-        subject.look(100.0)
-        assert one.mesh.applied == [NEW]
-        assert not subject._adopts()
-        one.mesh.linked = {STRANGER}
-        assert subject._adopts()
-        await subject.change()
+        one.radio.refusing = {PEER: 2}
+        await subject.step(100.0)
+        assert one.radio.applied == [NEW]
+        assert one.settings.mesh.passphrase == OLD
+        one.radio.linked = {STRANGER}
+        await subject.step(101.0)
         assert one.settings.mesh.passphrase == NEW
-        subject.look(103.0)
+        await subject.step(103.0)
         assert one.codes() == set()
 
-    def test_with_peers_a_link_that_stood_proves_nothing(self, tmp_path: Path) -> None:
+    async def test_with_peers_a_link_that_stood_proves_nothing(self, tmp_path: Path) -> None:
         subject, one = self.subject(tmp_path)
-        one.mesh.linked = {STRANGER}
-        one.mesh.refusing = {PEER: 3}
-        subject.look(100.0)
-        assert one.mesh.applied == [NEW]
-        assert not subject._adopts()
-        one.mesh.linked.add("02:74:68:00:00:07")
-        assert not subject._adopts()
-        one.mesh.linked.add(PEER)
-        assert subject._adopts()
+        one.radio.linked = {STRANGER}
+        one.radio.refusing = {PEER: 3}
+        await subject.step(100.0)
+        assert one.radio.applied == [NEW]
+        await subject.step(101.0)
+        assert one.settings.mesh.passphrase == OLD
+        one.radio.linked.add("02:74:68:00:00:07")
+        await subject.step(102.0)
+        assert one.settings.mesh.passphrase == OLD
+        one.radio.linked.add(PEER)
+        await subject.step(103.0)
+        assert one.settings.mesh.passphrase == NEW
 
-    def test_a_stranger_who_never_fits_is_tried_ever_more_seldom(self, tmp_path: Path) -> None:
+    async def test_a_stranger_who_never_fits_is_tried_ever_more_seldom(
+        self, tmp_path: Path
+    ) -> None:
         subject, one = self.subject(tmp_path)
-        one.mesh.linked = {PEER}
-        one.mesh.refusing = {STRANGER: 5}
+        one.radio.linked = {PEER}
+        one.radio.refusing = {STRANGER: 5}
         tried = []
         for now in range(0, 7200, 3):
-            before = len(one.mesh.applied)
-            subject.look(float(now))
-            if len(one.mesh.applied) > before and one.mesh.settings.passphrase == NEW:
+            before = len(one.radio.applied)
+            await subject.step(float(now))
+            if len(one.radio.applied) > before and one.radio.settings.passphrase == NEW:
                 tried.append(now)
         gaps = [b - a for a, b in pairwise(tried)]
         assert gaps == sorted(gaps)
         assert gaps[0] < 120
-        assert gaps[-1] > passphrase.REST_AT_MOST
-        assert one.mesh.applied.count(OLD) >= len(tried) - 1, "the present one comes back each time"
+        assert gaps[-1] > passphrase_judge.RESTS[-1]
+        assert one.radio.applied.count(OLD) >= len(tried) - 1, (
+            "the present one comes back each time"
+        )
 
-    def test_a_change_that_ends_otherwise_ends_the_trial(self, tmp_path: Path) -> None:
+    async def test_a_change_that_ends_otherwise_ends_the_trial(self, tmp_path: Path) -> None:
         subject, one = self.subject(tmp_path)
-        one.mesh.refusing = {PEER: 2}
-        subject.look(100.0)
+        one.radio.refusing = {PEER: 2}
+        await subject.step(100.0)
+        assert one.radio.applied == [NEW]
         one.settings = Settings({"mesh": {"passphrase": OLD}})
-        subject.look(103.0)
-        assert not subject._trying
+        one.radio.linked = {PEER}
+        await subject.step(103.0)
+        assert one.radio.applied == [NEW]
+        assert OLD in one.file(), "nothing is adopted"
         one.mesh = None
-        subject.look(106.0)
+        await subject.step(106.0)
 
 
 async def test_what_a_passphrase_must_be(tmp_path: Path) -> None:

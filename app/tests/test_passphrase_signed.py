@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 from fleet_for_tests import NOW, PREFIX, TestFleet, one_fleet
 from private_network import Network, in_private_network, until
-from test_passphrase import NEW, OLD, PEER, STRANGER, Host
+from test_passphrase import NEW, OLD, PEER, STRANGER, Host, Radio
 
 from authority import passphrase as roll
 from authority.authority import Authority, AuthorityError
@@ -27,8 +27,10 @@ from thicket.base.files import write_atomically
 from thicket.base.paths import Paths
 from thicket.cli.common import BAD, OK, USAGE
 from thicket.cli.main import main
-from thicket.cluster import passphrase
-from thicket.cluster.passphrase import FILE, Passphrase, PassphraseError
+from thicket.cluster import passphrase, passphrase_judge
+from thicket.cluster.passphrase import Passphrase
+from thicket.cluster.passphrase_exchange import NAME
+from thicket.cluster.passphrase_file import FILE, PassphraseError
 from thicket.config import edit
 from thicket.config.load import load
 from thicket.config.parse import parse
@@ -68,7 +70,7 @@ def of_fleet(root: Path, present: str = OLD) -> Host:
     """A node of the fleet, with a card as `thicket ca config` makes it."""
     text = f"[trust]\nroot = '''\n{pem(FLEET.fleet.root.der)}'''\n\n"
     one = Host(root, f'{text}[mesh]\nsecurity = "sae"\npassphrase = "{present}"\n')
-    one.mesh = type(one.mesh)(present)
+    one.mesh = one.radio = Radio(present)
     return one
 
 
@@ -103,7 +105,7 @@ async def cluster(
             others = nodes[1:] if mine == 0 else nodes[:1]
             one.known = [{"name": node.name, "state": "up"} for node in others]
             tasks.append(asyncio.create_task(subjects[mine].run(nodes[mine])))
-        await until(lambda: all(n.whereis(Passphrase.NAME) for n in nodes), "all listen")
+        await until(lambda: all(n.whereis(NAME) for n in nodes), "all listen")
         yield list(zip(subjects, hosts, nodes, strict=True))
     finally:
         for task in tasks:
@@ -125,6 +127,23 @@ def importing(packed: bytes) -> dict[str, str]:
 
 def mesh(one: Host) -> tuple[str, str]:
     return one.settings.mesh.passphrase, one.settings.mesh.next_passphrase
+
+
+def file(one: Host) -> Path:
+    """Where a node keeps what it knows of changes."""
+    return Path(one.paths.data, "thicket", FILE)
+
+
+def done(one: Host) -> str:
+    """The digest of the change that a node has carried out, by its file."""
+    return str(json.loads(file(one).read_bytes())["done"]) if file(one).exists() else ""
+
+
+def by_hand(one: Host, passphrase: str) -> None:
+    """A person writes a passphrase into the file of a node."""
+    values: dict[str, object] = {"mesh.passphrase": passphrase, "mesh.next_passphrase": None}
+    edit.apply(one.paths, edit.set_values(edit.source(one.paths)[0], values).encode())
+    one.settings = load(one.paths).settings
 
 
 # -- the format
@@ -174,7 +193,7 @@ async def test_no_member_can_tell_a_node_another_passphrase(network: Network) ->
     with tempfile.TemporaryDirectory() as folder:
         async with cluster(network, Path(folder), "abc") as ((a, _, evil), *others):
             for subject, one, node in others:
-                before, where = one.file(), (Passphrase.NAME, node.name)
+                before, where = one.file(), (NAME, node.name)
                 other = one_fleet("another")
                 for number, request in enumerate(
                     (
@@ -208,27 +227,30 @@ async def test_different_changes_for_different_nodes_end_as_one(network: Network
         async with cluster(network, Path(folder), "abc") as all_three:
             one, two = signed(1, NEW, OLD, THIRD), signed(1, THIRD, OLD, NEW)
             for (_, _, node), packed in zip(all_three[1:], (one, two), strict=True):
-                where = (Passphrase.NAME, node.name)
+                where = (NAME, node.name)
                 assert await all_three[0][2].request(where, (Atom("signed"), packed), 20.0) in (
                     "ok", ("error", b"change 1 is in force here, which is newer"),
                 )  # fmt: skip
             await until(
-                lambda: len({subject.newest() for subject, _, _ in all_three}) == 1, "all agree"
+                lambda: len({subject.kept.newest() for subject, _, _ in all_three}) == 1,
+                "all agree",
             )
-            won = max(SignedChange.read(p, FLEET.fleet) for p in (one, two))  # by number
-            assert all_three[0][0].newest()[0] == won.change.number
+            won = max(
+                (SignedChange.read(p, FLEET.fleet) for p in (one, two)), key=lambda c: c.order
+            )
+            assert all_three[0][0].kept.newest() == won.order
             await until(
                 lambda: (
-                    all(one._done == one.newest()[1].hex() for one, _, _ in all_three)
+                    all(done(host) == one.kept.newest()[1].hex() for one, host, _ in all_three)
                     and len({mesh(host) for _, host, _ in all_three}) == 1
                 ),
                 "all do so",
                 60,
             )
             assert all(host.settings.mesh.passphrase == OLD for _, host, _ in all_three)
-            for subject, _, _ in all_three:
-                async with subject._taking:
-                    assert subject._done == subject.newest()[1].hex()
+            for subject, host, _ in all_three:
+                assert not await subject.take(won.packed, "nobody"), "nothing is on its way"
+                assert done(host) == won.digest.hex()
 
 
 @in_private_network
@@ -241,20 +263,23 @@ async def test_a_change_on_all_nodes_of_a_fleet(network: Network) -> None:
                 assert (len(answer["done"]), answer["failed"], answer["used"]) == (3, {}, False)
             for _, host, _ in nodes:
                 assert mesh(host) == (OLD, NEW)
-                assert host.mesh.settings.passphrase == OLD, "nothing is used yet"
+                assert host.radio.settings.passphrase == OLD, "nothing is used yet"
             answer = await here.request(importing(signed(2, used=True)))
             assert (len(answer["done"]), answer["used"]) == (3, True)
             for _, host, _ in nodes:
                 assert mesh(host) == (NEW, OLD), "both, until links of the new one stand"
-                assert host.mesh.settings.passphrase == NEW
-                host.mesh.outdated = True
-                host.mesh.linked = {PEER}
-            for subject, _, _ in nodes:
-                later = time.monotonic() + 10 * passphrase.STAND
-                assert not (subject._stands(later) or subject._stands(2 * later)), "old links"
+                assert host.radio.settings.passphrase == NEW
+                host.radio.outdated = True
+                host.radio.linked = {PEER}
+            for subject, host, _ in nodes:
+                later = time.monotonic() + passphrase_judge.STAND
+                await subject.step(later)
+                await subject.step(later + passphrase_judge.STAND)
+                assert mesh(host) == (NEW, OLD), "old links"
+                assert host.radio.renewed == 0
             for _, host, _ in nodes:
-                host.mesh.outdated = False
-            with mock.patch.object(passphrase, "STAND", 0.0):
+                host.radio.outdated = False
+            with mock.patch.object(passphrase_judge, "STAND", 0.0):
                 await until(
                     lambda: all(mesh(host) == (NEW, "") for _, host, _ in nodes), "one is left", 60
                 )
@@ -264,58 +289,65 @@ async def test_a_change_on_all_nodes_of_a_fleet(network: Network) -> None:
 
 
 @in_private_network
-async def test_a_slow_disk_is_said_and_waited_for(network: Network) -> None:
+async def test_a_slow_node_is_said_and_waited_for(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "IMPORT", 0.0):
         async with cluster(network, Path(folder), "ab") as ((a, mine, node), (_, other, _)):
-            await a._writing.acquire()
+            mine.follows.clear()
             answer = await a.request(importing(signed(1)))
             assert "still writing" in answer["failed"][node.name]
             assert len(answer["done"]) == 1
             assert (mesh(mine), mesh(other)) == ((OLD, ""), (OLD, NEW))
-            a._writing.release()
-            await until(lambda: mesh(mine) == (OLD, NEW) and not a._own, "it goes on", 60)
+            mine.follows.set()
+            await until(lambda: mesh(mine) == (OLD, NEW) and done(mine), "it goes on", 60)
             # What is not signed is told to nobody.
             error = await refusal(a.request(importing(signed(2, key=FLEET.signer_key))))
             assert error.code == "not-signed"
-            assert a.newest()[0] == 1
+            assert a.kept.newest()[0] == 1
 
 
 @in_private_network
 async def test_a_node_that_was_not_connected_gets_the_change_when_it_is(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with cluster(network, Path(folder), "ab") as ((a, _, _), (b, host, _)):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "TELL", 1e9):
+        async with cluster(network, Path(folder), "ab") as ((a, _, here), (b, host, there)):
             # what a node takes alone it tells, and what it lacks it asks for
-            await b.take(signed(4, used=True), passphrase.PERSON)
-            await until(lambda: a.newest() == b.newest(), "a has it")
-            a._change = None
+            await b.take(signed(4), passphrase.PERSON)
+            await until(lambda: a.kept.newest() == b.kept.newest(), "a has it")
+            here.disconnect(there.name)
+            await until(lambda: not there.connected(here.name), "they are apart")
+            await b.take(signed(5, used=True), passphrase.PERSON)
+            await here.connect(there.name, 30.0)
+            await asyncio.sleep(0.5)
+            assert a.kept.newest()[0] == 4
             b.node_up("nobody")
-            a_name = a._node.name if a._node is not None else ""
-            b.node_up(a_name)
-            await until(lambda: a.newest() == b.newest(), "a has it again")
+            b.node_up(here.name)
+            await until(lambda: a.kept.newest() == b.kept.newest(), "a has it again")
             assert mesh(host) == (NEW, OLD)
 
 
 @in_private_network
 async def test_in_clear_a_change_goes_to_nobody_else(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with cluster(network, Path(folder), "ab", Node) as ((a, mine, node), (b, other, _)):
+        async with cluster(network, Path(folder), "ab", Node) as (
+            (a, mine, node),
+            (b, other, there),
+        ):
             answer = await a.request(importing(signed(1)))
             assert len(answer["done"]) == 1
             (why,) = answer["failed"].values()
             assert "not encrypted" in why
-            where = (Passphrase.NAME, next(iter(answer["failed"])))
+            where = (NAME, next(iter(answer["failed"])))
             refused = await node.request(where, (Atom("signed"), signed(2)), 20.0)
             assert refused[0] == "error"
-            for subject, listener in ((a, a._listener), (b, b._listener)):
-                assert listener is not None
-                assert not listener._spreads
-                connection = next(iter(listener._node.connections.values()))
-                for message in (("have", 9, b"x" * 32), ("signed", signed(3))):
-                    listener.on_message(connection, message)
-                assert not listener._tasks
-                assert subject._listener is listener
+            # What is only told where nobody can listen is not heard, and not answered.
+            for one, peer in ((node, there), (there, node)):
+                connection = next(iter(one.connections.values()))
+                for message in ((Atom("have"), 9, b"x" * 32), (Atom("signed"), signed(3))):
+                    one.send_to_name(connection, one.pid, NAME, message)
+                assert await one.ping(peer.name, 60.0) > 0
+            await asyncio.sleep(0.5)
+            assert a.kept.newest()[0] == 1
             assert (mesh(mine), mesh(other)) == ((OLD, NEW), (OLD, ""))
-            assert b.newest() == (0, b"")
+            assert b.kept.newest() == (0, b"")
 
 
 # -- what a node takes
@@ -323,19 +355,20 @@ async def test_in_clear_a_change_goes_to_nobody_else(network: Network) -> None:
 
 async def test_an_old_change_leads_no_new_card_astray(tmp_path: Path) -> None:
     """Whoever replays a change of the past to a node that has not heard of any."""
-    fresh = Passphrase(of_fleet(tmp_path / "fresh", present=THIRD))
+    one = of_fleet(tmp_path / "fresh", present=THIRD)
+    fresh = Passphrase(one)
     error = await refusal(fresh.take(signed(2, NEW, OLD, used=True), "a member"))
     assert error.code == "not-ours"
     assert (
         fresh.heard(*SignedChange.read(signed(2, NEW, OLD, used=True), FLEET.fleet).order) is None
     )
-    assert fresh.newest() == (0, b"")
+    assert fresh.kept.newest() == (0, b"")
     assert await fresh.take(signed(3, NEW, OLD, THIRD), "a member")
     error = await refusal(fresh.take(signed(2, NEW, OLD, THIRD, used=True), "a member"))
     assert error.code == "older"
-    again = Passphrase(fresh._host)
-    assert again.newest()[0] == 3, "also after a restart"
-    assert Path(again._path).stat().st_mode & 0o077 == 0, "there is a passphrase in it"
+    again = Passphrase(one)
+    assert again.kept.newest()[0] == 3, "also after a restart"
+    assert file(one).stat().st_mode & 0o077 == 0, "there is a passphrase in it"
 
 
 async def test_a_withdrawn_offer_is_dropped(tmp_path: Path) -> None:
@@ -353,9 +386,9 @@ async def test_a_card_of_another_mesh_keeps_what_a_person_wrote(tmp_path: Path) 
     subject = Passphrase(one)
     await subject.take(signed(1, used=True), "the root")
     assert mesh(one) == (NEW, OLD)
-    await subject._store({"mesh.passphrase": THIRD, "mesh.next_passphrase": None})
+    by_hand(one, THIRD)
     again = Passphrase(one)
-    await again._carry_out()
+    await again.step(time.monotonic())
     assert mesh(one) == (THIRD, ""), "it was done once, and is not done again"
 
 
@@ -407,7 +440,7 @@ def power_fails(monkeypatch: pytest.MonkeyPatch, after: int, *, written: bool) -
         raise PowerCutError
 
     with monkeypatch.context() as patch:
-        patch.setattr("thicket.cluster.passphrase.write_atomically", write)
+        patch.setattr("thicket.cluster.passphrase_file.write_atomically", write)
         patch.setattr(edit, "apply", changed)
         try:
             yield
@@ -431,17 +464,16 @@ async def test_the_power_may_fail_at_every_step(
             with power_fails(monkeypatch, step, written=written):
                 await Passphrase(one).take(signed(2, used=True), "the root")
             one.settings = load(one.paths).settings
-            done = mesh(one) == (NEW, OLD) and Passphrase(one)._done
+            cuts += not (mesh(one) == (NEW, OLD) and done(one))
             assert mesh(one)[0] in (OLD, NEW)
             again = Passphrase(one)
-            await again._carry_out()  # as run() does
-            if again.newest()[0] != 2:
+            await again.step(time.monotonic())  # as run() does
+            if again.kept.newest()[0] != 2:
                 await again.take(signed(2, used=True), "the others")
             assert mesh(one) == (NEW, OLD)
-            assert again._is_former()
+            assert again.status()["former"]
             # the offer is told again by others that have missed the rest
             assert (await refusal(again.take(signed(1), "the others"))).code == "older"
-            cuts += not done
     assert cuts > 6
 
 
@@ -457,12 +489,12 @@ async def test_the_power_may_fail_on_the_way_back(
             await subject.change()
         one.settings = load(one.paths).settings
         again = Passphrase(one)
-        await again._carry_out()
+        await again.step(time.monotonic())
         if mesh(one) == (NEW, OLD):  # it goes back once more, as it is still alone
-            assert again._is_former()
+            assert again.status()["former"]
             await again.change()
         assert mesh(one) == (OLD, NEW)
-        assert not again._is_former()
+        assert not again.status()["former"]
         assert again.status()["change"] == {"number": 2, "used": True}
 
 
@@ -477,7 +509,7 @@ async def test_a_full_disk_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(edit, "apply", full)
         assert (await refusal(subject.take(signed(1, used=True), "x"))).code == "not-written"
     assert mesh(one) == (OLD, "")
-    await subject._carry_out()
+    await subject.step(time.monotonic())
     assert mesh(one) == (NEW, OLD)
 
 
@@ -485,17 +517,17 @@ def test_a_damaged_file_is_not_used_and_not_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = of_fleet(tmp_path / "n")
-    path = Path(one.paths.data, "thicket", FILE)
+    path = file(one)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"change": base64.b64encode(signed(1)).decode(), "done": "", "former": ""}
     for data in (b"", b"{", b"[]", json.dumps({**whole, "change": NEW}).encode(), b"\xff" * 99):
         path.write_bytes(data)
         subject = Passphrase(one)
-        assert subject.newest() == (0, b"")
+        assert subject.kept.newest() == (0, b"")
     assert "is damaged" in caplog.text
     assert NEW not in caplog.text
     path.write_text(json.dumps(whole), encoding="utf-8")
-    assert Passphrase(one).newest()[0] == 1
+    assert Passphrase(one).kept.newest()[0] == 1
     assert Passphrase(one).status()["change"] == {"number": 1, "used": False}
 
 
@@ -510,31 +542,31 @@ class TestAlone:
         one = of_fleet(tmp_path / "n")
         subject = Passphrase(one)
         await subject.take(signed(2, used=True), "the root")
-        one.mesh.applied.clear()
+        one.radio.applied.clear()
         return subject, one
 
     async def test_finds_nobody_and_goes_back(self, changed: tuple[Passphrase, Host]) -> None:
         subject, one = changed
-        for now in range(0, 300, 3):
-            await subject._step(1000.0 + now)
-            if one.mesh.settings.passphrase == OLD:
-                one.mesh.linked = {PEER}  # the neighbours have the old one
+        for _ in range(100):
+            await asyncio.sleep(passphrase.LOOK)
+            await subject.step(time.monotonic())
+            if one.radio.settings.passphrase == OLD:
+                one.radio.linked = {PEER}  # the neighbours have the old one
         assert mesh(one) == (OLD, NEW)
-        assert one.mesh.settings.passphrase == OLD
+        assert one.radio.settings.passphrase == OLD
         # It tells them, and they change: it hears that they have what it has.
-        one.mesh.linked = {PEER}
-        subject._since = time.monotonic() - passphrase.REST_AT_MOST - 1
-        assert subject.heard(*subject.newest()) is None
-        await subject._carry_out()
+        await asyncio.sleep(passphrase_judge.RESTS[-1] + 1)
+        assert subject.heard(*subject.kept.newest()) is None
+        await subject.step(time.monotonic())
         assert mesh(one) == (NEW, OLD)
 
     async def test_is_refused_and_goes_back_sooner(self, changed: tuple[Passphrase, Host]) -> None:
         subject, one = changed
-        one.mesh.refusing = {PEER: 2}
-        await subject._step(1000.0)
-        assert one.mesh.applied == [OLD]
-        one.mesh.linked = {PEER}
-        await subject._step(1003.0)
+        one.radio.refusing = {PEER: 2}
+        await subject.step(1000.0)
+        assert one.radio.applied == [OLD]
+        one.radio.linked = {PEER}
+        await subject.step(1003.0)
         assert mesh(one) == (OLD, NEW)
 
     async def test_returns_when_the_old_one_is_of_no_use_either(
@@ -543,30 +575,30 @@ class TestAlone:
         subject, one = changed
         tried = []
         for now in range(0, 7200, 3):
-            await subject._step(1000.0 + now)
-            if one.mesh.applied[-1:] == [OLD]:
+            await subject.step(1000.0 + now)
+            if one.radio.applied[-1:] == [OLD]:
                 tried.append(now)
-                one.mesh.applied.append("seen")
+                one.radio.applied.append("seen")
         assert 5 < len(tried) < 20, "ever more seldom"
         assert mesh(one) == (NEW, OLD)
-        assert one.mesh.applied.count(NEW) >= len(tried) - 1
+        assert one.radio.applied.count(NEW) >= len(tried) - 1
 
     async def test_with_links_nobody_lures_it_back(self, changed: tuple[Passphrase, Host]) -> None:
         """A thief of the old passphrase refuses the new one, as loudly as he likes."""
         subject, one = changed
-        one.mesh.linked, one.mesh.outdated = {PEER}, True
-        one.mesh.refusing = {STRANGER: 99}
+        one.radio.linked, one.radio.outdated = {PEER}, True
+        one.radio.refusing = {STRANGER: 99}
         for now in range(0, 600, 3):
-            await subject._step(1000.0 + now)
-        assert one.mesh.applied == []
-        one.mesh.outdated = False
+            await subject.step(1000.0 + now)
+        assert one.radio.applied == []
+        one.radio.outdated = False
         for now in range(600, 700, 3):
-            await subject._step(1000.0 + now)
+            await subject.step(1000.0 + now)
         assert mesh(one) == (NEW, "")
-        one.mesh.linked = set()
+        one.radio.linked = set()
         for now in range(700, 2000, 3):
-            await subject._step(1000.0 + now)
-        assert set(one.mesh.applied) <= {NEW}, "the old one is gone for good"
+            await subject.step(1000.0 + now)
+        assert set(one.radio.applied) <= {NEW}, "the old one is gone for good"
 
     async def test_a_member_that_says_so_does_not_make_it_change_all_the_time(
         self, changed: tuple[Passphrase, Host]
@@ -575,10 +607,10 @@ class TestAlone:
         await subject.change()
         assert mesh(one) == (OLD, NEW)
         times = 0
-        for _ in range(100):
-            subject.heard(*subject.newest())
+        for number in range(100):
+            subject.heard(*subject.kept.newest())
             before = mesh(one)
-            await subject._carry_out()
+            await subject.step(time.monotonic() + number * passphrase.RETRY)
             if mesh(one) != before:
                 times += 1
                 await subject.change()
@@ -666,16 +698,10 @@ class Channel:
     def ask(self, request: dict[str, Any], seconds: float = 0) -> dict[str, Any]:
         assert request["do"] == "passphrase"
         if "change" not in request:
-            present = self.subject._tag(self.subject._host.settings.mesh.passphrase)
-            held = self.subject._change.packed if self.subject._change is not None else b""
-            return {"change": base64.b64encode(held).decode(), "present": present}
+            return self.subject.held()
         asyncio.run(self.subject.take(base64.b64decode(request["change"]), passphrase.PERSON))
-        assert self.subject._change is not None
-        return {
-            "done": ["t@fd00::1"], "failed": {}, "missing": self.missing,
-            "number": self.subject._change.change.number,
-            "used": self.subject._change.change.used,
-        }  # fmt: skip
+        change = self.subject.status()["change"]
+        return {"done": ["t@fd00::1"], "failed": {}, "missing": self.missing, **change}
 
     def close(self) -> None: ...
 

@@ -356,7 +356,8 @@ def make_messages() -> Try:
     import asyncio
     import logging
 
-    from thicket.cluster.passphrase import Listener, Passphrase, PassphraseError
+    from thicket.cluster.passphrase_exchange import NAME, Listener
+    from thicket.cluster.passphrase_file import PassphraseError
     from thicket.distribution.etf import encode_bare
     from thicket.distribution.frames import FrameError, MessageReader
     from thicket.distribution.groups import Scope
@@ -390,16 +391,15 @@ def make_messages() -> Try:
         """Stands in for the node's passphrase."""
 
         def __init__(self) -> None:
-            self._host = self.settings = self.mesh = self
-            self.passphrase, self.next_passphrase = "a passphrase", "the next one"
+            self.kept = self
             self.signed = False
 
         async def prepare(self, passphrase: str) -> None:
             if len(passphrase) < 8:
                 raise PassphraseError("bad-passphrase", "too short")
 
-        async def change(self) -> bool:
-            return True
+        async def change_to(self, passphrase: str, _who: str) -> None:
+            await self.prepare(passphrase)
 
         async def cancel(self) -> None:
             await asyncio.sleep(0)
@@ -493,7 +493,7 @@ def make_messages() -> Try:
         asked.signed = bool(data) and bool(data[0] & 2)
         Scope(node)
         Exchange(node, Held, offered)
-        node.register(Passphrase.NAME, Listener(node, asked))
+        node.register(NAME, Listener(node, asked))
         node.export("fuzz.add")(_add)
         node.export("fuzz.wait")(_wait)
         peer: Any = Peer(flags)

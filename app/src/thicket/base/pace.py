@@ -57,7 +57,12 @@ class Backoff:
         if lasted >= self.settled:
             self.failures = 0
         self.failures += 1
-        return self.pauses[min(self.failures, len(self.pauses)) - 1]
+        return self.pause
+
+    @property
+    def pause(self) -> float:
+        """The pause after the last failure, 0 after none."""
+        return self.pauses[min(self.failures, len(self.pauses)) - 1] if self.failures else 0.0
 
     @property
     def exhausted(self) -> bool:

@@ -11,8 +11,35 @@ if TYPE_CHECKING:
     from thicket.radio.section import MeshSection
 
 
-class Radio(Protocol):
-    """What the daemon and the change of a passphrase need of :class:`thicket.radio.mesh.Mesh`.
+class Peering(Protocol):
+    """What the change of a passphrase needs: the peers, and the passphrase that makes them."""
+
+    @property
+    def settings(self) -> MeshSection:
+        """What the mesh is told to be."""
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a former passphrase still opens links that others begin, until :meth:`renew`."""
+
+    def apply(self, settings: MeshSection, address: IPv6Interface | None = None) -> None:
+        """Take other settings, and another address.
+
+        :raises ValueError: the settings cannot be used.
+        """
+
+    def renew(self) -> None:
+        """Leave and enter the mesh: every link is made anew."""
+
+    def peers(self) -> set[str]:
+        """The MAC addresses of the peers."""
+
+    def refused(self) -> dict[str, int]:
+        """The neighbours with which authentication fails, and how often in a row it did."""
+
+
+class Radio(Peering, Protocol):
+    """What the daemon needs of :class:`thicket.radio.mesh.Mesh`.
 
     :ivar announced: tells the address in the mesh of the node with a link-local address, None when
         it is not known.
@@ -21,16 +48,8 @@ class Radio(Protocol):
     announced: Callable[[str], str | None]
 
     @property
-    def settings(self) -> MeshSection:
-        """What the mesh is told to be."""
-
-    @property
     def joined(self) -> bool:
         """Whether the node is in the mesh, with its address."""
-
-    @property
-    def outdated(self) -> bool:
-        """Whether a former passphrase still opens links that others begin, until :meth:`renew`."""
 
     async def run(self) -> None:
         """Be in the mesh until cancelled."""
@@ -41,20 +60,8 @@ class Radio(Protocol):
     async def refresh(self, *, whole: bool = True) -> None:
         """Ask the kernel for the stations; if ``whole``, for all paths and neighbours as well."""
 
-    def apply(self, settings: MeshSection, address: IPv6Interface | None = None) -> None:
-        """Take other settings, and another address. Raises ValueError."""
-
-    def renew(self) -> None:
-        """Leave and enter the mesh: every link is made anew."""
-
-    def peers(self) -> set[str]:
-        """The MAC addresses of the peers."""
-
     def links(self) -> list[tuple[IPv6Address | None, float]]:
         """The peers at the last look: address where it is known, seconds since the last frame."""
-
-    def refused(self) -> dict[str, int]:
-        """The neighbours with which authentication fails, and how often in a row it did."""
 
     def set_doubled(self, macs: set[str]) -> None:
         """Tell which MAC addresses two radios have."""
