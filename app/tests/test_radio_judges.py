@@ -16,9 +16,8 @@ from thicket.radio.nl80211 import MeshPath
 from thicket.radio.paths import NOBODY, PATH_TIMEOUT, Fix, GiveUp, Paths, Unfix
 from thicket.radio.peers import (
     FORGET_SECONDS,
-    REJOIN_SECONDS,
-    STUCK_SECONDS,
-    STUCK_SECONDS_AT_MOST,
+    REJOIN_PAUSES,
+    STUCK_PAUSES,
     UNPROTECTED,
     Help,
     Note,
@@ -140,11 +139,13 @@ class TestPeers:
         peers = Peers()
         facts: dict[str, Any] = {fact: False}
         stations = [station(A, **facts), station(B)]
-        (report,) = peers.protect(stations)
+        judged, (report,) = peers.protect(stations)
         assert isinstance(report, Report)
         assert word in report.message
-        assert [one["state"] for one in stations] == [UNPROTECTED, "ESTAB"]
-        assert peers.protect([station(A)]) == [Solved(f"sae-unprotected-{A}")]
+        assert [one["state"] for one in judged] == [UNPROTECTED, "ESTAB"]
+        assert stations == [station(A, **facts), station(B)], "what the kernel told stays as it was"
+        again = [station(A)]
+        assert peers.protect(again) == (again, [Solved(f"sae-unprotected-{A}")])
 
     def test_one_failure_may_be_the_air_and_two_are_told(self) -> None:
         peers = Peers()
@@ -185,17 +186,17 @@ class TestPeers:
             if peers.help_the_stuck(float(now), outdated=False) is not None:
                 gaps.append(now - last)
                 last = now
-        assert gaps[0] == STUCK_SECONDS
+        assert gaps[0] == STUCK_PAUSES[0]
         assert all(a <= b for a, b in pairwise(gaps))
-        assert gaps[-1] == STUCK_SECONDS_AT_MOST
+        assert gaps[-1] == STUCK_PAUSES[-1]
         assert len(gaps) >= 10, "for ever"
 
     def test_with_peers_only_the_neighbour_is_helped(self) -> None:
         peers = Peers()
         peers.up(B)
         peers.watch_the_stuck([station(A, "LISTEN"), station(B)], 5000, 0.0)
-        assert peers.help_the_stuck(STUCK_SECONDS - 1, outdated=False) is None
-        assert peers.help_the_stuck(STUCK_SECONDS, outdated=False) == Help((A,))
+        assert peers.help_the_stuck(STUCK_PAUSES[0] - 1, outdated=False) is None
+        assert peers.help_the_stuck(STUCK_PAUSES[0], outdated=False) == Help((A,))
         assert peers.rejoin(1e6, at_once=True) is None, "nothing may touch the links that stand"
 
     def test_another_passphrase_helps_all_at_once(self) -> None:
@@ -204,7 +205,7 @@ class TestPeers:
         peers.passphrase_changed()
         assert peers.help_the_stuck(1.0, outdated=False) == Rejoin()
         assert peers.help_the_stuck(2.0, outdated=True) == Rejoin(), "an old one opens links"
-        assert peers.rejoin(2.0 + REJOIN_SECONDS) is None, "the pauses double"
+        assert peers.rejoin(2.0 + REJOIN_PAUSES[0]) is None, "the pauses double"
 
     @given(
         st.lists(

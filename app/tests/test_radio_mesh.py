@@ -847,7 +847,7 @@ async def test_a_neighbour_that_stays_blocked_is_helped_without_touching_the_oth
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.02)
-    monkeypatch.setattr(peers, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(peers, "STUCK_PAUSES", (0.1, 0.2, 0.4, 240.0))
     world.stations = [station(), station(OTHER, "BLOCKED")]
     async with running(world, SECURED) as one:
         await one.joined()
@@ -868,7 +868,7 @@ async def test_a_neighbour_that_stays_blocked_is_helped_without_touching_the_oth
         world.stations = [station(), station(OTHER)]
         await one.look(whole=True)
         helped = list(world.commands)
-        await asyncio.sleep(2 * peers.STUCK_SECONDS_AT_MOST)
+        await asyncio.sleep(2 * peers.STUCK_PAUSES[-1])
         assert world.commands.count(f"MESH_PEER_ADD {OTHER}") == helped.count(
             f"MESH_PEER_ADD {OTHER}"
         ), "it needs no help any more"
@@ -878,7 +878,7 @@ async def test_a_neighbour_that_is_helped_in_vain_costs_nothing_else(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.02)
-    monkeypatch.setattr(peers, "STUCK_SECONDS", 0.05)
+    monkeypatch.setattr(peers, "STUCK_PAUSES", (0.05, 0.1, 0.2, 240.0))
     world.refuses = ("MESH_PEER_ADD",)
     world.stations = [station(), station(OTHER, "LISTEN")]
     async with running(world, SECURED) as one:
@@ -892,13 +892,13 @@ async def test_alone_with_a_stuck_neighbour_the_mesh_is_entered_anew(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.02)
-    monkeypatch.setattr(peers, "STUCK_SECONDS", 0.05)
+    monkeypatch.setattr(peers, "STUCK_PAUSES", (0.05, 0.1, 0.2, 240.0))
     world.stations = [station(OTHER, "LISTEN")]
     async with running(world, SECURED) as one:
         await one.joined()
         await one.look(whole=True)
         await one.until(lambda: "REASSOCIATE" in world.commands)
-        await asyncio.sleep(peers.REJOIN_SECONDS / 2)
+        await asyncio.sleep(peers.REJOIN_PAUSES[0] / 2)
         assert world.commands.count("REASSOCIATE") == 1, "rejoining is limited"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from thicket.base.pace import Backoff
 from thicket.radio.events import PeerDown, PeerUp
 from thicket.radio.nl80211 import ESTABLISHED, Station
 from thicket.radio.reports import Report, Solved
@@ -14,13 +15,12 @@ UNPROTECTED: Final = "UNPROTECTED"
 
 #: A station from which nothing came for this many beacon intervals is out of reach.
 SILENT_BEACONS: Final = 5
-#: Seconds for which a neighbour may be heard without becoming a peer before it is helped: twice
-#: what one round of attempts takes. The pause doubles with each help, up to STUCK_SECONDS_AT_MOST:
-#: somebody who has corrected a passphrase waits that long, and a round costs little.
-STUCK_SECONDS: Final = 60.0
-STUCK_SECONDS_AT_MOST: Final = 4 * 60.0
-#: Seconds between two times of entering the mesh anew, doubling to STUCK_SECONDS_AT_MOST.
-REJOIN_SECONDS: Final = 60.0
+#: Seconds for which a neighbour may be heard without becoming a peer before it is helped, and from
+#: one help to the next. The first is twice what one round of attempts takes. Somebody who has
+#: corrected a passphrase waits for the last one, and a round costs little.
+STUCK_PAUSES: Final = (60.0, 120.0, 240.0)
+#: Seconds from entering the mesh anew to the next time.
+REJOIN_PAUSES: Final = (60.0, 120.0, 240.0)
 #: Failures of authentication in a row with one neighbour that a weak signal does not explain.
 REFUSED_TIMES: Final = 2
 #: Seconds after which a failure of authentication is forgotten.
@@ -49,17 +49,16 @@ Deed = Rejoin | Help
 
 
 class _Stuck:
-    """A neighbour that does not become a peer: when it is helped next, and how long after that."""
+    """A neighbour that does not become a peer: when it is helped next, and the pauses between."""
 
-    __slots__ = ("due", "wait")
+    __slots__ = ("due", "pauses")
 
     def __init__(self, now: float) -> None:
-        self.wait = STUCK_SECONDS
-        self.due = now + self.wait
+        self.pauses = Backoff(*STUCK_PAUSES)
+        self.helped(now)
 
     def helped(self, now: float) -> None:
-        self.wait = min(self.wait * 2, STUCK_SECONDS_AT_MOST)
-        self.due = now + self.wait
+        self.due = now + self.pauses.failed()
 
 
 def patience(beacon_interval: int) -> float:
@@ -93,7 +92,7 @@ class Peers:
     """
 
     __slots__ = (
-        "_doubled", "_failures", "_next_rejoin", "_rejoin_wait", "_stuck", "_unprotected", "macs",
+        "_doubled", "_failures", "_next_rejoin", "_rejoins", "_stuck", "_unprotected", "macs",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -105,7 +104,7 @@ class Peers:
         self._unprotected: set[str] = set()
         self._stuck: dict[str, _Stuck] = {}
         self._next_rejoin = 0.0
-        self._rejoin_wait = REJOIN_SECONDS
+        self._rejoins = Backoff(*REJOIN_PAUSES)
 
     def begin(self) -> None:
         """A session begins: nobody was waited for yet."""
@@ -117,26 +116,31 @@ class Peers:
 
     # who is a peer
 
-    def protect(self, stations: list[Station]) -> Words:
-        """Make nobody a peer whose frames are not protected, whatever its state of peering.
+    def protect(self, stations: list[Station]) -> tuple[list[Station], Words]:
+        """Nobody is a peer whose frames are not protected, whatever its state of peering.
 
-        For a secured mesh; changes the states in ``stations``.
+        For a secured mesh.
+
+        :returns: the stations; those that are no peers for this reason have the state UNPROTECTED.
         """
+        judged: list[Station] = []
         words: Words = []
         bad = set()
         for one in stations:
-            if one["state"] == ESTABLISHED and not (one["authorized"] and one["mfp"]):
-                one["state"] = UNPROTECTED
-                bad.add(one["mac"])
-                what = "data" if not one["authorized"] else "management"
-                message = (
-                    f"the kernel has a link to {one['mac']} whose {what} frames are not protected; "
-                    "it is not used as a peer"
-                )
-                words.append(Report(f"sae-unprotected-{one['mac']}", "peer-unprotected", message))
+            if one["state"] != ESTABLISHED or (one["authorized"] and one["mfp"]):
+                judged.append(one)
+                continue
+            judged.append({**one, "state": UNPROTECTED})
+            bad.add(one["mac"])
+            what = "data" if not one["authorized"] else "management"
+            message = (
+                f"the kernel has a link to {one['mac']} whose {what} frames are not protected; "
+                "it is not used as a peer"
+            )
+            words.append(Report(f"sae-unprotected-{one['mac']}", "peer-unprotected", message))
         words += (Solved(f"sae-unprotected-{mac}") for mac in sorted(self._unprotected - bad))
         self._unprotected = bad
-        return words
+        return judged, words
 
     def look(self, before: list[Station], stations: list[Station]) -> Words:
         """The peers are those of ``stations``; ``before`` are the stations of the last look."""
@@ -166,7 +170,7 @@ class Peers:
             words.append(PeerUp(mac))
             words += self._forget(mac)
             self._stuck.pop(mac, None)
-            self._rejoin_wait = REJOIN_SECONDS
+            self._rejoins.reset()
         self.macs = set(macs)
         if macs:
             words += self._judge_refusals()
@@ -242,14 +246,14 @@ class Peers:
             del self._stuck[mac]
         # A station comes and goes while it is tried; one that is gone for long is forgotten.
         for mac in [mac for mac, one in self._stuck.items() if mac not in heard]:
-            if now > self._stuck[mac].due + self._stuck[mac].wait:
+            if now > self._stuck[mac].due + self._stuck[mac].pauses.pause:
                 del self._stuck[mac]
 
     def help_soon(self, mac: str, now: float) -> None:
         """A neighbour is blocked: it is helped some seconds later, for the other side gives up at
         about the same time."""
         stuck = self._stuck.setdefault(mac, _Stuck(now))
-        stuck.due = min(stuck.due, now + stuck.wait / 4)
+        stuck.due = min(stuck.due, now + stuck.pauses.pause / 4)
 
     def help_the_stuck(self, now: float, *, outdated: bool) -> Deed | None:
         """What helps neighbours that are heard and do not become peers, each at its own ever
@@ -277,6 +281,5 @@ class Peers:
         """
         if self.macs or (now < self._next_rejoin and not at_once):
             return None
-        self._next_rejoin = now + self._rejoin_wait
-        self._rejoin_wait = min(self._rejoin_wait * 2, STUCK_SECONDS_AT_MOST)
+        self._next_rejoin = now + self._rejoins.failed()
         return Rejoin()

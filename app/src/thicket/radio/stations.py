@@ -149,7 +149,8 @@ class Stations:
         try:
             self._stations = kernel.nl80211.stations(ifindex)
             if secured:
-                self.say(self.peers.protect(self._stations))
+                self._stations, words = self.peers.protect(self._stations)
+                self.say(words)
             macs = {one["mac"] for one in self._stations if one["state"] == ESTABLISHED}
             if whole or macs != self.peers.macs or not all(map(self.address_of, macs)):
                 self._read_neighbours(kernel.links.neighbours(ifindex), network)
