@@ -2,17 +2,17 @@
 """Who is, and who should be, a member of the cluster: connects the nodes that discovery hears.
 
 Both sides of a link hear each other, and one connection is enough. The node with the higher name
-connects at once, the other one gives it :data:`PATIENCE` and then connects itself, which also
-covers a beacon that came through in one direction only. (Both at once is harmless: the handshake
-settles it. It is only work done twice.)
+connects at once. The other one waits :data:`PATIENCE` seconds and then connects itself, which also
+covers a beacon that came through in one direction only. (If both connect at once, the handshake
+settles it; the only cost is work done twice.)
 
-Missing ticks tell of a lost node, late. When the radio no longer hears a station, or another node
-fears for one, the node is *probed*: it has :data:`PROBE` seconds to say something, counted from the
-first who feared, and is given up otherwise, unless the radio has heard it meanwhile: beacons come
-through where other frames do not yet, because their rate is the lowest one. A probe of a node that
-is well costs one round trip, so a false alarm of a lossy link does no harm. A node that has not
-answered for :data:`DOUBT` seconds is told of to the others, who may have no radio contact with it
-themselves.
+Missing ticks tell of a lost node, but late. When the radio no longer hears a station, or another
+node fears for one, the node is *probed*: it has :data:`PROBE` seconds for a sign of life, counted
+from the first fear of any node. Without one it is given up, unless the radio has heard it in the
+meantime: beacons come through where other frames do not yet, because their rate is the lowest one.
+A probe of a node that is well costs one round trip, so a false alarm of a lossy link does no harm.
+When a node has not answered for :data:`DOUBT` seconds, the others are told, who may have no radio
+contact with it themselves.
 
 A node that does not answer is tried again with growing pauses while it is heard; a beacon after a
 silence makes it due at once. A connection that closed is tried again in the same way.
@@ -35,19 +35,20 @@ PATIENCE: Final = (1.5, 3.0)
 #: Pause before the second, third ... attempt in seconds; the last one repeats. Each is drawn from
 #: three quarters to five quarters of it.
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-#: Attempts at the same time: a mesh that comes up at once must not drown in its own handshakes.
+#: Most attempts at the same time: handshakes must not flood a mesh that comes up all at once.
 PARALLEL: Final = 4
 #: A silence after which a beacon means that the node may have come back, in seconds.
 SILENCE: Final = 40.0
-#: A node that found us, but was never or not lately heard itself, is given up when an attempt fails
-#: so many seconds after its last sign of life. (Discovery tells when to give up those it heard.)
+#: A node that found us, but whose beacons were never or not lately heard, is given up when an
+#: attempt fails more than this many seconds after its last sign of life. (Discovery tells when to
+#: give up those that it heard.)
 FORGET: Final = 600.0
-#: Seconds that a node under suspicion has to say something, after how many of them the others are
-#: told (who then leave it the rest of them), and how long it is left in peace then.
+#: Seconds that a node under suspicion has for a sign of life. After DOUBT of them the others are
+#: told, who give it the rest. After a probe it is left in peace for PEACE seconds.
 PROBE: Final = 2.0
 DOUBT: Final = 0.75
 PEACE: Final = 2.0
-#: Nodes whose attempts are remembered.
+#: Most nodes that are remembered.
 LIMIT: Final = 4096
 
 
@@ -57,10 +58,16 @@ class Link(Protocol):
     name: str
 
     async def connect(self, peer: str, timeout: float = ...) -> object:
-        """Connect to the node named ``peer``; raises when that fails."""
+        """Connect to the node named ``peer``.
+
+        :raises Exception: that fails.
+        """
 
     async def probe(self, peer: str, seconds: float) -> bool:
-        """Ask for a sign of life; whether there was one."""
+        """Ask for a sign of life.
+
+        :returns: whether there was one within ``seconds``.
+        """
 
     def give_up(self, peer: str) -> None:
         """End the connection to ``peer``."""
@@ -70,7 +77,14 @@ class Link(Protocol):
 
 
 class Candidate:
-    """A node that was heard. Times in seconds of the monotonic clock."""
+    """A node that was heard, or that found us. Times in seconds of the monotonic clock.
+
+    :ivar name: as the node itself spells it, where that is known.
+    :ivar heard: its last sign of life.
+    :ivar due: when it is tried next.
+    :ivar up: it is connected.
+    :ivar error: code and words of the last failure.
+    """
 
     __slots__ = ("address", "backoff", "due", "error", "heard", "name", "task", "up")
 
@@ -81,13 +95,21 @@ class Candidate:
         self.due = now
         self.backoff = Backoff(*PAUSES)
         self.up = False
-        #: Words and code of the last failure.
         self.error: tuple[str, str] | None = None
         self.task: asyncio.Task[None] | None = None
 
 
 class Membership:
-    """Keeps the node connected to every node that is heard, while :meth:`run` runs."""
+    """Keeps the node connected to every node that is heard, while :meth:`run` runs.
+
+    :param cluster: the part of the names before ``@``.
+    :param link: what connects.
+    :param on_failure: is told of each failed attempt.
+    :param radio_silence: returns for how many seconds the radio has not heard the station at an
+        address, None when it knows none.
+    :ivar neighbours: whom to connect, None for everybody who is heard.
+    :ivar attempts: how many connections were tried.
+    """
 
     def __init__(
         self,
@@ -96,16 +118,12 @@ class Membership:
         on_failure: Callable[[Candidate], None],
         radio_silence: Callable[[IPv6Address], Awaitable[float | None]] | None = None,
     ) -> None:
-        """``radio_silence`` tells for how many seconds the radio has not heard the station with an
-        address, None when it knows none."""
         self.cluster = cluster
         self.link = link
         self.on_failure = on_failure
         self.radio_silence = radio_silence
         self.candidates: dict[IPv6Address, Candidate] = {}
-        #: Whom to connect, where not everybody that is heard.
         self.neighbours: set[IPv6Address] | None = None
-        #: How many connections were tried.
         self.attempts = 0
         self._wake = asyncio.Event()
         self._running = 0
@@ -113,16 +131,18 @@ class Membership:
         self._probed: dict[IPv6Address, float] = {}
 
     def name_of(self, address: IPv6Address, spelling: str = "") -> str:
-        """The name of the node at ``address``, which writes it as ``spelling``.
+        """The name of the node at ``address``.
 
-        Without one, it is written in canonical form, as all nodes of ours do.
+        :param spelling: how the node writes its address; by default in canonical form, as all
+            nodes of ours do.
         """
         return f"{self.cluster}@{spelling or address}"
 
     def heard(self, address: IPv6Address, new: bool, spelling: str = "") -> None:
-        """A beacon of ``address`` came in; ``new`` when discovery did not know it.
+        """A beacon of ``address`` came in.
 
-        ``spelling`` is as for :meth:`name_of`.
+        :param new: discovery did not know it.
+        :param spelling: as for :meth:`name_of`.
         """
         now = monotonic()
         name = self.name_of(address, spelling)
@@ -143,13 +163,13 @@ class Membership:
             self._wake.set()
 
     def set_neighbours(self, addresses: set[IPv6Address]) -> None:
-        """Connect no others than these from now on. Connections that stand stay."""
+        """Connect only these from now on. Present connections stay."""
         if addresses != self.neighbours:
             self.neighbours = addresses
             self._wake.set()
 
     def gone(self, address: IPv6Address) -> None:
-        """Discovery has forgotten ``address``: stop trying it. A connection that stands stays."""
+        """Discovery has forgotten ``address``: stop trying it. A present connection stays."""
         candidate = self.candidates.get(address)
         if candidate is not None and not candidate.up:
             del self.candidates[address]
@@ -188,8 +208,11 @@ class Membership:
         return candidate is not None and candidate.up
 
     def suspect(self, address: IPv6Address | None = None, name: str | None = None) -> None:
-        """Find out whether a connected node is there: the one with this name (when another node
-        fears for it), the one at ``address``, or all when neither is known."""
+        """Find out whether connected nodes are still there: all of them, if neither is given.
+
+        :param address: the node at this address.
+        :param name: the node with this name, for which another node fears.
+        """
         now = monotonic()
         if name is not None:
             known = self._candidate(name)
@@ -270,7 +293,10 @@ class Membership:
                 probe.cancel()
 
     def _start_due(self) -> float | None:
-        """Start the attempts that are due; the time until the next one, None when there is none."""
+        """Start the attempts that are due.
+
+        :returns: the seconds until the next one, None when there is none.
+        """
         now = monotonic()
         soonest: float | None = None
         for candidate in sorted(self.candidates.values(), key=lambda c: c.due):
@@ -295,14 +321,14 @@ class Membership:
         self._wake.set()
 
     async def _attempt(self, candidate: Candidate) -> None:
-        # Whether the connection stands is told by node_up and node_down alone: it may have ended
-        # again by the time this task runs on.
+        # Only node_up and node_down tell whether the connection stands: it may have ended again by
+        # the time this task continues.
         candidate.due = monotonic() + PAUSES[0]
         self.attempts += 1
         try:
             await self.link.connect(candidate.name)
         except Exception as e:
-            # the distribution's errors are many; every one means "not connected", with words
+            # There are many errors of the distribution; each means "not connected" and says why.
             pause = candidate.backoff.failed()
             candidate.due = monotonic() + uniform(0.75 * pause, 1.25 * pause)
             candidate.error = (str(getattr(e, "code", type(e).__name__)), str(e))

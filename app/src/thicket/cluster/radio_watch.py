@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from thicket.cluster.membership import Membership
     from thicket.radio.radio import Radio
 
-#: A peer whose last frame is older than so many beacon intervals is asked whether it is there.
+#: A peer whose last frame is older than this many beacon intervals is asked whether it is there.
 SILENT_BEACONS: Final = 1.6
-#: When that of every peer is older than so many, we may be alone: all other nodes are asked, too.
+#: When the last frame of every peer is older than this many beacon intervals, this node may be
+#: alone: all other nodes are asked, too.
 ALONE_BEACONS: Final = 2.6
-#: Seconds between two looks at the radio's peers, at least; and how many times as long as a look
-#: took, so that a node which is short of time does not spend it on looking.
+#: Between two looks at the radio's peers there are at least LOOK_AT_LEAST seconds, and at least
+#: LOOK_SHARE times as long as a look took: a node short of time must not spend it on looking.
 LOOK_AT_LEAST: Final = 0.2
 LOOK_SHARE: Final = 10.0
 
@@ -36,7 +37,7 @@ async def watch(
     silences: list[float] = []
     took = 0.0
     while True:
-        # The next look is when the next of them would have been silent for too long.
+        # The next look is due when the next peer would have been silent for too long.
         due = [patience - silent for silent in silences if silent <= patience]
         if silences and min(silences) <= alone:
             due.append(alone - min(silences))

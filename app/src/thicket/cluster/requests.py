@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command ``thicket`` does in the cluster, on behalf of a person, through the daemon:
-calls, messages to groups, and feeds of events and messages that are asked for again and again."""
+"""What a person asks of the cluster with the command ``thicket``, by way of the daemon: calls,
+messages to groups, and feeds of events and messages, which the command asks for again and again."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from thicket.distribution.handshake import DistributionError
 from thicket.distribution.jsonform import TooLongError, from_json, to_json
 from thicket.distribution.node import Node
 
+#: Most feeds at the same time.
 MAX_FEEDS = 8
+#: Most events of a feed that wait for the next question; older ones are dropped and counted.
 KEPT = 256
-"""Events of a feed that wait for the next question; the oldest are dropped and counted."""
-
+#: Most characters of JSON of a message in a feed.
 MAX_SHOWN = 16 * 1024
-"""Characters of JSON of a message in a feed."""
-
+#: Seconds after the last question until a feed is closed.
 EXPIRES = 60.0
-"""Seconds after which a feed that nobody asked is closed."""
-
+#: Most seconds that a question waits for an event.
 MAX_WAIT = 20.0
-MAX_TIMEOUT = 25.0  # below what the control socket gives a request
+#: Most seconds for a call: fewer than the control socket gives a request.
+MAX_TIMEOUT = 25.0
 
 
 class _Feed:
@@ -59,7 +59,7 @@ class _Feed:
 
 
 def _short(message: Any) -> Any:
-    """Return the JSON form of a message, or words where that would be long."""
+    """Return the JSON form of a message, or words where that would be too long."""
     try:
         return to_json(message, MAX_SHOWN)
     except TooLongError as error:
@@ -75,9 +75,10 @@ class Requests:
         self._last = 0
 
     async def call(self, peer: str, params: dict[str, Any]) -> Any:
-        """Call a function; ``function``, ``arguments`` (JSON forms), ``timeout`` in seconds.
+        """Call a function of another node.
 
-        :raises RequestError: when there is no result.
+        :param params: ``function``, ``arguments`` (JSON forms), ``timeout`` in seconds.
+        :raises RequestError: there is no result.
         """
         function, arguments = params.get("function"), params.get("arguments", [])
         timeout = params.get("timeout", 5.0)
@@ -105,27 +106,27 @@ class Requests:
             raise RequestError("too-long", message) from error
 
     async def publish(self, params: dict[str, Any]) -> Any:
-        """Send ``message`` (a JSON form) to the members of ``group``.
+        """Send a message to the members of a group.
 
-        :raises RequestError: when it cannot be sent.
+        :param params: ``group`` and ``message``, JSON forms.
+        :raises RequestError: it cannot be sent.
         """
         if "message" not in params or not params.get("group"):
             raise RequestError("bad-request", 'params need "group" and "message"')
         try:
             group, message = from_json(params["group"]), from_json(params["message"])
             if "pg" not in self.node.scopes:
-                self.node.scope()  # it learns of the members that others have by asking
+                self.node.scope()  # it asks other nodes for their members
                 await asyncio.sleep(0.5)
             return {"members": await self.node.publish(group, message)}
         except (EncodeError, ValueError) as error:
             raise RequestError("bad-request", str(error)) from error
 
     async def events(self, params: dict[str, Any]) -> Any:
-        """Return what happened since the last question, waiting for something.
+        """Return what has happened since the last question; wait if that is nothing.
 
-        Without ``feed`` a new feed is made, of nodes or, with ``group``, of the messages to a
-        group. ``wait`` is how long to wait, in seconds.
-
+        :param params: ``feed``, the number of a feed: without it a new feed is made, of nodes or,
+            with ``group``, of the messages to a group. ``wait``, the most seconds to wait.
         :raises RequestError: ``gone``, when there is no such feed (any more).
         """
         now = time.monotonic()

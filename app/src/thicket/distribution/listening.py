@@ -27,6 +27,9 @@ _PATIENCE = 10.0  # seconds that an address may be missing before that is a prob
 class Listening:
     """The listening socket of a node.
 
+    It keeps its problems itself, because a node also runs without a daemon; the daemon's list asks
+    for them.
+
     :param host: the address to listen on; it may appear later.
     :param port: the port, 0 for any free one.
     :param epmd_port: the port mapper's port; None to register nowhere.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which radio a mesh can be made of, and what is wrong with the others."""
+"""Which radios can carry a mesh, and what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def radio_names() -> list[str]:
 
 
 def usb_without_driver(root: str = "/sys/bus/usb/devices") -> list[str]:
-    """USB devices with an interface that no driver has taken, in words."""
+    """USB devices with an interface that has no driver, in words."""
     found = []
     for name in entries(root):
         if ":" not in name or link_name(f"{root}/{name}/driver"):
@@ -41,7 +41,10 @@ def usb_without_driver(root: str = "/sys/bus/usb/devices") -> list[str]:
 
 
 def obstacle(wiphy: Wiphy, settings: MeshSection) -> str | None:
-    """Why a radio cannot carry this mesh, None when it can."""
+    """Why a radio cannot carry this mesh.
+
+    :returns: None when it can.
+    """
     if wiphy.driver in _LIARS:
         return f"{wiphy} announces mesh point, but its driver cannot do it"
     if not wiphy.mesh_point:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The countries that the wireless regulatory database knows.
 
-The kernel follows the world's rules for a code that its database does not have, without a word.
+For a code that its database does not have, the kernel silently follows the world's rules.
 """
 
 from typing import Final
@@ -18,7 +18,7 @@ _LISTED: Final = """
 #: The codes of wireless-regdb 2026.09.03 without "00". AN, which ISO withdrew, is still among them.
 CODES: Final = frozenset(_LISTED.split())
 
-#: What people write for a country that has another code.
+#: Wrong codes that people write, with the country and its code.
 _MEANT: Final = {
     "UK": ("the United Kingdom", "GB"),
     "EL": ("Greece", "GR"),
@@ -27,7 +27,10 @@ _MEANT: Final = {
 
 
 def fault(code: str) -> str | None:
-    """Why no regulatory domain has ``code``, and what to write instead; None when one has."""
+    """Why no regulatory domain has ``code``, and what to write instead.
+
+    :returns: None when one has it.
+    """
     if code == "00" or code in CODES:
         return None
     large = code.strip().upper()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of the countries of :mod:`thicket.radio.countries`, for who writes a name as a code.
+"""The names of the countries of :mod:`thicket.radio.countries`, for people who write a name.
 
 Imported only to help with a mistake.
 """

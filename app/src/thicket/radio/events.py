@@ -38,7 +38,12 @@ class PeerDown(NamedTuple):
 
 
 class ProblemFound(NamedTuple):
-    """Something is wrong. ``part`` is radio or supplicant, ``code`` the reason for programs."""
+    """Something is wrong.
+
+    :ivar part: radio or supplicant.
+    :ivar code: the reason for programs.
+    :ivar message: the reason in words.
+    """
 
     part: str
     code: str
@@ -46,7 +51,7 @@ class ProblemFound(NamedTuple):
 
 
 class ProblemSolved(NamedTuple):
-    """Something is no longer wrong."""
+    """Something is no longer wrong; for the fields see :class:`ProblemFound`."""
 
     part: str
     code: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a node is not in the mesh: in words for a person, with what has to be done next."""
+"""Why a node is not in the mesh, in words for a person, and what happens next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STARTING: Final = "starting"
 JOINED: Final = "joined"
 FAILED: Final = "failed"
 
-#: Pauses before the next attempt in seconds, where only somebody else can change what is wrong.
+#: Pauses in seconds before the next attempt where only somebody else can change what is wrong.
 _NO_RADIO_SECONDS: Final = 30.0
 _REMOVED_SECONDS: Final = 0.2
 _SWITCH_SECONDS: Final = 15.0
@@ -30,7 +30,7 @@ class FaultError(CodedError):
     """Why a session ended.
 
     :ivar part: radio or supplicant.
-    :ivar state: what the radio is in then.
+    :ivar state: the state of the radio from now on.
     :ivar wait: seconds until the next attempt, None for the growing pauses.
     :ivar restart: wpa_supplicant has to be ended before the next attempt.
     """
@@ -57,7 +57,7 @@ class ReconfiguredError(Exception):
 
 
 def _unclaimed() -> str:
-    """The USB devices that no driver has taken, to be appended to a message."""
+    """The USB devices without a driver, to be appended to a message."""
     devices = usb_without_driver()
     return f"; USB devices without a driver: {', '.join(devices)}" if devices else ""
 

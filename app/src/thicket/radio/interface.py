@@ -17,8 +17,8 @@ from thicket.radio.section import MeshSection
 log = getLogger(__name__)
 
 _SYSCTLS: Final = (
-    # the address comes from the chip: no router in the mesh may add others, and asking for routers
-    # costs airtime
+    # The address comes from the chip: no router in the mesh may add others, and asking for routers
+    # costs airtime.
     ("accept_ra", 0),
     ("router_solicitations", 0),
     ("accept_redirects", 0),
@@ -28,7 +28,7 @@ _SYSCTLS: Final = (
 
 
 def choose(kernel: Nl80211, settings: MeshSection, interface: str) -> Wiphy:
-    """The first radio that can carry the mesh; before all others the one with the interface.
+    """The first radio that can carry the mesh; the one that has the interface comes first.
 
     :raises FaultError: there is none.
     """
@@ -50,9 +50,9 @@ def choose(kernel: Nl80211, settings: MeshSection, interface: str) -> Wiphy:
 
 
 def prepare(kernel: Kernel, wiphy: Wiphy, name: str) -> tuple[int, bool]:
-    """Have the mesh interface ``name`` on ``wiphy``, and the radio's other interfaces down.
+    """Make the mesh interface ``name`` on ``wiphy``, and take the radio's other interfaces down.
 
-    :returns: its index, and whether it was there, perhaps with a mesh running on it.
+    :returns: its index, and whether it was there before, perhaps with a mesh running on it.
     :raises OSError: the kernel refuses.
     """
     others = []

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node's place in the mesh: finds a radio, joins, watches, reports, and recovers.
 
-:class:`Mesh` has one supervising coroutine. It goes through one :class:`Session` after the other:
-choose a radio, make the mesh interface, join, and follow events until something ends the session.
-What ended it is a :class:`FaultError`: words for a person and a waiting time, after which, or at
-the next sign of change, the next session begins.
+:class:`Mesh` has one supervising coroutine, which runs one :class:`Session` after the other: choose
+a radio, make the mesh interface, join, and follow events until something ends the session. The end
+is a :class:`FaultError`: a message for a person, and the time to wait. The next session begins
+after that time, or earlier when the radios or the settings change.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-#: Pauses after failures in a row, in seconds, and the good time after which they begin anew.
+#: Pauses in seconds after failures in a row. A session that lasted SETTLED_SECONDS ends the row.
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
 SETTLED_SECONDS: Final = 60.0
 
@@ -54,11 +54,13 @@ def protection(settings: MeshSection) -> str:
 class Mesh:
     """The radio part of a node.
 
+    :param settings: what the mesh is to be.
     :param address: the node's address in the mesh.
     :param listener: is told what happens.
     :param interface: name of the mesh interface.
     :param directory: where wpa_supplicant's files are.
-    :raises ValueError: the settings cannot be used; the words are for a person.
+    :param program: wpa_supplicant.
+    :raises ValueError: the settings cannot be used; the message is for a person.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class Mesh:
 
     @property
     def announced(self) -> Callable[[str], str | None]:
-        """Tells the address of a node by its link-local one, see :class:`Stations`."""
+        """Returns a node's address for its link-local one, see :class:`Stations`."""
         return self._stations.announced
 
     @announced.setter
@@ -168,8 +170,11 @@ class Mesh:
         return self._stations.links()
 
     async def refresh(self, *, whole: bool = True) -> None:
-        """Ask the kernel for the stations; if ``whole``, for all paths and neighbours as well,
-        otherwise only where something depends on them. Never raises."""
+        """Ask the kernel for the stations. Never raises.
+
+        :param whole: ask for all paths and neighbours as well, not only where something depends on
+            them.
+        """
         if self._kernel is not None and self._ifindex is not None:
             network = self._address.interface.network
             self._stations.refresh(
@@ -188,9 +193,9 @@ class Mesh:
     # what others want
 
     def apply(self, settings: MeshSection, address: IPv6Interface | None = None) -> None:
-        """Change the settings (and the address); :meth:`run` carries it out.
+        """Change the settings, and the address if one is given; :meth:`run` carries it out.
 
-        Another passphrase leaves the links that stand alone; it is asked for in new ones.
+        Another passphrase is used for new links only; present links stay.
 
         :raises ValueError: the settings cannot be used; the old ones stay.
         """
@@ -211,16 +216,16 @@ class Mesh:
         self._inbox.put_nowait(Signal.SETTINGS)
 
     def set_doubled(self, macs: set[str]) -> None:
-        """Tell which MAC addresses two radios have; their failures are no matter of passphrases."""
+        """Tell which MAC addresses two radios have; passphrases do not explain their failures."""
         self._stations.say(self._stations.peers.share_address(macs))
 
     def renew(self) -> None:
-        """Leave and enter the mesh: every link is made anew, with the passphrase of today."""
+        """Leave and enter the mesh: every link is made anew, with the present passphrase."""
         if self.joined:
             self._inbox.put_nowait(Signal.RENEW)
 
     async def leave(self) -> None:
-        """Take the mesh down: end wpa_supplicant, remove the interface. Not while run() runs."""
+        """End wpa_supplicant and remove the interface. Not while :meth:`run` runs."""
         await self._supplicant.stop()
         kernel = self._open()
         try:
@@ -236,8 +241,11 @@ class Mesh:
     # the supervisor
 
     async def run(self) -> None:
-        """Keep the node in the mesh. Ends only by cancellation, which leaves wpa_supplicant and
-        the interface as they are, for the next daemon to take over."""
+        """Keep the node in the mesh until cancelled.
+
+        Cancellation leaves wpa_supplicant and the interface as they are: the next daemon takes them
+        over.
+        """
         try:
             while True:
                 radios = radio_names()
@@ -249,7 +257,10 @@ class Mesh:
             self._close()
 
     async def _attempt(self) -> float:
-        """One session; the time to wait before the next one in seconds."""
+        """Run one session.
+
+        :returns: the seconds to wait before the next one.
+        """
         try:
             await self._join_and_follow(self._open())
         except ReconfiguredError:
@@ -283,7 +294,10 @@ class Mesh:
         return 0.0
 
     async def _join_and_follow(self, kernel: Kernel) -> None:
-        """From nothing to the mesh and until something ends it. Leaves by an exception."""
+        """Join, and follow events. It always ends with an exception: what ended the session.
+
+        :raises FaultError: and what else :meth:`_attempt` handles.
+        """
         while not self._inbox.empty():
             self._inbox.get_nowait()
         try:
@@ -324,7 +338,10 @@ class Mesh:
             )
 
     def _failed(self, error: FaultError) -> float:
-        """A session ended by a fault; the time to wait before the next one in seconds."""
+        """A session ended by a fault.
+
+        :returns: the seconds to wait before the next one.
+        """
         message = str(error)
         if error.wait is None:
             since = self._session.joined_since if self._session is not None else None
@@ -342,7 +359,7 @@ class Mesh:
         return wait
 
     def _out(self, state: str) -> None:
-        """The end of a session: nobody is a peer any more."""
+        """A session has ended: there are no peers any more."""
         was_joined = self._state == JOINED
         self._state = state
         self._session = None
@@ -351,7 +368,7 @@ class Mesh:
             self._reports.tell(Left(self._interface))
 
     async def _rest(self, seconds: float, radios: list[str]) -> None:
-        """Wait for the next attempt; a new radio or new settings end the waiting at once.
+        """Wait before the next attempt. A new radio or new settings end the wait at once.
 
         :param radios: those that were there when the last attempt began.
         """
@@ -362,13 +379,17 @@ class Mesh:
                     item = await self._inbox.get()
             except TimeoutError:
                 return
-            # our own attempts make such events too, hence the look at what has really changed
+            # Our own attempts cause such events too: only a real change counts.
             if item is Signal.SETTINGS or (item is Signal.RADIO and radio_names() != radios):
                 self._backoff.reset()
                 return
 
     def _open(self) -> Kernel:
-        """The sockets. Raises FaultError without nl80211, OSError for anything else."""
+        """The sockets to the kernel.
+
+        :raises FaultError: the kernel has no nl80211.
+        :raises OSError: they cannot be opened.
+        """
         if self._kernel is None:
             self._kernel = Kernel(self._inbox)
             self._kernel.ifindex = self._ifindex

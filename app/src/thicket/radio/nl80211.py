@@ -196,7 +196,17 @@ class Channel:
 
 
 class Wiphy:
-    """A radio: its number and name (phy0), what types of interface it can be, channels by MHz."""
+    """A radio.
+
+    :ivar index: its number.
+    :ivar name: its name, such as phy0.
+    :ivar driver: empty when it is not known.
+    :ivar mac: its own MAC address.
+    :ivar iftypes: the types of interface that it can be.
+    :ivar channels: by frequency in MHz.
+    :ivar features: enum nl80211_feature_flags.
+    :ivar mesh_auth: it can do authenticated mesh.
+    """
 
     __slots__ = ("channels", "driver", "features", "iftypes", "index", "mac", "mesh_auth", "name")
 
@@ -215,7 +225,7 @@ class Wiphy:
         return IFTYPE_MESH_POINT in self.iftypes
 
     def absorb(self, message: Any) -> None:
-        """Take over what one message of a wiphy dump tells; a split dump has many of them."""
+        """Take what one message of a wiphy dump tells; a split dump has many of them."""
         name = message.get_attr("NL80211_ATTR_WIPHY_NAME")
         if isinstance(name, str):
             self.name = name
@@ -236,7 +246,11 @@ class Wiphy:
 
 
 class Interface(TypedDict):
-    """A wireless network interface; ``frequency`` (MHz) and ``mesh_id`` only while in use."""
+    """A wireless network interface.
+
+    :ivar frequency: in MHz, None while it is not in use.
+    :ivar mesh_id: None while it is in no mesh.
+    """
 
     index: int
     name: str
@@ -248,11 +262,13 @@ class Interface(TypedDict):
 
 
 class Station(TypedDict):
-    """A station in a mesh interface's table. Rates in kbit/s, times in ms, signal in dBm.
+    """A station in a mesh interface's table. A value is None where the kernel does not tell it.
 
-    ``metric`` is the airtime link metric (IEEE 802.11-2020, 14.9), in units of 10.24 µs.
-    ``authorized``: data frames are let through, which takes authentication where the mesh has it;
-    ``mfp``: management frames are protected. None where the kernel does not tell.
+    :ivar signal_dbm: the average if there is one, otherwise that of the last frame.
+    :ivar metric: the airtime link metric (IEEE 802.11-2020, 14.9), in units of 10.24 µs.
+    :ivar inactive_ms: time since its last frame.
+    :ivar authorized: data frames are let through, which needs authentication where the mesh has it.
+    :ivar mfp: management frames are protected.
     """
 
     mac: str
@@ -325,7 +341,7 @@ def _kbps(rate: bytes | None) -> int | None:
 
 
 def _flag(flags: bytes | None, bit: int) -> bool | None:
-    """One of a station's flags: struct nl80211_sta_flag_update is a mask and what is set of it."""
+    """One of a station's flags: struct nl80211_sta_flag_update is a mask and the bits set in it."""
     if flags is None or len(flags) != 8 or not _u32(flags[:4]) & bit:
         return None
     return bool(_u32(flags[4:]) & bit)
@@ -394,7 +410,7 @@ def path(message: bytes) -> MeshPath | None:
 def interface(message: Any) -> Interface | None:
     """The interface that an NL80211_CMD_NEW_INTERFACE message describes.
 
-    None when it is malformed, or has no network device (a P2P device has none).
+    :returns: None when it is malformed, or has no network device (a P2P device has none).
     """
     index = _number(message, "NL80211_ATTR_IFINDEX")
     name = message.get_attr("NL80211_ATTR_IFNAME")
@@ -415,10 +431,13 @@ def interface(message: Any) -> Interface | None:
 
 
 class Nl80211:
-    """The nl80211 family. Every method raises NetlinkError when the kernel refuses."""
+    """The nl80211 family.
+
+    :raises NetlinkError: ENOENT, when the kernel has no nl80211; of every method, when the kernel
+        refuses.
+    """
 
     def __init__(self) -> None:
-        """Raises NetlinkError with ENOENT when the kernel has no nl80211."""
         self._requests = Requests(NETLINK_GENERIC)
         try:
             self.id, self.groups = family(self._requests, "nl80211")
@@ -439,7 +458,7 @@ class Nl80211:
         return self._requests.request(self.id, message, flags, Message)
 
     def _dump(self, command: int, ifindex: int, read: Callable[[bytes], _T | None]) -> list[_T]:
-        """All that an interface has of something, coded without pyroute2: it is asked often."""
+        """All stations or paths of an interface. This is asked often, so without pyroute2."""
         wanted = number(_ATTR_IFINDEX, ifindex)
         size = _BODY + len(wanted)
         header = HEADER.pack(size, self.id, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
@@ -467,7 +486,8 @@ class Nl80211:
         except NetlinkError as error:
             if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
                 raise
-            # too long for one message; in pieces it is some two hundred, hence the second choice
+            # It is too long for one message. In pieces it takes about two hundred of them, which
+            # is why they are only the second choice.
             messages = self._request(
                 CMD_GET_WIPHY, [*attrs, ("NL80211_ATTR_SPLIT_WIPHY_DUMP", True)], NLM_F_DUMP
             )
@@ -476,8 +496,11 @@ class Nl80211:
                 wiphy.absorb(message)
 
     def country(self) -> str | None:
-        """The regulatory domain that the kernel follows: a country, "00" for the world's, one of
-        ``MADE_DOMAINS``; None when it does not tell."""
+        """The regulatory domain that the kernel follows.
+
+        :returns: a country, "00" for the world's rules, one of ``MADE_DOMAINS``, or None when the
+            kernel does not tell.
+        """
         for message in self._request(CMD_GET_REG, []):
             code = message.get_attr("NL80211_ATTR_REG_ALPHA2")
             if isinstance(code, bytes):
@@ -485,7 +508,7 @@ class Nl80211:
         return None
 
     def ask_for_country(self, code: str) -> None:
-        """Ask the kernel for the regulatory domain of a country; what comes of it comes later."""
+        """Ask the kernel for the regulatory domain of a country. It follows later, or never."""
         self._request(CMD_REQ_SET_REG, [("NL80211_ATTR_REG_ALPHA2", code.encode() + b"\0")])
 
     def interfaces(self) -> list[Interface]:
@@ -501,7 +524,7 @@ class Nl80211:
             ("NL80211_ATTR_IFTYPE", IFTYPE_MESH_POINT),
         ]
         if wiphy.mac is not None and wiphy.features & _FEATURE_MAC_ON_CREATE:
-            # otherwise the kernel invents another one when the radio's first interface has it
+            # Otherwise the kernel makes up another one when the radio's first interface has it.
             attrs.append(("NL80211_ATTR_MAC", wiphy.mac))
         for message in self._request(CMD_NEW_INTERFACE, attrs):
             made = interface(message)
@@ -560,10 +583,12 @@ class Nl80211:
         return {}
 
     def set_mesh_parameters(self, ifindex: int, parameters: dict[str, int]) -> None:
-        """Set mesh parameters, named as in the header without their prefix, in lower case.
+        """Set mesh parameters.
 
-        The kernel takes them only of an interface that has joined a mesh (ENOLINK before), and
+        The kernel takes them only for an interface that has joined a mesh (ENOLINK before), and
         forgets them when it leaves.
+
+        :param parameters: names as in the header, without their prefix and in lower case.
         """
         self._request(
             CMD_SET_MESH_CONFIG,

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 from thicket.radio.nl80211 import MeshPath
 
 #: Life in TU of a path that nobody asked for again. In a cluster every node talks to every other
-#: all the time, and asking is a flood through the whole mesh: with the kernel's 5000 TU, a third of
-#: the frames of 20 idle nodes were that. Paths over a peer that fell silent are given up much
+#: all the time, and asking floods the whole mesh: with the kernel's 5000 TU, a third of the frames
+#: of 20 idle nodes were such questions. Paths over a peer that fell silent are given up much
 #: earlier; only the switch to a better path takes longer.
 PATH_TIMEOUT: Final = 30_000
 #: Seconds for which a path that was fixed, or is from before a loss, counts.
@@ -37,7 +37,7 @@ class Fix(NamedTuple):
 
 
 class Unfix(NamedTuple):
-    """Remove a path that was fixed: what is found from now on is of today."""
+    """Remove a path that was fixed: a path that is found from now on is a new one."""
 
     peer: str
 
@@ -51,7 +51,7 @@ class Paths:
     __slots__ = ("_fixed", "_lost", "_returned")
 
     def __init__(self) -> None:
-        #: When peers were lost; until when those that came back may have old paths to them; and
+        #: When peers were lost; until when there may be old paths to those that came back; and
         #: until when the path to such a peer is fixed.
         self._lost: dict[str, float] = {}
         self._returned: dict[str, float] = {}
@@ -87,15 +87,15 @@ class Paths:
     ) -> Iterator[PathAction]:
         """What is to be done about the paths in ``table``.
 
-        Paths over silent stations are given up. The kernel does so when the average of failed
-        frames over a path is high (mac80211, ieee80211s_update_metric: above 95 %), which takes a
-        node that sends little a long time.
+        Paths over silent stations are given up. The kernel does so only when the average of failed
+        frames over a path is high (mac80211, ieee80211s_update_metric: above 95 %); with a node
+        that sends little this takes a long time.
 
         Frames to a peer that has come back take the link to it, not a path from before. When a
-        peer is lost the kernel asks around for another path to it, and is answered by nodes whose
-        path leads over us: a circle, which was seen to stand until their path expired. (A node
-        that has been switched off and on again counts its path messages from the beginning, HWMP
-        of IEEE 802.11-2020 14.10, so that theirs would count as newer than its own.)
+        peer is lost, the kernel asks for another path to it, and nodes answer whose path leads over
+        this node: a circle, which was seen to stand until their path expired. (A node that was
+        switched off and on again counts its path messages from the beginning, HWMP of IEEE
+        802.11-2020 14.10, so theirs would count as newer than its own.)
         """
         for path in table:
             if path["next_hop"] in silent:
@@ -111,5 +111,6 @@ class Paths:
             if now >= until:
                 del self._returned[mac]
             elif mac in peers and ways.get(mac, mac) != mac:
-                # perhaps once more: what was fixed ends with the link, which can come back unseen
+                # Perhaps not for the first time: what was fixed ends with the link, and the link
+                # can come back unseen.
                 yield Fix(mac, ways[mac])

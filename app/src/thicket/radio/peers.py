@@ -43,7 +43,7 @@ class Help(NamedTuple):
     macs: tuple[str, ...]
 
 
-#: What is to be told, and what is to be done.
+#: ``Words`` are to be told, a ``Deed`` is to be done.
 Words = list[PeerUp | PeerDown | Note | Report | Solved]
 Deed = Rejoin | Help
 
@@ -77,8 +77,8 @@ def silent(stations: list[Station], most_ms: float) -> set[str]:
 def made_again(before: Station, now: Station) -> bool:
     """Whether the link to a peer is another one than at the last look.
 
-    A node that is back soon after a power cut finds its link still standing at the other end. There
-    it is replaced within moments, with SAE without any event of its end.
+    When a node is back soon after a power cut, its link still stands at the other end. There it is
+    replaced within moments, with SAE without an event that it ended.
     """
     return (now["llid"], now["plid"]) != (before["llid"], before["plid"]) or (
         (now["connected_s"] or 0) < (before["connected_s"] or 0)
@@ -143,7 +143,10 @@ class Peers:
         return judged, words
 
     def look(self, before: list[Station], stations: list[Station]) -> Words:
-        """The peers are those of ``stations``; ``before`` are the stations of the last look."""
+        """The peers are those of ``stations``.
+
+        :param before: the stations of the last look.
+        """
         last = {one["mac"]: one for one in before if one["state"] == ESTABLISHED}
         present = [one for one in stations if one["state"] == ESTABLISHED]
         again = {
@@ -151,7 +154,7 @@ class Peers:
             for one in present
             if one["mac"] in last and made_again(last[one["mac"]], one)
         }
-        # as if we had looked in between
+        # told as if a look in between had found them gone
         words = self.become(self.macs - again) if again else []
         return words + self.become({one["mac"] for one in present})
 
@@ -179,14 +182,17 @@ class Peers:
     # who refuses us
 
     def share_address(self, macs: set[str]) -> Words:
-        """Two radios have each of these addresses; their failures are no matter of passphrases."""
+        """Two radios have each of these addresses; passphrases do not explain their failures."""
         if macs == self._doubled:
             return []
         self._doubled = set(macs)
         return [word for mac in macs for word in self._forget(mac)] + self._judge_refusals()
 
     def failed(self, mac: str, now: float, *, blocked: bool = False) -> Words:
-        """Authentication with a neighbour failed; ``blocked``: wpa_supplicant shuns it for that."""
+        """Authentication with a neighbour failed.
+
+        :param blocked: wpa_supplicant shuns the neighbour for that.
+        """
         if mac in self._doubled:
             return [Note(f"authentication (SAE) with {mac}, which two radios are, failed")]
         count = self._failures.get(mac, (0, 0.0))[0] + 1
@@ -206,7 +212,7 @@ class Peers:
         return [word for mac in old for word in self._forget(mac)] + self._judge_refusals()
 
     def passphrase_changed(self) -> Words:
-        """Another passphrase is used for new links: it is likely the right one now."""
+        """Another passphrase is used for new links; it is probably the right one."""
         for one in self._stuck.values():
             one.due = 0.0
         return [word for mac in list(self._failures) for word in self._forget(mac)]
@@ -216,7 +222,7 @@ class Peers:
         return [Solved(f"sae-{mac}")]
 
     def _judge_refusals(self) -> Words:
-        """Say it when nobody wants our passphrase: then it is ours that is wrong."""
+        """Tell when nobody takes our passphrase: then ours is the wrong one."""
         refusing = sorted(mac for mac, (n, _) in self._failures.items() if n >= REFUSED_TIMES)
         if self.macs or not refusing:
             return [Solved("sae-refused")]
@@ -250,16 +256,16 @@ class Peers:
                 del self._stuck[mac]
 
     def help_soon(self, mac: str, now: float) -> None:
-        """A neighbour is blocked: it is helped some seconds later, for the other side gives up at
-        about the same time."""
+        """A neighbour is blocked: it is helped some seconds later, because the other side gives up
+        at about the same time."""
         stuck = self._stuck.setdefault(mac, _Stuck(now))
         stuck.due = min(stuck.due, now + stuck.pauses.pause / 4)
 
     def help_the_stuck(self, now: float, *, outdated: bool) -> Deed | None:
-        """What helps neighbours that are heard and do not become peers, each at its own ever
-        slower pace, for the fault may be theirs for ever (another passphrase).
+        """What helps neighbours that are heard and do not become peers.
 
-        Alone, the mesh is entered anew. With peers, nothing may touch those.
+        Each is helped ever more seldom, because the fault may be its own and stay (another
+        passphrase). Without peers the mesh is entered anew. With peers, nothing may touch them.
 
         :param outdated: a former passphrase still opens links that others begin.
         """
@@ -273,11 +279,12 @@ class Peers:
         return Help(due) if self.macs else self.rejoin(now)
 
     def rejoin(self, now: float, *, at_once: bool = False) -> Rejoin | None:
-        """Enter the mesh anew where nothing is lost by it, that is without peers; with peers a
-        block ends by itself after ``max_inactivity``.
+        """Enter the mesh anew if there are no peers, so that nothing is lost by it.
 
-        The pauses double, for the other side may have the wrong passphrase for long; ``at_once``
-        does not wait for the end of one.
+        With peers, a block ends by itself after ``max_inactivity``. The pauses grow, because the
+        other side may have the wrong passphrase for long.
+
+        :param at_once: do not wait for the end of a pause.
         """
         if self.macs or (now < self._next_rejoin and not at_once):
             return None

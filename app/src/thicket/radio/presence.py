@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 from thicket.radio.nl80211 import MADE_DOMAINS
 from thicket.radio.reports import Report, Solved
 
-#: Seconds for which the interface must be outside the mesh to have left it, and the same while we
-#: enter it by ourselves.
+#: Seconds for which the interface must be outside the mesh to have left it, and for which it may be
+#: outside after we began to enter the mesh anew.
 LEFT_SECONDS: Final = 3.0
 ENTERING_SECONDS: Final = 30.0
 #: Looks at which the kernel is asked for the wanted country before a problem is told of.
@@ -29,7 +29,7 @@ class Presence:
     __slots__ = ("_asked", "_entering_until", "_outside_since")
 
     def __init__(self) -> None:
-        #: Since when the interface is not in the mesh, and until when that is our own doing.
+        #: Since when the interface is not in the mesh, and until when we cause that ourselves.
         self._outside_since: float | None = None
         self._entering_until = 0.0
         #: How often the kernel was asked for the country in vain.
@@ -41,12 +41,15 @@ class Presence:
         return self._outside_since is None
 
     def entering(self, now: float) -> None:
-        """The mesh is left and entered by our own doing."""
+        """We leave and enter the mesh ourselves."""
         self._entering_until = now + ENTERING_SECONDS
 
     def left(self, frequency: int | None, wanted: int, now: float) -> bool:
-        """Whether an interface on ``frequency`` (MHz, None: in no mesh) has left the mesh that is
-        on ``wanted``: not only for a moment, and not because we enter it."""
+        """Whether the interface has left the mesh: not only for a moment, and not by our own doing.
+
+        :param frequency: the interface's in MHz, None when it is in no mesh.
+        :param wanted: the mesh's in MHz.
+        """
         if frequency == wanted:
             self._outside_since = None
             self._entering_until = 0.0
@@ -61,8 +64,8 @@ class Presence:
     def judge_country(self, present: str | None, wanted: str) -> AskForCountry | Report | Solved:
         """What to do about the country whose rules the kernel follows.
 
-        Somebody can ask it for another one (`iw reg set`), and it ignores without a word what its
-        database does not have.
+        Somebody can ask the kernel for another one (`iw reg set`). It silently ignores a country
+        that its database does not have.
         """
         if present in (None, wanted, *MADE_DOMAINS):
             self._asked = 0

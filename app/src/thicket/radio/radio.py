@@ -41,8 +41,8 @@ class Peering(Protocol):
 class Radio(Peering, Protocol):
     """What the daemon needs of :class:`thicket.radio.mesh.Mesh`.
 
-    :ivar announced: tells the address in the mesh of the node with a link-local address, None when
-        it is not known.
+    :ivar announced: returns a node's address in the mesh for its link-local one, None when it is
+        not known.
     """
 
     announced: Callable[[str], str | None]
@@ -58,7 +58,10 @@ class Radio(Peering, Protocol):
         """Leave the mesh for good."""
 
     async def refresh(self, *, whole: bool = True) -> None:
-        """Ask the kernel for the stations; if ``whole``, for all paths and neighbours as well."""
+        """Ask the kernel for the stations.
+
+        :param whole: ask for all paths and neighbours as well.
+        """
 
     def links(self) -> list[tuple[IPv6Address | None, float]]:
         """The peers at the last look: address where it is known, seconds since the last frame."""

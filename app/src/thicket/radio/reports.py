@@ -17,7 +17,10 @@ log = getLogger(__name__)
 
 
 class Report(NamedTuple):
-    """A problem of the radio is to be told of. ``key`` keeps several of one code apart."""
+    """A problem of the radio.
+
+    :ivar key: keeps several problems of one code apart.
+    """
 
     key: str
     code: str
@@ -31,7 +34,13 @@ class Solved(NamedTuple):
 
 
 class Reports:
-    """The list of problems, each told of when it comes and when it goes."""
+    """The list of the radio's problems. Each is told of when it comes and when it goes.
+
+    :class:`thicket.base.problems.Problems` asks for this list and does not hold it, because these
+    problems differ from those of other parts: how severe they are depends on the peers at the time
+    of asking, a new message for a known one is not told of, and one that replaces another takes its
+    place silently.
+    """
 
     def __init__(self, listener: Listener[RadioEvent] | None) -> None:
         self._listener = listener
@@ -42,7 +51,7 @@ class Reports:
         return list(self._problems.values())
 
     def tell(self, event: RadioEvent) -> None:
-        """Hand an event to the listener, whose failure is no fault of the radio."""
+        """Hand an event to the listener. Its failure is logged and does not end the session."""
         if self._listener is None:
             return
         try:
@@ -51,7 +60,10 @@ class Reports:
             log.exception("a listener of the radio failed at %r", event)
 
     def report(self, part: str, code: str, message: str, key: str | None = None) -> None:
-        """Note a problem; a known one gets the new words and is not told of again."""
+        """Note a problem. A known one gets the new message and is not told of again.
+
+        :param key: see :class:`Report`; the code by default.
+        """
         key = key or code
         known = self._problems.get(key)
         if known is not None:
@@ -76,13 +88,15 @@ class Reports:
             self.solved(key)
 
     def ended(self, part: str, code: str, message: str) -> None:
-        """A session has ended for this reason, which replaces that of a former one."""
+        """A session has ended for this reason, which replaces the reason of a former one."""
         for key in self._of_sessions():
             if key != code:
                 del self._problems[key]
         self.report(part, code, message)
 
     def _of_sessions(self) -> list[str]:
-        """The keys of the problems that ended a session: all but those with single peers and the
-        country, with which the mesh stands."""
+        """The keys of the problems that ended a session.
+
+        These are all but the problems with single peers and with the country, which do not end one.
+        """
         return [key for key in self._problems if not key.startswith("sae-") and key != "country"]

@@ -186,9 +186,9 @@ class MeshSection(Section, name="mesh"):
 
 def check_passphrase(mesh: MeshSection, file: str) -> Finding | None:
     """The fault of a file that asks for a secured mesh and has no passphrase."""
-    # Only where somebody has written "sae" is a missing passphrase a fault of the file. One that
-    # says nothing about it, as that of a fresh card or one with nothing but SSH keys, is followed
-    # in all it says; the radio stays off and says why.
+    # A missing passphrase is a fault of the file only if somebody has written "sae" there. A file
+    # that says nothing about it, as on a fresh card or with SSH keys alone, is followed; the radio
+    # stays off and says why.
     if mesh.values.get("security") == SAE and not mesh.passphrase:
         message = (
             'is missing: mesh.security = "sae" needs one, 8 to 63 bytes, the same on all nodes '

@@ -38,7 +38,7 @@ ADDRESS_LOOK_SECONDS: Final = 1.0
 _DUPLICATE_SECONDS: Final = 60.0
 #: Seconds between two questions whether wpa_supplicant is alive.
 WATCHDOG_SECONDS: Final = 15.0
-#: Seconds between two questions to the kernel whether the interface is in the mesh, while it is
+#: Seconds between two questions to the kernel whether the interface is in the mesh: while it is,
 #: and while it is not.
 LOOK_SECONDS: Final = 5.0
 LOOK_OUTSIDE_SECONDS: Final = 1.0
@@ -47,7 +47,7 @@ LOOK_OUTSIDE_SECONDS: Final = 1.0
 _TTL: Final = 31
 #: Most peers that wpa_supplicant's configuration takes, for drivers without a limit of their own.
 _ANY_PEERS: Final = 255
-#: How the messages begin by which wpa_supplicant tells that it gave up.
+#: The beginnings of wpa_supplicant's messages that it gave up.
 _REFUSALS: Final = ("mesh join error=", "Failed to init mesh", "Could not join mesh")
 
 
@@ -67,7 +67,8 @@ class Place(NamedTuple):
 class OwnAddress:
     """The node's address in the mesh.
 
-    :ivar asked_peers: the kernel asked somebody whether the address is in use when it was taken.
+    :ivar interface: the address with the length of its prefix.
+    :ivar asked_peers: there were peers to ask whether the address is in use when it was taken.
     """
 
     __slots__ = ("asked_peers", "interface")
@@ -92,6 +93,10 @@ def kernel_parameters(settings: MeshSection) -> dict[str, int]:
 class Session:
     """What lives and dies with one join.
 
+    :param address: the node's address; whether peers were asked about it is noted there.
+    :param supplicant: its process outlives the session.
+    :param inbox: what happens.
+    :param stations: what is known of the neighbours; it outlives the session.
     :ivar settings: the settings in use; another passphrase is put here while the session goes on.
     :ivar joined_since: when the mesh was joined, None before (seconds, monotonic).
     :ivar joined_with: the passphrase that opens the mesh to others who begin a link.
@@ -128,8 +133,13 @@ class Session:
         return self.joined_with != self.settings.passphrase_in_use
 
     async def join(self) -> None:
-        """From an interface to the mesh, with an address that is ours. Leaves by an exception when
-        that fails."""
+        """Join the mesh with the interface, and take the address.
+
+        :raises FaultError: that fails.
+        :raises ControlError: wpa_supplicant does not answer.
+        :raises SupplicantError: wpa_supplicant cannot be run.
+        :raises OSError: the kernel refuses.
+        """
         kernel, ifindex = self._place.kernel, self._place.ifindex
         text = self._text()
         if await self._supplicant.adopt(self._place.name, ifindex, text):
@@ -138,7 +148,7 @@ class Session:
                 await self._supplicant.control.command("SET_NETWORK 0 no_auto_peer 0")
         else:
             if self._place.existed:
-                kernel.links.set_up(ifindex, False)  # leaves a mesh that a dead one had joined
+                kernel.links.set_up(ifindex, False)  # leaves a mesh that a dead process had joined
             # also tells whether the radio is switched off, which wpa_supplicant does not
             kernel.links.set_up(ifindex, True)
             await self._supplicant.start(self._place.name, ifindex, text)
@@ -149,7 +159,10 @@ class Session:
         self.joined_since = time.monotonic()
 
     async def follow(self) -> None:
-        """Follow events while in the mesh. Leaves by an exception."""
+        """Follow events while in the mesh. It always ends with an exception, as :meth:`join` does.
+
+        :raises ReconfiguredError: the settings have changed.
+        """
         self.refresh()
         watchdog = time.monotonic() + WATCHDOG_SECONDS
         look = 0.0
@@ -164,7 +177,7 @@ class Session:
             elif item is Signal.ADDRESS:
                 await self._take_address()
             if self._peers.macs and not self._address.asked_peers:
-                # taken in loneliness, so nobody can depend on it yet: ask those who are here now
+                # It was taken without peers, so nobody depends on it yet: ask the present ones.
                 self._address.asked_peers = True
                 await self._take_address(again=True)
             now = time.monotonic()
@@ -193,9 +206,11 @@ class Session:
     # joining
 
     async def _next(self, deadline: float) -> Event | Signal | None:
-        """What happens next, None when nothing does until ``deadline`` (monotonic).
+        """Wait for what happens next.
 
-        Raises what ends every session: new settings, the interface or wpa_supplicant gone.
+        :returns: None when nothing happens until ``deadline`` (monotonic).
+        :raises ReconfiguredError: there are other settings.
+        :raises FaultError: the interface or wpa_supplicant is gone.
         """
         if self.superseded:
             raise ReconfiguredError
@@ -224,7 +239,10 @@ class Session:
         return item
 
     async def _wait_for_group(self) -> None:
-        """Until wpa_supplicant has joined. Raises FaultError."""
+        """Wait until wpa_supplicant has joined.
+
+        :raises FaultError: it does not.
+        """
         status = parse_status(await self._supplicant.control.command("STATUS"))
         if status.get("wpa_state") == "COMPLETED":
             self._grouped = True
@@ -256,7 +274,7 @@ class Session:
                 )
 
     def _channel_obstacle(self) -> str:
-        """What the regulatory domain says against the channel, to be appended to a message."""
+        """Why the regulatory domain forbids the channel, to be appended to a message."""
         settings = self.settings
         try:
             wiphys = self._place.kernel.nl80211.wiphys()
@@ -274,8 +292,13 @@ class Session:
         return ""
 
     async def _meet_somebody(self) -> None:
-        """Give a first peer a moment to appear: the kernel's question whether anybody has our
-        address reaches only peers, and is worth nothing without one. Raises FaultError."""
+        """Give a first peer a moment to appear.
+
+        The kernel's question whether anybody has our address reaches only peers, so it is worth
+        nothing without one.
+
+        :raises FaultError: the session has to end.
+        """
         self.refresh()
         deadline = time.monotonic() + FIRST_PEER_SECONDS
         while not self._peers.macs:
@@ -286,8 +309,12 @@ class Session:
                 await self._mesh_event(item)
 
     async def _take_address(self, again: bool = False) -> None:
-        """Have the address on the interface and wait until the kernel has made sure that no other
-        node uses it (RFC 4862, 5.4), ``again`` also when it is there. Raises FaultError."""
+        """Put the address on the interface, and wait until the kernel has made sure that no other
+        node uses it (RFC 4862, 5.4).
+
+        :param again: do it also when the address is there.
+        :raises FaultError: another node uses it, or the kernel does not confirm it.
+        """
         links, ifindex = self._place.kernel.links, self._place.ifindex
         address = self._address.interface
         if again:
@@ -333,13 +360,16 @@ class Session:
     # in the mesh
 
     def _check_interface(self) -> None:
-        """Whether the mesh interface is still there and up. Raises FaultError."""
+        """Check that the mesh interface is still there and up.
+
+        :raises FaultError: it is not.
+        """
         links, ifindex = self._place.kernel.links, self._place.ifindex
         flags = links.flags(ifindex)
         if flags is None:
             raise fault.removed(self._place.wiphy)
         if not flags & rtnl.IFF_UP and self._grouped:
-            # by somebody's hand, or by rfkill: ERFKILL when it is taken up again tells which
+            # By hand, or by rfkill: then taking it up fails with ERFKILL.
             links.set_up(ifindex, True)
             raise FaultError(
                 "radio",
@@ -348,8 +378,13 @@ class Session:
             )
 
     def _check_membership(self) -> None:
-        """Whether the kernel is in the mesh, which it can leave without a word of wpa_supplicant:
-        by somebody's hand, or because the regulatory domain has changed. Raises FaultError."""
+        """Check that the kernel is in the mesh.
+
+        It can leave without telling wpa_supplicant: by somebody's hand, or because the regulatory
+        domain has changed.
+
+        :raises FaultError: it has left.
+        """
         if not self._grouped:
             return
         kernel, name = self._place.kernel.nl80211, self._place.name
@@ -383,13 +418,16 @@ class Session:
         )
 
     async def _mesh_event(self, event: Event) -> None:
-        """An event of wpa_supplicant while in the mesh. Raises FaultError."""
+        """Handle an event of wpa_supplicant while in the mesh.
+
+        :raises FaultError: it ends the session.
+        """
         mac = event.address
         say = self._stations.say
         if event.name == "MESH-PEER-CONNECTED" and mac:
             self._stations.outdate()
             if self.settings.security == SAE:
-                self.refresh()  # is it one? the kernel knows whether it protects its frames
+                self.refresh()  # the kernel knows whether it protects its frames
             else:
                 say(self._peers.up(mac))
         elif event.name == "MESH-PEER-DISCONNECTED" and mac:
@@ -414,7 +452,10 @@ class Session:
             log.info("wpa_supplicant is being ended by somebody")
 
     async def _do(self, deed: Deed | None) -> None:
-        """Do what the judge of the peers wants. Raises ControlError."""
+        """Do what the judge of the peers wants.
+
+        :raises ControlError: wpa_supplicant does not do it.
+        """
         if isinstance(deed, Help):
             await self._help(deed.macs)
         elif deed is not None:
@@ -423,12 +464,14 @@ class Session:
 
     async def _help(self, macs: tuple[str, ...]) -> None:
         """Drop what is remembered of former authentications, and begin one with each neighbour.
-        Raises ControlError."""
+
+        :raises ControlError: wpa_supplicant does not do it.
+        """
         control = self._supplicant.control
         log.info("no link to %s, which is heard: authentication is begun anew", ", ".join(macs))
         await control.command("PMKSA_FLUSH")
-        # MESH_PEER_ADD is meant for networks that link to nobody by themselves, and is refused in
-        # others. Where the neighbour is in the middle of an authentication it is refused as well.
+        # MESH_PEER_ADD is for networks that make no links by themselves, and is refused in others.
+        # It is also refused while an authentication with the neighbour is under way.
         await control.command("SET_NETWORK 0 no_auto_peer 1")
         for mac in macs:
             try:
@@ -438,7 +481,10 @@ class Session:
         await control.command("SET_NETWORK 0 no_auto_peer 0")
 
     async def _enter_anew(self) -> None:
-        """Have wpa_supplicant leave and enter the mesh. Raises ControlError."""
+        """Have wpa_supplicant leave and enter the mesh.
+
+        :raises ControlError: it does not.
+        """
         self._presence.entering(time.monotonic())
         await self._supplicant.control.command("REASSOCIATE")
         if self.outdated:
@@ -446,18 +492,20 @@ class Session:
             self.joined_with = self.settings.passphrase_in_use
 
     async def _change_passphrase(self) -> None:
-        """Give wpa_supplicant another passphrase for new links; the links that stand stay.
+        """Give wpa_supplicant another passphrase for new links; present links stay.
 
-        It takes the network's passphrase whenever *it* begins an authentication, and the one it
-        had when it joined where the *other* side begins (wpas_mesh_init_rsn copies it). So for
-        now the old one opens the mesh as well as the new one, until the mesh is entered anew: by
-        :meth:`Mesh.renew`, or because nothing is lost by it. Raises ControlError.
+        It uses the network's passphrase whenever *it* begins an authentication. Where the *other*
+        side begins, it uses the passphrase that it had when it joined (wpas_mesh_init_rsn copies
+        it). So both passphrases open the mesh until the mesh is entered anew: by
+        :meth:`Mesh.renew`, or because nothing is lost by it.
+
+        :raises ControlError: wpa_supplicant does not take it.
         """
         control = self._supplicant.control
         await control.command(f"SET_NETWORK 0 sae_password {sae_password(self.settings)}")
-        # who knew the old one must not come back by what is remembered of it
+        # nobody who knew the old one may come back by what is remembered of it
         await control.command("PMKSA_FLUSH")
-        # The file stays as it is: a next daemon does not take over a process that still lets
-        # people in with the old one, but starts its own.
+        # The file stays as it is: the next daemon does not take over a process that still lets
+        # nodes in with the old one, but starts its own.
         self._stations.say(self._peers.passphrase_changed())
         log.info("the passphrase has changed: %d links stay", len(self._peers.macs))

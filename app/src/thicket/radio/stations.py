@@ -27,8 +27,10 @@ REFRESH_SECONDS: Final = 0.5
 class Stations:
     """The tables of stations, paths and neighbours at the last look.
 
-    :ivar announced: tells the address of a node by its link-local one, where the kernel does not
-        know it: nothing may have been sent to that address yet.
+    :param reports: is told what is wrong, and who comes and goes.
+    :ivar peers: the judge of the stations.
+    :ivar announced: returns a node's address for its link-local one. It is asked where the kernel
+        does not know the address, because nothing was sent to it yet.
     """
 
     def __init__(self, reports: Reports) -> None:
@@ -45,7 +47,7 @@ class Stations:
         self._refreshed_whole = 0.0
 
     def say(self, words: Words) -> None:
-        """Tell what the judge of the peers has to say."""
+        """Tell what the judge of the peers says."""
         for word in words:
             match word:
                 case Report(key, code, message):
@@ -64,14 +66,14 @@ class Stations:
                     self._reports.tell(word)
 
     def clear(self) -> None:
-        """The mesh is left: nobody is a peer any more."""
+        """The mesh is left: there are no peers any more."""
         self._stations = []
         self._paths = []
         self._neighbours, self._link_local = {}, {}
         self.say(self.peers.become(set()))
 
     def outdate(self) -> None:
-        """Something has changed: the next look asks the kernel, however soon it is."""
+        """Something has changed: the next look asks the kernel even if the last one is young."""
         self._refreshed = 0.0
 
     def address_of(self, mac: str) -> str | None:
@@ -136,8 +138,12 @@ class Stations:
         *,
         whole: bool,
     ) -> None:
-        """Ask the kernel for the stations; if ``whole``, for all paths and neighbours as well,
-        otherwise only where something depends on them. Never raises."""
+        """Ask the kernel for the stations. Never raises.
+
+        :param network: the addresses of the mesh.
+        :param whole: ask for all paths and neighbours as well, not only where something depends on
+            them.
+        """
         now = time.monotonic()
         last = min(self._refreshed, self._refreshed_whole) if whole else self._refreshed
         if now - last < REFRESH_SECONDS:
@@ -162,7 +168,7 @@ class Stations:
                 self._paths = kernel.nl80211.paths(ifindex)
                 actions = self._judge.judge(self._paths, self.peers.macs, silent, now)
                 if self._carry_out(actions, kernel.nl80211, ifindex, now):
-                    self._paths = kernel.nl80211.paths(ifindex)  # what is told is what is now
+                    self._paths = kernel.nl80211.paths(ifindex)  # the status shows what is now
         except OSError as error:  # the interface is going away: its end is noticed elsewhere
             log.debug("cannot read stations and paths: %s", error)
             return
@@ -182,7 +188,10 @@ class Stations:
     def _carry_out(
         self, actions: Iterable[PathAction], kernel: Nl80211, ifindex: int, now: float
     ) -> bool:
-        """Do what the judge of the paths wants; whether a path was changed."""
+        """Do what the judge of the paths wants.
+
+        :returns: whether a path was changed.
+        """
         changed = False
         for action in actions:
             try:

@@ -2,7 +2,7 @@
 """The wpa_supplicant process: started, watched, stopped, and adopted.
 
 It outlives the daemon on purpose: when the daemon dies and is started again, the mesh goes on
-forwarding, and the new daemon takes over the process if it runs with the very configuration
+forwarding, and the new daemon takes over the process if it runs with exactly the configuration
 that the daemon would give it.
 """
 
@@ -34,8 +34,12 @@ class SupplicantError(CodedError):
 
 
 def start_time(pid: int) -> str | None:
-    """When a process was started, in the kernel's clock ticks; with its number it names a process
-    for good. None when there is none. (proc(5), ``/proc/pid/stat``, field 22)"""
+    """When a process was started, in the kernel's clock ticks.
+
+    Number and start time together name a process for ever. (proc(5), ``/proc/pid/stat``, field 22)
+
+    :returns: None when there is no such process.
+    """
     stat = read(f"/proc/{pid}/stat")
     if stat is None:
         return None
@@ -46,12 +50,18 @@ def start_time(pid: int) -> str | None:
 
 
 class Process:
-    """A running process, child or not. ``on_exit`` is called once, when it has ended."""
+    """A running process, child or not.
+
+    :param on_exit: is called once, when it has ended.
+    :param child: what it was started as, if it is a child.
+    :raises ProcessLookupError: there is no such process.
+    :ivar status: as it ended; None while it runs, and of a process that is no child.
+    :ivar ended: set when it has ended.
+    """
 
     def __init__(
         self, pid: int, on_exit: Callable[[], None], child: "subprocess.Popen[bytes] | None" = None
     ) -> None:
-        """Raises ProcessLookupError when there is no such process."""
         self.pid = pid
         self.status: int | None = None
         self.ended = asyncio.Event()
@@ -77,11 +87,11 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """Whether it still runs, also when the event loop has not noticed the end yet."""
+        """Whether it still runs: False once it has ended, noticed by the event loop or not."""
         return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
 
     async def end(self) -> None:
-        """Terminate it, kill it when it does not obey."""
+        """Terminate it; kill it when it does not end."""
         for number, seconds in (
             (signal.SIGTERM, _TERMINATE_SECONDS),
             (signal.SIGKILL, _KILL_SECONDS),
@@ -99,7 +109,14 @@ class Process:
 
 
 class Supplicant:
-    """wpa_supplicant for one interface, with its files in ``directory``."""
+    """wpa_supplicant for one interface.
+
+    :param directory: where its files are.
+    :param on_event: is called with its events.
+    :param on_exit: is called when it ends by itself.
+    :ivar restarts: how often it was started again.
+    :ivar adopted: the process was started by a former daemon.
+    """
 
     def __init__(
         self,
@@ -132,7 +149,10 @@ class Supplicant:
 
     @property
     def control(self) -> Control:
-        """The control socket. Raises ControlError while wpa_supplicant does not run."""
+        """The control socket.
+
+        :raises ControlError: wpa_supplicant does not run.
+        """
         if self._control is None:
             raise ControlError("wpa_supplicant is not running")
         return self._control
@@ -142,7 +162,10 @@ class Supplicant:
 
     async def adopt(self, interface: str, ifindex: int, configuration: str) -> bool:
         """Go on with the process that runs for this interface with this configuration: our own,
-        or one that a former daemon left. False when there is none, or it does not answer."""
+        or one that a former daemon left.
+
+        :returns: False when there is none, or it does not answer.
+        """
         state = read(self._state_path)
         first = (state or "").split(" ", 1)[0]
         if not first.isdecimal():
@@ -179,15 +202,21 @@ class Supplicant:
         return True
 
     def reconfigured(self, configuration: str) -> None:
-        """Note what the running process has been told at its control socket, for the next daemon to
-        take it over, or to start it anew with the same. Raises OSError."""
+        """Note what the running process was told at its control socket, so that the next daemon
+        takes it over, or starts it anew with the same.
+
+        :raises OSError: it cannot be written.
+        """
         write_atomically(self._config_path, configuration.encode(), mode=0o600, durable=False)
 
     def _runs(self) -> bool:
         return self._process is not None and self._process.running
 
     async def start(self, interface: str, ifindex: int, configuration: str) -> None:
-        """Start a new process. Raises SupplicantError."""
+        """Start a new process.
+
+        :raises SupplicantError: it cannot be started, or does not answer.
+        """
         await self.stop()
         await self._end_stray(interface)
         if self._starts:
@@ -229,7 +258,7 @@ class Supplicant:
             return subprocess.Popen(
                 [
                     self._program,
-                    "-W",  # waits until we listen, so that we miss nothing
+                    "-W",  # it waits until we listen, so that we miss nothing
                     *("-i", interface),
                     *("-D", self._driver),
                     *("-c", self._config_path),
@@ -272,8 +301,13 @@ class Supplicant:
             self._on_exit()
 
     async def _end_stray(self, interface: str) -> None:
-        """End a wpa_supplicant of ours that is not to be adopted: the one the state file names,
-        or, that file lost, whichever answers at our control socket."""
+        """End a wpa_supplicant of ours that is not to be adopted.
+
+        That is the one in the state file, or, without that file, the one that answers at our
+        control socket.
+
+        :raises SupplicantError: it does not end.
+        """
         state = (read(self._state_path) or "").split()
         remove(self._state_path)
         if len(state) >= 2 and state[0].isdecimal() and start_time(int(state[0])) == state[1]:

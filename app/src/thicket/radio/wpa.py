@@ -2,8 +2,8 @@
 """wpa_supplicant's two languages: its configuration file and its control socket.
 
 The file is described in ``wpa_supplicant.conf`` of its source, the socket in ``ctrl_iface.doxygen``
-there: datagrams, a command is answered by one datagram, and who has sent ``ATTACH`` gets events,
-which begin with their level as in ``<3>``.
+there: one datagram answers a command, and a client that has sent ``ATTACH`` gets events, which
+begin with their level as in ``<3>``.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ _MODE_MESH: Final = 5
 _SAE_GROUP: Final = 19
 _PMF_REQUIRED: Final = 2
 
-#: Seconds for an answer. A node that computes for many others at once is slow to give, and to take,
-#: one; a wpa_supplicant that is ended for that costs every link.
+#: Seconds for an answer. A node that computes for many others at once is slow to answer and to take
+#: answers, and ending wpa_supplicant for that costs every link.
 _COMMAND_SECONDS: Final = 20.0
 _DATAGRAM_BYTES: Final = 16 * 1024
 _POLL_SECONDS: Final = 0.03
@@ -37,8 +37,8 @@ class ControlError(ThicketError):
 def quote(value: bytes) -> str:
     """A string value of the configuration file.
 
-    Plain text in quotes as people write it; anything that could end the quotes, the line, or be
-    taken for an escape is written as hexadecimal digits.
+    Plain text is in quotes, as people write it. Anything that could end the quotes or the line, or
+    be taken for an escape, is written as hexadecimal digits.
     """
     if value and all(0x20 <= byte < 0x7F and byte not in b'"\\#' for byte in value):
         return '"' + value.decode("ascii") + '"'
@@ -60,7 +60,7 @@ def _within(name: str, value: int, least: int, most: int) -> int:
 def sae_password(settings: MeshSection) -> str:
     """The passphrase as the configuration file and ``SET_NETWORK`` take it.
 
-    Raises ValueError, with words for a person, when there is none, or none that can be used.
+    :raises ValueError: there is none, or none that can be used; the message is for a person.
     """
     passphrase = (settings.passphrase or "").encode("utf-8", "surrogateescape")
     if not passphrase:
@@ -80,8 +80,8 @@ def sae_password(settings: MeshSection) -> str:
 def configuration(settings: MeshSection, control_directory: str, peers: int = 255) -> str:
     """The text of the configuration file for one mesh.
 
-    ``peers`` is what the driver can hold. Raises ValueError, with words for a person, when
-    the settings cannot be written down.
+    :param peers: how many the driver can hold.
+    :raises ValueError: the settings cannot be written down; the message is for a person.
     """
     mesh_id = settings.id.encode("utf-8", "surrogateescape")
     if not 1 <= len(mesh_id) <= _MESH_ID_BYTES:
@@ -131,7 +131,11 @@ def configuration(settings: MeshSection, control_directory: str, peers: int = 25
 
 
 class Event:
-    """An event: ``name`` is its first word (MESH-PEER-CONNECTED), ``rest`` what follows."""
+    """An event.
+
+    :ivar name: its first word, such as MESH-PEER-CONNECTED.
+    :ivar rest: what follows.
+    """
 
     __slots__ = ("level", "name", "rest")
 
@@ -203,8 +207,10 @@ def parse_status(text: str) -> dict[str, str]:
 class Control:
     """A client of wpa_supplicant's control socket at ``path``.
 
-    Commands and events have a socket each, so an answer cannot be mistaken for an event. Both have
-    an address in the abstract name space: nothing is left behind in the file system.
+    Commands and events have a socket each, so an answer cannot be mistaken for an event. Both
+    sockets have abstract addresses: nothing is left behind in the file system.
+
+    :param on_event: is called with each event.
     """
 
     def __init__(self, path: str, on_event: Callable[[Event], None]) -> None:
@@ -219,8 +225,8 @@ class Control:
     async def open(self, timeout: float, gone: Callable[[], bool] = lambda: False) -> None:
         """Connect and subscribe to events, waiting for the socket to appear.
 
-        ``gone`` tells whether waiting is useless because wpa_supplicant has ended. Raises
-        ControlError.
+        :param gone: whether waiting is useless because wpa_supplicant has ended.
+        :raises ControlError: there is no socket, or nobody answers.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -270,7 +276,7 @@ class Control:
             return one.recv(_DATAGRAM_BYTES)
         except BlockingIOError:
             return None
-        except OSError as error:  # the other end is gone: noticed by whoever waits, or by pidfd
+        except OSError as error:  # the other end is gone; the waiting side or the pidfd notices
             asyncio.get_running_loop().remove_reader(one.fileno())
             for waiting in (self._answer, self._attached):
                 if waiting is not None and not waiting.done():
@@ -296,8 +302,12 @@ class Control:
                 self._attached.set_exception(ControlError(f"ATTACH: {data[:80]!r}"))
 
     async def attach(self, timeout: float = _COMMAND_SECONDS) -> None:
-        """Subscribe to events. Doing it again renews the subscription: wpa_supplicant drops a
-        listener that was too slow, without a word. Raises ControlError."""
+        """Subscribe to events, or renew the subscription.
+
+        wpa_supplicant silently drops a listener that was too slow.
+
+        :raises ControlError: it does not answer.
+        """
         async with self._lock:
             if self._monitor is None:
                 raise ControlError("not connected to wpa_supplicant")
@@ -316,7 +326,12 @@ class Control:
                 self._attached = None
 
     async def command(self, text: str, timeout: float = _COMMAND_SECONDS) -> str:
-        """Send a command, return the answer without its line end. Raises ControlError."""
+        """Send a command.
+
+        :returns: the answer without its line end.
+        :raises ControlError: wpa_supplicant does not answer, or refuses.
+        :raises ValueError: the command is not one line.
+        """
         if "\n" in text or "\0" in text:
             raise ValueError("a command is one line")
         async with self._lock:
@@ -346,7 +361,7 @@ class Control:
         return answer
 
     def _renew(self) -> None:
-        """Take a new address for commands, so that a late answer finds nobody."""
+        """Take a new address for commands, so that a late answer reaches nobody."""
         if self._commands is None:
             return
         asyncio.get_running_loop().remove_reader(self._commands.fileno())
