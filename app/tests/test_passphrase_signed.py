@@ -21,8 +21,9 @@ from private_network import Network, in_private_network, until
 from test_passphrase import NEW, OLD, PEER, STRANGER, Host, Radio
 
 from authority import passphrase as roll
-from authority.authority import Authority, AuthorityError
+from authority.authority import Authority
 from authority.cli import main as ca_main
+from authority.errors import AuthorityError
 from thicket.base.files import write_atomically
 from thicket.base.paths import Paths
 from thicket.cli.common import BAD, OK, USAGE
@@ -632,30 +633,30 @@ def read(ca: Authority, packed: bytes) -> Change:
 
 
 def test_the_authority_numbers_its_changes_and_names_what_they_replace(ca: Authority) -> None:
-    first = ca.network()[0]
-    offer = read(ca, ca.offer_passphrase(NEW, replaces=["by-hand"]))
+    first = ca.network.secrets()[0]
+    offer = read(ca, ca.network.offer_passphrase(NEW, replaces=["by-hand"]))
     assert (offer.number, offer.passphrase, offer.used) == (1, NEW, False)
     assert {tag(first, ca.fleet.identifier), "by-hand"} <= offer.former
-    assert (ca.network()[0], ca.next_passphrase()) == (first, NEW)
-    use = read(ca, ca.use_passphrase())
+    assert (ca.network.secrets()[0], ca.network.next_passphrase()) == (first, NEW)
+    use = read(ca, ca.network.use_passphrase())
     assert (use.number, use.passphrase, use.used) == (2, NEW, True)
     assert offer.former <= use.former
-    assert (ca.network()[0], ca.next_passphrase()) == (NEW, "")
+    assert (ca.network.secrets()[0], ca.network.next_passphrase()) == (NEW, "")
     with pytest.raises(AuthorityError, match="begin with roll"):
-        ca.use_passphrase()
+        ca.network.use_passphrase()
     with pytest.raises(AuthorityError, match="no change to cancel"):
-        ca.cancel_passphrase()
+        ca.network.cancel_passphrase()
     with pytest.raises(AuthorityError, match="has this passphrase already"):
-        ca.offer_passphrase(NEW)
+        ca.network.offer_passphrase(NEW)
     for bad in ("", "short", "x" * 64, "tab\tin it"):
         with pytest.raises(AuthorityError, match=r"a passphrase (must|is too)"):
-            ca.offer_passphrase(bad)
-    ca.offer_passphrase(THIRD)
-    dropped = read(ca, ca.cancel_passphrase())
+            ca.network.offer_passphrase(bad)
+    ca.network.offer_passphrase(THIRD)
+    dropped = read(ca, ca.network.cancel_passphrase())
     assert (dropped.number, dropped.passphrase, dropped.used) == (4, "", False)
-    assert (ca.network()[0], ca.next_passphrase()) == (NEW, "")
+    assert (ca.network.secrets()[0], ca.network.next_passphrase()) == (NEW, "")
     for number in range(200):
-        packed = ca.offer_passphrase(f"passphrase {number}")
+        packed = ca.network.offer_passphrase(f"passphrase {number}")
     assert len(read(ca, packed).former) <= changes.MAX_FORMER
     assert len(packed) < changes.MAX_CHANGE
 
@@ -663,10 +664,10 @@ def test_the_authority_numbers_its_changes_and_names_what_they_replace(ca: Autho
 def test_a_card_that_is_made_during_a_change_works_before_and_after_it(ca: Authority) -> None:
     from authority import card_config
 
-    ca.offer_passphrase(NEW)
+    ca.network.offer_passphrase(NEW)
     found = parse(card_config.text(ca).encode(), "x").mesh
-    assert (found.passphrase, found.next_passphrase) == (ca.network()[0], NEW)
-    ca.use_passphrase()
+    assert (found.passphrase, found.next_passphrase) == (ca.network.secrets()[0], NEW)
+    ca.network.use_passphrase()
     found = parse(card_config.text(ca).encode(), "x").mesh
     assert (found.passphrase, found.next_passphrase) == (NEW, "")
 
@@ -676,15 +677,15 @@ def test_two_copies_of_the_authority_take_up_each_others_changes(
 ) -> None:
     shutil.copytree(ca.folder, tmp_path / "copy")
     other = Authority(tmp_path / "copy", lambda _: "", clock=lambda: NOW)
-    theirs = other.offer_passphrase(THIRD)
-    assert ca.take_change(theirs) == 1
-    assert ca.take_change(theirs) is None
-    assert ca.next_passphrase() == THIRD
-    assert read(ca, ca.use_passphrase()).number == 2
-    assert other.take_change(ca.change()) == 2
-    assert other.network()[0] == THIRD
+    theirs = other.network.offer_passphrase(THIRD)
+    assert ca.network.take_change(theirs) == 1
+    assert ca.network.take_change(theirs) is None
+    assert ca.network.next_passphrase() == THIRD
+    assert read(ca, ca.network.use_passphrase()).number == 2
+    assert other.network.take_change(ca.network.change()) == 2
+    assert other.network.secrets()[0] == THIRD
     with pytest.raises(AuthorityError, match="node's change"):
-        ca.take_change(signed(9))
+        ca.network.take_change(signed(9))
 
 
 class Channel:
@@ -739,8 +740,8 @@ def test_the_command(
     missing.clear()
     assert ca_main(["passphrase", "roll", "--generate"]) == OK
     out = capsys.readouterr().out
-    assert ca.network()[0] in out
-    assert mesh(one) == (ca.network()[0], NEW)
+    assert ca.network.secrets()[0] in out
+    assert mesh(one) == (ca.network.secrets()[0], NEW)
     for words in ([], ["what"], ["roll", NEW], ["finish", "--generate"]):
         assert ca_main(["passphrase", *words]) == USAGE
         assert NEW not in capsys.readouterr().err
@@ -754,7 +755,7 @@ def test_without_a_node_the_change_is_a_file(
     assert ca_main(["passphrase", "roll"]) == OK
     path = ca.folder / roll.FILE
     assert "thicket passphrase import" in capsys.readouterr().out
-    assert read(ca, path.read_bytes()) == read(ca, ca.change())
+    assert read(ca, path.read_bytes()) == read(ca, ca.network.change())
     assert path.stat().st_mode & 0o077 == 0
     assert not read(ca, path.read_bytes()).used
     assert ca_main(["passphrase", "finish"]) == OK

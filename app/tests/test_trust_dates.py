@@ -21,7 +21,8 @@ from fleet_for_tests import PREFIX
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authority.authority import Authority, FleetIssuer, years_from
+from authority.authority import Authority
+from authority.issuer import FleetIssuer, years_from
 from authority.nerveskey import Otp
 from authority.provisioning import Provisioning, ProvisioningError
 from thicket.identity.address import identity_of_serial
@@ -116,9 +117,9 @@ def test_a_fleet_begins_and_enrols_a_chip_whose_node_is_believed(
     assert heard.read(made.payload(0.0), None, 0.0) == peer.address
 
     # What the root signs besides has its date.
-    packed = ca.revoke([chip.serial.hex()])
+    packed = ca.revocations.revoke([chip.serial.hex()])
     assert Revocations.unpack(packed, fleet).issued == now.replace(microsecond=0)
-    offer = SignedChange.read(ca.offer_passphrase("another passphrase"), fleet)
+    offer = SignedChange.read(ca.network.offer_passphrase("another passphrase"), fleet)
     assert offer.change.issued == now.replace(microsecond=0)
     assert next_start(str(tmp_path / "start"), known) >= int(now.timestamp())
 

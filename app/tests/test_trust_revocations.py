@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from private_network import Network, in_private_network, until
 
-from authority.authority import Authority, AuthorityError
+from authority.authority import Authority
 from authority.cli import main as ca_main
+from authority.errors import AuthorityError
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
@@ -322,8 +323,8 @@ def test_what_the_other_copy_revoked_is_taken_up(tmp_path: Path) -> None:
     one, two = copies(tmp_path)
     key = openssl.public_key(openssl.generate_key())
     two.enroll_software("mac", bytes(5) + b"\x0c", key)
-    of_one, of_two = one.revoke([A]), two.revoke([B, C])
-    new, merged = one.merge([of_two])
+    of_one, of_two = one.revocations.revoke([A]), two.revocations.revoke([B, C])
+    new, merged = one.revocations.merge([of_two])
     found = Revocations.unpack(merged, one.fleet)
     assert new == {B, C}
     assert found.number == 3
@@ -331,40 +332,42 @@ def test_what_the_other_copy_revoked_is_taken_up(tmp_path: Path) -> None:
     assert needed([SignedList.read(p, one.fleet) for p in (of_one, of_two, merged)])[0].packed == (
         merged
     )
-    assert one.revocations() == merged
+    assert one.revocations.packed == merged
     # C is a device that only the other copy knows, and nobody enrols it here.
-    assert one.revoked() == {A, B, C}
+    assert one.revocations.names == {A, B, C}
     with pytest.raises(AuthorityError, match="was revoked"):
         one.enroll_software("mac", bytes(5) + b"\x0c", key)
-    assert one.merge([of_one, of_two, merged]) == (frozenset(), merged), "nothing is signed again"
+    assert one.revocations.merge([of_one, of_two, merged]) == (frozenset(), merged), (
+        "nothing is signed again"
+    )
     # The other copy catches up, and needs no new list.
-    assert two.merge([merged])[0] == {A}
-    assert Revocations.unpack(two.revocations(), two.fleet).names == {A, B, C}
+    assert two.revocations.merge([merged])[0] == {A}
+    assert Revocations.unpack(two.revocations.packed, two.fleet).names == {A, B, C}
 
 
 def test_lists_of_the_same_number_end_as_one(tmp_path: Path) -> None:
     one, two = copies(tmp_path)
-    one.revoke([A])
-    of_two = two.revoke([B])
-    one.merge([of_two])
+    one.revocations.revoke([A])
+    of_two = two.revocations.revoke([B])
+    one.revocations.merge([of_two])
     # The node still has two's list 2; two's own list lacks A and gets a number above one's.
-    new, merged = two.merge([one.revocations()])
+    new, merged = two.revocations.merge([one.revocations.packed])
     assert new == {A}
-    kept = needed([SignedList.read(p, one.fleet) for p in (of_two, one.revocations(), merged)])
+    kept = needed([SignedList.read(p, one.fleet) for p in (of_two, one.revocations.packed, merged)])
     assert len(kept) == 1
 
 
 def test_without_the_roots_key_a_merge_fails_and_says_why(tmp_path: Path) -> None:
     one, two = copies(tmp_path)
-    of_one, of_two = one.revoke([A]), two.revoke([B])
+    of_one, of_two = one.revocations.revoke([A]), two.revocations.revoke([B])
     (one.folder / "root.key").unlink()
     one = Authority(one.folder, lambda _: "x", clock=lambda: NOW)
     with pytest.raises(AuthorityError, match=f"has revoked {B}"):
-        one.merge([of_two])
-    assert one.revoked() == {A}, "nothing was changed"
-    assert one.merge([of_one]) == (frozenset(), of_one), "what is known needs no key"
+        one.revocations.merge([of_two])
+    assert one.revocations.names == {A}, "nothing was changed"
+    assert one.revocations.merge([of_one]) == (frozenset(), of_one), "what is known needs no key"
     with pytest.raises(AuthorityError, match="not of this fleet"):
-        one.merge([packed(3, A)])
+        one.revocations.merge([packed(3, A)])
 
 
 def test_what_is_revoked_already_makes_no_new_list(
@@ -374,29 +377,29 @@ def test_what_is_revoked_already_makes_no_new_list(
     monkeypatch.setenv("THICKET_CA", str(one.folder))
     monkeypatch.setenv("THICKET_CA_PASSPHRASE", "x")
     assert ca_main(["revoke", A]) == 0
-    first = one.revocations()
+    first = one.revocations.packed
     assert ca_main(["revoke", A]) == 0
     assert f"{A} is revoked already" in capsys.readouterr().out
-    assert one.revocations() == first
+    assert one.revocations.packed == first
     assert ca_main(["revoke", A, B]) == 0
     out = capsys.readouterr().out
     assert f"Revoked: {B}." in out
-    assert Revocations.unpack(one.revocations(), one.fleet).number == 3
+    assert Revocations.unpack(one.revocations.packed, one.fleet).number == 3
 
 
 def test_a_revocation_that_was_cut_off_is_finished(tmp_path: Path) -> None:
     """The power fails between the two files that a revocation writes."""
     one, _ = copies(tmp_path)
     before = (one.folder / "fleet.json").read_bytes()
-    signed_list = one.revoke([A])
+    signed_list = one.revocations.revoke([A])
     (one.folder / "fleet.json").write_bytes(before)
-    assert one.revoked() == set()
-    last = Revocations.unpack(one.revoke([B]), one.fleet)
+    assert one.revocations.names == set()
+    last = Revocations.unpack(one.revocations.revoke([B]), one.fleet)
     assert last.names == {A, B}
     assert last.number > Revocations.unpack(signed_list, one.fleet).number
 
 
 def test_copies_have_the_same_passphrase(tmp_path: Path) -> None:
     one, two = copies(tmp_path)
-    assert one.network() == two.network()
+    assert one.network.secrets() == two.network.secrets()
     assert json.loads((one.folder / "network.json").read_text())

@@ -41,7 +41,7 @@ def problem(node: NamespaceNode, code: str) -> str:
 
 
 def revoke(secured: Secured, *names: str) -> str:
-    return base64.b64encode(secured.authority.revoke(list(names))).decode()
+    return base64.b64encode(secured.authority.revocations.revoke(list(names))).decode()
 
 
 def test_a_secured_cluster_and_a_node_that_is_revoked(fleet: Fleet) -> None:
@@ -79,7 +79,7 @@ def test_a_secured_cluster_and_a_node_that_is_revoked(fleet: Fleet) -> None:
     # Neither a list of another fleet nor a damaged one is taken.
     other = Secured(fleet, "other")
     for data, why in (
-        (other.authority.revocations(), "signature"),
+        (other.authority.revocations.packed, "signature"),
         (_list_of(a)[:-1] + b"]", "signature"),
         (b"thicket", "not a list"),
     ):
@@ -226,7 +226,7 @@ async def test_a_part_that_is_started_again_keeps_what_is_in_use(tmp_path: Path)
     assert tls is not None
     assert standing is not None
     first = standing.credentials
-    assert trust.take_list(authority.revoke([serial.hex()]), "a test")
+    assert trust.take_list(authority.revocations.revoke([serial.hex()]), "a test")
     assert trust.status()["state"] == "revoked"
     assert standing.lists.names == {serial.hex()}, "also while nothing runs"
     await run(lambda: standing.credentials is not first)

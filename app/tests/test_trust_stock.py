@@ -20,8 +20,9 @@ from fleet_for_tests import NOW, PREFIX
 from private_network import Network, until
 
 from authority import stock
-from authority.authority import Authority, AuthorityError
+from authority.authority import Authority
 from authority.cli import main as ca_main
+from authority.errors import AuthorityError
 from thicket.distribution import Node
 from thicket.distribution.handshake import HandshakeError
 from thicket.trust import openssl, tls
@@ -67,7 +68,7 @@ async def a_node(
     network.add(host)
     node = Node(
         "acme",
-        ca.network()[1],
+        ca.network.secrets()[1],
         host,
         9100,
         epmd_port=None,
@@ -133,7 +134,7 @@ async def test_a_stock_node_of_another_fleet(network: Network, release: Release)
         ours, theirs = authority(Path(folder) / "a"), authority(Path(folder) / "b", "other")
         made = await asyncio.to_thread(stock.make, theirs, Path(folder) / "laptop")
         async with a_node(network, ours, 1) as node, an_erl(network, made, release) as erl:
-            await erl.eval(f"erlang:set_cookie(node(), '{ours.network()[1]}')")
+            await erl.eval(f"erlang:set_cookie(node(), '{ours.network.secrets()[1]}')")
             assert await erl.eval(f"net_adm:ping('{node.name}')") == "pang"
             assert node.nodes() == []
 
@@ -206,6 +207,6 @@ def test_the_command_prints_what_to_type(
     assert f"erl -args_file {tmp_path}/laptop/vm.args" in text
     assert "iex --erl" in text
     assert "ip address add fd12:3456:789a:1:" in text
-    cookie = Authority(tmp_path / "fleet", lambda _: "").network()[1]
+    cookie = Authority(tmp_path / "fleet", lambda _: "").network.secrets()[1]
     assert cookie not in text
     assert cookie in (tmp_path / "laptop/vm.args").read_text()

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from functools import cache
 from ipaddress import IPv6Network
 
-from authority.authority import FleetIssuer, HeldKey, years_from
+from authority.issuer import FleetIssuer, years_from
+from authority.keys import HeldKey
 from meshlab.chip.state import serial_for
 from thicket.identity.address import identity_of_serial
 from thicket.trust import compressed, openssl

@@ -52,7 +52,7 @@ async def offer(nodes: Nodes, name: str, passphrase: str) -> tuple[int, str]:
     ca = nodes.lab.fleet.authority
     # the lab gives its cards a passphrase of its own
     replaces = [tag(await present(nodes), ca.fleet.identifier)]
-    packed = await asyncio.to_thread(ca.offer_passphrase, passphrase, replaces=replaces)
+    packed = await asyncio.to_thread(ca.network.offer_passphrase, passphrase, replaces=replaces)
     return await brought(nodes, name, packed)
 
 
@@ -64,7 +64,7 @@ async def roll(
     if code != 0 and not accept_missing:
         return code, output
     assert isinstance(nodes.lab.fleet, LabFleet)
-    packed = await asyncio.to_thread(nodes.lab.fleet.authority.use_passphrase)
+    packed = await asyncio.to_thread(nodes.lab.fleet.authority.network.use_passphrase)
     code, more = await brought(nodes, name, packed)
     return code, output + more
 
@@ -213,7 +213,7 @@ async def test_a_node_that_missed_the_change_finds_out(lab: Lab, nodes: Nodes) -
     await lab.kill("n4")
     await nodes.wait(lambda: "n4" not in lab.state.cluster("n1"), "n4 is missed")
     assert isinstance(lab.fleet, LabFleet)
-    packed = await asyncio.to_thread(lab.fleet.authority.use_passphrase)
+    packed = await asyncio.to_thread(lab.fleet.authority.network.use_passphrase)
     code, output = await brought(nodes, "n1", packed)
     assert code == 1, output
     assert "MISSING" in output or "NOT:" in output  # as long as n1 has hopes of it

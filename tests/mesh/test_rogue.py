@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from authority.authority import Authority, years_from
+from authority.authority import Authority
+from authority.issuer import years_from
 from meshlab.lab.fleet import LabFleet
 from meshlab.lab.lab import Lab
 from meshlab.lab.spec import PREFIX
@@ -263,7 +264,7 @@ async def test_a_revoked_device(lab: Lab, nodes: Nodes, intruder: Intruder) -> N
     serial = lab.state.nodes["n3"].serial or ""
     good = intruder.certificates(intruder.ours, "n3")
     assert (await intruder.tries(good))[0] == "connected"
-    packed = await asyncio.to_thread(intruder.ours.revoke, [serial])
+    packed = await asyncio.to_thread(intruder.ours.revocations.revoke, [serial])
     code = "import sys, base64; sys.stdout.buffer.write(base64.b64decode(sys.argv[1]))"
     command = f"python3 -c {shlex.quote(code)} {base64.b64encode(packed).decode()}"
     said = await nodes.run("n2", f"{command} | thicket revocations import -")

@@ -16,8 +16,11 @@ from emulated_bus import EmulatedBus, Time, emulated
 from fleet_for_tests import CLOCK, PREFIX
 
 from authority import nerveskey, provisioning
-from authority.authority import Authority, AuthorityError, decrypt_key, encrypt_key, years_from
+from authority.authority import Authority
 from authority.cli import main as ca_main
+from authority.errors import AuthorityError
+from authority.issuer import years_from
+from authority.keys import decrypt_key, encrypt_key
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from thicket.identity.aio import AsyncAtecc
@@ -250,12 +253,12 @@ def test_the_key_of_a_software_identity_is_made_once(ca: Authority, tmp_path: Pa
 def test_revocation(ca: Authority) -> None:
     driver, chip, _, _ = emulated(5)
     ca.enroll_chip(driver, write=True, show=quiet)
-    first = Revocations.unpack(ca.revocations(), ca.fleet)
+    first = Revocations.unpack(ca.revocations.packed, ca.fleet)
     assert (first.number, first.names) == (1, frozenset())
     name = chip.serial.hex()
-    second = Revocations.unpack(ca.revoke([name]), ca.fleet)
+    second = Revocations.unpack(ca.revocations.revoke([name]), ca.fleet)
     assert (second.number, second.names) == (2, frozenset({name}))
-    assert ca.revocations() != b""
+    assert ca.revocations.packed != b""
     key = ChipKey(AsyncAtecc(driver), enrolled_chain(driver, ca.fleet))
     chain = asyncio.run(make_credentials(key, ca.fleet, CLOCK._replace(now=NOW))).chain
     with pytest.raises(RefusedError) as caught:
@@ -264,12 +267,12 @@ def test_revocation(ca: Authority) -> None:
     with pytest.raises(AuthorityError, match="was revoked on 2026-11-24"):
         ca.enroll_chip(driver, write=True, show=quiet)
     with pytest.raises(AuthorityError, match="no device or signer"):
-        ca.revoke(["ff" * 9])
+        ca.revocations.revoke(["ff" * 9])
     ca.signer()
-    third = Revocations.unpack(ca.revoke(["Signer 0001"]), ca.fleet)
+    third = Revocations.unpack(ca.revocations.revoke(["Signer 0001"]), ca.fleet)
     assert third.names == {name, "Signer 0001"}
     assert ca.issuer().number == 2
-    ca.revoke(["Signer 0002"])
+    ca.revocations.revoke(["Signer 0002"])
     with pytest.raises(AuthorityError, match="no usable signer"):
         ca.issuer()
 

@@ -65,7 +65,7 @@ def test_the_file_is_complete_and_the_same_every_time(
 
 def test_another_fleet_has_other_secrets(tmp_path: Path) -> None:
     one, two = authority(tmp_path / "1"), authority(tmp_path / "2")
-    assert not set(one.network()) & set(two.network())
+    assert not set(one.network.secrets()) & set(two.network.secrets())
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,12 @@ import pytest
 from emulated_bus import EmulatedBus, Time
 from fleet_for_tests import CLOCK, PREFIX
 
-from authority import enrolment, nerveskey, provisioning
-from authority.authority import Authority, AuthorityError, years_from
+from authority import nerveskey, provisioning, remote_node
+from authority.authority import Authority
 from authority.cli import main as ca_main
-from authority.enrolment import RemoteNode
+from authority.errors import AuthorityError
+from authority.issuer import years_from
+from authority.remote_node import RemoteNode
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from thicket.cli.main import main
@@ -375,9 +377,11 @@ def test_publishing_takes_up_what_another_copy_of_the_authority_revoked(
     many = [f"{number:012x}" for number in range(200)]
     for name in many:  # a list that is longer than one answer of the agent
         copy.enroll_software("mac", bytes.fromhex(name), ca.fleet.root.public_key)
-    theirs = SignedList.read(copy.revoke([f"software-mac-{name}" for name in many]), ca.fleet)
+    theirs = SignedList.read(
+        copy.revocations.revoke([f"software-mac-{name}" for name in many]), ca.fleet
+    )
     daemon.lists = {theirs.digest.hex(): theirs.packed}
-    ca.revoke(["software-board-010203040506"])
+    ca.revocations.revoke(["software-board-010203040506"])
     capsys.readouterr()
     assert ca_main(["publish", "--ssh", HOST]) == 0
     assert "Another copy of this authority has revoked software-mac-" in capsys.readouterr().out
@@ -387,10 +391,10 @@ def test_publishing_takes_up_what_another_copy_of_the_authority_revoked(
     assert len(found.names) == 201
     assert found.number == 3
     # The agent, as over a console, gives the same in pieces.
-    assert RemoteNode(enrolment.ssh(HOST, None)).export_revocations(()) == [theirs.packed]
-    assert RemoteNode(enrolment.ssh(HOST, None)).export_revocations(daemon.lists) == []
+    assert RemoteNode(remote_node.ssh(HOST, None)).export_revocations(()) == [theirs.packed]
+    assert RemoteNode(remote_node.ssh(HOST, None)).export_revocations(daemon.lists) == []
     # Without the root's key nothing reaches the node, and the engineer hears why.
-    daemon.lists |= {"0" * 64: copy.revoke(["Signer 0001"])}
+    daemon.lists |= {"0" * 64: copy.revocations.revoke(["Signer 0001"])}
     (ca.folder / "root.key").unlink()
     before = len(daemon.asked)
     assert ca_main(["publish", "--ssh", HOST]) == 1

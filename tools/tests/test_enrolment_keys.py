@@ -10,7 +10,8 @@ import pytest
 from emulated_bus import emulated
 from fleet_for_tests import PREFIX
 
-from authority.authority import Authority, AuthorityError
+from authority.authority import Authority
+from authority.errors import AuthorityError
 from thicket.trust import openssl
 
 IDENTITY = bytes(range(1, 7))

@@ -17,8 +17,9 @@ from fleet_for_tests import PREFIX
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authority.authority import Authority, AuthorityError
+from authority.authority import Authority
 from authority.cli import main as ca_main
+from authority.errors import AuthorityError
 from authority.token import Token, TokenError, TokenKey, Uri
 from thicket.trust import openssl
 from thicket.trust.certificates import Certificate, from_pem
@@ -88,7 +89,7 @@ def test_a_fleet_on_a_token(token: str, tmp_path: Path) -> None:
     driver, chip, _, _ = emulated()
     ca.enroll_chip(driver, write=True, show=lambda _: None)
     assert enrolled_chain(driver, ca.fleet)
-    packed = ca.revoke([chip.serial.hex()])
+    packed = ca.revocations.revoke([chip.serial.hex()])
     assert Revocations.unpack(packed, ca.fleet).names == {chip.serial.hex()}
     assert len(asked) == 1
     # a signer in a file beside it, and one more on the token

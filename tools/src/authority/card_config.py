@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from authority.authority import Authority, AuthorityError
+from authority.authority import Authority
+from authority.errors import AuthorityError
 from thicket.base.fields import ConfigError
 from thicket.base.files import read_limited
 from thicket.base.toml import toml_value
@@ -58,8 +59,8 @@ def text(authority: Authority, keys: Sequence[str] = ()) -> str:
     Raises ``AuthorityError``.
     """
     fleet = authority.fleet
-    passphrase, cookie = authority.network()
-    offered = authority.next_passphrase()
+    passphrase, cookie = authority.network.secrets()
+    offered = authority.network.next_passphrase()
     name = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in fleet.name)
     made = _TEXT.format(
         fleet=" ".join(fleet.name.split()),

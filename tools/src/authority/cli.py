@@ -12,12 +12,13 @@ from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Final
 
-from authority import enrolment
-from authority.authority import Authority, AuthorityError
-from authority.enrolment import RemoteNode
+from authority import remote_node
+from authority.authority import Authority
+from authority.errors import AuthorityError
 from authority.nerveskey import Otp, default_otp
 from authority.provisioning import ProvisioningError
 from authority.remote_bus import Channel, RemoteBus
+from authority.remote_node import RemoteNode
 from authority.token import TokenError
 from thicket.cli.common import BAD, OK, USAGE, UsageError
 from thicket.identity.bus import Bus, BusError, LinuxBus
@@ -282,11 +283,11 @@ def _where(rest: list[str]) -> Callable[[str | None], Channel] | None:
     if host is not None:
         if host.startswith("-"):
             raise UsageError(f"--ssh {host} is not a host")
-        return lambda bus: enrolment.ssh(host, bus)
+        return lambda bus: remote_node.ssh(host, bus)
     if path is not None:
         if not speed.isdecimal():
             raise UsageError(f"--baud {speed} is not a number")
-        return lambda bus: enrolment.console(path, bus, int(speed))
+        return lambda bus: remote_node.console(path, bus, int(speed))
     return None
 
 
@@ -388,8 +389,8 @@ def _node(authority: Authority, rest: list[str]) -> int:
 
 
 def _revoke(authority: Authority, names: list[str]) -> int:
-    before = authority.revoked()
-    authority.revoke(names)
+    before = authority.revocations.names
+    authority.revocations.revoke(names)
     for name in names:
         if name in before:
             print(f"{name} is revoked already.")
@@ -424,9 +425,9 @@ def _publish(authority: Authority, rest: list[str]) -> int:
                 sys.stderr.write(f"thicket ca: {error}\n")
                 status = BAD
         if node is not None:
-            own = SignedList.read(authority.revocations(), authority.fleet)
+            own = SignedList.read(authority.revocations.packed, authority.fleet)
             found += node.export_revocations({own.digest.hex()})
-        new, packed = authority.merge(found)
+        new, packed = authority.revocations.merge(found)
         if new:
             print(f"Another copy of this authority has revoked {', '.join(sorted(new))}: taken up.")
         if node is not None:

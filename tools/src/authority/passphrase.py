@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from authority.authority import Authority
-from authority.enrolment import RemoteNode
 from authority.remote_bus import Channel
+from authority.remote_node import RemoteNode
 from thicket.cli.common import BAD, OK, UsageError
 from thicket.cli.passphrase import agreed, generate, read_passphrase, show_import
 
@@ -40,10 +40,10 @@ def run(
     try:
         replaces = _look(authority, node)
         if verb == "cancel":
-            packed = authority.cancel_passphrase(replaces=replaces)
+            packed = authority.network.cancel_passphrase(replaces=replaces)
             return _bring(authority, node, packed, "dropped it")
         if verb == "roll":
-            packed = authority.offer_passphrase(passphrase, replaces=replaces)
+            packed = authority.network.offer_passphrase(passphrase, replaces=replaces)
             if "--generate" in options:
                 print(f"The new passphrase is {passphrase}")
                 print("A node that is away now needs it on its card, if it comes after the change.")
@@ -57,7 +57,7 @@ def run(
                     "beside it: `thicket ca passphrase finish` changes to it, `cancel` drops it."
                 )
                 return BAD
-        packed = authority.use_passphrase(replaces=replaces)
+        packed = authority.network.use_passphrase(replaces=replaces)
         return _bring(authority, node, packed, "has changed")
     finally:
         if node is not None:
@@ -69,14 +69,14 @@ def _look(authority: Authority, node: RemoteNode | None) -> tuple[str, ...]:
     if node is None:
         return ()
     packed, present = node.held_change()
-    if packed and (number := authority.take_change(packed)) is not None:
+    if packed and (number := authority.network.take_change(packed)) is not None:
         print(f"Change {number} of the passphrase, of another copy of this authority: taken up.")
     return (present,)
 
 
 def _bring(authority: Authority, node: RemoteNode | None, packed: bytes, what: str) -> int:
     """Bring a change to the nodes, or into a file; OK when all of them have done it."""
-    path = authority.keep_change_file(FILE, packed)
+    path = authority.network.write_change(FILE, packed)
     if node is not None:
         return show_import(node.import_change(packed), what)
     print(f"{path} is the signed change, with the passphrase in it: bring it to a node, and type")

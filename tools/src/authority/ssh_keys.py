@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from authority.authority import AuthorityError
+from authority.errors import AuthorityError
 from thicket.upkeep.section import AccessSection, PublicKeys
 
 #: The names that ``ssh-keygen`` gives to keys, best first.

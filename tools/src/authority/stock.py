@@ -19,7 +19,8 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from authority.authority import Authority, AuthorityError
+from authority.authority import Authority
+from authority.errors import AuthorityError
 from thicket.identity.address import ID_SIZE
 from thicket.trust import certificates as x509
 from thicket.trust import openssl
@@ -108,7 +109,9 @@ def make(
         address = made.peer.address
         for file, text in files(folder, fleet, made).items():
             _write(folder / file, text)
-        _write(folder / "vm.args", _arguments(folder, name, address, authority.network()[1]))
+        _write(
+            folder / "vm.args", _arguments(folder, name, address, authority.network.secrets()[1])
+        )
         compiled = _compile(folder)
     except (CertificateError, RefusedError) as error:
         raise AuthorityError(

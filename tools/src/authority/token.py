@@ -137,7 +137,7 @@ class Token:
             raise TokenError(f"the token's PIN in {path}: {error.strerror}") from None
 
     @contextlib.contextmanager
-    def _session(self, *, write: bool = False) -> Iterator[tuple[Any, Any]]:
+    def session(self, *, write: bool = False) -> Iterator[tuple[Any, Any]]:
         pkcs11, library = self._module()
         try:
             token = self._find(pkcs11, library)
@@ -159,7 +159,7 @@ class Token:
 
     def generate(self, label: str) -> Uri:
         """Make a key called ``label`` on the token; the URI that names it."""
-        with self._session(write=True) as (pkcs11, session):
+        with self.session(write=True) as (pkcs11, session):
             attribute, kind = pkcs11.Attribute, pkcs11.KeyType.EC
             if list(session.get_objects({attribute.LABEL: label})):
                 raise TokenError(
@@ -192,7 +192,7 @@ class TokenKey:
         """Use the key that ``uri`` names (as ``Token.generate`` returns it)."""
         self._token = Token(uri, pin)
         self._uri = uri
-        with self._token._session() as (pkcs11, session):
+        with self._token.session() as (pkcs11, session):
             key = self._object(pkcs11, session, pkcs11.ObjectClass.PUBLIC_KEY)
             point = bytes(key[pkcs11.Attribute.EC_POINT])
         # an OCTET STRING around an uncompressed point; some modules leave the former out
@@ -219,7 +219,7 @@ class TokenKey:
 
     def sign(self, digest: bytes) -> bytes:
         """Return R and S (64 bytes) for a SHA-256 digest."""
-        with self._token._session() as (pkcs11, session):
+        with self._token.session() as (pkcs11, session):
             key = self._object(pkcs11, session, pkcs11.ObjectClass.PRIVATE_KEY)
             signature = bytes(key.sign(digest, mechanism=pkcs11.Mechanism.ECDSA))
         if len(signature) != 64:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from authority.authority import AuthorityError
+from authority.errors import AuthorityError
 from thicket.identity.bus import Bus, NotAcknowledgedError
 from thicket.identity.chip.atecc import Atecc
 

@@ -11,7 +11,8 @@ import shutil
 from ipaddress import IPv6Network
 from pathlib import Path
 
-from authority.authority import Authority, AuthorityError
+from authority.authority import Authority
+from authority.errors import AuthorityError
 from authority.provisioning import ProvisioningError
 from authority.virtual import open_chip
 from meshlab.chip.atecc608 import Atecc608

@@ -7,8 +7,8 @@ import base64
 from collections.abc import Container
 from typing import Any, NamedTuple
 
-from authority.authority import AuthorityError
 from authority.console import AGENT, Console
+from authority.errors import AuthorityError
 from authority.remote_bus import Channel, Pipe
 from thicket.trust.revocations import MAX_LIST, MAX_LISTS
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of an authority's folder.
+
+A file is replaced as a whole, and only its owner can read it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from authority.errors import AuthorityError
+from thicket.trust import certificates as x509
+from thicket.trust.certificates import CertificateError
+from thicket.trust.fleet import Fleet
+
+FORMAT: Final = 1
+
+
+class Folder:
+    """The folder of one fleet's authority. Every method reads it anew.
+
+    :ivar path: Where it is. It need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def document(self) -> dict[str, Any]:
+        """Return the contents of ``fleet.json``.
+
+        :raises AuthorityError: when there is no fleet, or the file cannot be read.
+        """
+        path = self.path / "fleet.json"
+        try:
+            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise AuthorityError(
+                f"there is no fleet in {self.path}; `thicket ca init NAME` makes one"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise AuthorityError(f"{path} cannot be read: {error}") from error
+        if document.get("format") != FORMAT:
+            raise AuthorityError(f"{path} is of format {document.get('format')}, not {FORMAT}")
+        return document
+
+    @contextmanager
+    def changing(self) -> Iterator[dict[str, Any]]:
+        """Give ``fleet.json`` to change; it is written at the end, unless there is an exception.
+
+        No other process changes the folder meanwhile.
+
+        :raises AuthorityError: as :meth:`document`.
+        """
+        self.document()  # where there is no fleet, no lock is left behind
+        with (self.path / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            document = self.document()
+            yield document
+            self.save(document)
+
+    def save(self, document: dict[str, Any]) -> None:
+        """Write ``fleet.json``."""
+        self.write("fleet.json", (json.dumps(document, indent=1) + "\n").encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the file ``name``: all of it or nothing."""
+        new = self.path / (name + ".new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path / name)
+
+    def read(self, name: str, what: str) -> bytes:
+        """Return the contents of the file ``name``.
+
+        :param what: What the file is, for the error's text.
+        :raises AuthorityError: when it cannot be read.
+        """
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise AuthorityError(
+                f"{what} is needed and not in {self.path}: {error.strerror}"
+            ) from error
+
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet.
+
+        :raises AuthorityError: when there is none.
+        """
+        self.document()
+        try:
+            return Fleet(x509.from_pem(self.read("root.pem", "the root").decode("ascii"))[0])
+        except (CertificateError, LookupError, UnicodeDecodeError) as error:
+            raise AuthorityError(f"{self.path / 'root.pem'}: {error}") from error
