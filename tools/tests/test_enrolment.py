@@ -66,7 +66,8 @@ class Daemon:
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(root / "run/thicket/control.sock"))
         self._server.listen()
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def _serve(self) -> None:
         while True:
@@ -97,6 +98,10 @@ class Daemon:
         return {"error": {"code": "unknown-method", "message": method}}
 
     def close(self) -> None:
+        """End the thread before its descriptor is free: it would accept what comes to the next."""
+        if self._thread.is_alive():
+            self._server.shutdown(socket.SHUT_RDWR)
+            self._thread.join()
         self._server.close()
 
 
