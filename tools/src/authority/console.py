@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import select
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from authority.remote_bus import ANSWER_TIME
+from thicket.base import jsonlines
 from thicket.identity.bus import BusFaultError
 from thicket.identity.console_frames import (
     AGAIN,
@@ -149,18 +149,15 @@ class Console:
 
     def ask(self, request: dict[str, Any], seconds: float = ANSWER_TIME) -> dict[str, Any]:
         """See ``Channel``."""
-        text = json.dumps(request, separators=(",", ":")).encode()
+        text = jsonlines.pack(request)[:-1]  # a frame has an end of its own
         parts = [text[at : at + PART_SIZE] for at in range(0, len(text), PART_SIZE)]
         for part in parts[:-1]:
             self._exchange(PART, part, seconds)
         said = self._exchange(QUESTION, parts[-1], seconds)
         try:
-            answer = json.loads(said)
-            if not isinstance(answer, dict):
-                raise ValueError("not an object")
-        except (ValueError, RecursionError) as error:
+            return jsonlines.unpack(said)
+        except ValueError as error:
             raise BusFaultError(f"{self.name}: not an answer of an agent: {error}") from None
-        return answer
 
     def _exchange(self, kind: str, payload: bytes, seconds: float) -> bytes:
         self._number = self._number % 255 + 1

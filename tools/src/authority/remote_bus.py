@@ -12,7 +12,6 @@ What carries questions and answers is a ``Channel``: ``Pipe`` here, a serial con
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import subprocess
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from thicket.base import jsonlines
 from thicket.identity.bus import Bus, BusError, BusFaultError
 from thicket.identity.remote import ERRORS, MAX_LINE
 
@@ -65,14 +65,11 @@ class Pipe:
     def ask(self, request: dict[str, Any], seconds: float = ANSWER_TIME) -> dict[str, Any]:
         """See ``Channel``."""
         end = self._clock() + seconds
-        self._send(json.dumps(request).encode() + b"\n", end, seconds)
+        self._send(jsonlines.pack(request), end, seconds)
         try:
-            answer = json.loads(self._line(end, seconds))
-            if not isinstance(answer, dict):
-                raise ValueError("not an object")
-        except (ValueError, RecursionError) as error:
+            return jsonlines.unpack(self._line(end, seconds))
+        except ValueError as error:
             raise BusFaultError(f"{self.name}: not an answer of a bus: {error}") from None
-        return answer
 
     def _send(self, data: bytes, end: float, seconds: float) -> None:
         assert self._process.stdin is not None

@@ -10,10 +10,10 @@ and holds the lock of the bus. The other side is ``authority.remote_bus``.
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any, BinaryIO
 
+from thicket.base import jsonlines
 from thicket.identity.bus import (
     Bus,
     BusError,
@@ -42,19 +42,23 @@ class BusServer:
         self._held = False
 
     def answer(self, line: bytes) -> bytes:
-        """Do what ``line`` asks for and return the answer, without the end of the line."""
+        """Do what ``line`` asks for and return the answer, also a line."""
         try:
-            request = json.loads(line)
+            request = jsonlines.unpack(line)
             result = self.do(str(request["do"]), request)
         except BusError as error:
             kinds = (kind for kind, cls in ERRORS.items() if isinstance(error, cls))
             result = {"error": next(kinds, "fault"), "text": str(error)}
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             result = {"error": "fault", "text": f"not understood: {error}"}
-        return json.dumps(result, separators=(",", ":")).encode()
+        return jsonlines.pack(result)
 
     def do(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Do one operation. Raises ``BusError``, and ``ValueError`` for what it does not know."""
+        """Do one operation.
+
+        :raises BusError: when the bus fails.
+        :raises ValueError: when it is none that this knows.
+        """
         bus, answer = self._bus, dict[str, Any]()
         if bus is None:
             raise BusFaultError("no bus was named when this was started")
@@ -86,7 +90,7 @@ def serve(server: BusServer, source: BinaryIO, sink: BinaryIO) -> None:
     """Answer the lines of ``source`` on ``sink`` until it ends."""
     try:
         while line := source.readline(MAX_LINE):
-            sink.write(server.answer(line) + b"\n")
+            sink.write(server.answer(line))
             sink.flush()
     finally:
         server.release()

@@ -157,7 +157,8 @@ def serve_console(agent: BusServer, session: str, source: int = 0, sink: int = 1
         if before is not None:
             # what was typed while this started is not thrown away: it may be the first question
             tty.setraw(source, termios.TCSANOW)
-        serve_frames(session, agent.answer, source, sink)
+        # a frame has an end of its own
+        serve_frames(session, lambda question: agent.answer(question)[:-1], source, sink)
     finally:
         agent.release()
         if before is not None:
