@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv6Address, IPv6Interface
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import pytest
 from daemons import OPEN, PREFIX, Fleet
@@ -42,7 +42,11 @@ from thicket.daemon.discovery_part import DUPLICATE
 from thicket.daemon.live import Live
 from thicket.daemon.parts import Parts
 from thicket.discovery.service import Discovery
+from thicket.distribution.atoms import NORMAL
+from thicket.distribution.etf import Atom, Pid
 from thicket.distribution.events import ClusterEvent, NodeUp
+from thicket.distribution.node import Node, NodeInfo
+from thicket.distribution.processes import Process
 from thicket.distribution.secure import Tls
 from thicket.identity.source import Identity
 from thicket.radio.events import Joined, RadioEvent
@@ -133,13 +137,7 @@ class FakeMesh(Radio):
         }  # fmt: skip
 
 
-class Info(NamedTuple):
-    name: str
-    state: str
-    since: float
-
-
-class FakeNode:
+class FakeNode(Node):
     def __init__(
         self, settings: Settings, address: IPv6Address, listener: Listener[ClusterEvent]
     ) -> None:
@@ -147,23 +145,23 @@ class FakeNode:
         self.cookie = settings.cluster.cookie
         self.listener = listener
         self.started = self.stopped = False
-        self.up: list[Info] = []
-        self.registered: dict[str, Any] = {}
+        self.up: list[NodeInfo] = []
+        self.registered: dict[str, Process] = {}
 
     def spelling(self, peer: str) -> str:
         return peer
 
-    def new_pid(self) -> str:
-        return f"<{self.name}>"
+    def new_pid(self) -> Pid:
+        return Pid(Atom(self.name), 1, 0, 1)
 
-    def register(self, name: str, process: Any) -> None:
+    def register(self, name: str, process: Process) -> None:
         self.registered[name] = process
 
-    def end(self, process: Any) -> None:
+    def end(self, process: Process, reason: Any = NORMAL) -> None:
         self.registered = {n: p for n, p in self.registered.items() if p is not process}
 
-    def recheck(self) -> None:
-        pass
+    def recheck(self) -> list[str]:
+        return []
 
     def expect(self, expected: Callable[[str], bool]) -> None:
         self.expected = expected
@@ -174,8 +172,8 @@ class FakeNode:
     async def stop(self) -> None:
         self.stopped = True
 
-    async def connect(self, peer: str, timeout: float = 7.0) -> None:
-        self.up.append(Info(peer, "up", 1.0))
+    async def connect(self, peer: str, timeout: float | None = None) -> None:
+        self.up.append(NodeInfo(peer, "up", 1.0))
         self.listener.on(NodeUp(peer))
 
     async def ping(self, peer: str, timeout: float = 5.0) -> float:
@@ -183,7 +181,7 @@ class FakeNode:
             raise TimeoutError("no answer")
         return 0.005
 
-    def nodes(self) -> list[Info]:
+    def nodes(self) -> list[NodeInfo]:
         return list(self.up)
 
     def problems(self) -> list[dict[str, Any]]:
@@ -227,7 +225,7 @@ class FakeParts(Parts):
         address: IPv6Address,
         listener: Listener[ClusterEvent],
         tls: Tls | None,
-    ) -> Any:
+    ) -> Node:
         node = FakeNode(settings, address, listener)
         self.made_nodes.append(node)
         return node

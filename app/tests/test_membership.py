@@ -10,7 +10,7 @@ from time import monotonic
 import pytest
 
 from thicket.cluster import membership
-from thicket.cluster.membership import Candidate, Membership
+from thicket.cluster.membership import Candidate, Link, Membership
 
 # Nothing here waits for the kernel or another process.
 pytestmark = pytest.mark.virtual_time
@@ -24,7 +24,7 @@ class RefusedError(Exception):
     code = "refused"
 
 
-class FakeLink:
+class FakeLink(Link):
     """A distribution whose connections succeed, fail or hang as told."""
 
     def __init__(self) -> None:

@@ -4,7 +4,8 @@
 The nodes boot the lab image, which is built when it is not in the cache (minutes, once);
 ``MESHLAB_IMAGE`` names another: ``x86_64`` or ``rpi64`` for the firmware that was built.
 
-A module names by ``MESH`` the mesh that its tests need, one of those below. The tests that need the
+A module names by ``MESH`` the mesh that its tests need, one of those below; one that names none
+makes single machines itself, on an event loop of its own. The tests that need the
 same one share it, in any order: each finds the mesh formed and ready, with every node on, its links
 and its chips as they were. What else a test changes it puts back itself, or says by
 ``nodes.unfit`` that it cannot. The directory with all logs stays afterwards:
@@ -39,6 +40,9 @@ IMAGE = os.environ.get("MESHLAB_IMAGE", "lab")
 READINGS = HERE.parents[1] / "examples" / "readings"
 TIMEOUT = 1800 + float(os.environ.get("THICKET_SOAK", "0"))
 """Seconds after which a test is ended that hangs where nothing else ends it."""
+
+SOAK = ("test_lossy", "test_power_cut")
+"""The modules whose tests watch or repeat for THICKET_SOAK seconds."""
 
 FAILED = pytest.StashKey[bool]()
 NEEDED = pytest.StashKey[Mapping[str, int]]()
@@ -202,11 +206,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mesh = mesh_of(item)
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem if mesh is None else mesh.name))
-        if mesh is None:
-            continue
+        if item.path.stem in SOAK:
+            item.add_marker(pytest.mark.soak)
         item.add_marker(pytest.mark.lab)
-        item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-        item.add_marker(pytest.mark.timeout(TIMEOUT, func_only=True))
+        loop = "module" if mesh is None else "session"
+        item.add_marker(pytest.mark.asyncio(loop_scope=loop), append=False)
+        item.add_marker(pytest.mark.timeout(1800 if mesh is None else TIMEOUT, func_only=True))
     items.sort(key=lambda item: (turn(mesh_of(item)), getattr(mesh_of(item), "name", "")))
 
 

@@ -10,14 +10,10 @@ import json
 from ipaddress import IPv6Address
 from typing import Any
 
-import pytest
-
 from meshlab.lab.lab import Lab
 from meshlab.lab.testing import PATIENCE, Nodes
 
 MESH = "ring"
-
-pytestmark = pytest.mark.usefixtures("readings")
 
 
 async def asked(nodes: Nodes, name: str, other: str, function: str) -> Any:
@@ -32,7 +28,7 @@ def smallest(nodes: Nodes, names: set[str]) -> str:
     return min(names, key=lambda name: f"thicket@{IPv6Address(nodes.address(name))}")
 
 
-async def test_it_runs_on_all_nodes(lab: Lab, nodes: Nodes) -> None:
+async def test_it_runs_on_all_nodes(readings: None, lab: Lab, nodes: Nodes) -> None:
     def runs(name: str) -> bool:
         found = nodes.status(name, "applications") or []
         return any(app["name"] == "readings" and app["state"] == "running" for app in found)
@@ -57,7 +53,9 @@ async def agree(nodes: Nodes, names: set[str], leader: str) -> None:
         await nodes.until(knows, f"{name} knows the readings and the leader of {names}")
 
 
-async def test_all_have_the_readings_of_all_and_one_leads(lab: Lab, nodes: Nodes) -> None:
+async def test_all_have_the_readings_of_all_and_one_leads(
+    readings: None, lab: Lab, nodes: Nodes
+) -> None:
     names = set(lab.nodes)
     leader = smallest(nodes, names)
     await agree(nodes, names, leader)
@@ -71,7 +69,9 @@ async def test_all_have_the_readings_of_all_and_one_leads(lab: Lab, nodes: Nodes
     await nodes.until(told, "the leader's summary is known")
 
 
-async def test_when_the_leader_dies_the_next_one_leads(lab: Lab, nodes: Nodes) -> None:
+async def test_when_the_leader_dies_the_next_one_leads(
+    readings: None, lab: Lab, nodes: Nodes
+) -> None:
     leader = smallest(nodes, set(lab.nodes))
     rest = set(lab.nodes) - {leader}
     heir = smallest(nodes, rest)

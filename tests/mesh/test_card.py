@@ -36,11 +36,6 @@ from meshlab.machine.events import MachineEvent, Shutdown
 from meshlab.machine.machine import Machine, MachineSpec
 from meshlab.machine.shell import ShellError
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.lab,
-    pytest.mark.timeout(1800, func_only=True),
-]
 on_the_running_node = pytest.mark.xdist_group("card-running")
 
 PATIENCE = 300.0

@@ -11,8 +11,6 @@ import math
 import os
 import time
 
-import pytest
-
 from meshlab.lab.lab import Lab
 from meshlab.lab.testing import Nodes
 from meshlab.medium.error import Textbook
@@ -21,7 +19,6 @@ from meshlab.wire import ieee80211
 SECONDS = float(os.environ.get("THICKET_SOAK", "30"))
 
 MESH = "grid"
-pytestmark = pytest.mark.soak
 
 LOSS = 0.2
 LENGTH = 300

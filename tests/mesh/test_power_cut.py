@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
 from meshlab.lab.lab import Lab
 from meshlab.lab.spec import radio_mac
 from meshlab.lab.testing import Nodes
 
 MESH = "line"
-pytestmark = pytest.mark.soak
 
 CUTS = 4
 SECONDS = float(os.environ.get("THICKET_SOAK", "0"))
