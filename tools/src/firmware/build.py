@@ -24,14 +24,17 @@ import sys
 import tarfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from firmware import bmap, boards, sizes
 from firmware.boards import Board, BoardError
 from firmware.fragments import buildroot_lines, defconfig
 from host.cache import cache_root
+from host.errors import HostError
 from host.kconfig import NO_KCONFIG, FragmentError, kconfig, lost, merge, parse
+from host.progress import Line, reporter
+from host.run import Runner
 
 VERSION = "2026.02.3"
 """Buildroot's release (long-term support until 2029)."""
@@ -106,9 +109,9 @@ def _download(cache: Path) -> None:
     unpacked.rmdir()
 
 
-def say(text: str) -> None:
-    """Tell the person who builds."""
-    print(f"thicket: {text}", file=sys.stderr, flush=True)
+def say(text: str, *, passing: bool = False) -> None:
+    """Tell the person who builds; on a terminal the next line overwrites a ``passing`` one."""
+    reporter(sys.stderr)(Line(f"thicket: {text}", passing=passing))
 
 
 class Build:
@@ -198,7 +201,7 @@ class Build:
             kept = self.output / "config.before"
             shutil.copyfile(config, kept)
             say(f"the fragments changed: configuring anew; the last configuration is in {kept}")
-        self._run([*self.command(f"BR2_DEFCONFIG={new}", "defconfig")])
+        self._run(self.command(f"BR2_DEFCONFIG={new}", "defconfig"))
         wanted = buildroot_lines(*choice)
         self._refuse_lost(lost(wanted, config.read_text()), "Buildroot")
         new.replace(ours)
@@ -251,20 +254,23 @@ class Build:
                 "or there is no such option):\n  " + "\n  ".join(sentences)
             )
 
-    def _run(self, command: list[str]) -> None:
-        """Run a short command with its output in the log."""
+    def _run(
+        self, command: list[str], *, what: str = "", on_line: Callable[[str], None] | None = None
+    ) -> None:
+        """Run a command with its output in the log.
+
+        :param what: What it is, for the error's text; else the command itself.
+        :param on_line: Called with every line of output.
+        :raises BuildError: when it fails.
+        """
         self.output.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            status = subprocess.run(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                check=False,
-            ).returncode
-        if status != 0:
-            raise BuildError(f"{' '.join(command)} failed. {self._failure()}")
+        what = what or " ".join(command)
+        try:
+            Runner().run(
+                command, self.log, what=what, inherited=self.environment(), on_line=on_line
+            )
+        except HostError as error:
+            raise BuildError(f"{what} failed. {self._failure()}") from error
 
     def _failure(self, lines: int = 12) -> str:
         """Return the part of the log where it went wrong: several packages are built at once, so
@@ -280,52 +286,30 @@ class Build:
         return f"{self.log}, up to line {end}:\n{shown}"
 
     def build(self) -> None:
-        """Build everything, telling what is being worked on; the rest goes to ``build.log``."""
+        """Build everything, telling what is being worked on; the rest goes to ``build.log``.
+
+        :raises BuildError: when a package fails, or a line of a fragment is not in what was built.
+        """
         started = time.monotonic()
         total = len(self.info())
         self.log.write_bytes(b"")
         self._forget_what_changed()
-        command = self.command()
         live = sys.stderr.isatty()
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=self.environment(),
-            )
-            assert process.stdout is not None
-            try:
-                for raw in process.stdout:
-                    log.write(raw)
-                    log.flush()
-                    match = _STEP.search(
-                        re.sub(r"\x1b\[[0-9;]*m", "", raw.decode(errors="replace"))
-                    )
-                    if match is None:
-                        continue
-                    step = match["step"].strip().lower()
-                    # Packages of a build that was stopped count as well: they need not be built.
-                    done = len(list((self.output / "build").glob("*/.stamp_installed")))
-                    text = f"{done}/{total} {match['package'] or ''} {step}"
-                    if live:
-                        width = shutil.get_terminal_size().columns
-                        seconds = int(time.monotonic() - started)
-                        clock = f"{seconds // 60}:{seconds % 60:02}"
-                        sys.stderr.write(f"\r\x1b[K{f'thicket: {clock}  {text}'[: width - 1]}")
-                        sys.stderr.flush()
-                    elif match["step"].startswith(("Building", "Executing", "Generating")):
-                        say(text)
-                status = process.wait()
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-        if live:
-            sys.stderr.write("\r\x1b[K")
-        if status != 0:
-            raise BuildError(f"Buildroot failed. {self._failure()}")
+
+        def show(line: str) -> None:
+            match = _STEP.search(re.sub(r"\x1b\[[0-9;]*m", "", line))
+            if match is None:
+                return
+            # Packages of a build that was stopped count as well: they need not be built.
+            done = len(list((self.output / "build").glob("*/.stamp_installed")))
+            text = f"{done}/{total} {match['package'] or ''} {match['step'].strip().lower()}"
+            if live:
+                seconds = int(time.monotonic() - started)
+                say(f"{seconds // 60}:{seconds % 60:02}  {text}", passing=True)
+            elif match["step"].startswith(("Building", "Executing", "Generating")):
+                say(text)
+
+        self._run(self.command(), what="Buildroot", on_line=show)
         self.check()
         card = self.output / "images" / "card.img"
         bmap.write(card, card.with_name(card.name + bmap.SUFFIX))

@@ -44,7 +44,8 @@ class LiveReport:
             try:
                 import os
 
-                width = os.get_terminal_size(self._stream.fileno()).columns
+                # 0: a terminal that does not know its size
+                width = os.get_terminal_size(self._stream.fileno()).columns or 80
             except OSError:
                 width = 80
             self._stream.write(f"\r\x1b[K{text[: width - 1]}")

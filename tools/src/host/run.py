@@ -18,6 +18,9 @@ from host.errors import CancelledError, HostError
 LOG_TAIL = 25
 """Lines of a log that an error shows."""
 
+PATIENCE = 10.0
+"""Seconds that a program has to end by itself, so that make removes its half-made files."""
+
 
 def tail(log: Path, lines: int = LOG_TAIL) -> str:
     """Return the last ``lines`` of a log file."""
@@ -54,22 +57,30 @@ class Runner:
         what: str,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        inherited: Mapping[str, str] = os.environ,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        """Run ``command`` to its end, its output appended to ``log``.
+        """Run a program to its end.
 
-        ``env`` is added to the environment. ``on_line`` sees every line. The program is ended when
-        this process dies, however it dies. Raises ``HostError`` with the end of the log when it
-        fails (``what`` names the step for a person), ``CancelledError`` after ``cancel``.
+        It is ended, with all that it started, when this raises, and when this process dies,
+        however it dies.
+
+        :param log: Its output is appended to this file.
+        :param what: What the program does, for the error's text.
+        :param env: What is added to the environment.
+        :param inherited: The environment that is added to.
+        :param on_line: Called with every line of output.
+        :raises HostError: when it fails; the text has the end of the log.
+        :raises CancelledError: after :meth:`cancel`.
         """
         words = [os.fspath(word) for word in command]
-        environment = dict(os.environ, LC_ALL="C", **(env or {}))
+        environment = {**inherited, "LC_ALL": "C", **(env or {})}
         # SIGTERM and not SIGKILL at the death of this process: make then ends its own children.
         setpriv = shutil.which("setpriv")
         prefix = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
-        with log.open("ab") as output:
+        # Unbuffered: people watch the log while it grows.
+        with log.open("ab", buffering=0) as output:
             output.write(f"$ {shlex.join(words)}\n".encode())
-            output.flush()
             with self._lock:
                 if self.cancelled.is_set():
                     raise CancelledError(f"{what}: stopped")
@@ -95,9 +106,7 @@ class Runner:
                         on_line(raw.decode(errors="replace").rstrip("\n"))
                 status = process.wait()
             except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                _end(process)
                 raise
             finally:
                 with self._lock:
@@ -111,3 +120,16 @@ class Runner:
                 f"{what} failed: {words[0]} ended with {outcome}. The end of its output:\n"
                 f"{tail(log)}\nThe whole output is in {log}"
             )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a program and all that it started; what has not ended after PATIENCE is killed."""
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a build is run, with a Makefile in place of Buildroot: progress, log, failures, ^C."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from firmware import boards, build
+from firmware.build import Build, BuildError
+
+MAKEFILE = f"""\
+export BR2_VERSION := {build.VERSION}
+.DELETE_ON_ERROR:
+all:
+	@mkdir -p $(O)/build/zlib-1 && touch $(O)/build/zlib-1/.stamp_installed
+	@printf '\\033[7m>>> zlib 1.3 Extracting\\033[27m\\n'
+	@echo '>>> zlib 1.3 Building'
+	@$(MAKE) -s -f $(firstword $(MAKEFILE_LIST)) $(O)/half
+$(O)/half:
+	@touch $@; END
+show-info:
+	@echo '{{"zlib": {{}}, "busybox": {{}}}}'
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    (tmp_path / "buildroot").mkdir()
+    monkeypatch.setenv("BUILDROOT", str(tmp_path / "buildroot"))
+    made = Build(boards.load("x86_64"), cache=tmp_path)
+    made.output.mkdir(parents=True)
+    return made
+
+
+def ends_with(tmp_path: Path, command: str) -> None:
+    (tmp_path / "buildroot/Makefile").write_text(MAKEFILE.replace("END", command))
+
+
+def test_a_failure_shows_where_in_the_log(
+    made: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends_with(tmp_path, "echo 'no such header'; exit 1")
+    with pytest.raises(
+        BuildError, match=r"(?s)^Buildroot failed.*no such header.*Error 1"
+    ) as caught:
+        made.build()
+    assert str(made.log) in str(caught.value)
+    assert capsys.readouterr().err == "thicket: 1/2 zlib building\n"
+    assert "zlib 1.3 Extracting" in made.log.read_text()
+
+
+def test_interrupted(made: Build, tmp_path: Path) -> None:
+    """On a terminal there is one line that changes; ^C ends all, and no half-made file stays."""
+    ends_with(tmp_path, "sleep 600")
+    code = (
+        "from pathlib import Path; from firmware import boards; from firmware.build import Build;"
+        f"Build(boards.load('x86_64'), cache=Path({str(tmp_path)!r})).build()"
+    )
+    terminal, end = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=end)
+    os.close(end)
+    half = made.output / "half"
+    deadline = time.monotonic() + 60
+    while not half.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    assert not half.exists()
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert shown.startswith("\r\x1b[Kthicket: 0:0")
+    assert "1/2 zlib extracting\r\x1b[Kthicket: 0:0" in shown
+    assert "Traceback" in shown, "the interrupt is told, not lost"
