@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv6Network
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from authority import remote_node
 from authority.authority import Authority
@@ -80,7 +82,10 @@ asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
 """
 
 
-DEFAULT_PREFIX: Final = "fd12:3456:789a:1::/64"
+DEFAULT_PREFIX: Final = IPv6Network("fd12:3456:789a:1::/64")
+
+Where = Callable[[str | None], Channel]
+"""Reaches a node; it is given the name of the chip's bus there, or None."""
 
 
 def main(words: list[str]) -> int:
@@ -122,79 +127,77 @@ def _passphrase(question: str) -> str:
     return first
 
 
-def _option(words: list[str], name: str) -> str | None:
-    if name not in words:
-        return None
-    at = words.index(name)
-    if at + 1 >= len(words):
-        raise UsageError(f"{name} needs a value")
-    value = words[at + 1]
-    del words[at : at + 2]
-    return value
+class _Parser(argparse.ArgumentParser):
+    """Reads the words of one command; ``needs`` says with each fault what the command needs."""
+
+    def __init__(self, needs: str = "") -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        self._needs = needs
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("; ".join(filter(None, (message, self._needs))))
+
+    def add_where(self) -> None:
+        """Add the options that :func:`_where` reads."""
+        node = self.add_mutually_exclusive_group()
+        node.add_argument("--ssh", type=_word)
+        node.add_argument("--console", type=_word)
+        self.add_argument("--baud", type=_number, default=115200)
 
 
-def _flag(words: list[str], name: str) -> bool:
-    if name not in words:
-        return False
-    words.remove(name)
-    return True
+def _word(text: str) -> str:
+    """Read a name: an empty file is the present folder, and ssh has options that run programs."""
+    if not text or text.startswith("-"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_word(text))
+
+
+def _number(text: str) -> int:
+    try:
+        return int(_word(text), 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _network(text: str) -> IPv6Network:
+    try:
+        network = IPv6Network(text)
+        if network.prefixlen not in (48, 64):
+            raise ValueError("a /64 or a /48 is needed")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return network
 
 
 def _run(words: list[str]) -> int:
-    folder = _option(words, "--folder")
-    authority = Authority(Path(folder) if folder else _folder(), _passphrase)
+    parser = _Parser()
+    parser.add_argument("--folder", type=_path, default=_folder())
+    args, words = parser.parse_known_args(words)
     if not words:
         raise UsageError("no command")
     command, rest = words[0], words[1:]
     if command in {"help", "-h", "--help"}:
+        _Parser("help takes no arguments").parse_args(rest)
         sys.stdout.write(HELP)
         return OK
-    if command == "init":
-        return _init(authority, rest)
-    if command == "enroll":
-        return _enroll(authority, rest)
-    if command == "revoke":
-        if not rest or any(word.startswith("-") for word in rest):
-            raise UsageError("revoke needs names of devices or signers")
-        return _revoke(authority, rest)
-    if command == "list":
-        return _list(authority, rest)
-    if command == "config":
-        return _config(authority, rest)
-    if command == "node":
-        return _node(authority, rest)
-    if command == "publish":
-        return _publish(authority, rest)
-    if command == "passphrase":
-        from authority.passphrase import run
-
-        return run(authority, rest, where=_where(rest))
-    token = _option(rest, "--pkcs11") if command == "signer" else None
-    if rest:
-        raise UsageError(f"{command} takes no arguments")
-    if command == "signer":
-        print(f"Signer {authority.signer(token=token)} signs new devices from now on.")
-        return OK
-    if command == "root":
-        sys.stdout.write(pem(authority.fleet.root.der))
-        return OK
-    raise UsageError(f"unknown command {command!r}")
+    if command not in _COMMANDS:
+        raise UsageError(f"unknown command {command!r}")
+    return _COMMANDS[command](Authority(args.folder, _passphrase), rest)
 
 
 def _init(authority: Authority, rest: list[str]) -> int:
-    prefix = _option(rest, "--prefix") or DEFAULT_PREFIX
-    lab, token = _flag(rest, "--lab"), _option(rest, "--pkcs11")
-    if lab and token is not None:
-        raise UsageError("--lab is for keys in files")
-    if len(rest) != 1 or rest[0].startswith("-"):
-        raise UsageError("init needs the NAME of the fleet")
-    try:
-        network = IPv6Network(prefix)
-        if network.prefixlen not in (48, 64):
-            raise ValueError("a /64 or a /48 is needed")
-    except ValueError as error:
-        raise UsageError(f"--prefix {prefix}: {error}") from None
-    fleet = authority.init(rest[0], network, lab=lab, token=token)
+    parser = _Parser("init needs the NAME of the fleet")
+    parser.add_argument("name")
+    parser.add_argument("--prefix", type=_network, default=DEFAULT_PREFIX)
+    keys = parser.add_mutually_exclusive_group()
+    keys.add_argument("--lab", action="store_true")
+    keys.add_argument("--pkcs11")
+    args = parser.parse_args(rest)
+    fleet = authority.init(args.name, args.prefix, lab=args.lab, token=args.pkcs11)
     print(
         f"Fleet {fleet.name!r} for {fleet.network} is in {authority.folder}; keep a copy of it "
         "where it is safe. `thicket ca config --out my.toml` makes the file for the cards."
@@ -202,60 +205,88 @@ def _init(authority: Authority, rest: list[str]) -> int:
     return OK
 
 
-def _enroll(authority: Authority, rest: list[str]) -> int:
-    replace = _flag(rest, "--replace")
-    if _flag(rest, "--virtual"):
-        from authority.virtual import open_chip
+def _signer(authority: Authority, rest: list[str]) -> int:
+    parser = _Parser("signer takes no arguments but --pkcs11 URI")
+    parser.add_argument("--pkcs11")
+    number = authority.signer(token=parser.parse_args(rest).pkcs11)
+    print(f"Signer {number} signs new devices from now on.")
+    return OK
 
-        if not rest:
-            raise UsageError("--virtual needs files of virtual chips")
-        for file in rest:
-            serial = authority.enroll_chip(
-                open_chip(Path(file)), write=True, show=lambda _: None, replace=replace
-            )
-            print(f"Device {serial} enrolled ({file}).")
-        return OK
-    software, write = _flag(rest, "--software"), _flag(rest, "--write")
-    on_device = _flag(rest, "--certificate-on-device")
-    bus = _option(rest, "--bus")
-    address, serial_text = _option(rest, "--address"), _option(rest, "--serial")
-    board, where = _option(rest, "--board"), _where(rest)
-    if software:
-        if bus is not None or on_device:
-            raise UsageError("--software is for nodes without chip; --bus and the like are not")
-        if where is None:
-            return _enroll_by_hand(authority, rest, replace=replace)
-        if rest:
-            raise UsageError(f"{' '.join(rest)} is not understood")
-        return _enroll_software(authority, where, replace=replace)
-    if bus is None or rest or not bus.isdecimal():
-        raise UsageError("enroll needs --virtual FILE..., --bus N or --software")
-    try:
-        number = None if address is None else int(address, 0)
-    except ValueError:
-        raise UsageError(f"--address {address} is not a number") from None
-    path = f"/dev/i2c-{bus}"
+
+def _root(authority: Authority, rest: list[str]) -> int:
+    _Parser("root takes no arguments").parse_args(rest)
+    sys.stdout.write(pem(authority.fleet.root.der))
+    return OK
+
+
+def _enroll(authority: Authority, rest: list[str]) -> int:
+    parser = _Parser("enroll needs --virtual FILE..., --bus N or --software")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--virtual", nargs="+", type=_path)
+    kind.add_argument("--software", nargs="*")
+    kind.add_argument("--bus", type=_number)
+    for option in ("--serial", "--board"):
+        parser.add_argument(option)
+    parser.add_argument("--address", type=_number)
+    for option in ("--certificate-on-device", "--write", "--replace"):
+        parser.add_argument(option, action="store_true")
+    parser.add_where()
+    args = parser.parse_args(rest)
+    of_chips = (args.serial, args.board, args.address, args.certificate_on_device, args.write)
+    if args.bus is None and any(given not in (None, False) for given in of_chips):
+        raise UsageError(
+            "--address, --serial, --board, --certificate-on-device and --write go with --bus"
+        )
+    where = _where(args)
+    if args.bus is not None:
+        return _enroll_chip(authority, args, where)
+    if args.virtual is not None:
+        if where is not None:
+            raise UsageError("--virtual is for files on this machine")
+        return _enroll_virtual(authority, args.virtual, replace=args.replace)
+    if where is None:
+        return _enroll_by_hand(authority, args.software, replace=args.replace)
+    if args.software:
+        raise UsageError(f"{' '.join(args.software)} is not understood")
+    return _enroll_software(authority, where, replace=args.replace)
+
+
+def _enroll_virtual(authority: Authority, files: list[Path], *, replace: bool) -> int:
+    from authority.virtual import open_chip
+
+    for file in files:
+        serial = authority.enroll_chip(
+            open_chip(file), write=True, show=lambda _: None, replace=replace
+        )
+        print(f"Device {serial} enrolled ({file}).")
+    return OK
+
+
+def _enroll_chip(authority: Authority, args: argparse.Namespace, where: Where | None) -> int:
+    path = f"/dev/i2c-{args.bus}"
     # Asked for before a node is kept waiting
     authority.issuer()
     channel = where(path) if where is not None else None
     used = RemoteBus(channel) if channel is not None else LinuxBus(path)
-    chip = Atecc(used, number) if number is not None else _chip_on(used)
+    chip = Atecc(used, args.address) if args.address is not None else _chip_on(used)
     try:
         otp = None
-        if serial_text is not None or board is not None:
+        if args.serial is not None or args.board is not None:
             default = default_otp(chip.serial_number())
-            otp = Otp(board or default.board, serial_text or default.serial)
+            otp = Otp(args.board or default.board, args.serial or default.serial)
         keep: Callable[[str], object] | None = None
-        if on_device:
+        if args.certificate_on_device:
             keep = RemoteNode(channel).put_certificates if channel is not None else print
-        serial = authority.enroll_chip(chip, write=write, otp=otp, keep=keep, replace=replace)
+        serial = authority.enroll_chip(
+            chip, write=args.write, otp=otp, keep=keep, replace=args.replace
+        )
         print(
             f"Device {serial} enrolled."
-            if write
+            if args.write
             else "Nothing was written. With --write it is done, and what is marked FOR EVER stays "
             "so."
         )
-        if write and channel is not None:
+        if args.write and channel is not None:
             _tell_daemon(RemoteNode(channel))
     finally:
         chip.bus.close()
@@ -274,26 +305,16 @@ def _chip_on(bus: Bus) -> Atecc:
     return Atecc(bus)
 
 
-def _where(rest: list[str]) -> Callable[[str | None], Channel] | None:
-    """Return what reaches the node that the command line names, for a bus of it or none."""
-    host, path = _option(rest, "--ssh"), _option(rest, "--console")
-    speed = _option(rest, "--baud") or "115200"
-    if host is not None and path is not None:
-        raise UsageError("--ssh or --console, not both")
-    if host is not None:
-        if host.startswith("-"):
-            raise UsageError(f"--ssh {host} is not a host")
-        return lambda bus: remote_node.ssh(host, bus)
-    if path is not None:
-        if not speed.isdecimal():
-            raise UsageError(f"--baud {speed} is not a number")
-        return lambda bus: remote_node.console(path, bus, int(speed))
+def _where(args: argparse.Namespace) -> Where | None:
+    """Return what reaches the node that the command line names."""
+    if args.ssh is not None:
+        return partial(remote_node.ssh, args.ssh)
+    if args.console is not None:
+        return partial(remote_node.console, args.console, baud=args.baud)
     return None
 
 
-def _enroll_software(
-    authority: Authority, where: Callable[[str | None], Channel], *, replace: bool
-) -> int:
+def _enroll_software(authority: Authority, where: Where, *, replace: bool) -> int:
     authority.issuer()
     node = RemoteNode(where(None))
     try:
@@ -344,18 +365,17 @@ def _enroll_by_hand(authority: Authority, rest: list[str], *, replace: bool) -> 
 def _config(authority: Authority, rest: list[str]) -> int:
     from authority import card_config, ssh_keys
 
-    out, nobody = _option(rest, "--out"), _flag(rest, "--no-ssh-key")
-    files: list[str] = []
-    while (file := _option(rest, "--ssh-key")) is not None:
-        files.append(file)
-    if rest:
-        raise UsageError("config takes only --out FILE, --ssh-key FILE and --no-ssh-key")
-    if files and nobody:
-        raise UsageError("--ssh-key or --no-ssh-key, not both")
+    parser = _Parser("config takes only --out FILE, --ssh-key FILE and --no-ssh-key")
+    parser.add_argument("--out", type=_path)
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--ssh-key", action="append", default=[])
+    who.add_argument("--no-ssh-key", action="store_true")
+    args = parser.parse_args(rest)
+    out, files, nobody = args.out, args.ssh_key, args.no_ssh_key
     _ = authority.fleet  # where there is none, nobody is asked for keys
     # Nobody is asked again for a file that is as it was made.
-    keys = card_config.keys_in(Path(out)) if out is not None and not files and not nobody else None
-    if out is None or keys is None or not card_config.is_same(Path(out), authority, keys):
+    keys = card_config.keys_in(out) if out is not None and not files and not nobody else None
+    if out is None or keys is None or not card_config.is_same(out, authority, keys):
         keys = ssh_keys.read(files)
         if not files and not nobody:
             keys = ssh_keys.choose(Path.home() / ".ssh")
@@ -368,7 +388,7 @@ def _config(authority: Authority, rest: list[str]) -> int:
     if out is None:
         sys.stdout.write(made)
         return OK
-    if card_config.write(Path(out), made):
+    if card_config.write(out, made):
         print(f"{out} is for all cards: make flash DEV=/dev/sdX CONFIG={out}")
     else:
         print(f"{out} is there already, and the same.")
@@ -378,17 +398,22 @@ def _config(authority: Authority, rest: list[str]) -> int:
 def _node(authority: Authority, rest: list[str]) -> int:
     from authority import stock
 
-    name, days = _option(rest, "--name") or "iex", _option(rest, "--days") or "365"
-    if len(rest) != 1 or rest[0].startswith("-"):
-        raise UsageError("node needs the folder DIR")
-    if not days.isdecimal() or not 1 <= int(days) <= 11_000:
+    parser = _Parser("node needs the folder DIR")
+    parser.add_argument("folder", type=_path)
+    parser.add_argument("--name", default="iex")
+    parser.add_argument("--days", type=_number, default=365)
+    args = parser.parse_args(rest)
+    if not 1 <= args.days <= 11_000:
         raise UsageError("--days takes 1 to 11000")
-    node = stock.make(authority, Path(rest[0]), name=name, days=int(days))
+    node = stock.make(authority, args.folder, name=args.name, days=args.days)
     sys.stdout.write(stock.usage(node))
     return OK
 
 
-def _revoke(authority: Authority, names: list[str]) -> int:
+def _revoke(authority: Authority, rest: list[str]) -> int:
+    parser = _Parser("revoke needs names of devices or signers")
+    parser.add_argument("names", nargs="+")
+    names = parser.parse_args(rest).names
     before = authority.revocations.names
     authority.revocations.revoke(names)
     for name in names:
@@ -405,19 +430,22 @@ class _UnreachedError(Exception):
 
 
 def _publish(authority: Authority, rest: list[str]) -> int:
-    hosts: list[str] = []
-    while (host := _option(rest, "--ssh")) is not None:
-        hosts.append(host)
-    where = _where(rest)
-    if rest or not (hosts or where) or any(host.startswith("-") for host in hosts):
-        raise UsageError("publish needs --ssh HOST... or --console PATH")
+    parser = _Parser("publish needs --ssh HOST... or --console PATH")
+    parser.add_argument("--ssh", action="append", type=_word, default=[])
+    parser.add_argument("--console", type=_word)
+    parser.add_argument("--baud", type=_number, default=115200)
+    args = parser.parse_args(rest)
+    if not args.ssh and args.console is None:
+        parser.error("no node is named")
     # All are asked first: what one copy of the authority revoked must reach the others' nodes.
     found: list[bytes] = []
     status = OK
-    node = RemoteNode(where(None)) if where is not None else None
+    node = None
+    if args.console is not None:
+        node = RemoteNode(remote_node.console(args.console, None, args.baud))
     try:
         reached = []
-        for host in hosts:
+        for host in args.ssh:
             try:
                 found += _held_by(host)
                 reached.append(host)
@@ -469,11 +497,22 @@ def _over_ssh(host: str, failed: str, *words: str, data: bytes = b"") -> bytes:
     return done.stdout or b""
 
 
+def _passphrase_change(authority: Authority, rest: list[str]) -> int:
+    from authority.passphrase import run
+
+    parser = _Parser()
+    parser.add_where()
+    # The rest may have a passphrase in it, which is not shown: no parser tells what it is.
+    args, words = parser.parse_known_args(rest)
+    return run(authority, words, where=_where(args))
+
+
 def _list(authority: Authority, rest: list[str]) -> int:
-    if any(word != "--json" for word in rest):
-        raise UsageError("list takes only --json")
+    parser = _Parser("list takes only --json")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(rest)
     document = authority.list()
-    if rest:
+    if args.json:
         print(json.dumps(document, indent=2))
         return OK
     print(f"Fleet {document['name']!r}, prefix {document['prefix']}", end="")
@@ -487,3 +526,17 @@ def _list(authority: Authority, rest: list[str]) -> int:
     for name, date in document.get("revoked", {}).items():
         print(f"  {name:<30} of another copy of this authority  REVOKED {date}")
     return OK
+
+
+_COMMANDS: Final[dict[str, Callable[[Authority, list[str]], int]]] = {
+    "config": _config,
+    "enroll": _enroll,
+    "init": _init,
+    "list": _list,
+    "node": _node,
+    "passphrase": _passphrase_change,
+    "publish": _publish,
+    "revoke": _revoke,
+    "root": _root,
+    "signer": _signer,
+}
