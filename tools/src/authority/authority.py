@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 class Authority:
     """One fleet's authority. Every method reads the folder anew; one process at a time changes it.
 
-    :ivar folder: Where its files are.
-    :ivar revocations: What is revoked.
-    :ivar network: The mesh's passphrase and the cluster's cookie.
+    :ivar folder: where its files are.
+    :ivar revocations: what is revoked.
+    :ivar network: the mesh's passphrase and the cluster's cookie.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Authority:
     ) -> None:
         """Use a folder.
 
-        :param folder: It need not exist yet.
-        :param passphrase: Called with a question when a key is needed; returns the passphrase.
-        :param clock: Gives the time in UTC.
+        :param folder: it need not exist yet.
+        :param passphrase: called with a question when a key is needed; returns the passphrase.
+        :param clock: gives the time in UTC.
         """
         self.folder = folder
         self._clock = clock
@@ -93,7 +93,7 @@ class Authority:
     ) -> Fleet:
         """Make a fleet with its first signer.
 
-        :param lab: Encrypt the keys with an empty passphrase: the fleet is for the simulator.
+        :param lab: encrypt the keys with an empty passphrase: the fleet is for the simulator.
         :param token: URI of a PKCS#11 token for both keys.
         :raises AuthorityError: when there is a fleet already.
         :raises TokenError: when the token does not make the keys.
@@ -151,7 +151,7 @@ class Authority:
     def issuer(self, number: int | None = None) -> FleetIssuer:
         """Return what signs devices.
 
-        :param number: The signer's; without it the newest signer that is not revoked.
+        :param number: the signer's; without it the newest signer that is not revoked.
         :raises AuthorityError: when there is no such signer, or it cannot be used.
         """
         signers = self._files.document()["signers"]
@@ -189,14 +189,14 @@ class Authority:
         A blank chip is provisioned as a NervesKey with our certificates in its primary slots. One
         that is provisioned already gets them in its auxiliary slots, which takes nothing away.
 
-        :param write: Without it, what would be done is shown and nothing is written.
-        :param show: Called with every step, in words.
-        :param otp: What a blank chip's OTP zone gets, if not NervesKey's default.
-        :param auxiliary: Decides between primary and auxiliary slots, if the chip should not.
-        :param keep: If given, nothing is written to the chip in any case. It is called with the
+        :param write: without it, what would be done is shown and nothing is written.
+        :param show: called with every step, in words.
+        :param otp: what a blank chip's OTP zone gets, if not NervesKey's default.
+        :param auxiliary: decides between primary and auxiliary slots, if the chip should not.
+        :param keep: if given, nothing is written to the chip in any case. It is called with the
             certificates (PEM) for a file on the device, for chips that are locked otherwise (a
             Trust&GO part).
-        :param replace: Allow another key than before, as after a repair.
+        :param replace: allow another key than before, as after a repair.
         :raises AuthorityError: when the device or its chip cannot be enrolled.
         :raises ProvisioningError: when provisioning was not begun, or stopped.
         :raises ChipError: when the chip fails.
@@ -224,8 +224,8 @@ class Authority:
         Its private key stays on the device. Every peer sees that it is a software identity.
 
         :param source: ``board``, ``mac`` or ``random``.
-        :param replace: Allow another key than before, as for a new card.
-        :returns: Its device certificate and its signer's (DER).
+        :param replace: allow another key than before, as for a new card.
+        :returns: its device certificate and its signer's (DER).
         :raises AuthorityError: when it cannot be enrolled.
         """
         if source not in SOURCES or source == "chip":
@@ -243,7 +243,7 @@ class Authority:
         The first enrolment decides whose the name is: nothing that a node says proves its serial
         number.
 
-        :param replace: Allow another key than before.
+        :param replace: allow another key than before.
         :raises AuthorityError: when it may not.
         """
         document = self._files.document()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``thicket.toml`` for the cards of a fleet, complete but for what a person knows."""
+"""The ``thicket.toml`` for the cards of a fleet, complete except for what only a person knows."""
 
 from __future__ import annotations
 
@@ -54,9 +54,10 @@ cookie = {cookie}
 
 
 def text(authority: Authority, keys: Sequence[str] = ()) -> str:
-    """Return the file, with these SSH public keys. The second time it is the same.
+    """Return the file's text. It is the same every time.
 
-    Raises ``AuthorityError``.
+    :param keys: SSH public keys of those who may log in.
+    :raises AuthorityError: when there is no fleet, or no valid configuration can be made for it.
     """
     fleet = authority.fleet
     passphrase, cookie = authority.network.secrets()
@@ -110,9 +111,11 @@ def _shortened(text: str, most: int) -> str:
 
 
 def write(path: Path, made: str) -> bool:
-    """Write the file, readable by its owner only; False when it is there already, the same.
+    """Write the file, readable by its owner only.
 
-    Raises ``AuthorityError`` rather than replace what somebody has edited.
+    :returns: False when it is there already, with the same contents.
+    :raises AuthorityError: when it cannot be written, or is there with other contents: what
+        somebody has edited is not replaced.
     """
     try:
         if path.read_text(encoding="utf-8") == made:

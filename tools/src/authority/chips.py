@@ -26,14 +26,16 @@ from thicket.trust.fleet import Fleet
 
 
 class FoundChip(NamedTuple):
-    """A chip, and what was read from it before anything is written."""
+    """A chip, and what was read from it before anything is written.
+
+    :ivar key: the public key in slot 0, if the chip is locked and that key signs what it is given.
+    """
 
     chip: Atecc
     config: bytes
     serial: bytes
     identity: bytes
     key: bytes | None
-    """The public key in slot 0, if the chip is locked and that key signs what it is given."""
 
     @classmethod
     def look(cls, chip: Atecc) -> FoundChip:
@@ -69,7 +71,7 @@ def give_file(
 ) -> None:
     """Leave the chip as it is, and make certificates for a file on its device.
 
-    :param keep: Called with the certificates (PEM).
+    :param keep: called with the certificates (PEM).
     :raises AuthorityError: when the chip has no key that signs.
     """
     if found.key is None:

@@ -294,7 +294,7 @@ def _enroll_chip(authority: Authority, args: argparse.Namespace, where: Where | 
 
 
 def _chip_on(bus: Bus) -> Atecc:
-    """Return the chip at the first of the usual addresses that has one, else that of the first."""
+    """Return the chip at the first usual address that has one; without any, at the first one."""
     for address in ADDRESSES:
         chip = Atecc(bus, address)
         try:

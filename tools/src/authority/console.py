@@ -56,7 +56,10 @@ class EndedError(BusFaultError):
 
 
 class Console:
-    """A ``Channel`` (``identity.remote``) to the agent that is started in the shell at ``path``."""
+    """A ``Channel`` (``authority.remote_bus``) to the agent that it starts in a shell.
+
+    :ivar name: the path of the console.
+    """
 
     def __init__(
         self,
@@ -68,9 +71,13 @@ class Console:
         shell_time: float = SHELL_TIME,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Find the shell and start the agent there for ``bus`` (a device of the node) or none.
+        """Find the shell and start the agent there.
 
-        Raises ``BusFaultError`` with what to look at.
+        :param path: a serial port, or the socket of a simulated node.
+        :param bus: the device of the node that the agent serves, or None.
+        :param baud: speed of a serial port.
+        :param shell_time: seconds until a shell that does not answer is given up.
+        :raises BusFaultError: when there is no answer; the text says what to look at.
         """
         self.name = path
         self._clock = clock

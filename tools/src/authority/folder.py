@@ -25,7 +25,7 @@ FORMAT: Final = 1
 class Folder:
     """The folder of one fleet's authority. Every method reads it anew.
 
-    :ivar path: Where it is. It need not exist yet.
+    :ivar path: where it is. It need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,7 +81,7 @@ class Folder:
     def read(self, name: str, what: str) -> bytes:
         """Return the contents of the file ``name``.
 
-        :param what: What the file is, for the error's text.
+        :param what: what the file is, for the error's text.
         :raises AuthorityError: when it cannot be read.
         """
         try:

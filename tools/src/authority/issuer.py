@@ -21,7 +21,10 @@ SIGNER_YEARS, DEVICE_YEARS = 10, 31
 
 
 def years_from(now: datetime, years: int) -> tuple[datetime, datetime]:
-    """Return a validity of whole ``years`` that begins with the hour of ``now``."""
+    """Return a validity of whole years.
+
+    :param now: it begins with the hour of this time.
+    """
     begin = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     if (begin.month, begin.day) == (2, 29):  # which most years do not have
         begin = begin.replace(day=28)
@@ -29,9 +32,11 @@ def years_from(now: datetime, years: int) -> tuple[datetime, datetime]:
 
 
 def validity_of(now: datetime, years: int) -> tuple[datetime, datetime]:
-    """Return :func:`years_from` as far as a chip can keep it; raises ``AuthorityError``.
+    """Return :func:`years_from` as far as a chip can keep it.
 
-    Asked for before anything is written: a chip's configuration is locked for ever.
+    Call it before anything is written: a chip's configuration is locked for ever.
+
+    :raises AuthorityError: when a chip cannot keep these dates.
     """
     validity = years_from(now, years)
     try:
@@ -42,7 +47,12 @@ def validity_of(now: datetime, years: int) -> tuple[datetime, datetime]:
 
 
 class FleetIssuer:
-    """Signs the devices of a fleet (a ``provisioning.Issuer``)."""
+    """Signs the devices of a fleet (a ``provisioning.Issuer``).
+
+    :ivar fleet: the fleet.
+    :ivar number: number of the signer.
+    :ivar certificate: the signer's certificate (DER).
+    """
 
     def __init__(
         self,
@@ -52,7 +62,13 @@ class FleetIssuer:
         key: SigningKey,
         validity: tuple[datetime, datetime],
     ) -> None:
-        """Sign with signer ``number``'s key for ``validity``."""
+        """Sign with a signer's key.
+
+        :param key: the private key to ``certificate``.
+        :param validity: when the certificates of devices begin and end.
+        :raises AuthorityError: when key, certificate and fleet do not belong together, or the
+            signer's certificate has ended.
+        """
         self.fleet = fleet
         self.number = number
         self.certificate = certificate

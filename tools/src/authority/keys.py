@@ -58,7 +58,10 @@ def encrypt_key(private_key: bytes, passphrase: str) -> bytes:
 
 
 def decrypt_key(encrypted: bytes, passphrase: str) -> bytes:
-    """Return the private key. Raises ``AuthorityError`` when the passphrase is wrong."""
+    """Return the private key (DER).
+
+    :raises AuthorityError: when the passphrase is wrong, or ``encrypted`` is damaged.
+    """
     try:
         outer = Reader(encrypted).inside(der.SEQUENCE)
         algorithm = outer.inside(der.SEQUENCE)
@@ -127,7 +130,7 @@ class HeldKey:
     def __init__(self, private_key: bytes) -> None:
         """Hold a key.
 
-        :param private_key: The key (DER).
+        :param private_key: the key (DER).
         """
         self._key = private_key
         self.public_key = openssl.public_key(private_key)
@@ -143,8 +146,8 @@ class Keys:
     def __init__(self, folder: Folder, passphrase: Callable[[str], str]) -> None:
         """Open no key yet.
 
-        :param folder: Where the keys, or the URIs of those on a token, are.
-        :param passphrase: Called with a question for a passphrase or a PIN; returns the answer.
+        :param folder: where the keys, or the URIs of those on a token, are.
+        :param passphrase: called with a question for a passphrase or a PIN; returns the answer.
         """
         self._folder = folder
         self._passphrase = passphrase
@@ -155,8 +158,8 @@ class Keys:
         """Make a key.
 
         :param stem: ``ROOT``, or that of a signer.
-        :param fleet: Name of the fleet; it is part of the key's label on a token.
-        :param lab: Encrypt the key with an empty passphrase: a fleet of the simulator has nothing
+        :param fleet: name of the fleet; it is part of the key's label on a token.
+        :param lab: encrypt the key with an empty passphrase: a fleet of the simulator has nothing
             to protect, and nobody to type a passphrase.
         :param token: URI of the PKCS#11 token that makes and holds the key, if it is not in a file.
         """

@@ -56,8 +56,8 @@ BLANK, NERVES_KEY, TRUST_AND_GO, OTHER = "blank", "NervesKey", "Trust&GO", "othe
 class Otp(NamedTuple):
     """What a NervesKey's OTP zone says about its maker.
 
-    ``serial`` is the manufacturer's serial number (ASCII): with 16 characters or less there are 32
-    bytes for the ``user``, a longer one (up to 48) takes their place.
+    :ivar serial: the manufacturer's serial number (ASCII), up to 48 characters.
+    :ivar user: up to 32 bytes; a serial number of more than 16 characters takes their place.
     """
 
     board: str
@@ -65,7 +65,10 @@ class Otp(NamedTuple):
     user: bytes = b""
 
     def pack(self) -> bytes:
-        """Return the 64 bytes of the zone. Raises ``ValueError`` when something does not fit."""
+        """Return the 64 bytes of the zone.
+
+        :raises ValueError: when something does not fit.
+        """
         board, serial = self.board.encode("ascii"), self.serial.encode("ascii")
         long = len(serial) > 16
         limits = (("board", board, 10), ("serial number", serial, 48), ("user data", self.user, 32))
@@ -79,7 +82,10 @@ class Otp(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Otp:
-        """Read the 64 bytes of the zone. Raises ``ValueError`` when they are not NervesKey's."""
+        """Read the 64 bytes of the zone.
+
+        :raises ValueError: when they are not NervesKey's.
+        """
         if len(data) != 64 or data[:4] != MAGIC:
             raise ValueError(f"not the OTP zone of a NervesKey, it begins with {data[:4].hex()}")
         long = data[4:6] == b"\0\1"
@@ -121,7 +127,10 @@ def kind_of(config: bytes) -> str:
 
 
 class Contents(NamedTuple):
-    """What a chip holds, as it was read. ``otp`` is None where there is none of NervesKey's."""
+    """What a chip holds, as it was read.
+
+    :ivar otp: None when the zone is not NervesKey's.
+    """
 
     kind: str
     model: str
@@ -140,7 +149,7 @@ class Contents(NamedTuple):
     def certificates(self, which: CertificateSet | None = None) -> list[bytes]:
         """Return device's and signer's certificate (DER) of a set, by default the primary one.
 
-        Raises ``CertificateError`` when there is none or it is of another kind.
+        :raises CertificateError: when there is none, or it is of another kind.
         """
         chosen = which if which is not None else self.primary
         if chosen is None:
@@ -165,7 +174,11 @@ class Contents(NamedTuple):
 
 
 def read(chip: Atecc) -> Contents:
-    """Read what a provisioned chip holds. Raises ``ChipError``; ``ValueError`` when it is none."""
+    """Read what a provisioned chip holds.
+
+    :raises ChipError: when the chip fails.
+    :raises ValueError: when it is not provisioned.
+    """
     config = chip.read_config()
     kind, serial = kind_of(config), serial_in(config)
     if kind in (BLANK, OTHER) or config[DATA_LOCK] != 0:
@@ -218,7 +231,8 @@ def write_auxiliary(chip: Atecc, certificates: CertificateSet) -> None:
     """Write the auxiliary certificates and read them back. They can be replaced at any time.
 
     The device certificate is taken out first and written last: a set that was interrupted is none.
-    Raises ``ChipError``.
+
+    :raises ChipError: when the chip fails.
     """
     contents = set_contents(certificates, AUXILIARY)
     _erase(chip, AUXILIARY[DEVICE])
@@ -231,7 +245,10 @@ def write_auxiliary(chip: Atecc, certificates: CertificateSet) -> None:
 
 
 def clear_auxiliary(chip: Atecc) -> None:
-    """Take the auxiliary certificates out. Raises ``ChipError``."""
+    """Take the auxiliary certificates out.
+
+    :raises ChipError: when the chip fails.
+    """
     for what in (DEVICE, SIGNER_KEY, SIGNER):
         _erase(chip, AUXILIARY[what])
 
@@ -248,12 +265,19 @@ def settings_slots(kind: str) -> tuple[int, ...]:
 
 
 def read_settings(chip: Atecc, kind: str = NERVES_KEY) -> bytes:
-    """Return the settings as they are, 524 bytes (416 of a Trust&GO part). Raises ``ChipError``."""
+    """Return the settings as they are, 524 bytes (416 of a Trust&GO part).
+
+    :raises ChipError: when the chip fails.
+    """
     return b"".join(chip.read_slot(slot) for slot in settings_slots(kind))
 
 
 def write_settings(chip: Atecc, data: bytes, kind: str = NERVES_KEY) -> None:
-    """Replace the settings. Raises ``ValueError`` when they are too long, and ``ChipError``."""
+    """Replace the settings.
+
+    :raises ValueError: when they are too long.
+    :raises ChipError: when the chip fails.
+    """
     slots = settings_slots(kind)
     room = sum(SLOT_SIZES[slot] for slot in slots)
     if len(data) > room:
@@ -267,7 +291,8 @@ def write_settings(chip: Atecc, data: bytes, kind: str = NERVES_KEY) -> None:
 def read_settings_term(chip: Atecc, kind: str = NERVES_KEY) -> Any:
     """Return the settings as the Erlang term that NervesKey keeps there, usually a map.
 
-    Raises ``ChipError``, and ``ValueError`` when there is no term (as in a new chip).
+    :raises ChipError: when the chip fails.
+    :raises ValueError: when there is no term, as in a new chip.
     """
     data = read_settings(chip, kind)
     if data[:1] != b"\x83":
@@ -278,6 +303,7 @@ def read_settings_term(chip: Atecc, kind: str = NERVES_KEY) -> Any:
 def write_settings_term(chip: Atecc, term: Any, kind: str = NERVES_KEY) -> None:
     """Replace the settings by an Erlang term; text becomes a binary, as NervesKey has it.
 
-    Raises as ``write_settings`` does.
+    :raises ValueError: when the term is too long.
+    :raises ChipError: when the chip fails.
     """
     write_settings(chip, etf.encode(term), kind)

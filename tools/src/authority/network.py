@@ -50,7 +50,7 @@ class Network:
     def offer_passphrase(self, passphrase: str, *, replaces: Iterable[str] = ()) -> bytes:
         """Sign an offer of another ``passphrase`` to all nodes, and return it.
 
-        :param replaces: Tags of passphrases that nodes have besides those that are known here, for
+        :param replaces: tags of passphrases that nodes have besides those that are known here, for
             example because a person chose another one for the cards.
         :raises AuthorityError: when the mesh cannot have this passphrase, or has it already.
         """
@@ -87,7 +87,7 @@ class Network:
     def take_change(self, packed: bytes) -> int | None:
         """Take up a change that another copy of this authority signed.
 
-        :returns: Its number if it is newer than the one here, else None.
+        :returns: its number if it is newer than the one here, else None.
         :raises AuthorityError: when it is not a change that this fleet's root signed.
         """
         fleet = self._folder.fleet
@@ -108,7 +108,7 @@ class Network:
     def write_change(self, name: str, packed: bytes) -> Path:
         """Write a change to a file of the folder, for a person to bring to a node.
 
-        :returns: The file's path.
+        :returns: the file's path.
         """
         self._folder.write(name, packed)
         return self._folder.path / name

@@ -21,7 +21,12 @@ _OPTIONS: Final = {"roll": ("--generate", "--accept-missing"), "finish": (), "ca
 def run(
     authority: Authority, words: list[str], *, where: Callable[[str | None], Channel] | None
 ) -> int:
-    """Run one of roll, finish and cancel; the exit status. Raises ``UsageError``."""
+    """Run one of roll, finish and cancel; return the exit status.
+
+    :param words: the verb and its options.
+    :param where: reaches a node, if the command line names one.
+    :raises UsageError: when ``words`` are not understood.
+    """
     verb, options = (words[0] if words else ""), words[1:]
     if verb not in _OPTIONS:
         raise UsageError("ca passphrase needs roll, finish or cancel")

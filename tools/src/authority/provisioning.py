@@ -43,7 +43,10 @@ class Issuer(Protocol):
         """Return the certificates for the chip with ``serial`` and the key in its slot 0."""
 
     def check(self, serial: bytes, public_key: bytes, found: CertificateSet) -> None:
-        """Raise ``CertificateError`` unless ``found`` is by this issuer, for this chip and key."""
+        """Check that certificates are by this issuer, for this chip and key.
+
+        :raises CertificateError: when they are not.
+        """
 
     def describe(self) -> str:
         """Say in words whose certificates they are."""
@@ -53,6 +56,9 @@ class NervesKeyIssuer:
     """A signer as NervesKey has them: its certificate is signed by itself, and is the root.
 
     The device's name is the manufacturer's serial number, which also stands in the OTP zone.
+
+    :ivar public_key: the signer's key (X and Y, 64 bytes).
+    :ivar certificate: the signer's certificate (DER), for those who verify its devices.
     """
 
     def __init__(
@@ -63,14 +69,19 @@ class NervesKeyIssuer:
         manufacturer_serial: str,
         device_validity: tuple[datetime, datetime],
     ) -> None:
-        """Sign with ``private_key`` (DER). Validities must fit (``compressed.encode_dates``)."""
+        """Sign with a key.
+
+        :param private_key: the key (DER).
+        :param signer_validity: when the signer's certificate begins and ends; the dates must fit
+            (``compressed.encode_dates``).
+        :param device_validity: the same of devices' certificates.
+        """
         self._key = private_key
         self.public_key = openssl.public_key(private_key)
         self._name = manufacturer_serial
         self._validity = device_validity
         profile = templates.nerves_key_signer(self.public_key, signer_validity)
         self.certificate = profile.signed(openssl.sign(private_key, profile.digest()))
-        """The signer's certificate (DER), for whoever shall believe its devices."""
 
     def certificates(self, serial: bytes, public_key: bytes) -> CertificateSet:
         """See ``Issuer``."""
@@ -119,15 +130,21 @@ class Step(NamedTuple):
 class Provisioning:
     """Makes a NervesKey of a blank chip, or goes on where an earlier attempt was interrupted.
 
-    ``steps`` tells what there is to do; ``run`` does it. Reading is all that happens before.
+    Before :meth:`run` nothing is written: the chip is only read.
+
+    :ivar serial: the chip's serial number.
+    :ivar otp: what its OTP zone has, or gets.
     """
 
     def __init__(
         self, chip: Atecc, otp: Otp | None, issuer: Issuer, *, show: Callable[[str], None] = print
     ) -> None:
-        """Look at ``chip``. ``otp`` None means NervesKey's default, ``show`` is told every step.
+        """Look at ``chip``.
 
-        Raises ``ProvisioningError`` when the chip is not one to provision, and ``ChipError``.
+        :param otp: what its OTP zone gets; None means NervesKey's default.
+        :param show: called with every step, in words.
+        :raises ProvisioningError: when the chip is not one to provision.
+        :raises ChipError: when the chip fails.
         """
         self.chip = chip
         self.issuer = issuer
@@ -200,10 +217,12 @@ class Provisioning:
         return "\n".join(lines)
 
     def run(self) -> CertificateSet:
-        """Do it, and return the certificates that the chip has then.
+        """Provision the chip, and return the certificates that it has then.
 
-        Raises ``ProvisioningError`` at the first surprise and ``ChipError`` when the chip fails;
-        run it again with a new ``Provisioning`` to go on behind the last lock.
+        After an error, a new ``Provisioning`` of the chip goes on behind the last lock.
+
+        :raises ProvisioningError: at the first surprise.
+        :raises ChipError: when the chip fails.
         """
         chip = self.chip
         if not self._data_locked:
@@ -232,8 +251,10 @@ class Provisioning:
     def _rehearse(self) -> None:
         """Make and check the certificates for a key that is thrown away.
 
-        What cannot be made (a date that does not fit, a signer's key that is not there) shall be
-        found before the first lock, not behind it.
+        A certificate that cannot be made (a date that does not fit, a signer's key that is not
+        there) is thus found before the first lock, not behind it.
+
+        :raises ProvisioningError: when one cannot be made.
         """
         key = openssl.public_key(openssl.generate_key())
         try:

@@ -35,7 +35,8 @@ class Channel(Protocol):
     def ask(self, request: dict[str, Any], seconds: float = ANSWER_TIME) -> dict[str, Any]:
         """Return the answer to ``request``; it may be an error of the other side's.
 
-        Raises ``BusFaultError`` when none comes within ``seconds``.
+        :param seconds: how long to wait.
+        :raises BusFaultError: when no answer comes.
         """
 
     def close(self) -> None:
@@ -48,7 +49,10 @@ class Pipe:
     def __init__(
         self, command: Sequence[str], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Start ``command``. Raises ``BusFaultError`` when it cannot be started."""
+        """Start ``command``.
+
+        :raises BusFaultError: when it cannot be started.
+        """
         self.name = command[0]
         self._ended = f"{self.name}: the other side has ended; see its message above"
         self._clock = clock
@@ -116,7 +120,10 @@ class RemoteBus(Bus):
     """The bus at the other end of a ``channel``."""
 
     def __init__(self, channel: Channel, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take over ``channel``. Raises ``BusFaultError`` when no bus is served there."""
+        """Take over ``channel``.
+
+        :raises BusFaultError: when no bus is served there.
+        """
         self.name = channel.name
         self._clock = clock
         self._channel = channel

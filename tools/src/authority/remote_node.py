@@ -14,29 +14,46 @@ from thicket.trust.revocations import MAX_LIST, MAX_LISTS
 
 
 class Claim(NamedTuple):
-    """Who a node says it is."""
+    """Who a node says it is.
+
+    :ivar serial: the chip's serial number (18 digits), or None.
+    :ivar public_key: the key of a software identity (X and Y), or None of a chip's.
+    """
 
     source: str
     identity: bytes
     serial: str | None
-    """The chip's serial number (18 digits), or None."""
     public_key: bytes | None
-    """The key of a software identity (X and Y), or None of a chip's."""
 
 
 def ssh(host: str, bus: str | None) -> Pipe:
-    """Start the agent on ``host`` (as ssh knows it). Raises ``BusFaultError``."""
+    """Start the agent on another machine.
+
+    :param host: the machine as ssh knows it.
+    :param bus: the device of the node that the agent serves, or None.
+    :raises BusFaultError: when ssh cannot be started.
+    """
     return Pipe(("ssh", "-T", host, *AGENT.split(), *([bus] if bus else ())))
 
 
 def console(path: str, bus: str | None, baud: int) -> Console:
-    """Start the agent in the shell at the console ``path``. Raises ``BusFaultError``."""
+    """Start the agent in the shell at a console.
+
+    :param path: a serial port, or the socket of a simulated node.
+    :param bus: the device of the node that the agent serves, or None.
+    :raises BusFaultError: when no shell answers there.
+    """
     return Console(path, bus=bus, baud=baud)
 
 
 class RemoteNode:
-    """The node at the other end of a ``channel``. Everything raises ``AuthorityError`` when the
-    node refuses, and ``BusFaultError`` when it does not answer."""
+    """The node at the other end of a ``channel``.
+
+    Every method may raise two errors:
+
+    :raises AuthorityError: when the node refuses.
+    :raises BusFaultError: when it does not answer.
+    """
 
     def __init__(self, channel: Channel) -> None:
         """Ask over ``channel``."""
@@ -66,16 +83,18 @@ class RemoteNode:
             ) from None
 
     def put_certificates(self, pem: str) -> str:
-        """Let the node keep device and signer certificate; the path of its file."""
+        """Let the node keep device and signer certificate; return the path of its file."""
         return str(self._ask({"do": "certificates", "pem": pem}).get("file", ""))
 
     def reload(self) -> list[str]:
-        """Let the daemon read its configuration and certificates; faults that it finds."""
+        """Let the daemon read configuration and certificates; return the faults that it finds."""
         return [str(fault) for fault in self._ask({"do": "reload"}).get("faults", ())]
 
     def import_revocations(self, packed: bytes) -> tuple[int, int]:
-        """Give the node a list of revocations: the number of the one that it has then, and how
-        many names are on it."""
+        """Give the node a list of revocations.
+
+        :returns: the number of the list that it has then, and how many names are on it.
+        """
         text = base64.b64encode(packed).decode()
         answer = self._ask({"do": "revocations", "list": text}, 120.0)
         try:
@@ -86,8 +105,10 @@ class RemoteNode:
             ) from None
 
     def export_revocations(self, known: Container[str]) -> list[bytes]:
-        """Return the lists of revocations that the node has, without those whose digest (hex) is
-        ``known``."""
+        """Return the lists of revocations that the node has.
+
+        :param known: digests (hex) of lists that are left out.
+        """
         try:
             held = [str(digest) for digest in self._ask({"do": "revocations-held"})["lists"]]
             return [self._one_list(digest) for digest in held[:MAX_LISTS] if digest not in known]
@@ -106,8 +127,10 @@ class RemoteNode:
         return base64.b64decode(text, validate=True)
 
     def held_change(self) -> tuple[bytes, str]:
-        """Return the newest change of the passphrase that the node has, and the tag of the
-        passphrase that it uses."""
+        """Return what the node knows of the mesh's passphrase.
+
+        :returns: the newest change that it has, and the tag of the passphrase that it uses.
+        """
         answer = self._ask({"do": "passphrase"}, 120.0)
         try:
             return base64.b64decode(answer["change"], validate=True), str(answer["present"])
@@ -117,7 +140,7 @@ class RemoteNode:
             ) from None
 
     def import_change(self, packed: bytes) -> dict[str, Any]:
-        """Let all nodes take a change; the answer is that of ``thicket.cluster.passphrase``."""
+        """Let all nodes take a change; return the answer of ``thicket.cluster.passphrase``."""
         text = base64.b64encode(packed).decode("ascii")
         return self._ask({"do": "passphrase", "change": text}, 120.0)
 

@@ -39,7 +39,7 @@ class FleetRevocations:
         A device that was revoked by mistake needs a new certificate under a new name, so a new
         chip. Names that are revoked already make no new list.
 
-        :param names: Serial numbers or software names of devices, and names of signers.
+        :param names: serial numbers or software names of devices, and names of signers.
         :raises AuthorityError: for a name that nobody has.
         """
         self._keys.open(ROOT)
@@ -66,8 +66,8 @@ class FleetRevocations:
         The root's key is needed, and a list signed, only when no list has all names together with
         a number above those of all lists that lack some.
 
-        :param theirs: The lists of a node.
-        :returns: The names that are new here, and a list with all names for the nodes.
+        :param theirs: the lists of a node.
+        :returns: the names that are new here, and a list with all names for the nodes.
         :raises AuthorityError: when a list is not of this fleet, or the root's key is not here.
         """
         fleet = self._folder.fleet
@@ -105,7 +105,7 @@ class FleetRevocations:
         The list is written before ``document`` is. If that was interrupted, the names of the list
         count: what the root has signed may be on its way to nodes.
 
-        :param above: The list's number must be higher.
+        :param above: the list's number must be higher.
         """
         fleet, number = self._folder.fleet, document["revocations"]
         if number:

@@ -22,7 +22,7 @@ _OPTIONS: Final = "--ssh-key FILE (the file that ends in .pub) or --no-ssh-key"
 def read(files: list[str]) -> list[str]:
     """Return the public keys in files, one per entry, each once.
 
-    Raises ``AuthorityError`` for a file without a usable key, and for a private key.
+    :raises AuthorityError: for a file without a usable key, and for a private key.
     """
     keys: list[str] = []
     for file in files:
@@ -44,7 +44,7 @@ def read(files: list[str]) -> list[str]:
 
 
 def own(folder: Path) -> list[tuple[str, str]]:
-    """Return the keys of the one who works here, as pairs of place and key: files, then agent."""
+    """Return the engineer's own keys as pairs of place and key: first files, then the agent."""
     names = [f"{name}.pub" for name in NAMES]
     try:
         there = sorted(path.name for path in folder.glob("*.pub"))
@@ -89,9 +89,9 @@ def _agent() -> list[str]:
 
 
 def choose(folder: Path) -> list[str]:
-    """Return the keys that are to be let in: the engineer's own one, confirmed where one can ask.
+    """Return the keys of those who may log in: the engineer's own, confirmed if one can ask.
 
-    Raises ``AuthorityError`` where nobody can be asked and it is not clear who is meant.
+    :raises AuthorityError: when nobody can be asked and it is not clear who is meant.
     """
     found = own(folder)
     if sys.stdin.isatty():

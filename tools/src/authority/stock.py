@@ -62,19 +62,21 @@ match(_, _) -> default.
 
 
 class StockNode(NamedTuple):
-    """What was made."""
+    """What was made.
+
+    :ivar name: the Erlang node's name, ``name@address``.
+    :ivar device: the name by which it can be revoked.
+    :ivar renewed: whether the identity was there before.
+    :ivar compiled: whether ``MODULE`` is compiled; if not, the machine that has Erlang does it.
+    """
 
     folder: Path
     name: str
-    """Of the Erlang node: ``name@address``."""
     address: IPv6Address
     device: str
-    """What can be revoked."""
     until: datetime
     renewed: bool
-    """The identity was there before."""
     compiled: bool
-    """``MODULE`` is; if not, that is left to the machine that has Erlang."""
 
 
 def make(
@@ -87,7 +89,10 @@ def make(
 ) -> StockNode:
     """Make the folder of a stock node, or renew the certificate in it.
 
-    Raises ``AuthorityError``, also when the folder belongs to another fleet.
+    :param name: the part of the Erlang node's name before ``@``.
+    :param days: how long its certificate lasts.
+    :raises AuthorityError: when that cannot be done, also because the folder belongs to another
+        fleet.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise AuthorityError(f"--name {name!r}: letters, digits, _ and - make the name of a node")
@@ -172,7 +177,7 @@ def _arguments(folder: Path, name: str, address: IPv6Address, cookie: str) -> st
         f'-pa "{folder}"\n'
         "-start_epmd false\n"
         f"-erl_epmd_port {PORT}\n"
-        # as our nodes have it; and no node is cut off because it is not connected with all others
+        # as our nodes have it; the second keeps nodes that are not connected with all others
         "-kernel net_ticktime 15\n"
         "-kernel prevent_overlapping_partitions false\n"
         f"-kernel inet_dist_use_interface {interface}\n"

@@ -45,8 +45,9 @@ def nerves_key_device(
 ) -> Profile:
     """Return what the certificate of a NervesKey device says (template 0).
 
-    ``serial`` is the chip's, ``manufacturer_serial`` the text in its OTP zone, ``issuer`` the name
-    of the signer, by default the one that NervesKey gives it.
+    :param serial: the chip's serial number.
+    :param manufacturer_serial: the text in the chip's OTP zone.
+    :param issuer: the signer's name, by default the one that NervesKey gives it.
     """
     return Profile(
         serial_number(serial, encode_dates(*validity)),
@@ -85,9 +86,11 @@ def nerves_key_signer(public_key: bytes, validity: tuple[datetime, datetime]) ->
 def rebuild_nerves_key_device(
     data: bytes, serial: bytes, public_key: bytes, manufacturer_serial: str, signer_key: bytes
 ) -> bytes:
-    """Return the certificate (DER) of a NervesKey from slot 10 or 9. Raises ``CertificateError``.
+    """Return the certificate (DER) of a NervesKey from slot 10 or 9.
 
     Nothing is verified; the result is only right if all arguments are.
+
+    :raises CertificateError: when the slot's contents are of another kind.
     """
     kept = Compressed.unpack(data)
     kept.expect(NERVES_KEY_DEVICE, "a NervesKey device")
@@ -126,9 +129,12 @@ def _signer_name(signer_id: int) -> bytes:
 def rebuild_trust_and_go_device(
     data: bytes, serial: bytes, public_key: bytes, mac: str, signer_key: bytes
 ) -> bytes:
-    """Return the certificate (DER) of a Trust&GO part from slot 10. Raises ``CertificateError``.
+    """Return the certificate (DER) of a Trust&GO part from slot 10.
 
-    ``mac`` are the 12 digits in slot 5. ATECC608B-TNGTLS data sheet, table 4-12.
+    See the ATECC608B-TNGTLS data sheet, table 4-12.
+
+    :param mac: the 12 digits in slot 5.
+    :raises CertificateError: when the slot's contents are of another kind.
     """
     kept = Compressed.unpack(data)
     begin, end = kept.validity

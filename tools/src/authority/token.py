@@ -37,7 +37,11 @@ class Uri(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Uri:
-        """Read a URI. Raises ``TokenError``."""
+        """Read a URI.
+
+        :raises TokenError: when it is not one of a PKCS#11 token, or has attributes that are not
+            known.
+        """
         parts = urlsplit(text)
         if parts.scheme != "pkcs11" or parts.netloc or parts.fragment:
             raise TokenError(f"{text!r} is no PKCS#11 URI, such as pkcs11:token=NAME")
@@ -69,10 +73,14 @@ class Uri(NamedTuple):
 
 
 class Token:
-    """A token that is logged in to for each thing that is done."""
+    """A token. Every use logs in, and out again."""
 
     def __init__(self, uri: Uri, pin: Callable[[str], str]) -> None:
-        """Use the token that ``uri`` names; ``pin`` is asked with the words for the question."""
+        """Name a token; nobody logs in yet.
+
+        :param pin: called with a question; returns the PIN.
+        :raises TokenError: when ``uri`` names no token.
+        """
         if not uri.path.keys() & {"token", "serial", "slot-id"}:
             raise TokenError("the PKCS#11 URI must name a token: token=, serial= or slot-id=")
         self.uri = uri
@@ -158,7 +166,12 @@ class Token:
             ) from None
 
     def generate(self, label: str) -> Uri:
-        """Make a key called ``label`` on the token; the URI that names it."""
+        """Make a key on the token.
+
+        :param label: what the key is called there.
+        :returns: the URI that names the key.
+        :raises TokenError: when the token has such a key already, or refuses.
+        """
         with self.session(write=True) as (pkcs11, session):
             attribute, kind = pkcs11.Attribute, pkcs11.KeyType.EC
             if list(session.get_objects({attribute.LABEL: label})):
@@ -186,10 +199,19 @@ class Token:
 
 
 class TokenKey:
-    """A private key on a token; see ``authority.SigningKey``."""
+    """A private key on a token; see ``keys.SigningKey``.
+
+    :ivar public_key: X and Y (64 bytes).
+    """
 
     def __init__(self, uri: Uri, pin: Callable[[str], str]) -> None:
-        """Use the key that ``uri`` names (as ``Token.generate`` returns it)."""
+        """Read the public key.
+
+        :param uri: names the key, as ``Token.generate`` returns it.
+        :param pin: called with a question; returns the PIN.
+        :raises TokenError: when there is not exactly one such key, or it is not one of the curve
+            P-256.
+        """
         self._token = Token(uri, pin)
         self._uri = uri
         with self._token.session() as (pkcs11, session):
@@ -201,7 +223,6 @@ class TokenKey:
         if len(point) != 65 or point[0] != 4:
             raise TokenError(f"the key {uri} is not one of the curve P-256")
         self.public_key = point[1:]
-        """X and Y (64 bytes)."""
 
     def _object(self, pkcs11: Any, session: Any, kind: Any) -> Any:
         attribute = pkcs11.Attribute

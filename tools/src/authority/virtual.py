@@ -20,7 +20,11 @@ class VirtualBus(Bus):
     """A bus with one virtual chip on it. Its time passes only while somebody waits for it."""
 
     def __init__(self, chip: Any, nak: type[Exception], name: str) -> None:
-        """Connect ``chip`` (an ``Atecc608`` of meshlab), which says "no" by ``nak``."""
+        """Connect a virtual chip.
+
+        :param chip: an ``Atecc608`` of meshlab.
+        :param nak: what the chip raises to say "no".
+        """
         self.name = name
         self.now = 0.0
         self._chip = chip
@@ -50,15 +54,15 @@ class VirtualBus(Bus):
 
 
 def open_chip(path: Path) -> Atecc:
-    """Return a driver of the virtual chip whose memory is the file ``path`` (``chip.json``).
+    """Return a driver of a virtual chip. Its node must not run: the simulator would write over it.
 
-    Its node must not be running: the simulator would write over what is done here. Raises
-    ``AuthorityError``.
+    :param path: the file that is its memory (``chip.json``).
+    :raises AuthorityError: when it is not the file of a chip, or there is no simulator here.
     """
     try:
         from meshlab.chip.atecc608 import Atecc608  # no part of an image
         from meshlab.chip.bus import Nak
-        from meshlab.chip.state import ChipStateError  # no part of an image
+        from meshlab.chip.state import ChipStateError
     except ImportError:
         raise AuthorityError(
             "virtual chips need the simulator (meshlab) on the Python path, as in a checkout"

@@ -55,21 +55,24 @@ class Partition:
 
 @dataclass(frozen=True)
 class Disk:
-    """One whole disk; sizes in bytes."""
+    """One whole disk; sizes in bytes.
+
+    :ivar number: ``major:minor``, the kernel's name of it.
+    :ivar size: 0 for a card reader without a card.
+    :ivar transport: usb, sd, emmc, nvme, sata, scsi, virtio or virtual.
+    :ivar sequence: a number that changes when the medium does (``diskseq``); empty on kernels
+        before 5.15.
+    """
 
     name: str
     path: str
     number: str
-    """``major:minor``, the kernel's name of it."""
     size: int
-    """0 for a card reader without a card."""
     sector: int
     read_only: bool
     removable: bool
     transport: str
-    """usb, sd, emmc, nvme, sata, scsi, virtio or virtual."""
     sequence: str
-    """A number that changes when the medium does (``diskseq``); empty on kernels before 5.15."""
     model: str = ""
     serial: str = ""
     contents: tuple[Partition, ...] = ()
@@ -105,8 +108,12 @@ class _Mount:
 class Machine:
     """The block devices that the kernel tells of.
 
-    ``sys`` and ``proc`` are where it tells it, ``udev`` is where udev keeps what it found on each
-    device, ``number`` finds a device by its path; tests put made-up ones there.
+    Tests put made-up folders in place of the kernel's.
+
+    :ivar sys: where sysfs is.
+    :ivar proc: where procfs is.
+    :ivar number: finds a device by its path.
+    :ivar udev: where udev keeps what it found on each device.
     """
 
     sys: Path = Path("/sys")
@@ -171,8 +178,8 @@ class Machine:
     def refusals(self, disk: Disk, least: int, force: bool = False) -> list[Refusal]:
         """Return why ``disk`` must not be overwritten; empty when it may.
 
-        ``least`` is the size in bytes that the image needs (0: not known). ``force`` lets a disk
-        pass that is no card; nothing else is ever waived.
+        :param least: the size in bytes that the image needs (0: not known).
+        :param force: let a disk pass that is no card; nothing else is ever waived.
         """
         path = disk.path
         found = []

@@ -42,17 +42,22 @@ class BmapError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run of blocks that matter; ``start`` and ``end`` in bytes, ``end`` within the image."""
+    """A run of blocks that matter; ``start`` and ``end`` in bytes, ``end`` within the image.
+
+    :ivar checksum: hex digest of these bytes.
+    """
 
     start: int
     end: int
     checksum: str
-    """Hex digest of these bytes."""
 
 
 @dataclass(frozen=True)
 class Bmap:
-    """A block map; ``runs`` are sorted and disjoint."""
+    """A block map.
+
+    :ivar runs: sorted and disjoint.
+    """
 
     image_size: int
     block_size: int
@@ -65,9 +70,10 @@ class Bmap:
         return ranges.union((run.start, run.end) for run in self.runs)
 
     def verify(self, image: BinaryIO, progress: Callable[[int], object] = lambda _: None) -> None:
-        """Check an image against the map. Raises ``BmapError`` naming the first bytes that differ.
+        """Check an image against the map.
 
-        ``progress`` is told the number of bytes of each piece that was read.
+        :param progress: called with the number of bytes of each piece that was read.
+        :raises BmapError: when bytes differ; the text names the first of them.
         """
         size = image.seek(0, os.SEEK_END)
         if size != self.image_size:
@@ -162,7 +168,10 @@ def render(bmap: Bmap) -> bytes:
 
 
 def parse(data: bytes) -> Bmap:
-    """Read a map of version 2. Raises ``BmapError`` saying what is wrong with it."""
+    """Read a map of version 2.
+
+    :raises BmapError: when something is wrong with it; the text says what.
+    """
     if len(data) > _MAX_FILE:
         raise BmapError(f"{len(data)} bytes are too many for a block map")
     try:
@@ -239,7 +248,8 @@ def _digest(
 def write(image: Path, to: Path) -> Bmap:
     """Write the map of a card image to ``to``, at once or not at all.
 
-    Raises ``OSError``, or ``card.CardError`` when the image is not one of a card.
+    :raises OSError: when a file cannot be read or written.
+    :raises CardError: when the image is not one of a card.
     """
     with image.open("rb") as file:
         mapped = data_ranges(file)

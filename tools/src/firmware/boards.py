@@ -28,15 +28,18 @@ class BoardError(Exception):
 
 @dataclass(frozen=True)
 class Board:
-    """A board: what one configuration is made for."""
+    """A board: what one configuration is made for.
+
+    :ivar arch: ``aarch64`` or ``x86_64``.
+    :ivar fragments: names in ``configs/fragments``, without suffix, in the order in which they
+        apply.
+    :ivar linux: folders ``board/X/linux`` whose files make the kernel's configuration, in order.
+    """
 
     name: str
     arch: str
-    """``aarch64`` or ``x86_64``."""
     fragments: tuple[str, ...]
-    """Names in ``configs/fragments``, without suffix, in the order in which they apply."""
     linux: tuple[str, ...]
-    """Folders ``board/X/linux`` whose files make the kernel's configuration, in order."""
     root: Path = ROOT
 
     def linux_fragments(self) -> list[Path]:
@@ -50,8 +53,9 @@ class Board:
     def buildroot_fragments(self, toolchain: str = TOOLCHAIN) -> list[Path]:
         """Return the Buildroot fragments in the order in which they apply.
 
-        ``toolchain`` is the end of a name in ``configs/fragments``, with or without the board's
-        architecture behind it, or the path of a file. Raises ``BoardError`` when there is none.
+        :param toolchain: the end of a name in ``configs/fragments``, with or without the board's
+            architecture behind it, or the path of a file.
+        :raises BoardError: when there is no such toolchain.
         """
         folder = self.root / "configs" / "fragments"
         files = [folder / f"{name}.config" for name in self.fragments]
@@ -86,7 +90,10 @@ def names(root: Path = ROOT) -> list[str]:
 
 
 def load(name: str, root: Path = ROOT) -> Board:
-    """Read a board. Raises ``BoardError``."""
+    """Read a board.
+
+    :raises BoardError: when there is none of that name, or its file is not as it must be.
+    """
     path = root / "board" / name / "board.conf"
     if name not in names(root):
         raise BoardError(f"there is no board {name!r}; there are {', '.join(names(root))}")

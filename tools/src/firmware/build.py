@@ -40,7 +40,7 @@ VERSION = "2026.02.3"
 """Buildroot's release (long-term support until 2029)."""
 URL = f"https://buildroot.org/downloads/buildroot-{VERSION}.tar.xz"
 SHA256 = "5a59e7501b0b4ec52c41f4bfa79412320e0b37eae5f719605a258e8d0c6fc7fb"
-"""Of the archive, as in the signed ``buildroot-2026.02.3.tar.xz.sign`` beside it."""
+"""SHA-256 of the archive, as in the signed ``buildroot-2026.02.3.tar.xz.sign`` beside it."""
 
 _STEP = re.compile(r">>> (?:(?P<package>\S+) (?P<version>\S*) ?)?(?P<step>[A-Z][a-z].*)")
 _ERROR = re.compile(r"make(\[\d+\])?: \*\*\* .*Error \d+")
@@ -61,9 +61,11 @@ def images(board: str, cache: Path | None = None) -> Path:
 
 
 def tree(cache: Path) -> Path:
-    """Return Buildroot's tree, downloaded and unpacked when it is not in the cache.
+    """Return Buildroot's tree, downloaded and unpacked if it is not in the cache.
 
-    ``BUILDROOT`` in the environment names one's own. Raises ``BuildError``.
+    ``BUILDROOT`` in the environment names one's own.
+
+    :raises BuildError: when that is no Buildroot tree, or the download fails.
     """
     own = os.environ.get("BUILDROOT")
     place = Path(own).absolute() if own else cache / f"buildroot-{VERSION}"
@@ -182,10 +184,12 @@ class Build:
         ]
 
     def configure(self) -> None:
-        """Give Buildroot the fragments when they (or what the tree's own packages ask for) changed;
-        check that none of their lines is lost.
+        """Give Buildroot the fragments if they changed, and check that none of their lines is lost.
 
-        What a person chose by ``menuconfig`` stays until then.
+        What the tree's own packages ask for counts as well. What a person chose by ``menuconfig``
+        stays until then.
+
+        :raises BuildError: when a line is lost.
         """
         # Only lines from outside turn off what ours choose.
         known = kconfig(tree(self.cache)) if self.extra else NO_KCONFIG
@@ -207,9 +211,10 @@ class Build:
         new.replace(ours)
 
     def _tree(self) -> str:
-        """Return a remark that changes with the tree's place, which Buildroot's configuration
-        names, and with its Config.in files: what they select is in a configuration only when it is
-        made anew.
+        """Return a remark that is different when Buildroot has to be configured anew.
+
+        It changes with the tree's place, which Buildroot's configuration names, and with its
+        Config.in files: what they select gets into a configuration only when that is made anew.
         """
         digest = hashlib.sha256()
         for path in sorted((self.board.root / "package").glob("*/Config.in")):
@@ -219,7 +224,7 @@ class Build:
     def check(self) -> None:
         """Look up every line of the kernel's and BusyBox's fragments in what was built.
 
-        Raises ``BuildError`` naming those that are not there.
+        :raises BuildError: when lines are missing; the text names them.
         """
         config = _values(self.output / ".config")
         for package, key in (
@@ -259,8 +264,8 @@ class Build:
     ) -> None:
         """Run a command with its output in the log.
 
-        :param what: What it is, for the error's text; else the command itself.
-        :param on_line: Called with every line of output.
+        :param what: what it is, for the error's text; else the command itself.
+        :param on_line: called with every line of output.
         :raises BuildError: when it fails.
         """
         self.output.mkdir(parents=True, exist_ok=True)
@@ -273,8 +278,9 @@ class Build:
             raise BuildError(f"{what} failed. {self._failure()}") from error
 
     def _failure(self, lines: int = 12) -> str:
-        """Return the part of the log where it went wrong: several packages are built at once, so
-        that the end of the log is often another one's.
+        """Return the part of the log where the build went wrong.
+
+        Several packages are built at once, so the end of the log is often that of another one.
         """
         try:
             text = self.log.read_text(errors="replace").splitlines()
@@ -317,7 +323,7 @@ class Build:
         say(f"built in {took // 60} min {took % 60} s: {card}")
 
     def _forget_what_changed(self) -> None:
-        """See that a build that goes on from an earlier one has nothing of it that is stale.
+        """Delete what is stale of an earlier build, from which this one goes on.
 
         Buildroot does not look at the sources of packages that lie in this tree, and takes no file
         out of the root again. The root is put together from the packages' own directories, so it
@@ -355,7 +361,10 @@ class Build:
     # -- our own targets
 
     def target(self, name: str) -> None:
-        """Make one target, of ours or of Buildroot. Raises ``BuildError``."""
+        """Make one target, of ours or of Buildroot.
+
+        :raises BuildError: when it fails.
+        """
         match name:
             case "savedefconfig":
                 self._savedefconfig()

@@ -39,11 +39,15 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition; ``offset`` and ``size`` in bytes from the start of the card."""
+    """One partition.
+
+    :ivar type: the MBR's type byte: 0x0c is FAT32 (LBA), 0x83 Linux.
+    :ivar offset: its first byte, counted from the start of the card.
+    :ivar size: in bytes.
+    """
 
     number: int
     type: int
-    """The MBR's type byte: 0x0c is FAT32 (LBA), 0x83 Linux."""
     offset: int
     size: int
 
@@ -55,14 +59,19 @@ class Partition:
 
 @dataclass(frozen=True)
 class Card:
-    """What the partition table of a card says."""
+    """What the partition table of a card says.
+
+    :ivar partitions: by number; the extended partition itself is among them.
+    """
 
     signature: int
     partitions: dict[int, Partition]
-    """By number; the extended partition itself is among them."""
 
     def __getitem__(self, number: int) -> Partition:
-        """Return a partition. Raises ``CardError`` when the table does not have it."""
+        """Return a partition.
+
+        :raises CardError: when the table does not have it.
+        """
         try:
             return self.partitions[number]
         except KeyError:
@@ -73,8 +82,11 @@ class Card:
 def read(file: BinaryIO) -> Card:
     """Read the partition table of a card, a card image or any seekable binary file.
 
-    Raises ``CardError`` when there is no MBR, ``OSError`` when reading fails. A broken chain of
-    logical partitions is not an error: as for the kernel, it ends where it breaks.
+    A broken chain of logical partitions is not an error: as for the kernel, it ends where it
+    breaks.
+
+    :raises CardError: when there is no MBR.
+    :raises OSError: when reading fails.
     """
     sector = _sector(file, 0)
     if sector is None:

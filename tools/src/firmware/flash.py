@@ -79,7 +79,10 @@ class State(enum.Enum):
     COMPLETE = "The {it} is complete and was checked: it can be used."
 
     def told(self, it: str) -> str:
-        """Return it in words for a person; ``it`` is "card" or "file"."""
+        """Return it in words for a person.
+
+        :param it: "card" or "file".
+        """
         return self.value.format(it=it)
 
 
@@ -134,7 +137,10 @@ class Report:
 
 @dataclass
 class Writer:
-    """Writes one card. ``state`` always tells what the card is worth."""
+    """Writes one card.
+
+    :ivar state: what the card is worth, at any time.
+    """
 
     content: source.Content
     target: Target
@@ -159,10 +165,12 @@ class Writer:
         return ranges.length(self._wanted)
 
     def run(self, config: bytes | None = None) -> None:
-        """Write and check the card; ``config`` is what its ``thicket.toml`` has to be in the end.
+        """Write and check the card.
 
-        Raises ``OSError`` from the card, ``FlashError`` when the card does not hold what was
-        written or the image changed meanwhile.
+        :param config: what its ``thicket.toml`` has to be in the end.
+        :raises OSError: when the card fails.
+        :raises FlashError: when the card does not hold what was written, or the image changed
+            meanwhile.
         """
         before = os.fstat(self.content.image.file.fileno())
         self.state = State.ERASED
@@ -322,7 +330,7 @@ class Session:
         self.path = ""
 
     def ended(self, text: str, status: int) -> int:
-        """Tell why the program ends early and what the card is worth; returns ``status``."""
+        """Tell why the program ends early and what the card is worth; return ``status``."""
         self._console.print(Text(f"thicket: {text}", style="bold red"))
         if self._writing:
             state = self._writer.state if self._writer else State.UNTOUCHED
@@ -356,7 +364,12 @@ class Session:
             self._console.print("None of them can be flashed: is the card in?")
 
     def flash(self) -> None:
-        """Do what was asked for. Raises ``FlashError``, ``OSError`` or ``KeyboardInterrupt``."""
+        """Do what was asked for.
+
+        :raises FlashError: when it cannot or must not be done.
+        :raises OSError: when the card fails.
+        :raises KeyboardInterrupt: when a person stops it.
+        """
         options = self._options
         if options.device and options.file:
             raise FlashError("a device and --file: only one of them can be written")
@@ -388,7 +401,7 @@ class Session:
         self._finish(disk, reread)
 
     def _choose(self) -> bool:
-        """Find out what is to be written to; returns whether it is a plain file."""
+        """Find out what is to be written to; return whether it is a plain file."""
         options = self._options
         self.path = options.file or options.device
         path = Path(self.path)
@@ -418,7 +431,10 @@ class Session:
         return True
 
     def _judge(self, size: int) -> Disk:
-        """Return the disk that is to be written. Raises ``FlashError`` when it must not be."""
+        """Return the disk that is to be written.
+
+        :raises FlashError: when it must not be written.
+        """
         name = self._machine.find(self.path)
         parent = self._machine.parent(name) if name else None
         if parent is not None:
@@ -454,7 +470,7 @@ class Session:
     def _configure(
         self, stack: contextlib.ExitStack, content: source.Content, config: bytes | None
     ) -> bytes | None:
-        """Put the configuration into what will be written; returns the one that the card has."""
+        """Put the configuration into what will be written; return the one that the card has."""
         if config is None and shutil.which("mtools") is None:
             return None
         partition = content.image.layout[card.CONFIG]
@@ -507,7 +523,10 @@ class Session:
             self._console.print(Text(self._lockout, style="bold red"))
 
     def _asks(self, disk: Disk | None) -> bool:
-        """Tell whether a person has to confirm. Raises ``FlashError`` when there is none."""
+        """Tell whether a person has to confirm.
+
+        :raises FlashError: when nobody is there to do so.
+        """
         if self._options.yes or (disk is None and not Path(self.path).exists()):
             return False
         if not sys.stdin.isatty():
@@ -564,7 +583,7 @@ class Session:
 
 
 def eject(disk: Disk) -> str:
-    """Let a card go, as far as this machine can; returns what to tell."""
+    """Let a card go, as far as this machine can; return what to tell."""
     if disk.transport == "sd":
         return "It can be taken out."  # a slot has no way to eject; everything is written
     for command in (

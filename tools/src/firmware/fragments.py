@@ -18,8 +18,9 @@ def buildroot_lines(
 ) -> list[Wanted]:
     """Return the lines of a board's configuration for Buildroot, one for each option.
 
-    ``extra`` are files of the person who builds, read last, so that their lines win. Raises
-    ``BoardError`` or ``FragmentError``.
+    :param extra: files of the person who builds, read last, so that their lines win.
+    :raises BoardError: when a fragment or the toolchain is missing.
+    :raises FragmentError: when a fragment has a line that Kconfig would skip.
     """
     _text, ours = merge(board.buildroot_fragments(toolchain), board.root)
     _text, theirs = merge(extra, board.root)

@@ -33,7 +33,8 @@ _EXT4_GROUP = 32768 * 4096
 def for_image(image: BinaryIO, mapped: Sequence[Range]) -> list[Range]:
     """Return the bytes of an image that have to be written, for a map that knows no device.
 
-    ``mapped`` are the bytes that are not zeros. Raises ``card.CardError``.
+    :param mapped: the bytes that are not zeros.
+    :raises CardError: when the image is not one of a card.
     """
     size = card.size_of(image)
     read = masked(image, mapped)
@@ -51,9 +52,10 @@ def for_card(
 ) -> list[Range]:
     """Return the bytes of a card of ``size`` bytes that have to be written, in whole sectors.
 
-    ``mapped`` has to be written in any case. ``data`` is what is not all zeros and tells which
-    partitions are in use: a map may name zeros as well. ``read(offset, count)`` returns what will
-    be there, with zeros for what is not mapped.
+    :param read: ``read(offset, count)`` returns what will be there, with zeros for what is not
+        mapped.
+    :param mapped: has to be written in any case; a map may name zeros as well.
+    :param data: what is not all zeros; it tells which partitions are in use.
     """
     partitions = [p for p in layout.partitions.values() if p.number != card.EXTENDED]
     wanted = list(mapped)

@@ -22,7 +22,7 @@ FILE = "thicket.toml"
 def read(path: Path) -> bytes:
     """Return a configuration file that a node will accept.
 
-    Raises ``FlashError`` with every fault that the node would find in it.
+    :raises FlashError: when there are faults; the text has every one that the node would find.
     """
     try:
         data = read_limited(str(path))
@@ -89,7 +89,7 @@ def warnings(data: bytes) -> list[str]:
 def put(partition: BinaryIO, data: bytes) -> None:
     """Write ``thicket.toml`` into a FAT file system in a file, over one that is there.
 
-    Raises ``FlashError``, also when what is read back is not ``data``.
+    :raises FlashError: when that fails, also because what is read back is not ``data``.
     """
     _mtools(partition, ["mcopy", "-o", "-i", "@", "-", f"::{FILE}"], data)
     if get(partition) != data:

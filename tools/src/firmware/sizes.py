@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes how much room in a built image, by package and by part of the card."""
+"""How much room each package, and each part of the card, takes in a built image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pathlib import Path
 def by_package(output: Path) -> Counter[str]:
     """Return the bytes of every package's files in the root filesystem, uncompressed.
 
-    ``output`` is Buildroot's output directory, whose ``packages-file-list.txt`` says which package
-    installed a file last. What none installed is the overlay's and the build's: ``(thicket)``.
+    Files that no package installed are the overlay's and the build's: ``(thicket)``.
+
+    :param output: Buildroot's output directory, whose ``packages-file-list.txt`` says which package
+        installed a file last.
     """
     target = output / "target"
     owners = {}
@@ -74,7 +76,7 @@ and tests), Infix d6eda3c (2026-08; the card image is the sum of its parts), ner
 def beside_others(output: Path, memory_mib: int) -> list[tuple[str, ...]]:
     """Return rows of a table that sets a built image beside others; the first row is the head.
 
-    ``memory_mib`` is the memory of the guests that were measured.
+    :param memory_mib: the memory of the guests that were measured.
     """
     parts = by_part(output)
     ours = {

@@ -28,7 +28,7 @@ Progress = Callable[[int], object]
 def locate(name: str, cache: Path) -> Path:
     """Return the image file that ``name`` means: a path, or a board whose image was built.
 
-    Raises ``FlashError`` naming what there is.
+    :raises FlashError: when there is none; the text names what there is.
     """
     path = Path(name)
     if path.is_file():
@@ -50,21 +50,26 @@ def locate(name: str, cache: Path) -> Path:
 
 @dataclass(frozen=True)
 class Image:
-    """An open card image."""
+    """An open card image.
+
+    :ivar file: its bytes, unpacked.
+    :ivar mapped: the bytes that matter; all others are zeros, whatever the file holds there.
+    :ivar data: those of them that are not all zeros.
+    """
 
     path: Path
     file: BinaryIO
-    """Its bytes, unpacked."""
     size: int
     layout: card.Card
     mapped: list[Range]
-    """The bytes that matter; all others are zeros, whatever the file holds there."""
     data: list[Range]
-    """Those of them that are not all zeros."""
     map: bmap.Bmap | None
 
     def check(self, progress: Progress = lambda _: None) -> None:
-        """Compare the image with its map's checksums. Raises ``FlashError``."""
+        """Compare the image with its map's checksums.
+
+        :raises FlashError: when they differ.
+        """
         if self.map is None:
             return
         try:
@@ -81,7 +86,7 @@ class Image:
 def opened(path: Path, progress: Progress = lambda _: None) -> Iterator[Image]:
     """Open an image, unpacked into a temporary file first when it is packed (xz, gz, zst).
 
-    Raises ``FlashError`` when it cannot be read or is no card image.
+    :raises FlashError: when it cannot be read or is no card image.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -139,7 +144,7 @@ class Content:
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` with what is on the card from ``offset`` on.
 
-        Raises ``FlashError`` when the image ends too early: it was cut while it was read.
+        :raises FlashError: when the image ends too early: it was cut while it was read.
         """
         end = offset + len(view)
         view[:] = bytes(len(view))
@@ -174,7 +179,7 @@ class Content:
 def partition_file(read: Callable[[int, memoryview], None], partition: card.Partition) -> BinaryIO:
     """Return a temporary file with the bytes of a partition; zeros in it take no room.
 
-    ``read(offset, view)`` fills ``view`` with the card's bytes from ``offset`` on.
+    :param read: ``read(offset, view)`` fills ``view`` with the card's bytes from ``offset`` on.
     """
     file = _temporary()
     data = memoryview(bytearray(1 << 20))

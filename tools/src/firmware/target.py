@@ -34,7 +34,10 @@ class Buffer:
 
 
 class Target:
-    """An open card. Every call raises ``OSError`` when the card does not do what it is told."""
+    """An open card.
+
+    :raises OSError: by every method, when the card does not do what it is told.
+    """
 
     def __init__(self, path: Path, fd: int, size: int, *, is_device: bool, direct: bool) -> None:
         self.path = path
@@ -48,7 +51,7 @@ class Target:
     def device(cls, path: Path) -> Target:
         """Open a whole disk for this program alone.
 
-        Raises ``OSError``: EBUSY when anything has it mounted or built on, wherever that is.
+        :raises OSError: EBUSY when anything has it mounted or built on, wherever that is.
         """
         # O_EXCL on a block device: fail when it or a partition is claimed, and claim it.
         flags = os.O_RDWR | os.O_EXCL | os.O_CLOEXEC

@@ -15,9 +15,8 @@ def tied(command: Sequence[str], nice: int = 0) -> list[str]:
     process identifier is that of ``command`` itself. The "parent" is the *thread* that starts the
     program: start it from one that lives as long as the program should.
 
-    ``nice`` is added to the program's niceness, which anybody may raise (nice(2)).
-
-    Raises ``FileNotFoundError`` when setpriv is not installed.
+    :param nice: is added to the program's niceness, which anybody may raise (nice(2)).
+    :raises FileNotFoundError: when setpriv is not installed.
     """
     setpriv = shutil.which("setpriv")
     if setpriv is None:

@@ -24,26 +24,30 @@ class FragmentError(Exception):
 
 @dataclass(frozen=True)
 class Wanted:
-    """One line of a fragment."""
+    """One line of a fragment.
+
+    :ivar value: as in ``.config``; ``n`` for "is not set".
+    :ivar origin: ``FILE:LINE``
+    :ivar change: ``+`` or ``-`` where the words of the value are put behind those of the lines
+        before it, or taken out of them: Buildroot's lists are words in one text.
+    """
 
     name: str
     value: str
-    """As in ``.config``; ``n`` for "is not set"."""
     origin: str
-    """``FILE:LINE``"""
     change: str = ""
-    """``+`` or ``-`` where the words of the value are put behind those of the lines before it, or
-    taken out of them: Buildroot's lists are words in one text."""
 
 
 @dataclass(frozen=True)
 class Kconfig:
-    """What Kconfig files say of options that lines for other ones turn off."""
+    """Which options are turned off by lines for other options, by Kconfig's files.
+
+    :ivar choices: by option, the number of the choice that it is a member of; one member is on.
+    :ivar needs: by option, the one that it depends on, if the file says so in a line of its own.
+    """
 
     choices: Mapping[str, int]
-    """The number of the choice of which an option is a member: of its members one is on."""
     needs: Mapping[str, str]
-    """An option that another one depends on, where its file says it in a line of its own."""
 
 
 NO_KCONFIG = Kconfig({}, {})
@@ -52,7 +56,7 @@ NO_KCONFIG = Kconfig({}, {})
 def parse(text: str, file: str) -> list[Wanted]:
     """Return the lines of a configuration, in order.
 
-    Raises ``FragmentError`` for a line that is neither an option nor a comment nor empty.
+    :raises FragmentError: for a line that is neither an option nor a comment nor empty.
     """
     found = []
     for number, line in enumerate(text.splitlines(), start=1):

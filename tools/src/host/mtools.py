@@ -27,24 +27,28 @@ class ToolTimeoutError(HostError):
 
 
 class Bounds(NamedTuple):
-    """What a program may use, for file systems that nobody vouches for (prlimit)."""
+    """What a program may use, for file systems that nobody vouches for (prlimit).
+
+    :ivar memory: bytes of address space.
+    :ivar cpu: seconds of processor time.
+    :ivar written: most bytes of a file that it may write, also of its standard output.
+    """
 
     memory: int
-    """Bytes of address space."""
     cpu: float
-    """Seconds of processor time."""
     written: int | None = None
-    """Most bytes of a file that it may write, also of its standard output."""
 
 
 class Result(NamedTuple):
-    """How a program ended."""
+    """How a program ended.
+
+    :ivar status: its exit status; the negative number of a signal that ended it.
+    :ivar said: what it wrote to standard error.
+    """
 
     status: int
-    """Its exit status; the negative number of a signal that ended it."""
     output: bytes
     said: str
-    """What it wrote to standard error."""
 
     @property
     def failed(self) -> bool:

@@ -65,11 +65,11 @@ class Runner:
         It is ended, with all that it started, when this raises, and when this process dies,
         however it dies.
 
-        :param log: Its output is appended to this file.
-        :param what: What the program does, for the error's text.
-        :param env: What is added to the environment.
-        :param inherited: The environment that is added to.
-        :param on_line: Called with every line of output.
+        :param log: its output is appended to this file.
+        :param what: what the program does, for the error's text.
+        :param env: what is added to the environment.
+        :param inherited: the environment that is added to.
+        :param on_line: called with every line of output.
         :raises HostError: when it fails; the text has the end of the log.
         :raises CancelledError: after :meth:`cancel`.
         """
