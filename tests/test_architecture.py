@@ -41,7 +41,7 @@ JUDGES_OF_VALUES = {"thicket.radio.countries", "thicket.radio.country_names"}
 #: Packages beside the node's, and the others of ours that each may import.
 DESKS = {
     "thicket": set(),
-    "authority": {"thicket", "meshlab"},  # enrols the simulator's chips from their files
+    "authority": {"thicket"},
     "firmware": {"thicket", "host"},
     "host": set(),
     "meshlab": {"thicket", "authority", "firmware", "host"},

@@ -20,8 +20,8 @@ import network_namespace
 import pytest
 
 from authority.authority import Authority
-from authority.virtual import open_chip
 from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.driver import open_chip
 from thicket.base.paths import Paths
 from thicket.control.client import ClientError, request
 

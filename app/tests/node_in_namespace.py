@@ -105,7 +105,7 @@ class WireParts(Parts):
         return Identity("chip", self._identity, serial=serial, chip={"model": "ATECC608A"})
 
     def open_chip(self, identity: Any) -> Any:
-        from authority.virtual import open_chip
+        from meshlab.chip.driver import open_chip
         from thicket.identity.aio import AsyncAtecc
 
         return AsyncAtecc(open_chip(self._chip))

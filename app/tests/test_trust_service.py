@@ -14,8 +14,8 @@ import pytest
 from daemons import PREFIX, Fleet, NamespaceNode, Secured
 
 from authority.authority import Authority
-from authority.virtual import open_chip
 from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.driver import open_chip
 from meshlab.chip.state import serial_for
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems

@@ -17,12 +17,13 @@ from fleet_for_tests import CLOCK, PREFIX
 
 from authority import nerveskey, provisioning
 from authority.authority import Authority
-from authority.cli import main as ca_main
+from authority.cli import main as desk_main
 from authority.errors import AuthorityError
 from authority.issuer import years_from
 from authority.keys import decrypt_key, encrypt_key
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
+from meshlab.cli.ca import main as ca_main
 from thicket.identity.aio import AsyncAtecc
 from thicket.identity.chip.atecc import Atecc
 from thicket.trust import openssl, verify
@@ -324,7 +325,7 @@ def test_the_command(
     assert capsys.readouterr().out.count("BEGIN CERTIFICATE") == 2
     assert ca_main(["signer"]) == 0
     # the virtual chips keep it: what a node reads from its chip at boot
-    from authority.virtual import open_chip
+    from meshlab.chip.driver import open_chip
 
     assert enrolled_chain(open_chip(chips[2]), authority(tmp_path / "fleet").fleet)
 
@@ -397,6 +398,13 @@ def test_the_command_says_what_is_wrong(
     monkeypatch.delenv("THICKET_CA_PASSPHRASE", raising=False)
     assert ca_main([*words]) == status
     assert text in capsys.readouterr().err
+
+
+def test_without_the_simulator_there_are_no_virtual_chips(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert desk_main(["enroll", "--virtual", "chip.json"]) == 1
+    assert "virtual chips need the simulator" in capsys.readouterr().err
 
 
 def test_what_a_node_imports_is_small() -> None:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authority.virtual import open_chip
+from meshlab.chip.driver import open_chip
 from meshlab.chip.state import serial_for
 from meshlab.lab import air, requests, summary, topology
 from meshlab.lab.errors import LabError, NotFormedError

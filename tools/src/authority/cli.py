@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from ipaddress import IPv6Network
 from pathlib import Path
@@ -84,14 +84,20 @@ asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
 
 DEFAULT_PREFIX: Final = IPv6Network("fd12:3456:789a:1::/64")
 
+OpenChip = Callable[[Path], Atecc]
+
 Where = Callable[[str | None], Channel]
 """Reaches a node; it is given the name of the chip's bus there, or None."""
 
 
-def main(words: list[str]) -> int:
-    """Run ``thicket ca`` with these arguments; the exit status (as of ``thicket``)."""
+def main(words: list[str], *, open_chip: OpenChip | None = None) -> int:
+    """Run ``thicket ca``; return the exit status (as of ``thicket``).
+
+    :param words: its arguments.
+    :param open_chip: opens the file of a virtual chip, where there is a simulator.
+    """
     try:
-        return _run(list(words))
+        return _run(list(words), open_chip)
     except UsageError as error:
         sys.stderr.write(f"thicket ca: {error}\nTry `thicket ca help`.\n")
         return USAGE
@@ -173,7 +179,7 @@ def _network(text: str) -> IPv6Network:
     return network
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], open_chip: OpenChip | None) -> int:
     parser = _Parser()
     parser.add_argument("--folder", type=_path, default=_folder())
     args, words = parser.parse_known_args(words)
@@ -184,9 +190,11 @@ def _run(words: list[str]) -> int:
         _Parser("help takes no arguments").parse_args(rest)
         sys.stdout.write(HELP)
         return OK
-    if command not in _COMMANDS:
+    commands = {**_COMMANDS}
+    commands["enroll"] = partial(_enroll, open_chip=open_chip)
+    if command not in commands:
         raise UsageError(f"unknown command {command!r}")
-    return _COMMANDS[command](Authority(args.folder, _passphrase), rest)
+    return commands[command](Authority(args.folder, _passphrase), rest)
 
 
 def _init(authority: Authority, rest: list[str]) -> int:
@@ -219,7 +227,7 @@ def _root(authority: Authority, rest: list[str]) -> int:
     return OK
 
 
-def _enroll(authority: Authority, rest: list[str]) -> int:
+def _enroll(authority: Authority, rest: list[str], *, open_chip: OpenChip | None) -> int:
     parser = _Parser("enroll needs --virtual FILE..., --bus N or --software")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--virtual", nargs="+", type=_path)
@@ -243,7 +251,9 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
     if args.virtual is not None:
         if where is not None:
             raise UsageError("--virtual is for files on this machine")
-        return _enroll_virtual(authority, args.virtual, replace=args.replace)
+        if open_chip is None:
+            raise AuthorityError("virtual chips need the simulator: bin/thicket of a checkout")
+        return _enroll_virtual(authority, map(open_chip, args.virtual), replace=args.replace)
     if where is None:
         return _enroll_by_hand(authority, args.software, replace=args.replace)
     if args.software:
@@ -251,14 +261,10 @@ def _enroll(authority: Authority, rest: list[str]) -> int:
     return _enroll_software(authority, where, replace=args.replace)
 
 
-def _enroll_virtual(authority: Authority, files: list[Path], *, replace: bool) -> int:
-    from authority.virtual import open_chip
-
-    for file in files:
-        serial = authority.enroll_chip(
-            open_chip(file), write=True, show=lambda _: None, replace=replace
-        )
-        print(f"Device {serial} enrolled ({file}).")
+def _enroll_virtual(authority: Authority, chips: Iterable[Atecc], *, replace: bool) -> int:
+    for chip in chips:
+        serial = authority.enroll_chip(chip, write=True, show=lambda _: None, replace=replace)
+        print(f"Device {serial} enrolled ({chip.bus.name}).")
     return OK
 
 
@@ -530,7 +536,6 @@ def _list(authority: Authority, rest: list[str]) -> int:
 
 _COMMANDS: Final[dict[str, Callable[[Authority, list[str]], int]]] = {
     "config": _config,
-    "enroll": _enroll,
     "init": _init,
     "list": _list,
     "node": _node,

@@ -14,8 +14,8 @@ from pathlib import Path
 from authority.authority import Authority
 from authority.errors import AuthorityError
 from authority.provisioning import ProvisioningError
-from authority.virtual import open_chip
 from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.driver import open_chip
 from meshlab.chip.state import ChipStateError
 from meshlab.lab.errors import LabError
 from thicket.identity.chip.errors import ChipError
