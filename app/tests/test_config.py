@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firmware import document
 from thicket.base.fields import MASK, ConfigError
 from thicket.base.files import MAX_FILE_BYTES, write_atomically
 from thicket.base.paths import Paths
 from thicket.base.toml import toml_value
-from thicket.config import document
 from thicket.config import parse as parsing
 from thicket.config.load import load, remember
 from thicket.config.parse import parse_toml
 from thicket.config.schema import APPLICATION, SECTIONS, Settings, check
+from thicket.config.template import template
 
 TREE = Path(__file__).parents[2]
 
@@ -546,10 +547,10 @@ class TestMadeTexts:
         if not path.parent.parent.joinpath("app").is_dir() and path.suffix == ".md":
             pytest.skip("the tree's documents are not beside the package")
         made = document.outputs(TREE)[path]
-        assert path.read_text(encoding="utf-8") == made, "run python -m thicket.config.document ."
+        assert path.read_text(encoding="utf-8") == made, "run python -m firmware.document ."
 
     def test_the_template_is_the_defaults_with_and_without_its_remarks(self) -> None:
-        text = document.template()
+        text = template()
         assert parse(text) == Settings()
         lines = [line[1:] if line[:1] == "#" and line[1:2].islower() else line for line in
                  text.splitlines()]  # fmt: skip

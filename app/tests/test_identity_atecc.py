@@ -20,11 +20,12 @@ from emulated_bus import EmulatedBus, NoisyBus, Time, emulated
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authority.chip import ZONE_OTP, DeskChip, DeskSession, differences
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import Nak
 from meshlab.chip.state import serial_for
 from thicket.identity.bus import Bus
-from thicket.identity.chip.atecc import Atecc, ChipInfo
+from thicket.identity.chip.atecc import ChipInfo
 from thicket.identity.chip.errors import (
     ChipAbsentError,
     ChipBusError,
@@ -40,13 +41,10 @@ from thicket.identity.chip.errors import (
 from thicket.identity.chip.memory import (
     ZONE_CONFIG,
     ZONE_DATA,
-    ZONE_OTP,
     data_address,
-    differences,
     model_of,
 )
 from thicket.identity.chip.packet import crc16, crc_number, pack_command, unpack_reply
-from thicket.identity.chip.session import Session
 
 # -- wire format
 
@@ -141,7 +139,7 @@ def test_data_addresses() -> None:
 # -- conversations
 
 
-def provisioned() -> tuple[Atecc, Atecc608, EmulatedBus, Time]:
+def provisioned() -> tuple[DeskChip, Atecc608, EmulatedBus, Time]:
     """Return a chip with the configuration of its factory locked and nothing else done."""
     driver, chip, bus, clock = emulated()
     driver.lock_config(int.from_bytes(crc16(driver.read_config()), "little"))
@@ -202,7 +200,7 @@ def test_nonce_is_what_the_data_sheet_says() -> None:
     driver, chip, _, _ = provisioned()
     number = bytes(range(20))
 
-    def conversation(session: Session) -> bytes:
+    def conversation(session: DeskSession) -> bytes:
         random = session.nonce(number)
         assert chip.temp_key == sha256(random + number + b"\x16\x00\x00").digest()
         return random
@@ -358,7 +356,7 @@ class ScriptedBus(Bus):
 )
 def test_other_things_at_the_address(answer: str, error: type[ChipError], words: str) -> None:
     clock = Time()
-    driver = Atecc(ScriptedBus(bytes.fromhex(answer)), clock=clock, sleep=clock.sleep)
+    driver = DeskChip(ScriptedBus(bytes.fromhex(answer)), clock=clock, sleep=clock.sleep)
     clock.sleep(0)
     with pytest.raises(error, match=words):
         driver.info()
@@ -395,7 +393,7 @@ def test_noise_never_gives_a_wrong_result(seed: int) -> None:
     quiet.lock_data(int.from_bytes(crc16(chip.data_zone_contents(chip.memory)), "little"))
     config = quiet.read_config()
     bus = NoisyBus(chip, clock, seed, rate=(0.02, 0.05, 0.1)[seed % 3])
-    driver = Atecc(bus, clock=clock, sleep=clock.sleep)
+    driver = DeskChip(bus, clock=clock, sleep=clock.sleep)
     done = 0
     for number in range(60):
         digest = sha256(bytes((seed, number))).digest()
@@ -558,7 +556,7 @@ def test_self_test() -> None:
     clock = Time()
     old = Atecc608(serial_for(1, 1), model="ATECC508A", clock=clock)
     with pytest.raises(ChipParseError, match="508A"):
-        Atecc(EmulatedBus(old, clock), clock=clock, sleep=clock.sleep).self_test()
+        DeskChip(EmulatedBus(old, clock), clock=clock, sleep=clock.sleep).self_test()
 
 
 def test_update_extra() -> None:
@@ -578,7 +576,7 @@ def test_keys_in_slots() -> None:
     assert driver.key_valid(0)
     digest = sha256(b"stored").digest()
 
-    def conversation(session: Session) -> bytes:
+    def conversation(session: DeskSession) -> bytes:
         session.load_digest(digest)
         return session.sign(0, buffer=True)
 
@@ -596,7 +594,7 @@ def test_idle_keeps_what_the_chip_remembers() -> None:
     driver.run(lambda session: session.load(bytes(32)))
     assert chip.temp_key is None  # asleep
 
-    def conversation(session: Session) -> bytes:
+    def conversation(session: DeskSession) -> bytes:
         session.load(bytes(range(32)))
         session.renew()
         return bus.read(0x60, 1)
@@ -617,7 +615,7 @@ def test_signing_late_in_a_conversation_is_renewed_not_risked() -> None:
     public = driver.generate_key(0)
     digest = sha256(b"late").digest()
 
-    def slow(session: Session, renew: bool) -> bytes:
+    def slow(session: DeskSession, renew: bool) -> bytes:
         session.load(digest)
         clock.now += 0.65
         if renew:
@@ -638,7 +636,7 @@ def test_a_digest_that_somebody_else_erased_is_loaded_again() -> None:
     digest = sha256(b"shared bus").digest()
     disturbances = 1
 
-    def conversation(session: Session) -> bytes:
+    def conversation(session: DeskSession) -> bytes:
         nonlocal disturbances
         session.load(digest)
         if disturbances:
@@ -703,7 +701,7 @@ def test_ten_thousand_transactions_with_every_fault() -> None:
     other = quiet.run(lambda session: session.random())
 
     bus = SharedBus(chip, clock, 608, 0.04)
-    driver = Atecc(bus, clock=clock, sleep=clock.sleep)
+    driver = DeskChip(bus, clock=clock, sleep=clock.sleep)
     done: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     number = 0
@@ -777,7 +775,7 @@ def test_ten_thousand_transactions_with_every_fault() -> None:
 def test_locking_on_a_bad_bus(seed: int) -> None:
     """What is reported as locked is locked, and only with the contents that were meant."""
     quiet, chip, _, clock = emulated(seed)
-    driver = Atecc(SharedBus(chip, clock, seed, 0.1), clock=clock, sleep=clock.sleep)
+    driver = DeskChip(SharedBus(chip, clock, seed, 0.1), clock=clock, sleep=clock.sleep)
     config = quiet.read_config()
     locked = False
     with suppress(ChipError):
@@ -801,7 +799,7 @@ def test_another_address_on_a_bad_bus(seed: int) -> None:
     quiet, chip, _, clock = emulated(seed)
     wanted = bytearray(quiet.read_config())
     wanted[16] = 0xB0
-    driver = Atecc(SharedBus(chip, clock, seed, 0.15), clock=clock, sleep=clock.sleep)
+    driver = DeskChip(SharedBus(chip, clock, seed, 0.15), clock=clock, sleep=clock.sleep)
     with suppress(ChipError):
         driver.write_config(bytes(wanted))
         quiet.address = 0x58

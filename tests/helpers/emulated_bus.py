@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import random
 
+from authority.chip import DeskChip
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import Nak, Stuck
 from meshlab.chip.state import serial_for
 from thicket.identity.bus import Bus, BusFaultError, BusLockedError, NotAcknowledgedError
-from thicket.identity.chip.atecc import Atecc
 
 
 class Time:
@@ -139,9 +139,9 @@ class NoisyBus(EmulatedBus):
         return super().read(address, length)
 
 
-def emulated(index: int = 1) -> tuple[Atecc, Atecc608, EmulatedBus, Time]:
+def emulated(index: int = 1) -> tuple[DeskChip, Atecc608, EmulatedBus, Time]:
     """Return a driver, its chip, the bus between them and their clock."""
     clock = Time()
     chip = Atecc608(serial_for(1, index), clock=clock)
     bus = EmulatedBus(chip, clock)
-    return Atecc(bus, clock=clock, sleep=clock.sleep), chip, bus, clock
+    return DeskChip(bus, clock=clock, sleep=clock.sleep), chip, bus, clock

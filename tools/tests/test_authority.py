@@ -17,6 +17,7 @@ from fleet_for_tests import CLOCK, PREFIX
 
 from authority import nerveskey, provisioning
 from authority.authority import Authority
+from authority.chip import DeskChip
 from authority.cli import main as desk_main
 from authority.errors import AuthorityError
 from authority.issuer import years_from
@@ -25,7 +26,6 @@ from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from meshlab.cli.ca import main as ca_main
 from thicket.identity.aio import AsyncAtecc
-from thicket.identity.chip.atecc import Atecc
 from thicket.trust import openssl, verify
 from thicket.trust.certificates import Certificate, CertificateError, pem
 from thicket.trust.credentials import (
@@ -284,7 +284,7 @@ def test_trust_and_go_parts_have_no_room(ca: Authority) -> None:
     chip._state.config[16] = 0x35 << 1
     chip._state.config[86:89] = b"\0\0\xfe"
     chip.power_cycle()
-    driver = Atecc(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep)
+    driver = DeskChip(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep)
     with pytest.raises(AuthorityError, match="Trust&GO"):
         ca.enroll_chip(driver, write=True, auxiliary=True, show=quiet)
 

@@ -24,12 +24,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authority.authority import Authority
+from authority.chip import DeskChip
 from authority.console import Console
 from authority.remote_bus import RemoteBus
 from meshlab.chip.state import ChipState, serial_for
 from thicket.identity import console_frames
 from thicket.identity.bus import BusFaultError
-from thicket.identity.chip.atecc import Atecc
 from thicket.identity.console_frames import ANSWER, END, QUESTION, Frame, unpack
 from thicket.trust.credentials import enrolled_chain
 
@@ -139,7 +139,7 @@ def enroll(machine: Machine, folder: Path) -> None:
     ca = Authority(folder / "fleet", lambda _: "")
     ca.init("far", PREFIX, lab=True)
     console = Console(machine.path, bus="/dev/i2c-9", agent=machine.agent)
-    chip = Atecc(RemoteBus(console), patience=60.0)
+    chip = DeskChip(RemoteBus(console), patience=60.0)
     try:
         assert ca.enroll_chip(chip, write=True, show=lambda _: None) == serial_for(1, 1).hex()
         assert enrolled_chain(chip, ca.fleet)
@@ -225,7 +225,7 @@ def test_a_noisy_line_does_no_harm(one_machine: Machine, tmp_path: Path) -> None
     there, back = one_machine.to_node, one_machine.from_node
     ca = Authority(tmp_path / "fleet", lambda _: "")
     ca.init("far", PREFIX, lab=True)
-    chip = Atecc(RemoteBus(console), patience=120.0)
+    chip = DeskChip(RemoteBus(console), patience=120.0)
     try:
         ca.enroll_chip(chip, write=True, show=lambda _: None)
     finally:

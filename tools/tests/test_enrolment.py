@@ -26,6 +26,7 @@ from fleet_for_tests import CLOCK, PREFIX
 
 from authority import nerveskey, provisioning, remote_node
 from authority.authority import Authority
+from authority.chip import DeskChip
 from authority.cli import main as ca_main
 from authority.errors import AuthorityError
 from authority.issuer import years_from
@@ -34,7 +35,6 @@ from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from thicket.cli.main import main
 from thicket.identity.aio import AsyncAtecc
-from thicket.identity.chip.atecc import Atecc
 from thicket.trust import openssl
 from thicket.trust.certificates import Certificate, CertificateError, from_pem, pem
 from thicket.trust.credentials import (
@@ -288,11 +288,11 @@ def test_publishing(
 # -- chips that cannot be written
 
 
-def trust_and_go(index: int) -> tuple[Atecc, Atecc608]:
+def trust_and_go(index: int) -> tuple[DeskChip, Atecc608]:
     """A chip that is locked, with a key in slot 0 and nothing of ours, at its other address."""
     clock = Time()
     chip = Atecc608(serial_for(1, index), clock=clock)
-    driver = Atecc(EmulatedBus(chip, clock), clock=clock, sleep=clock.sleep)
+    driver = DeskChip(EmulatedBus(chip, clock), clock=clock, sleep=clock.sleep)
     validity = years_from(CLOCK.now or CLOCK.floor, 31)
     stock = provisioning.NervesKeyIssuer(
         openssl.generate_key(), validity, manufacturer_serial="0815", device_validity=validity
@@ -300,7 +300,7 @@ def trust_and_go(index: int) -> tuple[Atecc, Atecc608]:
     provisioning.Provisioning(driver, nerveskey.Otp("b", "0815"), stock, show=lambda _: None).run()
     chip._state.config[16] = 0x35 << 1
     chip.power_cycle()
-    return Atecc(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep), chip
+    return DeskChip(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep), chip
 
 
 def test_a_locked_chip_with_its_certificate_in_a_file(ca: Authority, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_locked_chip_with_its_certificate_in_a_file(ca: Authority, tmp_path: P
 def test_only_locked_chips_leave_their_certificate_outside(ca: Authority) -> None:
     clock = Time()
     chip = Atecc608(serial_for(1, 8), clock=clock)
-    driver = Atecc(EmulatedBus(chip, clock), clock=clock, sleep=clock.sleep)
+    driver = DeskChip(EmulatedBus(chip, clock), clock=clock, sleep=clock.sleep)
     with pytest.raises(AuthorityError, match="without --certificate-on-device"):
         ca.enroll_chip(driver, write=True, show=lambda _: None, keep=print)
 

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authority import nerveskey
+from authority.chip import DeskChip
 from authority.nerveskey import Otp, default_otp
 from authority.provisioning import NervesKeyIssuer, Provisioning, ProvisioningError
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
-from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.errors import ChipError, ChipMismatchError, ChipRefusedError
 from thicket.identity.chip.packet import crc_number
 from thicket.trust import openssl
@@ -36,10 +36,10 @@ def issuer(name: str = OTP.serial, key: bytes = KEY) -> NervesKeyIssuer:
     return NervesKeyIssuer(key, VALIDITY, manufacturer_serial=name, device_validity=VALIDITY)
 
 
-def provisioned(model: str = "ATECC608A") -> tuple[Atecc, Atecc608, CertificateSet]:
+def provisioned(model: str = "ATECC608A") -> tuple[DeskChip, Atecc608, CertificateSet]:
     clock = Time()
     chip = Atecc608(serial_for(1, 1), clock=clock, model=model)
-    driver = Atecc(EmulatedBus(chip, clock), clock=clock, sleep=clock.sleep)
+    driver = DeskChip(EmulatedBus(chip, clock), clock=clock, sleep=clock.sleep)
     return driver, chip, Provisioning(driver, OTP, issuer(), show=lambda _: None).run()
 
 
@@ -172,7 +172,7 @@ def test_an_interrupted_provisioning_goes_on(transactions: int) -> None:
 @pytest.mark.parametrize("seed", range(25))
 def test_provisioning_over_a_bad_bus(seed: int) -> None:
     quiet, chip, _, clock = emulated(seed)
-    driver = Atecc(NoisyBus(chip, clock, seed, 0.05), clock=clock, sleep=clock.sleep)
+    driver = DeskChip(NoisyBus(chip, clock, seed, 0.05), clock=clock, sleep=clock.sleep)
     for _ in range(10):
         with suppress(ChipError, ProvisioningError):
             Provisioning(driver, OTP, issuer(), show=lambda _: None).run()
@@ -183,7 +183,7 @@ def test_provisioning_over_a_bad_bus(seed: int) -> None:
     theirs.verify_directly_issued_by(root)
 
 
-def surprise(change: Callable[[Atecc608], None]) -> tuple[Atecc, Atecc608]:
+def surprise(change: Callable[[Atecc608], None]) -> tuple[DeskChip, Atecc608]:
     driver, chip, _, _ = emulated()
     change(chip)
     return driver, chip
@@ -342,7 +342,7 @@ _CHIP = provisioned()
 # -- chips of others
 
 
-def trust_and_go() -> tuple[Atecc, Atecc608]:
+def trust_and_go() -> tuple[DeskChip, Atecc608]:
     """A virtual chip with what was read from a Trust&GO kit; its key cannot be had."""
     clock = Time()
     chip = Atecc608(upstream.TNG_SERIAL, clock=clock, model="ATECC608B")
@@ -356,7 +356,7 @@ def trust_and_go() -> tuple[Atecc, Atecc608]:
     state.slots[11][:] = upstream.TNG_SIGNER_KEY
     state.slots[12][:] = upstream.TNG_SIGNER
     chip.power_cycle()
-    driver = Atecc(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep)
+    driver = DeskChip(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep)
     driver.public_key = lambda slot: upstream.TNG_KEY  # type: ignore[method-assign]
     return driver, chip
 

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authority.authority import Authority
+from authority.chip import DeskChip
 from authority.remote_bus import Pipe, RemoteBus
 from meshlab.chip.state import ChipState, serial_for
 from thicket.identity.bus import Bus, BusFaultError, BusLockedError
-from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.errors import ChipAbsentError, ChipBusError, ChipBusLockedError
 from thicket.identity.remote import BusServer, serve
 from thicket.trust.credentials import enrolled_chain
@@ -65,7 +65,7 @@ def bus(pipe: Pipe) -> Iterator[RemoteBus]:
 def test_a_chip_is_enrolled_from_afar(bus: RemoteBus, tmp_path: Path) -> None:
     ca = Authority(tmp_path / "fleet", lambda _: "")
     ca.init("far", PREFIX, lab=True)
-    chip = Atecc(bus)
+    chip = DeskChip(bus)
     assert bus.name.endswith("/dev/i2c-9")
     assert ca.enroll_chip(chip, write=True, show=lambda _: None) == serial_for(1, 1).hex()
     assert enrolled_chain(chip, ca.fleet)
@@ -76,16 +76,16 @@ def test_a_chip_is_enrolled_from_afar(bus: RemoteBus, tmp_path: Path) -> None:
 
 def test_errors_come_through(bus: RemoteBus, pipe: Pipe, tmp_path: Path) -> None:
     with pytest.raises(ChipAbsentError, match="0x35"):
-        Atecc(bus, 0x35).info()
+        DeskChip(bus, 0x35).info()
     (tmp_path / "chip.json.busy").touch()
     with pytest.raises(ChipBusLockedError, match="another program"):
-        Atecc(bus, patience=0.1).info()
+        DeskChip(bus, patience=0.1).info()
     (tmp_path / "chip.json.busy").unlink()
-    Atecc(bus).info()
+    DeskChip(bus).info()
     pipe._process.kill()
     pipe._process.wait()
     with pytest.raises(ChipBusError, match=r"gone|ended"):
-        Atecc(bus, patience=0.1).info()
+        DeskChip(bus, patience=0.1).info()
 
 
 def test_the_bus_is_let_go_with_the_connection(bus: RemoteBus, tmp_path: Path) -> None:

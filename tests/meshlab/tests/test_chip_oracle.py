@@ -24,13 +24,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import load_der_x509_certificate
 
+from authority.chip import DeskChip
 from authority.nerveskey import Otp, read
 from authority.provisioning import NervesKeyIssuer, Provisioning, slot_contents
 from meshlab.chip.atecc608 import Atecc608, crc16
 from meshlab.chip.bus import Nak
 from meshlab.chip.state import serial_for
 from thicket.identity.bus import Bus, NotAcknowledgedError
-from thicket.identity.chip.atecc import Atecc
 from thicket.trust import openssl
 
 cal: Any = pytest.importorskip("cryptoauthlib", reason="no wheel of cryptoauthlib for this Python")
@@ -400,7 +400,7 @@ def test_the_library_provisions_a_nerves_key(client: Client) -> None:
 
     client.chip._clock = lambda: clock[0]
     client.chip.power_cycle()
-    driver = Atecc(Wire(), clock=lambda: clock[0], sleep=sleep)
+    driver = DeskChip(Wire(), clock=lambda: clock[0], sleep=sleep)
     found = read(driver)
     assert found.primary == certificates
     assert found.otp == Otp("NervesKey", "12345678", bytes(32))

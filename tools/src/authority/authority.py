@@ -39,8 +39,8 @@ from thicket.trust.compressed import NO_END
 from thicket.trust.fleet import Fleet
 
 if TYPE_CHECKING:
+    from authority.chip import DeskChip
     from authority.nerveskey import Otp
-    from thicket.identity.chip.atecc import Atecc
 
 
 class Authority:
@@ -175,7 +175,7 @@ class Authority:
 
     def enroll_chip(
         self,
-        chip: Atecc,
+        chip: DeskChip,
         *,
         write: bool,
         show: Callable[[str], None] = print,

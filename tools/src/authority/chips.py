@@ -9,12 +9,12 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from authority import nerveskey
+from authority.chip import DeskChip
 from authority.errors import AuthorityError
 from authority.issuer import FleetIssuer
 from authority.nerveskey import Otp
 from authority.provisioning import Provisioning
 from thicket.identity.address import identity_of_serial
-from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.errors import ChipRefusedError
 from thicket.identity.chip.memory import CONFIG_LOCK, DATA_LOCK, SLOT_LOCKS, serial_in
 from thicket.trust import certificates as x509
@@ -31,14 +31,14 @@ class FoundChip(NamedTuple):
     :ivar key: the public key in slot 0, if the chip is locked and that key signs what it is given.
     """
 
-    chip: Atecc
+    chip: DeskChip
     config: bytes
     serial: bytes
     identity: bytes
     key: bytes | None
 
     @classmethod
-    def look(cls, chip: Atecc) -> FoundChip:
+    def look(cls, chip: DeskChip) -> FoundChip:
         """Read what decides about the chip.
 
         :raises AuthorityError: when its serial number is none of its maker's.
@@ -133,7 +133,7 @@ def provision(
         plan.run()
 
 
-def _signs(chip: Atecc) -> bool:
+def _signs(chip: DeskChip) -> bool:
     """Tell whether slot 0 has a key that signs what it is given."""
     digest = os.urandom(32)
     try:
@@ -142,7 +142,7 @@ def _signs(chip: Atecc) -> bool:
         return False
 
 
-def _is_ours(chip: Atecc, fleet: Fleet) -> bool:
+def _is_ours(chip: DeskChip, fleet: Fleet) -> bool:
     """Tell whether the primary slots hold an enrolment in ``fleet``."""
     try:
         found = read_set(chip, PRIMARY)

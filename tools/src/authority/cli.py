@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 
 from authority import remote_node
 from authority.authority import Authority
+from authority.chip import DeskChip
 from authority.errors import AuthorityError
 from authority.nerveskey import Otp, default_otp
 from authority.provisioning import ProvisioningError
@@ -24,7 +25,7 @@ from authority.remote_node import RemoteNode
 from authority.token import TokenError
 from thicket.cli.common import BAD, OK, USAGE, UsageError
 from thicket.identity.bus import Bus, BusError, LinuxBus
-from thicket.identity.chip.atecc import ADDRESSES, Atecc
+from thicket.identity.chip.atecc import ADDRESSES
 from thicket.identity.chip.errors import ChipAbsentError, ChipError, ChipProtocolError
 from thicket.trust.certificates import pem
 from thicket.trust.fleet import device_name
@@ -84,7 +85,7 @@ asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
 
 DEFAULT_PREFIX: Final = IPv6Network("fd12:3456:789a:1::/64")
 
-OpenChip = Callable[[Path], Atecc]
+OpenChip = Callable[[Path], DeskChip]
 
 Where = Callable[[str | None], Channel]
 """Reaches a node; it is given the name of the chip's bus there, or None."""
@@ -261,7 +262,7 @@ def _enroll(authority: Authority, rest: list[str], *, open_chip: OpenChip | None
     return _enroll_software(authority, where, replace=args.replace)
 
 
-def _enroll_virtual(authority: Authority, chips: Iterable[Atecc], *, replace: bool) -> int:
+def _enroll_virtual(authority: Authority, chips: Iterable[DeskChip], *, replace: bool) -> int:
     for chip in chips:
         serial = authority.enroll_chip(chip, write=True, show=lambda _: None, replace=replace)
         print(f"Device {serial} enrolled ({chip.bus.name}).")
@@ -274,7 +275,7 @@ def _enroll_chip(authority: Authority, args: argparse.Namespace, where: Where | 
     authority.issuer()
     channel = where(path) if where is not None else None
     used = RemoteBus(channel) if channel is not None else LinuxBus(path)
-    chip = Atecc(used, args.address) if args.address is not None else _chip_on(used)
+    chip = DeskChip(used, args.address) if args.address is not None else _chip_on(used)
     try:
         otp = None
         if args.serial is not None or args.board is not None:
@@ -299,16 +300,16 @@ def _enroll_chip(authority: Authority, args: argparse.Namespace, where: Where | 
     return OK
 
 
-def _chip_on(bus: Bus) -> Atecc:
+def _chip_on(bus: Bus) -> DeskChip:
     """Return the chip at the first usual address that has one; without any, at the first one."""
     for address in ADDRESSES:
-        chip = Atecc(bus, address)
+        chip = DeskChip(bus, address)
         try:
             chip.serial_number()
         except (ChipAbsentError, ChipProtocolError):  # nothing there, or something else
             continue
         return chip
-    return Atecc(bus)
+    return DeskChip(bus)
 
 
 def _where(args: argparse.Namespace) -> Where | None:

@@ -13,8 +13,8 @@ from base64 import b32encode
 from typing import Any, Final, NamedTuple
 
 from authority import templates
+from authority.chip import DeskChip, differences
 from thicket.distribution import etf
-from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.errors import ChipMismatchError
 from thicket.identity.chip.memory import (
     CONFIG_LOCK,
@@ -22,7 +22,6 @@ from thicket.identity.chip.memory import (
     SLOT_SIZES,
     ZONE_DATA,
     data_address,
-    differences,
     model_of,
     serial_in,
 )
@@ -173,7 +172,7 @@ class Contents(NamedTuple):
         ]
 
 
-def read(chip: Atecc) -> Contents:
+def read(chip: DeskChip) -> Contents:
     """Read what a provisioned chip holds.
 
     :raises ChipError: when the chip fails.
@@ -206,7 +205,7 @@ def read(chip: Atecc) -> Contents:
     )
 
 
-def _primary(chip: Atecc, kind: str) -> CertificateSet | None:
+def _primary(chip: DeskChip, kind: str) -> CertificateSet | None:
     found = read_set(chip, PRIMARY)
     if found is None or kind != TRUST_AND_GO:
         return found
@@ -227,7 +226,7 @@ def set_contents(certificates: CertificateSet, slots: dict[str, int]) -> dict[in
 # -- what can be written for ever
 
 
-def write_auxiliary(chip: Atecc, certificates: CertificateSet) -> None:
+def write_auxiliary(chip: DeskChip, certificates: CertificateSet) -> None:
     """Write the auxiliary certificates and read them back. They can be replaced at any time.
 
     The device certificate is taken out first and written last: a set that was interrupted is none.
@@ -244,7 +243,7 @@ def write_auxiliary(chip: Atecc, certificates: CertificateSet) -> None:
             raise ChipMismatchError(f"slot {slot} does not read back as written: {wrong}")
 
 
-def clear_auxiliary(chip: Atecc) -> None:
+def clear_auxiliary(chip: DeskChip) -> None:
     """Take the auxiliary certificates out.
 
     :raises ChipError: when the chip fails.
@@ -253,7 +252,7 @@ def clear_auxiliary(chip: Atecc) -> None:
         _erase(chip, AUXILIARY[what])
 
 
-def _erase(chip: Atecc, slot: int) -> None:
+def _erase(chip: DeskChip, slot: int) -> None:
     # The dates first: without them what is left is no certificate, should this be interrupted.
     chip.write(ZONE_DATA, data_address(slot, 64), bytes(4))
     chip.write_slot(slot, bytes(72))
@@ -264,7 +263,7 @@ def settings_slots(kind: str) -> tuple[int, ...]:
     return TRUST_AND_GO_SETTINGS if kind == TRUST_AND_GO else SETTINGS
 
 
-def read_settings(chip: Atecc, kind: str = NERVES_KEY) -> bytes:
+def read_settings(chip: DeskChip, kind: str = NERVES_KEY) -> bytes:
     """Return the settings as they are, 524 bytes (416 of a Trust&GO part).
 
     :raises ChipError: when the chip fails.
@@ -272,7 +271,7 @@ def read_settings(chip: Atecc, kind: str = NERVES_KEY) -> bytes:
     return b"".join(chip.read_slot(slot) for slot in settings_slots(kind))
 
 
-def write_settings(chip: Atecc, data: bytes, kind: str = NERVES_KEY) -> None:
+def write_settings(chip: DeskChip, data: bytes, kind: str = NERVES_KEY) -> None:
     """Replace the settings.
 
     :raises ValueError: when they are too long.
@@ -288,7 +287,7 @@ def write_settings(chip: Atecc, data: bytes, kind: str = NERVES_KEY) -> None:
         data = data[SLOT_SIZES[slot] :]
 
 
-def read_settings_term(chip: Atecc, kind: str = NERVES_KEY) -> Any:
+def read_settings_term(chip: DeskChip, kind: str = NERVES_KEY) -> Any:
     """Return the settings as the Erlang term that NervesKey keeps there, usually a map.
 
     :raises ChipError: when the chip fails.
@@ -300,7 +299,7 @@ def read_settings_term(chip: Atecc, kind: str = NERVES_KEY) -> Any:
     return etf.decode_bare(data, 1)[0]
 
 
-def write_settings_term(chip: Atecc, term: Any, kind: str = NERVES_KEY) -> None:
+def write_settings_term(chip: DeskChip, term: Any, kind: str = NERVES_KEY) -> None:
     """Replace the settings by an Erlang term; text becomes a binary, as NervesKey has it.
 
     :raises ValueError: when the term is too long.

@@ -14,15 +14,14 @@ from hashlib import sha256
 from typing import NamedTuple, Protocol
 
 from authority import templates
+from authority.chip import DeskChip, differences
 from authority.nerveskey import Otp, configuration, default_otp, set_contents
 from thicket.base.errors import ThicketError
-from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.memory import (
     CONFIG_LOCK,
     DATA_LOCK,
     SLOT_LOCKS,
     SLOT_SIZES,
-    differences,
     model_of,
     serial_in,
 )
@@ -137,7 +136,12 @@ class Provisioning:
     """
 
     def __init__(
-        self, chip: Atecc, otp: Otp | None, issuer: Issuer, *, show: Callable[[str], None] = print
+        self,
+        chip: DeskChip,
+        otp: Otp | None,
+        issuer: Issuer,
+        *,
+        show: Callable[[str], None] = print,
     ) -> None:
         """Look at ``chip``.
 

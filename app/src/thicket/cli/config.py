@@ -32,7 +32,7 @@ def config(rest: list[str]) -> int:
         if words:
             raise UsageError(f"config {verb} takes no arguments")
         if verb == "default":
-            from thicket.config.document import template
+            from thicket.config.template import template
 
             sys.stdout.write(template())
             return OK

@@ -16,12 +16,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from thicket.base import threads
-from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.errors import ChipBusError
 
 if TYPE_CHECKING:
-    from thicket.identity.chip.atecc import ChipInfo
-    from thicket.identity.chip.session import Session
+    from thicket.identity.chip.atecc import Atecc
 
 T = TypeVar("T")
 
@@ -99,52 +97,6 @@ class AsyncAtecc:
             self._jobs.put(None)
             self.chip.bus.close()
 
-    # -- the methods of ``Atecc`` that a running node needs
-
-    async def run(self, conversation: Callable[[Session], T]) -> T:
-        """See ``Atecc.run``."""
-        return await self.call(lambda chip: chip.run(conversation))
-
-    async def info(self) -> ChipInfo:
-        """See ``Atecc.info``."""
-        return await self.call(Atecc.info)
-
-    async def random(self) -> bytes:
-        """See ``Atecc.random``."""
-        return await self.call(Atecc.random)
-
-    async def read_config(self) -> bytes:
-        """See ``Atecc.read_config``."""
-        return await self.call(Atecc.read_config)
-
-    async def read_slot(self, slot: int, length: int | None = None) -> bytes:
-        """See ``Atecc.read_slot``."""
-        return await self.call(lambda chip: chip.read_slot(slot, length))
-
-    async def write_slot(self, slot: int, data: bytes) -> None:
-        """See ``Atecc.write_slot``."""
-        await self.call(lambda chip: chip.write_slot(slot, data))
-
-    async def public_key(self, slot: int) -> bytes:
-        """See ``Atecc.public_key``."""
-        return await self.call(lambda chip: chip.public_key(slot))
-
     async def sign(self, slot: int, digest: bytes) -> bytes:
         """See ``Atecc.sign``."""
         return await self.call(lambda chip: chip.sign(slot, digest))
-
-    async def verify(self, digest: bytes, signature: bytes, public_key: bytes) -> bool:
-        """See ``Atecc.verify``."""
-        return await self.call(lambda chip: chip.verify(digest, signature, public_key))
-
-    async def ecdh(self, slot: int, point: bytes) -> bytes:
-        """See ``Atecc.ecdh``."""
-        return await self.call(lambda chip: chip.ecdh(slot, point))
-
-    async def counter(self, number: int) -> int:
-        """See ``Atecc.counter``."""
-        return await self.call(lambda chip: chip.counter(number))
-
-    async def count_up(self, number: int) -> int:
-        """See ``Atecc.count_up``."""
-        return await self.call(lambda chip: chip.count_up(number))

@@ -13,7 +13,7 @@ Protocol: Microchip's ATECC508A and ATECC608A data sheets, sections 6 (I2C) and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -22,31 +22,18 @@ from thicket.identity.chip.errors import (
     ChipBusError,
     ChipBusLockedError,
     ChipError,
-    ChipMismatchError,
-    ChipRefusedError,
 )
 from thicket.identity.chip.memory import (
-    ADDRESS_BYTE,
-    CHIPS_OWN,
-    CONFIG_LOCK,
     CONFIG_SIZE,
-    CONFIG_WRITES,
-    EXTRA,
     LOCK_WORD,
-    OTP_SIZE,
-    SLOT_LOCK_WORD,
-    SLOT_LOCKS,
     SLOT_SIZES,
     ZONE_CONFIG,
     ZONE_DATA,
-    ZONE_OTP,
     data_address,
-    differences,
     model_of,
     serial_in,
-    whole_config,
 )
-from thicket.identity.chip.session import ALL_TESTS, ExtraMode, LockMode, Session
+from thicket.identity.chip.session import LockMode, Session
 from thicket.identity.chip.wire import Wire
 
 T = TypeVar("T")
@@ -208,10 +195,6 @@ class Atecc:
         """Return the serial number, 9 bytes."""
         return serial_in(self.run(lambda session: session.read(ZONE_CONFIG, 0, 32)))
 
-    def revision(self) -> bytes:
-        """Return the 4 revision bytes."""
-        return self.run(Session.revision)
-
     def read_config(self) -> bytes:
         """Return the configuration zone, 128 bytes."""
         return self.run(
@@ -219,90 +202,6 @@ class Atecc:
                 session.read(ZONE_CONFIG, offset >> 2, 32) for offset in range(0, CONFIG_SIZE, 32)
             )
         )
-
-    def compare_config(self, wanted: bytes, skip: Iterable[int] = ()) -> str:
-        """Say in words where the configuration is not ``wanted`` (128 bytes); empty when equal.
-
-        What no Write can change is not compared (``CHIPS_OWN``), nor is what ``skip`` names.
-        """
-        return differences(self.read_config(), whole_config(wanted), {*CHIPS_OWN, *skip})
-
-    def write_config(self, wanted: bytes, *, whole: bool = False) -> None:
-        """Write the configuration zone so that it is ``wanted`` (128 bytes), and read it back.
-
-        Only words that differ are written, or all that can be with ``whole``. Bytes 84 and 85 go
-        by UpdateExtra; the chip's own bytes and the locks (``CHIPS_OWN``) are left alone. When the
-        I2C address changes, ``address`` follows it.
-
-        Raises ``ChipRefusedError`` when the zone is locked already, and ``ChipMismatchError`` when
-        the chip did not take everything over.
-        """
-        wanted = whole_config(wanted)
-        present = self.read_config()
-        if present[CONFIG_LOCK] == 0:
-            raise ChipRefusedError(
-                "the configuration zone is locked; nothing can be written to it any more"
-            )
-        for offset, size in CONFIG_WRITES:
-            piece = wanted[offset : offset + size]
-            if offset == SLOT_LOCKS:  # as they are
-                piece = (
-                    present[SLOT_LOCKS : SLOT_LOCKS + 2] + wanted[SLOT_LOCKS + 2 : SLOT_LOCKS + 4]
-                )
-            now = present[offset : offset + size]
-            if offset == ADDRESS_BYTE and piece[0] >> 1 != self.address:
-                self._move(piece)
-            elif piece != now or (whole and offset != SLOT_LOCKS):
-                self.write(ZONE_CONFIG, offset >> 2, piece)
-        for mode in (ExtraMode.BYTE_84, ExtraMode.BYTE_85):
-            value = wanted[EXTRA + mode]
-            if value != present[EXTRA + mode]:
-                self.update_extra(mode, value)
-        wrong = self.compare_config(wanted)
-        if wrong:
-            raise ChipMismatchError(f"the configuration does not read back as written: {wrong}")
-
-    def _move(self, word: bytes) -> None:
-        """Write the word with the I2C address, which the chip has from its next wake-up on."""
-        old, new = self.address, word[0] >> 1
-        try:
-            self.write(ZONE_CONFIG, ADDRESS_BYTE >> 2, word)
-        except ChipError:
-            # When only the answer was lost, the chip is at its new address already.
-            self.address = new
-            try:
-                self.serial_number()
-            except ChipError:
-                self.address = old
-                raise
-        self.address = new
-
-    def update_extra(self, mode: int, value: int) -> None:
-        """Set byte 84 (mode 0) or 85 (mode 1) of the configuration; see ``Session``."""
-        first = True
-
-        def conversation(session: Session) -> None:
-            nonlocal first
-            # Repeated after the locks it is refused, so look whether the lost one did it.
-            if not first and session.read(ZONE_CONFIG, LOCK_WORD, 4)[mode] == value:
-                return
-            first = False
-            session.update_extra(mode, value)
-
-        self.run(conversation)
-
-    def read_otp(self) -> bytes:
-        """Return the OTP zone, 64 bytes. Raises ``ChipRefusedError`` until the data is locked."""
-        return self.run(
-            lambda session: session.read(ZONE_OTP, 0, 32) + session.read(ZONE_OTP, 8, 32)
-        )
-
-    def write_otp(self, data: bytes) -> None:
-        """Write the OTP zone (64 bytes): possible between the two locks of the chip only."""
-        if len(data) != OTP_SIZE:
-            raise ValueError(f"the OTP zone has {OTP_SIZE} bytes, not {len(data)}")
-        self.write(ZONE_OTP, 0, data[:32])
-        self.write(ZONE_OTP, 8, data[32:])
 
     def read_slot(self, slot: int, length: int | None = None) -> bytes:
         """Return the first ``length`` bytes of a slot (a multiple of 4), or all of it.
@@ -320,39 +219,6 @@ class Atecc:
             return data
 
         return self.run(conversation)
-
-    def write_slot(self, slot: int, data: bytes, *, locked: bool = True) -> None:
-        """Write ``data`` to the beginning of a slot in the clear.
-
-        Its size is a multiple of 4; while the data zone is not ``locked`` the chip takes whole
-        blocks of 32 bytes only, so the last one is filled up with zeros. A slot is not written at
-        once: when this raises, the blocks before may be new and those behind old.
-
-        Raises ``ChipRefusedError`` when the policy of the slot or its lock forbids it.
-        """
-        if len(data) > SLOT_SIZES[slot] or len(data) % 4:
-            raise ValueError(
-                f"{len(data)} bytes for slot {slot}: at most {SLOT_SIZES[slot]}, a multiple of 4"
-            )
-        offset = 0
-        while offset < len(data):
-            piece = data[offset : offset + 32]
-            if len(piece) < 32:
-                piece = piece[:4] if locked else piece.ljust(32, b"\0")
-            self.write(ZONE_DATA, data_address(slot, offset), piece)
-            offset += len(piece)
-
-    def write(self, zone: int, address: int, data: bytes) -> None:
-        """Write 4 or 32 bytes in the clear at an address word of a zone."""
-        self.run(lambda session: session.write(zone, address, data))
-
-    def random(self) -> bytes:
-        """Return 32 random bytes."""
-        return self.run(Session.random)
-
-    def nonce(self, number: bytes) -> bytes:
-        """Return the 32 random bytes of a nonce with ``number`` (20 bytes) mixed in."""
-        return self.run(lambda session: session.nonce(number))
 
     def generate_key(self, slot: int) -> bytes:
         """Replace the private key in ``slot`` by a new one: its public key, 64 bytes.
@@ -376,49 +242,6 @@ class Atecc:
             return session.sign(slot)
 
         return self.run(conversation)
-
-    def verify(self, digest: bytes, signature: bytes, public_key: bytes) -> bool:
-        """Let the chip check a signature of a SHA-256 ``digest``."""
-
-        def conversation(session: Session) -> bool:
-            session.load(digest)
-            return session.verify(signature, public_key)
-
-        return self.run(conversation)
-
-    def verify_stored(self, digest: bytes, signature: bytes, slot: int) -> bool:
-        """Let the chip check a signature of a SHA-256 ``digest`` by the public key in ``slot``."""
-
-        def conversation(session: Session) -> bool:
-            session.load(digest)
-            return session.verify_stored(signature, slot)
-
-        return self.run(conversation)
-
-    def key_valid(self, slot: int) -> bool:
-        """Tell whether ``slot`` holds a private key that can be used."""
-        return self.run(lambda session: session.key_valid(slot))
-
-    def ecdh(self, slot: int, point: bytes) -> bytes:
-        """Return the secret shared with the owner of ``point``; see ``Session.ecdh``."""
-        return self.run(lambda session: session.ecdh(slot, point))
-
-    def sha256(self, message: bytes) -> bytes:
-        """Return the SHA-256 digest (32 bytes) of at most 512 bytes; see ``Session.sha256``."""
-        return self.run(lambda session: session.sha256(message))
-
-    def self_test(self, tests: int = ALL_TESTS) -> list[str]:
-        """Let an ATECC608 test itself; what failed, in words. See ``Session.self_test``."""
-        return self.run(lambda session: session.self_test(tests))
-
-    def idle(self) -> None:
-        """Wake the chip and leave it idle: what it remembers stays until its supply goes."""
-
-        def conversation(session: Session) -> None:
-            session.renew()
-            self._wire.idle()
-
-        self.run(conversation)
 
     def counter(self, number: int) -> int:
         """Return the value of counter 0 or 1."""
@@ -444,19 +267,6 @@ class Atecc:
     def lock_config(self, crc: int) -> None:
         """Lock the configuration zone for ever, if ``crc`` is the CRC of its 128 bytes."""
         self._lock(LockMode.CONFIG, crc, lambda word: word[3] == 0)
-
-    def lock_data(self, crc: int) -> None:
-        """Lock the data and OTP zones for ever, if ``crc`` is that of all that is not a key."""
-        self._lock(LockMode.DATA, crc, lambda word: word[2] == 0)
-
-    def lock_slot(self, slot: int) -> None:
-        """Lock one slot of the data zone for ever."""
-        self._lock(
-            slot << 2 | LockMode.SLOT,
-            0,
-            lambda word: not int.from_bytes(word, "little") >> slot & 1,
-            word=SLOT_LOCK_WORD,
-        )
 
     def _lock(
         self, mode: int, crc: int, locked: Callable[[bytes], bool], word: int = LOCK_WORD

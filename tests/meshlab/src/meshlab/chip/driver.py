@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from authority.chip import DeskChip
 from authority.errors import AuthorityError
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import Nak
 from meshlab.chip.state import ChipStateError
 from thicket.identity.bus import Bus, NotAcknowledgedError
-from thicket.identity.chip.atecc import Atecc
 
 
 class VirtualBus(Bus):
@@ -46,7 +46,7 @@ class VirtualBus(Bus):
         self.now += seconds
 
 
-def open_chip(path: Path) -> Atecc:
+def open_chip(path: Path) -> DeskChip:
     """Return a driver of a virtual chip. Its node must not run: the simulator would write over it.
 
     :param path: the file that is its memory (``chip.json``).
@@ -59,4 +59,4 @@ def open_chip(path: Path) -> Atecc:
     except (OSError, ValueError, LookupError, TypeError, ChipStateError) as error:
         raise AuthorityError(f"{path}: not the file of a virtual chip: {error}") from error
     bus = VirtualBus(chip, str(path))
-    return Atecc(bus, chip.memory.config[16] >> 1, clock=bus.clock, sleep=bus.sleep)
+    return DeskChip(bus, chip.memory.config[16] >> 1, clock=bus.clock, sleep=bus.sleep)

@@ -11,7 +11,7 @@ from authority import cli
 from thicket.cli.main import guarded
 
 if TYPE_CHECKING:
-    from thicket.identity.chip.atecc import Atecc
+    from authority.chip import DeskChip
 
 
 def main(words: list[str]) -> int:
@@ -19,7 +19,7 @@ def main(words: list[str]) -> int:
     return cli.main(words, open_chip=_open_chip)
 
 
-def _open_chip(path: Path) -> Atecc:
+def _open_chip(path: Path) -> DeskChip:
     from meshlab.chip.driver import open_chip
 
     return open_chip(path)

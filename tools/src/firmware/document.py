@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts made from the schema: the default ``thicket.toml`` and ``docs/configuration.md``.
+"""``docs/configuration.md`` and the image's ``thicket.toml``, made from the schema.
 
-``python -m thicket.config.document FOLDER`` writes both into the source tree whose root is FOLDER.
+``python -m firmware.document FOLDER`` writes both into the source tree whose root is FOLDER.
 """
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
@@ -11,24 +13,11 @@ from typing import Any, Final
 
 from thicket.base.fields import Key
 from thicket.base.files import MAX_FILE_BYTES
-from thicket.base.toml import toml_value
 from thicket.config.schema import MAX_APPLICATIONS, MAX_DEPTH, SECTIONS
-
-_TEMPLATE_HEAD: Final = """\
-# The configuration of a Thicket node.
-#
-# Every line that starts with "#" is only a remark: the values shown are what the
-# node uses when the line stays as it is. To change one, remove the "#" before it.
-# `thicket config check FILE` tells whether a file is right.
-"""
-
-_TEMPLATE_TAIL: Final = """\
-# Settings of an application are below a line of its name, and are its own affair:
-#[application.NAME]
-"""
+from thicket.config.template import default_of, template
 
 _INTRO: Final = f"""\
-<!-- Made by `python -m thicket.config.document .` from the sections' classes; do not edit. -->
+<!-- Made by `python -m firmware.document .` from the sections' classes; do not edit. -->
 # Configuration
 
 A node has one configuration file, `thicket.toml`, on the first partition of its card (FAT,
@@ -121,27 +110,9 @@ pins = [4, 17]
 """  # noqa: S608  # it is no SQL
 
 
-def _default(key: Key[Any]) -> str:
-    return toml_value(key.plain(key.default))
-
-
 def _allowed(key: Key[Any]) -> str:
     allowed = key.allowed
     return allowed[0].upper() + allowed[1:]
-
-
-def template() -> str:
-    """The file with every key at its default, commented out."""
-    lines = [_TEMPLATE_HEAD]
-    for section, cls in SECTIONS.items():
-        lines += [f"[{section}]"]
-        for key in cls.keys().values():
-            text = key.help.replace("`", "")
-            lines += [f"# {line}" for line in wrap(text, 86)]
-            lines += [f"#   {line}" for line in wrap(f"Allowed: {key.allowed}.", 84)]
-            lines += [f"#{key.name} = {_default(key)}", ""]
-    lines += [_TEMPLATE_TAIL]
-    return "\n".join(lines).rstrip() + "\n"
 
 
 def reference() -> str:
@@ -152,7 +123,7 @@ def reference() -> str:
         for key in cls.keys().values():
             secret = " Secret: masked wherever it is shown." if key.secret else ""
             item = (
-                f"- **`{key.name}`** (default `{_default(key)}`): {key.help}{secret} "
+                f"- **`{key.name}`** (default `{default_of(key)}`): {key.help}{secret} "
                 f"{_allowed(key)}."
             )
             lines += wrap(
@@ -173,7 +144,7 @@ def outputs(root: Path) -> dict[Path, str]:
 def main() -> None:
     """Write the files into the tree named on the command line."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m thicket.config.document FOLDER")
+        sys.exit("usage: python -m firmware.document FOLDER")
     for path, text in outputs(Path(sys.argv[1])).items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
