@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from thicket.base.fields import ConfigError
 from thicket.base.paths import Paths
-from thicket.config import document
 from thicket.config.edit import apply, set_values, source
 from thicket.config.load import load
 from thicket.config.parse import parse
+from thicket.config.template import template
 from thicket.device import boot_partition
 from thicket.device.boot_partition import StoreError
 
@@ -45,9 +45,9 @@ class TestSetValues:
         assert set_values("", {"mesh.id": "a"}) == '[mesh]\nid = "a"\n'
 
     def test_the_template_keeps_its_remarks(self) -> None:
-        text = set_values(document.template(), {"mesh.channel": 11})
+        text = set_values(template(), {"mesh.channel": 11})
         assert parse(text.encode(), "f").mesh.channel == 11
-        assert text.count("\n") == document.template().count("\n") + 1
+        assert text.count("\n") == template().count("\n") + 1
 
     def test_unset(self) -> None:
         assert set_values(PLAIN, {"mesh.channel": None}) == PLAIN.replace("channel = 6\n", "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device is for: applications that the daemon loads.
+"""Applications, which the daemon loads: what a device is for.
 
 Authors of applications import from here, see docs/applications.md.
 """
@@ -13,7 +13,7 @@ __all__ = ["Application", "ApplicationNode", "SettingsError"]
 
 
 def __getattr__(name: str) -> object:
-    """Import what authors need when it is asked for: finding applications does without."""
+    """Import the names for authors on demand; finding applications does not need them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from thicket.applications import api

@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from thicket.distribution.mailbox import NodeEvents
     from thicket.distribution.processes import Name, Process
 
-#: Seconds that an application has for a clean end.
+#: Seconds that an application gets for a clean end.
 GRACE: Final = 3.0
-#: Seconds without a turn of the event loop after which the application that runs is interrupted.
+#: An application that blocks the event loop for this many seconds is interrupted.
 BLOCKED: Final = 2.0
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Current(Protocol):
-    """The application that runs, as its functions know it."""
+    """The application whose code runs."""
 
     name: str
 
     def block(self, place: str) -> None:
-        """It keeps the event loop from running, at ``place``: it is ended and started again."""
+        """End and restart it, because it blocks the event loop at ``place``."""
 
 
-#: Whose code runs at the moment: set in the tasks of an application and in what it exports.
+#: The application whose code runs; set in its tasks and in the functions that it exports.
 CURRENT: contextvars.ContextVar[Current | None] = contextvars.ContextVar("app", default=None)
 
 
@@ -54,12 +54,12 @@ def who() -> str:
 
 
 class Application:
-    """What an application derives from.
+    """The base class of applications.
 
-    :cvar Settings: a dataclass of what ``[application.NAME]`` may have: fields with types,
-        defaults, and in ``__post_init__`` a ValueError for values that are not allowed. None: no
+    :cvar Settings: a dataclass of the keys of ``[application.NAME]``: fields with types, defaults,
+        and a ``__post_init__`` that raises ValueError for values that are not allowed. None: no
         settings.
-    :ivar node: the node, as far as applications are concerned.
+    :ivar node: the node, as applications see it.
     :ivar settings: an instance of ``Settings``, or None.
     """
 
@@ -70,35 +70,35 @@ class Application:
         self.settings = settings
 
     async def start(self) -> None:
-        """Prepare; :meth:`run` begins when this is done."""
+        """Prepare; :meth:`run` follows."""
 
     async def run(self) -> None:
         """Do the work, for ever. Ending is a failure, as raising is."""
         await asyncio.Event().wait()
 
     async def stop(self) -> None:
-        """Put things in order, within :data:`GRACE` seconds. :meth:`run` was cancelled before."""
+        """Clean up within :data:`GRACE` seconds, after :meth:`run` was cancelled."""
 
     def health(self) -> str | None:
-        """Return what is wrong, in words for people, or None. Asked every :data:`LOOK` seconds."""
+        """Return what is wrong, for people, or None. It is called every ten seconds."""
         return None
 
 
 class BlockedError(BaseException):
-    """An application has kept the event loop from running; raised where it does.
+    """An application blocks the event loop; raised in its code.
 
-    No ``Exception``, so that what it runs in does not handle it.
+    It is not an ``Exception``, so that the application does not handle it by accident.
     """
 
 
 class SettingsError(ThicketError, ValueError):
-    """The settings of an application are wrong; the words name the key."""
+    """The settings of an application are wrong; the text names the key."""
 
 
 class ApplicationNode:
-    """The node as an application sees it (:class:`thicket.distribution.Node`).
+    """The node as an application sees it; see :class:`thicket.distribution.Node` for the methods.
 
-    What is made here ends with the application.
+    Everything that an application makes with it ends with the application.
     """
 
     def __init__(self, node: Node) -> None:
@@ -115,11 +115,10 @@ class ApplicationNode:
         return self._node.name
 
     def nodes(self) -> list[NodeInfo]:
-        """Return the nodes that are connected or being connected."""
         return self._node.nodes()
 
     def monitor(self, *, current: bool = True) -> NodeEvents:
-        """Return what happens to nodes: ``async for event in node.monitor()``."""
+        """Return events of nodes: ``async for event in node.monitor()``."""
         events = self._node.monitor(current=current)
         self._events = [known for known in self._events if not known.closed]
         self._events.append(events)
@@ -128,7 +127,6 @@ class ApplicationNode:
     def export(
         self, function: Any = None, /, *, thread: bool = False
     ) -> Any:  # decorator of three forms, as that of Node
-        """Let other nodes call a function, see :meth:`thicket.distribution.Node.export`."""
         from thicket.distribution.exports import function_name
 
         if function is None or isinstance(function, str):
@@ -163,60 +161,48 @@ class ApplicationNode:
     async def call(
         self, peer: str, function: str, /, *arguments: Any, timeout: float | None = 5.0
     ) -> Any:
-        """Call a function on another node, see :meth:`thicket.distribution.Node.call`."""
         return await self._node.call(peer, function, *arguments, timeout=timeout)
 
     async def spawn(
         self, peer: str, function: str, /, *arguments: Any, timeout: float | None = 5.0
     ) -> RemoteTask:
-        """Start a function on another node, see :meth:`thicket.distribution.Node.spawn`."""
         return await self._node.spawn(peer, function, *arguments, timeout=timeout)
 
     async def cast(self, peer: str, function: str, /, *arguments: Any) -> None:
-        """Have a function run on another node without waiting for it."""
         await self._node.cast(peer, function, *arguments)
 
     async def send(self, target: Pid | Name | Reference | str, message: Any) -> None:
-        """Send a message to a process, a registered name ``(name, node)`` or an alias; a name alone
-        is one of this node."""
         await self._node.send(target, message)
 
     async def request(
         self, target: Pid | Name | str, request: Any, timeout: float | None = 5.0
     ) -> Any:
-        """Ask a process as ``gen_server:call`` does."""
         return await self._node.request(target, request, timeout)
 
     def mailbox(self, name: str | None = None, limit: int = 1000) -> Mailbox:
-        """Return a new process that receives messages."""
         mailbox = self._node.mailbox(name, limit)
         self._keep(mailbox)
         return mailbox
 
     def subscribe(self, group: Any, limit: int = 1000) -> Subscription:
-        """Return a new member of a group: ``async for message in node.subscribe(group)``."""
         subscription = self._node.subscribe(group, limit)
         self._keep(subscription)
         return subscription
 
     def join(self, group: Any, process: Process) -> None:
-        """Make a mailbox a member of a group."""
         self._node.join(group, process)
 
     def leave(self, group: Any, process: Process) -> bool:
-        """Take a join back."""
         return self._node.leave(group, process)
 
     def members(self, group: Any) -> list[Pid]:
-        """Return the members of a group, of all connected nodes."""
         return self._node.members(group)
 
     async def publish(self, group: Any, message: Any) -> int:
-        """Send a message to every member of a group; the number of them."""
         return await self._node.publish(group, message)
 
     def create_task(self, work: Any) -> asyncio.Task[Any]:
-        """Run a coroutine beside :meth:`Application.run`; its failure is the application's."""
+        """Run a coroutine beside :meth:`Application.run`; the application fails when it fails."""
         task = asyncio.get_running_loop().create_task(within(work))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -235,7 +221,7 @@ class ApplicationNode:
         self._mailboxes.append(mailbox)
 
     async def close(self) -> None:
-        """End what the application has made."""
+        """End everything that the application has made."""
         for name in self._exported:
             self._node.unexport(name)
         for mailbox in self._mailboxes:
@@ -251,9 +237,9 @@ class ApplicationNode:
 
 
 def settings_of(kind: type | None, table: dict[str, Any]) -> Any:
-    """Return the settings of an application, made of its table in the configuration.
+    """Make the settings of an application from its table in the configuration.
 
-    :raises SettingsError: for a key that does not exist, is missing, or has a wrong value.
+    :raises SettingsError: a key does not exist, is missing, or has a wrong value.
     """
     from thicket.distribution.convert import MismatchError, converter
 
@@ -285,7 +271,7 @@ def settings_of(kind: type | None, table: dict[str, Any]) -> Any:
 
 
 async def within(work: Any) -> Any:
-    """Await what an application does; one that exits ends itself, not the process."""
+    """Await work of an application; a call of exit() is a failure and does not end the node."""
     try:
         return await work
     except SystemExit as error:

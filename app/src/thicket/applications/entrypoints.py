@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entry points of installed packages, found without the standard library's machinery: it costs
-megabytes of memory, and on most nodes there is nothing to find."""
+"""The entry points of installed packages.
+
+The standard library's own search is not used: it costs megabytes of memory, and most nodes have
+nothing to find.
+"""
 
 import os
 import sys
@@ -15,8 +18,9 @@ log = getLogger(__name__)
 def find(group: str, path: list[str] | None = None) -> dict[str, Callable[[], Any]]:
     """Return the entry points of ``group`` by name, each as a function that imports it.
 
-    ``path`` is where packages are looked for, by default ``sys.path``. Of two with the same name
-    the first one counts, as it does for ``import``.
+    Of two with the same name the first one counts, as for ``import``.
+
+    :param path: folders to search, by default ``sys.path``.
     """
     found: dict[str, Callable[[], Any]] = {}
     for folder in sys.path if path is None else path:
@@ -32,7 +36,7 @@ def find(group: str, path: list[str] | None = None) -> dict[str, Callable[[], An
 
 
 def _read(file: str, group: str) -> list[tuple[str, str]]:
-    """The entry points of ``group`` in a file; none when there is no such file."""
+    """Return the entry points of ``group`` in a file; none without the file."""
     try:
         with open(file, encoding="utf-8") as stream:
             lines = stream.read().splitlines()

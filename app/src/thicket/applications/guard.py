@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The event loop guarded against applications that block it: by an alarm that only it puts off."""
+"""Guards the event loop against applications that block it, by an alarm that the loop resets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = getLogger(__name__)
 
 
 class LoopGuard:
-    """Interrupts, by an exception where it stands, an application that blocks the event loop."""
+    """Interrupts an application that blocks the event loop by an exception in its code."""
 
     def __init__(self) -> None:
         self._strikes = 0
@@ -27,7 +27,7 @@ class LoopGuard:
         self._put_off()
 
     def close(self) -> None:
-        """Guard no longer."""
+        """Stop guarding."""
         self._beat.cancel()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -38,10 +38,10 @@ class LoopGuard:
         self._beat = asyncio.get_running_loop().call_later(api.BLOCKED / 4, self._put_off)
 
     def _alarm(self, number: int, frame: types.FrameType | None) -> None:
-        """Runs in the middle of what blocks.
+        """Handle the alarm, in the middle of the blocking code.
 
-        The first alarm may be due to a machine that stood still as a whole: then the loop has its
-        turn before the second one.
+        The first alarm may come because the whole machine stood still; the loop then runs before
+        the second one.
         """
         signal.setitimer(signal.ITIMER_REAL, api.BLOCKED / 2)
         self._strikes += 1

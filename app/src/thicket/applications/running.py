@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One application under supervision: imported, started, ended, and started again."""
+"""One supervised application: imported, started, ended and restarted."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-#: Pauses before an application is started again, in seconds; the last one repeats.
+#: Pauses before an application is restarted, in seconds; the last one repeats.
 PAUSES: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
-#: Seconds after which it is reported that the import of an application takes long.
+#: An import that takes longer than this many seconds is reported.
 LOADING: Final = 60.0
 
 
@@ -74,18 +74,18 @@ class RunningApplication(Supervisor):
         super().__init__(name)
 
     def apply(self, settings: dict[str, Any]) -> None:
-        """Start the application again with other settings."""
+        """Restart the application with other settings."""
         self.settings = settings
         self.restart()
 
     def fail(self, reason: str) -> None:
-        """End the application as one that failed because of ``reason``."""
+        """End the application as failed for ``reason``."""
         if self._inner is not None and not self._inner.done():
             self._reason = reason
             self._inner.cancel()
 
     def block(self, place: str) -> None:
-        """End the application as one that keeps the event loop from running, at ``place``."""
+        """End the application because it blocks the event loop at ``place``."""
         self._blocked = place
         if self._inner is not None and not self._inner.done():
             self._inner.cancel()
@@ -115,7 +115,7 @@ class RunningApplication(Supervisor):
         return pause
 
     async def run(self) -> None:
-        """Run the application once, guarded against what is no ``Exception``."""
+        """Run the application once."""
         CURRENT.set(self)
         self._reason = self._blocked = None
         self.problems.clear(self._part, "settings")
@@ -152,8 +152,8 @@ class RunningApplication(Supervisor):
     async def _loaded(self) -> Any:
         """Import the application, and return its class.
 
-        In a thread of its own: from a slow card that takes as long as it takes, and the node goes
-        on meanwhile. What hangs there hangs for ever, and is reported.
+        It is imported in a thread, so that the node goes on while a slow card is read. An import
+        that hangs is reported and never given up.
         """
 
         def load() -> Any:
@@ -165,7 +165,7 @@ class RunningApplication(Supervisor):
                 words = f"its import raised {type(error).__name__}: {error}"
                 raise RuntimeError(words) from error
 
-        context = contextvars.copy_context()  # whose the lines are that it prints
+        context = contextvars.copy_context()  # tells whose lines the thread prints
         done, thread = threads.start(load, f"import {self.name}", run=context.run)
         try:
             async with asyncio.timeout(LOADING):
@@ -181,7 +181,7 @@ class RunningApplication(Supervisor):
 
 
 def place_of(frame: types.FrameType | None) -> str:
-    """Return where a thread is, in words."""
+    """Return file, line and function where a thread is, in words."""
     if frame is None:
         return "?"
     last = traceback.extract_stack(frame)[-1]
@@ -189,7 +189,7 @@ def place_of(frame: types.FrameType | None) -> str:
 
 
 def without_exit(function: Callable[[], Any]) -> Any:
-    """Call *function*; one that exits ends itself, not the process."""
+    """Call a function; a call of exit() becomes a failure and does not end the node."""
     try:
         return function()
     except SystemExit as error:

@@ -3,13 +3,13 @@
 
 An application is a class that an installed package names as an entry point in the group
 ``thicket.applications``; docs/applications.md shows one. It runs in the daemon's event loop, and
-the node gets along without it:
+its failures do not stop the node:
 
-* one that raises, or just ends, is reported and started again, with growing pauses;
-* one that blocks the event loop for :data:`BLOCKED` seconds is interrupted by an exception where it
-  stands, reported with the place, and started again;
-* one whose memory has grown beyond bounds is reported and started again;
-* whatever it made of the node (exported functions, mailboxes, memberships) ends with it.
+* one that raises or ends is reported and restarted, with growing pauses;
+* one that blocks the event loop for :data:`BLOCKED` seconds is interrupted by an exception in its
+  code, reported with the place, and restarted;
+* one whose memory has grown too much is reported and restarted;
+* everything that it made with the node (exported functions, mailboxes, memberships) ends with it.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ log = getLogger(__name__)
 GROUP: Final = "thicket.applications"
 #: Seconds between two looks at health and memory.
 LOOK: Final = 10.0
-#: MiB that the process may grow by since the applications started.
+#: MiB by which the process may grow after the applications have started.
 GROWTH: Final = 64
-#: Objects that are looked at to tell whose memory it is.
+#: Objects that are counted to tell which application holds the memory.
 _WEIGHED: Final = 200_000
 
 
 def judge(
     settings: dict[str, dict[str, Any]], found: dict[str, Callable[[], Any]]
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Judge the tables ``[application.NAME]`` without running anything but imports.
+    """Check the tables ``[application.NAME]``; applications are imported, but not run.
 
-    :returns: the faults as pairs of key and words, and in words what could not be judged.
+    :returns: the faults as pairs of key and text, and notes on what could not be checked.
     """
     faults, notes = [], []
     for name, table in settings.items():
@@ -98,7 +98,7 @@ class Applications:
         ]
 
     def settings_changed(self, settings: dict[str, dict[str, Any]]) -> None:
-        """Follow other settings: what has other ones is started again, or ended, or begun."""
+        """Follow other settings: restart, end or start the applications that they concern."""
         old, self.settings = self.settings, settings
         for name, running in list(self._running.items()):
             if not self._enabled(name):
@@ -143,7 +143,7 @@ class Applications:
     # -- care
 
     def _look(self) -> None:
-        """Ask for health, and look at the memory."""
+        """Check health and memory."""
         printed.sweep()
         for running in self._running.values():
             part = f"application {running.name}"
@@ -171,12 +171,12 @@ class Applications:
                 f"the process has grown by {grown} MiB (limit {GROWTH}), most of it is held by this"
                 f" application"
             )
-            # What is there from now on is not its fault twice.
+            # The growth so far is not counted again.
             self._memory += 1024 * GROWTH // 2
 
 
 def weigh(root: Any) -> int:
-    """Return about how many bytes are held by *root* alone, as far as the first objects show."""
+    """Estimate the bytes that only ``root`` holds, by the first :data:`_WEIGHED` objects."""
     ignored: tuple[type, ...] = (
         type,
         types.ModuleType,

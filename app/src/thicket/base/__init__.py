@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every part may use. It knows no part."""
+"""What every part may use. Nothing here knows a part."""

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The family of errors: what could not be done, with a code for programs and words for people."""
+"""The family of errors: a code for programs, a text for people."""
 
 from __future__ import annotations
 
 
 class ThicketError(Exception):
-    """Something could not be done; the text says what, why, and what a person can do about it.
+    """Something could not be done. The text says what, why, and what a person can do about it.
 
-    :ivar code: the reason in one hyphenated word, for programs; a class has its own.
+    :ivar code: the reason in one hyphenated word, for programs; each class has its own.
     """
 
     code = "failed"
 
 
 class CodedError(ThicketError):
-    """An error of a class that has several reasons.
+    """An error of a class that covers several reasons.
 
     :param code: the reason, see :attr:`ThicketError.code`.
     """

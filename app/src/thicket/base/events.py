@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a part tells another one what happened: by a value of a type, to one listener.
+"""How one part tells another what happened: it hands typed events to one listener.
 
 A part declares its events as NamedTuples and their union, such as ``RadioEvent = Joined | Left``.
 """
@@ -12,7 +12,7 @@ E_contra = TypeVar("E_contra", contravariant=True)
 
 
 class Listener(Protocol[E_contra]):
-    """Who is told what happens. Called in the event loop; it must not wait, and not raise."""
+    """Receives events in the event loop. It must neither wait nor raise."""
 
     def on(self, event: E_contra, /) -> None:
         """Something happened."""

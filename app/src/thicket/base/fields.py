@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Declared configuration keys: what a value may be, and the fault when it is not.
+"""Declarations of configuration keys, and the faults of values that they do not allow.
 
 Every key is declared once, as a :class:`Key` in a section's class. Validation, defaults,
 ``thicket config show``, the template file and ``docs/configuration.md`` all follow from that
@@ -16,16 +16,16 @@ from thicket.base.toml import toml_value
 
 T = TypeVar("T")
 
-_REPAIR: Final = "correct the file (`thicket config check FILE` tells whether it is right)"
-
 
 class Finding:
     """One fault of a configuration file.
 
-    ``file`` is the name shown to the person, ``key`` is ``section.key`` (empty when the fault is in
-    the file itself), ``value`` is how the value is written (masked for secrets, empty when there is
-    none) and ``message`` says what is wrong and what is allowed. ``line`` and ``column`` count from
-    1 and are 0 where they are not known; ``shown`` is the line with a mark below the place.
+    :param file: the name shown to the person.
+    :param key: ``section.key``; empty when the fault is in the file itself.
+    :param value: the value as it is written; masked for secrets, empty when there is none.
+    :param message: what is wrong and what is allowed.
+    :param line: counted from 1, as is ``column``; 0 where it is not known.
+    :param shown: the line, with a mark below the place.
     """
 
     __slots__ = ("column", "file", "key", "line", "message", "shown", "value")
@@ -63,7 +63,10 @@ class Finding:
 
 
 class ConfigError(ThicketError):
-    """A configuration that cannot be used; ``findings`` holds every fault, in file order."""
+    """A configuration that cannot be used.
+
+    :ivar findings: every fault, in the order of the file.
+    """
 
     code = "invalid"
 
@@ -114,30 +117,33 @@ class Key(Generic[T]):
         raise NotImplementedError
 
     def check(self, raw: object) -> T:
-        """The typed value for what the TOML file holds; ValueError says why it is refused."""
+        """Return the typed value for what the TOML file holds.
+
+        :raises ValueError: why the value is refused.
+        """
         raise NotImplementedError
 
     def from_text(self, text: str) -> object:
-        """The TOML value meant by ``text`` in ``thicket config set section.key=text``."""
+        """Return the TOML value meant by ``thicket config set section.key=text``."""
         return text
 
     def plain(self, value: T) -> object:
-        """The TOML value (str, int or bool) that stands for ``value``."""
+        """Return the TOML value (str, int or bool) of a typed value."""
         return value
 
     def refuse(self) -> ValueError:
         return ValueError(f"must be {self.allowed}")
 
     def hides(self, raw: object) -> bool:
-        """Whether a refused value stays out of the message: secrets, and what could hold one."""
+        """Whether a refused value is kept out of messages, because it is or may hold a secret."""
         return self.secret and raw != ""
 
 
 class Text(Key[str]):
-    """Text whose length counts in bytes of UTF-8, without control characters.
+    """Text without control characters; its length is counted in bytes of UTF-8.
 
-    ``letters`` restricts it to ASCII letters, digits and the characters given; ``printable`` to
-    printable ASCII without blanks.
+    :param letters: allow only ASCII letters, digits and these characters.
+    :param printable: allow only printable ASCII without blanks.
     """
 
     type_name = "text"
@@ -189,7 +195,7 @@ class Text(Key[str]):
         elif self.printable:
             good = all("!" <= c <= "~" for c in raw)
         else:
-            # C0, DEL and C1; they could not be typed again and would break line-based protocols
+            # no C0, DEL or C1: nobody can type them, and they break line-based protocols
             good = all(c >= " " and not "\x7f" <= c <= "\x9f" for c in raw)
         if not good:
             if self.letters is None and not self.printable:
@@ -301,14 +307,14 @@ MASK: Final = '"********"'
 
 
 def show_value(key: Key[Any], value: Any) -> str:
-    """A value as TOML, with secrets masked."""
+    """Return a value as TOML, with secrets masked."""
     if key.secret and value:
         return MASK
     return toml_value(key.plain(value))
 
 
 def show_raw(key: Key[Any] | None, raw: object) -> str:
-    """What the file holds, for an error message: short, and never a secret."""
+    """Return what the file holds, for an error message: short, and never a secret."""
     if key is not None and key.hides(raw):
         return MASK
     if isinstance(raw, str | int):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files: read with a bound, replaced as a whole.
+"""Small files: read up to a limit, replaced as a whole.
 
-Without :mod:`pathlib`, whose import costs as much as that of the whole radio.
+:mod:`pathlib` is not used: importing it costs as much as importing the whole radio.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ MAX_FILE_BYTES: Final = 64 * 1024
 
 
 def read_limited(path: str) -> bytes:
-    """The file's bytes, at most one more than allowed, so that a huge file costs nothing."""
-    with open(path, "rb") as f:  # pathlib costs start-up time here
+    """Return the file's bytes, at most one more than allowed, so that a huge file costs nothing."""
+    with open(path, "rb") as f:
         return f.read(MAX_FILE_BYTES + 1)
 
 
 def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
-    """Replace a file so that a reader, and a power cut, see the old or the new one, never a mix.
+    """Replace a file. A reader, or a boot after a power cut, finds the old or the new one whole.
 
-    :param mode: the permissions of the new file; nobody has wider ones at any moment, not even
+    :param mode: the permissions of the new file; they are never wider at any moment, not even
         where an interrupted attempt has left a file behind.
     :param durable: wait for the disk; pass False on a RAM file system.
     :raises OSError: the file cannot be written; the old one stays.
@@ -31,7 +31,7 @@ def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     temporary = path + ".new"
-    remove(temporary)  # its permissions are those of whoever made it
+    remove(temporary)  # a leftover file may have other permissions
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         view = memoryview(data)
@@ -50,7 +50,7 @@ def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool
 
 
 def sync_folder(folder: str) -> None:
-    """Make a rename in ``folder`` durable; file systems that cannot (FAT may not) are tolerated."""
+    """Make a rename in ``folder`` durable, where the file system can (FAT may not)."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -61,7 +61,7 @@ def sync_folder(folder: str) -> None:
 
 
 def read(path: str) -> str | None:
-    """The text of a small file without the blanks around it, None when it cannot be read."""
+    """Return the stripped text of a small file, None when it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(65536).strip()
@@ -76,7 +76,7 @@ def remove(path: str) -> None:
 
 
 def entries(path: str) -> list[str]:
-    """The sorted names in a directory, none when it cannot be read."""
+    """Return the sorted names in a directory; an empty list when it cannot be read."""
     try:
         return sorted(os.listdir(path))
     except OSError:
@@ -84,7 +84,7 @@ def entries(path: str) -> list[str]:
 
 
 def link_name(path: str) -> str:
-    """Last part of what a symbolic link points to, empty when it is none."""
+    """Return the last part of a symbolic link's target; empty when there is no such link."""
     try:
         return os.readlink(path).rpartition("/")[2]
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages as JSON, one object on a line, in UTF-8: how programs of a node talk with each other."""
+"""JSON lines: one object per line, in UTF-8. The programs of a node talk with each other so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def pack(message: dict[str, Any]) -> bytes:
-    """Return the line of ``message``, with its end.
+    """Return ``message`` as a line, line end included.
 
     :raises TypeError, ValueError: when it has no form in JSON.
     """
@@ -16,9 +16,10 @@ def pack(message: dict[str, Any]) -> bytes:
 
 
 def unpack(line: bytes | bytearray) -> dict[str, Any]:
-    """Return the message of a line.
+    """Return the message in a line.
 
-    :raises ValueError: when it is no JSON, nested without end, or no object; the text says which.
+    :raises ValueError: when it is not JSON, nested too deeply, or not an object; the text says
+        which.
     """
     try:
         message = json.loads(line)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logging to the system log, and to stderr where there is none.
 
-The standard ``logging`` package does the work (asyncio imports it in any case); this module has the
-handler, because ``logging.handlers`` would cost start-up time for much that a node does not need.
+The standard ``logging`` package does the work (asyncio imports it in any case). The handler is
+ours, because importing ``logging.handlers`` costs start-up time for much that a node does not need.
 """
 
 import contextlib
@@ -26,24 +26,26 @@ _SEVERITIES: Final = (
     (logging.INFO, 6),
 )
 #: Longest text of one datagram in bytes; syslog daemons of embedded systems cut at 1024 or before.
-#: A longer line is continued in the next datagrams, at most in so many.
 _LONGEST: Final = 900
+#: A longer line is split into at most this many datagrams.
 _MOST_PIECES: Final = 8
-#: Seconds for which a log daemon is waited for, and for how long not again when that was no use.
+#: Seconds to wait for a log daemon whose queue is full.
 _PATIENCE: Final = 0.2
+#: Seconds without any waiting after a wait that did not help.
 _HASTE: Final = 10.0
-#: A message (its text before the values are filled in) may be logged so often in so many seconds.
+#: One message (its text before the values are filled in) is logged at most _BURST times in _WINDOW
+#: seconds.
 _BURST: Final = 20
 _WINDOW: Final = 10.0
 
 
 class Limit(logging.Filter):
-    """Drops what is said again and again; the next one after the storm tells how many were lost.
+    """Drops messages that repeat too often; the next one that passes tells how many were dropped.
 
-    A record may have a limit of its own, ``burst``.
+    A record may carry its own limit in the attribute ``burst``.
     """
 
-    #: Kinds of message that are told apart; all are forgotten when there are more.
+    #: Different messages that are remembered; all are forgotten when there are more.
     KINDS: Final = 256
 
     def __init__(self, burst: int = _BURST, window: float = _WINDOW) -> None:
@@ -79,10 +81,9 @@ class Limit(logging.Filter):
 class SyslogHandler(logging.Handler):
     """Sends each line of a record as one datagram to ``path`` (RFC 3164, without the time).
 
-    A log daemon has a queue of ten lines or so. One that does not keep up is waited for, but not
-    for long, and not again soon when it did not help: lines are lost then, and counted in the next
-    one. Without a log daemon the lines go to stderr, and the log daemon is tried again with every
-    record.
+    A log daemon queues about ten lines. When it does not keep up, the handler waits for it briefly,
+    and not again soon when that did not help: the lines are lost then, and the next one tells how
+    many. Without a log daemon the lines go to stderr; each record tries the log daemon again.
     """
 
     def __init__(self, tag: str, path: str = "/dev/log") -> None:
@@ -114,11 +115,11 @@ class SyslogHandler(logging.Handler):
                     break
             for line in self.format(record).splitlines():
                 self._line(severity, line)
-        except Exception:  # as the standard handlers: a log message must not end the program
+        except Exception:  # a log message must not end the program; standard handlers do the same
             self.handleError(record)
 
     def _line(self, severity: int, line: str) -> None:
-        # an address or a name in a message comes from the network: keep terminals and logs safe
+        # addresses and names in messages come from the network: keep terminals and logs safe
         clean = visible(line, keep="")
         more = f"({self._lost} lines were lost) " if self._lost else ""
         head = f"<{_FACILITY | severity}>{self.prefix}"
@@ -133,12 +134,12 @@ class SyslogHandler(logging.Handler):
                 self._send(data)
                 return True
             except OSError:
-                # the log daemon was restarted: its old socket refuses, a new one may be there
+                # a restarted log daemon refuses on its old socket; it may have a new one
                 self.close_socket()
         return False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # of logging.Handler
-        """Say that a record could not be logged; never raises, and never logs."""
+        """Write to stderr that a record could not be logged; never raises, and never logs."""
         error = sys.exc_info()[0]
         kind = error.__name__ if error is not None else "?"
         _aside(f"{self.prefix}a message of {record.name} could not be logged: {kind}\n")
@@ -173,7 +174,7 @@ class SyslogHandler(logging.Handler):
 
 
 def _pieces(text: str, room: int) -> list[bytes]:
-    """``text`` in pieces of at most ``room`` bytes, none of which ends within a character."""
+    """Split ``text`` into pieces of at most ``room`` bytes, never within a character."""
     data = text.encode("utf-8", "replace")
     pieces: list[bytes] = []
     while len(data) > room and len(pieces) < _MOST_PIECES - 1:
@@ -189,7 +190,7 @@ def _pieces(text: str, room: int) -> list[bytes]:
 
 
 def _aside(text: str) -> None:
-    """Write to stderr; to the real one where something stands in for it that logs."""
+    """Write to the real stderr, also where a stream that logs has replaced it."""
     stream = getattr(sys.stderr, "original", sys.stderr)
     with contextlib.suppress(OSError, ValueError, AttributeError):
         stream.write(text)
@@ -203,14 +204,14 @@ def setup(level: str, tag: str = "thicketd", path: str = "/dev/log") -> None:
     handler.addFilter(Limit())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # spares the frame inspection for every record
+    # saves a look at the caller's frame for every record
     logging._srcfile = ""
     logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     set_level(level)
 
 
 def set_level(level: str) -> None:
-    """Change the least important kind that is logged (a word of the configuration)."""
+    """Change the least important level that is logged (a word of the configuration)."""
     number = getattr(logging, level.upper())
     logging.getLogger().setLevel(number)
     # asyncio's debug messages are about itself; pyroute2 logs every message it parses

@@ -1,13 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paces: a token bucket, growing pauses, jitter."""
+"""Paces: a token bucket, growing pauses, jitter, rare reports."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Hashable
+
+
+async def wait(event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait for an event, at most for ``seconds``; return whether it is set."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+class Seldom:
+    """Limits reports: each key once in ``interval`` seconds, all together ``most`` times."""
+
+    __slots__ = ("_interval", "_most", "_omitted", "_told")
+
+    def __init__(self, interval: float, most: int) -> None:
+        self._interval = interval
+        self._most = most
+        self._told: dict[Hashable, float] = {}
+        self._omitted = 0
+
+    def take(self, key: Hashable, now: float) -> int | None:
+        """Ask whether to report ``key`` at the time ``now``.
+
+        :returns: how many were omitted since the last report; None to omit this one as well.
+        """
+        for known, when in list(self._told.items()):  # the oldest first
+            if now - when < self._interval:
+                break
+            del self._told[known]
+        if key in self._told or len(self._told) >= self._most:
+            self._omitted += 1
+            return None
+        self._told[key] = now
+        omitted, self._omitted = self._omitted, 0
+        return omitted
 
 
 class Bucket:
-    """A token bucket: ``rate`` per second on average, up to ``burst`` at once."""
+    """A token bucket: ``rate`` tokens per second on average, up to ``burst`` at once."""
 
     __slots__ = ("burst", "rate", "then", "tokens")
 
@@ -18,7 +57,7 @@ class Bucket:
         self.then = 0.0
 
     def ready(self, now: float) -> bool:
-        """Whether there is a token at the time ``now`` (seconds)."""
+        """Whether there is a token at the time ``now``, in seconds."""
         self.tokens = min(self.burst, self.tokens + max(0.0, now - self.then) * self.rate)
         self.then = now
         return self.tokens >= 1.0
@@ -32,16 +71,16 @@ class Bucket:
 
 
 def uniform(low: float, high: float) -> float:
-    """A random number for jitter; the kernel's, because ``import random`` costs more than this."""
+    """Return a random number for jitter. It is the kernel's, as ``import random`` costs more."""
     return low + (high - low) * (int.from_bytes(os.urandom(4), "little") / 2**32)
 
 
 class Backoff:
     """Growing pauses between attempts.
 
-    :param pauses: seconds to wait after the first failure in a row, after the second ...; the last
-        one repeats.
-    :param settled: an attempt that was good for so many seconds has got over earlier failures.
+    :param pauses: seconds to wait after the first failure in a row, the second ...; the last one
+        repeats.
+    :param settled: an attempt that lasted this many seconds resets the count of failures.
     :ivar failures: how many attempts have failed in a row.
     """
 
@@ -53,7 +92,10 @@ class Backoff:
         self.failures = 0
 
     def failed(self, lasted: float = 0.0) -> float:
-        """Return the pause after an attempt that was good for ``lasted`` seconds, then failed."""
+        """Note a failure, and return the pause.
+
+        :param lasted: seconds for which the attempt was good before it failed.
+        """
         if lasted >= self.settled:
             self.failures = 0
         self.failures += 1
@@ -66,9 +108,9 @@ class Backoff:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the pauses grow no more."""
+        """Whether the longest pause is reached."""
         return self.failures >= len(self.pauses)
 
     def reset(self) -> None:
-        """Begin anew: an attempt succeeded, or there is reason to hope."""
+        """Start again with the shortest pause: an attempt succeeded, or is likely to succeed."""
         self.failures = 0

@@ -7,11 +7,13 @@ import os
 
 
 class Paths:
-    """Where a node keeps its files; ``root`` lets tests and several daemons on one host coexist.
+    """Where a node keeps its files.
 
-    Precedence of the configuration, first that exists: ``device`` (the copy that init makes of the
-    boot partition's ``thicket.toml``), ``local`` (devices without a boot partition), then the
-    image's defaults. Keys that the file does not set have the image's values in every case.
+    The configuration is the first of these that exists: ``device`` (the copy that init makes of the
+    boot partition's ``thicket.toml``), ``local`` (devices without a boot partition), the image's
+    defaults. Keys that the file does not set always have the image's values.
+
+    :param root: prefix of all paths; tests and several daemons on one host have their own.
     """
 
     __slots__ = (
@@ -41,7 +43,7 @@ class Paths:
 
 
 def parameter(paths: Paths, name: str) -> str | None:
-    """The value of ``thicket.NAME=`` on the kernel command line, or None."""
+    """Return the value of ``thicket.NAME=`` on the kernel command line, or None."""
     try:
         with open(paths.cmdline, encoding="utf-8", errors="replace") as f:
             words = f.read(4096).split()
@@ -52,7 +54,7 @@ def parameter(paths: Paths, name: str) -> str | None:
 
 
 def boot_device(paths: Paths) -> str | None:
-    """The configuration disk that the kernel command line names (``thicket.boot=``), or None."""
+    """Return the configuration disk named on the kernel command line (``thicket.boot=``)."""
     return parameter(paths, "boot")
 
 

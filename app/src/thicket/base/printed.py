@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program prints, by ``print()`` or to stderr, goes to the log line by line.
+"""Output of ``print()`` and to stderr goes to the log, line by line.
 
-Each line becomes a record as soon as it is complete, so that lines and other records stay in the
-order in which they came. The beginning of a line waits for its end; it is logged without one when
-its thread logs something else, when it is long, and by :func:`sweep`.
+Each line becomes a record as soon as it is complete, so that lines and other records keep their
+order. The beginning of a line waits for its end. It is logged without its end when its thread logs
+something else, when it is long, and by :func:`sweep`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Characters of a line at which it is logged without its end.
+#: A line of this many characters is logged without its end.
 LONGEST: Final = 4096
-#: Seconds that the beginning of a line waits for its end, at least.
+#: The beginning of a line waits at least this many seconds for its end.
 WAIT: Final = 1.0
 #: Lines of one source that are logged in ten seconds.
 BURST: Final = 200
-#: Threads whose lines are collected; beyond, the one that waits longest is logged.
+#: Threads whose lines are collected; when there are more, the oldest beginning is logged.
 _THREADS: Final = 64
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ class Printed(io.TextIOBase):
     """Stands in for ``sys.stdout`` or ``sys.stderr``.
 
     :param original: where the log's own failures are written.
-    :param level: the kind of record that a line becomes.
-    :ivar source: tells who prints (the name of an application), or an empty text.
+    :param level: the level at which lines are logged.
+    :ivar source: returns who prints (the name of an application), or an empty text.
     """
 
     encoding = "utf-8"
@@ -63,21 +63,19 @@ class Printed(io.TextIOBase):
         self.level = level
         self.source: Callable[[], str] = _nobody
         self.buffer = _Bytes(self)
-        # RLock: the alarm of a blocked event loop logs in the middle of anything.
+        # An RLock, as the alarm of a blocked event loop may log while this thread holds it.
         self._lock = threading.RLock()
         self._begun: dict[int, _Begun] = {}
         self._own = threading.local()
 
     def writable(self) -> bool:
-        """See :class:`io.IOBase`."""
         return True
 
     def isatty(self) -> bool:
-        """See :class:`io.IOBase`."""
         return False
 
     def fileno(self) -> int:
-        """Return the file that programs inherit which are started with this stream.
+        """Return the file that child programs inherit as this stream.
 
         :raises io.UnsupportedOperation: when this process was started without one.
         """
@@ -87,7 +85,7 @@ class Printed(io.TextIOBase):
         return number
 
     def write(self, text: str) -> int:
-        """Take in *text*, and log the lines that it completes."""
+        """Take in ``text``, and log the lines that it completes."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if getattr(self._own, "logging", False):  # the log itself failed, and says so
@@ -116,14 +114,14 @@ class Printed(io.TextIOBase):
         return len(text)
 
     def flush_thread(self) -> None:
-        """Log the beginning of a line of the calling thread."""
+        """Log the beginning of a line that the calling thread has written."""
         with self._lock:
             thread = threading.get_ident()
             lines = [self._end(thread)] if thread in self._begun else []
         self._record(lines)
 
     def sweep(self, wait: float = WAIT) -> None:
-        """Log beginnings of lines that are *wait* seconds old."""
+        """Log the beginnings of lines that are ``wait`` seconds old."""
         now = time.monotonic()
         with self._lock:
             old = [thread for thread, begun in self._begun.items() if now - begun.when >= wait]
@@ -151,11 +149,11 @@ class Printed(io.TextIOBase):
             self.original.write(text)
             self.original.flush()
         except (OSError, ValueError, AttributeError):
-            pass  # there is nowhere left to say it
+            pass  # there is nowhere else to write it
 
 
 class _Bytes(io.RawIOBase):
-    """The binary form of a stream, for what is written as bytes."""
+    """The stream for code that writes bytes."""
 
     def __init__(self, stream: Printed) -> None:
         super().__init__()
@@ -163,21 +161,19 @@ class _Bytes(io.RawIOBase):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def writable(self) -> bool:
-        """See :class:`io.IOBase`."""
         return True
 
     def write(self, data: Any, /) -> int:
-        """Take in what is text in UTF-8."""
+        """Take in text in UTF-8."""
         raw = bytes(data)
         self._stream.write(self._decoder.decode(raw))
         return len(raw)
 
 
 class _InOrder(logging.Filter):
-    """Has the beginning of a line logged before what its thread logs otherwise."""
+    """Logs the beginning of a line before another record of the same thread; all records pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass."""
         if record.name != log.name:
             flush_thread()
         return True
@@ -187,7 +183,7 @@ _streams: list[Printed] = []
 
 
 def take() -> None:
-    """Let everything that this process prints go to the log, which has been set up."""
+    """Send everything that this process prints to the log, which must have been set up."""
     if _streams:
         return
     for name, level in (("stdout", logging.INFO), ("stderr", logging.WARNING)):
@@ -212,18 +208,21 @@ def give_back() -> None:
 
 
 def name_sources(source: Callable[[], str]) -> None:
-    """Let *source* tell who prints: the name of an application, or an empty text."""
+    """Name the source of lines.
+
+    :param source: returns the name of the application that prints, or an empty text.
+    """
     for stream in _streams:
         stream.source = source
 
 
 def flush_thread() -> None:
-    """Log the beginnings of lines of the calling thread."""
+    """Log the beginnings of lines that the calling thread has written."""
     for stream in _streams:
         stream.flush_thread()
 
 
 def sweep(wait: float = WAIT) -> None:
-    """Log the beginnings of lines that have waited for *wait* seconds."""
+    """Log the beginnings of lines that have waited for ``wait`` seconds."""
     for stream in _streams:
         stream.sweep(wait)

@@ -13,23 +13,24 @@ log = getLogger(__name__)
 
 
 class Problems:
-    """What is wrong at present, by part, code and subject; logged when it comes and when it goes.
-
-    ``severity`` is "error" (the node does not do what it is for) or "warning" (it does, but
-    somebody should know). ``subject`` keeps several problems of one code apart.
-    """
+    """The present problems, by part, code and subject. Each is logged when it comes and goes."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         self._known: dict[tuple[str, str, str], dict[str, Any]] = {}
-        #: Parts that keep a list of their own, asked whenever the whole list is wanted, with the
-        #: severity of what they do not grade.
+        #: Parts that keep their own list: a function that returns it, and the severity of problems
+        #: without one.
         self.sources: dict[str, tuple[Callable[[], list[dict[str, Any]]], str]] = {}
 
     def report(
         self, part: str, code: str, message: str, severity: str = "error", subject: str = ""
     ) -> None:
-        """Note a problem; a known one keeps its time and gets the new words."""
+        """Note a problem. A known one keeps its time and gets the new message.
+
+        :param severity: "error" (the node does not do what it is for) or "warning" (it does, but
+            somebody should know).
+        :param subject: keeps several problems with one code apart.
+        """
         known = self._known.get((part, code, subject))
         if known is not None and known["message"] == message and known["severity"] == severity:
             return
@@ -44,13 +45,13 @@ class Problems:
         self._on_change()
 
     def clear(self, part: str, code: str | None = None) -> None:
-        """The problems with this code (or all of the part) are over."""
+        """The problems with this code, or all of the part, are over."""
         for key in [k for k in self._known if k[0] == part and code in {None, k[1]}]:
             log.info("%s: solved: %s", part, self._known.pop(key)["message"])
             self._on_change()
 
     def all(self) -> list[dict[str, Any]]:
-        """Every problem, errors first, then by age."""
+        """Return every problem, errors first, then by age."""
         found = list(self._known.values())
         for source, severity in self.sources.values():
             found += ({"severity": severity, **problem} for problem in source())

@@ -8,14 +8,17 @@ import time
 
 
 def boottime() -> float:
-    """Seconds since power-on (CLOCK_BOOTTIME), to the millisecond. Nodes have no clock to trust."""
+    """Return the seconds since power-on (CLOCK_BOOTTIME), to the millisecond.
+
+    It is used in place of the time of day, which a node cannot trust.
+    """
     return round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)
 
 
 def process_start() -> float | None:
-    """When this process was started, in seconds since power-on; None when /proc does not tell.
+    """Return when this process started, in seconds since power-on; None when /proc does not tell.
 
-    That is before any of its imports, which take their time on a slow processor.
+    That is before its imports, which take long on a slow processor.
     """
     try:
         with open("/proc/self/stat", "rb") as f:
@@ -27,7 +30,7 @@ def process_start() -> float | None:
 
 
 def memory_kib() -> int:
-    """Resident memory of this process in KiB; 0 when /proc does not tell."""
+    """Return the resident memory of this process in KiB; 0 when /proc does not tell."""
     try:
         with open("/proc/self/statm", "rb") as f:
             return int(f.read().split()[1]) * (os.sysconf("SC_PAGE_SIZE") // 1024)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Supervision: a coroutine that should run for ever is started again when it ends."""
+"""Supervision: a coroutine that should run for ever is restarted when it ends."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from logging import getLogger
 from typing import Final
 
 from thicket.base.errors import ThicketError
+from thicket.base.pace import wait
 from thicket.base.problems import Problems
 
 log = getLogger(__name__)
 
-#: A part that fails so often in so many seconds takes the process down with it.
+#: A part that fails FAILURES times in FAILURE_WINDOW seconds takes the process down with it.
 FAILURES: Final = 6
 FAILURE_WINDOW: Final = 300.0
-#: Pauses before a part is started again, in seconds; the last one repeats.
+#: Pauses before a part is restarted, in seconds; the last one repeats.
 PAUSES: Final = (0.5, 2.0, 5.0, 15.0, 30.0)
-#: Seconds that a part has for a clean end.
+#: Seconds that a part gets for a clean end.
 GRACE: Final = 3.0
 
 
@@ -29,12 +30,12 @@ class FailingError(ThicketError):
 
 
 class Supervisor:
-    """Runs a coroutine again and again. What its end means is for the subclass to say.
+    """Runs a coroutine again and again. The subclass decides what its end means.
 
     :ivar task: ends when the supervisor is stopped, or with what :meth:`ended` raises.
     """
 
-    #: Who ran for so many seconds has got over earlier failures.
+    #: A run of this many seconds makes up for earlier failures.
     SETTLED = 20.0
 
     def __init__(self, name: str) -> None:
@@ -44,27 +45,27 @@ class Supervisor:
         self.task = asyncio.get_running_loop().create_task(self._supervise(), name=name)
 
     async def run(self) -> None:
-        """What is supervised."""
+        """The coroutine that is supervised."""
         raise NotImplementedError
 
     def settled(self) -> None:
-        """It has run for SETTLED seconds."""
+        """Called when it has run for SETTLED seconds."""
 
     def ended(self, error: BaseException | None, lasted: float) -> float | None:
-        """It ended by itself after ``lasted`` seconds, or with an exception.
+        """Called when it has ended, by itself or with an exception, after ``lasted`` seconds.
 
-        :returns: seconds until it is started again; None waits for :meth:`restart`.
+        :returns: seconds until it is restarted; None waits for :meth:`restart`.
         """
         raise NotImplementedError
 
     def restart(self) -> None:
-        """End what runs, or the pause; it is started at once."""
+        """Start it again at once, in place of what runs or of the pause."""
         self._again.set()
         if self._inner is not None:
             self._inner.cancel()
 
     async def stop(self) -> None:
-        """End for good; what is not done within GRACE is left undone."""
+        """End it for good; it has GRACE seconds to finish."""
         self.task.cancel()
         await asyncio.wait({self.task}, timeout=GRACE + 0.5)
 
@@ -89,15 +90,11 @@ class Supervisor:
                 continue
             error = None if inner.cancelled() else inner.exception()
             pause = self.ended(error, time.monotonic() - began)
-            try:
-                async with asyncio.timeout(pause):
-                    await self._again.wait()
-            except TimeoutError:
-                pass
+            await wait(self._again, pause)
 
 
 class Part(Supervisor):
-    """One part of the daemon. Who keeps failing takes the process down: init starts a fresh one."""
+    """One part of the daemon. It ends the process when it keeps failing; init starts a new one."""
 
     def __init__(self, name: str, run: Callable[[], Awaitable[None]], problems: Problems) -> None:
         self._run = run

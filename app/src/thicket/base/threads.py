@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that may hang for ever, such as a transfer on a bus or a write to a card, in threads.
+"""Threads for work that may hang for ever, such as a transfer on a bus or a write to a card.
 
-The event loop goes on meanwhile, and the process can end all the same: the threads are daemons, and
-nobody joins them.
+The event loop goes on meanwhile. The threads are daemons and never joined, so the process can still
+end.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def settle(done: asyncio.Future[T], work: Callable[[], T]) -> None:
-    """Do ``work`` here, in a thread; its result, or what it raises, becomes that of ``done``.
+    """Do ``work`` in this thread, and set its result or exception on ``done``.
 
-    Nothing happens where ``done`` has been given up, or its event loop has ended.
+    Nothing is set when ``done`` was cancelled, or its event loop has ended.
     """
     result: T | None = None
     error: BaseException | None = None
@@ -27,7 +27,7 @@ def settle(done: asyncio.Future[T], work: Callable[[], T]) -> None:
         result = work()
     except BaseException as e:
         error = e
-        # No future takes the first, and of the others some would end the event loop.
+        # A future refuses StopIteration, and some of the others would end the event loop.
         if isinstance(e, StopIteration) or not isinstance(e, Exception):
             error = RuntimeError(f"it raised {type(e).__name__}: {e}")
 
@@ -46,9 +46,9 @@ def settle(done: asyncio.Future[T], work: Callable[[], T]) -> None:
 def start(
     work: Callable[[], T], name: str, *, run: Callable[..., Any] | None = None
 ) -> tuple[asyncio.Future[T], threading.Thread]:
-    """Begin ``work`` in a thread of its own; the future has its result or its exception.
+    """Start ``work`` in its own thread; the future gets its result or exception.
 
-    :param name: the thread's.
+    :param name: the thread's name.
     :param run: calls a function with its arguments, for example in a context.
     """
     done: asyncio.Future[T] = asyncio.get_running_loop().create_future()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values as TOML writes them."""
+"""Values in TOML's notation."""
 
 from __future__ import annotations
 
 
 def toml_value(value: object) -> str:
-    """``value`` as TOML 1.0 writes it: a text, number, yes or no, or a list or table of these."""
+    """Return a text, number, boolean, or a list or table of these as TOML 1.0."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``thicket call``, ``publish`` and ``monitor``: what a person does in the cluster."""
+"""``thicket call``, ``publish`` and ``monitor``: commands for the cluster."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from thicket.distribution.jsonform import from_word, to_json, to_words
 
 
 def run(command: str, words: list[str], control: str) -> int:
-    """Run one of the commands; the exit status."""
+    """Run one of the commands, and return the exit status."""
     words, as_json = [word for word in words if word != "--json"], "--json" in words
     if command == "call":
         return _call(words, as_json, control)
@@ -28,7 +28,7 @@ def run(command: str, words: list[str], control: str) -> int:
 
 
 def _value(word: str) -> Any:
-    """The JSON form of what a word means."""
+    """Return the JSON form of the value that a word means."""
     try:
         return to_json(from_word(word))
     except ValueError as e:
@@ -36,7 +36,7 @@ def _value(word: str) -> Any:
 
 
 def _group(word: str) -> Any:
-    """The JSON form of a group's name: a plain word is the atom, as for groups in Python."""
+    """Return the JSON form of a group's name; a plain word is an atom, as in Python."""
     value = _value(word)
     return {"atom": value} if isinstance(value, str) else value
 
@@ -95,7 +95,7 @@ def _clock(seconds: float) -> str:
 
 
 def _shown(event: dict[str, Any]) -> str:
-    """An event in one line."""
+    """Return an event in one line."""
     if event["kind"] == "message":
         return f"{_clock(event['time'])}  {to_words(event['message'])}"
     why = f"  ({event['reason']})" if event.get("reason") else ""

@@ -19,7 +19,7 @@ class UsageError(ThicketError):
 
 
 def control_socket() -> str:
-    # as thicket.base.paths.Paths has it, without importing that module for the common commands
+    # as in thicket.base.paths.Paths, without importing that module for the common commands
     return os.environ.get("THICKET_ROOT", "").rstrip("/") + "/run/thicket/control.sock"
 
 

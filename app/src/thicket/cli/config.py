@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``thicket config`` and ``thicket revocations``: files that a person checks and hands in."""
+"""``thicket config`` and ``thicket revocations``: files that a person checks and installs."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thicket.cli.common import BAD, OK, UsageError, control_socket, node_paths
 from thicket.control.client import ClientError, request
-
-if TYPE_CHECKING:
-    pass
-
-# -- configuration
 
 
 def config(rest: list[str]) -> int:
@@ -70,7 +65,7 @@ def _config_show() -> int:
 
 
 def _read(file: str, most: int) -> bytes | None:
-    """The bytes of a file, cut off behind one more than ``most``; None after saying what failed."""
+    """Return at most ``most`` + 1 bytes of a file; None after printing an error."""
     try:
         if file == "-":
             return sys.stdin.buffer.read(most + 1)
@@ -105,7 +100,10 @@ def _config_file(verb: str, file: str) -> int:
 
 
 def _judge_applications(data: bytes, shown: str, tables: dict[str, dict[str, Any]]) -> None:
-    """Let the applications that are installed here judge their settings; raises ConfigError."""
+    """Let the applications that are installed here check their settings.
+
+    :raises ConfigError: a setting is wrong.
+    """
     from thicket.applications import entrypoints
     from thicket.applications.service import GROUP, judge
     from thicket.base.fields import ConfigError, Finding
@@ -193,11 +191,11 @@ def _config_edit(words: list[str], *, unset: bool) -> int:
                 changes[path] = None
                 continue
             if not mark:
-                # secrets stay out of the process list and the shell's history
+                # keeps secrets out of the process list and the shell's history
                 text = sys.stdin.readline().rstrip("\r\n")
             changes[path] = key.plain(key.check(key.from_text(text)))
         except ValueError as e:
-            # It may be a secret under a mistyped name, or a private key in a public one's place.
+            # It may be a secret under a mistyped name, or a private key in place of a public one.
             shown = "" if key is None else MASK if key.hides(text) else text
             findings.append(Finding("command line", path, shown, str(e)))
     if findings:

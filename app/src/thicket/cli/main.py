@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``thicket`` command: what a person asks of a node.
+"""The ``thicket`` command, by which a person asks a node.
 
-It starts fast (the nodes of a simulated fleet are slow): a handful of imports, the command line
-parsed by hand, everything else imported where it is needed.
+It starts fast, as the nodes of a simulated fleet are slow: it imports little, parses the command
+line by hand, and imports everything else where it is needed.
 
 Exit status: 0 all is well; 1 the answer is bad news (not joined, a problem of severity "error", no
 pong, a configuration with faults, a change that was not made); 2 the command line is wrong; 3 the
@@ -73,14 +73,14 @@ exit status: 0 well, 1 bad news, 2 wrong usage, 3 daemon not reachable
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command, and return the exit status."""
     return guarded(_run, sys.argv[1:] if arguments is None else arguments)
 
 
 def guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
-    """Run one command for a person at a terminal: what goes wrong is said and has its status.
+    """Run one command for a person at a terminal: print errors, and return the exit status.
 
-    Nothing that others wrote reaches the terminal as it is.
+    All output is made visible, as text from outside may hold control characters.
     """
     with visible_output():
         return _guarded(run, words)
@@ -100,7 +100,7 @@ def _guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # the reader (head, a closed pager) has seen enough; keep the interpreter from complaining
+        # the reader (head, a closed pager) has ended; keep the interpreter from printing an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 

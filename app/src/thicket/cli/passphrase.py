@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``thicket passphrase``: another passphrase for the mesh, on all nodes at once."""
+"""``thicket passphrase``: changes the mesh's passphrase on all nodes at once."""
 
 import base64
 import sys
@@ -9,7 +9,7 @@ from thicket.cli.common import BAD, OK, UsageError
 from thicket.control.client import ClientError, request
 
 _SECONDS: Final = 40.0
-#: 20 letters of 32: a hundred bits, without letters and digits that look alike.
+#: 20 of 32 characters are a hundred bits; characters that look alike are left out.
 _LETTERS: Final = "abcdefghjkmnpqrstuvwxyz123456789"
 _GROUPS: Final = 5
 _GROUP: Final = 4
@@ -18,7 +18,7 @@ _OPTIONS: Final = ("--generate", "--accept-missing", "--unencrypted")
 
 
 def run(words: list[str], control: str) -> int:
-    """Run one of roll, finish and cancel; the exit status."""
+    """Run one of roll, finish, cancel and import, and return the exit status."""
     verb, options = (words[0] if words else ""), words[1:]
     if verb == "import":
         return _import(options, control)
@@ -43,7 +43,7 @@ def run(words: list[str], control: str) -> int:
 
 
 def generate() -> str:
-    """A passphrase that nobody can guess, in groups that can be read to somebody."""
+    """Return a passphrase that nobody can guess, in groups that are easy to read out."""
     from secrets import choice
 
     groups = ("".join(choice(_LETTERS) for _ in range(_GROUP)) for _ in range(_GROUPS))
@@ -51,7 +51,7 @@ def generate() -> str:
 
 
 def read_passphrase() -> str:
-    """The new passphrase, from a person (twice) or from standard input."""
+    """Ask a person for the new passphrase, twice, or read it from standard input."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\r\n")
     from getpass import getpass
@@ -64,7 +64,7 @@ def read_passphrase() -> str:
 
 def _roll(control: str, options: list[str], *, accepted: bool) -> int:
     generated = "--generate" in options
-    if sys.stdin.isatty():  # before a person types it in vain
+    if sys.stdin.isatty():  # fail before a person types it
         request(control, "passphrase", {"action": "unsigned"})
     passphrase = generate() if generated else read_passphrase()
     params = {
@@ -91,7 +91,7 @@ def _roll(control: str, options: list[str], *, accepted: bool) -> int:
 
 
 def _import(options: list[str], control: str) -> int:
-    """Take a signed change from a file or standard input, and let every node take it."""
+    """Read a signed change from a file or standard input, and give it to every node."""
     if len(options) != 1 or options[0].startswith("--"):
         raise UsageError('passphrase import needs a FILE ("-" is standard input)')
     from thicket.trust.change import MAX_CHANGE
@@ -110,7 +110,10 @@ def _import(options: list[str], control: str) -> int:
 
 
 def show_import(answer: dict[str, Any], what: str = "") -> int:
-    """Say which nodes have taken a signed change, which is ``what``; OK when none is missing."""
+    """Print which nodes have taken a signed change; OK when none is missing.
+
+    :param what: what these nodes have done, in words.
+    """
     show(answer, what or ("has changed" if answer["used"] else "has it"))
     if answer["missing"]:
         print("Those get it when they are connected again, as long as a link can be made.")
@@ -118,7 +121,7 @@ def show_import(answer: dict[str, Any], what: str = "") -> int:
 
 
 def agreed() -> bool:
-    """Ask whether to do without the nodes that have not got it."""
+    """Ask whether to change although some nodes do not have the new passphrase."""
     if not sys.stdin.isatty():
         return False
     print(
@@ -139,7 +142,7 @@ def _finish(control: str) -> int:
 
 
 def show(answer: dict[str, Any], what: str) -> None:
-    """Say what each node has done."""
+    """Print what each node has done."""
     for name in answer["done"]:
         print(f"{name}  {what}")
     for name, why in answer["failed"].items():

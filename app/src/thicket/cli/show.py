@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``thicket status``, ``peers``, ``nodes`` and ``ping``: what a node answers, for people."""
+"""``thicket status``, ``peers``, ``nodes`` and ``ping``: the answers of a node, for people."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thicket.cli.common import BAD, OK, UsageError, control_socket
 from thicket.control.client import ClientError, request
-
-if TYPE_CHECKING:
-    pass
-
-# -- status, peers, nodes
 
 
 def show(what: str, rest: list[str]) -> int:
@@ -31,7 +26,10 @@ def show(what: str, rest: list[str]) -> int:
 
 
 def table(heads: list[str], rows: list[list[str]], right: str = "") -> str:
-    """Aligned columns, two blanks apart. ``right`` has an ``r`` for each column of numbers."""
+    """Return a table with aligned columns, two blanks apart.
+
+    :param right: an ``r`` for each column of numbers, a blank for the others.
+    """
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     lines = []
     for row in [heads, *rows]:
@@ -44,7 +42,7 @@ def table(heads: list[str], rows: list[list[str]], right: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in the largest two units that matter."""
+    """Return a length of time in its two largest units."""
     whole = int(seconds)
     if whole < 60:
         return f"{seconds:.1f} s"
@@ -60,7 +58,7 @@ def _number(value: float | None, form: str = "{:.0f}") -> str:
 
 
 def fleet_text(trust: dict[str, Any] | None) -> str:
-    """The node's place in its fleet, in a line."""
+    """Return the node's fleet, and its name there, in one line."""
     if trust is None or trust["state"] == "starting":
         return "not known yet"
     if trust["fleet"] is None:
@@ -75,7 +73,7 @@ def fleet_text(trust: dict[str, Any] | None) -> str:
 
 
 def status_text(doc: dict[str, Any]) -> str:
-    """The status for people: problems first."""
+    """Return the status, problems first."""
     lines: list[str] = []
     now = doc["uptime"]
     for problem in doc["problems"]:
@@ -144,7 +142,7 @@ def status_text(doc: dict[str, Any]) -> str:
 
 
 def firewall_text(firewall: dict[str, Any]) -> str:
-    """The firewall in one line, with what it dropped, the most first."""
+    """Return the firewall in one line: state and dropped packets, most frequent first."""
     dropped = sorted(firewall["dropped"].items(), key=lambda item: -item[1])
     if not dropped:
         return str(firewall["state"])
@@ -153,7 +151,7 @@ def firewall_text(firewall: dict[str, Any]) -> str:
 
 
 def radio_text(radio: dict[str, Any]) -> str:
-    """The radio in one line."""
+    """Return the radio in one line."""
     parts = [radio["state"]]
     if radio.get("mesh_id"):
         parts.append(f'mesh "{radio["mesh_id"]}"')
@@ -166,7 +164,7 @@ def radio_text(radio: dict[str, Any]) -> str:
 
 
 def link_text(peer: dict[str, Any], radio: dict[str, Any]) -> str:
-    """What protects the frames to and from a peer, in a word."""
+    """Return the protection of a link to a peer, in a word."""
     if radio.get("security") != "sae":
         return "open"
     if not peer.get("authorized"):
@@ -175,7 +173,7 @@ def link_text(peer: dict[str, Any], radio: dict[str, Any]) -> str:
 
 
 def peers_text(doc: dict[str, Any]) -> str:
-    """The peers and paths for people."""
+    """Return the peers and paths."""
     if not doc["peers"]:
         return f"No peers. Radio: {radio_text(doc['radio'])}."
     rows = [
@@ -198,7 +196,7 @@ def peers_text(doc: dict[str, Any]) -> str:
     if doc["paths"]:
         rows = [
             [path["destination"], "being looked for", "-", "-"]
-            # the kernel's entry while it asks for a path; its numbers mean nothing
+            # an entry of a path that the kernel is looking for; its numbers mean nothing
             if path["next_hop"] == "00:00:00:00:00:00"
             else [
                 path["destination"],
@@ -213,7 +211,7 @@ def peers_text(doc: dict[str, Any]) -> str:
 
 
 def nodes_text(doc: dict[str, Any]) -> str:
-    """The nodes of the cluster for people."""
+    """Return the nodes of the cluster."""
     own, nodes = doc["cluster"]["node"], doc["cluster"]["nodes"]
     if own is None:
         return f"The node is not in a cluster yet ({doc['state']})."

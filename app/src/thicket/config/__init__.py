@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration: one TOML file, one schema, and no way to lock the device out."""
+"""The configuration: one TOML file, one schema; no file can lock a device out."""

@@ -15,7 +15,7 @@ from thicket.firewall.section import Ports
 from thicket.radio.section import Country
 from thicket.upkeep.section import PublicKeys
 
-#: Quotes that editors and web pages put in the place of straight ones, and what they stand for.
+#: Quotes that editors and web pages use in place of straight ones, and their straight form.
 _CURLY: Final = dict.fromkeys(
     "\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\uff02", '"'
 ) | dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`\uff07", "'")
@@ -30,7 +30,7 @@ _NOTHING: Final = frozenset(("null", "none", "nil", "undefined"))
 
 
 def instead(key: Key[Any], raw: object) -> str | None:
-    """How to write what is meant by ``raw``, which the key refuses, or None."""
+    """Return how to write the meaning of ``raw``, a value that the key refuses, or None."""
     guesses: list[object] = []
     if isinstance(raw, str):
         word = raw.strip().lower()
@@ -69,7 +69,7 @@ def instead(key: Key[Any], raw: object) -> str | None:
 
 
 def _as_text(statement: Statement, word: str) -> str:
-    """``key = "word"`` with a value in quotes, the value masked where it may be secret."""
+    """Return ``key = "word"``, with the value masked where it may be secret."""
     key = key_of(statement)
     name = statement.path[-1] if statement.path else "key"
     if key is None or key.hides("x") or len(word) > WIDTH // 2:
@@ -80,7 +80,7 @@ def _as_text(statement: Statement, word: str) -> str:
 def advice(
     text: str, at: int, words: str, statement: Statement, before: list[Statement]
 ) -> tuple[int, str]:
-    """The place of an error, better than tomllib's where that is late, and what is wrong."""
+    """Return the place of an error and what is wrong; tomllib may report a later place."""
     message = character_advice(text, at)
     if message is not None:
         return at, message
@@ -97,12 +97,12 @@ def advice(
 
 
 def character_advice(text: str, at: int) -> str | None:
-    """What is wrong with a character that stands in no configuration file, or None."""
+    """Return what is wrong with a character that no configuration file may hold, or None."""
     here = text[at : at + 1]
     if here == "\0":
         return "holds zeros, not text, from here on: the file is damaged; write it again"
     if here and here not in "\n\t" and not here.isprintable() and not here.isspace():
-        return f"holds a control character (U+{ord(here):04X}), which may not be seen; delete it"
+        return f"holds a control character (U+{ord(here):04X}), which may be invisible; delete it"
     if here and here not in " \t\n" and here.isspace():
         return f"holds a blank of another kind (U+{ord(here):04X}); write a plain one"
     return None
@@ -130,7 +130,7 @@ def _table_advice(text: str, at: int, statement: Statement) -> tuple[int, str]:
 
 
 def _key_advice(text: str, at: int, statement: Statement) -> tuple[int, str]:
-    """What is wrong with a line that is no remark, no section and has no key before a ``=``."""
+    """Return what is wrong with a line that is neither a remark, a section nor ``key = value``."""
     line = text[statement.start : line_end(text, statement.start)].rstrip()
     right = "write [section], key = value, or a remark that begins with #"
     if line.startswith(("//", ";", "/*", "--", "%", "REM ", "rem ", "!")):
@@ -160,7 +160,7 @@ def _key_advice(text: str, at: int, statement: Statement) -> tuple[int, str]:
 
 
 def _pair(text: str, pair: re.Match[str]) -> str:
-    """The setting that is meant by ``key: value``; values that may be secret are left out."""
+    """Return the setting meant by ``key: value``; values that may be secret are left out."""
     name, value = pair[1], pair[3].translate(_STRAIGHT).partition(" #")[0].strip().rstrip(",;")
     keys = keys_named(name.rpartition(".")[2])
     if not keys or any(key.hides("x") for key in keys):
@@ -237,7 +237,7 @@ def _inner_quote(quote: str) -> str:
 
 
 def _unclosed(text: str, statement: Statement, name: str, line: str) -> tuple[int, str]:
-    """What is never closed: three quotes, a quote or a bracket."""
+    """Return what is never closed: three quotes, a quote or a bracket."""
     place = statement.opened
     quote = text[place : place + 3]
     if quote in {'"""', "'''"}:
@@ -259,7 +259,7 @@ def _unclosed(text: str, statement: Statement, name: str, line: str) -> tuple[in
 def _without_quotes(
     text: str, at: int, statement: Statement, name: str, line: str
 ) -> tuple[int, str]:
-    """What is wrong with a value that does not begin with a quote or a bracket."""
+    """Return what is wrong with a value that does not begin with a quote or a bracket."""
     key = key_of(statement)
     word = line.partition("#")[0].strip().rstrip(",;")
     low = word.lower()

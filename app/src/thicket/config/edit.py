@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing the configuration on the device: which file it is, editing it, and writing it safely.
+"""Changing the configuration on the device: finding the file, editing it, and writing it safely.
 
-The one file that counts is ``thicket.toml`` on the boot partition, where the card's owner finds
-it on any computer. A device whose kernel command line names no boot partition (``thicket.boot=``)
-keeps it in ``/data/thicket/thicket.toml``. A copy in ``/etc`` (RAM) is what the daemon reads.
+The configuration is ``thicket.toml`` on the boot partition, where the card's owner finds it on any
+computer. A device whose kernel command line names no boot partition (``thicket.boot=``) keeps it in
+``/data/thicket/thicket.toml``. The daemon reads a copy in ``/etc`` (RAM).
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ _NAME: Final = "thicket.toml"
 
 
 def source(paths: Paths) -> tuple[str, str]:
-    """The text of the device's configuration file and its path; ("", path to be) without one.
+    """Return the text and the path of the device's configuration file.
 
-    Where the file is gone or empty, the text is that of the last good one: what is in force is what
-    a person changes.
+    When the file is gone or empty, the text is that of the last good one, because a person changes
+    the settings in force. Without either the text is empty, and the path is where the file will be.
 
-    Raises StoreError when it cannot be read, ConfigError when it is not UTF-8.
+    :raises StoreError: it cannot be read.
+    :raises ConfigError: it is not UTF-8.
     """
     device = boot_device(paths)
     if device is None:
@@ -58,9 +59,11 @@ def _first_of(paths: Paths, places: list[str]) -> tuple[str, str]:
 
 
 def apply(paths: Paths, data: bytes) -> str:
-    """Check ``data`` as a whole file and make it the device's configuration; where it was written.
+    """Check ``data`` as a whole file, and make it the device's configuration.
 
-    Raises ConfigError with every fault (nothing is written then), StoreError when writing failed.
+    :returns: where it was written.
+    :raises ConfigError: every fault of it; nothing was written.
+    :raises StoreError: writing failed.
     """
     base, _ = image_defaults(paths.image)
     parse(data, _NAME, base)
@@ -68,7 +71,7 @@ def apply(paths: Paths, data: bytes) -> str:
     try:
         if device is None:
             write_atomically(paths.local, data, mode=0o600)
-            # a copy made at boot or by hand would win over it
+            # an existing copy, made at boot or by hand, has precedence
             if os.path.exists(paths.device):
                 write_atomically(paths.device, data, mode=0o600, durable=False)
             return paths.local
@@ -83,11 +86,13 @@ def apply(paths: Paths, data: bytes) -> str:
 
 
 def set_values(text: str, changes: dict[str, object], name: str = _NAME) -> str:
-    """``text`` with the keys ``section.key`` set to plain TOML values; None removes a key.
+    """Return ``text`` with the keys ``section.key`` set to plain TOML values; None removes a key.
 
-    Comments and order are kept where the file is laid out in the ordinary way, one key per line
-    below its ``[section]``; a file of another form is written anew from its values. The result is
-    not checked against the schema. Raises ConfigError when ``text`` is not TOML.
+    Comments and order are kept in a file of the usual layout, one key per line below its
+    ``[section]``; any other file is written anew from its values. The result is not checked against
+    the schema.
+
+    :raises ConfigError: ``text`` is not TOML.
     """
     wanted: dict[str, Any] = {}
     for section, table in parse_toml(text, name).items():
@@ -119,7 +124,7 @@ def _without_empty(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _edit(text: str, section: str, key: str, value: object) -> str:
-    """Edit one key line by line; the caller verifies what came of it."""
+    """Edit one key line by line; the caller verifies the result."""
     lines = text.split("\n")
     if lines and lines[-1] == "":
         lines.pop()
@@ -151,7 +156,7 @@ def _edit(text: str, section: str, key: str, value: object) -> str:
 
 
 def _comment(line: str) -> str:
-    """The comment at the end of a line ``key = value  # comment``, or nothing when in doubt."""
+    """Return the comment of a line ``key = value  # comment``; empty in case of doubt."""
     _, mark, rest = line.rpartition("#")
     return f"#{rest}" if mark and '"' not in rest and "'" not in rest else ""
 
@@ -163,7 +168,7 @@ def _written_anew(tables: dict[str, Any]) -> str:
             continue
         if section == APPLICATION:
             for name, settings in table.items():
-                # a table of one line each; names of applications need no quotes but for a dot
+                # a table per application; of its name only a dot needs quotes
                 shown = name if "." not in name else toml_value(name)
                 lines += ["", f"[{section}.{shown}]"]
                 if isinstance(settings, dict):
@@ -171,7 +176,7 @@ def _written_anew(tables: dict[str, Any]) -> str:
             continue
         lines += ["", f"[{section}]"]
         lines += [f"{key} = {_any_value(value)}" for key, value in table.items()]
-    # an empty file counts as a lost one
+    # an empty file would count as lost
     return "\n".join(lines).lstrip("\n") + "\n" if lines else "# defaults\n"
 
 
@@ -181,6 +186,6 @@ def _key(name: str) -> str:
 
 
 def _any_value(value: object) -> str:
-    # only what the schema knows can be valid; the rest is refused by the check that follows
+    # the check that follows refuses values of other types
     known = isinstance(value, str | int | float | list | dict)
     return toml_value(value if known else str(value))

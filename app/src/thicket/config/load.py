@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration in force: the device's file, the last good one, or the image's defaults.
 
-:func:`load` never fails: a file with a fault is reported and the last good one is used, and
-without that the defaults of the image.
+:func:`load` never fails. It reports a file with faults and uses the last good one, or without that
+the image's defaults.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from thicket.config.schema import Settings
 
 
 def image_defaults(path: str) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
-    """The values of the image's own file: ({}, []) when it is absent, ({}, faults) when wrong."""
+    """Return values and faults of the image's own file; no values when it is absent or faulty."""
     try:
         data = read_limited(path)
         return values_of(data, path), []
@@ -34,9 +34,12 @@ def image_defaults(path: str) -> tuple[dict[str, dict[str, Any]], list[Finding]]
 
 
 class Loaded:
-    """What :func:`load` found: the settings in force, their source, and the faults in words.
+    """What :func:`load` found.
 
-    ``data`` holds the bytes of the device's file when it is in force (to become the last good).
+    :ivar settings: the settings in force.
+    :ivar source: the path they are from, or ``defaults``.
+    :ivar findings: the faults of all files.
+    :ivar data: the bytes of the device's file when it is in force, to become the last good one.
     """
 
     __slots__ = ("data", "findings", "last_good_used", "settings", "source")
@@ -59,18 +62,18 @@ class Loaded:
 def _parse_any(
     data: bytes, file: str, base: dict[str, dict[str, Any]], findings: list[Finding]
 ) -> Settings | None:
-    """Settings from a file, or None and its faults in ``findings``; raises nothing."""
+    """Return the settings in a file, or None; its faults are added to ``findings``."""
     try:
         return parse(data, file, base)
     except ConfigError as e:
         findings.extend(e.findings)
-    except Exception as e:  # a fault of ours must not keep a node from starting
+    except Exception as e:  # an error in our code must not keep a node from starting
         findings.append(Finding(file, "", "", f"cannot be judged: {type(e).__name__}"))
     return None
 
 
 def load(paths: Paths) -> Loaded:
-    """The configuration to run with. Never fails; the worst case is the image's defaults."""
+    """Return the configuration to run with; in the worst case it is the image's defaults."""
     base, findings = image_defaults(paths.image)
     for path in (paths.device, paths.local):
         try:
@@ -107,7 +110,7 @@ def load(paths: Paths) -> Loaded:
 
 
 def _lost(paths: Paths) -> Finding | None:
-    """Why there is no configuration file where one should be; None on a node that never had one."""
+    """Return why the configuration file is missing; None on a node that never had one."""
     device = boot_device(paths)
     if device is None:
         place = paths.local
@@ -146,9 +149,11 @@ def _digest(data: bytes) -> str:
 
 
 def _is_whole(paths: Paths, data: bytes) -> bool:
-    """Whether ``data`` is what was kept as the last good one; raises OSError.
+    """Return whether ``data`` has a known checksum of the last good configuration.
 
-    True without a file of checksums: older versions wrote none.
+    True without a file of checksums, as older versions wrote none.
+
+    :raises OSError: the checksums cannot be read.
     """
     try:
         with open(paths.last_good_sum, encoding="ascii", errors="replace") as f:
@@ -158,10 +163,12 @@ def _is_whole(paths: Paths, data: bytes) -> bool:
 
 
 def remember(paths: Paths, loaded: Loaded) -> None:
-    """Keep a valid configuration as the last good one; raises OSError when /data is not writable.
+    """Keep a valid configuration as the last good one.
 
-    The checksums are written first, the old one's beside the new one's: a power cut between the two
-    files leaves a pair that fits. Nothing is written when all is known already: flash wears.
+    The checksums, the old one and the new one, are written first, so that a power cut between the
+    two files leaves a matching pair. Nothing is written when nothing changed, as flash wears.
+
+    :raises OSError: /data is not writable.
     """
     data = loaded.data
     if data is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of a configuration file, made :class:`~thicket.config.schema.Settings` or refused."""
+"""Turns the text of a configuration file into :class:`~thicket.config.schema.Settings`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MOST_PARTS: Final = 100
 
 
 def decode(data: bytes, file: str) -> str:
-    """The text of a configuration file; a byte order mark and CRLF line ends are accepted.
+    """Return the text of a configuration file; a byte order mark and CRLF line ends are accepted.
 
-    Raises ConfigError when the file is too large or not UTF-8.
+    :raises ConfigError: the file is too large or not UTF-8.
     """
 
     def fault(message: str, line: int = 0) -> ConfigError:
@@ -46,8 +46,11 @@ def decode(data: bytes, file: str) -> str:
 
 
 def parse_toml(text: str, file: str) -> dict[str, object]:
-    """The tables of a TOML text; ConfigError tells the line of a syntax error."""
-    # The image's own file has sections, but all keys commented out: spare the import for it.
+    """Return the tables of a TOML text.
+
+    :raises ConfigError: a syntax error, with its line.
+    """
+    # The image's own file has only sections and comments; it does not need the import.
     said = [line for line in text.split("\n") if line and not line.startswith("#")]
     plain = all(line[1:-1] in SECTIONS and line == f"[{line[1:-1]}]" for line in said)
     if plain and len(set(said)) == len(said):
@@ -69,12 +72,13 @@ def parse_toml(text: str, file: str) -> dict[str, object]:
 
 
 def _refuse_long_keys(text: str) -> None:
-    """Raise ValueError for a key of a hundred parts: tomllib needs time that grows with the square
-    of their number, 18 s for a key that fills a file."""
+    """Refuse keys of very many parts: tomllib takes quadratic time for them, 18 s for a whole file.
+
+    :raises ValueError: a key has more than MOST_PARTS parts.
+    """
     import re  # tomllib loads it, too
 
-    # Each part is taken whole or not at all, and a chain is looked at from its beginning only: this
-    # takes time in proportion to the text.
+    # Possessive matches that start only at the beginning of a chain take linear time.
     part = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
     found = re.search(rf"(?<![\w.-])(?:{part}){{{MOST_PARTS}}}", text, re.ASCII)
     if found is not None:
@@ -83,10 +87,10 @@ def _refuse_long_keys(text: str) -> None:
 
 
 def _first_large(tables: dict[str, object]) -> str | None:
-    """The key of a whole number that does not fit into 64 bits, or None.
+    """Return the key of an integer that does not fit into 64 bits, or None.
 
-    Hexadecimal, octal and binary numbers may be of any length to Python, but cannot be written in
-    decimal when they have more than 4300 digits: not in a message and not in JSON.
+    Python reads hexadecimal, octal and binary numbers of any length, but writes no decimal of more
+    than 4300 digits, neither in a message nor in JSON.
     """
     left: list[tuple[str, object]] = list(tables.items())
     while left:
@@ -101,11 +105,12 @@ def _first_large(tables: dict[str, object]) -> str | None:
 
 
 def parse(data: bytes, file: str, base: dict[str, dict[str, Any]] | None = None) -> Settings:
-    """Settings from the bytes of a file, over the values of ``base`` (the image's defaults).
+    """Return the settings in the bytes of a file, over the values of ``base`` (image defaults).
 
-    Raises ConfigError with every fault found. A file of nothing but blanks, or of the zeros that a
-    power cut leaves, is a fault: it is what remains of a file. One of remarks alone means the
-    defaults.
+    A file with only comments means the defaults. A file of blanks, or of the zeros that a power cut
+    leaves, is what remains of a lost file, and a fault.
+
+    :raises ConfigError: every fault found.
     """
     if not data.strip(b"\0 \t\r\n"):
         what = "holds nothing but zeros: it is damaged" if data.strip() else "is empty"
@@ -117,7 +122,10 @@ def parse(data: bytes, file: str, base: dict[str, dict[str, Any]] | None = None)
 def values_of(
     data: bytes, file: str, base: dict[str, dict[str, Any]] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The values of the bytes of a file over those of ``base``; raises ConfigError."""
+    """Return the values in the bytes of a file, over those of ``base``.
+
+    :raises ConfigError: every fault found.
+    """
     text = decode(data, file)
     try:
         return check(parse_toml(text, file), file, base)

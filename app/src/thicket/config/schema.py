@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole schema: the sections of all parts, and tables of values judged by them.
-
-:func:`check` reports *every* fault of a file at once.
-"""
+"""The whole schema: the sections of all parts, and :func:`check`, which finds every fault."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from thicket.radio.section import Country, MeshSection, check_country, check_pas
 from thicket.trust.section import TrustSection, check_fleet
 from thicket.upkeep.section import AccessSection
 
-#: Most faults of one file that are told of; a file with more of them is no configuration.
+#: Most faults of one file that are reported; a file with more of them is no configuration.
 MOST_FINDINGS: Final = 32
 
 
@@ -84,9 +81,9 @@ class Settings:
     __hash__ = None  # type: ignore[assignment]  # compared by value
 
     def changed(self, other: Settings) -> list[str]:
-        """The keys (``section.key``) in which ``other`` differs, in order of declaration.
+        """Return the keys (``section.key``) in which ``other`` differs, in order of declaration.
 
-        The settings of an application count as one, ``application.NAME``.
+        All settings of an application count as one key, ``application.NAME``.
         """
         keys = [
             key.path
@@ -103,7 +100,7 @@ class Settings:
 
 
 def locked_out(settings: Settings) -> str | None:
-    """Why nobody can get into a node with these settings, or None where somebody can."""
+    """Return why nobody can log in to a node with these settings, or None when somebody can."""
     if settings.access.ssh_keys or settings.access.console or settings.trust.root:
         return None
     return (
@@ -134,7 +131,10 @@ MAX_DEPTH: Final = 8
 
 
 def find_key(path: str) -> Key[Any]:
-    """The key named ``section.key``; ValueError names the nearest one when there is none."""
+    """Return the key named ``section.key``.
+
+    :raises ValueError: there is none; the text names the nearest one.
+    """
     section, _, name = path.partition(".")
     if section in SECTIONS:
         key = SECTIONS[section].keys().get(name)
@@ -152,7 +152,7 @@ def _all_paths() -> list[str]:
 
 
 def _all_names() -> dict[str, str]:
-    """Where a key of a name belongs; of two sections the first one."""
+    """Return the path of each key by its name; of several the first one."""
     names: dict[str, str] = {}
     for path in _all_paths():
         names.setdefault(path.partition(".")[2], path)
@@ -174,9 +174,9 @@ def check(
     file: str,
     base: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Validate parsed TOML against the schema; the values over ``base``, by section and key.
+    """Check parsed TOML, and return the values over those of ``base``, by section and key.
 
-    Raises ConfigError with every fault.
+    :raises ConfigError: every fault found.
     """
     found: list[Finding] = []
     values = {name: dict(section) for name, section in (base or {}).items()}
@@ -212,7 +212,7 @@ def check(
                 break
             if key is None:
                 message = "unknown key" + _suggestion(name, list(keys), _all_names())
-                # the value may be a secret under a mistyped name: never shown
+                # never show the value: it may be a secret under a mistyped name
                 found.append(Finding(file, f"{section}.{name}", "", message))
                 continue
             try:
@@ -238,9 +238,9 @@ def check(
 
 
 def _check_applications(raw: object, file: str, values: dict[str, Any]) -> list[Finding]:
-    """Take over ``[application.NAME]`` tables as they are; what is wrong with them as such.
+    """Copy the ``[application.NAME]`` tables to ``values``, and return the faults of their form.
 
-    What the keys mean is for the application to judge. Values are not shown: they may be secret.
+    The application judges the keys. Values are not shown, as they may be secret.
     """
     if not isinstance(raw, dict) or not all(isinstance(table, dict) for table in raw.values()):
         message = "holds one table per application; write [application.NAME] and its keys below"
@@ -268,7 +268,7 @@ def _check_applications(raw: object, file: str, values: dict[str, Any]) -> list[
 
 
 def _unfit(value: object, depth: int) -> str | None:
-    """Why an application's value cannot be handed on, or None."""
+    """Return why an application cannot get this value, or None."""
     if isinstance(value, dict | list):
         if depth == 0:
             return f"is nested too deeply; {MAX_DEPTH} levels are allowed"
@@ -281,7 +281,7 @@ def _unfit(value: object, depth: int) -> str | None:
     return None
 
 
-#: What no key can judge by itself: faults between keys, and between sections.
+#: Checks of several keys, or of several sections.
 _CROSS_CHECKS: Final[tuple[Callable[[Settings, str], Finding | None], ...]] = (
     lambda settings, file: check_passphrase(settings.mesh, file),
     lambda settings, file: check_fleet(settings.trust, settings.address.prefix.network, file),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of a faulty configuration file, read leniently, statement by statement.
+"""Reads the text of a faulty configuration file leniently, statement by statement.
 
-Imported only when a file has a fault; :mod:`tomllib` judges.
+It is imported only when a file has a fault; :mod:`tomllib` decides whether it has one.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from thicket.config.schema import SECTIONS
 #: Most characters of a line that are shown.
 WIDTH: Final = 76
 BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
-#: The next thing in a value that matters to where it ends.
+#: What can change where a value ends.
 _MARK: Final = re.compile(r"\"\"\"|'''|[\"'#\n\[\]{}]")
 
 
 class Statement:
-    """A statement: ``[section]`` or ``key = value``, as far as it can be told.
+    """A statement: probably ``[section]`` or ``key = value``.
 
-    ``start`` and ``end`` are its offsets in the text, ``value`` that of the value (``end`` when
-    there is none). ``path`` holds the names from the section down, () when they cannot be read.
-    ``opened`` is the offset of a quote or bracket that is never closed, or -1.
+    :ivar start: its offset in the text, as are ``end`` and ``value``.
+    :ivar value: where the value begins; ``end`` when there is none.
+    :ivar path: the names from the section down; empty when they cannot be read.
+    :ivar opened: the offset of a quote or bracket that is never closed, or -1.
     """
 
     __slots__ = ("end", "is_table", "opened", "path", "start", "value")
@@ -38,7 +39,7 @@ class Statement:
 
 
 def statements(text: str) -> Iterator[Statement]:
-    """The statements of a text, which may be no valid TOML."""
+    """Yield the statements of a text, which need not be valid TOML."""
     table: tuple[str, ...] = ()
     at = 0
     while at < len(text):
@@ -80,7 +81,7 @@ def _blank(text: str, at: int) -> int:
 
 
 def _names(text: str, at: int) -> tuple[tuple[str, ...], int]:
-    """The dotted names that begin there, () for none, and where what follows them begins."""
+    """Return the dotted names that begin at ``at``, () for none, and where they end."""
     names: list[str] = []
     while True:
         at = _blank(text, at)
@@ -104,7 +105,7 @@ def _names(text: str, at: int) -> tuple[tuple[str, ...], int]:
 
 
 def _value_end(text: str, at: int) -> tuple[int, int]:
-    """Where a value ends, its line included, and the place of what is never closed, or -1."""
+    """Return the end of a value with its line, and the place of what is never closed, or -1."""
     open_brackets: list[int] = []
     while (mark := _MARK.search(text, at)) is not None:
         what, at = mark.group(), mark.end()
@@ -131,7 +132,7 @@ def _value_end(text: str, at: int) -> tuple[int, int]:
 
 
 def _closing(text: str, quote: str, at: int) -> int:
-    """The end of the text that a quote before ``at`` began, or -1."""
+    """Return the end of the text that a quote before ``at`` begins, or -1."""
     while True:
         end = text.find(quote, at)
         if end < 0:
@@ -147,7 +148,7 @@ def _closing(text: str, quote: str, at: int) -> int:
 
 
 def key_of(statement: Statement) -> Key[Any] | None:
-    """The declared key that a statement sets, or None."""
+    """Return the declared key that a statement sets, or None."""
     if statement.is_table or len(statement.path) != 2:
         return None
     section = SECTIONS.get(statement.path[0])

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in the text of a configuration file a fault is, and what to write instead.
+"""Locates the faults in the text of a configuration file, and says what to write instead.
 
-Imported only when a file has a fault. :mod:`tomllib` judges; what is here tells a person the line,
-shows it with a mark below the place, and says what would be right.
+It is imported only when a file has a fault. :mod:`tomllib` finds the faults; this module shows a
+person the line with a mark below the place, and the correct form.
 
-A line is shown as it is where nothing in it can be secret: values of keys that are known and not
-secret. Other values are masked.
+Values of known keys that are not secret are shown; all other values are masked.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ from thicket.config.statements import (
     statements,
 )
 
-#: Most syntax errors of one file that are told of, and the longest file in which more than the
-#: first one is looked for, in characters: each look reads the whole file.
+#: Most syntax errors of one file that are reported.
 MOST_ERRORS: Final = 8
+#: Longest file, in characters, that is searched for more than the first error: each search reads
+#: the whole file.
 LONGEST: Final = 16 * 1024
 
 _MASK: Final = "********"
@@ -39,7 +39,7 @@ _POSITION: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of documen
 
 
 def locate(text: str, findings: list[Finding]) -> None:
-    """Give findings about a key its line in the text."""
+    """Set the line of findings about a key."""
     lines: dict[str, int] = {}
     line, counted = 1, 0
     for statement in statements(text):
@@ -55,8 +55,8 @@ def locate(text: str, findings: list[Finding]) -> None:
 
 
 def encoding_fault(data: bytes, file: str, at: int) -> Finding:
-    """The fault of a file that is not UTF-8 from the byte ``at`` on."""
-    # the encoding of old editors in the west of Europe; what is not in it is shown as U+FFFD
+    """Return the fault of a file that is not UTF-8 from the byte ``at`` on."""
+    # the encoding of old editors in western Europe; other bytes are shown as U+FFFD
     text = data.replace(b"\r\n", b"\n").decode("cp1252", "replace")
     place = at - data.count(b"\r\n", 0, at)
     letter = f", {text[place]} in old editors" if text[place].isalpha() else ""
@@ -66,9 +66,9 @@ def encoding_fault(data: bytes, file: str, at: int) -> Finding:
 
 
 def syntax_faults(text: str, file: str, error: Exception) -> list[Finding]:
-    """The syntax errors of a text for which :func:`tomllib.loads` raised ``error``.
+    """Return the syntax errors of a text for which :func:`tomllib.loads` raised ``error``.
 
-    Further ones are looked for as if the statement with the error were not there.
+    After each error the search goes on as if its statement were not there.
     """
     found: list[Finding] = []
     while True:
@@ -78,8 +78,8 @@ def syntax_faults(text: str, file: str, error: Exception) -> list[Finding]:
             break
         if len(text) > LONGEST:
             break
-        # The keys below a section that cannot be read would be taken for others, and the lines
-        # below a value that is missing or begins there for settings.
+        # Without an unreadable section its keys would belong to another one; without a value that
+        # is missing or spans lines, the lines below it would pass for settings.
         if statement.is_table or statement.end == statement.start:
             break
         lost = text[statement.start : statement.end]
@@ -121,7 +121,7 @@ def _fault(text: str, file: str, error: Exception) -> tuple[Finding, Statement |
 
 
 def _without_place(text: str, file: str, error: Exception) -> Finding:
-    """tomllib leaves the place to be found: too many digits, and brackets too deep."""
+    """Return a fault for which tomllib gives no place: too many digits, or nested too deeply."""
     if isinstance(error, RecursionError):
         run = re.search(r"(?:[\[{]\s*){50}", text)
         message = "is nested too deeply: there are too many brackets"
@@ -149,7 +149,7 @@ def _finding(text: str, file: str, at: int, message: str, statement: Statement |
 
 
 def _excerpt(line: str, column: int, start: int, statement: Statement | None) -> str:
-    """The line, what may be secret in it masked, and below it a mark at the column (from 0)."""
+    """Return the line with possible secrets masked, and below it a mark at the column (from 0)."""
     if not any(c.isprintable() and not c.isspace() for c in line):
         return ""
     # characters from the line's start that are not secret
@@ -179,7 +179,7 @@ def _excerpt(line: str, column: int, start: int, statement: Statement | None) ->
 
 
 def _open_part(line: str, statement: Statement) -> int:
-    """How much of a line that is no setting and no section is not secret."""
+    """Return how many characters of a line that is no setting and no section may be shown."""
     found = re.match(r"[\W_]*([A-Za-z0-9_-]*)", line)
     word = found[1] if found else ""
     if found is None or not _known_word(word):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's control socket, both ends."""
+"""The daemon's control socket: both ends."""

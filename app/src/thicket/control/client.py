@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One request to the daemon's control socket, synchronously and with few imports."""
+"""One request to the daemon's control socket, synchronous and with few imports."""
 
 import socket
 import time
@@ -8,19 +8,24 @@ from typing import Any, Final
 from thicket.base.errors import CodedError
 from thicket.base.jsonlines import pack, unpack
 
-#: Longest request and answer in bytes; the daemon's limits are in control.py.
+#: Longest request and answer in bytes; the daemon's own limits are in control/server.py.
 _LONGEST_REQUEST: Final = 512 * 1024
 _LARGEST: Final = 16 * 1024 * 1024
 
 
 class ClientError(CodedError):
-    """The request failed. ``code`` is the daemon's, or "unreachable" when it did not answer."""
+    """The request failed.
+
+    :ivar code: the daemon's code, or "unreachable" when it did not answer.
+    """
 
 
 def request(path: str, method: str, params: dict[str, Any], timeout: float = 10.0) -> Any:
-    """The result of ``method``. ``timeout`` bounds the whole exchange, in seconds.
+    """Call a method, and return its result.
 
-    Raises ClientError, with words that tell what to do when the daemon cannot be reached.
+    :param timeout: seconds for the whole exchange.
+    :raises ClientError: the request failed; when the daemon cannot be reached, the text says what
+        to do.
     """
     deadline = time.monotonic() + timeout
     line = pack({"id": 1, "method": method, "params": params})

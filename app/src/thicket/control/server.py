@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's control socket: one JSON object per line each way over a unix socket.
+"""The daemon's control socket: a unix socket with one JSON object per line in each direction.
 
-A request is ``{"id": any, "method": text, "params": {...}}``, its answer ``{"id": same, "result":
-...}`` or ``{"id": same, "error": {"code": text, "message": text}}``. Requests of one connection are
-answered in order. Only root can open the socket (mode 0600).
+A request is ``{"id": any, "method": text, "params": {...}}``. Its answer is ``{"id": same,
+"result": ...}`` or ``{"id": same, "error": {"code": text, "message": text}}``. Requests of one
+connection are answered in order. Only root can open the socket (mode 0600).
 """
 
 import asyncio
@@ -23,13 +23,13 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 #: Longest request in bytes: a whole configuration file, escaped as JSON at its worst.
 MAX_REQUEST: Final = 512 * 1024
-#: Longest answer in bytes; its client is told where it would be longer.
+#: Longest answer in bytes; in place of a longer one the client gets an error.
 MAX_ANSWER: Final = 8 * 1024 * 1024
 #: Clients served at the same time.
 MAX_CLIENTS: Final = 16
-#: A client may be silent for so many seconds, and take so many to read an answer.
+#: Seconds that a client may be silent, and may take to read an answer.
 IDLE: Final = 60.0
-#: A request may take so many seconds.
+#: Seconds that a request may take.
 WORK: Final = 30.0
 
 
@@ -44,7 +44,10 @@ class Server:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises OSError when the socket cannot be made."""
+        """Serve until cancelled.
+
+        :raises OSError: the socket cannot be made.
+        """
         server = await asyncio.start_unix_server(
             self._accepted, sock=self._listen(), limit=MAX_REQUEST
         )
@@ -63,8 +66,8 @@ class Server:
     def _listen(self) -> socket.socket:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Bound aside and moved into place, so that the name is never there with a wrong mode nor
-        # without a listener, and a socket left by a killed daemon is replaced.
+        # The socket is bound under another name and then renamed: the name never exists with a
+        # wrong mode or without a listener, and a socket that a killed daemon left is replaced.
         temporary = self.path + ".new"
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -94,7 +97,7 @@ class Server:
                 try:
                     async with asyncio.timeout(self.idle):
                         line = await reader.readline()
-                except ValueError:  # longer than the limit: where the next one starts is unknown
+                except ValueError:  # longer than the limit: the start of the next one is unknown
                     error = {"code": "too-long", "message": f"more than {MAX_REQUEST} bytes"}
                     writer.write(pack({"id": None, "error": error}))
                     return

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``thicketd``: composes all parts of a node in one process."""
+"""``thicketd``: runs all parts of a node in one process."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's part ``cluster``: the node of the cluster, and all that lives and dies with it."""
+"""The daemon's part ``cluster``: the node of the cluster, and what begins and ends with it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-#: Deferred work starts so many seconds after the cluster.
+#: Deferred work starts this many seconds after the cluster.
 LATER: Final = 2.0
 
 
 class ClusterSession:
-    """One node of the cluster with its members, from its start to its end.
+    """One node of the cluster, from its start to its end.
 
-    :ivar applications, passphrase: None before they have been started, and after they failed.
+    :ivar applications, passphrase: None before they are started, and after they failed.
     """
 
     def __init__(self, core: Core, node: Node, membership: Membership) -> None:
@@ -47,7 +47,7 @@ class ClusterSession:
 
     @property
     def requests(self) -> Requests:
-        """What people ask of the cluster."""
+        """Requests of people to the cluster."""
         if self._requests is None:
             from thicket.cluster.requests import Requests  # rare
 
@@ -55,19 +55,19 @@ class ClusterSession:
         return self._requests
 
     def close(self) -> None:
-        """End what people have asked for."""
+        """End the requests of people."""
         if self._requests is not None:
             self._requests.close()
 
     async def run_applications(self) -> None:
-        """Run what is installed on this node; it never takes the cluster with it."""
+        """Run the installed applications; a failure never ends the cluster."""
         await asyncio.sleep(LATER)
         core = self._core
         try:
             found = core.make.applications()
             if not found:
                 return
-            from thicket.applications.service import Applications  # mostly not needed
+            from thicket.applications.service import Applications  # most nodes have none
 
             self.applications = Applications(
                 self.node, core.settings.application, core.problems, found
@@ -89,15 +89,15 @@ class ClusterSession:
         try:
             await self.passphrase.run(self.node)
         except Exception:
-            log.exception("changes of the passphrase are not looked after any more")
+            log.exception("this node takes part in no more changes of the passphrase")
         finally:
             self.passphrase = None
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Return the other nodes, and those that should be: connected ones first.
+        """Return the other nodes, connected ones first.
 
-        A node that was heard and is not connected has the state "connecting" and, after a failure,
-        the members ``error`` (code), ``message`` and ``attempts``.
+        A node that was heard but is not connected has the state "connecting" and, after a failure,
+        ``error`` (code), ``message`` and ``attempts``.
         """
         from thicket.distribution.handshake import key_of  # loaded with the node
 
@@ -118,14 +118,17 @@ class ClusterSession:
         return sorted(found.values(), key=lambda n: (n["state"] != "up", n["name"]))
 
     def counters(self) -> dict[str, int]:
-        """Return what it took to get and keep the connections, since the node began."""
+        """Return the counters of connections since the node started."""
         found = self.node.statistics()
         names = ("connected", "accepted", "simultaneous", "abandoned")
         return {"attempts": self.membership.attempts, **{name: found[name] for name in names}}
 
 
 class ClusterPart:
-    """Keeps the node in the cluster; ``session`` is None while it is not."""
+    """Keeps the node in the cluster.
+
+    :ivar session: None while the node is not in the cluster.
+    """
 
     def __init__(
         self, core: Core, me: OwnIdentity, trust: Trust, radio: RadioPart, host: Host
@@ -138,10 +141,10 @@ class ClusterPart:
         self._host = host
 
     async def run(self, discovery: DiscoveryPart) -> None:
-        """Be a node of the cluster until cancelled."""
+        """Run a node of the cluster until cancelled."""
         core = self._core
         await core.joined.wait()
-        # Lets the first beacon out before the imports of the next lines take their time.
+        # The first beacon goes out before the slow imports of the next lines.
         await asyncio.sleep(0.01)
         tls = None
         if core.settings.cluster.security == "tls":
@@ -161,7 +164,7 @@ class ClusterPart:
             await node.start()
             self.session = session
             self._trust.attach(node)
-            if discovery.discovery is not None:  # what was heard before
+            if discovery.discovery is not None:  # nodes that were heard before
                 for address, entry in discovery.discovery.table.entries.items():
                     membership.heard(address, True, entry.spelling)
             await self._serve(session)
@@ -191,7 +194,7 @@ class ClusterPart:
             await asyncio.wait(beside, timeout=GRACE)
 
     def on(self, event: ClusterEvent, /) -> None:
-        """Something happened in the cluster, see :class:`thicket.base.events.Listener`."""
+        """Follow an event of the cluster, see :class:`thicket.base.events.Listener`."""
         from thicket.distribution.events import NodeDown, NodeUp, Suspected  # loaded with the node
 
         session = self.session
@@ -211,15 +214,15 @@ class ClusterPart:
             membership.node_down(event.name)
         self._core.changed()
 
-    # -- what others tell and ask
+    # -- for other parts
 
     def heard(self, address: IPv6Address, new: bool, spelling: str) -> None:
-        """A node was heard, for the first time if ``new``, under a spelling of its address."""
+        """Note that a node was heard, see :class:`.discovery_part.Members`."""
         if self.session is not None:
             self.session.membership.heard(address, new, spelling)
 
     def gone(self, address: IPv6Address) -> None:
-        """A node was not heard for long."""
+        """Note that a node was not heard for long."""
         if self.session is not None:
             self.session.membership.gone(address)
 
@@ -228,7 +231,7 @@ class ClusterPart:
         return self.session is not None and self.session.membership.is_up(address)
 
     def peer_down(self) -> None:
-        """The radio has lost a peer: all nodes are asked whether they are still there."""
+        """The radio has lost a peer: ask all nodes for a sign of life."""
         if self.session is not None:
             self.session.membership.suspect()
 
@@ -239,10 +242,10 @@ class ClusterPart:
     def resolve(self, text: str) -> str:
         """Return the full name of the node that a person means by ``text``.
 
-        That is a full name, an address in any form, a host name (``n-`` and the 12 digits of the
-        identity), or the last digits of one as long as only one node matches.
+        ``text`` is a full name, an address in any form, a host name (``n-`` and the 12 digits of
+        the identity), or its last digits when only one node matches.
 
-        :raises RequestError: when it is none of these.
+        :raises RequestError: no node, or more than one, matches.
         """
         node = self.session.node if self.session is not None else None
         cluster, _, host = text.rpartition("@")
@@ -264,7 +267,7 @@ class ClusterPart:
 
 
 def host_digits(name: str) -> str:
-    """The 12 digits in the host name of the node named ``cluster@address``: its identity bytes."""
+    """Return the 12 digits in the host name of the node ``cluster@address``: its identity."""
     try:
         number = int(IPv6Address(name.partition("@")[2]))
     except ValueError:

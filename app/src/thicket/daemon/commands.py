@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be asked of the daemon through its control socket; docs/node.md lists the methods."""
+"""The methods of the daemon's control socket; docs/node.md lists them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Commands:
     """The methods of the control socket. Each takes the request's params and returns its result.
 
-    Before the identity is known, and while there is no cluster, those that need it say so.
+    A method that needs the identity or the cluster fails with a clear message before it is there.
     """
 
     def __init__(self, daemon: Daemon) -> None:
@@ -79,7 +79,7 @@ class Commands:
         try:
             seconds = await session.node.ping(name)
         except Exception as e:
-            # every failure of the distribution means "no answer"; the words say why
+            # every failure means "no answer"; the text says why
             code = str(getattr(e, "code", "no-answer"))
             raise RequestError(code, str(e) or type(e).__name__) from e
         return {"node": name, "milliseconds": round(seconds * 1000, 3)}
@@ -119,7 +119,7 @@ class Commands:
         return {"written": written, **await self._daemon.reload.run()}
 
     async def _on_revocations_import(self, params: dict[str, Any]) -> Any:
-        """Take a list of revocations (``list``, in Base64); what is in force then."""
+        """Take a list of revocations (``list``, in Base64); return the lists in force."""
         from base64 import b64decode  # rare
 
         from thicket.trust.service import ListError
@@ -136,7 +136,7 @@ class Commands:
         return {"taken": taken, **trust.status()["revocations"]}
 
     async def _on_revocations_export(self, params: dict[str, Any]) -> Any:
-        """The digests of the lists of revocations in force, or one of the lists (``digest``)."""
+        """Return the digests of the lists of revocations in force, or one list (``digest``)."""
         from base64 import b64encode  # rare
 
         current = self._live().trust.lists.by_digest()
@@ -155,13 +155,13 @@ class Commands:
         return await passphrase.request(params)
 
     async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
-        """Leave the cluster and the mesh and end; for the shutdown of the device."""
+        """Leave the cluster and the mesh, and end the daemon; for the shutdown of the device."""
         live = self._daemon.live
         mesh = live.radio.mesh if live is not None else None
         for name in ("cluster", "dns-sd", "discovery", "radio"):
             await self._daemon.stop_part(name)
         if mesh is not None:
             await mesh.leave()
-        # the answer goes out before the end
+        # send the answer first
         asyncio.get_running_loop().call_later(0.1, self._daemon.stop)
         return {"left": mesh is not None}

@@ -24,7 +24,7 @@ class Core:
 
     :ivar loaded: the configuration in force, and where it is from.
     :ivar joined: set while the node is in the mesh with its address.
-    :ivar changed: tells that something in the status document has changed.
+    :ivar changed: call it when something in the status document has changed.
     """
 
     __slots__ = ("changed", "joined", "loaded", "make", "paths", "problems", "times")
@@ -56,7 +56,7 @@ class Core:
 class OwnIdentity:
     """Who this node is, once that is known.
 
-    :ivar address: made of the identity and the prefix in the settings, with the prefix's length.
+    :ivar address: the node's address with its prefix length, made of the identity and the settings.
     """
 
     __slots__ = ("address", "identity")
@@ -66,7 +66,7 @@ class OwnIdentity:
         self.move(settings)
 
     def move(self, settings: Settings) -> None:
-        """Take the prefix of other settings."""
+        """Use the prefix of other settings."""
         self.address = self.identity.address_in(str(settings.address.prefix))
 
     @property

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node daemon: composes configuration, identity, radio, discovery and cluster in one process.
+"""The node daemon: configuration, identity, radio, discovery and cluster in one process.
 
-The order of the start is that of a quick join. The chip is read in a thread while the radio's
-modules are imported; the radio gets going (wpa_supplicant is the slowest part) before the modules
-of the cluster are imported; those are needed only when the first other node can be heard.
+The start is ordered for a quick join. A thread reads the chip while the radio's modules are
+imported. The radio starts (wpa_supplicant is the slowest part) before the modules of the cluster
+are imported, which are needed only when another node can be heard.
 
-Each part runs under supervision: an exception is reported as a problem, the part is started again
-with growing pauses, and when it keeps failing the process ends with status 1, for init to start a
-fresh one. SIGTERM ends the process and leaves the mesh up (a restarted daemon adopts it);
-``thicketd --stop-radio`` takes the mesh down, for the shutdown of the device. SIGHUP reads the
-configuration again.
+Each part is supervised: an exception is reported as a problem, and the part is restarted with
+growing pauses. When it keeps failing the process ends with status 1, and init starts a new one.
+SIGTERM ends the process and leaves the mesh up (the next daemon adopts it); ``thicketd
+--stop-radio`` takes the mesh down, for the shutdown of the device. SIGHUP reads the configuration
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import gc
 import os
@@ -30,6 +29,7 @@ import thicket
 from thicket.base import log as system_log
 from thicket.base import printed
 from thicket.base.files import write_atomically
+from thicket.base.pace import wait
 from thicket.base.paths import Paths, parameter
 from thicket.base.problems import Problems
 from thicket.base.process import process_start
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-#: Deferred work starts so many seconds after joining, or LATER_AT_MOST if the node does not join.
+#: Deferred work starts this many seconds after joining, or LATER_AT_MOST if the node does not join.
 LATER: Final = 2.0
 LATER_AT_MOST: Final = 60.0
 #: Seconds between two looks for a chip that was missing at the start.
@@ -99,7 +99,7 @@ class Daemon:
     # -- life
 
     async def run(self) -> int:
-        """Run until SIGTERM, or until a part keeps failing; the exit status of the process."""
+        """Run until SIGTERM, or until a part keeps failing; return the exit status."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_report_exception)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
@@ -114,7 +114,7 @@ class Daemon:
         end = loop.create_task(self._end.wait())
         start = loop.create_task(self._start())
         try:
-            # the chip may take its time, and the device may be shut down meanwhile
+            # the chip may be slow, and the device may be shut down meanwhile
             await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
             if start.done():
                 start.result()
@@ -137,7 +137,7 @@ class Daemon:
 
     async def _start(self) -> None:
         core = self.core
-        # Everything that needs no identity happens while the chip is being read by its thread.
+        # Everything that needs no identity starts while a thread reads the chip.
         reading = asyncio.get_running_loop().create_task(core.make.identity(core.settings))
         await asyncio.sleep(0)
         self._begin("control", Server(core.paths.control, Commands(self).methods()).run)
@@ -157,7 +157,7 @@ class Daemon:
             core, identity, self.firewall.in_force, self.reload.run, self._begin
         )
         log.info("identity from %s, address %s", identity.source, live.me.address)
-        if not core.paths.root:  # a daemon in a directory of its own does not name the machine
+        if not core.paths.root:  # a daemon in another directory does not name the machine
             try:
                 sethostname(identity.hostname)
             except OSError as e:
@@ -185,7 +185,7 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         self.reload.close()
-        # The cluster first: its connections are closed properly while the mesh still carries them.
+        # The cluster first: its connections close properly while the mesh still carries them.
         for name in (
             "cluster", "dns-sd", "discovery", "trust", "radio", "firewall", "care", "upkeep",
             "status", "control",
@@ -204,24 +204,22 @@ class Daemon:
             self.live.discovery.look()
 
     def state(self) -> str:
-        """The node's state in one word; docs/node.md explains them."""
+        """Return the node's state in one word; docs/node.md lists them."""
         state: str = self.document()["state"]
         return state
 
     def document(self) -> dict[str, Any]:
-        """The status document; docs/node.md explains its members."""
+        """Return the status document; docs/node.md describes it."""
         return document(self)
 
     # -- care
 
     async def _run_care(self, live: Live) -> None:
-        """Do what is deferred until the node runs: names, the last good file, a missing chip."""
+        """Do deferred work: write names, keep the last good file, look for a missing chip."""
         core = self.core
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LATER_AT_MOST):
-                await core.joined.wait()
+        await wait(core.joined, LATER_AT_MOST)
         await asyncio.sleep(LATER)
-        gc.freeze()  # what is there now stays; later collections need not look at it
+        gc.freeze()  # objects of the start stay; later collections skip them
         gc.enable()
         write_names(core.paths, live.me.identity)
         await self.reload.remember()
@@ -229,7 +227,7 @@ class Daemon:
             await asyncio.sleep(CHIP_AGAIN)
             identity = await core.make.identity(core.settings)
             if identity.source == "chip":
-                # The identity is the node's name and address: it never changes under the cluster.
+                # The identity is the node's name and address; it must not change while it runs.
                 if may_start_again_for_the_chip(core.paths):
                     log.warning("a chip answers now: the daemon starts again and uses it")
                     self.stop()
@@ -241,9 +239,9 @@ class Daemon:
 
 
 def may_start_again_for_the_chip(paths: Paths) -> bool:
-    """Whether the daemon has not ended for this reason since the machine was started.
+    """Whether the daemon has not yet ended for this reason since the machine started.
 
-    Once: with a loose contact it would go to and fro between two names.
+    It does so only once, as a loose contact would make the node change its name again and again.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -254,9 +252,9 @@ def may_start_again_for_the_chip(paths: Paths) -> bool:
 
 
 def write_names(paths: Paths, identity: Identity) -> None:
-    """Write the device's machine-id (machine-id(5)) and host name to files, for others to read.
+    """Write the device's machine-id (machine-id(5)) and host name to files, for other programs.
 
-    /etc is in RAM. Where that fails the node still runs.
+    /etc is in RAM. The node runs even when writing fails.
     """
     machine_id = f"{identity.machine_id}\n".encode()
     for path, data, mode in (
@@ -271,14 +269,14 @@ def write_names(paths: Paths, identity: Identity) -> None:
 
 
 def _report_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what nobody else handles: a failed callback, or a task that nobody waits for."""
+    """Log errors that nothing else handles: of a callback, or a task that nobody awaits."""
     log.error("%s", context.get("message"), exc_info=context.get("exception"))
 
 
 def stop_radio(paths: Paths) -> int:
-    """Leave the cluster and the mesh through the running daemon; the exit status.
+    """Make the running daemon leave the cluster and the mesh; return the exit status.
 
-    Without a daemon there is nobody to tell: the mesh ends with the device.
+    Without a daemon this fails, and the mesh ends with the device.
     """
     from thicket.control.client import ClientError, request  # rare
 
@@ -293,7 +291,7 @@ def stop_radio(paths: Paths) -> int:
 def only_one(paths: Paths) -> int | None:
     """Take the lock of the one daemon of this machine; None when another process has it.
 
-    The kernel lets go of it when the process ends, however that happens.
+    The kernel releases it when the process ends, however that happens.
     """
     os.makedirs(paths.run, exist_ok=True)
     lock = os.open(paths.run + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -316,7 +314,7 @@ def main() -> int:
     if sys.argv[1:]:
         sys.stderr.write("usage: thicketd [--stop-radio]\n")
         return 2
-    # Imports make many objects and no garbage; collection starts once the node has joined.
+    # Imports make many objects and no garbage; garbage collection starts after the node has joined.
     gc.disable()
     paths = Paths()
     loaded = load(paths)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's parts ``discovery`` and ``dns-sd``: who is heard, and what that tells about us."""
+"""The daemon's parts ``discovery`` and ``dns-sd``: finding nodes, and conflicts of addresses."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ DUPLICATE: Final = 90.0
 
 
 class Members(Protocol):
-    """Who is in the cluster, as far as discovery is concerned."""
+    """The members of the cluster, as discovery sees them."""
 
     def heard(self, address: IPv6Address, new: bool, spelling: str) -> None:
-        """A node was heard, for the first time if ``new``, under a spelling of its address."""
+        """A node was heard, for the first time if ``new``, with a spelling of its address."""
 
     def gone(self, address: IPv6Address) -> None:
         """A node was not heard for long."""
@@ -39,7 +39,10 @@ class Members(Protocol):
 
 
 class DiscoveryPart:
-    """Beacons; ``discovery`` is None before the node has joined."""
+    """Beacons.
+
+    :ivar discovery: None before the node has joined.
+    """
 
     def __init__(
         self, core: Core, me: OwnIdentity, trust: Trust, radio: RadioPart, members: Members
@@ -55,7 +58,7 @@ class DiscoveryPart:
     async def run(self) -> None:
         """Send and receive beacons until cancelled."""
         core, me = self._core, self._me
-        # An address is of no use to others before it is ours for certain (duplicate detection).
+        # The address must not be announced before duplicate address detection is over.
         await core.joined.wait()
         self.discovery = Discovery(
             core.settings.discovery,
@@ -70,13 +73,13 @@ class DiscoveryPart:
         await self.discovery.run()
 
     def follow(self) -> None:
-        """Take the settings in force."""
+        """Follow the settings in force."""
         if self.discovery is not None:
             self.discovery.apply(self._core.settings.discovery)
             self.use_codecs()
 
     def use_codecs(self) -> None:
-        """Send and believe the beacons of now: there are other settings, or credentials."""
+        """Use the forms of beacons that fit the present settings and credentials."""
         if self.discovery is not None:
             self.discovery.use(self._codecs())
 
@@ -90,7 +93,7 @@ class DiscoveryPart:
         return heard or self._members.is_up(address)
 
     def heard(self, address: IPv6Address, new: bool) -> None:
-        """A node was heard, or somebody has told of it."""
+        """A node was heard by its beacon, or found by DNS-SD."""
         spelling = self.discovery.spelling(address) if self.discovery is not None else ""
         self._members.heard(address, new, spelling)
         if new:
@@ -101,7 +104,7 @@ class DiscoveryPart:
         self._core.changed()
 
     def look(self) -> None:
-        """Report whose addresses are not theirs alone."""
+        """Report addresses, of nodes and of radios, that two nodes use."""
         problems, found = self._core.problems, self.discovery
         heard = found.duplicate_heard if found is not None else None
         if heard is not None and time.monotonic() - heard < DUPLICATE:
@@ -129,7 +132,10 @@ class DiscoveryPart:
 
 
 class DnsSdPart:
-    """The node by name; ``dns_sd`` is None while it is not wanted, or not yet."""
+    """The node by name.
+
+    :ivar dns_sd: None while it is off, or has not started.
+    """
 
     def __init__(self, core: Core, me: OwnIdentity, discovery: DiscoveryPart) -> None:
         self.dns_sd: DnsSd | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node tells about itself: problems, milestones, and the status document.
+"""The status document: what the node tells about itself.
 
 The document is one line of JSON in ``/run/thicket/status.json``, replaced as a whole, so that any
 program may read it at any time. docs/node.md describes its members.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import thicket
 from thicket.base.files import write_atomically
+from thicket.base.pace import wait
 from thicket.base.process import boottime, memory_kib
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ SCHEMA: Final = 1
 
 
 class Writer:
-    """Writes the document when told that something changed, and every ``interval`` seconds.
+    """Writes the document after a change, and every ``interval`` seconds.
 
-    ``document`` makes it; ``refresh`` is awaited before the regular writings, to get figures that
-    nobody announces (signals, paths).
+    :param document: returns the document.
+    :param refresh: awaited before each regular write, to read figures that change without an event
+        (signals, paths).
     """
 
     #: Shortest time between two writings, in seconds.
@@ -69,15 +71,10 @@ class Writer:
             self._changed.clear()
             self.write()
             await asyncio.sleep(self.GAP)
-            try:
-                delay = max(0.0, regular - time.monotonic())
-                async with asyncio.timeout(delay):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+            await wait(self._changed, max(0.0, regular - time.monotonic()))
 
     def write(self) -> None:
-        """Write now. A full or missing file system is logged once and tried again."""
+        """Write now. An error of the file system is logged once, and writing is tried again."""
         data = json.dumps(self.document(), separators=(",", ":"))
         try:
             write_atomically(self.path, data.encode() + b"\n", durable=False)
@@ -91,7 +88,7 @@ class Writer:
 
 
 def state(problems: list[dict[str, Any]], radio: str, mesh: Radio | None) -> str:
-    """Return the node's state in one word; docs/node.md explains them.
+    """Return the node's state in one word; docs/node.md lists them.
 
     :param radio: the state of the radio.
     """
@@ -105,7 +102,7 @@ def state(problems: list[dict[str, Any]], radio: str, mesh: Radio | None) -> str
 
 
 def document(daemon: Daemon) -> dict[str, Any]:
-    """Return the status document; docs/node.md explains its members."""
+    """Return the status document; docs/node.md describes it."""
     core, live = daemon.core, daemon.live
     mesh = live.radio.mesh if live is not None else None
     seen = mesh.snapshot() if mesh is not None else {}

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Live:
-    """What there is once the node's identity is known. It tells each part what others need to know.
+    """The parts that need the identity. It passes on what one part has to tell another.
 
     :param may_join: set once the firewall is in force.
     :param reload: reads the configuration again and follows it.
-    :param begin: starts a part under its name, supervised.
+    :param begin: starts a supervised part under its name.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Live:
         self._core = core
         self.radio = RadioPart(core, self.me, may_join, self)
         begin("radio", self.radio.run)
-        from thicket.trust.service import Trust  # the radio is on its way first
+        from thicket.trust.service import Trust  # late, as the radio starts first
 
         self.trust = Trust(
             core.paths,
@@ -62,50 +62,41 @@ class Live:
         begin("dns-sd", self.dns_sd.run)
         begin("cluster", lambda: self.cluster.run(self.discovery))
 
-    # -- what happens on the radio, for discovery and the cluster
+    # -- events of the radio, see radio_part.RadioListener
 
     def joined(self) -> None:
-        """The node is in the mesh with its address."""
         if self.discovery.discovery is not None:
             self.discovery.discovery.interface_changed()
 
     def peer_up(self) -> None:
-        """There is one more peer."""
         if self.discovery.discovery is not None:
             self.discovery.discovery.peer_up()
 
     def peer_down(self) -> None:
-        """There is one peer less."""
         self.cluster.peer_down()
 
     def announced(self, link_local: str) -> str | None:
-        """Return the address in the mesh of the node with a link-local address, by its beacons."""
         found = self.discovery.discovery
         address = None if found is None else found.announced_from(link_local)
         return None if address is None else str(address)
 
-    # -- what a change of the passphrase needs (cluster.passphrase.Host)
+    # -- for changes of the passphrase, see cluster.passphrase.Host
 
     @property
     def paths(self) -> Paths:
-        """Where the node keeps its files."""
         return self._core.paths
 
     @property
     def settings(self) -> Settings:
-        """The settings in force."""
         return self._core.settings
 
     @property
     def problems(self) -> Problems:
-        """The node's problems."""
         return self._core.problems
 
     @property
     def mesh(self) -> Radio | None:
-        """The radio of now."""
         return self.radio.mesh
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Return the other nodes of the cluster."""
         return self.cluster.nodes()

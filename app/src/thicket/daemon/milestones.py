@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The milestones of a boot, kept over restarts of the daemon."""
+"""The milestones of a boot, kept across restarts of the daemon."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ MILESTONES: Final = ("daemon", "identity", "radio", "first_peer", "first_node")
 class Times:
     """When each milestone of this boot was reached, in seconds since power-on.
 
-    The values outlive the daemon (they are kept on the RAM file system), so that they tell about
-    the boot; ``restarts`` counts how often the daemon was started again since.
+    The RAM file system keeps the values across restarts of the daemon.
+
+    :ivar restarts: how often the daemon was restarted in this boot.
     """
 
     def __init__(self, path: str) -> None:
@@ -29,25 +30,25 @@ class Times:
         self.restarts = 0
 
     def load(self) -> None:
-        """Take over what an earlier daemon of this boot left, if it is sound."""
+        """Read the values of an earlier daemon of this boot, if they are sound."""
         try:
             with open(self.path, "rb") as f:
                 kept = json.loads(f.read(4096))
-            # the clock of another boot can only be ahead of ours
+            # a time of another boot would be in the future
             values = {name: kept[name] for name in MILESTONES}
             limit = boottime()
             if not all(v is None or 0 <= v <= limit for v in values.values()):
                 raise ValueError("a time of the future")
             self.restarts = int(kept["restarts"]) + 1
             self.values = values
-            self.save()  # the next daemon counts on, whatever this one reaches
+            self.save()  # the next daemon goes on counting, whatever this one reaches
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
             log.warning("ignoring %s: %s", self.path, e)
 
     def reached(self, name: str, at: float | None = None) -> bool:
-        """Note a milestone (now, or ``at``); False when it had been reached before."""
+        """Note a milestone (now, or ``at``); False when it was reached before."""
         if self.values[name] is not None:
             return False
         self.values[name] = boottime() if at is None else at
@@ -55,7 +56,7 @@ class Times:
         return True
 
     def save(self) -> None:
-        """Keep the times for the next daemon; a failure costs only them."""
+        """Keep the times for the next daemon, if possible."""
         data = json.dumps({**self.values, "restarts": self.restarts})
         try:
             write_atomically(self.path, data.encode() + b"\n", durable=False)

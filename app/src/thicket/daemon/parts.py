@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the parts that the daemon composes; tests replace some of them.
+"""Makes the parts of the daemon; tests replace some of them.
 
-The imports are late because their moment matters: see :mod:`thicket.daemon.daemon`.
+The imports are late, as their order matters: see :mod:`thicket.daemon.daemon`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-#: No message of another node takes more than this part of the device's memory.
+#: A message of another node takes at most this fraction (1/8) of the device's memory.
 MESSAGE_SHARE: Final = 8
 
 
@@ -50,16 +50,16 @@ class Parts:
     ) -> Radio:
         """Return the radio.
 
-        :raises ValueError: for settings that no radio can have.
+        :raises ValueError: no radio can have these settings.
         """
         from thicket.radio.mesh import Mesh
 
         return Mesh(settings.mesh, address, listener, interface=self.interface)
 
     def open_chip(self, identity: Identity) -> AsyncAtecc:
-        """Open the chip that the identity was read from, to sign with.
+        """Open the chip that the identity was read from, for signing.
 
-        :raises BusError: when its bus cannot be used.
+        :raises BusError: its bus cannot be used.
         """
         from thicket.trust.service import open_chip
 
@@ -72,7 +72,10 @@ class Parts:
         listener: Listener[ClusterEvent],
         tls: Tls | None,
     ) -> Node:
-        """Return the node of the cluster; ``tls`` is None where the cookie is all it has."""
+        """Return the node of the cluster.
+
+        :param tls: None when only the cookie protects the cluster.
+        """
         from thicket.distribution import Node
         from thicket.distribution.handshake import SETUP_TIME
 
@@ -91,11 +94,11 @@ class Parts:
             address=address,
             port=cluster.port,
             tick_time=cluster.tick_time,
-            # who allows for slow nodes there has slow handshakes, too
+            # a long tick time means slow nodes, which also have slow handshakes
             setup_time=max(SETUP_TIME, cluster.tick_time / 2),
             listener=listener,
             max_message=min(wanted, most),
-            # of all messages that are under way
+            # for all incomplete messages together
             max_held=2 * most,
             tls=tls,
         )

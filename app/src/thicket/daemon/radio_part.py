@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's part ``radio``: makes the radio of the settings, and tells what happens there."""
+"""The daemon's part ``radio``: makes the radio by the settings, and reports its events."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ if TYPE_CHECKING:
 
 
 class RadioListener(Protocol):
-    """Who is told what happens on the radio."""
+    """Receives the events of the radio."""
 
     def joined(self) -> None:
         """The node is in the mesh with its address."""
 
     def peer_up(self) -> None:
-        """There is one more peer."""
+        """There is a new peer."""
 
     def peer_down(self) -> None:
-        """There is one peer less."""
+        """A peer was lost."""
 
     def announced(self, link_local: str) -> str | None:
-        """Return the address in the mesh of the node with a link-local address, by its beacons."""
+        """Return the mesh address that beacons from a link-local address announce."""
 
 
 class RadioPart:
-    """Keeps one radio running; ``mesh`` is None where the settings are of no use to any."""
+    """Keeps one radio running.
+
+    :ivar mesh: None while no radio can have the settings.
+    """
 
     def __init__(
         self, core: Core, me: OwnIdentity, may_join: asyncio.Event, listener: RadioListener
@@ -63,7 +66,7 @@ class RadioPart:
             try:
                 mesh = core.make.radio(core.settings, self._me.address, self)
             except ValueError as e:
-                # Settings that the schema lets through and the radio does not: only others help.
+                # The radio refuses settings that the schema allows; wait for other ones.
                 core.problems.report("radio", "settings", str(e))
                 await self._settings_changed.wait()
                 continue
@@ -71,7 +74,7 @@ class RadioPart:
             return mesh
 
     def follow(self) -> None:
-        """Take the settings in force, and the node's address of now."""
+        """Follow the settings in force, and the node's present address."""
         self._settings_changed.set()
         if self.mesh is None:
             return
@@ -84,19 +87,19 @@ class RadioPart:
             core.problems.clear("radio", "settings")
 
     async def refresh(self, *, whole: bool = True) -> None:
-        """Look at the stations, and if ``whole`` at everything else that nobody announces."""
+        """Read the stations, and if ``whole`` everything else that changes without an event."""
         if self.mesh is not None:
             await self.mesh.refresh(whole=whole)
 
     async def silence(self, address: IPv6Address) -> float | None:
-        """Return for how many seconds the station at ``address`` has been silent; None: no such."""
+        """Return how long the station at ``address`` has been silent; None without such a one."""
         if self.mesh is None:
             return None
         await self.mesh.refresh(whole=False)
         return next((silent for of, silent in self.mesh.links() if of == address), None)
 
     def on(self, event: RadioEvent, /) -> None:
-        """Something happened on the radio, see :class:`thicket.base.events.Listener`."""
+        """Follow an event of the radio, see :class:`thicket.base.events.Listener`."""
         from thicket.radio.events import Joined, Left, PeerDown, PeerUp  # loaded with the radio
 
         if isinstance(event, Joined):
@@ -113,10 +116,10 @@ class RadioPart:
         self._core.changed()
 
     def _problems(self) -> list[dict[str, Any]]:
-        """Return the radio's problems: errors while the mesh is not joined, or has no peer here.
+        """Return the radio's problems: errors while the node has not joined or has no peer.
 
-        A node with peers does what it is for; what the radio complains of then is mostly somebody
-        else, such as a neighbour with another passphrase.
+        A node with peers does its work; a problem of the radio is then mostly caused by another
+        node, such as a neighbour with another passphrase.
         """
         mesh = self.mesh
         if mesh is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration while the node runs: read again, reported, followed, kept as the last good."""
+"""Reloads the configuration of a running node: reads, reports and follows it, and keeps it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = getLogger(__name__)
 
 
 class Reload:
-    """Follows other settings, whatever parts there are at the time.
+    """Makes all parts that exist follow other settings.
 
-    :param live: returns the parts of a node that knows who it is, None before.
-    :param restart: starts a part again, by its name.
+    :param live: returns the parts that need the identity, None before it is known.
+    :param restart: restarts a part by its name.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Reload:
         task.add_done_callback(self._running.discard)
 
     def close(self) -> None:
-        """Give up what :meth:`begin` began."""
+        """Cancel what :meth:`begin` started."""
         for task in self._running:
             task.cancel()
 
     async def run(self) -> dict[str, Any]:
-        """Read the configuration again and follow it; what was done, for the caller.
+        """Read the configuration again, follow it, and return what was done.
 
-        A file with faults changes nothing but the list of problems.
+        A file with faults changes only the list of problems.
         """
         core = self._core
         loaded = load(core.paths)
@@ -82,7 +82,7 @@ class Reload:
         return {"source": loaded.source, "changed": changed, "later": later, "faults": faults}
 
     def report(self, loaded: Loaded, in_force: str | None = None) -> None:
-        """Make the list of problems tell what is wrong with the files, and what is used instead."""
+        """Report what is wrong with the files, and which settings are used instead."""
         problems = self._core.problems
         problems.clear("configuration", "invalid")
         problems.clear("configuration", "fallback")
@@ -104,7 +104,7 @@ class Reload:
         """Keep the configuration in force as the last good one."""
         problems = self._core.problems
         try:
-            # the disk may take its time
+            # the disk may be slow
             await asyncio.get_running_loop().run_in_executor(
                 None, remember, self._core.paths, self._core.loaded
             )
@@ -115,7 +115,7 @@ class Reload:
             problems.clear("configuration", "not-kept")
 
     def _follow(self, changed: set[str]) -> list[str]:
-        """Make all parts follow the settings; the keys that only the next start follows."""
+        """Make all parts follow the settings, and return the keys that need a new start."""
         settings = self._core.settings
         sections = {path.partition(".")[0] for path in changed}
         if "log" in sections:
@@ -130,16 +130,16 @@ class Reload:
         return sorted(path for path in changed if path.startswith("identity."))
 
     def _follow_live(self, live: Live, changed: set[str], sections: set[str]) -> None:
-        """Make the parts of a node that knows who it is follow."""
+        """Make the parts that need the identity follow the settings."""
         moved = "address" in sections
         if moved:
             live.me.move(self._core.settings)
-            # the radio tells when it has the new address; the other parts wait for that
+            # the other parts wait until the radio has the new address
             self._core.joined.clear()
         if moved or "mesh" in sections:
             live.radio.follow()
         if moved or "trust" in sections:
-            live.trust.ready.clear()  # at once: the cluster must not take what was valid before
+            live.trust.ready.clear()  # at once: the cluster must not use the old credentials
             self._restart("trust")
         else:
             live.trust.look_again()

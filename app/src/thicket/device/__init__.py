@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's own card: its partitions, and a start that makes progress."""
+"""The node's own card: its partitions, and the watch over the start."""

@@ -15,7 +15,7 @@ from thicket.base.errors import ThicketError
 from thicket.base.files import write_atomically
 from thicket.base.paths import Paths, boot_mounted
 
-#: Seconds to wait for somebody else who works on the boot partition.
+#: Seconds to wait while another program uses the boot partition.
 LOCK_PATIENCE: Final = 20.0
 
 
@@ -27,9 +27,9 @@ class StoreError(ThicketError):
 
 @contextlib.contextmanager
 def boot_lock(paths: Paths) -> Iterator[None]:
-    """Have the boot partition for oneself: other threads, commands and the report wait.
+    """Use the boot partition exclusively; other threads, commands and the report wait.
 
-    Raises StoreError when it does not become free.
+    :raises StoreError: it does not become free.
     """
     os.makedirs(paths.run, exist_ok=True)
     lock = os.open(paths.run + "/boot.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -51,12 +51,15 @@ def boot_lock(paths: Paths) -> Iterator[None]:
 
 
 def unmount_boot(paths: Paths) -> None:
-    """Unmount the boot partition; raises StoreError, as when somebody has a file open there."""
+    """Unmount the boot partition.
+
+    :raises StoreError: it cannot be unmounted, for example because a file on it is open.
+    """
     _run(["umount", paths.boot])
 
 
 def write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
-    """Replace the file on the boot partition, which is writable only for that moment."""
+    """Replace a file on the boot partition, which is writable only meanwhile."""
     mount_boot(paths, device)
     _mount(["-o", "remount,rw", paths.boot])
     try:
@@ -67,7 +70,7 @@ def write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
 
 
 def mount_boot(paths: Paths, device: str) -> None:
-    """Mount the boot partition as init does, when it is not."""
+    """Mount the boot partition as init does, unless it is mounted."""
     if not boot_mounted(paths):
         _mount(["-t", "vfat", "-o", "ro,nosuid,nodev,noexec,noatime", device, paths.boot])
 

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data partition of the node's own card: made to reach to the card's end, or made again.
+"""The data partition of the node's own card: grown to the card's end, or made again.
 
-A card image is written with a small data partition, number 7, the last of the logical ones inside
-the extended partition 4. At the first boot it grows to the card's end. A card that ends behind slot
-B's root, or on which the record of partition 7 is damaged, gets a new one in the free space. What
-somebody made behind it (partition 8 and on) stays: the data partition then grows up to that.
+A card image has a small data partition, number 7, the last logical one in the extended partition 4.
+The first boot grows it to the card's end. It is made again in the free space when the card ends
+behind slot B's root, or the record of partition 7 is damaged. Partitions that somebody made behind
+it (8 and on) stay; the data partition then grows up to the first of them.
 
-Three sectors at most are written, each in one synchronous write that is read back, in an order in
-which a power cut between any two leaves a table that works as before and that the next boot
-completes: the MBR (the length of partition 4), then the record of partition 7, then the link to it
-in the record of partition 6. What is right already is not written. Nothing before the end of slot
-B's root is touched but those bytes.
+At most three sectors are written, each in one synchronous write that is read back: the MBR (the
+length of partition 4), then the record of partition 7, then the link to it in the record of
+partition 6. A power cut between any two leaves a table that works as before and that the next boot
+completes. Correct sectors are not written. Nothing else before the end of slot B's root is touched.
 
-Not done by ``sfdisk``: it takes whatever lies where the record of partition 7 should be for one,
-and writes it back as valid.
+``sfdisk`` is not used: it takes anything in the place of partition 7's record for a record, and
+writes it back as valid.
 
 The format: an MBR's four entries begin at byte 446, 16 bytes each: status, first sector as CHS,
 type, last sector as CHS, first sector and number of sectors, 32 bits, little endian. An extended
@@ -35,12 +34,12 @@ from thicket.base.errors import ThicketError
 SECTOR: Final = 512
 #: Disk signature of every card ("THCK"); another disk is left alone.
 SIGNATURE: Final = 0x5448434B
-#: Sectors that partitions are aligned to: 1 MiB, as the card image has it.
+#: Sectors that partitions are aligned to: 1 MiB, as in the card image.
 ALIGN: Final = 2048
 #: Least sectors of a data partition: 16 MiB, enough for a file system with a journal.
 LEAST: Final = 16 * 2048
-#: Bytes by which a file system grows at a time; a power cut keeps the steps before. More than what
-#: ext4 keeps for itself on any card, so that each step is one.
+#: Bytes by which a file system grows at a time; a power cut keeps the earlier steps. A step is
+#: larger than what ext4 keeps for itself on any card, so that each one adds room.
 GROW_STEP: Final = 64 << 30
 #: Sectors that an MBR can count.
 MOST: Final = 0xFFFFFFFF
@@ -68,12 +67,13 @@ class CardError(ThicketError):
 class Disk:
     """Sectors of a card or an image file; every write is on the disk when it returns.
 
-    A device is read and written around the kernel's cache: exactly one sector at a time, and what
-    is read is what the card holds.
+    A device is read and written past the kernel's cache, one sector at a time, so that a read
+    returns what the card holds.
+
+    :raises CardError: the constructor, when the disk cannot be opened or has other sectors.
     """
 
     def __init__(self, path: str) -> None:
-        """Open the disk; raises CardError."""
         try:
             self.is_device = stat.S_ISBLK(os.stat(path).st_mode)
             direct = os.O_DIRECT if self.is_device else 0
@@ -85,14 +85,17 @@ class Disk:
             if size != SECTOR:
                 raise CardError(f"{path} has sectors of {size} bytes, not of {SECTOR}")
         self.sectors = os.lseek(self.fd, 0, os.SEEK_END) // SECTOR
-        # memory of its own page, as O_DIRECT demands
+        # O_DIRECT needs memory that is aligned to a page
         self._page = memoryview(mmap.mmap(-1, mmap.PAGESIZE))[:SECTOR]
 
     def close(self) -> None:
         os.close(self.fd)
 
     def read(self, sector: int) -> bytes:
-        """One sector; raises CardError when it cannot be read."""
+        """Return one sector.
+
+        :raises CardError: it cannot be read.
+        """
         try:
             count = os.preadv(self.fd, [self._page], sector * SECTOR)
         except OSError as e:
@@ -102,7 +105,10 @@ class Disk:
         return bytes(self._page)
 
     def write(self, sector: int, data: bytes) -> None:
-        """Write one sector and see that it is there; raises CardError."""
+        """Write one sector, and read it back.
+
+        :raises CardError: it cannot be written, or reads differently.
+        """
         self._page[:] = data
         try:
             if os.pwritev(self.fd, [self._page], sector * SECTOR) != SECTOR:
@@ -113,9 +119,10 @@ class Disk:
             raise CardError(f"sector {sector} was written and reads differently: the card is worn")
 
     def tell_kernel(self, start: int, length: int, known: tuple[int, int] | None) -> None:
-        """Make the kernel know partition 7; ``known`` is what it knows (start, length).
+        """Tell the kernel where partition 7 is. The other partitions are in use and not touched.
 
-        The other partitions, which are in use, are not touched. Raises CardError.
+        :param known: what the kernel knows: start and length.
+        :raises CardError: the kernel refuses.
         """
         if not self.is_device or known == (start, length):
             return
@@ -139,13 +146,13 @@ class Disk:
 
 
 def _entry(sector: bytes, index: int) -> tuple[int, int, int]:
-    """Type, first sector and number of sectors of an entry; (0, 0, 0) when it is not used."""
+    """Return type, first sector and number of sectors of an entry; (0, 0, 0) when it is unused."""
     _, _, kind, _, first, count = _ENTRY.unpack_from(sector, 446 + 16 * index)
     return (kind, first, count) if kind and count else (0, 0, 0)
 
 
 def _with_entry(sector: bytes, index: int, kind: int, first: int, count: int) -> bytes:
-    """The sector with an entry that keeps its status byte."""
+    """Return the sector with a new entry, which keeps its status byte."""
     at = 446 + 16 * index
     made = _ENTRY.pack(sector[at], _CHS, kind, _CHS, first, count)
     return sector[:at] + made + sector[at + 16 :]
@@ -165,7 +172,10 @@ def _up(sector: int) -> int:
 
 
 class Table:
-    """What of the partition table matters here; raises CardError where it is not a card's."""
+    """The parts of the partition table that matter here.
+
+    :raises CardError: the constructor, when the table is not that of a Thicket card.
+    """
 
     def __init__(self, disk: Disk) -> None:
         self.mbr = disk.read(0)
@@ -208,13 +218,14 @@ class Table:
                 and start + count <= MOST
             ):
                 self.data = (start, count)
-        #: Where what others made behind the data partition begins and ends, records included; None.
+        #: Begin and end of partitions behind the data partition, records included; None: none.
         self.behind = self._behind(disk) if self.data is not None else None
 
     def _behind(self, disk: Disk) -> tuple[int, int] | None:
-        """The place of the partitions that the record of partition 7 leads to.
+        """Return begin and end of the partitions that the record of partition 7 leads to.
 
-        A link that leads to no record, to none behind the data partition or in a circle is damage.
+        A link is damaged when it leads to no record, to one before the data partition, or in a
+        circle.
         """
         assert self.data is not None
         first, last = MOST, 0
@@ -237,15 +248,16 @@ class Table:
 
 
 def fit(disk: Disk) -> tuple[str, tuple[int, int]]:
-    """Make the data partition as it should be; what was done in words, its start and length.
+    """Make the data partition as it should be.
 
-    Raises CardError, and the partition is then as before or as far as the writes came.
+    :returns: what was done, in words; the partition's start and length.
+    :raises CardError: it failed; the partition is as before, or some of the writes are done.
     """
     table = Table(disk)
     end = min(disk.sectors, MOST) // ALIGN * ALIGN
     reach = end - table.extended
     if table.behind is not None and table.data is not None:
-        # What is there already is not made smaller: its file system fills it.
+        # An existing partition is never made smaller: its file system fills it.
         end = max(min(end, table.behind[0] // ALIGN * ALIGN), sum(table.data))
         reach = max(table.extended_length, max(end, table.behind[1]) - table.extended)
     if table.data is not None:
@@ -253,7 +265,7 @@ def fit(disk: Disk) -> tuple[str, tuple[int, int]]:
         sector = disk.read(record)
         done = f"was {table.data[1] // 2048} MiB"
     else:
-        # Where it was before, if that can be told: its file system may still be there.
+        # In its old place, if that is known: its file system may still be there.
         record = table.record if table.record % ALIGN == 0 and table.record else 0
         record = record if record + ALIGN + LEAST <= end else 0
         record = record or _up(table.roots_end)
@@ -268,16 +280,16 @@ def fit(disk: Disk) -> tuple[str, tuple[int, int]]:
         )
     if table.data == (start, length):
         done = "was right"
-    # the extended partition first: while the rest is as before, the next boot sees what is missing
+    # the extended partition first: while the rest is as before, the next boot completes it
     writes = [(0, table.mbr, _with_length(table.mbr, 3, reach))]
     made = _with_entry(sector, 0, _LINUX, start - record, length)
-    # nothing can follow it but what somebody made
+    # only partitions that somebody made can follow it
     kept = made[462:478] if table.behind is not None else bytes(16)
     made = made[:462] + kept + bytes(32) + made[510:]
     writes.append((record, disk.read(record), made))
     place, before = table.last_record
     link = _with_entry(before, 1, 0x05, record - table.extended, start + length - record)
-    # a link that leads there already stays as it is: its length is for programs that people run
+    # a link that already leads there stays: only programs that people run look at its length
     kind, offset, _ = _entry(before, 1)
     linked = kind in _EXTENDED_TYPES and table.extended + offset == record
     if not linked:
@@ -294,7 +306,7 @@ def fit(disk: Disk) -> tuple[str, tuple[int, int]]:
 
 
 def known_to_kernel(path: str) -> tuple[int, int] | None:
-    """Start and length of partition 7 as the kernel knows it, or None."""
+    """Return start and length of partition 7 as the kernel knows it, or None."""
     name = os.path.basename(path)
     folder = f"/sys/class/block/{name}"
     try:
@@ -316,11 +328,13 @@ def _number(path: str) -> int:
 
 
 def grow(place: str, sectors: int) -> str:
-    """Make the ext4 file system that is mounted at ``place`` fill its device of so many sectors.
+    """Make the ext4 file system mounted at ``place`` fill its device.
 
-    The kernel does it, by its journal and step by step, so a power cut does no harm. Not done by
-    ``resize2fs``: it wants to open the device for writing, which kernels can refuse for one that is
-    mounted. Raises CardError.
+    The kernel does it in journalled steps, so a power cut does no harm. ``resize2fs`` is not used:
+    it opens the device for writing, which kernels can refuse while it is mounted.
+
+    :param sectors: the size of the device.
+    :raises CardError: the kernel refuses.
     """
     try:
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -342,7 +356,7 @@ def grow(place: str, sectors: int) -> str:
 def main() -> int:
     """Run ``data-partition DISK`` or ``data-partition --grow PLACE SECTORS``.
 
-    Prints what was done or why not; the exit status is 0 or 1.
+    It prints what was done or why not; the exit status is 0 or 1.
     """
     if len(sys.argv) == 4 and sys.argv[1] == "--grow":
         try:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A start that takes long: every program in it is bounded by its progress, and feeds the watchdog.
+"""Watches a start that takes long: its programs must make progress, and the watchdog is fed.
 
 ``rcS`` waits for one program at a time: checks, repairs, making and mounting file systems, drivers.
-How long an honest one takes depends on the card, from milliseconds to many minutes, so there is no
-limit in seconds for the whole. Progress is a disk that has answered a request, or another program
-that runs. While there is progress, the hardware watchdog is fed. A program without any for
-``STALLED`` seconds is killed, as is one that has moved ``PASSES`` times what all disks hold; the
-script that waits for it goes on with its next best way. A program that waits for a request which
-the kernel never ends cannot be killed: then the watchdog is not fed and restarts the node.
+A sound one takes milliseconds to many minutes, depending on the card, so no time limit fits. What
+counts is progress: a disk has answered a request, or another program runs. While there is progress,
+the hardware watchdog is fed. A program is killed after ``STALLED`` seconds without progress, or
+when it has moved ``PASSES`` times what all disks hold; the script that waits for it then tries
+something else. A program that waits for a request which the kernel never ends cannot be killed:
+then the watchdog is no longer fed, and restarts the node.
 
-Started by rcS when the start has taken some seconds; rcS ends it when it is done.
+rcS starts this when the start has taken some seconds, and ends it when the start is done.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from typing import Final, NamedTuple
 
 #: Seconds that a program may run without an answer from any disk.
 STALLED: Final = 90.0
-#: Times that a program may read and write everything there is.
+#: How many times the contents of all disks a program may read and write.
 PASSES: Final = 8
 #: Seconds between two looks.
 PERIOD: Final = 2.0
-#: Seconds after the last feeding until the watchdog restarts the node; as its later feeder has it.
+#: Seconds without feeding after which the watchdog restarts the node, as its later feeder sets it.
 WATCHDOG_TIMEOUT: Final = 60
 
 # linux/watchdog.h: _IOWR('W', 6, int)
@@ -39,7 +39,7 @@ class Program(NamedTuple):
     """A running child of rcS."""
 
     pid: int
-    #: Ticks after the start of the kernel; tells it from a later one of the same number.
+    #: Ticks after the start of the kernel; distinguishes it from a later one with the same pid.
     started: int
     name: str
 
@@ -56,7 +56,7 @@ class Disks(NamedTuple):
 
 
 def _read(path: str) -> str:
-    """The file's text; empty when it is gone."""
+    """Return the file's text; empty when it is gone."""
     try:
         with open(path, encoding="utf-8", errors="replace") as f:
             return f.read()
@@ -65,7 +65,7 @@ def _read(path: str) -> str:
 
 
 def processes(proc: str) -> dict[int, list[Program]]:
-    """Every process, by the number of its parent."""
+    """Return every process, by the pid of its parent."""
     found: dict[int, list[Program]] = {}
     for entry in os.listdir(proc):
         if entry.isdecimal():
@@ -79,7 +79,7 @@ def processes(proc: str) -> dict[int, list[Program]]:
 
 
 def disks(block: str) -> Disks:
-    """What the disks, without their partitions, have done; see the kernel's block/stat.rst."""
+    """Return what the disks have done, without partitions; see the kernel's block/stat.rst."""
     requests = moved = size = 0
     for entry in os.listdir(block):
         fields = [int(word) for word in _read(f"{block}/{entry}/stat").split()]
@@ -108,7 +108,10 @@ class Watchdog:
 
 
 class StartWatch:
-    """Looks at the start now and then; see the module."""
+    """Looks at the start now and then; see the module.
+
+    :param shell: the pid of rcS, whose child programs are watched.
+    """
 
     def __init__(
         self,
@@ -120,7 +123,6 @@ class StartWatch:
         block: str = "/sys/block",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Watch the programs that process ``shell`` waits for."""
         self._shell = shell
         self._feed = feed
         self._say = say
@@ -134,11 +136,11 @@ class StartWatch:
         self._killed: Program | None = None
 
     def look(self) -> None:
-        """See whether there was progress; feed the watchdog, or kill what stands still."""
+        """Feed the watchdog if there was progress, otherwise kill the program that stands still."""
         now = self._clock()
         table = processes(self._proc)
         did = disks(self._block)
-        # the shell waits for the youngest; what it left in the background is older
+        # the shell waits for its youngest child; its background processes are older
         own = os.getpid()
         children = [p for p in table.get(self._shell, ()) if p.pid != own]
         program = max(children, key=lambda p: (p.started, p.pid), default=None)
@@ -159,7 +161,7 @@ class StartWatch:
             self._say(f"{program.name} was stopped: {reason}")
 
     def _kill(self, program: Program, table: dict[int, list[Program]]) -> None:
-        # the parent first: it would go on as soon as its child has ended
+        # the parent first, as it would go on once its child has ended
         with contextlib.suppress(ProcessLookupError):
             os.kill(program.pid, signal.SIGKILL)
         for child in table.get(program.pid, ()):
@@ -172,7 +174,7 @@ def _say(text: str) -> None:
 
 
 def main() -> int:
-    """Run ``start-watch PID``: watch until rcS, whose number it is, ends this."""
+    """Run ``start-watch PID``, with the pid of rcS, until rcS ends."""
     if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
         print("usage: start-watch PID")
         return 2

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the other nodes: a beacon on [ff02::69]:49999, repeated and self-healing.
+"""Beacons, by which nodes find each other: datagrams to [ff02::69]:49999.
 
-The beacon is that of a published mesh of Nerves devices ("the post" below); its nodes and ours find
-each other.
+The plain form is that of a published mesh of Nerves devices ("the post" below); its nodes and ours
+find each other.
 
-A beacon is one UDP datagram. In the plain form its payload is the sender's IPv6 address as ASCII
-text, spelt as in the name of its node, and nothing else; the signed form is
-``thicket.trust.signed_beacon``'s. A :class:`Codec` makes and judges payloads, one for each form in
-use.
+A beacon is one UDP datagram. The payload of the plain form is the sender's IPv6 address as ASCII
+text, spelt as in the name of its node, and nothing else. The signed form is in
+``thicket.trust.signed_beacon``. For each form in use a :class:`Codec` makes and judges payloads.
 
-A beacon is multicast to the link (an 802.11s mesh is one link, so it reaches every node of it)
-when the node joins and when it gets a peer, and then again and again: Wi-Fi multicast is not
-acknowledged. A node that is heard for the first time is answered with a beacon of our own, sent to
-it alone, so that both know each other after one beacon got through in either direction.
+A beacon is multicast to the link (an 802.11s mesh is one link, so it reaches every node) when the
+node joins, when it gets a peer, and then repeatedly, as Wi-Fi multicast is not acknowledged. A node
+that is heard for the first time is answered with a beacon sent to it alone, so that both know each
+other after one beacon got through in either direction.
 
-Nothing in a plain beacon is proven, and a signed one can be a repetition. What is heard is only an
-address to try; the table of them is bounded, and a flood is dropped at a bounded cost.
+A plain beacon proves nothing, and a signed one can be a repetition. A beacon is therefore only an
+address to try. The table of nodes is bounded, and so is the cost of a flood.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ PORT: Final = 49999
 MAX_TEXT: Final = 45
 #: Bytes of the longest payload of any form.
 MAX_PAYLOAD: Final = 1024
-#: How a signed beacon begins; the first byte is in no text.
+#: A signed beacon begins with this; its first byte never occurs in text.
 SIGNED_MARK: Final = b"\xb7TB\x01"
 _CHARACTERS: Final = frozenset(b"0123456789abcdefABCDEF:.")
 LINK_LOCAL: Final = IPv6Network("fe80::/10")
@@ -72,7 +71,10 @@ REASONS: Final = (
 
 
 class MalformedError(ThicketError):
-    """A datagram that is no beacon for us; ``reason`` is one of REASONS."""
+    """A datagram that is not a beacon for us.
+
+    :ivar reason: one of REASONS.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -80,16 +82,14 @@ class MalformedError(ThicketError):
 
 
 def encode(address: IPv6Address) -> bytes:
-    """The payload that announces ``address``: its canonical text (RFC 5952)."""
+    """Return the payload that announces ``address``: its canonical text (RFC 5952)."""
     return str(address).encode("ascii")
 
 
 def decode(payload: bytes, prefix: IPv6Network, own: IPv6Address | None) -> IPv6Address:
-    """The address that a beacon announces.
+    """Return the address that a beacon announces, in any textual form of RFC 4291.
 
-    Any textual form of RFC 4291 is accepted (the post's own is not canonical), the caller gets the
-    address itself. Raises MalformedError unless it is a unicast address inside ``prefix`` other
-    than ``own``.
+    :raises MalformedError: it is not a unicast address inside ``prefix`` other than ``own``.
     """
     if not payload:
         raise MalformedError("empty")
@@ -119,30 +119,34 @@ class Codec(Protocol):
     """Its name in the configuration and the status document."""
 
     def payload(self, now: float) -> bytes:
-        """The next beacon to send; empty when there is none (yet). ``now`` as in ``read``."""
+        """Return the next beacon to send; empty when there is none (yet)."""
 
     def claims(self, payload: bytes) -> bool:
-        """Whether ``payload`` is of this form, good or not, by a look at its beginning."""
+        """Whether ``payload`` begins as this form does, whatever follows."""
 
     def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
-        """The address that a beacon announces, or MalformedError.
+        """Return the address that a beacon announces.
 
-        ``source`` is where it came from, None when that does not matter; ``now`` is in seconds of a
-        clock that never steps.
+        :param source: where it came from; None when that does not matter.
+        :param now: seconds of a clock that never steps.
+        :raises MalformedError: it is not a good beacon.
         """
 
     def snapshot(self) -> dict[str, Any]:
-        """What the status document tells of this form."""
+        """Return this form's part of the status document."""
 
 
 def check_source(address: IPv6Address, source: IPv6Address | None) -> None:
-    """Raise MalformedError when ``source`` is neither ``address`` nor of the link itself."""
+    """Check where a beacon came from.
+
+    :raises MalformedError: ``source`` is neither ``address`` nor a link-local address.
+    """
     if source is not None and source != address and source not in LINK_LOCAL:
         raise MalformedError("source")
 
 
 class PlainBeacons:
-    """The plain form, that of the post. Anybody can send one for anybody."""
+    """The plain form, as in the post. Anybody can send one for anybody."""
 
     form = "plain"
 
@@ -152,28 +156,24 @@ class PlainBeacons:
         self._payload = encode(address)
 
     def payload(self, now: float) -> bytes:
-        """See :class:`Codec`."""
         return self._payload
 
     def claims(self, payload: bytes) -> bool:
-        """See :class:`Codec`."""
         return not payload.startswith(SIGNED_MARK)
 
     def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
-        """See :class:`Codec`."""
         address = decode(payload, self.prefix, self.address)
         check_source(address, source)
         return address
 
     def snapshot(self) -> dict[str, Any]:
-        """See :class:`Codec`."""
         return {}
 
 
 def in_use(choice: str, plain: Codec, signed: Codec | None) -> tuple[Codec, ...]:
-    """The forms that the configuration's ``discovery.beacon`` chooses, in the order of sending.
+    """Return the forms that ``discovery.beacon`` chooses, in the order of sending.
 
-    Nothing takes the place of a signed form that is not there: the node is then silent and deaf.
+    Nothing replaces a signed form that is missing: the node then neither sends nor accepts any.
     """
     chosen: tuple[Codec, ...] = ()
     if choice in {"signed", "both"} and signed is not None:

@@ -2,13 +2,13 @@
 """DNS-SD (RFC 6762, RFC 6763) on the mesh: the node by name, for laptops and for other nodes.
 
 The node answers to ``n-<identity>.local`` and publishes one service, ``_thicket._tcp``, so that
-``ssh root@n-....local`` and ``avahi-browse`` work from any computer in the mesh. What others
-publish is a second source of addresses beside the beacons.
+``ssh root@n-....local`` and ``avahi-browse`` work from any computer in the mesh. The services of
+other nodes are a second source of addresses beside the beacons.
 
-The work is done by python-zeroconf, started some time after the node has joined: nobody waits for
-it. Multicast DNS proves nothing, so what is found is only a hint to try an address, few at a time;
-the cluster asks for a certificate. Between the socket and zeroconf stands a :class:`Gate`, because
-its cache keeps whatever is said: other services' answers do not get in, and a flood does not.
+python-zeroconf does the work. It is started some time after the node has joined, as nobody waits
+for it. Multicast DNS proves nothing: an address found is only a hint, of which a few are tried at a
+time, and the cluster asks for a certificate. A :class:`Gate` stands between the socket and
+zeroconf, whose cache keeps everything it gets: answers of other services and floods do not pass.
 """
 
 import asyncio
@@ -40,23 +40,25 @@ PAUSES: Final = (5.0, 30.0, 120.0)
 MOST_BYTES: Final = 1452
 #: Records that zeroconf's cache may hold before it is thrown away; a node has five.
 MOST_RECORDS: Final = 4096
-#: Published nodes whose addresses are still to be found out, and milliseconds for each.
+#: Published nodes whose addresses are not known yet.
 WAITING: Final = 256
+#: Milliseconds to find the addresses of one.
 ASK_MS: Final = 3000
-#: Hints that may be on trial at the same time, and for how long in seconds. Attempts to connect
-#: take turns with those to nodes that were heard, and must not crowd them out.
+#: Hints that are tried at the same time. Attempts to connect take turns with those to nodes that
+#: were heard, and must not crowd them out.
 TRIALS: Final = 4
+#: Seconds that a hint is tried.
 TRIAL: Final = 60.0
 
 
 class NotServedError(ThicketError):
-    """The node cannot be published; somebody else may have its name."""
+    """The node cannot be published, for example because another node has its name."""
 
 
 class Gate(asyncio.DatagramProtocol):
-    """Lets packets through to zeroconf's own protocol, as far as they are meant for it."""
+    """Passes packets on to zeroconf's own protocol, as far as they are meant for it."""
 
-    #: Packets and bytes per second, on average and at once.
+    #: Packets and bytes: per second on average, and at once.
     PACKETS: Final = (40.0, 160.0)
     BYTES: Final = (16 * 1024.0, 96 * 1024.0)
 
@@ -67,7 +69,6 @@ class Gate(asyncio.DatagramProtocol):
         self._bytes = Bucket(*self.BYTES)
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        """Judge one packet by its first bytes."""
         now = monotonic()
         # 12 bytes of header; the first bit of the third tells an answer from a question
         if not 12 <= len(data) <= MOST_BYTES:
@@ -81,20 +82,16 @@ class Gate(asyncio.DatagramProtocol):
             try:
                 self.inner.datagram_received(data, addr)
             except Exception as e:
-                # a fault of the parser is the sender's doing and not worth a traceback
+                # the sender causes the parser's faults; they are not worth a traceback
                 self.dropped["fault"] += 1
                 log.debug("a packet of %s: %s: %s", addr[0], type(e).__name__, e)
 
-    def error_received(self, exc: Exception) -> None:
-        """An ICMP error for something sent; it concerns nobody."""
-
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass on the end of the socket."""
         self.inner.connection_lost(exc)
 
 
 class Hints:
-    """Addresses worth a try: bounded, each tried once in a while."""
+    """Addresses to try: a bounded number at a time, each again after a while."""
 
     def __init__(self, prefix: IPv6Network, own: IPv6Address) -> None:
         self.prefix = prefix
@@ -102,17 +99,16 @@ class Hints:
         self._trials: dict[IPv6Address, float] = {}
 
     def fits(self, address: IPv6Address, node: str, expected: str) -> bool:
-        """Whether the node ``node``, said to be at ``address``, can be one of ours.
+        """Whether the node ``node``, said to be at ``address``, can be one of our cluster.
 
-        ``expected`` is the name that the cluster gives to the node there: nodes of other clusters
-        are left in peace.
+        :param expected: the name of a node of our cluster at this address.
         """
         from thicket.distribution.handshake import key_of  # the cluster's part
 
         return address != self.own and address in self.prefix and key_of(node) == expected
 
     def take(self, address: IPv6Address, now: float) -> bool:
-        """Whether ``address`` is to be tried now: False when it or enough others are on trial."""
+        """Whether to try ``address`` now; False while it, or enough others, are being tried."""
         self._trials = {a: end for a, end in self._trials.items() if end > now}
         if address in self._trials or len(self._trials) >= TRIALS:
             return False
@@ -120,12 +116,15 @@ class Hints:
         return True
 
     def settled(self, address: IPv6Address) -> None:
-        """The node at ``address`` is known by better means."""
+        """The node at ``address`` became known in another way."""
         self._trials.pop(address, None)
 
 
 class Told:
-    """What the node tells of itself; ``properties`` (the TXT record) hold nothing secret."""
+    """What the node publishes about itself.
+
+    :param properties: the TXT record; it holds nothing secret.
+    """
 
     def __init__(
         self, hostname: str, address: IPv6Address, port: int, properties: dict[str, str]
@@ -139,8 +138,9 @@ class Told:
 class DnsSd:
     """Publishes the node and looks for others on one interface while :meth:`run` runs.
 
-    ``name_of(address)`` is the name that a node there has in the cluster, ``known(address)`` tells
-    whether it needs no hint, ``on_hint(address)`` is called for one that is to be tried.
+    :param name_of: returns the cluster's name of a node at an address.
+    :param known: whether the node at an address is known already.
+    :param on_hint: called with an address to try.
     """
 
     def __init__(
@@ -164,15 +164,15 @@ class DnsSd:
         self.dropped: dict[str, int] = dict.fromkeys(("length", "other", "rate", "fault"), 0)
         self.state = "waiting"
         self.hinted = 0
-        #: Names that are published by others, bounded by the cache's bound.
+        #: Names that others publish, at most as many as zeroconf's cache holds.
         self.seen: set[str] = set()
         self._names: asyncio.Queue[str] = asyncio.Queue(WAITING)
-        #: Names whose hints had no place yet.
+        #: Names whose hints found no place yet.
         self._later: set[str] = set()
         self._zeroconf: Any = None
 
     def snapshot(self) -> dict[str, Any]:
-        """The ``dns_sd`` part of the status document."""
+        """Return the ``dns_sd`` part of the status document."""
         return {
             "state": self.state,
             "services": len(self.seen),
@@ -181,7 +181,7 @@ class DnsSd:
         }
 
     async def run(self) -> None:
-        """Publish and look until cancelled. Trouble with the interface is waited out."""
+        """Publish and look until cancelled. Failures of the interface are retried."""
         await asyncio.sleep(uniform(*START))
         backoff = Backoff(*PAUSES)
         while True:
@@ -204,15 +204,16 @@ class DnsSd:
             await asyncio.sleep(pause)
 
     async def _serve(self) -> str:
-        """Serve until the interface is another one; returns why it ended.
+        """Serve until the interface is gone or new, and return why it ended.
 
-        Raises OSError, NotServedError, or ImportError where zeroconf is not installed.
+        :raises OSError, NotServedError: the node cannot be published.
+        :raises ImportError: zeroconf is not installed.
         """
         try:
             index = socket.if_nametoindex(self.interface)
         except OSError:
             return "there is no such interface (yet)"
-        # here, because it takes its time
+        # a late import, as it is slow
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
@@ -303,7 +304,7 @@ class DnsSd:
             await self._ask(await self._names.get())
 
     async def _ask(self, name: str) -> None:
-        """Find the addresses of a published node, mostly known already, and hint at them."""
+        """Find the addresses of a published node, and try those that are not known."""
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceInfo
 
@@ -332,7 +333,7 @@ class DnsSd:
 
 
 def _zeroconf_errors() -> tuple[type[Exception], ...]:
-    """What zeroconf raises: its own, and whatever broken names lead to."""
+    """Return what zeroconf raises: its own errors, and those that broken names lead to."""
     from zeroconf import Error
 
     return (Error, ValueError, AssertionError)

@@ -48,7 +48,7 @@ class DiscoverySection(Section, name="discovery"):
 
 
 def check_expire(discovery: DiscoverySection, file: str) -> Finding | None:
-    """The fault of a file whose nodes would be forgotten between two beacons."""
+    """Return the fault of settings that forget nodes between two beacons, or None."""
     interval, expire = discovery.interval, discovery.expire
     if expire >= 3 * interval:
         return None

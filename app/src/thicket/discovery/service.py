@@ -11,7 +11,7 @@ from logging import getLogger
 from time import monotonic
 from typing import Any
 
-from thicket.base.pace import Bucket, uniform
+from thicket.base.pace import Bucket, uniform, wait
 from thicket.discovery.beacon import (
     GROUP,
     LINK_LOCAL,
@@ -32,7 +32,7 @@ log = getLogger(__name__)
 class Counters:
     """What was sent and received since the start.
 
-    :ivar dropped: datagrams that were no beacons for us, by their reason (``beacon.REASONS``).
+    :ivar dropped: datagrams that were not beacons for us, by reason (``beacon.REASONS``).
     :ivar opened: how often the socket was opened.
     """
 
@@ -47,17 +47,20 @@ class Counters:
 
 
 class Discovery:
-    """Sends and receives beacons on one interface for as long as :meth:`run` runs.
+    """Sends and receives beacons on one interface while :meth:`run` runs, all in the event loop.
 
-    ``on_heard(address, new)`` is called for every good beacon; ``pinned(address)`` tells which
-    nodes never expire. Everything happens in the event loop's thread.
+    :param on_heard: called with the address of every good beacon, and whether it is new.
+    :param pinned: whether the node at an address never expires.
+    :param on_gone: called with the address of a node that has expired.
+    :param codecs: the forms in use, by default the plain one (see ``in_use``).
     """
 
-    #: Seconds between two answers to the same node, and to the same one while it is connected.
+    #: Seconds between two answers to the same node.
     ANSWER_AGAIN = 4.0
+    #: The same while the node is connected.
     ANSWER_CONNECTED = 15.0
-    #: Who sends beacons in a closer sequence than this, in seconds, has just joined (or joined
-    #: again before we missed it) and looks for others.
+    #: A node whose beacons follow each other within this many seconds has just joined (or joined
+    #: again before it was missed) and looks for others.
     LOOKING = 3.0
 
     def __init__(
@@ -72,7 +75,6 @@ class Discovery:
         on_gone: Callable[[IPv6Address], None] | None = None,
         codecs: Sequence[Codec] | None = None,
     ) -> None:
-        """``codecs`` are the forms in use, the plain one when nothing is said (see `in_use`)."""
         self.settings = settings
         self.address = address
         self.interface = interface
@@ -84,7 +86,7 @@ class Discovery:
         self.table = Table(settings.max_nodes, settings.expire, pinned)
         self.schedule = Schedule(settings.interval, uniform)
         self.counters = Counters()
-        #: Why the socket is not open, in words; None while it is.
+        #: Why the socket is not open; None while it is.
         self.trouble: str | None = "not started"
         self.shared = SharedSources()
         #: Time of the last beacon by somebody else that carried our own address, or None.
@@ -94,31 +96,31 @@ class Discovery:
         self._wake: asyncio.Event | None = None
 
     def announced_from(self, source: str) -> IPv6Address | None:
-        """Return the address that beacons from ``source``, a link-local address, announce."""
+        """Return the address that beacons from a link-local address announce."""
         for entry in self.table.entries.values():
             if entry.source == source:
                 return entry.address
         return None
 
     def spelling(self, address: IPv6Address) -> str:
-        """Return the text of ``address`` that is in the name of the node there, as far as known."""
+        """Return ``address`` as the name of the node there spells it, as far as that is known."""
         entry = self.table.entries.get(address)
         return str(address) if entry is None else entry.spelling
 
     # -- what the daemon tells
 
     def interface_changed(self) -> None:
-        """The interface came (back) up or was made anew: look at it now, and announce ourselves."""
+        """The interface came up, or is a new one: look at it now, and announce this node."""
         self.schedule.hurry(monotonic())
         self._poke()
 
     def peer_up(self) -> None:
-        """The mesh got a new peer, so somebody may hear us for the first time."""
+        """The mesh got a new peer, so somebody may hear this node for the first time."""
         self.schedule.hurry(monotonic(), 1)
         self._poke()
 
     def apply(self, settings: DiscoverySection) -> None:
-        """Take over changed settings."""
+        """Follow changed settings."""
         self.settings = settings
         self.table.resize(settings.max_nodes, settings.expire)
         self.schedule.interval = settings.interval
@@ -132,7 +134,7 @@ class Discovery:
         self._poke()
 
     def snapshot(self) -> dict[str, Any]:
-        """The ``discovery`` part of the status document."""
+        """Return the ``discovery`` part of the status document."""
         now, counters = monotonic(), self.counters
         drops = {reason: n for reason, n in counters.dropped.items() if n}
         return {
@@ -157,7 +159,7 @@ class Discovery:
             self._wake.set()
 
     async def run(self) -> None:
-        """Announce and listen until cancelled. Trouble with the interface is waited out."""
+        """Announce and listen until cancelled. Failures of the interface are retried."""
         self._wake = asyncio.Event()
         failures = 0
         try:
@@ -180,13 +182,8 @@ class Discovery:
                     if self.on_gone is not None:
                         self.on_gone(address)
                 self._wake.clear()
-                try:
-                    # 30 s bounds how long a silent change of the interface goes unnoticed
-                    delay = max(0.01, min(30.0, self.schedule.due - monotonic()))
-                    async with asyncio.timeout(delay):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
+                # at most 30 s, as nothing tells of a silent change of the interface
+                await wait(self._wake, max(0.01, min(30.0, self.schedule.due - monotonic())))
         finally:
             self._close()
             self.trouble = "not running"
@@ -201,7 +198,10 @@ class Discovery:
         return False
 
     def _open(self) -> None:
-        """Open the socket on the interface; raises OSError."""
+        """Open the socket on the interface.
+
+        :raises OSError: it cannot be opened.
+        """
         self._socket = BeaconSocket(self.interface, self.datagram, self._flood)
         self.counters.opened += 1
         self.trouble = None
@@ -234,7 +234,7 @@ class Discovery:
         self.schedule.sent(monotonic())
 
     def _send(self, to: str) -> bool:
-        """Send a beacon of each form; whether any was sent."""
+        """Send a beacon of each form, and return whether any was sent."""
         sent = 0
         for codec in self.codecs:
             payload = codec.payload(monotonic())
@@ -250,8 +250,8 @@ class Discovery:
         except OSError as e:
             self.counters.send_errors += 1
             log.debug("beacon to %s not sent: %s", to, e)
-            # The interface is down, or has no address yet: it keeps its socket, try again later.
-            # Anything that says that the interface is gone makes a new socket next time.
+            # When the interface is down or has no address yet, the socket stays for the next try.
+            # When it is gone, the next try opens a new socket.
             if e.errno in {errno.ENODEV, errno.ENXIO, errno.EBADF, errno.EINVAL}:
                 self._close()
                 self._poke()
@@ -261,11 +261,13 @@ class Discovery:
     def datagram(
         self, payload: bytes, source: tuple[Any, ...], hop_limit: int | None, now: float
     ) -> None:
-        """Judge one received datagram. ``source`` is the sender's AF_INET6 socket address."""
+        """Judge one received datagram.
+
+        :param source: the sender's AF_INET6 socket address.
+        """
         self.counters.received += 1
         try:
-            # A beacon is sent with the highest hop limit, so that one that passed a router shows
-            # it (RFC 5082).
+            # Beacons are sent with the highest hop limit, which a router lowers (RFC 5082).
             if hop_limit is not None and hop_limit != 255:
                 raise MalformedError("hop_limit")
             address, form = self._read(payload, str(source[0]), now)
@@ -293,7 +295,10 @@ class Discovery:
         self.on_heard(address, new)
 
     def _read(self, payload: bytes, source: str, now: float) -> tuple[IPv6Address, str]:
-        """The address that a beacon announces, and its form; MalformedError when it is none."""
+        """Return the address that a beacon announces, and its form.
+
+        :raises MalformedError: it is not a good beacon.
+        """
         if not payload:
             raise MalformedError("empty")
         for codec in self.codecs:
@@ -305,15 +310,15 @@ class Discovery:
         raise MalformedError("form")
 
     def _answer(self, entry: Heard, sender: str, now: float) -> None:
-        """Send our beacon to a node heard just now, to the sender and never to what it claims."""
+        """Answer a node heard just now. The answer goes to the sender, not to what it claims."""
         if self._socket is not None and self._answers.give(sender, len(self.table.entries), now):
             entry.answered = now
 
 
 class Answers:
-    """Beacons to newly heard nodes, a bounded number of them, spread out.
+    """Answers newly heard nodes with beacons: a limited number, spread over time.
 
-    :param send: sends a beacon to an address; whether it was sent.
+    :param send: sends a beacon to an address, and returns whether it was sent.
     :ivar given: how many were sent.
     """
 
@@ -327,10 +332,13 @@ class Answers:
         self._timers: set[asyncio.TimerHandle] = set()
 
     def give(self, to: str, nodes: int, now: float) -> bool:
-        """Send an answer soon, in a mesh of so many nodes; False when there were too many."""
+        """Send an answer soon; False when there are too many.
+
+        :param nodes: how many nodes the mesh has.
+        """
         if not self._budget.take(now):
             return False
-        # In a large mesh everybody hears the newcomer at once: spread the answers out.
+        # In a large mesh all nodes hear the newcomer at once: spread their answers.
         spread = 0.01 + 0.01 * min(50, nodes)
 
         def send() -> None:

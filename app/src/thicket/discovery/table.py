@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nodes that were heard, bounded and with an age."""
+"""The table of the nodes that were heard: bounded, and with an age."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from thicket.discovery.beacon import MalformedError
 
 
 class Heard:
-    """One node that was heard. Times are of the table's clock, in seconds."""
+    """One node that was heard. Times are in seconds of the table's clock."""
 
     __slots__ = ("address", "answered", "beacons", "gap", "last", "source", "spelling")
 
@@ -22,19 +22,21 @@ class Heard:
         #: Time between its last two beacons; 0 after the first.
         self.gap = 0.0
         self.answered = -1e9
-        #: Where its last beacon came from, without zone: mostly its link-local address.
+        #: Where its last beacon came from, without zone; mostly its link-local address.
         self.source = ""
-        #: The address as its last plain beacon wrote it, which is how its node name has it.
+        #: The address as its last plain beacon spelt it, which is the spelling in its node name.
         self.spelling = str(address)
 
 
 class Table:
-    """The nodes heard, bounded in number; those not heard for ``expire`` seconds are dropped.
+    """The nodes that were heard.
 
-    ``pinned`` tells which addresses must stay although they are silent (connected nodes).
+    :param limit: how many are kept.
+    :param expire: seconds of silence after which one is dropped.
+    :param pinned: whether a silent address must stay (connected nodes).
     """
 
-    #: Two beacons within so many seconds are one, sent in both forms.
+    #: Two beacons within this many seconds are one, sent in both forms.
     SAME = 0.2
 
     def __init__(
@@ -44,16 +46,16 @@ class Table:
         self.lifetime = expire
         self.pinned = pinned or (lambda _address: False)
         self.entries: dict[IPv6Address, Heard] = {}
-        #: When a flood was noticed last: it drowns the beacons of some nodes.
+        #: When a flood was noticed last; it drowns the beacons of some nodes.
         self.flooded = float("-inf")
-        # A sender that invents addresses fills the table slowly enough for old ones to expire,
-        # while a mesh that comes up at once is learnt at once.
+        # A sender that invents addresses fills the table slowly enough for old ones to expire, and
+        # a mesh that comes up at once is learnt at once.
         self._new = Bucket(rate=8.0, burst=float(limit))
 
     def hear(self, address: IPv6Address, now: float) -> tuple[Heard, bool]:
-        """Note a beacon of ``address``: its entry, and whether it is new.
+        """Note a beacon, and return the sender's entry and whether it is new.
 
-        Raises MalformedError("full") when there is no place for it.
+        :raises MalformedError: ``full``, there is no place for it.
         """
         entry = self.entries.get(address)
         new = entry is None
@@ -70,11 +72,11 @@ class Table:
         return entry, new
 
     def forget_silent(self, now: float) -> list[IPv6Address]:
-        """Drop what was silent for too long, unless a flood may have drowned it."""
+        """Do as :meth:`expire`, unless a flood may have drowned the beacons."""
         return [] if now - self.flooded < self.lifetime / 2 else self.expire(now)
 
     def expire(self, now: float) -> list[IPv6Address]:
-        """Drop what was silent for too long; the addresses that were dropped."""
+        """Drop nodes that were silent for too long, and return their addresses."""
         old = now - self.lifetime
         gone = [
             entry.address
@@ -86,28 +88,29 @@ class Table:
         return gone
 
     def resize(self, limit: int, expire: float) -> None:
-        """Change the bounds; entries beyond a smaller limit stay until they expire."""
+        """Change the limits; entries beyond a smaller limit stay until they expire."""
         self.limit = limit
         self.lifetime = expire
         self._new.burst = float(limit)
 
 
 class SharedSources:
-    """Link-local addresses from which the signed beacons of more than one node come in turns.
+    """Finds radios with the same MAC address. Times are in seconds.
 
-    A link-local address is made of the radio's MAC address (RFC 4291, appendix A): there are two
-    radios with one. A node that came back with another identity is none: its former one is silent.
-    Bounded by the nodes that prove who they are, and by ``LIMIT``. Times in seconds.
+    Such radios have the same link-local address, which is made of it (RFC 4291, appendix A), so the
+    signed beacons of two nodes come from that address in turns. A node that came back with another
+    identity does not count, as its former identity stays silent. The size is bounded by the nodes
+    that prove who they are, and by ``LIMIT``.
     """
 
-    #: How long what was heard counts; the slowest beacons come every 30 s, and links to such
-    #: radios mostly do not stand.
+    #: Seconds for which a beacon counts. The slowest beacons come every 30 s, and most links to
+    #: such radios fail.
     WINDOW = 900.0
     LIMIT = 256
 
     def __init__(self) -> None:
-        #: By source: when each node was heard from it last, latest last; the time and the two
-        #: nodes of the last turn back to a node that was heard before another one.
+        #: By source: when each node was heard from it last, latest last; and the time and the two
+        #: nodes of the last return to a node that was heard before another one.
         self._heard: dict[str, dict[IPv6Address, float]] = {}
         self._turned: dict[str, tuple[float, IPv6Address, IPv6Address]] = {}
 
@@ -128,13 +131,13 @@ class SharedSources:
         self._heard[source] = nodes
 
     def found(self, now: float) -> dict[str, tuple[IPv6Address, IPv6Address]]:
-        """The sources that two nodes share at the time ``now``, and the two."""
+        """Return the sources that two nodes share at the time ``now``, with the two nodes."""
         self._turned = {s: turn for s, turn in self._turned.items() if now - turn[0] <= self.WINDOW}
         return {s: (min(a, b), max(a, b)) for s, (_, a, b) in self._turned.items()}
 
 
 def mac_of(link_local: str) -> str | None:
-    """The MAC address that a link-local address was made of (RFC 4291, appendix A), or None."""
+    """Return the MAC address in a link-local address (RFC 4291, appendix A), or None."""
     try:
         low = (int(IPv6Address(link_local)) & (2**64 - 1)).to_bytes(8, "big")
     except ValueError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket that beacons are sent and received with, from its opening to its end."""
+"""The socket that sends and receives beacons, from its opening to its end."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ log = getLogger(__name__)
 
 
 class BeaconSocket:
-    """A UDP socket on one interface, in the group of beacons.
+    """A UDP socket on one interface, in the multicast group of beacons.
 
     :param received: called with each datagram: payload, the sender's AF_INET6 socket address, the
         hop limit that it arrived with (None when the kernel does not tell), and the time.
-    :param flooded: called with the time when more arrive than are looked at; one is lost then.
-    :raises OSError: when it cannot be opened; nothing is left open.
+    :param flooded: called with the time when more arrive than are read; one is lost then.
+    :raises OSError: it cannot be opened; nothing is left open.
     """
 
-    #: Datagrams taken from the socket per wake-up of the loop, and seconds for them: then others
-    #: have their turn.
+    #: Datagrams taken from the socket per wake-up of the loop, and the seconds for them; then other
+    #: work has its turn.
     BATCH = 32
     SLICE = 0.01
-    #: Datagrams looked at per second, on average and at once; what exceeds it stays in the
-    #: kernel's receive buffer, which drops the rest at no cost to us. The more are looked at, the
-    #: better the chance of good ones among bad ones.
+    #: Datagrams read per second, on average and at once. The rest stays in the kernel's receive
+    #: buffer, which drops what it cannot hold at no cost to this process. The more are read, the
+    #: better the chance to find good ones among bad ones.
     RATE = 1000.0
     BURST = 1000.0
-    #: How long the socket is left alone when that is exceeded, in seconds.
+    #: Seconds for which the socket is not read when that is exceeded.
     PAUSE = 0.25
 
     def __init__(
@@ -58,7 +58,7 @@ class BeaconSocket:
             raise
 
     def close(self) -> None:
-        """Close it; nothing more is received."""
+        """Close the socket; nothing more is received."""
         if self._resume is not None:
             self._resume.cancel()
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
@@ -66,7 +66,7 @@ class BeaconSocket:
 
     @property
     def usable(self) -> bool:
-        """Whether it still belongs to the interface of this name, which may be made anew."""
+        """Whether the interface of this name is still the one that the socket belongs to."""
         try:
             return socket.if_nametoindex(self.interface) == self._index
         except OSError:
@@ -80,7 +80,7 @@ class BeaconSocket:
         self._socket.sendto(payload, (to, PORT, 0, self._index))
 
     def _readable(self) -> None:
-        """Take a bounded number of datagrams; leave the socket alone for a while in a flood."""
+        """Read a limited number of datagrams; in a flood, pause for a while."""
         begin = now = monotonic()
         for _ in range(self.BATCH):
             if now - begin > self.SLICE:
@@ -92,14 +92,14 @@ class BeaconSocket:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as e:
-                if self._socket.fileno() < 0:  # what was received last had it closed
+                if self._socket.fileno() < 0:  # the last datagram led to its closing
                     return
-                # an ICMP error for an earlier answer arrives here; it concerns nobody
+                # an ICMP error for an earlier answer arrives here, and has no meaning
                 log.debug("receiving a beacon: %s", e)
                 continue
             now = monotonic()
             if not self._budget.take(now):
-                # This one is lost; how many more are is the kernel's secret.
+                # This one is lost; the kernel does not tell how many more are.
                 self._flooded(now)
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(self._socket.fileno())
@@ -117,12 +117,15 @@ class BeaconSocket:
 
 
 def _opened(interface: str, index: int) -> socket.socket:
-    """Open the socket; raises OSError, and leaves nothing open then."""
+    """Open the socket.
+
+    :raises OSError: it cannot be opened; nothing is left open.
+    """
     s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
     try:
         s.setblocking(False)
         s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # lets a beacon socket of another program live beside ours
+        # another program may have a beacon socket beside ours
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may reach the node over the network: nftables."""
+"""The firewall: what may reach the node over the network (nftables)."""

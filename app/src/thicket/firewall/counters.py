@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters of nftables, read from the kernel without a program.
+"""Counters of nftables, read from the kernel without running a program.
 
-Layout and numbers: ``include/uapi/linux/netfilter/nf_tables.h`` and ``nfnetlink.h``. Answers are
-read by hand, not by pyroute2: they come every few seconds for as long as the node runs, and that
-takes a tenth of the time.
+Layout and numbers: ``include/uapi/linux/netfilter/nf_tables.h`` and ``nfnetlink.h``. This module
+decodes the answers itself, in a tenth of the time that pyroute2 takes, as they come every few
+seconds for as long as the node runs.
 """
 
 import struct
@@ -26,7 +26,7 @@ _NFGENMSG_BYTES: Final = 4
 
 
 class _Request(nlmsg):  # type: ignore[misc]  # pyroute2 has no types
-    """struct nfgenmsg, and the attributes of a stateful object that choose among them."""
+    """struct nfgenmsg, and the attributes that select stateful objects."""
 
     fields = (("family", "B"), ("version", "B"), ("resource", ">H"))
     nla_map = (
@@ -38,8 +38,8 @@ class _Request(nlmsg):  # type: ignore[misc]  # pyroute2 has no types
 
 
 class _Answer:
-    """One counter, from the bytes of a message. :meth:`decode` raises whatever is wrong with them,
-    which leaves the message out."""
+    """One counter, decoded from a message. :meth:`decode` raises on bad bytes; the message is then
+    left out."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -54,9 +54,9 @@ class _Answer:
 
 
 def counters(requests: Requests, table: str) -> dict[str, int]:
-    """Packets counted by the named counters of the inet table ``table``, by name.
+    """Return the packets counted by each named counter of an inet table; empty without the table.
 
-    Empty when there is no such table. Raises OSError when the kernel has no nftables.
+    :raises OSError: the kernel has no nftables.
     """
     message = _Request()
     message["family"] = _NFPROTO_INET

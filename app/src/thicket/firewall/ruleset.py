@@ -13,7 +13,7 @@ EPMD_PORT: Final = 4369
 SSH_PORT: Final = 22
 MDNS_PORT: Final = 5353
 
-#: Why a packet was dropped: the counters' names.
+#: Reasons for dropping a packet, which are the counters' names.
 REASONS: Final = (
     "beacon_router",  # a beacon that passed a router (its hop limit is not 255)
     "beacon_sender",  # more beacons than one node sends
@@ -29,11 +29,11 @@ REASONS: Final = (
     "closed",  # what the node does not serve
 )
 
-#: Packets per second on average, and at once, that pass. A node sends a beacon a second at most,
-#: and answers; 256 nodes that come up at the same time send some 200 a second.
+#: Packets that pass: per second on average, and at once. A node sends at most a beacon a second,
+#: and answers; 256 nodes that start at the same time send about 200 a second.
 _BEACON_SENDER: Final = (10, 20)
 _BEACON_ALL: Final = (300, 600)
-#: A node sends some ten packets when it starts, and hardly any later.
+#: A node sends about ten packets when it starts, and hardly any later.
 _MDNS_SENDER: Final = (10, 40)
 _MDNS_ALL: Final = (50, 300)
 _ECHO: Final = (100, 200)
@@ -41,18 +41,20 @@ _NEIGHBOUR_SENDER: Final = (100, 200)
 #: A node that joins makes two connections (port mapper, node) to each of the others, one by one.
 _CONNECTION_SENDER: Final = (20, 60)
 _CONNECTION_ALL: Final = (200, 400)
-#: Senders whose rates are known at the same time, and for how long after their last packet. What a
-#: full table lets pass is bounded by the rate of all.
+#: Senders whose rates are tracked, and seconds for which a silent one is. When the table is full,
+#: the rate of all limits what passes.
 _SENDERS: Final = 1024
 _SENDER_SECONDS: Final = 20
 
 
 def ruleset(settings: Settings, interface: str) -> str:
-    """The commands for ``nft -f`` that put the rules for ``settings`` in the place of the old ones.
+    """Return the commands for ``nft -f`` that replace the rules by those for ``settings``.
 
-    ``interface`` is the mesh's. Without a firewall the commands only remove the table.
+    Without a firewall they only remove the table.
+
+    :param interface: the mesh interface.
     """
-    # "table" makes it when there is none, so that removing it never fails
+    # "table" creates a missing table, so that deleting it never fails
     head = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
     if not settings.firewall.enabled:
         return head
@@ -77,7 +79,7 @@ def _chain(name: str, *lines: str) -> str:
 
 
 def _early(interface: str) -> str:
-    """Before connection tracking (priority raw): beacons and multicast DNS have no use for it."""
+    """Before connection tracking (priority raw), which beacons and multicast DNS do not need."""
     return (
         _chain(
             "early",
@@ -110,19 +112,19 @@ def _input(interface: str) -> str:
         'iifname "lo" accept',
         "ct state established,related accept",
         "ct state invalid counter name invalid drop",
-        # RFC 4890 4.4: what a host needs of ICMPv6. Errors are "related" to what they are about.
+        # What a host needs of ICMPv6 (RFC 4890 4.4). Errors are "related" to their cause.
         "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 goto neighbours",
         "icmpv6 type mld-listener-query ip6 saddr fe80::/10 accept",
         f"icmpv6 type echo-request {_over(_ECHO)} counter name echo_flood drop",
         "icmpv6 type echo-request accept",
-        # Meant for routers, and heard by everybody: no reason to count them as attempts.
+        # These are for routers, and every host hears them; they do not count as attempts.
         "icmpv6 type { nd-router-solicit, nd-router-advert, mld-listener-report, "
         "mld-listener-done, mld2-listener-report } drop",
         f'iifname "{interface}" goto mesh',
         "counter name closed drop",
     ) + _chain(
         "neighbours",
-        # No rate for all: invented senders could then take the others' addresses away.
+        # There is no rate for all: with it, invented senders could block the real ones.
         f"update @neighbours {{ ip6 saddr {_over(_NEIGHBOUR_SENDER)} }} "
         "counter name neighbour_sender drop",
         "accept",
@@ -132,8 +134,8 @@ def _input(interface: str) -> str:
 def _mesh(settings: Settings) -> str:
     """What the node serves on the mesh.
 
-    The port mapper belongs to it in a cluster with certificates, too: stock Erlang nodes, and ours,
-    ask it for the port, and all that it tells is that.
+    The port mapper is open in a cluster with certificates as well: stock Erlang nodes and Thicket
+    nodes ask it for the cluster's port, and it tells nothing else.
     """
     served = {EPMD_PORT, settings.cluster.port}
     if settings.access.ssh_keys:
@@ -163,9 +165,9 @@ def _mesh(settings: Settings) -> str:
 
 
 def _forward(settings: Settings) -> str:
-    """A node passes nothing on between networks; a gate does, by rules of a table of its own.
+    """A node forwards nothing between networks. A gate does, by the rules of another table.
 
-    (A packet that one table drops is gone, whatever another one says.)
+    A packet that one table drops is lost, whatever another one says.
     """
     if settings.mesh.gate:
         return ""

@@ -11,7 +11,7 @@ from thicket.base.fields import Boolean, Key, Section
 class Ports(Key[tuple[str, ...]]):
     """Ports in addition to the product's own: ``tcp/NUMBER``, ``udp/NUMBER``, or a range of them.
 
-    The value has each port once: in order, without overlaps, ranges that meet joined.
+    The value is sorted and has each port once; overlapping and adjacent ranges are joined.
     """
 
     type_name = "ports"

@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The firewall: what may reach the node over the network, as one nftables table, ``inet thicket``.
 
-:func:`ruleset` makes the rules of the configuration; :class:`Firewall` puts them in force through
-the program ``nft``, all of them at once or none, before the radio is started. A packet that no rule
-names is dropped and counted. What leaves the node is not looked at.
+:func:`ruleset` makes the rules of the configuration. :class:`Firewall` puts them in force through
+the program ``nft``, all or none, before the radio is started. A packet that no rule names is
+dropped and counted. Packets that the node sends are not filtered.
 
 Floods are cut off where they cost least: beacons before the kernel's connection tracking sees them,
-connections at their first packet. Each sender has a rate of its own, so that one of them cannot
-use up what the others need; the rate of all together bounds what invented senders can do.
+connections at their first packet. Each sender has its own rate, so that one sender cannot use up
+what the others need; the rate of all together limits what invented senders can do.
 
-A node whose firewall cannot be set up stays off the mesh (and says so), because it would serve
-strangers what it serves only itself; what is in force already stays so. A daemon in a directory of
-its own, as on a developer's machine, leaves that machine's network alone.
+A node whose firewall cannot be set up stays off the mesh and says so, because strangers could reach
+services that are meant for the node alone. Rules that are in force stay. A daemon in another
+directory, as on a developer's machine, leaves that machine's network alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import subprocess
 from logging import getLogger
 from typing import Any, Final
 
 from thicket.base.files import write_atomically
-from thicket.base.pace import Backoff
+from thicket.base.pace import Backoff, wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
@@ -31,7 +30,7 @@ from thicket.firewall.ruleset import TABLE, ruleset
 
 log = getLogger(__name__)
 
-#: Seconds that ``nft`` has; emulated nodes on a busy host are slow.
+#: Seconds that ``nft`` gets; emulated nodes on a busy host are slow.
 _NFT_SECONDS: Final = 30.0
 #: Pauses between attempts in seconds; the last one repeats.
 _PAUSES: Final = (1.0, 5.0, 15.0, 60.0)
@@ -62,7 +61,7 @@ class Firewall:
         self._requests: Any = None
 
     def follow(self, settings: Settings) -> None:
-        """Put the rules for these settings in force soon."""
+        """Follow these settings soon."""
         self.settings = settings
         self._changed.set()
 
@@ -78,18 +77,19 @@ class Firewall:
             except OSError as e:
                 self._failed(e.strerror or str(e))
                 pause = backoff.failed()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._changed.wait()
+            await wait(self._changed, pause)
         self.state = "none"
         self.in_force.set()
         await asyncio.Event().wait()
 
     async def _apply(self) -> None:
-        """Make the kernel's rules those of the settings; raises OSError, with words in strerror."""
+        """Put the rules of the settings in force.
+
+        :raises OSError: it failed; ``strerror`` says why.
+        """
         enabled = self.settings.firewall.enabled
         text = ruleset(self.settings, self.interface)
-        # Rules that are in force keep their counters and the senders' rates.
+        # Unchanged rules are not loaded again: they keep their counters and the senders' rates.
         if text != self._text and (enabled or self._counters()):
             write_atomically(self.path, text.encode(), durable=False)
             await asyncio.get_running_loop().run_in_executor(None, self._load)
@@ -123,7 +123,7 @@ class Firewall:
             raise OSError(0, f"{self.program} ended with status {done.returncode}: {said}")
 
     def _failed(self, why: str) -> None:
-        """Report, and go on with rules of before where there are some."""
+        """Report the failure; go on with earlier rules if there are any."""
         message = f"cannot be set up: {why}"
         if self._counters():
             self.state = "on"
@@ -138,10 +138,10 @@ class Firewall:
             )
         self.problems.report("firewall", "not-set-up", message)
 
-    # -- what was dropped
+    # -- dropped packets
 
     def refresh(self) -> None:
-        """Read the counters again; rules that somebody took away are put back."""
+        """Read the counters again; put back rules that somebody has removed."""
         if self.state != "on":
             return
         found = self._counters()
@@ -153,11 +153,11 @@ class Firewall:
             self.dropped = found
 
     def snapshot(self) -> dict[str, Any]:
-        """The ``firewall`` part of the status document."""
+        """Return the ``firewall`` part of the status document."""
         return {"state": self.state, "dropped": {k: n for k, n in self.dropped.items() if n}}
 
     def _counters(self) -> dict[str, int] | None:
-        """Packets dropped, by reason; empty without such a table, None when it is not known."""
+        """Return dropped packets by reason; empty without the table, None when it is unknown."""
         from thicket.firewall import counters  # imports netlink
 
         try:

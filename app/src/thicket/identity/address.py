@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From who a node is to where it is: the six identity bytes and the IPv6 address made of them.
+"""A node's identity, six bytes, and the IPv6 address that is made of it.
 
 An address is ``prefix (64 bits) | source (16 bits) | identity (48 bits)``. With a security chip the
-source is 0 and the identity is bytes 2..7 of its serial number, which is what the Nerves mesh does,
-so that both kinds of node agree on every address. A software identity has another source number,
-and therefore can never equal the address of a chip.
+source is 0 and the identity is bytes 2..7 of the serial number, as in the Nerves mesh, so that both
+kinds of node agree on every address. A software identity has another source number, so its address
+can never be that of a chip.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ipaddress import IPv6Address, IPv6Interface
 
 SOURCES = ("chip", "board", "mac", "random")
 """Where an identity can come from; the index is the number in the top 16 bits of the interface
-identifier."""
+identifier (RFC 4291)."""
 
 ID_SIZE = 6
 """Bytes of an identity."""
@@ -30,9 +30,9 @@ def identity_of_serial(serial: bytes) -> bytes:
     The first two bytes (01 23) and the last one (EE, or 01 on pre-provisioned parts) are the same
     on most chips and are left out.
 
-    Raises ``ValueError`` when the length is wrong or the serial number is one that no chip has: its
-    address would be all zero, which is the subnet-router anycast address (RFC 4291, 2.6.1), or it
-    is what an unconnected bus reads as.
+    :raises ValueError: the length is wrong, or no chip has this serial number: its address would be
+        all zero, which is the subnet-router anycast address (RFC 4291, 2.6.1), or an unconnected
+        bus reads so.
     """
     if len(serial) != SERIAL_SIZE:
         raise ValueError(f"a chip's serial number has {SERIAL_SIZE} bytes, not {len(serial)}")
@@ -45,10 +45,10 @@ def identity_of_serial(serial: bytes) -> bytes:
 
 
 def identity_of_value(source: str, value: str) -> bytes:
-    """Return the identity (6 bytes) of a node without chip, from a ``value`` of ``source``.
+    """Return the identity (6 bytes) of a node without chip, made of a ``value`` of ``source``.
 
-    The text is hashed with a tag of its own, so neither a board's serial number nor a MAC address
-    can be read from the address.
+    The value is hashed with its own tag, so that the address reveals neither a board's serial
+    number nor a MAC address.
     """
     from hashlib import sha256  # rare, and loading OpenSSL is slow
 
@@ -58,7 +58,7 @@ def identity_of_value(source: str, value: str) -> bytes:
 def interface_identifier(source: str, identity: bytes) -> int:
     """Return the low 64 bits of the address of a node.
 
-    Raises ``ValueError`` for an unknown ``source``, a wrong length, or an all-zero result.
+    :raises ValueError: an unknown ``source``, a wrong length, or an all-zero result.
     """
     if source not in SOURCES:
         raise ValueError(f"{source!r} is not a source of identity: {', '.join(SOURCES)}")
@@ -73,11 +73,9 @@ def interface_identifier(source: str, identity: bytes) -> int:
 def address_in(prefix: str | IPv6Interface, source: str, identity: bytes) -> IPv6Interface:
     """Return the address of a node in ``prefix``, with the prefix length.
 
-    ``prefix`` is ``fd12:3456:789a:1::/64``, or the same with ``/48``: the address is the same, but
-    the whole site counts as on-link, as in the published Nerves mesh. The first 64 bits are taken
-    as they are written in both cases.
-
-    Raises ``ValueError`` when the prefix is not a usable IPv6 prefix of 48 or 64 bits.
+    :param prefix: such as ``fd12:3456:789a:1::/64``. With ``/48`` the address is the same, but the
+        whole site counts as on-link, as in the published Nerves mesh.
+    :raises ValueError: it is not a usable IPv6 prefix of 48 or 64 bits.
     """
     base = IPv6Interface(prefix)
     length = base.network.prefixlen
@@ -95,9 +93,9 @@ def parse_address(text: str) -> IPv6Address:
 
     Accepts every spelling that the Nerves mesh sends, such as ``fd12:3456:789a:1::6f44:e3c6:b802``
     (one zero group written as ``::``) or groups with leading zeros, and a prefix length or a zone
-    after it. The result compares equal however it was spelled, and prints as RFC 5952 says.
+    after it. The result compares equal however it was spelt, and prints as RFC 5952 says.
 
-    Raises ``ValueError`` for anything else.
+    :raises ValueError: it is not an address.
     """
     return IPv6Address(text.strip().partition("/")[0].partition("%")[0])
 
@@ -105,7 +103,7 @@ def parse_address(text: str) -> IPv6Address:
 def split_address(address: IPv6Address) -> tuple[str, bytes]:
     """Return the source and the identity (6 bytes) that ``address`` was made of.
 
-    Raises ``ValueError`` when no node of ours can have this address.
+    :raises ValueError: no Thicket node can have this address.
     """
     low = int(address) & _LOW_64
     number, identity = low >> 48, (low & (1 << 48) - 1).to_bytes(ID_SIZE, "big")

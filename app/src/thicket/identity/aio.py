@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chip for asyncio: every conversation in one thread of its own, the loop never waits.
+"""The chip for asyncio: its conversations run in a thread, and the event loop never waits.
 
-One thread, because the chip does one thing at a time; a daemon thread, because a transfer on a bus
-may never come back (i2c-virtio waits for ever for a device that has gone) and must not keep the
-process from ending. When that happens the chip is given up: whoever waits is told, and so is
-everybody who asks later, at once and without another thread.
+There is one thread, because the chip does one thing at a time. It is a daemon thread, because a
+transfer on a bus may never return (i2c-virtio waits for ever for a device that has gone) and must
+not keep the process from ending. When that happens the chip is given up: the waiting caller gets an
+error, and so does each later one, at once and without another thread.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GRACE = 5.0
-"""Seconds over the chip's patience after which a conversation will never end: the kernel gives up a
-transfer on a stuck bus after about one."""
+"""Seconds beyond the chip's patience after which a conversation counts as hung. The kernel gives up
+a transfer on a stuck bus after about one."""
 
 
 class AsyncAtecc:
-    """``Atecc`` with awaitable methods. For one event loop; close it when the chip is let go.
+    """``Atecc`` for one event loop; close it when it is no longer needed.
 
-    A conversation that was begun is always ended, also when the one who asked for it is cancelled:
-    the chip must not be left in the middle. One that has not been begun then never is.
+    A conversation that has begun always runs to its end, also when its caller is cancelled, as the
+    chip must not be left in the middle. One that has not begun by then never runs.
+
+    :param chip: the chip; nobody else may use it at the same time.
     """
 
     def __init__(self, chip: Atecc, *, grace: float = GRACE) -> None:
-        """Use ``chip``; nobody else may at the same time. Its thread starts with the first job."""
         self.chip = chip
         self._grace = grace
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -46,9 +47,9 @@ class AsyncAtecc:
         self._closed = False
 
     async def call(self, work: Callable[[Atecc], T]) -> T:
-        """Let ``work`` use the chip in its thread and return what it returns.
+        """Let ``work`` use the chip in its thread, and return the result.
 
-        Raises what ``work`` raises, and ``ChipBusError`` when a transfer never came back.
+        :raises ChipBusError: a transfer never returned; otherwise what ``work`` raises.
         """
         async with self._turn:
             if self._closed:
@@ -68,10 +69,10 @@ class AsyncAtecc:
             try:
                 await asyncio.shield(waiting)
             except asyncio.CancelledError:
-                # The turn is not given to the next one before the chip is free.
+                # The next caller's turn comes when the chip is free.
                 await waiting
                 if done.done():
-                    done.exception()  # nobody else looks at it
+                    done.exception()  # mark it as seen; nobody else reads it
                 self._hangs = self._hangs or not done.done()
                 raise
             if not done.done():
@@ -87,7 +88,7 @@ class AsyncAtecc:
             job()
 
     async def close(self) -> None:
-        """Wait for the conversation under way and give the bus back."""
+        """Wait for the present conversation, and close the bus."""
         async with self._turn:
             if self._closed:
                 return
@@ -98,5 +99,5 @@ class AsyncAtecc:
             self.chip.bus.close()
 
     async def sign(self, slot: int, digest: bytes) -> bytes:
-        """See ``Atecc.sign``."""
+        """Do as ``Atecc.sign``."""
         return await self.call(lambda chip: chip.sign(slot, digest))

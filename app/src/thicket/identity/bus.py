@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The I2C bus as the chip driver needs it: write, read, and a lock against other programs.
 
-``LinuxBus`` is ``/dev/i2c-N``. Tests derive a bus of their own from ``Bus`` and need no kernel.
+``LinuxBus`` is ``/dev/i2c-N``. Tests derive their own bus from ``Bus`` and need no kernel.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class BusError(ThicketError):
-    """A transfer on the bus did not succeed."""
+    """A transfer on the bus failed."""
 
 
 class NotAcknowledgedError(BusError):
-    """Nobody answered at this address: absent, asleep or busy."""
+    """No device answered at this address: it is absent, asleep or busy."""
 
 
 class BusFaultError(BusError):
-    """The bus itself fails: stuck, timed out, lost arbitration, taken away, not permitted."""
+    """The bus itself fails: stuck, timed out, lost arbitration, removed, not permitted."""
 
 
 class BusLockedError(BusError):
@@ -35,10 +35,13 @@ class BusLockedError(BusError):
 
 
 class Bus:
-    """One I2C bus. All methods may raise ``BusError`` and return within about a second."""
+    """One I2C bus. All methods return within about a second.
+
+    :raises BusError: any method, when the bus or the device does not do it.
+    """
 
     name: str = "bus"
-    """What to call the bus towards people."""
+    """The name of the bus in messages."""
 
     def write(self, address: int, data: bytes) -> None:
         """Write ``data`` to the device at the 7-bit ``address`` in one transaction."""
@@ -49,30 +52,32 @@ class Bus:
         raise NotImplementedError
 
     def lock(self, deadline: float) -> None:
-        """Keep other programs off the bus; wait for them until ``deadline`` (monotonic seconds)."""
+        """Keep other programs off the bus, waiting for them until ``deadline`` (monotonic)."""
 
     def unlock(self) -> None:
         """Let other programs use the bus again."""
 
     def close(self) -> None:
-        """Give the bus back. The object is of no use afterwards."""
+        """Close the bus for good."""
 
 
 NO_ANSWER = frozenset((errno.ENXIO, errno.EREMOTEIO, errno.EIO))
-"""How kernel drivers report a missing acknowledge (Documentation/i2c/fault-codes.rst of Linux says
-ENXIO; i2c-bcm2835 says EREMOTEIO, some others EIO)."""
+"""Errors by which kernel drivers report a missing acknowledge (Linux's
+Documentation/i2c/fault-codes.rst says ENXIO; i2c-bcm2835 uses EREMOTEIO, some others EIO)."""
 
 
 STUCK_AFTER = 0.8
-"""Seconds after which a transfer that did not succeed is a stuck bus, whatever the kernel calls it.
-A missing acknowledge shows within a millisecond; controllers give a stuck bus up after a second."""
+"""Seconds after which a failed transfer means a stuck bus, whatever the kernel's error says. A
+missing acknowledge shows within a millisecond; controllers give up a stuck bus after a second."""
 
 
 class LinuxBus(Bus):
-    """``/dev/i2c-N`` by way of smbus2, locked with ``flock`` while a conversation is under way."""
+    """``/dev/i2c-N`` through smbus2, locked with ``flock`` during a conversation.
+
+    :raises BusFaultError: the constructor, when the device cannot be opened.
+    """
 
     def __init__(self, path: str) -> None:
-        """Open ``path``. Raises ``BusFaultError`` with the reason when that is not possible."""
         from smbus2 import smbus2  # ctypes is only worth loading on a node
 
         self.name = path
@@ -84,19 +89,17 @@ class LinuxBus(Bus):
         self._fd: int = self._bus.fd or -1  # set by the constructor that has just opened it
 
     def write(self, address: int, data: bytes) -> None:
-        """Write ``data`` to ``address``; see ``Bus.write``."""
         self._transfer(self._lib.i2c_msg.write(address, data))
 
     def read(self, address: int, length: int) -> bytes:
-        """Read ``length`` bytes from ``address``; see ``Bus.read``."""
         message = self._lib.i2c_msg.read(address, length)
         self._transfer(message)
         return bytes(message)
 
     def _transfer(self, message: i2c_msg) -> None:
-        # Not SMBus.i2c_rdwr: it drops the ioctl's result, the number of messages that went through.
-        # The kernel's i2c-virtio reports a missing acknowledge only by that number being 0, and a
-        # lost command would then look like a success and the previous answer like its answer.
+        # SMBus.i2c_rdwr drops the ioctl's result, the number of messages that went through. The
+        # kernel's i2c-virtio reports a missing acknowledge only by the result 0; a lost command
+        # would look like a success, and the previous answer like its answer.
         request = self._lib.i2c_rdwr_ioctl_data.create(message)
         begin = time.monotonic()
         try:
@@ -110,7 +113,6 @@ class LinuxBus(Bus):
         raise NotAcknowledgedError(self.name)
 
     def lock(self, deadline: float) -> None:
-        """Take the ``flock`` of the bus device; see ``Bus.lock``."""
         while True:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,9 +128,7 @@ class LinuxBus(Bus):
                 return
 
     def unlock(self) -> None:
-        """Release the ``flock`` of the bus device."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close the bus device (which also releases its lock)."""
         self._bus.close()

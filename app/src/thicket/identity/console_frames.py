@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions and answers over a serial console, where anything may come in between.
+"""Questions and answers over a serial console, which carries other output as well.
 
-Kernel messages land in the middle of what a program writes, the terminal may echo what it gets, a
-line may be noisy, a shell may be at the other end. So each message is a line of its own:
+Kernel messages land in the middle of a program's output, the terminal may echo its input, the line
+may be noisy, and a shell may be at the other end. So each message is a line:
 
     : tq 5be1 0a 1c291ca3 eyJkbyI6ImhlbGxvIn0=
     |  | |    |  |        the payload in Base64
-    |  | |    |  CRC-32 (IEEE 802.3) of all in front of it and of the payload
+    |  | |    |  CRC-32 (IEEE 802.3) of everything before it and of the payload
     |  | |    number of the question, which its answer repeats
-    |  | the conversation: an answer from an older one is none
+    |  | the conversation; answers from an older one are ignored
     |  q question, m part of a question (the rest follows), a answer, n not understood, e end
-    what a shell does nothing about, should one get it
+    a command that does nothing, should a shell get the line
 
-A line that is not exactly that is not there; whoever misses an answer asks again under the same
-number, and who is asked the same again gives the same answer without doing it again.
+Any other line is ignored. A side that misses an answer asks again under the same number; the other
+side repeats its answer without doing the work again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Final, NamedTuple
 QUESTION, PART, ANSWER, AGAIN, END = "q", "m", "a", "n", "e"
 
 PART_SIZE: Final = 1024
-"""Bytes of payload in one question: its line fits into a terminal's buffer (4096) twice."""
+"""Bytes of payload in one question; two such lines fit into a terminal's buffer (4096)."""
 
 MAX_QUESTION: Final = 1 << 20
 """Bytes of payload in all the parts of a question."""
@@ -51,7 +51,7 @@ class Frame(NamedTuple):
     payload: bytes = b""
 
     def pack(self) -> bytes:
-        """Return it as a line, with a line's end in front: who knows what stands there."""
+        """Return it as a line, after a line end that finishes what may precede it."""
         head = f": t{self.kind} {self.session} {self.number:02x} "
         text = binascii.b2a_base64(self.payload, newline=False).decode()
         crc = binascii.crc32(head.encode() + self.payload)
@@ -59,7 +59,7 @@ class Frame(NamedTuple):
 
 
 def unpack(line: bytes) -> Frame | None:
-    """Return the message in ``line``, or None when there is none that is whole."""
+    """Return the message in ``line``, or None when there is no intact one."""
     at = line.rfind(_MARK)
     found = _FORM.match(line, at) if at >= 0 else None
     if found is None:
@@ -76,15 +76,14 @@ def unpack(line: bytes) -> Frame | None:
 
 
 def damaged(line: bytes) -> bool:
-    """Tell whether there was a message in a ``line`` that ``unpack`` finds none in."""
+    """Whether a line without an intact message holds a damaged one."""
     return _MARK in line
 
 
 class Lines:
-    """Cuts what comes from a descriptor into lines."""
+    """Reads lines from a descriptor."""
 
     def __init__(self, descriptor: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read from ``descriptor``."""
         self._descriptor = descriptor
         self._clock = clock
         self._buffer = b""
@@ -92,7 +91,8 @@ class Lines:
     def next(self, deadline: float) -> bytes | None:
         """Return the next line, or None when there is none by ``deadline``.
 
-        Raises ``EOFError`` when there will never be one, and ``OSError``.
+        :raises EOFError: the input has ended.
+        :raises OSError: it cannot be read.
         """
         while True:
             line, end, rest = self._buffer.partition(b"\n")
@@ -124,9 +124,10 @@ def serve_frames(
     *,
     patience: float = 120.0,
 ) -> None:
-    """Answer questions of ``session`` until its end comes, or nothing has come for ``patience`` s.
+    """Answer the questions of ``session`` until its end, or ``patience`` seconds of silence.
 
-    ``source`` and ``sink`` are descriptors of a terminal in raw mode.
+    :param source: descriptor of a terminal in raw mode, to read from.
+    :param sink: descriptor of that terminal, to write to.
     """
     lines = Lines(source)
     parts: list[bytes] = []
@@ -144,7 +145,7 @@ def serve_frames(
             if damaged(line):
                 _write(sink, Frame(AGAIN, session, 0).pack())
             continue
-        if frame.kind == END:  # of any session: this one may be forgotten by everybody
+        if frame.kind == END:  # of any session, as the other side may have forgotten this one
             return
         if frame.session != session or frame.kind not in (QUESTION, PART):
             continue

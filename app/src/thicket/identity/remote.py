@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This machine's I2C bus for another one, over two pipes, for example those of ``ssh``.
+"""Serves this machine's I2C bus to another machine over two pipes, for example those of ``ssh``.
 
     ssh node python3 -m thicket.trust.agent /dev/i2c-1
 
-serves that bus on its standard input and output: one JSON object a line each way. The chip's driver
-stays with the engineer, so that what is provisioned is decided there; this side only moves bytes
-and holds the lock of the bus. The other side is ``authority.remote_bus``.
+serves that bus on its standard input and output, with one JSON object per line in each direction.
+The chip's driver runs on the engineer's machine, which decides what is provisioned; this side only
+moves bytes and holds the lock of the bus. The other side is ``authority.remote_bus``.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ ERRORS: dict[str, type[BusError]] = {
     "locked": BusLockedError,
     "fault": BusFaultError,
 }
-"""The word for each failure of the bus."""
+"""The words for the failures of the bus."""
 
 
 class BusServer:
-    """Does to a bus what the lines of a conversation ask for."""
+    """Carries out requests on a bus.
+
+    :param bus: the bus; None when there is none to serve.
+    """
 
     def __init__(self, bus: Bus | None) -> None:
-        """Serve ``bus``; None when there is none to serve."""
         self._bus = bus
         self._held = False
 
     def answer(self, line: bytes) -> bytes:
-        """Do what ``line`` asks for and return the answer, also a line."""
+        """Carry out the request in ``line``, and return the answer, also a line."""
         try:
             request = jsonlines.unpack(line)
             result = self.do(str(request["do"]), request)
@@ -54,10 +56,10 @@ class BusServer:
         return jsonlines.pack(result)
 
     def do(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Do one operation.
+        """Carry out one operation.
 
-        :raises BusError: when the bus fails.
-        :raises ValueError: when it is none that this knows.
+        :raises BusError: the bus failed.
+        :raises ValueError: the operation is unknown.
         """
         bus, answer = self._bus, dict[str, Any]()
         if bus is None:
@@ -80,14 +82,14 @@ class BusServer:
         return answer
 
     def release(self) -> None:
-        """Let the bus go, when the other side has left without doing so."""
+        """Unlock the bus if the other side has left it locked."""
         if self._held and self._bus is not None:
             self._held = False
             self._bus.unlock()
 
 
 def serve(server: BusServer, source: BinaryIO, sink: BinaryIO) -> None:
-    """Answer the lines of ``source`` on ``sink`` until it ends."""
+    """Answer the lines of ``source`` on ``sink`` until ``source`` ends."""
     try:
         while line := source.readline(MAX_LINE):
             sink.write(server.answer(line))

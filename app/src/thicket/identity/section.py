@@ -52,8 +52,8 @@ class ChipAddress(Key[str]):
 class Prefix(Key[IPv6Interface]):
     """The first half of every node's address, with the length that is on-link.
 
-    The value is an interface, not a network, because the form that Nerves meshes use is valid:
-    address bits of the subnet ``fd12:3456:789a:1::`` with /48 on-link.
+    The value is an interface and not a network, because the form of Nerves meshes is valid: the
+    subnet ``fd12:3456:789a:1::`` with /48 on-link.
     """
 
     type_name = "prefix"

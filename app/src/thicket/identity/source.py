@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a node's identity comes from: the chip, or what stands in for it.
+"""Where a node's identity comes from: the chip, or a substitute.
 
-``read_identity`` always gives an answer. A chip that is missing or talks nonsense is described in
-words in ``Identity.problem``, and the node runs under a software identity until the chip is found
-by a later call.
+``read_identity`` always gives an answer. When the chip is missing or answers nonsense,
+``Identity.problem`` says so, and the node runs under a software identity until a later call finds
+the chip.
 
-Without a chip, in this order: the serial number of the board; the MAC address of the first radio; a
-random number made once and kept on the data partition. A node that once had to make a random number
-stays with it, and one that took a MAC address keeps it while no radio is plugged in, so that an
-address does not depend on what happened to be ready first at boot.
+The substitutes, in this order: the serial number of the board; the MAC address of the first radio;
+a random number that is made once and kept on the data partition. A node that once made a random
+number stays with it, and one that took a MAC address keeps it while no radio is plugged in, so that
+its address does not depend on what was ready first at boot.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from ipaddress import IPv6Interface
 from typing import Any
 
 from thicket.base import threads
+from thicket.base.files import entries, write_atomically
 from thicket.identity import address as addresses
 from thicket.identity.bus import Bus, BusError, LinuxBus
 
 PATIENCE = 4.0
-"""Seconds for one chip that answers, but not well; where nothing answers it takes 0.1 s."""
+"""Seconds for one chip that answers, but badly; an address without an answer takes 0.1 s."""
 
 TOTAL_PATIENCE = 10.0
 """Seconds for the search of all buses."""
 
 GIVE_UP_AFTER = TOTAL_PATIENCE + 5
-"""Seconds after which a search that is in a transfer still will never come back."""
+"""Seconds after which a search that is still in a transfer counts as hung."""
 
 RADIO_WAIT = 5.0
 """Seconds to wait for a radio whose MAC address would be the identity."""
@@ -48,9 +49,12 @@ HINT = (
 class Identity:
     """Who a node is.
 
-    ``source`` is one of ``address.SOURCES``; ``id`` are the 6 bytes in the node's address;
-    ``serial`` is the chip's whole serial number (9 bytes) or None; ``chip`` describes the chip or
-    is None; ``problem`` says in words why there is no chip, or is None.
+    :param source: one of ``address.SOURCES``.
+    :param id: the 6 bytes in the node's address.
+    :param serial: the chip's whole serial number (9 bytes), or None.
+    :param chip: describes the chip, or None.
+    :param problem: why there is no chip, or None.
+    :raises ValueError: no address can be made of it.
     """
 
     __slots__ = ("chip", "id", "problem", "serial", "source")
@@ -64,7 +68,6 @@ class Identity:
         chip: dict[str, Any] | None = None,
         problem: str | None = None,
     ) -> None:
-        """Make an identity. Raises ``ValueError`` when no address can be made of it."""
         addresses.interface_identifier(source, id)
         self.source = source
         self.id = id
@@ -74,7 +77,7 @@ class Identity:
 
     @property
     def software(self) -> bool:
-        """Whether the identity is only a claim: nothing but a chip can prove one."""
+        """Whether the identity is only a claim, as only a chip can prove one."""
         return self.source != "chip"
 
     @property
@@ -91,11 +94,11 @@ class Identity:
         return sha256(b"thicket-machine-id-v1" + number + (self.serial or b"")).hexdigest()[:32]
 
     def address_in(self, prefix: str | IPv6Interface) -> IPv6Interface:
-        """Return the node's address in ``prefix``; see ``address.address_in``."""
+        """Return the node's address in ``prefix``, see ``address.address_in``."""
         return addresses.address_in(prefix, self.source, self.id)
 
     def as_dict(self) -> dict[str, object]:
-        """Return it for JSON: the ``identity`` part of the node's status."""
+        """Return the ``identity`` part of the status document."""
         return {
             "source": self.source,
             "software": self.software,
@@ -109,7 +112,7 @@ class Identity:
 
 
 class Host:
-    """The machine that identities are read from: its files and buses. Tests give other paths."""
+    """The files and buses that identities are read from; tests use other paths."""
 
     def __init__(
         self,
@@ -121,7 +124,6 @@ class Host:
         open_bus: Callable[[str], Bus] = LinuxBus,
         radio_wait: float = RADIO_WAIT,
     ) -> None:
-        """Name the places; nothing is read yet."""
         self.devices = devices
         self.board_serial_file = board_serial
         self.radios = radios
@@ -131,10 +133,7 @@ class Host:
 
     def buses(self) -> list[str]:
         """Return the I2C bus devices, the one on the Raspberry Pi's header (1) first."""
-        try:
-            names = os.listdir(self.devices)
-        except OSError:
-            return []
+        names = entries(self.devices)
         numbers = [int(n[4:]) for n in names if n.startswith("i2c-") and n[4:].isdecimal()]
         return [self.bus(n) for n in sorted(numbers, key=lambda n: (n != 1, n))]
 
@@ -149,11 +148,7 @@ class Host:
 
     def radio_macs(self) -> list[str]:
         """Return the permanent MAC addresses of the radios, in the order of their names."""
-        try:
-            names = os.listdir(self.radios)
-        except OSError:
-            return []
-        names.sort(key=lambda name: (len(name), name))
+        names = sorted(entries(self.radios), key=lambda name: (len(name), name))
         macs = (_read(f"{self.radios}/{name}/macaddress").strip().lower() for name in names)
         return [mac for mac in macs if mac.replace(":", "").strip("0")]
 
@@ -172,11 +167,12 @@ def _read(path: str) -> str:
 
 
 async def read_identity(config: object = None, *, host: Host | None = None) -> Identity:
-    """Return who this node is. Never raises for what hardware or files do; takes a bounded time.
+    """Return who this node is, in a limited time, whatever hardware and files do.
 
-    ``config`` is the section ``[identity]``: its attribute ``i2c_bus`` is ``auto``, ``none`` or the
-    number of a bus, ``address`` is ``auto`` or the chip's 7-bit address in hexadecimal. Call
-    it again to look for a chip that was not there; compare ``source``.
+    Call it again to look for a chip that was missing; compare ``source``.
+
+    :param config: the section ``[identity]``: its attribute ``i2c_bus`` is ``auto``, ``none`` or
+        the number of a bus, ``address`` is ``auto`` or the chip's 7-bit address in hexadecimal.
     """
     host = host or Host()
     wanted = str(getattr(config, "i2c_bus", "auto"))
@@ -196,13 +192,13 @@ _searching: threading.Thread | None = None
 
 
 async def _search(wanted: str, host: Host, address: int | None) -> Identity | str:
-    """Run ``find_chip`` in a thread, and give it up when a transfer never comes back.
+    """Run ``find_chip`` in a thread, and give up when a transfer never returns.
 
-    Kernel drivers give a transfer up after about a second, but i2c-virtio waits for ever for a
-    device that has gone; such a thread cannot be ended, so there is never more than one, and it
-    does not keep the process from ending.
+    Kernel drivers give up a transfer after about a second, but i2c-virtio waits for ever for a
+    device that has gone. Such a thread cannot be ended, so there is never more than one, and it is
+    a daemon thread.
     """
-    global _searching  # noqa: PLW0603 - there is one set of buses in a machine
+    global _searching  # noqa: PLW0603 - a machine has one set of buses
     if _searching is not None:
         return f"No security chip: an earlier transfer on an I2C bus still hangs. {HINT}"
 
@@ -210,13 +206,13 @@ async def _search(wanted: str, host: Host, address: int | None) -> Identity | st
         global _searching  # noqa: PLW0603
         try:
             return find_chip(wanted, host, address)
-        except Exception as error:  # whatever it is, the node needs an identity
+        except Exception as error:  # the node needs an identity in any case
             return f"No security chip: {type(error).__name__}: {error}"
         finally:
             _searching = None
 
     done: asyncio.Future[Identity | str] = asyncio.get_running_loop().create_future()
-    # noted before it begins: it may end at once
+    # set before it starts, as it may end at once
     _searching = threading.Thread(
         target=threads.settle, args=(done, work), name="chip", daemon=True
     )
@@ -228,10 +224,11 @@ async def _search(wanted: str, host: Host, address: int | None) -> Identity | st
 
 
 def find_chip(wanted: str, host: Host, address: int | None = None) -> Identity | str:
-    """Look for a chip on the bus ``wanted``, or on all of them if that is ``auto``. Blocks.
+    """Look for a chip; blocks.
 
-    ``address`` is the only one that is looked at; None stands for those that chips are sold with.
-    Returns the identity, or what was tried and found in words.
+    :param wanted: the number of a bus, or ``auto`` for all.
+    :param address: the only address to try; None for all that chips are sold with.
+    :returns: the identity, or in words what was tried and found.
     """
     buses = host.buses() if wanted == "auto" else [host.bus(wanted)]
     if not buses:
@@ -289,7 +286,7 @@ def _chip_on(bus: Bus, deadline: float, only: int | None) -> Identity | str:
 
 
 async def _software_identity(host: Host) -> tuple[str, str, str | None]:
-    """Return source and value of the identity of a node without chip, and what is wrong with it."""
+    """Return source and value of a software identity, and in words what is wrong with it."""
     board = host.board_serial()
     if board:
         return "board", board, None
@@ -298,7 +295,7 @@ async def _software_identity(host: Host) -> tuple[str, str, str | None]:
         return source, value, None
     macs = host.radio_macs()
     if not macs:
-        # The radio may still be starting, or come with a USB adapter that is slow to appear.
+        # The radio may still be starting, or its USB adapter may be slow to appear.
         end = time.monotonic() + (host.radio_wait if source is None else 0.0)
         while not macs and time.monotonic() < end:
             await asyncio.sleep(0.1)
@@ -317,7 +314,7 @@ def _recall(host: Host) -> tuple[str | None, str]:
             kept = json.loads(file.read(4096))
         source, value = kept["source"], kept["value"]
     except (OSError, ValueError, LookupError, TypeError):
-        # Missing or damaged: it is only a memory of something that can be found or made again.
+        # Missing or damaged; the identity can be found or made again.
         return None, ""
     if source not in ("mac", "random") or not isinstance(value, str) or not value:
         return None, ""
@@ -325,19 +322,9 @@ def _recall(host: Host) -> tuple[str | None, str]:
 
 
 def _remember(host: Host, source: str, value: str) -> str | None:
-    new = host.memory + ".new"
+    kept = json.dumps({"source": source, "value": value}) + "\n"
     try:
-        os.makedirs(host.data, exist_ok=True)
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(json.dumps({"source": source, "value": value}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, host.memory)
-        directory = os.open(host.data, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_atomically(host.memory, kept.encode())
     except OSError as error:
         lasting = "" if source == "mac" else ", so the node's address changes with every start"
         return (

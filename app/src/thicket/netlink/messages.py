@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Netlink sockets: one for requests, one for events.
 
-The messages are coded by pyroute2; its sockets are not used, because each brings a thread or an
-event loop of its own. Layout and numbers: ``include/uapi/linux/netlink.h``.
+pyroute2 encodes and decodes the messages. Its sockets are not used, because each brings its own
+thread or event loop. Layout and numbers: ``include/uapi/linux/netlink.h``.
 
-A request blocks until the kernel has answered. That is no loss in an asyncio program: the kernel
-works on a request inside ``send()``, so the answer is there when it returns. ``SO_RCVTIMEO`` bounds
-the case where it is not.
+A request blocks until the kernel has answered. That costs an asyncio program nothing: the kernel
+works on a request inside ``send()``, so the answer is there when it returns. ``SO_RCVTIMEO`` limits
+the wait where it is not.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _NLMSG_NOOP: Final = 1
 _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _NLMSGERR_ATTR_MSG: Final = 1
-#: MAX_ERRNO of include/linux/err.h; the number in a damaged message may be more than a C int.
+#: MAX_ERRNO of include/linux/err.h; the number in a damaged message may not fit into a C int.
 _MAX_ERRNO: Final = 4095
 
 _SOL_NETLINK: Final = 270
@@ -60,20 +60,22 @@ _ATTRIBUTE_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEO
 #: Enough for any message: the kernel builds dumps in buffers of at most 32 KiB.
 _RECEIVE_BYTES: Final = 64 * 1024
 _ANSWER_SECONDS: Final = 5
-#: How often a dump is tried that changes while it is read.
+#: Attempts at a dump that changes while it is read.
 _ATTEMPTS: Final = 3
 
 
 class NetlinkError(OSError):
-    """The kernel refused a request. ``errno`` is its code, ``strerror`` its words where it has any,
-    otherwise the code's usual text."""
+    """The kernel refused a request.
+
+    ``errno`` is its code; ``strerror`` is the kernel's explanation, else the code's usual text.
+    """
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """The messages of one datagram as (type, flags, sequence, port, whole message).
+    """Yield the messages of one datagram as (type, flags, sequence, port, whole message).
 
-    A message that claims to be shorter than its header or longer than what is left ends the
-    iteration: nothing behind it can be trusted.
+    The iteration ends at a message that claims to be shorter than its header or longer than what is
+    left: nothing behind it can be trusted.
     """
     offset = 0
     while offset + HEADER.size <= len(data):
@@ -85,9 +87,9 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
 
 
 def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The attributes in ``data`` as (type, payload); ends at the first malformed one.
+    """Yield the attributes in ``data`` as (type, payload); ends at the first malformed one.
 
-    For the few places where a chain of attributes is long and nearly all of it unwanted.
+    For long chains of attributes of which nearly all are unwanted.
     """
     while offset + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
@@ -98,24 +100,24 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def number(kind: int, value: int) -> bytes:
-    """An attribute that holds a number of 32 bits."""
+    """Return an attribute that holds a 32-bit number."""
     return _NUMBER.pack(_NUMBER.size, kind, value)
 
 
 def integer(payload: bytes | None, size: int, *, signed: bool = False) -> int | None:
-    """The number of ``size`` bytes that an attribute holds; None without one, or with another."""
+    """Return the number in an attribute; None without one, or where it has not ``size`` bytes."""
     if payload is None or len(payload) != size:
         return None
     return int.from_bytes(payload, sys.byteorder, signed=signed)
 
 
 def hardware_address(payload: bytes | None) -> str | None:
-    """The MAC address that an attribute holds, in lower case; None without one."""
+    """Return the MAC address in an attribute, in lower case; None without one."""
     return payload.hex(":") if payload is not None and len(payload) == _ETH_ALEN else None
 
 
 def encode(message: Any, kind: int, flags: int, sequence: int = 0) -> bytes:
-    """The bytes of a pyroute2 message with this header; the length is filled in by pyroute2."""
+    """Return the bytes of a pyroute2 message with this header; pyroute2 fills in the length."""
     message["header"]["type"] = kind
     message["header"]["flags"] = flags
     message["header"]["sequence_number"] = sequence
@@ -125,17 +127,17 @@ def encode(message: Any, kind: int, flags: int, sequence: int = 0) -> bytes:
 
 
 def decode(message_class: Callable[[bytes], Any], data: bytes) -> Any | None:
-    """``data`` as a decoded pyroute2 message, or None when it is malformed."""
+    """Decode ``data`` as a pyroute2 message; None when it is malformed."""
     message = message_class(data)
     try:
         message.decode()
-    except Exception:  # pyroute2 raises whatever the broken bytes led to
+    except Exception:  # pyroute2 raises anything on broken bytes
         return None
     return message
 
 
 def _refusal(kind: int, flags: int, data: bytes) -> NetlinkError | None:
-    """The error in an NLMSG_ERROR or NLMSG_DONE message, None when it reports success."""
+    """Return the error in an NLMSG_ERROR or NLMSG_DONE message, None when it reports success."""
     offset = HEADER.size + 4
     if len(data) < offset:
         return None
@@ -145,7 +147,7 @@ def _refusal(kind: int, flags: int, data: bytes) -> NetlinkError | None:
     text = os.strerror(min(-code, _MAX_ERRNO))
     if flags & _NLM_F_ACK_TLVS:
         if kind == _NLMSG_ERROR:
-            # behind the code stands the refused request, of which NETLINK_CAP_ACK leaves the header
+            # the refused request follows the code; NETLINK_CAP_ACK leaves only its header
             length = HEADER.size
             if not flags & _NLM_F_CAPPED and len(data) >= offset + 4:
                 (length,) = struct.unpack_from("=I", data, offset)
@@ -166,7 +168,7 @@ class Requests:
             for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
             if protocol == NETLINK_ROUTE:
-                # so that dumps are filtered by the kernel; since Linux 4.20
+                # makes the kernel filter dumps; since Linux 4.20
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
             self._socket.setsockopt(
                 socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _ANSWER_SECONDS, 0)
@@ -182,21 +184,23 @@ class Requests:
     def request(
         self, kind: int, message: Any, flags: int = NLM_F_ACK, reply: Any = None
     ) -> list[Any]:
-        """Send ``message`` with type ``kind``; return the answers, decoded as class ``reply``.
+        """Send ``message`` with type ``kind``, and return the answers.
 
-        ``flags`` holds NLM_F_ACK, or NLM_F_DUMP for a dump. Malformed answers are left out. A dump
-        that changed while it was read is repeated.
+        Malformed answers are left out. A dump that changed while it was read is repeated.
 
-        Raises NetlinkError when the kernel refuses, TimeoutError when it does not answer.
+        :param flags: NLM_F_ACK, or NLM_F_DUMP for a dump.
+        :param reply: the class that decodes the answers.
+        :raises NetlinkError: the kernel refuses.
+        :raises TimeoutError: the kernel does not answer.
         """
         read = partial(decode, reply) if reply is not None else None
         return self.ask(encode(message, kind, NLM_F_REQUEST | flags), read)
 
     def ask(self, request: bytes, read: Callable[[bytes], Any] | None) -> list[Any]:
-        """Send a request that is encoded; return what ``read`` makes of each answer but None.
+        """Send an encoded request, and return what ``read`` makes of the answers, None left out.
 
-        For what is asked often: pyroute2 takes long to encode and to decode. Otherwise as
-        :meth:`request`.
+        For frequent requests, as pyroute2 takes long to encode and to decode. Otherwise the same
+        as :meth:`request`.
         """
         data = bytearray(request)
         answers: list[Any] = []
@@ -222,14 +226,14 @@ class Requests:
                     errno.ETIMEDOUT, f"no answer from the kernel within {_ANSWER_SECONDS} s"
                 ) from None
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # part of a dump was lost: it is repeated
+                if error.errno == errno.ENOBUFS:  # part of a dump was lost: ask again
                     return answers, False
                 raise
             if port != 0:  # not from the kernel
                 continue
             for answer, answer_flags, answer_sequence, _, body in split(data):
                 if answer_sequence != sequence:
-                    continue  # the rest of an exchange that was given up
+                    continue  # left over from an exchange that was given up
                 if answer_flags & NLM_F_DUMP_INTR:
                     intact = False
                 if answer in (_NLMSG_ERROR, _NLMSG_DONE):
@@ -244,10 +248,11 @@ class Requests:
 
 
 class Events:
-    """The multicast messages of one netlink protocol, handed to a callback by the event loop.
+    """Receives the multicast messages of one netlink protocol in the event loop.
 
-    ``on_message(type, message)`` gets each whole message. ``on_loss()`` is called when the kernel
-    had to drop some (ENOBUFS): whoever listens looks at the present state then.
+    :param on_message: gets the type and the bytes of each message.
+    :param on_loss: called when the kernel had to drop messages (ENOBUFS); the listener then reads
+        the present state.
     """
 
     def __init__(
@@ -293,9 +298,9 @@ class Events:
 
 
 def family(requests: Requests, name: str) -> tuple[int, dict[str, int]]:
-    """Id and multicast groups of the generic netlink family ``name``.
+    """Return the id and the multicast groups of the generic netlink family ``name``.
 
-    Raises NetlinkError with ENOENT when the kernel has no such family.
+    :raises NetlinkError: with ENOENT, the kernel has no such family.
     """
     message = ctrlmsg()
     message["cmd"] = _CTRL_CMD_GETFAMILY

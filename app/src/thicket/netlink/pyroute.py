@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """pyroute2's message classes, without the rest of pyroute2.
 
-``pyroute2/__init__.py`` imports every protocol that the library speaks: about 230 modules, which is
-a tenth of a second on a laptop and two seconds on an emulated node. This module needs one of them,
-:mod:`pyroute2.netlink` with the coding of messages and attributes, which needs nothing from the
-package around it.
+``pyroute2/__init__.py`` imports every protocol that the library speaks: about 230 modules, which
+take a tenth of a second on a laptop and two seconds on an emulated node. This module needs one of
+them, :mod:`pyroute2.netlink`, which codes messages and attributes and needs nothing else of the
+package.
 
-So the package is entered into :data:`sys.modules` *unexecuted*: a module object with the
-``__path__`` of the real package, by which its submodules are found. Should anything ask for a name
-of the package itself (``pyroute2.IPRoute``), its :pep:`562` ``__getattr__`` runs the real
-``__init__.py`` in it first, so the package behaves as always, only later. Where the package was
-imported before, or is laid out in a way not expected here, the ordinary import is used.
+So the package is entered into :data:`sys.modules` *unexecuted*, as a module object with the
+``__path__`` of the real package, by which its submodules are found. When anything asks for a name
+of the package itself (``pyroute2.IPRoute``), its :pep:`562` ``__getattr__`` first runs the real
+``__init__.py``; the package behaves as always, only later. The ordinary import is used when the
+package was imported before, or has an unexpected layout.
 """
 
 import logging
@@ -32,7 +32,7 @@ def _postpone() -> None:
     execute = spec.loader.exec_module
 
     def complete(name: str) -> object:
-        # what import machinery and debuggers ask of any module is answered with "no"
+        # attributes that import machinery and debuggers ask of any module: there are none
         if name.startswith("__") and name not in ("__all__", "__version__"):
             raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
         if package.__dict__.pop("__getattr__", None) is not None:
@@ -50,8 +50,8 @@ except ImportError:
     sys.modules.pop(_PACKAGE, None)
     from pyroute2.netlink import ctrlmsg, genlmsg, nla, nlmsg
 
-# an attribute that pyroute2 cannot decode is logged with a traceback and handed out as bytes; the
-# readers in this package check what they get
+# pyroute2 logs a traceback for an attribute that it cannot decode, and returns it as bytes; our
+# readers check what they get
 logging.getLogger("pyroute2").setLevel(logging.CRITICAL)
 
 __all__ = ["ctrlmsg", "genlmsg", "nla", "nlmsg"]

@@ -46,7 +46,7 @@ IFA_F_DADFAILED: Final = 0x08
 IFA_F_TENTATIVE: Final = 0x40
 _RT_SCOPE_UNIVERSE: Final = 0
 
-# neighbour states in which the address behind the link-layer address was confirmed once
+# neighbour states of a link-layer address that was confirmed at least once
 _NUD_KNOWN: Final = 0x02 | 0x04 | 0x08 | 0x10  # REACHABLE, STALE, DELAY, PROBE
 
 _AF_INET6: Final = 10
@@ -106,9 +106,9 @@ class Address(TypedDict):
 
 
 def link_event(message: bytes) -> tuple[int, int] | None:
-    """Interface index and IFF_* flags in an RTM_NEWLINK or RTM_DELLINK message.
+    """Return interface index and IFF_* flags of an RTM_NEWLINK or RTM_DELLINK message.
 
-    Every radio event makes one of these, so only the fixed part is looked at.
+    Every radio event causes one of these, so only the fixed part is decoded.
     """
     if len(message) < HEADER.size + _IFINFOMSG.size:
         return None
@@ -117,7 +117,7 @@ def link_event(message: bytes) -> tuple[int, int] | None:
 
 
 def address_event(message: bytes) -> int | None:
-    """Interface index in an RTM_NEWADDR or RTM_DELADDR message."""
+    """Return the interface index of an RTM_NEWADDR or RTM_DELADDR message."""
     if len(message) < HEADER.size + 8:
         return None
     (index,) = struct.unpack_from("=I", message, HEADER.size + 4)
@@ -125,9 +125,9 @@ def address_event(message: bytes) -> int | None:
 
 
 def neighbour(message: bytes) -> tuple[int, str, str] | None:
-    """Interface index, link-layer address and IPv6 address in an RTM_NEWNEIGH message.
+    """Return interface index, link-layer address and IPv6 address of an RTM_NEWNEIGH message.
 
-    None when it is malformed, or the two were never confirmed to belong together.
+    None when it is malformed, or the kernel has never confirmed that the two belong together.
     """
     if len(message) < HEADER.size + _NDMSG.size:
         return None
@@ -141,7 +141,10 @@ def neighbour(message: bytes) -> tuple[int, str, str] | None:
 
 
 class Links:
-    """What is asked of rtnetlink. Every method raises NetlinkError when the kernel refuses."""
+    """Requests to rtnetlink.
+
+    :raises NetlinkError: any method, when the kernel refuses.
+    """
 
     def __init__(self) -> None:
         self._requests = Requests(NETLINK_ROUTE)
@@ -150,32 +153,30 @@ class Links:
         self._requests.close()
 
     def index(self, name: str) -> int | None:
-        """Interface index of ``name``, None when there is no such interface."""
+        """Return the index of the interface ``name``, None when there is none."""
         message = LinkMessage()
         message["family"] = 0
         message["attrs"] = [("IFLA_IFNAME", name)]
-        try:
-            answers = self._requests.request(RTM_GETLINK, message, NLM_F_ACK, LinkMessage)
-        except NetlinkError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-        return int(answers[0]["index"]) if answers else None
+        return self._field(message, "index")
 
     def flags(self, index: int) -> int | None:
-        """IFF_* flags of an interface, None when it is gone."""
+        """Return the IFF_* flags of an interface, None when it is gone."""
         message = LinkMessage()
         message["index"] = index
+        return self._field(message, "flags")
+
+    def _field(self, message: LinkMessage, name: str) -> int | None:
+        """Ask for one interface, and return a field of the answer; None without such a one."""
         try:
             answers = self._requests.request(RTM_GETLINK, message, NLM_F_ACK, LinkMessage)
         except NetlinkError as error:
             if error.errno == errno.ENODEV:
                 return None
             raise
-        return int(answers[0]["flags"]) if answers else None
+        return int(answers[0][name]) if answers else None
 
     def set_up(self, index: int, up: bool) -> None:
-        """Take an interface up or down. ERFKILL when the radio is switched off."""
+        """Take an interface up or down; ERFKILL while the radio is switched off."""
         message = LinkMessage()
         message["index"] = index
         message["flags"] = IFF_UP if up else 0
@@ -183,14 +184,14 @@ class Links:
         self._requests.request(RTM_SETLINK, message)
 
     def rename(self, index: int, name: str) -> None:
-        """Give an interface that is down another name."""
+        """Rename an interface that is down."""
         message = LinkMessage()
         message["index"] = index
         message["attrs"] = [("IFLA_IFNAME", name)]
         self._requests.request(RTM_SETLINK, message)
 
     def addresses(self, index: int) -> list[Address]:
-        """The IPv6 addresses of an interface."""
+        """Return the IPv6 addresses of an interface."""
         message = AddressMessage()
         message["family"] = _AF_INET6
         message["index"] = index
@@ -219,7 +220,7 @@ class Links:
         return message
 
     def add_address(self, index: int, address: IPv6Interface) -> None:
-        """Add an address; the kernel looks whether another node has it (RFC 4862, 5.4)."""
+        """Add an address; the kernel then checks whether another node has it (RFC 4862, 5.4)."""
         self._requests.request(
             RTM_NEWADDR,
             self._address(index, str(address.ip), address.network.prefixlen),
@@ -230,15 +231,17 @@ class Links:
         self._requests.request(RTM_DELADDR, self._address(index, address, prefix_length))
 
     def remove_all(self, index: int) -> None:
-        """Take every address of global scope away."""
+        """Remove every address of global scope."""
         for known in self.addresses(index):
             if known["scope"] == _RT_SCOPE_UNIVERSE:
                 self.remove_address(index, known["address"], known["prefix_length"])
 
     def keep_only(self, index: int, address: IPv6Interface) -> int | None:
-        """Make ``address`` the only address of global scope; its IFA_F_* flags if it was there.
+        """Make ``address`` the only address of global scope that is left.
 
-        An address that failed duplicate address detection is taken away, to be tried again.
+        An address that failed duplicate address detection is removed, to be tried again.
+
+        :returns: its IFA_F_* flags, None when it is not there.
         """
         flags = None
         for known in self.addresses(index):
@@ -256,7 +259,7 @@ class Links:
         return flags
 
     def neighbours(self, index: int) -> list[tuple[str, str]]:
-        """(link-layer address, IPv6 address) of the neighbours that an interface knows."""
+        """Return (link-layer address, IPv6 address) of the neighbours that an interface knows."""
         wanted = number(_NDA_IFINDEX, index)
         size = HEADER.size + _NDMSG.size + len(wanted)
         header = HEADER.pack(size, RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
@@ -266,7 +269,10 @@ class Links:
 
 
 def set_sysctl(interface: str, name: str, value: int) -> None:
-    """Set ``net.ipv6.conf.<interface>.<name>`` unless it has the value already. Raises OSError."""
+    """Set ``net.ipv6.conf.<interface>.<name>`` unless it has the value already.
+
+    :raises OSError: it cannot be set.
+    """
     path = f"/proc/sys/net/ipv6/conf/{interface}/{name}"
     if read(path) != str(value):
         with open(path, "w", encoding="ascii") as file:

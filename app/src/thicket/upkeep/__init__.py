@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node does about itself beside its work."""
+"""The node's care for itself: restarts, report, ways in, saved time."""

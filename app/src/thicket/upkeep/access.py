@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways in for a person: SSH and a shell on the serial port, as ``[access]`` says.
 
-Both are programs that init runs. :func:`follow` puts their lines into init's table, or takes them
-out, and leaves on ``/data`` what ``init.d/S60access.sh`` needs to open them at the next power-on
-before, or without, the daemon.
+Init runs both. :class:`Follower` adds their lines to init's table or removes them, and leaves on
+``/data`` what ``init.d/S60access.sh`` needs to open them at the next power-on, before or without
+the daemon.
 
-A line is switched off by overwriting its first byte (``#`` for ``:``), and new ones are appended:
-the scripts of the boot may be appending lines of their own at the same time.
+A line is switched off by overwriting its first byte (``#`` for ``:``), and new lines are appended,
+because the boot scripts may append lines at the same time.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _SSH_LINE: Final = f"::respawn:{SSHD}"
 
 
 class Places:
-    """The files and programs that this has to do with, below ``paths.root``."""
+    """The files and programs below ``paths.root`` that are used here."""
 
     __slots__ = (
         "console",
@@ -44,7 +44,7 @@ class Places:
         root = paths.root
         self.inittab = root + "/etc/inittab"
         self.server = root + "/usr/sbin/dropbear"
-        #: what the server reads, and what lasts
+        #: the keys that the server reads, and the copy that outlasts a restart
         self.keys = paths.run + "/ssh/authorized_keys"
         self.kept = paths.data + "/ssh/authorized_keys"
         self.console = paths.data + "/thicket/console"
@@ -52,21 +52,21 @@ class Places:
         self.serial = paths.run + "/serial"
         self.devices = root + "/dev"
         self.proc = root + "/proc"
-        #: init's process; a daemon in a directory of its own has none
+        #: init's process; a daemon in another directory has none
         self.init = 0 if root else 1
 
 
 class Follower:
-    """Makes the ways in what the settings say; :meth:`follow` may be called again at any time.
-
-    Each call returns the problems that remain, as (code, message).
-    """
+    """Opens and closes the ways in."""
 
     def __init__(self, paths: Paths) -> None:
         self.places = Places(paths)
 
     def follow(self, settings: AccessSection) -> list[tuple[str, str]]:
-        """Open and close; blocks on the disk. Never raises for what files or processes do."""
+        """Open and close the ways in as the settings say; blocks on the disk.
+
+        :returns: the problems that remain, as (code, message).
+        """
         problems: list[tuple[str, str]] = []
         with _told(problems, "ssh-failed", "SSH cannot be set up as configured"):
             self._ssh(settings.ssh_keys, problems)
@@ -100,7 +100,7 @@ class Follower:
             write_atomically(places.kept, data, mode=0o600)
 
     def _close_ssh(self) -> None:
-        # the keys first: not even a server that goes on would let anybody in
+        # the keys first, so that a server that still runs lets nobody in
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.places.keys)
         if self._line(_SSH_LINE, False):
@@ -142,7 +142,7 @@ class Follower:
     # -- init
 
     def _line(self, line: str, wanted: bool) -> bool:
-        """See that init's table has the line, or has it not; whether that was a change."""
+        """Add the line to init's table, or remove it; return whether that was a change."""
         if not wanted and not os.path.exists(self.places.inittab):
             return False  # no init that reads it, as on a developer's machine
         with open(self.places.inittab, "r+b") as table:
@@ -175,7 +175,7 @@ class Follower:
 
 @contextlib.contextmanager
 def _told(problems: list[tuple[str, str]], code: str, what: str):  # type: ignore[no-untyped-def]
-    """Turn what the file system refuses into a problem."""
+    """Turn an OSError into a problem."""
     try:
         yield
     except OSError as e:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ``/data`` came up in this boot, as init found it."""
+"""The state of ``/data`` in this boot, as init found it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final
 
 from thicket.base.paths import Paths
 
-#: What init's S20data.sh can say of /data.
+#: The states that init's S20data.sh reports.
 DATA_STATES: Final = ("clean", "repaired", "created", "rebuilt", "readonly", "ram")
 
 
 def data_state(paths: Paths) -> tuple[str, str]:
-    """How /data came up in this boot: one of DATA_STATES, or "unknown"; and why, in words."""
+    """Return the state of /data, one of DATA_STATES or "unknown", and the reason in words."""
     try:
         with open(paths.run + "/data", encoding="utf-8", errors="replace") as f:
             state, _, why = f.read(1024).strip().partition(" ")

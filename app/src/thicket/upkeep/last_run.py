@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why the run before this one ended, and a short history of that.
+"""Why the previous run ended, and a short history of that.
 
-What is known, in the order in which it is believed:
+The sources, the most reliable first:
 
-1. The last words of a kernel that died, in ``/sys/fs/pstore`` (ramoops keeps them in memory over a
-   restart): ``panic``.
-2. The mark that init's last script leaves on ``/data``; what it said at power-on is in
+1. The last messages of a kernel that failed, in ``/sys/fs/pstore`` (ramoops keeps them in memory
+   across a restart): ``panic``.
+2. The mark that init's last script leaves on ``/data``; its state at power-on is in
    ``/run/thicket/last-run`` (see ``init.d/S40state.sh``): ``shutdown``.
 3. The hardware watchdog's own record, or the Raspberry Pi's reset register, which the boot ROM
-   hands on in the device tree: ``watchdog``.
-4. A mark that says "running", and nothing of the above: ``power`` (or a reset by hand, which nobody
-   can tell from it).
+   passes on in the device tree: ``watchdog``.
+4. A mark that says "running", and none of the above: ``power`` (or a reset by hand, which looks the
+   same).
 5. No mark: ``first`` when there is no history either, else ``unknown``.
 
-The history, ``/data/thicket/restarts.jsonl``, has one JSON object a line, the oldest first, at most
-:data:`KEPT`. Whatever else the file holds is dropped.
+The history, ``/data/thicket/restarts.jsonl``, has one JSON object per line, oldest first, at most
+:data:`KEPT`. Everything else in the file is dropped.
 """
 
 import json
@@ -23,7 +23,7 @@ import time
 from logging import getLogger
 from typing import Any, Final
 
-from thicket.base.files import write_atomically
+from thicket.base.files import entries, write_atomically
 from thicket.base.paths import Paths
 from thicket.upkeep.data import data_state
 
@@ -31,8 +31,9 @@ log = getLogger(__name__)
 
 #: Entries of the history.
 KEPT: Final = 10
-#: Kept kernel messages: so many files, each of at most so many bytes (the last ones count).
+#: Files of kernel messages that are kept, the newest ones.
 CRASHES: Final = 5
+#: Bytes of one such file, the last ones.
 CRASH_BYTES: Final = 64 * 1024
 #: Longest message in a record.
 _LONGEST: Final = 300
@@ -42,7 +43,7 @@ _WDIOF_CARDRESET: Final = 0x20
 # drivers/watchdog/bcm2835_wdt.c: bits HADWRF, HADWRQ and HADWRH of PM_RSTS, "had a watchdog reset"
 _RSTS_WATCHDOG: Final = 0x70
 
-#: How the kernel's own words for what went wrong begin, on all architectures.
+#: Beginnings of the kernel's messages about its failures, on all architectures.
 _BEGINNINGS: Final = ("BUG: ", "Oops: ", "Internal error: ", "Unable to handle ", "general prot")
 
 WORDS: Final = {
@@ -56,14 +57,14 @@ WORDS: Final = {
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record in words, for people."""
+    """Return a record in words, for people."""
     words = WORDS.get(str(record.get("reason")), "unknown")
     message = record.get("message")
     return f"{words}: {message}" if message else words
 
 
 def read(paths: Paths) -> list[dict[str, Any]]:
-    """The history, oldest first; lines that are no records are left out."""
+    """Return the history, oldest first; lines that are no records are left out."""
     try:
         with open(_history(paths), "rb") as f:
             lines = f.read(64 * 1024).decode("utf-8", "replace").split("\n")
@@ -83,7 +84,7 @@ def read(paths: Paths) -> list[dict[str, Any]]:
 
 
 def known(paths: Paths) -> dict[str, Any] | None:
-    """What an earlier daemon of this boot found out, or None."""
+    """Return the record that an earlier daemon of this boot made, or None."""
     try:
         with open(_found(paths), "rb") as f:
             record = json.loads(f.read(4096))
@@ -95,7 +96,7 @@ def known(paths: Paths) -> dict[str, Any] | None:
 def find_out(paths: Paths, version: str, slot: str | None) -> tuple[dict[str, Any], str | None]:
     """Find out how the last run ended, once per boot, and keep it; blocks on the disk.
 
-    Returns the record and, when it could not be kept, why. Never raises.
+    :returns: the record, and why it could not be kept, or None.
     """
     before = known(paths)
     if before is not None:
@@ -117,7 +118,7 @@ def find_out(paths: Paths, version: str, slot: str | None) -> tuple[dict[str, An
         record["message"] = "nothing was kept from before"
     elif not history and mark != "damaged":
         record["reason"] = "first"
-    # Nodes may not know the time yet; then this is the time that the clock was set to at boot.
+    # Where the node does not know the time yet, this is the time that boot has set.
     record["at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     record["version"], record["slot"] = version, slot
     record["words"] = text(record)
@@ -154,7 +155,7 @@ def _text(path: str, most: int = 256) -> str:
 
 
 def _sync(path: str) -> None:
-    """Wait until the mark "running" is on the disk: from now on a cut is told from a shutdown."""
+    """Wait until the mark "running" is on the disk: a power cut is recognised from now on."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -166,13 +167,9 @@ def _sync(path: str) -> None:
 
 
 def watchdog_fired(paths: Paths) -> bool:
-    """Whether the watchdog restarted the machine, as far as its driver or the Pi's ROM tells."""
+    """Whether the watchdog restarted the machine, by its driver or the Pi's ROM."""
     folder = paths.sys + "/class/watchdog"
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        names = []
-    for name in names:
+    for name in entries(folder):
         status = _text(f"{folder}/{name}/bootstatus")
         if status.isdigit() and int(status) & _WDIOF_CARDRESET:
             return True
@@ -186,17 +183,13 @@ def watchdog_fired(paths: Paths) -> bool:
 
 
 def _pstore(paths: Paths) -> list[str]:
-    """The kernel's records of its own end, in order."""
+    """Return the files of the kernel's last messages, in order."""
     folder = paths.sys + "/fs/pstore"
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return []
-    return [f"{folder}/{name}" for name in sorted(names) if name.startswith("dmesg-")]
+    return [f"{folder}/{name}" for name in entries(folder) if name.startswith("dmesg-")]
 
 
 def last_words(paths: Paths) -> str | None:
-    """Why the kernel died, in its own words; None when it did not, or left no record."""
+    """Return why the kernel failed, in its own words; None when it did not or left no record."""
     records = _pstore(paths)
     if not records:
         return None
@@ -213,7 +206,7 @@ def last_words(paths: Paths) -> str | None:
 
 
 def _without_stamp(line: str) -> str:
-    """A kernel message without priority and time: ``<0>[   12.345678] words``."""
+    """Return a kernel message without priority and time: ``<0>[   12.345678] words``."""
     line = line.strip()
     if line.startswith("<") and ">" in line[:6]:
         line = line.partition(">")[2]
@@ -227,10 +220,12 @@ def _clean(words: str) -> str:
 
 
 def _keep_crash(paths: Paths, run: int) -> tuple[str | None, str | None]:
-    """Copy the kernel's last messages to ``/data/log``, or to RAM where that fails.
+    """Move the kernel's last messages to ``/data/log``, or to RAM when that fails.
 
-    Returns the file's path and, when it will not last, why. The records are removed in any case:
-    the place is small, and at the next start they would pass for the reason of that one.
+    They are removed from pstore in any case: there is little room, and the next start would take
+    them for its own reason.
+
+    :returns: the file's path, and why it will not last, or None.
     """
     records = _pstore(paths)
     share = CRASH_BYTES // max(1, len(records))
@@ -259,7 +254,7 @@ def _keep_crash(paths: Paths, run: int) -> tuple[str | None, str | None]:
 
 
 def _sweep(folder: str) -> None:
-    """Leave the newest kept kernel messages."""
+    """Keep only the newest files of kernel messages."""
     names = os.listdir(folder)
     kept = [n for n in names if n.startswith("crash-") and n.endswith(".txt")]
     kept.sort(key=lambda n: (len(n), n))

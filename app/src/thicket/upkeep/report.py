@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: how a node without screen and network explains itself, on the card's first partition.
+"""The report on the card's first partition, by which a node without a network explains itself.
 
-The partition also holds what the board starts with, so a power cut must find nothing half written
-there. The file has a fixed length and is overwritten in its place, sector by sector, on the block
-device: the file system, mounted read-only, is only asked where the file's sectors are (FIBMAP), and
-is unmounted for the moment of writing, because kernels refuse to write below a mounted one. No
-directory, no allocation table and no boot sector changes, not even the mark that a file system is
-in use. Only a report that is missing (or of another length, because somebody edited it) is made by
-way of the file system, once, which is writable for that moment.
+The partition also holds the files that the board starts with, so a power cut must never leave it
+half written. The report has a fixed length and is overwritten in place, sector by sector, on the
+block device. The file system, mounted read-only, only tells where the sectors are (FIBMAP). It is
+unmounted while they are written, because kernels refuse to write below a mounted file system. No
+directory, allocation table or boot sector changes, not even the mark that a file system is in use.
+Only a report that is missing, or has another length because somebody edited it, is written through
+the file system, which is writable meanwhile.
 """
 
 import array
@@ -36,7 +36,7 @@ from thicket.upkeep import last_run
 log = getLogger(__name__)
 
 NAME: Final = "report.txt"
-#: Length of the file, whatever it says.
+#: Length of the file, whatever its text.
 BYTES: Final = 16 * 1024
 #: linux/fs.h: block of the device that holds a block of a file; size of these blocks
 _FIBMAP: Final = 1
@@ -48,7 +48,7 @@ _SOURCES: Final = {
     "random": "a random number",
 }
 _CUT: Final = "... and more, for which there is no room here"
-#: What the state of the node and of its data partition mean to a person.
+#: The states of the node and of its data partition, for people.
 _STATES: Final = {
     "joined": "in the mesh",
     "joining": "looking for the mesh",
@@ -64,15 +64,15 @@ _DATA: Final = {
     "ram": "in memory only: lost when the device is switched off",
     "unknown": "not known",
 }
-#: How messages for a person with a shell on the node are said to one with the card in a computer.
+#: Rewrites messages for a person with a shell on the node into ones for a person with its card.
 _FOR_CARD: Final = tuple(
     (re.compile(pattern), words)
     for pattern, words in (
-        # the files, as they are called on the card
+        # files, by their names on the card
         (r"(?<![\w.])/(?:[^\s:,;\"']*/)?(?:etc/thicket|boot)/thicket\.toml", "thicket.toml"),
         (r"(?<![\w.])/(?:[^\s:,;\"']*/)?data/thicket/last-good\.toml", "the last good settings"),
         (r"(?<![\w.])/(?:[^\s:,;\"']*/)?usr/share/thicket/thicket\.toml", "the image's defaults"),
-        # what a command would do
+        # commands, replaced by what they would do
         (r"; correct the file, then run `thicket reload`", "; correct thicket.toml on this card"),
         (r",? or use `thicket config set [^`=]*`", ""),
         (r"`thicket config set ([\w.]+)=([^`]*)`", r"\1 = \2 stands in thicket.toml"),
@@ -85,13 +85,13 @@ _DESK: Final = "`thicket ca ...` is run on the computer that holds the fleet's a
 
 
 class ReportError(ThicketError):
-    """The report could not be written; the old one is as it was, or partly overwritten."""
+    """The report could not be written; the old one is unchanged or partly overwritten."""
 
 
 def compose(doc: dict[str, Any]) -> str:
-    """The report for people, made of the status document; lines end with a line feed.
+    """Return the report, made of the status document; lines end with a line feed.
 
-    It stays the same as long as nothing of note changes.
+    It is the same as long as nothing of note changes.
     """
     identity, data, last = doc["identity"], doc["data"], doc["last_restart"]
     if identity is None:
@@ -131,7 +131,7 @@ def compose(doc: dict[str, Any]) -> str:
     others = [p for p in doc["problems"] if p["part"] != "configuration"]
     lines += ["", "Settings (thicket.toml)"]
     for problem in faults:
-        # a fault shows the line of the file in lines of its own
+        # a fault shows the faulty line below its message
         first, *rest = for_card(problem["message"]).split("\n")
         lines += [f"  - {first}", *(f"    {line}" for line in rest)]
     if not faults:
@@ -144,26 +144,26 @@ def compose(doc: dict[str, Any]) -> str:
         lines.append("")
         lines += [_COMMANDS] if any(word != "ca" for word in commands) else []
         lines += [_DESK] if "ca" in commands else []
-    # One line each: whoever can name a node cannot add a line to its report.
+    # Line by line: who chooses a name must not be able to add lines to a report.
     return "\n".join(visible(line, keep="") for line in lines)
 
 
 def for_card(message: str) -> str:
-    """A message of the node in the words of somebody who holds its card, and has no shell."""
+    """Return a message in words for a person who has the card, but no shell."""
     for pattern, words in _FOR_CARD:
         message = pattern.sub(words, message)
     return message
 
 
 def pack(text: str, written: str) -> bytes:
-    """The file for a report: Windows line ends, UTF-8, of :data:`BYTES` bytes."""
+    """Return the file of a report: Windows line ends, UTF-8, :data:`BYTES` bytes."""
     head = [f"{_WRITTEN}{written}", ""]
     body = text.split("\n")
     data = "\r\n".join([*head, *body, ""]).encode("utf-8", "replace")
     while len(data) > BYTES:
         body.pop()
         data = "\r\n".join([*head, *body, _CUT, ""]).encode("utf-8", "replace")
-    # lines of blanks: an editor shows nothing, and nothing of an older report stays
+    # lines of blanks, which an editor does not show, replace the end of an older report
     blank = b" " * 62 + b"\r\n"
     rest = BYTES - len(data)
     tail = b" " * (rest % 64) if rest % 64 < 2 else b" " * (rest % 64 - 2) + b"\r\n"
@@ -171,7 +171,7 @@ def pack(text: str, written: str) -> bytes:
 
 
 def unpack(data: bytes) -> str:
-    """The text that :func:`pack` was given, for comparison; anything else gives some other text."""
+    """Return the text of a file that :func:`pack` made; any other file gives another text."""
     lines = [line.rstrip() for line in data.decode("utf-8", "replace").split("\r\n")]
     while lines and not lines[-1]:
         lines.pop()
@@ -179,9 +179,12 @@ def unpack(data: bytes) -> str:
 
 
 def write(paths: Paths, text: str) -> bool:
-    """Write the report unless it says the same already; whether it was written. Blocks.
+    """Write the report unless it has the same text; blocks.
 
-    Raises ReportError. A device whose kernel command line names no such partition has no report.
+    A device whose kernel command line names no boot partition has no report.
+
+    :returns: whether it was written.
+    :raises ReportError: it cannot be written.
     """
     device = boot_device(paths)
     if device is None:
@@ -222,7 +225,7 @@ def _read(path: str) -> bytes | None:
 
 
 def _overwrite(device: str, blocks: list[int], data: bytes, old: bytes) -> None:
-    """Write the blocks that differ, each as it is and nothing beside it (O_DIRECT)."""
+    """Write the blocks that differ, and nothing else (O_DIRECT)."""
     size = BYTES // len(blocks)
     page = memoryview(mmap.mmap(-1, max(size, mmap.PAGESIZE)))[:size]  # aligned, for O_DIRECT
     direct = os.O_DIRECT if stat.S_ISBLK(os.stat(device).st_mode) else 0
@@ -239,7 +242,7 @@ def _overwrite(device: str, blocks: list[int], data: bytes, old: bytes) -> None:
 
 
 def _blocks_of(path: str) -> list[int]:
-    """Where a file of :data:`BYTES` bytes lies on its device: its blocks' numbers, in order."""
+    """Return the numbers of the blocks of a file of :data:`BYTES` bytes, in order."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         number = array.array("i", [0])

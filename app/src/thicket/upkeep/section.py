@@ -11,7 +11,7 @@ from thicket.base.fields import Boolean, Key, Section
 class PublicKeys(Key[str]):
     """SSH public keys as OpenSSH writes them: one per line of a text, or a list of such texts.
 
-    The value has one key per line, without blank lines and remarks.
+    The value has one key per line, without blank lines and comments.
     """
 
     type_name = "public keys"
@@ -66,7 +66,7 @@ class PublicKeys(Key[str]):
         return "\n".join(keys)
 
     def _fault(self, line: str) -> str | None:
-        """What is wrong with one key, or None. RFC 4253 6.6 has the form of the encoded part."""
+        """Return what is wrong with one key, or None. RFC 4253 6.6 describes the encoded part."""
         import base64  # few nodes have keys
 
         words = line.split(None, 2)

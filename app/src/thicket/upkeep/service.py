@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node does about itself beside its work: it keeps the reason of its last restart, saves the
-time, opens and closes the ways in for a person, and writes its report onto the card.
+"""The node's care for itself: it keeps the reason of its last restart, saves the time, opens and
+closes the ways in for a person, and writes its report onto the card.
 
-All of it may wait, and all of it may hang on a card that does not answer. So it runs in a thread of
-its own that nothing waits for: a card that hangs costs the reports, not the node.
+This work is not urgent, and it hangs when the card does not answer. It therefore runs in a thread
+that nothing waits for: a card that hangs stops the reports, not the node.
 """
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from logging import getLogger
 from typing import Any, Final, TypeVar
 
 from thicket.base import threads
+from thicket.base.pace import wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.load import Loaded
@@ -25,25 +25,27 @@ log = getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds that the node has for its start before this begins, unless it has joined by then.
+#: This work begins when the node has joined, or after this many seconds.
 START: Final = 5.0
-#: Seconds after that before the first report: what is wrong then is worth telling.
+#: Seconds after that until the first report, by when a problem is worth reporting.
 FIRST_REPORT: Final = 20.0
-#: Least seconds between two reports that say something different.
+#: Least seconds between two different reports.
 REPORT_GAP: Final = 600.0
-#: Seconds between two looks at whether there is something to report; the first report is not late.
+#: Seconds between two checks whether there is something new to report.
 LOOK: Final = 15.0
-#: Seconds after which a card that does not answer is said to hang.
+#: A card that has not answered for this many seconds is reported.
 HANGS: Final = 60.0
-#: Seconds between two savings of the time.
+#: The time is saved every so many seconds.
 SAVE_CLOCK: Final = 3600.0
 
 
 class Upkeep:
     """The part ``upkeep`` of the daemon.
 
-    ``document`` gives the status, ``loaded`` the configuration in force, ``joined`` is set while
-    the node is in the mesh; ``software`` is the version and the slot it runs from.
+    :param loaded: returns the configuration in force.
+    :param document: returns the status document.
+    :param joined: set while the node is in the mesh.
+    :param software: the version, and the slot that it runs from.
     """
 
     def __init__(
@@ -62,10 +64,10 @@ class Upkeep:
         self.document = document
         self.joined = joined
         self.software = software
-        #: How the run before ended (:mod:`thicket.upkeep.last_run`), None until that is known.
+        #: How the previous run ended (:mod:`thicket.upkeep.last_run`), None until that is known.
         self.last_restart: dict[str, Any] | None = last_run.known(paths)
         state, message = data_state(paths)
-        #: How /data came up.
+        #: The state of /data.
         self.data: dict[str, str] = {"state": state, "message": message}
         self._settings_changed = asyncio.Event()
         self._settings_changed.set()
@@ -77,9 +79,7 @@ class Upkeep:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(START):
-                await self.joined.wait()
+        await wait(self.joined, START)
         self._tell_data()
         found = await self._in_thread(
             lambda: last_run.find_out(self.paths, *self.software), "the last restart"
@@ -94,7 +94,7 @@ class Upkeep:
             if self._settings_changed.is_set():
                 self._settings_changed.clear()
                 await self._follow_access()
-                # what was wrong with the configuration, or is no more, is news for the person
+                # the person wants to know soon whether the new configuration is right
                 report_at = min(report_at, time.monotonic() + 2 * LOOK)
             if now >= clock_at:
                 clock_at = now + SAVE_CLOCK
@@ -105,13 +105,11 @@ class Upkeep:
                 if text != reported and await self._report(text):
                     reported = text
                     report_at = time.monotonic() + REPORT_GAP
-            # What was done here may have taken until the report was due.
+            # The report may have become due meanwhile.
             left = LOOK if due else max(0.0, report_at - time.monotonic())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, LOOK)):
-                    await self._settings_changed.wait()
+            await wait(self._settings_changed, min(left, LOOK))
 
-    # -- what is done
+    # -- the tasks
 
     def _tell_data(self) -> None:
         state, message = self.data["state"], self.data["message"]
@@ -131,7 +129,7 @@ class Upkeep:
     async def _follow_access(self) -> None:
         loaded = self.loaded()
         if loaded.findings and loaded.source == "defaults":
-            # the person's wishes are not known: nobody is locked out by a damaged file
+            # a damaged file must not lock anybody out
             return
         from thicket.upkeep.access import Follower  # late: the start is over
 
@@ -170,12 +168,11 @@ class Upkeep:
         return True
 
     async def _in_thread(self, work: Callable[[], T], what: str, busy: T | None = None) -> T | None:
-        """Run blocking work in a thread that may hang for ever; one at a time.
+        """Run blocking work in a thread, one at a time; the thread may hang for ever.
 
-        While one hangs, ``busy`` is returned for it after a while and for the others at once. The
-        process can end all the same.
+        Work that hangs returns ``busy`` after HANGS seconds, other work at once as long as it does.
         """
-        # Not whether the thread is alive: it still is for a moment when its result is here already.
+        # The future is checked, as the thread lives on for a moment after its result is here.
         if self._working is not None and not self._working.done():
             return busy
         done, _ = threads.start(work, "upkeep")
@@ -192,7 +189,7 @@ class Upkeep:
 
 
 def save_clock(paths: Paths) -> None:
-    """Note the time for the next start: as the time of change of an empty file."""
+    """Save the time for the next start, as the modification time of an empty file."""
     path = paths.data + "/thicket/clock"
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))

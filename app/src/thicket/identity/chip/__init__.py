@@ -2,5 +2,5 @@
 """Driver of the security chip (ATECC508A, ATECC608A, ATECC608B), which is slow and falls asleep.
 
 ``atecc`` is what others use; ``session`` has the commands, ``wire`` carries them over the bus,
-``packet`` is their form, ``memory`` what the zones hold, ``errors`` what can happen.
+``packet`` has their format, ``memory`` the layout of the zones, ``errors`` the errors.
 """

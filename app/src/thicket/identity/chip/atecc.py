@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Driver of the security chip: ATECC508A, ATECC608A and ATECC608B over I2C.
 
-The chip sleeps between conversations. A conversation is: wake it, give commands, send it to sleep.
-It has a watchdog of its own that puts it to sleep 0.7 to 1.7 s after the wake-up whatever it is
-doing, and with that it forgets everything volatile. ``Session`` holds the commands of one
-conversation; ``Atecc`` repeats whole conversations until they succeed or a deadline passes, and is
-what the rest of the program uses. Everything here blocks; call it from a thread.
+The chip sleeps between conversations. A conversation wakes it, gives commands, and sends it back to
+sleep. ``Session`` has the commands; ``Atecc`` repeats whole conversations until they succeed or a
+deadline passes, and is what the rest of the program uses. Everything here blocks; call it from a
+thread. The commands that only the engineer's desk gives are in ``authority.chip``.
 
 Protocol: Microchip's ATECC508A and ATECC608A data sheets, sections 6 (I2C) and 9 (commands).
 """
@@ -39,7 +38,7 @@ from thicket.identity.chip.wire import Wire
 T = TypeVar("T")
 
 DEFAULT_ADDRESS = 0x60
-"""7-bit I2C address of a chip from the catalogue (configuration byte 16 is 0xC0)."""
+"""7-bit I2C address of a catalogue part (configuration byte 16 is 0xC0)."""
 
 TRUST_AND_GO_ADDRESS = 0x35
 """7-bit I2C address of the pre-provisioned Trust&GO parts."""
@@ -50,12 +49,15 @@ configuration byte 16 is 0xB0, and Trust&GO for LoRaWAN. Devices of other kinds 
 
 
 class ChipInfo:
-    """What a chip says about itself."""
+    """What a chip says about itself.
+
+    :param block: bytes 0 to 31 of its configuration.
+    :param word: bytes 84 to 87.
+    """
 
     __slots__ = ("address", "bus", "config_locked", "data_locked", "model", "revision", "serial")
 
     def __init__(self, bus: str, address: int, block: bytes, word: bytes) -> None:
-        """Take it from bytes 0 to 31 (``block``) and 84 to 87 (``word``) of the configuration."""
         self.bus = bus
         self.address = address
         self.revision = block[4:8]
@@ -65,7 +67,7 @@ class ChipInfo:
         self.config_locked = word[3] == 0
 
     def as_dict(self) -> dict[str, object]:
-        """Return it for JSON."""
+        """Return it in the form of the status document."""
         return {
             "model": self.model,
             "bus": self.bus,
@@ -78,11 +80,12 @@ class ChipInfo:
 
 
 class Atecc:
-    """One chip at one address of one bus.
+    """One chip at one address of one bus; for one thread at a time.
 
-    ``patience`` bounds every method in seconds (a transfer that is under way then still ends, which
-    on a stuck bus takes the kernel up to a second). Not safe for several threads at once; other
-    programs are kept off the bus by its lock.
+    The lock of the bus keeps other programs off it. The constructor sends nothing.
+
+    :param patience: seconds that a method may take. A transfer under way still ends then, which on
+        a stuck bus takes the kernel up to a second.
     """
 
     def __init__(
@@ -94,7 +97,6 @@ class Atecc:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Talk to the chip at ``address`` of ``bus``; nothing is sent yet."""
         self.patience = patience
         self._wire = Wire(bus, address, clock, sleep)
         self._clock = clock
@@ -107,7 +109,7 @@ class Atecc:
 
     @property
     def address(self) -> int:
-        """The chip's 7-bit address; it follows what ``write_config`` makes of it."""
+        """The chip's 7-bit address."""
         return self._wire.address
 
     @address.setter
@@ -120,7 +122,9 @@ class Atecc:
         """Wake the chip, let ``conversation`` give its commands, and send the chip to sleep.
 
         A conversation that fails for a passing reason is repeated from its beginning, so it must be
-        one that may be done again. Raises ``ChipError`` with the last reason.
+        safe to repeat.
+
+        :raises ChipError: the last reason.
         """
         with self._locked():
             attempt, pause = 0, 0.01
@@ -141,9 +145,10 @@ class Atecc:
     def answers(self) -> bool:
         """Return within some milliseconds whether anything answers at the address after a wake-up.
 
-        For addresses that are looked at beside the usual ones: nothing is written to a device that
-        may be another one. A chip that still tests itself after power-on is not seen. Raises
-        ``ChipBusError``.
+        For unusual addresses, where another device may be: nothing is written to it. A chip that
+        still tests itself after power-on is not found.
+
+        :raises ChipBusError: the bus does not work.
         """
         with self._locked():
             try:
@@ -158,7 +163,7 @@ class Atecc:
         except ChipError:
             self._wire.sleep()
             raise
-        # Too late to matter: the result is there, and the watchdog sends the chip to sleep as well.
+        # A failure no longer matters: the result is here, and the watchdog also ends the session.
         with suppress(BusError):
             self._wire.sleep()
         return result
@@ -206,7 +211,7 @@ class Atecc:
     def read_slot(self, slot: int, length: int | None = None) -> bytes:
         """Return the first ``length`` bytes of a slot (a multiple of 4), or all of it.
 
-        Raises ``ChipRefusedError`` when the slot is secret or the data zone is not locked yet.
+        :raises ChipRefusedError: the slot is secret, or the data zone is not locked yet.
         """
         size = SLOT_SIZES[slot] if length is None else length
 
@@ -221,9 +226,9 @@ class Atecc:
         return self.run(conversation)
 
     def generate_key(self, slot: int) -> bytes:
-        """Replace the private key in ``slot`` by a new one: its public key, 64 bytes.
+        """Replace the private key in ``slot``, and return the new public key, 64 bytes.
 
-        When the chip's answer is lost, another key is made; only the one returned exists.
+        When the chip's answer is lost, another key is made; only the returned one exists.
         """
         return self.run(lambda session: session.generate_key(slot))
 
@@ -234,7 +239,7 @@ class Atecc:
     def sign(self, slot: int, digest: bytes) -> bytes:
         """Sign a SHA-256 ``digest`` with the key in ``slot``: R and S, 64 bytes (ECDSA P-256).
 
-        Both commands belong to one conversation: the digest is lost when the chip sleeps.
+        Both commands are in one conversation, as the digest is lost when the chip sleeps.
         """
 
         def conversation(session: Session) -> bytes:
@@ -248,9 +253,9 @@ class Atecc:
         return self.run(lambda session: session.counter(number))
 
     def count_up(self, number: int) -> int:
-        """Add one to counter 0 or 1 and return its new value (at most 2,097,151).
+        """Add exactly one to counter 0 or 1, even when the chip's answer is lost.
 
-        Exactly one is added even when the chip's answer is lost.
+        :returns: the new value, at most 2,097,151.
         """
         before: int | None = None
 
@@ -275,7 +280,7 @@ class Atecc:
 
         def conversation(session: Session) -> None:
             nonlocal first
-            # A repeated Lock is refused, so look whether the one whose answer was lost did it.
+            # The chip refuses a second Lock, so look whether the one without an answer succeeded.
             if not first and locked(session.read(ZONE_CONFIG, word, 4)):
                 return
             first = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong when one talks to the chip, and what the chip's status bytes mean."""
+"""The chip's errors, and the meaning of its status bytes."""
 
 from __future__ import annotations
 
@@ -31,18 +31,17 @@ STATUS_TEXTS = {
     Status.WATCHDOG: "the chip's watchdog is about to expire",
     Status.DAMAGED: "the command reached the chip damaged",
 }
-"""What the chip's status bytes mean."""
 
 
 class ChipError(ThicketError):
-    """Talking to the chip did not give a result. The subclasses say what can be done about it."""
+    """A conversation with the chip failed. The subclasses say what can be done about it."""
 
     repeats = 0
     """How many further conversations may help; -1: as many as the deadline allows."""
 
 
 class ChipAbsentError(ChipError):
-    """Nothing woke up at the address: no chip, no power, no bus, another address."""
+    """Nothing woke up at the address: no chip, no power, no bus, or another address."""
 
 
 class ChipBusError(ChipError):
@@ -52,19 +51,19 @@ class ChipBusError(ChipError):
 
 
 class ChipBusLockedError(ChipBusError):
-    """Another program kept the bus to itself all the time: find it, or give it more time."""
+    """Another program kept the bus locked all the time: find it, or give it more time."""
 
     repeats = 0
 
 
 class ChipTimeoutError(ChipError):
-    """The chip took a command and never became ready again."""
+    """The chip took a command and did not become ready again."""
 
     repeats = -1
 
 
 class ChipProtocolError(ChipError):
-    """What came back is not an answer: bad CRC, bad length, not the chip we expect."""
+    """The bytes that came back are no answer: bad CRC, bad length, not the chip we expect."""
 
     repeats = -1
 
@@ -80,7 +79,7 @@ class ChipRefusedError(ChipError):
 
 
 class ChipWatchdogError(ChipError):
-    """A conversation takes longer than the chip stays awake: ``Session.renew`` in between."""
+    """A conversation takes longer than the chip stays awake; ``DeskSession.renew`` extends it."""
 
     repeats = -1
 
@@ -94,11 +93,11 @@ class ChipFaultError(ChipError):
 
 
 class CheckFailedError(ChipError):
-    """Status 01: the signature or the MAC is wrong. Turned into a result by ``Session.verify``."""
+    """Status 01: the signature or the MAC is wrong. ``DeskSession.verify`` returns False then."""
 
 
 def failure(status: int) -> ChipError:
-    """Return the error that stands for a status byte other than 0."""
+    """Return the error for a status byte other than 0."""
     text = f"{STATUS_TEXTS.get(status, 'unknown status')} ({status:02x})"
     error: ChipError
     if status == Status.REFUSED:

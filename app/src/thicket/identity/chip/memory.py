@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chip's memory: its three zones, what Write can reach of them, and what they tell."""
+"""The layout of the chip's memory, and what it tells."""
 
 from __future__ import annotations
 

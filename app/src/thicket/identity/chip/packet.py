@@ -7,7 +7,7 @@ from thicket.identity.chip.errors import ChipProtocolError
 
 
 class Word:
-    """Word addresses: the first byte of every write says what the write is."""
+    """Word addresses: the first byte of every write, which says what the write is."""
 
     RESET_POINTER = 0x00
     SLEEP = 0x01
@@ -36,8 +36,7 @@ class Op:
 
 AFTER_WAKE = bytes.fromhex("04113343")
 SELF_TEST_FAILED = bytes.fromhex("0407c440")
-"""What a chip answers after a wake pulse: that it has just been woken, or that its self-test at
-power-on failed."""
+"""Answers after a wake pulse: the chip has just been woken, or its self-test at power-on failed."""
 
 MAX_COUNT = 155
 """Largest packet in bytes, count byte and CRC included."""
@@ -58,21 +57,21 @@ TIMES = {
     Op.SHA: (0.005, 0.1),
     Op.SELF_TEST: (0.050, 0.7),
 }
-"""For each command the seconds until the first look, and until the chip is given up.
+"""For each command the seconds until the first poll, and until the chip is given up.
 
 The first is about the typical time. The second is above the worst case of the slowest clock of an
 ATECC608 (Sign 665 ms, GenKey 653 ms, ECDH 531 ms, Verify 1085 ms), so that it fits every model.
 """
 
 UNKNOWN_TIMES = (0.005, 1.2)
-"""The same for a command that is not in the table."""
+"""The same for other commands."""
 
 
 def crc16(data: bytes) -> bytes:
-    """Return the CRC of a packet as it goes over the wire: 2 bytes, little-endian.
+    """Return the CRC of a packet in the order of the wire: 2 bytes, little-endian.
 
-    Polynomial 0x8005, start 0, bits of a byte from the lowest to the highest, register not
-    reflected (data sheet, "CRC calculation").
+    Polynomial 0x8005, start 0, lowest bit of a byte first, register not reflected (data sheet, "CRC
+    calculation").
     """
     register = 0
     for byte in data:
@@ -85,7 +84,7 @@ def crc16(data: bytes) -> bytes:
 
 
 def pack_command(opcode: int, param1: int = 0, param2: int = 0, data: bytes = b"") -> bytes:
-    """Return a command as it is written to the chip, word address included."""
+    """Return a command as the bytes of a write, word address included."""
     count = 7 + len(data)
     if count > MAX_COUNT:
         raise ValueError(f"{len(data)} bytes do not fit in a command ({MAX_COUNT - 7} do)")
@@ -94,9 +93,9 @@ def pack_command(opcode: int, param1: int = 0, param2: int = 0, data: bytes = b"
 
 
 def unpack_reply(raw: bytes) -> bytes:
-    """Return the payload of a reply. Bytes after it (the chip sends FF for ever) are ignored.
+    """Return the payload of a reply; bytes after it are ignored, as the chip goes on with FF.
 
-    Raises ``ChipProtocolError`` when the length or the CRC is wrong.
+    :raises ChipProtocolError: the length or the CRC is wrong.
     """
     count = raw[0] if raw else 0
     if not 4 <= count <= len(raw):

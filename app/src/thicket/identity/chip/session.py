@@ -12,7 +12,7 @@ BLOCK = 0x80
 
 
 class NonceMode:
-    """What Nonce fills, and with what."""
+    """What Nonce fills."""
 
     RANDOM = 0x00
     TEMP_KEY = 0x03
@@ -42,30 +42,30 @@ class LockMode:
 
 
 class Session:
-    """The commands of one conversation with a chip that is awake.
+    """The commands of one conversation with a chip that is awake; ``Atecc.run`` makes it.
 
-    Get one from ``Atecc.run``. Every method raises the ``ChipError`` that tells what happened; what
-    the volatile registers hold is lost when the conversation is repeated.
+    The contents of the volatile registers are lost when the conversation is repeated.
+
+    :raises ChipError: any method; the class says what happened.
     """
 
     def __init__(self, wire: Wire) -> None:
-        """Give commands on ``wire``, whose chip must be awake."""
         self.wire = wire
         self._given = 0
 
     def execute(
         self, opcode: int, param1: int = 0, param2: int = 0, data: bytes = b"", *, reply: int = 1
     ) -> bytes:
-        """Give one command and return the payload of its reply, which must be ``reply`` bytes.
+        """Give one command, and return the payload of its reply.
 
-        With ``reply=1`` the reply is a status, which is checked to be "success".
+        :param reply: the length of the payload; with 1 it is a status, which must be "success".
         """
         self._given += 1
         try:
             return self.wire.execute(pack_command(opcode, param1, param2, data), reply)
         except ChipRefusedError as error:
-            # What an earlier command left in TempKey may be gone because somebody else on the bus
-            # sent the chip to sleep and woke it: once more, then it is the policy's word.
+            # Another program may have sent the chip to sleep and woken it, so that the contents of
+            # TempKey are gone. One repetition tells that from a refusal by the slot's policy.
             error.repeats = int(self._given > 1)
             raise
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chip on its bus: waking it, giving it one command, sending it to sleep.
 
-The chip sleeps between conversations. A watchdog of its own puts it to sleep 0.7 to 1.7 s after the
-wake-up whatever it is doing, and with that it forgets everything volatile.
+The chip has its own watchdog, which puts it to sleep 0.7 to 1.7 s after the wake-up, whatever it is
+doing; it then forgets everything volatile.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ WAKE_DELAY = 0.0016
 """Seconds from the wake pulse until the chip answers (tWHI, 1500 us)."""
 
 SELF_TEST_TIME = 0.025
-"""Seconds a chip that tests itself at power-on may need before it answers."""
+"""Seconds until a chip that tests itself at power-on answers."""
 
 POLL_INTERVAL = 0.002
 """Seconds between two looks at a busy chip."""
 
 WATCHDOG = 0.7
-"""Seconds after the wake pulse that even the fastest watchdog lets the chip work (tWATCHDOG)."""
+"""Seconds after the wake pulse for which even the fastest watchdog waits (tWATCHDOG)."""
 
 
 class Wire:
-    """One chip at one address of one bus; ``deadline`` bounds, on ``clock``, what it does next."""
+    """One chip at one address of one bus.
+
+    :ivar deadline: when, by ``clock``, the present conversation must end.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,6 @@ class Wire:
         clock: Callable[[], float],
         sleep: Callable[[float], None],
     ) -> None:
-        """Talk to the chip at ``address`` of ``bus``; nothing is sent yet."""
         self.bus = bus
         self.address = address
         self.deadline = 0.0
@@ -61,12 +63,12 @@ class Wire:
         self._answered = False
 
     def begin(self, deadline: float) -> None:
-        """Forget what is known of the chip: others have used the bus meanwhile."""
+        """Forget the chip's state, as others may have used the bus meanwhile."""
         self.deadline = deadline
         self._answered = False
 
     def look(self) -> bool:
-        """Return whether anything answers a wake pulse, without writing to the address."""
+        """Return whether anything answers a wake pulse; nothing is written to the address."""
         for _ in range(2):
             self.send_quietly(0, 0)
             self._sleep(WAKE_DELAY)
@@ -88,23 +90,25 @@ class Wire:
         self.wake(keep=True)
 
     def send_quietly(self, address: int, byte: int) -> None:
-        """Write one byte that nobody may be awake to acknowledge."""
+        """Write one byte, whether or not a device acknowledges it."""
         with suppress(NotAcknowledgedError):
             self.bus.write(address, bytes((byte,)))
 
     def wake(self, *, keep: bool = False) -> None:
-        """Wake the chip up, from its sleep or, to ``keep`` what it remembers, from being idle.
+        """Wake the chip.
 
         It is sent to sleep first: traffic for other devices may have woken it, and a chip that is
-        awake does not answer a wake pulse (and its watchdog is already running).
+        awake does not answer a wake pulse, and its watchdog is already running.
+
+        :param keep: wake it from being idle, so that it keeps its memory.
         """
         reply = b""
         attempts = 0
         while True:
             if not keep:
                 self.sleep()
-            # The pulse is SDA low for at least 60 us: a write to address 0, where nobody answers,
-            # at no more than 100 kHz.
+            # The pulse is SDA low for at least 60 us: a write to address 0, where no device
+            # answers, at no more than 100 kHz.
             self.send_quietly(0, 0)
             self._woken = self._clock()
             self._sleep(WAKE_DELAY)
@@ -127,7 +131,7 @@ class Wire:
                     f"{reply.hex()} came back from address 0x{self.address:02x} after waking it "
                     f"instead of {AFTER_WAKE.hex()}"
                 )
-            # A chip that has answered before is there; it gets the whole patience.
+            # A chip that has answered before exists; it gets the whole patience.
             if late or (attempts >= 5 and not self._answered):
                 raise ChipAbsentError(
                     f"no answer from address 0x{self.address:02x} on {self.bus.name} "
@@ -135,17 +139,14 @@ class Wire:
                 )
 
     def read_quietly(self, length: int) -> bytes:
-        """Read, and return nothing when nobody acknowledges."""
+        """Read; return an empty result when no device acknowledges."""
         try:
             return self.bus.read(self.address, length)
         except NotAcknowledgedError:
             return b""
 
     def execute(self, packet: bytes, reply: int) -> bytes:
-        """Give a command and return the payload of its reply, which must be ``reply`` bytes.
-
-        With ``reply=1`` that is a status, which is checked to be "success".
-        """
+        """Give a command, and return the payload of its reply, see ``Session.execute``."""
         payload = self.exchange(packet, reply)
         if len(payload) == 1 and (reply != 1 or payload[0]):
             raise failure(payload[0])
@@ -157,7 +158,7 @@ class Wire:
         """Give a command and return the payload of its reply, whatever it says."""
         first, limit = TIMES.get(packet[2], UNKNOWN_TIMES)
         if self._clock() + first > self._woken + WATCHDOG:
-            # Not worth starting: the answer, or what the command left behind, could be lost.
+            # The answer, or the command's effect on volatile memory, could be lost.
             raise ChipWatchdogError(
                 f"the chip has been awake for {self._clock() - self._woken:.2f} s, its watchdog "
                 f"may come after {WATCHDOG} s: too late for another command"
