@@ -275,7 +275,7 @@ async def a_real_epmd(network: Network) -> AsyncIterator[asyncio.subprocess.Proc
     async def answers() -> None:
         while True:
             try:
-                await epmd.names("::1", port=network.epmd_port)
+                await epmd.ask("::1", b"\0\x01n", 4, timeout=2.0, port=network.epmd_port)
                 return
             except OSError:
                 await asyncio.sleep(0.01)

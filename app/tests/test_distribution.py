@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv6Address
 from typing import Any
 
+import epmd_names
 import pytest
 from erlang import Erl, a_real_epmd, mapped
 from private_network import Network, in_private_network, until
@@ -221,7 +222,7 @@ async def test_we_find_erlang_by_a_real_epmd(network: Network) -> None:
         await mapped(node)
         assert node.statistics()["epmd"]["registered_at"] is not None
         async with await Erl.start(network, "e", network.address(2)) as erl:
-            assert await epmd.names("::1", port=network.epmd_port) == {
+            assert await epmd_names.names("::1", port=network.epmd_port) == {
                 "py": node.port,
                 "e": await epmd.lookup("::1", "e", port=network.epmd_port),
             }

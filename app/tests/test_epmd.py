@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import epmd_names
 import pytest
 from erlang import Erl, program
 from hypothesis import given
@@ -58,7 +59,6 @@ async def ask(network: Network, request: bytes, host: str = "::1") -> bytes:
 
 def test_requests_as_the_protocol_describes_them() -> None:
     assert epmd.port_request("py") == b"\0\x03\x7apy"
-    assert epmd.names_request() == b"\0\x01\x6e"
     assert epmd.alive_request("py", 9100) == (b"\0\x0f\x78\x23\x8c\x4d\0\0\x06\0\x06\0\x02py\0\0")
     assert epmd.alive_request("py", 9100, hidden=True)[5] == 72
 
@@ -106,7 +106,7 @@ def test_arbitrary_requests(request: bytes, local: bool) -> None:
     for tag in (b"", b"\x78", b"\x7a"):
         registry.answer(tag + request, local=local)
     answer = registry.answer(b"\x6e", local=False)[0]
-    assert epmd.parse_names_answer(answer)["py"] == 9100
+    assert epmd_names.parse_names_answer(answer)["py"] == 9100
 
 
 @given(st.binary(max_size=200))
@@ -114,7 +114,7 @@ def test_arbitrary_answers(data: bytes) -> None:
     for head in (b"", b"\x77\0", b"\x76", bytes(4)):
         for parse in (
             epmd.parse_port_answer,
-            epmd.parse_names_answer,
+            epmd_names.parse_names_answer,
             epmd.parse_alive_answer,
         ):
             with suppress(EpmdError):
@@ -132,7 +132,7 @@ def test_whoever_registers_is_found(name: str, port: int) -> None:
     assert epmd.parse_port_answer(registry.answer(epmd.port_request(name)[2:], local=False)[0]) == (
         port
     )
-    assert epmd.parse_names_answer(registry.answer(b"\x6e", local=False)[0])[name] == port
+    assert epmd_names.parse_names_answer(registry.answer(b"\x6e", local=False)[0])[name] == port
 
 
 def test_a_node_of_another_version_is_not_tried() -> None:
@@ -153,7 +153,7 @@ async def test_erlangs_tools_ask_ours(network: Network) -> None:
         assert "name py at port 9100" in await run(program("epmd"), "-port", port, "-names")
         async with await Erl.start(network, "e", network.address(2)) as erl:
             # A stock node has registered with us; another one can ask where it is.
-            found = await epmd.names("::1", timeout=60, port=network.epmd_port)
+            found = await epmd_names.names("::1", timeout=60, port=network.epmd_port)
             assert found.keys() == {"py", "e"}
             host = f"'{network.address(1)}'"
             assert await erl.eval('erl_epmd:port_please("py", {0,0,0,0,0,0,0,1})') == (
@@ -169,11 +169,11 @@ async def test_erlangs_tools_ask_ours(network: Network) -> None:
                 ("py", 9100),
             ]
         await until(lambda: len(mapper.clients) == 0, "erl has gone")
-        assert (await epmd.names("::1", timeout=60, port=network.epmd_port)).keys() == {"py"}
+        assert (await epmd_names.names("::1", timeout=60, port=network.epmd_port)).keys() == {"py"}
         # Stopping us with its tool does not work.
         await run(program("epmd"), "-port", port, "-kill")
         await run(program("epmd"), "-port", port, "-stop", "py")
-        assert (await epmd.names("::1", timeout=60, port=network.epmd_port)).keys() == {"py"}
+        assert (await epmd_names.names("::1", timeout=60, port=network.epmd_port)).keys() == {"py"}
         assert mapper.registry.counters["refused"] >= 2
 
 
@@ -187,7 +187,7 @@ async def test_we_register_with_erlangs_and_follow_it(network: Network) -> None:
         async with asyncio.timeout(60):
             while True:
                 try:
-                    await epmd.names("::1", port=port)
+                    await epmd_names.names("::1", port=port)
                     return process
                 except OSError:
                     await asyncio.sleep(0.01)
@@ -224,13 +224,13 @@ async def test_two_on_one_device(network: Network) -> None:
         await until(lambda: "::1" in first.served, "the first one answers")
         await until(lambda: second.registered_at, "the second one is registered")
         port = network.epmd_port
-        assert (await epmd.names("::1", timeout=60, port=port)).keys() == {"a", "b"}
+        assert (await epmd_names.names("::1", timeout=60, port=port)).keys() == {"a", "b"}
         if network.private:
             second_host = str(network.address(2))
-            assert (await epmd.names(second_host, timeout=60, port=port)).keys() == {"b"}
+            assert (await epmd_names.names(second_host, timeout=60, port=port)).keys() == {"b"}
         await first.stop()
         await until(lambda: "::1" in second.served, "the second one takes over")
-        assert (await epmd.names("::1", timeout=60, port=port)).keys() == {"b"}
+        assert (await epmd_names.names("::1", timeout=60, port=port)).keys() == {"b"}
 
 
 @in_private_network
@@ -290,7 +290,7 @@ async def test_a_server_that_never_ends(network: Network) -> None:
     server = await asyncio.start_server(_endless, "::1", network.epmd_port)
     for question in (
         epmd.lookup("::1", "py", timeout=60, port=network.epmd_port),
-        epmd.names("::1", timeout=60, port=network.epmd_port),
+        epmd_names.names("::1", timeout=60, port=network.epmd_port),
     ):
         with pytest.raises(EpmdError):
             await question

@@ -21,6 +21,7 @@ from hashlib import sha1
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1] / "helpers"))
 
 from limits import watched
 from targets import TARGETS

@@ -659,6 +659,8 @@ def message_seeds() -> Iterator[bytes]:
 
 def make_epmd() -> Try:
     """Requests to our port mapper, and answers of others; the first byte chooses."""
+    import epmd_names
+
     from thicket.distribution import epmd
     from thicket.distribution.epmd import EpmdError, Registry
 
@@ -703,8 +705,8 @@ def make_epmd() -> Try:
         nodes = mapper.registry._nodes
         assert len(nodes) <= epmd._MAX_REGISTERED
         assert sum(mapper.registry.counters.values()) <= asked
-        listing, _ = mapper.registry.answer(epmd.names_request()[2:], local=False)
-        found = epmd.parse_names_answer(listing)
+        listing, _ = mapper.registry.answer(epmd_names.NAMES_REQUEST[2:], local=False)
+        found = epmd_names.parse_names_answer(listing)
         assert found["thicket"] == 9100
         assert len(found) == len(nodes), "a name that was registered breaks the list"
         for name in nodes:
@@ -721,7 +723,7 @@ def make_epmd() -> Try:
                 port = epmd.parse_port_answer(data)
                 assert port is None or 0 < port < 0x10000
             elif choice & 3 == 1:
-                for port in epmd.parse_names_answer(data).values():
+                for port in epmd_names.parse_names_answer(data).values():
                     assert 0 <= port < 0x10000
             elif choice & 3 == 2:
                 epmd.parse_alive_answer(data)
@@ -735,20 +737,22 @@ def make_epmd() -> Try:
 
 def epmd_seeds() -> Iterator[bytes]:
     """Yield requests and answers of all kinds."""
+    import epmd_names
+
     from thicket.distribution import epmd
 
     registry = epmd.Registry("thicket", 9100, 5)
     answer = registry.answer(epmd.port_request("thicket")[2:], local=False)[0]
     yield b"\0" + answer
     yield b"\0w\1"
-    listing = registry.answer(epmd.names_request()[2:], local=False)[0]
+    listing = registry.answer(epmd_names.NAMES_REQUEST[2:], local=False)[0]
     yield b"\1" + listing
     yield b"\1" + listing + b"name other at port 1234\n"
     yield b"\2" + bytes((118, 0, 0, 0, 0, 5))
     yield b"\2" + bytes((121, 0, 0, 5))
     yield b"\2" + bytes((118, 1, 0, 0, 0, 5))
     asked = (
-        epmd.port_request("thicket"), epmd.port_request("x"), epmd.names_request(),
+        epmd.port_request("thicket"), epmd.port_request("x"), epmd_names.NAMES_REQUEST,
         epmd.alive_request("other", 1234), epmd.alive_request("ü", 1, hidden=True),
         b"\0\1k", b"\0\1d", b"\0\5sother", b"\0\0",
     )  # fmt: skip

@@ -2,14 +2,9 @@
 """Applications: what a device is for, as Python packages that the daemon loads.
 
 An application is a class that an installed package names as an entry point in the group
-``thicket.applications``; docs/applications.md shows one. It runs in the daemon's event loop, and
-its failures do not stop the node:
-
-* one that raises or ends is reported and restarted, with growing pauses;
-* one that blocks the event loop for :data:`BLOCKED` seconds is interrupted by an exception in its
-  code, reported with the place, and restarted;
-* one whose memory has grown too much is reported and restarted;
-* everything that it made with the node (exported functions, mailboxes, memberships) ends with it.
+``thicket.applications``. It runs in the daemon's event loop, and its failures do not stop the node;
+docs/applications.md shows one, and what happens when it fails. Everything that it made with the
+node (exported functions, mailboxes, memberships) ends with it.
 """
 
 from __future__ import annotations

@@ -4,9 +4,7 @@
 It starts fast, as the nodes of a simulated fleet are slow: it imports little, parses the command
 line by hand, and imports everything else where it is needed.
 
-Exit status: 0 all is well; 1 the answer is bad news (not joined, a problem of severity "error", no
-pong, a configuration with faults, a change that was not made); 2 the command line is wrong; 3 the
-daemon cannot be reached.
+docs/node.md explains the exit statuses.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from thicket.base.files import read
+
 #: Seconds that a program may run without an answer from any disk.
 STALLED: Final = 90.0
 #: How many times the contents of all disks a program may read and write.
@@ -55,22 +57,13 @@ class Disks(NamedTuple):
     size: int
 
 
-def _read(path: str) -> str:
-    """Return the file's text; empty when it is gone."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as f:
-            return f.read()
-    except OSError:
-        return ""
-
-
 def processes(proc: str) -> dict[int, list[Program]]:
     """Return every process, by the pid of its parent."""
     found: dict[int, list[Program]] = {}
     for entry in os.listdir(proc):
         if entry.isdecimal():
             # proc_pid_stat(5): the name is in parentheses and may contain any character
-            head, _, tail = _read(f"{proc}/{entry}/stat").rpartition(")")
+            head, _, tail = (read(f"{proc}/{entry}/stat") or "").rpartition(")")
             fields = tail.split()
             if len(fields) > 19:
                 program = Program(int(entry), int(fields[19]), head.partition("(")[2])
@@ -82,13 +75,13 @@ def disks(block: str) -> Disks:
     """Return what the disks have done, without partitions; see the kernel's block/stat.rst."""
     requests = moved = size = 0
     for entry in os.listdir(block):
-        fields = [int(word) for word in _read(f"{block}/{entry}/stat").split()]
+        fields = [int(word) for word in (read(f"{block}/{entry}/stat") or "").split()]
         if len(fields) >= 11:
             # reads, merged, sectors, ms; writes, merged, sectors, ms; ...; discards; flushes
             requests += fields[0] + fields[4]
             requests += sum(fields[at] for at in (11, 15) if at < len(fields))
             moved += fields[2] + fields[6]
-            size += int(_read(f"{block}/{entry}/size") or 0)
+            size += int(read(f"{block}/{entry}/size") or 0)
     return Disks(requests, moved, size)
 
 

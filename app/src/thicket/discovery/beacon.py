@@ -8,13 +8,9 @@ A beacon is one UDP datagram. The payload of the plain form is the sender's IPv6
 text, spelt as in the name of its node, and nothing else. The signed form is in
 ``thicket.trust.signed_beacon``. For each form in use a :class:`Codec` makes and judges payloads.
 
-A beacon is multicast to the link (an 802.11s mesh is one link, so it reaches every node) when the
-node joins, when it gets a peer, and then repeatedly, as Wi-Fi multicast is not acknowledged. A node
-that is heard for the first time is answered with a beacon sent to it alone, so that both know each
-other after one beacon got through in either direction.
-
-A plain beacon proves nothing, and a signed one can be a repetition. A beacon is therefore only an
-address to try. The table of nodes is bounded, and so is the cost of a flood.
+docs/node.md says when beacons are sent and answered. A plain beacon proves nothing, and a signed
+one can be a repetition. A beacon is therefore only an address to try. The table of nodes is
+bounded, and so is the cost of a flood.
 """
 
 from __future__ import annotations

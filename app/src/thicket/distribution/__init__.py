@@ -7,10 +7,11 @@ From the bottom up:
 * one connection: :mod:`.connection`, inside TLS: :mod:`.secure` (:mod:`.file_tls`)
 * who is connected: :mod:`.epmd` (port mapper), :mod:`.listening`, :mod:`.admission`,
   :mod:`.connector`; what happens: :mod:`.events`
-* processes: :mod:`.atoms`, :mod:`.identifiers`, :mod:`.processes` (what they are and send),
-  :mod:`.signals` (what they are sent), :mod:`.services` (what stock nodes ask for)
+* processes: :mod:`.atoms`, :mod:`.identifiers`, :mod:`.processes` (processes, and what they send),
+  :mod:`.signals` (what they receive), :mod:`.services` (requests of stock nodes)
 * functions: :mod:`.exports`, :mod:`.convert` (arguments), :mod:`.failures` (results and errors),
-  :mod:`.jobs` (what runs here), :mod:`.calls` (who asks for it), :mod:`.calling` (those of others)
+  :mod:`.jobs` (running functions), :mod:`.calls` (calls from others), :mod:`.calling` (calls to
+  others)
 * messages and groups: :mod:`.mailbox`, :mod:`.groups`
 * what applications use: :mod:`.node`
 """
@@ -64,7 +65,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a node that only answers does without, when it is first asked for."""
+    """Import a name on first use; a node that only answers does not need these."""
     module = _LATER.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

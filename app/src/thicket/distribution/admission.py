@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nodes are let in: places for handshakes, checks of who asks, and counts of refusals.
+"""Admission of nodes: places for handshakes, checks of peers, and counts of refusals.
 
-A stranger costs nothing to become: an address can be invented, and a connection that says nothing
-looks like a slow member. So places for handshakes are few, the ones that waited longest without a
-word give way to newcomers, and members that were heard of have places that strangers cannot take.
+Anybody can be a stranger at no cost: an address can be invented, and a silent connection looks like
+a slow member. So there are few places for handshakes, the longest silent ones give way to
+newcomers, and known members have places that strangers cannot take.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from thicket.base.pace import Seldom
 from thicket.distribution.events import Refused, RefusedBy
 from thicket.distribution.handshake import (
     OURS,
@@ -36,17 +37,17 @@ MAX_STRANGERS = 64
 """Limit of handshakes in progress with sources that are not expected."""
 
 MAX_EXPECTED = 64
-"""Limit of those with sources that are expected."""
+"""Limit of handshakes in progress with expected sources."""
 
 MAX_PER_SOURCE = 8
 
 MAX_CONNECTIONS = 1024
 
 MAX_CONNECTIONS_PER_HOST = 16
-"""Limit of connected nodes at one address, which one certificate speaks for."""
+"""Limit of connected nodes at one address, which one certificate covers."""
 
 _LOG_INTERVAL = 60.0
-_LOG_LINES = 30  # of refusals, within that interval
+_LOG_LINES = 30  # lines about refusals within that interval
 _MAX_REASONS = 64
 _NO_REFUSALS = frozenset(("simultaneous", "connected", "stopped"))
 
@@ -54,8 +55,8 @@ _NO_REFUSALS = frozenset(("simultaneous", "connected", "stopped"))
 class Handshakes:
     """The handshakes in progress that others began, the oldest first.
 
-    :ivar expected: tells whether a member is known to be at an address. Answers of True should
-        rest on proof, as a signed beacon is.
+    :ivar expected: returns whether a member is known to be at an address. It should rest on proof,
+        such as a signed beacon.
     """
 
     def __init__(self) -> None:
@@ -71,7 +72,7 @@ class Handshakes:
         yield from self._strangers
 
     def add(self, connection: Connection) -> None:
-        """Give *connection* a place, or close it; another one is closed when it gives way."""
+        """Give *connection* a place; close it, or another one, when there is none."""
         if self.expected(connection.source):
             pool, limit = self._members, MAX_EXPECTED
         else:
@@ -98,10 +99,7 @@ class Handshakes:
 
 
 def _make_room(others: list[Connection], newcomer: Connection, why: str) -> None:
-    """Close the oldest of *others* that said nothing, else the oldest that proved nothing.
-
-    Where all have proved something, the newcomer is closed.
-    """
+    """Close the oldest silent one of *others*, else the oldest without TLS, else the newcomer."""
     leaves = next((other for other in others if not other.heard), None)
     if leaves is None:
         leaves = next((other for other in others if not other.secured_at), newcomer)
@@ -109,51 +107,38 @@ def _make_room(others: list[Connection], newcomer: Connection, why: str) -> None
 
 
 class Refusals:
-    """Counts refusals, and decides which of them are told of.
+    """Counts refusals, and decides which of them are reported.
 
-    The same source and reason is told once a minute: a peer that tries again every second must not
-    fill the log. All together are told 30 times a minute, as sources are cheap for an attacker.
+    The same source and reason is reported once a minute, so that a peer that tries again every
+    second does not fill the log; all together 30 times a minute, as an attacker can invent sources.
 
     :ivar counters: by reason, how often this node refused (OURS) and was refused (THEIRS).
     """
 
     def __init__(self) -> None:
         self.counters: dict[str, dict[str, int]] = {OURS: {}, THEIRS: {}}
-        self._told: dict[tuple[str, str, str], float] = {}
-        self._omitted = 0
+        self._seldom = Seldom(_LOG_INTERVAL, _LOG_LINES)
 
     def add(self, whose: str, source: str, code: str) -> int | None:
         """Count a refusal.
 
-        :returns: how many were not told of since the last one that was; None when this one is not
-            to be told of either.
+        :returns: how many were not reported since the last one; None when this one is not either.
         """
         counters = self.counters[whose]
         if code not in counters and len(counters) >= _MAX_REASONS:
-            code = "other"  # the peer's words are no way to fill our memory
+            code = "other"  # the peer must not fill our memory with invented codes
         counters[code] = counters.get(code, 0) + 1
-        key = whose, source, code
-        now = time.monotonic()
-        for known, when in list(self._told.items()):  # the oldest first
-            if now - when < _LOG_INTERVAL:
-                break
-            del self._told[known]
-        if key in self._told or len(self._told) >= _LOG_LINES:
-            self._omitted += 1
-            return None
-        self._told[key] = now
-        omitted, self._omitted = self._omitted, 0
-        return omitted
+        return self._seldom.take((whose, source, code), time.monotonic())
 
 
 class Admission:
-    """Decides who may be connected with a node, and tells of those who may not.
+    """Decides which nodes may be connected, and reports those that may not.
 
     :param own: the node's name.
     :param connections: the connected nodes by the key of their names.
     :param tls: checks certificates; None without TLS.
     :param check_source: refuse a peer whose name has another address than it connects from.
-    :param tell: is told of refusals.
+    :param tell: called with the events of refusals.
     :ivar handshakes: those in progress that others began.
     :ivar refusals: how many there were.
     :ivar abandoned: number of handshakes that the peer gave up.
@@ -198,7 +183,7 @@ class Admission:
                 raise HandshakeError("too-many", f"{same} nodes of one address are connected")
 
     def check(self, connection: Connection, name: str) -> None:
-        """Check the certificate of the peer, which is or calls itself *name*; without TLS none.
+        """Check the certificate of the peer, which is or calls itself *name*, if there is TLS.
 
         :raises HandshakeError: when it is refused.
         """
@@ -228,13 +213,13 @@ class Admission:
                 self.check(connection, connection.checked)
             except HandshakeError as error:
                 gone.append(connection.checked)
-                if connection.established:  # otherwise it is told of when it is closed
+                if connection.established:  # otherwise closing reports it
                     self.refuse(connection, error)
                 connection.close(error)
         return sorted(gone)
 
     def ended(self, connection: Connection, reason: DistributionError) -> None:
-        """Count a handshake that has failed, whoever began it."""
+        """Count a failed handshake, whoever began it."""
         self.handshakes.discard(connection)
         refusal = reason.refusal if isinstance(reason, HandshakeError) else ""
         if refusal == THEIRS or (refusal == OURS and connection.outgoing):
@@ -242,13 +227,13 @@ class Admission:
         if connection.outgoing:
             return
         if reason.code == "closed":
-            # Its own doing: it was stopped, or dropped this connection in favour of ours.
+            # The peer closed it: it was stopped, or preferred the connection that we began.
             self.abandoned += 1
         elif refusal != THEIRS and reason.code not in _NO_REFUSALS:
             self.refuse(connection, reason)
 
     def refuse(self, connection: Connection, reason: DistributionError) -> None:
-        """Count a refusal, and tell of each source and reason once in a while.
+        """Count a refusal, and report each source and reason from time to time.
 
         :param reason: says whether the peer refused this node.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The atoms of Erlang that processes, calls and services of a node have in common."""
+"""Erlang's atoms that several modules of a node use."""
 
 from __future__ import annotations
 

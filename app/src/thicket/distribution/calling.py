@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of functions on other nodes, as Erlang's ``erpc`` makes them.
 
-A call is a request to spawn a process that runs ``erpc:execute_call/4`` on the other node, watched
-by the caller; its end tells the result (source of OTP's ``erpc.erl``; ERTS User's Guide,
-"Distribution Protocol", ``SPAWN_REQUEST``). A caller that no longer waits takes back its watch,
-upon which a function of ours is cancelled.
+A call asks the other node to spawn a process that runs ``erpc:execute_call/4``, and watches it; the
+end of the process carries the result (source of OTP's ``erpc.erl``; ERTS User's Guide,
+"Distribution Protocol", ``SPAWN_REQUEST``). A caller that no longer waits takes back its watch; a
+Thicket node then cancels the function.
 """
 
 from __future__ import annotations
@@ -52,10 +52,9 @@ _NO_SUCH_REQUEST = Atom("enotsup")
 
 
 class IoServer(Process):
-    """The "group leader" of functions that we call: what they print is logged.
+    """The "group leader" of functions that we call, which logs their output.
 
-    Without an answer to its requests (Erlang's "I/O protocol") their ``io:format`` would wait for
-    ever.
+    Their ``io:format`` would wait for ever without an answer (Erlang's "I/O protocol").
     """
 
     answers = False
@@ -86,9 +85,9 @@ class IoServer(Process):
 
 
 class RemoteTask(Waiting):
-    """A function that runs on another node. Await it for its result; cancel it to stop it there.
+    """A function that runs on another node: await its result, or cancel it to stop it there.
 
-    Cancelling the task that awaits it cancels it as well.
+    Cancelling the task that awaits it stops it as well.
 
     :ivar peer: the node it runs on.
     :ivar function: what runs, ``module.function``.
@@ -118,13 +117,13 @@ class RemoteTask(Waiting):
             raise
 
     def done(self) -> bool:
-        """Tell whether the function has ended, here or there."""
+        """Return whether the function has ended, or nobody waits for it any more."""
         return self.answer.done()
 
     def cancel(self) -> bool:
         """Stop the function; False when it has ended already.
 
-        A function of Python is cancelled as a task is, one of Erlang is told to exit.
+        A Python function is cancelled as a task, an Erlang process is asked to exit.
         """
         if self.answer.done():
             return False
@@ -133,7 +132,7 @@ class RemoteTask(Waiting):
         return True
 
     def request(self, arguments: list[Any], group_leader: Pid) -> tuple[tuple[Any, ...], Any]:
-        """Return control tuple and term that ask for the function."""
+        """Return the control tuple and the term that request the function."""
         module, function = map(Atom, split_function(self.function))
         control = (
             frames.SPAWN_REQUEST,
@@ -146,7 +145,7 @@ class RemoteTask(Waiting):
         return control, [self.reference, module, function, arguments]
 
     def start_here(self, calls: Calls, arguments: list[Any]) -> None:
-        """Run an exported function of this node itself."""
+        """Run an exported function on this node."""
         module, function = map(Atom, split_function(self.function))
         copied = copy(arguments)
         self._spawning = False
@@ -164,7 +163,7 @@ class RemoteTask(Waiting):
         job.monitors[self.reference] = None, self.pid, job.pid
 
     def expire(self, seconds: float) -> None:
-        """Give up waiting, and stop the function."""
+        """Stop waiting, and stop the function."""
         error = CallTimeoutError(
             "timeout", f"{self.function} on {self.peer} took longer than {seconds:.3g} seconds"
         )
@@ -173,7 +172,7 @@ class RemoteTask(Waiting):
             self._abandon()
 
     def on_spawned(self, reference: Any, found: Any) -> None:
-        """Handle the answer to the request: the process that was made, or why none was."""
+        """Handle the answer to the request: the new process, or why there is none."""
         if reference != self.reference:
             return
         self._spawning = False
@@ -226,7 +225,7 @@ class RemoteTask(Waiting):
     def fail(self, error: DistributionError) -> None:
         super().fail(error)
         if self.answer.done() and not self.answer.cancelled():
-            self.answer.exception()  # nobody may ever ask a task that was only started
+            self.answer.exception()  # mark it as seen; a task may be started and never awaited
 
     def _abandon(self) -> None:
         if self._abandoned:
@@ -241,7 +240,7 @@ class RemoteTask(Waiting):
             self.node.end(self)
 
     def _stop_there(self) -> None:
-        """Take back the watch, which cancels a function of ours, and have one of Erlang exit."""
+        """Take back the watch, which cancels a Python function, and ask an Erlang one to exit."""
         if self.connection is not None and self.remote is not None:
             self.connection.send(
                 (frames.DEMONITOR_P, self.pid, self.remote, self.reference), more=True
@@ -266,38 +265,25 @@ class RemoteTask(Waiting):
     def _raised(self, value: Any, trace: Any) -> RemoteError:
         match value:
             case "undef":
-                message = "no such function, or it is not exported with so many arguments"
+                message = "no such function, or it is not exported with this number of arguments"
                 first = trace[0] if type(trace) is list and trace else None
                 if type(first) is tuple and len(first) >= 2:
                     found = (word(first[0]), word(first[1]))
                     if found != split_function(self.function):
                         message = f"{found[0]}:{found[1]} does not exist"
-                return RemoteError(
-                    self.peer,
-                    self.function,
-                    "error",
-                    value,
-                    trace,
-                    message=message,
-                    code="undefined",
-                )
+                code: str | None = "undefined"
             case ("badarg", (bytes() | str()) as text):
-                return RemoteError(
-                    self.peer,
-                    self.function,
-                    "error",
-                    value,
-                    trace,
-                    message=_to_text(text),
-                    code="bad-argument",
-                )
+                message, code = _to_text(text), "bad-argument"
             case ("python_exception", dict() as described):
                 return self._python(value, described, trace)
-        code = "bad-argument" if value == BAD_ARGUMENT else None
-        return RemoteError(self.peer, self.function, "error", value, trace, code=code)
+            case _:
+                message, code = "", "bad-argument" if value == BAD_ARGUMENT else None
+        return RemoteError(
+            self.peer, self.function, "error", value, trace, message=message, code=code
+        )
 
     def _python(self, reason: Any, described: dict[Any, Any], trace: Any) -> RemoteError:
-        """Return an exception of Python with its causes."""
+        """Return a Python exception with its causes."""
         outermost = last = self._one_of_python(reason, described, trace)
         cause = described.get("cause")
         for _ in range(MAX_CAUSES - 1):
@@ -331,7 +317,7 @@ def _to_text(text: Any) -> str:
 def cast_request(
     node: ProcessTable, function: str, arguments: list[Any], sender: Pid, group_leader: Pid
 ) -> tuple[tuple[Any, ...], Any]:
-    """Return control tuple and term that ask for a function whose result nobody waits for."""
+    """Return the control tuple and the term that request a function without its result."""
     module, name = map(Atom, split_function(function))
     control: tuple[Any, ...] = (
         frames.SPAWN_REQUEST,

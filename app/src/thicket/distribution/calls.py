@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other nodes ask for by calls of functions, as Erlang's ``erpc`` and ``rpc`` make them.
+"""Calls of functions by other nodes, as Erlang's ``erpc`` and ``rpc`` make them.
 
-They ask for a process that runs ``erpc:execute_call/4`` (see :mod:`.calling`). Here is no such
-function: what runs is a function of Python that was exported, and nothing else. When a caller takes
-back its watch the function is cancelled.
+A caller asks for a process that runs ``erpc:execute_call/4`` (see :mod:`.calling`). There is no
+such function here: only exported Python functions run. A function is cancelled when its caller
+takes back the watch.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Calls:
     """Answers requests to run a function here.
 
     :ivar exports: the functions that may be called.
-    :ivar jobs: those that run.
-    :ivar refused: number of requests that were one too many.
+    :ivar jobs: the running functions.
+    :ivar refused: number of requests that exceeded a limit.
     """
 
     def __init__(self, node: ProcessTable) -> None:
@@ -70,7 +70,7 @@ class Calls:
 
     @property
     def group_leader(self) -> Pid:
-        """Where functions that we call print to."""
+        """The process to which functions that we call print."""
         if self._io is None:
             self._io = IoServer(self.node)
         return self._io.pid
@@ -126,7 +126,7 @@ class Calls:
             return
         granted = (1 if linked else 0) | (2 if monitored else 0)
         ended: Any
-        # What has a long result waits until those before it have left.
+        # While long results are being sent, the next function waits for its turn.
         if exported is not None and (connection.busy or not exported.at_once):
             watch = request if monitored and not spawned else None
             job = Job(
@@ -146,7 +146,7 @@ class Calls:
             connection.send((frames.SPAWN_REPLY, request, caller, granted, job.pid))
             job.start()
             return
-        # What has ended already needs no process.
+        # A function that has ended needs no process.
         if exported is None:
             called_here = (module, function, arguments)
             known = result and answer_to_shell(self.node, connection, control[3], called_here)
@@ -159,7 +159,7 @@ class Calls:
         else:
             ended = self._run(exported, connection, caller, arguments, result)
         pid = self.node.new_pid()
-        # The caller's runtime waits for this even where the caller does not.
+        # The caller's runtime waits for this, even if the caller does not.
         connection.send(
             (frames.SPAWN_REPLY, request, caller, granted, pid), more=monitored or linked
         )
@@ -176,14 +176,14 @@ class Calls:
         arguments: list[Any],
         result: Any,
     ) -> Any:
-        """Run a plain function; how its process ends."""
+        """Run a plain function, and return how its process ends."""
         token = CALLER.set(Caller(str(caller.node), caller))
         try:
             value = exported.function(*exported.signature.convert(arguments))
             return returned(result, value, text=reader.text)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # would end the connection, or the node
+        except BaseException as error:  # it would end the connection, or the node
             return self.failed(result, exported, arguments, error, str(caller.node))
         finally:
             CALLER.reset(token)
@@ -196,7 +196,7 @@ class Calls:
         error: BaseException,
         source: str,
     ) -> Any:
-        """Return how a process ends whose function has raised *error*, whatever that is."""
+        """Return how a process ends whose function has raised *error*."""
         try:
             if not isinstance(error, Throw | MismatchError):
                 self._faults.add(exported.name, error, source)
@@ -209,7 +209,7 @@ class Calls:
             return raised(result, exported.name, "error", (PYTHON_EXCEPTION, described))
 
     def has_room(self, node: str) -> bool:
-        """Tell whether one more function may run on behalf of *node*."""
+        """Return whether one more function may run for *node*."""
         if len(self.jobs) >= MAX_JOBS:
             return False
         if len(self.jobs) < MAX_JOBS_PER_NODE:
@@ -228,8 +228,9 @@ class Calls:
     ) -> Job | None:
         """Run an exported function; None when there is none.
 
-        :param caller: the process that it is run for.
-        :param connection: to the caller's node, which it must be known to be of; None for this one.
+        :param caller: the process that it runs for.
+        :param connection: to the caller's node, which must be known to be its own; None for this
+            node.
         """
         exported = self.exports.find(module, function, len(arguments))
         if exported is None:
@@ -247,7 +248,7 @@ class Calls:
         return job
 
     def stop(self) -> None:
-        """Cancel what runs."""
+        """Cancel all running functions."""
         for job in list(self.jobs):
             job.cancel(KILLED)
         if self._threads is not None:

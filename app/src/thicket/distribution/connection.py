@@ -39,25 +39,25 @@ TICK_INTENSITY = 4
 """Ticks within one tick time (the default of kernel's ``net_tickintensity``)."""
 
 ASK_AFTER = TICK_INTENSITY // 2
-"""Silent intervals after which a peer is asked for a sign of life: it may tick more slowly."""
+"""Silent intervals after which a peer, which may tick more slowly, is asked for a sign of life."""
 
 ANSWER_AFTER = 0.25
-"""Seconds without anything sent after which a node of Erlang that speaks is answered with a tick:
-its tick time may be shorter. The shortest, 1 s, has such intervals."""
+"""Seconds without sending after which whatever arrives from an Erlang node is answered with a tick,
+as its tick time may be shorter. The shortest one, 1 s, has such intervals."""
 
 HIGH_WATER = 256 * 1024
 """Bytes waiting to be sent above which :meth:`Connection.drain` waits."""
 
 MAX_UNSENT = 16 * 1024 * 1024
 """Bytes waiting to be sent at which a peer that does not read is given up, unless a single message
-is longer. Senders that use :meth:`Connection.drain` never get there."""
+is longer. Senders that use :meth:`Connection.drain` never reach it."""
 
 _HANDSHAKE_READ = 4 * 1024
-"""Bytes read at a time in the handshake, when the peer may be anybody."""
+"""Bytes read at a time during the handshake, when the peer may be anybody."""
 
 NOT_SENT = 128 * 1024
-"""Bytes that the kernel takes beyond what is on its way, so that a tick, or a small message, does
-not wait behind megabytes in its buffer."""
+"""Unsent bytes that the kernel buffers, so that a tick or a small message does not wait behind
+megabytes."""
 
 _CLOSE_TIME = 2.0
 _USER_TIMEOUT = 18  # TCP_USER_TIMEOUT of linux/tcp.h
@@ -70,22 +70,22 @@ _SENDER_SECOND = frozenset((frames.SPAWN_REQUEST, frames.UNLINK_ID, frames.UNLIN
 
 
 class Owner(Protocol):
-    """What a connection reports to."""
+    """Receives the events of a connection."""
 
     def on_opened(self, connection: Connection) -> None:
-        """The TCP connection stands and the handshake begins, that of TLS first; may close it."""
+        """The TCP connection is up and the handshake begins, with TLS first; may close it."""
 
     def on_secured(self, connection: Connection) -> None:
-        """TLS stands, and nothing was said inside yet.
+        """TLS is up, and nothing was sent inside it yet.
 
-        :raises HandshakeError: to refuse the peer, which is told so.
+        :raises HandshakeError: to refuse the peer; it learns the reason.
         """
 
     def on_connected(self, connection: Connection) -> None:
         """The handshake has succeeded; messages may follow at once."""
 
     def on_silence(self, connection: Connection) -> None:
-        """The peer was silent for half the tick time: ask it something that costs it nothing."""
+        """The peer was silent for half the tick time: ask it for a cheap sign of life."""
 
     def on_message(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
@@ -93,7 +93,7 @@ class Owner(Protocol):
         """A message arrived; *payload* is encoded, without version byte."""
 
     def on_discarded(self, connection: Connection, control: tuple[Any, ...], head: bytes) -> None:
-        """A message was dropped for its length; *head* is the beginning of its payload."""
+        """A message was too long and dropped; *head* is the beginning of its payload."""
 
     def on_closed(self, connection: Connection, reason: DistributionError) -> None:
         """The connection is over; called exactly once."""
@@ -103,18 +103,18 @@ class Connection(asyncio.BufferedProtocol):
     """A connection, from the first byte of the handshake to its end.
 
     :param handshake: the machine of our side.
-    :param tick_time: seconds without a byte after which the peer counts as lost, having been asked
-        after half of it; a tick is sent when nothing else was for a quarter of it. The peer's own
-        may be another one.
+    :param tick_time: seconds without a byte after which the peer counts as lost. It is asked for a
+        sign of life after half of it; a tick is sent when nothing else was for a quarter of it. The
+        peer's tick time may differ.
     :param max_message: longest message accepted, in bytes.
-    :param room: where messages are held of which parts are missing; of its own by default.
-    :param inside_tls: say nothing before :meth:`secured` is called.
+    :param room: memory for incomplete messages; by default the connection has its own.
+    :param inside_tls: send nothing before :meth:`secured` is called.
     :ivar source: the peer's address in canonical form, without zone.
     :ivar heard: when the last bytes came, by the event loop's clock; 0 before the first.
-    :ivar secured_at: when TLS stood, by the same clock; 0 before, and without TLS.
+    :ivar secured_at: when TLS came up, by the same clock; 0 before, and without TLS.
     :ivar established: the handshake is over and the connection in use.
-    :ivar text: the peer reads text apart from bytes, as nodes of ours do.
-    :ivar checked: the name under which the peer's certificate was found good.
+    :ivar text: the peer distinguishes text from bytes, as Thicket nodes do.
+    :ivar checked: the name for which the peer's certificate was accepted.
     """
 
     def __init__(
@@ -159,12 +159,12 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = False
         self._drained: deque[asyncio.Future[None]] = deque()
         self._holders: set[object] = set()
-        # Small messages of one turn of the event loop leave together.
+        # Small messages of one turn of the event loop are sent together.
         self._scheduled = False
         self._corked = False
         self._small: list[bytes] = []
         self._small_size = 0
-        # Long messages, in fragments, by sender: those of one sender leave in their order.
+        # Long messages, in fragments, by sender, whose messages keep their order.
         self._long: dict[Any, deque[tuple[int, Iterator[bytes]]]] = {}
         self._long_size = 0
         self._longest = 0  # of those that wait now
@@ -175,15 +175,15 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        # The C library's spelling need not be the canonical one.
+        # The C library may use another spelling than the canonical one.
         self.source = str(IPv6Address(peer[0].partition("%")[0])) if peer else ""
-        if self._closed is not None:  # given up before it came to be
+        if self._closed is not None:  # closed before it came up
             transport.abort()
             return
         raw = transport.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Ends the connection when what we sent stays unacknowledged for the tick time.
+            # The kernel ends the connection when sent data stays unacknowledged for the tick time.
             raw.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(self._tick_time * 1000))
             raw.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, NOT_SENT)
         transport.set_write_buffer_limits(high=HIGH_WATER)
@@ -193,7 +193,7 @@ class Connection(asyncio.BufferedProtocol):
             self._flush()
 
     def secured(self) -> None:
-        """TLS stands: check the peer, and begin the handshake of nodes."""
+        """TLS is up: check the peer, and begin the handshake of nodes."""
         self._inside_tls = False
         self.secured_at = self._loop.time()
         try:
@@ -217,7 +217,7 @@ class Connection(asyncio.BufferedProtocol):
             self.tick()
 
     def _take(self) -> None:
-        """Handle what has been read, unless a receiver wants no more now."""
+        """Handle the bytes read, unless a receiver is full."""
         if self._closed is not None:
             return
         try:
@@ -232,7 +232,7 @@ class Connection(asyncio.BufferedProtocol):
             self.close(DistributionError("protocol", f"{self.name} sent {error}"))
 
     def eof_received(self) -> bool:
-        return False  # a peer that has said its last word is gone
+        return False  # a peer that sends no more is gone
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closed is None:
@@ -240,7 +240,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing is not None:
             self._closing.cancel()
         self._finish()
-        # The memory is free now, not when the collector of cycles comes by.
+        # Free the memory now, without waiting for the garbage collector.
         self._transport = self._closing = None
 
     def pause_writing(self) -> None:
@@ -255,23 +255,23 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def peer(self) -> RemoteNode:
-        """The node at the other end; only once it has told its name."""
+        """The node at the other end, once it has told its name."""
         assert self.handshake.peer is not None
         return self.handshake.peer
 
     @property
     def name(self) -> str:
-        """The peer's name, or its address as long as that is all we know."""
+        """The peer's name, or its address while the name is not known."""
         return self.handshake.peer.name if self.handshake.peer is not None else self.source
 
     @property
     def key(self) -> str:
-        """What all spellings of the peer's name have in common (:func:`.handshake.key_of`)."""
+        """The key of the peer's name (:func:`.handshake.key_of`)."""
         return key_of(self.name)
 
     @property
     def called(self) -> str:
-        """Who the peer is or should be, and its address, for messages."""
+        """The name that the peer has or should have, and its address, for messages."""
         handshake = self.handshake
         if isinstance(handshake, Initiator):
             return handshake.wanted
@@ -280,12 +280,12 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def ssl_object(self) -> Any:
-        """What TLS knows of the peer; None without TLS."""
+        """The state of TLS; None without TLS."""
         return self._transport.get_extra_info("ssl_object") if self._transport else None
 
     def acknowledged_within(self, seconds: float) -> bool:
-        """Tell whether the peer's system has confirmed something in the last *seconds*, whatever
-        its program does; False where the system does not tell."""
+        """Return whether the peer's kernel acknowledged data in the last *seconds*, whatever its
+        program does; False when our kernel does not tell."""
         raw = self._transport.get_extra_info("socket") if self._transport is not None else None
         if raw is None:
             return False
@@ -304,13 +304,13 @@ class Connection(asyncio.BufferedProtocol):
         return self._messages.discarded if self.established else 0
 
     def has(self, flag: int) -> bool:
-        """Tell whether both sides have the ability *flag*."""
+        """Return whether both sides have the ability *flag*."""
         return self.handshake.peer is not None and bool(self.handshake.peer.flags & flag)
 
     def encode(self, term: Any) -> bytes:
         """Return *term* in the form that the peer reads, for :meth:`send`.
 
-        :raises EncodeError: when it has none.
+        :raises EncodeError: it has no form.
         """
         return encode_bare(term, text=self.text)
 
@@ -319,8 +319,8 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         """Send a message without waiting; after the end of the connection it is dropped.
 
-        A message longer than a fragment leaves piece by piece, as the connection takes it, and
-        others pass it on the way; but not those of the same sender.
+        A message longer than a fragment is sent piece by piece, as the connection takes it, and
+        messages of other senders may overtake it.
 
         :param payload: an encoded term, see :meth:`encode`.
         :param more: another message follows at once, and both may leave together.
@@ -348,10 +348,10 @@ class Connection(asyncio.BufferedProtocol):
             self.close(DistributionError("stuck", f"{self.name} does not read what it is sent"))
 
     async def drain(self) -> None:
-        """Wait until little enough is waiting to be sent; returns at once after the end.
+        """Wait until little data waits to be sent; returns at once after the end.
 
-        Who waits gets its turn in the order of coming, so that one that sends without end does not
-        keep others from sending.
+        Waiters take turns in the order in which they came, so that one that sends without end does
+        not keep others from sending.
         """
         if not self.busy or self._closed is not None:
             return
@@ -360,35 +360,35 @@ class Connection(asyncio.BufferedProtocol):
         try:
             await waiter
         finally:
-            # The next one's turn is when this one has sent, if there is room then.
+            # The next one has its turn when this one has sent, if there is room then.
             self._loop.call_soon(self._release)
 
     async def send_in_turn(self, control: tuple[Any, ...], payload: bytes | None = None) -> None:
-        """Send a message when little enough is waiting to be sent, as :meth:`send` does."""
+        """Wait as :meth:`drain` does, then send a message as :meth:`send` does."""
         if self.busy:
             await self.drain()
         self.send(control, payload)
 
     @property
     def busy(self) -> bool:
-        """Enough, or somebody, is waiting to send; see :meth:`drain`."""
+        """Whether much data, or a sender, is waiting; see :meth:`drain`."""
         return self._paused or bool(self._long) or bool(self._drained)
 
     def spoke(self) -> None:
-        """Take note that the peer said something, be it only to TLS."""
+        """Note that the peer has sent something, even if only to TLS."""
         self.heard = self._loop.time()
 
     def tick(self) -> None:
-        """Send a tick, unless it would wait behind other data, of which the peer hears as well."""
+        """Send a tick, unless it would wait behind other data, which serves the same purpose."""
         if self._closed is None and not self._paused and self._transport is not None:
             self._said = self._loop.time()
             self._transport.write(frames.TICK)
 
     def hold(self, holder: object) -> None:
-        """Read nothing more until *holder* wants more: what it was sent waits to be taken.
+        """Stop reading until *holder*, whose messages wait to be taken, calls :meth:`release`.
 
-        The peer's sending then comes to a halt, too. That must end well within the tick time, as
-        the peer's system ends a connection that takes nothing for so long.
+        The peer then has to stop sending. That must end well within the tick time, as the peer's
+        kernel ends a connection that accepts nothing for that long.
         """
         if self._transport is not None and self._closed is None:
             if not self._holders:
@@ -396,16 +396,16 @@ class Connection(asyncio.BufferedProtocol):
             self._holders.add(holder)
 
     def release(self, holder: object) -> None:
-        """Go on reading as far as *holder* is concerned."""
+        """Read again, unless another holder is full."""
         if holder in self._holders:
             self._holders.discard(holder)
             if not self._holders:
                 self._loop.call_soon(self._resume)
 
     def close(self, reason: DistributionError) -> None:
-        """End the connection; what is in the send buffer gets a moment to leave.
+        """End the connection; the send buffer has a moment to be sent.
 
-        The owner hears of it before this returns.
+        The owner is called before this returns.
         """
         if self._closed is not None:
             return
@@ -417,7 +417,7 @@ class Connection(asyncio.BufferedProtocol):
         self._finish()
 
     def abort(self) -> None:
-        """Let go of a closed connection at once: nobody is there to take what was sent."""
+        """Drop a closed connection at once, with what has not been sent."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -438,8 +438,8 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         self._header = self.has(FRAGMENTS)
         self.text = self.has(TEXT)
-        # Those who answer ticks themselves would be answered without end where the way is long:
-        # our own nodes, which ask, and those in C and Java, which have no monitors by name.
+        # Nodes that answer ticks are not answered, or two such nodes would tick without end over a
+        # slow link: Thicket nodes, and those in C and Java, which have no monitors by name.
         self._answering = self.has(DIST_MONITOR_NAME) and not self.text
         self._messages = frames.MessageReader(
             header=self._header,
@@ -494,7 +494,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _write(self, data: bytes, more: bool = False) -> None:
-        """Send *data*, together with what else is sent in this turn of the event loop."""
+        """Send *data* together with other data of this turn of the event loop."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._uncork)
@@ -510,7 +510,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _send_small(self) -> None:
         if self._small and self._transport is not None:
-            # Joined, as writelines() of Python 3.12.0 to 3.12.7 and 3.13.0 knows no high-water
+            # Joined, as writelines() of Python 3.12.0 to 3.12.7 and 3.13.0 ignores the high-water
             # mark.
             data, self._small, self._small_size = b"".join(self._small), [], 0
             self._transport.write(data)
@@ -521,14 +521,14 @@ class Connection(asyncio.BufferedProtocol):
             self._send_small()
 
     def _parts(self, control: bytes, payload: bytes | None) -> Iterator[bytes]:
-        """Return the frames of a message that has to wait."""
+        """Return the frames of a message that waits for its turn."""
         if payload is None or len(payload) <= frames.FRAGMENT_SIZE or not self.has(FRAGMENTS):
             return iter((b"".join(frames.build(control, payload, header=self._header)),))
         self._sequence += 1
         return frames.fragments(control, payload, self._sequence)
 
     def _pump(self) -> None:
-        """Send fragments of long messages, of one sender after the other, while there is room."""
+        """Send fragments of long messages, the senders in turns, while there is room."""
         while self._long and not self._paused and self._closed is None:
             sender, queue = next(iter(self._long.items()))
             del self._long[sender]
@@ -542,18 +542,18 @@ class Connection(asyncio.BufferedProtocol):
             if queue:
                 self._long[sender] = queue  # behind the others
             if part is not None and self._transport is not None:
-                self._send_small()  # came before
+                self._send_small()  # they came first
                 self._said = self._loop.time()
                 self._transport.write(part)
 
     def _tick(self) -> None:
         """Send a tick when nothing was sent lately; give up a peer that was silent too long.
 
-        A peer whose own tick time is longer is silent for as long as that has it. So it is asked,
-        once there is half the time left for its answer.
+        A peer with a longer tick time is silent for longer, so it is asked when half the time is
+        left for its answer.
 
-        Silence is counted in intervals, not read from a clock: when this process (or the whole
-        machine) stood still, the bytes that arrived meanwhile are read before the next count.
+        Silence is counted in intervals, not read from a clock: after this process, or the whole
+        machine, stood still, the bytes that arrived meanwhile are read before the next count.
         """
         self._silent = 0 if self._received or self._holders else self._silent + 1
         self._received = False
@@ -583,7 +583,7 @@ class Connection(asyncio.BufferedProtocol):
         )
 
     def _loss(self, exc: Exception | None) -> DistributionError:
-        """Put the end of the connection into words."""
+        """Describe the end of the connection."""
         how = f"was lost ({exc.strerror or exc})" if isinstance(exc, OSError) else "was closed"
         if self.established:
             return DistributionError("closed", f"the connection to {self.name} {how}")
@@ -624,12 +624,12 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _sender(control: tuple[Any, ...]) -> Any:
-    """Return who sends *control*: what one sends arrives in order."""
+    """Return the sender of *control*, whose messages arrive in order."""
     return control[2 if control[0] in _SENDER_SECOND else 1]
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Drop the frames that *error* came through: they hold the connection that holds *error*."""
+    """Drop the traceback of *error*, whose frames hold the connection, which holds *error*."""
     while error is not None:
         error.__traceback__ = None
         error = error.__context__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node reaches others: attempts, and connections that two nodes begin at the same time."""
+"""Connecting to other nodes, also when both sides begin at the same time."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _CONNECT_TIME = 4.0
 
 
 class Maker:
-    """Makes the connections of a node, which have limits, times and TLS in common.
+    """Makes the connections of a node, which share limits, times and TLS.
 
-    :param owner: what the connections report to.
+    :param owner: receives the events of the connections.
     :param setup_time: seconds that a handshake may take.
-    :param room: where messages are held of which parts are missing.
-    :param tls: talk inside TLS; None to talk without.
+    :param room: memory for incomplete messages.
+    :param tls: the TLS to use, or None.
     :ivar length_size: bytes of the length of a frame in the handshake.
     """
 
@@ -91,7 +91,7 @@ class Maker:
         )
 
     def protocol(self, connection: Connection, host: str | None) -> asyncio.BufferedProtocol:
-        """Return what reads from the socket: the connection, or TLS in between.
+        """Return the protocol of the socket: the connection, or TLS below it.
 
         :param host: the address connected to, None when the peer connects.
         """
@@ -99,9 +99,9 @@ class Maker:
 
 
 class Attempt:
-    """An attempt to reach a node, which takes several steps.
+    """An attempt to reach a node, in several steps.
 
-    :ivar peer: the node's name as it was asked for.
+    :ivar peer: the node's name as the caller spelt it.
     :ivar since: when it began, in seconds of CLOCK_BOOTTIME.
     """
 
@@ -114,7 +114,7 @@ class Attempt:
 
 
 class _Dial:
-    """The step of an attempt in which a handshake is in progress."""
+    """The handshake of an attempt."""
 
     __slots__ = ("connection", "result")
 
@@ -124,14 +124,14 @@ class _Dial:
 
 
 class Connector:
-    """Reaches other nodes, and decides which connection stays when both sides began one.
+    """Connects to other nodes, and decides which connection stays when both sides began one.
 
     :param connections: the connected nodes by the key of their names.
-    :param listening: whose port is tried at peers that their port mapper does not know.
+    :param listening: its port is tried at peers that their port mapper does not know.
     :param epmd_port: the port mappers' port; None to ask none.
     :param local: returns what this node says of itself in handshakes.
-    :param tell: is told of attempts.
-    :ivar attempts: what is under way, by the key of the peer's name.
+    :param tell: called with the events of attempts.
+    :ivar attempts: the attempts under way, by the key of the peer's name.
     :ivar simultaneous: number of connections that both sides began.
     :ivar stopped: set to begin no more attempts.
     """
@@ -167,7 +167,7 @@ class Connector:
         return [dial.connection for dial in self._dials.values()]
 
     async def connect(self, peer: str, timeout: float | None = None) -> None:
-        """Connect to *peer* unless it is connected; for the rest see :meth:`.Node.connect`."""
+        """Connect to *peer* unless it is connected, see :meth:`.Node.connect`."""
         split_name(peer)
         key = key_of(peer)
         local = self._local()
@@ -195,7 +195,7 @@ class Connector:
             ) from None
 
     async def stop(self) -> None:
-        """Give up all attempts, and begin no more."""
+        """Cancel all attempts, and begin no more."""
         self.stopped = True
         tasks = [attempt.task for attempt in self.attempts.values()]
         for task in tasks:
@@ -210,7 +210,7 @@ class Connector:
             log.debug("no connection to %s: %s", peer, task.exception())
 
     async def _attempt(self, peer: str) -> None:
-        """Connect to *peer*, within the time that all the steps may take together."""
+        """Connect to *peer* within the time for all steps together."""
         try:
             async with asyncio.timeout(self._attempt_time):
                 await self._reach(peer)
@@ -277,7 +277,7 @@ class Connector:
         except BaseException:
             raw.close()
             raise
-        # The peer may have been faster. It does not know yet that we are connecting, too.
+        # The peer may have been faster; it does not know yet that we are connecting as well.
         if key in self._connections or self._incoming.get(key):
             raw.close()
             if key in self._connections:
@@ -305,7 +305,7 @@ class Connector:
         """Wait until a node that is connecting to us is connected; False when it fails."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._maker.setup_time
-        # When we yielded to a connection of the peer's, it can be a moment until it is here.
+        # A connection of the peer that we yielded to may take a moment to arrive.
         grace = loop.time() + _EPMD_TIME
         while key not in self._connections:
             now = loop.time()
@@ -322,10 +322,11 @@ class Connector:
     # --- both sides at once -------------------------------------------------------------------
 
     def welcome(self, connection: Connection, name: str) -> str:
-        """Return the status of the handshake that a node begins which may be connected.
+        """Return the status that answers the handshake of an admitted node.
 
-        When both sides began, the connection of the node with the greater name stays. A node that
-        is connected has lost its end without our noticing: ours is closed when it proves itself.
+        When both sides began, the connection of the node with the greater name stays. A connected
+        node that connects again has lost its end of the old connection, which is closed when the
+        node has proved itself.
         """
         key = key_of(name)
         dial = self._dials.get(key)
@@ -343,7 +344,7 @@ class Connector:
         return status
 
     def connected(self, connection: Connection) -> None:
-        """End the attempts to reach a node that is connected now."""
+        """End the attempts to reach a node that has become connected."""
         self._no_longer_incoming(connection)
         dial = self._dials.get(connection.key)
         if dial is not None:
@@ -355,7 +356,7 @@ class Connector:
                 dial.result.set_result(None)
 
     def ended(self, connection: Connection, reason: DistributionError) -> None:
-        """Let an attempt go on whose handshake has failed, or one that waited for the peer's."""
+        """Continue an attempt whose handshake has failed, or that waited for the peer's."""
         if connection.outgoing:
             for dial in self._dials.values():
                 if dial.connection is connection and not dial.result.done():
@@ -365,7 +366,7 @@ class Connector:
         self.wake(connection.key)
 
     def wake(self, key: str) -> None:
-        """Let attempts look again whether a node is connected."""
+        """Make attempts check again whether a node is connected."""
         for waiter in self._waiters.pop(key, ()):
             if not waiter.done():
                 waiter.set_result(None)
@@ -388,7 +389,7 @@ def _status(theirs: str, ours: str, *, connected: bool, dialling: bool) -> str:
 
 
 def _words(error: Exception | None) -> str:
-    """Put what happened to an attempt to connect into words."""
+    """Describe the failure of an attempt to connect."""
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, OSError) and error.errno is not None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of exported functions: checked against, and made into, what their annotations say.
+"""Checks the arguments of exported functions by their annotations, and converts them.
 
-Erlang has fewer types than Python, so some values are taken for what they mean: a binary of UTF-8
-text or a list of characters (Erlang's ``"..."``) for ``str``, an integer for ``float``, ``nil`` and
-``undefined`` for ``None``, a list for ``tuple`` and the other way round, any atom for ``Atom``.
-Everything else must be of the type that is written.
+Erlang has fewer types than Python, so some values are converted: a binary of UTF-8 text or a list
+of characters (Erlang's ``"..."``) to ``str``, an integer to ``float``, ``nil`` and ``undefined`` to
+``None``, a list to ``tuple`` and the reverse, any atom to ``Atom``. Every other value must have the
+annotated type.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Convert = typing.Callable[[Any], Any]
-_MAX_ITEMS = 1_000_000
 
 
 class MismatchError(TypeError):
@@ -37,7 +36,7 @@ class MismatchError(TypeError):
 
 
 def _name(value: Any) -> str:
-    """Return what a value is called, for messages."""
+    """Return the name of a value's type, for messages."""
     if value is None:
         return "nil"
     names = {Atom: "an atom", bytes: "a binary", str: "text", int: "an integer", bool: "a boolean"}
@@ -143,7 +142,7 @@ def _mapping(key: Convert, value: Convert) -> Convert:
             raise MismatchError(f"a map was expected, not {_name(found)}")
         result = {}
         for k, v in pairs:
-            # Keys that are names come as atoms from Erlang, as text from Python.
+            # Names as keys are atoms in Erlang, text in Python.
             name = str(k) if key is _text and type(k) is Atom else key(k)
             result[name] = value(v)
         return result
@@ -179,7 +178,7 @@ def _one_of(values: tuple[Any, ...]) -> Convert:
 def converter(annotation: Any) -> Convert:
     """Return the function that checks and converts a value for *annotation*.
 
-    :raises TypeError: for an annotation that no value from another node can satisfy.
+    :raises TypeError: no value from another node can satisfy the annotation.
     """
     plain = _PLAIN.get(annotation) if annotation.__hash__ is not None else None
     if plain is not None:
@@ -189,7 +188,7 @@ def converter(annotation: Any) -> Convert:
         item = converter(inner[0]) if inner else _anything
         return _sequence(list, "a list", item)
     if annotation is tuple or origin is tuple:
-        if inner == ((),):  # how some write the empty tuple
+        if inner == ((),):  # another notation of the empty tuple
             inner = ()
         if annotation is tuple or (len(inner) == 2 and inner[1] is Ellipsis):
             item = converter(inner[0]) if inner else _anything
@@ -199,7 +198,7 @@ def converter(annotation: Any) -> Convert:
         key, value = (converter(part) for part in inner) if inner else (_anything, _anything)
         return _mapping(key, value)
     if origin is typing.Union or origin is types.UnionType:
-        # The strict ones first: an integer for `float | int` stays one.
+        # The strict ones first, so that `float | int` keeps an integer.
         parts = sorted(inner, key=lambda part: part in (str, float))
         return _either([converter(part) for part in parts])
     if origin is typing.Literal:
@@ -213,9 +212,9 @@ def converter(annotation: Any) -> Convert:
 
 
 class Signature:
-    """What a function takes, as far as positional arguments go.
+    """The positional arguments of a function.
 
-    :raises TypeError: for a function that cannot be called from elsewhere.
+    :raises TypeError: other nodes cannot call the function.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -245,13 +244,13 @@ class Signature:
                 self.least += required
 
     def accepts(self, count: int) -> bool:
-        """Tell whether the function can be called with *count* arguments."""
+        """Return whether the function can be called with *count* arguments."""
         return self.least <= count and (self.rest is not None or count <= len(self.converters))
 
     def convert(self, arguments: list[Any]) -> list[Any]:
-        """Return *arguments* as the function gets them.
+        """Return the converted arguments.
 
-        :raises MismatchError: with words that name the argument.
+        :raises MismatchError: an argument, which the text names, has the wrong type.
         """
         made = []
         for number, value in enumerate(arguments):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Erlang Port Mapper Daemon's protocol: asking one, being one, registering with one.
+"""The protocol of the Erlang Port Mapper Daemon: asking one, being one, registering with one.
 
-The protocol is the one of the ERTS User's Guide, "Distribution Protocol", section "EPMD
-Protocol": requests carry a 16-bit length, answers do not, one request per connection.
+The protocol is described in the ERTS User's Guide, "Distribution Protocol", section "EPMD
+Protocol": requests have a 16-bit length, answers do not, and a connection carries one request.
 
-A Thicket node listens on a fixed port and needs no port mapper among its own kind. Stock
-Erlang and Elixir nodes ask one, so :class:`PortMapper` answers them on the node's own address
-and, so that an Erlang node on the same device can register, on the loopback addresses. Where a
-real epmd has the port already, the node registers with that one instead.
+Thicket nodes listen on a fixed port and need no port mapper among themselves. Stock Erlang and
+Elixir nodes ask one, so :class:`PortMapper` answers them on the node's own address. It also answers
+on the loopback addresses, where an Erlang node on the same device can register. When a real epmd
+has the port already, the node registers with that one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 
 from thicket.base.errors import ThicketError
+from thicket.base.pace import wait
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ _MAX_INTERVAL = 30.0
 
 
 class EpmdError(ThicketError):
-    """A port mapper that answers what the protocol does not allow, or refuses."""
+    """A port mapper refuses, or its answer violates the protocol."""
 
 
 # --- wire format ------------------------------------------------------------------------------
@@ -67,13 +68,8 @@ def port_request(name: str) -> bytes:
     return _request(bytes((_PORT_REQUEST,)) + name.encode())
 
 
-def names_request() -> bytes:
-    """Return the request for all names."""
-    return _request(bytes((_NAMES_REQUEST,)))
-
-
 def alive_request(name: str, port: int, *, hidden: bool = False) -> bytes:
-    """Return the request that registers *name* at *port* for as long as the connection lasts."""
+    """Return the request that registers *name* at *port* while the connection lasts."""
     text = name.encode()
     return _request(
         b"".join(
@@ -93,7 +89,7 @@ def alive_request(name: str, port: int, *, hidden: bool = False) -> bytes:
 def parse_port_answer(data: bytes) -> int | None:
     """Return the port in the answer *data*, None when the name is not registered.
 
-    :raises EpmdError: when it is no such answer, or the node speaks no version 6.
+    :raises EpmdError: it is no such answer, or the node does not speak version 6.
     """
     if len(data) < 2 or data[0] != _PORT_ANSWER:
         raise EpmdError(f"not an answer to a request for a port: {data[:16]!r}")
@@ -111,34 +107,10 @@ def parse_port_answer(data: bytes) -> int | None:
     return port
 
 
-def parse_names_answer(data: bytes) -> dict[str, int]:
-    """Return names and ports in the answer *data*.
-
-    :raises EpmdError: when it is no such answer.
-    """
-    if len(data) < 4:
-        raise EpmdError("the answer to a request for the names ends too early")
-    names: dict[str, int] = {}
-    for line in data[4:].decode("utf-8", "replace").splitlines():
-        match line.split():
-            case ["name", name, "at", "port", number] if _is_port(number):
-                names[name] = int(number)
-            case []:
-                pass
-            case _:
-                raise EpmdError(f"not a line of names: {line!r}")
-    return names
-
-
-def _is_port(text: str) -> bool:
-    # not any number: int() refuses one of some thousand digits
-    return text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) < 0x10000
-
-
 def parse_alive_answer(data: bytes) -> int | None:
     """Return the creation in the answer *data* to a registration, None while it is incomplete.
 
-    :raises EpmdError: when the registration was refused (the name is taken).
+    :raises EpmdError: the registration was refused (the name is taken).
     """
     if not data:
         return None
@@ -155,10 +127,10 @@ def parse_alive_answer(data: bytes) -> int | None:
 # --- client -----------------------------------------------------------------------------------
 
 
-async def _ask(
-    host: str, request: bytes, enough: int, *, timeout: float, port: int, local: str | None
+async def ask(
+    host: str, request: bytes, enough: int, *, timeout: float, port: int, local: str | None = None
 ) -> bytes:
-    """Send *request* and return what comes back until the end, or *enough* bytes of it."""
+    """Send *request*, and return the answer, at least *enough* bytes of it if it is longer."""
     async with asyncio.timeout(timeout):
         reader, writer = await asyncio.open_connection(
             host, port, local_addr=(local, 0) if local else None, limit=_MAX_ANSWER
@@ -182,28 +154,15 @@ async def lookup(
     """Ask the port mapper at *host* for the port of the node *name*.
 
     :param name: the part before ``@``.
-    :param timeout: seconds for the whole question.
+    :param timeout: seconds for the whole exchange.
     :param local: the address to ask from.
     :returns: the port, None when the name is not registered there.
-    :raises OSError: when nobody answers at *host* (TimeoutError is one).
-    :raises EpmdError: when the answer makes no sense.
+    :raises OSError: nobody answers at *host* (TimeoutError is one).
+    :raises EpmdError: the answer makes no sense.
     """
-    # The fixed part of the answer is 10 bytes, of a refusal 2; then the server closes.
+    # The fixed part of the answer has 10 bytes, a refusal 2; then the server closes.
     return parse_port_answer(
-        await _ask(host, port_request(name), 10, timeout=timeout, port=port, local=local)
-    )
-
-
-async def names(
-    host: str, *, timeout: float = 2.0, port: int = PORT, local: str | None = None
-) -> dict[str, int]:
-    """Ask the port mapper at *host* for all names and their ports.
-
-    :raises OSError: when nobody answers at *host*.
-    :raises EpmdError: when the answer makes no sense.
-    """
-    return parse_names_answer(
-        await _ask(host, names_request(), _MAX_ANSWER, timeout=timeout, port=port, local=local)
+        await ask(host, port_request(name), 10, timeout=timeout, port=port, local=local)
     )
 
 
@@ -211,7 +170,7 @@ async def names(
 
 
 class Registry:
-    """Names and ports of the nodes of this device.
+    """The names and ports of the nodes on this device.
 
     :ivar counters: answered, refused and malformed requests.
     """
@@ -233,7 +192,7 @@ class Registry:
         lowest: int = _VERSION,
         extra: bytes = b"",
     ) -> bytes:
-        """Return what follows the result byte of the answer about a node."""
+        """Return what follows the result byte in the answer about a node."""
         text = name.encode()
         return b"".join(
             (
@@ -251,7 +210,7 @@ class Registry:
     def answer(self, request: bytes, *, local: bool) -> tuple[bytes, str | None]:
         """Return the answer to *request* and, when it registers a node, that node's name.
 
-        :param local: the request came over a loopback address; only such a one registers.
+        :param local: the request came over a loopback address; only such a one may register.
         """
         tag = request[0] if request else 0
         if tag == _PORT_REQUEST:
@@ -329,7 +288,7 @@ class _Client(asyncio.Protocol):
         clients[transport] = self
         asking = [known for known, client in clients.items() if client._name is None]
         if len(asking) > _MAX_CLIENTS:
-            # Whoever means it asks at once, and is gone: the oldest only holds its place.
+            # A real client asks at once and leaves, so the oldest one only occupies its place.
             self._mapper.registry.counters["refused"] += 1
             clients.pop(asking[0])
             asking[0].abort()
@@ -338,7 +297,7 @@ class _Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         transport = self._transport
         if transport is None or self._name is not None:
-            return  # a registered node has nothing more to say
+            return  # a registered node sends nothing more
         self._data += data
         if len(self._data) < 2:
             return
@@ -351,7 +310,7 @@ class _Client(asyncio.Protocol):
             return
         request = self._data[2 : 2 + size]
         self._data = b""
-        # The connection's own end tells: who is connected to a loopback address is local.
+        # A client is local when this end of its connection has a loopback address.
         local = _is_loopback(transport.get_extra_info("sockname"))
         answer, self._name = self._mapper.registry.answer(request, local=local)
         if answer:
@@ -375,15 +334,15 @@ def _is_loopback(address: tuple[str, int] | None) -> bool:
 
 
 class PortMapper:
-    """Makes a node known to those who ask a port mapper.
+    """Makes a node known to clients of a port mapper.
 
-    One task binds the port of epmd on every given address and answers there; where the port is
-    taken it registers with whoever has it, and takes over when that one goes away. An address
-    that does not exist (yet) is tried again until it does.
+    One task binds epmd's port on every given address and answers there. Where the port is taken, it
+    registers with the program that has it, and takes over when that one ends. An address that does
+    not exist yet is tried again until it does.
 
-    :ivar registry: what is answered.
-    :ivar served: the addresses answered on.
-    :ivar registered_at: the address whose port mapper we are registered with, or None.
+    :ivar registry: the nodes that it knows.
+    :ivar served: the addresses on which it answers.
+    :ivar registered_at: the address of the port mapper that it is registered with, or None.
     """
 
     def __init__(
@@ -441,15 +400,13 @@ class PortMapper:
                     self._register(taken), name="registration with epmd"
                 )
             self._wake.clear()
-            try:
-                async with asyncio.timeout(interval):
-                    await self._wake.wait()  # the epmd we were registered with has gone
+            if await wait(self._wake, interval) or absent:  # the epmd we registered with has gone
                 interval = _BIND_INTERVAL
-            except TimeoutError:
-                interval = _BIND_INTERVAL if absent else min(interval * 2, _MAX_INTERVAL)
+            else:
+                interval = min(interval * 2, _MAX_INTERVAL)
 
     async def _bind(self) -> tuple[list[str], list[str]]:
-        """Bind what can be bound; return the addresses that are absent and those taken."""
+        """Bind the addresses; return those that do not exist and those whose port is taken."""
         absent: list[str] = []
         taken: list[str] = []
         loop = asyncio.get_running_loop()
@@ -466,8 +423,8 @@ class PortMapper:
         return absent, taken
 
     async def _register(self, taken: list[str]) -> None:
-        """Register at one of the addresses where the port is taken, until that one ends."""
-        # epmd takes registrations from the device itself only, hence loopback first.
+        """Register at one of the addresses whose port is taken, until its port mapper ends."""
+        # epmd accepts registrations only from its own device, hence loopback first.
         for address in sorted(taken, key=lambda text: not ip_address(text).is_loopback):
             writer: asyncio.StreamWriter | None = None
             try:

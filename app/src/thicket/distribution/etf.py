@@ -1,43 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Erlang's External Term Format: Python values to bytes and back.
 
-The format is the one of the ERTS User's Guide, "External Term Format"; the tag numbers below
-are its. Everything that ``binary_to_term/1`` of a current OTP reads is read; what has a meaning
-only between particular nodes (atom cache references without a negotiated cache, terms for the
-local node) and the funs of before OTP 23 are refused with a message that names them.
+The format and its tag numbers are those of the ERTS User's Guide, "External Term Format".
+Everything is read that ``binary_to_term/1`` of a current OTP reads, except for terms with a meaning
+only between particular nodes (atom cache references without a negotiated cache, terms for the local
+node) and funs of before OTP 23; these are refused by name.
 
-=====================  ==========================================================
-Erlang                 Python
-=====================  ==========================================================
-integer                ``int`` of any size
-float                  ``float`` (finite)
-atom                   :class:`Atom`; ``true``, ``false``, ``nil`` are ``True``, ``False``, ``None``
-binary                 ``bytes``, or ``str`` (see below)
-bitstring              :class:`BitString`
-tuple, list            ``tuple``, ``list``; a list whose tail is no list is an :class:`ImproperList`
-map                    ``dict``, or :class:`PairMap` where a ``dict`` would merge keys
-pid, port, reference   :class:`Pid`, :class:`Port`, :class:`Reference`
-``fun m:f/1``          :class:`Export`
-other funs             :class:`Fun`, carried but not understood
-=====================  ==========================================================
+docs/cluster.md, "Values", shows the usual values. Others have a type of their own:
+:class:`BitString`; :class:`ImproperList`, whose tail is no list; :class:`PairMap`, for keys that a
+``dict`` would merge; :class:`Export`, ``fun m:f/1``; :class:`Fun`, any other fun, which is carried
+but not understood.
 
-Keys of a ``dict`` must be hashable, so lists and maps inside a key arrive as
-:class:`FrozenList` and :class:`FrozenMap`; both are sent as what they were. Python takes ``1``,
-``1.0`` and ``True`` for the same key, Erlang does not: such a map arrives as a
-:class:`PairMap`.
+Keys of a ``dict`` must be hashable, so lists and maps inside a key arrive as :class:`FrozenList`
+and :class:`FrozenMap`; both are sent as lists and maps. ``1``, ``1.0`` and ``True`` are one key in
+Python but not in Erlang: a map with several of them arrives as a :class:`PairMap`.
 
 A ``str`` is encoded as the binary of its UTF-8 text, and decoded as ``bytes``. With ``text=True``,
-which is for nodes of ours, it is written in the form for bit strings with all 8 bits of the last
-byte in use (an empty one with 0), and decoded as ``str``. Others must not be sent that form: OTP
-since 27 takes the empty one for a corrupt term and closes the connection, and nodes in C and Java
-cannot read it.
+for Thicket nodes only, it is encoded as a bit string that uses all 8 bits of its last byte (an
+empty one uses 0), and decoded as ``str``. Other nodes must not get this form: OTP since 27 takes
+the empty one for a corrupt term and closes the connection, and nodes in C and Java cannot read it.
 
-A map whose keys differ in Python and are the same on the wire (``"a"`` and ``b"a"``, ``True`` and
-``Atom("true")``) is an :class:`EncodeError`; Erlang takes it for a corrupt term, too.
+A map whose keys differ in Python but not on the wire (``"a"`` and ``b"a"``, ``True`` and
+``Atom("true")``) is an :class:`EncodeError`; Erlang also takes it for a corrupt term.
 
-Neither direction recurses, so that depth is bounded by a number and not by Python's stack.
-The decoder is safe on bytes from strangers: time and memory grow linearly with the input up to
-the given limits, and nothing it meets is kept (the cache of atoms is small and bounded).
+Neither direction recurses, so a number limits the depth, not Python's stack. The decoder is safe on
+bytes from strangers: time and memory grow linearly with the input up to the given limits, and
+nothing of the input is kept (the cache of atoms is small and bounded).
 """
 
 from __future__ import annotations
@@ -60,8 +48,8 @@ MAX_DEPTH = 512
 """Default bound of nesting, in containers."""
 
 MAX_TERMS = 1_000_000
-"""Default bound of the number of elements of one term, which bounds its memory: an element
-costs its bytes on the wire and about 100 bytes of Python at most."""
+"""Default limit of the elements of one term, which also limits its memory: an element takes its
+bytes on the wire and at most about 100 bytes of Python."""
 
 MAX_UNCOMPRESSED = 64 * 1024 * 1024
 """Default bound of a compressed term's real size, in bytes."""
@@ -70,7 +58,7 @@ MAX_ATOM_CHARACTERS = 255
 """Erlang's limit of an atom's length."""
 
 _MAX_KEY_DEPTH = 64
-# Maps in keys may be encoded so many times over, which keeps time in proportion to the input.
+# How many times the size of the input may be encoded for maps in keys, to keep the time linear.
 _KEY_WORK = 8
 _KEY_ROOM = 64 * 1024
 _COLLISION_CHECK = 128
@@ -138,9 +126,8 @@ class LimitError(DecodeError):
 class Atom(str):
     """An Erlang atom.
 
-    It compares equal to a ``str`` of the same text, so that atoms can be written as plain
-    strings in ``match`` statements and comparisons; decoding never produces a plain ``str``,
-    so nothing else can be meant.
+    It equals a ``str`` of the same text, so that ``match`` statements and comparisons can use plain
+    strings for atoms.
     """
 
     __slots__ = ()
@@ -155,7 +142,7 @@ class Pid:
     __slots__ = ("_wire", "creation", "id", "node", "serial")
 
     def __init__(self, node: Atom, id: int, serial: int, creation: int) -> None:
-        self._wire: bytes | None = None  # its encoding, once it was needed
+        self._wire: bytes | None = None  # its encoding, made when it is needed
         self.node = node
         self.id = id
         self.serial = serial
@@ -177,29 +164,36 @@ class Pid:
         return f"Pid({str(self.node)!r}, {self.id}, {self.serial}, {self.creation})"
 
 
-class Port:
+class _Record:
+    """A rare value: equal to another one of its type when the fields are equal."""
+
+    __slots__ = ()
+    _fields: tuple[str, ...]
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self._fields)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self._values()))
+
+    def __repr__(self) -> str:
+        shown = (str.__repr__(v) if type(v) is Atom else repr(v) for v in self._values())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class Port(_Record):
     """A port identifier: node name, number (64 bits), creation of the node."""
 
     __slots__ = ("creation", "id", "node")
+    _fields = ("node", "id", "creation")
 
     def __init__(self, node: Atom, id: int, creation: int) -> None:
         self.node = node
         self.id = id
         self.creation = creation
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is Port
-            and self.id == other.id
-            and self.creation == other.creation
-            and self.node == other.node
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.node, self.id, self.creation))
-
-    def __repr__(self) -> str:
-        return f"Port({str(self.node)!r}, {self.id}, {self.creation})"
 
 
 class Reference:
@@ -227,57 +221,40 @@ class Reference:
         return f"Reference({str(self.node)!r}, {self.creation}, {self.words})"
 
 
-class Export:
+class Export(_Record):
     """A fun that names an exported function, ``fun module:function/arity``."""
 
     __slots__ = ("arity", "function", "module")
+    _fields = ("module", "function", "arity")
 
     def __init__(self, module: Atom, function: Atom, arity: int) -> None:
         self.module = module
         self.function = function
         self.arity = arity
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is Export
-            and self.function == other.function
-            and self.module == other.module
-            and self.arity == other.arity
-        )
 
-    def __hash__(self) -> int:
-        return hash((self.module, self.function, self.arity))
-
-    def __repr__(self) -> str:
-        return f"Export({str(self.module)!r}, {str(self.function)!r}, {self.arity})"
-
-
-class Fun:
-    """A fun that only Erlang can call, kept as the bytes that followed its size field."""
+class Fun(_Record):
+    """A fun that only Erlang can call, as the bytes after its size field."""
 
     __slots__ = ("body",)
+    _fields = ("body",)
 
     def __init__(self, body: bytes) -> None:
         self.body = body
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is Fun and self.body == other.body
-
-    def __hash__(self) -> int:
-        return hash((Fun, self.body))
 
     def __repr__(self) -> str:
         return f"<Fun of {len(self.body)} bytes>"
 
 
-class BitString:
-    """A string of bits that fills its last byte only in part.
+class BitString(_Record):
+    """A string of bits that fills only part of its last byte.
 
-    *bits* (1 to 7) of the last byte are used, counted from its most significant bit; the rest
-    of that byte is zero.
+    :param bits: 1 to 7, the bits of the last byte in use, from the most significant one; the others
+        become zero.
     """
 
     __slots__ = ("bits", "data")
+    _fields = ("data", "bits")
 
     def __init__(self, data: bytes, bits: int) -> None:
         if not data or not 1 <= bits <= 7:
@@ -288,32 +265,18 @@ class BitString:
     def __len__(self) -> int:
         return len(self.data) * 8 - 8 + self.bits
 
-    def __eq__(self, other: object) -> bool:
-        return type(other) is BitString and self.data == other.data and self.bits == other.bits
 
-    def __hash__(self) -> int:
-        return hash((self.data, self.bits))
-
-    def __repr__(self) -> str:
-        return f"BitString({self.data!r}, {self.bits})"
-
-
-class ImproperList:
+class ImproperList(_Record):
     """A list whose tail is not a list, such as ``[alias | Ref]``; at least one item."""
 
     __slots__ = ("items", "tail")
+    _fields = ("items", "tail")
 
     def __init__(self, items: tuple[Any, ...], tail: Any) -> None:
         if not items:
             raise ValueError("an improper list has at least one item")
         self.items = items
         self.tail = tail
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is ImproperList and self.items == other.items and self.tail == other.tail
-
-    def __hash__(self) -> int:
-        return hash((ImproperList, self.items, self.tail))
 
     def __repr__(self) -> str:
         return f"ImproperList({self.items!r}, {self.tail!r})"
@@ -352,7 +315,7 @@ class PairMap:
             and self._canonical() == other._canonical()
         )
 
-    __hash__ = None  # type: ignore[assignment]  # as a dict: it would cost an encoding
+    __hash__ = None  # type: ignore[assignment]  # as a dict; hashing would need an encoding
 
     def _canonical(self) -> list[bytes]:
         """Return the encoded pairs in an order that does not depend on theirs."""
@@ -366,8 +329,11 @@ class PairMap:
 
 
 class FrozenMap(PairMap):
-    """A map inside a map's key: hashable. Its pairs are kept in the order of their encoding, so
-    that equal maps are encoded equally."""
+    """A map inside a map's key: hashable. Its pairs are in the order of their encodings, so that
+    equal maps have equal encodings.
+
+    :ivar size: bytes of its encoding, which is the cost of making it.
+    """
 
     __slots__ = ("_hash", "size")
 
@@ -376,7 +342,6 @@ class FrozenMap(PairMap):
         encoded.sort(key=lambda one: one[0])
         super().__init__(pair for _, pair in encoded)
         self._hash = hash(tuple(form for form, _ in encoded))
-        #: Bytes of its encoding, which is what making it costs.
         self.size = sum(len(form) for form, _ in encoded)
 
     def __hash__(self) -> int:  # type: ignore[override]
@@ -442,7 +407,7 @@ def _encode_pid(pid: Pid) -> bytes:
 
 
 def _encode_other(term: Any, text: bool) -> bytes:
-    """Encode the values that hold no others and are not frequent."""
+    """Encode the rarer values that hold no others."""
     data: bytes
     kind = type(term)
     if kind is str:
@@ -459,7 +424,7 @@ def _encode_other(term: Any, text: bool) -> bytes:
     if kind is BitString:
         return b"%b%c%b" % (_u8_u32(BIT_BINARY, len(term.data)), term.bits, term.data)
     if kind is Port:
-        if term.id < 1 << 28:  # what peers that lack 64-bit ports understand, too
+        if term.id < 1 << 28:  # peers without 64-bit ports understand this form as well
             return b"Y" + _encode_atom(term.node) + _u32_u32(term.id, term.creation)
         return b"x" + _encode_atom(term.node) + _u64_u32(term.id, term.creation)
     if kind is Export:
@@ -479,15 +444,15 @@ def _encode_other(term: Any, text: bool) -> bytes:
     )
 
 
-# Keys of one of these types that differ are different on the wire, too.
+# Different keys of one of these types are also different on the wire.
 _SAFE_KEYS = frozenset((str, bytes, int, float, bool, Atom, Pid, type(None)))
 
 
 def _told_apart(pairs: Iterable[tuple[Any, Any]], parts: list[bytes]) -> Iterator[Any]:
-    """Yield keys and values in turn; refuse a map of which two keys are the same on the wire.
+    """Yield keys and values in turn; refuse a map that has two keys with one encoding.
 
-    A key is at the end of *parts* when its value is asked for. Nothing is encoded twice for this: a
-    key that holds maps would cost twice as much with each level.
+    A key's encoding is at the end of *parts* when its value is taken. No key is encoded twice, as a
+    key that holds maps would double its cost with each level.
     """
     forms: set[bytes] = set()
     for key, value in pairs:
@@ -511,11 +476,11 @@ def encode_bare(
 ) -> bytes:
     """Encode *term* without the leading version byte.
 
-    :param text: keep ``str`` apart from ``bytes``; only for nodes of ours.
+    :param text: distinguish ``str`` from ``bytes``; only for Thicket nodes.
     :param prefix: bytes to put in front.
-    :raises EncodeError: for a value that has no form, is nested deeper than *max_depth* (a
-        container that holds itself is), has more than *max_terms* elements, or holds a map with two
-        keys that are the same on the wire.
+    :raises EncodeError: the value has no form, is nested deeper than *max_depth* (as a container
+        that holds itself is), has more than *max_terms* elements, or holds a map with two keys that
+        are the same on the wire.
     """
     parts: list[bytes] = [prefix]
     append = parts.append
@@ -621,7 +586,7 @@ def _as_string(items: list[Any] | FrozenList) -> bytes | None:
         data = bytes(items)
     except (TypeError, ValueError, OverflowError):
         return None
-    # bytes() takes True for 1 and calls __index__; only real integers are meant.
+    # bytes() accepts True as 1 and calls __index__; only real integers belong here.
     if set(map(type, items)) != {int}:
         return None
     return _u8_u16(STRING, len(data)) + data
@@ -638,7 +603,7 @@ def encode(
     """Encode *term* as ``term_to_binary/1`` does (version byte first).
 
     :param compress: 1 (fast) to 9 (small) to compress as ``term_to_binary(T, [{compressed, N}])``
-        does, where that makes it smaller.
+        does, if that makes it smaller.
     :raises EncodeError: see :func:`encode_bare`.
     """
     data = encode_bare(term, text=text, max_depth=max_depth, max_terms=max_terms, prefix=b"\x83")
@@ -654,7 +619,7 @@ def encode(
 
 
 def _encode_freely(term: Any, *, text: bool = True) -> bytes:
-    """Encode a term that a limit has been applied to already."""
+    """Encode a term that is known to be within the limits."""
     return encode_bare(term, text=text, max_depth=1 << 31, max_terms=1 << 62)
 
 
@@ -672,7 +637,7 @@ _get_words = tuple(Struct(f">{count}I").unpack_from for count in range(7))
 _WORDS = {b"true": True, b"false": False, b"nil": None}
 _decoded_atoms: dict[bytes, Any] = dict(_WORDS)
 
-# What a list of collected elements becomes.
+# What a list of elements becomes when it is complete.
 _ROOT = 0
 _IS_TUPLE = 1
 _IS_LIST = 2
@@ -681,7 +646,7 @@ _IS_EXPORT = 4
 
 
 def _new_atom(raw: bytes) -> Any:
-    """Return the atom of UTF-8 text *raw*, remembered in a small cache."""
+    """Return the atom of the UTF-8 text *raw*, and cache it."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as found:
@@ -717,7 +682,7 @@ def _node_name(data: bytes, at: int) -> tuple[Atom, int]:
     raw = data[start:end]
     if tag in (SMALL_ATOM_LATIN1, ATOM_LATIN1):
         raw = raw.decode("latin-1").encode()
-    if raw in _WORDS:  # a node may be called true
+    if raw in _WORDS:  # a node's name may be true
         return Atom(raw.decode()), end
     atom = _decoded_atoms.get(raw)
     return (_new_atom(raw) if atom is None else atom), end
@@ -726,8 +691,8 @@ def _node_name(data: bytes, at: int) -> tuple[Atom, int]:
 def _freeze(term: Any, room: list[int], depth: int = 0) -> Any:
     """Return *term* in a form that a dict accepts as key.
 
-    *room* holds the bytes that may still be encoded for it: a map that is a key in a map that is a
-    key (and so on) is encoded once for each.
+    :param room: holds the bytes that may still be encoded: a map is encoded once for each map of
+        which it is (part of) a key.
     """
     kind = type(term)
     if kind not in (list, tuple, dict, ImproperList, PairMap):
@@ -755,7 +720,7 @@ def _freeze(term: Any, room: list[int], depth: int = 0) -> Any:
 
 
 def _make_map(items: list[Any], room: list[int]) -> Any:
-    """Return the map of keys and values that alternate in *items*; *room* as for `_freeze`."""
+    """Return the map of alternating keys and values; *room* as for `_freeze`."""
     keys = items[0::2]
     values = items[1::2]
     try:
@@ -773,8 +738,7 @@ def _make_map(items: list[Any], room: list[int]) -> Any:
 
 
 def _spread(keys: list[Any]) -> list[Any]:
-    """Return *keys* unless many have the same hash, which would make a dict quadratic; few keys
-    can do no harm."""
+    """Return *keys*, unless many of them have one hash, which would make a dict quadratic."""
     if len(keys) < _COLLISION_CHECK:
         return keys
     hashes = [hash(key) for key in keys]
@@ -786,16 +750,13 @@ def _spread(keys: list[Any]) -> list[Any]:
 
 
 def shown(term: Any) -> str:
-    """Return *term* as text for people, however large it is: a :func:`repr` that is cut off.
-
-    Its cost does not grow with the term.
-    """
+    """Return *term* as text for people: a :func:`repr` that is cut off, at a bounded cost."""
     text = repr(_shortened(term, [_MAX_SHOWN], 0))
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
 class _Words:
-    """Stands for a part of a term in a text."""
+    """Text in place of a part of a term."""
 
     __slots__ = ("_words",)
 
@@ -813,7 +774,7 @@ def _shortened(term: Any, room: list[int], depth: int) -> Any:
     if depth > _MAX_SHOWN_DEPTH:
         return _Words("...")
     if kind is int:
-        # Python converts no integer of more than 4300 digits, and needs long for fewer.
+        # Python refuses to print more than 4300 digits, and is slow for fewer.
         return (
             term
             if term.bit_length() <= _MAX_SHOWN
@@ -858,10 +819,10 @@ def _shown_pairs(pairs: Iterable[tuple[Any, Any]], room: list[int], depth: int) 
 
 
 def _make_list(items: list[Any]) -> Any:
-    """Return the list whose last collected element is its tail."""
+    """Return the list whose tail is the last of *items*."""
     tail = items.pop()
     if not items:
-        return tail  # nobody sends it so, and binary_to_term/1 reads it so
+        return tail  # as binary_to_term/1 reads this unusual form
     kind = type(tail)
     if kind is list:
         if tail:
@@ -893,8 +854,8 @@ def decode_bare(
     """Decode the term without version byte that begins at *at*.
 
     :returns: the term and the position after it.
-    :raises DecodeError: when the bytes are no term, or one beyond *max_depth* levels or
-        *max_terms* elements.
+    :raises DecodeError: the bytes are no term, or one beyond *max_depth* levels or *max_terms*
+        elements.
     """
     try:
         return _decode(data, at, max_depth, max_terms)
@@ -1115,7 +1076,7 @@ def _decode(data: bytes, at: int, max_depth: int, max_terms: int) -> tuple[Any, 
 
 
 def _text_of(raw: bytes) -> str | bytes:
-    """Return what was sent as text; bytes that are none stay bytes."""
+    """Return a text; bytes that are not UTF-8 stay bytes."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -1123,7 +1084,7 @@ def _text_of(raw: bytes) -> str | bytes:
 
 
 def _float_of(text: bytes) -> float:
-    """Decode the 31-byte decimal form that nodes of long ago sent."""
+    """Decode the 31-byte decimal form of very old nodes."""
     digits = text.rstrip(b"\0")
     if not digits or digits.strip(b"0123456789+-.e"):
         raise DecodeError("a float that is not a number")
@@ -1143,11 +1104,11 @@ def decode(
     max_terms: int = MAX_TERMS,
     max_uncompressed: int = MAX_UNCOMPRESSED,
 ) -> Any:
-    """Decode what ``term_to_binary/1`` made; nothing may follow the term.
+    """Decode a result of ``term_to_binary/1``; nothing may follow the term.
 
     :param max_uncompressed: the largest real size of a compressed term, in bytes.
-    :raises DecodeError: see :func:`decode_bare`; also for a compressed term that is larger, or
-        not of the size it says.
+    :raises DecodeError: see :func:`decode_bare`; also when a compressed term is larger, or has not
+        the size that it announces.
     """
     if not data or data[0] != VERSION:
         raise DecodeError(f"a term begins with the byte {VERSION}")
@@ -1162,7 +1123,7 @@ def decode(
 
 def _inflate(data: bytes, limit: int) -> bytes:
     """Return the term without version byte that *data* holds compressed."""
-    import zlib  # never on the wire between nodes, so seldom
+    import zlib  # rare, as nodes do not send compressed terms
 
     if len(data) < 6:
         raise DecodeError("the term ends too early")
@@ -1171,7 +1132,7 @@ def _inflate(data: bytes, limit: int) -> bytes:
         raise DecodeError(f"a compressed term of {size} bytes (limit {limit})")
     machine = zlib.decompressobj()
     try:
-        # One byte more than announced, to tell that there is more.
+        # One byte more than announced, to detect a longer term.
         found = machine.decompress(memoryview(data)[6:], size + 1)
     except zlib.error as error:
         raise DecodeError(f"a compressed term that is damaged: {error}") from None
@@ -1183,9 +1144,9 @@ def _inflate(data: bytes, limit: int) -> bytes:
 
 
 class Message:
-    """A term as it is now, to be sent once or more: encoded once for each form that is wanted.
+    """An encoded term that can be sent several times; each form is encoded once.
 
-    :param text: the form that is wanted first, see :func:`encode_bare`.
+    :param text: the form to encode first, see :func:`encode_bare`.
     :raises EncodeError: see :func:`encode_bare`; :meth:`form` raises it as well.
     """
 
@@ -1195,7 +1156,7 @@ class Message:
         self._forms = {text: encode_bare(term, text=text)}
 
     def form(self, text: bool) -> bytes:
-        """Return the term without version byte, with ``str`` apart from ``bytes`` or not."""
+        """Return the term without version byte, in the form of :func:`encode_bare`."""
         found = self._forms.get(text)
         if found is None:
             term = decode_bare(next(iter(self._forms.values())))[0]

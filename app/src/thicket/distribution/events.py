@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a node of a cluster, as it tells its listener."""
+"""The events of a node of a cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-# A NamedTuple takes long to make at the start of a node: events of one form share it.
+# Making a NamedTuple is slow, so events with the same fields share one; this saves start-up time.
 
 
 class _Named(NamedTuple):
@@ -23,7 +23,7 @@ class _Named(NamedTuple):
 class Connecting(_Named):
     """This node tries to reach another one.
 
-    :ivar name: as it was asked for.
+    :ivar name: as the caller spelt it.
     """
 
     __slots__ = ()
@@ -51,9 +51,9 @@ class NodeDown(NamedTuple):
 
 
 class Suspected(NamedTuple):
-    """Another node of ours fears for one of our peers.
+    """Another Thicket node suspects that one of our peers is lost.
 
-    :ivar by: the node that fears.
+    :ivar by: the node that suspects.
     """
 
     name: str
@@ -68,7 +68,7 @@ class _Refusal(NamedTuple):
 
 
 class Refused(_Refusal):
-    """This node refused another one. Told as seldom as it is logged.
+    """This node refused another one; reported as rarely as it is logged.
 
     :ivar source: the other node's address.
     :ivar name: its name, None while it has told none.
@@ -112,10 +112,10 @@ ClusterEvent = (
 
 
 class Announcer:
-    """Tells a node's listener, and whoever monitors nodes on it, what happens.
+    """Hands events to a node's listener and to its monitors.
 
-    :param listener: an exception that it raises is logged.
-    :ivar monitors: those that are told of nodes that come and go, see :meth:`.Node.monitor`.
+    :param listener: its exceptions are logged.
+    :ivar monitors: they get the nodes that come and go, see :meth:`.Node.monitor`.
     """
 
     def __init__(self, listener: Listener[ClusterEvent] | None) -> None:
@@ -123,7 +123,7 @@ class Announcer:
         self.monitors: list[NodeEvents] = []
 
     def tell(self, event: ClusterEvent) -> None:
-        """Pass *event* on."""
+        """Hand out an event."""
         if self.monitors and isinstance(event, NodeUp | NodeDown):
             self._tell_monitors(event)
         if self._listener is None:
@@ -144,6 +144,6 @@ class Announcer:
             monitor.put(told)
 
     def close(self) -> None:
-        """Tell the monitors nothing more."""
+        """Close all monitors."""
         for monitor in list(self.monitors):
             monitor.close()

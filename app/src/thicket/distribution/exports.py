@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functions that other nodes may call; no other function of Python can be."""
+"""The functions that other nodes may call; they can call no other Python function."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Exports:
     def add(self, name: str, function: Callable[..., Any], *, thread: bool = False) -> None:
         """Export *function* as *name*, ``module.function``.
 
-        :raises ValueError: when the name is taken, or is none.
-        :raises TypeError: for a function that cannot be called from elsewhere.
+        :raises ValueError: the name is taken or invalid.
+        :raises TypeError: other nodes cannot call the function.
         """
         key = split_function(name)
         if key in self._functions:
@@ -53,17 +53,17 @@ class Exports:
         self._functions.pop(split_function(name), None)
 
     def find(self, module: Any, function: Any, count: int) -> Exported | None:
-        """Return the exported function, if it takes *count* arguments."""
+        """Return the exported function that takes *count* arguments, or None."""
         known = self._functions.get((word(module), word(function)))
         return known if known is not None and known.signature.accepts(count) else None
 
     def names(self) -> list[str]:
-        """Return what is exported."""
+        """Return the names of the exported functions."""
         return sorted(known.name for known in self._functions.values())
 
 
 def word(atom: Any) -> str:
-    """Return the text of an atom, which may be one of the words that became a value."""
+    """Return the text of an atom, also of one that was decoded as True, False or None."""
     if type(atom) is Atom:
         return str(atom)
     if atom is None or type(atom) is bool:
@@ -74,7 +74,7 @@ def word(atom: Any) -> str:
 def split_function(name: str) -> tuple[str, str]:
     """Return module and function of ``module.function``.
 
-    :raises ValueError: for a name that is none.
+    :raises ValueError: the name is invalid.
     """
     module, dot, function = name.rpartition(".")
     if not dot or not module or not function or len(name) > 255:
@@ -83,6 +83,6 @@ def split_function(name: str) -> tuple[str, str]:
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """Return the name under which a function is exported: that of its module, and its own."""
+    """Return the default name of an exported function: its module's last part, and its own."""
     module = function.__module__.rpartition(".")[2]
     return f"{module.strip('_') or module}.{function.__name__}"

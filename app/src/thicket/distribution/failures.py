@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How functions end that were called: their results and errors, as terms and as exceptions.
+"""Results and errors of called functions, as terms and as exceptions.
 
 An exception of an exported function becomes an error with the reason ``{python_exception, Map}``
-and a stack trace in Erlang's form; a caller in Python gets it as a :class:`RemoteError` with the
-same cause.
+and a stack trace in Erlang's form; a Python caller gets a :class:`RemoteError` with the same cause.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from thicket.base.pace import Seldom
 from thicket.distribution.atoms import (
     BAD_ARGUMENT,
     ERROR,
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_CAUSES = 8
-"""Longest chain of exceptions, each the cause of the one before, that is told."""
+"""Longest chain of exceptions, each the cause of the one before, that a caller gets."""
 
 MAX_TEXT = 8192
-"""Longest text that is told of an exception."""
+"""Longest text of an exception that a caller gets."""
 
 _LOG_INTERVAL = 60.0
-_LOG_FAULTS = 10  # exceptions that are logged whole, within that interval
+_LOG_FAULTS = 10  # exceptions that are logged with their traceback within that interval
 _MAX_FRAMES = 20
 
 _CAUSE = Atom("cause")
@@ -54,7 +54,7 @@ _TYPE = Atom("type")
 
 
 class Throw(Exception):  # noqa: N818  # the word of Erlang
-    """Raise it in an exported function to ``throw`` a term to a caller in Erlang.
+    """Raise it in an exported function to ``throw`` a term to an Erlang caller.
 
     :ivar value: the term.
     """
@@ -67,11 +67,11 @@ class Throw(Exception):  # noqa: N818  # the word of Erlang
 class RemoteError(DistributionError):
     """A function on another node failed.
 
-    Its ``__cause__`` is the cause that the exception had there, as a RemoteError, too. Codes:
-    ``error``, ``exit`` and ``throw`` (the class in Erlang's sense), ``undefined`` (no such
-    function, or it is not exported, or takes another number of arguments), ``bad-argument``,
-    ``system-limit`` (too many calls at the same time, or arguments or a result that are longer
-    than the node they go to takes), ``undecodable`` (a result that is no term), ``not-supported``.
+    Its ``__cause__`` is the exception's cause there, also as a RemoteError. Codes: ``error``,
+    ``exit`` and ``throw`` (the class in Erlang's sense), ``undefined`` (no such function, not
+    exported, or another number of arguments), ``bad-argument``, ``system-limit`` (too many calls at
+    the same time, or arguments or a result longer than the receiving node accepts), ``undecodable``
+    (the result is no term), ``not-supported``.
 
     :ivar node: where it happened.
     :ivar function: what was called, ``module.function``.
@@ -113,7 +113,7 @@ class RemoteError(DistributionError):
 
 
 class CallTimeoutError(DistributionError, TimeoutError):
-    """A call was not answered in time; the function was told to stop. Code: ``timeout``."""
+    """A call was not answered in time, and the function was stopped. Code: ``timeout``."""
 
 
 def returned(result: Any, value: Any, *, text: bool) -> Any:
@@ -121,7 +121,7 @@ def returned(result: Any, value: Any, *, text: bool) -> Any:
     if result is None:
         return NORMAL
     reason = (result, RETURN, value)
-    encode_bare(reason, text=text)  # tells now what could not be sent
+    encode_bare(reason, text=text)  # raises now if it cannot be sent
     return reason
 
 
@@ -162,7 +162,7 @@ def failed(result: Any, exported: Exported, arguments: list[Any], error: BaseExc
 
 
 def brief(arguments: list[Any]) -> list[Any] | int:
-    """Return what a stack trace says of arguments: themselves, or how many when they are long."""
+    """Return the arguments for a stack trace, or their number when they are long."""
     try:
         size = len(encode_bare(arguments, text=True))
     except EncodeError:
@@ -175,7 +175,7 @@ def _line(number: int | None) -> tuple[Atom, int]:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Return an exception and what caused it, one after the other, up to a limit."""
+    """Return an exception and its causes, up to a limit."""
     chain = [error]
     while len(chain) < MAX_CAUSES:
         last = chain[-1]
@@ -187,7 +187,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def describe(error: BaseException) -> dict[Atom, Any]:
-    """Return an exception, and what caused it, as a term."""
+    """Return an exception with its causes as a term."""
     *outer, innermost = _chain(error)
     described = _described(innermost, None)
     for link in reversed(outer):
@@ -206,7 +206,7 @@ def _described(error: BaseException, cause: dict[Atom, Any] | None) -> dict[Atom
 
 
 def describe_badly(error: BaseException, why: str) -> dict[Atom, Any]:
-    """Return an exception, of which no more than its type can be told, as a term."""
+    """Return an exception of which only the type is usable as a term."""
     return {
         _TYPE: _clean(type(error).__name__),
         _MODULE: "",
@@ -217,7 +217,7 @@ def describe_badly(error: BaseException, why: str) -> dict[Atom, Any]:
 
 
 def _words(error: BaseException) -> str:
-    """Return the text of an exception, also of one that cannot be put into words."""
+    """Return the text of an exception, or why it has none."""
     try:
         return _clean(str(error))
     except BaseException as other:  # its own __str__ failed
@@ -225,14 +225,14 @@ def _words(error: BaseException) -> str:
 
 
 def _ends(text: str) -> str:
-    """Return *text*, without its middle when it is long."""
+    """Return *text*; a long one loses its middle."""
     if len(text) <= MAX_TEXT:
         return text
     return f"{text[: MAX_TEXT // 2 - 8]}\n...\n{text[8 - MAX_TEXT // 2 :]}"
 
 
 def _traceback(error: BaseException) -> str:
-    """Return the traceback of one exception, its end when it is long."""
+    """Return the end of the traceback of one exception, without its causes."""
     try:
         lines = traceback.format_exception(error, limit=-_MAX_FRAMES, chain=False)
         return _clean(_ends("".join(lines)))
@@ -241,15 +241,14 @@ def _traceback(error: BaseException) -> str:
 
 
 class Faults:
-    """Logs exceptions of exported functions, whole, but not more than a log bears.
+    """Logs exceptions of exported functions with their tracebacks, without filling the log.
 
-    Each place is logged once a minute, and all together a few times; the next line tells how many
+    Each place is logged once a minute, and all together ten times; the next line tells how many
     were left out.
     """
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, str, int], float] = {}
-        self._omitted = 0
+        self._seldom = Seldom(_LOG_INTERVAL, _LOG_FAULTS)
 
     def add(self, name: str, error: BaseException, source: str) -> None:
         """Log that the function *name* has raised *error* for the node *source*."""
@@ -257,16 +256,9 @@ class Faults:
         while last is not None and last.tb_next is not None:
             last = last.tb_next
         key = name, type(error).__qualname__, last.tb_lineno if last is not None else 0
-        now = time.monotonic()
-        for known, when in list(self._told.items()):  # the oldest first
-            if now - when < _LOG_INTERVAL:
-                break
-            del self._told[known]
-        if key in self._told or len(self._told) >= _LOG_FAULTS:
-            self._omitted += 1
+        omitted = self._seldom.take(key, time.monotonic())
+        if omitted is None:
             return
-        self._told[key] = now
-        omitted, self._omitted = self._omitted, 0
         causes = reversed(_chain(error))
         text = "\n... which led to:\n".join(_traceback(cause).rstrip() for cause in causes)
         log.error(

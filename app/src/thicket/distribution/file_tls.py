@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS with certificates in files, for a node that belongs to no fleet.
 
-It talks with stock nodes that are started with ``-proto_dist inet6_tls``. The certificates of a
-fleet are ``thicket.trust.tls.FleetTls``.
+It works with stock nodes that are started with ``-proto_dist inet6_tls``. For the certificates of a
+fleet see ``thicket.trust.tls.FleetTls``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from thicket.distribution.handshake import HandshakeError
 
 
 class FileTls:
-    """TLS with certificates in files, the same for as long as the node runs.
+    """TLS with certificates in files, which are read once.
 
-    A certificate speaks for a node when its subject alternative names have the node's address: as
-    an IP address, which OTP 27 and later look at, and better as a DNS name with the same text, too,
-    which OTP 25 looks at.
+    A certificate is valid for a node when its subject alternative names have the node's address: as
+    an IP address, for OTP 27 and later, and best also as a DNS name with the same text, for OTP 25.
 
     :param certificate: file with this node's certificate, and the chain above it (PEM).
     :param key: file with its private key (PEM).
-    :param authorities: file with the certificates that others' must descend from (PEM).
-    :raises OSError: when a file cannot be read; ssl.SSLError is one.
+    :param authorities: file with the authorities of other nodes' certificates (PEM).
+    :raises OSError: a file cannot be read; ssl.SSLError is one.
     """
 
     def __init__(self, certificate: Path | str, key: Path | str, authorities: Path | str) -> None:
@@ -39,12 +38,11 @@ class FileTls:
             context.verify_mode = ssl.CERT_REQUIRED
 
     def check(self, ssl_object: Any, host: str, name: str) -> None:
-        """See :meth:`.Tls.check`."""
         check_name(ssl_object, host, name)
 
 
 def check_name(ssl_object: Any, host: str, name: str) -> None:
-    """Check that the peer's certificate speaks for *host*, of which it says that it is from.
+    """Check that the peer's certificate is valid for *host*, the address in its name.
 
     :raises HandshakeError: ``wrong-certificate``.
     """

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What connected nodes exchange, bytes in and bytes out.
+"""The frames of connected nodes, without input or output.
 
-After the handshake every frame is a 32-bit length and that many bytes; an empty one is a tick.
-A frame carries a control message (a tuple that begins with an operation) and for some
-operations a payload. Its form depends on what the handshake agreed on (ERTS User's Guide,
-"Distribution Protocol", sections "Protocol between Connected Nodes" and "Distribution Header"):
+After the handshake a frame is a 32-bit length and that many bytes; an empty frame is a tick. A
+frame carries a control message (a tuple that begins with an operation) and for some operations a
+payload. The handshake decides the form (ERTS User's Guide, "Distribution Protocol", sections
+"Protocol between Connected Nodes" and "Distribution Header"):
 
 * *pass-through*, ``112 131 control [131 payload]``, for peers without fragments;
-* a *distribution header*, ``131 68 0 control [payload]``, without version bytes and, as we
-  refuse the atom cache, always with zero atom references;
+* a *distribution header*, ``131 68 0 control [payload]``, without version bytes, and always with
+  zero atom references, as we refuse the atom cache;
 * *fragments*, ``131 69 sequence fragment 0 control part`` and ``131 70 sequence fragment
-  part``, whose numbers count down to 1. Sequences interleave.
+  part``, whose numbers count down to 1. Sequences may interleave.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 TICK = b"\0\0\0\0"
 
 FRAGMENT_SIZE = 64 * 1024
-"""Bytes of payload in one fragment, as OTP splits them."""
+"""Bytes of payload in one fragment, as in OTP."""
 
 MAX_MESSAGE = 32 * 1024 * 1024
 """Default limit of one message's payload, in bytes."""
 
 MAX_SEQUENCES = 4096
-"""Limit of messages that may be incomplete at the same time: as many processes of the peer may send
-long ones at once. Their memory has a limit of its own."""
+"""Limit of incomplete messages, that is of the peer's processes that send long messages at the same
+time. Their memory has another limit."""
 
 READ_SIZE = 128 * 1024
 """Bytes that are read at a time: two fragments, the usual send buffer."""
 
 _MAX_CONTROL = 64 * 1024
-# Of a frame that is too long, the beginning that is looked at: who it is from, and for whom.
+# Bytes of a frame that is too long that are read: they tell its sender and its receiver.
 _HEAD = _MAX_CONTROL
 _MAX_LENGTH = 0x7FFFFFFF  # of any frame that a node sends
-# What an incomplete message costs beside its bytes: each of its fragments counts as so many at
-# least, and its control message, which is short, has so many elements at most.
+# The cost of an incomplete message beyond its bytes: each fragment counts as at least this many.
 _LEAST_PART = 512
+# Most elements of the control message of an incomplete message.
 _MAX_CONTROL_TERMS = 256
 _PASS_THROUGH = 112
 _HEADER = 68
@@ -84,7 +84,8 @@ ALIAS_SEND_TT = 34  # P
 UNLINK_ID = 35
 UNLINK_ID_ACK = 36
 
-_FREQUENT = frozenset((SEND, SEND_SENDER, REG_SEND, ALIAS_SEND))  # hold nothing that can change
+# Frequent control messages, which hold nothing mutable.
+_FREQUENT = frozenset((SEND, SEND_SENDER, REG_SEND, ALIAS_SEND))
 
 _u32 = Struct(">I").pack
 _get_u32 = Struct(">I").unpack_from
@@ -93,11 +94,11 @@ _fragment = Struct(">IBBQQ").pack
 
 
 class FrameError(ThicketError, ValueError):
-    """Bytes that the protocol does not allow; the connection cannot go on."""
+    """Bytes that the protocol does not allow; the connection must end."""
 
 
 class LongFrameError(FrameError):
-    """A frame is longer than allowed. Its rest is skipped: the connection can go on.
+    """A frame is longer than allowed. Its rest is skipped, and the connection can go on.
 
     :ivar head: its beginning.
     """
@@ -108,7 +109,7 @@ class LongFrameError(FrameError):
 
 
 class Room:
-    """Memory for messages of which parts are missing, shared by all connections of a node.
+    """Memory for incomplete messages, shared by all connections of a node.
 
     When it is used up, the connection that holds most of it loses its longest message.
 
@@ -122,7 +123,7 @@ class Room:
         self.readers: set[MessageReader] = set()
 
     def make(self) -> None:
-        """Discard messages until what is held is within the limit."""
+        """Discard messages until the rest is within the limit."""
         while self.held > self.limit:
             largest = max(self.readers, key=lambda reader: reader.held)
             if not largest.discard_longest():
@@ -137,8 +138,8 @@ def build(
     :param control: the encoded control message, without version byte.
     :param payload: the encoded payload, without version byte.
     :param header: use the distribution header instead of pass-through.
-    :param sequence: number of this message when it may be sent in fragments, which a payload
-        longer than :data:`FRAGMENT_SIZE` then is.
+    :param sequence: number of this message when it may be sent in fragments, as a payload longer
+        than :data:`FRAGMENT_SIZE` then is.
     """
     if not header:
         body = b"\x70\x83" + control + (b"\x83" + payload if payload is not None else b"")
@@ -151,10 +152,10 @@ def build(
 
 
 def fragments(control: bytes, payload: bytes, sequence: int) -> Iterator[bytes]:
-    """Return one after the other the frames, lengths included, of a message in fragments.
+    """Yield the frames, lengths included, of a message in fragments.
 
-    The arguments are those of :func:`build`. The payload is copied piece by piece, so that what
-    waits to be sent costs its memory once.
+    The arguments are those of :func:`build`. The payload is copied piece by piece, so that a
+    waiting message is in memory only once.
     """
     size = len(payload)
     number = max(1, (size + FRAGMENT_SIZE - 1) // FRAGMENT_SIZE)
@@ -172,9 +173,8 @@ def fragments(control: bytes, payload: bytes, sequence: int) -> Iterator[bytes]:
 class FrameReader:
     """Cuts a stream of bytes into frames.
 
-    Bytes are read into :meth:`space`, told of by :meth:`filled`, and taken out by :meth:`take`.
-
-    Memory is taken when the first bytes come.
+    Bytes are read into :meth:`space`, reported by :meth:`filled`, and taken out by :meth:`take`.
+    Memory is allocated when the first bytes come.
 
     :param max_frame: the longest frame allowed, in bytes.
     :param read_size: bytes that are read at a time.
@@ -191,13 +191,13 @@ class FrameReader:
         self._skip = 0  # bytes to come of a frame that is too long
 
     def space(self) -> memoryview:
-        """Return the memory into which bytes can be read; never empty."""
+        """Return memory to read bytes into; it is never empty."""
         size = len(self._buffer)
         held = self._end - self._start
         if not held:
             self._start = self._end = 0
         elif self._start and (size - self._end < size // 2 or self._start + self._need > size):
-            # The rest of a frame moves to the front.
+            # Move the rest of a frame to the front.
             self._view[:held] = self._view[self._start : self._end]
             self._start, self._end = 0, held
         wanted = max(self._read_size, self._need, held + 4096)
@@ -211,7 +211,7 @@ class FrameReader:
         return self._view[self._end :]
 
     def filled(self, count: int) -> None:
-        """Take note of *count* bytes that were read into :meth:`space`."""
+        """Note that *count* bytes were read into :meth:`space`."""
         self._end += count
 
     def push(self, data: bytes) -> None:
@@ -224,16 +224,16 @@ class FrameReader:
             data = data[count:]
 
     def drop(self) -> bytes:
-        """Return what is there, in whatever frames, and be empty."""
+        """Return all bytes, whatever frames they are in, and become empty."""
         data = bytes(self._view[self._start : self._end])
         self._start = self._end = 0
         return data
 
     def take(self) -> bytes | None:
-        """Return the next frame that is complete, or None; a tick is an empty one.
+        """Return the next complete frame, or None; a tick is an empty frame.
 
-        :raises LongFrameError: when a frame is longer than allowed; what follows it is taken next.
-        :raises FrameError: when its length is none that a node sends.
+        :raises LongFrameError: a frame is longer than allowed; the next call goes on after it.
+        :raises FrameError: no node sends a frame of this length.
         """
         if self._skip:
             skipped = min(self._skip, self._end - self._start)
@@ -275,7 +275,7 @@ class FrameReader:
 
 
 class _Partial:
-    """A message of which fragments are missing; without parts when it is being discarded."""
+    """An incomplete message; without parts when it is being discarded."""
 
     __slots__ = ("control", "next", "parts", "size")
 
@@ -289,14 +289,14 @@ class _Partial:
 
 
 class MessageReader:
-    """Turns frames into control messages and payloads, putting fragments together.
+    """Turns frames into control messages and payloads, and assembles fragments.
 
     :param header: the handshake agreed on distribution headers.
-    :param max_message: longest payload, in bytes; also half of what all incomplete messages may
-        hold together. A longer message is discarded and counted.
-    :param room: where incomplete messages are held; of its own by default.
-    :param on_discarded: called with control message and the beginning of the payload of each
-        message that is discarded, as soon as it is too long.
+    :param max_message: longest payload, in bytes. All incomplete messages together may hold twice
+        as much. A longer message is discarded and counted.
+    :param room: memory for incomplete messages; by default the reader has its own.
+    :param on_discarded: called with the control message and the beginning of the payload of a
+        message as soon as it is too long.
     :ivar discarded: number of messages dropped for their size.
     """
 
@@ -314,7 +314,7 @@ class MessageReader:
         self._on_discarded = on_discarded
         self._partial: dict[int, _Partial] = {}
         self._held = 0
-        # The last control message, which is often the next one, too.
+        # The last control message; the next one is often the same.
         self._known = b""
         self._control: tuple[Any, ...] = ()
         self.discarded = 0
@@ -332,7 +332,7 @@ class MessageReader:
     def feed(self, frame: bytes) -> tuple[tuple[Any, ...], bytes | None] | None:
         """Return control message and payload (without version byte) when *frame* completes one.
 
-        :raises FrameError: when the frame breaks the protocol.
+        :raises FrameError: the frame violates the protocol.
         """
         try:
             return self._feed(frame)
@@ -342,7 +342,7 @@ class MessageReader:
     def refuse(self, long: LongFrameError) -> None:
         """Discard the message of a frame that is too long.
 
-        :raises FrameError: when the frame is no message, or its control message is what is long.
+        :raises FrameError: the frame is no message, or its control message is too long.
         """
         head = long.head
         try:
@@ -360,7 +360,7 @@ class MessageReader:
         self._discarded(_checked(control), head[end:])
 
     def close(self) -> None:
-        """Let go of all incomplete messages: nothing follows."""
+        """Drop all incomplete messages, as nothing follows."""
         self._room.held -= self._held
         self._held = 0
         self._partial.clear()
@@ -414,7 +414,7 @@ class MessageReader:
             if frame[2] != 0:
                 raise FrameError("a message with atom references, which were not agreed on")
             if self._known and frame.startswith(self._known, 3):
-                # No term is the beginning of another one.
+                # No encoded term is the beginning of another one.
                 return self._control, frame[3 + len(self._known) :] or None
             control, end = decode_bare(frame, 3)
             control = _checked(control)
@@ -473,7 +473,7 @@ class MessageReader:
         return partial.control, b"".join(partial.parts)
 
     def _limit(self, partial: _Partial) -> None:
-        """Discard *partial* when it, or everything held, has become too much."""
+        """Discard *partial* when it, or all messages together, have become too long."""
         if partial.size > self._max_message or self._held > 2 * self._max_message:
             self._discard(partial)
         else:

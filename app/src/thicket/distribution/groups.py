@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process groups over all nodes of a cluster, one with those of Erlang's ``pg``.
+"""Process groups over all nodes of a cluster; Erlang's ``pg`` shares them.
 
-A *scope* is a set of groups that nodes keep in common; Erlang's default one is called ``pg``. On
-each node a process registered under the scope's name knows its own node's members and tells the
-others of them (source of OTP's ``pg.erl``): ``{discover, Pid}`` asks for everything, ``{sync, Pid,
-Groups}`` answers, ``{join, ...}`` and ``{leave, ...}`` tell changes.
+A *scope* is a set of groups that nodes share; Erlang's default one is ``pg``. On each node a
+process registered under the scope's name knows the members on its own node, and reports them to the
+others (source of OTP's ``pg.erl``): ``{discover, Pid}`` asks for everything, ``{sync, Pid,
+Groups}`` answers, ``{join, ...}`` and ``{leave, ...}`` report changes.
 
 OTP 29 has a second version (``data_publisher.erl``): ``{discover, Pid, 1}``, ``{local_data, Pid, 1,
-Map}`` and ``{update, Pid, [{Group, Joined, Left}]}``. It understands the first one, which earlier
-releases need (they crash on anything else), so we begin with that and answer each as it asks.
+Map}`` and ``{update, Pid, [{Group, Joined, Left}]}``. It understands the first one. Earlier
+releases need the first one (they crash on anything else), so we begin with that, and answer each
+node in the version that it uses.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ MAX_NAMES = 8 * 1024 * 1024
 """Limit of the bytes of names of groups that have members of other nodes."""
 
 MAX_SERVERS = 4
-"""Limit of processes of one node that take part in a scope: there is one, and after its end another
-one whose predecessor's end may not be known yet."""
+"""Limit of processes of one node in a scope. There is one; a new one may come before the end of the
+old one is known here."""
 
 _DISCOVER = Atom("discover")
 _JOIN = Atom("join")
@@ -64,13 +65,13 @@ _NEWEST = 1
 
 
 def group_term(group: Any) -> Any:
-    """Return the term that a group's name means: for text the atom, as groups of Erlang mostly
-    have, and any other term for itself."""
+    """Return the term of a group's name: for text the atom, which is usual in Erlang, and any other
+    term as it is."""
     return Atom(group) if type(group) is str else group
 
 
 def _key(group: Any) -> Any:
-    """Return a form of a group's name that can be looked up: its encoding."""
+    """Return the encoding of a group's name, by which groups are looked up."""
     return encode_bare(group_term(group))
 
 
@@ -98,7 +99,7 @@ class _Peer:
 
 
 class Scope(Process):
-    """The groups of a scope. Made by :meth:`.Node.scope`."""
+    """The groups of a scope; :meth:`.Node.scope` makes it."""
 
     answers = False
 
@@ -108,22 +109,21 @@ class Scope(Process):
         self._node = node
         self._local: dict[bytes, _Group] = {}
         self._peers: dict[Pid, _Peer] = {}
-        self._watches: dict[Reference, Pid] = {}
         self._remote_members = 0
         node.register(name, self)
         for connection in node.connections.values():
             self.discover(connection)
 
     def discover(self, connection: Connection) -> None:
-        """Make ourselves known to the scope's process of a node, if it has one."""
+        """Introduce this node to the scope's process of another one, if there is one."""
         self.node.send_to_name(connection, self.pid, self.name, (_DISCOVER, self.pid))
 
-    # --- what the node asks -------------------------------------------------------------------
+    # --- calls of the node --------------------------------------------------------------------
 
     def join(self, group: Any, process: Process) -> None:
-        """Make a process of this node a member; it stays one until it leaves as often, or ends.
+        """Make a process of this node a member, until it has left as often or ends.
 
-        :raises EncodeError: when *group* has no form in Erlang, or a longer one than MAX_NAME.
+        :raises EncodeError: *group* has no form in Erlang, or one longer than MAX_NAME.
         """
         key = _key(group)
         if len(key) > MAX_NAME:
@@ -135,7 +135,7 @@ class Scope(Process):
         self._tell(known.name, [process.pid], [])
 
     def leave(self, group: Any, process: Process) -> bool:
-        """Take a join back; False when the process is no member."""
+        """Undo a join; False when the process is no member."""
         key = _key(group)
         known = self._local.get(key)
         if known is None or not known.members[process.pid]:
@@ -173,7 +173,7 @@ class Scope(Process):
         """Send *message* to every member, waiting where a connection is busy.
 
         :returns: the number of members that it was sent to.
-        :raises EncodeError: when *message* has no form in Erlang.
+        :raises EncodeError: *message* has no form in Erlang.
         """
         encoded = Message(message)
         count = 0
@@ -181,11 +181,11 @@ class Scope(Process):
             try:
                 await self._node.send_encoded(sender or self.pid, pid, encoded)
             except DistributionError:
-                continue  # its node has just gone
+                continue  # its node was just lost
             count += 1
         return count
 
-    # --- what others tell ---------------------------------------------------------------------
+    # --- messages of other nodes --------------------------------------------------------------
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
         if connection is None:
@@ -236,8 +236,7 @@ class Scope(Process):
         joined: tuple[Any, Any] | None,
         left: tuple[list[Any], Any] | None,
     ) -> None:
-        """Note joins (of a group) and leaves (of several) on another node, which tells of its own
-        processes only."""
+        """Note joins (one group) and leaves (several) of the processes of another node."""
         if pid.node != connection.name:
             self.node.forged(connection, f"joins and leaves of processes of {pid.node}")
             return
@@ -250,8 +249,8 @@ class Scope(Process):
             self._remove(known, left[0], Counter(_pids(left[1], pid)))
 
     def _remove(self, peer: _Peer, groups: list[Any], pids: Counter[Pid]) -> None:
-        """Take members out of groups, in time that grows with what is told and what is known, not
-        with the one times the other."""
+        """Remove members from groups, in time that grows with the sum, not the product, of what the
+        message and the table hold."""
         for key, times in Counter(map(_key, groups)).items():
             group = peer.groups.get(key)
             if group is None:
@@ -284,7 +283,7 @@ class Scope(Process):
         peer.version = version
 
     def _meet(self, connection: Connection, pid: Pid) -> _Peer | None:
-        """Take note of a node's process for this scope; None when it has too many."""
+        """Note another node's process for this scope; None when that node has too many."""
         if sum(peer.connection is connection for peer in self._peers.values()) >= MAX_SERVERS:
             log.debug("%s has %d processes for one scope", connection.name, MAX_SERVERS)
             return None
@@ -335,7 +334,7 @@ class Scope(Process):
                 del groups[key]
 
     def _tell(self, group: Any, joined: list[Pid], left: list[Pid]) -> None:
-        """Tell all nodes who has joined or left."""
+        """Report to all nodes who has joined or left."""
         for peer in self._peers.values():
             message: Any
             if peer.version:
@@ -352,13 +351,13 @@ def _count(peer: _Peer) -> int:
 
 
 def _pids(pids: Any, peer: Pid) -> list[Pid]:
-    """Return the members that a node tells of: only its own count."""
+    """Return the members that a node reports; only its own count."""
     found = pids if type(pids) is list else [pids]
     return [pid for pid in found if type(pid) is Pid and pid.node == peer.node]
 
 
 class Subscription(Mailbox):
-    """A mailbox that is a member of a group from its making on. Close it, or leave the loop."""
+    """A mailbox that is a member of a group from the start. Close it, or leave the loop."""
 
     def __init__(self, scope: Scope, group: Any, limit: int = LIMIT) -> None:
         super().__init__(scope.node, limit)

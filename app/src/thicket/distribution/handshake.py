@@ -10,15 +10,15 @@ Version 6 of the ERTS User's Guide, "Distribution Protocol", section "Distributi
 5. the accepting node proves it as well (``a``), and the connection is up.
 
 A proof is MD5 over the cookie and the challenge in decimal digits; the cookie itself is never
-sent. What follows the last frame belongs to the connected state, even in the same segment:
-the machine leaves it in :attr:`Handshake.rest`.
+sent. Bytes after the last frame belong to the connected state, even in the same segment; the
+machine leaves them in :attr:`Handshake.rest`.
 
-A node of ours that refuses another says why in one frame more, ``x`` with the code and the words:
-after the status ``not_allowed``, which is the last thing that other nodes read, or in place of its
-name, for which they close the connection.
+A Thicket node that refuses another one sends the reason in an extra frame, ``x`` with code and
+words: after the status ``not_allowed``, which is the last frame that other nodes read, or in place
+of its name, upon which they close the connection.
 
-Feed :meth:`Handshake.receive`, send what :meth:`Handshake.take` returns. On a
-:class:`HandshakeError` send what is still to be taken, then close.
+Feed :meth:`Handshake.receive`, and send what :meth:`Handshake.take` returns. After a
+:class:`HandshakeError` send the rest that :meth:`Handshake.take` returns, then close.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ NAME_ME = 1 << 33
 V4_NC = 1 << 34
 ALIAS = 1 << 35
 TEXT = 1 << 62
-"""Of ours alone: the peer reads text in the form that keeps it apart from bytes (:mod:`.etf`).
-Erlang numbers its abilities upwards, and ignores those that it does not know."""
+"""Only of Thicket nodes: the peer reads text in the form that distinguishes it from bytes
+(:mod:`.etf`). Erlang numbers its abilities upwards, and ignores unknown ones."""
 
 _MANDATORY = {
     EXTENDED_REFERENCES: "EXTENDED_REFERENCES",
@@ -86,7 +86,7 @@ _MANDATORY = {
     HANDSHAKE_23: "HANDSHAKE_23",
 }
 MANDATORY = sum(_MANDATORY)
-"""What every node since OTP 25 insists on; the digest bit stands for all of them."""
+"""Mandatory for every node since OTP 25; the digest bit stands for all of them."""
 
 ABILITIES = (
     MANDATORY
@@ -105,12 +105,11 @@ ABILITIES = (
     | ALIAS
     | TEXT
 )
-"""Our abilities. The atom cache is declined on purpose: it costs more in Python than it saves,
-and an opaque fun could not be sent back with it."""
+"""Our abilities. The atom cache is left out on purpose: it costs more in Python than it saves, and
+with it an opaque fun could not be sent back."""
 
 _TLS_BEGINS = frozenset((0x1503, 0x1603))  # an alert, or a handshake, as a length of 2 bytes
 _VERSION_5 = 5
-_VERSION_6 = 6
 
 OK = "ok"
 OK_SIMULTANEOUS = "ok_simultaneous"
@@ -120,10 +119,7 @@ ALIVE = "alive"
 
 
 class DistributionError(CodedError):
-    """A node that cannot be reached, or was refused.
-
-    :ivar code: the reason in one hyphenated word, for programs.
-    """
+    """A node cannot be reached, or was refused."""
 
 
 OURS = "ours"
@@ -131,13 +127,14 @@ THEIRS = "theirs"
 
 
 class HandshakeError(DistributionError):
-    """A handshake that failed. Codes: ``wrong-cookie``, ``bad-name``, ``wrong-source``,
-    ``wrong-peer``, ``wrong-certificate``, ``missing-flags``, ``not-allowed``, ``simultaneous``,
-    ``connected``, ``protocol``; those of TLS are in :mod:`.secure`, and what a ``Tls`` has for
-    peers that it does not believe.
+    """A handshake failed.
 
-    :ivar refusal: who refused whom: :data:`OURS` when this node refused the peer, :data:`THEIRS`
-        when the peer said that it refuses this node; empty when nobody did.
+    Codes: ``wrong-cookie``, ``bad-name``, ``wrong-source``, ``wrong-peer``, ``wrong-certificate``,
+    ``missing-flags``, ``not-allowed``, ``simultaneous``, ``connected``, ``protocol``; those of TLS
+    (:mod:`.secure`), and those by which a ``Tls`` refuses peers.
+
+    :ivar refusal: :data:`OURS` when this node refused the peer, :data:`THEIRS` when the peer
+        refused this node; empty without a refusal.
     """
 
     def __init__(self, code: str, message: str, refusal: str = "") -> None:
@@ -146,7 +143,7 @@ class HandshakeError(DistributionError):
 
 
 class LocalNode(NamedTuple):
-    """What a node tells of itself."""
+    """What a node tells about itself."""
 
     name: str
     cookie: str
@@ -158,9 +155,10 @@ class LocalNode(NamedTuple):
 
 
 class RemoteNode(NamedTuple):
-    """What the handshake has shown of the peer; *flags* are those both sides have.
+    """What the handshake has shown about the peer.
 
-    *name* is in the peer's own spelling, which its pids and references have, too.
+    :ivar name: in the peer's own spelling, which its pids and references also use.
+    :ivar flags: the abilities that both sides have.
     """
 
     name: str
@@ -173,10 +171,10 @@ def split_name(name: str) -> tuple[str, str]:
     """Return the part of a node name before ``@``, and the address after it in canonical form.
 
     An address has many spellings (RFC 4291, section 2.2), and Erlang compares names byte for byte:
-    each node has the spelling that it was started with. Canonical is that of RFC 5952, as
-    ``str(ipaddress.IPv6Address(...))`` writes it.
+    each node keeps the spelling that it was started with. The canonical form is that of RFC 5952,
+    which ``str(ipaddress.IPv6Address(...))`` writes.
 
-    :raises HandshakeError: ``bad-name``, for a name that no node of a mesh has.
+    :raises HandshakeError: ``bad-name``, no node of a mesh can have the name.
     """
     alive, at, host = name.partition("@")
     if not at or not alive or len(name) > 255:
@@ -198,17 +196,14 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def key_of(name: str) -> str:
-    """Return the name that all spellings of *name* have in common: the canonical one.
-
-    What is no name of a node is its own key.
-    """
+    """Return the canonical spelling of a node's name; any other text is its own key."""
     try:
         return _canonical(name)
     except HandshakeError:
         return name
 
 
-@lru_cache(maxsize=1024)  # asked for with every message; what is no name is not kept
+@lru_cache(maxsize=1024)  # used for every message; invalid names are not kept
 def _canonical(name: str) -> str:
     return "@".join(split_name(name))
 
@@ -220,25 +215,25 @@ _OWN_MEANING = frozenset(
 
 
 def refusal_frame(error: DistributionError) -> bytes:
-    """Return the frame that tells the peer why it is refused."""
+    """Return the frame that tells the peer the reason of a refusal."""
     words = str(error).encode()[:_MAX_REASON].decode("utf-8", "ignore")
     return b"x" + error.code.encode() + b" " + words.encode()
 
 
 def read_refusal(frame: bytes, who: str) -> HandshakeError:
-    """Return what the peer *who* says of why it refuses us; anybody may have written it."""
+    """Return the reason that the peer *who* gives for refusing us; its text is not trusted."""
     code, _, words = frame[1:].decode("utf-8", "replace").partition(" ")
     letters = code.replace("-", "")
     good = letters.isascii() and letters.isalpha() and letters.islower() and len(code) <= 32
-    if not good or code in _OWN_MEANING:  # which is for what happens here
+    if not good or code in _OWN_MEANING:  # codes with a meaning of their own on this node
         code = "not-allowed"
     words = visible(words[:_MAX_REASON], keep="")
     return HandshakeError(code, f"{who} refuses this node: {words or 'without a reason'}", THEIRS)
 
 
 def digest(cookie: str, challenge: int) -> bytes:
-    """Return the proof of knowing *cookie* that answers *challenge*."""
-    # Imported late: hashlib loads OpenSSL, which a node without peers has no use for.
+    """Return the proof of knowing *cookie* for *challenge*."""
+    # Imported late, as hashlib loads OpenSSL, which a node without peers does not need.
     from hashlib import md5
 
     text = cookie.encode("latin-1") + str(challenge).encode()
@@ -246,7 +241,7 @@ def digest(cookie: str, challenge: int) -> bytes:
 
 
 def _equal(a: bytes, b: bytes) -> bool:
-    """Compare in a time that does not depend on where the two differ."""
+    """Compare in constant time."""
     from hmac import compare_digest
 
     return compare_digest(a, b)
@@ -257,13 +252,13 @@ def _new_challenge() -> int:
 
 
 class Handshake:
-    """What both directions have in common.
+    """The common part of both sides.
 
     :param length_size: bytes of a frame's length: 2 on plain TCP, 4 inside TLS.
     :ivar done: the handshake has succeeded.
     :ivar peer: the peer, once it has told its name.
     :ivar rest: when done, the bytes received after the last frame.
-    :ivar refusal: the peer has refused us, and may still say why; holds when it says no more.
+    :ivar refusal: set when the peer has refused us; the error unless it still sends a reason.
     """
 
     def __init__(self, local: LocalNode, length_size: int = 2) -> None:
@@ -276,10 +271,10 @@ class Handshake:
         self._buffer = b""
         self._outgoing = bytearray()
         self._challenge = _new_challenge()
-        self._next: Callable[[Any, bytes], None]  # not bound, which were a reference to itself
+        self._next: Callable[[Any, bytes], None]  # unbound, to avoid a reference to itself
 
     def take(self) -> bytes:
-        """Return the bytes to be sent now."""
+        """Return the bytes to send now."""
         data = bytes(self._outgoing)
         self._outgoing.clear()
         return data
@@ -313,7 +308,7 @@ class Handshake:
             self._buffer = buffer[at:]
 
     def refuse(self, error: HandshakeError) -> None:
-        """Tell the peer why it is refused, in place of everything that was to be sent."""
+        """Send the peer the reason of its refusal, and nothing else."""
         self._outgoing.clear()
         self._send(refusal_frame(error))
 
@@ -321,7 +316,7 @@ class Handshake:
         self._outgoing += len(frame).to_bytes(self._length_size, "big") + frame
 
     def _learn(self, name: bytes, flags: int, creation: int) -> RemoteNode:
-        """Check what the peer told of itself.
+        """Check what the peer told about itself.
 
         :raises HandshakeError: ``bad-name`` or ``missing-flags``.
         """
@@ -352,14 +347,11 @@ def _text(name: bytes) -> str:
 
 
 def _number(frame: bytes, start: int, size: int) -> int:
-    part = frame[start : start + size]
-    if len(part) < size:
-        raise HandshakeError("protocol", "a handshake frame that ends too early")
-    return int.from_bytes(part, "big")
+    return int.from_bytes(_counted(frame, start, size), "big")
 
 
 def _counted(frame: bytes, start: int, size: int) -> bytes:
-    """Return *size* bytes; what may follow them is for versions to come and ignored."""
+    """Return *size* bytes; bytes of later versions may follow, and are ignored."""
     part = frame[start : start + size]
     if len(part) < size:
         raise HandshakeError("protocol", "a handshake frame that ends too early")
@@ -369,10 +361,10 @@ def _counted(frame: bytes, start: int, size: int) -> bytes:
 class Initiator(Handshake):
     """The side that connects.
 
-    :param peer: the full name of the node to be reached, in any spelling: the peer's own is what it
-        says in answer.
-    :param on_alive: asked when the peer takes itself for connected with us already: True to go
-        on and replace that connection, False to leave it.
+    :param peer: the full name of the node to be reached, in any spelling; the answer has the peer's
+        own.
+    :param on_alive: called when the peer believes that we are connected; returns True to replace
+        that connection, False to keep it.
     """
 
     def __init__(
@@ -400,7 +392,7 @@ class Initiator(Handshake):
 
     @property
     def awaits_proof(self) -> bool:
-        """Our proof is sent and the peer's is missing. A peer that finds our cookie wrong just
+        """Whether our proof is sent and the peer's is missing. A peer with another cookie just
         closes the connection in this state."""
         return self._next == Initiator._got_proof and not self.done
 
@@ -462,11 +454,11 @@ class Initiator(Handshake):
 
 
 class Acceptor(Handshake):
-    """The side that is connected to.
+    """The side that accepts.
 
     :param decide: called with the peer when it has told its name; returns the status to answer
         (:data:`OK`, :data:`OK_SIMULTANEOUS`, :data:`NOK`, :data:`ALIVE`), or raises
-        :class:`HandshakeError`, which is answered with :data:`NOT_ALLOWED` and the reason.
+        :class:`HandshakeError`, for :data:`NOT_ALLOWED` and the reason.
     """
 
     def __init__(
@@ -486,8 +478,8 @@ class Acceptor(Handshake):
             creation = _number(frame, 9, 4)
             name = _counted(frame, 15, _number(frame, 13, 2))
         elif old:
-            # How OTP 23 and 24 begin when no port mapper told them our version; they complete
-            # it after the challenge.
+            # OTP 23 and 24 begin so when no port mapper has told them our version; they send the
+            # rest after the challenge.
             if _number(frame, 1, 2) != _VERSION_5:
                 raise HandshakeError("protocol", "a handshake of an unknown version")
             flags = _number(frame, 3, 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identifiers that a node gives: of processes, of references, and of links that are taken back."""
+"""The identifiers that a node assigns: to processes, references, and requests to unlink."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Identifiers:
     """The identifiers of one start of a node.
 
     :param name: the node's name, in canonical form.
-    :ivar creation: the number of this start, which tells it from an earlier one.
+    :ivar creation: the number of this start, which distinguishes it from earlier ones.
     """
 
     def __init__(self, name: str, creation: int, last_reference: int) -> None:
@@ -25,19 +25,18 @@ class Identifiers:
     @classmethod
     def of_new_start(cls, name: str) -> Identifiers:
         """Return the identifiers of a node that starts now."""
-        # The creations 0 to 3 mean something else to OTP.
+        # The creations 0 to 3 have another meaning in OTP.
         creation = int.from_bytes(os.urandom(4), "big") | 4
         return cls(name, creation, int.from_bytes(os.urandom(7), "big"))
 
     def pid(self) -> Pid:
-        """Return the next process identifier, which may be in use after 2^28 others."""
-        # 15 bits of number are what every version of OTP prints and sorts without surprises;
-        # 28 are allowed.
+        """Return the next process identifier; after 2^28 of them one may be in use."""
+        # Every version of OTP prints and sorts numbers of 15 bits correctly; 28 are allowed.
         self._last_pid = self._last_pid % 0xFFFFFFF + 1
         return Pid(self._node, self._last_pid, 0, self.creation)
 
     def reference(self) -> Reference:
-        """Return a reference that was not used before."""
+        """Return a new reference."""
         self._last_reference += 1
         number = self._last_reference
         # Erlang keeps the first word of a reference below 2^18.
@@ -45,6 +44,6 @@ class Identifiers:
         return Reference(self._node, self.creation, words)
 
     def unlink(self) -> int:
-        """Return the next number of a link that is taken back."""
+        """Return the next number of a request to unlink."""
         self._last_unlink += 1
         return self._last_unlink

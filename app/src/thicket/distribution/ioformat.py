@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms, and what Erlang formats with ``io_lib:format/2``, as text for our log.
+"""Terms, and the output of ``io_lib:format/2``, as text for our log.
 
-Functions of Erlang that we call print and log to us. Only what a person reads is made of it: field
-widths, precisions and line breaks of ``~p`` are left out, and everything is cut off at a limit.
+Erlang functions that we call print and log to us. The text is for people: field widths, precisions
+and line breaks of ``~p`` are left out, and everything is cut off at a limit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PLAIN_ATOM = re.compile(r"[a-z][A-Za-z0-9_@]*")
 
 
 class _FullError(Exception):
-    """The text is long enough."""
+    """The text has reached its limit."""
 
 
 def term_text(term: Any, limit: int = MAX_TEXT) -> str:
@@ -46,10 +46,7 @@ def term_text(term: Any, limit: int = MAX_TEXT) -> str:
 
 
 def characters(data: Any, limit: int = MAX_TEXT) -> str:
-    """Return the text of what Erlang takes for one: binaries and lists of characters, nested.
-
-    What is none becomes the text of the term.
-    """
+    """Return the text of nested binaries and lists of characters, or else the text of the term."""
     parts = _Parts(limit)
     try:
         _characters(data, parts, 0)
@@ -61,10 +58,10 @@ def characters(data: Any, limit: int = MAX_TEXT) -> str:
 
 
 def formatted(form: Any, values: Any, limit: int = MAX_TEXT) -> str:
-    """Return what ``io_lib:format(form, values)`` does, without padding."""
+    """Return the output of ``io_lib:format(form, values)``, without padding."""
     text = characters(form, limit)
     given = values if type(values) in (list, FrozenList) else []
-    used = 0  # of them: they may be very many
+    used = 0  # an index, as there may be very many
     room = limit
 
     def put(match: re.Match[str]) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that run on behalf of other nodes, and how many of them may."""
+"""Functions that run for other nodes, and their limits."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_JOBS = 1000
-"""Functions that run at the same time on behalf of other nodes."""
+"""Functions that run at the same time for other nodes."""
 
 MAX_JOBS_PER_NODE = 250
-"""The same, for one other node."""
+"""The same for one other node."""
 
 MAX_THREADS = 8
-"""Threads for exported functions, apart from those that the node's own work has."""
+"""Threads for exported functions; the node's own work has others."""
 
 MAX_THREADS_PER_NODE = 4
 
 
 class Caller(NamedTuple):
-    """Who called the function that runs: the node, and the process on it.
+    """The caller of the running function.
 
-    The node is the one at the other end of the connection that the call came by. The process is
-    what that node says. A call by way of another node is that node's own.
+    :ivar node: the node at the other end of the call's connection. A node that passes on a call of
+        another one is the caller itself.
+    :ivar pid: the calling process, by that node's own word.
     """
 
     node: str
@@ -52,11 +53,15 @@ class Caller(NamedTuple):
 
 
 CALLER: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
-"""In an exported function, who called it."""
+"""The caller of the exported function that runs."""
 
 
 class Job(Process):
-    """A function that runs on behalf of another node."""
+    """A function that runs for another node.
+
+    :param result: what the caller tells the result by; None when it wants none.
+    :param cancel_with_watch: the watch whose end cancels the function.
+    """
 
     answers = False
 
@@ -84,7 +89,7 @@ class Job(Process):
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Run the function in a task of its own."""
+        """Run the function in its own task."""
         self.node.add(self)
         self._calls.jobs.add(self)
         self._task = asyncio.get_running_loop().create_task(
@@ -123,7 +128,7 @@ class Job(Process):
                 reason = self._why
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # also one that exits: it must not end the node
+        except BaseException as error:  # a call of exit() must not end the node either
             reason = self._calls.failed(self._result, exported, self._arguments, error, self.source)
         if self._connection is not None and self.monitors and not plain:
             with suppress(asyncio.CancelledError):
@@ -155,21 +160,21 @@ class Job(Process):
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
         if connection is self._connection and self._watch is not None:
-            self.cancel(CANCELLED)  # nobody is left who waits
+            self.cancel(CANCELLED)  # nobody waits any more
 
 
 class Threads:
-    """Threads for exported functions, apart from those that the node's own work has."""
+    """Threads for exported functions."""
 
     def __init__(self) -> None:
         self._threads = concurrent.futures.ThreadPoolExecutor(MAX_THREADS, "exported")
         self._turns: dict[str, asyncio.Semaphore] = {}
 
     async def run(self, source: str, function: Callable[..., Any], arguments: list[Any]) -> Any:
-        """Run a function in a thread, on behalf of the node *source*.
+        """Run a function in a thread for the node *source*.
 
-        A node that has its share of the threads waits for one of them to end, be it that of a
-        caller who has gone.
+        A node that uses its share of the threads waits until one of them ends, even if that one's
+        caller has gone.
         """
         host = key_of(source).partition("@")[2]
         turn = self._turns.setdefault(host, asyncio.Semaphore(MAX_THREADS_PER_NODE))
@@ -190,5 +195,5 @@ class Threads:
         return await asyncio.wrap_future(running)
 
     def stop(self) -> None:
-        """Begin no more functions; those that run cannot be stopped."""
+        """Start no more functions; running ones cannot be stopped."""
         self._threads.shutdown(wait=False, cancel_futures=True)

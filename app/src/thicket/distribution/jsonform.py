@@ -11,7 +11,7 @@ array, object             list, map with keys of text
 ``{"tuple": [...]}``      a tuple
 ``{"bytes": "AP8="}``     a binary that is no text, in Base64
 ``{"map": [[k, v]...]}``  a map with other keys
-``{"term": "..."}``       anything else, in words; only on the way out
+``{"term": "..."}``       anything else, as text; only in output
 ========================  =========================================
 """
 
@@ -29,7 +29,7 @@ MAX_SIZE = 4 * 1024 * 1024
 """Default limit of a term in characters of JSON, roughly."""
 
 _MAX_DIGITS = 1233  # of an integer, as many as 4096 bits have
-_MAX_BITS = 4096  # of an integer; beyond, Python needs more than linear time, and limits it
+_MAX_BITS = 4096  # of an integer; beyond, Python takes more than linear time, or refuses
 _SPECIAL = frozenset(("atom", "tuple", "bytes", "map", "term"))
 
 
@@ -38,9 +38,9 @@ class TooLongError(ThicketError, ValueError):
 
 
 def to_json(term: Any, limit: int = MAX_SIZE) -> Any:
-    """Return *term* in its JSON form; what is nested too deeply becomes words.
+    """Return *term* in its JSON form; parts that are nested too deeply become text.
 
-    :raises TooLongError: when it is longer than about *limit* characters.
+    :raises TooLongError: it is longer than about *limit* characters.
     """
     return _to_json(term, 0, [limit])
 
@@ -91,7 +91,7 @@ def _to_json(term: Any, depth: int, room: list[int]) -> Any:
 
 
 def _key(key: Any) -> str | None:
-    """Return a key that is text, as such."""
+    """Return a key that is text as ``str``, or None."""
     if type(key) in (str, Atom):
         return str(key)
     if type(key) is bytes:
@@ -105,7 +105,7 @@ def _key(key: Any) -> str | None:
 def from_json(value: Any, depth: int = 0) -> Any:
     """Return the term of a JSON form.
 
-    :raises ValueError: for a form that is none.
+    :raises ValueError: the form is invalid.
     """
     depth += 1
     if depth > _MAX_DEPTH:
@@ -138,10 +138,9 @@ def from_json(value: Any, depth: int = 0) -> Any:
 
 
 def from_word(word: str) -> Any:
-    """Return the term that a word on the command line means: JSON where it is, ``:name`` for an
-    atom, and text otherwise.
+    """Return the term of a word on the command line: JSON, ``:name`` for an atom, or else text.
 
-    :raises ValueError: for a form that is none.
+    :raises ValueError: the form is invalid.
     """
     import json
 
@@ -157,7 +156,7 @@ def from_word(word: str) -> Any:
 def _integer(digits: str) -> int:
     """Return an integer of JSON.
 
-    :raises ValueError: when it has too many digits, which would cost more than its length.
+    :raises ValueError: it has too many digits, for which Python takes more than linear time.
     """
     if len(digits) > _MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits (limit {_MAX_DIGITS})")
@@ -165,8 +164,7 @@ def _integer(digits: str) -> int:
 
 
 def to_words(term: Any) -> str:
-    """Return a JSON form as a person reads it: JSON, with ``:name`` for atoms and ``{...}`` in
-    Erlang's manner for tuples."""
+    """Return a JSON form for people: JSON with ``:name`` for atoms and ``{...}`` for tuples."""
     import json
 
     if isinstance(term, list):

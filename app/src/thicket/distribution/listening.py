@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where others reach a node: the socket that it listens on, and its entry at the port mapper."""
+"""The socket that a node listens on, and its entry at the port mapper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _BIND_INTERVAL = 0.1
 _MAX_BIND_INTERVAL = 2.0
-_PATIENCE = 10.0  # seconds that an address may be missing before that is a problem
+_PATIENCE = 10.0  # seconds after which a missing address is a problem
 
 
 class Listening:
@@ -32,10 +32,10 @@ class Listening:
 
     :param host: the address to listen on; it may appear later.
     :param port: the port, 0 for any free one.
-    :param epmd_port: the port mapper's port; None to register nowhere.
+    :param epmd_port: the port mapper's port; None not to register.
     :param hidden: register as one of Erlang's hidden nodes.
-    :param tell: is told of problems.
-    :ivar port: the port listened on once :attr:`ready`, until then the one asked for.
+    :param tell: called with the events of problems.
+    :ivar port: the port listened on once :attr:`ready`, until then the requested one.
     :ivar ready: whether the socket listens.
     """
 
@@ -60,13 +60,10 @@ class Listening:
         self._mapper: PortMapper | None = None
 
     def start(self, local: LocalNode, accept: Callable[[], asyncio.BaseProtocol]) -> None:
-        """Begin to listen; returns at once.
+        """Begin to listen, see :meth:`.Node.start`; returns at once.
 
-        While the address does not exist (no interface has it, or duplicate address detection runs)
-        or the port is taken, listening is tried again for ever, and :meth:`problems` tells.
-
-        :param accept: returns what reads from a connection that somebody makes.
-        :raises RuntimeError: when it was started already.
+        :param accept: returns the protocol of a connection that somebody makes.
+        :raises RuntimeError: it was started already.
         """
         if self._task is not None:
             raise RuntimeError("the node was started already")
@@ -75,7 +72,7 @@ class Listening:
         )
 
     async def stop(self) -> None:
-        """Close the socket and take back the registration; connections stay."""
+        """Close the socket and unregister; connections stay."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -86,11 +83,11 @@ class Listening:
             self.ready = False
 
     def problems(self) -> list[dict[str, Any]]:
-        """Return what keeps the node from listening: part, code, message, since."""
+        """Return why the node cannot listen: part, code, message, since."""
         return [{"part": "cluster", **problem._asdict()} for problem in self._problems.values()]
 
     def statistics(self) -> dict[str, Any]:
-        """Return how the port mapper is answered, and its counters."""
+        """Return the state and the counters of the port mapper."""
         mapper = self._mapper
         if mapper is None:
             return {"served": [], "registered_at": None}
@@ -112,7 +109,7 @@ class Listening:
                 self._failed(error, patient=loop.time() <= patience)
             await asyncio.sleep(interval)
             interval = min(interval * 1.5, _MAX_BIND_INTERVAL)
-        # The socket stays good when the address goes and comes back.
+        # The socket stays usable when the address goes and comes back.
         self.port = listener.getsockname()[1]
         self._server = await loop.create_server(accept, sock=listener)
         self.ready = True
@@ -131,9 +128,9 @@ class Listening:
             self._mapper.start()
 
     def _failed(self, error: OSError, *, patient: bool) -> None:
-        """Note why the socket cannot be made.
+        """Note why the socket cannot be opened.
 
-        :param patient: a missing address is no problem yet.
+        :param patient: a missing address is not a problem yet.
         """
         what = f"cannot listen on [{self.host}]:{self.port}"
         if error.errno == errno.EADDRINUSE:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where Python code receives: messages, and what happens to nodes and processes.
+"""Queues from which Python code takes messages, and events of nodes and processes.
 
-Every queue here is bounded. A full :class:`Mailbox` makes the node stop reading from who fills it,
-so that the sender has to wait; as that also stops everything else from there, it lasts for a
-limited time, after which the oldest messages are dropped and counted.
+Every queue is bounded. When a :class:`Mailbox` is full, the node stops reading from the node that
+fills it, so that the sender has to wait. That also stops everything else from there, so it lasts
+for a limited time, after which the oldest messages are dropped and counted.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ LIMIT = 1000
 """Default limit of messages in a mailbox."""
 
 MAX_HOLD = 3.0
-"""Seconds that reading stops at most: a peer with the shortest tick time, 4 s, must not take that
-for our end."""
+"""Most seconds for which reading stops; a peer with the shortest tick time, 4 s, must not believe
+that this node is lost."""
 
 HOLD_TIME = 0.25
-"""Part of the tick time for which the sender of a full mailbox is kept waiting."""
+"""Fraction of the tick time for which the sender of a full mailbox waits."""
 
 
 class Down(NamedTuple):
@@ -45,7 +45,7 @@ class Down(NamedTuple):
 
 
 class Exit(NamedTuple):
-    """A linked process has ended (*linked*), or somebody asks this one to exit: who, why."""
+    """A linked process has ended (*linked*), or a process asks this one to exit: who, why."""
 
     sender: Pid
     reason: Any
@@ -71,9 +71,9 @@ class Request:
         self._tag = tag
 
     def reply(self, answer: Any) -> None:
-        """Answer; when the asking node is gone, or no longer waits, nothing happens.
+        """Answer; nothing happens when the caller is gone or no longer waits.
 
-        :raises EncodeError: when *answer* has no form in Erlang.
+        :raises EncodeError: *answer* has no form in Erlang.
         """
         self._process.reply(self._connection, self.sender, self._tag, answer)
 
@@ -84,9 +84,9 @@ class Request:
 class Mailbox(Process):
     """A process whose messages Python code takes out: ``await mailbox.get()``, or ``async for``.
 
-    What arrives is a message as it was sent, a :class:`Request` (``gen_server:call``), and for
-    what :meth:`watch` and :meth:`link` asked for :class:`Down` and :class:`Exit`. Somebody's
-    ``exit(Pid, kill)`` closes the mailbox.
+    It delivers messages as they were sent, a :class:`Request` for each ``gen_server:call``, and a
+    :class:`Down` or :class:`Exit` after :meth:`watch` and :meth:`link`. ``exit(Pid, kill)`` of any
+    process closes the mailbox.
 
     :param limit: number of messages that may wait.
     :ivar dropped: messages lost because nobody took them out in time.
@@ -123,7 +123,7 @@ class Mailbox(Process):
                 await waiter
             except asyncio.CancelledError:
                 if waiter.done() and not waiter.cancelled():
-                    self._wake()  # the message is for somebody else
+                    self._wake()  # another waiter gets the message
                 raise
         message = self._queue.popleft()
         if len(self._queue) <= self.limit // 2:
@@ -141,14 +141,14 @@ class Mailbox(Process):
     def __len__(self) -> int:
         return len(self._queue)
 
-    # --- doing --------------------------------------------------------------------------------
+    # --- sending ------------------------------------------------------------------------------
 
     def send(self, target: Pid | Name | Reference | str, message: Any) -> None:
-        """Send *message* from this process to a pid, a registered name or an alias, without
-        waiting; :meth:`.Node.send` waits. A name alone is one that is registered on this node.
+        """Send *message* from this process without waiting; :meth:`.Node.send` waits.
 
-        :raises DistributionError: ``closed``, when the node is not connected; ``noproc``, when a
-            name is not registered on this node.
+        :param target: as for :meth:`.Node.send`.
+        :raises DistributionError: ``closed``, the node is not connected; ``noproc``, a name is not
+            registered on this node.
         """
         if isinstance(target, str):
             target = self.node.own_name(target)
@@ -164,7 +164,7 @@ class Mailbox(Process):
         return self.node.watch(self, target)
 
     def unwatch(self, reference: Reference) -> None:
-        """Take back :meth:`watch`. A :class:`Down` may be in the queue already."""
+        """Undo :meth:`watch`. A :class:`Down` may be in the queue already."""
         self.node.unwatch(self, reference)
 
     def link(self, target: Pid) -> None:
@@ -172,26 +172,26 @@ class Mailbox(Process):
         self.node.link(self, target)
 
     def unlink(self, target: Pid) -> None:
-        """Take back a link."""
+        """Undo a link."""
         self.node.unlink(self, target)
 
     def exit(self, target: Pid, reason: Any) -> None:
-        """Tell *target* to exit.
+        """Ask *target* to exit.
 
-        :raises DistributionError: ``closed``, when its node is not connected.
+        :raises DistributionError: ``closed``, its node is not connected.
         """
         self.node.exit(self.pid, target, reason)
 
     def alias(self) -> Reference:
-        """Return an address of this mailbox that can be taken back (:meth:`drop_alias`)."""
+        """Return an address of this mailbox, until :meth:`drop_alias`."""
         return self.node.new_alias(self)
 
     def drop_alias(self, alias: Reference) -> None:
-        """Take back an alias; late answers to it are dropped."""
+        """Drop an alias, and messages to it from now on."""
         self.node.drop_alias(alias)
 
     def close(self, reason: Any = NORMAL) -> None:
-        """End the process. What is in the queue can still be taken out."""
+        """End the process. The messages in the queue can still be taken out."""
         if self.closed:
             return
         self.closed = True
@@ -212,7 +212,7 @@ class Mailbox(Process):
         if type(message) is tuple and len(message) == 3 and message[0] == GEN_CALL:
             match message[1]:
                 case (Pid() as sender, tag):
-                    # Answers go back the way that requests come.
+                    # Answers take the way back.
                     if not self.node.speaks_for(connection, sender, "a request"):
                         return
                     message = Request(self, connection, sender, tag, message[2])
@@ -239,7 +239,6 @@ class Mailbox(Process):
         self.close()
 
     async def room(self) -> None:
-        """Wait, for a limited time, until there is room for another message."""
         if len(self._queue) < self.limit or self.closed or self._overflown:
             return
         self._start_timer()
@@ -271,7 +270,7 @@ class Mailbox(Process):
             )
 
     def _overflow(self) -> None:
-        """Go on without those who do not take their messages."""
+        """Stop waiting for the reader of the mailbox."""
         log.warning(
             "a mailbox of %d messages is full and is not read: the oldest are dropped", self.limit
         )
@@ -305,7 +304,7 @@ class NodeEvent(NamedTuple):
     :ivar kind: ``up`` or ``down``.
     :ivar name: the node.
     :ivar code: for ``down``, the reason in one word (``closed``, ``silent``, ``stopped`` ...).
-    :ivar reason: for ``down``, the reason in words.
+    :ivar reason: for ``down``, the reason as text.
     """
 
     kind: str
@@ -315,9 +314,9 @@ class NodeEvent(NamedTuple):
 
 
 class NodeEvents:
-    """The events of nodes, to be gone through by ``async for``. Close it, or leave the loop.
+    """The events of nodes, for ``async for``. Close it, or leave the loop.
 
-    :ivar missed: events lost because nobody took them out in time.
+    :ivar missed: events that were dropped because nobody took them out in time.
     """
 
     def __init__(self, sources: list[NodeEvents], limit: int = LIMIT) -> None:
@@ -330,7 +329,7 @@ class NodeEvents:
         sources.append(self)
 
     def put(self, event: NodeEvent) -> None:
-        """Take in an event."""
+        """Add an event."""
         if len(self._queue) >= self.limit:
             self._queue.popleft()
             self.missed += 1
@@ -361,7 +360,7 @@ class NodeEvents:
             self.close()
 
     def close(self) -> None:
-        """Get no more events."""
+        """Receive no more events."""
         if not self.closed:
             self.closed = True
             self._sources.remove(self)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node of a Distributed Erlang cluster.
 
-:class:`Node` listens on the node's own address, connects to others, keeps one connection to
-each, answers what stock Erlang and Elixir nodes ask of every node, and is what applications in
-Python use: functions, messages, groups and events of all nodes. It connects when it is told to, or
-to send something; whom to keep connected is the caller's decision.
+:class:`Node` listens on the node's own address, keeps one connection to each other node, answers
+the requests of stock Erlang and Elixir nodes, and offers functions, messages, groups and events of
+all nodes to Python applications. It connects on request, or to send something; the caller decides
+which nodes stay connected.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ CALL_TIME = 5.0
 """Default seconds that a call may take, as in Erlang."""
 
 MAILBOX_LIMIT = 1000
-"""Default limit of messages, or events, that wait to be taken out."""
+"""Default limit of messages, or events, in a queue."""
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
@@ -75,9 +75,9 @@ Function = TypeVar("Function", bound="Callable[..., Any]")
 class NodeInfo(NamedTuple):
     """A node of the cluster as seen from here.
 
-    :ivar name: as the node itself spells it once it is connected, until then as it was asked for.
+    :ivar name: in the node's own spelling once it is connected, until then in the caller's.
     :ivar state: ``up`` or ``connecting``.
-    :ivar since: when it got into that state, in seconds of CLOCK_BOOTTIME.
+    :ivar since: when that state began, in seconds of CLOCK_BOOTTIME.
     """
 
     name: str
@@ -88,31 +88,30 @@ class NodeInfo(NamedTuple):
 class Node(ProcessTable):
     """This device's node.
 
-    :param name: the part before ``@``, or the full name. The node's own has the address in
-        canonical form; those of others are taken in any spelling, and are the same node in all.
-    :param cookie: the cluster's shared word. It keeps clusters apart; it is no protection
-        against an attacker on the same network.
+    :param name: the part before ``@``, or the full name. This node's name has the address in
+        canonical form; the names of others may have any spelling.
+    :param cookie: the cluster's shared word. It keeps clusters apart, and does not protect against
+        an attacker on the same network.
     :param address: the address to listen on and to connect from. It may appear later.
-    :param port: the port to listen on, and to try at peers whose port mapper does not know them;
-        0 for any free one.
+    :param port: the port to listen on, and to try at peers that their port mapper does not know; 0
+        for any free one.
     :param tick_time: seconds of silence after which a peer counts as lost, Erlang's
-        ``net_ticktime``; that of others may be another one.
-    :param listener: is told what happens (:mod:`.events`).
-    :param epmd_port: the port mapper's port; None to neither ask nor answer as one.
-    :param published: be visible, as opposed to Erlang's hidden nodes.
+        ``net_ticktime``; that of others may differ.
+    :param listener: receives the events (:mod:`.events`).
+    :param epmd_port: the port mapper's port; None to neither ask one nor answer as one.
+    :param published: be visible, unlike Erlang's hidden nodes.
     :param check_source: refuse a peer whose name has another address than it connects from.
     :param setup_time: seconds that a handshake may take, Erlang's ``net_setuptime``.
     :param max_message: longest message accepted, in bytes.
-    :param max_held: bytes of all messages together of which parts are missing; four of the longest
-        by default.
-    :param tls: talk with others inside mutual TLS and in no other way: :class:`.file_tls.FileTls`,
-        or that of a fleet. A cookie is then needed all the same.
-    :raises ValueError: when name or cookie cannot be used.
+    :param max_held: bytes of all incomplete messages together; by default four of the longest.
+    :param tls: talk only inside mutual TLS: :class:`.file_tls.FileTls`, or that of a fleet. The
+        cookie is needed as well.
+    :raises ValueError: name or cookie cannot be used.
     :ivar host: the address, in canonical form.
     :ivar alive: the part of the name before ``@``.
-    :ivar local: what the node says of itself in handshakes.
+    :ivar local: what the node says about itself in handshakes.
     :ivar scopes: the scopes of groups that exist on this node, by name.
-    :ivar pid: the process that stands for the node where no other does.
+    :ivar pid: the default sender of messages.
     """
 
     def __init__(
@@ -168,7 +167,7 @@ class Node(ProcessTable):
             tell=tell,
         )
         self._signals = Signals(self, self._on_spawn_request)
-        self._since: dict[str, float] = {}  # as the connections
+        self._since: dict[str, float] = {}  # by key, as the connections
         self.scopes: dict[str, Scope] = {}
         self._calls: Calls | None = None
 
@@ -189,11 +188,10 @@ class Node(ProcessTable):
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin to listen, answer as port mapper, and accept.
+        """Begin to listen, and to answer as port mapper; returns at once.
 
-        Returns at once. While the address does not exist (no interface has it, or duplicate
-        address detection runs) or the port is taken, listening is tried again for ever, and
-        :meth:`problems` tells.
+        While the address does not exist (no interface has it, or duplicate address detection runs)
+        or the port is taken, listening is tried again for ever, and :meth:`problems` says so.
         """
         self._listening.start(self.local, self.accept)
         await asyncio.sleep(0)  # usually enough to listen
@@ -204,7 +202,7 @@ class Node(ProcessTable):
         await self._listening.stop()
         if self._calls is not None:
             self._calls.stop()
-            await asyncio.sleep(0)  # their ends are still told
+            await asyncio.sleep(0)  # callers still learn of the end
         for process in self.processes():
             process.on_stop()
         reason = DistributionError("stopped", f"{self.name} is stopping")
@@ -219,7 +217,7 @@ class Node(ProcessTable):
 
     @property
     def port(self) -> int:
-        """The port listened on, and tried at peers that their port mapper does not know."""
+        """The port to listen on, and to try at peers that their port mapper does not know."""
         return self._listening.port
 
     @port.setter
@@ -231,10 +229,10 @@ class Node(ProcessTable):
         """Longest message accepted, in bytes."""
         return self._maker.max_message
 
-    # --- what others ask ----------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------
 
     def nodes(self) -> list[NodeInfo]:
-        """Return the nodes that are connected or being connected, in the order of their names."""
+        """Return the nodes that are connected or being connected, by name."""
         known = [
             NodeInfo(connection.name, "up", self._since.get(key, 0.0))
             for key, connection in self.connections.items()
@@ -252,29 +250,29 @@ class Node(ProcessTable):
         return self._maker.encrypted
 
     def expect(self, expected: Callable[[str], bool]) -> None:
-        """Keep places for the handshakes of members, whatever strangers do.
+        """Reserve places for the handshakes of members.
 
-        :param expected: tells whether a member is known to be at an address (canonical text).
+        :param expected: returns whether a member is known to be at an address (canonical text).
         """
         self._admission.handshakes.expected = expected
 
     def connected(self, peer: str) -> bool:
-        """Tell whether *peer* is connected."""
+        """Return whether *peer* is connected."""
         return key_of(peer) in self.connections
 
     def spelling(self, peer: str) -> str:
-        """Return the name of a connected node as itself writes it, any other name as it is."""
+        """Return the name of a connected node in its own spelling, any other name unchanged."""
         key = key_of(peer)
         known = self.connections.get(key)
         return known.name if known is not None else self.name if key == self.name else peer
 
     def problems(self) -> list[dict[str, Any]]:
-        """Return what keeps this node from working: part, code, message, since."""
+        """Return what prevents this node from working: part, code, message, since."""
         return self._listening.problems()
 
     def statistics(self) -> dict[str, Any]:
-        """Return counters: connections, messages; how epmd is answered; and, by reason, whom we
-        refused (``refused``) and who refused us (``refused_by``)."""
+        """Return the counters of connections and messages, the state of the port mapper, and by
+        reason how often we refused (``refused``) and were refused (``refused_by``)."""
         refusals = self._admission.refusals.counters
         held = sum(connection.discarded for connection in self.connections.values())
         return {
@@ -293,13 +291,13 @@ class Node(ProcessTable):
     async def connect(self, peer: str, timeout: float | None = None) -> None:
         """Connect to *peer* unless it is connected.
 
-        The peer's port mapper is asked for its port first; when there is none, or it does not
-        know the peer, our own port number is tried.
+        The peer's port mapper is asked for its port. When there is none, or it does not know the
+        peer, our own port number is tried.
 
         :param peer: its full name, the address in any spelling.
         :param timeout: seconds to wait; by default as long as an attempt may take.
-        :raises DistributionError: why it did not work; codes ``bad-name``, ``unreachable``,
-            ``timeout``, ``closed`` and those of :class:`HandshakeError`.
+        :raises DistributionError: it failed; codes ``bad-name``, ``unreachable``, ``timeout``,
+            ``closed`` and those of :class:`HandshakeError`.
         """
         await self._connector.connect(peer, timeout)
 
@@ -312,12 +310,10 @@ class Node(ProcessTable):
         return True
 
     async def ping(self, peer: str, timeout: float = 5.0) -> float:
-        """Ask *peer* for a sign of life as ``net_adm:ping`` does, connecting when necessary.
+        """Ask *peer*, which may be this node, for a sign of life as ``net_adm:ping`` does.
 
-        Our own name is allowed.
-
-        :returns: the round-trip time in seconds, without connecting.
-        :raises DistributionError: when there is no answer within *timeout* seconds.
+        :returns: the round-trip time in seconds; the time to connect, if necessary, is not counted.
+        :raises DistributionError: there is no answer within *timeout* seconds.
         """
         loop = asyncio.get_running_loop()
         begin = loop.time()
@@ -331,14 +327,14 @@ class Node(ProcessTable):
         return loop.time() - sent
 
     async def probe(self, peer: str, seconds: float) -> bool:
-        """Ask a connected node for a sign of life, for when there is a reason to fear for it.
+        """Ask a connected node that is suspected to be lost for a sign of life.
 
-        Sooner than missing ticks tell; :meth:`give_up` ends the connection then. Any byte of
-        it counts, and that its system confirms what we send: a node whose program is slow is not
-        lost; ticks tell when it stands still for long.
+        This tells sooner than missing ticks; :meth:`give_up` then ends the connection. Any byte
+        from it counts, and so does an acknowledgement by its kernel: a node whose program is slow
+        is not lost, and ticks tell when it stands still for long.
 
-        :param seconds: how long to wait for it.
-        :returns: whether there was one. False, too, when the node is not connected.
+        :param seconds: how long to wait.
+        :returns: whether there was one; False as well when the node is not connected.
         """
         key = key_of(peer)
         connection = self.connections.get(key)
@@ -354,31 +350,31 @@ class Node(ProcessTable):
         return connection.heard > begin or connection.acknowledged_within(loop.time() - begin)
 
     def give_up(self, peer: str) -> None:
-        """End the connection to a node that gave no sign of life; its loss is called ``lost``."""
+        """End the connection to a node that gave no sign of life, with the code ``lost``."""
         connection = self.connections.get(key_of(peer))
         if connection is not None:
             connection.close(DistributionError("lost", f"{peer} gave no sign of life"))
             connection.abort()
 
     def share_suspicion(self, peer: str) -> None:
-        """Tell the other nodes that we fear for *peer*."""
+        """Tell the other nodes that we suspect *peer* to be lost."""
         for key, connection in self.connections.items():
             if key != key_of(peer):
                 self._suspicions.tell(connection, peer)
 
     def suspected(self, peer: str, by: str) -> None:
-        """Take note that the node *by* fears for *peer*."""
+        """Note that the node *by* suspects *peer* to be lost."""
         if key_of(peer) in self.connections:
             self._announcer.tell(Suspected(self.spelling(peer), by))
 
-    # --- what connections report --------------------------------------------------------------
+    # --- events of connections, see connection.Owner ------------------------------------------
 
     def accept(self) -> asyncio.BufferedProtocol:
-        """Return what reads from a connection that somebody else makes."""
+        """Return the protocol of a connection that somebody else makes."""
 
         def decide(remote: RemoteNode) -> str:
             asking = known()
-            if asking is None:  # it is gone, and nobody reads the answer
+            if asking is None:  # it is gone, so nobody reads the answer
                 raise HandshakeError("closed", "the connection has ended")
             self._admission.judge(asking, remote.name)
             return self._connector.welcome(asking, remote.name)
@@ -388,32 +384,25 @@ class Node(ProcessTable):
         return self._maker.protocol(connection, None)
 
     def on_opened(self, connection: Connection) -> None:
-        """Count a handshake that somebody else begins, and refuse one too many."""
         if not connection.outgoing:
             self._admission.handshakes.add(connection)
 
     def on_secured(self, connection: Connection) -> None:
-        """Check a node that we connect to, before it hears who we are.
-
-        One that connects is checked when it has told its name.
-
-        :raises HandshakeError: when it is refused.
-        """
+        # A node that connects to us is checked when it has told its name.
         if isinstance(connection.handshake, Initiator):
             self._admission.check(connection, connection.handshake.wanted)
 
     def recheck(self) -> list[str]:
         """Check the certificates of all connected nodes again, as after a revocation.
 
-        The connection to one that is refused now is closed, and the code of its loss is the
-        reason. What is just being connected is checked as well.
+        Handshakes in progress are checked as well. The connection to a node that is refused now is
+        closed with the code of the refusal.
 
-        :returns: the names of the nodes that were refused.
+        :returns: the names of the refused nodes.
         """
         return self._admission.recheck(self._connector.dialled)
 
     def on_connected(self, connection: Connection) -> None:
-        """Take a connection whose handshake has succeeded into use."""
         name, key = connection.name, connection.key
         self._admission.handshakes.discard(connection)
         old = self.connections.pop(key, None)
@@ -433,12 +422,9 @@ class Node(ProcessTable):
         self._announcer.tell(NodeUp(name))
 
     def on_silence(self, connection: Connection) -> None:
-        """Ask a peer for a sign of life.
-
-        Erlang's runtime itself says at once that there is no process called ``undefined``, which
-        nobody can register; no process of the peer has a part in it. Nodes of C and Java answer
-        ticks.
-        """
+        # Erlang's runtime itself answers at once that there is no process called ``undefined``,
+        # which nobody can register; no process of the peer takes part. Nodes in C and Java answer
+        # ticks.
         if connection.has(DIST_MONITOR_NAME):
             connection.send((frames.MONITOR_P, self.pid, UNDEFINED, self.new_reference()))
         else:
@@ -447,15 +433,12 @@ class Node(ProcessTable):
     def on_message(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
     ) -> None:
-        """Handle a message, see :meth:`.Signals.on_message`."""
         self._signals.on_message(connection, control, payload)
 
     def on_discarded(self, connection: Connection, control: tuple[Any, ...], head: bytes) -> None:
-        """Handle a message that was too long, see :meth:`.Signals.on_discarded`."""
         self._signals.on_discarded(connection, control, head)
 
     def on_closed(self, connection: Connection, reason: DistributionError) -> None:
-        """Drop a connection that has ended, in use or not."""
         if connection.established:
             self.counters["discarded"] += connection.discarded
             if self.connections.get(connection.key) is connection:
@@ -477,9 +460,9 @@ class Node(ProcessTable):
 
     @property
     def calls(self) -> Calls:
-        """The functions that others may call here, and those that run."""
+        """The functions that others may call here, and the running ones."""
         if self._calls is None:
-            from thicket.distribution.calls import Calls  # a node that nobody calls needs none
+            from thicket.distribution.calls import Calls  # only needed when there are calls
 
             self._calls = Calls(self)
         return self._calls
@@ -493,18 +476,17 @@ class Node(ProcessTable):
     ) -> Callable[[Function], Function]: ...
 
     def export(self, function: Any = None, /, *, thread: bool = False) -> Any:
-        """Let other nodes call a function or coroutine; nothing else of ours can be called.
+        """Let other nodes call a function or coroutine; they can call nothing else.
 
         Used as ``@node.export``, ``@node.export("module.function")`` or ``node.export(function)``.
-        Without a name it is that of the function's module (its last part) and its own. Arguments
-        are checked by their annotations and, where Erlang has fewer types, converted
-        (:mod:`.convert`).
+        The default name is the last part of the function's module, and its own name. Arguments are
+        checked by their annotations, and converted where Erlang has fewer types (:mod:`.convert`).
 
-        A plain function runs in the event loop: it must be short.
+        A plain function runs in the event loop and must be short.
 
         :param thread: run a plain function in a thread, because it takes long.
-        :raises ValueError: when the name is taken, or is none.
-        :raises TypeError: for an annotation that no value of another node can satisfy.
+        :raises ValueError: the name is taken or invalid.
+        :raises TypeError: no value of another node can satisfy an annotation.
         """
         from thicket.distribution.exports import function_name
 
@@ -520,7 +502,7 @@ class Node(ProcessTable):
         return function
 
     def unexport(self, name: str) -> None:
-        """Take back the export of ``module.function``; calls that run go on."""
+        """Undo the export of ``module.function``; running calls go on."""
         self.calls.exports.remove(name)
 
     def exports(self) -> list[str]:
@@ -530,19 +512,19 @@ class Node(ProcessTable):
     async def call(
         self, peer: str, function: str, /, *arguments: Any, timeout: float | None = CALL_TIME
     ) -> Any:
-        """Call a function on another node and return what it returns.
+        """Call a function on another node and return its result.
 
-        The node is connected to when necessary. When the caller is cancelled, or the time is over,
-        the function is stopped: one of Python is cancelled, one of Erlang told to exit.
+        The node is connected if necessary. When the caller is cancelled, or the time is over, the
+        function is stopped: a Python function is cancelled, an Erlang process is asked to exit.
 
         :param peer: the node's full name; our own is allowed.
         :param function: ``module.function``; of Elixir ``Elixir.Module.function``.
         :param arguments: values that have a form in Erlang (:mod:`.etf`).
         :param timeout: seconds to wait, None to wait for ever.
-        :raises RemoteError: when the function fails, or there is none.
-        :raises DistributionError: when the node cannot be reached, or is lost (``closed``,
-            ``silent`` ...); CallTimeoutError (``timeout``).
-        :raises EncodeError: for arguments without a form.
+        :raises RemoteError: the function failed, or does not exist.
+        :raises DistributionError: the node cannot be reached, or is lost (``closed``, ``silent``
+            ...); CallTimeoutError (``timeout``).
+        :raises EncodeError: an argument has no form.
         """
         loop = asyncio.get_running_loop()
         begin = loop.time()
@@ -559,10 +541,10 @@ class Node(ProcessTable):
     async def spawn(
         self, peer: str, function: str, /, *arguments: Any, timeout: float | None = CALL_TIME
     ) -> RemoteTask:
-        """Start a function on another node; await the task that is returned for its result.
+        """Start a function on another node, and return a task to await its result.
 
         :param timeout: seconds for connecting and for sending the request, not for the function.
-        :raises DistributionError: when the node cannot be reached.
+        :raises DistributionError: the node cannot be reached.
         """
         from thicket.distribution.calling import RemoteTask
         from thicket.distribution.exports import split_function
@@ -589,9 +571,9 @@ class Node(ProcessTable):
         return task
 
     async def cast(self, peer: str, function: str, /, *arguments: Any) -> None:
-        """Have a function run on another node without learning what becomes of it.
+        """Run a function on another node without waiting for its result.
 
-        :raises DistributionError: when the node cannot be reached.
+        :raises DistributionError: the node cannot be reached.
         """
         from thicket.distribution.calling import cast_request
         from thicket.distribution.exports import split_function
@@ -620,7 +602,7 @@ class Node(ProcessTable):
 
         :param name: register it under this name, by which other nodes reach it.
         :param limit: number of messages that may wait.
-        :raises ValueError: when the name is taken.
+        :raises ValueError: the name is taken.
         """
         from thicket.distribution.mailbox import Mailbox
 
@@ -636,17 +618,16 @@ class Node(ProcessTable):
     async def send(
         self, target: Pid | Name | Reference | str, message: Any, *, sender: Process | None = None
     ) -> None:
-        """Send *message* to a process, a registered name ``(name, node)``, or an alias.
+        """Send *message* to a process; waits while the connection is busy.
 
-        A name alone is one that is registered on this node.
+        The node is connected if necessary. As in Erlang, the sender does not learn whether the
+        process exists.
 
-        The node is connected to when necessary. Waits while the connection is busy. Whether the
-        process exists is not told, as in Erlang.
-
-        :param sender: from which process, for the order of messages: those of one sender to one
-            receiver arrive in order.
-        :raises DistributionError: when the node cannot be reached.
-        :raises EncodeError: when *message* has no form in Erlang.
+        :param target: a pid, a registered name ``(name, node)``, an alias, or a name that is
+            registered on this node.
+        :param sender: the sending process; messages of one sender to one receiver arrive in order.
+        :raises DistributionError: the node cannot be reached.
+        :raises EncodeError: *message* has no form in Erlang.
         """
         if isinstance(target, str):
             target = self.own_name(target)
@@ -660,7 +641,7 @@ class Node(ProcessTable):
     async def send_encoded(
         self, sender: Pid, target: Pid | Name | Reference, message: Message
     ) -> None:
-        """Send a message that is encoded already, see :meth:`send`."""
+        """Send an encoded message, see :meth:`send`."""
         node = _node_of(target)
         if key_of(node) == self.name:
             process: Process | None
@@ -692,9 +673,9 @@ class Node(ProcessTable):
         """Ask a process and return its answer, as ``gen_server:call`` does.
 
         :param target: a pid, ``(name, node)``, or a name that is registered here.
-        :raises DistributionError: codes ``noproc`` when there is no such process or it ends,
-            ``system-limit`` when request or answer are longer than a node takes, ``timeout``, and
-            those of :meth:`connect`.
+        :raises DistributionError: ``noproc``, there is no such process, or it ends;
+            ``system-limit``, request or answer are longer than a node accepts; ``timeout``; those
+            of :meth:`connect`.
         """
         from thicket.distribution.failures import CallTimeoutError
 
@@ -730,9 +711,9 @@ class Node(ProcessTable):
     # --- nodes --------------------------------------------------------------------------------
 
     def monitor(self, *, current: bool = True, limit: int = MAILBOX_LIMIT) -> NodeEvents:
-        """Return what happens to nodes, for ``async for event in node.monitor()``.
+        """Return the events of nodes, for ``async for event in node.monitor()``.
 
-        :param current: begin with an event ``up`` for each node that is connected.
+        :param current: begin with an event ``up`` for each connected node.
         :param limit: number of events that may wait; beyond it the oldest are dropped.
         """
         from thicket.distribution.mailbox import NodeEvent, NodeEvents
@@ -746,7 +727,7 @@ class Node(ProcessTable):
     # --- groups -------------------------------------------------------------------------------
 
     def scope(self, name: str = "pg") -> Scope:
-        """Return the process groups of a scope, which begins to exist on this node by that."""
+        """Return the process groups of a scope; the first call creates it on this node."""
         known = self.scopes.get(name)
         if known is None:
             from thicket.distribution.groups import Scope
@@ -762,7 +743,7 @@ class Node(ProcessTable):
         self.scope().join(group, process)
 
     def leave(self, group: Any, process: Process) -> bool:
-        """Take a join back; False when the process is no member."""
+        """Undo a join; False when the process is no member."""
         return self.scope().leave(group, process)
 
     def members(self, group: Any) -> list[Pid]:
@@ -779,7 +760,7 @@ class Node(ProcessTable):
     def subscribe(self, group: Any, limit: int = MAILBOX_LIMIT) -> Subscription:
         """Return a new member of a group: ``async for message in node.subscribe(group)``.
 
-        It is a member at once, and until the loop is left or it is closed.
+        It is a member at once, until the loop is left or it is closed.
         """
         from thicket.distribution.groups import Subscription
 
@@ -788,7 +769,7 @@ class Node(ProcessTable):
     # --- helpers ------------------------------------------------------------------------------
 
     async def _connection_to(self, peer: str, timeout: float | None) -> Connection:
-        """Return the connection to *peer*, connecting when necessary."""
+        """Return the connection to *peer*, connecting if necessary."""
         key = key_of(peer)
         connection = self.connections.get(key)
         if connection is None:
@@ -827,7 +808,7 @@ def _node_of(target: Pid | Name | Reference) -> str:
 def _alive(name: str, host: str) -> str:
     """Return the part before ``@`` of a node's name, which may lack the rest.
 
-    :raises ValueError: when a node at the address *host* cannot have the name.
+    :raises ValueError: a node at the address *host* cannot have the name.
     """
     full = name if "@" in name else f"{name}@{host}"
     try:

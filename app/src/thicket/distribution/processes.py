@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of this node, and what they send to others.
+"""The processes of this node, and what they send to others.
 
-A process is what has a process identifier: it is sent messages, watched ("monitored"), linked with
-and told to exit, from this node and from others. :class:`ProcessTable` knows all of this node's and
+A process has a process identifier. Processes of all nodes can send it messages, watch ("monitor")
+it, link with it, and ask it to exit. :class:`ProcessTable` knows all processes of this node, and
 sends the control messages of the ERTS User's Guide, "Distribution Protocol", section "Protocol
 between Connected Nodes"; :mod:`.signals` receives them.
 """
@@ -40,7 +40,6 @@ from thicket.distribution.handshake import (
     UNLINK_ID,
     DistributionError,
     key_of,
-    split_name,
 )
 
 if TYPE_CHECKING:
@@ -52,10 +51,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_WATCHERS = 10_000
-"""Limit of monitors, and of links, on one process of ours."""
+"""Limit of monitors, and of links, on one process of this node."""
 
 MAX_WATCHERS_PER_NODE = 1_000
-"""The same, for the processes of one other node."""
+"""The same for the processes of one other node."""
 
 _MAX_FORGERS = 64
 
@@ -64,16 +63,16 @@ Name = tuple[str, str]
 
 
 class Process:
-    """Something of this node that others send messages to, watch and link with.
+    """A process of this node.
 
-    ``connection`` is None wherever the other side is of this node itself.
+    A ``connection`` is None wherever the other side is on this node as well.
 
     :ivar pid: its identifier.
-    :ivar monitors: by reference, who watches it: connection, watcher, and what was watched (the
-        pid or a registered name).
+    :ivar monitors: who watches it, by reference: connection, watcher, and the watched pid or
+        registered name.
     :ivar links: the pids linked with it and their connections.
-    :ivar watched: by reference, what it watches: connection, and pid or registered name.
-    :ivar unlinking: links taken back whose other end has not confirmed it yet.
+    :ivar watched: what it watches, by reference: connection, and pid or registered name.
+    :ivar unlinking: undone links whose other end has not confirmed that yet.
     """
 
     def __init__(self, node: ProcessTable) -> None:
@@ -84,7 +83,7 @@ class Process:
         self.watched: dict[Reference, tuple[Connection | None, Pid | Atom]] = {}
         self.unlinking: dict[Pid, int] = {}
 
-    #: It answers requests of ``gen:call`` by itself; where it does not, they are refused.
+    #: Whether it answers requests of ``gen:call``; otherwise they are refused.
     answers = True
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
@@ -94,10 +93,10 @@ class Process:
         """Wait, for a limited time, until the process has room for another message."""
 
     def reply(self, connection: Connection | None, sender: Pid, tag: Any, answer: Any) -> None:
-        """Answer a request, as ``gen:call`` makes it, the way the caller wants it.
+        """Answer a request of ``gen:call``.
 
-        It goes to the caller's alias, so that an answer it no longer waits for is dropped on
-        arrival, or else to its pid.
+        The answer goes to the caller's alias, so that it is dropped when the caller no longer
+        waits, or else to its pid.
         """
         message = (tag, answer)
         alias = alias_of(tag)
@@ -107,7 +106,7 @@ class Process:
             self.node.send_to(connection, self.pid, sender, message)
 
     def on_down(self, connection: Connection | None, reference: Reference, reason: Any) -> None:
-        """Handle the end of a process we watch."""
+        """Handle the end of a watched process."""
 
     def on_exit(
         self, connection: Connection | None, sender: Pid, reason: Any, *, linked: bool
@@ -115,23 +114,23 @@ class Process:
         """Handle the end of a process that was linked with this one, or a request to exit."""
 
     def awaits(self, connection: Connection, reference: Any) -> bool:
-        """Tell whether *connection* may tell of the end that is watched with *reference*."""
+        """Return whether *connection* may report the end that is watched with *reference*."""
         watch = self.watched.get(reference)
         return watch is not None and watch[0] is connection
 
     def on_untaken(
         self, connection: Connection, reference: Reference | None, error: DistributionError
     ) -> None:
-        """Handle that a message from *connection*, or the end of what is watched with *reference*,
-        came in a form that cannot be taken: too long, or no term."""
+        """Handle a message, or with *reference* the end of a watched process, that is too long or
+        no term."""
         if reference is not None:
             self.on_down(connection, reference, SYSTEM_LIMIT)
 
     def on_untaken_request(
         self, connection: Connection, sender: Pid, tag: Any, reason: Atom
     ) -> None:
-        """Answer a request, as ``gen:call`` makes it, that cannot be taken: who made it watches
-        this process, and is told that it has ended."""
+        """Answer a request of ``gen:call`` that is too long or no term: its caller watches this
+        process, and is told that it has ended."""
         reference = tag if type(tag) is Reference else alias_of(tag)
         watch = self.monitors.get(reference) if reference is not None else None
         if reference is not None and watch is not None and watch[0] is connection:
@@ -139,10 +138,10 @@ class Process:
             self.node.send_down(connection, watch[2], watch[1], reference, reason)
 
     def on_demonitor(self, reference: Reference) -> None:
-        """Handle that somebody watches this process no longer."""
+        """Handle the end of a watch on this process."""
 
     def on_spawned(self, reference: Reference, found: Any) -> None:
-        """Handle the answer to a request to spawn a process: the process, or why there is none."""
+        """Handle the answer to a spawn request: the new process, or why there is none."""
 
     def on_stop(self) -> None:
         """Handle the end of this node."""
@@ -164,13 +163,14 @@ class Process:
 
 
 class ProcessTable:
-    """The processes of a node, by number and by name, and what they send.
+    """The processes of a node, by number and by name; sends their messages.
 
     :param name: the node's name, in canonical form.
     :param tick_time: seconds of silence after which a peer counts as lost.
     :ivar connections: the connected nodes, by the key of their names (:func:`.handshake.key_of`).
-    :ivar counters: of messages that came: all, those that are not understood (``unknown``) or have
-        no form (``undecodable``), and those in the name of another node (``forged``).
+    :ivar counters: of received messages: all, unknown ones (``unknown``), those without a valid
+    form
+        (``undecodable``), and those in the name of another node (``forged``).
     """
 
     def __init__(self, name: str, identifiers: Identifiers, tick_time: float) -> None:
@@ -194,37 +194,37 @@ class ProcessTable:
         return self._identifiers.creation
 
     def new_pid(self) -> Pid:
-        """Return a process identifier that is not in use."""
+        """Return an unused process identifier."""
         while True:
             pid = self._identifiers.pid()
             if pid.id not in self._processes:
                 return pid
 
     def new_reference(self) -> Reference:
-        """Return a reference that was not used before."""
+        """Return a new reference."""
         return self._identifiers.reference()
 
     def new_alias(self, process: Process) -> Reference:
-        """Return a reference under which *process* is sent messages until it is taken back."""
+        """Return a reference by which *process* receives messages, until :meth:`drop_alias`."""
         alias = self.new_reference()
         self._aliases[alias] = process
         return alias
 
     def drop_alias(self, alias: Reference) -> None:
-        """Take back an alias; what is sent to it from now on is dropped."""
+        """Drop an alias, and messages to it from now on."""
         self._aliases.pop(alias, None)
 
     # --- life of processes --------------------------------------------------------------------
 
     def add(self, process: Process) -> None:
-        """Let *process* be reached by its pid."""
+        """Make *process* reachable by its pid."""
         self._processes[process.pid.id] = process
 
     def register(self, name: str, process: Process) -> None:
-        """Let *process* be reached by *name*.
+        """Make *process* reachable by *name*.
 
-        :raises ValueError: when another process has the name, or it is ``undefined``, which none
-            has anywhere.
+        :raises ValueError: another process has the name, or it is ``undefined``, which no process
+            of any node has.
         """
         if name == UNDEFINED:
             raise ValueError(f"no process is registered as {name!r}")
@@ -234,16 +234,16 @@ class ProcessTable:
         self._names[name] = process
 
     def own_name(self, name: str) -> Name:
-        """Return a name that is registered here as others write it.
+        """Return a name that is registered here, with this node's name.
 
-        :raises DistributionError: ``noproc``, when there is no such name.
+        :raises DistributionError: ``noproc``, there is no such name.
         """
         if name not in self._names:
             raise DistributionError("noproc", f"no process is registered as {name!r} here")
         return name, self.name
 
     def processes(self) -> list[Process]:
-        """Return the processes that can be reached, the oldest first."""
+        """Return the reachable processes, the oldest first."""
         return list(self._processes.values())
 
     def whereis(self, name: str) -> Process | None:
@@ -251,7 +251,7 @@ class ProcessTable:
         return self._names.get(name)
 
     def end(self, process: Process, reason: Any = NORMAL) -> None:
-        """End *process*: tell who watches it and who is linked with it."""
+        """End *process*, and tell its watchers and the processes linked with it."""
         if self._processes.pop(process.pid.id, None) is None:
             return
         for name in [name for name, known in self._names.items() if known is process]:
@@ -269,20 +269,20 @@ class ProcessTable:
             self._send_demonitor(connection, process, item, reference)
 
     def find(self, target: Any) -> Process | None:
-        """Return the process of ours that is meant by a pid or a registered name."""
+        """Return the process of this node with a pid or a registered name."""
         if type(target) is Pid:
             process = self._processes.get(target.id)
             return process if process is not None and process.pid == target else None
         return self._names.get(target) if type(target) is Atom else None
 
     def aliased(self, alias: Reference) -> Process | None:
-        """Return the process of ours that has made *alias*."""
+        """Return the process of this node that has made *alias*."""
         return self._aliases.get(alias)
 
     def way_to(self, node: str) -> Connection | None:
         """Return the connection to *node*; None for this node itself.
 
-        :raises DistributionError: ``closed``, when it is not connected.
+        :raises DistributionError: ``closed``, it is not connected.
         """
         key = key_of(str(node))
         if key == self.name:
@@ -334,12 +334,12 @@ class ProcessTable:
             self.give(None, process, copy(message))
 
     def watch(self, process: Process, target: Pid | Name | str) -> Reference:
-        """Let *process* be told of the end of *target* (:meth:`Process.on_down`).
+        """Report the end of *target* to *process* (:meth:`Process.on_down`).
 
-        A name alone is one of this node.
+        That happens before this returns when the process does not exist or its node is not
+        connected.
 
-        A process that does not exist, or a node that is not connected, is told of at once, before
-        this returns.
+        :param target: a pid, ``(name, node)``, or a name on this node.
         """
         reference = self.new_reference()
         item: Pid | Atom
@@ -364,7 +364,7 @@ class ProcessTable:
         return reference
 
     def unwatch(self, process: Process, reference: Reference) -> None:
-        """Take back :meth:`watch`."""
+        """Undo :meth:`watch`."""
         known = process.watched.pop(reference, None)
         if known is not None:
             self._send_demonitor(known[0], process, known[1], reference)
@@ -382,7 +382,7 @@ class ProcessTable:
             self.drop_watch(None, item, reference)
 
     def link(self, process: Process, target: Pid) -> None:
-        """Link *process* with *target*: when one ends, the other is told."""
+        """Link *process* with *target*: the end of one is reported to the other."""
         if target in process.links or target == process.pid:
             return
         try:
@@ -397,7 +397,7 @@ class ProcessTable:
             self.add_link(None, process.pid, target)
 
     def unlink(self, process: Process, target: Pid) -> None:
-        """Take back a link, whoever made it."""
+        """Undo a link, whoever made it."""
         if target not in process.links:
             return
         connection = process.links.pop(target)
@@ -405,16 +405,16 @@ class ProcessTable:
             self.drop_link(process.pid, target)
         elif connection.has(UNLINK_ID):
             number = self._identifiers.unlink()
-            # Until this is confirmed, an exit of the target is one of before.
+            # Until this is confirmed, an exit of the target belongs to the old link.
             process.unlinking[target] = number
             connection.send((frames.UNLINK_ID, number, process.pid, target))
         else:
             connection.send((frames.UNLINK, process.pid, target))
 
     def exit(self, sender: Pid, target: Pid, reason: Any) -> None:
-        """Tell *target* to exit, as ``exit/2`` does.
+        """Ask *target* to exit, as ``exit/2`` does.
 
-        :raises DistributionError: ``closed``, when its node is not connected.
+        :raises DistributionError: ``closed``, its node is not connected.
         """
         connection = self.way_to(str(target.node))
         if connection is None:
@@ -434,7 +434,7 @@ class ProcessTable:
         reference: Reference,
         why: Any,
     ) -> None:
-        """Tell *watcher* that *item*, a process of ours, has ended or never was."""
+        """Tell *watcher* that *item*, a process of this node, has ended or never existed."""
         if connection is None:
             process = self.find(watcher)
             if process is not None:
@@ -448,7 +448,7 @@ class ProcessTable:
             connection.send((frames.MONITOR_P_EXIT, item, watcher, reference, why))
 
     def send_exit(self, connection: Connection | None, sender: Pid, target: Pid, why: Any) -> None:
-        """Tell *target* that *sender*, with which it is linked, has ended."""
+        """Tell *target* that *sender*, linked with it, has ended."""
         if connection is None:
             process = self.find(target)
             if process is not None and process.links.pop(sender, connection) is connection:
@@ -461,7 +461,7 @@ class ProcessTable:
     # --- receiving ----------------------------------------------------------------------------
 
     def forged(self, connection: Connection, what: str) -> None:
-        """Count *what*, which a peer may not say; who it is comes from its connection alone."""
+        """Count *what*, a message in another name than that of the peer's connection."""
         self.counters["forged"] += 1
         name = connection.name
         if name not in self._forgers and len(self._forgers) < _MAX_FORGERS:
@@ -469,9 +469,9 @@ class ProcessTable:
             log.warning("dropped from %s: %s", name, what)
 
     def speaks_for(self, connection: Connection | None, sender: Pid, what: str) -> bool:
-        """Tell whether *sender* is of the node that speaks; it is a forgery where it is not.
+        """Return whether *sender* is of the connected node; otherwise the message is forged.
 
-        :param what: what is said in the name of *sender*.
+        :param what: the message, in words.
         """
         if connection is None or sender.node == connection.name:
             return True
@@ -479,9 +479,9 @@ class ProcessTable:
         return False
 
     def give(self, connection: Connection | None, process: Process, message: Any) -> None:
-        """Hand a message to a process, or refuse what no process here answers.
+        """Hand a message to a process, or refuse a request that it does not answer.
 
-        What ``sys`` and ``gen_server:stop`` ask of every process of OTP has no meaning here.
+        The requests of ``sys`` and ``gen_server:stop`` to any OTP process have no meaning here.
         """
         if (
             type(message) is tuple
@@ -498,7 +498,7 @@ class ProcessTable:
     def add_watch(
         self, connection: Connection | None, watcher: Pid, item: Any, reference: Reference
     ) -> None:
-        """Let *watcher* be told of the end of *item*, a pid or name of ours."""
+        """Report the end of *item*, a pid or name of this node, to *watcher*."""
         process = self.find(item)
         if process is None:
             self.send_down(connection, item, watcher, reference, NO_PROCESS)
@@ -508,7 +508,7 @@ class ProcessTable:
             process.monitors[reference] = connection, watcher, item
 
     def drop_watch(self, connection: Connection | None, item: Any, reference: Reference) -> None:
-        """Take back :meth:`add_watch`."""
+        """Undo :meth:`add_watch`."""
         process = self.find(item)
         known = process.monitors.get(reference) if process is not None else None
         if process is not None and known is not None and known[0] is connection:
@@ -516,19 +516,19 @@ class ProcessTable:
             process.on_demonitor(reference)
 
     def add_link(self, connection: Connection | None, sender: Pid, target: Pid) -> None:
-        """Link *target*, a process of ours, with *sender*."""
+        """Link *target*, a process of this node, with *sender*."""
         process = self.find(target)
         if process is None:
             self.send_exit(connection, target, sender, NO_PROCESS)
         elif sender in process.links:
-            pass  # a second link between two processes is none
+            pass  # a second link between two processes has no effect
         elif _full(process.links, connection, process.links.values()):
             self.send_exit(connection, target, sender, SYSTEM_LIMIT)
         else:
             process.links[sender] = connection
 
     def drop_link(self, sender: Any, target: Any) -> None:
-        """Take back :meth:`add_link`."""
+        """Undo :meth:`add_link`."""
         process = self.find(target)
         if process is not None and type(sender) is Pid:
             process.links.pop(sender, None)
@@ -547,27 +547,16 @@ def alias_of(tag: Any) -> Reference | None:
 
 
 def copy(message: Any) -> Any:
-    """Return *message* as it would arrive from another node, and nothing shared with it."""
+    """Return *message* as it would arrive from another node, sharing nothing with it."""
     return decode_bare(encode_bare(message, text=True))[0]
 
 
 def _full(
     known: Sized, connection: Connection | None, connections: Iterable[Connection | None]
 ) -> bool:
-    """Tell whether a process has all the watchers that *connection*, or anybody, may have there."""
+    """Return whether a process has as many watchers as *connection*, or all nodes, may have."""
     if len(known) < MAX_WATCHERS_PER_NODE:
         return False
     if len(known) >= MAX_WATCHERS:
         return True
     return sum(other is connection for other in connections) >= MAX_WATCHERS_PER_NODE
-
-
-def name_of(target: Name) -> Name:
-    """Check a registered name on a node.
-
-    :raises DistributionError: ``bad-name``.
-    """
-    if len(target) != 2 or not all(isinstance(part, str) for part in target):
-        raise DistributionError("bad-name", f"a process is a Pid or (name, node), not {target!r}")
-    split_name(target[1])
-    return target

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS between a connection and its socket, as Erlang's ``-proto_dist inet6_tls`` does it.
 
-The whole connection, handshake of nodes included, runs inside mutual TLS; frames of that handshake
-have a length of four bytes then (source of OTP's ``inet_tls_dist.erl``). Who may talk is said by a
-:class:`Tls`: :class:`.file_tls.FileTls` takes files of certificates, ``thicket.trust.tls.FleetTls``
-the certificates of a fleet.
+The whole connection, with the handshake of nodes, runs inside mutual TLS; frames of that handshake
+then have a length of four bytes (source of OTP's ``inet_tls_dist.erl``). A :class:`Tls` decides
+which peers are accepted: :class:`.file_tls.FileTls` uses files of certificates,
+``thicket.trust.tls.FleetTls`` the certificates of a fleet.
 
-asyncio has that, too, but loses what matters between nodes: when a handshake fails it sends no
-alert, so that the peer sees a closed connection in place of the reason; the side that accepted
-learns nothing at all; and handshakes in progress can be neither counted nor limited. Here the
-buffer for the bytes of the wire is also shared between all connections (asyncio: 256 KiB each).
+asyncio's own TLS is not enough between nodes: when a handshake fails it sends no alert, so that the
+peer sees a closed connection in place of the reason; the accepting side learns nothing at all; and
+handshakes in progress can be neither counted nor limited. Here all connections also share one
+buffer for the bytes of the wire (asyncio: 256 KiB each).
 
 Codes of failures: ``no-tls`` (the peer does not speak TLS), ``tls-version``, ``no-certificate``,
 ``tls`` (everything else), and for certificates those of ``thicket.trust.verify``: ``other-fleet``
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 BUFFER_SIZE = 128 * 1024
 MAX_LINGERING = 32
-"""Limit of closed connections that wait for the peer to read why."""
+"""Limit of closed connections that wait until the peer has read the reason."""
 
 _RECORDS = frozenset((20, 21, 22, 23))  # content types of RFC 8446, section 5.1
 
 _ALERT = b"\x15\3\3\0\2\2\x46"
-"""A fatal alert, protocol_version. OpenSSL sends none to who speaks no TLS; our nodes know it."""
+"""A fatal alert, protocol_version. OpenSSL sends none to a peer without TLS; Thicket nodes read it.
+"""
 
 _OTHER = "other-fleet", "the certificate is of an authority that is not ours"
 _NOT_ITS_NAME = "not-its-name", "the certificate names what its authority may not name"
@@ -77,7 +78,7 @@ _OURS = {
 
 
 def explained(error: ssl.SSLError, who: str) -> HandshakeError:
-    """Put what OpenSSL says of the handshake with *who* into a code and plain words."""
+    """Turn OpenSSL's error in the handshake with *who* into a code and plain words."""
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):
         code, words = _VERIFY.get(error.verify_code, _BAD_CHAIN)
@@ -91,10 +92,9 @@ def explained(error: ssl.SSLError, who: str) -> HandshakeError:
 
 
 class Tls(Protocol):
-    """How a node proves who it is, and who may talk with it.
+    """How a node proves who it is, and which peers it accepts.
 
-    The contexts may be given renewed certificates at any time: they are used for the connections
-    that begin from then on.
+    The contexts may get renewed certificates at any time; later connections use them.
     """
 
     @property
@@ -103,23 +103,23 @@ class Tls(Protocol):
 
     @property
     def client(self) -> ssl.SSLContext:
-        """The context of connections that this node makes. With ``check_hostname`` it is asked
-        whether the certificate is for the peer's address."""
+        """The context of connections that this node makes. With ``check_hostname`` it checks that
+        the certificate is for the peer's address."""
 
     def check(self, ssl_object: Any, host: str, name: str) -> None:
-        """Check the peer of a connection on which the handshake of TLS has succeeded.
+        """Check the peer of a connection after the handshake of TLS.
 
-        Called on both sides before anything else is said, and for open connections by
+        Called on both sides before anything else is sent, and for open connections by
         ``Node.recheck``.
 
         :param host: the peer's address (IPv6, canonical text).
-        :param name: the full name that it is known by, or gives itself.
-        :raises HandshakeError: when it is refused; the code is the reason.
+        :param name: its full name, known or claimed.
+        :raises HandshakeError: it is refused; the code is the reason.
         """
 
 
 class Shared:
-    """What the connections of a node have in common.
+    """What the connections of a node share.
 
     :ivar buffer: for bytes of the wire, on their way to OpenSSL.
     """
@@ -130,17 +130,14 @@ class Shared:
 
 
 class Secure:
-    """The TLS of a node.
-
-    :param tls: who may talk with the node.
-    """
+    """The TLS of a node."""
 
     def __init__(self, tls: Tls) -> None:
         self._tls = tls
         self._shared = Shared()
 
     def transport(self, connection: Connection, host: str | None) -> TlsTransport:
-        """Return what stands between *connection* and its socket.
+        """Return the layer between *connection* and its socket.
 
         :param host: the address connected to, None when the peer connects.
         """
@@ -149,13 +146,13 @@ class Secure:
 
 
 class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
-    """The protocol of a socket and the transport of a connection.
+    """The protocol of a socket, and the transport of a connection.
 
-    The connection hears of both at once (``connection_made``), of the end of TLS's handshake with
-    ``secured``, and its failure by being closed.
+    ``connection_made`` tells the connection of the socket, and ``secured`` of the end of TLS's
+    handshake; it is closed when that fails.
 
     :param server_side: the peer has connected to us.
-    :param host: otherwise, the address that was connected to.
+    :param host: otherwise the address that we connect to.
     """
 
     def __init__(
@@ -172,7 +169,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._shared = shared
         self._context = context
         self._host = host
-        # Made when there is something to do for them: a stranger that says nothing costs nothing.
+        # Made when they are needed: a stranger that sends nothing costs nothing.
         self._from_wire: ssl.MemoryBIO
         self._to_wire: ssl.MemoryBIO
         self._ssl: ssl.SSLObject
@@ -222,7 +219,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     def connection_lost(self, exc: Exception | None) -> None:
         self._shared.lingering.discard(self)
         if not self._over and not self._up:
-            # Who accepts cannot tell a peer that has changed its mind from one that has no TLS.
+            # An accepting node cannot tell a peer that gave up from one without TLS.
             self._over = True
             who, how = self._connection.source, "closed the connection in the handshake of TLS"
             self._connection.close(
@@ -230,7 +227,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             )
         self._over = True
         connection = self._connection
-        del self._connection  # each held the other
+        del self._connection  # breaks the cycle
         connection.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -283,16 +280,16 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._raw.write(self._to_wire.read())
 
     def close(self) -> None:
-        """End the connection; the peer gets a moment to read what was sent, such as an alert.
+        """End the connection; the peer has a moment to read what was sent, such as an alert.
 
-        A socket that is closed while bytes of the peer are unread resets the connection, and what
-        was sent is lost.
+        Closing a socket while bytes of the peer are unread would reset the connection, and the sent
+        bytes would be lost.
         """
         if self._over:
             return
         self._over = True
         if self._up:
-            with suppress(ssl.SSLError):  # it wants to read the peer's answer; nobody needs that
+            with suppress(ssl.SSLError):  # it wants the peer's answer, which nobody needs
                 self._ssl.unwrap()
         self._flush()
         said = self._begun or self._connection.heard
@@ -343,7 +340,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._deliver()
 
     def _deliver(self) -> None:
-        """Decrypt what has come into the connection's buffer, as long as it wants to read."""
+        """Decrypt received bytes into the connection's buffer, while it reads."""
         if self._over:
             return
         connection = self._connection
@@ -371,7 +368,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
                 self._broken(error)
                 return
         if not self._over:
-            self._flush()  # TLS has answered something itself
+            self._flush()  # TLS may have answered something itself
 
     def _broken(self, error: ssl.SSLError) -> None:
         connection = self._connection

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on a node under a process identifier, and the services stock nodes ask for.
+"""The processes of a node that serve stock nodes.
 
 A stock node that connects to us pings ``net_kernel``, asks ``rex`` for its features, and calls
-functions through spawn requests of the module ``erpc`` (:mod:`.calls`). Each of these gets an
-answer at once, be it a refusal, so that no caller waits for a timeout. Names that are not
-registered here behave as on an Erlang node that does not run them.
+functions by spawn requests of the module ``erpc`` (:mod:`.calls`). Each of these gets an answer at
+once, even if it is a refusal, so that no caller waits for a timeout. Unregistered names behave as
+on an Erlang node that does not run them.
 
 Erlang's ``global`` is such a name: nobody asks us for locks or names. But ``global:sync/0`` waits
-for every visible node to say that it is in step; :func:`greet_global` says so.
+until every visible node reports that it is in step; :func:`greet_global` does so.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _LEVELS = {
 
 
 class Call(Waiting):
-    """One request in flight, as ``gen:call`` makes it."""
+    """One request under way, as ``gen:call`` makes it."""
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
         match message:
@@ -100,8 +100,8 @@ class NetKernel(Process):
 
 
 class Suspicions(Process):
-    """``thicket_membership``: other nodes of ours tell that they fear for a node. Nodes of Erlang
-    have no such process, where what is sent to it vanishes."""
+    """``thicket_membership``: Thicket nodes tell each other which nodes they suspect to be lost.
+    Erlang nodes have no such process, and drop messages to it."""
 
     answers = False
     NAME = "thicket_membership"
@@ -118,13 +118,13 @@ class Suspicions(Process):
                 self._node.suspected(text, connection.name)
 
     def tell(self, connection: Connection, name: str) -> None:
-        """Tell a node of our fear for *name*."""
+        """Tell a node that we suspect *name* to be lost."""
         self.node.send_to_name(connection, self.pid, self.NAME, (self._SUSPECT, name.encode()))
 
 
 class Rex(Process):
-    """``rex``: answers what ``rpc`` and ``erpc`` ask before they call, and calls that come the
-    way of before OTP 23, or that of nodes in C and Java (``rpc.erl``, ``handle_info/2``)."""
+    """``rex``: answers the requests of ``rpc`` and ``erpc`` before a call, and calls in the form of
+    before OTP 23 or of nodes in C and Java (``rpc.erl``, ``handle_info/2``)."""
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
@@ -156,7 +156,7 @@ class Rex(Process):
             case ("$gen_cast", ("cast", module, function, list() as arguments, leader)):
                 caller = leader if type(leader) is Pid else self.pid
                 if connection is not None and caller.node != connection.name:
-                    # A cast does not tell who sent it: nobody in particular on that node.
+                    # A cast does not name its sender: some process of that node.
                     caller = Pid(Atom(connection.name), 0, 0, connection.peer.creation)
                 if self._has_room(str(caller.node)):
                     self._node.calls.start(
@@ -168,7 +168,7 @@ class Rex(Process):
     def _pass_on(
         self, connection: Connection | None, sender: Pid, name: Atom, how: str, value: Any
     ) -> None:
-        """Give a message to a registered name, and tell the sender whether there is one."""
+        """Pass a message to a registered name, and tell the sender whether it exists."""
         known = self.node.whereis(name)
         own = Atom(self.node.name)
         answer: Any = own if known is not None else (_NO_SUCH_NAME, name)
@@ -184,7 +184,7 @@ class Rex(Process):
         self.reply(connection, sender, REX if tag is None else tag, answer)
 
     def _own(self, connection: Connection | None, sender: Pid) -> bool:
-        """Tell whether *sender* is of the node that asks; who it is decides what it may do."""
+        """Return whether *sender* is of the asking node, as functions rely on their caller."""
         return self.node.speaks_for(connection, sender, "a call")
 
     def _has_room(self, source: str) -> bool:
@@ -210,7 +210,7 @@ class Rex(Process):
 
 
 class _OldCall(Process):
-    """A call by way of ``rex`` (``rpc:block_call``, and every call before OTP 23)."""
+    """A call through ``rex`` (``rpc:block_call``, and every call before OTP 23)."""
 
     def __init__(
         self, node: ProcessTable, connection: Connection | None, sender: Pid, tag: Any
@@ -242,14 +242,14 @@ class _OldCall(Process):
 
 
 class Logger(Process):
-    """``logger_proxy``, before OTP 22 ``logger``: where nodes of Erlang send what functions that we
-    call log, as the events of a process are logged by the node of its group leader."""
+    """``logger_proxy``, before OTP 22 ``logger``: receives the log events of Erlang functions that
+    we call, as the node of its group leader logs the events of a process."""
 
     NAMES = ("logger_proxy", "logger")
     answers = False
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
-        from thicket.distribution.ioformat import characters, formatted  # seldom needed
+        from thicket.distribution.ioformat import characters, formatted  # rare
 
         match message:
             case ("log", Atom() as level, form, list() as values, _):
@@ -267,10 +267,10 @@ class Logger(Process):
 
 
 def greet_global(node: Node, connection: Connection) -> None:
-    """Tell the peer's ``global`` that we are in step with it, as a cast of ``global.erl``.
+    """Tell the peer's ``global`` that we are in step with it, by a cast of ``global.erl``.
 
-    It then counts us as done where it waits for all visible nodes, and nothing more: it keeps no
-    names or locks for us, and ``prevent_overlapping_partitions`` has no say over our connections.
+    That ends its wait for this node, and has no other effect: it keeps no names or locks for us,
+    and ``prevent_overlapping_partitions`` does not touch our connections.
     """
     control = (frames.REG_SEND, node.pid, NOBODY, GLOBAL)
     connection.send(control, connection.encode((GEN_CAST, (_IN_SYNC, Atom(node.name), True))))
@@ -282,11 +282,11 @@ def answer_to_shell(
     leader: Any,
     called: tuple[Any, Any, list[Any]],
 ) -> Any:
-    """Answer what a remote shell asks, so that it ends in one clear line; None for all else.
+    """Answer the requests of a remote shell, so that it ends with one clear line; else None.
 
-    Refused as other functions are, it ends in pages of reports, or takes the whole shell with it.
+    An ordinary refusal would end in pages of reports, or end the whole local shell.
 
-    :param leader: the process that shows what the shell prints.
+    :param leader: the process that shows the shell's output.
     """
     match called:
         case "code", "ensure_loaded", ["shell" | "Elixir.IEx"]:
@@ -296,13 +296,13 @@ def answer_to_shell(
         case ("shell" | "Elixir.IEx", "start", _) if type(leader) is Pid:
             line = f"*** {node.name} is a Thicket node and runs no Erlang shell\n".encode()
             request = (*_PUT_CHARS, line)
-            speaker = node.new_pid()  # nobody waits for the answer
+            speaker = node.new_pid()  # of nobody, as no answer is expected
             message = (_IO_REQUEST, speaker, node.new_reference(), request)
             node.send_to(connection, speaker, leader, message)
-            return node.new_pid()  # of a shell that has ended already
+            return node.new_pid()  # of a shell that has already ended
     return None
 
 
 def stack(module: Any, function: Any, arguments: Any) -> list[Any]:
-    """Return a stack trace that says which call failed."""
+    """Return a stack trace that names the failed call."""
     return [(module, function, arguments, [])]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The signals that come from other nodes.
+"""The signals from other nodes.
 
 They are the control messages of the ERTS User's Guide, "Distribution Protocol", section "Protocol
-between Connected Nodes". What a node may not say is dropped, and who waits for something that
-cannot be taken is told.
+between Connected Nodes". Signals in the name of another node are dropped. When a signal is too long
+or no term, the process that waits for it learns that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MAX_REQUEST_TERMS = 64  # of who asks, and how
+_MAX_REQUEST_TERMS = 64  # of the part of a request that names its caller
 
 _SENDER_SECOND = frozenset(
     (
@@ -60,17 +60,17 @@ _SENDER_LAST = frozenset((frames.SPAWN_REPLY, frames.SPAWN_REPLY_TT))
 
 
 def _sender(control: tuple[Any, ...]) -> Any:
-    """Return the process that a signal says it is of; anything else where it says none."""
+    """Return the process that a signal names as its sender, or something else."""
     if control[0] in _SENDER_LAST:
         return control[4]
     return control[2 if control[0] in _SENDER_SECOND else 1]
 
 
 class Signals:
-    """Receives the signals of other nodes, on behalf of the processes of this one.
+    """Receives the signals of other nodes for the processes of this one.
 
     :param table: the processes.
-    :param on_spawn_request: handles requests to spawn a process, control tuple and payload.
+    :param on_spawn_request: handles spawn requests: control tuple and payload.
     """
 
     def __init__(self, table: ProcessTable, on_spawn_request: Handler) -> None:
@@ -113,7 +113,7 @@ class Signals:
     def on_message(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
     ) -> None:
-        """Handle a message; what is not understood is counted and ignored."""
+        """Handle a message; unknown ones are counted and ignored."""
         self._counters["messages"] += 1
         handler = self._handlers.get(control[0])
         if handler is None:
@@ -122,7 +122,7 @@ class Signals:
             self._guard(handler, connection, control, payload)
 
     def on_discarded(self, connection: Connection, control: tuple[Any, ...], head: bytes) -> None:
-        """Tell who waits for a message, or for an answer to it, that it was too long to be taken.
+        """Tell the process that waits for a message, or for its answer, that it was too long.
 
         :param head: the beginning of its payload.
         """
@@ -143,7 +143,7 @@ class Signals:
         *,
         refuses: bool = False,
     ) -> None:
-        """Handle a signal, if it is its sender's to send, so that nothing it says does harm.
+        """Handle a signal if its sender is of the connected node; errors end here.
 
         :param refuses: whether the handler refuses the signal.
         """
@@ -155,7 +155,7 @@ class Signals:
         except DecodeError as error:
             self._counters["undecodable"] += 1
             log.warning("a message of %s cannot be decoded: %s", connection.name, error)
-            if refuses:  # it was refused already: once is enough
+            if refuses:  # it is already being refused
                 return
             refusing = self._refusing(
                 SYSTEM_LIMIT if isinstance(error, LimitError) else BAD_ARGUMENT,
@@ -171,14 +171,10 @@ class Signals:
         except Exception:
             log.exception("the handling of a message of %s failed", connection.name)
 
-    # --- what cannot be taken -----------------------------------------------------------------
+    # --- refusals -----------------------------------------------------------------------------
 
     def _refusing(self, reason: Atom, error: DistributionError) -> Handler:
-        """Return a handler of signals that are too long or no term.
-
-        :param reason: what a node of Erlang is told.
-        :param error: what Python code here is told.
-        """
+        """Return a handler of signals that are too long or no term, see :meth:`_refuse`."""
         return lambda connection, control, head: self._refuse(
             connection, control, head, reason, error
         )
@@ -191,11 +187,11 @@ class Signals:
         reason: Atom,
         error: DistributionError,
     ) -> None:
-        """Handle a message that is too long or no term, so that nobody waits for what it was.
+        """Handle a message that is too long or no term, so that nobody waits for it in vain.
 
         :param head: the beginning of its payload.
-        :param reason: what a node of Erlang is told.
-        :param error: what Python code here is told.
+        :param reason: the reason for an Erlang node.
+        :param error: the reason for Python code here.
         """
         operation = control[0]
         if operation in (frames.SPAWN_REQUEST, frames.SPAWN_REQUEST_TT):
@@ -209,7 +205,7 @@ class Signals:
                 process.on_untaken(connection, control[3], error)
                 process.watched.pop(control[3], None)
         elif operation in _EXITS:
-            # The process has ended all the same.
+            # The process has ended in any case.
             self._handlers[operation](connection, (*control[:3], reason), None)
         elif operation in _SENDS:
             target = control[3 if operation in (frames.REG_SEND, frames.REG_SEND_TT) else 2]
@@ -231,14 +227,14 @@ class Signals:
     def _deliver(
         self, connection: Connection, process: Process | None, payload: bytes | None
     ) -> None:
-        # Where nobody is there, the message is gone, as in Erlang. It is not even decoded.
+        # As in Erlang, a message to nobody is dropped. It is not even decoded.
         if process is not None and payload is not None:
             self._table.give(connection, process, decode_bare(payload)[0])
 
     def _got_nothing(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
     ) -> None:
-        """Handle what has no meaning here."""
+        """Ignore a signal that has no meaning here."""
 
     def _got_send(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
@@ -278,7 +274,7 @@ class Signals:
         process = self._table.find(control[2])
         if process is not None:
             if not process.awaits(connection, control[3]):
-                return  # taken back meanwhile, or another node's to tell
+                return  # no longer watched, or not on that node
             reason = control[4] if payload is None else decode_bare(payload)[0]
             process.on_down(connection, control[3], reason)
             process.watched.pop(control[3], None)
@@ -302,7 +298,7 @@ class Signals:
         _, number, sender, target = control
         _require(number, int)
         self._table.drop_link(sender, target)
-        # Before anything else goes from target to sender, or the sender takes it for old.
+        # First of all: until this arrives, the sender takes signals of the target for old ones.
         connection.send((frames.UNLINK_ID_ACK, number, target, sender))
 
     def _got_unlink_ack(
@@ -319,7 +315,7 @@ class Signals:
         sender = control[1]
         process = self._table.find(control[2])
         if process is None or sender in process.unlinking or sender not in process.links:
-            return  # the exit of a link that was taken back
+            return  # the exit of a link that was undone
         del process.links[sender]
         reason = control[-1] if payload is None else decode_bare(payload)[0]
         process.on_exit(connection, sender, reason, linked=True)
@@ -342,9 +338,9 @@ class Signals:
 
 
 def _request_in(head: bytes | None) -> tuple[Pid, Any] | None:
-    """Return who asks, and the tag of the answer, from the beginning of an encoded request.
+    """Return the caller and the tag of the answer from the beginning of an encoded request.
 
-    None when it is no request; without a tag when it is one in the form ``{Pid, Request}``.
+    None when it is no request; the tag is None for the form ``{Pid, Request}``.
     """
     if not head or head[0] != SMALL_TUPLE:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits for one answer of another node."""
+"""Processes that wait for one answer of another node."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Waiting(Process):
-    """A process of its own for one question, so that an answer that comes too late finds nobody.
+    """A process for one question, so that a late answer finds nobody.
 
     :param connection: to the node that is asked, None for this one.
-    :ivar reference: tells the answer from others, and is that of the watch on who is asked.
+    :ivar reference: identifies the answer, and the watch on the process that is asked.
     :ivar answer: the answer; fails when there will be none.
     """
 
@@ -29,12 +29,11 @@ class Waiting(Process):
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: DistributionError) -> None:
-        """Let whoever waits see *error*, unless there is an answer."""
+        """Raise *error* for the caller who waits, unless there is an answer."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
     def awaits(self, connection: Connection, reference: Any) -> bool:
-        """See :meth:`.Process.awaits`: the node that was asked."""
         return connection is self.connection and bool(reference == self.reference)
 
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:

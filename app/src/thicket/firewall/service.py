@@ -5,13 +5,9 @@
 the program ``nft``, all or none, before the radio is started. A packet that no rule names is
 dropped and counted. Packets that the node sends are not filtered.
 
-Floods are cut off where they cost least: beacons before the kernel's connection tracking sees them,
-connections at their first packet. Each sender has its own rate, so that one sender cannot use up
-what the others need; the rate of all together limits what invented senders can do.
-
-A node whose firewall cannot be set up stays off the mesh and says so, because strangers could reach
-services that are meant for the node alone. Rules that are in force stay. A daemon in another
-directory, as on a developer's machine, leaves that machine's network alone.
+A node whose firewall cannot be set up stays off the mesh and says so; rules that are in force stay.
+docs/node.md has the rules and their reasons. A daemon in another directory, as on a developer's
+machine, leaves that machine's network alone.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ can never be that of a chip.
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, IPv6Interface
+from ipaddress import IPv6Interface
 
 SOURCES = ("chip", "board", "mac", "random")
 """Where an identity can come from; the index is the number in the top 16 bits of the interface
@@ -86,27 +86,3 @@ def address_in(prefix: str | IPv6Interface, source: str, identity: bytes) -> IPv
     if base.ip.is_multicast or base.ip.is_link_local or int(base.ip) == 0:
         raise ValueError(f"prefix {prefix}: not a prefix for unicast addresses of a site")
     return IPv6Interface((int(base.ip) | interface_identifier(source, identity), length))
-
-
-def parse_address(text: str) -> IPv6Address:
-    """Return the address that a node wrote as ``text``.
-
-    Accepts every spelling that the Nerves mesh sends, such as ``fd12:3456:789a:1::6f44:e3c6:b802``
-    (one zero group written as ``::``) or groups with leading zeros, and a prefix length or a zone
-    after it. The result compares equal however it was spelt, and prints as RFC 5952 says.
-
-    :raises ValueError: it is not an address.
-    """
-    return IPv6Address(text.strip().partition("/")[0].partition("%")[0])
-
-
-def split_address(address: IPv6Address) -> tuple[str, bytes]:
-    """Return the source and the identity (6 bytes) that ``address`` was made of.
-
-    :raises ValueError: no Thicket node can have this address.
-    """
-    low = int(address) & _LOW_64
-    number, identity = low >> 48, (low & (1 << 48) - 1).to_bytes(ID_SIZE, "big")
-    if number >= len(SOURCES) or low == 0:
-        raise ValueError(f"{address} does not hold the identity of a node")
-    return SOURCES[number], identity

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why the previous run ended, and a short history of that.
+"""Why the previous run ended, a short history of that, and the state of ``/data`` in this boot.
 
 The sources, the most reliable first:
 
@@ -25,7 +25,6 @@ from typing import Any, Final
 
 from thicket.base.files import entries, write_atomically
 from thicket.base.paths import Paths
-from thicket.upkeep.data import data_state
 
 log = getLogger(__name__)
 
@@ -43,6 +42,9 @@ _WDIOF_CARDRESET: Final = 0x20
 # drivers/watchdog/bcm2835_wdt.c: bits HADWRF, HADWRQ and HADWRH of PM_RSTS, "had a watchdog reset"
 _RSTS_WATCHDOG: Final = 0x70
 
+#: The states that init's S20data.sh reports.
+DATA_STATES: Final = ("clean", "repaired", "created", "rebuilt", "readonly", "ram")
+
 #: Beginnings of the kernel's messages about its failures, on all architectures.
 _BEGINNINGS: Final = ("BUG: ", "Oops: ", "Internal error: ", "Unable to handle ", "general prot")
 
@@ -54,6 +56,16 @@ WORDS: Final = {
     "power": "power cut or reset",
     "unknown": "unknown",
 }
+
+
+def data_state(paths: Paths) -> tuple[str, str]:
+    """Return the state of /data, one of DATA_STATES or "unknown", and the reason in words."""
+    try:
+        with open(paths.run + "/data", encoding="utf-8", errors="replace") as f:
+            state, _, why = f.read(1024).strip().partition(" ")
+    except OSError:
+        return "unknown", ""
+    return (state, why.strip()) if state in DATA_STATES else ("unknown", "")
 
 
 def text(record: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.load import Loaded
 from thicket.upkeep import last_run
-from thicket.upkeep.data import data_state
 
 log = getLogger(__name__)
 
@@ -66,7 +65,7 @@ class Upkeep:
         self.software = software
         #: How the previous run ended (:mod:`thicket.upkeep.last_run`), None until that is known.
         self.last_restart: dict[str, Any] | None = last_run.known(paths)
-        state, message = data_state(paths)
+        state, message = last_run.data_state(paths)
         #: The state of /data.
         self.data: dict[str, str] = {"state": state, "message": message}
         self._settings_changed = asyncio.Event()
