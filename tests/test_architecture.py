@@ -58,8 +58,7 @@ LARGE = {
     "meshlab.medium.fake.FakeKernel": "stands for several kernels",
     "meshlab.medium.stats.Stats": "counters",
     "meshlab.machine.machine.Machine": "not yet cut",
-    "meshlab.medium.engine.Engine": "not yet cut",
-    "meshlab.medium.engine.Radio": "a record of the hot path",
+    "meshlab.medium.objects.Radio": "a record of the hot path",
     "meshlab.medium.server.Medium": "not yet cut",
     "meshlab.wire.relay.RelayPort": "not yet cut",
 }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from meshlab.medium.config import MediumConfig, NodeConfig, RadioConfig
 from meshlab.medium.engine import ANSWER_DEADLINE
+from meshlab.medium.error import Textbook
 from meshlab.medium.stats import Loss
 from meshlab.medium.virtual import (
     BROADCAST,
@@ -22,7 +23,7 @@ from meshlab.medium.virtual import (
     data_frame,
     mac,
 )
-from meshlab.wire import hwsim
+from meshlab.wire import hwsim, ieee80211
 from meshlab.wire.hwsim import Attribute, Command, Rate, RateFlag, TxFlag
 
 GOOD = 30.0
@@ -139,7 +140,7 @@ def test_a_link_that_loses_frames_loses_that_part_of_all_kinds() -> None:
         air.send(1, 2, rates=[Rate(7, 1, 0)])  # one try, at the highest rate
         air.send(1, BROADCAST, rates=[Rate(0, 1, 0)])
         air.run(0.1)
-    there, back = (air.engine.traffic[pair] for pair in (("n1", "n2"), ("n2", "n1")))
+    there, back = (air.engine.reaches.traffic[pair] for pair in (("n1", "n2"), ("n2", "n1")))
     assert (there.unicast, there.group) == (count, count)
     assert back.acks == count - there.unicast_lost
     for lost, of in (
@@ -184,7 +185,8 @@ def test_a_weak_link_loses_at_a_fast_rate_and_not_at_a_slow_one() -> None:
 def test_loss_of_group_frames_follows_the_error_rate() -> None:
     """Each receiver draws for itself."""
     air = VirtualAir(3, [(1, 2, 3.0), (1, 3, 3.0)])
-    curve = air.engine._vector(0, 0, FREQUENCY).curve
+    rate = ieee80211.rate(0, 0, ieee80211.is_2ghz(FREQUENCY))
+    curve = Textbook().curve(rate)
     expected = 1 - curve.loss(3.0, 304)
     count = 2000
     for _ in range(count):
@@ -320,7 +322,7 @@ def test_a_sender_that_goes_away_is_forgotten() -> None:
     assert air.injected == []
     assert air.reports == {}
     assert air.engine.next_event() is None
-    assert not any(air.engine._active.values())
+    assert air.engine.channels.idle
 
 
 def test_a_radio_that_is_off_the_channel_is_asked_seldom_until_it_speaks() -> None:
@@ -405,7 +407,7 @@ def test_a_radio_remembers_few_addresses_and_always_its_own() -> None:
     radio = air.node(2).radios[0]
     assert len(radio.addresses) <= 16
     assert mac(2) in radio.addresses
-    assert len(air.engine._owners) <= 17
+    assert len(air.engine.addresses.owners) <= 17
 
 
 def test_two_nodes_with_the_same_address_both_receive() -> None:
@@ -752,7 +754,7 @@ def test_nothing_is_left_behind() -> None:
     air = scenario("x")
     air.run(3)
     assert air.engine.next_event() is None
-    assert not any(air.engine._active.values())
+    assert air.engine.channels.idle
     for node in air.engine.nodes.values():
         assert not node.pending
         assert all(r.current is None and r.queued == 0 for r in node.radios)
@@ -767,6 +769,6 @@ def test_removing_a_node_leaves_the_others() -> None:
     air.run(0.1)
     assert air.reports["n1", cookie].acked
     assert not air.reports["n1", gone].acked
-    assert mac(2) not in air.engine._owners
+    assert mac(2) not in air.engine.addresses.owners
     with pytest.raises(ValueError, match="already"):
         air.engine.add_node(replace(air.config.nodes[0]))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from meshlab.medium.engine import Radio, Transmission
+from meshlab.medium.objects import Radio, Transmission
 from meshlab.medium.stats import LOSS_TEXT, Loss
 from meshlab.wire.ieee80211 import Phy, Rate
 

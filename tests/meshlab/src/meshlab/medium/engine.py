@@ -33,18 +33,33 @@ from __future__ import annotations
 import heapq
 import math
 import struct
-from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from meshlab.medium.airtime import EDCA, AirtimeModel, Band, Standard, Timing, band
-from meshlab.medium.config import NodeConfig, RadioConfig
+from meshlab.medium.addresses import Addresses
+from meshlab.medium.airtime import EDCA, AirtimeModel, Band, Standard, band
+from meshlab.medium.channels import Channels, occupy
+from meshlab.medium.config import NodeConfig
 from meshlab.medium.error import Curve, ErrorModel, Textbook
 from meshlab.medium.links import Links
+from meshlab.medium.objects import (
+    FRAMING,
+    RECENT,
+    SEQ_MASK,
+    Acknowledgement,
+    Link,
+    Node,
+    Observer,
+    OnAir,
+    Radio,
+    Transmission,
+)
 from meshlab.medium.propagation import draw
-from meshlab.medium.stats import Loss, Stats, Traffic
+from meshlab.medium.rates import Rates
+from meshlab.medium.reach import Reaches
+from meshlab.medium.stats import Loss, Stats
 from meshlab.wire import hwsim, ieee80211
-from meshlab.wire.hwsim import Command, RateFlag, TxFlag
+from meshlab.wire.hwsim import Command, TxFlag
 
 ANSWER_DEADLINE = 2.0
 """Seconds a receiving kernel has to answer; after that the frame counts as not acknowledged."""
@@ -58,325 +73,16 @@ ARRIVAL_SPREAD = 0.001
 nodes have sent at once, so it knows arrivals only that well; taken at their word, they would choose
 the same slot and collide much more often than frames do that really arrive one by one."""
 
-MAX_TRIES = 31
-"""Tries at one rate, whatever the kernel asks for (mac80211 asks for 11 at most)."""
-
-MAX_ADDRESSES = 16
-"""Addresses of one radio that are remembered."""
-
 KERNEL_KEEPS = 100
 """Frames left of a radio's queue when its kernel has dropped the oldest (``WARN_QUEUE``)."""
-
-_RECENT = 1024
 
 # Enumerations are slow where every frame passes.
 _NO_ACK = int(TxFlag.NO_ACK)
 _STAT_ACK = int(TxFlag.STAT_ACK)
 _ECHOED = int(TxFlag.REQ_TX_STATUS | TxFlag.NO_ACK)
 _FRAME = int(Command.FRAME)
-_SEQ_MASK = 0xFFFFFFFF
-_FRAMING = struct.Struct("<IB")
 _NLMSG = struct.Struct("<IH")
 _ANSWER = struct.Struct("<i8xI")
-_RATES = struct.Struct("<bBbBbBbB")
-
-
-class Observer(Protocol):
-    """Sees what is on the air (a capture). Called only when there is one."""
-
-    def transmission(self, sent: Transmission, outcomes: list[tuple[Radio, int]]) -> None:
-        """One try has ended: for each radio in range a ``Loss``, or -1 when it was received."""
-        ...
-
-    def acknowledgement(self, sent: Transmission, receiver: Radio, at: float, lost: bool) -> None:
-        """An acknowledgement has ended."""
-        ...
-
-
-class Session(Protocol):
-    """What the engine does not handle itself: the life of a node's radios."""
-
-    def answer(self, answer: hwsim.KernelAnswer) -> bool:
-        """Take the kernel's answer to a request of the session's own; False when it is not."""
-        ...
-
-    def message(self, message: hwsim.Message) -> None:
-        """Take any other message of the family."""
-        ...
-
-    def done(self, seq: int) -> None:
-        """Take the end of a dump."""
-        ...
-
-
-class Vector:
-    """A rate with everything that its use needs."""
-
-    __slots__ = ("control", "control_rate", "curve", "protect", "rate", "rx_index", "timing")
-
-    def __init__(
-        self,
-        rate: ieee80211.Rate,
-        frequency: int,
-        flags: int,
-        error: ErrorModel,
-        airtime: AirtimeModel,
-    ) -> None:
-        two_ghz = ieee80211.is_2ghz(frequency)
-        self.rate = rate
-        self.timing: Timing = airtime.timing(rate, two_ghz)
-        self.curve: Curve = error.curve(rate)
-        self.control_rate = ieee80211.control_rate(rate, two_ghz)
-        """Of the acknowledgement."""
-        self.control: Curve = error.curve(self.control_rate)
-        self.rx_index = ieee80211.receive_index(rate, frequency)
-        self.protect = bool(flags & RateFlag.RTS_CTS)
-        """RTS and CTS go before."""
-
-
-class Link:
-    """How one radio hears another at one frequency."""
-
-    __slots__ = ("_loss", "_random", "luck", "power", "receiver", "signal", "snr", "traffic")
-
-    def __init__(  # noqa: PLR0917 - made in one place
-        self,
-        receiver: Radio,
-        snr: float,
-        signal: int,
-        random: Callable[[], float],
-        loss: float,
-        traffic: Traffic,
-    ) -> None:
-        self.receiver = receiver
-        self.snr = snr
-        self._random = random
-        self._loss = loss
-        self.traffic = traffic
-        self.signal = signal
-        """dBm."""
-        self.power = 10 ** (snr / 10)
-        """In units of the noise."""
-        self.luck: Callable[[], float] = random if not loss else self._luck
-        """Draws a number from 0 to 1 for a frame: below the frame's error rate it is lost."""
-
-    def _luck(self) -> float:
-        """Draw one for a link that loses frames whatever their rate and length: -1 for those."""
-        drawn = self._random()
-        return -1.0 if drawn < self._loss else (drawn - self._loss) / (1 - self._loss)
-
-
-class Reach:
-    """Who hears a radio at one frequency."""
-
-    __slots__ = ("by_radio", "links", "promiscuous", "sensing", "version")
-
-    def __init__(self, version: int) -> None:
-        self.version = version
-        self.by_radio: dict[Radio, Link] = {}
-        """Everyone whom its signal at least disturbs."""
-        self.links: list[Link] = []
-        """Everyone who could receive it."""
-        self.promiscuous: list[Link] = []
-        self.sensing: list[Radio] = []
-        """Everyone who waits for it."""
-
-
-class Radio:
-    """One radio of a node."""
-
-    __slots__ = (
-        "addresses",
-        "backoff",
-        "busy_until",
-        "config",
-        "contending",
-        "current",
-        "deaf",
-        "frequency",
-        "index",
-        "key",
-        "name",
-        "node",
-        "plugged",
-        "queued",
-        "queues",
-        "reach",
-        "received",
-        "retries",
-        "sent",
-        "up",
-    )
-
-    def __init__(
-        self, node: Node, index: int, config: RadioConfig, backoff: Callable[[], float]
-    ) -> None:
-        self.node = node
-        self.index = index
-        self.config = config
-        self.key = config.mac
-        self.name = f"{node.name}/{index}"
-        self.up = False
-        """Its kernel has it, and the node's relay is connected."""
-        self.plugged = config.plugged
-        """It is meant to be there."""
-        self.frequency = 0
-        """MHz, of its last transmission; 0 before the first."""
-        self.busy_until = 0.0
-        self.backoff = backoff
-        self.contending: Transmission | None = None
-        self.current: Transmission | None = None
-        self.queues: tuple[deque[Transmission], ...] = (deque(), deque(), deque(), deque())
-        self.queued = 0
-        self.reach: dict[int, Reach] = {}
-        self.addresses: dict[bytes, None] = {}
-        self.deaf: dict[int, float] = {}
-        """Until when it is taken to be off a frequency."""
-        self.sent = 0
-        self.retries = 0
-        self.received = 0
-
-
-class Node:
-    """One node."""
-
-    __slots__ = (
-        "by_key",
-        "config",
-        "family",
-        "name",
-        "out",
-        "paused",
-        "pending",
-        "radios",
-        "recent",
-        "seq",
-        "session",
-        "wake",
-    )
-
-    def __init__(self, config: NodeConfig) -> None:
-        self.name = config.name
-        self.config = config
-        self.radios: list[Radio] = []
-        self.by_key: dict[bytes, Radio] = {}
-        self.family = 0
-        """The family's number in this node's kernel; 0 while there is no session."""
-        self.seq = 0
-        self.out: list[bytes] = []
-        """Framed messages for its kernel, in pieces; whoever sends them empties the list."""
-        self.wake: Callable[[], None] = _nothing
-        """Called when ``out`` is no longer empty."""
-        self.paused = False
-        """It does not read: frames for it are dropped."""
-        self.pending: dict[int, tuple[Transmission, Radio]] = {}
-        """Frames to one receiver that await this kernel's answer, oldest first."""
-        self.recent: list[tuple[int, Radio, int] | None] = [None] * _RECENT
-        self.session: Session | None = None
-
-    def next_seq(self) -> int:
-        """Return an unused sequence number; never 0."""
-        self.seq = self.seq + 1 & _SEQ_MASK or 1
-        return self.seq
-
-    def put(self, message: bytes) -> None:
-        """Queue one netlink message."""
-        if not self.out:
-            self.wake()
-        self.out.append(_FRAMING.pack(len(message) + 1, 0))
-        self.out.append(message)
-
-
-def _nothing() -> None:
-    pass
-
-
-class OnAir:
-    """Something that occupies the channel: interference for others."""
-
-    __slots__ = ("end", "overlaps", "radio", "reach")
-
-    radio: Radio
-    reach: Reach
-    end: float
-    overlaps: list[OnAir] | None
-
-
-class Transmission(OnAir):
-    """A frame from its arrival to the report to its sender."""
-
-    __slots__ = (
-        "aifs",
-        "aired",
-        "answer",
-        "arrived",
-        "attempts",
-        "cookie",
-        "cw",
-        "cw_max",
-        "dead",
-        "flags",
-        "frame",
-        "frequency",
-        "injected_at",
-        "length",
-        "need_ack",
-        "series",
-        "signal",
-        "slot",
-        "slots",
-        "stage",
-        "start_at",
-        "tail",
-        "tries",
-        "tx_info",
-        "vector",
-        "waits_seq",
-    )
-
-    frame: bytes
-    flags: int
-    frequency: int
-    cookie: int
-    tx_info: bytes
-    length: int
-    need_ack: bool
-    series: tuple[tuple[Vector, int], ...]
-    stage: int
-    tries: int
-    attempts: int
-    vector: Vector
-    aifs: float
-    slot: float
-    cw: int
-    cw_max: int
-    slots: int
-    start_at: float
-    arrived: float
-    dead: bool
-    """Its radio is gone: nothing more happens to it."""
-    tail: bytes | None
-    signal: int
-    aired: bool
-    """Nothing more happens on the air; only the kernel's answer is missing."""
-    answer: bool | None
-    waits_seq: int
-    """Of the injection whose answer counts; 0: of none."""
-    injected_at: float
-
-    @property
-    def group(self) -> bool:
-        """Tell whether it is addressed to a group."""
-        return bool(self.frame[4] & 1)
-
-
-class Acknowledgement(OnAir):
-    """An acknowledgement on its way back."""
-
-    __slots__ = ("link", "sent")
-
-    sent: Transmission
-    link: Link | None
 
 
 _Event = tuple[float, int, Callable[[Any, float], None], Any]
@@ -400,18 +106,12 @@ class Engine:
         self.observer: Observer | None = None
         self.now = 0.0
         """Simulated time: that of the latest event or arrival."""
-        self._error = error or Textbook()
-        self._airtime = airtime or Standard()
+        self.addresses = Addresses()
+        self.channels = Channels()
+        self.reaches = Reaches(links, seed, self.nodes)
+        self._rates = Rates(error or Textbook(), airtime or Standard())
         self._events: list[_Event] = []
         self._count = 0
-        self._owners: dict[bytes, list[Radio]] = {}
-        self._active: dict[int, list[OnAir]] = {}
-        self._generators: dict[tuple[str, str], Callable[[], float]] = {}
-        self.traffic: dict[tuple[str, str], Traffic] = {}
-        """What happened to frames between nodes, by sender and receiver."""
-        self._series: dict[tuple[bytes, bytes, int], tuple[tuple[Vector, int], ...]] = {}
-        self._vectors: dict[tuple[int, int, int], Vector] = {}
-        self._reports: dict[tuple[bytes, int, int], bytes] = {}
 
     # Nodes and radios.
 
@@ -425,7 +125,7 @@ class Engine:
             radio = Radio(node, index, radio_config, backoff)
             node.radios.append(radio)
             node.by_key[radio.key] = radio
-            self._own(radio, radio.key)
+            self.addresses.add(radio, radio.key)
         self.nodes[node.name] = node
         self.links.add_node(config)
         return node
@@ -436,7 +136,7 @@ class Engine:
         self.node_down(node)
         for radio in node.radios:
             for address in list(radio.addresses):
-                self._disown(radio, address)
+                self.addresses.remove(radio, address)
         self.links.remove_node(name)
 
     def node_up(self, node: Node, family: int) -> None:
@@ -454,7 +154,7 @@ class Engine:
         pending, node.pending = node.pending, {}
         for seq, (sent, radio) in pending.items():
             self._answered(sent, radio, seq, Loss.DOWN)
-        node.recent = [None] * _RECENT
+        node.recent = [None] * RECENT
 
     def radio_up(self, radio: Radio) -> None:
         """The node's kernel has the radio."""
@@ -472,24 +172,6 @@ class Engine:
             radio.current.dead = True
             radio.current = None
         radio.contending = None
-
-    def _own(self, radio: Radio, address: bytes) -> None:
-        if address in radio.addresses:
-            return
-        if len(radio.addresses) >= MAX_ADDRESSES:
-            for old in radio.addresses:
-                if old != radio.key:
-                    self._disown(radio, old)
-                    break
-        radio.addresses[address] = None
-        self._owners.setdefault(address, []).append(radio)
-
-    def _disown(self, radio: Radio, address: bytes) -> None:
-        if radio.addresses.pop(address, 0) is None:
-            owners = self._owners[address]
-            owners.remove(radio)
-            if not owners:
-                del self._owners[address]
 
     # Messages from a node's kernel.
 
@@ -524,10 +206,10 @@ class Engine:
         if radio is None:
             self.stats.unknown_radio += 1
         elif message.command == Command.ADD_MAC_ADDR:
-            self._own(radio, address)
+            self.addresses.add(radio, address)
         elif address != radio.key:
             # Several interfaces share the radio's own address; others return with their next frame.
-            self._disown(radio, address)
+            self.addresses.remove(radio, address)
 
     def _frame(self, node: Node, got: hwsim.TxFrame) -> None:
         stats = self.stats
@@ -550,7 +232,7 @@ class Engine:
         if sender not in radio.addresses:
             address = ieee80211.transmitter(frame)
             if address is not None and not address[0] & 1:
-                self._own(radio, address)
+                self.addresses.add(radio, address)
         if radio.deaf:
             radio.deaf.pop(got.frequency, None)
         if radio.queued >= hwsim.MAX_PENDING:
@@ -568,9 +250,9 @@ class Engine:
         sent.cookie = got.cookie
         sent.tx_info = got.tx_info
         key = (got.tx_info, got.tx_info_flags, got.frequency)
-        series = self._series.get(key)
+        series = self._rates.series.get(key)
         if series is None:
-            series = self._make_series(key)
+            series = self._rates.make_series(key, self.stats)
         sent.series = series
         sent.vector = series[0][0]
         sent.need_ack = not (frame[4] & 1 or got.flags & _NO_ACK or ieee80211.wants_no_ack(frame))
@@ -599,34 +281,6 @@ class Engine:
                 radio.queued -= 1
                 self.stats.kernel_overflow += 1
 
-    def _make_series(self, key: tuple[bytes, bytes, int]) -> tuple[tuple[Vector, int], ...]:
-        tx_info, tx_info_flags, frequency = key
-        entries = []
-        for entry in hwsim.decode_series(tx_info, tx_info_flags):
-            vector = self._vector(entry.idx, entry.flags, frequency)
-            entries.append((vector, min(max(entry.tries, 1), MAX_TRIES)))
-        if not entries:
-            entries.append((self._vector(0, 0, frequency), 1))
-        if len(self._series) >= 4096:  # a kernel uses some dozens
-            self._series.clear()
-        series = self._series[key] = tuple(entries)
-        return series
-
-    def _vector(self, index: int, flags: int, frequency: int) -> Vector:
-        key = (index, flags, frequency)
-        found = self._vectors.get(key)
-        if found is None:
-            try:
-                rate = ieee80211.rate(index, flags, ieee80211.is_2ghz(frequency))
-            except ValueError:
-                self.stats.bad_rates += 1
-                rate = ieee80211.legacy_rates(frequency)[0]
-            if len(self._vectors) >= 4096:
-                self._vectors.clear()
-            found = Vector(rate, frequency, flags, self._error, self._airtime)
-            self._vectors[key] = found
-        return found
-
     def _kernel_answer(self, node: Node, buffer: bytes, start: int, end: int) -> None:
         if end - start < 36:
             raise hwsim.HwsimError(f"an answer of {end - start} bytes")
@@ -636,7 +290,7 @@ class Engine:
         if waiting is not None:
             self._answered(*waiting, seq, None if error >= 0 else Loss.OFF_CHANNEL)
             return
-        recent = node.recent[seq & (_RECENT - 1)]
+        recent = node.recent[seq & (RECENT - 1)]
         if recent is not None and recent[0] == seq:
             if error < 0:
                 self._refused(recent[1], recent[2], Loss.OFF_CHANNEL)
@@ -689,7 +343,7 @@ class Engine:
     def _contend(self, sent: Transmission, when: float) -> None:
         radio = sent.radio
         if sent.frequency != radio.frequency:
-            self._tune(radio, sent.frequency, when)
+            self.channels.tune(radio, sent.frequency, when)
         sent.slots = int(radio.backoff() * (sent.cw + 1))
         start = radio.busy_until + sent.aifs + sent.slots * sent.slot
         if start <= when:
@@ -697,45 +351,6 @@ class Engine:
         sent.start_at = start
         radio.contending = sent
         self._push(sent.start_at, self._start, sent)
-
-    def _tune(self, radio: Radio, frequency: int, when: float) -> None:
-        """A radio sends on another channel than before: what does it sense there?"""
-        radio.frequency = frequency
-        radio.busy_until = when
-        for other in self._active.get(frequency, ()):
-            if other.end > radio.busy_until and radio in other.reach.sensing:
-                radio.busy_until = other.end
-
-    def _occupy(self, reach: Reach, frequency: int, when: float, until: float) -> None:
-        """Make the channel busy for everyone who senses it, and freeze their countdowns."""
-        for radio in reach.sensing:
-            if radio.frequency != frequency:
-                continue
-            waiting = radio.contending
-            # Whoever starts within the same slot cannot notice in time (10.3.7): a collision.
-            if waiting is not None and waiting.start_at > when + 0.9 * waiting.slot:
-                idle = when - (radio.busy_until + waiting.aifs)
-                if idle > 0:
-                    waiting.slots -= min(waiting.slots, int(idle / waiting.slot + 1e-6))
-                if until > radio.busy_until:
-                    radio.busy_until = until
-                waiting.start_at = radio.busy_until + waiting.aifs + waiting.slots * waiting.slot
-            elif until > radio.busy_until:
-                radio.busy_until = until
-
-    def _enter(self, what: OnAir, frequency: int) -> None:
-        active = self._active.get(frequency)
-        if active is None:
-            active = self._active[frequency] = []
-        what.overlaps = None
-        if active:
-            what.overlaps = list(active)
-            for other in active:
-                if other.overlaps is None:
-                    other.overlaps = [what]
-                else:
-                    other.overlaps.append(what)
-        active.append(what)
 
     def _start(self, sent: Transmission, when: float) -> None:
         if sent.dead:
@@ -752,78 +367,22 @@ class Engine:
         self.stats.attempts += 1
         vector, timing = sent.vector, sent.vector.timing
         frequency = sent.frequency
-        reach = sent.reach = self._reach(radio, frequency)
+        reach = sent.reach = self.reaches.of(radio, frequency)
         sent.end = when + timing.duration(sent.length)
         if vector.protect and sent.need_ack:
             sent.end += timing.rts_cts
         until = sent.end + timing.ack if sent.need_ack else sent.end
         if until > radio.busy_until:
             radio.busy_until = until
-        self._occupy(reach, frequency, when, until)
+        occupy(reach, frequency, when, until)
         if vector.protect and sent.need_ack:
             # The CTS keeps those quiet who hear the receiver only (10.3.2.9).
-            for owner in self._owners.get(sent.frame[4:10], ()):
+            for owner in self.addresses.owners.get(sent.frame[4:10], ()):
                 if owner.up and owner in reach.by_radio:
-                    self._occupy(self._reach(owner, frequency), frequency, when, until)
+                    occupy(self.reaches.of(owner, frequency), frequency, when, until)
             radio.busy_until = max(radio.busy_until, until)
-        self._enter(sent, frequency)
+        self.channels.enter(sent, frequency)
         self._push(sent.end, self._end, sent)
-
-    # Who hears whom.
-
-    def _reach(self, radio: Radio, frequency: int) -> Reach:
-        reach = radio.reach.get(frequency)
-        if reach is None or reach.version != self.links.version:
-            if len(radio.reach) >= 64:  # a guest that makes up frequencies
-                radio.reach.clear()
-            reach = radio.reach[frequency] = self._make_reach(radio, frequency)
-        return reach
-
-    def _make_reach(self, radio: Radio, frequency: int) -> Reach:
-        links = self.links
-        limits = links.receiver
-        reach = Reach(links.version)
-        power = radio.config.tx_power_dbm
-        for node in self.nodes.values():
-            if node is radio.node and len(node.radios) < 2:
-                continue
-            heard = links.hearing(radio.node.name, node.name, power, frequency)
-            snr = heard.snr
-            if snr is None or snr < limits.interference_snr_db:
-                continue
-            signal = round(limits.noise_dbm + snr)
-            for other in node.radios:
-                if other is radio:
-                    continue
-                link = Link(
-                    other,
-                    snr,
-                    signal,
-                    self._generator(radio, other),
-                    heard.loss,
-                    self._traffic_of(radio.node.name, node.name),
-                )
-                reach.by_radio[other] = link
-                if snr >= limits.detection_snr_db:
-                    reach.links.append(link)
-                    if other.config.promiscuous:
-                        reach.promiscuous.append(link)
-                if snr >= limits.carrier_sense_snr_db:
-                    reach.sensing.append(other)
-        return reach
-
-    def _generator(self, sender: Radio, receiver: Radio) -> Callable[[], float]:
-        key = (sender.name, receiver.name)
-        found = self._generators.get(key)
-        if found is None:
-            found = self._generators[key] = draw(self.seed, "link", *key).random
-        return found
-
-    def _traffic_of(self, sender: str, receiver: str) -> Traffic:
-        found = self.traffic.get((sender, receiver))
-        if found is None:
-            found = self.traffic[sender, receiver] = Traffic()
-        return found
 
     # Reception.
 
@@ -848,7 +407,7 @@ class Engine:
         return -1
 
     def _end(self, sent: Transmission, when: float) -> None:
-        self._active[sent.frequency].remove(sent)
+        sent.channel.remove(sent)
         if sent.dead:
             return
         if sent.frame[4] & 1:
@@ -870,7 +429,7 @@ class Engine:
         tail = hwsim.inject_tail(sent.vector.rx_index, frequency, sent.frame)
         size = len(tail)
         too_long = len(sent.frame) > hwsim.MAX_FRAME
-        framing = _FRAMING.pack(1 + hwsim.INJECT_HEAD_SIZE + size, 0)
+        framing = FRAMING.pack(1 + hwsim.INJECT_HEAD_SIZE + size, 0)
         too_short = len(sent.frame) < hwsim.MIN_FRAME
         for link in sent.reach.links:
             luck = link.luck()
@@ -897,8 +456,8 @@ class Engine:
                 elif too_short:
                     stats.short_frames += 1
                 else:
-                    seq = node.seq = node.seq + 1 & _SEQ_MASK or 1
-                    node.recent[seq & (_RECENT - 1)] = (seq, radio, frequency)
+                    seq = node.seq = node.seq + 1 & SEQ_MASK or 1
+                    node.recent[seq & (RECENT - 1)] = (seq, radio, frequency)
                     out = node.out
                     if not out:
                         node.wake()
@@ -920,7 +479,7 @@ class Engine:
         by_radio = sent.reach.by_radio
         detection = self.links.receiver.detection_snr_db
         reached = False
-        owners = self._owners.get(sent.frame[4:10], ())
+        owners = self.addresses.owners.get(sent.frame[4:10], ())
         for owner in owners:
             link = by_radio.get(owner)
             if link is None or link.snr < detection:
@@ -998,11 +557,11 @@ class Engine:
             sent.injected_at = self.now
             node.pending[seq] = (sent, radio)
         else:
-            node.recent[seq & (_RECENT - 1)] = (seq, radio, sent.frequency)
+            node.recent[seq & (RECENT - 1)] = (seq, radio, sent.frequency)
         out = node.out
         if not out:
             node.wake()
-        out.append(_FRAMING.pack(1 + hwsim.INJECT_HEAD_SIZE + len(tail), 0))
+        out.append(FRAMING.pack(1 + hwsim.INJECT_HEAD_SIZE + len(tail), 0))
         out.append(hwsim.inject_head(node.family, seq, radio.key, link.signal, len(tail), flags))
         out.append(tail)
         self.stats.deliveries += 1
@@ -1016,17 +575,17 @@ class Engine:
         ack = Acknowledgement()
         ack.radio = radio
         ack.sent = sent
-        ack.reach = self._reach(radio, sent.frequency)
+        ack.reach = self.reaches.of(radio, sent.frequency)
         ack.link = ack.reach.by_radio.get(sent.radio)
         ack.end = when + sent.vector.timing.ack
         radio.busy_until = max(radio.busy_until, ack.end)
-        self._occupy(ack.reach, sent.frequency, when, ack.end)
-        self._enter(ack, sent.frequency)
+        occupy(ack.reach, sent.frequency, when, ack.end)
+        self.channels.enter(ack, sent.frequency)
         self._push(ack.end, self._acknowledged, ack)
 
     def _acknowledged(self, ack: Acknowledgement, when: float) -> None:
         sent = ack.sent
-        self._active[sent.frequency].remove(ack)
+        ack.channel.remove(ack)
         if sent.dead:
             return
         link = ack.link
@@ -1117,7 +676,7 @@ class Engine:
         if rest:
             radio = sent.radio
             start = max(self.now, radio.busy_until)
-            self._occupy(self._reach(radio, sent.frequency), sent.frequency, start, start + rest)
+            occupy(self.reaches.of(radio, sent.frequency), sent.frequency, start, start + rest)
             radio.busy_until = max(radio.busy_until, start + rest)
         self._report(sent, False)
 
@@ -1129,9 +688,9 @@ class Engine:
         stage = min(sent.stage, len(sent.series) - 1)
         tries = sent.tries + 1 if acked or not sent.need_ack else sent.tries
         key = (sent.tx_info, stage, tries)
-        tx_info = self._reports.get(key)
+        tx_info = self._rates.reports.get(key)
         if tx_info is None:
-            tx_info = self._make_report(sent, stage, tries)
+            tx_info = self._rates.make_report(sent.tx_info, sent.series, stage, tries)
         flags = sent.flags & _ECHOED
         if acked:
             flags |= _STAT_ACK
@@ -1144,23 +703,6 @@ class Engine:
                 node.family, 0, radio.key, flags, sent.signal, tx_info, sent.cookie
             )
         )
-
-    def _make_report(self, sent: Transmission, stage: int, tries: int) -> bytes:
-        """Return the rate series with the tries made, ended where the frame's were over."""
-        asked = _RATES.unpack(sent.tx_info)
-        made = []
-        for i in range(hwsim.MAX_RATES):
-            if asked[0] < 0 or i > stage:
-                # Nothing usable was asked for: echoed as it came, beginning with the end mark.
-                made += [-1, 0]
-            elif i == stage:
-                made += [asked[2 * i], tries]
-            else:
-                made += [asked[2 * i], sent.series[i][1]]
-        if len(self._reports) >= 4096:
-            self._reports.clear()
-        report = self._reports[sent.tx_info, stage, tries] = _RATES.pack(*made)
-        return report
 
     def sweep(self, now: float) -> None:
         """Give up on kernels that have not answered in time; call it several times a second."""
@@ -1175,4 +717,4 @@ class Engine:
                 self._answered(sent, radio, seq, Loss.HOST_TOO_SLOW)
 
 
-_TX_INFO_FRAMING = _FRAMING.pack(1 + hwsim.TX_INFO_SIZE, 0)
+_TX_INFO_FRAMING = FRAMING.pack(1 + hwsim.TX_INFO_SIZE, 0)

@@ -32,8 +32,9 @@ from meshlab.medium.config import (
     parse_snr,
     write_json,
 )
-from meshlab.medium.engine import Engine, Node, Radio, Transmission
+from meshlab.medium.engine import Engine
 from meshlab.medium.links import Links
+from meshlab.medium.objects import Node, Radio, Transmission
 from meshlab.medium.session import RadioSession
 from meshlab.medium.stats import Stats, verdict
 from meshlab.wire.relay import DROP_COUNTERS, RelayPort
@@ -398,7 +399,7 @@ class Medium:
                 ):
                     continue
                 signal = None if snr is None else round(self.config.receiver.noise_dbm + snr)
-                traffic = self.engine.traffic.get((a, b))
+                traffic = self.engine.reaches.traffic.get((a, b))
                 found.append(
                     {
                         "a": a,
@@ -532,7 +533,7 @@ class Medium:
 
     async def _rpc_reset_stats(self, _params: Params, _call: Call) -> Json:
         self.engine.stats = Stats()
-        for traffic in self.engine.traffic.values():
+        for traffic in self.engine.reaches.traffic.values():
             traffic.reset()
         self._window.clear()
         self._since = time.time()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from meshlab.medium.engine import Engine, Node, Radio
+from meshlab.medium.engine import Engine
+from meshlab.medium.objects import Node, Radio
 from meshlab.wire import hwsim
 from meshlab.wire.hwsim import Command, KernelAnswer, Message
 

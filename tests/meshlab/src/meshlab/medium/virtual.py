@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from meshlab.medium.config import LinkConfig, MediumConfig, NodeConfig, RadioConfig, State
-from meshlab.medium.engine import Engine, Node
+from meshlab.medium.engine import Engine
 from meshlab.medium.links import Links
+from meshlab.medium.objects import Node
 from meshlab.wire import hwsim
 from meshlab.wire.hwsim import NLM_F_ACK, Attribute, Command, Rate, TxFlag, TxFrame
 

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the engine moves about: nodes, radios, frames on the air, and who hears whom."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from meshlab.medium.config import NodeConfig, RadioConfig
+from meshlab.medium.rates import Series, Vector
+from meshlab.medium.stats import Traffic
+from meshlab.wire import hwsim
+
+RECENT = 1024
+"""Deliveries whose refusal by the kernel is still understood."""
+SEQ_MASK = 0xFFFFFFFF
+FRAMING = struct.Struct("<IB")
+
+
+class Observer(Protocol):
+    """Sees what is on the air (a capture). Called only when there is one."""
+
+    def transmission(self, sent: Transmission, outcomes: list[tuple[Radio, int]]) -> None:
+        """One try has ended: for each radio in range a ``Loss``, or -1 when it was received."""
+        ...
+
+    def acknowledgement(self, sent: Transmission, receiver: Radio, at: float, lost: bool) -> None:
+        """An acknowledgement has ended."""
+        ...
+
+
+class Session(Protocol):
+    """What the engine does not handle itself: the life of a node's radios."""
+
+    def answer(self, answer: hwsim.KernelAnswer) -> bool:
+        """Take the kernel's answer to a request of the session's own; False when it is not."""
+        ...
+
+    def message(self, message: hwsim.Message) -> None:
+        """Take any other message of the family."""
+        ...
+
+    def done(self, seq: int) -> None:
+        """Take the end of a dump."""
+        ...
+
+
+class Link:
+    """How one radio hears another at one frequency."""
+
+    __slots__ = ("_loss", "_random", "luck", "power", "receiver", "signal", "snr", "traffic")
+
+    def __init__(  # noqa: PLR0917 - made in one place
+        self,
+        receiver: Radio,
+        snr: float,
+        signal: int,
+        random: Callable[[], float],
+        loss: float,
+        traffic: Traffic,
+    ) -> None:
+        self.receiver = receiver
+        self.snr = snr
+        self._random = random
+        self._loss = loss
+        self.traffic = traffic
+        self.signal = signal
+        """dBm."""
+        self.power = 10 ** (snr / 10)
+        """In units of the noise."""
+        self.luck: Callable[[], float] = random if not loss else self._luck
+        """Draws a number from 0 to 1 for a frame: below the frame's error rate it is lost."""
+
+    def _luck(self) -> float:
+        """Draw one for a link that loses frames whatever their rate and length: -1 for those."""
+        drawn = self._random()
+        return -1.0 if drawn < self._loss else (drawn - self._loss) / (1 - self._loss)
+
+
+class Reach:
+    """Who hears a radio at one frequency."""
+
+    __slots__ = ("by_radio", "links", "promiscuous", "sensing", "version")
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.by_radio: dict[Radio, Link] = {}
+        """Everyone whom its signal at least disturbs."""
+        self.links: list[Link] = []
+        """Everyone who could receive it."""
+        self.promiscuous: list[Link] = []
+        self.sensing: list[Radio] = []
+        """Everyone who waits for it."""
+
+
+class Radio:
+    """One radio of a node."""
+
+    __slots__ = (
+        "addresses",
+        "backoff",
+        "busy_until",
+        "config",
+        "contending",
+        "current",
+        "deaf",
+        "frequency",
+        "index",
+        "key",
+        "name",
+        "node",
+        "plugged",
+        "queued",
+        "queues",
+        "reach",
+        "received",
+        "retries",
+        "sent",
+        "up",
+    )
+
+    def __init__(
+        self, node: Node, index: int, config: RadioConfig, backoff: Callable[[], float]
+    ) -> None:
+        self.node = node
+        self.index = index
+        self.config = config
+        self.key = config.mac
+        self.name = f"{node.name}/{index}"
+        self.up = False
+        """Its kernel has it, and the node's relay is connected."""
+        self.plugged = config.plugged
+        """It is meant to be there."""
+        self.frequency = 0
+        """MHz, of its last transmission; 0 before the first."""
+        self.busy_until = 0.0
+        self.backoff = backoff
+        self.contending: Transmission | None = None
+        self.current: Transmission | None = None
+        self.queues: tuple[deque[Transmission], ...] = (deque(), deque(), deque(), deque())
+        self.queued = 0
+        self.reach: dict[int, Reach] = {}
+        self.addresses: dict[bytes, None] = {}
+        self.deaf: dict[int, float] = {}
+        """Until when it is taken to be off a frequency."""
+        self.sent = 0
+        self.retries = 0
+        self.received = 0
+
+
+class Node:
+    """One node."""
+
+    __slots__ = (
+        "by_key",
+        "config",
+        "family",
+        "name",
+        "out",
+        "paused",
+        "pending",
+        "radios",
+        "recent",
+        "seq",
+        "session",
+        "wake",
+    )
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.name = config.name
+        self.config = config
+        self.radios: list[Radio] = []
+        self.by_key: dict[bytes, Radio] = {}
+        self.family = 0
+        """The family's number in this node's kernel; 0 while there is no session."""
+        self.seq = 0
+        self.out: list[bytes] = []
+        """Framed messages for its kernel, in pieces; whoever sends them empties the list."""
+        self.wake: Callable[[], None] = _nothing
+        """Called when ``out`` is no longer empty."""
+        self.paused = False
+        """It does not read: frames for it are dropped."""
+        self.pending: dict[int, tuple[Transmission, Radio]] = {}
+        """Frames to one receiver that await this kernel's answer, oldest first."""
+        self.recent: list[tuple[int, Radio, int] | None] = [None] * RECENT
+        self.session: Session | None = None
+
+    def next_seq(self) -> int:
+        """Return an unused sequence number; never 0."""
+        self.seq = self.seq + 1 & SEQ_MASK or 1
+        return self.seq
+
+    def put(self, message: bytes) -> None:
+        """Queue one netlink message."""
+        if not self.out:
+            self.wake()
+        self.out.append(FRAMING.pack(len(message) + 1, 0))
+        self.out.append(message)
+
+
+def _nothing() -> None:
+    pass
+
+
+class OnAir:
+    """Something that occupies the channel: interference for others."""
+
+    __slots__ = ("channel", "end", "overlaps", "radio", "reach")
+
+    radio: Radio
+    reach: Reach
+    channel: list[OnAir]
+    """Everything on the air at its frequency, itself included."""
+    end: float
+    overlaps: list[OnAir] | None
+
+
+class Transmission(OnAir):
+    """A frame from its arrival to the report to its sender."""
+
+    __slots__ = (
+        "aifs",
+        "aired",
+        "answer",
+        "arrived",
+        "attempts",
+        "cookie",
+        "cw",
+        "cw_max",
+        "dead",
+        "flags",
+        "frame",
+        "frequency",
+        "injected_at",
+        "length",
+        "need_ack",
+        "series",
+        "signal",
+        "slot",
+        "slots",
+        "stage",
+        "start_at",
+        "tail",
+        "tries",
+        "tx_info",
+        "vector",
+        "waits_seq",
+    )
+
+    frame: bytes
+    flags: int
+    frequency: int
+    cookie: int
+    tx_info: bytes
+    length: int
+    need_ack: bool
+    series: Series
+    stage: int
+    tries: int
+    attempts: int
+    vector: Vector
+    aifs: float
+    slot: float
+    cw: int
+    cw_max: int
+    slots: int
+    start_at: float
+    arrived: float
+    dead: bool
+    """Its radio is gone: nothing more happens to it."""
+    tail: bytes | None
+    signal: int
+    aired: bool
+    """Nothing more happens on the air; only the kernel's answer is missing."""
+    answer: bool | None
+    waits_seq: int
+    """Of the injection whose answer counts; 0: of none."""
+    injected_at: float
+
+    @property
+    def group(self) -> bool:
+        """Tell whether it is addressed to a group."""
+        return bool(self.frame[4] & 1)
+
+
+class Acknowledgement(OnAir):
+    """An acknowledgement on its way back."""
+
+    __slots__ = ("link", "sent")
+
+    sent: Transmission
+    link: Link | None

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who hears whom, and how: made of the links when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from meshlab.medium.links import Links
+from meshlab.medium.objects import Link, Node, Radio, Reach
+from meshlab.medium.propagation import draw
+from meshlab.medium.stats import Traffic
+
+
+class Reaches:
+    """How the radios of all nodes hear each other."""
+
+    def __init__(self, links: Links, seed: str, nodes: Mapping[str, Node]) -> None:
+        self._links = links
+        self._seed = seed
+        self._nodes = nodes
+        self._generators: dict[tuple[str, str], Callable[[], float]] = {}
+        self.traffic: dict[tuple[str, str], Traffic] = {}
+        """What happened to frames between nodes, by sender and receiver."""
+
+    def of(self, radio: Radio, frequency: int) -> Reach:
+        """Return who hears a radio at a frequency."""
+        reach = radio.reach.get(frequency)
+        if reach is None or reach.version != self._links.version:
+            if len(radio.reach) >= 64:  # a guest that makes up frequencies
+                radio.reach.clear()
+            reach = radio.reach[frequency] = self._make_reach(radio, frequency)
+        return reach
+
+    def _make_reach(self, radio: Radio, frequency: int) -> Reach:
+        links = self._links
+        limits = links.receiver
+        reach = Reach(links.version)
+        power = radio.config.tx_power_dbm
+        for node in self._nodes.values():
+            if node is radio.node and len(node.radios) < 2:
+                continue
+            heard = links.hearing(radio.node.name, node.name, power, frequency)
+            snr = heard.snr
+            if snr is None or snr < limits.interference_snr_db:
+                continue
+            signal = round(limits.noise_dbm + snr)
+            for other in node.radios:
+                if other is radio:
+                    continue
+                link = Link(
+                    other,
+                    snr,
+                    signal,
+                    self._generator(radio, other),
+                    heard.loss,
+                    self._traffic_of(radio.node.name, node.name),
+                )
+                reach.by_radio[other] = link
+                if snr >= limits.detection_snr_db:
+                    reach.links.append(link)
+                    if other.config.promiscuous:
+                        reach.promiscuous.append(link)
+                if snr >= limits.carrier_sense_snr_db:
+                    reach.sensing.append(other)
+        return reach
+
+    def _generator(self, sender: Radio, receiver: Radio) -> Callable[[], float]:
+        key = (sender.name, receiver.name)
+        found = self._generators.get(key)
+        if found is None:
+            found = self._generators[key] = draw(self._seed, "link", *key).random
+        return found
+
+    def _traffic_of(self, sender: str, receiver: str) -> Traffic:
+        found = self.traffic.get((sender, receiver))
+        if found is None:
+            found = self.traffic[sender, receiver] = Traffic()
+        return found
