@@ -16,8 +16,9 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from meshlab.medium.engine import Engine
 from meshlab.medium.objects import Radio, Transmission
 from meshlab.medium.stats import LOSS_TEXT, Loss
 from meshlab.wire.ieee80211 import Phy, Rate
@@ -230,3 +231,71 @@ class Capture:
             header = radiotap(rate, sent.frequency, signal=signal, noise=self._noise)
         comment = f"lost on the way back to {sent.radio.name}" if lost else ""
         self._packet(receiver if outbound else sent.radio, at, header + frame, comment, outbound)
+
+
+class Captures:
+    """Every capture that is being written.
+
+    :param engine: The engine, which shows them what is on the air.
+    :ivar running: The captures, in the order in which they were begun.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.running: list[Capture] = []
+        self._engine = engine
+
+    def begin(self, capture: Capture) -> None:
+        """Write to one more capture.
+
+        :param capture: The capture.
+        """
+        self.running.append(capture)
+        self._observe()
+
+    def end(self, ended: list[Capture]) -> None:
+        """End some of the captures.
+
+        :param ended: Those to be ended.
+        """
+        for capture in ended:
+            self.running.remove(capture)
+            capture.close()
+        self._observe()
+
+    def _observe(self) -> None:
+        if len(self.running) == 1:
+            self._engine.observer = self.running[0]
+        else:
+            self._engine.observer = _Fanout(list(self.running)) if self.running else None
+
+    def flush(self) -> None:
+        """Let readers see everything so far."""
+        for capture in self.running:
+            capture.flush()
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return what a person would ask of them."""
+        return [
+            {
+                "path": str(capture.path),
+                "node": capture.node,
+                "packets": capture.packets,
+                "problem": capture.problem,
+            }
+            for capture in self.running
+        ]
+
+
+class _Fanout:
+    """Several captures at once."""
+
+    def __init__(self, captures: list[Capture]) -> None:
+        self._captures = captures
+
+    def transmission(self, sent: Transmission, outcomes: list[tuple[Radio, int]]) -> None:
+        for capture in self._captures:
+            capture.transmission(sent, outcomes)
+
+    def acknowledgement(self, sent: Transmission, receiver: Radio, at: float, lost: bool) -> None:
+        for capture in self._captures:
+            capture.acknowledgement(sent, receiver, at, lost)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+RATE_WINDOW = 5
+"""Seconds over which rates and recent lag are reported."""
+
 
 class Loss(IntEnum):
     """Why a radio in range did not get a frame."""
@@ -223,6 +226,43 @@ class Stats:
             "unknown_radio": self.unknown_radio,
             "bad_rates": self.bad_rates,
             "short_frames": self.short_frames,
+        }
+
+
+class Recent:
+    """Rates and delays of the last ``RATE_WINDOW`` seconds."""
+
+    def __init__(self) -> None:
+        self._window: list[tuple[float, int, int, int, float]] = []
+
+    def second(self, now: float, stats: Stats, late: float) -> None:
+        """Take the figures of one more second.
+
+        :param now: The time.
+        :param stats: The counters.
+        :param late: The longest delay of an event in this second.
+        """
+        self._window.append((now, stats.frames, stats.deliveries, stats.lost(), late))
+        del self._window[: -RATE_WINDOW - 1]
+
+    def clear(self) -> None:
+        """Begin anew, as the counters do."""
+        self._window.clear()
+
+    def to_json(self) -> dict[str, float]:
+        """Return everything as plain values; zeros for the first second."""
+        rate = loss = lag = 0.0
+        if len(self._window) > 1:
+            first, last = self._window[0], self._window[-1]
+            rate = (last[1] - first[1]) / max(last[0] - first[0], 1e-3)
+            lost = last[3] - first[3]
+            total = lost + last[2] - first[2]
+            loss = 100 * lost / total if total > 0 else 0.0
+            lag = max(entry[4] for entry in self._window[1:])
+        return {
+            "frames_per_second": round(rate, 1),
+            "recent_loss_percent": round(loss, 2),
+            "lag_ms": round(lag * 1e3, 2),
         }
 
 
