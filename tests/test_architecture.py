@@ -59,7 +59,6 @@ LARGE = {
     "meshlab.medium.stats.Stats": "counters",
     "meshlab.machine.machine.Machine": "not yet cut",
     "meshlab.medium.objects.Radio": "a record of the hot path",
-    "meshlab.wire.relay.RelayPort": "not yet cut",
 }
 
 

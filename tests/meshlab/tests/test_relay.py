@@ -251,9 +251,11 @@ async def test_a_frame_that_stays_incomplete_ends_the_session(tmp_path: Path) ->
     await user.wait_for("started")
     writer.write(encode(Kind.NETLINK, b"x" * 20) + encode(Kind.NETLINK, b"abc")[:6])
     await user.wait_for("started", "netlink")
-    port.check(port._received_at + STALL - 0.1)
+    assert port.connection is not None
+    received_at = port.connection.received_at
+    port.check(received_at + STALL - 0.1)
     assert port.in_session
-    port.check(port._received_at + STALL)
+    port.check(received_at + STALL)
     await user.wait_for("started", "netlink", "ended")
     assert await nonce_of(reader)
     await port.stop()
@@ -267,8 +269,10 @@ async def test_hello_is_repeated_until_a_node_has_booted(tmp_path: Path) -> None
     port.start()
     reader, writer = await relay.accept()
     nonces = [await nonce_of(reader)]
-    port.check(port._hello_at + HELLO_RETRY_MIN - 0.1)  # too early
-    port.check(port._hello_at + HELLO_RETRY_MIN)
+    assert port.connection is not None
+    hello_at = port.connection.hello_at
+    port.check(hello_at + HELLO_RETRY_MIN - 0.1)  # too early
+    port.check(hello_at + HELLO_RETRY_MIN)
     nonces.append(await nonce_of(reader))
     assert len(set(nonces)) == 2
     writer.write(encode_node_hello(29, nonces[0]) + encode_node_hello(31, nonces[1]))

@@ -2,8 +2,9 @@
 """The host's end of a relay's port: ``package/hwsim-relay/PROTOCOL.md``.
 
 ``Deframer`` finds frames in a stream and knows no sockets. ``RelayPort`` keeps a connection to the
-socket of one node for ever: it connects when the node appears, begins a session with HELLO, begins
-another when the stream makes no sense, and starts over when the node goes away.
+socket of one node for ever: it connects when the node appears and again when the node comes back.
+``Connection`` is one of those connections: it begins a session with HELLO, and another when the
+stream makes no sense.
 """
 
 from __future__ import annotations
@@ -210,38 +211,43 @@ class RelayUser(Protocol):
         ...
 
 
-class RelayPort(asyncio.Protocol):
-    """A connection to one relay that heals itself. ``path`` is the socket on which QEMU listens."""
+class RelayPort:
+    """A connection to one relay that heals itself.
+
+    :param path: The socket on which QEMU listens.
+    :param user: Who is told what comes.
+    :param first_nonce: The nonce of the first HELLO; each later one has the next.
+    :ivar connection: The connection to QEMU while there is one (the node may still be booting).
+    :ivar sync_losses: Times at which the stream made no sense.
+    """
 
     def __init__(self, path: Path, user: RelayUser, first_nonce: int = 1) -> None:
         self.path = path
-        self.connected = False
-        """There is a connection to QEMU (the node may still be booting)."""
-        self.in_session = False
-        self.connects = 0
+        self.user = user
+        self.connection: Connection | None = None
         self.sync_losses = 0
-        """Times at which the stream made no sense."""
-        self._user = user
         self._nonce = first_nonce - 1
-        self._deframer = Deframer()
-        self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
-        self._lost: asyncio.Event = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._hello_at = 0.0
-        self._hello_wait = HELLO_RETRY_MIN
-        self._received_at = 0.0
-        self._full = False
 
     @property
-    def skipped(self) -> int:
-        """Bytes skipped while searching for the beginning of a session."""
-        return self._deframer.skipped
+    def connected(self) -> bool:
+        """Tell whether there is a connection to QEMU (the node may still be booting)."""
+        return self.connection is not None
+
+    @property
+    def in_session(self) -> bool:
+        """Tell whether the relay has answered."""
+        return self.connection is not None and self.connection.in_session
+
+    def next_nonce(self) -> int:
+        """Return a nonce that no earlier HELLO had; never 0."""
+        self._nonce = self._nonce % 0xFFFFFFFFFFFFFFFF + 1
+        return self._nonce
 
     def start(self) -> None:
         """Connect, and keep connected until ``stop``."""
         if self._task is None:
-            self._task = self._loop.create_task(self._run())
+            self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
         """Close the connection and stop trying."""
@@ -249,64 +255,137 @@ class RelayPort(asyncio.Protocol):
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        self._drop("stopped")
+        if self.connection is not None:
+            self.connection.drop("stopped")
 
     def send(self, pieces: list[bytes]) -> None:
-        """Send framed messages in one go; without a session they are thrown away."""
-        transport = self._transport
-        if transport is None or not self.in_session:
-            return
-        transport.write(b"".join(pieces))
-        if self._full and transport.get_write_buffer_size() > HARD_LIMIT:
-            self._drop("it does not read")
+        """Send framed messages in one go; without a session they are thrown away.
+
+        :param pieces: The messages.
+        """
+        if self.connection is not None:
+            self.connection.send(pieces)
 
     def request_counters(self) -> None:
         """Ask for the relay's counters."""
-        if self.in_session and not self._full:
-            self.send([encode(Kind.STATS)])
+        if self.connection is not None and not self.connection.full:
+            self.connection.send([encode(Kind.STATS)])
 
     def check(self, now: float) -> None:
-        """Look after the deadlines; to be called a few times a second."""
-        if self._transport is None:
-            return
-        if self._deframer.nonce:
-            if now - self._hello_at >= self._hello_wait and not self._full:
-                self._hello_wait = min(self._hello_wait * 2, HELLO_RETRY_MAX)
-                self._hello()
-        elif self._deframer.incomplete and now - self._received_at >= STALL:
-            self.resynchronise("a frame stayed incomplete")
+        """Look after the deadlines; to be called a few times a second.
+
+        :param now: The event loop's time.
+        """
+        if self.connection is not None:
+            self.connection.check(now)
 
     def resynchronise(self, reason: str) -> None:
-        """Begin a new session because the stream or its contents make no sense."""
-        if self._transport is None:
-            return
-        self.sync_losses += 1
-        log.warning("%s: %s; beginning a new session", self.path, reason)
-        self._end_session(reason)
-        self._deframer.reset()
-        self._hello_wait = HELLO_RETRY_MIN
-        self._hello()
+        """Begin a new session because the stream or its contents make no sense.
+
+        :param reason: What is wrong.
+        """
+        if self.connection is not None:
+            self.connection.resynchronise(reason)
 
     async def _run(self) -> None:
         wait = CONNECT_RETRY_MIN
+        loop = asyncio.get_running_loop()
         while True:
-            self._lost.clear()
             try:
                 async with asyncio.timeout(5):
                     address = socket_address(self.path)
-                    await self._loop.create_unix_connection(lambda: self, address)
+                    _, connection = await loop.create_unix_connection(
+                        lambda: Connection(self), address
+                    )
             except (OSError, TimeoutError, ValueError):
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, CONNECT_RETRY_MAX)
                 continue
             wait = CONNECT_RETRY_MIN
-            await self._lost.wait()
+            await connection.lost.wait()
             await asyncio.sleep(wait)
 
+
+class Connection(asyncio.Protocol):
+    """One connection of a port to QEMU, from its beginning to its end.
+
+    :param port: The port, of which it is the ``connection`` as long as it lasts.
+    :ivar in_session: The relay has answered the latest HELLO.
+    :ivar full: The node does not read.
+    :ivar lost: Set at its end.
+    :ivar hello_at: When the latest HELLO was sent, by the event loop's clock.
+    :ivar received_at: When the latest bytes came.
+    """
+
+    def __init__(self, port: RelayPort) -> None:
+        self.in_session = False
+        self.full = False
+        self.lost = asyncio.Event()
+        self.hello_at = 0.0
+        self.received_at = 0.0
+        self._port = port
+        self._user = port.user
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._deframer = Deframer()
+        self._nonce = 0
+        self._hello_wait = HELLO_RETRY_MIN
+
+    def send(self, pieces: list[bytes]) -> None:
+        """Send framed messages in one go; without a session they are thrown away.
+
+        :param pieces: The messages.
+        """
+        transport = self._transport
+        if transport is None or not self.in_session:
+            return
+        transport.write(b"".join(pieces))
+        if self.full and transport.get_write_buffer_size() > HARD_LIMIT:
+            self.drop("it does not read")
+
+    def check(self, now: float) -> None:
+        """Look after the deadlines.
+
+        :param now: The event loop's time.
+        """
+        if self._deframer.nonce:
+            if now - self.hello_at >= self._hello_wait and not self.full:
+                self._hello_wait = min(self._hello_wait * 2, HELLO_RETRY_MAX)
+                self._hello()
+        elif self._deframer.incomplete and now - self.received_at >= STALL:
+            self.resynchronise("a frame stayed incomplete")
+
+    def resynchronise(self, reason: str) -> None:
+        """Begin a new session because the stream or its contents make no sense.
+
+        :param reason: What is wrong.
+        """
+        if self._transport is None:
+            return
+        self._port.sync_losses += 1
+        log.warning("%s: %s; beginning a new session", self._port.path, reason)
+        self._end_session(reason)
+        self._deframer.reset()
+        self._hello_wait = HELLO_RETRY_MIN
+        self._hello()
+
+    def drop(self, reason: str) -> None:
+        """End the connection.
+
+        :param reason: Why, for the user.
+        """
+        transport, self._transport = self._transport, None
+        if self._port.connection is self:
+            self._port.connection = None
+        self._end_session(reason)
+        if transport is not None:
+            transport.abort()
+        self.lost.set()
+
     def _hello(self) -> None:
-        self._nonce = self._nonce % 0xFFFFFFFFFFFFFFFF + 1
+        self._nonce = self._port.next_nonce()
         self._deframer.search(self._nonce)
-        self._hello_at = self._loop.time()
+        self.hello_at = self._loop.time()
         if self._transport is not None:
             self._transport.write(encode_hello(self._nonce))
 
@@ -315,14 +394,6 @@ class RelayPort(asyncio.Protocol):
             self.in_session = False
             self._user.session_ended(reason)
 
-    def _drop(self, reason: str) -> None:
-        transport, self._transport = self._transport, None
-        self.connected = False
-        self._end_session(reason)
-        if transport is not None:
-            transport.abort()
-        self._lost.set()
-
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -330,31 +401,27 @@ class RelayPort(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
         self._transport = transport
-        self.connected = True
-        self.connects += 1
-        self._full = False
-        self._deframer.reset()
-        self._hello_wait = HELLO_RETRY_MIN
+        self._port.connection = self
         self._hello()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the session; ``_run`` connects again."""
+        """End the session; the port connects again."""
         if self._transport is not None:
-            self._drop("the node is gone")
+            self.drop("the node is gone")
 
     def pause_writing(self) -> None:
         """The node does not read."""
-        self._full = True
+        self.full = True
         self._user.paused(True)
 
     def resume_writing(self) -> None:
         """The node reads again."""
-        self._full = False
+        self.full = False
         self._user.paused(False)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the relay."""
-        self._received_at = self._loop.time()
+        self.received_at = self._loop.time()
         try:
             buffer, frames = self._deframer.feed(data)
             user = self._user
@@ -387,5 +454,5 @@ class RelayPort(asyncio.Protocol):
         if self.in_session:
             self._end_session("the relay has restarted")
             self._hello()
-        elif self._loop.time() - self._hello_at >= GREETING_PATIENCE:
+        elif self._loop.time() - self.hello_at >= GREETING_PATIENCE:
             self._hello()
