@@ -57,7 +57,6 @@ LARGE = {
     "meshlab.chip.vhost_user.Vring": "a ring of virtio: the fields of its protocol",
     "meshlab.medium.fake.FakeKernel": "stands for several kernels",
     "meshlab.medium.stats.Stats": "counters",
-    "meshlab.machine.machine.Machine": "not yet cut",
     "meshlab.medium.objects.Radio": "a record of the hot path",
 }
 

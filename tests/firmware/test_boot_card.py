@@ -32,8 +32,9 @@ from meshlab.lab.errors import LabError
 from meshlab.lab.parts import ChipLike
 from meshlab.machine import bootrom
 from meshlab.machine.events import MachineEvent, Panic, Reset, Shutdown
-from meshlab.machine.machine import CARD, Machine, MachineSpec
+from meshlab.machine.machine import Machine
 from meshlab.machine.shell import ShellError
+from meshlab.machine.spec import CARD, MachineSpec
 
 E = TypeVar("E", bound=MachineEvent)
 

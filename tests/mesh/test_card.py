@@ -33,8 +33,9 @@ from meshlab.lab import shared
 from meshlab.lab.real_parts import copy_card
 from meshlab.machine import accel
 from meshlab.machine.events import MachineEvent, Shutdown
-from meshlab.machine.machine import Machine, MachineSpec
+from meshlab.machine.machine import Machine
 from meshlab.machine.shell import ShellError
+from meshlab.machine.spec import MachineSpec
 
 on_the_running_node = pytest.mark.xdist_group("card-running")
 

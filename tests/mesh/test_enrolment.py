@@ -11,7 +11,7 @@ from authority.authority import Authority
 from authority.cli import main
 from meshlab.lab.lab import Lab
 from meshlab.lab.testing import Nodes
-from meshlab.machine.machine import CONSOLE_SOCKET
+from meshlab.machine.spec import CONSOLE_SOCKET
 
 MESH = "open"
 

@@ -15,7 +15,7 @@ from meshlab.lab import summary
 from meshlab.lab.fleet import LabFleet
 from meshlab.lab.lab import Lab
 from meshlab.lab.testing import Nodes
-from meshlab.machine.machine import CONSOLE_SOCKET
+from meshlab.machine.spec import CONSOLE_SOCKET
 
 MESH = "misfits"
 

@@ -22,13 +22,13 @@ import pytest
 
 from meshlab.machine.accel import Accel
 from meshlab.machine.events import Exited, MachineEvent, Panic, Reset
-from meshlab.machine.machine import (
+from meshlab.machine.machine import Machine
+from meshlab.machine.qemu import MachineError
+from meshlab.machine.spec import (
     BOARDS,
     CONSOLE_LOG,
     CONSOLE_SOCKET,
     Board,
-    Machine,
-    MachineError,
     MachineSpec,
     command,
 )
@@ -334,10 +334,12 @@ async def test_qmp_errors_and_a_lost_connection(lab: Lab) -> None:
     await machine.start()
     with pytest.raises(MachineError, match="no-such-command"):
         await machine.qmp("no-such-command")
-    first = machine._qmp
+    qemu = machine.qemu
+    assert qemu is not None
+    first = qemu.client
     assert first is not None
     await first.disconnect()
-    await lab.until(lambda: machine._qmp is not first, "another connection")
+    await lab.until(lambda: qemu.client is not first, "another connection")
     assert await machine.status() == "running"
     await machine.qmp("stop")
     assert await machine.status() == "paused"
@@ -379,7 +381,8 @@ def test_qemu_does_not_outlive_a_lab_that_is_killed(tmp_path: Path) -> None:
         import asyncio, sys
         from pathlib import Path
         from meshlab.machine.accel import Accel
-        from meshlab.machine.machine import Machine, MachineSpec
+        from meshlab.machine.machine import Machine
+        from meshlab.machine.spec import MachineSpec
 
         async def main():
             d = Path(sys.argv[1])
@@ -433,6 +436,6 @@ async def test_steps_of_one_restart_are_one_reset(
         log.write_bytes(log.read_bytes() + words)
         stamp = {"seconds": int(now), "microseconds": round(now % 1 * 1e6)}
         data = {"guest": True, "reason": "guest-reset"}
-        lab.machine._on_qmp_event({"event": "RESET", "data": data, "timestamp": stamp})
+        lab.machine.qmp_event({"event": "RESET", "data": data, "timestamp": stamp})
     assert lab.machine.resets == resets
     assert len(lab.happened(Reset)) == resets

@@ -19,12 +19,12 @@ import pytest
 from meshlab.machine.accel import Accel
 from meshlab.machine.bootrom import Boot
 from meshlab.machine.events import Exited, MachineEvent, Panic, Reset, Shutdown, Started
-from meshlab.machine.machine import (
+from meshlab.machine.machine import Machine
+from meshlab.machine.qemu import MachineError
+from meshlab.machine.spec import (
     CARD,
     CONSOLE_SOCKET,
     KERNEL,
-    Machine,
-    MachineError,
     MachineSpec,
     Start,
     command,

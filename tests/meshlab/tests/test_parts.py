@@ -21,7 +21,8 @@ from meshlab.lab.lab import Lab
 from meshlab.lab.spec import LabSpec
 from meshlab.machine import bootrom
 from meshlab.machine.accel import Accel
-from meshlab.machine.machine import CARD, Machine
+from meshlab.machine.machine import Machine
+from meshlab.machine.spec import CARD
 
 sys.path.insert(0, str(Path(__file__).parent))
 from crafted_card import KERNEL, MIB, make_card, slot

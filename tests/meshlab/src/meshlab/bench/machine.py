@@ -24,7 +24,8 @@ from pathlib import Path
 
 from host.cache import cache_root
 from meshlab.machine.accel import Accel, choose
-from meshlab.machine.machine import BOARDS, Board, Machine, MachineSpec
+from meshlab.machine.machine import Machine
+from meshlab.machine.spec import BOARDS, Board, MachineSpec
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class RealParts:
 
     def disks(self, directory: Path, config: str) -> None:
         from meshlab.image.config import make_data_disk
-        from meshlab.machine.machine import CARD
+        from meshlab.machine.spec import CARD
 
         if isinstance(self._images, CardImage):
             if not (directory / CARD).exists():
@@ -124,7 +124,7 @@ class RealParts:
 
     def configure(self, directory: Path, config: str) -> None:
         from meshlab.image.config import make_config_disk
-        from meshlab.machine.machine import CARD
+        from meshlab.machine.spec import CARD
 
         if not isinstance(self._images, CardImage):
             make_config_disk(directory / "config.img", config)
@@ -135,7 +135,8 @@ class RealParts:
             raise LabError(f"{CONFIG} cannot be written to a node's card: {error}") from error
 
     def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> MachineLike:
-        from meshlab.machine.machine import Machine, MachineSpec
+        from meshlab.machine.machine import Machine
+        from meshlab.machine.spec import MachineSpec
 
         images = self._images
         spec = MachineSpec(
@@ -156,7 +157,9 @@ class RealParts:
 def copy_card(image: Path, target: Path, size: int) -> None:
     """Copy a card image to ``target`` as if written to a card of ``size`` bytes, larger or not.
 
-    ``target`` appears when it is complete. Raises ``LabError``.
+    ``target`` appears when it is complete.
+
+    :raises LabError: when it cannot be copied.
     """
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
         fresh = Path(directory, target.name)
@@ -169,7 +172,10 @@ def copy_card(image: Path, target: Path, size: int) -> None:
 
 
 def partition(card: Path, number: int) -> Fat:
-    """Return a FAT partition of a card image. Raises ``LabError`` when there is none."""
+    """Return a FAT partition of a card image.
+
+    :raises LabError: when there is none.
+    """
     try:
         with card.open("rb") as file:
             return Fat(card, cards.read(file)[number])
@@ -180,7 +186,7 @@ def partition(card: Path, number: int) -> Fat:
 def card_image(card: Path, name: str) -> CardImage:
     """Return the card image ``card``: for what processor, and what its builder wrote beside it.
 
-    Raises ``LabError`` when nothing on it can be booted.
+    :raises LabError: when nothing on it can be booted.
     """
     try:
         found = bootrom.boot(card)
@@ -223,7 +229,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 def find_card(image: str, cache: Path) -> CardImage | None:
     """Return the card image that ``image`` names; ``None`` when it names another kind of image.
 
-    Raises ``LabError`` when it is not built, or cannot be booted.
+    :raises LabError: when it is not built, or cannot be booted.
     """
     if image in CARDS:
         card = cache / "build" / image / "images" / "card.img"
@@ -242,7 +248,7 @@ def find_card(image: str, cache: Path) -> CardImage | None:
 def directory_image(directory: Path) -> ImageSet:
     """Return the image in a directory: a kernel, ``rootfs.erofs`` and ``cmdline``.
 
-    Raises ``LabError`` naming what is missing.
+    :raises LabError: when something is missing; the text names it.
     """
     from meshlab.image.lab import ImageSet
 

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node's machine consists of, and QEMU's command line for it.
+
+``command`` turns a ``MachineSpec`` into a command line and touches nothing, so it can be read and
+tested. Every file of a node lies in the node's own directory, QEMU runs there, and socket paths are
+relative to it. docs/simulator.md, "Machine", has the measurements behind the choices of ``BOARDS``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from meshlab.machine import bootrom
+from meshlab.machine.accel import Accel
+
+RELAY_PORT = "thicket.hwsim.0"
+"""Name of the virtio-serial port at which the node's hwsim-relay starts."""
+
+CONSOLE_SOCKET = "console.sock"
+CONSOLE_LOG = "console.log"
+SHELL_SOCKET = "shell.sock"
+EXEC_SOCKET = "exec.sock"
+RELAY_SOCKET = "relay.sock"
+QMP_SOCKET = "qmp.sock"
+CHIP_SOCKET = "chip.sock"
+QEMU_LOG = "qemu.log"
+CARD = "card.img"
+KERNEL = "kernel"
+"""The kernel that the boot ROM took from the card at the latest start."""
+
+SOCKETS = (CONSOLE_SOCKET, SHELL_SOCKET, EXEC_SOCKET, RELAY_SOCKET, QMP_SOCKET)
+"""Those that QEMU makes."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A kind of QEMU machine: what differs between them, and nothing else."""
+
+    qemu: str
+    """The program."""
+    machine: str
+    """``-machine`` and its options."""
+    transport: str
+    """How virtio devices are attached: ``pci``, or ``device`` for virtio-mmio."""
+    cmdline: str
+    """Kernel parameters for this machine, before those of the image."""
+    watchdog: str | None
+    """The watchdog device."""
+    tcg_machine: str = ""
+    """More options of ``-machine`` under TCG."""
+    tcg_cmdline: str = ""
+    """More kernel parameters under TCG."""
+    tcg_card_cmdline: str = "norandmaps"
+    """More of them for a system from a card; the lab image asks for these itself. ``norandmaps``:
+    programs at the same addresses at each start, so that QEMU translates them once."""
+
+
+# The HPET says how fast it runs. The local APIC's timer has to be compared with another timer for a
+# tenth of a second, in which a busy host does not run the guest: its timers were wrong ever after.
+_TCG_MACHINE = "hpet=on"
+_TCG_CMDLINE = "nolapic_timer"
+# meshlab.image.lab, CMDLINE, says why. A clock of known frequency replaces the distrust.
+_TCG_CARD_CMDLINE = "norandmaps no_timer_check tsc=unstable"
+
+BOARDS: Mapping[str, Board] = {
+    "q35": Board(
+        qemu="qemu-system-x86_64",
+        machine="q35,smm=off,sata=off,usb=off,smbus=off,vmport=off",
+        transport="pci",
+        cmdline="console=ttyS0",
+        watchdog="i6300esb",
+        tcg_machine=_TCG_MACHINE,
+        tcg_cmdline=_TCG_CMDLINE,
+        tcg_card_cmdline=_TCG_CARD_CMDLINE,
+    ),
+    "pc": Board(
+        qemu="qemu-system-x86_64",
+        machine="pc,smm=off,usb=off,vmport=off",
+        transport="pci",
+        cmdline="console=ttyS0",
+        watchdog="i6300esb",
+        tcg_machine=_TCG_MACHINE,
+        tcg_cmdline=_TCG_CMDLINE,
+        tcg_card_cmdline=_TCG_CARD_CMDLINE,
+    ),
+    "microvm": Board(
+        qemu="qemu-system-x86_64",
+        machine="microvm,acpi=off,rtc=on",
+        transport="device",
+        cmdline="console=ttyS0 reboot=t",
+        watchdog=None,
+    ),
+    "virt": Board(
+        qemu="qemu-system-aarch64",
+        machine="virt,gic-version=3",
+        transport="pci",
+        cmdline="console=ttyAMA0",
+        watchdog="i6300esb",
+    ),
+}
+
+DEFAULT_BOARDS = {"x86_64": "q35", "aarch64": "virt"}
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """Everything that decides a node's machine."""
+
+    name: str
+    """The node's name: letters, digits, ``-`` and ``_``."""
+    directory: Path
+    """The node's directory; it holds the disks ``config`` and ``data``, or ``card.img``, and gets
+    the sockets."""
+    kernel: Path | None
+    """``None``: the machine has a card, ``card.img``, and starts from it as a Pi does."""
+    rootfs: Path | None
+    """The read-only root file system, shared by any number of nodes; ``None`` with a card."""
+    cmdline: str
+    """The image's kernel parameters, with a card those that are added to the card's."""
+    accel: Accel
+    memory_mib: int = 128
+    chip: bool = True
+    """Attach the chip's I2C bus: its back end must listen on ``chip.sock`` before the start."""
+    relay: bool = True
+    """Attach the port of hwsim-relay."""
+    config: str = "config.img"
+    data: str = "data.img"
+    arch: str = "x86_64"
+    board: str | Board | None = None
+    """A key of ``BOARDS``, or a board of one's own; ``None``: the default of ``arch``."""
+    code_buffer_mib: int = 96
+    """TCG's buffer of translated code. A node's boot and daemon fill about 75 MiB; a full buffer is
+    thrown away and translated again. QEMU's own default can grow to a gigabyte."""
+    extra: tuple[str, ...] = field(default=())
+    """More arguments for QEMU, last."""
+
+    def __post_init__(self) -> None:
+        """Check everything.
+
+        :raises ValueError: when this cannot become a command line.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", self.name):
+            raise ValueError(f"{self.name!r} is not a node name: letters, digits, '-' and '_'")
+        if self.board is None and self.arch not in DEFAULT_BOARDS:
+            raise ValueError(f"no machine for {self.arch}; known: {', '.join(DEFAULT_BOARDS)}")
+        if isinstance(self.board, str) and self.board not in BOARDS:
+            raise ValueError(f"no board {self.board}; known: {', '.join(BOARDS)}")
+        if (self.kernel is None) != (self.rootfs is None):
+            raise ValueError(f"{self.name}: kernel and root come both from the card or both not")
+        if self.memory_mib < 64:
+            raise ValueError(f"memory of {self.name}: {self.memory_mib} MiB, at least 64 needed")
+
+    @property
+    def hardware(self) -> Board:
+        """Return the board."""
+        if isinstance(self.board, Board):
+            return self.board
+        return BOARDS[self.board or DEFAULT_BOARDS[self.arch]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the boot ROM gives a machine with a card for one start."""
+
+    boot: bootrom.Boot
+    memory: int
+    """Descriptor, open in QEMU as well, of the file that is the guest's memory."""
+
+
+def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
+    """Return the command line of QEMU, to be run in ``spec.directory``.
+
+    :param spec: The machine.
+    :param start: What the boot ROM found, for a machine with a card.
+    """
+    board = spec.hardware
+    accel = spec.accel.name
+    machine = board.machine
+    if accel == "tcg":
+        # One virtual processor: a thread of its own for each would only cost switches.
+        accel += f",thread=single,tb-size={spec.code_buffer_mib}"
+        machine += f",{board.tcg_machine}" if board.tcg_machine else ""
+    arguments = [board.qemu, "-name", f"thicket-{spec.name}", "-nodefaults", "-no-user-config"]
+    arguments += ["-display", "none", "-smp", "1", "-m", str(spec.memory_mib)]
+    # The chip's back end reads requests in the guest's memory, so that must be shareable.
+    ram = ""
+    if start is not None:
+        ram = f"memory-backend-file,id=ram,mem-path=/proc/self/fd/{start.memory}"
+    elif spec.chip:
+        ram = "memory-backend-memfd,id=ram"
+    if ram:
+        machine += ",memory-backend=ram"
+        arguments += ["-object", f"{ram},size={spec.memory_mib}M,share=on"]
+    arguments += ["-machine", machine, "-accel", accel, "-cpu", spec.accel.cpu]
+    arguments += ["-rtc", "base=utc,clock=host"]
+    if start is None:
+        arguments += ["-kernel", _value(spec.kernel or "")]
+        arguments += ["-append", " ".join(_kernel_parameters(spec))]
+    else:
+        # A guest that restarts ends QEMU: the next kernel may be another one. It waits (-S) until
+        # somebody listens to how it ends.
+        arguments += ["-no-reboot", "-S", "-kernel", KERNEL]
+        arguments += ["-append", " ".join(card_parameters(spec, start.boot.cmdline))]
+        # What a Pi's firmware tells in the device tree, /chosen/bootloader.
+        for name, value in (
+            ("partition", start.boot.partition),
+            ("tryboot", int(start.boot.tryboot)),
+        ):
+            arguments += ["-fw_cfg", f"name=opt/org.thicket/bootloader/{name},string={value}"]
+    arguments += [*_listener("qmp", QMP_SOCKET), "-mon", "chardev=qmp,mode=control"]
+    arguments += _listener("console", CONSOLE_SOCKET, f",logfile={CONSOLE_LOG},logappend=on")
+    arguments += ["-serial", "chardev:console"]
+    arguments += _disks(spec)
+    arguments += _ports(spec)
+    arguments += ["-device", f"virtio-rng-{board.transport}"]
+    if spec.chip:
+        # No reconnect=: the device wants its back end at once, and a QEMU that may connect later
+        # gives up ("vhost_backend_init failed"). The chip listens before QEMU starts.
+        arguments += ["-chardev", f"socket,id=chip,path={CHIP_SOCKET}"]
+        arguments += ["-device", f"vhost-user-i2c-{board.transport},chardev=chip"]
+    if board.watchdog:
+        arguments += ["-device", board.watchdog, "-action", "watchdog=reset"]
+    return arguments + list(spec.extra)
+
+
+def _kernel_parameters(spec: MachineSpec) -> list[str]:
+    words = spec.hardware.cmdline.split()
+    if spec.accel.name == "tcg":
+        words += spec.hardware.tcg_cmdline.split()
+    return _with_clock(spec, words + spec.cmdline.split())
+
+
+def card_parameters(spec: MachineSpec, cmdline: str) -> list[str]:
+    """Return the card's own kernel parameters and, behind them, what the machine needs.
+
+    :param spec: The machine.
+    :param cmdline: The card's own.
+    """
+    board = spec.hardware
+    (own,) = re.findall(r"console=(\S+)", board.cmdline)
+    # config, "enable_uart": the firmware puts the name of its serial port in place of serial0.
+    words = [
+        re.sub(r"^console=serial0(?=,|$)", f"console={own}", word) for word in cmdline.split(" ")
+    ]
+    if not any(word.split(",")[0] == f"console={own}" for word in words):
+        words.append(f"console={own}")
+    words += [word for word in board.cmdline.split() if not word.startswith("console=")]
+    if spec.accel.name == "tcg":
+        words += f"{board.tcg_cmdline} {board.tcg_card_cmdline}".split()
+    return _with_clock(spec, words + spec.cmdline.split())
+
+
+def _with_clock(spec: MachineSpec, words: list[str]) -> list[str]:
+    if spec.accel.tsc_khz is not None:
+        # A time stamp counter of known frequency is the cheapest clock there is, in user space as
+        # well; an image that distrusts it does so because a guest cannot measure it.
+        words = [word for word in words if not word.startswith("tsc")]
+        words += [f"tsc_early_khz={spec.accel.tsc_khz}", "tsc=reliable"]
+    return words
+
+
+def _value(text: Path | str) -> str:
+    """Return ``text`` for use in a comma-separated option, where a comma is doubled."""
+    return str(text).replace(",", ",,")
+
+
+def _listener(name: str, path: str, more: str = "") -> list[str]:
+    return ["-chardev", f"socket,id={name},path={path},server=on,wait=off{more}"]
+
+
+def _disks(spec: MachineSpec) -> list[str]:
+    """Root (vda), data (vdb), configuration (vdc): the order is the names in the guest. Or the card
+    alone."""
+    arguments = []
+    # The host's page cache survives the end of QEMU, which is all the power cuts there are: waiting
+    # for the host's disk at every flush of the guest would only cost time.
+    disks = [("card", CARD, ",cache=unsafe")]
+    if spec.rootfs is not None:
+        disks = [
+            ("root", _value(spec.rootfs), ",read-only=on"),
+            ("data", _value(spec.data), ",cache=unsafe"),
+            ("config", _value(spec.config), ",cache=unsafe"),
+        ]
+    for name, path, more in disks:
+        arguments += ["-drive", f"if=none,id={name},format=raw,file={path}{more}"]
+        arguments += ["-device", f"virtio-blk-{spec.hardware.transport},drive={name}"]
+    return arguments
+
+
+def _ports(spec: MachineSpec) -> list[str]:
+    """hvc0 and hvc1 (shells for programs and for people), and the relay's port."""
+    arguments = ["-device", f"virtio-serial-{spec.hardware.transport},id=serial,max_ports=4"]
+    for name, path in (("shell", SHELL_SOCKET), ("exec", EXEC_SOCKET)):
+        arguments += _listener(name, path)
+        arguments += ["-device", f"virtconsole,bus=serial.0,chardev={name}"]
+    if spec.relay:
+        arguments += _listener("relay", RELAY_SOCKET)
+        port = f"virtserialport,bus=serial.0,chardev=relay,id=relay,name={RELAY_PORT}"
+        arguments += ["-device", port]
+    return arguments
