@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from meshlab.cli import main
+from meshlab.cli import common, main
+from meshlab.cli.node import command_line
 from meshlab.lab.paths import lab_directory
 from meshlab.wire.sockets import socket_address
 
@@ -207,28 +208,71 @@ def test_without_a_lab_it_says_how_to_start_one(capfd: pytest.CaptureFixture[str
     assert "no console log of n1" in capfd.readouterr().err
 
 
+#: What each command takes.
+USES = {
+    "up": [],
+    "status": [],
+    "down": [],
+    "exec": ["n1", "true"],
+    "console": ["n1"],
+    "logs": ["n1"],
+    "kill": ["n1"],
+    "power": ["n1", "on"],
+    "chip": ["n1", "fault", "nak"],
+    "config": ["n1", "mesh.id=x"],
+    "link": ["n1", "n2", "--cut"],
+    "move": ["n1", "1", "2"],
+    "radio": ["n1", "plug"],
+    "pcap": ["n1"],
+    "medium": ["status"],
+}
+OPTIONAL = {"pcap", "medium"}
+ENDLESS = {"exec", "config"}
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["up", "--topology", "torus"], ["link", "a", "b"], ["power", "n1", "maybe"]]
+    "arguments",
+    [
+        [],
+        ["rubbish"],
+        ["up", "--topology", "torus"],
+        ["link", "a", "b"],
+        ["power", "n1", "maybe"],
+        *([name] for name, use in USES.items() if use and name not in OPTIONAL),
+        *([name, *use, "more"] for name, use in USES.items() if name not in ENDLESS),
+        *([name, "--rubbish", *use] for name, use in USES.items()),
+    ],
 )
-def test_wrong_use_is_status_2(arguments: list[str]) -> None:
+def test_wrong_use_is_usage_and_status_2(
+    arguments: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main.main(arguments)
     assert caught.value.code == 2
+    assert capfd.readouterr().err.startswith("usage: meshlab")
+
+
+def test_every_command_is_tried() -> None:
+    usage = main.parser().format_help()
+    assert set(re.findall(r"^    (\w+) ", usage, re.MULTILINE)) == set(USES)
 
 
 def test_the_command_of_exec() -> None:
-    assert main.command_line(["--", "ip", "a"]) == "ip a"
-    assert main.command_line(["echo $x | wc"]) == "echo $x | wc"
-    assert main.command_line(["--", "sh", "-c", "a; b"]) == "sh -c 'a; b'"
+    assert command_line(["--", "ip", "a"]) == "ip a"
+    assert command_line(["echo $x | wc"]) == "echo $x | wc"
+    assert command_line(["--", "sh", "-c", "a; b"]) == "sh -c 'a; b'"
 
 
 def test_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MESHLAB_COMMAND")
     root = Path(main.__file__).resolve().parents[5]
     monkeypatch.chdir(root)
-    assert main.own_command() == "bin/meshlab"
+    assert common.own_command() == "bin/meshlab"
     monkeypatch.chdir("/")
-    assert main.own_command() in (str(root / "bin/meshlab"), os.path.relpath(root / "bin/meshlab"))
+    assert common.own_command() in (
+        str(root / "bin/meshlab"),
+        os.path.relpath(root / "bin/meshlab"),
+    )
 
 
 def test_the_view_gives_the_terminal_back(cache: Path) -> None:

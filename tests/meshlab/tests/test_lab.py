@@ -377,7 +377,7 @@ def test_a_configuration_is_toml(config: dict[str, dict[str, Any]]) -> None:
 SUPERVISOR = """
 import pathlib, sys
 from meshlab.lab import topology
-from meshlab.cli.main import run_supervised
+from meshlab.cli.lab import run_supervised
 from meshlab.lab.fake import FakeParts
 from meshlab.lab.lab import Lab
 from meshlab.lab.journal import Pace

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from host.cache import cache_root
 from meshlab.bench.mesh import ping_times, table
-from meshlab.cli.main import run_supervised
+from meshlab.cli.lab import run_supervised
 from meshlab.image.lab import Extras
 from meshlab.lab import real_parts, topology
 from meshlab.lab.errors import LabError

@@ -23,13 +23,13 @@ from pathlib import Path
 
 from firmware import build, sizes
 from host.cache import cache_root
-from meshlab.cli.main import run_supervised
+from meshlab.cli.lab import run_supervised
 from meshlab.lab import real_parts, topology
 from meshlab.lab.errors import LabError, NotFormedError
 from meshlab.lab.lab import Lab
 from meshlab.lab.spec import LabSpec
 from meshlab.lab.state import LabState, get
-from meshlab.machine.machine import MachineSpec
+from meshlab.machine.spec import MachineSpec
 from meshlab.wire.rpc import RpcError
 
 SIZES = (3, 8, 20)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands for a whole lab: ``up``, ``status``, ``down``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from host.cache import cache_root
+from meshlab.cli.common import CommandError, Define, ask, connected, own_command
+from meshlab.lab import summary, topology
+from meshlab.lab.directory import is_held
+from meshlab.lab.errors import LabError, NotFormedError
+from meshlab.lab.lab import Lab
+from meshlab.lab.paths import lab_directory
+from meshlab.lab.spec import LabSpec
+from meshlab.lab.state import Event, LabState
+from meshlab.view import screen
+
+
+def define(command: Define) -> None:
+    """Define the commands.
+
+    :param command: Adds one.
+    """
+    up = command("up", "boot a mesh and show it until Ctrl-C", cmd_up)
+    up.add_argument("-n", "--nodes", type=int, default=5, help="how many nodes (default: 5)")
+    up.add_argument("--topology", choices=topology.KINDS, default="grid", help="default: grid")
+    up.add_argument("--image", default="lab", help="what the nodes boot (default: lab)")
+    up.add_argument("--seed", type=int, default=1, help="of chips, radios, random topologies")
+    up.add_argument("--security", choices=("sae", "open"), default="sae", help="default: sae")
+    up.add_argument(
+        "--application",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIRECTORY",
+        help="install this Python project on every node of the lab image (repeatable)",
+    )
+    up.add_argument("--keep", action="store_true", help="keep the disks and chips of the last run")
+    up.add_argument(
+        "--once", action="store_true", help="wait until formed, print a summary as JSON, end"
+    )
+    up.add_argument(
+        "--timeout", type=float, metavar="S", help="with --once: give up after so many seconds"
+    )
+    up.add_argument("--plain", action="store_true", help="progress as lines, also on a terminal")
+
+    status = command("status", "show a running lab once", cmd_status)
+    status.add_argument("--json", action="store_true", help="the summary, as `up --once` prints it")
+
+    command("down", "end a running lab", cmd_down)
+
+
+def cmd_up(options: argparse.Namespace) -> int:
+    shape = topology.make(options.topology, options.nodes, options.seed)
+    for path in options.application:
+        if not (path / "pyproject.toml").is_file():
+            why = "has no pyproject.toml" if path.is_dir() else "is no directory"
+            raise CommandError(f"{path}: no application to install, it {why}", 2)
+    # A terminal that vanishes ends the lab as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    from meshlab.image.lab import Extras
+    from meshlab.lab import real_parts
+
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    extras = Extras(tuple(path.resolve() for path in options.application))
+    made = real_parts.load(
+        options.image, cache_root(), options.seed, progress, extras if extras.applications else None
+    )
+    spec = LabSpec(topology=shape, name=options.lab, security=options.security, keep=options.keep)
+    lab = Lab(spec, made)
+    plain = options.plain or options.once or not sys.stderr.isatty()
+    timeout = options.timeout or 120 + 20 * options.nodes
+    return run_supervised(_up(lab, once=options.once, plain=plain, timeout=timeout))
+
+
+def run_supervised(coroutine: Coroutine[Any, Any, int]) -> int:
+    """Run the supervisor; a signal ends it in order, a second one at once.
+
+    :param coroutine: The supervisor.
+    :returns: The exit status: what it returns, or 130 after a signal.
+    """
+    interrupted = 0
+
+    async def supervise() -> int:
+        task = asyncio.create_task(coroutine)
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            interrupted += 1
+            if interrupted > 1:
+                if sys.stderr.isatty():  # leave the view's screen, show the cursor
+                    os.write(sys.stderr.fileno(), b"\x1b[?1049l\x1b[?25h")
+                # Children are tied to this process: the kernel ends them with it.
+                os._exit(130)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, interrupt)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return 130
+
+    return asyncio.run(supervise())
+
+
+async def _up(lab: Lab, *, once: bool, plain: bool, timeout: float) -> int:
+    if once:
+        return await _up_once(lab, timeout)
+    if plain:
+        lab.on_event(print_event)
+        async with lab:
+            try:
+                await lab.wait(
+                    lambda: lab.state.formed is not None or lab.done.is_set(), 1e9, "formed"
+                )
+                for tip in screen.hints(lab.state, own_command()):
+                    print(f"try: {tip}", file=sys.stderr)
+                await lab.done.wait()
+            except asyncio.CancelledError:
+                print("stopping", file=sys.stderr)
+                raise
+        return _ending(lab)
+    return await _up_live(lab)
+
+
+async def _up_once(lab: Lab, timeout: float) -> int:
+    lab.on_event(print_event)
+    status = 0
+    async with lab:
+        waiting = asyncio.create_task(lab.formed(timeout))
+        ending = asyncio.create_task(lab.done.wait())
+        try:
+            await asyncio.wait([waiting, ending], return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise lab.failure or LabError("ended before the mesh had formed")
+            await waiting
+            await lab.measure_guests()
+        except NotFormedError as error:
+            print(f"meshlab: {error}", file=sys.stderr)
+            status = 1
+        finally:
+            waiting.cancel()
+            ending.cancel()
+        state = lab.snapshot()
+        for line in summary.troubles(state) if not status else ():
+            print(f"meshlab: {line}", file=sys.stderr)
+            status = 1
+        print(json.dumps(summary.summarise(state), indent=2), flush=True)
+    return status
+
+
+async def _up_live(lab: Lab) -> int:
+    console = Console(stderr=True)
+    shown = screen.View(lab.state, own_command())
+    with Live(
+        shown, console=console, screen=True, auto_refresh=False, vertical_overflow="crop"
+    ) as live:
+
+        async def draw() -> None:
+            while True:
+                lab.snapshot()
+                live.refresh()
+                await asyncio.sleep(0.5)
+
+        drawing = asyncio.create_task(draw())
+        try:
+            async with lab:
+                try:
+                    await lab.done.wait()
+                finally:
+                    lab.state.stopping = True
+                    live.refresh()
+        finally:
+            drawing.cancel()
+    # The screen of the view is gone with it; these lines stay.
+    lab.state.stopping = False
+    console.print(screen.progress(lab.state))
+    console.print(f"logs: {lab.directory}")
+    return _ending(lab)
+
+
+def _ending(lab: Lab) -> int:
+    if lab.failure is not None:
+        raise lab.failure
+    return 0
+
+
+def print_event(event: Event) -> None:
+    """Print one event as a line of progress.
+
+    :param event: The event.
+    """
+    who = f"{event.node}: " if event.node else ""
+    print(f"{event.at:7.1f} s  {who}{event.text}", file=sys.stderr, flush=True)
+
+
+def cmd_status(options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps(ask(options, "summary"), indent=2))
+        return 0
+    state = LabState.from_json(ask(options, "status"))
+    console = Console()
+    # All of it, however small the terminal is: this is a page to read, not a screen to watch.
+    height = len(state.nodes) + 30
+    width = max(console.width, 80)
+    shown = screen.View(state, own_command()).render(width, height)
+    console.print(shown, width=width, crop=False, soft_wrap=False)
+    for line in (*summary.in_words(state), *summary.troubles(state)):
+        console.print(Text(line, "yellow"))
+    return 0
+
+
+def cmd_down(options: argparse.Namespace) -> int:
+    async def go() -> None:
+        async with connected(options.lab) as client:
+            await client.call("down")
+        # The supervisor holds its directory until everything is switched off.
+        deadline = time.monotonic() + 30
+        while is_held(lab_directory(options.lab)):
+            if time.monotonic() > deadline:
+                raise CommandError(f"the lab {options.lab!r} has not ended within 30 s")
+            await asyncio.sleep(0.05)
+
+    asyncio.run(go())
+    return 0
