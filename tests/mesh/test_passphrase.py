@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import shlex
-import struct
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+
+from scapy.utils import RawPcapNgReader
 
 from meshlab.lab.fleet import LabFleet
 from meshlab.lab.lab import Lab
@@ -26,17 +27,10 @@ SECRET = "a text that nobody may read on the air"
 
 
 def packets(path: Path) -> Iterator[bytes]:
-    """The frames in a pcapng file (little-endian, as the lab writes), without radiotap headers."""
-    data = path.read_bytes()
-    at = 0
-    while at + 12 <= len(data):
-        kind, size = struct.unpack_from("<II", data, at)
-        if kind == 6:  # an Enhanced Packet Block
-            (captured,) = struct.unpack_from("<I", data, at + 20)
-            packet = data[at + 28 : at + 28 + captured]
-            (header,) = struct.unpack_from("<H", packet, 2)
-            yield packet[header:]
-        at += size
+    """The frames in a pcapng file, without radiotap headers."""
+    with RawPcapNgReader(str(path)) as recorded:
+        for packet, _about in recorded:
+            yield packet[int.from_bytes(packet[2:4], "little") :]
 
 
 async def brought(nodes: Nodes, name: str, packed: bytes) -> tuple[int, str]:
