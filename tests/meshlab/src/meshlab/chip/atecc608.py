@@ -94,7 +94,10 @@ def frame(payload: bytes) -> bytes:
 
 
 def parse_fault(text: str | None) -> tuple[str | None, float]:
-    """Read ``name`` or ``name:probability``. Raises ``ValueError`` saying what is allowed."""
+    """Read ``name`` or ``name:probability``.
+
+    :raises ValueError: when it is no fault; the text says what is allowed.
+    """
     if text in (None, "", "none"):
         return None, 0.0
     assert text is not None
@@ -193,12 +196,13 @@ class Command(NamedTuple):
 class Atecc608:
     """One chip on a bus (a ``bus.Target``). Not for several threads at once.
 
-    ``state`` is the file of its memory (None: in memory only), made if there is none; ``model`` is
-    that of a new one: ``ATECC508A``, ``ATECC608A`` or ``ATECC608B``. ``scale``
-    multiplies all execution times. ``executor`` writes the file in the background: the command that
-    caused it stays busy until it is on the disk. ``seed`` decides what the faults hit.
-
-    Raises ``ChipStateError`` when the file is damaged, of another chip, or cannot be made.
+    :param state: The file of its memory (None: in memory only), made if there is none.
+    :param model: That of a new chip: ``ATECC508A``, ``ATECC608A`` or ``ATECC608B``.
+    :param scale: Multiplies all execution times.
+    :param executor: Writes the file in the background: the command that caused it stays busy until
+        it is on the disk.
+    :param seed: Decides what the faults hit.
+    :raises ChipStateError: when the file is damaged, of another chip, or cannot be made.
     """
 
     def __init__(

@@ -12,7 +12,10 @@ class Nak(Exception):  # noqa: N818 - what it is called on the bus
 
 
 class Stuck(Exception):  # noqa: N818
-    """The bus hangs: the controller gives up after ``seconds``."""
+    """The bus hangs.
+
+    :param seconds: How long the controller waits before it gives up.
+    """
 
     def __init__(self, seconds: float) -> None:
         """Say how long the controller waits."""
@@ -24,10 +27,16 @@ class Target(Protocol):
     """A device on the bus. It sees transactions for all addresses and never waits."""
 
     def write(self, address: int, data: bytes) -> None:
-        """Take a write transaction. Raises ``Nak`` when it is not for this device or refused."""
+        """Take a write transaction.
+
+        :raises Nak: when it is not for this device or refused.
+        """
 
     def read(self, address: int, length: int) -> bytes:
-        """Give ``length`` bytes to a read transaction. Raises ``Nak`` like ``write``."""
+        """Give ``length`` bytes to a read transaction.
+
+        :raises Nak: As ``write`` does.
+        """
 
     def power_cycle(self) -> None:
         """Forget everything volatile, as when the supply is taken away."""

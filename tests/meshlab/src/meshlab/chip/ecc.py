@@ -51,7 +51,10 @@ def sign(key: bytes, digest: bytes) -> bytes:
 
 
 def verify(point: bytes, signature: bytes, digest: bytes) -> bool:
-    """Check a signature. Raises ``ValueError`` when ``point`` is not on the curve."""
+    """Check a signature.
+
+    :raises ValueError: when ``point`` is not on the curve.
+    """
     key = _public(point)
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
     try:
@@ -62,5 +65,8 @@ def verify(point: bytes, signature: bytes, digest: bytes) -> bool:
 
 
 def shared_secret(key: bytes, point: bytes) -> bytes:
-    """Return the ECDH secret, 32 bytes. Raises ``ValueError`` for a point off the curve."""
+    """Return the ECDH secret, 32 bytes.
+
+    :raises ValueError: when the point is off the curve.
+    """
     return _private(key).exchange(ec.ECDH(), _public(point))

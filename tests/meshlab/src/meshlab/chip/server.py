@@ -38,7 +38,10 @@ class ChipServer:
         self.server = VhostUserServer(path, self.device, name=name or path.parent.name)
 
     async def start(self) -> None:
-        """Listen for QEMU. Raises ``OSError``."""
+        """Listen for QEMU.
+
+        :raises OSError: when it cannot listen.
+        """
         await self.server.start()
 
     async def stop(self) -> None:

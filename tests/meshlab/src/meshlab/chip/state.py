@@ -116,7 +116,7 @@ class ChipState:
     def save(self, path: Path) -> None:
         """Write the file so that at every moment it is the old or the new one, readable by us only.
 
-        Raises ``OSError``.
+        :raises OSError: when it cannot be written.
         """
         new = path.with_name(path.name + ".new")
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -133,7 +133,10 @@ class ChipState:
 
     @classmethod
     def load(cls, path: Path, serial: bytes) -> Self:
-        """Read the file of the chip with this ``serial``. Raises ``ChipStateError``."""
+        """Read the file of the chip with this ``serial``.
+
+        :raises ChipStateError: when it cannot be read, is damaged, or of another chip.
+        """
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -143,7 +143,7 @@ class Device(Protocol):
     def process(self, queue: int, readable: bytes, writable: int) -> Reply:
         """Answer a chain that holds ``readable`` and has room for ``writable`` bytes.
 
-        Raises ``GuestError`` when the request makes no sense and has no answer.
+        :raises GuestError: when the request makes no sense and has no answer.
         """
 
     def reset(self) -> None:
@@ -173,7 +173,9 @@ class GuestMemory:
     def add(self, place: tuple[int, int, int, int], fd: int) -> None:
         """Map a piece: guest address, size, front end address, offset in ``fd``.
 
-        ``fd`` is not closed. Raises ``ProtocolError``.
+        ``fd`` is not closed.
+
+        :raises ProtocolError: when it cannot be mapped, overlaps another, or is one too many.
         """
         guest, size, user, offset = place
         if len(self.regions) >= MAX_MEM_SLOTS:
@@ -190,7 +192,10 @@ class GuestMemory:
         self.regions.append(Region(guest, size, user, offset, memory))
 
     def remove(self, guest: int, size: int, user: int) -> None:
-        """Unmap a piece. Raises ``ProtocolError`` when there is none like it."""
+        """Unmap a piece.
+
+        :raises ProtocolError: when there is none like it.
+        """
         for region in self.regions:
             if region[:3] == (guest, size, user):
                 self.regions.remove(region)
@@ -205,7 +210,10 @@ class GuestMemory:
         self.regions.clear()
 
     def read(self, address: int, length: int) -> bytes:
-        """Return bytes at a guest physical address. Raises ``GuestError``."""
+        """Return bytes at a guest physical address.
+
+        :raises GuestError: when there is no memory.
+        """
         parts = []
         while length:
             region, at, size = self._find(address, length)
@@ -215,7 +223,10 @@ class GuestMemory:
         return b"".join(parts)
 
     def write(self, address: int, data: bytes) -> None:
-        """Put bytes to a guest physical address. Raises ``GuestError``."""
+        """Put bytes to a guest physical address.
+
+        :raises GuestError: when there is no memory.
+        """
         while data:
             region, at, size = self._find(address, len(data))
             region.memory[at : at + size] = data[:size]
@@ -230,7 +241,10 @@ class GuestMemory:
         raise GuestError(f"no guest memory at {address:#x}")
 
     def view(self, user: int, length: int) -> memoryview:
-        """Return memory by its address in the front end. Raises ``RingError``."""
+        """Return memory by its address in the front end.
+
+        :raises RingError: when there is no memory.
+        """
         for region in self.regions:
             inside = user - region.user
             if inside >= 0 and inside + length <= region.size:
@@ -289,7 +303,10 @@ class Vring:
     # -- set up and taken down by messages
 
     def start(self) -> None:
-        """Take up work if all that is needed is there. Raises ``RingError`` for bad addresses."""
+        """Take up work if all that is needed is there.
+
+        :raises RingError: when an address is bad.
+        """
         if self._running or self.kick is None or self.addresses is None or not self.size:
             return
         self._map()
@@ -328,7 +345,10 @@ class Vring:
         setattr(self, name, fd)
 
     def remap(self) -> None:
-        """Find the ring again after the memory has changed. Raises ``RingError``."""
+        """Find the ring again after the memory has changed.
+
+        :raises RingError: when it is no longer in the memory.
+        """
         if not self._running:
             return
         pending = self._timer is not None
@@ -799,7 +819,10 @@ class VhostUserServer:
         self._listener: socket.socket | None = None
 
     async def start(self) -> None:
-        """Listen. Raises ``OSError`` when that is impossible, or when somebody else does."""
+        """Listen.
+
+        :raises OSError: when it cannot, or somebody else does.
+        """
         if sys.byteorder != "little":
             raise OSError("the virtual devices need a little-endian host")
         loop = asyncio.get_running_loop()

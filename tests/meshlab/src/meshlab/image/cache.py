@@ -119,10 +119,12 @@ class Cache:
         waiting: Callable[[str], None] = lambda text: None,
         cancelled: threading.Event | None = None,
     ) -> Path:
-        """Return the result ``key`` of ``stage``, made by ``make(directory)`` when there is none.
+        """Return a result of a stage, made when there is none. Raises what ``make`` raises.
 
-        ``make`` fills an empty directory; the result appears only after it has returned.
-        ``waiting`` hears about another build that is at work. Raises what ``make`` raises.
+        :param stage: The stage.
+        :param key: The result's key.
+        :param make: Fills an empty directory; the result appears only after it has returned.
+        :param waiting: Hears about another build that is at work.
         """
         found = self.find(stage, key)
         if found:
@@ -159,9 +161,11 @@ class Cache:
         ]
 
     def sweep(self, found: Callable[[str], None] = lambda stage: None) -> None:
-        """Remove what killed builds left, where nobody is at work; ``found`` hears of which stages.
+        """Remove what killed builds left, where nobody is at work.
 
         A stage that is made anew does this by itself; this is for those that need not be made.
+
+        :param found: Hears of which stages.
         """
         for stage in sorted(
             {path.name.partition(".")[0] for path in (self.root / "tmp").iterdir()}

@@ -23,8 +23,9 @@ def make_config_disk(path: Path, toml_text: str) -> None:
     """Write a FAT file system that holds ``toml_text`` as ``thicket.toml``.
 
     It is to a node what the first partition of its card is to a device. An existing file is
-    replaced at once or not at all. Raises ``ImageError`` when the tools (dosfstools, mtools) are
-    missing or fail.
+    replaced at once or not at all.
+
+    :raises ImageError: when the tools (dosfstools, mtools) are missing or fail.
     """
     with _replacing(path) as temporary:
         # One volume id for all: nobody tells these disks apart, and the file is the same each time.

@@ -22,8 +22,9 @@ _DYNAMIC = struct.Struct("<qQ")
 def needed(path: Path) -> list[str]:
     """Return the names of the libraries that the 64-bit little-endian ELF file asks for.
 
-    A file that is not ELF, or is linked statically, needs none. Raises ``ValueError`` for a
-    damaged one.
+    A file that is not ELF, or is linked statically, needs none.
+
+    :raises ValueError: when the file is damaged.
     """
     with path.open("rb") as file:
         if file.read(4) != _MAGIC:

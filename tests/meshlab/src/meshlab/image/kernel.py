@@ -24,7 +24,7 @@ OBJECTS = 1340
 def configuration(paths: Iterable[Path], root: Path) -> tuple[str, list[Wanted]]:
     """Return the fragments as one text, and their lines, named relative to ``root``.
 
-    Raises ``ImageError`` for a line that Kconfig would skip without a word.
+    :raises ImageError: when kconfig would skip a line without a word.
     """
     try:
         return merge(paths, root)
@@ -88,7 +88,7 @@ def build(
 ) -> None:
     """Compile; leave ``vmlinux`` (stripped), ``modules/`` and ``config`` in ``output``.
 
-    Raises ``ImageError``, naming every fragment line that did not survive.
+    :raises ImageError: when lines of the fragments did not survive; the text names each.
     """
     objects = work / "objects"
     objects.mkdir()

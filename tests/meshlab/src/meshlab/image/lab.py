@@ -398,11 +398,12 @@ def describe(directory: Path) -> ImageSet:
 
 
 def build(cache: Path, progress: Report | None = None, extras: Extras | None = None) -> ImageSet:
-    """Return the lab image, made as far as it is not in ``cache`` already.
+    """Return the lab image, made as far as it is not in the cache. May be killed at any time.
 
-    ``cache`` is the product's cache folder; images are in ``images`` below it. ``progress`` is
-    called with lines for a person (``host.progress``); without one they go to standard
-    error. Raises ``HostError``, whose text is for a person. May be killed at any time.
+    :param cache: The product's cache folder; images are in ``images`` below it.
+    :param progress: Called with lines for a person (``host.progress``); without one they go to
+        standard error.
+    :raises HostError: when it cannot be built; the text is for a person.
     """
     report = progress if progress is not None else reporter(sys.stderr)
     builder = Builder(trees.find(), Cache(cache / "images"), Progress(report), extras)

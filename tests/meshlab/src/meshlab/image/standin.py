@@ -36,8 +36,8 @@ _PLACES = "/usr/local/sbin:/usr/sbin:/sbin"
 def build(cache: Path, progress: Report | None = None) -> Path:
     """Return the directory of ``card.img`` and ``manifest.json``, made if not in ``cache``.
 
-    Raises ``meshlab.image.errors.ImageError``: the lab image cannot be built, or genimage,
-    veritysetup (Debian's cryptsetup-bin), mtools or mkfs.fat is missing or fails.
+    :raises ImageError: when the lab image cannot be built, or genimage, veritysetup (Debian's
+        cryptsetup-bin), mtools or mkfs.fat is missing or fails.
     """
     packages = host.missing(PROGRAMS, {})
     if packages:  # said before the lab image is built for it

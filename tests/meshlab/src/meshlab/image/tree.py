@@ -101,8 +101,9 @@ class Tree:
     def requirements(self) -> list[str]:
         """Return the node's Python dependencies as ``NAME==VERSION``.
 
-        Names come from ``app/pyproject.toml``, versions from ``constraints.txt``. Raises
-        ``ImageError`` when a name has no pinned version.
+        Names come from ``app/pyproject.toml``, versions from ``constraints.txt``.
+
+        :raises ImageError: when a name has no pinned version.
         """
         pyproject = tomllib.loads((self.root / "app" / "pyproject.toml").read_text("utf-8"))
         pinned = {}
@@ -144,7 +145,7 @@ def _normal(name: str) -> str:
 def find() -> Tree:
     """Return the checkout that this module belongs to.
 
-    Raises ``ImageError`` when the simulator was installed without its checkout.
+    :raises ImageError: when the simulator was installed without its checkout.
     """
     root = Path(__file__).resolve().parents[5]
     tree = Tree(root)

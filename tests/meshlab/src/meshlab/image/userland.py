@@ -75,8 +75,9 @@ def _matches(path: PurePath, patterns: Iterable[str]) -> bool:
 def select(unpacked: Path, root: Path, recipe: Recipe) -> list[str]:
     """Copy from ``unpacked`` to ``root`` what the recipe names, with the libraries it needs.
 
-    Returns the names of the files. Raises ``ImageError`` when a pattern matches nothing or a
-    library is missing: the recipe then does not fit the packages.
+    :returns: The names of the files.
+    :raises ImageError: when a pattern matches nothing or a library is missing: the recipe then does
+        not fit the packages.
     """
     todo: list[Path] = []
     for pattern in recipe.files:
@@ -168,8 +169,9 @@ def python_version(root: Path) -> str:
 def compile_python(runner: Runner, log: Path, userland: Path, directory: Path, name: str) -> None:
     """Compile all modules below ``directory``, known to the node as ``name``; remove the sources.
 
-    ``userland`` holds the interpreter and its library, compiled or not. Raises ``ImageError`` for
-    a module that does not compile.
+    ``userland`` holds the interpreter and its library, compiled or not.
+
+    :raises ImageError: when a module does not compile.
     """
     runner.run(
         [
@@ -205,11 +207,11 @@ def download_wheels(
 ) -> list[Path]:
     """Download the node's Python packages, and what they need, as wheels.
 
-    ``hashes`` are the SHA-256 digests of the files that may come, by the package's name. Raises
-    ``ImageError`` for another one.
-
     Wheels of zeroconf exist for machines only. They hold all of its Python beside what is compiled
     of it, which :func:`wanted_of_wheel` leaves out, as the firmware does.
+
+    :param hashes: The SHA-256 digests of the files that may come, by the package's name.
+    :raises ImageError: when another file comes.
     """
     runner.run(
         [
@@ -250,8 +252,9 @@ def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
     """Put a Python project, without what it depends on, into ``directory``.
 
     It is built by what is installed here, which came by its hash. pip's isolation is off: it would
-    fetch and run whatever the index has under the name of the project's build backend. Raises
-    ``ImageError`` when it is no project, needs another backend, or pip cannot build it.
+    fetch and run whatever the index has under the name of the project's build backend.
+
+    :raises ImageError: when it is no project, needs another backend, or pip cannot build it.
     """
     if not (project / "pyproject.toml").is_file():
         raise ImageError(f"{project} is no Python project: there is no pyproject.toml")
@@ -285,7 +288,7 @@ def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
 def check_backend(project: Path) -> None:
     """Make sure that what builds a project is installed here.
 
-    Raises ``ImageError`` with what to do when it is not, or is a file of the project's own.
+    :raises ImageError: when it is not, or is a file of the project's own; the text says what to do.
     """
     path = project / "pyproject.toml"
     try:

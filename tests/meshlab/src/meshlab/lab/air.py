@@ -51,7 +51,7 @@ class Air:
     async def keep(self) -> None:
         """Run the medium, and run it again whenever it ends.
 
-        Raises ``LabError`` when it ends again and again.
+        :raises LabError: when it ends again and again.
         """
         quick = 0
         while True:
@@ -82,7 +82,7 @@ class Air:
     ) -> Json:
         """Make a request to the medium, waiting ``patience`` seconds for one that restarts.
 
-        Raises ``RpcError``: the medium's own, or ``medium-down``.
+        :raises RpcError: the medium's own, or ``medium-down``.
         """
         deadline = time.monotonic() + patience
         async with self._lock:

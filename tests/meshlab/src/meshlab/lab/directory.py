@@ -23,7 +23,10 @@ class LabDirectory:
         self._lock: int | None = None
 
     def take(self) -> None:
-        """Hold the directory. Raises ``LabError`` when another supervisor does."""
+        """Hold the directory.
+
+        :raises LabError: when another supervisor does.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -49,8 +52,11 @@ class LabDirectory:
     def passphrase(self, given: str, *, keep: bool) -> str:
         """Return the mesh's passphrase, and keep it for the next run.
 
-        No two labs have the same, as no two fleets should: it is made anew unless it is ``given``,
-        or ``keep`` asks for that of the previous run.
+        No two labs have the same, as no two fleets should: it is made anew unless one is given
+        or kept.
+
+        :param given: The passphrase; "": none is given.
+        :param keep: Take that of the previous run when none is given.
         """
         path = self.path / "passphrase"
         if not given and keep:
@@ -64,7 +70,10 @@ class LabDirectory:
     def prepare_node(self, name: str, *, keep: bool) -> Path:
         """Return the directory of a node, without what the previous run left.
 
-        Its logs stay beside the new ones as ``*.log.1``, with ``keep`` also its chip and disks.
+        Its logs stay beside the new ones as ``*.log.1``.
+
+        :param name: The node.
+        :param keep: Its chip and disks stay, too.
         """
         directory = self.path / name
         directory.mkdir(exist_ok=True)

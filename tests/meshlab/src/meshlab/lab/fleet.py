@@ -25,7 +25,11 @@ FOLDER = "authority"
 
 
 class LabFleet:
-    """The authority in ``directory`` (a lab's), made anew unless ``keep``."""
+    """The authority of a lab.
+
+    :param directory: The lab's directory.
+    :param keep: Take that of the previous run; without, it is made anew.
+    """
 
     def __init__(self, directory: Path, name: str, prefix: str, *, keep: bool) -> None:
         folder = directory / FOLDER
@@ -40,10 +44,13 @@ class LabFleet:
             raise LabError(f"the lab's fleet cannot be made: {error}") from error
 
     def enroll(self, chip: Path, serial: bytes, seed: int) -> None:
-        """Enrol the chip whose memory is the file ``chip``; it is made if there is none.
+        """Enrol a chip.
 
         Nothing is done for a chip that was enrolled already, or cannot be (one that is no
-        NervesKey). Raises ``LabError``.
+        NervesKey).
+
+        :param chip: The file of its memory, made if there is none.
+        :raises LabError: when it cannot be enrolled.
         """
         try:
             Atecc608(serial, chip, seed=seed)

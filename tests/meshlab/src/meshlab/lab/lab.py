@@ -66,8 +66,8 @@ T = TypeVar("T")
 class Lab:
     """A running lab. Use it as ``async with Lab(spec, parts) as lab``.
 
-    Raises ``LabError`` from ``start`` when it cannot be: the directory is in use, the medium or a
-    machine does not start.
+    :raises LabError: (From ``start``) when the directory is in use, or the medium or a machine does
+        not start.
     """
 
     def __init__(self, spec: LabSpec, parts: Parts, cache: Path | None = None) -> None:
@@ -274,7 +274,10 @@ class Lab:
         await asyncio.gather(*starts)
 
     async def power_on(self, name: str) -> None:
-        """Start the machine of a node. Raises ``LabError`` when it does not start."""
+        """Start the machine of a node.
+
+        :raises LabError: when it does not start.
+        """
         await self.node(name).power_on()
 
     async def power_off(self, name: str, *, grace: float = 10.0) -> None:
@@ -305,8 +308,9 @@ class Lab:
     async def wait(self, condition: Callable[[], T], timeout: float, what: str) -> T:
         """Wait until ``condition()`` is true and return its value.
 
-        Raises ``TimeoutError`` with ``what`` and what the nodes say, ``LabError`` when the lab
-        fails meanwhile.
+        :raises TimeoutError: when it has not happened; the text has ``what`` and what the nodes
+            say.
+        :raises LabError: when the lab fails meanwhile.
         """
         deadline = time.monotonic() + timeout
         with self.journal.changes() as changed:
@@ -329,7 +333,7 @@ class Lab:
     async def formed(self, timeout: float) -> None:
         """Wait until the mesh has formed.
 
-        Raises ``NotFormedError`` when it has not within ``timeout`` seconds.
+        :raises NotFormedError: when it has not within ``timeout`` seconds.
         """
         try:
             await self.wait(lambda: self.state.formed is not None, timeout, "the mesh forms")
@@ -377,7 +381,10 @@ class Lab:
     # --- what people and tests do to it ---------------------------------------------------------
 
     def node(self, name: Any) -> Node:
-        """Return the node ``name`` (n3, or 3). Raises ``RpcError`` naming those that exist."""
+        """Return the node ``name`` (n3, or 3).
+
+        :raises RpcError: when there is none; the text names those that exist.
+        """
         text = node_name(int(name)) if str(name).isdecimal() else str(name)
         found = self.nodes.get(text)
         if found is None:
@@ -403,7 +410,7 @@ class Lab:
     ) -> Json:
         """Make a request to the medium, waiting ``patience`` seconds for one that restarts.
 
-        Raises ``RpcError``: the medium's own, or ``medium-down``.
+        :raises RpcError: the medium's own, or ``medium-down``.
         """
         return await self.air.call(method, params, patience=patience)
 
@@ -495,7 +502,9 @@ class Lab:
     def edit_card(self, name: str, text: str | None = None) -> None:
         """Replace a node's ``thicket.toml`` as a person does with the card in a computer.
 
-        ``None``: the text that the lab gave it at first. Raises ``LabError`` unless it is off.
+        ``None``: the text that the lab gave it at first.
+
+        :raises LabError: when the node is not off.
         """
         node = self.node(name)
         if node.state.power == "running":

@@ -97,7 +97,10 @@ class Node:
             self.slot = None
 
     def running(self) -> MachineLike:
-        """Return its machine. Raises ``RpcError`` when it is not on."""
+        """Return its machine.
+
+        :raises RpcError: when it is not on.
+        """
         if self.machine is None or self.state.power != "running":
             name = self.state.name
             call = own_call(self._around.state.name, f"power {name} on")
@@ -105,7 +108,10 @@ class Node:
         return self.machine
 
     async def power_on(self) -> None:
-        """Start the machine. Raises ``LabError`` when it does not start."""
+        """Start the machine.
+
+        :raises LabError: when it does not start.
+        """
         async with self.lock:
             state = self.state
             if state.power == "running":

@@ -83,7 +83,10 @@ class Parts(Protocol):
 
     def serial(self, seed: int, index: int) -> bytes: ...
     def fleet(self, directory: Path, name: str, prefix: str, keep: bool) -> FleetLike:
-        """Make the authority of a lab. Raises ``LabError``."""
+        """Make the authority of a lab.
+
+        :raises LabError: when it cannot be made.
+        """
 
     def chip(self, directory: Path, serial: bytes) -> ChipLike: ...
     def disks(self, directory: Path, config: str) -> None:

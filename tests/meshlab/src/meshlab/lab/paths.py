@@ -24,7 +24,7 @@ def slots_directory(cache: Path | None = None) -> Path:
 def lab_directory(name: str, cache: Path | None = None) -> Path:
     """Return the directory of the lab ``name``.
 
-    Raises ``ValueError`` when the name could not be a directory of its own.
+    :raises ValueError: when the name could not be a directory of its own.
     """
     if not _LAB_NAME.fullmatch(name):
         raise ValueError(

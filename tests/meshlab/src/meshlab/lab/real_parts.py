@@ -277,13 +277,14 @@ def load(
     progress: Callable[[str], None],
     extras: Extras | None = None,
 ) -> RealParts:
-    """Return the parts for ``image``.
+    """Return the parts for an image.
 
-    ``image`` is ``lab``, which is built when it is not in the cache; ``rpi64`` or ``x86_64``, the
-    firmware that ``make`` left there; the path of a card image; a directory with ``card.img``, or
-    with a kernel, ``rootfs.erofs`` and ``cmdline``. ``standin`` is for tests: the lab image's
-    programs on a card. ``extras`` are for the lab image, which alone can have some. Raises
-    ``LabError``.
+    :param image: ``lab``, which is built when it is not in the cache; ``rpi64`` or ``x86_64``, the
+        firmware that ``make`` left there; the path of a card image; a directory with ``card.img``,
+        or with a kernel, ``rootfs.erofs`` and ``cmdline``. ``standin`` is for tests: the lab
+        image's programs on a card.
+    :param extras: For the lab image, which alone can have some.
+    :raises LabError: when there is no such image, or it cannot be built or booted.
     """
     from host.errors import HostError
     from meshlab.image import lab as lab_image

@@ -245,7 +245,10 @@ async def _until_none(queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes
 
 
 def _decoded(value: object) -> bytes:
-    """Return the bytes that a request has as base64. Raises ``RpcError``."""
+    """Return the bytes that a request has as base64.
+
+    :raises RpcError: when it is no base64.
+    """
     try:
         if not isinstance(value, str):
             raise ValueError

@@ -86,8 +86,9 @@ class Places:
 class BootSlots:
     """The boot slots of this host, as one lab sees them.
 
-    ``count`` is how many this lab may see taken before it waits; labs of different counts share the
-    first ones. ``owner`` is written into the files, for those who wait.
+    :param count: How many this lab may see taken before it waits; labs of different counts share
+        the first ones.
+    :param owner: Written into the files, for those who wait.
     """
 
     def __init__(self, directory: Path, count: int, owner: str) -> None:
@@ -106,7 +107,7 @@ class BootSlots:
     async def take(self, waiting: Callable[[set[str]], None]) -> Slot | None:
         """Wait for a slot; None after ``PATIENCE`` seconds, for a boot without one.
 
-        ``waiting`` is called once with the others that hold slots, when it has to wait for them.
+        :param waiting: Called once with the others that hold slots, when it has to wait for them.
         """
         deadline = time.monotonic() + PATIENCE
         told = False

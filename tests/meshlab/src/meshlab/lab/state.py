@@ -263,7 +263,10 @@ class LabState:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> LabState:
-        """Return the lab that ``to_json`` described. Raises ``ValueError`` for another schema."""
+        """Return the lab that ``to_json`` described.
+
+        :raises ValueError: when it has another schema.
+        """
         if value.get("schema") != SCHEMA:
             raise ValueError(f"a lab of schema {value.get('schema')}, this program knows {SCHEMA}")
         plain = {f.name: value[f.name] for f in fields(cls) if f.name in value}

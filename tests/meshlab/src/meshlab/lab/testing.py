@@ -69,7 +69,7 @@ class Meshes:
     async def take(self, mesh: Mesh) -> Lab:
         """Return the mesh, ready for a test, which has to give it back.
 
-        Raises ``TimeoutError`` when it does not become ready.
+        :raises TimeoutError: when it does not become ready.
         """
         self.needed[mesh.name] -= 1
         try:

@@ -72,7 +72,10 @@ def node_name(index: int) -> str:
 
 
 def node_index(name: str) -> int:
-    """Return the index in a node's name. Raises ``ValueError`` for anything else."""
+    """Return the index in a node's name.
+
+    :raises ValueError: when it is no node's name.
+    """
     if name[:1] == "n" and name[1:].isdecimal():
         return int(name[1:])
     raise ValueError(f"{name!r} is not a node name: n1, n2, ...")
@@ -81,7 +84,7 @@ def node_index(name: str) -> int:
 def make(kind: str, count: int, seed: int = 1) -> Topology:
     """Return the topology ``kind`` (one of ``KINDS``) of ``count`` nodes n1, n2, ...
 
-    Raises ``ValueError`` for an unknown kind or an impossible count.
+    :raises ValueError: when the kind is unknown, or the count impossible.
     """
     if not 1 <= count <= MAX_NODES:
         raise ValueError(f"a mesh has 1 to {MAX_NODES} nodes, not {count}")

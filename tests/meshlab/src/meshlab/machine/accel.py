@@ -192,8 +192,8 @@ def choose(
     The answer is kept in ``cache_dir`` until the machine restarts, QEMU changes, or the right to
     open ``/dev/kvm`` changes. Blocks for at most a few times ``deadline`` seconds.
 
-    Raises ``AccelError`` when ``qemu`` is missing or cannot run a guest at all, or the variable
-    ``THICKET_ACCEL`` holds something else than ``kvm`` or ``tcg``.
+    :raises AccelError: when ``qemu`` is missing or cannot run a guest at all, or the variable
+        ``THICKET_ACCEL`` holds something else than ``kvm`` or ``tcg``.
     """
     wanted = environment.get(OVERRIDE, "").strip().lower()
     if wanted not in {"", "kvm", "tcg"}:
@@ -279,7 +279,7 @@ def _measure_clock(qemu: str, cpu: str, scratch: Path, deadline: float) -> int |
     counter. The narrowest of the first and of the second half were not interrupted, however busy
     the host is, and their distance in both clocks is the answer, to a few parts in a million.
 
-    Raises ``AccelError`` when not even this guest runs.
+    :raises AccelError: when not even this guest runs.
     """
     image = scratch / "clock.bin"
     image.write_bytes(clock_firmware())

@@ -168,7 +168,8 @@ def parse(
     ends the file, as it ends a text in the firmware.
 
     ``find`` gives the files that are included; without it, as in the bootloader, none are.
-    Raises ``BootError`` when files include each other without end.
+
+    :raises BootError: when files include each other without end.
     """
     parser = _Parser(tryboot, filters, find)
     parser.read(text, name)
@@ -248,7 +249,8 @@ def boot(card: Path, request: Request = Request(), model: Model = SIMULATED) -> 
     that is bootable. One that is not bootable is passed over where the model does that (walk): the
     following ones are tried up to 8, then from 1 on, without looking at ``autoboot.txt`` again.
 
-    Raises ``BootError`` when nothing can be started, ``OSError`` when the image cannot be read.
+    :raises BootError: when nothing can be started.
+    :raises OSError: when the image cannot be read.
     """
     try:
         with card.open("rb") as file:
@@ -267,7 +269,10 @@ def boot(card: Path, request: Request = Request(), model: Model = SIMULATED) -> 
 
 
 def extract(card: Path, found: Boot, target: Path) -> None:
-    """Copy the kernel that ``boot`` found to ``target``. Raises ``BootError``."""
+    """Copy the kernel that ``boot`` found to ``target``.
+
+    :raises BootError: when it is empty, a folder, or cannot be read.
+    """
     try:
         with card.open("rb") as file:
             fat = Fat(card, cards.read(file)[found.partition])
@@ -382,7 +387,11 @@ class _Rom:
                 raise BootError(f"{fat.where} is not bootable: there is no {needed}")
 
     def _partition(self, number: int) -> Boot:
-        """Return what a partition starts. Raises ``BootError`` or ``FatError``."""
+        """Return what a partition starts.
+
+        :raises BootError: when it starts nothing.
+        :raises FatError: when it cannot be read.
+        """
         fat = self.fats[number]
         name = "tryboot.txt" if self.tryboot and not self.in_partition else "config.txt"
         text = fat.read(name, CONFIG_LIMIT)

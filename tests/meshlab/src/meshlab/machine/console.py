@@ -37,11 +37,11 @@ async def attach(
 ) -> str:
     """Connect the terminal on ``stdin`` and ``stdout`` to the unix socket ``path``.
 
-    Returns why it ended, in words: the person typed ``escape``, or the machine is gone and not
-    back within ``patience`` seconds.
     The terminal is in raw mode meanwhile and as before afterwards, whatever happens.
 
-    Raises ``ConsoleError`` when nothing listens on ``path``.
+    :returns: Why it ended, in words: the person typed ``escape``, or the machine is gone and not
+        back within ``patience`` seconds.
+    :raises ConsoleError: when nothing listens on ``path``.
     """
     try:
         reader, writer = await asyncio.open_unix_connection(socket_address(path))

@@ -83,7 +83,7 @@ class Fat:
     def read(self, name: str, limit: int = 1 << 20) -> bytes | None:
         """Return a file's content, ``None`` when there is no such file.
 
-        Raises ``FatError``, also when it is longer than ``limit`` bytes.
+        :raises FatError: when it cannot be read, or is longer than ``limit`` bytes.
         """
         done = self._mtools(["mtype", "-i", self._drive, f"::{name}"], limit)
         if done is None:
@@ -95,23 +95,32 @@ class Fat:
     def copy(self, name: str, target: Path, limit: int) -> bool:
         """Copy a file out to ``target``; tell whether there is one.
 
-        Raises ``FatError``, also when it is longer than ``limit`` bytes.
+        :raises FatError: when it cannot be read, or is longer than ``limit`` bytes.
         """
         target.unlink(missing_ok=True)
         done = self._mtools(["mcopy", "-i", self._drive, f"::{name}", str(target)], limit)
         return done is not None
 
     def has(self, name: str) -> bool:
-        """Tell whether there is a file (or a folder) of this name. Raises ``FatError``."""
+        """Tell whether there is a file (or a folder) of this name.
+
+        :raises FatError: when the file system cannot be read.
+        """
         return self._mtools(["mdir", "-i", self._drive, f"::{name}"], 1 << 20) is not None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, over an existing one. Raises ``FatError``."""
+        """Write a file, over an existing one.
+
+        :raises FatError: when it cannot be written.
+        """
         self.check()
         self._mtools(["mcopy", "-o", "-i", self._drive, "-", f"::{name}"], None, content)
 
     def delete(self, name: str) -> None:
-        """Delete a file. Raises ``FatError``."""
+        """Delete a file.
+
+        :raises FatError: when it cannot be deleted.
+        """
         self.check()
         if self._mtools(["mdel", "-i", self._drive, f"::{name}"], None) is None:
             raise FatError(f"there is no {name} on {self.where}")

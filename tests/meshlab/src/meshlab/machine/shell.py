@@ -244,7 +244,7 @@ class Shell:
     async def ready(self, timeout: float) -> None:
         """Return when the shell answers.
 
-        Raises ``ShellError`` when it does not within ``timeout`` seconds.
+        :raises ShellError: when it does not within ``timeout`` seconds.
         """
         try:
             async with asyncio.timeout(timeout), self._locked():
@@ -266,12 +266,13 @@ class Shell:
     ) -> Result:
         """Run ``command`` by sh and return its status and output.
 
-        ``on_output`` is called with the bytes as they arrive, besides. The command has no input, an
-        environment of its own (``cd`` and variables end with it), and may have several lines. When
-        the task is cancelled the command is ended.
+        The command has no input, an environment of its own (``cd`` and variables end with it), and
+        may have several lines. When the task is cancelled the command is ended.
 
-        Raises ``ShellTimeoutError`` when it takes more than ``timeout`` seconds, with the output so
-        far; ``ShellError`` when the node is not there or restarts meanwhile.
+        :param on_output: Called with the bytes as they arrive, besides.
+        :raises ShellTimeoutError: when it takes more than ``timeout`` seconds; it has the output so
+            far.
+        :raises ShellError: when the node is not there or restarts meanwhile.
         """
         status, output = await self.run_bytes(command, timeout, on_output)
         return Result(status, output.decode(errors="replace"))
@@ -309,8 +310,9 @@ class Shell:
     ) -> int:
         """Run ``command``, hand its output to ``on_output`` piece by piece, return its status.
 
-        ``source`` is its input, taken no faster than the command does; without one it has none.
         Nothing is collected, so it may run for ever: cancel the task to end it. Raises as ``run``.
+
+        :param source: Its input, taken no faster than the command does; without one it has none.
         """
         pipe = f"{_PLACE}/.shell-input-{secrets.token_hex(8)}"
         line = f"R {{nonce}} {_argument(command)}"
@@ -328,7 +330,7 @@ class Shell:
 
         Nothing is started in the guest for it: cheap enough for every second.
 
-        Raises ``ShellError`` when the node does not answer in ``timeout`` seconds.
+        :raises ShellError: when the node does not answer in ``timeout`` seconds.
         """
         output = bytearray()
         try:
@@ -346,7 +348,7 @@ class Shell:
         first call after (re)connecting and after a restart of the guest returns the line in any
         case. ``None`` as well when the file is not there.
 
-        Raises ``ShellError`` when the node does not answer in ``timeout`` seconds.
+        :raises ShellError: when the node does not answer in ``timeout`` seconds.
         """
         output = bytearray()
         stamp = f"/tmp/.shell-{zlib.crc32(path.encode()):08x}"
@@ -367,7 +369,7 @@ class Shell:
     async def pull(self, path: str, timeout: float = 60.0) -> bytes:
         """Return the content of the node's file ``path``.
 
-        Raises ``ShellError`` when it cannot be read.
+        :raises ShellError: when it cannot be read.
         """
         status, output = await self.run_bytes(f"cat -- {shlex.quote(path)}", timeout)
         if status:
@@ -377,7 +379,7 @@ class Shell:
     async def push(self, path: str, content: bytes, timeout: float = 60.0) -> None:
         """Write ``content`` to the node's file ``path``, replacing it.
 
-        Raises ``ShellError`` when it cannot be written.
+        :raises ShellError: when it cannot be written.
         """
         # Base64 keeps the terminal's interrupt character out of the data.
         data = base64.b64encode(content) + b"\n"

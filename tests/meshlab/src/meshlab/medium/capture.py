@@ -128,8 +128,9 @@ def _align(fields: bytearray, size: int) -> None:
 class Capture:
     """Writes what the engine shows it. A file that cannot be written ends the capture.
 
-    ``node`` is the name of the node whose view it is, None for everything on the air. ``clock`` is
-    the engine's. Raises ``OSError`` when the file cannot be made.
+    :param node: The node whose view it is; None for everything on the air.
+    :param clock: The engine's.
+    :raises OSError: when the file cannot be made.
     """
 
     def __init__(

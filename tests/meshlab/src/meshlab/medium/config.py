@@ -57,7 +57,10 @@ class ConfigError(ValueError):
 
 
 def parse_mac(text: Any, where: str) -> bytes:
-    """Return the six bytes of an address. Raises ``ConfigError``."""
+    """Return the six bytes of an address.
+
+    :raises ConfigError: when it is none.
+    """
     if isinstance(text, str) and re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", text):
         mac = bytes.fromhex(text.replace(":", ""))
         if not mac[0] & 1 and any(mac):
@@ -176,12 +179,18 @@ class MediumConfig:
         }
 
     def make_propagation(self) -> Propagation:
-        """Return the model named by ``propagation``. Raises ``ConfigError``."""
+        """Return the model named by ``propagation``.
+
+        :raises ConfigError: when the model or one of its settings cannot be used.
+        """
         return make_propagation(self.propagation, self.seed)
 
 
 def make_propagation(settings: dict[str, Any], seed: str) -> Propagation:
-    """Return a propagation model from its settings. Raises ``ConfigError``."""
+    """Return a propagation model from its settings.
+
+    :raises ConfigError: when the model or one of its settings cannot be used.
+    """
     given = dict(settings)
     model = given.pop("model", "log-distance")
     allowed: tuple[str, ...]
@@ -212,17 +221,26 @@ def _number(value: Any, where: str, low: float, high: float) -> float:
 
 
 def parse_snr(value: Any, where: str) -> float:
-    """Return a signal-to-noise ratio in dB. Raises ``ConfigError``."""
+    """Return a signal-to-noise ratio in dB.
+
+    :raises ConfigError: when it is no number, or out of range.
+    """
     return _number(value, where, MIN_SNR, MAX_SNR)
 
 
 def parse_loss(value: Any, where: str) -> float:
-    """Return the part of frames that get lost. Raises ``ConfigError``."""
+    """Return the part of frames that get lost.
+
+    :raises ConfigError: when it is no number from 0 to 1.
+    """
     return _number(value, where, 0.0, 1.0)
 
 
 def parse_position(value: Any, where: str) -> tuple[float, float]:
-    """Return a position in metres. Raises ``ConfigError``."""
+    """Return a position in metres.
+
+    :raises ConfigError: when it is none.
+    """
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ConfigError(f"{where}: expected [x, y] in metres, found {value!r}")
     return _number(value[0], where, -1e7, 1e7), _number(value[1], where, -1e7, 1e7)
@@ -256,7 +274,10 @@ def _settings(value: Any, where: str, kind: Any) -> dict[str, float]:
 
 
 def parse_radio(value: Any, where: str) -> RadioConfig:
-    """Return a radio from ``medium.json``. Raises ``ConfigError``."""
+    """Return a radio from ``medium.json``.
+
+    :raises ConfigError: when it makes no sense; the text says where and why.
+    """
     keys = ("mac", "iftypes", "mesh", "tx_power_dbm", "plugged", "promiscuous")
     given = _object(value, where, keys)
     iftypes: tuple[str, ...] = DEFAULT_IFTYPES
@@ -276,7 +297,10 @@ def parse_radio(value: Any, where: str) -> RadioConfig:
 
 
 def parse_node(value: Any, where: str) -> NodeConfig:
-    """Return a node from ``medium.json``. Raises ``ConfigError``."""
+    """Return a node from ``medium.json``.
+
+    :raises ConfigError: when it makes no sense; the text says where and why.
+    """
     given = _object(value, where, ("name", "directory", "position", "radios"))
     name = given.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -298,7 +322,10 @@ def parse_node(value: Any, where: str) -> NodeConfig:
 
 
 def parse_config(value: Any) -> MediumConfig:
-    """Return the configuration in a decoded ``medium.json``. Raises ``ConfigError``."""
+    """Return the configuration in a decoded ``medium.json``.
+
+    :raises ConfigError: when it makes no sense; the text says where and why.
+    """
     keys = [f.name for f in fields(MediumConfig)]
     given = _object(value, "medium.json", keys)
     nodes = [
@@ -346,7 +373,10 @@ def parse_config(value: Any) -> MediumConfig:
 
 
 def load_config(path: Path) -> MediumConfig:
-    """Return the configuration in the file ``path``. Raises ``ConfigError``."""
+    """Return the configuration in the file ``path``.
+
+    :raises ConfigError: when it cannot be read, or makes no sense.
+    """
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
@@ -398,7 +428,9 @@ class State:
 def parse_state(value: Any, run: str) -> State:
     """Return the state of this ``run`` in a decoded ``medium-state.json``.
 
-    That of another run is none. Raises ``ConfigError``.
+    That of another run is none.
+
+    :raises ConfigError: when it makes no sense; the text says where and why.
     """
     keys = ("run", "overrides", "losses", "positions", "plugged", "added", "removed")
     given = _object(value, STATE_NAME, keys)
@@ -437,7 +469,7 @@ def _entries(given: dict[str, Any], key: str, kinds: tuple[type, ...]) -> Iterab
 def load_state(path: Path, run: str) -> State:
     """Return the state in the file ``path``, an empty one when there is no file.
 
-    Raises ``ConfigError`` when there is one that makes no sense.
+    :raises ConfigError: when there is one that makes no sense.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -452,7 +484,10 @@ def load_state(path: Path, run: str) -> State:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file that is either the old or the new one, whatever happens. Raises ``OSError``."""
+    """Write a file that is either the old or the new one, whatever happens.
+
+    :raises OSError: when it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(value, indent=1) + "\n")

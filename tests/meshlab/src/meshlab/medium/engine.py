@@ -116,7 +116,10 @@ class Engine:
     # Nodes and radios.
 
     def add_node(self, config: NodeConfig) -> Node:
-        """Add a node with its radios. Raises ``ValueError`` when the name is taken."""
+        """Add a node with its radios.
+
+        :raises ValueError: when the name is taken.
+        """
         if config.name in self.nodes:
             raise ValueError(f"there already is a node {config.name}")
         node = Node(config)
@@ -178,7 +181,8 @@ class Engine:
     def receive(self, node: Node, buffer: bytes, start: int, end: int, now: float) -> None:
         """Take the netlink message ``buffer[start:end]`` from a node's kernel.
 
-        ``now`` is the time of its arrival. Raises ``hwsim.HwsimError`` when it makes no sense.
+        :param now: The time of its arrival.
+        :raises hwsim.HwsimError: when it makes no sense.
         """
         if end - start < 20:
             raise hwsim.HwsimError(f"{end - start} bytes are no netlink message of interest")

@@ -140,7 +140,7 @@ class FakeKernel(asyncio.Protocol):
     async def wait(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
         """Wait until ``condition`` holds; it is looked at whenever something arrives.
 
-        Raises ``TimeoutError``.
+        :raises TimeoutError: when it does not become true in time.
         """
         async with asyncio.timeout(timeout):
             while not condition():

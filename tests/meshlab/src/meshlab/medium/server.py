@@ -83,7 +83,7 @@ class Medium:
     async def start(self) -> None:
         """Connect to the nodes and listen for requests.
 
-        :raises OSError: The control socket cannot be made.
+        :raises OSError: when the control socket cannot be made.
         """
         self._control = Server(self.lab / SOCKET_NAME, Requests(self).methods())
         await self._control.start()
@@ -136,7 +136,7 @@ class Medium:
 
         :param config: The node.
         :returns: Its port, which is not connected yet.
-        :raises ValueError: There is a node of this name.
+        :raises ValueError: when there is a node of this name.
         """
         node = self.engine.add_node(config)
         port = NodePort(self.drive, node, self.lab / config.directory / RELAY_NAME)
@@ -159,7 +159,7 @@ class Medium:
     def save(self) -> None:
         """Keep what was changed for the next start.
 
-        :raises OSError: It cannot be written.
+        :raises OSError: when it cannot be written.
         """
         write_json(self.lab / STATE_NAME, self.state.to_json(self.config.run))
 
@@ -177,7 +177,7 @@ class Medium:
 async def serve(lab: Path, parent: int | None) -> int:
     """Run the medium of the lab in ``lab`` until SIGTERM, or until process ``parent`` is gone.
 
-    Returns the exit status.
+    :returns: The exit status.
     """
     try:
         config = load_config(lab / CONFIG_NAME)

@@ -33,9 +33,10 @@ def radio_name(index: int) -> str:
 
 
 class RadioSession:
-    """The requests of one node's session. ``later`` calls something after some seconds.
+    """The requests of one node's session.
 
-    ``restart`` begins the session anew (with a reason) when the kernel does not answer.
+    :param later: Calls something after some seconds.
+    :param restart: Begins the session anew (with a reason) when the kernel does not answer.
     """
 
     def __init__(

@@ -269,7 +269,7 @@ class Recent:
 def verdict(stats: Stats, bounds: Bounds, relay_drops: dict[str, int]) -> list[str]:
     """Return why the figures of a run are the host's and not the mesh's; empty when they are good.
 
-    ``relay_drops`` has, by node, the frames that its relay had to drop.
+    :param relay_drops: By node, the frames that its relay had to drop.
     """
     reasons = []
     p99, longest = stats.lag.percentile(99) * 1e3, stats.lag.maximum * 1e3

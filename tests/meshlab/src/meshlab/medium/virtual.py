@@ -62,8 +62,8 @@ class Report:
 class VirtualAir:
     """Nodes n1, n2, ... with one radio each, and the engine between them.
 
-    ``links`` are (a, b, snr) by index, both ways. ``latency`` is what a kernel takes to answer, in
-    seconds; None: it never answers.
+    :param links: (a, b, snr) by index, both ways.
+    :param latency: What a kernel takes to answer, in seconds; None: it never answers.
     """
 
     def __init__(
@@ -123,7 +123,10 @@ class VirtualAir:
         flags: int | None = None,
         radio: int = 0,
     ) -> int:
-        """Let a node send a frame now; return its cookie. ``rates``: 6 Mbit/s, four tries."""
+        """Let a node send a frame now; return its cookie.
+
+        :param rates: The rates to try; without, 6 Mbit/s, four tries.
+        """
         self._cookie += 1
         destination = mac(receiver) if isinstance(receiver, int) else receiver
         if frame is None:

@@ -241,7 +241,7 @@ _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 def header(buffer: bytes, start: int, end: int) -> Header:
     """Return the netlink header of the message at ``buffer[start:end]``.
 
-    Raises ``HwsimError`` when there is none or it claims another length.
+    :raises HwsimError: when there is none or it claims another length.
     """
     if end - start < _NLMSGHDR.size:
         raise HwsimError(f"{end - start} bytes are no netlink message")
@@ -254,7 +254,7 @@ def header(buffer: bytes, start: int, end: int) -> Header:
 def parse_attributes(buffer: bytes, start: int, end: int) -> dict[int, bytes]:
     """Return the netlink attributes in ``buffer[start:end]`` by type; the last of a type wins.
 
-    Raises ``HwsimError`` for lengths that make no sense.
+    :raises HwsimError: when lengths make no sense.
     """
     attributes = {}
     while end - start >= 4:
@@ -268,7 +268,10 @@ def parse_attributes(buffer: bytes, start: int, end: int) -> dict[int, bytes]:
 
 
 def parse(buffer: bytes, start: int = 0, end: int | None = None) -> Message:
-    """Return a message of the family. Raises ``HwsimError``."""
+    """Return a message of the family.
+
+    :raises HwsimError: when it makes no sense.
+    """
     if end is None:
         end = len(buffer)
     head = header(buffer, start, end)
@@ -291,7 +294,9 @@ def _attribute(attributes: dict[int, bytes], kind: Attribute, size: int) -> byte
 def decode_frame(buffer: bytes, start: int, end: int) -> TxFrame:
     """Return the contents of a ``FRAME`` message from the kernel.
 
-    ``buffer[start:end]`` is the whole message; its header has been checked. Raises ``HwsimError``.
+    ``buffer[start:end]`` is the whole message; its header has been checked.
+
+    :raises HwsimError: when it makes no sense.
     """
     try:
         len1, type1, transmitter, len2, type2 = _FRAME_HEAD.unpack_from(buffer, start + HEADER)
@@ -395,7 +400,8 @@ def encode_tx_info(  # noqa: PLR0917 - called for every frame
 ) -> bytes:
     """Return ``TX_INFO_FRAME``: what became of the frame ``cookie`` of ``transmitter``.
 
-    ``signal`` is that of the acknowledgement in dBm; ``tx_info`` has the tries made at each rate.
+    :param signal: That of the acknowledgement in dBm.
+    :param tx_info: The tries made at each rate.
     """
     return _TX_INFO.pack(
         TX_INFO_SIZE,
@@ -450,8 +456,10 @@ def inject_head(  # noqa: PLR0917 - called for every receiver
 ) -> bytes:
     """Return the part of ``FRAME`` that is the receiver's own; ``inject_tail``'s bytes follow it.
 
-    ``receiver`` is the key of the receiving radio, ``signal`` in dBm. With ``NLM_F_ACK`` in
-    ``flags`` the kernel says whether the radio took the frame; without, only when it did not.
+    :param receiver: The key of the receiving radio.
+    :param signal: In dBm.
+    :param flags: With ``NLM_F_ACK`` the kernel says whether the radio took the frame; without, only
+        when it did not.
     """
     return _INJECT_HEAD.pack(
         INJECT_HEAD_SIZE + tail_size,
@@ -506,9 +514,11 @@ def register(family: int, seq: int) -> bytes:
 def new_radio(family: int, seq: int, address: bytes, name: str, iftypes: int) -> bytes:
     """Return ``NEW_RADIO``: a radio on one channel at a time.
 
-    ``address`` is its permanent address and, because it is given, also the key by which messages
-    name the radio; the kernel does not refuse one that is taken. ``iftypes`` has the bits of
-    ``Iftype`` that it can be. The answer's ``error`` is the number of the radio.
+    The answer's ``error`` is the number of the radio.
+
+    :param address: Its permanent address and, because it is given, also the key by which messages
+        name the radio; the kernel does not refuse one that is taken.
+    :param iftypes: The bits of ``Iftype`` that it can be.
     """
     return encode(
         family,
@@ -534,7 +544,10 @@ def get_radios(family: int, seq: int) -> bytes:
 
 
 def radio_info(message: Message) -> RadioInfo:
-    """Return what an answer to ``GET_RADIO`` says. Raises ``HwsimError``."""
+    """Return what an answer to ``GET_RADIO`` says.
+
+    :raises HwsimError: when it makes no sense.
+    """
     attributes = message.attributes
     name = attributes.get(Attribute.RADIO_NAME, b"").rstrip(b"\0")
     channels = attributes.get(Attribute.CHANNELS)
@@ -554,7 +567,10 @@ def address_change(message: Message) -> tuple[bytes, bytes]:
 
 
 def decode_answer(buffer: bytes, start: int, end: int) -> KernelAnswer:
-    """Return the contents of an ``NLMSG_ERROR`` message. Raises ``HwsimError``."""
+    """Return the contents of an ``NLMSG_ERROR`` message.
+
+    :raises HwsimError: when it makes no sense.
+    """
     body = start + _NLMSGHDR.size
     if end - body < _I32.size + _NLMSGHDR.size:
         raise HwsimError(f"an answer of {end - body} bytes")

@@ -118,7 +118,10 @@ class Frame:
 
 
 def parse(frame: bytes) -> Frame:
-    """Return the MAC header of ``frame``. Raises ``FrameError`` when it is cut short."""
+    """Return the MAC header of ``frame``.
+
+    :raises FrameError: when it is cut short.
+    """
     if len(frame) < 10:
         raise FrameError(f"a frame of {len(frame)} bytes")
     fc0, fc1, duration = struct.unpack_from("<BBH", frame)
@@ -325,7 +328,7 @@ def legacy_rates(frequency: int) -> tuple[Rate, ...]:
 def rate(index: int, flags: int, two_ghz: bool) -> Rate:
     """Return the rate that an entry of a rate series means.
 
-    Raises ``ValueError`` for a combination that the standard does not have.
+    :raises ValueError: when the standard does not have the combination.
     """
     short = bool(flags & RateFlag.SHORT_PREAMBLE)
     if not flags & _MODULATION:

@@ -130,7 +130,10 @@ class Deframer:
         self._rest = b""
 
     def feed(self, data: bytes) -> tuple[bytes, list[tuple[int, int, int]]]:
-        """Take bytes of the stream. Raises ``RelayError`` when they make no sense."""
+        """Take bytes of the stream.
+
+        :raises RelayError: when they make no sense.
+        """
         buffer = self._rest + data if self._rest else data
         frames: list[tuple[int, int, int]] = []
         at = 0
@@ -195,7 +198,10 @@ class RelayUser(Protocol):
         ...
 
     def netlink(self, buffer: bytes, start: int, end: int) -> None:
-        """A netlink message came. Raises ``ValueError`` when it makes no sense."""
+        """A netlink message came.
+
+        :raises ValueError: when it makes no sense.
+        """
         ...
 
     def relay_error(self, errno: int, text: str) -> None:

@@ -80,7 +80,7 @@ class Call:
     async def event(self, value: Json) -> None:
         """Send one event to the client; waits while the client reads slowly.
 
-        Raises ``ConnectionError`` when the client is gone.
+        :raises ConnectionError: when the client is gone.
         """
         await self._connection.send({"id": self._id, "event": value})
 
@@ -89,7 +89,10 @@ Handler = Callable[[Params, Call], Awaitable[Json]]
 
 
 def encode(message: Mapping[str, Json]) -> bytes:
-    """Return ``message`` as one line. Raises ``RpcError`` (``too-large``) beyond ``MAX_LINE``."""
+    """Return ``message`` as one line.
+
+    :raises RpcError: ``too-large``: it is longer than ``MAX_LINE``.
+    """
     line = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
     if len(line) > MAX_LINE:
         raise RpcError(
@@ -99,7 +102,10 @@ def encode(message: Mapping[str, Json]) -> bytes:
 
 
 def decode(line: bytes) -> dict[str, Json]:
-    """Return the object in ``line``. Raises ``RpcError`` (``bad-request``) for anything else."""
+    """Return the object in ``line``.
+
+    :raises RpcError: ``bad-request``: it is anything else.
+    """
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -135,7 +141,8 @@ class _Connection:
 class Server:
     """Answers requests on a unix socket.
 
-    ``path`` is created with mode 0600 (a stale socket there is replaced) and removed by ``stop``.
+    :param path: Its place: created with mode 0600 (a stale socket there is replaced) and removed by
+        ``stop``.
     """
 
     def __init__(
@@ -149,7 +156,10 @@ class Server:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen. Raises ``OSError`` when the socket cannot be made."""
+        """Listen.
+
+        :raises OSError: when the socket cannot be made.
+        """
         address = socket_address(self.path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -295,7 +305,7 @@ class Client:
     async def connect(cls, path: Path, *, timeout: float = 5.0) -> Self:
         """Connect to the server at ``path``.
 
-        Raises ``RpcError`` (``not-running``) when nobody listens there.
+        :raises RpcError: ``not-running``: nobody listens there.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -315,11 +325,13 @@ class Client:
         timeout: float | None = 30.0,
         on_event: Callable[[Json], None] | None = None,
     ) -> Json:
-        """Make one request and return its result; ``on_event`` gets each event before it.
+        """Make one request and return its result.
 
-        What ``on_event`` raises ends the call, which raises it. ``timeout`` bounds the silence in
-        seconds between one message of the answer and the next (None: for ever). Raises
-        ``RpcError``: the server's own, or ``closed`` or ``timeout``.
+        :param timeout: Bounds the silence in seconds between one message of the answer and the next
+            (None: for ever).
+        :param on_event: Gets each event before the result. What it raises ends the call, which
+            raises it.
+        :raises RpcError: the server's own, or ``closed`` or ``timeout``.
         """
         if self._task.done():
             raise RpcError("closed", "the connection is closed")

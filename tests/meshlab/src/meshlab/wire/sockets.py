@@ -21,8 +21,8 @@ def socket_address(path: Path | str) -> str:
     ``/proc/self/fd/N/NAME``, where N is an open descriptor of the directory, kept until the process
     ends or the directory is replaced. Works for bind and for connect.
 
-    Raises ``FileNotFoundError`` when a long path's directory does not exist, ``ValueError`` when
-    even the file name alone is too long.
+    :raises FileNotFoundError: when a long path's directory does not exist.
+    :raises ValueError: when even the file name alone is too long.
     """
     absolute = Path(path).absolute()
     if len(os.fsencode(absolute)) <= MAX_SOCKET_PATH:
