@@ -22,11 +22,35 @@ done
 # What packages install and no node uses, by patterns from the root; globs are the point.
 while read -r pattern; do
 	case $pattern in
-	'' | '#'*) continue ;;
+	'' | '#'* | '? '*) continue ;;
 	esac
 	# shellcheck disable=SC2086
 	(cd "$target" && rm -rf -- $pattern)
 done <"$top/board/common/unwanted.txt"
+
+# What is below $target and is a program or a library, each line the names of libraries that it needs.
+needed() {
+	find "$target" -type f \( -perm -100 -o -name '*.so*' \) -exec readelf -dW {} + 2>/dev/null |
+		sed -n 's/.*(NEEDED).*\[\(.*\)\]$/\1/p' | sort -u
+}
+
+# Libraries that nothing needs any more. One that went may have been the last to need another.
+more=y
+while [ -n "$more" ]; do
+	more=
+	names=$(needed)
+	while read -r mark pattern; do
+		[ "$mark" = '?' ] || continue
+		for library in "$target"/$pattern; do
+			[ -e "$library" ] || [ -L "$library" ] || continue
+			name=$(readelf -dW "$library" 2>/dev/null |
+				sed -n 's/.*(SONAME).*\[\(.*\)\]$/\1/p')
+			printf '%s\n' "$names" | grep -qxF -e "${name:-none}" && continue
+			rm -f "$library"
+			more=y
+		done
+	done <"$top/board/common/unwanted.txt"
+done
 
 # Byte code only. Buildroot compiles and removes what packages install before this script runs.
 find "$target/usr/lib" -name '*.py' -path '*/python3*' -delete

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware import boards, build
+from firmware import boards, build, contents
 from meshlab.lab import shared
 
 MACHINES = {"aarch64": "AArch64", "x86_64": "Advanced Micro Devices X86-64"}
@@ -83,7 +83,7 @@ def test_python_is_byte_code_only(root: Path) -> None:
     left = [str(p.relative_to(root)) for p in files(root) if p.suffix == ".py"]
     assert left == []
     assert not list(root.rglob("__pycache__"))
-    for module in ("thicket/daemon", "pyroute2/__init__", "smbus2/__init__"):
+    for module in ("thicket/daemon/daemon", "pyroute2/__init__", "smbus2/__init__"):
         assert list(root.glob(f"usr/lib/python3*/site-packages/{module}.pyc")), module
 
 
@@ -103,6 +103,11 @@ def test_nothing_of_the_engineers_desk_is_there(root: Path) -> None:
     }
     assert "thicket" in names
     assert not names & {"authority", "firmware", "host", "meshlab"}
+
+
+def test_every_file_is_wanted_or_needed(root: Path, board: boards.Board) -> None:
+    found = contents.look(root, contents.patterns(board.root / "board/common/wanted.txt"))
+    assert contents.sentences(found, most=1000) == []
 
 
 def test_nobody_has_a_password(root: Path) -> None:

@@ -27,7 +27,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from firmware import bmap, boards, sizes
+from firmware import bmap, boards, contents, sizes
 from firmware.boards import Board, BoardError
 from firmware.fragments import buildroot_lines, defconfig
 from host.cache import cache_root
@@ -317,10 +317,22 @@ class Build:
 
         self._run(self.command(), what="Buildroot", on_line=show)
         self.check()
+        self._tell_contents()
         card = self.output / "images" / "card.img"
         bmap.write(card, card.with_name(card.name + bmap.SUFFIX))
         took = int(time.monotonic() - started)
         say(f"built in {took // 60} min {took % 60} s: {card}")
+
+    def _tell_contents(self) -> None:
+        """Warn of files that no node needs; whoever adds packages of his own has such."""
+        wanted = contents.patterns(self.board.root / "board/common/wanted.txt")
+        try:
+            found = contents.look(self.output / "target", wanted)
+        except contents.ContentsError as error:
+            say(f"warning: what is in the root was not looked at: {error}")
+            return
+        for sentence in contents.sentences(found):
+            say(f"warning: {sentence}")
 
     def _forget_what_changed(self) -> None:
         """Delete what is stale of an earlier build, from which this one goes on.
