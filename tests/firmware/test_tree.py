@@ -6,7 +6,9 @@ there is none, because a gigabyte of sources is not fetched for a test.
 """
 
 import dataclasses
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +49,20 @@ def test_check_package_finds_nothing(buildroot: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("makefile", sorted((TOP / "package").glob("*/*.mk")), ids=lambda p: p.stem)
+def test_legal_info_has_the_hash_of_every_licence(makefile: Path) -> None:
+    """Without one, ``make BOARD-legal-info`` warns, and takes whatever file is there."""
+    (names,) = re.findall(r"_LICENSE_FILES = (.*)", makefile.read_text())
+    (site,) = re.findall(r"_SITE = \$\(BR2_EXTERNAL_THICKET_PATH\)/(.*)", makefile.read_text())
+    lines = makefile.with_suffix(".hash").read_text().splitlines()
+    known = {line.split()[2]: line.split()[1] for line in lines if line.startswith("sha256")}
+    for name in names.split():
+        assert (
+            hashlib.sha256((TOP / "br2-external" / site / name).read_bytes()).hexdigest()
+            == known[name]
+        )
 
 
 @pytest.mark.parametrize("toolchain", ["bootlin", "internal"])
