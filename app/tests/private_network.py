@@ -67,7 +67,8 @@ class Network:
 
     def add(self, address: IPv6Address) -> None:
         """Give loopback *address*, and wait until it can be used."""
-        _change_address(SIOCSIFADDR, address)
+        with suppress(FileExistsError):  # another Network of this namespace has made it
+            _change_address(SIOCSIFADDR, address)
         self._present.add(address)
         end = time.monotonic() + 60
         while not _usable(address):
