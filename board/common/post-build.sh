@@ -28,13 +28,15 @@ while read -r pattern; do
 	(cd "$target" && rm -rf -- $pattern)
 done <"$top/board/common/unwanted.txt"
 
-# What is below $target and is a program or a library, each line the names of libraries that it needs.
+# The names of all libraries that a program or library of the root needs, one on a line.
 needed() {
 	find "$target" -type f \( -perm -100 -o -name '*.so*' \) -exec readelf -dW {} + 2>/dev/null |
 		sed -n 's/.*(NEEDED).*\[\(.*\)\]$/\1/p' | sort -u
 }
 
-# Libraries that nothing needs any more. One that went may have been the last to need another.
+# Libraries that nothing needs any more. One that went may have been the last to need another. Without
+# readelf none would seem to be needed.
+readelf --version >/dev/null || exit 1
 more=y
 while [ -n "$more" ]; do
 	more=
