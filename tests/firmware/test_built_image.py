@@ -87,6 +87,12 @@ def test_python_is_byte_code_only(root: Path) -> None:
         assert list(root.glob(f"usr/lib/python3*/site-packages/{module}.pyc")), module
 
 
+def test_our_byte_code_has_no_docstrings(root: Path) -> None:
+    module = next(root.glob("usr/lib/python3*/site-packages/thicket/daemon/daemon.pyc"))
+    assert b"run until SIGTERM".lower() not in module.read_bytes().lower()
+    assert b"thicketd %s starts" in module.read_bytes()
+
+
 def test_no_compiler_no_tests_no_headers(root: Path) -> None:
     names = {path.name for path in (root / "usr/bin").iterdir()}
     assert not names & set(COMPILERS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image must not have in it: the engineer's desk and the simulator."""
+"""What the image has in it, and what it must not have: the engineer's desk and the simulator."""
 
 from __future__ import annotations
 
@@ -28,3 +28,24 @@ print(json.dumps(found))
 async def test_nothing_of_the_engineers_desk_is_in_the_image(nodes: Nodes) -> None:
     output = await nodes.run("n1", f"python3 -c {shlex.quote(LOOK)}")
     assert json.loads(output.strip().splitlines()[-1]) == []
+
+
+ENDING = """
+import sys, threading, time
+from thicket.daemon import daemon
+assert daemon.Daemon.__doc__ is None, "docstrings are in the image"
+def work():
+    while True:
+        time.sleep(0)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+async def test_python_ends_in_order_while_threads_run(nodes: Nodes) -> None:
+    """A thread that wants to go on while Python ends is ended by the C library (pthread_exit(3)),
+    which needs a library that no program names."""
+    command = f"python3 -c {shlex.quote(ENDING)}; echo status $?"
+    output = await nodes.run("n1", command)
+    assert output.strip().splitlines() == ["status 0"]

@@ -31,13 +31,14 @@ LIBRARIES = "usr/lib/x86_64-linux-gnu"
 LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 PYTHON = "usr/bin/python3"
 
-# Compile everything below argv[1] beside its source, as argv[2] will name it on the node. The byte
-# code is never checked against a source ("unchecked hash", PEP 552): the source is removed.
+# Compile everything below argv[1] beside its source, as argv[2] will name it on the node, optimised
+# as argv[3] says. The byte code is never checked against a source ("unchecked hash", PEP 552): the
+# source is removed.
 _COMPILE = """
 import compileall, py_compile, sys
 ok = compileall.compile_dir(
     sys.argv[1], maxlevels=30, stripdir=sys.argv[1], prependdir=sys.argv[2], legacy=True,
-    force=True, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    optimize=int(sys.argv[3]), force=True, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
 )
 sys.exit(not ok)
 """
@@ -166,11 +167,13 @@ def python_version(root: Path) -> str:
     return target.removeprefix("python")
 
 
-def compile_python(runner: Runner, log: Path, userland: Path, directory: Path, name: str) -> None:
+def compile_python(
+    runner: Runner, log: Path, userland: Path, directory: Path, name: str, *, optimise: int = 0
+) -> None:
     """Compile all modules below ``directory``, known to the node as ``name``; remove the sources.
 
-    ``userland`` holds the interpreter and its library, compiled or not.
-
+    :param userland: holds the interpreter and its library, compiled or not.
+    :param optimise: as of :func:`compile`: 2 leaves out docstrings and assertions.
     :raises ImageError: when a module does not compile.
     """
     runner.run(
@@ -184,6 +187,7 @@ def compile_python(runner: Runner, log: Path, userland: Path, directory: Path, n
             _COMPILE,
             directory,
             name,
+            str(optimise),
         ],
         log,
         what=f"compiling {name}",
