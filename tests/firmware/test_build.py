@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +28,8 @@ all:
 	@$(MAKE) -s -f $(firstword $(MAKEFILE_LIST)) $(O)/half
 $(O)/half:
 	@touch $@; END
+%-dirclean:
+	@echo $* >>$(O)/built-anew
 show-info:
 	@echo '{{"zlib": {{}}, "busybox": {{}}}}'
 """
@@ -81,3 +85,29 @@ def test_interrupted(made: Build, tmp_path: Path) -> None:
     assert shown.startswith("\r\x1b[Kthicket: 0:0")
     assert "1/2 zlib extracting\r\x1b[Kthicket: 0:0" in shown
     assert "Traceback" in shown, "the interrupt is told, not lost"
+
+
+@pytest.mark.parametrize("changed", ["app/node.py", "package/thicket/thicket.mk"])
+def test_a_changed_source_or_recipe_of_ours_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    (tmp_path / "buildroot").mkdir()
+    monkeypatch.setenv("BUILDROOT", str(tmp_path / "buildroot"))
+    ends_with(tmp_path, "exit 1")
+    tree = tmp_path / "tree"
+    for name in ("app/node.py", "package/thicket/thicket.mk"):
+        (tree / name).parent.mkdir(parents=True)
+        (tree / name).write_text("one\n")
+    shutil.copy(boards.ROOT / "Makefile", tree)
+    board = dataclasses.replace(boards.load("x86_64"), root=tree)
+    made = Build(board, cache=tmp_path)
+    anew = made.output / "built-anew"
+    made.output.mkdir(parents=True)
+    for _ in range(2):
+        with pytest.raises(BuildError):
+            made.build()
+    assert not anew.exists(), "nothing has changed"
+    (tree / changed).write_text("two\n")
+    with pytest.raises(BuildError):
+        made.build()
+    assert anew.read_text().split() == ["thicket", "hwsim-relay"]

@@ -337,12 +337,12 @@ class Build:
     def _forget_what_changed(self) -> None:
         """Delete what is stale of an earlier build, from which this one goes on.
 
-        Buildroot does not look at the sources of packages that lie in this tree, and takes no file
-        out of the root again. The root is put together from the packages' own directories, so it
-        can be made anew each time.
+        Buildroot does not look at the sources and recipes of packages that lie in this tree, and
+        takes no file out of the root again. The root is put together from the packages' own
+        directories, so it can be made anew each time.
         """
         digest = hashlib.sha256()
-        for place in ("app", "package/hwsim-relay/src"):
+        for place in ("app", "package"):
             for path in sorted((self.board.root / place).rglob("*")):
                 if path.is_file() and "__pycache__" not in path.parts:
                     digest.update(f"{path.relative_to(self.board.root)}\0".encode())

@@ -38,7 +38,8 @@ _COMPILE = """
 import compileall, py_compile, sys
 ok = compileall.compile_dir(
     sys.argv[1], maxlevels=30, stripdir=sys.argv[1], prependdir=sys.argv[2], legacy=True,
-    optimize=int(sys.argv[3]), force=True, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    optimize=int(sys.argv[3]), force=True, quiet=1,
+    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
 )
 sys.exit(not ok)
 """
