@@ -201,3 +201,27 @@ def test_no_class_holds_the_state_of_several_objects() -> None:
                 if isinstance(node, ast.ClassDef) and len(attributes(node)) > MOST_ATTRIBUTES:
                     large[f"{module}.{node.name}"] = len(attributes(node))
     assert set(large) == set(LARGE), large
+
+
+def assigned(node: ast.AST) -> Iterator[ast.expr]:
+    """The names and attributes that ``node`` gives a value."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Name | ast.Attribute) and isinstance(inner.ctx, ast.Store):
+            yield inner
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_a_constant_has_one_value(package: str) -> None:
+    """What is written in capitals is assigned once, where it is defined."""
+    wrong = []
+    for module, path in modules(package).items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for scope in ast.walk(tree):
+            if not isinstance(scope, ast.Module | ast.ClassDef):
+                continue
+            own = [part for part in scope.body if not isinstance(part, ast.ClassDef)]
+            names = [ast.unparse(target) for part in own for target in assigned(part)]
+            constants = [name for name in names if re.fullmatch(r"(\w+\.)*_?[A-Z][A-Z0-9_]+", name)]
+            twice = {name for name in constants if constants.count(name) > 1 or "." in name}
+            wrong += [(module, name) for name in sorted(twice)]
+    assert wrong == []

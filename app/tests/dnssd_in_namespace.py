@@ -64,8 +64,8 @@ def arrange(address: IPv6Address) -> None:
 network_namespace.unshare_network()
 print("ready", flush=True)
 sys.stdin.readline()
-dnssd.START = (0.0, 0.0)  # type: ignore[misc]
-dnssd.PAUSES = (0.5,)  # type: ignore[assignment,misc]
-dnssd.LOOK = 0.2  # type: ignore[misc]
-dnssd.MOST_RECORDS = int(sys.argv[2])  # type: ignore[misc]
+dnssd.START = (0.0, 0.0)
+dnssd.PAUSES = (0.5,)  # type: ignore[assignment]
+dnssd.LOOK = 0.2
+dnssd.MOST_RECORDS = int(sys.argv[2])
 asyncio.run(serve(int(sys.argv[1])))

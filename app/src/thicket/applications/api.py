@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from thicket.base.errors import ThicketError
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from thicket.distribution.processes import Name, Process
 
 #: Seconds that an application gets for a clean end.
-GRACE: Final = 3.0
+GRACE = 3.0
 #: An application that blocks the event loop for this many seconds is interrupted.
-BLOCKED: Final = 2.0
+BLOCKED = 2.0
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from thicket.applications import api
 from thicket.applications.api import (
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 
 #: Pauses before an application is restarted, in seconds; the last one repeats.
-PAUSES: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
+PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
 #: An import that takes longer than this many seconds is reported.
-LOADING: Final = 60.0
+LOADING = 60.0
 
 
 class RunningApplication(Supervisor):

@@ -15,7 +15,7 @@ import sys
 import types
 from collections.abc import Callable
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from thicket.applications.api import GRACE, ApplicationNode, SettingsError, settings_of, who
 from thicket.applications.guard import LoopGuard
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-GROUP: Final = "thicket.applications"
+GROUP = "thicket.applications"
 #: Seconds between two looks at health and memory.
-LOOK: Final = 10.0
+LOOK = 10.0
 #: MiB by which the process may grow after the applications have started.
-GROWTH: Final = 64
+GROWTH = 64
 #: Objects that are counted to tell which application holds the memory.
-_WEIGHED: Final = 200_000
+_WEIGHED = 200_000
 
 
 def judge(

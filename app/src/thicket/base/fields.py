@@ -9,7 +9,7 @@ declaration.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 from thicket.base.errors import ThicketError
 from thicket.base.toml import toml_value
@@ -303,7 +303,7 @@ class Section:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-MASK: Final = '"********"'
+MASK = '"********"'
 
 
 def show_value(key: Key[Any], value: Any) -> str:

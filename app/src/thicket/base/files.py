@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final
 
 #: Largest configuration file that is read, in bytes.
-MAX_FILE_BYTES: Final = 64 * 1024
+MAX_FILE_BYTES = 64 * 1024
 
 
 def read_limited(path: str) -> bytes:

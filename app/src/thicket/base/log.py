@@ -12,31 +12,30 @@ import select
 import socket
 import sys
 import time
-from typing import Final
 
 from thicket.base.visible import visible
 
 #: RFC 5424 6.2.1: facility 3, system daemons.
-_FACILITY: Final = 3 << 3
+_FACILITY = 3 << 3
 #: RFC 5424 6.2.1: severities.
-_SEVERITIES: Final = (
+_SEVERITIES = (
     (logging.CRITICAL, 2),
     (logging.ERROR, 3),
     (logging.WARNING, 4),
     (logging.INFO, 6),
 )
 #: Longest text of one datagram in bytes; syslog daemons of embedded systems cut at 1024 or before.
-_LONGEST: Final = 900
+_LONGEST = 900
 #: A longer line is split into at most this many datagrams.
-_MOST_PIECES: Final = 8
+_MOST_PIECES = 8
 #: Seconds to wait for a log daemon whose queue is full.
-_PATIENCE: Final = 0.2
+_PATIENCE = 0.2
 #: Seconds without any waiting after a wait that did not help.
-_HASTE: Final = 10.0
+_HASTE = 10.0
 #: One message (its text before the values are filled in) is logged at most _BURST times in _WINDOW
 #: seconds.
-_BURST: Final = 20
-_WINDOW: Final = 10.0
+_BURST = 20
+_WINDOW = 10.0
 
 
 class Limit(logging.Filter):
@@ -46,7 +45,7 @@ class Limit(logging.Filter):
     """
 
     #: Different messages that are remembered; all are forgotten when there are more.
-    KINDS: Final = 256
+    KINDS = 256
 
     def __init__(self, burst: int = _BURST, window: float = _WINDOW) -> None:
         super().__init__()

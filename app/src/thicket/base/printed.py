@@ -14,19 +14,19 @@ import logging
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: A line of this many characters is logged without its end.
-LONGEST: Final = 4096
+LONGEST = 4096
 #: The beginning of a line waits at least this many seconds for its end.
-WAIT: Final = 1.0
+WAIT = 1.0
 #: Lines of one source that are logged in ten seconds.
-BURST: Final = 200
+BURST = 200
 #: Threads whose lines are collected; when there are more, the oldest beginning is logged.
-_THREADS: Final = 64
+_THREADS = 64
 
 log = logging.getLogger(__name__)
 

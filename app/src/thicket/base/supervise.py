@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from logging import getLogger
-from typing import Final
 
 from thicket.base.errors import ThicketError
 from thicket.base.pace import wait
@@ -17,12 +16,12 @@ from thicket.base.problems import Problems
 log = getLogger(__name__)
 
 #: A part that fails FAILURES times in FAILURE_WINDOW seconds takes the process down with it.
-FAILURES: Final = 6
-FAILURE_WINDOW: Final = 300.0
+FAILURES = 6
+FAILURE_WINDOW = 300.0
 #: Pauses before a part is restarted, in seconds; the last one repeats.
-PAUSES: Final = (0.5, 2.0, 5.0, 15.0, 30.0)
+PAUSES = (0.5, 2.0, 5.0, 15.0, 30.0)
 #: Seconds that a part gets for a clean end.
-GRACE: Final = 3.0
+GRACE = 3.0
 
 
 class FailingError(ThicketError):

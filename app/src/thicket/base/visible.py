@@ -10,10 +10,10 @@ a JSON document keeps its meaning.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TextIO
+from typing import Any, TextIO
 
 #: Control characters that only lay out text.
-LAYOUT: Final = "\n\t"
+LAYOUT = "\n\t"
 
 
 def visible(text: str, keep: str = LAYOUT) -> str:

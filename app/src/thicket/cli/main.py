@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Final
 
 import thicket
 from thicket.base.visible import visible_output
@@ -21,7 +20,7 @@ from thicket.cli.config import config, revocations, tell_reload
 from thicket.cli.show import ping, show
 from thicket.control.client import ClientError, request
 
-HELP: Final = """\
+HELP = """\
 usage: thicket COMMAND
 
 What the node does:

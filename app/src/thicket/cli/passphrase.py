@@ -3,18 +3,18 @@
 
 import base64
 import sys
-from typing import Any, Final
+from typing import Any
 
 from thicket.cli.common import BAD, OK, UsageError
 from thicket.control.client import ClientError, request
 
-_SECONDS: Final = 40.0
+_SECONDS = 40.0
 #: 20 of 32 characters are a hundred bits; characters that look alike are left out.
-_LETTERS: Final = "abcdefghjkmnpqrstuvwxyz123456789"
-_GROUPS: Final = 5
-_GROUP: Final = 4
+_LETTERS = "abcdefghjkmnpqrstuvwxyz123456789"
+_GROUPS = 5
+_GROUP = 4
 
-_OPTIONS: Final = ("--generate", "--accept-missing", "--unencrypted")
+_OPTIONS = ("--generate", "--accept-missing", "--unencrypted")
 
 
 def run(words: list[str], control: str) -> int:

@@ -24,32 +24,32 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address
 from logging import getLogger
 from time import monotonic
-from typing import Final, Protocol
+from typing import Protocol
 
 from thicket.base.pace import Backoff, uniform
 
 log = getLogger(__name__)
 
 #: How long the node with the lower name waits for the other one to connect, in seconds.
-PATIENCE: Final = (1.5, 3.0)
+PATIENCE = (1.5, 3.0)
 #: Pause before the second, third ... attempt in seconds; the last one repeats. Each is drawn from
 #: three quarters to five quarters of it.
-PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 #: Most attempts at the same time: handshakes must not flood a mesh that comes up all at once.
-PARALLEL: Final = 4
+PARALLEL = 4
 #: A silence after which a beacon means that the node may have come back, in seconds.
-SILENCE: Final = 40.0
+SILENCE = 40.0
 #: A node that found us, but whose beacons were never or not lately heard, is given up when an
 #: attempt fails more than this many seconds after its last sign of life. (Discovery tells when to
 #: give up those that it heard.)
-FORGET: Final = 600.0
+FORGET = 600.0
 #: Seconds that a node under suspicion has for a sign of life. After DOUBT of them the others are
 #: told, who give it the rest. After a probe it is left in peace for PEACE seconds.
-PROBE: Final = 2.0
-DOUBT: Final = 0.75
-PEACE: Final = 2.0
+PROBE = 2.0
+DOUBT = 0.75
+PEACE = 2.0
 #: Most nodes that are remembered.
-LIMIT: Final = 4096
+LIMIT = 4096
 
 
 class Link(Protocol):

@@ -28,7 +28,7 @@ import base64
 import time
 from collections.abc import Awaitable
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from thicket.base.fields import ConfigError
 from thicket.base.paths import Paths
@@ -57,21 +57,21 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 
 #: Seconds after which whoever imports a change hears how far it is; a request may take 30 s.
-IMPORT: Final = 25.0
+IMPORT = 25.0
 #: Seconds between two looks at whether the passphrase is refused.
-LOOK: Final = 3.0
+LOOK = 3.0
 #: A neighbour with this many failures in a row refuses the passphrase.
-REFUSED: Final = 2
+REFUSED = 2
 #: Seconds between two rounds in which all nodes hear of the newest signed change.
-TELL: Final = 60.0
+TELL = 60.0
 #: Seconds between two tries to carry out a change that could not be written.
-RETRY: Final = 30.0
+RETRY = 30.0
 #: Seconds for which a refused change is a problem.
-SHOWN: Final = 3600.0
+SHOWN = 3600.0
 
-PERSON: Final = "a person"
-_PRESENT_KEY: Final = "mesh.passphrase"
-_NEXT_KEY: Final = "mesh.next_passphrase"
+PERSON = "a person"
+_PRESENT_KEY = "mesh.passphrase"
+_NEXT_KEY = "mesh.next_passphrase"
 
 
 class Host(Protocol):

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from thicket.base.pace import Bucket
 from thicket.cluster.passphrase_file import PassphraseError
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 
 #: The name under which each node answers.
-NAME: Final = "thicket_passphrase"
+NAME = "thicket_passphrase"
 #: Seconds that another node may take: it writes to its card, and may have to wait for that.
-ANSWER: Final = 20.0
+ANSWER = 20.0
 #: Nodes that are told at the same time.
-AT_ONCE: Final = 32
+AT_ONCE = 32
 #: Answers per second that one node gets about changes, on average and at once.
-RATE: Final = 0.2
-BURST: Final = 6.0
+RATE = 0.2
+BURST = 6.0
 
-PREPARE: Final = Atom("prepare")
-CHANGE: Final = Atom("change")
-CANCEL: Final = Atom("cancel")
-SIGNED: Final = Atom("signed")
-_HAVE: Final = Atom("have")
-_OK: Final = Atom("ok")
-_ERROR: Final = Atom("error")
+PREPARE = Atom("prepare")
+CHANGE = Atom("change")
+CANCEL = Atom("cancel")
+SIGNED = Atom("signed")
+_HAVE = Atom("have")
+_OK = Atom("ok")
+_ERROR = Atom("error")
 
 
 async def tell(node: Node, nodes: list[dict[str, Any]], message: Any) -> dict[str, Any]:

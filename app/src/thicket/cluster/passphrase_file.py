@@ -12,7 +12,7 @@ import asyncio
 import base64
 import json
 from logging import getLogger
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from thicket.base.errors import CodedError
 from thicket.base.files import write_atomically
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-FILE: Final = "passphrase.json"
+FILE = "passphrase.json"
 
 
 class PassphraseError(CodedError):

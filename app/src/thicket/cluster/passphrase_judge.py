@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Set
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from thicket.base.pace import Backoff
 
 #: The other passphrase is tried for TRIAL seconds. Then the present one is kept for RESTS seconds,
 #: longer after each trial in vain, before the other one is tried again.
-TRIAL: Final = 60.0
-RESTS: Final = (30.0, 60.0, 120.0, 240.0, 480.0, 600.0)
+TRIAL = 60.0
+RESTS = (30.0, 60.0, 120.0, 240.0, 480.0, 600.0)
 #: Seconds after a change until the first node makes its links anew, and from one node to the next.
-GRACE: Final = 30.0
-TURN: Final = 8.0
+GRACE = 30.0
+TURN = 8.0
 #: Seconds after which a change that was begun and not finished is a problem.
-PENDING: Final = 120.0
+PENDING = 120.0
 #: Seconds for which links of the new passphrase must stand before the old one is dropped.
-STAND: Final = 20.0
+STAND = 20.0
 #: Seconds without any link after which a node that has changed tries the old passphrase.
-ALONE: Final = 60.0
+ALONE = 60.0
 
 
 class Facts(NamedTuple):

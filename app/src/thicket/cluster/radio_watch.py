@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from thicket.radio.radio import Radio
 
 #: A peer whose last frame is older than this many beacon intervals is asked whether it is there.
-SILENT_BEACONS: Final = 1.6
+SILENT_BEACONS = 1.6
 #: When the last frame of every peer is older than this many beacon intervals, this node may be
 #: alone: all other nodes are asked, too.
-ALONE_BEACONS: Final = 2.6
+ALONE_BEACONS = 2.6
 #: Between two looks at the radio's peers there are at least LOOK_AT_LEAST seconds, and at least
 #: LOOK_SHARE times as long as a look took: a node short of time must not spend it on looking.
-LOOK_AT_LEAST: Final = 0.2
-LOOK_SHARE: Final = 10.0
+LOOK_AT_LEAST = 0.2
+LOOK_SHARE = 10.0
 
 
 async def watch(

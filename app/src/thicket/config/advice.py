@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.fields import Boolean, Integer, Key, Text
 from thicket.base.toml import toml_value
@@ -16,14 +16,14 @@ from thicket.radio.section import Country
 from thicket.upkeep.section import PublicKeys
 
 #: Quotes that editors and web pages use in place of straight ones, and their straight form.
-_CURLY: Final = dict.fromkeys(
-    "\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\uff02", '"'
-) | dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`\uff07", "'")
-_STRAIGHT: Final = str.maketrans(_CURLY)
+_CURLY = dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\uff02", '"') | dict.fromkeys(
+    "\u2018\u2019\u201a\u201b\u2032\u00b4`\uff07", "'"
+)
+_STRAIGHT = str.maketrans(_CURLY)
 
-_YES: Final = frozenset(("true", "yes", "on", "enabled", "enable", "1", "y", "ja", "oui"))
-_NO: Final = frozenset(("false", "no", "off", "disabled", "disable", "0", "n", "nein", "non"))
-_NOTHING: Final = frozenset(("null", "none", "nil", "undefined"))
+_YES = frozenset(("true", "yes", "on", "enabled", "enable", "1", "y", "ja", "oui"))
+_NO = frozenset(("false", "no", "off", "disabled", "disable", "0", "n", "nein", "non"))
+_NOTHING = frozenset(("null", "none", "nil", "undefined"))
 
 
 # -- what to write

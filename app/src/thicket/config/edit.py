@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.fields import ConfigError
 from thicket.base.files import read_limited, write_atomically
@@ -21,7 +21,7 @@ from thicket.config.parse import decode, parse, parse_toml
 from thicket.config.schema import APPLICATION
 from thicket.device.boot_partition import StoreError, boot_lock, mount_boot, write_to_boot
 
-_NAME: Final = "thicket.toml"
+_NAME = "thicket.toml"
 
 
 def source(paths: Paths) -> tuple[str, str]:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.fields import ConfigError, Finding
 from thicket.base.files import MAX_FILE_BYTES
 from thicket.config.schema import SECTIONS, Settings, check
 
 #: Most parts of a dotted key.
-MOST_PARTS: Final = 100
+MOST_PARTS = 100
 
 
 def decode(data: bytes, file: str) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.fields import MASK, Choice, ConfigError, Finding, Integer, Key, Section, show_raw
 from thicket.base.visible import visible
@@ -17,7 +17,7 @@ from thicket.trust.section import TrustSection, check_fleet
 from thicket.upkeep.section import AccessSection
 
 #: Most faults of one file that are reported; a file with more of them is no configuration.
-MOST_FINDINGS: Final = 32
+MOST_FINDINGS = 32
 
 
 class StatusSection(Section, name="status"):
@@ -110,7 +110,7 @@ def locked_out(settings: Settings) -> str | None:
 
 
 #: Section name -> class, in the order of files and documents.
-SECTIONS: Final[dict[str, type[Section]]] = {
+SECTIONS: dict[str, type[Section]] = {
     "mesh": MeshSection,
     "address": AddressSection,
     "cluster": ClusterSection,
@@ -124,10 +124,10 @@ SECTIONS: Final[dict[str, type[Section]]] = {
 }
 
 #: The table of the applications' own settings, ``[application.NAME]``.
-APPLICATION: Final = "application"
+APPLICATION = "application"
 #: Most applications with settings, and how deep tables and lists may be nested in them.
-MAX_APPLICATIONS: Final = 32
-MAX_DEPTH: Final = 8
+MAX_APPLICATIONS = 32
+MAX_DEPTH = 8
 
 
 def find_key(path: str) -> Key[Any]:
@@ -282,7 +282,7 @@ def _unfit(value: object, depth: int) -> str | None:
 
 
 #: Checks of several keys, or of several sections.
-_CROSS_CHECKS: Final[tuple[Callable[[Settings, str], Finding | None], ...]] = (
+_CROSS_CHECKS: tuple[Callable[[Settings, str], Finding | None], ...] = (
     lambda settings, file: check_passphrase(settings.mesh, file),
     lambda settings, file: check_fleet(settings.trust, settings.address.prefix.network, file),
     lambda settings, file: check_country(settings.mesh, file),

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.fields import Key
 from thicket.config.schema import SECTIONS
 
 #: Most characters of a line that are shown.
-WIDTH: Final = 76
-BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+WIDTH = 76
+BARE = re.compile(r"[A-Za-z0-9_-]+")
 #: What can change where a value ends.
-_MARK: Final = re.compile(r"\"\"\"|'''|[\"'#\n\[\]{}]")
+_MARK = re.compile(r"\"\"\"|'''|[\"'#\n\[\]{}]")
 
 
 class Statement:

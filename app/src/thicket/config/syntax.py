@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import Final
 
 from thicket.base.fields import Finding
 from thicket.base.visible import visible
@@ -28,14 +27,14 @@ from thicket.config.statements import (
 )
 
 #: Most syntax errors of one file that are reported.
-MOST_ERRORS: Final = 8
+MOST_ERRORS = 8
 #: Longest file, in characters, that is searched for more than the first error: each search reads
 #: the whole file.
-LONGEST: Final = 16 * 1024
+LONGEST = 16 * 1024
 
-_MASK: Final = "********"
+_MASK = "********"
 
-_POSITION: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
 def locate(text: str, findings: list[Finding]) -> None:

@@ -3,14 +3,14 @@
 
 import socket
 import time
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.errors import CodedError
 from thicket.base.jsonlines import pack, unpack
 
 #: Longest request and answer in bytes; the daemon's own limits are in control/server.py.
-_LONGEST_REQUEST: Final = 512 * 1024
-_LARGEST: Final = 16 * 1024 * 1024
+_LONGEST_REQUEST = 512 * 1024
+_LARGEST = 16 * 1024 * 1024
 
 
 class ClientError(CodedError):

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from logging import getLogger
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.errors import RequestError, ThicketError
 from thicket.base.jsonlines import pack, unpack
@@ -22,15 +22,15 @@ log = getLogger(__name__)
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 #: Longest request in bytes: a whole configuration file, escaped as JSON at its worst.
-MAX_REQUEST: Final = 512 * 1024
+MAX_REQUEST = 512 * 1024
 #: Longest answer in bytes; in place of a longer one the client gets an error.
-MAX_ANSWER: Final = 8 * 1024 * 1024
+MAX_ANSWER = 8 * 1024 * 1024
 #: Clients served at the same time.
-MAX_CLIENTS: Final = 16
+MAX_CLIENTS = 16
 #: Seconds that a client may be silent, and may take to read an answer.
-IDLE: Final = 60.0
+IDLE = 60.0
 #: Seconds that a request may take.
-WORK: Final = 30.0
+WORK = 30.0
 
 
 class Server:

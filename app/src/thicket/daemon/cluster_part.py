@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from ipaddress import IPv6Address
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from thicket.base.errors import RequestError
 from thicket.base.supervise import GRACE
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 
 #: Deferred work starts this many seconds after the cluster.
-LATER: Final = 2.0
+LATER = 2.0
 
 
 class ClusterSession:

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from logging import getLogger
 from socket import sethostname
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import thicket
 from thicket.base import log as system_log
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 
 #: Deferred work starts this many seconds after joining, or LATER_AT_MOST if the node does not join.
-LATER: Final = 2.0
-LATER_AT_MOST: Final = 60.0
+LATER = 2.0
+LATER_AT_MOST = 60.0
 #: Seconds between two looks for a chip that was missing at the start.
-CHIP_AGAIN: Final = 60.0
+CHIP_AGAIN = 60.0
 
 
 class Daemon:

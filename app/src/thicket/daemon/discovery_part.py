@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import thicket
 from thicket.discovery.beacon import PlainBeacons, in_use
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from thicket.trust.service import Trust
 
 #: Seconds for which a beacon with our own address counts as a problem.
-DUPLICATE: Final = 90.0
+DUPLICATE = 90.0
 
 
 class Members(Protocol):

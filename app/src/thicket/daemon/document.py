@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import thicket
 from thicket.base.files import write_atomically
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-SCHEMA: Final = 1
+SCHEMA = 1
 
 
 class Writer:

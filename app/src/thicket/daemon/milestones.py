@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from logging import getLogger
-from typing import Final
 
 from thicket.base.files import write_atomically
 from thicket.base.process import boottime
@@ -13,7 +12,7 @@ from thicket.base.process import boottime
 log = getLogger(__name__)
 
 #: Milestones of a boot, in the order in which they are reached.
-MILESTONES: Final = ("daemon", "identity", "radio", "first_peer", "first_node")
+MILESTONES = ("daemon", "identity", "radio", "first_peer", "first_node")
 
 
 class Times:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ipaddress import IPv6Address, IPv6Interface
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 
 #: A message of another node takes at most this fraction (1/8) of the device's memory.
-MESSAGE_SHARE: Final = 8
+MESSAGE_SHARE = 8
 
 
 class Parts:

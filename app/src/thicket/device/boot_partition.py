@@ -9,14 +9,13 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Final
 
 from thicket.base.errors import ThicketError
 from thicket.base.files import write_atomically
 from thicket.base.paths import Paths, boot_mounted
 
 #: Seconds to wait while another program uses the boot partition.
-LOCK_PATIENCE: Final = 20.0
+LOCK_PATIENCE = 20.0
 
 
 class StoreError(ThicketError):

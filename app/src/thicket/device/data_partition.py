@@ -27,36 +27,35 @@ import stat
 import struct
 import sys
 from array import array
-from typing import Final
 
 from thicket.base.errors import ThicketError
 
-SECTOR: Final = 512
+SECTOR = 512
 #: Disk signature of every card ("THCK"); another disk is left alone.
-SIGNATURE: Final = 0x5448434B
+SIGNATURE = 0x5448434B
 #: Sectors that partitions are aligned to: 1 MiB, as in the card image.
-ALIGN: Final = 2048
+ALIGN = 2048
 #: Least sectors of a data partition: 16 MiB, enough for a file system with a journal.
-LEAST: Final = 16 * 2048
+LEAST = 16 * 2048
 #: Bytes by which a file system grows at a time; a power cut keeps the earlier steps. A step is
 #: larger than what ext4 keeps for itself on any card, so that each one adds room.
-GROW_STEP: Final = 64 << 30
+GROW_STEP = 64 << 30
 #: Sectors that an MBR can count.
-MOST: Final = 0xFFFFFFFF
+MOST = 0xFFFFFFFF
 
 #: Records that the kernel follows.
-_MOST_RECORDS: Final = 100
-_EXTENDED_TYPES: Final = (0x05, 0x0F, 0x85)
-_LINUX: Final = 0x83
+_MOST_RECORDS = 100
+_EXTENDED_TYPES = (0x05, 0x0F, 0x85)
+_LINUX = 0x83
 # "beyond what CHS can say", as every partitioning program writes it
-_CHS: Final = b"\xfe\xff\xff"
-_ENTRY: Final = struct.Struct("<B3sB3sII")
+_CHS = b"\xfe\xff\xff"
+_ENTRY = struct.Struct("<B3sB3sII")
 
 # linux/fs.h, linux/blkpg.h
-_BLKSSZGET: Final = 0x1268
-_BLKPG: Final = 0x1269
+_BLKSSZGET = 0x1268
+_BLKPG = 0x1269
 # linux/ext4.h: _IOW('f', 16, __u64), the number of blocks
-_EXT4_IOC_RESIZE_FS: Final = 0x40086610
+_EXT4_IOC_RESIZE_FS = 0x40086610
 _BLKPG_ADD, _BLKPG_DELETE, _BLKPG_RESIZE = 1, 2, 3
 
 

@@ -20,21 +20,21 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from thicket.base.files import read
 
 #: Seconds that a program may run without an answer from any disk.
-STALLED: Final = 90.0
+STALLED = 90.0
 #: How many times the contents of all disks a program may read and write.
-PASSES: Final = 8
+PASSES = 8
 #: Seconds between two looks.
-PERIOD: Final = 2.0
+PERIOD = 2.0
 #: Seconds without feeding after which the watchdog restarts the node, as its later feeder sets it.
-WATCHDOG_TIMEOUT: Final = 60
+WATCHDOG_TIMEOUT = 60
 
 # linux/watchdog.h: _IOWR('W', 6, int)
-_WDIOC_SETTIMEOUT: Final = 0xC0045706
+_WDIOC_SETTIMEOUT = 0xC0045706
 
 
 class Program(NamedTuple):

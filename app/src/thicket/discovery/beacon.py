@@ -16,24 +16,24 @@ bounded, and so is the cost of a flood.
 from __future__ import annotations
 
 from ipaddress import IPv6Address, IPv6Network
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from thicket.base.errors import ThicketError
 
-GROUP: Final = "ff02::69"
-PORT: Final = 49999
+GROUP = "ff02::69"
+PORT = 49999
 #: Longest textual IPv6 address: eight groups of four digits, or six and a dotted quad (RFC 4291
 #: 2.2; INET6_ADDRSTRLEN of <netinet/in.h> is one more, for the NUL).
-MAX_TEXT: Final = 45
+MAX_TEXT = 45
 #: Bytes of the longest payload of any form.
-MAX_PAYLOAD: Final = 1024
+MAX_PAYLOAD = 1024
 #: A signed beacon begins with this; its first byte never occurs in text.
-SIGNED_MARK: Final = b"\xb7TB\x01"
-_CHARACTERS: Final = frozenset(b"0123456789abcdefABCDEF:.")
-LINK_LOCAL: Final = IPv6Network("fe80::/10")
+SIGNED_MARK = b"\xb7TB\x01"
+_CHARACTERS = frozenset(b"0123456789abcdefABCDEF:.")
+LINK_LOCAL = IPv6Network("fe80::/10")
 
 #: Why a datagram was dropped. The counters in the status document have these names.
-REASONS: Final = (
+REASONS = (
     "empty",  # no payload
     "length",  # longer than any address
     "characters",  # something else than hexadecimal digits, colons and dots

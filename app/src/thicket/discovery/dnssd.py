@@ -18,7 +18,7 @@ from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Network
 from logging import CRITICAL, getLogger
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.errors import ThicketError
 from thicket.base.pace import Backoff, Bucket, uniform
@@ -26,29 +26,29 @@ from thicket.base.problems import Problems
 
 log = getLogger(__name__)
 
-SERVICE: Final = "_thicket._tcp.local."
+SERVICE = "_thicket._tcp.local."
 #: The service's name as a packet has it (RFC 1035 3.1), in small letters; pointers begin elsewhere.
-_LABEL: Final = b"\x08_thicket"
+_LABEL = b"\x08_thicket"
 
 #: Seconds after joining before the node speaks, so that a mesh that comes up has quiet.
-START: Final = (15.0, 30.0)
+START = (15.0, 30.0)
 #: Seconds between two looks at the interface and the cache.
-LOOK: Final = 2.0
+LOOK = 2.0
 #: Pauses in seconds before another attempt; the last one repeats.
-PAUSES: Final = (5.0, 30.0, 120.0)
+PAUSES = (5.0, 30.0, 120.0)
 #: Longest packet: what fits into one frame (RFC 6762 17).
-MOST_BYTES: Final = 1452
+MOST_BYTES = 1452
 #: Records that zeroconf's cache may hold before it is thrown away; a node has five.
-MOST_RECORDS: Final = 4096
+MOST_RECORDS = 4096
 #: Published nodes whose addresses are not known yet.
-WAITING: Final = 256
+WAITING = 256
 #: Milliseconds to find the addresses of one.
-ASK_MS: Final = 3000
+ASK_MS = 3000
 #: Hints that are tried at the same time. Attempts to connect take turns with those to nodes that
 #: were heard, and must not crowd them out.
-TRIALS: Final = 4
+TRIALS = 4
 #: Seconds that a hint is tried.
-TRIAL: Final = 60.0
+TRIAL = 60.0
 
 
 class NotServedError(ThicketError):
@@ -59,8 +59,8 @@ class Gate(asyncio.DatagramProtocol):
     """Passes packets on to zeroconf's own protocol, as far as they are meant for it."""
 
     #: Packets and bytes: per second on average, and at once.
-    PACKETS: Final = (40.0, 160.0)
-    BYTES: Final = (16 * 1024.0, 96 * 1024.0)
+    PACKETS = (40.0, 160.0)
+    BYTES = (16 * 1024.0, 96 * 1024.0)
 
     def __init__(self, inner: asyncio.DatagramProtocol, dropped: dict[str, int]) -> None:
         self.inner = inner

@@ -7,22 +7,21 @@ seconds for as long as the node runs.
 """
 
 import struct
-from typing import Final
 
 from thicket.netlink.messages import HEADER, NLM_F_DUMP, Requests, attributes
 from thicket.netlink.pyroute import nlmsg
 
 __all__ = ["Requests", "counters"]
 
-_NFPROTO_INET: Final = 1
-_NFNL_SUBSYS_NFTABLES: Final = 10
-_NFT_MSG_GETOBJ: Final = 19
-_NFT_OBJECT_COUNTER: Final = 1
+_NFPROTO_INET = 1
+_NFNL_SUBSYS_NFTABLES = 10
+_NFT_MSG_GETOBJ = 19
+_NFT_OBJECT_COUNTER = 1
 
 #: NFTA_OBJ_*, and NFTA_COUNTER_PACKETS inside of the data
 _TABLE, _NAME, _TYPE, _DATA = 1, 2, 3, 4
-_PACKETS: Final = 2
-_NFGENMSG_BYTES: Final = 4
+_PACKETS = 2
+_NFGENMSG_BYTES = 4
 
 
 class _Request(nlmsg):  # type: ignore[misc]  # pyroute2 has no types

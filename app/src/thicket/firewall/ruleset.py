@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from thicket.config.schema import Settings
 from thicket.discovery.beacon import PORT as BEACON_PORT
 
-TABLE: Final = "thicket"
-EPMD_PORT: Final = 4369
-SSH_PORT: Final = 22
-MDNS_PORT: Final = 5353
+TABLE = "thicket"
+EPMD_PORT = 4369
+SSH_PORT = 22
+MDNS_PORT = 5353
 
 #: Reasons for dropping a packet, which are the counters' names.
-REASONS: Final = (
+REASONS = (
     "beacon_router",  # a beacon that passed a router (its hop limit is not 255)
     "beacon_sender",  # more beacons than one node sends
     "beacon_flood",  # more beacons than all nodes together send
@@ -31,20 +29,20 @@ REASONS: Final = (
 
 #: Packets that pass: per second on average, and at once. A node sends at most a beacon a second,
 #: and answers; 256 nodes that start at the same time send about 200 a second.
-_BEACON_SENDER: Final = (10, 20)
-_BEACON_ALL: Final = (300, 600)
+_BEACON_SENDER = (10, 20)
+_BEACON_ALL = (300, 600)
 #: A node sends about ten packets when it starts, and hardly any later.
-_MDNS_SENDER: Final = (10, 40)
-_MDNS_ALL: Final = (50, 300)
-_ECHO: Final = (100, 200)
-_NEIGHBOUR_SENDER: Final = (100, 200)
+_MDNS_SENDER = (10, 40)
+_MDNS_ALL = (50, 300)
+_ECHO = (100, 200)
+_NEIGHBOUR_SENDER = (100, 200)
 #: A node that joins makes two connections (port mapper, node) to each of the others, one by one.
-_CONNECTION_SENDER: Final = (20, 60)
-_CONNECTION_ALL: Final = (200, 400)
+_CONNECTION_SENDER = (20, 60)
+_CONNECTION_ALL = (200, 400)
 #: Senders whose rates are tracked, and seconds for which a silent one is. When the table is full,
 #: the rate of all limits what passes.
-_SENDERS: Final = 1024
-_SENDER_SECONDS: Final = 20
+_SENDERS = 1024
+_SENDER_SECONDS = 20
 
 
 def ruleset(settings: Settings, interface: str) -> str:

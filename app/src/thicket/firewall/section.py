@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from thicket.base.fields import Boolean, Key, Section
 
 
@@ -20,7 +18,7 @@ class Ports(Key[tuple[str, ...]]):
         "from 1 to 65535 or a range"
     )
     #: Most entries.
-    MOST: Final = 64
+    MOST = 64
 
     def from_text(self, text: str) -> object:
         return text.replace(",", " ").split()

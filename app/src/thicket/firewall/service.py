@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from logging import getLogger
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.files import write_atomically
 from thicket.base.pace import Backoff, wait
@@ -27,11 +27,11 @@ from thicket.firewall.ruleset import TABLE, ruleset
 log = getLogger(__name__)
 
 #: Seconds that ``nft`` gets; emulated nodes on a busy host are slow.
-_NFT_SECONDS: Final = 30.0
+_NFT_SECONDS = 30.0
 #: Pauses between attempts in seconds; the last one repeats.
-_PAUSES: Final = (1.0, 5.0, 15.0, 60.0)
+_PAUSES = (1.0, 5.0, 15.0, 60.0)
 
-NETLINK_NETFILTER: Final = 12
+NETLINK_NETFILTER = 12
 
 
 class Firewall:

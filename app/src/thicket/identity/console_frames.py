@@ -24,19 +24,19 @@ import re
 import select
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 QUESTION, PART, ANSWER, AGAIN, END = "q", "m", "a", "n", "e"
 
-PART_SIZE: Final = 1024
+PART_SIZE = 1024
 """Bytes of payload in one question; two such lines fit into a terminal's buffer (4096)."""
 
-MAX_QUESTION: Final = 1 << 20
+MAX_QUESTION = 1 << 20
 """Bytes of payload in all the parts of a question."""
 
-_MAX_LINE: Final = 64 * 1024
-_MARK: Final = b": t"
-_FORM: Final = re.compile(
+_MAX_LINE = 64 * 1024
+_MARK = b": t"
+_FORM = re.compile(
     rb": t([qmane]) ([0-9a-f]{4}) ([0-9a-f]{2}) ([0-9a-f]{8}) ([A-Za-z0-9+/]*={0,2})\s*$"
 )
 

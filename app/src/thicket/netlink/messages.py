@@ -17,50 +17,50 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from thicket.netlink.pyroute import ctrlmsg
 
-NETLINK_ROUTE: Final = 0
-NETLINK_GENERIC: Final = 16
+NETLINK_ROUTE = 0
+NETLINK_GENERIC = 16
 
-NLM_F_REQUEST: Final = 0x01
-NLM_F_ACK: Final = 0x04
-NLM_F_DUMP_INTR: Final = 0x10
-NLM_F_DUMP: Final = 0x300
-NLM_F_EXCL: Final = 0x200
-NLM_F_CREATE: Final = 0x400
-_NLM_F_CAPPED: Final = 0x100
-_NLM_F_ACK_TLVS: Final = 0x200
+NLM_F_REQUEST = 0x01
+NLM_F_ACK = 0x04
+NLM_F_DUMP_INTR = 0x10
+NLM_F_DUMP = 0x300
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+_NLM_F_CAPPED = 0x100
+_NLM_F_ACK_TLVS = 0x200
 
-_NLMSG_NOOP: Final = 1
-_NLMSG_ERROR: Final = 2
-_NLMSG_DONE: Final = 3
-_NLMSGERR_ATTR_MSG: Final = 1
+_NLMSG_NOOP = 1
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_NLMSGERR_ATTR_MSG = 1
 #: MAX_ERRNO of include/linux/err.h; the number in a damaged message may not fit into a C int.
-_MAX_ERRNO: Final = 4095
+_MAX_ERRNO = 4095
 
-_SOL_NETLINK: Final = 270
-_NETLINK_ADD_MEMBERSHIP: Final = 1
-_NETLINK_CAP_ACK: Final = 10
-_NETLINK_EXT_ACK: Final = 11
-_NETLINK_GET_STRICT_CHK: Final = 12
+_SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP = 1
+_NETLINK_CAP_ACK = 10
+_NETLINK_EXT_ACK = 11
+_NETLINK_GET_STRICT_CHK = 12
 
-_GENL_ID_CTRL: Final = 0x10
-_CTRL_CMD_GETFAMILY: Final = 3
+_GENL_ID_CTRL = 0x10
+_CTRL_CMD_GETFAMILY = 3
 
-HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_SEQUENCE_OFFSET: Final = 8
-_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length with this header, type
-_NUMBER: Final = struct.Struct("=HHI")  # struct nlattr with a number of 32 bits
-_ETH_ALEN: Final = 6  # include/uapi/linux/if_ether.h
-_ATTRIBUTE_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_SEQUENCE_OFFSET = 8
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length with this header, type
+_NUMBER = struct.Struct("=HHI")  # struct nlattr with a number of 32 bits
+_ETH_ALEN = 6  # include/uapi/linux/if_ether.h
+_ATTRIBUTE_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 #: Enough for any message: the kernel builds dumps in buffers of at most 32 KiB.
-_RECEIVE_BYTES: Final = 64 * 1024
-_ANSWER_SECONDS: Final = 5
+_RECEIVE_BYTES = 64 * 1024
+_ANSWER_SECONDS = 5
 #: Attempts at a dump that changes while it is read.
-_ATTEMPTS: Final = 3
+_ATTEMPTS = 3
 
 
 class NetlinkError(OSError):

@@ -7,7 +7,7 @@ Numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h``, ``if_addr.h``, ``nei
 import errno
 import struct
 from ipaddress import IPv6Address, IPv6Interface
-from typing import Any, Final, TypedDict
+from typing import Any, TypedDict
 
 from thicket.base.files import read
 from thicket.netlink.messages import (
@@ -26,35 +26,35 @@ from thicket.netlink.messages import (
 )
 from thicket.netlink.pyroute import nla, nlmsg
 
-RTM_NEWLINK: Final = 16
-RTM_DELLINK: Final = 17
-RTM_GETLINK: Final = 18
-RTM_SETLINK: Final = 19
-RTM_NEWADDR: Final = 20
-RTM_DELADDR: Final = 21
-RTM_GETADDR: Final = 22
-RTM_GETNEIGH: Final = 30
+RTM_NEWLINK = 16
+RTM_DELLINK = 17
+RTM_GETLINK = 18
+RTM_SETLINK = 19
+RTM_NEWADDR = 20
+RTM_DELADDR = 21
+RTM_GETADDR = 22
+RTM_GETNEIGH = 30
 
 # enum rtnetlink_groups
-GROUP_LINK: Final = 1
-GROUP_IPV6_ADDRESS: Final = 9
+GROUP_LINK = 1
+GROUP_IPV6_ADDRESS = 9
 
-IFF_UP: Final = 1 << 0  # include/uapi/linux/if.h
-IFF_RUNNING: Final = 1 << 6
+IFF_UP = 1 << 0  # include/uapi/linux/if.h
+IFF_RUNNING = 1 << 6
 
-IFA_F_DADFAILED: Final = 0x08
-IFA_F_TENTATIVE: Final = 0x40
-_RT_SCOPE_UNIVERSE: Final = 0
+IFA_F_DADFAILED = 0x08
+IFA_F_TENTATIVE = 0x40
+_RT_SCOPE_UNIVERSE = 0
 
 # neighbour states of a link-layer address that was confirmed at least once
-_NUD_KNOWN: Final = 0x02 | 0x04 | 0x08 | 0x10  # REACHABLE, STALE, DELAY, PROBE
+_NUD_KNOWN = 0x02 | 0x04 | 0x08 | 0x10  # REACHABLE, STALE, DELAY, PROBE
 
-_AF_INET6: Final = 10
-_NDMSG: Final = struct.Struct("=BBHiHBB")  # family, padding twice, index, state, flags, type
-_NDA_DST: Final = 1
-_NDA_LLADDR: Final = 2
-_NDA_IFINDEX: Final = 8
-_IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_AF_INET6 = 10
+_NDMSG = struct.Struct("=BBHiHBB")  # family, padding twice, index, state, flags, type
+_NDA_DST = 1
+_NDA_LLADDR = 2
+_NDA_IFINDEX = 8
+_IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change
 
 
 class LinkMessage(nlmsg):  # type: ignore[misc]

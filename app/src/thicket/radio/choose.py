@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from thicket.base.files import entries, link_name, read
 from thicket.radio import nl80211
 from thicket.radio.nl80211 import Wiphy
 from thicket.radio.section import SAE, MeshSection
 
 #: Adapters that are known to mesh, for messages; see docs/radio.md.
-ADVICE: Final = (
-    "use a USB adapter with MT7612U (driver mt76x2u), RT5572 (rt2800usb) or AR9271 (ath9k_htc)"
-)
+ADVICE = "use a USB adapter with MT7612U (driver mt76x2u), RT5572 (rt2800usb) or AR9271 (ath9k_htc)"
 #: Drivers that announce mesh point and cannot do it.
-_LIARS: Final = frozenset({"xradio_wlan"})
+_LIARS = frozenset({"xradio_wlan"})
 #: Peers that a driver can hold: ath9k_htc has room for eight stations, one of which is itself.
-MOST_PEERS: Final = {"ath9k_htc": 7}
+MOST_PEERS = {"ath9k_htc": 7}
 
 
 def radio_names() -> list[str]:

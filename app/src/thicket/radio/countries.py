@@ -4,9 +4,7 @@
 For a code that its database does not have, the kernel silently follows the world's rules.
 """
 
-from typing import Final
-
-_LISTED: Final = """
+_LISTED = """
     AD AE AF AI AL AM AN AR AS AT AU AW AZ BA BB BD BE BF BG BH BL BM BN BO BR BS BT BW BY BZ CA
     CF CH CI CL CN CO CR CU CX CY CZ DE DK DM DO DZ EC EE EG ES ET FI FM FO FR GB GD GE GF GH GI
     GL GP GR GT GU GY HK HN HR HT HU ID IE IL IM IN IR IS IT JM JO JP KE KH KN KP KR KW KY KZ LB
@@ -16,10 +14,10 @@ _LISTED: Final = """
 """
 
 #: The codes of wireless-regdb 2026.09.03 without "00". AN, which ISO withdrew, is still among them.
-CODES: Final = frozenset(_LISTED.split())
+CODES = frozenset(_LISTED.split())
 
 #: Wrong codes that people write, with the country and its code.
-_MEANT: Final = {
+_MEANT = {
     "UK": ("the United Kingdom", "GB"),
     "EL": ("Greece", "GR"),
     "EN": ("England", "GB"),

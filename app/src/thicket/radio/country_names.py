@@ -6,9 +6,8 @@ Imported only to help with a mistake.
 
 import unicodedata
 from difflib import get_close_matches
-from typing import Final
 
-_ENGLISH: Final = """
+_ENGLISH = """
     AD Andorra; AE United Arab Emirates; AF Afghanistan; AI Anguilla; AL Albania; AM Armenia;
     AN Netherlands Antilles; AR Argentina; AS American Samoa; AT Austria; AU Australia; AW Aruba;
     AZ Azerbaijan; BA Bosnia and Herzegovina; BB Barbados; BD Bangladesh; BE Belgium;
@@ -41,7 +40,7 @@ _ENGLISH: Final = """
 """
 
 #: Other names, and what people call their own countries.
-_OTHER: Final = """
+_OTHER = """
     AE UAE; AE Emirates; AT Österreich; BA Bosnia; BE Belgique; BE België; BE Belgien; BR Brasil;
     BR Brasilien; BY Belorussia; CH Schweiz; CH Suisse; CH Svizzera; CI Ivory Coast; CN PRC;
     CN People's Republic of China; CZ Czech Republic; CZ Česko; CZ Tschechien; DE Deutschland;

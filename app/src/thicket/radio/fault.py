@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from logging import getLogger
-from typing import Final
 
 from thicket.base.errors import CodedError
 from thicket.base.files import entries, read
@@ -14,16 +13,16 @@ from thicket.radio.nl80211 import SYSFS, Wiphy
 log = getLogger(__name__)
 
 # the states of the radio
-ABSENT: Final = "absent"
-UNSUITABLE: Final = "unsuitable"
-STARTING: Final = "starting"
-JOINED: Final = "joined"
-FAILED: Final = "failed"
+ABSENT = "absent"
+UNSUITABLE = "unsuitable"
+STARTING = "starting"
+JOINED = "joined"
+FAILED = "failed"
 
 #: Pauses in seconds before the next attempt where only somebody else can change what is wrong.
-_NO_RADIO_SECONDS: Final = 30.0
-_REMOVED_SECONDS: Final = 0.2
-_SWITCH_SECONDS: Final = 15.0
+_NO_RADIO_SECONDS = 30.0
+_REMOVED_SECONDS = 0.2
+_SWITCH_SECONDS = 15.0
 
 
 class FaultError(CodedError):

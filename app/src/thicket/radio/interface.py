@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from logging import getLogger
-from typing import Final
 
 from thicket.netlink import rtnl
 from thicket.netlink.messages import NetlinkError
@@ -16,7 +15,7 @@ from thicket.radio.section import MeshSection
 
 log = getLogger(__name__)
 
-_SYSCTLS: Final = (
+_SYSCTLS = (
     # The address comes from the chip: no router in the mesh may add others, and asking for routers
     # costs airtime.
     ("accept_ra", 0),

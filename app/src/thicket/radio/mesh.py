@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Interface
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from thicket.base.pace import Backoff
 from thicket.radio import fault
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 
 #: Pauses in seconds after failures in a row. A session that lasted SETTLED_SECONDS ends the row.
-PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
-SETTLED_SECONDS: Final = 60.0
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
+SETTLED_SECONDS = 60.0
 
 
 def protection(settings: MeshSection) -> str:

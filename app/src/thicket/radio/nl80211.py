@@ -9,7 +9,7 @@ import errno
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from thicket.base.files import link_name, read
 from thicket.netlink.messages import (
@@ -31,66 +31,66 @@ from thicket.netlink.pyroute import genlmsg, nla
 _T = TypeVar("_T")
 
 # enum nl80211_commands
-CMD_GET_WIPHY: Final = 1
-CMD_NEW_WIPHY: Final = 3
-CMD_DEL_WIPHY: Final = 4
-CMD_GET_INTERFACE: Final = 5
-CMD_SET_INTERFACE: Final = 6
-CMD_NEW_INTERFACE: Final = 7
-CMD_DEL_INTERFACE: Final = 8
-CMD_GET_STATION: Final = 17
-CMD_GET_MPATH: Final = 21
-CMD_NEW_MPATH: Final = 23
-CMD_DEL_MPATH: Final = 24
-CMD_REQ_SET_REG: Final = 27
-CMD_GET_MESH_CONFIG: Final = 28
-CMD_SET_MESH_CONFIG: Final = 29
-CMD_GET_REG: Final = 31
+CMD_GET_WIPHY = 1
+CMD_NEW_WIPHY = 3
+CMD_DEL_WIPHY = 4
+CMD_GET_INTERFACE = 5
+CMD_SET_INTERFACE = 6
+CMD_NEW_INTERFACE = 7
+CMD_DEL_INTERFACE = 8
+CMD_GET_STATION = 17
+CMD_GET_MPATH = 21
+CMD_NEW_MPATH = 23
+CMD_DEL_MPATH = 24
+CMD_REQ_SET_REG = 27
+CMD_GET_MESH_CONFIG = 28
+CMD_SET_MESH_CONFIG = 29
+CMD_GET_REG = 31
 
 # enum nl80211_iftype
-IFTYPE_STATION: Final = 2
-IFTYPE_AP: Final = 3
-IFTYPE_MESH_POINT: Final = 7
-IFTYPE_NAMES: Final = {
+IFTYPE_STATION = 2
+IFTYPE_AP = 3
+IFTYPE_MESH_POINT = 7
+IFTYPE_NAMES = {
     1: "ad-hoc", 2: "station", 3: "access point", 6: "monitor", 7: "mesh point", 8: "P2P client",
     9: "P2P group owner", 10: "P2P device",
 }  # fmt: skip
 
 # enum nl80211_feature_flags
-_FEATURE_MAC_ON_CREATE: Final = 1 << 27
+_FEATURE_MAC_ON_CREATE = 1 << 27
 
 # enum nl80211_band_attr and enum nl80211_frequency_attr
-_BAND_ATTR_FREQS: Final = 1
-_FREQUENCY_ATTR_FREQ: Final = 1
-_FREQUENCY_ATTR_DISABLED: Final = 2
-_FREQUENCY_ATTR_NO_IR: Final = 3
-_FREQUENCY_ATTR_RADAR: Final = 5
+_BAND_ATTR_FREQS = 1
+_FREQUENCY_ATTR_FREQ = 1
+_FREQUENCY_ATTR_DISABLED = 2
+_FREQUENCY_ATTR_NO_IR = 3
+_FREQUENCY_ATTR_RADAR = 5
 
 #: enum nl80211_plink_state; the words are those that ``iw`` prints.
-PLINK_STATES: Final = (
+PLINK_STATES = (
     "LISTEN", "OPN_SNT", "OPN_RCVD", "CNF_RCVD", "ESTAB", "HOLDING", "BLOCKED",
 )  # fmt: skip
-ESTABLISHED: Final = "ESTAB"
+ESTABLISHED = "ESTAB"
 
 # enum nl80211_sta_flags, as bits of struct nl80211_sta_flag_update
-_STA_AUTHORIZED: Final = 1 << 1
-_STA_MFP: Final = 1 << 4
+_STA_AUTHORIZED = 1 << 1
+_STA_MFP = 1 << 4
 
 # enum nl80211_mpath_flags
-MPATH_ACTIVE: Final = 1 << 0
-MPATH_RESOLVING: Final = 1 << 1
-MPATH_SN_VALID: Final = 1 << 2
-MPATH_FIXED: Final = 1 << 3
-MPATH_RESOLVED: Final = 1 << 4
+MPATH_ACTIVE = 1 << 0
+MPATH_RESOLVING = 1 << 1
+MPATH_SN_VALID = 1 << 2
+MPATH_FIXED = 1 << 3
+MPATH_RESOLVED = 1 << 4
 
 #: What the kernel calls a regulatory domain of a driver's own making, or an intersection of several
 #: (is_unknown_alpha2 and is_intersected_alpha2 of net/wireless/reg.c).
-MADE_DOMAINS: Final = ("99", "98")
+MADE_DOMAINS = ("99", "98")
 
-SYSFS: Final = "/sys/class/ieee80211"
+SYSFS = "/sys/class/ieee80211"
 
 #: Multicast group with the coming and going of radios and interfaces.
-CONFIG_GROUP: Final = "config"
+CONFIG_GROUP = "config"
 
 
 class _MeshParameters(nla):  # type: ignore[misc]
@@ -111,44 +111,44 @@ class _MeshParameters(nla):  # type: ignore[misc]
 
 
 # enum nl80211_attrs, for what is read without pyroute2
-_ATTR_IFINDEX: Final = 3
-_ATTR_MAC: Final = 6
-_ATTR_STA_INFO: Final = 21
-_ATTR_MPATH_NEXT_HOP: Final = 26
-_ATTR_MPATH_INFO: Final = 27
+_ATTR_IFINDEX = 3
+_ATTR_MAC = 6
+_ATTR_STA_INFO = 21
+_ATTR_MPATH_NEXT_HOP = 26
+_ATTR_MPATH_INFO = 27
 
 # enum nl80211_sta_info
-_STA_INACTIVE_TIME: Final = 1
-_STA_RX_BYTES: Final = 2
-_STA_TX_BYTES: Final = 3
-_STA_LLID: Final = 4
-_STA_PLID: Final = 5
-_STA_PLINK_STATE: Final = 6
-_STA_SIGNAL: Final = 7
-_STA_TX_BITRATE: Final = 8
-_STA_TX_RETRIES: Final = 11
-_STA_TX_FAILED: Final = 12
-_STA_SIGNAL_AVG: Final = 13
-_STA_RX_BITRATE: Final = 14
-_STA_CONNECTED_TIME: Final = 16
-_STA_FLAGS: Final = 17
-_STA_RX_BYTES64: Final = 23
-_STA_TX_BYTES64: Final = 24
-_STA_AIRTIME_LINK_METRIC: Final = 41
+_STA_INACTIVE_TIME = 1
+_STA_RX_BYTES = 2
+_STA_TX_BYTES = 3
+_STA_LLID = 4
+_STA_PLID = 5
+_STA_PLINK_STATE = 6
+_STA_SIGNAL = 7
+_STA_TX_BITRATE = 8
+_STA_TX_RETRIES = 11
+_STA_TX_FAILED = 12
+_STA_SIGNAL_AVG = 13
+_STA_RX_BITRATE = 14
+_STA_CONNECTED_TIME = 16
+_STA_FLAGS = 17
+_STA_RX_BYTES64 = 23
+_STA_TX_BYTES64 = 24
+_STA_AIRTIME_LINK_METRIC = 41
 
 # enum nl80211_rate_info; units of 100 kbit/s
-_RATE_BITRATE: Final = 1
-_RATE_BITRATE32: Final = 5
+_RATE_BITRATE = 1
+_RATE_BITRATE32 = 5
 
 # enum nl80211_mpath_info
-_MPATH_SN: Final = 2
-_MPATH_METRIC: Final = 3
-_MPATH_EXPTIME: Final = 4
-_MPATH_FLAGS: Final = 5
-_MPATH_HOP_COUNT: Final = 8
+_MPATH_SN = 2
+_MPATH_METRIC = 3
+_MPATH_EXPTIME = 4
+_MPATH_FLAGS = 5
+_MPATH_HOP_COUNT = 8
 
-_GENERIC: Final = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
-_BODY: Final = HEADER.size + _GENERIC.size
+_GENERIC = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
+_BODY = HEADER.size + _GENERIC.size
 
 
 class Message(genlmsg):  # type: ignore[misc]

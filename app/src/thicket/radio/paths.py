@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from thicket.radio.nl80211 import MeshPath
 
@@ -12,14 +12,14 @@ from thicket.radio.nl80211 import MeshPath
 #: all the time, and asking floods the whole mesh: with the kernel's 5000 TU, a third of the frames
 #: of 20 idle nodes were such questions. Paths over a peer that fell silent are given up much
 #: earlier; only the switch to a better path takes longer.
-PATH_TIMEOUT: Final = 30_000
+PATH_TIMEOUT = 30_000
 #: Seconds for which a path that was fixed, or is from before a loss, counts.
-_OLD_SECONDS: Final = PATH_TIMEOUT / 1000
+_OLD_SECONDS = PATH_TIMEOUT / 1000
 #: A peer that comes back within this many seconds has returned; later it is a new one.
-_LOST_SECONDS: Final = 120.0
+_LOST_SECONDS = 120.0
 
 #: The next hop of a path that is being looked for.
-NOBODY: Final = "00:00:00:00:00:00"
+NOBODY = "00:00:00:00:00:00"
 
 
 class GiveUp(NamedTuple):

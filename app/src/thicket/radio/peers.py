@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from thicket.base.pace import Backoff
 from thicket.radio.events import PeerDown, PeerUp
@@ -11,20 +11,20 @@ from thicket.radio.nl80211 import ESTABLISHED, Station
 from thicket.radio.reports import Report, Solved
 
 #: The state of a station that the kernel calls a peer, and that does not protect its frames.
-UNPROTECTED: Final = "UNPROTECTED"
+UNPROTECTED = "UNPROTECTED"
 
 #: A station from which nothing came for this many beacon intervals is out of reach.
-SILENT_BEACONS: Final = 5
+SILENT_BEACONS = 5
 #: Seconds for which a neighbour may be heard without becoming a peer before it is helped, and from
 #: one help to the next. The first is twice what one round of attempts takes. Somebody who has
 #: corrected a passphrase waits for the last one, and a round costs little.
-STUCK_PAUSES: Final = (60.0, 120.0, 240.0)
+STUCK_PAUSES = (60.0, 120.0, 240.0)
 #: Seconds from entering the mesh anew to the next time.
-REJOIN_PAUSES: Final = (60.0, 120.0, 240.0)
+REJOIN_PAUSES = (60.0, 120.0, 240.0)
 #: Failures of authentication in a row with one neighbour that a weak signal does not explain.
-REFUSED_TIMES: Final = 2
+REFUSED_TIMES = 2
 #: Seconds after which a failure of authentication is forgotten.
-FORGET_SECONDS: Final = 120.0
+FORGET_SECONDS = 120.0
 
 
 class Note(NamedTuple):

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from thicket.radio.nl80211 import MADE_DOMAINS
 from thicket.radio.reports import Report, Solved
 
 #: Seconds for which the interface must be outside the mesh to have left it, and for which it may be
 #: outside after we began to enter the mesh anew.
-LEFT_SECONDS: Final = 3.0
-ENTERING_SECONDS: Final = 30.0
+LEFT_SECONDS = 3.0
+ENTERING_SECONDS = 30.0
 #: Looks at which the kernel is asked for the wanted country before a problem is told of.
-COUNTRY_TIMES: Final = 3
+COUNTRY_TIMES = 3
 
 
 class AskForCountry(NamedTuple):

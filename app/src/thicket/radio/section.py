@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.fields import Boolean, Choice, Finding, Integer, Key, Section, Text
 
-OPEN: Final = "open"
-SAE: Final = "sae"
+OPEN = "open"
+SAE = "sae"
 
 #: Frequency in MHz of channel 0 of a band, and the band's channels (IEEE 802.11-2020, Annex E).
-_BANDS: Final = ((2407, range(1, 14)), (5000, range(32, 178)))
-_CHANNEL_14_MHZ: Final = 2484
+_BANDS = ((2407, range(1, 14)), (5000, range(32, 178)))
+_CHANNEL_14_MHZ = 2484
 
 
 def channel_frequency(channel: int) -> int:
@@ -53,7 +53,7 @@ class Channel(Integer):
     """
 
     type_name = "channel"
-    CHANNELS: Final = (*range(1, 14), 36, 40, 44, 48, 149, 153, 157, 161, 165)
+    CHANNELS = (*range(1, 14), 36, 40, 44, 48, 149, 153, 157, 161, 165)
 
     @property
     def allowed(self) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import time
 from ipaddress import IPv6Interface
 from logging import getLogger
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from thicket.netlink import rtnl
 from thicket.radio import fault
@@ -27,28 +27,28 @@ from thicket.radio.wpa import ControlError, Event, configuration, parse_status, 
 log = getLogger(__name__)
 
 #: Seconds for joining, and for the channel availability check (60 s; EN 301 893, 4.2.6.2.2).
-JOIN_SECONDS: Final = 30.0
-_RADAR_CHECK_SECONDS: Final = 75.0
+JOIN_SECONDS = 30.0
+_RADAR_CHECK_SECONDS = 75.0
 #: Seconds that a first peer has to appear before the address is taken.
-FIRST_PEER_SECONDS: Final = 2.5
+FIRST_PEER_SECONDS = 2.5
 #: Seconds for the kernel to confirm the address, and between two looks for that.
-_ADDRESS_SECONDS: Final = 6.0
-ADDRESS_LOOK_SECONDS: Final = 1.0
+_ADDRESS_SECONDS = 6.0
+ADDRESS_LOOK_SECONDS = 1.0
 #: Seconds between two attempts with an address that another node has.
-_DUPLICATE_SECONDS: Final = 60.0
+_DUPLICATE_SECONDS = 60.0
 #: Seconds between two questions whether wpa_supplicant is alive.
-WATCHDOG_SECONDS: Final = 15.0
+WATCHDOG_SECONDS = 15.0
 #: Seconds between two questions to the kernel whether the interface is in the mesh: while it is,
 #: and while it is not.
-LOOK_SECONDS: Final = 5.0
-LOOK_OUTSIDE_SECONDS: Final = 1.0
+LOOK_SECONDS = 5.0
+LOOK_OUTSIDE_SECONDS = 1.0
 
 #: Mesh hops that a frame, and a management element, may take.
-_TTL: Final = 31
+_TTL = 31
 #: Most peers that wpa_supplicant's configuration takes, for drivers without a limit of their own.
-_ANY_PEERS: Final = 255
+_ANY_PEERS = 255
 #: The beginnings of wpa_supplicant's messages that it gave up.
-_REFUSALS: Final = ("mesh join error=", "Failed to init mesh", "Could not join mesh")
+_REFUSALS = ("mesh join error=", "Failed to init mesh", "Could not join mesh")
 
 
 class Place(NamedTuple):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address, IPv6Network
 from logging import getLogger
-from typing import Any, Final
+from typing import Any
 
 from thicket.radio import peers
 from thicket.radio.events import PeerDown, PeerUp
@@ -21,7 +21,7 @@ from thicket.radio.section import SAE, MeshSection
 log = getLogger(__name__)
 
 #: A look that is younger than this is good enough, in seconds.
-REFRESH_SECONDS: Final = 0.5
+REFRESH_SECONDS = 0.5
 
 
 class Stations:

@@ -14,7 +14,6 @@ import select
 import signal
 import subprocess
 from collections.abc import Callable
-from typing import Final
 
 from thicket.base.errors import CodedError
 from thicket.base.files import read, remove, write_atomically
@@ -22,11 +21,11 @@ from thicket.radio.wpa import Control, ControlError, Event
 
 log = logging.getLogger(__name__)
 
-_SOCKET_SECONDS: Final = 15.0
-_ADOPT_SECONDS: Final = 3.0
-_TERMINATE_SECONDS: Final = 4.0
-_KILL_SECONDS: Final = 3.0
-_TAIL_LINES: Final = 4
+_SOCKET_SECONDS = 15.0
+_ADOPT_SECONDS = 3.0
+_TERMINATE_SECONDS = 4.0
+_KILL_SECONDS = 3.0
+_TAIL_LINES = 4
 
 
 class SupplicantError(CodedError):

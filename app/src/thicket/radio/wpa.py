@@ -10,24 +10,23 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import Final
 
 from thicket.base.errors import ThicketError
 from thicket.radio.section import OPEN, SAE, MeshSection
 
-_MESH_ID_BYTES: Final = 32  # IEEE 802.11-2020, 9.4.2.98
+_MESH_ID_BYTES = 32  # IEEE 802.11-2020, 9.4.2.98
 #: What the field takes for an SAE password; the standard sets no limit (12.4.3).
-_PASSPHRASE_BYTES: Final = 128
-_MODE_MESH: Final = 5
+_PASSPHRASE_BYTES = 128
+_MODE_MESH = 5
 #: NIST P-256, the group that every SAE implementation has (IEEE 802.11-2020, 12.4.4.1).
-_SAE_GROUP: Final = 19
-_PMF_REQUIRED: Final = 2
+_SAE_GROUP = 19
+_PMF_REQUIRED = 2
 
 #: Seconds for an answer. A node that computes for many others at once is slow to answer and to take
 #: answers, and ending wpa_supplicant for that costs every link.
-_COMMAND_SECONDS: Final = 20.0
-_DATAGRAM_BYTES: Final = 16 * 1024
-_POLL_SECONDS: Final = 0.03
+_COMMAND_SECONDS = 20.0
+_DATAGRAM_BYTES = 16 * 1024
+_POLL_SECONDS = 0.03
 
 
 class ControlError(ThicketError):

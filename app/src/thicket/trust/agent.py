@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from thicket.identity.bus import Bus, BusError
 from thicket.identity.remote import BusServer, serve
@@ -22,9 +22,9 @@ from thicket.identity.remote import BusServer, serve
 if TYPE_CHECKING:
     from thicket.base.paths import Paths
 
-USAGE: Final = "usage: python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]\n"
+USAGE = "usage: python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]\n"
 
-PIECE: Final = 4096
+PIECE = 4096
 """Characters of a list of revocations (in Base64) that one answer has."""
 
 

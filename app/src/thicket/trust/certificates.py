@@ -11,34 +11,34 @@ from __future__ import annotations
 from datetime import datetime
 from hashlib import sha1, sha256
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from thicket.base.errors import ThicketError
 from thicket.trust import der
 from thicket.trust.der import DerError, Reader
 
-COMMON_NAME: Final = "2.5.4.3"
-ORGANISATION: Final = "2.5.4.10"
-SERIAL_NUMBER: Final = "2.5.4.5"
+COMMON_NAME = "2.5.4.3"
+ORGANISATION = "2.5.4.10"
+SERIAL_NUMBER = "2.5.4.5"
 
-SUBJECT_KEY: Final = "2.5.29.14"
-KEY_USAGE: Final = "2.5.29.15"
-ALTERNATIVE_NAMES: Final = "2.5.29.17"
-BASIC_CONSTRAINTS: Final = "2.5.29.19"
-NAME_CONSTRAINTS: Final = "2.5.29.30"
-AUTHORITY_KEY: Final = "2.5.29.35"
-EXTENDED_KEY_USAGE: Final = "2.5.29.37"
+SUBJECT_KEY = "2.5.29.14"
+KEY_USAGE = "2.5.29.15"
+ALTERNATIVE_NAMES = "2.5.29.17"
+BASIC_CONSTRAINTS = "2.5.29.19"
+NAME_CONSTRAINTS = "2.5.29.30"
+AUTHORITY_KEY = "2.5.29.35"
+EXTENDED_KEY_USAGE = "2.5.29.37"
 
-SERVER_AUTH: Final = "1.3.6.1.5.5.7.3.1"
-CLIENT_AUTH: Final = "1.3.6.1.5.5.7.3.2"
+SERVER_AUTH = "1.3.6.1.5.5.7.3.1"
+CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
 
 DIGITAL_SIGNATURE, KEY_ENCIPHERMENT, KEY_AGREEMENT, KEY_CERT_SIGN, CRL_SIGN = 0, 2, 4, 5, 6
 """Bits of the key usage (RFC 5280, 4.2.1.3)."""
 
-_ECDSA_SHA256: Final = der.sequence(der.oid("1.2.840.10045.4.3.2"))
-_P256_KEY: Final = der.sequence(der.oid("1.2.840.10045.2.1"), der.oid("1.2.840.10045.3.1.7"))
+_ECDSA_SHA256 = der.sequence(der.oid("1.2.840.10045.4.3.2"))
+_P256_KEY = der.sequence(der.oid("1.2.840.10045.2.1"), der.oid("1.2.840.10045.3.1.7"))
 
-MAX_SIZE: Final = 4096
+MAX_SIZE = 4096
 """Bytes of the largest certificate that is read."""
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from thicket.trust.signed import Kind
 from thicket.trust.verify import Verify, verify_signature
@@ -28,16 +28,16 @@ from thicket.trust.verify import Verify, verify_signature
 if TYPE_CHECKING:
     from thicket.trust.fleet import Fleet
 
-MAX_CHANGE: Final = 4096
+MAX_CHANGE = 4096
 """Bytes of the longest change."""
 
-MAX_NUMBER: Final = (1 << 53) - 1
+MAX_NUMBER = (1 << 53) - 1
 """The highest number; JSON readers agree on whole numbers up to this one."""
 
-MAX_FORMER: Final = 64
+MAX_FORMER = 64
 """Passphrases that a change replaces, at most: the last ones."""
 
-_KIND: Final = Kind(
+_KIND = Kind(
     b"thicket passphrase 1\n",
     MAX_CHANGE,
     "a change of the passphrase",

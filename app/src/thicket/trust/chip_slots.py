@@ -7,17 +7,17 @@ the auxiliary one is for the field. Provisioning is the engineer's (``authority.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from thicket.identity.chip.atecc import Atecc
 
-PRIVATE_KEY: Final = 0
+PRIVATE_KEY = 0
 """Slot of the chip's private key."""
 
 DEVICE, SIGNER_KEY, SIGNER = "device", "signer key", "signer"
-PRIMARY: Final = {DEVICE: 10, SIGNER_KEY: 11, SIGNER: 12}
-AUXILIARY: Final = {DEVICE: 9, SIGNER_KEY: 14, SIGNER: 15}
+PRIMARY = {DEVICE: 10, SIGNER_KEY: 11, SIGNER: 12}
+AUXILIARY = {DEVICE: 9, SIGNER_KEY: 14, SIGNER: 15}
 """Slots of the two sets of certificates; the auxiliary ones can always be written."""
 
 

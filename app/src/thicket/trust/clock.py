@@ -14,15 +14,14 @@ import ctypes
 import os
 from datetime import UTC, datetime
 from functools import cache
-from typing import Final
 
 from thicket.trust.verify import Clock
 
-IMAGE: Final = "/usr/lib/os-release"
+IMAGE = "/usr/lib/os-release"
 """A file with the time when the image was built."""
 
-_UNSYNCHRONISED: Final = 5  # TIME_ERROR of sys/timex.h
-_EARLIEST: Final = datetime(2024, 1, 1, tzinfo=UTC)  # before the first image there was none
+_UNSYNCHRONISED = 5  # TIME_ERROR of sys/timex.h
+_EARLIEST = datetime(2024, 1, 1, tzinfo=UTC)  # before the first image there was none
 
 
 @cache

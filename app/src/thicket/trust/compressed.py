@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from thicket.trust.certificates import Certificate, CertificateError
 
-SIZE: Final = 72
+SIZE = 72
 """Bytes of a compressed certificate."""
 
-NO_END: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+NO_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """The end of a certificate that does not expire (RFC 5280, 4.1.2.5)."""
 
 FROM_PUBLIC_KEY, FROM_SERIAL = 0xA, 0xB
@@ -30,7 +30,7 @@ DEVICE_AUTHORITY, FLEET_SIGNER = 10, 11
 """Templates of Thicket's fleets (``thicket.trust.fleet``). Far from those that others use."""
 
 
-MAX_YEAR: Final = 2127
+MAX_YEAR = 2127
 """The last year in which a validity can begin."""
 
 _SHORT, _LONG = 3, 4

@@ -16,7 +16,7 @@ import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from logging import getLogger
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from thicket.base.files import sync_folder, write_atomically
 from thicket.trust import certificates as x509
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-LIFETIME: Final = timedelta(hours=24)
+LIFETIME = timedelta(hours=24)
 """Validity of a node's certificate when the time is known."""
 
-RENEW_AT: Final = 2 / 3
+RENEW_AT = 2 / 3
 """Part of the validity after which a certificate is replaced."""
 
-BACKDATE: Final = timedelta(hours=1)
+BACKDATE = timedelta(hours=1)
 """How far before now a certificate begins, for peers whose clock is behind."""
 
 
@@ -169,8 +169,8 @@ class FileKey:
         return cls(key, chain)
 
 
-KEY_FILE: Final = "device.key"
-CHAIN_FILE: Final = "device.pem"
+KEY_FILE = "device.key"
+CHAIN_FILE = "device.pem"
 """In the node's folder: a software identity's private key (DER), and the certificates (PEM) of that
 or of a chip whose slots cannot be written."""
 

@@ -9,23 +9,22 @@ X.690 (DER) and X.680 are the source of tags and rules.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final
 
 from thicket.base.errors import ThicketError
 
-BOOLEAN: Final = 0x01
-INTEGER: Final = 0x02
-BIT_STRING: Final = 0x03
-OCTET_STRING: Final = 0x04
-OBJECT_IDENTIFIER: Final = 0x06
-UTF8_STRING: Final = 0x0C
-PRINTABLE_STRING: Final = 0x13
-UTC_TIME: Final = 0x17
-GENERALIZED_TIME: Final = 0x18
-SEQUENCE: Final = 0x30
-SET: Final = 0x31
+BOOLEAN = 0x01
+INTEGER = 0x02
+BIT_STRING = 0x03
+OCTET_STRING = 0x04
+OBJECT_IDENTIFIER = 0x06
+UTF8_STRING = 0x0C
+PRINTABLE_STRING = 0x13
+UTC_TIME = 0x17
+GENERALIZED_TIME = 0x18
+SEQUENCE = 0x30
+SET = 0x31
 
-MAX_LENGTH_BYTES: Final = 4
+MAX_LENGTH_BYTES = 4
 """Bytes of the longest length that is read; no element that we read has 64 KiB."""
 
 

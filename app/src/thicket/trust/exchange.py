@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from logging import getLogger
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from thicket.base.pace import Bucket
 from thicket.distribution.etf import Atom
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-NAME: Final = "thicket_trust"
+NAME = "thicket_trust"
 
-RATE: Final = 0.2
-BURST: Final = 8.0
+RATE = 0.2
+BURST = 8.0
 """Answers that one node gets, and lists from it that are read: per second on average, and at once.
 What is dropped comes again with the next :meth:`Exchange.tell_all`."""
 

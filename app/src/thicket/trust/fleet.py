@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from ipaddress import IPv6Address, IPv6Interface, IPv6Network
-from typing import Final
 
 from thicket.identity.address import ID_SIZE, SOURCES, address_in, identity_of_serial
 from thicket.trust import certificates as x509
@@ -32,7 +31,7 @@ from thicket.trust import compressed
 from thicket.trust.certificates import Certificate, CertificateError, Profile
 from thicket.trust.compressed import Compressed, serial_number
 
-DOMAIN: Final = "mesh"
+DOMAIN = "mesh"
 """Domain of the host names in certificates: ``n-6f44e3c6b802.mesh`` of a node with a chip, and
 ``n-010203040506.mac.mesh`` of one whose identity is from a MAC address."""
 

@@ -12,26 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from thicket.trust.fleet import Fleet
 from thicket.trust.signed import Kind
 from thicket.trust.verify import MALFORMED, RefusedError, Verify, verify_signature
 
-MAX_LIST: Final = 256 * 1024
+MAX_LIST = 256 * 1024
 """Bytes of the largest list of revocations: some 12,000 devices."""
 
-MAX_LISTS: Final = 64
+MAX_LISTS = 64
 """Lists that are kept at most. A careless engineer makes two or three; only the root can make more.
 """
 
-MAX_NEEDLESS: Final = 256
+MAX_NEEDLESS = 256
 """Lists made needless by others that are remembered, so that they are not asked for again."""
 
-_KIND: Final = Kind(
+_KIND = Kind(
     b"thicket revocations 1\n", MAX_LIST, "a list of revocations", "the list of revocations"
 )
-_FILE: Final = b"thicket lists of revocations 1\n"
+_FILE = b"thicket lists of revocations 1\n"
 
 
 class Revocations(NamedTuple):
@@ -178,5 +178,5 @@ def split(data: bytes) -> list[bytes]:
     return found
 
 
-MAX_FILE: Final = len(_FILE) + MAX_LISTS * (4 + MAX_LIST)
+MAX_FILE = len(_FILE) + MAX_LISTS * (4 + MAX_LIST)
 """Bytes of the largest file of lists."""

@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import Callable
 from ipaddress import IPv6Address
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from thicket.base.errors import ThicketError
 from thicket.base.files import write_atomically
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-AGAIN: Final = 30.0
+AGAIN = 30.0
 """Seconds before a node that could not prove itself tries again."""
 
-TELL: Final = 60.0
+TELL = 60.0
 """Seconds between two rounds in which all nodes hear which lists we have."""
 
-LIST_FILE: Final = "revocations.bin"
-START_FILE: Final = "start"
+LIST_FILE = "revocations.bin"
+START_FILE = "start"
 """What the node keeps: the lists of revocations, and how often its beacons have begun anew."""
 
-FAILURES: Final = ("refused", "not-enrolled", "chip")
+FAILURES = ("refused", "not-enrolled", "chip")
 """Why a node cannot prove itself: states and codes of problems. One of them holds at a time."""
 
 

@@ -47,7 +47,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import IPv6Address
 from logging import getLogger
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from thicket.base.files import write_atomically
 from thicket.base.pace import Bucket
@@ -78,29 +78,29 @@ from thicket.trust.verify import (
 
 log = getLogger(__name__)
 
-_HEADER: Final = struct.Struct("!4s8s5sI5sI")
-_LEAF: Final = struct.Struct("!16s5s5s64s64s")
-_DEVICE: Final = struct.Struct(f"!B{SERIAL_SIZE}s64s{compressed.SIZE}s")
-_SIGNER: Final = struct.Struct(f"!64s{compressed.SIZE}s")
+_HEADER = struct.Struct("!4s8s5sI5sI")
+_LEAF = struct.Struct("!16s5s5s64s64s")
+_DEVICE = struct.Struct(f"!B{SERIAL_SIZE}s64s{compressed.SIZE}s")
+_SIGNER = struct.Struct(f"!64s{compressed.SIZE}s")
 
-_CHAIN: Final = _HEADER.size
-_DEVICE_AT: Final = _CHAIN + _LEAF.size
-_SIGNER_AT: Final = _DEVICE_AT + _DEVICE.size
-_SIGNATURE: Final = _SIGNER_AT + _SIGNER.size
+_CHAIN = _HEADER.size
+_DEVICE_AT = _CHAIN + _LEAF.size
+_SIGNER_AT = _DEVICE_AT + _DEVICE.size
+_SIGNATURE = _SIGNER_AT + _SIGNER.size
 
-SIZE: Final = _SIGNATURE + 64
+SIZE = _SIGNATURE + 64
 """Bytes of every signed beacon."""
 
-CHAIN_SIZE: Final = _SIGNATURE - _CHAIN
+CHAIN_SIZE = _SIGNATURE - _CHAIN
 """Bytes of the three certificates in it."""
 
-_TAG: Final = b"thicket beacon 1\n"
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_TAG = b"thicket beacon 1\n"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-MAX_START: Final = (1 << 40) - 1
+MAX_START = (1 << 40) - 1
 """Largest number of a start."""
 
-FORGET: Final = 600.0
+FORGET = 600.0
 """Seconds after the last beacon of a sender from which one with lower numbers is taken: it has lost
 its memory (its data partition was made anew, for example)."""
 

@@ -16,14 +16,14 @@ import os
 import ssl
 from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from thicket.trust import certificates as x509
 from thicket.trust.credentials import Credentials, key_pem
 from thicket.trust.fleet import Fleet
 from thicket.trust.verify import BAD_CHAIN, Clock, Peer, RefusedError, Rules, check_peer
 
-NO_CHECK_TIME: Final = 0x200000
+NO_CHECK_TIME = 0x200000
 """``X509_V_FLAG_NO_CHECK_TIME`` of OpenSSL's x509_vfy.h; ``ssl`` has no name for it."""
 
 TlsObject: TypeAlias = ssl.SSLSocket | ssl.SSLObject

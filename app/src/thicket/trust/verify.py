@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
 from ipaddress import IPv6Address
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from thicket.base.errors import ThicketError
 from thicket.trust import certificates as x509
@@ -25,17 +25,17 @@ from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError
 from thicket.trust.fleet import Fleet
 
-MALFORMED: Final = "malformed"
-OTHER_FLEET: Final = "other-fleet"
-BAD_CHAIN: Final = "bad-chain"
-BAD_SIGNATURE: Final = "bad-signature"
-NOT_ITS_NAME: Final = "not-its-name"
-NOT_ITS_ADDRESS: Final = "not-its-address"
-EXPIRED: Final = "expired"
-REVOKED: Final = "revoked"
-SOFTWARE: Final = "software-identity"
+MALFORMED = "malformed"
+OTHER_FLEET = "other-fleet"
+BAD_CHAIN = "bad-chain"
+BAD_SIGNATURE = "bad-signature"
+NOT_ITS_NAME = "not-its-name"
+NOT_ITS_ADDRESS = "not-its-address"
+EXPIRED = "expired"
+REVOKED = "revoked"
+SOFTWARE = "software-identity"
 
-REASONS: Final = {
+REASONS = {
     MALFORMED: "the certificate cannot be read",
     OTHER_FLEET: "the certificate is of another fleet",
     BAD_CHAIN: "the certificates do not make a chain of node, device and signer",
@@ -48,7 +48,7 @@ REASONS: Final = {
 }
 """Every reason for a refusal, in words."""
 
-SKEW: Final = timedelta(minutes=10)
+SKEW = timedelta(minutes=10)
 """How far the clocks of two nodes may be apart without consequences."""
 
 

@@ -13,7 +13,6 @@ import contextlib
 import os
 import signal
 from logging import getLogger
-from typing import Final
 
 from thicket.base.files import sync_folder, write_atomically
 from thicket.base.paths import Paths
@@ -21,8 +20,8 @@ from thicket.upkeep.section import AccessSection
 
 log = getLogger(__name__)
 
-SSHD: Final = "/usr/lib/thicket/sshd"
-_SSH_LINE: Final = f"::respawn:{SSHD}"
+SSHD = "/usr/lib/thicket/sshd"
+_SSH_LINE = f"::respawn:{SSHD}"
 
 
 class Places:

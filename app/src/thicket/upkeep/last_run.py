@@ -21,7 +21,7 @@ import json
 import os
 import time
 from logging import getLogger
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.files import entries, write_atomically
 from thicket.base.paths import Paths
@@ -29,26 +29,26 @@ from thicket.base.paths import Paths
 log = getLogger(__name__)
 
 #: Entries of the history.
-KEPT: Final = 10
+KEPT = 10
 #: Files of kernel messages that are kept, the newest ones.
-CRASHES: Final = 5
+CRASHES = 5
 #: Bytes of one such file, the last ones.
-CRASH_BYTES: Final = 64 * 1024
+CRASH_BYTES = 64 * 1024
 #: Longest message in a record.
-_LONGEST: Final = 300
+_LONGEST = 300
 
 # linux/watchdog.h: the machine was restarted by the watchdog
-_WDIOF_CARDRESET: Final = 0x20
+_WDIOF_CARDRESET = 0x20
 # drivers/watchdog/bcm2835_wdt.c: bits HADWRF, HADWRQ and HADWRH of PM_RSTS, "had a watchdog reset"
-_RSTS_WATCHDOG: Final = 0x70
+_RSTS_WATCHDOG = 0x70
 
 #: The states that init's S20data.sh reports.
-DATA_STATES: Final = ("clean", "repaired", "created", "rebuilt", "readonly", "ram")
+DATA_STATES = ("clean", "repaired", "created", "rebuilt", "readonly", "ram")
 
 #: Beginnings of the kernel's messages about its failures, on all architectures.
-_BEGINNINGS: Final = ("BUG: ", "Oops: ", "Internal error: ", "Unable to handle ", "general prot")
+_BEGINNINGS = ("BUG: ", "Oops: ", "Internal error: ", "Unable to handle ", "general prot")
 
-WORDS: Final = {
+WORDS = {
     "first": "first start with this data partition",
     "shutdown": "switched off or restarted in order",
     "panic": "the kernel failed",

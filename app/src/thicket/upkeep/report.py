@@ -19,7 +19,7 @@ import re
 import stat
 import time
 from logging import getLogger
-from typing import Any, Final
+from typing import Any
 
 from thicket.base.errors import ThicketError
 from thicket.base.paths import Paths, boot_device
@@ -35,27 +35,27 @@ from thicket.upkeep import last_run
 
 log = getLogger(__name__)
 
-NAME: Final = "report.txt"
+NAME = "report.txt"
 #: Length of the file, whatever its text.
-BYTES: Final = 16 * 1024
+BYTES = 16 * 1024
 #: linux/fs.h: block of the device that holds a block of a file; size of these blocks
-_FIBMAP: Final = 1
-_FIGETBSZ: Final = 2
-_WRITTEN: Final = "Written: "
-_SOURCES: Final = {
+_FIBMAP = 1
+_FIGETBSZ = 2
+_WRITTEN = "Written: "
+_SOURCES = {
     "board": "the board's serial number",
     "mac": "the radio's address",
     "random": "a random number",
 }
-_CUT: Final = "... and more, for which there is no room here"
+_CUT = "... and more, for which there is no room here"
 #: The states of the node and of its data partition, for people.
-_STATES: Final = {
+_STATES = {
     "joined": "in the mesh",
     "joining": "looking for the mesh",
     "starting": "starting",
     "degraded": "not working as it should: see the problems below",
 }
-_DATA: Final = {
+_DATA = {
     "clean": "sound",
     "repaired": "was damaged and is repaired",
     "created": "new",
@@ -65,7 +65,7 @@ _DATA: Final = {
     "unknown": "not known",
 }
 #: Rewrites messages for a person with a shell on the node into ones for a person with its card.
-_FOR_CARD: Final = tuple(
+_FOR_CARD = tuple(
     (re.compile(pattern), words)
     for pattern, words in (
         # files, by their names on the card
@@ -80,8 +80,8 @@ _FOR_CARD: Final = tuple(
         (r"`thicket reload`", "starting the device again"),
     )
 )
-_COMMANDS: Final = "Words like `thicket ...` are commands, for somebody who is logged in to a node."
-_DESK: Final = "`thicket ca ...` is run on the computer that holds the fleet's authority."
+_COMMANDS = "Words like `thicket ...` are commands, for somebody who is logged in to a node."
+_DESK = "`thicket ca ...` is run on the computer that holds the fleet's authority."
 
 
 class ReportError(ThicketError):

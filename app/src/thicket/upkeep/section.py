@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from thicket.base.fields import Boolean, Key, Section
 
 
@@ -21,9 +19,9 @@ class PublicKeys(Key[str]):
         "empty for none"
     )
     #: Most keys, and most bytes of all of them.
-    MOST: Final = 32
-    MOST_BYTES: Final = 16 * 1024
-    TYPES: Final = (
+    MOST = 32
+    MOST_BYTES = 16 * 1024
+    TYPES = (
         "ssh-ed25519",
         "ecdsa-sha2-nistp256",
         "ecdsa-sha2-nistp384",

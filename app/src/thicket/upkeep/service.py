@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from logging import getLogger
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from thicket.base import threads
 from thicket.base.pace import wait
@@ -25,17 +25,17 @@ log = getLogger(__name__)
 T = TypeVar("T")
 
 #: This work begins when the node has joined, or after this many seconds.
-START: Final = 5.0
+START = 5.0
 #: Seconds after that until the first report, by when a problem is worth reporting.
-FIRST_REPORT: Final = 20.0
+FIRST_REPORT = 20.0
 #: Least seconds between two different reports.
-REPORT_GAP: Final = 600.0
+REPORT_GAP = 600.0
 #: Seconds between two checks whether there is something new to report.
-LOOK: Final = 15.0
+LOOK = 15.0
 #: A card that has not answered for this many seconds is reported.
-HANGS: Final = 60.0
+HANGS = 60.0
 #: The time is saved every so many seconds.
-SAVE_CLOCK: Final = 3600.0
+SAVE_CLOCK = 3600.0
 
 
 class Upkeep:
