@@ -380,7 +380,7 @@ class TestSupervision:
             problem = run.problem("part-failed")
             assert problem is not None
             assert "RuntimeError: a fault of the radio part" in problem["message"]
-            assert run.daemon.state() == "degraded"
+            assert run.daemon.document()["state"] == "degraded"
             parts.mesh_fails = None
             await run.until(run.in_cluster, "it runs")
             await run.until(lambda: not run.problem("part-failed"), "the problem is over")
@@ -441,7 +441,7 @@ class TestSupervision:
         parts.settings_fail = "channel 36 is not allowed there"
         async with running(paths, parts) as run:
             await run.until(lambda: run.problem("settings"), "reported")
-            assert run.daemon.state() == "degraded"
+            assert run.daemon.document()["state"] == "degraded"
             parts.settings_fail = None
             Path(paths.device).write_text("[mesh]\nchannel = 6\n")
             await run.ask("reload")
@@ -459,7 +459,7 @@ class TestProblems:
         parts.who = Identity("mac", b"abcdef", problem="No security chip answers.")
         async with running(paths, parts) as run:
             await run.until(run.in_cluster, "it joins all the same")
-            assert run.daemon.state() == "joined"
+            assert run.daemon.document()["state"] == "joined"
             problem = run.problem("no-chip")
             assert problem is not None
             assert problem["severity"] == "warning"
@@ -495,7 +495,7 @@ class TestProblems:
         async with running(paths) as run:
             await run.until(run.in_cluster, "running")
             run.parts.meshes[0].state = state
-            assert run.daemon.state() == "degraded"
+            assert run.daemon.document()["state"] == "degraded"
 
     async def test_a_strange_neighbour_does_not_degrade_a_node_with_peers(
         self, paths: Paths
@@ -504,9 +504,9 @@ class TestProblems:
             await run.until(run.in_cluster, "running")
             mesh = run.parts.meshes[0]
             mesh.trouble = [{"part": "radio", "code": "sae-x", "message": "m", "since": 1.0}]
-            assert run.daemon.state() == "degraded"
+            assert run.daemon.document()["state"] == "degraded"
             mesh.stations = [{"mac": "02:00:00:00:00:01", "state": "ESTAB"}]
-            assert run.daemon.state() == "joined"
+            assert run.daemon.document()["state"] == "joined"
             assert run.daemon.document()["problems"][0]["severity"] == "warning"
 
     async def test_a_faulty_file_is_reported_and_the_last_good_one_used(self, paths: Paths) -> None:
@@ -517,7 +517,7 @@ class TestProblems:
         async with running(paths) as run:
             await run.until(run.in_cluster, "running")
             assert run.daemon.core.settings.mesh.id == "good"
-            assert run.daemon.state() == "joined"
+            assert run.daemon.document()["state"] == "joined"
             problem = run.problem("invalid")
             assert problem is not None
             assert "mesh.channel = 99" in problem["message"]
@@ -534,7 +534,7 @@ class TestProblems:
         Path(paths.last_good).mkdir()  # in the way
         async with running(paths) as run:
             await run.until(lambda: run.problem("not-kept"), "reported")
-            assert run.daemon.state() == "joined"
+            assert run.daemon.document()["state"] == "joined"
 
     async def test_somebody_with_our_address(self, paths: Paths) -> None:
         async with running(paths) as run:

@@ -516,14 +516,14 @@ def test_messages_that_are_too_long_are_dropped_whole() -> None:
     assert messages.discarded == 3
     small = [messages.feed(part) for part in in_fragments(9, 90_000)]
     assert small[-1] == (CONTROL, b"x" * 90_000)
-    assert (messages._held, messages._partial) == (0, {})
+    assert (messages.held, messages._partial) == (0, {})
 
 
 def test_incomplete_messages_are_bounded_together() -> None:
     messages = MessageReader(header=True, max_message=100_000)
     for number in range(10):
         assert messages.feed(in_fragments(number, 90_000)[0]) is None
-        assert messages._held <= 200_000
+        assert messages.held <= 200_000
     assert messages.discarded == 7
     for number in range(10, frames.MAX_SEQUENCES):
         messages.feed(in_fragments(number, 90_000)[0])
@@ -574,4 +574,4 @@ def test_arbitrary_frames(parts: list[bytes], header: bool) -> None:
         with suppress(FrameError):
             for part in parts:
                 messages.feed(head + part)
-        assert messages._held <= 2000
+        assert messages.held <= 2000

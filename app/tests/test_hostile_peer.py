@@ -81,7 +81,7 @@ def test_many_small_fragments_count_for_what_they_cost(part: bytes) -> None:
     assert used < 3_000_000
     assert messages.discarded == 1
     assert messages.feed(fragment(1, 1, part)) is None
-    assert (messages._held, messages._partial) == (0, {})
+    assert (messages.held, messages._partial) == (0, {})
 
 
 def test_a_message_of_ordinary_fragments_may_be_as_long_as_the_limit() -> None:

@@ -11,12 +11,11 @@ from hashlib import sha256
 import pytest
 from emulated_bus import EmulatedBus, emulated
 
-from authority.chip import DeskChip
+from authority.chip import DeskChip, crc_number
 from meshlab.chip.atecc608 import Atecc608
 from thicket.identity.aio import AsyncAtecc
 from thicket.identity.chip.atecc import Atecc
 from thicket.identity.chip.errors import ChipBusError, ChipRefusedError
-from thicket.identity.chip.packet import crc_number
 
 
 @pytest.fixture

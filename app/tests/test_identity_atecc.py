@@ -20,7 +20,7 @@ from emulated_bus import EmulatedBus, NoisyBus, Time, emulated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authority.chip import ZONE_OTP, DeskChip, DeskSession, differences
+from authority.chip import ZONE_OTP, DeskChip, DeskSession, crc_number, differences
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import Nak
 from meshlab.chip.state import serial_for
@@ -44,7 +44,7 @@ from thicket.identity.chip.memory import (
     data_address,
     model_of,
 )
-from thicket.identity.chip.packet import crc16, crc_number, pack_command, unpack_reply
+from thicket.identity.chip.packet import crc16, pack_command, unpack_reply
 
 # -- wire format
 

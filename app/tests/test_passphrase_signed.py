@@ -24,6 +24,7 @@ from authority import passphrase as roll
 from authority.authority import Authority
 from authority.cli import main as ca_main
 from authority.errors import AuthorityError
+from authority.signing import sign_change
 from thicket.base.files import write_atomically
 from thicket.base.paths import Paths
 from thicket.cli.common import BAD, OK, USAGE
@@ -62,8 +63,10 @@ def signed(
     """A change; without ``former`` it replaces OLD."""
     identifier = fleet.fleet.identifier
     tags = frozenset(tag(one, identifier) for one in former or (OLD,))
-    return Change(number, NOW, text, used, tags).pack(
-        identifier, lambda digest: openssl.sign(key or fleet.root_key, digest)
+    return sign_change(
+        Change(number, NOW, text, used, tags),
+        identifier,
+        lambda digest: openssl.sign(key or fleet.root_key, digest),
     )
 
 

@@ -62,7 +62,7 @@ def radio(index: int = 0, driver: str = "mt76x2u", *, mesh_point: bool = True) -
     wiphy.mac = f"02:74:68:00:01:{index:02x}"
     wiphy.iftypes = {2, 3, 7} if mesh_point else {2, 3}
     wiphy.mesh_auth = True
-    wiphy.channels = {2412: Channel(disabled=False, listen_only=False, radar=False)}
+    wiphy.channels = {2412: Channel(disabled=False, listen_only=False)}
     return wiphy
 
 
@@ -1049,7 +1049,7 @@ async def test_a_mesh_left_behind_the_daemons_back_is_joined_again(
 async def test_the_kernel_says_why_it_left_the_mesh(world: World) -> None:
     async with running(world) as one:
         await one.joined()
-        world.radios[0].channels[2412] = Channel(disabled=True, listen_only=False, radar=False)
+        world.radios[0].channels[2412] = Channel(disabled=True, listen_only=False)
         world.left = True
         await one.until(
             lambda: any("2412 MHz" in p["message"] and "mesh.country" in p["message"]

@@ -221,7 +221,6 @@ def test_wiphy() -> None:
     assert wiphy.channels[2412].obstacle is None
     assert "listened to" in (wiphy.channels[2467].obstacle or "")
     assert wiphy.channels[2484].obstacle == "is disabled"
-    assert wiphy.channels[5260].radar
 
 
 class Kernel:
@@ -282,12 +281,6 @@ def test_remove_path() -> None:
     subject, kernel = nl80211_with({})
     subject.remove_path(9, "02:74:68:00:00:0a")
     assert kernel.asked[0][16:] == struct.pack("=BBH", 24, 1, 0) + u32(3, 9) + attribute(6, MAC)
-
-
-def test_mesh_parameters_are_read_as_they_are_set() -> None:
-    config = attribute(6, b"\x1f") + attribute(17, b"\1") + u32(28, 30) + u32(1, 500)
-    subject, _ = nl80211_with({28: [message(28, attribute(35, config))]})
-    assert subject.mesh_parameters(9) == {"ttl": 31, "gate_announcements": 1, "plink_timeout": 30}
 
 
 def test_stations_and_paths_have_one_entry_for_each_address() -> None:

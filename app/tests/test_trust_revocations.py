@@ -19,6 +19,7 @@ from private_network import Network, in_private_network, until
 from authority.authority import Authority
 from authority.cli import main as ca_main
 from authority.errors import AuthorityError
+from authority.signing import sign_revocations
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
@@ -45,15 +46,17 @@ A, B, C = "software-mac-00000000000a", "software-mac-00000000000b", "software-ma
 
 
 def packed(number: int, *names: str, fleet: TestFleet = FLEET, key: bytes | None = None) -> bytes:
-    return Revocations(number, NOW, frozenset(names)).pack(
-        fleet.fleet.identifier, lambda digest: openssl.sign(key or fleet.root_key, digest)
+    return sign_revocations(
+        Revocations(number, NOW, frozenset(names)),
+        fleet.fleet.identifier,
+        lambda digest: openssl.sign(key or fleet.root_key, digest),
     )
 
 
 def signed(number: int, *names: str) -> SignedList:
     """A list whose signature nobody checks."""
     made = Revocations(number, NOW, frozenset(names))
-    return SignedList(made, made.pack(FLEET.fleet.identifier, lambda _: bytes(64)))
+    return SignedList(made, sign_revocations(made, FLEET.fleet.identifier, lambda _: bytes(64)))
 
 
 # -- which lists are kept

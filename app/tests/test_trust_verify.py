@@ -14,6 +14,7 @@ from fleet_for_tests import CLOCK, NOW, TestFleet, one_fleet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from authority.signing import sign_revocations
 from meshlab.chip.state import serial_for
 from thicket.identity.address import identity_of_serial
 from thicket.trust import certificates as x509
@@ -318,8 +319,10 @@ def test_revoked() -> None:
 
 
 def packed(names: frozenset[str], fleet: TestFleet = FLEET, number: int = 3) -> bytes:
-    return Revocations(number, NOW, names).pack(
-        fleet.fleet.identifier, lambda digest: openssl.sign(fleet.root_key, digest)
+    return sign_revocations(
+        Revocations(number, NOW, names),
+        fleet.fleet.identifier,
+        lambda digest: openssl.sign(fleet.root_key, digest),
     )
 
 
@@ -334,8 +337,10 @@ def test_revocations_of_others() -> None:
     with pytest.raises(RefusedError) as caught:
         Revocations.unpack(packed(frozenset(), one_fleet("other")), FLEET.fleet)
     assert caught.value.reason == verify.BAD_SIGNATURE
-    foreign = Revocations(1, NOW, frozenset()).pack(
-        bytes(20), lambda digest: openssl.sign(FLEET.root_key, digest)
+    foreign = sign_revocations(
+        Revocations(1, NOW, frozenset()),
+        bytes(20),
+        lambda digest: openssl.sign(FLEET.root_key, digest),
     )
     with pytest.raises(RefusedError) as caught:
         Revocations.unpack(foreign, FLEET.fleet)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket.base.visible import visible, visible_output, visible_values
+from thicket.base.visible import visible, visible_output
 from thicket.cli.main import main
 from thicket.distribution import handshake
 
@@ -43,13 +43,6 @@ def test_nothing_else_is_left_and_json_means_the_same(text: str) -> None:
     except UnicodeEncodeError:
         return  # halves of surrogate pairs are in no file
     assert json.loads(visible(document)) == [text]
-
-
-def test_values_are_visible_in_every_depth() -> None:
-    assert visible_values({CLEAR: [1, {"a": TITLE}], "b": None}) == {
-        "\\u001b[2J": [1, {"a": "\\u009d0;you are root\\u009c"}],
-        "b": None,
-    }
 
 
 def test_what_is_printed_within_is_visible_and_afterwards_as_before(

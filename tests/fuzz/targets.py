@@ -816,10 +816,11 @@ def beacon_seeds() -> Iterator[bytes]:
 @cache
 def fleet() -> Fleet:
     """Return a fleet that is the same at each run. Its signatures are nobody's."""
+    from authority.signing import root_profile
     from thicket.trust import compressed
     from thicket.trust import fleet as fleets
 
-    profile = fleets.root_profile(
+    profile = root_profile(
         "fuzz", PREFIX, number("root"), (datetime(2026, 1, 1, tzinfo=UTC), compressed.NO_END)
     )
     return fleets.Fleet(profile.signed(number("root signature")))
@@ -1161,6 +1162,7 @@ def compressed_seeds() -> Iterator[bytes]:
 
 def make_revocations() -> Try:
     """The list of revocations. A good signature is taken for granted: the text is the root's."""
+    from authority.signing import sign_revocations
     from thicket.trust.fleet import Fleet
     from thicket.trust.revocations import Revocations
     from thicket.trust.verify import REASONS, RefusedError
@@ -1175,7 +1177,7 @@ def make_revocations() -> Try:
         except RefusedError as error:
             assert error.reason in REASONS
         else:
-            packed = found.pack(ours.identifier, lambda _digest: number("signature"))
+            packed = sign_revocations(found, ours.identifier, lambda _digest: number("signature"))
             assert Revocations.unpack(packed, ours, verify=lambda *_: True) == found
         try:
             Revocations.unpack(data, ours, verify=lambda *_: False)
@@ -1189,12 +1191,15 @@ def make_revocations() -> Try:
 
 def revocation_seeds() -> Iterator[bytes]:
     """Yield lists, whole and as text."""
+    from authority.signing import sign_revocations
     from thicket.trust.revocations import Revocations
 
     issued = datetime(2026, 11, 24, tzinfo=UTC)
     for names in ((), ("0123010203040506ee",), ("Signer 0001", "software-mac-010203040506")):
-        packed = Revocations(3, issued, frozenset(names)).pack(
-            fleet().identifier, lambda _digest: number("signature")
+        packed = sign_revocations(
+            Revocations(3, issued, frozenset(names)),
+            fleet().identifier,
+            lambda _digest: number("signature"),
         )
         yield packed
         yield packed[packed.index(b"{") :]
@@ -1202,6 +1207,7 @@ def revocation_seeds() -> Iterator[bytes]:
 
 def make_change() -> Try:
     """A change of the passphrase. A good signature is taken for granted: the text is the root's."""
+    from authority.signing import sign_change
     from thicket.trust.change import SignedChange
     from thicket.trust.fleet import Fleet
     from thicket.trust.verify import REASONS, RefusedError
@@ -1216,7 +1222,7 @@ def make_change() -> Try:
         except RefusedError as error:
             assert error.reason in REASONS
         else:
-            packed = found.change.pack(ours.identifier, lambda _digest: number("signature"))
+            packed = sign_change(found.change, ours.identifier, lambda _digest: number("signature"))
             assert SignedChange.read(packed, ours, verify=lambda *_: True).change == found.change
             assert "a passphrase" not in repr(found)
         try:
@@ -1231,12 +1237,15 @@ def make_change() -> Try:
 
 def change_seeds() -> Iterator[bytes]:
     """Yield changes, whole and as text."""
+    from authority.signing import sign_change
     from thicket.trust.change import Change
 
     issued = datetime(2026, 11, 24, tzinfo=UTC)
     for text, used in (("a passphrase", False), ("a passphrase", True), ("", False)):
-        packed = Change(3, issued, text, used, frozenset(("0" * 32, "1" * 32))).pack(
-            fleet().identifier, lambda _digest: number("signature")
+        packed = sign_change(
+            Change(3, issued, text, used, frozenset(("0" * 32, "1" * 32))),
+            fleet().identifier,
+            lambda _digest: number("signature"),
         )
         yield packed
         yield packed[packed.index(b"{") :]

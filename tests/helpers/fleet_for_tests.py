@@ -9,6 +9,7 @@ from ipaddress import IPv6Network
 
 from authority.issuer import FleetIssuer, years_from
 from authority.keys import HeldKey
+from authority.signing import root_profile
 from meshlab.chip.state import serial_for
 from thicket.identity.address import identity_of_serial
 from thicket.trust import compressed, openssl
@@ -29,7 +30,7 @@ class TestFleet:
 
     def __init__(self, name: str = "test", network: IPv6Network = PREFIX) -> None:
         self.root_key = openssl.generate_key()
-        profile = fleets.root_profile(
+        profile = root_profile(
             name,
             network,
             openssl.public_key(self.root_key),

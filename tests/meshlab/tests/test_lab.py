@@ -29,6 +29,7 @@ from meshlab.lab.fleet import LabFleet
 from meshlab.lab.journal import Pace
 from meshlab.lab.lab import Lab
 from meshlab.lab.spec import PREFIX, LabSpec, NodeSpec, to_toml
+from meshlab.lab.state import visible_values
 from meshlab.machine.events import Panic
 from meshlab.wire.rpc import Client, RpcError
 from thicket.trust.certificates import Certificate, from_pem
@@ -434,3 +435,10 @@ async def test_messages_name_the_lab_that_they_mean(parts: FakeParts, tmp_path: 
                 await client.call("exec", {"node": "n2", "command": "true"})
             with pytest.raises(RpcError, match="the lab 'other' has n1 to n3"):
                 await client.call("exec", {"node": "n7", "command": "true"})
+
+
+def test_values_are_visible_in_every_depth() -> None:
+    assert visible_values({"\x1b[2J": [1, {"a": "\x9d0;you are root\x9c"}], "b": None}) == {
+        "\\u001b[2J": [1, {"a": "\\u009d0;you are root\\u009c"}],
+        "b": None,
+    }

@@ -31,6 +31,7 @@ from authority.issuer import DEVICE_YEARS, SIGNER_YEARS, FleetIssuer, validity_o
 from authority.keys import ROOT, Keys, signer_stem
 from authority.network import Network
 from authority.revocations import FleetRevocations
+from authority.signing import root_profile
 from thicket.identity.address import SOURCES
 from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
@@ -106,7 +107,7 @@ class Authority:
         begin, _ = validity_of(self._clock(), SIGNER_YEARS)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = self._keys.make(ROOT, fleet=name, lab=lab, token=token)
-        profile = fleets.root_profile(name, network, key.public_key, (begin, NO_END))
+        profile = root_profile(name, network, key.public_key, (begin, NO_END))
         root = profile.signed(key.sign(profile.digest()))
         self._files.write("root.pem", x509.pem(root).encode())
         self._files.save(

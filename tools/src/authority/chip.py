@@ -31,7 +31,7 @@ from thicket.identity.chip.memory import (
     data_address,
     model_of,
 )
-from thicket.identity.chip.packet import Op, pack_command
+from thicket.identity.chip.packet import Op, crc16, pack_command
 from thicket.identity.chip.session import BLOCK, LockMode, NonceMode, Session
 
 T = TypeVar("T")
@@ -399,6 +399,11 @@ class DeskChip(Atecc):
             lambda word: not int.from_bytes(word, "little") >> slot & 1,
             word=SLOT_LOCK_WORD,
         )
+
+
+def crc_number(data: bytes) -> int:
+    """Return the CRC of ``data`` as the number that Lock takes as its second parameter."""
+    return int.from_bytes(crc16(data), "little")
 
 
 def whole_config(wanted: bytes) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 from authority.errors import AuthorityError
 from authority.folder import Folder
 from authority.keys import ROOT, Keys
+from authority.signing import sign_change
 from thicket.trust.change import MAX_FORMER, Change, SignedChange, tag
 from thicket.trust.verify import RefusedError
 
@@ -129,7 +130,7 @@ class Network:
                 used,
                 frozenset(former),
             )
-            packed = change.pack(fleet.identifier, root_key.sign)
+            packed = sign_change(change, fleet.identifier, root_key.sign)
             self._keep(kept, SignedChange(change, packed), former)
         return packed
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import NamedTuple, Protocol
 
 from authority import templates
-from authority.chip import DeskChip, differences
+from authority.chip import DeskChip, crc_number, differences
 from authority.nerveskey import Otp, configuration, default_otp, set_contents
 from thicket.base.errors import ThicketError
 from thicket.identity.chip.memory import (
@@ -25,7 +25,6 @@ from thicket.identity.chip.memory import (
     model_of,
     serial_in,
 )
-from thicket.identity.chip.packet import crc_number
 from thicket.trust import compressed, openssl
 from thicket.trust.certificates import Certificate, CertificateError
 from thicket.trust.chip_slots import PRIMARY, PRIVATE_KEY, CertificateSet, read_set

@@ -10,6 +10,7 @@ from typing import Any
 from authority.errors import AuthorityError
 from authority.folder import Folder
 from authority.keys import ROOT, Keys
+from authority.signing import sign_revocations
 from thicket.trust.revocations import MAX_LIST, Revocations, SignedList, all_names
 from thicket.trust.verify import RefusedError
 
@@ -120,11 +121,15 @@ class FleetRevocations:
                 return packed
         root_key = self._keys.open(ROOT)
         document["revocations"] = max(number, above) + 1
-        packed = Revocations(
-            document["revocations"],
-            self._clock().astimezone(UTC).replace(microsecond=0),
-            _revoked(document),
-        ).pack(fleet.identifier, root_key.sign)
+        packed = sign_revocations(
+            Revocations(
+                document["revocations"],
+                self._clock().astimezone(UTC).replace(microsecond=0),
+                _revoked(document),
+            ),
+            fleet.identifier,
+            root_key.sign,
+        )
         if len(packed) > MAX_LIST:
             raise AuthorityError(
                 f"a list of {len(packed)} bytes is longer than any that a node takes ({MAX_LIST})"

@@ -15,6 +15,8 @@ from thicket.trust import der
 from thicket.trust.certificates import Profile
 from thicket.trust.compressed import Compressed, encode_dates, serial_number
 
+_PRINTABLE_STRING: Final = 0x13
+
 NERVES_KEY_DEVICE, NERVES_KEY_SIGNER = 0, 1
 """Templates of NervesKey."""
 
@@ -139,7 +141,12 @@ def rebuild_trust_and_go_device(
     kept = Compressed.unpack(data)
     begin, end = kept.validity
     eui = der.sequence(
-        der.set_of(der.sequence(der.oid(x509.SERIAL_NUMBER), der.printable(f"eui48_{mac}")))
+        der.set_of(
+            der.sequence(
+                der.oid(x509.SERIAL_NUMBER),
+                der.tlv(_PRINTABLE_STRING, f"eui48_{mac}".encode("ascii")),
+            )
+        )
     )
     return Profile(
         kept.serial(serial, public_key),

@@ -84,8 +84,6 @@ class Key(Generic[T]):
     As a descriptor it reads as a value of type ``T`` on a section, and as itself on the class.
     """
 
-    type_name = "value"
-
     def __init__(self, default: T, help: str, *, secret: bool = False) -> None:
         self.default = default
         self.help = help
@@ -146,8 +144,6 @@ class Text(Key[str]):
     :param printable: allow only printable ASCII without blanks.
     """
 
-    type_name = "text"
-
     def __init__(
         self,
         default: str,
@@ -207,8 +203,6 @@ class Text(Key[str]):
 class Choice(Key[str]):
     """One of a few words."""
 
-    type_name = "word"
-
     def __init__(self, default: str, help: str, *choices: str) -> None:
         super().__init__(default, help)
         self.choices = choices
@@ -225,8 +219,6 @@ class Choice(Key[str]):
 
 class Integer(Key[int]):
     """A whole number in a range."""
-
-    type_name = "number"
 
     def __init__(self, default: int, help: str, *, least: int, most: int, unit: str = "") -> None:
         super().__init__(default, help)
@@ -257,7 +249,6 @@ class Integer(Key[int]):
 class Boolean(Key[bool]):
     """Yes or no."""
 
-    type_name = "yes/no"
     allowed = "true or false, without quotes"
 
     def check(self, raw: object) -> bool:

@@ -23,17 +23,6 @@ def visible(text: str, keep: str = LAYOUT) -> str:
     return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
 
 
-def visible_values(value: Any) -> Any:
-    """Return a JSON value with all its texts made visible, keys included."""
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, list):
-        return [visible_values(one) for one in value]
-    if isinstance(value, dict):
-        return {visible(key): visible_values(one) for key, one in value.items()}
-    return value
-
-
 def _escape(character: str) -> str:
     # As in JSON (RFC 8259, 7): two surrogates for a character beyond 16 bits.
     units = character.encode("utf-16-be", "surrogatepass").hex()

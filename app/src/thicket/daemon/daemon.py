@@ -203,11 +203,6 @@ class Daemon:
             await self.live.radio.refresh()
             self.live.discovery.look()
 
-    def state(self) -> str:
-        """Return the node's state in one word; docs/node.md lists them."""
-        state: str = self.document()["state"]
-        return state
-
     def document(self) -> dict[str, Any]:
         """Return the status document; docs/node.md describes it."""
         return document(self)

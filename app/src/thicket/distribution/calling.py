@@ -32,9 +32,8 @@ from thicket.distribution.exports import split_function, word
 from thicket.distribution.failures import MAX_CAUSES, MAX_TEXT, CallTimeoutError, RemoteError
 from thicket.distribution.handshake import DistributionError
 from thicket.distribution.ioformat import characters, formatted, term_text
-from thicket.distribution.processes import Process, copy
+from thicket.distribution.processes import Process, Waiting, copy
 from thicket.distribution.services import stack
-from thicket.distribution.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -297,6 +297,7 @@ class MessageReader:
     :param room: memory for incomplete messages; by default the reader has its own.
     :param on_discarded: called with the control message and the beginning of the payload of a
         message as soon as it is too long.
+    :ivar held: bytes of incomplete messages.
     :ivar discarded: number of messages dropped for their size.
     """
 
@@ -313,16 +314,11 @@ class MessageReader:
         self._room = Room(2 * max_message) if room is None else room
         self._on_discarded = on_discarded
         self._partial: dict[int, _Partial] = {}
-        self._held = 0
+        self.held = 0
         # The last control message; the next one is often the same.
         self._known = b""
         self._control: tuple[Any, ...] = ()
         self.discarded = 0
-
-    @property
-    def held(self) -> int:
-        """Bytes of incomplete messages."""
-        return self._held
 
     @property
     def max_frame(self) -> int:
@@ -361,8 +357,8 @@ class MessageReader:
 
     def close(self) -> None:
         """Drop all incomplete messages, as nothing follows."""
-        self._room.held -= self._held
-        self._held = 0
+        self._room.held -= self.held
+        self.held = 0
         self._partial.clear()
         self._room.readers.discard(self)
         self._on_discarded = None
@@ -376,9 +372,9 @@ class MessageReader:
         return True
 
     def _hold(self, size: int) -> None:
-        self._held += size
+        self.held += size
         self._room.held += size
-        if self._held:
+        if self.held:
             self._room.readers.add(self)
         else:
             self._room.readers.discard(self)
@@ -474,7 +470,7 @@ class MessageReader:
 
     def _limit(self, partial: _Partial) -> None:
         """Discard *partial* when it, or all messages together, have become too long."""
-        if partial.size > self._max_message or self._held > 2 * self._max_message:
+        if partial.size > self._max_message or self.held > 2 * self._max_message:
             self._discard(partial)
         else:
             self._room.make()

@@ -32,8 +32,7 @@ from thicket.distribution.atoms import (
 )
 from thicket.distribution.etf import Atom, Pid, Reference, shown
 from thicket.distribution.handshake import DistributionError
-from thicket.distribution.processes import Process, ProcessTable
-from thicket.distribution.waiting import Waiting
+from thicket.distribution.processes import Process, ProcessTable, Waiting
 
 if TYPE_CHECKING:
     from thicket.distribution.connection import Connection

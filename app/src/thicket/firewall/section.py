@@ -12,7 +12,6 @@ class Ports(Key[tuple[str, ...]]):
     The value is sorted and has each port once; overlapping and adjacent ranges are joined.
     """
 
-    type_name = "ports"
     allowed = (
         'a list of ports such as ["tcp/8080", "udp/5000-5009"]: tcp or udp, a slash, and a number '
         "from 1 to 65535 or a range"

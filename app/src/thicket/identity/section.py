@@ -11,7 +11,6 @@ from thicket.base.fields import Key, Section
 class Bus(Key[str]):
     """The I2C bus of the chip: "auto", "none" or a number."""
 
-    type_name = "bus"
     allowed = '"auto", "none" or the number of an I2C bus, "0" to "255"'
 
     def check(self, raw: object) -> str:
@@ -28,7 +27,6 @@ class Bus(Key[str]):
 class ChipAddress(Key[str]):
     """The 7-bit I2C address of the chip, or "auto"."""
 
-    type_name = "address"
     allowed = (
         '"auto" or the 7-bit I2C address of the chip in hexadecimal, "0x08" to "0x77" '
         "(half of what configuration byte 16 holds)"
@@ -56,7 +54,6 @@ class Prefix(Key[IPv6Interface]):
     subnet ``fd12:3456:789a:1::`` with /48 on-link.
     """
 
-    type_name = "prefix"
     allowed = (
         'an IPv6 prefix of 64 bits whose second half is zero, written with "/64" (or "/48": whole '
         'site on-link), such as "fd12:3456:789a:1::/64"'

@@ -60,6 +60,8 @@ class Mesh:
     :param interface: name of the mesh interface.
     :param directory: where wpa_supplicant's files are.
     :param program: wpa_supplicant.
+    :ivar state: absent, unsuitable, starting, joined or failed.
+    :ivar ifindex: index of the mesh interface, None while there is none.
     :raises ValueError: the settings cannot be used; the message is for a person.
     """
 
@@ -74,9 +76,11 @@ class Mesh:
         program: str = "wpa_supplicant",
     ) -> None:
         configuration(settings, directory)
-        self._settings = settings
+        self.settings = settings
+        self.interface = interface
+        self.state = STARTING
+        self.ifindex: int | None = None
         self._address = OwnAddress(address)
-        self._interface = interface
         self._inbox: Inbox = asyncio.Queue()
         self._supplicant = Supplicant(
             directory,
@@ -86,40 +90,18 @@ class Mesh:
         )
         self._reports = Reports(listener)
         self._stations = Stations(self._reports)
-        self._state = STARTING
         self._backoff = Backoff(*PAUSES, settled=SETTLED_SECONDS)
         self._kernel: Kernel | None = None
-        #: The radio in use, and the mesh interface on it. They stay when a session ends.
+        #: The radio in use. It and the mesh interface on it stay when a session ends.
         self._wiphy: Wiphy | None = None
-        self._ifindex: int | None = None
         self._session: Session | None = None
 
     # what others ask
 
     @property
-    def ifindex(self) -> int | None:
-        """Index of the mesh interface, None while there is none."""
-        return self._ifindex
-
-    @property
-    def interface(self) -> str:
-        """Name of the mesh interface."""
-        return self._interface
-
-    @property
     def joined(self) -> bool:
         """Whether the node is in the mesh and its address can be used."""
-        return self._state == JOINED
-
-    @property
-    def state(self) -> str:
-        """absent, unsuitable, starting, joined or failed."""
-        return self._state
-
-    @property
-    def settings(self) -> MeshSection:
-        """What the mesh is told to be."""
-        return self._settings
+        return self.state == JOINED
 
     @property
     def announced(self) -> Callable[[str], str | None]:
@@ -139,15 +121,15 @@ class Mesh:
         wiphy = self._wiphy
         return {
             "radio": {
-                "state": self._state,
+                "state": self.state,
                 "phy": wiphy.name if wiphy else None,
                 "driver": wiphy.driver if wiphy else None,
-                "interface": self._interface if self._ifindex is not None else None,
+                "interface": self.interface if self.ifindex is not None else None,
                 "mac": wiphy.mac if wiphy else None,
-                "mesh_id": self._settings.id,
-                "frequency": self._settings.mhz,
-                "security": self._settings.security,
-                "protection": protection(self._settings),
+                "mesh_id": self.settings.id,
+                "frequency": self.settings.mhz,
+                "security": self.settings.security,
+                "protection": protection(self.settings),
                 "supplicant": {
                     "pid": self._supplicant.pid,
                     "restarts": self._supplicant.restarts,
@@ -175,10 +157,10 @@ class Mesh:
         :param whole: ask for all paths and neighbours as well, not only where something depends on
             them.
         """
-        if self._kernel is not None and self._ifindex is not None:
+        if self._kernel is not None and self.ifindex is not None:
             network = self._address.interface.network
             self._stations.refresh(
-                self._kernel, self._ifindex, self._settings, network, whole=whole
+                self._kernel, self.ifindex, self.settings, network, whole=whole
             )
 
     @property
@@ -187,7 +169,7 @@ class Mesh:
         return (
             self.joined
             and self._session is not None
-            and self._session.joined_with != self._settings.passphrase_in_use
+            and self._session.joined_with != self.settings.passphrase_in_use
         )
 
     # what others want
@@ -200,7 +182,7 @@ class Mesh:
         :raises ValueError: the settings cannot be used; the old ones stay.
         """
         configuration(settings, self._supplicant.directory)
-        former, self._settings = self._settings, settings
+        former, self.settings = self.settings, settings
         stays = address in (None, self._address.interface)
         if stays and settings.only_passphrases_differ(former):
             if settings.passphrase_in_use == former.passphrase_in_use:
@@ -229,10 +211,10 @@ class Mesh:
         await self._supplicant.stop()
         kernel = self._open()
         try:
-            if self._ifindex is not None:
-                kernel.nl80211.remove_interface(self._ifindex)
+            if self.ifindex is not None:
+                kernel.nl80211.remove_interface(self.ifindex)
         except OSError as error:
-            log.debug("cannot remove %s: %s", self._interface, error)
+            log.debug("cannot remove %s: %s", self.interface, error)
         finally:
             self._out(STARTING)
             self._forget_interface()
@@ -301,17 +283,17 @@ class Mesh:
         while not self._inbox.empty():
             self._inbox.get_nowait()
         try:
-            self._wiphy = wiphy = choose(kernel.nl80211, self._settings, self._interface)
+            self._wiphy = wiphy = choose(kernel.nl80211, self.settings, self.interface)
         except FaultError:
             await self._supplicant.stop()
             self._forget_interface()
             raise
-        self._state = STARTING
-        self._ifindex, existed = prepare(kernel, wiphy, self._interface)
-        kernel.ifindex = self._ifindex
+        self.state = STARTING
+        self.ifindex, existed = prepare(kernel, wiphy, self.interface)
+        kernel.ifindex = self.ifindex
         self._session = session = Session(
-            Place(kernel, wiphy, self._interface, self._ifindex, existed),
-            self._settings,
+            Place(kernel, wiphy, self.interface, self.ifindex, existed),
+            self.settings,
             self._address,
             supplicant=self._supplicant,
             inbox=self._inbox,
@@ -322,19 +304,19 @@ class Mesh:
         await session.follow()
 
     def _joined(self) -> None:
-        self._state = JOINED
+        self.state = JOINED
         self._reports.joined()
         address = self._address.interface
         log.info(
             "joined mesh %r at %d MHz as %s on %s",
-            self._settings.id,
-            self._settings.mhz,
+            self.settings.id,
+            self.settings.mhz,
             address.ip,
             self._wiphy,
         )
-        if self._ifindex is not None:
+        if self.ifindex is not None:
             self._reports.tell(
-                Joined(self._interface, self._ifindex, str(address), self._supplicant.adopted)
+                Joined(self.interface, self.ifindex, str(address), self._supplicant.adopted)
             )
 
     def _failed(self, error: FaultError) -> float:
@@ -360,12 +342,12 @@ class Mesh:
 
     def _out(self, state: str) -> None:
         """A session has ended: there are no peers any more."""
-        was_joined = self._state == JOINED
-        self._state = state
+        was_joined = self.state == JOINED
+        self.state = state
         self._session = None
         self._stations.clear()
         if was_joined:
-            self._reports.tell(Left(self._interface))
+            self._reports.tell(Left(self.interface))
 
     async def _rest(self, seconds: float, radios: list[str]) -> None:
         """Wait before the next attempt. A new radio or new settings end the wait at once.
@@ -392,7 +374,7 @@ class Mesh:
         """
         if self._kernel is None:
             self._kernel = Kernel(self._inbox)
-            self._kernel.ifindex = self._ifindex
+            self._kernel.ifindex = self.ifindex
         return self._kernel
 
     def _close(self) -> None:
@@ -401,5 +383,5 @@ class Mesh:
             self._kernel = None
 
     def _forget_interface(self) -> None:
-        self._ifindex = None
+        self.ifindex = None
         self._wiphy = None

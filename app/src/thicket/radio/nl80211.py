@@ -43,13 +43,10 @@ CMD_GET_MPATH = 21
 CMD_NEW_MPATH = 23
 CMD_DEL_MPATH = 24
 CMD_REQ_SET_REG = 27
-CMD_GET_MESH_CONFIG = 28
 CMD_SET_MESH_CONFIG = 29
 CMD_GET_REG = 31
 
 # enum nl80211_iftype
-IFTYPE_STATION = 2
-IFTYPE_AP = 3
 IFTYPE_MESH_POINT = 7
 IFTYPE_NAMES = {
     1: "ad-hoc", 2: "station", 3: "access point", 6: "monitor", 7: "mesh point", 8: "P2P client",
@@ -64,7 +61,6 @@ _BAND_ATTR_FREQS = 1
 _FREQUENCY_ATTR_FREQ = 1
 _FREQUENCY_ATTR_DISABLED = 2
 _FREQUENCY_ATTR_NO_IR = 3
-_FREQUENCY_ATTR_RADAR = 5
 
 #: enum nl80211_plink_state; the words are those that ``iw`` prints.
 PLINK_STATES = (
@@ -78,10 +74,6 @@ _STA_MFP = 1 << 4
 
 # enum nl80211_mpath_flags
 MPATH_ACTIVE = 1 << 0
-MPATH_RESOLVING = 1 << 1
-MPATH_SN_VALID = 1 << 2
-MPATH_FIXED = 1 << 3
-MPATH_RESOLVED = 1 << 4
 
 #: What the kernel calls a regulatory domain of a driver's own making, or an intersection of several
 #: (is_unknown_alpha2 and is_intersected_alpha2 of net/wireless/reg.c).
@@ -178,12 +170,11 @@ class Message(genlmsg):  # type: ignore[misc]
 class Channel:
     """What a radio may do at one frequency, under the regulatory domain of the moment."""
 
-    __slots__ = ("disabled", "listen_only", "radar")
+    __slots__ = ("disabled", "listen_only")
 
-    def __init__(self, *, disabled: bool, listen_only: bool, radar: bool) -> None:
+    def __init__(self, *, disabled: bool, listen_only: bool) -> None:
         self.disabled = disabled
         self.listen_only = listen_only
-        self.radar = radar
 
     @property
     def obstacle(self) -> str | None:
@@ -315,7 +306,6 @@ def _channels(bands: bytes) -> dict[int, Channel]:
                     found[_u32(mhz)] = Channel(
                         disabled=_FREQUENCY_ATTR_DISABLED in facts,
                         listen_only=_FREQUENCY_ATTR_NO_IR in facts,
-                        radar=_FREQUENCY_ATTR_RADAR in facts,
                     )
     return found
 
@@ -569,18 +559,6 @@ class Nl80211:
                 ("NL80211_ATTR_MPATH_NEXT_HOP", next_hop),
             ],
         )
-
-    def mesh_parameters(self, ifindex: int) -> dict[str, int]:
-        """The parameters of a mesh interface that :meth:`set_mesh_parameters` can set."""
-        for message in self._request(CMD_GET_MESH_CONFIG, [("NL80211_ATTR_IFINDEX", ifindex)]):
-            config = message.get_attr("NL80211_ATTR_MESH_CONFIG")
-            if isinstance(config, _MeshParameters):
-                return {
-                    name[len("NL80211_MESHCONF_") :].lower(): value
-                    for _, name, _ in _MeshParameters.nla_map
-                    if (value := _number(config, name)) is not None
-                }
-        return {}
 
     def set_mesh_parameters(self, ifindex: int, parameters: dict[str, int]) -> None:
         """Set mesh parameters.

@@ -31,7 +31,6 @@ def channel_frequency(channel: int) -> int:
 class Country(Key[str]):
     """A country of the wireless regulatory database, or "00" for the world's rules."""
 
-    type_name = "country"
     allowed = 'a country code of two capital letters such as "DE", or "00" for none'
 
     def check(self, raw: object) -> str:
@@ -52,7 +51,6 @@ class Channel(Integer):
     Channels 52 to 144 need radar detection (DFS) before a station may transmit first.
     """
 
-    type_name = "channel"
     CHANNELS = (*range(1, 14), 36, 40, 44, 48, 149, 153, 157, 161, 165)
 
     @property

@@ -17,7 +17,6 @@ and into files that only root can read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,7 +36,7 @@ MAX_NUMBER = (1 << 53) - 1
 MAX_FORMER = 64
 """Passphrases that a change replaces, at most: the last ones."""
 
-_KIND = Kind(
+KIND = Kind(
     b"thicket passphrase 1\n",
     MAX_CHANGE,
     "a change of the passphrase",
@@ -72,19 +71,6 @@ class Change(NamedTuple):
         """Return what may be printed."""
         return f"Change({self.number}, {'used' if self.used else 'offered'}, ********)"
 
-    def pack(self, identifier: bytes, sign: Callable[[bytes], bytes]) -> bytes:
-        """Return it signed.
-
-        :param identifier: that of the fleet's root.
-        :param sign: returns R and S for a digest.
-        """
-        members = {
-            "passphrase": self.passphrase,
-            "used": self.used,
-            "former": sorted(self.former),
-        }
-        return _KIND.pack(identifier, self.number, self.issued, members, sign)
-
 
 class SignedChange(NamedTuple):
     """A change and the bytes in which the root has signed it."""
@@ -99,7 +85,7 @@ class SignedChange(NamedTuple):
     @property
     def digest(self) -> bytes:
         """The name of its contents (32 bytes): the same for two signatures of one text."""
-        return _KIND.digest(self.packed)
+        return KIND.digest(self.packed)
 
     @property
     def order(self) -> tuple[int, bytes]:
@@ -114,7 +100,7 @@ class SignedChange(NamedTuple):
 
         :raises RefusedError: it is not the root's.
         """
-        return cls(_KIND.read(packed, fleet, _change, verify), bytes(packed))
+        return cls(KIND.read(packed, fleet, _change, verify), bytes(packed))
 
 
 def _change(members: dict[str, Any], issued: datetime) -> Change:

@@ -18,7 +18,6 @@ BIT_STRING = 0x03
 OCTET_STRING = 0x04
 OBJECT_IDENTIFIER = 0x06
 UTF8_STRING = 0x0C
-PRINTABLE_STRING = 0x13
 UTC_TIME = 0x17
 GENERALIZED_TIME = 0x18
 SEQUENCE = 0x30
@@ -99,11 +98,6 @@ def oid(dotted: str) -> bytes:
 def utf8(text: str) -> bytes:
     """Return a UTF8String."""
     return tlv(UTF8_STRING, text.encode())
-
-
-def printable(text: str) -> bytes:
-    """Return a PrintableString; the caller keeps to the characters that it may hold."""
-    return tlv(PRINTABLE_STRING, text.encode("ascii"))
 
 
 def context(number: int, *parts: bytes, constructed: bool = True) -> bytes:

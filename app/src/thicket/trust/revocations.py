@@ -10,7 +10,7 @@ lists were seen, in whatever order, so that nodes that exchange lists end up wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ MAX_LISTS = 64
 MAX_NEEDLESS = 256
 """Lists made needless by others that are remembered, so that they are not asked for again."""
 
-_KIND = Kind(
+KIND = Kind(
     b"thicket revocations 1\n", MAX_LIST, "a list of revocations", "the list of revocations"
 )
 _FILE = b"thicket lists of revocations 1\n"
@@ -44,15 +44,6 @@ class Revocations(NamedTuple):
     issued: datetime
     names: frozenset[str]
 
-    def pack(self, identifier: bytes, sign: Callable[[bytes], bytes]) -> bytes:
-        """Return it signed.
-
-        :param identifier: that of the fleet's root.
-        :param sign: returns R and S for a digest.
-        """
-        members = {"revoked": sorted(self.names)}
-        return _KIND.pack(identifier, self.number, self.issued, members, sign)
-
     @classmethod
     def unpack(cls, data: bytes, fleet: Fleet, *, verify: Verify = verify_signature) -> Revocations:
         """Read a list and check its signature.
@@ -64,7 +55,7 @@ class Revocations(NamedTuple):
             names = frozenset(str(name) for name in members["revoked"])
             return cls(int(members["number"]), issued, names)
 
-        return _KIND.read(data, fleet, build, verify)
+        return KIND.read(data, fleet, build, verify)
 
 
 class SignedList(NamedTuple):
@@ -84,7 +75,7 @@ class SignedList(NamedTuple):
     @property
     def digest(self) -> bytes:
         """The name of its contents (32 bytes): the same for two signatures of one text."""
-        return _KIND.digest(self.packed)
+        return KIND.digest(self.packed)
 
 
 def needed(lists: Iterable[SignedList]) -> tuple[SignedList, ...]:

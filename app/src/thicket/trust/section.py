@@ -11,7 +11,6 @@ from thicket.base.fields import Boolean, Finding, Key, Section
 class FleetRoot(Key[str]):
     """The root certificate of a fleet in PEM, or nothing."""
 
-    type_name = "certificate"
     allowed = (
         'the text that `thicket ca root` prints, from "-----BEGIN CERTIFICATE-----" to the end '
         "(in TOML, a text of several lines stands between three quotes), or empty for no fleet"

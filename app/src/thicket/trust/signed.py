@@ -45,34 +45,6 @@ class Kind(NamedTuple):
     this: str
     secret: bool = False
 
-    def pack(
-        self,
-        identifier: bytes,
-        number: int,
-        issued: datetime,
-        members: dict[str, Any],
-        sign: Callable[[bytes], bytes],
-    ) -> bytes:
-        """Return an object, signed.
-
-        :param identifier: that of the fleet's root.
-        :param members: what the object says besides the members of every kind.
-        :param sign: returns R and S for a digest.
-        """
-        import json
-
-        text = json.dumps(
-            {
-                "format": 1,
-                "fleet": identifier.hex(),
-                "number": number,
-                "issued": f"{issued.replace(tzinfo=None).isoformat(timespec='seconds')}Z",
-                **members,
-            },
-            separators=(",", ":"),
-        ).encode()
-        return self.line + sign(sha256(self.line + text).digest()) + text
-
     def digest(self, packed: bytes) -> bytes:
         """Return the name of an object's contents: the same for two signatures of one text."""
         return sha256(packed[len(self.line) + 64 :]).digest()

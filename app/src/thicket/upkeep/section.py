@@ -12,7 +12,6 @@ class PublicKeys(Key[str]):
     The value has one key per line, without blank lines and comments.
     """
 
-    type_name = "public keys"
     allowed = (
         "SSH public keys, one per line or as a list, each as in the file that ends in .pub: a type "
         "(ssh-ed25519, ecdsa-sha2-nistp256, ssh-rsa ...), the key, and a comment if you like; "

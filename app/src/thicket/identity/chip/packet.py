@@ -103,8 +103,3 @@ def unpack_reply(raw: bytes) -> bytes:
     if crc16(raw[: count - 2]) != raw[count - 2 : count]:
         raise ChipProtocolError(f"reply with a bad CRC: {raw[:count].hex()}")
     return raw[1 : count - 2]
-
-
-def crc_number(data: bytes) -> int:
-    """Return the CRC of ``data`` as the number that Lock takes as its second parameter."""
-    return int.from_bytes(crc16(data), "little")

@@ -29,10 +29,10 @@ from meshlab.lab.state import (
     get,
     news,
     phase,
+    visible_values,
 )
 from meshlab.machine.events import MachineEvent, Panic, Reset, WatchdogBite
 from meshlab.wire.rpc import RpcError
-from thicket.base.visible import visible_values
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import networkx as nx
 
 from meshlab.lab.topology import Pair, Position
+from thicket.base.visible import visible
 
 SCHEMA = 1
 """Version of ``LabState.to_json``: raised when a member changes its meaning or goes away."""
@@ -427,3 +428,14 @@ def _problems(status: Status | None) -> dict[str, str]:
         f"{p.get('part')}/{p.get('code')}": str(p.get("message", p.get("code")))
         for p in get_list(status, "problems")
     }
+
+
+def visible_values(value: Any) -> Any:
+    """Return a JSON value with all its texts made visible, keys included."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list):
+        return [visible_values(one) for one in value]
+    if isinstance(value, dict):
+        return {visible(key): visible_values(one) for key, one in value.items()}
+    return value
