@@ -15,7 +15,7 @@ def station(mac: str = PEER, state: str = "ESTAB", **facts: Any) -> Station:
     made: Station = {
         "mac": mac, "state": state, "llid": 1, "plid": 2, "signal_dbm": -50, "metric": 100,
         "inactive_ms": 10, "connected_s": 5, "tx_kbps": 6000, "rx_kbps": 6000, "rx_bytes": 1,
-        "tx_bytes": 2, "tx_retries": 0, "tx_failed": 0, "authorized": True, "mfp": True,
+        "tx_bytes": 2, "tx_failed": 0, "authorized": True, "mfp": True,
     }  # fmt: skip
     made.update(facts)  # type: ignore[typeddict-item]
     return made

@@ -42,7 +42,7 @@ OLD = PATH_TIMEOUT / 1000
 
 def path(destination: str, next_hop: str) -> MeshPath:
     return {
-        "destination": destination, "next_hop": next_hop, "metric": 100, "hops": 1, "sequence": 1,
+        "destination": destination, "next_hop": next_hop, "metric": 100, "hops": 1,
         "expires_ms": 1000, "flags": 0,
     }  # fmt: skip
 

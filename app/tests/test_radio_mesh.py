@@ -233,7 +233,7 @@ class FakeNl80211(Nl80211):
         self.world.looks.append("paths")
         return [
             {"destination": PEER, "next_hop": self.world.next_hop, "metric": 8193, "hops": 1,
-             "sequence": 1, "expires_ms": 5000, "flags": 1}
+             "expires_ms": 5000, "flags": 1}
         ]  # fmt: skip
 
 

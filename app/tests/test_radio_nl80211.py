@@ -79,7 +79,6 @@ def test_station() -> None:
         "rx_kbps": 1_000,
         "rx_bytes": 5 << 32,
         "tx_bytes": 6 << 32,
-        "tx_retries": 3,
         "tx_failed": 2,
         "authorized": True,
         "mfp": False,
@@ -161,7 +160,6 @@ def test_path() -> None:
         "next_hop": "02:74:68:00:00:0b",
         "metric": 16386,
         "hops": 2,
-        "sequence": 17,
         "expires_ms": 4_900,
         "flags": 0x15,
     }

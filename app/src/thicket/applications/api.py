@@ -203,7 +203,7 @@ class ApplicationNode:
 
     def create_task(self, work: Any) -> asyncio.Task[Any]:
         """Run a coroutine beside :meth:`Application.run`; the application fails when it fails."""
-        task = asyncio.get_running_loop().create_task(within(work))
+        task = asyncio.create_task(within(work))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

@@ -129,7 +129,7 @@ class RunningApplication(Supervisor):
             await within(application.start())
             self.state = "running"
             log.info("the application %s runs", self.name)
-            work = asyncio.get_running_loop().create_task(within(application.run()))
+            work = asyncio.create_task(within(application.run()))
             try:
                 await asyncio.wait({work, node.failed}, return_when=asyncio.FIRST_COMPLETED)
             finally:

@@ -41,7 +41,7 @@ class Supervisor:
         self.name = name
         self._inner: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
-        self.task = asyncio.get_running_loop().create_task(self._supervise(), name=name)
+        self.task = asyncio.create_task(self._supervise(), name=name)
 
     async def run(self) -> None:
         """The coroutine that is supervised."""

@@ -19,14 +19,13 @@ silence makes it due at once. A connection that closed is tried again in the sam
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address
 from logging import getLogger
 from time import monotonic
 from typing import Protocol
 
-from thicket.base.pace import Backoff, uniform
+from thicket.base.pace import Backoff, uniform, wait
 
 log = getLogger(__name__)
 
@@ -224,9 +223,7 @@ class Membership:
                 continue
             if now - self._probed.get(candidate.address, -PEACE) < PEACE:
                 continue
-            task = asyncio.get_running_loop().create_task(
-                self._probe(candidate, share=name is None)
-            )
+            task = asyncio.create_task(self._probe(candidate, share=name is None))
             self._probes[candidate.address] = task
             task.add_done_callback(lambda _task, c=candidate: self._probe_ended(c.address))  # type: ignore[misc]
 
@@ -281,10 +278,7 @@ class Membership:
             while True:
                 self._wake.clear()
                 delay = self._start_due()
-                # not wait_for(): before Python 3.12 it can swallow a cancellation
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(delay):
-                        await self._wake.wait()
+                await wait(self._wake, delay)
         finally:
             for candidate in self.candidates.values():
                 if candidate.task is not None:
@@ -309,7 +303,7 @@ class Membership:
                 soonest = max(0.01, candidate.due - now) if candidate.due > now else None
                 break
             self._running += 1
-            task = asyncio.get_running_loop().create_task(self._attempt(candidate))
+            task = asyncio.create_task(self._attempt(candidate))
             candidate.task = task
             # not in the attempt itself: a task cancelled before its first step never runs
             task.add_done_callback(lambda _task, c=candidate: self._ended(c))  # type: ignore[misc]

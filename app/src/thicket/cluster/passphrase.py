@@ -319,7 +319,7 @@ class Passphrase:
 
         async with self._writing:
             try:
-                await asyncio.get_running_loop().run_in_executor(None, write)
+                await asyncio.to_thread(write)
             except (StoreError, ConfigError) as error:
                 raise PassphraseError("not-written", str(error)) from error
             await self._host.reload()
@@ -542,7 +542,7 @@ class Passphrase:
             except RefusedError as error:
                 raise PassphraseError("not-signed", str(error)) from None
         # It goes on also where the one who asked does not wait for it.
-        own = asyncio.get_running_loop().create_task(self.take(packed, PERSON))
+        own = asyncio.create_task(self.take(packed, PERSON))
         self._own.add(own)
         own.add_done_callback(self._own_done)
         if fleet is None:

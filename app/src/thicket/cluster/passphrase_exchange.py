@@ -147,7 +147,7 @@ class Listener(Process):
                 self._begin(self._answer(connection, sender, tag, request, who))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -134,6 +134,6 @@ class Kept:
             write_atomically(self.path, data, mode=0o600)
 
         try:
-            await asyncio.get_running_loop().run_in_executor(None, write)
+            await asyncio.to_thread(write)
         except OSError as error:
             raise PassphraseError("not-written", f"{self.path}: {error.strerror}") from error

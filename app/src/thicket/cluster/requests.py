@@ -7,10 +7,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
 from thicket.base.errors import RequestError
+from thicket.base.pace import wait
 from thicket.distribution.etf import EncodeError
 from thicket.distribution.handshake import DistributionError
 from thicket.distribution.jsonform import TooLongError, from_json, to_json
@@ -39,7 +39,7 @@ class _Feed:
         self.missed = 0
         self.asked = time.monotonic()
         self.more = asyncio.Event()
-        self.task = asyncio.get_running_loop().create_task(self._collect())
+        self.task = asyncio.create_task(self._collect())
 
     async def _collect(self) -> None:
         async for event in self.source:
@@ -139,14 +139,12 @@ class Requests:
         feed = self._feeds.get(wanted) if isinstance(wanted, int) else None
         if feed is None:
             raise RequestError("gone", "there is no such feed (any more); begin a new one")
-        wait = params.get("wait", MAX_WAIT)
-        if not isinstance(wait, int | float):
+        seconds = params.get("wait", MAX_WAIT)
+        if not isinstance(seconds, int | float):
             raise RequestError("bad-request", '"wait" is a number of seconds')
         if not feed.events:
             feed.more.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(max(wait, 0.0), MAX_WAIT)):
-                    await feed.more.wait()
+            await wait(feed.more, min(max(seconds, 0.0), MAX_WAIT))
         feed.asked = time.monotonic()
         found, missed = list(feed.events), feed.missed
         feed.events.clear()

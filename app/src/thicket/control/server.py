@@ -87,7 +87,7 @@ class Server:
             log.warning("refused a control client: %d are connected", MAX_CLIENTS)
             writer.close()
             return
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        task = asyncio.create_task(self._serve(reader, writer))
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 

@@ -113,9 +113,7 @@ class Commands:
         if not isinstance(text, str):
             raise RequestError("bad-request", 'params need "text", the whole file')
         data = text.encode("utf-8", "surrogatepass")
-        written = await asyncio.get_running_loop().run_in_executor(
-            None, edit.apply, self._daemon.core.paths, data
-        )
+        written = await asyncio.to_thread(edit.apply, self._daemon.core.paths, data)
         return {"written": written, **await self._daemon.reload.run()}
 
     async def _on_revocations_import(self, params: dict[str, Any]) -> Any:

@@ -138,7 +138,7 @@ class Daemon:
     async def _start(self) -> None:
         core = self.core
         # Everything that needs no identity starts while a thread reads the chip.
-        reading = asyncio.get_running_loop().create_task(core.make.identity(core.settings))
+        reading = asyncio.create_task(core.make.identity(core.settings))
         await asyncio.sleep(0)
         self._begin("control", Server(core.paths.control, Commands(self).methods()).run)
         self._begin("status", self.status.run)

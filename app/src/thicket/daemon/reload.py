@@ -50,7 +50,7 @@ class Reload:
 
     def begin(self) -> None:
         """Read the configuration again soon."""
-        task = asyncio.get_running_loop().create_task(self.run())
+        task = asyncio.create_task(self.run())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
@@ -105,9 +105,7 @@ class Reload:
         problems = self._core.problems
         try:
             # the disk may be slow
-            await asyncio.get_running_loop().run_in_executor(
-                None, remember, self._core.paths, self._core.loaded
-            )
+            await asyncio.to_thread(remember, self._core.paths, self._core.loaded)
         except OSError as e:
             message = f"the last good configuration cannot be kept: {e}"
             problems.report("configuration", "not-kept", message, "warning")

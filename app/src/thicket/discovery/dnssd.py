@@ -228,7 +228,7 @@ class DnsSd:
             self.state = "published"
             self.problems.clear("dns-sd", "not-served")
             log.info("published as %s.local on %s", self.told.hostname, self.interface)
-            asking = asyncio.get_running_loop().create_task(self._ask_all())
+            asking = asyncio.create_task(self._ask_all())
             try:
                 return await self._watch(index)
             finally:

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import os
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from thicket.base.process import boottime
@@ -179,9 +178,7 @@ class Connector:
             raise DistributionError("stopped", f"{local.name} is stopping")
         attempt = self.attempts.get(key)
         if attempt is None:
-            task = asyncio.get_running_loop().create_task(
-                self._attempt(peer), name=f"connect to {peer}"
-            )
+            task = asyncio.create_task(self._attempt(peer), name=f"connect to {peer}")
             attempt = self.attempts[key] = Attempt(peer, task)
             task.add_done_callback(lambda task: self._attempted(key, task))
             self._tell(Connecting(peer))
@@ -314,9 +311,7 @@ class Connector:
                 return False
             waiter = loop.create_future()
             self._waiters.setdefault(key, []).append(waiter)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(limit - now):
-                    await waiter
+            await asyncio.wait({waiter}, timeout=limit - now)
         return True
 
     # --- both sides at once -------------------------------------------------------------------

@@ -372,7 +372,7 @@ class PortMapper:
 
     def start(self) -> None:
         """Begin; returns at once."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="port mapper")
+        self._task = asyncio.create_task(self._run(), name="port mapper")
 
     async def stop(self) -> None:
         """End the task, close the port and every connection."""
@@ -396,7 +396,7 @@ class PortMapper:
             if not absent and not taken:
                 return
             if taken and (self._registration is None or self._registration.done()):
-                self._registration = asyncio.get_running_loop().create_task(
+                self._registration = asyncio.create_task(
                     self._register(taken), name="registration with epmd"
                 )
             self._wake.clear()

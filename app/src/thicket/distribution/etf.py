@@ -618,9 +618,9 @@ def encode(
     return data
 
 
-def _encode_freely(term: Any, *, text: bool = True) -> bytes:
+def _encode_freely(term: Any) -> bytes:
     """Encode a term that is known to be within the limits."""
-    return encode_bare(term, text=text, max_depth=1 << 31, max_terms=1 << 62)
+    return encode_bare(term, text=True, max_depth=1 << 31, max_terms=1 << 62)
 
 
 # --- decoding ---------------------------------------------------------------------------------

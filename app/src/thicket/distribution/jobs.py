@@ -92,7 +92,7 @@ class Job(Process):
         """Run the function in its own task."""
         self.node.add(self)
         self._calls.jobs.add(self)
-        self._task = asyncio.get_running_loop().create_task(
+        self._task = asyncio.create_task(
             self._run(), name=f"{self._exported.name} for {self._caller.node}"
         )
         self._task.add_done_callback(self._done)

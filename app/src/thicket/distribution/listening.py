@@ -67,9 +67,7 @@ class Listening:
         """
         if self._task is not None:
             raise RuntimeError("the node was started already")
-        self._task = asyncio.get_running_loop().create_task(
-            self._listen(local, accept), name="distribution listener"
-        )
+        self._task = asyncio.create_task(self._listen(local, accept), name="distribution listener")
 
     async def stop(self) -> None:
         """Close the socket and unregister; connections stay."""

@@ -88,7 +88,7 @@ class Firewall:
         # Unchanged rules are not loaded again: they keep their counters and the senders' rates.
         if text != self._text and (enabled or self._counters()):
             write_atomically(self.path, text.encode(), durable=False)
-            await asyncio.get_running_loop().run_in_executor(None, self._load)
+            await asyncio.to_thread(self._load)
             log.info("the firewall's rules are %s", "in force" if enabled else "removed")
         self._text = text
         self.state = "on" if enabled else "off"

@@ -29,3 +29,12 @@ class Signal(Enum):
 
 
 Inbox = asyncio.Queue[Event | Signal]
+
+
+async def next_item(inbox: Inbox, seconds: float) -> Event | Signal | None:
+    """What happens next; None when that is nothing within ``seconds``."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await inbox.get()
+    except TimeoutError:
+        return None

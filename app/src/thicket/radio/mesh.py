@@ -22,7 +22,7 @@ from thicket.radio import fault
 from thicket.radio.choose import radio_names
 from thicket.radio.events import Joined, Left
 from thicket.radio.fault import ABSENT, JOINED, STARTING, FaultError, ReconfiguredError
-from thicket.radio.inbox import Inbox, Signal
+from thicket.radio.inbox import Inbox, Signal, next_item
 from thicket.radio.interface import choose, prepare
 from thicket.radio.kernel import Kernel
 from thicket.radio.nl80211 import Wiphy
@@ -159,9 +159,7 @@ class Mesh:
         """
         if self._kernel is not None and self.ifindex is not None:
             network = self._address.interface.network
-            self._stations.refresh(
-                self._kernel, self.ifindex, self.settings, network, whole=whole
-            )
+            self._stations.refresh(self._kernel, self.ifindex, self.settings, network, whole=whole)
 
     @property
     def outdated(self) -> bool:
@@ -356,11 +354,7 @@ class Mesh:
         """
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            try:
-                async with asyncio.timeout(left):
-                    item = await self._inbox.get()
-            except TimeoutError:
-                return
+            item = await next_item(self._inbox, left)
             # Our own attempts cause such events too: only a real change counts.
             if item is Signal.SETTINGS or (item is Signal.RADIO and radio_names() != radios):
                 self._backoff.reset()

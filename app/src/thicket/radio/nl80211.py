@@ -118,7 +118,6 @@ _STA_PLID = 5
 _STA_PLINK_STATE = 6
 _STA_SIGNAL = 7
 _STA_TX_BITRATE = 8
-_STA_TX_RETRIES = 11
 _STA_TX_FAILED = 12
 _STA_SIGNAL_AVG = 13
 _STA_RX_BITRATE = 14
@@ -133,7 +132,6 @@ _RATE_BITRATE = 1
 _RATE_BITRATE32 = 5
 
 # enum nl80211_mpath_info
-_MPATH_SN = 2
 _MPATH_METRIC = 3
 _MPATH_EXPTIME = 4
 _MPATH_FLAGS = 5
@@ -274,7 +272,6 @@ class Station(TypedDict):
     rx_kbps: int | None
     rx_bytes: int
     tx_bytes: int
-    tx_retries: int | None
     tx_failed: int | None
     authorized: bool | None
     mfp: bool | None
@@ -287,7 +284,6 @@ class MeshPath(TypedDict):
     next_hop: str
     metric: int | None
     hops: int | None
-    sequence: int | None
     expires_ms: int | None
     flags: int
 
@@ -371,7 +367,6 @@ def station(message: bytes) -> Station | None:
             integer(info.get(_STA_TX_BYTES64), 8), integer(info.get(_STA_TX_BYTES), 4)
         )
         or 0,
-        "tx_retries": integer(info.get(_STA_TX_RETRIES), 4),
         "tx_failed": integer(info.get(_STA_TX_FAILED), 4),
         "authorized": _flag(info.get(_STA_FLAGS), _STA_AUTHORIZED),
         "mfp": _flag(info.get(_STA_FLAGS), _STA_MFP),
@@ -391,7 +386,6 @@ def path(message: bytes) -> MeshPath | None:
         "next_hop": next_hop,
         "metric": integer(info.get(_MPATH_METRIC), 4),
         "hops": integer(info.get(_MPATH_HOP_COUNT), 1),
-        "sequence": integer(info.get(_MPATH_SN), 4),
         "expires_ms": integer(info.get(_MPATH_EXPTIME), 4),
         "flags": integer(info.get(_MPATH_FLAGS), 1) or 0,
     }

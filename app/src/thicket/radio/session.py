@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from ipaddress import IPv6Interface
 from logging import getLogger
@@ -13,7 +12,7 @@ from thicket.netlink import rtnl
 from thicket.radio import fault
 from thicket.radio.choose import MOST_PEERS
 from thicket.radio.fault import FaultError, ReconfiguredError
-from thicket.radio.inbox import Inbox, Signal
+from thicket.radio.inbox import Inbox, Signal, next_item
 from thicket.radio.kernel import Kernel
 from thicket.radio.nl80211 import Wiphy
 from thicket.radio.paths import PATH_TIMEOUT
@@ -217,11 +216,7 @@ class Session:
         left = deadline - time.monotonic()
         if left <= 0 and self._inbox.empty():
             return None
-        try:
-            async with asyncio.timeout(max(left, 0.001)):
-                item = await self._inbox.get()
-        except TimeoutError:
-            return None
+        item = await next_item(self._inbox, max(left, 0.001))
         if isinstance(item, Event):
             return item
         if item is Signal.SETTINGS:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from thicket.base.errors import CodedError
 from thicket.base.files import read, remove, write_atomically
+from thicket.base.pace import wait
 from thicket.radio.wpa import Control, ControlError, Event
 
 log = logging.getLogger(__name__)
@@ -99,9 +100,7 @@ class Process:
                 return
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self.ended.wait()
+            await wait(self.ended, seconds)
         if not self.ended.is_set():
             log.error("process %d cannot be killed", self.pid)
             self.release()

@@ -13,7 +13,6 @@ at any time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from ipaddress import IPv6Address
 from logging import getLogger
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from thicket.base.errors import ThicketError
 from thicket.base.files import write_atomically
+from thicket.base.pace import wait
 from thicket.trust import credentials as nodes
 from thicket.trust.certificates import CertificateError
 from thicket.trust.revocations import MAX_FILE, InForce, pack_parts, split
@@ -83,16 +83,14 @@ class ListFile:
 
     def keep(self, lists: InForce) -> None:
         """Write the lists in force, one write after the other: the last one has them all."""
-        self.writing = asyncio.get_running_loop().create_task(self._write(lists, self.writing))
+        self.writing = asyncio.create_task(self._write(lists, self.writing))
 
     async def _write(self, lists: InForce, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait({before})
         data = pack_parts([one.packed for one in lists.lists])
         try:
-            await asyncio.get_running_loop().run_in_executor(
-                None, write_atomically, self.path, data
-            )
+            await asyncio.to_thread(write_atomically, self.path, data)
         except OSError as error:
             message = f"the lists of revocations cannot be kept: {error}"
             self._problems.report("trust", "list-not-kept", message, "warning")
@@ -197,9 +195,7 @@ class Trust:
         while True:
             self._again.clear()
             await self._prove(standing)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(AGAIN):
-                    await self._again.wait()
+            await wait(self._again, AGAIN)
 
     def begin(self) -> Standing | None:
         """Take the fleet of the configuration and the lists on the disk.
@@ -244,9 +240,7 @@ class Trust:
         from thicket.trust.signed_beacon import SignedBeacons, next_start
 
         # the disk may take its time
-        start = await asyncio.get_running_loop().run_in_executor(
-            None, next_start, f"{self.folder}/{START_FILE}", standing.clock()
-        )
+        start = await asyncio.to_thread(next_start, f"{self.folder}/{START_FILE}", standing.clock())
 
         def heard(address: IPv6Address, number: int) -> None:
             if self._exchange is not None and number != standing.lists.number:
@@ -290,10 +284,8 @@ class Trust:
                 await chip.close()
 
     async def _wait_for_renewal(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._again.wait()
-                raise _AgainError
+        if await wait(self._again, seconds):
+            raise _AgainError
 
     def _use(self, standing: Standing, credentials: Credentials) -> None:
         peer = credentials.peer
