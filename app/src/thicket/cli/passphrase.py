@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``thicket passphrase``: changes the mesh's passphrase on all nodes at once."""
 
+from __future__ import annotations
+
 import base64
 import sys
 from typing import Any

@@ -6,6 +6,8 @@ A request is ``{"id": any, "method": text, "params": {...}}``. Its answer is ``{
 connection are answered in order. Only root can open the socket (mode 0600).
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os

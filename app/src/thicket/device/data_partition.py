@@ -20,6 +20,8 @@ boot record (EBR) has the same form; its first entry is its partition, counted f
 second the next record, counted from the start of the extended partition.
 """
 
+from __future__ import annotations
+
 import fcntl
 import mmap
 import os

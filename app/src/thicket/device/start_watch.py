@@ -12,6 +12,8 @@ then the watchdog is no longer fed, and restarts the node.
 rcS starts this when the start has taken some seconds, and ends it when the start is done.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import os

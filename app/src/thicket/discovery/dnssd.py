@@ -11,6 +11,8 @@ time, and the cluster asks for a certificate. A :class:`Gate` stands between the
 zeroconf, whose cache keeps everything it gets: answers of other services and floods do not pass.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import socket

@@ -20,7 +20,6 @@ UNDEFINED_FUNCTION = Atom("undef")
 
 # How a function ends.
 ERROR = Atom("error")
-EXIT = Atom("exit")
 RETURN = Atom("return")
 THROW = Atom("throw")
 

@@ -9,6 +9,8 @@ works on a request inside ``send()``, so the answer is there when it returns. ``
 the wait where it is not.
 """
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import os

@@ -9,6 +9,8 @@ A line is switched off by overwriting its first byte (``#`` for ``:``), and new 
 because the boot scripts may append lines at the same time.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal

@@ -17,6 +17,8 @@ The history, ``/data/thicket/restarts.jsonl``, has one JSON object per line, old
 :data:`KEPT`. Everything else in the file is dropped.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import time

@@ -6,6 +6,8 @@ This work is not urgent, and it hangs when the card does not answer. It therefor
 that nothing waits for: a card that hangs stops the reports, not the node.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import time
