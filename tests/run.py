@@ -79,10 +79,10 @@ class Part:
 def workers() -> tuple[int, int]:
     """Return how many unit tests and how many meshes run at a time.
 
-    Meshes wait more than they compute: with one more than there are cores, these are busy.
+    Both wait for a part of their time: with more than there are cores, these are busy.
     """
     cores = len(os.sched_getaffinity(0))
-    return cores, cores + 1
+    return cores + cores // 2, cores + 1
 
 
 # -- reading what was written
