@@ -53,8 +53,8 @@ ssh_keys = [
 
 The first of them that exists is used as a whole, and checked as a whole: *every* fault is
 reported, in `thicket status` and in the log, with the line, the key, the value (secrets masked) and
-what is allowed. What is no TOML is shown with its line, a mark below the place, and what to write
-instead:
+what is allowed. Text that is not TOML is shown with its line, a mark below the place, and what to
+write instead:
 
 ```text
 thicket.toml: line 30, column 11: a text stands in quotes: write country = "DE"
@@ -62,16 +62,16 @@ thicket.toml: line 30, column 11: a text stands in quotes: write country = "DE"
               ^
 ```
 
-A mistyped key is a fault too. A file with a fault never locks a device out: the **last
-good** configuration, which the node keeps in `/data/thicket/last-good.toml`, is used instead, and
-without one the image's defaults. The same happens when the boot partition cannot be read, and when
-the file is empty, cannot be read as a whole, or is gone although there was one before (a file that
-an editor calls `thicket.toml.txt` is named). The last good one is kept with its checksum
-(`last-good.sha256`) and replaced by nothing but a whole, valid file. For the image's defaults write
-a file with a remark alone (`# defaults`).
+A mistyped key is a fault too. A file with a fault never locks a device out: the node uses the
+**last good** configuration instead, which it keeps in `/data/thicket/last-good.toml`, and without
+one the image's defaults. The same happens when the boot partition cannot be read, and when the file
+is empty, cannot be read as a whole, or is gone although there was one before (a file that an editor
+calls `thicket.toml.txt` is named). The last good configuration is kept with its checksum
+(`last-good.sha256`); only a whole, valid file replaces it. To get the image's defaults, write a
+file that holds only a comment (`# defaults`).
 
-What is wrong also stands in `report.txt` beside the file on the card, so that a node without a
-screen or a network can explain itself on any computer ([node.md](node.md)).
+The faults are also in `report.txt` beside the file on the card, so that a node without a screen or
+a network can explain itself on any computer ([node.md](node.md)).
 
 ## Changing it on a running node
 
@@ -85,20 +85,21 @@ screen or a network can explain itself on any computer ([node.md](node.md)).
 # thicket reload                               # read the file again (as SIGHUP)
 ```
 
-`set`, `unset` and `apply` check the result first and change nothing when it has a fault. Then the
-file on the boot partition is replaced (the partition is writable only for that moment; the new
-file is complete on the disk before it takes the old one's name), and the running daemon follows
-without being restarted: the mesh is joined again with its new values, the cluster's connections
-are made again when `[address]` or `[cluster]` changed, the rest changes in place. `[identity]` is
-read only when the daemon starts, because the identity is the node's name.
+`set`, `unset` and `apply` check the result first and change nothing when it has a fault. Then they
+replace the file on the boot partition (the partition is writable only for that moment; the new file
+is complete on the disk before it takes the old one's name). The running daemon follows without a
+restart: it joins the mesh again with its new values, makes the cluster's connections again when
+`[address]` or `[cluster]` changed, and changes the rest in place. `[identity]` is read only when
+the daemon starts, because the node's name is made from the identity.
 
 ## Settings of applications
 
-A table `[application.NAME]` belongs to the application NAME and is handed to it as it is: the node
-checks only that it can be handed on (texts, numbers, yes or no, lists and tables of these, up to
-{MAX_DEPTH} levels; no dates), of at most {MAX_APPLICATIONS} applications. Values are never shown,
-they may be secret. What the keys mean is for the application to judge: when it starts, and in
-`thicket config check` and `apply` where it is installed; both say which ones are not.
+A table `[application.NAME]` belongs to the application NAME and is passed to it unchanged. The node
+checks only the types (texts, numbers, yes or no, lists and tables of these, up to {MAX_DEPTH}
+levels; no dates) and the number of applications, at most {MAX_APPLICATIONS}. Values are never
+shown, because they may be secret. The application checks the keys when it starts, and in `thicket
+config check` and `apply` where it is installed. These commands name the applications that are not
+installed.
 
 ```toml
 [application.sensors]

@@ -19,8 +19,8 @@ class ClusterSection(Section, name="cluster"):
     )
     cookie = Text(
         "thicket",
-        "Erlang's shared secret. It keeps clusters apart; it is not a protection against "
-        "somebody who can listen.",
+        "Erlang's shared secret. It keeps clusters apart; it does not protect against somebody "
+        "who can listen.",
         least=1,
         most=255,
         printable=True,
@@ -28,9 +28,9 @@ class ClusterSection(Section, name="cluster"):
     )
     security = Choice(
         "tls",
-        "What a node must have to be let in: `tls`, a certificate of the fleet ([trust]; mutual "
-        "TLS 1.3, everything is encrypted); or `cookie`, nothing but the cookie, in clear: for "
-        "meeting nodes without certificates in a mesh that is protected otherwise.",
+        "What a node needs to be accepted. `tls`: a certificate of the fleet ([trust]; mutual "
+        "TLS 1.3, everything is encrypted). `cookie`: only the cookie, nothing is encrypted; for "
+        "clusters with nodes without certificates, in a mesh that is protected in another way.",
         "tls",
         "cookie",
     )
@@ -39,26 +39,26 @@ class ClusterSection(Section, name="cluster"):
     )
     tick_time = Integer(
         15,
-        "A node that was silent for so long is gone (Erlang's net_ticktime; four ticks are sent "
-        "in that time).",
+        "A node that is silent for this time counts as lost (Erlang's net_ticktime; four ticks "
+        "are sent in that time).",
         least=4,
         most=600,
         unit="s",
     )
     max_message = Integer(
         32,
-        "Longest message that is taken from another node: the arguments of a call, its result, "
-        "what is sent to a mailbox. Who sends a longer one is told `system_limit`. Never more than "
-        "an eighth of the device's memory.",
+        "Longest message that is accepted from another node: the arguments of a call, its result, "
+        "a message to a mailbox. A process that waits for a longer one gets `system_limit`. Never "
+        "more than an eighth of the device's memory.",
         least=1,
         most=1024,
         unit="MiB",
     )
     topology = Choice(
         "full",
-        "Which nodes are kept connected: `full`, all that are heard, as Erlang does; or "
-        "`neighbours`, those with a mesh link to this node, for fleets of dozens of nodes. Others "
-        "are connected when they are called or sent something; groups reach connected nodes only.",
+        "Which nodes this node stays connected to. `full`: all that it hears, as Erlang does. "
+        "`neighbours`: only those with a mesh link to it, for fleets of dozens of nodes; a call or "
+        "message to another node connects to it first, and groups reach connected nodes only.",
         "full",
         "neighbours",
     )

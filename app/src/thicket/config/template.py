@@ -13,13 +13,13 @@ from thicket.config.schema import SECTIONS
 _TEMPLATE_HEAD = """\
 # The configuration of a Thicket node.
 #
-# Every line that starts with "#" is only a remark: the values shown are what the
+# Every line that starts with "#" is only a comment: the values shown are what the
 # node uses when the line stays as it is. To change one, remove the "#" before it.
 # `thicket config check FILE` tells whether a file is right.
 """
 
 _TEMPLATE_TAIL = """\
-# Settings of an application are below a line of its name, and are its own affair:
+# Settings of an application go below a line with its name; the application defines them:
 #[application.NAME]
 """
 

@@ -12,25 +12,25 @@ class DiscoverySection(Section, name="discovery"):
     __slots__ = ()
     interval = Integer(
         20,
-        "Mean time between beacons once the node has settled; each one is drawn from half to one "
-        "and a half of it. Just after joining they are sent every 1 to 2 s.",
+        "Mean time between beacons once the node has settled; each interval is random, from half "
+        "to one and a half of this. Just after joining, beacons are sent every 1 to 2 s.",
         least=2,
         most=600,
         unit="s",
     )
     expire = Integer(
         120,
-        "A node not heard for so long is forgotten, unless it is connected. At least three times "
-        "the interval.",
+        "A node that is not heard for this time is forgotten, unless it is connected. At least "
+        "three times the interval.",
         least=10,
         most=3600,
         unit="s",
     )
     beacon = Choice(
         "signed",
-        "Which form is sent and believed: `signed`, by the key of a node of the fleet ([trust]); "
-        "`plain`, an address as text, which anybody can send; or `both`, for meeting nodes of the "
-        "published kind.",
+        "Which form of beacon is sent and accepted. `signed`: signed by the key of a node of the "
+        "fleet ([trust]). `plain`: an address as text, which anybody can send. `both`: for a mesh "
+        "with nodes of the published Nerves kind.",
         "signed",
         "plain",
         "both",
@@ -38,9 +38,9 @@ class DiscoverySection(Section, name="discovery"):
     dns_sd = Boolean(
         True,
         "Publish the node by DNS-SD (multicast DNS) on the mesh, so that any computer there can "
-        "find it and use its name, `n-<identity>.local`; and try what others publish.",
+        "find it and use its name, `n-<identity>.local`; and try the nodes that others publish.",
     )
-    max_nodes = Integer(256, "How many nodes are remembered at most.", least=8, most=4096)
+    max_nodes = Integer(256, "The most nodes that are remembered.", least=8, most=4096)
     check_source = Boolean(
         True,
         "Drop a beacon whose sender is neither a link-local address nor the address it announces.",

@@ -65,13 +65,13 @@ class FirewallSection(Section, name="firewall"):
     __slots__ = ()
     enabled = Boolean(
         True,
-        "Without it every port of every program can be reached. The node does not join the mesh "
-        "while a firewall that is wanted cannot be set up.",
+        "When false, every port of every program can be reached. When true, the node does not "
+        "join the mesh while the firewall cannot be set up.",
     )
     allow = Ports(
         (),
-        "Ports of the mesh interface that are open besides the node's own, for applications.",
+        "Ports of the mesh interface that are open for applications, besides the node's own.",
     )
     log = Boolean(
-        False, "Note dropped packets in the system's log (`logread`), at most ten a minute."
+        False, "Log dropped packets to the system's log (`logread`), at most ten a minute."
     )

@@ -86,8 +86,8 @@ class AddressSection(Section, name="address"):
     __slots__ = ()
     prefix = Prefix(
         IPv6Interface("fd12:3456:789a:1::/64"),
-        "First half of every address in the mesh. Take a random one of your own in fd00::/8 when "
-        "networks may ever meet.",
+        "First half of every address in the mesh. Choose your own random one in fd00::/8 if "
+        "networks may ever be connected.",
     )
 
 
@@ -97,10 +97,10 @@ class IdentitySection(Section, name="identity"):
     __slots__ = ()
     i2c_bus = Bus(
         "auto",
-        "The I2C bus of the ATECC chip. `auto` tries every bus, `none` does without a chip.",
+        "The I2C bus of the ATECC chip. `auto` tries every bus, `none` uses no chip.",
     )
     address = ChipAddress(
         "auto",
-        "The chip's address on the bus. `auto` tries those that chips are sold with: 0x60, 0x35 "
-        "(Trust&GO), 0x36 (TrustFLEX), 0x58 and 0x59.",
+        "The chip's address on the bus. `auto` tries the addresses that chips are sold with: "
+        "0x60, 0x35 (Trust&GO), 0x36 (TrustFLEX), 0x58 and 0x59.",
     )

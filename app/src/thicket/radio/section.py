@@ -72,9 +72,9 @@ class MeshSection(Section, name="mesh"):
     id = Text("thicket", "Name of the mesh.", least=1, most=32)
     security = Choice(
         SAE,
-        "`sae` (simultaneous authentication of equals, as WPA3) admits who knows the passphrase "
-        "and encrypts every frame; without a passphrase the radio stays off. `open` lets anybody "
-        "in and encrypts nothing.",
+        "`sae` (simultaneous authentication of equals, as in WPA3) admits only nodes with the "
+        "passphrase and encrypts every frame; without a passphrase the radio stays off. `open` "
+        "admits every node and encrypts nothing.",
         SAE,
         OPEN,
     )
@@ -90,9 +90,9 @@ class MeshSection(Section, name="mesh"):
     )
     next_passphrase = Text(
         "",
-        "The other passphrase during a change: first the one to come, then the former one until "
-        "links of the new one stand. Commands that change the passphrase write it and take it "
-        "away; it is tried where the present one fails.",
+        "The second passphrase during a change: first the new one, then the old one until links "
+        "with the new one are up. The commands that change the passphrase write and remove it. "
+        "The node tries it when the present one fails.",
         least=8,
         most=63,
         optional=True,
@@ -106,13 +106,13 @@ class MeshSection(Section, name="mesh"):
     )
     country = Country(
         "00",
-        "Where the node is used; decides which channels and power are legal. A code that the "
+        "Where the node is used; this decides which channels and power are legal. A code that the "
         "wireless regulatory database does not have is refused.",
     )
     # nl80211 accepts 10 to 10000 TU, wpa_supplicant 15 to 65535
     beacon_interval = Integer(
         1000,
-        "Time between two Wi-Fi beacons. Short ones find peers sooner and cost airtime.",
+        "Time between two Wi-Fi beacons. A short time finds peers sooner and costs airtime.",
         least=15,
         most=10000,
         unit="TU of 1.024 ms",
@@ -130,25 +130,30 @@ class MeshSection(Section, name="mesh"):
     )
     max_inactivity = Integer(
         30,
-        "How long a silent peer is kept, and how long one whose passphrase did not fit is shunned.",
+        "How long a silent peer is kept, and how long a node that failed to authenticate is "
+        "blocked.",
         least=5,
         most=3600,
         unit="s",
     )
     ht = Boolean(
         True,
-        "Use the rates of 802.11n and later. Without it only the old ones (to 54 Mbit/s) are used.",
+        "Use the rates of 802.11n and later. When false, only the older rates (up to 54 Mbit/s) "
+        "are used.",
     )
-    max_peers = Integer(99, "How many peers the node has at most.", least=1, most=99)
+    max_peers = Integer(99, "The most peers that the node accepts.", least=1, most=99)
     rssi_threshold = Integer(
         0,
-        "Do not become a peer of a node heard weaker than this; keeps long weak links from being "
-        "preferred over a relay. 0 takes everybody.",
+        "Do not become a peer of a node whose signal is weaker than this, so that a long weak link "
+        "is not preferred over a relay. 0 accepts every node.",
         least=-100,
         most=0,
         unit="dBm",
     )
-    forwarding = Boolean(True, "Pass on frames of other nodes. Without it the node is only an end.")
+    forwarding = Boolean(
+        True,
+        "Forward frames of other nodes. When false, the node only sends and receives its own.",
+    )
     gate = Boolean(False, "Announce the node as a gate to another network.")
     # IEEE 802.11-2020 9.4.2.97 and nl80211_mesh root modes; 1 is the obsolete "no root" form
     root_mode = Integer(

@@ -55,8 +55,8 @@ class TrustSection(Section, name="trust"):
     __slots__ = ()
     root = FleetRoot(
         "",
-        "The root certificate of the fleet: nodes with certificates that descend from it are let "
-        "in, and nobody else. It is no secret. `thicket ca config` writes it.",
+        "The root certificate of the fleet: only nodes whose certificates descend from it are "
+        "accepted. It is not secret. `thicket ca config` writes it.",
     )
     chip_required = Boolean(
         False,

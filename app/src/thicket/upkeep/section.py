@@ -108,11 +108,11 @@ class AccessSection(Section, name="access"):
     __slots__ = ()
     ssh_keys = PublicKeys(
         "",
-        "Whoever has one of these keys may log in as root over SSH. Without any there is no SSH "
-        "server. The node keeps the keys, so that SSH is there even when the daemon cannot start.",
+        "SSH keys that may log in as root. Without any there is no SSH server. The node keeps "
+        "the keys, so that SSH works even when the daemon cannot start.",
     )
     console = Boolean(
         False,
-        "A root shell, without a question, on the node's serial port. Whoever can touch the node "
-        "can then use it.",
+        "A root shell without a password on the node's serial port. Anybody who can touch the "
+        "node can then use it.",
     )
