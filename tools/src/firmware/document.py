@@ -26,7 +26,9 @@ readable by any computer). Put it there before the first boot. The file is
 quotes. At most {MAX_FILE_BYTES // 1024} KiB; Windows line ends and a byte order mark do no harm.
 
 A node needs `mesh.passphrase`: without one its radio stays off (unless `mesh.security` is
-`"open"`), and its status says so. All other keys are optional, with the defaults below.
+`"open"`), and its status says so. To join a cluster it also needs the fleet's root certificate,
+`trust.root` (unless `cluster.security` is `"cookie"`). All other keys are optional, with the
+defaults below.
 
 ```toml
 [mesh]
