@@ -122,7 +122,7 @@ def _passphrase(question: str) -> str:
         return given
     if not sys.stdin.isatty():
         raise AuthorityError(
-            f"{question}: nobody can be asked here; set {variable}, or run it in a terminal"
+            f"{question}: there is no terminal to ask at; set {variable}, or run it in a terminal"
         )
     from getpass import getpass
 
@@ -290,8 +290,8 @@ def _enroll_chip(authority: Authority, args: argparse.Namespace, where: Where | 
         print(
             f"Device {serial} enrolled."
             if args.write
-            else "Nothing was written. With --write it is done, and what is marked FOR EVER stays "
-            "so."
+            else "Nothing was written. With --write it is done, and the steps marked FOR EVER "
+            "cannot be undone."
         )
         if args.write and channel is not None:
             _tell_daemon(RemoteNode(channel))

@@ -275,7 +275,7 @@ class Provisioning:
         public_key = chip.generate_key(PRIVATE_KEY)
         if chip.public_key(PRIVATE_KEY) != public_key:
             raise ProvisioningError(
-                "the chip tells another public key than it made; nothing but the configuration "
+                "the chip reports another public key than the one it made; only the configuration "
                 "is locked"
             )
         certificates = self.issuer.certificates(self.serial, public_key)

@@ -103,7 +103,7 @@ def choose(folder: Path) -> list[str]:
     what = "more than one SSH key" if found else "no SSH public key"
     places = "".join(f"\n  --ssh-key {place}" for place, _ in found)
     raise AuthorityError(
-        f"there is {what} in {folder}, and nobody can be asked here who may log in to the nodes: "
+        f"there is {what} in {folder}, and no terminal to ask at who may log in to the nodes: "
         f"give {_OPTIONS}{places}"
     )
 

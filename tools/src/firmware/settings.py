@@ -78,11 +78,13 @@ def warnings(data: bytes) -> list[str]:
     elif len(settings.mesh.passphrase) < 12:
         found.append("mesh.passphrase has fewer than 12 characters: it may be guessed")
     if not settings.access.ssh_keys and locked_out(settings) is None:
-        found.append("access.ssh_keys names nobody: there is no way in by SSH")
+        found.append("access.ssh_keys is empty: there is no way in by SSH")
     if settings.cluster.cookie == ClusterSection.cookie.default:
         found.append("cluster.cookie is the one that every image has")
     if settings.mesh.country == "00":
-        found.append("mesh.country is not set: only what is legal everywhere is used")
+        found.append(
+            "mesh.country is not set: only channels and power that are legal everywhere are used"
+        )
     return found
 
 

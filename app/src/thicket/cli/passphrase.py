@@ -137,8 +137,8 @@ def _finish(control: str) -> int:
     show(answer, "has changed")
     if answer["failed"]:
         print(
-            "Those who have the new passphrase and were not told to change find out by themselves "
-            "when their neighbours refuse the old one."
+            "Nodes that have the new passphrase and did not get the order to change find out by "
+            "themselves, when their neighbours refuse the old one."
         )
     return BAD if answer["failed"] else OK
 

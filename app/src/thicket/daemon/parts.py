@@ -84,7 +84,7 @@ class Parts:
         wanted, most = cluster.max_message << 20, memory // MESSAGE_SHARE
         if wanted > most:
             log.info(
-                "messages of up to %d MiB are taken, not %d: an eighth of this device's memory",
+                "messages of up to %d MiB are accepted, not %d: an eighth of this device's memory",
                 most >> 20,
                 cluster.max_message,
             )

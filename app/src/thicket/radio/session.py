@@ -369,7 +369,7 @@ class Session:
             raise FaultError(
                 "radio",
                 "interface-down",
-                f"{self._place.name} was taken down by somebody; it is taken up again",
+                f"{self._place.name} was taken down by somebody; it is set up again",
             )
 
     def _check_membership(self) -> None:

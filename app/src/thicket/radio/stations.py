@@ -202,9 +202,7 @@ class Stations:
                 elif isinstance(action, Fix):
                     what = f"leave the path of the peer to {action.peer}"
                     if action.instead_of == NOBODY:
-                        log.info(
-                            "path to %s is still being looked for: its link is taken", action.peer
-                        )
+                        log.info("path to %s is not found yet: its link is used", action.peer)
                     else:
                         log.info("path to %s over %s is from before it was lost", *action)
                     kernel.remove_path(ifindex, action.peer)

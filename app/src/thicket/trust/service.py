@@ -217,10 +217,11 @@ class Trust:
                 self.problems.report(
                     "trust",
                     "no-fleet",
-                    "this node belongs to no fleet ([trust] root is empty), so it lets nobody in "
-                    "and joins no cluster. `thicket ca config`, on the machine with the fleet's "
-                    'authority, writes the file for it; cluster.security = "cookie" and '
-                    'discovery.beacon = "plain" do without',
+                    "this node belongs to no fleet ([trust] root is empty), so it accepts no "
+                    "node and joins no cluster. `thicket ca config`, on the machine with the "
+                    "fleet's authority, writes the file for it; "
+                    'cluster.security = "cookie" and '
+                    'discovery.beacon = "plain" need no fleet',
                 )
             self.on_change()
             return None
@@ -312,7 +313,7 @@ class Trust:
             self.problems.report(
                 "trust",
                 "revoked",
-                "this device, or who enrolled it, is revoked: other nodes refuse it",
+                "this device, or the signer that enrolled it, is revoked: other nodes refuse it",
             )
         else:
             self.problems.clear("trust", "revoked")

@@ -27,7 +27,9 @@ def define(command: Define) -> None:
     how = link.add_mutually_exclusive_group(required=True)
     how.add_argument("--cut", action="store_true", help="nothing any more")
     how.add_argument("--snr", type=float, metavar="DB", help="this signal-to-noise ratio")
-    how.add_argument("--loss", type=float, metavar="PERCENT", help="so many of all frames get lost")
+    how.add_argument(
+        "--loss", type=float, metavar="PERCENT", help="share of all frames that get lost"
+    )
     how.add_argument("--restore", action="store_true", help="as it was at the start")
     link.add_argument("--oneway", action="store_true", help="only what B hears of A")
 

@@ -54,7 +54,7 @@ def define(command: Define) -> None:
         "--once", action="store_true", help="wait until formed, print a summary as JSON, end"
     )
     up.add_argument(
-        "--timeout", type=float, metavar="S", help="with --once: give up after so many seconds"
+        "--timeout", type=float, metavar="S", help="with --once: give up after this many seconds"
     )
     up.add_argument("--plain", action="store_true", help="progress as lines, also on a terminal")
 

@@ -41,7 +41,9 @@ def define(command: Define) -> None:
         "exec", "run a command on a node; its exit status is passed on", cmd_exec, of_node=True
     )
     execute.add_argument("-n", dest="no_input", action="store_true", help="without input")
-    execute.add_argument("--timeout", type=float, metavar="S", help="end it after so many seconds")
+    execute.add_argument(
+        "--timeout", type=float, metavar="S", help="end it after this many seconds"
+    )
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
 
     command("console", "type at a node's console; Ctrl-] leaves", cmd_console, of_node=True)

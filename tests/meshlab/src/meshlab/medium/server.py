@@ -187,7 +187,7 @@ async def serve(lab: Path, parent: int | None) -> int:
     try:
         state = load_state(lab / STATE_NAME, config.run)
     except ConfigError as error:
-        log.error("%s; going on without what was changed while running", error)
+        log.error("%s; continuing without the changes made while it ran", error)
         state = State()
     medium = Medium(lab, config, state)
     try:
