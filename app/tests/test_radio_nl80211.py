@@ -172,7 +172,7 @@ def test_path() -> None:
 def test_interface() -> None:
     data = message(
         7, u32(3, 9), attribute(4, b"mesh0\0"), u32(1, 2), u32(5, 7), attribute(6, MAC),
-        u32(38, 2412), attribute(24, b"a mesh"),
+        u32(38, 2412),
     )  # fmt: skip
     assert interface(parsed(data)) == {
         "index": 9,
@@ -181,7 +181,6 @@ def test_interface() -> None:
         "type": nl80211.IFTYPE_MESH_POINT,
         "mac": "02:74:68:00:00:0a",
         "frequency": 2412,
-        "mesh_id": b"a mesh",
     }
     p2p_device = message(7, u32(1, 2), u32(5, 10), attribute(6, MAC))
     assert interface(parsed(p2p_device)) is None
