@@ -7,12 +7,13 @@ Layout and numbers of the bytes: include/uapi/linux/nl80211.h of Linux 6.1, pack
 import struct
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket.netlink.messages import decode, encode
+from thicket.netlink.messages import Requests, decode, encode
 from thicket.radio import nl80211
 from thicket.radio.nl80211 import Message, Nl80211, Wiphy, interface, path, station
 
@@ -223,7 +224,7 @@ def test_wiphy() -> None:
     assert wiphy.channels[5260].radar
 
 
-class Kernel:
+class Kernel(Requests):
     """Answers requests as a kernel would, and remembers them as bytes."""
 
     def __init__(self, answers: dict[int, list[bytes]]) -> None:
@@ -234,18 +235,20 @@ class Kernel:
         self.asked.append(encode(wanted, kind, flags))
         return [parsed(data) for data in self.answers.get(wanted["cmd"], [])]
 
-    def ask(self, request: bytes, read: Callable[[bytes], Any]) -> list[Any]:
+    def ask(self, request: bytes, read: Callable[[bytes], Any] | None) -> list[Any]:
         self.asked.append(request)
+        assert read is not None
         found = [read(data) for data in self.answers.get(request[16], [])]
         return [one for one in found if one is not None]
 
 
 def nl80211_with(answers: dict[int, list[bytes]]) -> tuple[Nl80211, Kernel]:
-    subject = Nl80211.__new__(Nl80211)
     kernel = Kernel(answers)
-    subject._requests = kernel  # type: ignore[assignment]
-    subject.id = 0x1C
-    return subject, kernel
+    with (
+        mock.patch.object(nl80211, "Requests", lambda protocol: kernel),
+        mock.patch.object(nl80211, "family", lambda requests, name: (0x1C, {})),
+    ):
+        return Nl80211(), kernel
 
 
 def test_wiphys_whose_channels_the_dump_leaves_out_are_asked_for() -> None:
