@@ -128,7 +128,7 @@ async def test_without_a_chip_on_purpose(machine: Machine) -> None:
 
 async def test_trust_and_go_address(machine: Machine) -> None:
     chip = Atecc608(serial_for(1, 3))
-    chip._state.config[16] = 0x35 << 1
+    chip.state.config[16] = 0x35 << 1
     chip.power_cycle()
     machine.add_bus(1, chip)
     identity = await read_identity(host=machine.host)
@@ -337,7 +337,7 @@ def test_what_an_identity_tells() -> None:
 
 def chip_at(address: int) -> Atecc608:
     chip = Atecc608(serial_for(1, 3))
-    chip._state.config[16] = address << 1
+    chip.state.config[16] = address << 1
     chip.power_cycle()
     return chip
 
