@@ -744,27 +744,29 @@ def test_the_command(
     one = Host(tmp_path / "n", f'{text}[mesh]\nsecurity = "sae"\npassphrase = "{OLD}"\n')
     missing = ["t@fd00::2"]
 
-    def where(_words: list[str]) -> Any:
-        return lambda _bus: Channel(Passphrase(one), missing)
+    def command(*words: str) -> int:
+        return ca_main(["passphrase", *words, "--ssh", "n1"])
 
     monkeypatch.setenv("THICKET_CA", str(ca.folder))
-    monkeypatch.setattr("authority.cli._where", where)
+    monkeypatch.setattr(
+        "authority.remote_node.ssh", lambda _host, _bus: Channel(Passphrase(one), missing)
+    )
     monkeypatch.setattr("authority.passphrase.read_passphrase", lambda: NEW)
-    assert ca_main(["passphrase", "roll"]) == BAD
+    assert command("roll") == BAD
     out = capsys.readouterr().out
     assert "t@fd00::1  has it" in out
     assert "t@fd00::2  MISSING" in out
     assert "The mesh keeps its passphrase" in out
     assert NEW not in out
     assert mesh(one) == (OLD, NEW)
-    assert ca_main(["passphrase", "cancel"]) == BAD
+    assert command("cancel") == BAD
     assert "t@fd00::1  dropped it" in capsys.readouterr().out
     assert mesh(one) == (OLD, "")
-    assert ca_main(["passphrase", "roll", "--accept-missing"]) == BAD
+    assert command("roll", "--accept-missing") == BAD
     assert "t@fd00::1  has changed" in capsys.readouterr().out
     assert mesh(one) == (NEW, OLD)
     missing.clear()
-    assert ca_main(["passphrase", "roll", "--generate"]) == OK
+    assert command("roll", "--generate") == OK
     out = capsys.readouterr().out
     assert ca.network.secrets()[0] in out
     assert mesh(one) == (ca.network.secrets()[0], NEW)
