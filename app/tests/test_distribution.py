@@ -44,7 +44,7 @@ SERVICES = ("net_kernel", "rex", "logger_proxy", "logger", "thicket_membership")
 
 
 def registered(node: processes.ProcessTable, name: str) -> processes.Process:
-    """Return the process that has *name* on *node*."""
+    """Return the process that has ``name`` on ``node``."""
     process = node.whereis(name)
     assert process is not None
     return process
@@ -88,7 +88,7 @@ def names(node: Node) -> list[str]:
 
 
 async def refusal(attempt: Any) -> DistributionError:
-    """Return the error that *attempt* raises."""
+    """Return the error that ``attempt`` raises."""
     with pytest.raises(DistributionError) as caught:
         await attempt
     return caught.value

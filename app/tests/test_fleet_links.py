@@ -119,7 +119,7 @@ async def failure(attempt: Awaitable[object]) -> DistributionError:
 async def a_refusal(
     refusing: Node, refused: Node, dialler: Node, code: str, lines: list[str]
 ) -> str:
-    """Let *dialler*, one of both, connect; both sides must learn *code*. Returns the words."""
+    """Let ``dialler``, one of both, connect; both sides must learn ``code``. Returns the words."""
     other = refused if dialler is refusing else refusing
     del lines[:]
     counted = refusing.statistics()["refused"].get(code, 0)
@@ -490,7 +490,7 @@ async def an_erlang(
 
 
 async def theirs(node: Node, erl: Erl, which: str, code: str) -> None:
-    """Let Erlang connect until *node* has counted one refusal more; Erlang must see a failure.
+    """Let Erlang connect until ``node`` has counted one refusal more; Erlang must see a failure.
 
     More than once, as on a busy machine either side may give up before it comes to that.
     """

@@ -82,7 +82,7 @@ async def running(link: FakeLink) -> AsyncIterator[Membership]:
 
 
 def add_probing(link: FakeLink, answers: set[str]) -> tuple[list[str], list[str]]:
-    """Give *link* what probes need; the lists of what was probed and shared."""
+    """Give ``link`` what probes need; the lists of what was probed and shared."""
     probed: list[str] = []
     shared: list[str] = []
 

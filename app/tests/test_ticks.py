@@ -35,7 +35,7 @@ DELAY = 0.002
 
 
 class Wire(asyncio.Transport):
-    """One end of a connection in memory; *deliver* takes the bytes at the other end."""
+    """One end of a connection in memory; ``deliver`` takes the bytes at the other end."""
 
     def __init__(self, address: IPv6Address, deliver: Callable[[bytes], None]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Wire(asyncio.Transport):
 
 
 class Stock:
-    """A node that is not ours, at the other end of a connection of *node*.
+    """A node that is not ours, at the other end of a connection of ``node``.
 
     :param tick_time: its ``net_ticktime``; None: it never ticks and never gives up.
     :param answers: its runtime answers monitors of what does not exist.
@@ -158,7 +158,7 @@ class Stock:
 
 
 def _put(connection: Connection, wire: Wire, data: bytes) -> None:
-    """Let *connection* read *data* from its *wire*."""
+    """Let ``connection`` read ``data`` from its ``wire``."""
     while data and not wire.closed:
         room = connection.get_buffer(-1)
         size = min(len(room), len(data))

@@ -29,7 +29,7 @@ class Waiting(Process):
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: DistributionError) -> None:
-        """Raise *error* for the caller who waits, unless there is an answer."""
+        """Raise ``error`` for the caller who waits, unless there is an answer."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
