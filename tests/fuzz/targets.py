@@ -816,10 +816,11 @@ def beacon_seeds() -> Iterator[bytes]:
 @cache
 def fleet() -> Fleet:
     """Return a fleet that is the same at each run. Its signatures are nobody's."""
+    from authority.issuer import root_profile
     from thicket.trust import compressed
     from thicket.trust import fleet as fleets
 
-    profile = fleets.root_profile(
+    profile = root_profile(
         "fuzz", PREFIX, number("root"), (datetime(2026, 1, 1, tzinfo=UTC), compressed.NO_END)
     )
     return fleets.Fleet(profile.signed(number("root signature")))

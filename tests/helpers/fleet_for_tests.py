@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import cache
 from ipaddress import IPv6Network
 
-from authority.issuer import FleetIssuer, years_from
+from authority.issuer import FleetIssuer, root_profile, years_from
 from authority.keys import HeldKey
 from meshlab.chip.state import serial_for
 from thicket.identity.address import identity_of_serial
@@ -29,7 +29,7 @@ class TestFleet:
 
     def __init__(self, name: str = "test", network: IPv6Network = PREFIX) -> None:
         self.root_key = openssl.generate_key()
-        profile = fleets.root_profile(
+        profile = root_profile(
             name,
             network,
             openssl.public_key(self.root_key),

@@ -27,7 +27,7 @@ from authority import chips
 from authority.chips import FoundChip
 from authority.errors import AuthorityError
 from authority.folder import FORMAT, Folder
-from authority.issuer import DEVICE_YEARS, SIGNER_YEARS, FleetIssuer, validity_of
+from authority.issuer import DEVICE_YEARS, SIGNER_YEARS, FleetIssuer, root_profile, validity_of
 from authority.keys import ROOT, Keys, signer_stem
 from authority.network import Network
 from authority.revocations import FleetRevocations
@@ -106,7 +106,7 @@ class Authority:
         begin, _ = validity_of(self._clock(), SIGNER_YEARS)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = self._keys.make(ROOT, fleet=name, lab=lab, token=token)
-        profile = fleets.root_profile(name, network, key.public_key, (begin, NO_END))
+        profile = root_profile(name, network, key.public_key, (begin, NO_END))
         root = profile.signed(key.sign(profile.digest()))
         self._files.write("root.pem", x509.pem(root).encode())
         self._files.save(

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A signer of the fleet, as it issues certificates to devices."""
+"""What the root of a fleet says, and a signer, as it issues certificates to devices."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from hashlib import sha256
+from ipaddress import IPv6Network
 
 from authority.errors import AuthorityError
 from authority.keys import SigningKey
 from thicket.identity.address import identity_of_serial
+from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
 from thicket.trust import openssl
-from thicket.trust.certificates import Certificate, CertificateError
+from thicket.trust.certificates import Certificate, CertificateError, Profile
 from thicket.trust.chip_slots import CertificateSet
-from thicket.trust.compressed import encode_dates
+from thicket.trust.compressed import encode_dates, serial_number
 from thicket.trust.fleet import Fleet
 
 SIGNER_YEARS, DEVICE_YEARS = 10, 31
@@ -44,6 +46,28 @@ def validity_of(now: datetime, years: int) -> tuple[datetime, datetime]:
     except ValueError as error:
         raise AuthorityError(f"nothing was written: {error}. Is the clock right?") from None
     return validity
+
+
+def root_profile(
+    name: str, network: IPv6Network, public_key: bytes, validity: tuple[datetime, datetime]
+) -> Profile:
+    """Return what the root certificate of a fleet says."""
+    if network.prefixlen not in (48, 64):
+        raise ValueError(f"{network}: the prefix of a fleet is a /64 or a /48")
+    own, subject = x509.key_identifier(public_key), x509.common_name(name)
+    return Profile(
+        serial_number(public_key, name.encode()),
+        subject,
+        subject,
+        *validity,
+        public_key,
+        (
+            x509.basic_constraints(True),
+            x509.key_usage(x509.KEY_CERT_SIGN, x509.CRL_SIGN),
+            x509.subject_key(own),
+            x509.name_constraints((fleets.DOMAIN,), (network,)),
+        ),
+    )
 
 
 class FleetIssuer:

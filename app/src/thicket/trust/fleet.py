@@ -109,28 +109,6 @@ def signer_name(signer_id: int) -> str:
     return f"Signer {signer_id:04X}"
 
 
-def root_profile(
-    name: str, network: IPv6Network, public_key: bytes, validity: tuple[datetime, datetime]
-) -> Profile:
-    """Return what the root certificate of a fleet says."""
-    if network.prefixlen not in (48, 64):
-        raise ValueError(f"{network}: the prefix of a fleet is a /64 or a /48")
-    own, subject = x509.key_identifier(public_key), x509.common_name(name)
-    return Profile(
-        serial_number(public_key, name.encode()),
-        subject,
-        subject,
-        *validity,
-        public_key,
-        (
-            x509.basic_constraints(True),
-            x509.key_usage(x509.KEY_CERT_SIGN, x509.CRL_SIGN),
-            x509.subject_key(own),
-            x509.name_constraints((DOMAIN,), (network,)),
-        ),
-    )
-
-
 def signer_profile(
     fleet: Fleet, signer_id: int, public_key: bytes, validity: tuple[datetime, datetime]
 ) -> Profile:
