@@ -439,12 +439,19 @@ async def test_closing_towards_a_peer_that_has_gone_already() -> None:
         def abort(self) -> None:
             self.aborted = True
 
+    class Heard:
+        """A connection whose peer has said something."""
+
+        heard = True
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert transport is not gone
+
     mine = await credentials(FLEET.device(1)[0])
     shared, gone = Shared(), Gone()
     context = FleetTls(FLEET.fleet, mine, lambda: Rules(now())).server
-    transport = TlsTransport(None, context, shared, server_side=True)  # type: ignore[arg-type]
-    transport._raw = gone
-    transport._begin()
+    transport = TlsTransport(Heard(), context, shared, server_side=True)  # type: ignore[arg-type]
+    transport.connection_made(gone)
     transport.close()
     assert gone.aborted
     assert not shared.lingering

@@ -225,10 +225,9 @@ async def test_transfer_that_never_returns(
         assert "still hangs" in (again.problem or "")
         assert len(machine.opened) == 1
         assert again.id == identity.id
-        thread = source_module._searching
+        (thread,) = [one for one in threading.enumerate() if one.name == "chip"]
     finally:
         release.set()
-    assert thread is not None
     await asyncio.to_thread(thread.join, 60)
     assert not thread.is_alive()
     monkeypatch.undo()
@@ -403,4 +402,4 @@ async def test_another_device_at_such_an_address_is_named_and_told_nothing_but_t
 
 @pytest.mark.parametrize("address", [0x60, 0x36, 0x58])
 def test_enrolment_finds_the_chip_without_being_told_its_address(address: int) -> None:
-    assert cli._chip_on(EmulatedBus(chip_at(address), Time())).address == address
+    assert cli.chip_on(EmulatedBus(chip_at(address), Time())).address == address
