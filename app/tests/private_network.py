@@ -149,7 +149,7 @@ def _in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: flo
             os.setpgid(0, 0)
             os.close(reading)
             try:
-                asyncio.run(test(Network(_enter())))
+                asyncio.run(test(Network(enter())))
                 status = 0
             except pytest.skip.Exception as skipped:
                 os.write(writing, _SKIPPED + str(skipped).encode())
@@ -183,7 +183,7 @@ def _in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: flo
     return failure.decode(errors="replace")
 
 
-def _enter() -> bool:
+def enter() -> bool:
     """Move into a network of our own; False when that is not permitted."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
