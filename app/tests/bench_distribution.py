@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests/helpers"))
 
 from delayed_link import DelayedLink
 from erlang import Erl, Release, a_real_epmd, releases
-from private_network import Network, _enter
+from private_network import Network, enter
 from test_tls import Authority
 
 from thicket.distribution import Node, Request
@@ -394,7 +394,7 @@ def main() -> None:
     if arguments.node:
         asyncio.run(run_node(arguments))
         return
-    network = Network(_enter())
+    network = Network(enter())
     link = link_of(arguments, network)
     for release in releases() if not arguments.processor else ():
         asyncio.run(compare(network, arguments, release))

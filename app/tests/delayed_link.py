@@ -2,7 +2,7 @@
 """Two networks joined by a link that takes its time with every packet, as a radio does.
 
 For a kernel without ``netem``. To be made where network namespaces may be made, as
-:func:`private_network._enter` sees to, and while no event loop runs.
+:func:`private_network.enter` sees to, and while no event loop runs.
 """
 
 from __future__ import annotations

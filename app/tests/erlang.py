@@ -104,7 +104,7 @@ def in_each_release(
     *,
     between: bool = True,
 ) -> Any:
-    """Make a test function out of *test*, which runs in a private network with each release."""
+    """Make a test function out of ``test``, which runs in a private network with each release."""
 
     def run(release: Release) -> None:
         longer = float(os.environ.get("THICKET_SOAK", "0"))
@@ -122,7 +122,7 @@ def in_oldest_and_newest(test: Callable[[Network, Release], Coroutine[Any, Any, 
 
 
 def each_release(test: Callable[..., None], *, between: bool = True) -> Any:
-    """Run *test* with each release of Erlang, as its argument ``release``.
+    """Run ``test`` with each release of Erlang, as its argument ``release``.
 
     :param between: also with those that are neither the oldest nor the newest.
     """
@@ -143,7 +143,7 @@ def each_release(test: Callable[..., None], *, between: bool = True) -> Any:
 
 
 def tuple_of(address: IPv6Address) -> str:
-    """Return *address* as Erlang writes it."""
+    """Return ``address`` as Erlang writes it."""
     words = address.exploded.split(":")
     return "{" + ",".join(f"16#{word}" for word in words) + "}"
 
@@ -227,7 +227,7 @@ class Erl:
         self._answers.put_nowait(None)
 
     async def eval(self, expressions: str, seconds: float = 60.0) -> Any:
-        """Return the value of Erlang *expressions*, which are without a full stop."""
+        """Return the value of Erlang ``expressions``, which are without a full stop."""
         assert self.process.stdin is not None
         self.process.stdin.write(expressions.replace("\n", " ").encode() + b".\n")
         try:
@@ -243,7 +243,7 @@ class Erl:
         return value
 
     async def until(self, expression: str, value: Any, seconds: float = 60.0) -> None:
-        """Wait until *expression* has *value*."""
+        """Wait until ``expression`` has ``value``."""
         end = asyncio.get_running_loop().time() + seconds
         while (found := await self.eval(expression)) != value:
             if asyncio.get_running_loop().time() > end:
@@ -291,7 +291,7 @@ async def a_real_epmd(network: Network) -> AsyncIterator[asyncio.subprocess.Proc
 
 
 async def mapped(node: Node, seconds: float = 60.0) -> None:
-    """Wait until stock nodes can find *node*."""
+    """Wait until stock nodes can find ``node``."""
 
     def known() -> bool:
         found = node.statistics()["epmd"]

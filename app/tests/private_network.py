@@ -53,7 +53,7 @@ class Network:
         self._present: set[IPv6Address] = set()
 
     def address(self, number: int) -> IPv6Address:
-        """Return address *number*, which exists from now on."""
+        """Return address ``number``, which exists from now on."""
         if not self.private:
             return IPv6Address("::1")
         address = IPv6Address(f"{PREFIX}{number:x}")
@@ -66,7 +66,7 @@ class Network:
         return 9100 if self.private else free_port()
 
     def add(self, address: IPv6Address) -> None:
-        """Give loopback *address*, and wait until it can be used."""
+        """Give loopback ``address``, and wait until it can be used."""
         with suppress(FileExistsError):  # another Network of this namespace has made it
             _change_address(SIOCSIFADDR, address)
         self._present.add(address)
@@ -77,7 +77,7 @@ class Network:
             time.sleep(0.001)
 
     def remove(self, address: IPv6Address) -> None:
-        """Take *address* away from loopback."""
+        """Take ``address`` away from loopback."""
         _change_address(SIOCDIFADDR, address)
         self._present.discard(address)
 
@@ -106,7 +106,7 @@ def free_port() -> int:
 
 
 async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
-    """Wait until *condition* holds; fails with *what* after *seconds*."""
+    """Wait until ``condition`` holds; fails with ``what`` after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -117,7 +117,7 @@ async def until(condition: Callable[[], object], what: str, seconds: float = 60.
 def in_private_network(
     test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float = 180.0
 ) -> Callable[[], None]:
-    """Make a test function out of *test*, which gets the network as its argument."""
+    """Make a test function out of ``test``, which gets the network as its argument."""
 
     def run() -> None:
         run_in_child(test, seconds)
@@ -129,7 +129,7 @@ def in_private_network(
 
 
 def run_in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float) -> None:
-    """Run *test* in a private network; fails or skips as it does."""
+    """Run ``test`` in a private network; fails or skips as it does."""
     failure = _in_child(test, seconds)
     if failure.startswith(_SKIPPED.decode()):
         pytest.skip(failure.removeprefix(_SKIPPED.decode()))
@@ -138,7 +138,7 @@ def run_in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: 
 
 
 def _in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float) -> str:
-    """Run *test* in a child; return why it failed, or nothing."""
+    """Run ``test`` in a child; return why it failed, or nothing."""
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()
@@ -149,7 +149,7 @@ def _in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: flo
             os.setpgid(0, 0)
             os.close(reading)
             try:
-                asyncio.run(test(Network(_enter())))
+                asyncio.run(test(Network(enter())))
                 status = 0
             except pytest.skip.Exception as skipped:
                 os.write(writing, _SKIPPED + str(skipped).encode())
@@ -183,7 +183,7 @@ def _in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: flo
     return failure.decode(errors="replace")
 
 
-def _enter() -> bool:
+def enter() -> bool:
     """Move into a network of our own; False when that is not permitted."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()

@@ -33,7 +33,9 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def running(
-    settings: dict[str, dict[str, Any]] | None = None, **found: Any
+    settings: dict[str, dict[str, Any]] | None = None,
+    missing: dict[str, Callable[[], Any]] | None = None,
+    **found: Any,
 ) -> AsyncIterator[tuple[Applications, Node, Problems]]:
     node = Node("a", "c", IPv6Address("::1"), 0, epmd_port=None)
     problems = Problems(lambda: None)
@@ -41,7 +43,7 @@ async def running(
         name: (lambda kind=kind: kind)  # type: ignore[misc]
         for name, kind in found.items()
     }
-    made = Applications(node, settings or {}, problems, factories)
+    made = Applications(node, settings or {}, problems, factories | (missing or {}))
     task = asyncio.create_task(made.run())
     await node.start()
     try:
@@ -131,12 +133,18 @@ async def test_one_that_raises_or_ends_is_started_again() -> None:
     def missing() -> Any:
         raise ImportError("no module named x")
 
-    async with running(raises=Raises, ends=Ends, beside=Beside, exits=Exits, well=Well) as (
+    async with running(
+        missing={"missing": missing},
+        raises=Raises,
+        ends=Ends,
+        beside=Beside,
+        exits=Exits,
+        well=Well,
+    ) as (
         made,
         _,
         problems,
     ):
-        made._begin({"missing": missing})
         await until(
             lambda: all(a["starts"] > 2 for a in made.status() if a["name"] != "well"), "again"
         )

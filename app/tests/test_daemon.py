@@ -543,11 +543,11 @@ class TestProblems:
             own = str(run.live.me.address.ip).encode()
             found.datagram(own, ("fe80::1", 1, 0, 1), 255, time.monotonic())
             await run.ask("status")
-            await run.daemon._refresh()
+            await run.daemon.status.refresh()
             assert run.problem("duplicate-address")
             assert found.duplicate_heard is not None
             found.duplicate_heard -= DUPLICATE
-            await run.daemon._refresh()
+            await run.daemon.status.refresh()
             assert not run.problem("duplicate-address")
 
     async def test_two_radios_with_one_address_are_named(self, paths: Paths) -> None:
@@ -557,7 +557,7 @@ class TestProblems:
             nodes = [IPv6Address(f"fd12:3456:789a:1::a{n}") for n in (1, 2, 1)]
             for node in nodes:
                 shared.hear("fe80::74:68ff:fe00:2", node, time.monotonic())
-            await run.daemon._refresh()
+            await run.daemon.status.refresh()
             assert run.problem("duplicate-mac")
             (told,) = [
                 problem["message"]
@@ -568,8 +568,8 @@ class TestProblems:
             assert f"{nodes[0]} and {nodes[1]}" in told
             assert "exchanged" in told
             assert run.parts.meshes[0].doubled == {"02:74:68:00:00:02"}
-            shared._turned.clear()
-            await run.daemon._refresh()
+            assert shared.found(time.monotonic() + shared.WINDOW + 1) == {}
+            await run.daemon.status.refresh()
             assert not run.problem("duplicate-mac")
 
     async def test_peers_that_the_radio_does_not_hear_are_asked(self, paths: Paths) -> None:

@@ -44,7 +44,7 @@ SERVICES = ("net_kernel", "rex", "logger_proxy", "logger", "thicket_membership")
 
 
 def registered(node: processes.ProcessTable, name: str) -> processes.Process:
-    """Return the process that has *name* on *node*."""
+    """Return the process that has ``name`` on ``node``."""
     process = node.whereis(name)
     assert process is not None
     return process
@@ -88,7 +88,7 @@ def names(node: Node) -> list[str]:
 
 
 async def refusal(attempt: Any) -> DistributionError:
-    """Return the error that *attempt* raises."""
+    """Return the error that ``attempt`` raises."""
     with pytest.raises(DistributionError) as caught:
         await attempt
     return caught.value
@@ -617,8 +617,7 @@ async def test_a_peer_that_does_not_read_is_given_up(network: Network) -> None:
         await a.connect(b.name)
         await until(lambda: names(b), "both are up")
         deaf = b.connections[a.name]
-        assert deaf._transport is not None
-        deaf._transport.pause_reading()
+        deaf.hold(network)
         sender = a.connections[b.name]
         pid = registered(b, "rex").pid
         data = bytes(1024 * 1024)
@@ -630,10 +629,10 @@ async def test_a_peer_that_does_not_read_is_given_up(network: Network) -> None:
         waiting = asyncio.create_task(sender.drain())
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        deaf._transport.resume_reading()
+        deaf.release(network)
         await asyncio.wait_for(waiting, 60)
         # ...and one that does not wait is stopped.
-        deaf._transport.pause_reading()
+        deaf.hold(network)
         for _ in range(64):
             a.send_to(sender, a.new_pid(), pid, data)
         assert events.of(NodeDown)[0].code == "stuck"
@@ -658,9 +657,7 @@ async def test_a_probe_finds_a_silent_node_sooner_than_ticks(network: Network) -
         await until(lambda: told.of(Suspected), "the other node hears of it")
         assert told.of(Suspected) == [Suspected(b.name, a.name)]
         # A node that is slow is there.
-        transport = b.connections[a.name]._transport
-        assert transport is not None
-        transport.pause_reading()
+        b.connections[a.name].hold(network)
         assert await a.probe(b.name, 0.3)
         assert names(a) == sorted([b.name, c.name])
         if not network.private:

@@ -16,7 +16,7 @@ from typing import Any
 
 from private_network import Network, in_private_network, until
 
-from thicket.applications.entrypoints import _read
+from thicket.applications.entrypoints import find
 from thicket.applications.service import Applications
 from thicket.base.problems import Problems
 from thicket.distribution import Node
@@ -144,15 +144,15 @@ def test_the_example_is_an_application(tmp_path: Path) -> None:
     """Its entry point names a class that exists, under the name of its settings."""
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     points = project["entry-points"]["thicket.applications"]
-    file = tmp_path / "entry_points.txt"
+    file = tmp_path / "readings.dist-info" / "entry_points.txt"
+    file.parent.mkdir()
     file.write_text(
         "[thicket.applications]\n" + "\n".join(f"{name} = {to}" for name, to in points.items())
     )
-    assert _read(str(file), "thicket.applications") == [("readings", "thicket_readings:Readings")]
-    from thicket.applications.entrypoints import load
-
+    found = find("thicket.applications", [str(tmp_path)])
+    assert list(found) == ["readings"]
     sys.path.insert(0, str(EXAMPLE))
-    assert load(points["readings"]).__name__ == "Readings"
+    assert found["readings"]().__name__ == "Readings"
 
 
 def projects() -> dict[str, dict[str, Any]]:

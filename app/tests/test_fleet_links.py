@@ -119,7 +119,7 @@ async def failure(attempt: Awaitable[object]) -> DistributionError:
 async def a_refusal(
     refusing: Node, refused: Node, dialler: Node, code: str, lines: list[str]
 ) -> str:
-    """Let *dialler*, one of both, connect; both sides must learn *code*. Returns the words."""
+    """Let ``dialler``, one of both, connect; both sides must learn ``code``. Returns the words."""
     other = refused if dialler is refusing else refusing
     del lines[:]
     counted = refusing.statistics()["refused"].get(code, 0)
@@ -439,12 +439,19 @@ async def test_closing_towards_a_peer_that_has_gone_already() -> None:
         def abort(self) -> None:
             self.aborted = True
 
+    class Heard:
+        """A connection whose peer has said something."""
+
+        heard = True
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert transport is not gone
+
     mine = await credentials(FLEET.device(1)[0])
     shared, gone = Shared(), Gone()
     context = FleetTls(FLEET.fleet, mine, lambda: Rules(now())).server
-    transport = TlsTransport(None, context, shared, server_side=True)  # type: ignore[arg-type]
-    transport._raw = gone
-    transport._begin()
+    transport = TlsTransport(Heard(), context, shared, server_side=True)  # type: ignore[arg-type]
+    transport.connection_made(gone)
     transport.close()
     assert gone.aborted
     assert not shared.lingering
@@ -490,7 +497,7 @@ async def an_erlang(
 
 
 async def theirs(node: Node, erl: Erl, which: str, code: str) -> None:
-    """Let Erlang connect until *node* has counted one refusal more; Erlang must see a failure.
+    """Let Erlang connect until ``node`` has counted one refusal more; Erlang must see a failure.
 
     More than once, as on a busy machine either side may give up before it comes to that.
     """

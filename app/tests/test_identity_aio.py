@@ -108,8 +108,8 @@ async def test_cancelled_conversations_end_before_the_next_begins(chip: Chip) ->
 
 
 async def test_a_transfer_that_never_comes_back(chip: Chip) -> None:
-    face, _, _ = chip
-    face.chip.patience, face._grace = 0.05, 0.2
+    face = AsyncAtecc(chip[0].chip, grace=0.2)
+    face.chip.patience = 0.05
     gate = threading.Event()
     with pytest.raises(ChipBusError, match="did not come back within"):
         await face.call(lambda _: gate.wait())

@@ -15,7 +15,7 @@ from thicket.distribution import CALLER, frames
 from thicket.distribution.atoms import EXECUTE_CALL, GEN_CALL, SYSTEM_LIMIT
 from thicket.distribution.etf import Atom, Pid, Reference, decode_bare, encode_bare
 from thicket.distribution.handshake import ABILITIES, RemoteNode
-from thicket.distribution.mailbox import Exit, Mailbox
+from thicket.distribution.mailbox import Down, Exit, Mailbox
 from thicket.distribution.node import Node
 from thicket.distribution.processes import MAX_WATCHERS_PER_NODE
 
@@ -209,7 +209,7 @@ async def test_nobody_else_answers_what_a_node_was_asked(three: tuple[Node, Any,
     assert forged(node) == 1
 
 
-def test_only_a_process_s_own_node_tells_of_its_end(three: tuple[Node, Any, Any]) -> None:
+async def test_only_a_process_s_own_node_tells_of_its_end(three: tuple[Node, Any, Any]) -> None:
     node, honest, hostile = three
     box = node.mailbox()
     reference = box.watch(("it", HONEST))
@@ -221,7 +221,8 @@ def test_only_a_process_s_own_node_tells_of_its_end(three: tuple[Node, Any, Any]
     node.on_message(honest, (frames.PAYLOAD_MONITOR_P_EXIT, Atom("it"), box.pid, reference), why)
     node.on_message(honest, (frames.PAYLOAD_EXIT, honest.pid(5), box.pid), why)
     assert len(box) == 2
-    assert box._queue[1] == Exit(honest.pid(5), Atom("died"), linked=True)
+    assert isinstance(await box.get(), Down)
+    assert await box.get() == Exit(honest.pid(5), Atom("died"), linked=True)
 
 
 def test_a_watch_of_another_node_is_not_replaced(three: tuple[Node, Any, Any]) -> None:
@@ -278,7 +279,7 @@ def test_a_node_tells_of_its_own_members_of_groups_only(three: tuple[Node, Any, 
     assert scope.members("alarms") == [member]
 
 
-def test_requests_to_a_mailbox_are_of_who_sends_them(three: tuple[Node, Any, Any]) -> None:
+async def test_requests_to_a_mailbox_are_of_who_sends_them(three: tuple[Node, Any, Any]) -> None:
     node, honest, hostile = three
     box = node.mailbox("box")
     assert isinstance(box, Mailbox)
@@ -287,7 +288,7 @@ def test_requests_to_a_mailbox_are_of_who_sends_them(three: tuple[Node, Any, Any
         control = (frames.REG_SEND, hostile.pid(), Atom(""), Atom("box"))
         node.on_message(hostile, control, encode_bare(message))
     assert len(box) == 1
-    assert box._queue[0].sender == hostile.pid()
+    assert (await box.get()).sender == hostile.pid()
     assert forged(node) == 1
 
 

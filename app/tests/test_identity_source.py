@@ -128,7 +128,7 @@ async def test_without_a_chip_on_purpose(machine: Machine) -> None:
 
 async def test_trust_and_go_address(machine: Machine) -> None:
     chip = Atecc608(serial_for(1, 3))
-    chip._state.config[16] = 0x35 << 1
+    chip.state.config[16] = 0x35 << 1
     chip.power_cycle()
     machine.add_bus(1, chip)
     identity = await read_identity(host=machine.host)
@@ -225,10 +225,9 @@ async def test_transfer_that_never_returns(
         assert "still hangs" in (again.problem or "")
         assert len(machine.opened) == 1
         assert again.id == identity.id
-        thread = source_module._searching
+        (thread,) = [one for one in threading.enumerate() if one.name == "chip"]
     finally:
         release.set()
-    assert thread is not None
     await asyncio.to_thread(thread.join, 60)
     assert not thread.is_alive()
     monkeypatch.undo()
@@ -337,7 +336,7 @@ def test_what_an_identity_tells() -> None:
 
 def chip_at(address: int) -> Atecc608:
     chip = Atecc608(serial_for(1, 3))
-    chip._state.config[16] = address << 1
+    chip.state.config[16] = address << 1
     chip.power_cycle()
     return chip
 
@@ -403,4 +402,4 @@ async def test_another_device_at_such_an_address_is_named_and_told_nothing_but_t
 
 @pytest.mark.parametrize("address", [0x60, 0x36, 0x58])
 def test_enrolment_finds_the_chip_without_being_told_its_address(address: int) -> None:
-    assert cli._chip_on(EmulatedBus(chip_at(address), Time())).address == address
+    assert cli.chip_on(EmulatedBus(chip_at(address), Time())).address == address

@@ -42,7 +42,7 @@ def _is_text(raw: bytes) -> bool:
 
 
 def _plain(term: Any) -> Any:
-    """Return *term* with the maps of pairs as dicts."""
+    """Return ``term`` with the maps of pairs as dicts."""
     if isinstance(term, PairMap):
         return {_plain(key): _plain(value) for key, value in term.pairs}
     if type(term) is dict:

@@ -82,7 +82,7 @@ async def running(link: FakeLink) -> AsyncIterator[Membership]:
 
 
 def add_probing(link: FakeLink, answers: set[str]) -> tuple[list[str], list[str]]:
-    """Give *link* what probes need; the lists of what was probed and shared."""
+    """Give ``link`` what probes need; the lists of what was probed and shared."""
     probed: list[str] = []
     shared: list[str] = []
 
@@ -150,13 +150,15 @@ async def test_a_node_that_the_radio_hears_is_not_given_up(
         made.radio_silence = radio_silence
         made.node_up(f"thicket@{HIGH}")
         made.suspect(HIGH)
-        await until(lambda: probed and not made._probes, "the probe is over")
+        await asyncio.sleep(2 * membership.PROBE)
+        assert probed == names(HIGH)
         assert shared == []
         assert made.is_up(HIGH)
         for silence[0] in (None, 3.0):
             made.node_up(f"thicket@{HIGH}")
             made.suspect(HIGH)
-            await until(lambda: not made.is_up(HIGH) and not made._probes, "given up")
+            await until(lambda: not made.is_up(HIGH), "given up")
+            await asyncio.sleep(membership.PROBE)  # the probe is over
         assert shared == names(HIGH, HIGH)
 
 

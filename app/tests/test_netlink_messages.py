@@ -4,15 +4,18 @@
 The bytes are built here with struct after include/uapi/linux/netlink.h.
 """
 
-import asyncio
 import errno
+import os
 import socket
 import struct
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from private_network import until
 
 from thicket.netlink import messages, rtnl
 from thicket.netlink.messages import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError, Requests
@@ -23,7 +26,7 @@ NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 
 
 def message(
-    kind: int, payload: bytes, *, flags: int = 0, sequence: int = 7, port: int = 0
+    kind: int, payload: bytes, *, flags: int = 0, sequence: int = 1, port: int = 0
 ) -> bytes:
     return struct.pack("=IHHII", 16 + len(payload), kind, flags, sequence, port) + payload
 
@@ -74,33 +77,55 @@ def test_decoding_anything_gives_a_message_or_nothing(data: bytes) -> None:
             decoded.get_attr("NL80211_ATTR_MAC")
 
 
-class FakeSocket:
-    """A netlink socket whose answers are written before."""
+class FakeSocket(socket.socket):
+    """A netlink socket whose answers are written before. It is readable while there is one left."""
 
     def __init__(self, *datagrams: bytes | OSError) -> None:
+        super().__init__(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
         self.sent: list[bytes] = []
         self.datagrams = list(datagrams)
+        flags = os.EFD_SEMAPHORE | os.EFD_NONBLOCK
+        self.readable = os.eventfd(len(datagrams), flags)
 
-    def send(self, data: bytes) -> int:
+    def fileno(self) -> int:
+        return self.readable if super().fileno() >= 0 else -1
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
         self.sent.append(bytes(data))
         return len(data)
 
-    def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
+    def recvfrom(self, size: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        os.eventfd_read(self.readable)
         one = self.datagrams.pop(0)
         if isinstance(one, OSError):
             raise one
         return one, (0, 0)
 
-
-def requests_over(*datagrams: bytes | OSError) -> tuple[Requests, FakeSocket]:
-    requests = Requests.__new__(Requests)
-    fake = FakeSocket(*datagrams)
-    requests._sequence = 6
-    requests._socket = fake  # type: ignore[assignment]
-    return requests, fake
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            os.close(self.readable)
+        super().close()
 
 
-def test_refusal_carries_the_kernels_words() -> None:
+Over = Callable[..., tuple[Requests, FakeSocket]]
+
+
+@pytest.fixture
+def requests_over() -> Iterator[Over]:
+    made: list[Requests] = []
+
+    def make(*datagrams: bytes | OSError) -> tuple[Requests, FakeSocket]:
+        fake = FakeSocket(*datagrams)
+        with mock.patch.object(socket, "socket", lambda *_: fake):
+            made.append(Requests(NETLINK_GENERIC))
+        return made[-1], fake
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_refusal_carries_the_kernels_words(requests_over: Over) -> None:
     refused = struct.pack("=i", -errno.EINVAL) + struct.pack("=IHHII", 48, 1, 5, 7, 0)
     words = attribute(1, b"Attribute failed policy validation\0")
     flags = NLM_F_CAPPED | NLM_F_ACK_TLVS
@@ -110,7 +135,7 @@ def test_refusal_carries_the_kernels_words() -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-def test_refusal_behind_the_whole_request() -> None:
+def test_refusal_behind_the_whole_request(requests_over: Over) -> None:
     request = message(1, b"x" * 9)
     refused = struct.pack("=i", -errno.EPERM) + padded(request)
     requests, _ = requests_over(
@@ -120,39 +145,42 @@ def test_refusal_behind_the_whole_request() -> None:
         requests.request(1, Message())
 
 
-def test_refusal_at_the_end_of_a_dump() -> None:
+def test_refusal_at_the_end_of_a_dump(requests_over: Over) -> None:
     requests, _ = requests_over(message(NLMSG_DONE, struct.pack("=i", -errno.ENODEV)))
     with pytest.raises(NetlinkError) as caught:
         requests.request(1, Message(), messages.NLM_F_DUMP)
     assert caught.value.errno == errno.ENODEV
 
 
-def test_a_dump_that_was_interrupted_is_read_again() -> None:
+def test_a_dump_that_was_interrupted_is_read_again(requests_over: Over) -> None:
     interrupted = message(NLMSG_DONE, bytes(4), flags=messages.NLM_F_DUMP_INTR)
-    requests, fake = requests_over(interrupted, message(NLMSG_DONE, bytes(4), sequence=8))
+    requests, fake = requests_over(interrupted, message(NLMSG_DONE, bytes(4), sequence=2))
     assert requests.request(1, Message(), messages.NLM_F_DUMP) == []
-    assert [struct.unpack_from("=I", sent, 8)[0] for sent in fake.sent] == [7, 8]
+    assert [struct.unpack_from("=I", sent, 8)[0] for sent in fake.sent] == [1, 2]
     assert fake.sent[0][12:] == fake.sent[1][12:]
 
 
-def test_a_dump_with_lost_parts_is_read_again() -> None:
+def test_a_dump_with_lost_parts_is_read_again(requests_over: Over) -> None:
     lost = OSError(errno.ENOBUFS, "No buffer space available")
-    requests, fake = requests_over(lost, message(NLMSG_DONE, bytes(4), sequence=8))
+    requests, fake = requests_over(lost, message(NLMSG_DONE, bytes(4), sequence=2))
     assert requests.request(1, Message(), messages.NLM_F_DUMP) == []
     assert len(fake.sent) == 2
 
 
-def test_silence_is_a_timeout() -> None:
+def test_silence_is_a_timeout(requests_over: Over) -> None:
     requests, _ = requests_over(BlockingIOError())
     with pytest.raises(TimeoutError, match="no answer from the kernel"):
         requests.request(1, Message())
 
 
-def test_answers_to_older_requests_are_left_out() -> None:
+def test_answers_to_older_requests_are_left_out(requests_over: Over) -> None:
     requests, _ = requests_over(
-        message(NLMSG_ERROR, struct.pack("=i", -errno.EPERM), sequence=3)
-        + message(NLMSG_ERROR, bytes(4), sequence=7)
+        BlockingIOError(),
+        message(NLMSG_ERROR, struct.pack("=i", -errno.EPERM))
+        + message(NLMSG_ERROR, bytes(4), sequence=2),
     )
+    with pytest.raises(TimeoutError):
+        requests.request(1, Message())
     assert requests.request(1, Message()) == []
 
 
@@ -180,24 +208,20 @@ def test_a_family_that_the_kernel_lacks() -> None:
         requests.close()
 
 
-async def test_events_tell_of_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_tell_of_a_loss() -> None:
     seen: list[tuple[int, bytes]] = []
     losses: list[int] = []
-    events = Events(
-        NETLINK_ROUTE, [1], lambda kind, data: seen.append((kind, data)), lambda: losses.append(1)
+    link = message(16, bytes(16))
+    fake = FakeSocket(
+        OSError(errno.ENOBUFS, "No buffer space available"), link + b"\1\2", BlockingIOError()
     )
-    real = events._socket
-    try:
-        link = message(16, bytes(16))
-        fake: Any = FakeSocket(
-            OSError(errno.ENOBUFS, "No buffer space available"), link + b"\1\2", BlockingIOError()
+    with mock.patch.object(socket, "socket", lambda *_: fake):
+        events = Events(
+            NETLINK_ROUTE, [1], lambda *event: seen.append(event), lambda: losses.append(1)
         )
-        events._socket = fake
-        for _ in range(3):
-            events._readable()
-        await asyncio.sleep(0)
+    try:
+        await until(lambda: not fake.datagrams, "all is read")
         assert losses == [1]
         assert seen == [(16, link)]
     finally:
-        events._socket = real
         events.close()

@@ -119,6 +119,27 @@ async def cluster(
             await node.stop()
 
 
+@contextmanager
+def listened() -> Iterator[list[str]]:
+    """Note what reaches a node of what others tell of changes, in a list that grows."""
+    found: list[str] = []
+    heard, take = Passphrase.heard, Passphrase.take
+
+    def noted_heard(self: Passphrase, number: int, digest: bytes) -> bytes | None:
+        found.append(f"have {number}")
+        return heard(self, number, digest)
+
+    async def noted_take(self: Passphrase, packed: bytes, who: str) -> bool:
+        found.append(f"signed, from {who}")
+        return await take(self, packed, who)
+
+    with (
+        mock.patch.object(Passphrase, "heard", noted_heard),
+        mock.patch.object(Passphrase, "take", noted_take),
+    ):
+        yield found
+
+
 async def refusal(attempt: Any) -> PassphraseError:
     with pytest.raises(PassphraseError) as caught:
         await attempt
@@ -319,12 +340,16 @@ async def test_a_node_that_was_not_connected_gets_the_change_when_it_is(network:
             here.disconnect(there.name)
             await until(lambda: not there.connected(here.name), "they are apart")
             await b.take(signed(5, used=True), passphrase.PERSON)
-            await here.connect(there.name, 30.0)
-            await asyncio.sleep(0.5)
-            assert a.kept.newest()[0] == 4
-            b.node_up("nobody")
-            b.node_up(here.name)
-            await until(lambda: a.kept.newest() == b.kept.newest(), "a has it again")
+            with listened() as told:
+                await here.connect(there.name, 30.0)
+                for one, peer in ((here, there), (there, here)):  # behind whatever is on its way
+                    assert await one.ping(peer.name, 60.0) > 0
+                assert told == []
+                assert a.kept.newest()[0] == 4
+                b.node_up("nobody")
+                b.node_up(here.name)
+                await until(lambda: a.kept.newest() == b.kept.newest(), "a has it again")
+                assert told == ["have 5", "have 4", f"signed, from {there.name}"]
             assert mesh(host) == (NEW, OLD)
 
 
@@ -343,12 +368,13 @@ async def test_in_clear_a_change_goes_to_nobody_else(network: Network) -> None:
             refused = await node.request(where, (Atom("signed"), signed(2)), 20.0)
             assert refused[0] == "error"
             # What is only told where nobody can listen is not heard, and not answered.
-            for one, peer in ((node, there), (there, node)):
-                connection = next(iter(one.connections.values()))
-                for message in ((Atom("have"), 9, b"x" * 32), (Atom("signed"), signed(3))):
-                    one.send_to_name(connection, one.pid, NAME, message)
-                assert await one.ping(peer.name, 60.0) > 0
-            await asyncio.sleep(0.5)
+            with listened() as told:
+                for one, peer in ((node, there), (there, node)):
+                    connection = next(iter(one.connections.values()))
+                    for message in ((Atom("have"), 9, b"x" * 32), (Atom("signed"), signed(3))):
+                        one.send_to_name(connection, one.pid, NAME, message)
+                    assert await one.ping(peer.name, 60.0) > 0  # behind the messages
+                assert told == []
             assert a.kept.newest()[0] == 1
             assert (mesh(mine), mesh(other)) == ((OLD, NEW), (OLD, ""))
             assert b.kept.newest() == (0, b"")
@@ -721,27 +747,29 @@ def test_the_command(
     one = Host(tmp_path / "n", f'{text}[mesh]\nsecurity = "sae"\npassphrase = "{OLD}"\n')
     missing = ["t@fd00::2"]
 
-    def where(_words: list[str]) -> Any:
-        return lambda _bus: Channel(Passphrase(one), missing)
+    def command(*words: str) -> int:
+        return ca_main(["passphrase", *words, "--ssh", "n1"])
 
     monkeypatch.setenv("THICKET_CA", str(ca.folder))
-    monkeypatch.setattr("authority.cli._where", where)
+    monkeypatch.setattr(
+        "authority.remote_node.ssh", lambda _host, _bus: Channel(Passphrase(one), missing)
+    )
     monkeypatch.setattr("authority.passphrase.read_passphrase", lambda: NEW)
-    assert ca_main(["passphrase", "roll"]) == BAD
+    assert command("roll") == BAD
     out = capsys.readouterr().out
     assert "t@fd00::1  has it" in out
     assert "t@fd00::2  MISSING" in out
     assert "The mesh keeps its passphrase" in out
     assert NEW not in out
     assert mesh(one) == (OLD, NEW)
-    assert ca_main(["passphrase", "cancel"]) == BAD
+    assert command("cancel") == BAD
     assert "t@fd00::1  dropped it" in capsys.readouterr().out
     assert mesh(one) == (OLD, "")
-    assert ca_main(["passphrase", "roll", "--accept-missing"]) == BAD
+    assert command("roll", "--accept-missing") == BAD
     assert "t@fd00::1  has changed" in capsys.readouterr().out
     assert mesh(one) == (NEW, OLD)
     missing.clear()
-    assert ca_main(["passphrase", "roll", "--generate"]) == OK
+    assert command("roll", "--generate") == OK
     out = capsys.readouterr().out
     assert ca.network.secrets()[0] in out
     assert mesh(one) == (ca.network.secrets()[0], NEW)

@@ -7,13 +7,14 @@ The same against real radios is in tests/mesh.
 import asyncio
 import contextlib
 import errno
-import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv6Address, IPv6Interface
 from typing import Any
 
+import kernel_contract
 import pytest
+from fake_kernel import FakeEvents, FakeKernel, FakeLinks, FakeNl80211, radio
 from hypothesis import given
 from hypothesis import strategies as st
 from radio_facts import PEER, station
@@ -21,7 +22,7 @@ from radio_facts import PEER, station
 from thicket.base.events import Listener
 from thicket.base.pace import Backoff
 from thicket.netlink import rtnl
-from thicket.netlink.messages import NETLINK_GENERIC, NETLINK_ROUTE, Events, NetlinkError
+from thicket.netlink.messages import NetlinkError
 from thicket.radio import fault, kernel, mesh, nl80211, peers, presence, session
 from thicket.radio.choose import obstacle
 from thicket.radio.events import (
@@ -33,16 +34,10 @@ from thicket.radio.events import (
     ProblemSolved,
     RadioEvent,
 )
+from thicket.radio.inbox import Inbox
+from thicket.radio.kernel import Kernel
 from thicket.radio.mesh import Mesh
-from thicket.radio.nl80211 import (
-    CMD_NEW_WIPHY,
-    Channel,
-    Interface,
-    MeshPath,
-    Nl80211,
-    Station,
-    Wiphy,
-)
+from thicket.radio.nl80211 import Channel, Station
 from thicket.radio.paths import PATH_TIMEOUT
 from thicket.radio.section import MeshSection
 from thicket.radio.stations import REFRESH_SECONDS
@@ -56,237 +51,52 @@ ADDRESS = IPv6Interface("fd12:3456:789a:1:0:6f44:e3c6:b802/64")
 SETTINGS = MeshSection({"id": "lab", "security": "open"})
 
 
-def radio(index: int = 0, driver: str = "mt76x2u", *, mesh_point: bool = True) -> Wiphy:
-    wiphy = Wiphy(index)
-    wiphy.driver = driver
-    wiphy.mac = f"02:74:68:00:01:{index:02x}"
-    wiphy.iftypes = {2, 3, 7} if mesh_point else {2, 3}
-    wiphy.mesh_auth = True
-    wiphy.channels = {2412: Channel(disabled=False, listen_only=False)}
-    return wiphy
-
-
-class World:
+class World(FakeKernel):
     """What the kernel and wpa_supplicant would be like; the tests change it."""
 
     def __init__(self) -> None:
-        self.radios = [radio()]
-        self.interfaces: dict[str, Interface] = {}
-        self.up: set[int] = set()
-        self.next_index = 10
-        self.parameters: list[dict[str, int]] = []
-        self.stations: list[Station] = []
-        self.next_hop = PEER
-        self.fixed_paths: list[tuple[str, str]] = []
-        self.removed_paths: list[str] = []
-        self.addresses: dict[str, int] = {}
-        #: MHz that the interface is on by somebody's hand, None: in no mesh; while `left`.
-        self.left = False
-        self.frequency: int | None = None
-        self.new_address_flags = 0
-        self.neighbours: list[tuple[str, str]] = []
-        self.refuse_up: OSError | None = None
-        self.refuse_addresses: OSError | None = None
-        self.refuse_second_interface = False
-        self.no_nl80211 = False
+        super().__init__()
         self.start_error: SupplicantError | None = None
         self.starts = 0
         self.joins = True
         self.commands: list[str] = []
         self.times: list[float] = []
-        self.looks_while_left = 0
-        self.looks: list[str] = []
         self.command_error: ControlError | None = None
         self.refuses: tuple[str, ...] = ()
         self.mhz = 2412
         self.wpa_event: Callable[[Event], None] = lambda event: None
         self.wpa_exit: Callable[[], None] = lambda: None
-        self.events: list[FakeEvents] = []
         self.running = False
         self.fresh = False
+        self.grouped = False
         self.text = ""
-        #: What the kernel follows, whether it takes what it is asked for, and what that was.
-        self.country: str | None = "00"
-        self.takes_country = True
-        self.asked: list[str] = []
+
+    def set_up(self, index: int, up: bool) -> None:
+        """Take an interface up or down; wpa_supplicant then enters the mesh once more."""
+        super().set_up(index, up)
+        self.grouped = False
+        if up and self.running:
+            asyncio.get_running_loop().call_later(0.01, self.enter, index)
+
+    def enter(self, index: int) -> None:
+        """Let wpa_supplicant enter the mesh."""
+        if self.joins and index in self.up and index not in self.meshes:
+            self.grouped = True
+            self.join(index, self.mhz)
+            self.event("MESH-GROUP-STARTED", 'ssid="lab" id=0')
 
     def event(self, name: str, rest: str = "") -> None:
         self.wpa_event(Event(3, name, rest))
 
-    def link(self, kind: int, flags: int = 0) -> None:
-        """The kernel tells of the link of the mesh interface."""
-        body = struct.pack("=BxHiII", 0, 1, self.interfaces["mesh0"]["index"], flags, 0)
-        self._multicast(NETLINK_ROUTE, kind, body)
+    @property
+    def ifindex(self) -> int:
+        """The index of the mesh interface."""
+        return self.interfaces["mesh0"]["index"]
 
-    def address_changed(self) -> None:
-        """The kernel tells of an address of the mesh interface."""
-        body = struct.pack("=BBBBI", 10, 64, 0x80, 0, self.interfaces["mesh0"]["index"])
-        self._multicast(NETLINK_ROUTE, rtnl.RTM_DELADDR, body)
-
-    def radios_changed(self) -> None:
-        """The kernel tells of a radio that has come or gone."""
-        self._multicast(NETLINK_GENERIC, 30, bytes((CMD_NEW_WIPHY, 1, 0, 0)))
-
-    def _multicast(self, protocol: int, kind: int, body: bytes) -> None:
-        message = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
-        for one in self.events:
-            if one.protocol == protocol:
-                one.heard(kind, message)
-
-    def add_interface(self, name: str, wiphy: int, kind: int) -> int:
-        self.next_index += 1
-        self.interfaces[name] = {
-            "index": self.next_index,
-            "name": name,
-            "wiphy": wiphy,
-            "type": kind,
-            "mac": None,
-            "frequency": None,
-            "mesh_id": None,
-        }
-        return self.next_index
-
-    def pull_out(self) -> None:
-        self.radios = []
-        self.link(rtnl.RTM_DELLINK)
-        self.interfaces.clear()
-        self.up.clear()
-        self.radios_changed()
-
-    def plug_in(self, wiphy: Wiphy) -> None:
-        self.radios = [wiphy]
-        self.radios_changed()
-
-
-class FakeEvents(Events):
-    def __init__(
-        self,
-        world: World,
-        protocol: int,
-        heard: Callable[[int, bytes], None],
-    ) -> None:
-        self.world = world
-        self.protocol = protocol
-        self.heard = heard
-        world.events.append(self)
-
-    def close(self) -> None:
-        self.world.events.remove(self)
-
-
-class FakeNl80211(Nl80211):
-    def __init__(self, world: World) -> None:
-        if world.no_nl80211:
-            raise NetlinkError(errno.ENOENT, "no nl80211")
-        self.world = world
-        self.groups = {nl80211.CONFIG_GROUP: 7}
-
-    def close(self) -> None: ...
-
-    def wiphys(self) -> list[Wiphy]:
-        return self.world.radios
-
-    def interfaces(self) -> list[Interface]:
-        frequency = self.world.frequency if self.world.left else self.world.mhz
-        self.world.looks_while_left += self.world.left
-        return [{**one, "frequency": frequency} for one in self.world.interfaces.values()]
-
-    def country(self) -> str | None:
-        return self.world.country
-
-    def ask_for_country(self, code: str) -> None:
-        self.world.asked.append(code)
-        if self.world.takes_country:
-            self.world.country = code
-
-    def add_mesh_interface(self, wiphy: Wiphy, name: str) -> Interface:
-        if self.world.refuse_second_interface:
-            raise NetlinkError(errno.EOPNOTSUPP, "not supported")
-        self.world.add_interface(name, wiphy.index, 7)
-        return self.world.interfaces[name]
-
-    def make_mesh_point(self, ifindex: int) -> None:
-        for one in self.world.interfaces.values():
-            if one["index"] == ifindex:
-                one["type"] = 7
-
-    def remove_interface(self, ifindex: int) -> None:
-        for name, one in list(self.world.interfaces.items()):
-            if one["index"] == ifindex:
-                del self.world.interfaces[name]
-
-    def set_mesh_parameters(self, ifindex: int, parameters: dict[str, int]) -> None:
-        self.world.parameters.append(parameters)
-
-    def stations(self, ifindex: int) -> list[Station]:
-        self.world.looks.append("stations")
-        return [one.copy() for one in self.world.stations]
-
-    def remove_path(self, ifindex: int, destination: str) -> None:
-        self.world.removed_paths.append(destination)
-
-    def fix_path(self, ifindex: int, destination: str, next_hop: str) -> None:
-        self.world.next_hop = next_hop
-        self.world.fixed_paths.append((destination, next_hop))
-
-    def paths(self, ifindex: int) -> list[MeshPath]:
-        self.world.looks.append("paths")
-        return [
-            {"destination": PEER, "next_hop": self.world.next_hop, "metric": 8193, "hops": 1,
-             "expires_ms": 5000, "flags": 1}
-        ]  # fmt: skip
-
-
-class FakeLinks(rtnl.Links):
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def close(self) -> None: ...
-
-    def flags(self, index: int) -> int | None:
-        if index not in {one["index"] for one in self.world.interfaces.values()}:
-            return None
-        return rtnl.IFF_UP if index in self.world.up else 0
-
-    def set_up(self, index: int, up: bool) -> None:
-        if up and self.world.refuse_up is not None:
-            error, self.world.refuse_up = self.world.refuse_up, None
-            raise error
-        (self.world.up.add if up else self.world.up.discard)(index)
-
-    def rename(self, index: int, name: str) -> None:
-        for old, one in list(self.world.interfaces.items()):
-            if one["index"] == index:
-                del self.world.interfaces[old]
-                one["name"] = name
-                self.world.interfaces[name] = one
-
-    def keep_only(self, index: int, address: IPv6Interface) -> int | None:
-        if self.world.refuse_addresses is not None:
-            error, self.world.refuse_addresses = self.world.refuse_addresses, None
-            raise error
-        flags = self.world.addresses.get(str(address.ip))
-        self.world.addresses.clear()
-        if flags is None or flags & rtnl.IFA_F_DADFAILED:
-            return None
-        self.world.addresses[str(address.ip)] = flags
-        return flags
-
-    def remove_all(self, index: int) -> None:
-        self.world.addresses.clear()
-
-    def add_address(self, index: int, address: IPv6Interface) -> None:
-        self.world.addresses[str(address.ip)] = self.world.new_address_flags
-
-    def addresses(self, index: int) -> list[rtnl.Address]:
-        return [
-            {"address": address, "prefix_length": 64, "flags": flags, "scope": 0}
-            for address, flags in self.world.addresses.items()
-        ]
-
-    def neighbours(self, index: int) -> list[tuple[str, str]]:
-        self.world.looks.append("neighbours")
-        return self.world.neighbours
+    @property
+    def addresses(self) -> dict[str, int]:
+        """The addresses of the mesh interface, with their flags."""
+        return self.assigned[self.ifindex]
 
 
 class FakeControl(Control):
@@ -302,7 +112,7 @@ class FakeControl(Control):
         if self.world.refuses and text.startswith(self.world.refuses):
             raise ControlError(f"wpa_supplicant answered 'FAIL' to {text}")
         if text == "STATUS":
-            joined = self.world.joins and not self.world.fresh
+            joined = self.world.grouped and not self.world.fresh
             self.world.fresh = False
             return "wpa_state=COMPLETED" if joined else "wpa_state=SCANNING"
         return "OK"
@@ -321,6 +131,7 @@ class FakeSupplicant(Supplicant):
     ) -> None:
         super().__init__(directory, on_event, on_exit)
         self.world = world
+        self.ifindex: int | None = None
         world.wpa_event, world.wpa_exit = on_event, on_exit
 
     @property
@@ -332,6 +143,7 @@ class FakeSupplicant(Supplicant):
         return 77 if self.world.running else None
 
     async def adopt(self, interface: str, ifindex: int, configuration: str) -> bool:
+        self.ifindex = ifindex
         return self.world.running and configuration == self.world.text
 
     async def start(self, interface: str, ifindex: int, configuration: str) -> None:
@@ -339,16 +151,17 @@ class FakeSupplicant(Supplicant):
         if self.world.start_error is not None:
             raise self.world.start_error
         self.world.running = self.world.fresh = True
-        self.world.left = False
         self.world.text = configuration
-        if self.world.joins:
-            self.world.event("MESH-GROUP-STARTED", 'ssid="lab" id=0')
+        self.ifindex = ifindex
+        self.world.enter(ifindex)
 
     def reconfigured(self, configuration: str) -> None:
         self.world.text = configuration
 
     async def stop(self) -> None:
         self.world.running = False
+        if self.ifindex in self.world.meshes:
+            self.world.leave(self.ifindex)
 
     def release(self) -> None: ...
 
@@ -384,7 +197,7 @@ class Running:
 
     async def look(self, *, whole: bool = False) -> None:
         """Ask for a look when the last one is too old to do."""
-        await asyncio.sleep(REFRESH_SECONDS)
+        await asyncio.sleep(REFRESH_SECONDS + 0.001)  # sums of seconds are rounded
         await self.mesh.refresh(whole=whole)
 
     def codes(self) -> list[str]:
@@ -438,6 +251,21 @@ async def running(world: World, settings: MeshSection = SETTINGS) -> AsyncIterat
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def test_the_fake_kernel_is_as_the_real_one(world: World) -> None:
+    """A running node's kernel is asked the same in tests/mesh."""
+    world.neighbours = [(PEER, "fd12:3456:789a:1::2")]
+    world.stations = [station()]
+    world.set_up(world.add_interface("mesh0", 0, 7), True)
+    world.join(world.ifindex, world.mhz)
+    inbox: Inbox = asyncio.Queue()
+    asked = Kernel(inbox)
+    try:
+        questions = kernel_contract.Questions(asked, inbox, world, "mesh0")
+        assert await questions.ask() == kernel_contract.ANSWERS
+    finally:
+        asked.close()
 
 
 async def test_joining(world: World) -> None:
@@ -504,7 +332,7 @@ async def test_a_link_made_again_between_two_looks(world: World, another: dict[s
             assert one.told[-1] == PeerUp(PEER)
         told = len(one.told)
         world.stations = [station(**{"connected_s": 6, **another})]
-        world.next_hop = OTHER
+        world.next_hops[PEER] = OTHER
         await one.look()
         assert one.told[told:] == [PeerDown(PEER), PeerUp(PEER)]
         assert world.fixed_paths == [(PEER, PEER)]
@@ -547,7 +375,7 @@ async def test_a_peer_that_came_back_is_reached_by_its_link(
 
     async with running(world) as one:
         await one.joined()
-        world.next_hop = OTHER
+        world.next_hops[PEER] = OTHER
         await look(station(), station(OTHER))
         assert world.fixed_paths == []  # a new peer may well be reached better over another one
         await look(station(OTHER))
@@ -557,13 +385,13 @@ async def test_a_peer_that_came_back_is_reached_by_its_link(
         assert one.mesh.snapshot()["paths"][0]["next_hop"] == PEER, "told as it is now"
         await look(station(), station(OTHER))
         assert world.fixed_paths == [(PEER, PEER)]
-        world.next_hop = OTHER  # the link was made anew unseen: the path ended with it
+        world.next_hops[PEER] = OTHER  # the link was made anew unseen: the path ended with it
         await look(station(), station(OTHER))
         assert world.fixed_paths == [(PEER, PEER)] * 2
         await asyncio.sleep(PATH_TIMEOUT / 1000)
         await look(station(), station(OTHER))
         assert world.removed_paths == [PEER] * 3
-        world.next_hop = OTHER
+        world.next_hops[PEER] = OTHER
         await look(station(), station(OTHER))
         assert world.fixed_paths == [(PEER, PEER)] * 2, "today's finding is left alone"
 
@@ -631,7 +459,7 @@ async def test_a_removal_noticed_by_a_refused_request(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         world.refuse_addresses = NetlinkError(errno.ENODEV, "No such device")
-        world.address_changed()
+        world.address_changed(world.ifindex, rtnl.RTM_DELADDR)
         await one.until(lambda: ProblemFound in one.kinds())
         assert one.found()[-1].code == "radio-removed"
         await one.joined()
@@ -945,8 +773,7 @@ async def test_an_interface_taken_down_by_hand(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         assert one.mesh.ifindex is not None
-        world.up.discard(one.mesh.ifindex)
-        world.link(rtnl.RTM_NEWLINK)
+        world.set_up(one.mesh.ifindex, False)
         await one.until(lambda: Left in one.kinds())
         await one.until(lambda: one.mesh.ifindex in world.up)
         await one.joined()
@@ -955,8 +782,7 @@ async def test_an_interface_taken_down_by_hand(world: World) -> None:
 async def test_an_address_removed_by_hand_comes_back(world: World) -> None:
     async with running(world) as one:
         await one.joined()
-        world.addresses.clear()
-        world.address_changed()
+        world.remove_address(world.ifindex, str(ADDRESS.ip))
         await one.until(lambda: str(ADDRESS.ip) in world.addresses)
         assert one.mesh.joined
 
@@ -1034,7 +860,9 @@ async def test_a_mesh_left_behind_the_daemons_back_is_joined_again(
 ) -> None:
     async with running(world) as one:
         await one.joined()
-        world.left, world.frequency = True, frequency
+        world.meshes.clear()  # and the kernel's word of it was lost
+        if frequency is not None:
+            world.meshes[world.ifindex] = frequency
         since = time.monotonic()
         await one.until(lambda: Left in one.kinds())
         assert time.monotonic() - since >= presence.LEFT_SECONDS
@@ -1050,7 +878,7 @@ async def test_the_kernel_says_why_it_left_the_mesh(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         world.radios[0].channels[2412] = Channel(disabled=True, listen_only=False)
-        world.left = True
+        world.leave(world.ifindex)
         await one.until(
             lambda: any("2412 MHz" in p["message"] and "mesh.country" in p["message"]
                         for p in one.mesh.problems())
@@ -1060,10 +888,10 @@ async def test_the_kernel_says_why_it_left_the_mesh(world: World) -> None:
 async def test_a_moment_outside_the_mesh_is_nothing(world: World) -> None:
     async with running(world) as one:
         await one.joined()
-        world.left = True
-        world.link(rtnl.RTM_NEWLINK, rtnl.IFF_UP)
-        await one.until(lambda: world.looks_while_left)
-        world.left = False
+        world.leave(world.ifindex)
+        looks = world.looks_outside
+        await one.until(lambda: world.looks_outside > looks)
+        world.join(world.ifindex, world.mhz)
         await asyncio.sleep(2 * presence.LEFT_SECONDS)
         assert Left not in one.kinds()
         assert world.starts == 1
@@ -1074,13 +902,13 @@ async def test_our_own_leaving_and_entering_may_take_longer(world: World) -> Non
         await one.joined()
         one.mesh.renew()
         await one.until(lambda: "REASSOCIATE" in world.commands)
-        world.left = True
-        world.link(rtnl.RTM_NEWLINK, rtnl.IFF_UP)
-        await one.until(lambda: world.looks_while_left)
+        world.leave(world.ifindex)
+        looks = world.looks_outside
+        await one.until(lambda: world.looks_outside > looks)
         outside = time.monotonic()
         await one.until(lambda: time.monotonic() - outside > 2 * presence.LEFT_SECONDS)
         assert one.mesh.joined
-        world.left = False
+        world.join(world.ifindex, world.mhz)
         await asyncio.sleep(2 * presence.LEFT_SECONDS)
         assert one.mesh.joined
         assert world.starts == 1

@@ -110,8 +110,8 @@ class Card:
         # 32 sectors, not in a row
         self.blocks = [3 + 2 * n for n in range(BYTES // 512)]
         self.commands: list[str] = []
-        monkeypatch.setattr(boot_partition, "_run", self.run)
-        monkeypatch.setattr(report, "_blocks_of", lambda _: self.blocks)
+        monkeypatch.setattr(boot_partition, "run", self.run)
+        monkeypatch.setattr(report, "blocks_of", lambda _: self.blocks)
         self.mounts = Path(paths.mounts)
 
     def run(self, command: list[str]) -> None:
@@ -213,7 +213,7 @@ class TestWriting:
         def busy(command: list[str]) -> None:
             raise StoreError("umount: Device or resource busy")
 
-        monkeypatch.setattr(boot_partition, "_run", busy)
+        monkeypatch.setattr(boot_partition, "run", busy)
         with pytest.raises(ReportError, match="busy"):
             report.write(paths, "new")
         assert card.content() == before

@@ -166,7 +166,7 @@ async def test_no_spelling_takes_the_place_of_somebody_else(network: Network) ->
 
 
 async def _shake(node: Node, local: handshake.LocalNode, source: IPv6Address) -> None:
-    """Connect to *node* as *local* from *source*, and leave the connection open."""
+    """Connect to ``node`` as ``local`` from ``source``, and leave the connection open."""
     reader, writer = await asyncio.open_connection(
         node.host, node.port, local_addr=(str(source), 0)
     )

@@ -186,7 +186,7 @@ async def screen(
         )
 
     async def shows(pattern: str, start: int) -> int:
-        """Wait for *pattern* and return where it ends."""
+        """Wait for ``pattern`` and return where it ends."""
 
         def found() -> re.Match[str] | None:
             return re.compile(pattern).search(read(), start)

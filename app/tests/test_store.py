@@ -141,7 +141,7 @@ def card(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Path(paths.cmdline).write_text("thicket.boot=/dev/vdc\n")
     Path(paths.mounts).write_text(f"/dev/vdc {paths.boot} vfat ro 0 0\n")
     commands: list[str] = []
-    monkeypatch.setattr(boot_partition, "_mount", lambda words: commands.append(" ".join(words)))
+    monkeypatch.setattr(boot_partition, "run", lambda words: commands.append(" ".join(words)))
     return commands
 
 
@@ -162,14 +162,14 @@ class TestApply:
         target = apply(paths, b'[mesh]\nid = "a"\n')
         assert target == f"{paths.boot}/thicket.toml"
         assert Path(target).read_text() == '[mesh]\nid = "a"\n'
-        assert card == [f"-o remount,rw {paths.boot}", f"-o remount,ro {paths.boot}"]
+        assert card == [f"mount -o remount,rw {paths.boot}", f"mount -o remount,ro {paths.boot}"]
         assert load(paths).settings.mesh.id == "a", "the copy in /etc follows"
         assert [p.name for p in Path(paths.boot).iterdir()] == ["thicket.toml"]
 
     def test_it_is_mounted_when_it_was_not(self, paths: Paths, card: list[str]) -> None:
         Path(paths.mounts).write_text("")
         apply(paths, b"# defaults\n")
-        assert card[0] == f"-t vfat -o ro,nosuid,nodev,noexec,noatime /dev/vdc {paths.boot}"
+        assert card[0] == f"mount -t vfat -o ro,nosuid,nodev,noexec,noatime /dev/vdc {paths.boot}"
 
     def test_faults_are_found_before_anything_is_written(
         self, paths: Paths, card: list[str]
@@ -188,7 +188,7 @@ class TestApply:
         monkeypatch.setattr("thicket.device.boot_partition.write_atomically", fail)
         with pytest.raises(StoreError, match="No space left"):
             apply(paths, b"# defaults\n")
-        assert card[-1] == f"-o remount,ro {paths.boot}"
+        assert card[-1] == f"mount -o remount,ro {paths.boot}"
 
     def test_a_mount_that_fails_says_what_it_said(
         self, paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -61,7 +61,7 @@ async def test_an_empty_text_leaves_the_connection_to_erlang_whole(
 
 
 async def check(node: Node, peer: Node, empty: str | bytes) -> None:
-    """Check in which form *node* gets the texts of *peer*."""
+    """Check in which form ``node`` gets the texts of ``peer``."""
     assert await node.call(peer.name, "e.text") == (empty, b"")
     async with node.mailbox("box") as box:
         ways: list[Callable[[], Awaitable[Any]]] = [

@@ -35,7 +35,7 @@ DELAY = 0.002
 
 
 class Wire(asyncio.Transport):
-    """One end of a connection in memory; *deliver* takes the bytes at the other end."""
+    """One end of a connection in memory; ``deliver`` takes the bytes at the other end."""
 
     def __init__(self, address: IPv6Address, deliver: Callable[[bytes], None]) -> None:
         super().__init__()
@@ -43,7 +43,8 @@ class Wire(asyncio.Transport):
         self.deliver = deliver
         self.ended: Callable[[], None] = lambda: None
         self.sent: list[bytes] = []
-        self.cut = False
+        self.cut = self.closed = False
+        self.reading = True
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return (str(self.address), 1, 0, 0) if name == "peername" else default
@@ -55,9 +56,10 @@ class Wire(asyncio.Transport):
         return 0
 
     def pause_reading(self) -> None:
-        pass  # what comes waits in the connection's buffer
+        self.reading = False  # what comes waits in the connection's buffer
 
-    resume_reading = pause_reading
+    def resume_reading(self) -> None:
+        self.reading = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.sent.append(bytes(data))
@@ -65,14 +67,14 @@ class Wire(asyncio.Transport):
             asyncio.get_running_loop().call_later(DELAY, self.deliver, bytes(data))
 
     def close(self) -> None:
-        self.cut = True
+        self.cut = self.closed = True
         asyncio.get_running_loop().call_soon(self.ended)
 
     abort = close
 
 
 class Stock:
-    """A node that is not ours, at the other end of a connection of *node*.
+    """A node that is not ours, at the other end of a connection of ``node``.
 
     :param tick_time: its ``net_ticktime``; None: it never ticks and never gives up.
     :param answers: its runtime answers monitors of what does not exist.
@@ -111,7 +113,7 @@ class Stock:
         if self.mute or self.given_up:
             return
         self.spoke = True
-        asyncio.get_running_loop().call_later(DELAY, _put, self.connection, data)
+        asyncio.get_running_loop().call_later(DELAY, _put, self.connection, self.wire, data)
 
     def send(self, control: tuple[Any, ...], payload: bytes) -> None:
         self.say(b"".join(frames.build(encode_bare(control), payload, header=True)))
@@ -155,9 +157,9 @@ class Stock:
                     self.send(down, encode_bare(Atom("noproc")))
 
 
-def _put(connection: Connection, data: bytes) -> None:
-    """Let *connection* read *data*."""
-    while data and connection._closed is None:
+def _put(connection: Connection, wire: Wire, data: bytes) -> None:
+    """Let ``connection`` read ``data`` from its ``wire``."""
+    while data and not wire.closed:
         room = connection.get_buffer(-1)
         size = min(len(room), len(data))
         room[:size] = data[:size]
@@ -181,8 +183,8 @@ class Ours:
             accepting,
         )
         self.wires = (
-            Wire(THERE, lambda data: _put(self.ends[1], data)),
-            Wire(HERE, lambda data: _put(self.ends[0], data)),
+            Wire(THERE, lambda data: _put(self.ends[1], self.wires[1], data)),
+            Wire(HERE, lambda data: _put(self.ends[0], self.wires[0], data)),
         )
         for wire, end in zip(self.wires, self.ends, strict=True):
             wire.ended = lambda end=end: end.connection_lost(None)  # type: ignore[misc]
@@ -314,13 +316,13 @@ async def test_a_full_mailbox_stops_nobody_for_longer_than_the_shortest_tick_tim
     pair = Ours((shortest, 600.0))
     await up(pair.a, pair.b)
     box = pair.b.mailbox("box", limit=2)
-    reader = pair.ends[1]
+    reading = pair.wires[1]
     for number in range(3):
         await pair.a.send(("box", pair.b.name), number)
     await asyncio.sleep(0.1)
-    assert reader._holders
+    assert not reading.reading
     await asyncio.sleep(shortest - 0.5)
-    assert not reader._holders
+    assert reading.reading
     assert losses(pair.a) == losses(pair.b) == []
     box.close()
 

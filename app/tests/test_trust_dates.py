@@ -247,7 +247,7 @@ def test_certificates_that_cannot_be_made_leave_a_blank_chip_blank(
     ca.init("acme", PREFIX, lab=True)
     good = ca.issuer()
     now = datetime.now(UTC)
-    issuer = kind(ca.fleet, 1, good.certificate, good._key, years_from(now, 31))
+    issuer = kind(ca.fleet, 1, good.certificate, good.key, years_from(now, 31))
     driver, chip, _, _ = emulated()
     before = chip.memory
     plan = Provisioning(driver, Otp("board", "1"), issuer, show=quiet)

@@ -30,7 +30,7 @@ def memory(length: int) -> int:
 
 
 def watched(one: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """Return *one* with these limits; an input beyond them is an AssertionError."""
+    """Return ``one`` with these limits; an input beyond them is an AssertionError."""
 
     def within_limits(data: bytes) -> None:
         before = getrusage(RUSAGE_SELF).ru_maxrss

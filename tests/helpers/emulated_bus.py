@@ -26,8 +26,15 @@ class Time:
         self.now += seconds
 
 
+class PulledError(Exception):
+    """The chip was pulled out."""
+
+
 class EmulatedBus(Bus):
-    """A bus with one virtual chip; each transaction takes half a millisecond."""
+    """A bus with one virtual chip; each transaction takes half a millisecond.
+
+    :ivar pulled_at: the number of transactions after which the chip is pulled out.
+    """
 
     name = "emulated"
 
@@ -38,9 +45,10 @@ class EmulatedBus(Bus):
         self.locked_by_others = False
         self.locks = 0
         self.closed = False
+        self.pulled_at: int | None = None
 
     def write(self, address: int, data: bytes) -> None:
-        self._begin()
+        self.begin()
         try:
             self.chip.write(address, data)
         except Nak:
@@ -50,7 +58,7 @@ class EmulatedBus(Bus):
             raise BusFaultError("timed out") from None
 
     def read(self, address: int, length: int) -> bytes:
-        self._begin()
+        self.begin()
         try:
             return self.chip.read(address, length)
         except Nak:
@@ -59,10 +67,13 @@ class EmulatedBus(Bus):
             self.clock.now += stuck.seconds
             raise BusFaultError("timed out") from None
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Begin a transaction."""
         assert self.locks == 1, "a transaction without the lock of the bus"
         self.transactions += 1
         self.clock.now += 0.0005
+        if self.pulled_at is not None and self.transactions > self.pulled_at:
+            raise PulledError
 
     def lock(self, deadline: float) -> None:
         if self.locked_by_others:

@@ -10,7 +10,7 @@ NAMES_REQUEST = b"\0\x01\x6e"
 
 
 def parse_names_answer(data: bytes) -> dict[str, int]:
-    """Return names and ports in the answer *data*.
+    """Return names and ports in the answer ``data``.
 
     :raises EpmdError: it is no such answer.
     """
@@ -34,9 +34,9 @@ def _is_port(text: str) -> bool:
 
 
 async def names(host: str, *, timeout: float = 2.0, port: int = epmd.PORT) -> dict[str, int]:
-    """Ask the port mapper at *host* for all names and their ports.
+    """Ask the port mapper at ``host`` for all names and their ports.
 
-    :raises OSError: nobody answers at *host*.
+    :raises OSError: nobody answers at ``host``.
     :raises EpmdError: the answer makes no sense.
     """
     return parse_names_answer(

@@ -136,7 +136,7 @@ class Intruder:
         """A key, and a chain that says that it is the node ``device``'s."""
         serial = bytes.fromhex(self.lab.state.nodes[device].serial or "")
         issuer = authority.issuer()
-        issuer._validity = validity or issuer._validity
+        issuer.validity = validity or issuer.validity
         key, own = openssl.generate_key(), openssl.generate_key()
         signed = issuer.device("chip", identity_of_serial(serial), serial, openssl.public_key(key))
         above = Certificate(signed)

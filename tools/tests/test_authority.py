@@ -209,11 +209,11 @@ def test_a_chip_of_another_fleet(ca: Authority, tmp_path: Path) -> None:
 
 def test_a_blank_chip_with_another_configuration(ca: Authority) -> None:
     driver, chip, _, _ = emulated(4)
-    chip._state.config[87] = 0
+    chip.state.config[87] = 0
     with pytest.raises(provisioning.ProvisioningError, match="not NervesKey's"):
         ca.enroll_chip(driver, write=True, show=quiet)
-    chip._state.config[86] = 0
-    chip._state.config[88] = 0xFE
+    chip.state.config[86] = 0
+    chip.state.config[88] = 0xFE
     with pytest.raises(AuthorityError, match="no auxiliary slots"):
         ca.enroll_chip(driver, write=True, show=quiet)
 
@@ -281,8 +281,8 @@ def test_revocation(ca: Authority) -> None:
 def test_trust_and_go_parts_have_no_room(ca: Authority) -> None:
     clock = Time()
     chip = Atecc608(serial_for(1, 6), clock=clock)
-    chip._state.config[16] = 0x35 << 1
-    chip._state.config[86:89] = b"\0\0\xfe"
+    chip.state.config[16] = 0x35 << 1
+    chip.state.config[86:89] = b"\0\0\xfe"
     chip.power_cycle()
     driver = DeskChip(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep)
     with pytest.raises(AuthorityError, match="Trust&GO"):

@@ -298,7 +298,7 @@ def trust_and_go(index: int) -> tuple[DeskChip, Atecc608]:
         openssl.generate_key(), validity, manufacturer_serial="0815", device_validity=validity
     )
     provisioning.Provisioning(driver, nerveskey.Otp("b", "0815"), stock, show=lambda _: None).run()
-    chip._state.config[16] = 0x35 << 1
+    chip.state.config[16] = 0x35 << 1
     chip.power_cycle()
     return DeskChip(EmulatedBus(chip, clock), 0x35, clock=clock, sleep=clock.sleep), chip
 

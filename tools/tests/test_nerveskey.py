@@ -11,18 +11,17 @@ from hashlib import sha256
 import pytest
 import upstream_certificates as upstream
 from cryptography import x509 as reference
-from emulated_bus import EmulatedBus, NoisyBus, Time, emulated
+from emulated_bus import EmulatedBus, NoisyBus, PulledError, Time, emulated
 from hypothesis import given
 from hypothesis import strategies as st
 
 from authority import nerveskey
-from authority.chip import DeskChip
+from authority.chip import DeskChip, crc_number
 from authority.nerveskey import Otp, default_otp
 from authority.provisioning import NervesKeyIssuer, Provisioning, ProvisioningError
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from thicket.identity.chip.errors import ChipError, ChipMismatchError, ChipRefusedError
-from thicket.identity.chip.packet import crc_number
 from thicket.trust import openssl
 from thicket.trust.certificates import Certificate, CertificateError
 from thicket.trust.chip_slots import CertificateSet
@@ -140,25 +139,14 @@ def test_every_lock_is_announced_before_it_happens() -> None:
     assert chip.counters["Lock"] == 3
 
 
-class PulledError(Exception):
-    """The test pulls the chip out."""
-
-
 @pytest.mark.parametrize("transactions", [*range(0, 600, 23), *range(600, 900, 60)])
 def test_an_interrupted_provisioning_goes_on(transactions: int) -> None:
     """Power lost at any transaction: the next attempt finishes, with the chip's final key."""
     driver, chip, bus, _ = emulated()
-    original = bus._begin
-
-    def pull() -> None:
-        original()
-        if bus.transactions > transactions:
-            raise PulledError
-
-    bus._begin = pull  # type: ignore[method-assign]
+    bus.pulled_at = transactions
     with suppress(PulledError):
         Provisioning(driver, OTP, issuer(), show=lambda _: None).run()
-    bus._begin = original  # type: ignore[method-assign]
+    bus.pulled_at = None
     bus.locks = 0
     chip.power_cycle()
     Provisioning(driver, OTP, issuer(), show=lambda _: None).run()
@@ -190,19 +178,19 @@ def surprise(change: Callable[[Atecc608], None]) -> tuple[DeskChip, Atecc608]:
 
 
 def _locked_otherwise(chip: Atecc608) -> None:
-    chip._state.config[87] = 0
+    chip.state.config[87] = 0
 
 
 def _slot_locked(chip: Atecc608) -> None:
-    chip._state.config[88] = 0xF7
+    chip.state.config[88] = 0xF7
 
 
 def _only_data(chip: Atecc608) -> None:
-    chip._state.config[86] = 0
+    chip.state.config[86] = 0
 
 
 def _model(chip: Atecc608) -> None:
-    chip._state.config[4:8] = b"\0\x02\0\x04"
+    chip.state.config[4:8] = b"\0\x02\0\x04"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +229,7 @@ def test_somebody_elses_nerves_key_is_refused() -> None:
 def test_a_configuration_that_does_not_stick_locks_nothing() -> None:
     driver, chip, _, _ = emulated()
     plan = Provisioning(driver, OTP, issuer(), show=lambda _: None)
-    chip._commit = lambda state: None  # type: ignore[method-assign]
+    chip.keeps = False
     with pytest.raises(ChipMismatchError):
         plan.run()
     assert chip.counters["Lock"] == 0
@@ -253,7 +241,7 @@ def test_contents_that_do_not_stick_are_not_locked() -> None:
 
     def spoil(text: str) -> None:
         if text.startswith("LOCKING data"):
-            chip._state.slots[13][5] ^= 1
+            chip.state.slots[13][5] ^= 1
 
     with pytest.raises(ChipRefusedError):
         Provisioning(driver, OTP, issuer(), show=spoil).run()
@@ -287,20 +275,12 @@ def test_an_interrupted_auxiliary_set_is_none() -> None:
     assert isinstance(bus, EmulatedBus)
     old = issuer(key=openssl.generate_key()).certificates(chip.serial, driver.public_key(0))
     new = issuer(key=openssl.generate_key()).certificates(chip.serial, driver.public_key(0))
-    original = bus._begin
     for limit in range(0, 200, 13):
         nerveskey.write_auxiliary(driver, old)
-        begin = bus.transactions
-
-        def pull(begin: int = begin, limit: int = limit) -> None:
-            original()
-            if bus.transactions > begin + limit:
-                raise PulledError
-
-        bus._begin = pull  # type: ignore[method-assign]
+        bus.pulled_at = bus.transactions + limit
         with suppress(PulledError):
             nerveskey.write_auxiliary(driver, new)
-        bus._begin = original  # type: ignore[method-assign]
+        bus.pulled_at = None
         bus.locks = 0
         chip.power_cycle()
         found = nerveskey.read(driver).auxiliary
@@ -346,7 +326,7 @@ def trust_and_go() -> tuple[DeskChip, Atecc608]:
     """A virtual chip with what was read from a Trust&GO kit; its key cannot be had."""
     clock = Time()
     chip = Atecc608(upstream.TNG_SERIAL, clock=clock, model="ATECC608B")
-    state = chip._state
+    state = chip.state
     state.config[16] = 0x35 << 1
     state.config[20:52] = nerveskey.SLOT_CONFIG
     state.config[96:128] = nerveskey.KEY_CONFIG
@@ -379,9 +359,9 @@ def test_trust_and_go() -> None:
 def test_a_nerves_key_made_upstream_is_read() -> None:
     """Slots as nerves_key writes them (test/nerves_key/data_test.exs): the signer to the byte."""
     driver, chip, _ = provisioned()
-    chip._state.slots[10][:] = upstream.NERVES_KEY_SLOT_10
-    chip._state.slots[11][:] = upstream.NERVES_KEY_SLOT_11
-    chip._state.slots[12][:] = upstream.NERVES_KEY_SLOT_12
+    chip.state.slots[10][:] = upstream.NERVES_KEY_SLOT_10
+    chip.state.slots[11][:] = upstream.NERVES_KEY_SLOT_11
+    chip.state.slots[12][:] = upstream.NERVES_KEY_SLOT_12
     from thicket.trust.certificates import from_pem
 
     assert nerveskey.read(driver).certificates()[1:] == from_pem(
@@ -400,7 +380,7 @@ def test_chips_that_cannot_be_read() -> None:
     with pytest.raises(ValueError, match="provisioned by others"):
         nerveskey.read(driver)
     driver, chip, _ = provisioned()
-    chip._state.slots[10][:] = bytes(72)
+    chip.state.slots[10][:] = bytes(72)
     contents = nerveskey.read(driver)
     assert contents.primary is None
     with pytest.raises(CertificateError, match="no certificate"):

@@ -66,7 +66,7 @@ def test_firmware_is_a_pc_firmware_image() -> None:
 def test_firmware_computes_under_tcg(tmp_path: Path, count: int, writes: int) -> None:
     image = tmp_path / "firmware.bin"
     image.write_bytes(accel.firmware(count, writes))
-    trial = accel._try(QEMU, "tcg", "qemu64", image, 120)
+    trial = accel.boot(QEMU, "tcg", "qemu64", image, 120)
     assert trial.seconds is not None, trial.words
 
 
@@ -75,7 +75,7 @@ def test_firmware_notices_a_wrong_sum(tmp_path: Path) -> None:
     image = tmp_path / "firmware.bin"
     broken = accel.firmware(1000, 1).replace(struct.pack("<I", 500500), struct.pack("<I", 500501))
     image.write_bytes(broken)
-    trial = accel._try(QEMU, "tcg", "qemu64", image, 120)
+    trial = accel.boot(QEMU, "tcg", "qemu64", image, 120)
     assert trial.seconds is None
     assert trial.words == "computed a wrong result"
 
@@ -107,8 +107,8 @@ def test_clock_frequency_of_useless_samples_is_unknown() -> None:
 
 @needs_qemu
 def test_clock_of_this_machine(tmp_path: Path) -> None:
-    first = accel._measure_clock(QEMU, "qemu64", tmp_path, 60)
-    second = accel._measure_clock(QEMU, "max", tmp_path, 60)
+    first = accel.measure_clock(QEMU, "qemu64", tmp_path, 60)
+    second = accel.measure_clock(QEMU, "max", tmp_path, 60)
     if first is None or second is None:
         pytest.skip("this machine is too busy to measure its clock: the guest is told none")
     assert abs(first - second) / first < 200e-6
@@ -121,7 +121,7 @@ def test_choice_on_this_machine_runs_a_guest(tmp_path: Path) -> None:
     assert len(chosen.reason) > 10
     image = tmp_path / "firmware.bin"
     image.write_bytes(accel.firmware(1000, 10))
-    trial = accel._try(QEMU, chosen.name, chosen.cpu, image, 120)
+    trial = accel.boot(QEMU, chosen.name, chosen.cpu, image, 120)
     assert trial.seconds is not None, trial.words
 
 
@@ -156,14 +156,14 @@ def test_a_guest_that_hangs_under_kvm_is_ended(
             if "kvm" in args:
                 hung.append(self.pid)
 
-    trial = accel._try
+    trial = accel.boot
 
     def hasty(qemu: str, name: str, cpu: str, image: Path, _deadline: float, *more: str) -> object:
         return trial(qemu, name, cpu, image, 0.3 if name == "kvm" else 60, *more)
 
     qemu = stand_in(tmp_path, 'case "$*" in *"-accel kvm"*) exec sleep 600;; esac; exit 65\n')
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    monkeypatch.setattr(accel, "_try", hasty)
+    monkeypatch.setattr(accel, "boot", hasty)
     chosen = accel.choose(tmp_path, qemu, environment={})
     assert chosen.name == "tcg"
     assert "did not finish in 0.3 s" in chosen.reason
@@ -277,7 +277,7 @@ def test_trial_leaves_no_process_when_its_parent_is_killed(tmp_path: Path) -> No
     # A guest that never ends, in a child that is killed as the out-of-memory killer would.
     script = (
         "import sys; from pathlib import Path; from meshlab.machine import accel\n"
-        "accel._try(sys.argv[1], 'tcg', 'qemu64', Path(sys.argv[2]), 600)\n"
+        "accel.boot(sys.argv[1], 'tcg', 'qemu64', Path(sys.argv[2]), 600)\n"
     )
     pids = tmp_path / "pid"
     qemu = stand_in(tmp_path, f"echo $$ > {pids}.new; mv {pids}.new {pids}; exec sleep 600\n")

@@ -84,7 +84,7 @@ class Bench:
 
     def lock_config(self, changes: dict[int, bytes] | None = None) -> None:
         for at, value in (changes or {}).items():
-            self.chip._state.config[at : at + len(value)] = value
+            self.chip.state.config[at : at + len(value)] = value
         assert self.command(0x17, 0x80) == b"\0"
 
     def lock_data(self) -> None:
@@ -253,7 +253,7 @@ def test_watchdog() -> None:
 
 def test_longer_watchdog_by_chip_mode() -> None:
     bench = Bench()
-    bench.chip._state.config[19] = 0x04
+    bench.chip.state.config[19] = 0x04
     bench.wake()
     bench.clock.now += 12.0
     assert not bench.asleep()
@@ -658,7 +658,7 @@ def test_counter_encoding(value: int, number: int) -> None:
 
 def test_counters_end() -> None:
     bench = Bench()
-    write_counter(bench.chip._state, 0, COUNTER_MAX - 1)
+    write_counter(bench.chip.state, 0, COUNTER_MAX - 1)
     assert bench.command(0x24, 1, 0) == COUNTER_MAX.to_bytes(4, "little")
     assert bench.command(0x24, 1, 0) == b"\x0f"
     assert bench.command(0x24, 0, 0) == COUNTER_MAX.to_bytes(4, "little")
@@ -892,7 +892,7 @@ def test_real_executor(tmp_path: Path) -> None:
         bench.wake()
         bench.send(0x24, 1, 0)
         bench.clock.now += 0.1
-        saving = bench.chip._saving
+        saving = bench.chip.saving
         assert saving is not None
         saving.result(30)
         assert bench.reply() == b"\x01\0\0\0"

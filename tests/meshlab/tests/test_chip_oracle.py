@@ -398,7 +398,7 @@ def test_the_library_provisions_a_nerves_key(client: Client) -> None:
             except Nak:
                 raise NotAcknowledgedError(self.name) from None
 
-    client.chip._clock = lambda: clock[0]
+    client.chip.clock = lambda: clock[0]
     client.chip.power_cycle()
     driver = DeskChip(Wire(), clock=lambda: clock[0], sleep=sleep)
     found = read(driver)
@@ -412,7 +412,7 @@ def test_the_library_provisions_a_nerves_key(client: Client) -> None:
     plan.run()
 
     # a signature by the library, verified by the library and by OpenSSL
-    client.chip._clock = monotonic
+    client.chip.clock = monotonic
     client.chip.power_cycle()
     digest, signature = bytearray(sha256(b"nerves").digest()), bytearray(64)
     assert cal.atcab_sign(0, digest, signature) == SUCCESS

@@ -328,7 +328,7 @@ async def test_mad_guests(bench: Bench) -> None:
             end.descriptor(index, address, length, rng.randrange(8), rng.randrange(fe.QUEUE + 2))
         end.put(TABLE, rng.randbytes(512))
         rings = bench.server.connection.rings if bench.server.connection else []
-        if rings[0].broken or not rings[0]._running:
+        if rings[0].broken or not rings[0].running:
             await end.ask(fe.GET_VRING_BASE, struct.pack("=II", 0, 0))
             await end.set_ring()
         end.used_seen = end.used_index

@@ -149,7 +149,7 @@ async def test_a_node_that_is_switched_off_makes_room(parts: FakeParts, tmp_path
         await lab.wait(lambda: len(parts.starts) == 3, 60, "there is room for the third")
         parts.on["n2"].end(1)
         await lab.wait(lambda: lab.state.nodes["n2"].power == "died", 60, "n2 has died")
-        slot = lab._slots.try_take()
+        slot = BootSlots(tmp_path / "boot-slots", 2, "another").try_take()
         assert slot is not None, "and has no slot any more"
         slot.free()
     free = [BootSlots(tmp_path / "boot-slots", 2, "after").try_take() for _ in range(2)]
@@ -198,6 +198,6 @@ async def test_who_gives_up_waiting_gives_back_what_it_had(tmp_path: Path) -> No
 async def _until_taken(path: Path) -> None:
     """Wait until somebody holds the lock of a file."""
     async with asyncio.timeout(60):
-        while (slot := slots._lock(path, "a look")) is not None:
+        while (slot := slots.lock(path, "a look")) is not None:
             slot.free()
             await asyncio.sleep(0.01)

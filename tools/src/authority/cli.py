@@ -275,7 +275,7 @@ def _enroll_chip(authority: Authority, args: argparse.Namespace, where: Where | 
     authority.issuer()
     channel = where(path) if where is not None else None
     used = RemoteBus(channel) if channel is not None else LinuxBus(path)
-    chip = DeskChip(used, args.address) if args.address is not None else _chip_on(used)
+    chip = DeskChip(used, args.address) if args.address is not None else chip_on(used)
     try:
         otp = None
         if args.serial is not None or args.board is not None:
@@ -300,7 +300,7 @@ def _enroll_chip(authority: Authority, args: argparse.Namespace, where: Where | 
     return OK
 
 
-def _chip_on(bus: Bus) -> DeskChip:
+def chip_on(bus: Bus) -> DeskChip:
     """Return the chip at the first usual address that has one; without any, at the first one."""
     for address in ADDRESSES:
         chip = DeskChip(bus, address)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A signer of the fleet, as it issues certificates to devices."""
+"""What the root of a fleet says, and a signer, as it issues certificates to devices."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class FleetIssuer:
     :ivar fleet: the fleet.
     :ivar number: number of the signer.
     :ivar certificate: the signer's certificate (DER).
+    :ivar key: the private key to it.
+    :ivar validity: when the certificates of devices begin and end.
     """
 
     def __init__(
@@ -64,17 +66,15 @@ class FleetIssuer:
     ) -> None:
         """Sign with a signer's key.
 
-        :param key: the private key to ``certificate``.
-        :param validity: when the certificates of devices begin and end.
         :raises AuthorityError: when key, certificate and fleet do not belong together, or the
             signer's certificate has ended.
         """
         self.fleet = fleet
         self.number = number
         self.certificate = certificate
-        self._key = key
+        self.key = key
         self._public = key.public_key
-        self._validity = validity
+        self.validity = validity
         read = Certificate(certificate)
         if read.public_key != self._public or read.authority_key != fleet.identifier:
             raise AuthorityError(
@@ -98,9 +98,9 @@ class FleetIssuer:
             public_key=public_key,
             signer_id=self.number,
             signer_key=self._public,
-            validity=self._validity,
+            validity=self.validity,
         )
-        return profile.signed(self._key.sign(profile.digest()))
+        return profile.signed(self.key.sign(profile.digest()))
 
     def certificates(self, serial: bytes, public_key: bytes) -> CertificateSet:
         """See ``provisioning.Issuer``."""

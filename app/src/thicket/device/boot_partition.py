@@ -54,7 +54,7 @@ def unmount_boot(paths: Paths) -> None:
 
     :raises StoreError: it cannot be unmounted, for example because a file on it is open.
     """
-    _run(["umount", paths.boot])
+    run(["umount", paths.boot])
 
 
 def write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
@@ -75,10 +75,14 @@ def mount_boot(paths: Paths, device: str) -> None:
 
 
 def _mount(arguments: list[str]) -> None:
-    _run(["mount", *arguments])
+    run(["mount", *arguments])
 
 
-def _run(command: list[str]) -> None:
+def run(command: list[str]) -> None:
+    """Run a command.
+
+    :raises StoreError: it fails.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as e:

@@ -72,7 +72,7 @@ class Handshakes:
         yield from self._strangers
 
     def add(self, connection: Connection) -> None:
-        """Give *connection* a place; close it, or another one, when there is none."""
+        """Give ``connection`` a place; close it, or another one, when there is none."""
         if self.expected(connection.source):
             pool, limit = self._members, MAX_EXPECTED
         else:
@@ -93,13 +93,13 @@ class Handshakes:
             )
 
     def discard(self, connection: Connection) -> None:
-        """Forget *connection*: its handshake is over."""
+        """Forget ``connection``: its handshake is over."""
         self._strangers.pop(connection, None)
         self._members.pop(connection, None)
 
 
 def _make_room(others: list[Connection], newcomer: Connection, why: str) -> None:
-    """Close the oldest silent one of *others*, else the oldest without TLS, else the newcomer."""
+    """Close the oldest silent one of ``others``, else the oldest without TLS, else the newcomer."""
     leaves = next((other for other in others if not other.heard), None)
     if leaves is None:
         leaves = next((other for other in others if not other.secured_at), newcomer)
@@ -163,7 +163,7 @@ class Admission:
         self._tell = tell
 
     def judge(self, connection: Connection, name: str) -> None:
-        """Check a node that has begun a handshake and calls itself *name*.
+        """Check a node that has begun a handshake and calls itself ``name``.
 
         :raises HandshakeError: when it is refused.
         """
@@ -183,7 +183,7 @@ class Admission:
                 raise HandshakeError("too-many", f"{same} nodes of one address are connected")
 
     def check(self, connection: Connection, name: str) -> None:
-        """Check the certificate of the peer, which is or calls itself *name*, if there is TLS.
+        """Check the certificate of the peer, which is or calls itself ``name``, if there is TLS.
 
         :raises HandshakeError: when it is refused.
         """

@@ -196,7 +196,7 @@ class Calls:
         error: BaseException,
         source: str,
     ) -> Any:
-        """Return how a process ends whose function has raised *error*."""
+        """Return how a process ends whose function has raised ``error``."""
         try:
             if not isinstance(error, Throw | MismatchError):
                 self._faults.add(exported.name, error, source)
@@ -209,7 +209,7 @@ class Calls:
             return raised(result, exported.name, "error", (PYTHON_EXCEPTION, described))
 
     def has_room(self, node: str) -> bool:
-        """Return whether one more function may run for *node*."""
+        """Return whether one more function may run for ``node``."""
         if len(self.jobs) >= MAX_JOBS:
             return False
         if len(self.jobs) < MAX_JOBS_PER_NODE:

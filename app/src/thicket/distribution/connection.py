@@ -90,10 +90,10 @@ class Owner(Protocol):
     def on_message(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
     ) -> None:
-        """A message arrived; *payload* is encoded, without version byte."""
+        """A message arrived; ``payload`` is encoded, without version byte."""
 
     def on_discarded(self, connection: Connection, control: tuple[Any, ...], head: bytes) -> None:
-        """A message was too long and dropped; *head* is the beginning of its payload."""
+        """A message was too long and dropped; ``head`` is the beginning of its payload."""
 
     def on_closed(self, connection: Connection, reason: DistributionError) -> None:
         """The connection is over; called exactly once."""
@@ -284,7 +284,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._transport.get_extra_info("ssl_object") if self._transport else None
 
     def acknowledged_within(self, seconds: float) -> bool:
-        """Return whether the peer's kernel acknowledged data in the last *seconds*, whatever its
+        """Return whether the peer's kernel acknowledged data in the last ``seconds``, whatever its
         program does; False when our kernel does not tell."""
         raw = self._transport.get_extra_info("socket") if self._transport is not None else None
         if raw is None:
@@ -304,11 +304,11 @@ class Connection(asyncio.BufferedProtocol):
         return self._messages.discarded if self.established else 0
 
     def has(self, flag: int) -> bool:
-        """Return whether both sides have the ability *flag*."""
+        """Return whether both sides have the ability ``flag``."""
         return self.handshake.peer is not None and bool(self.handshake.peer.flags & flag)
 
     def encode(self, term: Any) -> bytes:
-        """Return *term* in the form that the peer reads, for :meth:`send`.
+        """Return ``term`` in the form that the peer reads, for :meth:`send`.
 
         :raises EncodeError: it has no form.
         """
@@ -324,7 +324,7 @@ class Connection(asyncio.BufferedProtocol):
 
         :param payload: an encoded term, see :meth:`encode`.
         :param more: another message follows at once, and both may leave together.
-        :raises EncodeError: when *control* has no form on the wire.
+        :raises EncodeError: when ``control`` has no form on the wire.
         """
         if self._closed is not None or self._transport is None or not self.established:
             return
@@ -385,7 +385,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(frames.TICK)
 
     def hold(self, holder: object) -> None:
-        """Stop reading until *holder*, whose messages wait to be taken, calls :meth:`release`.
+        """Stop reading until ``holder``, whose messages wait to be taken, calls :meth:`release`.
 
         The peer then has to stop sending. That must end well within the tick time, as the peer's
         kernel ends a connection that accepts nothing for that long.
@@ -494,7 +494,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _write(self, data: bytes, more: bool = False) -> None:
-        """Send *data* together with other data of this turn of the event loop."""
+        """Send ``data`` together with other data of this turn of the event loop."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._uncork)
@@ -624,12 +624,12 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _sender(control: tuple[Any, ...]) -> Any:
-    """Return the sender of *control*, whose messages arrive in order."""
+    """Return the sender of ``control``, whose messages arrive in order."""
     return control[2 if control[0] in _SENDER_SECOND else 1]
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Drop the traceback of *error*, whose frames hold the connection, which holds *error*."""
+    """Drop the traceback of ``error``, whose frames hold the connection, which holds ``error``."""
     while error is not None:
         error.__traceback__ = None
         error = error.__context__

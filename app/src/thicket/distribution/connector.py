@@ -78,7 +78,7 @@ class Maker:
         return self._secure is not None
 
     def make(self, handshake: Handshake) -> Connection:
-        """Return a connection that begins with *handshake*."""
+        """Return a connection that begins with ``handshake``."""
         return Connection(
             self._owner,
             handshake,
@@ -166,7 +166,7 @@ class Connector:
         return [dial.connection for dial in self._dials.values()]
 
     async def connect(self, peer: str, timeout: float | None = None) -> None:
-        """Connect to *peer* unless it is connected, see :meth:`.Node.connect`."""
+        """Connect to ``peer`` unless it is connected, see :meth:`.Node.connect`."""
         split_name(peer)
         key = key_of(peer)
         local = self._local()
@@ -207,7 +207,7 @@ class Connector:
             log.debug("no connection to %s: %s", peer, task.exception())
 
     async def _attempt(self, peer: str) -> None:
-        """Connect to *peer* within the time for all steps together."""
+        """Connect to ``peer`` within the time for all steps together."""
         try:
             async with asyncio.timeout(self._attempt_time):
                 await self._reach(peer)
@@ -261,7 +261,7 @@ class Connector:
         return fixed if port is None else [port, *(p for p in fixed if p != port)]
 
     async def _dial(self, peer: str, host: str, port: int) -> None:
-        """Connect to one port; returns when *peer* is connected."""
+        """Connect to one port; returns when ``peer`` is connected."""
         loop = asyncio.get_running_loop()
         key = key_of(peer)
         raw = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
@@ -375,7 +375,7 @@ class Connector:
 
 
 def _status(theirs: str, ours: str, *, connected: bool, dialling: bool) -> str:
-    """Return the status of a handshake that the node *theirs* begins with the node *ours*."""
+    """Return the status of a handshake that the node ``theirs`` begins with the node ``ours``."""
     if connected:
         return ALIVE
     if dialling:

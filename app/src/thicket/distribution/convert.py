@@ -176,7 +176,7 @@ def _one_of(values: tuple[Any, ...]) -> Convert:
 
 
 def converter(annotation: Any) -> Convert:
-    """Return the function that checks and converts a value for *annotation*.
+    """Return the function that checks and converts a value for ``annotation``.
 
     :raises TypeError: no value from another node can satisfy the annotation.
     """
@@ -244,7 +244,7 @@ class Signature:
                 self.least += required
 
     def accepts(self, count: int) -> bool:
-        """Return whether the function can be called with *count* arguments."""
+        """Return whether the function can be called with ``count`` arguments."""
         return self.least <= count and (self.rest is not None or count <= len(self.converters))
 
     def convert(self, arguments: list[Any]) -> list[Any]:

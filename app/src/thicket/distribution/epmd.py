@@ -64,12 +64,12 @@ def _request(body: bytes) -> bytes:
 
 
 def port_request(name: str) -> bytes:
-    """Return the request for the port of the node *name* (the part before ``@``)."""
+    """Return the request for the port of the node ``name`` (the part before ``@``)."""
     return _request(bytes((_PORT_REQUEST,)) + name.encode())
 
 
 def alive_request(name: str, port: int, *, hidden: bool = False) -> bytes:
-    """Return the request that registers *name* at *port* while the connection lasts."""
+    """Return the request that registers ``name`` at ``port`` while the connection lasts."""
     text = name.encode()
     return _request(
         b"".join(
@@ -87,7 +87,7 @@ def alive_request(name: str, port: int, *, hidden: bool = False) -> bytes:
 
 
 def parse_port_answer(data: bytes) -> int | None:
-    """Return the port in the answer *data*, None when the name is not registered.
+    """Return the port in the answer ``data``, None when the name is not registered.
 
     :raises EpmdError: it is no such answer, or the node does not speak version 6.
     """
@@ -108,7 +108,7 @@ def parse_port_answer(data: bytes) -> int | None:
 
 
 def parse_alive_answer(data: bytes) -> int | None:
-    """Return the creation in the answer *data* to a registration, None while it is incomplete.
+    """Return the creation in the answer ``data`` to a registration, None while it is incomplete.
 
     :raises EpmdError: the registration was refused (the name is taken).
     """
@@ -130,7 +130,7 @@ def parse_alive_answer(data: bytes) -> int | None:
 async def ask(
     host: str, request: bytes, enough: int, *, timeout: float, port: int, local: str | None = None
 ) -> bytes:
-    """Send *request*, and return the answer, at least *enough* bytes of it if it is longer."""
+    """Send ``request``, and return the answer, at least ``enough`` bytes of it if it is longer."""
     async with asyncio.timeout(timeout):
         reader, writer = await asyncio.open_connection(
             host, port, local_addr=(local, 0) if local else None, limit=_MAX_ANSWER
@@ -151,13 +151,13 @@ async def ask(
 async def lookup(
     host: str, name: str, *, timeout: float = 2.0, port: int = PORT, local: str | None = None
 ) -> int | None:
-    """Ask the port mapper at *host* for the port of the node *name*.
+    """Ask the port mapper at ``host`` for the port of the node ``name``.
 
     :param name: the part before ``@``.
     :param timeout: seconds for the whole exchange.
     :param local: the address to ask from.
     :returns: the port, None when the name is not registered there.
-    :raises OSError: nobody answers at *host* (TimeoutError is one).
+    :raises OSError: nobody answers at ``host`` (TimeoutError is one).
     :raises EpmdError: the answer makes no sense.
     """
     # The fixed part of the answer has 10 bytes, a refusal 2; then the server closes.
@@ -208,7 +208,7 @@ class Registry:
         )
 
     def answer(self, request: bytes, *, local: bool) -> tuple[bytes, str | None]:
-        """Return the answer to *request* and, when it registers a node, that node's name.
+        """Return the answer to ``request`` and, when it registers a node, that node's name.
 
         :param local: the request came over a loopback address; only such a one may register.
         """
@@ -267,7 +267,7 @@ class Registry:
         return answer, name
 
     def forget(self, name: str) -> None:
-        """Remove the node *name*, whose connection has ended."""
+        """Remove the node ``name``, whose connection has ended."""
         self._nodes.pop(name, None)
 
 
@@ -455,7 +455,7 @@ class PortMapper:
 
 
 def listen(address: str, port: int, backlog: int = 64) -> socket.socket:
-    """Return a listening socket at exactly *address*, never at all addresses.
+    """Return a listening socket at exactly ``address``, never at all addresses.
 
     :raises OSError: EADDRNOTAVAIL while no interface has the address or it is tentative,
         EADDRINUSE when another program listens there.

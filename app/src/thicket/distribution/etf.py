@@ -451,8 +451,8 @@ _SAFE_KEYS = frozenset((str, bytes, int, float, bool, Atom, Pid, type(None)))
 def _told_apart(pairs: Iterable[tuple[Any, Any]], parts: list[bytes]) -> Iterator[Any]:
     """Yield keys and values in turn; refuse a map that has two keys with one encoding.
 
-    A key's encoding is at the end of *parts* when its value is taken. No key is encoded twice, as a
-    key that holds maps would double its cost with each level.
+    A key's encoding is at the end of ``parts`` when its value is taken. No key is encoded twice, as
+    a key that holds maps would double its cost with each level.
     """
     forms: set[bytes] = set()
     for key, value in pairs:
@@ -474,13 +474,13 @@ def encode_bare(
     max_terms: int = MAX_TERMS,
     prefix: bytes = b"",
 ) -> bytes:
-    """Encode *term* without the leading version byte.
+    """Encode ``term`` without the leading version byte.
 
     :param text: distinguish ``str`` from ``bytes``; only for Thicket nodes.
     :param prefix: bytes to put in front.
-    :raises EncodeError: the value has no form, is nested deeper than *max_depth* (as a container
-        that holds itself is), has more than *max_terms* elements, or holds a map with two keys that
-        are the same on the wire.
+    :raises EncodeError: the value has no form, is nested deeper than ``max_depth`` (as a container
+        that holds itself is), has more than ``max_terms`` elements, or holds a map with two keys
+        that are the same on the wire.
     """
     parts: list[bytes] = [prefix]
     append = parts.append
@@ -600,7 +600,7 @@ def encode(
     max_terms: int = MAX_TERMS,
     compress: int = 0,
 ) -> bytes:
-    """Encode *term* as ``term_to_binary/1`` does (version byte first).
+    """Encode ``term`` as ``term_to_binary/1`` does (version byte first).
 
     :param compress: 1 (fast) to 9 (small) to compress as ``term_to_binary(T, [{compressed, N}])``
         does, if that makes it smaller.
@@ -646,7 +646,7 @@ _IS_EXPORT = 4
 
 
 def _new_atom(raw: bytes) -> Any:
-    """Return the atom of the UTF-8 text *raw*, and cache it."""
+    """Return the atom of the UTF-8 text ``raw``, and cache it."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as found:
@@ -662,7 +662,7 @@ def _new_atom(raw: bytes) -> Any:
 
 
 def _node_name(data: bytes, at: int) -> tuple[Atom, int]:
-    """Decode the atom at *at* that names the node of an identifier."""
+    """Decode the atom at ``at`` that names the node of an identifier."""
     tag = data[at]
     if tag == SMALL_ATOM_UTF8:
         end = at + 2 + data[at + 1]
@@ -689,7 +689,7 @@ def _node_name(data: bytes, at: int) -> tuple[Atom, int]:
 
 
 def _freeze(term: Any, room: list[int], depth: int = 0) -> Any:
-    """Return *term* in a form that a dict accepts as key.
+    """Return ``term`` in a form that a dict accepts as key.
 
     :param room: holds the bytes that may still be encoded: a map is encoded once for each map of
         which it is (part of) a key.
@@ -720,7 +720,7 @@ def _freeze(term: Any, room: list[int], depth: int = 0) -> Any:
 
 
 def _make_map(items: list[Any], room: list[int]) -> Any:
-    """Return the map of alternating keys and values; *room* as for `_freeze`."""
+    """Return the map of alternating keys and values; ``room`` as for `_freeze`."""
     keys = items[0::2]
     values = items[1::2]
     try:
@@ -738,7 +738,7 @@ def _make_map(items: list[Any], room: list[int]) -> Any:
 
 
 def _spread(keys: list[Any]) -> list[Any]:
-    """Return *keys*, unless many of them have one hash, which would make a dict quadratic."""
+    """Return ``keys``, unless many of them have one hash, which would make a dict quadratic."""
     if len(keys) < _COLLISION_CHECK:
         return keys
     hashes = [hash(key) for key in keys]
@@ -750,7 +750,7 @@ def _spread(keys: list[Any]) -> list[Any]:
 
 
 def shown(term: Any) -> str:
-    """Return *term* as text for people: a :func:`repr` that is cut off, at a bounded cost."""
+    """Return ``term`` as text for people: a :func:`repr` that is cut off, at a bounded cost."""
     text = repr(_shortened(term, [_MAX_SHOWN], 0))
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
@@ -768,7 +768,7 @@ class _Words:
 
 
 def _shortened(term: Any, room: list[int], depth: int) -> Any:
-    """Return as much of *term* as fits into *room* characters."""
+    """Return as much of ``term`` as fits into ``room`` characters."""
     kind = type(term)
     room[0] -= 2
     if depth > _MAX_SHOWN_DEPTH:
@@ -819,7 +819,7 @@ def _shown_pairs(pairs: Iterable[tuple[Any, Any]], room: list[int], depth: int) 
 
 
 def _make_list(items: list[Any]) -> Any:
-    """Return the list whose tail is the last of *items*."""
+    """Return the list whose tail is the last of ``items``."""
     tail = items.pop()
     if not items:
         return tail  # as binary_to_term/1 reads this unusual form
@@ -851,10 +851,10 @@ def _make_export(items: list[Any]) -> Export:
 def decode_bare(
     data: bytes, at: int = 0, *, max_depth: int = MAX_DEPTH, max_terms: int = MAX_TERMS
 ) -> tuple[Any, int]:
-    """Decode the term without version byte that begins at *at*.
+    """Decode the term without version byte that begins at ``at``.
 
     :returns: the term and the position after it.
-    :raises DecodeError: the bytes are no term, or one beyond *max_depth* levels or *max_terms*
+    :raises DecodeError: the bytes are no term, or one beyond ``max_depth`` levels or ``max_terms``
         elements.
     """
     try:
@@ -1122,7 +1122,7 @@ def decode(
 
 
 def _inflate(data: bytes, limit: int) -> bytes:
-    """Return the term without version byte that *data* holds compressed."""
+    """Return the term without version byte that ``data`` holds compressed."""
     import zlib  # rare, as nodes do not send compressed terms
 
     if len(data) < 6:

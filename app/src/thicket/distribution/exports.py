@@ -35,7 +35,7 @@ class Exports:
         self._functions: dict[tuple[str, str], Exported] = {}
 
     def add(self, name: str, function: Callable[..., Any], *, thread: bool = False) -> None:
-        """Export *function* as *name*, ``module.function``.
+        """Export ``function`` as ``name``, ``module.function``.
 
         :raises ValueError: the name is taken or invalid.
         :raises TypeError: other nodes cannot call the function.
@@ -53,7 +53,7 @@ class Exports:
         self._functions.pop(split_function(name), None)
 
     def find(self, module: Any, function: Any, count: int) -> Exported | None:
-        """Return the exported function that takes *count* arguments, or None."""
+        """Return the exported function that takes ``count`` arguments, or None."""
         known = self._functions.get((word(module), word(function)))
         return known if known is not None and known.signature.accepts(count) else None
 

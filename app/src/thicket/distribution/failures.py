@@ -117,7 +117,7 @@ class CallTimeoutError(DistributionError, TimeoutError):
 
 
 def returned(result: Any, value: Any, *, text: bool) -> Any:
-    """Return how a process ends whose function has returned *value*."""
+    """Return how a process ends whose function has returned ``value``."""
     if result is None:
         return NORMAL
     reason = (result, RETURN, value)
@@ -135,7 +135,7 @@ def raised(result: Any, name: str, kind: str, reason: Any, trace: Any = None) ->
 
 
 def failed(result: Any, exported: Exported, arguments: list[Any], error: BaseException) -> Any:
-    """Return how a process ends whose function has raised *error*."""
+    """Return how a process ends whose function has raised ``error``."""
     module, function = map(Atom, split_function(exported.name))
     if isinstance(error, Throw):
         with suppress(EncodeError):
@@ -225,7 +225,7 @@ def _words(error: BaseException) -> str:
 
 
 def _ends(text: str) -> str:
-    """Return *text*; a long one loses its middle."""
+    """Return ``text``; a long one loses its middle."""
     if len(text) <= MAX_TEXT:
         return text
     return f"{text[: MAX_TEXT // 2 - 8]}\n...\n{text[8 - MAX_TEXT // 2 :]}"
@@ -251,7 +251,7 @@ class Faults:
         self._seldom = Seldom(_LOG_INTERVAL, _LOG_FAULTS)
 
     def add(self, name: str, error: BaseException, source: str) -> None:
-        """Log that the function *name* has raised *error* for the node *source*."""
+        """Log that the function ``name`` has raised ``error`` for the node ``source``."""
         last = error.__traceback__
         while last is not None and last.tb_next is not None:
             last = last.tb_next

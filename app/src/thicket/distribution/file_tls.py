@@ -42,7 +42,7 @@ class FileTls:
 
 
 def check_name(ssl_object: Any, host: str, name: str) -> None:
-    """Check that the peer's certificate is valid for *host*, the address in its name.
+    """Check that the peer's certificate is valid for ``host``, the address in its name.
 
     :raises HandshakeError: ``wrong-certificate``.
     """

@@ -211,7 +211,7 @@ class FrameReader:
         return self._view[self._end :]
 
     def filled(self, count: int) -> None:
-        """Note that *count* bytes were read into :meth:`space`."""
+        """Note that ``count`` bytes were read into :meth:`space`."""
         self._end += count
 
     def push(self, data: bytes) -> None:
@@ -263,7 +263,7 @@ class FrameReader:
         return bytes(self._view[start + 4 : self._start])
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the frames that *data* completes.
+        """Return the frames that ``data`` completes.
 
         :raises FrameError: see :meth:`take`.
         """
@@ -326,7 +326,7 @@ class MessageReader:
         return self._max_message + _MAX_CONTROL
 
     def feed(self, frame: bytes) -> tuple[tuple[Any, ...], bytes | None] | None:
-        """Return control message and payload (without version byte) when *frame* completes one.
+        """Return control message and payload (without version byte) when ``frame`` completes one.
 
         :raises FrameError: the frame violates the protocol.
         """
@@ -469,7 +469,7 @@ class MessageReader:
         return partial.control, b"".join(partial.parts)
 
     def _limit(self, partial: _Partial) -> None:
-        """Discard *partial* when it, or all messages together, have become too long."""
+        """Discard ``partial`` when it, or all messages together, have become too long."""
         if partial.size > self._max_message or self.held > 2 * self._max_message:
             self._discard(partial)
         else:

@@ -123,7 +123,7 @@ class Scope(Process):
     def join(self, group: Any, process: Process) -> None:
         """Make a process of this node a member, until it has left as often or ends.
 
-        :raises EncodeError: *group* has no form in Erlang, or one longer than MAX_NAME.
+        :raises EncodeError: ``group`` has no form in Erlang, or one longer than MAX_NAME.
         """
         key = _key(group)
         if len(key) > MAX_NAME:
@@ -170,10 +170,10 @@ class Scope(Process):
         return [found[key] for key in sorted(found)]
 
     async def publish(self, group: Any, message: Any, sender: Pid | None = None) -> int:
-        """Send *message* to every member, waiting where a connection is busy.
+        """Send ``message`` to every member, waiting where a connection is busy.
 
         :returns: the number of members that it was sent to.
-        :raises EncodeError: *message* has no form in Erlang.
+        :raises EncodeError: ``message`` has no form in Erlang.
         """
         encoded = Message(message)
         count = 0

@@ -221,7 +221,7 @@ def refusal_frame(error: DistributionError) -> bytes:
 
 
 def read_refusal(frame: bytes, who: str) -> HandshakeError:
-    """Return the reason that the peer *who* gives for refusing us; its text is not trusted."""
+    """Return the reason that the peer ``who`` gives for refusing us; its text is not trusted."""
     code, _, words = frame[1:].decode("utf-8", "replace").partition(" ")
     letters = code.replace("-", "")
     good = letters.isascii() and letters.isalpha() and letters.islower() and len(code) <= 32
@@ -232,7 +232,7 @@ def read_refusal(frame: bytes, who: str) -> HandshakeError:
 
 
 def digest(cookie: str, challenge: int) -> bytes:
-    """Return the proof of knowing *cookie* for *challenge*."""
+    """Return the proof of knowing ``cookie`` for ``challenge``."""
     # Imported late, as hashlib loads OpenSSL, which a node without peers does not need.
     from hashlib import md5
 
@@ -351,7 +351,7 @@ def _number(frame: bytes, start: int, size: int) -> int:
 
 
 def _counted(frame: bytes, start: int, size: int) -> bytes:
-    """Return *size* bytes; bytes of later versions may follow, and are ignored."""
+    """Return ``size`` bytes; bytes of later versions may follow, and are ignored."""
     part = frame[start : start + size]
     if len(part) < size:
         raise HandshakeError("protocol", "a handshake frame that ends too early")

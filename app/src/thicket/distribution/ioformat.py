@@ -36,7 +36,7 @@ class _FullError(Exception):
 
 
 def term_text(term: Any, limit: int = MAX_TEXT) -> str:
-    """Return *term* as Erlang writes it, cut off at *limit* characters."""
+    """Return ``term`` as Erlang writes it, cut off at ``limit`` characters."""
     parts = _Parts(limit)
     try:
         _write(term, parts, 0)

@@ -142,7 +142,7 @@ class Job(Process):
             log.error("a call of %s failed", self._exported.name, exc_info=task.exception())
 
     def cancel(self, why: Any) -> None:
-        """Cancel the function; *why* is the reason of the process's end."""
+        """Cancel the function; ``why`` is the reason of the process's end."""
         if self._task is not None and self._why is None:
             self._why = why
             self._task.cancel()
@@ -171,7 +171,7 @@ class Threads:
         self._turns: dict[str, asyncio.Semaphore] = {}
 
     async def run(self, source: str, function: Callable[..., Any], arguments: list[Any]) -> Any:
-        """Run a function in a thread for the node *source*.
+        """Run a function in a thread for the node ``source``.
 
         A node that uses its share of the threads waits until one of them ends, even if that one's
         caller has gone.

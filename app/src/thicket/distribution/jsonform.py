@@ -38,9 +38,9 @@ class TooLongError(ThicketError, ValueError):
 
 
 def to_json(term: Any, limit: int = MAX_SIZE) -> Any:
-    """Return *term* in its JSON form; parts that are nested too deeply become text.
+    """Return ``term`` in its JSON form; parts that are nested too deeply become text.
 
-    :raises TooLongError: it is longer than about *limit* characters.
+    :raises TooLongError: it is longer than about ``limit`` characters.
     """
     return _to_json(term, 0, [limit])
 

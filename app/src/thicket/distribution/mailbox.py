@@ -45,7 +45,7 @@ class Down(NamedTuple):
 
 
 class Exit(NamedTuple):
-    """A linked process has ended (*linked*), or a process asks this one to exit: who, why."""
+    """A linked process has ended (``linked``), or a process asks this one to exit: who, why."""
 
     sender: Pid
     reason: Any
@@ -73,7 +73,7 @@ class Request:
     def reply(self, answer: Any) -> None:
         """Answer; nothing happens when the caller is gone or no longer waits.
 
-        :raises EncodeError: *answer* has no form in Erlang.
+        :raises EncodeError: ``answer`` has no form in Erlang.
         """
         self._process.reply(self._connection, self.sender, self._tag, answer)
 
@@ -144,7 +144,7 @@ class Mailbox(Process):
     # --- sending ------------------------------------------------------------------------------
 
     def send(self, target: Pid | Name | Reference | str, message: Any) -> None:
-        """Send *message* from this process without waiting; :meth:`.Node.send` waits.
+        """Send ``message`` from this process without waiting; :meth:`.Node.send` waits.
 
         :param target: as for :meth:`.Node.send`.
         :raises DistributionError: ``closed``, the node is not connected; ``noproc``, a name is not
@@ -160,7 +160,7 @@ class Mailbox(Process):
             self.node.send_to_name(self.node.way_to(target[1]), self.pid, target[0], message)
 
     def watch(self, target: Pid | Name | str) -> Reference:
-        """Get a :class:`Down` when *target* ends; at once when it does not exist."""
+        """Get a :class:`Down` when ``target`` ends; at once when it does not exist."""
         return self.node.watch(self, target)
 
     def unwatch(self, reference: Reference) -> None:
@@ -168,7 +168,7 @@ class Mailbox(Process):
         self.node.unwatch(self, reference)
 
     def link(self, target: Pid) -> None:
-        """Get an :class:`Exit` when *target* ends; *target* gets one when this mailbox closes."""
+        """Get an :class:`Exit` when ``target`` ends; it gets one when this mailbox closes."""
         self.node.link(self, target)
 
     def unlink(self, target: Pid) -> None:
@@ -176,7 +176,7 @@ class Mailbox(Process):
         self.node.unlink(self, target)
 
     def exit(self, target: Pid, reason: Any) -> None:
-        """Ask *target* to exit.
+        """Ask ``target`` to exit.
 
         :raises DistributionError: ``closed``, its node is not connected.
         """

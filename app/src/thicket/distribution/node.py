@@ -257,7 +257,7 @@ class Node(ProcessTable):
         self._admission.handshakes.expected = expected
 
     def connected(self, peer: str) -> bool:
-        """Return whether *peer* is connected."""
+        """Return whether ``peer`` is connected."""
         return key_of(peer) in self.connections
 
     def spelling(self, peer: str) -> str:
@@ -289,7 +289,7 @@ class Node(ProcessTable):
     # --- connecting ---------------------------------------------------------------------------
 
     async def connect(self, peer: str, timeout: float | None = None) -> None:
-        """Connect to *peer* unless it is connected.
+        """Connect to ``peer`` unless it is connected.
 
         The peer's port mapper is asked for its port. When there is none, or it does not know the
         peer, our own port number is tried.
@@ -302,7 +302,7 @@ class Node(ProcessTable):
         await self._connector.connect(peer, timeout)
 
     def disconnect(self, peer: str, reason: str = "disconnected on request") -> bool:
-        """End the connection to *peer*; False when there is none."""
+        """End the connection to ``peer``; False when there is none."""
         connection = self.connections.get(key_of(peer))
         if connection is None:
             return False
@@ -310,10 +310,10 @@ class Node(ProcessTable):
         return True
 
     async def ping(self, peer: str, timeout: float = 5.0) -> float:
-        """Ask *peer*, which may be this node, for a sign of life as ``net_adm:ping`` does.
+        """Ask ``peer``, which may be this node, for a sign of life as ``net_adm:ping`` does.
 
         :returns: the round-trip time in seconds; the time to connect, if necessary, is not counted.
-        :raises DistributionError: there is no answer within *timeout* seconds.
+        :raises DistributionError: there is no answer within ``timeout`` seconds.
         """
         loop = asyncio.get_running_loop()
         begin = loop.time()
@@ -357,13 +357,13 @@ class Node(ProcessTable):
             connection.abort()
 
     def share_suspicion(self, peer: str) -> None:
-        """Tell the other nodes that we suspect *peer* to be lost."""
+        """Tell the other nodes that we suspect ``peer`` to be lost."""
         for key, connection in self.connections.items():
             if key != key_of(peer):
                 self._suspicions.tell(connection, peer)
 
     def suspected(self, peer: str, by: str) -> None:
-        """Note that the node *by* suspects *peer* to be lost."""
+        """Note that the node ``by`` suspects ``peer`` to be lost."""
         if key_of(peer) in self.connections:
             self._announcer.tell(Suspected(self.spelling(peer), by))
 
@@ -618,7 +618,7 @@ class Node(ProcessTable):
     async def send(
         self, target: Pid | Name | Reference | str, message: Any, *, sender: Process | None = None
     ) -> None:
-        """Send *message* to a process; waits while the connection is busy.
+        """Send ``message`` to a process; waits while the connection is busy.
 
         The node is connected if necessary. As in Erlang, the sender does not learn whether the
         process exists.
@@ -627,7 +627,7 @@ class Node(ProcessTable):
             registered on this node.
         :param sender: the sending process; messages of one sender to one receiver arrive in order.
         :raises DistributionError: the node cannot be reached.
-        :raises EncodeError: *message* has no form in Erlang.
+        :raises EncodeError: ``message`` has no form in Erlang.
         """
         if isinstance(target, str):
             target = self.own_name(target)
@@ -751,7 +751,7 @@ class Node(ProcessTable):
         return self.scope().members(group)
 
     async def publish(self, group: Any, message: Any) -> int:
-        """Send *message* to every member of a group, waiting where a connection is busy.
+        """Send ``message`` to every member of a group, waiting where a connection is busy.
 
         :returns: the number of members that it was sent to.
         """
@@ -769,7 +769,7 @@ class Node(ProcessTable):
     # --- helpers ------------------------------------------------------------------------------
 
     async def _connection_to(self, peer: str, timeout: float | None) -> Connection:
-        """Return the connection to *peer*, connecting if necessary."""
+        """Return the connection to ``peer``, connecting if necessary."""
         key = key_of(peer)
         connection = self.connections.get(key)
         if connection is None:
@@ -808,7 +808,7 @@ def _node_of(target: Pid | Name | Reference) -> str:
 def _alive(name: str, host: str) -> str:
     """Return the part before ``@`` of a node's name, which may lack the rest.
 
-    :raises ValueError: a node at the address *host* cannot have the name.
+    :raises ValueError: a node at the address ``host`` cannot have the name.
     """
     full = name if "@" in name else f"{name}@{host}"
     try:

@@ -115,14 +115,14 @@ class Process:
         """Handle the end of a process that was linked with this one, or a request to exit."""
 
     def awaits(self, connection: Connection, reference: Any) -> bool:
-        """Return whether *connection* may report the end that is watched with *reference*."""
+        """Return whether ``connection`` may report the end that is watched with ``reference``."""
         watch = self.watched.get(reference)
         return watch is not None and watch[0] is connection
 
     def on_untaken(
         self, connection: Connection, reference: Reference | None, error: DistributionError
     ) -> None:
-        """Handle a message, or with *reference* the end of a watched process, that is too long or
+        """Handle a message, or with ``reference`` the end of a watched process, that is too long or
         no term."""
         if reference is not None:
             self.on_down(connection, reference, SYSTEM_LIMIT)
@@ -234,7 +234,7 @@ class ProcessTable:
         return self._identifiers.reference()
 
     def new_alias(self, process: Process) -> Reference:
-        """Return a reference by which *process* receives messages, until :meth:`drop_alias`."""
+        """Return a reference by which ``process`` receives messages, until :meth:`drop_alias`."""
         alias = self.new_reference()
         self._aliases[alias] = process
         return alias
@@ -246,11 +246,11 @@ class ProcessTable:
     # --- life of processes --------------------------------------------------------------------
 
     def add(self, process: Process) -> None:
-        """Make *process* reachable by its pid."""
+        """Make ``process`` reachable by its pid."""
         self._processes[process.pid.id] = process
 
     def register(self, name: str, process: Process) -> None:
-        """Make *process* reachable by *name*.
+        """Make ``process`` reachable by ``name``.
 
         :raises ValueError: another process has the name, or it is ``undefined``, which no process
             of any node has.
@@ -276,11 +276,11 @@ class ProcessTable:
         return list(self._processes.values())
 
     def whereis(self, name: str) -> Process | None:
-        """Return the process registered as *name*."""
+        """Return the process registered as ``name``."""
         return self._names.get(name)
 
     def end(self, process: Process, reason: Any = NORMAL) -> None:
-        """End *process*, and tell its watchers and the processes linked with it."""
+        """End ``process``, and tell its watchers and the processes linked with it."""
         if self._processes.pop(process.pid.id, None) is None:
             return
         for name in [name for name, known in self._names.items() if known is process]:
@@ -305,11 +305,11 @@ class ProcessTable:
         return self._names.get(target) if type(target) is Atom else None
 
     def aliased(self, alias: Reference) -> Process | None:
-        """Return the process of this node that has made *alias*."""
+        """Return the process of this node that has made ``alias``."""
         return self._aliases.get(alias)
 
     def way_to(self, node: str) -> Connection | None:
-        """Return the connection to *node*; None for this node itself.
+        """Return the connection to ``node``; None for this node itself.
 
         :raises DistributionError: ``closed``, it is not connected.
         """
@@ -326,7 +326,7 @@ class ProcessTable:
     def send_to(
         self, connection: Connection | None, sender: Pid, target: Pid, message: Any
     ) -> None:
-        """Send *message* to a process of a connected node."""
+        """Send ``message`` to a process of a connected node."""
         if connection is None:
             self._send_here(target, message)
             return
@@ -340,7 +340,7 @@ class ProcessTable:
     def send_to_name(
         self, connection: Connection | None, sender: Pid, name: str, message: Any
     ) -> None:
-        """Send *message* to a registered process of a connected node."""
+        """Send ``message`` to a registered process of a connected node."""
         if connection is None:
             self._send_here(Atom(name), message)
             return
@@ -349,7 +349,7 @@ class ProcessTable:
     def send_to_alias(
         self, connection: Connection | None, sender: Pid, alias: Reference, message: Any
     ) -> None:
-        """Send *message* to a process of a connected node by an alias it made."""
+        """Send ``message`` to a process of a connected node by an alias it made."""
         if connection is None:
             process = self._aliases.get(alias)
             if process is not None:
@@ -363,7 +363,7 @@ class ProcessTable:
             self.give(None, process, copy(message))
 
     def watch(self, process: Process, target: Pid | Name | str) -> Reference:
-        """Report the end of *target* to *process* (:meth:`Process.on_down`).
+        """Report the end of ``target`` to ``process`` (:meth:`Process.on_down`).
 
         That happens before this returns when the process does not exist or its node is not
         connected.
@@ -411,7 +411,7 @@ class ProcessTable:
             self.drop_watch(None, item, reference)
 
     def link(self, process: Process, target: Pid) -> None:
-        """Link *process* with *target*: the end of one is reported to the other."""
+        """Link ``process`` with ``target``: the end of one is reported to the other."""
         if target in process.links or target == process.pid:
             return
         try:
@@ -441,7 +441,7 @@ class ProcessTable:
             connection.send((frames.UNLINK, process.pid, target))
 
     def exit(self, sender: Pid, target: Pid, reason: Any) -> None:
-        """Ask *target* to exit, as ``exit/2`` does.
+        """Ask ``target`` to exit, as ``exit/2`` does.
 
         :raises DistributionError: ``closed``, its node is not connected.
         """
@@ -463,7 +463,7 @@ class ProcessTable:
         reference: Reference,
         why: Any,
     ) -> None:
-        """Tell *watcher* that *item*, a process of this node, has ended or never existed."""
+        """Tell ``watcher`` that ``item``, a process of this node, has ended or never existed."""
         if connection is None:
             process = self.find(watcher)
             if process is not None:
@@ -477,7 +477,7 @@ class ProcessTable:
             connection.send((frames.MONITOR_P_EXIT, item, watcher, reference, why))
 
     def send_exit(self, connection: Connection | None, sender: Pid, target: Pid, why: Any) -> None:
-        """Tell *target* that *sender*, linked with it, has ended."""
+        """Tell ``target`` that ``sender``, linked with it, has ended."""
         if connection is None:
             process = self.find(target)
             if process is not None and process.links.pop(sender, connection) is connection:
@@ -490,7 +490,7 @@ class ProcessTable:
     # --- receiving ----------------------------------------------------------------------------
 
     def forged(self, connection: Connection, what: str) -> None:
-        """Count *what*, a message in another name than that of the peer's connection."""
+        """Count ``what``, a message in another name than that of the peer's connection."""
         self.counters["forged"] += 1
         name = connection.name
         if name not in self._forgers and len(self._forgers) < _MAX_FORGERS:
@@ -498,7 +498,7 @@ class ProcessTable:
             log.warning("dropped from %s: %s", name, what)
 
     def speaks_for(self, connection: Connection | None, sender: Pid, what: str) -> bool:
-        """Return whether *sender* is of the connected node; otherwise the message is forged.
+        """Return whether ``sender`` is of the connected node; otherwise the message is forged.
 
         :param what: the message, in words.
         """
@@ -527,7 +527,7 @@ class ProcessTable:
     def add_watch(
         self, connection: Connection | None, watcher: Pid, item: Any, reference: Reference
     ) -> None:
-        """Report the end of *item*, a pid or name of this node, to *watcher*."""
+        """Report the end of ``item``, a pid or name of this node, to ``watcher``."""
         process = self.find(item)
         if process is None:
             self.send_down(connection, item, watcher, reference, NO_PROCESS)
@@ -545,7 +545,7 @@ class ProcessTable:
             process.on_demonitor(reference)
 
     def add_link(self, connection: Connection | None, sender: Pid, target: Pid) -> None:
-        """Link *target*, a process of this node, with *sender*."""
+        """Link ``target``, a process of this node, with ``sender``."""
         process = self.find(target)
         if process is None:
             self.send_exit(connection, target, sender, NO_PROCESS)
@@ -576,14 +576,14 @@ def alias_of(tag: Any) -> Reference | None:
 
 
 def copy(message: Any) -> Any:
-    """Return *message* as it would arrive from another node, sharing nothing with it."""
+    """Return ``message`` as it would arrive from another node, sharing nothing with it."""
     return decode_bare(encode_bare(message, text=True))[0]
 
 
 def _full(
     known: Sized, connection: Connection | None, connections: Iterable[Connection | None]
 ) -> bool:
-    """Return whether a process has as many watchers as *connection*, or all nodes, may have."""
+    """Return whether a process has as many watchers as ``connection``, or all nodes, may have."""
     if len(known) < MAX_WATCHERS_PER_NODE:
         return False
     if len(known) >= MAX_WATCHERS:

@@ -78,7 +78,7 @@ _OURS = {
 
 
 def explained(error: ssl.SSLError, who: str) -> HandshakeError:
-    """Turn OpenSSL's error in the handshake with *who* into a code and plain words."""
+    """Turn OpenSSL's error in the handshake with ``who`` into a code and plain words."""
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):
         code, words = _VERIFY.get(error.verify_code, _BAD_CHAIN)
@@ -137,7 +137,7 @@ class Secure:
         self._shared = Shared()
 
     def transport(self, connection: Connection, host: str | None) -> TlsTransport:
-        """Return the layer between *connection* and its socket.
+        """Return the layer between ``connection`` and its socket.
 
         :param host: the address connected to, None when the peer connects.
         """

@@ -117,7 +117,7 @@ class Suspicions(Process):
                 self._node.suspected(text, connection.name)
 
     def tell(self, connection: Connection, name: str) -> None:
-        """Tell a node that we suspect *name* to be lost."""
+        """Tell a node that we suspect ``name`` to be lost."""
         self.node.send_to_name(connection, self.pid, self.NAME, (self._SUSPECT, name.encode()))
 
 
@@ -183,7 +183,7 @@ class Rex(Process):
         self.reply(connection, sender, REX if tag is None else tag, answer)
 
     def _own(self, connection: Connection | None, sender: Pid) -> bool:
-        """Return whether *sender* is of the asking node, as functions rely on their caller."""
+        """Return whether ``sender`` is of the asking node, as functions rely on their caller."""
         return self.node.speaks_for(connection, sender, "a call")
 
     def _has_room(self, source: str) -> bool:

@@ -154,7 +154,6 @@ class Message(genlmsg):  # type: ignore[misc]
         (5, "NL80211_ATTR_IFTYPE", "uint32"),
         (6, "NL80211_ATTR_MAC", "l2addr"),
         (22, "NL80211_ATTR_WIPHY_BANDS", "cdata"),
-        (24, "NL80211_ATTR_MESH_ID", "cdata"),
         (26, "NL80211_ATTR_MPATH_NEXT_HOP", "l2addr"),
         (32, "NL80211_ATTR_SUPPORTED_IFTYPES", "cdata"),
         (33, "NL80211_ATTR_REG_ALPHA2", "cdata"),
@@ -240,7 +239,6 @@ class Interface(TypedDict):
     """A wireless network interface.
 
     :ivar frequency: in MHz, None while it is not in use.
-    :ivar mesh_id: None while it is in no mesh.
     """
 
     index: int
@@ -249,7 +247,6 @@ class Interface(TypedDict):
     type: int
     mac: str | None
     frequency: int | None
-    mesh_id: bytes | None
 
 
 class Station(TypedDict):
@@ -404,7 +401,6 @@ def interface(message: Any) -> Interface | None:
     if index is None or wiphy is None or not isinstance(name, str):
         return None
     mac = message.get_attr("NL80211_ATTR_MAC")
-    mesh_id = message.get_attr("NL80211_ATTR_MESH_ID")
     return {
         "index": index,
         "name": name,
@@ -412,7 +408,6 @@ def interface(message: Any) -> Interface | None:
         "type": _number(message, "NL80211_ATTR_IFTYPE") or 0,
         "mac": mac if isinstance(mac, str) else None,
         "frequency": _number(message, "NL80211_ATTR_WIPHY_FREQ"),
-        "mesh_id": mesh_id if isinstance(mesh_id, bytes) else None,
     }
 
 

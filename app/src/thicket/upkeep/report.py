@@ -202,7 +202,7 @@ def write(paths: Paths, text: str) -> bool:
                 log.info("making %s", target)
                 write_to_boot(paths, device, target, data)
             else:
-                blocks = _blocks_of(target)
+                blocks = blocks_of(target)
                 unmount_boot(paths)
                 try:
                     _overwrite(paths.root + device, blocks, data, old)
@@ -241,7 +241,7 @@ def _overwrite(device: str, blocks: list[int], data: bytes, old: bytes) -> None:
         os.close(disk)
 
 
-def _blocks_of(path: str) -> list[int]:
+def blocks_of(path: str) -> list[int]:
     """Return the numbers of the blocks of a file of :data:`BYTES` bytes, in order."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

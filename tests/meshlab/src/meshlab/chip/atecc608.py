@@ -226,7 +226,7 @@ class Atecc608:
         self.problem: str | None = None
         self.broken = 0
         """What a self-test finds: bits as SelfTest reports them."""
-        self._clock = clock
+        self.clock = clock
         self._entropy = entropy
         self.executor = executor
         self._random = random.Random(f"{seed}/{serial.hex()}")
@@ -234,13 +234,15 @@ class Atecc608:
         self._fault_rate = 0.0
         self._saving: Future[None] | None = None
         self._previous: ChipState | None = None
+        self.keeps = True
+        """Whether what commands write stays: a broken chip may not keep it."""
         if state is not None and state.exists():
-            self._state = ChipState.load(state, serial)
+            self.state = ChipState.load(state, serial)
         else:
-            self._state = ChipState(serial, model)
+            self.state = ChipState(serial, model)
             if state is not None:
                 try:
-                    self._state.save(state)
+                    self.state.save(state)
                 except OSError as error:
                     raise ChipStateError(
                         f"{state}: the state of a virtual chip cannot be written: {error.strerror}"
@@ -252,17 +254,17 @@ class Atecc608:
     @property
     def serial(self) -> bytes:
         """The serial number, 9 bytes."""
-        return self._state.serial
+        return self.state.serial
 
     @property
     def model(self) -> str:
         """What kind of chip it is."""
-        return self._state.model
+        return self.state.model
 
     @property
     def watchdog(self) -> float:
         """Seconds from the wake pulse until the chip sleeps again, as its ChipMode says."""
-        return self._watchdog * (LONG_WATCHDOG if self._state.config[19] & 4 else 1.0)
+        return self._watchdog * (LONG_WATCHDOG if self.state.config[19] & 4 else 1.0)
 
     @watchdog.setter
     def watchdog(self, seconds: float) -> None:
@@ -271,7 +273,7 @@ class Atecc608:
     @property
     def memory(self) -> ChipState:
         """A copy of the non-volatile memory."""
-        return self._state.copy()
+        return self.state.copy()
 
     @property
     def fault(self) -> str | None:
@@ -296,7 +298,7 @@ class Atecc608:
         self._woken = 0.0
         self._output = b""
         self._pointer = 0
-        self._address = self._state.config[16] >> 1
+        self._address = self.state.config[16] >> 1
         self._forget()
 
     def _forget(self) -> None:
@@ -320,7 +322,7 @@ class Atecc608:
     def write(self, address: int, data: bytes) -> None:
         """See ``bus.Target.write``."""
         self._disturb()
-        now = self._clock()
+        now = self.clock()
         if address == 0:
             # SDA is low for long enough whatever is written; nobody acknowledges it.
             self._wake_pulse(now)
@@ -341,7 +343,7 @@ class Atecc608:
     def read(self, address: int, length: int) -> bytes:
         """See ``bus.Target.read``. Beyond the end of its answer the chip sends FF."""
         self._disturb()
-        self._must_answer(address, self._clock())
+        self._must_answer(address, self.clock())
         data = self._output[self._pointer : self._pointer + length]
         self._pointer += len(data)
         return data.ljust(length, b"\xff")
@@ -373,7 +375,7 @@ class Atecc608:
         self._awake = True
         self._woken = now
         self._busy_until = now + WAKE_TIME * self.scale
-        self._address = self._state.config[16] >> 1
+        self._address = self.state.config[16] >> 1
         self._answer(bytes((AFTER_WAKE,)))
 
     def _answer(self, payload: bytes) -> None:
@@ -408,7 +410,7 @@ class Atecc608:
         if tripped and self._random.random() < 0.5:
             self._awake = False
             return self._forget()
-        state = self._state.copy()
+        state = self.state.copy()
         try:
             payload = command.run(self, state, param1, param2, data)
             self._commit(state)
@@ -429,9 +431,9 @@ class Atecc608:
     # -- the memory
 
     def _commit(self, state: ChipState) -> None:
-        if state == self._state:
+        if state == self.state or not self.keeps:
             return
-        previous, self._state = self._state, state
+        previous, self.state = self.state, state
         if self.path is None:
             return
         if self.executor is not None:
@@ -459,13 +461,13 @@ class Atecc608:
 
     def _not_saved(self, previous: ChipState, error: BaseException) -> None:
         # The chip must not report as done what a restart would undo.
-        self._state = previous
+        self.state = previous
         self.problem = f"{self.path}: the chip's memory could not be written: {error}"
         log.error("%s", self.problem)
 
     @property
     def _old(self) -> bool:
-        return self._state.model == "ATECC508A"
+        return self.state.model == "ATECC508A"
 
     # -- what the commands need
 

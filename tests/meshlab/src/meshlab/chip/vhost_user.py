@@ -295,10 +295,15 @@ class Vring:
         self.call: int | None = None
         self.error: int | None = None
         self.broken: str | None = None
-        self._running = False
+        self.running = False
         self._views: list[memoryview] = []
         self._used_index = 0
         self._timer: asyncio.Handle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it runs, and no work is planned."""
+        return self.running and self._timer is None
 
     # -- set up and taken down by messages
 
@@ -307,20 +312,20 @@ class Vring:
 
         :raises RingError: when an address is bad.
         """
-        if self._running or self.kick is None or self.addresses is None or not self.size:
+        if self.running or self.kick is None or self.addresses is None or not self.size:
             return
         self._map()
         self.broken = None
-        self._running = True
+        self.running = True
         self._connection.loop.add_reader(self.kick, self._kicked)
         # The driver may have put something there before we came.
         self._later(self.work)
 
     def stop(self) -> None:
         """Leave the ring as it is between two chains."""
-        if self.kick is not None and self._running:
+        if self.kick is not None and self.running:
             self._connection.loop.remove_reader(self.kick)
-        self._running = False
+        self.running = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -339,7 +344,7 @@ class Vring:
         """Replace one of ``kick``, ``call`` and ``error``."""
         old = getattr(self, name)
         if old is not None:
-            if name == "kick" and self._running:
+            if name == "kick" and self.running:
                 self.stop()
             os.close(old)
         setattr(self, name, fd)
@@ -349,12 +354,12 @@ class Vring:
 
         :raises RingError: when it is no longer in the memory.
         """
-        if not self._running:
+        if not self.running:
             return
         pending = self._timer is not None
         self.stop()
         self.start()
-        if pending and not self._running:
+        if pending and not self.running:
             raise RingError("the ring is not in the guest's memory any more")
 
     def _map(self) -> None:
@@ -395,7 +400,7 @@ class Vring:
         self._timer = None
         try:
             for _ in range(BATCH):
-                if not self._running or not self.enabled:
+                if not self.running or not self.enabled:
                     return
                 if self.last_avail == self._avail[1] and not self._wait_for_kick():
                     return
@@ -753,7 +758,7 @@ class Connection:
                 ring.enabled = bool(number)
                 if ring.enabled:
                     ring.start()
-                    if ring._running and ring._timer is None:
+                    if ring.idle:
                         ring.work()
                 return None
             case Request.GET_VRING_BASE:

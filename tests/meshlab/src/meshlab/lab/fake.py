@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts, ShellLike
 from meshlab.lab.state import address_from_serial
 from meshlab.lab.topology import node_index
 from meshlab.machine.events import OnMachineEvent
@@ -77,7 +78,7 @@ asyncio.run(main())
 """
 
 
-class FakeShell:
+class FakeShell(ShellLike):
     """Answers what a guest would."""
 
     def __init__(self, machine: FakeMachine) -> None:
@@ -142,31 +143,39 @@ class FakeShell:
         return None if status is None else json.dumps(status)
 
 
-class FakeMachine:
+class FakeMachine(MachineLike):
     """A machine that is through with its boot as soon as it is asked."""
 
     def __init__(self, parts: FakeParts, name: str, directory: Path) -> None:
         self.parts = parts
         self.name = name
         self.directory = directory
-        self.shell = FakeShell(self)
-        self.exec_shell = FakeShell(self)
-        self.running = False
+        self.shells = FakeShell(self), FakeShell(self)
         self.ended: asyncio.Future[int] | None = None
         self.stopped_with: float | None = None
         self.on_event: OnMachineEvent | None = None
 
+    @property
+    def shell(self) -> FakeShell:
+        return self.shells[0]
+
+    @property
+    def exec_shell(self) -> FakeShell:
+        return self.shells[1]
+
+    @property
+    def running(self) -> bool:
+        return self.ended is not None and not self.ended.done()
+
     async def start(self) -> None:
         if self.name in self.parts.broken:
             raise OSError("no such program: qemu-system-x86_64")
-        self.running = True
         self.ended = asyncio.get_running_loop().create_future()
         self.parts.on[self.name] = self
         self.parts.starts.append(self.name)
         (self.directory / "console.log").write_text(f"console of {self.name}\n")
 
     def end(self, code: int) -> None:
-        self.running = False
         self.parts.on.pop(self.name, None)
         if self.ended is not None and not self.ended.done():
             self.ended.set_result(code)
@@ -193,7 +202,7 @@ class FakeMachine:
         return self.parts.status(self.name)
 
 
-class FakeChip:
+class FakeChip(ChipLike):
     """A chip with a fault, maybe."""
 
     def __init__(self) -> None:
@@ -217,7 +226,7 @@ class FakeChip:
         self.serving = False
 
 
-class FakeFleet:
+class FakeFleet(FleetLike):
     """An authority that has enrolled every chip that it was shown."""
 
     def __init__(self, name: str) -> None:
@@ -228,7 +237,7 @@ class FakeFleet:
         self.enrolled.append(serial)
 
 
-class FakeParts:
+class FakeParts(Parts):
     """Makes a lab in which every node that is on sees every other node that is on."""
 
     image = "fake"

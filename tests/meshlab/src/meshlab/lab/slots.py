@@ -33,7 +33,7 @@ class Slot:
             self._fd = None
 
 
-def _lock(path: Path, owner: str) -> Slot | None:
+def lock(path: Path, owner: str) -> Slot | None:
     """Return the slot that is the file ``path``, or None while somebody holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -65,11 +65,11 @@ class Places:
         door = None
         try:
             while door is None:
-                door = _lock(self._door, self._owner)
+                door = lock(self._door, self._owner)
                 await asyncio.sleep(0 if door else PAUSE)
             while True:
                 for path in self._paths:
-                    if len(held) < count and (slot := _lock(path, self._owner)):
+                    if len(held) < count and (slot := lock(path, self._owner)):
                         held.append(slot)
                 if len(held) >= min(count, len(self._paths)):
                     return held
@@ -97,7 +97,7 @@ class BootSlots:
 
     def try_take(self) -> Slot | None:
         """Return a slot, or None while all are held."""
-        return next((slot for path in self._paths if (slot := _lock(path, self._owner))), None)
+        return next((slot for path in self._paths if (slot := lock(path, self._owner))), None)
 
     def others(self) -> set[str]:
         """Return who else holds slots, as far as they are all held."""

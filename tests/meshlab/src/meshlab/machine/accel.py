@@ -84,7 +84,7 @@ class Accel:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class Trial:
     seconds: float | None
     """Time from the start of QEMU to its end; ``None``: the guest did not finish."""
     words: str
@@ -247,12 +247,12 @@ def _decide(
         failed = failed or f"{_KVM} may not be opened by this user (is the user in the group kvm?)"
     if not failed:
         # Slower than native by 20 or so, and on a busy host by more: ten times the deadline.
-        tcg = _try(qemu, "tcg", tcg_cpu, image, 10 * deadline)
+        tcg = boot(qemu, "tcg", tcg_cpu, image, 10 * deadline)
         if tcg.seconds is None:
             raise AccelError(f"{qemu} cannot run a guest under TCG: {tcg.words}")
         failures = []
         for cpu in KVM_CPUS:
-            kvm = _try(qemu, "kvm", cpu, image, deadline)
+            kvm = boot(qemu, "kvm", cpu, image, deadline)
             if kvm.seconds is None:
                 failures.append(f"-cpu {cpu}: {kvm.words}")
                 if kvm.words.startswith("did not finish"):
@@ -269,10 +269,10 @@ def _decide(
         failed = f"{_KVM} opens, but a guest under it " + "; ".join(failures)
     if wanted == "kvm":
         raise AccelError(f"{OVERRIDE}=kvm, but {failed}")
-    return Accel("tcg", failed, tcg_cpu, _measure_clock(qemu, tcg_cpu, scratch, 10 * deadline))
+    return Accel("tcg", failed, tcg_cpu, measure_clock(qemu, tcg_cpu, scratch, 10 * deadline))
 
 
-def _measure_clock(qemu: str, cpu: str, scratch: Path, deadline: float) -> int | None:
+def measure_clock(qemu: str, cpu: str, scratch: Path, deadline: float) -> int | None:
     """Return the frequency of a TCG guest's time stamp counter in kHz, ``None``: not to be had.
 
     Each sample brackets a reading of the HPET, which follows the host's clock, by two of the
@@ -284,7 +284,7 @@ def _measure_clock(qemu: str, cpu: str, scratch: Path, deadline: float) -> int |
     image = scratch / "clock.bin"
     image.write_bytes(clock_firmware())
     console = _DEBUG_CONSOLE_PORT
-    trial = _try(
+    trial = boot(
         qemu, "tcg", cpu, image, deadline,
         "-chardev", "stdio,id=samples,signal=off",
         "-device", f"isa-debugcon,iobase={console:#x},chardev=samples",
@@ -315,7 +315,7 @@ def clock_frequency(output: bytes) -> int | None:
     return round(ticks * 1e6 / nanoseconds)
 
 
-def _try(qemu: str, accel: str, cpu: str, image: Path, deadline: float, *devices: str) -> _Trial:
+def boot(qemu: str, accel: str, cpu: str, image: Path, deadline: float, *devices: str) -> Trial:
     """Run the trial guest once; its QEMU is gone when this returns."""
     command = child.tied([
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -334,19 +334,19 @@ def _try(qemu: str, accel: str, cpu: str, image: Path, deadline: float, *devices
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return _Trial(None, f"did not finish in {deadline:g} s")
+        return Trial(None, f"did not finish in {deadline:g} s")
     except OSError as error:
-        return _Trial(None, f"{qemu} did not start: {error.strerror}")
+        return Trial(None, f"{qemu} did not start: {error.strerror}")
     seconds = time.monotonic() - started
     if done.returncode == _RESULT_RIGHT << 1 | 1:
-        return _Trial(seconds, "finished", done.stdout)
+        return Trial(seconds, "finished", done.stdout)
     if done.returncode == _RESULT_WRONG << 1 | 1:
-        return _Trial(None, "computed a wrong result")
+        return Trial(None, "computed a wrong result")
     said = done.stderr.decode(errors="replace").strip().splitlines()
     ending = f"status {done.returncode}"
     if done.returncode < 0:
         ending = f"signal {-done.returncode}"
-    return _Trial(None, f"ended QEMU with {ending}" + (f" ({said[-1].strip()})" if said else ""))
+    return Trial(None, f"ended QEMU with {ending}" + (f" ({said[-1].strip()})" if said else ""))
 
 
 def _version(qemu: str) -> str:
