@@ -286,7 +286,7 @@ def make_frames() -> Try:
                     if message is not None:
                         found.append(message)
                     held = sum(p.size for p in messages._partial.values())
-                    assert held == messages._held, "what is held was counted wrongly"
+                    assert held == messages.held, "what is held was counted wrongly"
                     assert held <= 2 * limit, "it keeps too much"
                     assert len(messages._partial) <= frames.MAX_SEQUENCES
                 assert len(stream._buffer) <= messages.max_frame + 2 * frames.READ_SIZE

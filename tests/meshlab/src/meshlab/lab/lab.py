@@ -62,6 +62,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+CONFIGURE_TIMEOUT = 300.0
+"""Seconds that a change of a node's configuration may take: many times what a slow host needs. The
+node reads all keys, and makes its parts follow."""
+
 
 class Lab:
     """A running lab. Use it as ``async with Lab(spec, parts) as lab``.
@@ -488,7 +492,7 @@ class Lab:
             changed.setdefault(section, {})[key] = value
         command = f"thicket config set {' '.join(map(shlex.quote, assignments))}"
         try:
-            code, output = await self.run(node.state.name, command, 60)
+            code, output = await self.run(node.state.name, command, CONFIGURE_TIMEOUT)
         except ShellError as error:
             raise RpcError("failed", str(error)) from None
         if code == 0:
