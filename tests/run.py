@@ -20,6 +20,7 @@ import os
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -173,7 +174,9 @@ def run_pytest(
     try:
         part.cases = cases_of(junit)
     except ValueError as error:
-        part.fault = f"pytest ended with status {status}, and {error}"
+        part.fault = (
+            INTERRUPTED if interrupted else f"pytest ended with status {status}, and {error}"
+        )
         return part
     if status == NO_TESTS:
         part.fault = "" if none_is_right else "there is no such test"
@@ -410,11 +413,15 @@ def rounds(
         failed = sum(part.count("failed") + bool(part.fault) for part in done[-1])
         took = duration(sum(part.seconds for part in done[-1]))
         lines.append(f"{number:6}  {failed:3} failed in {took}: {words}, seed {seed}")
+        if any(part.fault == INTERRUPTED for part in done[-1]):
+            break
     print("\nRounds:\n" + "\n".join(lines))
     return done
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    # A shell without job control ignores SIGINT in what it starts in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(prog="run.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=0, metavar="N", help="N times, under load")

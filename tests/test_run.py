@@ -195,21 +195,23 @@ def test_a_file_that_does_not_exist_is_named(
     assert "there is no tests/test_gone.py" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_it_with_a_report_of_what_there_was(tree: Path) -> None:
+@pytest.mark.parametrize("words", [["unit", "mesh"], ["--rounds", "2", "unit"]])
+def test_ctrl_c_ends_it_with_a_report_of_what_there_was(tree: Path, words: list[str]) -> None:
     (tree / "tests" / "test_some.py").write_text(
         "import pathlib, time\n"
         "def test_right(): pass\n"
         "def test_slow(): pathlib.Path('begun').touch(); time.sleep(600)\n"
     )
     code = (
-        f"import sys; sys.argv=['run.py', 'unit', 'mesh']; import runpy\n"
+        f"import sys; sys.argv={['run.py', *words]!r}; import runpy\n"
         f"module = runpy.run_path({str(RUN)!r})\n"
         f"module['main'].__globals__['TOP'] = __import__('pathlib').Path({str(tree)!r})\n"
         "module['main'].__globals__['workers'] = lambda: (0, 0)\n"
         "sys.exit(module['main']())\n"
     )
     running = subprocess.Popen(
-        [sys.executable, "-c", code],
+        # as a shell without job control starts it in the background
+        ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -224,6 +226,7 @@ def test_ctrl_c_ends_it_with_a_report_of_what_there_was(tree: Path) -> None:
     output, _ = running.communicate(timeout=120)
     assert running.returncode not in (0, None)
     assert "interrupted" in output
+    assert "round 2 of" not in output
     assert "mesh" not in output.partition("part ")[2]
 
 
