@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TextIO
 
 from host.cache import cache_root
+from host.child import tied
 
 TOP = Path(__file__).resolve().parents[1]
 PARTS = ("lint", "unit", "mesh")
@@ -333,7 +334,7 @@ def second_copy() -> Iterator[None]:
     words = ["-m", "not lab", "-q", "-n", str(workers()[0]), "-p", "no:cacheprovider"]
     with _over_and_over(
         lambda: subprocess.Popen(
-            [sys.executable, "-m", "pytest", *words],
+            tied([sys.executable, "-m", "pytest", *words]),
             cwd=TOP,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -353,7 +354,7 @@ def stalled_disk() -> Iterator[None]:
     try:
         with _over_and_over(
             lambda: subprocess.Popen(
-                command,
+                tied(command),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,

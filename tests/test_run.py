@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shlex
@@ -241,6 +242,41 @@ def test_loads_end_with_what_they_started(tree: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert not (tree / "cache" / "test" / "stall").exists()
+
+
+@pytest.mark.parametrize("load", ["second_copy", "stalled_disk"])
+def test_loads_end_with_a_run_that_is_killed(tree: Path, load: str) -> None:
+    (tree / "tests" / "test_some.py").write_text(
+        "import os, time\n"
+        f"def test_slow(): os.symlink(str(os.getpid()), {str(tree / 'begun')!r}); time.sleep(600)\n"
+    )
+    code = (
+        f"import runpy; module = runpy.run_path({str(RUN)!r}); names = module['main'].__globals__\n"
+        f"names['TOP'] = __import__('pathlib').Path({str(tree)!r})\n"
+        f"with module[{load!r}](): __import__('time').sleep(600)\n"
+    )
+    running = subprocess.Popen([sys.executable, "-c", code])
+    sign = tree / "begun" if load == "second_copy" else tree / "cache" / "test" / "stall"
+    deadline = time.monotonic() + 120
+    while not os.path.lexists(sign):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+
+    def left() -> bool:
+        if load == "second_copy":
+            return Path("/proc", sign.readlink()).exists()
+        mark = os.fsencode(sign)
+        return any(mark in of.read_bytes() for of in Path("/proc").glob("[0-9]*/cmdline"))
+
+    while True:
+        with contextlib.suppress(OSError):  # a process that has just ended
+            if not left():
+                break
+        assert time.monotonic() < deadline, "it runs on"
+        time.sleep(0.05)
 
 
 def test_rounds_differ_in_order_hashes_and_load(

@@ -146,6 +146,10 @@ class Questions:
         self.running = running
         self.index = NOTHING
 
+    async def tells(self) -> None:
+        """Wait for what the kernel tells after it has answered: a worker of its own does."""
+        await until(lambda: not self.inbox.empty(), "the kernel tells of it")
+
     async def told(self, *of: Signal) -> list[str]:
         """Return what the kernel has told since the last time, as far as it is one of these."""
         for _ in range(100):  # the loop reads a message of each socket at a time
@@ -290,6 +294,7 @@ class Questions:
         found.update(await self._of_an_address())
         self.hand.leave(self.index)
         await until(lambda: self.flags() == ["up"], "it has left")
+        await self.tells()
         found["left"] = {
             "told": await self.told(Signal.LOOK, Signal.DOWN, Signal.GONE, Signal.RADIO),
             "flags": self.flags(),
@@ -318,6 +323,7 @@ class Questions:
             "told": await self.told(Signal.ADDRESS),
         }
         await until(lambda: self.address_flags() == [], "nobody else has it")
+        await self.tells()
         found["an address"]["then"] = self.address_flags()
         found["an address"]["told then"] = await self.told(Signal.ADDRESS)
         links.remove_address(self.index, str(ADDRESS.ip), ADDRESS.network.prefixlen)
