@@ -4,8 +4,6 @@
 Times are in seconds of one clock that never goes back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Set
 from enum import Enum
 from typing import NamedTuple

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import thicket
 from thicket.base import log as system_log
-from thicket.base import printed
+from thicket.base import printed, signals
 from thicket.base.files import write_atomically
 from thicket.base.pace import wait
 from thicket.base.paths import Paths, parameter
@@ -102,9 +102,17 @@ class Daemon:
         """Run until SIGTERM, or until a part keeps failing; return the exit status."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_report_exception)
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
-        loop.add_signal_handler(signal.SIGINT, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reload.begin)
+        with signals.called(
+            loop,
+            {
+                signal.SIGTERM: self.stop,
+                signal.SIGINT: self.stop,
+                signal.SIGHUP: self.reload.begin,
+            },
+        ):
+            return await self._run(loop)
+
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
         core = self.core
         os.makedirs(core.paths.run, exist_ok=True)
         core.times.load()

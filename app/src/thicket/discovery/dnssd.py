@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any
 
 from thicket.base.errors import ThicketError
+from thicket.base.imports import stand_in
 from thicket.base.pace import Backoff, Bucket, uniform
 from thicket.base.problems import Problems
 
@@ -215,9 +216,11 @@ class DnsSd:
             index = socket.if_nametoindex(self.interface)
         except OSError:
             return "there is no such interface (yet)"
-        # a late import, as it is slow
-        from zeroconf import IPVersion
-        from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
+        # a late import, as it is slow: one of zeroconf's libraries starts ldconfig, gcc and ld to
+        # ask where the C library is. On a node the answer is None, and means the one in use.
+        with stand_in("ctypes.util", {"find_library": lambda name: None}):
+            from zeroconf import IPVersion
+            from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
         getLogger("zeroconf").setLevel(CRITICAL)  # it logs each malformed packet
         zeroconf = AsyncZeroconf(interfaces=[index], ip_version=IPVersion.V6Only)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The events of a node of a cluster."""
 
-from __future__ import annotations
-
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -118,7 +116,7 @@ class Announcer:
     :ivar monitors: they get the nodes that come and go, see :meth:`.Node.monitor`.
     """
 
-    def __init__(self, listener: Listener[ClusterEvent] | None) -> None:
+    def __init__(self, listener: "Listener[ClusterEvent] | None") -> None:
         self._listener = listener
         self.monitors: list[NodeEvents] = []
 

@@ -4,8 +4,6 @@
 Numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h``, ``if_addr.h``, ``neighbour.h``.
 """
 
-from __future__ import annotations
-
 import errno
 import struct
 from ipaddress import IPv6Address, IPv6Interface

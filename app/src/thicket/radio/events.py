@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens to a node's place in the mesh, as its listener is told."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

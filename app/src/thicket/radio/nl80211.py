@@ -5,8 +5,6 @@ Numbers and meanings: ``include/uapi/linux/nl80211.h``. Only what a mesh node ne
 attributes not declared here are skipped unread.
 """
 
-from __future__ import annotations
-
 import errno
 import struct
 import sys

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges the mesh paths: which of them lead astray, and what is to be done about each."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges the stations: who is a peer, who refuses our passphrase, and whom to help."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from thicket.base.pace import Backoff

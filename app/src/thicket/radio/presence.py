@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges whether the node is still in its mesh, and under the rules of its country."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from thicket.radio.nl80211 import MADE_DOMAINS

@@ -6,8 +6,6 @@ a certificate says, and ``Profile.tbs`` its bytes as they are signed. RFC 5280 i
 structures and object identifiers, RFC 5480 of keys, RFC 3279 of signatures.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from hashlib import sha1, sha256
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address

@@ -8,8 +8,6 @@ Certificate Definition", and for dates from 2032 on version 1 of the format, as 
 cryptoauthlib reads and writes it. Templates of others: ``authority.templates``.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import NamedTuple
@@ -123,7 +121,7 @@ class Compressed(NamedTuple):
     source: int
 
     @classmethod
-    def unpack(cls, data: bytes) -> Compressed:
+    def unpack(cls, data: bytes) -> "Compressed":
         """Read 72 bytes.
 
         :raises CertificateError: they hold no certificate.

@@ -8,8 +8,6 @@ all names, and the one with the highest number in any case. Which these are depe
 lists were seen, in whatever order, so that nodes that exchange lists end up with the same ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -45,7 +43,9 @@ class Revocations(NamedTuple):
     names: frozenset[str]
 
     @classmethod
-    def unpack(cls, data: bytes, fleet: Fleet, *, verify: Verify = verify_signature) -> Revocations:
+    def unpack(
+        cls, data: bytes, fleet: Fleet, *, verify: Verify = verify_signature
+    ) -> "Revocations":
         """Read a list and check its signature.
 
         :raises RefusedError: it is not the root's.
@@ -65,7 +65,7 @@ class SignedList(NamedTuple):
     packed: bytes
 
     @classmethod
-    def read(cls, packed: bytes, fleet: Fleet) -> SignedList:
+    def read(cls, packed: bytes, fleet: Fleet) -> "SignedList":
         """Check and read a list.
 
         :raises RefusedError: it is not the root's.

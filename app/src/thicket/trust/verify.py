@@ -11,8 +11,6 @@ date that the fleet's authority has signed). A certificate is never refused beca
 future. It is refused as expired by the floor, or by a clock that is known to be right.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -80,7 +78,7 @@ class Clock(NamedTuple):
         """The latest time that has certainly passed, within ``SKEW``."""
         return self.floor if self.now is None else max(self.floor, self.now - SKEW)
 
-    def raised(self, *dates: datetime) -> Clock:
+    def raised(self, *dates: datetime) -> "Clock":
         """Return a clock that has seen dates signed by the authority, which never lie ahead."""
         return self._replace(floor=max(self.floor, *dates))
 
