@@ -52,6 +52,8 @@ class Guest:
         self.pid = 0
         self.pids: list[int] = []
         self.booting = False
+        self.delay = 0.0
+        """Seconds from the arrival of a line to its reader."""
         self._stop = False
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -89,6 +91,7 @@ class Guest:
                     if not data:
                         client.close()
                         client = None
+                    time.sleep(self.delay)
                     while data and terminal >= 0:
                         data = data[os.write(terminal, data) :]
                 if terminal >= 0 and os.waitpid(self.pid, os.WNOHANG)[0]:
@@ -376,6 +379,15 @@ async def test_respawned_shell_is_opened_again(
     guest.crash()
     await until(lambda: len(guest.pids) > shells, "a new shell")
     assert await shell.run("echo two", 60) == Result(0, "two\n")
+
+
+async def test_a_node_that_is_slower_than_the_first_attempts_is_waited_for(
+    shell: Shell, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await shell.run("echo one") == Result(0, "one\n")
+    monkeypatch.setattr(shell_module, "_START_PATIENCE", 0.1)
+    guest.delay = 0.5
+    assert await shell.run("echo two", 300) == Result(0, "two\n")
 
 
 async def test_reset_ends_a_running_command(shell: Shell, guest: Guest, tmp_path: Path) -> None:

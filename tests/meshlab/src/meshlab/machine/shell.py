@@ -24,7 +24,7 @@ import contextlib
 import secrets
 import shlex
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -582,7 +582,7 @@ class Shell:
             ) from None
         handed_over = False
         try:
-            for _attempt in range(2):
+            for patience in _start_patiences():
                 try:
                     async with asyncio.timeout(left()):
                         await self._ensure()
@@ -608,17 +608,15 @@ class Shell:
                     text = line if isinstance(line, str) else line()
                     self._send(text.replace("{nonce}", nonce, 1))
                     running = True
-                    patience = left()
-                    patience = (
-                        _START_PATIENCE if patience is None else min(patience, _START_PATIENCE)
-                    )
+                    if deadline is not None:
+                        patience = min(patience, left() or 0.0)
                     try:
                         await self._first(wire, capture.started, patience)
                     except TimeoutError:
                         if deadline is not None and not left():
                             raise
-                        # The loop may be gone (a new shell since): open it again. A line that was
-                        # not begun by then never will be, and is sent again.
+                        # The loop may be gone (a new shell since), or slow: open it again. A line
+                        # that was not begun by then never will be, and is sent again.
                         self._open = False
                         running = False
                         continue
@@ -653,7 +651,7 @@ class Shell:
                         task.add_done_callback(self._cleanups.discard)
                     else:
                         wire.listener = None
-            raise ShellError(self._silent(_START_PATIENCE))
+            raise AssertionError("only the deadline ends the attempts")
         finally:
             if not handed_over:
                 self._lock.release()
@@ -694,6 +692,14 @@ class Shell:
         finally:
             wire.listener = None
             self._lock.release()
+
+
+def _start_patiences() -> Iterator[float]:
+    """How long to wait for the begin of a command, attempt after attempt: a node may be slow."""
+    patience = _START_PATIENCE
+    while True:
+        yield patience
+        patience *= 2
 
 
 async def _either(first: asyncio.Future[int], second: asyncio.Future[int]) -> int:
