@@ -84,7 +84,7 @@ def workers() -> tuple[int, int]:
     Both wait for a part of their time: with more than there are cores, these are busy.
     """
     cores = len(os.sched_getaffinity(0))
-    return cores + cores // 2, cores + 1
+    return cores + cores // 2, 2 * cores
 
 
 # -- reading what was written

@@ -11,8 +11,8 @@ and its chips as they were. What else a test changes it puts back itself, or say
 ``nodes.unfit`` that it cannot. The directory with all logs stays afterwards:
 ``$THICKET_CACHE/labs/test-<mesh>``, with ``-2`` and so on where the mesh had to be made anew.
 
-``pytest -m lab -n 3 --dist loadgroup tests/mesh`` runs several meshes at a time; those that take
-long begin first, and one that finds no room for its nodes waits for the others.
+``pytest -m lab -n 4 --dist loadgroup tests/mesh`` runs several meshes at a time; one that finds no
+room for its nodes waits for the others.
 """
 
 from __future__ import annotations
@@ -75,15 +75,37 @@ def rogues_are_out(lab: Lab) -> bool:
     return members(lab, "n1", "n2") and lab.state.peers("n3") >= {"n1", "n2"}
 
 
+# In the order in which they begin. One that needs more places than are free makes those behind it
+# wait, so the two largest are first and last. Between them, those whose tests take long come first.
 MESHES = {
     mesh.name: mesh
     for mesh in (
-        Mesh("line", LabSpec(topology.make("line", 3)), seconds=300),
-        Mesh("full", LabSpec(topology.make("full", 4)), seconds=330),
         Mesh(
             "grid",
             LabSpec(topology.make("grid", int(os.environ.get("THICKET_FLEET", "8")))),
-            seconds=300,
+        ),
+        Mesh("full", LabSpec(topology.make("full", 4))),
+        Mesh("line", LabSpec(topology.make("line", 3))),
+        Mesh(
+            # n3 has a wrong passphrase; who is refused is shunned for an hour.
+            "blocked",
+            LabSpec(
+                topology.make("full", 3),
+                config={"mesh": {"max_inactivity": 3600}},
+                nodes={"n3": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}})},
+            ),
+            ready=lambda lab: members(lab, "n1", "n2"),
+        ),
+        Mesh(
+            # n2 has an application's port open and logs what it drops; n1 logs all that there is.
+            "firewall",
+            LabSpec(
+                topology.make("full", 3),
+                nodes={
+                    "n1": NodeSpec(config={"log": {"level": "debug"}}),
+                    "n2": NodeSpec(config={"firewall": {"allow": ["tcp/8080"], "log": True}}),
+                },
+            ),
         ),
         Mesh(
             # What ticks find out takes ten minutes, what missing peers do an hour.
@@ -97,55 +119,9 @@ MESHES = {
                 },
             ),
             applications=(READINGS,),
-            seconds=120,
         ),
-        Mesh(
-            "neighbours",
-            LabSpec(topology.make("line", 4), config={"cluster": {"topology": "neighbours"}}),
-            applications=(READINGS,),
-            ready=neighbours_only,
-            seconds=120,
-        ),
-        Mesh(
-            # n2 has an application's port open and logs what it drops; n1 logs all that there is.
-            "firewall",
-            LabSpec(
-                topology.make("full", 3),
-                nodes={
-                    "n1": NodeSpec(config={"log": {"level": "debug"}}),
-                    "n2": NodeSpec(config={"firewall": {"allow": ["tcp/8080"], "log": True}}),
-                },
-            ),
-            seconds=150,
-        ),
-        Mesh(
-            # n3 has a wrong passphrase; who is refused is shunned for an hour.
-            "blocked",
-            LabSpec(
-                topology.make("full", 3),
-                config={"mesh": {"max_inactivity": 3600}},
-                nodes={"n3": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}})},
-            ),
-            ready=lambda lab: members(lab, "n1", "n2"),
-            seconds=180,
-        ),
-        Mesh(
-            # n3 names another mesh, n4 has a wrong passphrase, n5 has no chip, n6 a radio that
-            # cannot do mesh, n7 a card that nobody has written a passphrase on.
-            "misfits",
-            LabSpec(
-                topology.make("full", 7),
-                nodes={
-                    "n3": NodeSpec(config={"mesh": {"id": "elsewhere"}}),
-                    "n4": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}}),
-                    "n5": NodeSpec(chip_fault="absent"),
-                    "n6": NodeSpec(mesh_point=False),
-                    "n7": NodeSpec(config_text="[access]\nconsole = true\n"),
-                },
-            ),
-            ready=misfits_are_out,
-            seconds=200,
-        ),
+        # The chips of an open mesh are blank.
+        Mesh("open", LabSpec(topology.make("full", 2), security="open")),
         Mesh(
             # n3 has the mesh's passphrase and the cluster's cookie, but shows no certificate; n4
             # has no passphrase and calls its mesh by the same name.
@@ -164,10 +140,29 @@ MESHES = {
                 },
             ),
             ready=rogues_are_out,
-            seconds=200,
         ),
-        # The chips of an open mesh are blank.
-        Mesh("open", LabSpec(topology.make("full", 2), security="open"), seconds=100),
+        Mesh(
+            "neighbours",
+            LabSpec(topology.make("line", 4), config={"cluster": {"topology": "neighbours"}}),
+            applications=(READINGS,),
+            ready=neighbours_only,
+        ),
+        Mesh(
+            # n3 names another mesh, n4 has a wrong passphrase, n5 has no chip, n6 a radio that
+            # cannot do mesh, n7 a card that nobody has written a passphrase on.
+            "misfits",
+            LabSpec(
+                topology.make("full", 7),
+                nodes={
+                    "n3": NodeSpec(config={"mesh": {"id": "elsewhere"}}),
+                    "n4": NodeSpec(config={"mesh": {"passphrase": "not the passphrase"}}),
+                    "n5": NodeSpec(chip_fault="absent"),
+                    "n6": NodeSpec(mesh_point=False),
+                    "n7": NodeSpec(config_text="[access]\nconsole = true\n"),
+                },
+            ),
+            ready=misfits_are_out,
+        ),
     )
 }
 
@@ -189,16 +184,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say what is the same for all tests here, and let those begin first that take long."""
+    """Say what is the same for all tests here, and put them in the order of their meshes."""
 
-    most = NODES_PER_CORE * len(os.sched_getaffinity(0))
-
-    def turn(mesh: Mesh | None) -> tuple[int, int]:
-        # A mesh that leaves no room for another begins; single machines, which take no place, run
-        # beside it; then the other meshes, those that take long before the others.
-        if mesh is None:
-            return 1, 0
-        return (0 if 2 * len(mesh.spec.topology.names) > most else 2), -mesh.seconds
+    def turn(mesh: Mesh | None) -> int:
+        # Single machines, which take no place, run beside the first mesh.
+        return 1 if mesh is None else 2 * list(MESHES).index(mesh.name)
 
     for item in items:
         if HERE not in item.path.parents:
@@ -212,7 +202,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         loop = "module" if mesh is None else "session"
         item.add_marker(pytest.mark.asyncio(loop_scope=loop), append=False)
         item.add_marker(pytest.mark.timeout(1800 if mesh is None else TIMEOUT, func_only=True))
-    items.sort(key=lambda item: (turn(mesh_of(item)), getattr(mesh_of(item), "name", "")))
+    items.sort(key=lambda item: turn(mesh_of(item)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

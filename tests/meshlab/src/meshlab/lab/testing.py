@@ -46,8 +46,6 @@ class Mesh:
     """Directories of applications to install, where the image can be made with some."""
     ready: Callable[[Lab], bool] = whole
     """Whether a running lab of it is as its tests expect it."""
-    seconds: int = 0
-    """How long all its tests take, roughly: those that take long begin first."""
 
 
 class Meshes:

@@ -608,10 +608,11 @@ class Shell:
                     text = line if isinstance(line, str) else line()
                     self._send(text.replace("{nonce}", nonce, 1))
                     running = True
-                    if deadline is not None:
-                        patience = min(patience, left() or 0.0)
+                    rest = left()
                     try:
-                        await self._first(wire, capture.started, patience)
+                        await self._first(
+                            wire, capture.started, patience if rest is None else min(patience, rest)
+                        )
                     except TimeoutError:
                         if deadline is not None and not left():
                             raise
