@@ -39,7 +39,7 @@ TOOLCHAIN ?= bootlin
 EXTRA ?=
 firmware = $(python) -m firmware.build --toolchain "$(TOOLCHAIN)" --extra "$(EXTRA)"
 
-rpi64: packages-build ## The card image for Raspberry Pi 3, 4, 5, Zero 2 W and CM4 (Buildroot)
+rpi64: packages-build ## The card image for Raspberry Pi 3, 4, 5, Zero 2 W and modules (Buildroot)
 	@$(firmware) $@
 
 x86_64: packages-build ## The same product for x86-64, for fleets in QEMU (Buildroot)

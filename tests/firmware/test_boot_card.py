@@ -25,6 +25,7 @@ from typing import TypeVar
 import pytest
 import pytest_asyncio
 
+from firmware import boards, parts
 from firmware import card as cards
 from host.cache import cache_root
 from meshlab.lab import real_parts, shared
@@ -233,29 +234,33 @@ async def test_the_other_slot_by_trial_and_by_autoboot(device: Device) -> None:
     assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
 
 
-# The Raspberry Pi kernel's names, which the firmware looks for; and mainline's, where an image was
-# built from that (the firmware takes those with upstream_kernel=1).
-TREES = {
-    "pi3": ("bcm2710-rpi-3-b.dtb", "bcm2837-rpi-3-b.dtb"),
-    "pi3+": ("bcm2710-rpi-3-b-plus.dtb", "bcm2837-rpi-3-b-plus.dtb"),
-    "zero2w": ("bcm2710-rpi-zero-2-w.dtb", "bcm2837-rpi-zero-2-w.dtb"),
-    "pi4": ("bcm2711-rpi-4-b.dtb",),
-    "cm4": ("bcm2711-rpi-cm4.dtb", "bcm2711-rpi-cm4-io.dtb"),
-    "pi5": ("bcm2712-rpi-5-b.dtb",),
+# Mainline's names of device trees, where an image was built from that (the firmware takes those
+# with upstream_kernel=1). The others have one name in both, or are in the Raspberry Pi kernel only.
+MAINLINE = {
+    "bcm2710-rpi-3-b": "bcm2837-rpi-3-b",
+    "bcm2710-rpi-3-b-plus": "bcm2837-rpi-3-b-plus",
+    "bcm2710-rpi-zero-2-w": "bcm2837-rpi-zero-2-w",
+    "bcm2711-rpi-cm4": "bcm2711-rpi-cm4-io",
 }
+DOWNSTREAM = ("cm3", "cm4s", "cm5", "cm5lite", "pi500")
+PARTS = parts.load(boards.ROOT / "board/rpi64/parts.toml")
 
 
-@pytest.mark.parametrize("model", TREES)
-async def test_every_pi_finds_its_files(model: str) -> None:
+@pytest.mark.parametrize("key", PARTS.models)
+async def test_every_pi_finds_its_files(key: str) -> None:
     """What QEMU does not read: firmware, device tree, and lines that are not cut off."""
     card = cache_root() / "build" / "rpi64" / "images" / "card.img"
     if not card.exists():
         pytest.skip("the firmware rpi64 is not built here (`make rpi64`)")
+    model = PARTS.models[key]
+    if key in DOWNSTREAM and real_parts.partition(card, 2).has("bcm2837-rpi-3-b.dtb"):
+        pytest.skip(f"this card has mainline's device trees, and none of a {model.name} among them")
+    names = (model.tree, MAINLINE.get(model.tree, model.tree))
     for request, number in ((bootrom.Request(), 2), (bootrom.Request(tryboot=True), 3)):
-        found = bootrom.boot(card, request, bootrom.MODELS[model])
+        found = bootrom.boot(card, request, bootrom.MODELS[model.boots_as])
         assert (found.partition, found.notes) == (number, ())
         fat = real_parts.partition(card, number)
-        assert any(fat.has(name) for name in TREES[model]), f"none of {TREES[model]}"
+        assert any(fat.has(f"{name}.dtb") for name in names), f"none of {names}"
     first = real_parts.partition(card, cards.CONFIG)
     assert first.has("bootcode.bin"), "a Pi 3 and a Zero 2 W begin with it"
 

@@ -271,6 +271,37 @@ def test_models_want_their_own_files(tmp_path: Path) -> None:
         boot(card, model=MODELS["zero2w"])
 
 
+@pytest.mark.parametrize(
+    ("name", "tree", "section"),
+    [
+        ("pi5", "bcm2712-rpi-5-b.dtb", "pi5"),
+        ("cm5", "bcm2712-rpi-cm5-cm5io.dtb", "cm5"),
+        ("cm5lite", "bcm2712-rpi-cm5l-cm5io.dtb", "cm5"),
+        ("pi500", "bcm2712-rpi-5-b.dtb", "pi500"),
+    ],
+)
+def test_models_without_start_elf_want_a_tree(
+    tmp_path: Path, name: str, tree: str, section: str
+) -> None:
+    files = {
+        "config.txt": f"[pi4]\nkernel=other\n[{section}]\nkernel=mine\n".encode(),
+        "mine": KERNEL,
+    }
+    with pytest.raises(BootError, match=f"there is no {tree}"):
+        boot(make_card(tmp_path / "a.img", None, files), model=MODELS[name])
+    card = make_card(tmp_path / "b.img", None, files | {tree: b"x"})
+    assert boot(card, model=MODELS[name]).kernel == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "section"), [("cm3", "pi3"), ("pi400", "pi4"), ("cm4s", "pi4"), ("cm5", "pi5")]
+)
+def test_a_section_for_a_chip_is_for_its_modules_too(name: str, section: str) -> None:
+    text = f"[{section}]\na=1\n[{name}]\nb=1\n[none]\nc=1\n".encode()
+    found = parse(text, "config.txt", filters=MODELS[name].filters)
+    assert found.values == {"a": "1", "b": "1"}
+
+
 def test_firmware_that_was_started_does_not_walk_on(tmp_path: Path) -> None:
     """A first partition with start4.elf and without kernel ends a Pi 4 that has no autoboot.txt."""
     files = {**slot("A"), "start4.elf": b"x", "bcm2712-rpi-5-b.dtb": b"x"}

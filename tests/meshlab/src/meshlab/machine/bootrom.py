@@ -9,6 +9,7 @@ and name the kernel. Sources, by the names that docstrings below use:
 - config: the same page: "What is config.txt?", "Boot options", "Conditional filters"
 - bootflow: www.raspberrypi.com/documentation/computers/raspberry-pi.html, "EEPROM boot flow"
 - walk: the same page, ``PARTITION_WALK``; rpi-eeprom pull requests 659 and 736, issue 738
+- oscheck: config, ``os_check``; rpi-eeprom pull request 685, issue 682
 
 Where these leave a question open the answer here is the one that trusts a card least, and says so.
 Nothing is executed, and nothing that a card holds can do more than end in ``BootError``.
@@ -68,6 +69,11 @@ class Model:
     its firmware has been started, and there is no way back from that."""
 
 
+def _with_eeprom(name: str, filters: frozenset[str], tree: str) -> Model:
+    """Return a model whose whole firmware is in its EEPROM; it asks a partition for a tree."""
+    return Model(name, filters, ("config.txt", tree), ("kernel_2712.img", "kernel8.img"))
+
+
 MODELS: Mapping[str, Model] = {
     model.name: model
     for model in (
@@ -75,15 +81,17 @@ MODELS: Mapping[str, Model] = {
         Model("simulated", frozenset({"pi4"}), ("config.txt",), wants_kernel=True),
         Model("pi3", frozenset({"pi3"}), ("start.elf",), walks=False),
         Model("pi3+", frozenset({"pi3", "pi3+"}), ("start.elf",), walks=False),
+        Model("cm3", frozenset({"pi3", "cm3"}), ("start.elf",), walks=False),
         Model("zero2w", frozenset({"pi0", "pi0w", "pi02"}), ("start.elf",), walks=False),
         Model("pi4", frozenset({"pi4"}), ("start4.elf",)),
+        Model("pi400", frozenset({"pi4", "pi400"}), ("start4.elf",)),
         Model("cm4", frozenset({"pi4", "cm4"}), ("start4.elf",)),
-        Model(
-            "pi5",
-            frozenset({"pi5"}),
-            ("config.txt", "bcm2712-rpi-5-b.dtb"),
-            ("kernel_2712.img", "kernel8.img"),
-        ),
+        Model("cm4s", frozenset({"pi4", "cm4s"}), ("start4.elf",)),
+        _with_eeprom("pi5", frozenset({"pi5"}), "bcm2712-rpi-5-b.dtb"),
+        # oscheck: since March 2025 these two look for a tree of their own; a 500 for a Pi 5's.
+        _with_eeprom("cm5", frozenset({"pi5", "cm5"}), "bcm2712-rpi-cm5-cm5io.dtb"),
+        _with_eeprom("cm5lite", frozenset({"pi5", "cm5"}), "bcm2712-rpi-cm5l-cm5io.dtb"),
+        _with_eeprom("pi500", frozenset({"pi5", "pi500"}), "bcm2712-rpi-5-b.dtb"),
     )
 }
 SIMULATED = MODELS["simulated"]
