@@ -124,7 +124,7 @@ image: # said before anything is installed
 	@bin/host-setup image "$(IMAGE)"
 
 packages: ## Install the distribution packages that the simulator needs, or print the line that does
-	@bin/host-setup packages run $(filter rpi64 standin,$(IMAGE))
+	@bin/host-setup packages run $(filter rpi64 standin standin-rpi64,$(IMAGE))
 
 packages-test:
 	@bin/host-setup packages run test

@@ -114,7 +114,8 @@ def test_an_image_that_is_not_there_is_told_of_before_anything_is_installed(
 
 
 def test_an_image_that_is_there_gets_the_packages_that_it_needs(checkout: Path) -> None:
-    (checkout / "host-packages.txt").write_text("run this\nrpi64 that\nstandin those\n")
+    listed = "run this\nrpi64 that\nstandin those\nstandin-rpi64 them\n"
+    (checkout / "host-packages.txt").write_text(listed)
     card = fill(checkout.parent / "cache", "build/rpi64/images") / "build/rpi64/images/card.img"
     card.write_bytes(b"")
     tools = checkout.parent / "tools"
@@ -123,7 +124,12 @@ def test_an_image_that_is_there_gets_the_packages_that_it_needs(checkout: Path) 
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     path = f"{tools}:{os.environ['PATH']}"
-    for image, needed in {"rpi64": "this that", "standin": "this those", "lab": "this"}.items():
+    for image, needed in {
+        "rpi64": "this that",
+        "standin": "this those",
+        "standin-rpi64": "this them",
+        "lab": "this",
+    }.items():
         cache = str(checkout.parent / "cache")
         done = make(checkout, "qemu-mesh", IMAGE=image, THICKET_CACHE=cache, PATH=path)
         assert f"--no-install-recommends {needed} \n" in done.stderr

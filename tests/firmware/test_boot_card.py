@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Card images booted as a device boots them: through the boot ROM, with a root under dm-verity.
 
-The image is the stand-in (the lab image's programs on a card that the firmware's scripts make) and,
+The images are the stand-ins (Debian's programs on a card that the firmware's scripts make) and,
 where they are built, ``make x86_64`` and ``make rpi64``. Every test has a fresh copy of the card,
 larger than the image, as cards are. The nodes have a chip and no radio.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import os
 import random
@@ -27,15 +26,16 @@ import pytest_asyncio
 
 from firmware import boards, parts
 from firmware import card as cards
-from host.cache import cache_root
 from meshlab.lab import real_parts, shared
-from meshlab.lab.errors import LabError
 from meshlab.lab.parts import ChipLike
 from meshlab.machine import bootrom
 from meshlab.machine.events import MachineEvent, Panic, Reset, Shutdown
 from meshlab.machine.machine import Machine
 from meshlab.machine.shell import ShellError
 from meshlab.machine.spec import CARD, MachineSpec
+
+sys.path.insert(0, str(Path(__file__).parent))
+from card_images import loaded
 
 E = TypeVar("E", bound=MachineEvent)
 
@@ -149,32 +149,9 @@ class Device:
             file.write(bytes([byte ^ 1 << bit]))
 
 
-@functools.cache
-def load(name: str) -> real_parts.RealParts:
-    """Return the parts for an image, looked for once per process whatever the order of tests."""
-
-    def progress(text: str) -> None:
-        print(text, file=sys.__stderr__, flush=True)
-
-    made = real_parts.load(name, cache_root(), 1, progress)
-    progress(made.description)
-    return made
-
-
-@pytest.fixture(params=[real_parts.STANDIN, *real_parts.CARDS])
+@pytest.fixture(params=[*real_parts.STANDINS, *real_parts.CARDS])
 def image(request: pytest.FixtureRequest) -> real_parts.RealParts:
-    name = str(request.param)
-    if (
-        name in real_parts.CARDS
-        and not (cache_root() / "build" / name / "images/card.img").exists()
-    ):
-        pytest.skip(f"the firmware {name} is not built here (`make {name}`)")
-    try:
-        return load(name)
-    except LabError as error:
-        if "qemu-system" in str(error):
-            pytest.skip(str(error))
-        raise
+    return loaded(str(request.param))
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -246,23 +223,27 @@ DOWNSTREAM = ("cm3", "cm4s", "cm5", "cm5lite", "pi500")
 PARTS = parts.load(boards.ROOT / "board/rpi64/parts.toml")
 
 
-@pytest.mark.parametrize("key", PARTS.models)
-async def test_every_pi_finds_its_files(key: str) -> None:
+@pytest.mark.parametrize("name", ["standin-rpi64", "rpi64"])
+async def test_every_pi_finds_its_files(name: str, tmp_path: Path) -> None:
     """What QEMU does not read: firmware, device tree, and lines that are not cut off."""
-    card = cache_root() / "build" / "rpi64" / "images" / "card.img"
-    if not card.exists():
-        pytest.skip("the firmware rpi64 is not built here (`make rpi64`)")
-    model = PARTS.models[key]
-    if key in DOWNSTREAM and real_parts.partition(card, 2).has("bcm2837-rpi-3-b.dtb"):
-        pytest.skip(f"this card has mainline's device trees, and none of a {model.name} among them")
+    loaded(name).disks(tmp_path, TOML)
+    card = tmp_path / CARD
+    mainline = real_parts.partition(card, 2).has("bcm2837-rpi-3-b.dtb")
+    for key, model in PARTS.models.items():
+        if not (mainline and key in DOWNSTREAM):
+            look_for_the_files_of(model, card)
+    first = real_parts.partition(card, cards.CONFIG)
+    assert first.has("bootcode.bin"), "a Pi 3 and a Zero 2 W begin with it"
+    card.unlink()
+
+
+def look_for_the_files_of(model: parts.Model, card: Path) -> None:
     names = (model.tree, MAINLINE.get(model.tree, model.tree))
     for request, number in ((bootrom.Request(), 2), (bootrom.Request(tryboot=True), 3)):
         found = bootrom.boot(card, request, bootrom.MODELS[model.boots_as])
-        assert (found.partition, found.notes) == (number, ())
+        assert (found.partition, found.notes) == (number, ()), model.name
         fat = real_parts.partition(card, number)
-        assert any(fat.has(f"{name}.dtb") for name in names), f"none of {names}"
-    first = real_parts.partition(card, cards.CONFIG)
-    assert first.has("bootcode.bin"), "a Pi 3 and a Zero 2 W begin with it"
+        assert any(fat.has(f"{tree}.dtb") for tree in names), f"{model.name}: none of {names}"
 
 
 # -- a root that is not what was built

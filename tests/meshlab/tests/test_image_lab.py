@@ -22,8 +22,15 @@ PARTS = ("board", "overlay", "app/src/thicket", "app/pyproject.toml", "constrain
 class Planned(lab.Builder):
     """A builder that makes nothing and remembers the key of every stage."""
 
-    def __init__(self, root: Path, cache: Path) -> None:
-        super().__init__(tree.Tree(root), Cache(cache), Progress(lambda text: None))
+    def __init__(
+        self,
+        tree: tree.Tree,
+        cache: Cache,
+        progress: Progress | None = None,
+        extras: lab.Extras | None = None,
+        board: str | None = None,
+    ) -> None:
+        super().__init__(tree, cache, progress or Progress(lambda text: None), extras, board)
         self.keys: dict[str, str] = {}
 
     def _obtain(self, name: str, key: str, what: str, make: Callable[[Path, Path], None]) -> Path:
@@ -56,8 +63,8 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def keys(checkout: Path, tmp_path: Path) -> dict[str, str]:
-    builder = Planned(checkout, tmp_path / "cache")
+def keys(checkout: Path, tmp_path: Path, board: str | None = None) -> dict[str, str]:
+    builder = Planned(tree.Tree(checkout), Cache(tmp_path / "cache"), board=board)
     builder.build()
     return builder.keys
 
@@ -136,6 +143,47 @@ def test_a_change_makes_anew_what_it_concerns(change: str, checkout: Path, tmp_p
     assert {name for name in after if after[name] != before[name]} == expected
 
 
+STANDIN_CHANGES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
+    "the lab's kernel": (
+        lambda root: append(root / "board/qemu/linux/lab.config", "CONFIG_X=y\n"),
+        set(),
+    ),
+    "the board's kernel": (
+        lambda root: append(root / "board/rpi64/linux/arm64.config", "CONFIG_X=y\n"),
+        {"kernel", "lab"},
+    ),
+    "what its kernel does not have": (
+        lambda root: append(root / "board/rpi64/linux/downstream.config", "CONFIG_X=y\n"),
+        set(),
+    ),
+    "a device tree": (
+        lambda root: replace(root / "board/qemu/lab-image.toml", "-cm3-io3", "-cm3-io4"),
+        {"kernel", "lab"},
+    ),
+    "a package of Debian": CHANGES["a package of Debian"],
+}
+
+
+@pytest.mark.parametrize("change", STANDIN_CHANGES)
+def test_a_change_makes_anew_what_it_concerns_of_a_board(
+    change: str, checkout: Path, tmp_path: Path
+) -> None:
+    before = keys(checkout, tmp_path, "rpi64")
+    apply, expected = STANDIN_CHANGES[change]
+    apply(checkout)
+    after = keys(checkout, tmp_path, "rpi64")
+    # Python's packages are byte code, and the lab image's for every board.
+    assert {n for n in after if after[n] != before[n]} == expected - {"python"}
+
+
+def test_two_architectures_share_the_source_and_python_s_packages(
+    checkout: Path, tmp_path: Path
+) -> None:
+    own, other = keys(checkout, tmp_path), keys(checkout, tmp_path, "rpi64")
+    assert set(lab.STAGES) - set(other) == {"python"}, "the lab image's are taken"
+    assert {name for name in other if own[name] != other[name]} == set(other) - {"source"}
+
+
 def test_a_tree_without_a_relay_still_has_an_image(checkout: Path, tmp_path: Path) -> None:
     shutil.rmtree(checkout / "package")
     assert "relay" not in keys(checkout, tmp_path)
@@ -145,7 +193,7 @@ class Failing(Planned):
     """A builder whose userland fails while its kernel is being made."""
 
     def __init__(self, root: Path, cache: Path) -> None:
-        super().__init__(root, cache)
+        super().__init__(tree.Tree(root), Cache(cache))
         self.started = threading.Event()
         self.cancelled = False
 
@@ -197,5 +245,13 @@ def test_what_the_stand_in_card_lacks_is_told_before_anything_is_built(
     monkeypatch.setattr(shutil, "which", lambda name, path=None: name == "mcopy" or None)
     with pytest.raises(ImageError, match=r"install .* cryptsetup-bin dosfstools genimage$"):
         standin.build(tmp_path)
+    with pytest.raises(
+        ImageError, match=r" gcc-aarch64-linux-gnu genimage( libc6-dev-arm64-cross)?$"
+    ):
+        standin.build(tmp_path, name="standin-rpi64")
     listed = host.listed(tree.find().root / "host-packages.txt")
-    assert set(standin.PROGRAMS.values()) <= listed["run"] | listed["standin"]
+    for name, kind in standin.KINDS.items():
+        wanted = {*standin.PROGRAMS.values(), *dict(kind.programs).values()}
+        wanted |= set(dict(kind.files).values())
+        assert wanted <= listed["run"] | listed[name]
+        assert wanted <= listed["run"] | listed["test"], "make test boots it"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,13 +18,14 @@ import pytest
 
 from host.run import Runner
 from meshlab.image import elf, host, rootfs, tree, userland
+from meshlab.image.architecture import ARM64, NATIVE
 from meshlab.image.errors import ImageError
 
 
 def recipe(files: tuple[str, ...], unwanted: tuple[str, ...] = ()) -> tree.Recipe:
     return tree.Recipe(
         suite="s",
-        architecture="a",
+        architecture=NATIVE,
         kernel_source="k",
         kernel_firmware={},
         firmware_package="f",
@@ -32,6 +34,7 @@ def recipe(files: tuple[str, ...], unwanted: tuple[str, ...] = ()) -> tree.Recip
         unwanted=unwanted,
         applets_unwanted=(),
         aside={},
+        fragments=(),
     )
 
 
@@ -104,7 +107,7 @@ def test_select_follows_links_and_leaves_out_the_unwanted(unpacked: Path, tmp_pa
 def test_select_takes_the_libraries(tmp_path: Path) -> None:
     unpacked, root = tmp_path / "unpacked", tmp_path / "root"
     (unpacked / "usr/bin").mkdir(parents=True)
-    (unpacked / userland.LIBRARIES).mkdir(parents=True)
+    (unpacked / NATIVE.libraries).mkdir(parents=True)
     shutil.copy("/bin/sh", unpacked / "usr/bin/sh")
     libraries = elf.needed(unpacked / "usr/bin/sh")
     assert libraries
@@ -112,12 +115,54 @@ def test_select_takes_the_libraries(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=f"usr/bin/sh needs {re.escape(libraries[0])}"):
         userland.select(unpacked, root, wanted)
     for library in libraries:
-        (unpacked / userland.LIBRARIES / f"{library}.0").write_text("not a program")
-        (unpacked / userland.LIBRARIES / library).symlink_to(f"{library}.0")
+        (unpacked / NATIVE.libraries / f"{library}.0").write_text("not a program")
+        (unpacked / NATIVE.libraries / library).symlink_to(f"{library}.0")
     done = userland.select(unpacked, root, wanted)
     for library in libraries:
-        assert f"{userland.LIBRARIES}/{library}" in done
-        assert (root / userland.LIBRARIES / library).read_text() == "not a program"
+        assert f"{NATIVE.libraries}/{library}" in done
+        assert (root / NATIVE.libraries / library).read_text() == "not a program"
+
+
+def test_libraries_and_loader_are_of_the_architecture(tmp_path: Path) -> None:
+    """A program of this machine stands in for one of the other: ELF files name libraries alike."""
+    unpacked = tmp_path / "unpacked"
+    (unpacked / "usr/bin").mkdir(parents=True)
+    (unpacked / ARM64.libraries).mkdir(parents=True)
+    shutil.copy("/bin/sh", unpacked / "usr/bin/sh")
+    for library in elf.needed(unpacked / "usr/bin/sh"):
+        (unpacked / ARM64.libraries / library).write_text("not a program")
+    wanted = replace(recipe(("usr/bin/sh",)), architecture=ARM64)
+    done = userland.select(unpacked, tmp_path / "root", wanted)
+    assert f"{ARM64.libraries}/libc.so.6" in done
+    found = tree.find().recipe("rpi64")
+    assert ARM64.loader in found.files
+    assert f"{ARM64.libraries}/libgcc_s.so.1" in found.files
+    assert not any("x86" in pattern for pattern in found.files)
+
+
+def test_a_board_has_its_own_kernel() -> None:
+    found = tree.find()
+    board = found.recipe("rpi64")
+    names = [path.relative_to(found.root / "board").as_posix() for path in board.fragments]
+    assert "rpi64/linux/arm64.config" in names
+    assert "firmware/linux/system.config" in names
+    assert "rpi64/linux/downstream.config" not in names
+    assert "broadcom/bcm2837-rpi-3-b" in board.device_trees
+    assert found.recipe().device_trees == ()
+    with pytest.raises(ImageError, match="'x86_64' is missing"):
+        found.recipe("x86_64")
+
+
+def test_applets_are_asked_of_a_program_that_can_be_run(tmp_path: Path) -> None:
+    root, asked = tmp_path / "root", tmp_path / "asked"
+    for place, text in ((root, "\x7fELF of another machine"), (asked, "#!/bin/sh\necho bin/sh")):
+        (place / "usr/bin").mkdir(parents=True)
+        (place / "usr/bin/busybox").write_text(text)
+        (place / "usr/bin/busybox").chmod(0o755)
+    log = tmp_path / "log"
+    userland.link_applets(Runner(), log, root, asked=asked, busyboxes=["busybox"], unwanted=())
+    assert (root / "usr/bin/sh").readlink() == Path("busybox")
+    assert not (asked / "usr/bin/sh").exists()
 
 
 def test_select_refuses_a_pattern_of_nothing(unpacked: Path, tmp_path: Path) -> None:
@@ -195,6 +240,7 @@ def test_the_root_does_not_depend_on_the_umask(tmp_path: Path) -> None:
     assert (root / "usr/bin/file").stat().st_mode & 0o7777 == 0o644
     assert (root / "usr/bin/program").stat().st_mode & 0o7777 == 0o755
     assert (root / "bin").readlink() == Path("usr/bin")
+    assert not (root / "lib64").is_symlink(), "there is no usr/lib64"
 
 
 def test_a_root_that_cannot_boot_is_refused(tmp_path: Path) -> None:

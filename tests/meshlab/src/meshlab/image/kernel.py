@@ -15,10 +15,10 @@ from pathlib import Path
 from host.kconfig import FragmentError, Wanted, lost, merge
 from host.progress import Stage
 from host.run import Runner
+from meshlab.image.architecture import Architecture
 from meshlab.image.errors import ImageError
 
-OBJECTS = 1340
-"""Objects of the lab kernel, about: what progress counts towards."""
+FIRMWARE = "thicket-firmware"
 
 
 def configuration(paths: Iterable[Path], root: Path) -> tuple[str, list[Wanted]]:
@@ -37,7 +37,7 @@ def unpack(
 ) -> Path:
     """Unpack the kernel's source package below ``work``; return the source's directory.
 
-    ``names`` are files of the package ``firmware`` that go into ``thicket-firmware``, from where
+    ``names`` are files of the package ``firmware`` that go into the folder ``FIRMWARE``, from where
     ``CONFIG_EXTRA_FIRMWARE`` takes them.
     """
     packages = work / "package"
@@ -64,7 +64,7 @@ def unpack(
     )
     shutil.rmtree(packages)
     runner.run(["dpkg-deb", "-x", firmware, packages], log, what="unpacking kernel firmware")
-    target = directory / "thicket-firmware"
+    target = directory / FIRMWARE
     target.mkdir()
     for name, path in names.items():
         try:
@@ -80,13 +80,17 @@ def build(
     log: Path,
     progress: Stage,
     *,
+    architecture: Architecture,
     source: Path,
     config: str,
     wanted: Iterable[Wanted],
+    device_trees: Iterable[str],
     output: Path,
     work: Path,
 ) -> None:
-    """Compile; leave ``vmlinux`` (stripped), ``modules/`` and ``config`` in ``output``.
+    """Compile; leave the kernel, ``modules/``, ``dtbs/`` and ``config`` in ``output``.
+
+    An ELF file (``vmlinux``) is stripped. ``dtbs`` is there if device trees are wanted.
 
     :raises ImageError: when lines of the fragments did not survive; the text names each.
     """
@@ -106,7 +110,7 @@ def build(
         "MFLAGS": "",
         "MAKELEVEL": "",
     }
-    make = ["make", f"O={objects}", f"-j{jobs}"]
+    make = ["make", f"O={objects}", f"-j{jobs}", *architecture.make]
 
     progress.doing("configuring")
     runner.run(
@@ -130,11 +134,13 @@ def build(
         nonlocal compiled
         if line.startswith(("  CC ", "  AS ")):
             compiled += 1
-            percent = min(99, 100 * compiled // OBJECTS)
+            percent = min(99, 100 * compiled // architecture.objects)
             progress.doing(f"compiled {compiled} objects, about {percent} %")
 
+    image = objects / architecture.kernel
+    trees = [f"{name}.dtb" for name in device_trees]
     runner.run(
-        [*make, "vmlinux", "modules"],
+        [*make, image.name, *trees, "modules"],
         log,
         what="compiling the kernel",
         cwd=source,
@@ -150,12 +156,19 @@ def build(
         cwd=source,
         env=fixed | {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},
     )
-    # QEMU starts the ELF file itself (PVH note); symbols are in the kernel's own table.
-    runner.run(
-        ["strip", "--strip-all", "-o", output / "vmlinux", objects / "vmlinux"],
-        log,
-        what="stripping the kernel",
-    )
+    if image.name == "vmlinux":
+        # QEMU starts the ELF file itself (PVH note); symbols are in the kernel's own table.
+        runner.run(
+            ["strip", "--strip-all", "-o", output / image.name, image],
+            log,
+            what="stripping the kernel",
+        )
+    else:
+        shutil.copyfile(image, output / image.name)
+    for name in trees:
+        (output / "dtbs").mkdir(exist_ok=True)
+        made = image.parent / "dts" / name
+        shutil.copyfile(made, output / "dtbs" / made.name)
     (output / "config").write_text(result, encoding="utf-8")
     for link in (modules / "lib" / "modules").glob("*/build"):
         link.unlink()

@@ -7,7 +7,9 @@ Stages, each kept by the hash of what goes into it::
     userland -> python ---------+--> lab
     relay ----------------------+
 
-The kernel and the userland are made side by side.
+The kernel and the userland are made side by side. The same stages make the stand-in for a board's
+firmware: there the kernel is the board's, and what has to be run while building (Python, which
+compiles modules, and BusyBox, which tells its applets) is the lab image's.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from host.errors import CancelledError
 from host.progress import Progress, Report, reporter
 from host.run import Runner
 from meshlab.image import debian, host, kernel, rootfs, userland
 from meshlab.image import tree as trees
+from meshlab.image.architecture import NATIVE
 from meshlab.image.cache import Cache, Digest
+from meshlab.image.errors import ImageError
 
 RECIPE = "1"
 """Raised when the code that builds changes what it makes of the same inputs."""
@@ -55,7 +59,7 @@ class ImageSet:
 
     name: str
     kernel: Path
-    """An ELF file with a PVH entry, for ``qemu-system-x86_64 -kernel``."""
+    """For ``qemu-system-ARCH -kernel``; for x86-64 an ELF file with a PVH entry."""
     rootfs: Path
     """EROFS, to be the first disk, read-only."""
     cmdline: str
@@ -76,14 +80,23 @@ class Extras:
 
 
 class Builder:
-    """One build: the tree, the cache and what they have in common."""
+    """One build: the tree, the cache and what they have in common.
+
+    :param board: The board whose firmware is stood in for; ``None``: the lab image.
+    """
 
     def __init__(
-        self, tree: trees.Tree, cache: Cache, progress: Progress, extras: Extras | None = None
+        self,
+        tree: trees.Tree,
+        cache: Cache,
+        progress: Progress,
+        extras: Extras | None = None,
+        board: str | None = None,
     ) -> None:
         self.tree = tree
         self.extras = extras or Extras()
-        recipe = tree.recipe()
+        self.board = board
+        recipe = tree.recipe(board)
         self.recipe = replace(
             recipe,
             packages=(*recipe.packages, *self.extras.packages),
@@ -92,7 +105,11 @@ class Builder:
         self.cache = cache
         self.progress = progress
         self.runner = Runner()
-        self._checked = False
+        self._runnable = self
+        """The builder of programs that can be run here."""
+        if recipe.architecture is not NATIVE:
+            self._runnable = type(self)(tree, cache, progress)
+            self._runnable.runner = self.runner  # what ends one ends the other
 
     def _obtain(self, name: str, key: str, what: str, make: Callable[[Path, Path], None]) -> Path:
         """Return the stage's result; ``make(directory, log)`` makes it."""
@@ -115,14 +132,15 @@ class Builder:
         """Download the kernel's source and firmware packages."""
         recipe = self.recipe
         packages = [recipe.kernel_source, recipe.firmware_package]
-        key = Digest(RECIPE, recipe.suite, recipe.architecture, *packages).key()
+        # The same packages for all architectures.
+        key = Digest(RECIPE, recipe.suite, NATIVE.name, *packages).key()
 
         def make(directory: Path, log: Path) -> None:
             debian.download(
                 self.runner,
                 log,
                 suite=recipe.suite,
-                architecture=recipe.architecture,
+                architecture=NATIVE.name,
                 packages=packages,
                 directory=directory,
             )
@@ -131,16 +149,17 @@ class Builder:
         return self._obtain("source", key, f"downloading {recipe.kernel_source} (150 MB)", make)
 
     def kernel(self) -> Path:
-        """Build the kernel: ``vmlinux``, ``modules/``, ``config``."""
+        """Build the kernel: its file, ``modules/``, ``config``, ``dtbs/``, ``firmware/``."""
         recipe = self.recipe
         source = self.source()
         (kernel_package,) = source.glob(f"{recipe.kernel_source}_*.deb")
         (firmware_package,) = source.glob(f"{recipe.firmware_package}_*.deb")
-        config, wanted = kernel.configuration(self.tree.fragments(), self.tree.root)
+        config, wanted = kernel.configuration(recipe.fragments, self.tree.root)
         firmware = [f"{name}={path}" for name, path in sorted(recipe.kernel_firmware.items())]
         # Comments and the order of what does not overlap make no other kernel.
         options = sorted({line.name: f"{line.name}={line.value}" for line in wanted}.values())
-        key = Digest(RECIPE, *options, kernel_package.name, firmware_package.name, *firmware).key()
+        made_of = Digest(RECIPE, *options, kernel_package.name, firmware_package.name, *firmware)
+        key = made_of.words(*recipe.architecture.make, *recipe.device_trees).key()
 
         def make(directory: Path, log: Path) -> None:
             work = directory / "work"
@@ -159,12 +178,16 @@ class Builder:
                 self.runner,
                 log,
                 stage,
+                architecture=recipe.architecture,
                 source=tree,
                 config=config,
                 wanted=wanted,
+                device_trees=recipe.device_trees,
                 output=directory,
                 work=work,
             )
+            if not recipe.firmware_built_in:
+                (tree / kernel.FIRMWARE).rename(directory / "firmware")
             stage.doing("removing source and objects")
             shutil.rmtree(work)
 
@@ -175,15 +198,17 @@ class Builder:
     def userland(self) -> Path:
         """Take from Debian what a node needs."""
         recipe = self.recipe
+        runnable = None if self._runnable is self else self._runnable.userland()
         key = Digest(
             RECIPE,
             recipe.suite,
-            recipe.architecture,
+            recipe.architecture.name,
             *("packages", *recipe.packages),
             *("files", *recipe.files),
             *("unwanted", *recipe.unwanted),
             *("applets", *recipe.applets_unwanted),
             *("aside", repr(sorted(recipe.aside.items()))),
+            *((runnable.parent.name,) if runnable else ()),
         ).key()
 
         def make(directory: Path, log: Path) -> None:
@@ -194,7 +219,7 @@ class Builder:
                 self.runner,
                 log,
                 suite=recipe.suite,
-                architecture=recipe.architecture,
+                architecture=recipe.architecture.name,
                 packages=recipe.packages,
                 directory=unpacked,
                 aside=sorted({package for package, _path in recipe.aside.values()}),
@@ -209,13 +234,21 @@ class Builder:
                 self.runner,
                 log,
                 root,
+                asked=runnable or root,
                 busyboxes=["busybox-static", "busybox"],
                 unwanted=recipe.applets_unwanted,
             )
             stage.doing("compiling Python's library")
             version = userland.python_version(root)
             library = f"usr/lib/python{version}"
-            userland.compile_python(self.runner, log, root, root / library, f"/{library}")
+            if runnable and userland.python_version(runnable) != version:
+                raise ImageError(
+                    f"Debian's Python for {recipe.architecture.name} is {version}, and "
+                    f"{userland.python_version(runnable)} is to compile for it"
+                )
+            userland.compile_python(
+                self.runner, log, runnable or root, root / library, f"/{library}"
+            )
             # Debian's interpreter looks for packages in one place, everybody else's in another.
             (root / library / "site-packages").mkdir(exist_ok=True)
             packages = root / "usr" / "lib" / "python3" / "dist-packages"
@@ -255,18 +288,20 @@ class Builder:
 
     def relay(self) -> Path | None:
         """Compile the guest's end of the simulated radio; ``None`` where there is no source."""
+        architecture = self.recipe.architecture
+        compiler = "gcc" if architecture is NATIVE else f"{architecture.triplet}-gcc"
         if not self.tree.relay.is_dir():
             return None
         sources = [p for p in sorted(self.tree.relay.iterdir()) if p.suffix in (".c", ".h")]
         names = [*sources, self.tree.relay / "Makefile"]
-        key = Digest(RECIPE).files(self.tree.relay, names).key()
+        key = Digest(RECIPE, *architecture.make).files(self.tree.relay, names).key()
 
         def make(directory: Path, log: Path) -> None:
             for path in names:
                 shutil.copyfile(path, directory / path.name)
             # Linked statically, because the host's C library is not the node's.
             self.runner.run(
-                ["make", "-C", directory, "CC=gcc", "CFLAGS=-O2", "LDFLAGS=-static -s"],
+                ["make", "-C", directory, f"CC={compiler}", "CFLAGS=-O2", "LDFLAGS=-static -s"],
                 log,
                 what="compiling hwsim-relay",
                 env={"MAKEFLAGS": "", "MFLAGS": ""},
@@ -276,6 +311,7 @@ class Builder:
 
     def lab(self, kernel_set: Path, base: Path, packages: Path, relay: Path | None) -> Path:
         """Put the parts and this tree's own files together."""
+        runnable = base if self._runnable is self else self._runnable.userland()
         tree = self.tree
         digest = Digest(RECIPE, LAB_RECIPE, kernel_set.name, base.parent.name, packages.parent.name)
         digest.words(relay.parent.name if relay else "no relay", tree.version())
@@ -293,13 +329,15 @@ class Builder:
             rootfs.clone(base, root)
             site = f"usr/lib/python{version}/site-packages"
             rootfs.clone(packages, root / site)
-            rootfs.clone(kernel_set / "modules", root / "usr" / "lib" / "modules")
+            for name in ("modules", "firmware"):
+                if (kernel_set / name).is_dir():
+                    rootfs.clone(kernel_set / name, root / "usr" / "lib" / name)
             app = directory / "app" / "thicket"
             app.mkdir(parents=True)
             rootfs.overlay(tree.app, app)
             defaults = app / "thicket.toml"
             # as package/thicket/thicket.mk does it in the firmware
-            userland.compile_python(self.runner, log, base, app.parent, f"/{site}", optimise=2)
+            userland.compile_python(self.runner, log, runnable, app.parent, f"/{site}", optimise=2)
             rootfs.clone(app.parent, root / site)
             if self.extras.applications:
                 stage.doing("installing applications")
@@ -307,7 +345,7 @@ class Builder:
                 installed.mkdir()
                 for application in self.extras.applications:
                     userland.install(self.runner, log, application, installed)
-                userland.compile_python(self.runner, log, base, installed, f"/{site}")
+                userland.compile_python(self.runner, log, runnable, installed, f"/{site}")
                 rootfs.clone(installed, root / site)
                 shutil.rmtree(installed)
             rootfs.overlay(tree.overlay, root)
@@ -318,10 +356,13 @@ class Builder:
             if relay:
                 shutil.copyfile(relay, root / "usr" / "sbin" / "hwsim-relay")
                 (root / "usr" / "sbin" / "hwsim-relay").chmod(0o755)
+            what, variant = "lab image", "Lab"
+            if self.board is not None:
+                what, variant = f"stand-in for the firmware {self.board}", f"Standin-{self.board}"
             (root / "usr" / "lib" / "os-release").write_text(
-                f'NAME=Thicket\nID=thicket\nPRETTY_NAME="Thicket {tree.version()} (lab image)"\n'
-                f"VERSION_ID={tree.version()}\nVARIANT=Lab\nVARIANT_ID=lab\n"
-                f"IMAGE_ID=thicket-lab\nIMAGE_VERSION={key}\n"
+                f'NAME=Thicket\nID=thicket\nPRETTY_NAME="Thicket {tree.version()} ({what})"\n'
+                f"VERSION_ID={tree.version()}\nVARIANT={variant}\nVARIANT_ID={variant.lower()}\n"
+                f"IMAGE_ID=thicket-{variant.lower()}\nIMAGE_VERSION={key}\n"
             )
             rootfs.skeleton(root)
             rootfs.normalise(root)
@@ -333,19 +374,25 @@ class Builder:
             shutil.rmtree(root)
             shutil.rmtree(app.parent)
             rootfs.clone(kernel_set, directory / "kernel")
-            shutil.rmtree(directory / "kernel" / "modules")
+            for name in ("modules", "firmware"):
+                shutil.rmtree(directory / "kernel" / name, ignore_errors=True)
             release = next((kernel_set / "modules").iterdir()).name
             facts = {
                 "version": tree.version(),
                 "kernel": release,
                 "python": version,
                 "rootfs_bytes": (directory / "rootfs.erofs").stat().st_size,
-                "kernel_bytes": (directory / "kernel" / "vmlinux").stat().st_size,
+                "kernel_bytes": (directory / "kernel" / self.kernel_name).stat().st_size,
                 "relay": relay is not None,
             }
             (directory / "image.json").write_text(json.dumps(facts, indent=1) + "\n")
 
         return self._obtain("lab", key, "putting the lab image together", make)
+
+    @property
+    def kernel_name(self) -> str:
+        """Return the name of the kernel's file."""
+        return PurePath(self.recipe.architecture.kernel).name
 
     def build(self) -> Path:
         """Make what is missing; return the directory of the finished image."""
@@ -356,7 +403,9 @@ class Builder:
 
             def debian_side() -> tuple[Path, Path]:
                 base = self.userland()
-                return base, self.python(base)
+                # Byte code alone, so the same for all architectures.
+                runnable = base if self._runnable is self else self._runnable.userland()
+                return base, self._runnable.python(runnable)
 
             kernel_side = pool.submit(self.kernel)
             base_side = pool.submit(debian_side)
@@ -380,13 +429,17 @@ class Builder:
             return self.lab(kernel_side.result(), base, packages, relay_side.result())
 
 
-def describe(directory: Path) -> ImageSet:
-    """Return the finished image in ``directory``."""
+def describe(directory: Path, kernel: str = "vmlinux") -> ImageSet:
+    """Return the finished image in ``directory``.
+
+    :param directory: Where it is.
+    :param kernel: The name of the kernel's file.
+    """
     facts = json.loads((directory / "image.json").read_text())
     mib = 1 << 20
     return ImageSet(
         name="lab",
-        kernel=directory / "kernel" / "vmlinux",
+        kernel=directory / "kernel" / kernel,
         rootfs=directory / "rootfs.erofs",
         cmdline=CMDLINE,
         description=(
@@ -398,14 +451,21 @@ def describe(directory: Path) -> ImageSet:
     )
 
 
-def build(cache: Path, progress: Report | None = None, extras: Extras | None = None) -> ImageSet:
+def build(
+    cache: Path,
+    progress: Report | None = None,
+    extras: Extras | None = None,
+    board: str | None = None,
+) -> ImageSet:
     """Return the lab image, made as far as it is not in the cache. May be killed at any time.
 
     :param cache: The product's cache folder; images are in ``images`` below it.
     :param progress: Called with lines for a person (``host.progress``); without one they go to
         standard error.
+    :param extras: What it has in addition.
+    :param board: Instead of the lab image the stand-in for this board's firmware.
     :raises HostError: when it cannot be built; the text is for a person.
     """
     report = progress if progress is not None else reporter(sys.stderr)
-    builder = Builder(trees.find(), Cache(cache / "images"), Progress(report), extras)
-    return describe(builder.build())
+    builder = Builder(trees.find(), Cache(cache / "images"), Progress(report), extras, board)
+    return describe(builder.build(), builder.kernel_name)

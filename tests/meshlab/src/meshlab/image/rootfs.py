@@ -81,6 +81,8 @@ def skeleton(root: Path) -> None:
     (root / "tmp").chmod(0o1777)
     (root / "root").chmod(0o700)
     for name, target in LINKS.items():
+        if name == "lib64" and not (root / target).exists():
+            continue  # only amd64's loader is there
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_symlink():

@@ -1,8 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A card image without Buildroot: the lab image, laid out by the scripts of the firmware.
+"""Card images without Buildroot: Debian's programs, laid out by the scripts of the firmware.
 
-``board/common/post-image.sh`` makes it as it makes the firmware's: hash tree, command lines, boot
+``board/common/post-image.sh`` makes them as it makes the firmware's: hash tree, command lines, boot
 partitions. So everything about cards that is not Buildroot's is tested where no firmware was built.
+
+What stands in for what on the card:
+
+=============== ==================================== ===============================================
+                ``standin`` (x86-64)                 ``standin-rpi64`` (arm64)
+=============== ==================================== ===============================================
+programs        Debian's instead of Buildroot's      the same
+kernel          the lab's                            mainline as Debian has it, with the firmware's
+                                                     fragments but ``downstream.config``, which only
+                                                     the Raspberry Pi kernel knows
+device trees    none                                 mainline's
+Pi's firmware   none                                 a line of text in place of each file
+overlays        none                                 the same; ``meshlab.machine.bootrom`` looks at
+                                                     their names, and no emulator at their contents
+=============== ==================================== ===============================================
+
+So ``standin-rpi64`` starts in an emulator only: a Raspberry Pi finds no firmware on it.
 """
 
 from __future__ import annotations
@@ -10,6 +27,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from host.progress import Report
@@ -20,7 +38,6 @@ from meshlab.image.cache import Cache, Digest
 from meshlab.image.errors import ImageError
 
 RECIPE = "1"
-BOARD = "x86_64"
 
 PROGRAMS = {
     "genimage": "genimage",
@@ -30,37 +47,79 @@ PROGRAMS = {
 }
 """Programs that make the card, and the package that brings each."""
 
+
+@dataclass(frozen=True)
+class Kind:
+    """A stand-in."""
+
+    board: str
+    """The board whose scripts lay out the card."""
+    kernel: str
+    """The kernel's name on the card."""
+    image: str | None = None
+    """The board whose kernel it has (``lab.build``); ``None``: the lab image is on the card."""
+    programs: tuple[tuple[str, str], ...] = ()
+    """More programs that make it, and the package that brings each."""
+    files: tuple[tuple[str, str], ...] = ()
+    """Files that make it, and the package that brings each."""
+    firmware: tuple[str, ...] = ()
+    """Files that a Raspberry Pi reads before Linux, and no emulator: on the card by name only."""
+
+
+KINDS = {
+    # QEMU knows a kernel by its content: the ELF file saves every start the decompression.
+    "standin": Kind("x86_64", "bzImage"),
+    "standin-rpi64": Kind(
+        "rpi64",
+        "Image",
+        image="rpi64",
+        programs=(("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),),
+        files=(("/usr/aarch64-linux-gnu/lib/libc.a", "libc6-dev-arm64-cross"),),
+        firmware=("bootcode.bin", "start.elf", "fixup.dat", "start4.elf", "fixup4.dat"),
+    ),
+}
+
+PLACEHOLDER = b"A card for emulators: a Raspberry Pi needs a file of its firmware instead.\n"
+
 _PLACES = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def build(cache: Path, progress: Report | None = None) -> Path:
+def build(cache: Path, progress: Report | None = None, name: str = "standin") -> Path:
     """Return the directory of ``card.img`` and ``manifest.json``, made if not in ``cache``.
 
-    :raises ImageError: when the lab image cannot be built, or genimage, veritysetup (Debian's
-        cryptsetup-bin), mtools or mkfs.fat is missing or fails.
+    :param cache: The product's cache folder.
+    :param progress: As ``lab.build`` has it.
+    :param name: A key of ``KINDS``.
+    :raises ImageError: when the image cannot be built, or genimage, veritysetup (Debian's
+        cryptsetup-bin), mtools, mkfs.fat or a compiler is missing or fails.
     """
-    packages = host.missing(PROGRAMS, {})
-    if packages:  # said before the lab image is built for it
+    kind = KINDS[name]
+    packages = host.missing(PROGRAMS | dict(kind.programs), dict(kind.files))
+    if packages:  # said before the image is built for it
         raise ImageError(
             "programs that make the stand-in card are missing. Install them with:\n"
             f"    apt-get install --no-install-recommends {' '.join(packages)}"
         )
-    images = lab.build(cache, progress)
+    images = lab.build(cache, progress, board=kind.image)
     tree = trees.find()
     kept = Cache(cache / "images")
     made_of = Digest(RECIPE, images.rootfs.parent.name)
-    common, board = tree.root / "board" / "common", tree.root / "board" / BOARD
+    common, board = tree.root / "board" / "common", tree.root / "board" / kind.board
     scripts = [common / "post-image.sh", common / "genimage.cfg", *(common / "card").iterdir()]
-    made_of.files(tree.root, [*scripts, board / "board.conf", board / "hooks.sh"])
+    made_of.files(tree.root, [*scripts, *(path for path in board.iterdir() if path.is_file())])
+    made_of.words(PLACEHOLDER.decode(), *kind.firmware)
     facts = json.loads((images.rootfs.parent / "image.json").read_text())
 
     def make(directory: Path) -> None:
         shutil.copyfile(images.rootfs, directory / "rootfs.erofs")
-        # QEMU knows a kernel by its content: the ELF file saves every start the decompression.
-        shutil.copyfile(images.kernel, directory / "bzImage")
+        shutil.copyfile(images.kernel, directory / kind.kernel)
+        for path in (images.kernel.parent / "dtbs").glob("*.dtb"):
+            shutil.copyfile(path, directory / path.name)
+        if kind.firmware:
+            _stand_in_firmware(directory / "rpi-firmware", board, kind.firmware)
         (directory / "target" / "lib" / "modules" / facts["kernel"]).mkdir(parents=True)
         Runner().run(
-            [common / "post-image.sh", directory, BOARD],
+            [common / "post-image.sh", directory, kind.board],
             kept.log("standin"),
             what="making the stand-in card",
             env={
@@ -76,3 +135,12 @@ def build(cache: Path, progress: Report | None = None) -> Path:
                 path.unlink()
 
     return kept.obtain("standin", made_of.key(), make)
+
+
+def _stand_in_firmware(directory: Path, board: Path, names: tuple[str, ...]) -> None:
+    """Make a file of each name, and one of each overlay that the board's configuration asks for."""
+    (directory / "overlays").mkdir(parents=True)
+    lines = (board / "overlays.txt").read_text().splitlines()
+    overlays = [f"overlays/{line}.dtbo" for line in lines if line and not line.startswith("#")]
+    for name in (*names, *overlays):
+        (directory / name).write_bytes(PLACEHOLDER)

@@ -8,6 +8,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from firmware import boards
+from meshlab.image.architecture import ARCHITECTURES, Architecture
 from meshlab.image.errors import ImageError
 
 COMMON_FRAGMENTS = "board/common/linux"
@@ -19,16 +21,16 @@ LAB_FRAGMENTS = ("board/x86_64/linux/x86_64.config", "board/qemu/linux/lab.confi
 
 @dataclass(frozen=True)
 class Recipe:
-    """``board/qemu/lab-image.toml``: what of Debian goes into the lab image."""
+    """``board/qemu/lab-image.toml``: what of Debian goes into an image, and what kernel."""
 
     suite: str
     """Debian release."""
-    architecture: str
-    """Debian architecture of the node."""
+    architecture: Architecture
+    """The node's."""
     kernel_source: str
     """Package that holds the kernel's source as ``/usr/src/NAME.tar.xz``."""
     kernel_firmware: dict[str, str]
-    """Files compiled into the kernel: name there -> path in the package ``firmware_package``."""
+    """Files that the kernel asks for: name there -> path in the package ``firmware_package``."""
     firmware_package: str
     packages: tuple[str, ...]
     """Packages (with all they depend on) from which ``files`` are taken."""
@@ -40,6 +42,12 @@ class Recipe:
     """BusyBox applets that make no sense on a node."""
     aside: dict[str, tuple[str, str]]
     """Programs of packages that exclude one of ``packages``: name here -> package, path there."""
+    fragments: tuple[Path, ...]
+    """Fragments of the kernel's configuration in the order in which they apply."""
+    device_trees: tuple[str, ...] = ()
+    """Device trees that are built with the kernel, as its makefiles name them, without suffix."""
+    firmware_built_in: bool = True
+    """Whether ``kernel_firmware`` is compiled in; else it is in the root's ``/lib/firmware``."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +81,39 @@ class Tree:
         common = sorted((self.root / COMMON_FRAGMENTS).glob("*.config"))
         return common + [self.root / name for name in LAB_FRAGMENTS]
 
-    def recipe(self) -> Recipe:
-        """Read ``board/qemu/lab-image.toml``; raises ``ImageError`` when it is not as expected."""
+    def recipe(self, board: str | None = None) -> Recipe:
+        """Read ``board/qemu/lab-image.toml``.
+
+        :param board: The board whose firmware is stood in for; ``None``: the lab image.
+        :raises ImageError: when the file is not as expected.
+        """
         path = self.root / "board" / "qemu" / "lab-image.toml"
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
+            own = data if board is None else data["standin"][board]
+            architecture = ARCHITECTURES[own["architecture"]]
+            if board is None:
+                fragments = self.fragments()
+            else:
+                fragments = boards.load(board, self.root).linux_fragments()
+                left_out = [fragments.index(self.root / name) for name in own["fragments-unwanted"]]
+                fragments = [f for index, f in enumerate(fragments) if index not in left_out]
             return Recipe(
                 suite=data["suite"],
-                architecture=data["architecture"],
+                architecture=architecture,
                 kernel_source=data["kernel"]["source"],
-                kernel_firmware=dict(data["kernel"]["firmware"]),
+                kernel_firmware=dict(own["kernel"]["firmware"]),
                 firmware_package=data["kernel"]["firmware-package"],
+                fragments=tuple(fragments),
+                device_trees=tuple(own.get("device-trees", ())),
+                firmware_built_in=board is None,
                 packages=tuple(data["userland"]["packages"]),
-                files=tuple(data["userland"]["files"]),
+                files=tuple(
+                    pattern.replace("LOADER", architecture.loader).replace(
+                        "LIBRARIES", architecture.libraries
+                    )
+                    for pattern in data["userland"]["files"]
+                ),
                 unwanted=tuple(data["userland"]["unwanted"]),
                 applets_unwanted=tuple(data["userland"]["applets-unwanted"]),
                 aside={
@@ -95,7 +123,7 @@ class Tree:
             )
         except KeyError as error:
             raise ImageError(f"{path}: the key {error} is missing") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, boards.BoardError) as error:
             raise ImageError(f"{path} cannot be used: {error}") from error
 
     def requirements(self) -> list[str]:

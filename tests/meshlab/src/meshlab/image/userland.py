@@ -2,7 +2,8 @@
 """The part of a node's root filesystem that comes from Debian and PyPI.
 
 Of what mmdebstrap unpacked only what the recipe names is kept, with the shared libraries that it
-needs. Python's modules are compiled by the node's own interpreter, run by its own dynamic loader.
+needs. Python's modules are compiled by the node's own interpreter, run by its own dynamic loader;
+for another architecture by that of the lab image, since byte code is the same for all.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from packaging.requirements import Requirement
 
 from host.run import Runner
 from meshlab.image import elf
+from meshlab.image.architecture import NATIVE
 from meshlab.image.errors import ImageError
 from meshlab.image.tree import Recipe
 
-LIBRARIES = "usr/lib/x86_64-linux-gnu"
-LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 PYTHON = "usr/bin/python3"
 
 # Compile everything below argv[1] beside its source, as argv[2] will name it on the node, optimised
@@ -108,7 +108,7 @@ def select(unpacked: Path, root: Path, recipe: Recipe) -> list[str]:
                 todo.append(target)
             continue
         for library in elf.needed(path):
-            place = unpacked / LIBRARIES / library
+            place = unpacked / recipe.architecture.libraries / library
             if not place.is_symlink() and not place.exists():
                 raise ImageError(f"{name} needs {library}, which is in none of the packages")
             todo.append(place)
@@ -125,22 +125,31 @@ def place_aside(directory: Path, root: Path, recipe: Recipe) -> None:
 
 
 def link_applets(
-    runner: Runner, log: Path, root: Path, *, busyboxes: Iterable[str], unwanted: Iterable[str]
+    runner: Runner,
+    log: Path,
+    root: Path,
+    *,
+    asked: Path,
+    busyboxes: Iterable[str],
+    unwanted: Iterable[str],
 ) -> None:
     """Make BusyBox's applets programs, as far as there is no other program of the name.
 
     ``busyboxes`` are programs in ``usr/bin``: each serves the applets that those before it lack,
     except that the shell is always the last one's (see ``board/qemu/lab-image.toml``).
+
+    :param asked: The root whose ``busyboxes`` are asked for their applets: ``root`` itself, or the
+        same of an architecture that can be run here.
     """
     programs = list(busyboxes)
     skip = set(unwanted)
     for program in programs:
         last = program == programs[-1]
         listing: list[str] = []
-        path = root / "usr" / "bin" / program
+        path = asked / "usr" / "bin" / program
         loader: list[str | Path] = []
         if elf.needed(path):
-            loader = [root / LOADER, "--library-path", root / LIBRARIES]
+            loader = _loaded(asked)
         runner.run(
             [*loader, path, "--list-full"],
             log,
@@ -162,6 +171,11 @@ def link_applets(
             link.symlink_to(program if where == "bin" else f"../bin/{program}")
 
 
+def _loaded(root: Path) -> list[str | Path]:
+    """Return what runs a program of ``root`` here, with the libraries that it was built with."""
+    return [root / NATIVE.interpreter, "--library-path", root / NATIVE.libraries]
+
+
 def python_version(root: Path) -> str:
     """Return the node's Python version, ``3.13``."""
     target = (root / PYTHON).readlink().name
@@ -179,9 +193,7 @@ def compile_python(
     """
     runner.run(
         [
-            userland / LOADER,
-            "--library-path",
-            userland / LIBRARIES,
+            *_loaded(userland),
             userland / PYTHON,
             "-BS",
             "-c",

@@ -34,6 +34,8 @@ into it. The file is sparse."""
 CARDS = ("rpi64", "x86_64")
 """Boards whose card image ``make BOARD`` leaves in the cache."""
 STANDIN = "standin"
+STANDINS = (STANDIN, "standin-rpi64")
+"""Stand-ins for them, which ``meshlab.image.standin`` makes."""
 CONFIG = "thicket.toml"
 
 
@@ -281,8 +283,8 @@ def load(
 
     :param image: ``lab``, which is built when it is not in the cache; ``rpi64`` or ``x86_64``, the
         firmware that ``make`` left there; the path of a card image; a directory with ``card.img``,
-        or with a kernel, ``rootfs.erofs`` and ``cmdline``. ``standin`` is for tests: the lab
-        image's programs on a card.
+        or with a kernel, ``rootfs.erofs`` and ``cmdline``. ``standin`` and ``standin-rpi64`` are
+        for tests: Debian's programs on a card, see ``meshlab.image.standin``.
     :param extras: For the lab image, which alone can have some.
     :raises LabError: when there is no such image, or it cannot be built or booted.
     """
@@ -297,8 +299,8 @@ def load(
             images = lab_image.build(cache, progress, extras)
         elif extras is not None:
             raise LabError(f"only the lab image can be given something in addition, not {image}")
-        elif image == STANDIN:
-            images = card_image(standin.build(cache, progress) / "card.img", STANDIN)
+        elif image in STANDINS:
+            images = card_image(standin.build(cache, progress, image) / "card.img", image)
         else:
             images = find_card(image, cache) or directory_image(Path(image))
         arch = images.arch if isinstance(images, CardImage) else "x86_64"
