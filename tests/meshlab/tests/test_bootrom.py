@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from meshlab.machine import bootrom, fat
 from meshlab.machine.bootrom import MODELS, BootError, Request, architecture, boot, extract, parse
 from meshlab.machine.bootrom import request_of as requested
+from meshlab.machine.devicetree import without
 
 sys.path.insert(0, str(Path(__file__).parent))
 from crafted_card import AUTOBOOT, KERNEL, MIB, make_card, make_fat, mbr, slot
+from flat_tree import node, prop, tree
 from tiny_guest import guest
 
 TRY = Request(tryboot=True)
@@ -145,6 +147,30 @@ def test_filters_against_a_second_reading_of_the_rules(lines: list[str], tryboot
 def test_any_bytes_are_a_configuration(text: bytes) -> None:
     found = parse(text, "config.txt", find={"config.txt": text}.get)
     assert all("\n" not in key + value for key, value in found.values.items())
+
+
+# -- what a Pi gives the kernel besides
+
+
+def test_the_device_tree_of_a_model_and_the_overlay_that_is_known(tmp_path: Path) -> None:
+    whole = tree(node("", node("serial@7e201000", prop(b"okay\0"), node("bluetooth"))))
+    pi3 = MODELS["pi3"]
+
+    def found(config: bytes, **files: bytes) -> bytes:
+        more = {"start.elf": b"x", "kernel8.img": KERNEL, "config.txt": config, **files}
+        card = make_card(tmp_path / "card.img", None, {**slot("A"), **more})
+        return bootrom.device_tree(card, boot(card, model=pi3), pi3)
+
+    mainline = {"bcm2837-rpi-3-b.dtb": whole}
+    assert found(b"", **mainline) == whole
+    both = b"dtoverlay=disable-bt\ndtoverlay=disable-wifi\n"
+    assert found(both, **mainline) == without(whole, frozenset({"bluetooth"})) != whole
+    assert found(b"[pi4]\ndtoverlay=disable-bt\n", **mainline) == whole
+    assert found(b"", **mainline, **{"bcm2710-rpi-3-b.dtb": tree(node(""))}) == tree(node(""))
+    with pytest.raises(BootError, match=r"no device tree bcm2710-rpi-3-b.dtb or bcm2837-rpi-3-b"):
+        found(b"")
+    with pytest.raises(BootError, match="device tree is damaged"):
+        found(b"", **{"bcm2837-rpi-3-b.dtb": b"\x7fELF" * 20})
 
 
 # -- what the guest asks for

@@ -25,6 +25,7 @@ from meshlab.machine.spec import (
     CARD,
     CONSOLE_SOCKET,
     KERNEL,
+    TREE,
     MachineSpec,
     Start,
     command,
@@ -102,6 +103,23 @@ def test_console_is_added_where_the_card_has_none(tmp_path: Path) -> None:
     assert line("console=serial0", accel=clock) == (
         "console=ttyS0 nolapic_timer norandmaps no_timer_check tsc_early_khz=2596120 tsc=reliable"
     )
+
+
+def test_a_pi_has_its_own_device_tree_and_nothing_of_virtio(tmp_path: Path) -> None:
+    pi = {"arch": "aarch64", "board": "raspi3b", "relay": False}
+    spec = spec_in(tmp_path, **pi)
+    arguments = command(spec, found("console=serial0,115200 quiet"))
+    assert option(arguments, "-dtb") == [TREE]
+    assert option(arguments, "-drive") == [f"if=sd,format=raw,file={CARD},cache=unsafe"]
+    assert option(arguments, "-append") == [
+        "console=ttyAMA0,115200 quiet initcall_blacklist=bcm2835_wdt_driver_init norandmaps"
+    ]
+    assert [option(arguments, name) for name in ("-m", "-smp")] == [["1024"], ["4"]]
+    for name in ("-cpu", "-fw_cfg", "-device"):
+        assert option(arguments, name) == []
+    for change in ({"chip": True}, {"relay": True}):
+        with pytest.raises(ValueError, match="no chip and no relay"):
+            spec_in(tmp_path, **(pi | change))
 
 
 def test_half_a_card_is_refused(tmp_path: Path) -> None:

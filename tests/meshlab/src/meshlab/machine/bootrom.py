@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firmware import card as cards
+from meshlab.machine import devicetree
 from meshlab.machine.fat import TYPES, Fat, FatError, ToolError, usable_name
 
 AUTOBOOT = "autoboot.txt"
@@ -36,6 +37,7 @@ LINE_LIMIT = 98
 
 CONFIG_LIMIT = 64 << 10
 KERNEL_LIMIT = 128 << 20
+TREE_LIMIT = 1 << 20
 CMDLINE_LIMIT = 2047
 """Characters that a kernel takes: ``COMMAND_LINE_SIZE`` is 2048 on x86 and arm64, with its NUL."""
 
@@ -67,6 +69,8 @@ class Model:
     wants_kernel: bool = False
     """Whether a partition without a kernel counts as not bootable. A Pi looks for the kernel when
     its firmware has been started, and there is no way back from that."""
+    trees: tuple[str, ...] = ()
+    """Device trees, of which the first that is there is taken; none: the emulator makes one."""
 
 
 def _with_eeprom(name: str, filters: frozenset[str], tree: str) -> Model:
@@ -79,7 +83,15 @@ MODELS: Mapping[str, Model] = {
     for model in (
         # As a Pi 4, but its own firmware is QEMU: a card for x86-64 has no start4.elf.
         Model("simulated", frozenset({"pi4"}), ("config.txt",), wants_kernel=True),
-        Model("pi3", frozenset({"pi3"}), ("start.elf",), walks=False),
+        # The Raspberry Pi kernel's device tree, or mainline's, which a Pi takes if config.txt has
+        # upstream_kernel=1.
+        Model(
+            "pi3",
+            frozenset({"pi3"}),
+            ("start.elf",),
+            walks=False,
+            trees=("bcm2710-rpi-3-b.dtb", "bcm2837-rpi-3-b.dtb"),
+        ),
         Model("pi3+", frozenset({"pi3", "pi3+"}), ("start.elf",), walks=False),
         Model("cm3", frozenset({"pi3", "cm3"}), ("start.elf",), walks=False),
         Model("zero2w", frozenset({"pi0", "pi0w", "pi02"}), ("start.elf",), walks=False),
@@ -120,6 +132,8 @@ class Boot:
     """The first line of ``cmdline.txt``, as it is on the card."""
     settings: Mapping[str, str]
     """What ``config.txt`` came to; of settings given twice the last."""
+    overlays: tuple[str, ...] = ()
+    """The names of device tree overlays in the order in which ``config.txt`` has them."""
     notes: tuple[str, ...] = ()
     """What a person should know: what was passed over, ignored or cut off."""
 
@@ -134,6 +148,7 @@ class Settings:
     """The settings of a configuration file, and what was odd about it."""
 
     values: dict[str, str] = field(default_factory=dict)
+    overlays: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -231,6 +246,8 @@ class _Parser:
         elif "=" in line:
             key, _, value = line.partition("=")
             self.found.values[key.strip()] = value.strip()
+            if key.strip() == "dtoverlay" and value.strip():
+                self.found.overlays.append(value.partition(",")[0].strip())
         else:
             self._note(f"{name}, line {number}: {line!r} is no setting")
 
@@ -289,6 +306,28 @@ def extract(card: Path, found: Boot, target: Path) -> None:
         raise BootError(str(error)) from error
     if not there or target.stat().st_size == 0:
         raise BootError(f"{found.kernel} on {fat.where} is empty or a folder")
+
+
+def device_tree(card: Path, found: Boot, model: Model) -> bytes:
+    """Return the device tree that the kernel gets: the model's, with the overlays applied.
+
+    Of overlays only ``disable-bt`` is known, and by its name: QEMU has no Bluetooth behind the
+    serial port, and a kernel that finds one in the device tree gives the port to that. What any
+    other overlay changes is nothing that QEMU has.
+
+    :raises BootError: when there is none, or it is damaged.
+    """
+    try:
+        with card.open("rb") as file:
+            fat = Fat(card, cards.read(file)[found.partition])
+        for name in model.trees:
+            tree = fat.read(name, TREE_LIMIT)
+            if tree is not None:
+                off = frozenset({"bluetooth"} if "disable-bt" in found.overlays else ())
+                return devicetree.without(tree, off)
+    except (FatError, cards.CardError, devicetree.DeviceTreeError) as error:
+        raise BootError(str(error)) from error
+    raise BootError(f"{fat.where} has no device tree {' or '.join(model.trees)}")
 
 
 def architecture(kernel: Path) -> str | None:
@@ -422,7 +461,15 @@ class _Rom:
         kernel = self._kernel(fat, settings.values, name)
         cmdline, notes = self._cmdline(fat, settings.values)
         notes = [*self.notes, *settings.notes, *notes]
-        return Boot(number, self.tryboot, kernel, cmdline, settings.values, tuple(notes))
+        return Boot(
+            number,
+            self.tryboot,
+            kernel,
+            cmdline,
+            settings.values,
+            tuple(settings.overlays),
+            tuple(notes),
+        )
 
     def _kernel(self, fat: Fat, values: dict[str, str], config: str) -> str:
         wanted = values.get("kernel")

@@ -9,7 +9,7 @@ import os
 from meshlab.machine import bootrom
 from meshlab.machine.output import Output
 from meshlab.machine.qemu import MachineError
-from meshlab.machine.spec import CARD, KERNEL, MachineSpec, Start, card_parameters
+from meshlab.machine.spec import CARD, KERNEL, TREE, MachineSpec, Start, card_parameters
 
 
 class Card:
@@ -35,9 +35,14 @@ class Card:
         spec = self._spec
         card = spec.directory / CARD
 
+        model = bootrom.MODELS[spec.hardware.model]
+
         def find() -> bootrom.Boot:
-            found = bootrom.boot(card, request)
+            found = bootrom.boot(card, request, model)
             bootrom.extract(card, found, spec.directory / KERNEL)
+            if model.trees:
+                tree = bootrom.device_tree(card, found, model)
+                (spec.directory / TREE).write_bytes(tree)
             return found
 
         try:
@@ -60,7 +65,7 @@ class Card:
         self._output.say(f"boot ROM: {found.in_words()}")
         if self._memory is None:
             self._memory = os.memfd_create(f"thicket-{spec.name}", os.MFD_CLOEXEC)
-            os.ftruncate(self._memory, spec.memory_mib << 20)
+            os.ftruncate(self._memory, spec.memory << 20)
         return Start(found, self._memory)
 
     def power_off(self) -> None:

@@ -30,6 +30,8 @@ QEMU_LOG = "qemu.log"
 CARD = "card.img"
 KERNEL = "kernel"
 """The kernel that the boot ROM took from the card at the latest start."""
+TREE = "devicetree.dtb"
+"""The device tree that it took, on a board that is a Pi."""
 
 SOCKETS = (CONSOLE_SOCKET, SHELL_SOCKET, EXEC_SOCKET, RELAY_SOCKET, QMP_SOCKET)
 """Those that QEMU makes."""
@@ -44,7 +46,8 @@ class Board:
     machine: str
     """``-machine`` and its options."""
     transport: str
-    """How virtio devices are attached: ``pci``, or ``device`` for virtio-mmio."""
+    """How virtio devices are attached: ``pci``, or ``device`` for virtio-mmio; ``""``: they cannot
+    be. Then there are neither shells nor chip nor relay, and the card is an SD card."""
     cmdline: str
     """Kernel parameters for this machine, before those of the image."""
     watchdog: str | None
@@ -56,6 +59,13 @@ class Board:
     tcg_card_cmdline: str = "norandmaps"
     """More of them for a system from a card; the lab image asks for these itself. ``norandmaps``:
     programs at the same addresses at each start, so that QEMU translates them once."""
+    model: str = "simulated"
+    """What its boot ROM does, a key of ``bootrom.MODELS``."""
+    memory_mib: int | None = None
+    """The memory, where it cannot be chosen."""
+    processors: int = 1
+    own_processor: bool = False
+    """Whether the kind of processor belongs to the board, and cannot be chosen."""
 
 
 # The HPET says how fast it runs. The local APIC's timer has to be compared with another timer for a
@@ -99,6 +109,19 @@ BOARDS: Mapping[str, Board] = {
         transport="pci",
         cmdline="console=ttyAMA0",
         watchdog="i6300esb",
+    ),
+    # A Raspberry Pi 3 B by its own device tree. QEMU's power block takes a watchdog that is started
+    # for one that has run out. Its driver stays off, and with it restarting and switching off.
+    "raspi3b": Board(
+        qemu="qemu-system-aarch64",
+        machine="raspi3b",
+        transport="",
+        cmdline="console=ttyAMA0 initcall_blacklist=bcm2835_wdt_driver_init",
+        watchdog=None,
+        model="pi3",
+        memory_mib=1024,
+        processors=4,
+        own_processor=True,
     ),
 }
 
@@ -150,6 +173,8 @@ class MachineSpec:
             raise ValueError(f"no board {self.board}; known: {', '.join(BOARDS)}")
         if (self.kernel is None) != (self.rootfs is None):
             raise ValueError(f"{self.name}: kernel and root come both from the card or both not")
+        if not self.hardware.transport and (self.chip or self.relay or self.kernel):
+            raise ValueError(f"{self.name}: its board has an SD card, and no chip and no relay")
         if self.memory_mib < 64:
             raise ValueError(f"memory of {self.name}: {self.memory_mib} MiB, at least 64 needed")
 
@@ -159,6 +184,11 @@ class MachineSpec:
         if isinstance(self.board, Board):
             return self.board
         return BOARDS[self.board or DEFAULT_BOARDS[self.arch]]
+
+    @property
+    def memory(self) -> int:
+        """Return the machine's memory in MiB."""
+        return self.hardware.memory_mib or self.memory_mib
 
 
 @dataclass(frozen=True)
@@ -184,7 +214,7 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
         accel += f",thread=single,tb-size={spec.code_buffer_mib}"
         machine += f",{board.tcg_machine}" if board.tcg_machine else ""
     arguments = [board.qemu, "-name", f"thicket-{spec.name}", "-nodefaults", "-no-user-config"]
-    arguments += ["-display", "none", "-smp", "1", "-m", str(spec.memory_mib)]
+    arguments += ["-display", "none", "-smp", str(board.processors), "-m", str(spec.memory)]
     # The chip's back end reads requests in the guest's memory, so that must be shareable.
     ram = ""
     if start is not None:
@@ -193,8 +223,10 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
         ram = "memory-backend-memfd,id=ram"
     if ram:
         machine += ",memory-backend=ram"
-        arguments += ["-object", f"{ram},size={spec.memory_mib}M,share=on"]
-    arguments += ["-machine", machine, "-accel", accel, "-cpu", spec.accel.cpu]
+        arguments += ["-object", f"{ram},size={spec.memory}M,share=on"]
+    arguments += ["-machine", machine, "-accel", accel]
+    if not board.own_processor:
+        arguments += ["-cpu", spec.accel.cpu]
     arguments += ["-rtc", "base=utc,clock=host"]
     if start is None:
         arguments += ["-kernel", _value(spec.kernel or "")]
@@ -204,18 +236,22 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
         # somebody listens to how it ends.
         arguments += ["-no-reboot", "-S", "-kernel", KERNEL]
         arguments += ["-append", " ".join(card_parameters(spec, start.boot.cmdline))]
-        # What a Pi's firmware tells in the device tree, /chosen/bootloader.
-        for name, value in (
-            ("partition", start.boot.partition),
-            ("tryboot", int(start.boot.tryboot)),
-        ):
-            arguments += ["-fw_cfg", f"name=opt/org.thicket/bootloader/{name},string={value}"]
+        if bootrom.MODELS[board.model].trees:
+            arguments += ["-dtb", TREE]
+        if board.transport:
+            # What a Pi's firmware tells in the device tree, /chosen/bootloader.
+            for name, value in (
+                ("partition", start.boot.partition),
+                ("tryboot", int(start.boot.tryboot)),
+            ):
+                arguments += ["-fw_cfg", f"name=opt/org.thicket/bootloader/{name},string={value}"]
     arguments += [*_listener("qmp", QMP_SOCKET), "-mon", "chardev=qmp,mode=control"]
     arguments += _listener("console", CONSOLE_SOCKET, f",logfile={CONSOLE_LOG},logappend=on")
     arguments += ["-serial", "chardev:console"]
     arguments += _disks(spec)
-    arguments += _ports(spec)
-    arguments += ["-device", f"virtio-rng-{board.transport}"]
+    if board.transport:
+        arguments += _ports(spec)
+        arguments += ["-device", f"virtio-rng-{board.transport}"]
     if spec.chip:
         # No reconnect=: the device wants its back end at once, and a QEMU that may connect later
         # gives up ("vhost_backend_init failed"). The chip listens before QEMU starts.
@@ -284,6 +320,8 @@ def _disks(spec: MachineSpec) -> list[str]:
             ("data", _value(spec.data), ",cache=unsafe"),
             ("config", _value(spec.config), ",cache=unsafe"),
         ]
+    if not spec.hardware.transport:
+        return ["-drive", f"if=sd,format=raw,file={CARD},cache=unsafe"]
     for name, path, more in disks:
         arguments += ["-drive", f"if=none,id={name},format=raw,file={path}{more}"]
         arguments += ["-device", f"virtio-blk-{spec.hardware.transport},drive={name}"]

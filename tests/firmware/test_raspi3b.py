@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Raspberry Pi 3 B in QEMU, from power-on to the report on its card.
+
+What ``virt`` does not show: the Pi's own device tree, its SD host controller, its serial port. The
+machine has no virtio device, hence no shell: what is known of it is on its card and its console.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from firmware import card as cards
+from meshlab.lab import real_parts
+from meshlab.machine import bootrom
+from meshlab.machine.machine import Machine
+from meshlab.machine.spec import CARD, MachineSpec
+
+sys.path.insert(0, str(Path(__file__).parent))
+from card_images import loaded
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.lab,
+    pytest.mark.timeout(1800, func_only=True),
+]
+
+MIB = 1 << 20
+SIZE = 1024 * MIB
+"""QEMU takes powers of two only for an SD card."""
+PATIENCE = 600.0
+"""Seconds within which a report must be on the card, on a busy host."""
+CONFIG = "thicket.toml"
+REPORT = "report.txt"
+NEW = f"{'Data:':<15}new"
+TOML = '[mesh]\nid = "pi-test"\n'
+SLOT_B = b"[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=2\n"
+
+
+class Pi:
+    """A card, and the Raspberry Pi that it is put into."""
+
+    def __init__(self, directory: Path, image: real_parts.RealParts) -> None:
+        self.card = directory / CARD
+        image.disks(directory, TOML)
+        os.truncate(self.card, SIZE)
+        made = image.machine("pi", directory, lambda event: None)
+        assert isinstance(made, Machine)
+        changes = {"board": "raspi3b", "chip": False, "relay": False}
+        self.machine = Machine(MachineSpec(**{**vars(made.spec), **changes}))
+
+    async def on(self) -> None:
+        await self.machine.start()
+
+    async def cut(self) -> None:
+        """Cut the power."""
+        self.machine.kill()
+        await self.machine.wait()
+
+    def layout(self) -> cards.Card:
+        with self.card.open("rb") as file:
+            return cards.read(file)
+
+    def configure(self, name: str, text: bytes) -> None:
+        """Write a file on the first partition, as a person does with the card in a reader."""
+        real_parts.partition(self.card, cards.CONFIG).write(name, text)
+
+    def forget_report(self) -> None:
+        """Blank the report, so that the next one is new."""
+        self.configure(REPORT, (b" " * 62 + b"\r\n") * 256)
+
+    def report(self) -> str:
+        text = real_parts.partition(self.card, cards.CONFIG).read(REPORT, 1 << 16)
+        return (text or b"").decode().rstrip()
+
+    async def until(self, what: Callable[[], bool], words: str) -> None:
+        began = time.monotonic()
+        while not what():
+            console = self.machine.console_since_start()[-4000:]
+            assert self.machine.running, f"ended\n{console}"
+            assert time.monotonic() - began < PATIENCE, (
+                f"not within {PATIENCE:g} s: {words}\n{self.report()}\n{console}"
+            )
+            await asyncio.sleep(0.5)
+
+    async def reported(self, *words: str) -> str:
+        """Return the report as soon as it has all these words."""
+        await self.until(
+            lambda: all(word in self.report() for word in words), f"{words} in the report"
+        )
+        return self.report()
+
+
+@pytest_asyncio.fixture(loop_scope="module", params=["standin-rpi64", "rpi64"])
+async def pi(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pi]:
+    made = Pi(tmp_path, loaded(str(request.param)))
+    try:
+        yield made
+    finally:
+        await made.cut()
+        made.card.unlink()
+
+
+async def test_from_power_on_to_the_report_and_again_with_a_cut_card(pi: Pi) -> None:
+    await pi.on()
+    report = await pi.reported("slot A", NEW)
+    assert f"{'Settings from:':<15}thicket.toml" in report
+    assert "Nothing is wrong with them." in report
+    assert SIZE - 8 * MIB < pi.layout()[cards.DATA].end <= SIZE
+    booted = pi.machine.booted
+    assert booted is not None
+    assert (booted.partition, booted.overlays) == (cards.BOOT_A, ("disable-bt", "disable-wifi"))
+    console = pi.machine.console_since_start()
+    assert "panic" not in console, console
+
+    await pi.cut()
+    os.truncate(pi.card, SIZE // 2)
+    assert pi.layout()[cards.DATA].end > SIZE // 2
+    pi.forget_report()
+    await pi.on()
+    report = await pi.reported("slot A")
+    assert re.search(r"^Data: +(new|was damaged)", report, re.MULTILINE), report
+
+
+async def test_a_fault_of_the_settings_is_named_on_the_card_by_slot_b(pi: Pi) -> None:
+    pi.configure(CONFIG, b'[mesh]\nid = "pi-test"\nchanel = 6\n')
+    pi.configure(bootrom.AUTOBOOT, SLOT_B)
+    await pi.on()
+    report = await pi.reported("slot B", "chanel")
+    assert "thicket.toml" in report
+    assert "Nothing is wrong with them." not in report
+
+
+async def test_a_power_cut_during_the_first_start(pi: Pi) -> None:
+    before = pi.layout()[cards.DATA].end
+    await pi.on()
+    await pi.until(lambda: pi.layout()[cards.DATA].end > before, "the data partition grows")
+    await pi.cut()
+    assert pi.report() == "", "cut too late"
+    await pi.on()
+    report = await pi.reported("slot A", "Nothing is wrong with them.")
+    assert re.search(r"^Data: +(new|sound|was damaged)", report, re.MULTILINE), report
