@@ -49,7 +49,7 @@ ARM64 = Architecture(
     triplet="aarch64-linux-gnu",
     loader="usr/lib/ld-linux-aarch64.so.1",
     kernel="arch/arm64/boot/Image",
-    objects=1900,
+    objects=1600,
     make=("ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"),
 )
 
