@@ -42,6 +42,7 @@ CONFIG = "thicket.toml"
 REPORT = "report.txt"
 NEW = f"{'Data:':<15}new"
 TOML = '[mesh]\nid = "pi-test"\n'
+SOAK = bool(os.environ.get("THICKET_SOAK"))
 SLOT_B = b"[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=2\n"
 
 
@@ -148,3 +149,30 @@ async def test_a_power_cut_during_the_first_start(pi: Pi) -> None:
     await pi.on()
     report = await pi.reported("slot A", "Nothing is wrong with them.")
     assert re.search(r"^Data: +(new|sound|was damaged)", report, re.MULTILINE), report
+
+
+# -- cards that take long
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not SOAK, reason="takes minutes: `make soak`, or THICKET_SOAK=1")
+async def test_a_card_of_256_gb_has_its_report_soon(pi: Pi) -> None:
+    """The file is sparse: what the start writes is what the host gives room for."""
+    os.truncate(pi.card, 256 << 30)
+    await pi.on()
+    await pi.reported("slot A", NEW)
+    assert pi.layout()[cards.DATA].end > 255 << 30
+    await pi.cut()
+    pi.forget_report()
+    await pi.on()
+    report = await pi.reported("slot A")
+    assert re.search(r"^Data: +sound", report, re.MULTILINE), report
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not SOAK, reason="takes minutes: `make soak`, or THICKET_SOAK=1")
+async def test_a_card_of_5_mb_a_second_has_its_report(pi: Pi) -> None:
+    await pi.on()
+    limits = dict.fromkeys(("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+    await pi.machine.qmp("block_set_io_throttle", {"device": "sd0", "bps": 5 * MIB, **limits})
+    await pi.reported("slot A", NEW)
