@@ -66,11 +66,13 @@ async def roll(
 async def restarts(nodes: Nodes, name: str) -> int:
     """How often the node's daemon has started wpa_supplicant anew, as it says now.
 
-    Where it did so because there was no answer, that is not counted: on a busy host any program
-    may be late.
+    What a busy host causes is not counted: there was no answer in time, or there were no links for
+    so long that the other passphrase was tried, and given up.
     """
     document = await nodes.json(name, "thicket status --json")
-    late = (await nodes.run(name, "logread")).count("wpa_supplicant did not answer")
+    log = await nodes.run(name, "logread")
+    reasons = ("wpa_supplicant did not answer", "the other is tried", "back to the present one")
+    late = sum(log.count(reason) for reason in reasons)
     return int(document["radio"]["supplicant"]["restarts"]) - late
 
 
