@@ -186,6 +186,9 @@ async def test_slot_a_starts_as_autoboot_says(device: Device) -> None:
     assert "Read-only file system" in output
     # And what the person wrote on the first partition has arrived.
     assert 'id = "boot-test"' in await device.run("cat /etc/thicket/thicket.toml")
+    # The end of start-watch is nobody's business. init starts the daemon behind the scripts.
+    await device.run("while [ ! -e /run/thicket/status.json ]; do sleep 0.2; done")
+    assert "Terminated" not in device.machine.console_since_start()
 
 
 async def test_the_other_slot_by_trial_and_by_autoboot(device: Device) -> None:

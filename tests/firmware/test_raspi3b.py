@@ -121,6 +121,7 @@ async def test_from_power_on_to_the_report_and_again_with_a_cut_card(pi: Pi) -> 
     assert (booted.partition, booted.overlays) == (cards.BOOT_A, ("disable-bt", "disable-wifi"))
     console = pi.machine.console_since_start()
     assert "panic" not in console, console
+    assert "Terminated" not in console, "the end of start-watch is nobody's business"
 
     await pi.cut()
     os.truncate(pi.card, SIZE // 2)
