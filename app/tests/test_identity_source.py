@@ -218,6 +218,7 @@ async def test_transfer_that_never_returns(
         raise BusFaultError("released")
 
     machine.fail = hang
+    before = set(threading.enumerate())  # one of another test may still be ending
     try:
         identity = await read_identity(host=machine.host)
         assert "never came back" in (identity.problem or "")
@@ -225,7 +226,8 @@ async def test_transfer_that_never_returns(
         assert "still hangs" in (again.problem or "")
         assert len(machine.opened) == 1
         assert again.id == identity.id
-        (thread,) = [one for one in threading.enumerate() if one.name == "chip"]
+        new = set(threading.enumerate()) - before
+        (thread,) = [one for one in new if one.name == "chip"]
     finally:
         release.set()
     await asyncio.to_thread(thread.join, 60)
