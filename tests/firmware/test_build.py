@@ -110,4 +110,5 @@ def test_a_changed_source_or_recipe_of_ours_is_built_anew(
     (tree / changed).write_text("two\n")
     with pytest.raises(BuildError):
         made.build()
-    assert anew.read_text().split() == ["thicket", "hwsim-relay"]
+    # make may do them in any order, several at a time
+    assert sorted(anew.read_text().split()) == ["hwsim-relay", "thicket"]
