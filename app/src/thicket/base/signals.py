@@ -18,9 +18,9 @@ def called(
 ) -> Iterator[None]:
     """Call these functions in the event loop when their signals come, within this context.
 
-    ``loop.add_signal_handler`` does the same. It needs ``inspect``, whose import is a thirtieth of
-    the daemon's start. ``call_soon_threadsafe`` is documented to be safe in signal handlers, and it
-    wakes the loop.
+    ``loop.add_signal_handler`` does the same. It needs ``inspect``, a twenty-fifth of what the
+    daemon's imports cost. ``call_soon_threadsafe`` is documented to be safe in signal handlers, and
+    it wakes the loop.
     """
     former = {
         number: signal.signal(number, lambda _number, _frame, do=do: loop.call_soon_threadsafe(do))  # type: ignore[misc]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry point of ``thicketd``, which saves about a fifth of the CPU time of all imports.
+"""Entry point of ``thicketd``, which saves a good part of the CPU time of all imports.
 
 There is no garbage collection while modules make objects that stay for ever, and asyncio is
 imported without the module ``ssl``. asyncio supports that for Pythons without OpenSSL; the daemon
