@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flattened device trees (``.dtb``): their nodes, and which of them are enabled.
 
-Only what a check of drivers needs is read. Devicetree Specification 0.4, chapter 5.
+Devicetree Specification 0.4, chapter 5.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAGIC = 0xD00DFEED
 _HEADER = struct.Struct(">10I")
 _VERSION = 17
 """The version that is read here; a tree says how old a reader may be."""
-_BEGIN, _END, _PROPERTY, _NOP, _LAST = 1, 2, 3, 4, 9
+BEGIN, END, PROPERTY, NOP, _LAST = 1, 2, 3, 4, 9
 _DEPTH = 64
 
 
@@ -40,43 +40,76 @@ class Node(NamedTuple):
         return tuple(word.decode("ascii", "replace") for word in value.split(b"\0") if word)
 
 
+class Part(NamedTuple):
+    """A part of a tree: the beginning of a node, one of its properties, or the node as a whole.
+
+    :ivar kind: :data:`BEGIN`, :data:`PROPERTY`, or :data:`END` with the node's last word.
+    :ivar path: of the node, or of the property as if it were a node.
+    :ivar value: of a property.
+    :ivar start: where in the file it begins; with :data:`END`, where the node does.
+    :ivar end: where in the file it ends.
+    """
+
+    kind: int
+    path: str
+    value: bytes
+    start: int
+    end: int
+
+
 def read(data: bytes) -> list[Node]:
     """Return the nodes of a tree, each before those below it.
 
     :raises DeviceTreeError: if the data is not a whole device tree.
     """
-    structure, strings = _blocks(data)
     found: list[Node] = []
-    open_nodes: list[tuple[str, dict[str, bytes]]] = []
-    marks: list[int] = []
-    for token, name, value in _tokens(structure, strings):
-        if token == _BEGIN:
-            if not open_nodes and found:
-                raise DeviceTreeError("there is a second root")
-            if len(open_nodes) >= _DEPTH:
-                raise DeviceTreeError(f"nodes are nested more than {_DEPTH} deep")
-            above = open_nodes[-1][0] if open_nodes else ""
-            path = f"{above.rstrip('/')}/{name}"
+    open_nodes: list[tuple[int, dict[str, bytes]]] = []
+    for part in walk(data):
+        if part.kind == BEGIN:
             properties: dict[str, bytes] = {}
-            open_nodes.append((path, properties))
-            marks.append(len(found))
-            found.append(Node(path, properties, enabled=True))
-        elif not open_nodes:
-            raise DeviceTreeError("something stands outside of the root")
-        elif token == _PROPERTY:
-            open_nodes[-1][1][name] = value
+            open_nodes.append((len(found), properties))
+            found.append(Node(part.path, properties, enabled=True))
+        elif part.kind == PROPERTY:
+            open_nodes[-1][1][part.path.rpartition("/")[2]] = part.value
         else:
-            _path, properties = open_nodes.pop()
-            start = marks.pop()
+            first, properties = open_nodes.pop()
             if properties.get("status", b"okay\0").rstrip(b"\0") not in (b"okay", b"ok"):
-                found[start:] = [node._replace(enabled=False) for node in found[start:]]
-    if open_nodes or not found:
-        raise DeviceTreeError("the tree ends within a node")
+                found[first:] = [node._replace(enabled=False) for node in found[first:]]
     return found
 
 
-def _blocks(data: bytes) -> tuple[bytes, bytes]:
-    """Return the blocks of the structure and of the names."""
+def walk(data: bytes) -> Iterator[Part]:
+    """Yield the parts of a tree in the order in which it has them.
+
+    :raises DeviceTreeError: if the data is not a whole device tree.
+    """
+    start, structure, strings = _blocks(data)
+    open_nodes: list[tuple[str, int]] = []
+    roots = 0
+    for token, name, value, begin, end in _tokens(structure, strings):
+        first, last = start + begin, start + end
+        path = f"{open_nodes[-1][0].rstrip('/') if open_nodes else ''}/{name}"
+        if token == BEGIN:
+            if not open_nodes and roots:
+                raise DeviceTreeError("there is a second root")
+            if len(open_nodes) >= _DEPTH:
+                raise DeviceTreeError(f"nodes are nested more than {_DEPTH} deep")
+            roots = 1
+            open_nodes.append((path, first))
+            yield Part(BEGIN, path, b"", first, last)
+        elif not open_nodes:
+            raise DeviceTreeError("something stands outside of the root")
+        elif token == PROPERTY:
+            yield Part(PROPERTY, path, value, first, last)
+        else:
+            path, first = open_nodes.pop()
+            yield Part(END, path, b"", first, last)
+    if open_nodes or not roots:
+        raise DeviceTreeError("the tree ends within a node")
+
+
+def _blocks(data: bytes) -> tuple[int, bytes, bytes]:
+    """Return where the block of the structure begins, that block, and the one of the names."""
     if len(data) < _HEADER.size:
         raise DeviceTreeError(f"{len(data)} bytes are too few for a header")
     header = _HEADER.unpack_from(data)
@@ -90,32 +123,33 @@ def _blocks(data: bytes) -> tuple[bytes, bytes]:
     for start, extent in ((structure, length), (strings, size)):
         if start + extent > total:
             raise DeviceTreeError("a block reaches beyond its end")
-    return data[structure : structure + length], data[strings : strings + size]
+    return structure, data[structure : structure + length], data[strings : strings + size]
 
 
-def _tokens(structure: bytes, strings: bytes) -> Iterator[tuple[int, str, bytes]]:
-    """Yield what stands in the structure: a token, with a name and a value where it has these."""
+def _tokens(structure: bytes, strings: bytes) -> Iterator[tuple[int, str, bytes, int, int]]:
+    """Yield what stands in the structure: token, name, value, and from where to where."""
     place = 0
     while True:
+        begin, name, value = place, "", b""
         (token,) = _numbers(structure, place, 1)
         place += 4
-        if token == _BEGIN:
+        if token == BEGIN:
             name = _text(structure, place)
             place = _aligned(place + len(name) + 1)
-            yield token, name, b""
-        elif token == _PROPERTY:
+        elif token == PROPERTY:
             length, offset = _numbers(structure, place, 2)
             place += 8
             if place + length > len(structure):
                 raise DeviceTreeError("a property reaches beyond the structure")
-            yield token, _text(strings, offset), structure[place : place + length]
+            name, value = _text(strings, offset), structure[place : place + length]
             place = _aligned(place + length)
-        elif token == _END:
-            yield token, "", b""
         elif token == _LAST:
             return
-        elif token != _NOP:
+        elif token == NOP:
+            continue
+        elif token != END:
             raise DeviceTreeError(f"there is no token {token:#x}")
+        yield token, name, value, begin, place
 
 
 def _numbers(block: bytes, place: int, count: int) -> tuple[int, ...]:

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firmware import card as cards
-from meshlab.machine import devicetree
+from firmware.devicetree import DeviceTreeError
+from meshlab.machine.devicetree import without
 from meshlab.machine.fat import TYPES, Fat, FatError, ToolError, usable_name
 
 AUTOBOOT = "autoboot.txt"
@@ -40,6 +41,9 @@ KERNEL_LIMIT = 128 << 20
 TREE_LIMIT = 1 << 20
 CMDLINE_LIMIT = 2047
 """Characters that a kernel takes: ``COMMAND_LINE_SIZE`` is 2048 on x86 and arm64, with its NUL."""
+
+BLUETOOTH = frozenset({"/soc/serial@7e201000/bluetooth"})
+"""What the overlay ``disable-bt`` takes from below the serial port."""
 
 WALK_LAST = 8
 """walk: the bootloader tries each partition "up to 8 and wrapping to 0"."""
@@ -323,10 +327,12 @@ def device_tree(card: Path, found: Boot, model: Model) -> bytes:
         for name in model.trees:
             tree = fat.read(name, TREE_LIMIT)
             if tree is not None:
-                off = frozenset({"bluetooth"} if "disable-bt" in found.overlays else ())
-                return devicetree.without(tree, off)
-    except (FatError, cards.CardError, devicetree.DeviceTreeError) as error:
+                off = BLUETOOTH if "disable-bt" in found.overlays else frozenset()
+                return without(tree, off)
+    except (FatError, cards.CardError) as error:
         raise BootError(str(error)) from error
+    except DeviceTreeError as error:
+        raise BootError(f"{name} on {fat.where} is damaged: {error}") from error
     raise BootError(f"{fat.where} has no device tree {' or '.join(model.trees)}")
 
 
