@@ -112,3 +112,29 @@ def test_a_changed_source_or_recipe_of_ours_is_built_anew(
         made.build()
     # make may do them in any order, several at a time
     assert sorted(anew.read_text().split()) == ["hwsim-relay", "thicket"]
+
+
+def test_the_time_of_a_checkout_is_that_of_its_last_change(tmp_path: Path) -> None:
+    def git(*words: str, at: int = 0) -> None:
+        names = ("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE")
+        who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+        subprocess.run(
+            ["git", *who, *words],
+            cwd=tmp_path,
+            env={**os.environ, **dict.fromkeys(names, f"{at} +0000")},
+            check=True,
+            capture_output=True,
+        )
+
+    (tmp_path / "Makefile").touch()
+    os.utime(tmp_path / "Makefile", (7, 7))
+    assert (build.commit(tmp_path), build.changed(tmp_path)) == ("unknown", 7), "an archive"
+    git("init")
+    for name, at in (("a", 1_700_000_000), ("b", 1_800_000_000)):
+        (tmp_path / name).touch()
+        git("add", name)
+        git("commit", "-m", name, at=at)
+    assert build.changed(tmp_path) == build.changed(tmp_path, "a", "b") == 1_800_000_000
+    assert build.changed(tmp_path, "a") == 1_700_000_000
+    assert build.changed(tmp_path, "c") == 7
+    assert build.commit(tmp_path) != "unknown"

@@ -255,3 +255,18 @@ def test_what_the_stand_in_card_lacks_is_told_before_anything_is_built(
         wanted |= set(dict(kind.files).values())
         assert wanted <= listed["run"] | listed[name]
         assert wanted <= listed["run"] | listed["test"], "make test boots it"
+
+
+@pytest.mark.parametrize(
+    ("board", "words"),
+    [(None, "the lab image"), ("rpi64", "the stand-in for the firmware rpi64")],
+)
+def test_what_a_machine_lacks_is_told_of_the_image_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: str | None, words: str
+) -> None:
+    monkeypatch.setattr(host, "PROGRAMS", {"no-such-program": "its-package"})
+    with pytest.raises(ImageError, match=rf"(?s)^programs that build {words} are .*its-package"):
+        lab.build(tmp_path, board=board)
+    monkeypatch.setattr(host.platform, "machine", lambda: "riscv64")
+    with pytest.raises(ImageError, match=f"^{words} is made .* this machine is riscv64"):
+        lab.build(tmp_path, board=board)

@@ -116,6 +116,29 @@ def say(text: str, *, passing: bool = False) -> None:
     reporter(sys.stderr)(Line(f"thicket: {text}", passing=passing))
 
 
+def commit(root: Path) -> str:
+    """Return what a checkout is, or "unknown" for an unpacked archive."""
+    return _git(root, "describe", "--always", "--dirty", "--abbrev=12") or "unknown"
+
+
+def changed(root: Path, *paths: str) -> int:
+    """Return when a checkout (or these paths in it) was changed last, in seconds since 1970.
+
+    That is the time of the commit. An unpacked archive has nothing but the times of its files.
+    """
+    epoch = _git(root, "log", "-1", "--format=%ct", "--", *paths)
+    return int(epoch or (root / "Makefile").stat().st_mtime)
+
+
+def _git(root: Path, *words: str) -> str:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 class Build:
     """One board's build in its output directory."""
 
@@ -144,31 +167,12 @@ class Build:
         kept["BR2_DL_DIR"] = os.environ.get("BR2_DL_DIR") or str(self.cache / "dl")
         kept["BR2_CCACHE_DIR"] = os.environ.get("BR2_CCACHE_DIR") or str(self.cache / "ccache")
         kept["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-        commit, epoch = self._commit()
-        kept.setdefault("SOURCE_DATE_EPOCH", epoch)
-        kept["THICKET_COMMIT"] = commit
+        kept.setdefault("SOURCE_DATE_EPOCH", str(changed(self.board.root)))
+        kept["THICKET_COMMIT"] = commit(self.board.root)
         if os.geteuid() == 0:
             # Some configure scripts refuse to run as root; in a container nobody else is there.
             kept["FORCE_UNSAFE_CONFIGURE"] = "1"
         return kept
-
-    def _commit(self) -> tuple[str, str]:
-        """Return what the checkout is, and the time of that in seconds since 1970."""
-        git = ["git", "-C", str(self.board.root)]
-        try:
-            commit = subprocess.run(
-                [*git, "describe", "--always", "--dirty", "--abbrev=12"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
-            epoch = subprocess.run(
-                [*git, "log", "-1", "--format=%ct"], capture_output=True, text=True, check=True
-            ).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            # An unpacked archive: the time of its files is all there is.
-            return "unknown", str(int((self.board.root / "Makefile").stat().st_mtime))
-        return commit, epoch
 
     def command(self, *targets: str) -> list[str]:
         """Return the command line that makes ``targets``."""
@@ -432,7 +436,6 @@ class Build:
         path = self.output / "images" / "sbom.cyclonedx.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         info = json.dumps(self.info())
-        commit, _epoch = self._commit()
         answer = subprocess.run(
             [
                 sys.executable,
@@ -440,7 +443,7 @@ class Build:
                 "--project-name",
                 f"thicket-{self.board.name}",
                 "--project-version",
-                commit,
+                commit(self.board.root),
             ],
             input=info,
             capture_output=True,

@@ -78,17 +78,20 @@ def _path() -> str:
     return os.environ.get("PATH", os.defpath)
 
 
-def check(cache: Path) -> None:
-    """Raise ``ImageError`` unless this machine can build the lab image into ``cache``."""
+def check(cache: Path, what: str) -> None:
+    """Raise ``ImageError`` unless this machine can build an image into ``cache``.
+
+    :param what: The image, for people.
+    """
     if platform.machine() not in ("x86_64", "amd64"):
         raise ImageError(
-            "the lab image holds Debian's amd64 programs and a kernel built by this machine's gcc; "
-            f"this machine is {platform.machine()}. Build it on x86-64"
+            f"the {what} is made with Debian's amd64 programs and this machine's gcc; this machine "
+            f"is {platform.machine()}. Build it on x86-64"
         )
     packages = missing(PROGRAMS, FILES)
     if packages:
         raise ImageError(
-            "programs that build the lab image are missing. Install them with:\n"
+            f"programs that build the {what} are missing. Install them with:\n"
             f"    apt-get install --no-install-recommends {' '.join(packages)}"
         )
     if re.search(r"[\s:]", str(cache)):
@@ -99,6 +102,6 @@ def check(cache: Path) -> None:
     free = shutil.disk_usage(cache).free
     if free < FREE_BYTES:
         raise ImageError(
-            f"building the lab image needs {FREE_BYTES >> 30} GiB for a while, and {cache} has "
+            f"building the {what} needs {FREE_BYTES >> 30} GiB for a while, and {cache} has "
             f"{free / (1 << 30):.1f} GiB left. Make room, or set THICKET_CACHE to another place"
         )

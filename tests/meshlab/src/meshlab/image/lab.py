@@ -22,6 +22,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
+from firmware.build import changed
 from host.errors import CancelledError
 from host.progress import Progress, Report, reporter
 from host.run import Runner
@@ -47,7 +48,7 @@ take time from the ACPI timer; the frequency of the time stamp counter is measur
 may interrupt, and clocks ran up to 40 times too fast. The console is the machine's business.
 """
 
-LAB_RECIPE = "3"
+LAB_RECIPE = "4"
 """The same for what the last stage alone does."""
 
 STAGES = ("source", "kernel", "userland", "python", "relay", "lab")
@@ -96,6 +97,8 @@ class Builder:
         self.tree = tree
         self.extras = extras or Extras()
         self.board = board
+        self.what = f"stand-in for the firmware {board}" if board else "lab image"
+        """The image, for people."""
         recipe = tree.recipe(board)
         self.recipe = replace(
             recipe,
@@ -110,13 +113,14 @@ class Builder:
         if recipe.architecture is not NATIVE:
             self._runnable = type(self)(tree, cache, progress)
             self._runnable.runner = self.runner  # what ends one ends the other
+            self._runnable.what = self.what
 
     def _obtain(self, name: str, key: str, what: str, make: Callable[[Path, Path], None]) -> Path:
         """Return the stage's result; ``make(directory, log)`` makes it."""
         stage = self.progress.stage(name)
 
         def run(directory: Path) -> None:
-            host.check(self.cache.root)
+            host.check(self.cache.root, self.what)
             stage.start(what)
             make(directory, self.cache.log(name))
             stage.done("made")
@@ -356,11 +360,9 @@ class Builder:
             if relay:
                 shutil.copyfile(relay, root / "usr" / "sbin" / "hwsim-relay")
                 (root / "usr" / "sbin" / "hwsim-relay").chmod(0o755)
-            what, variant = "lab image", "Lab"
-            if self.board is not None:
-                what, variant = f"stand-in for the firmware {self.board}", f"Standin-{self.board}"
+            variant = "Lab" if self.board is None else f"Standin-{self.board}"
             (root / "usr" / "lib" / "os-release").write_text(
-                f'NAME=Thicket\nID=thicket\nPRETTY_NAME="Thicket {tree.version()} ({what})"\n'
+                f'NAME=Thicket\nID=thicket\nPRETTY_NAME="Thicket {tree.version()} ({self.what})"\n'
                 f"VERSION_ID={tree.version()}\nVARIANT={variant}\nVARIANT_ID={variant.lower()}\n"
                 f"IMAGE_ID=thicket-{variant.lower()}\nIMAGE_VERSION={key}\n"
             )
@@ -370,7 +372,10 @@ class Builder:
                 root, (f"{site}/thicket/daemon/daemon.pyc", f"{site}/pyroute2/__init__.pyc")
             )
             stage.doing("packing")
-            rootfs.pack(self.runner, log, root, directory / "rootfs.erofs")
+            # A board without a battery starts at the image's time. Not in the key: a commit that
+            # changes no file makes no other image.
+            time = changed(tree.root, *tree.content) if self.board else 0
+            rootfs.pack(self.runner, log, root, directory / "rootfs.erofs", time)
             shutil.rmtree(root)
             shutil.rmtree(app.parent)
             rootfs.clone(kernel_set, directory / "kernel")

@@ -120,13 +120,13 @@ def check(root: Path, more: Iterable[str] = ()) -> None:
                 raise ImageError(f"/{path.relative_to(root)} is a link to nothing: {target}")
 
 
-def pack(runner: Runner, log: Path, root: Path, image: Path) -> None:
-    """Write ``root`` to the EROFS file ``image``: all files root's, all times 0.
+def pack(runner: Runner, log: Path, root: Path, image: Path, time: int) -> None:
+    """Write ``root`` to the EROFS file ``image``: all files root's, all of this time.
 
     Uncompressed: an emulated processor would unpack pages at a twentieth of the host's speed.
     """
     runner.run(
-        ["mkfs.erofs", "--quiet", "--all-root", "-x-1", "-T0", f"-U{UUID}", image, root],
+        ["mkfs.erofs", "--quiet", "--all-root", "-x-1", f"-T{time}", f"-U{UUID}", image, root],
         log,
         what="packing the root filesystem",
         env={"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},

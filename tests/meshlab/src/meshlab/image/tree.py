@@ -67,6 +67,11 @@ class Tree:
         return self.root / "app" / "src" / "thicket"
 
     @property
+    def content(self) -> tuple[str, ...]:
+        """What images take from the checkout as it is, from its root."""
+        return tuple(str(path.relative_to(self.root)) for path in (self.app, self.overlay))
+
+    @property
     def relay(self) -> Path:
         """Sources of hwsim-relay."""
         return self.root / "package" / "hwsim-relay" / "src"
