@@ -87,31 +87,69 @@ def test_interrupted(made: Build, tmp_path: Path) -> None:
     assert "Traceback" in shown, "the interrupt is told, not lost"
 
 
-@pytest.mark.parametrize("changed", ["app/node.py", "package/thicket/thicket.mk"])
-def test_a_changed_source_or_recipe_of_ours_is_built_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+PATCHES = "board/common/patches"
+
+
+@pytest.mark.parametrize(
+    ("changed", "anew"),
+    [
+        ("app/node.py", ["hwsim-relay", "thicket"]),
+        ("package/thicket/thicket.mk", ["hwsim-relay", "thicket"]),
+        (f"{PATCHES}/zlib/0001-x.patch", ["host-zlib", "zlib"]),
+        (f"{PATCHES}/zlib/1.3/0002-new.patch", ["host-zlib", "zlib"]),
+        (f"{PATCHES}/busybox/0001-x.patch", ["busybox"]),
+        (f"{PATCHES}/busybox/busybox.hash", []),
+        (f"{PATCHES}/elsewhere/0001-x.patch", []),
+    ],
+)
+def test_what_of_this_tree_has_changed_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, anew: list[str]
 ) -> None:
     (tmp_path / "buildroot").mkdir()
     monkeypatch.setenv("BUILDROOT", str(tmp_path / "buildroot"))
     ends_with(tmp_path, "exit 1")
+    makefile = tmp_path / "buildroot/Makefile"
+    makefile.write_text(makefile.read_text().replace('"busybox"', '"host-zlib": {}, "busybox"'))
     tree = tmp_path / "tree"
-    for name in ("app/node.py", "package/thicket/thicket.mk"):
+    for name in ("app/node.py", "package/thicket/thicket.mk", f"{PATCHES}/zlib/0001-x.patch"):
         (tree / name).parent.mkdir(parents=True)
         (tree / name).write_text("one\n")
     shutil.copy(boards.ROOT / "Makefile", tree)
     board = dataclasses.replace(boards.load("x86_64"), root=tree)
     made = Build(board, cache=tmp_path)
-    anew = made.output / "built-anew"
+    noted = made.output / "built-anew"
     made.output.mkdir(parents=True)
     for _ in range(2):
         with pytest.raises(BuildError):
             made.build()
-    assert not anew.exists(), "nothing has changed"
+    assert not noted.exists(), "nothing has changed"
+
+    def built_anew() -> list[str]:
+        with pytest.raises(BuildError):
+            made.build()
+        # make may do them in any order, several at a time
+        return sorted(noted.read_text().split()) if noted.exists() else []
+
+    (tree / changed).parent.mkdir(parents=True, exist_ok=True)
     (tree / changed).write_text("two\n")
+    assert built_anew() == anew
+    assert built_anew() == anew, "once"
+    # A patch that is taken out is one that changes.
+    (tree / changed).unlink()
+    assert built_anew() == sorted([*anew, *anew])
+
+
+def test_a_note_of_an_older_version_has_ours_built_anew_and_no_other(
+    made: Build, tmp_path: Path
+) -> None:
+    ends_with(tmp_path, "exit 1")
+    for _ in range(2):
+        with pytest.raises(BuildError):
+            made.build()
+    (made.output / "sources.sha256").write_text("0" * 64)
     with pytest.raises(BuildError):
         made.build()
-    # make may do them in any order, several at a time
-    assert sorted(anew.read_text().split()) == ["hwsim-relay", "thicket"]
+    assert sorted((made.output / "built-anew").read_text().split()) == ["hwsim-relay", "thicket"]
 
 
 def test_the_time_of_a_checkout_is_that_of_its_last_change(tmp_path: Path) -> None:

@@ -47,6 +47,10 @@ _ERROR = re.compile(r"make(\[\d+\])?: \*\*\* .*Error \d+")
 """The first line of this kind is the failure; later ones pass it on."""
 _LOCAL_PACKAGES = ("thicket", "hwsim-relay")
 """Packages whose sources are in this tree."""
+_OURS = "thicket"
+"""What these are called together where changes are noted."""
+_PATCHES = "board/common/patches"
+"""Patches of other packages, in a folder for each (``BR2_GLOBAL_PATCH_DIR``)."""
 _OWN_TARGETS = ("cve", "savedefconfig", "sbom", "show-size")
 _INTERACTIVE = re.compile(r".*(menu|n|x|g)config")
 
@@ -341,22 +345,42 @@ class Build:
     def _forget_what_changed(self) -> None:
         """Delete what is stale of an earlier build, from which this one goes on.
 
-        Buildroot does not look at the sources and recipes of packages that lie in this tree, and
-        takes no file out of the root again. The root is put together from the packages' own
-        directories, so it can be made anew each time.
+        Buildroot does not look at the sources and recipes of packages that lie in this tree, nor at
+        patches once they are applied, and takes no file out of the root again. The root is put
+        together from the packages' own directories, so it can be made anew each time.
         """
-        digest = hashlib.sha256()
-        for place in ("app", "package"):
-            for path in sorted((self.board.root / place).rglob("*")):
-                if path.is_file() and "__pycache__" not in path.parts:
-                    digest.update(f"{path.relative_to(self.board.root)}\0".encode())
-                    digest.update(hashlib.sha256(path.read_bytes()).digest())
         note = self.output / "sources.sha256"
-        before = note.read_text() if note.is_file() else ""
-        if before != digest.hexdigest() and (self.output / "build").is_dir():
-            self._run(self.command(*(f"{name}-dirclean" for name in _LOCAL_PACKAGES)))
-        note.write_text(digest.hexdigest())
+        before = set(note.read_text().splitlines()) if note.is_file() else set()
+        now = {f"{digest} {name}" for name, digest in self._sources().items()}
+        changed = {line.partition(" ")[2] for line in before ^ now}
+        if changed and (self.output / "build").is_dir():
+            # Those of a note that an older version of this wrote have no name.
+            names = set(_LOCAL_PACKAGES) if changed & {"", _OURS} else set()
+            if patched := changed - {"", _OURS}:
+                known = self.info()
+                names |= {n for p in patched for n in (p, f"host-{p}") if n in known}
+            if names:
+                self._run(self.command(*(f"{name}-dirclean" for name in sorted(names))))
+        note.write_text("".join(f"{line}\n" for line in sorted(now)))
         shutil.rmtree(self.output / "target", ignore_errors=True)
+
+    def _sources(self) -> dict[str, str]:
+        """Return the hash of our packages' sources and recipes, and of each package's patches."""
+        root = self.board.root
+        ours = [path for place in ("app", "package") for path in sorted((root / place).rglob("*"))]
+        groups = {_OURS: [path for path in ours if "__pycache__" not in path.parts]}
+        for folder in sorted((root / _PATCHES).glob("*/")):
+            # A file of hashes beside them says what is downloaded, and is checked then.
+            groups[folder.name] = sorted(folder.rglob("*.patch"))
+        found = {}
+        for name, paths in groups.items():
+            digest = hashlib.sha256()
+            for path in (path for path in paths if path.is_file()):
+                digest.update(f"{path.relative_to(root)}\0".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+            if paths:
+                found[name] = digest.hexdigest()
+        return found
 
     def info(self) -> dict[str, object]:
         """Return what Buildroot knows of the packages of this configuration, by name."""
