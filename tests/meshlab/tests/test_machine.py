@@ -165,7 +165,7 @@ def test_extra_arguments_come_last(tmp_path: Path) -> None:
         ({"name": "a,b"}, "not a node name"),
         ({"name": ""}, "not a node name"),
         ({"arch": "riscv64"}, "no machine for riscv64"),
-        ({"board": "raspi4b"}, "no board raspi4b"),
+        ({"board": "raspi5b"}, "no board raspi5b"),
         ({"memory_mib": 8}, "at least 64"),
     ],
 )

@@ -105,8 +105,11 @@ def test_console_is_added_where_the_card_has_none(tmp_path: Path) -> None:
     )
 
 
-def test_a_pi_has_its_own_device_tree_and_nothing_of_virtio(tmp_path: Path) -> None:
-    pi = {"arch": "aarch64", "board": "raspi3b", "relay": False}
+@pytest.mark.parametrize(("board", "memory"), [("raspi3b", "1024"), ("raspi4b", "2048")])
+def test_a_pi_has_its_own_device_tree_and_nothing_of_virtio(
+    tmp_path: Path, board: str, memory: str
+) -> None:
+    pi = {"arch": "aarch64", "board": board, "relay": False}
     spec = spec_in(tmp_path, **pi)
     arguments = command(spec, found("console=serial0,115200 quiet"))
     assert option(arguments, "-dtb") == [TREE]
@@ -114,7 +117,7 @@ def test_a_pi_has_its_own_device_tree_and_nothing_of_virtio(tmp_path: Path) -> N
     assert option(arguments, "-append") == [
         "console=ttyAMA0,115200 quiet initcall_blacklist=bcm2835_wdt_driver_init norandmaps"
     ]
-    assert [option(arguments, name) for name in ("-m", "-smp")] == [["1024"], ["4"]]
+    assert [option(arguments, name) for name in ("-m", "-smp")] == [[memory], ["4"]]
     for name in ("-cpu", "-fw_cfg", "-device"):
         assert option(arguments, name) == []
     for change in ({"chip": True}, {"relay": True}):

@@ -99,7 +99,7 @@ MODELS: Mapping[str, Model] = {
         Model("pi3+", frozenset({"pi3", "pi3+"}), ("start.elf",), walks=False),
         Model("cm3", frozenset({"pi3", "cm3"}), ("start.elf",), walks=False),
         Model("zero2w", frozenset({"pi0", "pi0w", "pi02"}), ("start.elf",), walks=False),
-        Model("pi4", frozenset({"pi4"}), ("start4.elf",)),
+        Model("pi4", frozenset({"pi4"}), ("start4.elf",), trees=("bcm2711-rpi-4-b.dtb",)),
         Model("pi400", frozenset({"pi4", "pi400"}), ("start4.elf",)),
         Model("cm4", frozenset({"pi4", "cm4"}), ("start4.elf",)),
         Model("cm4s", frozenset({"pi4", "cm4s"}), ("start4.elf",)),
@@ -312,13 +312,16 @@ def extract(card: Path, found: Boot, target: Path) -> None:
         raise BootError(f"{found.kernel} on {fat.where} is empty or a folder")
 
 
-def device_tree(card: Path, found: Boot, model: Model) -> bytes:
+def device_tree(
+    card: Path, found: Boot, model: Model, absent: frozenset[str] = frozenset()
+) -> bytes:
     """Return the device tree that the kernel gets: the model's, with the overlays applied.
 
     Of overlays only ``disable-bt`` is known, and by its name: QEMU has no Bluetooth behind the
     serial port, and a kernel that finds one in the device tree gives the port to that. What any
     other overlay changes is nothing that QEMU has.
 
+    :param absent: What else is taken out: nodes and properties, by their paths.
     :raises BootError: when there is none, or it is damaged.
     """
     try:
@@ -328,7 +331,7 @@ def device_tree(card: Path, found: Boot, model: Model) -> bytes:
             tree = fat.read(name, TREE_LIMIT)
             if tree is not None:
                 off = BLUETOOTH if "disable-bt" in found.overlays else frozenset()
-                return without(tree, off)
+                return without(tree, off | absent)
     except (FatError, cards.CardError) as error:
         raise BootError(str(error)) from error
     except DeviceTreeError as error:

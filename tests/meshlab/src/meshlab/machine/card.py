@@ -41,7 +41,7 @@ class Card:
             found = bootrom.boot(card, request, model)
             bootrom.extract(card, found, spec.directory / KERNEL)
             if model.trees:
-                tree = bootrom.device_tree(card, found, model)
+                tree = bootrom.device_tree(card, found, model, spec.hardware.absent)
                 (spec.directory / TREE).write_bytes(tree)
             return found
 
