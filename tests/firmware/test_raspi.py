@@ -11,6 +11,7 @@ import asyncio
 import functools
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import pytest
 import pytest_asyncio
 
 from firmware import card as cards
+from firmware import devicetree
 from meshlab.lab import real_parts
 from meshlab.machine import bootrom
 from meshlab.machine.machine import Machine
@@ -48,6 +50,10 @@ SOAK = bool(os.environ.get("THICKET_SOAK"))
 PIS = ("raspi3b", "raspi4b")
 MAINLINE = "bcm2837-rpi-3-b.dtb"
 """A device tree of mainline's kernel only."""
+KEY_POWER = 116
+"""linux/input-event-codes.h"""
+ACTIVE_LOW = 1
+"""dt-bindings/gpio/gpio.h"""
 SLOT_B = b"[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=2\n"
 
 
@@ -185,6 +191,57 @@ async def test_a_power_cut_during_the_first_start(pi: Pi) -> None:
     await pi.on()
     report = await pi.reported("slot A", "Nothing is wrong with them.")
     assert re.search(r"^Data: +(new|sound|was damaged)", report, re.MULTILINE), report
+
+
+def with_button(tree: bytes) -> bytes:
+    """Return the device tree with a power button that is pressed.
+
+    It is at a pin which reads 0 in QEMU, and which pulls to 0 when it is pressed.
+    """
+    header = list(struct.unpack_from(">10I", tree))
+    structure, strings, names_size, size = header[2], header[3], header[8], header[9]
+    names = tree[strings : strings + names_size]
+    pins = b""
+    for part in devicetree.walk(tree):
+        if part.path == "/soc/gpio@7e200000/phandle":
+            pins = part.value
+        end = part.end  # at last that of the root
+    assert pins, "the pins have no handle"
+
+    def begin(name: str) -> bytes:
+        text = name.encode() + b"\0"
+        return struct.pack(">I", devicetree.BEGIN) + text + bytes(-len(text) % 4)
+
+    def prop(name: str, value: bytes) -> bytes:
+        nonlocal names
+        at, names = len(names), names + name.encode() + b"\0"
+        head = struct.pack(">III", devicetree.PROPERTY, len(value), at)
+        return head + value + bytes(-len(value) % 4)
+
+    node = begin("keys") + prop("compatible", b"gpio-keys\0") + begin("power")
+    node += prop("gpios", pins + struct.pack(">II", 20, ACTIVE_LOW))
+    node += prop("linux,code", struct.pack(">I", KEY_POWER))
+    node += 2 * struct.pack(">I", devicetree.END)
+    whole = tree[: end - 4] + node + tree[end - 4 : structure + size]
+    header[3], header[8], header[9] = len(whole), len(names), size + len(node)
+    header[1] = len(whole) + len(names)
+    return struct.pack(">10I", *header) + whole[40:] + names
+
+
+async def test_a_pressed_button_switches_off_in_order(pi: Pi) -> None:
+    boot = real_parts.partition(pi.card, cards.BOOT_A)
+    model = bootrom.MODELS[pi.machine.spec.hardware.model]
+    name, tree = next((n, t) for n in model.trees if (t := boot.read(n, 1 << 20)))
+    boot.write(name, with_button(tree))
+    await pi.on()
+    await pi.until(
+        lambda: "reboot: Power" in pi.machine.console_since_start(), "it switches itself off"
+    )
+    await pi.cut()
+    boot.write(name, tree)
+    await pi.on()
+    report = await pi.reported("slot A")
+    assert f"{'Last restart:':<15}switched off or restarted in order" in report
 
 
 # -- cards that take long

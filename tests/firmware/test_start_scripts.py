@@ -49,8 +49,9 @@ class Root:
             (path / "dev" / name).symlink_to(f"/dev/{name}")
         for name in ("modprobe", "kill"):
             self.program(name, f'#!/bin/sh\necho {name} "$@" >>{self.called}\n')
-        for source in (*OVERLAY.glob("etc/init.d/*"), *OVERLAY.glob("usr/lib/thicket/*")):
-            self.copy(source)
+        for source in (*OVERLAY.glob("etc/init.d/*"), *OVERLAY.glob("usr/lib/thicket/**/*")):
+            if source.is_file():
+                self.copy(source)
 
     def copy(self, source: Path) -> None:
         text = source.read_text()
@@ -59,6 +60,7 @@ class Root:
                 text = text.replace(f"{before}/{name}/", f"{before}{self.path}/{name}/")
         text = text.replace("PATH=/usr/sbin:", f"PATH={self.path}/bin:/usr/sbin:")
         target = self.path / source.relative_to(OVERLAY)
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
         target.chmod(0o755)
 
@@ -143,6 +145,34 @@ def test_an_announced_device_gets_its_driver(root: Root) -> None:
         subprocess.run([hotplug], env={"ACTION": action, "MODALIAS": f"usb:{action}"}, check=True)
     subprocess.run([hotplug], env={"ACTION": "add"}, check=True)
     assert root.modules() == ["usb:add"]
+
+
+# -- the power button
+
+
+def test_init_gets_a_program_for_a_button_where_there_is_one(root: Root) -> None:
+    inittab = root.path / "etc/inittab"
+    root.source("S50devices.sh")
+    assert inittab.read_text() == ""
+    (root.path / "dev/input").mkdir()
+    (root.path / "dev/input/event0").symlink_to("/dev/null")
+    root.source("S50devices.sh")
+    assert inittab.read_text() == "", "an image without the program"
+    (root.path / "sbin").mkdir()
+    for name in ("acpid", "poweroff"):
+        program = root.path / "sbin" / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >>{root.called}\n')
+        program.chmod(0o755)
+    root.source("S50devices.sh")
+    (line,) = inittab.read_text().splitlines()
+    words = line.removeprefix("::respawn:").split()
+    subprocess.run(words, check=True, timeout=PATIENCE)
+    # BusyBox's name for the key, below the folder that it was given.
+    folder = Path(words[words.index("-c") + 1])
+    subprocess.run([folder / "PWRF/00000080"], check=True, timeout=PATIENCE)
+    calls = root.called.read_text().splitlines()
+    assert calls[0].startswith("acpid -f ")
+    assert calls[1:] == ["poweroff"]
 
 
 # -- /data

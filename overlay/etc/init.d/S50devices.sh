@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Programs that only some machines need are given to init where their device exists: the watchdog's
-# feeder, shells for a simulator, and the simulator's relay. Serial ports are looked for here; whether
+# feeder, the power button, shells for a simulator, and the simulator's relay. Serial ports are looked for here; whether
 # there is a shell on them is for S60access.sh and the daemon to say.
 #
 # Read by rcS, whose say it uses.
@@ -77,7 +77,15 @@ add_watchdog() {
 	printf %s "$table" >/etc/inittab
 }
 
+# A power button: of a Pi 5, of an x86-64 machine. Pressing it switches off in order; who holds it down
+# cuts the power. Kernels know no other input device, so a node without a button has no program for it.
+add_button() {
+	[ -c /dev/input/event0 ] && [ -x /sbin/acpid ] || return 0
+	add_line button '::respawn:/sbin/acpid -f -l /dev/null -c /usr/lib/thicket/button'
+}
+
 add_watchdog
+add_button
 
 # shellcheck disable=SC2034 # used by S60access.sh
 serial_terminals=''

@@ -194,7 +194,7 @@ class Machine:
         return await self.qemu.execute(execute, arguments)
 
     async def powerdown(self) -> None:
-        """Press the power button. Only a guest that listens to ACPI acts on it."""
+        """Press the power button. Of our kernels only that for x86-64 cards has a driver for it."""
         await self.qmp("system_powerdown")
 
     async def quit(self) -> None:
