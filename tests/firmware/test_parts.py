@@ -7,6 +7,7 @@ has them, and that no enabled node of a device tree is forgotten, where ``make r
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,19 @@ def test_the_documentation_has_every_model() -> None:
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     for model in TABLE.models.values():
         assert any(row.startswith(f"| {model.name} |") and model.tree in row for row in rows)
+
+
+def test_the_table_of_emulations_has_every_model() -> None:
+    page = (BOARD.root / "docs/models.md").read_text()
+    legend = set(re.findall(r"^\| (\w+\*?) \| .*\|.*\|.*\|$", page, re.MULTILINE))
+    table = page.partition("| model | drivers |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = {cells[0]: cells for cells in (line.strip("| ").split(" | ") for line in table)}
+    assert list(rows) == [model.name for model in TABLE.models.values()]
+    for key, model in TABLE.models.items():
+        cells = rows[model.name]
+        assert set(", ".join(cells[1:5]).split(", ")) <= legend
+        ethernet = any(part.kind == "ethernet" and key in part.models for part in TABLE.parts)
+        assert ("j" in cells[-1].split(", ") or cells[-1] == "a to k") == ethernet, model.name
 
 
 # -- a board that was built

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Raspberry Pi 3 B and a 4 B in QEMU, from power-on to the report on its card.
+"""A Raspberry Pi 3 B, a 3 A+ and a 4 B in QEMU, from power-on to the report on its card.
 
 What ``virt`` does not show: the Pi's own device tree, its SD host controller, its serial port. The
 machine has no virtio device, hence no shell: what is known of it is on its card and its console.
@@ -47,6 +47,7 @@ REPORT = "report.txt"
 NEW = f"{'Data:':<15}new"
 TOML = '[mesh]\nid = "pi-test"\n'
 SOAK = bool(os.environ.get("THICKET_SOAK"))
+IMAGES = ("standin-rpi64", "rpi64")
 PIS = ("raspi3b", "raspi4b")
 MAINLINE = "bcm2837-rpi-3-b.dtb"
 """A device tree of mainline's kernel only."""
@@ -126,7 +127,7 @@ def machines(qemu: str) -> str:
 
 @pytest_asyncio.fixture(
     loop_scope="module",
-    params=[(image, board) for board in PIS for image in ("standin-rpi64", "rpi64")],
+    params=[(image, board) for board in PIS for image in IMAGES],
     ids="-".join,
 )
 async def pi(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pi]:
@@ -171,6 +172,16 @@ async def test_from_power_on_to_the_report_and_again_with_a_cut_card(pi: Pi) -> 
     await pi.on()
     report = await pi.reported("slot A")
     assert re.search(r"^Data: +(new|was damaged)", report, re.MULTILINE), report
+
+
+@pytest.mark.parametrize(
+    "pi", [(image, "raspi3ap") for image in IMAGES], ids="-".join, indirect=True
+)
+async def test_half_the_memory_and_the_tree_of_a_3_b_plus(pi: Pi) -> None:
+    await pi.on()
+    report = await pi.reported("slot A", NEW)
+    assert "Nothing is wrong with them." in report
+    assert "panic" not in pi.machine.console_since_start()
 
 
 async def test_a_fault_of_the_settings_is_named_on_the_card_by_slot_b(pi: Pi) -> None:

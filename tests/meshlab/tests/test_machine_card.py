@@ -105,9 +105,16 @@ def test_console_is_added_where_the_card_has_none(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("board", "memory"), [("raspi3b", "1024"), ("raspi4b", "2048")])
+@pytest.mark.parametrize(
+    ("board", "memory", "off"),
+    [
+        ("raspi3b", "1024", "bcm2835_wdt_driver_init"),
+        ("raspi3ap", "512", "bcm2835_wdt_driver_init,bcm2835_power_driver_init"),
+        ("raspi4b", "2048", "bcm2835_wdt_driver_init"),
+    ],
+)
 def test_a_pi_has_its_own_device_tree_and_nothing_of_virtio(
-    tmp_path: Path, board: str, memory: str
+    tmp_path: Path, board: str, memory: str, off: str
 ) -> None:
     pi = {"arch": "aarch64", "board": board, "relay": False}
     spec = spec_in(tmp_path, **pi)
@@ -115,7 +122,7 @@ def test_a_pi_has_its_own_device_tree_and_nothing_of_virtio(
     assert option(arguments, "-dtb") == [TREE]
     assert option(arguments, "-drive") == [f"if=sd,format=raw,file={CARD},cache=unsafe"]
     assert option(arguments, "-append") == [
-        "console=ttyAMA0,115200 quiet initcall_blacklist=bcm2835_wdt_driver_init norandmaps"
+        f"console=ttyAMA0,115200 quiet initcall_blacklist={off} norandmaps"
     ]
     assert [option(arguments, name) for name in ("-m", "-smp")] == [[memory], ["4"]]
     for name in ("-cpu", "-fw_cfg", "-device"):

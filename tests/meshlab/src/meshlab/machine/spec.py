@@ -125,6 +125,20 @@ BOARDS: Mapping[str, Board] = {
         processors=4,
         own_processor=True,
     ),
+    # A 3 A+: the device tree of a 3 B+, half the memory. The driver of power domains reads where
+    # QEMU has nothing (in a 3 B it has memory there): the kernel would die of it.
+    "raspi3ap": Board(
+        qemu="qemu-system-aarch64",
+        machine="raspi3ap",
+        transport="",
+        cmdline="console=ttyAMA0 "
+        "initcall_blacklist=bcm2835_wdt_driver_init,bcm2835_power_driver_init",
+        watchdog=None,
+        model="pi3+",
+        memory_mib=512,
+        processors=4,
+        own_processor=True,
+    ),
     # A 4 B, of QEMU 9.0 and later. The card is at the controller that a Pi has its Wi-Fi at. HDMI's
     # interrupts have no controller: a kernel that touches its registers dies of it.
     "raspi4b": Board(
