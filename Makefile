@@ -21,6 +21,8 @@ python = $(eval python := $$(shell bin/host-setup python))$(or $(python),$(error
 N ?= 5
 TOPOLOGY ?= grid
 IMAGE ?= lab
+MACHINE ?=
+NODES ?=
 SEED ?= 1
 SECURITY ?= sae
 LAB ?= default
@@ -28,9 +30,13 @@ APPS ?=
 ONCE ?=
 KEEP ?=
 
+# The images of single nodes: NODE=IMAGE or NODE=IMAGE@MACHINE.
+node_images = $(foreach node,$(NODES),$(firstword $(subst @, ,$(lastword $(subst =, ,$(node))))))
+
 qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them until Ctrl-C
 	@bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
 		--seed "$(SEED)" --security "$(SECURITY)" $(foreach app,$(APPS),--application "$(app)") \
+		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \
 		$(if $(KEEP),--keep) $(if $(ONCE),--once)
 
 ##@ Build
@@ -121,10 +127,10 @@ bench-beacon: packages-test ## Print figures: what a signed beacon costs, and a 
 ##@ Keep house
 
 image: # said before anything is installed
-	@bin/host-setup image "$(IMAGE)"
+	@bin/host-setup image "$(IMAGE)"$(foreach image,$(node_images), && bin/host-setup image "$(image)")
 
 packages: ## Install the distribution packages that the simulator needs, or print the line that does
-	@bin/host-setup packages run $(filter rpi64 standin standin-rpi64,$(IMAGE))
+	@bin/host-setup packages run $(sort $(filter rpi64 standin standin-rpi64,$(IMAGE) $(node_images)))
 
 packages-test:
 	@bin/host-setup packages run test
@@ -161,6 +167,8 @@ help: ## This text
 		'TOPOLOGY=grid' 'line, ring, grid, full, random or star' \
 		'SECURITY=sae' 'sae (a passphrase), or open' \
 		'IMAGE=lab' 'what they run: lab, or the firmware x86_64 or rpi64, or a card image' \
+		'MACHINE=raspi3b' 'what rpi64 runs on: virt, or a Raspberry Pi 3 B' \
+		'NODES="n2=rpi64@raspi3b"' 'nodes with another image or machine than the others' \
 		'APPS=examples/readings' 'applications to install on all nodes (lab image)' \
 		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
 		'LAB=default' 'a name, to run several at once' \

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Raspberry Pi 3 B, a 3 A+ and a 4 B in QEMU, from power-on to the report on its card.
 
-What ``virt`` does not show: the Pi's own device tree, its SD host controller, its serial port. The
-machine has no virtio device, hence no shell: what is known of it is on its card and its console.
+What ``virt`` does not show: the Pi's own device tree, its SD host controller, its serial port. What
+is known of the machine is on its card and its console, as of a real one.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,21 @@ class Root:
         if driver:
             (made / "driver").mkdir()
 
-    def source(self, script: str) -> None:
+    def adapter(self, tty: str, number: str | None) -> None:
+        """Plug in a USB serial adapter."""
+        port = self.path / "sys/devices" / tty / "1-1:1.0" / tty
+        port.mkdir(parents=True)
+        if number is not None:
+            (port.parents[1] / "serial").write_text(f"{number}\n")
+        driven = self.path / "sys/bus/usb-serial/devices"
+        driven.mkdir(parents=True, exist_ok=True)
+        (driven / tty).symlink_to(port)
+
+    def source(self, script: str, before: str = "") -> None:
         """Read a script as rcS does: in a shell whose `kill` reaches nobody."""
+        shell = f'kill() {{ :; }}; {before}\n. "{self.path}/etc/init.d/{script}"'
         subprocess.run(
-            ["/bin/sh", "-c", f'kill() {{ :; }}; . "{self.path}/etc/init.d/{script}"', "rcS"],
+            ["/bin/sh", "-c", shell, "rcS"],
             env={"PATH": f"{self.path}/bin:/usr/bin:/bin"},
             check=True,
             timeout=PATIENCE,
@@ -110,6 +122,37 @@ def test_firmware_tables_and_processors_are_no_devices(root: Root) -> None:
     root.device("cpu", "cpu0", "cpu:type:x86")
     root.source("S45modules.sh")
     assert root.modules() == ["mac80211"]
+
+
+def test_a_simulator_has_its_channels_by_usb_where_the_kernel_was_told(root: Root) -> None:
+    root.adapter("ttyUSB0", "thicket.shell.1")
+    root.adapter("ttyUSB1", "thicket.hwsim.0")
+    root.adapter("ttyUSB2", "AB0CDEF1")
+    root.adapter("ttyUSB3", None)
+    once = "sleep() { exit; }"  # no second look
+    root.source("S50devices.sh", f"thicket_channels=; {once}")
+    assert (root.path / "etc/inittab").read_text() == "", "an adapter alone opens nothing"
+    root.source("S50devices.sh", f"thicket_channels=usb; {once}")
+    tty = root.path / "dev/ttyUSB0"
+    assert (root.path / "etc/inittab").read_text().splitlines() == [
+        f"::respawn:sh </dev/ttyUSB0 >{tty} 2>&1",
+        "::respawn:/usr/sbin/hwsim-relay /dev/ttyUSB1",
+    ]
+    assert root.modules() == ["mac80211_hwsim", "radios=0"]
+
+
+def test_an_adapter_that_appears_late_is_a_channel_all_the_same(root: Root) -> None:
+    root.adapter("later", "thicket.hwsim.0")
+    driven = root.path / "sys/bus/usb-serial/devices"
+    plug = f"sleep() {{ mv {driven}/later {driven}/ttyUSB7 2>/dev/null; }}"
+    root.source("S50devices.sh", f"thicket_channels=usb; {plug}")
+    inittab = root.path / "etc/inittab"
+    deadline = time.monotonic() + PATIENCE
+    while "hwsim-relay" not in inittab.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (line,) = inittab.read_text().splitlines()
+    assert line.endswith("/dev/ttyUSB7")
 
 
 def test_a_device_without_a_name_starts_nothing(root: Root) -> None:

@@ -33,7 +33,7 @@ from meshlab.lab import topology
 from meshlab.lab.lab import Lab
 from meshlab.lab.slots import Places
 from meshlab.lab.spec import LabSpec, NodeSpec
-from meshlab.lab.testing import NODES_PER_CORE, Mesh, Meshes, Nodes
+from meshlab.lab.testing import NODES_PER_CORE, Kind, Mesh, Meshes, Nodes
 
 HERE = Path(__file__).resolve().parent
 IMAGE = os.environ.get("MESHLAB_IMAGE", "lab")
@@ -119,6 +119,12 @@ MESHES = {
                 },
             ),
             applications=(READINGS,),
+        ),
+        # n2 is a Raspberry Pi 3 B. It has no chip, and is enrolled over its console.
+        Mesh(
+            "pi",
+            LabSpec(topology.make("full", 2)),
+            others={"n2": Kind("standin-rpi64", "raspi3b")},
         ),
         # The chips of an open mesh are blank.
         Mesh("open", LabSpec(topology.make("full", 2), security="open")),
@@ -240,9 +246,12 @@ async def meshes(request: pytest.FixtureRequest) -> AsyncIterator[Meshes]:
         extras = Extras(applications=mesh.applications) if mesh.applications else None
         return parts.load(IMAGE, cache_root(), 1, progress, extras if IMAGE == "lab" else None)
 
+    def others(kind: Kind) -> parts.RealParts:
+        return parts.load(kind.image, cache_root(), 1, progress, board=kind.board)
+
     cores = len(os.sched_getaffinity(0))
     places = Places(cache_root() / "node-places", NODES_PER_CORE * cores, "tests on running nodes")
-    found = Meshes(real_parts, places)
+    found = Meshes(real_parts, places, others)
     found.needed.update(request.config.stash[NEEDED])
     yield found
     await found.end()

@@ -4,7 +4,8 @@
 # feeder, the power button, shells for a simulator, and the simulator's relay. Serial ports are looked for here; whether
 # there is a shell on them is for S60access.sh and the daemon to say.
 #
-# Read by rcS, whose say it uses.
+# Read by rcS, whose say and $thicket_channels it uses.
+# shellcheck disable=SC2154
 
 known=' '
 new=''
@@ -36,17 +37,39 @@ add_virtual() {
 	done
 	# A simulated radio: the port of this name exists in the simulator and nowhere else.
 	for name in /sys/class/virtio-ports/*/name; do
-		case $known in *' relay '*) break ;; esac
 		port=''
 		[ ! -r "$name" ] || read -r port <"$name"
-		[ "$port" = thicket.hwsim.0 ] || continue
-		if modprobe mac80211_hwsim radios=0; then
-			add_line relay '::respawn:/usr/sbin/hwsim-relay thicket.hwsim.0'
-		else
-			known="${known}relay "
-			say 3 "no simulated radio: mac80211_hwsim could not be loaded"
-		fi
+		[ "$port" != thicket.hwsim.0 ] || add_relay thicket.hwsim.0
 	done
+	[ "$thicket_channels" != usb ] || add_adapters
+}
+
+# A simulator of machines that have USB and no virtio: serial adapters instead, whose serial numbers
+# say what they are for. Anybody can plug in such an adapter, so they count only where the kernel's
+# parameters say that there is a simulator: who can change those has the card.
+add_adapters() {
+	for adapter in /sys/bus/usb-serial/devices/ttyUSB*; do
+		tty=${adapter##*/}
+		case $known in *" $tty "*) continue ;; esac
+		number=''
+		# Port, interface, device. It may be gone by now.
+		read -r number 2>/dev/null <"$adapter/../../serial"
+		case $number in
+		thicket.hwsim.0) add_relay "/dev/$tty" ;;
+		thicket.shell.*) add_shell "$tty" sh ;;
+		esac
+	done
+}
+
+# $1: the port of hwsim-relay.
+add_relay() {
+	case $known in *' relay '*) return ;; esac
+	if modprobe mac80211_hwsim radios=0; then
+		add_line relay "::respawn:/usr/sbin/hwsim-relay $1"
+	else
+		known="${known}relay "
+		say 3 "no simulated radio: mac80211_hwsim could not be loaded"
+	fi
 }
 
 # Init reads its table again, at once or when rcS has ended.
@@ -104,8 +127,8 @@ tell_init
 
 # The host names its ports one by one, and on a busy host not before now: look again a few times,
 # ever more seldom, until one round after the relay's port.
-for driver in /sys/bus/virtio/drivers/virtio_console/virtio*; do
-	[ -e "$driver" ] || continue
+for driver in /sys/bus/virtio/drivers/virtio_console/virtio* "$thicket_channels"; do
+	[ -e "$driver" ] || [ "$driver" = usb ] || continue
 	(
 		for delay in 0.1 0.2 0.4 0.8 1.5 3 6 12 24; do
 			last=$known

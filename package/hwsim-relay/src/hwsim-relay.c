@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * hwsim-relay - carry mac80211_hwsim netlink messages over a virtio-serial port
+ * hwsim-relay - carry mac80211_hwsim netlink messages over a port to the host
  *
  * The stream on the port is described in PROTOCOL.md. The relay holds no
  * state of the simulated radios: it frames messages, bounds queues, counts
@@ -26,6 +26,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -594,6 +595,26 @@ static void read_port(void)
 	take_input();
 }
 
+/* A serial line hands over bytes as they come, and changes none of them. */
+static void make_raw(const char *path)
+{
+	struct termios line;
+
+	if (tcgetattr(port, &line) < 0) {
+		if (errno == ENOTTY)
+			return;	/* a virtio-serial port */
+		die(EXIT_PORT, "cannot ask how %s is set: %s", path, strerror(errno));
+	}
+	cfmakeraw(&line);
+	line.c_cflag |= CLOCAL | CREAD;
+	line.c_cflag &= ~(tcflag_t)(CRTSCTS | HUPCL);
+	/* With 0 a read() of nothing would look like a host that is gone. */
+	line.c_cc[VMIN] = 1;
+	line.c_cc[VTIME] = 0;
+	if (tcsetattr(port, TCSANOW, &line) < 0)
+		die(EXIT_PORT, "cannot make %s a raw line: %s", path, strerror(errno));
+}
+
 static void open_port(const char *name)
 {
 	char path[PATH_MAX];
@@ -632,6 +653,7 @@ static void open_port(const char *name)
 	if (port < 0)
 		die(errno == ENOENT ? EXIT_NO_PORT : EXIT_PORT, "cannot open %s: %s", path,
 		    strerror(errno));
+	make_raw(path);
 }
 
 static void on_signal(int number)
@@ -654,7 +676,7 @@ int main(int argc, char **argv)
 	int fd;
 
 	if (argc != 2 || argv[1][0] == '-' || !argv[1][0])
-		die(EXIT_USAGE, "use: hwsim-relay PORT (a virtio-serial port's name or device)");
+		die(EXIT_USAGE, "use: hwsim-relay PORT (a virtio-serial port's name, or a device)");
 	sigemptyset(&blocked);
 	sigaddset(&blocked, SIGTERM);
 	sigaddset(&blocked, SIGINT);

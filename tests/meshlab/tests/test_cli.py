@@ -29,7 +29,7 @@ from meshlab.lab import journal, lab, real_parts
 from meshlab.lab.fake import FakeParts
 made = FakeParts()
 made.unlinked = set(sys.argv.pop(1).split(",")) - {""}
-real_parts.load = lambda image, cache, seed, progress, extras: made
+real_parts.load = lambda image, cache, seed, progress, extras=None, *, board=None: made
 journal.Pace.pause = lambda self, nodes, settled: 0.02
 formed = lab.Lab.formed
 async def when_linked(self, timeout):
@@ -402,6 +402,26 @@ def test_exec_ends_quietly_when_nobody_reads_its_output_any_more(running: Path) 
 def test_a_loss_is_a_percentage(loss: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main.main(["link", "n1", "n2", f"--loss={loss}"]) == 2
     assert f"--loss {loss}: a loss is 0 to 100 percent" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("n2", "--node n2: it is NODE=IMAGE or NODE=IMAGE@MACHINE"),
+        ("n2=", "it is NODE=IMAGE"),
+        ("n2=rpi64@", "it is NODE=IMAGE"),
+        ("n9=rpi64", "--node n9=rpi64: the nodes are n1 to n5"),
+        ("1=rpi64", "--node 1=rpi64: n1 has an image already"),
+    ],
+)
+def test_a_node_of_another_kind_is_one_of_the_nodes(
+    option: str, words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "meshlab.lab.real_parts.load", lambda *_, **__: pytest.fail("something was made")
+    )
+    assert main.main(["up", "--node", "n1=lab", "--node", option]) == 2
+    assert words in capfd.readouterr().err
 
 
 def test_an_application_that_is_none_is_refused_before_anything_is_made(

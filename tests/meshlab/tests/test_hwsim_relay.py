@@ -112,10 +112,12 @@ def wait_until(condition: Callable[[], bool], words: str) -> None:
 class Host:
     """The medium's end of the stream, and the relay at the other."""
 
-    def __init__(self, program: Path, clock: bool = True) -> None:
+    def __init__(self, program: Path, clock: bool = True, *, raw: bool = True) -> None:
         # Kept open: a terminal that nobody has open looks like one that was hung up.
         self.master, self.slave = pty.openpty()
-        tty.setraw(self.slave)
+        if raw:
+            # What is sent before the relay has opened it arrives as well.
+            tty.setraw(self.slave)
         self.clock = tempfile.NamedTemporaryFile(buffering=0)  # noqa: SIM115 - lives as long
         self.now = 0
         self.move_clock(STALL)
@@ -362,6 +364,20 @@ def test_greets_once_and_answers_hello(host: Host) -> None:
     assert host.family == GENL_ID_CTRL
     assert counters["sessions"] == 1
     assert counters["to_kernel"] == 0
+
+
+def test_a_serial_line_is_made_raw(relay: Path) -> None:
+    host = Host(relay, raw=False)
+    try:
+        host.frame()  # the relay has opened the line
+        every_byte = int.from_bytes(bytes(range(1, 9)), "little")
+        controls = int.from_bytes(b"\x03\x04\r\n\x11\x13\x1c\x7f", "little")
+        for nonce in (every_byte, controls):
+            host.session(nonce)
+        assert host.stats()["sessions"] == 2
+        assert host.buffer == b"", "nothing comes back that the relay did not say"
+    finally:
+        host.close()
 
 
 def test_message_reaches_the_kernel_and_its_answer_comes_back(host: Host) -> None:

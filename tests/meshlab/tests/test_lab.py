@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from string import ascii_lowercase
@@ -24,13 +24,14 @@ from meshlab.chip.driver import open_chip
 from meshlab.chip.state import serial_for
 from meshlab.lab import air, requests, summary, topology
 from meshlab.lab.errors import LabError, NotFormedError
-from meshlab.lab.fake import FakeParts
+from meshlab.lab.fake import FakeFleet, FakeParts
 from meshlab.lab.fleet import LabFleet
 from meshlab.lab.journal import Pace
 from meshlab.lab.lab import Lab
 from meshlab.lab.spec import PREFIX, LabSpec, NodeSpec, to_toml
 from meshlab.lab.state import visible_values
 from meshlab.machine.events import Panic
+from meshlab.machine.spec import CONSOLE_SOCKET
 from meshlab.wire.rpc import Client, RpcError
 from thicket.trust.certificates import Certificate, from_pem
 from thicket.trust.credentials import enrolled_chain
@@ -154,6 +155,54 @@ async def test_nodes_get_their_configuration(parts: FakeParts, tmp_path: Path) -
         config = tomllib.loads((lab.directory / "n1" / "config.img").read_text())
         assert (config["cluster"]["security"], config["discovery"]["beacon"]) == ("cookie", "plain")
         assert "trust" not in config
+
+
+class Chipless(FakeParts):
+    """Nodes without chip, which are in no fleet until they are enrolled."""
+
+    has_chip = False
+    image = "pi"
+
+    def __init__(self, fleet: Callable[[], FakeFleet]) -> None:
+        super().__init__()
+        self.of = fleet
+
+    def status(self, name: str) -> dict[str, Any] | None:
+        found = super().status(name)
+        if found is not None:
+            state = "ready" if self.of().consoles else "not-enrolled"
+            found |= {"trust": {"state": state}}
+        return found
+
+
+async def test_a_node_of_other_parts_without_chip(parts: FakeParts, tmp_path: Path) -> None:
+    def fleet() -> FakeFleet:
+        assert isinstance(lab.fleet, FakeFleet)
+        return lab.fleet
+
+    other = Chipless(fleet)
+    other.on = parts.on  # they see each other
+    lab = Lab(spec(security="sae"), parts, tmp_path, {"n2": other})
+    async with lab:
+        await lab.formed(20)
+        assert [machine.name for machine in other.machines] == ["n2"]
+        texts = {name: node.directory / "config.img" for name, node in lab.nodes.items()}
+        assert tomllib.loads(texts["n2"].read_text())["identity"] == {"i2c_bus": "none"}
+        assert "identity" not in tomllib.loads(texts["n1"].read_text())
+        node = lab.state.nodes["n2"]
+        assert (node.serial, node.expected_address) == (None, None)
+        serials = [each.serial for each in lab.state.nodes.values() if each.serial]
+        assert [serial.hex() for serial in fleet().enrolled] == serials
+        await lab.wait(lambda: fleet().consoles, 20, "n2 is enrolled")
+        assert fleet().consoles == [lab.nodes["n2"].directory / CONSOLE_SOCKET]
+        await lab.wait(
+            lambda: any("software-1" in event.text for event in lab.state.events), 20, "it is told"
+        )
+        with pytest.raises(RpcError, match="n2 has no chip"):
+            await lab.chip_fault("n2", "absent")
+        await lab.power_off("n2", grace=0)
+        lab.edit_card("n2", "x = 1\n")
+        assert texts["n2"].read_text() == "x = 1\n"
 
 
 def test_a_fleet_enrols_chips_and_knows_them_again(tmp_path: Path) -> None:

@@ -106,30 +106,48 @@ def test_console_is_added_where_the_card_has_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("board", "memory", "off"),
+    ("board", "memory", "parameters"),
     [
-        ("raspi3b", "1024", "bcm2835_wdt_driver_init"),
+        ("raspi3b", "1024", "bcm2835_wdt_driver_init thicket.channels=usb"),
         ("raspi3ap", "512", "bcm2835_wdt_driver_init,bcm2835_power_driver_init"),
         ("raspi4b", "2048", "bcm2835_wdt_driver_init"),
     ],
 )
 def test_a_pi_has_its_own_device_tree_and_nothing_of_virtio(
-    tmp_path: Path, board: str, memory: str, off: str
+    tmp_path: Path, board: str, memory: str, parameters: str
 ) -> None:
-    pi = {"arch": "aarch64", "board": board, "relay": False}
+    relay = "channels" in parameters
+    pi = {"arch": "aarch64", "board": board, "relay": relay}
     spec = spec_in(tmp_path, **pi)
     arguments = command(spec, found("console=serial0,115200 quiet"))
     assert option(arguments, "-dtb") == [TREE]
     assert option(arguments, "-drive") == [f"if=sd,format=raw,file={CARD},cache=unsafe"]
     assert option(arguments, "-append") == [
-        f"console=ttyAMA0,115200 quiet initcall_blacklist={off} norandmaps"
+        f"console=ttyAMA0,115200 quiet initcall_blacklist={parameters} norandmaps"
     ]
     assert [option(arguments, name) for name in ("-m", "-smp")] == [[memory], ["4"]]
-    for name in ("-cpu", "-fw_cfg", "-device"):
+    for name in ("-cpu", "-fw_cfg"):
         assert option(arguments, name) == []
-    for change in ({"chip": True}, {"relay": True}):
-        with pytest.raises(ValueError, match="no chip and no relay"):
-            spec_in(tmp_path, **(pi | change))
+    with pytest.raises(ValueError, match="from an SD card, and has no chip"):
+        spec_in(tmp_path, **pi, chip=True)
+    if not relay:
+        with pytest.raises(ValueError, match="nothing that could carry a relay"):
+            spec_in(tmp_path, **pi | {"relay": True})
+
+
+def test_a_pi_has_its_channels_by_usb(tmp_path: Path) -> None:
+    def adapters(**changes: object) -> list[str]:
+        spec = spec_in(tmp_path, arch="aarch64", board="raspi3b", **changes)
+        return option(command(spec, found("")), "-device")
+
+    own = "usb-serial,port=1.{},chardev={},serial={},always-plugged=on"
+    shells = [
+        "usb-hub,port=1",
+        own.format(1, "shell", "thicket.shell.0"),
+        own.format(2, "exec", "thicket.shell.1"),
+    ]
+    assert adapters() == [*shells, own.format(3, "relay", "thicket.hwsim.0")]
+    assert adapters(relay=False) == shells
 
 
 def test_half_a_card_is_refused(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from meshlab.machine.machine import Machine
 from meshlab.machine.spec import CARD
 
 sys.path.insert(0, str(Path(__file__).parent))
+import flat_tree
 from crafted_card import KERNEL, MIB, make_card, slot
 from tiny_guest import guest
 
@@ -149,6 +152,50 @@ def test_a_card_without_its_first_partition(tmp_path: Path) -> None:
     card.write_bytes(bytes(512))
     with pytest.raises(LabError, match="no partition table"):
         made.configure(tmp_path, "a = 1\n")
+
+
+def pi_card(directory: Path, trees: Mapping[str, bytes]) -> real_parts.CardImage:
+    files = {**slot("A"), "Image": guest(), "start.elf": b"", "fixup.dat": b"", **trees}
+    return real_parts.CardImage("pi", make_card(directory / "pi.img", None, files), "aarch64", "x")
+
+
+def test_a_pi_has_a_card_of_a_power_of_two_and_no_chip(tmp_path: Path) -> None:
+    image = pi_card(tmp_path, {"bcm2837-rpi-3-b.dtb": flat_tree.tree(flat_tree.node(""))})
+    real_parts.check_board("raspi3b", "aarch64", image)
+    sizes = {}
+    for name, size in (("small", 16 * MIB), ("large", 1024 * MIB + 512)):
+        os.truncate(image.card, size)
+        made = real_parts.RealParts(image, TCG, tmp_path, 1, board="raspi3b")
+        assert not made.has_chip
+        assert made.description == "x, on raspi3b"
+        directory = tmp_path / name
+        directory.mkdir()
+        made.disks(directory, "a = 1\n")
+        sizes[name] = (directory / CARD).stat().st_size
+        machine = made.machine("n1", directory, lambda _: None)
+        assert isinstance(machine, Machine)
+        assert (machine.spec.board, machine.spec.chip, machine.spec.relay) == (
+            "raspi3b",
+            False,
+            True,
+        )
+    assert sizes == {"small": 1024 * MIB, "large": 2048 * MIB}
+
+
+def test_a_machine_that_cannot_start_an_image_is_refused(tmp_path: Path) -> None:
+    lab = ImageSet("lab", tmp_path / "vmlinux", tmp_path / "root", "quiet", "lab image")
+    with pytest.raises(LabError, match=r"no machine 'pi5': MACHINE is q35, .*raspi3b"):
+        real_parts.load("lab", tmp_path, 1, print, board="pi5")
+    with pytest.raises(LabError, match="for x86_64, and raspi3b has another processor"):
+        real_parts.load("lab", tmp_path, 1, print, board="raspi3b")
+    with pytest.raises(LabError, match="raspi3b starts from a card, and lab is no card image"):
+        real_parts.check_board("raspi3b", "aarch64", lab)
+    with pytest.raises(LabError, match=r"pi cannot start on raspi3b: .*bcm2837-rpi-3-b\.dtb"):
+        real_parts.check_board("raspi3b", "aarch64", pi_card(tmp_path, {}))
+    real_parts.check_board("pc", "x86_64", lab)
+    built(tmp_path, "x86_64", guest(), FACTS)
+    with pytest.raises(LabError, match="for x86_64, and virt has another processor"):
+        real_parts.load("x86_64", tmp_path, 1, print, board="virt")
 
 
 def test_the_lab_image_has_disks(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from meshlab.lab.lab import Lab
 from meshlab.lab.paths import lab_directory
 from meshlab.lab.spec import LabSpec
 from meshlab.lab.state import Event, LabState
+from meshlab.lab.topology import node_name
 from meshlab.view import screen
 
 
@@ -39,6 +40,14 @@ def define(command: Define) -> None:
     up.add_argument("-n", "--nodes", type=int, default=5, help="how many nodes (default: 5)")
     up.add_argument("--topology", choices=topology.KINDS, default="grid", help="default: grid")
     up.add_argument("--image", default="lab", help="what the nodes boot (default: lab)")
+    up.add_argument("--machine", help="what they boot on, such as raspi3b (default: the image's)")
+    up.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="NODE=IMAGE[@MACHINE]",
+        help="another image or machine for one node (repeatable)",
+    )
     up.add_argument("--seed", type=int, default=1, help="of chips, radios, random topologies")
     up.add_argument("--security", choices=("sae", "open"), default="sae", help="default: sae")
     up.add_argument(
@@ -70,6 +79,7 @@ def cmd_up(options: argparse.Namespace) -> int:
         if not (path / "pyproject.toml").is_file():
             why = "has no pyproject.toml" if path.is_dir() else "is no directory"
             raise CommandError(f"{path}: no application to install, it {why}", 2)
+    kinds = _kinds(options.node, shape.names)
     # A terminal that vanishes ends the lab as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -80,14 +90,44 @@ def cmd_up(options: argparse.Namespace) -> int:
         print(text, file=sys.stderr, flush=True)
 
     extras = Extras(tuple(path.resolve() for path in options.application))
+    cache = cache_root()
     made = real_parts.load(
-        options.image, cache_root(), options.seed, progress, extras if extras.applications else None
+        options.image,
+        cache,
+        options.seed,
+        progress,
+        extras if extras.applications else None,
+        board=options.machine,
     )
+    others = {
+        name: real_parts.load(image, cache, options.seed, progress, board=machine)
+        for name, (image, machine) in kinds.items()
+    }
     spec = LabSpec(topology=shape, name=options.lab, security=options.security, keep=options.keep)
-    lab = Lab(spec, made)
+    lab = Lab(spec, made, others=others)
     plain = options.plain or options.once or not sys.stderr.isatty()
     timeout = options.timeout or 120 + 20 * options.nodes
     return run_supervised(_up(lab, once=options.once, plain=plain, timeout=timeout))
+
+
+def _kinds(options: Sequence[str], names: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+    """Return image and machine of each node that ``--node`` names.
+
+    :raises CommandError: when one is not understood.
+    """
+    found: dict[str, tuple[str, str | None]] = {}
+    for option in options:
+        node, _, rest = option.partition("=")
+        name = node_name(int(node)) if node.isdecimal() else node
+        image, at, machine = rest.partition("@")
+        if not image or (at and not machine):
+            raise CommandError(f"--node {option}: it is NODE=IMAGE or NODE=IMAGE@MACHINE", 2)
+        if name not in names:
+            raise CommandError(f"--node {option}: the nodes are {names[0]} to {names[-1]}", 2)
+        if name in found:
+            raise CommandError(f"--node {option}: {name} has an image already", 2)
+        found[name] = image, machine or None
+    return found
 
 
 def run_supervised(coroutine: Coroutine[Any, Any, int]) -> int:

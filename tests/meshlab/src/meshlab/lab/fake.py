@@ -232,9 +232,14 @@ class FakeFleet(FleetLike):
     def __init__(self, name: str) -> None:
         self.root = f"the root of {name}"
         self.enrolled: list[bytes] = []
+        self.consoles: list[Path] = []
 
     def enroll(self, chip: Path, serial: bytes, seed: int) -> None:
         self.enrolled.append(serial)
+
+    def enroll_software(self, console: Path) -> str:
+        self.consoles.append(console)
+        return f"software-{len(self.consoles)}"
 
 
 class FakeParts(Parts):
@@ -244,6 +249,7 @@ class FakeParts(Parts):
     description = "nothing is booted"
     accel = "none"
     accel_reason = "nothing is booted"
+    has_chip = True
 
     def __init__(self) -> None:
         self.boot_slots = 2

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet of a lab: an authority of its own that enrols every virtual chip before its node boots.
+"""The fleet of a lab: an authority of its own that enrols every virtual chip before its node boots,
+and a node without chip over its console.
 
 What is in it protects nothing: the authority's keys have an empty passphrase, and the chips' lie in
 files beside it.
@@ -11,17 +12,24 @@ import shutil
 from ipaddress import IPv6Network
 from pathlib import Path
 
+from authority import remote_node
 from authority.authority import Authority
 from authority.errors import AuthorityError
 from authority.provisioning import ProvisioningError
+from authority.remote_node import RemoteNode
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.driver import open_chip
 from meshlab.chip.state import ChipStateError
 from meshlab.lab.errors import LabError
+from thicket.identity.bus import BusError
 from thicket.identity.chip.errors import ChipError
+from thicket.trust.certificates import pem
+from thicket.trust.fleet import device_name
 from thicket.trust.openssl import OpenSslError
 
 FOLDER = "authority"
+BAUD = 115200
+"""Of a console, which a socket does not have."""
 
 
 class LabFleet:
@@ -64,3 +72,27 @@ class LabFleet:
             OpenSslError,
         ) as error:
             raise LabError(f"{chip} cannot be enrolled: {error}") from error
+
+    def enroll_software(self, console: Path) -> str:
+        """Enrol the running node at a console, as `thicket ca enroll --console --software` does.
+
+        :param console: The socket of its serial console, with a root shell behind it.
+        :returns: The name of its device.
+        :raises LabError: when it cannot be enrolled.
+        """
+        try:
+            node = RemoteNode(remote_node.console(str(console), None, BAUD))
+            try:
+                claim = node.claim()
+                if claim.public_key is None:
+                    raise LabError(f"{console}: the node has a chip")
+                device, signer = self.authority.enroll_software(
+                    claim.source, claim.identity, claim.public_key
+                )
+                node.put_certificates(pem(device) + pem(signer))
+                node.reload()
+            finally:
+                node.close()
+        except (AuthorityError, BusError, OpenSslError, OSError) as error:
+            raise LabError(f"{console}: the node cannot be enrolled: {error}") from error
+        return device_name(claim.source, claim.identity, None)

@@ -18,7 +18,7 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -70,13 +70,24 @@ node reads all keys, and makes its parts follow."""
 class Lab:
     """A running lab. Use it as ``async with Lab(spec, parts) as lab``.
 
+    :param spec: What to build.
+    :param parts: Makes the parts of it.
+    :param cache: Where labs are; ``None``: in the product's cache folder.
+    :param others: Makes the parts of the nodes of these names, which differ from all others.
     :raises LabError: (From ``start``) when the directory is in use, or the medium or a machine does
         not start.
     """
 
-    def __init__(self, spec: LabSpec, parts: Parts, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        spec: LabSpec,
+        parts: Parts,
+        cache: Path | None = None,
+        others: Mapping[str, Parts] | None = None,
+    ) -> None:
         self.spec = spec
         self.parts = parts
+        self._others = dict(others or {})
         self._held = LabDirectory(spec.name, cache)
         self.state = LabState(
             name=spec.name,
@@ -142,6 +153,8 @@ class Lab:
             Kind.CHANGE, f"lab {self.spec.name}: {len(self.spec.topology.positions)} nodes"
         )
         self.journal.tell(Kind.CHANGE, f"image: {self.parts.description}")
+        for name, parts in self._others.items():
+            self.journal.tell(Kind.CHANGE, f"image: {parts.description}", name)
         self.journal.tell(Kind.CHANGE, f"{self.parts.accel}: {self.parts.accel_reason}")
         if self.spec.security != "open":
             address = self.spec.config.get("address", {})
@@ -207,28 +220,30 @@ class Lab:
     def _prepare(self, index: int, name: str) -> None:
         directory = self._held.prepare_node(name, keep=self.spec.keep)
         spec = self._node_spec(name)
-        serial = self.parts.serial(self.spec.topology.seed, index)
+        parts = self._others.get(name, self.parts)
+        serial = parts.serial(self.spec.topology.seed, index)
         root = None
         if self.fleet is not None:
-            self.fleet.enroll(directory / "chip.json", serial, self.spec.topology.seed)
+            if parts.has_chip:
+                self.fleet.enroll(directory / "chip.json", serial, self.spec.topology.seed)
             root = self.fleet.root
-        config = node_config(self.spec, spec, root)
+        config = node_config(self.spec, spec, root, chip=parts.has_chip)
         prefix = config["address"]["prefix"]
         state = NodeState(
             name=name,
             mac=radio_mac(index),
             position=self.spec.topology.positions[name],
-            serial=serial.hex(),
-            expected_address=address_from_serial(prefix, serial),
+            serial=serial.hex() if parts.has_chip else None,
+            expected_address=address_from_serial(prefix, serial) if parts.has_chip else None,
             chip_fault=spec.chip_fault,
             mesh=mesh_key(config),
             cluster=cluster_key(config),
         )
-        chip = self.parts.chip(directory, serial)
+        chip = parts.chip(directory, serial)
         chip.fault = spec.chip_fault
         text = spec.config_text
-        self.parts.disks(directory, to_toml(config) if text is None else text)
-        around = Surroundings(self.parts, self.state, self.journal, self.pace, self._slots)
+        parts.disks(directory, to_toml(config) if text is None else text)
+        around = Surroundings(parts, self.state, self.journal, self.pace, self._slots, self.fleet)
         self.nodes[name] = Node(state, directory, config, chip, around)
         self.state.nodes[name] = state
 
@@ -465,6 +480,8 @@ class Lab:
     async def chip_fault(self, name: str, fault: str | None) -> None:
         """Give a node's chip a fault, or None to heal it."""
         node = self.node(name)
+        if node.state.serial is None:
+            raise RpcError("bad-request", f"{node.state.name} has no chip")
         try:
             node.chip.fault = fault
         except ValueError as error:
@@ -513,7 +530,8 @@ class Lab:
         node = self.node(name)
         if node.state.power == "running":
             raise LabError(f"{name} is on: switch it off before its card is edited")
-        self.parts.configure(node.directory, to_toml(node.config) if text is None else text)
+        parts = self._others.get(name, self.parts)
+        parts.configure(node.directory, to_toml(node.config) if text is None else text)
         self.journal.tell(Kind.CHANGE, f"{CONFIG_FILE} on its card was replaced", node.state.name)
 
     def kill_medium(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from meshlab.lab.directory import last_lines
 from meshlab.lab.errors import LabError
 from meshlab.lab.journal import Journal, Pace
-from meshlab.lab.parts import ChipLike, MachineLike, Parts
+from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts
 from meshlab.lab.paths import own_call
 from meshlab.lab.slots import BootSlots, Slot
 from meshlab.lab.spec import (
@@ -32,6 +32,7 @@ from meshlab.lab.state import (
     visible_values,
 )
 from meshlab.machine.events import MachineEvent, Panic, Reset, WatchdogBite
+from meshlab.machine.spec import CONSOLE_SOCKET
 from meshlab.wire.rpc import RpcError
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ ASK_TIMEOUT = 20.0
 """Seconds that a node may take to answer; a guest of a busy TCG host can be slow."""
 
 
+ENROLLING_PAUSES = (5.0, 10.0, 20.0, 40.0)
+"""Seconds between attempts to enrol a node; after the last one a person has to."""
+
+
 class Surroundings(NamedTuple):
     """What the nodes of a lab share."""
 
@@ -59,6 +64,7 @@ class Surroundings(NamedTuple):
     journal: Journal
     pace: Pace
     slots: BootSlots
+    fleet: FleetLike | None
 
 
 class Node:
@@ -144,6 +150,9 @@ class Node:
                 asyncio.create_task(self._watch(machine)),
                 asyncio.create_task(self._ask(machine)),
             ]
+            fleet = self._around.fleet
+            if fleet is not None and not self._around.parts.has_chip:
+                self.tasks.append(asyncio.create_task(self._enroll(machine, fleet)))
 
     async def power_off(self, *, grace: float = 10.0) -> None:
         """Ask it to shut down; after ``grace`` seconds, or at once when that is 0, cut it."""
@@ -215,6 +224,25 @@ class Node:
             settled = phase(self._around.state, self.state.name) in SETTLED
             nodes = len(self._around.state.nodes)
             await asyncio.sleep(self._around.pace.pause(nodes, settled))
+
+    async def _enroll(self, machine: MachineLike, fleet: FleetLike) -> None:
+        """Enrol a node without chip as soon as it says that it is in no fleet."""
+        pauses = iter(ENROLLING_PAUSES)
+        while self.machine is machine and self.state.power == "running":
+            await asyncio.sleep(1.0)
+            if get(self.state.status, "trust", "state") != "not-enrolled":
+                continue
+            try:
+                console = self.directory / CONSOLE_SOCKET
+                device = await asyncio.to_thread(fleet.enroll_software, console)
+            except LabError as error:
+                self.tell(Kind.TROUBLE, str(error))
+            else:
+                self.tell(Kind.IDENTITY, f"enrolled over its console as {device}")
+            pause = next(pauses, None)
+            if pause is None:
+                return
+            await asyncio.sleep(pause)
 
     def _answered(self, status: dict[str, Any]) -> None:
         state, lab = self.state, self._around.state

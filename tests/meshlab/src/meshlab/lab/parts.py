@@ -68,6 +68,13 @@ class FleetLike(Protocol):
     def enroll(self, chip: Path, serial: bytes, seed: int) -> None:
         """Give the chip with this memory certificates of the fleet."""
 
+    def enroll_software(self, console: Path) -> str:
+        """Give a node without chip certificates of the fleet, over its console; it may take long.
+
+        :returns: the name of its device.
+        :raises LabError: when it cannot be enrolled.
+        """
+
 
 class Parts(Protocol):
     """Makes the parts of a lab; ``real_parts`` makes the real ones, tests make others."""
@@ -78,6 +85,8 @@ class Parts(Protocol):
     """The same in a line: versions and sizes."""
     accel: str
     accel_reason: str
+    has_chip: bool
+    """Whether a machine has its virtual chip. One without has a software identity."""
     boot_slots: int
     """How many nodes of all labs on this host may be between power-on and joined at a time."""
 

@@ -31,6 +31,9 @@ CARD_MIB = 768
 """Size of a node's card, if the image is not larger: cards are, and a node's first boot has to grow
 into it. The file is sparse."""
 
+SD_CARD_MIB = 1024
+"""The same where QEMU takes powers of two only: for an SD card."""
+
 CARDS = ("rpi64", "x86_64")
 """Boards whose card image ``make BOARD`` leaves in the cache."""
 STANDIN = "standin"
@@ -83,13 +86,26 @@ class ServedChip:
 class RealParts:
     """Parts of a lab that boots real nodes."""
 
-    def __init__(self, image: ImageSet | CardImage, accel: Accel, cache: Path, seed: int) -> None:
+    def __init__(
+        self,
+        image: ImageSet | CardImage,
+        accel: Accel,
+        cache: Path,
+        seed: int,
+        *,
+        board: str | None = None,
+    ) -> None:
+        from meshlab.machine.spec import BOARDS
+
         self._images = image
+        self._board = board
+        self._virtio = board is None or BOARDS[board].virtio
+        self.has_chip = self._virtio
         self._accel = accel
         self._cache = cache
         self._seed = seed
         self.image = image.name
-        self.description = image.description
+        self.description = image.description + (f", on {board}" if board else "")
         self.accel = accel.name
         self.accel_reason = accel.reason
         cores = len(os.sched_getaffinity(0))
@@ -116,7 +132,10 @@ class RealParts:
 
         if isinstance(self._images, CardImage):
             if not (directory / CARD).exists():
-                copy_card(self._images.card, directory / CARD, CARD_MIB << 20)
+                size = (CARD_MIB if self._virtio else SD_CARD_MIB) << 20
+                if not self._virtio:
+                    size = max(size, 1 << (self._images.card.stat().st_size - 1).bit_length())
+                copy_card(self._images.card, directory / CARD, size)
                 self.configure(directory, config)
             return
         if not (directory / "config.img").exists():
@@ -149,6 +168,8 @@ class RealParts:
             cmdline="" if isinstance(images, CardImage) else images.cmdline,
             arch=images.arch if isinstance(images, CardImage) else "x86_64",
             accel=self._accel,
+            board=self._board,
+            chip=self.has_chip,
         )
         return Machine(spec, on_event)
 
@@ -278,6 +299,8 @@ def load(
     seed: int,
     progress: Callable[[str], None],
     extras: Extras | None = None,
+    *,
+    board: str | None = None,
 ) -> RealParts:
     """Return the parts for an image.
 
@@ -286,13 +309,17 @@ def load(
         or with a kernel, ``rootfs.erofs`` and ``cmdline``. ``standin`` and ``standin-rpi64`` are
         for tests: Debian's programs on a card, see ``meshlab.image.standin``.
     :param extras: For the lab image, which alone can have some.
-    :raises LabError: when there is no such image, or it cannot be built or booted.
+    :param board: What it boots on, a key of ``spec.BOARDS``; ``None``: the usual one.
+    :raises LabError: when there is no such image, or it cannot be built or booted, or not there.
     """
     from host.errors import HostError
     from meshlab.image import lab as lab_image
     from meshlab.image import standin
     from meshlab.machine import accel
+    from meshlab.machine.spec import BOARDS
 
+    if board is not None:  # said before an image is built for it
+        check_board(board, "x86_64" if image == "lab" else None)
     images: ImageSet | CardImage
     try:
         if image == "lab":
@@ -304,7 +331,39 @@ def load(
         else:
             images = find_card(image, cache) or directory_image(Path(image))
         arch = images.arch if isinstance(images, CardImage) else "x86_64"
+        if board is not None:
+            check_board(board, arch, images)
         chosen = accel.choose(cache, f"qemu-system-{arch}")
     except (HostError, accel.AccelError) as error:
         raise LabError(str(error)) from error
-    return RealParts(images, chosen, cache, seed)
+    if board is not None and BOARDS[board].own_processor:
+        chosen = accel.Accel("tcg", f"{board} has a processor of its own", chosen.cpu)
+    return RealParts(images, chosen, cache, seed, board=board)
+
+
+def check_board(
+    board: str, arch: str | None = None, image: ImageSet | CardImage | None = None
+) -> None:
+    """Check that an image can boot on a board, as far as the image is known.
+
+    :param board: What it is to boot on.
+    :param arch: The processor that it is for, as in ``qemu-system-ARCH``.
+    :param image: The image.
+    :raises LabError: when it cannot.
+    """
+    from meshlab.machine.spec import BOARDS
+
+    if board not in BOARDS:
+        raise LabError(f"there is no machine {board!r}: MACHINE is {', '.join(BOARDS)}")
+    hardware = BOARDS[board]
+    if arch is not None and hardware.qemu != f"qemu-system-{arch}":
+        raise LabError(f"the image is for {arch}, and {board} has another processor")
+    if image is None or hardware.virtio:
+        return
+    if not isinstance(image, CardImage):
+        raise LabError(f"{board} starts from a card, and {image.name} is no card image")
+    model = bootrom.MODELS[hardware.model]
+    try:
+        bootrom.device_tree(image.card, bootrom.boot(image.card, model=model), model)
+    except bootrom.BootError as error:
+        raise LabError(f"{image.name} cannot start on {board}: {error}") from error

@@ -57,11 +57,12 @@ class LabSpec:
 
 
 def node_config(
-    spec: LabSpec, node: NodeSpec, root: str | None = None
+    spec: LabSpec, node: NodeSpec, root: str | None = None, *, chip: bool = True
 ) -> dict[str, dict[str, Any]]:
     """Return the configuration of a node: the lab's defaults, the lab's own, the node's own.
 
-    ``root`` is the root certificate of the lab's fleet; an open lab has none.
+    ``root`` is the root certificate of the lab's fleet; an open lab has none. A node without
+    ``chip`` does not look for one.
     """
     # Rate control cannot learn from what a simulated radio reports of aggregated frames, so without
     # this the paths would not follow the links' quality; see "HT" in docs/simulator.md.
@@ -79,6 +80,8 @@ def node_config(
         found["discovery"] = {"beacon": "plain"}
     else:
         found["trust"] = {"root": root}
+    if not chip:
+        found["identity"] = {"i2c_bus": "none"}
     if len(spec.topology.positions) > QUICK_NODES:
         found["cluster"]["tick_time"] = 60
         found["status"] = {"interval": 15}

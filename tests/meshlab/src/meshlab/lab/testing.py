@@ -7,11 +7,11 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from meshlab.lab import summary
 from meshlab.lab.lab import Lab
@@ -36,6 +36,14 @@ def whole(lab: Lab) -> bool:
     return lab.state.formed is not None and not summary.missing(lab.snapshot())
 
 
+class Kind(NamedTuple):
+    """What a node is that differs from the others."""
+
+    image: str
+    board: str
+    """A key of ``meshlab.machine.spec.BOARDS``."""
+
+
 @dataclass(frozen=True)
 class Mesh:
     """A mesh that tests share."""
@@ -46,6 +54,8 @@ class Mesh:
     """Directories of applications to install, where the image can be made with some."""
     ready: Callable[[Lab], bool] = whole
     """Whether a running lab of it is as its tests expect it."""
+    others: Mapping[str, Kind] = field(default_factory=dict)
+    """The nodes that differ from the others."""
 
 
 class Meshes:
@@ -55,8 +65,14 @@ class Meshes:
     may leave anything behind: the next one gets a mesh that is made anew, in another directory.
     """
 
-    def __init__(self, parts: Callable[[Mesh], Parts], places: Places) -> None:
+    def __init__(
+        self,
+        parts: Callable[[Mesh], Parts],
+        places: Places,
+        others: Callable[[Kind], Parts] | None = None,
+    ) -> None:
         self._parts = parts
+        self._others = others
         self._places = places
         self._held: dict[str, list[Slot]] = {}
         self._running: dict[str, Lab] = {}
@@ -97,7 +113,9 @@ class Meshes:
         run = self._runs[mesh.name]
         name = f"test-{mesh.name}" if run == 1 else f"test-{mesh.name}-{run}"
         self._held[mesh.name] = await self._places.take(len(mesh.spec.topology.names))
-        lab = Lab(replace(mesh.spec, name=name), self._parts(mesh))
+        kinds = mesh.others.items()
+        others = {node: self._others(kind) for node, kind in kinds} if self._others else None
+        lab = Lab(replace(mesh.spec, name=name), self._parts(mesh), others=others)
         self._running[mesh.name] = lab
         await lab.start()
         return lab

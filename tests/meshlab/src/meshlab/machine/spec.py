@@ -17,7 +17,12 @@ from meshlab.machine import bootrom
 from meshlab.machine.accel import Accel
 
 RELAY_PORT = "thicket.hwsim.0"
-"""Name of the virtio-serial port at which the node's hwsim-relay starts."""
+"""Name of the virtio-serial port at which the node's hwsim-relay starts, or the serial number of
+the USB adapter."""
+SHELL_PORTS = ("thicket.shell.0", "thicket.shell.1")
+"""Serial numbers of the USB adapters at which the node has shells, where it has no virtio."""
+USB_CHANNELS = "thicket.channels=usb"
+"""The kernel parameter that tells a node that these adapters are the simulator's."""
 
 CONSOLE_SOCKET = "console.sock"
 CONSOLE_LOG = "console.log"
@@ -46,8 +51,9 @@ class Board:
     machine: str
     """``-machine`` and its options."""
     transport: str
-    """How virtio devices are attached: ``pci``, or ``device`` for virtio-mmio; ``""``: they cannot
-    be. Then there are neither shells nor chip nor relay, and the card is an SD card."""
+    """How virtio devices are attached: ``pci``, or ``device`` for virtio-mmio. ``usb``: they cannot
+    be. Then shells and relay are USB serial adapters, the card is an SD card, and there is no
+    chip. Empty: there is nothing for shells and relay either."""
     cmdline: str
     """Kernel parameters for this machine, before those of the image."""
     watchdog: str | None
@@ -68,6 +74,11 @@ class Board:
     """Whether the kind of processor belongs to the board, and cannot be chosen."""
     absent: frozenset[str] = frozenset()
     """Nodes and properties of the Pi's device tree that are not so in QEMU, by their paths."""
+
+    @property
+    def virtio(self) -> bool:
+        """Tell whether it can have virtio devices."""
+        return self.transport not in ("", "usb")
 
 
 # The HPET says how fast it runs. The local APIC's timer has to be compared with another timer for a
@@ -117,8 +128,8 @@ BOARDS: Mapping[str, Board] = {
     "raspi3b": Board(
         qemu="qemu-system-aarch64",
         machine="raspi3b",
-        transport="",
-        cmdline="console=ttyAMA0 initcall_blacklist=bcm2835_wdt_driver_init",
+        transport="usb",
+        cmdline=f"console=ttyAMA0 initcall_blacklist=bcm2835_wdt_driver_init {USB_CHANNELS}",
         watchdog=None,
         model="pi3",
         memory_mib=1024,
@@ -211,8 +222,10 @@ class MachineSpec:
             raise ValueError(f"no board {self.board}; known: {', '.join(BOARDS)}")
         if (self.kernel is None) != (self.rootfs is None):
             raise ValueError(f"{self.name}: kernel and root come both from the card or both not")
-        if not self.hardware.transport and (self.chip or self.relay or self.kernel):
-            raise ValueError(f"{self.name}: its board has an SD card, and no chip and no relay")
+        if not self.hardware.virtio and (self.chip or self.kernel):
+            raise ValueError(f"{self.name}: its board starts from an SD card, and has no chip")
+        if not self.hardware.transport and self.relay:
+            raise ValueError(f"{self.name}: its board has nothing that could carry a relay")
         if self.memory_mib < 64:
             raise ValueError(f"memory of {self.name}: {self.memory_mib} MiB, at least 64 needed")
 
@@ -276,7 +289,7 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
         arguments += ["-append", " ".join(card_parameters(spec, start.boot.cmdline))]
         if bootrom.MODELS[board.model].trees:
             arguments += ["-dtb", TREE]
-        if board.transport:
+        if board.virtio:
             # What a Pi's firmware tells in the device tree, /chosen/bootloader.
             for name, value in (
                 ("partition", start.boot.partition),
@@ -287,9 +300,11 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
     arguments += _listener("console", CONSOLE_SOCKET, f",logfile={CONSOLE_LOG},logappend=on")
     arguments += ["-serial", "chardev:console"]
     arguments += _disks(spec)
-    if board.transport:
+    if board.virtio:
         arguments += _ports(spec)
         arguments += ["-device", f"virtio-rng-{board.transport}"]
+    elif board.transport:
+        arguments += _adapters(spec)
     if spec.chip:
         # No reconnect=: the device wants its back end at once, and a QEMU that may connect later
         # gives up ("vhost_backend_init failed"). The chip listens before QEMU starts.
@@ -358,7 +373,7 @@ def _disks(spec: MachineSpec) -> list[str]:
             ("data", _value(spec.data), ",cache=unsafe"),
             ("config", _value(spec.config), ",cache=unsafe"),
         ]
-    if not spec.hardware.transport:
+    if not spec.hardware.virtio:
         return ["-drive", f"if=sd,format=raw,file={CARD},cache=unsafe"]
     for name, path, more in disks:
         arguments += ["-drive", f"if=none,id={name},format=raw,file={path}{more}"]
@@ -376,4 +391,20 @@ def _ports(spec: MachineSpec) -> list[str]:
         arguments += _listener("relay", RELAY_SOCKET)
         port = f"virtserialport,bus=serial.0,chardev=relay,id=relay,name={RELAY_PORT}"
         arguments += ["-device", port]
+    return arguments
+
+
+def _adapters(spec: MachineSpec) -> list[str]:
+    """The same by USB: serial adapters behind a hub, as the board has one port."""
+    arguments = ["-device", "usb-hub,port=1"]
+    channels = [
+        ("shell", SHELL_SOCKET, SHELL_PORTS[0]),
+        ("exec", EXEC_SOCKET, SHELL_PORTS[1]),
+        *([("relay", RELAY_SOCKET, RELAY_PORT)] if spec.relay else ()),
+    ]
+    for place, (name, path, number) in enumerate(channels, start=1):
+        arguments += _listener(name, path)
+        # Otherwise it would come and go with who is connected to the socket.
+        device = f"usb-serial,port=1.{place},chardev={name},serial={number},always-plugged=on"
+        arguments += ["-device", device]
     return arguments
