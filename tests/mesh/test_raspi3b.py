@@ -13,8 +13,9 @@ from meshlab.wire.relay import DROP_COUNTERS
 
 MESH = "pi"
 
-FLOOD = "ping -6 -n -q -c 300 -i 0.01 -s 1400 -W 5"
-"""A thousand frames of full length within seconds: all that an emulated line has to take."""
+COUNT = 300
+FLOOD = f"ping -6 -n -q -c {COUNT} -i 0.01 -s 1400 -W 5"
+"""A hundred long frames a second, their answers, and acknowledgements: more than a mesh sends."""
 
 
 async def test_a_pi_and_another_node_are_peers_and_joined(lab: Lab, nodes: Nodes) -> None:
@@ -44,19 +45,39 @@ async def test_a_pi_without_chip_is_in_the_fleet_and_in_the_cluster(lab: Lab, no
     assert far in await nodes.succeeds("n1", f"thicket ping {far}")
 
 
-async def test_its_relay_takes_a_flood_and_loses_nothing_of_the_stream(
-    lab: Lab, nodes: Nodes
-) -> None:
-    async def port() -> dict[str, int]:
-        found = (await lab.medium_call("status"))["nodes"]["n2"]
-        assert found["connected"]
-        return {"sessions": found["sessions"], "errors": found["relay_errors"], **found["relay"]}
+async def line(lab: Lab) -> dict[str, int]:
+    """What the medium and the relay count of the line to the Pi."""
+    found = (await lab.medium_call("status", patience=PATIENCE))["nodes"]["n2"]
+    own = {"begun": found["sessions"], "errors": found["relay_errors"]}
+    return {**own, **found["relay"]}
 
-    before = await port()
+
+async def test_its_line_takes_a_flood_and_loses_nothing(lab: Lab, nodes: Nodes) -> None:
+    before = await line(lab)
     for name, other in (("n1", "n2"), ("n2", "n1")):
         await nodes.run(name, f"{FLOOD} {nodes.address(other)}; true")
-    await nodes.reach("n1", "n2")
-    after = await port()
-    assert after["to_host"] - before["to_host"] > 600, "echoes and their answers"
-    kept = ("sessions", "errors", "bad_frames", "stalls", "skipped_bytes", *DROP_COUNTERS)
+    after: dict[str, int] = {}
+
+    async def counted() -> bool:
+        after.update(await line(lab))
+        return after["to_host"] - before["to_host"] > 2 * COUNT
+
+    await nodes.until(counted, "the relay has counted echoes and answers")
+    kept = ("begun", "sessions", "errors", "bad_frames", "stalls", "skipped_bytes", *DROP_COUNTERS)
     assert {name: after[name] - before[name] for name in kept} == dict.fromkeys(kept, 0)
+
+
+async def test_its_radio_comes_back_when_relay_or_medium_has_died(lab: Lab, nodes: Nodes) -> None:
+    """Neither end of a serial line sees that the other one is gone."""
+
+    async def another_session() -> bool:
+        found = await line(lab)
+        return found.get("to_host", 0) > 0 and found["begun"] != before["begun"]
+
+    before = await line(lab)
+    await nodes.run("n2", "kill -KILL $(pidof hwsim-relay)")
+    await nodes.until(another_session, "the relay's next life has a session")
+    await nodes.reach("n1", "n2")
+    lab.kill_medium()
+    await nodes.wait(lambda: lab.state.medium_restarts > 0, "the medium is started again")
+    await nodes.reach("n2", "n1")

@@ -148,6 +148,8 @@ def test_a_pi_has_its_channels_by_usb(tmp_path: Path) -> None:
     ]
     assert adapters() == [*shells, own.format(3, "relay", "thicket.hwsim.0")]
     assert adapters(relay=False) == shells
+    assert adapters(shells=False) == ["usb-hub,port=1", own.format(1, "relay", "thicket.hwsim.0")]
+    assert adapters(shells=False, relay=False) == []
 
 
 def test_half_a_card_is_refused(tmp_path: Path) -> None:

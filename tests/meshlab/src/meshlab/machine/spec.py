@@ -198,6 +198,8 @@ class MachineSpec:
     """Attach the chip's I2C bus: its back end must listen on ``chip.sock`` before the start."""
     relay: bool = True
     """Attach the port of hwsim-relay."""
+    shells: bool = True
+    """Attach the two shells."""
     config: str = "config.img"
     data: str = "data.img"
     arch: str = "x86_64"
@@ -384,7 +386,7 @@ def _disks(spec: MachineSpec) -> list[str]:
 def _ports(spec: MachineSpec) -> list[str]:
     """hvc0 and hvc1 (shells for programs and for people), and the relay's port."""
     arguments = ["-device", f"virtio-serial-{spec.hardware.transport},id=serial,max_ports=4"]
-    for name, path in (("shell", SHELL_SOCKET), ("exec", EXEC_SOCKET)):
+    for name, path in (("shell", SHELL_SOCKET), ("exec", EXEC_SOCKET)) if spec.shells else ():
         arguments += _listener(name, path)
         arguments += ["-device", f"virtconsole,bus=serial.0,chardev={name}"]
     if spec.relay:
@@ -396,12 +398,12 @@ def _ports(spec: MachineSpec) -> list[str]:
 
 def _adapters(spec: MachineSpec) -> list[str]:
     """The same by USB: serial adapters behind a hub, as the board has one port."""
-    arguments = ["-device", "usb-hub,port=1"]
+    shells = zip(("shell", "exec"), (SHELL_SOCKET, EXEC_SOCKET), SHELL_PORTS, strict=True)
     channels = [
-        ("shell", SHELL_SOCKET, SHELL_PORTS[0]),
-        ("exec", EXEC_SOCKET, SHELL_PORTS[1]),
+        *(shells if spec.shells else ()),
         *([("relay", RELAY_SOCKET, RELAY_PORT)] if spec.relay else ()),
     ]
+    arguments = ["-device", "usb-hub,port=1"] if channels else []
     for place, (name, path, number) in enumerate(channels, start=1):
         arguments += _listener(name, path)
         # Otherwise it would come and go with who is connected to the socket.
