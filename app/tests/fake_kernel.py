@@ -22,10 +22,12 @@ from thicket.radio.nl80211 import (
     CMD_DEL_INTERFACE,
     CMD_NEW_WIPHY,
     IFTYPE_MESH_POINT,
+    PLINK_STATES,
     Channel,
     Interface,
     MeshPath,
     Nl80211,
+    Sign,
     Station,
     Wiphy,
 )
@@ -56,7 +58,7 @@ class FakeKernel:
     :ivar next_hops: the mesh paths, by destination.
     :ivar assigned: the addresses of each interface, with their flags.
     :ivar new_address_flags: what has become of a new address once the kernel has asked for it.
-    :ivar looks_outside: how often it was asked for the interfaces while none was in a mesh.
+    :ivar looks_outside: how often it was asked for a frequency while no interface was in a mesh.
     :ivar country: what it follows; ``takes_country``: whether it takes what it is asked for;
         ``asked``: what that was.
     """
@@ -78,6 +80,7 @@ class FakeKernel:
         self.refuse_up: OSError | None = None
         self.refuse_addresses: OSError | None = None
         self.refuse_second_interface = False
+        self.refuse_signs: OSError | None = None
         self.no_nl80211 = False
         self.looks: list[str] = []
         self.looks_outside = 0
@@ -85,6 +88,16 @@ class FakeKernel:
         self.country: str | None = "00"
         self.takes_country = True
         self.asked: list[str] = []
+        self._known: tuple[str, ...] = ()
+        self._generation = 0
+
+    def generation(self) -> int:
+        """What the kernel counts up when a station comes or goes."""
+        known = tuple(sorted(one["mac"] for one in self.stations))
+        if known != self._known:
+            self._known = known
+            self._generation += 1
+        return self._generation
 
     def named(self, index: int) -> str:
         """Return the name of an interface.
@@ -228,11 +241,14 @@ class FakeNl80211(Nl80211):
         return self.kernel.radios
 
     def interfaces(self) -> list[Interface]:
-        self.kernel.looks_outside += not self.kernel.meshes
         return [self._described(one) for one in self.kernel.interfaces.values()]
 
     def _described(self, one: Interface) -> Interface:
         return {**one, "frequency": self.kernel.meshes.get(one["index"])}
+
+    def frequency(self, ifindex: int) -> int | None:
+        self.kernel.looks_outside += not self.kernel.meshes
+        return self.kernel.meshes.get(ifindex)
 
     def country(self) -> str | None:
         return self.kernel.country
@@ -266,6 +282,23 @@ class FakeNl80211(Nl80211):
         self.kernel.looks.append("stations")
         self.kernel.named(ifindex)
         return [one.copy() for one in self._heard(ifindex)]
+
+    def sign(self, ifindex: int, mac: str) -> Sign:
+        self.kernel.looks.append(f"sign of {mac}")
+        self.kernel.named(ifindex)
+        if self.kernel.refuse_signs is not None:
+            raise self.kernel.refuse_signs
+        for one in self._heard(ifindex):
+            if one["mac"] == mac:
+                return Sign(
+                    self.kernel.generation(),
+                    PLINK_STATES.index(one["state"]),
+                    one["llid"] or 0,
+                    one["plid"] or 0,
+                    one["inactive_ms"] or 0,
+                    one["connected_s"] or 0,
+                )
+        raise refused(errno.ENOENT)
 
     def _heard(self, ifindex: int) -> list[Station]:
         return self.kernel.stations if ifindex in self.kernel.meshes else []

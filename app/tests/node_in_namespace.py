@@ -82,6 +82,9 @@ class WireMesh(Radio):
     async def refresh(self, *, whole: bool = True) -> None:
         pass
 
+    async def listen(self, seconds: float) -> None:
+        pass
+
     async def leave(self) -> None:
         self.joined = False
 

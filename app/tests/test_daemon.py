@@ -125,6 +125,9 @@ class FakeMesh(Radio):
     async def refresh(self, *, whole: bool = True) -> None:
         self.refreshed += 1
 
+    async def listen(self, seconds: float) -> None:
+        pass  # what the stations are is known already
+
     async def leave(self) -> None:
         self.left = True
 

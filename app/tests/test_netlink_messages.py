@@ -184,6 +184,81 @@ def test_answers_to_older_requests_are_left_out(requests_over: Over) -> None:
     assert requests.request(1, Message()) == []
 
 
+REQUEST = messages.prepared(0x1C, b"what")
+
+
+def test_one_answer_to_a_prepared_request(requests_over: Over) -> None:
+    body = attribute(3, b"5678")
+    requests, fake = requests_over(
+        message(0x1C, b"of before", sequence=7),
+        message(0x1C, body),
+        padded(message(0x1C, body, sequence=2)) + message(NLMSG_DONE, bytes(4), sequence=2),
+    )
+    for _ in range(2):
+        assert requests.ask_one(REQUEST)[16:] == body
+    assert [struct.unpack("=IHHII", sent[:16]) for sent in fake.sent] == [
+        (20, 0x1C, 1, number, 0) for number in (1, 2)
+    ]
+    assert [sent[16:] for sent in fake.sent] == [b"what"] * 2
+
+
+def test_one_answer_that_is_a_refusal(requests_over: Over) -> None:
+    requests, _ = requests_over(
+        message(NLMSG_ERROR, struct.pack("=i", -errno.ENOENT)),
+        message(NLMSG_ERROR, bytes(4), sequence=2),
+    )
+    with pytest.raises(NetlinkError) as caught:
+        requests.ask_one(REQUEST)
+    assert caught.value.errno == errno.ENOENT
+    with pytest.raises(NetlinkError, match="has no content") as caught:
+        requests.ask_one(REQUEST)
+    assert caught.value.errno == errno.EPROTO
+
+
+@pytest.mark.parametrize("length", [0, 15, 21, 2**32 - 1])
+def test_one_answer_of_a_wrong_length(requests_over: Over, length: int) -> None:
+    requests, _ = requests_over(b"short", struct.pack("=IHHII", length, 20, 0, 1, 0) + b"1234")
+    with pytest.raises(NetlinkError, match="is damaged") as caught:
+        requests.ask_one(REQUEST)
+    assert caught.value.errno == errno.EPROTO
+
+
+def test_one_answer_that_is_lost_is_asked_for_again(requests_over: Over) -> None:
+    lost = OSError(errno.ENOBUFS, "No buffer space available")
+    requests, fake = requests_over(lost, message(0x1C, b"good", sequence=2), lost, lost, lost)
+    assert requests.ask_one(REQUEST)[16:] == b"good"
+    assert len(fake.sent) == 2
+    with pytest.raises(NetlinkError, match="lost again and again"):
+        requests.ask_one(REQUEST)
+    assert len(fake.sent) == 5
+
+
+def test_one_answer_that_never_comes(requests_over: Over) -> None:
+    requests, _ = requests_over(BlockingIOError())
+    with pytest.raises(TimeoutError, match="no answer from the kernel"):
+        requests.ask_one(REQUEST)
+
+
+@given(st.binary(max_size=80))
+def test_one_answer_of_anything(data: bytes) -> None:
+    fake = FakeSocket(data, BlockingIOError())
+    with mock.patch.object(socket, "socket", lambda *_: fake):
+        requests = Requests(NETLINK_GENERIC)
+    try:
+        answer = requests.ask_one(bytearray(REQUEST))
+        assert answer == data[: len(answer)]
+    except (NetlinkError, TimeoutError):
+        pass
+    finally:
+        requests.close()
+
+
+def test_the_first_attribute_of_a_type() -> None:
+    data = b"xx" + attribute(3, b"a") + attribute(4, b"b") + attribute(4, b"c")
+    assert messages.attribute(data, 4, 2) == b"b"
+    assert messages.attribute(data, 5, 2) is None
+
+
 def test_the_kernel_answers() -> None:
     links = rtnl.Links()
     try:

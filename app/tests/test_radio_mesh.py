@@ -14,7 +14,7 @@ from typing import Any
 
 import kernel_contract
 import pytest
-from fake_kernel import FakeEvents, FakeKernel, FakeLinks, FakeNl80211, radio
+from fake_kernel import FakeEvents, FakeKernel, FakeLinks, FakeNl80211, radio, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from radio_facts import PEER, station
@@ -351,6 +351,101 @@ async def test_a_look_for_silent_peers_asks_for_no_more_than_it_needs(world: Wor
         assert world.looks == ["stations"]
         await one.look(whole=True)
         assert world.looks[1:] == ["stations", "neighbours", "paths"], "what is told is whole"
+
+
+async def test_a_peer_is_asked_for_only_when_its_beacon_is_due(world: World) -> None:
+    """Nothing else is asked while all is as it was, however often somebody looks."""
+    sign, sign_of_other = f"sign of {PEER}", f"sign of {OTHER}"
+
+    async def listen(seconds: float) -> list[str]:
+        world.looks.clear()
+        await one.mesh.listen(seconds)
+        return world.looks.copy()
+
+    def silences() -> list[float]:
+        return [round(silent, 2) for _, silent in one.mesh.links()]
+
+    async with running(world) as one:
+        await one.joined()
+        world.stations = [station(inactive_ms=500), station(OTHER, inactive_ms=900)]
+        world.neighbours = [(PEER, "fd12:3456:789a:1::2"), (OTHER, "fd12:3456:789a:1::3")]
+        await one.look(whole=True)
+        assert await listen(0.0) == [], "all were asked for just now"
+        await asyncio.sleep(REFRESH_SECONDS + 0.001)
+        assert await listen(0.0) == [sign, "stations"], "what a sign tells of the table is new"
+        assert silences() == [0.5, 0.9]
+        await asyncio.sleep(0.2)
+        assert silences() == [0.7, 1.1], "the silence goes on"
+        assert await listen(1.2) == [], "none is silent for so long"
+        assert await listen(1.0) == [sign_of_other]
+        assert silences() == [0.7, 0.9]
+        assert await listen(0.0) == [sign], "the other was asked for just now"
+        await asyncio.sleep(0.2)
+        world.stations[0]["inactive_ms"], world.stations[1]["inactive_ms"] = 100, 1100
+        assert await listen(0.0) == [sign, sign_of_other]
+        assert silences() == [0.1, 1.1]
+        assert [peer["inactive_ms"] for peer in one.mesh.snapshot()["peers"]] == [100, 1100]
+
+
+@pytest.mark.parametrize("change", ["new", "gone", "closed", "other link", "younger"])
+async def test_a_sign_of_change_makes_for_a_look_at_all_stations(world: World, change: str) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.stations = [station(), station(OTHER)]
+        await one.look(whole=True)
+        for _ in range(2):
+            await asyncio.sleep(REFRESH_SECONDS + 0.001)
+            await one.mesh.listen(0.0)
+        await asyncio.sleep(REFRESH_SECONDS + 0.001)
+        told = len(one.told)
+        new = "02:74:68:00:00:04"
+        if change == "new":
+            world.stations = [station(), station(OTHER), station(new)]
+            expected: list[object] = [PeerUp(new)]
+        elif change == "gone":
+            world.stations = [station(OTHER)]
+            expected = [PeerDown(PEER)]
+        elif change == "closed":
+            world.stations = [station(state="HOLDING"), station(OTHER)]
+            expected = [PeerDown(PEER)]
+        else:
+            again: dict[str, Any] = {"plid": 9} if change == "other link" else {"connected_s": 4}
+            world.stations = [station(**again), station(OTHER)]
+            expected = [PeerDown(PEER), PeerUp(PEER)]
+        await one.mesh.listen(0.0)
+        assert one.told[told:] == expected
+
+
+async def test_listening_never_fails(world: World) -> None:
+    async with running(world) as one:
+        await one.mesh.listen(0.0)
+        await one.joined()
+        world.stations = [station()]
+        await one.look(whole=True)
+        world.refuse_signs = refused(errno.EPROTO)
+        world.looks.clear()
+        await asyncio.sleep(REFRESH_SECONDS + 0.001)
+        await one.mesh.listen(0.0)
+        assert world.looks == [f"sign of {PEER}", "stations", "neighbours"], "all are read instead"
+        assert PeerDown not in one.kinds()
+
+
+async def test_paths_over_a_peer_that_falls_silent_between_looks_are_given_up(
+    world: World,
+) -> None:
+    async with running(world) as one:
+        await one.joined()
+        world.stations = [station(inactive_ms=5000)]
+        await one.look(whole=True)
+        await asyncio.sleep(REFRESH_SECONDS + 0.001)
+        await one.mesh.listen(1.0)
+        assert world.removed_paths == []
+        await asyncio.sleep(REFRESH_SECONDS + 0.001)
+        world.stations[0]["inactive_ms"] = 5200
+        world.looks.clear()
+        await one.mesh.listen(1.0)
+        assert world.removed_paths == [PEER]
+        assert world.looks == [f"sign of {PEER}", "paths", "paths"], "and no more is asked"
 
 
 async def test_paths_over_a_silent_peer_are_given_up(world: World) -> None:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket.netlink.messages import Requests, decode, encode
+from thicket.netlink.messages import NetlinkError, Requests, decode, encode
 from thicket.radio import nl80211
-from thicket.radio.nl80211 import Message, Nl80211, Wiphy, interface, path, station
+from thicket.radio.nl80211 import Message, Nl80211, Sign, Wiphy, interface, path, sign, station
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -84,6 +84,90 @@ def test_station() -> None:
         "authorized": True,
         "mfp": False,
     }
+
+
+#: What Linux 6.12 tells of a mesh peer of mac80211_hwsim before what a sign of life is read from,
+#: in its order, and some of what comes behind.
+BEFORE = [u32(16, 77), u32(1, 840), attribute(42, bytes(8)), u32(2, 5_000), u32(3, 6_000)]
+SIGN = [
+    attribute(4, struct.pack("=H", 0x8F3D)),
+    attribute(5, struct.pack("=H", 0x2AB1)),
+    attribute(6, b"\x04"),
+]
+BEHIND = [attribute(7, b"\xc6"), attribute(8, u32(5, 650)), attribute(17, bytes(8)), u32(41, 819)]
+
+
+def test_a_sign_of_life_is_what_a_station_tells() -> None:
+    whole = station_bytes(*BEFORE, *SIGN, *BEHIND)
+    assert sign(whole) == Sign(1, 4, 0x8F3D, 0x2AB1, 840, 77)
+    known = station(whole)
+    assert known is not None
+    assert (known["llid"], known["plid"]) == (0x8F3D, 0x2AB1)
+    assert (known["inactive_ms"], known["connected_s"], known["state"]) == (840, 77, "ESTAB")
+
+
+def test_what_comes_behind_the_sign_is_not_read() -> None:
+    """So it costs the same however much the kernel tells."""
+    broken = struct.pack("=HH", 999, 7)
+    assert sign(station_bytes(*BEFORE, *SIGN, broken)) == Sign(1, 4, 0x8F3D, 0x2AB1, 840, 77)
+
+
+def test_a_sign_of_a_kernel_that_tells_less() -> None:
+    without = station_bytes(attribute(6, b"\x04"), attribute(1, b"\x01"))
+    assert sign(without) == Sign(1, 4, 0, 0, 0, 0), "a number of another size is none"
+    alone = message(19, u32(3, 5), attribute(6, MAC), attribute(0x8000 | 21, u32(0x4000 | 1, 7)))
+    assert sign(alone) == Sign(0, 0, 0, 0, 7, 0), "the flags in a type are left out"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        message(19),
+        message(19, u32(3, 5), attribute(6, MAC)),
+        station_bytes(*BEFORE)[:-1],
+        message(19, struct.pack("=HH", 3, 46)),
+        message(19, struct.pack("=HH", 99, 21)),
+        station_bytes(struct.pack("=HH", 0, 1)),
+        station_bytes(struct.pack("=HH", 9, 1), bytes(4)),
+    ],
+)
+def test_a_damaged_sign_is_none(data: bytes) -> None:
+    assert sign(data) is None
+
+
+@given(st.data())
+def test_a_sign_and_a_station_agree(data: st.DataObject) -> None:
+    """In whatever order the kernel tells it, with whatever in between."""
+    numbers = {
+        1: data.draw(st.integers(0, 2**32 - 1)),
+        16: data.draw(st.integers(0, 2**32 - 1)),
+        4: data.draw(st.integers(0, 2**16 - 1)),
+        5: data.draw(st.integers(0, 2**16 - 1)),
+        6: data.draw(st.integers(0, 6)),
+    }
+    sizes = {1: "=I", 16: "=I", 4: "=H", 5: "=H", 6: "=B"}
+    told = data.draw(st.sets(st.sampled_from(sorted(numbers))))
+    facts = [attribute(kind, struct.pack(sizes[kind], numbers[kind])) for kind in sorted(told)]
+    others = data.draw(st.lists(st.builds(attribute, st.integers(18, 40), st.binary(max_size=9))))
+    whole = station_bytes(*data.draw(st.permutations(facts + others)))
+    known, found = station(whole), sign(whole)
+    assert known is not None
+    assert found is not None
+    assert found.table == 1
+    assert (found.llid, found.plid) == (known["llid"] or 0, known["plid"] or 0)
+    assert found.inactive_ms == (known["inactive_ms"] or 0)
+    assert found.connected_s == (known["connected_s"] or 0)
+    assert nl80211.PLINK_STATES[found.state] == known["state"] or 6 not in told
+
+
+@given(st.binary(max_size=120), st.integers(0, 40), st.integers(0, 255))
+def test_a_sign_is_read_from_anything(data: bytes, where: int, byte: int) -> None:
+    sign(data)
+    whole = bytearray(station_bytes(*BEFORE, *SIGN, *BEHIND))
+    whole[20 + where] = byte
+    found = sign(bytes(whole))
+    assert found is None or found.inactive_ms <= 0xFFFFFFFF
 
 
 def test_station_of_an_old_kernel() -> None:
@@ -238,6 +322,10 @@ class Kernel(Requests):
         found = [read(data) for data in self.answers.get(request[16], [])]
         return [one for one in found if one is not None]
 
+    def ask_one(self, request: bytearray) -> bytes:
+        self.asked.append(bytes(request))
+        return self.answers[request[16]][0]
+
 
 def nl80211_with(answers: dict[int, list[bytes]]) -> tuple[Nl80211, Kernel]:
     kernel = Kernel(answers)
@@ -290,3 +378,42 @@ def test_stations_and_paths_have_one_entry_for_each_address() -> None:
     assert [one["state"] for one in subject.stations(9)] == ["ESTAB"]
     assert kernel.asked[0][16:] == struct.pack("=BBH", 17, 1, 0) + u32(3, 9)
     assert subject.paths(9) == []
+
+
+def test_a_sign_is_asked_for_with_one_request_that_is_kept() -> None:
+    subject, kernel = nl80211_with({17: [station_bytes(*BEFORE, *SIGN)]})
+    for _ in range(2):
+        assert subject.sign(9, "02:74:68:00:00:0a").inactive_ms == 840
+    subject.sign(9, "02:74:68:00:00:0b")
+    first, again, other = kernel.asked
+    assert first == again
+    assert first[:16] == struct.pack("=IHHII", len(first), 0x1C, 1, 0, 0), "no dump, no receipt"
+    assert first[16:] == struct.pack("=BBH", 17, 1, 0) + u32(3, 9) + attribute(6, MAC)
+    assert other[16:] == struct.pack("=BBH", 17, 1, 0) + u32(3, 9) + attribute(6, NEXT)
+
+
+def test_the_kept_requests_are_bounded() -> None:
+    subject, kernel = nl80211_with({17: [station_bytes(*BEFORE, *SIGN)]})
+    for number in range(1000):
+        subject.sign(number, "02:74:68:00:00:0a")
+        assert len(subject.kept) <= nl80211.MOST_SIGNS
+    assert kernel.asked[-1][20:28] == u32(3, 999)
+
+
+def test_a_damaged_sign_is_an_error_that_names_the_station() -> None:
+    subject, _ = nl80211_with({17: [message(19, u32(3, 5))]})
+    with pytest.raises(NetlinkError, match="02:74:68:00:00:0a is damaged"):
+        subject.sign(9, "02:74:68:00:00:0a")
+
+
+def test_frequency_and_country_are_asked_for_alone() -> None:
+    told = message(7, u32(3, 9), attribute(4, b"mesh0\0"), u32(38, 2412), u32(39, 1))
+    rules = message(31, attribute(33, b"DE\0"), attribute(0x8000 | 34, bytes(400)))
+    subject, kernel = nl80211_with({5: [told], 31: [rules]})
+    assert subject.frequency(9) == 2412
+    assert subject.country() == "DE"
+    assert [asked[16:] for asked in kernel.asked] == [
+        struct.pack("=BBH", 5, 1, 0) + u32(3, 9), struct.pack("=BBH", 31, 1, 0)
+    ]  # fmt: skip
+    subject, _ = nl80211_with({5: [message(7, u32(3, 9))], 31: [message(31)]})
+    assert (subject.frequency(9), subject.country()) == (None, None)

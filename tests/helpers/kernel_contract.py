@@ -32,6 +32,7 @@ from thicket.netlink.messages import (
 from thicket.radio.inbox import Inbox, Signal
 from thicket.radio.kernel import Kernel
 from thicket.radio.nl80211 import ESTABLISHED, Wiphy
+from thicket.radio.stations import unchanged
 
 NAME: Final = "contract0"
 ADDRESS: Final = IPv6Interface("fd0c:7261:6374::1/64")
@@ -57,16 +58,20 @@ ANSWERS: Final = {
         "rx_kbps": "int", "rx_bytes": "int", "tx_bytes": "int",
         "tx_failed": "int", "authorized": "bool", "mfp": "bool",
     },
+    "a sign of its life": {
+        "table": "int", "state": "int", "llid": "int", "plid": "int", "inactive_ms": "int",
+        "connected_s": "int", "of the same link": True, "of nobody": "ENOENT",
+    },
     "a path to it": {
         "destination": "str", "next_hop": "str", "metric": "int", "hops": "int",
         "expires_ms": "int", "flags": "int",
     },
     "a neighbour": ["str", "str"],
     "of no interface": {
-        "stations": "ENODEV", "paths": "ENODEV", "remove_path": "ENODEV", "fix_path": "ENODEV",
-        "set_mesh_parameters": "ENODEV", "make_mesh_point": "ENODEV",
-        "remove_interface": "ENODEV", "flags": None, "index": None, "set_up": "ENODEV",
-        "rename": "ENODEV", "addresses": "ENODEV", "add_address": "ENODEV",
+        "stations": "ENODEV", "sign": "ENODEV", "frequency": "NoneType", "paths": "ENODEV",
+        "remove_path": "ENODEV", "fix_path": "ENODEV", "set_mesh_parameters": "ENODEV",
+        "make_mesh_point": "ENODEV", "remove_interface": "ENODEV", "flags": None, "index": None,
+        "set_up": "ENODEV", "rename": "ENODEV", "addresses": "ENODEV", "add_address": "ENODEV",
         "remove_address": "ENODEV", "keep_only": "ENODEV", "remove_all": "ENODEV",
     },
     "a new interface": {
@@ -167,9 +172,10 @@ class Questions:
         return [name for name, bit in names.items() if flags & bit]
 
     def frequency(self) -> str:
-        """Return the type of the frequency of our own interface."""
+        """Return the type of the frequency of our own interface, of both questions for it."""
         (mine,) = [one for one in self.nl80211.interfaces() if one["index"] == self.index]
-        return type(mine["frequency"]).__name__
+        alone = self.nl80211.frequency(self.index)
+        return type(alone).__name__ if alone == mine["frequency"] else f"{alone} and {mine}"
 
     def address_flags(self) -> list[str] | None:
         """Return the flags of our own address, None where there is none."""
@@ -228,8 +234,15 @@ class Questions:
         await until(peers, "there is a peer")
         await until(paths, "there is a path to it")
         await until(lambda: self.links.neighbours(index), "there is a neighbour")
+        peer = next(iter(peers().values()))
+        sign = self.nl80211.sign(index, peer["mac"])
         return {
-            "a peer": types(next(iter(peers().values()))),
+            "a peer": types(peer),
+            "a sign of its life": {
+                **types(sign._asdict()),
+                "of the same link": unchanged(peer, sign),
+                "of nobody": refusal(self.nl80211.sign, index, NOBODY),
+            },
             "a path to it": types(paths()[0]),
             "a neighbour": [type(one).__name__ for one in self.links.neighbours(index)[0]],
         }
@@ -238,6 +251,8 @@ class Questions:
         nl80211, links = self.nl80211, self.links
         return {
             "stations": refusal(nl80211.stations, NOTHING),
+            "sign": refusal(nl80211.sign, NOTHING, NOBODY),
+            "frequency": type(nl80211.frequency(NOTHING)).__name__,
             "paths": refusal(nl80211.paths, NOTHING),
             **self.of_paths(NOTHING),
             "make_mesh_point": refusal(nl80211.make_mesh_point, NOTHING),

@@ -18,6 +18,8 @@ SILENT_BEACONS = 1.6
 #: When the last frame of every peer is older than this many beacon intervals, this node may be
 #: alone: all other nodes are asked, too.
 ALONE_BEACONS = 2.6
+#: Seconds to the next look while a peer is silent for too long already, or there is none.
+IDLE = 1.0
 #: Between two looks at the radio's peers there are at least LOOK_AT_LEAST seconds, and at least
 #: LOOK_SHARE times as long as a look took: a node short of time must not spend it on looking.
 LOOK_AT_LEAST = 0.2
@@ -37,18 +39,21 @@ async def watch(
     silences: list[float] = []
     took = 0.0
     while True:
-        # The next look is due when the next peer would have been silent for too long.
-        due = [patience - silent for silent in silences if silent <= patience]
+        # The next look is due when the next peer would have been silent for too long: it asks for
+        # the peers that are due and for no others.
+        due = [patience - silent for silent in silences if silent < patience]
+        if len(due) < len(silences) or not due:
+            due.append(IDLE)
         if silences and min(silences) <= alone:
             due.append(alone - min(silences))
-        await asyncio.sleep(max(min([1.0, *due]), LOOK_AT_LEAST, LOOK_SHARE * took))
+        await asyncio.sleep(max(min(due), LOOK_AT_LEAST, LOOK_SHARE * took))
         silences, took = [], 0.0
         mesh = radio()
         up = any(candidate.up for candidate in membership.candidates.values())
         if mesh is None or not (up or membership.neighbours is not None):
             continue
         began = time.monotonic()
-        await mesh.refresh(whole=False)
+        await mesh.listen(patience)
         took = time.monotonic() - began
         links = mesh.links()
         silences = [silent for _, silent in links]

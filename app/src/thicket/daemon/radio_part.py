@@ -95,7 +95,7 @@ class RadioPart:
         """Return how long the station at ``address`` has been silent; None without such a one."""
         if self.mesh is None:
             return None
-        await self.mesh.refresh(whole=False)
+        await self.mesh.listen(0.0)
         return next((silent for of, silent in self.mesh.links() if of == address), None)
 
     def on(self, event: RadioEvent, /) -> None:

@@ -53,6 +53,7 @@ _CTRL_CMD_GETFAMILY = 3
 
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _SEQUENCE_OFFSET = 8
+_SEQUENCE = struct.Struct("=I")
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length with this header, type
 _NUMBER = struct.Struct("=HHI")  # struct nlattr with a number of 32 bits
 _ETH_ALEN = 6  # include/uapi/linux/if_ether.h
@@ -98,6 +99,19 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & _ATTRIBUTE_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3
+
+
+def attribute(data: bytes, wanted: int, offset: int = 0) -> bytes | None:
+    """Return the payload of the first attribute of one type, None when it is not there."""
+    for kind, payload in attributes(data, offset):
+        if kind == wanted:
+            return payload
+    return None
+
+
+def prepared(kind: int, body: bytes) -> bytearray:
+    """Return a request for :meth:`Requests.ask_one`, to be sent again and again."""
+    return bytearray(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST, 0, 0) + body)
 
 
 def number(kind: int, value: int) -> bytes:
@@ -211,14 +225,47 @@ class Requests:
                 break
         return answers
 
-    def _exchange(
-        self, request: bytearray, read: Callable[[bytes], Any] | None
-    ) -> tuple[list[Any], bool]:
+    def ask_one(self, request: bytearray) -> bytes:
+        """Send a prepared request for one thing, and return the one message that is the answer.
+
+        For what is asked all the time. The request has neither NLM_F_ACK nor NLM_F_DUMP: the answer
+        is all that the kernel sends, and is found in its datagram without a copy of the rest.
+
+        :param request: see :func:`prepared`; its sequence number is filled in here.
+        :raises NetlinkError: the kernel refuses; EPROTO when it answers with something else.
+        :raises TimeoutError: the kernel does not answer.
+        """
+        for _ in range(_ATTEMPTS):
+            sequence = self._send(request)
+            while (data := self._receive()) is not None:
+                if len(data) < HEADER.size:
+                    continue
+                length, kind, flags, of, _ = HEADER.unpack_from(data)
+                if of != sequence:
+                    continue  # left over from an exchange that was given up
+                if not HEADER.size <= length <= len(data):
+                    raise NetlinkError(errno.EPROTO, "the kernel's answer is damaged")
+                if kind not in (_NLMSG_ERROR, _NLMSG_DONE, _NLMSG_NOOP):
+                    return data if length == len(data) else data[:length]
+                refusal = _refusal(kind, flags, data[:length])
+                raise refusal or NetlinkError(errno.EPROTO, "the kernel's answer has no content")
+        raise NetlinkError(errno.ENOBUFS, "the kernel's answers are lost again and again")
+
+    def _send(self, request: bytearray) -> int:
+        """Send a request.
+
+        :returns: the sequence number that its answers will have.
+        """
         self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF or 1
-        struct.pack_into("=I", request, _SEQUENCE_OFFSET, sequence)
+        _SEQUENCE.pack_into(request, _SEQUENCE_OFFSET, sequence)
         self._socket.send(request)
-        answers: list[Any] = []
-        intact = True
+        return sequence
+
+    def _receive(self) -> bytes | None:
+        """The next datagram of the kernel, None when one was lost.
+
+        :raises TimeoutError: there is none for long.
+        """
         while True:
             try:
                 data, (port, _) = self._socket.recvfrom(_RECEIVE_BYTES)
@@ -227,11 +274,22 @@ class Requests:
                     errno.ETIMEDOUT, f"no answer from the kernel within {_ANSWER_SECONDS} s"
                 ) from None
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # part of a dump was lost: ask again
-                    return answers, False
+                if error.errno == errno.ENOBUFS:
+                    return None
                 raise
-            if port != 0:  # not from the kernel
-                continue
+            if port == 0:  # from the kernel and nobody else
+                return data
+
+    def _exchange(
+        self, request: bytearray, read: Callable[[bytes], Any] | None
+    ) -> tuple[list[Any], bool]:
+        sequence = self._send(request)
+        answers: list[Any] = []
+        intact = True
+        while True:
+            data = self._receive()
+            if data is None:  # part of a dump was lost: ask again
+                return answers, False
             for answer, answer_flags, answer_sequence, _, body in split(data):
                 if answer_sequence != sequence:
                     continue  # left over from an exchange that was given up

@@ -148,7 +148,7 @@ class Mesh:
         return set(self._stations.peers.macs)
 
     def links(self) -> list[tuple[IPv6Address | None, float]]:
-        """The peers at the last look: address where it is known, seconds since the last frame."""
+        """The peers: address where it is known, seconds since the last frame that is known of."""
         return self._stations.links()
 
     async def refresh(self, *, whole: bool = True) -> None:
@@ -160,6 +160,15 @@ class Mesh:
         if self._kernel is not None and self.ifindex is not None:
             network = self._address.interface.network
             self._stations.refresh(self._kernel, self.ifindex, self.settings, network, whole=whole)
+
+    async def listen(self, seconds: float) -> None:
+        """Ask the kernel for the peers of which no frame is known from the last ``seconds``.
+
+        This is the cheap look, for those who look all the time. Never raises.
+        """
+        if self._kernel is not None and self.ifindex is not None:
+            network = self._address.interface.network
+            self._stations.listen(self._kernel, self.ifindex, self.settings, network, seconds)
 
     @property
     def outdated(self) -> bool:

@@ -9,7 +9,7 @@ import errno
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from thicket.base.files import link_name, read
 from thicket.netlink.messages import (
@@ -20,11 +20,13 @@ from thicket.netlink.messages import (
     NLM_F_REQUEST,
     NetlinkError,
     Requests,
+    attribute,
     attributes,
     family,
     hardware_address,
     integer,
     number,
+    prepared,
 )
 from thicket.netlink.pyroute import genlmsg, nla
 
@@ -81,6 +83,9 @@ MADE_DOMAINS = ("99", "98")
 
 SYSFS = "/sys/class/ieee80211"
 
+#: Most stations for which a request is kept ready.
+MOST_SIGNS = 256
+
 #: Multicast group with the coming and going of radios and interfaces.
 CONFIG_GROUP = "config"
 
@@ -108,6 +113,9 @@ _ATTR_MAC = 6
 _ATTR_STA_INFO = 21
 _ATTR_MPATH_NEXT_HOP = 26
 _ATTR_MPATH_INFO = 27
+_ATTR_REG_ALPHA2 = 33
+_ATTR_WIPHY_FREQ = 38
+_ATTR_GENERATION = 46
 
 # enum nl80211_sta_info
 _STA_INACTIVE_TIME = 1
@@ -139,6 +147,10 @@ _MPATH_HOP_COUNT = 8
 
 _GENERIC = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
 _BODY = HEADER.size + _GENERIC.size
+
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length with this header, type
+_ATTRIBUTE_TYPE_MASK = 0x3FFF  # include/uapi/linux/netlink.h, NLA_TYPE_MASK
+_MAC_ATTRIBUTE = struct.Struct("=HH6sxx")
 
 
 class Message(genlmsg):  # type: ignore[misc]
@@ -274,6 +286,23 @@ class Station(TypedDict):
     mfp: bool | None
 
 
+class Sign(NamedTuple):
+    """The little of a station that tells whether it is still there, and whether all is as it was.
+
+    A value is 0 where the kernel does not tell it.
+
+    :ivar table: changes whenever a station comes or goes, this one or another.
+    :ivar state: as a number, see ``PLINK_STATES``.
+    """
+
+    table: int
+    state: int
+    llid: int
+    plid: int
+    inactive_ms: int
+    connected_s: int
+
+
 class MeshPath(TypedDict):
     """A mesh path (IEEE 802.11-2020, 14.10): frames for ``destination`` go to ``next_hop``."""
 
@@ -370,6 +399,57 @@ def station(message: bytes) -> Station | None:
     }
 
 
+#: What a sign of life is read from: the size of the number by its type in enum nl80211_sta_info.
+_SIGN_SIZES = {
+    _STA_INACTIVE_TIME: 4, _STA_LLID: 2, _STA_PLID: 2, _STA_PLINK_STATE: 1, _STA_CONNECTED_TIME: 4,
+}  # fmt: skip
+
+
+def sign(message: bytes) -> Sign | None:
+    """The sign of life in an NL80211_CMD_NEW_STATION message, None when it is malformed.
+
+    The numbers are picked out in place, and reading ends with the last one that is needed: the
+    kernel tells some twenty facts behind it.
+    """
+    unpack = _ATTRIBUTE.unpack_from
+    table = 0
+    size = len(message)
+    offset = _BODY
+    while True:  # to the nested attribute with all facts, which is the last one
+        if offset + 4 > size:
+            return None
+        length, kind = unpack(message, offset)
+        end = offset + length
+        if length < 4 or end > size:
+            return None
+        kind &= _ATTRIBUTE_TYPE_MASK
+        if kind == _ATTR_STA_INFO:
+            break
+        if kind == _ATTR_GENERATION and length == 8:
+            table = int.from_bytes(message[offset + 4 : end], sys.byteorder)
+        offset = (end + 3) & ~3
+    found: dict[int, int] = {}
+    offset += 4
+    while offset + 4 <= end and len(found) < len(_SIGN_SIZES):
+        length, kind = unpack(message, offset)
+        behind = offset + length
+        if length < 4 or behind > end:
+            return None
+        kind &= _ATTRIBUTE_TYPE_MASK
+        if _SIGN_SIZES.get(kind) == length - 4:
+            found[kind] = int.from_bytes(message[offset + 4 : behind], sys.byteorder)
+        offset = (behind + 3) & ~3
+    get = found.get
+    return Sign(
+        table,
+        get(_STA_PLINK_STATE, 0),
+        get(_STA_LLID, 0),
+        get(_STA_PLID, 0),
+        get(_STA_INACTIVE_TIME, 0),
+        get(_STA_CONNECTED_TIME, 0),
+    )
+
+
 def path(message: bytes) -> MeshPath | None:
     """The mesh path that an NL80211_CMD_NEW_MPATH message describes, None when it is malformed."""
     facts = dict(attributes(message, _BODY))
@@ -412,6 +492,7 @@ def interface(message: Any) -> Interface | None:
 class Nl80211:
     """The nl80211 family.
 
+    :ivar kept: the prepared requests for signs of life, by interface and station.
     :raises NetlinkError: ENOENT, when the kernel has no nl80211; of every method, when the kernel
         refuses.
     """
@@ -423,6 +504,8 @@ class Nl80211:
         except OSError:
             self._requests.close()
             raise
+        self._country = self._prepared(CMD_GET_REG)
+        self.kept: dict[tuple[int, str], bytearray] = {}
 
     def close(self) -> None:
         self._requests.close()
@@ -442,6 +525,10 @@ class Nl80211:
         size = _BODY + len(wanted)
         header = HEADER.pack(size, self.id, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
         return self._requests.ask(header + _GENERIC.pack(command, 1, 0) + wanted, read)
+
+    def _prepared(self, command: int, attrs: bytes = b"") -> bytearray:
+        """A request that is sent again and again, for one answer."""
+        return prepared(self.id, _GENERIC.pack(command, 1, 0) + attrs)
 
     def wiphys(self) -> list[Wiphy]:
         """Every radio, in the order of their numbers."""
@@ -480,11 +567,8 @@ class Nl80211:
         :returns: a country, "00" for the world's rules, one of ``MADE_DOMAINS``, or None when the
             kernel does not tell.
         """
-        for message in self._request(CMD_GET_REG, []):
-            code = message.get_attr("NL80211_ATTR_REG_ALPHA2")
-            if isinstance(code, bytes):
-                return code.rstrip(b"\0").decode("ascii", "replace")
-        return None
+        code = attribute(self._requests.ask_one(self._country), _ATTR_REG_ALPHA2, _BODY)
+        return None if code is None else code.rstrip(b"\0").decode("ascii", "replace")
 
     def ask_for_country(self, code: str) -> None:
         """Ask the kernel for the regulatory domain of a country. It follows later, or never."""
@@ -494,6 +578,17 @@ class Nl80211:
         """Every wireless network interface."""
         messages = self._request(CMD_GET_INTERFACE, [], NLM_F_DUMP)
         return [one for one in map(interface, messages) if one is not None]
+
+    def frequency(self, ifindex: int) -> int | None:
+        """The frequency of an interface in MHz; None while it is not in use, or gone."""
+        request = self._prepared(CMD_GET_INTERFACE, number(_ATTR_IFINDEX, ifindex))
+        try:
+            answer = self._requests.ask_one(request)
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return integer(attribute(answer, _ATTR_WIPHY_FREQ, _BODY), 4)
 
     def add_mesh_interface(self, wiphy: Wiphy, name: str) -> Interface:
         """Create the mesh point interface ``name`` on a radio, with the radio's own address."""
@@ -525,6 +620,23 @@ class Nl80211:
         """The stations that an interface knows, one entry for each address."""
         found = {one["mac"]: one for one in self._dump(CMD_GET_STATION, ifindex, station)}
         return [found[mac] for mac in sorted(found)]
+
+    def sign(self, ifindex: int, mac: str) -> Sign:
+        """The sign of life of one station. It is asked for about once in a beacon interval.
+
+        :raises NetlinkError: ENOENT without such a station; EPROTO when the answer is damaged.
+        """
+        request = self.kept.get((ifindex, mac))
+        if request is None:
+            if len(self.kept) >= MOST_SIGNS:
+                self.kept.clear()
+            octets = _MAC_ATTRIBUTE.pack(10, _ATTR_MAC, bytes.fromhex(mac.replace(":", "")))
+            request = self._prepared(CMD_GET_STATION, number(_ATTR_IFINDEX, ifindex) + octets)
+            self.kept[ifindex, mac] = request
+        found = sign(self._requests.ask_one(request))
+        if found is None:
+            raise NetlinkError(errno.EPROTO, f"the kernel's description of {mac} is damaged")
+        return found
 
     def paths(self, ifindex: int) -> list[MeshPath]:
         """The mesh paths of an interface, one entry for each destination."""

@@ -63,8 +63,11 @@ class Radio(Peering, Protocol):
         :param whole: ask for all paths and neighbours as well.
         """
 
+    async def listen(self, seconds: float) -> None:
+        """Ask the kernel for the peers of which no frame is known from the last ``seconds``."""
+
     def links(self) -> list[tuple[IPv6Address | None, float]]:
-        """The peers at the last look: address where it is known, seconds since the last frame."""
+        """The peers: address where it is known, seconds since the last frame that is known of."""
 
     def set_doubled(self, macs: set[str]) -> None:
         """Tell which MAC addresses two radios have."""

@@ -394,14 +394,7 @@ class Session:
         else:
             self._stations.say([action])
         now, wanted = time.monotonic(), self.settings.mhz
-        frequency = next(
-            (
-                one["frequency"]
-                for one in kernel.interfaces()
-                if one["index"] == self._place.ifindex
-            ),
-            None,
-        )
+        frequency = kernel.frequency(self._place.ifindex)
         if not self._presence.left(frequency, wanted, now):
             return
         if frequency is not None:

@@ -12,7 +12,15 @@ from typing import Any
 from thicket.radio import peers
 from thicket.radio.events import PeerDown, PeerUp
 from thicket.radio.kernel import Kernel
-from thicket.radio.nl80211 import ESTABLISHED, MPATH_ACTIVE, MeshPath, Nl80211, Station
+from thicket.radio.nl80211 import (
+    ESTABLISHED,
+    MPATH_ACTIVE,
+    PLINK_STATES,
+    MeshPath,
+    Nl80211,
+    Sign,
+    Station,
+)
 from thicket.radio.paths import NOBODY, Fix, GiveUp, PathAction, Paths
 from thicket.radio.peers import Note, Peers, Words
 from thicket.radio.reports import Report, Reports, Solved
@@ -22,6 +30,18 @@ log = getLogger(__name__)
 
 #: A look that is younger than this is good enough, in seconds.
 REFRESH_SECONDS = 0.5
+#: A station that was asked for less than this many seconds ago is not asked for again.
+_ASKED_SECONDS = 0.1
+_ESTABLISHED = PLINK_STATES.index(ESTABLISHED)
+
+
+def unchanged(station: Station, sign: Sign) -> bool:
+    """Whether a sign of life is of the link that a station was known to have, a link to a peer."""
+    return (
+        sign.state == _ESTABLISHED
+        and (sign.llid, sign.plid) == (station["llid"] or 0, station["plid"] or 0)
+        and sign.connected_s >= (station["connected_s"] or 0)
+    )
 
 
 class Stations:
@@ -39,6 +59,10 @@ class Stations:
         self._reports = reports
         self._judge = Paths()
         self._stations: list[Station] = []
+        #: When each of them was asked for, by its address; their ``inactive_ms`` are of then.
+        self._asked: dict[str, float] = {}
+        #: What the kernel tells of the whole table with each sign of life, see :class:`Sign`.
+        self._table: int | None = None
         self._paths: list[MeshPath] = []
         self._neighbours: dict[str, str] = {}
         self._link_local: dict[str, str] = {}
@@ -68,6 +92,7 @@ class Stations:
     def clear(self) -> None:
         """The mesh is left: there are no peers any more."""
         self._stations = []
+        self._asked = {}
         self._paths = []
         self._neighbours, self._link_local = {}, {}
         self.say(self.peers.become(set()))
@@ -84,15 +109,20 @@ class Stations:
         return known
 
     def links(self) -> list[tuple[IPv6Address | None, float]]:
-        """The peers: address where it is known, seconds since the last frame."""
+        """The peers: address where it is known, seconds since the last frame that is known of."""
+        now = time.monotonic()
         return [
             (
                 IPv6Address(address) if (address := self.address_of(one["mac"])) else None,
-                (one["inactive_ms"] or 0) / 1000,
+                self._silence(one, now),
             )
             for one in self._stations
             if one["state"] == ESTABLISHED
         ]
+
+    def _silence(self, one: Station, now: float) -> float:
+        """Seconds since the last frame of a station that is known of."""
+        return (one["inactive_ms"] or 0) / 1000 + (now - self._asked.get(one["mac"], now))
 
     def shown(self) -> dict[str, list[dict[str, Any]]]:
         """The "peers" and "paths" parts of the node's status."""
@@ -154,6 +184,7 @@ class Stations:
         patience = peers.patience(settings.beacon_interval)
         try:
             self._stations = kernel.nl80211.stations(ifindex)
+            self._asked = {one["mac"]: now for one in self._stations}
             if secured:
                 self._stations, words = self.peers.protect(self._stations)
                 self.say(words)
@@ -163,17 +194,68 @@ class Stations:
             self.say(self.peers.look(before, self._stations))
             if secured:
                 self.peers.watch_the_stuck(self._stations, patience, now)
-            silent = peers.silent(self._stations, patience)
-            if whole or silent or self._judge.watched:
-                self._paths = kernel.nl80211.paths(ifindex)
-                actions = self._judge.judge(self._paths, self.peers.macs, silent, now)
-                if self._carry_out(actions, kernel.nl80211, ifindex, now):
-                    self._paths = kernel.nl80211.paths(ifindex)  # the status shows what is now
+            self._look_at_paths(kernel.nl80211, ifindex, patience, now, whole=whole)
         except OSError as error:  # the interface is going away: its end is noticed elsewhere
             log.debug("cannot read stations and paths: %s", error)
             return
         if whole:
             self._refreshed_whole = now
+
+    def listen(
+        self,
+        kernel: Kernel,
+        ifindex: int,
+        settings: MeshSection,
+        network: IPv6Network,
+        seconds: float,
+    ) -> None:
+        """Find out when a frame of each peer came last, at the least cost. Never raises.
+
+        Only peers of which no frame is known from the last ``seconds`` are asked for, one at a
+        time. Where an answer shows that the stations are no longer what they were, all are read.
+
+        :param network: the addresses of the mesh.
+        """
+        now = time.monotonic()
+        links = [one for one in self._stations if one["state"] == ESTABLISHED]
+        changed = not links
+        try:
+            for one in links:
+                mac = one["mac"]
+                if self._silence(one, now) < seconds or now - self._asked[mac] < _ASKED_SECONDS:
+                    continue
+                sign = kernel.nl80211.sign(ifindex, mac)
+                if sign.table != self._table or not unchanged(one, sign):
+                    self._table = sign.table
+                    changed = True
+                    break
+                one["inactive_ms"] = sign.inactive_ms
+                one["connected_s"] = sign.connected_s
+                self._asked[mac] = now
+            patience = peers.patience(settings.beacon_interval)
+            if not changed:
+                self._look_at_paths(kernel.nl80211, ifindex, patience, now, whole=False)
+        except OSError as error:  # also where the station is gone
+            log.debug("cannot read a station: %s", error)
+            changed = True
+        if changed:
+            self.refresh(kernel, ifindex, settings, network, whole=False)
+
+    def _look_at_paths(
+        self, kernel: Nl80211, ifindex: int, patience: float, now: float, *, whole: bool
+    ) -> None:
+        """Read the paths, and change those that lead astray, if there can be such.
+
+        :param whole: read them in any case.
+        :raises OSError: the kernel refuses.
+        """
+        silent = peers.silent(self._stations, patience)
+        if not (whole or silent or self._judge.watched):
+            return
+        self._paths = kernel.paths(ifindex)
+        actions = self._judge.judge(self._paths, self.peers.macs, silent, now)
+        if self._carry_out(actions, kernel, ifindex, now):
+            self._paths = kernel.paths(ifindex)  # the status shows what is now
 
     def _read_neighbours(self, neighbours: list[tuple[str, str]], network: IPv6Network) -> None:
         """Note the addresses behind the stations."""
