@@ -33,7 +33,7 @@ from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config import parse
 from thicket.config.schema import Settings, find_key
-from thicket.firewall import service
+from thicket.firewall import counters, service
 from thicket.firewall.ruleset import _BEACON_ALL, _SENDERS, REASONS, ruleset
 from thicket.firewall.section import Ports
 from thicket.firewall.service import Firewall
@@ -432,6 +432,46 @@ def _beacon(destination: bytes, source: str) -> bytes:
     header = struct.pack("!HHHH", 49999, 49999, length, (checksum ^ 0xFFFF) or 0xFFFF)
     packet = struct.pack("!IHBB", 6 << 28, length, 17, 255) + addresses + header + payload
     return destination + b"\x02\0\0\0\0\x09" + b"\x86\xdd" + packet
+
+
+def _nested(kind: int, payload: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def _counter(name: bytes, packets: bytes, table: bytes = b"thicket\0") -> bytes:
+    """NFT_MSG_NEWOBJ with a counter, by include/uapi/linux/netfilter/nf_tables.h."""
+    data = _nested(1, bytes(8)) + _nested(2, packets)
+    body = b"\1\0\0\0" + _nested(1, table) + _nested(2, name) + _nested(3, b"\0\0\0\1")
+    body += _nested(0x8000 | 4, data) + _nested(5, b"\0\0\0\1")
+    return struct.pack("=IHHII", 16 + len(body), 0xA12, 2, 1, 0) + body
+
+
+class TestCounters:
+    def test_the_request_asks_for_the_counters_of_one_table(self) -> None:
+        asked = counters.request("thicket")
+        assert asked == struct.pack("=IHHII", len(asked), 0xA13, 0x301, 0, 0) + b"\1\0\0\0" + (
+            _nested(1, b"thicket\0") + _nested(3, b"\0\0\0\1")
+        )
+
+    def test_a_counter(self) -> None:
+        told = _counter(b"closed\0", struct.pack(">Q", 2**40 + 3))
+        assert counters.counter(told) == ("thicket", "closed", 2**40 + 3)
+
+    @pytest.mark.parametrize(
+        "told",
+        [
+            b"",
+            _counter(b"closed\0", b"\0\0\0\1"),
+            _counter(b"\xff\0", bytes(8)),
+            _counter(b"closed\0", bytes(8))[:40],
+        ],
+    )
+    def test_a_damaged_counter_is_none(self, told: bytes) -> None:
+        assert counters.counter(told) is None
+
+    @given(st.binary(max_size=120))
+    def test_a_counter_is_read_from_anything(self, told: bytes) -> None:
+        assert counters.counter(told) is None or len(told) > 20
 
 
 class TestFollowing:

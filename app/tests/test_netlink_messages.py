@@ -55,7 +55,19 @@ def test_split_and_attributes_survive_anything(data: bytes) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=8))
 def test_attributes_round_trip(parts: list[tuple[int, bytes]]) -> None:
-    assert list(messages.attributes(b"".join(attribute(*part) for part in parts))) == parts
+    data = b"".join(attribute(*part) for part in parts)
+    assert list(messages.attributes(data)) == parts
+    assert messages.facts_of(b"xyz" + data, 3) == dict(parts)
+
+
+@given(st.binary(max_size=200), st.integers(0, 20))
+def test_facts_are_the_attributes_of_anything(data: bytes, offset: int) -> None:
+    assert messages.facts_of(data, offset) == dict(messages.attributes(data, offset))
+
+
+def test_a_text_ends_with_a_zero_and_is_padded() -> None:
+    assert messages.text(1, "mesh0") == attribute(1, b"mesh0\0")
+    assert messages.text(1, "abc") == attribute(1, b"abc\0")
 
 
 def test_the_flags_in_an_attribute_type_are_left_out() -> None:

@@ -154,7 +154,7 @@ def test_a_sign_and_a_station_agree(data: st.DataObject) -> None:
     known, found = station(whole), sign(whole)
     assert known is not None
     assert found is not None
-    assert found.table == 1
+    assert found.generation == 1
     assert (found.llid, found.plid) == (known["llid"] or 0, known["plid"] or 0)
     assert found.inactive_ms == (known["inactive_ms"] or 0)
     assert found.connected_s == (known["connected_s"] or 0)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -136,6 +137,53 @@ class TestWriter:
         task = asyncio.create_task(writer.run())
         await asyncio.wait_for(refreshed.wait(), 60)
         task.cancel()
+
+    async def test_nothing_wakes_it_between_two_refreshes(self, tmp_path: Path) -> None:
+        """A node that has settled sleeps."""
+        loop = asyncio.get_running_loop()
+        timers = 0
+
+        async def refresh() -> None:
+            pass
+
+        writer = Writer(str(tmp_path / "s.json"), dict, refresh, 5.0)
+        task = asyncio.create_task(writer.run())
+        await asyncio.sleep(12.0)
+        assert writer.written == 3
+        call_at = loop.call_at
+
+        def counted(*arguments: Any, **named: Any) -> asyncio.TimerHandle:
+            nonlocal timers
+            timers += 1
+            return call_at(*arguments, **named)
+
+        with mock.patch.object(loop, "call_at", counted):
+            await asyncio.sleep(50.0)
+        task.cancel()
+        assert writer.written == 13
+        assert timers <= 1 + 10, "one for each refresh, and that of this test"
+
+    async def test_a_change_in_the_gap_is_written_at_its_end(self, tmp_path: Path) -> None:
+        written: list[float] = []
+        loop = asyncio.get_running_loop()
+
+        def document() -> dict[str, Any]:
+            written.append(loop.time() - began)
+            return {}
+
+        async def refresh() -> None:
+            pass
+
+        began = loop.time()
+        writer = Writer(str(tmp_path / "s.json"), document, refresh, 5.0)
+        task = asyncio.create_task(writer.run())
+        await asyncio.sleep(0.1)
+        writer.changed()
+        await asyncio.sleep(1.9)
+        writer.changed()
+        await asyncio.sleep(2.5)
+        task.cancel()
+        assert [round(when, 1) for when in written] == [0.0, 0.5, 2.0]
 
     def test_a_full_disk_does_not_end_it(self, tmp_path: Path) -> None:
         async def refresh() -> None:

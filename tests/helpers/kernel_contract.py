@@ -59,7 +59,7 @@ ANSWERS: Final = {
         "tx_failed": "int", "authorized": "bool", "mfp": "bool",
     },
     "a sign of its life": {
-        "table": "int", "state": "int", "llid": "int", "plid": "int", "inactive_ms": "int",
+        "generation": "int", "state": "int", "llid": "int", "plid": "int", "inactive_ms": "int",
         "connected_s": "int", "of the same link": True, "of nobody": "ENOENT",
     },
     "a path to it": {

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 #: A peer whose last frame is older than this many beacon intervals is asked whether it is there.
 SILENT_BEACONS = 1.6
+#: Each look asks for every peer of which no frame is known from this many beacon intervals: the
+#: next beacon has come by then, if the peer is there. So one look serves many peers, and the next
+#: is not due for half an interval.
+LISTEN_BEACONS = 1.1
 #: When the last frame of every peer is older than this many beacon intervals, this node may be
 #: alone: all other nodes are asked, too.
 ALONE_BEACONS = 2.6
@@ -39,8 +43,7 @@ async def watch(
     silences: list[float] = []
     took = 0.0
     while True:
-        # The next look is due when the next peer would have been silent for too long: it asks for
-        # the peers that are due and for no others.
+        # The next look is due when the next peer would have been silent for too long.
         due = [patience - silent for silent in silences if silent < patience]
         if len(due) < len(silences) or not due:
             due.append(IDLE)
@@ -53,7 +56,7 @@ async def watch(
         if mesh is None or not (up or membership.neighbours is not None):
             continue
         began = time.monotonic()
-        await mesh.listen(patience)
+        await mesh.listen(LISTEN_BEACONS * beacon)
         took = time.monotonic() - began
         links = mesh.links()
         silences = [silent for _, silent in links]

@@ -64,14 +64,15 @@ class Writer:
         self._changed = asyncio.Event()
         regular = time.monotonic()
         while True:
-            now = time.monotonic()
-            if now >= regular:
+            if time.monotonic() >= regular:
                 await self.refresh()
                 regular = time.monotonic() + self.interval
             self._changed.clear()
             self.write()
-            await asyncio.sleep(self.GAP)
-            await wait(self._changed, max(0.0, regular - time.monotonic()))
+            soonest = time.monotonic() + self.GAP
+            await wait(self._changed, max(self.GAP, regular - time.monotonic()))
+            if (left := soonest - time.monotonic()) > 0:
+                await asyncio.sleep(left)
 
     def write(self) -> None:
         """Write now. An error of the file system is logged once, and writing is tried again."""

@@ -101,6 +101,23 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
+def facts_of(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """Return the payloads of :func:`attributes` by type, of each the last one.
+
+    It says the same once more because it is the greater part of reading a dump.
+    """
+    found: dict[int, bytes] = {}
+    unpack, size = _ATTRIBUTE.unpack_from, len(data)
+    while offset + 4 <= size:
+        length, kind = unpack(data, offset)
+        end = offset + length
+        if length < 4 or end > size:
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : end]
+        offset += (length + 3) & ~3
+    return found
+
+
 def attribute(data: bytes, wanted: int, offset: int = 0) -> bytes | None:
     """Return the payload of the first attribute of one type, None when it is not there."""
     for kind, payload in attributes(data, offset):
@@ -117,6 +134,14 @@ def prepared(kind: int, body: bytes) -> bytearray:
 def number(kind: int, value: int) -> bytes:
     """Return an attribute that holds a 32-bit number."""
     return _NUMBER.pack(_NUMBER.size, kind, value)
+
+
+def text(kind: int, value: str) -> bytes:
+    """Return an attribute that holds a text, with the zero that ends it."""
+    payload = value.encode("ascii") + b"\0"
+    return (
+        _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
+    )
 
 
 def integer(payload: bytes | None, size: int, *, signed: bool = False) -> int | None:

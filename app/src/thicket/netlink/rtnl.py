@@ -6,6 +6,7 @@ Numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h``, ``if_addr.h``, ``nei
 
 import errno
 import struct
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Interface
 from typing import Any, TypedDict
 
@@ -20,7 +21,7 @@ from thicket.netlink.messages import (
     NLM_F_REQUEST,
     NetlinkError,
     Requests,
-    attributes,
+    facts_of,
     hardware_address,
     number,
 )
@@ -124,6 +125,12 @@ def address_event(message: bytes) -> int | None:
     return int(index)
 
 
+@lru_cache(maxsize=256)
+def _text(packed: bytes) -> str:
+    """An IPv6 address in canonical form. Making it costs more than all else of a neighbour."""
+    return str(IPv6Address(packed))
+
+
 def neighbour(message: bytes) -> tuple[int, str, str] | None:
     """Return interface index, link-layer address and IPv6 address of an RTM_NEWNEIGH message.
 
@@ -132,12 +139,14 @@ def neighbour(message: bytes) -> tuple[int, str, str] | None:
     if len(message) < HEADER.size + _NDMSG.size:
         return None
     _, _, _, index, state, _, _ = _NDMSG.unpack_from(message, HEADER.size)
-    facts = dict(attributes(message, HEADER.size + _NDMSG.size))
+    if not state & _NUD_KNOWN:
+        return None
+    facts = facts_of(message, HEADER.size + _NDMSG.size)
     hardware = hardware_address(facts.get(_NDA_LLADDR))
     address = facts.get(_NDA_DST)
-    if not state & _NUD_KNOWN or hardware is None or address is None or len(address) != 16:
+    if hardware is None or address is None or len(address) != 16:
         return None
-    return index, hardware, str(IPv6Address(address))
+    return index, hardware, _text(address)
 
 
 class Links:

@@ -22,6 +22,7 @@ from thicket.netlink.messages import (
     Requests,
     attribute,
     attributes,
+    facts_of,
     family,
     hardware_address,
     integer,
@@ -291,11 +292,11 @@ class Sign(NamedTuple):
 
     A value is 0 where the kernel does not tell it.
 
-    :ivar table: changes whenever a station comes or goes, this one or another.
+    :ivar generation: changes whenever a station comes or goes, this one or another.
     :ivar state: as a number, see ``PLINK_STATES``.
     """
 
-    table: int
+    generation: int
     state: int
     llid: int
     plid: int
@@ -322,7 +323,7 @@ def _channels(bands: bytes) -> dict[int, Channel]:
             if kind != _BAND_ATTR_FREQS:
                 continue
             for _, frequency in attributes(frequencies):
-                facts = dict(attributes(frequency))
+                facts = facts_of(frequency)
                 mhz = facts.get(_FREQUENCY_ATTR_FREQ, b"")
                 if len(mhz) == 4:
                     found[_u32(mhz)] = Channel(
@@ -345,7 +346,7 @@ def _kbps(rate: bytes | None) -> int | None:
     """The bitrate in a nested attribute of enum nl80211_rate_info."""
     if rate is None:
         return None
-    facts = dict(attributes(rate))
+    facts = facts_of(rate)
     value = integer(facts.get(_RATE_BITRATE32), 4)
     if value is None:
         value = integer(facts.get(_RATE_BITRATE), 2)
@@ -365,11 +366,11 @@ def _first(*values: int | None) -> int | None:
 
 def station(message: bytes) -> Station | None:
     """The station that an NL80211_CMD_NEW_STATION message describes, None when it is malformed."""
-    facts = dict(attributes(message, _BODY))
+    facts = facts_of(message, _BODY)
     mac = hardware_address(facts.get(_ATTR_MAC))
     if mac is None or _ATTR_STA_INFO not in facts:
         return None
-    info = dict(attributes(facts[_ATTR_STA_INFO]))
+    info = facts_of(facts[_ATTR_STA_INFO])
     state = integer(info.get(_STA_PLINK_STATE), 1)
     average = integer(info.get(_STA_SIGNAL_AVG), 1, signed=True) or None  # 0 until there is one
     return {
@@ -412,7 +413,7 @@ def sign(message: bytes) -> Sign | None:
     kernel tells some twenty facts behind it.
     """
     unpack = _ATTRIBUTE.unpack_from
-    table = 0
+    generation = 0
     size = len(message)
     offset = _BODY
     while True:  # to the nested attribute with all facts, which is the last one
@@ -426,8 +427,8 @@ def sign(message: bytes) -> Sign | None:
         if kind == _ATTR_STA_INFO:
             break
         if kind == _ATTR_GENERATION and length == 8:
-            table = int.from_bytes(message[offset + 4 : end], sys.byteorder)
-        offset = (end + 3) & ~3
+            generation = int.from_bytes(message[offset + 4 : end], sys.byteorder)
+        offset += (length + 3) & ~3
     found: dict[int, int] = {}
     offset += 4
     while offset + 4 <= end and len(found) < len(_SIGN_SIZES):
@@ -438,10 +439,10 @@ def sign(message: bytes) -> Sign | None:
         kind &= _ATTRIBUTE_TYPE_MASK
         if _SIGN_SIZES.get(kind) == length - 4:
             found[kind] = int.from_bytes(message[offset + 4 : behind], sys.byteorder)
-        offset = (behind + 3) & ~3
+        offset += (length + 3) & ~3
     get = found.get
     return Sign(
-        table,
+        generation,
         get(_STA_PLINK_STATE, 0),
         get(_STA_LLID, 0),
         get(_STA_PLID, 0),
@@ -452,12 +453,12 @@ def sign(message: bytes) -> Sign | None:
 
 def path(message: bytes) -> MeshPath | None:
     """The mesh path that an NL80211_CMD_NEW_MPATH message describes, None when it is malformed."""
-    facts = dict(attributes(message, _BODY))
+    facts = facts_of(message, _BODY)
     destination = hardware_address(facts.get(_ATTR_MAC))
     next_hop = hardware_address(facts.get(_ATTR_MPATH_NEXT_HOP))
     if destination is None or next_hop is None or _ATTR_MPATH_INFO not in facts:
         return None
-    info = dict(attributes(facts[_ATTR_MPATH_INFO]))
+    info = facts_of(facts[_ATTR_MPATH_INFO])
     return {
         "destination": destination,
         "next_hop": next_hop,

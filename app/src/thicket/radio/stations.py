@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
 from logging import getLogger
 from typing import Any
@@ -35,6 +36,12 @@ _ASKED_SECONDS = 0.1
 _ESTABLISHED = PLINK_STATES.index(ESTABLISHED)
 
 
+@lru_cache(maxsize=256)
+def _parsed(address: str) -> IPv6Address:
+    """An address as an object. The same few are needed several times a second."""
+    return IPv6Address(address)
+
+
 def unchanged(station: Station, sign: Sign) -> bool:
     """Whether a sign of life is of the link that a station was known to have, a link to a peer."""
     return (
@@ -61,8 +68,8 @@ class Stations:
         self._stations: list[Station] = []
         #: When each of them was asked for, by its address; their ``inactive_ms`` are of then.
         self._asked: dict[str, float] = {}
-        #: What the kernel tells of the whole table with each sign of life, see :class:`Sign`.
-        self._table: int | None = None
+        #: What the kernel tells of all stations with each sign of life, see :class:`Sign`.
+        self._generation: int | None = None
         self._paths: list[MeshPath] = []
         self._neighbours: dict[str, str] = {}
         self._link_local: dict[str, str] = {}
@@ -113,7 +120,7 @@ class Stations:
         now = time.monotonic()
         return [
             (
-                IPv6Address(address) if (address := self.address_of(one["mac"])) else None,
+                _parsed(address) if (address := self.address_of(one["mac"])) else None,
                 self._silence(one, now),
             )
             for one in self._stations
@@ -184,7 +191,8 @@ class Stations:
         patience = peers.patience(settings.beacon_interval)
         try:
             self._stations = kernel.nl80211.stations(ifindex)
-            self._asked = {one["mac"]: now for one in self._stations}
+            asked = time.monotonic()  # on a busy node reading them takes long
+            self._asked = {one["mac"]: asked for one in self._stations}
             if secured:
                 self._stations, words = self.peers.protect(self._stations)
                 self.say(words)
@@ -225,13 +233,13 @@ class Stations:
                 if self._silence(one, now) < seconds or now - self._asked[mac] < _ASKED_SECONDS:
                     continue
                 sign = kernel.nl80211.sign(ifindex, mac)
-                if sign.table != self._table or not unchanged(one, sign):
-                    self._table = sign.table
+                if sign.generation != self._generation or not unchanged(one, sign):
+                    self._generation = sign.generation
                     changed = True
                     break
                 one["inactive_ms"] = sign.inactive_ms
                 one["connected_s"] = sign.connected_s
-                self._asked[mac] = now
+                self._asked[mac] = time.monotonic()
             patience = peers.patience(settings.beacon_interval)
             if not changed:
                 self._look_at_paths(kernel.nl80211, ifindex, patience, now, whole=False)
@@ -261,7 +269,7 @@ class Stations:
         """Note the addresses behind the stations."""
         self._neighbours, self._link_local = {}, {}
         for hardware, address in neighbours:
-            ip = IPv6Address(address)
+            ip = _parsed(address)
             if ip in network:
                 self._neighbours[hardware] = address
             elif ip.is_link_local:
