@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thicket.device import data_partition
-from thicket.device.data_partition import ALIGN, LEAST, SECTOR, CardError, Disk, fit
+from thicket.device.data_partition import ALIGN, LEAST, fit
+from thicket.device.disk import SECTOR, CardError, Disk
 
 # start and length in sectors
 CONFIG, BOOT_A, BOOT_B = (2048, 2048), (4096, 2048), (6144, 2048)

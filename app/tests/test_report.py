@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thicket.base.paths import Paths
-from thicket.device import boot_partition
+from thicket.device import boot_partition, in_place
 from thicket.device.boot_partition import StoreError, boot_lock
 from thicket.upkeep import report
 from thicket.upkeep.report import BYTES, ReportError, compose, pack, unpack
@@ -111,7 +111,7 @@ class Card:
         self.blocks = [3 + 2 * n for n in range(BYTES // 512)]
         self.commands: list[str] = []
         monkeypatch.setattr(boot_partition, "run", self.run)
-        monkeypatch.setattr(report, "blocks_of", lambda _: self.blocks)
+        monkeypatch.setattr(in_place, "blocks_of", lambda path, length: self.blocks)
         self.mounts = Path(paths.mounts)
 
     def run(self, command: list[str]) -> None:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# The partitions of the card that the root lies on, by what they are for: /dev/slots/config, boot-a,
-# boot-b, root-a, root-b and data. Whatever the kernel calls the card (mmcblk0, sda, vda), everything
+# The card that the root lies on, /dev/slots/card, and its partitions by what they are for: config,
+# boot-a, boot-b, root-a, root-b and data. Whatever the kernel calls the card (mmcblk0, sda, vda), everything
 # after this uses these names. Where the root is no partition of a card, nothing is made.
 #
 # Read by rcS. Sets $card_disk (a device) and $card_sys, empty without a card; $card_data, where sysfs
@@ -59,6 +59,7 @@ card_find() {
 		[ "$card_key" != DEVNAME ] || card_disk=/dev/$card_value
 	done <"$card_sys/uevent"
 	mkdir -p /dev/slots
+	ln -snf "$card_disk" /dev/slots/card
 	for card_entry in "$card_sys"/*/partition; do
 		card_partition "${card_entry%/partition}"
 	done

@@ -23,16 +23,13 @@ second the next record, counted from the start of the extended partition.
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
-import stat
 import struct
 import sys
 from array import array
 
-from thicket.base.errors import ThicketError
+from thicket.device.disk import SECTOR, CardError, Disk
 
-SECTOR = 512
 #: Disk signature of every card ("THCK"); another disk is left alone.
 SIGNATURE = 0x5448434B
 #: Sectors that partitions are aligned to: 1 MiB, as in the card image.
@@ -53,97 +50,37 @@ _LINUX = 0x83
 _CHS = b"\xfe\xff\xff"
 _ENTRY = struct.Struct("<B3sB3sII")
 
-# linux/fs.h, linux/blkpg.h
-_BLKSSZGET = 0x1268
+# linux/blkpg.h
 _BLKPG = 0x1269
 # linux/ext4.h: _IOW('f', 16, __u64), the number of blocks
 _EXT4_IOC_RESIZE_FS = 0x40086610
 _BLKPG_ADD, _BLKPG_DELETE, _BLKPG_RESIZE = 1, 2, 3
 
 
-class CardError(ThicketError):
-    """The partition cannot be made or grown; the text says what was found."""
+def tell_kernel(disk: Disk, start: int, length: int, known: tuple[int, int] | None) -> None:
+    """Tell the kernel where partition 7 is. The other partitions are in use and not touched.
 
-
-class Disk:
-    """Sectors of a card or an image file; every write is on the disk when it returns.
-
-    A device is read and written past the kernel's cache, one sector at a time, so that a read
-    returns what the card holds.
-
-    :raises CardError: the constructor, when the disk cannot be opened or has other sectors.
+    :param known: what the kernel knows: start and length.
+    :raises CardError: the kernel refuses.
     """
+    if not disk.is_device or known == (start, length):
+        return
+    try:
+        if known is not None and known[0] != start:
+            _blkpg(disk, _BLKPG_DELETE, 0, 0)
+            known = None
+        _blkpg(disk, _BLKPG_ADD if known is None else _BLKPG_RESIZE, start, length)
+    except OSError as e:
+        raise CardError(
+            f"written, but the kernel does not take it before the next start: {e.strerror}"
+        ) from e
 
-    def __init__(self, path: str) -> None:
-        try:
-            self.is_device = stat.S_ISBLK(os.stat(path).st_mode)
-            direct = os.O_DIRECT if self.is_device else 0
-            self.fd = os.open(path, os.O_RDWR | os.O_SYNC | os.O_CLOEXEC | direct)
-        except OSError as e:
-            raise CardError(f"{path} cannot be opened for writing: {e.strerror}") from e
-        if self.is_device:
-            size = int.from_bytes(fcntl.ioctl(self.fd, _BLKSSZGET, bytes(4)), sys.byteorder)
-            if size != SECTOR:
-                raise CardError(f"{path} has sectors of {size} bytes, not of {SECTOR}")
-        self.sectors = os.lseek(self.fd, 0, os.SEEK_END) // SECTOR
-        # O_DIRECT needs memory that is aligned to a page
-        self._page = memoryview(mmap.mmap(-1, mmap.PAGESIZE))[:SECTOR]
 
-    def close(self) -> None:
-        os.close(self.fd)
-
-    def read(self, sector: int) -> bytes:
-        """Return one sector.
-
-        :raises CardError: it cannot be read.
-        """
-        try:
-            count = os.preadv(self.fd, [self._page], sector * SECTOR)
-        except OSError as e:
-            raise CardError(f"sector {sector} cannot be read: {e.strerror}") from e
-        if count != SECTOR:
-            raise CardError(f"sector {sector} lies behind the end of the card")
-        return bytes(self._page)
-
-    def write(self, sector: int, data: bytes) -> None:
-        """Write one sector, and read it back.
-
-        :raises CardError: it cannot be written, or reads differently.
-        """
-        self._page[:] = data
-        try:
-            if os.pwritev(self.fd, [self._page], sector * SECTOR) != SECTOR:
-                raise CardError(f"sector {sector} was not written as a whole")
-        except OSError as e:
-            raise CardError(f"sector {sector} cannot be written: {e.strerror}") from e
-        if self.read(sector) != data:
-            raise CardError(f"sector {sector} was written and reads differently: the card is worn")
-
-    def tell_kernel(self, start: int, length: int, known: tuple[int, int] | None) -> None:
-        """Tell the kernel where partition 7 is. The other partitions are in use and not touched.
-
-        :param known: what the kernel knows: start and length.
-        :raises CardError: the kernel refuses.
-        """
-        if not self.is_device or known == (start, length):
-            return
-        try:
-            if known is not None and known[0] != start:
-                self._blkpg(_BLKPG_DELETE, 0, 0)
-                known = None
-            self._blkpg(_BLKPG_ADD if known is None else _BLKPG_RESIZE, start, length)
-        except OSError as e:
-            raise CardError(
-                f"written, but the kernel does not take it before the next start: {e.strerror}"
-            ) from e
-
-    def _blkpg(self, operation: int, start: int, length: int) -> None:
-        # struct blkpg_partition, and the struct blkpg_ioctl_arg that points to it
-        partition = array(
-            "B", struct.pack("qqi64s64s4x", start * SECTOR, length * SECTOR, 7, b"", b"")
-        )
-        address, size = partition.buffer_info()
-        fcntl.ioctl(self.fd, _BLKPG, struct.pack("iiiP", operation, 0, size, address))
+def _blkpg(disk: Disk, operation: int, start: int, length: int) -> None:
+    # struct blkpg_partition, and the struct blkpg_ioctl_arg that points to it
+    partition = array("B", struct.pack("qqi64s64s4x", start * SECTOR, length * SECTOR, 7, b"", b""))
+    address, size = partition.buffer_info()
+    fcntl.ioctl(disk.fd, _BLKPG, struct.pack("iiiP", operation, 0, size, address))
 
 
 def _entry(sector: bytes, index: int) -> tuple[int, int, int]:
@@ -373,7 +310,7 @@ def main() -> int:
         disk = Disk(sys.argv[1])
         try:
             said, (start, length) = fit(disk)
-            disk.tell_kernel(start, length, known_to_kernel(sys.argv[1]))
+            tell_kernel(disk, start, length, known_to_kernel(sys.argv[1]))
         finally:
             disk.close()
     except CardError as e:

@@ -25,8 +25,9 @@ import time
 from logging import getLogger
 from typing import Any
 
-from thicket.base.files import entries, write_atomically
+from thicket.base.files import write_atomically
 from thicket.base.paths import Paths
+from thicket.device.reset import kernel_records, watchdog_fired
 
 log = getLogger(__name__)
 
@@ -38,11 +39,6 @@ CRASHES = 5
 CRASH_BYTES = 64 * 1024
 #: Longest message in a record.
 _LONGEST = 300
-
-# linux/watchdog.h: the machine was restarted by the watchdog
-_WDIOF_CARDRESET = 0x20
-# drivers/watchdog/bcm2835_wdt.c: bits HADWRF, HADWRQ and HADWRH of PM_RSTS, "had a watchdog reset"
-_RSTS_WATCHDOG = 0x70
 
 #: The states that init's S20data.sh reports.
 DATA_STATES = ("clean", "repaired", "created", "rebuilt", "readonly", "ram")
@@ -180,31 +176,9 @@ def _sync(path: str) -> None:
         os.close(fd)
 
 
-def watchdog_fired(paths: Paths) -> bool:
-    """Whether the watchdog restarted the machine, by its driver or the Pi's ROM."""
-    folder = paths.sys + "/class/watchdog"
-    for name in entries(folder):
-        status = _text(f"{folder}/{name}/bootstatus")
-        if status.isdigit() and int(status) & _WDIOF_CARDRESET:
-            return True
-    try:
-        with open(paths.root + "/proc/device-tree/chosen/bootloader/rsts", "rb") as f:
-            data = f.read(5)
-    except OSError:
-        return False
-    # a cell of the device tree is big endian
-    return len(data) == 4 and bool(int.from_bytes(data, "big") & _RSTS_WATCHDOG)
-
-
-def _pstore(paths: Paths) -> list[str]:
-    """Return the files of the kernel's last messages, in order."""
-    folder = paths.sys + "/fs/pstore"
-    return [f"{folder}/{name}" for name in entries(folder) if name.startswith("dmesg-")]
-
-
 def last_words(paths: Paths) -> str | None:
     """Return why the kernel failed, in its own words; None when it did not or left no record."""
-    records = _pstore(paths)
+    records = kernel_records(paths)
     if not records:
         return None
     best = ""
@@ -241,7 +215,7 @@ def _keep_crash(paths: Paths, run: int) -> tuple[str | None, str | None]:
 
     :returns: the file's path, and why it will not last, or None.
     """
-    records = _pstore(paths)
+    records = kernel_records(paths)
     share = CRASH_BYTES // max(1, len(records))
     parts = [
         f"--- {path.rpartition('/')[2]}\n{_text(path, CRASH_BYTES)[-share:]}\n" for path in records

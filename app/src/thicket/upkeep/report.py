@@ -1,46 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report on the card's first partition, by which a node without a network explains itself.
 
-The partition also holds the files that the board starts with, so a power cut must never leave it
-half written. The report has a fixed length and is overwritten in place, sector by sector, on the
-block device. The file system, mounted read-only, only tells where the sectors are (FIBMAP). It is
-unmounted while they are written, because kernels refuse to write below a mounted file system. No
-directory, allocation table or boot sector changes, not even the mark that a file system is in use.
-Only a report that is missing, or has another length because somebody edited it, is written through
-the file system, which is writable meanwhile.
+It has a fixed length and is overwritten in its place (:mod:`thicket.device.in_place`).
 """
 
-import array
-import errno
-import fcntl
-import mmap
-import os
 import re
-import stat
 import time
-from logging import getLogger
 from typing import Any
 
 from thicket.base.errors import ThicketError
 from thicket.base.paths import Paths, boot_device
 from thicket.base.visible import visible
-from thicket.device.boot_partition import (
-    StoreError,
-    boot_lock,
-    mount_boot,
-    unmount_boot,
-    write_to_boot,
-)
+from thicket.device import in_place
+from thicket.device.boot_partition import StoreError, boot_lock, mount_boot
 from thicket.upkeep import last_run
-
-log = getLogger(__name__)
 
 NAME = "report.txt"
 #: Length of the file, whatever its text.
 BYTES = 16 * 1024
-#: linux/fs.h: block of the device that holds a block of a file; size of these blocks
-_FIBMAP = 1
-_FIGETBSZ = 2
 _WRITTEN = "Written: "
 _SOURCES = {
     "board": "the board's serial number",
@@ -193,70 +170,12 @@ def write(paths: Paths, text: str) -> bool:
     try:
         with boot_lock(paths):
             mount_boot(paths, device)
-            old = _read(target)
+            old = in_place.read(target, BYTES)
             if old is not None and len(old) == BYTES and unpack(old) == unpack(pack(text, "")):
                 return False
             now = time.strftime("%Y-%m-%d %H:%M UTC (the device's clock)", time.gmtime())
-            data = pack(text, now)
-            if old is None or len(old) != BYTES:
-                log.info("making %s", target)
-                write_to_boot(paths, device, target, data)
-            else:
-                blocks = blocks_of(target)
-                unmount_boot(paths)
-                try:
-                    _overwrite(paths.root + device, blocks, data, old)
-                finally:
-                    mount_boot(paths, device)
-                if _read(target) != data:
-                    raise OSError(errno.EIO, "it reads differently from what was written")
+            in_place.write(paths, device, target, pack(text, now))
     except (OSError, StoreError) as e:
         words = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         raise ReportError(f"{target} cannot be written: {words}") from e
     return True
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        with open(path, "rb") as f:
-            return f.read(BYTES + 1)
-    except FileNotFoundError:
-        return None
-
-
-def _overwrite(device: str, blocks: list[int], data: bytes, old: bytes) -> None:
-    """Write the blocks that differ, and nothing else (O_DIRECT)."""
-    size = BYTES // len(blocks)
-    page = memoryview(mmap.mmap(-1, max(size, mmap.PAGESIZE)))[:size]  # aligned, for O_DIRECT
-    direct = os.O_DIRECT if stat.S_ISBLK(os.stat(device).st_mode) else 0
-    disk = os.open(device, os.O_WRONLY | os.O_SYNC | os.O_CLOEXEC | direct)
-    try:
-        for number, block in enumerate(blocks):
-            part = slice(number * size, (number + 1) * size)
-            if data[part] != old[part]:
-                page[:] = data[part]
-                if os.pwritev(disk, [page], block * size) != size:
-                    raise OSError(errno.EIO, "a sector was not written as a whole")
-    finally:
-        os.close(disk)
-
-
-def blocks_of(path: str) -> list[int]:
-    """Return the numbers of the blocks of a file of :data:`BYTES` bytes, in order."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        number = array.array("i", [0])
-        fcntl.ioctl(fd, _FIGETBSZ, number)
-        size = number[0]
-        if size <= 0 or BYTES % size:
-            raise OSError(errno.EIO, f"blocks of {size} bytes do not fit")
-        blocks = []
-        for index in range(BYTES // size):
-            number[0] = index
-            fcntl.ioctl(fd, _FIBMAP, number)
-            if number[0] <= 0:
-                raise OSError(errno.EIO, "the file has no place on the device")
-            blocks.append(number[0])
-        return blocks
-    finally:
-        os.close(fd)

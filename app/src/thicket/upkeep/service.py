@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's care for itself: it keeps the reason of its last restart, saves the time, opens and
-closes the ways in for a person, and writes its report onto the card.
+"""The node's care for itself: it keeps the reason of its last restart, says that the slot it runs
+from is well, saves the time, opens and closes the ways in for a person, and writes its report onto
+the card.
 
 This work is not urgent, and it hangs when the card does not answer. It therefore runs in a thread
 that nothing waits for: a card that hangs stops the reports, not the node.
@@ -16,6 +17,7 @@ from logging import getLogger
 from typing import Any, TypeVar
 
 from thicket.base import threads
+from thicket.base.errors import ThicketError
 from thicket.base.pace import wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
@@ -34,6 +36,8 @@ FIRST_REPORT = 20.0
 REPORT_GAP = 600.0
 #: Seconds between two checks whether there is something new to report.
 LOOK = 15.0
+#: A daemon that has run for this many seconds makes the start of its slot a good one.
+WELL = 60.0
 #: A card that has not answered for this many seconds is reported.
 HANGS = 60.0
 #: The time is saved every so many seconds.
@@ -89,6 +93,7 @@ class Upkeep:
             self._tell_restart(*found)
         report_at = time.monotonic() + FIRST_REPORT
         clock_at = 0.0
+        well_at = time.monotonic() + WELL
         reported = ""
         while True:
             now = time.monotonic()
@@ -100,6 +105,8 @@ class Upkeep:
             if now >= clock_at:
                 clock_at = now + SAVE_CLOCK
                 await self._in_thread(lambda: save_clock(self.paths), "the time")
+            if now >= well_at:
+                well_at = float("inf") if await self._well() else now + WELL
             due = now >= report_at
             if due:
                 text = self._report_text()
@@ -139,6 +146,28 @@ class Upkeep:
         self.problems.clear("access")
         for code, message in troubles or []:
             self.problems.report("access", code, message, "warning")
+
+    async def _well(self) -> bool:
+        """Make this start a good one; return whether that is done."""
+        if self.software[1] is None:
+            return True
+
+        def tell() -> str:
+            from thicket.device.boot_slots import Slots
+
+            try:
+                Slots(self.paths).well()
+            except (ThicketError, OSError) as e:
+                return str(e)
+            return ""
+
+        trouble = await self._in_thread(tell, "the boot record", busy="the card does not answer")
+        if not trouble:
+            self.problems.clear("slots")
+            return True
+        message = f"that this slot is well cannot be kept, so a later start may leave it: {trouble}"
+        self.problems.report("slots", "not-kept", message, "warning")
+        return False
 
     def _report_text(self) -> str:
         from thicket.upkeep import report
