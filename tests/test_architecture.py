@@ -32,7 +32,7 @@ FLOORS = (
     {"identity", "radio", "distribution"},
     {"discovery"},
     {"trust"},
-    {"cluster", "firewall", "applications", "upkeep"},
+    {"cluster", "firewall", "applications", "update", "upkeep"},
     {"daemon"},
     {"cli"},
 )

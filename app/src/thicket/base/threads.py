@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from thicket.base.errors import ThicketError
+
 T = TypeVar("T")
 
 
@@ -60,3 +62,33 @@ def start(
     )
     thread.start()
     return done, thread
+
+
+class BusyError(ThicketError):
+    """Work that was begun before has not ended."""
+
+
+class OneAtATime:
+    """Runs blocking work in threads, one after the other; work may hang for ever.
+
+    :param name: the threads' name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._working: asyncio.Future[Any] | None = None
+
+    async def do(self, work: Callable[[], T], patience: float) -> T:
+        """Do ``work`` in a thread and return its result, or raise its exception.
+
+        :param patience: seconds to wait for it; it goes on behind that.
+        :raises TimeoutError: it has not ended by then.
+        :raises BusyError: the work before has not ended yet, so this was not begun.
+        """
+        # The future is checked, as the thread lives on for a moment after its result is here.
+        if self._working is not None and not self._working.done():
+            raise BusyError("work that was begun before has not ended")
+        done, _ = start(work, self.name)
+        self._working = done
+        async with asyncio.timeout(patience):
+            return await asyncio.shield(done)

@@ -14,6 +14,7 @@ from thicket.firewall.section import FirewallSection
 from thicket.identity.section import AddressSection, IdentitySection
 from thicket.radio.section import Country, MeshSection, check_country, check_passphrase
 from thicket.trust.section import TrustSection, check_fleet
+from thicket.update.section import UpdateSection
 from thicket.upkeep.section import AccessSection
 
 #: Most faults of one file that are reported; a file with more of them is no configuration.
@@ -49,7 +50,7 @@ class Settings:
 
     __slots__ = (
         "access", "address", "application", "cluster", "discovery", "firewall", "identity", "log",
-        "mesh", "status", "trust",
+        "mesh", "status", "trust", "update",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
@@ -64,6 +65,7 @@ class Settings:
         self.log = LogSection(v.get("log"))
         self.access = AccessSection(v.get("access"))
         self.firewall = FirewallSection(v.get("firewall"))
+        self.update = UpdateSection(v.get("update"))
         #: Settings of applications by name, as the file has them; the application judges them.
         self.application: dict[str, dict[str, Any]] = dict(v.get(APPLICATION, {}))
 
@@ -121,6 +123,7 @@ SECTIONS: dict[str, type[Section]] = {
     "log": LogSection,
     "access": AccessSection,
     "firewall": FirewallSection,
+    "update": UpdateSection,
 }
 
 #: The table of the applications' own settings, ``[application.NAME]``.

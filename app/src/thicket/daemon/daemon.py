@@ -48,6 +48,7 @@ from thicket.upkeep.service import Upkeep
 
 if TYPE_CHECKING:
     from thicket.identity.source import Identity
+    from thicket.update.service import Update
 
 log = getLogger(__name__)
 
@@ -84,6 +85,8 @@ class Daemon:
             self.core.joined,
             software=(thicket.__version__, self.slot),
         )
+        #: None on a node that runs from no slot of a card, which need not import it.
+        self.update: Update | None = None
         self.reload = Reload(
             self.core,
             self.status,
@@ -155,6 +158,16 @@ class Daemon:
         core.make.prepare_radio()
         self._take_identity(await reading)
         self._begin("upkeep", self.upkeep.run)
+        if self.slot is not None:
+            from thicket.update.service import Update
+
+            self.update = Update(
+                core.paths,
+                core.problems,
+                self.document,
+                lambda: core.settings.update.health_time,
+            )
+            self._begin("update", self.update.run)
 
     def _take_identity(self, identity: Identity) -> None:
         core = self.core
@@ -195,8 +208,8 @@ class Daemon:
         self.reload.close()
         # The cluster first: its connections close properly while the mesh still carries them.
         for name in (
-            "cluster", "dns-sd", "discovery", "trust", "radio", "firewall", "care", "upkeep",
-            "status", "control",
+            "cluster", "dns-sd", "discovery", "trust", "radio", "firewall", "care", "update",
+            "upkeep", "status", "control",
         ):  # fmt: skip
             await self.stop_part(name)
 

@@ -119,6 +119,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         "schema": SCHEMA,
         "version": thicket.__version__,
         "slot": daemon.slot,
+        "slots": daemon.update.status if daemon.update is not None else [],
         "hostname": me.hostname if me is not None else "",
         "state": state(problems, radio["state"], mesh),
         "problems": problems,

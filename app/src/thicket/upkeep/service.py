@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's care for itself: it keeps the reason of its last restart, says that the slot it runs
-from is well, saves the time, opens and closes the ways in for a person, and writes its report onto
-the card.
+"""The node's care for itself: it keeps the reason of its last restart, saves the time, opens and
+closes the ways in for a person, and writes its report onto the card.
 
 This work is not urgent, and it hangs when the card does not answer. It therefore runs in a thread
 that nothing waits for: a card that hangs stops the reports, not the node.
@@ -17,7 +16,6 @@ from logging import getLogger
 from typing import Any, TypeVar
 
 from thicket.base import threads
-from thicket.base.errors import ThicketError
 from thicket.base.pace import wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
@@ -36,8 +34,6 @@ FIRST_REPORT = 20.0
 REPORT_GAP = 600.0
 #: Seconds between two checks whether there is something new to report.
 LOOK = 15.0
-#: A daemon that has run for this many seconds makes the start of its slot a good one.
-WELL = 60.0
 #: A card that has not answered for this many seconds is reported.
 HANGS = 60.0
 #: The time is saved every so many seconds.
@@ -76,7 +72,7 @@ class Upkeep:
         self.data: dict[str, str] = {"state": state, "message": message}
         self._settings_changed = asyncio.Event()
         self._settings_changed.set()
-        self._working: asyncio.Future[Any] | None = None
+        self._threads = threads.OneAtATime("upkeep")
 
     def settings_changed(self) -> None:
         """The configuration was read again: follow ``[access]``, and report soon."""
@@ -93,7 +89,6 @@ class Upkeep:
             self._tell_restart(*found)
         report_at = time.monotonic() + FIRST_REPORT
         clock_at = 0.0
-        well_at = time.monotonic() + WELL
         reported = ""
         while True:
             now = time.monotonic()
@@ -105,8 +100,6 @@ class Upkeep:
             if now >= clock_at:
                 clock_at = now + SAVE_CLOCK
                 await self._in_thread(lambda: save_clock(self.paths), "the time")
-            if now >= well_at:
-                well_at = float("inf") if await self._well() else now + WELL
             due = now >= report_at
             if due:
                 text = self._report_text()
@@ -147,28 +140,6 @@ class Upkeep:
         for code, message in troubles or []:
             self.problems.report("access", code, message, "warning")
 
-    async def _well(self) -> bool:
-        """Make this start a good one; return whether that is done."""
-        if self.software[1] is None:
-            return True
-
-        def tell() -> str:
-            from thicket.device.boot_slots import Slots
-
-            try:
-                Slots(self.paths).well()
-            except (ThicketError, OSError) as e:
-                return str(e)
-            return ""
-
-        trouble = await self._in_thread(tell, "the boot record", busy="the card does not answer")
-        if not trouble:
-            self.problems.clear("slots")
-            return True
-        message = f"that this slot is well cannot be kept, so a later start may leave it: {trouble}"
-        self.problems.report("slots", "not-kept", message, "warning")
-        return False
-
     def _report_text(self) -> str:
         from thicket.upkeep import report
 
@@ -202,14 +173,10 @@ class Upkeep:
 
         Work that hangs returns ``busy`` after HANGS seconds, other work at once as long as it does.
         """
-        # The future is checked, as the thread lives on for a moment after its result is here.
-        if self._working is not None and not self._working.done():
-            return busy
-        done, _ = threads.start(work, "upkeep")
-        self._working = done
         try:
-            async with asyncio.timeout(HANGS):
-                result = await asyncio.shield(done)
+            result = await self._threads.do(work, HANGS)
+        except threads.BusyError:
+            return busy
         except TimeoutError:
             message = f"the card does not answer (while working on: {what})"
             self.problems.report("data", "hangs", message, "warning")

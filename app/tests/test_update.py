@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``thicket.update``: whether a slot is well, kept, or left, and what people are told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thicket.base.paths import Paths
+from thicket.base.problems import Problems
+from thicket.device import boot_slots
+from thicket.device.boot_record import Phase, Run, Slot, State, Why, reject
+from thicket.device.boot_slots import Slots
+from thicket.update import health, service
+from thicket.update.health import Abilities
+from thicket.update.service import Update
+
+A, B = Slot.A, Slot.B
+ALL = Abilities(joined=True, peer=True, node=True, applications=frozenset({"readings"}))
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    return {
+        "radio": {"state": "joined"},
+        "peers": [{"state": "LISTEN"}, {"state": "ESTAB"}],
+        "cluster": {"nodes": [{"state": "connecting"}, {"state": "up"}]},
+        "applications": [
+            {"name": "readings", "state": "running"},
+            {"name": "other", "state": "waiting"},
+        ],
+        **changes,
+    }
+
+
+ALONE = {"peers": [], "cluster": {"nodes": []}}
+
+
+class TestHealth:
+    def test_what_works(self) -> None:
+        assert health.of(document()) == ALL
+        nothing = document(radio={"state": "starting"}, applications=[], **ALONE)
+        assert health.of(nothing) == Abilities()
+
+    def test_what_is_missing(self) -> None:
+        assert health.missing(ALL, ALL) == []
+        assert health.missing(Abilities(), Abilities()) == []
+        assert health.missing(Abilities(), ALL) == []
+        assert health.missing(ALL, Abilities()) == [
+            "the radio is not in the mesh",
+            "there is no peer",
+            "no other node is in the cluster",
+            "the application readings does not run",
+        ]
+
+    @given(st.booleans(), st.booleans(), st.booleans(), st.sets(st.text(max_size=8), max_size=64))
+    def test_there_and_back(self, joined: bool, peer: bool, node: bool, names: set[str]) -> None:
+        able = Abilities(joined, peer, node, frozenset(names))
+        assert health.unpack(health.pack(able)) in (able, Abilities())
+        assert (
+            len(health.pack(able)) > health.MOST_BYTES or health.unpack(health.pack(able)) == able
+        )
+
+    @given(st.binary(max_size=200))
+    def test_a_damaged_file_asks_for_nothing(self, data: bytes) -> None:
+        assert health.unpack(data) == Abilities()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"joined": 1}, {"applications": None}, {"applications": [1]}, {"peer": "yes"},
+            {"applications": [str(n) for n in range(65)]}, {"applications": ["x" * 20_000]},
+        ],
+    )  # fmt: skip
+    def test_values_of_other_kinds(self, change: dict[str, Any]) -> None:
+        members = json.loads(health.pack(ALL)) | change
+        assert health.unpack(json.dumps(members).encode()) == Abilities()
+
+    def test_too_deep(self) -> None:
+        assert health.unpack(b"[" * 10_000) == Abilities()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LOOK", 0.01), ("AGAIN", 0.01), ("KEEP", 0.05)):
+        monkeypatch.setattr(service, name, value)
+
+
+class Node:
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for folder in ("proc/self", "dev/slots", "run/thicket", "data/thicket", "boot"):
+            (path / folder).mkdir(parents=True)
+        (path / "dev/slots/card").write_bytes(bytes(512 * 64))
+        self.paths = Paths(str(path))
+        self.problems = Problems(lambda: None)
+        self.document = document()
+        self.health_time = 0.05
+        self.named: list[Slot] = []
+        self.fault: Exception | None = None
+
+        def name(_: Slots, slot: Slot) -> None:
+            if self.fault is not None:
+                raise self.fault
+            self.named.append(slot)
+
+        monkeypatch.setattr(boot_slots.Slots, "_name", name)
+        self.boot(A)
+
+    def boot(self, slot: Slot) -> None:
+        Path(self.paths.cmdline).write_text(f"quiet thicket.slot={slot.name}\n")
+        self.slots.begin()
+
+    @property
+    def slots(self) -> Slots:
+        return Slots(self.paths)
+
+    def able(self) -> Path:
+        return Path(self.paths.data + service.ABLE)
+
+    def trial(self) -> Path:
+        return Path(self.paths.data + service.TRIAL)
+
+    def noted(self) -> str | None:
+        return self.trial().read_text() if self.trial().exists() else None
+
+    def messages(self) -> list[str]:
+        return [f"{p['code']}: {p['message']}" for p in self.problems.all()]
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, what
+            await asyncio.sleep(0.005)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Update]:
+        update = Update(self.paths, self.problems, lambda: self.document, lambda: self.health_time)
+        task = asyncio.create_task(update.run())
+        try:
+            yield update
+            assert not task.done(), task
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    return Node(tmp_path, monkeypatch)
+
+
+async def test_an_ordinary_start_is_well_whatever_works(node: Node) -> None:
+    node.able().write_bytes(health.pack(ALL))
+    node.document = document(radio={"state": "absent"}, applications=[], **ALONE)
+    async with node.running() as update:
+        await node.until(lambda: node.slots.read().run is Run.WELL, "well")
+        assert node.slots.read().state_a is State.GOOD
+        await node.until(lambda: update.status[0]["state"] == "good", "the status tells it")
+        assert update.status == [
+            {"name": "A", "state": "good", "runs": True, "trial": False, "why": ""},
+            {"name": "B", "state": "untried", "runs": False, "trial": False, "why": ""},
+        ]
+        await node.until(lambda: health.unpack(node.able().read_bytes()) == Abilities(), "kept")
+    assert node.messages() == []
+    assert node.named == []
+
+
+async def test_it_is_not_well_before_its_time(node: Node) -> None:
+    node.health_time = 600
+    async with node.running() as update:
+        await node.until(lambda: update.status, "it has begun")
+        await asyncio.sleep(0.1)
+        assert node.slots.read().run is Run.BEGUN
+
+
+async def trial(node: Node) -> None:
+    async with node.running():
+        await node.until(
+            lambda: node.able().exists() and health.unpack(node.able().read_bytes()) == ALL, "able"
+        )
+    node.slots.set_primary(B)
+    node.boot(B)
+
+
+async def test_a_trial_that_is_well_is_kept(node: Node) -> None:
+    await trial(node)
+    async with node.running() as update:
+        await node.until(lambda: node.named == [B], "named")
+        await node.until(lambda: update.status[1]["state"] == "good", "told")
+        assert not update.status[1]["trial"]
+    record = node.slots.read()
+    assert (record.trial, record.state_b, record.named) == (Slot.NONE, State.GOOD, B)
+    assert not node.trial().exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"radio": {"state": "starting"}}, "the radio is not in the mesh"),
+        ({"peers": []}, "there is no peer"),
+        ({"cluster": {"nodes": []}}, "no other node is in the cluster"),
+        ({"applications": []}, "the application readings does not run"),
+    ],
+)
+async def test_a_trial_that_lacks_something_is_not_kept_and_the_slot_before_says_why(
+    changes: dict[str, Any], words: str, node: Node
+) -> None:
+    await trial(node)
+    node.document = document(**changes)
+    async with node.running():
+        await node.until(lambda: node.noted() == words, "it is noted")
+        await asyncio.sleep(4 * node.health_time)
+        assert node.slots.read().phase is Phase.RUNS
+    assert node.named == []
+    assert node.slots.late()
+    node.boot(A)
+    node.document = document()
+    told = f"left: slot B was left: it was not well in time ({words})"
+    async with node.running():
+        await node.until(lambda: told in node.messages(), "the slot before tells it")
+        await node.until(lambda: node.slots.read().run is Run.WELL, "well")
+        await asyncio.sleep(0.1)
+        assert told in node.messages()
+    # What is written over it is another matter.
+    node.slots.set_bad(B)
+    async with node.running():
+        await node.until(lambda: node.messages() == [], "the problem is over")
+
+
+async def test_what_comes_back_has_to_stay(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    await trial(node)
+    clock = 0.0
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: clock))
+    node.health_time = 60
+    node.document = document(peers=[])
+    async with node.running():
+        for now in (50.0, 100.0, 150.0):
+            await node.until(lambda: node.noted() == "there is no peer", "noted")
+            node.document = document()
+            await node.until(lambda: node.noted() == "", "noted")
+            clock = now
+            node.document = document(peers=[])
+        await node.until(lambda: node.noted() == "there is no peer", "noted")
+        node.document = document()
+        await node.until(lambda: node.noted() == "", "noted")
+        assert node.named == []
+        clock += 60
+        await node.until(lambda: node.named == [B], "kept in the end")
+
+
+async def test_a_slot_that_was_left_by_a_panic(node: Node) -> None:
+    node.slots.change(lambda record: reject(record, B, Why.PANIC))
+    async with node.running():
+        await node.until(
+            lambda: node.messages() == ["left: slot B was left: its kernel failed"], "told"
+        )
+
+
+async def test_a_card_that_takes_nothing_is_told_and_tried_again(node: Node) -> None:
+    await trial(node)
+    node.fault = OSError(5, "Input/output error")
+    async with node.running():
+        await node.until(lambda: any("Input/output" in m for m in node.messages()), "told")
+        node.fault = None
+        await node.until(lambda: node.named == [B], "kept")
+        await node.until(lambda: node.messages() == [], "over")
+
+
+async def test_a_card_that_hangs_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "HANGS", 0.05)
+    hangs = threading.Event()
+    monkeypatch.setattr(Slots, "well", lambda _: hangs.wait(60))
+    try:
+        async with node.running():
+            await node.until(
+                lambda: any("the card does not answer" in m for m in node.messages()), "told"
+            )
+            await node.until(
+                lambda: any("has not ended" in m for m in node.messages()), "and not begun anew"
+            )
+    finally:
+        hangs.set()
+
+
+async def test_data_that_cannot_be_written_is_no_reason_to_go_back(node: Node) -> None:
+    await trial(node)
+    folder = Path(node.paths.data + "/thicket")
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_text("")
+    async with node.running():
+        await node.until(lambda: node.named == [B], "kept")
+    assert node.messages() == []
