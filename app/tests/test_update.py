@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 import time
@@ -19,11 +20,13 @@ from hypothesis import strategies as st
 
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
+from thicket.config.schema import Settings
 from thicket.device import boot_slots
 from thicket.device.boot_record import Phase, Run, Slot, State, Why, reject
 from thicket.device.boot_slots import Slots
 from thicket.update import health, service
 from thicket.update.health import Abilities
+from thicket.update.section import UpdateSection
 from thicket.update.service import Update
 
 A, B = Slot.A, Slot.B
@@ -104,6 +107,7 @@ class Node:
         self.paths = Paths(str(path))
         self.problems = Problems(lambda: None)
         self.document = document()
+        self.settings = Settings()
         self.health_time = 0.05
         self.named: list[Slot] = []
         self.fault: Exception | None = None
@@ -144,7 +148,10 @@ class Node:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Update]:
-        update = Update(self.paths, self.problems, lambda: self.document, lambda: self.health_time)
+        self.settings.update = SimpleNamespace(  # type: ignore[assignment]
+            keyring=self.settings.update.keyring, health_time=self.health_time
+        )
+        update = Update(self.paths, self.problems, lambda: self.document, lambda: self.settings)
         task = asyncio.create_task(update.run())
         try:
             yield update
@@ -302,3 +309,64 @@ async def test_data_that_cannot_be_written_is_no_reason_to_go_back(node: Node) -
     async with node.running():
         await node.until(lambda: node.named == [B], "kept")
     assert node.messages() == []
+
+
+def pem(content: bytes) -> str:
+    """Return a text that looks like a certificate from outside."""
+    data = b"\x30\x82" + len(content).to_bytes(2, "big") + content
+    text = base64.encodebytes(data).decode()
+    return f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----\n"
+
+
+KEY = UpdateSection.keys()["keyring"]
+ONE, TWO = pem(b"1" * 300), pem(b"2" * 200)
+
+
+class TestKeyring:
+    def test_certificates(self) -> None:
+        assert KEY.check("") == ""
+        assert KEY.check(ONE + TWO) == ONE + TWO
+        assert KEY.check(f"\r\n  {ONE}\n\n {TWO} ".replace("\n", "\r\n")) == ONE + TWO
+        assert KEY.check(KEY.from_text(ONE.replace("\n", "\\n"))) == ONE
+
+    @pytest.mark.parametrize(
+        ("raw", "words"),
+        [
+            (5, "certificates in PEM"),
+            ("hello", "certificate 1 is damaged"),
+            (ONE + TWO[:100], "certificate 2 is damaged"),
+            (ONE.replace("MTEx", "M!Ex", 1), "certificate 1 is damaged"),
+            (ONE.replace("MTEx", "", 1), "certificate 1 is damaged"),
+            (ONE * 17, "at most 16"),
+            ("-----BEGIN EC PRIVATE KEY-----\n", "private key"),
+        ],
+    )
+    def test_something_else(self, raw: object, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            KEY.check(raw)
+
+    @given(st.text(max_size=200))
+    def test_any_text(self, raw: str) -> None:
+        try:
+            assert KEY.check(raw) == ""
+        except ValueError:
+            return
+        assert not raw.strip()
+
+    @pytest.mark.parametrize(
+        ("root", "keyring", "expected"),
+        [("", "", None), ("", TWO, TWO), (ONE, "", ONE), (ONE, TWO, ONE)],
+    )
+    async def test_a_fleet_s_root_alone_counts(
+        self, root: str, keyring: str, expected: str | None, node: Node
+    ) -> None:
+        node.settings = Settings({"trust": {"root": root}, "update": {"keyring": keyring}})
+        path = Path(node.paths.run + service.KEYRING)
+        path.write_text("from before")
+        async with node.running():
+            await node.until(lambda: node.slots.read().run is Run.WELL, "it has begun")
+        assert (path.read_text() if path.exists() else None) == expected
+
+    def test_rauc_reads_this_file(self) -> None:
+        conf = Path(__file__).parents[2] / "board/common/rauc/system.conf"
+        assert f"path=/run/thicket{service.KEYRING}\n" in conf.read_text()

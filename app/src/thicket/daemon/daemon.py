@@ -165,7 +165,7 @@ class Daemon:
                 core.paths,
                 core.problems,
                 self.document,
-                lambda: core.settings.update.health_time,
+                lambda: core.settings,
             )
             self._begin("update", self.update.run)
 
@@ -197,7 +197,8 @@ class Daemon:
         self.stop(1)
 
     def _restart(self, name: str) -> None:
-        self.parts[name].restart()
+        if name in self.parts:
+            self.parts[name].restart()
 
     async def stop_part(self, name: str) -> None:
         """End a part, if it has begun."""

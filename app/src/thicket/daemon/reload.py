@@ -122,6 +122,8 @@ class Reload:
             self._status.interval = settings.status.interval
         if changed:
             self._firewall.follow(settings)
+        if sections & {"trust", "update"}:
+            self._restart("update")
         live = self._live()
         if live is not None:
             self._follow_live(live, changed, sections)

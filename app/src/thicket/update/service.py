@@ -20,6 +20,7 @@ from thicket.base.errors import ThicketError
 from thicket.base.files import remove, write_atomically
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
+from thicket.config.schema import Settings
 from thicket.device.boot_record import WORDS, BootRecord, Slot, State
 from thicket.device.boot_slots import Slots
 from thicket.update import health
@@ -38,6 +39,8 @@ AGAIN = 60.0
 #: Most bytes of the words about a trial.
 MOST_WORDS = 1000
 
+#: In RAUC's system.conf as well.
+KEYRING = "/keyring.pem"
 ABLE = "/thicket/able.json"
 TRIAL = "/thicket/trial.json"
 
@@ -46,7 +49,7 @@ class Update:
     """The part ``update`` of the daemon, on a node that runs from a slot of a card.
 
     :param document: returns the status document.
-    :param health_time: returns the setting, in seconds.
+    :param settings: returns those in force.
     :ivar status: the slots for the status document: ``name``, ``state`` (``untried``, ``good``,
         ``bad``, ``incomplete``), ``runs``, ``trial``, and ``why`` in words where it is bad.
     """
@@ -56,17 +59,18 @@ class Update:
         paths: Paths,
         problems: Problems,
         document: Callable[[], dict[str, Any]],
-        health_time: Callable[[], float],
+        settings: Callable[[], Settings],
     ) -> None:
         self.paths = paths
         self.problems = problems
         self.document = document
-        self.health_time = health_time
+        self.settings = settings
         self.status: list[dict[str, Any]] = []
         self._threads = threads.OneAtATime("update")
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled. Other settings of ``[update]`` or ``[trust]`` need a new start."""
+        self._make_keyring()
         while True:
             try:
                 await self._work()
@@ -75,6 +79,19 @@ class Update:
                 message = f"that this slot is well cannot be kept, so a start may leave it: {words}"
                 self.problems.report("update", "not-kept", message, "warning")
             await asyncio.sleep(AGAIN)
+
+    def _make_keyring(self) -> None:
+        """Tell RAUC whose bundles it may take. Without certificates there is no file: nobody's."""
+        settings = self.settings()
+        certificates = settings.trust.root or settings.update.keyring
+        path = self.paths.run + KEYRING
+        try:
+            if certificates:
+                write_atomically(path, certificates.encode(), durable=False)
+            else:
+                remove(path)
+        except OSError as e:
+            log.error("%s cannot be written: %s", path, e.strerror)
 
     async def _work(self) -> None:
         slots = Slots(self.paths)
@@ -114,7 +131,7 @@ class Update:
             if lost:
                 since, able = time.monotonic(), Abilities()
             able |= now
-            left = since + self.health_time() - time.monotonic()
+            left = since + self.settings().update.health_time - time.monotonic()
             if left <= 0:
                 return able
             await asyncio.sleep(min(left, LOOK))
