@@ -38,6 +38,10 @@ STATUS: dict[str, Any] = {
     "address": "fd12:3456:789a:1:0:6f44:e3c6:b802",
     "prefix_length": 64,
     "slot": "A",
+    "slots": [
+        {"name": "A", "state": "good", "runs": True, "trial": False, "why": ""},
+        {"name": "B", "state": "untried", "runs": False, "trial": True, "why": ""},
+    ],
     "data": {"state": "clean", "message": ""},
     "last_restart": {
         "run": 12, "reason": "panic", "message": "Attempted to kill init!",
@@ -163,6 +167,7 @@ class TestShow:
         assert facts["Fleet"] == (
             "acme, as 01236f44e3c6b802ee (by its chip), until 2026-11-25; 1 revoked"
         )
+        assert facts["Slots"] == "A good and runs, B untried and to be tried"
         assert "first peer 5.5 s" in facts["Since power-on"]
 
     def test_a_cluster_with_nothing_but_a_cookie_is_called_so(

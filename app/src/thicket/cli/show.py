@@ -116,6 +116,8 @@ def status_text(doc: dict[str, Any]) -> str:
     facts.append(("Firewall", firewall_text(doc["firewall"])))
     data, last = doc["data"], doc["last_restart"]
     facts.append(("Data", data["state"] + (f": {data['message']}" if data["message"] else "")))
+    if doc["slots"]:
+        facts.append(("Slots", ", ".join(slot_text(slot) for slot in doc["slots"])))
     if last is not None:
         facts.append(("Last restart", f"{last['words']} (this is start {last['run']})"))
     times = doc["times"]
@@ -139,6 +141,16 @@ def status_text(doc: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in facts)
     lines += [f"{name + ':':<{width + 1}} {value}" for name, value in facts]
     return "\n".join(lines)
+
+
+def slot_text(slot: dict[str, Any]) -> str:
+    """Return what is known of a slot in a few words."""
+    words = [slot["state"]]
+    if slot["runs"]:
+        words.append("runs")
+    if slot["trial"]:
+        words.append("on trial" if slot["runs"] else "to be tried")
+    return f"{slot['name']} {' and '.join(words)}"
 
 
 def firewall_text(firewall: dict[str, Any]) -> str:
