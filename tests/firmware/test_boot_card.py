@@ -241,6 +241,46 @@ async def test_the_other_slot_is_tried_left_tried_and_taken(device: Device) -> N
     assert "B: good, runs" in await device.run(f"{SLOTS} show")
 
 
+async def test_rauc_knows_the_slots_by_our_backend(
+    device: Device, image: real_parts.RealParts
+) -> None:
+    if image.image in real_parts.STANDINS:
+        pytest.skip("Debian's programs have no RAUC that works without D-Bus")
+    await device.on()
+    await device.data_state()
+    status = await rauc_status(device)
+    assert status["RAUC_SYSTEM_COMPATIBLE"] == f"thicket-{image.image}"
+    assert status["RAUC_SYSTEM_BOOTED_BOOTNAME"] == "A"
+    assert status["RAUC_BOOT_PRIMARY"] == "boot.0"
+    slots = {
+        status[f"RAUC_SLOT_DEVICE_{n}"]: status.get(f"RAUC_SLOT_BOOT_STATUS_{n}")
+        for n in status["RAUC_SLOTS"].split()
+    }
+    assert slots == {
+        "/dev/slots/boot-a": "good",
+        "/dev/slots/boot-b": "good",
+        "/dev/slots/root-a": None,
+        "/dev/slots/root-b": None,
+    }
+    await device.run("rauc status mark-bad other")
+    assert "B: incomplete" in await device.run(f"{SLOTS} show")
+    await device.run("rauc status mark-active other")
+    assert "B: untried, to be tried" in await device.run(f"{SLOTS} show")
+    await device.restart("reboot -f", times=2)
+    status = await rauc_status(device)
+    assert status["RAUC_SYSTEM_BOOTED_BOOTNAME"] == "B"
+    assert status["RAUC_BOOT_PRIMARY"] == "boot.0"
+    await device.run("rauc status mark-good")
+    assert "B: good, runs" in await device.run(f"{SLOTS} show")
+
+
+async def rauc_status(device: Device) -> dict[str, str]:
+    """Return what RAUC says of the slots; empty values are left out."""
+    said = await device.run("rauc status --output-format=shell 2>/dev/null")
+    pairs = (word.partition("=") for word in shlex.split(said))
+    return {name: value for name, _, value in pairs if value}
+
+
 def look_over(card: Path, partition: cards.Partition) -> None:
     """Have fsck judge a FAT partition."""
     part = card.with_suffix(".part")
