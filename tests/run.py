@@ -78,13 +78,12 @@ class Part:
         return not self.fault and not self.count("failed")
 
 
-def workers() -> tuple[int, int]:
-    """Return how many unit tests and how many meshes run at a time.
+def workers() -> int:
+    """Return how many unit tests, or meshes, run at a time.
 
     Both wait for a part of their time: with more than there are cores, these are busy.
     """
-    cores = len(os.sched_getaffinity(0))
-    return cores + cores // 2, 2 * cores
+    return 2 * len(os.sched_getaffinity(0))
 
 
 # -- reading what was written
@@ -208,13 +207,12 @@ def _ended(command: Sequence[str], environment: dict[str, str]) -> tuple[int, bo
 
 def pytest_words(part: str, tests: Sequence[str], options: Sequence[str]) -> list[str]:
     """Return the arguments of pytest for the part ``unit``, ``mesh`` or ``soak``."""
-    unit, meshes = workers()
     marks = {"unit": "not lab", "mesh": "lab", SOAK: SOAK}
     if part == "unit":
-        words = ["-q", "-n", str(unit), "--dist", "worksteal"]
+        words = ["-q", "-n", str(workers()), "--dist", "worksteal"]
     else:
         # One line for each test: it takes seconds, of which a dot would say little.
-        words = ["-v", "-n", str(meshes), "--dist", "loadgroup"]
+        words = ["-v", "-n", str(workers()), "--dist", "loadgroup"]
     words += ["-m", marks[part]]
     if part != "unit" and not tests:
         tests = ["tests/mesh", "tests/firmware", *(["app/tests"] if part == SOAK else [])]
@@ -331,7 +329,7 @@ def one_core() -> Iterator[None]:
 @contextlib.contextmanager
 def second_copy() -> Iterator[None]:
     """Run the unit tests over and over beside the tests."""
-    words = ["-m", "not lab", "-q", "-n", str(workers()[0]), "-p", "no:cacheprovider"]
+    words = ["-m", "not lab", "-q", "-n", str(workers()), "-p", "no:cacheprovider"]
     with _over_and_over(
         lambda: subprocess.Popen(
             tied([sys.executable, "-m", "pytest", *words]),

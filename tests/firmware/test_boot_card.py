@@ -50,6 +50,7 @@ MIB = 1 << 20
 SIZE = 768 * MIB
 BOOT = 900.0
 """Seconds within which a node must answer on a busy host that emulates it."""
+SOAK = bool(os.environ.get("THICKET_SOAK"))
 TOML = '[mesh]\nid = "boot-test"\n[update]\nhealth_time = 600\n'
 """No slot is well by itself while a test looks at it, however slow the host."""
 CORRUPT = re.compile(r"verity.*corrupt", re.IGNORECASE)
@@ -391,6 +392,8 @@ class Tree:
 
 
 READ_ALL = "find / -xdev -type f -exec cat {} + 2>/dev/null | md5sum"
+ARM64_PLACES = (0, 3)
+"""Which of PLACES are looked at on the stand-in for arm64 as well: nothing in it is different."""
 PLACES = ("superblock", "metadata", "data", "data", "top of the tree", "leaf of the tree")
 
 
@@ -414,9 +417,19 @@ async def right(image: real_parts.RealParts, tmp_path_factory: pytest.TempPathFa
     return (await shared.once_async(directory, f"right-{image.image}", read)).read_text()
 
 
-@pytest.mark.parametrize("seed", range(len(PLACES)), ids=[f"{p}-{i}" for i, p in enumerate(PLACES)])
+@pytest.fixture
+def seed(request: pytest.FixtureRequest, image: real_parts.RealParts) -> int:
+    number = int(request.param)
+    if image.image == "standin-rpi64" and number not in ARM64_PLACES and not SOAK:
+        pytest.skip("every place on one architecture; on both with THICKET_SOAK=1")
+    return number
+
+
+@pytest.mark.parametrize(
+    "seed", range(len(PLACES)), ids=[f"{p}-{i}" for i, p in enumerate(PLACES)], indirect=True
+)
 async def test_a_flipped_bit_restarts_and_never_gives_wrong_data(
-    device: Device, right: str, seed: int
+    seed: int, device: Device, right: str
 ) -> None:
     chance = random.Random(seed)
     offset = Tree.of(device).place(PLACES[seed], chance)
