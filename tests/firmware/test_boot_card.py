@@ -530,6 +530,26 @@ async def test_a_card_cut_off_inside_data(device: Device) -> None:
     assert await device.run("cat /data/x") == "after\n"
 
 
+# -- switched off
+
+
+async def test_the_power_button_switches_off_in_order(
+    device: Device, image: real_parts.RealParts
+) -> None:
+    if image.image != "x86_64":
+        pytest.skip("the kernel has no driver for this machine's button; test_raspi has the Pi's")
+    await device.on()
+    await device.run("while [ ! -e /run/thicket/booted ]; do sleep 0.2; done; pidof acpid")
+    await device.machine.powerdown()
+    await asyncio.wait_for(device.machine.wait(), BOOT)
+    assert any(detail.guest for detail in device.seen(Shutdown)), device.report()
+    await device.on()
+    # That it was in order, init's last script has noted.
+    told = "until [ -s $f ]; do sleep 0.2; done; cat $f"
+    restart = json.loads(await device.run(f"f=/run/thicket/last-restart.json; {told}"))
+    assert restart["reason"] == "shutdown", restart
+
+
 # -- what is left of a kernel that died
 
 
