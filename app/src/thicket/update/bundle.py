@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of a RAUC bundle in verity format, before and after it is signed.
+
+    contents      squashfs, whole blocks of 4096 bytes
+    hash tree     dm-verity over the contents, see ``verity``
+    end           signed: a message (``trust.cms``) around the manifest
+                  unsigned: the manifest alone
+    size          of the end, 8 bytes, the highest first
+
+Only the end differs, so that signing reads no image and rewrites none. RAUC refuses an unsigned
+bundle. Everything up to the end is the same for the same commit; a signature is not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import BinaryIO, NamedTuple
+
+from thicket.trust import cms
+from thicket.trust.cms import CmsError, Message
+from thicket.trust.fleet import Fleet
+from thicket.trust.update_signer import check_signature
+from thicket.trust.verify import Verify, verify_signature
+from thicket.update import manifest as manifests
+from thicket.update import verity
+from thicket.update.errors import BundleError
+from thicket.update.manifest import Manifest, Verity
+from thicket.update.verity import BLOCK
+
+MAX_BYTES = 512 << 20
+"""Bytes of the largest bundle that is read; the slots of a card take less than half of it."""
+
+MAX_END = max(cms.MAX_SIZE, manifests.MAX_SIZE)
+
+_SIZE = 8
+_SQUASHFS = b"hsqs"
+_DER = b"\x30"
+_AGAIN = "get it anew from where it was built"
+
+
+class UnsignedError(BundleError):
+    """The bundle is not signed, and was to be verified."""
+
+    code = "unsigned"
+
+
+class DamagedError(BundleError):
+    """The contents are not those that the manifest's hash tree is of."""
+
+    code = "damaged"
+
+
+class Bundle(NamedTuple):
+    """A bundle that was read; what is in it is unread and unverified.
+
+    :ivar contents: bytes of the squashfs.
+    :ivar payload: bytes in front of the end: contents and hash tree.
+    :ivar verity: the tree, as the manifest names it.
+    :ivar message: the signature, if there is one; nobody has checked it.
+    """
+
+    contents: int
+    payload: int
+    manifest: Manifest
+    verity: Verity
+    message: Message | None
+
+
+def read(file: BinaryIO) -> Bundle:
+    """Read the end of a bundle.
+
+    :param file: a seekable file.
+    :raises BundleError: it is none.
+    """
+    end = _end(file)
+    payload = file.seek(0, os.SEEK_END) - _SIZE - len(end)
+    message: Message | None = None
+    text = end
+    if end.startswith(_DER):
+        try:
+            message = cms.read(end)
+        except CmsError as error:
+            raise BundleError(f"the end of the file is {error}; {_AGAIN}") from None
+        text = message.content
+    manifest = manifests.read(text)
+    tree = manifest.verity
+    if tree is None:
+        raise BundleError(f"the manifest names no hash tree over the contents; {_AGAIN}")
+    contents = payload - tree.size
+    if contents < 2 * BLOCK or contents % BLOCK or tree.size != verity.tree_bytes(contents):
+        raise BundleError(
+            f"a hash tree of {tree.size} bytes does not go with a payload of {payload}: part of "
+            f"the file is missing, or there is too much of it; {_AGAIN}"
+        )
+    return Bundle(contents, payload, manifest, tree, message)
+
+
+def _end(file: BinaryIO) -> bytes:
+    """Return what is behind the payload."""
+    whole = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if file.read(len(_SQUASHFS)) != _SQUASHFS:
+        raise BundleError("not a bundle: it does not begin with a squashfs")
+    if not 2 * BLOCK + _SIZE < whole <= MAX_BYTES:
+        raise BundleError(
+            f"not a bundle: {whole} bytes, where {2 * BLOCK + _SIZE + 1} to {MAX_BYTES} are read"
+        )
+    file.seek(whole - _SIZE)
+    size = int.from_bytes(file.read(_SIZE), "big")
+    payload = whole - _SIZE - size
+    if not 0 < size <= MAX_END or payload < 2 * BLOCK or payload % BLOCK:
+        raise BundleError(
+            "no bundle, or one that is cut off: its last 8 bytes are not the size of a signature "
+            f"or manifest; {_AGAIN}"
+        )
+    file.seek(payload)
+    end = file.read(size)
+    if len(end) != size:
+        raise BundleError(f"the file became shorter while it was read; {_AGAIN}")
+    return end
+
+
+def end(data: bytes) -> bytes:
+    """Return what goes behind the payload of a bundle.
+
+    :param data: a signed message, or the manifest.
+    """
+    if not 0 < len(data) <= MAX_END:
+        raise BundleError(f"the end of a bundle has at most {MAX_END} bytes, not {len(data)}")
+    return data + len(data).to_bytes(_SIZE, "big")
+
+
+def check_contents(file: BinaryIO, bundle: Bundle) -> None:
+    """Compare every block of the contents, and the hash tree, with the manifest.
+
+    :raises DamagedError: they differ.
+    """
+    named = bundle.verity
+    made = verity.tree(file, bundle.contents, bytes.fromhex(named.salt))
+    file.seek(bundle.contents)
+    kept = file.read(named.size)
+    if made.root.hex() == named.root and made.blocks == kept:
+        return
+    where = verity.damaged(made, kept, bundle.contents)
+    if made.blocks == kept or len(where) == bundle.contents // BLOCK:
+        raise DamagedError(f"contents and manifest do not belong together; {_AGAIN}")
+    if where:
+        raise DamagedError(
+            f"the contents are damaged: {len(where)} blocks, the first at {where[0]}; {_AGAIN}"
+        )
+    raise DamagedError(f"the hash tree behind the contents is damaged; {_AGAIN}")
+
+
+def check_signer(
+    bundle: Bundle,
+    fleet: Fleet,
+    *,
+    revoked: Collection[str] = (),
+    verify: Verify = verify_signature,
+) -> str:
+    """Return who has signed a bundle, if that counts in a fleet.
+
+    :param revoked: names of devices and signers, as ``Revocations.names`` has them.
+    :raises UnsignedError: nobody has.
+    :raises SignerRefusedError: it does not count.
+    """
+    if bundle.message is None:
+        raise UnsignedError(
+            "it is not signed: `thicket update sign FILE` on the engineer's machine"
+        )
+    return check_signature(bundle.message, fleet, revoked=revoked, verify=verify)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hash tree of dm-verity: SHA-256, format version 1, blocks of 4096 bytes, no superblock.
+
+The source is the kernel's Documentation/admin-guide/device-mapper/verity.rst. Every block has the
+SHA-256 of salt and contents; 128 of these make a block of the level above, until one block is left,
+whose hash is the root's. The tree lies behind the data, its top first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from typing import BinaryIO, NamedTuple
+
+from thicket.update.errors import BundleError
+
+BLOCK = 4096
+"""Bytes of a block, of data and of the tree."""
+
+SALT_BYTES = 32
+
+_DIGEST = 32
+_IN_BLOCK = BLOCK // _DIGEST
+_READ = 256 * BLOCK
+
+
+class Tree(NamedTuple):
+    """A hash tree.
+
+    :ivar root: the hash that stands for all the data.
+    :ivar blocks: the tree's bytes as they lie behind the data.
+    """
+
+    root: bytes
+    blocks: bytes
+
+
+def tree_bytes(data_bytes: int) -> int:
+    """Return how long the tree over so many bytes is; they are whole blocks, at least two."""
+    total, count = 0, data_bytes // BLOCK
+    while count > 1:
+        count = (count + _IN_BLOCK - 1) // _IN_BLOCK
+        total += count
+    return total * BLOCK
+
+
+def tree(file: BinaryIO, data_bytes: int, salt: bytes) -> Tree:
+    """Return the tree over the first bytes of a file.
+
+    :param data_bytes: how many; whole blocks, at least two.
+    :raises BundleError: the file is shorter.
+    """
+    if data_bytes < 2 * BLOCK or data_bytes % BLOCK or len(salt) != SALT_BYTES:
+        raise ValueError(f"no tree over {data_bytes} bytes with a salt of {len(salt)}")
+    hashes = _hashes(_read(file, data_bytes), salt)
+    levels = []
+    while True:
+        hashes += bytes(-len(hashes) % BLOCK)
+        levels.append(hashes)
+        if len(hashes) == BLOCK:
+            break
+        hashes = _hashes([hashes], salt)
+    return Tree(sha256(salt + hashes).digest(), b"".join(reversed(levels)))
+
+
+def damaged(made: Tree, kept: bytes, data_bytes: int) -> list[int]:
+    """Return where the blocks begin that do not have the hash in a tree that is kept behind them.
+
+    :returns: byte offsets; none when every block has its hash, so that the damage is in the tree.
+    """
+    count = data_bytes // BLOCK * _DIGEST
+    size = count + -count % BLOCK
+    ours, theirs = made.blocks[-size:], kept[-size:]
+    return [
+        at // _DIGEST * BLOCK
+        for at in range(0, count, _DIGEST)
+        if ours[at : at + _DIGEST] != theirs[at : at + _DIGEST]
+    ]
+
+
+def _read(file: BinaryIO, size: int) -> Iterator[bytes]:
+    file.seek(0)
+    done = 0
+    while done < size:
+        data = file.read(min(_READ, size - done))
+        if not data or len(data) % BLOCK:
+            raise BundleError(f"the file ends after {done + len(data)} bytes, within its contents")
+        done += len(data)
+        yield data
+
+
+def _hashes(parts: Iterable[bytes], salt: bytes) -> bytes:
+    """Return the hashes of all blocks of ``parts``, which are whole blocks."""
+    salted = sha256(salt)
+    found = bytearray()
+    for part in parts:
+        view = memoryview(part)
+        for at in range(0, len(view), BLOCK):
+            one = salted.copy()
+            one.update(view[at : at + BLOCK])
+            found += one.digest()
+    return bytes(found)
