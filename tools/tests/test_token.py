@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
+import bundles_for_tests
 import pytest
 from emulated_bus import emulated
 from fleet_for_tests import PREFIX
@@ -21,10 +23,12 @@ from authority.authority import Authority
 from authority.cli import main as ca_main
 from authority.errors import AuthorityError
 from authority.token import Token, TokenError, TokenKey, Uri
+from authority.update import sign as sign_bundle
 from thicket.trust import openssl
 from thicket.trust.certificates import Certificate, from_pem
 from thicket.trust.credentials import enrolled_chain
 from thicket.trust.revocations import Revocations
+from thicket.update import bundle as bundles
 
 MODULES = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -208,3 +212,23 @@ def test_a_uri_must_name_a_token() -> None:
 def test_uris_are_read_as_they_were_written(label: str, source: str) -> None:
     uri = Uri({"token": label, "id": "%01%fF"}, {"pin-source": source})
     assert Uri.parse(str(uri)) == uri
+
+
+@needs_token
+def test_an_update_signer_on_a_token(token: str, tmp_path: Path) -> None:
+    """The fleet's other keys are in files; the token signs a bundle, and needs its PIN alone."""
+    folder = tmp_path / "fleet"
+    ca, _ = authority(folder)
+    ca.init("acme", PREFIX)
+    ca.update_signers.make("release", token=token)
+    assert not (folder / "update-release.key").exists()
+    assert (folder / "update-release.p11").read_text().startswith("pkcs11:")
+    unsigned = tmp_path / "x.unsigned"
+    unsigned.write_bytes(bundles_for_tests.unsigned())
+    again, asked = authority(folder)
+    signer = again.update_signers.open()
+    sign_bundle(unsigned, tmp_path / "x.raucb", again.fleet, signer, datetime.now(UTC))
+    assert [question[:3] for question in asked] == ["PIN"]
+    with (tmp_path / "x.raucb").open("rb") as file:
+        found = bundles.read(file)
+    assert bundles.check_signer(found, again.fleet) == "Update signer release"

@@ -5,14 +5,16 @@
     root.pem           the root certificate: what every node of the fleet trusts
     root.key           its key, encrypted (PKCS#8, scrypt and AES-256)
     signer-0001.pem, signer-0001.key
+    update-NAME.pem, update-NAME.key
+                       a signer of updates (``authority.update_signers``)
     root.p11, signer-0001.p11
                        instead of .key where the key is on a PKCS#11 token: its URI
     network.json       the mesh's passphrase and the cluster's cookie, as on every card, and the
                        newest change of the passphrase
     revocations.bin    the list as it is given to nodes, signed by the root
 
-New signers, revocations and another passphrase need the root's key; new devices need a signer's
-key. Give whoever enrols devices a folder without ``root.key``.
+New signers of either kind, revocations and another passphrase need the root's key; new devices need
+a signer's key. Give whoever enrols devices a folder without ``root.key``.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from authority.keys import ROOT, Keys, signer_stem
 from authority.network import Network
 from authority.revocations import FleetRevocations
 from authority.signing import root_profile
+from authority.update_signers import UpdateSigners
 from thicket.identity.address import SOURCES
 from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
@@ -50,6 +53,7 @@ class Authority:
     :ivar folder: where its files are.
     :ivar revocations: what is revoked.
     :ivar network: the mesh's passphrase and the cluster's cookie.
+    :ivar update_signers: who signs updates.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Authority:
         self._keys = Keys(self._files, passphrase)
         self.revocations = FleetRevocations(self._files, self._keys, clock)
         self.network = Network(self._files, self._keys, clock)
+        self.update_signers = UpdateSigners(self._files, self._keys, clock)
 
     @property
     def fleet(self) -> Fleet:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from ipaddress import IPv6Network
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from authority import remote_node
 from authority.authority import Authority
@@ -23,6 +22,7 @@ from authority.provisioning import ProvisioningError
 from authority.remote_bus import Channel, RemoteBus
 from authority.remote_node import RemoteNode
 from authority.token import TokenError
+from authority.words import Parser, a_number, a_path, a_word, ask_passphrase, chosen_folder
 from thicket.cli.common import BAD, OK, USAGE, UsageError
 from thicket.identity.bus import Bus, BusError, LinuxBus
 from thicket.identity.chip.atecc import ADDRESSES
@@ -43,10 +43,12 @@ A fleet:
                             --pkcs11 makes the keys on the token that URI names
                             (pkcs11:token=NAME?module-path=/usr/lib/.../module.so)
   signer [--pkcs11 URI]     make another signer, used for new devices from then on
+  update-signer NAME [--pkcs11 URI]
+                            make a signer of updates (`thicket update sign`)
   config [--out FILE] [--ssh-key FILE... | --no-ssh-key]
                             a thicket.toml for the fleet's cards, the same one every time;
                             asks whose SSH key may log in (usually yours, of ~/.ssh)
-  list [--json]             signers and devices
+  list [--json]             signers of devices and of updates, and devices
   root                      print the root certificate, which every node needs
 
 Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node that ssh reaches),
@@ -109,67 +111,6 @@ def main(words: list[str], *, open_chip: OpenChip | None = None) -> int:
         return BAD
 
 
-def _folder() -> Path:
-    chosen = os.environ.get("THICKET_CA")
-    return Path(chosen) if chosen else Path.home() / ".local/share/thicket/fleet"
-
-
-def _passphrase(question: str) -> str:
-    pin = question.startswith("PIN")
-    variable = "THICKET_CA_PIN" if pin else "THICKET_CA_PASSPHRASE"
-    given = os.environ.get(variable)
-    if given:
-        return given
-    if not sys.stdin.isatty():
-        raise AuthorityError(
-            f"{question}: there is no terminal to ask at; set {variable}, or run it in a terminal"
-        )
-    from getpass import getpass
-
-    first = getpass(f"{question}: ")
-    if not first and not pin:
-        raise AuthorityError("an empty passphrase protects nothing (--lab is for the simulator)")
-    if question.startswith("New") and getpass("Once more: ") != first:
-        raise AuthorityError("the two passphrases are not the same; nothing was written")
-    return first
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reads the words of one command; ``needs`` says with each fault what the command needs."""
-
-    def __init__(self, needs: str = "") -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
-        self._needs = needs
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError("; ".join(filter(None, (message, self._needs))))
-
-    def add_where(self) -> None:
-        """Add the options that :func:`_where` reads."""
-        node = self.add_mutually_exclusive_group()
-        node.add_argument("--ssh", type=_word)
-        node.add_argument("--console", type=_word)
-        self.add_argument("--baud", type=_number, default=115200)
-
-
-def _word(text: str) -> str:
-    """Read a name: an empty file is the present folder, and ssh has options that run programs."""
-    if not text or text.startswith("-"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name")
-    return text
-
-
-def _path(text: str) -> Path:
-    return Path(_word(text))
-
-
-def _number(text: str) -> int:
-    try:
-        return int(_word(text), 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
 def _network(text: str) -> IPv6Network:
     try:
         network = IPv6Network(text)
@@ -181,25 +122,25 @@ def _network(text: str) -> IPv6Network:
 
 
 def _run(words: list[str], open_chip: OpenChip | None) -> int:
-    parser = _Parser()
-    parser.add_argument("--folder", type=_path, default=_folder())
+    parser = Parser()
+    parser.add_argument("--folder", type=a_path, default=chosen_folder())
     args, words = parser.parse_known_args(words)
     if not words:
         raise UsageError("no command")
     command, rest = words[0], words[1:]
     if command in {"help", "-h", "--help"}:
-        _Parser("help takes no arguments").parse_args(rest)
+        Parser("help takes no arguments").parse_args(rest)
         sys.stdout.write(HELP)
         return OK
     commands = {**_COMMANDS}
     commands["enroll"] = partial(_enroll, open_chip=open_chip)
     if command not in commands:
         raise UsageError(f"unknown command {command!r}")
-    return commands[command](Authority(args.folder, _passphrase), rest)
+    return commands[command](Authority(args.folder, ask_passphrase), rest)
 
 
 def _init(authority: Authority, rest: list[str]) -> int:
-    parser = _Parser("init needs the NAME of the fleet")
+    parser = Parser("init needs the NAME of the fleet")
     parser.add_argument("name")
     parser.add_argument("--prefix", type=_network, default=DEFAULT_PREFIX)
     keys = parser.add_mutually_exclusive_group()
@@ -215,28 +156,38 @@ def _init(authority: Authority, rest: list[str]) -> int:
 
 
 def _signer(authority: Authority, rest: list[str]) -> int:
-    parser = _Parser("signer takes no arguments but --pkcs11 URI")
+    parser = Parser("signer takes no arguments but --pkcs11 URI")
     parser.add_argument("--pkcs11")
     number = authority.signer(token=parser.parse_args(rest).pkcs11)
     print(f"Signer {number} signs new devices from now on.")
     return OK
 
 
+def _update_signer(authority: Authority, rest: list[str]) -> int:
+    parser = Parser("update-signer needs the NAME of the signer")
+    parser.add_argument("name", type=a_word)
+    parser.add_argument("--pkcs11")
+    args = parser.parse_args(rest)
+    signer = authority.update_signers.make(args.name, token=args.pkcs11)
+    print(f"{signer!r} can sign updates from now on: `thicket update sign FILE`.")
+    return OK
+
+
 def _root(authority: Authority, rest: list[str]) -> int:
-    _Parser("root takes no arguments").parse_args(rest)
+    Parser("root takes no arguments").parse_args(rest)
     sys.stdout.write(pem(authority.fleet.root.der))
     return OK
 
 
 def _enroll(authority: Authority, rest: list[str], *, open_chip: OpenChip | None) -> int:
-    parser = _Parser("enroll needs --virtual FILE..., --bus N or --software")
+    parser = Parser("enroll needs --virtual FILE..., --bus N or --software")
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--virtual", nargs="+", type=_path)
+    kind.add_argument("--virtual", nargs="+", type=a_path)
     kind.add_argument("--software", nargs="*")
-    kind.add_argument("--bus", type=_number)
+    kind.add_argument("--bus", type=a_number)
     for option in ("--serial", "--board"):
         parser.add_argument(option)
-    parser.add_argument("--address", type=_number)
+    parser.add_argument("--address", type=a_number)
     for option in ("--certificate-on-device", "--write", "--replace"):
         parser.add_argument(option, action="store_true")
     parser.add_where()
@@ -372,8 +323,8 @@ def _enroll_by_hand(authority: Authority, rest: list[str], *, replace: bool) -> 
 def _config(authority: Authority, rest: list[str]) -> int:
     from authority import card_config, ssh_keys
 
-    parser = _Parser("config takes only --out FILE, --ssh-key FILE and --no-ssh-key")
-    parser.add_argument("--out", type=_path)
+    parser = Parser("config takes only --out FILE, --ssh-key FILE and --no-ssh-key")
+    parser.add_argument("--out", type=a_path)
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--ssh-key", action="append", default=[])
     who.add_argument("--no-ssh-key", action="store_true")
@@ -405,10 +356,10 @@ def _config(authority: Authority, rest: list[str]) -> int:
 def _node(authority: Authority, rest: list[str]) -> int:
     from authority import stock
 
-    parser = _Parser("node needs the folder DIR")
-    parser.add_argument("folder", type=_path)
+    parser = Parser("node needs the folder DIR")
+    parser.add_argument("folder", type=a_path)
     parser.add_argument("--name", default="iex")
-    parser.add_argument("--days", type=_number, default=365)
+    parser.add_argument("--days", type=a_number, default=365)
     args = parser.parse_args(rest)
     if not 1 <= args.days <= 11_000:
         raise UsageError("--days takes 1 to 11000")
@@ -418,9 +369,9 @@ def _node(authority: Authority, rest: list[str]) -> int:
 
 
 def _revoke(authority: Authority, rest: list[str]) -> int:
-    parser = _Parser("revoke needs names of devices or signers")
+    parser = Parser("revoke needs names of devices or signers")
     parser.add_argument("names", nargs="+")
-    names = parser.parse_args(rest).names
+    names = authority.revocations.full_names(parser.parse_args(rest).names)
     before = authority.revocations.names
     authority.revocations.revoke(names)
     for name in names:
@@ -437,10 +388,10 @@ class _UnreachedError(Exception):
 
 
 def _publish(authority: Authority, rest: list[str]) -> int:
-    parser = _Parser("publish needs --ssh HOST... or --console PATH")
-    parser.add_argument("--ssh", action="append", type=_word, default=[])
-    parser.add_argument("--console", type=_word)
-    parser.add_argument("--baud", type=_number, default=115200)
+    parser = Parser("publish needs --ssh HOST... or --console PATH")
+    parser.add_argument("--ssh", action="append", type=a_word, default=[])
+    parser.add_argument("--console", type=a_word)
+    parser.add_argument("--baud", type=a_number, default=115200)
     args = parser.parse_args(rest)
     if not args.ssh and args.console is None:
         parser.error("no node is named")
@@ -507,7 +458,7 @@ def _over_ssh(host: str, failed: str, *words: str, data: bytes = b"") -> bytes:
 def _passphrase_change(authority: Authority, rest: list[str]) -> int:
     from authority.passphrase import run
 
-    parser = _Parser()
+    parser = Parser()
     parser.add_where()
     # The rest may have a passphrase in it, which is not shown: no parser tells what it is.
     args, words = parser.parse_known_args(rest)
@@ -515,7 +466,7 @@ def _passphrase_change(authority: Authority, rest: list[str]) -> int:
 
 
 def _list(authority: Authority, rest: list[str]) -> int:
-    parser = _Parser("list takes only --json")
+    parser = Parser("list takes only --json")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(rest)
     document = authority.list()
@@ -524,7 +475,7 @@ def _list(authority: Authority, rest: list[str]) -> int:
         return OK
     print(f"Fleet {document['name']!r}, prefix {document['prefix']}", end="")
     print(", for the simulator only" if document["lab"] else "")
-    for signer in document["signers"].values():
+    for signer in (*document["signers"].values(), *document.get("update_signers", {}).values()):
         state = f"REVOKED {signer['revoked']}" if signer.get("revoked") else ""
         print(f"  {signer['name']:<30} until {signer['until']}  {state}".rstrip())
     for name, device in document["devices"].items():
@@ -545,4 +496,5 @@ _COMMANDS: Final[dict[str, Callable[[Authority, list[str]], int]]] = {
     "revoke": _revoke,
     "root": _root,
     "signer": _signer,
+    "update-signer": _update_signer,
 }

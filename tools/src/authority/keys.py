@@ -157,7 +157,7 @@ class Keys:
     def make(self, stem: str, *, fleet: str, lab: bool, token: str | None) -> SigningKey:
         """Make a key.
 
-        :param stem: ``ROOT``, or that of a signer.
+        :param stem: ``ROOT``, or that of a signer of devices or updates.
         :param fleet: name of the fleet; it is part of the key's label on a token.
         :param lab: encrypt the key with an empty passphrase: a fleet of the simulator has nothing
             to protect, and nobody to type a passphrase.
@@ -212,8 +212,15 @@ def signer_stem(number: int) -> str:
     return f"signer-{number:04X}"
 
 
+def update_signer_stem(name: str) -> str:
+    """Return the name of an update signer's files without their endings."""
+    return f"update-{name}"
+
+
 def _named(stem: str) -> str:
     """Return what a key is called in questions and errors."""
     if stem == ROOT:
         return "the root's key"
+    if stem.startswith("update-"):
+        return f"the key of update signer {stem.removeprefix('update-')!r}"
     return f"the key of signer {int(stem.removeprefix('signer-'), 16)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revoking devices and signers: the list that the root signs for the nodes."""
+"""Revoking devices, and signers of either kind: the list that the root signs for the nodes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ class FleetRevocations:
         """
         self._keys.open(ROOT)
         with self._folder.changing() as document:
-            known = {s["name"] for s in document["signers"].values()}
-            known |= {*document["devices"], *document.get("revoked", {})}
+            known = {*_signers(document), *document["devices"], *document.get("revoked", {})}
             for name in names:
                 if name not in known:
                     raise AuthorityError(
@@ -55,6 +54,12 @@ class FleetRevocations:
                     )
             self._take_up(document, names)
             return self._publish(document)
+
+    def full_names(self, names: list[str]) -> list[str]:
+        """Return names as certificates have them: an update signer may be called by its own."""
+        document = self._folder.document()
+        short = {n: s["name"] for n, s in document.get("update_signers", {}).items()}
+        return [n if n in document["devices"] else short.get(n, n) for n in names]
 
     def publish(self) -> None:
         """Sign a first list, which has no names."""
@@ -91,7 +96,7 @@ class FleetRevocations:
 
     def _take_up(self, document: dict[str, Any], names: Iterable[str]) -> None:
         """Mark ``names`` as revoked, also those that only other copies of the authority know."""
-        signers = {s["name"]: s for s in document["signers"].values()}
+        signers = _signers(document)
         for name in sorted(names):
             entry = document["devices"].get(name) or signers.get(name)
             today = f"{self._clock():%Y-%m-%d}"
@@ -141,5 +146,11 @@ class FleetRevocations:
 def _revoked(document: dict[str, Any]) -> frozenset[str]:
     """Return the names that a list of revocations has to have."""
     names = {n for n, device in document["devices"].items() if device.get("revoked")}
-    names |= {s["name"] for s in document["signers"].values() if s.get("revoked")}
+    names |= {name for name, signer in _signers(document).items() if signer.get("revoked")}
     return frozenset(names | set(document.get("revoked", {})))
+
+
+def _signers(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the entries of the signers of devices and of updates by their certificates' names."""
+    signers = (*document["signers"].values(), *document.get("update_signers", {}).values())
+    return {signer["name"]: signer for signer in signers}

@@ -61,6 +61,7 @@ The mesh's passphrase, on all nodes at once (docs/radio.md):
 
 On the engineer's machine:
   ca help                  the fleet's certificate authority (docs/provisioning.md)
+  update help              sign bundles and look into them (docs/updating.md)
 
   version                  print the version
   help                     print this text
@@ -132,8 +133,9 @@ def _run(words: list[str]) -> int:
         from thicket.cli.passphrase import run as passphrase
 
         return passphrase(rest, control_socket())
-    if command == "ca":
+    if command in {"ca", "update"}:
         raise UsageError(
-            "ca runs on the engineer's machine only: bin/thicket ca, in the source tree"
+            f"{command} runs on the engineer's machine only: bin/thicket {command}, in the source "
+            "tree"
         )
     raise UsageError(f"unknown command {command!r}")

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``thicket update`` on the engineer's machine: signs bundles and looks into them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from authority.authority import Authority
+from authority.errors import AuthorityError
+from authority.token import TokenError
+from authority.update_signers import UpdateSigner
+from authority.words import Parser, a_path, a_word, ask_passphrase, chosen_folder
+from thicket.base.errors import ThicketError
+from thicket.cli.common import BAD, OK, USAGE, UsageError
+from thicket.trust import certificates as x509
+from thicket.trust import cms
+from thicket.trust.certificates import CertificateError
+from thicket.trust.fleet import Fleet
+from thicket.trust.openssl import OpenSslError
+from thicket.trust.revocations import MAX_FILE, SignedList, all_names, split
+from thicket.trust.update_signer import SignerRefusedError
+from thicket.trust.verify import RefusedError
+from thicket.update import bundle as bundles
+from thicket.update.bundle import Bundle
+from thicket.update.errors import BundleError
+
+HELP: Final = """\
+usage: thicket update [--folder DIR] COMMAND
+
+  sign FILE [--signer NAME] [--out FILE] [--again]
+                            sign a bundle that `make BOARD-bundle` made, with the key of a
+                            signer that `thicket ca update-signer` made. FILE.unsigned
+                            becomes FILE.raucb; --again takes one that is signed already
+  inspect FILE [--json]     what a bundle says of itself; nothing is verified
+  verify FILE [--root PEM [--revocations FILE]]
+                            check signature, signer, revocations and every byte, by the
+                            fleet in DIR or by the root certificate of one
+
+DIR is THICKET_CA or ~/.local/share/thicket/fleet. Passphrases of keys and PINs of tokens are
+asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
+"""
+
+ENDING = ".raucb"
+_UNSIGNED = ".unsigned"
+_PIECE = 1 << 20
+_MOST_PEM = 64 * 1024
+
+
+def main(words: list[str]) -> int:
+    """Run ``thicket update``; return the exit status (as of ``thicket``).
+
+    :param words: its arguments.
+    """
+    try:
+        return _run(list(words))
+    except UsageError as error:
+        sys.stderr.write(f"thicket update: {error}\nTry `thicket update help`.\n")
+        return USAGE
+    except OSError as error:
+        sys.stderr.write(f"thicket update: {error.filename or 'a file'}: {error.strerror}\n")
+        return BAD
+    except (
+        AuthorityError, BundleError, CertificateError, OpenSslError, RefusedError,
+        SignerRefusedError, TokenError,
+    ) as error:  # fmt: skip
+        sys.stderr.write(f"thicket update: {error}\n")
+        return BAD
+
+
+def _run(words: list[str]) -> int:
+    parser = Parser()
+    parser.add_argument("--folder", type=a_path, default=chosen_folder())
+    args, words = parser.parse_known_args(words)
+    if not words:
+        raise UsageError("no command")
+    command, rest = words[0], words[1:]
+    if command in {"help", "-h", "--help"}:
+        Parser("help takes no arguments").parse_args(rest)
+        sys.stdout.write(HELP)
+        return OK
+    if command not in _COMMANDS:
+        raise UsageError(f"unknown command {command!r}")
+    return _COMMANDS[command](Authority(args.folder, ask_passphrase), rest)
+
+
+# -- signing
+
+
+def sign(
+    path: Path,
+    out: Path,
+    fleet: Fleet,
+    signer: UpdateSigner,
+    when: datetime,
+    *,
+    again: bool = False,
+) -> Bundle:
+    """Sign a bundle and return what was written.
+
+    What is in it is compared with its hash tree first: nobody signs a damaged file. ``out`` appears
+    as a whole, and only if the signature counts in the fleet.
+
+    :param out: where the signed bundle is put; ``path`` itself will do.
+    :param when: the time of signing.
+    :param again: drop a signature that is there.
+    :raises BundleError: it is no bundle, or is signed already.
+    :raises SignerRefusedError: the signature would not count.
+    """
+    new = out.with_name(f".{out.name}.new")
+    with path.open("rb") as file:
+        found = bundles.read(file)
+        if found.message is not None and not again:
+            raise BundleError(
+                f"{path} is signed already, by {found.message.certificate.common_name!r}: --again "
+                "drops that signature"
+            )
+        bundles.check_contents(file, found)
+        message = cms.sign(found.manifest.text(), signer.certificate, when, signer.key.sign)
+        try:
+            with new.open("w+b") as target:
+                _copy(file, target, found.payload)
+                target.write(bundles.end(message))
+                target.flush()
+                os.fsync(target.fileno())
+                written = bundles.read(target)
+                bundles.check_signer(written, fleet)
+            new.replace(out)
+        finally:
+            new.unlink(missing_ok=True)
+    return written
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    source.seek(0)
+    while size:
+        data = source.read(min(_PIECE, size))
+        if not data:
+            raise BundleError("the file became shorter while it was read")
+        target.write(data)
+        size -= len(data)
+
+
+def _sign(authority: Authority, rest: list[str]) -> int:
+    parser = Parser("sign needs the FILE")
+    parser.add_argument("file", type=a_path)
+    parser.add_argument("--signer", type=a_word)
+    parser.add_argument("--out", type=a_path)
+    parser.add_argument("--again", action="store_true")
+    args = parser.parse_args(rest)
+    out = args.out or _signed_name(args.file)
+    with args.file.open("rb") as file:
+        bundles.read(file)  # before anybody is asked for a passphrase
+    signer = authority.update_signers.open(args.signer)
+    done = sign(args.file, out, authority.fleet, signer, datetime.now(UTC), again=args.again)
+    print(f"{_line(done, out.stat().st_size)}, signed by {signer.name!r}: {out}")
+    return OK
+
+
+def _signed_name(path: Path) -> Path:
+    if path.name.endswith(ENDING):
+        return path
+    return path.with_name(path.name.removesuffix(_UNSIGNED) + ENDING)
+
+
+# -- looking
+
+
+def _inspect(_authority: Authority, rest: list[str]) -> int:
+    parser = Parser("inspect needs the FILE")
+    parser.add_argument("file", type=a_path)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(rest)
+    with args.file.open("rb") as file:
+        found = bundles.read(file)
+    size = args.file.stat().st_size
+    if args.json:
+        print(json.dumps(_facts(found, size), indent=2))
+        return OK
+    print(_line(found, size))
+    for image in found.manifest.images:
+        hooks = f", hook {' '.join(image.hooks)}" if image.hooks else ""
+        print(f"  {image.slot:<10} {_mib(image.size):>10}  {image.filename}{hooks}")
+    print(f"  {'hash tree':<10} {_mib(found.verity.size):>10}  {found.verity.root}")
+    if found.message is None:
+        print("Not signed.")
+        return OK
+    message = found.message
+    print(
+        f"Signed on {message.signed_at:%Y-%m-%d %H:%M} UTC by "
+        f"{message.certificate.common_name!r}, it says; `thicket update verify` checks it."
+    )
+    return OK
+
+
+def _facts(found: Bundle, size: int) -> dict[str, Any]:
+    manifest, message = found.manifest, found.message
+    return {
+        "compatible": manifest.compatible,
+        "version": manifest.version,
+        "build": manifest.build,
+        "epoch": manifest.epoch,
+        "bytes": size,
+        "images": [image._asdict() for image in manifest.images],
+        "hook": manifest.hook or None,
+        "verity": found.verity._asdict(),
+        "meta": manifest.meta,
+        "signature": message
+        and {
+            "signer": message.certificate.common_name,
+            "signed_at": f"{message.signed_at:%Y-%m-%dT%H:%M:%SZ}",
+            "until": f"{message.certificate.not_after:%Y-%m-%dT%H:%M:%SZ}",
+        },
+    }
+
+
+def _line(found: Bundle, size: int) -> str:
+    one = found.manifest
+    return f"{one.compatible} {one.version} (build {one.build}, epoch {one.epoch}), {_mib(size)}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def _verify(authority: Authority, rest: list[str]) -> int:
+    parser = Parser("verify needs the FILE")
+    parser.add_argument("file", type=a_path)
+    parser.add_argument("--root", type=a_path)
+    parser.add_argument("--revocations", type=a_path)
+    args = parser.parse_args(rest)
+    if args.root is None and args.revocations is not None:
+        raise UsageError("--revocations goes with --root; the fleet in DIR has its own list")
+    fleet, revoked, how = _trusted(authority, args.root, args.revocations)
+    faults: list[ThicketError] = []
+    with args.file.open("rb") as file:
+        found = bundles.read(file)
+        print(_line(found, args.file.stat().st_size))
+        try:
+            signer = bundles.check_signer(found, fleet, revoked=revoked)
+        except (SignerRefusedError, BundleError) as error:
+            faults.append(error)
+        else:
+            assert found.message is not None
+            print(
+                f"signed on {found.message.signed_at:%Y-%m-%d %H:%M} UTC by {signer!r} of fleet "
+                f"{fleet.name!r}; {how}"
+            )
+        try:
+            bundles.check_contents(file, found)
+        except BundleError as error:
+            faults.append(error)
+        else:
+            print(f"every byte is as the manifest says ({found.contents // 4096} blocks)")
+    for fault in faults:
+        sys.stderr.write(f"thicket update: {args.file}: {fault}\n")
+    return BAD if faults else OK
+
+
+def _trusted(
+    authority: Authority, root: Path | None, lists: Path | None
+) -> tuple[Fleet, frozenset[str], str]:
+    """Return the fleet, the names that are revoked in it, and in words how that is known."""
+    if root is None:
+        revoked = authority.revocations.names
+        return authority.fleet, revoked, f"not among the {len(revoked)} names that are revoked"
+    found = x509.from_pem(_read(root, _MOST_PEM).decode("ascii", "replace"))
+    if not found:
+        raise AuthorityError(f"{root} has no certificate in PEM; `thicket ca root` prints the root")
+    fleet = Fleet(found[0])
+    if lists is None:
+        return fleet, frozenset(), "REVOCATIONS WERE NOT LOOKED AT (--revocations FILE)"
+    revoked = all_names(SignedList.read(one, fleet) for one in split(_read(lists, MAX_FILE)))
+    return fleet, revoked, f"not among the {len(revoked)} names that are revoked"
+
+
+def _read(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise AuthorityError(f"{path} is larger than any that is read ({most} bytes)")
+    return data
+
+
+_COMMANDS: Final[dict[str, Callable[[Authority, list[str]], int]]] = {
+    "inspect": _inspect,
+    "sign": _sign,
+    "verify": _verify,
+}
+
+if __name__ == "__main__":
+    from thicket.cli.main import guarded
+
+    sys.exit(guarded(main, sys.argv[1:]))
