@@ -51,6 +51,19 @@ rpi64: packages-build ## The card image for Raspberry Pi 3, 4, 5, Zero 2 W and m
 x86_64: packages-build ## The same product for x86-64, for fleets in QEMU (Buildroot)
 	@$(firmware) $@
 
+rpi64-bundle: packages-build packages-bundle ## An unsigned update of it; so do x86_64-bundle and standin-bundle
+	@$(firmware) rpi64 bundle
+
+x86_64-bundle: packages-build packages-bundle
+	@$(firmware) x86_64 bundle
+
+# Of the cards that tests boot where no firmware was built (docs/simulator.md)
+standin-bundle: packages-standin
+	@$(python) -m meshlab.image --bundle standin
+
+standin-rpi64-bundle: packages-standin-rpi64
+	@$(python) -m meshlab.image --bundle standin-rpi64
+
 # make BOARD-TARGET: one word each, for what people do with a configuration or a build.
 rpi64-%: packages-build
 	@$(firmware) rpi64 $*
@@ -144,6 +157,12 @@ packages-flash:
 packages-build:
 	@bin/host-setup packages build
 
+packages-bundle:
+	@bin/host-setup packages bundle
+
+packages-standin packages-standin-rpi64:
+	@bin/host-setup packages run bundle $(@:packages-%=%)
+
 format: ## Let ruff rewrite the Python sources
 	@$(python) -m ruff format .
 	@$(python) -m ruff check --fix .
@@ -174,7 +193,7 @@ help: ## This text
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
 		'KEEP=1' 'go on with the chips and disks of the last run'
-	@printf '\nmake BOARD-TARGET: menuconfig, linux-menuconfig, savedefconfig, show-size, sbom, cve, legal-info, sdk ...\n'
+	@printf '\nmake BOARD-TARGET: bundle, menuconfig, linux-menuconfig, savedefconfig, show-size, sbom, cve, legal-info, sdk ...\n'
 	@printf 'TOOLCHAIN=, EXTRA=, BUILDROOT=: docs/building.md\n'
 	@printf '\nVariables of test, test-unit, test-mesh\n'
 	@printf '  %-34s %s\n' \
@@ -183,6 +202,7 @@ help: ## This text
 	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
 .PHONY: bench bench-beacon bench-cluster bench-cluster-mesh clean defconfigs distclean flash format fuzz help \
-	erlang-releases image lab-image lint lock packages packages-build \
-	packages-flash packages-test rpi64 x86_64 \
+	erlang-releases image lab-image lint lock packages packages-build packages-bundle \
+	packages-flash packages-standin packages-standin-rpi64 packages-test rpi64 rpi64-bundle \
+	standin-bundle standin-rpi64-bundle x86_64 x86_64-bundle \
 	qemu-mesh relay soak test test-loaded test-mesh test-unit

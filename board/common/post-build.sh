@@ -59,6 +59,7 @@ find "$target/usr/lib" -name '*.py' -path '*/python3*' -delete
 find "$target/usr/lib" -depth -name '__pycache__' -exec rm -rf {} +
 
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$top/app/pyproject.toml")
+epoch=$(sed -n 's/^epoch = \([0-9]*\)$/\1/p' "$top/app/pyproject.toml")
 commit=${THICKET_COMMIT:-unknown}
 cat >"$target/usr/lib/os-release" <<EOF
 NAME=Thicket
@@ -70,6 +71,7 @@ VARIANT_ID=$board
 IMAGE_ID=thicket-$board
 IMAGE_VERSION=$version
 BUILD_ID=$commit
+THICKET_EPOCH=$epoch
 EOF
 ln -snf ../usr/lib/os-release "$target/etc/os-release"
 

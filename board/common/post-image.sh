@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Buildroot runs this when the root filesystem and the kernel are made: $1 the directory they are in,
 # $2 the board. Makes the card: the root with its hash tree, boot partitions with the command lines
-# that name it, and manifest.json, which says what is in it.
+# that name it, and manifest.json, which says what is in it. root.verity and boot.vfat stay for bundles
+# (tools/src/firmware/bundle.py).
 set -eu
 
 images=$1
@@ -59,7 +60,7 @@ cmdline() {
 }
 
 root=$work/tree
-mkdir -p "$root/config" "$root/boot-a" "$root/boot-b"
+mkdir -p "$root/config" "$root/boot"
 cat >"$root/config/autoboot.txt" <<EOF
 [all]
 tryboot_a_b=1
@@ -77,33 +78,58 @@ cp "$top/app/src/thicket/thicket.toml" "$common/card/README.txt" "$root/config/"
 awk 'BEGIN { for (i = 0; i < 256; i++) printf "%62s\r\n", "" }' >"$root/config/report.txt"
 board_config_files "$root/config"
 
-for slot in a b; do
-	cp "$images/$KERNEL_FILE" "$root/boot-$slot/"
-	cmdline A 5 >"$root/boot-$slot/cmdline-A.txt"
-	cmdline B 6 >"$root/boot-$slot/cmdline-B.txt"
-	board_boot_files "$root/boot-$slot"
-done
-cp "$root/boot-a/cmdline-A.txt" "$root/boot-a/cmdline.txt"
-cp "$root/boot-b/cmdline-B.txt" "$root/boot-b/cmdline.txt"
+cp "$images/$KERNEL_FILE" "$root/boot/"
+board_boot_files "$root/boot"
+cmdline A 5 >"$root/boot/cmdline-A.txt"
+cmdline B 6 >"$root/boot/cmdline-B.txt"
+length=$(wc -c <"$root/boot/cmdline-A.txt")
+if [ "$(wc -c <"$root/boot/cmdline-B.txt")" != "$length" ]; then
+	say "the command lines of the two slots differ in length" >&2
+	exit 1
+fi
+# A boot file system is for either slot until it is put into one, and starts no root before: whoever
+# tries has a panic, a restart, and the other slot. As long as what takes its place, which is written
+# over it.
+line="panic=10 thicket.slot=none thicket.boot-image=$hash"
+printf "%-$((length - 1))s\n" "$line" >"$root/boot/cmdline.txt"
 # FAT keeps times, and the same card should be the same file.
 find "$root" -exec touch -h -d "@${SOURCE_DATE_EPOCH:-0}" {} +
 
-genimage --loglevel 1 --rootpath "$root" --tmppath "$work/tmp" --inputpath "$images" \
-	--outputpath "$images" --config "$common/genimage.cfg"
+# $1: a configuration of genimage; its images go to $images
+generate() {
+	genimage --loglevel 1 --rootpath "$root" --tmppath "$work/tmp-$1" --inputpath "$images" \
+		--outputpath "$images" --config "$common/$1"
+}
+
+generate boot.cfg
+at=$(grep -abo -F "$line" "$images/boot.vfat" | cut -d: -f1)
+case $at in
+*[!0-9]* | '') say "boot.vfat has its command line not once: $at" >&2; exit 1 ;;
+esac
+for slot in A B; do
+	cp --sparse=always "$images/boot.vfat" "$images/boot-$slot.vfat"
+	dd if="$root/boot/cmdline-$slot.txt" of="$images/boot-$slot.vfat" bs=4096 seek="$at" \
+		oflag=seek_bytes conv=notrunc status=none
+	mtype -i "$images/boot-$slot.vfat" ::cmdline.txt | cmp - "$root/boot/cmdline-$slot.txt"
+done
+generate genimage.cfg
+rm "$images/boot-A.vfat" "$images/boot-B.vfat"
 
 size_of() { wc -c <"$1" | tr -d ' '; }
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$top/app/pyproject.toml")
+epoch=$(sed -n 's/^epoch = \([0-9]*\)$/\1/p' "$top/app/pyproject.toml")
 release=$(ls "${TARGET_DIR:-/nonexistent}/lib/modules" 2>/dev/null || echo unknown)
 cat >"$images/manifest.json" <<EOF
 {
  "board": "$board",
  "arch": "$ARCH",
  "version": "$version",
+ "epoch": $epoch,
  "commit": "${THICKET_COMMIT:-unknown}",
  "kernel": "$release",
  "root_hash": "$hash",
  "slots": {
-  "boot_bytes": $(du -sb "$root/boot-a" | cut -f1),
+  "boot_bytes": $(du -sb "$root/boot" | cut -f1),
   "root_bytes": $bytes,
   "verity_bytes": $((total - blocks * 4096)),
   "kernel_bytes": $(size_of "$images/$KERNEL_FILE")

@@ -210,6 +210,8 @@ def test_the_image_says_what_it_is(root: Path, board: boards.Board) -> None:
     assert words["ID"] == "thicket"
     assert words["VARIANT_ID"] == board.name == manifest["board"]
     assert words["VERSION_ID"] == manifest["version"] == project["project"]["version"]
+    epochs = words["THICKET_EPOCH"], str(manifest["epoch"])
+    assert epochs == (str(project["tool"]["thicket"]["epoch"]),) * 2
     assert f"compatible=thicket-{board.name}\n" in (root / "etc/rauc/system.conf").read_text()
 
 

@@ -10,11 +10,12 @@ import os
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from firmware import boards, card
+from firmware import boards, bundle, card
 
 # By the link that Buildroot uses as well.
 POST_IMAGE = boards.ROOT / "br2-external/board/common/post-image.sh"
@@ -196,9 +197,42 @@ def test_the_manifest_tells_what_is_in_it(board: str, image: Path) -> None:
     manifest = json.loads((image.parent / "manifest.json").read_text())
     assert manifest["board"] == board
     assert manifest["commit"] == "c0ffee"
+    project = tomllib.loads((boards.ROOT / "app/pyproject.toml").read_text())
+    assert manifest["version"] == project["project"]["version"]
+    assert manifest["epoch"] == project["tool"]["thicket"]["epoch"] >= 1
     assert manifest["card_bytes"] == image.stat().st_size
     assert manifest["slots"]["root_bytes"] == (image.parent / "rootfs.erofs").stat().st_size
     assert manifest["root_hash"] in cat(image, card.BOOT_A, "cmdline.txt").decode()
+
+
+def test_both_slots_are_the_boot_image_of_bundles_but_for_the_command_line(image: Path) -> None:
+    boot = (image.parent / bundle.BOOT).read_bytes()
+    slots = {}
+    with image.open("rb") as file:
+        layout = card.read(file)
+        for slot, number in (("A", card.BOOT_A), ("B", card.BOOT_B)):
+            file.seek(layout[number].offset)
+            slots[slot] = file.read(layout[number].size)
+    found = subprocess.run(
+        ["mtype", "-i", image.parent / bundle.BOOT, "::cmdline.txt"],
+        capture_output=True, check=True, env={**os.environ, "MTOOLS_SKIP_CHECK": "1"},
+    ).stdout  # fmt: skip
+    assert len(boot) == len(slots["A"])
+    assert boot.count(found) == 1
+    # It starts neither root, and the kernel restarts itself.
+    assert b"panic=10 thicket.slot=none" in found
+    assert b"root=" not in found
+    for slot, content in slots.items():
+        line = cat(image, card.BOOT_A, f"cmdline-{slot}.txt")
+        assert len(line) == len(found), "the hook of a bundle writes it in place"
+        assert content == boot.replace(found, line)
+
+
+def test_what_bundles_are_made_of_stays(image: Path) -> None:
+    said = bundle.release(image.parent)
+    assert said.build == "c0ffee"
+    assert (image.parent / bundle.ROOT_IMAGE).stat().st_size % 4096 == 0
+    assert not list(image.parent.glob("boot-*"))
 
 
 def test_the_same_inputs_make_the_same_card(board: str, tmp_path: Path) -> None:

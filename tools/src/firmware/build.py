@@ -3,7 +3,8 @@
 
 Without a target: configure what changed, build, look up every fragment line in what Kconfig made of
 it, and say where the card image is. With targets: those, of Buildroot (``menuconfig``, ``sdk``,
-``busybox-rebuild`` ...) or of our own (``sbom``, ``cve``, ``show-size``, ``savedefconfig``).
+``busybox-rebuild`` ...) or of our own (``bundle``, ``sbom``, ``cve``, ``show-size``,
+``savedefconfig``).
 
 Everything lies in the cache: Buildroot's tree, downloads, ccache, and ``build/BOARD``, which is
 Buildroot's output directory.
@@ -27,7 +28,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from firmware import bmap, boards, contents, sizes
+from firmware import bmap, boards, bundle, contents, sizes
 from firmware.boards import Board, BoardError
 from firmware.fragments import buildroot_lines, defconfig
 from host.cache import cache_root
@@ -51,7 +52,7 @@ _OURS = "thicket"
 """What these are called together where changes are noted."""
 _PATCHES = "board/common/patches"
 """Patches of other packages, in a folder for each (``BR2_GLOBAL_PATCH_DIR``)."""
-_OWN_TARGETS = ("cve", "savedefconfig", "sbom", "show-size")
+_OWN_TARGETS = ("bundle", "cve", "savedefconfig", "sbom", "show-size")
 _INTERACTIVE = re.compile(r".*(menu|n|x|g)config")
 
 
@@ -406,6 +407,8 @@ class Build:
         :raises BuildError: when it fails.
         """
         match name:
+            case "bundle":
+                self._bundle()
             case "savedefconfig":
                 self._savedefconfig()
             case "sbom":
@@ -422,6 +425,17 @@ class Build:
                     raise BuildError(f"Buildroot's target {name} failed with status {status}")
                 if _INTERACTIVE.fullmatch(name):
                     say("what you chose is built by the next make; `savedefconfig` shows it")
+
+    def _bundle(self) -> Path:
+        """Build, and put an unsigned update bundle of that beside the card image."""
+        self.build()
+        folder = self.output / "images"
+        try:
+            path = bundle.make(folder, folder, bundle.release(folder))
+        except bundle.BundleMakingError as error:
+            raise BuildError(str(error)) from error
+        say(f"{path.stat().st_size / (1 << 20):.1f} MiB, to be signed (`thicket update`): {path}")
+        return path
 
     def _savedefconfig(self) -> None:
         """Show what the configuration has beyond the fragments, as lines for one."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from host.cache import cache_root
 from host.errors import HostError
-from meshlab.image import lab
+from meshlab.image import lab, standin
 from meshlab.image.cache import Cache
 
 
@@ -30,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
         choices=lab.STAGES,
         help="make this stage anew, for newer packages of Debian: source, userland (repeatable)",
     )
+    parser.add_argument(
+        "--bundle",
+        choices=standin.KINDS,
+        help="make an unsigned update bundle of a stand-in card, print where it is, and stop",
+    )
     options = parser.parse_args(arguments)
     # SIGTERM and a closed terminal end a build as Ctrl-C does: with nothing left running.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -43,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         for stage in options.refresh:
             cache.forget(stage)
+        if options.bundle:
+            print(standin.bundle(options.cache.absolute(), name=options.bundle))
+            return 0
         image = lab.build(options.cache.absolute())
     except HostError as error:
         print(f"thicket: {error}", file=sys.stderr)

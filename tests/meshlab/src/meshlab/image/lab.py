@@ -365,6 +365,7 @@ class Builder:
                 f'NAME=Thicket\nID=thicket\nPRETTY_NAME="Thicket {tree.version()} ({self.what})"\n'
                 f"VERSION_ID={tree.version()}\nVARIANT={variant}\nVARIANT_ID={variant.lower()}\n"
                 f"IMAGE_ID=thicket-{variant.lower()}\nIMAGE_VERSION={key}\n"
+                f"THICKET_EPOCH={tree.epoch()}\n"
             )
             rootfs.skeleton(root)
             rootfs.normalise(root)

@@ -30,6 +30,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from firmware import bundle as bundles
+from firmware.boards import ROOT
 from host.progress import Report
 from host.run import Runner
 from meshlab.image import host, lab
@@ -37,7 +39,7 @@ from meshlab.image import tree as trees
 from meshlab.image.cache import Cache, Digest
 from meshlab.image.errors import ImageError
 
-RECIPE = "1"
+RECIPE = "2"
 
 PROGRAMS = {
     "genimage": "genimage",
@@ -81,11 +83,14 @@ KINDS = {
 
 PLACEHOLDER = b"A card for emulators: a Raspberry Pi needs a file of its firmware instead.\n"
 
+KEPT = ("card.img", "manifest.json", bundles.BOOT, bundles.ROOT_IMAGE)
+"""What stays of a card: itself, what it says of itself, and what bundles are made of."""
+
 _PLACES = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def build(cache: Path, progress: Report | None = None, name: str = "standin") -> Path:
-    """Return the directory of ``card.img`` and ``manifest.json``, made if not in ``cache``.
+    """Return the directory of what is ``KEPT``, made if not in ``cache``.
 
     :param cache: The product's cache folder.
     :param progress: As ``lab.build`` has it.
@@ -131,10 +136,59 @@ def build(cache: Path, progress: Report | None = None, name: str = "standin") ->
         for path in list(directory.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name not in ("card.img", "manifest.json"):
+            elif path.name not in KEPT:
                 path.unlink()
 
     return kept.obtain("standin", made_of.key(), make)
+
+
+def bundle(
+    cache: Path,
+    progress: Report | None = None,
+    name: str = "standin",
+    *,
+    version: str | None = None,
+    epoch: int | None = None,
+) -> Path:
+    """Return an unsigned update bundle of a stand-in, made if not in ``cache``.
+
+    It is for stand-ins only (``compatible`` is ``thicket-standin``): a device would not start it.
+
+    :param cache: as for :func:`build`.
+    :param progress: likewise.
+    :param name: likewise.
+    :param version: what it says instead of the tree's own version.
+    :param epoch: likewise.
+    :raises ImageError: as :func:`build`, or squashfs-tools are missing.
+    """
+    images = build(cache, progress, name)
+    said = bundles.release(images)
+    said = bundles.Release(
+        name,
+        version or said.version,
+        said.epoch if epoch is None else epoch,
+        # Which card it is of; a commit is not part of what a stand-in is made of.
+        images.name,
+    )
+    made_of = Digest(RECIPE, images.name, *map(str, said))
+    made_of.files(ROOT, [*_BUNDLE_SOURCES, *sorted((ROOT / "board/common/bundle").iterdir())])
+
+    def make(directory: Path) -> None:
+        try:
+            bundles.make(images, directory, said)
+        except bundles.BundleMakingError as error:
+            raise ImageError(str(error)) from error
+
+    folder = Cache(cache / "images").obtain("standin-bundle", made_of.key(), make)
+    return folder / said.filename
+
+
+_BUNDLE_SOURCES = (
+    ROOT / "tools/src/firmware/bundle.py",
+    ROOT / "app/src/thicket/update/bundle.py",
+    ROOT / "app/src/thicket/update/manifest.py",
+    ROOT / "app/src/thicket/update/verity.py",
+)
 
 
 def _stand_in_firmware(directory: Path, board: Path, names: tuple[str, ...]) -> None:

@@ -169,6 +169,11 @@ class Tree:
         pyproject = tomllib.loads((self.root / "app" / "pyproject.toml").read_text("utf-8"))
         return str(pyproject["project"]["version"])
 
+    def epoch(self) -> int:
+        """Return the security epoch of images that are made of this tree."""
+        pyproject = tomllib.loads((self.root / "app" / "pyproject.toml").read_text("utf-8"))
+        return int(pyproject["tool"]["thicket"]["epoch"])
+
 
 def _normal(name: str) -> str:
     """Return the canonical form of a distribution's name (PEP 503)."""
