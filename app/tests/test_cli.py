@@ -277,6 +277,11 @@ class TestUsage:
         for word in ("status", "peers", "nodes", "ping", "config show", "reload", "version"):
             assert f"  {word}" in out
 
+    @pytest.mark.parametrize("command", ["ca", "update"])
+    def test_commands_of_the_engineers_machine(self, capsys: Capture, command: str) -> None:
+        assert main([command, "help"]) == USAGE
+        assert f"engineer's machine only: bin/thicket {command}" in capsys.readouterr().err
+
     def test_version(self, capsys: Capture) -> None:
         assert main(["version"]) == OK
         assert capsys.readouterr().out == f"thicket {thicket.__version__}\n"

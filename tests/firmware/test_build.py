@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from firmware import boards, build
+from firmware import boards, build, bundle
 from firmware.build import Build, BuildError
+from thicket.update import bundle as bundles
 
 MAKEFILE = f"""\
 export BR2_VERSION := {build.VERSION}
@@ -176,3 +177,36 @@ def test_the_time_of_a_checkout_is_that_of_its_last_change(tmp_path: Path) -> No
     assert build.changed(tmp_path, "a") == 1_700_000_000
     assert build.changed(tmp_path, "c") == 7
     assert build.commit(tmp_path) != "unknown"
+
+
+@pytest.mark.skipif(not shutil.which("mksquashfs"), reason="no mksquashfs")
+def test_a_bundle_of_what_was_built(
+    made: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = made.output / "images"
+    images.mkdir()
+
+    def built() -> None:
+        (images / bundle.BOOT).write_bytes(bytes(5000))
+        (images / bundle.ROOT_IMAGE).write_bytes(b"root" * 1024)
+        (images / "manifest.json").write_text(
+            '{"board": "x86_64", "version": "1.2", "epoch": 4, "commit": "c0ffee"}'
+        )
+
+    monkeypatch.setattr(made, "build", built)
+    made.target("bundle")
+    path = images / "thicket-x86_64-1.2.unsigned"
+    with path.open("rb") as file:
+        said = bundles.read(file).manifest
+    assert (said.compatible, said.version, said.build) == ("thicket-x86_64", "1.2", "c0ffee")
+    assert said.epoch == 4
+    assert str(path) in capsys.readouterr().err
+
+
+def test_what_a_bundle_lacks_is_told_before_anything_is_built(
+    made: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(made, "build", lambda: pytest.fail("it was built"))
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(BuildError, match=r"apt-get install .* squashfs-tools"):
+        made.target("bundle")

@@ -1251,6 +1251,86 @@ def change_seeds() -> Iterator[bytes]:
         yield packed[packed.index(b"{") :]
 
 
+# -- updates, which anybody can offer
+
+
+def make_bundle() -> Try:
+    """The file of a bundle from its first byte to its last, and its signature."""
+    import io
+
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.update_signer import REASONS, SignerRefusedError
+    from thicket.update import bundle
+    from thicket.update.errors import BundleError
+
+    ours = Fleet(fleet().root.der)
+
+    def one(data: bytes) -> None:
+        if not data.startswith(b"hsqs"):  # the end alone, behind contents that are good
+            data = contents() + data + len(data).to_bytes(8, "big")
+        file = io.BytesIO(data)
+        try:
+            found = bundle.read(file)
+        except BundleError as error:
+            assert str(error)
+            return
+        assert found.contents + found.verity.size == found.payload < len(data)
+        assert found.manifest.text() in data
+        if found.message is not None:
+            assert found.message.packed() in data
+        with suppress(BundleError):
+            bundle.check_contents(file, found)
+        for good in (True, False):
+            try:
+                bundle.check_signer(found, ours, verify=lambda *_, good=good: good)
+            except SignerRefusedError as error:
+                assert error.reason in REASONS
+            except BundleError:
+                assert found.message is None
+            else:
+                assert good, "a bundle without a signature"
+
+    return one
+
+
+@cache
+def contents() -> bytes:
+    """Return contents of a bundle with their hash tree."""
+    import io
+
+    from thicket.update import verity
+
+    data = b"hsqs" + bytes(2 * verity.BLOCK - 4)
+    return data + verity.tree(io.BytesIO(data), len(data), bytes(32)).blocks
+
+
+def bundle_seeds() -> Iterator[bytes]:
+    """Yield ends of bundles, signed and not, and a whole one."""
+    from thicket.trust import cms
+    from thicket.trust.update_signer import signer_profile
+    from thicket.update import bundle
+    from thicket.update.manifest import Image, Manifest, Verity
+
+    text = Manifest(
+        "thicket-x86_64",
+        "0.1.0",
+        "0123456789ab",
+        (Image("boot", "boot.vfat", "0a" * 32, 64 << 20, ("post-install",)),),
+        "hook",
+        {"thicket": {"epoch": "1"}},
+        Verity("0b" * 32, "00" * 32, len(contents()) - 8192),
+    ).text()
+    validity = (datetime(2026, 1, 1, tzinfo=UTC), datetime(2036, 1, 1, tzinfo=UTC))
+    profile = signer_profile(fleet(), "release", number("update key"), validity)
+    certificate = profile.signed(signature("update signer"))
+    when = datetime(2026, 11, 24, tzinfo=UTC)
+    signed = cms.sign(text, certificate, when, lambda _digest: signature("bundle"))
+    yield text
+    yield signed
+    yield contents() + bundle.end(signed)
+    yield contents() + bundle.end(text)
+
+
 # -- the kernel and wpa_supplicant, which hand on what comes from the air
 
 
@@ -1403,6 +1483,12 @@ TARGETS: dict[str, Target] = {
     "signed_beacon": Target(make_signed_beacon, signed_beacon_seeds, 2200),
     "certificate": Target(make_certificate, certificate_seeds),
     "compressed": Target(make_compressed, compressed_seeds, 200),
+    "bundle": Target(
+        make_bundle,
+        bundle_seeds,
+        16384,
+        (b"hsqs", b"[update]\n", b"[bundle]\n", b"[image.", b"[meta.", b"verity-size=", b"\n\n["),
+    ),
     "change": Target(make_change, change_seeds),
     "revocations": Target(
         make_revocations,

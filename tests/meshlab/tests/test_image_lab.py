@@ -15,6 +15,7 @@ from host.progress import Progress
 from meshlab.image import host, lab, standin, tree
 from meshlab.image.cache import Cache
 from meshlab.image.errors import ImageError
+from thicket.update import bundle as bundles
 
 PARTS = ("board", "overlay", "app/src/thicket", "app/pyproject.toml", "constraints.txt")
 
@@ -255,6 +256,7 @@ def test_what_the_stand_in_card_lacks_is_told_before_anything_is_built(
         wanted |= set(dict(kind.files).values())
         assert wanted <= listed["run"] | listed[name]
         assert wanted <= listed["run"] | listed["test"], "make test boots it"
+    assert "squashfs-tools" in listed["bundle"] & listed["test"]
 
 
 @pytest.mark.parametrize(
@@ -270,3 +272,37 @@ def test_what_a_machine_lacks_is_told_of_the_image_that_was_asked_for(
     monkeypatch.setattr(host.platform, "machine", lambda: "riscv64")
     with pytest.raises(ImageError, match=f"^{words} is made .* this machine is riscv64"):
         lab.build(tmp_path, board=board)
+
+
+@pytest.mark.skipif(not shutil.which("mksquashfs"), reason="no mksquashfs")
+def test_a_bundle_of_a_stand_in_is_for_stand_ins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = tmp_path / "images/standin/0123"
+    card.mkdir(parents=True)
+    (card / "boot.vfat").write_bytes(bytes(5000))
+    (card / "root.verity").write_bytes(b"root" * 1024)
+    (card / "manifest.json").write_text(
+        '{"board": "x86_64", "version": "1.2", "epoch": 4, "commit": "unknown"}'
+    )
+    monkeypatch.setattr(standin, "build", lambda *_: card)
+    path = standin.bundle(tmp_path)
+    assert path.name == "thicket-standin-1.2.unsigned"
+    with path.open("rb") as file:
+        said = bundles.read(file).manifest
+    assert (said.compatible, said.version, said.epoch) == ("thicket-standin", "1.2", 4)
+    assert said.build == "0123"
+    assert standin.bundle(tmp_path) == path
+    other = standin.bundle(tmp_path, version="2", epoch=5)
+    assert other.name == "thicket-standin-2.unsigned"
+    with other.open("rb") as file:
+        assert bundles.read(file).manifest.epoch == 5
+
+
+def test_what_a_bundle_lacks_is_told_before_a_card_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standin, "build", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(ImageError, match=r"apt-get install .* squashfs-tools"):
+        standin.bundle(tmp_path)

@@ -428,9 +428,10 @@ class Build:
 
     def _bundle(self) -> Path:
         """Build, and put an unsigned update bundle of that beside the card image."""
-        self.build()
         folder = self.output / "images"
         try:
+            bundle.check_tools()
+            self.build()
             path = bundle.make(folder, folder, bundle.release(folder))
         except bundle.BundleMakingError as error:
             raise BuildError(str(error)) from error

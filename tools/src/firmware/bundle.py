@@ -66,6 +66,22 @@ class Release(NamedTuple):
         return f"thicket-{self.board}-{self.version}{ENDING}"
 
 
+def check_tools() -> None:
+    """Make sure that bundles can be made, before an image is built for one.
+
+    :raises BundleMakingError: squashfs-tools are missing.
+    """
+    if not shutil.which("mksquashfs", path=_path()):
+        raise BundleMakingError(
+            "mksquashfs is missing. Install it with:\n"
+            "    sudo apt-get install --no-install-recommends squashfs-tools"
+        )
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
 def release(images: Path) -> Release:
     """Return what a build says of itself in ``manifest.json``.
 
@@ -88,6 +104,7 @@ def make(images: Path, out: Path, said: Release) -> Path:
     :param out: the folder that it is put into.
     :raises BundleMakingError: an image is missing, or squashfs-tools.
     """
+    check_tools()
     path = out / said.filename
     with tempfile.TemporaryDirectory(dir=out, prefix=".bundle-") as name:
         work = Path(name)
@@ -147,7 +164,7 @@ def _squashfs(folder: Path, path: Path) -> None:
         for word in ("-p", f"{one.name} m {'555' if one.name == _HOOK else '444'} 0 0")
     ]
     environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
-    environment["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    environment["PATH"] = _path()
     try:
         done = subprocess.run(
             ["mksquashfs", folder, path, *_SQUASHFS, *modes],
@@ -157,11 +174,6 @@ def _squashfs(folder: Path, path: Path) -> None:
             env=environment,
             timeout=_PATIENCE,
         )
-    except FileNotFoundError:
-        raise BundleMakingError(
-            "mksquashfs is missing. Install it with:\n"
-            "    sudo apt-get install --no-install-recommends squashfs-tools"
-        ) from None
     except subprocess.TimeoutExpired:
         raise BundleMakingError(f"mksquashfs did not end within {_PATIENCE:g} s") from None
     if done.returncode != 0:

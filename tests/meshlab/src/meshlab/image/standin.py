@@ -110,7 +110,8 @@ def build(cache: Path, progress: Report | None = None, name: str = "standin") ->
     kept = Cache(cache / "images")
     made_of = Digest(RECIPE, images.rootfs.parent.name)
     common, board = tree.root / "board" / "common", tree.root / "board" / kind.board
-    scripts = [common / "post-image.sh", common / "genimage.cfg", *(common / "card").iterdir()]
+    layouts = (common / "boot.cfg", common / "genimage.cfg")
+    scripts = [common / "post-image.sh", *layouts, *(common / "card").iterdir()]
     made_of.files(tree.root, [*scripts, *(path for path in board.iterdir() if path.is_file())])
     made_of.words(PLACEHOLDER.decode(), *kind.firmware)
     facts = json.loads((images.rootfs.parent / "image.json").read_text())
@@ -161,8 +162,12 @@ def bundle(
     :param epoch: likewise.
     :raises ImageError: as :func:`build`, or squashfs-tools are missing.
     """
-    images = build(cache, progress, name)
-    said = bundles.release(images)
+    try:
+        bundles.check_tools()
+        images = build(cache, progress, name)
+        said = bundles.release(images)
+    except bundles.BundleMakingError as error:
+        raise ImageError(str(error)) from error
     said = bundles.Release(
         name,
         version or said.version,
