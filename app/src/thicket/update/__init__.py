@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Updates: RAUC bundles in verity format, as a node and the engineer's desk read them, and the slots.
+"""Updates: RAUC bundles in verity format, as a node and the engineer's desk read them; the slots.
 
 ``bundle`` is the file, ``manifest`` what it says of itself, ``verity`` the hash tree over what is
 in it. ``thicket.trust.update_signer`` decides whose signature counts. ``tools/src/firmware`` makes
