@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from meshlab.chip.driver import open_chip
 from meshlab.chip.state import serial_for
-from meshlab.lab import air, requests, summary, topology
+from meshlab.lab import air, node, requests, summary, topology
 from meshlab.lab.errors import LabError, NotFormedError
 from meshlab.lab.fake import FakeFleet, FakeParts
 from meshlab.lab.fleet import LabFleet
@@ -87,6 +87,31 @@ async def test_no_more_nodes_boot_at_once_than_there_is_room(
         assert lab.state.nodes["n4"].power == "waiting"
         parts.silent.clear()
         await lab.formed(60)
+
+
+async def test_a_node_without_shell_is_known_by_the_report_on_its_card(
+    parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "REPORT_PAUSE", 0.01)
+    parts.silent = {"n2"}
+    parts.reports = dict.fromkeys(("n1", "n2"), "State:  of an earlier start\n")
+    async with Lab(spec(2), parts, tmp_path) as lab:
+        silent = lab.state.nodes["n2"]
+        await lab.wait(lambda: lab.nodes["n2"].tasks, 60, "n2 is on")
+        await lab.wait(lambda: lab.state.nodes["n1"].status, 60, "n1 answers")
+        assert silent.report is None
+        problem = "radio (error): USB devices without a driver: 0403:6001"
+        report = f"Host name:  n-1\nState:      bad\x1b[2J\n\nProblems\n  - {problem}\n\nMore.\n"
+        parts.reports["n2"] = parts.reports["n1"] = report
+        await lab.wait(lambda: silent.report, 60, "the card is read")
+        assert silent.report == f"bad\\u001b[2J; {problem}"
+        (words,) = summary.missing(lab.snapshot())["n2"]
+        assert words.endswith(f"after power-on. The report on its card: {silent.report}")
+        told = [event.node for event in lab.state.events if problem in event.text]
+        assert told == ["n2"], "once, and of the one that does not answer"
+        parts.silent.clear()
+        await lab.formed(60)
+        await lab.wait(lambda: silent.report is None, 60, "it speaks for itself")
 
 
 async def test_what_is_missing_is_said(parts: FakeParts, tmp_path: Path) -> None:

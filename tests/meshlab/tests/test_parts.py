@@ -179,6 +179,11 @@ def test_a_pi_has_a_card_of_a_power_of_two_and_no_chip(tmp_path: Path) -> None:
             False,
             True,
         )
+        assert made.report(directory) is None
+        real_parts.partition(directory / CARD, cards.CONFIG).write("report.txt", b"State: well\r\n")
+        assert made.report(directory) == "State: well\r\n"
+        os.truncate(directory / CARD, 512)
+        assert made.report(directory) is None
     assert sizes == {"small": 1024 * MIB, "large": 2048 * MIB}
 
 

@@ -261,6 +261,7 @@ class FakeParts(Parts):
         self.syslog = ["a", "b"]
         self.cancelled: list[str] = []
         self.pushed: dict[str, bytes] = {}
+        self.reports: dict[str, str] = {}
         self.chips: list[FakeChip] = []
         self.machines: list[FakeMachine] = []
         self.medium_code = MEDIUM
@@ -283,6 +284,9 @@ class FakeParts(Parts):
 
     def configure(self, directory: Path, config: str) -> None:
         (directory / "config.img").write_text(config)
+
+    def report(self, directory: Path) -> str | None:
+        return self.reports.get(directory.name)
 
     def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> FakeMachine:
         self.machines.append(FakeMachine(self, name, directory))

@@ -29,6 +29,7 @@ from meshlab.lab.state import (
     get,
     news,
     phase,
+    report_in_short,
     visible_values,
 )
 from meshlab.machine.events import MachineEvent, Panic, Reset, WatchdogBite
@@ -44,6 +45,9 @@ _ASK_MEMORY = (
     "while read -r k v u; do case $k in MemTotal:|MemAvailable:) "
     "printf '%s %s\\n' $k $v;; esac; done </proc/meminfo"
 )
+
+REPORT_PAUSE = 20.0
+"""Seconds between looks at the card of a node that does not answer."""
 
 BOOT_DEADLINE = 90.0
 """Host seconds after which a node that has not joined no longer holds up the start of others."""
@@ -125,9 +129,10 @@ class Node:
             for task in self.tasks:
                 task.cancel()
             self.tasks = []
+            report = await asyncio.to_thread(self._around.parts.report, self.directory)
             state.status, state.answered, state.reason = None, None, None
             state.cpu_percent, state.cpu_seconds_to_joined, state.joined = None, None, None
-            state.guest_used_kib = None
+            state.guest_used_kib, state.report = None, None
             self.busy = None
             # Who asks for a node does not wait for those that a lab starts; these wait for it.
             if self.slot is None:
@@ -149,6 +154,7 @@ class Node:
             self.tasks = [
                 asyncio.create_task(self._watch(machine)),
                 asyncio.create_task(self._ask(machine)),
+                asyncio.create_task(self._look_at_card(machine, report)),
             ]
             fleet = self._around.fleet
             if fleet is not None and not self._around.parts.has_chip:
@@ -224,6 +230,26 @@ class Node:
             settled = phase(self._around.state, self.state.name) in SETTLED
             nodes = len(self._around.state.nodes)
             await asyncio.sleep(self._around.pace.pause(nodes, settled))
+
+    async def _look_at_card(self, machine: MachineLike, past: str | None) -> None:
+        """Read the report on the card of a node that does not answer: it may have no shell.
+
+        :param machine: The node's machine.
+        :param past: The report of an earlier start.
+        """
+        parts = self._around.parts
+        while self.machine is machine and self.state.power == "running":
+            await asyncio.sleep(REPORT_PAUSE)
+            if self.state.status is not None:
+                self.state.report = None
+                continue
+            report = await asyncio.to_thread(parts.report, self.directory)
+            if report is None or report == past:
+                continue
+            past, short = report, report_in_short(report)
+            if short:
+                self.state.report = short
+                self.tell(Kind.TROUBLE, f"does not answer; the report on its card: {short}")
 
     async def _enroll(self, machine: MachineLike, fleet: FleetLike) -> None:
         """Enrol a node without chip as soon as it says that it is in no fleet."""

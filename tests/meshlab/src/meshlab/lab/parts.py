@@ -104,5 +104,8 @@ class Parts(Protocol):
     def configure(self, directory: Path, config: str) -> None:
         """Replace ``thicket.toml`` on the disk or card of a node that is off."""
 
+    def report(self, directory: Path) -> str | None:
+        """Return the report on a node's card, if it has a card and there is one on it."""
+
     def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> MachineLike: ...
     def medium(self, directory: Path) -> list[str]: ...

@@ -40,6 +40,8 @@ STANDIN = "standin"
 STANDINS = (STANDIN, "standin-rpi64")
 """Stand-ins for them, which ``meshlab.image.standin`` makes."""
 CONFIG = "thicket.toml"
+REPORT = "report.txt"
+REPORT_LIMIT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,17 @@ class RealParts:
             partition(directory / CARD, cards.CONFIG).write(CONFIG, config.encode())
         except FatError as error:
             raise LabError(f"{CONFIG} cannot be written to a node's card: {error}") from error
+
+    def report(self, directory: Path) -> str | None:
+        from meshlab.machine.spec import CARD
+
+        if not isinstance(self._images, CardImage):
+            return None
+        try:
+            text = partition(directory / CARD, cards.CONFIG).read(REPORT, REPORT_LIMIT)
+        except (LabError, FatError, OSError):
+            return None  # the node may be writing it just now
+        return None if text is None else text.decode("utf-8", "replace")
 
     def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> MachineLike:
         from meshlab.machine.machine import Machine

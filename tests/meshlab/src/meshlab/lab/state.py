@@ -105,6 +105,8 @@ class NodeState:
     """Host seconds since the lab's start of its daemon's last word."""
     status: dict[str, Any] | None = None
     """Its daemon's own status (``/run/thicket/status.json``), None before the first one."""
+    report: str | None = None
+    """What the report on its card says, for as long as there is no status."""
 
     @property
     def state(self) -> str:
@@ -428,6 +430,18 @@ def _problems(status: Status | None) -> dict[str, str]:
         f"{p.get('part')}/{p.get('code')}": str(p.get("message", p.get("code")))
         for p in get_list(status, "problems")
     }
+
+
+def report_in_short(report: str) -> str:
+    """Return state and problems of a node's ``report.txt`` in one line; "" when it has neither."""
+    found = []
+    for line in report.splitlines():
+        word, _, rest = line.partition(":")
+        if word == "State":
+            found.append(visible(rest.strip()))
+        elif line.startswith("  - "):
+            found.append(visible(line.removeprefix("  - ").strip()))
+    return "; ".join(found)
 
 
 def visible_values(value: Any) -> Any:

@@ -47,7 +47,8 @@ def _missing(lab: LabState, name: str) -> Iterable[str]:
         return
     if node.status is None:
         since = lab.elapsed - (node.started or 0.0)
-        yield f"its daemon has not answered {since:.0f} s after power-on"
+        card = f". The report on its card: {node.report}" if node.report else ""
+        yield f"its daemon has not answered {since:.0f} s after power-on{card}"
         return
     if get(node.status, "radio", "state") != "joined" or node.state in ("starting", "joining"):
         yield f"has not joined: its daemon is {node.state or 'silent'}" + _because(node)
