@@ -226,7 +226,7 @@ async def test_a_node_of_other_parts_without_chip(parts: FakeParts, tmp_path: Pa
         with pytest.raises(RpcError, match="n2 has no chip"):
             await lab.chip_fault("n2", "absent")
         await lab.power_off("n2", grace=0)
-        lab.edit_card("n2", "x = 1\n")
+        lab.edit_card("2", "x = 1\n")
         assert texts["n2"].read_text() == "x = 1\n"
 
 
@@ -248,6 +248,8 @@ def test_a_fleet_enrols_chips_and_knows_them_again(tmp_path: Path) -> None:
     assert other.root != made.root
     other.enroll(chip, serial, 0)
     assert enrolled_chain(open_chip(chip), Fleet(from_pem(other.root)[0]))
+    with pytest.raises(LabError, match=r"console\.sock: the node cannot be enrolled: "):
+        other.enroll_software(tmp_path / CONSOLE_SOCKET)
     with pytest.raises(LabError, match="cannot be made"):
         LabFleet(tmp_path, "two", "fd00::/99", keep=False)
 

@@ -9,6 +9,7 @@ files beside it.
 from __future__ import annotations
 
 import shutil
+import threading
 from ipaddress import IPv6Network
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class LabFleet:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
         self.authority = Authority(folder, lambda _question: "")
+        self._one_by_one = threading.Lock()
         try:
             if not (folder / "fleet.json").exists():
                 self.authority.init(name, IPv6Network(prefix), lab=True)
@@ -76,6 +78,8 @@ class LabFleet:
     def enroll_software(self, console: Path) -> str:
         """Enrol the running node at a console, as `thicket ca enroll --console --software` does.
 
+        It may be called in several threads at once.
+
         :param console: The socket of its serial console, with a root shell behind it.
         :returns: The name of its device.
         :raises LabError: when it cannot be enrolled.
@@ -86,9 +90,10 @@ class LabFleet:
                 claim = node.claim()
                 if claim.public_key is None:
                     raise LabError(f"{console}: the node has a chip")
-                device, signer = self.authority.enroll_software(
-                    claim.source, claim.identity, claim.public_key
-                )
+                with self._one_by_one:
+                    device, signer = self.authority.enroll_software(
+                        claim.source, claim.identity, claim.public_key
+                    )
                 node.put_certificates(pem(device) + pem(signer))
                 node.reload()
             finally:

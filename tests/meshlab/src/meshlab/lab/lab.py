@@ -530,7 +530,7 @@ class Lab:
         node = self.node(name)
         if node.state.power == "running":
             raise LabError(f"{name} is on: switch it off before its card is edited")
-        parts = self._others.get(name, self.parts)
+        parts = self._others.get(node.state.name, self.parts)
         parts.configure(node.directory, to_toml(node.config) if text is None else text)
         self.journal.tell(Kind.CHANGE, f"{CONFIG_FILE} on its card was replaced", node.state.name)
 
