@@ -7,15 +7,13 @@ is known of the machine is on its card and its console, as of a real one.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import re
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -25,11 +23,11 @@ from firmware import card as cards
 from firmware import devicetree
 from meshlab.lab import real_parts
 from meshlab.machine import bootrom
-from meshlab.machine.machine import Machine
-from meshlab.machine.spec import BOARDS, CARD, MachineSpec
+from meshlab.machine.spec import BOARDS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from card_images import loaded
+from emulated_pi import CONFIG, MIB, SIZE, Pi
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -37,15 +35,7 @@ pytestmark = [
     pytest.mark.timeout(1800, func_only=True),
 ]
 
-MIB = 1 << 20
-SIZE = 1024 * MIB
-"""QEMU takes powers of two only for an SD card."""
-PATIENCE = 600.0
-"""Seconds within which a report must be on the card, on a busy host."""
-CONFIG = "thicket.toml"
-REPORT = "report.txt"
 NEW = f"{'Data:':<15}new"
-TOML = '[mesh]\nid = "pi-test"\n'
 SOAK = bool(os.environ.get("THICKET_SOAK"))
 IMAGES = ("standin-rpi64", "rpi64")
 PIS = ("raspi3b", "raspi4b")
@@ -56,65 +46,6 @@ KEY_POWER = 116
 ACTIVE_LOW = 1
 """dt-bindings/gpio/gpio.h"""
 SLOT_B = b"[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=2\n"
-
-
-class Pi:
-    """A card, and the Raspberry Pi that it is put into."""
-
-    def __init__(self, directory: Path, image: real_parts.RealParts, board: str) -> None:
-        self.card = directory / CARD
-        image.disks(directory, TOML)
-        os.truncate(self.card, SIZE)
-        made = image.machine("pi", directory, lambda event: None)
-        assert isinstance(made, Machine)
-        # With its USB in use a start takes a third more.
-        changes = {"board": board, "chip": False, "relay": False, "shells": False}
-        self.machine = Machine(MachineSpec(**{**vars(made.spec), **changes}))
-
-    async def on(self) -> None:
-        await self.machine.start()
-
-    async def cut(self) -> None:
-        """Cut the power."""
-        self.machine.kill()
-        await self.machine.wait()
-
-    def layout(self) -> cards.Card:
-        with self.card.open("rb") as file:
-            return cards.read(file)
-
-    def configure(self, name: str, text: bytes) -> None:
-        """Write a file on the first partition, as a person does with the card in a reader."""
-        real_parts.partition(self.card, cards.CONFIG).write(name, text)
-
-    def has(self, name: str) -> bool:
-        """Tell whether a file is on the first boot partition."""
-        return real_parts.partition(self.card, cards.BOOT_A).has(name)
-
-    def forget_report(self) -> None:
-        """Blank the report, so that the next one is new."""
-        self.configure(REPORT, (b" " * 62 + b"\r\n") * 256)
-
-    def report(self) -> str:
-        text = real_parts.partition(self.card, cards.CONFIG).read(REPORT, 1 << 16)
-        return (text or b"").decode().rstrip()
-
-    async def until(self, what: Callable[[], bool], words: str) -> None:
-        began = time.monotonic()
-        while not what():
-            console = self.machine.console_since_start()[-4000:]
-            assert self.machine.running, f"ended\n{console}"
-            assert time.monotonic() - began < PATIENCE, (
-                f"not within {PATIENCE:g} s: {words}\n{self.report()}\n{console}"
-            )
-            await asyncio.sleep(0.5)
-
-    async def reported(self, *words: str) -> str:
-        """Return the report as soon as it has all these words."""
-        await self.until(
-            lambda: all(word in self.report() for word in words), f"{words} in the report"
-        )
-        return self.report()
 
 
 @functools.cache
@@ -137,7 +68,7 @@ async def pi(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pi
     qemu = BOARDS[board].qemu
     if not re.search(rf"^{board}\b", machines(qemu), re.MULTILINE):
         pytest.skip(f"the installed {qemu} has no {board} (QEMU 9.0 and later do)")
-    made = Pi(tmp_path, parts, board)
+    made = Pi(tmp_path, parts, board=board)
     try:
         if board == "raspi4b" and not made.has(MAINLINE):
             pytest.skip(

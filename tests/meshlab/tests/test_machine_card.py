@@ -128,11 +128,11 @@ def test_a_pi_has_its_own_device_tree_and_nothing_of_virtio(
     assert [option(arguments, name) for name in ("-m", "-smp")] == [[memory], ["4"]]
     for name in ("-cpu", "-fw_cfg"):
         assert option(arguments, name) == []
-    with pytest.raises(ValueError, match="from an SD card, and has no chip"):
-        spec_in(tmp_path, **pi, chip=True)
-    if not relay:
-        with pytest.raises(ValueError, match="nothing that could carry a relay"):
-            spec_in(tmp_path, **pi | {"relay": True})
+    with pytest.raises(ValueError, match="starts from an SD card"):
+        spec_in(tmp_path, **pi, kernel=tmp_path / "kernel", rootfs=tmp_path / "rootfs")
+    for name in ("relay", "chip") if not relay else ():
+        with pytest.raises(ValueError, match="nothing that could carry a relay or chip"):
+            spec_in(tmp_path, **pi | {name: True})
 
 
 def test_a_pi_has_its_channels_by_usb(tmp_path: Path) -> None:
@@ -150,6 +150,7 @@ def test_a_pi_has_its_channels_by_usb(tmp_path: Path) -> None:
     assert adapters(relay=False) == shells
     assert adapters(shells=False) == ["usb-hub,port=1", own.format(1, "relay", "thicket.hwsim.0")]
     assert adapters(shells=False, relay=False) == []
+    assert adapters(relay=False, chip=True) == [*shells, "usb-redir,chardev=chip"]
 
 
 def test_half_a_card_is_refused(tmp_path: Path) -> None:

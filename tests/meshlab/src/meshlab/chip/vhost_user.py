@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from meshlab.wire.sockets import socket_address
+from meshlab.wire.sockets import listen
 
 log = logging.getLogger(__name__)
 
@@ -831,18 +831,8 @@ class VhostUserServer:
         if sys.byteorder != "little":
             raise OSError("the virtual devices need a little-endian host")
         loop = asyncio.get_running_loop()
-        address = socket_address(self.path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            _remove_stale(self.path, address)
-            listener.bind(address)
-            listener.listen(4)
-            listener.setblocking(False)
-        except BaseException:
-            listener.close()
-            raise
-        self._listener = listener
-        loop.add_reader(listener, self._accept)
+        self._listener = listen(self.path)
+        loop.add_reader(self._listener, self._accept)
 
     async def stop(self) -> None:
         """Hang up, stop listening, and remove the socket."""
@@ -878,17 +868,3 @@ class VhostUserServer:
         if self.connection is connection:
             self.connection = None
             self.device.reset()
-
-
-def _remove_stale(path: Path, address: str) -> None:
-    """Remove a socket that nobody listens at any more."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-        except OSError:
-            return

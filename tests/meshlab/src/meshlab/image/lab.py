@@ -31,6 +31,7 @@ from meshlab.image import tree as trees
 from meshlab.image.architecture import NATIVE
 from meshlab.image.cache import Cache, Digest
 from meshlab.image.errors import ImageError
+from meshlab.usb import ralink
 
 RECIPE = "1"
 """Raised when the code that builds changes what it makes of the same inputs."""
@@ -320,6 +321,9 @@ class Builder:
         digest = Digest(RECIPE, LAB_RECIPE, kernel_set.name, base.parent.name, packages.parent.name)
         digest.words(relay.parent.name if relay else "no relay", tree.version())
         digest.files(tree.overlay).files(tree.app)
+        placeholder = self.recipe.adapter_firmware
+        if placeholder:
+            digest.words("adapter", placeholder)
         for application in self.extras.applications:
             digest.words("application").files(application)
         key = digest.key()
@@ -336,6 +340,8 @@ class Builder:
             for name in ("modules", "firmware"):
                 if (kernel_set / name).is_dir():
                     rootfs.clone(kernel_set / name, root / "usr" / "lib" / name)
+            if placeholder:
+                (root / "usr" / "lib" / "firmware" / placeholder).write_bytes(ralink.firmware())
             app = directory / "app" / "thicket"
             app.mkdir(parents=True)
             rootfs.overlay(tree.app, app)

@@ -48,6 +48,8 @@ class Recipe:
     """Device trees that are built with the kernel, as its makefiles name them, without suffix."""
     firmware_built_in: bool = True
     """Whether ``kernel_firmware`` is compiled in; else it is in the root's ``/lib/firmware``."""
+    adapter_firmware: str | None = None
+    """A file for the driver of the emulated Wi-Fi adapter, in the root's ``/lib/firmware``."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Tree:
                 fragments = boards.load(board, self.root).linux_fragments()
                 left_out = [fragments.index(self.root / name) for name in own["fragments-unwanted"]]
                 fragments = [f for index, f in enumerate(fragments) if index not in left_out]
+                fragments += [self.root / name for name in own["fragments-more"]]
             return Recipe(
                 suite=data["suite"],
                 architecture=architecture,
@@ -112,6 +115,7 @@ class Tree:
                 fragments=tuple(fragments),
                 device_trees=tuple(own.get("device-trees", ())),
                 firmware_built_in=board is None,
+                adapter_firmware=own.get("adapter-firmware"),
                 packages=tuple(data["userland"]["packages"]),
                 files=tuple(
                     pattern.replace("LOADER", architecture.loader).replace(

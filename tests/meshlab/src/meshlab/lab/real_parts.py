@@ -59,7 +59,7 @@ class CardImage:
 class ServedChip:
     """A virtual ATECC608A and the server that a machine reaches it by."""
 
-    def __init__(self, directory: Path, serial: bytes, seed: int) -> None:
+    def __init__(self, directory: Path, serial: bytes, seed: int, *, usb: bool = False) -> None:
         from meshlab.chip.atecc608 import Atecc608
         from meshlab.chip.server import ChipServer
         from meshlab.chip.state import ChipStateError
@@ -68,7 +68,7 @@ class ServedChip:
             self._chip = Atecc608(serial, directory / "chip.json", seed=seed)
         except ChipStateError as error:
             raise LabError(str(error)) from error
-        self._server = ChipServer(directory / "chip.sock", self._chip)
+        self._server = ChipServer(directory / "chip.sock", self._chip, usb=usb)
 
     @property
     def fault(self) -> str | None:
@@ -126,7 +126,7 @@ class RealParts:
         return LabFleet(directory, name, prefix, keep=keep)
 
     def chip(self, directory: Path, serial: bytes) -> ChipLike:
-        return ServedChip(directory, serial, self._seed)
+        return ServedChip(directory, serial, self._seed, usb=not self._virtio)
 
     def disks(self, directory: Path, config: str) -> None:
         from meshlab.image.config import make_data_disk

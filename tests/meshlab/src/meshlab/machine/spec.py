@@ -52,8 +52,8 @@ class Board:
     """``-machine`` and its options."""
     transport: str
     """How virtio devices are attached: ``pci``, or ``device`` for virtio-mmio. ``usb``: they cannot
-    be. Then shells and relay are USB serial adapters, the card is an SD card, and there is no
-    chip. Empty: there is nothing for shells and relay either."""
+    be. Then shells and relay are USB serial adapters, the chip is behind a USB adapter, and the
+    card is an SD card. Empty: there is nothing for shells, relay and chip either."""
     cmdline: str
     """Kernel parameters for this machine, before those of the image."""
     watchdog: str | None
@@ -195,7 +195,8 @@ class MachineSpec:
     accel: Accel
     memory_mib: int = 128
     chip: bool = True
-    """Attach the chip's I2C bus: its back end must listen on ``chip.sock`` before the start."""
+    """Attach the chip's I2C bus: its back end must listen on ``chip.sock`` before the start. It is
+    ``chip.server.ChipServer``, with ``usb`` where the board has no virtio."""
     relay: bool = True
     """Attach the port of hwsim-relay."""
     shells: bool = True
@@ -224,10 +225,10 @@ class MachineSpec:
             raise ValueError(f"no board {self.board}; known: {', '.join(BOARDS)}")
         if (self.kernel is None) != (self.rootfs is None):
             raise ValueError(f"{self.name}: kernel and root come both from the card or both not")
-        if not self.hardware.virtio and (self.chip or self.kernel):
-            raise ValueError(f"{self.name}: its board starts from an SD card, and has no chip")
-        if not self.hardware.transport and self.relay:
-            raise ValueError(f"{self.name}: its board has nothing that could carry a relay")
+        if not self.hardware.virtio and self.kernel:
+            raise ValueError(f"{self.name}: its board starts from an SD card")
+        if not self.hardware.transport and (self.relay or self.chip):
+            raise ValueError(f"{self.name}: its board has nothing that could carry a relay or chip")
         if self.memory_mib < 64:
             raise ValueError(f"memory of {self.name}: {self.memory_mib} MiB, at least 64 needed")
 
@@ -272,7 +273,7 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
     ram = ""
     if start is not None:
         ram = f"memory-backend-file,id=ram,mem-path=/proc/self/fd/{start.memory}"
-    elif spec.chip:
+    elif spec.chip and board.virtio:
         ram = "memory-backend-memfd,id=ram"
     if ram:
         machine += ",memory-backend=ram"
@@ -311,7 +312,8 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
         # No reconnect=: the device wants its back end at once, and a QEMU that may connect later
         # gives up ("vhost_backend_init failed"). The chip listens before QEMU starts.
         arguments += ["-chardev", f"socket,id=chip,path={CHIP_SOCKET}"]
-        arguments += ["-device", f"vhost-user-i2c-{board.transport},chardev=chip"]
+        device = f"vhost-user-i2c-{board.transport}" if board.virtio else "usb-redir"
+        arguments += ["-device", f"{device},chardev=chip"]
     if board.watchdog:
         arguments += ["-device", board.watchdog, "-action", "watchdog=reset"]
     return arguments + list(spec.extra)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a unix socket with a long path is reached."""
+"""Unix sockets: how one with a long path is reached, and how one is listened at."""
 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -40,6 +41,39 @@ def socket_address(path: Path | str) -> str:
     if len(os.fsencode(address)) > MAX_SOCKET_PATH:
         raise ValueError(f"socket name too long: {absolute.name}")
     return address
+
+
+def listen(path: Path) -> socket.socket:
+    """Return a stream socket that listens at ``path`` and does not block.
+
+    A socket file that nobody listens at any more is replaced.
+
+    :raises OSError: when it cannot, or somebody else does.
+    """
+    address = socket_address(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path, address)
+        listener.bind(address)
+        listener.listen(4)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_stale(path: Path, address: str) -> None:
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
 
 
 def _same_directory(fd: int, directory: Path) -> bool:
