@@ -27,10 +27,10 @@ from thicket.radio.nl80211 import (
     Interface,
     MeshPath,
     Nl80211,
-    Sign,
     Station,
     Wiphy,
 )
+from thicket.radio.sign import Sign
 
 DAD_SECONDS = 1.0
 """How long the kernel asks whether somebody else has an address (RFC 4862, 5.1)."""

@@ -9,7 +9,7 @@ import errno
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from thicket.base.files import link_name, read
 from thicket.netlink.messages import (
@@ -30,6 +30,7 @@ from thicket.netlink.messages import (
     prepared,
 )
 from thicket.netlink.pyroute import genlmsg, nla
+from thicket.radio.sign import Sign, SignReader
 
 _T = TypeVar("_T")
 
@@ -116,7 +117,6 @@ _ATTR_MPATH_NEXT_HOP = 26
 _ATTR_MPATH_INFO = 27
 _ATTR_REG_ALPHA2 = 33
 _ATTR_WIPHY_FREQ = 38
-_ATTR_GENERATION = 46
 
 # enum nl80211_sta_info
 _STA_INACTIVE_TIME = 1
@@ -149,8 +149,6 @@ _MPATH_HOP_COUNT = 8
 _GENERIC = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
 _BODY = HEADER.size + _GENERIC.size
 
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length with this header, type
-_ATTRIBUTE_TYPE_MASK = 0x3FFF  # include/uapi/linux/netlink.h, NLA_TYPE_MASK
 _MAC_ATTRIBUTE = struct.Struct("=HH6sxx")
 
 
@@ -287,23 +285,6 @@ class Station(TypedDict):
     mfp: bool | None
 
 
-class Sign(NamedTuple):
-    """The little of a station that tells whether it is still there, and whether all is as it was.
-
-    A value is 0 where the kernel does not tell it.
-
-    :ivar generation: changes whenever a station comes or goes, this one or another.
-    :ivar state: as a number, see ``PLINK_STATES``.
-    """
-
-    generation: int
-    state: int
-    llid: int
-    plid: int
-    inactive_ms: int
-    connected_s: int
-
-
 class MeshPath(TypedDict):
     """A mesh path (IEEE 802.11-2020, 14.10): frames for ``destination`` go to ``next_hop``."""
 
@@ -400,57 +381,6 @@ def station(message: bytes) -> Station | None:
     }
 
 
-#: What a sign of life is read from: the size of the number by its type in enum nl80211_sta_info.
-_SIGN_SIZES = {
-    _STA_INACTIVE_TIME: 4, _STA_LLID: 2, _STA_PLID: 2, _STA_PLINK_STATE: 1, _STA_CONNECTED_TIME: 4,
-}  # fmt: skip
-
-
-def sign(message: bytes) -> Sign | None:
-    """The sign of life in an NL80211_CMD_NEW_STATION message, None when it is malformed.
-
-    The numbers are picked out in place, and reading ends with the last one that is needed: the
-    kernel tells some twenty facts behind it.
-    """
-    unpack = _ATTRIBUTE.unpack_from
-    generation = 0
-    size = len(message)
-    offset = _BODY
-    while True:  # to the nested attribute with all facts, which is the last one
-        if offset + 4 > size:
-            return None
-        length, kind = unpack(message, offset)
-        end = offset + length
-        if length < 4 or end > size:
-            return None
-        kind &= _ATTRIBUTE_TYPE_MASK
-        if kind == _ATTR_STA_INFO:
-            break
-        if kind == _ATTR_GENERATION and length == 8:
-            generation = int.from_bytes(message[offset + 4 : end], sys.byteorder)
-        offset += (length + 3) & ~3
-    found: dict[int, int] = {}
-    offset += 4
-    while offset + 4 <= end and len(found) < len(_SIGN_SIZES):
-        length, kind = unpack(message, offset)
-        behind = offset + length
-        if length < 4 or behind > end:
-            return None
-        kind &= _ATTRIBUTE_TYPE_MASK
-        if _SIGN_SIZES.get(kind) == length - 4:
-            found[kind] = int.from_bytes(message[offset + 4 : behind], sys.byteorder)
-        offset += (length + 3) & ~3
-    get = found.get
-    return Sign(
-        generation,
-        get(_STA_PLINK_STATE, 0),
-        get(_STA_LLID, 0),
-        get(_STA_PLID, 0),
-        get(_STA_INACTIVE_TIME, 0),
-        get(_STA_CONNECTED_TIME, 0),
-    )
-
-
 def path(message: bytes) -> MeshPath | None:
     """The mesh path that an NL80211_CMD_NEW_MPATH message describes, None when it is malformed."""
     facts = facts_of(message, _BODY)
@@ -493,7 +423,8 @@ def interface(message: Any) -> Interface | None:
 class Nl80211:
     """The nl80211 family.
 
-    :ivar kept: the prepared requests for signs of life, by interface and station.
+    :ivar kept: the prepared request for a sign of life and what reads the answers, by interface and
+        station.
     :raises NetlinkError: ENOENT, when the kernel has no nl80211; of every method, when the kernel
         refuses.
     """
@@ -506,7 +437,7 @@ class Nl80211:
             self._requests.close()
             raise
         self._country = self._prepared(CMD_GET_REG)
-        self.kept: dict[tuple[int, str], bytearray] = {}
+        self.kept: dict[tuple[int, str], tuple[bytearray, SignReader]] = {}
 
     def close(self) -> None:
         self._requests.close()
@@ -627,14 +558,15 @@ class Nl80211:
 
         :raises NetlinkError: ENOENT without such a station; EPROTO when the answer is damaged.
         """
-        request = self.kept.get((ifindex, mac))
-        if request is None:
+        kept = self.kept.get((ifindex, mac))
+        if kept is None:
             if len(self.kept) >= MOST_SIGNS:
                 self.kept.clear()
             octets = _MAC_ATTRIBUTE.pack(10, _ATTR_MAC, bytes.fromhex(mac.replace(":", "")))
             request = self._prepared(CMD_GET_STATION, number(_ATTR_IFINDEX, ifindex) + octets)
-            self.kept[ifindex, mac] = request
-        found = sign(self._requests.ask_one(request))
+            kept = self.kept[ifindex, mac] = request, SignReader()
+        request, reader = kept
+        found = reader.read(self._requests.ask_one(request))
         if found is None:
             raise NetlinkError(errno.EPROTO, f"the kernel's description of {mac} is damaged")
         return found

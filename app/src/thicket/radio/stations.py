@@ -19,13 +19,13 @@ from thicket.radio.nl80211 import (
     PLINK_STATES,
     MeshPath,
     Nl80211,
-    Sign,
     Station,
 )
 from thicket.radio.paths import NOBODY, Fix, GiveUp, PathAction, Paths
 from thicket.radio.peers import Note, Peers, Words
 from thicket.radio.reports import Report, Reports, Solved
 from thicket.radio.section import SAE, MeshSection
+from thicket.radio.sign import Sign
 
 log = getLogger(__name__)
 
