@@ -212,7 +212,7 @@ async def becomes_the_radio(pi: WithAdapter) -> None:
 async def test_a_wifi_adapter_may_be_pulled_and_plugged_in_again(
     with_adapter: WithAdapter,
 ) -> None:
-    """On another controller (XHCI): that of QEMU's Pi aborts when an adapter is pulled."""
+    """On another controller (XHCI): that of QEMU 7.2's Pi aborts when an adapter is pulled."""
     pi = with_adapter
     await pi.on()
     await pi.radio("absent")

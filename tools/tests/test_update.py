@@ -193,6 +193,20 @@ def test_from_unsigned_to_verified(ca: Authority, file: Path, capsys: Captured) 
     assert "not among the 0 names" in said
 
 
+def test_what_whoever_makes_releases_needs(
+    ca: Authority, file: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No key but the signer's, and nothing that is secret besides."""
+    copy = file.with_name("copy")
+    copy.mkdir()
+    for name in ("fleet.json", "root.pem", "update-release.pem", "update-release.key"):
+        shutil.copyfile(ca.folder / name, copy / name)
+    shutil.rmtree(ca.folder)
+    monkeypatch.setenv("THICKET_CA", str(copy))
+    says(capsys, "sign", file)
+    assert "every byte is" in says(capsys, "verify", file.with_suffix(".raucb"))
+
+
 def test_inspect(ca: Authority, file: Path, capsys: Captured) -> None:
     said = says(capsys, "inspect", file)
     assert "Not signed." in said
