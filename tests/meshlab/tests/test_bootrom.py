@@ -157,22 +157,24 @@ def test_the_device_tree_of_a_model_and_the_overlay_that_is_known(tmp_path: Path
     whole = tree(node("", node("soc", uart)))
     pi3 = MODELS["pi3"]
 
-    def found(config: bytes, absent: frozenset[str] = frozenset(), **files: bytes) -> bytes:
+    def found(
+        config: bytes, files: dict[str, bytes], absent: frozenset[str] = frozenset()
+    ) -> bytes:
         more = {"start.elf": b"x", "kernel8.img": KERNEL, "config.txt": config, **files}
         card = make_card(tmp_path / "card.img", None, {**slot("A"), **more})
         return bootrom.device_tree(card, boot(card, model=pi3), pi3, absent)
 
     mainline = {"bcm2837-rpi-3-b.dtb": whole}
-    assert found(b"", **mainline) == whole
+    assert found(b"", mainline) == whole
     both = b"dtoverlay=disable-bt\ndtoverlay=disable-wifi\n"
-    assert found(both, **mainline) == without(whole, bootrom.BLUETOOTH) != whole
-    assert found(b"[pi4]\ndtoverlay=disable-bt\n", **mainline) == whole
-    assert found(b"", frozenset({"/soc"}), **mainline) == without(whole, frozenset({"/soc"}))
-    assert found(b"", **mainline, **{"bcm2710-rpi-3-b.dtb": tree(node(""))}) == tree(node(""))
+    assert found(both, mainline) == without(whole, bootrom.BLUETOOTH) != whole
+    assert found(b"[pi4]\ndtoverlay=disable-bt\n", mainline) == whole
+    assert found(b"", mainline, frozenset({"/soc"})) == without(whole, frozenset({"/soc"}))
+    assert found(b"", {**mainline, "bcm2710-rpi-3-b.dtb": tree(node(""))}) == tree(node(""))
     with pytest.raises(BootError, match=r"no device tree bcm2710-rpi-3-b.dtb or bcm2837-rpi-3-b"):
-        found(b"")
+        found(b"", {})
     with pytest.raises(BootError, match=r"bcm2837-rpi-3-b\.dtb on .* is damaged"):
-        found(b"", **{"bcm2837-rpi-3-b.dtb": b"\x7fELF" * 20})
+        found(b"", {"bcm2837-rpi-3-b.dtb": b"\x7fELF" * 20})
 
 
 # -- what the guest asks for

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import threading
 from collections.abc import Callable
@@ -269,7 +270,7 @@ def test_what_a_machine_lacks_is_told_of_the_image_that_was_asked_for(
     monkeypatch.setattr(host, "PROGRAMS", {"no-such-program": "its-package"})
     with pytest.raises(ImageError, match=rf"(?s)^programs that build {words} are .*its-package"):
         lab.build(tmp_path, board=board)
-    monkeypatch.setattr(host.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(ImageError, match=f"^{words} is made .* this machine is riscv64"):
         lab.build(tmp_path, board=board)
 

@@ -151,6 +151,7 @@ def test_a_pi_has_its_channels_by_usb(tmp_path: Path) -> None:
     assert adapters(shells=False) == ["usb-hub,port=1", own.format(1, "relay", "thicket.hwsim.0")]
     assert adapters(shells=False, relay=False) == []
     assert adapters(relay=False, chip=True) == [*shells, "usb-redir,chardev=chip"]
+    assert adapters(shells=False, relay=False, chip=True) == ["usb-redir,port=1,chardev=chip"]
 
 
 def test_half_a_card_is_refused(tmp_path: Path) -> None:

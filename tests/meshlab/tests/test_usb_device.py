@@ -89,12 +89,12 @@ class FrontEnd:
     @classmethod
     async def connect(cls, path: Path) -> FrontEnd:
         made = cls(*await asyncio.open_unix_connection(str(path)))
-        kind, length, _ = struct.unpack("<III", await made.bytes(12))
+        kind, length, _ = struct.unpack("<III", await made.take(12))
         assert kind == Kind.HELLO
-        await made.bytes(length)
+        await made.take(length)
         return made
 
-    async def bytes(self, size: int) -> bytes:
+    async def take(self, size: int) -> bytes:
         return await asyncio.wait_for(self._reader.readexactly(size), PATIENCE)
 
     def greet(self) -> None:
@@ -112,8 +112,8 @@ class FrontEnd:
 
     async def hears(self) -> tuple[int, int, bytes]:
         """Return kind, identifier and body of the next message."""
-        kind, length, identifier = HEADER.unpack(await self.bytes(HEADER.size))
-        return kind, identifier, await self.bytes(length)
+        kind, length, identifier = HEADER.unpack(await self.take(HEADER.size))
+        return kind, identifier, await self.take(length)
 
     async def answer(self) -> tuple[int, int, bytes]:
         """Return identifier, status and data of the answer to a control transfer."""

@@ -312,7 +312,11 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
         # No reconnect=: the device wants its back end at once, and a QEMU that may connect later
         # gives up ("vhost_backend_init failed"). The chip listens before QEMU starts.
         arguments += ["-chardev", f"socket,id=chip,path={CHIP_SOCKET}"]
-        device = f"vhost-user-i2c-{board.transport}" if board.virtio else "usb-redir"
+        device = f"vhost-user-i2c-{board.transport}"
+        if not board.virtio:
+            # Not at the hub that QEMU would add: with nothing else there, a device that is plugged
+            # in may hang the guest (docs/simulator.md).
+            device = "usb-redir" if spec.shells or spec.relay else "usb-redir,port=1"
         arguments += ["-device", f"{device},chardev=chip"]
     if board.watchdog:
         arguments += ["-device", board.watchdog, "-action", "watchdog=reset"]
