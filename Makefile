@@ -185,9 +185,9 @@ help: ## This text
 		'N=5' 'how many nodes' \
 		'TOPOLOGY=grid' 'line, ring, grid, full, random or star' \
 		'SECURITY=sae' 'sae (a passphrase), or open' \
-		'IMAGE=lab' 'what they run: lab, or the firmware x86_64 or rpi64, or a card image' \
+		'IMAGE=lab' 'what they run: lab, the firmware x86_64 or rpi64, a stand-in for it, or a card image' \
 		'MACHINE=raspi3b' 'what rpi64 runs on: virt, or a Raspberry Pi 3 B' \
-		'NODES="n2=rpi64@raspi3b"' 'nodes with another image or machine than the others' \
+		'NODES="n2=standin-rpi64@raspi3b"' 'nodes with another image or machine than the others' \
 		'APPS=examples/readings' 'applications to install on all nodes (lab image)' \
 		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
 		'LAB=default' 'a name, to run several at once' \

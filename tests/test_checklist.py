@@ -29,7 +29,7 @@ OTHERS = {
     "Wed Feb 12 10:38:26 UTC 2025", "* mesh point", "1", "80000", "pang",
     "Kernel panic - not syncing: sysrq triggered crash", "reboot: Power down",
     "reboot: Restarting system with command '0 tryboot'",
-    "logread \\| grep -i 'usb.*reset'",
+    "logread \\| grep -i 'usb.*reset'", "A: good, runs", "B: good, runs", "A: good",
 }  # fmt: skip
 
 
@@ -50,6 +50,10 @@ def document(restart: str, message: str, data: tuple[str, str]) -> dict[str, Any
         "uptime": 3.0,
         "version": "0.1.0",
         "slot": "A",
+        "slots": [
+            {"name": "A", "state": "good", "runs": True, "trial": False, "why": ""},
+            {"name": "B", "state": "untried", "runs": False, "trial": False, "why": ""},
+        ],
         "data": {"state": data[0], "message": data[1]},
         "last_restart": {**record, "words": last_run.text(record)},
         "configuration": {"source": "/etc/thicket/thicket.toml", "last_good_used": False},

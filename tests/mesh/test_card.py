@@ -355,8 +355,8 @@ async def test_a_frozen_node_is_restarted_by_the_watchdog(fresh: Node) -> None:
 async def test_the_first_boot_uses_the_whole_card(running: Node) -> None:
     links = await running.run("cd /dev/slots && for l in *; do echo $l $(readlink $l); done")
     assert links.split() == [
-        "boot-a", "/dev/vdb2", "boot-b", "/dev/vdb3", "config", "/dev/vdb1", "data", "/dev/vdb7",
-        "root-a", "/dev/vdb5", "root-b", "/dev/vdb6",
+        "boot-a", "/dev/vdb2", "boot-b", "/dev/vdb3", "card", "/dev/vdb", "config", "/dev/vdb1",
+        "data", "/dev/vdb7", "root-a", "/dev/vdb5", "root-b", "/dev/vdb6",
     ]  # fmt: skip
     # from MiB 183 to 300, less what ext4 keeps for itself
     assert int(await running.run("cat /sys/class/block/vdb7/size")) == 117 * MIB

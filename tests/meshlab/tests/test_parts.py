@@ -191,6 +191,8 @@ def test_a_machine_that_cannot_start_an_image_is_refused(tmp_path: Path) -> None
     lab = ImageSet("lab", tmp_path / "vmlinux", tmp_path / "root", "quiet", "lab image")
     with pytest.raises(LabError, match=r"no machine 'pi5': MACHINE is q35, .*raspi3b"):
         real_parts.load("lab", tmp_path, 1, print, board="pi5")
+    with pytest.raises(LabError, match=r"raspi4b can carry no relay: MACHINE is q35, .*raspi3b$"):
+        real_parts.check_board("raspi4b", "aarch64", None)
     with pytest.raises(LabError, match="for x86_64, and raspi3b has another processor"):
         real_parts.load("lab", tmp_path, 1, print, board="raspi3b")
     with pytest.raises(LabError, match="raspi3b starts from a card, and lab is no card image"):

@@ -366,8 +366,12 @@ def check_board(
     """
     from meshlab.machine.spec import BOARDS
 
-    if board not in BOARDS:
-        raise LabError(f"there is no machine {board!r}: MACHINE is {', '.join(BOARDS)}")
+    able = [name for name, one in BOARDS.items() if one.transport]
+    if board not in able:
+        what = (
+            f"{board} can carry no relay" if board in BOARDS else f"there is no machine {board!r}"
+        )
+        raise LabError(f"{what}: MACHINE is {', '.join(able)}")
     hardware = BOARDS[board]
     if arch is not None and hardware.qemu != f"qemu-system-{arch}":
         raise LabError(f"the image is for {arch}, and {board} has another processor")
