@@ -84,8 +84,15 @@ class Pi:
             await asyncio.sleep(0.5)
 
     async def reported(self, *words: str) -> str:
-        """Return the report as soon as it has all these words."""
-        await self.until(
-            lambda: all(word in self.report() for word in words), f"{words} in the report"
-        )
-        return self.report()
+        """Return the report as soon as it has all these words, and is the same twice.
+
+        It is written sector by sector, so that its beginning may be new and its end still old.
+        """
+        looks = ["", ""]
+
+        def written() -> bool:
+            looks[:] = looks[1], self.report()
+            return looks[0] == looks[1] and all(word in looks[1] for word in words)
+
+        await self.until(written, f"{words} in the report")
+        return looks[1]
