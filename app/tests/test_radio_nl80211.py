@@ -12,23 +12,11 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nl80211_bytes import attribute, message, u32
 
 from thicket.netlink.messages import NetlinkError, Requests, decode, encode
 from thicket.radio import nl80211
 from thicket.radio.nl80211 import Message, Nl80211, Wiphy, interface, path, station
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
-def u32(kind: int, value: int) -> bytes:
-    return attribute(kind, struct.pack("=I", value))
-
-
-def message(command: int, *attributes: bytes) -> bytes:
-    body = struct.pack("=BBH", command, 1, 0) + b"".join(attributes)
-    return struct.pack("=IHHII", 16 + len(body), 0x1C, 2, 1, 0) + body
 
 
 def parsed(data: bytes) -> Any:

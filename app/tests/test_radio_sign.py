@@ -8,24 +8,11 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nl80211_bytes import attribute, message, u32
 
 from thicket.radio import nl80211
 from thicket.radio.nl80211 import station
 from thicket.radio.sign import Sign, SignReader
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
-def u32(kind: int, value: int) -> bytes:
-    return attribute(kind, struct.pack("=I", value))
-
-
-def message(command: int, *attributes: bytes) -> bytes:
-    body = struct.pack("=BBH", command, 1, 0) + b"".join(attributes)
-    return struct.pack("=IHHII", 16 + len(body), 0x1C, 2, 1, 0) + body
-
 
 MAC = bytes.fromhex("02746800000a")
 

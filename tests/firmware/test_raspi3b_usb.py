@@ -13,8 +13,9 @@ import json
 import re
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -91,9 +92,12 @@ class PiWithChip(Pi):
         return self.server.server
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def with_chip(tmp_path: Path) -> AsyncIterator[PiWithChip]:
-    pi = PiWithChip(tmp_path)
+P = TypeVar("P", "PiWithChip", "WithAdapter")
+
+
+@asynccontextmanager
+async def served(pi: P) -> AsyncIterator[P]:
+    """Serve what is plugged in; at the end the power is cut and the card is gone."""
     await pi.server.start()
     try:
         yield pi
@@ -101,6 +105,12 @@ async def with_chip(tmp_path: Path) -> AsyncIterator[PiWithChip]:
         await pi.cut()
         await pi.server.stop()
         pi.card.unlink()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def with_chip(tmp_path: Path) -> AsyncIterator[PiWithChip]:
+    async with served(PiWithChip(tmp_path)) as pi:
+        yield pi
 
 
 async def test_the_chip_is_the_identity_from_the_first_start_and_a_lie_is_told(
@@ -167,14 +177,8 @@ class WithAdapter(Pi):
 async def with_adapter(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[WithAdapter]:
-    pi = WithAdapter(tmp_path, request.param)
-    await pi.server.start()
-    try:
+    async with served(WithAdapter(tmp_path, request.param)) as pi:
         yield pi
-    finally:
-        await pi.cut()
-        await pi.server.stop()
-        pi.card.unlink()
 
 
 @pytest.mark.parametrize("with_adapter", ["raspi3b"], indirect=True)

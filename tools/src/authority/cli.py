@@ -22,7 +22,7 @@ from authority.provisioning import ProvisioningError
 from authority.remote_bus import Channel, RemoteBus
 from authority.remote_node import RemoteNode
 from authority.token import TokenError
-from authority.words import Parser, a_number, a_path, a_word, ask_passphrase, chosen_folder
+from authority.words import Command, Parser, a_number, a_path, a_word, run_command
 from thicket.cli.common import BAD, OK, USAGE, UsageError
 from thicket.identity.bus import Bus, BusError, LinuxBus
 from thicket.identity.chip.atecc import ADDRESSES
@@ -100,7 +100,8 @@ def main(words: list[str], *, open_chip: OpenChip | None = None) -> int:
     :param open_chip: opens the file of a virtual chip, where there is a simulator.
     """
     try:
-        return _run(list(words), open_chip)
+        enroll: Command = partial(_enroll, open_chip=open_chip)
+        return run_command(list(words), HELP, {**_COMMANDS, "enroll": enroll})
     except UsageError as error:
         sys.stderr.write(f"thicket ca: {error}\nTry `thicket ca help`.\n")
         return USAGE
@@ -119,24 +120,6 @@ def _network(text: str) -> IPv6Network:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
     return network
-
-
-def _run(words: list[str], open_chip: OpenChip | None) -> int:
-    parser = Parser()
-    parser.add_argument("--folder", type=a_path, default=chosen_folder())
-    args, words = parser.parse_known_args(words)
-    if not words:
-        raise UsageError("no command")
-    command, rest = words[0], words[1:]
-    if command in {"help", "-h", "--help"}:
-        Parser("help takes no arguments").parse_args(rest)
-        sys.stdout.write(HELP)
-        return OK
-    commands = {**_COMMANDS}
-    commands["enroll"] = partial(_enroll, open_chip=open_chip)
-    if command not in commands:
-        raise UsageError(f"unknown command {command!r}")
-    return commands[command](Authority(args.folder, ask_passphrase), rest)
 
 
 def _init(authority: Authority, rest: list[str]) -> int:

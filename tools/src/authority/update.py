@@ -15,7 +15,7 @@ from authority.authority import Authority
 from authority.errors import AuthorityError
 from authority.token import TokenError
 from authority.update_signers import UpdateSigner
-from authority.words import Parser, a_path, a_word, ask_passphrase, chosen_folder
+from authority.words import Parser, a_path, a_word, run_command
 from thicket.base.errors import ThicketError
 from thicket.cli.common import BAD, OK, USAGE, UsageError
 from thicket.trust import certificates as x509
@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
     :param words: its arguments.
     """
     try:
-        return _run(list(words))
+        return run_command(list(words), HELP, _COMMANDS)
     except UsageError as error:
         sys.stderr.write(f"thicket update: {error}\nTry `thicket update help`.\n")
         return USAGE
@@ -71,22 +71,6 @@ def main(words: list[str]) -> int:
     ) as error:  # fmt: skip
         sys.stderr.write(f"thicket update: {error}\n")
         return BAD
-
-
-def _run(words: list[str]) -> int:
-    parser = Parser()
-    parser.add_argument("--folder", type=a_path, default=chosen_folder())
-    args, words = parser.parse_known_args(words)
-    if not words:
-        raise UsageError("no command")
-    command, rest = words[0], words[1:]
-    if command in {"help", "-h", "--help"}:
-        Parser("help takes no arguments").parse_args(rest)
-        sys.stdout.write(HELP)
-        return OK
-    if command not in _COMMANDS:
-        raise UsageError(f"unknown command {command!r}")
-    return _COMMANDS[command](Authority(args.folder, ask_passphrase), rest)
 
 
 # -- signing

@@ -6,11 +6,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from authority.authority import Authority
 from authority.errors import AuthorityError
-from thicket.cli.common import UsageError
+from thicket.cli.common import OK, UsageError
+
+Command = Callable[[Authority, list[str]], int]
+"""Runs one command with its arguments; returns the exit status."""
 
 
 def chosen_folder() -> Path:
@@ -79,3 +84,23 @@ def a_number(text: str) -> int:
         return int(a_word(text), 0)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def run_command(words: list[str], help_text: str, commands: Mapping[str, Command]) -> int:
+    """Run the command that ``words`` begin with, with the fleet's authority.
+
+    :raises UsageError: there is none of that name.
+    """
+    parser = Parser()
+    parser.add_argument("--folder", type=a_path, default=chosen_folder())
+    args, words = parser.parse_known_args(words)
+    if not words:
+        raise UsageError("no command")
+    command, rest = words[0], words[1:]
+    if command in {"help", "-h", "--help"}:
+        Parser("help takes no arguments").parse_args(rest)
+        sys.stdout.write(help_text)
+        return OK
+    if command not in commands:
+        raise UsageError(f"unknown command {command!r}")
+    return commands[command](Authority(args.folder, ask_passphrase), rest)

@@ -137,6 +137,17 @@ class Key(Generic[T]):
         return self.secret and raw != ""
 
 
+class Pasted(Key[str]):
+    """A text of several lines that people paste. What is refused is not shown: it may be a private
+    key, and is too long to be of use."""
+
+    def hides(self, raw: object) -> bool:
+        return raw != ""
+
+    def from_text(self, text: str) -> object:
+        return text.replace("\\n", "\n")
+
+
 class Text(Key[str]):
     """Text without control characters; its length is counted in bytes of UTF-8.
 

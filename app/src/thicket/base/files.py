@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import time
+from collections.abc import Iterator
 
 #: Largest configuration file that is read, in bytes.
 MAX_FILE_BYTES = 64 * 1024
@@ -66,6 +69,30 @@ def read(path: str) -> str | None:
             return file.read(65536).strip()
     except OSError:
         return None
+
+
+@contextlib.contextmanager
+def locked(path: str, patience: float, busy: Exception) -> Iterator[None]:
+    """Hold the lock that is the file ``path``; other programs and threads wait.
+
+    :param patience: seconds to wait for whoever holds it.
+    :param busy: raised when it was not free by then.
+    """
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise busy from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(lock)
 
 
 def remove(path: str) -> None:

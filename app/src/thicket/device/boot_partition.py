@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import subprocess
-import time
-from collections.abc import Iterator
 
 from thicket.base.errors import ThicketError
-from thicket.base.files import write_atomically
+from thicket.base.files import locked, write_atomically
 from thicket.base.paths import Paths, boot_mounted
 
 #: Seconds to wait while another program uses the boot partition.
@@ -24,29 +21,13 @@ class StoreError(ThicketError):
     code = "not-written"
 
 
-@contextlib.contextmanager
-def boot_lock(paths: Paths) -> Iterator[None]:
+def boot_lock(paths: Paths) -> contextlib.AbstractContextManager[None]:
     """Use the boot partition exclusively; other threads, commands and the report wait.
 
-    :raises StoreError: it does not become free.
+    :raises StoreError: when it is entered, and does not become free.
     """
-    os.makedirs(paths.run, exist_ok=True)
-    lock = os.open(paths.run + "/boot.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        end = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise StoreError(
-                        f"the boot partition was in use for {LOCK_PATIENCE:.0f} s; try again"
-                    ) from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(lock)
+    words = f"the boot partition was in use for {LOCK_PATIENCE:.0f} s; try again"
+    return locked(paths.run + "/boot.lock", LOCK_PATIENCE, StoreError(words))
 
 
 def unmount_boot(paths: Paths) -> None:

@@ -9,13 +9,12 @@ init and the daemon use: see :func:`main`. What the record means is in
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 from thicket.base.errors import ThicketError
+from thicket.base.files import locked
 from thicket.base.paths import Paths, parameter
 from thicket.device import autoboot, boot_record
 from thicket.device.boot_record import PLACES, BootRecord, Slot, State, Why
@@ -179,26 +178,9 @@ class Slots:
         finally:
             disk.close()
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        os.makedirs(self.paths.run, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        lock = os.open(self.paths.run + "/boot-record.lock", flags, 0o600)
-        try:
-            end = time.monotonic() + PATIENCE
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        raise SlotError(
-                            f"the boot record was in use for {PATIENCE:.0f} s; try again"
-                        ) from None
-                    time.sleep(0.05)
-            yield
-        finally:
-            os.close(lock)
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        busy = SlotError(f"the boot record was in use for {PATIENCE:.0f} s; try again")
+        return locked(self.paths.run + "/boot-record.lock", PATIENCE, busy)
 
 
 def _read(disk: Disk) -> tuple[BootRecord, int]:

@@ -5,22 +5,16 @@ from __future__ import annotations
 
 from ipaddress import IPv6Network
 
-from thicket.base.fields import Boolean, Finding, Key, Section
+from thicket.base.fields import Boolean, Finding, Pasted, Section
 
 
-class FleetRoot(Key[str]):
+class FleetRoot(Pasted):
     """The root certificate of a fleet in PEM, or nothing."""
 
     allowed = (
         'the text that `thicket ca root` prints, from "-----BEGIN CERTIFICATE-----" to the end '
         "(in TOML, a text of several lines stands between three quotes), or empty for no fleet"
     )
-
-    def hides(self, raw: object) -> bool:
-        return raw != ""  # it may be a private key, and is too long to be of use
-
-    def from_text(self, text: str) -> object:
-        return text.replace("\\n", "\n")
 
     def check(self, raw: object) -> str:
         if not isinstance(raw, str):

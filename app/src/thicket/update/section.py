@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from thicket.base.fields import Integer, Key, Section
+from thicket.base.fields import Integer, Pasted, Section
 
 
-class Certificates(Key[str]):
+class Certificates(Pasted):
     """Certificates in PEM, or nothing."""
 
     allowed = (
@@ -15,12 +15,6 @@ class Certificates(Key[str]):
     )
     #: Most certificates.
     MOST = 16
-
-    def hides(self, raw: object) -> bool:
-        return raw != ""  # it may be a private key, and is too long to be of use
-
-    def from_text(self, text: str) -> object:
-        return text.replace("\\n", "\n")
 
     def check(self, raw: object) -> str:
         if not isinstance(raw, str):

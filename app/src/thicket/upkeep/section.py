@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from thicket.base.fields import Boolean, Key, Section
+from thicket.base.fields import Boolean, Pasted, Section
 
 
-class PublicKeys(Key[str]):
+class PublicKeys(Pasted):
     """SSH public keys as OpenSSH writes them: one per line of a text, or a list of such texts.
 
     The value has one key per line, without blank lines and comments.
@@ -29,13 +29,6 @@ class PublicKeys(Key[str]):
         "sk-ecdsa-sha2-nistp256@openssh.com",
         "ssh-rsa",
     )
-
-    def hides(self, raw: object) -> bool:
-        # it may be a private key, or too long to be of use
-        return raw != ""
-
-    def from_text(self, text: str) -> object:
-        return text.replace("\\n", "\n")
 
     def check(self, raw: object) -> str:
         if isinstance(raw, list):

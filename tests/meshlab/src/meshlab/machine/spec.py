@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from meshlab.machine import bootrom
@@ -88,6 +88,21 @@ _TCG_CMDLINE = "nolapic_timer"
 # meshlab.image.lab, CMDLINE, says why. A clock of known frequency replaces the distrust.
 _TCG_CARD_CMDLINE = "norandmaps no_timer_check tsc=unstable"
 
+# A Raspberry Pi 3 B by its own device tree. QEMU's power block takes a watchdog that is started for
+# one that has run out. Its driver stays off, and with it restarting and switching off.
+_PI_CMDLINE = "console=ttyAMA0 initcall_blacklist=bcm2835_wdt_driver_init"
+_RASPI3B = Board(
+    qemu="qemu-system-aarch64",
+    machine="raspi3b",
+    transport="usb",
+    cmdline=f"{_PI_CMDLINE} {USB_CHANNELS}",
+    watchdog=None,
+    model="pi3",
+    memory_mib=1024,
+    processors=4,
+    own_processor=True,
+)
+
 BOARDS: Mapping[str, Board] = {
     "q35": Board(
         qemu="qemu-system-x86_64",
@@ -123,45 +138,26 @@ BOARDS: Mapping[str, Board] = {
         cmdline="console=ttyAMA0",
         watchdog="i6300esb",
     ),
-    # A Raspberry Pi 3 B by its own device tree. QEMU's power block takes a watchdog that is started
-    # for one that has run out. Its driver stays off, and with it restarting and switching off.
-    "raspi3b": Board(
-        qemu="qemu-system-aarch64",
-        machine="raspi3b",
-        transport="usb",
-        cmdline=f"console=ttyAMA0 initcall_blacklist=bcm2835_wdt_driver_init {USB_CHANNELS}",
-        watchdog=None,
-        model="pi3",
-        memory_mib=1024,
-        processors=4,
-        own_processor=True,
-    ),
+    "raspi3b": _RASPI3B,
     # A 3 A+: the device tree of a 3 B+, half the memory. The driver of power domains reads where
     # QEMU has nothing (in a 3 B it has memory there): the kernel would die of it.
-    "raspi3ap": Board(
-        qemu="qemu-system-aarch64",
+    "raspi3ap": replace(
+        _RASPI3B,
         machine="raspi3ap",
         transport="",
-        cmdline="console=ttyAMA0 "
-        "initcall_blacklist=bcm2835_wdt_driver_init,bcm2835_power_driver_init",
-        watchdog=None,
+        cmdline=f"{_PI_CMDLINE},bcm2835_power_driver_init",
         model="pi3+",
         memory_mib=512,
-        processors=4,
-        own_processor=True,
     ),
     # A 4 B, of QEMU 9.0 and later. The card is at the controller that a Pi has its Wi-Fi at. HDMI's
     # interrupts have no controller: a kernel that touches its registers dies of it.
-    "raspi4b": Board(
-        qemu="qemu-system-aarch64",
+    "raspi4b": replace(
+        _RASPI3B,
         machine="raspi4b",
         transport="",
-        cmdline="console=ttyAMA0 initcall_blacklist=bcm2835_wdt_driver_init",
-        watchdog=None,
+        cmdline=_PI_CMDLINE,
         model="pi4",
         memory_mib=2048,
-        processors=4,
-        own_processor=True,
         absent=frozenset(
             {
                 "/emmc2bus/mmc@7e340000",
