@@ -317,6 +317,20 @@ def test_a_trial_is_told_again_once_where_the_firmware_forgot() -> None:
     assert (machine.record.state_b, machine.record.why_b) == (State.BAD, Why.NEVER_STARTED)
 
 
+def test_a_firmware_that_never_tries_is_told_twice_though_a_pi_speaks_of_its_watchdog() -> None:
+    record = br.begin(BootRecord(), A, Why.NONE).record
+    record = br.told(br.arm(br.well(record, A), B, A))
+    start = br.begin(record, A, Why.WATCHDOG)
+    assert start.tryboot
+    start = br.begin(start.record, A, Why.WATCHDOG)
+    assert not start.tryboot
+    assert start.record.why_b is Why.NEVER_STARTED
+    # A panic is of the slot itself, and there is no need to ask again.
+    start = br.begin(record, A, Why.PANIC)
+    assert not start.tryboot
+    assert start.record.why_b is Why.PANIC
+
+
 @pytest.mark.parametrize(("deed", "starts"), [("panic", 3), ("hang", 3), ("late", 3), ("dark", 9)])
 def test_a_slot_that_was_well_once_is_left_when_it_is_never_well_again(
     deed: str, starts: int

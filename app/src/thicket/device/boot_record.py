@@ -273,6 +273,10 @@ def _failed(record: BootRecord, died: Why) -> int:
 def _back_from_trial(record: BootRecord, running: Slot, died: Why) -> Start:
     """``running`` is started though the other slot should have been, or was before."""
     trial, phase = record.trial, record.phase
+    # A Pi's ROM says of any restart that it was the watchdog's: while nothing of the slot has run,
+    # only a panic tells that it was started.
+    if phase is not Phase.RUNS and died is Why.WATCHDOG:
+        died = Why.NONE
     if phase is Phase.READY or (phase is Phase.TOLD and not died):
         record = record._replace(phase=Phase(phase + 1), named=running)
         return Start(record, tryboot=True, words=f"restarting for the trial of slot {trial.name}")
