@@ -57,7 +57,7 @@ class Root:
     def copy(self, source: Path) -> None:
         text = source.read_text()
         for name in ("sys", "etc", "run", "dev", "usr/lib/thicket", "sbin"):
-            for before in " >:=":
+            for before in " >:=(":
                 text = text.replace(f"{before}/{name}/", f"{before}{self.path}/{name}/")
         text = text.replace("PATH=/usr/sbin:", f"PATH={self.path}/bin:/usr/sbin:")
         target = self.path / source.relative_to(OVERLAY)
@@ -153,6 +153,46 @@ def test_an_adapter_that_appears_late_is_a_channel_all_the_same(root: Root) -> N
         time.sleep(0.05)
     (line,) = inittab.read_text().splitlines()
     assert line.endswith("/dev/ttyUSB7")
+
+
+@pytest.mark.parametrize(
+    ("card", "does", "said"),
+    [
+        ("", "echo no; exit 1", ""),
+        ("/dev/card", "exit 0", ""),
+        ("/dev/card", "echo slot B is on trial", "4 slot B is on trial\n"),
+        (
+            "/dev/card",
+            "echo 'sector 16 cannot be read' >&2; exit 1",
+            "3 sector 16 cannot be read\n",
+        ),
+    ],
+)
+def test_the_slots_are_judged_where_there_is_a_card(
+    root: Root, card: str, does: str, said: str
+) -> None:
+    """Whatever comes of it, the start goes on."""
+    slots = root.path / "usr/lib/thicket/boot-slots"
+    slots.write_text(f'#!/bin/sh\necho boot-slots "$@" >>{root.called}\n{does}\n')
+    heard = root.path / "said"
+    heard.touch()
+    root.source("S06boot.sh", f'card_disk={card}; say() {{ echo "$*" >>{heard}; }}; set -e')
+    assert heard.read_text() == said
+    assert root.called.read_text() == ("boot-slots begin\n" if card else "")
+
+
+def test_a_start_has_a_quarter_of_an_hour_to_get_well(root: Root) -> None:
+    slots = root.path / "usr/lib/thicket/boot-slots"
+    slots.write_text(f'#!/bin/sh\necho boot-slots "$@" >>{root.called}\n')
+    quick = f'sleep() {{ echo sleep "$@" >>{root.called}; }}'
+    root.source("S95late.sh", f"card_disk=; {quick}")
+    assert root.called.read_text() == ""
+    root.source("S95late.sh", f"card_disk=/dev/card; {quick}")
+    deadline = time.monotonic() + PATIENCE
+    while "late" not in root.called.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert root.called.read_text() == "sleep 900\nboot-slots late\n"
 
 
 def test_a_device_without_a_name_starts_nothing(root: Root) -> None:
