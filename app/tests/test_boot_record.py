@@ -417,3 +417,37 @@ def test_any_record_has_a_way_on(record: BootRecord, running: Slot, died: Why) -
     after = start.record
     assert (after.epoch, after.rest) == (record.epoch, record.rest)
     assert br.unpack(br.pack(after)) == after
+
+
+# -- the epoch
+
+
+@pytest.mark.parametrize(
+    ("before", "epoch", "state", "why"),
+    [
+        (0, 0, State.UNTRIED, Why.NONE),
+        (0, 3, State.UNTRIED, Why.NONE),  # nothing is known of the other slot's
+        (3, 3, State.UNTRIED, Why.NONE),
+        (4, 3, State.UNTRIED, Why.NONE),
+        (2, 3, State.BAD, Why.EPOCH),
+    ],
+)
+def test_the_other_slot_is_out_when_its_epoch_was_lower(
+    before: int, epoch: int, state: State, why: Why
+) -> None:
+    record = br.raised(BootRecord(epoch=before), epoch, Slot.B)
+    assert record.epoch == max(before, epoch)
+    assert (record.state_a, record.why_a) == (state, why)
+    assert record.state_b is State.UNTRIED
+
+
+def test_a_slot_that_is_being_written_gets_its_new_content_nevertheless() -> None:
+    record = br.write_over(BootRecord(epoch=2), Slot.A)
+    record = br.raised(record, 3, Slot.B)
+    assert (record.state_a, record.why_a) == (State.INCOMPLETE, Why.NONE)
+
+
+def test_a_trial_of_a_slot_that_is_out_is_called_off() -> None:
+    record = br.arm(BootRecord(epoch=2), Slot.A, Slot.B)
+    record = br.raised(record, 3, Slot.B)
+    assert (record.trial, record.phase) == (Slot.NONE, Phase.NONE)

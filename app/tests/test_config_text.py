@@ -16,6 +16,7 @@ from thicket.applications.service import GROUP
 from thicket.base.fields import ConfigError, Finding
 from thicket.cli.common import BAD, OK
 from thicket.cli.main import main
+from thicket.config.edit import set_values
 from thicket.config.parse import parse
 from thicket.radio import countries, country_names
 
@@ -261,3 +262,31 @@ def test_what_no_application_judges_is_told(
     assert "[application.gardn] is not judged: the application is not installed here" in err
     assert "garden" in err
     assert "[application.broken] is not judged: AttributeError" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("format = 2", "format: is 2: the file was written for a newer version"),
+        ("format = 0", "format: must be 1 to 1"),
+        ('format = "1"', "format: must be 1 to 1"),
+        ("format = true", "format: must be 1 to 1"),
+        ("[format]\nx = 1", "format: must be 1 to 1"),
+    ],
+)
+def test_a_file_for_another_version_is_refused_as_a_whole(line: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{line}\n[mesh]\nnew_key = 1\n".encode(), "thicket.toml")
+    (finding,) = caught.value.findings
+    assert words in str(finding)
+
+
+def test_the_format_stays_in_a_file_that_is_edited() -> None:
+    text = "format = 1\n[mesh]\nid = 'a'\n"
+    assert parse(text.encode(), "thicket.toml").mesh.id == "a"
+    edited = set_values(text, {"mesh.id": "b"})
+    assert edited.startswith("format = 1\n")
+    # A file that has to be written anew keeps it, too.
+    edited = set_values("format = 1\nmesh = { id = 'a' }\n", {"mesh.id": "b"})
+    assert edited.startswith("format = 1\n")
+    assert parse(edited.encode(), "thicket.toml").mesh.id == "b"

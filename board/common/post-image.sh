@@ -56,7 +56,7 @@ cmdline() {
 		"dm-mod.create=\"root,,,ro,0 $((blocks * 8)) verity 1 $device $device 4096 4096 $blocks $blocks sha256 $hash $salt 1 panic_on_corruption\"" \
 		reserve_mem=256K:4096:oops ramoops.mem_name=oops ramoops.record_size=65536 \
 		ramoops.console_size=0 ramoops.ftrace_size=0 ramoops.pmsg_size=0
-	printf '%s\n' "thicket.slot=$1 thicket.boot=/dev/slots/config thicket.data=/dev/slots/data"
+	printf '%s\n' "rauc.slot=$1 thicket.slot=$1 thicket.boot=/dev/slots/config thicket.data=/dev/slots/data"
 }
 
 root=$work/tree

@@ -56,8 +56,8 @@ class Root:
 
     def copy(self, source: Path) -> None:
         text = source.read_text()
-        for name in ("sys", "etc", "run", "dev", "usr/lib/thicket", "sbin"):
-            for before in " >:=(":
+        for name in ("sys", "etc", "run", "dev", "usr/lib/thicket", "usr/share", "sbin", "data"):
+            for before in " <>:=(":
                 text = text.replace(f"{before}/{name}/", f"{before}{self.path}/{name}/")
         text = text.replace("PATH=/usr/sbin:", f"PATH={self.path}/bin:/usr/sbin:")
         target = self.path / source.relative_to(OVERLAY)
@@ -135,7 +135,7 @@ def test_a_simulator_has_its_channels_by_usb_where_the_kernel_was_told(root: Roo
     root.source("S50devices.sh", f"thicket_channels=usb; {once}")
     tty = root.path / "dev/ttyUSB0"
     assert (root.path / "etc/inittab").read_text().splitlines() == [
-        f"::respawn:sh </dev/ttyUSB0 >{tty} 2>&1",
+        f"::respawn:sh <{tty} >{tty} 2>&1",
         "::respawn:/usr/sbin/hwsim-relay /dev/ttyUSB1",
     ]
     assert root.modules() == ["mac80211_hwsim", "radios=0"]
@@ -181,10 +181,14 @@ def test_the_slots_are_judged_where_there_is_a_card(
     assert root.called.read_text() == ("boot-slots begin\n" if card else "")
 
 
-def test_a_start_has_a_quarter_of_an_hour_to_get_well(root: Root) -> None:
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [("", 900), ("45", 45), ("soon", 900), ("-1", 900), ("123456", 900)]
+)
+def test_a_start_has_a_quarter_of_an_hour_to_get_well(root: Root, asked: str, seconds: int) -> None:
     slots = root.path / "usr/lib/thicket/boot-slots"
     slots.write_text(f'#!/bin/sh\necho boot-slots "$@" >>{root.called}\n')
     quick = f'sleep() {{ echo sleep "$@" >>{root.called}; }}'
+    quick = f"thicket_late={asked}; {quick}"
     root.source("S95late.sh", f"card_disk=; {quick}")
     assert root.called.read_text() == ""
     root.source("S95late.sh", f"card_disk=/dev/card; {quick}")
@@ -192,7 +196,7 @@ def test_a_start_has_a_quarter_of_an_hour_to_get_well(root: Root) -> None:
     while "late" not in root.called.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert root.called.read_text() == "sleep 900\nboot-slots late\n"
+    assert root.called.read_text() == f"sleep {seconds}\nboot-slots late\n"
 
 
 def test_a_device_without_a_name_starts_nothing(root: Root) -> None:
@@ -402,3 +406,100 @@ def test_the_data_file_system_has_room_for_times_after_2038(data: Data, tmp_path
         ["dumpe2fs", "-h", str(image)], env=path, check=True, capture_output=True, text=True
     ).stdout
     assert re.search(r"^Inode size:\s+256$", shown, re.MULTILINE)
+
+
+# -- state of another format
+
+
+class Kept:
+    """What a node keeps in its folders, and S35format.sh that looks at them."""
+
+    MIGRATE = """#!/bin/sh
+echo migrate "${1##*/}" >>CALLED
+[ ! -e "$1/broken" ] || { echo "cannot be read" >&2; exit 1; }
+cp -r "$1" "$2" && cat SHARE >"$2/format"
+"""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.data = root.path / "data"
+        self.data.mkdir()
+        self.image = root.path / "usr/share/thicket/data-format"
+        self.image.parent.mkdir(parents=True)
+        root.program("mount", f'#!/bin/sh\necho mount "$@" >>{root.called}\n')
+        text = self.MIGRATE.replace("CALLED", str(root.called)).replace("SHARE", str(self.image))
+        (root.path / "usr/lib/thicket/migrate-data").write_text(text)
+
+    def folder(self, name: str, number: int | None, **files: str) -> Path:
+        made = self.data / name
+        made.mkdir()
+        if number is not None:
+            (made / "format").write_text(f"{number}\n")
+        for file, text in files.items():
+            (made / file).write_text(text)
+        return made
+
+    def start(self, number: int) -> list[str]:
+        """Start an image of a format; return what was called."""
+        self.image.write_text(f"{number}\n")
+        self.root.called.write_text("")
+        self.root.source("S35format.sh", "say() { :; };")
+        return self.root.called.read_text().splitlines()
+
+    def bound(self, name: str) -> str:
+        return f"mount -o bind {self.data}/{name} {self.data}/thicket"
+
+
+@pytest.fixture
+def kept(root: Root) -> Kept:
+    return Kept(root)
+
+
+def test_state_of_the_image_s_own_format_is_used_as_it_is(kept: Kept) -> None:
+    kept.folder("thicket", None, a="1")
+    assert kept.start(1) == []
+    (kept.data / "thicket/format").write_text("3\n")
+    assert kept.start(3) == []
+
+
+def test_a_blank_data_partition_gets_the_image_s_format(kept: Kept) -> None:
+    assert kept.start(1) == []
+    assert list((kept.data / "thicket").iterdir()) == []
+    (kept.data / "thicket").rmdir()
+    assert kept.start(2) == []
+    assert (kept.data / "thicket/format").read_text() == "2\n"
+
+
+def test_older_state_is_migrated_once_on_a_copy(kept: Kept) -> None:
+    kept.folder("thicket", None, a="old")
+    assert kept.start(3) == ["migrate thicket", kept.bound("thicket.3")]
+    assert (kept.data / "thicket.3/a").read_text() == "old"
+    assert kept.start(3) == [kept.bound("thicket.3")]
+    # The newest of the older ones.
+    (kept.data / "thicket.3/a").write_text("new")
+    assert kept.start(4) == ["migrate thicket.3", kept.bound("thicket.4")]
+    assert (kept.data / "thicket.4/a").read_text() == "new"
+    # On the way back each finds what it left.
+    assert kept.start(1) == []
+    assert kept.start(3) == [kept.bound("thicket.3")]
+
+
+def test_an_image_that_knows_newer_state_only_begins_anew(kept: Kept) -> None:
+    kept.folder("thicket", 2, a="new")
+    assert kept.start(1) == [kept.bound("thicket.1")]
+    assert (kept.data / "thicket.1/format").read_text() == "1\n"
+    assert (kept.data / "thicket/a").read_text() == "new"
+
+
+def test_state_that_cannot_be_migrated_is_left_alone(kept: Kept) -> None:
+    kept.folder("thicket", None, broken="1")
+    assert kept.start(2) == ["migrate thicket", kept.bound("thicket.2")]
+    assert (kept.data / "thicket.2/format").read_text() == "2\n"
+    assert (kept.data / "thicket/broken").exists()
+
+
+@pytest.mark.parametrize("text", ["", "x", "12345", "1 2", "-1"])
+def test_a_format_that_is_no_number_is_the_first(kept: Kept, text: str) -> None:
+    kept.folder("thicket", None)
+    (kept.data / "thicket/format").write_text(f"{text}\n")
+    assert kept.start(1) == []

@@ -163,6 +163,8 @@ def _comment(line: str) -> str:
 
 def _written_anew(tables: dict[str, Any]) -> str:
     lines: list[str] = []
+    if "format" in tables:
+        lines.append(f"format = {_any_value(tables['format'])}")
     for section, table in tables.items():
         if not isinstance(table, dict) or not table:
             continue

@@ -9,6 +9,10 @@ from thicket.base.fields import ConfigError, Finding
 from thicket.base.files import MAX_FILE_BYTES
 from thicket.config.schema import SECTIONS, Settings, check
 
+#: The format of configuration files that this version reads. A file may say ``format = N`` in front
+#: of its sections. The number grows with changes that an older version would misunderstand; new
+#: sections and keys are none.
+FORMAT = 1
 #: Most parts of a dotted key.
 MOST_PARTS = 100
 
@@ -71,6 +75,22 @@ def parse_toml(text: str, file: str) -> dict[str, object]:
     raise ConfigError([Finding(file, large, "", message)])
 
 
+def _check_format(number: object, file: str) -> None:
+    """Refuse a file that is for another version as a whole, instead of its keys one by one.
+
+    :raises ConfigError: this version does not read the format.
+    """
+    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= FORMAT:
+        return
+    message = f"must be 1 to {FORMAT}, the formats of configuration files that this version reads"
+    if isinstance(number, int) and number > FORMAT:
+        message = (
+            f"is {number}: the file was written for a newer version, and this one reads up to "
+            f"{FORMAT}"
+        )
+    raise ConfigError([Finding(file, "format", "", message)])
+
+
 def _refuse_long_keys(text: str) -> None:
     """Refuse keys of very many parts: tomllib takes quadratic time for them, 18 s for a whole file.
 
@@ -128,7 +148,9 @@ def values_of(
     """
     text = decode(data, file)
     try:
-        return check(parse_toml(text, file), file, base)
+        tables = parse_toml(text, file)
+        _check_format(tables.pop("format", FORMAT), file)
+        return check(tables, file, base)
     except ConfigError as e:
         from thicket.config.syntax import locate
 

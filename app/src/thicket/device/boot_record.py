@@ -101,6 +101,7 @@ class Why(IntEnum):
     UNWELL = 6
     FAILED_STARTS = 7
     BY_HAND = 8
+    EPOCH = 9
 
 
 WORDS = {
@@ -113,6 +114,7 @@ WORDS = {
     Why.UNWELL: "it started and was not well",
     Why.FAILED_STARTS: "it started again and again and was never well",
     Why.BY_HAND: "somebody marked it as bad",
+    Why.EPOCH: "its security epoch is lower than the one in force",
 }
 
 
@@ -313,6 +315,20 @@ def well(record: BootRecord, running: Slot) -> BootRecord:
     if record.trial is running:
         return record
     return record.marked(running, State.GOOD)._replace(failed=0, run=Run.WELL)
+
+
+def raised(record: BootRecord, epoch: int, running: Slot) -> BootRecord:
+    """``running``, an image of ``epoch``, is well and kept.
+
+    Where an epoch was in force before and was lower, the other slot is of that one: going back to
+    it would open holes again that are closed, so it is not started any more.
+    """
+    if epoch <= record.epoch:
+        return record
+    before, record = record.epoch, record._replace(epoch=epoch)
+    if not before or record.state(running.other) is State.INCOMPLETE:
+        return record
+    return record.marked(running.other, State.BAD, Why.EPOCH)._without_trial(running.other)
 
 
 def stopped(record: BootRecord) -> BootRecord:

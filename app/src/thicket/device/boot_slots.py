@@ -104,25 +104,34 @@ class Slots:
         """The node is being switched off or restarted in order."""
         self.change(boot_record.stopped)
 
-    def well(self) -> None:
-        """The running slot is well. One on trial is committed: it is started from now on."""
+    def well(self, epoch: int = 0) -> None:
+        """The running slot is well. One on trial is committed: it is started from now on.
+
+        :param epoch: the security epoch of its image; it is the one in force from now on.
+        """
         record = self.read()
         if record.trial is self.running:
-            self.commit(self.running)
+            self.commit(self.running, epoch)
         else:
-            self.change(lambda record: boot_record.well(record, self.running))
+            self.change(
+                lambda record: boot_record.raised(
+                    boot_record.well(record, self.running), epoch, self.running
+                )
+            )
         # init's last script looks for it.
         with open(self.paths.run + "/well", "wb"):
             pass
 
-    def commit(self, slot: Slot) -> None:
-        """Make ``slot`` the one that is started, for good.
+    def commit(self, slot: Slot, epoch: int = 0) -> None:
+        """Make ``slot``, an image of ``epoch``, the one that is started, for good.
 
         ``autoboot.txt`` first: where the power is cut behind it, the next start completes the
         record (see :func:`thicket.device.boot_record.begin`).
         """
         self._name(slot)
-        self.change(lambda record: boot_record.commit(record, slot))
+        self.change(
+            lambda record: boot_record.raised(boot_record.commit(record, slot), epoch, slot)
+        )
 
     def _name(self, slot: Slot) -> None:
         from thicket.device import in_place
