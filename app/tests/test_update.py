@@ -18,14 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thicket.base.errors import RequestError, ThicketError
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
 from thicket.device import boot_slots
 from thicket.device.boot_record import Phase, Run, Slot, State, Why, reject
 from thicket.device.boot_slots import Slots
-from thicket.update import health, service
+from thicket.update import epoch as epochs
+from thicket.update import health, kept, service
 from thicket.update.health import Abilities
+from thicket.update.kept import Content, Kept
 from thicket.update.section import UpdateSection
 from thicket.update.service import Update
 
@@ -111,6 +114,7 @@ class Node:
         self.health_time = 0.05
         self.named: list[Slot] = []
         self.fault: Exception | None = None
+        self.chip: epochs.UseChip | None = None
 
         def name(_: Slots, slot: Slot) -> None:
             if self.fault is not None:
@@ -129,7 +133,9 @@ class Node:
         return Slots(self.paths)
 
     def able(self) -> Path:
-        return Path(self.paths.data + service.ABLE)
+        path = Path(self.paths.data + service.ABLE)
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     def trial(self) -> Path:
         return Path(self.paths.data + service.TRIAL)
@@ -151,7 +157,14 @@ class Node:
         self.settings.update = SimpleNamespace(  # type: ignore[assignment]
             keyring=self.settings.update.keyring, health_time=self.health_time
         )
-        update = Update(self.paths, self.problems, lambda: self.document, lambda: self.settings)
+        update = Update(
+            self.paths,
+            self.problems,
+            lambda: self.document,
+            lambda: self.settings,
+            chip=lambda: self.chip,
+            changed=lambda: None,
+        )
         task = asyncio.create_task(update.run())
         try:
             yield update
@@ -174,8 +187,22 @@ async def test_an_ordinary_start_is_well_whatever_works(node: Node) -> None:
         assert node.slots.read().state_a is State.GOOD
         await node.until(lambda: update.status[0]["state"] == "good", "the status tells it")
         assert update.status == [
-            {"name": "A", "state": "good", "runs": True, "trial": False, "why": ""},
-            {"name": "B", "state": "untried", "runs": False, "trial": False, "why": ""},
+            {
+                "name": "A",
+                "state": "good",
+                "runs": True,
+                "trial": False,
+                "why": "",
+                "version": None,
+            },
+            {
+                "name": "B",
+                "state": "untried",
+                "runs": False,
+                "trial": False,
+                "why": "",
+                "version": None,
+            },
         ]
         await node.until(lambda: health.unpack(node.able().read_bytes()) == Abilities(), "kept")
     assert node.messages() == []
@@ -273,6 +300,139 @@ async def test_a_slot_that_was_left_by_a_panic(node: Node) -> None:
         )
 
 
+CONTENT = Content("ab" * 32, "2.0.0", 7)
+
+
+async def test_a_bundle_that_was_tried_and_left_is_remembered(node: Node) -> None:
+    await trial(node)
+    kept.save(node.paths, Kept({B: CONTENT}, {}))
+    node.document = document(peers=[])
+    async with node.running() as update:
+        await node.until(lambda: node.noted() == "there is no peer", "it is noted")
+        assert kept.load(node.paths).rejected == {}
+        assert [slot["version"] for slot in update.status] == [None, "2.0.0"]
+    assert node.slots.late()
+    node.boot(A)
+    async with node.running():
+        await node.until(lambda: kept.load(node.paths).rejected, "remembered")
+    words = "it was not well in time (there is no peer)"
+    assert kept.load(node.paths) == Kept({B: CONTENT}, {CONTENT.bundle: words})
+
+
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [(Why.PANIC, True), (Why.NEVER_STARTED, True), (Why.BY_HAND, False), (Why.EPOCH, False)],
+)
+async def test_what_was_not_tried_is_not_rejected(why: Why, expected: bool, node: Node) -> None:
+    kept.save(node.paths, Kept({B: CONTENT}, {}))
+    node.slots.change(lambda record: reject(record, B, why))
+    async with node.running():
+        await node.until(node.messages, "told")
+    assert bool(kept.load(node.paths).rejected) == expected
+
+
+class Chip:
+    """A counter, and whether it fails."""
+
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
+        self.fault: ThicketError | None = None
+
+    async def use(self, work: Callable[[epochs.Counting], int]) -> int:
+        if self.fault is not None:
+            raise self.fault
+        return work(self)
+
+    def counter(self, number: int) -> int:
+        return self.value
+
+    def count_up(self, number: int) -> int:
+        self.value += 1
+        return self.value
+
+
+def release(node: Node, epoch: int) -> None:
+    folder = Path(node.paths.root + "/usr/lib")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "os-release").write_text(f"THICKET_EPOCH={epoch}\n")
+
+
+async def test_the_epoch_of_a_slot_that_is_well_is_in_force(node: Node) -> None:
+    chip = Chip(2)
+    node.chip = chip.use
+    release(node, 5)
+    node.health_time = 600
+    async with node.running() as update:
+        await node.until(lambda: update.status, "it has begun")
+        await asyncio.sleep(0.05)
+        assert (chip.value, node.slots.read().epoch) == (2, 0), "not before it is well"
+        assert await update.epoch_in_force() == 2
+    node.health_time = 0
+    async with node.running() as update:
+        await node.until(lambda: chip.value == 5, "the chip keeps it")
+        assert node.slots.read().epoch == 5
+        # On another card the chip alone knows it.
+        Path(node.slots.card).write_bytes(bytes(512 * 64))
+        assert await update.epoch_in_force() == 5
+    release(node, 3)
+    async with node.running():
+        await node.until(lambda: node.slots.read().epoch == 3, "of the new card")
+        assert chip.value == 5
+
+
+async def test_a_trial_of_a_higher_epoch_leaves_the_slot_before_for_good(node: Node) -> None:
+    release(node, 1)
+    await trial(node)
+    release(node, 2)
+    async with node.running() as update:
+        await node.until(lambda: node.named == [B], "named")
+        await node.until(lambda: node.slots.read().why_a is Why.EPOCH, "slot A is out")
+        with pytest.raises(RequestError, match="slot A must stay: its security epoch is lower"):
+            await update.back()
+    assert node.slots.read().epoch == 2
+    assert node.slots.read().trial is Slot.NONE
+
+
+async def test_a_chip_that_fails_is_told_until_it_counts(node: Node) -> None:
+    chip = Chip()
+    chip.fault = ThicketError("the chip does not answer")
+    node.chip = chip.use
+    release(node, 4)
+    async with node.running() as update:
+        told = "epoch-not-kept: the chip cannot keep the epoch 4"
+        await node.until(lambda: any(told in m for m in node.messages()), "told")
+        assert await update.epoch_in_force() == 4, "the card has it"
+    chip.fault = None
+    async with node.running():
+        await node.until(lambda: chip.value == 4, "kept")
+        await node.until(lambda: not node.messages(), "over")
+
+
+async def test_back_to_the_slot_before(node: Node) -> None:
+    node.slots.set_bad(B)
+    async with node.running() as update:
+        await node.until(lambda: node.slots.read().run is Run.WELL, "well")
+        with pytest.raises(RequestError, match="slot B holds no whole system"):
+            await update.back()
+        node.slots.set_good(B)
+        assert await update.back() == "B"
+        assert (node.slots.read().trial, node.slots.read().phase) == (B, Phase.READY)
+        await node.until(lambda: update.status[1]["trial"], "the status tells it")
+
+
+async def test_an_installation_is_told(node: Node) -> None:
+    """A node that takes nothing says so; the real ones are in test_update_install."""
+    async with node.running() as update:
+        await node.until(lambda: node.slots.read().run is Run.WELL, "well")
+        assert update.installation() is None
+        update.installer.begin("/data/none.raucb")
+        await node.until(lambda: update.installer.progress.state == "failed", "failed")
+        assert update.installation() == {
+            "state": "failed", "percent": 0, "version": "",
+            "words": "/data/none.raucb: No such file or directory",
+        }  # fmt: skip
+
+
 async def test_a_card_that_takes_nothing_is_told_and_tried_again(node: Node) -> None:
     await trial(node)
     node.fault = OSError(5, "Input/output error")
@@ -286,7 +446,7 @@ async def test_a_card_that_takes_nothing_is_told_and_tried_again(node: Node) -> 
 async def test_a_card_that_hangs_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "HANGS", 0.05)
     hangs = threading.Event()
-    monkeypatch.setattr(Slots, "well", lambda _: hangs.wait(60))
+    monkeypatch.setattr(Slots, "well", lambda *_: hangs.wait(60))
     try:
         async with node.running():
             await node.until(

@@ -9,7 +9,6 @@ larger than the image, as cards are. The nodes have a chip and no radio.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import random
@@ -17,10 +16,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import pytest_asyncio
@@ -28,17 +26,14 @@ import pytest_asyncio
 from firmware import boards, parts
 from firmware import card as cards
 from meshlab.lab import real_parts, shared
-from meshlab.lab.parts import ChipLike
 from meshlab.machine import bootrom
-from meshlab.machine.events import MachineEvent, Panic, Reset, Shutdown
-from meshlab.machine.machine import Machine
+from meshlab.machine.events import Panic, Reset, Shutdown
 from meshlab.machine.shell import ShellError
-from meshlab.machine.spec import CARD, MachineSpec
+from meshlab.machine.spec import CARD
 
 sys.path.insert(0, str(Path(__file__).parent))
+from card_device import BOOT, TOML, Device
 from card_images import loaded
-
-E = TypeVar("E", bound=MachineEvent)
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -48,114 +43,8 @@ pytestmark = [
 
 MIB = 1 << 20
 SIZE = 768 * MIB
-BOOT = 900.0
-"""Seconds within which a node must answer on a busy host that emulates it."""
 SOAK = bool(os.environ.get("THICKET_SOAK"))
-TOML = '[mesh]\nid = "boot-test"\n[update]\nhealth_time = 600\n'
-"""No slot is well by itself while a test looks at it, however slow the host."""
 CORRUPT = re.compile(r"verity.*corrupt", re.IGNORECASE)
-
-
-class Device:
-    """A card, and the machine that it is put into."""
-
-    def __init__(self, directory: Path, image: real_parts.RealParts) -> None:
-        self.directory = directory
-        self.parts = image
-        self.events: list[MachineEvent] = []
-        image.disks(directory, TOML)
-        self.card = directory / CARD
-        self.chip: ChipLike = image.chip(directory, image.serial(1, 1))
-        made = image.machine("card", directory, self.happened)
-        assert isinstance(made, Machine)
-        # A panic restarts after a second instead of ten: the last word on the command line counts.
-        self.machine = Machine(
-            MachineSpec(**{**vars(made.spec), "cmdline": "panic=1"}), self.happened
-        )
-
-    def happened(self, event: MachineEvent) -> None:
-        self.events.append(event)
-
-    def seen(self, kind: type[E]) -> list[E]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    async def on(self) -> None:
-        self.events.clear()
-        await self.machine.start()
-
-    async def cut(self) -> None:
-        """Cut the power."""
-        self.machine.kill()
-        await self.machine.wait()
-
-    async def off(self) -> None:
-        """Switch off in order."""
-        await self.machine.stop(BOOT)
-        assert any(detail.guest for detail in self.seen(Shutdown)), (
-            f"not switched off in order within {BOOT:g} s\n{self.report()}"
-        )
-
-    async def run(self, command: str, timeout: float = BOOT) -> str:
-        """Run a command that must succeed, as soon as the node takes one; return its output."""
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    try:
-                        status, output = await self.machine.exec_shell.run(command, timeout)
-                        break
-                    except ShellError:
-                        assert self.machine.running, self.report()
-                        await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise AssertionError(
-                f"{command!r} has not ended within {timeout:g} s\n{self.report()}"
-            ) from None
-        assert status == 0, f"{command!r} ended with {status}: {output}\n{self.report()}"
-        return output
-
-    async def restart(self, how: str, times: int = 1) -> None:
-        """Have the node restart itself by a command; return when it has, so many times."""
-        await self.run("true")
-        before = self.machine.resets
-        # Once, whether or not the shell still tells how it ended: a second one would be a restart
-        # more.
-        with contextlib.suppress(ShellError):
-            await self.machine.exec_shell.run(how, BOOT)
-        await self.until(lambda: self.machine.resets == before + times, how)
-
-    async def until(self, what: Callable[[], bool], words: str, seconds: float = BOOT) -> None:
-        deadline = asyncio.get_running_loop().time() + seconds
-        while not what():
-            assert asyncio.get_running_loop().time() < deadline, (
-                f"not within {seconds:g} s: {words}\n{self.report()}"
-            )
-            await asyncio.sleep(0.1)
-
-    async def data_state(self) -> str:
-        """Return what became of /data: clean, created, rebuilt ..., once everything is up."""
-        command = "until [ -s /run/thicket/data ]; do sleep 0.2; done; cat /run/thicket/data"
-        return (await self.run(command)).split()[0]
-
-    def report(self) -> str:
-        return f"{self.events}\n{self.machine.console_since_start()[-4000:]}"
-
-    def layout(self) -> cards.Card:
-        with self.card.open("rb") as file:
-            return cards.read(file)
-
-    def sectors(self) -> list[bytes]:
-        """Return the sectors up to the end of the partition that people edit."""
-        with self.card.open("rb") as file:
-            data = file.read(self.layout()[cards.CONFIG].end)
-        return [data[at : at + cards.SECTOR] for at in range(0, len(data), cards.SECTOR)]
-
-    def flip(self, offset: int, bit: int) -> None:
-        """Change one bit of the card."""
-        with self.card.open("r+b") as file:
-            file.seek(offset)
-            (byte,) = file.read(1)
-            file.seek(offset)
-            file.write(bytes([byte ^ 1 << bit]))
 
 
 @pytest.fixture(params=[*real_parts.STANDINS, *real_parts.CARDS])

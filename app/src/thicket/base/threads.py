@@ -92,3 +92,24 @@ class OneAtATime:
         self._working = done
         async with asyncio.timeout(patience):
             return await asyncio.shield(done)
+
+
+class InTurn:
+    """As :class:`OneAtATime`, but work waits for its turn: several parts may ask at once.
+
+    :param name: the threads' name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._threads = OneAtATime(name)
+        self._turn = asyncio.Lock()
+
+    async def do(self, work: Callable[[], T], patience: float) -> T:
+        """Do ``work`` in a thread and return its result, or raise its exception.
+
+        :param patience: seconds to wait for it, from its turn on; it goes on behind that.
+        :raises TimeoutError: it has not ended by then.
+        :raises BusyError: work that was given up before has not ended yet, so this was not begun.
+        """
+        async with self._turn:
+            return await self._threads.do(work, patience)

@@ -18,6 +18,9 @@ MAX_SIZE = 64 * 1024
 
 HASH_DIGITS = 64
 
+MAX_EPOCH = 9999
+"""The highest epoch: it grows by one with the repair of a hole, and a chip counts up to it."""
+
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _FILE = _NAME | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ._")
 _MOST_GROUPS = 64
@@ -80,9 +83,12 @@ class Manifest(NamedTuple):
         :raises BundleError: the manifest names none.
         """
         try:
-            return _number(self.meta["thicket"]["epoch"], "the epoch")
+            epoch = _number(self.meta["thicket"]["epoch"], "the epoch")
         except KeyError:
             raise BundleError("the manifest names no epoch: it is of no Thicket bundle") from None
+        if epoch > MAX_EPOCH:
+            raise BundleError(f"the epoch is {epoch}, and {MAX_EPOCH} is the highest")
+        return epoch
 
     def text(self) -> bytes:
         """Return the manifest as RAUC reads it."""

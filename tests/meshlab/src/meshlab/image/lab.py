@@ -21,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from firmware.build import changed
 from host.errors import CancelledError
@@ -79,6 +80,16 @@ class Extras:
     """Debian packages from which ``files`` are taken."""
     files: tuple[str, ...] = ()
     """Patterns of what is kept, from the root."""
+    texts: tuple[Text, ...] = ()
+    """Files of its own, in place of the tree's where both have one."""
+
+
+class Text(NamedTuple):
+    """A file of an image: its path from the root, what is in it, and whether it is a program."""
+
+    path: str
+    content: str
+    program: bool = False
 
 
 class Builder:
@@ -229,11 +240,14 @@ class Builder:
                 directory=unpacked,
                 aside=sorted({package for package, _path in recipe.aside.values()}),
                 aside_directory=directory / "aside",
+                notes=directory / "notes",
             )
             stage.doing("choosing files")
             root = directory / "root"
             root.mkdir()
-            userland.select(unpacked, root, recipe)
+            chosen = userland.select(unpacked, root, recipe)
+            notes, noted = directory / "notes", directory / userland.DEBIAN
+            userland.note(notes, unpacked, chosen, noted, directory / "aside")
             userland.place_aside(directory / "aside", root, recipe)
             userland.link_applets(
                 self.runner,
@@ -260,8 +274,8 @@ class Builder:
             shutil.rmtree(packages.parent, ignore_errors=True)
             packages.parent.mkdir(parents=True)
             packages.symlink_to(f"../python{version}/site-packages")
-            shutil.rmtree(unpacked)
-            shutil.rmtree(directory / "aside")
+            for name in ("unpacked", "aside", "notes"):
+                shutil.rmtree(directory / name)
 
         return self._obtain("userland", key, "taking the userland from Debian", make) / "root"
 
@@ -326,6 +340,8 @@ class Builder:
             digest.words("adapter", placeholder)
         for application in self.extras.applications:
             digest.words("application").files(application)
+        for text in self.extras.texts:
+            digest.words("text", text.path, text.content, str(text.program))
         key = digest.key()
         version = userland.python_version(base)
 
@@ -373,6 +389,12 @@ class Builder:
                 f"IMAGE_ID=thicket-{variant.lower()}\nIMAGE_VERSION={key}\n"
                 f"THICKET_EPOCH={tree.epoch()}\n"
             )
+            for text in self.extras.texts:
+                place = root / text.path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)
+                place.write_text(text.content)
+                place.chmod(0o755 if text.program else 0o644)
             rootfs.skeleton(root)
             rootfs.normalise(root)
             rootfs.check(
@@ -481,3 +503,16 @@ def build(
     report = progress if progress is not None else reporter(sys.stderr)
     builder = Builder(trees.find(), Cache(cache / "images"), Progress(report), extras, board)
     return describe(builder.build(), builder.kernel_name)
+
+
+def of_debian(cache: Path, board: str | None = None) -> Path:
+    """Return what is taken from Debian, made if not in ``cache``; ``userland.DEBIAN`` is beside it.
+
+    :param cache: as for :func:`build`.
+    :param board: likewise.
+    :raises HostError: when it cannot be made.
+    """
+    builder = Builder(
+        trees.find(), Cache(cache / "images"), Progress(reporter(sys.stderr)), board=board
+    )
+    return builder.userland()

@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from firmware import bundle as bundles
@@ -89,12 +89,40 @@ KEPT = ("card.img", "manifest.json", bundles.BOOT, bundles.ROOT_IMAGE)
 _PLACES = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def build(cache: Path, progress: Report | None = None, name: str = "standin") -> Path:
+def extras(name: str) -> lab.Extras:
+    """Return what a stand-in has that the lab image has not: RAUC.
+
+    Debian's works by a service on D-Bus, the firmware's without; see ``board/qemu/standin``.
+
+    :param name: A key of ``KINDS``.
+    """
+    configuration = (ROOT / "board/common/rauc/system.conf").read_text(encoding="utf-8")
+    own = ROOT / "board/qemu/standin"
+    return lab.Extras(
+        packages=("dbus-bin", "dbus-daemon", "rauc"),
+        files=("usr/bin/dbus-daemon", "usr/bin/dbus-send", "usr/bin/rauc"),
+        texts=(
+            lab.Text(
+                "etc/rauc/system.conf", configuration.replace("@COMPATIBLE@", f"thicket-{name}")
+            ),
+            lab.Text("etc/rauc/dbus.conf", (own / "dbus.conf").read_text(encoding="utf-8")),
+            lab.Text("usr/sbin/rauc", (own / "rauc").read_text(encoding="utf-8"), program=True),
+        ),
+    )
+
+
+def build(
+    cache: Path,
+    progress: Report | None = None,
+    name: str = "standin",
+    texts: tuple[lab.Text, ...] = (),
+) -> Path:
     """Return the directory of what is ``KEPT``, made if not in ``cache``.
 
     :param cache: The product's cache folder.
     :param progress: As ``lab.build`` has it.
     :param name: A key of ``KINDS``.
+    :param texts: Files that differ from the tree's.
     :raises ImageError: when the image cannot be built, or genimage, veritysetup (Debian's
         cryptsetup-bin), mtools, mkfs.fat or a compiler is missing or fails.
     """
@@ -105,7 +133,9 @@ def build(cache: Path, progress: Report | None = None, name: str = "standin") ->
             "programs that make the stand-in card are missing. Install them with:\n"
             f"    apt-get install --no-install-recommends {' '.join(packages)}"
         )
-    images = lab.build(cache, progress, board=kind.image)
+    more = extras(name)
+    more = replace(more, texts=(*more.texts, *texts))
+    images = lab.build(cache, progress, more, board=kind.image)
     tree = trees.find()
     kept = Cache(cache / "images")
     made_of = Digest(RECIPE, images.rootfs.parent.name)
@@ -150,6 +180,7 @@ def bundle(
     *,
     version: str | None = None,
     epoch: int | None = None,
+    texts: tuple[lab.Text, ...] = (),
 ) -> Path:
     """Return an unsigned update bundle of a stand-in, made if not in ``cache``.
 
@@ -160,11 +191,12 @@ def bundle(
     :param name: likewise.
     :param version: what it says instead of the tree's own version.
     :param epoch: likewise.
+    :param texts: as for :func:`build`.
     :raises ImageError: as :func:`build`, or squashfs-tools are missing.
     """
     try:
         bundles.check_tools()
-        images = build(cache, progress, name)
+        images = build(cache, progress, name, texts)
         said = bundles.release(images)
     except bundles.BundleMakingError as error:
         raise ImageError(str(error)) from error

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installing a bundle into the slot that does not run: judged here, written by RAUC.
+
+``rauc install`` marks the slot as being written, writes the boot image, the root, and has the slot
+tried by the next start, each by ``boot-slots``. The slot that runs is not touched, and neither is
+``autoboot.txt``: a power cut at any moment leaves the node where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from logging import getLogger
+from typing import BinaryIO, NamedTuple
+
+from thicket.base import threads
+from thicket.base.errors import ThicketError
+from thicket.base.paths import Paths
+from thicket.device.boot_record import Phase, Slot
+from thicket.device.boot_slots import Slots
+from thicket.trust.update_signer import SignerRefusedError
+from thicket.update import bundle as bundles
+from thicket.update import kept
+from thicket.update.errors import BundleError
+from thicket.update.judge import InstallError, Terms, judge
+from thicket.update.kept import Content
+from thicket.update.manifest import Manifest
+
+log = getLogger(__name__)
+
+#: Seconds without a word of RAUC after which it is ended. It tells each percent of an image, and a
+#: worn card writes 100 KB/s.
+SILENT = 300.0
+#: Seconds for everything.
+LONGEST = 3600.0
+#: Seconds that RAUC may take for putting its mounts away after it was told to end.
+GRACE = 20.0
+#: Seconds that a card may take for an answer.
+HANGS = 60.0
+
+#: Environment variable: RAUC's handler is to take a bundle that was left before.
+AGAIN = "THICKET_UPDATE_AGAIN"
+
+PROGRAM = "rauc"
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+#: Last lines of RAUC that are kept, and bytes of one.
+_LINES = 20
+_LINE = 4096
+
+_PERCENT = re.compile(r"^[\s\[]*(\d{1,3})%\]?\s*(.*)$")
+_FAULT = re.compile(r"^(?:LastError: |Failed to (?:install|mark)[^:]*: |rauc: )(.*)$")
+
+
+class Progress(NamedTuple):
+    """How an installation goes, for the status document.
+
+    :ivar state: ``none``, ``checking``, ``writing``, ``installed`` or ``failed``.
+    :ivar percent: of the writing.
+    :ivar version: of the bundle; empty while it is unread.
+    :ivar words: what is being done, or why it failed.
+    """
+
+    state: str = "none"
+    percent: int = 0
+    version: str = ""
+    words: str = ""
+
+
+class Installer:
+    """Installs bundles, one at a time.
+
+    :param terms: returns what this node takes.
+    :param changed: called when :attr:`progress` has changed.
+    :ivar progress: of the installation that runs, or of the last one since the daemon's start.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        terms: Callable[[], Awaitable[Terms]],
+        changed: Callable[[], None],
+    ) -> None:
+        self.paths = paths
+        self.progress = Progress()
+        self._terms = terms
+        self._changed = changed
+        self._threads = threads.InTurn("install")
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an installation runs."""
+        return self._lock.locked()
+
+    def begin(self, path: str, *, again: bool = False) -> None:
+        """Begin to install the bundle in a file; :attr:`progress` tells the rest.
+
+        :raises InstallError: another installation is running.
+        """
+        if self._lock.locked() or (self._task is not None and not self._task.done()):
+            raise InstallError("busy", "another installation is running: wait for its end")
+
+        async def work() -> None:
+            with contextlib.suppress(ThicketError, OSError, TimeoutError):  # in the progress
+                await self.install(path, again=again)
+
+        self._tell(Progress("checking", words=os.path.basename(path)))
+        self._task = asyncio.create_task(work())
+
+    async def close(self) -> None:
+        """End an installation that runs: the slot stays marked as incomplete."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=2 * GRACE)
+
+    async def install(self, path: str, *, again: bool = False, digest: str = "") -> Content:
+        """Install the bundle in a file; the next start tries it.
+
+        :param again: also one that was left before.
+        :param digest: SHA-256 of the file, where it is known.
+        :returns: what the slot holds now.
+        :raises InstallError: it is not for this node, or could not be installed.
+        """
+        if self._lock.locked():
+            raise InstallError("busy", "another installation is running: wait for its end")
+        async with self._lock:
+            try:
+                return await self._install(path, again, digest)
+            except BaseException as error:
+                words = str(error) or type(error).__name__
+                if isinstance(error, asyncio.CancelledError):
+                    words = "it was ended before it was complete"
+                self._tell(self.progress._replace(state="failed", words=words))
+                raise
+
+    async def _install(self, path: str, again: bool, digest: str) -> Content:
+        self._tell(Progress("checking", words=os.path.basename(path)))
+        slots = Slots(self.paths)
+        await self._do(lambda: may_write(slots))
+        try:
+            manifest = await self._do(lambda: read(path))
+            self._tell(Progress("checking", version=manifest.version, words="its signature"))
+            terms = await self._terms()
+            signer = await self._do(lambda: check(path, terms, again=again))
+        except (BundleError, SignerRefusedError) as error:
+            raise InstallError(error.code, f"{os.path.basename(path)}: {error}") from None
+        target = slots.running.other
+        log.warning(
+            "installing version %s, signed by %s, into slot %s",
+            manifest.version,
+            signer or "one of [update] keyring",
+            target.name,
+        )
+        await self._remember(target, None)
+        self._tell(Progress("writing", version=manifest.version))
+        await self._run_rauc(path, again=again)
+        content = kept.content_of(manifest, digest)
+        await self._remember(target, content)
+        self._tell(
+            Progress(
+                "installed", 100, manifest.version, f"slot {target.name}: the next start tries it"
+            )
+        )
+        log.warning("version %s is in slot %s and will be tried", manifest.version, target.name)
+        return content
+
+    async def _remember(self, slot: Slot, content: Content | None) -> None:
+        """Note what a slot holds. One that was asked for is no rejected one any more."""
+
+        def work() -> None:
+            memory = kept.load(self.paths).written(slot, content)
+            if content is not None:
+                memory = memory.without_rejected(content.bundle)
+            kept.save(self.paths, memory)
+
+        await self._do(work)
+
+    async def _run_rauc(self, path: str, *, again: bool) -> None:
+        environment = {"PATH": _PATH, "LC_ALL": "C", "HOME": "/"}
+        if again:
+            environment[AGAIN] = "1"
+        try:
+            child = await asyncio.create_subprocess_exec(
+                PROGRAM, "install", path,
+                stdin=DEVNULL, stdout=PIPE, stderr=STDOUT,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise InstallError(
+                "no-rauc", f"RAUC cannot be started ({error.strerror}): this image has no updates"
+            ) from None
+        lines: deque[str] = deque(maxlen=_LINES)
+        try:
+            async with asyncio.timeout(LONGEST):
+                await self._follow(child, lines)
+                status = await child.wait()
+        except TimeoutError:
+            raise InstallError(
+                "hangs", f"RAUC said nothing for {SILENT:.0f} s, or took too long: {_last(lines)}"
+            ) from None
+        finally:
+            await _end(child)
+        if status != 0:
+            raise InstallError("rauc", f"RAUC did not install it: {fault(lines)}")
+
+    async def _follow(self, child: Process, lines: deque[str]) -> None:
+        """Read what RAUC says, to the end."""
+        assert child.stdout is not None
+        rest = b""
+        while True:
+            async with asyncio.timeout(SILENT):
+                data = await child.stdout.read(_LINE)
+            *whole, rest = (rest + data).split(b"\n") if data else (rest, b"")
+            for line in whole:
+                self._hear(line[:_LINE].decode("utf-8", "replace").strip(), lines)
+            if not data:
+                return
+            rest = rest[:_LINE]
+
+    def _hear(self, line: str, lines: deque[str]) -> None:
+        if match := _PERCENT.match(line):
+            percent = min(int(match[1]), 100)
+            self._tell(self.progress._replace(percent=percent, words=match[2][:200]))
+        elif line:
+            lines.append(line)
+            log.info("rauc: %s", line[:200])
+
+    def _tell(self, progress: Progress) -> None:
+        if progress != self.progress:
+            self.progress = progress
+            self._changed()
+
+    async def _do(self, work: Callable[[], threads.T]) -> threads.T:
+        return await self._threads.do(work, HANGS)
+
+
+def may_write(slots: Slots) -> None:
+    """Make sure that the slot which does not run may be written.
+
+    :raises InstallError: it is needed as it is.
+    """
+    record = slots.read()
+    if record.trial is slots.running and record.phase is Phase.RUNS:
+        raise InstallError(
+            "trial",
+            f"slot {slots.running.name} is on trial, and slot {slots.running.other.name} is the "
+            "way back: wait until the trial has ended (`thicket update status`)",
+        )
+
+
+def read(path: str) -> Manifest:
+    """Return the manifest of a bundle; nothing is verified.
+
+    :raises InstallError: the file cannot be read.
+    :raises BundleError: it is no bundle.
+    """
+    with _opened(path) as file:
+        return bundles.read(file).manifest
+
+
+def check(path: str, terms: Terms, *, again: bool = False) -> str:
+    """Return who has signed the bundle in a file that this node may install.
+
+    :raises InstallError: it may not, or the file cannot be read.
+    """
+    with _opened(path) as file:
+        return judge(bundles.read(file), terms, again=again)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise InstallError("no-file", f"{path}: {error.strerror}") from None
+
+
+def _last(lines: deque[str]) -> str:
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def fault(lines: deque[str]) -> str:
+    """Return why RAUC failed, by what it said last."""
+    for line in lines:
+        if match := _FAULT.match(line):
+            return match[1][:300]
+    return _last(lines)
+
+
+async def _end(child: Process) -> None:
+    """Make sure that RAUC has ended: it puts its mounts away when it is told to end."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if child.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await child.wait()
