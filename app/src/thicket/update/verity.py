@@ -44,15 +44,16 @@ def tree_bytes(data_bytes: int) -> int:
     return total * BLOCK
 
 
-def tree(file: BinaryIO, data_bytes: int, salt: bytes) -> Tree:
+def tree(file: BinaryIO, data_bytes: int, salt: bytes, start: int = 0) -> Tree:
     """Return the tree over the first bytes of a file.
 
     :param data_bytes: how many; whole blocks, at least two.
+    :param start: where they begin, if not at the file's beginning.
     :raises BundleError: the file is shorter.
     """
     if data_bytes < 2 * BLOCK or data_bytes % BLOCK or len(salt) != SALT_BYTES:
         raise ValueError(f"no tree over {data_bytes} bytes with a salt of {len(salt)}")
-    hashes = _hashes(_read(file, data_bytes), salt)
+    hashes = _hashes(_read(file, data_bytes, start), salt)
     levels = []
     while True:
         hashes += bytes(-len(hashes) % BLOCK)
@@ -61,6 +62,19 @@ def tree(file: BinaryIO, data_bytes: int, salt: bytes) -> Tree:
             break
         hashes = _hashes([hashes], salt)
     return Tree(sha256(salt + hashes).digest(), b"".join(reversed(levels)))
+
+
+def data_bytes(total: int) -> int:
+    """Return how much of so many bytes is data, if the rest is the tree over it.
+
+    :raises BundleError: no data and its tree are together so long.
+    """
+    blocks = total // BLOCK
+    # A tree takes little more than a 127th of its data.
+    for count in range(max(2, blocks * 127 // 128 - 4), blocks):
+        if total == count * BLOCK + tree_bytes(count * BLOCK):
+            return count * BLOCK
+    raise BundleError(f"{total} bytes are no data with a hash tree behind it")
 
 
 def damaged(made: Tree, kept: bytes, data_bytes: int) -> list[int]:
@@ -78,8 +92,8 @@ def damaged(made: Tree, kept: bytes, data_bytes: int) -> list[int]:
     ]
 
 
-def _read(file: BinaryIO, size: int) -> Iterator[bytes]:
-    file.seek(0)
+def _read(file: BinaryIO, size: int, start: int) -> Iterator[bytes]:
+    file.seek(start)
     done = 0
     while done < size:
         data = file.read(min(_READ, size - done))
