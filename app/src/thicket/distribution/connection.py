@@ -374,6 +374,12 @@ class Connection(asyncio.BufferedProtocol):
         """Whether much data, or a sender, is waiting; see :meth:`drain`."""
         return self._paused or bool(self._long) or bool(self._drained)
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait in this process to be sent."""
+        waiting = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self._long_size + self._small_size + waiting
+
     def spoke(self) -> None:
         """Note that the peer has sent something, even if only to TLS."""
         self.heard = self._loop.time()

@@ -156,6 +156,7 @@ class Stations:
             "paths": [
                 {
                     "destination": one["destination"],
+                    "address": self.address_of(one["destination"]),
                     "next_hop": one["next_hop"],
                     "metric": one["metric"],
                     "hops": one["hops"],

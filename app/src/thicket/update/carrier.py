@@ -1,0 +1,721 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's part in spreading updates: it keeps the newest offer, fetches the patch that is for it,
+serves what it has, and hands a whole patch over to be installed.
+
+``spread`` decides, ``store`` keeps, ``exchange`` talks to other nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from thicket.base import threads
+from thicket.base.errors import CodedError, ThicketError
+from thicket.base.files import entries
+from thicket.base.pace import wait
+from thicket.trust import cms
+from thicket.update import spread
+from thicket.update.messages import CHUNKS, LIST, Data, Get, Has, Have, Message, No, Piece
+from thicket.update.offer import CHUNK, Offer, Patch, describe
+from thicket.update.spread import Ask, Fetch, Listing, Offering, Peers, Serve, Teller, Way
+from thicket.update.store import (
+    NO_ROOM,
+    WRONG,
+    Held,
+    Store,
+    StoreError,
+    everything,
+    is_list,
+    parts_of_list,
+)
+
+if TYPE_CHECKING:
+    from thicket.base.problems import Problems
+
+log = getLogger(__name__)
+
+T = TypeVar("T")
+
+#: A card that has not answered for this many seconds is given up for now.
+HANGS = 60.0
+#: Seconds until what the card did not take, or had no room for, is tried again.
+AGAIN = 60.0
+#: Bytes that may wait on a connection; more than that, and its node is served later.
+QUEUED = 2 * CHUNK
+#: Seconds until a connection on which too much waits is looked at again.
+LOOK = 0.05
+#: Seconds within which a folder with a patch of any size is read.
+LONG = 900.0
+
+PART = "update"
+
+
+class CarrierError(CodedError):
+    """An update cannot be offered. The text says why."""
+
+
+class Host(Protocol):
+    """What the spreading of updates needs of its daemon."""
+
+    @property
+    def problems(self) -> Problems:
+        """The node's problems."""
+
+    def check(self, packed: bytes) -> Offer:
+        """Return a signed offer that counts here.
+
+        :raises ThicketError: it does not.
+        """
+
+    def base(self) -> str:
+        """The root hash of the running slot; empty if it is not known."""
+
+    def wants(self, offer: Offer) -> bool:
+        """Whether an offer is for this node, and something that it does not run already."""
+
+    def share(self) -> float:
+        """The share of the air, from 0 to 1."""
+
+    def ways(self) -> Mapping[str, Way]:
+        """The ways to the connected nodes, by their names."""
+
+    def take(self, path: str, offer: Offer, patch: Patch) -> Awaitable[None]:
+        """Do what is to be done with a patch that is here as a whole.
+
+        :raises ThicketError: no bundle can be made of it; another patch is tried then.
+        """
+
+
+class Wire(Protocol):
+    """What carries messages to other nodes."""
+
+    def send(self, peer: str, message: Message) -> None:
+        """Send a message to a connected node."""
+
+    def unsent(self, peer: str) -> int:
+        """Return the bytes that wait to be sent to a node."""
+
+    def tell_all(self, but: str = "") -> None:
+        """Tell all connected nodes, except one, which offer is the newest here."""
+
+
+class Newest(NamedTuple):
+    """The newest offer, as it was signed.
+
+    :ivar identifier: of the offer.
+    """
+
+    offer: Offer
+    packed: bytes
+    identifier: bytes
+
+    @property
+    def order(self) -> tuple[int, bytes]:
+        """What tells the newer one of two offers, on every node."""
+        return self.offer.number, self.identifier
+
+
+class Download:
+    """The patch that is being fetched.
+
+    :ivar place: of the patch in the offer.
+    :ivar fetch: None while the chunk list is not here; ``listing`` fetches that.
+    """
+
+    def __init__(self, place: int, patch: Patch, offering: Offering, held: Held | None) -> None:
+        self.place = place
+        self.patch = patch
+        self.listing = Listing(parts_of_list(patch), offering)
+        self.fetch: Fetch | None = None
+        self.listed: bytes | None = None
+        self.writing: list[tuple[int, bytes]] = []
+        self._offering = offering
+        if held is not None:
+            self.begin(held)
+
+    def begin(self, held: Held) -> None:
+        """The chunk list is here: fetch the chunks."""
+        self.fetch = Fetch(self.patch.chunk_count, held.have, self._offering)
+        self.listed = None
+
+    def asks(self, now: float, ways: Mapping[str, Way]) -> list[tuple[str, Piece]]:
+        """Return whom to ask for what now."""
+        if self.fetch is not None:
+            asks = self.fetch.asks(now, ways)
+            return [(ask.peer, Piece(self.place, CHUNKS, ask.chunk)) for ask in asks]
+        ask = self.listing.ask(now, ways) if self.listed is None else None
+        return [] if ask is None else [(ask.peer, Piece(self.place, LIST, ask.chunk))]
+
+    def due(self, now: float) -> float | None:
+        """Return when :meth:`asks` is to be called although nothing happened."""
+        return self.fetch.due(now) if self.fetch is not None else self.listing.due(now)
+
+
+class Card:
+    """The store, in a thread of its own.
+
+    :ivar taking: held by whoever puts an offer in the place of another.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.taking = asyncio.Lock()
+        self._lock = asyncio.Lock()
+        self._threads = threads.OneAtATime("update-store")
+
+    async def do(self, work: Callable[[], T], patience: float = HANGS) -> T:
+        """Do something that may wait for the card.
+
+        :raises StoreError: the card does not answer, or as ``work``.
+        """
+        async with self._lock:
+            try:
+                return await self._threads.do(work, patience)
+            except (TimeoutError, threads.BusyError):
+                raise StoreError("hangs", "the card does not answer") from None
+
+
+class Carrier:
+    """Keeps and carries the newest offer.
+
+    :param wire: to other nodes.
+    :ivar newest: None as long as there was no offer.
+    :ivar held: the patches of which the chunk list is here, by their places in the offer.
+    :ivar theirs: what others have of each patch.
+    :ivar failed: patches of which no bundle could be made, and why.
+    :ivar counters: chunks ``received``, ``sent`` and ``wrong``.
+    """
+
+    def __init__(self, host: Host, store: Store, wire: Wire) -> None:
+        self.newest: Newest | None = None
+        self.held: dict[int, Held] = {}
+        self.theirs: list[Offering] = []
+        self.failed: dict[int, str] = {}
+        self.download: Download | None = None
+        self.counters = dict.fromkeys(("received", "sent", "wrong"), 0)
+        self._host = host
+        self._wire = wire
+        self._card = Card(store)
+        self._peers = Peers()
+        self._serve: Serve[Piece] = Serve(host.share())
+        self._teller = Teller()
+        self._wake = asyncio.Event()
+        self._again = 0.0
+        self._handing: tuple[int, asyncio.Task[None]] | None = None
+
+    # -- the newest offer
+
+    def news(self, number: int, identifier: bytes) -> int:
+        """Compare what another node has with what is here: 1 if that is newer, -1 if older."""
+        mine = self.newest.order if self.newest is not None else (0, b"")
+        return ((number, identifier) > mine) - ((number, identifier) < mine)
+
+    def have(self) -> Have:
+        """Return what tells others of the newest offer."""
+        return Have(*self.newest.order) if self.newest is not None else Have(0, b"")
+
+    async def take_offer(self, packed: bytes, who: str) -> bool:
+        """Check an offer, keep it, and pass it on if it is the newest; whether it was news.
+
+        :raises ThicketError: it does not count, or cannot be kept.
+        """
+        offer = self._host.check(packed)
+        newest = Newest(offer, packed, offer.identifier)
+        async with self._card.taking:
+            if self.news(*newest.order) <= 0:
+                return False
+            await self._card.do(lambda: self._card.store.keep(packed, offer.patches))
+            log.info("%s offers %s %s", who, offer.bundle.compatible, offer.bundle.version)
+            await self._adopt(newest)
+        self._wire.tell_all(who)
+        return True
+
+    async def _load(self) -> None:
+        """Take the offer that is on the card."""
+        packed = await self._card.do(self._card.store.offer)
+        if not packed:
+            return
+        try:
+            offer = self._host.check(packed)
+        except ThicketError as error:
+            log.warning("the offer on the card is not used: %s", error)
+            return
+        await self._adopt(Newest(offer, packed, offer.identifier))
+
+    async def _adopt(self, newest: Newest) -> None:
+        held: dict[int, Held] = {}
+        for place, patch in enumerate(newest.offer.patches):
+            found = await self._card.do(partial(self._card.store.open, patch), LONG)
+            if found is not None:
+                held[place] = found
+        if self._handing is not None:
+            self._handing[1].cancel()
+        self.newest, self.held = newest, held
+        self.failed, self.download, self._handing = {}, None, None
+        self.theirs = [Offering(self._peers) for _ in newest.offer.patches]
+        self._serve = Serve(self._host.share())
+        self._teller = Teller()
+        self._teller.changed()
+        self._again = 0.0
+        self._well()
+        self._wake.set()
+
+    async def offer_folder(self, folder: str) -> list[int]:
+        """Offer what is in a folder on this node: ``offer`` and patches, whatever their names.
+
+        :returns: the places of the patches that are here now.
+        :raises ThicketError: it cannot be offered.
+        """
+        packed, found = await self._card.do(lambda: _look_into(folder, self._host.check), LONG)
+        news = await self.take_offer(packed, "a person")
+        newest, identifier = self.newest, self._host.check(packed).identifier
+        if newest is None or (not news and newest.identifier != identifier):
+            raise CarrierError(
+                "older", "a newer offer is known here: make this one anew, so that it is the newest"
+            )
+        for place, (path, listed) in found.items():
+            patch = newest.offer.patches[place]
+            held = await self._card.do(partial(self._card.store.adopt, path, patch, listed), LONG)
+            if self.newest is newest:
+                self._keep(place, held)
+        if not self.held:
+            raise CarrierError(
+                "no-patch", f"there is none of the offer's patches in {folder}: copy them there"
+            )
+        return sorted(self.held)
+
+    def _keep(self, place: int, held: Held) -> None:
+        self.held[place] = held
+        if self.download is not None and self.download.place == place:
+            self.download = None
+        self._teller.changed()
+        self._wake.set()
+
+    # -- other nodes
+
+    def on(self, peer: str, message: Has | Get | Data | No) -> None:
+        """Follow what a node says about the chunks of the newest offer."""
+        newest = self.newest
+        if newest is None or message.offer != newest.identifier:
+            return
+        now = time.monotonic()
+        if isinstance(message, Has):
+            self._on_has(peer, message)
+        elif message.piece.patch >= len(newest.offer.patches):
+            return
+        elif isinstance(message, Get):
+            self._on_get(peer, message, newest)
+        elif isinstance(message, Data):
+            self._on_data(peer, message, now)
+        else:
+            self._on_no(peer, message, now)
+        self._wake.set()
+
+    def tell(self, peer: str) -> None:
+        """Tell a node which chunks are here."""
+        if self.newest is not None and (held := self._holding()):
+            self._teller.told(peer, time.monotonic())
+            self._wire.send(peer, Has(self.newest.identifier, held))
+
+    def gone(self, peer: str) -> None:
+        """A node is not connected any more."""
+        for offering in self.theirs:
+            offering.bits.pop(peer, None)
+        self._serve.gone(peer)
+        self._teller.gone(peer)
+        self._wake.set()
+
+    def _holding(self) -> tuple[tuple[int, int], ...]:
+        return tuple((place, held.have) for place, held in sorted(self.held.items()) if held.have)
+
+    def _on_has(self, peer: str, message: Has) -> None:
+        assert self.newest is not None
+        patches = self.newest.offer.patches
+        told = dict(message.held)
+        if any(place >= len(patches) for place in told):
+            return
+        for place, offering in enumerate(self.theirs):
+            bits = told.get(place, 0) & everything(patches[place])
+            if bits:
+                offering.bits[peer] = bits
+            else:
+                offering.bits.pop(peer, None)
+
+    def _on_get(self, peer: str, message: Get, newest: Newest) -> None:
+        piece, held = message.piece, self.held.get(message.piece.patch)
+        here = held is not None and (
+            held.part_of_list(piece.number) if piece.part == LIST else held.have >> piece.number & 1
+        )
+        if not here:
+            self._wire.send(peer, No(newest.identifier, piece, 0))
+            return
+        pause = self._serve.ask(peer, piece, self._host.ways().get(peer, Way()).airtime())
+        if pause is not None:
+            self._wire.send(peer, No(newest.identifier, piece, int(pause * 1000)))
+
+    def _on_no(self, peer: str, message: No, now: float) -> None:
+        download, piece = self.download, message.piece
+        if download is None or piece.patch != download.place:
+            return
+        if piece.part == LIST:
+            download.listing.refused(peer, message.wait / 1000, now)
+        elif download.fetch is not None:
+            download.fetch.refused(peer, piece.number, message.wait / 1000, now)
+
+    def _on_data(self, peer: str, message: Data, now: float) -> None:
+        download, piece = self.download, message.piece
+        if download is None or piece.patch != download.place:
+            return
+        if piece.part == LIST:
+            self._on_list(download, peer, message, now)
+        elif piece.number < download.patch.chunk_count:
+            self.arrived(peer, piece.number, message.data, now)
+
+    def _on_list(self, download: Download, peer: str, message: Data, now: float) -> None:
+        if download.fetch is not None or download.listed is not None:
+            return
+        found = download.listing.arrived(peer, message.piece.number, message.data, now)
+        if isinstance(found, Ask):
+            following = Piece(download.place, LIST, found.chunk)
+            self._wire.send(peer, Get(message.offer, following))
+        elif found is not None:
+            self.take_list(peer, found, now)
+
+    def take_list(self, peer: str, listed: bytes, now: float) -> None:
+        """A chunk list has come; it is taken if it is the one that was signed."""
+        download = self.download
+        if download is None or download.fetch is not None:
+            return
+        if is_list(download.patch, listed):
+            download.listed = listed
+        else:
+            self._blame(peer)
+            download.listing.wrong(peer, now)
+        self._wake.set()
+
+    def arrived(self, peer: str, chunk: int, data: bytes, now: float) -> None:
+        """A chunk of the patch that is being fetched has come."""
+        download = self.download
+        fetch = download.fetch if download is not None else None
+        if download is None or fetch is None or not fetch.wants(chunk):
+            return
+        if self.held[download.place].is_right(chunk, data):
+            self.counters["received"] += 1
+            fetch.kept(peer, chunk)
+            download.writing.append((chunk, data))
+        else:
+            self._blame(peer)
+            fetch.wrong(peer, chunk, now)
+        self._wake.set()
+
+    def _blame(self, peer: str) -> None:
+        self.counters["wrong"] += 1
+        log.warning("%s sent something else than was signed; it is not asked for a while", peer)
+
+    # -- running
+
+    async def run(self) -> None:
+        """Fetch, serve and hand over until cancelled."""
+        try:
+            await self._or_report(self._load())
+            while True:
+                self._wake.clear()
+                await self._or_report(self._work())
+                await wait(self._wake, await self._step())
+        finally:
+            if self._handing is not None:
+                self._handing[1].cancel()
+
+    async def _or_report(self, work: Awaitable[None]) -> None:
+        """Do something with the card, and report what it does not do."""
+        try:
+            await work
+        except StoreError as error:
+            self._again = time.monotonic() + AGAIN
+            self.download = None
+            self._host.problems.report(
+                PART,
+                "no-room" if error.code == NO_ROOM else "not-fetched",
+                f"the update that is offered cannot be fetched: {error}",
+                "warning",
+            )
+
+    def _well(self) -> None:
+        for code in ("no-room", "not-fetched"):
+            self._host.problems.clear(PART, code)
+
+    async def _work(self) -> None:
+        """Do what needs the card: begin, write, and finish the patch that is for this node."""
+        now = time.monotonic()
+        newest = self.newest
+        if newest is None or now < self._again:
+            return
+        place = None
+        if self._host.wants(newest.offer):
+            place = spread.choose(newest.offer, self._host.base(), self.failed.keys())
+        if place is None:
+            self.download = None
+            return
+        held = self.held.get(place)
+        if self._is_handed(place) and held is not None and held.complete:
+            return
+        if self.download is None or self.download.place != place:
+            patch = newest.offer.patches[place]
+            if held is None:
+                await self._make_room(newest, patch)
+            if self.newest is not newest:
+                return
+            self.download = Download(place, patch, self.theirs[place], self.held.get(place))
+        await self._write(self.download, newest)
+
+    def _is_handed(self, place: int) -> bool:
+        return self._handing is not None and self._handing[0] == place
+
+    async def _make_room(self, newest: Newest, patch: Patch) -> None:
+        """Look for room before anything is fetched; what was of no use makes way."""
+        store = self._card.store
+        try:
+            await self._card.do(lambda: store.check_room(patch))
+        except StoreError as error:
+            useless = [place for place in self.failed if place in self.held]
+            if error.code != NO_ROOM or not useless:
+                raise
+        else:
+            return
+        for place in useless:
+            self.held.pop(place)
+            await self._card.do(partial(store.drop, newest.offer.patches[place]))
+        await self._card.do(lambda: store.check_room(patch))
+
+    async def _write(self, download: Download, newest: Newest) -> None:
+        place, listed = download.place, download.listed
+        if listed is not None:
+            store = self._card.store
+            held = await self._card.do(lambda: store.begin(download.patch, listed))
+            if self.download is not download:
+                return
+            self.held[place] = held
+            download.begin(held)
+            self._well()
+        if download.fetch is None:
+            return
+        held = self.held[place]
+        while download.writing and self.download is download:
+            chunk, data = download.writing[0]
+            try:
+                await self._card.do(partial(held.write, chunk, data))
+            except StoreError:
+                # what is on the card counts from now on
+                await self._card.do(held.look)
+                raise
+            download.writing.pop(0)
+            self._teller.changed()
+        if download.fetch.complete and self.download is download:
+            await self._finish(newest, download, held)
+
+    async def _finish(self, newest: Newest, download: Download, held: Held) -> None:
+        try:
+            await self._card.do(held.finish, LONG)
+        except StoreError as error:
+            if error.code == WRONG:
+                self._fail(download.place, error)
+                return
+            raise
+        if self.newest is not newest:
+            return
+        log.info("the patch is here: %d bytes, base %s", held.patch.size, held.patch.base or "none")
+        self.download = None
+        if self._is_handed(download.place):
+            return  # a chunk on the card was damaged, and is here again
+        task = asyncio.create_task(self._hand_over(newest, download.place, held))
+        self._handing = (download.place, task)
+
+    async def _hand_over(self, newest: Newest, place: int, held: Held) -> None:
+        try:
+            await self._host.take(held.path, newest.offer, held.patch)
+        except ThicketError as error:
+            if self.newest is newest:
+                self._fail(place, error)
+        except Exception:
+            log.exception("the update is not installed")
+
+    def _fail(self, place: int, error: ThicketError) -> None:
+        """No bundle can be made of a patch: another one has its turn."""
+        log.warning("a patch is of no use: %s", error)
+        self.failed[place] = str(error)
+        self.download, self._handing = None, None
+        self._wake.set()
+
+    async def _step(self) -> float | None:
+        """Ask, tell and send what is due; return the seconds until there is more to do."""
+        newest, now = self.newest, time.monotonic()
+        if newest is None:
+            return None
+        ways = self._host.ways()
+        times: list[float | None] = [self._again if now < self._again else None]
+        if self.download is not None:
+            for peer, piece in self.download.asks(now, ways):
+                self._wire.send(peer, Get(newest.identifier, piece))
+            times.append(self.download.due(now))
+        held = self._holding()
+        if held:
+            sated = self._sated()
+            for peer in self._teller.take(now, ways, sated):
+                self._wire.send(peer, Has(newest.identifier, held))
+            times.append(self._teller.due(ways, sated))
+        sent = await self._send(newest, ways)
+        pause = self._serve.pause(time.monotonic())
+        if pause is not None:
+            times.append(time.monotonic() + (pause if sent or pause else LOOK))
+        soonest = min((at for at in times if at is not None), default=None)
+        return None if soonest is None else max(0.0, soonest - time.monotonic())
+
+    def _sated(self) -> set[str]:
+        """Return the nodes that have every patch of which something is here."""
+        assert self.newest is not None
+        found: set[str] | None = None
+        for place, patch in enumerate(self.newest.offer.patches):
+            if place in self.held:
+                whole = everything(patch)
+                have = {p for p, bits in self.theirs[place].bits.items() if bits == whole}
+                found = have if found is None else found & have
+        return found or set()
+
+    async def _send(self, newest: Newest, ways: Mapping[str, Way]) -> bool:
+        """Send one chunk, if the share of the air permits it; whether something was sent."""
+        self._serve.air.share = self._host.share()
+        now = time.monotonic()
+        item = self._serve.take(now, lambda peer: self._wire.unsent(peer) > QUEUED)
+        if item is None:
+            return False
+        peer, piece = item
+        held = self.held.get(piece.patch)
+        data: bytes | None = None
+        if held is not None and piece.part == LIST:
+            data = held.part_of_list(piece.number)
+        elif held is not None:
+            data = await self._read(held, piece.number)
+        if data is None:
+            self._wire.send(peer, No(newest.identifier, piece, 0))
+            return True
+        self._serve.air.spend(ways.get(peer, Way()).airtime(len(data)), now)
+        self.counters["sent"] += 1
+        self._wire.send(peer, Data(newest.identifier, piece, data))
+        return True
+
+    async def _read(self, held: Held, chunk: int) -> bytes | None:
+        try:
+            data = await self._card.do(lambda: held.read(chunk))
+        except StoreError as error:
+            log.warning("a chunk cannot be read: %s", error)
+            return None
+        if data is None:
+            log.warning("a chunk on the card is damaged; it is fetched again")
+            self._teller.changed()
+        return data
+
+    # -- people
+
+    def status(self) -> dict[str, Any]:
+        """Return what is known of the newest offer; docs/node.md has the members."""
+        newest = self.newest
+        if newest is None:
+            return {"offer": None, "patches": [], "nodes": [], "counters": dict(self.counters)}
+        offer = newest.offer
+        ways = self._host.ways()
+        return {
+            "offer": {
+                "number": offer.number,
+                "identifier": newest.identifier.hex(),
+                "compatible": offer.bundle.compatible,
+                "version": offer.bundle.version,
+                "wanted": self._host.wants(offer),
+            },
+            "patches": [
+                {
+                    "base": patch.base,
+                    "size": patch.size,
+                    "here": self.held[place].size if place in self.held else 0,
+                    "fetching": self.download is not None and self.download.place == place,
+                    "failed": self.failed.get(place, ""),
+                }
+                for place, patch in enumerate(offer.patches)
+            ],
+            "nodes": [
+                {"name": peer, "hops": way.hops, "percent": self._percent(offer, peer)}
+                for peer, way in sorted(ways.items())
+            ],
+            "counters": dict(self.counters),
+        }
+
+    @property
+    def fetched(self) -> int:
+        """How much of the patch that is being fetched is here, in thousandths."""
+        download = self.download
+        if self._handing is not None:
+            return 1000  # it is here, and a bundle is being made of it
+        if download is None or download.fetch is None:
+            return 0
+        return 1000 * download.fetch.have.bit_count() // download.patch.chunk_count
+
+    @property
+    def trouble(self) -> str:
+        """Why the offer cannot be had, in words; empty if it can."""
+        newest = self.newest
+        if newest is None:
+            return ""
+        if spread.choose(newest.offer, self._host.base(), self.failed) is None:
+            return "; ".join(self.failed.values()) or "no patch of it is for what runs here"
+        return ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being fetched or sent."""
+        return self.download is not None or len(self._serve) > 0
+
+    def look_again(self) -> None:
+        """What the host wants is something else now."""
+        self._wake.set()
+
+    def _percent(self, offer: Offer, peer: str) -> int:
+        """Return how much a node has of the patch of which it has the most."""
+        have = [
+            100 * theirs.bits.get(peer, 0).bit_count() // patch.chunk_count
+            for theirs, patch in zip(self.theirs, offer.patches, strict=True)
+        ]
+        return max(have, default=0)
+
+
+def _look_into(
+    folder: str, check: Callable[[bytes], Offer]
+) -> tuple[bytes, dict[int, tuple[str, bytes]]]:
+    """Return the offer in a folder, and by place the files and chunk lists of its patches."""
+    try:
+        with open(f"{folder}/offer", "rb") as file:
+            packed = file.read(cms.MAX_SIZE + 1)
+    except OSError as error:
+        raise CarrierError(
+            "no-offer", f"{folder}/offer cannot be read: {error.strerror or error}"
+        ) from None
+    patches = check(packed).patches
+    found: dict[int, tuple[str, bytes]] = {}
+    for name in entries(folder):
+        path = f"{folder}/{name}"
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, 2)
+                if all(patch.size != size for patch in patches):
+                    continue
+                file.seek(0)
+                described, listed = describe(file, "")
+        except OSError:
+            continue  # a folder, or a file of somebody else
+        for place, patch in enumerate(patches):
+            if described._replace(base=patch.base) == patch:
+                found[place] = (path, listed)
+    return packed, found

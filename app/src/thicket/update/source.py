@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates from a folder on a web server: ``[update] source``.
+
+The folder has ``offer``, and for each patch ``SHA256.patch`` and ``SHA256.list``, as the store of a
+node has them. What comes from there is checked as what comes from a node, so the server need not be
+trusted. A node that is set to look there gets what it lacks from there and from the mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from logging import getLogger
+from typing import TYPE_CHECKING, NamedTuple
+
+from thicket.base import threads
+from thicket.base.errors import CodedError, ThicketError
+from thicket.base.pace import Backoff, uniform
+from thicket.trust import cms
+from thicket.update.offer import CHUNK
+from thicket.update.spread import OUTSIDE
+from thicket.update.store import HASH, length
+
+if TYPE_CHECKING:
+    from thicket.update.carrier import Carrier, Download
+
+log = getLogger(__name__)
+
+#: Seconds between two looks for a newer offer, and between two looks whether something is lacking.
+LOOK = (600.0, 900.0)
+GLANCE = 2.0
+#: Seconds for which a server may say nothing, and that one request may take.
+SILENT = 20.0
+DEADLINE = 120.0
+#: Pauses after failures in a row, in seconds.
+PAUSES = (30.0, 60.0, 300.0, 900.0, 3600.0)
+#: Chunks of one request.
+RUN = 32
+
+_SCHEMES = ("https://", "http://")
+
+
+class SourceError(CodedError):
+    """The folder cannot be used; the text says why."""
+
+
+class Answer(NamedTuple):
+    """What a server has answered.
+
+    :ivar tag: the server's name for this version of the file; empty without one.
+    """
+
+    status: int
+    body: bytes
+    tag: str
+
+
+def get(url: str, most: int, headers: dict[str, str]) -> Answer:
+    """Fetch a file, or a part of it, in a thread of the caller.
+
+    :param most: bytes that are read.
+    :raises SourceError: the server does not give it.
+    """
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen  # few nodes have a source
+
+    if not url.startswith(_SCHEMES):
+        raise SourceError("bad-address", f"{url} is no address of a web server")
+    try:
+        with urlopen(Request(url, headers=headers), timeout=SILENT) as answer:  # noqa: S310
+            body = answer.read(most + 1)
+            if len(body) > most:
+                raise SourceError("too-long", f"{url} is longer than what is expected there")
+            return Answer(answer.status, body, answer.headers.get("ETag") or "")
+    except HTTPError as error:
+        if error.code == 304:
+            return Answer(304, b"", "")
+        raise SourceError("no-file", f"{url}: {error.code} {error.reason}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        advice = ""
+        if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+            advice = "; an image without certificates of authorities needs http://"
+        raise SourceError("unreachable", f"{url}: {reason}{advice}") from None
+
+
+class Source:
+    """Looks into the folder.
+
+    :param folder: returns its address; empty for none.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        folder: Callable[[], str],
+        fetch: Callable[[str, int, dict[str, str]], Answer] = get,
+    ) -> None:
+        self._carrier = carrier
+        self._folder = folder
+        self._fetch = fetch
+        self._threads = threads.OneAtATime("update-source")
+        self._pauses = Backoff(*PAUSES)
+        self._tag = ""
+        self._of = ""
+        self._look_at = 0.0
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            folder = self._folder()
+            pause = GLANCE
+            if folder:
+                try:
+                    pause = await self._look(folder)
+                    self._pauses.reset()
+                except (ThicketError, TimeoutError) as error:
+                    pause = self._pauses.failed() * uniform(0.8, 1.2)
+                    words = str(error) or "the server takes too long"
+                    log.warning("no update from outside: %s", words)
+            await asyncio.sleep(pause)
+
+    async def _look(self, folder: str) -> float:
+        """Fetch what is new or lacking; return the seconds until the next look."""
+        if folder != self._of:
+            self._of, self._tag, self._look_at = folder, "", 0.0
+        if time.monotonic() >= self._look_at:
+            await self._look_for_offer(folder)
+            self._look_at = time.monotonic() + uniform(*LOOK)
+        download = self._carrier.download
+        if download is None or download.writing:
+            return 0.1 if download is not None else GLANCE
+        if download.fetch is None:
+            await self._fetch_list(folder, download)
+        else:
+            await self._fetch_chunks(folder, download)
+        return 0.0 if self._carrier.download is not None else GLANCE
+
+    async def _look_for_offer(self, folder: str) -> None:
+        headers = {"If-None-Match": self._tag} if self._tag else {}
+        answer = await self._get(f"{folder}/offer", cms.MAX_SIZE, headers)
+        if answer.status == 200:
+            await self._carrier.take_offer(answer.body, folder)
+            self._tag = answer.tag
+
+    async def _fetch_list(self, folder: str, download: Download) -> None:
+        if download.listed is not None:
+            return
+        patch = download.patch
+        answer = await self._get(f"{folder}/{patch.sha256}.list", patch.chunk_count * HASH, {})
+        if self._carrier.download is download:
+            self._carrier.take_list(OUTSIDE, answer.body, time.monotonic())
+            if download.listed is None and download.fetch is None:
+                raise SourceError("wrong", "the chunk list there is not the one that was signed")
+
+    async def _fetch_chunks(self, folder: str, download: Download) -> None:
+        fetch, patch = download.fetch, download.patch
+        if fetch is None:
+            return
+        chunks = fetch.claim(RUN, time.monotonic())
+        if not chunks:
+            await asyncio.sleep(GLANCE)
+            return
+        first = chunks[0] * CHUNK
+        size = sum(length(patch, chunk) for chunk in chunks)
+        try:
+            url = f"{folder}/{patch.sha256}.patch"
+            headers = {"Range": f"bytes={first}-{first + size - 1}"}
+            answer = await self._get(url, size, headers)
+            if answer.status != 206 and (first or size != patch.size):
+                raise SourceError("no-ranges", f"{url}: the server gives no parts of files")
+            self._hand_in(download, chunks, answer.body)
+        finally:
+            fetch.release(OUTSIDE)
+
+    def _hand_in(self, download: Download, chunks: list[int], body: bytes) -> None:
+        wrong = self._carrier.counters["wrong"]
+        for place, chunk in enumerate(chunks):
+            if self._carrier.download is not download:
+                return
+            data = body[place * CHUNK : (place + 1) * CHUNK]
+            self._carrier.arrived(OUTSIDE, chunk, data, time.monotonic())
+            if self._carrier.counters["wrong"] != wrong:
+                raise SourceError("wrong", "a chunk there is not the one that was signed")
+
+    async def _get(self, url: str, most: int, headers: dict[str, str]) -> Answer:
+        return await self._threads.do(lambda: self._fetch(url, most, headers), DEADLINE)
