@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One node's way through an update, step by step: what to do next, and what to tell the others.
+
+Nothing is done here. :meth:`Rollout.step` looks at the facts and returns an action, which the
+caller carries out; what came of it is a fact of a later step. Where a step has another journal, it
+is written to the disk before the action is begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from thicket.update.journal import Journal, Phase
+from thicket.update.offer import Offer, Order
+from thicket.update.progress import WHOLE, Entry, Own, Progress, Stand, State, short
+from thicket.update.rollout import Decision, Facts, Node, Verdict, closed, decide, identifier
+
+
+class Fetch(NamedTuple):
+    """Get a patch of the offer, and rebuild the bundle."""
+
+    offer: Offer
+
+
+class Install(NamedTuple):
+    """Install the bundle of the offer into the other slot; not again while that goes on."""
+
+    offer: Offer
+
+
+class Restart(NamedTuple):
+    """Restart the node in order, so that the slot is tried."""
+
+    slot: str
+
+
+class GoBack(NamedTuple):
+    """Leave the running slot for the other one, and restart the node in order."""
+
+    slot: str
+
+
+class Nothing(NamedTuple):
+    """Do nothing. What is being fetched stays where it is.
+
+    :ivar why: in words.
+    """
+
+    why: str
+
+
+Action = Fetch | Install | Restart | GoBack | Nothing
+
+
+class Now(NamedTuple):
+    """The facts of one step; those that :class:`thicket.update.rollout.Facts` has as well are
+    explained there.
+
+    :ivar offer: the newest one that is for this fleet and signed by an update signer; or None.
+    :ivar fetched: how much of the patch is here, in thousandths.
+    :ivar trouble: why the bundle cannot be had or is not taken: no room, a signer that is revoked.
+    :ivar slot: the slot that runs: ``A`` or ``B``.
+    :ivar healthy: whether everything that worked before works.
+    :ivar time: Unix seconds; 0 where the time is not known.
+    """
+
+    node: Node
+    slot: str
+    offer: Offer | None
+    order: Order | None
+    records: Mapping[str, Entry]
+    members: Mapping[str, float]
+    minute: int | None = None
+    fetched: int = 0
+    ready: bool = False
+    trouble: str = ""
+    healthy: bool = True
+    time: int = 0
+
+
+class Step(NamedTuple):
+    """What follows from a step.
+
+    :ivar tell: a record for the others, where there is something new.
+    :ivar journal: to be kept before anything else is done; None where it is as before.
+    """
+
+    action: Action
+    tell: Progress | None = None
+    journal: Journal | None = None
+
+
+_STATES: Final = {
+    Verdict.LISTEN: State.READY,
+    Verdict.WAIT: State.WAITING,
+    Verdict.PAUSE: State.PAUSED,
+    Verdict.ABORT: State.ABORTED,
+    Verdict.REFUSE: State.REFUSED,
+}
+"""What a node that has not begun tells by what it decided."""
+
+
+class Rollout:
+    """One node's part in the rollout of offers.
+
+    :param own: makes its records.
+    :param journal: as :func:`thicket.update.journal.after_restart` returned it.
+    :ivar installing: how much is written, in thousandths; None while nothing is.
+    """
+
+    def __init__(self, own: Own, journal: Journal) -> None:
+        self.own = own
+        self.journal = journal
+        self.installing: int | None = None
+        self._since: float | None = None
+        self._held: tuple[bytes, bool] = b"", True
+        self._well: float | None = None
+
+    # -- what came of an action
+
+    def progress(self, done: int) -> None:
+        """So much of the bundle is installed, in thousandths."""
+        self.installing = min(done, WHOLE - 1)
+
+    def installed(self, root: str = "") -> Journal:
+        """The other slot is whole and armed. Return the journal to keep.
+
+        :param root: dm-verity root hash of its root.
+        """
+        self.installing = None
+        self.journal = self.journal.enter(Phase.ARMED)._replace(root=root)
+        return self.journal
+
+    def not_installed(self, why: str, order: Order | None) -> Journal:
+        """The installation has failed; the running slot is untouched. Return the journal to keep.
+
+        :param order: the newest one about the offer.
+        """
+        self.installing = None
+        number = 0 if order is None else order.number
+        self.journal = self.journal.failed(f"it could not be installed: {why}", order=number)
+        return self.journal
+
+    def kept(self) -> Journal:
+        """The slot on trial was well and is kept. Return the journal to keep."""
+        left = self.journal.phase is Phase.LEAVING
+        self.journal = self.journal.enter(
+            Phase.LEFT if left else Phase.DONE, self.journal.why if left else ""
+        )
+        return self.journal
+
+    def not_left(self, why: str) -> Journal:
+        """The node cannot go back to the other slot. Return the journal to keep."""
+        self.journal = self.journal.enter(Phase.DONE, f"it cannot go back: {why}")
+        return self.journal
+
+    # -- a step
+
+    def step(self, now: float, facts: Now) -> Step:
+        """Return what to do now.
+
+        :param now: seconds of a clock that only goes forward.
+        """
+        before = self.journal
+        offer = facts.offer
+        if offer is None:
+            return Step(Nothing("there is no offer"))
+        going = self._going(offer, facts.slot)
+        if going is not None:
+            action, stand = going
+        else:
+            action, stand = self._decided(now, offer, facts)
+        if facts.order is not None:
+            stand = stand._replace(order=facts.order.number)
+        changed = self.journal if self.journal != before else None
+        mine = facts.records.get(self.own.node)
+        self.own.compare(None if mine is None else mine.record)
+        return Step(action, self.own.tell(now, stand, len(facts.members)), changed)
+
+    def _going(self, offer: Offer, slot: str) -> tuple[Action, Stand] | None:
+        """Return how an update that has begun goes on; None where there is none.
+
+        What has begun goes to its end, whatever is ordered or offered meanwhile.
+        """
+        journal = self.journal
+        ours = journal.offer == identifier(offer)
+        state = State.WAITING
+        action: Action = Nothing(f"version {journal.version} is at it")
+        if journal.phase is Phase.BEGUN and self.installing is not None:
+            state = State.INSTALLING
+        elif journal.phase is Phase.ARMED:
+            state, action = State.RESTARTING, Restart(journal.slot)
+        elif journal.phase is Phase.TRIAL:
+            state, action = State.TRIAL, Nothing("on trial")
+        elif journal.phase is Phase.LEAVING:
+            state, action = State.ABORTED, GoBack(journal.slot)
+            if slot == journal.slot:
+                action = Nothing("the version before is on trial")
+        else:
+            return None
+        if not ours:
+            return action, Stand(identifier(offer), State.WAITING, 0, f"{journal.version} first")
+        return action, Stand(identifier(offer), state, self.installing or 0, journal.why)
+
+    def _decided(self, now: float, offer: Offer, facts: Now) -> tuple[Action, Stand]:
+        decision = self._decide(now, offer, facts)
+        verdict, why = decision.verdict, short(decision.why)
+        number = 0 if facts.order is None else facts.order.number
+        if verdict is not Verdict.DONE:
+            self._well = None
+        if verdict is Verdict.DONE:
+            return Nothing("it runs"), self._done(now, offer, facts)
+        if verdict is Verdict.BACK:
+            other = "B" if facts.slot == "A" else "A"
+            self._enter(offer, Phase.LEAVING, other, facts)
+            self.journal = self.journal.reject(why, number)._replace(why=why, order=number)
+            return GoBack(other), Stand(identifier(offer), State.ABORTED, 0, why)
+        if verdict is Verdict.BEGIN:
+            other = "B" if facts.slot == "A" else "A"
+            self._enter(offer, Phase.BEGUN, other, facts)
+            self.journal = self.journal._replace(order=number)
+            self.installing = 0
+            return Install(offer), Stand(identifier(offer), State.INSTALLING)
+        if verdict is Verdict.FETCH:
+            return self._fetch(offer, facts)
+        state = _STATES[verdict]
+        failed = self.journal.phase is Phase.FAILED and self.journal.bundle == offer.bundle.sha256
+        if verdict is Verdict.REFUSE and failed:
+            return Nothing(why), Stand(identifier(offer), State.FAILED, 0, why)
+        if verdict is Verdict.REFUSE and self.journal.phase is Phase.LEFT:
+            state = State.ABORTED
+        return Nothing(why), Stand(identifier(offer), state, 0, why)
+
+    def _fetch(self, offer: Offer, facts: Now) -> tuple[Action, Stand]:
+        if facts.trouble:
+            # It is tried again: room may be made.
+            return Fetch(offer), Stand(identifier(offer), State.REFUSED, 0, facts.trouble)
+        state = State.FETCHING if facts.fetched else State.OFFERED
+        return Fetch(offer), Stand(identifier(offer), state, min(facts.fetched, WHOLE - 1))
+
+    def _decide(self, now: float, offer: Offer, facts: Now) -> Decision:
+        order = facts.order
+        resumed = order.number if order is not None and order.order == "resume" else 0
+        held = bool(closed(offer.plan, facts.minute)) or (
+            order is not None and order.order != "resume"
+        )
+        if self._since is None or self._held != (identifier(offer), False) or held:
+            self._since = now
+        self._held = identifier(offer), held
+        return decide(
+            Facts(
+                offer,
+                facts.node,
+                facts.records,
+                facts.members,
+                now,
+                self._since,
+                facts.minute,
+                facts.ready,
+                self.journal.rejection(offer.bundle.sha256, resumed),
+                order,
+                self.journal.order if self.journal.offer == identifier(offer) else 0,
+            )
+        )
+
+    def _done(self, now: float, offer: Offer, facts: Now) -> Stand:
+        """Return the stand of a node that runs what is offered, and count how long it is well."""
+        if self.journal.offer != identifier(offer) or self.journal.phase is not Phase.DONE:
+            self._enter(offer, Phase.DONE, facts.slot, facts)
+        why = self.journal.why
+        if self.journal.well:
+            return Stand(identifier(offer), State.DONE, WHOLE, why)
+        if not facts.healthy:
+            self._well = None
+            return Stand(identifier(offer), State.DONE, 0, why or "something does not work")
+        if self._well is None:
+            self._well = now
+        so_far = now - self._well
+        if so_far >= offer.plan.well:
+            self.journal = self.journal._replace(well=True)
+            return Stand(identifier(offer), State.DONE, WHOLE, why)
+        return Stand(identifier(offer), State.DONE, int(so_far * WHOLE / offer.plan.well), why)
+
+    def _enter(self, offer: Offer, phase: Phase, slot: str, facts: Now) -> None:
+        """Begin the journal of an offer; what was rejected before stays so."""
+        old = self.journal
+        same = old.offer == identifier(offer)
+        self.journal = Journal(
+            identifier(offer),
+            offer.bundle.sha256,
+            offer.bundle.version,
+            phase,
+            slot,
+            since=facts.time,
+            tries=old.tries if same else 0,
+            order=old.order if same else 0,
+            rejected=old.rejected,
+        )
