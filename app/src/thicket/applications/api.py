@@ -80,7 +80,10 @@ class Application:
         """Clean up within :data:`GRACE` seconds, after :meth:`run` was cancelled."""
 
     def health(self) -> str | None:
-        """Return what is wrong, for people, or None. It is called every ten seconds."""
+        """Return what is wrong, for people, or None.
+
+        It is called every ten seconds, and every second while a new version is on trial.
+        """
         return None
 
 

@@ -18,11 +18,20 @@ log = getLogger(__name__)
 def find(group: str, path: list[str] | None = None) -> dict[str, Callable[[], Any]]:
     """Return the entry points of ``group`` by name, each as a function that imports it.
 
-    Of two with the same name the first one counts, as for ``import``.
-
     :param path: folders to search, by default ``sys.path``.
     """
     found: dict[str, Callable[[], Any]] = {}
+    for point, target in targets(group, path).items():
+        found[point] = lambda target=target: load(target)  # type: ignore[misc]
+    return found
+
+
+def targets(group: str, path: list[str] | None = None) -> dict[str, str]:
+    """Return what the entry points of ``group`` name, ``module:attribute``, by their names.
+
+    Of two with the same name the first one counts, as for ``import``.
+    """
+    found: dict[str, str] = {}
     for folder in sys.path if path is None else path:
         try:
             names = sorted(os.listdir(folder or "."))
@@ -31,8 +40,13 @@ def find(group: str, path: list[str] | None = None) -> dict[str, Callable[[], An
         for name in names:
             if name.endswith((".dist-info", ".egg-info")):
                 for point, target in _read(f"{folder or '.'}/{name}/entry_points.txt", group):
-                    found.setdefault(point, lambda target=target: load(target))  # type: ignore[misc]
+                    found.setdefault(point, target)
     return found
+
+
+def module_of(target: str) -> str:
+    """Return the module at the top that ``module:attribute`` is in."""
+    return target.partition(":")[0].partition(".")[0].strip()
 
 
 def _read(file: str, group: str) -> list[tuple[str, str]]:

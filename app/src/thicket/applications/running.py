@@ -48,6 +48,7 @@ class RunningApplication(Supervisor):
     :param settings: its table ``[application.NAME]``.
     :ivar state: ``starting``, ``running``, ``waiting`` or ``unusable``.
     :ivar starts: how often it was started.
+    :ivar why: why it failed the last time; empty before.
     """
 
     SETTLED = 60.0
@@ -66,6 +67,7 @@ class RunningApplication(Supervisor):
         self.problems = problems
         self.state = "starting"
         self.starts = 0
+        self.why = ""
         self.current: Application | None = None
         self._part = f"application {name}"
         self._blocked: str | None = None
@@ -77,6 +79,15 @@ class RunningApplication(Supervisor):
         """Restart the application with other settings."""
         self.settings = settings
         self.restart()
+
+    def unwell(self) -> str:
+        """Ask it what is wrong with it; empty for nothing, and while it does not run."""
+        if self.current is None or self.state != "running":
+            return ""
+        try:
+            return self.current.health() or ""
+        except Exception as error:
+            return f"its health cannot be told: {type(error).__name__}: {error}"
 
     def fail(self, reason: str) -> None:
         """End the application as failed for ``reason``."""
@@ -96,7 +107,7 @@ class RunningApplication(Supervisor):
     def ended(self, error: BaseException | None, lasted: float) -> float | None:
         self.state = "waiting"
         if isinstance(error, SettingsError):
-            message = f"[application.{self.name}] {error}"
+            message = self.why = f"[application.{self.name}] {error}"
             self.problems.report(self._part, "settings", message, "warning")
             self.state = "unusable"
             return None
@@ -108,6 +119,7 @@ class RunningApplication(Supervisor):
             reason = "it ended by itself"
         else:
             reason = f"{type(error).__name__}: {error}"
+        self.why = reason
         pause = self._backoff.failed(lasted)
         log.error("the application %s failed: %s", self.name, reason, exc_info=error)
         message = f"failed ({reason}); it is started again in {pause:g} s"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from thicket.applications.api import GRACE, ApplicationNode, SettingsError, settings_of, who
 from thicket.applications.guard import LoopGuard
 from thicket.applications.running import RunningApplication, without_exit
+from thicket.applications.trial import Seen
 from thicket.base import printed
 from thicket.base.process import memory_kib
 
@@ -38,6 +39,8 @@ LOOK = 10.0
 GROWTH = 64
 #: Objects that are counted to tell which application holds the memory.
 _WEIGHED = 200_000
+#: Problems of an application that end with it.
+_CODES = ("failed", "settings", "unwell")
 
 
 def judge(
@@ -83,6 +86,7 @@ class Applications:
         self._found = found
         self._running: dict[str, RunningApplication] = {}
         self._memory = 0
+        self._guarded = False
 
     def status(self) -> list[dict[str, Any]]:
         """Return name, state (``starting``, ``running``, ``waiting``, ``unusable``) and starts of
@@ -103,8 +107,33 @@ class Applications:
                 running.apply(settings.get(name, {}))
         self._begin(self._found)
 
+    async def put(self, name: str, factory: Callable[[], Any]) -> None:
+        """Run another application under a name, in place of what runs under it."""
+        await self.drop(name)
+        self._found[name] = factory
+        if self._guarded:
+            self._begin({name: factory})
+
+    async def drop(self, name: str) -> None:
+        """End an application, and forget it."""
+        self._found.pop(name, None)
+        running = self._running.pop(name, None)
+        if running is not None:
+            running.task.cancel()
+            await asyncio.wait({running.task}, timeout=2 * GRACE)
+            for code in _CODES:
+                self.problems.clear(f"application {name}", code)
+
+    def seen(self, name: str) -> Seen | None:
+        """Return how an application does; None for one that is not to run."""
+        running = self._running.get(name)
+        if running is None:
+            return None
+        return Seen(running.state, running.starts, running.unwell(), running.why)
+
     async def run(self) -> None:
         """Run all applications until cancelled."""
+        self._guarded = True
         printed.name_sources(who)
         self._begin(self._found)
         guard = LoopGuard()
@@ -114,6 +143,7 @@ class Applications:
                 await asyncio.sleep(LOOK)
                 self._look()
         finally:
+            self._guarded = False
             guard.close()
             tasks = [running.task for running in self._running.values()]
             for task in tasks:
@@ -122,7 +152,7 @@ class Applications:
                 await asyncio.wait(tasks, timeout=2 * GRACE)
             printed.sweep(0.0)
             for name in self._running:
-                for code in ("failed", "settings", "unwell"):
+                for code in _CODES:
                     self.problems.clear(f"application {name}", code)
 
     def _enabled(self, name: str) -> bool:
@@ -142,12 +172,7 @@ class Applications:
         printed.sweep()
         for running in self._running.values():
             part = f"application {running.name}"
-            words = None
-            if running.current is not None and running.state == "running":
-                try:
-                    words = running.current.health()
-                except Exception as error:
-                    words = f"its health cannot be told: {type(error).__name__}: {error}"
+            words = running.unwell()
             if words:
                 self.problems.report(part, "unwell", words, "warning")
             else:

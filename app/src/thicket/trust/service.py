@@ -23,7 +23,14 @@ from thicket.base.files import write_atomically
 from thicket.base.pace import wait
 from thicket.trust import credentials as nodes
 from thicket.trust.certificates import CertificateError
-from thicket.trust.revocations import MAX_FILE, InForce, pack_parts, split
+from thicket.trust.revocations import (
+    MAX_FILE,
+    InForce,
+    SignedList,
+    all_names,
+    pack_parts,
+    split,
+)
 from thicket.trust.standing import Standing
 from thicket.trust.verify import RefusedError
 
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
     from thicket.identity.source import Identity
     from thicket.trust.credentials import Credentials, DeviceKey
     from thicket.trust.exchange import Exchange
+    from thicket.trust.fleet import Fleet
     from thicket.trust.signed_beacon import SignedBeacons
     from thicket.trust.tls import FleetTls
 
@@ -59,6 +67,31 @@ class ListError(ThicketError):
     """A list of revocations that is not taken; the text says why."""
 
 
+def read_lists(path: str) -> list[bytes]:
+    """Return the packed lists in a file, unchecked; none where it is missing or damaged."""
+    try:
+        with open(path, "rb") as file:
+            return split(file.read(MAX_FILE + 1))
+    except FileNotFoundError:
+        return []
+    except (OSError, RefusedError) as error:
+        log.warning("%s is not used: %s", path, error)
+        return []
+
+
+def revoked_on_disk(paths: Paths, fleet: Fleet | None) -> frozenset[str]:
+    """Return who is out, by the lists on the disk; one of another fleet says nothing."""
+    if fleet is None:
+        return frozenset()
+    found = []
+    for packed in read_lists(f"{paths.data}/thicket/{LIST_FILE}"):
+        try:
+            found.append(SignedList.read(packed, fleet))
+        except RefusedError:
+            continue
+    return all_names(found)
+
+
 class ListFile:
     """The file with the lists of revocations: a node knows after a start what it knew before.
 
@@ -72,14 +105,7 @@ class ListFile:
 
     def read(self) -> list[bytes]:
         """Return the packed lists, unchecked; none of a damaged file, because others have them."""
-        try:
-            with open(self.path, "rb") as file:
-                return split(file.read(MAX_FILE + 1))
-        except FileNotFoundError:
-            return []
-        except (OSError, RefusedError) as error:
-            log.warning("%s is not used: %s", self.path, error)
-            return []
+        return read_lists(self.path)
 
     def keep(self, lists: InForce) -> None:
         """Write the lists in force, one write after the other: the last one has them all."""

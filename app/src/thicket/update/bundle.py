@@ -17,9 +17,10 @@ import os
 from collections.abc import Collection
 from typing import BinaryIO, NamedTuple
 
-from thicket.trust import cms
+from thicket.trust import cms, signed_file
 from thicket.trust.cms import CmsError, Message
 from thicket.trust.fleet import Fleet
+from thicket.trust.signed_file import EndError
 from thicket.trust.update_signer import check_signature
 from thicket.trust.verify import Verify, verify_signature
 from thicket.update import manifest as manifests
@@ -33,7 +34,6 @@ MAX_BYTES = 512 << 20
 
 MAX_END = max(cms.MAX_SIZE, manifests.MAX_SIZE)
 
-_SIZE = 8
 _SQUASHFS = b"hsqs"
 _DER = b"\x30"
 _AGAIN = "get it anew from where it was built"
@@ -73,8 +73,7 @@ def read(file: BinaryIO) -> Bundle:
     :param file: a seekable file.
     :raises BundleError: it is none.
     """
-    end = _end(file)
-    payload = file.seek(0, os.SEEK_END) - _SIZE - len(end)
+    payload, end = _end(file)
     message: Message | None = None
     text = end
     if end.startswith(_DER):
@@ -96,29 +95,27 @@ def read(file: BinaryIO) -> Bundle:
     return Bundle(contents, payload, manifest, tree, message)
 
 
-def _end(file: BinaryIO) -> bytes:
-    """Return what is behind the payload."""
+def _end(file: BinaryIO) -> tuple[int, bytes]:
+    """Return the size of the payload, and what is behind it."""
     whole = file.seek(0, os.SEEK_END)
     file.seek(0)
     if file.read(len(_SQUASHFS)) != _SQUASHFS:
         raise BundleError("not a bundle: it does not begin with a squashfs")
-    if not 2 * BLOCK + _SIZE < whole <= MAX_BYTES:
+    if not 2 * BLOCK + signed_file.SIZE < whole <= MAX_BYTES:
         raise BundleError(
-            f"not a bundle: {whole} bytes, where {2 * BLOCK + _SIZE + 1} to {MAX_BYTES} are read"
+            f"not a bundle: {whole} bytes, where {2 * BLOCK + signed_file.SIZE + 1} to {MAX_BYTES} "
+            "are read"
         )
-    file.seek(whole - _SIZE)
-    size = int.from_bytes(file.read(_SIZE), "big")
-    payload = whole - _SIZE - size
-    if not 0 < size <= MAX_END or payload < 2 * BLOCK or payload % BLOCK:
+    try:
+        payload, found = signed_file.read(file, MAX_END)
+    except EndError as error:
+        raise BundleError(f"no bundle, or one that is cut off: {error}; {_AGAIN}") from None
+    if payload < 2 * BLOCK or payload % BLOCK:
         raise BundleError(
             "no bundle, or one that is cut off: its last 8 bytes are not the size of a signature "
             f"or manifest; {_AGAIN}"
         )
-    file.seek(payload)
-    end = file.read(size)
-    if len(end) != size:
-        raise BundleError(f"the file became shorter while it was read; {_AGAIN}")
-    return end
+    return payload, found
 
 
 def end(data: bytes) -> bytes:
@@ -128,7 +125,7 @@ def end(data: bytes) -> bytes:
     """
     if not 0 < len(data) <= MAX_END:
         raise BundleError(f"the end of a bundle has at most {MAX_END} bytes, not {len(data)}")
-    return data + len(data).to_bytes(_SIZE, "big")
+    return signed_file.pack(data)
 
 
 def check_contents(file: BinaryIO, bundle: Bundle) -> None:

@@ -8,21 +8,18 @@ for another architecture by that of the lab image, since byte code is the same f
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import json
 import os
 import shutil
 import stat
 import sys
 import tempfile
-import tomllib
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Set
 from hashlib import sha256
 from pathlib import Path, PurePath
+from urllib.parse import unquote
 
-from packaging.requirements import Requirement
-
+from host import wheels
 from host.run import Runner
 from meshlab.image import elf
 from meshlab.image.architecture import NATIVE
@@ -30,6 +27,9 @@ from meshlab.image.errors import ImageError
 from meshlab.image.tree import Recipe
 
 PYTHON = "usr/bin/python3"
+
+DEBIAN = "debian"
+"""The folder in which it is noted which packages of Debian the files are of."""
 
 # Compile everything below argv[1] beside its source, as argv[2] will name it on the node, optimised
 # as argv[3] says. The byte code is never checked against a source ("unchecked hash", PEP 552): the
@@ -113,6 +113,44 @@ def select(unpacked: Path, root: Path, recipe: Recipe) -> list[str]:
                 raise ImageError(f"{name} needs {library}, which is in none of the packages")
             todo.append(place)
     return sorted(done)
+
+
+def note(notes: Path, unpacked: Path, chosen: Iterable[str], directory: Path, aside: Path) -> None:
+    """Note which packages the chosen files are of.
+
+    :param notes: what ``debian.extract`` noted.
+    :param unpacked: all files of the packages.
+    :param chosen: the names of those that are kept.
+    :param directory: gets ``packages.json``, a list of name, version and architecture, and what
+        Debian says of each package's licence in ``copyright/NAME``.
+    :param aside: where packages were unpacked alone; all of them are of use.
+    """
+    kept = set(chosen)
+    found = []
+    (directory / "copyright").mkdir(parents=True)
+    for path in sorted(notes.iterdir()):
+        said, *names = path.read_text("utf-8", "replace").splitlines()
+        if kept.isdisjoint(_merged(name) for name in names):
+            continue
+        found.append(said.split(" "))
+        _note_licence(path.name, unpacked, directory)
+    for path in sorted(aside.glob("*.deb")):
+        facts = [unquote(word) for word in path.stem.split("_")]
+        found.append(facts)
+        _note_licence(facts[0], aside / facts[0], directory)
+    (directory / "packages.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _note_licence(name: str, unpacked: Path, directory: Path) -> None:
+    said = unpacked / "usr/share/doc" / name / "copyright"
+    if said.resolve().is_relative_to(unpacked.resolve()) and said.is_file():
+        shutil.copyfile(said, directory / "copyright" / name)
+
+
+def _merged(name: str) -> str:
+    """Return a path of a package as it is where ``/bin`` and the like are links into ``/usr``."""
+    name = name.removeprefix("./")
+    return f"usr/{name}" if name.partition("/")[0] in ("bin", "lib", "lib64", "sbin") else name
 
 
 def place_aside(directory: Path, root: Path, recipe: Recipe) -> None:
@@ -252,8 +290,8 @@ def download_wheels(
         log,
         what="downloading the node's Python packages",
     )
-    wheels = sorted(directory.glob("*.whl"))
-    for wheel in wheels:
+    downloaded = sorted(directory.glob("*.whl"))
+    for wheel in downloaded:
         # Not --require-hashes: pip finds out itself what these packages need.
         name = wheel.name.partition("-")[0].replace("_", "-").lower()
         if sha256(wheel.read_bytes()).hexdigest() not in hashes.get(name, set()):
@@ -262,7 +300,7 @@ def download_wheels(
                 "constraints.txt names by their hash: the index gave another one, or `make lock` "
                 "was not run after a change of constraints.in"
             )
-    return wheels
+    return downloaded
 
 
 def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
@@ -275,85 +313,21 @@ def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
     """
     if not (project / "pyproject.toml").is_file():
         raise ImageError(f"{project} is no Python project: there is no pyproject.toml")
-    check_backend(project)
+    try:
+        wheels.check_backend(project)
+    except wheels.WheelError as error:
+        raise ImageError(str(error)) from None
     with tempfile.TemporaryDirectory(prefix="meshlab-wheel-") as temporary:
-        # A copy, because building leaves files in the project.
-        source = Path(temporary, "source")
-        shutil.copytree(project, source)
-        runner.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "wheel",
-                "--disable-pip-version-check",
-                "--no-input",
-                "--no-deps",
-                # nothing may be fetched: neither a backend nor what setup.py asks for
-                "--no-build-isolation",
-                "--no-index",
-                f"--wheel-dir={temporary}",
-                source,
-            ],
-            log,
-            what=f"building {project.name}",
-        )
-        for wheel in Path(temporary).glob("*.whl"):
-            unpack_wheel(wheel, directory, wanted_of_wheel)
-
-
-def check_backend(project: Path) -> None:
-    """Make sure that what builds a project is installed here.
-
-    :raises ImageError: when it is not, or is a file of the project's own; the text says what to do.
-    """
-    path = project / "pyproject.toml"
-    try:
-        system = tomllib.loads(path.read_text(encoding="utf-8")).get("build-system", {})
-        # what pip takes where there is none (PEP 517 and 518)
-        backend = str(system.get("build-backend", "setuptools.build_meta:__legacy__"))
-        required = [Requirement(one) for one in system.get("requires", ["setuptools"])]
-        own = "backend-path" in system
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ImageError(f"{path}: {error}") from None
-    missing = [str(one) for one in required if not _installed(one)]
-    module = backend.partition(":")[0].partition(".")[0]
-    if not missing and not own and importlib.util.find_spec(module) is None:
-        missing = [module]
-    if missing:
-        raise ImageError(
-            f"{path}: building it needs {', '.join(missing)}, which is not in constraints.txt. "
-            "Add it to constraints.in and run `make lock`, so that it comes by its hash, or build "
-            "with setuptools"
-        )
-
-
-def _installed(required: Requirement) -> bool:
-    """Tell whether a package is here in a version that will do, or is not needed here."""
-    if required.marker is not None and not required.marker.evaluate():
-        return True
-    if required.name == "wheel":  # setuptools makes wheels by itself from 70.1 on
-        return True
-    try:
-        version = importlib.metadata.version(required.name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return required.specifier.contains(version, prereleases=True)
+        wheel = wheels.build(runner, log, project, Path(temporary))
+        unpack_wheel(wheel, directory, wanted_of_wheel)
 
 
 def unpack_wheel(wheel: Path, directory: Path, keep: Callable[[PurePath], bool]) -> None:
     """Unpack a wheel, without its scripts and type hints."""
-    with zipfile.ZipFile(wheel) as archive:
-        for entry in archive.infolist():
-            name = PurePath(entry.filename)
-            if entry.is_dir() or not keep(name):
-                continue
-            if name.is_absolute() or ".." in name.parts:
-                raise ImageError(f"{wheel.name} holds a path that leaves it: {entry.filename}")
-            target = directory / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(entry))
-            target.chmod(0o644)
+    try:
+        wheels.unpack(wheel, directory, keep)
+    except wheels.WheelError as error:
+        raise ImageError(str(error)) from None
 
 
 def wanted_of_wheel(name: PurePath) -> bool:

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applications installed beside the image: taken, started, judged, taken back; real files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apps_for_tests import ABOUT, Unpacking, lamp, packed
+from bundles_for_tests import UpdateKey
+from fleet_for_tests import one_fleet
+from private_network import until
+
+from thicket.applications import app_state, installed, service
+from thicket.applications.api import Application
+from thicket.applications.app_file import AppError
+from thicket.applications.fit import Place
+from thicket.applications.installed import Installed
+from thicket.applications.service import Applications
+from thicket.base.paths import Paths
+from thicket.base.problems import Problems
+from thicket.distribution import Node
+from thicket.trust.update_signer import SignerRefusedError, signer_name
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("mksquashfs") or not shutil.which("unsquashfs"), reason="no squashfs-tools"
+)
+
+TWO = ABOUT._replace(version="2.0", number=2_000)
+THREE = ABOUT._replace(version="3.0", number=3_000)
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thicket.applications.running.PAUSES", (0.05,))
+    monkeypatch.setattr(service, "LOOK", 0.05)
+    monkeypatch.setattr(installed, "LOOK", 0.02)
+    monkeypatch.setattr(installed, "REVOKED", 0.05)
+
+
+class OfTheImage(Application):
+    """The image's application of the same name."""
+
+    async def start(self) -> None:
+        self.node.export("lamp.version")(self.version)
+
+    async def version(self) -> str:
+        return "image"
+
+
+class Device:
+    """A node's folder; what runs in it comes and goes with :meth:`on`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = Paths(str(folder / "root"))
+        self.place = Place(one_fleet().fleet, set(), "0.1.0", "3.13", os.uname().machine)
+        self.health_time = 0.3
+        self.own: dict[str, Callable[[], Any]] = {}
+        self.problems = Problems(lambda: None)
+        self.mounter = Unpacking()
+        self.apps: Installed
+        self.node: Node
+
+    @asynccontextmanager
+    async def on(self) -> AsyncIterator[Device]:
+        self.node = Node("a", "c", IPv6Address("::1"), 0, epmd_port=None)
+        self.apps = Installed(
+            self.paths,
+            self.problems,
+            lambda: self.place,
+            self.own,
+            mounter=self.mounter,
+            health_time=lambda: self.health_time,
+            changed=lambda: None,
+        )
+        await self.apps.load()
+        runner = Applications(self.node, {}, self.problems, self.apps.found())
+        tasks = [asyncio.create_task(runner.run()), asyncio.create_task(self.apps.watch(runner))]
+        await self.node.start()
+        await asyncio.sleep(0)
+        try:
+            yield self
+            assert not any(task.done() for task in tasks), tasks
+        finally:
+            for task in reversed(tasks):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.node.stop()
+            sys.path[:] = [path for path in sys.path if not path.startswith(self.paths.root)]
+            sys.modules.pop("lamp_app", None)
+
+    async def version(self) -> str:
+        await until(lambda: "lamp.version" in self.node.exports(), "it runs")
+        found = await self.node.call(self.node.name, "lamp.version")
+        assert isinstance(found, str)
+        return found
+
+    def entry(self) -> dict[str, Any]:
+        (one,) = self.apps.status()
+        return one
+
+    async def judged(self) -> dict[str, Any]:
+        await until(lambda: not self.entry()["trial"], "it was judged")
+        return self.entry()
+
+    def files(self) -> list[str]:
+        return sorted(one.name for one in Path(self.paths.data, "apps/lamp").iterdir())
+
+    def words(self, code: str) -> list[str]:
+        return [one["message"] for one in self.problems.all() if one["code"] == code]
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    return Device(tmp_path)
+
+
+def one(device: Device) -> str:
+    return str(packed(device.folder, lamp("1.0")))
+
+
+async def test_a_version_is_installed_judged_and_replaced(device: Device) -> None:
+    async with device.on():
+        told = await device.apps.install(one(device))
+        assert (told["version"], told["trial"], told["before"]) == ("1.0", True, False)
+        assert told["signer"] == signer_name("release")
+        assert await device.version() == "1.0"
+        assert (await device.judged())["version"] == "1.0"
+        await device.apps.install(str(packed(device.folder, lamp("2.0"), TWO)))
+        assert await device.version() == "2.0"
+        assert await device.judged() | {"signer": ""} == {
+            "name": "lamp",
+            "version": "2.0",
+            "number": 2000,
+            "signer": "",
+            "applications": ["lamp"],
+            "trial": False,
+            "before": True,
+            "left": None,
+        }
+        assert len(device.mounter.mounted) == 1
+        assert len(device.files()) == 3
+        await device.apps.install(str(packed(device.folder, lamp("3.0"), THREE)))
+        await device.judged()
+        assert len(device.files()) == 3
+        assert (await device.apps.back("lamp"))["version"] == "2.0"
+        assert await device.version() == "2.0"
+        with pytest.raises(AppError, match="no version of lamp before"):
+            await device.apps.back("lamp")
+    async with device.on():
+        assert await device.version() == "2.0"
+        await device.apps.remove("lamp")
+        assert device.apps.status() == []
+        assert not device.mounter.mounted
+        assert not Path(device.paths.data, "apps/lamp").exists()
+        with pytest.raises(AppError, match="there are: none"):
+            await device.apps.remove("lamp")
+
+
+@pytest.mark.parametrize(
+    ("start", "health", "words"),
+    [
+        ("raise OSError('no lamp')", "return None", "2.0: OSError: no lamp"),
+        ("pass", "return 'dark'", "2.0: not well for 1.5 s: dark"),
+        ("import no_such_module", "return None", "No module named 'no_such_module'"),
+    ],
+)
+async def test_a_version_that_fails_is_left_for_the_one_before(
+    device: Device, start: str, health: str, words: str
+) -> None:
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+        bad = str(packed(device.folder, lamp("2.0", start, health), TWO))
+        await device.apps.install(bad)
+        await until(lambda: device.entry()["version"] == "1.0", "it went back")
+        assert await device.version() == "1.0"
+        assert words in device.entry()["left"]
+        assert words in device.words("left")[0]
+        assert len(device.files()) == 2
+        with pytest.raises(AppError, match="was tried here and left"):
+            await device.apps.install(bad)
+        assert (await device.apps.install(bad, again=True))["version"] == "2.0"
+        await until(lambda: device.entry()["version"] == "1.0", "it went back")
+        with pytest.raises(AppError, match="installed already"):
+            await device.apps.install(one(device))
+    async with device.on():
+        assert words in device.entry()["left"]
+        assert await device.version() == "1.0"
+
+
+async def test_it_takes_the_place_of_the_images_and_gives_it_back(device: Device) -> None:
+    device.own = {"lamp": lambda: OfTheImage}
+    async with device.on():
+        assert await device.version() == "image"
+        await device.apps.install(str(packed(device.folder, lamp("1.0", "raise OSError(1)"))))
+        await until(lambda: device.entry()["version"] is None, "it was left")
+        assert await device.version() == "image"
+        await device.apps.install(str(packed(device.folder, lamp("2.0"), TWO)))
+        assert await device.version() == "2.0"
+        await device.judged()
+        await device.apps.back("lamp")
+        assert await device.version() == "image"
+
+
+async def test_one_that_takes_the_daemon_along_is_left_in_the_end(device: Device) -> None:
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+    device.health_time = 1000
+    async with device.on():
+        await device.apps.install(str(packed(device.folder, lamp("2.0"), TWO)))
+    for _ in range(app_state.MOST_TRIALS - 1):
+        async with device.on():
+            await until(lambda: device.apps.runner, "it is looked at")
+            assert await device.version() == "2.0"
+    async with device.on():
+        assert await device.version() == "1.0"
+        assert "the daemon ended 3 times" in device.entry()["left"]
+
+
+async def test_a_revoked_signer_and_another_image(device: Device) -> None:
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+        other = packed(device.folder, lamp("2.0"), TWO, UpdateKey(one_fleet(), "second"))
+        await device.apps.install(str(other))
+        await device.judged()
+        device.place = device.place._replace(revoked={signer_name("second")})
+        await until(lambda: device.entry()["version"] == "1.0", "it is ended")
+        assert await device.version() == "1.0"
+        assert "is revoked" in device.words("not-started")[0]
+        with pytest.raises(SignerRefusedError, match="revoked"):
+            await device.apps.install(str(other), again=True)
+    device.place = device.place._replace(image="0.0.9")
+    async with device.on():
+        assert device.entry()["version"] is None
+        assert "update the image first" in device.words("not-started")[0]
+    device.place = device.place._replace(image="0.1.0", revoked=set())
+    async with device.on():
+        assert await device.version() == "2.0"
+        assert device.words("not-started") == []
+
+
+async def test_a_damaged_file_is_not_started(device: Device) -> None:
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+        (file,) = [name for name in device.files() if name.endswith(".app")]
+    path = Path(device.paths.data, "apps/lamp", file)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    async with device.on():
+        assert device.entry()["version"] is None
+        assert "not those that were signed" in device.words("not-started")[0]
+
+
+async def test_leftovers_and_a_damaged_state(device: Device) -> None:
+    apps = Path(device.paths.data, "apps")
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+    (apps / "other").mkdir()
+    (apps / "other" / "1.0-0123456789ab.app").write_bytes(b"hsqs")
+    (apps / "lamp" / app_state.STATE).write_bytes(b"{")
+    (apps / "lamp" / "9.9-0123456789ab.app").write_bytes(b"hsqs")
+    async with device.on():
+        assert device.entry()["version"] is None
+        assert "is damaged: install it again" in device.words("not-started")[0]
+        await device.apps.install(one(device))
+        assert await device.version() == "1.0"
+        assert device.words("not-started") == []
+        assert len([name for name in device.files() if name.endswith(".app")]) == 1
+        assert [folder.name for folder in apps.iterdir()] == ["lamp"]
+
+
+async def test_what_is_installed_before_the_cluster_is_started_by_it(device: Device) -> None:
+    path = one(device)
+    apps = Installed(
+        device.paths, device.problems, lambda: device.place, {},
+        mounter=device.mounter, health_time=lambda: 1.0, changed=lambda: None,
+    )  # fmt: skip
+    await apps.load()
+    assert (await apps.install(path))["trial"]
+    async with device.on():
+        assert await device.version() == "1.0"
+
+
+async def test_no_more_than_so_many(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed, "MOST", 0)
+    async with device.on():
+        with pytest.raises(AppError, match="0 applications are installed"):
+            await device.apps.install(one(device))
+
+
+async def test_what_is_refused_leaves_everything_as_it_was(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with device.on():
+        await device.apps.install(str(packed(device.folder, lamp("2.0"), TWO)))
+        await device.judged()
+        before = device.files()
+        with pytest.raises(AppError, match=r"was built before lamp 2\.0"):
+            await device.apps.install(one(device))
+        with pytest.raises(AppError, match="No such file"):
+            await device.apps.install("/nowhere")
+        with pytest.raises(AppError, match="is no file"):
+            await device.apps.install("/dev/null")
+        foreign = packed(device.folder, lamp("3.0"), THREE, UpdateKey(one_fleet("other")))
+        with pytest.raises(SignerRefusedError, match="another fleet"):
+            await device.apps.install(str(foreign))
+        newer = str(packed(device.folder, lamp("3.0"), THREE))
+        with monkeypatch.context() as patched:
+            patched.setattr(installed, "SPARE", 1 << 60)
+            with pytest.raises(AppError, match=r"/data has .* free"):
+                await device.apps.install(newer)
+        stray = lamp("3.0") | {"json.py": ""}
+        with pytest.raises(AppError, match="json, which is not signed"):
+            await device.apps.install(str(packed(device.folder, stray, THREE)))
+        assert device.files() == before
+        assert await device.version() == "2.0"
+        assert "json" in device.entry()["left"]
+
+
+async def test_a_power_cut_leaves_either_version(device: Device) -> None:
+    """The disk as it is before each write of an installation, and after the last one."""
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+    folder = Path(device.paths.data)
+    shutil.copytree(folder, device.folder / "before")
+    async with device.on():
+        await device.apps.install(str(packed(device.folder, lamp("2.0"), TWO)))
+        assert await device.version() == "2.0"
+        (new,) = [name for name in device.files() if name.startswith("2.0-")]
+        whole = (folder / "apps/lamp" / new).read_bytes()
+    for name, data, expected in (
+        (installed._NEW, whole[:100], "1.0"),
+        (installed._NEW, whole, "1.0"),
+        (new, whole, "1.0"),
+        (app_state.STATE + ".new", b"{", "1.0"),
+    ):
+        shutil.rmtree(folder)
+        shutil.copytree(device.folder / "before", folder)
+        (folder / "apps/lamp" / name).write_bytes(data)
+        async with device.on():
+            assert await device.version() == expected
