@@ -25,7 +25,8 @@ from rich.console import Console
 
 from firmware import blockdev, bmap, card, flash, plan, ranges, settings, source
 from firmware.errors import FlashError
-from firmware.flash import Report, State, Writer
+from firmware.flash import State, Writer
+from firmware.report import Report
 from firmware.target import Target
 from meshlab.lab import shared
 

@@ -31,8 +31,10 @@ BLOCK = 4096
 """Bytes in a block of the maps that are written here; other maps say theirs."""
 
 SUFFIX = ".bmap"
+MAX_FILE = 16 << 20
+"""Bytes of the largest map that is read."""
 _PIECE = 1 << 20
-_MAX_FILE = 16 << 20
+_ZEROS = memoryview(bytes(_PIECE))
 _HASHES = {"sha256": 64, "sha384": 96, "sha512": 128}
 
 
@@ -75,18 +77,57 @@ class Bmap:
         :param progress: called with the number of bytes of each piece that was read.
         :raises BmapError: when bytes differ; the text names the first of them.
         """
-        size = image.seek(0, os.SEEK_END)
-        if size != self.image_size:
-            raise BmapError(
-                f"the map is for an image of {self.image_size} bytes, this one has {size}"
-            )
+        _compare_sizes(self, image.seek(0, os.SEEK_END))
         for run in self.runs:
             found = _digest(image, run.start, run.end, self.checksum_type, progress)
-            if found != run.checksum:
-                raise BmapError(
-                    f"bytes {run.start} to {run.end - 1} do not have the checksum of the map "
-                    f"({self.checksum_type} {found[:16]}..., it says {run.checksum[:16]}...)"
-                )
+            _compare(run, found, self.checksum_type)
+
+
+class Verifier:
+    """Checks an image against its map while it is read from start to end."""
+
+    def __init__(self, map_: Bmap) -> None:
+        self._map = map_
+        self._runs = iter(map_.runs)
+        self._run = next(self._runs, None)
+        self._digest = hashlib.new(map_.checksum_type)
+        self._at = 0
+
+    def feed(self, data: memoryview) -> None:
+        """Take what comes next of the image.
+
+        :raises BmapError: when a run of blocks is not as the map says.
+        """
+        begin, end = self._at, self._at + len(data)
+        while self._run is not None and self._run.start < end:
+            run = self._run
+            self._digest.update(data[max(0, run.start - begin) : run.end - begin])
+            if run.end > end:
+                break
+            _compare(run, self._digest.hexdigest(), self._map.checksum_type)
+            self._digest = hashlib.new(self._map.checksum_type)
+            self._run = next(self._runs, None)
+        self._at = end
+
+    def finish(self) -> None:
+        """Make sure that the image was read to its end.
+
+        :raises BmapError: when it has another size than the map says.
+        """
+        _compare_sizes(self._map, self._at)
+
+
+def _compare(run: Run, found: str, kind: str) -> None:
+    if found != run.checksum:
+        raise BmapError(
+            f"bytes {run.start} to {run.end - 1} do not have the checksum of the map "
+            f"({kind} {found[:16]}..., it says {run.checksum[:16]}...)"
+        )
+
+
+def _compare_sizes(map_: Bmap, size: int) -> None:
+    if size != map_.image_size:
+        raise BmapError(f"the map is for an image of {map_.image_size} bytes, this one has {size}")
 
 
 def make(image: BinaryIO, mapped: Iterable[Range]) -> Bmap:
@@ -107,7 +148,6 @@ def data_ranges(image: BinaryIO) -> list[Range]:
     """
     fd = image.fileno()
     size = os.fstat(fd).st_size
-    zeros = bytes(BLOCK)
     found: list[Range] = []
     position = 0
     while position < size:
@@ -117,11 +157,22 @@ def data_ranges(image: BinaryIO) -> list[Range]:
             break
         position = min(size, -(-os.lseek(fd, start, os.SEEK_HOLE) // BLOCK) * BLOCK)
         for at, end in ranges.pieces([(start, position)], _PIECE):
-            data = os.pread(fd, end - at, at)
-            for offset in range(0, len(data), BLOCK):
-                block = data[offset : offset + BLOCK]
-                if block != zeros[: len(block)]:
-                    found.append((at + offset, at + offset + len(block)))
+            found += data_in(memoryview(os.pread(fd, end - at, at)), at)
+    return ranges.union(found)
+
+
+def data_in(piece: memoryview, at: int) -> list[Range]:
+    """Return the blocks of a piece of an image that are not all zeros.
+
+    :param at: where the piece begins, at the start of a block.
+    """
+    if piece == _ZEROS[: len(piece)]:
+        return []
+    found = []
+    for offset in range(0, len(piece), BLOCK):
+        block = piece[offset : offset + BLOCK]
+        if block != _ZEROS[: len(block)]:
+            found.append((at + offset, at + offset + len(block)))
     return ranges.union(found)
 
 
@@ -172,10 +223,10 @@ def parse(data: bytes) -> Bmap:
 
     :raises BmapError: when something is wrong with it; the text says what.
     """
-    if len(data) > _MAX_FILE:
+    if len(data) > MAX_FILE:
         raise BmapError(f"{len(data)} bytes are too many for a block map")
     try:
-        # A file of one's own build; expat itself limits how far entities may expand.
+        # expat itself limits how far entities may expand.
         root = ElementTree.fromstring(data)  # noqa: S314
     except ElementTree.ParseError as error:
         raise BmapError(f"not XML: {error}") from None

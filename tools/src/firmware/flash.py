@@ -23,25 +23,22 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from firmware import card, plan, ranges, settings, source
+from firmware import bmap, card, plan, ranges, settings, source
 from firmware.blockdev import Disk, Machine, described, device_number, human
 from firmware.errors import FlashError
+from firmware.releases.find import Chosen, choose
+from firmware.releases.find import is_meant as is_release
+from firmware.report import Report
 from firmware.target import Buffer, Target
+from firmware.unpacked import ENDINGS, MOST
 from host.cache import cache_root
 from thicket.base.fields import ConfigError
 
@@ -57,6 +54,7 @@ EPILOG = """\
   bin/flash --list                          which disks could be meant
   bin/flash /dev/sdb --config my.toml       what `make rpi64` built, with this configuration
   bin/flash --image card.img.xz /dev/sdb    any card image, also packed (xz, gz, zst)
+  bin/flash --image https://example.org/thicket/ /dev/sdb     what a release has for a board
   bin/flash --file node.img                 a plain file in place of a card
 
 docs/flashing.md tells more, and how to do without this program.
@@ -84,55 +82,6 @@ class State(enum.Enum):
         :param it: "card" or "file".
         """
         return self.value.format(it=it)
-
-
-class Report:
-    """Tells a person how far it is: a bar on a terminal, a line now and then elsewhere."""
-
-    INTERVAL = 10.0
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._text = ""
-        self._total = self._done = 0
-        self._started = self._said = 0.0
-
-    @contextlib.contextmanager
-    def phase(self, text: str, total: int) -> Iterator[None]:
-        """Show a phase that has ``total`` bytes to go (0: not known) while the block runs."""
-        self._text, self._total, self._done = text, total, 0
-        self._started = self._said = time.monotonic()
-        if not self._console.is_terminal:
-            yield
-            self._say("done")
-            return
-        columns = (
-            TextColumn("{task.description:9}"),
-            BarColumn(bar_width=None),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        with Progress(*columns, console=self._console, refresh_per_second=5) as self._progress:
-            self._task = self._progress.add_task(text, total=total or None)
-            yield
-        self._progress = None
-
-    def advance(self, count: int) -> None:
-        """Add ``count`` bytes to what is done."""
-        self._done += count
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task, count)
-        elif time.monotonic() - self._said > self.INTERVAL:
-            self._said = time.monotonic()
-            self._say(f"{100 * self._done // self._total} %" if self._total else "")
-
-    def _say(self, how: str) -> None:
-        seconds = max(time.monotonic() - self._started, 1e-3)
-        rate = self._done / 2**20 / seconds
-        self._console.print(f"{self._text}: {human(self._done)}, {rate:.1f} MiB/s, {how}")
 
 
 @dataclass
@@ -304,7 +253,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("device", nargs="?", metavar="DEVICE", help="the whole disk, as /dev/sdb")
-    add("--image", default="rpi64", help="a board whose image was built, or a path (rpi64)")
+    add("--image", default="rpi64", help="a board whose image was built (rpi64), a path, or a URL")
+    add("--board", metavar="NAME", help="which image of a release (rpi64)")
+    add(
+        "--root", metavar="PEM", help="whose release it must be (the fleet here); `none`: anybody's"
+    )
     add("--config", type=Path, metavar="TOML", help="becomes thicket.toml on the card")
     add("--list", action="store_true", help="show which disks could be meant, and end")
     add("--yes", action="store_true", help="do not ask: for scripts")
@@ -312,6 +265,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--force-fixed", action="store_true", help="also a disk that is not removable")
     add("--no-eject", action="store_true", help="leave the card in")
     return parser
+
+
+class Found(NamedTuple):
+    """A card image that is here.
+
+    :ivar map: its block map, if it is not in the file beside it.
+    :ivar most: bytes that it may hold when it is unpacked.
+    """
+
+    path: Path
+    map: bmap.Bmap | None = None
+    most: int = MOST
 
 
 class Session:
@@ -374,22 +339,30 @@ class Session:
         if options.device and options.file:
             raise FlashError("a device and --file: only one of them can be written")
         config = settings.read(options.config) if options.config else None
-        path = source.locate(options.image, cache_root())
+        wanted = self._wanted()
         self._is_file = self._choose()
         self._writing = True
+        if isinstance(wanted, Chosen):
+            if not self._is_file:
+                self._judge(wanted.file.unpacked)  # before anything large is downloaded for it
+            wanted = Found(wanted.take(self._report), wanted.map, wanted.most)
+        path = wanted.path
         with contextlib.ExitStack() as stack:
-            if path.suffix in (".xz", ".gz", ".zst"):
-                with self._report.phase("Unpacking", 0):
-                    image = stack.enter_context(source.opened(path, self._report.advance))
+            open_image = partial(source.opened, path, map_=wanted.map, most=wanted.most)
+            if path.suffix in ENDINGS:
+                with self._report.phase("Image", wanted.map.image_size if wanted.map else 0):
+                    image = stack.enter_context(open_image(self._report.advance))
             else:
-                image = stack.enter_context(source.opened(path))
+                image = stack.enter_context(open_image())
             content = source.Content(image)
             config_shown = self._configure(stack, content, config)
             size = -(-max(image.size, image.layout[card.CONFIG].end) // card.SECTOR) * card.SECTOR
             disk = None if self._is_file else self._judge(size)
+            if disk is not None:
+                self._check_permission(disk)
             self._show(image, disk, config_shown)
             asks = self._asks(disk)
-            if image.map is not None:
+            if image.map is not None and not image.checked:
                 with self._report.phase("Image", ranges.length(image.mapped)):
                     image.check(self._report.advance)
             if asks:
@@ -399,6 +372,26 @@ class Session:
             writer.run(config)
             reread = target.reread_partitions()
         self._finish(disk, reread)
+
+    def _wanted(self) -> Found | Chosen:
+        """Return the image that is meant: a file, or one of a release, which was looked at."""
+        options = self._options
+        if not is_release(options.image):
+            if options.root not in (None, "none"):
+                raise FlashError(
+                    f"--root: {options.image} is in no release, so nothing there is signed"
+                )
+            if options.board:
+                raise FlashError(f"--board: {options.image} is in no release, of which it chooses")
+            return Found(source.locate(options.image, cache_root()))
+        from firmware.releases.trust import trusted
+
+        found = choose(options.image, options.board, trusted(options.root), cache_root())
+        title, *told = found.told
+        self._console.print(f"Release {title}")
+        for line in told:
+            self._console.print(f"        {line}")
+        return found
 
     def _choose(self) -> bool:
         """Find out what is to be written to; return whether it is a plain file."""
@@ -450,17 +443,24 @@ class Session:
         refusals = self._machine.refusals(disk, size, self._options.force_fixed)
         if refusals:
             raise FlashError("\nthicket: ".join(map(str, refusals)))
+        return described(disk)
+
+    def _check_permission(self, disk: Disk) -> None:
         if not os.access(disk.path, os.W_OK):
             raise FlashError(
                 f"{disk.path} may be written by root only. Run:\n    {self._with_sudo()}"
             )
-        return described(disk)
 
     def _with_sudo(self) -> str:
         program = Path(__file__).resolve().parents[3] / "bin/flash"
         with contextlib.suppress(ValueError):
             program = program.relative_to(Path.cwd())
         settled = [f"THICKET_CACHE={cache_root()}"]
+        if is_release(self._options.image):
+            from authority.words import chosen_folder
+
+            # Root has a folder of its own, with another fleet or none.
+            settled.append(f"THICKET_CA={chosen_folder()}")
         # Root's search path may lead to another Python, for which an environment would be made.
         python = str(getattr(sys, "_base_executable", sys.executable))
         if not python.startswith(("/usr/bin/", "/usr/local/bin/")):
@@ -483,8 +483,11 @@ class Session:
 
     def _show(self, image: source.Image, disk: Disk | None, config: bytes | None) -> None:
         out = self._console.print
-        built = time.strftime("%Y-%m-%d %H:%M", time.localtime(image.path.stat().st_mtime))
-        out(f"Image   {image.path}: {human(image.size)}, of {built}")
+        when = ""
+        if not is_release(self._options.image):  # which told its date already
+            built = time.localtime(image.path.stat().st_mtime)
+            when = f", of {time.strftime('%Y-%m-%d %H:%M', built)}"
+        out(f"Image   {image.path}: {human(image.size)}{when}")
         if image.map is None:
             out("        without a block map (.bmap): it has no checksums to be compared with")
         if disk is None:

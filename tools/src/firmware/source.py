@@ -4,12 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
-import lzma
-import os
-import shutil
-import subprocess
-import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +13,8 @@ from typing import BinaryIO, cast
 from firmware import bmap, card, ranges
 from firmware.errors import FlashError
 from firmware.ranges import Range
+from firmware.unpacked import ENDINGS, MOST, Unpacked, temporary
 
-_PACKED = (".xz", ".gz", ".zst")
 _PIECE = 4096
 Progress = Callable[[int], object]
 
@@ -33,10 +27,10 @@ def locate(name: str, cache: Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if "/" in name or name.endswith((".img", *_PACKED)):
+    if "/" in name or name.endswith((".img", *ENDINGS)):
         raise FlashError(f"there is no image {name}")
     images = cache / "build" / name / "images"
-    for suffix in ("", *_PACKED):
+    for suffix in ("", *ENDINGS):
         built = images / f"card.img{suffix}"
         if built.is_file():
             return built
@@ -55,6 +49,7 @@ class Image:
     :ivar file: its bytes, unpacked.
     :ivar mapped: the bytes that matter; all others are zeros, whatever the file holds there.
     :ivar data: those of them that are not all zeros.
+    :ivar checked: whether it was compared with its map when it was opened.
     """
 
     path: Path
@@ -64,44 +59,65 @@ class Image:
     mapped: list[Range]
     data: list[Range]
     map: bmap.Bmap | None
+    checked: bool = False
 
     def check(self, progress: Progress = lambda _: None) -> None:
         """Compare the image with its map's checksums.
 
         :raises FlashError: when they differ.
         """
-        if self.map is None:
+        if self.map is None or self.checked:
             return
         try:
             self.map.verify(self.file, progress)
         except bmap.BmapError as error:
-            raise FlashError(
-                f"{self.path} is damaged, or its .bmap belongs to another build: {error}.\n"
-                "  Build (or download) both again; `python -m firmware.bmap IMAGE` makes a new map "
-                "of an image that is known to be good."
-            ) from None
+            raise _differs(self.path, error) from None
+
+
+def _differs(path: Path, error: bmap.BmapError) -> FlashError:
+    return FlashError(
+        f"{path} is damaged, or its .bmap belongs to another build: {error}.\n"
+        "  Build (or download) both again; `python -m firmware.bmap IMAGE` makes a new map of an "
+        "image that is known to be good."
+    )
 
 
 @contextlib.contextmanager
-def opened(path: Path, progress: Progress = lambda _: None) -> Iterator[Image]:
-    """Open an image, unpacked into a temporary file first when it is packed (xz, gz, zst).
+def opened(
+    path: Path,
+    progress: Progress = lambda _: None,
+    *,
+    map_: bmap.Bmap | None = None,
+    most: int = MOST,
+) -> Iterator[Image]:
+    """Open an image. One that is packed (xz, gz, zst) is unpacked once, to be checked.
 
-    :raises FlashError: when it cannot be read or is no card image.
+    :param progress: called with the number of bytes of each piece that was unpacked.
+    :param map_: its block map; without one, that of the file beside it.
+    :param most: bytes that a packed image may hold.
+    :raises FlashError: when it cannot be read, is no card image, or is packed and differs from its
+        map.
     """
     with contextlib.ExitStack() as stack:
         try:
-            packed = path.suffix in _PACKED
+            packed = path.suffix in ENDINGS
+            map_ = map_ or _map_of(path, path.with_suffix("") if packed else path)
             if packed:
-                file = stack.enter_context(_temporary())
-                _unpack(path, file, progress)
+                unpacked = stack.enter_context(
+                    contextlib.closing(Unpacked(path, map_.image_size if map_ else most))
+                )
+                file = cast(BinaryIO, unpacked)
+                try:
+                    data = unpacked.scan(map_, progress)
+                except bmap.BmapError as error:
+                    raise _differs(path, error) from None
             else:
                 file = stack.enter_context(path.open("rb"))
-            plain = path.with_suffix("") if packed else path
-            map_ = _map_of(path, plain)
-            data = bmap.data_ranges(file)
+                data = bmap.data_ranges(file)
             mapped = map_.mapped if map_ else data
             data = ranges.intersect(data, mapped)
-            image = Image(path, file, card.size_of(file), card.read(file), mapped, data, map_)
+            size, layout = card.size_of(file), card.read(file)
+            image = Image(path, file, size, layout, mapped, data, map_, checked=packed)
         except card.CardError as error:
             raise FlashError(f"{path} is not a card image: {error}") from None
         except bmap.BmapError as error:
@@ -109,7 +125,7 @@ def opened(path: Path, progress: Progress = lambda _: None) -> Iterator[Image]:
                 f"{path}: its block map (.bmap) cannot be used: {error}.\n"
                 "  Build both again, or delete the .bmap: then all data of the image is written."
             ) from None
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except OSError as error:
             raise FlashError(f"{path} could not be read: {error}") from None
         first = image.layout.partitions.get(card.CONFIG)
         if first is None or first.end > image.size:
@@ -181,7 +197,7 @@ def partition_file(read: Callable[[int, memoryview], None], partition: card.Part
 
     :param read: ``read(offset, view)`` fills ``view`` with the card's bytes from ``offset`` on.
     """
-    file = _temporary()
+    file = temporary()
     data = memoryview(bytearray(1 << 20))
     for start, end in ranges.pieces([(partition.offset, partition.end)], len(data)):
         read(start, data[: end - start])
@@ -191,43 +207,12 @@ def partition_file(read: Callable[[int, memoryview], None], partition: card.Part
     return file
 
 
-def _temporary() -> BinaryIO:
-    # /tmp may be in memory and too small for an unpacked image.
-    folder = None if "TMPDIR" in os.environ or not Path("/var/tmp").is_dir() else "/var/tmp"  # noqa: S108
-    return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
-
-
 def _map_of(path: Path, plain: Path) -> bmap.Bmap | None:
     for beside in (plain, path):
         file = beside.with_name(beside.name + bmap.SUFFIX)
         if file.is_file():
             return bmap.parse(file.read_bytes())
     return None
-
-
-def _unpack(path: Path, to: BinaryIO, progress: Progress) -> None:
-    with contextlib.ExitStack() as stack:
-        program = None
-        if path.suffix == ".gz":
-            source = cast(BinaryIO, stack.enter_context(gzip.open(path)))
-        elif path.suffix == ".xz":
-            source = cast(BinaryIO, stack.enter_context(lzma.open(path)))
-        else:
-            if shutil.which("zstd") is None:
-                raise FlashError(f"{path}: unpacking it needs zstd (apt-get install zstd)")
-            program = stack.enter_context(
-                subprocess.Popen(["zstd", "-dcq", "--", path], stdout=subprocess.PIPE)
-            )
-            source = cast(BinaryIO, program.stdout)
-        offset = 0
-        while data := source.read(1 << 20):
-            _write_sparse(to, offset, memoryview(data))
-            offset += len(data)
-            progress(len(data))
-        to.truncate(offset)
-        to.flush()
-        if program is not None and program.wait() != 0:
-            raise FlashError(f"{path} is damaged: zstd could not unpack it")
 
 
 def _write_sparse(file: BinaryIO, offset: int, data: memoryview) -> None:
@@ -241,11 +226,12 @@ def _write_sparse(file: BinaryIO, offset: int, data: memoryview) -> None:
 
 
 def _read_all(file: BinaryIO, offset: int, view: memoryview) -> None:
-    fd = file.fileno()
+    file.seek(offset)
     while view:
-        count = os.preadv(fd, [view], offset)
-        if count == 0:
+        data = file.read(len(view))
+        if not data:
             raise FlashError(
-                f"the image ended at byte {offset} while it was read: was it replaced?"
+                f"the image ended at byte {file.tell()} while it was read: was it replaced?"
             )
-        view, offset = view[count:], offset + count
+        view[: len(data)] = data
+        view = view[len(data) :]

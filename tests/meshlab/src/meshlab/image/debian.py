@@ -53,6 +53,18 @@ def _download(directory: Path, packages: Iterable[str]) -> str:
     )
 
 
+def _note(directory: Path) -> str:
+    """Return a hook of mmdebstrap that notes what each package is and which files it has."""
+    # The first line of each note: name, version, architecture; then paths, as dpkg-deb lists them.
+    return (
+        'for deb in "$1"/var/cache/apt/archives/*.deb; do '
+        "name=$(dpkg-deb -W --showformat='${Package}' \"$deb\") || exit 1; "
+        "{ dpkg-deb -W --showformat='${Package} ${Version} ${Architecture}\\n' \"$deb\" && "
+        'dpkg-deb --fsys-tarfile "$deb" | tar -t; '
+        f'}} >{shlex.quote(str(directory))}/"$name" || exit 1; done'
+    )
+
+
 def extract(
     runner: Runner,
     log: Path,
@@ -63,13 +75,18 @@ def extract(
     directory: Path,
     aside: Iterable[str] = (),
     aside_directory: Path | None = None,
+    notes: Path | None = None,
 ) -> None:
     """Unpack ``packages`` and all that they depend on into ``directory``, running none of it.
 
-    The packages ``aside`` are unpacked alone, each to ``aside_directory/NAME``.
+    The packages ``aside`` are unpacked alone, each to ``aside_directory/NAME``. What each
+    of the others is, and which files it has, is noted in ``notes/NAME`` (see ``userland.note``).
     """
     command = _command(suite, architecture, "extract", directory)
     options = [f"--include={','.join(packages)}"]
+    if notes is not None:
+        notes.mkdir()
+        options.append(f"--extract-hook={_note(notes)}")
     if aside_directory is not None:
         aside_directory.mkdir()
         options += [
