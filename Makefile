@@ -80,16 +80,31 @@ lab-image: packages ## Build the image that qemu-mesh boots, when its sources ch
 relay: packages ## Compile hwsim-relay, the guest's end of the simulated radio, for this machine
 	@$(MAKE) --no-print-directory -C package/hwsim-relay/src
 
+##@ Publish
+
+BOARDS ?= rpi64 x86_64
+OUT ?=
+FROM ?=
+SIGNER ?=
+
+release: packages-release ## A folder for any web server: [SIGNER=NAME] [BOARDS="rpi64 x86_64"] [OUT=DIR] [FROM=OLDER]
+	@$(python) -m meshlab.cli.release --boards "$(BOARDS)" --toolchain "$(TOOLCHAIN)" --extra "$(EXTRA)" \
+		$(if $(OUT),--out "$(OUT)") $(if $(FROM),--from "$(FROM)") $(if $(SIGNER),--signer "$(SIGNER)") \
+		$(if $(FORCE),--force)
+
 ##@ Flash
 
 DEV ?=
 CONFIG ?=
 FILE ?=
+BOARD ?=
+ROOT ?=
 FORCE ?=
 YES ?=
 
-flash: packages-flash ## Write a card: DEV=/dev/sdX [IMAGE=rpi64] [CONFIG=my.toml]; without DEV, show disks
+flash: packages-flash ## Write a card: DEV=/dev/sdX [IMAGE=rpi64 or URL] [CONFIG=my.toml]; without DEV, show disks
 	@bin/flash --image "$(if $(filter-out lab,$(IMAGE)),$(IMAGE),rpi64)" $(if $(CONFIG),--config "$(CONFIG)") \
+		$(if $(BOARD),--board "$(BOARD)") $(if $(ROOT),--root "$(ROOT)") \
 		$(if $(FORCE),--force-fixed) $(if $(YES),--yes) $(if $(FILE),--file "$(FILE)") \
 		$(if $(DEV),"$(DEV)",$(if $(FILE),,--list))
 
@@ -131,6 +146,9 @@ bench: image packages ## Print figures of IMAGE: sizes, boot, mesh, CPU, memory,
 bench-cluster: erlang-releases ## Print figures: calls and messages between nodes, beside real Erlang
 	@$(python) app/tests/bench_distribution.py --with-tls
 
+bench-update: packages-standin ## How an update spreads in a mesh of [N=8] nodes that lose frames, beside one alone
+	@$(python) -m meshlab.bench.update --nodes "$(if $(filter 5,$(N)),8,$(N))"
+
 bench-cluster-mesh: packages ## The same between simulated nodes, beside Erlang over the same link
 	@$(python) -m meshlab.bench.cluster
 
@@ -159,6 +177,10 @@ packages-build:
 
 packages-bundle:
 	@bin/host-setup packages bundle
+
+packages-release:
+	@bin/host-setup packages bundle $(if $(filter-out standin%,$(BOARDS)),build) \
+		$(if $(filter standin%,$(BOARDS)),run) $(filter standin%,$(BOARDS))
 
 packages-standin packages-standin-rpi64:
 	@bin/host-setup packages run bundle $(@:packages-%=%)
@@ -201,8 +223,8 @@ help: ## This text
 		'PYTEST="-k name -x"' 'goes to pytest'
 	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
-.PHONY: bench bench-beacon bench-cluster bench-cluster-mesh clean defconfigs distclean flash format fuzz help \
+.PHONY: bench bench-beacon bench-cluster bench-cluster-mesh bench-update clean defconfigs distclean flash format fuzz help \
 	erlang-releases image lab-image lint lock packages packages-build packages-bundle \
-	packages-flash packages-standin packages-standin-rpi64 packages-test rpi64 rpi64-bundle \
+	packages-flash packages-release packages-standin packages-standin-rpi64 packages-test release rpi64 rpi64-bundle \
 	standin-bundle standin-rpi64-bundle x86_64 x86_64-bundle \
 	qemu-mesh relay soak test test-loaded test-mesh test-unit

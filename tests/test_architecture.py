@@ -41,8 +41,8 @@ JUDGES_OF_VALUES = {"thicket.radio.countries", "thicket.radio.country_names"}
 #: Packages beside the node's, and the others of ours that each may import.
 DESKS = {
     "thicket": set(),
-    "authority": {"thicket"},
-    "firmware": {"thicket", "host"},
+    "authority": {"thicket", "host"},
+    "firmware": {"thicket", "host", "authority"},
     "host": set(),
     "meshlab": {"thicket", "authority", "firmware", "host"},
 }

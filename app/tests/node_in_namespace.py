@@ -12,10 +12,12 @@ from ipaddress import IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests/helpers"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import network_namespace
 
+from thicket.applications.mounts import Mounter
 from thicket.base import log
 from thicket.base.events import Listener
 from thicket.base.paths import Paths
@@ -120,6 +122,11 @@ class WireParts(Parts):
         self, settings: Settings, address: IPv6Interface, listener: Listener[RadioEvent]
     ) -> Radio:
         return WireMesh(settings.mesh, address, listener)
+
+    def mounter(self) -> Mounter:
+        from apps_for_tests import Unpacking
+
+        return Unpacking()
 
 
 async def run(paths: Paths, parts: Parts) -> int:

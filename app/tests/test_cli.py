@@ -277,10 +277,9 @@ class TestUsage:
         for word in ("status", "peers", "nodes", "ping", "config show", "reload", "version"):
             assert f"  {word}" in out
 
-    @pytest.mark.parametrize("command", ["ca", "update"])
-    def test_commands_of_the_engineers_machine(self, capsys: Capture, command: str) -> None:
-        assert main([command, "help"]) == USAGE
-        assert f"engineer's machine only: bin/thicket {command}" in capsys.readouterr().err
+    def test_a_command_of_the_engineers_machine(self, capsys: Capture) -> None:
+        assert main(["ca", "help"]) == USAGE
+        assert "engineer's machine only: bin/thicket ca" in capsys.readouterr().err
 
     def test_version(self, capsys: Capture) -> None:
         assert main(["version"]) == OK
@@ -485,3 +484,39 @@ def test_the_command_of_the_checkout_is_the_same(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "passphrase needs roll, finish or cancel" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["app"],
+        ["app", "install"],
+        ["app", "install", "a", "b"],
+        ["app", "install", "a", "--json"],
+        ["app", "list", "a"],
+        ["app", "back"],
+        ["app", "build", "a"],
+    ],
+)
+def test_app_is_used_wrongly(words: list[str], capsys: Capture) -> None:
+    assert main(words) == USAGE
+    assert "app" in capsys.readouterr().err
+
+
+def test_the_list_of_what_is_installed() -> None:
+    from thicket.cli.app import list_text
+
+    one: dict[str, Any] = {
+        "name": "lamp", "version": "1.0", "number": 1, "signer": "Update signer release",
+        "applications": ["lamp"], "trial": True, "before": True, "left": None,
+    }  # fmt: skip
+    none: dict[str, Any] = {
+        "name": "x", "version": None, "number": None, "signer": None, "applications": [],
+        "trial": False, "before": False, "left": "2.0: OSError: no lamp",
+    }  # fmt: skip
+    assert list_text([one, none]) == (
+        "NAME  VERSION  STATE         BEFORE  SIGNER\n"
+        "lamp  1.0      on trial      yes     Update signer release\n"
+        "x     -        not in force  -       -\n"
+        "x: a version was left: 2.0: OSError: no lamp"
+    )

@@ -643,7 +643,10 @@ class TestStarting:
         async with running(paths, SlowChip()) as run:
             await run.until(Path(paths.control).exists, "the control socket is there")
             said: dict[str, str] = {}
-            asked = {"config-apply": {"text": "[trust]\nchip_required = true\n"}}
+            asked: dict[str, dict[str, Any]] = {
+                "config-apply": {"text": "[trust]\nchip_required = true\n"},
+                "update-install": {"path": "/data/new.raucb"},
+            }
             for method in sorted(set(Commands(run.daemon).methods()) - {"stop-radio"}):
                 try:
                     await run.ask(method, **asked.get(method, {}))
@@ -653,6 +656,10 @@ class TestStarting:
                     said[method] = "done"
             ready = {"config", "config-apply", "nodes", "peers", "reload", "status"}
             assert {method for method, code in said.items() if code == "done"} == ready
+            for method in [method for method in said if method.startswith("update-")]:
+                assert said.pop(method) in {"no-slots", "bad-params"}
+            # It needs a path, and says so first.
+            assert said.pop("app-install") in {"starting", "bad-params", "bad-request"}
             assert set(said.values()) == {"done", "not-joined", "starting"}
             read.set()
             await run.until(run.in_cluster, "it joins")

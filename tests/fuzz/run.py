@@ -72,7 +72,7 @@ def fuzz(name: str, arguments: list[str]) -> None:
     import atheris
 
     target = TARGETS[name]
-    with atheris.instrument_imports(include=["thicket", "tomllib"]):
+    with atheris.instrument_imports(include=["thicket", "tomllib", "firmware.releases"]):
         one = target.make()
         seeds = list(target.seeds())
     del seeds  # what making them has imported is instrumented now

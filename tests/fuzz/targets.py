@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from thicket.trust.fleet import Fleet
+    from thicket.update.offer import Offer
 
 Try = Callable[[bytes], None]
 
@@ -1307,7 +1308,6 @@ def contents() -> bytes:
 def bundle_seeds() -> Iterator[bytes]:
     """Yield ends of bundles, signed and not, and a whole one."""
     from thicket.trust import cms
-    from thicket.trust.update_signer import signer_profile
     from thicket.update import bundle
     from thicket.update.manifest import Image, Manifest, Verity
 
@@ -1320,15 +1320,209 @@ def bundle_seeds() -> Iterator[bytes]:
         {"thicket": {"epoch": "1"}},
         Verity("0b" * 32, "00" * 32, len(contents()) - 8192),
     ).text()
-    validity = (datetime(2026, 1, 1, tzinfo=UTC), datetime(2036, 1, 1, tzinfo=UTC))
-    profile = signer_profile(fleet(), "release", number("update key"), validity)
-    certificate = profile.signed(signature("update signer"))
     when = datetime(2026, 11, 24, tzinfo=UTC)
-    signed = cms.sign(text, certificate, when, lambda _digest: signature("bundle"))
+    signed = cms.sign(text, update_certificate(), when, lambda _digest: signature("bundle"))
     yield text
     yield signed
     yield contents() + bundle.end(signed)
     yield contents() + bundle.end(text)
+
+
+def make_offer() -> Try:
+    """A signed offer, a signed order, or what is signed of one."""
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.update_signer import REASONS, SignerRefusedError
+    from thicket.update import offer as offers
+    from thicket.update.offer import OfferError
+
+    ours = Fleet(fleet().root.der)
+
+    def one(data: bytes) -> None:
+        for parse in (offers.parse_offer, offers.parse_order):
+            try:
+                assert parse(data).text() == data, "read in two ways"
+            except OfferError as error:
+                assert len(str(error)) < 500, "it says too much"
+        for good in (True, False):
+            for check in (offers.check_offer, offers.check_order):
+                try:
+                    found = check(data, ours, verify=lambda *_, good=good: good)
+                except SignerRefusedError as error:
+                    assert error.reason in REASONS
+                except OfferError as error:
+                    assert error.code in (offers.BAD_OFFER, offers.BAD_ORDER, offers.OTHER_FLEET)
+                else:
+                    assert good, "taken without a signature"
+                    assert found.fleet == ours.identifier
+
+    return one
+
+
+def offer_seeds() -> Iterator[bytes]:
+    """Yield an offer, an order, and the signed messages with them."""
+    from thicket.trust import cms
+    from thicket.update.offer import Offer, Order, Patch, Plan, Target
+
+    patches = (Patch("0a" * 32, 90_000, "0b" * 32, "0c" * 32), Patch("", 9, "0d" * 32, "0e" * 32))
+    offer = Offer(
+        fleet().identifier,
+        1_795_975_200,
+        Target("thicket-x86_64", "0.2.0", 1, 70_000_000, "0f" * 32),
+        patches,
+        Plan(("n-0123456789ab",), 600, (10, 50, 100), 2, (1410, 240)),
+    )
+    when = datetime(2026, 11, 24, tzinfo=UTC)
+    for content in (
+        offer.text(),
+        offer._replace(plan=Plan(1, 0, (100,), 0, None)).text(),
+        Order(offer.fleet, 1, offer.identifier, "pause").text(),
+        Order(offer.fleet, 1, b"", "back").text(),
+    ):
+        yield content
+        yield cms.sign(content, update_certificate(), when, lambda _digest: signature("bundle"))
+
+
+def make_reports() -> Try:
+    """What nodes tell each other of a rollout; a signature is good if its last bit says so."""
+    from thicket.trust import verify
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.verify import Clock, Rules
+    from thicket.update import member, progress
+    from thicket.update import reports as talk
+    from thicket.update.progress import RecordError
+
+    ours = Fleet(fleet().root.der)
+    clock = Clock(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC))
+    reasons = {
+        *member.REASONS, *verify.REASONS, "malformed", "bad-record", "bad-order", "other-fleet",
+        "ahead", "too-often", "not-allowed", "not-a-signer", "forged", "changed",
+    }  # fmt: skip
+
+    def one(data: bytes) -> None:
+        try:
+            record = progress.unpack(data)
+            assert progress.pack(record) == data, "read in two ways"
+        except RecordError as error:
+            assert str(error)
+        receiver = talk.Reports(
+            ours,
+            lambda: Rules(clock, {"Signer 0002"}),
+            lambda: (f"n-{number('one')[:6].hex()}",),
+            verify=lambda _key, _digest, signature: not signature[-1] & 1,
+        )
+        items = list(records(data))
+        for now in (0.0, 1.0):
+            taken = receiver.take(items, "peer", now)
+            assert set(taken.onward) <= set(items), "it hands on what never came"
+            assert all(len(item) <= talk.MAX_ITEM for item in taken.answer)
+            assert taken.changed or not taken.onward
+        assert set(receiver.counters) <= reasons, receiver.counters
+        known = receiver.records()
+        assert len(receiver.orders) <= talk.MOST_ORDERS
+        again = talk.Reports(
+            ours,
+            lambda: Rules(clock, {"Signer 0002"}),
+            lambda: (f"n-{number('one')[:6].hex()}",),
+            verify=lambda _key, _digest, signature: not signature[-1] & 1,
+        )
+        again.unpack(receiver.pack(), 0.0)
+        assert again.records().keys() == known.keys()
+        assert again.greeting() == receiver.greeting()
+        again.unpack(data, 2.0)
+
+    return one
+
+
+def reports_seeds() -> Iterator[bytes]:
+    """Yield records, orders, and what it takes to compare them."""
+    from thicket.trust import cms
+    from thicket.trust.signed_beacon import pack_chain
+    from thicket.update import member, progress
+    from thicket.update.member import MARK, Kind, Sealed
+    from thicket.update.offer import Order
+    from thicket.update.progress import Progress, State, node_name
+
+    def item(kind: int, content: bytes) -> bytes:
+        return MARK + bytes((kind,)) + content
+
+    def sealed(kind: Kind, content: bytes, packed: bytes) -> bytes:
+        return Sealed(kind, content, member.key_of(packed), signature("seal")).packed()
+
+    order = Order(fleet().identifier, 5, b"", "pause")
+    when = datetime(2026, 11, 24, tzinfo=UTC)
+    signed = cms.sign(order.text(), update_certificate(), when, lambda _digest: signature("order"))
+    for source, who in (("chip", "one"), ("mac", "two")):
+        packed = pack_chain(chain(source, who), fleet())
+        identity = (b"\x01\x23" + number(who)[:6])[2:8]
+        node = node_name(source, identity)
+        one = Progress(node, bytes(32), 7, State.FAILED, 900, "no peer", 60, 5)
+        told = sealed(Kind.PROGRESS, progress.pack(one), packed)
+        given = sealed(Kind.ORDER, order.text(), packed)
+        certificates = item(3, packed)
+        yield progress.pack(one)
+        yield joined(certificates, told)
+        yield joined(told)
+        yield joined(certificates, told, given, item(7, signed))
+        yield joined(certificates, told, item(5, bytes(32)), item(4, member.key_of(packed)))
+        yield joined(certificates, told, item(6, bytes(30)), item(8, bytes(16)))
+    yield joined(item(9, b""), item(1, b""), b"", b"THU2")
+
+
+@cache
+def update_certificate() -> bytes:
+    """Return the certificate of an update signer."""
+    from thicket.trust.update_signer import signer_profile
+
+    validity = (datetime(2026, 1, 1, tzinfo=UTC), datetime(2036, 1, 1, tzinfo=UTC))
+    profile = signer_profile(fleet(), "release", number("update key"), validity)
+    return profile.signed(signature("update signer"))
+
+
+def make_patch() -> Try:
+    """What is in front of the frame of a patch."""
+    import io
+
+    from thicket.update import patch as patches
+    from thicket.update.bundle import MAX_BYTES
+
+    def one(data: bytes) -> None:
+        if not data.startswith(b"thicket"):  # the header alone
+            data = patches.LINE + len(data).to_bytes(4, "big") + data
+        file = io.BytesIO(data)
+        try:
+            found = patches.read(file)
+        except patches.PatchError as error:
+            assert error.code == patches.BAD_PATCH
+            assert len(str(error)) < 500, "it says too much"
+            return
+        assert data.startswith(found.packed()), "read in two ways"
+        assert file.tell() == len(found.packed())
+        assert 0 < found.body <= found.size <= MAX_BYTES
+        end = 0
+        for tree in found.trees:
+            assert end <= tree.at
+            assert tree.start + tree.size <= tree.at
+            end = tree.at + tree.bytes
+        assert end <= found.size
+        if found.base is not None:
+            assert found.base.size <= 2 * MAX_BYTES + patches.ALIGNED
+            assert all(0 <= a < b <= found.base.boot.size for a, b in found.base.boot.masks)
+
+    return one
+
+
+def patch_seeds() -> Iterator[bytes]:
+    """Yield headers of a change and of a whole bundle."""
+    from thicket.update.patch import Base, Boot, HashTree, Header, Root
+
+    trees = (HashTree(69632, 4100, 65532 // 4096 * 4096, "0a" * 32),)
+    base = Base(Root("0b" * 32, 65536), Boot(16384, "0c" * 32, ((5000, 5600), (8192, 12288))))
+    for header in (
+        Header(100_000, "0d" * 32, base, trees),
+        Header(100_000, "0d" * 32, None, ()),
+    ):
+        yield header.packed() + b"frame"
+        yield header.packed()[20:]
 
 
 # -- the kernel and wpa_supplicant, which hand on what comes from the air
@@ -1471,7 +1665,306 @@ def config_seeds() -> Iterator[bytes]:
         yield text.encode()
 
 
+# -- updates between nodes
+
+
+_CHUNK = b"a chunk"
+
+
+def _small_offer() -> Offer:
+    """Return an offer of two patches of one chunk each."""
+    from hashlib import sha256
+
+    from thicket.update.offer import Offer, Patch, Plan, Target
+
+    listed, other = sha256(_CHUNK).digest(), b"another one"
+    patches = (
+        Patch("", len(_CHUNK), sha256(_CHUNK).hexdigest(), sha256(listed).hexdigest()),
+        Patch("ab" * 32, len(other), sha256(other).hexdigest(), "cd" * 32),
+    )
+    target = Target("thicket-rpi64", "0.2.0", 1, 70_000_000, "0f" * 32)
+    return Offer(fleet().identifier, 7, target, patches, Plan(1, 600, (100,), 0, None))
+
+
+def make_update() -> Try:
+    """Messages of a peer to ``thicket_update``, while a patch is being fetched and served.
+
+    An input is records, each of them a term.
+    """
+    import asyncio
+    from hashlib import sha256
+    from types import SimpleNamespace
+
+    from thicket.base.errors import CodedError
+    from thicket.base.problems import Problems
+    from thicket.distribution.etf import DecodeError, decode, encode
+    from thicket.distribution.identifiers import Identifiers
+    from thicket.distribution.node import Node
+    from thicket.update import messages, spread
+    from thicket.update.carrier import Download, Newest
+    from thicket.update.exchange import Exchange
+    from thicket.update.messages import Offered
+    from thicket.update.offer import Patch
+    from thicket.update.spread import Way
+    from thicket.update.store import Held, Store, everything
+
+    class Safe(Node):
+        """A node whose connections are encrypted."""
+
+        @property
+        def encrypted(self) -> bool:
+            return True
+
+        def identify(self, name: str) -> Identifiers:
+            return Identifiers(name, 4, 0)
+
+    class Host:
+        """Stands in for a daemon."""
+
+        problems = Problems(lambda: None)
+
+        def check(self, packed: bytes) -> Any:
+            raise CodedError("bad-offer", "no offer")
+
+        def base(self) -> str:
+            return ""
+
+        def wants(self, _offer: Any) -> bool:
+            return True
+
+        def share(self) -> float:
+            return 0.2
+
+        def ways(self) -> dict[str, Way]:
+            return {OTHER_NAME: Way()}
+
+        async def take(self, path: str, offer: Any, patch: Patch) -> None:
+            """Never called: nothing is written."""
+
+    listed = sha256(_CHUNK).digest()
+    offer = _small_offer()
+    patch = offer.patches[0]
+    newest = Newest(offer, b"", offer.identifier)
+    sent: list[messages.Message] = []
+    loop = asyncio.new_event_loop()
+    connection: Any = SimpleNamespace(name=OTHER_NAME)
+
+    class Silent(Exchange):
+        """Its messages stay here."""
+
+        def send(self, peer: str, message: messages.Message) -> None:
+            sent.append(message)
+
+    async def exchange(data: bytes) -> None:
+        del sent[:]
+        subject = Silent(Safe("thicket", COOKIE, OWN), Host(), Store("/nowhere"))
+        carrier = subject.carrier
+        await carrier._adopt(newest)
+        for place, one_patch in enumerate(offer.patches):
+            carrier.held[place] = Held("/nowhere/x", one_patch, listed)
+        carrier.held[1].have = 1
+        carrier.download = Download(0, patch, carrier.theirs[0], carrier.held[0])
+        count = 0
+        for record in records(data):
+            try:
+                term = decode(record)
+            except DecodeError:
+                continue
+            message = messages.read(term)
+            if message is not None:
+                assert messages.read(decode(encode(messages.term(message)))) == message
+            subject.on_message(connection, term)
+            count += 1
+            for asked in carrier.download.asks(0.0, Host().ways()):
+                assert asked[0] == OTHER_NAME
+            for theirs, known in zip(carrier.theirs, offer.patches, strict=True):
+                assert all(
+                    bits | everything(known) == everything(known) for bits in theirs.bits.values()
+                )
+            assert len(carrier._serve) <= spread.UPLOADS
+            fetch = carrier.download.fetch
+            assert fetch is not None
+            assert all(carrier.held[0].is_right(*one) for one in carrier.download.writing)
+            assert len(carrier.download.writing) <= patch.chunk_count
+        assert len(sent) <= 2 * count, "it says too much"
+        assert not any(isinstance(message, Offered) and message.packed for message in sent)
+        subject.on_stop()
+        await asyncio.sleep(0)
+
+    def one(data: bytes) -> None:
+        loop.run_until_complete(exchange(data))
+
+    return one
+
+
+def make_release() -> Try:
+    """What a release says of itself: its list of checksums, its index."""
+    from firmware.releases import index, sums
+    from firmware.releases.errors import ReleaseError
+
+    def one(data: bytes) -> None:
+        try:
+            listed = sums.read(data)
+        except ReleaseError as error:
+            assert len(str(error)) < 1000
+        else:
+            assert sums.text(listed) == data
+        try:
+            found = index.read(data)
+        except ReleaseError as error:
+            assert len(str(error)) < 1000
+        else:
+            assert index.read(found.text()) == found
+            assert len(found.files) <= index.MAX_FILES
+            for file in found.files:
+                assert "/" not in file.name
+
+    return one
+
+
+def update_seeds() -> Iterator[bytes]:
+    """Yield one message of each kind."""
+    from hashlib import sha256
+
+    from thicket.distribution.etf import encode
+    from thicket.update.messages import (
+        Data,
+        Get,
+        Has,
+        Have,
+        Message,
+        No,
+        Offered,
+        Piece,
+        Records,
+        term,
+    )
+
+    data, offer = _CHUNK, _small_offer()
+    listed = sha256(data).digest()
+    mine, chunk = offer.identifier, Piece(0, "chunk", 0)
+    kinds: list[Message] = [
+        Have(0, b""),
+        Have(offer.number, mine),
+        Have(offer.number + 1, mine),
+        Offered(b"an offer"),
+        Has(mine, ((0, 1), (1, 1))),
+        Get(mine, Piece(1, "chunk", 0)),
+        Get(mine, Piece(1, "list", 0)),
+        Get(mine, chunk),
+        Data(mine, chunk, data),
+        Data(mine, chunk, b"rubbish"),
+        Data(mine, Piece(0, "list", 0), listed),
+        No(mine, chunk, 500),
+        No(mine, chunk, 0),
+        Records((b"a record", b"")),
+    ]
+    packed = [encode(term(message)) for message in kinds]
+    yield from map(joined, packed)
+    yield joined(*packed)
+    yield joined(packed[4], packed[8])
+    yield joined(packed[4], packed[9], packed[8])
+
+
+def release_seeds() -> Iterator[bytes]:
+    """Yield a list of checksums and an index."""
+    from firmware.releases import index, sums
+
+    digest = "5" * 64
+    yield sums.text({"index.json": digest, "a-1.0~rc1+x.img.xz": digest})
+    files = (
+        index.File("a.img.xz", index.IMAGE, "rpi64", 5, digest, 10),
+        index.File("a.patch", index.DELTA, "rpi64", 5, digest, 0, "0.0.9"),
+        index.File("b", "later", "", 0, digest),
+    )
+    yield index.Index("0.1.0", 1, "0123456789ab", "2026-11-24T12:00:00Z", files).text()
+
+
+def make_application() -> Try:
+    """The file of an application. The first byte chooses: an end, or what is signed."""
+    import io
+
+    from thicket.applications import app_file
+    from thicket.applications.app_file import AppError
+    from thicket.trust import signed_file
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.update_signer import REASONS, SignerRefusedError
+
+    ours = Fleet(fleet().root.der)
+
+    def one(data: bytes) -> None:
+        if data[:1] == b"{":
+            text = b"thicket application 1\n" + data
+            try:
+                about = app_file.parse(text)
+            except AppError as error:
+                assert str(error)
+                return
+            assert about.text() == text
+            assert app_file.is_name(about.name)
+            assert 0 < about.size <= app_file.MAX_BYTES
+            assert app_file.version_key(about.least) is not None
+            return
+        file = io.BytesIO(b"hsqs" + bytes(60) + signed_file.pack(data) if data else b"hsqs")
+        try:
+            found = app_file.read(file)
+        except AppError as error:
+            assert str(error)
+            return
+        assert found.message.packed() == data
+        assert found.about.text() in data
+        for good in (True, False):
+            try:
+                app_file.check_signer(found, ours, verify=lambda *_, good=good: good)
+            except SignerRefusedError as error:
+                assert error.reason in REASONS
+            except AppError as error:
+                assert error.code == "other-fleet"
+            else:
+                assert good, "a file without a signature"
+
+    return one
+
+
+def application_seeds() -> Iterator[bytes]:
+    """Yield what is signed of applications, and ends of files."""
+    from thicket.applications.app_file import About
+    from thicket.trust import cms
+    from thicket.trust.update_signer import signer_profile
+
+    validity = (datetime(2026, 1, 1, tzinfo=UTC), datetime(2036, 1, 1, tzinfo=UTC))
+    profile = signer_profile(fleet(), "release", number("update key"), validity)
+    certificate = profile.signed(signature("update signer"))
+    when = datetime(2026, 11, 24, tzinfo=UTC)
+    for below in ("", "1"):
+        text = About(
+            "lamp", "1.0", 1_000, fleet().identifier, "0.1", below, "3.13", "any", ("lamp",),
+            ("a", "lamp_app"), 64, bytes(32),
+        ).text()  # fmt: skip
+        yield text.partition(b"\n")[2]
+        yield cms.sign(text, certificate, when, lambda _digest: signature("application"))
+
+
 TARGETS: dict[str, Target] = {
+    "application": Target(
+        make_application,
+        application_seeds,
+        4096,
+        (
+            b'"applications":[',
+            b'"architecture":"',
+            b'"fleet":"',
+            b'"image":{"below":null,"least":"0.1"}',
+            b'"modules":[',
+            b'"name":"',
+            b'"number":',
+            b'"python":"3.13"',
+            b'"sha256":"',
+            b'"size":',
+            b'"version":"',
+        ),
+    ),
+    "update": Target(make_update, update_seeds, 2048),
     "etf": Target(make_etf, etf_seeds),
     "handshake": Target(
         make_handshake, handshake_seeds, 1024, (b"sok", b"salive", b"strue", b"sfalse", b"snok")
@@ -1488,6 +1981,45 @@ TARGETS: dict[str, Target] = {
         bundle_seeds,
         16384,
         (b"hsqs", b"[update]\n", b"[bundle]\n", b"[image.", b"[meta.", b"verity-size=", b"\n\n["),
+    ),
+    "offer": Target(
+        make_offer,
+        offer_seeds,
+        words=(
+            b"thicket update offer 1\n",
+            b"thicket update order 1\n",
+            b'{"',
+            b'":',
+            b'"',
+            b",",
+            b"[",
+            b"]",
+            b"{",
+            b"}",
+            b"null",
+            b"true",
+            b"1e999",
+            b"-1",
+            b"1.5",
+            b"NaN",
+            b"\\ud800",
+            b"[" * 64,
+            b"0" * 64,
+            b'"canaries":',
+            b'"window":',
+            b'"patches":',
+            b'"base":"",',
+            b'"n-0123456789ab"',
+            b'"23:30"',
+        ),
+    ),
+    "reports": Target(
+        make_reports, reports_seeds, 4096, (b"THU1", b"THU1\1", b"THU1\2", b"THU1\3")
+    ),
+    "patch": Target(
+        make_patch,
+        patch_seeds,
+        words=(b'"base":null', b'"masks":[', b'"trees":[', b'{"', b'":', b"]", b"}", b",", b"4096"),
     ),
     "change": Target(make_change, change_seeds),
     "revocations": Target(
@@ -1540,6 +2072,11 @@ TARGETS: dict[str, Target] = {
             b"0x",
             b"\\u",
         ),
+    ),
+    "release": Target(
+        make_release,
+        release_seeds,
+        words=(b"# thicket release 1\n", b"  index.json\n", b"5" * 64, b'"files": [', b'"name": "'),
     ),
     "wpa": Target(
         make_wpa, wpa_seeds, 512, (b"<3>", b"IFNAME=", b" addr=", b"=", b'"', b"\\", b"02:00:00")

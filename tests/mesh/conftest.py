@@ -42,7 +42,7 @@ READINGS = HERE.parents[1] / "examples" / "readings"
 TIMEOUT = 1800 + float(os.environ.get("THICKET_SOAK", "0"))
 """Seconds after which a test is ended that hangs where nothing else ends it."""
 
-SOAK = ("test_lossy", "test_power_cut")
+SOAK = ("test_lossy", "test_power_cut", "test_update")
 """The modules whose tests watch or repeat for THICKET_SOAK seconds."""
 
 FAILED = pytest.StashKey[bool]()
@@ -126,6 +126,12 @@ MESHES = {
             "pi",
             LabSpec(topology.make("full", 2)),
             others={"n2": Kind(IMAGE if IMAGE == "rpi64" else "standin-rpi64", "raspi3b")},
+        ),
+        # Devices with cards, and with RAUC: they take updates.
+        Mesh(
+            "updates",
+            LabSpec(topology.make("line", 3), config={"update": {"health_time": 10}}),
+            others=dict.fromkeys(("n1", "n2", "n3"), Kind("standin")),
         ),
         # The chips of an open mesh are blank.
         Mesh("open", LabSpec(topology.make("full", 2), security="open")),

@@ -11,24 +11,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from authority import offers
 from authority.authority import Authority
 from authority.errors import AuthorityError
 from authority.token import TokenError
+from authority.trusted import trusted
 from authority.update_signers import UpdateSigner
 from authority.words import Parser, a_path, a_word, run_command
 from thicket.base.errors import ThicketError
 from thicket.cli.common import BAD, OK, USAGE, UsageError
-from thicket.trust import certificates as x509
 from thicket.trust import cms
 from thicket.trust.certificates import CertificateError
 from thicket.trust.fleet import Fleet
 from thicket.trust.openssl import OpenSslError
-from thicket.trust.revocations import MAX_FILE, SignedList, all_names, split
 from thicket.trust.update_signer import SignerRefusedError
 from thicket.trust.verify import RefusedError
 from thicket.update import bundle as bundles
 from thicket.update.bundle import Bundle
 from thicket.update.errors import BundleError
+from thicket.update.offer import OfferError
+from thicket.update.patch import PatchError
+from thicket.update.zstd import ZstdError
 
 HELP: Final = """\
 usage: thicket update [--folder DIR] COMMAND
@@ -41,6 +44,17 @@ usage: thicket update [--folder DIR] COMMAND
   verify FILE [--root PEM [--revocations FILE]]
                             check signature, signer, revocations and every byte, by the
                             fleet in DIR or by the root certificate of one
+  delta OLD NEW [--out FILE]
+                            make a patch: what a device that runs OLD needs to make NEW,
+                            which is signed; OLDVERSION-to-NEWVERSION.patch beside NEW
+  offer NEW [--delta FILE ...] [--canaries N|NAME,...] [--waves 10,50,100] [--well 10m]
+        [--window HH:MM-HH:MM] [--failures N] [--signer NAME] [--out FOLDER]
+                            make a folder with everything that a fleet needs to take NEW:
+                            the patches, always with that for any device, and the signed
+                            offer. Canaries take it first; when they have been well, the
+                            waves (percent of the fleet) follow; the window is in UTC
+  order pause|resume|abort|back [OFFER] [--signer NAME] [--out FILE]
+                            sign an order about an offer, or whichever is in force
 
 DIR is THICKET_CA or ~/.local/share/thicket/fleet. Passphrases of keys and PINs of tokens are
 asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
@@ -49,7 +63,6 @@ asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
 ENDING = ".raucb"
 _UNSIGNED = ".unsigned"
 _PIECE = 1 << 20
-_MOST_PEM = 64 * 1024
 
 
 def main(words: list[str]) -> int:
@@ -66,8 +79,8 @@ def main(words: list[str]) -> int:
         sys.stderr.write(f"thicket update: {error.filename or 'a file'}: {error.strerror}\n")
         return BAD
     except (
-        AuthorityError, BundleError, CertificateError, OpenSslError, RefusedError,
-        SignerRefusedError, TokenError,
+        AuthorityError, BundleError, CertificateError, OfferError, OpenSslError, PatchError,
+        RefusedError, SignerRefusedError, TokenError, ZstdError,
     ) as error:  # fmt: skip
         sys.stderr.write(f"thicket update: {error}\n")
         return BAD
@@ -220,7 +233,7 @@ def _verify(authority: Authority, rest: list[str]) -> int:
     args = parser.parse_args(rest)
     if args.root is None and args.revocations is not None:
         raise UsageError("--revocations goes with --root; the fleet in DIR has its own list")
-    fleet, revoked, how = _trusted(authority, args.root, args.revocations)
+    fleet, revoked, how = trusted(authority, args.root, args.revocations)
     faults: list[ThicketError] = []
     with args.file.open("rb") as file:
         found = bundles.read(file)
@@ -246,33 +259,11 @@ def _verify(authority: Authority, rest: list[str]) -> int:
     return BAD if faults else OK
 
 
-def _trusted(
-    authority: Authority, root: Path | None, lists: Path | None
-) -> tuple[Fleet, frozenset[str], str]:
-    """Return the fleet, the names that are revoked in it, and in words how that is known."""
-    if root is None:
-        revoked = authority.revocations.names
-        return authority.fleet, revoked, f"not among the {len(revoked)} names that are revoked"
-    found = x509.from_pem(_read(root, _MOST_PEM).decode("ascii", "replace"))
-    if not found:
-        raise AuthorityError(f"{root} has no certificate in PEM; `thicket ca root` prints the root")
-    fleet = Fleet(found[0])
-    if lists is None:
-        return fleet, frozenset(), "REVOCATIONS WERE NOT LOOKED AT (--revocations FILE)"
-    revoked = all_names(SignedList.read(one, fleet) for one in split(_read(lists, MAX_FILE)))
-    return fleet, revoked, f"not among the {len(revoked)} names that are revoked"
-
-
-def _read(path: Path, most: int) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise AuthorityError(f"{path} is larger than any that is read ({most} bytes)")
-    return data
-
-
 _COMMANDS: Final[dict[str, Callable[[Authority, list[str]], int]]] = {
+    "delta": offers.delta,
     "inspect": _inspect,
+    "offer": offers.offer,
+    "order": offers.order,
     "sign": _sign,
     "verify": _verify,
 }

@@ -59,9 +59,28 @@ The mesh's passphrase, on all nodes at once (docs/radio.md):
   passphrase import FILE   take a change that the fleet's authority has signed; in a
                            fleet there are no others (ca passphrase)
 
+Updates, on a node that runs from a card (docs/updating.md):
+  update install FILE      write a signed bundle into the slot that does not run; the
+                           next start tries it (--restart restarts at once, --again
+                           takes a bundle that was left before)
+  update back              have the other slot tried by the next start (--restart)
+  update offer FOLDER      offer the fleet what `thicket update offer` made
+  update order WORD|FILE   pause, resume, abort or back: about what is offered, from a
+                           node that [update] control names; or a signed order
+  update status [--json]   the slots, and a line for each node of the fleet
+
+Applications, without a restart of the node (docs/applications.md):
+  app install FILE         take a signed application and start it; a version that fails
+                           is left for the one before (--again takes one that was left
+                           or is older, --wait returns when it was judged)
+  app list [--json]        those installed, and what became of versions that were left
+  app back NAME            run the version before, or the image's
+  app remove NAME          do without; the image's runs again, if it has one
+
 On the engineer's machine:
   ca help                  the fleet's certificate authority (docs/provisioning.md)
   update help              sign bundles and look into them (docs/updating.md)
+  app help                 build applications (docs/applications.md)
 
   version                  print the version
   help                     print this text
@@ -133,9 +152,16 @@ def _run(words: list[str]) -> int:
         from thicket.cli.passphrase import run as passphrase
 
         return passphrase(rest, control_socket())
-    if command in {"ca", "update"}:
+    if command == "update":
+        from thicket.cli.update import run as update
+
+        return update(rest, control_socket())
+    if command == "app":
+        from thicket.cli.app import run as app
+
+        return app(rest, control_socket())
+    if command == "ca":
         raise UsageError(
-            f"{command} runs on the engineer's machine only: bin/thicket {command}, in the source "
-            "tree"
+            "ca runs on the engineer's machine only: bin/thicket ca, in the source tree"
         )
     raise UsageError(f"unknown command {command!r}")

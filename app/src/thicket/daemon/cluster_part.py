@@ -10,39 +10,53 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 from thicket.base.errors import RequestError
+from thicket.base.paths import parameter
 from thicket.base.supervise import GRACE
 from thicket.cluster import radio_watch
 from thicket.cluster.membership import Membership
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from thicket.applications.service import Applications
-    from thicket.cluster.passphrase import Host, Passphrase
+    from thicket.cluster.passphrase import Passphrase
     from thicket.cluster.requests import Requests
     from thicket.daemon.core import Core, OwnIdentity
     from thicket.daemon.discovery_part import DiscoveryPart
+    from thicket.daemon.installed_part import InstalledPart
+    from thicket.daemon.live import Live
     from thicket.daemon.radio_part import RadioPart
+    from thicket.daemon.update_part import UpdateHost
     from thicket.distribution.events import ClusterEvent
     from thicket.distribution.node import Node
     from thicket.trust.service import Trust
+    from thicket.update.fleet import FleetUpdate
 
 log = getLogger(__name__)
 
 #: Deferred work starts this many seconds after the cluster.
 LATER = 2.0
+#: Seconds until a part that failed is started again, and until it is tried again to judge what was
+#: installed.
+AGAIN = 60.0
 
 
 class ClusterSession:
     """One node of the cluster, from its start to its end.
 
-    :ivar applications, passphrase: None before they are started, and after they failed.
+    :ivar applications, passphrase, updates: None before they are started, and after they failed.
     """
 
-    def __init__(self, core: Core, node: Node, membership: Membership) -> None:
+    def __init__(
+        self, core: Core, node: Node, membership: Membership, installed: InstalledPart
+    ) -> None:
         self.node = node
         self.membership = membership
         self.applications: Applications | None = None
         self.passphrase: Passphrase | None = None
+        self.updates: FleetUpdate | None = None
         self._core = core
+        self._installed = installed
         self._requests: Requests | None = None
 
     @property
@@ -60,18 +74,14 @@ class ClusterSession:
             self._requests.close()
 
     async def run_applications(self) -> None:
-        """Run the installed applications; a failure never ends the cluster."""
+        """Run the applications, those that are installed later, too; a failure never ends the
+        cluster."""
         await asyncio.sleep(LATER)
         core = self._core
+        watch: asyncio.Task[None] | None = None
         try:
-            found = core.make.applications()
-            if not found:
-                return
-            from thicket.applications.service import Applications  # most nodes have none
-
-            self.applications = Applications(
-                self.node, core.settings.application, core.problems, found
-            )
+            self.applications = await self._installed.runner(self._make)
+            watch = asyncio.create_task(self._watch(self.applications))
             await self.applications.run()
         except Exception as e:
             log.exception("applications cannot be run")
@@ -79,8 +89,28 @@ class ClusterSession:
             core.problems.report("applications", "part-failed", message, "warning")
         finally:
             self.applications = None
+            if watch is not None:
+                watch.cancel()
 
-    async def run_passphrase(self, host: Host) -> None:
+    def _make(self, found: dict[str, Callable[[], Any]]) -> Applications:
+        from thicket.applications.service import Applications  # most nodes have none
+
+        core = self._core
+        return Applications(self.node, core.settings.application, core.problems, found)
+
+    async def _watch(self, applications: Applications) -> None:
+        """Judge what is installed, for as long as the applications run."""
+        core = self._core
+        while True:
+            try:
+                await self._installed.watch(applications)
+            except Exception as e:
+                log.exception("applications that were installed are not judged")
+                message = f"those installed are not judged: {type(e).__name__}: {e}"
+                core.problems.report("applications", "not-judged", message, "warning")
+                await asyncio.sleep(AGAIN)
+
+    async def run_passphrase(self, host: Live) -> None:
         """Take part in changes of the mesh's passphrase."""
         await asyncio.sleep(LATER)
         from thicket.cluster.passphrase import Passphrase
@@ -92,6 +122,25 @@ class ClusterSession:
             log.exception("this node takes part in no more changes of the passphrase")
         finally:
             self.passphrase = None
+
+    async def run_updates(self, host: UpdateHost, trust: Trust, me: str) -> None:
+        """Take part in the updates of the fleet.
+
+        :param me: this node's name in records.
+        """
+        await trust.ready.wait()
+        await asyncio.sleep(LATER)
+        from thicket.update import fleet  # only nodes that run from a card of a fleet
+
+        while True:
+            try:
+                self.updates = await fleet.make(host, self.node, me)
+                await self.updates.run()
+            except Exception:
+                log.exception("this node takes no part in updates of the fleet for a while")
+            finally:
+                self.updates = None
+            await asyncio.sleep(AGAIN)
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the other nodes, connected ones first.
@@ -131,9 +180,17 @@ class ClusterPart:
     """
 
     def __init__(
-        self, core: Core, me: OwnIdentity, trust: Trust, radio: RadioPart, host: Host
+        self,
+        core: Core,
+        me: OwnIdentity,
+        trust: Trust,
+        radio: RadioPart,
+        host: Live,
+        *,
+        installed: InstalledPart,
     ) -> None:
         self.session: ClusterSession | None = None
+        self._installed = installed
         self._core = core
         self._me = me
         self._trust = trust
@@ -158,7 +215,7 @@ class ClusterPart:
         if cluster.topology == "neighbours":
             membership.set_neighbours(set())
         core.problems.sources["cluster"] = (node.problems, "warning")
-        session = ClusterSession(core, node, membership)
+        session = ClusterSession(core, node, membership, self._installed)
         try:
             node.expect(lambda source: discovery.knows(IPv6Address(source)))
             await node.start()
@@ -186,12 +243,23 @@ class ClusterPart:
             ),
             loop.create_task(self._trust.keep_telling()),
         }
+        if parameter(self._core.paths, "slot") is not None:
+            beside.add(loop.create_task(self._run_updates(session)))
         try:
             await session.membership.run()
         finally:
             for task in beside:
                 task.cancel()
             await asyncio.wait(beside, timeout=GRACE)
+
+    async def _run_updates(self, session: ClusterSession) -> None:
+        from thicket.daemon.update_part import UpdateHost
+        from thicket.update.progress import node_name
+
+        identity = self._me.identity
+        host = UpdateHost(self._core, self._radio, self._trust, self._host.update, self.nodes)
+        me = node_name(identity.source, identity.id)
+        await session.run_updates(host, self._trust, me)
 
     def on(self, event: ClusterEvent, /) -> None:
         """Follow an event of the cluster, see :class:`thicket.base.events.Listener`."""
@@ -210,6 +278,8 @@ class ClusterPart:
             self._trust.node_up(event.name)
             if session is not None and session.passphrase is not None:
                 session.passphrase.node_up(event.name)
+            if session is not None and session.updates is not None:
+                session.updates.exchange.node_up(event.name)
         elif isinstance(event, NodeDown) and membership is not None:
             membership.node_down(event.name)
         self._core.changed()

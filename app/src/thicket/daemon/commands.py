@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 from thicket.base.errors import RequestError
 from thicket.base.fields import show_value
 
+#: Orders about a rollout, see :mod:`thicket.update.rollout`.
+ORDERS = ("pause", "resume", "abort", "back")
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from thicket.daemon.cluster_part import ClusterPart, ClusterSession
     from thicket.daemon.daemon import Daemon
     from thicket.daemon.live import Live
+    from thicket.update.fleet import FleetUpdate
+    from thicket.update.service import Update
 
 
 class Commands:
@@ -42,6 +47,18 @@ class Commands:
             "revocations-import": self._on_revocations_import,
             "revocations-export": self._on_revocations_export,
             "passphrase": self._on_passphrase,
+            "update-install": self._on_update_install,
+            "update-progress": self._on_update_progress,
+            "update-back": self._on_update_back,
+            "update-epoch": self._on_update_epoch,
+            "update-offer": self._on_update_offer,
+            "update-order": self._on_update_order,
+            "update-status": self._on_update_status,
+            "app-install": self._on_app_install,
+            "app-list": self._on_app_list,
+            "app-back": self._on_app_back,
+            "app-remove": self._on_app_remove,
+            "app-result": self._on_app_result,
             "stop-radio": self._on_stop_radio,
         }
 
@@ -152,6 +169,94 @@ class Commands:
             raise RequestError("not-joined", "the node has not joined the mesh yet")
         return await passphrase.request(params)
 
+    def _update(self) -> Update:
+        update = self._daemon.update
+        if update is None:
+            if self._daemon.slot is not None:
+                raise RequestError("starting", "the node is still starting; try again")
+            raise RequestError("no-slots", "this node does not run from a slot of a card")
+        return update
+
+    async def _on_update_install(self, params: dict[str, Any]) -> Any:
+        path = _path_of(params, "update-install")
+        self._update().installer.begin(path, again=params.get("again") is True)
+        return {"began": True}
+
+    async def _on_update_progress(self, params: dict[str, Any]) -> Any:
+        return self._update().installer.progress._asdict()
+
+    async def _on_update_back(self, params: dict[str, Any]) -> Any:
+        return {"slot": await self._update().back()}
+
+    async def _on_update_epoch(self, params: dict[str, Any]) -> Any:
+        return {"epoch": await self._update().epoch_in_force()}
+
+    def _updates(self) -> FleetUpdate:
+        self._update()
+        updates = self._joined()[1].updates
+        if updates is None:
+            raise RequestError(
+                "no-fleet",
+                "this node takes no part in updates of a fleet: it cannot prove yet that it "
+                "belongs to one (`thicket status`)",
+            )
+        return updates
+
+    async def _on_update_offer(self, params: dict[str, Any]) -> Any:
+        folder = params.get("folder")
+        if not isinstance(folder, str) or not folder.startswith("/") or "\0" in folder:
+            raise RequestError("bad-params", "update-offer needs the path of a folder")
+        updates = self._updates()
+        # A card may take long for it: who asks again with the same folder waits on.
+        done = await updates.offer(folder, 20.0)
+        return updates.carrier.status() if done else None
+
+    async def _on_update_order(self, params: dict[str, Any]) -> Any:
+        """Give an order: ``order`` (a word) as this member, or ``signed`` (base64)."""
+        updates = self._updates()
+        signed = params.get("signed")
+        if isinstance(signed, str):
+            import base64  # rare
+
+            try:
+                updates.order(base64.b64decode(signed, validate=True))
+            except ValueError:
+                raise RequestError("bad-params", "the order is not in base64") from None
+        else:
+            word = params.get("order")
+            if word not in ORDERS:
+                raise RequestError("bad-params", f"an order is one of {', '.join(ORDERS)}")
+            updates.give(str(word))
+        return updates.table()
+
+    async def _on_update_status(self, params: dict[str, Any]) -> Any:
+        update, updates = self._update(), self._updates()
+        return {
+            "slots": update.status,
+            "installation": update.installation(),
+            "spread": updates.carrier.status(),
+            "rollout": updates.status(),
+            "table": updates.table(),
+        }
+
+    async def _on_app_install(self, params: dict[str, Any]) -> Any:
+        path, again = _path_of(params, "app-install"), params.get("again") is True
+        return await self._live().installed.ask(lambda apps: apps.install(path, again=again))
+
+    async def _on_app_list(self, params: dict[str, Any]) -> Any:
+        return {"installed": self._live().installed.status()}
+
+    async def _on_app_back(self, params: dict[str, Any]) -> Any:
+        name = str(params.get("name", ""))
+        return await self._live().installed.ask(lambda apps: apps.back(name))
+
+    async def _on_app_remove(self, params: dict[str, Any]) -> Any:
+        name = str(params.get("name", ""))
+        return await self._live().installed.ask(lambda apps: apps.remove(name))
+
+    async def _on_app_result(self, params: dict[str, Any]) -> Any:
+        return await self._live().installed.result()
+
     async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
         """Leave the cluster and the mesh, and end the daemon; for the shutdown of the device."""
         live = self._daemon.live
@@ -163,3 +268,11 @@ class Commands:
         # send the answer first
         asyncio.get_running_loop().call_later(0.1, self._daemon.stop)
         return {"left": mesh is not None}
+
+
+def _path_of(params: dict[str, Any], method: str) -> str:
+    """Return the path that a request names."""
+    path = params.get("path")
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        raise RequestError("bad-params", f"{method} needs the path of a file")
+    return path

@@ -48,6 +48,7 @@ from thicket.upkeep.service import Upkeep
 
 if TYPE_CHECKING:
     from thicket.identity.source import Identity
+    from thicket.update.epoch import Counting, UseChip
     from thicket.update.service import Update
 
 log = getLogger(__name__)
@@ -166,6 +167,8 @@ class Daemon:
                 core.problems,
                 self.document,
                 lambda: core.settings,
+                chip=self._chip,
+                changed=self._changed,
             )
             self._begin("update", self.update.run)
 
@@ -175,7 +178,12 @@ class Daemon:
         if identity.problem:
             core.problems.report("identity", "no-chip", identity.problem, "warning")
         live = self.live = Live(
-            core, identity, self.firewall.in_force, self.reload.run, self._begin
+            core,
+            identity,
+            self.firewall.in_force,
+            self.reload.run,
+            self._begin,
+            update=lambda: self.update,
         )
         log.info("identity from %s, address %s", identity.source, live.me.address)
         if not core.paths.root:  # a daemon in another directory does not name the machine
@@ -213,6 +221,21 @@ class Daemon:
             "upkeep", "status", "control",
         ):  # fmt: skip
             await self.stop_part(name)
+
+    def _chip(self) -> UseChip | None:
+        """Return what lets work use the node's chip; None where its identity is from no chip."""
+        if self.live is None or self.live.me.identity.source != "chip":
+            return None
+        identity, make = self.live.me.identity, self.core.make
+
+        async def use(work: Callable[[Counting], int]) -> int:
+            chip = make.open_chip(identity)
+            try:
+                return await chip.call(work)
+            finally:
+                await chip.close()
+
+        return use
 
     # -- status
 

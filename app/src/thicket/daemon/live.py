@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from thicket.daemon.cluster_part import ClusterPart
 from thicket.daemon.core import OwnIdentity
 from thicket.daemon.discovery_part import DiscoveryPart, DnsSdPart
+from thicket.daemon.installed_part import InstalledPart
 from thicket.daemon.radio_part import RadioPart
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from thicket.daemon.core import Core
     from thicket.identity.source import Identity
     from thicket.radio.radio import Radio
+    from thicket.update.service import Update
 
 
 class Live:
@@ -28,6 +30,7 @@ class Live:
     :param may_join: set once the firewall is in force.
     :param reload: reads the configuration again and follows it.
     :param begin: starts a supervised part under its name.
+    :param update: returns the part that knows the slots; None until it has begun.
     """
 
     def __init__(
@@ -37,9 +40,12 @@ class Live:
         may_join: asyncio.Event,
         reload: Callable[[], Awaitable[Any]],
         begin: Callable[[str, Callable[[], Awaitable[None]]], None],
+        *,
+        update: Callable[[], Update | None],
     ) -> None:
         self.me = OwnIdentity(identity, core.settings)
         self.reload = reload
+        self.update = update
         self._core = core
         self.radio = RadioPart(core, self.me, may_join, self)
         begin("radio", self.radio.run)
@@ -53,7 +59,10 @@ class Live:
             core.changed,
             open_chip=core.make.open_chip,
         )
-        self.cluster = ClusterPart(core, self.me, self.trust, self.radio, self)
+        self.installed = InstalledPart(core)
+        self.cluster = ClusterPart(
+            core, self.me, self.trust, self.radio, self, installed=self.installed
+        )
         self.discovery = DiscoveryPart(core, self.me, self.trust, self.radio, self.cluster)
         self.dns_sd = DnsSdPart(core, self.me, self.discovery)
         self.trust.on_beacons = self.discovery.use_codecs

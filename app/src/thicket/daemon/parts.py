@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ipaddress import IPv6Address, IPv6Interface
 
+    from thicket.applications.mounts import Mounter
     from thicket.base.events import Listener
     from thicket.config.schema import Settings
     from thicket.distribution.events import ClusterEvent
@@ -108,3 +109,9 @@ class Parts:
         from thicket.applications.entrypoints import find
 
         return find("thicket.applications")
+
+    def mounter(self) -> Mounter:
+        """Return what mounts the files of applications that are installed."""
+        from thicket.applications.mounts import LoopMounter
+
+        return LoopMounter()

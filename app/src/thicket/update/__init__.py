@@ -5,6 +5,9 @@
 in it. ``thicket.trust.update_signer`` decides whose signature counts. ``tools/src/firmware`` makes
 bundles, ``tools/src/authority`` signs them (``thicket update``).
 
+``offer`` is what travels ahead of an update, ``patch`` the file that a node makes the bundle from,
+by ``rebuild``, whose process is ``apply`` (files by ``mapped``, compression by ``zstd``).
+
 ``service`` is the part of the daemon: whether the slot that runs is well (``health``), and what
 became of the other one.
 """

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from thicket.base.fields import Integer, Pasted, Section
+from thicket.base.fields import Integer, Key, Pasted, Section, Text
 
 
 class Certificates(Pasted):
@@ -53,6 +53,53 @@ class Certificates(Pasted):
         return len(data) == 4 + int.from_bytes(data[2:4], "big")
 
 
+class Hosts(Key[tuple[str, ...]]):
+    """Host names of nodes, each once, sorted."""
+
+    allowed = (
+        'a list of host names of nodes such as ["n-6f44e3c6b802"]: n- and 12 hexadecimal digits, '
+        "at most 16 of them"
+    )
+    #: Most names.
+    MOST = 16
+
+    def from_text(self, text: str) -> object:
+        return text.replace(",", " ").split()
+
+    def plain(self, value: tuple[str, ...]) -> object:
+        return list(value)
+
+    def check(self, raw: object) -> tuple[str, ...]:
+        if not isinstance(raw, list | tuple) or len(raw) > self.MOST:
+            raise self.refuse()
+        if not all(isinstance(name, str) and self._is_host(name) for name in raw):
+            raise self.refuse()
+        return tuple(sorted(set(raw)))
+
+    @staticmethod
+    def _is_host(name: str) -> bool:
+        digits = name.removeprefix("n-")
+        return len(name) == 14 and len(digits) == 12 and not set(digits) - set("0123456789abcdef")
+
+
+class Folder(Text):
+    """The address of a folder on a web server, or nothing."""
+
+    @property
+    def allowed(self) -> str:
+        return (
+            "the address of a folder, which begins with https:// or http://, up to "
+            f"{self.most} characters without blanks; or empty"
+        )
+
+    def check(self, raw: object) -> str:
+        value = super().check(raw)
+        scheme, _, rest = value.partition("://")
+        if value and (scheme not in ("https", "http") or not rest.strip("/") or "@" in rest):
+            raise self.refuse()
+        return value.rstrip("/")
+
+
 class UpdateSection(Section, name="update"):
     """Updates of the whole system, which are tried once before they are kept."""
 
@@ -70,4 +117,29 @@ class UpdateSection(Section, name="update"):
         least=10,
         most=600,
         unit="s",
+    )
+    control = Hosts(
+        (),
+        "Which nodes may hold up a rollout, let it go on, end it or turn it back, besides the "
+        "fleet's update signers. They must be members of the fleet; the order holds for the nodes "
+        "whose configuration names the one that gives it.",
+    )
+    air_share = Integer(
+        20,
+        "How much of the time a node may send updates to others, by the airtime of what it sends. "
+        "Nodes within reach of each other that send at the same time add up. More is faster; less "
+        "leaves more to calls and beacons.",
+        least=1,
+        most=90,
+        unit="%",
+    )
+    source = Folder(
+        "",
+        "A folder on a web server that a node with a way out looks into for updates "
+        "([updating.md](updating.md#through-the-mesh)). One such node is enough for a fleet. What "
+        "is in the folder is signed, so that http:// is as safe as https:// against changes.",
+        least=0,
+        most=200,
+        printable=True,
+        optional=True,
     )

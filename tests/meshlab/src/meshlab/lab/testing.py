@@ -40,7 +40,7 @@ class Kind(NamedTuple):
     """What a node is that differs from the others."""
 
     image: str
-    board: str
+    board: str | None = None
     """A key of ``meshlab.machine.spec.BOARDS``."""
 
 

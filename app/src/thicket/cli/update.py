@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``thicket update``: updates of this node, and of its whole fleet."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from thicket.cli.common import BAD, OK, UsageError
+from thicket.cli.show import table as aligned
+from thicket.control.client import ClientError, request
+
+#: Seconds between two looks at how an installation goes.
+_LOOK = 0.5
+#: Seconds that the daemon may take for an answer, and for taking large files.
+_ANSWER = 35.0
+_LONG = 900.0
+#: Bytes of a signed order that are read.
+_MOST_ORDER = 65536
+
+ORDERS = ("pause", "resume", "abort", "back")
+
+
+def run(words: list[str], control: str) -> int:
+    """Run one command of ``thicket update``, and return the exit status."""
+    verb, rest = (words[0] if words else ""), words[1:]
+    options = {word for word in rest if word.startswith("-")}
+    names = [word for word in rest if not word.startswith("-")]
+    restart = "--restart" in options
+    if verb == "install":
+        if len(names) != 1 or options - {"--again", "--restart"}:
+            raise UsageError("update install needs a FILE; it takes --again and --restart")
+        return _install(control, names[0], again="--again" in options, restart=restart)
+    if verb == "back":
+        if names or options - {"--restart"}:
+            raise UsageError("update back takes --restart alone")
+        return _back(control, restart=restart)
+    if verb == "status":
+        if names or options - {"--json"}:
+            raise UsageError("update status takes --json alone")
+        return _status(control, as_json="--json" in options)
+    if verb == "offer":
+        if len(names) != 1 or options:
+            raise UsageError("update offer needs the FOLDER that `thicket update offer` made")
+        return _offer(control, names[0])
+    if verb == "order":
+        if len(names) != 1 or options:
+            raise UsageError("update order needs pause, resume, abort, back or a signed FILE")
+        return _order(control, names[0])
+    raise UsageError("update needs install FILE, back, offer FOLDER, order WORD|FILE or status")
+
+
+def _install(control: str, path: str, *, again: bool, restart: bool) -> int:
+    params = {"path": os.path.abspath(path), "again": again}
+    request(control, "update-install", params, timeout=_ANSWER)
+    progress = _watch(control)
+    if progress["state"] != "installed":
+        sys.stderr.write(f"thicket: not installed: {progress['words']}\n")
+        return BAD
+    print(f"version {progress['version']} is installed: {progress['words']}")
+    return _restart(restart)
+
+
+def _watch(control: str) -> dict[str, Any]:
+    """Show how the installation goes until it ends; return the end."""
+    live = sys.stdout.isatty()
+    shown = ""
+    while True:
+        progress: dict[str, Any] = request(control, "update-progress", {}, timeout=_ANSWER)
+        if progress["state"] in {"installed", "failed", "none"}:
+            if live:
+                sys.stdout.write("\r\x1b[K")
+            return progress
+        line = text(progress)
+        if line != shown:
+            shown = line
+            sys.stdout.write(f"\r\x1b[K{line[:79]}" if live else f"{line}\n")
+            sys.stdout.flush()
+        time.sleep(_LOOK)
+
+
+def text(progress: dict[str, Any]) -> str:
+    """Return how an installation goes in one line."""
+    if progress["state"] == "checking":
+        return f"checking {progress['words']}"
+    done = progress["percent"] * 20 // 100
+    return f"[{'#' * done}{'.' * (20 - done)}] {progress['percent']:3} %  {progress['words']}"
+
+
+def _back(control: str, *, restart: bool) -> int:
+    answer = request(control, "update-back", {}, timeout=_ANSWER)
+    print(f"slot {answer['slot']} is tried by the next start, and kept if it is well")
+    return _restart(restart)
+
+
+def _restart(restart: bool) -> int:
+    if not restart:
+        print("`reboot` starts it")
+        return OK
+    print("restarting", flush=True)
+    try:
+        return OK if subprocess.run(["reboot"], check=False).returncode == 0 else BAD
+    except OSError as error:
+        raise ClientError("no-reboot", f"reboot: {error.strerror}") from None
+
+
+# -- the fleet
+
+
+def _status(control: str, *, as_json: bool) -> int:
+    answer = request(control, "update-status", {}, timeout=_ANSWER)
+    if as_json:
+        print(json.dumps({key: value for key, value in answer.items() if key != "table"}))
+        return OK
+    for slot in answer["slots"]:
+        print(f"slot {slot_line(slot)}")
+    installation = answer["installation"]
+    if installation is not None and installation["state"] != "none":
+        print(f"installation: {installation['state']}: {text(installation)}")
+    print("\n".join(["", *shown(answer["spread"])]))
+    if answer["table"]["rows"]:
+        print()
+        _print_table(answer["table"])
+    return OK
+
+
+def slot_line(slot: dict[str, Any]) -> str:
+    """Return what is known of a slot in one line."""
+    words = [slot["state"], *(["runs"] if slot["runs"] else [])]
+    if slot["trial"]:
+        words.append("on trial" if slot["runs"] else "to be tried")
+    line = f"{slot['name']}: {', '.join(words)}"
+    line += f", version {slot['version']}" if slot["version"] else ""
+    return line + (f" ({slot['why']})" if slot["why"] else "")
+
+
+def _print_table(table: dict[str, Any]) -> None:
+    print(table["headline"])
+    if table["rows"]:
+        print(aligned(table["heads"], table["rows"]))
+
+
+def _offer(control: str, folder: str) -> int:
+    params = {"folder": os.path.abspath(folder)}
+    until = time.monotonic() + _LONG
+    while not (answer := request(control, "update-offer", params, timeout=_ANSWER)):
+        if time.monotonic() > until:
+            raise ClientError("hangs", f"the card has not taken {folder} within {_LONG:.0f} s")
+        print("copying patches to /data", flush=True)
+    offer = answer["offer"]
+    print(f"offered to the fleet: {offer['compatible']} {offer['version']}")
+    for patch in answer["patches"]:
+        what = f"change of {patch['base'][:12]}" if patch["base"] else "whole"
+        here = "here" if patch["here"] == patch["size"] else "not here"
+        print(f"  {what}: {patch['size']} bytes, {here}")
+    print("`thicket update status` shows how it gets on")
+    return OK
+
+
+def _order(control: str, what: str) -> int:
+    params: dict[str, Any] = {"order": what}
+    if what not in ORDERS:
+        import base64
+
+        try:
+            with open(what, "rb") as file:
+                data = file.read(_MOST_ORDER)
+        except OSError as error:
+            raise UsageError(
+                f"{what} is no order ({', '.join(ORDERS)}), and no file: {error.strerror}"
+            ) from None
+        params = {"signed": base64.b64encode(data).decode("ascii")}
+    _print_table(request(control, "update-order", params, timeout=_ANSWER))
+    return OK
+
+
+def shown(answer: dict[str, Any]) -> list[str]:
+    """Return the newest offer, its patches, and who has how much of them, as lines."""
+    offer = answer["offer"]
+    if offer is None:
+        return ["No update is offered."]
+    lines = [f"Update to {offer['version']} for {offer['compatible']} (offer {offer['number']})"]
+    lines += [_patch(patch) for patch in answer["patches"]]
+    if not offer["wanted"]:
+        lines.append("This node does not need it.")
+    if answer["nodes"]:
+        width = max(len(node["name"]) for node in answer["nodes"])
+        lines.append("")
+        lines += [
+            f"{node['name']:<{width}}  {_hops(node['hops']):<7}  "
+            f"{_bar(node['percent'])} {node['percent']:3} %"
+            for node in answer["nodes"]
+        ]
+    return lines
+
+
+def _patch(patch: dict[str, Any]) -> str:
+    what = f"from {patch['base'][:12]}" if patch["base"] else "whole"
+    size = patch["size"] / 2**20
+    state = f"{100 * patch['here'] // patch['size']} % here" if patch["here"] else "not here"
+    if patch["fetching"]:
+        state += ", being fetched"
+    if patch["failed"]:
+        state += f", of no use: {patch['failed']}"
+    return f"  patch, {what}: {size:.1f} MiB, {state}"
+
+
+def _hops(hops: int) -> str:
+    return f"{hops} hop{'' if hops == 1 else 's'}"
+
+
+def _bar(percent: int) -> str:
+    return "[" + "#" * (percent // 5) + "-" * (20 - percent // 5) + "]"

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates on one node: what the radio and the kernel tell, a web server's folder, the command."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from private_network import until
+from test_fleet_links import FLEET
+from test_update_exchange import BASE, SMALL, an_offer, described, signed
+
+from thicket.base.problems import Problems
+from thicket.cli import update as command
+from thicket.cli.common import OK, USAGE
+from thicket.cli.main import main
+from thicket.daemon import update_part
+from thicket.update.carrier import Carrier
+from thicket.update.messages import Message
+from thicket.update.offer import CHUNK, Offer, Patch, check_offer
+from thicket.update.section import UpdateSection
+from thicket.update.source import Answer, Source, SourceError, get
+from thicket.update.spread import ASSUMED, Way
+from thicket.update.store import Store
+
+# -- what a node knows of itself and its ways
+
+
+def test_ways_by_peers_and_paths() -> None:
+    names = [f"thicket@fd00::{n}" for n in range(1, 6)]
+    peers: list[dict[str, Any]] = [
+        {"address": "fd00::1", "metric": 150, "state": "ESTAB"},
+        {"address": "fd00::2", "metric": 8193, "state": "ESTAB"},
+        {"address": "fd00::4", "metric": 10, "state": "LISTEN"},
+        {"address": None, "metric": 1, "state": "ESTAB"},
+    ]
+    paths: list[dict[str, Any]] = [
+        {"address": "fd00::2", "hops": 2, "metric": 300, "active": True},
+        {"address": "fd00::3", "hops": 3, "metric": None, "active": True},
+        {"address": "fd00::1", "hops": 0, "metric": 0, "active": False},
+        {"address": None, "hops": 1, "metric": 5, "active": True},
+    ]
+    far = Way(update_part.FAR, update_part.FAR * ASSUMED)
+    known = update_part.by_address(peers, paths)
+    assert list(update_part.ways(names, known).values()) == [
+        Way(1, 150), Way(2, 300), Way(3, 3 * ASSUMED), far, far
+    ]  # fmt: skip
+    assert set(update_part.ways(names, update_part.by_address([], [])).values()) == {Way()}
+
+
+def test_the_address_of_a_folder() -> None:
+    key = UpdateSection.source
+    for good in ("", "http://a/b", "https://example.org/updates/"):
+        assert key.check(good) == good.rstrip("/")
+    for bad in ("ftp://a", "http://", "https:///", "a/b", "http://a b", "https://me:pw@a/b", 5):
+        with pytest.raises(ValueError, match="must be"):
+            key.check(bad)
+
+
+# -- a web server
+
+
+class Wire:
+    """Nobody is connected."""
+
+    def send(self, peer: str, message: Message) -> None:
+        raise AssertionError(peer)
+
+    def unsent(self, peer: str) -> int:
+        return 0
+
+    def tell_all(self, but: str = "") -> None:
+        pass
+
+
+class Host:
+    """A node alone."""
+
+    def __init__(self) -> None:
+        self.problems = Problems(lambda: None)
+        self.taken: list[bytes] = []
+
+    def check(self, packed: bytes) -> Offer:
+        return check_offer(packed, FLEET.fleet)
+
+    def base(self) -> str:
+        return BASE
+
+    def wants(self, offer: Offer) -> bool:
+        return True
+
+    def share(self) -> float:
+        return 0.2
+
+    def ways(self) -> Mapping[str, Way]:
+        return {}
+
+    async def take(self, path: str, offer: Offer, patch: Patch) -> None:
+        self.taken.append(Path(path).read_bytes())
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A web server with parts of files and tags."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        data = self.files.get(self.path)
+        if data is None:
+            self.send_error(404)
+            return
+        tag = f'"{hashlib.sha256(data).hexdigest()[:8]}"'
+        given = self.headers.get("Range", "")
+        self.asked.append(f"{self.path} {given}".strip())
+        if self.headers.get("If-None-Match") == tag:
+            self.send_response(304)
+            self.end_headers()
+            return
+        if given:
+            first, last = map(int, given.removeprefix("bytes=").split("-"))
+            data = data[first : last + 1]
+        self.send_response(206 if given else 200)
+        self.send_header("ETag", tag)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, type[Handler]]]:
+    handler = type("OneServer", (Handler,), {"files": {}, "asked": []})
+    made = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{made.server_address[1]}/folder", handler
+    made.shutdown()
+    made.server_close()
+
+
+def fill(handler: type[Handler], data: bytes = SMALL) -> None:
+    patch = described(SMALL, BASE)
+    listed = b"".join(
+        hashlib.sha256(SMALL[at : at + CHUNK]).digest() for at in range(0, len(SMALL), CHUNK)
+    )
+    handler.files.update(
+        {
+            "/folder/offer": signed(an_offer()),
+            f"/folder/{patch.sha256}.list": listed,
+            f"/folder/{patch.sha256}.patch": data,
+        }
+    )
+
+
+@asynccontextmanager
+async def looking(folder: Path, url: str) -> AsyncIterator[tuple[Host, Carrier]]:
+    host = Host()
+    carrier = Carrier(host, Store(str(folder)), Wire())
+    source = Source(carrier, lambda: url)
+    tasks = [asyncio.create_task(carrier.run()), asyncio.create_task(source.run())]
+    try:
+        yield host, carrier
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_an_update_from_a_web_server(
+    tmp_path: Path, server: tuple[str, type[Handler]]
+) -> None:
+    url, handler = server
+    fill(handler)
+    async with looking(tmp_path / "a", url) as (host, _):
+        await until(lambda: host.taken == [SMALL], "it is here")
+    parts = [one for one in handler.asked if "bytes=" in one]
+    assert len(parts) == 1
+    # another node goes on with what it has
+    del handler.asked[:]
+    patch = described(SMALL, BASE)
+    path = tmp_path / "a" / f"{patch.sha256}.patch"
+    with path.open("r+b") as file:
+        file.seek(2 * CHUNK)
+        file.write(bytes(CHUNK))
+    async with looking(tmp_path / "a", url) as (host, _):
+        await until(lambda: host.taken == [SMALL], "it is here again")
+    (part,) = [one for one in handler.asked if "bytes=" in one]
+    assert part.endswith(f"bytes={2 * CHUNK}-{3 * CHUNK - 1}")
+
+
+async def test_a_server_with_something_else(
+    tmp_path: Path, server: tuple[str, type[Handler]], caplog: pytest.LogCaptureFixture
+) -> None:
+    url, handler = server
+    fill(handler, bytes(len(SMALL)))
+    async with looking(tmp_path / "a", url) as (host, carrier):
+        await until(lambda: "is not the one that was signed" in caplog.text, "it is said")
+        assert carrier.counters["wrong"] == 1
+        assert host.taken == []
+
+
+def test_what_a_server_may_send(server: tuple[str, type[Handler]]) -> None:
+    url, handler = server
+    handler.files["/folder/long"] = bytes(1000)
+    assert get(f"{url}/long", 1000, {}).body == bytes(1000)
+    tag = get(f"{url}/long", 1000, {}).tag
+    assert get(f"{url}/long", 1000, {"If-None-Match": tag}) == Answer(304, b"", "")
+    for path, most, words in (("long", 999, "longer"), ("none", 9, "404")):
+        with pytest.raises(SourceError, match=words):
+            get(f"{url}/{path}", most, {})
+    with pytest.raises(SourceError, match="refused"):
+        get("http://127.0.0.1:1/x", 9, {})
+    with pytest.raises(SourceError, match="no address"):
+        get("file:///etc/passwd", 9, {})
+
+
+# -- the command
+
+
+def test_the_status_for_a_person() -> None:
+    assert command.shown({"offer": None}) == ["No update is offered."]
+    answer = {
+        "offer": {"version": "2.0", "compatible": "thicket-rpi64", "number": 7, "wanted": False},
+        "patches": [
+            {"base": "", "size": 30 << 20, "here": 15 << 20, "fetching": True, "failed": ""},
+            {"base": BASE, "size": 1 << 20, "here": 0, "fetching": False, "failed": "so"},
+        ],
+        "nodes": [
+            {"name": "thicket@fd00::1", "hops": 1, "percent": 50},
+            {"name": "thicket@fd00::12", "hops": 2, "percent": 100},
+        ],
+    }
+    assert command.shown(answer) == [
+        "Update to 2.0 for thicket-rpi64 (offer 7)",
+        "  patch, whole: 30.0 MiB, 50 % here, being fetched",
+        "  patch, from babababababa: 1.0 MiB, not here, of no use: so",
+        "This node does not need it.",
+        "",
+        "thicket@fd00::1   1 hop    [##########----------]  50 %",
+        "thicket@fd00::12  2 hops   [####################] 100 %",
+    ]
+
+
+def test_the_command_asks_the_daemon(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def request(_socket: str, method: str, params: dict[str, object], timeout: float) -> object:
+        asked.append((method, params))
+        offer = {"compatible": "thicket-rpi64", "version": "2.0"}
+        patches = [{"base": "", "size": 10, "here": 10}, {"base": BASE, "size": 5, "here": 0}]
+        return {"offer": offer, "patches": patches} if len(asked) > 1 else None
+
+    monkeypatch.setattr(command, "request", request)
+    assert main(["update", "offer", "/data/offered"]) == OK
+    assert asked == 2 * [("update-offer", {"folder": "/data/offered"})]
+    said = capsys.readouterr().out
+    assert said.startswith("copying patches to /data\noffered to the fleet: thicket-rpi64 2.0\n")
+    assert "whole: 10 bytes, here\n  change of babababababa: 5 bytes, not here\n" in said
+    for wrong in (["offer"], ["offer", "-x"], ["status", "all"], ["sign"]):
+        assert main(["update", *wrong]) == USAGE

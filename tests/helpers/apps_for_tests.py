@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small files of applications with real squashfs and signature, and a mounter without root."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+from bundles_for_tests import UpdateKey, update_key
+from fleet_for_tests import one_fleet
+
+from thicket.applications.app_file import SITE, About
+from thicket.trust import signed_file
+
+ABOUT = About(
+    name="lamp",
+    version="1.0",
+    number=1_000,
+    fleet=one_fleet().fleet.identifier,
+    least="0.1",
+    below="",
+    python="3.13",
+    architecture="any",
+    applications=("lamp",),
+    modules=("lamp_app",),
+    size=4096,
+    sha256=sha256(b"hsqs" + bytes(4092)).digest(),
+)
+
+LAMP = """
+from thicket.applications import Application
+
+VERSION = {version!r}
+
+class Lamp(Application):
+    async def start(self):
+        self.node.export("lamp.version")(self.version)
+        {start}
+
+    async def version(self):
+        return VERSION
+
+    def health(self):
+        {health}
+"""
+
+
+def lamp(version: str, start: str = "pass", health: str = "return None") -> dict[str, str]:
+    """Return the files of a small application, as below ``site``."""
+    return {
+        "lamp_app.py": LAMP.format(version=version, start=start, health=health),
+        f"lamp-{version}.dist-info/entry_points.txt": (
+            "[thicket.applications]\nlamp = lamp_app:Lamp\n"
+        ),
+    }
+
+
+def packed(
+    folder: Path,
+    files: Mapping[str, str],
+    about: About = ABOUT,
+    key: UpdateKey | None = None,
+) -> Path:
+    """Write a signed file with these files below ``site``; return its path."""
+    tree = folder / f"tree-{about.name}-{about.version}-{about.number}"
+    for name, text in files.items():
+        path = tree / SITE / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    out = folder / f"{about.name}-{about.version}-{about.number}.app"
+    out.unlink(missing_ok=True)
+    subprocess.run(
+        ["mksquashfs", tree, out, "-comp", "gzip", "-noappend", "-quiet", "-no-progress",
+         "-no-xattrs", "-all-root", "-all-time", "0", "-mkfs-time", "0"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    contents = out.read_bytes()
+    about = about._replace(size=len(contents), sha256=sha256(contents).digest())
+    out.write_bytes(contents + signed_file.pack((key or update_key()).message(about.text())))
+    return out
+
+
+class Unpacking:
+    """A mounter that unpacks.
+
+    :ivar mounted: the folders.
+    """
+
+    def __init__(self) -> None:
+        self.mounted: set[str] = set()
+
+    def mount(self, file: str, folder: str) -> None:
+        subprocess.run(
+            ["unsquashfs", "-f", "-n", "-d", folder, file], check=True, capture_output=True
+        )
+        self.mounted.add(folder)
+
+    def unmount(self, folder: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self.mounted.discard(folder)

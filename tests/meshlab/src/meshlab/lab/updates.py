@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates for a lab whose nodes run from cards: bundles, patches and offers of its own fleet."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from pathlib import Path
+
+from authority import deltas
+from authority.authority import Authority
+from authority.update import sign
+from firmware import card as cards
+from host.cache import cache_root
+from meshlab.image import standin
+from meshlab.image.lab import Text
+from meshlab.lab.errors import LabError
+from meshlab.lab.fleet import FOLDER
+from meshlab.lab.lab import Lab
+from meshlab.machine.spec import CARD
+from thicket.trust import cms
+from thicket.update import bundle as bundles
+from thicket.update.offer import Offer, Patch, Plan, Target, describe
+
+SIGNER = "release"
+LEVEL = 3
+"""Of zstd: a lab's patches travel a short way."""
+PIECE = 2000
+"""Characters of a line that a shell takes."""
+PATIENCE = 300.0
+
+
+class Desk:
+    """The engineer's machine of the lab's fleet.
+
+    :param folder: Where what it makes is put.
+    """
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self.authority = Authority(lab.directory / FOLDER, lambda _question: "")
+        self.folder = folder
+        if SIGNER not in self.authority.list().get("update_signers", {}):
+            self.authority.update_signers.make(SIGNER)
+
+    def bundle(self, version: str | None = None, *texts: Text) -> Path:
+        """Return a signed bundle of the stand-in.
+
+        :param version: Without one it is that of what is on the cards.
+        :param texts: Files that differ.
+        """
+        own = (Text("usr/lib/os-release", f"VERSION_ID={version}\nTHICKET_EPOCH=1\n"),)
+        made = standin.bundle(
+            cache_root(), version=version, texts=(*own, *texts) if version else ()
+        )
+        out = self.folder / f"{version or 'old'}.raucb"
+        signer = self.authority.update_signers.open(SIGNER)
+        sign(made, out, self.authority.fleet, signer, datetime.now(UTC))
+        return out
+
+    def patch(self, new: Path, old: Path | None = None) -> tuple[str, Path]:
+        """Return the base of a patch and its file."""
+        out = self.folder / f"{new.stem}-{'change' if old else 'whole'}.patch"
+        made = deltas.make(new, out, old, level=LEVEL)
+        return made.header.base_hash, made.path
+
+    def offer(self, bundle: Path, patches: dict[str, Path], plan: Plan) -> bytes:
+        """Return a signed offer.
+
+        :param patches: Their files, by their bases.
+        """
+        with bundle.open("rb") as file:
+            manifest = bundles.read(file).manifest
+            file.seek(0)
+            whole, _ = describe(file, "")
+        target = Target(
+            manifest.compatible, manifest.version, manifest.epoch, whole.size, whole.sha256
+        )
+        signer = self.authority.update_signers.open(SIGNER)
+        found: list[Patch] = []
+        for base, path in patches.items():
+            with path.open("rb") as file:
+                found.append(describe(file, base)[0])
+        now = datetime.now(UTC)
+        fleet = self.authority.fleet.identifier
+        made = Offer(fleet, int(now.timestamp()), target, tuple(found), plan)
+        return cms.sign(made.text(), signer.certificate, now, signer.key.sign)
+
+
+async def run(lab: Lab, name: str, command: str) -> str:
+    """Run a command that must succeed; return its output.
+
+    :raises LabError: It failed.
+    """
+    status, output = await lab.run(name, command, PATIENCE)
+    if status:
+        raise LabError(f"{command[:200]!r} on {name} ended with {status}: {output[-2000:]}")
+    return output
+
+
+async def put(lab: Lab, name: str, path: str, data: bytes) -> None:
+    """Write a small file on a node, line by line."""
+    text = base64.b64encode(data).decode("ascii")
+    await run(lab, name, f"mkdir -p {path.rpartition('/')[0]}; rm -f {path}.64 {path}")
+    for at in range(0, len(text), PIECE):
+        await run(lab, name, f"printf %s {text[at : at + PIECE]} >>{path}.64")
+    await run(lab, name, f"base64 -d <{path}.64 >{path}")
+
+
+async def put_large(lab: Lab, name: str, path: str, source: Path) -> None:
+    """Write a large file on a node that has not installed anything yet: by its root slot B."""
+    card = lab.directory / name / CARD
+    with card.open("r+b") as disk, source.open("rb") as file:
+        place = cards.read(disk)[cards.ROOT_B]
+        size = source.stat().st_size
+        if size > place.size:
+            raise LabError(f"{source} does not fit into a slot")
+        disk.seek(place.offset)
+        while data := file.read(1 << 20):
+            disk.write(data)
+    await run(lab, name, f"mkdir -p {path.rpartition('/')[0]}")
+    await run(lab, name, f"head -c {size} /dev/slots/root-b >{path}")
