@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -196,6 +197,33 @@ async def test_an_update_from_a_web_server(
         await until(lambda: host.taken == [SMALL], "it is here again")
     (part,) = [one for one in handler.asked if "bytes=" in one]
     assert part.endswith(f"bytes={2 * CHUNK}-{3 * CHUNK - 1}")
+
+
+async def test_an_offer_that_comes_while_the_card_is_read_is_adopted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adopted again, it would forget what has come since, and fetch that twice."""
+    packed = signed(an_offer())
+    before = Carrier(Host(), Store(str(tmp_path / "a")), Wire())
+    assert await before.take_offer(packed, "a node")
+    adopted: list[float] = []
+
+    class Counting(Host):
+        def share(self) -> float:
+            adopted.append(0.2)
+            return 0.2
+
+    carrier = Carrier(Counting(), Store(str(tmp_path / "a")), Wire())
+    del adopted[:]
+    opened = Store.open
+
+    def slow(store: Store, patch: Patch) -> Any:
+        time.sleep(0.05)
+        return opened(store, patch)
+
+    monkeypatch.setattr(Store, "open", slow)
+    await asyncio.gather(carrier._load(), carrier.take_offer(packed, "a node"))
+    assert adopted == [0.2]
 
 
 async def test_a_server_with_something_else(

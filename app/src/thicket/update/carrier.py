@@ -253,6 +253,8 @@ class Carrier:
             found = await self._card.do(partial(self._card.store.open, patch), LONG)
             if found is not None:
                 held[place] = found
+        if self.news(*newest.order) <= 0:
+            return  # it was adopted meanwhile, or a newer one, and something may have come since
         if self._handing is not None:
             self._handing[1].cancel()
         self.newest, self.held = newest, held
