@@ -30,6 +30,7 @@ from firmware import card as cards
 from host.cache import cache_root
 from meshlab.image import standin
 from meshlab.image.lab import Text
+from meshlab.image.userland import python_version
 from meshlab.lab import real_parts
 from meshlab.machine.events import Panic, WatchdogBite
 from thicket.device import boot_record
@@ -41,6 +42,7 @@ from thicket.trust.update_signer import signer_name
 from thicket.update import bundle as bundles
 from thicket.update.bundle import Bundle
 from thicket.update.manifest import Manifest
+from thicket.update.service import ABLE
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bundles_for_tests import UpdateKey
@@ -575,7 +577,8 @@ def application(body: str, python: str) -> tuple[Text, ...]:
 async def test_an_application_that_gets_never_healthy_is_a_reason(tmp_path: Path) -> None:
     # The node's Python is in no place that does not name its version.
     standin.build(cache_root())
-    python = next((cache_root() / "images/userland").glob("*/root/usr/lib/python3.*")).name
+    userland = next((cache_root() / "images/userland").iterdir())
+    python = f"python{python_version(userland / 'root')}"
     well = application("await super().run()", python)
     ill = application("raise OSError('no sensor')", python)
     made = standin.build(cache_root(), texts=version("1.0.0", *well))
@@ -587,7 +590,7 @@ async def test_an_application_that_gets_never_healthy_is_a_reason(tmp_path: Path
         await until_status(
             device, lambda d: [a["state"] for a in d["applications"]] == ["running"], "it runs"
         )
-        able = "until grep -q tiny /data/thicket/able.json; do sleep 0.5; done"
+        able = f"until grep -q tiny /data{ABLE}; do sleep 0.5; done"
         await device.run(f"{WELL}; {able}; {SLOTS} set-primary B")
         await device.restart("reboot", times=2)
         assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
