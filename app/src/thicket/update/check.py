@@ -15,7 +15,7 @@ from thicket.base.paths import Paths
 from thicket.config.load import load
 from thicket.control.client import ClientError, request
 from thicket.device.boot_slots import Slots
-from thicket.update import install, terms
+from thicket.update import install, leftovers, terms
 from thicket.update.judge import InstallError
 
 #: Environment variable: where RAUC has mounted the bundle (RAUC's reference, "Handlers").
@@ -58,6 +58,21 @@ def epoch_of_chip(paths: Paths) -> int:
         return 0
 
 
+def alone(paths: Paths) -> None:
+    """Make sure that the daemon installs nothing while somebody runs RAUC by hand.
+
+    :raises InstallError: it does.
+    """
+    if os.environ.get(leftovers.MARK):
+        return  # this is the daemon's
+    try:
+        state = request(paths.control, "update-progress", {}, timeout=_ASK)["state"]
+    except (ClientError, TypeError, KeyError):
+        return
+    if state in ("checking", "writing"):
+        raise InstallError("busy", "the daemon is installing a bundle: `thicket update status`")
+
+
 def main() -> int:
     """Judge the bundle that RAUC has mounted; the exit status is 0 or 1."""
     paths = Paths()
@@ -65,6 +80,7 @@ def main() -> int:
         path = backing_file(paths, os.environ.get(MOUNTED, ""))
         slots = Slots(paths)
         install.may_write(slots)
+        alone(paths)
         found = terms.gather(paths, load(paths).settings, slots, epoch_of_chip(paths))
         signer = install.check(path, found, again=bool(os.environ.get(install.AGAIN)))
     except ThicketError as error:

@@ -26,7 +26,7 @@ from thicket.device.boot_record import Phase, Slot
 from thicket.device.boot_slots import Slots
 from thicket.trust.update_signer import SignerRefusedError
 from thicket.update import bundle as bundles
-from thicket.update import kept
+from thicket.update import kept, leftovers
 from thicket.update.errors import BundleError
 from thicket.update.judge import InstallError, Terms, judge
 from thicket.update.kept import Content
@@ -158,6 +158,7 @@ class Installer:
             signer or "one of [update] keyring",
             target.name,
         )
+        await self._do(lambda: leftovers.clear(self.paths))
         await self._remember(target, None)
         self._tell(Progress("writing", version=manifest.version))
         await self._run_rauc(path, again=again)
@@ -183,7 +184,7 @@ class Installer:
         await self._do(work)
 
     async def _run_rauc(self, path: str, *, again: bool) -> None:
-        environment = {"PATH": _PATH, "LC_ALL": "C", "HOME": "/"}
+        environment = {"PATH": _PATH, "LC_ALL": "C", "HOME": "/", leftovers.MARK: "1"}
         if again:
             environment[AGAIN] = "1"
         try:
