@@ -165,19 +165,17 @@ class Card:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.taking = asyncio.Lock()
-        self._lock = asyncio.Lock()
-        self._threads = threads.OneAtATime("update-store")
+        self._threads = threads.InTurn("update-store")
 
     async def do(self, work: Callable[[], T], patience: float = HANGS) -> T:
         """Do something that may wait for the card.
 
         :raises StoreError: the card does not answer, or as ``work``.
         """
-        async with self._lock:
-            try:
-                return await self._threads.do(work, patience)
-            except (TimeoutError, threads.BusyError):
-                raise StoreError("hangs", "the card does not answer") from None
+        try:
+            return await self._threads.do(work, patience)
+        except (TimeoutError, threads.BusyError):
+            raise StoreError("hangs", "the card does not answer") from None
 
 
 class Carrier:
