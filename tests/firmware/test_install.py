@@ -389,6 +389,34 @@ def is_left(document: dict[str, Any]) -> bool:
     return any((p["part"], p["code"]) == ("update", "left") for p in document["problems"])
 
 
+@soak
+async def test_a_daemon_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    """The RAUC that it had started goes on, with the bundle mounted."""
+    stick = Stick.of(
+        tmp_path / "stick",
+        unsigned(real_parts.STANDIN, tmp_path),
+        lambda found: {"good": end(found.manifest)},
+    )
+    install = "thicket update install /data/new.raucb"
+    async with on(tmp_path, loaded(real_parts.STANDIN), configuration(), stick.path) as device:
+        await device.on()
+        await device.data_state()
+        await device.run(stick.copy)
+        await device.run(stick.with_end("good"))
+        await device.run(WELL)
+        await device.run(f"({install} >/dev/null 2>&1 &)")
+        await device.run("until grep -q ' /run/rauc/bundle ' /proc/mounts; do sleep 0.2; done")
+        code, text = await said(device, "rauc install /data/new.raucb")
+        assert code == 1, text
+        await device.run("killall -9 thicketd")
+        await until_status(device, lambda d: d["installation"] is None, "init starts it again")
+        await device.run(WELL)
+        code, text = await said(device, install)
+        assert (code, "the next start tries it" in text) == (0, True), text
+        assert await device.run("grep -c ' /run/rauc/' /proc/mounts; true") == "0\n"
+        assert "B: untried, to be tried" in await device.run(f"{SLOTS} show")
+
+
 # -- going back
 
 
@@ -583,7 +611,12 @@ async def test_an_application_that_gets_never_healthy_is_a_reason(tmp_path: Path
     ill = application("raise OSError('no sensor')", python)
     made = standin.build(cache_root(), texts=version("1.0.0", *well))
     image = real_parts.load(str(made / "card.img"), cache_root(), 1, print)
-    toml = '[mesh]\nid = "boot-test"\nsecurity = "open"\n[update]\nhealth_time = 10\n'
+    # Applications run in a cluster; this one has no fleet.
+    toml = (
+        '[mesh]\nid = "boot-test"\nsecurity = "open"\n[update]\nhealth_time = 10\n'
+        '[cluster]\nsecurity = "cookie"\ncookie = "of-no-other-node-at-all"\n'
+        '[discovery]\nbeacon = "plain"\n'
+    )
     async with on(tmp_path, image, toml) as device:
         plant(device, real_parts.STANDIN, Bad(Why.OVERDUE, Why.OVERDUE, ill, late=180))
         await device.on()
