@@ -136,6 +136,35 @@ def test_a_kernel_that_failed_is_noticed(node: Node) -> None:
     assert node.slots.read().failed == boot_record.DIED
 
 
+def test_the_last_words_of_the_kernel_of_a_trial_are_kept_for_the_daemon(
+    node: Node, ask: Callable[..., str]
+) -> None:
+    record = node.path / "sys/fs/pstore/dmesg-ramoops-0"
+    record.write_text("<0>[    1.5] Kernel panic - not syncing: VFS: no root\n")
+    node.slots.begin()
+    kept = node.path / "run/thicket/panic"
+    assert not kept.exists(), "that was no trial"
+    node.slots.set_primary(B)
+    record.unlink()
+    ask("begin")
+    node.boot(B)
+    ask("begin")
+    record.write_text("<0>[    9.5] Kernel panic - not syncing: sysrq triggered crash\n")
+    node.boot(A)
+    ask("begin")
+    assert kept.read_text() == "sysrq triggered crash"
+    assert "B: bad, its kernel failed (sysrq triggered crash)" in ask("show")
+    # The next trial is another matter.
+    (note := node.path / "data/update/trial.json").parent.mkdir(parents=True)
+    note.write_text("there is no peer")
+    ask("set-primary", "A")
+    assert kept.exists()
+    assert note.exists()
+    ask("set-primary", "B")
+    assert not kept.exists()
+    assert not note.exists()
+
+
 def test_a_watchdog_is_noticed(node: Node) -> None:
     node.slots.begin()
     folder = node.path / "proc/device-tree/chosen/bootloader"

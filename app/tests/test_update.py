@@ -23,7 +23,7 @@ from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
 from thicket.device import boot_slots
-from thicket.device.boot_record import Phase, Run, Slot, State, Why, reject
+from thicket.device.boot_record import WORDS, Phase, Run, Slot, State, Why, reject
 from thicket.device.boot_slots import Slots
 from thicket.update import epoch as epochs
 from thicket.update import health, kept, service
@@ -138,7 +138,7 @@ class Node:
         return path
 
     def trial(self) -> Path:
-        return Path(self.paths.data + service.TRIAL)
+        return Path(self.paths.data + boot_slots.TRIAL)
 
     def noted(self) -> str | None:
         return self.trial().read_text() if self.trial().exists() else None
@@ -298,6 +298,39 @@ async def test_a_slot_that_was_left_by_a_panic(node: Node) -> None:
         await node.until(
             lambda: node.messages() == ["left: slot B was left: its kernel failed"], "told"
         )
+
+
+async def test_the_last_words_of_a_kernel_that_failed_on_trial_stay(node: Node) -> None:
+    node.slots.change(lambda record: reject(record, B, Why.PANIC))
+    node.able()
+    said = Path(node.paths.run + boot_slots.PANIC)
+    said.write_text("VFS: no root")
+    told = ["left: slot B was left: its kernel failed (VFS: no root)"]
+    async with node.running() as update:
+        await node.until(lambda: node.messages() == told, "told")
+        assert update.words_of_trial == "VFS: no root"
+    said.unlink()  # another start
+    async with node.running():
+        await node.until(lambda: node.messages() == told, "told again")
+
+
+async def test_what_an_earlier_trial_noted_is_not_told_of_this_one(node: Node) -> None:
+    node.able()
+    node.trial().write_text("there is no peer")
+    node.slots.set_primary(B)
+    node.slots.change(lambda record: reject(record, B, Why.SILENT))
+    told = [f"left: slot B was left: {WORDS[Why.SILENT]}"]
+    async with node.running():
+        await node.until(lambda: node.messages() == told, "told")
+
+
+async def test_why_a_slot_must_stay_is_told_without_its_trial(node: Node) -> None:
+    node.able()
+    node.trial().write_text("there is no peer")
+    node.slots.change(lambda record: reject(record, B, Why.EPOCH))
+    told = [f"left: slot B was left: {WORDS[Why.EPOCH]}"]
+    async with node.running():
+        await node.until(lambda: node.messages() == told, "told")
 
 
 CONTENT = Content("ab" * 32, "2.0.0", 7)

@@ -88,7 +88,7 @@ def test_the_text_of_a_manifest() -> None:
         f"\n[image.boot]\nsha256={boot.sha256}\nsize=67108864\nhooks=post-install\n"
         "filename=boot.vfat\n"
         f"\n[image.rootfs]\nsha256={root.sha256}\nsize=41943040\nfilename=root.img\n"
-        "\n[meta.thicket]\nepoch=3\n"
+        f"\n[meta.thicket]\nepoch=3\nroot={'5a' * 32}\n"
     )
 
 
@@ -123,7 +123,7 @@ def test_the_text_of_a_manifest() -> None:
         ("hooks=post-install", "hooks=uninstall", "not known: uninstall"),
         ("image.rootfs", "image.root.fs", "no class of slots"),
         ("\n[image.rootfs]", "[image.rootfs]", "not known here"),
-        ("epoch=3\n", "epoch=3", "not known here"),
+        ("5a\n", "5a", "not known here"),
         ("epoch=3\n", "epoch=3\n\n", "not known here"),
         ("verity-salt=0b", "verity-salt=0B", "verity-salt in the manifest is no SHA-256"),
         ("verity-hash=0a", "verity-hash=0", "verity-hash in the manifest is no SHA-256"),
@@ -149,6 +149,13 @@ def test_a_manifest_without_epoch() -> None:
     for meta in ({}, {"thicket": {"other": "1"}}, {"thicket": {"epoch": "x"}}):
         with pytest.raises(BundleError, match="epoch"):
             _ = MANIFEST._replace(meta=meta).epoch
+
+
+def test_the_hash_of_the_root() -> None:
+    assert MANIFEST.root == "5a" * 32
+    assert MANIFEST._replace(meta={"thicket": {"epoch": "1"}}).root == ""
+    with pytest.raises(BundleError, match="root hash"):
+        _ = MANIFEST._replace(meta={"thicket": {"root": "5a" * 31}}).root
 
 
 @given(st.binary(max_size=400) | st.text(max_size=200).map(str.encode))

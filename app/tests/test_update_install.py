@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bundles_for_tests import MANIFEST, UpdateKey, signed, unsigned, update_key
@@ -178,9 +179,10 @@ class TestKept:
         assert len(kept.pack(memory)) <= kept.MOST_BYTES
 
     def test_slots(self) -> None:
-        content = Content("ab" * 32, "2", 1)
+        content = Content("ab" * 32, "2", 1, "cd" * 32, "ef" * 32)
         memory = Kept({}, {}).written(B, content)
         assert memory.slots == {B: content}
+        assert kept.unpack(kept.pack(memory)) == memory
         assert memory.written(B, None).slots == {}
         assert memory.written(A, None).slots == {B: content}
 
@@ -507,6 +509,7 @@ class TestInstaller:
         content = await rauc.install()
         manifest = read(signed()).manifest
         assert content == kept.content_of(manifest)
+        assert content.root == manifest.root == "5a" * 32
         assert rauc.installer.progress == Progress(
             "installed", 100, "0.1.0", "slot B: the next start tries it"
         )
@@ -548,6 +551,35 @@ class TestInstaller:
         rauc.says("", 1)
         await rauc.fails("rauc", "nothing")
         assert kept.load(rauc.node.paths).slots == {A: old}
+
+    @pytest.mark.parametrize(
+        ("changes", "code", "words"),
+        [
+            (
+                {"f_bavail": 20},
+                "no-room",
+                "data is full (80 KiB free), and RAUC keeps a file there",
+            ),
+            ({"f_ffree": 0}, "no-room", "data is full"),
+            ({"f_flag": os.ST_RDONLY | os.ST_NOSUID}, "no-data", "data cannot be written"),
+        ],
+    )
+    async def test_where_rauc_could_keep_nothing_the_slot_stays_as_it_is(
+        self,
+        changes: dict[str, int],
+        code: str,
+        words: str,
+        rauc: Rauc,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        found = {"f_frsize": 4096, "f_bavail": 100, "f_files": 9, "f_ffree": 9, "f_flag": 0}
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**(found | changes)))
+        rauc.says(PROGRESS)
+        kept.save(rauc.node.paths, Kept({B: Content("ab" * 32, "1", 1)}, {}))
+        await rauc.fails(code, words)
+        assert kept.load(rauc.node.paths).slots
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**found))
+        await rauc.install()
 
     async def test_no_rauc(self, rauc: Rauc) -> None:
         await rauc.fails("no-rauc", "RAUC cannot be started (No such file or directory)")

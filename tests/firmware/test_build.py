@@ -190,7 +190,8 @@ def test_a_bundle_of_what_was_built(
         (images / bundle.BOOT).write_bytes(bytes(5000))
         (images / bundle.ROOT_IMAGE).write_bytes(b"root" * 1024)
         (images / "manifest.json").write_text(
-            '{"board": "x86_64", "version": "1.2", "epoch": 4, "commit": "c0ffee"}'
+            '{"board": "x86_64", "version": "1.2", "epoch": 4, "commit": "c0ffee", '
+            f'"root_hash": "{"5a" * 32}"}}'
         )
 
     monkeypatch.setattr(made, "build", built)
@@ -199,7 +200,7 @@ def test_a_bundle_of_what_was_built(
     with path.open("rb") as file:
         said = bundles.read(file).manifest
     assert (said.compatible, said.version, said.build) == ("thicket-x86_64", "1.2", "c0ffee")
-    assert said.epoch == 4
+    assert (said.epoch, said.root) == (4, "5a" * 32)
     assert str(path) in capsys.readouterr().err
 
 

@@ -23,7 +23,7 @@ from thicket.trust import cms, openssl
 from thicket.trust.certificates import pem
 from thicket.update import bundle as bundles
 
-SAID = Release("x86_64", "0.1.0", 2, "0123456789ab")
+SAID = Release("x86_64", "0.1.0", 2, "0123456789ab", "5a" * 32)
 BOOT, ROOT = os.urandom(40_000) + bytes(300_000), os.urandom(500_000) + bytes(3616)
 HOOK = boards.ROOT / "board/common/bundle/hook"
 
@@ -74,7 +74,7 @@ def test_what_it_says_of_itself(unsigned: bytes, tmp_path: Path) -> None:
         bundles.check_contents(file, found)
     said = found.manifest
     assert (said.compatible, said.version, said.build) == ("thicket-x86_64", "0.1.0", SAID.build)
-    assert said.epoch == 2
+    assert (said.epoch, said.root) == (2, SAID.root)
     assert [(i.slot, i.sha256, i.size, i.hooks) for i in said.images] == [
         ("boot", sha256(BOOT).hexdigest(), len(BOOT), ("post-install",)),
         ("rootfs", sha256(ROOT).hexdigest(), len(ROOT), ()),

@@ -231,6 +231,7 @@ def test_both_slots_are_the_boot_image_of_bundles_but_for_the_command_line(image
 def test_what_bundles_are_made_of_stays(image: Path) -> None:
     said = bundle.release(image.parent)
     assert said.build == "c0ffee"
+    assert f" {said.root} " in cat(image, card.BOOT_A, "cmdline-A.txt").decode()
     assert (image.parent / bundle.ROOT_IMAGE).stat().st_size % 4096 == 0
     assert not list(image.parent.glob("boot-*"))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import configparser
 import hashlib
 import json
 import os
@@ -62,6 +63,23 @@ soak = pytest.mark.skipif(not SOAK, reason="takes minutes: with THICKET_SOAK=1")
 FLEET, OTHERS = TestFleet("garden"), TestFleet("others")
 SIGNER, THIEF, STRANGER = UpdateKey(FLEET), UpdateKey(FLEET, "thief"), UpdateKey(OTHERS)
 NOW = datetime.now(UTC)
+
+RAUCS = "/data/rauc/central.raucs"
+"""RAUC's own file of what it knows of the slots."""
+DAMAGED = {
+    "none": f"rm -f {RAUCS}",
+    "empty": f": >{RAUCS}",
+    "cut off": f"printf '[slot.boot.1]\\nbundle.comp' >{RAUCS}",
+    "of another kind": f"head -c 4096 /bin/busybox >{RAUCS}",
+    "of zeros": f"head -c 600 /dev/zero >{RAUCS}",
+}
+"""What a power cut or a bad card may leave of it. Zeros are blocks that were never written."""
+FULL = "/data/full"
+FILL = (
+    f"dd if=/dev/zero of={FULL} bs=1M 2>/dev/null; dd if=/dev/zero bs=4096 2>/dev/null >>{FULL}; "
+    f"df -k /data; sync"
+)
+"""Takes all the room on /data. A card of the tests has some 200 MB of it."""
 
 SLOTS = "/usr/lib/thicket/boot-slots"
 WELL = "while [ ! -e /run/thicket/well ]; do sleep 0.2; done"
@@ -219,6 +237,12 @@ async def test_an_update_is_installed_tried_and_kept(name: str, tmp_path: Path) 
         before = running_slot(device)
         # RAUC's keyring is made by the daemon.
         await device.run("while [ ! -e /run/thicket/keyring.pem ]; do sleep 0.2; done")
+        for kind, damage in DAMAGED.items():
+            await device.run(f"mkdir -p /data/rauc && {damage}")
+            facts = await rauc_status(device)
+            assert facts["RAUC_BOOT_PRIMARY"] == "boot.0", kind
+            assert "RAUC_SLOT_STATUS_BUNDLE_VERSION_1" not in facts, kind
+        await device.run(DAMAGED["of zeros"])
         code, text = await said(device, "thicket update install /data/new.raucb")
         assert code == 0, text
         assert "version 2.0.0 is installed: slot B: the next start tries it" in text
@@ -233,6 +257,9 @@ async def test_an_update_is_installed_tried_and_kept(name: str, tmp_path: Path) 
         assert "B: untried, to be tried" in await device.run(f"{SLOTS} show")
         facts = await rauc_status(device)
         assert facts["RAUC_BOOT_PRIMARY"] == "boot.1"
+        kept = configparser.ConfigParser(interpolation=None)
+        kept.read_string(await device.run(f"cat {RAUCS}"))
+        assert [kept[f"slot.{name}.1"]["status"] for name in ("boot", "rootfs")] == ["ok", "ok"]
         # Slot B has what the bundle says, byte for byte, but for the command line in it.
         layout = device.layout()
         with device.card.open("rb") as file, unsigned(name, tmp_path).open("rb") as new:
@@ -242,6 +269,8 @@ async def test_an_update_is_installed_tried_and_kept(name: str, tmp_path: Path) 
         second = real_parts.partition(device.card, cards.BOOT_B)
         assert second.read("cmdline.txt") == second.read("cmdline-B.txt")
         await device.run(WELL)
+        # A trial and its end need no room on /data.
+        await device.run(FILL)
         await device.restart("reboot", times=2)
         assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
         await device.run(WELL)
@@ -256,6 +285,8 @@ async def test_an_update_is_installed_tried_and_kept(name: str, tmp_path: Path) 
         assert b"boot_partition=3\n[tryboot]" in after[1][0]  # type: ignore[index]
         assert before[1][1:] == after[1][1:]  # type: ignore[index]
         # And back to the slot before, which is kept as well.
+        code, text = await said(device, "thicket update install /data/new.raucb")
+        assert (code, "/data is full (0 KiB free)" in text) == (1, True), text
         code, text = await said(device, "thicket update back")
         assert (code, text.splitlines()[0]) == (
             0, "slot A is tried by the next start, and kept if it is well"
@@ -348,8 +379,22 @@ async def test_what_is_refused(tmp_path: Path) -> None:
         assert document["installation"]["state"] == "failed"
         assert "No such file" in document["installation"]["words"]
 
-        # One that was changed behind its signature: the block is read when it is to be written.
+        # No room for what RAUC keeps. Nothing is begun, so the slot stays as it is.
         await device.run(stick.with_end("good"))
+        await device.run(FILL)
+        for command in (install, "rauc install /data/new.raucb"):
+            code, text = await said(device, command)
+            assert (code, "/data is full (0 KiB free)" in text) == (1, True), f"{command}: {text}"
+        code, text = await said(device, "thicket update back")
+        assert code == 0, text
+        await device.run(f"{SLOTS} set-primary A")
+        assert await device.run(f"{SLOTS} show") == table
+        assert running_slot(device) == before
+        assert digests(device, cards.BOOT_B, cards.ROOT_B) == other
+        await device.run(f"rm {FULL}")
+
+        # One that was changed behind its signature: the block is read when it is to be written.
+        await device.run(DAMAGED["cut off"])
         place = stick.payload // 2 // 4096 * 4096
         await device.run(f"printf EVIL | dd of=/data/new.raucb bs=1 seek={place} conv=notrunc")
         code, text = await said(device, install)
@@ -363,6 +408,7 @@ async def test_what_is_refused(tmp_path: Path) -> None:
         )
 
         # One that was tried and left is asked for again; and a second one beside one that runs.
+        await device.run(DAMAGED["of another kind"])
         code, text = await said(device, install)
         assert code == 0, text
         assert running_slot(device) == before
@@ -424,6 +470,7 @@ class Bad(NamedTuple):
     """A version that does not work.
 
     :ivar why: of a slot on a card whose kernel keeps no last words, and of one whose kernel does.
+    :ivar kernel: the beginning of these last words.
     :ivar texts: what is wrong with it.
     :ivar late: seconds after which it is restarted for not being well.
     """
@@ -432,6 +479,7 @@ class Bad(NamedTuple):
     with_pstore: Why
     texts: tuple[Text, ...] = ()
     late: int = 900
+    kernel: str = ""
 
 
 def script(name: str, text: str) -> Text:
@@ -449,9 +497,17 @@ HANG = """\
 
 BAD = {
     "init": Bad(
-        Why.NEVER_STARTED, Why.PANIC, (Text("usr/sbin/init", "#!/bin/sh\nexit 1\n", program=True),)
+        Why.NEVER_STARTED,
+        Why.PANIC,
+        (Text("usr/sbin/init", "#!/bin/sh\nexit 1\n", program=True),),
+        kernel="Attempted to kill init!",
     ),
-    "panic": Bad(Why.SILENT, Why.PANIC, (script("S97panic.sh", "echo c >/proc/sysrq-trigger"),)),
+    "panic": Bad(
+        Why.SILENT,
+        Why.PANIC,
+        (script("S97panic.sh", "echo c >/proc/sysrq-trigger"),),
+        kernel="sysrq triggered crash",
+    ),
     "daemon": Bad(
         Why.OVERDUE,
         Why.OVERDUE,
@@ -494,7 +550,7 @@ async def ends_on_the_old_version(device: Device, words: str) -> None:
     (problem,) = [p for p in document["problems"] if p["code"] == "left"]
     assert problem["message"].startswith(f"slot B was left: {words}"), problem
     assert document["slots"][1]["why"] in problem["message"]
-    assert f"B: bad, {document['slots'][1]['why']}" in await device.run(f"{SLOTS} show")
+    assert f"B: bad, {words}" in await device.run(f"{SLOTS} show")
     assert words in await device.run("thicket status; true")
     # At most every ten minutes, and 20 s after the start.
     await device.until(
@@ -526,15 +582,15 @@ async def test_a_bad_version_is_left(name: str, image: str, tmp_path: Path) -> N
         await device.until(lambda: device.machine.booted is not None and tried(device), "the trial")
         await device.until(lambda: not tried(device), "and the way back")
         why = bad.why if image == real_parts.STANDIN else bad.with_pstore
-        await ends_on_the_old_version(device, WORDS[why])
+        words = f"{WORDS[why]} ({bad.kernel}" if why is Why.PANIC else WORDS[why]
+        await ends_on_the_old_version(device, words)
         if name in ("init", "panic"):
             assert device.seen(Panic)
         if name == "hang":
             assert device.seen(WatchdogBite)
         if why is Why.PANIC:
-            # The kernel's last words.
-            kept = await device.run("cat /data/log/crash-*.txt")
-            assert "Attempted to kill init" in kept or "sysrq triggered crash" in kept
+            # At length.
+            assert bad.kernel in await device.run("cat /data/log/crash-*.txt")
 
 
 def tried(device: Device) -> bool:

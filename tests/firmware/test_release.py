@@ -271,7 +271,15 @@ def test_what_a_build_of_buildroot_leaves(card: Path, tmp_path: Path) -> None:
         '"PACKAGE","VERSION","LICENSE","LICENSE FILES"\n"zlib","1.3","Zlib","README"\n'
     )
     (images / "manifest.json").write_text(
-        json.dumps({"board": "rpi64", "version": "0.1.0", "epoch": 3, "commit": "0123456789ab"})
+        json.dumps(
+            {
+                "board": "rpi64",
+                "version": "0.1.0",
+                "epoch": 3,
+                "commit": "0123456789ab",
+                "root_hash": "5a" * 32,
+            }
+        )
     )
     with pytest.raises(ReleaseError, match="build rpi64 again"):
         built.read(tmp_path)

@@ -28,7 +28,7 @@ MANIFEST = Manifest(
         Image("rootfs", "root.img", sha256(b"root").hexdigest(), 40 << 20),
     ),
     "hook",
-    {"thicket": {"epoch": "3"}},
+    {"thicket": {"epoch": "3", "root": "5a" * 32}},
 )
 
 

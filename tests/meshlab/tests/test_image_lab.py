@@ -284,7 +284,8 @@ def test_a_bundle_of_a_stand_in_is_for_stand_ins(
     (card / "boot.vfat").write_bytes(bytes(5000))
     (card / "root.verity").write_bytes(b"root" * 1024)
     (card / "manifest.json").write_text(
-        '{"board": "x86_64", "version": "1.2", "epoch": 4, "commit": "unknown"}'
+        '{"board": "x86_64", "version": "1.2", "epoch": 4, "commit": "unknown", '
+        f'"root_hash": "{"0b" * 32}"}}'
     )
     monkeypatch.setattr(standin, "build", lambda *_: card)
     path = standin.bundle(tmp_path)
@@ -292,7 +293,7 @@ def test_a_bundle_of_a_stand_in_is_for_stand_ins(
     with path.open("rb") as file:
         said = bundles.read(file).manifest
     assert (said.compatible, said.version, said.epoch) == ("thicket-standin", "1.2", 4)
-    assert said.build == "0123"
+    assert (said.build, said.root) == ("0123", "0b" * 32)
     assert standin.bundle(tmp_path) == path
     other = standin.bundle(tmp_path, version="2", epoch=5)
     assert other.name == "thicket-standin-2.unsigned"

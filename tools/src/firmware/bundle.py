@@ -53,12 +53,14 @@ class Release(NamedTuple):
 
     :ivar board: which device it is for.
     :ivar build: the commit that it was built from.
+    :ivar root: dm-verity root hash of the root.
     """
 
     board: str
     version: str
     epoch: int
     build: str
+    root: str
 
     @property
     def filename(self) -> str:
@@ -92,7 +94,11 @@ def release(images: Path) -> Release:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         return Release(
-            str(said["board"]), str(said["version"]), int(said["epoch"]), str(said["commit"])
+            str(said["board"]),
+            str(said["version"]),
+            int(said["epoch"]),
+            str(said["commit"]),
+            str(said["root_hash"]),
         )
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise BundleMakingError(f"{path} does not say what was built: {error!r}") from None
@@ -141,7 +147,7 @@ def _collect(images: Path, folder: Path, said: Release) -> Manifest:
         said.build,
         tuple(parts),
         _HOOK,
-        {"thicket": {"epoch": str(said.epoch)}},
+        {"thicket": {"epoch": str(said.epoch), "root": said.root}},
     )
     (folder / "manifest.raucm").write_bytes(manifest.text())
     return manifest

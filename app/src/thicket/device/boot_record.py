@@ -118,6 +118,10 @@ WORDS = {
 }
 
 
+TRIED = frozenset((Why.PANIC, Why.WATCHDOG, Why.NEVER_STARTED, Why.SILENT, Why.OVERDUE, Why.UNWELL))
+"""Why a slot is bad that was tried."""
+
+
 class BootRecord(NamedTuple):
     """What is remembered.
 
@@ -340,6 +344,15 @@ def reject(record: BootRecord, slot: Slot, why: Why) -> BootRecord:
     """``slot`` is left, or never taken, for this reason."""
     state = State.INCOMPLETE if record.state(slot) is State.INCOMPLETE else State.BAD
     return record.marked(slot, state, why)._without_trial(slot)
+
+
+def why_left(record: BootRecord, slot: Slot, words: str) -> str:
+    """Return why a slot is bad.
+
+    :param words: what is known of its last trial besides.
+    """
+    why = record.why(slot)
+    return f"{WORDS[why]} ({words})" if words and why in TRIED else WORDS[why]
 
 
 def late(record: BootRecord, running: Slot) -> BootRecord:

@@ -14,15 +14,23 @@ import sys
 from collections.abc import Callable, Iterator
 
 from thicket.base.errors import ThicketError
-from thicket.base.files import locked
+from thicket.base.files import locked, read, remove, write_atomically
 from thicket.base.paths import Paths, parameter
 from thicket.device import autoboot, boot_record
 from thicket.device.boot_record import PLACES, BootRecord, Slot, State, Why
 from thicket.device.disk import Disk
-from thicket.device.reset import kernel_records, watchdog_fired
+from thicket.device.reset import last_words, watchdog_fired
 
 #: Seconds to wait while another program changes the record.
 PATIENCE = 20.0
+
+#: Below ``/data``: what the slot that was tried last noted of what did not work, or the last words
+#: of its kernel. Not in the state that has a format: both slots read it.
+TRIAL = "/update/trial.json"
+#: Below ``/run/thicket``: the last words of the kernel whose trial this start has ended.
+PANIC = "/panic"
+#: Characters of either.
+MOST_WORDS = 1000
 
 # linux/reboot.h
 _MAGIC = (0xFEE1DEAD, 0x28121969)
@@ -80,19 +88,24 @@ class Slots:
 
     def begin(self) -> boot_record.Start:
         """Judge this start and write what follows; the caller restarts the node if need be."""
-        died = Why.NONE
-        if kernel_records(self.paths):
+        died, kernel = Why.NONE, last_words(self.paths)
+        if kernel is not None:
             died = Why.PANIC
         elif watchdog_fired(self.paths):
             died = Why.WATCHDOG
         start = boot_record.Start(BootRecord())
+        tried = Slot.NONE
 
         def judge(record: BootRecord) -> BootRecord:
-            nonlocal start
+            nonlocal start, tried
+            tried = record.trial
             start = boot_record.begin(record, self.running, died)
             return start.record
 
-        self.change(judge)
+        record = self.change(judge)
+        if kernel and tried is self.running.other and record.why(tried) is Why.PANIC:
+            # /data is not there yet.
+            write_atomically(self.paths.run + PANIC, kernel.encode(), durable=False)
         return start
 
     def late(self) -> bool:
@@ -153,7 +166,10 @@ class Slots:
         return record.named or self.running
 
     def set_primary(self, slot: Slot) -> None:
-        """Have ``slot`` tried by the next start."""
+        """Have ``slot`` tried by the next start; what was noted of an earlier trial is over."""
+        if slot is not self.running:
+            remove(self.paths.run + PANIC)
+            remove(self.paths.data + TRIAL)
         self.change(lambda record: boot_record.arm(record, slot, self.running))
 
     def good(self, slot: Slot) -> bool:
@@ -286,6 +302,7 @@ def _tell(words: str) -> None:
 
 def _table(slots: Slots) -> str:
     record = slots.read()
+    words = (read(slots.paths.data + TRIAL) or read(slots.paths.run + PANIC) or "")[:MOST_WORDS]
     lines = []
     for slot in (Slot.A, Slot.B):
         facts = [record.state(slot).name.lower()]
@@ -293,7 +310,7 @@ def _table(slots: Slots) -> str:
             facts.append("runs")
         if slot is record.trial:
             facts.append("on trial" if record.phase is boot_record.Phase.RUNS else "to be tried")
-        if why := boot_record.WORDS[record.why(slot)]:
+        if why := boot_record.why_left(record, slot, words):
             facts.append(why)
         lines.append(f"{slot.name}: {', '.join(facts)}")
     return "\n".join(lines)

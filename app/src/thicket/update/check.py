@@ -80,6 +80,7 @@ def main() -> int:
         path = backing_file(paths, os.environ.get(MOUNTED, ""))
         slots = Slots(paths)
         install.may_write(slots)
+        install.has_room(paths)
         alone(paths)
         found = terms.gather(paths, load(paths).settings, slots, epoch_of_chip(paths))
         signer = install.check(path, found, again=bool(os.environ.get(install.AGAIN)))

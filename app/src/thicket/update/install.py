@@ -43,6 +43,8 @@ LONGEST = 3600.0
 GRACE = 20.0
 #: Seconds that a card may take for an answer.
 HANGS = 60.0
+#: Bytes that must be free on /data: RAUC writes what it knows of the slots anew several times.
+SPARE = 256 * 1024
 
 #: Environment variable: RAUC's handler is to take a bundle that was left before.
 AGAIN = "THICKET_UPDATE_AGAIN"
@@ -144,11 +146,13 @@ class Installer:
         self._tell(Progress("checking", words=os.path.basename(path)))
         slots = Slots(self.paths)
         await self._do(lambda: may_write(slots))
+        await self._do(lambda: has_room(self.paths))
         try:
             manifest = await self._do(lambda: read(path))
             self._tell(Progress("checking", version=manifest.version, words="its signature"))
             terms = await self._terms()
             signer = await self._do(lambda: check(path, terms, again=again))
+            content = kept.content_of(manifest, digest)
         except (BundleError, SignerRefusedError) as error:
             raise InstallError(error.code, f"{os.path.basename(path)}: {error}") from None
         target = slots.running.other
@@ -162,7 +166,6 @@ class Installer:
         await self._remember(target, None)
         self._tell(Progress("writing", version=manifest.version))
         await self._run_rauc(path, again=again)
-        content = kept.content_of(manifest, digest)
         await self._remember(target, content)
         self._tell(
             Progress(
@@ -253,6 +256,31 @@ def may_write(slots: Slots) -> None:
             "trial",
             f"slot {slots.running.name} is on trial, and slot {slots.running.other.name} is the "
             "way back: wait until the trial has ended (`thicket update status`)",
+        )
+
+
+def has_room(paths: Paths) -> None:
+    """Make sure that RAUC can keep what it knows of the slots: else it ends halfway.
+
+    :raises InstallError: /data is full, or cannot be written.
+    """
+    try:
+        found = os.statvfs(paths.data)
+    except OSError as error:
+        raise InstallError("no-data", f"{paths.data}: {error.strerror}") from None
+    if found.f_flag & os.ST_RDONLY:
+        raise InstallError(
+            "no-data",
+            f"{paths.data} cannot be written, and RAUC keeps a file there: `thicket status` tells "
+            "its state",
+        )
+    # Of what ext4 counts as free, it keeps some MiB back from everybody.
+    free = found.f_bavail * found.f_frsize
+    if free < SPARE or (found.f_files and not found.f_ffree):
+        raise InstallError(
+            "no-room",
+            f"{paths.data} is full ({free >> 10} KiB free), and RAUC keeps a file there: remove "
+            "something from it",
         )
 
 

@@ -37,12 +37,14 @@ class Content(NamedTuple):
 
     :ivar bundle: the bundle's name, 64 hexadecimal digits.
     :ivar file: SHA-256 of the bundle's file, likewise, where it came as an offer; else empty.
+    :ivar root: dm-verity root hash of its root, likewise; empty where the bundle does not name it.
     """
 
     bundle: str
     version: str
     epoch: int
     file: str = ""
+    root: str = ""
 
 
 class Kept(NamedTuple):
@@ -83,8 +85,11 @@ def name_of(manifest: Manifest) -> str:
 
 
 def content_of(manifest: Manifest, file: str = "") -> Content:
-    """Return what a slot holds that was written with a bundle."""
-    return Content(name_of(manifest), manifest.version, manifest.epoch, file)
+    """Return what a slot holds that was written with a bundle.
+
+    :raises BundleError: the manifest names no epoch, or a root hash that is none.
+    """
+    return Content(name_of(manifest), manifest.version, manifest.epoch, file, manifest.root)
 
 
 def load(paths: Paths) -> Kept:
@@ -134,8 +139,8 @@ def _content(members: Any) -> Content:
     epoch = members["epoch"]
     if not isinstance(epoch, int) or epoch < 0:
         raise ValueError("no epoch")
-    file = _text(members.get("file", ""))
-    return Content(_text(members["bundle"]), _text(members["version"]), epoch, file)
+    file, root = _text(members.get("file", "")), _text(members.get("root", ""))
+    return Content(_text(members["bundle"]), _text(members["version"]), epoch, file, root)
 
 
 def _text(value: object) -> str:

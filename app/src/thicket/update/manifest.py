@@ -90,6 +90,15 @@ class Manifest(NamedTuple):
             raise BundleError(f"the epoch is {epoch}, and {MAX_EPOCH} is the highest")
         return epoch
 
+    @property
+    def root(self) -> str:
+        """The dm-verity root hash of the root; empty where it is not named.
+
+        :raises BundleError: what is named is no hash.
+        """
+        named = self.meta.get("thicket", {}).get("root", "")
+        return _hash(named, "the root hash") if named else ""
+
     def text(self) -> bytes:
         """Return the manifest as RAUC reads it."""
         groups: list[tuple[str, Group]] = [

@@ -23,8 +23,8 @@ from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
 from thicket.device import data_format
-from thicket.device.boot_record import WORDS, BootRecord, Slot, State, Why
-from thicket.device.boot_slots import Slots
+from thicket.device.boot_record import TRIED, WORDS, BootRecord, Slot, State, Why, why_left
+from thicket.device.boot_slots import MOST_WORDS, PANIC, TRIAL, Slots
 from thicket.update import epoch as epochs
 from thicket.update import health, image, kept
 from thicket.update.health import Abilities
@@ -44,19 +44,11 @@ KEEP = 3600.0
 HANGS = 60.0
 #: Seconds until what failed is tried again.
 AGAIN = 60.0
-#: Most bytes of the words about a trial.
-MOST_WORDS = 1000
-
-#: Why a slot was left that had been tried: its bundle is not tried again.
-_TRIED = frozenset(
-    (Why.PANIC, Why.WATCHDOG, Why.NEVER_STARTED, Why.SILENT, Why.OVERDUE, Why.UNWELL)
-)
 
 #: In RAUC's system.conf as well.
 KEYRING = "/keyring.pem"
 #: Not in the state that has a format: both slots read them.
 ABLE = "/update/able.json"
-TRIAL = "/update/trial.json"
 
 
 class Update:
@@ -90,7 +82,8 @@ class Update:
         self._changed = changed
         #: Called when an installation has got on.
         self.followers: list[Callable[[], None]] = []
-        #: What a slot on trial, which was left, noted last of what did not work.
+        #: What a slot on trial, which was left, noted last of what did not work; or the last words
+        #: of its kernel.
         self.words_of_trial = ""
         self._able = Abilities()
         self._installer: Installer | None = None
@@ -225,7 +218,7 @@ class Update:
     async def _work(self) -> None:
         slots = Slots(self.paths)
         record = await self._do(slots.read)
-        words = await self._do(lambda: _read(self.paths.data + TRIAL))
+        words = await self._do(self._read_trial)
         self.words_of_trial = words[:MOST_WORDS].decode("utf-8", "replace")
         memory = await self._do(lambda: self._note_rejected(record, slots.running, words))
         self._tell(record, slots.running, words, memory)
@@ -289,12 +282,18 @@ class Update:
                 return able
             await asyncio.sleep(min(left, LOOK))
 
+    def _read_trial(self) -> bytes:
+        """Return what is known of the last trial. The last words of its kernel are kept."""
+        if kernel := _read(self.paths.run + PANIC):
+            _write(self.paths.data + TRIAL, kernel)
+        return kernel or _read(self.paths.data + TRIAL)
+
     def _note_rejected(self, record: BootRecord, running: Slot, words: bytes) -> Kept:
         """Remember the bundle of a slot that was left after a trial; return what is remembered."""
         memory = kept.load(self.paths)
         other = running.other
         content = memory.slots.get(other)
-        left = record.state(other) is State.BAD and record.why(other) in _TRIED
+        left = record.state(other) is State.BAD and record.why(other) in TRIED
         if content is not None and left and content.bundle not in memory.rejected:
             memory = memory.with_rejected(content.bundle, _why_left(record, other, words))
             kept.save(self.paths, memory)
@@ -303,7 +302,7 @@ class Update:
     def _tell(self, record: BootRecord, running: Slot, words: bytes, memory: Kept) -> None:
         """Tell in the status what is known of the slots, and of a slot that was left as a problem.
 
-        :param words: what a slot on trial noted last of what did not work.
+        :param words: what is known of the last trial.
         """
         self.status = [
             {
@@ -332,9 +331,8 @@ class Update:
 
 
 def _why_left(record: BootRecord, slot: Slot, words: bytes) -> str:
-    """Return why a slot was left, with what it noted itself of what did not work."""
-    more = f" ({words[:MOST_WORDS].decode('utf-8', 'replace')})" if words else ""
-    return f"{WORDS[record.why(slot)]}{more}"
+    """Return why a slot was left, with what is known of its trial."""
+    return why_left(record, slot, words[:MOST_WORDS].decode("utf-8", "replace"))
 
 
 def _read(path: str) -> bytes:

@@ -27,7 +27,7 @@ from typing import Any
 
 from thicket.base.files import write_atomically
 from thicket.base.paths import Paths
-from thicket.device.reset import kernel_records, watchdog_fired
+from thicket.device.reset import kernel_records, last_words, watchdog_fired
 
 log = getLogger(__name__)
 
@@ -37,14 +37,9 @@ KEPT = 10
 CRASHES = 5
 #: Bytes of one such file, the last ones.
 CRASH_BYTES = 64 * 1024
-#: Longest message in a record.
-_LONGEST = 300
 
 #: The states that init's S20data.sh reports.
 DATA_STATES = ("clean", "repaired", "created", "rebuilt", "readonly", "ram")
-
-#: Beginnings of the kernel's messages about its failures, on all architectures.
-_BEGINNINGS = ("BUG: ", "Oops: ", "Internal error: ", "Unable to handle ", "general prot")
 
 WORDS = {
     "first": "first start with this data partition",
@@ -174,37 +169,6 @@ def _sync(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def last_words(paths: Paths) -> str | None:
-    """Return why the kernel failed, in its own words; None when it did not or left no record."""
-    records = kernel_records(paths)
-    if not records:
-        return None
-    best = ""
-    for path in records:
-        for line in _text(path, CRASH_BYTES).splitlines():
-            words = _without_stamp(line)
-            start, mark, rest = words.partition("Kernel panic - not syncing: ")
-            if mark and not start:
-                return _clean(rest)
-            if not best and words.startswith(_BEGINNINGS):
-                best = words
-    return _clean(best) if best else "no reason found in its last messages"
-
-
-def _without_stamp(line: str) -> str:
-    """Return a kernel message without priority and time: ``<0>[   12.345678] words``."""
-    line = line.strip()
-    if line.startswith("<") and ">" in line[:6]:
-        line = line.partition(">")[2]
-    if line.startswith("[") and "]" in line[:32]:
-        line = line.partition("]")[2]
-    return line.strip()
-
-
-def _clean(words: str) -> str:
-    return "".join(c for c in words if c.isprintable())[:_LONGEST].strip()
 
 
 def _keep_crash(paths: Paths, run: int) -> tuple[str | None, str | None]:

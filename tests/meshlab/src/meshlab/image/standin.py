@@ -206,6 +206,7 @@ def bundle(
         said.epoch if epoch is None else epoch,
         # Which card it is of; a commit is not part of what a stand-in is made of.
         images.name,
+        said.root,
     )
     made_of = Digest(RECIPE, images.name, *map(str, said))
     made_of.files(ROOT, [*_BUNDLE_SOURCES, *sorted((ROOT / "board/common/bundle").iterdir())])
