@@ -1,29 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The power cut at every write of an update's life, by the log of what QEMU wrote to the card.
 
-One log has the first start of a new card, an installation, the trial, the commit, another
-installation whose trial fails, and the going back. The card of every moment of it is judged as
-``power_cuts`` says; some are really started. THICKET_RECORDING names a folder where the recording
-stays, and is taken from if it is there.
+The card of every moment of ``card_recording`` is judged as ``power_cuts`` says; some are really
+started. THICKET_RECORDING names a folder where the recording stays, and is taken from if it is
+there.
 """
 
 from __future__ import annotations
 
 import configparser
-import contextlib
 import json
-import mmap
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -31,15 +27,16 @@ import pytest_asyncio
 from firmware import card as cards
 from meshlab.lab import real_parts
 from meshlab.machine import bootrom, write_log
-from meshlab.machine.write_log import SECTOR, Entry, WriteLog
+from meshlab.machine.write_log import SECTOR, Entry
 from thicket.device import boot_record
 from thicket.device.autoboot import PARTITIONS
-from thicket.device.boot_record import BootRecord, Slot
+from thicket.device.boot_record import WORDS, BootRecord, Phase, Slot, State, Why
 
 sys.path.insert(0, str(Path(__file__).parent))
 from card_device import Device
 from card_images import loaded
-from card_updates import INSTALL, PANICS, SLOTS, WELL, Publisher, Stick, version
+from card_recording import END, PARTS, STAGES, START, TARGETS, Made, Recording, copy, mapped, record
+from card_updates import SLOTS, WELL
 from power_cuts import Card, Expected, Judge, Range, Sectors, Watched, records
 
 pytestmark = [
@@ -50,95 +47,7 @@ pytestmark = [
     ),
 ]
 
-LOG = "writes.log"
-START, END = "start.img", "end.img"
-STAGES = "stages.json"
-TARGETS = {"installing": Slot.B, "installing again": Slot.A}
-"""Stages in which a slot is written to; in all others, none is."""
-PARTS = {
-    Slot.A: (cards.BOOT_A, cards.ROOT_A),
-    Slot.B: (cards.BOOT_B, cards.ROOT_B),
-}
 GARBAGE = b"\xa5" * SECTOR
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A log, the card before and after it, and where its stages begin."""
-
-    directory: Path
-    stages: Mapping[str, int]
-
-    @classmethod
-    def of(cls, directory: Path) -> Recording:
-        """Return a recording that is there."""
-        return cls(directory, json.loads((directory / STAGES).read_text()))
-
-    def stage(self, number: int) -> str:
-        """Return the stage that an entry belongs to."""
-        return [name for name, first in self.stages.items() if first <= number][-1]
-
-    @contextlib.contextmanager
-    def log(self) -> Iterator[WriteLog]:
-        with WriteLog(self.directory / LOG) as log:
-            yield log
-
-    def table(self) -> cards.Card:
-        with (self.directory / START).open("rb") as file:
-            return cards.read(file)
-
-
-def copy(source: Path, target: Path) -> Path:
-    subprocess.run(["cp", "--reflink=auto", "--sparse=always", source, target], check=True)
-    return target
-
-
-async def record(directory: Path) -> None:
-    """Live through everything, and keep the log."""
-    publisher = Publisher()
-    good = publisher.sign(version("2.0.0"), directory / "2.raucb")
-    bad = publisher.sign(version("3.0.0", PANICS), directory / "3.raucb")
-    stick = Stick.of(directory / "stick", good, bad)
-    log = directory / LOG
-    write_log.create(log)
-    more = {"write_log": LOG}
-    image = loaded("standin")
-    device = Device(directory, image, publisher.configuration(), stick.path, more)
-    copy(device.card, directory / START)
-    stages: dict[str, int] = {}
-
-    def stage(name: str) -> None:
-        with WriteLog(log) as found:
-            stages[name] = len(found)
-
-    await device.chip.start()
-    try:
-        stage("first start")
-        await device.on()
-        assert await device.data_state() == "created"
-        await device.run(WELL)
-        await device.run(stick.copy(0))
-        stage("installing")
-        await device.run(INSTALL)
-        stage("start of the trial")
-        await device.restart("reboot", times=2)
-        assert "B: untried, runs, on trial" in await device.run(f"{SLOTS} show")
-        stage("commit")
-        await device.run(WELL)
-        assert "B: good, runs" in await device.run(f"{SLOTS} show")
-        await device.run(stick.copy(1))
-        stage("installing again")
-        await device.run(INSTALL)
-        stage("going back")
-        await device.restart("reboot", times=3)
-        await device.data_state()
-        assert "A: bad" in await device.run(f"{SLOTS} show")
-        await device.off()
-    finally:
-        await device.cut()
-        await device.chip.stop()
-    shutil.move(device.card, directory / END)
-    (directory / STAGES).write_text(json.dumps(stages))
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -149,16 +58,6 @@ async def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
         directory.mkdir(exist_ok=True)
         await record(directory)
     return Recording.of(directory)
-
-
-@contextlib.contextmanager
-def mapped(path: Path) -> Iterator[memoryview]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as area:
-        view = memoryview(area)
-        try:
-            yield view
-        finally:
-            view.release()
 
 
 def test_the_log_makes_the_card_of_the_end_from_that_of_the_start(
@@ -396,54 +295,6 @@ def test_every_write_leaves_a_slot_that_is_started(recording: Recording, tmp_pat
 # -- cards of some moments, made
 
 
-class Made:
-    """A card image that is brought from moment to moment.
-
-    :ivar card: has everything that was flushed before the moment, and what is chosen of the rest.
-    """
-
-    def __init__(self, recording: Recording, directory: Path) -> None:
-        self.card = copy(recording.directory / START, directory / "made.img")
-        self._recording = recording
-        self._done = 0
-
-    @contextlib.contextmanager
-    def cut(self, moment: int, chance: random.Random | None) -> Iterator[None]:
-        """Have the card as it may be when the power was cut in front of entry ``moment``.
-
-        Moments are asked for in order.
-
-        :param chance: chooses which of the writes since the last flush are there, and how many
-            sectors of each; without it, everything is there.
-        """
-        with self._recording.log() as log, self.card.open("r+b") as file:
-            entries = [entry for entry in log if self._done <= entry.number < moment]
-            flushes = [entry.number for entry in entries if entry.flushes]
-            flushed = flushes[-1] + 1 if flushes else self._done
-            for entry in entries:
-                if entry.writes and entry.number < flushed:
-                    _put(file, entry.sector, log.data(entry))
-            self._done = flushed
-            before: list[tuple[int, bytes]] = []
-            for entry in entries:
-                if entry.writes and entry.number >= flushed:
-                    count = entry.sectors if chance is None else chance.randint(0, entry.sectors)
-                    file.seek(entry.sector * SECTOR)
-                    before.append((entry.sector, file.read(count * SECTOR)))
-                    _put(file, entry.sector, log.data(entry)[: count * SECTOR])
-            file.flush()
-            try:
-                yield
-            finally:
-                for sector, content in reversed(before):
-                    _put(file, sector, content)
-
-
-def _put(file: BinaryIO, sector: int, content: bytes) -> None:
-    file.seek(sector * SECTOR)
-    file.write(content)
-
-
 def newest(card: memoryview) -> BootRecord:
     first, second = (bytes(card[n * SECTOR : (n + 1) * SECTOR]) for n in boot_record.PLACES)
     return boot_record.newest((first, second))[0]
@@ -539,3 +390,115 @@ def test_cards_that_are_made_are_judged_the_same(recording: Recording, tmp_path:
         f"RAUC says of slots: {dict(rauc)}; {time.monotonic() - begun:.1f} s"
     )
     made.card.unlink()
+
+
+# -- cards of some moments, started
+
+
+class Cut(NamedTuple):
+    """A power cut, and what is started after it.
+
+    :ivar stage: of the recording.
+    :ivar where: tells a write near the cut by its region and, for the boot record, its content.
+    :ivar behind: whether the cut is behind that write; else it is in front of it.
+    :ivar runs: the slot that is well in the end.
+    :ivar slots: what ``boot-slots`` says then of A and B.
+    """
+
+    stage: str
+    where: Callable[[str, BootRecord | None], bool]
+    runs: Slot
+    slots: tuple[str, str]
+    behind: bool = False
+
+
+def part(number: int) -> Callable[[str, BootRecord | None], bool]:
+    return lambda region, _: region == str(number)
+
+
+def record_where(what: Callable[[BootRecord], bool]) -> Callable[[str, BootRecord | None], bool]:
+    return lambda _, found: found is not None and what(found)
+
+
+A_RUNS = "A: good, runs", "B: incomplete"
+B_RUNS = "A: good", "B: good, runs"
+ARMED = record_where(lambda found: found.phase is Phase.READY)
+CUTS = {
+    "in the boot file system": Cut("installing", part(cards.BOOT_B), Slot.A, A_RUNS),
+    "in the root": Cut("installing", part(cards.ROOT_B), Slot.A, A_RUNS),
+    "before it is to be tried": Cut("installing", ARMED, Slot.A, A_RUNS),
+    "when it is to be tried": Cut("installing", ARMED, Slot.B, B_RUNS, behind=True),
+    "between autoboot.txt and the record": Cut(
+        "commit", record_where(lambda found: found.state_b is State.GOOD), Slot.B, B_RUNS
+    ),
+    "before the record says that the trial failed": Cut(
+        "going back",
+        record_where(lambda found: found.state_a is State.BAD),
+        Slot.B,
+        (f"A: bad, {WORDS[Why.SILENT]}", "B: good, runs"),
+    ),
+}
+
+
+def moment_of(cut: Cut, recording: Recording) -> int:
+    """Return the number of the first entry that the card has nothing of.
+
+    Of several writes that ``cut`` may mean, it is the middle one.
+    """
+    ranges = {
+        str(number): Range(place.offset // SECTOR, place.end // SECTOR)
+        for number, place in recording.table().partitions.items()
+        if number != cards.EXTENDED
+    }
+    found: list[int] = []
+    with recording.log() as log:
+        for entry in log:
+            if not entry.writes or recording.stage(entry.number) != cut.stage:
+                continue
+            region = "".join(name for name, place in ranges.items() if len(place.cut(entry)))
+            content = None
+            if entry.sector in boot_record.PLACES:
+                content = boot_record.unpack(log.data(entry)[:SECTOR])
+            if cut.where(region, content):
+                found.append(entry.number)
+    assert found, cut.stage
+    return found[len(found) // 2] + cut.behind
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", CUTS)
+async def test_a_card_that_was_cut_starts(name: str, recording: Recording, tmp_path: Path) -> None:
+    cut = CUTS[name]
+    moment = moment_of(cut, recording)
+    device = Device(tmp_path, loaded("standin"))
+    made = Made(recording, tmp_path)
+    with made.cut(moment, None):
+        copy(made.card, device.card)
+    made.card.unlink()
+    begun = time.monotonic()
+    await device.chip.start()
+    try:
+        await device.on()
+        data = await device.data_state()
+        await device.run(WELL)
+        assert f"thicket.slot={cut.runs.name}" in await device.run("cat /proc/cmdline")
+        assert await device.run(f"{SLOTS} show") == "\n".join(cut.slots) + "\n"
+        is_new = "VERSION_ID=2.0.0\n" in await device.run("cat /usr/lib/os-release")
+        assert is_new == (cut.runs is Slot.B)
+        # Without a mesh it is degraded.
+        document = json.loads(await device.run("thicket status --json || true"))
+        assert document["slot"] == cut.runs.name
+        said = [f"{slot['name']}: {slot['state']}" for slot in document["slots"]]
+        assert [line.partition(",")[0] for line in cut.slots] == said
+        left = [one["message"] for one in document["problems"] if one["code"] == "left"]
+        assert left == ([f"slot A was left: {WORDS[Why.SILENT]}"] if "A: bad" in said else [])
+        # A power cut costs nothing that the last flush had.
+        assert data in ("clean", "repaired")
+    finally:
+        await device.cut()
+        await device.chip.stop()
+        device.card.unlink()
+    print(
+        f"cut {name} (entry {moment}, {cut.stage}): slot {cut.runs.name} runs, /data {data}; "
+        f"{time.monotonic() - begun:.0f} s"
+    )
