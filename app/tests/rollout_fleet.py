@@ -189,14 +189,14 @@ class FleetNode:
             if now >= self.ends:
                 self.ends = None
                 self.disk.record = boot_record.commit(self.disk.record, self.running)
-                self.keep(self.rollout.kept())
+                self.keep(self.rollout.follow(self.rollout.journal.kept()))
         if self.rollout.installing is not None:
             if now >= self.busy_until:
                 slot = self.running.other
                 self.disk.versions[slot] = NEW
                 record = self.disk.record.marked(slot, boot_record.State.UNTRIED)
                 self.disk.record = boot_record.arm(record, slot, self.running)
-                self.keep(self.rollout.installed())
+                self.keep(self.rollout.follow(self.rollout.journal.armed()))
             else:
                 self.rollout.progress(500)
         step = self.last = self.rollout.step(

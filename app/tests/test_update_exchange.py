@@ -7,6 +7,8 @@ import asyncio
 import io
 import random
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
@@ -22,18 +24,20 @@ from test_fleet_links import FLEET, Policy, a_node, credentials
 from thicket.base.errors import CodedError, ThicketError
 from thicket.base.problems import Problems
 from thicket.distribution import Node
-from thicket.distribution.handshake import key_of
+from thicket.distribution.handshake import DistributionError, key_of
+from thicket.distribution.processes import Process
 from thicket.trust.verify import Rules
-from thicket.update import messages, store
-from thicket.update.carrier import CarrierError
-from thicket.update.exchange import NAME, Exchange
+from thicket.update import exchange, messages, store
+from thicket.update.carrier import Carrier, CarrierError
+from thicket.update.exchange import NAME, WAITING, Exchange, Follower
 from thicket.update.messages import Data, Get, Has, Have, Offered, Piece
 from thicket.update.offer import CHUNK, Offer, Order, Patch, Plan, Target, check_offer, describe
 from thicket.update.progress import Progress, State, node_name
 from thicket.update.reports import Reports
 from thicket.update.spread import Way
-from thicket.update.store import Store
+from thicket.update.store import Store, StoreError
 
+GONE = DistributionError("gone", "the test says so")
 BASE = "ba" * 32
 SMALL = random.Random(1).randbytes(5 * CHUNK + 77)
 WHOLE = random.Random(2).randbytes(9 * CHUNK + 5)
@@ -78,7 +82,9 @@ class Host:
         self.running = base
         self.taken: list[tuple[bytes, int]] = []
         self.refuse: set[str] = set()
+        self.damages = 0
         self.news = True
+        self.hops = 1
 
     def check(self, packed: bytes) -> Offer:
         return check_offer(packed, FLEET.fleet)
@@ -93,12 +99,20 @@ class Host:
         return 0.9
 
     def ways(self) -> Mapping[str, Way]:
-        return {info.name: Way(1, 100) for info in self.node.nodes() if info.state == "up"}
+        return {info.name: Way(self.hops, 100) for info in self.node.nodes() if info.state == "up"}
 
     async def take(self, path: str, offer: Offer, patch: Patch) -> None:
         if patch.base in self.refuse:
             raise CodedError("no-bundle", "no bundle can be made of it")
+        if self.damages:
+            self.damages -= 1
+            damage(Path(path), 3)
+            raise CodedError("bad-patch", "a damaged patch")
         self.taken.append((Path(path).read_bytes(), offer.number))
+
+
+SUBJECT = "image/thicket-rpi64"
+APP_SUBJECT = "app/readings"
 
 
 class Member:
@@ -107,9 +121,25 @@ class Member:
     def __init__(self, node: Node, folder: Path, base: str = BASE) -> None:
         self.node = node
         self.host = Host(node, base)
-        self.exchange = Exchange(node, self.host, Store(str(folder)))
-        self.carrier = self.exchange.carrier
-        self.task = asyncio.create_task(self.exchange.run())
+        self.exchange = Exchange(node, self.host, self._take)
+        self.carrier = Carrier(self.host, Store(str(folder)), self.exchange.wire(SUBJECT))
+        self.exchange.followers[SUBJECT] = Follower(self.carrier)
+        self.strange: list[str] = []
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.exchange.run())
+            tasks.create_task(self.carrier.run())
+
+    async def _take(self, subject: str, packed: bytes, who: str) -> bool:
+        if subject != SUBJECT:
+            self.strange.append(check_offer(packed, FLEET.fleet).bundle.subject)
+            return False
+        return await self.carrier.take_offer(packed, who)
+
+    def send(self, other: Member, message: messages.Message) -> None:
+        self.exchange.send(other.node.name, SUBJECT, message)
 
     async def stop(self) -> None:
         self.task.cancel()
@@ -178,6 +208,93 @@ async def test_a_line_hands_on_what_it_has(network: Network) -> None:
 
 
 @in_private_network
+async def test_a_patch_of_one_chunk_needs_no_list(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        async with members(network, Path(root), 2) as (a, b):
+            one = SMALL[:100]
+            folder = folder_of(Path(root) / "offered", an_offer(1, described(one, BASE)), one)
+            await a.carrier.offer_folder(folder)
+            await until(lambda: b.host.taken == [(one, 1)], "it is there")
+            assert a.carrier.counters["sent"] == 1
+
+
+@in_private_network
+async def test_a_node_serves_while_its_card_is_slow(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        async with members(network, Path(root), 3) as (a, b, c):
+            finish, go_on = store.Held.finish, threading.Event()
+
+            def slow(held: store.Held) -> None:
+                if held.path.startswith(f"{root}/2/"):
+                    go_on.wait(60)
+                finish(held)
+
+            with mock.patch.object(store.Held, "finish", slow):
+                folder = folder_of(Path(root) / "offered", an_offer(), SMALL)
+                await a.carrier.offer_folder(folder)
+                await until(lambda: c.host.taken == [(SMALL, 1)], "the end has it")
+                assert b.host.taken == []
+                go_on.set()
+                await until(lambda: b.host.taken == [(SMALL, 1)], "then the middle takes it")
+
+
+@in_private_network
+async def test_a_patch_that_is_not_written_out_is_tried_again(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        async with members(network, Path(root), 2) as (a, b):
+            finish, tries = store.Held.finish, []
+
+            def fails_once(held: store.Held) -> None:
+                if held.path.startswith(f"{root}/2/"):
+                    tries.append(b.host.problems.all())
+                    if len(tries) == 1:
+                        raise StoreError(store.NOT_KEPT, "the card does not take it")
+                finish(held)
+
+            with (
+                mock.patch.object(store.Held, "finish", fails_once),
+                mock.patch("thicket.update.carrier.AGAIN", 0.1),
+            ):
+                folder = folder_of(Path(root) / "offered", an_offer(), SMALL)
+                await a.carrier.offer_folder(folder)
+                await until(lambda: b.host.taken == [(SMALL, 1)], "it is tried again")
+            assert "does not take it" in str(tries[1])
+            assert b.carrier.counters["received"] == 6, "nothing is fetched again"
+
+
+@in_private_network
+async def test_who_is_far_hears_of_an_offer_a_little_later(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        async with members(network, Path(root), 2) as (a, b):
+            a.host.hops = 2
+            begun = time.monotonic()
+            with (
+                mock.patch("thicket.update.exchange.SOON", (0.5, 0.5)),
+                mock.patch("thicket.update.spread.STALLED", 0.5),
+            ):
+                folder = folder_of(Path(root) / "offered", an_offer(), SMALL)
+                await a.carrier.offer_folder(folder)
+                await until(lambda: b.carrier.newest is not None, "it knows the offer")
+                assert time.monotonic() - begun >= 0.5
+                await until(lambda: b.host.taken == [(SMALL, 1)], "it is there")
+
+
+@in_private_network
+async def test_what_is_said_too_often_is_asked_for_later(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        async with members(network, Path(root), 2) as (a, b):
+            rates = {**exchange.RATES, "offer": (2.0, 2.0)}
+            with mock.patch.object(exchange, "RATES", rates):
+                b.exchange.on_disconnect(b.node.connections[key_of(a.node.name)], GONE)
+                for _ in range(5):
+                    a.send(b, Have(0, b""))
+                folder = folder_of(Path(root) / "offered", an_offer(), SMALL)
+                await a.carrier.offer_folder(folder)
+                await until(lambda: b.host.taken == [(SMALL, 1)], "it is there")
+                assert b.exchange.ignored > 0
+
+
+@in_private_network
 async def test_a_node_that_comes_late_or_again_goes_on(network: Network) -> None:
     with tempfile.TemporaryDirectory() as root:
         async with members(network, Path(root), 2) as (a, b):
@@ -233,18 +350,19 @@ async def test_rubbish_is_refused_and_costs_the_peer_its_turn(network: Network) 
             offer = an_offer()
             packed = signed(offer)
             identifier = offer.identifier
-            a.exchange.send(b.node.name, Offered(packed[:-1] + b"x"))
+            a.send(b, Offered(packed[:-1] + b"x"))
             await until(lambda: bool(b.host.problems.all()), "a tampered offer is a problem")
             assert b.carrier.newest is None
             foreign = update_key(one_fleet("other")).message(offer.text())
-            a.exchange.send(b.node.name, Offered(foreign))
+            a.send(b, Offered(foreign))
             await until(lambda: "another fleet" in str(b.host.problems.all()), "and a foreign one")
             assert b.carrier.newest is None
             await a.stop()  # from here on the test is the peer
             connection = a.node.connections[key_of(b.node.name)]
 
             def send(message: messages.Message) -> None:
-                a.node.send_to_name(connection, a.node.pid, NAME, messages.term(message))
+                wrapped = messages.wrap(SUBJECT, message)
+                a.node.send_to_name(connection, a.node.pid, NAME, wrapped)
 
             send(Offered(packed))
             await until(lambda: b.carrier.newest is not None, "a good one is taken")
@@ -265,10 +383,58 @@ async def test_rubbish_is_refused_and_costs_the_peer_its_turn(network: Network) 
                 Data(bytes(32), Piece(1, "chunk", 0), b"x"),
             ):
                 send(stray)
-            a.node.send_to_name(connection, a.node.pid, NAME, ("what", 1))
-            await until(lambda: b.exchange.ignored == 1, "what is no message is counted")
+            for what in (("what", 1), (b"image/x", ("what", 1)), (b"else/x", ("have", 0, b""))):
+                a.node.send_to_name(connection, a.node.pid, NAME, what)
+            await until(lambda: b.exchange.ignored == 3, "what is no message is counted")
             assert b.host.taken == []
             assert not b.task.done()
+
+
+@in_private_network
+async def test_what_nobody_follows_is_asked_for_and_bounded(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        async with members(network, Path(root), 2) as (a, b):
+            target = Target("", "1.2", 0, 1 << 20, "ef" * 32, "readings")
+            offer = an_offer()._replace(bundle=target)
+            assert offer.bundle.subject == APP_SUBJECT
+            await a.stop()  # from here on the test is the peer
+            heard: list[object] = []
+            peer = Listening(a.node, heard)
+            connection = a.node.connections[key_of(b.node.name)]
+
+            def send(message: messages.Message) -> None:
+                wrapped = messages.wrap(APP_SUBJECT, message)
+                a.node.send_to_name(connection, peer.pid, NAME, wrapped)
+
+            send(Have(0, b""))
+            send(Get(offer.identifier, Piece(0, "chunk", 0)))
+            send(Have(*(1, offer.identifier)))
+            nothing = messages.wrap(APP_SUBJECT, Have(0, b""))
+            await until(lambda: heard == [nothing], "it asks for the offer")
+            send(Offered(signed(offer)))
+            await until(lambda: b.strange == [APP_SUBJECT], "the offer is handed on to be judged")
+            for _ in range(100):
+                send(Have(1, offer.identifier))
+            await until(lambda: b.exchange.ignored >= 70, "the rest is dropped")
+            assert len(heard) < 30
+            # Offers that come faster than they are checked are dropped, and told of again.
+            for _ in range(WAITING + 5):
+                b.exchange._on_offer("a", APP_SUBJECT, signed(offer))
+            assert b.exchange._offers.qsize() <= WAITING
+
+
+class Listening(Process):
+    """Stands under the name of updates on a node, and keeps what it hears."""
+
+    answers = False
+
+    def __init__(self, node: Node, heard: list[object]) -> None:
+        super().__init__(node)
+        self.heard = heard
+        node.register(NAME, self)
+
+    def on_message(self, connection: object, message: object) -> None:
+        self.heard.append(message)
 
 
 class Recording:
@@ -294,20 +460,20 @@ async def test_reports_reach_everybody_and_a_late_one(network: Network) -> None:
         async with members(network, Path(root), 3) as made:
             known = [Recording() for _ in made]
             for number, (one, mine) in enumerate(zip(made, known, strict=True), start=1):
-                one.exchange.recorder = mine
+                one.exchange.followers[SUBJECT] = Follower(one.carrier, mine)
                 own = await credentials(FLEET.device(number)[0])
                 name = node_name(own.peer.source, own.peer.address.packed[-6:])
                 record = Progress(name, bytes(32), 5, State.WAITING, 0, "for its turn")
-                one.exchange.publish(mine.reports.publish(record, own, 0.0))
+                one.exchange.publish(SUBJECT, mine.reports.publish(record, own, 0.0))
             await join(made[0], made[2])
             for one in made:
-                one.exchange.greet_all()
+                one.exchange.greet_all(SUBJECT)
             await until(
                 lambda: all(len(mine.reports.records()) == 3 for mine in known), "all know all"
             )
             order = Order(FLEET.fleet.identifier, 5, b"", "pause")
             packed = update_key(FLEET).message(order.text())
-            made[0].exchange.publish(known[0].reports.take_order(packed, 0.0).onward)
+            made[0].exchange.publish(SUBJECT, known[0].reports.take_order(packed, 0.0).onward)
             await until(lambda: all(mine.reports.orders for mine in known), "all know the order")
 
 
@@ -365,3 +531,34 @@ async def test_damage_on_the_card_of_who_serves_is_mended(network: Network) -> N
             await until(lambda: b.host.taken == [(SMALL, 1)], "the person has brought it again")
             assert a.host.taken == [(SMALL, 1)]
             assert b.carrier.counters["received"] == 6
+
+
+@in_private_network
+async def test_damage_before_a_bundle_is_made_is_mended(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        async with members(network, Path(root), 2) as (a, b):
+            b.host.damages = 1
+            await a.carrier.offer_folder(folder_of(Path(root) / "offered", an_offer(), SMALL))
+            await until(lambda: b.host.taken == [(SMALL, 1)], "it is fetched again")
+            assert b.carrier.counters == {"received": 7, "sent": 0, "wrong": 0}
+            assert b.carrier.failed == {}
+
+
+@in_private_network
+async def test_damage_on_a_node_that_needs_it_no_more_is_mended_for_the_others(
+    network: Network,
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        async with members(network, Path(root), 3) as (a, b, c):
+            c.host.news = False
+            await a.carrier.offer_folder(folder_of(Path(root) / "offered", an_offer(), SMALL))
+            await until(lambda: b.host.taken == [(SMALL, 1)], "the one in the middle has it")
+            b.host.news = False
+            damage(Path(b.carrier.held[1].path), 4)
+            c.host.news = True
+            c.exchange.node_up(b.node.name)
+            await until(lambda: c.host.taken == [(SMALL, 1)], "the last one has it")
+            assert b.carrier.counters["received"] == 7
+            assert b.carrier.held[1].complete
+            assert b.host.taken == [(SMALL, 1)]
+            assert c.carrier.counters == {"received": 6, "sent": 0, "wrong": 0}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,28 +20,36 @@ from private_network import Network, in_private_network
 from test_fleet_links import FLEET, Policy, a_node, credentials
 from test_update_exchange import BASE, SMALL, described, folder_of
 
+from thicket.applications.app_file import AppError
+from thicket.applications.installed import Current
 from thicket.base.errors import RequestError
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
+from thicket.daemon import app_taker
+from thicket.daemon.app_taker import AppTaker
+from thicket.daemon.installed_part import InstalledPart
 from thicket.device import boot_record
 from thicket.device.boot_record import BootRecord, Slot
 from thicket.device.boot_slots import Slots
 from thicket.trust.revocations import InForce
 from thicket.trust.standing import Standing
+from thicket.trust.update_signer import signer_name
 from thicket.trust.verify import Rules
-from thicket.update import fleet, install, journal, rollout
+from thicket.update import fleet, image_taker, install, journal, lane, rollout
 from thicket.update.fleet import FleetUpdate
 from thicket.update.journal import Phase
 from thicket.update.judge import InstallError
 from thicket.update.kept import Content
-from thicket.update.offer import Offer, Order, Plan, Target
+from thicket.update.offer import Offer, OfferError, Order, Plan, Target
 from thicket.update.patch import PatchError
 from thicket.update.progress import node_name
 from thicket.update.service import Update
 from thicket.update.spread import Way
 
 BUNDLE = b"a bundle"
+NEW = "5a" * 32
+"""Root hash of what is offered."""
 RESTARTS: list[float] = []
 """When the node was restarted; each test is a process of its own."""
 
@@ -61,7 +70,7 @@ class Installer:
             raise self.fault
         self.installed.append(digest)
         self._slots.set_primary(Slot.B)
-        return Content("0" * 64, "2.0", 1, digest)
+        return Content("0" * 64, "2.0", 1, digest, NEW)
 
 
 class Host:
@@ -73,17 +82,26 @@ class Host:
         (root / "dev/slots/card").write_bytes(bytes(512 * 64))
         (root / "etc/rauc/system.conf").write_text("[system]\ncompatible=thicket-rpi64\n")
         (root / "usr/lib/os-release").write_text("VERSION_ID=1.0\n")
-        (root / "proc/cmdline").write_text(
-            'thicket.slot=A dm-mod.create="root,,,ro,0 80 verity 1 a a 4096 4096 10 10 sha256 '
-            f'{BASE} {"00" * 32} 1 panic_on_corruption"\n'
-        )
         self.paths = Paths(str(root))
+        self.started("A", BASE)
         self.settings = Settings()
         self.problems = Problems(lambda: None)
         self.installer = Installer(Slots(self.paths))
         self.backs = 0
         self.well = True
         self.standing: Standing | None = None
+        self.apps = Apps()
+        self.apps.folder = str(root)
+
+    def application(self, name: str, me: str, folder: str) -> AppTaker:
+        return AppTaker(cast(InstalledPart, self.apps), name, me, folder, self.healthy)
+
+    def started(self, slot: str, root: str) -> None:
+        """The firmware has started a slot with this root."""
+        Path(self.paths.cmdline).write_text(
+            f'thicket.slot={slot} dm-mod.create="root,,,ro,0 80 verity 1 a a 4096 4096 10 10 '
+            f'sha256 {root} {"00" * 32} 1 panic_on_corruption"\n'
+        )
 
     @property
     def update(self) -> Update:
@@ -115,6 +133,43 @@ class Host:
         return self.well
 
 
+class Apps:
+    """Stands in for the applications of a node: what was installed is judged by the test."""
+
+    def __init__(self) -> None:
+        self.file: Current | None = None
+        self.before = False
+        self.fault: AppError | None = None
+        self.folder = ""
+        self.installs = 0
+
+    async def current(self, _name: str) -> Current | None:
+        return self.file
+
+    async def service(self) -> Apps:
+        return self
+
+    async def judge(self, path: str, name: str) -> None:
+        assert Path(path).read_bytes() == BUNDLE
+        assert name == "readings"
+        if self.fault is not None:
+            raise self.fault
+
+    async def take(self, path: str) -> None:
+        self.installs += 1
+        kept = Path(self.folder) / f"kept-{self.installs}"
+        kept.write_bytes(Path(path).read_bytes())
+        self.file = Current(str(kept), "1.2", True, "")
+
+    async def back(self, _name: str) -> None:
+        if not self.before:
+            raise AppError("no-way-back", "there is no version before")
+        self.file = Current("", "", False, "")
+
+    async def remove(self, _name: str) -> None:
+        self.file = None
+
+
 class Running:
     """A node's part that runs, and what is seen of it."""
 
@@ -124,11 +179,16 @@ class Running:
 
     @property
     def journal(self) -> journal.Journal:
-        return journal.load(self.host.paths.data)
+        return journal.load(self.host.paths.data + fleet.FOLDER)
 
-    def state(self) -> str:
-        rows = self.part.status()["nodes"]
+    def state(self, subject: str = "image/thicket-rpi64") -> str:
+        rows = self.row(subject)
         return str(rows[0]["state"]) if rows else ""
+
+    def row(self, subject: str = "image/thicket-rpi64") -> list[dict[str, Any]]:
+        lane = self.part.lanes.get(subject)
+        rows: list[dict[str, Any]] = lane.status()["nodes"] if lane is not None else []
+        return rows
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + 60
@@ -148,11 +208,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             raise PatchError("bad-patch", "a damaged patch")
         Path(out).write_bytes(BUNDLE)
 
-    monkeypatch.setattr(fleet, "STEP", 0.01)
-    monkeypatch.setattr(fleet, "IDLE", 0.05)
-    monkeypatch.setattr(fleet, "GRACE", 0.01)
-    monkeypatch.setattr(fleet, "reboot", reboot)
-    monkeypatch.setattr(fleet, "rebuild", rebuild)
+    monkeypatch.setattr(lane, "STEP", 0.01)
+    monkeypatch.setattr(lane, "IDLE", 0.05)
+    monkeypatch.setattr(lane, "GRACE", 0.01)
+    monkeypatch.setattr(image_taker, "reboot", reboot)
+    monkeypatch.setattr(image_taker, "rebuild", rebuild)
+    monkeypatch.setattr(app_taker, "rebuild", rebuild)
     monkeypatch.setattr(install, "check", lambda *_a, **_k: "release")
     monkeypatch.setattr(rollout, "SETTLE", 0.0)
 
@@ -196,7 +257,7 @@ async def test_an_offer_is_installed_and_the_node_restarts(network: Network) -> 
     with tempfile.TemporaryDirectory() as root:
         host = Host(Path(root) / "node")
         async with running(network, host) as one:
-            assert one.part.table()["headline"] == "there is no offer"
+            assert one.part.tables()[0]["headline"] == "there is no offer"
             assert await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
             await one.until(lambda: RESTARTS, "it restarts")
             assert host.installer.installed == ["ef" * 32]
@@ -204,15 +265,33 @@ async def test_an_offer_is_installed_and_the_node_restarts(network: Network) -> 
             assert one.state() == "restarting"
             assert len(RESTARTS) == 1
         # The slot is on trial, is kept, and the others hear of it.
-        Path(host.paths.cmdline).write_text("thicket.slot=B\n")
+        host.started("B", NEW)
         slots = Slots(host.paths)
         slots.begin()
         async with running(network, host) as one:
             await one.until(lambda: one.state() == "trial", "it is on trial")
             slots.change(lambda record: boot_record.commit(record, Slot.B))
             await one.until(lambda: one.journal.phase is Phase.DONE, "it is kept")
+            assert one.journal.root == NEW
             left = [path.name for path in Path(host.paths.data, "update").glob("bundle-*")]
             assert left == [], "the bundle makes room"
+
+
+@in_private_network
+async def test_a_slot_that_was_written_by_somebody_else_is_not_taken_for_the_update(
+    network: Network,
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        host = Host(Path(root) / "node")
+        async with running(network, host) as one:
+            await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
+            await one.until(lambda: RESTARTS, "it restarts")
+            assert one.journal.root == NEW
+        host.started("B", "0c" * 32)
+        Slots(host.paths).begin()
+        async with running(network, host) as one:
+            assert one.part.own.rollout.journal.phase is Phase.NONE
+            await one.until(lambda: one.state() == "refused", "no patch is of what runs now")
 
 
 @in_private_network
@@ -230,7 +309,7 @@ async def test_a_slot_that_was_left_is_told_and_not_tried_again(network: Network
         slots.change(left)
         async with running(network, host) as one:
             await one.until(lambda: one.state() == "failed", "it says that it failed")
-            (row,) = one.part.status()["nodes"]
+            (row,) = one.row()
             assert row["why"].startswith("its kernel failed")
             assert len(host.installer.installed) == 1
             # Until somebody says so.
@@ -246,7 +325,7 @@ async def test_what_cannot_be_installed_is_told(network: Network) -> None:
         async with running(network, host) as one:
             await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
             await one.until(lambda: one.state() == "failed", "it says that it failed")
-            (row,) = one.part.status()["nodes"]
+            (row,) = one.row()
             assert "it could not be installed: RAUC did not install it" in row["why"]
             assert not RESTARTS
 
@@ -272,8 +351,179 @@ async def test_orders_of_a_signer_and_of_a_member(network: Network) -> None:
             assert not host.installer.installed
 
 
+@in_private_network
+async def test_an_offer_whose_signer_is_revoked_later_does_not_count(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        host = Host(Path(root) / "node")
+        offer = an_offer(canaries=("n-000000000000",))
+        folder = folder_of(Path(root) / "in", offer, SMALL)
+        async with running(network, host) as one:
+            await one.part.offer(folder, 20.0)
+            await one.until(lambda: one.state() == "waiting", "it waits for the canary")
+            assert host.standing is not None
+            host.standing.lists.names = frozenset({signer_name("release")})
+            await one.until(
+                lambda: (
+                    one.part.own.status()["offer"] is None and one.part.own.carrier.newest is None
+                ),
+                "there is no offer",
+            )
+            with pytest.raises(Exception, match="its signer is revoked"):
+                await one.part.offer(folder, 20.0)
+
+
+APP = "app/readings"
+
+
+def of_app(number: int = 1, **plan: Any) -> Offer:
+    digest = hashlib.sha256(BUNDLE).hexdigest()
+    target = Target("", "1.2", 0, len(BUNDLE), digest, "readings")
+    offer = an_offer(number, **plan)
+    return offer._replace(bundle=target, patches=(described(SMALL, ""),))
+
+
+@in_private_network
+async def test_an_application_that_is_offered_is_tried_and_kept(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        host = Host(Path(root) / "node")
+        async with running(network, host) as one:
+            lane = await one.part.offer(folder_of(Path(root) / "in", of_app(), SMALL), 20.0)
+            assert lane is not None
+            assert lane.subject == APP
+            await one.until(lambda: one.state(APP) == "trial", "it is tried")
+            assert not RESTARTS
+            assert one.state() == "", "the image is not offered"
+            (other,) = one.part.status()["others"]
+            assert other["rollout"]["offer"]["application"] == "readings"
+            assert one.part.tables()[1]["headline"].startswith("readings 1.2: 0 of 1 nodes")
+            assert host.apps.file is not None
+            host.apps.file = host.apps.file._replace(trial=False)
+            await one.until(lambda: one.state(APP) == "done", "it was well, and is kept")
+            folder = Path(host.paths.data) / "update/others/app-readings"
+            assert not list(folder.glob("*.app")), "the file makes room"
+        # It is known after a restart, and not installed again.
+        async with running(network, host) as one:
+            await one.until(lambda: one.state(APP) == "done", "it still is")
+            # Somebody removes it: that is told, and nobody installs it again.
+            host.apps.file = None
+            one.part.lanes[APP].wake()
+            await one.until(lambda: one.state(APP) == "failed", "it says so")
+            assert one.row(APP)[0]["why"] == "it was removed by hand"
+            assert host.apps.installs == 1
+            # Until somebody says so.
+            one.part.order(order(of_app(), "resume"))
+            await one.until(lambda: host.apps.installs == 2, "it is tried once more")
+            with pytest.raises(Exception, match="does not name"):
+                one.part.give("back", "readings")
+            with pytest.raises(RequestError, match="no offer of an application 'x'"):
+                one.part.give("back", "x")
+
+
+@in_private_network
+async def test_an_application_that_fails_or_is_refused_or_taken_back(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        host = Host(Path(root) / "node")
+        async with running(network, host) as one:
+            host.apps.fault = AppError("python", "it is for Python 3.9")
+            await one.part.offer(folder_of(Path(root) / "in", of_app(), SMALL), 20.0)
+            await one.until(lambda: one.state(APP) == "refused", "it is not for this node")
+            assert "it is for Python 3.9" in one.row(APP)[0]["why"]
+            host.apps.fault = None
+            await one.part.offer(folder_of(Path(root) / "two", of_app(2), SMALL), 20.0)
+            await one.until(lambda: one.state(APP) == "trial", "it is tried")
+            host.apps.file = Current("", "", False, "1.2: KeyError: 'port'")
+            await one.until(lambda: one.state(APP) == "failed", "it was left")
+            assert one.row(APP)[0]["why"] == "1.2: KeyError: 'port'"
+            # The same file is not tried again before somebody says so.
+            await one.part.offer(folder_of(Path(root) / "three", of_app(3), SMALL), 20.0)
+            await one.until(
+                lambda: (
+                    one.part.lanes[APP].status()["offer"]["number"] == 3
+                    and one.state(APP) == "failed"
+                ),
+                "it was left before",
+            )
+            one.part.order(order(of_app(3), "resume"))
+            await one.until(lambda: one.state(APP) == "trial", "it is tried again")
+            host.apps.file = host.apps.file._replace(trial=False)
+            await one.until(lambda: one.state(APP) == "done", "it is kept")
+            # Back, where there is no version before: it is removed.
+            one.part.order(order(of_app(3), "back", 6))
+            await one.until(lambda: one.state(APP) == "aborted", "it went back")
+            assert host.apps.file is None
+            assert not RESTARTS
+
+
+@in_private_network
+async def test_an_order_about_whichever_is_in_force_holds_for_all(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        host = Host(Path(root) / "node")
+        waiting: dict[str, Any] = {"canaries": ("n-000000000000",)}
+        async with running(network, host) as one:
+            await one.part.offer(folder_of(Path(root) / "a", of_app(**waiting), SMALL), 20.0)
+            await one.part.offer(folder_of(Path(root) / "b", an_offer(**waiting), SMALL), 20.0)
+            await one.until(lambda: one.state() == one.state(APP) == "waiting", "both wait")
+            one.part.order(order(of_app(**waiting), "pause"))
+            await one.until(lambda: one.state(APP) == "paused", "one of them")
+            assert one.state() == "waiting"
+            every = Order(FLEET.fleet.identifier, 9, b"", "abort")
+            one.part.order(update_key(FLEET).message(every.text()))
+            await one.until(lambda: one.state() == one.state(APP) == "aborted", "all of them")
+            with pytest.raises(OfferError, match="newer order"):
+                one.part.order(update_key(FLEET).message(every.text()))
+
+
+@in_private_network
+async def test_how_many_subjects_there_may_be(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        host = Host(Path(root) / "node")
+        other = an_offer()
+        other = other._replace(bundle=other.bundle._replace(compatible="thicket-x86_64"))
+        async with running(network, host) as one:
+            packed = update_key(FLEET).message(other.text())
+            assert await one.part.take(packed, "a node")
+            assert not await one.part.take(packed, "a node"), "it is known"
+            subject = "image/thicket-x86_64"
+            await one.until(lambda: one.state(subject) == "refused", "it is for others")
+            assert (
+                "it is for thicket-x86_64, and this node is thicket-rpi64"
+                in (one.row(subject)[0]["why"])
+            )
+            with pytest.raises(OfferError, match="where none belongs"):
+                await one.part._take_offer(APP, packed, "a liar")
+            with pytest.raises(OfferError, match="where none belongs"):
+                await one.part._take_offer("image/thicket-rpi64", packed, "a liar")
+            for number in range(fleet.MOST - 2):
+                await one.part.take(named(f"a{number}", 10 + number), "a node")
+            folder = Path(host.paths.data) / "update/others"
+            assert len(list(folder.iterdir())) == fleet.MOST - 1
+            # The newest ones stay, on every node.
+            with pytest.raises(OfferError, match="newer offers about 32 images and applications"):
+                await one.part.take(named("old", 1), "a person")
+            assert not await one.part._take_offer("app/old", named("old", 1), "a node")
+            assert await one.part._take_offer("app/new", named("new", 99), "a node")
+            assert subject not in one.part.lanes
+            assert subject not in one.part.exchange.followers
+            assert not (folder / "image-thicket-x86_64").exists()
+            assert await one.part._take_offer("app/newer", named("newer", 98), "a node")
+            assert "app/a0" not in one.part.lanes
+            assert len(one.part.lanes) == fleet.MOST
+            assert len(list(folder.iterdir())) == fleet.MOST - 1
+        # What is on the card goes on after a restart, and what does not belong there does not.
+        (folder / "app-UPPER").mkdir()
+        async with running(network, host) as one:
+            assert len(one.part.lanes) == fleet.MOST
+            assert "app/UPPER" not in one.part.lanes
+
+
+def named(application: str, number: int) -> bytes:
+    offer = of_app(number)
+    offer = offer._replace(bundle=offer.bundle._replace(application=application))
+    return update_key(FLEET).message(offer.text())
+
+
 def test_names_of_nodes() -> None:
-    assert fleet.name_of("thicket@fd12:3456:789a:1:0:5e8e:e8e3:1236") == "n-5e8ee8e31236"
-    assert fleet.name_of("thicket@fd12:3456:789a:1:2:102:304:506") == "n-010203040506.mac"
-    assert fleet.name_of("thicket@fd12::ffff:102:304:506") == ""
-    assert fleet.name_of("erl@host") == ""
+    assert fleet.name_in("thicket@fd12:3456:789a:1:0:5e8e:e8e3:1236") == "n-5e8ee8e31236"
+    assert fleet.name_in("thicket@fd12:3456:789a:1:2:102:304:506") == "n-010203040506.mac"
+    assert fleet.name_in("thicket@fd12::ffff:102:304:506") == ""
+    assert fleet.name_in("erl@host") == ""

@@ -56,6 +56,42 @@ def test_the_text_of_an_offer() -> None:
     assert OFFER.identifier == sha256(OFFER.text()).digest()
 
 
+APP = OFFER._replace(bundle=Target("", "1.2", 0, 4096, "cc" * 32, "readings"))
+
+
+def test_an_offer_of_an_application() -> None:
+    assert (
+        APP.text()
+        .decode()
+        .startswith(
+            'thicket update offer 1\n{"bundle":{"application":"readings","compatible":"","epoch":0,'
+        )
+    )
+    assert offers.parse_offer(APP.text()) == APP
+    assert (APP.bundle.subject, APP.bundle.words) == ("app/readings", "readings 1.2")
+    assert (OFFER.bundle.subject, OFFER.bundle.words) == (
+        "image/thicket-rpi64", "thicket-rpi64 0.2.0"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("bundle.application", "", "application is not 1 to 64 of the characters"),
+        ("bundle.application", "a_b", "application is not 1 to 64 of the characters"),
+        ("bundle.application", "a/b", "application is not 1 to 64 of the characters"),
+        ("bundle.application", "a" * 65, "application is not 1 to 64 of the characters"),
+        ("bundle.application", 5, "application is not 1 to 64 of the characters"),
+        ("bundle.compatible", "thicket-rpi64", "neither compatible nor epoch"),
+        ("bundle.epoch", 1, "neither compatible nor epoch"),
+        ("bundle.epoch", False, "not in the one form"),
+    ],
+)
+def test_what_an_offer_of_an_application_may_not_say(name: str, value: object, words: str) -> None:
+    with pytest.raises(OfferError, match=words):
+        offers.parse_offer(changed(APP.text(), set_in(name, value)))
+
+
 def test_the_text_of_an_order() -> None:
     assert ORDER.text().decode() == (
         "thicket update order 1\n"
@@ -282,9 +318,13 @@ PLANS = st.builds(
     st.integers(0, offers.MAX_FAILURES),
     st.none() | st.tuples(MINUTES, MINUTES).filter(lambda both: both[0] != both[1]),
 )
+SIZES = st.integers(1, MAX_BYTES)
 TARGETS = st.builds(
-    Target, WORDS, WORDS, st.integers(0, offers.MAX_EPOCH), st.integers(1, MAX_BYTES), HASHES
-)
+    Target, WORDS, WORDS, st.integers(0, offers.MAX_EPOCH), SIZES, HASHES, st.just("")
+) | st.builds(
+    Target, st.just(""), WORDS, st.just(0), SIZES, HASHES,
+    st.text("abcz019-", min_size=1, max_size=64),
+)  # fmt: skip
 FLEETS = st.binary(min_size=20, max_size=20)
 NUMBERS = st.integers(1, offers.MAX_NUMBER)
 

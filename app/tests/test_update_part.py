@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -77,7 +79,7 @@ class Wire:
     def unsent(self, peer: str) -> int:
         return 0
 
-    def tell_all(self, but: str = "") -> None:
+    def tell_near(self, but: str = "") -> None:
         pass
 
 
@@ -167,7 +169,7 @@ def fill(handler: type[Handler], data: bytes = SMALL) -> None:
 async def looking(folder: Path, url: str) -> AsyncIterator[tuple[Host, Carrier]]:
     host = Host()
     carrier = Carrier(host, Store(str(folder)), Wire())
-    source = Source(carrier, lambda: url)
+    source = Source(lambda: [carrier], carrier.take_offer, lambda: url)
     tasks = [asyncio.create_task(carrier.run()), asyncio.create_task(source.run())]
     try:
         yield host, carrier
@@ -197,6 +199,40 @@ async def test_an_update_from_a_web_server(
         await until(lambda: host.taken == [SMALL], "it is here again")
     (part,) = [one for one in handler.asked if "bytes=" in one]
     assert part.endswith(f"bytes={2 * CHUNK}-{3 * CHUNK - 1}")
+
+
+async def test_several_offers_in_one_folder(
+    tmp_path: Path, server: tuple[str, type[Handler]], caplog: pytest.LogCaptureFixture
+) -> None:
+    url, handler = server
+    fill(handler)
+    taken: list[bytes] = []
+    offers = [signed(an_offer(number)) for number in (1, 2, 3)]
+
+    async def take(packed: bytes, who: str) -> bool:
+        assert who == url
+        taken.append(packed)
+        if packed == offers[1]:
+            raise SourceError("wrong", "this one does not count")
+        return True
+
+    for number, packed in enumerate(offers):
+        handler.files[f"/folder/{number}.offer"] = packed
+    handler.files["/folder/offers"] = b"0.offer\n1.offer\n2.offer\n"
+    source = Source(list, take, lambda: url)
+    with pytest.raises(SourceError, match="does not count"):
+        await source._look(url)
+    assert taken == offers, "one that is refused holds up no other"
+    with pytest.raises(SourceError, match="does not count"):
+        await source._look(url)
+    assert taken[3:] == [offers[1]], "the others have not changed"
+    for bad in (b"../secret", b"a b/c", b"\xff"):
+        handler.files["/folder/offers"] = bad
+        with pytest.raises(SourceError, match="no name of a file"):
+            await source._look(url)
+    handler.files["/folder/offers"] = b"x" * 5000
+    with pytest.raises(SourceError, match="longer"):
+        await source._look(url)
 
 
 async def test_an_offer_that_comes_while_the_card_is_read_is_adopted_once(
@@ -252,13 +288,46 @@ def test_what_a_server_may_send(server: tuple[str, type[Handler]]) -> None:
         get("file:///etc/passwd", 9, {})
 
 
+def https(folder: Path) -> tuple[ThreadingHTTPServer, Path]:
+    """Return a server with TLS that serves nothing, and who has certified it."""
+    certificate, key = folder / "server.pem", folder / "server.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=server",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    made = ThreadingHTTPServer(("127.0.0.1", 0), type("Empty", (Handler,), {"files": {}}))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    made.socket = context.wrap_socket(made.socket, server_side=True)
+    return made, certificate
+
+
+def test_a_server_with_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, certificate = https(tmp_path)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    url = f"https://127.0.0.1:{made.server_address[1]}"
+    try:
+        with pytest.raises(SourceError, match="look at this node's clock, or use http://"):
+            get(f"{url}/offer", 100, {})
+        # What the image has in /etc/ssl/cert.pem.
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with pytest.raises(SourceError, match="404"):
+            get(f"{url}/offer", 100, {})
+    finally:
+        made.shutdown()
+        made.server_close()
+
+
 # -- the command
 
 
 def test_the_status_for_a_person() -> None:
     assert command.shown({"offer": None}) == ["No update is offered."]
     answer = {
-        "offer": {"version": "2.0", "compatible": "thicket-rpi64", "number": 7, "wanted": False},
+        "offer": {"version": "2.0", "compatible": "thicket-rpi64", "application": ""}
+        | {"number": 7, "wanted": False},
         "patches": [
             {"base": "", "size": 30 << 20, "here": 15 << 20, "fetching": True, "failed": ""},
             {"base": BASE, "size": 1 << 20, "here": 0, "fetching": False, "failed": "so"},
@@ -286,7 +355,7 @@ def test_the_command_asks_the_daemon(
 
     def request(_socket: str, method: str, params: dict[str, object], timeout: float) -> object:
         asked.append((method, params))
-        offer = {"compatible": "thicket-rpi64", "version": "2.0"}
+        offer = {"compatible": "thicket-rpi64", "application": "", "version": "2.0"}
         patches = [{"base": "", "size": 10, "here": 10}, {"base": BASE, "size": 5, "here": 0}]
         return {"offer": offer, "patches": patches} if len(asked) > 1 else None
 

@@ -311,7 +311,7 @@ def test_the_way_of_a_canary() -> None:
     assert (step.journal.phase, step.journal.slot) == (Phase.BEGUN, "B")
     rollout.progress(500)
     assert isinstance(rollout.step(90.0, now(ready=True)).action, Nothing)
-    rollout.installed("0b" * 32)
+    rollout.follow(rollout.journal.armed("0b" * 32))
     step = rollout.step(100.0, now(ready=True))
     told.append(step.tell)
     assert step.action == Restart("B")
@@ -322,7 +322,7 @@ def test_the_way_of_a_canary() -> None:
     rollout = Rollout(Own(CANARY, 2), went_on)
     runs = now(node=Node(CANARY, "thicket-standin", NEW), slot="B")
     told.append(rollout.step(0.0, runs).tell)
-    rollout.kept()
+    rollout.follow(rollout.journal.kept())
     told.append(rollout.step(10.0, runs).tell)
     assert rollout.step(80.0, runs._replace(healthy=False)).tell is not None
     told.append(rollout.step(100.0, runs).tell)
@@ -432,6 +432,13 @@ def test_why_it_went_back(why: Why, start: dict[str, str], expected: str) -> Non
     assert went.rejection("00" * 32, 0) == ""
     assert journals.unpack(journals.pack(went)) == went
     assert journals.after_restart(went, Start(Slot.A, record)) == went
+
+
+def test_the_last_words_of_a_kernel_are_told_once() -> None:
+    record = BootRecord().marked(Slot.B, boot_record.State.BAD, Why.PANIC)
+    start = Start(Slot.A, record, trial="VFS: no root", kernel="VFS: no root")
+    went = journals.after_restart(ARMED, start)
+    assert went.account == ("its kernel failed", "kernel: VFS: no root")
 
 
 def test_the_words_of_a_failure_are_short() -> None:

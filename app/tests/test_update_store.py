@@ -55,6 +55,36 @@ def test_a_patch_grows_and_is_there_after_a_restart(tmp_path: Path) -> None:
     assert again.part_of_list(1) == again.part_of_list(-1) == b""
 
 
+def test_nothing_waits_for_the_card_before_the_patch_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def counted(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    kept = Store(str(tmp_path / "update"))
+    with pytest.raises(StoreError, match="does not take it"):
+        kept.settle()
+    kept.keep(b"an offer", [PATCH])
+    held = kept.begin(PATCH, LISTED)
+    for number in range(4):
+        held.write(number, chunk(number))
+    assert synced == []
+    kept.settle()
+    assert synced == ["offer", "update"]
+    held.finish()
+    assert synced[2:] == [f"{PATCH.sha256}.patch", f"{PATCH.sha256}.list", "update"]
+
+
+def test_the_list_of_one_chunk_follows_from_the_offer() -> None:
+    one, listed, _data = patch_of(100)
+    assert store.list_of(one) == listed
+    assert store.list_of(PATCH) is None
+    assert store.list_of(one._replace(chunks="0" * 64)) is None
+
+
 def test_damage_costs_the_chunks_that_are_damaged(tmp_path: Path) -> None:
     kept = Store(str(tmp_path))
     (tmp_path / "from").write_bytes(DATA)
@@ -190,9 +220,24 @@ MESSAGE = st.one_of(
 )
 
 
-@given(MESSAGE)
-def test_messages_there_and_back(message: messages.Message) -> None:
+SUBJECT = st.from_regex(r"(image|app)/[a-z0-9_-]{1,64}", fullmatch=True)
+
+
+@given(SUBJECT, MESSAGE)
+def test_messages_there_and_back(subject: str, message: messages.Message) -> None:
     assert messages.read(decode(encode(messages.term(message)))) == message
+    wrapped = decode(encode(messages.wrap(subject, message)))
+    assert messages.unwrap(wrapped) == (subject, message)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [b"", b"app/", b"app", b"image/A", b"image/a/b", b"app/" + b"a" * 65, b"other/a", b"app/a\n"],
+)
+def test_what_is_no_subject(subject: bytes) -> None:
+    assert messages.unwrap((subject, ("have", 0, b""))) is None
+    assert messages.unwrap(("app/a", ("have", 0, b""))) is None
+    assert messages.unwrap(("have", 0, b"")) is None
 
 
 @given(

@@ -1668,6 +1668,7 @@ def config_seeds() -> Iterator[bytes]:
 # -- updates between nodes
 
 
+_SUBJECT = "image/thicket-rpi64"
 _CHUNK = b"a chunk"
 
 
@@ -1701,8 +1702,8 @@ def make_update() -> Try:
     from thicket.distribution.identifiers import Identifiers
     from thicket.distribution.node import Node
     from thicket.update import messages, spread
-    from thicket.update.carrier import Download, Newest
-    from thicket.update.exchange import Exchange
+    from thicket.update.carrier import Carrier, Download, Newest
+    from thicket.update.exchange import WAITING, Exchange, Follower
     from thicket.update.messages import Offered
     from thicket.update.offer import Patch
     from thicket.update.spread import Way
@@ -1744,7 +1745,7 @@ def make_update() -> Try:
     listed = sha256(_CHUNK).digest()
     offer = _small_offer()
     patch = offer.patches[0]
-    newest = Newest(offer, b"", offer.identifier)
+    newest = Newest(offer, b"", offer.identifier, "release")
     sent: list[messages.Message] = []
     loop = asyncio.new_event_loop()
     connection: Any = SimpleNamespace(name=OTHER_NAME)
@@ -1752,13 +1753,17 @@ def make_update() -> Try:
     class Silent(Exchange):
         """Its messages stay here."""
 
-        def send(self, peer: str, message: messages.Message) -> None:
+        def send(self, peer: str, subject: str, message: messages.Message) -> None:
             sent.append(message)
+
+    async def take(_subject: str, _packed: bytes, _who: str) -> bool:
+        raise CodedError("bad-offer", "no offer")
 
     async def exchange(data: bytes) -> None:
         del sent[:]
-        subject = Silent(Safe("thicket", COOKIE, OWN), Host(), Store("/nowhere"))
-        carrier = subject.carrier
+        process = Silent(Safe("thicket", COOKIE, OWN), Host(), take)
+        carrier = Carrier(Host(), Store("/nowhere"), process.wire(_SUBJECT))
+        process.followers[_SUBJECT] = Follower(carrier)
         await carrier._adopt(newest)
         for place, one_patch in enumerate(offer.patches):
             carrier.held[place] = Held("/nowhere/x", one_patch, listed)
@@ -1770,10 +1775,10 @@ def make_update() -> Try:
                 term = decode(record)
             except DecodeError:
                 continue
-            message = messages.read(term)
+            message = messages.unwrap(term)
             if message is not None:
-                assert messages.read(decode(encode(messages.term(message)))) == message
-            subject.on_message(connection, term)
+                assert messages.unwrap(decode(encode(messages.wrap(*message)))) == message
+            process.on_message(connection, term)
             count += 1
             for asked in carrier.download.asks(0.0, Host().ways()):
                 assert asked[0] == OTHER_NAME
@@ -1788,7 +1793,9 @@ def make_update() -> Try:
             assert len(carrier.download.writing) <= patch.chunk_count
         assert len(sent) <= 2 * count, "it says too much"
         assert not any(isinstance(message, Offered) and message.packed for message in sent)
-        subject.on_stop()
+        assert set(process.followers) == {_SUBJECT}, "nobody has signed another"
+        assert process._offers.qsize() <= WAITING
+        assert len(process._buckets) <= 4
         await asyncio.sleep(0)
 
     def one(data: bytes) -> None:
@@ -1837,7 +1844,7 @@ def update_seeds() -> Iterator[bytes]:
         Offered,
         Piece,
         Records,
-        term,
+        wrap,
     )
 
     data, offer = _CHUNK, _small_offer()
@@ -1858,12 +1865,14 @@ def update_seeds() -> Iterator[bytes]:
         No(mine, chunk, 500),
         No(mine, chunk, 0),
         Records((b"a record", b"")),
+        Has(mine, ((0, 0),)),
     ]
-    packed = [encode(term(message)) for message in kinds]
+    packed = [encode(wrap(_SUBJECT, message)) for message in kinds]
     yield from map(joined, packed)
     yield joined(*packed)
     yield joined(packed[4], packed[8])
     yield joined(packed[4], packed[9], packed[8])
+    yield joined(*(encode(wrap("app/readings", message)) for message in kinds))
 
 
 def release_seeds() -> Iterator[bytes]:

@@ -76,6 +76,21 @@ class Loaded(NamedTuple):
         return f"{self.folder}/{SITE}"
 
 
+class Current(NamedTuple):
+    """What is installed of one application.
+
+    :ivar path: of its file, which may not run if it is damaged; empty where nothing is installed.
+    :ivar version: the one in force; empty for none.
+    :ivar trial: whether it is on trial.
+    :ivar left: why a version was left; empty for none.
+    """
+
+    path: str
+    version: str
+    trial: bool
+    left: str
+
+
 class Installed:
     """The applications of a node that are not its image's.
 
@@ -138,6 +153,18 @@ class Installed:
         why a version was left.
         """
         return [self._entry(name, state) for name, state in sorted(self._states.items())]
+
+    def current(self, name: str) -> Current | None:
+        """Return what is installed of an application; None where it is not known."""
+        state, one = self._states.get(name), self._loaded.get(name)
+        if state is None:
+            return None
+        return Current(
+            f"{self._data}/{name}/{state.current}" if state.current else "",
+            one.about.version if one is not None else "",
+            state.trial > 0,
+            state.left,
+        )
 
     def _entry(self, name: str, state: State) -> dict[str, Any]:
         one = self._loaded.get(name)
@@ -233,6 +260,24 @@ class Installed:
             if one is None or one.file != taken:
                 raise AppError("not-started", f"it is left: {state.left}")
             return self._entry(name, state)
+
+    async def judge(self, path: str, name: str) -> None:
+        """Find out whether a file of an application may run here.
+
+        :raises ThicketError: it may not, or is of another application.
+        """
+
+        def work() -> None:
+            with _opened(path) as source:
+                found = app_file.read(source)
+                if found.about.name != name:
+                    raise AppError("bad-file", f"it is of {found.about.name}, and not of {name}")
+                fit.check(found, self._place())
+                self._check_beside(found.about)
+                app_file.check_contents(source, found.about)
+
+        async with self._lock:
+            await self._do(work)
 
     async def back(self, name: str) -> dict[str, Any]:
         """Put the version before into force, or the image's; return the entry of :meth:`status`.

@@ -51,6 +51,18 @@ def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool
         sync_folder(folder)
 
 
+def sync_file(path: str) -> None:
+    """Make what was written to a file durable.
+
+    :raises OSError: the disk does not take it, or there is no such file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_folder(folder: str) -> None:
     """Make a rename in ``folder`` durable, where the file system can (FAT may not)."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -69,6 +69,10 @@ class Bucket:
         self.tokens -= 1.0
         return True
 
+    def give(self) -> None:
+        """Put one token in, besides those that come with time."""
+        self.tokens = min(self.burst, self.tokens + 1.0)
+
 
 def uniform(low: float, high: float) -> float:
     """Return a random number for jitter. It is the kernel's, as ``import random`` costs more."""

@@ -65,8 +65,9 @@ Updates, on a node that runs from a card (docs/updating.md):
                            takes a bundle that was left before)
   update back              have the other slot tried by the next start (--restart)
   update offer FOLDER      offer the fleet what `thicket update offer` made
-  update order WORD|FILE   pause, resume, abort or back: about what is offered, from a
-                           node that [update] control names; or a signed order
+  update order WORD [APP]  pause, resume, abort or back: about the image that is offered,
+                           or an application, from a node that [update] control names;
+                           or a signed FILE
   update status [--json]   the slots, and a line for each node of the fleet
 
 Applications, without a restart of the node (docs/applications.md):

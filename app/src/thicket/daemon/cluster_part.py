@@ -257,7 +257,14 @@ class ClusterPart:
         from thicket.update.progress import node_name
 
         identity = self._me.identity
-        host = UpdateHost(self._core, self._radio, self._trust, self._host.update, self.nodes)
+        host = UpdateHost(
+            self._core,
+            self._radio,
+            self._trust,
+            self._host.update,
+            self.nodes,
+            installed=self._installed,
+        )
         me = node_name(identity.source, identity.id)
         await session.run_updates(host, self._trust, me)
 

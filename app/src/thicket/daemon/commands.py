@@ -208,11 +208,14 @@ class Commands:
             raise RequestError("bad-params", "update-offer needs the path of a folder")
         updates = self._updates()
         # A card may take long for it: who asks again with the same folder waits on.
-        done = await updates.offer(folder, 20.0)
-        return updates.carrier.status() if done else None
+        lane = await updates.offer(folder, 20.0)
+        return lane.carrier.status() if lane is not None else None
 
     async def _on_update_order(self, params: dict[str, Any]) -> Any:
-        """Give an order: ``order`` (a word) as this member, or ``signed`` (base64)."""
+        """Give an order: ``order`` (a word) as this member, or ``signed`` (base64).
+
+        ``application`` says which one a word is about; without it it is about the image.
+        """
         updates = self._updates()
         signed = params.get("signed")
         if isinstance(signed, str):
@@ -226,17 +229,16 @@ class Commands:
             word = params.get("order")
             if word not in ORDERS:
                 raise RequestError("bad-params", f"an order is one of {', '.join(ORDERS)}")
-            updates.give(str(word))
-        return updates.table()
+            return [updates.give(str(word), str(params.get("application") or "")).table()]
+        return updates.tables()
 
     async def _on_update_status(self, params: dict[str, Any]) -> Any:
         update, updates = self._update(), self._updates()
         return {
             "slots": update.status,
             "installation": update.installation(),
-            "spread": updates.carrier.status(),
-            "rollout": updates.status(),
-            "table": updates.table(),
+            **updates.status(),
+            "tables": updates.tables(),
         }
 
     async def _on_app_install(self, params: dict[str, Any]) -> Any:

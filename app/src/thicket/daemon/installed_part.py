@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from thicket.applications.fit import Place
-    from thicket.applications.installed import Installed
+    from thicket.applications.installed import Current, Installed
     from thicket.applications.service import Applications
     from thicket.daemon.core import Core
 
@@ -90,6 +90,18 @@ class InstalledPart:
         assert self._loading is not None
         await asyncio.shield(self._loading)
         return self._installed
+
+    async def current(self, name: str) -> Current | None:
+        """Return what is installed of an application; None for nothing."""
+        return (await self.service()).current(name) if self._some() else None
+
+    async def take(self, path: str) -> None:
+        """Install a file that came through the fleet, also one that was left before.
+
+        :raises ThicketError: it is not for this node, cannot be kept, or does not start.
+        """
+        await (await self.service()).install(path, again=True)
+        self._arrived.set()
 
     async def ask(self, work: Callable[[Installed], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         """Begin what a person asks for, and return its result.

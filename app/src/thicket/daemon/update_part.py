@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from thicket.base.problems import Problems
     from thicket.config.schema import Settings
     from thicket.daemon.core import Core
+    from thicket.daemon.installed_part import InstalledPart
     from thicket.daemon.radio_part import RadioPart
     from thicket.trust.service import Trust
     from thicket.trust.standing import Standing
     from thicket.update.service import Update
+    from thicket.update.taker import Taker
 
 #: Hops to a node of whose way the radio knows nothing: the kernel forgets ways that are not used.
 FAR = 3
@@ -33,6 +35,7 @@ class UpdateHost:
 
     :param update: returns the part that knows the slots; None until it has begun.
     :param nodes: returns the other nodes of the cluster.
+    :param installed: keeps the applications that were installed.
     """
 
     def __init__(
@@ -42,11 +45,14 @@ class UpdateHost:
         trust: Trust,
         update: Callable[[], Update | None],
         nodes: Callable[[], list[dict[str, Any]]],
+        *,
+        installed: InstalledPart,
     ) -> None:
         self._core = core
         self._radio = radio
         self._trust = trust
         self._update = update
+        self._installed = installed
         self.nodes = nodes
         self._known: tuple[float, dict[str, Way]] = (float("-inf"), {})
         self._asked = float("-inf")
@@ -91,6 +97,12 @@ class UpdateHost:
         if time.monotonic() - self._asked > ANEW:
             self._asked = time.monotonic()
             await self._radio.refresh()
+
+    def application(self, name: str, me: str, folder: str) -> Taker:
+        """Return what takes the updates of an application."""
+        from thicket.daemon.app_taker import AppTaker  # few nodes are offered any
+
+        return AppTaker(self._installed, name, me, folder, self.healthy)
 
     def healthy(self) -> bool:
         update = self._update()

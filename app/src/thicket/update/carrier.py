@@ -22,7 +22,7 @@ from thicket.trust import cms
 from thicket.update import spread
 from thicket.update.messages import CHUNKS, LIST, Data, Get, Has, Have, Message, No, Piece
 from thicket.update.offer import CHUNK, Offer, Patch, describe
-from thicket.update.spread import Ask, Fetch, Listing, Offering, Peers, Serve, Teller, Way
+from thicket.update.spread import Air, Ask, Fetch, Listing, Offering, Peers, Serve, Teller, Way
 from thicket.update.store import (
     NO_ROOM,
     WRONG,
@@ -31,6 +31,7 @@ from thicket.update.store import (
     StoreError,
     everything,
     is_list,
+    list_of,
     parts_of_list,
 )
 
@@ -100,19 +101,21 @@ class Wire(Protocol):
     def unsent(self, peer: str) -> int:
         """Return the bytes that wait to be sent to a node."""
 
-    def tell_all(self, but: str = "") -> None:
-        """Tell all connected nodes, except one, which offer is the newest here."""
+    def tell_near(self, but: str = "") -> None:
+        """Tell all neighbours, except one, which offer is the newest here."""
 
 
 class Newest(NamedTuple):
     """The newest offer, as it was signed.
 
     :ivar identifier: of the offer.
+    :ivar signer: the name of who has signed it.
     """
 
     offer: Offer
     packed: bytes
     identifier: bytes
+    signer: str
 
     @property
     def order(self) -> tuple[int, bytes]:
@@ -132,7 +135,7 @@ class Download:
         self.patch = patch
         self.listing = Listing(parts_of_list(patch), offering)
         self.fetch: Fetch | None = None
-        self.listed: bytes | None = None
+        self.listed = list_of(patch)
         self.writing: list[tuple[int, bytes]] = []
         self._offering = offering
         if held is not None:
@@ -157,31 +160,64 @@ class Download:
 
 
 class Card:
-    """The store, in a thread of its own.
+    """The store, in threads of its own: who reads does not wait for what is written.
 
+    :param part: which part of the node reports its problems.
     :ivar taking: held by whoever puts an offer in the place of another.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, problems: Problems, part: str) -> None:
+        self._problems = problems
+        self._part = part
         self.store = store
         self.taking = asyncio.Lock()
-        self._threads = threads.InTurn("update-store")
+        self._writing = threads.InTurn("update-store")
+        self._reading = threads.InTurn("update-chunks")
 
     async def do(self, work: Callable[[], T], patience: float = HANGS) -> T:
         """Do something that may wait for the card.
 
         :raises StoreError: the card does not answer, or as ``work``.
         """
-        try:
-            return await self._threads.do(work, patience)
-        except (TimeoutError, threads.BusyError):
-            raise StoreError("hangs", "the card does not answer") from None
+        return await _answered(self._writing.do(work, patience))
+
+    async def read(self, held: Held, chunk: int) -> bytes | None:
+        """Return a chunk, see :meth:`Held.read`.
+
+        A damaged one may be forgotten while another is written: then the next reader finds it.
+
+        :raises StoreError: the card does not answer.
+        """
+        return await _answered(self._reading.do(lambda: held.read(chunk), HANGS))
+
+    def failed(self, error: StoreError) -> None:
+        """Report what the card does not do."""
+        self._problems.report(
+            self._part,
+            "no-room" if error.code == NO_ROOM else "not-fetched",
+            f"the update that is offered cannot be fetched: {error}",
+            "warning",
+        )
+
+    def well(self) -> None:
+        """What was reported is over."""
+        for code in ("no-room", "not-fetched"):
+            self._problems.clear(self._part, code)
+
+
+async def _answered(work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except (TimeoutError, threads.BusyError):
+        raise StoreError("hangs", "the card does not answer") from None
 
 
 class Carrier:
-    """Keeps and carries the newest offer.
+    """Keeps and carries the newest offer about one subject.
 
     :param wire: to other nodes.
+    :param air: what this node may take of the air for all subjects.
+    :param part: which part of the node reports its problems.
     :ivar newest: None as long as there was no offer.
     :ivar held: the patches of which the chunk list is here, by their places in the offer.
     :ivar theirs: what others have of each patch.
@@ -189,7 +225,9 @@ class Carrier:
     :ivar counters: chunks ``received``, ``sent`` and ``wrong``.
     """
 
-    def __init__(self, host: Host, store: Store, wire: Wire) -> None:
+    def __init__(
+        self, host: Host, store: Store, wire: Wire, air: Air | None = None, part: str = PART
+    ) -> None:
         self.newest: Newest | None = None
         self.held: dict[int, Held] = {}
         self.theirs: list[Offering] = []
@@ -198,9 +236,9 @@ class Carrier:
         self.counters = dict.fromkeys(("received", "sent", "wrong"), 0)
         self._host = host
         self._wire = wire
-        self._card = Card(store)
+        self._card = Card(store, host.problems, part)
         self._peers = Peers()
-        self._serve: Serve[Piece] = Serve(host.share())
+        self._serve: Serve[Piece] = Serve(host.share(), air)
         self._teller = Teller()
         self._wake = asyncio.Event()
         self._again = 0.0
@@ -213,6 +251,11 @@ class Carrier:
         mine = self.newest.order if self.newest is not None else (0, b"")
         return ((number, identifier) > mine) - ((number, identifier) < mine)
 
+    @property
+    def identifier(self) -> bytes | None:
+        """What stands for the newest offer; None without one."""
+        return self.newest.identifier if self.newest is not None else None
+
     def have(self) -> Have:
         """Return what tells others of the newest offer."""
         return Have(*self.newest.order) if self.newest is not None else Have(0, b"")
@@ -223,14 +266,14 @@ class Carrier:
         :raises ThicketError: it does not count, or cannot be kept.
         """
         offer = self._host.check(packed)
-        newest = Newest(offer, packed, offer.identifier)
+        newest = _newest(offer, packed)
         async with self._card.taking:
             if self.news(*newest.order) <= 0:
                 return False
             await self._card.do(lambda: self._card.store.keep(packed, offer.patches))
-            log.info("%s offers %s %s", who, offer.bundle.compatible, offer.bundle.version)
+            log.info("%s offers %s", who, offer.bundle.words)
             await self._adopt(newest)
-        self._wire.tell_all(who)
+        self._wire.tell_near(who)
         return True
 
     async def _load(self) -> None:
@@ -243,7 +286,7 @@ class Carrier:
         except ThicketError as error:
             log.warning("the offer on the card is not used: %s", error)
             return
-        await self._adopt(Newest(offer, packed, offer.identifier))
+        await self._adopt(_newest(offer, packed))
 
     async def _adopt(self, newest: Newest) -> None:
         held: dict[int, Held] = {}
@@ -258,12 +301,24 @@ class Carrier:
         self.newest, self.held = newest, held
         self.failed, self.download, self._handing = {}, None, None
         self.theirs = [Offering(self._peers) for _ in newest.offer.patches]
-        self._serve = Serve(self._host.share())
+        self._serve = Serve(self._host.share(), self._serve.air)
         self._teller = Teller()
         self._teller.changed()
         self._again = 0.0
-        self._well()
+        self._card.well()
         self._wake.set()
+
+    async def drop(self) -> None:
+        """Do without the newest offer, as it does not count any more; others may have an older one.
+
+        On the card it stays until there is another one: after a restart it is judged anew.
+        """
+        async with self._card.taking:
+            if self._handing is not None:
+                self._handing[1].cancel()
+            self.newest, self.download, self._handing = None, None, None
+            self.held, self.failed, self.theirs = {}, {}, []
+        self._wire.tell_near()
 
     async def offer_folder(self, folder: str) -> list[int]:
         """Offer what is in a folder on this node: ``offer`` and patches, whatever their names.
@@ -278,15 +333,20 @@ class Carrier:
             raise CarrierError(
                 "older", "a newer offer is known here: make this one anew, so that it is the newest"
             )
+        here: list[Held] = []
         for place, (path, listed) in found.items():
             patch = newest.offer.patches[place]
             held = await self._card.do(partial(self._card.store.adopt, path, patch, listed), LONG)
+            here.append(held)
             if self.newest is newest:
                 self._keep(place, held)
         if not self.held:
             raise CarrierError(
                 "no-patch", f"there is none of the offer's patches in {folder}: copy them there"
             )
+        await self._card.do(self._card.store.settle)
+        for held in here:
+            await self._card.do(held.finish, LONG)
         return sorted(self.held)
 
     def _keep(self, place: int, held: Held) -> None:
@@ -318,9 +378,13 @@ class Carrier:
 
     def tell(self, peer: str) -> None:
         """Tell a node which chunks are here."""
-        if self.newest is not None and (held := self._holding()):
+        if self.newest is not None and self.held:
             self._teller.told(peer, time.monotonic())
-            self._wire.send(peer, Has(self.newest.identifier, held))
+            self._wire.send(peer, self._has(self.newest))
+
+    def knows(self, peer: str) -> bool:
+        """Whether a node has told which chunks of the newest offer it has, if there is one."""
+        return self.newest is None or any(peer in offering.bits for offering in self.theirs)
 
     def gone(self, peer: str) -> None:
         """A node is not connected any more."""
@@ -330,8 +394,9 @@ class Carrier:
         self._teller.gone(peer)
         self._wake.set()
 
-    def _holding(self) -> tuple[tuple[int, int], ...]:
-        return tuple((place, held.have) for place, held in sorted(self.held.items()) if held.have)
+    def _has(self, newest: Newest) -> Has:
+        held = tuple((place, held.have) for place, held in sorted(self.held.items()))
+        return Has(newest.identifier, held)
 
     def _on_has(self, peer: str, message: Has) -> None:
         assert self.newest is not None
@@ -340,9 +405,8 @@ class Carrier:
         if any(place >= len(patches) for place in told):
             return
         for place, offering in enumerate(self.theirs):
-            bits = told.get(place, 0) & everything(patches[place])
-            if bits:
-                offering.bits[peer] = bits
+            if place in told:
+                offering.bits[peer] = told[place] & everything(patches[place])
             else:
                 offering.bits.pop(peer, None)
 
@@ -438,16 +502,7 @@ class Carrier:
         except StoreError as error:
             self._again = time.monotonic() + AGAIN
             self.download = None
-            self._host.problems.report(
-                PART,
-                "no-room" if error.code == NO_ROOM else "not-fetched",
-                f"the update that is offered cannot be fetched: {error}",
-                "warning",
-            )
-
-    def _well(self) -> None:
-        for code in ("no-room", "not-fetched"):
-            self._host.problems.clear(PART, code)
+            self._card.failed(error)
 
     async def _work(self) -> None:
         """Do what needs the card: begin, write, and finish the patch that is for this node."""
@@ -458,6 +513,8 @@ class Carrier:
         place = None
         if self._host.wants(newest.offer):
             place = spread.choose(newest.offer, self._host.base(), self.failed.keys())
+        elif self._handing is not None:
+            place = self._handing[0]  # for others, if the card has damaged a part of it
         if place is None:
             self.download = None
             return
@@ -501,7 +558,8 @@ class Carrier:
                 return
             self.held[place] = held
             download.begin(held)
-            self._well()
+            self._teller.changed()
+            self._card.well()
         if download.fetch is None:
             return
         held = self.held[place]
@@ -516,33 +574,54 @@ class Carrier:
             download.writing.pop(0)
             self._teller.changed()
         if download.fetch.complete and self.download is download:
-            await self._finish(newest, download, held)
-
-    async def _finish(self, newest: Newest, download: Download, held: Held) -> None:
-        try:
-            await self._card.do(held.finish, LONG)
-        except StoreError as error:
-            if error.code == WRONG:
-                self._fail(download.place, error)
+            self.download = None
+            if self._is_handed(place):  # a chunk on the card was damaged, and is here again
+                await self._card.do(held.finish, LONG)
                 return
-            raise
-        if self.newest is not newest:
-            return
-        log.info("the patch is here: %d bytes, base %s", held.patch.size, held.patch.base or "none")
-        self.download = None
-        if self._is_handed(download.place):
-            return  # a chunk on the card was damaged, and is here again
-        task = asyncio.create_task(self._hand_over(newest, download.place, held))
-        self._handing = (download.place, task)
+            task = asyncio.create_task(self._or_report(self._finish(newest, place, held)))
+            self._handing = (place, task)
+
+    async def _finish(self, newest: Newest, place: int, held: Held) -> None:
+        """Write a patch out to the card, and hand it over; others are served meanwhile."""
+        writing = asyncio.ensure_future(self._card.do(held.finish, LONG))
+        writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await asyncio.shield(writing)  # the card ends it, also where a newer offer cancels this
+        except StoreError as error:
+            if self.newest is not newest:
+                return
+            self._handing = None
+            self._wake.set()
+            if error.code != WRONG:
+                raise
+            self._fail(place, error)
+        else:
+            if self.newest is newest:
+                await self._hand_over(newest, place, held)
 
     async def _hand_over(self, newest: Newest, place: int, held: Held) -> None:
+        log.info("the patch is here: %d bytes, base %s", held.patch.size, held.patch.base or "none")
         try:
             await self._host.take(held.path, newest.offer, held.patch)
         except ThicketError as error:
-            if self.newest is newest:
-                self._fail(place, error)
+            await self._or_report(self._not_taken(newest, place, error))
         except Exception:
             log.exception("the update is not installed")
+
+    async def _not_taken(self, newest: Newest, place: int, error: ThicketError) -> None:
+        """Pass over a patch that was of no use; one that the card has damaged is fetched again."""
+        held = self.held.get(place)
+        if held is not None:
+            await self._card.do(held.look, LONG)
+        if self.newest is not newest:
+            return
+        if held is None or held.complete:
+            self._fail(place, error)
+            return
+        log.warning("the patch on the card is damaged; it is fetched again: %s", error)
+        self.download, self._handing = None, None
+        self._teller.changed()
+        self._wake.set()
 
     def _fail(self, place: int, error: ThicketError) -> None:
         """No bundle can be made of a patch: another one has its turn."""
@@ -562,11 +641,10 @@ class Carrier:
             for peer, piece in self.download.asks(now, ways):
                 self._wire.send(peer, Get(newest.identifier, piece))
             times.append(self.download.due(now))
-        held = self._holding()
-        if held:
+        if self.held:
             sated = self._sated()
             for peer in self._teller.take(now, ways, sated):
-                self._wire.send(peer, Has(newest.identifier, held))
+                self._wire.send(peer, self._has(newest))
             times.append(self._teller.due(ways, sated))
         sent = await self._send(newest, ways)
         pause = self._serve.pause(time.monotonic())
@@ -610,7 +688,7 @@ class Carrier:
 
     async def _read(self, held: Held, chunk: int) -> bytes | None:
         try:
-            data = await self._card.do(lambda: held.read(chunk))
+            data = await self._card.read(held, chunk)
         except StoreError as error:
             log.warning("a chunk cannot be read: %s", error)
             return None
@@ -633,6 +711,7 @@ class Carrier:
                 "number": offer.number,
                 "identifier": newest.identifier.hex(),
                 "compatible": offer.bundle.compatible,
+                "application": offer.bundle.application,
                 "version": offer.bundle.version,
                 "wanted": self._host.wants(offer),
             },
@@ -691,17 +770,30 @@ class Carrier:
         return max(have, default=0)
 
 
-def _look_into(
-    folder: str, check: Callable[[bytes], Offer]
-) -> tuple[bytes, dict[int, tuple[str, bytes]]]:
-    """Return the offer in a folder, and by place the files and chunk lists of its patches."""
+def _newest(offer: Offer, packed: bytes) -> Newest:
+    """Return an offer that was checked."""
+    return Newest(offer, packed, offer.identifier, cms.read(packed).certificate.common_name)
+
+
+def signed_in(folder: str) -> bytes:
+    """Return the signed offer in a folder; blocking. Nobody has checked it.
+
+    :raises CarrierError: there is none that can be read.
+    """
     try:
         with open(f"{folder}/offer", "rb") as file:
-            packed = file.read(cms.MAX_SIZE + 1)
+            return file.read(cms.MAX_SIZE + 1)
     except OSError as error:
         raise CarrierError(
             "no-offer", f"{folder}/offer cannot be read: {error.strerror or error}"
         ) from None
+
+
+def _look_into(
+    folder: str, check: Callable[[bytes], Offer]
+) -> tuple[bytes, dict[int, tuple[str, bytes]]]:
+    """Return the offer in a folder, and by place the files and chunk lists of its patches."""
+    packed = signed_in(folder)
     patches = check(packed).patches
     found: dict[int, tuple[str, bytes]] = {}
     for name in entries(folder):

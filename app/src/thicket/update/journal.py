@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a node remembers of an update over the restart in the middle of it, and what became of it.
 
-The file ``/data/update/journal.json`` says how far this node has come with which offer. It is
+A file says how far this node has come with which offer about a subject. It is
 written before what it says is done, so that a power cut at any point leaves something to go by:
 after a start, :func:`after_restart` compares it with the slot that runs and with the boot record.
 """
@@ -20,8 +20,8 @@ from thicket.update.progress import short
 
 log = getLogger(__name__)
 
-NAME = "/update/journal.json"
-"""Where it is kept, below ``/data``."""
+NAME = "/journal.json"
+"""The file, in the folder of its subject."""
 
 MOST_BYTES = 16 * 1024
 MOST_REJECTED = 8
@@ -97,6 +97,19 @@ class Journal(NamedTuple):
     def enter(self, phase: Phase, why: str = "") -> Journal:
         """Return the journal with another phase."""
         return self._replace(phase=phase, why=short(why))
+
+    def armed(self, root: str = "") -> Journal:
+        """Return the journal when the other slot is whole and is to be tried at the next start.
+
+        :param root: dm-verity root hash of its root.
+        """
+        return self.enter(Phase.ARMED)._replace(root=root)
+
+    def kept(self) -> Journal:
+        """Return the journal when what was on trial was well and is kept."""
+        if self.phase is Phase.LEAVING:
+            return self.enter(Phase.LEFT, self.why)
+        return self.enter(Phase.DONE)
 
     def failed(self, why: str, account: tuple[str, ...] = (), order: int = 0) -> Journal:
         """Return the journal of an update that was left: its bundle is rejected.
@@ -199,7 +212,7 @@ def _line(text: str) -> str:
 
 
 def load(folder: str) -> Journal:
-    """Read the file below ``folder`` (``/data``); without one there was no update."""
+    """Read the file in a folder; without one there was no update."""
     try:
         with open(folder + NAME, "rb") as file:
             return unpack(file.read(MOST_BYTES + 1))
@@ -208,7 +221,7 @@ def load(folder: str) -> Journal:
 
 
 def keep(folder: str, journal: Journal) -> None:
-    """Write the file below ``folder`` (``/data``); blocks on the disk.
+    """Write the file in a folder; blocks on the disk.
 
     :raises OSError: it cannot be written; the old one stays, so nothing may be begun.
     """
@@ -224,8 +237,8 @@ class Start(NamedTuple):
     :ivar running: the slot that runs.
     :ivar root: dm-verity root hash of its root, from the kernel's command line; empty if unknown.
     :ivar record: the boot record, as it is after init has judged this start.
-    :ivar trial: what the slot on trial noted last of what did not work (``/data/thicket/
-        trial.json``).
+    :ivar trial: what the slot on trial noted last of what did not work, or its kernel's last words
+        (``/data/update/trial.json``).
     :ivar kernel: the last words of a kernel that failed in the run before; empty if none did.
     :ivar lines: the last lines of the log of the run before.
     """
@@ -295,7 +308,7 @@ def reasons(why: Why, start: Start) -> tuple[str, tuple[str, ...]]:
     found = [words]
     if start.kernel:
         found.append(f"kernel: {start.kernel}")
-    if start.trial:
+    if start.trial and start.trial != start.kernel:
         found.append(f"on trial: {start.trial}")
     found += start.lines[-(MOST_LINES - len(found)) :]
     first = start.kernel if why is Why.PANIC and start.kernel else start.trial or start.kernel

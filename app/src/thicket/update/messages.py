@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nodes say to each other about updates: terms of Erlang, between the processes
-``thicket_update``.
+``thicket_update``. Each is about one subject (``offer.Target.subject``) and travels as
+``{Subject, Message}``, with the subject as a binary:
 
     {have, Number, Offer}                     the newest offer here; 0 and an empty binary for none
     {offer, Packed}                           a signed offer
@@ -12,11 +13,13 @@
 
 ``Offer`` is an offer's identifier, ``Patch`` a patch's place in it, counted from 0. ``Part`` is
 ``chunk``, or ``list`` for a chunk of the chunk list. In ``Bits``, bit N mod 8 of byte N div 8
-stands for chunk N. ``Wait`` is in milliseconds; 0 says that the chunk is not here.
+stands for chunk N; with none, the chunk list alone is here. ``Wait`` is in milliseconds; 0 says
+that the chunk is not here.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from thicket.distribution.etf import Atom
@@ -36,13 +39,14 @@ CHUNKS, LIST = "chunk", "list"
 """The parts of a patch that are fetched."""
 
 _IDENTIFIER = 32
+_SUBJECT = re.compile(rb"(?:image|app)/[a-z0-9_-]{1,64}")
 _HAVE, _OFFER, _HAS, _GET, _DATA, _NO, _RECORDS = map(
     Atom, ("have", "offer", "has", "get", "data", "no", "records")
 )
 
 
 class Have(NamedTuple):
-    """The newest offer of the sender."""
+    """The newest offer of the sender about the subject."""
 
     number: int
     offer: bytes
@@ -110,8 +114,23 @@ class Records(NamedTuple):
 Message = Have | Offered | Has | Get | Data | No | Records
 
 
+def wrap(subject: str, message: Message) -> tuple[bytes, tuple[Any, ...]]:
+    """Return a message about a subject as it is sent."""
+    return subject.encode("ascii"), term(message)
+
+
+def unwrap(received: Any) -> tuple[str, Message] | None:
+    """Return a subject and what a peer says of it; None where that is no message, or too large."""
+    match received:
+        case (bytes() as subject, inner):
+            message = read(inner)
+            if message is not None and _SUBJECT.fullmatch(subject):
+                return subject.decode("ascii"), message
+    return None
+
+
 def term(message: Message) -> tuple[Any, ...]:
-    """Return a message as it is sent."""
+    """Return a message as it is sent, without its subject."""
     match message:
         case Have(number, offer):
             return _HAVE, number, offer
@@ -130,7 +149,7 @@ def term(message: Message) -> tuple[Any, ...]:
 
 
 def read(received: Any) -> Message | None:
-    """Return what a peer has sent; None where it is no message, or out of bounds."""
+    """Return a message; None where it is none, or out of bounds."""
     match received:
         case ("have", number, bytes() as offer):
             if _is_number(number, MAX_NUMBER) and len(offer) == (_IDENTIFIER if number else 0):

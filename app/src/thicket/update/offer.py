@@ -6,8 +6,9 @@ else has that such a signer signs, and a JSON object. One form is written and no
 content is taken if writing anew what was understood gives the same bytes.
 
 An *offer* says which bundle a fleet is to run, from which patches a node makes it, and in which
-order nodes take it. An *order* holds that up, lets it go on, ends it or turns it back. The larger
-number wins, of offers and of orders.
+order nodes take it. It is about one *subject*: the image of a kind of device, or an application.
+An *order* holds that up, lets it go on, ends it or turns it back. The larger number wins, of the
+offers about one subject and of orders.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ OTHER_FLEET = "other-fleet"
 
 ORDERS = ("pause", "resume", "abort", "back")
 
+IMAGE, APP = "image/", "app/"
+"""How subjects begin."""
+
 _OFFER_LINE = b"thicket update offer 1\n"
 _ORDER_LINE = b"thicket update order 1\n"
 _FLEET_BYTES = 20
@@ -50,6 +54,8 @@ _DIGEST_BYTES = 32
 _LONGEST = 64
 _KIND = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 _VERSION = _KIND | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ.+~")
+_APP_VERSION = _VERSION | frozenset("!")
+_APPLICATION = _KIND - frozenset("_")
 _DAY = 24 * 60
 
 T = TypeVar("T")
@@ -58,7 +64,7 @@ T = TypeVar("T")
 class OfferError(CodedError):
     """An offer or order is not taken. The text says what was found and what to do.
 
-    The code is ``bad-offer``, ``bad-order`` or ``other-fleet``.
+    The code is ``bad-offer``, ``bad-order``, ``other-fleet`` or ``too-many``.
     """
 
 
@@ -102,11 +108,14 @@ class Plan(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The signed bundle that is offered.
+    """The signed bundle, or the signed file of an application, that is offered.
 
-    :ivar compatible: the kind of device that it is for.
+    :ivar compatible: the kind of device that it is for; empty for an application, whose file says
+        itself where it runs.
+    :ivar epoch: the security epoch of an image; 0 for an application.
     :ivar size: its bytes.
     :ivar sha256: of the file, in hexadecimal digits.
+    :ivar application: name of the application; empty for an image.
     """
 
     compatible: str
@@ -114,6 +123,24 @@ class Target(NamedTuple):
     epoch: int
     size: int
     sha256: str
+    application: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What it is about: ``image/`` and a kind of device, or ``app/`` and an application."""
+        return f"{APP}{self.application}" if self.application else f"{IMAGE}{self.compatible}"
+
+    def members(self) -> dict[str, object]:
+        """Return what an offer has of it: ``application`` only where it is one."""
+        found: dict[str, object] = self._asdict()
+        if not self.application:
+            del found["application"]
+        return found
+
+    @property
+    def words(self) -> str:
+        """The same for people, with the version."""
+        return f"{self.application or self.compatible} {self.version}"
 
 
 class Offer(NamedTuple):
@@ -140,7 +167,7 @@ class Offer(NamedTuple):
         named = plan.canaries if isinstance(plan.canaries, int) else list(plan.canaries)
         return _OFFER_LINE + _canonical(
             {
-                "bundle": self.bundle._asdict(),
+                "bundle": self.bundle.members(),
                 "fleet": self.fleet.hex(),
                 "number": self.number,
                 "patches": [patch._asdict() for patch in self.patches],
@@ -368,13 +395,25 @@ def _order(raw: object) -> Order:
 
 
 def _target(raw: object) -> Target:
-    said = members(raw, "bundle", Target._fields)
+    if not isinstance(raw, dict) or "application" not in raw:
+        said = members(raw, "bundle", Target._fields[:-1])
+        application = ""
+        kind = _word(said["compatible"], "compatible", _KIND)
+        version = _word(said["version"], "version", _VERSION)
+        epoch = number(said["epoch"], "epoch", 0, MAX_EPOCH)
+    else:
+        said = members(raw, "bundle", Target._fields)
+        application = _word(said["application"], "application", _APPLICATION)
+        kind, version, epoch = "", _word(said["version"], "version", _APP_VERSION), 0
+        if (said["compatible"], said["epoch"]) != ("", 0):
+            raise ValueError("an application has neither compatible nor epoch")
     return Target(
-        _word(said["compatible"], "compatible", _KIND),
-        _word(said["version"], "version", _VERSION),
-        number(said["epoch"], "epoch", 0, MAX_EPOCH),
+        kind,
+        version,
+        epoch,
         number(said["size"], "size of the bundle", 1, MAX_BYTES),
         digits(said["sha256"], "sha256 of the bundle", _DIGEST_BYTES),
+        application,
     )
 
 

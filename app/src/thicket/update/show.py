@@ -122,7 +122,8 @@ def headline(facts: Facts, found: list[Line]) -> str:
     offer = facts.offer
     done = sum(line.state == "done" for line in found)
     failed = sum(line.state in ("failed", "lost") for line in found)
-    words = f"version {offer.bundle.version}: {done} of {len(found)} nodes have it"
+    what = f"{offer.bundle.application} " if offer.bundle.application else "version "
+    words = f"{what}{offer.bundle.version}: {done} of {len(found)} nodes have it"
     if failed:
         words += f", {failed} failed"
     if facts.order is not None:
@@ -131,12 +132,27 @@ def headline(facts: Facts, found: list[Line]) -> str:
     return words + (f"; {stopped}" if stopped else "")
 
 
+NOTHING: Final[dict[str, Any]] = {"offer": None, "order": None, "stopped": None, "nodes": []}
+"""The document where there is no offer."""
+
+
+def table(facts: Facts | None) -> dict[str, Any]:
+    """Return the rollout for people: ``headline``, ``heads`` and ``rows``.
+
+    :param facts: None where there is no offer.
+    """
+    if facts is None:
+        return {"headline": "there is no offer", "heads": HEADS, "rows": []}
+    found = lines(facts)
+    return {"headline": headline(facts, found), "heads": HEADS, "rows": rows(found)}
+
+
 def document(facts: Facts) -> dict[str, Any]:
     """Return the same for programs (``thicket update status --json``).
 
     The members: ``offer`` (``identifier``, ``number``, ``version``, ``epoch``, ``compatible``,
-    ``size``), ``order`` (``number``, ``order``, or None), ``stopped`` (words, or None), and
-    ``nodes``, a list with the members of :class:`Line`.
+    ``application``, ``size``), ``order`` (``number``, ``order``, or None), ``stopped`` (words, or
+    None), and ``nodes``, a list with the members of :class:`Line`.
     """
     found = lines(facts)
     return {
@@ -160,6 +176,7 @@ def _offer(offer: Offer) -> dict[str, Any]:
         "version": bundle.version,
         "epoch": bundle.epoch,
         "compatible": bundle.compatible,
+        "application": bundle.application,
         "size": bundle.size,
     }
 

@@ -2,15 +2,18 @@
 """Updates from a folder on a web server: ``[update] source``.
 
 The folder has ``offer``, and for each patch ``SHA256.patch`` and ``SHA256.list``, as the store of a
-node has them. What comes from there is checked as what comes from a node, so the server need not be
-trusted. A node that is set to look there gets what it lacks from there and from the mesh.
+node has them. Where it has more offers, as those for other kinds of devices or of applications,
+``offers`` has their names, one in a line. What comes from there is checked as what comes from a
+node, so the server need not be trusted. A node that is set to look there gets what it lacks from
+there and from the mesh.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,6 +41,12 @@ PAUSES = (30.0, 60.0, 300.0, 900.0, 3600.0)
 #: Chunks of one request.
 RUN = 32
 
+OFFER, OFFERS = "offer", "offers"
+#: Offers in one folder, and bytes of the list of them.
+MOST_OFFERS = 32
+MOST_NAMES = 4096
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SCHEMES = ("https://", "http://")
 
 
@@ -82,28 +91,32 @@ def get(url: str, most: int, headers: dict[str, str]) -> Answer:
         reason = getattr(error, "reason", None) or error
         advice = ""
         if "CERTIFICATE_VERIFY_FAILED" in str(reason):
-            advice = "; an image without certificates of authorities needs http://"
+            advice = "; look at this node's clock, or use http://: what is there is signed anyway"
         raise SourceError("unreachable", f"{url}: {reason}{advice}") from None
 
 
 class Source:
     """Looks into the folder.
 
+    :param carriers: returns what carries offers.
+    :param take: takes an offer that was found in the folder that is named behind it.
     :param folder: returns its address; empty for none.
     """
 
     def __init__(
         self,
-        carrier: Carrier,
+        carriers: Callable[[], Sequence[Carrier]],
+        take: Callable[[bytes, str], Awaitable[bool]],
         folder: Callable[[], str],
         fetch: Callable[[str, int, dict[str, str]], Answer] = get,
     ) -> None:
-        self._carrier = carrier
+        self._carriers = carriers
+        self._take = take
         self._folder = folder
         self._fetch = fetch
         self._threads = threads.OneAtATime("update-source")
         self._pauses = Backoff(*PAUSES)
-        self._tag = ""
+        self._tags: dict[str, str] = {}
         self._of = ""
         self._look_at = 0.0
 
@@ -125,43 +138,70 @@ class Source:
     async def _look(self, folder: str) -> float:
         """Fetch what is new or lacking; return the seconds until the next look."""
         if folder != self._of:
-            self._of, self._tag, self._look_at = folder, "", 0.0
+            self._of, self._look_at = folder, 0.0
+            self._tags.clear()
         if time.monotonic() >= self._look_at:
-            await self._look_for_offer(folder)
+            await self._look_for_offers(folder)
             self._look_at = time.monotonic() + uniform(*LOOK)
-        download = self._carrier.download
-        if download is None or download.writing:
-            return 0.1 if download is not None else GLANCE
-        if download.fetch is None:
-            await self._fetch_list(folder, download)
-        else:
-            await self._fetch_chunks(folder, download)
-        return 0.0 if self._carrier.download is not None else GLANCE
+        pause = GLANCE
+        for carrier in self._carriers():
+            download = carrier.download
+            if download is None:
+                continue
+            pause = 0.1
+            if download.writing:
+                continue
+            if download.fetch is None:
+                await self._fetch_list(folder, carrier, download)
+            else:
+                await self._fetch_chunks(folder, carrier, download)
+        return pause
 
-    async def _look_for_offer(self, folder: str) -> None:
-        headers = {"If-None-Match": self._tag} if self._tag else {}
-        answer = await self._get(f"{folder}/offer", cms.MAX_SIZE, headers)
-        if answer.status == 200:
-            await self._carrier.take_offer(answer.body, folder)
-            self._tag = answer.tag
+    async def _look_for_offers(self, folder: str) -> None:
+        """Take all offers that are new; one that is refused holds up no other."""
+        refused: ThicketError | None = None
+        for name in await self._names(folder):
+            url = f"{folder}/{name}"
+            headers = {"If-None-Match": tag} if (tag := self._tags.get(url)) else {}
+            try:
+                answer = await self._get(url, cms.MAX_SIZE, headers)
+                if answer.status == 200:
+                    await self._take(answer.body, folder)
+                    self._tags[url] = answer.tag
+            except ThicketError as error:
+                refused = error
+        if refused is not None:
+            raise refused
 
-    async def _fetch_list(self, folder: str, download: Download) -> None:
+    async def _names(self, folder: str) -> list[str]:
+        """Return the names of the offers in the folder."""
+        try:
+            answer = await self._get(f"{folder}/{OFFERS}", MOST_NAMES, {})
+        except SourceError as error:
+            if error.code != "no-file":
+                raise
+            return [OFFER]
+        names = answer.body.decode("ascii", "replace").split()
+        if bad := [name for name in names if not _NAME.fullmatch(name)]:
+            raise SourceError("wrong", f"{folder}/{OFFERS}: {bad[0][:40]!r} is no name of a file")
+        return names[:MOST_OFFERS]
+
+    async def _fetch_list(self, folder: str, carrier: Carrier, download: Download) -> None:
         if download.listed is not None:
             return
         patch = download.patch
         answer = await self._get(f"{folder}/{patch.sha256}.list", patch.chunk_count * HASH, {})
-        if self._carrier.download is download:
-            self._carrier.take_list(OUTSIDE, answer.body, time.monotonic())
+        if carrier.download is download:
+            carrier.take_list(OUTSIDE, answer.body, time.monotonic())
             if download.listed is None and download.fetch is None:
                 raise SourceError("wrong", "the chunk list there is not the one that was signed")
 
-    async def _fetch_chunks(self, folder: str, download: Download) -> None:
+    async def _fetch_chunks(self, folder: str, carrier: Carrier, download: Download) -> None:
         fetch, patch = download.fetch, download.patch
         if fetch is None:
             return
         chunks = fetch.claim(RUN, time.monotonic())
         if not chunks:
-            await asyncio.sleep(GLANCE)
             return
         first = chunks[0] * CHUNK
         size = sum(length(patch, chunk) for chunk in chunks)
@@ -171,19 +211,20 @@ class Source:
             answer = await self._get(url, size, headers)
             if answer.status != 206 and (first or size != patch.size):
                 raise SourceError("no-ranges", f"{url}: the server gives no parts of files")
-            self._hand_in(download, chunks, answer.body)
+            _hand_in(carrier, download, chunks, answer.body)
         finally:
             fetch.release(OUTSIDE)
 
-    def _hand_in(self, download: Download, chunks: list[int], body: bytes) -> None:
-        wrong = self._carrier.counters["wrong"]
-        for place, chunk in enumerate(chunks):
-            if self._carrier.download is not download:
-                return
-            data = body[place * CHUNK : (place + 1) * CHUNK]
-            self._carrier.arrived(OUTSIDE, chunk, data, time.monotonic())
-            if self._carrier.counters["wrong"] != wrong:
-                raise SourceError("wrong", "a chunk there is not the one that was signed")
-
     async def _get(self, url: str, most: int, headers: dict[str, str]) -> Answer:
         return await self._threads.do(lambda: self._fetch(url, most, headers), DEADLINE)
+
+
+def _hand_in(carrier: Carrier, download: Download, chunks: list[int], body: bytes) -> None:
+    wrong = carrier.counters["wrong"]
+    for place, chunk in enumerate(chunks):
+        if carrier.download is not download:
+            return
+        data = body[place * CHUNK : (place + 1) * CHUNK]
+        carrier.arrived(OUTSIDE, chunk, data, time.monotonic())
+        if carrier.counters["wrong"] != wrong:
+            raise SourceError("wrong", "a chunk there is not the one that was signed")

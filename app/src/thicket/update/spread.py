@@ -37,11 +37,15 @@ AGAIN = (0.5, 10.0)
 #: Pauses of a node that did not answer, and of one that sent something wrong, in seconds.
 SLOW_PAUSES = (5.0, 15.0, 60.0, 300.0)
 WRONG_PAUSES = (60.0, 300.0, 1800.0, 7200.0)
-#: Least seconds between two times that somebody is told which chunks are here: a neighbour, one
-#: that lacks none of them, and who is farther away.
+#: Seconds between two times that somebody is told which chunks are here: on average a neighbour, at
+#: least one that lacks none of them, and who is farther away.
 TELL_NEAR = 0.25
 TELL_SATED = 2.0
 TELL_FAR = 30.0
+#: Seconds until somebody farther away hears of the first ones: a small patch is everywhere then.
+TELL_FAR_FIRST = 3.0
+#: Times that a neighbour is told without a pause, so that a small patch goes on at once.
+TELL_AT_ONCE = 8
 
 NEAR = 1
 """Hops to a neighbour on the air."""
@@ -167,7 +171,7 @@ class Peers:
 class Offering:
     """What others have of one patch.
 
-    :ivar bits: by node.
+    :ivar bits: by node; one that is here with none has the chunk list alone.
     """
 
     def __init__(self, peers: Peers) -> None:
@@ -176,15 +180,17 @@ class Offering:
         self._reach = NEAR
         self._stalled: float | None = None
 
-    def within_reach(self, lacking: int, ways: Mapping[str, Way], now: float) -> list[str]:
+    def within_reach(self, lacking: int | None, ways: Mapping[str, Way], now: float) -> list[str]:
         """Return the nodes that have something of what is lacking, and that are to be asked.
 
         These are the nearest. Farther ones are waited for: one in between may have it soon.
+
+        :param lacking: chunks; None for the chunk list.
         """
         found = {
             peer: ways[peer].hops
-            for peer, bits in self.bits.items()
-            if bits & lacking and peer in ways and not self.peers.is_shunned(peer, now)
+            for peer in self._owners(lacking)
+            if peer in ways and not self.peers.is_shunned(peer, now)
         }
         if not found:
             return []
@@ -198,13 +204,16 @@ class Offering:
         self._reach = max(nearest, NEAR)
         return [peer for peer, hops in found.items() if hops <= self._reach]
 
+    def _owners(self, lacking: int | None) -> list[str]:
+        return [p for p, bits in self.bits.items() if lacking is None or bits & lacking]
+
     def progressed(self) -> None:
         """Something came: who was waited for is not to blame."""
         self._stalled = None
 
-    def due(self, lacking: int, now: float) -> float | None:
+    def due(self, lacking: int | None, now: float) -> float | None:
         """Return when another look may find somebody else, None for when somebody says more."""
-        times = [self.peers.ready_at(peer) for peer, bits in self.bits.items() if bits & lacking]
+        times = [self.peers.ready_at(peer) for peer in self._owners(lacking)]
         if self._stalled is not None:
             times.append(self._stalled + STALLED)
         return min((at for at in times if at > now), default=None)
@@ -392,7 +401,7 @@ class Listing:
             self._leave()
         found = [
             (ways[peer].metric, peer)
-            for peer in self.offering.within_reach(-1, ways, now)
+            for peer in self.offering.within_reach(None, ways, now)
             if peers.ready_at(peer) <= now
         ]
         if not found:
@@ -436,7 +445,7 @@ class Listing:
 
     def due(self, now: float) -> float | None:
         """Return when :meth:`ask` is to be called although nothing happened; None for never."""
-        return self._until if self.peer is not None else self.offering.due(-1, now)
+        return self._until if self.peer is not None else self.offering.due(None, now)
 
 
 class Air:
@@ -469,10 +478,11 @@ class Serve(Generic[T]):
     """What others have asked for and is to be sent, one after the other.
 
     :param share: of the air.
+    :param air: where others take of the same share.
     """
 
-    def __init__(self, share: float) -> None:
-        self.air = Air(share)
+    def __init__(self, share: float, air: Air | None = None) -> None:
+        self.air = air or Air(share)
         self._waiting: dict[str, deque[T]] = {}
 
     def ask(self, peer: str, item: T, cost: float) -> float | None:
@@ -523,12 +533,28 @@ class Serve(Generic[T]):
         return len(self._waiting)
 
 
+class _Told(NamedTuple):
+    """What somebody was told.
+
+    :ivar version: of what is here.
+    :ivar at: when.
+    :ivar paced: until when what was told is enough, at one time in ``TELL_NEAR``.
+    """
+
+    version: int
+    at: float
+    paced: float
+
+
+_NEVER = _Told(0, float("-inf"), float("-inf"))
+
+
 class Teller:
-    """When to tell whom which chunks are here: soon to neighbours, seldom to others."""
+    """When to tell whom which chunks are here: neighbours at once, others seldom."""
 
     def __init__(self) -> None:
         self._version = 0
-        self._told: dict[str, tuple[int, float]] = {}
+        self._told: dict[str, _Told] = {}
 
     def changed(self) -> None:
         """There is something else to tell."""
@@ -536,7 +562,9 @@ class Teller:
 
     def told(self, peer: str, now: float) -> None:
         """A node was told all."""
-        self._told[peer] = (self._version, now)
+        before = self._told.get(peer)
+        paced = now if before is None else max(before.paced, now)
+        self._told[peer] = _Told(self._version, now, paced + TELL_NEAR)
 
     def gone(self, peer: str) -> None:
         """A node is not connected any more."""
@@ -547,6 +575,9 @@ class Teller:
 
         :param sated: those who lack nothing of it; it is only for people that they are told.
         """
+        for peer, way in ways.items():
+            if way.hops > NEAR and peer not in self._told and self._version:
+                self._told[peer] = _Told(0, now - TELL_FAR + TELL_FAR_FIRST, now)
         due = [peer for peer, at in self._due(ways, sated) if at <= now]
         for peer in due:
             self.told(peer, now)
@@ -558,10 +589,15 @@ class Teller:
 
     def _due(self, ways: Mapping[str, Way], sated: Collection[str]) -> Iterable[tuple[str, float]]:
         for peer, way in ways.items():
-            version, at = self._told.get(peer, (0, float("-inf")))
-            if version != self._version:
-                gap = TELL_SATED if peer in sated else TELL_NEAR
-                yield peer, at + (gap if way.hops <= NEAR else TELL_FAR)
+            told = self._told.get(peer, _NEVER)
+            if told.version == self._version:
+                continue
+            if way.hops > NEAR:
+                yield peer, told.at + TELL_FAR
+            elif peer in sated:
+                yield peer, told.at + TELL_SATED
+            else:
+                yield peer, told.paced - TELL_NEAR * (TELL_AT_ONCE - 1)
 
 
 def bit_from(bits: int, start: int) -> int:

@@ -24,7 +24,7 @@ class Fetch(NamedTuple):
 
 
 class Install(NamedTuple):
-    """Install the bundle of the offer into the other slot; not again while that goes on."""
+    """Install the bundle of the offer; not again while that goes on."""
 
     offer: Offer
 
@@ -36,7 +36,7 @@ class Restart(NamedTuple):
 
 
 class GoBack(NamedTuple):
-    """Leave the running slot for the other one, and restart the node in order."""
+    """Leave what runs for what ran before; where that is the other slot, the node restarts."""
 
     slot: str
 
@@ -123,14 +123,14 @@ class Rollout:
         """So much of the bundle is installed, in thousandths."""
         self.installing = min(done, WHOLE - 1)
 
-    def installed(self, root: str = "") -> Journal:
-        """The other slot is whole and armed. Return the journal to keep.
+    def follow(self, journal: Journal) -> Journal:
+        """An action has ended, or something was seen to have happened; return the journal to keep.
 
-        :param root: dm-verity root hash of its root.
+        :param journal: how it goes on.
         """
         self.installing = None
-        self.journal = self.journal.enter(Phase.ARMED)._replace(root=root)
-        return self.journal
+        self.journal = journal
+        return journal
 
     def not_installed(self, why: str, order: Order | None) -> Journal:
         """The installation has failed; the running slot is untouched. Return the journal to keep.
@@ -140,14 +140,6 @@ class Rollout:
         self.installing = None
         number = 0 if order is None else order.number
         self.journal = self.journal.failed(f"it could not be installed: {why}", order=number)
-        return self.journal
-
-    def kept(self) -> Journal:
-        """The slot on trial was well and is kept. Return the journal to keep."""
-        left = self.journal.phase is Phase.LEAVING
-        self.journal = self.journal.enter(
-            Phase.LEFT if left else Phase.DONE, self.journal.why if left else ""
-        )
         return self.journal
 
     def not_left(self, why: str) -> Journal:

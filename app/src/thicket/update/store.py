@@ -21,7 +21,7 @@ from collections.abc import Collection
 from hashlib import sha256
 
 from thicket.base.errors import CodedError
-from thicket.base.files import entries, remove, sync_folder, write_atomically
+from thicket.base.files import entries, remove, sync_file, sync_folder, write_atomically
 from thicket.trust import cms
 from thicket.update.offer import CHUNK, Patch
 
@@ -146,6 +146,7 @@ class Held:
                 while data := file.read(CHUNK):
                     whole.update(data)
                 os.fsync(file.fileno())
+            sync_file(self.path.removesuffix(".patch") + ".list")
             sync_folder(os.path.dirname(self.path))
         except OSError as error:
             raise _failed(error) from None
@@ -179,13 +180,26 @@ class Store:
     def keep(self, packed: bytes, patches: Collection[Patch]) -> None:
         """Keep an offer in place of the one before, and only what belongs to it.
 
+        It outlives a power cut when :meth:`settle` has ended.
+
         :raises StoreError: it cannot be written; what was before stays.
         """
         try:
-            write_atomically(f"{self.folder}/{_OFFER}", packed)
+            write_atomically(f"{self.folder}/{_OFFER}", packed, durable=False)
         except OSError as error:
             raise _failed(error) from None
         self.sweep(patches)
+
+    def settle(self) -> None:
+        """Write the offer out to the card.
+
+        :raises StoreError: the card does not take it.
+        """
+        try:
+            sync_file(f"{self.folder}/{_OFFER}")
+            sync_folder(self.folder)
+        except OSError as error:
+            raise _failed(error) from None
 
     def sweep(self, patches: Collection[Patch]) -> None:
         """Remove what belongs to no patch of these."""
@@ -223,7 +237,8 @@ class Store:
         path = self._path(patch)
         try:
             self.check_room(patch)
-            write_atomically(path + ".list", listed)
+            # Without it the list would be fetched again, and not the chunks.
+            write_atomically(path + ".list", listed, durable=False)
             fd = os.open(path + ".patch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 os.ftruncate(fd, patch.size)
@@ -238,7 +253,7 @@ class Store:
         return held
 
     def adopt(self, path: str, patch: Patch, listed: bytes) -> Held:
-        """Keep a copy of a patch that is in a file on this node.
+        """Keep a copy of a patch that is in a file on this node; :meth:`Held.finish` it then.
 
         :raises StoreError: the file is another one, or as :meth:`begin`.
         """
@@ -253,7 +268,6 @@ class Store:
                         held.write(number, data)
         except OSError as error:
             raise _failed(error) from None
-        held.finish()
         return held
 
     def _path(self, patch: Patch) -> str:
@@ -285,6 +299,12 @@ class Store:
                 f"/data has {free >> 20} MiB free, and a patch of {mebibytes(patch.size)} MiB "
                 f"needs {mebibytes(needed)} MiB: remove something from /data, or use a larger card",
             )
+
+
+def list_of(patch: Patch) -> bytes | None:
+    """Return the chunk list if it follows from the offer: that of a patch of one chunk."""
+    listed = bytes.fromhex(patch.sha256)
+    return listed if is_list(patch, listed) else None
 
 
 def everything(patch: Patch) -> int:

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An update of the image: a bundle goes into the other slot, which the node starts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from thicket.base import threads
+from thicket.base.errors import RequestError, ThicketError
+from thicket.base.files import entries, remove
+from thicket.base.paths import Paths
+from thicket.device.boot_record import BootRecord, Slot
+from thicket.device.boot_slots import Slots
+from thicket.update import image, install, kept, terms
+from thicket.update.journal import Journal, Phase
+from thicket.update.offer import Offer, Patch
+from thicket.update.rebuild import rebuild, running
+from thicket.update.rollout import Node
+from thicket.update.taker import Look
+
+if TYPE_CHECKING:
+    from thicket.update.service import Update
+
+BUNDLE = "/bundle-{}.raucb"
+HANGS = 60.0
+
+
+class Host(Protocol):
+    """What the image's updates need of their daemon."""
+
+    @property
+    def paths(self) -> Paths:
+        """Where the node keeps its files."""
+
+    @property
+    def update(self) -> Update | None:
+        """The part that knows the slots; None until it has begun."""
+
+    def healthy(self) -> bool:
+        """Whether everything works that worked before."""
+
+
+class ImageTaker:
+    """See :class:`.taker.Taker`.
+
+    :param me: this node's name in records.
+    :param folder: where bundles are made.
+    """
+
+    def __init__(self, host: Host, me: str, folder: str, disk: threads.InTurn) -> None:
+        self._host = host
+        self._me = me
+        self._folder = folder
+        self._slots = Slots(host.paths)
+        self._disk = disk
+        self._image = terms.compatible(host.paths), image.version(host.paths)
+
+    def base(self) -> str:
+        """The root hash of the running slot; empty if it is not known."""
+        found = running(self._host.paths)
+        return "" if found is None else found.hash
+
+    async def look(self, offer: Offer | None, journal: Journal) -> Look:
+        def work() -> Look:
+            memory, record = kept.load(self._host.paths), self._slots.read()
+            self._sweep(offer, journal)
+            content = memory.slots.get(self._slots.running)
+            compatible, version = self._image
+            node = Node(
+                self._me,
+                compatible,
+                content.version if content is not None else version,
+                content.file if content is not None else "",
+                record.epoch,
+            )
+            here = offer is not None and os.path.exists(self._bundle(offer))
+            after = journal.kept() if self._was_kept(record, journal) else None
+            return Look(node, self._slots.running.name, here, after)
+
+        return await self._do(work)
+
+    async def take(self, path: str, offer: Offer, patch: Patch) -> None:
+        target = self._bundle(offer)
+        base = running(self._host.paths) if patch.base else None
+        await rebuild(path, target, offer.bundle, base)
+        try:
+            found = await self._update().terms()
+            await self._do(lambda: install.check(target, found, again=True))
+        except ThicketError:
+            await self._do(lambda: remove(target))
+            raise
+
+    async def install(
+        self, offer: Offer, journal: Journal, follow: Callable[[int], None]
+    ) -> Journal:
+        update = self._update()
+        installer = update.installer
+
+        def tell() -> None:
+            follow(installer.progress.percent * 10)
+
+        update.followers.append(tell)
+        try:
+            digest = offer.bundle.sha256
+            content = await installer.install(self._bundle(offer), again=True, digest=digest)
+        finally:
+            update.followers.remove(tell)
+        return journal.armed(content.root)
+
+    async def go_back(self, journal: Journal) -> Journal | None:
+        await self._update().back()
+        return None
+
+    async def restart(self) -> None:
+        await reboot()
+
+    def healthy(self) -> bool:
+        return self._host.healthy()
+
+    def _update(self) -> Update:
+        update = self._host.update
+        if update is None:
+            raise RequestError("starting", "the node is still starting")
+        return update
+
+    def _was_kept(self, record: BootRecord, journal: Journal) -> bool:
+        """Whether the slot that was on trial is kept now."""
+        return (
+            journal.phase in (Phase.TRIAL, Phase.LEAVING)
+            and journal.slot == self._slots.running.name
+            and record.trial is Slot.NONE
+        )
+
+    def _sweep(self, offer: Offer | None, journal: Journal) -> None:
+        """Remove bundles that are not needed any more; patches stay, for the others."""
+        wanted = ""
+        if offer is not None and (journal.phase, journal.offer) != (Phase.DONE, offer.identifier):
+            wanted = os.path.basename(self._bundle(offer))
+        begin, _, end = os.path.basename(BUNDLE).partition("{}")
+        for name in entries(self._folder):
+            if name.startswith(begin) and name.endswith(end) and name != wanted:
+                remove(f"{self._folder}/{name}")
+
+    def _bundle(self, offer: Offer) -> str:
+        return self._folder + BUNDLE.format(offer.bundle.sha256)
+
+    async def _do(self, work: Callable[[], threads.T]) -> threads.T:
+        return await self._disk.do(work, HANGS)
+
+
+async def reboot() -> None:
+    """Restart the node in order.
+
+    :raises OSError: init cannot be told.
+    """
+    child = await asyncio.create_subprocess_exec("/sbin/reboot")
+    await child.wait()

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an update of one subject changes on this node: a slot of the card, or an application.
+
+``lane`` knows when; a taker knows how. There is one for the image, and the daemon has one for each
+application that is offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from thicket.update.journal import Journal
+from thicket.update.offer import Offer, Patch
+from thicket.update.rollout import Node
+
+
+class Look(NamedTuple):
+    """What is seen before a step.
+
+    :ivar slot: ``A`` or ``B``: where the version that runs is; an application has one place, ``A``.
+    :ivar ready: whether the bundle that is offered is here, whole and checked.
+    :ivar journal: how the journal goes on after what is seen; None where it stays.
+    """
+
+    node: Node
+    slot: str
+    ready: bool
+    journal: Journal | None = None
+
+
+class Taker(Protocol):
+    """Carries out what was decided. Its methods raise a ThicketError with words for people."""
+
+    def base(self) -> str:
+        """What patches for this node are a change of; empty where only the whole is of use."""
+
+    async def look(self, offer: Offer | None, journal: Journal) -> Look:
+        """Look at what runs here, and remove what is not needed any more."""
+
+    async def take(self, path: str, offer: Offer, patch: Patch) -> None:
+        """Make what is offered from a patch that is here as a whole, and judge it."""
+
+    async def install(
+        self, offer: Offer, journal: Journal, follow: Callable[[int], None]
+    ) -> Journal:
+        """Put into place what :meth:`take` has made, and return the journal that follows.
+
+        :param follow: called with how much is done, in thousandths.
+        """
+
+    async def go_back(self, journal: Journal) -> Journal | None:
+        """Leave what runs for what ran before; return the journal that follows.
+
+        :returns: None where the node has to restart first.
+        """
+
+    async def restart(self) -> None:
+        """Start the node anew, in order."""
+
+    def healthy(self) -> bool:
+        """Whether everything works that worked before."""
