@@ -6,14 +6,17 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
-from bundles_for_tests import UpdateKey, update_key
+from bundles_for_tests import update_key
 from fleet_for_tests import one_fleet
 
+from authority.update_signers import UpdateSigner
 from thicket.applications.app_file import SITE, About
-from thicket.trust import signed_file
+from thicket.trust import cms, signed_file
 
 ABOUT = About(
     name="lamp",
@@ -58,11 +61,29 @@ def lamp(version: str, start: str = "pass", health: str = "return None") -> dict
     }
 
 
+class Key(Protocol):
+    """A key of an update signer."""
+
+    def message(self, content: bytes, /) -> bytes:
+        """Return a signed message."""
+
+
+class SignerKey:
+    """The key of a signer that an authority has made."""
+
+    def __init__(self, signer: UpdateSigner) -> None:
+        self._signer = signer
+
+    def message(self, content: bytes, /) -> bytes:
+        signer = self._signer
+        return cms.sign(content, signer.certificate, datetime.now(UTC), signer.key.sign)
+
+
 def packed(
     folder: Path,
     files: Mapping[str, str],
     about: About = ABOUT,
-    key: UpdateKey | None = None,
+    key: Key | None = None,
 ) -> Path:
     """Write a signed file with these files below ``site``; return its path."""
     tree = folder / f"tree-{about.name}-{about.version}-{about.number}"

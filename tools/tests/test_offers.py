@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import io
+import os
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from random import Random
 
 import pytest
+from apps_for_tests import ABOUT, SignerKey, lamp, packed
 from fleet_for_tests import PREFIX
 
 from authority import deltas, offers, update
@@ -18,7 +20,7 @@ from authority.update import main as update_main
 from firmware import bundle as making
 from thicket.update import offer as said
 from thicket.update import patch as patches
-from thicket.update import verity
+from thicket.update import stream, verity
 from thicket.update.apply import Running, Wanted, apply
 from thicket.update.verity import BLOCK
 
@@ -58,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one.update_signers.make("release")
     signer = one.update_signers.open()
     for number, version in enumerate(("0.1.0", "0.2.0")):
-        release = making.Release("x86_64", version, 1, "0123456789ab")
+        release = making.Release("x86_64", version, 1, "0123456789ab", f"{number:064x}")
         unsigned = making.make(images(folder / version, number), folder, release)
         update.sign(unsigned, folder / f"{version}.raucb", one.fleet, signer, datetime.now(UTC))
     return folder
@@ -132,6 +134,61 @@ def test_an_offer(folder: Path, tmp_path: Path, capsys: Captured) -> None:
     order = said.check_order((tmp_path / "order").read_bytes(), fleet)
     assert (order.order, order.offer) == ("pause", offer.identifier)
     assert f"pause for offer {offer.identifier.hex()[:12]}" in printed
+
+
+def test_an_offer_of_an_application(folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    authority = Authority(folder / "fleet", lambda _: "correct horse")
+    key = SignerKey(authority.update_signers.open())
+    about = ABOUT._replace(fleet=authority.fleet.identifier)
+    app = packed(tmp_path, lamp("1.0"), about, key)
+    printed = says(capsys, "offer", app, "--canaries", "2")
+    assert "any (the whole)" in printed
+    out = tmp_path / "offer-lamp-1.0"
+    offer = said.check_offer((out / offers.OFFER).read_bytes(), authority.fleet)
+    data = app.read_bytes()
+    assert offer.bundle == said.Target("", "1.0", 0, len(data), sha256(data).hexdigest(), "lamp")
+    (patch,) = offer.patches
+    made = tmp_path / "made"
+    wanted = Wanted(str(made), len(data), sha256(data).hexdigest())
+    apply(str(out / offers.filename(patch)), wanted, None, lambda *_: None)
+    assert made.read_bytes() == data
+    # What nobody would install is not offered.
+    app.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    assert "not those that were signed" in says(capsys, "offer", app, status=1)
+    foreign = packed(tmp_path, lamp("1.0"), about)
+    assert "lamp-1.0" in str(foreign)
+    assert says(capsys, "offer", foreign, status=1)
+    delta = deltas.make(folder / "0.2.0.raucb", tmp_path, folder / "0.1.0.raucb", level=3).path
+    app.write_bytes(data)
+    words = says(capsys, "offer", app, "--delta", delta, "--out", tmp_path / "o", status=1)
+    assert "makes another bundle" in words
+
+
+def test_an_offer_is_sent(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "offer"
+    assert update_main(["offer", str(folder / "0.2.0.raucb"), "--out", str(out)]) == 0
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\necho "$@"\ncat >{tmp_path}/sent\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert update_main(["send", str(out), "n-0123456789ab.local"]) == 0
+    assert "-T root@n-0123456789ab.local thicket update offer -" in capfd.readouterr().out
+    with (tmp_path / "sent").open("rb") as file:
+        stream.receive(file, str(tmp_path / "got"))
+    assert {one.name: one.read_bytes() for one in (tmp_path / "got").iterdir()} == {
+        one.name: one.read_bytes() for one in out.iterdir()
+    }
+    # A node that ends early has said why.
+    ssh.write_text("#!/bin/sh\necho 'thicket: a newer offer is known here' >&2\nexit 1\n")
+    assert update_main(["send", str(out), "me@host"]) == 1
+    said_so = capfd.readouterr().err
+    assert "a newer offer is known here" in said_so
+    assert "me@host has not taken the offer (status 1), see above" in said_so
+    assert update_main(["send", str(tmp_path), "host"]) == 1
+    assert "has no offer: `thicket update offer` makes one" in capfd.readouterr().err
+    assert update_main(["send", str(out), "-oProxyCommand=x"]) == 2
 
 
 def test_what_is_refused(folder: Path, tmp_path: Path, capsys: Captured) -> None:

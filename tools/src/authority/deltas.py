@@ -117,6 +117,26 @@ def make(
     return Made(out, out.stat().st_size, header)
 
 
+def pack(new: Path, out: Path, *, tell: Tell = lambda _: None, level: int = LEVEL) -> Made:
+    """Make a patch of a file as a whole, whatever is in it, and try it.
+
+    :param out: where it is put, as a whole or not at all.
+    :param level: see ``LEVEL``.
+    :raises PatchError, ZstdError: there is not enough memory or space.
+    """
+    temporary = out.with_name(f".{out.name}.new")
+    with tempfile.TemporaryDirectory(prefix="thicket-delta-") as folder:
+        try:
+            data = bytearray(new.read_bytes())
+            header = Header(len(data), sha256(data).hexdigest(), None, ())
+            _compress(header, data, bytearray(), temporary, (tell, level))
+            _try(temporary, header, None, Path(folder))
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return Made(out, out.stat().st_size, header)
+
+
 def _checked(path: Path, file: BinaryIO, tell: Tell) -> Bundle:
     tell(f"checking {path.name}")
     try:
@@ -134,7 +154,6 @@ def _write(
 
     :param how: see :func:`make`.
     """
-    tell, level = how
     base, prefix = _base(old) if old else (None, bytearray())
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = Header(len(data), sha256(data).hexdigest(), base, _trees(file, data, bundle))
@@ -143,6 +162,15 @@ def _write(
             body += data[at : tree.at]
             at = tree.at + tree.bytes
         body += data[at:]
+    _compress(header, body, prefix, out, how)
+    return header
+
+
+def _compress(
+    header: Header, body: bytearray, prefix: bytearray, out: Path, how: tuple[Tell, int]
+) -> None:
+    """Write what is left of a file without its hash trees, as a change of ``prefix``."""
+    tell, level = how
     with out.open("xb") as target, _memory(body) as source, _memory(prefix) as front:
         target.write(header.packed())
         zstd.pack(
@@ -154,7 +182,6 @@ def _write(
         )
         target.flush()
         os.fsync(target.fileno())
-    return header
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from authority.deltas import Made
 from authority.errors import AuthorityError
 from authority.update_signers import UpdateSigner
 from authority.words import Parser, a_path, a_word
+from thicket.applications import app_file
 from thicket.cli.common import OK
 from thicket.trust import cms
 from thicket.trust.fleet import Fleet
@@ -60,7 +61,7 @@ def delta(_authority: Authority, rest: list[str]) -> int:
 
 def offer(authority: Authority, rest: list[str]) -> int:
     """``offer NEW``."""
-    parser = Parser("offer needs the NEW bundle")
+    parser = Parser("offer needs the NEW bundle, or the file of an application")
     parser.add_argument("new", type=a_path)
     parser.add_argument("--delta", type=a_path, action="append", default=[])
     parser.add_argument("--canaries", type=_canaries, default=1)
@@ -72,15 +73,15 @@ def offer(authority: Authority, rest: list[str]) -> int:
     parser.add_argument("--out", type=a_path)
     args = parser.parse_args(rest)
     plan = Plan(args.canaries, args.well, args.waves, args.failures, args.window)
-    with args.new.open("rb") as file:
-        found = bundles.read(file)
-        bundles.check_signer(found, authority.fleet, revoked=authority.revocations.names)
-    out = args.out or args.new.with_name(f"offer-{found.manifest.version}")
+    target = judge(args.new, authority)
+    name = f"{target.application}-{target.version}" if target.application else target.version
+    out = args.out or args.new.with_name(f"offer-{name}")
     signer = authority.update_signers.open(args.signer)
     by = (authority.fleet, signer)
     with Telling() as tell:
-        lines = make(args.new, args.delta, out, plan, by=by, when=datetime.now(UTC), tell=tell)
-    print(f"{'patch for':<28} {'bytes':>12} {'of the bundle':>14}")
+        when = datetime.now(UTC)
+        lines = make(args.new, args.delta, out, plan, target=target, by=by, when=when, tell=tell)
+    print(f"{'patch for':<28} {'bytes':>12} {'of the file':>14}")
     for line in lines:
         print(f"{line.what:<28} {line.size:>12,} {100 * line.size / line.of:>12.2f} %")
     print(f"Signed by {signer.name!r}: {out}/{OFFER}")
@@ -127,12 +128,43 @@ class Line(NamedTuple):
     of: int
 
 
+def judge(new: Path, authority: Authority) -> Target:
+    """Return what an offer says of a signed bundle, or of the signed file of an application.
+
+    :raises ThicketError: it is neither, or its signature does not count in the fleet.
+    """
+    revoked = authority.revocations.names
+    with new.open("rb") as file:
+        if new.suffix == app_file.ENDING:
+            app = app_file.read(file)
+            app_file.check_signer(app, authority.fleet, revoked=revoked)
+            app_file.check_contents(file, app.about)
+        else:
+            bundles.check_signer(bundles.read(file), authority.fleet, revoked=revoked)
+    return target_of(new)
+
+
+def target_of(new: Path) -> Target:
+    """Return what an offer says of such a file, which is not verified.
+
+    :raises ThicketError: it is neither.
+    """
+    with new.open("rb") as file:
+        digest, size = file_digest(file, "sha256").hexdigest(), file.tell()
+        if new.suffix == app_file.ENDING:
+            about = app_file.read(file).about
+            return Target("", about.version, 0, size, digest, about.name)
+        said = bundles.read(file).manifest
+    return Target(said.compatible, said.version, said.epoch, size, digest)
+
+
 def make(
     new: Path,
     given: list[Path],
     out: Path,
     plan: Plan,
     *,
+    target: Target,
     by: tuple[Fleet, UpdateSigner],
     when: datetime,
     tell: Callable[[str], object] = lambda _: None,
@@ -140,29 +172,25 @@ def make(
     """Make the folder of an offer: the patches and, last of all, the signed offer.
 
     :param given: patches that were made for the bundle; the whole one is made if it is not there.
+    :param target: what the offer says of it, see :func:`target_of`.
     :param by: the fleet and the signer.
     :raises AuthorityError: a patch is for another bundle, or two are for the same base.
     :raises OfferError: what was asked for is out of bounds.
     """
     fleet, signer = by
-    with new.open("rb") as file:
-        found = bundles.read(file)
-    said = found.manifest
     out.mkdir(parents=True, exist_ok=True)
     (out / OFFER).unlink(missing_ok=True)
-    with new.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    target = Target(said.compatible, said.version, said.epoch, new.stat().st_size, digest)
     ready = [_read(path) for path in given]
     for one in ready:
         if (one.header.size, one.header.sha256) != (target.size, target.sha256):
             raise AuthorityError(f"{one.path} makes another bundle than {new}: make it anew")
     number = int(when.timestamp())
-    some = Patch("", target.size, digest, digest)
+    some = Patch("", target.size, target.sha256, target.sha256)
     # What was asked for is judged before a minute goes by.
     offers.parse_offer(Offer(fleet.identifier, number, target, (some,), plan).text())
     if all(one.header.base for one in ready):
-        ready.append(deltas.make(new, out / "whole.new", tell=tell))
+        whole = deltas.pack if target.application else deltas.make
+        ready.append(whole(new, out / "whole.new", tell=tell))
     described = [(one, _describe(one)) for one in ready]
     offered = Offer(
         fleet.identifier,
@@ -178,7 +206,7 @@ def make(
     new_file.write_bytes(_signed(content, signer, when))
     offers.check_offer(new_file.read_bytes(), fleet)
     new_file.replace(out / OFFER)
-    return [Line("signed bundle itself", target.size, target.size)] + [
+    return [Line("the signed file itself", target.size, target.size)] + [
         Line(f"root {p.base[:16]}…" if p.base else "any (the whole)", p.size, target.size)
         for p in reversed(offered.patches)
     ]

@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from authority import offers
+from authority import offers, send
 from authority.authority import Authority
 from authority.errors import AuthorityError
 from authority.token import TokenError
 from authority.trusted import trusted
 from authority.update_signers import UpdateSigner
 from authority.words import Parser, a_path, a_word, run_command
+from thicket.applications.app_file import AppError
 from thicket.base.errors import ThicketError
 from thicket.cli.common import BAD, OK, USAGE, UsageError
 from thicket.trust import cms
@@ -49,10 +50,12 @@ usage: thicket update [--folder DIR] COMMAND
                             which is signed; OLDVERSION-to-NEWVERSION.patch beside NEW
   offer NEW [--delta FILE ...] [--canaries N|NAME,...] [--waves 10,50,100] [--well 10m]
         [--window HH:MM-HH:MM] [--failures N] [--signer NAME] [--out FOLDER]
-                            make a folder with everything that a fleet needs to take NEW:
-                            the patches, always with that for any device, and the signed
-                            offer. Canaries take it first; when they have been well, the
-                            waves (percent of the fleet) follow; the window is in UTC
+                            make a folder with everything that a fleet needs to take NEW, a
+                            bundle or the file of an application: the patches, always with
+                            that for any device, and the signed offer. Canaries take it
+                            first; when they have been well, the waves (percent of the
+                            fleet) follow; the window is in UTC
+  send FOLDER HOST          bring an offer to a node over ssh, which offers it to its fleet
   order pause|resume|abort|back [OFFER] [--signer NAME] [--out FILE]
                             sign an order about an offer, or whichever is in force
 
@@ -79,8 +82,8 @@ def main(words: list[str]) -> int:
         sys.stderr.write(f"thicket update: {error.filename or 'a file'}: {error.strerror}\n")
         return BAD
     except (
-        AuthorityError, BundleError, CertificateError, OfferError, OpenSslError, PatchError,
-        RefusedError, SignerRefusedError, TokenError, ZstdError,
+        AppError, AuthorityError, BundleError, CertificateError, OfferError, OpenSslError,
+        PatchError, RefusedError, SignerRefusedError, TokenError, ZstdError,
     ) as error:  # fmt: skip
         sys.stderr.write(f"thicket update: {error}\n")
         return BAD
@@ -264,6 +267,7 @@ _COMMANDS: Final[dict[str, Callable[[Authority, list[str]], int]]] = {
     "inspect": _inspect,
     "offer": offers.offer,
     "order": offers.order,
+    "send": send.send,
     "sign": _sign,
     "verify": _verify,
 }

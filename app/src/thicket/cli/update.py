@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
-from thicket.cli.common import BAD, OK, UsageError
+from thicket.cli.common import BAD, OK, UsageError, node_paths
 from thicket.cli.show import table as aligned
 from thicket.control.client import ClientError, request
 
@@ -44,14 +45,22 @@ def run(words: list[str], control: str) -> int:
             raise UsageError("update status takes --json alone")
         return _status(control, as_json="--json" in options)
     if verb == "offer":
+        if (len(names), options) == (0, {"-"}):
+            return _offer_stream(control, sys.stdin.buffer)
         if len(names) != 1 or options:
-            raise UsageError("update offer needs the FOLDER that `thicket update offer` made")
+            raise UsageError(
+                "update offer needs the FOLDER that `thicket update offer` made, or - for what "
+                "`thicket update send` sends"
+            )
         return _offer(control, names[0])
     if verb == "order":
-        if len(names) != 1 or options:
-            raise UsageError("update order needs pause, resume, abort, back or a signed FILE")
-        return _order(control, names[0])
-    raise UsageError("update needs install FILE, back, offer FOLDER, order WORD|FILE or status")
+        if not 1 <= len(names) <= 2 or options:
+            raise UsageError(
+                "update order needs pause, resume, abort or back, and for an application its name; "
+                "or a signed FILE"
+            )
+        return _order(control, *names)
+    raise UsageError("update needs install FILE, back, offer FOLDER|-, order WORD|FILE or status")
 
 
 def _install(control: str, path: str, *, again: bool, restart: bool) -> int:
@@ -114,17 +123,18 @@ def _restart(restart: bool) -> int:
 def _status(control: str, *, as_json: bool) -> int:
     answer = request(control, "update-status", {}, timeout=_ANSWER)
     if as_json:
-        print(json.dumps({key: value for key, value in answer.items() if key != "table"}))
+        print(json.dumps({key: value for key, value in answer.items() if key != "tables"}))
         return OK
     for slot in answer["slots"]:
         print(f"slot {slot_line(slot)}")
     installation = answer["installation"]
     if installation is not None and installation["state"] != "none":
         print(f"installation: {installation['state']}: {text(installation)}")
-    print("\n".join(["", *shown(answer["spread"])]))
-    if answer["table"]["rows"]:
-        print()
-        _print_table(answer["table"])
+    for one, table in zip([answer, *answer["others"]], answer["tables"], strict=True):
+        print("\n".join(["", *shown(one["spread"])]))
+        if table["rows"]:
+            print()
+            _print_table(table)
     return OK
 
 
@@ -152,7 +162,8 @@ def _offer(control: str, folder: str) -> int:
             raise ClientError("hangs", f"the card has not taken {folder} within {_LONG:.0f} s")
         print("copying patches to /data", flush=True)
     offer = answer["offer"]
-    print(f"offered to the fleet: {offer['compatible']} {offer['version']}")
+    what = offer["application"] or offer["compatible"]
+    print(f"offered to the fleet: {what} {offer['version']}")
     for patch in answer["patches"]:
         what = f"change of {patch['base'][:12]}" if patch["base"] else "whole"
         here = "here" if patch["here"] == patch["size"] else "not here"
@@ -161,8 +172,25 @@ def _offer(control: str, folder: str) -> int:
     return OK
 
 
-def _order(control: str, what: str) -> int:
-    params: dict[str, Any] = {"order": what}
+def _offer_stream(control: str, stream: BinaryIO) -> int:
+    """Offer what comes from the engineer's machine, see :mod:`thicket.update.stream`."""
+    from thicket.update import stream as streams
+
+    data = node_paths().data + streams.FOLDER
+    shutil.rmtree(data, ignore_errors=True)  # of one that was cut off
+    try:
+        streams.receive(stream, data)
+        return _offer(control, data)
+    except streams.StreamError as error:
+        raise ClientError(error.code, str(error)) from None
+    except OSError as error:
+        raise ClientError("not-kept", f"/data does not take it: {error.strerror}") from None
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
+
+
+def _order(control: str, what: str, application: str = "") -> int:
+    params: dict[str, Any] = {"order": what, "application": application}
     if what not in ORDERS:
         import base64
 
@@ -174,7 +202,8 @@ def _order(control: str, what: str) -> int:
                 f"{what} is no order ({', '.join(ORDERS)}), and no file: {error.strerror}"
             ) from None
         params = {"signed": base64.b64encode(data).decode("ascii")}
-    _print_table(request(control, "update-order", params, timeout=_ANSWER))
+    for table in request(control, "update-order", params, timeout=_ANSWER):
+        _print_table(table)
     return OK
 
 
@@ -183,7 +212,10 @@ def shown(answer: dict[str, Any]) -> list[str]:
     offer = answer["offer"]
     if offer is None:
         return ["No update is offered."]
-    lines = [f"Update to {offer['version']} for {offer['compatible']} (offer {offer['number']})"]
+    what = f"{offer['version']} for {offer['compatible']}"
+    if offer["application"]:
+        what = f"{offer['application']} {offer['version']}"
+    lines = [f"Update to {what} (offer {offer['number']})"]
     lines += [_patch(patch) for patch in answer["patches"]]
     if not offer["wanted"]:
         lines.append("This node does not need it.")
