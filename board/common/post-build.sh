@@ -79,6 +79,10 @@ ln -snf ../usr/lib/os-release "$target/etc/os-release"
 mkdir -p "$target/usr/share/thicket"
 gzip -9n <"$O/thicket_defconfig" >"$target/usr/share/thicket/defconfig.gz"
 
+# The public authorities, in one file, where OpenSSL looks for it.
+mkdir -p "$target/etc/ssl"
+ln -snf certs/ca-certificates.crt "$target/etc/ssl/cert.pem"
+
 # Updates: this image's kind of device; slots are named by links that init makes.
 mkdir -p "$target/etc/rauc"
 sed "s/@COMPATIBLE@/thicket-$board/" "$top/board/common/rauc/system.conf" \

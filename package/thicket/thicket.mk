@@ -4,7 +4,8 @@
 #
 ################################################################################
 
-THICKET_VERSION = 0.1.0
+THICKET_VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' \
+	$(BR2_EXTERNAL_THICKET_PATH)/../app/pyproject.toml)
 THICKET_SITE = $(BR2_EXTERNAL_THICKET_PATH)/../app
 THICKET_SITE_METHOD = local
 THICKET_SETUP_TYPE = setuptools
