@@ -42,7 +42,7 @@ READINGS = HERE.parents[1] / "examples" / "readings"
 TIMEOUT = 1800 + float(os.environ.get("THICKET_SOAK", "0"))
 """Seconds after which a test is ended that hangs where nothing else ends it."""
 
-SOAK = ("test_lossy", "test_power_cut", "test_update")
+SOAK = ("test_app_update", "test_lossy", "test_power_cut", "test_update")
 """The modules whose tests watch or repeat for THICKET_SOAK seconds."""
 
 FAILED = pytest.StashKey[bool]()
@@ -127,11 +127,15 @@ MESHES = {
             LabSpec(topology.make("full", 2)),
             others={"n2": Kind(IMAGE if IMAGE == "rpi64" else "standin-rpi64", "raspi3b")},
         ),
-        # Devices with cards, and with RAUC: they take updates.
+        # Devices with cards, and with RAUC: they take updates. What a node sends it sends slowly.
         Mesh(
             "updates",
-            LabSpec(topology.make("line", 3), config={"update": {"health_time": 10}}),
-            others=dict.fromkeys(("n1", "n2", "n3"), Kind("standin")),
+            LabSpec(
+                topology.make("line", 4), config={"update": {"health_time": 10, "air_share": 1}}
+            ),
+            others=dict.fromkeys(
+                ("n1", "n2", "n3", "n4"), Kind(IMAGE if IMAGE in parts.CARDS else parts.STANDIN)
+            ),
         ),
         # The chips of an open mesh are blank.
         Mesh("open", LabSpec(topology.make("full", 2), security="open")),

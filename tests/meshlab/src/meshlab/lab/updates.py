@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from authority import deltas
 from authority.authority import Authority
 from authority.update import sign
+from authority.update_signers import UpdateSigner
+from firmware import bundle as making
 from firmware import card as cards
 from host.cache import cache_root
 from meshlab.image import standin
@@ -17,6 +20,7 @@ from meshlab.image.lab import Text
 from meshlab.lab.errors import LabError
 from meshlab.lab.fleet import FOLDER
 from meshlab.lab.lab import Lab
+from meshlab.lab.real_parts import STANDIN, STANDINS
 from meshlab.machine.spec import CARD
 from thicket.trust import cms
 from thicket.update import bundle as bundles
@@ -33,40 +37,66 @@ PATIENCE = 300.0
 class Desk:
     """The engineer's machine of the lab's fleet.
 
+    What takes long is made in threads: the loop of a lab serves the chips of its nodes.
+
     :param folder: Where what it makes is put.
+    :param image: What the nodes run: a stand-in, or a firmware that was built.
     """
 
-    def __init__(self, lab: Lab, folder: Path) -> None:
+    def __init__(self, lab: Lab, folder: Path, image: str = STANDIN) -> None:
         self.authority = Authority(lab.directory / FOLDER, lambda _question: "")
         self.folder = folder
-        if SIGNER not in self.authority.list().get("update_signers", {}):
-            self.authority.update_signers.make(SIGNER)
+        self.image = image
 
-    def bundle(self, version: str | None = None, *texts: Text) -> Path:
-        """Return a signed bundle of the stand-in.
+    def signer(self, name: str = SIGNER) -> UpdateSigner:
+        """Return a signer of updates, made if there is none of that name."""
+        if name not in self.authority.list().get("update_signers", {}):
+            self.authority.update_signers.make(name)
+        return self.authority.update_signers.open(name)
+
+    async def bundle(self, version: str | None = None, *texts: Text) -> Path:
+        """Return a signed bundle of what the nodes run.
 
         :param version: Without one it is that of what is on the cards.
-        :param texts: Files that differ.
+        :param texts: Files that differ; of a firmware that was built, only the version can.
         """
-        own = (Text("usr/lib/os-release", f"VERSION_ID={version}\nTHICKET_EPOCH=1\n"),)
-        made = standin.bundle(
-            cache_root(), version=version, texts=(*own, *texts) if version else ()
-        )
+        return await asyncio.to_thread(self._bundle, version, texts)
+
+    def _bundle(self, version: str | None, texts: tuple[Text, ...]) -> Path:
+        if self.image in STANDINS:
+            own = (Text("usr/lib/os-release", f"VERSION_ID={version}\nTHICKET_EPOCH=1\n"),)
+            made = standin.bundle(
+                cache_root(),
+                name=self.image,
+                version=version,
+                texts=(*own, *texts) if version else (),
+            )
+        else:
+            made = self._built(version, texts)
         out = self.folder / f"{version or 'old'}.raucb"
-        signer = self.authority.update_signers.open(SIGNER)
-        sign(made, out, self.authority.fleet, signer, datetime.now(UTC))
+        sign(made, out, self.authority.fleet, self.signer(), datetime.now(UTC))
         return out
 
-    def patch(self, new: Path, old: Path | None = None) -> tuple[str, Path]:
+    def _built(self, version: str | None, texts: tuple[Text, ...]) -> Path:
+        if texts:
+            raise LabError(f"the files of {self.image} are as they were built: only stand-ins vary")
+        images = cache_root() / "build" / self.image / "images"
+        said = making.release(images)
+        return making.make(images, self.folder, said._replace(version=version or said.version))
+
+    async def patch(self, new: Path, old: Path | None = None) -> tuple[str, Path]:
         """Return the base of a patch and its file."""
         out = self.folder / f"{new.stem}-{'change' if old else 'whole'}.patch"
-        made = deltas.make(new, out, old, level=LEVEL)
+        made = await asyncio.to_thread(deltas.make, new, out, old, level=LEVEL)
         return made.header.base_hash, made.path
 
-    def offer(self, bundle: Path, patches: dict[str, Path], plan: Plan) -> bytes:
+    def offer(
+        self, bundle: Path, patches: dict[str, Path], plan: Plan, signer: str = SIGNER
+    ) -> bytes:
         """Return a signed offer.
 
         :param patches: Their files, by their bases.
+        :param signer: Who signs it.
         """
         with bundle.open("rb") as file:
             manifest = bundles.read(file).manifest
@@ -75,7 +105,6 @@ class Desk:
         target = Target(
             manifest.compatible, manifest.version, manifest.epoch, whole.size, whole.sha256
         )
-        signer = self.authority.update_signers.open(SIGNER)
         found: list[Patch] = []
         for base, path in patches.items():
             with path.open("rb") as file:
@@ -83,7 +112,8 @@ class Desk:
         now = datetime.now(UTC)
         fleet = self.authority.fleet.identifier
         made = Offer(fleet, int(now.timestamp()), target, tuple(found), plan)
-        return cms.sign(made.text(), signer.certificate, now, signer.key.sign)
+        by = self.signer(signer)
+        return cms.sign(made.text(), by.certificate, now, by.key.sign)
 
 
 async def run(lab: Lab, name: str, command: str) -> str:
