@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 from bundles_for_tests import update_key
@@ -273,8 +274,8 @@ async def test_an_offer_is_installed_and_the_node_restarts(network: Network) -> 
             slots.change(lambda record: boot_record.commit(record, Slot.B))
             await one.until(lambda: one.journal.phase is Phase.DONE, "it is kept")
             assert one.journal.root == NEW
-            left = [path.name for path in Path(host.paths.data, "update").glob("bundle-*")]
-            assert left == [], "the bundle makes room"
+            folder = Path(host.paths.data, "update")
+            await one.until(lambda: not list(folder.glob("bundle-*")), "the bundle makes room")
 
 
 @in_private_network
@@ -291,7 +292,8 @@ async def test_a_slot_that_was_written_by_somebody_else_is_not_taken_for_the_upd
         Slots(host.paths).begin()
         async with running(network, host) as one:
             assert one.part.own.rollout.journal.phase is Phase.NONE
-            await one.until(lambda: one.state() == "refused", "no patch is of what runs now")
+            await one.until(lambda: len(RESTARTS) == 2, "what is offered is installed once more")
+            assert one.journal.slot == "A"
 
 
 @in_private_network
@@ -328,6 +330,36 @@ async def test_what_cannot_be_installed_is_told(network: Network) -> None:
             (row,) = one.row()
             assert "it could not be installed: RAUC did not install it" in row["why"]
             assert not RESTARTS
+
+
+@in_private_network
+async def test_what_has_no_room_now_is_installed_later(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root, mock.patch.object(lane, "AGAIN", 0.2):
+        host = Host(Path(root) / "node")
+        host.installer.fault = InstallError("no-room", "/data is full: remove something from it")
+        async with running(network, host) as one:
+            await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
+            await one.until(lambda: one.state() == "refused", "it says what is in the way")
+            assert one.row()[0]["why"] == "/data is full: remove something from it"
+            host.installer.fault = None
+            await one.until(lambda: RESTARTS, "it is installed when there is room")
+            assert one.journal.phase is Phase.ARMED
+            assert one.journal.rejected == ()
+
+
+@in_private_network
+async def test_a_bundle_that_was_made_outlives_a_restart_of_the_daemon(network: Network) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        host = Host(Path(root) / "node")
+        offer = an_offer(canaries=("n-000000000000",))
+        bundle = Path(host.paths.data, "update", f"bundle-{offer.bundle.sha256}.raucb")
+        async with running(network, host) as one:
+            await one.part.offer(folder_of(Path(root) / "in", offer, SMALL), 20.0)
+            await one.until(lambda: one.state() == "waiting", "it waits for the canary")
+            made = bundle.stat().st_mtime_ns
+        async with running(network, host) as one:
+            await one.until(lambda: one.state() == "waiting", "it waits again")
+            assert bundle.stat().st_mtime_ns == made
 
 
 @in_private_network

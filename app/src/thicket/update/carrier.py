@@ -276,8 +276,11 @@ class Carrier:
         self._wire.tell_near(who)
         return True
 
+    async def load(self) -> None:
+        """Take the offer that is on the card, if that is not done yet."""
+        await self._or_report(self._load())
+
     async def _load(self) -> None:
-        """Take the offer that is on the card."""
         packed = await self._card.do(self._card.store.offer)
         if not packed:
             return
@@ -286,7 +289,8 @@ class Carrier:
         except ThicketError as error:
             log.warning("the offer on the card is not used: %s", error)
             return
-        await self._adopt(_newest(offer, packed))
+        if self.news(offer.number, offer.identifier) > 0:
+            await self._adopt(_newest(offer, packed))
 
     async def _adopt(self, newest: Newest) -> None:
         held: dict[int, Held] = {}
@@ -486,7 +490,7 @@ class Carrier:
     async def run(self) -> None:
         """Fetch, serve and hand over until cancelled."""
         try:
-            await self._or_report(self._load())
+            await self.load()
             while True:
                 self._wake.clear()
                 await self._or_report(self._work())

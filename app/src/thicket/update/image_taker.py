@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 BUNDLE = "/bundle-{}.raucb"
 HANGS = 60.0
 
+_RUNS = frozenset((Phase.TRIAL, Phase.DONE))
+
 
 class Host(Protocol):
     """What the image's updates need of their daemon."""
@@ -69,13 +71,12 @@ class ImageTaker:
             self._sweep(offer, journal)
             content = memory.slots.get(self._slots.running)
             compatible, version = self._image
-            node = Node(
-                self._me,
-                compatible,
-                content.version if content is not None else version,
-                content.file if content is not None else "",
-                record.epoch,
-            )
+            file = ""
+            if content is not None:
+                version, file = content.version, content.file
+            elif journal.slot == self._slots.running.name and journal.phase in _RUNS:
+                version, file = journal.version, journal.bundle  # the journal remembers as well
+            node = Node(self._me, compatible, version, file, record.epoch)
             here = offer is not None and os.path.exists(self._bundle(offer))
             after = journal.kept() if self._was_kept(record, journal) else None
             return Look(node, self._slots.running.name, here, after)

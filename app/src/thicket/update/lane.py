@@ -21,7 +21,7 @@ from thicket.base.pace import wait
 from thicket.update import journal, show, store
 from thicket.update.carrier import Carrier
 from thicket.update.exchange import Exchange, Follower
-from thicket.update.journal import Journal
+from thicket.update.journal import Journal, Phase
 from thicket.update.offer import BAD_OFFER, Offer, OfferError, Order, Patch, check_offer
 from thicket.update.progress import Members, Own
 from thicket.update.reports import Reports
@@ -46,6 +46,9 @@ KEEP = 600.0
 #: Seconds in which the others hear that this node restarts.
 GRACE = 2.0
 HANGS = 60.0
+#: Seconds until what cannot be installed now is tried again, and codes of errors that say so.
+AGAIN = 60.0
+LATER = frozenset(("no-room", "no-space", "no-data", "busy", "starting"))
 
 REPORTS = "/reports"
 
@@ -132,10 +135,12 @@ class Lane:
         self._action: Action = Nothing("")
         self._work: asyncio.Task[None] | None = None
         self._seen: Now | None = None
+        self._hindered = "", 0.0
         self._kept_at = now
 
     async def run(self) -> None:
         """Take part until cancelled."""
+        await self.carrier.load()  # what was made for an offer is not removed before that is known
         carrying = asyncio.create_task(self.carrier.run())
         try:
             while not carrying.done():
@@ -320,7 +325,11 @@ class Lane:
         except (ThicketError, OSError, TimeoutError) as error:
             log.warning("%s is not installed: %s", offer.bundle.words, error)
             words = str(error) or "the card does not answer"
-            await self._keep(rollout.not_installed(words, self._order(offer)))
+            if isinstance(error, ThicketError) and error.code in LATER:
+                self._hindered = words, time.monotonic() + AGAIN
+                await self._keep(rollout.follow(rollout.journal.enter(Phase.NONE)))
+            else:
+                await self._keep(rollout.not_installed(words, self._order(offer)))
         else:
             await self._keep(rollout.follow(after))
 
@@ -348,6 +357,8 @@ class Lane:
         """Return the facts of a step."""
         shared, carrier = self._shared, self.carrier
         found = shared.standing.clock().now
+        words, until = self._hindered
+        hindered = words if now < until else ""
         return Now(
             look.node,
             look.slot,
@@ -357,8 +368,8 @@ class Lane:
             shared.members.ages(now),
             None if found is None else found.hour * 60 + found.minute,
             carrier.fetched,
-            look.ready,
-            carrier.trouble,
+            look.ready and not hindered,
+            hindered or carrier.trouble,
             self._taker.healthy(),
             0 if found is None else int(found.timestamp()),
         )
