@@ -62,6 +62,21 @@ def test_a_failure_shows_where_in_the_log(
     assert "zlib 1.3 Extracting" in made.log.read_text()
 
 
+def test_what_relies_on_its_order_is_made_in_turn(
+    made: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buildroot's legal-info removes its folder first, and names that beside what fills it."""
+    monkeypatch.setenv("JOBS", "4")
+    (tmp_path / "buildroot/Makefile").write_text(
+        f"export BR2_VERSION := {build.VERSION}\n"
+        "legal-info: clean part\n"
+        "clean:\n\t@sleep 0.5; touch $(O)/clean\n"
+        "part:\n\t@test -e $(O)/clean\n"
+    )
+    made.target("legal-info")
+    assert (made.output / "clean").exists()
+
+
 def test_interrupted(made: Build, tmp_path: Path) -> None:
     """On a terminal there is one line that changes; ^C ends all, and no half-made file stays."""
     ends_with(tmp_path, "sleep 600")

@@ -52,6 +52,8 @@ _OURS = "thicket"
 """What these are called together where changes are noted."""
 _PATCHES = "board/common/patches"
 """Patches of other packages, in a folder for each (``BR2_GLOBAL_PATCH_DIR``)."""
+_IN_TURN = frozenset(("legal-info",))
+"""Buildroot's targets whose parts rely on their order: one begins by removing what is there."""
 _OWN_TARGETS = ("bundle", "cve", "savedefconfig", "sbom", "show-size")
 _INTERACTIVE = re.compile(r".*(menu|n|x|g)config")
 
@@ -182,6 +184,8 @@ class Build:
     def command(self, *targets: str) -> list[str]:
         """Return the command line that makes ``targets``."""
         jobs = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)) + 1)
+        if _IN_TURN & set(targets):
+            jobs = "1"
         return [
             "make",
             f"-j{jobs}",
