@@ -242,6 +242,11 @@ async def running(network: Network, host: Host) -> AsyncIterator[Running]:
             await asyncio.wait({task})
 
 
+def a_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder; what a thread still writes there when its node has ended does no harm."""
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+
 def an_offer(number: int = 1, **plan: Any) -> Offer:
     target = Target("thicket-rpi64", "2.0", 1, len(BUNDLE), "ef" * 32)
     parts = {"canaries": 1, "well": 0, "waves": (100,), "failures": 0, "window": None, **plan}
@@ -255,7 +260,7 @@ def order(offer: Offer, word: str, number: int = 5) -> bytes:
 
 @in_private_network
 async def test_an_offer_is_installed_and_the_node_restarts(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         async with running(network, host) as one:
             assert one.part.tables()[0]["headline"] == "there is no offer"
@@ -282,7 +287,7 @@ async def test_an_offer_is_installed_and_the_node_restarts(network: Network) -> 
 async def test_a_slot_that_was_written_by_somebody_else_is_not_taken_for_the_update(
     network: Network,
 ) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         async with running(network, host) as one:
             await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
@@ -298,7 +303,7 @@ async def test_a_slot_that_was_written_by_somebody_else_is_not_taken_for_the_upd
 
 @in_private_network
 async def test_a_slot_that_was_left_is_told_and_not_tried_again(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         async with running(network, host) as one:
             await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
@@ -321,7 +326,7 @@ async def test_a_slot_that_was_left_is_told_and_not_tried_again(network: Network
 
 @in_private_network
 async def test_what_cannot_be_installed_is_told(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         host.installer.fault = InstallError("rauc", "RAUC did not install it: no room")
         async with running(network, host) as one:
@@ -334,7 +339,7 @@ async def test_what_cannot_be_installed_is_told(network: Network) -> None:
 
 @in_private_network
 async def test_what_has_no_room_now_is_installed_later(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root, mock.patch.object(lane, "AGAIN", 0.2):
+    with a_folder() as root, mock.patch.object(lane, "AGAIN", 0.2):
         host = Host(Path(root) / "node")
         host.installer.fault = InstallError("no-room", "/data is full: remove something from it")
         async with running(network, host) as one:
@@ -349,7 +354,7 @@ async def test_what_has_no_room_now_is_installed_later(network: Network) -> None
 
 @in_private_network
 async def test_a_bundle_that_was_made_outlives_a_restart_of_the_daemon(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         offer = an_offer(canaries=("n-000000000000",))
         bundle = Path(host.paths.data, "update", f"bundle-{offer.bundle.sha256}.raucb")
@@ -364,7 +369,7 @@ async def test_a_bundle_that_was_made_outlives_a_restart_of_the_daemon(network: 
 
 @in_private_network
 async def test_orders_of_a_signer_and_of_a_member(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         offer = an_offer(canaries=("n-000000000000",))
         async with running(network, host) as one:
@@ -385,7 +390,7 @@ async def test_orders_of_a_signer_and_of_a_member(network: Network) -> None:
 
 @in_private_network
 async def test_an_offer_whose_signer_is_revoked_later_does_not_count(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         offer = an_offer(canaries=("n-000000000000",))
         folder = folder_of(Path(root) / "in", offer, SMALL)
@@ -416,7 +421,7 @@ def of_app(number: int = 1, **plan: Any) -> Offer:
 
 @in_private_network
 async def test_an_application_that_is_offered_is_tried_and_kept(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         async with running(network, host) as one:
             lane = await one.part.offer(folder_of(Path(root) / "in", of_app(), SMALL), 20.0)
@@ -453,7 +458,7 @@ async def test_an_application_that_is_offered_is_tried_and_kept(network: Network
 
 @in_private_network
 async def test_an_application_that_fails_or_is_refused_or_taken_back(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         async with running(network, host) as one:
             host.apps.fault = AppError("python", "it is for Python 3.9")
@@ -488,7 +493,7 @@ async def test_an_application_that_fails_or_is_refused_or_taken_back(network: Ne
 
 @in_private_network
 async def test_an_order_about_whichever_is_in_force_holds_for_all(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         waiting: dict[str, Any] = {"canaries": ("n-000000000000",)}
         async with running(network, host) as one:
@@ -507,7 +512,7 @@ async def test_an_order_about_whichever_is_in_force_holds_for_all(network: Netwo
 
 @in_private_network
 async def test_how_many_subjects_there_may_be(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as root:
+    with a_folder() as root:
         host = Host(Path(root) / "node")
         other = an_offer()
         other = other._replace(bundle=other.bundle._replace(compatible="thicket-x86_64"))

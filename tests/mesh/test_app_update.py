@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from apps_for_tests import ABOUT, SignerKey, lamp, packed
@@ -23,6 +26,10 @@ from meshlab.machine.shell import ShellError
 from thicket.update.offer import Plan
 
 MESH = "updates"
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("THICKET_SOAK"), reason="takes minutes: `make soak`, or THICKET_SOAK=1"
+)
 LONG = 900.0
 PLAN = Plan(canaries=1, well=5, waves=(100,), failures=0, window=None)
 

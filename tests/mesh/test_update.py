@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -32,6 +33,10 @@ from thicket.update.offer import CHUNK, Plan, read_offer
 from thicket.update.spread import WINDOW
 
 MESH = "updates"
+
+soak = pytest.mark.skipif(
+    not os.environ.get("THICKET_SOAK"), reason="takes minutes: `make soak`, or THICKET_SOAK=1"
+)
 
 LONG = 1500.0
 """Seconds within which a fleet takes an update on a busy host that emulates it."""
@@ -208,6 +213,7 @@ async def refused(nodes: Nodes, name: str, command: str) -> str:
 # -- what is not taken
 
 
+@soak
 async def test_nothing_travels_that_was_changed_or_is_of_a_revoked_signer(
     lab: Lab, nodes: Nodes, desk: Desk
 ) -> None:
@@ -291,6 +297,7 @@ async def test_nothing_travels_that_was_changed_or_is_of_a_revoked_signer(
 # -- orders
 
 
+@soak
 async def test_orders_given_at_one_node_are_obeyed_by_the_others(
     lab: Lab, nodes: Nodes, desk: Desk
 ) -> None:
@@ -340,6 +347,7 @@ async def test_orders_given_at_one_node_are_obeyed_by_the_others(
 
 
 @pytest.mark.usefixtures("varied")
+@soak
 async def test_a_canary_that_fails_stops_it_and_the_next_offer_goes_through_a_partition(
     lab: Lab, nodes: Nodes, desk: Desk
 ) -> None:
