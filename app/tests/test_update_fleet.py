@@ -267,6 +267,10 @@ async def test_an_offer_is_installed_and_the_node_restarts(network: Network) -> 
             assert await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
             await one.until(lambda: RESTARTS, "it restarts")
             assert host.installer.installed == ["ef" * 32]
+            # As the guide and web servers have it.
+            kept = {path.name for path in Path(host.paths.data, "update/offered").iterdir()}
+            digest = described(SMALL, BASE).sha256
+            assert kept == {"offer", f"{digest}.patch", f"{digest}.list"}
             assert one.journal.phase is Phase.ARMED
             assert one.state() == "restarting"
             assert len(RESTARTS) == 1
@@ -437,6 +441,7 @@ async def test_an_application_that_is_offered_is_tried_and_kept(network: Network
             host.apps.file = host.apps.file._replace(trial=False)
             await one.until(lambda: one.state(APP) == "done", "it was well, and is kept")
             folder = Path(host.paths.data) / "update/others/app-readings"
+            assert (folder / "offered/offer").exists()
             assert not list(folder.glob("*.app")), "the file makes room"
         # It is known after a restart, and not installed again.
         async with running(network, host) as one:

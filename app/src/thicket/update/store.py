@@ -25,8 +25,8 @@ from thicket.base.files import entries, remove, sync_file, sync_folder, write_at
 from thicket.trust import cms
 from thicket.update.offer import CHUNK, Patch
 
-FOLDER = "/update/offered"
-"""Below ``/data``; nothing else is there."""
+FOLDER = "/offered"
+"""In the folder of a subject; nothing else is there."""
 
 RESERVE = 16 << 20
 """Bytes that stay free on ``/data``."""
