@@ -558,6 +558,85 @@ async def test_how_many_subjects_there_may_be(network: Network) -> None:
             assert "app/UPPER" not in one.part.lanes
 
 
+@in_private_network
+async def test_a_lane_that_fails_disturbs_no_other_and_goes_on(network: Network) -> None:
+    with a_folder() as root, mock.patch.object(fleet, "AGAIN", 0.1):
+        host = Host(Path(root) / "node")
+        broken = True
+        current = host.apps.current
+
+        async def look(name: str) -> Current | None:
+            if broken:
+                raise AppError("hangs", "the card has not answered")
+            return await current(name)
+
+        with mock.patch.object(host.apps, "current", look):
+            async with running(network, host) as one:
+                await one.part.offer(folder_of(Path(root) / "a", of_app(), SMALL), 20.0)
+                await one.part.offer(folder_of(Path(root) / "b", an_offer(), SMALL), 20.0)
+                await one.until(lambda: RESTARTS, "the image is updated all the same")
+                assert one.state(APP) == ""
+                broken = False
+                await one.until(lambda: one.state(APP) == "trial", "it goes on")
+
+
+@in_private_network
+async def test_a_card_that_takes_no_new_subject(network: Network) -> None:
+    with a_folder() as root:
+        host = Host(Path(root) / "node")
+        others = Path(host.paths.data, "update/others")
+        others.parent.mkdir(parents=True, exist_ok=True)
+        others.write_text("no folder")
+        async with running(network, host) as one:
+            with pytest.raises(RequestError, match="/data does not take it: Not a directory"):
+                await one.part.take(named("lamp", 1), "a person")
+            one.part.exchange._on_offer("a", "app/lamp", named("lamp", 1))
+            await one.until(host.problems.all, "it is told")
+            (problem,) = host.problems.all()
+            assert problem["code"] == "offer-refused"
+            others.unlink()
+            assert await one.part.take(named("lamp", 1), "a person")
+
+
+@pytest.mark.parametrize(
+    ("journal_of", "digest", "trial", "phase", "words"),
+    [
+        (Phase.BEGUN, "ab", True, Phase.TRIAL, ""),
+        (Phase.BEGUN, "", False, Phase.NONE, ""),
+        (Phase.TRIAL, "ab", True, None, ""),
+        (Phase.TRIAL, "ab", False, Phase.DONE, ""),
+        (Phase.TRIAL, "cd", False, Phase.FAILED, "another version was installed by hand"),
+        (Phase.DONE, "ab", False, None, ""),
+        (Phase.DONE, "", False, Phase.FAILED, "it was removed by hand"),
+        (Phase.LEAVING, "ab", False, None, ""),
+        (Phase.LEAVING, "", False, Phase.LEFT, "told so"),
+        (Phase.FAILED, "", False, None, ""),
+        (Phase.NONE, "ab", False, None, ""),
+    ],
+)
+def test_how_the_journal_of_an_application_goes_on(
+    journal_of: Phase, digest: str, trial: bool, phase: Phase | None, words: str
+) -> None:
+    why = "told so" if journal_of is Phase.LEAVING else ""
+    before = journal.Journal(bundle="ab", phase=journal_of, why=why)
+    current = Current("/x" if digest else "", "1", trial, "")
+    after = app_taker.went_on(before, digest, current)
+    assert (after and after.phase, after.why if after else "") == (phase, words)
+
+
+def test_an_application_whose_installation_is_cut_off_again_and_again() -> None:
+    going = journal.Journal(bundle="ab", phase=Phase.BEGUN)
+    for tries in range(1, journal.MOST_TRIES):
+        after = app_taker.went_on(going, "", None)
+        assert after is not None
+        assert (after.phase, after.tries) == (Phase.NONE, tries)
+        going = after.enter(Phase.BEGUN)
+    after = app_taker.went_on(going, "", None)
+    assert after is not None
+    assert after.phase is Phase.FAILED
+    assert after.rejection("ab", 0) == "it was cut off 3 times while it was installed"
+
+
 def named(application: str, number: int) -> bytes:
     offer = of_app(number)
     offer = offer._replace(bundle=offer.bundle._replace(application=application))

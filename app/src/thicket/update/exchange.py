@@ -297,7 +297,7 @@ class Exchange(Process):
         try:
             if await self._take_offer(subject, packed, peer):
                 self.send(peer, subject, self._have(subject))  # it tells which chunks it has
-        except ThicketError as error:
+        except (ThicketError, OSError, TimeoutError) as error:
             self._refused_at = time.monotonic()
             log.warning("an update that %s offers is not taken: %s", peer, error)
             self._host.problems.report(

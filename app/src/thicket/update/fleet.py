@@ -56,6 +56,8 @@ TOO_MANY = "too-many"
 #: Bytes of the largest of these files that is read.
 MOST_BYTES = 4 << 20
 HANGS = 60.0
+#: Seconds until a lane that failed goes on.
+AGAIN = 60.0
 
 _FOLDER = re.compile(r"(image|app)-([a-z0-9_-]{1,64})")
 
@@ -123,7 +125,6 @@ class FleetUpdate:
         self._me = me
         self._files = files
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._changed = asyncio.Event()
         self._opening = asyncio.Lock()
         self._offering: tuple[str, asyncio.Task[Lane]] | None = None
         self._shared = Shared(
@@ -141,7 +142,10 @@ class FleetUpdate:
         """Open the lanes that were open before the restart; :meth:`run` is to follow."""
         await self._open(self._files.own, self._files.journal)
         for subject in self._files.others:
-            await self._open(subject)
+            try:
+                await self._open(subject)
+            except ThicketError as error:
+                log.warning("updates of %s rest: %s", name_of(subject), error)
 
     async def end(self) -> None:
         """End all lanes."""
@@ -154,22 +158,16 @@ class FleetUpdate:
         """Take part until cancelled."""
         source = Source(self._carriers, self.take, lambda: self._host.settings.update.source)
         beside = {asyncio.create_task(self.exchange.run()), asyncio.create_task(source.run())}
-        changed: asyncio.Task[Any] | None = None
         try:
             while True:
-                changed = asyncio.create_task(self._changed.wait())
-                tasks = {changed, *beside, *self._running.values()}
                 done, _ = await asyncio.wait(
-                    tasks, timeout=lane.KEEP, return_when=asyncio.FIRST_COMPLETED
+                    beside, timeout=lane.KEEP, return_when=asyncio.FIRST_COMPLETED
                 )
-                changed.cancel()
-                for task in done & {*beside, *self._running.values()}:
+                for task in done:
                     task.result()  # it never ends by itself
-                self._changed.clear()
-                if not done:
-                    await self._keep_members()
+                await self._keep_members()
         finally:
-            for task in (*beside, *([changed] if changed else [])):
+            for task in beside:
                 task.cancel()
             await self.end()
             await self._keep_members()
@@ -229,13 +227,16 @@ class FleetUpdate:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             return _read(folder + REPORTS), journal.load(folder)
 
-        reports, written = await self._shared.disk.do(work, HANGS)
+        try:
+            reports, written = await self._shared.disk.do(work, HANGS)
+        except OSError as error:  # a TimeoutError is one as well
+            words = error.strerror or "the card does not answer"
+            raise RequestError("not-kept", f"/data does not take it: {words}") from None
         own = Own(self._me, self._files.start)
         before = lane.Kept(own, reports, written if went_on is None else went_on)
         made = Lane(subject, folder, self._shared, self._taker(subject, folder), before)
         self.lanes[subject] = made
-        self._running[subject] = asyncio.create_task(made.run())
-        self._changed.set()
+        self._running[subject] = asyncio.create_task(_supervised(made))
         return made
 
     def _taker(self, subject: str, folder: str) -> Taker:
@@ -352,6 +353,16 @@ class FleetUpdate:
             await self._shared.disk.do(lambda: write_atomically(path, data, mode=0o600), HANGS)
         except (OSError, TimeoutError, ThicketError) as error:
             log.debug("who is in the fleet is not kept: %s", error)
+
+
+async def _supervised(one: Lane) -> None:
+    """Keep a lane running: where one fails, the others go on."""
+    while True:
+        try:
+            await one.run()
+        except Exception:
+            log.exception("updates of %s rest for a while", name_of(one.subject))
+        await asyncio.sleep(AGAIN)
 
 
 async def make(host: Host, node: ClusterNode, me: str) -> FleetUpdate:

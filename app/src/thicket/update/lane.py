@@ -271,8 +271,10 @@ class Lane:
             await self.carrier.drop()
             newest = None
         offer = newest.offer if newest is not None else None
-        look = await self._taker.look(offer, self.rollout.journal)
-        if look.journal is not None and not self._busy:
+        before, busy = self.rollout.journal, self._busy
+        look = await self._taker.look(offer, before)
+        # What was seen while something was under way is old when that has ended meanwhile.
+        if look.journal is not None and not busy and self.rollout.journal is before:
             await self._keep(self.rollout.follow(look.journal))
         facts = self._seen = self._gather(now, offer, look)
         step = self.rollout.step(now, facts)
