@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thicket.base.files import locked
 from thicket.cli import update as command
 from thicket.cli.common import BAD, OK, USAGE
 from thicket.cli.main import main
@@ -110,3 +111,11 @@ def test_the_command_takes_a_stream(
     assert "the connection has ended before all was here" in capsys.readouterr().err
     assert not folder.exists()
     assert main(["update", "offer", "-", "/data"]) == USAGE
+    # Two at once do not mix: the second one is told, and what the first has sent stays.
+    folder.mkdir()
+    (folder / "offer").write_text("of the first")
+    with locked(f"{folder}.lock", 0.0, OSError()):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        assert main(["update", "offer", "-"]) == BAD
+    assert "another offer is being sent to this node" in capsys.readouterr().err
+    assert (folder / "offer").read_text() == "of the first"

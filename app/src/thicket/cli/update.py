@@ -174,19 +174,23 @@ def _offer(control: str, folder: str) -> int:
 
 def _offer_stream(control: str, stream: BinaryIO) -> int:
     """Offer what comes from the engineer's machine, see :mod:`thicket.update.stream`."""
+    from thicket.base.files import locked
     from thicket.update import stream as streams
 
     data = node_paths().data + streams.FOLDER
-    shutil.rmtree(data, ignore_errors=True)  # of one that was cut off
+    busy = ClientError("busy", "another offer is being sent to this node: wait for its end")
     try:
-        streams.receive(stream, data)
-        return _offer(control, data)
+        with locked(data + ".lock", 0.0, busy):
+            try:
+                shutil.rmtree(data, ignore_errors=True)  # of one that was cut off
+                streams.receive(stream, data)
+                return _offer(control, data)
+            finally:
+                shutil.rmtree(data, ignore_errors=True)
     except streams.StreamError as error:
         raise ClientError(error.code, str(error)) from None
     except OSError as error:
         raise ClientError("not-kept", f"/data does not take it: {error.strerror}") from None
-    finally:
-        shutil.rmtree(data, ignore_errors=True)
 
 
 def _order(control: str, what: str, application: str = "") -> int:
