@@ -143,9 +143,18 @@ class Apps:
         self.fault: AppError | None = None
         self.folder = ""
         self.installs = 0
+        self.writes = asyncio.Event()
+        self.written = asyncio.Event()
+        self.written.set()
+        self.looked = 0
+        self.slow: asyncio.Event | None = None
 
     async def current(self, _name: str) -> Current | None:
-        return self.file
+        seen = self.file
+        if self.slow is not None:
+            self.looked += 1
+            await self.slow.wait()
+        return seen
 
     async def service(self) -> Apps:
         return self
@@ -158,6 +167,8 @@ class Apps:
 
     async def take(self, path: str) -> None:
         self.installs += 1
+        self.writes.set()
+        await self.written.wait()
         kept = Path(self.folder) / f"kept-{self.installs}"
         kept.write_bytes(Path(path).read_bytes())
         self.file = Current(str(kept), "1.2", True, "")
@@ -459,6 +470,27 @@ async def test_an_application_that_is_offered_is_tried_and_kept(network: Network
                 one.part.give("back", "readings")
             with pytest.raises(RequestError, match="no offer of an application 'x'"):
                 one.part.give("back", "x")
+
+
+@in_private_network
+async def test_what_was_seen_before_an_installation_ended_does_not_count(network: Network) -> None:
+    with a_folder() as root:
+        host = Host(Path(root) / "node")
+        apps = host.apps
+        async with running(network, host) as one:
+            apps.written.clear()
+            await one.part.offer(folder_of(Path(root) / "in", of_app(), SMALL), 20.0)
+            await asyncio.wait_for(apps.writes.wait(), 60)
+            apps.slow = asyncio.Event()
+            await one.until(lambda: apps.looked, "it looks while the file is written")
+            apps.written.set()
+            mine = one.part.lanes[APP]
+            await one.until(lambda: mine.rollout.journal.phase is Phase.TRIAL, "it is on trial")
+            apps.slow.set()
+            looked = apps.looked
+            await one.until(lambda: apps.looked > looked + 1, "it has looked again")
+            assert mine.rollout.journal.phase is Phase.TRIAL
+            assert apps.installs == 1
 
 
 @in_private_network
