@@ -92,7 +92,11 @@ async def test_slot_a_starts_as_autoboot_says(device: Device) -> None:
 SLOTS = "/usr/lib/thicket/boot-slots"
 
 
-async def test_the_other_slot_is_tried_left_tried_and_taken(device: Device) -> None:
+async def test_the_other_slot_is_tried_left_tried_and_taken(
+    device: Device, image: real_parts.RealParts
+) -> None:
+    if image.image == "standin-rpi64" and not SOAK:
+        pytest.skip("on one architecture, on both with THICKET_SOAK=1: nothing in it is different")
     await device.on()
     await device.data_state()
     await device.run(f"{SLOTS} set-primary B")

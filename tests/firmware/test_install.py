@@ -221,7 +221,7 @@ def unsigned(name: str, folder: Path) -> Path:
     return making.make(images, folder, making.release(images)._replace(version="2.0.0"))
 
 
-@pytest.mark.parametrize("name", [real_parts.STANDIN, "x86_64"])
+@pytest.mark.parametrize("name", [real_parts.STANDIN, *real_parts.CARDS])
 async def test_an_update_is_installed_tried_and_kept(name: str, tmp_path: Path) -> None:
     image = loaded(name)
     stick = Stick.of(
