@@ -222,7 +222,8 @@ class Carrier:
     :ivar held: the patches of which the chunk list is here, by their places in the offer.
     :ivar theirs: what others have of each patch.
     :ivar failed: patches of which no bundle could be made, and why.
-    :ivar counters: chunks ``received``, ``sent`` and ``wrong``.
+    :ivar counters: chunks ``received``, those of them that came over more than one hop (``far``),
+        ``sent`` and ``wrong``.
     """
 
     def __init__(
@@ -233,7 +234,7 @@ class Carrier:
         self.theirs: list[Offering] = []
         self.failed: dict[int, str] = {}
         self.download: Download | None = None
-        self.counters = dict.fromkeys(("received", "sent", "wrong"), 0)
+        self.counters = dict.fromkeys(("received", "far", "sent", "wrong"), 0)
         self._host = host
         self._wire = wire
         self._card = Card(store, host.problems, part)
@@ -474,6 +475,8 @@ class Carrier:
             return
         if self.held[download.place].is_right(chunk, data):
             self.counters["received"] += 1
+            way = self._host.ways().get(peer)
+            self.counters["far"] += way is not None and way.hops > spread.NEAR
             fetch.kept(peer, chunk)
             download.writing.append((chunk, data))
         else:

@@ -4,13 +4,22 @@
 A mesh of nodes with cards on a grid, where every link loses frames. The first node is offered a
 small change, then the whole bundle; nobody installs them, as the plan waits for a canary that is
 not there. Beside it the same for one neighbour alone. What is printed is one run's, and passes or
-fails nothing. The nodes share the host's processors: times are those of a busy host.
+fails nothing.
+
+The nodes share the host's processors, and an emulated node needs some five seconds of one for each
+megabyte that it takes or gives. Eight nodes then wait for processors where two wait for the air.
+The column ``host`` says so: times where it is near 100 % are those of the host. With ``--air-share
+1`` the nodes send so slowly that the air is what they wait for, as devices do.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import json
+import os
+import random
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +28,7 @@ from pathlib import Path
 from host.cache import cache_root
 from meshlab.bench.mesh import table
 from meshlab.cli.lab import run_supervised
+from meshlab.image.lab import Text
 from meshlab.lab import real_parts, topology
 from meshlab.lab.errors import LabError
 from meshlab.lab.lab import Lab
@@ -40,11 +50,15 @@ class Spread:
     :ivar size: bytes of it.
     :ivar times: seconds until each node had it, without the first one.
     :ivar sent: transmissions on the air meanwhile, retries included.
+    :ivar far: share of the chunks that came over more than one hop.
+    :ivar host: share of the host's processors that the nodes took.
     """
 
     size: int
     times: list[float]
     sent: int
+    far: float
+    host: float
 
     @property
     def share(self) -> float:
@@ -62,13 +76,39 @@ async def spread(lab: Lab, desk: Desk, bundle: Path, base: str, patch: Path) -> 
         await put(lab, first, f"{folder}/patch", patch.read_bytes())
     await put(lab, first, f"{folder}/offer", desk.offer(bundle, {base: patch}, NOBODY))
     before = await lab.medium_call("status", patience=60)
+    counted, used = await _counters(lab, others), _used(lab)
     size, started = patch.stat().st_size, lab.elapsed
     async with asyncio.TaskGroup() as group:
         arriving = [group.create_task(_arrives(lab, name, size)) for name in others]
         await run(lab, first, f"thicket update offer {folder}")
     times = sorted(task.result() - started for task in arriving)
+    used, took = _used(lab) - used, lab.elapsed - started
     after = await lab.medium_call("status", patience=60)
-    return Spread(size, times, int(after["attempts"]) - int(before["attempts"]))
+    now = await _counters(lab, others)
+    received, far = (now[key] - counted[key] for key in ("received", "far"))
+    return Spread(
+        size,
+        times,
+        int(after["attempts"]) - int(before["attempts"]),
+        far / received,
+        used / took / len(os.sched_getaffinity(0)),
+    )
+
+
+async def _counters(lab: Lab, names: list[str]) -> dict[str, int]:
+    """Return what nodes have counted of chunks, all together."""
+    total = dict.fromkeys(("received", "far"), 0)
+    for name in names:
+        said = json.loads(await run(lab, name, "thicket update status --json"))
+        for key in total:
+            total[key] += said["spread"]["counters"][key]
+    return total
+
+
+def _used(lab: Lab) -> float:
+    """Return the processor seconds that the nodes have taken."""
+    machines = (node.machine for node in lab.nodes.values())
+    return sum(machine.cpu_seconds() for machine in machines if machine is not None)
 
 
 async def _arrives(lab: Lab, name: str, size: int) -> float:
@@ -85,23 +125,30 @@ async def _arrives(lab: Lab, name: str, size: int) -> float:
     return lab.elapsed
 
 
-async def _measure(nodes: int, loss: float, folder: Path) -> list[Spread]:
-    """Measure the spread of a change and of the whole bundle in a mesh."""
+async def _measure(nodes: int, args: argparse.Namespace, folder: Path) -> list[Spread]:
+    """Measure the spread of a change, and of the whole bundle, in a mesh."""
     parts = real_parts.load("standin", cache_root(), 1, _progress)
     shape = topology.make("grid" if nodes > 2 else "full", nodes)
     found: list[Spread] = []
-    async with Lab(LabSpec(shape, name="bench-update"), parts) as lab:
+    config = {"update": {"air_share": args.air_share}}
+    async with Lab(LabSpec(shape, name="bench-update", config=config), parts) as lab:
         await lab.formed(900)
         for one, other in lab.spec.topology.links:
-            await lab.link(one, other, loss=loss)
+            await lab.link(one, other, loss=args.loss)
         desk = Desk(lab, folder)
-        old, new = await desk.bundle(), await desk.bundle("2.0.0")
-        for before in (old, None):
+        old, new = await desk.bundle(), await desk.bundle("2.0.0", *_ballast(args.change))
+        for before in (old, None) if args.whole else (old,):
             base, patch = await desk.patch(new, before)
             await _ready(lab)
             found.append(await spread(lab, desk, new, base, patch))
             _progress(f"{nodes} nodes, {patch.name}: {found[-1]}")
     return found
+
+
+def _ballast(size: int) -> tuple[Text, ...]:
+    """Return a file that makes a change so many KiB larger, as nothing makes it smaller."""
+    data = random.Random(size).randbytes(size << 10)
+    return (Text("usr/share/ballast", base64.b64encode(data).decode("ascii")),) if size else ()
 
 
 def _progress(text: str) -> None:
@@ -118,11 +165,11 @@ async def _ready(lab: Lab) -> None:
     raise LabError("the first node takes no offers")
 
 
-async def measure(nodes: int, loss: float) -> int:
+async def measure(args: argparse.Namespace) -> int:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as name:
-        alone = await _measure(2, loss, Path(name))
-        fleet = await _measure(nodes, loss, Path(name))
+        alone = await _measure(2, args, Path(name))
+        fleet = await _measure(args.nodes, args, Path(name))
     rows = [
         [
             what,
@@ -133,11 +180,17 @@ async def measure(nodes: int, loss: float) -> int:
             f"{many.times[-1] / one.times[-1]:.1f}",
             f"{one.share:.2f}",
             f"{many.share:.2f}",
+            f"{100 * many.far:.0f} %",
+            f"{100 * one.host:.0f} %, {100 * many.host:.0f} %",
         ]
-        for what, one, many in zip(("change", "whole"), alone, fleet, strict=True)
+        for what, one, many in zip(("change", "whole"), alone, fleet, strict=False)
     ]
     heads = ["patch", "size", "alone", "first", "last", "last/alone", "sent alone", "sent a node"]
-    print(f"{nodes} nodes on a grid, every link loses {100 * loss:g} % of all frames")
+    heads += ["far", "host"]
+    print(
+        f"{args.nodes} nodes on a grid, every link loses {100 * args.loss:g} % of all frames, "
+        f"each node may take {args.air_share} % of the air"
+    )
     print(table(heads, rows))
     return 0
 
@@ -147,9 +200,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-update")
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--loss", type=float, default=0.1, help="share of frames, 0 to 1")
+    parser.add_argument(
+        "--air-share", type=int, default=20, metavar="PERCENT", help="[update] air_share"
+    )
+    parser.add_argument(
+        "--change", type=int, default=0, metavar="KIB", help="how much larger the change is"
+    )
+    parser.add_argument(
+        "--no-whole", dest="whole", action="store_false", help="the change alone, not the whole"
+    )
     args = parser.parse_args()
     try:
-        return run_supervised(measure(args.nodes, args.loss))
+        return run_supervised(measure(args))
     except* LabError as group:
         print(f"bench-update: {'; '.join(map(str, group.exceptions))}", file=sys.stderr)
     return 1
