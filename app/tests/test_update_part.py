@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import io
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
+from urllib.error import HTTPError
+from urllib.request import Request
 
 import pytest
 from private_network import until
@@ -25,6 +31,8 @@ from thicket.cli import update as command
 from thicket.cli.common import OK, USAGE
 from thicket.cli.main import main
 from thicket.daemon import update_part
+from thicket.update import source as source_module
+from thicket.update import web
 from thicket.update.carrier import Carrier
 from thicket.update.messages import Message
 from thicket.update.offer import CHUNK, Offer, Patch, check_offer
@@ -120,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             self.send_error(404)
             return
-        tag = f'"{hashlib.sha256(data).hexdigest()[:8]}"'
+        tag = self.tag(data)
         given = self.headers.get("Range", "")
         self.asked.append(f"{self.path} {given}".strip())
         if self.headers.get("If-None-Match") == tag:
@@ -135,6 +143,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def tag(self, data: bytes) -> str:
+        return f'"{hashlib.sha256(data).hexdigest()[:8]}"'
 
     def log_message(self, *_: object) -> None:
         pass
@@ -220,12 +231,13 @@ async def test_several_offers_in_one_folder(
         handler.files[f"/folder/{number}.offer"] = packed
     handler.files["/folder/offers"] = b"0.offer\n1.offer\n2.offer\n"
     source = Source(list, take, lambda: url)
-    with pytest.raises(SourceError, match="does not count"):
-        await source._look(url)
+    await source._look(url)
     assert taken == offers, "one that is refused holds up no other"
-    with pytest.raises(SourceError, match="does not count"):
-        await source._look(url)
+    assert "does not count" in caplog.text
+    source._look_at = 0.0
+    await source._look(url)
     assert taken[3:] == [offers[1]], "the others have not changed"
+    source._look_at = 0.0
     for bad in (b"../secret", b"a b/c", b"\xff"):
         handler.files["/folder/offers"] = bad
         with pytest.raises(SourceError, match="no name of a file"):
@@ -233,6 +245,130 @@ async def test_several_offers_in_one_folder(
     handler.files["/folder/offers"] = b"x" * 5000
     with pytest.raises(SourceError, match="longer"):
         await source._look(url)
+
+
+async def test_what_is_wrong_with_one_offer_or_patch_holds_up_no_other(
+    tmp_path: Path, server: tuple[str, type[Handler]], caplog: pytest.LogCaptureFixture
+) -> None:
+    url, handler = server
+    fill(handler)
+    handler.files["/folder/other"] = b"no offer"
+    handler.files["/folder/offers"] = b"other offer none"
+    missing = Carrier(Host(), Store(str(tmp_path / "b")), Wire())
+    await missing.take_offer(signed(an_offer(7, described(bytes(3 * CHUNK), ""))), "a node")
+    host = Host()
+    carrier = Carrier(host, Store(str(tmp_path / "a")), Wire())
+    source = Source(lambda: [missing, carrier], carrier.take_offer, lambda: url)
+    works = (missing.run(), carrier.run(), source.run())
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await until(lambda: host.taken == [SMALL], "it is here")
+        await until(lambda: ".list: 404" in caplog.text, "the other one is asked for")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert caplog.text.count(".list: 404") == 1, "it rests"
+    assert "/folder/none: 404" in caplog.text
+
+
+async def test_tags_of_a_server_are_bounded() -> None:
+    """A server may name other offers each time, and send tags that no request may have."""
+    looks: list[int] = []
+
+    def fetch(url: str, most: int, headers: dict[str, str]) -> Answer:
+        if url.endswith("/offers"):
+            return Answer(200, " ".join(f"{len(looks)}-{n}" for n in range(50)).encode(), "")
+        return Answer(200, b"", '"tag"')
+
+    async def take(packed: bytes, who: str) -> bool:
+        return False
+
+    source = Source(list, take, lambda: "http://here", fetch)
+    for look in range(5):
+        looks.append(look)
+        source._look_at = 0.0
+        await source._look("http://here")
+        assert len(source._tags) == 32
+
+
+@pytest.mark.parametrize("tag", ['"a\r\n b"', '"' + "x" * 5000 + '"', "none"])
+def test_a_tag_that_is_none_is_not_kept(server: tuple[str, type[Handler]], tag: str) -> None:
+    url, handler = server
+    handler.files["/folder/a"] = b"a"
+    with mock.patch.object(handler, "tag", lambda _self, _data: tag):
+        assert get(f"{url}/a", 1, {}) == Answer(200, b"a", "")
+
+
+class Trickle(BaseHTTPRequestHandler):
+    """A server that never ends, in its headers or in what is behind them."""
+
+    def do_GET(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        if self.path == "/body":
+            self.wfile.write(b"Content-Length: 100000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"a")
+                time.sleep(0.02)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("path", ["headers", "body"])
+def test_a_server_that_never_ends(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "LONGEST", 0.5)
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    made.daemon_threads = True
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(SourceError, match="takes too long") as caught:
+            get(f"http://127.0.0.1:{made.server_address[1]}/{path}", 100_000, {})
+        assert caught.value.code == "unreachable"
+    finally:
+        made.shutdown()
+        made.server_close()
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """A server that has everything elsewhere."""
+
+    to = ""
+
+    def do_GET(self) -> None:
+        if self.path == "/there":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"there")
+            return
+        self.send_response(302)
+        self.send_header("Location", self.to)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_where_a_server_may_lead() -> None:
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{made.server_address[1]}"
+    try:
+        Elsewhere.to = "/there"
+        assert get(f"{url}/here", 10, {}).body == b"there"
+        for Elsewhere.to in ("ftp://127.0.0.1/there", "file:///etc/passwd", f"{url}/here"):
+            with pytest.raises(SourceError, match="302") as caught:
+                get(f"{url}/here", 10, {})
+            assert caught.value.code == "no-file"
+        request = Request("https://127.0.0.1/here")
+        with pytest.raises(HTTPError, match="leads away"):
+            web._Redirects().redirect_request(
+                request, io.BytesIO(), 302, "Found", HTTPMessage(), f"{url}/there"
+            )
+    finally:
+        made.shutdown()
+        made.server_close()
 
 
 async def test_an_offer_that_comes_while_the_card_is_read_is_adopted_once(

@@ -5,7 +5,7 @@ The folder has ``offer``, and for each patch ``SHA256.patch`` and ``SHA256.list`
 node has them. Where it has more offers, as those for other kinds of devices or of applications,
 ``offers`` has their names, one in a line. What comes from there is checked as what comes from a
 node, so the server need not be trusted. A node that is set to look there gets what it lacks from
-there and from the mesh.
+there and from the mesh. What is wrong with one offer or patch there holds up no other.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ log = getLogger(__name__)
 #: Seconds between two looks for a newer offer, and between two looks whether something is lacking.
 LOOK = (600.0, 900.0)
 GLANCE = 2.0
-#: Seconds for which a server may say nothing, and that one request may take.
+#: Seconds for which a server may say nothing, that one request may take, and until its thread is
+#: given up.
 SILENT = 20.0
+LONGEST = 110.0
 DEADLINE = 120.0
 #: Pauses after failures in a row, in seconds.
 PAUSES = (30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -47,7 +49,11 @@ MOST_OFFERS = 32
 MOST_NAMES = 4096
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+#: An entity tag (RFC 9110, 8.8.3) of usual length; without one the offer is fetched again.
+_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,100}"')
 _SCHEMES = ("https://", "http://")
+
+UNREACHABLE = "unreachable"
 
 
 class SourceError(CodedError):
@@ -73,26 +79,42 @@ def get(url: str, most: int, headers: dict[str, str]) -> Answer:
     """
     from http.client import HTTPException
     from urllib.error import HTTPError
-    from urllib.request import Request, urlopen  # few nodes have a source
+
+    from thicket.update.web import fetch  # few nodes have a source
 
     if not url.startswith(_SCHEMES):
         raise SourceError("bad-address", f"{url} is no address of a web server")
     try:
-        with urlopen(Request(url, headers=headers), timeout=SILENT) as answer:  # noqa: S310
-            body = answer.read(most + 1)
-            if len(body) > most:
-                raise SourceError("too-long", f"{url} is longer than what is expected there")
-            return Answer(answer.status, body, answer.headers.get("ETag") or "")
+        found = fetch(url, most + 1, headers, SILENT, LONGEST)
     except HTTPError as error:
-        if error.code == 304:
-            return Answer(304, b"", "")
-        raise SourceError("no-file", f"{url}: {error.code} {error.reason}") from None
+        with error:
+            if error.code == 304:
+                return Answer(304, b"", "")
+            raise SourceError("no-file", f"{url}: {error.code} {error.reason}") from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         advice = ""
         if "CERTIFICATE_VERIFY_FAILED" in str(reason):
             advice = "; look at this node's clock, or use http://: what is there is signed anyway"
-        raise SourceError("unreachable", f"{url}: {reason}{advice}") from None
+        raise SourceError(UNREACHABLE, f"{url}: {reason}{advice}") from None
+    if len(found.body) > most:
+        raise SourceError("too-long", f"{url} is longer than what is expected there")
+    return Answer(found.status, found.body, found.tag if _TAG.fullmatch(found.tag) else "")
+
+
+class _Rest:
+    """A patch that cannot be had there for now.
+
+    :ivar until: when it is tried again.
+    """
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self._pauses = Backoff(*PAUSES)
+
+    def failed(self, now: float) -> None:
+        """It was tried, in vain."""
+        self.until = now + self._pauses.failed() * uniform(0.8, 1.2)
 
 
 class Source:
@@ -117,6 +139,7 @@ class Source:
         self._threads = threads.OneAtATime("update-source")
         self._pauses = Backoff(*PAUSES)
         self._tags: dict[str, str] = {}
+        self._resting: dict[str, _Rest] = {}
         self._of = ""
         self._look_at = 0.0
 
@@ -140,38 +163,58 @@ class Source:
         if folder != self._of:
             self._of, self._look_at = folder, 0.0
             self._tags.clear()
+            self._resting.clear()
         if time.monotonic() >= self._look_at:
             await self._look_for_offers(folder)
             self._look_at = time.monotonic() + uniform(*LOOK)
-        pause = GLANCE
-        for carrier in self._carriers():
-            download = carrier.download
-            if download is None:
+        pause, now = GLANCE, time.monotonic()
+        lacking = [(one, found) for one in self._carriers() if (found := one.download) is not None]
+        names = {download.patch.sha256 for _, download in lacking}
+        self._resting = {name: rest for name, rest in self._resting.items() if name in names}
+        for carrier, download in lacking:
+            rest = self._resting.get(download.patch.sha256)
+            if rest is not None and now < rest.until:
                 continue
             pause = 0.1
-            if download.writing:
-                continue
+            if not download.writing:
+                await self._fetch_part(folder, carrier, download)
+        return pause
+
+    async def _fetch_part(self, folder: str, carrier: Carrier, download: Download) -> None:
+        """Fetch something of a patch; one that cannot be had rests, as the mesh may have it."""
+        name = download.patch.sha256
+        try:
             if download.fetch is None:
                 await self._fetch_list(folder, carrier, download)
             else:
                 await self._fetch_chunks(folder, carrier, download)
-        return pause
+        except SourceError as error:
+            if error.code == UNREACHABLE:
+                raise
+            log.warning("no update from outside: %s", error)
+            self._resting.setdefault(name, _Rest()).failed(time.monotonic())
+        else:
+            self._resting.pop(name, None)
 
     async def _look_for_offers(self, folder: str) -> None:
-        """Take all offers that are new; one that is refused holds up no other."""
-        refused: ThicketError | None = None
+        """Take all offers that are new; one that is refused holds up nothing else."""
+        tags: dict[str, str] = {}
         for name in await self._names(folder):
             url = f"{folder}/{name}"
-            headers = {"If-None-Match": tag} if (tag := self._tags.get(url)) else {}
+            known = self._tags.get(url, "")
             try:
-                answer = await self._get(url, cms.MAX_SIZE, headers)
+                answer = await self._get(
+                    url, cms.MAX_SIZE, {"If-None-Match": known} if known else {}
+                )
                 if answer.status == 200:
                     await self._take(answer.body, folder)
-                    self._tags[url] = answer.tag
+                    known = answer.tag
+                tags[url] = known
             except ThicketError as error:
-                refused = error
-        if refused is not None:
-            raise refused
+                if error.code == UNREACHABLE:
+                    raise
+                log.warning("no update from outside: %s: %s", url, error)
+        self._tags = tags
 
     async def _names(self, folder: str) -> list[str]:
         """Return the names of the offers in the folder."""
