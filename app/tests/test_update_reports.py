@@ -10,11 +10,12 @@ from functools import cache
 from typing import Any
 
 import pytest
-from bundles_for_tests import update_key
+from bundles_for_tests import UpdateKey, update_key
 from fleet_for_tests import CLOCK, NOW, TestFleet, one_fleet
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thicket.trust.cms import read
 from thicket.trust.credentials import Credentials, make_credentials
 from thicket.trust.signed_beacon import CHAIN_SIZE
 from thicket.trust.verify import Clock, Rules
@@ -202,6 +203,61 @@ def test_a_peer_that_hands_on_rubbish_pays_for_it() -> None:
     assert there.take(here.tell(State.READY), "liar", 30.0).changed
 
 
+def test_a_member_that_signs_without_end_costs_little() -> None:
+    """Each record is signed well and newer than the one before, and none is taken so soon."""
+    there = Side(2)
+    own = progress.Own(name(1), 1)
+    for number in range(200):
+        record = own.tell(number / 100, Stand(OFFER, State.DONE, 0, f"{number}"))
+        assert record is not None
+        sealed, chain = member.seal(
+            Kind.PROGRESS, progress.pack(record), credentials(1), FLEET.fleet
+        )
+        there.take([reports._item(Item.CERTIFICATES, chain), sealed.packed()], now=number / 100)
+    assert there.reports.authors.checked < 3 + progress.BURST + 3
+    assert there.reports.table.dropped > 150
+    assert there.take(Side(3).tell(State.DONE), now=2.0).changed
+
+
+def test_a_member_that_signs_for_others_pays_for_it() -> None:
+    there = Side(2)
+    for number in range(1, 200):
+        about = progress.pack(Progress(name(3), OFFER, number, State.DONE))
+        sealed, chain = member.seal(Kind.PROGRESS, about, credentials(1), FLEET.fleet)
+        there.take([reports._item(Item.CERTIFICATES, chain), sealed.packed()], "liar", number / 100)
+    assert there.reports.authors.checked < 30
+    assert there.reports.counters["too-often"] > 190
+    assert there.take(Side(3, 2).tell(State.DONE), "honest", 2.0).changed
+
+
+def test_orders_of_a_member_without_rights_cost_little() -> None:
+    there = Side(2)
+    for number in range(1, 200):
+        sealed, chain = member.seal(
+            Kind.ORDER, order("abort", number).text(), credentials(1), FLEET.fleet
+        )
+        there.take([reports._item(Item.CERTIFICATES, chain), sealed.packed()], "liar", number / 100)
+    assert there.reports.authors.checked < 30
+    assert there.reports.counters["too-often"] > 180
+    assert there.reports.orders == {}
+
+
+def test_digests_are_looked_at_as_seldom_as_they_are_answered() -> None:
+    here = Side(1)
+    here.tell(State.OFFERED)
+    looks: list[bytes] = []
+    digest = here.reports.table.digest
+
+    def counted() -> bytes:
+        looks.append(b"")
+        return digest()
+
+    here.reports.table.digest = counted  # type: ignore[method-assign]
+    for _ in range(50):
+        here.take([reports._item(Item.DIGEST, bytes(32))] * reports.MAX_ITEMS)
+    assert len(looks) <= reports.COMPARISONS[1]
+
+
 def test_made_up_certificates_cost_one_check() -> None:
     there = Side(2)
     items = Side(1).tell(State.OFFERED)
@@ -329,6 +385,23 @@ def test_the_newest_order_wins() -> None:
     here.reports.take_order(signed(order("abort", 4, OFFER).text()), 0.0)
     assert here.reports.order(OFFER, 1) == order("resume", 6)
     assert here.reports.order(OFFER, 7) == order("abort", 4, OFFER)
+
+
+@pytest.mark.parametrize("offers", [[b""], [bytes((n,)) * 32 for n in range(8)]])
+def test_orders_of_a_revoked_signer_stand_in_no_others_way(offers: list[bytes]) -> None:
+    """A thief of a key numbers orders as high as can be; a node without a clock takes them."""
+    here, there = Side(1), Side(2)
+    there.rules = Rules(Clock(CLOCK.floor))
+    thief = update_key(FLEET)
+    for offer in offers:
+        one = order("abort", (1 << 32) - 1, offer)
+        assert there.reports.take_order(thief.message(one.text()), 0.0).onward
+    there.rules = there.rules._replace(revoked={read(thief.message(b"")).certificate.common_name})
+    new = UpdateKey(FLEET, "other").message(order("pause", 5).text())
+    assert there.reports.take_order(new, 0.0).onward
+    assert there.reports.order(OFFER, 1) == order("pause", 5)
+    compare(there, here, 10.0)
+    assert list(here.reports.orders) == [b""]
 
 
 def test_an_order_by_a_member_that_the_configuration_names() -> None:

@@ -208,13 +208,16 @@ class Authors:
         self._faults: OrderedDict[str, Bucket] = OrderedDict()
         self._new = Bucket(*NEW)
 
-    def check(self, sealed: Sealed, peer: str, now: float, chain: bytes = b"") -> Author:
+    def check(
+        self, sealed: Sealed, peer: str, now: float, chain: bytes = b"", node: str = ""
+    ) -> Author:
         """Return who has signed.
 
         :param peer: who has handed it on; empty for what is this node's own, or was kept by it,
             which nothing limits.
         :param now: seconds of a clock that only goes forward.
         :param chain: certificates that came with it.
+        :param node: who must have signed it; empty for anybody.
         :raises MemberError: it is not taken.
         """
         faults = self._faults.setdefault(peer, Bucket(*FAULTS))
@@ -227,6 +230,8 @@ class Authors:
             chain, author = self._author(sealed.key, chain, now if peer else None)
             if not self._verify(author.public_key, sealed.to_sign, sealed.signature):
                 raise _error(FORGED)
+            if node not in ("", author.node):
+                raise MemberError(FORGED, f"{author.node} has signed for {node}")
         except MemberError as error:
             if error.code not in HONEST:
                 faults.take(now)

@@ -311,21 +311,24 @@ class Table:
         # Of two records with one number, which only a lying node makes, all nodes keep the same.
         return pack(record) > pack(entry.record)
 
+    def may_take(self, node: str, now: float) -> bool:
+        """Whether a newer record of a node would be kept now: what is not costs no signature."""
+        turns = self._turns.get(node)
+        place = node in self.entries or len(self.entries) < MOST_NODES
+        if place and (turns is None or turns.ready(now)):
+            return True
+        self.dropped += 1  # it comes again when tables are compared
+        return False
+
     def take(self, record: Progress, now: float, items: tuple[bytes, ...] = ()) -> bool:
         """Keep a record that is newer; return whether it is, and so is to be handed on.
 
         :param now: seconds of a clock that only goes forward.
         """
-        if not self.is_news(record):
+        if not self.is_news(record) or not self.may_take(record.node, now):
             return False
+        self._turns.setdefault(record.node, Bucket(RATE, BURST)).take(now)
         kept = self.entries.get(record.node)
-        if kept is None and len(self.entries) >= MOST_NODES:
-            self.dropped += 1
-            return False
-        turns = self._turns.setdefault(record.node, Bucket(RATE, BURST))
-        if not turns.take(now):
-            self.dropped += 1  # it comes again when tables are compared
-            return False
         moved = now
         if kept is not None:
             then = kept.record

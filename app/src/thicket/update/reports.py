@@ -60,8 +60,8 @@ COMPARISONS = (0.5, 8.0)
 MOST_ANSWERED = 32
 """Records in one answer. Whoever lacks more asks again."""
 
-SIGNED_ORDERS = (0.2, 8.0)
-"""Signed orders that one peer may send: per second on average, and at once."""
+NEW_ORDERS = (0.2, 8.0)
+"""New orders of one peer whose signature is checked: per second on average, and at once."""
 
 _LINES = 39
 """Records in one part of a summary."""
@@ -139,7 +139,7 @@ class Reports:
         self._verify = verify
         self._written_by: dict[str, Author] = {}
         self._comparisons: dict[str, Bucket] = {}
-        self._signed: dict[str, Bucket] = {}
+        self._new_orders: dict[str, Bucket] = {}
 
     # -- ours
 
@@ -166,7 +166,9 @@ class Reports:
         return [_item(Item.DIGEST, self._digest())]
 
     def records(self) -> dict[str, Entry]:
-        """Return the records that count now, by the nodes' names."""
+        """Return the records that count now, by the nodes' names; forget the others, and orders
+        that do not count."""
+        self._forget_orders()
         authors = self.authors
         gone = {name for name, who in self._written_by.items() if authors.gone(who)}
         if gone:
@@ -181,16 +183,25 @@ class Reports:
         :param number: that of the offer: an order about whichever is in force is not about one
             that was made later.
         """
-        revoked, control = self._rules().revoked, self._control()
         found = [
             kept.order
             for kept in self.orders.values()
             if kept.order.offer in (offer, b"")
             and (kept.order.offer or kept.order.number >= number)
-            and not any(name in revoked for name in kept.names)
-            and (not kept.member or kept.member in control)
+            and self._counts(kept)
         ]
         return max(found, key=lambda order: order.number, default=None)
+
+    def _counts(self, kept: Kept) -> bool:
+        """Whether whoever has given an order may still give some."""
+        revoked = self._rules().revoked
+        return not any(name in revoked for name in kept.names) and (
+            not kept.member or kept.member in self._control()
+        )
+
+    def _forget_orders(self) -> None:
+        """Forget the orders that do not count any more: they would stand in the way of others."""
+        self.orders = {offer: kept for offer, kept in self.orders.items() if self._counts(kept)}
 
     # -- those of others
 
@@ -218,7 +229,8 @@ class Reports:
                         if self._due(peer, now):
                             taken.answer.extend(self._certificates(content))
                     case Item.DIGEST:
-                        if content != self._digest() and self._due(peer, now):
+                        # What is allowed first: a digest takes some time with many nodes.
+                        if self._due(peer, now) and content != self._digest():
                             taken.answer.extend(self._summary())
                     case Item.SUMMARY | Item.ORDERS:
                         summary.append(item)
@@ -251,11 +263,9 @@ class Reports:
 
     def _on_record(self, sealed: Sealed, chain: bytes, peer: str, now: float) -> bool:
         record = progress.unpack(sealed.content)
-        if not self.table.is_news(record):
+        if not self.table.is_news(record) or not self.table.may_take(record.node, now):
             return False
-        author = self.authors.check(sealed, peer, now, chain)
-        if author.node != record.node:
-            raise MemberError(member.FORGED, f"{author.node} has signed for {record.node}")
+        author = self.authors.check(sealed, peer, now, chain, record.node)
         items = _both(self.authors.known[sealed.key][0], sealed)
         if not self.table.take(record, now, tuple(items)):
             return False
@@ -266,6 +276,7 @@ class Reports:
         order = parse_order(sealed.content)
         if not self._is_newer(order):
             return False
+        self._check_turn(peer, now)
         author = self.authors.check(sealed, peer, now, chain)
         host = author.node.partition(".")[0]
         if host not in self._control():
@@ -279,8 +290,7 @@ class Reports:
     def _on_signed(self, item: bytes, peer: str, now: float, taken: Taken) -> bool:
         if any(item in kept.items for kept in self.orders.values()):
             return False
-        if peer and not self._signed.setdefault(peer, Bucket(*SIGNED_ORDERS)).take(now):
-            raise OfferError("too-often", "too many orders")
+        self._check_turn(peer, now)
         packed = item[_HEAD:]
         try:
             order = self._check_order(packed)
@@ -291,6 +301,11 @@ class Reports:
         if new:
             taken.onward.append(item)
         return new
+
+    def _check_turn(self, peer: str, now: float) -> None:
+        """Make sure that a peer has not had too many orders checked; this node itself never has."""
+        if peer and not self._new_orders.setdefault(peer, Bucket(*NEW_ORDERS)).take(now):
+            raise OfferError("too-often", "too many orders")
 
     def take_order(self, packed: bytes, now: float) -> Taken:
         """Take an order signed by an update signer (a CMS message), from a person at this node.
@@ -316,9 +331,12 @@ class Reports:
                 "ahead", "the order is from the future: look at the clock of its maker"
             )
         kept = self.orders.get(order.offer)
+        if kept is not None and not self._counts(kept):
+            return True
         return kept is None or (order.number, order.text()) > (kept.order.number, kept.order.text())
 
     def _obey(self, kept: Kept) -> bool:
+        self._forget_orders()
         self.orders[kept.order.offer] = kept
         while len(self.orders) > MOST_ORDERS:
             oldest = min(self.orders.values(), key=lambda one: one.order.number)
@@ -385,7 +403,7 @@ class Reports:
     def disconnected(self, peer: str) -> None:
         """A peer has gone; what it may do again is kept with its signatures alone."""
         self._comparisons.pop(peer, None)
-        self._signed.pop(peer, None)
+        self._new_orders.pop(peer, None)
 
     # -- over a restart
 
@@ -397,10 +415,11 @@ class Reports:
 
     def unpack(self, data: bytes, now: float) -> None:
         """Take in such a file. What is damaged in it, or does not count any more, is left out."""
-        certificates = b""
+        certificates, at = b"", 0
         for _ in range(2 * (progress.MOST_NODES + MOST_ORDERS)):
-            size = int.from_bytes(data[:2], "big")
-            item, data = data[2 : 2 + size], data[2 + size :]
+            size = int.from_bytes(data[at : at + 2], "big")
+            item = data[at + 2 : at + 2 + size]
+            at += 2 + size
             if _split(item)[0] == Item.CERTIFICATES:
                 certificates = item
             elif item:
