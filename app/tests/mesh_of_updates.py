@@ -319,7 +319,7 @@ class Mesh:
         node, running = self.nodes[receiver], self.running[receiver]
         if self.nodes[sender].rubbish:
             node.wrong[sender] += 1
-            running.fetch.wrong(sender, chunk, self.now)
+            running.fetch.wrong(sender, self.now)
         else:
             node.got[chunk] += 1
             if running.fetch.wants(chunk):

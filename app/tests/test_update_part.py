@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import random
 import ssl
 import subprocess
 import threading
@@ -33,12 +34,12 @@ from thicket.cli.main import main
 from thicket.daemon import update_part
 from thicket.update import source as source_module
 from thicket.update import web
-from thicket.update.carrier import Carrier
-from thicket.update.messages import Message
+from thicket.update.carrier import GIVEN, UNWRITTEN, Carrier, Download
+from thicket.update.messages import MAX_WAIT, Data, Get, Message, No, Piece
 from thicket.update.offer import CHUNK, Offer, Patch, check_offer
 from thicket.update.section import UpdateSection
 from thicket.update.source import Answer, Source, SourceError, get
-from thicket.update.spread import ASSUMED, Way
+from thicket.update.spread import ASSUMED, OUTSIDE, Way
 from thicket.update.store import Store
 
 # -- what a node knows of itself and its ways
@@ -245,6 +246,58 @@ async def test_several_offers_in_one_folder(
     handler.files["/folder/offers"] = b"x" * 5000
     with pytest.raises(SourceError, match="longer"):
         await source._look(url)
+
+
+async def test_chunks_that_nobody_asked_for_take_no_memory(tmp_path: Path) -> None:
+    """A member that has a patch may send all of it at once, to a card that stands still."""
+    host, data = Host(), random.Random(1).randbytes(40 * CHUNK)
+    offer = an_offer(1, described(data, ""))
+    chunks = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
+    carrier = Carrier(host, Store(str(tmp_path)), Wire())
+    await carrier.take_offer(signed(offer), "a node")
+    held = carrier._card.store.begin(
+        offer.patches[0], b"".join(hashlib.sha256(chunk).digest() for chunk in chunks)
+    )
+    carrier.held[0] = held
+    carrier.download = download = Download(0, offer.patches[0], carrier.theirs[0], held)
+    for number, chunk in enumerate(chunks):
+        piece = Piece(0, "chunk", number)
+        carrier.on("eager", Data(offer.identifier, piece, chunk))
+    assert len(download.writing) == UNWRITTEN
+    fetch = download.fetch
+    assert fetch is not None
+    carrier.arrived(OUTSIDE, 30, chunks[30], 0.0)
+    assert len(download.writing) == UNWRITTEN + 1, "the source waits for the card by itself"
+    download.writing.clear()
+    for _ in range(20):
+        carrier.on("liar", Data(offer.identifier, Piece(0, "chunk", 39), b"rubbish"))
+    assert carrier.counters["wrong"] == 1, "who has sent rubbish is not listened to"
+
+
+async def test_nobody_gets_everything_for_ever(tmp_path: Path) -> None:
+    said: list[Message] = []
+
+    class Said(Wire):
+        def send(self, peer: str, message: Message) -> None:
+            said.append(message)
+
+    data = SMALL[: 2 * CHUNK]
+    offer = an_offer(1, described(data, "aa" * 32))
+    (tmp_path / "offer").write_bytes(signed(offer))
+    (tmp_path / "data").write_bytes(data)
+    carrier = Carrier(Host(), Store(str(tmp_path / "kept")), Said())
+    await carrier.offer_folder(str(tmp_path))
+    assert carrier.newest is not None
+    get_it = Get(offer.identifier, Piece(0, "chunk", 0))
+    for _ in range(GIVEN * 3):
+        carrier.on("greedy", get_it)
+        carrier._serve.air.spend(-1.0, time.monotonic())
+        await carrier._send(carrier.newest, {})
+    assert [type(one) for one in said] == [Data] * (GIVEN * 3)
+    carrier.on("greedy", get_it)
+    assert said[-1] == No(offer.identifier, get_it.piece, MAX_WAIT)
+    carrier.on("honest", get_it)
+    assert len(carrier._serve) == 1
 
 
 async def test_what_is_wrong_with_one_offer_or_patch_holds_up_no_other(

@@ -199,7 +199,7 @@ def test_who_sends_rubbish_is_not_well_by_coming_anew() -> None:
     one.offering.bits["bad"] = 0xF
     ways = {"bad": Way()}
     assert len(one.asks(0.0, ways)) == spread.WINDOW_OF_ONE
-    one.wrong("bad", 0, 0.0)
+    one.wrong("bad", 0.0)
     assert not one.is_asked("bad", 1)
     again = Fetch(4, 0, Offering(peers), lambda _limit: 0)
     again.offering.bits["bad"] = 0xF
@@ -215,9 +215,68 @@ def test_who_has_no_time_is_asked_again_and_who_lacks_it_is_not() -> None:
     fetch.refused("one", 1, 3.0, 0.0)
     fetch.refused("stranger", 1, 9.0, 0.0)
     assert offering.bits["one"] == 0b10
-    assert fetch.asks(2.9, ways) == []
-    assert fetch.due(0.0) == 3.0
-    assert fetch.asks(3.0, ways) == [("one", 1)]
+    assert fetch.asks(4.9, ways) == []
+    assert fetch.due(0.0) == spread.SLOW_PAUSES[0]
+    assert fetch.asks(5.0, ways) == [("one", 1)]
+
+
+def test_who_says_again_and_again_that_it_has_something_keeps_nobody_from_it() -> None:
+    fetch, offering = fetch_of(1, liar=1, honest=1)
+    ways = {"liar": Way(1, 10), "honest": Way(1, 1000)}
+    now, asked = 0.0, []
+    for _turn in range(4):
+        found = fetch.asks(now, ways)
+        assert len(found) == 1
+        asked.append(found[0].peer)
+        if asked[-1] == "honest":
+            break
+        fetch.refused("liar", 0, 0.0, now)
+        offering.bits["liar"] = 1
+    assert asked == ["liar", "honest"]
+    offering.bits["liar"] = 1
+    listing = Listing(1, offering)
+    now = 100.0
+    assert listing.ask(now, ways) == ("liar", 0)
+    listing.refused("liar", 0.0, now)
+    offering.bits["liar"] = 1
+    assert listing.ask(now, ways) == ("honest", 0)
+
+
+def test_a_neighbour_that_never_has_time_keeps_nobody_from_those_behind_it() -> None:
+    fetch, _ = fetch_of(4, near=0b1111, far=0b1111)
+    ways = {"near": Way(1, 10), "far": Way(2, 1000)}
+    now = 0.0
+    while not (asks := [ask for ask in fetch.asks(now, ways) if ask.peer == "far"]):
+        for chunk in range(4):
+            fetch.refused("near", chunk, 10.0, now)
+        due = fetch.due(now)
+        assert due is not None
+        now = due
+        assert now < spread.PATIENCE + spread.STALLED + 20
+    assert len(asks) == spread.WINDOW_OF_ONE
+    fetch.kept("near", 3)
+    assert fetch.offering.within_reach(0b1, ways, now) == ["near"]
+
+
+def test_rubbish_that_nobody_asked_for_changes_nothing_for_others() -> None:
+    fetch, _ = fetch_of(1, honest=1)
+    assert fetch.asks(0.0, {"honest": Way()}) == [("honest", 0)]
+    fetch.wrong("liar", 0.0)
+    assert fetch.is_asked("honest", 0)
+    assert fetch.asks(0.1, {"honest": Way()}) == []
+
+
+def test_who_does_not_read_what_it_gets_keeps_its_place_for_so_long() -> None:
+    serve: Serve[int] = Serve(0.5)
+    for peer in "abc":
+        assert serve.ask(peer, 1, 0.1) is None
+    assert serve.take(0.0, lambda _peer: True) is None
+    assert serve.ask("d", 1, 0.1) is not None
+    assert serve.take(spread.PATIENCE, lambda _peer: True) is None
+    assert serve.ask("a", 1, 0.1, blocked=True) == spread.AGAIN[1]
+    assert serve.ask("d", 1, 0.1) is None
+    assert serve.ask("a", 1, 0.1, blocked=False) is None
+    assert serve.take(spread.PATIENCE, lambda _peer: False) == ("d", 1)
 
 
 def test_what_comes_from_outside_is_not_asked_for_in_the_mesh() -> None:

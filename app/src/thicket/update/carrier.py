@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from logging import getLogger
@@ -20,9 +21,20 @@ from thicket.base.files import entries
 from thicket.base.pace import wait
 from thicket.trust import cms
 from thicket.update import spread
-from thicket.update.messages import CHUNKS, LIST, Data, Get, Has, Have, Message, No, Piece
+from thicket.update.messages import CHUNKS, LIST, MAX_WAIT, Data, Get, Has, Have, Message, No, Piece
 from thicket.update.offer import CHUNK, Offer, Patch, describe
-from thicket.update.spread import Air, Ask, Fetch, Listing, Offering, Peers, Serve, Teller, Way
+from thicket.update.spread import (
+    OUTSIDE,
+    Air,
+    Ask,
+    Fetch,
+    Listing,
+    Offering,
+    Peers,
+    Serve,
+    Teller,
+    Way,
+)
 from thicket.update.store import (
     NO_ROOM,
     WRONG,
@@ -50,6 +62,10 @@ AGAIN = 60.0
 QUEUED = 2 * CHUNK
 #: Seconds until a connection on which too much waits is looked at again.
 LOOK = 0.05
+#: Chunks that wait for the card, beyond which none is taken that nobody was asked for.
+UNWRITTEN = spread.WINDOW
+#: How often a node is sent as many chunks as an offer has: more is for nobody's good.
+GIVEN = 4
 #: Seconds within which a folder with a patch of any size is read.
 LONG = 900.0
 
@@ -116,6 +132,11 @@ class Newest(NamedTuple):
     packed: bytes
     identifier: bytes
     signer: str
+
+    @property
+    def chunk_count(self) -> int:
+        """How many chunks all patches have, and their chunk lists."""
+        return sum(one.chunk_count + parts_of_list(one) for one in self.offer.patches)
 
     @property
     def order(self) -> tuple[int, bytes]:
@@ -240,6 +261,7 @@ class Carrier:
         self._card = Card(store, host.problems, part)
         self._peers = Peers()
         self._serve: Serve[Piece] = Serve(host.share(), air)
+        self._given: Counter[str] = Counter()
         self._teller = Teller()
         self._wake = asyncio.Event()
         self._again = 0.0
@@ -307,6 +329,7 @@ class Carrier:
         self.failed, self.download, self._handing = {}, None, None
         self.theirs = [Offering(self._peers) for _ in newest.offer.patches]
         self._serve = Serve(self._host.share(), self._serve.air)
+        self._given.clear()
         self._teller = Teller()
         self._teller.changed()
         self._again = 0.0
@@ -423,7 +446,11 @@ class Carrier:
         if not here:
             self._wire.send(peer, No(newest.identifier, piece, 0))
             return
-        pause = self._serve.ask(peer, piece, self._host.ways().get(peer, Way()).airtime())
+        if self._given[peer] >= GIVEN * newest.chunk_count:
+            self._wire.send(peer, No(newest.identifier, piece, MAX_WAIT))
+            return
+        cost = self._host.ways().get(peer, Way()).airtime()
+        pause = self._serve.ask(peer, piece, cost, blocked=self._wire.unsent(peer) > QUEUED)
         if pause is not None:
             self._wire.send(peer, No(newest.identifier, piece, int(pause * 1000)))
 
@@ -473,6 +500,9 @@ class Carrier:
         fetch = download.fetch if download is not None else None
         if download is None or fetch is None or not fetch.wants(chunk):
             return
+        unasked = peer != OUTSIDE and not fetch.is_asked(peer, chunk)
+        if unasked and (len(download.writing) >= UNWRITTEN or self._peers.is_shunned(peer, now)):
+            return  # it is asked for later, if need be
         if self.held[download.place].is_right(chunk, data):
             self.counters["received"] += 1
             way = self._host.ways().get(peer)
@@ -481,7 +511,7 @@ class Carrier:
             download.writing.append((chunk, data))
         else:
             self._blame(peer)
-            fetch.wrong(peer, chunk, now)
+            fetch.wrong(peer, now)
         self._wake.set()
 
     def _blame(self, peer: str) -> None:
@@ -690,6 +720,7 @@ class Carrier:
             return True
         self._serve.air.spend(ways.get(peer, Way()).airtime(len(data)), now)
         self.counters["sent"] += 1
+        self._given[peer] += 1
         self._wire.send(peer, Data(newest.identifier, piece, data))
         return True
 

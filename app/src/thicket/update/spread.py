@@ -116,10 +116,12 @@ def choose(offer: Offer, base: str, failed: Collection[int] = ()) -> int | None:
 
 
 class _Standing:
-    __slots__ = ("busy", "shunned", "slow", "wrong")
+    __slots__ = ("busy", "owes", "shunned", "slow", "wrong")
 
     def __init__(self) -> None:
         self.busy = 0.0
+        #: Since when it has no time for us, and has sent nothing.
+        self.owes: float | None = None
         self.shunned = 0.0
         self.slow = Backoff(*SLOW_PAUSES)
         self.wrong = Backoff(*WRONG_PAUSES)
@@ -143,10 +145,19 @@ class Peers:
         """It sent what was asked for."""
         if peer in self._known:
             self._known[peer].slow.reset()
+            self._known[peer].owes = None
 
     def busy(self, peer: str, seconds: float, now: float) -> None:
         """It has no time for us."""
-        self._of(peer).busy = now + seconds
+        standing = self._of(peer)
+        standing.busy = now + seconds
+        if standing.owes is None:
+            standing.owes = now
+
+    def is_waited_for(self, peer: str, now: float) -> bool:
+        """Whether farther ones are not asked because of it: one that never has time is none."""
+        standing = self._known.get(peer)
+        return standing is None or standing.owes is None or now - standing.owes < PATIENCE
 
     def slow(self, peer: str, now: float) -> None:
         """It did not send what was asked for."""
@@ -194,7 +205,8 @@ class Offering:
         }
         if not found:
             return []
-        nearest = min(found.values())
+        awaited = [found[peer] for peer in found if self.peers.is_waited_for(peer, now)]
+        nearest = min(awaited or found.values())
         if nearest > self._reach:
             if self._stalled is None:
                 self._stalled = now
@@ -349,9 +361,11 @@ class Fetch:
         self.offering.progressed()
         self.offering.peers.well(peer)
 
-    def wrong(self, peer: str, chunk: int, now: float) -> None:
-        """A node has sent something else than the chunk: the others have their turn."""
-        self._asked.pop(chunk, None)
+    def wrong(self, peer: str, now: float) -> None:
+        """A node has sent something else than a chunk: the others have their turn.
+
+        What another one was asked for stays so, whoever says that this was it.
+        """
         self.offering.peers.wrong(peer, now)
         self.release(peer)
 
@@ -367,6 +381,8 @@ class Fetch:
             self.offering.peers.busy(peer, min(max(seconds, AGAIN[0]), AGAIN[1]), now)
         else:
             self.offering.bits[peer] = self.offering.bits.get(peer, 0) & ~(1 << chunk)
+            # It said that it has it, and may say so again and again.
+            self.offering.peers.slow(peer, now)
 
     def due(self, now: float) -> float | None:
         """Return when :meth:`asks` is to be called although nothing happened; None for never."""
@@ -438,6 +454,7 @@ class Listing:
             self.offering.peers.busy(peer, min(max(seconds, AGAIN[0]), AGAIN[1]), now)
         else:
             self.offering.bits.pop(peer, None)
+            self.offering.peers.slow(peer, now)
         self._leave()
 
     def _leave(self) -> None:
@@ -484,15 +501,21 @@ class Serve(Generic[T]):
     def __init__(self, share: float, air: Air | None = None) -> None:
         self.air = air or Air(share)
         self._waiting: dict[str, deque[T]] = {}
+        self._blocked: dict[str, float] = {}
 
-    def ask(self, peer: str, item: T, cost: float) -> float | None:
+    def ask(self, peer: str, item: T, cost: float, *, blocked: bool = False) -> float | None:
         """A node asks for something.
 
         :param cost: seconds of air.
+        :param blocked: whether too much waits to be sent to it already.
         :returns: None when it gets it; else after how many seconds it may ask again.
         """
         queue = self._waiting.get(peer)
+        if not blocked:
+            self._blocked.pop(peer, None)
         if queue is None:
+            if peer in self._blocked:
+                return AGAIN[1]
             if len(self._waiting) >= UPLOADS:
                 waiting = sum(map(len, self._waiting.values()))
                 return min(max(waiting * cost / self.air.share, AGAIN[0]), AGAIN[1])
@@ -513,7 +536,10 @@ class Serve(Generic[T]):
             return None
         for peer in list(self._waiting):
             if blocked(peer):
+                if now - self._blocked.setdefault(peer, now) >= PATIENCE:
+                    del self._waiting[peer]  # it does not read what it gets: others have its place
                 continue
+            self._blocked.pop(peer, None)
             queue = self._waiting.pop(peer)
             item = queue.popleft()
             if queue:
@@ -528,6 +554,7 @@ class Serve(Generic[T]):
     def gone(self, peer: str) -> None:
         """A node is not connected any more."""
         self._waiting.pop(peer, None)
+        self._blocked.pop(peer, None)
 
     def __len__(self) -> int:
         return len(self._waiting)
