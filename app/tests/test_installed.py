@@ -318,7 +318,7 @@ async def test_what_is_refused_leaves_everything_as_it_was(
             await device.apps.install(one(device))
         with pytest.raises(AppError, match="No such file"):
             await device.apps.install("/nowhere")
-        with pytest.raises(AppError, match="is no file"):
+        with pytest.raises(AppError, match="no regular file"):
             await device.apps.install("/dev/null")
         foreign = packed(device.folder, lamp("3.0"), THREE, UpdateKey(one_fleet("other")))
         with pytest.raises(SignerRefusedError, match="another fleet"):

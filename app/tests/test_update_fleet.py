@@ -617,9 +617,9 @@ async def test_a_card_that_takes_no_new_subject(network: Network) -> None:
     with a_folder() as root:
         host = Host(Path(root) / "node")
         others = Path(host.paths.data, "update/others")
-        others.parent.mkdir(parents=True, exist_ok=True)
-        others.write_text("no folder")
         async with running(network, host) as one:
+            others.rmdir()
+            others.write_text("no folder")
             with pytest.raises(RequestError, match="/data does not take it: Not a directory"):
                 await one.part.take(named("lamp", 1), "a person")
             one.part.exchange._on_offer("a", "app/lamp", named("lamp", 1))

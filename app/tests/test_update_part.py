@@ -35,11 +35,11 @@ from thicket.daemon import update_part
 from thicket.update import source as source_module
 from thicket.update import web
 from thicket.update.carrier import GIVEN, UNWRITTEN, Carrier, Download
-from thicket.update.messages import MAX_WAIT, Data, Get, Message, No, Piece
+from thicket.update.messages import Data, Get, Message, No, Piece
 from thicket.update.offer import CHUNK, Offer, Patch, check_offer
 from thicket.update.section import UpdateSection
 from thicket.update.source import Answer, Source, SourceError, get
-from thicket.update.spread import ASSUMED, OUTSIDE, Way
+from thicket.update.spread import AGAIN, ASSUMED, OUTSIDE, Way
 from thicket.update.store import Store
 
 # -- what a node knows of itself and its ways
@@ -295,7 +295,7 @@ async def test_nobody_gets_everything_for_ever(tmp_path: Path) -> None:
         await carrier._send(carrier.newest, {})
     assert [type(one) for one in said] == [Data] * (GIVEN * 3)
     carrier.on("greedy", get_it)
-    assert said[-1] == No(offer.identifier, get_it.piece, MAX_WAIT)
+    assert said[-1] == No(offer.identifier, get_it.piece, int(1000 * AGAIN[1]))
     carrier.on("honest", get_it)
     assert len(carrier._serve) == 1
 

@@ -17,7 +17,7 @@ from logging import getLogger
 from typing import Any, NamedTuple
 
 from thicket.applications.app_file import ENDING, About
-from thicket.base.files import write_atomically
+from thicket.base.files import discard, read_kept, write_atomically
 
 log = getLogger(__name__)
 
@@ -103,8 +103,7 @@ def file_name(about: About) -> str:
 def load(folder: str) -> State:
     """Return the state in an application's folder; ``NOTHING`` where it is missing or damaged."""
     try:
-        with open(f"{folder}/{STATE}", "rb") as file:
-            return unpack(file.read(MOST_BYTES + 1))
+        return unpack(read_kept(f"{folder}/{STATE}", MOST_BYTES + 1))
     except FileNotFoundError:
         return NOTHING
     except (OSError, ValueError) as error:
@@ -117,14 +116,14 @@ def save(folder: str, state: State) -> None:
 
     :raises OSError: it cannot be written; the old one stays.
     """
-    write_atomically(f"{folder}/{STATE}", pack(state), mode=0o600)
+    write_atomically(f"{folder}/{STATE}", pack(state), mode=0o600, own=True)
 
 
 def tidy(folder: str, state: State) -> None:
     """Remove the files that the state does not need."""
     for name in os.listdir(folder):
         if name not in state.files and name != STATE:
-            os.unlink(f"{folder}/{name}")
+            discard(f"{folder}/{name}")
 
 
 def pack(state: State) -> bytes:

@@ -14,7 +14,6 @@ import contextlib
 import importlib
 import os
 import shutil
-import stat
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -30,7 +29,7 @@ from thicket.applications.service import GROUP
 from thicket.applications.trial import Trial, Verdict
 from thicket.base import threads
 from thicket.base.errors import ThicketError
-from thicket.base.files import entries, sync_folder
+from thicket.base.files import discard, entries, make_folder, opened, sync_folder
 from thicket.base.pace import wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
@@ -339,7 +338,7 @@ class Installed:
             folder = f"{self._data}/{about.name}"
             self._make_room(about, os.fstat(source.fileno()).st_size)
             try:
-                os.makedirs(folder, mode=0o700, exist_ok=True)
+                make_folder(folder, 0o700)
                 _copy(source, f"{folder}/{_NEW}", found)
                 file = app_state.file_name(about)
                 os.replace(f"{folder}/{_NEW}", f"{folder}/{file}")
@@ -385,8 +384,8 @@ class Installed:
         return state
 
     def _make_room(self, about: About, size: int) -> None:
-        os.makedirs(self._data, mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # what an installation before has left
+        make_folder(self._data, 0o700)
+        with contextlib.suppress(OSError):  # what an installation before has left
             app_state.tidy(
                 f"{self._data}/{about.name}", self._states.get(about.name, app_state.NOTHING)
             )
@@ -554,24 +553,19 @@ class Installed:
 
 
 def _opened(path: str) -> BinaryIO:
-    """Open a regular file; nothing else, which might hang.
+    """Open a regular file.
 
     :raises AppError: it cannot be opened.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return opened(path)
     except OSError as error:
         raise AppError("no-file", f"{path}: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise AppError("no-file", f"{path} is no file")
-    return open(descriptor, "rb")
 
 
 def _copy(source: BinaryIO, path: str, found: AppFile) -> None:
     """Copy a file, and make sure that the copy is the one that was judged."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    discard(path)
     source.seek(0)
     with open(path, "x+b") as copy:
         os.fchmod(copy.fileno(), 0o600)
@@ -594,7 +588,7 @@ def _names(data: str) -> list[str]:
         if os.path.exists(f"{data}/{name}/{app_state.STATE}"):
             found.append(name)
         else:
-            shutil.rmtree(f"{data}/{name}", ignore_errors=True)
+            discard(f"{data}/{name}")
     return found[:MOST]
 
 

@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 
 #: Largest configuration file that is read, in bytes.
 MAX_FILE_BYTES = 64 * 1024
@@ -22,18 +25,57 @@ def read_limited(path: str) -> bytes:
         return f.read(MAX_FILE_BYTES + 1)
 
 
-def write_atomically(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+def opened(path: str) -> BufferedReader:
+    """Open a regular file for reading; nothing else, which might hang (a pipe) or do something.
+
+    :raises OSError: it cannot be opened, or is no regular file.
+    """
+    fd = -1
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return open(fd, "rb")
+    except BaseException:
+        if fd >= 0:
+            os.close(fd)
+        raise
+    if fd >= 0:
+        os.close(fd)
+    raise OSError(errno.EINVAL, "no regular file", path)
+
+
+def read_kept(path: str, most: int) -> bytes:
+    """Return the beginning of a file that this program has written.
+
+    :raises OSError: it cannot be read, or is no regular file.
+    """
+    with opened(path) as file:
+        return file.read(most)
+
+
+def write_atomically(
+    path: str, data: bytes, *, mode: int = 0o644, durable: bool = True, own: bool = False
+) -> None:
     """Replace a file. A reader, or a boot after a power cut, finds the old or the new one whole.
 
     :param mode: the permissions of the new file; they are never wider at any moment, not even
         where an interrupted attempt has left a file behind.
     :param durable: wait for the disk; pass False on a RAM file system.
+    :param own: nobody else has anything there: a folder in its place, or a file in the place of
+        its own folder, is removed.
     :raises OSError: the file cannot be written; the old one stays.
     """
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
     temporary = path + ".new"
-    remove(temporary)  # a leftover file may have other permissions
+    if own:
+        make_folder(folder)
+        discard(temporary)
+        if os.path.isdir(path):
+            discard(path)
+    else:
+        os.makedirs(folder, exist_ok=True)
+        remove(temporary)  # a leftover file may have other permissions
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         view = memoryview(data)
@@ -111,6 +153,30 @@ def remove(path: str) -> None:
     """Remove a file if it is there."""
     with contextlib.suppress(OSError):
         os.unlink(path)
+
+
+def discard(path: str) -> None:
+    """Remove whatever is there, a folder with everything in it."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        import shutil  # rare
+
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def make_folder(path: str, mode: int = 0o777) -> None:
+    """Make a folder that is this program's own; a file in its place is removed.
+
+    :raises OSError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, mode, exist_ok=True)
+    except FileExistsError:
+        remove(path)
+        os.makedirs(path, mode, exist_ok=True)
 
 
 def entries(path: str) -> list[str]:

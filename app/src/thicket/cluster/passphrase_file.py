@@ -15,7 +15,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING
 
 from thicket.base.errors import CodedError
-from thicket.base.files import write_atomically
+from thicket.base.files import read_kept, write_atomically
 
 if TYPE_CHECKING:
     from thicket.cluster.passphrase import Host
@@ -101,8 +101,7 @@ class Kept:
         from thicket.trust.verify import RefusedError
 
         try:
-            with open(self.path, "rb") as file:
-                kept = json.loads(file.read(1 << 16))
+            kept = json.loads(read_kept(self.path, 1 << 16))
             self.done, self.former = str(kept["done"]), str(kept["former"])
             packed, fleet = base64.b64decode(kept["change"]), self.fleet()
             if packed and fleet is not None:

@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from thicket.base.fields import ConfigError
-from thicket.base.files import read_limited, write_atomically
+from thicket.base.files import MAX_FILE_BYTES, read_kept, read_limited, write_atomically
 from thicket.base.paths import Paths, boot_device
 from thicket.base.toml import toml_value
 from thicket.config.load import image_defaults, load
@@ -54,7 +54,9 @@ def _first_of(paths: Paths, places: list[str]) -> tuple[str, str]:
     kept = load(paths)
     if kept.last_good_used:
         with contextlib.suppress(OSError):
-            return decode(read_limited(paths.last_good), paths.last_good), places[-1]
+            return decode(read_kept(paths.last_good, MAX_FILE_BYTES + 1), paths.last_good), places[
+                -1
+            ]
     return "", places[-1]
 
 

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from thicket.base.fields import ConfigError, Finding
-from thicket.base.files import read_limited, write_atomically
+from thicket.base.files import MAX_FILE_BYTES, read_kept, read_limited, write_atomically
 from thicket.base.paths import Paths, boot_device, boot_mounted
 from thicket.base.toml import toml_value
 from thicket.config.parse import parse, values_of
@@ -93,7 +93,7 @@ def load(paths: Paths) -> Loaded:
             return Loaded(Settings(base), "defaults", findings, None, False)
         findings.append(lost)
     try:
-        data = read_limited(paths.last_good)
+        data = read_kept(paths.last_good, MAX_FILE_BYTES + 1)
         whole = _is_whole(paths, data)
     except FileNotFoundError:
         pass
@@ -156,8 +156,9 @@ def _is_whole(paths: Paths, data: bytes) -> bool:
     :raises OSError: the checksums cannot be read.
     """
     try:
-        with open(paths.last_good_sum, encoding="ascii", errors="replace") as f:
-            return _digest(data) in f.read(4096).split()
+        return (
+            _digest(data) in read_kept(paths.last_good_sum, 4096).decode("ascii", "replace").split()
+        )
     except FileNotFoundError:
         return True
 
@@ -174,7 +175,7 @@ def remember(paths: Paths, loaded: Loaded) -> None:
     if data is None:
         return
     try:
-        old = read_limited(paths.last_good)
+        old = read_kept(paths.last_good, MAX_FILE_BYTES + 1)
     except OSError:
         old = b""
     known = os.path.exists(paths.last_good_sum)

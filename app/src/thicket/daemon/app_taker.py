@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from thicket.applications.app_file import ENDING, AppError
 from thicket.base import threads
 from thicket.base.errors import ThicketError
-from thicket.base.files import entries, remove
+from thicket.base.files import entries, opened, remove
 from thicket.update.journal import MOST_TRIES, Journal, Phase
 from thicket.update.rebuild import rebuild
 from thicket.update.rollout import Node
@@ -115,7 +115,7 @@ class AppTaker:
         """Return the SHA-256 of a file, which no other gets the name of."""
         if path != self._digest[0]:
             try:
-                with open(path, "rb") as file:
+                with opened(path) as file:
                     self._digest = path, file_digest(file, "sha256").hexdigest()
             except OSError:
                 return ""

@@ -19,7 +19,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 from thicket.base.errors import ThicketError
-from thicket.base.files import write_atomically
+from thicket.base.files import read_kept, write_atomically
 from thicket.base.pace import wait
 from thicket.trust import credentials as nodes
 from thicket.trust.certificates import CertificateError
@@ -70,8 +70,7 @@ class ListError(ThicketError):
 def read_lists(path: str) -> list[bytes]:
     """Return the packed lists in a file, unchecked; none where it is missing or damaged."""
     try:
-        with open(path, "rb") as file:
-            return split(file.read(MAX_FILE + 1))
+        return split(read_kept(path, MAX_FILE + 1))
     except FileNotFoundError:
         return []
     except (OSError, RefusedError) as error:

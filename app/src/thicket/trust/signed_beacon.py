@@ -49,7 +49,7 @@ from ipaddress import IPv6Address
 from logging import getLogger
 from typing import Any, NamedTuple
 
-from thicket.base.files import write_atomically
+from thicket.base.files import read_kept, write_atomically
 from thicket.base.pace import Bucket
 from thicket.discovery.beacon import SIGNED_MARK, MalformedError, check_source
 from thicket.identity.address import ID_SIZE, SERIAL_SIZE, SOURCES, identity_of_serial
@@ -228,8 +228,7 @@ def next_start(path: str, clock: Clock) -> int:
     A number that cannot be kept is logged, and good nevertheless.
     """
     try:
-        with open(path, "rb") as file:
-            last = int(file.read(32))
+        last = int(read_kept(path, 32))
     except (OSError, ValueError):
         last = 0
     known = 0 if clock.now is None else int(clock.now.timestamp())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from logging import getLogger
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from thicket.base import threads
 from thicket.base.errors import CodedError, ThicketError
-from thicket.base.files import entries
+from thicket.base.files import entries, opened, read_kept
 from thicket.base.pace import wait
 from thicket.trust import cms
 from thicket.update import spread
-from thicket.update.messages import CHUNKS, LIST, MAX_WAIT, Data, Get, Has, Have, Message, No, Piece
+from thicket.update.messages import CHUNKS, LIST, Data, Get, Has, Have, Message, No, Piece
 from thicket.update.offer import CHUNK, Offer, Patch, describe
 from thicket.update.spread import (
     OUTSIDE,
@@ -261,7 +260,6 @@ class Carrier:
         self._card = Card(store, host.problems, part)
         self._peers = Peers()
         self._serve: Serve[Piece] = Serve(host.share(), air)
-        self._given: Counter[str] = Counter()
         self._teller = Teller()
         self._wake = asyncio.Event()
         self._again = 0.0
@@ -328,8 +326,7 @@ class Carrier:
         self.newest, self.held = newest, held
         self.failed, self.download, self._handing = {}, None, None
         self.theirs = [Offering(self._peers) for _ in newest.offer.patches]
-        self._serve = Serve(self._host.share(), self._serve.air)
-        self._given.clear()
+        self._serve = Serve(self._host.share(), self._serve.air, GIVEN * newest.chunk_count)
         self._teller = Teller()
         self._teller.changed()
         self._again = 0.0
@@ -445,9 +442,6 @@ class Carrier:
         )
         if not here:
             self._wire.send(peer, No(newest.identifier, piece, 0))
-            return
-        if self._given[peer] >= GIVEN * newest.chunk_count:
-            self._wire.send(peer, No(newest.identifier, piece, MAX_WAIT))
             return
         cost = self._host.ways().get(peer, Way()).airtime()
         pause = self._serve.ask(peer, piece, cost, blocked=self._wire.unsent(peer) > QUEUED)
@@ -720,7 +714,6 @@ class Carrier:
             return True
         self._serve.air.spend(ways.get(peer, Way()).airtime(len(data)), now)
         self.counters["sent"] += 1
-        self._given[peer] += 1
         self._wire.send(peer, Data(newest.identifier, piece, data))
         return True
 
@@ -819,8 +812,7 @@ def signed_in(folder: str) -> bytes:
     :raises CarrierError: there is none that can be read.
     """
     try:
-        with open(f"{folder}/offer", "rb") as file:
-            return file.read(cms.MAX_SIZE + 1)
+        return read_kept(f"{folder}/offer", cms.MAX_SIZE + 1)
     except OSError as error:
         raise CarrierError(
             "no-offer", f"{folder}/offer cannot be read: {error.strerror or error}"
@@ -837,7 +829,7 @@ def _look_into(
     for name in entries(folder):
         path = f"{folder}/{name}"
         try:
-            with open(path, "rb") as file:
+            with opened(path) as file:
                 size = file.seek(0, 2)
                 if all(patch.size != size for patch in patches):
                     continue

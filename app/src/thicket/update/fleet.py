@@ -11,7 +11,6 @@ node's own image is always there; it keeps its files in ``/data/update``, the ot
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 import time
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from thicket.base import threads
 from thicket.base.errors import RequestError, ThicketError
-from thicket.base.files import entries, write_atomically
+from thicket.base.files import entries, make_folder, read_kept, write_atomically
 from thicket.base.paths import Paths
 from thicket.device.boot_slots import Slots
 from thicket.identity.address import ID_SIZE, SOURCES
@@ -224,8 +223,10 @@ class FleetUpdate:
         folder = self._folder(subject)
 
         def work() -> tuple[bytes, Journal]:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            return _read(folder + REPORTS), journal.load(folder)
+            make_folder(folder, 0o700)
+            # An image for other devices is never begun here, whatever the card says.
+            begun = journal.load(folder) if subject.startswith(APP) else Journal()
+            return _read(folder + REPORTS), begun
 
         try:
             reports, written = await self._shared.disk.do(work, HANGS)
@@ -350,7 +351,9 @@ class FleetUpdate:
         path = self._host.paths.data + MEMBERS
         data = pack_members(self._shared.members.ages(time.monotonic()))
         try:
-            await self._shared.disk.do(lambda: write_atomically(path, data, mode=0o600), HANGS)
+            await self._shared.disk.do(
+                lambda: write_atomically(path, data, mode=0o600, own=True), HANGS
+            )
         except (OSError, TimeoutError, ThicketError) as error:
             log.debug("who is in the fleet is not kept: %s", error)
 
@@ -395,23 +398,28 @@ async def make(host: Host, node: ClusterNode, me: str) -> FleetUpdate:
 
 def _load(paths: Paths, standing: Standing, start: journal.Start) -> Files:
     folder = paths.data + FOLDER
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    make_folder(folder, 0o700)
+    make_folder(paths.data + OTHERS, 0o700)
     went_on = journal.after_restart(journal.load(folder), start)
     journal.keep(folder, went_on)
-    found = map(_FOLDER.fullmatch, sorted(entries(paths.data + OTHERS)))
+    own = IMAGE + terms.compatible(paths)
+    found = [
+        f"{match[1]}/{match[2]}"
+        for match in map(_FOLDER.fullmatch, sorted(entries(paths.data + OTHERS)))
+        if match
+    ]
     return Files(
-        IMAGE + terms.compatible(paths),
+        own,
         next_start(paths.data + START, standing.clock()),
         unpack_members(_read(paths.data + MEMBERS)),
         went_on,
-        [f"{match[1]}/{match[2]}" for match in found if match][: MOST - 1],
+        [subject for subject in found if subject != own][: MOST - 1],
     )
 
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read(MOST_BYTES)
+        return read_kept(path, MOST_BYTES)
     except OSError:
         return b""
 

@@ -21,6 +21,7 @@ from typing import BinaryIO, NamedTuple
 
 from thicket.base import threads
 from thicket.base.errors import ThicketError
+from thicket.base.files import opened
 from thicket.base.paths import Paths
 from thicket.device.boot_record import Phase, Slot
 from thicket.device.boot_slots import Slots
@@ -306,7 +307,7 @@ def check(path: str, terms: Terms, *, again: bool = False) -> str:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             yield file
     except OSError as error:
         raise InstallError("no-file", f"{path}: {error.strerror}") from None

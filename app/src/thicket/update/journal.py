@@ -14,7 +14,7 @@ from enum import StrEnum
 from logging import getLogger
 from typing import Final, NamedTuple
 
-from thicket.base.files import write_atomically
+from thicket.base.files import read_kept, write_atomically
 from thicket.device.boot_record import WORDS, BootRecord, Slot, State, Why
 from thicket.update.progress import short
 
@@ -50,6 +50,10 @@ class Phase(StrEnum):
     LEAVING = "leaving"
     #: It went back, as it was told to.
     LEFT = "left"
+
+
+_WAITS: Final = frozenset({Phase.NONE, Phase.FAILED})
+"""Phases in which nothing is under way."""
 
 
 class Rejected(NamedTuple):
@@ -167,12 +171,15 @@ def unpack(data: bytes) -> Journal:
             for one in _list(members, "rejected")[-MOST_REJECTED:]
             if isinstance(one, dict)
         )
+        phase, slot = Phase(_text(members, "phase")), _text(members, "slot")
+        if slot not in ("A", "B") and (slot or phase not in _WAITS):
+            raise ValueError(slot)  # a node would restart for a slot that there is not
         return Journal(
             bytes.fromhex(_text(members, "offer")),
             _text(members, "bundle"),
             _text(members, "version"),
-            Phase(_text(members, "phase")),
-            _text(members, "slot"),
+            phase,
+            slot,
             _text(members, "root"),
             _number(members, "since"),
             _number(members, "tries"),
@@ -214,8 +221,7 @@ def _line(text: str) -> str:
 def load(folder: str) -> Journal:
     """Read the file in a folder; without one there was no update."""
     try:
-        with open(folder + NAME, "rb") as file:
-            return unpack(file.read(MOST_BYTES + 1))
+        return unpack(read_kept(folder + NAME, MOST_BYTES + 1))
     except OSError:
         return Journal()
 
@@ -225,7 +231,7 @@ def keep(folder: str, journal: Journal) -> None:
 
     :raises OSError: it cannot be written; the old one stays, so nothing may be begun.
     """
-    write_atomically(folder + NAME, pack(journal), mode=0o600)
+    write_atomically(folder + NAME, pack(journal), mode=0o600, own=True)
 
 
 # -- after a start
@@ -249,9 +255,6 @@ class Start(NamedTuple):
     trial: str = ""
     kernel: str = ""
     lines: tuple[str, ...] = ()
-
-
-_WAITS: Final = frozenset({Phase.NONE, Phase.FAILED})
 
 
 def after_restart(journal: Journal, start: Start) -> Journal:

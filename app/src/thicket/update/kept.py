@@ -16,7 +16,7 @@ from hashlib import sha256
 from logging import getLogger
 from typing import Any, NamedTuple
 
-from thicket.base.files import write_atomically
+from thicket.base.files import make_folder, read_kept, write_atomically
 from thicket.base.paths import Paths
 from thicket.device.boot_record import Slot
 from thicket.update.manifest import Manifest
@@ -95,8 +95,7 @@ def content_of(manifest: Manifest, file: str = "") -> Content:
 def load(paths: Paths) -> Kept:
     """Return what is remembered; nothing where the file is missing or damaged."""
     try:
-        with open(paths.data + NAME, "rb") as file:
-            return unpack(file.read(MOST_BYTES + 1))
+        return unpack(read_kept(paths.data + NAME, MOST_BYTES + 1))
     except OSError:
         return Kept({}, {})
 
@@ -105,8 +104,8 @@ def save(paths: Paths, kept: Kept) -> None:
     """Remember; a node whose /data cannot be written goes without."""
     path = paths.data + NAME
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        write_atomically(path, pack(kept), mode=0o600)
+        make_folder(os.path.dirname(path), 0o700)
+        write_atomically(path, pack(kept), mode=0o600, own=True)
     except OSError as e:
         log.warning("%s cannot be written: %s", path, e.strerror)
 

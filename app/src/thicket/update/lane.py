@@ -416,7 +416,7 @@ class Lane:
         self._kept_at = time.monotonic()
         data, path = self.reports.pack(), self._folder + REPORTS
         try:
-            await self._do(lambda: write_atomically(path, data, mode=0o600))
+            await self._do(lambda: write_atomically(path, data, mode=0o600, own=True))
         except (OSError, TimeoutError, ThicketError) as error:
             log.debug("what the others told is not kept: %s", error)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from thicket.base import threads
 from thicket.base.errors import RequestError, ThicketError
-from thicket.base.files import remove, write_atomically
+from thicket.base.files import make_folder, read_kept, remove, write_atomically
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
@@ -338,8 +338,7 @@ def _why_left(record: BootRecord, slot: Slot, words: bytes) -> str:
 def _read(path: str) -> bytes:
     """Return the beginning of a small file; empty where there is none."""
     try:
-        with open(path, "rb") as f:
-            return f.read(health.MOST_BYTES + 1)
+        return read_kept(path, health.MOST_BYTES + 1)
     except OSError:
         return b""
 
@@ -348,7 +347,7 @@ def _write(path: str, data: bytes) -> None:
     """Keep a small file; a node whose /data cannot be written goes without."""
     try:
         if _read(path) != data:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            write_atomically(path, data, mode=0o600)
+            make_folder(os.path.dirname(path), 0o700)
+            write_atomically(path, data, mode=0o600, own=True)
     except OSError as e:
         log.warning("%s cannot be written: %s", path, e.strerror)

@@ -16,7 +16,7 @@ reach of each other that send at the same time add up.
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
@@ -496,12 +496,15 @@ class Serve(Generic[T]):
 
     :param share: of the air.
     :param air: where others take of the same share.
+    :param most: how much one node gets; None for no end.
     """
 
-    def __init__(self, share: float, air: Air | None = None) -> None:
+    def __init__(self, share: float, air: Air | None = None, most: int | None = None) -> None:
         self.air = air or Air(share)
         self._waiting: dict[str, deque[T]] = {}
         self._blocked: dict[str, float] = {}
+        self._given: Counter[str] = Counter()
+        self._most = most
 
     def ask(self, peer: str, item: T, cost: float, *, blocked: bool = False) -> float | None:
         """A node asks for something.
@@ -514,7 +517,8 @@ class Serve(Generic[T]):
         if not blocked:
             self._blocked.pop(peer, None)
         if queue is None:
-            if peer in self._blocked:
+            had_all = self._most is not None and self._given[peer] >= self._most
+            if had_all or peer in self._blocked:
                 return AGAIN[1]
             if len(self._waiting) >= UPLOADS:
                 waiting = sum(map(len, self._waiting.values()))
@@ -542,6 +546,7 @@ class Serve(Generic[T]):
             self._blocked.pop(peer, None)
             queue = self._waiting.pop(peer)
             item = queue.popleft()
+            self._given[peer] += 1
             if queue:
                 self._waiting[peer] = queue  # behind the others
             return peer, item

@@ -21,7 +21,16 @@ from collections.abc import Collection
 from hashlib import sha256
 
 from thicket.base.errors import CodedError
-from thicket.base.files import entries, remove, sync_file, sync_folder, write_atomically
+from thicket.base.files import (
+    discard,
+    entries,
+    make_folder,
+    opened,
+    read_kept,
+    sync_file,
+    sync_folder,
+    write_atomically,
+)
 from thicket.trust import cms
 from thicket.update.offer import CHUNK, Patch
 
@@ -40,6 +49,8 @@ NO_ROOM = "no-room"
 NOT_KEPT = "not-kept"
 WRONG = "wrong"
 
+#: A pipe hangs nobody, and a link leads nowhere.
+_PLAIN = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _OFFER = "offer"
 _SPARE = 64 * 1024
 
@@ -81,7 +92,7 @@ class Held:
         """Find out which chunks are there, by reading all of them."""
         have = 0
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with opened(self.path) as file:
                 for number in range(self.patch.chunk_count):
                     if self.is_right(number, file.read(CHUNK)):
                         have |= 1 << number
@@ -107,7 +118,7 @@ class Held:
         :raises StoreError: the card does not take it.
         """
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_WRONLY | _PLAIN)
             try:
                 view, at = memoryview(data), number * CHUNK
                 while view:
@@ -125,7 +136,7 @@ class Held:
             return None
         data = b""
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with opened(self.path) as file:
                 file.seek(number * CHUNK)
                 data = file.read(CHUNK)
         except OSError:
@@ -142,7 +153,7 @@ class Held:
         """
         whole = sha256()
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with opened(self.path) as file:
                 while data := file.read(CHUNK):
                     whole.update(data)
                 os.fsync(file.fileno())
@@ -171,8 +182,7 @@ class Store:
     def offer(self) -> bytes:
         """Return the packed offer, which nobody has checked; empty without one."""
         try:
-            with open(f"{self.folder}/{_OFFER}", "rb") as file:
-                packed = file.read(cms.MAX_SIZE + 1)
+            packed = read_kept(f"{self.folder}/{_OFFER}", cms.MAX_SIZE + 1)
         except OSError:
             return b""
         return packed if len(packed) <= cms.MAX_SIZE else b""
@@ -185,7 +195,7 @@ class Store:
         :raises StoreError: it cannot be written; what was before stays.
         """
         try:
-            write_atomically(f"{self.folder}/{_OFFER}", packed, durable=False)
+            write_atomically(f"{self.folder}/{_OFFER}", packed, durable=False, own=True)
         except OSError as error:
             raise _failed(error) from None
         self.sweep(patches)
@@ -206,18 +216,17 @@ class Store:
         wanted = {patch.sha256 for patch in patches}
         for name in entries(self.folder):
             if name != _OFFER and name.partition(".")[0] not in wanted:
-                remove(f"{self.folder}/{name}")
+                discard(f"{self.folder}/{name}")
 
     def drop(self, patch: Patch) -> None:
         """Remove a patch."""
-        remove(self._path(patch) + ".patch")
-        remove(self._path(patch) + ".list")
+        discard(self._path(patch) + ".patch")
+        discard(self._path(patch) + ".list")
 
     def open(self, patch: Patch) -> Held | None:
         """Return what is there of a patch; None when not even its chunk list is."""
         try:
-            with open(self._path(patch) + ".list", "rb") as file:
-                listed = file.read(patch.chunk_count * HASH + 1)
+            listed = read_kept(self._path(patch) + ".list", patch.chunk_count * HASH + 1)
         except OSError:
             return None
         if not is_list(patch, listed):
@@ -238,8 +247,8 @@ class Store:
         try:
             self.check_room(patch)
             # Without it the list would be fetched again, and not the chunks.
-            write_atomically(path + ".list", listed, durable=False)
-            fd = os.open(path + ".patch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            write_atomically(path + ".list", listed, durable=False, own=True)
+            fd = os.open(path + ".patch", os.O_RDWR | os.O_CREAT | _PLAIN, 0o644)
             try:
                 os.ftruncate(fd, patch.size)
                 os.posix_fallocate(fd, 0, patch.size)
@@ -259,7 +268,7 @@ class Store:
         """
         held = self.begin(patch, listed)
         try:
-            with open(path, "rb") as file:
+            with opened(path) as file:
                 for number in range(patch.chunk_count):
                     data = file.read(CHUNK)
                     if not held.is_right(number, data):
@@ -279,7 +288,7 @@ class Store:
         :raises StoreError: there is none.
         """
         try:
-            os.makedirs(self.folder, exist_ok=True)
+            make_folder(self.folder)
             found = os.statvfs(self.folder)
         except OSError as error:
             raise _failed(error) from None

@@ -25,7 +25,7 @@ import time
 from logging import getLogger
 from typing import Any
 
-from thicket.base.files import write_atomically
+from thicket.base.files import read_kept, write_atomically
 from thicket.base.paths import Paths
 from thicket.device.reset import kernel_records, last_words, watchdog_fired
 
@@ -71,8 +71,7 @@ def text(record: dict[str, Any]) -> str:
 def read(paths: Paths) -> list[dict[str, Any]]:
     """Return the history, oldest first; lines that are no records are left out."""
     try:
-        with open(_history(paths), "rb") as f:
-            lines = f.read(64 * 1024).decode("utf-8", "replace").split("\n")
+        lines = read_kept(_history(paths), 64 * 1024).decode("utf-8", "replace").split("\n")
     except OSError:
         return []
     records = []
