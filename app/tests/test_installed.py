@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from apps_for_tests import ABOUT, Unpacking, lamp, packed
@@ -27,6 +28,7 @@ from thicket.applications.installed import Installed
 from thicket.applications.service import Applications
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
+from thicket.daemon.installed_part import InstalledPart
 from thicket.distribution import Node
 from thicket.trust.update_signer import SignerRefusedError, signer_name
 
@@ -230,6 +232,32 @@ async def test_one_that_takes_the_daemon_along_is_left_in_the_end(device: Device
     async with device.on():
         assert await device.version() == "1.0"
         assert "the daemon ended 3 times" in device.entry()["left"]
+
+
+async def test_a_start_is_counted_before_what_is_on_trial_begins(device: Device) -> None:
+    """One that ends the daemon as soon as it is imported would never be left otherwise."""
+    device.health_time = 1000
+    async with device.on():
+        await device.apps.install(one(device))
+    core = SimpleNamespace(
+        paths=device.paths,
+        problems=device.problems,
+        changed=lambda: None,
+        settings=SimpleNamespace(update=SimpleNamespace(health_time=1000)),
+        make=SimpleNamespace(applications=dict, mounter=lambda: device.mounter),
+    )
+    part = InstalledPart(cast(Any, core))
+    part._place = lambda: device.place  # type: ignore[method-assign]
+    counted: list[int] = []
+
+    def make(found: dict[str, Callable[[], Any]]) -> Any:
+        assert list(found) == ["lamp"]
+        counted.append(app_state.load(f"{device.paths.data}/apps/lamp").trial)
+        return SimpleNamespace()
+
+    await part.runner(make)
+    assert counted == [2]
+    sys.path[:] = [path for path in sys.path if not path.startswith(device.paths.root)]
 
 
 async def test_a_revoked_signer_and_another_image(device: Device) -> None:

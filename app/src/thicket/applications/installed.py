@@ -188,16 +188,22 @@ class Installed:
                 await self._put_in_force(name)
             self._changed()
 
+    async def count(self) -> None:
+        """Count this start for what is on trial, before it is started: it may take the daemon
+        along at once. Once for each daemon."""
+        if self._counted:
+            return
+        self._counted = True
+        async with self._lock:
+            for name, state in list(self._states.items()):
+                if state.trial:
+                    await self._save(name, state.tried())
+
     async def watch(self, runner: Applications) -> None:
         """Judge what is on trial, and end what a revoked signer has signed, until cancelled."""
         self.runner = runner
         self._trials.clear()
-        if not self._counted:
-            # Once for each daemon: what is on trial may take it along.
-            self._counted = True
-            for name, state in list(self._states.items()):
-                if state.trial:
-                    await self._save(name, state.tried())
+        await self.count()
         looked = time.monotonic()
         try:
             while True:

@@ -51,6 +51,7 @@ class InstalledPart:
             await self._arrived.wait()
         if self._some():
             service = await self.service()
+            await service.count()
             # Nothing may come in between: what is installed from here on goes to the runner.
             self._runner = service.runner = make(service.found())
         else:
