@@ -23,7 +23,7 @@ from test_update_exchange import BASE, SMALL, described, folder_of
 
 from thicket.applications.app_file import AppError
 from thicket.applications.installed import Current
-from thicket.base.errors import RequestError
+from thicket.base.errors import CodedError, RequestError
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
@@ -47,8 +47,10 @@ from thicket.update.patch import PatchError
 from thicket.update.progress import node_name
 from thicket.update.service import Update
 from thicket.update.spread import Way
+from thicket.update.taker import TakerError
 
 BUNDLE = b"a bundle"
+DIGEST = hashlib.sha256(BUNDLE).hexdigest()
 NEW = "5a" * 32
 """Root hash of what is offered."""
 RESTARTS: list[float] = []
@@ -61,14 +63,14 @@ class Installer:
     def __init__(self, slots: Slots) -> None:
         self.progress = SimpleNamespace(percent=50)
         self.installed: list[str] = []
-        self.fault: InstallError | None = None
+        self.fault: CodedError | None = None
         self._slots = slots
 
     async def install(self, path: str, *, again: bool, digest: str) -> Content:
         assert again
-        assert Path(path).read_bytes() == BUNDLE
         if self.fault is not None:
             raise self.fault
+        assert Path(path).read_bytes() == BUNDLE
         self.installed.append(digest)
         self._slots.set_primary(Slot.B)
         return Content("0" * 64, "2.0", 1, digest, NEW)
@@ -162,6 +164,7 @@ class Apps:
     async def judge(self, path: str, name: str) -> None:
         assert Path(path).read_bytes() == BUNDLE
         assert name == "readings"
+        await asyncio.sleep(0.1)  # some steps meanwhile
         if self.fault is not None:
             raise self.fault
 
@@ -259,7 +262,7 @@ def a_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def an_offer(number: int = 1, **plan: Any) -> Offer:
-    target = Target("thicket-rpi64", "2.0", 1, len(BUNDLE), "ef" * 32)
+    target = Target("thicket-rpi64", "2.0", 1, len(BUNDLE), DIGEST)
     parts = {"canaries": 1, "well": 0, "waves": (100,), "failures": 0, "window": None, **plan}
     return Offer(FLEET.fleet.identifier, number, target, (described(SMALL, BASE),), Plan(**parts))
 
@@ -277,7 +280,7 @@ async def test_an_offer_is_installed_and_the_node_restarts(network: Network) -> 
             assert one.part.tables()[0]["headline"] == "there is no offer"
             assert await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
             await one.until(lambda: RESTARTS, "it restarts")
-            assert host.installer.installed == ["ef" * 32]
+            assert host.installer.installed == [DIGEST]
             # As the guide and web servers have it.
             kept = {path.name for path in Path(host.paths.data, "update/offered").iterdir()}
             digest = described(SMALL, BASE).sha256
@@ -350,6 +353,47 @@ async def test_what_cannot_be_installed_is_told(network: Network) -> None:
             (row,) = one.row()
             assert "it could not be installed: RAUC did not install it" in row["why"]
             assert not RESTARTS
+
+
+@in_private_network
+async def test_a_bundle_that_the_card_damages_is_made_anew(network: Network) -> None:
+    with a_folder() as root:
+        host = Host(Path(root) / "node")
+        offer = an_offer(canaries=("n-000000000000",))
+        folder = Path(host.paths.data, "update")
+        bundle = folder / f"bundle-{offer.bundle.sha256}.raucb"
+        async with running(network, host) as one:
+            await one.part.offer(folder_of(Path(root) / "in", offer, SMALL), 20.0)
+            await one.until(lambda: one.state() == "waiting", "it waits for the canary")
+            host.installer.fault = InstallError("rauc", "RAUC did not install it: damaged")
+            bundle.write_bytes(b"damaged")
+            taker = one.part.own._taker
+            with pytest.raises(TakerError, match="made anew"):
+                await taker.install(offer, one.journal, lambda _done: None)
+            await one.until(
+                lambda: bundle.exists() and bundle.read_bytes() == BUNDLE, "it is here again"
+            )
+            with pytest.raises(InstallError, match="RAUC did not"):
+                await taker.install(offer, one.journal, lambda _done: None)
+            # What a power cut has left of another one makes room; of this one it may be at work.
+            other = folder / f"bundle-{'ab' * 32}.raucb.made.new"
+            own = folder / f"{bundle.name}.made.new"
+            other.write_bytes(b"half")
+            own.write_bytes(b"half")
+            await one.until(lambda: not other.exists(), "it is removed")
+            assert own.exists()
+
+
+@in_private_network
+async def test_what_is_damaged_each_time_fails_in_the_end(network: Network) -> None:
+    with a_folder() as root:
+        host = Host(Path(root) / "node")
+        host.installer.fault = TakerError("spoilt", "the card has damaged it")
+        async with running(network, host) as one:
+            await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
+            await one.until(lambda: one.state() == "failed", "it says that it failed")
+            assert one.journal.tries == journal.MOST_TRIES - 1
+            assert "the card has damaged it" in one.row()[0]["why"]
 
 
 @in_private_network
@@ -501,6 +545,7 @@ async def test_an_application_that_fails_or_is_refused_or_taken_back(network: Ne
             host.apps.fault = AppError("python", "it is for Python 3.9")
             await one.part.offer(folder_of(Path(root) / "in", of_app(), SMALL), 20.0)
             await one.until(lambda: one.state(APP) == "refused", "it is not for this node")
+            assert host.apps.installs == 0, "nobody begins with what is not judged"
             assert "it is for Python 3.9" in one.row(APP)[0]["why"]
             host.apps.fault = None
             await one.part.offer(folder_of(Path(root) / "two", of_app(2), SMALL), 20.0)
@@ -508,6 +553,11 @@ async def test_an_application_that_fails_or_is_refused_or_taken_back(network: Ne
             host.apps.file = Current("", "", False, "1.2: KeyError: 'port'")
             await one.until(lambda: one.state(APP) == "failed", "it was left")
             assert one.row(APP)[0]["why"] == "1.2: KeyError: 'port'"
+            # What was made of the patch is gone, and made anew when the same offer is resumed.
+            one.part.order(order(of_app(2), "resume", 4))
+            await one.until(lambda: one.state(APP) == "trial", "it is tried again")
+            host.apps.file = Current("", "", False, "1.2: KeyError: 'port'")
+            await one.until(lambda: one.state(APP) == "failed", "it was left again")
             # The same file is not tried again before somebody says so.
             await one.part.offer(folder_of(Path(root) / "three", of_app(3), SMALL), 20.0)
             await one.until(

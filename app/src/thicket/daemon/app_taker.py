@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from hashlib import file_digest
 from typing import TYPE_CHECKING
 
 from thicket.applications.app_file import ENDING, AppError
 from thicket.base import threads
 from thicket.base.errors import ThicketError
-from thicket.base.files import entries, opened, remove
+from thicket.base.files import opened, remove
 from thicket.update.journal import MOST_TRIES, Journal, Phase
 from thicket.update.rebuild import rebuild
 from thicket.update.rollout import Node
-from thicket.update.taker import Look
+from thicket.update.taker import MADE, Look, judge_fault, sweep
 
 if TYPE_CHECKING:
     from thicket.applications.installed import Current
@@ -72,18 +73,24 @@ class AppTaker:
 
     async def take(self, path: str, offer: Offer, patch: Patch) -> None:
         target = self._file(offer)
-        await rebuild(path, target, offer.bundle, None)
+        made = target + MADE
+        await rebuild(path, made, offer.bundle, None)
         try:
             service = await self._installed.service()
-            await service.judge(target, self._name)
+            await service.judge(made, self._name)
         except ThicketError:
-            await self._do(lambda: remove(target))
+            await self._do(lambda: remove(made))
             raise
+        await self._do(lambda: os.replace(made, target))
 
     async def install(
         self, offer: Offer, journal: Journal, follow: Callable[[int], None]
     ) -> Journal:
-        await self._installed.take(self._file(offer))
+        try:
+            await self._installed.take(self._file(offer))
+        except ThicketError as error:
+            judged = partial(judge_fault, self._file(offer), offer.bundle.sha256, error)
+            raise await self._do(judged) from None
         return journal.enter(Phase.TRIAL)
 
     async def go_back(self, journal: Journal) -> Journal | None:
@@ -104,9 +111,7 @@ class AppTaker:
         over = journal.phase in (Phase.TRIAL, Phase.DONE)
         needed = offer is not None and not (over and journal.offer == offer.identifier)
         wanted = os.path.basename(self._file(offer)) if needed else ""
-        for name in entries(self._folder):
-            if name.endswith(ENDING) and name != wanted:
-                remove(f"{self._folder}/{name}")
+        sweep(self._folder, "", ENDING, wanted)
 
     def _file(self, offer: Offer | None) -> str:
         return f"{self._folder}/{offer.bundle.sha256 if offer is not None else ''}{ENDING}"

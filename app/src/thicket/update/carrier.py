@@ -788,6 +788,17 @@ class Carrier:
         """Whether something is being fetched or sent."""
         return self.download is not None or len(self._serve) > 0
 
+    @property
+    def handed(self) -> bool:
+        """Whether a patch was handed over, and the host has done with it what is to be done."""
+        return self._handing is not None and self._handing[1].done()
+
+    def hand_again(self) -> None:
+        """Hand over once more: what the host has made of the patch is gone."""
+        if self.handed:
+            self._handing = None
+            self._wake.set()
+
     def look_again(self) -> None:
         """What the host wants is something else now."""
         self._wake.set()

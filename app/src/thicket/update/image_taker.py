@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from thicket.base import threads
 from thicket.base.errors import RequestError, ThicketError
-from thicket.base.files import entries, remove
+from thicket.base.files import remove
 from thicket.base.paths import Paths
 from thicket.device.boot_record import BootRecord, Slot
 from thicket.device.boot_slots import Slots
@@ -19,13 +20,15 @@ from thicket.update.journal import Journal, Phase
 from thicket.update.offer import Offer, Patch
 from thicket.update.rebuild import rebuild, running
 from thicket.update.rollout import Node
-from thicket.update.taker import Look
+from thicket.update.taker import MADE, Look, judge_fault, sweep
 
 if TYPE_CHECKING:
     from thicket.update.service import Update
 
 BUNDLE = "/bundle-{}.raucb"
 HANGS = 60.0
+#: Seconds within which a bundle of any size is read.
+LONG = 900.0
 
 _RUNS = frozenset((Phase.TRIAL, Phase.DONE))
 
@@ -85,14 +88,16 @@ class ImageTaker:
 
     async def take(self, path: str, offer: Offer, patch: Patch) -> None:
         target = self._bundle(offer)
+        made = target + MADE
         base = running(self._host.paths) if patch.base else None
-        await rebuild(path, target, offer.bundle, base)
+        await rebuild(path, made, offer.bundle, base)
         try:
             found = await self._update().terms()
-            await self._do(lambda: install.check(target, found, again=True))
+            await self._do(lambda: install.check(made, found, again=True))
         except ThicketError:
-            await self._do(lambda: remove(target))
+            await self._do(lambda: remove(made))
             raise
+        await self._do(lambda: os.replace(made, target))
 
     async def install(
         self, offer: Offer, journal: Journal, follow: Callable[[int], None]
@@ -107,6 +112,9 @@ class ImageTaker:
         try:
             digest = offer.bundle.sha256
             content = await installer.install(self._bundle(offer), again=True, digest=digest)
+        except ThicketError as error:
+            judged = partial(judge_fault, self._bundle(offer), digest, error)
+            raise await self._disk.do(judged, LONG) from None
         finally:
             update.followers.remove(tell)
         return journal.armed(content.root)
@@ -141,9 +149,7 @@ class ImageTaker:
         if offer is not None and (journal.phase, journal.offer) != (Phase.DONE, offer.identifier):
             wanted = os.path.basename(self._bundle(offer))
         begin, _, end = os.path.basename(BUNDLE).partition("{}")
-        for name in entries(self._folder):
-            if name.startswith(begin) and name.endswith(end) and name != wanted:
-                remove(f"{self._folder}/{name}")
+        sweep(self._folder, begin, end, wanted)
 
     def _bundle(self, offer: Offer) -> str:
         return self._folder + BUNDLE.format(offer.bundle.sha256)

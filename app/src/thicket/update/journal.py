@@ -29,7 +29,7 @@ MOST_REJECTED = 8
 MOST_LINES, MOST_LINE = 20, 300
 """Lines of the account of a failure, and characters of each."""
 MOST_TRIES = 3
-"""Installations that may be cut off by a power cut."""
+"""Installations that may be cut off by a power cut, or by a card that damages the bundle."""
 
 
 class Phase(StrEnum):
@@ -77,7 +77,7 @@ class Journal(NamedTuple):
     :ivar slot: the slot that the phase is about: ``A``, ``B`` or empty.
     :ivar root: dm-verity root hash of its root in hexadecimal digits; empty where it is not known.
     :ivar since: when the phase began, in Unix seconds; 0 where the time was not known.
-    :ivar tries: installations that were cut off.
+    :ivar tries: installations that were cut off, or whose bundle the card has damaged.
     :ivar well: whether it was well for as long as the plan asks.
     :ivar order: number of the last order that was followed.
     :ivar why: in words, for the fleet.

@@ -21,14 +21,14 @@ from thicket.base.pace import wait
 from thicket.update import journal, show, store
 from thicket.update.carrier import Carrier
 from thicket.update.exchange import Exchange, Follower
-from thicket.update.journal import Journal, Phase
+from thicket.update.journal import MOST_TRIES, Journal, Phase
 from thicket.update.offer import BAD_OFFER, Offer, OfferError, Order, Patch, check_offer
 from thicket.update.progress import Members, Own
 from thicket.update.reports import Reports
 from thicket.update.rollout import Facts
 from thicket.update.steps import Action, Fetch, GoBack, Install, Nothing, Now, Restart, Rollout
 from thicket.update.store import Store
-from thicket.update.taker import Look, Taker
+from thicket.update.taker import SPOILT, Look, Taker
 
 if TYPE_CHECKING:
     from thicket.base.problems import Problems
@@ -46,7 +46,8 @@ KEEP = 600.0
 #: Seconds in which the others hear that this node restarts.
 GRACE = 2.0
 HANGS = 60.0
-#: Seconds until what cannot be installed now is tried again, and codes of errors that say so.
+#: Seconds until what cannot be installed now is tried again, or made once more of a patch, and
+#: codes of errors that say so.
 AGAIN = 60.0
 LATER = frozenset(("no-room", "no-space", "no-data", "busy", "starting"))
 
@@ -136,6 +137,7 @@ class Lane:
         self._work: asyncio.Task[None] | None = None
         self._seen: Now | None = None
         self._hindered = "", 0.0
+        self._hand_again_at = now
         self._kept_at = now
 
     async def run(self) -> None:
@@ -271,7 +273,7 @@ class Lane:
             await self.carrier.drop()
             newest = None
         offer = newest.offer if newest is not None else None
-        before, busy = self.rollout.journal, self._busy
+        before, busy, handed = self.rollout.journal, self._busy, self.carrier.handed
         look = await self._taker.look(offer, before)
         # What was seen while something was under way is old when that has ended meanwhile.
         if look.journal is not None and not busy and self.rollout.journal is before:
@@ -284,6 +286,10 @@ class Lane:
         if step.tell is not None and credentials is not None:
             self._publish(self.reports.publish(step.tell, credentials, now))
         self._act(step.action)
+        lost = handed and not look.ready and self.carrier.newest is newest
+        if lost and isinstance(step.action, Fetch) and now >= self._hand_again_at:
+            self._hand_again_at = now + AGAIN
+            self.carrier.hand_again()
         if now - self._kept_at > KEEP:
             await self.keep_what_is_known()
 
@@ -327,7 +333,12 @@ class Lane:
         except (ThicketError, OSError, TimeoutError) as error:
             log.warning("%s is not installed: %s", offer.bundle.words, error)
             words = str(error) or "the card does not answer"
-            if isinstance(error, ThicketError) and error.code in LATER:
+            code = error.code if isinstance(error, ThicketError) else ""
+            tries = rollout.journal.tries + 1
+            if code == SPOILT and tries < MOST_TRIES:
+                again = rollout.journal.enter(Phase.NONE)._replace(tries=tries)
+                await self._keep(rollout.follow(again))
+            elif code in LATER:
                 self._hindered = words, time.monotonic() + AGAIN
                 await self._keep(rollout.follow(rollout.journal.enter(Phase.NONE)))
             else:

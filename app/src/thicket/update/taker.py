@@ -8,11 +8,52 @@ application that is offered.
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import file_digest
 from typing import NamedTuple, Protocol
 
+from thicket.base.errors import CodedError, ThicketError
+from thicket.base.files import entries, opened, remove
+from thicket.update.apply import NEW
 from thicket.update.journal import Journal
 from thicket.update.offer import Offer, Patch
 from thicket.update.rollout import Node
+
+SPOILT = "spoilt"
+
+MADE = ".made"
+"""What is appended to the name of what was made, until it is judged: nobody begins with it."""
+
+
+class TakerError(CodedError):
+    """What was made cannot be installed, with ``spoilt``: the card has damaged it."""
+
+
+def judge_fault(path: str, digest: str, error: ThicketError) -> ThicketError:
+    """Return why an installation failed; what the card has damaged is removed. Reads all of it.
+
+    :param path: what was to be installed.
+    :param digest: its SHA-256 in hexadecimal digits.
+    """
+    try:
+        with opened(path) as file:
+            if file_digest(file, "sha256").hexdigest() == digest:
+                return error
+    except OSError:
+        pass  # it cannot be read
+    remove(path)
+    return TakerError(SPOILT, "the card has damaged what was made of the patch: it is made anew")
+
+
+def sweep(folder: str, begin: str, end: str, wanted: str) -> None:
+    """Remove what was made, or half made when the power was cut, and is not needed any more.
+
+    :param begin: what the names of such files begin with, and ``end`` what they end with.
+    :param wanted: the name of the one that is needed; empty for none.
+    """
+    for name in entries(folder):
+        made = name.removesuffix(NEW).removesuffix(MADE)
+        if made.startswith(begin) and made.endswith(end) and made != wanted:
+            remove(f"{folder}/{name}")
 
 
 class Look(NamedTuple):
