@@ -12,6 +12,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -23,7 +24,7 @@ from thicket.update import apply as applying
 from thicket.update import patch as patches
 from thicket.update import rebuild as rebuilding
 from thicket.update import verity, zstd
-from thicket.update.apply import NEW, Running, Wanted, apply
+from thicket.update.apply import NEW, SPARE, Running, Wanted, apply
 from thicket.update.mapped import Mapped
 from thicket.update.offer import Target
 from thicket.update.patch import ALIGNED, Base, Boot, HashTree, Header, PatchError, Root
@@ -304,7 +305,21 @@ def test_a_full_disk(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    refused(one, "no-space", r"the bundle takes 0\.\d MiB and .* MiB free: remove what is not")
+    refused(one, "no-space", r"the bundle takes 0\.\d MiB and .* MiB free, of which")
+
+
+def test_some_room_stays_free(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a node writes while it installs has to go somewhere."""
+    size = len(one.bundle)
+
+    def disk(free: int) -> None:
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+
+    disk(size + SPARE - 1)
+    refused(one, "no-space", r"of which 1\.0 MiB are kept")
+    disk(size + SPARE)
+    one.apply()
+    assert one.made() == one.bundle
 
 
 def test_the_whole_file_of_a_patch_is_read_from_disk(one: Case) -> None:

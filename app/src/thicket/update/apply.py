@@ -36,6 +36,9 @@ USAGE = "usage: apply MEMORY PATCH OUT SIZE SHA256 [HASH ROOT BOOT]"
 NEW = ".new"
 """What is appended to the bundle's name while it is not complete."""
 
+SPARE = 1 << 20
+"""Bytes that stay free beside the bundle: without them it could be made, but not installed."""
+
 _PIECE = 1 << 20
 _DEATH_SIGNAL = 1  # prctl(2): PR_SET_PDEATHSIG
 
@@ -141,12 +144,15 @@ def _no_memory() -> str:
 
 def _no_space(wanted: Wanted) -> str:
     folder = os.path.dirname(wanted.path) or "."
-    found = os.statvfs(folder)
-    free = found.f_bavail * found.f_frsize
     return (
-        f"the bundle takes {_mib(wanted.size)} and {folder} has {_mib(free)} free: remove what is "
-        "not needed"
+        f"the bundle takes {_mib(wanted.size)} and {folder} has {_mib(_free(wanted))} free, of "
+        f"which {_mib(SPARE)} are kept: remove what is not needed"
     )
+
+
+def _free(wanted: Wanted) -> int:
+    found = os.statvfs(os.path.dirname(wanted.path) or ".")
+    return found.f_bavail * found.f_frsize
 
 
 def _mib(size: int) -> str:
@@ -207,6 +213,8 @@ def _place(mapped: Mapped, at: int, path: str, size: int) -> None:
 def _make(header: Header, frame: Memory, prefix: Memory, wanted: Wanted, work: Work) -> None:
     new = wanted.path + NEW
     remove(new)
+    if _free(wanted) < header.size + SPARE:
+        raise PatchError(patches.NO_SPACE, _no_space(wanted))
     try:
         with open(new, "x+b", opener=_private) as file:
             os.posix_fallocate(file.fileno(), 0, header.size)
