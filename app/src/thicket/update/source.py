@@ -152,7 +152,7 @@ class Source:
                 try:
                     pause = await self._look(folder)
                     self._pauses.reset()
-                except (ThicketError, TimeoutError) as error:
+                except (ThicketError, OSError) as error:  # a TimeoutError is one as well
                     pause = self._pauses.failed() * uniform(0.8, 1.2)
                     words = str(error) or "the server takes too long"
                     log.warning("no update from outside: %s", words)
