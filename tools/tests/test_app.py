@@ -18,6 +18,8 @@ from authority.app import main
 from authority.app_build import AppBuildError, Images, Wanted
 from authority.authority import Authority
 from firmware.boards import ROOT
+from host import wheels
+from host.wheels import WheelError
 from thicket.applications import app_file
 from thicket.trust.certificates import pem
 
@@ -164,6 +166,31 @@ def test_a_project_that_is_no_application(project: Path, tmp_path: Path) -> None
     path.unlink()
     with pytest.raises(AppBuildError, match="no Python project"):
         app_build.build(project, work(tmp_path, 9), WANTED)
+
+
+def test_a_dependency_replaces_nothing_of_the_project(
+    project: Path, index: Path, tmp_path: Path
+) -> None:
+    wheel(index, "needed", file="lamp_app.py")
+    needing(project, "needed")
+    with pytest.raises(WheelError, match=r"needed-1\.0.* brings lamp_app\.py, which another"):
+        app_build.build(project, work(tmp_path), WANTED)
+
+
+def test_strange_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "MOST_UNPACKED", 1000)
+    wheel(tmp_path, "odd")
+    path = tmp_path / "odd-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("a.dist-info", "b.data", ".", "same.py"):
+            archive.writestr(name, "")
+    for _ in range(2):
+        wheels.unpack(path, tmp_path / "out", app_build._keep, beside=True)
+    assert not (tmp_path / "out/a.dist-info").exists()
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("huge.py", bytes(1001))
+    with pytest.raises(WheelError, match="unpacks to more"):
+        wheels.unpack(path, tmp_path / "out", app_build._keep)
 
 
 def test_versions_of_images() -> None:

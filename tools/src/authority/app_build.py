@@ -112,7 +112,7 @@ def build(project: Path, work: Path, wanted: Wanted) -> tuple[Path, About]:
     _download(_dependencies(said, wanted.architecture), project, needed, log, wanted.architecture)
     for one in (wheel, *sorted(needed.glob("*.whl"))):
         if canonicalize_name(one.name.partition("-")[0]) not in IN_IMAGE:
-            wheels.unpack(one, tree / SITE, _keep)
+            wheels.unpack(one, tree / SITE, _keep, beside=True)
     about = _about(tree / SITE, said, wanted)
     contents = work / "contents"
     _squashfs(tree, contents)
@@ -219,6 +219,8 @@ def _download(
 def _keep(name: PurePath) -> bool:
     """Tell whether a file of a wheel is of use on a node."""
     top = name.parts[0]
+    if len(name.parts) == 1 and top.endswith((".dist-info", ".data")):
+        return False  # a file where a folder belongs
     if top.endswith(".dist-info"):
         licences = re.match(r"licen[cs]es?|copying|notice|authors", name.parts[1].lower())
         return name.name in ("METADATA", "entry_points.txt") or licences is not None

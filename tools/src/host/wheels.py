@@ -18,6 +18,9 @@ from packaging.requirements import Requirement
 from host.errors import HostError
 from host.run import Runner
 
+MOST_UNPACKED = 1 << 30
+"""Bytes that a wheel may unpack to."""
+
 
 class WheelError(HostError):
     """A project or a wheel is not as it should be; the text says what to do."""
@@ -96,19 +99,35 @@ def _installed(required: Requirement) -> bool:
     return required.specifier.contains(version, prereleases=True)
 
 
-def unpack(wheel: Path, directory: Path, keep: Callable[[PurePath], bool]) -> None:
+def unpack(
+    wheel: Path, directory: Path, keep: Callable[[PurePath], bool], *, beside: bool = False
+) -> None:
     """Unpack what is wanted of a wheel.
 
-    :raises WheelError: it holds a path that leaves it.
+    :param beside: others were unpacked there, of which nothing may be replaced.
+    :raises WheelError: it holds a path that leaves it, unpacks to too much, or replaces something.
     """
+    total = 0
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             name = PurePath(entry.filename)
-            if entry.is_dir() or not keep(name):
+            if entry.is_dir() or not name.parts:
                 continue
             if name.is_absolute() or ".." in name.parts:
                 raise WheelError(f"{wheel.name} holds a path that leaves it: {entry.filename}")
-            target = directory / name
+            if not keep(name):
+                continue
+            total += entry.file_size  # no more than that is unpacked
+            if total > MOST_UNPACKED:
+                raise WheelError(
+                    f"{wheel.name} unpacks to more than {MOST_UNPACKED >> 20} MiB: do without it"
+                )
+            target, data = directory / name, archive.read(entry)
+            if beside and target.exists() and target.read_bytes() != data:
+                raise WheelError(
+                    f"{wheel.name} brings {entry.filename}, which another one brings as well, with "
+                    "other contents: do without one of them"
+                )
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(entry))
+            target.write_bytes(data)
             target.chmod(0o644)
