@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 import json
 from hashlib import sha256
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import pytest
 from apps_for_tests import ABOUT
@@ -23,6 +25,7 @@ from thicket.trust import signed_file
 from thicket.trust.update_signer import SignerRefusedError, signer_name
 
 CONTENTS = b"hsqs" + bytes(4092)
+EXTENSION = f"lamp{EXTENSION_SUFFIXES[0]}"
 PLACE = Place(one_fleet().fleet, (), "0.1.0", "3.13", "aarch64")
 
 
@@ -155,6 +158,13 @@ def test_versions_of_images_are_numbers() -> None:
     names = ["", "0.1", "0.1.9", "0.2.dev3", "0.10", "1"]
     assert sorted(names, key=app_file.version_key) == names
     assert app_file.version_key("0.1") == app_file.version_key("0.1.0")
+
+
+@pytest.mark.parametrize("name", ["lamp", "lamp.py", "lamp.pyc", "lamp.abi3.so", EXTENSION])
+def test_a_module_of_the_image_of_any_kind(name: str, tmp_path: Path) -> None:
+    assert not fit.in_image("lamp", [str(tmp_path)])
+    (tmp_path / name).write_text("")
+    assert fit.in_image("lamp", [str(tmp_path)])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
+from importlib.machinery import all_suffixes
 from typing import NamedTuple
 
 from thicket.applications import app_file
@@ -15,7 +16,7 @@ from thicket.trust.verify import Verify, verify_signature
 
 #: Modules of ours, which no application brings.
 OWN = "thicket"
-_SUFFIXES = ("", ".py", ".pyc")
+_SUFFIXES = ("", *all_suffixes())
 
 
 class Place(NamedTuple):
