@@ -4,6 +4,7 @@
 - ``propagation``: who hears whom, how well.
 - ``error``: how likely a frame of that signal, rate and length is lost.
 - ``airtime``: how long it takes.
+- ``reception``: which of several overlapping frames a receiver takes, and whether that survives.
 - ``engine``: queues, carrier sense, collisions, retries and acknowledgements; knows no sockets.
 - ``stats``, ``capture``: what happened, as counters and as pcapng.
 - ``config``: ``medium.json`` and ``medium-state.json``.

@@ -80,6 +80,26 @@ class Timing(Protocol):
         """RTS, SIFS, CTS, SIFS that go before a protected frame (10.3.2.9)."""
         ...
 
+    @property
+    def header_begin(self) -> float:
+        """Where the PHY header begins within a frame."""
+        ...
+
+    @property
+    def header_end(self) -> float:
+        """Where it ends."""
+        ...
+
+    @property
+    def preamble(self) -> float:
+        """Where the payload begins."""
+        ...
+
+    @property
+    def extension(self) -> float:
+        """Silence that belongs to the end of a frame."""
+        ...
+
     def duration(self, length: int) -> float:
         """Return the time of a frame of ``length`` bytes with FCS."""
         ...
@@ -94,10 +114,33 @@ class AirtimeModel(Protocol):
 class _Timing:
     """Time of a preamble and of as many symbols as the bits need."""
 
-    __slots__ = ("_bits", "_extra", "_preamble", "_symbol", "ack", "rts_cts")
+    __slots__ = (
+        "_bits",
+        "_extra",
+        "_fixed",
+        "_symbol",
+        "ack",
+        "extension",
+        "header_begin",
+        "header_end",
+        "preamble",
+        "rts_cts",
+    )
 
-    def __init__(self, preamble: float, symbol: float, bits: float, extra: int) -> None:
-        self._preamble = preamble
+    def __init__(
+        self,
+        header: tuple[float, float],
+        preamble: float,
+        symbol: float,
+        bits: float,
+        *,
+        extra: int = 0,
+        extension: float = 0.0,
+    ) -> None:
+        self.header_begin, self.header_end = header
+        self.preamble = preamble
+        self.extension = extension
+        self._fixed = preamble + extension
         self._symbol = symbol
         self._bits = bits
         self._extra = extra
@@ -105,18 +148,20 @@ class _Timing:
         self.rts_cts = 0.0
 
     def duration(self, length: int) -> float:
-        return self._preamble + self._symbol * math.ceil((8 * length + self._extra) / self._bits)
+        return self._fixed + self._symbol * math.ceil((8 * length + self._extra) / self._bits)
 
 
 def _bare(rate: Rate, two_ghz: bool) -> _Timing:
     extension = band(two_ghz).signal_extension
     if rate.phy in (Phy.DSSS, Phy.CCK):
         # Preamble and header: 144 + 48 us, with the short preamble 72 + 24 us (16.2.2); 16.3.4.
-        preamble = 96 * US if rate.short_preamble else 192 * US
-        return _Timing(preamble, 1 * US, rate.kbps / 1000, 0)
+        header = (72 * US, 96 * US) if rate.short_preamble else (144 * US, 192 * US)
+        return _Timing(header, header[1], 1 * US, rate.kbps / 1000)
     if rate.phy is Phy.OFDM:
         # 16 us preamble, 4 us SIGNAL; SERVICE (16), PSDU, tail (6) in symbols of 4 us (17.4.3).
-        return _Timing(20 * US + extension, 4 * US, rate.data_bits, 22)
+        return _Timing(
+            (16 * US, 20 * US), 20 * US, 4 * US, rate.data_bits, extra=22, extension=extension
+        )
     symbol = 3.6 * US if rate.short_gi else 4 * US
     streams = rate.streams
     # N_HT-LTF and N_VHT-LTF (tables 19-13, 21-13).
@@ -124,10 +169,19 @@ def _bare(rate: Rate, two_ghz: bool) -> _Timing:
     if rate.phy is Phy.HT:
         # L-STF 8, L-LTF 8, L-SIG 4, HT-SIG 8, HT-STF 4, HT-LTFs 4 each (19.4.3, HT-mixed).
         encoders = 1 if rate.kbps <= 300_000 else 2
-        return _Timing((32 + 4 * ltf) * US + extension, symbol, rate.data_bits, 16 + 6 * encoders)
-    # L-STF 8, L-LTF 8, L-SIG 4, VHT-SIG-A 8, VHT-STF 4, VHT-LTFs, VHT-SIG-B 4 (21.4.3).
-    encoders = max(1, math.ceil(rate.kbps / 600_000))
-    return _Timing((36 + 4 * ltf) * US + extension, symbol, rate.data_bits, 16 + 6 * encoders)
+        preamble = (32 + 4 * ltf) * US
+    else:
+        # L-STF 8, L-LTF 8, L-SIG 4, VHT-SIG-A 8, VHT-STF 4, VHT-LTFs, VHT-SIG-B 4 (21.4.3).
+        encoders = max(1, math.ceil(rate.kbps / 600_000))
+        preamble = (36 + 4 * ltf) * US
+    return _Timing(
+        (16 * US, 28 * US),
+        preamble,
+        symbol,
+        rate.data_bits,
+        extra=16 + 6 * encoders,
+        extension=extension,
+    )
 
 
 class Standard:

@@ -147,6 +147,15 @@ class Receiver:
     (-82 dBm); receivers notice every preamble that they could decode at 6 Mbit/s."""
     interference_snr_db: float = -10.0
     """Weaker signals do not even disturb."""
+    energy_detect_snr_db: float = 29.0
+    """From here on a signal whose beginning it missed keeps it from sending: -62 dBm, 20 dB above
+    the sensitivity (17.3.10.6)."""
+    preamble_capture_db: float = 5.0
+    """By so much a frame must be stronger than all else to take a receiver from another one that
+    began less than ``capture_window_us`` ago."""
+    capture_window_us: float = 16.0
+    capture_db: float = 9.0
+    """The same later within the other frame."""
     same_node_snr_db: float = 60.0
     """Between two radios of one node."""
 

@@ -13,10 +13,11 @@ What a transmission goes through (clauses of IEEE Std 802.11-2020):
    number of slots that only idle time counts down (10.3.4.3). Radios that choose the same slot
    collide; radios that do not hear each other never wait for each other.
 3. On the air the channel is busy for everyone in carrier-sense range, to the end of the
-   acknowledgement (the NAV, 10.3.2.4). Everyone else goes on: that is spatial reuse, and where the
-   two overlap at a receiver, interference adds to the noise there.
-4. At its end every receiver in range draws from its link's own generator against the frame error
-   rate at its signal to noise and interference. A radio cannot receive while it sends.
+   acknowledgement (the NAV, 10.3.2.4); for those who missed its beginning only while the frame
+   lasts, and only when it is loud (``channels``). Everyone else goes on: that is spatial reuse.
+4. At its end every receiver in range that followed it draws from its link's own generator against
+   the frame error rate at its signal to noise and interference, which may have changed within the
+   frame (``reception``). A radio cannot receive while it sends.
 5. A frame to one receiver is acknowledged when it was received, the receiver's kernel took it and
    the acknowledgement itself came through; otherwise it is tried again along its rate series with
    the contention window doubled.
@@ -31,16 +32,16 @@ tries that a real sender would have made are added to the busy time of the chann
 from __future__ import annotations
 
 import heapq
-import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from meshlab.medium import reception
 from meshlab.medium.addresses import Addresses
 from meshlab.medium.airtime import EDCA, AirtimeModel, Band, Standard, band
-from meshlab.medium.channels import Channels, occupy
+from meshlab.medium.channels import Channels, hold
 from meshlab.medium.config import NodeConfig
-from meshlab.medium.error import Curve, ErrorModel, Textbook
+from meshlab.medium.error import ErrorModel, Textbook
 from meshlab.medium.links import Links
 from meshlab.medium.objects import (
     FRAMING,
@@ -57,6 +58,7 @@ from meshlab.medium.objects import (
 from meshlab.medium.propagation import draw
 from meshlab.medium.rates import Rates
 from meshlab.medium.reach import Reaches
+from meshlab.medium.reception import Part, disturbances, parts
 from meshlab.medium.stats import Loss, Stats
 from meshlab.wire import hwsim, ieee80211
 from meshlab.wire.hwsim import Command, TxFlag
@@ -107,7 +109,7 @@ class Engine:
         self.now = 0.0
         """Simulated time: that of the latest event or arrival."""
         self.addresses = Addresses()
-        self.channels = Channels()
+        self.channels = Channels(links.receiver)
         self.reaches = Reaches(links, seed, self.nodes)
         self._rates = Rates(error or Textbook(), airtime or Standard())
         self._events: list[_Event] = []
@@ -372,43 +374,53 @@ class Engine:
         vector, timing = sent.vector, sent.vector.timing
         frequency = sent.frequency
         reach = sent.reach = self.reaches.of(radio, frequency)
+        sent.start = when
         sent.end = when + timing.duration(sent.length)
         if vector.protect and sent.need_ack:
             sent.end += timing.rts_cts
         until = sent.end + timing.ack if sent.need_ack else sent.end
         if until > radio.busy_until:
             radio.busy_until = until
-        occupy(reach, frequency, when, until)
+        self.channels.enter(sent, frequency, when, until)
         if vector.protect and sent.need_ack:
             # The CTS keeps those quiet who hear the receiver only (10.3.2.9).
             for owner in self.addresses.owners.get(sent.frame[4:10], ()):
-                if owner.up and owner in reach.by_radio:
-                    occupy(self.reaches.of(owner, frequency), frequency, when, until)
+                if owner.up and owner in reach.by_radio and owner not in (sent.missed or ()):
+                    hold(self.reaches.of(owner, frequency).sensing, frequency, when, until)
             radio.busy_until = max(radio.busy_until, until)
-        self.channels.enter(sent, frequency)
         self._push(sent.end, self._end, sent)
 
     # Reception.
 
+    @staticmethod
     def _disturbed(
-        self, link: Link, overlaps: list[OnAir], curve: Curve, length: int, luck: float
+        what: OnAir, link: Link, luck: float, alone: float, frame: Iterable[Part]
     ) -> int:
-        """Return why a frame that others overlapped is lost at a receiver, -1 when it is not."""
+        """Return why a frame that others overlapped is lost at a receiver, -1 when it is not.
+
+        :param alone: How likely it would be lost without the others.
+        """
         receiver = link.receiver
-        interference = 0.0
-        for other in overlaps:
-            if other.radio is receiver:
-                return Loss.HALF_DUPLEX
-            disturbing = other.reach.by_radio.get(receiver)
-            if disturbing is not None:
-                interference += disturbing.power
-        if luck < curve.loss(link.snr, length):
+        if what.missed:
+            reason = what.missed.get(receiver)
+            if reason is not None:
+                return reason
+        if luck < alone:
             return Loss.ERROR
-        if interference:
-            snr = 10 * math.log10(link.power / (1 + interference))
-            if luck < curve.loss(snr, length):
-                return Loss.COLLISION
+        disturbed = disturbances(what.overlaps or (), receiver)
+        if disturbed and luck < reception.loss(link.power, frame, disturbed):
+            return Loss.COLLISION
         return -1
+
+    @staticmethod
+    def _parts(sent: Transmission) -> list[Part]:
+        """Return what of a try has to survive at its receiver."""
+        vector = sent.vector
+        frame = list(parts(vector.timing, vector.curve, sent.length, sent.end))
+        if vector.protect and sent.need_ack:
+            length, timing = ieee80211.RTS_LENGTH, vector.control_timing
+            frame += parts(timing, vector.control, length, sent.start + timing.duration(length))
+        return frame
 
     def _end(self, sent: Transmission, when: float) -> None:
         sent.channel.remove(sent)
@@ -424,11 +436,11 @@ class Engine:
         stats = self.stats
         losses = stats.losses
         length = sent.length
-        curve = sent.vector.curve
-        loss = curve.loss
+        loss = sent.vector.curve.loss
         overlaps = sent.overlaps
         frequency = sent.frequency
         now = self.now
+        frame_parts = () if overlaps is None else self._parts(sent)
         outcomes: list[tuple[Radio, int]] | None = None if self.observer is None else []
         tail = hwsim.inject_tail(sent.vector.rx_index, frequency, sent.frame)
         size = len(tail)
@@ -443,7 +455,7 @@ class Engine:
             if overlaps is None:
                 reason = Loss.ERROR if luck < loss(link.snr, length) else -1
             else:
-                reason = self._disturbed(link, overlaps, curve, length, luck)
+                reason = self._disturbed(sent, link, luck, loss(link.snr, length), frame_parts)
             traffic = link.traffic
             traffic.group += 1
             if reason >= 0:
@@ -521,9 +533,10 @@ class Engine:
         radio = link.receiver
         node = radio.node
         reason = -1
+        alone = sent.vector.curve.loss(link.snr, sent.length)
         if sent.overlaps is not None:
-            reason = self._disturbed(link, sent.overlaps, sent.vector.curve, sent.length, luck)
-        elif luck < sent.vector.curve.loss(link.snr, sent.length):
+            reason = self._disturbed(sent, link, luck, alone, self._parts(sent))
+        elif luck < alone:
             reason = Loss.ERROR
         if answer:
             link.traffic.unicast += 1
@@ -582,9 +595,9 @@ class Engine:
         ack.reach = self.reaches.of(radio, sent.frequency)
         ack.link = ack.reach.by_radio.get(sent.radio)
         ack.end = when + sent.vector.timing.ack
+        ack.start = ack.end - sent.vector.ack_time
         radio.busy_until = max(radio.busy_until, ack.end)
-        occupy(ack.reach, sent.frequency, when, ack.end)
-        self.channels.enter(ack, sent.frequency)
+        self.channels.enter(ack, sent.frequency, when, ack.end)
         self._push(ack.end, self._acknowledged, ack)
 
     def _acknowledged(self, ack: Acknowledgement, when: float) -> None:
@@ -596,15 +609,13 @@ class Engine:
         lost = True
         if link is not None and link.snr >= self.links.receiver.detection_snr_db:
             luck = link.luck()
+            vector, length = sent.vector, ieee80211.ACK_LENGTH
+            alone = vector.control.loss(link.snr, length)
             if ack.overlaps is not None:
-                lost = (
-                    self._disturbed(
-                        link, ack.overlaps, sent.vector.control, ieee80211.ACK_LENGTH, luck
-                    )
-                    >= 0
-                )
+                frame = parts(vector.control_timing, vector.control, length, ack.end)
+                lost = self._disturbed(ack, link, luck, alone, frame) >= 0
             else:
-                lost = luck < sent.vector.control.loss(link.snr, ieee80211.ACK_LENGTH)
+                lost = luck < alone
             link.traffic.acks += 1
             if lost:
                 link.traffic.acks_lost += 1
@@ -680,7 +691,8 @@ class Engine:
         if rest:
             radio = sent.radio
             start = max(self.now, radio.busy_until)
-            occupy(self.reaches.of(radio, sent.frequency), sent.frequency, start, start + rest)
+            reach = self.reaches.of(radio, sent.frequency)
+            hold(reach.sensing, sent.frequency, start, start + rest)
             radio.busy_until = max(radio.busy_until, start + rest)
         self._report(sent, False)
 

@@ -47,6 +47,14 @@ class Curve(Protocol):
         """Return the probability that a frame of ``length`` bytes with FCS is lost."""
         ...
 
+    def header(self, snr_db: float) -> float:
+        """Return the log of the probability that the PHY header survives."""
+        ...
+
+    def byte(self, snr_db: float) -> float:
+        """Return the log of the probability that one byte of the payload survives."""
+        ...
+
 
 class ErrorModel(Protocol):
     """Makes the curve of a rate."""
@@ -167,19 +175,29 @@ def _header_table(phy: Phy) -> tuple[float, ...]:
 
 
 class _TabledCurve:
-    __slots__ = ("_bit", "_header")
+    __slots__ = ("_byte", "_header")
 
     def __init__(self, rate: Rate) -> None:
-        self._bit = tuple(8 * v for v in _table(_log_survival(rate)))
+        self._byte = tuple(8 * v for v in _table(_log_survival(rate)))
         self._header = _header_table(rate.phy)
 
     def loss(self, snr_db: float, length: int) -> float:
         step = int((snr_db - MIN_SNR_DB) * STEPS_PER_DB)
         if step < 0:
             return 1.0
-        if step >= len(self._bit):
+        if step >= len(self._byte):
             step = -1
-        return -math.expm1(length * self._bit[step] + self._header[step])
+        return -math.expm1(length * self._byte[step] + self._header[step])
+
+    def header(self, snr_db: float) -> float:
+        return self._header[_step(snr_db)]
+
+    def byte(self, snr_db: float) -> float:
+        return self._byte[_step(snr_db)]
+
+
+def _step(snr_db: float) -> int:
+    return int((min(max(snr_db, MIN_SNR_DB), MAX_SNR_DB) - MIN_SNR_DB) * STEPS_PER_DB)
 
 
 class Textbook:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from meshlab.medium.config import NodeConfig, RadioConfig
 from meshlab.medium.rates import Series, Vector
-from meshlab.medium.stats import Traffic
+from meshlab.medium.stats import Loss, Traffic
 from meshlab.wire import hwsim
 
 RECENT = 1024
@@ -207,14 +207,18 @@ def _nothing() -> None:
 class OnAir:
     """Something that occupies the channel: interference for others."""
 
-    __slots__ = ("channel", "end", "overlaps", "radio", "reach")
+    __slots__ = ("channel", "end", "missed", "overlaps", "radio", "reach", "start")
 
     radio: Radio
     reach: Reach
     channel: list[OnAir]
     """Everything on the air at its frequency, itself included."""
+    start: float
     end: float
-    overlaps: list[OnAir] | None
+    overlaps: list[tuple[Reach, float, float]] | None
+    """Who heard what else was on the air, and from when to when that was."""
+    missed: dict[Radio, Loss] | None
+    """Radios that hear it and do not follow it."""
 
 
 class Transmission(OnAir):

@@ -19,7 +19,17 @@ RATES = struct.Struct("<bBbBbBbB")
 class Vector:
     """A rate with everything that its use needs."""
 
-    __slots__ = ("control", "control_rate", "curve", "protect", "rate", "rx_index", "timing")
+    __slots__ = (
+        "ack_time",
+        "control",
+        "control_rate",
+        "control_timing",
+        "curve",
+        "protect",
+        "rate",
+        "rx_index",
+        "timing",
+    )
 
     def __init__(
         self,
@@ -36,6 +46,9 @@ class Vector:
         self.control_rate = ieee80211.control_rate(rate, two_ghz)
         """Of the acknowledgement."""
         self.control: Curve = error.curve(self.control_rate)
+        self.control_timing: Timing = airtime.timing(self.control_rate, two_ghz)
+        self.ack_time = self.control_timing.duration(ieee80211.ACK_LENGTH)
+        """The acknowledgement without the SIFS before it."""
         self.rx_index = ieee80211.receive_index(rate, frequency)
         self.protect = bool(flags & RateFlag.RTS_CTS)
         """RTS and CTS go before."""

@@ -22,6 +22,7 @@ class Loss(IntEnum):
     TOO_LONG = 5
     BACK_PRESSURE = 6
     HOST_TOO_SLOW = 7
+    LOCKED = 8
 
 
 LOSS_TEXT: dict[Loss, str] = {
@@ -33,6 +34,7 @@ LOSS_TEXT: dict[Loss, str] = {
     Loss.TOO_LONG: "longer than the kernel takes",
     Loss.BACK_PRESSURE: "the receiver's node does not keep up",
     Loss.HOST_TOO_SLOW: "no answer from the receiver's kernel in time",
+    Loss.LOCKED: "the receiver followed another frame",
 }
 
 
