@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from meshlab.medium.config import MediumConfig, NodeConfig, RadioConfig
 from meshlab.medium.engine import ANSWER_DEADLINE
 from meshlab.medium.error import Textbook
-from meshlab.medium.stats import Loss
+from meshlab.medium.stats import Bounds, Loss, Stats, verdict
 from meshlab.medium.virtual import (
     BROADCAST,
     FAMILY,
@@ -366,6 +366,104 @@ def test_back_pressure_drops_frames_and_says_so() -> None:
     assert not air.reports["n1", cookie].acked
     assert air.engine.stats.losses[Loss.BACK_PRESSURE] == 3
     assert air.injected == []
+
+
+# Whether the kernels saw what the air did.
+
+
+def interface(air: VirtualAir, node: int, command: Command) -> None:
+    """Let an interface of a node go up or down, as its kernel tells it."""
+    addresses = [(Attribute.ADDR_TRANSMITTER, mac(node)), (Attribute.ADDR_RECEIVER, mac(node))]
+    air.receive(node, hwsim.encode(FAMILY, command, addresses))
+
+
+def reasons(air: VirtualAir) -> list[str]:
+    return verdict(air.engine.stats, Bounds(), {})
+
+
+def test_a_refused_report_spoils_the_run() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)])
+    air.refuses_report = lambda _: True
+    air.send(1, 2)
+    air.send(1, BROADCAST)
+    air.run(0.1)
+    assert air.engine.stats.tx_info_refused == 2
+    assert reasons(air) == ["2 reports on frames were refused by the kernel that had sent them"]
+
+
+def test_reports_on_what_an_interface_gave_up_when_it_went_down_spoil_nothing() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)], latency=0.001)
+    air.send(1, 2)
+    air.run(0.0)
+    interface(air, 1, Command.DEL_MAC_ADDR)
+    air.refuses_report = lambda _: True
+    air.run(0.1)
+    assert (air.engine.stats.tx_info_withdrawn, air.engine.stats.tx_info_refused) == (1, 0)
+    assert reasons(air) == []
+    interface(air, 1, Command.ADD_MAC_ADDR)
+    air.send(1, 2)
+    air.run(0.1)
+    assert air.engine.stats.tx_info_refused == 1, "it is up again and should know its frame"
+
+
+def test_a_report_that_crosses_the_removal_of_its_radio_spoils_nothing() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)])
+
+    def removed(_: Report) -> bool:
+        air.engine.radio_down(air.node(1).radios[0])
+        return True
+
+    air.refuses_report = removed
+    air.send(1, BROADCAST)
+    air.run(0.1)
+    assert air.engine.stats.tx_info_withdrawn == 1
+    assert reasons(air) == []
+
+
+def test_frames_that_an_unplugged_radio_still_sent_spoil_nothing() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)])
+    radio = air.node(1).radios[0]
+    radio.plugged = False
+    air.engine.radio_down(radio)
+    air.send(1, BROADCAST)
+    air.run(0.1)
+    assert len(air.reports) == 1
+    assert reasons(air) == []
+
+
+@pytest.mark.parametrize(
+    "counter",
+    [
+        "kernel_overflow",
+        "late_answers",
+        "malformed",
+        "tx_info_refused",
+        "unknown_radio",
+        "bad_rates",
+    ],
+)
+def test_what_a_kernel_did_not_see_as_it_was_spoils_the_run(counter: str) -> None:
+    stats = Stats()
+    assert verdict(stats, Bounds(), {}) == []
+    setattr(stats, counter, 3)
+    assert [reason.split()[0] for reason in verdict(stats, Bounds(), {})] == ["3"]
+
+
+def test_a_rate_that_does_not_exist_spoils_each_measurement_anew() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)])
+    for _ in range(2):
+        air.send(1, 2, rates=[Rate(77, 1, RateFlag.MCS)])
+        air.run(0.1)
+        assert air.engine.stats.bad_rates == 1
+        air.engine.reset_stats()
+
+
+def test_an_answer_to_what_the_medium_has_forgotten_spoils_the_run() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)], latency=ANSWER_DEADLINE + 1)
+    air.send(1, 2)
+    air.run(ANSWER_DEADLINE + 0.5)
+    air.run(2)
+    assert air.engine.stats.late_answers == 1
 
 
 # Addresses.

@@ -46,6 +46,7 @@ from meshlab.medium.links import Links
 from meshlab.medium.objects import (
     FRAMING,
     RECENT,
+    REPORT,
     SEQ_MASK,
     Acknowledgement,
     Link,
@@ -115,6 +116,13 @@ class Engine:
         self._events: list[_Event] = []
         self._count = 0
 
+    def reset_stats(self) -> None:
+        """Begin to count from 0."""
+        self.stats = Stats()
+        for traffic in self.reaches.traffic.values():
+            traffic.reset()
+        self._rates.forget()
+
     # Nodes and radios.
 
     def add_node(self, config: NodeConfig) -> Node:
@@ -169,6 +177,7 @@ class Engine:
     def radio_down(self, radio: Radio) -> None:
         """The node's kernel no longer has the radio: nothing of it goes on the air."""
         radio.up = False
+        radio.closed += 1
         radio.deaf.clear()
         for queue in radio.queues:
             queue.clear()
@@ -213,9 +222,12 @@ class Engine:
             self.stats.unknown_radio += 1
         elif message.command == Command.ADD_MAC_ADDR:
             self.addresses.add(radio, address)
-        elif address != radio.key:
-            # Several interfaces share the radio's own address; others return with their next frame.
-            self.addresses.remove(radio, address)
+        else:
+            radio.closed += 1
+            if address != radio.key:
+                # Several interfaces share the radio's own address; others return with their next
+                # frame.
+                self.addresses.remove(radio, address)
 
     def _frame(self, node: Node, got: hwsim.TxFrame) -> None:
         stats = self.stats
@@ -225,7 +237,8 @@ class Engine:
         if radio is not None and not radio.up and radio.plugged:
             self.radio_up(radio)  # it sends, so it is there
         if radio is None or not radio.up or len(frame) < 10:
-            stats.unknown_radio += 1
+            if radio is None or radio.up:
+                stats.unknown_radio += 1
             # It will never be on the air, but its kernel waits for the report.
             node.put(
                 hwsim.encode_tx_info(
@@ -268,6 +281,7 @@ class Engine:
         sent.cw = contention.cw_min
         sent.cw_max = contention.cw_max
         sent.arrived = self.now
+        sent.closed = radio.closed
         sent.dead = sent.aired = False
         sent.tail = None
         sent.signal = 0
@@ -301,12 +315,20 @@ class Engine:
             if error < 0:
                 self._refused(recent[1], recent[2], Loss.OFF_CHANNEL)
             return
-        if seq == 0:
-            if error < 0:
-                self.stats.tx_info_refused += 1
-            return
-        if node.session is not None:
-            node.session.answer(hwsim.decode_answer(buffer, start, end))
+        if seq & REPORT:
+            self._report_refused(node, seq)
+        elif seq and not (
+            node.session is not None
+            and node.session.answer(hwsim.decode_answer(buffer, start, end))
+        ):
+            self.stats.late_answers += 1
+
+    def _report_refused(self, node: Node, seq: int) -> None:
+        index = seq >> 24 & 0x7F
+        if index < len(node.radios) and node.radios[index].gave_up(seq):
+            self.stats.tx_info_withdrawn += 1
+        else:
+            self.stats.tx_info_refused += 1
 
     def _refused(self, radio: Radio, frequency: int, reason: Loss) -> None:
         """A delivery that had been counted did not happen."""
@@ -716,7 +738,13 @@ class Engine:
         out.append(_TX_INFO_FRAMING)
         out.append(
             hwsim.encode_tx_info(
-                node.family, 0, radio.key, flags, sent.signal, tx_info, sent.cookie
+                node.family,
+                radio.report_seq(sent),
+                radio.key,
+                flags,
+                sent.signal,
+                tx_info,
+                sent.cookie,
             )
         )
 

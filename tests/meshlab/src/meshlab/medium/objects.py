@@ -15,7 +15,10 @@ from meshlab.wire import hwsim
 
 RECENT = 1024
 """Deliveries whose refusal by the kernel is still understood."""
-SEQ_MASK = 0xFFFFFFFF
+SEQ_MASK = 0x7FFFFFFF
+"""Sequence numbers of requests that may be answered one by one; those of reports have the bit above
+(``Radio.report_seq``)."""
+REPORT = 0x80000000
 FRAMING = struct.Struct("<IB")
 
 
@@ -102,6 +105,7 @@ class Radio:
         "addresses",
         "backoff",
         "busy_until",
+        "closed",
         "config",
         "contending",
         "current",
@@ -145,9 +149,20 @@ class Radio:
         self.addresses: dict[bytes, None] = {}
         self.deaf: dict[int, float] = {}
         """Until when it is taken to be off a frequency."""
+        self.closed = 0
+        """How often its kernel may have given up everything that it had sent: an interface went
+        down (``mac80211_hwsim_stop``), or the radio was removed."""
         self.sent = 0
         self.retries = 0
         self.received = 0
+
+    def report_seq(self, sent: Transmission) -> int:
+        """Return the sequence number of the report on a frame: what its refusal would mean."""
+        return REPORT | (self.index & 0x7F) << 24 | sent.closed & 0xFFFFFF
+
+    def gave_up(self, seq: int) -> bool:
+        """Tell whether the kernel may refuse the report ``seq``, because its frame is gone."""
+        return seq & 0xFFFFFF != self.closed & 0xFFFFFF
 
 
 class Node:
@@ -230,6 +245,7 @@ class Transmission(OnAir):
         "answer",
         "arrived",
         "attempts",
+        "closed",
         "cookie",
         "cw",
         "cw_max",
@@ -272,6 +288,8 @@ class Transmission(OnAir):
     slots: int
     start_at: float
     arrived: float
+    closed: int
+    """The radio's when it arrived."""
     dead: bool
     """Its radio is gone: nothing more happens to it."""
     tail: bytes | None

@@ -70,6 +70,12 @@ class Rates:
         self.reports: dict[tuple[bytes, int, int], bytes] = {}
         """By what was asked for and what was tried; ``make_report`` makes what is missing."""
 
+    def forget(self) -> None:
+        """Forget all of it, so that rates which the standard does not have are counted again."""
+        self._vectors.clear()
+        self.series.clear()
+        self.reports.clear()
+
     def make_series(self, key: tuple[bytes, bytes, int], stats: Stats) -> Series:
         """Return the series for a kernel's rates, their flags and a frequency."""
         tx_info, tx_info_flags, frequency = key

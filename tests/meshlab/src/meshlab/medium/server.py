@@ -31,7 +31,7 @@ from meshlab.medium.engine import Engine
 from meshlab.medium.links import Links
 from meshlab.medium.node_port import NodePort
 from meshlab.medium.requests import Requests
-from meshlab.medium.stats import Recent, Stats
+from meshlab.medium.stats import Recent
 from meshlab.wire.rpc import Server
 
 log = logging.getLogger(__name__)
@@ -165,9 +165,7 @@ class Medium:
 
     def reset_stats(self) -> None:
         """Begin to count from 0."""
-        self.engine.stats = Stats()
-        for traffic in self.engine.reaches.traffic.values():
-            traffic.reset()
+        self.engine.reset_stats()
         self.recent.clear()
         self.since = time.time()
         for port in self.ports.values():

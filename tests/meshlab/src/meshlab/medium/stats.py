@@ -145,6 +145,7 @@ class Stats:
         "frames",
         "kernel_overflow",
         "lag",
+        "late_answers",
         "losses",
         "malformed",
         "no_receiver",
@@ -153,6 +154,7 @@ class Stats:
         "short_frames",
         "sync_losses",
         "tx_info_refused",
+        "tx_info_withdrawn",
         "unknown_radio",
     )
 
@@ -183,11 +185,15 @@ class Stats:
         self.sync_losses = 0
         """Sessions lost for any reason."""
         self.tx_info_refused = 0
-        """Reports that a kernel did not want: it had given the frame up."""
+        """Reports that a kernel did not take: it does not know what became of its frame."""
+        self.tx_info_withdrawn = 0
+        """Reports on frames that a kernel had given up because their interface went down."""
+        self.late_answers = 0
+        """Answers to injections that were forgotten meanwhile."""
         self.kernel_overflow = 0
         """Frames given up because a radio had more than the kernel keeps (200)."""
         self.unknown_radio = 0
-        """Frames of radios that the medium did not make."""
+        """Frames of radios that the medium did not make, or too short to say whose they are."""
         self.bad_rates = 0
         """Rates that the standard does not have; sent at the lowest instead."""
         self.short_frames = 0
@@ -224,6 +230,8 @@ class Stats:
             "malformed": self.malformed,
             "sync_losses": self.sync_losses,
             "tx_info_refused": self.tx_info_refused,
+            "tx_info_withdrawn": self.tx_info_withdrawn,
+            "late_answers": self.late_answers,
             "kernel_overflow": self.kernel_overflow,
             "unknown_radio": self.unknown_radio,
             "bad_rates": self.bad_rates,
@@ -287,14 +295,25 @@ def verdict(stats: Stats, bounds: Bounds, relay_drops: dict[str, int]) -> list[s
         reasons.append(
             f"nodes answer late: {answer:.0f} ms once in a hundred (bound {bounds.answer_p99_ms:g})"
         )
-    for reason, text in (
-        (Loss.HOST_TOO_SLOW, "frames found no answer from the receiving kernel in time"),
-        (Loss.BACK_PRESSURE, "frames were dropped because a node did not read them"),
+    for count, text in (
+        (
+            stats.losses[Loss.HOST_TOO_SLOW],
+            "frames found no answer from the receiving kernel in time",
+        ),
+        (
+            stats.losses[Loss.BACK_PRESSURE],
+            "frames were dropped because a node did not read them",
+        ),
+        (stats.losses[Loss.TOO_LONG], "frames were longer than a kernel takes from the medium"),
+        (stats.kernel_overflow, "frames overflowed a radio's queue in the kernel"),
+        (stats.tx_info_refused, "reports on frames were refused by the kernel that had sent them"),
+        (stats.late_answers, "answers came when the medium had forgotten the frame"),
+        (stats.malformed, "messages from nodes made no sense"),
+        (stats.unknown_radio, "frames came from radios that the medium did not make"),
+        (stats.bad_rates, "rates that the standard does not have were asked for"),
     ):
-        if stats.losses[reason]:
-            reasons.append(f"{stats.losses[reason]} {text}")
-    if stats.kernel_overflow:
-        reasons.append(f"{stats.kernel_overflow} frames overflowed a radio's queue in the kernel")
+        if count:
+            reasons.append(f"{count} {text}")
     for node, count in sorted(relay_drops.items()):
         if count:
             reasons.append(f"the relay of {node} dropped {count} messages")

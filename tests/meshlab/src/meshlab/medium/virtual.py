@@ -92,6 +92,7 @@ class VirtualAir:
         self.trace: list[bytes] = []
         """Everything the kernels were sent, for comparison."""
         self.refuses: Callable[[Injected], bool] = lambda _injected: False
+        self.refuses_report: Callable[[Report], bool] = lambda _report: False
         self.on_injected: Callable[[Injected], None] | None = None
         self.on_report: Callable[[str, int, Report], None] | None = None
         self._dirty: list[Node] = []
@@ -212,6 +213,10 @@ class VirtualAir:
                 int.from_bytes(values[Attribute.SIGNAL], "little", signed=True),
                 hwsim.decode_series(values[Attribute.TX_INFO], bytes(12)),
             )
+            if self.refuses_report(report):
+                answer = hwsim.encode_answer(-hwsim.EINVAL, message)
+                self._answers.append((self.now + (self.latency or 0.0), node, answer))
+                return
             self.reports[node.name, cookie] = report
             if self.on_report is not None:
                 self.on_report(node.name, cookie, report)
