@@ -17,7 +17,7 @@ from meshlab.medium import reception
 from meshlab.medium.airtime import Standard
 from meshlab.medium.config import MediumConfig, Receiver
 from meshlab.medium.error import Textbook
-from meshlab.medium.objects import OnAir
+from meshlab.medium.objects import OnAir, parts
 from meshlab.medium.stats import Loss
 from meshlab.medium.virtual import BROADCAST, VirtualAir, mac
 from meshlab.wire import ieee80211
@@ -40,7 +40,7 @@ def group_frames(air: VirtualAir, sender: int, at: int) -> int:
 
 LENGTH = 300
 END = Standard().timing(SIX, False).duration(LENGTH)
-FRAME = reception.parts(Standard().timing(SIX, False), Textbook().curve(SIX), LENGTH, END)
+FRAME = parts(Standard().timing(SIX, False), Textbook().curve(SIX), LENGTH, END)
 SIGNAL, OTHER = ratio(5), ratio(1)
 ALONE, BOTH = 5.0, 10 * math.log10(SIGNAL / (1 + OTHER))
 CURVE = Textbook().curve(SIX)

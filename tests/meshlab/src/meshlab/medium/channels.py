@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from meshlab.medium.config import Receiver
 from meshlab.medium.objects import OnAir, Radio
 from meshlab.medium.reception import Locks
+from meshlab.medium.stats import Loss
 
 
 class Channels:
@@ -38,12 +39,11 @@ class Channels:
         if active is None:
             active = self._active[frequency] = []
         what.channel = active
-        what.overlaps = what.missed = None
-        if active:
-            self._overlap(what, active)
+        what.overlaps = None
+        what.missed = None
+        missed = self._overlap(what, active) if active else None
         active.append(what)
         reach = what.reach
-        missed = what.missed
         if not missed:
             hold(reach.sensing, frequency, when, until)
             return
@@ -51,11 +51,12 @@ class Channels:
         loud = [r for r in missed if reach.by_radio[r].snr >= self._energy]
         hold(loud, frequency, when, what.end)
 
-    def _overlap(self, what: OnAir, active: list[OnAir]) -> None:
+    def _overlap(self, what: OnAir, active: list[OnAir]) -> dict[Radio, Loss] | None:
+        """Note what overlaps; return who misses ``what``."""
         others = [other for other in active if other.end > what.start]
         if not others:
-            return
-        self._locks.decide(what, others)
+            return None
+        missed = self._locks.decide(what, others)
         what.overlaps = [(other.reach, other.start, other.end) for other in others]
         own = (what.reach, what.start, what.end)
         for other in others:
@@ -63,6 +64,7 @@ class Channels:
                 other.overlaps = [own]
             else:
                 other.overlaps.append(own)
+        return missed
 
     def tune(self, radio: Radio, frequency: int, when: float) -> None:
         """A radio sends on another channel than before: what energy does it sense there?"""

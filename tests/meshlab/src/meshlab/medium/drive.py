@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Protocol
 
 from meshlab.medium.engine import Engine
@@ -24,7 +25,8 @@ class Drive:
     """Lets the engine run, and has sent what it made.
 
     :ivar engine: The engine.
-    :ivar loop: The event loop, whose clock is the engine's.
+    :ivar loop: The event loop.
+    :ivar clock: The engine's clock. It is the loop's, at which uvloop looks once a round only.
     :ivar dirty: Those that have something to send after the next run.
     :ivar kicked: The engine runs before the loop sleeps.
     :ivar late: The longest delay of an event since somebody last set this to 0, in seconds.
@@ -33,6 +35,7 @@ class Drive:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.loop = asyncio.get_running_loop()
+        self.clock = time.monotonic
         self.dirty: list[Sender] = []
         self.kicked = False
         self.late = 0.0
@@ -60,7 +63,7 @@ class Drive:
 
     def _run(self) -> None:
         engine = self.engine
-        now = self.loop.time()
+        now = self.clock()
         due = engine.next_event()
         if due is not None and due <= now + SLACK:
             late = now - due

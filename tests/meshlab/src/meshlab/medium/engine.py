@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import heapq
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from meshlab.medium import reception
@@ -59,7 +59,7 @@ from meshlab.medium.objects import (
 from meshlab.medium.propagation import draw
 from meshlab.medium.rates import Rates
 from meshlab.medium.reach import Reaches
-from meshlab.medium.reception import Part, disturbances, parts
+from meshlab.medium.reception import disturbances
 from meshlab.medium.stats import Loss, Stats
 from meshlab.wire import hwsim, ieee80211
 from meshlab.wire.hwsim import Command, TxFlag
@@ -415,9 +415,7 @@ class Engine:
     # Reception.
 
     @staticmethod
-    def _disturbed(
-        what: OnAir, link: Link, luck: float, alone: float, frame: Iterable[Part]
-    ) -> int:
+    def _disturbed(what: OnAir, link: Link, luck: float, alone: float) -> int:
         """Return why a frame that others overlapped is lost at a receiver, -1 when it is not.
 
         :param alone: How likely it would be lost without the others.
@@ -430,19 +428,9 @@ class Engine:
         if luck < alone:
             return Loss.ERROR
         disturbed = disturbances(what.overlaps or (), receiver)
-        if disturbed and luck < reception.loss(link.power, frame, disturbed):
+        if disturbed and luck < reception.loss(link.power, what.parts(), disturbed):
             return Loss.COLLISION
         return -1
-
-    @staticmethod
-    def _parts(sent: Transmission) -> list[Part]:
-        """Return what of a try has to survive at its receiver."""
-        vector = sent.vector
-        frame = list(parts(vector.timing, vector.curve, sent.length, sent.end))
-        if vector.protect and sent.need_ack:
-            length, timing = ieee80211.RTS_LENGTH, vector.control_timing
-            frame += parts(timing, vector.control, length, sent.start + timing.duration(length))
-        return frame
 
     def _end(self, sent: Transmission, when: float) -> None:
         sent.channel.remove(sent)
@@ -462,7 +450,6 @@ class Engine:
         overlaps = sent.overlaps
         frequency = sent.frequency
         now = self.now
-        frame_parts = () if overlaps is None else self._parts(sent)
         outcomes: list[tuple[Radio, int]] | None = None if self.observer is None else []
         tail = hwsim.inject_tail(sent.vector.rx_index, frequency, sent.frame)
         size = len(tail)
@@ -477,7 +464,7 @@ class Engine:
             if overlaps is None:
                 reason = Loss.ERROR if luck < loss(link.snr, length) else -1
             else:
-                reason = self._disturbed(sent, link, luck, loss(link.snr, length), frame_parts)
+                reason = self._disturbed(sent, link, luck, loss(link.snr, length))
             traffic = link.traffic
             traffic.group += 1
             if reason >= 0:
@@ -557,7 +544,7 @@ class Engine:
         reason = -1
         alone = sent.vector.curve.loss(link.snr, sent.length)
         if sent.overlaps is not None:
-            reason = self._disturbed(sent, link, luck, alone, self._parts(sent))
+            reason = self._disturbed(sent, link, luck, alone)
         elif luck < alone:
             reason = Loss.ERROR
         if answer:
@@ -631,11 +618,9 @@ class Engine:
         lost = True
         if link is not None and link.snr >= self.links.receiver.detection_snr_db:
             luck = link.luck()
-            vector, length = sent.vector, ieee80211.ACK_LENGTH
-            alone = vector.control.loss(link.snr, length)
+            alone = sent.vector.control.loss(link.snr, ieee80211.ACK_LENGTH)
             if ack.overlaps is not None:
-                frame = parts(vector.control_timing, vector.control, length, ack.end)
-                lost = self._disturbed(ack, link, luck, alone, frame) >= 0
+                lost = self._disturbed(ack, link, luck, alone) >= 0
             else:
                 lost = luck < alone
             link.traffic.acks += 1

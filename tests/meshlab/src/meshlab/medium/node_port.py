@@ -35,7 +35,7 @@ class NodePort:
             drive.engine,
             node,
             later=drive.loop.call_later,
-            clock=drive.loop.time,
+            clock=drive.clock,
             restart=self.port.resynchronise,
         )
         node.session = self.session
@@ -76,7 +76,7 @@ class NodePort:
         drive = self._drive
         if self.node.family:
             try:
-                drive.engine.receive(self.node, buffer, start, end, drive.loop.time())
+                drive.engine.receive(self.node, buffer, start, end, drive.clock())
             except ValueError:
                 drive.engine.stats.malformed += 1
                 raise

@@ -8,10 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from meshlab.medium.airtime import Timing
 from meshlab.medium.config import NodeConfig, RadioConfig
+from meshlab.medium.error import Curve
 from meshlab.medium.rates import Series, Vector
 from meshlab.medium.stats import Loss, Traffic
 from meshlab.wire import hwsim
+from meshlab.wire.ieee80211 import ACK_LENGTH, RTS_LENGTH
 
 RECENT = 1024
 """Deliveries whose refusal by the kernel is still understood."""
@@ -20,6 +23,19 @@ SEQ_MASK = 0x7FFFFFFF
 (``Radio.report_seq``)."""
 REPORT = 0x80000000
 FRAMING = struct.Struct("<IB")
+
+
+Part = tuple[float, float, Callable[[float], float], float]
+"""A part of a frame: its begin and end, the log of the chance of one unit at an SNR, its units."""
+
+
+def parts(timing: Timing, curve: Curve, length: int, end: float) -> list[Part]:
+    """Return header and payload of a frame of ``length`` bytes that is over at ``end``."""
+    begin = end - timing.duration(length)
+    return [
+        (begin + timing.header_begin, begin + timing.header_end, curve.header, 1),
+        (begin + timing.preamble, end - timing.extension, curve.byte, length),
+    ]
 
 
 class Observer(Protocol):
@@ -235,6 +251,10 @@ class OnAir:
     missed: dict[Radio, Loss] | None
     """Radios that hear it and do not follow it."""
 
+    def parts(self) -> list[Part]:
+        """Return what of it has to survive at its receiver."""
+        raise NotImplementedError
+
 
 class Transmission(OnAir):
     """A frame from its arrival to the report to its sender."""
@@ -301,6 +321,16 @@ class Transmission(OnAir):
     """Of the injection whose answer counts; 0: of none."""
     injected_at: float
 
+    def parts(self) -> list[Part]:
+        """Return what of a try has to survive at its receiver, an RTS before it included."""
+        vector = self.vector
+        frame = parts(vector.timing, vector.curve, self.length, self.end)
+        if vector.protect and self.need_ack:
+            timing = vector.control_timing
+            end = self.start + timing.duration(RTS_LENGTH)
+            frame += parts(timing, vector.control, RTS_LENGTH, end)
+        return frame
+
     @property
     def group(self) -> bool:
         """Tell whether it is addressed to a group."""
@@ -314,3 +344,8 @@ class Acknowledgement(OnAir):
 
     sent: Transmission
     link: Link | None
+
+    def parts(self) -> list[Part]:
+        """Return what of it has to survive on its way back."""
+        vector = self.sent.vector
+        return parts(vector.control_timing, vector.control, ACK_LENGTH, self.end)

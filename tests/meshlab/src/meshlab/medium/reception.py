@@ -23,28 +23,14 @@ All powers are in units of the noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from meshlab.medium.airtime import Timing
 from meshlab.medium.config import Receiver
-from meshlab.medium.error import Curve
-from meshlab.medium.objects import Link, OnAir, Radio, Reach
+from meshlab.medium.objects import Link, OnAir, Part, Radio, Reach
 from meshlab.medium.stats import Loss
-
-Part = tuple[float, float, Callable[[float], float], float]
-"""A part of a frame: its begin and end, the log of the chance of one unit at an SNR, its units."""
 
 Disturbance = tuple[float, float, float]
 """Power, begin and end of something else at the receiver."""
-
-
-def parts(timing: Timing, curve: Curve, length: int, end: float) -> tuple[Part, Part]:
-    """Return header and payload of a frame of ``length`` bytes that is over at ``end``."""
-    begin = end - timing.duration(length)
-    return (
-        (begin + timing.header_begin, begin + timing.header_end, curve.header, 1),
-        (begin + timing.preamble, end - timing.extension, curve.byte, length),
-    )
 
 
 def disturbances(overlaps: Iterable[tuple[Reach, float, float]], at: Radio) -> list[Disturbance]:
@@ -93,12 +79,14 @@ class Locks:
         self._late = 10 ** (receiver.capture_db / 10)
         self._window = receiver.capture_window_us * 1e-6
 
-    def decide(self, new: OnAir, others: Sequence[OnAir]) -> None:
+    def decide(self, new: OnAir, others: Sequence[OnAir]) -> dict[Radio, Loss]:
         """Note for ``new`` and for ``others``, which it overlaps, who misses them and why.
 
         :param others: May have begun, or be an acknowledgement that is due within a SIFS.
+        :returns: Who misses ``new``.
         """
-        new.missed = missed = {}
+        missed: dict[Radio, Loss] = {}
+        new.missed = missed
         sending = set()
         for other in others:
             sending.add(other.radio)
@@ -110,6 +98,7 @@ class Locks:
                 reason = self._at(radio, link, new, others)
                 if reason is not None:
                     missed[radio] = reason
+        return missed
 
     def _at(self, radio: Radio, link: Link, new: OnAir, others: Sequence[OnAir]) -> Loss | None:
         """Return why a radio does not follow ``new``, None when it does."""

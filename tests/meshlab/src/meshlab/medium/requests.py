@@ -179,7 +179,7 @@ class Requests:
             raise RpcError("bad-params", f"{target} is not a regular file")
         try:
             medium.captures.begin(
-                Capture(target, node, medium.drive.loop.time, medium.config.receiver.noise_dbm)
+                Capture(target, node, medium.drive.clock, medium.config.receiver.noise_dbm)
             )
         except OSError as error:
             raise RpcError("cannot-write", f"{target}: {error.strerror}") from None

@@ -105,10 +105,10 @@ class Medium:
 
     async def _heartbeat(self) -> None:
         drive = self.drive
-        due = drive.loop.time()
+        due = drive.clock()
         beats = 0
         while True:
-            now = drive.loop.time()
+            now = drive.clock()
             drive.lag(now - due)
             self.engine.sweep(now)
             for port in self.ports.values():
@@ -121,7 +121,7 @@ class Medium:
                 self._second(now, beats // 10)
             # What was missed is not made up for.
             due = max(due + BEAT, now)
-            await asyncio.sleep(due - drive.loop.time())
+            await asyncio.sleep(due - drive.clock())
 
     def _second(self, now: float, seconds: int) -> None:
         self.recent.second(now, self.engine.stats, self.drive.late)

@@ -14,7 +14,7 @@ import logging
 import struct
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from meshlab.wire.sockets import socket_address
 
@@ -404,7 +404,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a session."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop's is one, but does not say so
         transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
         self._transport = transport
         self._port.connection = self
