@@ -227,7 +227,7 @@ USES = {
     "medium": ["status"],
 }
 OPTIONAL = {"pcap", "medium"}
-ENDLESS = {"exec", "config"}
+ENDLESS = {"exec", "config", "pcap"}
 
 
 @pytest.mark.parametrize(

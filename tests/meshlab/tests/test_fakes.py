@@ -116,7 +116,7 @@ class TestMedium:
 
     async def test_the_rest_of_what_a_lab_asks(self, client: Client, tmp_path: Path) -> None:
         target = tmp_path / "air.pcapng"
-        started = await client.call("pcap", {"path": str(target), "node": None})
+        started = await client.call("pcap", {"path": str(target), "nodes": []})
         assert started["path"] == str(target)
         await client.call("pcap_stop", {"path": str(target)})
         assert target.stat().st_size > 0

@@ -362,17 +362,33 @@ async def test_clients(parts: FakeParts, tmp_path: Path) -> None:
                 await client.call("chip", {"node": "n1", "fault": "melted"})
             await client.call("radio", {"node": "n1", "action": "unplug"})
             await client.call("move", {"node": "n1", "x": 5, "y": 6.5})
-            await client.call("pcap", {"path": "/tmp/x", "node": "1"})
+            await client.call("pcap", {"path": "/tmp/x", "nodes": ["1"], "links": [["2", "n3"]]})
             # On a busy host the lab's own reset of the figures may still come in between.
             asked = [call for call in await calls(lab) if call[0] != "reset_stats"]
             assert asked[-3:] == [
                 ["radio", {"node": "n1", "index": 0, "plug": False}],
                 ["move", {"node": "n1", "x": 5, "y": 6.5}],
-                ["pcap", {"path": "/tmp/x", "node": "n1"}],
+                [
+                    "pcap",
+                    {"path": "/tmp/x", "nodes": ["n1"], "links": [["n2", "n3"]], "decrypt": False},
+                ],
             ]
             assert lab.state.nodes["n1"].position == (5, 6.5)
             await client.call("down")
         await asyncio.wait_for(lab.done.wait(), 60)
+
+
+async def test_a_capture_in_clear_asks_nodes_for_their_keys(
+    parts: FakeParts, tmp_path: Path
+) -> None:
+    async with (
+        formed(parts, tmp_path) as lab,
+        await Client.connect(lab.directory / "control.sock") as client,
+    ):
+        await client.call("pcap", {"path": str(tmp_path / "x"), "decrypt": True})
+        pairs = [params["pairs"] for name, params in await calls(lab) if name == "keys"]
+        assert [entry[:2] for entry in pairs[0]] == [["027468000001", "027468000002"]] * 3
+        await client.call("pcap", {"stop": True})
 
 
 async def test_a_client_that_leaves_ends_its_command(parts: FakeParts, tmp_path: Path) -> None:

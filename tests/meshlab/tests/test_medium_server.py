@@ -243,6 +243,12 @@ async def test_moving_away_and_back(lab: Lab) -> None:
         ("pcap", {}, "bad-params", "path"),
         ("pcap", {"path": "none/air.pcapng"}, "cannot-write", "No such file"),
         ("pcap", {"path": "/dev/null"}, "bad-params", "regular"),
+        ("pcap", {"path": "x", "nodes": ["n7"]}, "no-such-node", "n7"),
+        ("pcap", {"path": "x", "links": [["n1"]]}, "bad-params", "pair"),
+        ("pcap", {"path": "x", "links": [["n1", "n7"]]}, "no-such-node", "n7"),
+        ("pcap", {"path": "x", "decrypt": 1}, "bad-params", "true or false"),
+        ("keys", {}, "bad-params", "pairs"),
+        ("keys", {"pairs": [["zz", "00", "00"]]}, "bad-params", "hex"),
         ("pcap_stop", {"path": "x"}, "no-such-capture", "x"),
         ("add_node", {"node": {"name": "n1"}}, "exists", "n1"),
         ("add_node", {"node": {"name": "n4", "radios": [{}]}}, "bad-params", "mac"),
@@ -400,7 +406,7 @@ async def test_nodes_come_and_go(lab: Lab) -> None:
 
 async def test_captures_are_started_and_stopped_while_running(lab: Lab) -> None:
     await lab.call("pcap", path="air.pcapng")
-    await lab.call("pcap", path="n1.pcapng", node="n1")
+    await lab.call("pcap", path="n1.pcapng", nodes=["n1"])
     with pytest.raises(RpcError, match="already"):
         await lab.call("pcap", path="air.pcapng")
     assert await lab.acked("n1", "n2")

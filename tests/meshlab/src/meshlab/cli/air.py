@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from meshlab.cli.common import CommandError, Define, ask, connected, request
+from meshlab.wire.rpc import Params
 
 
 def define(command: Define) -> None:
@@ -51,7 +52,19 @@ def define(command: Define) -> None:
     radio.add_argument("action", choices=("unplug", "plug"))
 
     pcap = command("pcap", "record what is on the air, as pcapng, until Ctrl-C", cmd_pcap)
-    pcap.add_argument("node", nargs="?", metavar="NODE", help="only what this node sends and hears")
+    pcap.add_argument(
+        "nodes", nargs="*", metavar="NODE", help="only what these nodes send and hear"
+    )
+    pcap.add_argument(
+        "--link",
+        nargs=2,
+        action="append",
+        metavar=("A", "B"),
+        help="only what these two send in range of each other; repeatable",
+    )
+    pcap.add_argument(
+        "--decrypt", action="store_true", help="in clear, with keys that the nodes are asked for"
+    )
     pcap.add_argument("-w", dest="file", metavar="FILE", help="where to; - or nothing: to stdout")
     pcap.add_argument("--stop", action="store_true", help="end a recording that was left running")
 
@@ -104,10 +117,19 @@ def _interruption() -> asyncio.Event:
     return interrupted
 
 
+def _wanted(options: argparse.Namespace, path: Path) -> Params:
+    return {
+        "path": str(path),
+        "nodes": options.nodes,
+        "links": options.link or [],
+        "decrypt": options.decrypt,
+    }
+
+
 async def _pcap_file(options: argparse.Namespace, path: Path) -> int:
     async with connected(options.lab) as client:
         interrupted = _interruption()
-        await client.call("pcap", {"path": str(path), "node": options.node})
+        await client.call("pcap", _wanted(options, path))
         print(f"recording to {path}, Ctrl-C ends it", file=sys.stderr, flush=True)
         await interrupted.wait()
         ended = await client.call("pcap", {"stop": True, "path": str(path)})
@@ -123,7 +145,7 @@ async def _pcap_stdout(options: argparse.Namespace) -> int:
         path = Path(directory) / "air.pcapng"
         async with connected(options.lab) as client:
             interrupted = _interruption()
-            await client.call("pcap", {"path": str(path), "node": options.node})
+            await client.call("pcap", _wanted(options, path))
             with path.open("rb") as recorded:
                 try:
                     while not interrupted.is_set():

@@ -71,7 +71,7 @@ def noted(name):
     return method
 async def main():
     methods = {"status": status, "links": all_links, "link": link, "pcap": pcap, "radio": radio}
-    methods |= {name: noted(name) for name in ("move", "pcap_stop", "reset_stats")}
+    methods |= {name: noted(name) for name in ("move", "keys", "pcap_stop", "reset_stats")}
     async with Server(lab / "medium.sock", methods):
         await asyncio.Event().wait()
 asyncio.run(main())
@@ -97,6 +97,9 @@ class FakeShell(ShellLike):
             raise ShellError("the machine is off")
         if "meminfo" in command:
             return 0, "MemTotal: 120000\nMemAvailable: 70000\n"
+        if "MESH_PMKSA_GET" in command:
+            pair = "own 02:74:68:00:00:01\n02:74:68:00:00:02"
+            return 0, f"{pair} {'00' * 16} {'11' * 32} 600\n"
         if command == "hang":
             try:
                 async with asyncio.timeout(timeout):

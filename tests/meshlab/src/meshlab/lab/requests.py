@@ -7,10 +7,11 @@ import asyncio
 import base64
 import itertools
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meshlab.lab import summary
 from meshlab.lab.errors import LabError
+from meshlab.lab.pmks import Pmks
 from meshlab.machine.shell import ShellError
 from meshlab.wire.rpc import Call, Handler, Json, Params, RpcError
 
@@ -30,6 +31,7 @@ class Requests:
         #: Input of commands that run, by a number that their clients know; None is its end.
         self._inputs: dict[int, asyncio.Queue[bytes | None]] = {}
         self._commands = itertools.count(1)
+        self._pmks = Pmks(lab)
 
     def methods(self) -> dict[str, Handler]:
         """Return the methods of ``control.sock``, by their names."""
@@ -198,10 +200,24 @@ class Requests:
 
     async def _pcap(self, params: Params, call: Call) -> Json:
         if params.get("stop"):
-            return await self._lab.medium_call("pcap_stop", {"path": params.get("path")})
-        name = params.get("node")
-        node = None if name is None else self._lab.node(name).state.name
-        return await self._lab.medium_call("pcap", {"path": params.get("path"), "node": node})
+            ended = await self._lab.medium_call("pcap_stop", {"path": params.get("path")})
+            if not ended.get("decrypting"):
+                await self._pmks.end()
+            return ended
+        links = [[self._name(end) for end in link] for link in params.get("links") or []]
+        asked = {
+            "path": params.get("path"),
+            "nodes": [self._name(name) for name in params.get("nodes") or []],
+            "links": links,
+            "decrypt": bool(params.get("decrypt")),
+        }
+        begun = await self._lab.medium_call("pcap", asked)
+        if asked["decrypt"]:
+            await self._pmks.begin()
+        return begun
+
+    def _name(self, name: Any) -> str:
+        return self._lab.node(name).state.name
 
     async def _chip(self, params: Params, call: Call) -> Json:
         fault = params.get("fault")

@@ -3,8 +3,13 @@
 
 A capture of everything has one packet for each transmission, retries and acknowledgements included,
 on an interface named after the sending radio; its comment says what became of it at every radio in
-range. A capture of one node has what that node's radios sent and what was there for them to
-receive, with the signal they saw; the comment of a lost frame says why it was lost.
+range. A capture of links has of that what one end sent in range of the other. A capture of nodes
+has what their radios sent and what was there for them to receive, with the signal they saw; the
+comment of a lost frame says why it was lost.
+
+With a keyring, frames are written in clear: without the Protected bit, the CCMP header and the MIC,
+and with "in clear" in their comments. A frame whose key is not known waits ``PATIENCE`` seconds for
+it, and all after it, so that a file is in the order of time; then it is written as it is.
 
 Formats: draft-ietf-opsawg-pcapng (sections 4.1, 4.2, 4.3) and the radiotap fields Flags, Rate,
 Channel, Antenna signal, Antenna noise, TX flags, MCS and VHT (radiotap.org).
@@ -14,14 +19,17 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from meshlab.medium.engine import Engine
+from meshlab.medium.keys import Keyring
 from meshlab.medium.objects import Radio, Transmission
 from meshlab.medium.stats import LOSS_TEXT, Loss
-from meshlab.wire.ieee80211 import Phy, Rate
+from meshlab.wire.ieee80211 import RETRY, Phy, Rate
 
 LINKTYPE_RADIOTAP = 127
 
@@ -125,30 +133,79 @@ def _align(fields: bytearray, size: int) -> None:
     fields += bytes(-len(fields) % size)
 
 
+PATIENCE = 5.0
+"""Seconds that a frame waits for its key: the lab asks nodes when they have new peers."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of the air a capture has.
+
+    :ivar nodes: Nodes whose view it is; none of them and no links: everything on the air.
+    :ivar links: Pairs of nodes.
+    """
+
+    nodes: frozenset[str] = frozenset()
+    links: frozenset[frozenset[str]] = frozenset()
+
+    @property
+    def everything(self) -> bool:
+        """Tell whether it has all."""
+        return not self.nodes and not self.links
+
+    def between(self, a: str, b: str) -> bool:
+        """Tell whether it has what one of them sends in range of the other."""
+        return self.everything or frozenset((a, b)) in self.links
+
+    def of(self, node: str) -> bool:
+        """Tell whether it has the view of a node."""
+        return node in self.nodes
+
+
+class _Packet(NamedTuple):
+    """What is to be written of a frame."""
+
+    radio: Radio
+    at: float
+    header: bytes
+    frame: bytes
+    comment: str
+    outbound: bool
+
+
 class Capture:
     """Writes what the engine shows it. A file that cannot be written ends the capture.
 
-    :param node: The node whose view it is; None for everything on the air.
+    :param view: What of it.
     :param clock: The engine's.
+    :param keys: Makes it write in clear what it can.
     :raises OSError: when the file cannot be made.
     """
 
     def __init__(
-        self, path: Path, node: str | None, clock: Callable[[], float], noise_dbm: float
+        self,
+        path: Path,
+        view: View,
+        clock: Callable[[], float],
+        noise_dbm: float,
+        keys: Keyring | None = None,
     ) -> None:
         self.path = path
-        self.node = node
+        self.view = view
         self.packets = 0
-        self.bytes = 0
         self.problem: str | None = None
+        self.keys = keys
+        self._clock = clock
         self._offset = time.time() - clock()
         self._noise = round(noise_dbm)
         self._interfaces: dict[str, int] = {}
+        self._waiting: deque[_Packet] = deque()
         self._file: BinaryIO | None = path.open("wb")
         self._write(section_header())
 
     def close(self) -> None:
         """End the file."""
+        self._settle(0.0)
         file, self._file = self._file, None
         if file is not None:
             try:
@@ -158,6 +215,7 @@ class Capture:
 
     def flush(self) -> None:
         """Let readers see everything so far."""
+        self._settle(PATIENCE)
         if self._file is not None:
             try:
                 self._file.flush()
@@ -166,22 +224,44 @@ class Capture:
 
     def _fail(self, error: OSError) -> None:
         self.problem = str(error)
+        self._waiting.clear()
         self.close()
 
     def _write(self, data: bytes) -> None:
         if self._file is not None:
             try:
                 self._file.write(data)
-                self.bytes += len(data)
             except OSError as error:
                 self._fail(error)
 
-    def _packet(self, radio: Radio, at: float, data: bytes, comment: str, outbound: bool) -> None:
-        number = self._interfaces.get(radio.name)
+    def _packet(self, packet: _Packet) -> None:
+        if self.keys is None:
+            self._put(packet, packet.frame, packet.comment)
+        else:
+            self._waiting.append(packet)
+            self._settle(PATIENCE)
+
+    def _settle(self, patience: float) -> None:
+        """Write what can be written in clear, and what has waited for long enough."""
+        waiting, keys = self._waiting, self.keys
+        while waiting and keys is not None:
+            first = waiting[0]
+            clear = keys.clear(first.frame)
+            if clear is None and first.at + patience > self._clock():
+                return
+            waiting.popleft()
+            if clear is None or clear == first.frame:
+                self._put(first, first.frame, first.comment)
+            else:
+                comment = f"{first.comment}; in clear" if first.comment else "in clear"
+                self._put(first, clear, comment)
+
+    def _put(self, it: _Packet, frame: bytes, comment: str) -> None:
+        number = self._interfaces.get(it.radio.name)
         if number is None:
-            number = self._interfaces[radio.name] = len(self._interfaces)
-            self._write(interface(radio.name))
-        self._write(packet(number, at + self._offset, data, comment, outbound))
+            number = self._interfaces[it.radio.name] = len(self._interfaces)
+            self._write(interface(it.radio.name))
+        self._write(packet(number, it.at + self._offset, it.header + frame, comment, it.outbound))
         self.packets += 1
 
     # Observer of the engine.
@@ -190,48 +270,60 @@ class Capture:
         """Write one try."""
         if self._file is None:
             return
-        frame = sent.frame
-        if sent.attempts > 1:
-            frame = frame[:1] + bytes((frame[1] | 0x08,)) + frame[2:]
-        rate = sent.vector.rate
-        sender = sent.radio
-        if self.node is None or self.node == sender.node.name:
-            failed = sent.need_ack and not any(reason < 0 for _, reason in outcomes)
-            flags = (_TX_FAIL if failed else 0) | (0 if sent.need_ack else _TX_NO_ACK)
-            header = radiotap(rate, sent.frequency, tx_flags=flags)
-            told = [
-                f"{radio.name}: {'received' if reason < 0 else LOSS_TEXT[Loss(reason)]}"
-                for radio, reason in outcomes
-            ]
-            again = f", try {sent.attempts}" if sent.attempts > 1 else ""
-            comment = f"{sender.name}{again} > {'; '.join(told) or 'nobody in range'}"
-            self._packet(sender, sent.end, header + frame, comment, True)
-        if self.node is None:
-            return
+        view, node = self.view, sent.radio.node.name
+        if view.of(node) or view.everything:
+            self._sent(sent, outcomes)
+        elif view.links:
+            told = [outcome for outcome in outcomes if view.between(node, outcome[0].node.name)]
+            if told:
+                self._sent(sent, told)
         for radio, reason in outcomes:
-            if radio.node.name == self.node:
+            if view.of(radio.node.name):
                 link = sent.reach.by_radio[radio]
-                header = radiotap(rate, sent.frequency, signal=link.signal, noise=self._noise)
+                header = radiotap(
+                    sent.vector.rate, sent.frequency, signal=link.signal, noise=self._noise
+                )
                 comment = "" if reason < 0 else f"lost: {LOSS_TEXT[Loss(reason)]}"
-                self._packet(radio, sent.end, header + frame, comment, False)
+                self._packet(_Packet(radio, sent.end, header, _tried(sent), comment, False))
+
+    def _sent(self, sent: Transmission, outcomes: Iterable[tuple[Radio, int]]) -> None:
+        """Write a try as its sender sees it."""
+        sender = sent.radio
+        failed = sent.need_ack and not any(reason < 0 for _, reason in outcomes)
+        flags = (_TX_FAIL if failed else 0) | (0 if sent.need_ack else _TX_NO_ACK)
+        header = radiotap(sent.vector.rate, sent.frequency, tx_flags=flags)
+        told = [
+            f"{radio.name}: {'received' if reason < 0 else LOSS_TEXT[Loss(reason)]}"
+            for radio, reason in outcomes
+        ]
+        again = f", try {sent.attempts}" if sent.attempts > 1 else ""
+        comment = f"{sender.name}{again} > {'; '.join(told) or 'nobody in range'}"
+        self._packet(_Packet(sender, sent.end, header, _tried(sent), comment, True))
 
     def acknowledgement(self, sent: Transmission, receiver: Radio, at: float, lost: bool) -> None:
         """Write an acknowledgement; the kernel knows none, so that it is made up here."""
         if self._file is None:
             return
-        outbound = self.node is None or self.node == receiver.node.name
-        if not outbound and self.node != sent.radio.node.name:
-            return
+        view, sender = self.view, sent.radio
         frame = b"\xd4\0\0\0" + sent.frame[10:16]
         rate = sent.vector.control_rate
-        link = receiver.reach[sent.frequency].by_radio.get(sent.radio)
-        if outbound:
+        comment = f"lost on the way back to {sender.name}" if lost else ""
+        if view.of(receiver.node.name) or view.between(receiver.node.name, sender.node.name):
             header = radiotap(rate, sent.frequency, tx_flags=_TX_NO_ACK)
-        else:
+            self._packet(_Packet(receiver, at, header, frame, comment, True))
+        if view.of(sender.node.name):
+            link = receiver.reach[sent.frequency].by_radio.get(sender)
             signal = link.signal if link is not None else None
             header = radiotap(rate, sent.frequency, signal=signal, noise=self._noise)
-        comment = f"lost on the way back to {sent.radio.name}" if lost else ""
-        self._packet(receiver if outbound else sent.radio, at, header + frame, comment, outbound)
+            self._packet(_Packet(sender, at, header, frame, comment, False))
+
+
+def _tried(sent: Transmission) -> bytes:
+    """Return a frame as it was on the air."""
+    frame = sent.frame
+    if sent.attempts > 1:
+        frame = frame[:1] + bytes((frame[1] | RETRY,)) + frame[2:]
+    return frame
 
 
 class Captures:
@@ -279,7 +371,9 @@ class Captures:
         return [
             {
                 "path": str(capture.path),
-                "node": capture.node,
+                "nodes": sorted(capture.view.nodes),
+                "links": sorted(sorted(link) for link in capture.view.links),
+                "decrypt": capture.keys is not None,
                 "packets": capture.packets,
                 "problem": capture.problem,
             }

@@ -42,6 +42,7 @@ from meshlab.medium.airtime import EDCA, AirtimeModel, Band, Standard, band
 from meshlab.medium.channels import Channels, hold
 from meshlab.medium.config import NodeConfig
 from meshlab.medium.error import ErrorModel, Textbook
+from meshlab.medium.keys import Keyring
 from meshlab.medium.links import Links
 from meshlab.medium.objects import (
     FRAMING,
@@ -84,6 +85,7 @@ _NO_ACK = int(TxFlag.NO_ACK)
 _STAT_ACK = int(TxFlag.STAT_ACK)
 _ECHOED = int(TxFlag.REQ_TX_STATUS | TxFlag.NO_ACK)
 _FRAME = int(Command.FRAME)
+_ACTION = ieee80211.Management.ACTION << 4
 _NLMSG = struct.Struct("<IH")
 _ANSWER = struct.Struct("<i8xI")
 
@@ -107,6 +109,8 @@ class Engine:
         self.nodes: dict[str, Node] = {}
         self.stats = Stats()
         self.observer: Observer | None = None
+        self.keys = Keyring()
+        """Learns from what passes how nodes agree on keys, for captures in clear."""
         self.now = 0.0
         """Simulated time: that of the latest event or arrival."""
         self.addresses = Addresses()
@@ -247,6 +251,8 @@ class Engine:
             )
             return
         radio.sent += 1
+        if frame[0] == _ACTION:
+            self.keys.watch(frame)
         sender = frame[10:16]
         if sender not in radio.addresses:
             address = ieee80211.transmitter(frame)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from meshlab.medium.capture import Capture
+from meshlab.medium.capture import Capture, View
 from meshlab.medium.config import (
     STATE_NAME,
     ConfigError,
@@ -40,6 +40,7 @@ class Requests:
             "radio": self._radio,
             "pcap": self._pcap,
             "pcap_stop": self._pcap_stop,
+            "keys": self._keys,
             "add_node": self._add_node,
             "remove_node": self._remove_node,
             "reset_stats": self._reset_stats,
@@ -171,7 +172,10 @@ class Requests:
         path = params.get("path")
         if not isinstance(path, str) or not path:
             raise RpcError("bad-params", '"path": say where the file is to be')
-        node = None if params.get("node") is None else self._port(params, "node").node.name
+        view = self._view(params)
+        decrypt = params.get("decrypt", False)
+        if not isinstance(decrypt, bool):
+            raise RpcError("bad-params", 'say "decrypt": true or false')
         target = medium.lab / path
         if any(capture.path == target for capture in medium.captures.running):
             raise RpcError("busy", f"{target} is being written already")
@@ -179,11 +183,50 @@ class Requests:
             raise RpcError("bad-params", f"{target} is not a regular file")
         try:
             medium.captures.begin(
-                Capture(target, node, medium.drive.clock, medium.config.receiver.noise_dbm)
+                Capture(
+                    target,
+                    view,
+                    medium.drive.clock,
+                    medium.config.receiver.noise_dbm,
+                    medium.engine.keys if decrypt else None,
+                )
             )
         except OSError as error:
             raise RpcError("cannot-write", f"{target}: {error.strerror}") from None
-        return {"path": str(target), "node": node}
+        return medium.captures.status()[-1]
+
+    def _view(self, params: Params) -> View:
+        nodes, links = params.get("nodes") or [], params.get("links") or []
+        if not isinstance(nodes, list) or not isinstance(links, list):
+            raise RpcError("bad-params", '"nodes" is a list of names, "links" one of pairs')
+        pairs = []
+        for link in links:
+            if not isinstance(link, list) or len(link) != 2:
+                raise RpcError("bad-params", f'"links": {link!r} is no pair of nodes')
+            pairs.append({"a": link[0], "b": link[1]})
+        return View(
+            frozenset(self._port({"node": name}, "node").node.name for name in nodes),
+            frozenset(
+                frozenset(self._port(pair, end).node.name for end in ("a", "b")) for pair in pairs
+            ),
+        )
+
+    async def _keys(self, params: Params, call: Call) -> Json:
+        """Take master keys of pairs of addresses, for captures in clear."""
+        pairs = params.get("pairs")
+        if not isinstance(pairs, list):
+            raise RpcError("bad-params", '"pairs": a list of [address, address, key in hex]')
+        try:
+            known = [
+                (bytes.fromhex(a), bytes.fromhex(b), bytes.fromhex(key)) for a, b, key in pairs
+            ]
+        except (TypeError, ValueError):
+            raise RpcError(
+                "bad-params", '"pairs": a list of [address, address, key in hex]'
+            ) from None
+        for a, b, key in known:
+            self._medium.engine.keys.learn(a, b, key)
+        return {"learnt": len(known)}
 
     async def _pcap_stop(self, params: Params, call: Call) -> Json:
         path = params.get("path")
@@ -199,7 +242,8 @@ class Requests:
         return {
             "captures": [
                 {"path": str(c.path), "packets": c.packets, "problem": c.problem} for c in ended
-            ]
+            ],
+            "decrypting": any(c.keys is not None for c in medium.captures.running),
         }
 
     async def _add_node(self, params: Params, call: Call) -> Json:
