@@ -353,11 +353,11 @@ async def test_relay_drops_spoil_the_run(lab: Lab) -> None:
     assert lab.medium is not None
     port = lab.medium.ports["n2"]
     port.relay_counters({"queue_full": 3, "overruns": 1, "to_host": 100})
-    port.relay_counters({"queue_full": 3, "overruns": 2, "to_host": 200})
+    port.relay_counters({"queue_full": 3, "overruns": 2, "refused": 4, "to_host": 200})
     port.relay_counters({"queue_full": 1})  # restarted in between
     status = await lab.call("status")
-    assert status["nodes"]["n2"]["relay_dropped"] == 6
-    assert "the relay of n2 dropped 6 messages" in status["reasons"]
+    assert status["nodes"]["n2"]["relay_dropped"] == 10
+    assert "the relay of n2 dropped 10 messages" in status["reasons"]
     assert status["valid"] is False
 
 

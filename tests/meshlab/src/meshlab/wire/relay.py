@@ -66,7 +66,7 @@ COUNTERS = (
 )
 """A relay's counters in their order."""
 
-DROP_COUNTERS = ("queue_full", "overruns", "truncated", "send_errors")
+DROP_COUNTERS = ("queue_full", "overruns", "truncated", "refused", "send_errors")
 """Those that mean that the simulation lost frames by itself."""
 
 _FRAMING = struct.Struct("<IB")
