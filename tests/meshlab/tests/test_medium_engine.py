@@ -406,6 +406,30 @@ def test_reports_on_what_an_interface_gave_up_when_it_went_down_spoil_nothing() 
     assert air.engine.stats.tx_info_refused == 1, "it is up again and should know its frame"
 
 
+def test_what_still_comes_of_an_interface_that_goes_down_spoils_nothing() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)])
+    air.refuses_report = lambda _: True
+    interface(air, 1, Command.ADD_MAC_ADDR)
+    interface(air, 1, Command.DEL_MAC_ADDR)
+    air.send(1, BROADCAST)
+    air.run(0.1)
+    assert air.engine.stats.tx_info_withdrawn == 1
+    assert reasons(air) == []
+
+
+def test_another_interface_of_the_radio_that_stays_up_is_asked_for_its_frames() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)])
+    air.refuses_report = lambda _: True
+    other = b"\x02\xaa\0\0\0\x01"
+    addresses = [(Attribute.ADDR_TRANSMITTER, mac(1)), (Attribute.ADDR_RECEIVER, other)]
+    air.receive(1, hwsim.encode(FAMILY, Command.ADD_MAC_ADDR, addresses))
+    interface(air, 1, Command.ADD_MAC_ADDR)
+    interface(air, 1, Command.DEL_MAC_ADDR)
+    air.send(1, BROADCAST)
+    air.run(0.1)
+    assert air.engine.stats.tx_info_refused == 1
+
+
 def test_a_report_that_crosses_the_removal_of_its_radio_spoils_nothing() -> None:
     air = VirtualAir(2, [(1, 2, GOOD)])
 

@@ -181,6 +181,8 @@ class Engine:
     def radio_down(self, radio: Radio) -> None:
         """The node's kernel no longer has the radio: nothing of it goes on the air."""
         radio.up = False
+        radio.interfaces.clear()
+        radio.shut = False
         radio.closed += 1
         radio.deaf.clear()
         for queue in radio.queues:
@@ -225,8 +227,12 @@ class Engine:
         if radio is None:
             self.stats.unknown_radio += 1
         elif message.command == Command.ADD_MAC_ADDR:
+            radio.interfaces.add(address)
+            radio.shut = False
             self.addresses.add(radio, address)
         else:
+            radio.interfaces.discard(address)
+            radio.shut = not radio.interfaces
             radio.closed += 1
             if address != radio.key:
                 # Several interfaces share the radio's own address; others return with their next
@@ -287,7 +293,7 @@ class Engine:
         sent.cw = contention.cw_min
         sent.cw_max = contention.cw_max
         sent.arrived = self.now
-        sent.closed = radio.closed
+        sent.closed = radio.closed - radio.shut
         sent.dead = sent.aired = False
         sent.tail = None
         sent.signal = 0

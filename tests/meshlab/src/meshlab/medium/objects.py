@@ -128,6 +128,7 @@ class Radio:
         "deaf",
         "frequency",
         "index",
+        "interfaces",
         "key",
         "name",
         "node",
@@ -138,6 +139,7 @@ class Radio:
         "received",
         "retries",
         "sent",
+        "shut",
         "up",
     )
 
@@ -168,6 +170,10 @@ class Radio:
         self.closed = 0
         """How often its kernel may have given up everything that it had sent: an interface went
         down (``mac80211_hwsim_stop``), or the radio was removed."""
+        self.interfaces: set[bytes] = set()
+        """Addresses of interfaces that its kernel told of."""
+        self.shut = False
+        """Its last interface went down: what still comes of it is given up soon."""
         self.sent = 0
         self.retries = 0
         self.received = 0
