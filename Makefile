@@ -29,15 +29,21 @@ LAB ?= default
 APPS ?=
 ONCE ?=
 KEEP ?=
+SCENARIO ?=
+REPEAT ?=
+
+given = $(filter command environment,$(origin $(1)))
 
 # The images of single nodes: NODE=IMAGE or NODE=IMAGE@MACHINE.
 node_images = $(foreach node,$(NODES),$(firstword $(subst @, ,$(lastword $(subst =, ,$(node))))))
 
-qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them until Ctrl-C
-	@bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
+qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or play [SCENARIO=FILE]
+	@$(if $(SCENARIO),bin/meshlab --lab "$(LAB)" run $(SCENARIO) $(if $(REPEAT),--repeat "$(REPEAT)") \
+		$(if $(call given,SEED),--seed "$(SEED)") $(if $(call given,IMAGE),--image "$(IMAGE)"),\
+	bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
 		--seed "$(SEED)" --security "$(SECURITY)" $(foreach app,$(APPS),--application "$(app)") \
 		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \
-		$(if $(KEEP),--keep) $(if $(ONCE),--once)
+		$(if $(KEEP),--keep) $(if $(ONCE),--once))
 
 ##@ Build
 
@@ -214,7 +220,8 @@ help: ## This text
 		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
-		'KEEP=1' 'go on with the chips and disks of the last run'
+		'KEEP=1' 'go on with the chips and disks of the last run' \
+		'SCENARIO=examples/scenarios/line.toml' 'play this and end, see docs/scenarios.md; REPEAT=5: with figures'
 	@printf '\nmake BOARD-TARGET: bundle, menuconfig, linux-menuconfig, savedefconfig, show-size, sbom, cve, legal-info, sdk ...\n'
 	@printf 'TOOLCHAIN=, EXTRA=, BUILDROOT=: docs/building.md\n'
 	@printf '\nVariables of test, test-unit, test-mesh\n'

@@ -7,18 +7,15 @@ The mesh keeps the passphrase that a test gave it: each reads the present one.
 from __future__ import annotations
 
 import asyncio
-import base64
-import shlex
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from scapy.utils import RawPcapNgReader
 
+from meshlab.lab import passphrases
 from meshlab.lab.fleet import LabFleet
 from meshlab.lab.lab import Lab
 from meshlab.lab.testing import PATIENCE, Nodes
-from thicket.trust.change import tag
 
 MESH = "full"
 
@@ -31,36 +28,6 @@ def packets(path: Path) -> Iterator[bytes]:
     with RawPcapNgReader(str(path)) as recorded:
         for packet, _about in recorded:
             yield packet[int.from_bytes(packet[2:4], "little") :]
-
-
-async def brought(nodes: Nodes, name: str, packed: bytes) -> tuple[int, str]:
-    """Bring a signed change to a node, as a person does who carries it there."""
-    code = "import sys, base64; sys.stdout.buffer.write(base64.b64decode(sys.argv[1]))"
-    command = f"python3 -c {shlex.quote(code)} {base64.b64encode(packed).decode()}"
-    return await nodes.lab.run(name, f"{command} | thicket passphrase import -", PATIENCE)
-
-
-async def offer(nodes: Nodes, name: str, passphrase: str) -> tuple[int, str]:
-    """Let the fleet's authority offer another passphrase, by way of a node."""
-    assert isinstance(nodes.lab.fleet, LabFleet)
-    ca = nodes.lab.fleet.authority
-    # the lab gives its cards a passphrase of its own
-    replaces = [tag(await present(nodes), ca.fleet.identifier)]
-    packed = await asyncio.to_thread(ca.network.offer_passphrase, passphrase, replaces=replaces)
-    return await brought(nodes, name, packed)
-
-
-async def roll(
-    nodes: Nodes, name: str, passphrase: str, *, accept_missing: bool = False
-) -> tuple[int, str]:
-    """Do what `thicket ca passphrase roll` does, with the changes carried to a node."""
-    code, output = await offer(nodes, name, passphrase)
-    if code != 0 and not accept_missing:
-        return code, output
-    assert isinstance(nodes.lab.fleet, LabFleet)
-    packed = await asyncio.to_thread(nodes.lab.fleet.authority.network.use_passphrase)
-    code, more = await brought(nodes, name, packed)
-    return code, output + more
 
 
 async def restarts(nodes: Nodes, name: str) -> int:
@@ -80,21 +47,7 @@ async def excused(nodes: Nodes, name: str) -> int:
     return sum(log.count(reason) for reason in reasons)
 
 
-async def passphrases(nodes: Nodes, name: str) -> list[str]:
-    """What a node's file says of passphrases, and what its wpa_supplicant has."""
-    text = await nodes.run(name, "cat /etc/thicket/thicket.toml /run/thicket/wpa_supplicant.conf")
-    keys = ("passphrase", "next_passphrase", "sae_password")
-    lines = [line.strip() for line in text.splitlines()]
-    return [line for line in lines if line.replace("=", " ").split(" ")[0] in keys]
-
-
-async def present(nodes: Nodes) -> str:
-    """The mesh's passphrase, as the file of n1 has it."""
-    first, *_ = await passphrases(nodes, "n1")
-    return str(tomllib.loads(first)["passphrase"])
-
-
-async def test_the_mesh_says_that_it_is_protected(nodes: Nodes) -> None:
+async def test_the_mesh_says_that_it_is_protected(lab: Lab, nodes: Nodes) -> None:
     for name in NAMES:
         assert nodes.status(name, "radio", "security") == "sae"
         assert "SAE" in nodes.status(name, "radio", "protection")
@@ -103,7 +56,9 @@ async def test_the_mesh_says_that_it_is_protected(nodes: Nodes) -> None:
         return (await nodes.run("n1", "thicket peers; true")).count("encrypted") == 3
 
     await nodes.until(encrypted, "n1 shows that its three links are encrypted")
-    assert await present(nodes) not in str(await nodes.json("n1", "thicket status --json"))
+    assert await passphrases.present(lab, "n1") not in str(
+        await nodes.json("n1", "thicket status --json")
+    )
 
 
 async def test_data_frames_are_protected_on_the_air(lab: Lab, nodes: Nodes, tmp_path: Path) -> None:
@@ -130,7 +85,7 @@ async def renewed(nodes: Nodes, names: tuple[str, ...], passphrase: str) -> None
     wanted = [f'passphrase = "{passphrase}"', f'sae_password="{passphrase}"']
 
     async def done() -> bool:
-        return all([await passphrases(nodes, name) == wanted for name in names])
+        return all([await passphrases.known(nodes.lab, name) == wanted for name in names])
 
     await nodes.until(done, "every node has entered the mesh anew")
     await nodes.wait(
@@ -160,7 +115,7 @@ async def test_the_passphrase_changes_and_the_mesh_is_not_lost(lab: Lab, nodes: 
         f"sleep 0.3; done; echo end) </dev/null >{flag}.log 2>/dev/null &",
     )
     await nodes.until(answered, "n4 answers n1")
-    code, output = await roll(nodes, "n2", "the second passphrase")
+    code, output = await passphrases.roll(lab, "n2", "the second passphrase")
     assert code == 0, output
     assert output.count("has it") == output.count("has changed") == 4, output
     # "has changed" is the node's answer; its radio does it after that.
@@ -184,8 +139,8 @@ async def test_the_passphrase_changes_and_the_mesh_is_not_lost(lab: Lab, nodes: 
 
 async def test_a_power_cycle_after_the_change(lab: Lab, nodes: Nodes) -> None:
     """n4 comes back with the new passphrase, to nodes that changed theirs while they ran."""
-    if await present(nodes) == lab.spec.passphrase:
-        code, output = await roll(nodes, "n2", "the passphrase before the power cycle")
+    if await passphrases.present(lab, "n1") == lab.spec.passphrase:
+        code, output = await passphrases.roll(lab, "n2", "the passphrase before the power cycle")
         assert code == 0, output
         await renewed(nodes, NAMES, "the passphrase before the power cycle")
     await lab.kill("n4")
@@ -217,14 +172,14 @@ async def test_a_node_that_missed_the_change_finds_out(lab: Lab, nodes: Nodes) -
     """n4 has been handed the next passphrase, and is off when the others change to it."""
     before = await restarts(nodes, "n1")
     passphrase = "the third passphrase"
-    code, output = await offer(nodes, "n2", passphrase)
+    code, output = await passphrases.offer(lab, "n2", passphrase)
     assert code == 0, output
     assert output.count("has it") == 4, output
     await lab.kill("n4")
     await nodes.wait(lambda: "n4" not in lab.state.cluster("n1"), "n4 is missed")
     assert isinstance(lab.fleet, LabFleet)
     packed = await asyncio.to_thread(lab.fleet.authority.network.use_passphrase)
-    code, output = await brought(nodes, "n1", packed)
+    code, output = await passphrases.bring(lab, "n1", packed)
     assert code == 1, output
     assert "MISSING" in output or "NOT:" in output  # as long as n1 has hopes of it
     assert output.count("has changed") == 3, output
@@ -233,7 +188,7 @@ async def test_a_node_that_missed_the_change_finds_out(lab: Lab, nodes: Nodes) -
     await nodes.wait(lambda: len(lab.state.peers("n4")) == 3, "n4 adopts the next passphrase")
 
     async def kept() -> bool:
-        return await passphrases(nodes, "n4") == [
+        return await passphrases.known(lab, "n4") == [
             f'passphrase = "{passphrase}"',
             f'sae_password="{passphrase}"',
         ]
@@ -248,7 +203,7 @@ async def test_a_node_that_was_away_says_what_to_do(lab: Lab, nodes: Nodes) -> N
     passphrase = "the fourth passphrase"
     await lab.kill("n4")
     await nodes.wait(lambda: "n4" not in lab.state.cluster("n1"), "n4 is missed")
-    _, output = await roll(nodes, "n1", passphrase, accept_missing=True)
+    _, output = await passphrases.roll(lab, "n1", passphrase, accept_missing=True)
     assert output.count("has changed") == 3, output
     await renewed(nodes, NAMES[:3], passphrase)
     await lab.power_on("n4")
@@ -267,10 +222,10 @@ async def test_a_node_that_was_away_says_what_to_do(lab: Lab, nodes: Nodes) -> N
     await nodes.whole()
 
 
-async def test_a_member_cannot_change_it(nodes: Nodes) -> None:
+async def test_a_member_cannot_change_it(lab: Lab, nodes: Nodes) -> None:
     """What one device could once do to all others, from its own cluster connection."""
-    before = await present(nodes)
+    before = await passphrases.present(lab, "n1")
     said = await nodes.run("n3", "echo 'of-the-attacker' | thicket passphrase roll 2>&1; true")
     assert "thicket ca passphrase" in said
     for name in NAMES:
-        assert (await passphrases(nodes, name))[0] == f'passphrase = "{before}"'
+        assert (await passphrases.known(lab, name))[0] == f'passphrase = "{before}"'

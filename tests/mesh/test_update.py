@@ -25,7 +25,7 @@ from meshlab.lab.errors import LabError
 from meshlab.lab.lab import Lab
 from meshlab.lab.real_parts import CARDS, STANDIN, STANDINS
 from meshlab.lab.testing import PATIENCE, Nodes
-from meshlab.lab.updates import Desk, put, put_large
+from meshlab.lab.updates import BAD_INIT, Desk, put, put_large
 from meshlab.machine.shell import ShellError
 from meshlab.wire.rpc import RpcError
 from thicket.device.boot_record import WORDS, Why
@@ -50,9 +50,6 @@ FULL = "/data/full"
 FILL = f"dd if=/dev/zero of={FULL} bs=1M; dd if=/dev/zero bs=4096 >>{FULL}; sync"
 """Takes all the room on /data."""
 NO_ROOM = "/data is full: remove something from it"
-
-BAD_INIT = Text("usr/sbin/init", "#!/bin/sh\nexit 1\n", program=True)
-"""What makes a version one that never comes up."""
 
 BALLAST = Text(
     "usr/share/ballast", base64.b64encode(random.Random(11).randbytes(3 << 20)).decode("ascii")

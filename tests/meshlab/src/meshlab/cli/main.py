@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from host.cache import cache_root
-from meshlab.cli import air, lab, node
+from meshlab.cli import air, lab, node, scenario
 from meshlab.cli.common import CommandError, Run
 from meshlab.lab.errors import LabError
 from meshlab.lab.paths import lab_directory
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("node", metavar="NODE")
         return sub
 
-    for group in (lab, node, air):
+    for group in (lab, node, air, scenario):
         group.define(command)
     return top
 

@@ -40,6 +40,7 @@ from meshlab.lab.spec import (
     LabSpec,
     NodeSpec,
     cluster_key,
+    medium_description,
     mesh_key,
     node_config,
     radio_mac,
@@ -251,23 +252,8 @@ class Lab:
         return self.spec.nodes.get(name, NodeSpec())
 
     def _write_medium(self) -> None:
-        description = {
-            "seed": self.spec.topology.seed,
-            "run": secrets.token_hex(8),
-            "unlinked": "cut",
-            "nodes": [
-                {
-                    "name": name,
-                    "directory": name,
-                    "position": list(node.state.position),
-                    "radios": [{"mac": node.state.mac, "mesh": self._node_spec(name).mesh_point}],
-                }
-                for name, node in self.nodes.items()
-            ],
-            "links": [
-                {"a": a, "b": b, "snr": snr} for (a, b), snr in self.spec.topology.links.items()
-            ],
-        }
+        mesh = {name: self._node_spec(name).mesh_point for name in self.nodes}
+        description = medium_description(self.spec, secrets.token_hex(8), mesh)
         (self.directory / "medium.json").write_text(json.dumps(description, indent=1) + "\n")
 
     async def _start_all(self) -> None:
@@ -323,6 +309,17 @@ class Lab:
     def snapshot(self) -> LabState:
         """Return the state, with its clock set."""
         return self.journal.snapshot()
+
+    @property
+    def failed(self) -> str | None:
+        """Why the lab cannot go on, or that somebody ended it."""
+        if self.failure is not None:
+            return str(self.failure)
+        return "somebody ended the lab" if self.done.is_set() else None
+
+    def watch(self) -> None:
+        """Ask the nodes more often for a while: somebody waits for what they say."""
+        self.pace.lively()
 
     async def wait(self, condition: Callable[[], T], timeout: float, what: str) -> T:
         """Wait until ``condition()`` is true and return its value.
@@ -424,6 +421,10 @@ class Lab:
         """Run a shell command on a node; return its exit status and output."""
         return await self.node(name).running().exec_shell.run(command, timeout, on_output)
 
+    async def push(self, name: str, path: str, content: bytes) -> None:
+        """Write a file on a node."""
+        await self.node(name).running().exec_shell.push(path, content)
+
     async def medium_call(
         self, method: str, params: Params | None = None, *, patience: float = 8.0
     ) -> Json:
@@ -468,12 +469,16 @@ class Lab:
         self.pace.lively()
         await self.air.refresh_links()
 
-    async def move(self, name: str, x: float, y: float) -> None:
-        """Put a node elsewhere; from then on its links follow from the distances."""
+    async def move(self, name: str, x: float, y: float, *, told: bool = True) -> None:
+        """Put a node elsewhere; from then on its links follow from the distances.
+
+        :param told: Whether it is an event; of a long way, each step is none.
+        """
         state = self.node(name).state
         await self.air.call("move", {"node": state.name, "x": x, "y": y})
         state.position = (x, y)
-        self.journal.tell(Kind.CHANGE, f"moved to {x:g} m, {y:g} m", state.name)
+        if told:
+            self.journal.tell(Kind.CHANGE, f"moved to {x:g} m, {y:g} m", state.name)
         self.pace.lively()
         await self.air.refresh_links()
 
@@ -519,6 +524,10 @@ class Lab:
             self.journal.tell(Kind.CHANGE, f"configured: {keys}", node.state.name)
             self.pace.lively()
         return code, output
+
+    def image_of(self, name: str) -> str:
+        """Return what a node boots, in a word."""
+        return self._others.get(self.node(name).state.name, self.parts).image
 
     def edit_card(self, name: str, text: str | None = None) -> None:
         """Replace a node's ``thicket.toml`` as a person does with the card in a computer.

@@ -54,6 +54,36 @@ class LabSpec:
     config: Config = field(default_factory=dict)
     """Configuration of all nodes, by section and key."""
     nodes: Mapping[str, NodeSpec] = field(default_factory=dict)
+    propagation: Mapping[str, Any] | None = None
+    """How nodes without a link hear each other, from their distance, as ``medium.json`` has it.
+    None: not at all."""
+
+
+def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dict[str, Any]:
+    """Return what ``medium.json`` says of a lab.
+
+    :param run: Tells one run of the lab from the next.
+    :param mesh: Whether the radio of a node can do mesh point, by its name.
+    """
+    shape = spec.topology
+    found: dict[str, Any] = {
+        "seed": shape.seed,
+        "run": run,
+        "unlinked": "cut" if spec.propagation is None else "model",
+        "nodes": [
+            {
+                "name": name,
+                "directory": name,
+                "position": list(shape.positions[name]),
+                "radios": [{"mac": radio_mac(index), "mesh": mesh[name]}],
+            }
+            for index, name in enumerate(shape.names, start=1)
+        ],
+        "links": [{"a": a, "b": b, "snr": snr} for (a, b), snr in shape.links.items()],
+    }
+    if spec.propagation is not None:
+        found["propagation"] = dict(spec.propagation)
+    return found
 
 
 def node_config(

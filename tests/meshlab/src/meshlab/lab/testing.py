@@ -13,15 +13,14 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from meshlab.lab import summary
+from meshlab.lab import questions, summary
 from meshlab.lab.lab import Lab
 from meshlab.lab.parts import Parts
 from meshlab.lab.slots import Places, Slot
 from meshlab.lab.spec import LabSpec, NodeSpec
-from meshlab.lab.state import get, get_list
+from meshlab.lab.state import get
 
-PATIENCE = 300.0
-"""Seconds after which something is taken to never happen: many times what a slow host needs."""
+PATIENCE = questions.PATIENCE
 
 NODES_PER_CORE = 5
 """Most nodes that run at a time for each core, without KVM: with more, each gets too little to keep
@@ -162,8 +161,7 @@ class Nodes:
 
     def problems(self, name: str, part: str) -> list[str]:
         """Return the problems of a part of a node, in its words."""
-        found = get_list(self.lab.state.nodes[name].status, "problems")
-        return [str(problem["message"]) for problem in found if problem["part"] == part]
+        return questions.problems(self.lab.state, name, part)
 
     def address(self, name: str) -> str:
         address = self.lab.state.nodes[name].address
@@ -204,8 +202,7 @@ class Nodes:
 
     async def reaches(self, name: str, other: str) -> bool:
         """Tell whether one ping of three is answered."""
-        command = f"ping -6 -n -c 3 -i 0.3 -W 2 {self.address(other)}"
-        return (await self.lab.run(name, command, PATIENCE))[0] == 0
+        return bool((await questions.ping(self.lab, name, other)).times)
 
     async def reach(self, name: str, other: str) -> None:
         """Wait until a ping is answered."""

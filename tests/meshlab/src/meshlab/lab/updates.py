@@ -116,6 +116,28 @@ class Desk:
         return cms.sign(made.text(), by.certificate, now, by.key.sign)
 
 
+BAD_INIT = Text("usr/sbin/init", "#!/bin/sh\nexit 1\n", program=True)
+"""What makes a version one that never comes up."""
+
+TAKEN = "/data/in"
+"""Where what is brought to a node is put on it."""
+
+
+async def offer_version(
+    lab: Lab, desk: Desk, by: str, version: str, plan: Plan, *, broken: bool = False
+) -> None:
+    """Make another version of what the nodes run, and offer it to the fleet at one of them.
+
+    :param broken: Make one that never comes up.
+    :raises LabError: it cannot be made, or the node refuses it.
+    """
+    old, new = await desk.bundle(), await desk.bundle(version, *([BAD_INIT] if broken else []))
+    base, patch = await desk.patch(new, old)
+    await put(lab, by, f"{TAKEN}/offer", desk.offer(new, {base: patch}, plan))
+    await put(lab, by, f"{TAKEN}/change", patch.read_bytes())
+    await run(lab, by, f"thicket update offer {TAKEN}")
+
+
 async def run(lab: Lab, name: str, command: str) -> str:
     """Run a command that must succeed; return its output.
 

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An imagined lab on a clock of its own, for rehearsals: what a scenario says is tried in no time.
+
+Its nodes see what the medium's links let them see, a few seconds after it changed, as ideal ones
+would. What only a node can know (the output of a command, an installed version) it does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import selectors
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import networkx as nx
+
+from meshlab.lab.errors import LabError
+from meshlab.lab.parts import FleetLike
+from meshlab.lab.spec import LabSpec, NodeSpec, medium_description, node_config, radio_mac
+from meshlab.lab.spec import cluster_key as cluster_key_of
+from meshlab.lab.spec import mesh_key as mesh_key_of
+from meshlab.lab.state import Event, Kind, LabState, LinkState, NodeState, address_from_serial
+from meshlab.medium.config import State, parse_config
+from meshlab.medium.links import Links
+from meshlab.scenario.errors import UnknowableError
+from meshlab.scenario.stage import Stage
+from meshlab.wire.rpc import Json, Params, RpcError
+
+T = TypeVar("T")
+
+BOOT = 8.0
+"""Seconds from power-on until a node has joined."""
+NOTICE = 3.0
+"""Seconds until nodes notice that a link came or went."""
+TX_POWER_DBM = 20.0
+FREQUENCY = 2437
+
+
+class _Selector(selectors.DefaultSelector):
+    """Lets the loop's clock jump to the next timer where nothing is ready."""
+
+    loop: JumpingLoop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        if timeout is None or self.loop.threads:
+            return list(super().select(0.001 if self.loop.threads else None))
+        self.loop.now += timeout
+        return ready
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock moves only when there is nothing left to do."""
+
+    def __init__(self) -> None:
+        selector = _Selector()
+        selector.loop = self
+        self.now = 0.0
+        self.threads = 0
+        super().__init__(selector)
+        self._clock_resolution = 1e-9
+
+    def time(self) -> float:
+        return self.now
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        future = super().run_in_executor(executor, func, *args)
+        self.threads += 1
+        future.add_done_callback(self._thread_ended)
+        return future
+
+    def _thread_ended(self, _: object) -> None:
+        self.threads -= 1
+
+
+def rehearse(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a clock that jumps."""
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(coroutine)
+
+
+class ImaginedLab(Stage):
+    """A lab of nodes that do at once what ideal ones would do after some seconds.
+
+    :param answers: What commands say on the nodes: gets node and command, gives status and output,
+        or None where that is not known.
+    """
+
+    def __init__(
+        self,
+        spec: LabSpec,
+        directory: Path,
+        answers: Callable[[str, str], tuple[int, str] | None] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.fleet: FleetLike | None = None
+        self.calls: list[str] = []
+        self.files: dict[tuple[str, str], bytes] = {}
+        self.valid = True
+        self._directory = directory
+        self._answers = answers
+        self._listeners: list[Callable[[Event], None]] = []
+        self._unplugged: set[str] = set()
+        self._booted: dict[str, float] = {}
+        """When the nodes that are on will have joined."""
+        self._loop = asyncio.get_running_loop()
+        shape = spec.topology
+        mesh = {name: spec.nodes.get(name, NodeSpec()).mesh_point for name in shape.names}
+        config = parse_config(medium_description(spec, "rehearsal", mesh))
+        self._links = Links(config, State())
+        for node in config.nodes:
+            self._links.add_node(node)
+        self.state = LabState(
+            name=spec.name, image="imagined", topology=shape.kind, seed=shape.seed,
+            security=spec.security,
+        )  # fmt: skip
+        for index, name in enumerate(shape.names, start=1):
+            own = spec.nodes.get(name, NodeSpec())
+            serial = b"\x01\x23\0" + index.to_bytes(5, "big") + b"\xee"
+            known = node_config(spec, own)
+            self.state.nodes[name] = NodeState(
+                name, radio_mac(index), shape.positions[name], serial.hex(),
+                address_from_serial(str(known["address"]["prefix"]), serial), own.chip_fault,
+                mesh_key_of(known), cluster_key_of(known),
+            )  # fmt: skip
+            if not mesh[name]:
+                self._unplugged.add(name)
+        self._take_links()
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    @property
+    def failed(self) -> str | None:
+        return None
+
+    def snapshot(self) -> LabState:
+        self.state.elapsed = self._loop.time()
+        return self.state
+
+    def on_event(self, listener: Callable[[Event], None]) -> None:
+        self._listeners.append(listener)
+
+    def watch(self) -> None:
+        pass
+
+    async def formed(self, timeout: float) -> None:
+        for name in self.state.nodes:
+            await self.power_on(name)
+        await asyncio.sleep(BOOT + 2 * NOTICE)
+        self.state.formed = self._loop.time()
+
+    async def run(
+        self,
+        name: str,
+        command: str,
+        timeout: float = 30.0,
+        on_output: Callable[[bytes], None] | None = None,
+    ) -> tuple[int, str]:
+        self._running(name)
+        found = self._answers(name, command) if self._answers is not None else None
+        if found is not None:
+            return found
+        if pinged := re.fullmatch(r"ping -6 -n -c (\d+) -i 0.3 -W 2 (\S+)", command):
+            return self._ping(name, pinged[2], int(pinged[1]))
+        raise UnknowableError(f"only a real node knows what {command!r} says")
+
+    def _ping(self, name: str, address: str, count: int) -> tuple[int, str]:
+        hops = self._hops(name, address)
+        if hops is None:
+            return 1, ""
+        return 0, "".join(f"time={1.5 * hops:.1f} ms\n" for _ in range(count))
+
+    def _hops(self, name: str, address: str) -> int | None:
+        graph = self._seen_graph()
+        other = next(n for n, s in self.state.nodes.items() if s.expected_address == address)
+        if name not in graph or other not in graph:
+            return None
+        try:
+            return int(nx.shortest_path_length(graph, name, other))
+        except nx.NetworkXNoPath:
+            return None
+
+    def _seen_graph(self) -> nx.Graph[str]:
+        """Return the links that nodes say they have."""
+        graph: nx.Graph[str] = nx.Graph()
+        for name, node in self.state.nodes.items():
+            if node.power == "running" and node.status is not None:
+                graph.add_node(name)
+                graph.add_edges_from((name, other) for other in self.state.peers(name))
+        return graph
+
+    async def push(self, name: str, path: str, content: bytes) -> None:
+        self._running(name)
+        self.files[name, path] = content
+
+    async def link(
+        self,
+        a: str,
+        b: str,
+        *,
+        cut: bool = False,
+        snr: float | None = None,
+        loss: float | None = None,
+        restore: bool = False,
+        both: bool = True,
+    ) -> None:
+        for one, other in ((a, b), (b, a))[: 2 if both else 1]:
+            if restore:
+                self._links.restore(one, other)
+            elif loss is not None:
+                self._links.lose(one, other, loss)
+            else:
+                self._links.set(one, other, None if cut else snr)
+        how = "cut" if cut else "restored" if restore else "changed"
+        self._happened(f"link {a} {'<->' if both else '->'} {b} {how}")
+
+    async def move(self, name: str, x: float, y: float, *, told: bool = True) -> None:
+        self._links.move(name, x, y)
+        self.state.nodes[name].position = (x, y)
+        self._happened(f"moved to {x:g} m, {y:g} m", name, told=told)
+
+    async def chip_fault(self, name: str, fault: str | None) -> None:
+        self.state.nodes[name].chip_fault = fault
+        self._happened(f"chip: {fault or 'well'}", name)
+
+    async def radio(self, name: str, *, plug: bool, index: int = 0) -> None:
+        (self._unplugged.discard if plug else self._unplugged.add)(name)
+        self._happened(f"radio {'plugged in' if plug else 'unplugged'}", name)
+
+    async def configure(self, name: str, settings: Iterable[str]) -> tuple[int, str]:
+        self._running(name)
+        self._happened("configured", name)
+        return 0, ""
+
+    async def power_on(self, name: str) -> None:
+        node = self.state.nodes[name]
+        if node.power == "running":
+            raise LabError(f"{name} is on already")
+        node.power, node.started = "running", self._loop.time()
+        self._booted[name] = self._loop.time() + BOOT
+        self._happened("switched on", name)
+        self._loop.call_later(BOOT, self._settle)
+        self._loop.call_later(BOOT + NOTICE, self._settle)
+
+    async def power_off(self, name: str, *, grace: float = 10.0) -> None:
+        self._running(name)
+        node = self.state.nodes[name]
+        node.power, node.status = "off", None
+        self._booted.pop(name, None)
+        self._happened("power cut" if grace <= 0 else "switched off", name)
+
+    def edit_card(self, name: str, text: str | None = None) -> None:
+        if self.state.nodes[name].power == "running":
+            raise LabError(f"{name} is on: switch it off before its card is edited")
+        self._happened("its card was edited", name)
+
+    def kill_medium(self) -> None:
+        self._happened("the medium was killed")
+
+    async def medium_call(
+        self, method: str, params: Params | None = None, *, patience: float = 8.0
+    ) -> Json:
+        if method == "links":
+            return {"links": self._heard()}
+        return {"valid": self.valid, "reasons": [] if self.valid else ["it was late"]}
+
+    # -- what follows
+
+    def _running(self, name: str) -> None:
+        if self.state.nodes[name].power != "running":
+            raise RpcError("off", f"{name} is {self.state.nodes[name].power}")
+
+    def _happened(self, text: str, name: str | None = None, *, told: bool = True) -> None:
+        if told:
+            self.calls.append(f"{name}: {text}" if name else text)
+            event = Event(round(self._loop.time(), 1), Kind.CHANGE, text, name)
+            for listener in self._listeners:
+                listener(event)
+        self._take_links()
+        self._loop.call_later(NOTICE, self._settle)
+
+    def _heard(self) -> list[dict[str, Any]]:
+        found = []
+        for a in self.state.nodes:
+            for b in self.state.nodes:
+                if a == b:
+                    continue
+                one = self._links.hearing(a, b, TX_POWER_DBM, FREQUENCY)
+                if one.snr is not None or one.state == "cut":
+                    found.append(
+                        {"a": a, "b": b, "snr_db": one.snr, "state": one.state, "loss": one.loss}
+                    )
+        return found
+
+    def _take_links(self) -> None:
+        heard = {(each["a"], each["b"]): each["snr_db"] for each in self._heard()}
+        for (a, b), snr in heard.items():
+            if (b, a) not in self.state.links:
+                self.state.links[a, b] = LinkState(a, b, snr, heard.get((b, a)))
+
+    def _settle(self) -> None:
+        """Let every node say what it sees now."""
+        now = self._loop.time()
+        joined = {n for n, at in self._booted.items() if at <= now and n not in self._unplugged}
+        graph = self.state.expected_graph().subgraph(joined)
+        nodes = self.state.nodes
+        for name in self._booted:
+            if self._booted[name] > now:
+                continue
+            near = sorted(graph[name]) if name in graph else []
+            ways = nx.single_source_shortest_path(graph, name) if name in graph else {}
+            seen = [n for n in ways if n != name and nodes[n].cluster == nodes[name].cluster]
+            nodes[name].status = {
+                "schema": 1,
+                "state": "joined" if name in joined else "joining",
+                "problems": [] if name in joined else [
+                    {"part": "radio", "code": "absent", "message": "there is no radio"}
+                ],
+                "identity": {"source": "chip", "software": False},
+                "address": nodes[name].expected_address,
+                "radio": {
+                    "state": "joined" if name in joined else "absent", "mac": nodes[name].mac,
+                },
+                "peers": [{"mac": nodes[n].mac, "state": "ESTAB"} for n in near],
+                "paths": [
+                    {"destination": nodes[n].mac, "next_hop": nodes[way[1]].mac}
+                    for n, way in ways.items() if n != name
+                ],
+                "cluster": {
+                    "node": f"thicket@{nodes[name].expected_address}",
+                    "nodes": [
+                        {"name": f"thicket@{nodes[n].expected_address}", "state": "up"}
+                        for n in seen
+                    ],
+                },
+            }  # fmt: skip
