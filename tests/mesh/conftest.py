@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,14 +35,20 @@ from meshlab.lab.lab import Lab
 from meshlab.lab.slots import Places
 from meshlab.lab.spec import LabSpec, NodeSpec
 from meshlab.lab.testing import NODES_PER_CORE, Kind, Mesh, Meshes, Nodes
+from meshlab.scenario.engine import play
+from meshlab.scenario.file import load
+from meshlab.scenario.outcome import Outcome
 
 HERE = Path(__file__).resolve().parent
 IMAGE = os.environ.get("MESHLAB_IMAGE", "lab")
 READINGS = HERE.parents[1] / "examples" / "readings"
+SCENARIOS = HERE.parents[1] / "examples" / "scenarios"
+SLACK = 10.0
+"""How many times longer than they say the expectations of scenarios have on a busy host."""
 TIMEOUT = 1800 + float(os.environ.get("THICKET_SOAK", "0"))
 """Seconds after which a test is ended that hangs where nothing else ends it."""
 
-SOAK = ("test_app_update", "test_lossy", "test_power_cut", "test_update")
+SOAK = ("test_app_update", "test_lossy", "test_power_cut", "test_scenarios", "test_update")
 """The modules whose tests watch or repeat for THICKET_SOAK seconds."""
 
 FAILED = pytest.StashKey[bool]()
@@ -287,6 +293,22 @@ async def lab(request: pytest.FixtureRequest, meshes: Meshes) -> AsyncIterator[L
 @pytest.fixture
 def nodes(lab: Lab) -> Nodes:
     return Nodes(lab)
+
+
+@pytest.fixture
+def played(lab: Lab, tmp_path: Path) -> Callable[[str], Awaitable[Outcome]]:
+    """Give the test what plays a scenario of the library on its mesh, which has to fit."""
+
+    async def go(name: str) -> Outcome:
+        scenario = load(SCENARIOS / f"{name}.toml")
+        assert scenario.spec.topology.links == lab.spec.topology.links
+        return await play(
+            scenario, lab, lambda at, text: print(f"{at:7.1f} s  {text}", flush=True),
+            seed=lab.spec.topology.seed, folder=tmp_path, slack=SLACK,
+            judge_medium=False,  # it has carried the frames of other tests, too
+        )  # fmt: skip
+
+    return go
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from meshlab.scenario import rehearsal, report
 from meshlab.scenario.engine import play
-from meshlab.scenario.file import parse
+from meshlab.scenario.file import load, parse
 from meshlab.scenario.outcome import Line, Outcome, Verdict
 from meshlab.scenario.picture import picture
 from meshlab.scenario.rehearsal import ImaginedLab, rehearse
@@ -317,7 +317,7 @@ at = [40, 0]
     outcome = run.play()
     assert outcome.verdict is Verdict.PASSED
     assert outcome.lines[0].seconds == pytest.approx(18)
-    assert [one.peers for one in outcome.lanes["n1"]] == [1, 0]
+    assert [n for n, _ in groupby(one.peers for one in outcome.lanes["n1"])] == [1, 0]
 
 
 def test_the_table_tells_all(tmp_path: Path) -> None:
@@ -392,3 +392,26 @@ def test_the_picture_is_xml_with_everything_on_it(tmp_path: Path) -> None:
     assert "\\u001b" in texts
     for element in drawn.iter("{http://www.w3.org/2000/svg}rect"):
         assert float(element.get("x", "0")) + float(element.get("width", "0")) <= 1200.5
+
+
+# -- the library
+
+LIBRARY = sorted((Path(__file__).parents[3] / "examples" / "scenarios").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_the_library_is_rehearsed(path: Path, tmp_path: Path) -> None:
+    run = Played("", tmp_path)
+    run.scenario = load(path)
+    outcome = run.play()
+    assert outcome.verdict is Verdict.PASSED, report.table(outcome)
+    assert outcome.description
+    assert sum(line.kind == "expect" and line.verdict is Verdict.PASSED for line in outcome.lines)
+    ElementTree.fromstring(picture(outcome).partition("\n")[2])
+
+
+def test_the_library_has_a_dozen_and_the_guide_names_each() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    assert len(LIBRARY) >= 12
+    for path in LIBRARY:
+        assert f"[{path.stem}](../examples/scenarios/{path.name})" in guide

@@ -40,6 +40,7 @@ class Options:
     """Whether all repetitions have one seed; otherwise each has the next."""
     slack: float = 1.0
     imagined: bool = False
+    judge_medium: bool = True
     out: Path | None = None
     """Where results are put; None: in the cache."""
     lab: str | None = None
@@ -100,7 +101,15 @@ async def perform(
         wanted = seeded(scenario, seed, name)
         made, others = parts(wanted, seed)
         async with Lab(wanted.spec, made, others=others) as lab:
-            outcome = await play(wanted, lab, tell, seed=seed, folder=own, slack=options.slack)
+            outcome = await play(
+                wanted,
+                lab,
+                tell,
+                seed=seed,
+                folder=own,
+                slack=options.slack,
+                judge_medium=options.judge_medium,
+            )
             if outcome.verdict is not Verdict.PASSED:
                 (own / "report.txt").write_text(lab.report() + "\n")
         write(outcome, own)

@@ -116,8 +116,8 @@ class _Picture:
         self._text(14, 28, one.scenario, "title")
         words = f"{one.verdict}, seed {one.seed}"
         if one.formed_seconds is not None:
-            words += f", formed in {one.formed_seconds:.1f} s, image {one.image}"
-        words += ", imagined" if one.imagined else ""
+            words += f", formed in {one.formed_seconds:.1f} s, "
+            words += "imagined" if one.imagined else f"image {one.image}"
         self._rect(14, 38, 10, 10, colour=VERDICTS[one.verdict], title=words)
         self._text(30, 48, words)
         self._text(14, 66, _cut(one.description, (WIDTH - 28) / 6.2), "small")
@@ -168,18 +168,12 @@ class _Picture:
             colour = STEP
         words = f"{line.words}: {line.verdict}, {line.begun:g} to {line.ended:g} s. {line.text}"
         self._rect(left, top + 4, max(4.0, right - left), ROW - 8, colour=colour, title=words)
-        met = line.figures.get("after_s")
-        if line.kind == "expect" and met is not None and line.ended - line.begun > met:
+        if line.kind == "expect" and line.verdict is Verdict.PASSED:
             # Until it became true it is pale.
-            self._rect(
-                left,
-                top + 4,
-                max(0.0, self._x(line.begun + met) - left),
-                ROW - 8,
-                colour="#ffffff",
-                title=words,
-                opacity=0.6,
-            )
+            met = self._x(line.begun + line.figures.get("after_s", line.ended - line.begun))
+            pale = min(met, right - 4) - left
+            if pale > 0:
+                self._rect(left, top + 4, pale, ROW - 8, colour="#ffffff", title=words, opacity=0.6)
         label = _label(line)
         wide = CHARACTER * len(label)
         if right + 8 + wide <= WIDTH - RIGHT:

@@ -8,6 +8,7 @@ would. What only a node can know (the output of a command, an installed version)
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import selectors
 from collections.abc import Callable, Coroutine, Iterable
@@ -36,6 +37,11 @@ NOTICE = 3.0
 """Seconds until nodes notice that a link came or went."""
 TX_POWER_DBM = 20.0
 FREQUENCY = 2437
+HOP_MS = 1.5
+"""Milliseconds of a round trip over a link."""
+GOOD_SNR = 30.0
+"""From here on a better signal makes a link no better."""
+_FLOW = re.compile(r"rm -f \S+; python3 -S -E \S+ (?P<words>.+) >(?P<told>\S+) 2>&1 </dev/null &")
 
 
 class _Selector(selectors.DefaultSelector):
@@ -107,6 +113,10 @@ class ImaginedLab(Stage):
         self._answers = answers
         self._listeners: list[Callable[[Event], None]] = []
         self._unplugged: set[str] = set()
+        self._chipless: set[str] = set()
+        """The nodes that were switched on without a chip that works."""
+        self._told: dict[tuple[str, str], str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._booted: dict[str, float] = {}
         """When the nodes that are on will have joined."""
         self._loop = asyncio.get_running_loop()
@@ -168,15 +178,56 @@ class ImaginedLab(Stage):
         found = self._answers(name, command) if self._answers is not None else None
         if found is not None:
             return found
+        if (told := self._flow(name, command)) is not None:
+            return 0, told
         if pinged := re.fullmatch(r"ping -6 -n -c (\d+) -i 0.3 -W 2 (\S+)", command):
             return self._ping(name, pinged[2], int(pinged[1]))
         raise UnknowableError(f"only a real node knows what {command!r} says")
+
+    def _flow(self, name: str, command: str) -> str | None:
+        """Do what traffic asks of a node: begin, or say what came of it."""
+        if command.startswith("cat /run/meshlab-flow-"):
+            return self._told.get((name, command.removeprefix("cat ")), "")
+        began = _FLOW.fullmatch(command)
+        if began is None:
+            return None
+        if began["words"].startswith("answer"):
+            self._told[name, began["told"]] = "ready\n"
+        else:
+            _, address, _, rate, _, seconds = began["words"].split()
+            flowing = self._flowing(name, began["told"], address, float(rate), float(seconds))
+            self._tasks.add(asyncio.create_task(flowing))
+        return ""
+
+    async def _flowing(
+        self, name: str, told: str, address: str, rate: float, seconds: float
+    ) -> None:
+        """Send as ``flow.py`` does: each datagram is answered while there is a way."""
+        hops = []
+        outage = now = 0.0
+        for _ in range(int(rate * seconds)):
+            one = self._hops(name, address)
+            hops.append(one)
+            now = 0.0 if one is not None else now + 1 / rate
+            outage = max(outage, now)
+            await asyncio.sleep(1 / rate)
+        times = sorted(HOP_MS * one for one in hops if one is not None)
+        trips = {"median": 0.5, "p95": 0.95, "max": 0.999}
+        self._told[name, told] = json.dumps(
+            {
+                "sent": len(hops), "arrived": len(times), "answered": len(times), "twice": 0,
+                "disordered": 0, "outage_s": outage,
+                "round_trip_ms": {
+                    what: times[int(share * len(times))] for what, share in trips.items() if times
+                },
+            }
+        ) + "\n"  # fmt: skip
 
     def _ping(self, name: str, address: str, count: int) -> tuple[int, str]:
         hops = self._hops(name, address)
         if hops is None:
             return 1, ""
-        return 0, "".join(f"time={1.5 * hops:.1f} ms\n" for _ in range(count))
+        return 0, "".join(f"time={HOP_MS * hops:.1f} ms\n" for _ in range(count))
 
     def _hops(self, name: str, address: str) -> int | None:
         graph = self._seen_graph()
@@ -246,6 +297,8 @@ class ImaginedLab(Stage):
             raise LabError(f"{name} is on already")
         node.power, node.started = "running", self._loop.time()
         self._booted[name] = self._loop.time() + BOOT
+        lasting = (node.chip_fault or "").partition(":")[0] in ("absent", "stuck")
+        (self._chipless.add if lasting else self._chipless.discard)(name)
         self._happened("switched on", name)
         self._loop.call_later(BOOT, self._settle)
         self._loop.call_later(BOOT + NOTICE, self._settle)
@@ -306,25 +359,44 @@ class ImaginedLab(Stage):
             if (b, a) not in self.state.links:
                 self.state.links[a, b] = LinkState(a, b, snr, heard.get((b, a)))
 
+    def _cost(self, a: str, b: str) -> float:
+        """Return what a frame from a to b costs, beside 1 over a link that loses nothing."""
+        one = self._links.hearing(a, b, TX_POWER_DBM, FREQUENCY)
+        weak = max(0.0, GOOD_SNR - (one.snr if one.snr is not None else 0.0)) / 10
+        return (1 + weak) / max(0.01, 1 - one.loss)
+
     def _settle(self) -> None:
         """Let every node say what it sees now."""
         now = self._loop.time()
         joined = {n for n, at in self._booted.items() if at <= now and n not in self._unplugged}
-        graph = self.state.expected_graph().subgraph(joined)
+        graph = self.state.expected_graph().subgraph(joined).copy()
+        for a, b in graph.edges:
+            graph.edges[a, b]["cost"] = max(self._cost(a, b), self._cost(b, a))
         nodes = self.state.nodes
         for name in self._booted:
             if self._booted[name] > now:
                 continue
             near = sorted(graph[name]) if name in graph else []
-            ways = nx.single_source_shortest_path(graph, name) if name in graph else {}
-            seen = [n for n in ways if n != name and nodes[n].cluster == nodes[name].cluster]
+            ways = nx.single_source_dijkstra_path(graph, name, weight="cost") if near else {}
+            alone = name in self._chipless
+            seen = [
+                n
+                for n in ways
+                if n != name
+                and nodes[n].cluster == nodes[name].cluster
+                and not alone
+                and n not in self._chipless
+            ]
+            problems = []
+            if name not in joined:
+                problems.append({"part": "radio", "code": "absent", "message": "no radio"})
+            if alone:
+                problems.append({"part": "identity", "code": "chip", "message": "no chip"})
             nodes[name].status = {
                 "schema": 1,
                 "state": "joined" if name in joined else "joining",
-                "problems": [] if name in joined else [
-                    {"part": "radio", "code": "absent", "message": "there is no radio"}
-                ],
-                "identity": {"source": "chip", "software": False},
+                "problems": problems,
+                "identity": {"source": "mac" if alone else "chip", "software": alone},
                 "address": nodes[name].expected_address,
                 "radio": {
                     "state": "joined" if name in joined else "absent", "mac": nodes[name].mac,
