@@ -143,6 +143,12 @@ def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[
     assert (status, err.split(":")[1]) == (1, " no lab 'other' is running; running")
     assert json.loads(run("medium")[1])["valid"] is True
     assert run("pcap", "--stop")[0] == 0
+    status, out, _ = run("record")
+    assert status == 0
+    assert 'do = "cut"\nlinks = "n1-n2"' in out
+    assert run("record", "-o", str(running / "done.toml")) == (0, "", "")
+    assert (running / "done.toml").read_text().count("[[step]]") == out.count("[[step]]")
+    assert "File exists" in run("record", "-o", str(running / "done.toml"))[2]
     assert run("down") == (0, "", "")
     assert not (running / "control.sock").exists()
 
@@ -225,9 +231,11 @@ USES = {
     "radio": ["n1", "plug"],
     "pcap": ["n1"],
     "medium": ["status"],
+    "run": ["small.toml"],
+    "record": [],
 }
 OPTIONAL = {"pcap", "medium"}
-ENDLESS = {"exec", "config", "pcap"}
+ENDLESS = {"exec", "config", "pcap", "run"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -83,6 +84,19 @@ def test_a_rehearsal_leaves_its_results(
     assert json.loads((folder / "result.json").read_text())["imagined"] is True
     file.write_text(TEXT.replace('that = "whole"', 'that = "power"\nnodes = 1\nis = "off"'))
     assert main(["run", "--rehearse", str(file)]) == 1
+
+
+def test_a_lab_that_cannot_be_built_is_no_result(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--image", "no-such-image", str(file)]) == perform.NO_RESULT
+    assert "there is no image 'no-such-image'" in capsys.readouterr().err
+
+
+def test_all_runs_are_in_one_junit_file(file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "all.xml"
+    assert main(["run", "--rehearse", "--junit", str(target), str(file), str(file)]) == 0
+    assert [suite.get("tests") for suite in ElementTree.parse(target).getroot()] == ["4", "4"]
 
 
 async def test_a_scenario_is_performed_on_labs_made_anew(file: Path, cache: Path) -> None:

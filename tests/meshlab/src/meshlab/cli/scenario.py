@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands for scenarios: ``run``."""
+"""Commands for scenarios: ``run``, and ``record`` for a lab that runs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from meshlab.cli.common import CommandError, Define
+from meshlab.cli.common import CommandError, Define, ask
 from meshlab.cli.lab import run_supervised
+from meshlab.lab.errors import LabError
 from meshlab.lab.parts import Parts
 from meshlab.scenario.errors import ScenarioError
 from meshlab.scenario.model import Scenario
+from meshlab.scenario.outcome import Outcome
 from thicket.base.visible import visible
 
 
@@ -40,10 +42,34 @@ def define(command: Define) -> None:
         "--slack", type=float, default=1.0, metavar="F", help="expectations have F times as long"
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="where results are put")
+    run.add_argument("--junit", type=Path, metavar="FILE", help="a JUnit file of all runs")
+
+    record = command("record", "write what was done to a running lab as a scenario", cmd_record)
+    record.add_argument("-o", dest="file", type=Path, metavar="FILE", help="default: to stdout")
+    record.add_argument("--name", help="what it is called (default: by the file or the lab)")
+
+
+def cmd_record(options: argparse.Namespace) -> int:
+    from meshlab.scenario.record import recorded
+
+    path: Path | None = options.file
+    name = options.name or (path.stem if path is not None else options.lab)
+    text = recorded(ask(options, "deeds"), name)
+    if path is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror or error}") from None
+    return 0
 
 
 def cmd_run(options: argparse.Namespace) -> int:
     from meshlab.scenario.file import load
+    from meshlab.scenario.perform import NO_RESULT
+    from meshlab.scenario.report import junit
 
     if not 1 <= options.repeat <= 1000:
         raise CommandError(f"--repeat {options.repeat}: it is 1 to 1000", 2)
@@ -68,7 +94,15 @@ def cmd_run(options: argparse.Namespace) -> int:
     # A terminal that vanishes ends the run as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    return max(_play(scenario, options) for scenario in scenarios)
+    played: list[Outcome] = []
+    try:
+        status = max([_play(scenario, options, played) for scenario in scenarios])
+    except LabError as error:
+        raise CommandError(str(error), NO_RESULT) from None
+    finally:
+        if options.junit is not None and played:
+            options.junit.write_text(junit(played), encoding="utf-8")
+    return status
 
 
 def say(text: str) -> None:
@@ -76,7 +110,12 @@ def say(text: str) -> None:
     print(visible(text, keep=""), file=sys.stderr, flush=True)
 
 
-def _play(scenario: Scenario, given: argparse.Namespace) -> int:
+def _play(scenario: Scenario, given: argparse.Namespace, played: list[Outcome]) -> int:
+    """Play a scenario and print what came of it.
+
+    :param played: Gets the outcomes.
+    :returns: The exit status.
+    """
     from meshlab.scenario import perform, report
 
     if given.image is not None:
@@ -107,6 +146,7 @@ def _play(scenario: Scenario, given: argparse.Namespace) -> int:
             return perform.status_of(outcomes)
 
         status = run_supervised(go())
+    played += outcomes
     for outcome in outcomes:
         print(report.table(outcome))
     if len(outcomes) > 1:

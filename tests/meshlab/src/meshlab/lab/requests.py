@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ from meshlab.wire.rpc import Call, Handler, Json, Params, RpcError
 if TYPE_CHECKING:
     from meshlab.lab.lab import Lab
 
+
+DEEDS = ("link", "move", "power", "chip", "radio", "config", "medium")
+"""Methods that change a lab, besides commands on nodes."""
+MOST_DEEDS = 10_000
+"""Deeds that a lab remembers."""
 
 LOG_PAUSE = 1.5
 """Seconds between two looks at the log of a node that somebody follows."""
@@ -32,10 +38,15 @@ class Requests:
         self._inputs: dict[int, asyncio.Queue[bytes | None]] = {}
         self._commands = itertools.count(1)
         self._pmks = Pmks(lab)
+        #: The commands that got some input.
+        self._fed: set[int] = set()
+        #: What clients have done, oldest first: time, method, parameters.
+        self._deeds: deque[Json] = deque(maxlen=MOST_DEEDS)
+        self._done = 0
 
     def methods(self) -> dict[str, Handler]:
         """Return the methods of ``control.sock``, by their names."""
-        return {
+        methods: dict[str, Handler] = {
             "status": self._status,
             "summary": self._summary,
             "node": self._node,
@@ -51,6 +62,46 @@ class Requests:
             "config": self._config,
             "medium": self._medium,
             "down": self._down,
+            "deeds": self._tell_deeds,
+        }
+        return {
+            name: self._noting(name, each) if name in DEEDS else each
+            for name, each in methods.items()
+        }
+
+    def _noting(self, method: str, handler: Handler) -> Handler:
+        """Return what does a handler's work, and notes it when it was done."""
+
+        async def run(params: Params, call: Call) -> Json:
+            at = self._lab.elapsed
+            result = await handler(params, call)
+            if params.get("action") != "status":
+                self._note(at, method, params)
+            return result
+
+        return run
+
+    def _note(self, at: float, method: str, params: Params) -> None:
+        self._deeds.append({"at": round(at, 1), "method": method, "params": dict(params)})
+        self._done += 1
+
+    async def _tell_deeds(self, params: Params, call: Call) -> Json:
+        """What the lab is, and what clients have done to it: enough to do it again."""
+        lab = self._lab
+        shape = lab.spec.topology
+        images = {name: lab.image_of(name) for name in lab.nodes}
+        return {
+            "topology": shape.kind,
+            "nodes": len(shape.names),
+            "seed": shape.seed,
+            "security": lab.spec.security,
+            "image": lab.parts.image,
+            "description": lab.parts.description,
+            "images": {name: one for name, one in images.items() if one != lab.parts.image},
+            "formed": lab.state.formed,
+            "whole": not summary.missing(lab.snapshot()),
+            "deeds": list(self._deeds),
+            "forgotten": self._done - len(self._deeds),
         }
 
     async def _status(self, params: Params, call: Call) -> Json:
@@ -94,7 +145,7 @@ class Requests:
                 await call.event(_output(data))
 
         sender = asyncio.create_task(send())
-        number = next(self._commands)
+        number, at = next(self._commands), self._lab.elapsed
         try:
             shell = node.running().exec_shell
             source = None
@@ -108,11 +159,15 @@ class Requests:
         except ShellError as error:
             raise RpcError("failed", str(error)) from None
         finally:
+            fed = number in self._fed
+            self._fed.discard(number)
             self._inputs.pop(number, None)
             sender.cancel()
             self._lab.pace.lively()
         if lost:
             raise RpcError("failed", f"{lost} bytes of output were lost: nobody read them in time")
+        done = {"node": node.state.name, "command": command, "status": code, "fed": fed}
+        self._note(at, "exec", done)
         return {"status": code}
 
     async def _exec_input(self, params: Params, call: Call) -> Json:
@@ -122,6 +177,8 @@ class Requests:
         data = _decoded(params.get("data", ""))
         if queue is None:
             return {"wanted": False}
+        if data:
+            self._fed.add(params["number"])
         putting = asyncio.ensure_future(queue.put(data or None))
         try:
             # The command may end meanwhile, and nobody takes it then.

@@ -111,14 +111,15 @@ class Restore(Action):
 
     verb = "restore"
     links: tuple[Link, ...] | None = key(keys.links, "which", default=None)
+    oneway: bool = key(keys.truth, _ONEWAY, default=False)
 
     @property
     def words(self) -> str:
-        return f"restore {'all links' if self.links is None else _pairs(self.links, False)}"
+        return f"restore {'all links' if self.links is None else _pairs(self.links, self.oneway)}"
 
     async def do(self, world: World, name: str) -> None:
         changed: Iterable[Link] = self.links or ()
-        both = True
+        both = not self.oneway
         if self.links is None:
             both = False
             heard = (await world.stage.medium_call("links"))["links"]

@@ -91,6 +91,57 @@ def rehearse(coroutine: Coroutine[Any, Any, T]) -> T:
         return runner.run(coroutine)
 
 
+class _Traffic:
+    """What ``flow.py`` would do on imagined nodes.
+
+    :param hops: Tells over how many links a node reaches an address, None: not at all.
+    """
+
+    def __init__(self, hops: Callable[[str, str], int | None]) -> None:
+        self._hops = hops
+        self._told: dict[tuple[str, str], str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def asked(self, name: str, command: str) -> str | None:
+        """Do what traffic asks of a node: begin, or say what came of it."""
+        if command.startswith("cat /run/meshlab-flow-"):
+            return self._told.get((name, command.removeprefix("cat ")), "")
+        began = _FLOW.fullmatch(command)
+        if began is None:
+            return None
+        if began["words"].startswith("answer"):
+            self._told[name, began["told"]] = "ready\n"
+        else:
+            _, address, _, rate, _, seconds = began["words"].split()
+            flowing = self._flowing(name, began["told"], address, float(rate), float(seconds))
+            self._tasks.add(asyncio.create_task(flowing))
+        return ""
+
+    async def _flowing(
+        self, name: str, told: str, address: str, rate: float, seconds: float
+    ) -> None:
+        """Send as ``flow.py`` does: each datagram is answered while there is a way."""
+        hops = []
+        outage = now = 0.0
+        for _ in range(int(rate * seconds)):
+            one = self._hops(name, address)
+            hops.append(one)
+            now = 0.0 if one is not None else now + 1 / rate
+            outage = max(outage, now)
+            await asyncio.sleep(1 / rate)
+        times = sorted(HOP_MS * one for one in hops if one is not None)
+        trips = {"median": 0.5, "p95": 0.95, "max": 0.999}
+        self._told[name, told] = json.dumps(
+            {
+                "sent": len(hops), "arrived": len(times), "answered": len(times), "twice": 0,
+                "disordered": 0, "outage_s": outage,
+                "round_trip_ms": {
+                    what: times[int(share * len(times))] for what, share in trips.items() if times
+                },
+            }
+        ) + "\n"  # fmt: skip
+
+
 class ImaginedLab(Stage):
     """A lab of nodes that do at once what ideal ones would do after some seconds.
 
@@ -115,8 +166,7 @@ class ImaginedLab(Stage):
         self._unplugged: set[str] = set()
         self._chipless: set[str] = set()
         """The nodes that were switched on without a chip that works."""
-        self._told: dict[tuple[str, str], str] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._traffic = _Traffic(self._hops)
         self._booted: dict[str, float] = {}
         """When the nodes that are on will have joined."""
         self._loop = asyncio.get_running_loop()
@@ -178,50 +228,11 @@ class ImaginedLab(Stage):
         found = self._answers(name, command) if self._answers is not None else None
         if found is not None:
             return found
-        if (told := self._flow(name, command)) is not None:
+        if (told := self._traffic.asked(name, command)) is not None:
             return 0, told
         if pinged := re.fullmatch(r"ping -6 -n -c (\d+) -i 0.3 -W 2 (\S+)", command):
             return self._ping(name, pinged[2], int(pinged[1]))
         raise UnknowableError(f"only a real node knows what {command!r} says")
-
-    def _flow(self, name: str, command: str) -> str | None:
-        """Do what traffic asks of a node: begin, or say what came of it."""
-        if command.startswith("cat /run/meshlab-flow-"):
-            return self._told.get((name, command.removeprefix("cat ")), "")
-        began = _FLOW.fullmatch(command)
-        if began is None:
-            return None
-        if began["words"].startswith("answer"):
-            self._told[name, began["told"]] = "ready\n"
-        else:
-            _, address, _, rate, _, seconds = began["words"].split()
-            flowing = self._flowing(name, began["told"], address, float(rate), float(seconds))
-            self._tasks.add(asyncio.create_task(flowing))
-        return ""
-
-    async def _flowing(
-        self, name: str, told: str, address: str, rate: float, seconds: float
-    ) -> None:
-        """Send as ``flow.py`` does: each datagram is answered while there is a way."""
-        hops = []
-        outage = now = 0.0
-        for _ in range(int(rate * seconds)):
-            one = self._hops(name, address)
-            hops.append(one)
-            now = 0.0 if one is not None else now + 1 / rate
-            outage = max(outage, now)
-            await asyncio.sleep(1 / rate)
-        times = sorted(HOP_MS * one for one in hops if one is not None)
-        trips = {"median": 0.5, "p95": 0.95, "max": 0.999}
-        self._told[name, told] = json.dumps(
-            {
-                "sent": len(hops), "arrived": len(times), "answered": len(times), "twice": 0,
-                "disordered": 0, "outage_s": outage,
-                "round_trip_ms": {
-                    what: times[int(share * len(times))] for what, share in trips.items() if times
-                },
-            }
-        ) + "\n"  # fmt: skip
 
     def _ping(self, name: str, address: str, count: int) -> tuple[int, str]:
         hops = self._hops(name, address)
