@@ -39,21 +39,25 @@ def answer(port: int, seconds: float) -> None:
 
 
 def send(address: str, port: int, rate: float, size: int, seconds: float) -> dict[str, object]:
-    """Send datagrams at a steady rate; return what became of them."""
+    """Send datagrams at a steady rate; return what became of them.
+
+    A sender that was held up sends what is due at once: all are sent, however busy the host is.
+    """
     times: dict[int, float] = {}
     sent = refused = arrived = twice = disordered = 0
-    newest, last, gap = -1, 0.0, 0.0
+    wanted = max(1, round(rate * seconds))
+    newest, gap = -1, 0.0
     padding = bytes(size - HEAD.size)
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         watched = selectors.DefaultSelector()
         watched.register(sock, selectors.EVENT_READ)
-        begun = last = time.monotonic()
+        begun = last = ended = time.monotonic()
         while True:
             now = time.monotonic()
-            due = begun + sent / rate
-            over = now - begun >= seconds
-            if over and (now - begun >= seconds + LATE or len(times) == sent):
+            over = sent == wanted
+            due = ended + LATE if over else begun + sent / rate
+            if over and (now >= due or len(times) == sent):
                 break
             if not over and now >= due:
                 try:
@@ -61,9 +65,9 @@ def send(address: str, port: int, rate: float, size: int, seconds: float) -> dic
                     sock.sendto(head + padding, (address, port))
                 except OSError:  # no way, or no room: lost like on the air
                     refused += 1
-                sent += 1
+                sent, ended = sent + 1, now
                 continue
-            pause = begun + seconds + LATE - now if over else due - now
+            pause = due - now
             if not watched.select(max(0.0, pause)):
                 continue
             try:
@@ -83,7 +87,7 @@ def send(address: str, port: int, rate: float, size: int, seconds: float) -> dic
             newest = max(newest, number)
             gap, last = max(gap, now - last), now
         # The end counts: a way that broke and stayed broken is an outage, too.
-        gap = max(gap, min(time.monotonic(), begun + seconds) - last)
+        gap = max(gap, min(time.monotonic(), max(ended, begun + seconds)) - last)
     found = sorted(times.values())
     at = {"median": 0.5, "p95": 0.95, "max": 1.0}
     return {
