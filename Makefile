@@ -221,7 +221,7 @@ help: ## This text
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
 		'KEEP=1' 'go on with the chips and disks of the last run' \
-		'SCENARIO=examples/scenarios/line.toml' 'play this and end, see docs/scenarios.md; REPEAT=5: with figures'
+		'SCENARIO=FILE' 'play it and end (docs/scenarios.md); REPEAT=5: with figures'
 	@printf '\nmake BOARD-TARGET: bundle, menuconfig, linux-menuconfig, savedefconfig, show-size, sbom, cve, legal-info, sdk ...\n'
 	@printf 'TOOLCHAIN=, EXTRA=, BUILDROOT=: docs/building.md\n'
 	@printf '\nVariables of test, test-unit, test-mesh\n'

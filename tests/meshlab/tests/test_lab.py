@@ -76,6 +76,18 @@ async def test_a_lab_forms_and_leaves_nothing(parts: FakeParts, tmp_path: Path) 
     assert "the mesh has formed" in (lab.directory / "events.log").read_text()
 
 
+async def test_a_node_that_is_off_is_known_in_the_views_of_others(
+    parts: FakeParts, tmp_path: Path
+) -> None:
+    async with formed(parts, tmp_path) as lab:
+        listed = lab.state.nodes["n1"].status
+        parts.silent = {"n1"}  # it says what it said before n3 was off
+        await lab.kill("n3")
+        assert lab.state.nodes["n3"].status is None
+        lab.state.nodes["n1"].status = listed
+        assert lab.state.cluster("n1") == {"n2", "n3"}
+
+
 async def test_no_more_nodes_boot_at_once_than_there_is_room(
     parts: FakeParts, tmp_path: Path
 ) -> None:

@@ -320,6 +320,12 @@ at = [40, 0]
     assert [n for n, _ in groupby(one.peers for one in outcome.lanes["n1"])] == [1, 0]
 
 
+def test_a_node_that_is_off_is_in_the_cluster_until_the_others_notice(tmp_path: Path) -> None:
+    lost = expect("cluster", "nodes = 1", "lack = 3")
+    outcome = Played(step("crash", "nodes = 3") + lost, tmp_path).play()
+    assert outcome.lines[1].figures["after_s"] == pytest.approx(rehearsal.NOTICE, abs=0.5)
+
+
 def test_the_table_tells_all(tmp_path: Path) -> None:
     outcome = Played(CUT + APART, tmp_path).play()
     assert report.table(outcome).splitlines() == [

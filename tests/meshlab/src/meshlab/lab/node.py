@@ -274,6 +274,7 @@ class Node:
         state, lab = self.state, self._around.state
         old, state.status = state.status, status
         state.answered = self._around.journal.elapsed
+        state.cluster_name = get(status, "cluster", "node") or state.cluster_name
         told = list(news(state.name, old, status, lab.by_mac(), lab.by_cluster_name()))
         for kind, text in told:
             self.tell(kind, text)

@@ -105,6 +105,8 @@ class NodeState:
     """Host seconds since the lab's start of its daemon's last word."""
     status: dict[str, Any] | None = None
     """Its daemon's own status (``/run/thicket/status.json``), None before the first one."""
+    cluster_name: str | None = None
+    """What the cluster calls it, or called it last: others may still list a node that is off."""
     report: str | None = None
     """What the report on its card says, for as long as there is no status."""
 
@@ -198,7 +200,7 @@ class LabState:
         """Return the names of the nodes by what the cluster calls them."""
         found = {}
         for name, node in self.nodes.items():
-            own = get(node.status, "cluster", "node")
+            own = get(node.status, "cluster", "node") or node.cluster_name
             if own:
                 found[str(own)] = name
         return found

@@ -403,6 +403,7 @@ class ImaginedLab(Stage):
                 problems.append({"part": "radio", "code": "absent", "message": "no radio"})
             if alone:
                 problems.append({"part": "identity", "code": "chip", "message": "no chip"})
+            nodes[name].cluster_name = f"thicket@{nodes[name].expected_address}"
             nodes[name].status = {
                 "schema": 1,
                 "state": "joined" if name in joined else "joining",
@@ -418,7 +419,7 @@ class ImaginedLab(Stage):
                     for n, way in ways.items() if n != name
                 ],
                 "cluster": {
-                    "node": f"thicket@{nodes[name].expected_address}",
+                    "node": nodes[name].cluster_name,
                     "nodes": [
                         {"name": f"thicket@{nodes[n].expected_address}", "state": "up"}
                         for n in seen
