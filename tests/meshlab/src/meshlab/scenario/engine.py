@@ -90,7 +90,7 @@ class _Run:
         self._over = {name: asyncio.Event() for name in (FORMED, *scenario.names)}
         self._lines = {}
         for step in scenario.steps:
-            self._lines[step.name] = Line("step", step.name, step.action.words, step.line)
+            self._lines[step.name] = Line("step", step.name, _named(step), step.line)
             for each in step.expectations:
                 self._lines[each.name] = Line("expect", each.name, each.words, each.line)
         for each in scenario.finally_:

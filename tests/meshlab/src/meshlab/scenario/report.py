@@ -66,7 +66,7 @@ def junit(outcomes: Sequence[Outcome]) -> str:
         lines = list(outcome.lines)
         if outcome.verdict is Verdict.ERROR:
             why = "\n".join(outcome.reasons)
-            lines.append(Line("run", "the run has a result", "", 0, 0.0, 0.0, Verdict.ERROR, why))
+            lines.append(Line("run", "the run", "has a result", 0, 0.0, 0.0, Verdict.ERROR, why))
         name = outcome.scenario if len(outcomes) == 1 else f"{outcome.scenario} {number}"
         suite = ElementTree.SubElement(
             top, "testsuite", name=_xml(name), tests=str(len(lines)),
@@ -76,7 +76,7 @@ def junit(outcomes: Sequence[Outcome]) -> str:
             timestamp=outcome.started.partition("+")[0],
         )  # fmt: skip
         for line in lines:
-            named = line.name if not line.words else f"{line.name}: {line.words}"
+            named = line.words if line.words.startswith(line.name) else f"{line.name}: {line.words}"
             case = ElementTree.SubElement(
                 suite, "testcase", classname=_xml(outcome.scenario), name=_xml(named),
                 time=f"{line.seconds or 0:.2f}", file=_xml(outcome.file), line=str(line.line),
