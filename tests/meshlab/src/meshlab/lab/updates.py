@@ -47,6 +47,8 @@ class Desk:
         self.authority = Authority(lab.directory / FOLDER, lambda _question: "")
         self.folder = folder
         self.image = image
+        self.runs: Path | None = None
+        """The bundle that the nodes run by offers of ``offer_version``."""
 
     def signer(self, name: str = SIGNER) -> UpdateSigner:
         """Return a signer of updates, made if there is none of that name."""
@@ -126,16 +128,20 @@ TAKEN = "/data/in"
 async def offer_version(
     lab: Lab, desk: Desk, by: str, version: str, plan: Plan, *, broken: bool = False
 ) -> None:
-    """Make another version of what the nodes run, and offer it to the fleet at one of them.
+    """Make another version than the nodes run, and offer it to the fleet at one of them.
+
+    A version that is not broken is what they run from then on: the next one is a change of it.
 
     :param broken: Make one that never comes up.
     :raises LabError: it cannot be made, or the node refuses it.
     """
-    old, new = await desk.bundle(), await desk.bundle(version, *([BAD_INIT] if broken else []))
+    old = desk.runs or await desk.bundle()
+    new = await desk.bundle(version, *([BAD_INIT] if broken else []))
     base, patch = await desk.patch(new, old)
     await put(lab, by, f"{TAKEN}/offer", desk.offer(new, {base: patch}, plan))
     await put(lab, by, f"{TAKEN}/change", patch.read_bytes())
     await run(lab, by, f"thicket update offer {TAKEN}")
+    desk.runs = old if broken else new
 
 
 async def run(lab: Lab, name: str, command: str) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meshlab.scenario.errors import StepError, UnknowableError
 from meshlab.scenario.stage import Stage
 from meshlab.scenario.traffic import Flow, Flowed, flow
+
+if TYPE_CHECKING:
+    from meshlab.lab.updates import Desk
 
 
 class World:
@@ -25,6 +29,7 @@ class World:
         self.folder = folder
         self.flows: dict[str, asyncio.Future[Flowed]] = {}
         self._loop = asyncio.get_running_loop()
+        self._desk: Desk | None = None
 
     @property
     def now(self) -> float:
@@ -53,6 +58,7 @@ class World:
 
         if not isinstance(self.stage, Lab):
             raise UnknowableError("only real nodes take a version")
-        desk = Desk(self.stage, self.folder, self.stage.image_of(by))
+        if self._desk is None:
+            self._desk = Desk(self.stage, self.folder, self.stage.image_of(by))
         plan = Plan(canaries, well, waves=(100,), failures=0, window=None)
-        await offer_version(self.stage, desk, by, version, plan, broken=broken)
+        await offer_version(self.stage, self._desk, by, version, plan, broken=broken)
