@@ -1,77 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An event loop whose clock moves only when there is nothing left to do.
+"""Virtual time: the event loop of ``meshlab.scenario.clock`` for tests, whose clock jumps.
 
-When every task waits for a timer, the clock jumps to the next one: an hour takes no time, and no
-machine is too slow for a deadline. A test asks for it by ``pytest.mark.virtual_time``; conftest.py
-lets ``time.monotonic`` and what the product's modules imported of it tell the same time.
-
-Only for code that waits for timers, for other tasks and for threads that asyncio started. What
-comes from another process or from the kernel takes real time, of which this clock knows nothing.
+A test asks for it by ``pytest.mark.virtual_time``; conftest.py lets ``time.monotonic`` and what the
+product's modules imported of it tell the same time.
 """
 
 from __future__ import annotations
 
-import asyncio
-import selectors
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from meshlab.scenario.clock import JumpingLoop
+
 OURS = Path(__file__).resolve().parents[1]
 _real = time.monotonic
-_newest: list[VirtualTimeLoop] = []
-
-THREAD_LOOK = 0.001
-"""Real seconds between two looks at whether a thread has ended."""
+_newest: list[JumpingLoop] = []
 
 
-class _Selector(selectors.DefaultSelector):
-    """Waits for what is ready now; otherwise lets the loop's clock jump."""
-
-    loop: VirtualTimeLoop
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
-        if ready or (timeout is not None and timeout <= 0):
-            return ready
-        if self.loop.threads or timeout is None:
-            # Somebody else has to act first, which takes real time and none of ours.
-            return list(super().select(THREAD_LOOK))
-        self.loop.now += timeout
-        return ready
-
-
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop with a clock of its own, in seconds from 1000.0."""
+class VirtualTimeLoop(JumpingLoop):
+    """An event loop with a clock of its own, in seconds from 1000.0, which the tests tell."""
 
     def __init__(self) -> None:
-        selector = _Selector()
-        selector.loop = self
-        self.now = 1000.0
-        self.threads = 0
-        super().__init__(selector)
+        super().__init__(1000.0)
         _newest[:] = [self]
-        # Timers within the clock's resolution are due together; asyncio's own is the system's.
-        self._clock_resolution = 1e-9
-
-    def time(self) -> float:
-        return self.now
-
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Callable[..., Any], *args: Any
-    ) -> asyncio.Future[Any]:
-        future = super().run_in_executor(executor, func, *args)
-        self.threads += 1
-        future.add_done_callback(self._thread_ended)
-        return future
-
-    def _thread_ended(self, _: object) -> None:
-        self.threads -= 1
 
 
 def _now() -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import selectors
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from meshlab.lab.spec import mesh_key as mesh_key_of
 from meshlab.lab.state import Event, Kind, LabState, LinkState, NodeState, address_from_serial
 from meshlab.medium.config import State, parse_config
 from meshlab.medium.links import Links
+from meshlab.scenario.clock import JumpingLoop
 from meshlab.scenario.errors import UnknowableError
 from meshlab.scenario.stage import Stage
 from meshlab.wire.rpc import Json, Params, RpcError
@@ -42,47 +42,6 @@ HOP_MS = 1.5
 GOOD_SNR = 30.0
 """From here on a better signal makes a link no better."""
 _FLOW = re.compile(r"rm -f \S+; python3 -S -E \S+ (?P<words>.+) >(?P<told>\S+) 2>&1 </dev/null &")
-
-
-class _Selector(selectors.DefaultSelector):
-    """Lets the loop's clock jump to the next timer where nothing is ready."""
-
-    loop: JumpingLoop
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
-        if ready or (timeout is not None and timeout <= 0):
-            return ready
-        if timeout is None or self.loop.threads:
-            return list(super().select(0.001 if self.loop.threads else None))
-        self.loop.now += timeout
-        return ready
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock moves only when there is nothing left to do."""
-
-    def __init__(self) -> None:
-        selector = _Selector()
-        selector.loop = self
-        self.now = 0.0
-        self.threads = 0
-        super().__init__(selector)
-        self._clock_resolution = 1e-9
-
-    def time(self) -> float:
-        return self.now
-
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Callable[..., Any], *args: Any
-    ) -> asyncio.Future[Any]:
-        future = super().run_in_executor(executor, func, *args)
-        self.threads += 1
-        future.add_done_callback(self._thread_ended)
-        return future
-
-    def _thread_ended(self, _: object) -> None:
-        self.threads -= 1
 
 
 def rehearse(coroutine: Coroutine[Any, Any, T]) -> T:
