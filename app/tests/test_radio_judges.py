@@ -35,6 +35,13 @@ from thicket.radio.presence import (
     Presence,
 )
 from thicket.radio.reports import Report, Solved
+from thicket.radio.searches import (
+    LEARNED_SECONDS,
+    MOST_AT_ONCE,
+    SEARCH_PAUSES,
+    Search,
+    Searches,
+)
 
 A, B, C = (f"02:00:00:00:00:0{n}" for n in (1, 2, 3))
 OLD = PATH_TIMEOUT / 1000
@@ -96,6 +103,97 @@ class TestPaths:
             (paths.lost if what == "l" else paths.found)(mac, now)
         list(paths.judge([], set(), set(), now + OLD))
         assert not paths.watched
+
+
+GOOD = station(A, metric=418, signal_dbm=-61, connected_s=60)
+WEAK = station(B, metric=5121, signal_dbm=-91, connected_s=1)
+
+
+def searched(searches: Searches, table: list[MeshPath], now: float) -> list[str]:
+    return [action.destination for action in searches.judge(table, (), now)]
+
+
+class TestSearches:
+    def test_a_weak_link_beside_a_good_one_is_a_reason_to_search(self) -> None:
+        searches = Searches()
+        searches.look([GOOD, WEAK], 0.0)
+        table = [path(A, A), path(B, B), path(C, B)]
+        assert list(searches.judge(table, (), 0.0)) == [Search(B, B, 5121)]
+
+    def test_a_search_in_vain_is_repeated_ever_more_seldom(self) -> None:
+        searches, table, now = Searches(), [path(B, B)], 0.0
+        times = []
+        while now < 1000.0:
+            searches.look([GOOD, WEAK], now)
+            if searched(searches, table, now):
+                times.append(now)
+            now += 0.5
+        pauses = [later - earlier for earlier, later in pairwise(times)]
+        assert tuple(pauses[: len(SEARCH_PAUSES)]) == SEARCH_PAUSES
+        assert set(pauses[len(SEARCH_PAUSES) :]) == {SEARCH_PAUSES[-1]}
+        assert max(SEARCH_PAUSES[:7]) < 5.0, "a relay that joins within 28 s is used within 5"
+
+    def test_a_new_peer_is_a_reason_to_search_at_once(self) -> None:
+        searches, table = Searches(), [path(B, B)]
+        searches.look([GOOD, WEAK], 0.0)
+        assert searched(searches, table, 0.0) == [B]
+        assert searched(searches, table, 1.0) == []
+        searches.peers_changed(1.5)
+        assert searched(searches, table, 1.5) == [B]
+
+    def test_what_is_behind_a_bad_link_follows_once_there_is_a_way_around_it(self) -> None:
+        searches = Searches()
+        searches.look([GOOD, WEAK], 0.0)
+        assert searched(searches, [path(B, A), path(C, B)], 0.0) == [C]
+        # the kernel found the same again: it is its choice
+        assert searched(searches, [path(B, A), path(C, B)], 10.0) == []
+
+    def test_the_searches_of_one_look_are_bounded_and_the_rest_follows(self) -> None:
+        searches = Searches()
+        searches.look([GOOD, WEAK], 0.0)
+        table = [path(B, A), *(path(f"02:00:00:00:01:{n:02x}", B) for n in range(20))]
+        asked = []
+        for now in range(4):
+            new = searched(searches, table, float(now))
+            assert len(new) <= MOST_AT_ONCE
+            asked += new
+        assert sorted(asked) == sorted(one["destination"] for one in table[1:])
+
+    def test_a_path_that_is_decided_elsewhere_is_left_alone(self) -> None:
+        searches = Searches()
+        searches.look([GOOD, WEAK], 0.0)
+        assert list(searches.judge([path(B, B)], {B}, 0.0)) == []
+
+    @pytest.mark.parametrize(
+        "stations",
+        [
+            [],
+            [WEAK],
+            [GOOD, station(B, metric=900, connected_s=60)],
+            [GOOD, station(B, metric=5121, signal_dbm=-62, connected_s=LEARNED_SECONDS - 1)],
+            [GOOD, station(B, "OPN_SNT", metric=5121, signal_dbm=-91)],
+            [GOOD, station(B, metric=None, signal_dbm=-91)],
+        ],
+        ids=["nobody", "alone", "no detour is better", "not learned", "no peer", "unknown"],
+    )
+    def test_other_links_are_no_reason(self, stations: list[Any]) -> None:
+        searches = Searches()
+        searches.look([GOOD, WEAK], 0.0)
+        searches.look(stations, 1.0)
+        assert not searches.due(1000.0)
+        assert searched(searches, [path(B, B)], 1000.0) == []
+
+    def test_a_bad_metric_of_an_old_link_is_believed_whatever_its_signal(self) -> None:
+        searches = Searches()
+        searches.look([GOOD, station(B, metric=5121, connected_s=LEARNED_SECONDS)], 0.0)
+        assert searches.due(0.0)
+
+    def test_a_link_that_became_worse_is_searched_around_anew(self) -> None:
+        searches, table = Searches(), [path(B, B)]
+        searches.look([GOOD, station(B, metric=1300, connected_s=60)], 0.0)
+        assert searched(searches, table, 0.0) == [B]
+        searches.look([GOOD, station(B, metric=5121, connected_s=60)], 0.5)
+        assert searched(searches, table, 0.5) == [B]
 
 
 class TestStations:

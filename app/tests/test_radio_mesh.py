@@ -703,7 +703,7 @@ async def test_another_passphrase_leaves_the_links_alone(world: World) -> None:
 async def test_the_other_end_gets_the_passphrase_when_nothing_is_lost_by_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.05)
+    monkeypatch.setattr(session, "CARE_SECONDS", 0.05)
     world.stations = [station()]
     async with running(world, SECURED) as one:
         await one.joined()
@@ -769,7 +769,7 @@ async def test_in_an_open_mesh_nobody_is_authenticated(world: World) -> None:
 async def test_a_neighbour_that_stays_blocked_is_helped_without_touching_the_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(session, "CARE_SECONDS", 0.02)
     monkeypatch.setattr(peers, "STUCK_PAUSES", (0.1, 0.2, 0.4, 240.0))
     world.stations = [station(), station(OTHER, "BLOCKED")]
     async with running(world, SECURED) as one:
@@ -800,7 +800,7 @@ async def test_a_neighbour_that_stays_blocked_is_helped_without_touching_the_oth
 async def test_a_neighbour_that_is_helped_in_vain_costs_nothing_else(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(session, "CARE_SECONDS", 0.02)
     monkeypatch.setattr(peers, "STUCK_PAUSES", (0.05, 0.1, 0.2, 240.0))
     world.refuses = ("MESH_PEER_ADD",)
     world.stations = [station(), station(OTHER, "LISTEN")]
@@ -814,7 +814,7 @@ async def test_a_neighbour_that_is_helped_in_vain_costs_nothing_else(
 async def test_alone_with_a_stuck_neighbour_the_mesh_is_entered_anew(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(session, "CARE_SECONDS", 0.02)
     monkeypatch.setattr(peers, "STUCK_PAUSES", (0.05, 0.1, 0.2, 240.0))
     world.stations = [station(OTHER, "LISTEN")]
     async with running(world, SECURED) as one:

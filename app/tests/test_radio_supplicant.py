@@ -7,15 +7,18 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from thicket.radio import session, wpa
 from thicket.radio.section import MeshSection
-from thicket.radio.supplicant import Process, Supplicant, SupplicantError, start_time
+from thicket.radio.supplicant import Process, Supplicant, SupplicantError, start_time, work
 from thicket.radio.wpa import ControlError, Event, configuration
 
 #: A process with wpa_supplicant's options and control socket. What the configuration's comment
@@ -179,6 +182,43 @@ async def test_one_that_ignores_the_request_to_end(
 
 
 # the next daemon
+
+
+async def test_one_that_is_stopped_is_noticed_and_ended_in_its_own_way(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wpa, "HANG_SECONDS", 0.3)
+    monkeypatch.setattr("thicket.radio.supplicant._TERMINATE_SECONDS", 60.0)
+    async with watched(directory) as one:
+        await one.subject.start("mesh0", 5, one.text())
+        pid = one.subject.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(ControlError, match=r"did not answer PING within .* and does nothing"):
+            await one.subject.control.command("PING", timeout=60.0)
+        await one.subject.stop()
+        assert start_time(pid) is None
+        assert not (directory / "wpa" / "mesh0").exists(), "it had the time to clean up"
+
+
+def test_one_that_hangs_is_found_within_ten_seconds() -> None:
+    assert session.WATCHDOG_SECONDS + wpa.HANG_SECONDS < 10.0
+
+
+def test_work_is_counted_while_a_process_sleeps() -> None:
+    mine = os.getpid()
+    assert work(mine) is None, "it has a processor: it reads this"
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        deadline = time.monotonic() + 60
+        while (done := work(child.pid)) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert done == work(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    assert work(child.pid) is None
 
 
 async def test_the_next_daemon_goes_on_with_the_same_process(directory: Path) -> None:

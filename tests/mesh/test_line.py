@@ -128,6 +128,17 @@ async def test_a_killed_wpa_supplicant_is_replaced(lab: Lab, nodes: Nodes) -> No
     await nodes.whole()
 
 
+async def test_a_stopped_wpa_supplicant_is_replaced(nodes: Nodes) -> None:
+    before = nodes.status("n2", "radio", "supplicant", "pid")
+    assert before
+    await nodes.run("n2", f"kill -STOP {before}")
+    await nodes.wait(
+        lambda: nodes.status("n2", "radio", "supplicant", "pid") not in (None, before),
+        "another wpa_supplicant runs",
+    )
+    await nodes.whole()
+
+
 async def test_a_killed_medium_is_survived(lab: Lab, nodes: Nodes) -> None:
     before = [await nodes.run(n, "pidof hwsim-relay; pidof thicketd") for n in lab.nodes]
     restarts = lab.state.medium_restarts

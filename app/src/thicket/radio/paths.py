@@ -8,8 +8,8 @@ from thicket.radio.nl80211 import MeshPath
 
 #: Life in TU of a path that nobody asked for again. In a cluster every node talks to every other
 #: all the time, and asking floods the whole mesh: with the kernel's 5000 TU, a third of the frames
-#: of 20 idle nodes were such questions. Paths over a peer that fell silent are given up much
-#: earlier; only the switch to a better path takes longer.
+#: of 20 idle nodes were such questions. Paths over a peer that fell silent, or over a bad link
+#: where there may be a better way (:mod:`thicket.radio.searches`), are given up much earlier.
 PATH_TIMEOUT = 30_000
 #: Seconds for which a path that was fixed, or is from before a loss, counts.
 _OLD_SECONDS = PATH_TIMEOUT / 1000
@@ -59,6 +59,11 @@ class Paths:
     def watched(self) -> bool:
         """Whether the paths have to be judged although no station is silent."""
         return bool(self._returned or self._fixed)
+
+    @property
+    def decided(self) -> set[str]:
+        """The peers whose paths are fixed, or may have to be."""
+        return self._returned.keys() | self._fixed.keys()
 
     def lost(self, peer: str, now: float) -> None:
         """There is no link to a peer any more."""

@@ -35,8 +35,11 @@ _ADDRESS_SECONDS = 6.0
 ADDRESS_LOOK_SECONDS = 1.0
 #: Seconds between two attempts with an address that another node has.
 _DUPLICATE_SECONDS = 60.0
-#: Seconds between two questions whether wpa_supplicant is alive.
-WATCHDOG_SECONDS = 15.0
+#: Seconds between two questions whether wpa_supplicant is alive. With HANG_SECONDS for the answer,
+#: one that hangs is found within 10 s.
+WATCHDOG_SECONDS = 4.0
+#: Seconds between two looks at neighbours that do not become peers.
+CARE_SECONDS = 15.0
 #: Seconds between two questions to the kernel whether the interface is in the mesh: while it is,
 #: and while it is not.
 LOOK_SECONDS = 5.0
@@ -164,9 +167,10 @@ class Session:
         """
         self.refresh()
         watchdog = time.monotonic() + WATCHDOG_SECONDS
+        care = time.monotonic() + CARE_SECONDS
         look = 0.0
         while True:
-            item = await self._next(min(watchdog, look))
+            item = await self._next(min(watchdog, care, look))
             if item is Signal.LOOK or time.monotonic() >= look:
                 self._check_membership()
                 inside = self._presence.inside
@@ -181,9 +185,11 @@ class Session:
                 await self._take_address(again=True)
             now = time.monotonic()
             if now >= watchdog:
-                await self._supplicant.control.attach()
                 await self._supplicant.control.command("PING")
                 watchdog = now + WATCHDOG_SECONDS
+            if now >= care:
+                await self._supplicant.control.attach()
+                care = now + CARE_SECONDS
                 self._stations.say(self._peers.forget_old(now))
                 await self._do(self._peers.help_the_stuck(now, outdated=self.outdated))
 

@@ -24,6 +24,7 @@ from thicket.radio.nl80211 import (
 from thicket.radio.paths import NOBODY, Fix, GiveUp, PathAction, Paths
 from thicket.radio.peers import Note, Peers, Words
 from thicket.radio.reports import Report, Reports, Solved
+from thicket.radio.searches import Search, Searches
 from thicket.radio.section import SAE, MeshSection
 from thicket.radio.sign import Sign
 
@@ -65,6 +66,7 @@ class Stations:
         self.announced: Callable[[str], str | None] = lambda _address: None
         self._reports = reports
         self._judge = Paths()
+        self._searches = Searches()
         self._stations: list[Station] = []
         #: When each of them was asked for, by its address; their ``inactive_ms`` are of then.
         self._asked: dict[str, float] = {}
@@ -90,10 +92,12 @@ class Stations:
                 case PeerDown(mac):
                     log.info("peer %s lost", mac)
                     self._judge.lost(mac, time.monotonic())
+                    self._searches.peers_changed(time.monotonic())
                     self._reports.tell(word)
                 case PeerUp(mac):
                     log.info("peer %s", mac)
                     self._judge.found(mac, time.monotonic())
+                    self._searches.peers_changed(time.monotonic())
                     self._reports.tell(word)
 
     def clear(self) -> None:
@@ -201,6 +205,7 @@ class Stations:
             if whole or macs != self.peers.macs or not all(map(self.address_of, macs)):
                 self._read_neighbours(kernel.links.neighbours(ifindex), network)
             self.say(self.peers.look(before, self._stations))
+            self._searches.look(self._stations, now)
             if secured:
                 self.peers.watch_the_stuck(self._stations, patience, now)
             self._look_at_paths(kernel.nl80211, ifindex, patience, now, whole=whole)
@@ -259,10 +264,14 @@ class Stations:
         :raises OSError: the kernel refuses.
         """
         silent = peers.silent(self._stations, patience)
-        if not (whole or silent or self._judge.watched):
+        if not (whole or silent or self._judge.watched or self._searches.due(now)):
             return
         self._paths = kernel.paths(ifindex)
-        actions = self._judge.judge(self._paths, self.peers.macs, silent, now)
+        actions: list[PathAction | Search] = [
+            *self._judge.judge(self._paths, self.peers.macs, silent, now)
+        ]
+        decided = {one[0] for one in actions} | self._judge.decided
+        actions += self._searches.judge(self._paths, decided, now)
         if self._carry_out(actions, kernel, ifindex, now):
             self._paths = kernel.paths(ifindex)  # the status shows what is now
 
@@ -277,9 +286,9 @@ class Stations:
                 self._link_local[hardware] = address
 
     def _carry_out(
-        self, actions: Iterable[PathAction], kernel: Nl80211, ifindex: int, now: float
+        self, actions: Iterable[PathAction | Search], kernel: Nl80211, ifindex: int, now: float
     ) -> bool:
-        """Do what the judge of the paths wants.
+        """Do what the judges of the paths want.
 
         :returns: whether a path was changed.
         """
@@ -290,6 +299,12 @@ class Stations:
                     what = f"remove the path to {action.destination}"
                     kernel.remove_path(ifindex, action.destination)
                     log.info("path to %s over silent %s given up", *action)
+                elif isinstance(action, Search):
+                    what = f"search for another path to {action.destination}"
+                    log.debug(
+                        "path to %s over %s, a link of metric %d: another is searched for", *action
+                    )
+                    kernel.remove_path(ifindex, action.destination)
                 elif isinstance(action, Fix):
                     what = f"leave the path of the peer to {action.peer}"
                     if action.instead_of == NOBODY:

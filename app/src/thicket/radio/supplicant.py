@@ -33,20 +33,36 @@ class SupplicantError(CodedError):
     """wpa_supplicant cannot be run; ``code`` is missing, start or busy."""
 
 
+def _facts(pid: int) -> list[str]:
+    """The facts of a process behind its name (proc(5), ``/proc/pid/stat``, from field 3 on).
+
+    :returns: none when there is no such process.
+    """
+    fields = (read(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    return fields if len(fields) >= 20 and fields[0] not in ("Z", "X") else []
+
+
 def start_time(pid: int) -> str | None:
     """When a process was started, in the kernel's clock ticks.
 
-    Number and start time together name a process for ever. (proc(5), ``/proc/pid/stat``, field 22)
+    Number and start time together name a process for ever.
 
     :returns: None when there is no such process.
     """
-    stat = read(f"/proc/{pid}/stat")
-    if stat is None:
+    fields = _facts(pid)
+    return fields[19] if fields else None  # field 22
+
+
+def work(pid: int) -> int | None:
+    """How long a process has worked, in the kernel's clock ticks.
+
+    :returns: None while it works: it has a processor, waits for one, or is in the kernel. Also
+        where nothing is known of it.
+    """
+    fields = _facts(pid)
+    if not fields or fields[0] in ("R", "D"):
         return None
-    fields = stat.rpartition(")")[2].split()  # field 3 is the first behind the name
-    if len(fields) < 20 or fields[0] in ("Z", "X"):
-        return None
-    return fields[19]
+    return int(fields[11]) + int(fields[12])  # utime and stime, fields 14 and 15
 
 
 class Process:
@@ -90,6 +106,10 @@ class Process:
         """Whether it still runs: False once it has ended, noticed by the event loop or not."""
         return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
 
+    def work(self) -> int | None:
+        """How long it has worked, see :func:`work`."""
+        return work(self.pid)
+
     async def end(self) -> None:
         """Terminate it; kill it when it does not end."""
         for number, seconds in (
@@ -100,6 +120,8 @@ class Process:
                 return
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
+                # one that somebody has stopped takes the first signal when it goes on
+                signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
             await wait(self.ended, seconds)
         if not self.ended.is_set():
             log.error("process %d cannot be killed", self.pid)
@@ -186,7 +208,7 @@ class Supplicant:
             self._process = Process(pid, self._exited)
         except (ProcessLookupError, PermissionError):
             return False
-        control = Control(f"{self.control_directory}/{interface}", self._on_event)
+        control = self._new_control(interface, self._process)
         try:
             await control.open(_ADOPT_SECONDS, lambda: not self._runs())
         except ControlError as error:
@@ -206,6 +228,9 @@ class Supplicant:
         :raises OSError: it cannot be written.
         """
         write_atomically(self._config_path, configuration.encode(), mode=0o600, durable=False)
+
+    def _new_control(self, interface: str, process: Process) -> Control:
+        return Control(f"{self.control_directory}/{interface}", self._on_event, process.work)
 
     def _runs(self) -> bool:
         return self._process is not None and self._process.running
@@ -236,7 +261,7 @@ class Supplicant:
         self._process = Process(child.pid, self._exited, child)
         identity = self._identity(ifindex, interface, child.pid)
         write_atomically(self._state_path, f"{identity}\n".encode(), durable=False)
-        control = Control(f"{self.control_directory}/{interface}", self._on_event)
+        control = self._new_control(interface, self._process)
         try:
             await control.open(_SOCKET_SECONDS, lambda: not self._runs())
         except ControlError as error:

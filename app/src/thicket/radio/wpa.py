@@ -10,9 +10,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from typing import TypeVar
 
 from thicket.base.errors import ThicketError
 from thicket.radio.section import OPEN, SAE, MeshSection
+
+_T = TypeVar("_T")
 
 _MESH_ID_BYTES = 32  # IEEE 802.11-2020, 9.4.2.98
 #: What the field takes for an SAE password; the standard sets no limit (12.4.3).
@@ -25,6 +28,8 @@ _PMF_REQUIRED = 2
 #: Seconds for an answer. A node that computes for many others at once is slow to answer and to take
 #: answers, and ending wpa_supplicant for that costs every link.
 _COMMAND_SECONDS = 20.0
+#: Seconds without an answer after which wpa_supplicant hangs if it does no work.
+HANG_SECONDS = 5.0
 _DATAGRAM_BYTES = 16 * 1024
 _POLL_SECONDS = 0.03
 
@@ -210,11 +215,19 @@ class Control:
     sockets have abstract addresses: nothing is left behind in the file system.
 
     :param on_event: is called with each event.
+    :param work: how much wpa_supplicant has worked; None while it works. Where it has worked no
+        more for ``HANG_SECONDS``, an answer is not waited for any longer.
     """
 
-    def __init__(self, path: str, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        on_event: Callable[[Event], None],
+        work: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._path = path
         self._on_event = on_event
+        self._work = work
         self._commands: socket.socket | None = None
         self._monitor: socket.socket | None = None
         self._answer: asyncio.Future[str] | None = None
@@ -313,12 +326,7 @@ class Control:
             self._attached = asyncio.get_running_loop().create_future()
             try:
                 self._monitor.send(b"ATTACH")
-                async with asyncio.timeout(timeout):
-                    await self._attached
-            except TimeoutError:
-                raise ControlError(
-                    f"wpa_supplicant did not answer ATTACH within {timeout:.0f} s"
-                ) from None
+                await self._wait(self._attached, "ATTACH", timeout)
             except OSError as error:
                 raise ControlError(f"ATTACH: {error.strerror}") from None
             finally:
@@ -340,14 +348,8 @@ class Control:
             self._answer = asyncio.get_running_loop().create_future()
             try:
                 self._commands.send(text.encode())
-                async with asyncio.timeout(timeout):
-                    answer = await self._answer
-            except TimeoutError:
-                self._renew()
-                raise ControlError(
-                    f"wpa_supplicant did not answer {verb} within {timeout:.0f} s"
-                ) from None
-            except asyncio.CancelledError:
+                answer = await self._wait(self._answer, verb, timeout)
+            except (ControlError, asyncio.CancelledError):
                 self._renew()
                 raise
             except OSError as error:
@@ -358,6 +360,28 @@ class Control:
         if answer.startswith(("FAIL", "UNKNOWN COMMAND")):
             raise ControlError(f"wpa_supplicant answered {answer!r} to {verb}")
         return answer
+
+    async def _wait(self, answer: asyncio.Future[_T], verb: str, timeout: float) -> _T:
+        """The answer.
+
+        :raises ControlError: there is none in time.
+        """
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        worked = self._work()
+        while not answer.done():
+            left = begun + timeout - loop.time()
+            await asyncio.wait([answer], timeout=max(0.0, min(left, HANG_SECONDS)))
+            if answer.done():
+                break
+            before, worked = worked, self._work()
+            idle = worked is not None and worked == before
+            if left <= HANG_SECONDS or idle:
+                raise ControlError(
+                    f"wpa_supplicant did not answer {verb} within {loop.time() - begun:.0f} s"
+                    + (" and does nothing" if idle else "")
+                )
+        return answer.result()
 
     def _renew(self) -> None:
         """Take a new address for commands, so that a late answer reaches nobody."""
