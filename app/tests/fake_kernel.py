@@ -42,6 +42,8 @@ def radio(index: int = 0, driver: str = "mt76x2u", *, mesh_point: bool = True) -
     wiphy.mac = f"02:74:68:00:01:{index:02x}"
     wiphy.iftypes = {2, 3, 7} if mesh_point else {2, 3}
     wiphy.mesh_auth = True
+    wiphy.port = f"1-{index + 1}"
+    wiphy.widths = {0: 40, 1: 80}
     wiphy.channels = {2412: Channel(disabled=False, listen_only=False)}
     return wiphy
 
@@ -59,6 +61,7 @@ class FakeKernel:
     :ivar assigned: the addresses of each interface, with their flags.
     :ivar new_address_flags: what has become of a new address once the kernel has asked for it.
     :ivar looks_outside: how often it was asked for a frequency while no interface was in a mesh.
+    :ivar width: of the channel of a mesh, in MHz.
     :ivar country: what it follows; ``takes_country``: whether it takes what it is asked for;
         ``asked``: what that was.
     """
@@ -85,6 +88,7 @@ class FakeKernel:
         self.looks: list[str] = []
         self.looks_outside = 0
         self.events: list[FakeEvents] = []
+        self.width = 20
         self.country: str | None = "00"
         self.takes_country = True
         self.asked: list[str] = []
@@ -249,6 +253,9 @@ class FakeNl80211(Nl80211):
     def frequency(self, ifindex: int) -> int | None:
         self.kernel.looks_outside += not self.kernel.meshes
         return self.kernel.meshes.get(ifindex)
+
+    def width(self, ifindex: int) -> int | None:
+        return self.kernel.width if ifindex in self.kernel.meshes else None
 
     def country(self) -> str | None:
         return self.kernel.country

@@ -149,10 +149,50 @@ class TestFaults:
         assert "needs the country" in faults("[mesh]\nchannel = 36\n")[0]
         assert parse('[mesh]\nchannel = 36\ncountry = "DE"\n').mesh.channel == 36
 
+    def test_channels_with_radars_are_taken_and_those_of_weather_radars_explained(self) -> None:
+        assert parse('[mesh]\nchannel = 100\ncountry = "DE"\n').mesh.channel == 100
+        (fault,) = faults('[mesh]\nchannel = 120\ncountry = "DE"\n')
+        assert "mesh.channel = 120: is used by weather radars, which need ten minutes" in fault
+
+    @pytest.mark.parametrize(
+        ("channel", "width", "words"),
+        [
+            (36, 40, None),
+            (48, 80, None),
+            (161, 80, None),
+            (144, 40, None),
+            (6, 40, "on channel 6 (2.4 GHz) wpa_supplicant makes meshes of 20 MHz only"),
+            (165, 40, "does not exist around channel 165"),
+            (116, 40, "has channel 120 in it, where weather radars need ten minutes"),
+            (100, 30, "must be 20, 40 or 80 (MHz)"),
+        ],
+    )
+    def test_width(self, channel: int, width: int, words: str | None) -> None:
+        text = f'[mesh]\nchannel = {channel}\nwidth = {width}\ncountry = "DE"\n'
+        if words is None:
+            assert parse(text).mesh.width == width
+            assert "mesh.width = " in faults(text + "ht = false\n")[0]
+        else:
+            assert words in faults(text)[0]
+
+    @pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+    @pytest.mark.parametrize("key", ["channel", "id", "country", "radio"])
+    def test_numbers_that_are_none_are_refused_in_words(self, key: str, number: str) -> None:
+        assert f"mesh.{key} = " in faults(f"[mesh]\n{key} = {number}\n")[0]
+
+    @pytest.mark.parametrize("word", ["mt76x2u", "00:C0:ca:12:34:56", "1-1.2", "mmc1:0001:1", ""])
+    def test_a_radio_is_named_by_what_stays(self, word: str) -> None:
+        assert parse(f'[mesh]\nradio = "{word}"\n').mesh.radio == word
+
+    @pytest.mark.parametrize("word", ["phy0", "wlan1", "radio0"])
+    def test_a_radio_is_not_named_by_what_changes(self, word: str) -> None:
+        fault = faults(f'[mesh]\nradio = "{word}"\n')[0]
+        assert f"another adapter may be {word} after the next start" in fault
+
     def test_expiry_must_leave_time_for_lost_beacons(self) -> None:
         assert "three times" in faults("[discovery]\ninterval = 20\nexpire = 30\n")[0]
 
-    @pytest.mark.parametrize("value", ["true", "1.0", '"1"', "0", "14", "52", "2024-01-01", "[1]"])
+    @pytest.mark.parametrize("value", ["true", "1.0", '"1"', "0", "14", "50", "2024-01-01", "[1]"])
     def test_channels_that_are_none(self, value: str) -> None:
         assert "mesh.channel" in faults(f"[mesh]\nchannel = {value}\n")[0]
 

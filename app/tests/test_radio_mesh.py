@@ -69,7 +69,8 @@ class World(FakeKernel):
         self.running = False
         self.fresh = False
         self.grouped = False
-        self.text = ""
+        #: The configuration and the interface of wpa_supplicant.
+        self.runs_with = "", 0
 
     def set_up(self, index: int, up: bool) -> None:
         """Take an interface up or down; wpa_supplicant then enters the mesh once more."""
@@ -87,6 +88,11 @@ class World(FakeKernel):
 
     def event(self, name: str, rest: str = "") -> None:
         self.wpa_event(Event(3, name, rest))
+
+    @property
+    def text(self) -> str:
+        """The configuration of wpa_supplicant."""
+        return self.runs_with[0]
 
     @property
     def ifindex(self) -> int:
@@ -144,19 +150,19 @@ class FakeSupplicant(Supplicant):
 
     async def adopt(self, interface: str, ifindex: int, configuration: str) -> bool:
         self.ifindex = ifindex
-        return self.world.running and configuration == self.world.text
+        return self.world.running and (configuration, ifindex) == self.world.runs_with
 
     async def start(self, interface: str, ifindex: int, configuration: str) -> None:
         self.world.starts += 1
         if self.world.start_error is not None:
             raise self.world.start_error
         self.world.running = self.world.fresh = True
-        self.world.text = configuration
+        self.world.runs_with = configuration, ifindex
         self.ifindex = ifindex
         self.world.enter(ifindex)
 
     def reconfigured(self, configuration: str) -> None:
-        self.world.text = configuration
+        self.world.runs_with = configuration, self.world.runs_with[1]
 
     async def stop(self) -> None:
         self.world.running = False
@@ -536,6 +542,30 @@ async def test_the_radio_that_can_mesh_is_chosen(world: World) -> None:
     async with running(world) as one:
         await one.joined()
         assert one.mesh.snapshot()["radio"]["phy"] == "phy1"
+
+
+@pytest.mark.parametrize("word", ["rt2800usb", "02:74:68:00:01:01", "1-2"])
+async def test_the_radio_that_a_person_wants_is_chosen(world: World, word: str) -> None:
+    world.radios = [radio(0), radio(1, "rt2800usb")]
+    async with running(world, SETTINGS.replace(radio=word.upper())) as one:
+        await one.joined()
+        shown = one.mesh.snapshot()["radio"]
+        assert (shown["phy"], shown["port"]) == ("phy1", "1-2")
+        one.mesh.apply(SETTINGS.replace(radio="mt76x2u"))
+        await one.until(lambda: one.mesh.snapshot()["radio"]["phy"] == "phy0")
+        await one.joined()
+
+
+async def test_a_wanted_radio_that_is_not_there_is_waited_for(world: World) -> None:
+    async with running(world, SETTINGS.replace(radio="1-9")) as one:
+        await one.until(lambda: one.codes() == ["unsuitable-radio"])
+        (problem,) = one.mesh.problems()
+        assert 'no radio here is "1-9"' in problem["message"]
+        assert "phy0 (mt76x2u), 02:74:68:00:01:00, at 1-1" in problem["message"]
+        wanted = radio(1)
+        wanted.port = "1-9"
+        world.plug_in(wanted)
+        await one.joined()
 
 
 async def test_an_adapter_is_pulled_out_and_plugged_in(world: World) -> None:
@@ -921,6 +951,12 @@ def test_settings_that_no_radio_can_have(world: World) -> None:
         ({"mesh_auth": False}, SETTINGS.replace(security="sae", passphrase="x"), "authenticated"),
         ({}, SETTINGS.replace(channel=36), "no channel at 5180 MHz (it has 2.4 GHz)"),
         ({"channels": {}}, SETTINGS.replace(channel=36), None),
+        ({"channels": {}}, SETTINGS.replace(channel=36, width=80), None),
+        (
+            {"channels": {}, "widths": {1: 40}},
+            SETTINGS.replace(channel=36, width=80),
+            "can use channels of 40 MHz at most there, and not of 80",
+        ),
     ],
 )
 def test_obstacles(change: dict[str, Any], settings: MeshSection, words: str | None) -> None:
@@ -1070,3 +1106,95 @@ async def test_a_country_that_the_kernel_does_not_take_is_told_of(world: World) 
         assert one.mesh.joined
         world.country = "DE"
         await one.until(lambda: one.codes() == [])
+
+
+ON_100 = SETTINGS.replace(channel=100, country="DE")
+
+
+@pytest.fixture
+def radars(world: World) -> Channel:
+    """A world whose mesh is on channel 100, which radars use; the channel."""
+    channel = Channel(disabled=False, listen_only=False, radar=True)
+    world.radios[0].channels[5500] = channel
+    world.mhz = 5500
+    return channel
+
+
+async def test_a_node_listens_for_radars_before_it_joins(world: World, radars: Channel) -> None:
+    world.joins = False
+    async with running(world, ON_100) as one:
+        await one.until(lambda: world.starts == 1)
+        world.event("DFS-CAC-START", "freq=5500 chan=100 sec_chan=0, width=0, cac_time=600s")
+        await one.until(lambda: one.codes() == ["radar-check"])
+        assert "listens for them for 600 s" in one.mesh.problems()[0]["message"]
+        await asyncio.sleep(600.0)
+        assert one.mesh.state == "starting"
+        world.event("DFS-CAC-COMPLETED", "success=1 freq=5500")
+        world.joins = True
+        world.enter(world.ifindex)
+        await one.joined()
+        assert (world.starts, one.codes()) == (1, [])
+
+
+async def test_a_check_that_began_before_the_daemon_is_waited_for(
+    world: World, radars: Channel
+) -> None:
+    world.joins = False
+    async with running(world, ON_100) as one:
+        await asyncio.sleep(session.JOIN_SECONDS + 50.0)
+        assert (world.starts, one.mesh.state) == (1, "starting")
+        await one.until(lambda: one.codes() == ["join-timeout"])
+        assert "listens for radars first (DFS)" in one.mesh.problems()[0]["message"]
+
+
+@pytest.mark.parametrize("when", ["while it listens", "in the mesh"])
+async def test_a_radar_ends_the_mesh_for_half_an_hour(
+    world: World, radars: Channel, when: str
+) -> None:
+    world.joins = when == "in the mesh"
+    async with running(world, ON_100) as one:
+        await one.until(lambda: world.starts == 1)
+        if world.joins:
+            await one.joined()
+        heard = time.monotonic()
+        world.event("DFS-RADAR-DETECTED", "freq=5500 ht_enabled=1 chan_offset=0 chan_width=1")
+        await one.until(lambda: one.codes() == ["radar"])
+        assert not world.running, "it must not send"
+        assert "after 30 min" in one.mesh.problems()[0]["message"]
+        world.joins = True
+        await one.until(lambda: one.mesh.joined, 2000.0)
+        assert 1800.0 <= time.monotonic() - heard < 1810.0
+
+
+async def test_a_radar_that_was_heard_before_the_start_is_waited_out(
+    world: World, radars: Channel
+) -> None:
+    radars.radar_heard = 1500.0
+    async with running(world, ON_100) as one:
+        await one.until(lambda: one.codes() == ["radar"])
+        assert world.starts == 0
+        radars.radar_heard = None
+        begun = time.monotonic()
+        await one.until(lambda: one.mesh.joined, 2000.0)
+        assert 295.0 < time.monotonic() - begun < 310.0
+
+
+async def test_another_channel_is_used_at_once(world: World, radars: Channel) -> None:
+    radars.radar_heard = 0.0
+    async with running(world, ON_100) as one:
+        await one.until(lambda: one.codes() == ["radar"])
+        world.mhz = 2412
+        one.mesh.apply(SETTINGS)
+        await one.joined()
+
+
+async def test_a_channel_that_is_narrower_than_asked_for_is_told_of(world: World) -> None:
+    world.mhz = 5180
+    world.radios[0].channels[5180] = Channel(disabled=False, listen_only=False)
+    async with running(world, SETTINGS.replace(channel=36, country="DE", width=80)) as one:
+        await one.joined()
+        assert one.codes() == ["width"]
+        assert "is 20 MHz wide and not 80 (mesh.width)" in one.mesh.problems()[0]["message"]
+        world.width = 80
+        one.mesh.apply(SETTINGS.replace(channel=36, country="DE", width=40))
+        await one.until(lambda: one.mesh.joined and one.codes() == [])

@@ -202,7 +202,8 @@ CHANNELS = band(
     u32(1, 2412) + u32(6, 2000),
     u32(1, 2467) + attribute(3, b""),
     u32(1, 2484) + attribute(2, b""),
-    u32(1, 5260) + attribute(3, b"") + attribute(5, b""),
+    u32(1, 5260) + attribute(3, b"") + attribute(5, b"") + u32(7, 0) + u32(8, 4000),
+    u32(1, 5500) + attribute(5, b"") + u32(7, 1) + u32(8, 90000),
 )
 
 
@@ -211,10 +212,26 @@ def test_wiphy() -> None:
     wiphy.absorb(parsed(wiphy_bytes(3, [2, 3, 7], CHANNELS)))
     assert (wiphy.name, wiphy.mesh_point, wiphy.mesh_auth) == ("phy3", True, True)
     assert wiphy.iftypes == {2, 3, 7}
-    assert sorted(wiphy.channels) == [2412, 2467, 2484, 5260]
+    assert sorted(wiphy.channels) == [2412, 2467, 2484, 5260, 5500]
     assert wiphy.channels[2412].obstacle is None
     assert "listened to" in (wiphy.channels[2467].obstacle or "")
     assert wiphy.channels[2484].obstacle == "is disabled"
+    assert [mhz for mhz, one in wiphy.channels.items() if one.radar] == [5260, 5500]
+    assert wiphy.channels[5260].radar_heard is None, "nobody has listened yet"
+    assert wiphy.channels[5500].radar_heard == 90.0
+
+
+def test_widest_channels_in_a_dump_of_several_messages() -> None:
+    wiphy = Wiphy(0)
+    ht = attribute(4, struct.pack("=H", 0x2)) + attribute(1, b"")
+    for bands in (
+        attribute(0, ht),
+        attribute(1, ht + attribute(8, bytes(4))),
+        attribute(1, attribute(1, attribute(0, u32(1, 5180)))),
+    ):
+        wiphy.absorb(parsed(message(3, u32(1, 0), attribute(22, bands))))
+    assert (wiphy.widest(2412), wiphy.widest(5180)) == (40, 80)
+    assert Wiphy(1).widest(5180) == 20, "of which nothing is known"
 
 
 class Kernel(Requests):
@@ -316,6 +333,12 @@ def test_a_damaged_sign_is_an_error_that_names_the_station() -> None:
     subject, _ = nl80211_with({17: [message(19, u32(3, 5))]})
     with pytest.raises(NetlinkError, match="02:74:68:00:00:0a is damaged"):
         subject.sign(9, "02:74:68:00:00:0a")
+
+
+@pytest.mark.parametrize(("kind", "mhz"), [(0, 20), (1, 20), (2, 40), (3, 80), (77, None)])
+def test_width(kind: int, mhz: int | None) -> None:
+    subject, _ = nl80211_with({5: [message(7, u32(3, 9), u32(38, 5180), u32(159, kind))]})
+    assert subject.width(9) == mhz
 
 
 def test_frequency_and_country_are_asked_for_alone() -> None:

@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thicket.radio import wpa
-from thicket.radio.section import MeshSection, channel_frequency
+from thicket.radio.channels import channel_frequency
+from thicket.radio.section import MeshSection
 from thicket.radio.wpa import (
     Control,
     ControlError,
@@ -107,6 +108,21 @@ def test_every_setting_arrives() -> None:
         "dot11MeshConfirmTimeout": "101", "dot11MeshHoldingTimeout": "101",
         "mesh_rssi_threshold": "-75", "disable_ht40": "1", "max_oper_chwidth": "0",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (20, {"disable_ht40": "1", "max_oper_chwidth": "0"}),
+        (40, {"max_oper_chwidth": "0"}),
+        (80, {"max_oper_chwidth": "1"}),
+    ],
+)
+def test_width(width: int, lines: dict[str, str]) -> None:
+    five = OPEN.replace(channel=36, country="DE", width=width)
+    _, network = read_back(configuration(five, "/run/x"))
+    words = ("disable_ht40", "max_oper_chwidth")
+    assert {name: value for name, value in network.items() if name in words} == lines
 
 
 def test_options_that_not_every_build_has_are_written_only_when_asked_for() -> None:

@@ -50,7 +50,7 @@ ANSWERS: Final = {
     },
     "an interface in a mesh": {
         "index": "int", "name": "str", "wiphy": "int", "type": "int", "mac": "str",
-        "frequency": "int", "flags": ["up", "running"],
+        "frequency": "int", "width": "int", "flags": ["up", "running"],
     },
     "a peer": {
         "mac": "str", "state": "str", "llid": "int", "plid": "int", "signal_dbm": "int",
@@ -211,7 +211,11 @@ class Questions:
             "mesh point": wiphy.mesh_point,
             "country": len(nl80211.country() or ""),
         }
-        found["an interface in a mesh"] = {**types(home), "flags": self.flags(home["index"])}
+        found["an interface in a mesh"] = {
+            **types(home),
+            "width": type(nl80211.width(home["index"])).__name__,
+            "flags": self.flags(home["index"]),
+        }
         found.update(await self._of_others(home["index"]))
         found["of no interface"] = self._of_nothing()
         try:

@@ -169,7 +169,8 @@ def radio_text(radio: dict[str, Any]) -> str:
         parts.append(f'mesh "{radio["mesh_id"]}"')
         parts.append(str(radio.get("protection") or radio.get("security", "?")))
     if radio.get("frequency"):
-        parts.append(f"{radio['frequency']} MHz")
+        wide = radio.get("width", 20)
+        parts.append(f"{radio['frequency']} MHz" + (f" ({wide} MHz wide)" if wide > 20 else ""))
     if radio.get("mac"):
         parts.append(str(radio["mac"]))
     return ", ".join(parts)

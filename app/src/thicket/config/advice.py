@@ -54,7 +54,8 @@ def instead(key: Key[Any], raw: object) -> str | None:
         if isinstance(key, Boolean):
             guesses += [bool(raw)] if raw in {0, 1} else []
         else:
-            guesses += [int(raw)] if raw == int(raw) else []
+            # infinity and "nan", which TOML has, are no whole numbers
+            guesses += [int(raw)] if isinstance(raw, int) or raw.is_integer() else []
             guesses += [str(raw)]
     for guess in guesses:
         if type(guess) is type(raw) and guess == raw:

@@ -12,7 +12,13 @@ from thicket.cluster.section import ClusterSection
 from thicket.discovery.section import DiscoverySection, check_expire
 from thicket.firewall.section import FirewallSection
 from thicket.identity.section import AddressSection, IdentitySection
-from thicket.radio.section import Country, MeshSection, check_country, check_passphrase
+from thicket.radio.section import (
+    Country,
+    MeshSection,
+    check_country,
+    check_passphrase,
+    check_width,
+)
 from thicket.trust.section import TrustSection, check_fleet
 from thicket.update.section import UpdateSection
 from thicket.upkeep.section import AccessSection
@@ -289,5 +295,6 @@ _CROSS_CHECKS: tuple[Callable[[Settings, str], Finding | None], ...] = (
     lambda settings, file: check_passphrase(settings.mesh, file),
     lambda settings, file: check_fleet(settings.trust, settings.address.prefix.network, file),
     lambda settings, file: check_country(settings.mesh, file),
+    lambda settings, file: check_width(settings.mesh, file),
     lambda settings, file: check_expire(settings.discovery, file),
 )

@@ -36,6 +36,20 @@ def usb_without_driver(root: str = "/sys/bus/usb/devices") -> list[str]:
     return found
 
 
+def described(wiphy: Wiphy) -> str:
+    """A radio with all words by which ``mesh.radio`` can choose it."""
+    return f"{wiphy}, {wiphy.mac or 'unknown MAC address'}, at {wiphy.port or 'no known port'}"
+
+
+def is_named(wiphy: Wiphy, word: str) -> bool:
+    """Whether ``mesh.radio`` chooses a radio; without a word it chooses each."""
+    return not word or word.lower() in (
+        wiphy.driver.lower(),
+        (wiphy.mac or "").lower(),
+        wiphy.port.lower(),
+    )
+
+
 def obstacle(wiphy: Wiphy, settings: MeshSection) -> str | None:
     """Why a radio cannot carry this mesh.
 
@@ -53,4 +67,10 @@ def obstacle(wiphy: Wiphy, settings: MeshSection) -> str | None:
     if wiphy.channels and settings.mhz not in wiphy.channels:
         bands = sorted({"2.4 GHz" if mhz < 3000 else "5 GHz" for mhz in wiphy.channels})
         return f"{wiphy} has no channel at {settings.mhz} MHz (it has {' and '.join(bands)})"
+    widest = wiphy.widest(settings.mhz)
+    if settings.width > widest:
+        return (
+            f"{wiphy} can use channels of {widest} MHz at most there, and not of "
+            f"{settings.width} (mesh.width)"
+        )
     return None

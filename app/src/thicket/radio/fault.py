@@ -7,8 +7,9 @@ from logging import getLogger
 
 from thicket.base.errors import CodedError
 from thicket.base.files import entries, read
-from thicket.radio.choose import ADVICE, usb_without_driver
-from thicket.radio.nl80211 import SYSFS, Wiphy
+from thicket.radio.choose import ADVICE, described, usb_without_driver
+from thicket.radio.nl80211 import RADAR_SECONDS, SYSFS, Wiphy
+from thicket.radio.section import MeshSection
 
 log = getLogger(__name__)
 
@@ -127,3 +128,33 @@ def switched_off(wiphy: Wiphy | None) -> FaultError:
                 except OSError as error:
                     log.warning("cannot switch %s on: %s", name, error)
     return FaultError("radio", "rfkill", f"{name} was switched off (rfkill); it is tried again")
+
+
+def radar(settings: MeshSection, ago: float) -> FaultError:
+    """A radar was heard on the mesh's channel, which must not be used for half an hour.
+
+    :param ago: seconds since then.
+    """
+    wait = max(1.0, RADAR_SECONDS - ago)
+    return FaultError(
+        "radio",
+        "radar",
+        f"a radar was heard on channel {settings.channel}: nobody who hears it may send there for "
+        f"half an hour; the mesh is joined again after {wait / 60:.0f} min, or at once with "
+        "another mesh.channel (on all nodes)",
+        wait=wait,
+        restart=True,
+    )
+
+
+def not_there(word: str, wiphys: list[Wiphy]) -> FaultError:
+    """``mesh.radio`` names a radio that is not there."""
+    present = "; ".join(described(wiphy) for wiphy in wiphys)
+    return FaultError(
+        "radio",
+        "unsuitable-radio",
+        f'no radio here is "{word}" (mesh.radio, a driver, MAC address or port); there are: '
+        f"{present}",
+        state=UNSUITABLE,
+        wait=_NO_RADIO_SECONDS,
+    )

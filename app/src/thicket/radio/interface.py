@@ -8,7 +8,7 @@ from logging import getLogger
 from thicket.netlink import rtnl
 from thicket.netlink.messages import NetlinkError
 from thicket.radio import fault, nl80211
-from thicket.radio.choose import obstacle
+from thicket.radio.choose import is_named, obstacle
 from thicket.radio.kernel import Kernel
 from thicket.radio.nl80211 import Nl80211, Wiphy
 from thicket.radio.section import MeshSection
@@ -27,17 +27,21 @@ _SYSCTLS = (
 
 
 def choose(kernel: Nl80211, settings: MeshSection, interface: str) -> Wiphy:
-    """The first radio that can carry the mesh; the one that has the interface comes first.
+    """The first radio that can carry the mesh, of those that ``mesh.radio`` names; the one that has
+    the interface comes first.
 
     :raises FaultError: there is none.
     """
     wiphys = kernel.wiphys()
     if not wiphys:
         raise fault.no_radio()
+    named = [one for one in wiphys if is_named(one, settings.radio)]
+    if not named:
+        raise fault.not_there(settings.radio, wiphys)
     holder = next((one["wiphy"] for one in kernel.interfaces() if one["name"] == interface), None)
     reasons = []
     suitable = []
-    for wiphy in wiphys:
+    for wiphy in named:
         reason = obstacle(wiphy, settings)
         if reason is None:
             suitable.append(wiphy)

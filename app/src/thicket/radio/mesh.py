@@ -126,8 +126,10 @@ class Mesh:
                 "driver": wiphy.driver if wiphy else None,
                 "interface": self.interface if self.ifindex is not None else None,
                 "mac": wiphy.mac if wiphy else None,
+                "port": wiphy.port if wiphy else None,
                 "mesh_id": self.settings.id,
                 "frequency": self.settings.mhz,
+                "width": self.settings.width,
                 "security": self.settings.security,
                 "protection": protection(self.settings),
                 "supplicant": {

@@ -62,9 +62,24 @@ _FEATURE_MAC_ON_CREATE = 1 << 27
 
 # enum nl80211_band_attr and enum nl80211_frequency_attr
 _BAND_ATTR_FREQS = 1
+_5_GHZ_FROM = 4900
+_BAND_ATTR_HT_CAPA = 4
+_BAND_ATTR_VHT_CAPA = 8
 _FREQUENCY_ATTR_FREQ = 1
 _FREQUENCY_ATTR_DISABLED = 2
 _FREQUENCY_ATTR_NO_IR = 3
+_FREQUENCY_ATTR_RADAR = 5
+_FREQUENCY_ATTR_DFS_STATE = 7
+_FREQUENCY_ATTR_DFS_TIME = 8
+# IEEE 802.11-2020, 9.4.2.55.2: Supported Channel Width Set
+_HT_CAP_40_MHZ = 1 << 1
+# enum nl80211_dfs_state
+_DFS_UNAVAILABLE = 1
+#: Seconds for which a channel must not be used once a radar was heard (EN 301 893, table D.1; the
+#: kernel's IEEE80211_DFS_MIN_NOP_TIME_MS).
+RADAR_SECONDS = 30 * 60.0
+#: enum nl80211_chan_width, in MHz
+_WIDTHS = {0: 20, 1: 20, 2: 40, 3: 80, 4: 160, 5: 160}
 
 #: enum nl80211_plink_state; the words are those that ``iw`` prints.
 PLINK_STATES = (
@@ -117,6 +132,7 @@ _ATTR_MPATH_NEXT_HOP = 26
 _ATTR_MPATH_INFO = 27
 _ATTR_REG_ALPHA2 = 33
 _ATTR_WIPHY_FREQ = 38
+_ATTR_CHANNEL_WIDTH = 159
 
 # enum nl80211_sta_info
 _STA_INACTIVE_TIME = 1
@@ -176,13 +192,27 @@ class Message(genlmsg):  # type: ignore[misc]
 
 
 class Channel:
-    """What a radio may do at one frequency, under the regulatory domain of the moment."""
+    """What a radio may do at one frequency, under the regulatory domain of the moment.
 
-    __slots__ = ("disabled", "listen_only")
+    :ivar radar: it listens for radars first.
+    :ivar radar_heard: seconds since a radar was heard, so that the channel must not be used; None
+        when it may.
+    """
 
-    def __init__(self, *, disabled: bool, listen_only: bool) -> None:
+    __slots__ = ("disabled", "listen_only", "radar", "radar_heard")
+
+    def __init__(
+        self,
+        *,
+        disabled: bool,
+        listen_only: bool,
+        radar: bool = False,
+        radar_heard: float | None = None,
+    ) -> None:
         self.disabled = disabled
         self.listen_only = listen_only
+        self.radar = radar
+        self.radar_heard = radar_heard
 
     @property
     def obstacle(self) -> str | None:
@@ -200,28 +230,39 @@ class Wiphy:
     :ivar index: its number.
     :ivar name: its name, such as phy0.
     :ivar driver: empty when it is not known.
+    :ivar port: where it is plugged in, such as 1-1.2 for USB; empty when it is not known.
     :ivar mac: its own MAC address.
     :ivar iftypes: the types of interface that it can be.
     :ivar channels: by frequency in MHz.
+    :ivar widths: the widest channel in MHz where it is more than 20, by enum nl80211_band.
     :ivar features: enum nl80211_feature_flags.
     :ivar mesh_auth: it can do authenticated mesh.
     """
 
-    __slots__ = ("channels", "driver", "features", "iftypes", "index", "mac", "mesh_auth", "name")
+    __slots__ = (
+        "channels", "driver", "features", "iftypes", "index", "mac", "mesh_auth", "name", "port",
+        "widths",
+    )  # fmt: skip
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.name = f"phy{index}"
         self.driver = ""
+        self.port = ""
         self.mac: str | None = None
         self.iftypes: set[int] = set()
         self.channels: dict[int, Channel] = {}
+        self.widths: dict[int, int] = {}
         self.features = 0
         self.mesh_auth = False
 
     @property
     def mesh_point(self) -> bool:
         return IFTYPE_MESH_POINT in self.iftypes
+
+    def widest(self, mhz: int) -> int:
+        """The widest channel in MHz that it can use around a frequency."""
+        return self.widths.get(0 if mhz < _5_GHZ_FROM else 1, 20)
 
     def absorb(self, message: Any) -> None:
         """Take what one message of a wiphy dump tells; a split dump has many of them."""
@@ -234,6 +275,7 @@ class Wiphy:
         bands = message.get_attr("NL80211_ATTR_WIPHY_BANDS")
         if isinstance(bands, bytes):
             self.channels.update(_channels(bands))
+            self.widths.update(_widths(bands))
         features = message.get_attr("NL80211_ATTR_FEATURE_FLAGS")
         if isinstance(features, int):
             self.features |= features
@@ -305,12 +347,33 @@ def _channels(bands: bytes) -> dict[int, Channel]:
                 continue
             for _, frequency in attributes(frequencies):
                 facts = facts_of(frequency)
-                mhz = facts.get(_FREQUENCY_ATTR_FREQ, b"")
-                if len(mhz) == 4:
-                    found[_u32(mhz)] = Channel(
-                        disabled=_FREQUENCY_ATTR_DISABLED in facts,
-                        listen_only=_FREQUENCY_ATTR_NO_IR in facts,
-                    )
+                mhz = integer(facts.get(_FREQUENCY_ATTR_FREQ), 4)
+                if mhz is None:
+                    continue
+                state = integer(facts.get(_FREQUENCY_ATTR_DFS_STATE), 4)
+                since = integer(facts.get(_FREQUENCY_ATTR_DFS_TIME), 4) or 0
+                found[mhz] = Channel(
+                    disabled=_FREQUENCY_ATTR_DISABLED in facts,
+                    listen_only=_FREQUENCY_ATTR_NO_IR in facts,
+                    radar=_FREQUENCY_ATTR_RADAR in facts,
+                    radar_heard=since / 1000 if state == _DFS_UNAVAILABLE else None,
+                )
+    return found
+
+
+def _widths(bands: bytes) -> dict[int, int]:
+    """The widest channels in MHz in an NL80211_ATTR_WIPHY_BANDS attribute, by band.
+
+    In a dump of several messages the first one of a band tells, and the others list frequencies.
+    """
+    found = {}
+    for which, band in attributes(bands):
+        facts = facts_of(band)
+        ht = integer(facts.get(_BAND_ATTR_HT_CAPA), 2) or 0
+        if _BAND_ATTR_VHT_CAPA in facts:
+            found[which] = 80  # every radio of 802.11ac can (IEEE 802.11-2020, 9.4.2.157.2)
+        elif ht & _HT_CAP_40_MHZ:
+            found[which] = 40
     return found
 
 
@@ -475,6 +538,8 @@ class Nl80211:
         for wiphy in found.values():
             wiphy.driver = link_name(f"{SYSFS}/{wiphy.name}/device/driver")
             wiphy.mac = read(f"{SYSFS}/{wiphy.name}/macaddress")
+            # of USB the device and not its interface, as it stands on the socket: 1-1.2:1.0
+            wiphy.port = link_name(f"{SYSFS}/{wiphy.name}/device").partition(":1.")[0]
         return [found[index] for index in sorted(found)]
 
     def _complete(self, wiphy: Wiphy) -> None:
@@ -513,6 +578,15 @@ class Nl80211:
 
     def frequency(self, ifindex: int) -> int | None:
         """The frequency of an interface in MHz; None while it is not in use, or gone."""
+        return self._described(ifindex, _ATTR_WIPHY_FREQ)
+
+    def width(self, ifindex: int) -> int | None:
+        """The width of an interface's channel in MHz; None where :meth:`frequency` is None."""
+        kind = self._described(ifindex, _ATTR_CHANNEL_WIDTH)
+        return None if kind is None else _WIDTHS.get(kind)
+
+    def _described(self, ifindex: int, kind: int) -> int | None:
+        """A number of an interface's description; None without it, or without the interface."""
         request = self._prepared(CMD_GET_INTERFACE, number(_ATTR_IFINDEX, ifindex))
         try:
             answer = self._requests.ask_one(request)
@@ -520,7 +594,7 @@ class Nl80211:
             if error.errno == errno.ENODEV:
                 return None
             raise
-        return integer(attribute(answer, _ATTR_WIPHY_FREQ, _BODY), 4)
+        return integer(attribute(answer, kind, _BODY), 4)
 
     def add_mesh_interface(self, wiphy: Wiphy, name: str) -> Interface:
         """Create the mesh point interface ``name`` on a radio, with the radio's own address."""

@@ -77,3 +77,19 @@ class Presence:
             f"the kernel follows the rules of {present!r} and not of mesh.country, {wanted!r}: its "
             "regulatory database does not have that country or is missing",
         )
+
+
+def judge_width(present: int | None, wanted: int) -> Report | Solved:
+    """What to tell of the width in MHz of the mesh's channel.
+
+    A narrower one still meets the others of the mesh: wpa_supplicant takes it where the rules of
+    the country or an access point nearby do not leave room.
+    """
+    if present is None or present >= wanted:
+        return Solved("width")
+    return Report(
+        "width",
+        "width",
+        f"the mesh's channel is {present} MHz wide and not {wanted} (mesh.width): the rules of "
+        "mesh.country do not allow more there, or another network is in the way",
+    )

@@ -3,29 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from thicket.base.fields import Boolean, Choice, Finding, Integer, Key, Section, Text
+from thicket.radio.channels import Channel, Width, channel_frequency, width_obstacle
 
 OPEN = "open"
 SAE = "sae"
-
-#: Frequency in MHz of channel 0 of a band, and the band's channels (IEEE 802.11-2020, Annex E).
-_BANDS = ((2407, range(1, 14)), (5000, range(32, 178)))
-_CHANNEL_14_MHZ = 2484
-
-
-def channel_frequency(channel: int) -> int:
-    """Centre frequency in MHz of a 20 MHz channel in the 2.4 or 5 GHz band.
-
-    :raises ValueError: for a number that is no channel there.
-    """
-    if channel == 14:
-        return _CHANNEL_14_MHZ
-    for base, numbers in _BANDS:
-        if channel in numbers:
-            return base + 5 * channel
-    raise ValueError(f"channel {channel} is neither in 1 to 14 (2.4 GHz) nor in 32 to 177 (5 GHz)")
 
 
 class Country(Key[str]):
@@ -45,23 +30,23 @@ class Country(Key[str]):
         return raw
 
 
-class Channel(Integer):
-    """A 20 MHz Wi-Fi channel that a mesh may start on without radar detection.
+class Adapter(Text):
+    """Which radio to use: a driver, a MAC address, a port, or nothing for any."""
 
-    Channels 52 to 144 need radar detection (DFS) before a station may transmit first.
-    """
+    allowed = (
+        'the name of a driver such as "mt76x2u", the MAC address of a radio such as '
+        '"00:c0:ca:12:34:56", or the port it is plugged into such as "1-1.2", as `thicket status '
+        "--json` shows them (radio.driver, radio.mac, radio.port); empty for any"
+    )
 
-    CHANNELS = (*range(1, 14), 36, 40, 44, 48, 149, 153, 157, 161, 165)
-
-    @property
-    def allowed(self) -> str:
-        return "a Wi-Fi channel: 1 to 13, 36, 40, 44, 48, 149, 153, 157, 161 or 165"
-
-    def check(self, raw: object) -> int:
-        value = super().check(raw)
-        if value not in self.CHANNELS:
-            raise self.refuse()
-        return value
+    def check(self, raw: object) -> str:
+        word = super().check(raw)
+        if re.fullmatch(r"(phy|radio|wlan|mesh)\d+", word):
+            raise ValueError(
+                f"must not be a name that the kernel gives: another adapter may be {word} after "
+                "the next start; use its driver, MAC address or port"
+            )
+        return word
 
 
 class MeshSection(Section, name="mesh"):
@@ -100,9 +85,26 @@ class MeshSection(Section, name="mesh"):
     )
     channel = Channel(
         1,
-        "Wi-Fi channel, 20 MHz wide. 5 GHz channels (36 and up) need a country.",
+        "Wi-Fi channel. 5 GHz channels (36 and up) need a country. On 52 to 144 a node listens for "
+        "radars for a minute before it joins, and an adapter must be able to do that.",
         least=1,
         most=165,
+    )
+    width = Width(
+        20,
+        "Width of the channel in MHz. Wider ones are faster over short distances, exist only in "
+        "5 GHz, need `ht`, and 80 also 802.11ac. All nodes of a mesh have the same `channel`.",
+        least=20,
+        most=80,
+    )
+    radio = Adapter(
+        "",
+        "Which adapter to use where there are several: its driver, MAC address or port, which stay "
+        "the same from start to start. Empty for the first one that can mesh.",
+        least=1,
+        most=64,
+        optional=True,
+        letters=":.-_",
     )
     country = Country(
         "00",
@@ -207,3 +209,11 @@ def check_country(mesh: MeshSection, file: str) -> Finding | None:
         message = f"a 5 GHz channel ({mesh.channel}) needs the country where the node is used"
         return Finding(file, "mesh.country", '"00"', message)
     return None
+
+
+def check_width(mesh: MeshSection, file: str) -> Finding | None:
+    """The fault of a file whose channel cannot be as wide as it says."""
+    reason = width_obstacle(mesh.channel, mesh.width)
+    if reason is None and mesh.width > 20 and not mesh.ht:
+        reason = "needs mesh.ht = true"
+    return None if reason is None else Finding(file, "mesh.width", str(mesh.width), reason)

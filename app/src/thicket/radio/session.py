@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 from thicket.netlink import rtnl
 from thicket.radio import fault
+from thicket.radio.channels import channel_frequency, parts
 from thicket.radio.choose import MOST_PEERS
 from thicket.radio.fault import FaultError, ReconfiguredError
 from thicket.radio.inbox import Inbox, Signal, next_item
 from thicket.radio.kernel import Kernel
-from thicket.radio.nl80211 import Wiphy
+from thicket.radio.nl80211 import Channel, Wiphy
 from thicket.radio.paths import PATH_TIMEOUT
 from thicket.radio.peers import Deed, Help
-from thicket.radio.presence import AskForCountry, Presence
+from thicket.radio.presence import AskForCountry, Presence, judge_width
+from thicket.radio.reports import Report
 from thicket.radio.section import SAE, MeshSection
 from thicket.radio.stations import Stations
 from thicket.radio.supplicant import Supplicant
@@ -25,9 +27,11 @@ from thicket.radio.wpa import ControlError, Event, configuration, parse_status, 
 
 log = getLogger(__name__)
 
-#: Seconds for joining, and for the channel availability check (60 s; EN 301 893, 4.2.6.2.2).
+#: Seconds for joining; for the check for radars where wpa_supplicant does not say how long it is
+#: (EN 301 893, table D.1); and for what follows it.
 JOIN_SECONDS = 30.0
-_RADAR_CHECK_SECONDS = 75.0
+_RADAR_CHECK_SECONDS = 60.0
+_AFTER_CHECK_SECONDS = 15.0
 #: Seconds that a first peer has to appear before the address is taken.
 FIRST_PEER_SECONDS = 2.5
 #: Seconds for the kernel to confirm the address, and between two looks for that.
@@ -143,6 +147,7 @@ class Session:
         :raises OSError: the kernel refuses.
         """
         kernel, ifindex = self._place.kernel, self._place.ifindex
+        self._check_radar()
         text = self._text()
         if await self._supplicant.adopt(self._place.name, ifindex, text):
             log.info("took over wpa_supplicant (process %s)", self._supplicant.pid)
@@ -156,6 +161,7 @@ class Session:
             await self._supplicant.start(self._place.name, ifindex, text)
         await self._wait_for_group()
         kernel.nl80211.set_mesh_parameters(ifindex, kernel_parameters(self.settings))
+        self._stations.say([judge_width(kernel.nl80211.width(ifindex), self.settings.width)])
         await self._meet_somebody()
         await self._take_address()
         self.joined_since = time.monotonic()
@@ -248,7 +254,10 @@ class Session:
         if status.get("wpa_state") == "COMPLETED":
             self._grouped = True
             return
-        deadline = time.monotonic() + JOIN_SECONDS
+        seconds = JOIN_SECONDS
+        if self._radar_channels():  # a former daemon may have seen the beginning of the check
+            seconds += _RADAR_CHECK_SECONDS
+        deadline = time.monotonic() + seconds
         while not self._grouped:
             event = await self._next(deadline)
             if event is None:
@@ -256,7 +265,7 @@ class Session:
                 raise FaultError(
                     "supplicant",
                     "join-timeout",
-                    f"wpa_supplicant did not join the mesh within {JOIN_SECONDS:.0f} s{reason}",
+                    f"wpa_supplicant did not join the mesh within {seconds:.0f} s{reason}",
                     restart=True,
                 )
             if not isinstance(event, Event):
@@ -264,7 +273,10 @@ class Session:
             if event.name == "MESH-GROUP-STARTED":
                 self._grouped = True
             elif event.name == "DFS-CAC-START":
-                deadline = time.monotonic() + _RADAR_CHECK_SECONDS
+                listens = self._listens_for_radar(event)
+                deadline = time.monotonic() + listens + _AFTER_CHECK_SECONDS
+            elif event.name == "DFS-RADAR-DETECTED":
+                raise fault.radar(self.settings, 0.0)
             elif f"{event.name} {event.rest}".startswith(_REFUSALS):
                 reason = self._channel_obstacle() or self._supplicant.last_words()
                 raise FaultError(
@@ -273,6 +285,38 @@ class Session:
                     f"{self._place.wiphy} could not join the mesh{reason}",
                     restart=True,
                 )
+
+    def _radar_channels(self) -> list[Channel]:
+        """Those of the mesh's 20 MHz channels on which a node listens for radars first."""
+        used = parts(self.settings.channel, self.settings.width)
+        known = self._place.wiphy.channels
+        found = [known.get(channel_frequency(number)) for number in used]
+        return [one for one in found if one is not None and one.radar]
+
+    def _check_radar(self) -> None:
+        """Check that no radar was heard in the last half hour.
+
+        wpa_supplicant would choose another channel, on which the node would be alone.
+
+        :raises FaultError: one was.
+        """
+        heard = [one.radar_heard for one in self._radar_channels() if one.radar_heard is not None]
+        if heard:
+            raise fault.radar(self.settings, min(heard))
+
+    def _listens_for_radar(self, event: Event) -> float:
+        """Tell that the node listens for radars.
+
+        :returns: for how many seconds.
+        """
+        told = (event.field("cac_time") or "").rstrip("s")
+        seconds = float(told) if told.isdecimal() else _RADAR_CHECK_SECONDS
+        message = (
+            f"channel {self.settings.channel} is also used by radars: the node listens for them "
+            f"for {seconds:.0f} s before it may join the mesh (DFS)"
+        )
+        self._stations.say([Report("radar-check", "radar-check", message)])
+        return seconds
 
     def _channel_obstacle(self) -> str:
         """Why the regulatory domain forbids the channel, to be appended to a message."""
@@ -290,6 +334,11 @@ class Session:
                         f": {settings.mhz} MHz {reason} in regulatory domain "
                         f"{settings.country!r}; set mesh.country, or another mesh.channel"
                     )
+        if self._radar_channels():
+            return (
+                f": on {settings.mhz} MHz a node listens for radars first (DFS), which this "
+                "adapter's driver may be unable to do; set another mesh.channel, such as 36 to 48"
+            )
         return ""
 
     async def _meet_somebody(self) -> None:
@@ -442,6 +491,8 @@ class Session:
             self._place.kernel.nl80211.set_mesh_parameters(
                 self._place.ifindex, kernel_parameters(self.settings)
             )
+        elif event.name == "DFS-RADAR-DETECTED" and self._radar_channels():
+            raise fault.radar(self.settings, 0.0)
         elif event.name == "CTRL-EVENT-TERMINATING":
             log.info("wpa_supplicant is being ended by somebody")
 

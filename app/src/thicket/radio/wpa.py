@@ -129,8 +129,10 @@ def configuration(settings: MeshSection, control_directory: str, peers: int = 25
     if not settings.ht:
         network.append("disable_ht=1")
     elif settings.mhz > 5000:
-        # both: with only the first, wpa_supplicant 2.10 asks for 80 MHz around a 20 MHz channel
-        network += ["disable_ht40=1", "max_oper_chwidth=0"]
+        # both for 20: with only the first, wpa_supplicant 2.10 asks for 80 MHz around the channel
+        if settings.width == 20:
+            network.append("disable_ht40=1")
+        network.append(f"max_oper_chwidth={int(settings.width == 80)}")
     return "\n".join([*lines, "network={", *(f"\t{line}" for line in network), "}", ""])
 
 
