@@ -20,6 +20,7 @@ from thicket.netlink.messages import NETLINK_GENERIC, NETLINK_ROUTE, Events, Net
 from thicket.radio import nl80211
 from thicket.radio.nl80211 import (
     CMD_DEL_INTERFACE,
+    CMD_NEW_SCAN_RESULTS,
     CMD_NEW_WIPHY,
     IFTYPE_MESH_POINT,
     PLINK_STATES,
@@ -30,6 +31,7 @@ from thicket.radio.nl80211 import (
     Station,
     Wiphy,
 )
+from thicket.radio.scan import Heard
 from thicket.radio.sign import Sign
 
 DAD_SECONDS = 1.0
@@ -61,6 +63,7 @@ class FakeKernel:
     :ivar assigned: the addresses of each interface, with their flags.
     :ivar new_address_flags: what has become of a new address once the kernel has asked for it.
     :ivar looks_outside: how often it was asked for a frequency while no interface was in a mesh.
+    :ivar heard: who was heard in scans; ``scans``: the frequencies of each request for one.
     :ivar width: of the channel of a mesh, in MHz.
     :ivar country: what it follows; ``takes_country``: whether it takes what it is asked for;
         ``asked``: what that was.
@@ -89,6 +92,10 @@ class FakeKernel:
         self.looks_outside = 0
         self.events: list[FakeEvents] = []
         self.width = 20
+        self.heard: list[Heard] = []
+        self.scans: list[list[int]] = []
+        self.scans_end = True
+        self.refuse_scans: NetlinkError | None = None
         self.country: str | None = "00"
         self.takes_country = True
         self.asked: list[str] = []
@@ -205,6 +212,10 @@ class FakeKernel:
         """Tell of an address."""
         self._multicast(NETLINK_ROUTE, kind, struct.pack("=BBBBI", 10, 64, 0x80, 0, index))
 
+    def tell_scanned(self) -> None:
+        """Tell that a scan has ended."""
+        self._multicast(NETLINK_GENERIC, 30, bytes((CMD_NEW_SCAN_RESULTS, 1, 0, 0)))
+
     def _radios_changed(self) -> None:
         self._multicast(NETLINK_GENERIC, 30, bytes((CMD_NEW_WIPHY, 1, 0, 0)))
 
@@ -237,7 +248,7 @@ class FakeNl80211(Nl80211):
         if kernel.no_nl80211:
             raise NetlinkError(errno.ENOENT, "no nl80211")
         self.kernel = kernel
-        self.groups = {nl80211.CONFIG_GROUP: 7}
+        self.groups = {nl80211.CONFIG_GROUP: 7, nl80211.SCAN_GROUP: 8}
 
     def close(self) -> None: ...
 
@@ -253,6 +264,18 @@ class FakeNl80211(Nl80211):
     def frequency(self, ifindex: int) -> int | None:
         self.kernel.looks_outside += not self.kernel.meshes
         return self.kernel.meshes.get(ifindex)
+
+    def start_scan(self, ifindex: int, frequencies: list[int]) -> None:
+        self.kernel.must_be_up(ifindex)
+        if self.kernel.refuse_scans is not None:
+            raise self.kernel.refuse_scans
+        self.kernel.scans.append(frequencies)
+        if self.kernel.scans_end:
+            self.kernel.tell_scanned()
+
+    def heard(self, ifindex: int) -> list[Heard]:
+        self.kernel.named(ifindex)
+        return self.kernel.heard
 
     def width(self, ifindex: int) -> int | None:
         return self.kernel.width if ifindex in self.kernel.meshes else None

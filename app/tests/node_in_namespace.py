@@ -87,6 +87,9 @@ class WireMesh(Radio):
     async def listen(self, seconds: float) -> None:
         pass
 
+    async def scan(self) -> list[dict[str, Any]]:
+        return []
+
     async def leave(self) -> None:
         self.joined = False
 

@@ -94,11 +94,13 @@ class FakeDaemon:
             "source": "/etc/thicket/thicket.toml", "changed": ["mesh.id"], "later": [],
             "faults": [],
         }  # fmt: skip
+        self.scan: dict[str, Any] = {"heard": []}
         self._loop = asyncio.new_event_loop()
         methods = {
             "status": self._answer("status", lambda: self.status),
             "peers": self._answer("peers", lambda: self.status),
             "nodes": self._answer("nodes", lambda: self.status),
+            "scan": self._answer("scan", lambda: self.scan),
             "reload": self._answer("reload", lambda: self.reload),
             "config": self._answer(
                 "config", lambda: {"source": "defaults", "values": {"mesh": {"id": '"thicket"'}}}
@@ -230,6 +232,32 @@ class TestShow:
         assert lines[1].split()[:6] == ["02:74:68:00:00:02", "-", "ESTAB", "open", "-61", "249"]
         assert lines[0].index("STATE") == lines[1].index("ESTAB")
         assert lines[-1].split() == ["02:74:68:00:00:03", "02:74:68:00:00:02", "-", "500"]
+
+    def test_who_is_in_the_air_is_a_table(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        def one(**facts: Any) -> dict[str, Any]:
+            return {
+                "mac": "02:00:00:00:00:01", "frequency": 2412, "kind": "mesh", "name": "thicket",
+                "security": "open", "signal_dbm": -60, "peers": 2, "peer": False, **facts,
+            }  # fmt: skip
+
+        daemon.scan = {
+            "heard": [
+                one(peer=True),
+                one(security="sae"),
+                one(frequency=5180),
+                one(kind="access point", name="", peers=None, signal_dbm=None),
+            ],
+            "radio": STATUS["radio"],
+        }
+        assert main(["scan"]) == OK
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert lines == [
+            "DBM CHANNEL KIND NAME SECURITY ADDRESS",
+            "-60 1 mesh, 2 peers thicket open 02:00:00:00:00:01 peer",
+            "-60 1 mesh, 2 peers thicket sae 02:00:00:00:00:01 our mesh, but sae and not open",
+            "-60 36 mesh, 2 peers thicket open 02:00:00:00:00:01 our mesh, on another channel",
+            "- 1 access point (hidden) open 02:00:00:00:00:01",
+        ]
 
     def test_nodes_are_a_table(self, daemon: FakeDaemon, capsys: Capture) -> None:
         assert main(["nodes"]) == OK

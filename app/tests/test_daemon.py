@@ -51,6 +51,7 @@ from thicket.distribution.secure import Tls
 from thicket.identity.source import Identity
 from thicket.radio.events import Joined, RadioEvent
 from thicket.radio.radio import Radio
+from thicket.radio.scan import ScanError
 from thicket.radio.section import MeshSection
 from thicket.radio.session import kernel_parameters
 from thicket.radio.wpa import configuration
@@ -121,6 +122,11 @@ class FakeMesh(Radio):
             for one in self.stations
             if "address" in one
         ]
+
+    async def scan(self) -> list[dict[str, Any]]:
+        if not self.joined:
+            raise ScanError("not-joined", "the node is not in the mesh, so its radio cannot scan")
+        return [{"mac": "02:74:68:00:00:02", "name": "thicket"}]
 
     async def refresh(self, *, whole: bool = True) -> None:
         self.refreshed += 1

@@ -39,6 +39,7 @@ from thicket.radio.kernel import Kernel
 from thicket.radio.mesh import Mesh
 from thicket.radio.nl80211 import Channel, Station
 from thicket.radio.paths import PATH_TIMEOUT
+from thicket.radio.scan import Heard, ScanError
 from thicket.radio.section import MeshSection
 from thicket.radio.stations import REFRESH_SECONDS
 from thicket.radio.supplicant import Supplicant, SupplicantError
@@ -1198,3 +1199,70 @@ async def test_a_channel_that_is_narrower_than_asked_for_is_told_of(world: World
         world.width = 80
         one.mesh.apply(SETTINGS.replace(channel=36, country="DE", width=40))
         await one.until(lambda: one.mesh.joined and one.codes() == [])
+
+
+def sender(mac: str = "02:00:00:00:00:77", **facts: Any) -> Heard:
+    made: Heard = {
+        "mac": mac, "frequency": 2412, "kind": "mesh", "name": "lab", "security": "sae",
+        "signal_dbm": -70, "peers": 1, "seen_ms": 0,
+    }  # fmt: skip
+    made.update(facts)  # type: ignore[typeddict-item]
+    return made
+
+
+async def test_a_scan_listens_on_a_few_channels_at_a_time(world: World) -> None:
+    world.stations = [station()]
+    usable = {5 * n + 2407: Channel(disabled=False, listen_only=n > 11) for n in range(1, 14)}
+    world.radios[0].channels = {**usable, 2484: Channel(disabled=True, listen_only=False)}
+    world.heard = [sender(), sender(PEER, signal_dbm=-40), sender("02::", seen_ms=60_000)]
+    async with running(world) as one:
+        await one.joined()
+        found = await one.mesh.scan()
+        assert [mhz for part in world.scans for mhz in part] == list(usable)
+        assert max(map(len, world.scans)) == 3
+        shown = [(who["mac"], who["peer"]) for who in found]
+        assert shown == [(PEER, True), ("02:00:00:00:00:77", False)], "the strongest first"
+        assert one.mesh.joined
+
+
+async def test_a_scan_that_never_ends_or_is_refused_is_an_error(world: World) -> None:
+    async with running(world) as one:
+        with pytest.raises(ScanError, match="not in the mesh"):
+            await one.mesh.scan()
+        await one.joined()
+        world.scans_end = False
+        with pytest.raises(ScanError, match="did not end a scan in 10 s"):
+            await one.mesh.scan()
+        world.refuse_scans = refused(errno.EOPNOTSUPP)
+        with pytest.raises(ScanError, match="cannot scan while it is in a mesh"):
+            await one.mesh.scan()
+        assert one.mesh.joined
+
+
+async def test_neighbours_with_another_security_are_told_of_until_they_are_right(
+    world: World,
+) -> None:
+    world.heard = [sender(), sender("02:00:00:00:00:78", name="foreign")]
+    async with running(world) as one:
+        await one.until(lambda: one.codes() == ["other-security"])
+        assert world.scans == [[2412]], "on our own channel alone"
+        (problem,) = one.mesh.problems()
+        assert '02:00:00:00:00:77: mesh "lab" there is "sae", and here "open"' in problem["message"]
+        others = one.mesh.snapshot()["radio"]["others"]
+        assert [(who["name"], who["security"]) for who in others] == [
+            ("lab", "sae"), ("foreign", "sae")
+        ]  # fmt: skip
+        world.heard = []
+        await one.until(lambda: one.codes() == [], session.SURVEY_ALONE_SECONDS + 5.0)
+
+
+async def test_with_peers_the_look_for_other_meshes_is_rare_and_may_fail(world: World) -> None:
+    world.stations = [station()]
+    world.refuse_scans = refused(errno.EBUSY)
+    async with running(world) as one:
+        await one.joined()
+        await asyncio.sleep(100.0)
+        world.refuse_scans = None
+        await asyncio.sleep(session.SURVEY_SECONDS)
+        assert len(world.scans) == 1
+        assert one.mesh.joined and one.codes() == []

@@ -335,6 +335,19 @@ def test_a_damaged_sign_is_an_error_that_names_the_station() -> None:
         subject.sign(9, "02:74:68:00:00:0a")
 
 
+def test_a_scan_asks_any_network_and_any_mesh() -> None:
+    subject, kernel = nl80211_with({})
+    subject.start_scan(9, [2412, 5180])
+    (asked,) = kernel.asked
+    assert asked[16:] == (
+        struct.pack("=BBH", 33, 1, 0)
+        + u32(3, 9)
+        + attribute(0x8000 | 44, u32(0, 2412) + u32(1, 5180))
+        + attribute(0x8000 | 45, attribute(0, b""))
+        + attribute(42, bytes((114, 0)))
+    )
+
+
 @pytest.mark.parametrize(("kind", "mhz"), [(0, 20), (1, 20), (2, 40), (3, 80), (77, None)])
 def test_width(kind: int, mhz: int | None) -> None:
     subject, _ = nl80211_with({5: [message(7, u32(3, 9), u32(38, 5180), u32(159, kind))]})

@@ -26,6 +26,7 @@ usage: thicket COMMAND
 What the node does:
   status [--json]          state, problems, address, radio and cluster in short
   peers [--json]           stations with a mesh link to this node, and mesh paths
+  scan [--json]            meshes and access points in the air; takes some seconds
   nodes [--json]           nodes of the cluster, connected or being connected
   ping NODE [-c COUNT]     ask another node for an answer; NODE is a name, an
                            address, a host name or its last digits
@@ -133,7 +134,7 @@ def _run(words: list[str]) -> int:
     if command in {"version", "--version", "-V"}:
         print(f"thicket {thicket.__version__}")
         return OK
-    if command in {"status", "peers", "nodes"}:
+    if command in {"status", "peers", "nodes", "scan"}:
         return show(command, rest)
     if command == "ping":
         return ping(rest)

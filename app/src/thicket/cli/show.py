@@ -14,11 +14,11 @@ from thicket.control.client import ClientError, request
 def show(what: str, rest: list[str]) -> int:
     if any(word != "--json" for word in rest):
         raise UsageError(f"{what} takes only --json")
-    answer = request(control_socket(), what, {})
+    answer = request(control_socket(), what, {}, timeout=_SECONDS.get(what, 10.0))
     if rest:
         print(json.dumps(answer, indent=2))
     else:
-        print({"status": status_text, "peers": peers_text, "nodes": nodes_text}[what](answer))
+        print(_TEXTS[what](answer))
     if what != "status":
         return OK
     errors = any(problem["severity"] == "error" for problem in answer["problems"])
@@ -100,6 +100,8 @@ def status_text(doc: dict[str, Any]) -> str:
         ("Address", f"{doc['address']}/{doc['prefix_length']}" if doc["address"] else "-"),
         ("Radio", radio_text(radio)),
     ]
+    if radio.get("others"):
+        facts.append(("Other meshes", others_text(radio["others"])))
     established = [peer for peer in doc["peers"] if peer["state"] == "ESTAB"]
     signals = [p["signal_dbm"] for p in established if p.get("signal_dbm") is not None]
     best = f", signal {min(signals)} to {max(signals)} dBm" if signals else ""
@@ -176,6 +178,12 @@ def radio_text(radio: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def others_text(others: list[dict[str, Any]]) -> str:
+    """Return the other meshes on the channel in one line."""
+    meshes = sorted({(one["name"], one["security"]) for one in others})
+    return "on this channel " + ", ".join(f'"{name}" ({security})' for name, security in meshes)
+
+
 def link_text(peer: dict[str, Any], radio: dict[str, Any]) -> str:
     """Return the protection of a link to a peer, in a word."""
     if radio.get("security") != "sae":
@@ -223,6 +231,46 @@ def peers_text(doc: dict[str, Any]) -> str:
     return text
 
 
+def scan_text(doc: dict[str, Any]) -> str:
+    """Return who was heard in a scan, the strongest first."""
+    if not doc["heard"]:
+        return "Nobody was heard."
+    rows = [
+        [
+            _number(one["signal_dbm"]),
+            channel_of(one["frequency"]),
+            one["kind"] + (f", {one['peers']} peers" if one["peers"] is not None else ""),
+            one["name"] or "(hidden)",
+            one["security"],
+            one["mac"],
+            heard_text(one, doc["radio"]),
+        ]
+        for one in doc["heard"]
+    ]
+    heads = ["DBM", "CHANNEL", "KIND", "NAME", "SECURITY", "ADDRESS", ""]
+    return table(heads, rows, "rr")
+
+
+def channel_of(mhz: int) -> str:
+    """Return the channel at a frequency."""
+    from thicket.radio.channels import channel_number
+
+    channel = channel_number(mhz)
+    return f"{mhz} MHz" if channel is None else str(channel)
+
+
+def heard_text(one: dict[str, Any], radio: dict[str, Any]) -> str:
+    """Return what one who was heard is to this node, in a few words."""
+    if one["peer"]:
+        return "peer"
+    if one["kind"] != "mesh" or one["name"] != radio.get("mesh_id"):
+        return ""
+    if one["security"] != radio.get("security"):
+        return f"our mesh, but {one['security']} and not {radio.get('security')}"
+    same = one["frequency"] == radio.get("frequency")
+    return "our mesh, no peer" if same else "our mesh, on another channel"
+
+
 def nodes_text(doc: dict[str, Any]) -> str:
     """Return the nodes of the cluster."""
     own, nodes = doc["cluster"]["node"], doc["cluster"]["nodes"]
@@ -266,3 +314,8 @@ def ping(rest: list[str]) -> int:
         else:
             print(f"pong from {answer['node']} in {answer['milliseconds']:.1f} ms", flush=True)
     return BAD if failed else OK
+
+
+#: How an answer is shown, and how long it may take where that is more than 10 s.
+_TEXTS = {"status": status_text, "peers": peers_text, "nodes": nodes_text, "scan": scan_text}
+_SECONDS = {"scan": 120.0}

@@ -37,6 +37,7 @@ class Commands:
             "status": self._on_status,
             "peers": self._on_peers,
             "nodes": self._on_nodes,
+            "scan": self._on_scan,
             "ping": self._on_ping,
             "call": self._on_call,
             "publish": self._on_publish,
@@ -87,6 +88,17 @@ class Commands:
     async def _on_nodes(self, params: dict[str, Any]) -> Any:
         document = self._daemon.document()
         return {key: document[key] for key in ("state", "cluster", "discovery")}
+
+    async def _on_scan(self, params: dict[str, Any]) -> Any:
+        from thicket.base.errors import CodedError
+
+        mesh = self._live().radio.mesh
+        if mesh is None:
+            raise RequestError("not-joined", "the radio is off; `thicket status` says why")
+        try:
+            return {"heard": await mesh.scan(), "radio": self._daemon.document()["radio"]}
+        except CodedError as e:
+            raise RequestError(e.code, str(e)) from e
 
     async def _on_ping(self, params: dict[str, Any]) -> Any:
         cluster, session = self._joined()

@@ -38,6 +38,16 @@ def channel_frequency(channel: int) -> int:
     raise ValueError(f"channel {channel} is neither in 1 to 14 (2.4 GHz) nor in 32 to 177 (5 GHz)")
 
 
+def channel_number(mhz: int) -> int | None:
+    """The channel at a centre frequency in MHz; None where there is none."""
+    if mhz == _CHANNEL_14_MHZ:
+        return 14
+    for base, numbers in _BANDS:
+        if (mhz - base) % 5 == 0 and (mhz - base) // 5 in numbers:
+            return (mhz - base) // 5
+    return None
+
+
 def parts(channel: int, width: int) -> tuple[int, ...]:
     """The 20 MHz channels of the channel of ``width`` MHz that has ``channel`` in it.
 

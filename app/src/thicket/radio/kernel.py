@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 
 from thicket.netlink import rtnl
@@ -15,12 +16,14 @@ class Kernel:
     """What the kernel is asked, and what it tells by itself, which goes into the inbox.
 
     :ivar ifindex: the interface whose links and addresses are told of.
+    :ivar scanned: set when a scan has ended.
     :raises FaultError: the kernel has no nl80211.
     :raises OSError: it refuses a socket.
     """
 
     def __init__(self, inbox: Inbox) -> None:
         self.ifindex: int | None = None
+        self.scanned = asyncio.Event()
         self._inbox = inbox
         self._events: list[Events] = []
         self.links = rtnl.Links()
@@ -33,9 +36,11 @@ class Kernel:
             raise
         try:
             self._listen(NETLINK_ROUTE, [rtnl.GROUP_LINK, rtnl.GROUP_IPV6_ADDRESS])
-            group = self.nl80211.groups.get(nl80211.CONFIG_GROUP)
-            if group is not None:
-                self._listen(NETLINK_GENERIC, [group])
+            known = self.nl80211.groups
+            wanted = (nl80211.CONFIG_GROUP, nl80211.SCAN_GROUP)
+            groups = [known[name] for name in wanted if name in known]
+            if groups:
+                self._listen(NETLINK_GENERIC, groups)
         except OSError:
             self.close()
             raise
@@ -61,6 +66,11 @@ class Kernel:
             nl80211.CMD_DEL_INTERFACE,
         ):
             self._inbox.put_nowait(Signal.RADIO)
+        elif len(message) > 16 and message[16] in (
+            nl80211.CMD_NEW_SCAN_RESULTS,
+            nl80211.CMD_SCAN_ABORTED,
+        ):
+            self.scanned.set()
 
     def _route_event(self, kind: int, message: bytes) -> None:
         signal = self._meaning(kind, message)

@@ -130,6 +130,10 @@ class Mesh:
                 "mesh_id": self.settings.id,
                 "frequency": self.settings.mhz,
                 "width": self.settings.width,
+                "others": [
+                    {key: one[key] for key in ("mac", "name", "security", "signal_dbm")}
+                    for one in (self._session.others if self._session else ())
+                ],
                 "security": self.settings.security,
                 "protection": protection(self.settings),
                 "supplicant": {
@@ -171,6 +175,23 @@ class Mesh:
         if self._kernel is not None and self.ifindex is not None:
             network = self._address.interface.network
             self._stations.listen(self._kernel, self.ifindex, self.settings, network, seconds)
+
+    async def scan(self) -> list[dict[str, Any]]:
+        """Listen on all channels for some seconds; the mesh stays.
+
+        :returns: who was heard, see :class:`thicket.radio.scan.Heard`.
+        :raises ScanError: that cannot be done, or not now.
+        """
+        from thicket.radio.scan import ScanError, scan, usable  # rare
+
+        kernel, wiphy, ifindex = self._kernel, self._wiphy, self.ifindex
+        if kernel is None or wiphy is None or ifindex is None or not self.joined:
+            raise ScanError("not-joined", "the node is not in the mesh, so its radio cannot scan")
+        peers = self.peers()
+        return [
+            {**one, "peer": one["mac"] in peers}
+            for one in await scan(kernel, ifindex, usable(wiphy))
+        ]
 
     @property
     def outdated(self) -> bool:

@@ -30,6 +30,7 @@ from thicket.netlink.messages import (
     prepared,
 )
 from thicket.netlink.pyroute import genlmsg, nla
+from thicket.radio.scan import ANY_MESH, Heard, heard
 from thicket.radio.sign import Sign, SignReader
 
 _T = TypeVar("_T")
@@ -49,6 +50,10 @@ CMD_DEL_MPATH = 24
 CMD_REQ_SET_REG = 27
 CMD_SET_MESH_CONFIG = 29
 CMD_GET_REG = 31
+CMD_GET_SCAN = 32
+CMD_TRIGGER_SCAN = 33
+CMD_NEW_SCAN_RESULTS = 34
+CMD_SCAN_ABORTED = 35
 
 # enum nl80211_iftype
 IFTYPE_MESH_POINT = 7
@@ -105,6 +110,8 @@ MOST_SIGNS = 256
 
 #: Multicast group with the coming and going of radios and interfaces.
 CONFIG_GROUP = "config"
+#: Multicast group with the ends of scans.
+SCAN_GROUP = "scan"
 
 
 class _MeshParameters(nla):  # type: ignore[misc]
@@ -166,6 +173,7 @@ _GENERIC = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserve
 _BODY = HEADER.size + _GENERIC.size
 
 _MAC_ATTRIBUTE = struct.Struct("=HH6sxx")
+HEADER_OF_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 
 
 class Message(genlmsg):  # type: ignore[misc]
@@ -184,6 +192,9 @@ class Message(genlmsg):  # type: ignore[misc]
         (33, "NL80211_ATTR_REG_ALPHA2", "cdata"),
         (35, "NL80211_ATTR_MESH_CONFIG", "mesh_parameters", 0x8000),  # NLA_F_NESTED
         (38, "NL80211_ATTR_WIPHY_FREQ", "uint32"),
+        (42, "NL80211_ATTR_IE", "cdata"),
+        (44, "NL80211_ATTR_SCAN_FREQUENCIES", "cdata", 0x8000),
+        (45, "NL80211_ATTR_SCAN_SSIDS", "cdata", 0x8000),
         (115, "NL80211_ATTR_SUPPORT_MESH_AUTH", "flag"),
         (143, "NL80211_ATTR_FEATURE_FLAGS", "uint32"),
         (174, "NL80211_ATTR_SPLIT_WIPHY_DUMP", "flag"),
@@ -578,14 +589,14 @@ class Nl80211:
 
     def frequency(self, ifindex: int) -> int | None:
         """The frequency of an interface in MHz; None while it is not in use, or gone."""
-        return self._described(ifindex, _ATTR_WIPHY_FREQ)
+        return self._fact(ifindex, _ATTR_WIPHY_FREQ)
 
     def width(self, ifindex: int) -> int | None:
         """The width of an interface's channel in MHz; None where :meth:`frequency` is None."""
-        kind = self._described(ifindex, _ATTR_CHANNEL_WIDTH)
+        kind = self._fact(ifindex, _ATTR_CHANNEL_WIDTH)
         return None if kind is None else _WIDTHS.get(kind)
 
-    def _described(self, ifindex: int, kind: int) -> int | None:
+    def _fact(self, ifindex: int, kind: int) -> int | None:
         """A number of an interface's description; None without it, or without the interface."""
         request = self._prepared(CMD_GET_INTERFACE, number(_ATTR_IFINDEX, ifindex))
         try:
@@ -621,6 +632,30 @@ class Nl80211:
 
     def remove_interface(self, ifindex: int) -> None:
         self._request(CMD_DEL_INTERFACE, [("NL80211_ATTR_IFINDEX", ifindex)])
+
+    def start_scan(self, ifindex: int, frequencies: list[int]) -> None:
+        """Begin to listen on channels, and to ask there who is present where that is allowed.
+
+        The end is told to SCAN_GROUP.
+
+        :param frequencies: in MHz.
+        """
+        self._request(
+            CMD_TRIGGER_SCAN,
+            [
+                ("NL80211_ATTR_IFINDEX", ifindex),
+                (
+                    "NL80211_ATTR_SCAN_FREQUENCIES",
+                    b"".join(number(at, mhz) for at, mhz in enumerate(frequencies)),
+                ),
+                ("NL80211_ATTR_SCAN_SSIDS", HEADER_OF_ATTRIBUTE.pack(4, 0)),  # any network
+                ("NL80211_ATTR_IE", ANY_MESH),
+            ],
+        )
+
+    def heard(self, ifindex: int) -> list[Heard]:
+        """Who was heard in scans of the last half minute."""
+        return self._dump(CMD_GET_SCAN, ifindex, lambda message: heard(message, _BODY))
 
     def stations(self, ifindex: int) -> list[Station]:
         """The stations that an interface knows, one entry for each address."""

@@ -66,6 +66,12 @@ class Radio(Peering, Protocol):
     async def listen(self, seconds: float) -> None:
         """Ask the kernel for the peers of which no frame is known from the last ``seconds``."""
 
+    async def scan(self) -> list[dict[str, Any]]:
+        """Listen on all channels.
+
+        :raises ScanError: that cannot be done, or not now.
+        """
+
     def links(self) -> list[tuple[IPv6Address | None, float]]:
         """The peers: address where it is known, seconds since the last frame that is known of."""
 

@@ -97,11 +97,11 @@ class Reports:
     def _of_sessions(self) -> list[str]:
         """The keys of the problems that ended a session.
 
-        These are all but the problems with single peers, with the country and with the width, which
-        do not end one.
+        These are all but the problems with single peers, with the country, with the width and with
+        other meshes, which do not end one.
         """
         return [
             key
             for key in self._problems
-            if not key.startswith("sae-") and key not in ("country", "width")
+            if not key.startswith("sae-") and key not in ("country", "width", "other-security")
         ]

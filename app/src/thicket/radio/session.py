@@ -20,6 +20,7 @@ from thicket.radio.paths import PATH_TIMEOUT
 from thicket.radio.peers import Deed, Help
 from thicket.radio.presence import AskForCountry, Presence, judge_width
 from thicket.radio.reports import Report
+from thicket.radio.scan import Heard
 from thicket.radio.section import SAE, MeshSection
 from thicket.radio.stations import Stations
 from thicket.radio.supplicant import Supplicant
@@ -44,6 +45,13 @@ _DUPLICATE_SECONDS = 60.0
 WATCHDOG_SECONDS = 4.0
 #: Seconds between two looks at neighbours that do not become peers.
 CARE_SECONDS = 15.0
+#: Seconds from joining to the first look for other meshes on the channel, and from one to the next:
+#: alone, where the reason may be found there, and with peers. One costs a frame of each node that
+#: hears it; the radio stays on its channel.
+SURVEY_FIRST_SECONDS = 10.0
+SURVEY_ALONE_SECONDS = 60.0
+SURVEY_SECONDS = 600.0
+_SURVEY_MOST_SECONDS = 3.0
 #: Seconds between two questions to the kernel whether the interface is in the mesh: while it is,
 #: and while it is not.
 LOOK_SECONDS = 5.0
@@ -106,6 +114,7 @@ class Session:
     :ivar settings: the settings in use; another passphrase is put here while the session goes on.
     :ivar joined_since: when the mesh was joined, None before (seconds, monotonic).
     :ivar joined_with: the passphrase that opens the mesh to others who begin a link.
+    :ivar others: the nodes of other meshes on the channel at the last look.
     :ivar superseded: there are other settings; the session ends at the next opportunity.
     """
 
@@ -123,6 +132,7 @@ class Session:
         self.joined_since: float | None = None
         self.joined_with = settings.passphrase_in_use
         self.superseded = False
+        self.others: list[Heard] = []
         self._place = place
         self._address = address
         self._supplicant = supplicant
@@ -174,9 +184,10 @@ class Session:
         self.refresh()
         watchdog = time.monotonic() + WATCHDOG_SECONDS
         care = time.monotonic() + CARE_SECONDS
+        survey = time.monotonic() + SURVEY_FIRST_SECONDS
         look = 0.0
         while True:
-            item = await self._next(min(watchdog, care, look))
+            item = await self._next(min(watchdog, care, look, survey))
             if item is Signal.LOOK or time.monotonic() >= look:
                 self._check_membership()
                 inside = self._presence.inside
@@ -193,6 +204,9 @@ class Session:
             if now >= watchdog:
                 await self._supplicant.control.command("PING")
                 watchdog = now + WATCHDOG_SECONDS
+            if now >= survey:
+                await self._survey()
+                survey = now + (SURVEY_SECONDS if self._peers.macs else SURVEY_ALONE_SECONDS)
             if now >= care:
                 await self._supplicant.control.attach()
                 care = now + CARE_SECONDS
@@ -459,6 +473,19 @@ class Session:
         raise FaultError(
             "radio", "mesh-left", f"{what}{self._channel_obstacle()}; it rejoins", restart=True
         )
+
+    async def _survey(self) -> None:
+        """Look for other meshes on the channel, among them neighbours with another security."""
+        from thicket.radio import scan  # not needed to join
+
+        kernel, ifindex = self._place.kernel, self._place.ifindex
+        try:
+            found = await scan.scan(kernel, ifindex, [self.settings.mhz], _SURVEY_MOST_SECONDS)
+        except scan.ScanError as error:
+            log.debug("no look for other meshes: %s", error)
+            return
+        self.others = scan.others(found, self.settings)
+        self._stations.say([scan.judge(self.others, self.settings)])
 
     async def _mesh_event(self, event: Event) -> None:
         """Handle an event of wpa_supplicant while in the mesh.
