@@ -669,6 +669,7 @@ class TestStarting:
             assert set(said.values()) == {"done", "not-joined", "starting"}
             read.set()
             await run.until(run.in_cluster, "it joins")
+            assert (await run.ask("scan"))["heard"][0]["name"] == "thicket"
             assert run.daemon.core.settings.trust.chip_required
             assert (await run.ask("stop-radio")) == {"left": True}
 
@@ -766,14 +767,15 @@ class TestMeshSettings:
             ("id", "x"), ("channel", 6), ("country", "DE"), ("beacon_interval", 100),
             ("peering_retries", 1), ("peering_timeout", 40), ("max_inactivity", 60), ("ht", False),
             ("max_peers", 5), ("rssi_threshold", -80), ("forwarding", False), ("gate", True),
-            ("root_mode", 4),
+            ("root_mode", 4), ("width", 40),
         ],
     )  # fmt: skip
     def test_every_key_reaches_the_radio(self, key: str, value: object) -> None:
         """Either wpa_supplicant or the kernel is told something else by it."""
 
         def told(**values: object) -> tuple[str, dict[str, int]]:
-            mesh = Settings({"mesh": {"security": "open", **values}}).mesh
+            base = {"security": "open", "channel": 36, "country": "US"}
+            mesh = Settings({"mesh": {**base, **values}}).mesh
             return configuration(mesh, "/run/x"), kernel_parameters(mesh)
 
         assert told(**{key: value}) != told()
@@ -790,8 +792,9 @@ class TestMeshSettings:
         known = {
             "security",
             "passphrase",
-            "next_passphrase",
-        }  # the last: thicket.cluster.passphrase
+            "next_passphrase",  # thicket.cluster.passphrase
+            "radio",  # thicket.radio.choose
+        }
         marks = TestMeshSettings.test_every_key_reaches_the_radio.pytestmark  # type: ignore[attr-defined]
         known |= {key for key, _ in marks[0].args[1]}
         assert known == set(MeshSection.keys())

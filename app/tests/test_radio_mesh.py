@@ -1213,7 +1213,9 @@ def sender(mac: str = "02:00:00:00:00:77", **facts: Any) -> Heard:
 async def test_a_scan_listens_on_a_few_channels_at_a_time(world: World) -> None:
     world.stations = [station()]
     usable = {5 * n + 2407: Channel(disabled=False, listen_only=n > 11) for n in range(1, 14)}
-    world.radios[0].channels = {**usable, 2484: Channel(disabled=True, listen_only=False)}
+    disabled = Channel(disabled=True, listen_only=False)
+    six_gigahertz = Channel(disabled=False, listen_only=False)
+    world.radios[0].channels = {**usable, 2484: disabled, 5955: six_gigahertz}
     world.heard = [sender(), sender(PEER, signal_dbm=-40), sender("02::", seen_ms=60_000)]
     async with running(world) as one:
         await one.joined()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from thicket.base.errors import CodedError
 from thicket.netlink.messages import NetlinkError, facts_of, hardware_address, integer
+from thicket.radio.channels import channel_number
 from thicket.radio.reports import Report, Solved
 from thicket.radio.section import OPEN, SAE, MeshSection
 
@@ -219,5 +220,9 @@ def refused(error: NetlinkError) -> ScanError:
 
 
 def usable(wiphy: Wiphy) -> list[int]:
-    """The frequencies that a radio may listen to."""
-    return [mhz for mhz, channel in wiphy.channels.items() if not channel.disabled]
+    """The frequencies in 2.4 and 5 GHz that a radio may listen to. No mesh is elsewhere."""
+    return [
+        mhz
+        for mhz, channel in wiphy.channels.items()
+        if not channel.disabled and channel_number(mhz) is not None
+    ]
