@@ -51,7 +51,7 @@ CARE_SECONDS = 15.0
 SURVEY_FIRST_SECONDS = 10.0
 SURVEY_ALONE_SECONDS = 60.0
 SURVEY_SECONDS = 600.0
-_SURVEY_MOST_SECONDS = 3.0
+_SURVEY_MOST_SECONDS = 1.0
 #: Seconds between two questions to the kernel whether the interface is in the mesh: while it is,
 #: and while it is not.
 LOOK_SECONDS = 5.0
