@@ -616,7 +616,7 @@ class TestProblems:
                 lambda: run.daemon.live is not None and run.live.radio.mesh is not None, "running"
             )
             watch = asyncio.create_task(
-                radio_watch.watch(cluster, lambda: run.live.radio.mesh, 1000)
+                radio_watch.watch(cluster, lambda: run.live.radio.mesh, 1000, lambda _links: None)
             )
             assert await heard(run, 900, 900) == set()
             assert await heard(run, 1500, 1700) == {far}

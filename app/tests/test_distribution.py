@@ -32,6 +32,8 @@ from thicket.distribution.connection import Connection
 from thicket.distribution.etf import Atom
 from thicket.distribution.events import (
     Connecting,
+    MemberDown,
+    MemberUp,
     NodeDown,
     NodeUp,
     ProblemBegan,
@@ -450,12 +452,13 @@ async def test_two_nodes_and_their_events(network: Network) -> None:
         assert [(info.name, info.state) for info in a.nodes()] == [(b.name, "up")]
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         assert begin <= a.nodes()[0].since <= now
-        assert a_events == [Connecting(b.name), NodeUp(b.name)]
-        assert [type(event) for event in a_events] == [Connecting, NodeUp]
-        assert b_events == [NodeUp(a.name)]
+        assert a_events == [Connecting(b.name), NodeUp(b.name), MemberUp(b.name)]
+        assert [type(event) for event in a_events] == [Connecting, NodeUp, MemberUp]
+        assert [type(event) for event in b_events] == [NodeUp, MemberUp]
         assert a.disconnect(b.name, "tired of it")
         assert not a.disconnect(b.name)
-        assert a_events[-1] == NodeDown(b.name, "disconnected", "tired of it")
+        assert a_events[-2] == NodeDown(b.name, "disconnected", "tired of it")
+        assert a_events[-1] == MemberDown(b.name, "disconnected", "tired of it")
         await until(lambda: b_events.of(NodeDown), "the other side notices")
         assert a.nodes() == b.nodes() == []
         assert set(a.processes()) == {registered(a, name) for name in SERVICES}  # no call is left

@@ -65,7 +65,9 @@ async def test_one_look_serves_many_peers(peers: int, most: float) -> None:
     air, cluster = Air(peers), Cluster()
     of_any_type: Any = cluster
     radio: Any = air
-    watch = asyncio.create_task(radio_watch.watch(of_any_type, lambda: radio, 1000))
+    watch = asyncio.create_task(
+        radio_watch.watch(of_any_type, lambda: radio, 1000, lambda _links: None)
+    )
     await asyncio.sleep(100)
     assert air.looks <= 100 * most + 1
     assert air.asked <= 100 * peers, "none is asked for more than once in a beacon interval"
@@ -79,7 +81,9 @@ async def test_a_peer_is_suspected_as_soon_as_its_silence_tells(peers: int, when
     air, cluster = Air(peers), Cluster()
     of_any_type: Any = cluster
     radio: Any = air
-    watch = asyncio.create_task(radio_watch.watch(of_any_type, lambda: radio, 1000))
+    watch = asyncio.create_task(
+        radio_watch.watch(of_any_type, lambda: radio, 1000, lambda _links: None)
+    )
     await asyncio.sleep(20 + when)
     lost = IPv6Address("fd12::2")
     air.gone[lost] = asyncio.get_running_loop().time()
@@ -97,7 +101,9 @@ async def test_nothing_is_asked_while_there_is_no_cluster() -> None:
     cluster.candidates = {}
     of_any_type: Any = cluster
     radio: Any = air
-    watch = asyncio.create_task(radio_watch.watch(of_any_type, lambda: radio, 1000))
+    watch = asyncio.create_task(
+        radio_watch.watch(of_any_type, lambda: radio, 1000, lambda _links: None)
+    )
     await asyncio.sleep(20)
     watch.cancel()
     assert air.looks == 0

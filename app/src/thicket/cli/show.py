@@ -107,7 +107,7 @@ def status_text(doc: dict[str, Any]) -> str:
     best = f", signal {min(signals)} to {max(signals)} dBm" if signals else ""
     facts.append(("Peers", f"{len(established)}{best}"))
     up = [node for node in doc["cluster"]["nodes"] if node["state"] == "up"]
-    waiting = len(doc["cluster"]["nodes"]) - len(up)
+    waiting = sum(node["state"] == "connecting" for node in doc["cluster"]["nodes"])
     more = f", {waiting} being connected" if waiting else ""
     alone = ", PROTECTED BY ITS COOKIE ALONE" if doc["cluster"]["security"] == "cookie" else ""
     others = f"{len(up)} other node{'' if len(up) == 1 else 's'}{more}"
@@ -283,7 +283,8 @@ def nodes_text(doc: dict[str, Any]) -> str:
     rows = [[own, "this node", "-", ""]]
     for node in nodes:
         since = "-" if node.get("since") is None else duration(max(0.0, now - node["since"]))
-        rows.append([node["name"], node["state"], since, node.get("message", "")])
+        far = "by way of others" if node["state"] == "up" and not node.get("direct", True) else ""
+        rows.append([node["name"], node["state"], since, node.get("message", far)])
     return table(["NODE", "STATE", "SINCE", ""], rows)
 
 

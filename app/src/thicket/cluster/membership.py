@@ -161,11 +161,15 @@ class Membership:
             candidate.name = name  # a connected one has told its name
             self._wake.set()
 
-    def set_neighbours(self, addresses: set[IPv6Address]) -> None:
-        """Connect only these from now on. Present connections stay."""
+    def set_neighbours(self, addresses: set[IPv6Address] | None) -> None:
+        """Connect only these from now on, or everybody. Present connections stay."""
         if addresses != self.neighbours:
             self.neighbours = addresses
             self._wake.set()
+
+    def wants(self, address: IPv6Address) -> bool:
+        """Return whether the node at ``address`` is to be connected."""
+        return self.neighbours is None or address in self.neighbours
 
     def gone(self, address: IPv6Address) -> None:
         """Discovery has forgotten ``address``: stop trying it. A present connection stays."""
@@ -296,7 +300,7 @@ class Membership:
         for candidate in sorted(self.candidates.values(), key=lambda c: c.due):
             if candidate.up or candidate.task is not None:
                 continue
-            if self.neighbours is not None and candidate.address not in self.neighbours:
+            if not self.wants(candidate.address):
                 continue
             if candidate.due > now or self._running >= PARALLEL:
                 # with all places taken, the end of an attempt wakes us

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ipaddress import IPv6Address
 
     from thicket.cluster.membership import Membership
     from thicket.radio.radio import Radio
@@ -31,12 +32,16 @@ LOOK_SHARE = 10.0
 
 
 async def watch(
-    membership: Membership, radio: Callable[[], Radio | None], beacon_interval: int
+    membership: Membership,
+    radio: Callable[[], Radio | None],
+    beacon_interval: int,
+    on_links: Callable[[set[IPv6Address]], None],
 ) -> None:
-    """Look at the radio's peers while there are connections to lose, until cancelled.
+    """Look at the radio's peers while there are connections to lose or to make, until cancelled.
 
     :param radio: returns the radio of now.
     :param beacon_interval: the mesh's, in TU of 1024 µs.
+    :param on_links: told of the nodes that the radio is linked with, after each look.
     """
     beacon = beacon_interval * 1.024 / 1000  # seconds
     patience, alone = SILENT_BEACONS * beacon, ALONE_BEACONS * beacon
@@ -53,7 +58,7 @@ async def watch(
         silences, took = [], 0.0
         mesh = radio()
         up = any(candidate.up for candidate in membership.candidates.values())
-        if mesh is None or not (up or membership.neighbours is not None):
+        if mesh is None or not membership.candidates:
             continue
         began = time.monotonic()
         await mesh.listen(LISTEN_BEACONS * beacon)
@@ -65,5 +70,4 @@ async def watch(
                 membership.suspect(address)
         if up and silences and min(silences) > alone:
             membership.suspect()
-        if membership.neighbours is not None:
-            membership.set_neighbours({address for address, _ in links if address is not None})
+        on_links({address for address, _ in links if address is not None})

@@ -55,10 +55,12 @@ class ClusterSection(Section, name="cluster"):
         unit="MiB",
     )
     topology = Choice(
-        "full",
+        "auto",
         "Which nodes this node stays connected to. `full`: all that it hears, as Erlang does. "
-        "`neighbours`: only those with a mesh link to it, for fleets of dozens of nodes; a call or "
-        "message to another node connects to it first, and groups reach connected nodes only.",
+        "`neighbours`: some of those with a mesh link to it; a call or message to another node "
+        "connects to it for as long as that is used, and all nodes know of all others by their "
+        "neighbours. `auto`: `full` in a fleet of up to 16 nodes, `neighbours` in a larger one.",
+        "auto",
         "full",
         "neighbours",
     )

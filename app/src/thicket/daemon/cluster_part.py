@@ -14,6 +14,7 @@ from thicket.base.paths import parameter
 from thicket.base.supervise import GRACE
 from thicket.cluster import radio_watch
 from thicket.cluster.membership import Membership
+from thicket.cluster.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,12 @@ class ClusterSession:
         self._core = core
         self._installed = installed
         self._requests: Requests | None = None
+        self._topology = Topology(core.settings.cluster.topology, node, membership)
+
+    @property
+    def topology(self) -> Topology:
+        """Whom the node stays connected with."""
+        return self._topology
 
     @property
     def requests(self) -> Requests:
@@ -143,15 +150,22 @@ class ClusterSession:
             await asyncio.sleep(AGAIN)
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Return the other nodes, connected ones first.
+        """Return the other nodes, those of the cluster first.
 
-        A node that was heard but is not connected has the state "connecting" and, after a failure,
-        ``error`` (code), ``message`` and ``attempts``.
+        One that other nodes are connected with, and this one is not, is not ``direct``. A node that
+        was heard and is not in the cluster has the state "connecting", or "heard" where this node
+        leaves it to others to connect, and after a failure ``error`` (code), ``message`` and
+        ``attempts``.
         """
         from thicket.distribution.handshake import key_of  # loaded with the node
 
         found: dict[str, dict[str, Any]] = {
-            key_of(info.name): {"name": str(info.name), "state": info.state, "since": info.since}
+            key_of(info.name): {
+                "name": str(info.name),
+                "state": info.state,
+                "since": info.since,
+                "direct": info.direct,
+            }
             for info in self.node.nodes()
         }
         for candidate in self.membership.candidates.values():
@@ -159,7 +173,12 @@ class ClusterSession:
                 continue
             entry = found.setdefault(
                 key_of(candidate.name),
-                {"name": candidate.name, "state": "connecting", "since": None},
+                {
+                    "name": candidate.name,
+                    "state": "connecting" if self.membership.wants(candidate.address) else "heard",
+                    "since": None,
+                    "direct": False,
+                },
             )
             if entry["state"] != "up" and candidate.error is not None:
                 entry["error"], entry["message"] = candidate.error
@@ -170,7 +189,14 @@ class ClusterSession:
         """Return the counters of connections since the node started."""
         found = self.node.statistics()
         names = ("connected", "accepted", "simultaneous", "abandoned")
-        return {"attempts": self.membership.attempts, **{name: found[name] for name in names}}
+        roster = self.node.membership.roster
+        return {
+            "attempts": self.membership.attempts,
+            **{name: found[name] for name in names},
+            "ended": self.node.membership.ended,
+            "links": len(roster.links),
+            "roster_dropped": sum(roster.dropped.values()),
+        }
 
 
 class ClusterPart:
@@ -212,8 +238,6 @@ class ClusterPart:
         membership = Membership(
             cluster.name, node, lambda _candidate: core.changed(), self._radio.silence
         )
-        if cluster.topology == "neighbours":
-            membership.set_neighbours(set())
         core.problems.sources["cluster"] = (node.problems, "warning")
         session = ClusterSession(core, node, membership, self._installed)
         try:
@@ -239,7 +263,12 @@ class ClusterPart:
             loop.create_task(session.run_applications()),
             loop.create_task(session.run_passphrase(self._host)),
             loop.create_task(
-                radio_watch.watch(session.membership, lambda: self._radio.mesh, beacon_interval)
+                radio_watch.watch(
+                    session.membership,
+                    lambda: self._radio.mesh,
+                    beacon_interval,
+                    session.topology.follow,
+                )
             ),
             loop.create_task(self._trust.keep_telling()),
         }
@@ -264,6 +293,7 @@ class ClusterPart:
             self._host.update,
             self.nodes,
             installed=self._installed,
+            near=session.topology.chosen,
         )
         me = node_name(identity.source, identity.id)
         await session.run_updates(host, self._trust, me)

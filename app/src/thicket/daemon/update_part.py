@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from thicket.update.spread import ASSUMED, NEAR, Way
@@ -36,6 +36,8 @@ class UpdateHost:
     :param update: returns the part that knows the slots; None until it has begun.
     :param nodes: returns the other nodes of the cluster.
     :param installed: keeps the applications that were installed.
+    :param near: returns the neighbours in the overlay: what goes from node to node goes by them,
+        even where frames to them take two hops.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class UpdateHost:
         nodes: Callable[[], list[dict[str, Any]]],
         *,
         installed: InstalledPart,
+        near: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self._core = core
         self._radio = radio
         self._trust = trust
         self._update = update
         self._installed = installed
+        self._near = near
         self.nodes = nodes
         self._known: tuple[float, dict[str, Way]] = (float("-inf"), {})
         self._asked = float("-inf")
@@ -90,7 +94,12 @@ class UpdateHost:
             seen = mesh.snapshot() if mesh is not None else {}
             known = by_address(seen.get("peers", ()), seen.get("paths", ()))
             self._known = now, known
-        return ways((str(one["name"]) for one in self.nodes() if one["state"] == "up"), known)
+        connected = [
+            str(one["name"])
+            for one in self.nodes()
+            if one["state"] == "up" and one.get("direct", True)
+        ]
+        return ways(connected, known, self._near())
 
     async def look_for_ways(self) -> None:
         """Ask the kernel for the ways of now, if it was not asked just before."""
@@ -125,10 +134,18 @@ def by_address(peers: Iterable[dict[str, Any]], paths: Iterable[dict[str, Any]])
     return known
 
 
-def ways(names: Iterable[str], known: Mapping[str, Way]) -> dict[str, Way]:
+def ways(
+    names: Iterable[str], known: Mapping[str, Way], near: Collection[str] = ()
+) -> dict[str, Way]:
     """Return the ways to nodes.
 
     Where the radio knows nobody, all are taken for neighbours: there is no mesh between them.
+
+    :param near: those that count as neighbours wherever they are.
     """
     other = Way(FAR, FAR * ASSUMED) if known else Way()
-    return {name: known.get(name.partition("@")[2], other) for name in names}
+    found = {name: known.get(name.partition("@")[2], other) for name in names}
+    return {
+        name: way._replace(hops=min(way.hops, NEAR)) if name in near else way
+        for name, way in found.items()
+    }

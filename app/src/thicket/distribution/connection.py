@@ -115,6 +115,7 @@ class Connection(asyncio.BufferedProtocol):
     :ivar established: the handshake is over and the connection in use.
     :ivar text: the peer distinguishes text from bytes, as Thicket nodes do.
     :ivar checked: the name for which the peer's certificate was accepted.
+    :ivar used: when something was sent or received, besides ticks, by the same clock.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         self.source = ""
         self.checked = ""
-        self.heard = 0.0
+        self.heard = self.used = 0.0
         self.secured_at = 0.0
         self.established = False
         self.text = False
@@ -331,7 +332,7 @@ class Connection(asyncio.BufferedProtocol):
         encoded = self.encode(control)
         size = len(payload) if payload is not None else 0
         waiting = self._long_size + self._transport.get_write_buffer_size()
-        self._said = self._loop.time()
+        self._said = self.used = self._loop.time()
         if self._long and (queue := self._long.get(_sender(control))) is not None:
             self._long_size += size + len(encoded)
             queue.append((size + len(encoded), self._parts(encoded, payload)))
@@ -455,7 +456,7 @@ class Connection(asyncio.BufferedProtocol):
         )
         self._reader = frames.FrameReader(self._messages.max_frame)
         self.established = True
-        self._said = self._loop.time()
+        self._said = self.used = self._loop.time()
         self._timer = self._loop.call_later(self._tick_time / TICK_INTENSITY, self._tick)
         self._owner.on_connected(self)
         if handshake.rest and self._closed is None:

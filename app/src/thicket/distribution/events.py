@@ -28,7 +28,7 @@ class Connecting(_Named):
 
 
 class NodeUp(_Named):
-    """A node is connected.
+    """A connection with a node is up.
 
     :ivar name: as the node itself spells it.
     """
@@ -37,9 +37,30 @@ class NodeUp(_Named):
 
 
 class NodeDown(NamedTuple):
-    """A connected node is lost.
+    """A connection with a node has ended.
 
     :ivar code: the reason in one word (``closed``, ``silent``, ``stopped`` ...).
+    :ivar reason: the reason in words.
+    """
+
+    name: str
+    code: str
+    reason: str
+
+
+class MemberUp(_Named):
+    """A node is in the cluster: connected, or a way of connections leads to it (:mod:`.roster`).
+
+    :ivar name: in its own spelling when it is connected.
+    """
+
+    __slots__ = ()
+
+
+class MemberDown(NamedTuple):
+    """A node is not in the cluster any more.
+
+    :ivar code: the reason in one word: that of a lost connection, or ``lost``.
     :ivar reason: the reason in words.
     """
 
@@ -105,7 +126,16 @@ class ProblemEnded(_Problem):
 
 
 ClusterEvent = (
-    Connecting | NodeUp | NodeDown | Suspected | Refused | RefusedBy | ProblemBegan | ProblemEnded
+    Connecting
+    | NodeUp
+    | NodeDown
+    | MemberUp
+    | MemberDown
+    | Suspected
+    | Refused
+    | RefusedBy
+    | ProblemBegan
+    | ProblemEnded
 )
 
 
@@ -122,7 +152,7 @@ class Announcer:
 
     def tell(self, event: ClusterEvent) -> None:
         """Hand out an event."""
-        if self.monitors and isinstance(event, NodeUp | NodeDown):
+        if self.monitors and isinstance(event, MemberUp | MemberDown):
             self._tell_monitors(event)
         if self._listener is None:
             return
@@ -131,10 +161,10 @@ class Announcer:
         except Exception:
             log.exception("the handler of the event %s failed", type(event).__name__)
 
-    def _tell_monitors(self, event: NodeUp | NodeDown) -> None:
+    def _tell_monitors(self, event: MemberUp | MemberDown) -> None:
         from thicket.distribution.mailbox import NodeEvent
 
-        if isinstance(event, NodeUp):
+        if isinstance(event, MemberUp):
             told = NodeEvent("up", event.name)
         else:
             told = NodeEvent("down", event.name, event.code, event.reason)

@@ -10,10 +10,16 @@ OTP 29 has a second version (``data_publisher.erl``): ``{discover, Pid, 1}``, ``
 Map}`` and ``{update, Pid, [{Group, Joined, Left}]}``. It understands the first one. Earlier
 releases need the first one (they crash on anything else), so we begin with that, and answer each
 node in the version that it uses.
+
+Where not every two nodes are connected, each Thicket node also states its own members, and those of
+the connected nodes that keep no roster, to all Thicket nodes (:mod:`.roster`). What a connected
+node says of itself counts more. Erlang's nodes get nothing of this: for them a group has the
+members of the nodes that they are connected with.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -21,14 +27,17 @@ from typing import TYPE_CHECKING, Any
 from thicket.distribution.atoms import GEN_CAST
 from thicket.distribution.etf import (
     Atom,
+    DecodeError,
     EncodeError,
     Message,
     PairMap,
     Pid,
     Reference,
+    decode_bare,
     encode_bare,
 )
-from thicket.distribution.handshake import DistributionError
+from thicket.distribution.handshake import ROSTER, DistributionError, key_of
+from thicket.distribution.ledger import MAX_BODY, Record
 from thicket.distribution.mailbox import LIMIT, Mailbox
 from thicket.distribution.processes import Process
 
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
 
     from thicket.distribution.connection import Connection
     from thicket.distribution.node import Node
+    from thicket.distribution.roster import Roster
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +64,12 @@ MAX_NAMES = 8 * 1024 * 1024
 MAX_SERVERS = 4
 """Limit of processes of one node in a scope. There is one; a new one may come before the end of the
 old one is known here."""
+
+AT_ONCE = 8
+"""Nodes without a connection that a message to a group is sent to at the same time."""
+
+TOPIC = "pg:"
+"""Begins the topic of a scope in the roster."""
 
 _DISCOVER = Atom("discover")
 _JOIN = Atom("join")
@@ -98,10 +114,76 @@ class _Peer:
         self.groups: dict[bytes, _Group] = {}
 
 
+class _Far:
+    """What other nodes state about a scope in the roster.
+
+    :param own: this node's key.
+    """
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        #: By who states it, and the node that they are on.
+        self._said: dict[str, dict[str, dict[bytes, _Group]]] = {}
+        self._counts: dict[str, int] = {}
+        self._view: dict[bytes, _Group] = {}
+        self._stamp: object = None
+
+    def take(self, record: Record) -> bool:
+        """Note what a node states; False when there is no room for it."""
+        self._stamp = None
+        self._said.pop(record.origin, None)
+        self._counts.pop(record.origin, None)
+        if not record.body:
+            return True
+        said: dict[str, dict[bytes, _Group]] = {}
+        count = 0
+        try:
+            for name, pids in decode_bare(record.body)[0]:
+                for pid in pids:
+                    if type(pid) is not Pid:
+                        raise TypeError("a member is a pid")
+                    groups = said.setdefault(key_of(str(pid.node)), {})
+                    groups.setdefault(_key(name), _Group(name)).members[pid] += 1
+                    count += 1
+        except (DecodeError, EncodeError, TypeError, ValueError):
+            return False
+        if count + sum(self._counts.values()) > MAX_MEMBERS:
+            return False
+        self._said[record.origin] = said
+        self._counts[record.origin] = count
+        return True
+
+    def groups(self, roster: Roster, topic: str, direct: frozenset[str]) -> dict[bytes, _Group]:
+        """Return the members on nodes that are reached and are not among ``direct``.
+
+        :param topic: of the scope.
+        """
+        stamp = roster.epoch, direct
+        if stamp == self._stamp:
+            return self._view
+        view: dict[bytes, _Group] = {}
+        taken = {self._own, *direct}
+        # A node speaks for itself, and the first of its neighbours for one without a roster.
+        for origin in sorted(self._said, key=lambda origin: (not roster.reaches(origin), origin)):
+            if not roster.reaches(origin):
+                if (origin, topic) not in roster.ledger.records:  # it is forgotten
+                    del self._said[origin], self._counts[origin]
+                continue
+            for node, groups in self._said[origin].items():
+                if node in taken or (node != origin and node not in roster.leaves_of(origin)):
+                    continue
+                taken.add(node)
+                for key, group in groups.items():
+                    view.setdefault(key, _Group(group.name)).members.update(group.members)
+        self._stamp, self._view = stamp, view
+        return view
+
+
 class Scope(Process):
     """The groups of a scope; :meth:`.Node.scope` makes it."""
 
     answers = False
+    pins = False
 
     def __init__(self, node: Node, name: str = DEFAULT_SCOPE) -> None:
         super().__init__(node)
@@ -110,7 +192,11 @@ class Scope(Process):
         self._local: dict[bytes, _Group] = {}
         self._peers: dict[Pid, _Peer] = {}
         self._remote_members = 0
+        self._far = _Far(key_of(node.name))
+        self._telling: asyncio.Handle | None = None
         node.register(name, self)
+        for record in list(node.membership.roster.ledger.records.values()):
+            self.on_stated(record)
         for connection in node.connections.values():
             self.discover(connection)
 
@@ -148,9 +234,12 @@ class Scope(Process):
         return True
 
     def members(self, group: Any) -> list[Pid]:
-        """Return the members of all connected nodes."""
+        """Return the members of all nodes."""
         key = _key(group)
         found = self.local_members(group)
+        far = self._far_groups().get(key)
+        if far is not None:
+            found.extend(far.members.elements())
         for peer in self._peers.values():
             known = peer.groups.get(key)
             if known is not None:
@@ -167,23 +256,81 @@ class Scope(Process):
         found = {key: group.name for key, group in self._local.items()}
         for peer in self._peers.values():
             found.update((key, group.name) for key, group in peer.groups.items())
+        found.update((key, group.name) for key, group in self._far_groups().items())
         return [found[key] for key in sorted(found)]
 
     async def publish(self, group: Any, message: Any, sender: Pid | None = None) -> int:
-        """Send ``message`` to every member, waiting where a connection is busy.
+        """Send ``message`` to every member, waiting where a connection is busy or must be made.
 
         :returns: the number of members that it was sent to.
         :raises EncodeError: ``message`` has no form in Erlang.
         """
         encoded = Message(message)
         count = 0
+        away = []
         for pid in self.members(group):
-            try:
-                await self._node.send_encoded(sender or self.pid, pid, encoded)
-            except DistributionError:
-                continue  # its node was just lost
-            count += 1
+            if key_of(str(pid.node)) != self._node.name and not self._node.connected(str(pid.node)):
+                away.append(pid)
+            else:
+                count += await self._send(sender, pid, encoded)
+        if away:
+            room = asyncio.Semaphore(AT_ONCE)
+
+            async def send(pid: Pid) -> bool:
+                async with room:
+                    return await self._send(sender, pid, encoded)
+
+            count += sum(await asyncio.gather(*map(send, away)))
         return count
+
+    async def _send(self, sender: Pid | None, pid: Pid, encoded: Message) -> bool:
+        try:
+            await self._node.send_encoded(sender or self.pid, pid, encoded)
+        except DistributionError:
+            return False  # its node was just lost
+        return True
+
+    # --- what all nodes know ------------------------------------------------------------------
+
+    def _far_groups(self) -> dict[bytes, _Group]:
+        direct = frozenset(key_of(peer.connection.name) for peer in self._peers.values())
+        roster = self._node.membership.roster
+        return self._far.groups(roster, TOPIC + self.name, direct)
+
+    def on_stated(self, record: Record) -> None:
+        """Note the members that another node states in the roster."""
+        if record.topic != TOPIC + self.name or record.origin == key_of(self._node.name):
+            return
+        if not self._far.take(record):
+            log.warning("the members of %s in the scope %s are not known", record.origin, self.name)
+
+    def restate(self) -> None:
+        """State the members of this node soon, and of the connected ones without a roster."""
+        if self._telling is None and self._node.membership.roster.active:
+            self._telling = asyncio.get_running_loop().call_soon(self._state)
+
+    def _state(self) -> None:
+        self._telling = None
+        known: dict[bytes, tuple[Any, list[Pid]]] = {}
+        alone = (
+            peer.groups
+            for peer in self._peers.values()
+            if not peer.connection.has(ROSTER) and peer.connection.peer.published
+        )
+        for groups in (self._local, *alone):
+            for key, group in groups.items():
+                known.setdefault(key, (group.name, []))[1].extend(group.members.elements())
+        body = encode_bare(list(known.values())) if known else b""
+        if len(body) > MAX_BODY:
+            log.warning(
+                "the scope %s has so many members here that only connected nodes know them",
+                self.name,
+            )
+        self._node.membership.state(TOPIC + self.name, body)
+
+    def on_stop(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
 
     # --- messages of other nodes --------------------------------------------------------------
 
@@ -219,6 +366,7 @@ class Scope(Process):
             peer = self._peers.pop(pid, None) if isinstance(pid, Pid) else None
             if peer is not None:
                 self._remote_members -= _count(peer)
+                self._changed_at(peer)
             return
         if not isinstance(pid, Pid):
             return
@@ -247,6 +395,12 @@ class Scope(Process):
             self._add(known, joined[0], _pids(joined[1], pid))
         if left is not None:
             self._remove(known, left[0], Counter(_pids(left[1], pid)))
+        self._changed_at(known)
+
+    def _changed_at(self, peer: _Peer) -> None:
+        """The members of another node have changed."""
+        if not peer.connection.has(ROSTER):
+            self.restate()
 
     def _remove(self, peer: _Peer, groups: list[Any], pids: Counter[Pid]) -> None:
         """Remove members from groups, in time that grows with the sum, not the product, of what the
@@ -301,6 +455,7 @@ class Scope(Process):
             match item:
                 case (group, pids):
                     self._add(peer, group, _pids(pids, pid))
+        self._changed_at(peer)
 
     def _add(self, peer: _Peer, group: Any, pids: list[Pid]) -> None:
         if not pids:
@@ -335,6 +490,7 @@ class Scope(Process):
 
     def _tell(self, group: Any, joined: list[Pid], left: list[Pid]) -> None:
         """Report to all nodes who has joined or left."""
+        self.restate()
         for peer in self._peers.values():
             message: Any
             if peer.version:

@@ -68,6 +68,8 @@ SPAWN = 1 << 32
 NAME_ME = 1 << 33
 V4_NC = 1 << 34
 ALIAS = 1 << 35
+ROSTER = 1 << 61
+"""Only of Thicket nodes: the peer keeps a roster of the cluster (:mod:`.members`)."""
 TEXT = 1 << 62
 """Only of Thicket nodes: the peer reads text in the form that distinguishes it from bytes
 (:mod:`.etf`). Erlang numbers its abilities upwards, and ignores unknown ones."""
@@ -103,6 +105,7 @@ ABILITIES = (
     | FRAGMENTS
     | SPAWN
     | ALIAS
+    | ROSTER
     | TEXT
 )
 """Our abilities. The atom cache is left out on purpose: it costs more in Python than it saves, and

@@ -16,13 +16,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from thicket.base.process import boottime
-from thicket.distribution import frames, services
+from thicket.distribution import frames, members, services
 from thicket.distribution.admission import Admission
 from thicket.distribution.atoms import GEN_CALL, IS_AUTH, NOBODY, UNDEFINED, YES
 from thicket.distribution.connector import Connector, Maker
 from thicket.distribution.epmd import PORT as EPMD_PORT
 from thicket.distribution.etf import Atom, Message, Pid, Reference, decode_bare, shown
-from thicket.distribution.events import Announcer, NodeDown, NodeUp, Suspected
+from thicket.distribution.events import Announcer, NodeDown, NodeUp
 from thicket.distribution.handshake import (
     ABILITIES,
     DIST_MONITOR_NAME,
@@ -42,11 +42,12 @@ from thicket.distribution.handshake import (
 )
 from thicket.distribution.identifiers import Identifiers
 from thicket.distribution.listening import Listening
+from thicket.distribution.members import Members
 from thicket.distribution.processes import Name, Process, ProcessTable, copy
 from thicket.distribution.signals import Signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from ipaddress import IPv6Address
 
     from thicket.base.events import Listener
@@ -78,11 +79,14 @@ class NodeInfo(NamedTuple):
     :ivar name: in the node's own spelling once it is connected, until then in the caller's.
     :ivar state: ``up`` or ``connecting``.
     :ivar since: when that state began, in seconds of CLOCK_BOOTTIME.
+    :ivar direct: this node is connected with it. Otherwise it is up as others see it, and is
+        connected when something is sent to it.
     """
 
     name: str
     state: str
     since: float
+    direct: bool = True
 
 
 class Node(ProcessTable):
@@ -178,8 +182,8 @@ class Node(ProcessTable):
         logger = services.Logger(self)
         for known in logger.NAMES:
             self.register(known, logger)
-        self._suspicions = services.Suspicions(self)
-        self.register(self._suspicions.NAME, self._suspicions)
+        self.membership = Members(self, tell, self._expects)
+        self.register(members.NAME, self.membership)
 
     def identify(self, name: str) -> Identifiers:
         """Return the identifiers of this start of the node."""
@@ -232,7 +236,7 @@ class Node(ProcessTable):
     # --- state --------------------------------------------------------------------------------
 
     def nodes(self) -> list[NodeInfo]:
-        """Return the nodes that are connected or being connected, by name."""
+        """Return the nodes of the cluster, and those that are being connected, by name."""
         known = [
             NodeInfo(connection.name, "up", self._since.get(key, 0.0))
             for key, connection in self.connections.items()
@@ -240,6 +244,11 @@ class Node(ProcessTable):
         known += [
             NodeInfo(attempt.peer, "connecting", attempt.since)
             for key, attempt in self._connector.attempts.items()
+            if key not in self.connections and key not in self.membership.since
+        ]
+        known += [
+            NodeInfo(key, "up", since, direct=False)
+            for key, since in self.membership.since.items()
             if key not in self.connections
         ]
         return sorted(known)
@@ -358,14 +367,19 @@ class Node(ProcessTable):
 
     def share_suspicion(self, peer: str) -> None:
         """Tell the other nodes that we suspect ``peer`` to be lost."""
-        for key, connection in self.connections.items():
-            if key != key_of(peer):
-                self._suspicions.tell(connection, peer)
+        self.membership.share_suspicion(peer)
 
-    def suspected(self, peer: str, by: str) -> None:
-        """Note that the node ``by`` suspects ``peer`` to be lost."""
-        if key_of(peer) in self.connections:
-            self._announcer.tell(Suspected(self.spelling(peer), by))
+    def choose(self, chosen: Iterable[str], *, keeps_all: bool) -> None:
+        """Choose this node's neighbours in the cluster.
+
+        :param chosen: their names.
+        :param keeps_all: this node is to be connected with all others. Otherwise connections that
+            neither end has chosen or needs end after a time without use.
+        """
+        self.membership.choose(chosen, keeps_all=keeps_all)
+
+    def _expects(self, name: str) -> bool:
+        return self._admission.handshakes.expected(name.rpartition("@")[2])
 
     # --- events of connections, see connection.Owner ------------------------------------------
 
@@ -420,6 +434,7 @@ class Node(ProcessTable):
             scope.discover(connection)
         self._connector.wake(key)
         self._announcer.tell(NodeUp(name))
+        self.membership.up(connection)
 
     def on_silence(self, connection: Connection) -> None:
         # Erlang's runtime itself answers at once that there is no process called ``undefined``,
@@ -433,6 +448,8 @@ class Node(ProcessTable):
     def on_message(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
     ) -> None:
+        if control[0] != frames.REG_SEND or control[3] != members.NAME:
+            connection.used = connection.heard
         self._signals.on_message(connection, control, payload)
 
     def on_discarded(self, connection: Connection, control: tuple[Any, ...], head: bytes) -> None:
@@ -455,6 +472,7 @@ class Node(ProcessTable):
         for process in self.processes():
             process.on_disconnect(connection, reason)
         self._announcer.tell(NodeDown(name, reason.code, str(reason)))
+        self.membership.down(connection, reason)
 
     # --- functions ----------------------------------------------------------------------------
 
@@ -558,7 +576,7 @@ class Node(ProcessTable):
                 self.end(task)
                 raise
             return task
-        connection = await self._connection_to(peer, timeout)
+        connection = await self.connection_to(peer, timeout)
         task = RemoteTask(self, connection, peer, function)
         try:
             control, term = task.request(list(arguments), self.calls.group_leader)
@@ -584,7 +602,7 @@ class Node(ProcessTable):
             copied = copy(list(arguments))
             self.calls.start(self.pid, module, name, copied, None)
             return
-        connection = await self._connection_to(peer, None)
+        connection = await self.connection_to(peer, None)
         control, term = cast_request(
             self, function, list(arguments), self.pid, self.calls.group_leader
         )
@@ -653,7 +671,7 @@ class Node(ProcessTable):
                 await process.room()
                 self.give(None, process, decode_bare(message.form(True))[0])
             return
-        connection = await self._connection_to(node, None)
+        connection = await self.connection_to(node, None)
         control: tuple[Any, ...]
         if isinstance(target, Pid):
             control = (
@@ -683,7 +701,7 @@ class Node(ProcessTable):
             target = self.own_name(target)
         peer = str(target.node) if isinstance(target, Pid) else target[1]
         local = key_of(peer) == self.name
-        connection = None if local else await self._connection_to(peer, timeout)
+        connection = None if local else await self.connection_to(peer, timeout)
         call = services.Call(self, connection)
         self.add(call)
         item = target if isinstance(target, Pid) else Atom(target[0])
@@ -713,15 +731,16 @@ class Node(ProcessTable):
     def monitor(self, *, current: bool = True, limit: int = MAILBOX_LIMIT) -> NodeEvents:
         """Return the events of nodes, for ``async for event in node.monitor()``.
 
-        :param current: begin with an event ``up`` for each connected node.
+        :param current: begin with an event ``up`` for each node of the cluster.
         :param limit: number of events that may wait; beyond it the oldest are dropped.
         """
         from thicket.distribution.mailbox import NodeEvent, NodeEvents
 
         events = NodeEvents(self._announcer.monitors, limit)
         if current:
-            for name in sorted(connection.name for connection in self.connections.values()):
-                events.put(NodeEvent("up", name))
+            for info in self.nodes():
+                if info.state == "up":
+                    events.put(NodeEvent("up", info.name))
         return events
 
     # --- groups -------------------------------------------------------------------------------
@@ -747,7 +766,7 @@ class Node(ProcessTable):
         return self.scope().leave(group, process)
 
     def members(self, group: Any) -> list[Pid]:
-        """Return the members of a group, of all connected nodes."""
+        """Return the members of a group, of all nodes of the cluster."""
         return self.scope().members(group)
 
     async def publish(self, group: Any, message: Any) -> int:
@@ -768,9 +787,11 @@ class Node(ProcessTable):
 
     # --- helpers ------------------------------------------------------------------------------
 
-    async def _connection_to(self, peer: str, timeout: float | None) -> Connection:
+    async def connection_to(self, peer: str, timeout: float | None) -> Connection:
         """Return the connection to ``peer``, connecting if necessary."""
         key = key_of(peer)
+        if self.membership.is_leaving(key):
+            await self.membership.settled(key)
         connection = self.connections.get(key)
         if connection is None:
             await self.connect(peer, timeout)
@@ -778,6 +799,17 @@ class Node(ProcessTable):
             if connection is None:
                 raise DistributionError("closed", f"the connection to {peer} was closed")
         return connection
+
+    def way_to(self, node: str) -> Connection | None:
+        if self.membership.is_leaving(key_of(str(node))):
+            raise DistributionError("closed", f"the connection to {node} is about to end")
+        return super().way_to(node)
+
+    def reach(self, node: str, then: Callable[[Connection | None], None]) -> bool:
+        if key_of(node) not in self.membership.since:
+            return False
+        self.membership.reach(node, then)
+        return True
 
     async def _send_within(
         self,

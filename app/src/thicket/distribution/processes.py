@@ -44,7 +44,7 @@ from thicket.distribution.handshake import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sized
+    from collections.abc import Callable, Iterable, Sized
 
     from thicket.distribution.connection import Connection
     from thicket.distribution.identifiers import Identifiers
@@ -86,6 +86,8 @@ class Process:
 
     #: Whether it answers requests of ``gen:call``; otherwise they are refused.
     answers = True
+    #: Whether connections stay for its monitors and links.
+    pins = True
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
         """Handle a message."""
@@ -141,6 +143,14 @@ class Process:
     def on_demonitor(self, reference: Reference) -> None:
         """Handle the end of a watch on this process."""
 
+    def needs(self, connection: Connection) -> bool:
+        """Return whether something of this process depends on a connection."""
+        return (
+            any(watch[0] is connection for watch in self.watched.values())
+            or any(watch[0] is connection for watch in self.monitors.values())
+            or any(linked is connection for linked in self.links.values())
+        )
+
     def on_spawned(self, reference: Reference, found: Any) -> None:
         """Handle the answer to a spawn request: the new process, or why there is none."""
 
@@ -184,6 +194,9 @@ class Waiting(Process):
 
     def awaits(self, connection: Connection, reference: Any) -> bool:
         return connection is self.connection and bool(reference == self.reference)
+
+    def needs(self, connection: Connection) -> bool:
+        return connection is self.connection or super().needs(connection)
 
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
@@ -321,6 +334,11 @@ class ProcessTable:
             raise DistributionError("closed", f"{node} is not connected")
         return connection
 
+    def reach(self, node: str, then: Callable[[Connection | None], None]) -> bool:
+        """Connect with a member that is not connected, and call ``then`` with the connection, or
+        with None when that fails; False when this node does not connect with it for this."""
+        return False
+
     # --- sending ------------------------------------------------------------------------------
 
     def send_to(
@@ -365,8 +383,8 @@ class ProcessTable:
     def watch(self, process: Process, target: Pid | Name | str) -> Reference:
         """Report the end of ``target`` to ``process`` (:meth:`Process.on_down`).
 
-        That happens before this returns when the process does not exist or its node is not
-        connected.
+        That happens before this returns when the process does not exist, or its node is no member
+        of the cluster. A member that is not connected is connected first.
 
         :param target: a pid, ``(name, node)``, or a name on this node.
         """
@@ -378,12 +396,23 @@ class ProcessTable:
             node, item = self.name, Atom(target)
         else:
             node, item = target[1], Atom(target[0])
+
+        def connected(connection: Connection | None) -> None:
+            if reference not in process.watched:
+                return  # undone meanwhile
+            if connection is not None:
+                process.watched[reference] = connection, item
+                connection.send((frames.MONITOR_P, process.pid, item, reference))
+                return
+            process.on_down(None, reference, NO_CONNECTION)
+            process.watched.pop(reference, None)
+
         try:
             connection = self.way_to(node)
         except DistributionError:
             process.watched[reference] = None, item
-            process.on_down(None, reference, NO_CONNECTION)
-            process.watched.pop(reference, None)
+            if not self.reach(node, connected):
+                connected(None)
             return reference
         process.watched[reference] = connection, item
         if connection is not None:
@@ -414,10 +443,23 @@ class ProcessTable:
         """Link ``process`` with ``target``: the end of one is reported to the other."""
         if target in process.links or target == process.pid:
             return
+
+        def connected(connection: Connection | None) -> None:
+            if target not in process.links:
+                return  # undone meanwhile
+            if connection is not None:
+                process.links[target] = connection
+                connection.send((frames.LINK, process.pid, target))
+                return
+            del process.links[target]
+            process.on_exit(None, target, NO_CONNECTION, linked=True)
+
         try:
             connection = self.way_to(str(target.node))
         except DistributionError:
-            process.on_exit(None, target, NO_CONNECTION, linked=True)
+            process.links[target] = None
+            if not self.reach(str(target.node), connected):
+                connected(None)
             return
         process.links[target] = connection
         if connection is not None:
@@ -443,14 +485,28 @@ class ProcessTable:
     def exit(self, sender: Pid, target: Pid, reason: Any) -> None:
         """Ask ``target`` to exit, as ``exit/2`` does.
 
-        :raises DistributionError: ``closed``, its node is not connected.
+        :raises DistributionError: ``closed``, its node is not connected, and no member.
         """
-        connection = self.way_to(str(target.node))
-        if connection is None:
-            process = self.find(target)
-            if process is not None:
-                process.on_exit(None, sender, copy(reason), linked=False)
-        elif connection.has(EXIT_PAYLOAD):
+
+        def connected(connection: Connection | None) -> None:
+            if connection is not None:
+                self._exit(connection, sender, target, reason)
+
+        try:
+            connection = self.way_to(str(target.node))
+        except DistributionError:
+            if not self.reach(str(target.node), connected):
+                raise
+            return
+        if connection is not None:
+            self._exit(connection, sender, target, reason)
+            return
+        process = self.find(target)
+        if process is not None:
+            process.on_exit(None, sender, copy(reason), linked=False)
+
+    def _exit(self, connection: Connection, sender: Pid, target: Pid, reason: Any) -> None:
+        if connection.has(EXIT_PAYLOAD):
             connection.send((frames.PAYLOAD_EXIT2, sender, target), connection.encode(reason))
         else:
             connection.send((frames.EXIT2, sender, target, reason))

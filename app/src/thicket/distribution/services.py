@@ -98,29 +98,6 @@ class NetKernel(Process):
                         self.reply(connection, sender, tag, (ERROR, NOT_SUPPORTED))
 
 
-class Suspicions(Process):
-    """``thicket_membership``: Thicket nodes tell each other which nodes they suspect to be lost.
-    Erlang nodes have no such process, and drop messages to it."""
-
-    answers = False
-    NAME = "thicket_membership"
-    _SUSPECT = Atom("suspect")
-
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
-        self._node = node
-
-    def on_message(self, connection: Connection | None, message: Any) -> None:
-        match message:
-            case ("suspect", (str() | bytes()) as name) if connection is not None:
-                text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-                self._node.suspected(text, connection.name)
-
-    def tell(self, connection: Connection, name: str) -> None:
-        """Tell a node that we suspect ``name`` to be lost."""
-        self.node.send_to_name(connection, self.pid, self.NAME, (self._SUSPECT, name.encode()))
-
-
 class Rex(Process):
     """``rex``: answers the requests of ``rpc`` and ``erpc`` before a call, and calls in the form of
     before OTP 23 or of nodes in C and Java (``rpc.erl``, ``handle_info/2``)."""
