@@ -45,6 +45,7 @@ from thicket.discovery.service import Discovery
 from thicket.distribution.atoms import NORMAL
 from thicket.distribution.etf import Atom, Pid
 from thicket.distribution.events import ClusterEvent, NodeUp
+from thicket.distribution.members import Members
 from thicket.distribution.node import Node, NodeInfo
 from thicket.distribution.processes import Process
 from thicket.distribution.secure import Tls
@@ -156,6 +157,9 @@ class FakeNode(Node):
         self.started = self.stopped = False
         self.up: list[NodeInfo] = []
         self.registered: dict[str, Process] = {}
+        self.connections = {}
+        self.scopes = {}
+        self.membership = Members(self, listener.on, lambda _name: True)
 
     def spelling(self, peer: str) -> str:
         return peer
@@ -180,6 +184,7 @@ class FakeNode(Node):
 
     async def stop(self) -> None:
         self.stopped = True
+        self.membership.on_stop()
 
     async def connect(self, peer: str, timeout: float | None = None) -> None:
         self.up.append(NodeInfo(peer, "up", 1.0))
@@ -558,6 +563,16 @@ class TestProblems:
             found.duplicate_heard -= DUPLICATE
             await run.daemon.status.refresh()
             assert not run.problem("duplicate-address")
+
+    async def test_a_mesh_with_too_many_nodes(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(run.has_discovery, "running")
+            found = run.discovery
+            found.table.limit = 0
+            stranger = f"{PREFIX}::77".encode()
+            found.datagram(stranger, ("fe80::1", 1, 0, 1), 255, time.monotonic())
+            await run.daemon.status.refresh()
+            assert run.problem("too-many-nodes")
 
     async def test_two_radios_with_one_address_are_named(self, paths: Paths) -> None:
         async with running(paths) as run:

@@ -25,10 +25,10 @@ from thicket.discovery.beacon import (
     decode,
     encode,
 )
-from thicket.discovery.schedule import Schedule
+from thicket.discovery.schedule import CALM, Schedule
 from thicket.discovery.section import DiscoverySection
 from thicket.discovery.service import Discovery
-from thicket.discovery.table import SharedSources, Table, mac_of
+from thicket.discovery.table import Heard, SharedSources, Table, mac_of
 from thicket.discovery.wire import BeaconSocket
 
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")
@@ -224,6 +224,18 @@ class TestSchedule:
         assert first <= 101.0 + Schedule.GATHER
         schedule.hurry(101.05, 2)
         assert schedule.due <= first
+
+    def test_many_nodes_beacon_more_seldom_and_are_forgotten_later(self) -> None:
+        found = make()
+        for nodes, longer in ((1, 1.0), (CALM, 1.0), (200, 4.0), (1000, 20.0)):
+            found.table.entries = {
+                address: Heard(address, 0.0) for address in TestTable().addresses(nodes - 1)
+            }
+            found._stretch()
+            assert found.schedule.interval == pytest.approx(20 * longer)
+            assert found.table.lifetime == pytest.approx(120 * longer)
+            # the beacons of all of them in a second
+            assert nodes / found.schedule.interval <= CALM / 20 + 1e-9
 
 
 def make(

@@ -72,6 +72,15 @@ def test_a_link_that_flaps_is_no_other_choice_and_one_that_stays_away_is() -> No
     assert choose(Facts(50, near(2)), 2 * overlay.ABSENT).chosen == near(2)
 
 
+def test_others_take_the_place_of_neighbours_that_went() -> None:
+    choose = World().overlay.choose
+    chosen = choose(Facts(50, near(20)), 0.0).chosen
+    rest = near(20) - chosen
+    later = choose(Facts(50, rest), 1.0).chosen
+    assert len(later & rest) == FEW, "at once, and not when the others are given up"
+    assert choose(Facts(50, rest), overlay.ABSENT).chosen == later & rest
+
+
 def test_a_neighbour_that_no_way_leads_to_is_chosen_after_a_while() -> None:
     world = World()
     chosen = world.overlay.choose(Facts(50, near(20)), 0.0).chosen

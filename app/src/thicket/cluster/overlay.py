@@ -124,7 +124,9 @@ class Overlay:
     def _add(self, facts: Facts, now: float) -> None:
         others = facts.neighbours - self._chosen.keys()
         good = [name for name in others if name not in facts.failing]
-        healthy = sum(name not in facts.failing for name in self._chosen)
+        healthy = sum(
+            name in facts.neighbours and name not in facts.failing for name in self._chosen
+        )
         for name in self._shuffled(good)[: max(0, FEW - healthy)]:
             self._chosen[name] = now
             others -= {name}

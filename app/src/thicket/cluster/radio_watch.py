@@ -41,7 +41,7 @@ async def watch(
 
     :param radio: returns the radio of now.
     :param beacon_interval: the mesh's, in TU of 1024 µs.
-    :param on_links: told of the nodes that the radio is linked with, after each look.
+    :param on_links: told of the nodes that the radio is linked with and hears, after each look.
     """
     beacon = beacon_interval * 1.024 / 1000  # seconds
     patience, alone = SILENT_BEACONS * beacon, ALONE_BEACONS * beacon
@@ -57,8 +57,9 @@ async def watch(
         await asyncio.sleep(max(min(due), LOOK_AT_LEAST, LOOK_SHARE * took))
         silences, took = [], 0.0
         mesh = radio()
-        up = any(candidate.up for candidate in membership.candidates.values())
-        if mesh is None or not membership.candidates:
+        candidates = membership.candidates
+        up = any(candidate.up for candidate in candidates.values())
+        if mesh is None or not candidates:
             continue
         began = time.monotonic()
         await mesh.listen(LISTEN_BEACONS * beacon)
@@ -70,4 +71,4 @@ async def watch(
                 membership.suspect(address)
         if up and silences and min(silences) > alone:
             membership.suspect()
-        on_links({address for address, _ in links if address is not None})
+        on_links({address for address, silent in links if address is not None and silent <= alone})

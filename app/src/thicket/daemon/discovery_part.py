@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Seconds for which a beacon with our own address counts as a problem.
 DUPLICATE = 90.0
+#: Seconds for which it counts as a problem that there was no place for a node.
+FULL = 600.0
 
 
 class Members(Protocol):
@@ -54,6 +56,7 @@ class DiscoveryPart:
         self._radio = radio
         self._members = members
         self._shared_radios: set[str] = set()
+        self._full = (0, float("-inf"))  # nodes that found no place, and when it was the last one
 
     async def run(self) -> None:
         """Send and receive beacons until cancelled."""
@@ -104,8 +107,11 @@ class DiscoveryPart:
         self._core.changed()
 
     def look(self) -> None:
-        """Report addresses, of nodes and of radios, that two nodes use."""
+        """Report addresses, of nodes and of radios, that two nodes use, and a mesh that is too
+        large."""
         problems, found = self._core.problems, self.discovery
+        if found is not None:
+            self._look_for_room(found)
         heard = found.duplicate_heard if found is not None else None
         if heard is not None and time.monotonic() - heard < DUPLICATE:
             message = f"another station announces our address {self._me.address}"
@@ -129,6 +135,19 @@ class DiscoveryPart:
             problems.report("radio", "duplicate-mac", message, "warning", source)
         if self._radio.mesh is not None:
             self._radio.mesh.set_doubled(macs)
+
+    def _look_for_room(self, found: Discovery) -> None:
+        now, count = time.monotonic(), found.counters.dropped["full"]
+        # a flood that is let in slowly is dropped for the same reason
+        if count > self._full[0] and len(found.table.entries) >= found.table.limit:
+            self._full = (count, now)
+            message = (
+                f"the mesh has more than {found.table.limit} nodes, or somebody invents some: "
+                "others are not found here (discovery.max_nodes)"
+            )
+            self._core.problems.report("discovery", "too-many-nodes", message, "warning")
+        elif now - self._full[1] > FULL:
+            self._core.problems.clear("discovery", "too-many-nodes")
 
 
 class DnsSdPart:

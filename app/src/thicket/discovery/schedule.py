@@ -5,6 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+#: Nodes up to which beacons come as often as configured.
+CALM = 50
+
+
+def stretch(nodes: int) -> float:
+    """Return by how much the pauses between beacons, and what follows from them, are longer in a
+    mesh of so many nodes.
+
+    Every node hands on every beacon, so the beacons on the air grow with the square of the nodes;
+    with this, from :data:`CALM` nodes on, with their number.
+    """
+    return max(1.0, nodes / CALM)
+
 
 class Schedule:
     """When the next beacon is due. All times are in seconds of the caller's clock.

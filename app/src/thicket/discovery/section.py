@@ -13,7 +13,8 @@ class DiscoverySection(Section, name="discovery"):
     interval = Integer(
         20,
         "Mean time between beacons once the node has settled; each interval is random, from half "
-        "to one and a half of this. Just after joining, beacons are sent every 1 to 2 s.",
+        "to one and a half of this. Just after joining, beacons are sent every 1 to 2 s. Beyond 50 "
+        "nodes it grows with their number, and so does the time after which one is forgotten.",
         least=2,
         most=600,
         unit="s",
@@ -40,7 +41,13 @@ class DiscoverySection(Section, name="discovery"):
         "Publish the node by DNS-SD (multicast DNS) on the mesh, so that any computer there can "
         "find it and use its name, `n-<identity>.local`; and try the nodes that others publish.",
     )
-    max_nodes = Integer(256, "The most nodes that are remembered.", least=8, most=4096)
+    max_nodes = Integer(
+        1024,
+        "The most nodes that are remembered. In a larger mesh some are not found, and the node "
+        "says so.",
+        least=8,
+        most=4096,
+    )
     check_source = Boolean(
         True,
         "Drop a beacon whose sender is neither a link-local address nor the address it announces.",

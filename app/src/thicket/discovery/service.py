@@ -21,7 +21,7 @@ from thicket.discovery.beacon import (
     MalformedError,
     PlainBeacons,
 )
-from thicket.discovery.schedule import Schedule
+from thicket.discovery.schedule import Schedule, stretch
 from thicket.discovery.section import DiscoverySection
 from thicket.discovery.table import Heard, SharedSources, Table
 from thicket.discovery.wire import BeaconSocket
@@ -177,8 +177,9 @@ class Discovery:
                         self.schedule.due = now + min(5.0, 0.25 * 2 ** min(failures, 6))
                 if self._socket is not None and self.schedule.due <= monotonic():
                     self._announce()
+                self._stretch()
                 for address in self.table.forget_silent(now):
-                    log.info("%s has not been heard for %d s", address, self.settings.expire)
+                    log.info("%s has not been heard for %d s", address, self.table.lifetime)
                     if self.on_gone is not None:
                         self.on_gone(address)
                 self._wake.clear()
@@ -187,6 +188,12 @@ class Discovery:
         finally:
             self._close()
             self.trouble = "not running"
+
+    def _stretch(self) -> None:
+        """Follow the size of the mesh."""
+        longer = stretch(len(self.table.entries) + 1)
+        self.schedule.interval = self.settings.interval * longer
+        self.table.lifetime = self.settings.expire * longer
 
     def _usable(self) -> bool:
         """Whether the socket still belongs to the interface of this name."""
@@ -310,7 +317,10 @@ class Discovery:
         raise MalformedError("form")
 
     def _answer(self, entry: Heard, sender: str, now: float) -> None:
-        """Answer a node heard just now. The answer goes to the sender, not to what it claims."""
+        """Answer a node heard just now, some of many nodes only. The answer goes to the sender, not
+        to what it claims."""
+        if self.schedule.uniform(0.0, stretch(len(self.table.entries) + 1)) > 1.0:
+            return
         if self._socket is not None and self._answers.give(sender, len(self.table.entries), now):
             entry.answered = now
 

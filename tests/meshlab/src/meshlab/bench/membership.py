@@ -501,6 +501,12 @@ class Fleet:
         return other in self.graph[one] and not self.cut(one, other)
 
     def _choose(self, at: int) -> None:
+        """Choose again and again."""
+        if self.nodes[at].alive:
+            self._choose_now(at)
+            self.after(self._choosing, lambda: self._choose(at))
+
+    def _choose_now(self, at: int) -> None:
         """As ``thicket.cluster.topology`` does."""
         node = self.nodes[at]
         if not node.alive:
@@ -523,7 +529,6 @@ class Fleet:
                 patience = membership.PATIENCE if node.name < name else (0.0, 0.1)
                 wait = self.luck.uniform(*patience) + self.luck.uniform(*HANDSHAKE)
                 self.after(wait, partial(self._connect, at, other))
-        self.after(self._choosing, lambda: self._choose(at))
 
     def _connect(self, at: int, to: int) -> None:
         node, other = self.nodes[at], self.nodes[to]
@@ -548,6 +553,8 @@ class Fleet:
         since = self.luck.uniform(0.0, BEACON)
         suspects = radio_watch.SILENT_BEACONS * BEACON - since + self.luck.uniform(0.0, 2 * LOOK)
         self.after(suspects + membership.PROBE, lambda: self._lose(at, to))
+        silent = radio_watch.ALONE_BEACONS * BEACON - since + LOOK
+        self.after(silent, lambda: self._choose_now(at))
 
     # --- what happens to the fleet
 
