@@ -39,7 +39,7 @@ from thicket.update.messages import Data, Get, Message, No, Piece
 from thicket.update.offer import CHUNK, Offer, Patch, check_offer
 from thicket.update.section import UpdateSection
 from thicket.update.source import Answer, Source, SourceError, get
-from thicket.update.spread import AGAIN, ASSUMED, OUTSIDE, Way
+from thicket.update.spread import AGAIN, ASSUMED, NEAR, OUTSIDE, Way
 from thicket.update.store import Store
 
 # -- what a node knows of itself and its ways
@@ -65,6 +65,8 @@ def test_ways_by_peers_and_paths() -> None:
         Way(1, 150), Way(2, 300), Way(3, 3 * ASSUMED), far, far
     ]  # fmt: skip
     assert set(update_part.ways(names, update_part.by_address([], [])).values()) == {Way()}
+    # A neighbour in the overlay counts as near, though frames to it take two hops.
+    assert update_part.ways(names, known, {names[1]})[names[1]] == Way(NEAR, 300)
 
 
 def test_the_address_of_a_folder() -> None:

@@ -354,7 +354,6 @@ class Fleet:
         self.number = {name: at for at, name in enumerate(self.names)}
         self.cut: Callable[[int, int], bool] = lambda _one, _other: False
         self.sent: dict[str, int] = {}
-        self.messages = 0
         self.seen: list[Seen] = []
         self.watching = False
         self.nodes: list[Node] = []
@@ -483,7 +482,6 @@ class Fleet:
     def _send(self, at: int, to: int, message: Message) -> None:
         kind = type(message).__name__
         self.sent[kind] = self.sent.get(kind, 0) + size_of(message) + ACKNOWLEDGEMENT
-        self.messages += 1
         takes = self.luck.uniform(*HOP)
         if self.luck.random() < self.loss:
             takes += AGAIN
