@@ -3,8 +3,10 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -149,7 +151,6 @@ class TestWriter:
         writer = Writer(str(tmp_path / "s.json"), dict, refresh, 5.0)
         task = asyncio.create_task(writer.run())
         await asyncio.sleep(12.0)
-        assert writer.written == 3
         call_at = loop.call_at
 
         def counted(*arguments: Any, **named: Any) -> asyncio.TimerHandle:
@@ -160,8 +161,74 @@ class TestWriter:
         with mock.patch.object(loop, "call_at", counted):
             await asyncio.sleep(50.0)
         task.cancel()
-        assert writer.written == 13
         assert timers <= 1 + 10, "one for each refresh, and that of this test"
+
+    async def test_what_nobody_reads_is_written_once_a_minute(self, tmp_path: Path) -> None:
+        path = tmp_path / "s.json"
+        refreshed = 0
+
+        async def refresh() -> None:
+            nonlocal refreshed
+            refreshed += 1
+
+        writer = Writer(str(path), dict, refresh, 5.0)
+        task = asyncio.create_task(writer.run())
+        await asyncio.sleep(57.0)
+        assert (refreshed, writer.written) == (12, 1), "what the refresh looks after goes on"
+        await asyncio.sleep(5.0)
+        assert writer.written == 2
+        task.cancel()
+
+    async def test_while_it_is_read_it_is_written_at_its_interval(self, tmp_path: Path) -> None:
+        path = tmp_path / "s.json"
+
+        async def refresh() -> None:
+            pass
+
+        writer = Writer(str(path), dict, refresh, 5.0)
+        task = asyncio.create_task(writer.run())
+        await asyncio.sleep(1.0)
+        for count in range(1, 5):
+            assert writer.written == count
+            path.read_text()
+            await asyncio.sleep(5.0)
+        assert writer.written == 5
+        await asyncio.sleep(30.0)
+        task.cancel()
+        assert writer.written == 5, "after the last reader it is left alone"
+
+    async def test_without_times_of_access_it_counts_as_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def refresh() -> None:
+            pass
+
+        writer = Writer(str(tmp_path / "s.json"), dict, refresh, 5.0)
+        monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOATIME))
+        task = asyncio.create_task(writer.run())
+        await asyncio.sleep(12.0)
+        task.cancel()
+        assert writer.written == 3
+
+    async def test_what_could_not_be_written_is_tried_again_at_every_refresh(
+        self, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "run" / "status.json"
+
+        async def refresh() -> None:
+            pass
+
+        writer = Writer(str(path), dict, refresh, 5.0)
+        task = asyncio.create_task(writer.run())
+        await asyncio.sleep(1.0)
+        (path.parent / "status.json.new").mkdir()
+        writer.changed()
+        await asyncio.sleep(1.0)
+        assert writer.written == 1
+        (path.parent / "status.json.new").rmdir()
+        await asyncio.sleep(5.0)
+        task.cancel()
+        assert writer.written == 2
 
     async def test_a_change_in_the_gap_is_written_at_its_end(self, tmp_path: Path) -> None:
         written: list[float] = []

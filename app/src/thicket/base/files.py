@@ -55,7 +55,13 @@ def read_kept(path: str, most: int) -> bytes:
 
 
 def write_atomically(
-    path: str, data: bytes, *, mode: int = 0o644, durable: bool = True, own: bool = False
+    path: str,
+    data: bytes,
+    *,
+    mode: int = 0o644,
+    durable: bool = True,
+    own: bool = False,
+    unread: bool = False,
 ) -> None:
     """Replace a file. A reader, or a boot after a power cut, finds the old or the new one whole.
 
@@ -64,6 +70,8 @@ def write_atomically(
     :param durable: wait for the disk; pass False on a RAM file system.
     :param own: nobody else has anything there: a folder in its place, or a file in the place of
         its own folder, is removed.
+    :param unread: let :func:`was_read` tell whether somebody has read it. The time of its last
+        access is 1970 until then.
     :raises OSError: the file cannot be written; the old one stays.
     """
     folder = os.path.dirname(path)
@@ -81,6 +89,8 @@ def write_atomically(
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+        if unread:
+            os.utime(fd, ns=(0, time.time_ns()))
         if durable:
             os.fsync(fd)
     except OSError:
@@ -91,6 +101,19 @@ def write_atomically(
     os.replace(temporary, path)
     if durable:
         sync_folder(folder)
+
+
+def was_read(path: str) -> bool:
+    """Return whether somebody has read a file since it was written as ``unread``.
+
+    True as well where that cannot be known: there is no such file, or times of access are not kept.
+    """
+    try:
+        if os.statvfs(path).f_flag & os.ST_NOATIME:
+            return True
+        return os.stat(path).st_atime_ns != 0
+    except OSError:
+        return True
 
 
 def sync_file(path: str) -> None:

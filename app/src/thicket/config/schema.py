@@ -33,8 +33,8 @@ class StatusSection(Section, name="status"):
     __slots__ = ()
     interval = Integer(
         5,
-        "Time between two refreshes of signals, rates and paths in `/run/thicket/status.json`. "
-        "Changes are written at once, whatever the interval.",
+        "Time between two refreshes of signals, rates and paths in `/run/thicket/status.json`, "
+        "while somebody reads it. Changes are written at once, whatever the interval.",
         least=1,
         most=300,
         unit="s",

@@ -15,7 +15,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 import thicket
-from thicket.base.files import write_atomically
+from thicket.base.files import was_read, write_atomically
 from thicket.base.pace import wait
 from thicket.base.process import boottime, memory_kib
 
@@ -29,15 +29,17 @@ SCHEMA = 1
 
 
 class Writer:
-    """Writes the document after a change, and every ``interval`` seconds.
+    """Writes the document after a change, and every ``interval`` seconds while it is read.
 
     :param document: returns the document.
-    :param refresh: awaited before each regular write, to read figures that change without an event
+    :param refresh: awaited every ``interval`` seconds, to read figures that change without an event
         (signals, paths).
     """
 
     #: Shortest time between two writings, in seconds.
     GAP = 0.5
+    #: Figures in a document that nobody reads are this old at most, in seconds.
+    OLDEST = 60.0
 
     def __init__(
         self,
@@ -62,23 +64,30 @@ class Writer:
     async def run(self) -> None:
         """Write until cancelled."""
         self._changed = asyncio.Event()
+        self._changed.set()  # there is no document yet
         regular = time.monotonic()
+        written = regular - self.GAP
         while True:
             if time.monotonic() >= regular:
                 await self.refresh()
                 regular = time.monotonic() + self.interval
-            self._changed.clear()
-            self.write()
-            soonest = time.monotonic() + self.GAP
+            if self._changed.is_set() or self._wanted(time.monotonic() - written):
+                self._changed.clear()
+                self.write()
+                written = time.monotonic()
             await wait(self._changed, max(self.GAP, regular - time.monotonic()))
-            if (left := soonest - time.monotonic()) > 0:
+            if (left := written + self.GAP - time.monotonic()) > 0:
                 await asyncio.sleep(left)
+
+    def _wanted(self, age: float) -> bool:
+        """Return whether a document of this age, in seconds, is written again without a change."""
+        return self._failing or age >= self.OLDEST or was_read(self.path)
 
     def write(self) -> None:
         """Write now. An error of the file system is logged once, and writing is tried again."""
         data = json.dumps(self.document(), separators=(",", ":"))
         try:
-            write_atomically(self.path, data.encode() + b"\n", durable=False)
+            write_atomically(self.path, data.encode() + b"\n", durable=False, unread=True)
         except OSError as e:
             if not self._failing:
                 log.error("cannot write %s: %s", self.path, e)
