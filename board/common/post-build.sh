@@ -58,6 +58,9 @@ done
 find "$target/usr/lib" -name '*.py' -path '*/python3*' -delete
 find "$target/usr/lib" -depth -name '__pycache__' -exec rm -rf {} +
 
+# What a start of the daemon imports, once more in one file.
+python3 "$top/tools/src/firmware/start_archive.py" "$target"
+
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$top/app/pyproject.toml")
 epoch=$(sed -n 's/^epoch = \([0-9]*\)$/\1/p' "$top/app/pyproject.toml")
 commit=${THICKET_COMMIT:-unknown}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware import boards
+from firmware import boards, start_archive
 
 SCRIPT = boards.ROOT / "board/common/post-build.sh"
 
@@ -33,8 +33,9 @@ def root(tmp_path: Path) -> Path:
     library(lib / "libstdc++.so.6.0.30")
     (lib / "libstdc++.so.6").symlink_to("libstdc++.so.6.0.30")
     (root / "usr/bin/sqlite3").write_text("")
-    for folder in ("etc/init.d", "etc/rauc"):
+    for folder in ("etc/init.d", "etc/rauc", "usr/lib/python3.13/site-packages/thicket"):
         (root / folder).mkdir(parents=True)
+    (root / "usr/lib/python3.13/site-packages/thicket/__init__.pyc").write_bytes(bytes(20))
     (tmp_path / "thicket_defconfig").write_text("")
     return root
 
@@ -56,6 +57,7 @@ def test_marked_libraries_stay_only_where_they_are_needed(root: Path) -> None:
     left = sorted(path.name for path in (root / "usr/lib").glob("lib*"))
     assert left == ["libnl-3.so.200", "libnl-genl-3.so.200"]
     assert not (root / "usr/bin/sqlite3").exists()
+    assert (root / start_archive.PLACE).read_bytes().endswith(bytes(4)), "what a start imports"
 
 
 def test_what_only_an_unneeded_library_needs_goes_too(root: Path) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from firmware import start_archive
 from firmware.build import changed
 from host.errors import CancelledError
 from host.progress import Progress, Report, reporter
@@ -50,7 +51,7 @@ take time from the ACPI timer; the frequency of the time stamp counter is measur
 may interrupt, and clocks ran up to 40 times too fast. The console is the machine's business.
 """
 
-LAB_RECIPE = "4"
+LAB_RECIPE = "5"
 """The same for what the last stage alone does."""
 
 STAGES = ("source", "kernel", "userland", "python", "relay", "lab")
@@ -335,6 +336,8 @@ class Builder:
         digest = Digest(RECIPE, LAB_RECIPE, kernel_set.name, base.parent.name, packages.parent.name)
         digest.words(relay.parent.name if relay else "no relay", tree.version())
         digest.files(tree.overlay).files(tree.app)
+        archive = (Path(start_archive.__file__), start_archive.NAMES)
+        digest.files(archive[0].parent, archive)
         placeholder = self.recipe.adapter_firmware
         if placeholder:
             digest.words("adapter", placeholder)
@@ -375,6 +378,7 @@ class Builder:
                 rootfs.clone(installed, root / site)
                 shutil.rmtree(installed)
             rootfs.overlay(tree.overlay, root)
+            start_archive.write(root)
             if defaults.exists():
                 place = root / "usr" / "share" / "thicket" / "thicket.toml"
                 place.parent.mkdir(parents=True, exist_ok=True)
