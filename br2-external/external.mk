@@ -20,6 +20,5 @@ $(shell mkdir -p $(BUILD_DIR) && \
 endif
 endif
 
-# zeroconf as plain Python: a node parses a packet now and then, for which 20 compiled modules (6 MB)
-# are no gain. What is simulated is the same.
-PYTHON_ZEROCONF_ENV += SKIP_CYTHON=1
+# How packages of Buildroot are built beyond what its configuration can say, a file for each.
+include $(sort $(wildcard $(BR2_EXTERNAL_THICKET_PATH)/board/common/options/*.mk))

@@ -104,6 +104,7 @@ def test_interrupted(made: Build, tmp_path: Path) -> None:
 
 
 PATCHES = "board/common/patches"
+OPTIONS = "board/common/options"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,8 @@ PATCHES = "board/common/patches"
         (f"{PATCHES}/busybox/0001-x.patch", ["busybox"]),
         (f"{PATCHES}/busybox/busybox.hash", []),
         (f"{PATCHES}/elsewhere/0001-x.patch", []),
+        (f"{OPTIONS}/busybox.mk", ["busybox"]),
+        (f"{OPTIONS}/zlib.mk", ["host-zlib", "zlib"]),
     ],
 )
 def test_what_of_this_tree_has_changed_is_built_anew(

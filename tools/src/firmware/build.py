@@ -52,6 +52,8 @@ _OURS = "thicket"
 """What these are called together where changes are noted."""
 _PATCHES = "board/common/patches"
 """Patches of other packages, in a folder for each (``BR2_GLOBAL_PATCH_DIR``)."""
+_OPTIONS = "board/common/options"
+"""How other packages are built, a file for each (``br2-external/external.mk`` includes them)."""
 _IN_TURN = frozenset(("legal-info",))
 """Buildroot's targets whose parts rely on their order: one begins by removing what is there."""
 _OWN_TARGETS = ("bundle", "cve", "savedefconfig", "sbom", "show-size")
@@ -351,8 +353,8 @@ class Build:
         """Delete what is stale of an earlier build, from which this one goes on.
 
         Buildroot does not look at the sources and recipes of packages that lie in this tree, nor at
-        patches once they are applied, and takes no file out of the root again. The root is put
-        together from the packages' own directories, so it can be made anew each time.
+        patches and options once they are applied, and takes no file out of the root again. The root
+        is put together from the packages' own directories, so it can be made anew each time.
         """
         note = self.output / "sources.sha256"
         before = set(note.read_text().splitlines()) if note.is_file() else set()
@@ -361,22 +363,24 @@ class Build:
         if changed and (self.output / "build").is_dir():
             # Those of a note that an older version of this wrote have no name.
             names = set(_LOCAL_PACKAGES) if changed & {"", _OURS} else set()
-            if patched := changed - {"", _OURS}:
+            if others := changed - {"", _OURS}:
                 known = self.info()
-                names |= {n for p in patched for n in (p, f"host-{p}") if n in known}
+                names |= {n for p in others for n in (p, f"host-{p}") if n in known}
             if names:
                 self._run(self.command(*(f"{name}-dirclean" for name in sorted(names))))
         note.write_text("".join(f"{line}\n" for line in sorted(now)))
         shutil.rmtree(self.output / "target", ignore_errors=True)
 
     def _sources(self) -> dict[str, str]:
-        """Return the hash of our packages' sources and recipes, and of each package's patches."""
+        """Return the hashes of our packages' sources and recipes, and of what changes others."""
         root = self.board.root
         ours = [path for place in ("app", "package") for path in sorted((root / place).rglob("*"))]
         groups = {_OURS: [path for path in ours if "__pycache__" not in path.parts]}
         for folder in sorted((root / _PATCHES).glob("*/")):
             # A file of hashes beside them says what is downloaded, and is checked then.
             groups[folder.name] = sorted(folder.rglob("*.patch"))
+        for options in sorted((root / _OPTIONS).glob("*.mk")):
+            groups.setdefault(options.stem, []).append(options)
         found = {}
         for name, paths in groups.items():
             digest = hashlib.sha256()
