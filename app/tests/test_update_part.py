@@ -38,7 +38,7 @@ from thicket.update.carrier import GIVEN, UNWRITTEN, Carrier, Download
 from thicket.update.messages import Data, Get, Message, No, Piece
 from thicket.update.offer import CHUNK, Offer, Patch, check_offer
 from thicket.update.section import UpdateSection
-from thicket.update.source import Answer, Source, SourceError, get
+from thicket.update.source import UNREACHABLE, Answer, Source, SourceError, get
 from thicket.update.spread import AGAIN, ASSUMED, NEAR, OUTSIDE, Way
 from thicket.update.store import Store
 
@@ -325,6 +325,48 @@ async def test_what_is_wrong_with_one_offer_or_patch_holds_up_no_other(
         await asyncio.gather(*tasks, return_exceptions=True)
     assert caplog.text.count(".list: 404") == 1, "it rests"
     assert "/folder/none: 404" in caplog.text
+
+
+@pytest.mark.parametrize(("quick", "asked"), [(0.0, [32, 16, 8, 8, 8, 8, 8]), (25.0, [32, 16, 8])])
+async def test_a_slow_server_is_asked_for_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: float, asked: list[int]
+) -> None:
+    """Nothing of a request that takes too long is kept."""
+    monkeypatch.setattr(source_module, "QUICK", quick)
+    data = random.Random(1).randbytes(40 * CHUNK)
+    listed = b"".join(
+        hashlib.sha256(data[at : at + CHUNK]).digest() for at in range(0, len(data), CHUNK)
+    )
+    sizes: list[int] = []
+
+    def fetch(url: str, _most: int, headers: dict[str, str]) -> Answer:
+        if url.endswith(".list"):
+            return Answer(200, listed, "")
+        if not url.endswith(".patch"):
+            raise SourceError("no-file", url)
+        first, last = map(int, headers["Range"].removeprefix("bytes=").split("-"))
+        sizes.append((last + 1 - first) // CHUNK)
+        if sizes[-1] > 8:
+            raise SourceError(UNREACHABLE, "the server takes too long")
+        return Answer(206, data[first : last + 1], "")
+
+    host = Host()
+    carrier = Carrier(host, Store(str(tmp_path)), Wire())
+    await carrier.take_offer(signed(an_offer(1, described(data, ""))), "a node")
+    source = Source(lambda: [carrier], carrier.take_offer, lambda: "http://here", fetch)
+    running = asyncio.create_task(carrier.run())
+    try:
+        async with asyncio.timeout(60):
+            while not host.taken:
+                with contextlib.suppress(SourceError):
+                    await source._look("http://here")
+                await asyncio.sleep(0)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert host.taken == [data]
+    assert sizes[: len(asked)] == asked
+    assert quick == 0.0 or max(sizes[len(asked) :]) > 8, "a server that is quick again gets more"
 
 
 async def test_tags_of_a_server_are_bounded() -> None:

@@ -40,8 +40,10 @@ LONGEST = 110.0
 DEADLINE = 120.0
 #: Pauses after failures in a row, in seconds.
 PAUSES = (30.0, 60.0, 300.0, 900.0, 3600.0)
-#: Chunks of one request.
+#: Most chunks of one request. It is halved where that takes too long, as nothing of it is kept
+#: then, and doubled where it takes less than QUICK seconds.
 RUN = 32
+QUICK = 25.0
 
 OFFER, OFFERS = "offer", "offers"
 #: Offers in one folder, and bytes of the list of them.
@@ -142,6 +144,7 @@ class Source:
         self._resting: dict[str, _Rest] = {}
         self._of = ""
         self._look_at = 0.0
+        self._run = RUN
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -243,7 +246,8 @@ class Source:
         fetch, patch = download.fetch, download.patch
         if fetch is None:
             return
-        chunks = fetch.claim(RUN, time.monotonic())
+        began = time.monotonic()
+        chunks = fetch.claim(self._run, began)
         if not chunks:
             return
         first = chunks[0] * CHUNK
@@ -251,7 +255,13 @@ class Source:
         try:
             url = f"{folder}/{patch.sha256}.patch"
             headers = {"Range": f"bytes={first}-{first + size - 1}"}
-            answer = await self._get(url, size, headers)
+            try:
+                answer = await self._get(url, size, headers)
+            except (ThicketError, TimeoutError):
+                self._run = max(1, self._run // 2)
+                raise
+            if time.monotonic() - began < QUICK:
+                self._run = min(RUN, 2 * self._run)
             if answer.status != 206 and (first or size != patch.size):
                 raise SourceError("no-ranges", f"{url}: the server gives no parts of files")
             _hand_in(carrier, download, chunks, answer.body)
