@@ -11,6 +11,7 @@ class ReadsText:
 
     text = True
     busy = False
+    heard = used = 0.0
 
     def encode(self, term: Any) -> bytes:
         return encode_bare(term, text=self.text)

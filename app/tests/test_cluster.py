@@ -917,6 +917,7 @@ def test_arbitrary_signals_do_no_harm(signals: list[tuple[int, list[Any], bytes]
 
     class Peer:
         name = "x@::1"
+        heard = used = 0.0
 
         def __init__(self) -> None:
             self.sent = 0

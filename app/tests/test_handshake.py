@@ -155,8 +155,8 @@ def test_a_frame_of_erlangs() -> None:
 
 
 def test_flags_have_the_values_of_otp() -> None:
-    """0xd07df7fbd is what OTP 25.2.3 sends; every flag of ours but one is among them."""
-    assert ABILITIES & ~0xD07DF7FBD == handshake.TEXT
+    """0xd07df7fbd is what OTP 25.2.3 sends; every flag of ours but two is among them."""
+    assert ABILITIES & ~0xD07DF7FBD == handshake.TEXT | handshake.ROSTER
     assert handshake.MANDATORY_25_DIGEST == 0x4000000
 
 

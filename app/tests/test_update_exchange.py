@@ -540,7 +540,7 @@ async def test_damage_before_a_bundle_is_made_is_mended(network: Network) -> Non
             b.host.damages = 1
             await a.carrier.offer_folder(folder_of(Path(root) / "offered", an_offer(), SMALL))
             await until(lambda: b.host.taken == [(SMALL, 1)], "it is fetched again")
-            assert b.carrier.counters == {"received": 7, "sent": 0, "wrong": 0}
+            assert b.carrier.counters == {"received": 7, "far": 0, "sent": 0, "wrong": 0}
             assert b.carrier.failed == {}
 
 
@@ -561,4 +561,4 @@ async def test_damage_on_a_node_that_needs_it_no_more_is_mended_for_the_others(
             assert b.carrier.counters["received"] == 7
             assert b.carrier.held[1].complete
             assert b.host.taken == [(SMALL, 1)]
-            assert c.carrier.counters == {"received": 6, "sent": 0, "wrong": 0}
+            assert c.carrier.counters == {"received": 6, "far": 0, "sent": 0, "wrong": 0}

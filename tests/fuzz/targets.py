@@ -444,6 +444,7 @@ def make_messages() -> Try:
         name = OTHER_NAME
         source = str(OTHER)
         busy = False
+        heard = used = 0.0
 
         def __init__(self, flags: int) -> None:
             self.flags = flags

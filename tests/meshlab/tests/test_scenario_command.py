@@ -140,7 +140,15 @@ async def test_a_lab_that_cannot_go_on_ends_the_run(file: Path, cache: Path) -> 
 
 def test_make_plays_a_scenario() -> None:
     top = Path(__file__).parents[3]
-    words = ["make", "-n", "qemu-mesh", "SCENARIO=a.toml", "REPEAT=3", "SEED=7"]
+    words = [
+        "make",
+        "--no-print-directory",
+        "-n",
+        "qemu-mesh",
+        "SCENARIO=a.toml",
+        "REPEAT=3",
+        "SEED=7",
+    ]
     said = subprocess.run(words, cwd=top, capture_output=True, text=True, check=True).stdout
     line = " ".join(said.splitlines()[-1].split())
     assert line == 'bin/meshlab --lab "default" run a.toml --repeat "3" --seed "7"'

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import lru_cache
-from hashlib import blake2b
 from typing import NamedTuple
 
 BUCKETS = 64
@@ -231,10 +230,14 @@ class Ledger:
 @lru_cache(maxsize=16384)
 def bucket_of(origin: str) -> int:
     """Return the part that a node's statements are in."""
+    from hashlib import blake2b  # loading OpenSSL is slow, and a small fleet does not need it
+
     return blake2b(origin.encode(), digest_size=1).digest()[0] % BUCKETS
 
 
 def mark_of(record: Record) -> int:
     """Return the share of a statement in the sums: not linear, or changes could cancel out."""
+    from hashlib import blake2b  # as above
+
     said = f"{record.origin}\n{record.topic}\n{record.version}".encode()
     return int.from_bytes(blake2b(said, digest_size=8).digest(), "big")

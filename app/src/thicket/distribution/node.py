@@ -448,7 +448,7 @@ class Node(ProcessTable):
     def on_message(
         self, connection: Connection, control: tuple[Any, ...], payload: bytes | None
     ) -> None:
-        if control[0] != frames.REG_SEND or control[3] != members.NAME:
+        if control[0] != frames.REG_SEND or members.NAME not in control[3:4]:
             connection.used = connection.heard
         self._signals.on_message(connection, control, payload)
 
