@@ -466,6 +466,14 @@ async def test_an_installation_is_told(node: Node) -> None:
         }  # fmt: skip
 
 
+async def test_news_that_come_with_the_end_do_not_hold_it_up(node: Node) -> None:
+    async with asyncio.timeout(60):
+        async with node.running() as update:
+            await node.until(lambda: node.slots.read().run is Run.WELL, "well")
+            await node.until(lambda: update._news._waiters, "it waits for news")
+            update._news.set()
+
+
 async def test_a_card_that_takes_nothing_is_told_and_tried_again(node: Node) -> None:
     await trial(node)
     node.fault = OSError(5, "Input/output error")

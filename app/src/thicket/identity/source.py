@@ -218,7 +218,8 @@ async def _search(wanted: str, host: Host, address: int | None) -> Identity | st
     )
     _searching.start()
     try:
-        return await asyncio.wait_for(done, GIVE_UP_AFTER)
+        async with asyncio.timeout(GIVE_UP_AFTER):
+            return await done
     except TimeoutError:
         return f"No security chip: a transfer on an I2C bus never came back. {HINT}"
 

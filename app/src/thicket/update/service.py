@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from thicket.base import threads
 from thicket.base.errors import RequestError, ThicketError
 from thicket.base.files import make_folder, read_kept, remove, write_atomically
+from thicket.base.pace import wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
@@ -246,9 +247,7 @@ class Update:
         """Tell, for KEEP seconds, what is done to the slots."""
         end = time.monotonic() + KEEP
         while (left := end - time.monotonic()) > 0:
-            try:
-                await asyncio.wait_for(self._news.wait(), left)
-            except TimeoutError:
+            if not await wait(self._news, left):
                 return
             await self._tell_anew(slots, words)
 

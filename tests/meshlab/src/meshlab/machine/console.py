@@ -105,7 +105,8 @@ async def attach(
             await task
         with contextlib.suppress(OSError):
             # What was typed last must still go out before the connection is closed.
-            await asyncio.wait_for(writer.drain(), 1.0)
+            async with asyncio.timeout(1.0):
+                await writer.drain()
         writer.close()
 
 
