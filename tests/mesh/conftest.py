@@ -48,7 +48,14 @@ SLACK = 10.0
 TIMEOUT = 1800 + float(os.environ.get("THICKET_SOAK", "0"))
 """Seconds after which a test is ended that hangs where nothing else ends it."""
 
-SOAK = ("test_app_update", "test_lossy", "test_power_cut", "test_scenarios", "test_update")
+SOAK = (
+    "test_app_update",
+    "test_lossy",
+    "test_power_cut",
+    "test_scenarios",
+    "test_update",
+    "test_weak_link",
+)
 """The modules whose tests watch or repeat for THICKET_SOAK seconds."""
 
 FAILED = pytest.StashKey[bool]()

@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
+
 from meshlab.lab.lab import Lab
 from meshlab.lab.testing import Nodes
 
 MESH = "firewall"  # n1 logs everything
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("THICKET_SOAK"), reason="takes minutes: `make soak`, or THICKET_SOAK=1"
+)
 
 WEAK_SNR = 1.5  # no OFDM rate gets through
 
