@@ -159,7 +159,7 @@ bench-cluster-mesh: packages ## The same between simulated nodes, beside Erlang 
 	@$(python) -m meshlab.bench.cluster
 
 bench-membership: packages-test ## Who is in a fleet of [SIZES="50 200 1000 10000"] nodes, simulated without QEMU
-	@$(python) -m meshlab.bench.membership $(if $(SIZES),--sizes $(SIZES))
+	@PYTHONHASHSEED=0 $(python) -m meshlab.bench.membership $(if $(SIZES),--sizes $(SIZES))
 
 bench-beacon: packages-test ## Print figures: what a signed beacon costs, and a flood of them
 	@$(python) app/tests/bench_beacon.py

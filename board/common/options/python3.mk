@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Two things that distributions have and a cross build lacks. On an emulated x86-64 machine (TCG) they save
-# 7 % of what the daemon's imports cost, and 11 % of a loop's.
+# Two things that distributions have and a cross build lacks. Under qemu-user (TCG, x86-64) they save 7 % of
+# what the daemon's imports cost, and 12 % of a loop's.
 #
 # The interpreter jumps from one instruction to the next (computed gotos). Configure finds out by running
 # a program whether the compiler can do that, and takes it for missing when it cannot run one.

@@ -144,7 +144,7 @@ class Source:
         self._resting: dict[str, _Rest] = {}
         self._of = ""
         self._look_at = 0.0
-        self._run = RUN
+        self._part = RUN
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -247,7 +247,7 @@ class Source:
         if fetch is None:
             return
         began = time.monotonic()
-        chunks = fetch.claim(self._run, began)
+        chunks = fetch.claim(self._part, began)
         if not chunks:
             return
         first = chunks[0] * CHUNK
@@ -258,10 +258,10 @@ class Source:
             try:
                 answer = await self._get(url, size, headers)
             except (ThicketError, TimeoutError):
-                self._run = max(1, self._run // 2)
+                self._part = max(1, self._part // 2)
                 raise
             if time.monotonic() - began < QUICK:
-                self._run = min(RUN, 2 * self._run)
+                self._part = min(RUN, 2 * self._part)
             if answer.status != 206 and (first or size != patch.size):
                 raise SourceError("no-ranges", f"{url}: the server gives no parts of files")
             _hand_in(carrier, download, chunks, answer.body)

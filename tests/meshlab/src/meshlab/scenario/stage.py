@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Protocol
 
 from meshlab.lab.parts import FleetLike
+from meshlab.lab.questions import Runs
 from meshlab.lab.spec import LabSpec
 from meshlab.lab.state import Event, LabState
 from meshlab.wire.rpc import Json, Params
 
 
-class Stage(Protocol):
+class Stage(Runs, Protocol):
     """A lab; ``meshlab.lab.lab.Lab`` is the real one."""
 
     spec: LabSpec
-    state: LabState
     fleet: FleetLike | None
 
     @property
@@ -32,13 +32,6 @@ class Stage(Protocol):
         """Ask the nodes more often for a while: somebody waits for what they say."""
 
     async def formed(self, timeout: float) -> None: ...
-    async def run(
-        self,
-        name: str,
-        command: str,
-        timeout: float = ...,
-        on_output: Callable[[bytes], None] | None = ...,
-    ) -> tuple[int, str]: ...
     async def push(self, name: str, path: str, content: bytes) -> None: ...
     async def link(
         self,
