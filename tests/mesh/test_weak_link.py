@@ -7,8 +7,9 @@ import os
 
 import pytest
 
+from meshlab.lab import questions
 from meshlab.lab.lab import Lab
-from meshlab.lab.testing import Nodes
+from meshlab.lab.testing import PATIENCE, Nodes
 
 MESH = "firewall"  # n1 logs everything
 
@@ -20,25 +21,22 @@ WEAK_SNR = 1.5  # no OFDM rate gets through
 
 
 async def test_a_path_over_a_weak_link_gives_way_to_two_good_ones(lab: Lab, nodes: Nodes) -> None:
-    mac = {name: node.radio_mac for name, node in lab.state.nodes.items()}
+    mac = lab.state.nodes["n3"].radio_mac
     await nodes.reach("n1", "n3")
-
-    def next_hop() -> str | None:
-        paths = nodes.status("n1", "paths") or []
-        return next((p["next_hop"] for p in paths if p["destination"] == mac["n3"]), None)
 
     await lab.link("n1", "n3", snr=WEAK_SNR)
     try:
 
         async def searched() -> bool:
-            words = f"path to {mac['n3']} over {mac['n3']}, a link of metric"
-            return words in await nodes.run("n1", "logread")
+            words = f"path to {mac} over {mac}, a link of metric"
+            status, _ = await lab.run("n1", f"logread | grep -qF '{words}'", PATIENCE)
+            return status == 0
 
         await nodes.until(searched, "n1 searches for a way around the weak link")
 
         async def around() -> bool:
             await nodes.reach("n1", "n3")
-            return next_hop() == mac["n2"]
+            return questions.next_hop(lab.state, "n1", "n3") == "n2"
 
         await nodes.until(around, "n1 has its path to n3 over n2")
     finally:
