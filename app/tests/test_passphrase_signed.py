@@ -31,7 +31,7 @@ from thicket.cli.common import BAD, OK, USAGE
 from thicket.cli.main import main
 from thicket.cluster import passphrase, passphrase_judge
 from thicket.cluster.passphrase import Passphrase
-from thicket.cluster.passphrase_exchange import NAME
+from thicket.cluster.passphrase_exchange import NAME, Listener
 from thicket.cluster.passphrase_file import FILE, PassphraseError
 from thicket.config import edit
 from thicket.config.load import load
@@ -328,6 +328,34 @@ async def test_a_slow_node_is_said_and_waited_for(network: Network) -> None:
             error = await refusal(a.request(importing(signed(2, key=FLEET.signer_key))))
             assert error.code == "not-signed"
             assert a.kept.newest()[0] == 1
+
+
+@in_private_network
+async def test_news_from_many_nodes_turns_no_request_away(network: Network) -> None:
+    names = "abcdef"
+    assert len(names) > Listener.MOST + 1
+    with tempfile.TemporaryDirectory() as folder, listened() as told:
+        async with cluster(network, Path(folder), names) as nodes:
+            (_, busy, middle), *others = nodes
+            busy.follows.clear()  # the card takes its time
+            same = signed(1)
+            for number, (_, _, node) in enumerate(others):
+                connection = node.connections[middle.name]
+                listener = node.whereis(NAME)
+                assert isinstance(listener, Listener)
+                for packed in (same, signed(number + 2)):
+                    node.send_to_name(connection, listener.pid, NAME, (Atom("signed"), packed))
+
+            def taken() -> int:
+                return sum(one.startswith("signed") for one in told)
+
+            await until(lambda: taken() == 1 + len(others), "each change is taken once")
+            (_, _, asker), *_ = others
+            where, request = (NAME, middle.name), (Atom("signed"), signed(9))
+            asked = asyncio.create_task(asker.request(where, request, 60.0))
+            await until(lambda: taken() == 2 + len(others), "it is worked on as well")
+            busy.follows.set()
+            assert await asked == "ok"
 
 
 @in_private_network

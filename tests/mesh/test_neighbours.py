@@ -39,10 +39,13 @@ async def test_nodes_connect_to_their_mesh_neighbours_and_know_of_all(
 
     await nodes.wait(lambda: all(heard(name) == 3 for name in lab.nodes), "all hear all others")
     await nodes.wait(lambda: everybody_knows_all(lab), "all know that all are up")
-    for name in lab.nodes:
+
+    def linked(name: str) -> bool:
         # the application's messages connect others as well, for as long as it sends some
-        assert connected(lab, nodes, name) >= NEIGHBOURS[name]
-        assert nodes.status(name, "cluster", "counters")["links"] == len(NEIGHBOURS[name])
+        links = nodes.status(name, "cluster", "counters")["links"]
+        return links == len(NEIGHBOURS[name]) and connected(lab, nodes, name) >= NEIGHBOURS[name]
+
+    await nodes.wait(lambda: all(map(linked, lab.nodes)), "all are linked with their neighbours")
 
 
 async def test_a_neighbour_that_goes_is_missed_by_all_and_one_that_comes_is_connected(

@@ -87,14 +87,18 @@ async def _tell_one(node: Node, name: str, message: Any) -> str | None:
 class Listener(Process):
     """What other nodes ask, by ``gen_server:call``, and the news that nodes of a fleet exchange."""
 
-    #: Requests that are worked on at the same time.
+    #: Requests of one node that are worked on at the same time. What others ask takes no part of
+    #: these: a change that many tell of at once must not turn away who asks for it.
     MOST = 4
 
     def __init__(self, node: Node, passphrase: Passphrase) -> None:
         super().__init__(node)
         self._node = node
         self._passphrase = passphrase
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: What is being worked on, and for which node.
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        #: The signed changes among these that came as news: the same one often comes from several.
+        self._news: set[bytes] = set()
         self._buckets: dict[str, Bucket] = {}
 
     def tell(self, peer: str) -> None:
@@ -137,19 +141,23 @@ class Listener(Process):
             case ("signed", bytes() as packed):
                 if connection is None or not self._spreads or not self._due(connection.name):
                     return
-                if len(self._tasks) < self.MOST:
-                    self._begin(self._take(packed, connection.name))
+                if packed not in self._news and self._has_room(connection.name):
+                    self._news.add(packed)
+                    self._begin(self._take(packed, connection.name), connection.name)
             case ("$gen_call", (Pid() as sender, tag), request):
-                if len(self._tasks) >= self.MOST:
-                    self.reply(connection, sender, tag, (_ERROR, b"it is busy"))
-                    return
                 who = connection.name if connection is not None else self.node.name
-                self._begin(self._answer(connection, sender, tag, request, who))
+                if self._has_room(who):
+                    self._begin(self._answer(connection, sender, tag, request, who), who)
+                else:
+                    self.reply(connection, sender, tag, (_ERROR, b"it is busy"))
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _has_room(self, who: str) -> bool:
+        return list(self._tasks.values()).count(who) < self.MOST
+
+    def _begin(self, work: Coroutine[Any, Any, None], who: str) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = who
+        task.add_done_callback(self._tasks.pop)
 
     async def _take(self, packed: bytes, who: str) -> None:
         try:
@@ -157,6 +165,8 @@ class Listener(Process):
         except PassphraseError as error:
             if error.code != "older":
                 log.warning("a change of the passphrase from %s is not done: %s", who, error)
+        finally:
+            self._news.discard(packed)
 
     async def _answer(
         self, connection: Connection | None, sender: Pid, tag: Any, request: Any, who: str
