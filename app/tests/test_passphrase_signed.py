@@ -382,6 +382,18 @@ async def test_a_node_that_was_not_connected_gets_the_change_when_it_is(network:
 
 
 @in_private_network
+async def test_a_change_goes_on_to_nodes_that_are_connected_with_a_neighbour_only(
+    network: Network,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "TELL", 1e9):
+        async with cluster(network, Path(folder), "abc") as ((_, _, a), (b, _, _), (c, host, far)):
+            assert [connection.name for connection in far.connections.values()] == [a.name]
+            await b.take(signed(4), passphrase.PERSON)
+            await until(lambda: c.kept.newest() == b.kept.newest(), "c has it, by way of a")
+            await until(lambda: mesh(host) == (OLD, NEW), "c does what it says")
+
+
+@in_private_network
 async def test_in_clear_a_change_goes_to_nobody_else(network: Network) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with cluster(network, Path(folder), "ab", Node) as (
