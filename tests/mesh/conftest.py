@@ -34,7 +34,7 @@ from meshlab.lab.errors import LabError
 from meshlab.lab.lab import Lab
 from meshlab.lab.slots import Places
 from meshlab.lab.spec import LabSpec, NodeSpec
-from meshlab.lab.testing import NODES_PER_CORE, Kind, Mesh, Meshes, Nodes
+from meshlab.lab.testing import NODES_PER_CORE, Kind, Mesh, Meshes, Nodes, is_skipped
 from meshlab.scenario.engine import play
 from meshlab.scenario.file import load
 from meshlab.scenario.outcome import Outcome
@@ -83,12 +83,23 @@ def rogues_are_out(lab: Lab) -> bool:
 
 # In the order in which they begin. One that needs more places than are free makes those behind it
 # wait, so the two largest are first and last. Between them, those whose tests take long come first.
+# The first two begin before the single machines do, the others when most of these have run.
 MESHES = {
     mesh.name: mesh
     for mesh in (
         Mesh(
             "grid",
             LabSpec(topology.make("grid", int(os.environ.get("THICKET_FLEET", "8")))),
+        ),
+        # Devices with cards, and with RAUC: they take updates. What a node sends it sends slowly.
+        Mesh(
+            "updates",
+            LabSpec(
+                topology.make("line", 4), config={"update": {"health_time": 10, "air_share": 1}}
+            ),
+            others=dict.fromkeys(
+                ("n1", "n2", "n3", "n4"), Kind(IMAGE if IMAGE in parts.CARDS else parts.STANDIN)
+            ),
         ),
         Mesh("full", LabSpec(topology.make("full", 4))),
         Mesh("line", LabSpec(topology.make("line", 3))),
@@ -131,16 +142,6 @@ MESHES = {
             "pi",
             LabSpec(topology.make("full", 2)),
             others={"n2": Kind(IMAGE if IMAGE == "rpi64" else "standin-rpi64", "raspi3b")},
-        ),
-        # Devices with cards, and with RAUC: they take updates. What a node sends it sends slowly.
-        Mesh(
-            "updates",
-            LabSpec(
-                topology.make("line", 4), config={"update": {"health_time": 10, "air_share": 1}}
-            ),
-            others=dict.fromkeys(
-                ("n1", "n2", "n3", "n4"), Kind(IMAGE if IMAGE in parts.CARDS else parts.STANDIN)
-            ),
         ),
         # The chips of an open mesh are blank.
         Mesh("open", LabSpec(topology.make("full", 2), security="open")),
@@ -208,8 +209,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Say what is the same for all tests here, and put them in the order of their meshes."""
 
     def turn(mesh: Mesh | None) -> int:
-        # Single machines, which take no place, run beside the first mesh.
-        return 1 if mesh is None else 2 * list(MESHES).index(mesh.name)
+        # Single machines, which take no place, run beside the first two meshes.
+        return 3 if mesh is None else 2 * list(MESHES).index(mesh.name)
 
     for item in items:
         if HERE not in item.path.parents:
@@ -227,8 +228,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the tests that need a mesh: it is ended after the last one."""
-    meshes = [mesh for item in session.items if (mesh := mesh_of(item)) is not None]
+    """Count the tests that will need a mesh: it is ended after the last one."""
+    items = [item for item in session.items if not is_skipped(item.iter_markers())]
+    meshes = [mesh for item in items if (mesh := mesh_of(item)) is not None]
     session.config.stash[NEEDED] = Counter(mesh.name for mesh in meshes)
 
 

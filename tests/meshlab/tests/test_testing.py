@@ -16,7 +16,7 @@ from meshlab.lab.journal import Pace
 from meshlab.lab.lab import Lab
 from meshlab.lab.slots import Places
 from meshlab.lab.spec import LabSpec, NodeSpec
-from meshlab.lab.testing import Mesh, Meshes, whole
+from meshlab.lab.testing import Mesh, Meshes, is_skipped, whole
 
 NODES = {"n2": NodeSpec(chip_fault="absent")}
 FULL = Mesh("full", LabSpec(topology.make("full", 3), nodes=NODES))
@@ -49,6 +49,13 @@ async def test_tests_share_a_mesh_which_ends_with_the_last_of_them(meshes: Meshe
     await meshes.give_back(FULL, fit=True)
     assert lab.state.stopping
     assert (lab.spec.name, other.spec.name) == ("test-full", "test-pair")
+
+
+def test_a_test_that_is_skipped_keeps_no_mesh_running() -> None:
+    here, soak = pytest.mark.skipif(False, reason=""), pytest.mark.skipif(True, reason="")
+    assert not is_skipped([pytest.mark.lab.mark, here.mark])
+    assert is_skipped([pytest.mark.lab.mark, here.mark, soak.mark])
+    assert is_skipped([pytest.mark.skip(reason="").mark])
 
 
 async def test_a_test_finds_power_links_radios_and_chips_as_they_were(meshes: Meshes) -> None:

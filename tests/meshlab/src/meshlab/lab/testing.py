@@ -7,11 +7,11 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from meshlab.lab import questions, summary
 from meshlab.lab.lab import Lab
@@ -55,6 +55,23 @@ class Mesh:
     """Whether a running lab of it is as its tests expect it."""
     others: Mapping[str, Kind] = field(default_factory=dict)
     """The nodes that differ from the others."""
+
+
+class Mark(Protocol):
+    """What is used of ``pytest.Mark``."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+
+
+def is_skipped(marks: Iterable[Mark]) -> bool:
+    """Tell whether its marks skip a test, so that it never takes the mesh that it names."""
+    return any(
+        mark.name == "skip" or (mark.name == "skipif" and all(mark.args[:1])) for mark in marks
+    )
 
 
 class Meshes:
@@ -159,6 +176,13 @@ class Nodes:
         """Return a member of a node's status."""
         return get(self.lab.state.nodes[name].status, *keys)
 
+    async def now(self, name: str, *keys: str) -> Any:
+        """Return a member of a node's status as it is now.
+
+        What the lab has of it may be old: a counter alone is no change that the node tells at once.
+        """
+        return get(await self.json(name, "thicket status --json"), *keys)
+
     def problems(self, name: str, part: str) -> list[str]:
         """Return the problems of a part of a node, in its words."""
         return questions.problems(self.lab.state, name, part)
@@ -185,6 +209,12 @@ class Nodes:
 
         await self.until(succeeded, f"{command!r} on {name} succeeds")
         return outputs[-1]
+
+    async def signal_supplicant(self, name: str, signal: str) -> int:
+        """Send wpa_supplicant a signal, as soon as it runs; return the number of its process."""
+        state = "/run/thicket/supplicant.state"
+        command = f"pid=$(cut -d' ' -f1 {state}) && kill -{signal} $pid && echo $pid"
+        return int((await self.succeeds(name, command)).split()[-1])
 
     async def kernel_addresses(self, name: str, interface: str) -> list[str]:
         """Return the global IPv6 addresses of an interface, as the kernel has them.
