@@ -108,9 +108,16 @@ def made(card: Path, out: Path, fleet: Authority | None = None, *boards: str) ->
 
 
 @pytest.fixture
-def release(card: Path, tmp_path: Path) -> Path:
-    """An unsigned release of one board."""
-    return made(card, tmp_path / "release")
+def release(card: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unsigned release of one board: a copy of one that is made once per run."""
+
+    def build(directory: Path) -> None:
+        directory.mkdir()
+        made(card, directory / "release")
+
+    folder = shared.run_directory(tmp_path_factory)
+    whole = shared.once(folder, "release-of-one-board", build) / "release"
+    return shutil.copytree(whole, tmp_path / "release")
 
 
 @pytest.fixture
