@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,10 +161,11 @@ class WithAdapter(Pi):
         async with asyncio.timeout(PATIENCE):
             while True:
                 said = await self.machine.shell.run("thicket status --json", PATIENCE)
-                # 1: it has a problem, as without a radio.
-                radio = json.loads(said.output)["radio"] if said.status in {0, 1} else {}
-                if radio.get("state") == state:
-                    return radio
+                # A daemon that is busy says nothing in JSON.
+                with suppress(ValueError):
+                    radio: dict[str, Any] = json.loads(said.output)["radio"]
+                    if radio["state"] == state:
+                        return radio
                 await asyncio.sleep(1)
 
     async def plug_in(self) -> None:
