@@ -23,6 +23,9 @@ from meshlab.wire.rpc import Client, Json, Params, RpcError
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 60.0
+"""Seconds within which a medium answers, one that is started again as well, on a busy host."""
+
 RESTART_PAUSE = 1.0
 """Seconds before a medium that ended quickly is started again."""
 
@@ -78,7 +81,7 @@ class Air:
             await asyncio.sleep(0.2 if quick == 0 else RESTART_PAUSE)
 
     async def call(
-        self, method: str, params: Params | None = None, *, patience: float = 8.0
+        self, method: str, params: Params | None = None, *, patience: float = PATIENCE
     ) -> Json:
         """Make a request to the medium, waiting ``patience`` seconds for one that restarts.
 
@@ -90,7 +93,7 @@ class Air:
                 try:
                     if self._client is None:
                         self._client = await Client.connect(self._directory / "medium.sock")
-                    return await self._client.call(method, params, timeout=10)
+                    return await self._client.call(method, params, timeout=PATIENCE)
                 except RpcError as error:
                     if error.code not in ("not-running", "closed", "timeout"):
                         raise

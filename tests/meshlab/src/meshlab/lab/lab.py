@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from meshlab.lab import summary
-from meshlab.lab.air import Air
+from meshlab.lab.air import PATIENCE, Air
 from meshlab.lab.directory import LabDirectory, last_lines
 from meshlab.lab.errors import LabError, NotFormedError
 from meshlab.lab.journal import Journal, Pace
@@ -426,7 +426,7 @@ class Lab:
         await self.node(name).running().exec_shell.push(path, content)
 
     async def medium_call(
-        self, method: str, params: Params | None = None, *, patience: float = 8.0
+        self, method: str, params: Params | None = None, *, patience: float = PATIENCE
     ) -> Json:
         """Make a request to the medium, waiting ``patience`` seconds for one that restarts.
 
