@@ -55,9 +55,16 @@ def test_a_failure_says_what_and_shows_the_end_of_the_log(tmp_path: Path) -> Non
     assert text.endswith(f"The whole output is in {log}")
 
 
-def test_a_missing_program_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nice", [0, 3])
+def test_a_missing_program_is_named(tmp_path: Path, nice: int) -> None:
     with pytest.raises(HostError, match="no-such-program"):
-        Runner().run(["no-such-program"], tmp_path / "log", what="x")
+        Runner(nice).run(["no-such-program"], tmp_path / "log", what="x")
+
+
+def test_others_come_first(tmp_path: Path) -> None:
+    lines: list[str] = []
+    Runner(3).run(["nice"], tmp_path / "log", what="x", on_line=lines.append)
+    assert lines == [str(min(os.nice(0) + 3, 19))]
 
 
 def test_tail_of_no_file(tmp_path: Path) -> None:

@@ -32,9 +32,13 @@ def tail(log: Path, lines: int = LOG_TAIL) -> str:
 
 
 class Runner:
-    """Runs programs for several stages at once and ends them all when the build is ended."""
+    """Runs programs for several stages at once and ends them all when the build is ended.
 
-    def __init__(self) -> None:
+    :param nice: is added to their niceness.
+    """
+
+    def __init__(self, nice: int = 0) -> None:
+        self._nice = nice
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self.cancelled = threading.Event()
@@ -78,6 +82,8 @@ class Runner:
         # SIGTERM and not SIGKILL at the death of this process: make then ends its own children.
         setpriv = shutil.which("setpriv")
         prefix = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
+        if self._nice:
+            prefix += ["nice", "-n", str(self._nice)]
         # Unbuffered: people watch the log while it grows.
         with log.open("ab", buffering=0) as output:
             output.write(f"$ {shlex.join(words)}\n".encode())

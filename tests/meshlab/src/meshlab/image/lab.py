@@ -56,6 +56,9 @@ LAB_RECIPE = "5"
 
 STAGES = ("source", "kernel", "userland", "python", "relay", "lab")
 
+NICE = 10
+"""Niceness of the programs that make an image, as QEMU's: nodes that run keep their processor."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -120,7 +123,7 @@ class Builder:
         )
         self.cache = cache
         self.progress = progress
-        self.runner = Runner()
+        self.runner = Runner(NICE)
         self._runnable = self
         """The builder of programs that can be run here."""
         if recipe.architecture is not NATIVE:

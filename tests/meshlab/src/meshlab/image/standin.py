@@ -154,7 +154,7 @@ def build(
         if kind.firmware:
             _stand_in_firmware(directory / "rpi-firmware", board, kind.firmware)
         (directory / "target" / "lib" / "modules" / facts["kernel"]).mkdir(parents=True)
-        Runner().run(
+        Runner(lab.NICE).run(
             [common / "post-image.sh", directory, kind.board],
             kept.log("standin"),
             what="making the stand-in card",

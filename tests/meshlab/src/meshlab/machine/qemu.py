@@ -29,10 +29,10 @@ from meshlab.wire.sockets import socket_address
 NICE = 10
 """Niceness of QEMU: the medium, the chips and the view must not wait for twenty busy guests."""
 
-QMP_PATIENCE = 10.0
-"""Seconds that QEMU has to answer."""
+QMP_PATIENCE = 60.0
+"""Seconds that QEMU has to answer. On a busy host its niceness leaves it a tenth of a processor."""
 
-_START_PATIENCE = 30.0
+_START_PATIENCE = 300.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 OnQmpEvent = Callable[[Mapping[str, Any]], None]
