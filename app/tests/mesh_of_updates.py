@@ -134,7 +134,7 @@ class Mesh:
         del self.running[name]
         for other in self.running.values():
             other.fetch.offering.bits.pop(name, None)
-            other.serve.gone(name)
+            other.serve.gone(name, self.now)
             other.teller.gone(name)
             other.unsent.pop(name, None)
         self.meet()
@@ -149,7 +149,7 @@ class Mesh:
                     self._lost[frozenset((name, peer))] += 1
                     one.unsent.pop(peer, None)
                     del one.fetch.offering.bits[peer]
-                    one.serve.gone(peer)
+                    one.serve.gone(peer, self.now)
                     one.teller.gone(peer)
             one.teller.changed()
             self.wake(name)
@@ -242,7 +242,7 @@ class Mesh:
     def _asked(self, sender: str, receiver: str, chunk: int) -> None:
         running = self.running[receiver]
         way = self.ways(receiver).get(sender, Way())
-        pause = running.serve.ask(sender, chunk, way.airtime())
+        pause = running.serve.ask(sender, chunk, way.airtime(), self.now)
         node = self.nodes[receiver]
         node.most_uploads = max(node.most_uploads, len(running.serve))
         if pause is not None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -269,14 +272,15 @@ def test_rubbish_that_nobody_asked_for_changes_nothing_for_others() -> None:
 def test_who_does_not_read_what_it_gets_keeps_its_place_for_so_long() -> None:
     serve: Serve[int] = Serve(0.5)
     for peer in "abc":
-        assert serve.ask(peer, 1, 0.1) is None
+        assert serve.ask(peer, 1, 0.1, 0.0) is None
     assert serve.take(0.0, lambda _peer: True) is None
-    assert serve.ask("d", 1, 0.1) is not None
-    assert serve.take(spread.PATIENCE, lambda _peer: True) is None
-    assert serve.ask("a", 1, 0.1, blocked=True) == spread.AGAIN[1]
-    assert serve.ask("d", 1, 0.1) is None
-    assert serve.ask("a", 1, 0.1, blocked=False) is None
-    assert serve.take(spread.PATIENCE, lambda _peer: False) == ("d", 1)
+    assert serve.ask("d", 1, 0.1, 0.0) is not None
+    now = spread.PATIENCE
+    assert serve.take(now, lambda _peer: True) is None
+    assert serve.ask("a", 1, 0.1, now, blocked=True) == spread.AGAIN[1]
+    assert serve.ask("d", 1, 0.1, now) is None
+    assert serve.ask("a", 1, 0.1, now, blocked=False) is None
+    assert serve.take(now, lambda _peer: False) == ("d", 1)
 
 
 def test_what_comes_from_outside_is_not_asked_for_in_the_mesh() -> None:
@@ -291,17 +295,130 @@ def test_what_comes_from_outside_is_not_asked_for_in_the_mesh() -> None:
 def test_two_are_served_in_turns_and_one_too_many_comes_again() -> None:
     serve: Serve[int] = Serve(0.5)
     for peer in "abc":
-        assert serve.ask(peer, 1, 0.1) is None
-    assert serve.ask("a", 2, 0.1) is None
-    assert serve.ask("a", 2, 0.1) is None
-    assert serve.ask("a", 3, 0.1) == spread.AGAIN[1]
-    pause = serve.ask("d", 1, 0.1)
+        assert serve.ask(peer, 1, 0.1, 0.0) is None
+    assert serve.ask("a", 2, 0.1, 0.0) is None
+    assert serve.ask("a", 2, 0.1, 0.0) is None
+    assert serve.ask("a", 3, 0.1, 0.0) == spread.AGAIN[1]
+    pause = serve.ask("d", 1, 0.1, 0.0)
     assert pause is not None
     assert spread.AGAIN[0] <= pause <= spread.AGAIN[1]
     sent = [serve.take(0.0, lambda peer: peer == "b") for _ in range(4)]
     assert sent == [("a", 1), ("c", 1), ("a", 2), None]
-    serve.gone("b")
+    serve.gone("b", 0.0)
     assert serve.pause(0.0) is None
+
+
+class Asker(NamedTuple):
+    """Somebody who asks again as soon as it has got something, or may.
+
+    :ivar most: how many chunks it asks for at a time.
+    :ivar obeys: whether it waits for as long as it is told; else it asks ten times a second.
+    :ivar reads: seconds until it has read what it got.
+    :ivar begins: when it begins.
+    """
+
+    most: int = spread.WINDOW_OF_ONE
+    obeys: bool = True
+    reads: float = 0.0
+    begins: float = 0.0
+
+
+GREEDY = {
+    "keep their places": Asker(obeys=False),
+    "ask for one at a time": Asker(most=1, obeys=False),
+    "read slowly": Asker(obeys=False, reads=0.9 * spread.PATIENCE),
+}
+
+
+def served(askers: dict[str, Asker], seconds: float, airtime: float) -> Counter[str]:
+    """Let these ask one node all the time; return how many chunks each has got."""
+    serve: Serve[int] = Serve(0.2)
+    step = 0.05
+    now, count = 0.0, 0
+    may = {name: asker.begins for name, asker in askers.items()}
+    waiting: dict[str, set[int]] = {name: set() for name in askers}
+    unsent: dict[str, list[float]] = {name: [] for name in askers}
+    got: Counter[str] = Counter()
+    while now < seconds:
+        for name, asker in askers.items():
+            unsent[name] = [at for at in unsent[name] if at > now]
+            while len(waiting[name]) < asker.most and may[name] <= now:
+                count += 1
+                waiting[name].add(count)
+                blocked = len(unsent[name]) >= 2
+                pause = serve.ask(name, count, airtime, now, blocked=blocked)
+                if pause is not None:
+                    waiting[name].discard(count)
+                    may[name] = now + (pause if asker.obeys else 0.1)
+        assert len(serve) <= spread.UPLOADS
+        while (sent := serve.take(now, lambda name: len(unsent[name]) >= 2)) is not None:
+            name, item = sent
+            serve.air.spend(airtime, now)
+            waiting[name].discard(item)
+            got[name] += 1
+            unsent[name].append(now + askers[name].reads)
+        now += step
+    return got
+
+
+@pytest.mark.parametrize("airtime", [0.005, 1.0], ids=["a fast link", "a slow link"])
+@pytest.mark.parametrize("many", [3, 8])
+@pytest.mark.parametrize("how", GREEDY)
+def test_those_who_never_stop_asking_get_no_more_than_one_who_does(
+    how: str, many: int, airtime: float
+) -> None:
+    greedy = {f"greedy{at}": GREEDY[how] for at in range(many)}
+    got = served({**greedy, "honest": Asker()}, 2000.0, airtime)
+    assert got["honest"] >= 0.5 * got.total() / (many + 1), got
+
+
+def of_three(until: float) -> Serve[int]:
+    """Return what has served three for some time, each of which has asked for something more."""
+    serve: Serve[int] = Serve(0.2)
+    for peer in "abc":
+        assert serve.ask(peer, 1, 0.1, 0.0) is None
+        assert serve.ask(peer, 2, 0.1, 0.0) is None
+    assert {serve.take(until, lambda _: False) for _ in "abc"} == {("a", 1), ("b", 1), ("c", 1)}
+    return serve
+
+
+def test_whoever_had_a_place_for_long_leaves_it_to_who_waits() -> None:
+    serve = of_three(spread.TURN)
+    assert serve.ask("d", 1, 0.1, spread.TURN) is not None
+    assert serve.ask("a", 3, 0.1, spread.TURN) is not None, "it leaves"
+    assert serve.ask("b", 3, 0.1, spread.TURN) is None, "one is enough"
+    assert serve.take(spread.TURN, lambda _: False) == ("a", 2)
+    assert serve.ask("a", 3, 0.1, spread.TURN + 0.1) is not None, "the place is kept for d"
+    assert serve.ask("d", 1, 0.1, spread.TURN + 0.4) is None
+    assert len(serve) == spread.UPLOADS
+
+
+def test_a_place_is_not_kept_for_who_does_not_come() -> None:
+    serve = of_three(spread.TURN)
+    pause = serve.ask("d", 1, 0.1, spread.TURN)
+    assert pause is not None
+    assert serve.ask("a", 3, 0.1, spread.TURN) is not None
+    assert serve.ask("a", 3, 0.1, spread.TURN + pause + spread.EXPECTED) is None
+
+
+def test_who_comes_late_is_not_served_before_all_others_for_long() -> None:
+    early = {name: Asker() for name in "abc"}
+    late = {name: Asker(obeys=False, begins=1000.0) for name in "defgh"}
+    before = served(early | late, 1000.0, 0.1)
+    after = served(early | late, 1100.0, 0.1) - before
+    assert min(after.values()) >= 0.5 * after.total() / 8, after
+
+
+def test_who_comes_anew_gains_nothing() -> None:
+    serve = of_three(100.0)
+    serve.gone("a", 100.0)
+    assert serve.ask("d", 1, 0.1, 100.0) is None
+    assert serve.ask("a", 2, 0.1, 101.0) is not None
+    assert serve.ask("e", 1, 0.1, 101.0) is not None
+    assert serve.ask("b", 3, 0.1, 101.0) is not None, "it leaves for e"
+    assert serve.take(101.0, lambda one: one != "b") == ("b", 2)
+    assert serve.ask("a", 2, 0.1, 101.1) is not None
+    assert serve.ask("e", 1, 0.1, 101.4) is None
 
 
 @given(st.floats(0.01, 0.9), st.lists(st.floats(0.001, 0.5), min_size=1, max_size=60))

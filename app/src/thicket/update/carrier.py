@@ -394,7 +394,7 @@ class Carrier:
         elif message.piece.patch >= len(newest.offer.patches):
             return
         elif isinstance(message, Get):
-            self._on_get(peer, message, newest)
+            self._on_get(peer, message, newest, now)
         elif isinstance(message, Data):
             self._on_data(peer, message, now)
         else:
@@ -415,7 +415,7 @@ class Carrier:
         """A node is not connected any more."""
         for offering in self.theirs:
             offering.bits.pop(peer, None)
-        self._serve.gone(peer)
+        self._serve.gone(peer, time.monotonic())
         self._teller.gone(peer)
         self._wake.set()
 
@@ -435,7 +435,7 @@ class Carrier:
             else:
                 offering.bits.pop(peer, None)
 
-    def _on_get(self, peer: str, message: Get, newest: Newest) -> None:
+    def _on_get(self, peer: str, message: Get, newest: Newest, now: float) -> None:
         piece, held = message.piece, self.held.get(message.piece.patch)
         here = held is not None and (
             held.part_of_list(piece.number) if piece.part == LIST else held.have >> piece.number & 1
@@ -444,7 +444,8 @@ class Carrier:
             self._wire.send(peer, No(newest.identifier, piece, 0))
             return
         cost = self._host.ways().get(peer, Way()).airtime()
-        pause = self._serve.ask(peer, piece, cost, blocked=self._wire.unsent(peer) > QUEUED)
+        blocked = self._wire.unsent(peer) > QUEUED
+        pause = self._serve.ask(peer, piece, cost, now, blocked=blocked)
         if pause is not None:
             self._wire.send(peer, No(newest.identifier, piece, int(pause * 1000)))
 

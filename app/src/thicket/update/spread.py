@@ -32,8 +32,12 @@ PATIENCE = 45.0
 STALLED = 10.0
 #: Nodes that are served at the same time; each may have asked for WINDOW_OF_ONE chunks.
 UPLOADS = 3
-#: Seconds until somebody may ask again who found all places taken.
+#: Seconds that one may have had a place longer than another one who waits for one.
+TURN = 5.0
+#: Seconds until somebody may ask again who found all places taken, and for which it is expected
+#: after that.
 AGAIN = (0.5, 10.0)
+EXPECTED = 1.0
 #: Pauses of a node that did not answer, and of one that sent something wrong, in seconds.
 SLOW_PAUSES = (5.0, 15.0, 60.0, 300.0)
 WRONG_PAUSES = (60.0, 300.0, 1800.0, 7200.0)
@@ -491,8 +495,31 @@ class Air:
         self._balance, self._then = min(BURST, self._balance + gained), now
 
 
+class _Place(Generic[T]):
+    """A node that is served.
+
+    :ivar since: when it got its place.
+    :ivar queue: what it has asked for.
+    :ivar leaves: whether it gets no more than that.
+    :ivar blocked: since when too much waits to be sent to it; None while nothing does.
+    """
+
+    __slots__ = ("blocked", "leaves", "queue", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.queue: deque[T] = deque()
+        self.leaves = False
+        self.blocked: float | None = None
+
+
 class Serve(Generic[T]):
     """What others have asked for and is to be sent, one after the other.
+
+    There are ``UPLOADS`` places. A node has its place for as long as it asks for more, unless one
+    waits that had a place for ``TURN`` seconds less: then it leaves, and those who had less are
+    first. So who never stops asking gets no more than others. Of who comes late, or seldom, no more
+    than two turns count that it has not had.
 
     :param share: of the air.
     :param air: where others take of the same share.
@@ -501,68 +528,125 @@ class Serve(Generic[T]):
 
     def __init__(self, share: float, air: Air | None = None, most: int | None = None) -> None:
         self.air = air or Air(share)
-        self._waiting: dict[str, deque[T]] = {}
-        self._blocked: dict[str, float] = {}
+        self._places: dict[str, _Place[T]] = {}
+        #: Until when somebody is expected who was told to ask again.
+        self._waiting: dict[str, float] = {}
+        #: Seconds that nodes had a place, without those of the present one.
+        self._had: dict[str, float] = {}
+        self._shunned: set[str] = set()
         self._given: Counter[str] = Counter()
         self._most = most
 
-    def ask(self, peer: str, item: T, cost: float, *, blocked: bool = False) -> float | None:
+    def ask(
+        self, peer: str, item: T, cost: float, now: float, *, blocked: bool = False
+    ) -> float | None:
         """A node asks for something.
 
         :param cost: seconds of air.
         :param blocked: whether too much waits to be sent to it already.
         :returns: None when it gets it; else after how many seconds it may ask again.
         """
-        queue = self._waiting.get(peer)
         if not blocked:
-            self._blocked.pop(peer, None)
-        if queue is None:
-            had_all = self._most is not None and self._given[peer] >= self._most
-            if had_all or peer in self._blocked:
+            self._shunned.discard(peer)
+        place = self._places.get(peer)
+        if place is not None:
+            if item in place.queue:
+                return None
+            if len(place.queue) >= WINDOW_OF_ONE:
                 return AGAIN[1]
-            if len(self._waiting) >= UPLOADS:
-                waiting = sum(map(len, self._waiting.values()))
-                return min(max(waiting * cost / self.air.share, AGAIN[0]), AGAIN[1])
-            queue = self._waiting[peer] = deque()
-        elif item in queue:
-            return None
-        elif len(queue) >= WINDOW_OF_ONE:
-            return AGAIN[1]
-        queue.append(item)
+            leaving = sum(one.leaves for one in self._places.values() if one is not place)
+            place.leaves = self._rivals(peer, now) > self._free + leaving
+            if place.leaves:
+                return self._pause(cost)
+        else:
+            had_all = self._most is not None and self._given[peer] >= self._most
+            if had_all or peer in self._shunned:
+                return AGAIN[1]
+            self._lift(peer, now)
+            if self._rivals(peer, now) >= self._free:
+                pause = self._pause(cost)
+                self._waiting[peer] = now + pause + EXPECTED
+                return pause
+            self._waiting.pop(peer, None)
+            place = self._places[peer] = _Place(now)
+        place.queue.append(item)
         return None
+
+    @property
+    def _free(self) -> int:
+        return UPLOADS - len(self._places)
+
+    def _pause(self, cost: float) -> float:
+        queued = sum(len(one.queue) for one in self._places.values())
+        return min(max(queued * cost / self.air.share, AGAIN[0]), AGAIN[1])
+
+    def _rivals(self, peer: str, now: float) -> int:
+        """Return how many wait who have a better claim to a place than this node."""
+        for gone in [one for one, until in self._waiting.items() if until <= now]:
+            del self._waiting[gone]
+        enough = self._total(peer, now) - TURN
+        return sum(self._had[one] <= enough for one in self._waiting if one != peer)
+
+    def _total(self, peer: str, now: float) -> float:
+        place = self._places.get(peer)
+        return self._had.get(peer, 0.0) + (0.0 if place is None else now - place.since)
+
+    def _lift(self, peer: str, now: float) -> None:
+        """Count two turns at most that a node had less than those who are served."""
+        least = min((self._total(one, now) for one in self._places), default=0.0)
+        self._count(peer, max(self._had.get(peer, 0.0), least - 2 * TURN))
+
+    def _count(self, peer: str, seconds: float) -> None:
+        if peer not in self._had and len(self._had) >= MOST_SHUNNED:
+            oldest = next(iter(self._had))
+            del self._had[oldest]
+            self._waiting.pop(oldest, None)
+        self._had[peer] = seconds
+
+    def _leave(self, peer: str, now: float) -> None:
+        """Take a node's place away."""
+        self._count(peer, self._total(peer, now))
+        del self._places[peer]
 
     def take(self, now: float, blocked: Callable[[str], bool]) -> tuple[str, T] | None:
         """Return what is to be sent now, the nodes in turns; None if there is nothing.
 
         :param blocked: whether too much waits to be sent to a node already.
         """
-        if not self._waiting or self.air.pause(now) > 0:
+        if not self._places or self.air.pause(now) > 0:
             return None
-        for peer in list(self._waiting):
+        for peer, place in list(self._places.items()):
             if blocked(peer):
-                if now - self._blocked.setdefault(peer, now) >= PATIENCE:
-                    del self._waiting[peer]  # it does not read what it gets: others have its place
+                if place.blocked is None:
+                    place.blocked = now
+                patience = AGAIN[1] if self._rivals(peer, now) else PATIENCE
+                if now - place.blocked >= patience:
+                    self._leave(peer, now)  # it does not read what it gets: others have its place
+                    self._shunned.add(peer)
                 continue
-            self._blocked.pop(peer, None)
-            queue = self._waiting.pop(peer)
-            item = queue.popleft()
+            place.blocked = None
+            item = place.queue.popleft()
             self._given[peer] += 1
-            if queue:
-                self._waiting[peer] = queue  # behind the others
+            if place.queue:
+                self._places[peer] = self._places.pop(peer)  # behind the others
+            else:
+                self._leave(peer, now)
             return peer, item
         return None
 
     def pause(self, now: float) -> float | None:
         """Return the seconds until something may be sent; None when nothing waits."""
-        return self.air.pause(now) if self._waiting else None
+        return self.air.pause(now) if self._places else None
 
-    def gone(self, peer: str) -> None:
-        """A node is not connected any more."""
+    def gone(self, peer: str, now: float) -> None:
+        """A node is not connected any more; what it had counts also when it comes again."""
+        if peer in self._places:
+            self._leave(peer, now)
         self._waiting.pop(peer, None)
-        self._blocked.pop(peer, None)
+        self._shunned.discard(peer)
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._places)
 
 
 class _Told(NamedTuple):
