@@ -111,6 +111,14 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
         files.make_folder(str(tmp_path / "a" / "b"))
     files.make_folder(str(tmp_path / "a"))
     files.make_folder(str(tmp_path / "a"))
+    (tmp_path / "somebody").mkdir()
+    (tmp_path / "somebody" / "diary").write_text("dear")
+    (tmp_path / "a" / "c").symlink_to(tmp_path / "somebody")
+    store = Store(str(tmp_path / "a" / "c"))
+    store.keep(b"offer", [])
+    store.keep(b"offer", [])
+    assert files.entries(str(tmp_path / "a" / "c")) == ["offer"]
+    assert files.entries(str(tmp_path / "somebody")) == ["diary"], "a link is not followed"
     (tmp_path / "a" / "b").symlink_to("nowhere")
     files.make_folder(str(tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b").is_dir()

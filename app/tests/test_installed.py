@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import sys
@@ -314,6 +315,103 @@ async def test_leftovers_and_a_damaged_state(device: Device) -> None:
         assert device.words("not-started") == []
         assert len([name for name in device.files() if name.endswith(".app")]) == 1
         assert [folder.name for folder in apps.iterdir()] == ["lamp"]
+
+
+def elsewhere(device: Device) -> Path:
+    """Move an application's folder to somewhere else, and leave a link; return where it is."""
+    folder = Path(device.paths.data, "apps", "lamp")
+    there = device.folder / "elsewhere"
+    folder.rename(there)
+    (there / "diary.txt").write_text("somebody's")
+    folder.symlink_to(there)
+    return there
+
+
+@pytest.mark.parametrize("what", ["remove", "install"])
+async def test_a_link_in_the_place_of_a_folder_is_not_followed(device: Device, what: str) -> None:
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+    there = elsewhere(device)
+    kept = sorted(path.name for path in there.iterdir())
+    async with device.on():
+        assert device.entry()["version"] is None
+        assert "lamp is a link, which is not followed" in device.words("not-started")[0]
+        if what == "remove":
+            assert await device.apps.remove("lamp") == {"removed": "lamp"}
+            assert device.apps.status() == []
+            assert not os.path.lexists(Path(device.paths.data, "apps", "lamp"))
+        else:
+            await device.apps.install(one(device))
+            assert await device.version() == "1.0"
+            assert not Path(device.paths.data, "apps", "lamp").is_symlink()
+        assert device.words("not-started") == []
+    assert sorted(path.name for path in there.iterdir()) == kept
+
+
+async def test_a_link_that_comes_while_it_runs_is_removed_alone(device: Device) -> None:
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+        there = elsewhere(device)
+        kept = sorted(path.name for path in there.iterdir())
+        await device.apps.remove("lamp")
+        assert device.apps.status() == []
+    assert sorted(path.name for path in there.iterdir()) == kept
+
+
+def a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("")
+
+
+def a_link_to_nothing(path: Path) -> None:
+    shutil.rmtree(path)
+    path.symlink_to("nothing")
+
+
+def a_folder_as_state(path: Path) -> None:
+    (path / app_state.STATE).unlink()
+    (path / app_state.STATE / "in").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("put", [a_file, a_link_to_nothing, a_folder_as_state, shutil.rmtree])
+@pytest.mark.parametrize("restart", [False, True])
+async def test_whatever_is_in_its_place_can_be_removed_and_installed(
+    device: Device, put: Callable[[Path], None], restart: bool
+) -> None:
+    folder = Path(device.paths.data, "apps", "lamp")
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+        put(folder)
+        if not restart:
+            await device.apps.remove("lamp")
+            assert not os.path.lexists(folder)
+    async with device.on():
+        if device.apps.status():
+            await device.apps.remove("lamp")
+        assert not os.path.lexists(folder)
+        await device.apps.install(one(device))
+        assert await device.version() == "1.0"
+
+
+async def test_what_cannot_be_removed_says_so_and_runs_on(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+
+        def read_only(_path: str) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(installed, "_remove", read_only)
+            with pytest.raises(AppError, match="lamp cannot be removed: Read-only file system"):
+                await device.apps.remove("lamp")
+        assert await device.version() == "1.0"
+        assert device.entry()["version"] == "1.0"
 
 
 async def test_what_is_installed_before_the_cluster_is_started_by_it(device: Device) -> None:

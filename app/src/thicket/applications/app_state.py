@@ -17,7 +17,7 @@ from logging import getLogger
 from typing import Any, NamedTuple
 
 from thicket.applications.app_file import ENDING, About
-from thicket.base.files import discard, read_kept, write_atomically
+from thicket.base.files import discard, own_folder, read_kept, write_atomically
 
 log = getLogger(__name__)
 
@@ -102,6 +102,8 @@ def file_name(about: About) -> str:
 
 def load(folder: str) -> State:
     """Return the state in an application's folder; ``NOTHING`` where it is missing or damaged."""
+    if os.path.islink(folder):
+        return NOTHING
     try:
         return unpack(read_kept(f"{folder}/{STATE}", MOST_BYTES + 1))
     except FileNotFoundError:
@@ -116,11 +118,14 @@ def save(folder: str, state: State) -> None:
 
     :raises OSError: it cannot be written; the old one stays.
     """
+    own_folder(folder, 0o700)
     write_atomically(f"{folder}/{STATE}", pack(state), mode=0o600, own=True)
 
 
 def tidy(folder: str, state: State) -> None:
-    """Remove the files that the state does not need."""
+    """Remove the files that the state does not need; none of a folder that a link points to."""
+    if os.path.islink(folder):
+        return
     for name in os.listdir(folder):
         if name not in state.files and name != STATE:
             discard(f"{folder}/{name}")

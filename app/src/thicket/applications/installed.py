@@ -29,7 +29,7 @@ from thicket.applications.service import GROUP
 from thicket.applications.trial import Trial, Verdict
 from thicket.base import threads
 from thicket.base.errors import ThicketError
-from thicket.base.files import discard, entries, make_folder, opened, sync_folder
+from thicket.base.files import discard, entries, make_folder, opened, own_folder, sync_folder
 from thicket.base.pace import wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
@@ -308,12 +308,18 @@ class Installed:
 
         :returns: ``removed``, its name.
 
-        :raises AppError: there is none of that name.
+        :raises AppError: there is none of that name, or it cannot be removed.
         """
         async with self._lock:
             self._known(name)
             affected = await self._put_away(name)
-            await self._do(lambda: _remove(f"{self._data}/{name}"))
+            folder = f"{self._data}/{name}"
+            try:
+                await self._do(lambda: _remove(folder))
+            except OSError as error:
+                await self._exchange(name)
+                words = error.strerror or error
+                raise AppError("not-removed", f"{folder} cannot be removed: {words}") from None
             del self._states[name]
             self._problems.clear(f"application {name}", "left")
             self._problems.clear(f"application {name}", "not-started")
@@ -342,9 +348,9 @@ class Installed:
             self._check_beside(about)
             state = self._admitted(about, again)
             folder = f"{self._data}/{about.name}"
-            self._make_room(about, os.fstat(source.fileno()).st_size)
             try:
-                make_folder(folder, 0o700)
+                self._make_room(about, os.fstat(source.fileno()).st_size)
+                own_folder(folder, 0o700)
                 _copy(source, f"{folder}/{_NEW}", found)
                 file = app_state.file_name(about)
                 os.replace(f"{folder}/{_NEW}", f"{folder}/{file}")
@@ -440,7 +446,11 @@ class Installed:
             why = f"the daemon ended {state.trial} times while it was tried"
             state = await self._reject(name, why)
         words = []
-        if state is app_state.NOTHING:
+        if os.path.islink(folder):
+            words.append(
+                f"{folder} is a link, which is not followed: install it again, or remove it"
+            )
+        elif state is app_state.NOTHING:
             words.append("what was kept of it is damaged: install it again, or remove it")
         for file in filter(None, (state.current, state.before)):
             try:
@@ -588,22 +598,32 @@ def _copy(source: BinaryIO, path: str, found: AppFile) -> None:
 
 
 def _names(data: str) -> list[str]:
-    """Return which applications are kept; what a power cut has left of others is removed."""
+    """Return which applications are kept, or are somewhere else, behind a link; what a power cut
+    has left of others is removed."""
     found = []
     for name in filter(app_file.is_name, entries(data)):
-        if os.path.exists(f"{data}/{name}/{app_state.STATE}"):
+        folder = f"{data}/{name}"
+        if os.path.islink(folder) or os.path.lexists(f"{folder}/{app_state.STATE}"):
             found.append(name)
         else:
-            discard(f"{data}/{name}")
+            discard(folder)
     return found[:MOST]
 
 
 def _remove(folder: str) -> None:
-    """Remove an application's folder; without its state, what a power cut leaves is nobody's."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{folder}/{app_state.STATE}")
-    sync_folder(folder)
-    shutil.rmtree(folder)
+    """Remove an application's folder; without its state, what a power cut leaves is nobody's.
+
+    Of a link, nothing is removed of what it points to.
+
+    :raises OSError: it cannot be removed.
+    """
+    if os.path.isdir(folder) and not os.path.islink(folder):
+        discard(f"{folder}/{app_state.STATE}")
+        sync_folder(folder)
+        shutil.rmtree(folder)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(folder)
 
 
 def _identity(path: str) -> tuple[str, str]:

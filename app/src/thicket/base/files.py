@@ -202,6 +202,18 @@ def make_folder(path: str, mode: int = 0o777) -> None:
         os.makedirs(path, mode, exist_ok=True)
 
 
+def own_folder(path: str, mode: int = 0o777) -> None:
+    """Make a folder that this program empties as well: what is in it is nobody else's.
+
+    A symbolic link in its place is removed, and not followed: what it points to may be somebody's.
+
+    :raises OSError: it cannot be made.
+    """
+    if os.path.islink(path):
+        os.unlink(path)
+    make_folder(path, mode)
+
+
 def entries(path: str) -> list[str]:
     """Return the sorted names in a directory; an empty list when it cannot be read."""
     try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import time
 from ipaddress import IPv6Address
 from logging import getLogger
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from thicket.base import threads
 from thicket.base.errors import RequestError, ThicketError
-from thicket.base.files import entries, make_folder, read_kept, write_atomically
+from thicket.base.files import discard, entries, make_folder, read_kept, write_atomically
 from thicket.base.paths import Paths
 from thicket.device.boot_slots import Slots
 from thicket.identity.address import ID_SIZE, SOURCES
@@ -209,7 +208,7 @@ class FleetUpdate:
         task.cancel()
         await asyncio.wait({task})
         folder = self._folder(one.subject)
-        await self._shared.disk.do(lambda: shutil.rmtree(folder, ignore_errors=True), HANGS)
+        await self._shared.disk.do(lambda: discard(folder), HANGS)
 
     def _folder(self, subject: str) -> str:
         own = subject == self._files.own

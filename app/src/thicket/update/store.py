@@ -24,8 +24,8 @@ from thicket.base.errors import CodedError
 from thicket.base.files import (
     discard,
     entries,
-    make_folder,
     opened,
+    own_folder,
     read_kept,
     sync_file,
     sync_folder,
@@ -195,6 +195,7 @@ class Store:
         :raises StoreError: it cannot be written; what was before stays.
         """
         try:
+            own_folder(self.folder)
             write_atomically(f"{self.folder}/{_OFFER}", packed, durable=False, own=True)
         except OSError as error:
             raise _failed(error) from None
@@ -288,7 +289,7 @@ class Store:
         :raises StoreError: there is none.
         """
         try:
-            make_folder(self.folder)
+            own_folder(self.folder)
             found = os.statvfs(self.folder)
         except OSError as error:
             raise _failed(error) from None
