@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +45,7 @@ from thicket.update.kept import Content
 from thicket.update.offer import Offer, OfferError, Order, Plan, Target
 from thicket.update.patch import PatchError
 from thicket.update.progress import node_name
+from thicket.update.reports import Reports
 from thicket.update.service import Update
 from thicket.update.spread import Way
 from thicket.update.taker import TakerError
@@ -660,6 +661,36 @@ async def test_a_lane_that_fails_disturbs_no_other_and_goes_on(network: Network)
                 assert one.state(APP) == ""
                 broken = False
                 await one.until(lambda: one.state(APP) == "trial", "it goes on")
+
+
+@in_private_network
+async def test_what_was_known_is_taken_in_while_others_go_on(network: Network) -> None:
+    with a_folder() as root:
+        host = Host(Path(root) / "node")
+        kept = Path(host.paths.data + fleet.FOLDER + lane.REPORTS)
+        kept.write_bytes(b"what was known")
+        steps, enough = 0, False
+
+        def recall(_reports: Reports, data: bytes, _now: float) -> Iterator[None]:
+            nonlocal steps
+            assert data == b"what was known"
+            while not enough:
+                steps += 1
+                yield
+
+        with mock.patch.object(Reports, "recall", recall):
+            async with running(network, host) as one:
+                await one.until(lambda: steps > 100, "it goes on, and so does this")
+            assert kept.read_bytes() == b"what was known", "it has not ended, and is not lost"
+            async with running(network, host) as one:
+                await one.part.offer(folder_of(Path(root) / "a", an_offer(), SMALL), 20.0)
+                await one.until(lambda: steps > 300, "it goes on")
+                followers = one.part.exchange.followers["image/thicket-rpi64"]
+                assert (followers.recorder, one.state(), RESTARTS) == (None, "", [])
+                enough = True
+                await one.until(lambda: RESTARTS, "then the lane begins")
+                followers = one.part.exchange.followers["image/thicket-rpi64"]
+                assert followers.recorder is one.part.own
 
 
 @in_private_network

@@ -335,7 +335,7 @@ def test_a_large_fleet_is_learnt_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> 
     assert there.states() == here.states()
     assert there.reports.counters.keys() == {"later"}
     again = Side(9)
-    again.reports.unpack(there.reports.pack(), 0.0)
+    assert len(list(again.reports.recall(there.reports.pack(), 0.0))) == 8
     assert again.states() == there.states()
 
 
@@ -348,7 +348,9 @@ def test_what_is_known_lasts_over_a_restart() -> None:
     here.reports.take_order(signed(order("abort", 9, OFFER).text()), 0.0)
     again = Side(1)
     again.control = here.control
-    again.reports.unpack(here.reports.pack(), 0.0)
+    for _ in again.reports.recall(here.reports.pack(), 0.0):
+        before = again.reports.authors.checked
+        assert before <= 4 * (len(again.states()) + len(again.reports.orders)), "one in each step"
     assert again.states() == here.states()
     assert again.reports.greeting() == here.reports.greeting()
     assert again.reports.order(OFFER, 1) == order("abort", 9, OFFER)
@@ -359,7 +361,7 @@ def test_a_damaged_file_is_read_as_far_as_it_goes(at: int, noise: bytes) -> None
     here = damaged()
     data = here.reports.pack()
     again = Side(1)
-    again.reports.unpack(data[:at] + noise + data[at + len(noise) :], 0.0)
+    list(again.reports.recall(data[:at] + noise + data[at + len(noise) :], 0.0))
     assert set(again.states()) <= set(here.states())
 
 

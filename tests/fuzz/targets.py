@@ -1426,10 +1426,10 @@ def make_reports() -> Try:
             lambda: (f"n-{number('one')[:6].hex()}",),
             verify=lambda _key, _digest, signature: not signature[-1] & 1,
         )
-        again.unpack(receiver.pack(), 0.0)
+        list(again.recall(receiver.pack(), 0.0))
         assert again.records().keys() == known.keys()
         assert again.greeting() == receiver.greeting()
-        again.unpack(data, 2.0)
+        list(again.recall(data, 2.0))
 
     return one
 

@@ -134,6 +134,7 @@ class FleetUpdate:
             self._hear,
             Air(host.settings.update.air_share / 100),
             threads.InTurn("fleet-update"),
+            asyncio.Lock(),
         )
 
     async def begin(self) -> None:

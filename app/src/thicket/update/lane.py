@@ -80,6 +80,7 @@ class Shared(NamedTuple):
     :ivar hear: hears who is in the cluster now.
     :ivar air: what this node may take of the air.
     :ivar disk: does what waits for the card.
+    :ivar recalling: held by the lane that takes in what it has kept.
     """
 
     own: str
@@ -90,6 +91,7 @@ class Shared(NamedTuple):
     hear: Callable[[float], None]
     air: Air
     disk: threads.InTurn
+    recalling: asyncio.Lock
 
 
 class Kept(NamedTuple):
@@ -122,7 +124,7 @@ class Lane:
         self._shared = shared
         self._taker = taker
         self.reports = Reports(standing.fleet, standing.rules, lambda: host.settings.update.control)
-        self.reports.unpack(before.reports, now)
+        self._recalled = before.reports
         self.rollout = Rollout(before.own, before.journal)
         self.carrier = Carrier(
             self,
@@ -131,7 +133,7 @@ class Lane:
             shared.air,
             "update" if subject == shared.own else f"update of {name_of(subject)}",
         )
-        shared.exchange.followers[subject] = Follower(self.carrier, self)
+        shared.exchange.followers[subject] = Follower(self.carrier)
         self._wake = asyncio.Event()
         self._action: Action = Nothing("")
         self._work: asyncio.Task[None] | None = None
@@ -142,6 +144,7 @@ class Lane:
 
     async def run(self) -> None:
         """Take part until cancelled."""
+        await self._recall()
         await self.carrier.load()  # what was made for an offer is not removed before that is known
         carrying = asyncio.create_task(self.carrier.run())
         try:
@@ -155,6 +158,16 @@ class Lane:
             if self._work is not None:
                 self._work.cancel()
             await self.keep_what_is_known()
+
+    async def _recall(self) -> None:
+        """Take in what was known before the restart, while others go on; then compare it with what
+        the neighbours know."""
+        data, self._recalled, shared = self._recalled, b"", self._shared
+        async with shared.recalling:
+            for _ in self.reports.recall(data, time.monotonic()):
+                await asyncio.sleep(0)
+        shared.exchange.followers[self.subject] = Follower(self.carrier, self)
+        shared.exchange.greet_all(self.subject)
 
     def wake(self) -> None:
         """Something is new: take a step."""

@@ -413,8 +413,9 @@ class Reports:
         items += [item for entry in self.records().values() for item in entry.items]
         return b"".join(len(item).to_bytes(2, "big") + item for item in items)
 
-    def unpack(self, data: bytes, now: float) -> None:
-        """Take in such a file. What is damaged in it, or does not count any more, is left out."""
+    def recall(self, data: bytes, now: float) -> Iterator[None]:
+        """Take in such a file, one record or order in each step: each takes some milliseconds, as
+        its signatures are checked. What is damaged, or does not count any more, is left out."""
         certificates, at = b"", 0
         for _ in range(2 * (progress.MOST_NODES + MOST_ORDERS)):
             size = int.from_bytes(data[at : at + 2], "big")
@@ -424,6 +425,7 @@ class Reports:
                 certificates = item
             elif item:
                 self.take([certificates, item] if certificates else [item], "", now)
+                yield
 
 
 def _both(chain: bytes, sealed: Sealed) -> list[bytes]:
