@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -521,36 +522,145 @@ def test_what_a_server_may_send(server: tuple[str, type[Handler]]) -> None:
         get("file:///etc/passwd", 9, {})
 
 
-def https(folder: Path) -> tuple[ThreadingHTTPServer, Path]:
-    """Return a server with TLS that serves nothing, and who has certified it."""
-    certificate, key = folder / "server.pem", folder / "server.key"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=server",
-         "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    made = ThreadingHTTPServer(("127.0.0.1", 0), type("Empty", (Handler,), {"files": {}}))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    made.socket = context.wrap_socket(made.socket, server_side=True)
-    return made, certificate
+# -- a web server with TLS
+
+AUTHORITY = """\
+[ca]
+default_ca = own
+[own]
+database = index.txt
+new_certs_dir = .
+serial = serial
+default_md = sha256
+policy = any
+copy_extensions = copy
+[any]
+commonName = supplied
+"""
+DAY = "%y%m%d%H%M%SZ"
 
 
-def test_a_server_with_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, certificate = https(tmp_path)
+class Authority:
+    """An authority that certifies web servers."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.certificate = folder / "authority.pem"
+        (folder / "conf").write_text(AUTHORITY)
+        (folder / "index.txt").write_text("")
+        (folder / "serial").write_text("01")
+        self._openssl("req", "-x509", *self._key("authority"), "-out", "authority.pem",
+                      "-days", "2", "-subj", "/CN=authority")  # fmt: skip
+
+    def server(self, name: str, begin: int = -1, end: int = 1) -> ssl.SSLContext:
+        """Return what a server of this name shows.
+
+        :param begin: of its certificate, in days from now, and ``end`` as well.
+        """
+        now = datetime.now(UTC)
+        first, last = (f"{now + timedelta(days=day):{DAY}}" for day in (begin, end))
+        self._openssl("req", "-new", *self._key("server"), "-out", "server.csr",
+                      "-subj", "/CN=server", "-addext", f"subjectAltName={name}")  # fmt: skip
+        self._openssl("ca", "-batch", "-notext", "-config", "conf", "-in", "server.csr",
+                      "-cert", "authority.pem", "-keyfile", "authority.key",
+                      "-startdate", first, "-enddate", last, "-out", "server.pem")  # fmt: skip
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.folder / "server.pem", self.folder / "server.key")
+        return context
+
+    def _key(self, name: str) -> tuple[str, ...]:
+        kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
+        return *kind, "-nodes", "-keyout", f"{name}.key"
+
+    def _openssl(self, *words: str) -> None:
+        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=self.folder)
+
+
+@contextlib.contextmanager
+def https(context: ssl.SSLContext | None) -> Iterator[tuple[str, type[Handler]]]:
+    """Run a server with TLS, or without it; yield its folder's address, and what it serves."""
+    handler = type("OneServer", (Handler,), {"files": {}, "asked": []})
+    made = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if context is not None:
+        made.socket = context.wrap_socket(
+            made.socket, server_side=True, do_handshake_on_connect=False
+        )
     threading.Thread(target=made.serve_forever, daemon=True).start()
-    url = f"https://127.0.0.1:{made.server_address[1]}"
     try:
-        with pytest.raises(SourceError, match="look at this node's clock, or use http://"):
-            get(f"{url}/offer", 100, {})
-        # What the image has in /etc/ssl/cert.pem.
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        with pytest.raises(SourceError, match="404"):
-            get(f"{url}/offer", 100, {})
+        yield f"https://127.0.0.1:{made.server_address[1]}/folder", handler
     finally:
         made.shutdown()
         made.server_close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """An authority that this node knows, and no others: what the image has in /etc/ssl/cert.pem."""
+    made = Authority(tmp_path / "authority")
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    return made
+
+
+HERE = "IP:127.0.0.1"
+
+
+async def test_an_update_comes_over_https(tmp_path: Path, authority: Authority) -> None:
+    with https(authority.server(HERE)) as (url, handler):
+        fill(handler)
+        async with looking(tmp_path / "a", url) as (host, _):
+            await until(lambda: host.taken == [SMALL], "it is here")
+        assert any(".patch bytes=" in one for one in handler.asked), "in parts"
+
+
+def refused(url: str) -> str:
+    """Ask for a file that the node must not get; return what it says."""
+    with pytest.raises(SourceError) as caught:
+        get(f"{url}/offer", 100, {})
+    assert caught.value.code == UNREACHABLE
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "end", "words"),
+    [
+        (HERE, -3, -1, "has expired: renew it there, or look at this node's clock"),
+        (HERE, 1, 3, "is not valid yet: look at this node's clock"),
+        ("IP:127.0.0.2", -1, 1, "is for another address: use the name that it is for"),
+        ("DNS:updates.example", -1, 1, "is for another address: use the name that it is for"),
+    ],
+)
+def test_a_server_whose_certificate_does_not_count(
+    name: str, begin: int, end: int, words: str, authority: Authority
+) -> None:
+    with https(authority.server(name, begin, end)) as (url, handler):
+        handler.files["/folder/offer"] = b"offer"
+        assert f"{words}; http:// works as well" in refused(url)
+        assert handler.asked == []
+
+
+def test_a_server_of_another_name(authority: Authority) -> None:
+    with https(authority.server("DNS:updates.example")) as (url, _):
+        said = refused(url.replace("127.0.0.1", "localhost"))
+        assert "is for another name: use the one that it is for" in said
+
+
+def test_a_server_of_an_authority_that_nobody_knows(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger = Authority(tmp_path / "stranger")
+    with https(stranger.server(HERE)) as (url, _):
+        assert "from no authority that this node knows" in refused(url)
+    # an image without any
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    with https(authority.server(HERE)) as (url, _):
+        assert "from no authority that this node knows" in refused(url)
+
+
+def test_a_server_without_tls() -> None:
+    with https(None) as (url, _):
+        assert "does not speak HTTPS there: use http://" in refused(url)
 
 
 # -- the command

@@ -82,7 +82,7 @@ def get(url: str, most: int, headers: dict[str, str]) -> Answer:
     from http.client import HTTPException
     from urllib.error import HTTPError
 
-    from thicket.update.web import fetch  # few nodes have a source
+    from thicket.update.web import fetch, what_is_wrong  # few nodes have a source
 
     if not url.startswith(_SCHEMES):
         raise SourceError("bad-address", f"{url} is no address of a web server")
@@ -95,10 +95,7 @@ def get(url: str, most: int, headers: dict[str, str]) -> Answer:
             raise SourceError("no-file", f"{url}: {error.code} {error.reason}") from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        advice = ""
-        if "CERTIFICATE_VERIFY_FAILED" in str(reason):
-            advice = "; look at this node's clock, or use http://: what is there is signed anyway"
-        raise SourceError(UNREACHABLE, f"{url}: {reason}{advice}") from None
+        raise SourceError(UNREACHABLE, f"{url}: {what_is_wrong(reason)}") from None
     if len(found.body) > most:
         raise SourceError("too-long", f"{url} is longer than what is expected there")
     return Answer(found.status, found.body, found.tag if _TAG.fullmatch(found.tag) else "")

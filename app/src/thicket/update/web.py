@@ -23,6 +23,20 @@ from urllib.request import (
     build_opener,
 )
 
+#: What is wrong with a certificate, by OpenSSL's X509_V_ERR_* (x509_vfy.h).
+_FAULTS = {
+    9: "the server's certificate is not valid yet: look at this node's clock",
+    10: "the server's certificate has expired: renew it there, or look at this node's clock",
+    62: "the server's certificate is for another name: use the one that it is for",
+    64: "the server's certificate is for another address: use the name that it is for",
+    **dict.fromkeys(
+        (18, 19, 20, 21),
+        "the server's certificate is from no authority that this node knows: it needs one from a "
+        "public authority, with all certificates between the two",
+    ),
+}
+_PLAIN = "; http:// works as well, as what is there is signed"
+
 
 class Found(NamedTuple):
     """What a server has answered.
@@ -55,6 +69,21 @@ def fetch(url: str, most: int, headers: dict[str, str], silent: float, longest: 
         if limit.over:
             raise TimeoutError("the server takes too long")
         return found
+
+
+def what_is_wrong(reason: object) -> str:
+    """Return in words why a server does not give a file.
+
+    :param reason: what was raised, or the reason that it names.
+    """
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return _FAULTS.get(reason.verify_code, f"{reason}") + _PLAIN
+    if isinstance(reason, ssl.SSLError) and reason.reason in {
+        "WRONG_VERSION_NUMBER",
+        "HTTP_REQUEST",
+    }:
+        return "the server does not speak HTTPS there: use http://, or another port"
+    return str(reason)
 
 
 class _Limit:
