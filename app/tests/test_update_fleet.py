@@ -580,6 +580,30 @@ async def test_an_application_that_fails_or_is_refused_or_taken_back(network: Ne
 
 
 @in_private_network
+async def test_an_offer_that_is_older_than_what_runs_is_refused(network: Network) -> None:
+    with a_folder() as root:
+        host = Host(Path(root) / "node")
+        release = Path(host.paths.root, "usr/lib/os-release")
+        release.write_text("VERSION_ID=1.0\nTHICKET_DATE=2000\n")
+        lamp = Path(root) / "lamp.app"
+        lamp.write_bytes(b"another version")
+        host.apps.file = Current(str(lamp), "1.3", False, "", 2000)
+        async with running(network, host) as one:
+            await one.part.offer(folder_of(Path(root) / "a", an_offer(1999), SMALL), 20.0)
+            await one.part.offer(folder_of(Path(root) / "b", of_app(1999), SMALL), 20.0)
+            for subject, version in (("image/thicket-rpi64", "1.0"), (APP, "1.3")):
+                await one.until(lambda s=subject: one.state(s) == "refused", "it is older")  # type: ignore[misc]
+                assert (
+                    f"before the version that runs here ({version})" in one.row(subject)[0]["why"]
+                )
+            assert (host.apps.installs, RESTARTS) == (0, [])
+            await one.part.offer(folder_of(Path(root) / "c", of_app(2001), SMALL), 20.0)
+            await one.until(lambda: one.state(APP) == "trial", "it was offered anew")
+            await one.part.offer(folder_of(Path(root) / "d", an_offer(2001), SMALL), 20.0)
+            await one.until(lambda: RESTARTS, "and so was the image")
+
+
+@in_private_network
 async def test_an_order_about_whichever_is_in_force_holds_for_all(network: Network) -> None:
     with a_folder() as root:
         host = Host(Path(root) / "node")

@@ -231,6 +231,14 @@ class TestEpoch:
             (tmp_path / "usr/lib/os-release").write_text(text)
         assert image.epoch(Paths(str(tmp_path))) == expected
 
+    @pytest.mark.parametrize(
+        ("text", "expected"), [("THICKET_DATE=1790000000\n", 1790000000), ("THICKET_DATE=x\n", 0)]
+    )
+    def test_when_the_image_was_made(self, text: str, expected: int, tmp_path: Path) -> None:
+        (tmp_path / "usr/lib").mkdir(parents=True)
+        (tmp_path / "usr/lib/os-release").write_text(text)
+        assert image.made(Paths(str(tmp_path))) == expected
+
     def test_a_chip_of_another_product(self) -> None:
         assert epoch.read(Chip(MAX_EPOCH)) == MAX_EPOCH
         assert epoch.read(Chip(MAX_EPOCH + 1)) == 0

@@ -184,6 +184,14 @@ def test_what_does_not_fit() -> None:
     node = Node(CANARY, "thicket-standin", OLD, epoch=2)
     low = decide(facts(CANARY, node=node))
     assert low == Decision(Verdict.REFUSE, "its security epoch is 1, and here 2 is in force")
+    newer = node._replace(epoch=1, made=OFFER.number + 1)
+    assert decide(facts(CANARY, node=newer)) == Decision(
+        Verdict.REFUSE, f"it was offered before the version that runs here ({OLD}) was made"
+    )
+    made = newer._replace(made=OFFER.number)
+    assert decide(facts(CANARY, node=made)).verdict is not Verdict.REFUSE
+    running = newer._replace(version=NEW)
+    assert decide(facts(CANARY, node=running)).verdict is Verdict.DONE, "it is what runs"
     other = decide(facts(CANARY, node=node._replace(compatible="thicket-rpi64", epoch=1)))
     assert other.why == "it is for thicket-standin, and this node is thicket-rpi64"
     assert decide(facts(CANARY, rejected="no peer")) == Decision(Verdict.REFUSE, "no peer")

@@ -75,6 +75,7 @@ IMAGE_ID=thicket-$board
 IMAGE_VERSION=$version
 BUILD_ID=$commit
 THICKET_EPOCH=$epoch
+THICKET_DATE=${SOURCE_DATE_EPOCH:-0}
 EOF
 ln -snf ../usr/lib/os-release "$target/etc/os-release"
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from firmware import boards, start_archive
+from thicket.base.paths import Paths
+from thicket.update import image
 
 SCRIPT = boards.ROOT / "board/common/post-build.sh"
 
@@ -58,6 +60,11 @@ def test_marked_libraries_stay_only_where_they_are_needed(root: Path) -> None:
     assert left == ["libnl-3.so.200", "libnl-genl-3.so.200"]
     assert not (root / "usr/bin/sqlite3").exists()
     assert (root / start_archive.PLACE).read_bytes().endswith(bytes(4)), "what a start imports"
+
+
+def test_the_image_says_when_it_was_made(root: Path) -> None:
+    assert post_build(root, SOURCE_DATE_EPOCH="1790000000").returncode == 0
+    assert image.made(Paths(str(root))) == 1790000000
 
 
 def test_what_only_an_unneeded_library_needs_goes_too(root: Path) -> None:

@@ -82,12 +82,14 @@ class Current(NamedTuple):
     :ivar version: the one in force; empty for none.
     :ivar trial: whether it is on trial.
     :ivar left: why a version was left; empty for none.
+    :ivar number: when the version in force was built, in Unix seconds; 0 for none.
     """
 
     path: str
     version: str
     trial: bool
     left: str
+    number: int = 0
 
 
 class Installed:
@@ -163,6 +165,7 @@ class Installed:
             one.about.version if one is not None else "",
             state.trial > 0,
             state.left,
+            one.about.number if one is not None else 0,
         )
 
     def _entry(self, name: str, state: State) -> dict[str, Any]:

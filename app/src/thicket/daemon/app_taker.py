@@ -68,7 +68,8 @@ class AppTaker:
             return digest, os.path.exists(self._file(offer))
 
         digest, here = await self._do(work)
-        node = Node(self._me, "", current.version if current is not None else "", digest)
+        version, made = (current.version, current.number) if current is not None else ("", 0)
+        node = Node(self._me, "", version, digest, made=made)
         return Look(node, "A", here, went_on(journal, digest, current))
 
     async def take(self, path: str, offer: Offer, patch: Patch) -> None:

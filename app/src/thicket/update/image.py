@@ -16,6 +16,12 @@ def epoch(paths: Paths) -> int:
     return min(int(value[:6]), MAX_EPOCH) if value.isascii() and value.isdecimal() else 0
 
 
+def made(paths: Paths) -> int:
+    """Return when it was made, in Unix seconds: the time of its commit; 0 where it does not say."""
+    value = _fields(paths).get("THICKET_DATE", "")
+    return int(value[:12]) if value.isascii() and value.isdecimal() else 0
+
+
 def version(paths: Paths) -> str:
     """Return the version; empty where the image names none."""
     return _fields(paths).get("VERSION_ID", "").strip('"')[:64]

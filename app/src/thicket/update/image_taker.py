@@ -62,6 +62,7 @@ class ImageTaker:
         self._slots = Slots(host.paths)
         self._disk = disk
         self._image = terms.compatible(host.paths), image.version(host.paths)
+        self._made = image.made(host.paths)
 
     def base(self) -> str:
         """The root hash of the running slot; empty if it is not known."""
@@ -79,7 +80,7 @@ class ImageTaker:
                 version, file = content.version, content.file
             elif journal.slot == self._slots.running.name and journal.phase in _RUNS:
                 version, file = journal.version, journal.bundle  # the journal remembers as well
-            node = Node(self._me, compatible, version, file, record.epoch)
+            node = Node(self._me, compatible, version, file, record.epoch, self._made)
             here = offer is not None and os.path.exists(self._bundle(offer))
             after = journal.kept() if self._was_kept(record, journal) else None
             return Look(node, self._slots.running.name, here, after)

@@ -89,6 +89,7 @@ class Node(NamedTuple):
     :ivar bundle: SHA-256 in hexadecimal digits of the bundle that the running slot was written
         from; empty where that is not known, as on a new card.
     :ivar epoch: the lowest one that is taken.
+    :ivar made: when what runs was made, in Unix seconds; 0 where that is not known.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Node(NamedTuple):
     version: str
     bundle: str = ""
     epoch: int = 0
+    made: int = 0
 
 
 class Facts(NamedTuple):
@@ -174,6 +176,8 @@ def unfit(node: Node, offer: Offer) -> str:
         return f"it is for {bundle.compatible}, and this node is {node.compatible}"
     if bundle.epoch < node.epoch:
         return f"its security epoch is {bundle.epoch}, and here {node.epoch} is in force"
+    if offer.number < node.made:
+        return f"it was offered before the version that runs here ({node.version}) was made"
     return ""
 
 
