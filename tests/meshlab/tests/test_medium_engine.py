@@ -368,6 +368,26 @@ def test_back_pressure_drops_frames_and_says_so() -> None:
     assert air.injected == []
 
 
+def test_the_air_that_a_radio_took_is_counted_with_every_try() -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)])
+    (radio,) = air.node(1).radios
+    # IEEE 802.11-2020, 17.3.2.4: 20 us, and 4 us for each 24 bits of 22 and of 8 for each byte
+    small, large = 20 + 4 * 35, 20 + 4 * 336
+    air.send(1, BROADCAST, size=96)
+    air.run(0.1)
+    assert radio.air * 1e6 == pytest.approx(small)
+    assert radio.air_large == 0
+    air.send(1, BROADCAST, size=1000)
+    air.run(0.1)
+    assert radio.air * 1e6 == pytest.approx(small + large)
+    assert radio.air_large * 1e6 == pytest.approx(large)
+    air.send(1, 3, size=1000, rates=[Rate(0, 3, 0)])
+    air.run(0.1)
+    with_ack = radio.air_large * 1e6 - large
+    assert with_ack == pytest.approx(3 * (large + 16 + 44)), "SIFS and an acknowledgement's time"
+    assert air.node(2).radios[0].air == 0
+
+
 # Whether the kernels saw what the air did.
 
 

@@ -6,6 +6,10 @@ small change, then the whole bundle; nobody installs them, as the plan waits for
 not there. Beside it the same for one neighbour alone. What is printed is one run's, and passes or
 fails nothing.
 
+What a node sends is counted in *bundles of air*: the airtime of its large frames, with what is sent
+again, by that of the one that serves one neighbour alone. Chunks travel in large frames; ticks,
+beacons and reports in small ones. What large frames took before the update is taken away.
+
 The nodes share the host's processors, and an emulated node needs some five seconds of one for each
 megabyte that it takes or gives. Eight nodes then wait for processors where two wait for the air.
 The column ``host`` says so: times where it is near 100 % are those of the host. With ``--air-share
@@ -39,8 +43,8 @@ from thicket.update.offer import Plan
 
 NOBODY = Plan(("n-000000000000",), 0, (100,), 0, None)
 LONGEST = 1800.0
-FRAME = 1400
-"""Bytes of a patch that a frame carries, about."""
+REST = 20.0
+"""Seconds in which the large frames are counted that have nothing to do with the update."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,18 @@ class Spread:
 
     :ivar size: bytes of it.
     :ivar times: seconds until each node had it, without the first one.
-    :ivar sent: transmissions on the air meanwhile, retries included.
+    :ivar air: seconds of air that the chunks took which each node sent, the first one's first.
+    :ivar rest: of a second of air, what large frames took before, of all nodes.
     :ivar far: share of the chunks that came over more than one hop.
     :ivar host: share of the host's processors that the nodes took.
     """
 
     size: int
     times: list[float]
-    sent: int
+    air: list[float]
+    rest: float
     far: float
     host: float
-
-    @property
-    def share(self) -> float:
-        """Transmissions for each node that got it, by those that one way needs."""
-        return self.sent / len(self.times) / (self.size / FRAME)
 
 
 async def spread(lab: Lab, desk: Desk, bundle: Path, base: str, patch: Path) -> Spread:
@@ -75,7 +76,12 @@ async def spread(lab: Lab, desk: Desk, bundle: Path, base: str, patch: Path) -> 
     else:
         await put(lab, first, f"{folder}/patch", patch.read_bytes())
     await put(lab, first, f"{folder}/offer", desk.offer(bundle, {base: patch}, NOBODY))
-    before = await lab.medium_call("status", patience=60)
+    resting, began = await _air(lab), lab.elapsed
+    await asyncio.sleep(REST)
+    before = await _air(lab)
+    rates = [
+        (after - at) / (lab.elapsed - began) for at, after in zip(resting, before, strict=True)
+    ]
     counted, used = await _counters(lab, others), _used(lab)
     size, started = patch.stat().st_size, lab.elapsed
     async with asyncio.TaskGroup() as group:
@@ -83,16 +89,30 @@ async def spread(lab: Lab, desk: Desk, bundle: Path, base: str, patch: Path) -> 
         await run(lab, first, f"thicket update offer {folder}")
     times = sorted(task.result() - started for task in arriving)
     used, took = _used(lab) - used, lab.elapsed - started
-    after = await lab.medium_call("status", patience=60)
+    after = await _air(lab)
+    air = [
+        max(0.0, then - at - rate * took)
+        for at, then, rate in zip(before, after, rates, strict=True)
+    ]
     now = await _counters(lab, others)
     received, far = (now[key] - counted[key] for key in ("received", "far"))
     return Spread(
         size,
         times,
-        int(after["attempts"]) - int(before["attempts"]),
+        air,
+        sum(rates),
         far / received,
         used / took / len(os.sched_getaffinity(0)),
     )
+
+
+async def _air(lab: Lab) -> list[float]:
+    """Return the seconds of air that each node's large frames took so far."""
+    told = (await lab.medium_call("status", patience=60))["nodes"]
+    return [
+        sum(float(radio["air_large_seconds"]) for radio in told[name]["radios"])
+        for name in lab.nodes
+    ]
 
 
 async def _counters(lab: Lab, names: list[str]) -> dict[str, int]:
@@ -178,15 +198,16 @@ async def measure(args: argparse.Namespace) -> int:
             f"{many.times[0]:.1f} s",
             f"{many.times[-1]:.1f} s",
             f"{many.times[-1] / one.times[-1]:.1f}",
-            f"{one.share:.2f}",
-            f"{many.share:.2f}",
+            f"{one.air[0]:.2f} s",
+            f"{sum(many.air) / len(many.air) / one.air[0]:.2f}",
+            f"{max(many.air) / one.air[0]:.2f}",
             f"{100 * many.far:.0f} %",
             f"{100 * one.host:.0f} %, {100 * many.host:.0f} %",
         ]
         for what, one, many in zip(("change", "whole"), alone, fleet, strict=False)
     ]
-    heads = ["patch", "size", "alone", "first", "last", "last/alone", "sent alone", "sent a node"]
-    heads += ["far", "host"]
+    heads = ["patch", "size", "alone", "first", "last", "last/alone", "air alone", "bundles a node"]
+    heads += ["most", "far", "host"]
     print(
         f"{args.nodes} nodes on a grid, every link loses {100 * args.loss:g} % of all frames, "
         f"each node may take {args.air_share} % of the air"

@@ -46,6 +46,7 @@ from meshlab.medium.keys import Keyring
 from meshlab.medium.links import Links
 from meshlab.medium.objects import (
     FRAMING,
+    LARGE,
     RECENT,
     REPORT,
     SEQ_MASK,
@@ -413,6 +414,9 @@ class Engine:
         if vector.protect and sent.need_ack:
             sent.end += timing.rts_cts
         until = sent.end + timing.ack if sent.need_ack else sent.end
+        radio.air += until - when
+        if sent.length >= LARGE:
+            radio.air_large += until - when
         if until > radio.busy_until:
             radio.busy_until = until
         self.channels.enter(sent, frequency, when, until)

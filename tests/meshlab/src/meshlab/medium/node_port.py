@@ -121,6 +121,8 @@ class NodePort:
                     "plugged": radio.plugged,
                     "frequency": radio.frequency or None,
                     "sent": radio.sent,
+                    "air_seconds": round(radio.air, 6),
+                    "air_large_seconds": round(radio.air_large, 6),
                     "retries": radio.retries,
                     "received": radio.received,
                     "queued": radio.queued,

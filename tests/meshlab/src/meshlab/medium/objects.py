@@ -23,6 +23,9 @@ SEQ_MASK = 0x7FFFFFFF
 (``Radio.report_seq``)."""
 REPORT = 0x80000000
 FRAMING = struct.Struct("<IB")
+LARGE = 600
+"""Bytes of a frame from which on it counts as a large one: what carries files. Beacons, ticks, news
+of nodes and acknowledgements of TCP are smaller."""
 
 
 Part = tuple[float, float, Callable[[float], float], float]
@@ -119,6 +122,8 @@ class Radio:
 
     __slots__ = (
         "addresses",
+        "air",
+        "air_large",
         "backoff",
         "busy_until",
         "closed",
@@ -175,6 +180,8 @@ class Radio:
         self.shut = False
         """Its last interface went down: what still comes of it is given up soon."""
         self.sent = 0
+        self.air = self.air_large = 0.0
+        """Seconds that its tries took, with what protects and acknowledges them; large frames'."""
         self.retries = 0
         self.received = 0
 
