@@ -688,6 +688,15 @@ class TestStarting:
             assert run.daemon.core.settings.trust.chip_required
             assert (await run.ask("stop-radio")) == {"left": True}
 
+    async def test_a_node_without_slots_says_what_it_does_not_take(self, paths: Paths) -> None:
+        async with running(paths) as run:
+            await run.until(Path(paths.control).exists, "the control socket is there")
+            for method in ("update-status", "update-offer", "update-order"):
+                with pytest.raises(ClientError, match="takes part in no updates of the fleet"):
+                    await run.ask(method, folder="/data/in", order="pause")
+            with pytest.raises(ClientError, match=r"slot of a card$"):
+                await run.ask("update-install", path="/data/new.raucb")
+
     async def test_the_device_may_be_shut_down_while_the_chip_is_read(self, paths: Paths) -> None:
         class NoChip(FakeParts):
             async def identity(self, settings: Settings) -> Any:

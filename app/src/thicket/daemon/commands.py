@@ -204,6 +204,13 @@ class Commands:
         return {"epoch": await self._update().epoch_in_force()}
 
     def _updates(self) -> FleetUpdate:
+        if self._daemon.slot is None:
+            raise RequestError(
+                "no-slots",
+                "this node does not run from a slot of a card, so it takes part in no updates of "
+                "the fleet, those of applications among them; `thicket app install FILE` installs "
+                "an application here",
+            )
         self._update()
         updates = self._joined()[1].updates
         if updates is None:
@@ -245,7 +252,7 @@ class Commands:
         return updates.tables()
 
     async def _on_update_status(self, params: dict[str, Any]) -> Any:
-        update, updates = self._update(), self._updates()
+        updates, update = self._updates(), self._update()
         return {
             "slots": update.status,
             "installation": update.installation(),
