@@ -18,6 +18,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -299,13 +300,18 @@ class Member:
 class Mesh:
     """Members in a grid, each connected with all others.
 
+    :param full: let all hear each other.
     :ivar messages: how many of each kind were sent.
     """
 
-    def __init__(self, columns: int, rows: int, folder: Path, seed: int = 1) -> None:
+    def __init__(
+        self, columns: int, rows: int, folder: Path, seed: int = 1, *, full: bool = False
+    ) -> None:
         names = [f"thicket@fd00::{at + 1:x}" for at in range(columns * rows)]
         links = {frozenset(names[at : at + 2]) for at in range(len(names)) if (at + 1) % columns}
         links |= {frozenset(pair) for pair in zip(names, names[columns:], strict=False)}
+        if full:
+            links = {frozenset(pair) for pair in combinations(names, 2)}
         self.air = Air(links, seed)
         self.messages: dict[str, int] = {}
         self.ways = {

@@ -11,14 +11,16 @@ which only one can at a time. ``FLOOR`` is that.
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import mesh_of_exchanges
 import pytest
-from mesh_of_exchanges import CHUNK_AIR, Mesh, deterministic, folder_of
+from mesh_of_exchanges import CHUNK_AIR, SUBJECT, Member, Mesh, deterministic, folder_of
 
 from thicket.update import exchange
+from thicket.update.messages import CHUNKS, Get, Piece
 
 pytestmark = pytest.mark.virtual_time
 
@@ -90,6 +92,45 @@ async def test_what_a_peer_may_say_does_not_hold_up_a_fast_link(
     most_at_once = int(exchange.RATES["chunk"][1])
     one = await measure(2, 1, folder_of(tmp_path / "o", 2 * most_at_once), tmp_path / "n")
     assert one.took < 2 * most_at_once / exchange.RATES["chunk"][0]
+
+
+async def ask_without_end(one: Member, server: Member) -> None:
+    """Ask for chunk after chunk, whatever the answers are."""
+    number = 0
+    while True:
+        newest = server.carrier.newest
+        if newest is not None:
+            number = (number + 1) % newest.offer.patches[0].chunk_count
+            get = Get(newest.identifier, Piece(0, CHUNKS, number))
+            one.exchange.send(server.name, SUBJECT, get)
+        await asyncio.sleep(0.02)
+
+
+async def test_three_that_never_stop_asking_keep_nobody_from_a_patch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deterministic(monkeypatch)
+    folder = folder_of(tmp_path / "folder", 400)
+    alone = await measure(2, 1, folder, tmp_path / "alone")
+    mesh = Mesh(5, 1, tmp_path / "five", full=True)
+    server, *greedy, honest = mesh.members
+    for one in greedy:
+        monkeypatch.setattr(one, "wants", lambda _offer: False)
+    await mesh.start()
+    asking = [asyncio.create_task(ask_without_end(one, server)) for one in greedy]
+    try:
+        await asyncio.sleep(1.0)
+        began = time.monotonic()
+        await server.carrier.offer_folder(folder)
+        while honest.done is None:
+            await asyncio.sleep(0.01)
+            assert time.monotonic() < began + 8 * alone.took, honest.carrier.fetched
+        print(f"\n400 chunks: {alone.took:.1f} s alone, {honest.done - began:.1f} s beside three")
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)
+        await mesh.stop()
 
 
 async def test_offers_one_behind_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
