@@ -34,8 +34,8 @@ from thicket.cli.common import OK, USAGE
 from thicket.cli.main import main
 from thicket.daemon import update_part
 from thicket.update import source as source_module
-from thicket.update import web
-from thicket.update.carrier import GIVEN, UNWRITTEN, Carrier, Download
+from thicket.update import spread, web
+from thicket.update.carrier import GIVEN, QUEUED, UNWRITTEN, Carrier, Download
 from thicket.update.messages import Data, Get, Message, No, Piece
 from thicket.update.offer import CHUNK, Offer, Patch, check_offer
 from thicket.update.section import UpdateSection
@@ -301,6 +301,34 @@ async def test_nobody_gets_everything_for_ever(tmp_path: Path) -> None:
     assert said[-1] == No(offer.identifier, get_it.piece, int(1000 * AGAIN[1]))
     carrier.on("honest", get_it)
     assert len(carrier._serve) == 1
+
+
+async def test_who_reads_nothing_is_told_that_it_has_lost_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, Message]] = []
+
+    class Full(Wire):
+        def send(self, peer: str, message: Message) -> None:
+            said.append((peer, message))
+
+        def unsent(self, peer: str) -> int:
+            return QUEUED + 1
+
+    data = SMALL[: 2 * CHUNK]
+    offer = an_offer(1, described(data, "aa" * 32))
+    (tmp_path / "offer").write_bytes(signed(offer))
+    (tmp_path / "data").write_bytes(data)
+    carrier = Carrier(Host(), Store(str(tmp_path / "kept")), Full())
+    await carrier.offer_folder(str(tmp_path))
+    assert carrier.newest is not None
+    get_it = Get(offer.identifier, Piece(0, "chunk", 0))
+    carrier.on("slow", get_it)
+    await carrier._send(carrier.newest, {})
+    assert said == []
+    monkeypatch.setattr(spread, "PATIENCE", 0.0)
+    await carrier._send(carrier.newest, {})
+    assert said == [("slow", No(offer.identifier, get_it.piece, int(1000 * AGAIN[1])))]
 
 
 async def test_what_is_wrong_with_one_offer_or_patch_holds_up_no_other(

@@ -277,6 +277,7 @@ def test_who_does_not_read_what_it_gets_keeps_its_place_for_so_long() -> None:
     assert serve.ask("d", 1, 0.1, 0.0) is not None
     now = spread.PATIENCE
     assert serve.take(now, lambda _peer: True) is None
+    assert serve.lost == [("a", 1), ("b", 1), ("c", 1)], "they are told"
     assert serve.ask("a", 1, 0.1, now, blocked=True) == spread.AGAIN[1]
     assert serve.ask("d", 1, 0.1, now) is None
     assert serve.ask("a", 1, 0.1, now, blocked=False) is None

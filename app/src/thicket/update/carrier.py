@@ -701,6 +701,9 @@ class Carrier:
         self._serve.air.share = self._host.share()
         now = time.monotonic()
         item = self._serve.take(now, lambda peer: self._wire.unsent(peer) > QUEUED)
+        while self._serve.lost:
+            late, lost = self._serve.lost.pop()
+            self._wire.send(late, No(newest.identifier, lost, int(spread.AGAIN[1] * 1000)))
         if item is None:
             return False
         peer, piece = item

@@ -524,10 +524,12 @@ class Serve(Generic[T]):
     :param share: of the air.
     :param air: where others take of the same share.
     :param most: how much one node gets; None for no end.
+    :ivar lost: what nodes had asked for that have lost their places, and do not know it yet.
     """
 
     def __init__(self, share: float, air: Air | None = None, most: int | None = None) -> None:
         self.air = air or Air(share)
+        self.lost: list[tuple[str, T]] = []
         self._places: dict[str, _Place[T]] = {}
         #: Until when somebody is expected who was told to ask again.
         self._waiting: dict[str, float] = {}
@@ -621,7 +623,9 @@ class Serve(Generic[T]):
                     place.blocked = now
                 patience = AGAIN[1] if self._rivals(peer, now) else PATIENCE
                 if now - place.blocked >= patience:
-                    self._leave(peer, now)  # it does not read what it gets: others have its place
+                    # It does not read what it gets: others have its place.
+                    self.lost += [(peer, item) for item in place.queue]
+                    self._leave(peer, now)
                     self._shunned.add(peer)
                 continue
             place.blocked = None
