@@ -82,7 +82,7 @@ def make_lab() -> LabMaker:
                 node.power = "running"
                 node.started, node.joined, node.answered = 1.0, 9.0, 41.5
                 node.cpu_seconds, node.cpu_seconds_to_joined, node.cpu_percent = 8.25, 4.125, 3.0
-                node.rss_kib = 120 * 1024
+                node.own_kib = 120 * 1024
                 node.status = node_status(lab, name)
         return lab
 

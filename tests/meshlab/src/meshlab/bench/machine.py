@@ -110,7 +110,7 @@ async def measure(variant: Variant, arguments: argparse.Namespace, scratch: Path
         settled = machine.cpu_seconds()
         await asyncio.sleep(arguments.idle)
         idle = machine.cpu_seconds() - settled
-        return Sample(shell_wall, shell_cpu, settled, idle, machine.rss_kib() / 1024)
+        return Sample(shell_wall, shell_cpu, settled, idle, machine.own_kib() / 1024)
     finally:
         machine.kill()
         await machine.wait()
@@ -159,7 +159,9 @@ async def run(arguments: argparse.Namespace) -> None:
                 except Exception as error:
                     print(f"{variant.label}: {error}", file=sys.stderr)
             print(f"turn {turn + 1} of {arguments.repeat}", file=sys.stderr)
-    print("| machine | shell, s | CPU s to shell | CPU s settled | CPU s per idle min | RSS MiB |")
+    print(
+        "| machine | shell, s | CPU s to shell | CPU s settled | CPU s per idle min | memory, MiB |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for label, got in samples.items():
         if not got:

@@ -171,7 +171,7 @@ async def measure_forming(
                 (result.joined, node.time("radio")),
                 (result.first_peer, node.time("first_peer")),
                 (result.cpu, node.cpu_seconds_to_joined),
-                (result.host_mib, node.rss_kib / 1024 if node.rss_kib else None),
+                (result.host_mib, node.own_kib / 1024 if node.own_kib else None),
                 (result.guest_mib, node.guest_used_kib and node.guest_used_kib / 1024),
                 (result.daemon_mib, (get(node.status, "memory_kib") or 0) / 1024 or None),
             ):

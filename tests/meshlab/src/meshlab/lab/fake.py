@@ -198,7 +198,7 @@ class FakeMachine(MachineLike):
     def cpu_seconds(self) -> float:
         return 4.25
 
-    def rss_kib(self) -> int:
+    def own_kib(self) -> int:
         return 100_000
 
     def status(self) -> dict[str, Any] | None:

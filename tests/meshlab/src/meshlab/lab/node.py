@@ -300,7 +300,7 @@ class Node:
             self.state.cpu_percent = 100 * (used - self.busy[1]) / (now - self.busy[0])
         self.busy = (now, used)
         self.state.cpu_seconds = used
-        self.state.rss_kib = machine.rss_kib()
+        self.state.own_kib = machine.own_kib()
 
     async def measure_guest(self) -> None:
         """Ask how much memory it uses; a node that does not answer keeps its last figure."""

@@ -97,8 +97,8 @@ class NodeState:
     cpu_seconds_to_joined: float | None = None
     cpu_percent: float | None = None
     """Share of one processor over the last few seconds."""
-    rss_kib: int = 0
-    """Resident memory of its QEMU."""
+    own_kib: int = 0
+    """Resident memory that its QEMU shares with no other."""
     guest_used_kib: int | None = None
     """MemTotal - MemAvailable in the guest, measured once the mesh has formed."""
     answered: float | None = None

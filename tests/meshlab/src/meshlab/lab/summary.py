@@ -154,7 +154,7 @@ def _node(lab: LabState, name: str, lacking: list[str]) -> dict[str, Any]:
         "cluster_expected": in_order(lab.expected_cluster(name)),
         "cpu_seconds": _rounded(node.cpu_seconds),
         "cpu_seconds_to_joined": _rounded(node.cpu_seconds_to_joined),
-        "host_memory_kib": node.rss_kib or None,
+        "host_memory_kib": node.own_kib or None,
         "guest_memory_kib": node.guest_used_kib,
         "daemon_memory_kib": get(node.status, "memory_kib"),
         "problems": node.problems,

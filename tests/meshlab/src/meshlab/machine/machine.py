@@ -217,9 +217,9 @@ class Machine:
         """Return the CPU seconds that QEMU has used since ``start``; of the last call when off."""
         return self._past_cpu + (0.0 if self.qemu is None else self.qemu.cpu_seconds())
 
-    def rss_kib(self) -> int:
-        """Return the memory that QEMU holds now, the guest's included, in KiB; 0 when off."""
-        return 0 if self.qemu is None else self.qemu.rss_kib()
+    def own_kib(self) -> int:
+        """Return the memory that QEMU alone holds now, the guest's included, in KiB; 0 when off."""
+        return 0 if self.qemu is None else self.qemu.own_kib()
 
     def console_since_start(self, limit: int = 1 << 20) -> str:
         """Return what came from the guest's console since ``start``.

@@ -227,12 +227,16 @@ class Qemu:
                 self._cpu = (int(fields[11]) + int(fields[12])) / _TICKS
         return self._cpu
 
-    def rss_kib(self) -> int:
-        """Return the memory that the process holds now, the guest's included; 0 after its end."""
+    def own_kib(self) -> int:
+        """Return the memory that the process alone holds now, the guest's included, in KiB.
+
+        Files that it maps (itself, the kernel, the root) are there once for all nodes, and not
+        counted. 0 after its end.
+        """
         if self.running:
             with contextlib.suppress(OSError):
+                # proc_pid_status(5); the guest's memory is of either kind.
                 text = Path("/proc", str(self.process.pid), "status").read_text()
-                found = re.search(r"^VmRSS:\s+(\d+) kB", text, re.MULTILINE)
-                if found:
-                    return int(found.group(1))
+                found = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", text, re.MULTILINE)
+                return sum(int(number) for number in found)
         return 0

@@ -341,7 +341,7 @@ def node_table(lab: LabState, names: Sequence[str], width: int) -> Table:
         if width >= 70:
             busy = node.cpu_percent
             row.append(f"{busy:.0f}" if running and busy is not None else "")
-            row.append(f"{node.rss_kib / 1024:.0f}" if running and node.rss_kib else "")
+            row.append(f"{node.own_kib / 1024:.0f}" if running and node.own_kib else "")
         row.append(_note(node) if width >= 92 else "")
         table.add_row(*row)
     return table
