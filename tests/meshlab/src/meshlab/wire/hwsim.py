@@ -214,21 +214,49 @@ _RATE_FLAGS = struct.Struct("<bHbHbHbH")
 HEADER = _NLMSGHDR.size + _GENL.size
 """Bytes before the first attribute."""
 
+def _attr(size: int, kind: Attribute) -> int:
+    """Return the header of an attribute with ``size`` bytes of contents as one number."""
+    return 4 + size | kind << 16
+
+
+# What every frame needs has its constants packed beforehand: an enumeration costs 0.2 us a look.
+
 # The layout in which mac80211_hwsim_tx_frame_nl() puts the attributes of FRAME, before and after
 # the frame itself. Another order is decoded as well, but more slowly.
-_FRAME_HEAD = struct.Struct("<HH6sxxHH")
-_FRAME_TAIL = struct.Struct("<HHIHHIHH8sHH12sHHQ")
-_FRAME_TAIL_TYPES = (
-    Attribute.FLAGS,
-    Attribute.FREQ,
-    Attribute.TX_INFO,
-    Attribute.TX_INFO_FLAGS,
-    Attribute.COOKIE,
+_FRAME_HEAD = struct.Struct("<I6sxxHH")
+_FRAME_HEAD_ATTR = _attr(6, Attribute.ADDR_TRANSMITTER)
+_FRAME_TYPE = int(Attribute.FRAME)
+_FRAME_TAIL = struct.Struct("<IIIII8sI12sIQ")
+_FRAME_TAIL_ATTRS = (
+    _attr(4, Attribute.FLAGS),
+    _attr(4, Attribute.FREQ),
+    _attr(8, Attribute.TX_INFO),
+    _attr(12, Attribute.TX_INFO_FLAGS),
+    _attr(8, Attribute.COOKIE),
 )
+_FRAME_DATA = HEADER + _FRAME_HEAD.size
+_FRAME_TAIL_SIZE = _FRAME_TAIL.size
 
-_TX_INFO = struct.Struct("<IHHIIBBHHH6sxxHHIHHiHH8sHHQ")
-_INJECT_HEAD = struct.Struct("<IHHIIBBHHH6sxxHHi")
-_INJECT_TAIL = struct.Struct("<HHIHHIHH")
+_TX_INFO = struct.Struct("<IHHI12s6sxxIIIiI8sIQ")
+_TX_INFO_HEAD = (
+    bytes(4)
+    + _GENL.pack(Command.TX_INFO_FRAME, GENL_VERSION, 0)
+    + _U32.pack(_attr(6, Attribute.ADDR_TRANSMITTER))
+)
+_FLAGS_ATTR = _attr(4, Attribute.FLAGS)
+_SIGNAL_ATTR = _attr(4, Attribute.SIGNAL)
+_TX_INFO_ATTR = _attr(8, Attribute.TX_INFO)
+_COOKIE_ATTR = _attr(8, Attribute.COOKIE)
+
+_INJECT_HEAD = struct.Struct("<IHHI12s6sxxIi")
+_INJECT_HEAD_HEAD = (
+    bytes(4)
+    + _GENL.pack(Command.FRAME, GENL_VERSION, 0)
+    + _U32.pack(_attr(6, Attribute.ADDR_RECEIVER))
+)
+_INJECT_TAIL = struct.Struct("<IIIIHH")
+_RX_RATE_ATTR = _attr(4, Attribute.RX_RATE)
+_FREQ_ATTR = _attr(4, Attribute.FREQ)
 
 TX_INFO_SIZE = _TX_INFO.size
 """Bytes of a whole ``TX_INFO_FRAME`` message."""
@@ -236,6 +264,9 @@ TX_INFO_SIZE = _TX_INFO.size
 INJECT_HEAD_SIZE = _INJECT_HEAD.size
 
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
+
+_new_tuple = tuple.__new__
+"""Makes a NamedTuple of its fields at once, in half of the time."""
 
 
 def header(buffer: bytes, start: int, end: int) -> Header:
@@ -299,30 +330,27 @@ def decode_frame(buffer: bytes, start: int, end: int) -> TxFrame:
     :raises HwsimError: when it makes no sense.
     """
     try:
-        len1, type1, transmitter, len2, type2 = _FRAME_HEAD.unpack_from(buffer, start + HEADER)
-        if len1 == 10 and type1 == Attribute.ADDR_TRANSMITTER and type2 == Attribute.FRAME:
-            data = start + HEADER + _FRAME_HEAD.size
-            tail = data + ((len2 - 1) & ~3)
-            if len2 >= 4 and tail + _FRAME_TAIL.size == end:
+        attr1, transmitter, size, kind = _FRAME_HEAD.unpack_from(buffer, start + HEADER)
+        if attr1 == _FRAME_HEAD_ATTR and kind == _FRAME_TYPE and size >= 4:
+            data = start + _FRAME_DATA
+            tail = data + ((size - 1) & ~3)
+            if tail + _FRAME_TAIL_SIZE == end:
                 (
-                    len3, type3, flags, len4, type4, frequency, len5, type5, tx_info,
-                    len6, type6, tx_info_flags, len7, type7, cookie,
+                    attr3, flags, attr4, frequency, attr5, tx_info,
+                    attr6, tx_info_flags, attr7, cookie,
                 ) = _FRAME_TAIL.unpack_from(buffer, tail)  # fmt: skip
-                if (type3, type4, type5, type6, type7) == _FRAME_TAIL_TYPES and (
-                    len3,
-                    len4,
-                    len5,
-                    len6,
-                    len7,
-                ) == (8, 8, 12, 16, 12):
-                    return TxFrame(
-                        transmitter,
-                        buffer[data : data + len2 - 4],
-                        flags,
-                        frequency,
-                        tx_info,
-                        tx_info_flags,
-                        cookie,
+                if (attr3, attr4, attr5, attr6, attr7) == _FRAME_TAIL_ATTRS:
+                    return _new_tuple(
+                        TxFrame,
+                        (
+                            transmitter,
+                            buffer[data : data + size - 4],
+                            flags,
+                            frequency,
+                            tx_info,
+                            tx_info_flags,
+                            cookie,
+                        ),
                     )
     except struct.error:
         pass  # shorter than the usual layout: the other way finds out what is missing
@@ -408,24 +436,15 @@ def encode_tx_info(  # noqa: PLR0917 - called for every frame
         family,
         NLM_F_REQUEST,
         seq,
-        0,
-        Command.TX_INFO_FRAME,
-        GENL_VERSION,
-        0,
-        10,
-        Attribute.ADDR_TRANSMITTER,
+        _TX_INFO_HEAD,
         transmitter,
-        8,
-        Attribute.FLAGS,
+        _FLAGS_ATTR,
         flags,
-        8,
-        Attribute.SIGNAL,
+        _SIGNAL_ATTR,
         signal,
-        12,
-        Attribute.TX_INFO,
+        _TX_INFO_ATTR,
         tx_info,
-        12,
-        Attribute.COOKIE,
+        _COOKIE_ATTR,
         cookie,
     )
 
@@ -433,22 +452,10 @@ def encode_tx_info(  # noqa: PLR0917 - called for every frame
 def inject_tail(rx_rate: int, frequency: int, frame: bytes) -> bytes:
     """Return the part of ``FRAME`` that is the same for every receiver."""
     length = len(frame)
-    return b"".join(
-        (
-            _INJECT_TAIL.pack(
-                8,
-                Attribute.RX_RATE,
-                rx_rate,
-                8,
-                Attribute.FREQ,
-                frequency,
-                length + 4,
-                Attribute.FRAME,
-            ),
-            frame,
-            _PADDING[length & 3],
-        )
+    head = _INJECT_TAIL.pack(
+        _RX_RATE_ATTR, rx_rate, _FREQ_ATTR, frequency, length + 4, _FRAME_TYPE
     )
+    return head + frame + _PADDING[length & 3]
 
 
 def inject_head(  # noqa: PLR0917 - called for every receiver
@@ -466,15 +473,9 @@ def inject_head(  # noqa: PLR0917 - called for every receiver
         family,
         flags,
         seq,
-        0,
-        Command.FRAME,
-        GENL_VERSION,
-        0,
-        10,
-        Attribute.ADDR_RECEIVER,
+        _INJECT_HEAD_HEAD,
         receiver,
-        8,
-        Attribute.SIGNAL,
+        _SIGNAL_ATTR,
         signal,
     )
 

@@ -69,6 +69,11 @@ _TID_CATEGORY = (
 )
 """User priority to access category (table 10-1)."""
 
+# For every frame: an enumeration costs 0.2 us a look.
+_DATA = Type.DATA << 2
+_VOICE = AccessCategory.VOICE
+_BEST_EFFORT = AccessCategory.BEST_EFFORT
+
 RETRY = 0x08
 """The Retry subfield in the second byte of Frame Control (9.2.4.1.6)."""
 
@@ -192,14 +197,14 @@ def _mesh_control(frame: bytes, start: int) -> MeshControl | None:
 
 def access_category(frame: bytes) -> AccessCategory:
     """Return the queue a frame belongs to: management first, data by its user priority."""
-    kind = frame[0] & 0x0C
-    if kind != Type.DATA << 2:
-        return AccessCategory.VOICE
-    if frame[0] & 0x80:
+    control = frame[0]
+    if control & 0x0C != _DATA:
+        return _VOICE
+    if control & 0x80:
         start = 30 if frame[1] & 3 == 3 else 24
         if len(frame) > start:
             return _TID_CATEGORY[frame[start] & 7]
-    return AccessCategory.BEST_EFFORT
+    return _BEST_EFFORT
 
 
 def wants_no_ack(frame: bytes) -> bool:
