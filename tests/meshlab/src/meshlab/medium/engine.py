@@ -31,9 +31,9 @@ tries that a real sender would have made are added to the busy time of the chann
 
 from __future__ import annotations
 
-import heapq
 import struct
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 from meshlab.medium import reception
@@ -86,9 +86,28 @@ _NO_ACK = int(TxFlag.NO_ACK)
 _STAT_ACK = int(TxFlag.STAT_ACK)
 _ECHOED = int(TxFlag.REQ_TX_STATUS | TxFlag.NO_ACK)
 _FRAME = int(Command.FRAME)
+_RETRY = ieee80211.RETRY
+_MAX_LENGTH = hwsim.MAX_FRAME + ieee80211.FCS
+_MIN_LENGTH = hwsim.MIN_FRAME + ieee80211.FCS
+_INJECTED = 1 + hwsim.INJECT_HEAD_SIZE
+_TX_INFO_FRAMING = FRAMING.pack(1 + hwsim.TX_INFO_SIZE, 0)
 _ACTION = ieee80211.Management.ACTION << 4
 _NLMSG = struct.Struct("<IH")
 _ANSWER = struct.Struct("<i8xI")
+
+
+_Waits = tuple[float, float, int, int]
+"""How a category contends in a band: arbitration gap, slot, smallest and largest window."""
+
+
+def _waits(times: Band) -> tuple[_Waits, ...]:
+    return tuple(
+        (times.aifs(EDCA[category]), times.slot, EDCA[category].cw_min, EDCA[category].cw_max)
+        for category in ieee80211.AccessCategory
+    )
+
+
+_WAITS_2_4, _WAITS_5 = _waits(band(True)), _waits(band(False))
 
 
 _Event = tuple[float, int, Callable[[Any, float], None], Any]
@@ -120,6 +139,7 @@ class Engine:
         self._rates = Rates(error or Textbook(), airtime or Standard())
         self._events: list[_Event] = []
         self._count = 0
+        self._detection = links.receiver.detection_snr_db
 
     def reset_stats(self) -> None:
         """Begin to count from 0."""
@@ -269,30 +289,26 @@ class Engine:
             radio.deaf.pop(got.frequency, None)
         if radio.queued >= hwsim.MAX_PENDING:
             self._overflow(radio)
-        two_ghz = got.frequency < 3000
+        frequency = got.frequency
         category = ieee80211.access_category(frame)
-        contention = EDCA[category]
-        times: Band = band(two_ghz)
+        waits = _WAITS_2_4[category] if frequency < 3000 else _WAITS_5[category]
         sent = Transmission()
         sent.radio = radio
         sent.frame = frame
         sent.length = len(frame) + ieee80211.FCS
-        sent.flags = got.flags
-        sent.frequency = got.frequency
+        sent.flags = flags = got.flags
+        sent.frequency = frequency
         sent.cookie = got.cookie
-        sent.tx_info = got.tx_info
-        key = (got.tx_info, got.tx_info_flags, got.frequency)
+        sent.tx_info = tx_info = got.tx_info
+        key = (tx_info, got.tx_info_flags, frequency)
         series = self._rates.series.get(key)
         if series is None:
             series = self._rates.make_series(key, self.stats)
         sent.series = series
         sent.vector = series[0][0]
-        sent.need_ack = not (frame[4] & 1 or got.flags & _NO_ACK or ieee80211.wants_no_ack(frame))
+        sent.need_ack = not (frame[4] & 1 or flags & _NO_ACK or ieee80211.wants_no_ack(frame))
         sent.stage = sent.tries = sent.attempts = 0
-        sent.slot = times.slot
-        sent.aifs = times.sifs + contention.aifsn * times.slot
-        sent.cw = contention.cw_min
-        sent.cw_max = contention.cw_max
+        sent.aifs, sent.slot, sent.cw, sent.cw_max = waits
         sent.arrived = self.now
         sent.closed = radio.closed - radio.shut
         sent.dead = sent.aired = False
@@ -301,10 +317,12 @@ class Engine:
         sent.answer = None
         sent.waits_seq = 0
         sent.overlaps = None
-        radio.queues[category].append(sent)
-        radio.queued += 1
         if radio.current is None:
-            self._next(radio, self.now)
+            radio.current = sent
+            self._contend(sent, self.now)
+        else:
+            radio.queues[category].append(sent)
+            radio.queued += 1
 
     def _overflow(self, radio: Radio) -> None:
         """Give up what the kernel has given up (mac80211_hwsim_tx_frame_nl)."""
@@ -321,7 +339,8 @@ class Engine:
         error, seq = _ANSWER.unpack_from(buffer, start + 16)
         waiting = node.pending.pop(seq, None)
         if waiting is not None:
-            self._answered(*waiting, seq, None if error >= 0 else Loss.OFF_CHANNEL)
+            sent, receiver = waiting
+            self._answered(sent, receiver, seq, None if error >= 0 else Loss.OFF_CHANNEL)
             return
         recent = node.recent[seq & (RECENT - 1)]
         if recent is not None and recent[0] == seq:
@@ -354,8 +373,8 @@ class Engine:
     # Contention.
 
     def _push(self, when: float, action: Callable[[Any, float], None], what: Any) -> None:
-        self._count += 1
-        heapq.heappush(self._events, (when, self._count, action, what))
+        self._count = count = self._count + 1
+        heappush(self._events, (when, count, action, what))
 
     def next_event(self) -> float | None:
         """Return the time of the next event, None when nothing is under way."""
@@ -365,13 +384,16 @@ class Engine:
         """Let everything happen that is due by ``until``."""
         events = self._events
         while events and events[0][0] <= until:
-            when, _, action, what = heapq.heappop(events)
+            when, _, action, what = heappop(events)
             if when > self.now:
                 self.now = when
             action(what, when)
 
     def _next(self, radio: Radio, when: float) -> None:
         """Let a radio contend for its next frame, if it has one."""
+        if not radio.queued:
+            radio.current = None
+            return
         for queue in radio.queues:
             if queue:
                 sent = queue.popleft()
@@ -379,7 +401,6 @@ class Engine:
                 radio.current = sent
                 self._contend(sent, when)
                 return
-        radio.current = None
 
     def _contend(self, sent: Transmission, when: float) -> None:
         radio = sent.radio
@@ -391,7 +412,7 @@ class Engine:
             start = when + radio.backoff() * ARRIVAL_SPREAD
         sent.start_at = start
         radio.contending = sent
-        self._push(sent.start_at, self._start, sent)
+        self._push(start, self._start, sent)
 
     def _start(self, sent: Transmission, when: float) -> None:
         if sent.dead:
@@ -406,27 +427,30 @@ class Engine:
             self.stats.queue_delay.add(when - sent.arrived)
         sent.attempts += 1
         self.stats.attempts += 1
-        vector, timing = sent.vector, sent.vector.timing
+        vector = sent.vector
+        timing = vector.timing
+        protect = vector.protect and sent.need_ack
         frequency = sent.frequency
         reach = sent.reach = self.reaches.of(radio, frequency)
         sent.start = when
-        sent.end = when + timing.duration(sent.length)
-        if vector.protect and sent.need_ack:
-            sent.end += timing.rts_cts
-        until = sent.end + timing.ack if sent.need_ack else sent.end
+        end = when + timing.duration(sent.length)
+        if protect:
+            end += timing.rts_cts
+        sent.end = end
+        until = end + timing.ack if sent.need_ack else end
         radio.air += until - when
         if sent.length >= LARGE:
             radio.air_large += until - when
         if until > radio.busy_until:
             radio.busy_until = until
         self.channels.enter(sent, frequency, when, until)
-        if vector.protect and sent.need_ack:
+        if protect:
             # The CTS keeps those quiet who hear the receiver only (10.3.2.9).
             for owner in self.addresses.owners.get(sent.frame[4:10], ()):
                 if owner.up and owner in reach.by_radio and owner not in (sent.missed or ()):
                     hold(self.reaches.of(owner, frequency).sensing, frequency, when, until)
             radio.busy_until = max(radio.busy_until, until)
-        self._push(sent.end, self._end, sent)
+        self._push(end, self._end, sent)
 
     # Reception.
 
@@ -470,7 +494,7 @@ class Engine:
         tail = hwsim.inject_tail(sent.vector.rx_index, frequency, sent.frame)
         size = len(tail)
         too_long = len(sent.frame) > hwsim.MAX_FRAME
-        framing = FRAMING.pack(1 + hwsim.INJECT_HEAD_SIZE + size, 0)
+        framing = FRAMING.pack(_INJECTED + size, 0)
         too_short = len(sent.frame) < hwsim.MIN_FRAME
         for link in sent.reach.links:
             luck = link.luck()
@@ -518,7 +542,7 @@ class Engine:
         outcomes: list[tuple[Radio, int]] = []
         receiver: Link | None = None
         by_radio = sent.reach.by_radio
-        detection = self.links.receiver.detection_snr_db
+        detection = self._detection
         reached = False
         owners = self.addresses.owners.get(sent.frame[4:10], ())
         for owner in owners:
@@ -572,12 +596,12 @@ class Engine:
                 reason = Loss.OFF_CHANNEL
             elif node.paused:
                 reason = Loss.BACK_PRESSURE
-            elif len(sent.frame) > hwsim.MAX_FRAME:
+            elif sent.length > _MAX_LENGTH:
                 reason = Loss.TOO_LONG
         if reason >= 0:
             self.stats.losses[reason] += 1
             return reason
-        if len(sent.frame) < hwsim.MIN_FRAME:
+        if sent.length < _MIN_LENGTH:
             # The kernel takes no short control frames; the air alone decides.
             self.stats.short_frames += 1
             if answer:
@@ -587,10 +611,10 @@ class Engine:
         if tail is None or sent.attempts > 1:
             frame = sent.frame
             if sent.attempts > 1:
-                frame = frame[:1] + bytes((frame[1] | ieee80211.RETRY,)) + frame[2:]
+                frame = frame[:1] + bytes((frame[1] | _RETRY,)) + frame[2:]
             tail = hwsim.inject_tail(sent.vector.rx_index, sent.frequency, frame)
             sent.tail = tail
-        seq = node.next_seq()
+        seq = node.seq = node.seq + 1 & SEQ_MASK or 1
         flags = hwsim.NLM_F_REQUEST
         if answer and sent.need_ack:
             flags |= hwsim.NLM_F_ACK
@@ -603,8 +627,9 @@ class Engine:
         out = node.out
         if not out:
             node.wake()
-        out.append(FRAMING.pack(1 + hwsim.INJECT_HEAD_SIZE + len(tail), 0))
-        out.append(hwsim.inject_head(node.family, seq, radio.key, link.signal, len(tail), flags))
+        size = len(tail)
+        out.append(FRAMING.pack(_INJECTED + size, 0))
+        out.append(hwsim.inject_head(node.family, seq, radio.key, link.signal, size, flags))
         out.append(tail)
         self.stats.deliveries += 1
         radio.received += 1
@@ -617,13 +642,16 @@ class Engine:
         ack = Acknowledgement()
         ack.radio = radio
         ack.sent = sent
-        ack.reach = self.reaches.of(radio, sent.frequency)
-        ack.link = ack.reach.by_radio.get(sent.radio)
-        ack.end = when + sent.vector.timing.ack
-        ack.start = ack.end - sent.vector.ack_time
-        radio.busy_until = max(radio.busy_until, ack.end)
-        self.channels.enter(ack, sent.frequency, when, ack.end)
-        self._push(ack.end, self._acknowledged, ack)
+        frequency = sent.frequency
+        ack.reach = reach = self.reaches.of(radio, frequency)
+        ack.link = reach.by_radio.get(sent.radio)
+        vector = sent.vector
+        ack.end = end = when + vector.timing.ack
+        ack.start = end - vector.ack_time
+        if end > radio.busy_until:
+            radio.busy_until = end
+        self.channels.enter(ack, frequency, when, end)
+        self._push(end, self._acknowledged, ack)
 
     def _acknowledged(self, ack: Acknowledgement, when: float) -> None:
         sent = ack.sent
@@ -632,7 +660,7 @@ class Engine:
             return
         link = ack.link
         lost = True
-        if link is not None and link.snr >= self.links.receiver.detection_snr_db:
+        if link is not None and link.snr >= self._detection:
             luck = link.luck()
             alone = sent.vector.control.loss(link.snr, ieee80211.ACK_LENGTH)
             if ack.overlaps is not None:
@@ -760,6 +788,3 @@ class Engine:
                     break
                 del node.pending[seq]
                 self._answered(sent, radio, seq, Loss.HOST_TOO_SLOW)
-
-
-_TX_INFO_FRAMING = FRAMING.pack(1 + hwsim.TX_INFO_SIZE, 0)

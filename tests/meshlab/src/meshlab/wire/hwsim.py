@@ -214,6 +214,7 @@ _RATE_FLAGS = struct.Struct("<bHbHbHbH")
 HEADER = _NLMSGHDR.size + _GENL.size
 """Bytes before the first attribute."""
 
+
 def _attr(size: int, kind: Attribute) -> int:
     """Return the header of an attribute with ``size`` bytes of contents as one number."""
     return 4 + size | kind << 16
@@ -452,9 +453,7 @@ def encode_tx_info(  # noqa: PLR0917 - called for every frame
 def inject_tail(rx_rate: int, frequency: int, frame: bytes) -> bytes:
     """Return the part of ``FRAME`` that is the same for every receiver."""
     length = len(frame)
-    head = _INJECT_TAIL.pack(
-        _RX_RATE_ATTR, rx_rate, _FREQ_ATTR, frequency, length + 4, _FRAME_TYPE
-    )
+    head = _INJECT_TAIL.pack(_RX_RATE_ATTR, rx_rate, _FREQ_ATTR, frequency, length + 4, _FRAME_TYPE)
     return head + frame + _PADDING[length & 3]
 
 
