@@ -34,6 +34,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from heapq import heappop, heappush
+from math import nan
 from typing import Any
 
 from meshlab.medium import reception
@@ -86,6 +87,9 @@ _NO_ACK = int(TxFlag.NO_ACK)
 _STAT_ACK = int(TxFlag.STAT_ACK)
 _ECHOED = int(TxFlag.REQ_TX_STATUS | TxFlag.NO_ACK)
 _FRAME = int(Command.FRAME)
+_ERROR = hwsim.NLMSG_ERROR
+_REQUEST = hwsim.NLM_F_REQUEST
+_REQUEST_ACK = hwsim.NLM_F_REQUEST | hwsim.NLM_F_ACK
 _RETRY = ieee80211.RETRY
 _MAX_LENGTH = hwsim.MAX_FRAME + ieee80211.FCS
 _MIN_LENGTH = hwsim.MIN_FRAME + ieee80211.FCS
@@ -237,7 +241,7 @@ class Engine:
                 self._address(node, hwsim.parse(buffer, start, start + length))
             elif node.session is not None:
                 node.session.message(hwsim.parse(buffer, start, start + length))
-        elif kind == hwsim.NLMSG_ERROR:
+        elif kind == _ERROR:
             self._kernel_answer(node, buffer, start, start + length)
         elif kind == hwsim.NLMSG_DONE and node.session is not None:
             node.session.done(hwsim.header(buffer, start, start + length).seq)
@@ -487,6 +491,7 @@ class Engine:
         losses = stats.losses
         length = sent.length
         loss = sent.vector.curve.loss
+        inject_head = hwsim.inject_head
         overlaps = sent.overlaps
         frequency = sent.frequency
         now = self.now
@@ -496,15 +501,19 @@ class Engine:
         too_long = len(sent.frame) > hwsim.MAX_FRAME
         framing = FRAMING.pack(_INJECTED + size, 0)
         too_short = len(sent.frame) < hwsim.MIN_FRAME
+        snr, alone = nan, 1.0
         for link in sent.reach.links:
             luck = link.luck()
             radio = link.receiver
             if not radio.up:
                 continue
+            if link.snr != snr:
+                snr = link.snr
+                alone = loss(snr, length)
             if overlaps is None:
-                reason = Loss.ERROR if luck < loss(link.snr, length) else -1
+                reason = Loss.ERROR if luck < alone else -1
             else:
-                reason = self._disturbed(sent, link, luck, loss(link.snr, length))
+                reason = self._disturbed(sent, link, luck, alone)
             traffic = link.traffic
             traffic.group += 1
             if reason >= 0:
@@ -527,7 +536,7 @@ class Engine:
                     if not out:
                         node.wake()
                     out.append(framing)
-                    out.append(hwsim.inject_head(node.family, seq, radio.key, link.signal, size))
+                    out.append(inject_head(node.family, seq, radio.key, link.signal, size))
                     out.append(tail)
                     stats.deliveries += 1
                     radio.received += 1
@@ -615,9 +624,9 @@ class Engine:
             tail = hwsim.inject_tail(sent.vector.rx_index, sent.frequency, frame)
             sent.tail = tail
         seq = node.seq = node.seq + 1 & SEQ_MASK or 1
-        flags = hwsim.NLM_F_REQUEST
+        flags = _REQUEST
         if answer and sent.need_ack:
-            flags |= hwsim.NLM_F_ACK
+            flags = _REQUEST_ACK
             sent.answer = None
             sent.waits_seq = seq
             sent.injected_at = self.now

@@ -19,6 +19,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
+from math import expm1
 from typing import Protocol
 
 from meshlab.wire.ieee80211 import LEGACY_2GHZ, Phy, Rate
@@ -154,9 +155,11 @@ def _log_survival(rate: Rate) -> Callable[[float], float]:
     return ofdm
 
 
+_STEPS = int((MAX_SNR_DB - MIN_SNR_DB) * STEPS_PER_DB) + 1
+
+
 def _table(survival: Callable[[float], float]) -> tuple[float, ...]:
-    steps = int((MAX_SNR_DB - MIN_SNR_DB) * STEPS_PER_DB) + 1
-    return tuple(survival(10 ** ((MIN_SNR_DB + i / STEPS_PER_DB) / 10)) for i in range(steps))
+    return tuple(survival(10 ** ((MIN_SNR_DB + i / STEPS_PER_DB) / 10)) for i in range(_STEPS))
 
 
 @functools.cache
@@ -185,9 +188,9 @@ class _TabledCurve:
         step = int((snr_db - MIN_SNR_DB) * STEPS_PER_DB)
         if step < 0:
             return 1.0
-        if step >= len(self._byte):
+        if step >= _STEPS:
             step = -1
-        return -math.expm1(length * self._byte[step] + self._header[step])
+        return -expm1(length * self._byte[step] + self._header[step])
 
     def header(self, snr_db: float) -> float:
         return self._header[_step(snr_db)]

@@ -70,6 +70,12 @@ def loss(power: float, frame: Iterable[Part], disturbed: Sequence[Disturbance]) 
     return -math.expm1(survival)
 
 
+# Enumerations are slow where every frame passes.
+_HALF_DUPLEX = Loss.HALF_DUPLEX
+_COLLISION = Loss.COLLISION
+_LOCKED = Loss.LOCKED
+
+
 class Locks:
     """Decides which frame on the air a receiver follows."""
 
@@ -90,11 +96,12 @@ class Locks:
         sending = set()
         for other in others:
             sending.add(other.radio)
-            _miss(other, new.radio, Loss.HALF_DUPLEX)
+            _miss(other, new.radio, _HALF_DUPLEX)
+        detection = self._detection
         for radio, link in new.reach.by_radio.items():
             if radio in sending:
-                missed[radio] = Loss.HALF_DUPLEX
-            elif link.power >= self._detection:
+                missed[radio] = _HALF_DUPLEX
+            elif link.power >= detection:
                 reason = self._at(radio, link, new, others)
                 if reason is not None:
                     missed[radio] = reason
@@ -122,13 +129,13 @@ class Locks:
                 locked = other
         needed = self._detection if locked is None else self._capture(locked, new)
         if link.power < needed * noise:
-            return Loss.COLLISION if locked is None else Loss.LOCKED
+            return _COLLISION if locked is None else _LOCKED
         if locked is not None:
-            _miss(locked, radio, Loss.LOCKED)
+            _miss(locked, radio, _LOCKED)
         if due is not None:
             if due_power >= self._capture(new, due) * (noise + link.power):
-                return Loss.LOCKED
-            _miss(due, radio, Loss.LOCKED)
+                return _LOCKED
+            _miss(due, radio, _LOCKED)
         return None
 
     def _capture(self, first: OnAir, second: OnAir) -> float:

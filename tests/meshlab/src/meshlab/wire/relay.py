@@ -49,6 +49,10 @@ class Kind(IntEnum):
     ERROR = 3
 
 
+# For every frame: an enumeration costs 0.2 us a look.
+_NETLINK = int(Kind.NETLINK)
+_LAST_KIND = int(Kind.ERROR)
+
 COUNTERS = (
     "to_kernel",
     "to_host",
@@ -145,7 +149,7 @@ class Deframer:
                 return buffer, frames
         while size - at >= 5:
             length, kind = _FRAMING.unpack_from(buffer, at)
-            if not 1 <= length <= MAX_LENGTH or kind > Kind.ERROR:
+            if not 1 <= length <= MAX_LENGTH or kind > _LAST_KIND:
                 self._rest = b""
                 raise RelayError(f"a frame of kind {kind} and {length} bytes")
             end = at + 4 + length
@@ -432,7 +436,7 @@ class Connection(asyncio.Protocol):
             buffer, frames = self._deframer.feed(data)
             user = self._user
             for kind, start, end in frames:
-                if kind == Kind.NETLINK:
+                if kind == _NETLINK:
                     user.netlink(buffer, start, end)
                 elif kind == Kind.HELLO:
                     self._take_hello(buffer, start, end)
