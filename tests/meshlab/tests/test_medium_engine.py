@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from meshlab.medium.config import MediumConfig, NodeConfig, RadioConfig
 from meshlab.medium.engine import ANSWER_DEADLINE
 from meshlab.medium.error import Textbook
+from meshlab.medium.objects import RECENT, REPORT, SEQ_MASK
 from meshlab.medium.stats import Bounds, Loss, Stats, verdict
 from meshlab.medium.virtual import (
     BROADCAST,
@@ -278,6 +279,42 @@ def test_the_report_waits_for_the_kernel_and_the_channel_does_not() -> None:
     reports = [air.reports["n1", c] for c in cookies]
     assert all(r.acked for r in reports)
     assert all(0.050 <= r.at < 0.060 for r in reports)
+
+
+@pytest.mark.parametrize("before", [0, SEQ_MASK - 5, SEQ_MASK - 1, SEQ_MASK])
+def test_a_delivery_is_known_by_its_number_until_many_more_numbers_are_taken(before: int) -> None:
+    air = VirtualAir(2, [(1, 2, GOOD)])
+    node = air.node(2)
+    node.seq = before
+    air.send(1, BROADCAST)
+    air.run(0.1)
+    seq = node.seq
+    delivery = (node.radios[0], FREQUENCY)
+    assert node.delivery(seq) == delivery
+    for unknown in (0, REPORT, REPORT | seq, seq + 1, seq - 1):
+        assert node.delivery(unknown) is None, unknown
+    air.send(1, 2)
+    air.run(0.1)
+    assert node.delivery(node.seq) is None, "its answer is awaited"
+    for _ in range(RECENT - 3):
+        node.next_seq()
+    assert node.delivery(seq) == delivery
+    node.next_seq()
+    node.next_seq()
+    assert node.delivery(seq) is None
+    assert node.delivery(node.seq) is None
+
+
+def test_a_refusal_without_an_awaited_answer_takes_a_delivery_back() -> None:
+    air = VirtualAir(3, [(1, 2, GOOD), (1, 3, GOOD)])
+    air.refuses = lambda injected: injected.node == "n2"
+    air.send(1, BROADCAST)
+    air.run(0.1)
+    assert air.engine.stats.losses[Loss.OFF_CHANNEL] == 1
+    assert air.engine.stats.deliveries == 1
+    assert air.node(2).radios[0].received == 0
+    assert air.node(2).radios[0].deaf.keys() == {FREQUENCY}
+    assert air.engine.stats.late_answers == 0
 
 
 def test_a_refused_frame_keeps_the_channel_for_its_other_tries() -> None:

@@ -346,10 +346,10 @@ class Engine:
             sent, receiver = waiting
             self._answered(sent, receiver, seq, None if error >= 0 else Loss.OFF_CHANNEL)
             return
-        recent = node.recent[seq & (RECENT - 1)]
-        if recent is not None and recent[0] == seq:
+        delivery = node.delivery(seq)
+        if delivery is not None:
             if error < 0:
-                self._refused(recent[1], recent[2], Loss.OFF_CHANNEL)
+                self._refused(*delivery, Loss.OFF_CHANNEL)
             return
         if seq & REPORT:
             self._report_refused(node, seq)
@@ -531,7 +531,7 @@ class Engine:
                     stats.short_frames += 1
                 else:
                     seq = node.seq = node.seq + 1 & SEQ_MASK or 1
-                    node.recent[seq & (RECENT - 1)] = (seq, radio, frequency)
+                    node.recent[seq & (RECENT - 1)] = link.delivery
                     out = node.out
                     if not out:
                         node.wake()
@@ -631,8 +631,9 @@ class Engine:
             sent.waits_seq = seq
             sent.injected_at = self.now
             node.pending[seq] = (sent, radio)
+            node.recent[seq & (RECENT - 1)] = None
         else:
-            node.recent[seq & (RECENT - 1)] = (seq, radio, sent.frequency)
+            node.recent[seq & (RECENT - 1)] = link.delivery
         out = node.out
         if not out:
             node.wake()

@@ -41,6 +41,10 @@ def parts(timing: Timing, curve: Curve, length: int, end: float) -> list[Part]:
     ]
 
 
+Delivery = tuple["Radio", int]
+"""Where a frame was delivered: the radio and its frequency in MHz."""
+
+
 class Observer(Protocol):
     """Sees what is on the air (a capture). Called only when there is one."""
 
@@ -72,11 +76,22 @@ class Session(Protocol):
 class Link:
     """How one radio hears another at one frequency."""
 
-    __slots__ = ("_loss", "_random", "luck", "power", "receiver", "signal", "snr", "traffic")
+    __slots__ = (
+        "_loss",
+        "_random",
+        "delivery",
+        "luck",
+        "power",
+        "receiver",
+        "signal",
+        "snr",
+        "traffic",
+    )
 
     def __init__(  # noqa: PLR0917 - made in one place
         self,
         receiver: Radio,
+        frequency: int,
         snr: float,
         signal: int,
         random: Callable[[], float],
@@ -84,6 +99,8 @@ class Link:
         traffic: Traffic,
     ) -> None:
         self.receiver = receiver
+        self.delivery: Delivery = (receiver, frequency)
+        """What a node remembers of a frame over it."""
         self.snr = snr
         self._random = random
         self._loss = loss
@@ -228,13 +245,22 @@ class Node:
         """It does not read: frames for it are dropped."""
         self.pending: dict[int, tuple[Transmission, Radio]] = {}
         """Frames to one receiver that await this kernel's answer, oldest first."""
-        self.recent: list[tuple[int, Radio, int] | None] = [None] * RECENT
+        self.recent: list[Delivery | None] = [None] * RECENT
+        """The latest deliveries that nobody waits for, each at its sequence number modulo
+        ``RECENT``. Whoever takes a sequence number sets the entry."""
         self.session: Session | None = None
 
     def next_seq(self) -> int:
         """Return an unused sequence number; never 0."""
         self.seq = self.seq + 1 & SEQ_MASK or 1
+        self.recent[self.seq & (RECENT - 1)] = None
         return self.seq
+
+    def delivery(self, seq: int) -> Delivery | None:
+        """Return what was delivered with a sequence number, None when that is long ago."""
+        if 0 < seq <= SEQ_MASK and self.seq - seq & SEQ_MASK < RECENT:
+            return self.recent[seq & (RECENT - 1)]
+        return None
 
     def put(self, message: bytes) -> None:
         """Queue one netlink message."""

@@ -49,6 +49,7 @@ class Reaches:
                     continue
                 link = Link(
                     other,
+                    frequency,
                     snr,
                     signal,
                     self._generator(radio, other),
