@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -43,7 +44,7 @@ class Load:
     name: str
     nodes: int
     columns: int
-    """The nodes stand in a grid this wide and hear the four beside them."""
+    """The nodes stand in a grid this wide and hear the four beside them. 0: all hear all."""
     rate: float
     """Frames a second, all nodes together."""
     group: bool
@@ -62,6 +63,10 @@ def grid(load: Load) -> MediumConfig:
         NodeConfig(f"n{i + 1}", f"n{i + 1}", (RadioConfig(mac(i + 1)),)) for i in range(load.nodes)
     )
     links = []
+    if not load.columns:
+        for a, b in itertools.combinations(range(1, load.nodes + 1), 2):
+            links.append(LinkConfig(f"n{a}", f"n{b}", 30.0))
+        return MediumConfig(nodes=nodes, links=tuple(links), run=str(time.time_ns()))
     for i in range(load.nodes):
         if (i + 1) % load.columns and i + 1 < load.nodes:
             links.append(LinkConfig(f"n{i + 1}", f"n{i + 2}", 30.0))
@@ -97,13 +102,20 @@ async def _run(load: Load, lab: Path) -> dict[str, Any]:
         client = await _connect(lab / SOCKET_NAME)
         async with client:
             await client.call("reset_stats")
-            return await _measure(load, config, kernels, client)
+            figures = await _measure(load, config, kernels, client)
+            return figures | {"memory_mib": _memory(process.pid)}
     finally:
         if process.returncode is None:
             process.terminate()
         await process.wait()
         for kernel in kernels:
             await kernel.stop()
+
+
+def _memory(pid: int) -> float:
+    """Return the largest memory that a process had, in MiB (``VmHWM`` of proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
 
 async def _connect(path: Path) -> Client:
@@ -184,6 +196,8 @@ LOADS = (
     Load("unicast 2000/s, 20 nodes", 20, 5, 2000.0, False, 200),
     Load("broadcast 2000/s, 20 nodes", 20, 5, 2000.0, True, 200),
     Load("as much as it takes, 20 nodes", 20, 5, 20000.0, False, 200),
+    Load("broadcast 500/s, 50 in range", 50, 0, 500.0, True, 200),
+    Load("all broadcast it takes, 50 nodes", 50, 10, 20000.0, True, 200),
 )
 
 
@@ -213,15 +227,15 @@ def main() -> int:
         print(json.dumps({"cores": os.cpu_count(), "loads": results}, indent=1))
         return 0
     print(
-        f"{'load':32}{'frames/s':>10}{'delivered/s':>13}{'CPU %':>8}{'us/frame':>10}"
-        f"{'lag p99 ms':>12}{'lag max':>9}  valid"
+        f"{'load':33}{'frames/s':>10}{'delivered/s':>13}{'CPU %':>8}{'us/frame':>10}"
+        f"{'lag p99 ms':>12}{'lag max':>9}{'MiB':>7}  valid"
     )
     for result in results:
         print(
-            f"{result['load']:32}{result['frames_per_second']:>10}"
+            f"{result['load']:33}{result['frames_per_second']:>10}"
             f"{result['deliveries_per_second']:>13}{result['cpu_percent']:>8}"
             f"{result['cpu_us_per_frame']:>10}{result['lag_ms']['p99']:>12}"
-            f"{result['lag_ms']['max']:>9}  {result['valid']}"
+            f"{result['lag_ms']['max']:>9}{result['memory_mib']:>7}  {result['valid']}"
         )
     return 0
 
