@@ -43,7 +43,7 @@ qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or
 	bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
 		--seed "$(SEED)" --security "$(SECURITY)" $(foreach app,$(APPS),--application "$(app)") \
 		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \
-		$(if $(KEEP),--keep) $(if $(ONCE),--once))
+		$(if $(FADING),--fading "$(FADING)") $(if $(KEEP),--keep) $(if $(ONCE),--once))
 
 ##@ Build
 
@@ -221,6 +221,7 @@ help: ## This text
 		'NODES="n2=standin-rpi64@raspi3b"' 'nodes with another image or machine than the others' \
 		'APPS=examples/readings' 'applications to install on all nodes (lab image)' \
 		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
+		'FADING=' 'how signals change by themselves, such as "rayleigh doppler=2"' \
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
 		'KEEP=1' 'go on with the chips and disks of the last run' \

@@ -406,6 +406,12 @@ def test_exec_ends_quietly_when_nobody_reads_its_output_any_more(running: Path) 
     assert meshlab("exec", "n2", "true", stdin=subprocess.DEVNULL)[0] == 0, "the lab goes on"
 
 
+def test_fading_is_judged_before_the_lab_is_asked(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["link", "n1", "n2", "--fading=rayleigh speed=3"])
+    assert "'speed=3': fading is one of none, rayleigh, rician" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("loss", ["150", "-1", "nan"])
 def test_a_loss_is_a_percentage(loss: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main.main(["link", "n1", "n2", f"--loss={loss}"]) == 2

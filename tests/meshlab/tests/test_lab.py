@@ -334,11 +334,15 @@ async def test_links_are_changed_and_expected_no_more(parts: FakeParts, tmp_path
         await lab.link("n1", "n2", snr=20, both=False)
         link = lab.state.links["n1", "n2"]
         assert (link.snr, link.snr_back) == (20, None)
+        await lab.link("n1", "n2", fading="rayleigh doppler=2", both=False)
+        told = {"a": "n1", "b": "n2", "both": True, "fading": "rayleigh doppler=2"}
+        assert (await calls(lab))[-1][1] == told, "channels are reciprocal"
         await lab.link("n1", "n2", restore=True)
         assert lab.state.expected_peers("n1") == {"n2", "n3"}
-        for wrong in ({}, {"cut": True, "restore": True}):
-            with pytest.raises(RpcError, match="say one of"):
-                await lab.link("n1", "n2", **wrong)
+        with pytest.raises(RpcError, match="say one of"):
+            await lab.link("n1", "n2")
+        with pytest.raises(RpcError, match="say one of"):
+            await lab.link("n1", "n2", cut=True, restore=True)
         with pytest.raises(RpcError, match="two different ends"):
             await lab.link("n1", "n1", cut=True)
 

@@ -24,6 +24,7 @@ from meshlab.medium.config import (
     parse_state,
     write_json,
 )
+from meshlab.medium.fading import Fading
 from meshlab.medium.links import Links
 from meshlab.medium.stats import Bounds, Histogram, Loss, Stats, verdict
 
@@ -121,11 +122,25 @@ node_configs = st.lists(names, unique=True, max_size=3).flatmap(
 )
 
 
+fadings = st.sampled_from(
+    [
+        Fading(),
+        Fading("rayleigh", doppler=5),
+        Fading("rician", k=9, doppler=0.5, shadowing=4, decorrelation=20),
+        Fading(shadowing=6),
+    ]
+)
+
+
 @settings(deadline=None)
-@given(node_configs, st.text(max_size=5), st.text(max_size=5))
-def test_config_round_trip(nodes: tuple[NodeConfig, ...], seed: str, run: str) -> None:
-    links = tuple(LinkConfig(nodes[0].name, n.name, 12.5, False) for n in nodes[1:])
-    config = MediumConfig(nodes=nodes, links=links, seed=seed, run=run, unlinked="model")
+@given(node_configs, st.text(max_size=5), st.text(max_size=5), fadings, st.none() | fadings)
+def test_config_round_trip(
+    nodes: tuple[NodeConfig, ...], seed: str, run: str, general: Fading, own: Fading | None
+) -> None:
+    links = tuple(LinkConfig(nodes[0].name, n.name, 12.5, False, own) for n in nodes[1:])
+    config = MediumConfig(
+        nodes=nodes, links=links, seed=seed, run=run, unlinked="model", fading=general
+    )
     assert parse_config(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -133,6 +148,7 @@ def test_config_round_trip(nodes: tuple[NodeConfig, ...], seed: str, run: str) -
 @given(
     st.dictionaries(st.tuples(names, names), snr_values),
     st.dictionaries(st.tuples(names, names), st.floats(0, 1)),
+    st.dictionaries(st.tuples(names, names), fadings),
     st.dictionaries(names, st.tuples(st.floats(-9, 9), st.floats(-9, 9))),
     st.dictionaries(st.tuples(names, st.integers(0, 3)), st.booleans()),
     st.sets(names),
@@ -141,12 +157,15 @@ def test_config_round_trip(nodes: tuple[NodeConfig, ...], seed: str, run: str) -
 def test_state_round_trip(  # noqa: PLR0917 - hypothesis gives them
     overrides: Any,
     losses: Any,
+    fadings: Any,
     positions: Any,
     plugged: Any,
     removed: Any,
     nodes: tuple[NodeConfig, ...],
 ) -> None:
-    state = State(overrides, losses, positions, plugged, {n.name: n for n in nodes}, removed)
+    state = State(
+        overrides, losses, fadings, positions, plugged, {n.name: n for n in nodes}, removed
+    )
     value = json.loads(json.dumps(state.to_json("r")))
     assert parse_state(value, "r") == state
     assert parse_state(value, "another run") == State()

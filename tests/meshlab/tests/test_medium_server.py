@@ -222,6 +222,25 @@ async def test_a_link_loses_a_part_of_its_frames_and_says_how_many(lab: Lab) -> 
         await lab.call("link", a="n1", b="n2", loss=20)
 
 
+async def test_a_link_fades_until_it_is_restored(lab: Lab) -> None:
+    async def link(a: str, b: str) -> tuple[str, bool]:
+        links = {(e["a"], e["b"]): e for e in (await lab.call("links"))["links"]}
+        return links[a, b]["fading"], links[a, b]["fading_set"]
+
+    assert await link("n1", "n2") == ("none", False)
+    how = "rician k=6 doppler=2 shadowing=4 decorrelation=10"
+    answer = await lab.call("link", a="n2", b="n1", fading=how, both=False)
+    assert answer == {"changed": [["n2", "n1"], ["n1", "n2"]]}
+    assert await link("n1", "n2") == await link("n2", "n1") == (how, True)
+    assert json.loads((lab.directory / "medium-state.json").read_text())["fadings"] == [
+        ["n1", "n2", how]
+    ]
+    await lab.call("link", a="n1", b="n2", restore=True)
+    assert await link("n1", "n2") == ("none", False)
+    with pytest.raises(RpcError, match="rayleigh, rician"):
+        await lab.call("link", a="n1", b="n2", fading="rice")
+
+
 async def test_moving_away_and_back(lab: Lab) -> None:
     await lab.call("move", node="n1", x=1e6, y=0)
     assert not await lab.acked("n1", "n2")

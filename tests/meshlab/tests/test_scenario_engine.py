@@ -268,8 +268,10 @@ def test_all_kinds_of_faults_reach_the_lab(tmp_path: Path) -> None:
     text = "".join(
         [
             step("degrade", 'links = "n1-n2"', "snr = 8", "loss = 50", "oneway = true"),
+            step("degrade", 'links = "n2-n3"', 'fading = "rayleigh doppler=5"'),
             step("split", "groups = [[1], [2, 3]]"),
             step("restore", 'links = ["n1-n2"]'),
+            step("restore"),
             step("move", "node = 3", "path = [[1, 2]]"),
             step("trace", 'file = "trace"', 'format = "bonnmotion"', "nodes = [2]"),
             step("power-off", "nodes = [1, 2]", "pause = 7"),
@@ -289,14 +291,16 @@ def test_all_kinds_of_faults_reach_the_lab(tmp_path: Path) -> None:
     outcome = run.play()
     assert outcome.verdict is Verdict.PASSED, outcome.reasons
     wanted = [
-        "link n1 -> n2 changed", "link n1 -> n2 changed", "link n1 <-> n2 cut",
-        "link n1 <-> n2 restored", "n3: moved to 1 m, 2 m", "n2: moved to 100 m, 0 m",
+        "link n1 -> n2 changed", "link n1 -> n2 changed", "link n2 <-> n3 changed",
+        "link n1 <-> n2 cut", "link n1 <-> n2 restored",
+        "link n2 -> n3 restored", "link n3 -> n2 restored",
+        "n3: moved to 1 m, 2 m", "n2: moved to 100 m, 0 m",
         "n1: switched off", "n2: switched off", "n1: its card was edited", "n1: switched on",
         "n2: switched on", "n3: power cut", "n3: switched on", "n1: chip: absent",
         "n2: radio unplugged", "n2: radio plugged in", "n2: configured", "the medium was killed",
     ]  # fmt: skip
     assert run.lab.calls[3:] == wanted
-    assert outcome.lines[5].seconds == 7
+    assert outcome.lines[7].seconds == 7
 
 
 def test_a_node_that_walks_away_is_lost(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meshlab.lab.spec import medium_description
+from meshlab.medium.config import parse_config
+from meshlab.medium.fading import Fading
 from meshlab.scenario import actions, expectations, guide, keys
 from meshlab.scenario.actions import ACTIONS, Cut, Degrade
 from meshlab.scenario.errors import ScenarioError
@@ -55,6 +58,16 @@ def test_a_small_scenario_is_read() -> None:
     assert expected.condition == Reach(("n1",), ("n2", "n3"))
     assert (expected.within, expected.holds) == (5.0, 2.0)
     assert found.names == ["first", "first, expectation 1", "step 2"]
+
+
+def test_the_air_of_a_scenario_fades_as_it_says() -> None:
+    spec = read(HEAD + 'fading = "rician doppler=5 shadowing=4"\n' + STEP).spec
+    air = parse_config(medium_description(spec, "", dict.fromkeys(spec.topology.names, True)))
+    assert air.fading == Fading("rician", doppler=5, shadowing=4)
+    assert refused(HEAD + 'fading = "fog"\n' + STEP) == [
+        "line 6: topology fading: 'fog': fading is one of none, rayleigh, rician, then any of k=, "
+        "doppler=, shadowing=, decorrelation="
+    ]
 
 
 @pytest.mark.parametrize(

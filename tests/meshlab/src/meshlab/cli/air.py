@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from meshlab.cli.common import CommandError, Define, ask, connected, request
+from meshlab.cli.common import CommandError, Define, ask, connected, fading_text, request
 from meshlab.wire.rpc import Params
 
 
@@ -30,6 +30,13 @@ def define(command: Define) -> None:
     how.add_argument("--snr", type=float, metavar="DB", help="this signal-to-noise ratio")
     how.add_argument(
         "--loss", type=float, metavar="PERCENT", help="share of all frames that get lost"
+    )
+    how.add_argument(
+        "--fading",
+        type=fading_text,
+        metavar="HOW",
+        help="the signal changes by itself: 'rayleigh doppler=2', 'rician k=6 doppler=2', "
+        "'shadowing=4 decorrelation=10' (dB, seconds), both, or 'none'",
     )
     how.add_argument("--restore", action="store_true", help="as it was at the start")
     link.add_argument("--oneway", action="store_true", help="only what B hears of A")
@@ -83,6 +90,7 @@ def cmd_link(options: argparse.Namespace) -> int:
         "cut": options.cut,
         "snr": options.snr,
         "loss": None if options.loss is None else options.loss / 100,
+        "fading": options.fading,
         "restore": options.restore,
         "both": not options.oneway,
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from meshlab.lab.paths import lab_directory
+from meshlab.medium import fading
 from meshlab.wire.rpc import Client, Json, Params
 
 Run = Callable[[argparse.Namespace], int]
@@ -45,6 +46,17 @@ class CommandError(Exception):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def fading_text(text: str) -> str:
+    """Return how links change, as it is written.
+
+    :raises argparse.ArgumentTypeError: when it is not understood.
+    """
+    try:
+        return str(fading.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def own_command() -> str:

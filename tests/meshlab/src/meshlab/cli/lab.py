@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from host.cache import cache_root
-from meshlab.cli.common import CommandError, Define, ask, connected, own_command
+from meshlab.cli.common import CommandError, Define, ask, connected, fading_text, own_command
 from meshlab.lab import summary, topology
 from meshlab.lab.directory import is_held
 from meshlab.lab.errors import LabError, NotFormedError
@@ -49,6 +49,13 @@ def define(command: Define) -> None:
         help="another image or machine for one node (repeatable)",
     )
     up.add_argument("--seed", type=int, default=1, help="of chips, radios, random topologies")
+    up.add_argument(
+        "--fading",
+        type=fading_text,
+        default="none",
+        metavar="HOW",
+        help="how the signals of all links change, such as 'rician k=6 doppler=2 shadowing=4'",
+    )
     up.add_argument("--security", choices=("sae", "open"), default="sae", help="default: sae")
     up.add_argument(
         "--application",
@@ -103,7 +110,13 @@ def cmd_up(options: argparse.Namespace) -> int:
         name: real_parts.load(image, cache, options.seed, progress, board=machine)
         for name, (image, machine) in kinds.items()
     }
-    spec = LabSpec(topology=shape, name=options.lab, security=options.security, keep=options.keep)
+    spec = LabSpec(
+        topology=shape,
+        name=options.lab,
+        security=options.security,
+        keep=options.keep,
+        fading=options.fading,
+    )
     lab = Lab(spec, made, others=others)
     plain = options.plain or options.once or not sys.stderr.isatty()
     timeout = options.timeout or 120 + 20 * options.nodes

@@ -54,7 +54,7 @@ async def link(params, call):
             lossy.pop(pair, None)
         elif params.get("loss"):
             lossy[pair] = params["loss"]
-        else:
+        elif "snr" in params:
             links[pair] = params["snr"]
 async def pcap(params, call):
     calls.append(["pcap", params])

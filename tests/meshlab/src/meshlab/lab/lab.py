@@ -442,18 +442,23 @@ class Lab:
         cut: bool = False,
         snr: float | None = None,
         loss: float | None = None,
+        fading: str | None = None,
         restore: bool = False,
         both: bool = True,
     ) -> None:
         """Cut, weaken or restore what b hears of a, and with ``both`` what a hears of b.
 
-        ``loss`` is the part of the frames that gets lost, of whatever rate and length they are.
+        ``loss`` is the part of the frames that gets lost, of whatever rate and length they are;
+        ``fading`` how the signal changes by itself, the same way in both directions.
         """
         first, second = self.node(a).state.name, self.node(b).state.name
         if first == second:
             raise RpcError("bad-request", "a link has two different ends")
-        if (cut, snr is not None, loss is not None, restore).count(True) != 1:
-            raise RpcError("bad-request", "say one of --cut, --snr DB, --loss PERCENT, --restore")
+        given = (cut, snr is not None, loss is not None, fading is not None, restore)
+        if given.count(True) != 1:
+            ways = "--cut, --snr DB, --loss PERCENT, --fading HOW, --restore"
+            raise RpcError("bad-request", f"say one of {ways}")
+        both = both or fading is not None
         params: Params = {"a": first, "b": second, "both": both}
         if cut:
             params["cut"], what = True, "cut"
@@ -461,6 +466,8 @@ class Lab:
             params["restore"], what = True, "restored"
         elif loss is not None:
             params["loss"], what = loss, f"loses {100 * loss:g} %"
+        elif fading is not None:
+            params["fading"], what = fading, f"fades: {fading}"
         else:
             params["snr"], what = snr, f"set to {snr:g} dB"
         await self.air.call("link", params)

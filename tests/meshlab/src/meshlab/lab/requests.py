@@ -221,12 +221,16 @@ class Requests:
         loss = params.get("loss")
         if loss is not None and not isinstance(loss, int | float):
             raise RpcError("bad-request", "a loss is a number from 0 to 1")
+        fading = params.get("fading")
+        if fading is not None and not isinstance(fading, str):
+            raise RpcError("bad-request", "fading is a text such as 'rayleigh doppler=2'")
         await self._lab.link(
             str(params.get("a")),
             str(params.get("b")),
             cut=bool(params.get("cut")),
             snr=snr,
             loss=loss,
+            fading=fading,
             restore=bool(params.get("restore")),
             both=bool(params.get("both", True)),
         )

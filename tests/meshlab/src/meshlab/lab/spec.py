@@ -57,6 +57,8 @@ class LabSpec:
     propagation: Mapping[str, Any] | None = None
     """How nodes without a link hear each other, from their distance, as ``medium.json`` has it.
     None: not at all."""
+    fading: str = "none"
+    """How the signals of all links change by themselves, as ``meshlab.medium.fading`` reads it."""
 
 
 def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dict[str, Any]:
@@ -69,6 +71,7 @@ def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dic
     found: dict[str, Any] = {
         "seed": shape.seed,
         "run": run,
+        "fading": spec.fading,
         "unlinked": "cut" if spec.propagation is None else "model",
         "nodes": [
             {

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from meshlab.medium import fading
+from meshlab.medium.fading import STEADY, Fading
 from meshlab.medium.propagation import NOISE_FLOOR_DBM, FreeSpace, LogDistance, Propagation
 from meshlab.medium.stats import Bounds
 from meshlab.wire.hwsim import Iftype
@@ -129,10 +131,13 @@ class LinkConfig:
     b: str
     snr: float
     both: bool = True
+    fading: Fading | None = None
+    """None: as all links."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``medium.json`` has for it."""
-        return {"a": self.a, "b": self.b, "snr": self.snr, "both": self.both}
+        found = {"a": self.a, "b": self.b, "snr": self.snr, "both": self.both}
+        return found if self.fading is None else {**found, "fading": str(self.fading)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,8 @@ class MediumConfig:
     """Tells one run of a lab from the next, so that none continues with another's state."""
     unlinked: str = "cut"
     propagation: dict[str, Any] = field(default_factory=dict)
+    fading: Fading = STEADY
+    """Of links that have none of their own."""
     receiver: Receiver = field(default_factory=Receiver)
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -181,6 +188,7 @@ class MediumConfig:
             "run": self.run,
             "unlinked": self.unlinked,
             "propagation": self.propagation,
+            "fading": str(self.fading),
             "receiver": {f.name: getattr(self.receiver, f.name) for f in fields(Receiver)},
             "bounds": {f.name: getattr(self.bounds, f.name) for f in fields(Bounds)},
             "nodes": [node.to_json() for node in self.nodes],
@@ -243,6 +251,17 @@ def parse_loss(value: Any, where: str) -> float:
     :raises ConfigError: when it is no number from 0 to 1.
     """
     return _number(value, where, 0.0, 1.0)
+
+
+def parse_fading(value: Any, where: str) -> Fading:
+    """Return how a link's signal changes.
+
+    :raises ConfigError: when it is not understood.
+    """
+    try:
+        return fading.parse(value)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def parse_position(value: Any, where: str) -> tuple[float, float]:
@@ -347,7 +366,7 @@ def parse_config(value: Any) -> MediumConfig:
     links = []
     for i, link in enumerate(_list(given.get("links", []), "links")):
         where = f"links[{i}]"
-        entry = _object(link, where, ("a", "b", "snr", "both"))
+        entry = _object(link, where, ("a", "b", "snr", "both", "fading"))
         for end in ("a", "b"):
             if entry.get(end) not in names:
                 raise ConfigError(f"{where}.{end}: there is no node {entry.get(end)!r}")
@@ -359,6 +378,7 @@ def parse_config(value: Any) -> MediumConfig:
                 entry["b"],
                 parse_snr(entry.get("snr"), f"{where}.snr"),
                 _bool(entry.get("both", True), f"{where}.both"),
+                parse_fading(entry["fading"], f"{where}.fading") if "fading" in entry else None,
             )
         )
     unlinked = given.get("unlinked", "cut")
@@ -374,6 +394,7 @@ def parse_config(value: Any) -> MediumConfig:
         run=str(given.get("run", "")),
         unlinked=unlinked,
         propagation=propagation,
+        fading=parse_fading(given.get("fading", "none"), "fading"),
         receiver=Receiver(**_settings(given.get("receiver", {}), "receiver", Receiver)),
         bounds=Bounds(**_settings(given.get("bounds", {}), "bounds", Bounds)),
     )
@@ -406,6 +427,8 @@ class State:
     """How well the second hears the first, None when not at all; by direction."""
     losses: dict[tuple[str, str], float] = field(default_factory=dict)
     """Part of the frames of the first that the second misses whatever the signal; by direction."""
+    fadings: dict[tuple[str, str], Fading] = field(default_factory=dict)
+    """How the signal between two nodes changes; by their sorted names."""
     positions: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Nodes that were moved: the propagation model has replaced their explicit links."""
     plugged: dict[tuple[str, int], bool] = field(default_factory=dict)
@@ -417,6 +440,7 @@ class State:
         """Forget everything about a node."""
         self.overrides = {k: v for k, v in self.overrides.items() if node not in k}
         self.losses = {k: v for k, v in self.losses.items() if node not in k}
+        self.fadings = {k: v for k, v in self.fadings.items() if node not in k}
         self.positions.pop(node, None)
         self.plugged = {k: v for k, v in self.plugged.items() if k[0] != node}
         self.added.pop(node, None)
@@ -427,6 +451,7 @@ class State:
             "run": run,
             "overrides": [[a, b, snr] for (a, b), snr in self.overrides.items()],
             "losses": [[a, b, loss] for (a, b), loss in self.losses.items()],
+            "fadings": [[a, b, str(fading)] for (a, b), fading in self.fadings.items()],
             "positions": {name: list(place) for name, place in self.positions.items()},
             "plugged": [[name, index, on] for (name, index), on in self.plugged.items()],
             "added": [node.to_json() for node in self.added.values()],
@@ -441,7 +466,7 @@ def parse_state(value: Any, run: str) -> State:
 
     :raises ConfigError: when it makes no sense; the text says where and why.
     """
-    keys = ("run", "overrides", "losses", "positions", "plugged", "added", "removed")
+    keys = ("run", "overrides", "losses", "fadings", "positions", "plugged", "added", "removed")
     given = _object(value, STATE_NAME, keys)
     state = State()
     if given.get("run") != run:
@@ -450,6 +475,8 @@ def parse_state(value: Any, run: str) -> State:
         state.overrides[a, b] = None if snr is None else parse_snr(snr, "overrides")
     for a, b, loss in _entries(given, "losses", (str, str, object)):
         state.losses[a, b] = parse_loss(loss, "losses")
+    for a, b, text in _entries(given, "fadings", (str, str, str)):
+        state.fadings[a, b] = parse_fading(text, "fadings")
     positions = given.get("positions", {})
     if not isinstance(positions, dict):
         raise ConfigError(f"positions: expected an object, found {positions!r}")

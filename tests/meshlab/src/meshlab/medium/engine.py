@@ -139,7 +139,7 @@ class Engine:
         """Simulated time: that of the latest event or arrival."""
         self.addresses = Addresses()
         self.channels = Channels(links.receiver)
-        self.reaches = Reaches(links, seed, self.nodes)
+        self.reaches = Reaches(links, seed, self.nodes, lambda: self.now)
         self._rates = Rates(error or Textbook(), airtime or Standard())
         self._events: list[_Event] = []
         self._count = 0

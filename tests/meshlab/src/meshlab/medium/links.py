@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshlab.medium.config import MediumConfig, NodeConfig, Receiver, State
+from meshlab.medium.fading import Fading, Fadings
 from meshlab.medium.propagation import Place, Propagation
 
 
@@ -29,6 +30,9 @@ class Links:
         self.state = state
         self.version = 0
         self._propagation: Propagation = config.make_propagation()
+        own = {(link.a, link.b): link.fading for link in config.links if link.fading is not None}
+        self.fadings = Fadings(config.seed, config.fading, own)
+        self.fadings.change(state.fadings)
         self._model_unlinked = config.unlinked == "model"
         self._links: dict[tuple[str, str], float] = {}
         self._positions: dict[str, tuple[float, float]] = {}
@@ -58,8 +62,10 @@ class Links:
         self.version += 1
 
     def restore(self, a: str, b: str) -> None:
-        """Undo what ``set`` and ``lose`` changed."""
+        """Undo what ``set``, ``lose`` and ``fade`` changed."""
         self.state.overrides.pop((a, b), None)
+        self.state.fadings.pop((min(a, b), max(a, b)), None)
+        self.fadings.change(self.state.fadings)
         self.state.losses.pop((a, b), None)
         self.version += 1
 
@@ -67,6 +73,16 @@ class Links:
         """From now on ``b`` misses that part of ``a``'s frames, of whatever rate and length."""
         self.state.losses[a, b] = loss
         self.version += 1
+
+    def fade(self, a: str, b: str, fading: Fading) -> None:
+        """From now on the signal between the two changes by itself, the same way for both."""
+        self.state.fadings[min(a, b), max(a, b)] = fading
+        self.fadings.change(self.state.fadings)
+        self.version += 1
+
+    def fading_set(self, a: str, b: str) -> bool:
+        """Tell whether ``fade`` changed the link."""
+        return (min(a, b), max(a, b)) in self.state.fadings
 
     def move(self, name: str, x: float, y: float) -> None:
         """Put a node somewhere else; from now on its links follow the propagation model."""

@@ -121,10 +121,12 @@ class Link:
 class Reach:
     """Who hears a radio at one frequency."""
 
-    __slots__ = ("by_radio", "links", "promiscuous", "sensing", "version")
+    __slots__ = ("block", "by_radio", "links", "promiscuous", "sensing", "version")
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, version: int, block: int) -> None:
         self.version = version
+        self.block = block
+        """Of time, while links fade."""
         self.by_radio: dict[Radio, Link] = {}
         """Everyone whom its signal at least disturbs."""
         self.links: list[Link] = []

@@ -10,37 +10,67 @@ from meshlab.medium.objects import Link, Node, Radio, Reach
 from meshlab.medium.propagation import draw
 from meshlab.medium.stats import Traffic
 
+STRONGEST_GAIN_DB = 30.0
+"""More than fading ever adds to a signal."""
+
 
 class Reaches:
-    """How the radios of all nodes hear each other."""
+    """How the radios of all nodes hear each other.
 
-    def __init__(self, links: Links, seed: str, nodes: Mapping[str, Node]) -> None:
+    :ivar of: Returns who hears a radio at a frequency.
+    """
+
+    def __init__(
+        self, links: Links, seed: str, nodes: Mapping[str, Node], clock: Callable[[], float]
+    ) -> None:
         self._links = links
         self._seed = seed
         self._nodes = nodes
+        self._clock = clock
+        self.of: Callable[[Radio, int], Reach] = self._steady
         self._generators: dict[tuple[str, str], Callable[[], float]] = {}
         self.traffic: dict[tuple[str, str], Traffic] = {}
         """What happened to frames between nodes, by sender and receiver."""
 
-    def of(self, radio: Radio, frequency: int) -> Reach:
-        """Return who hears a radio at a frequency."""
+    def _steady(self, radio: Radio, frequency: int) -> Reach:
+        """Return who hears a radio, as long as no link fades."""
         reach = radio.reach.get(frequency)
         if reach is None or reach.version != self._links.version:
-            if len(radio.reach) >= 64:  # a guest that makes up frequencies
-                radio.reach.clear()
-            reach = radio.reach[frequency] = self._make_reach(radio, frequency)
+            if self._links.fadings.active:
+                self.of = self._fading
+                return self._fading(radio, frequency)
+            reach = self._make_reach(radio, frequency, 0)
         return reach
 
-    def _make_reach(self, radio: Radio, frequency: int) -> Reach:
+    def _fading(self, radio: Radio, frequency: int) -> Reach:
+        """Return who hears a radio in this block of time."""
+        fadings = self._links.fadings
+        if not fadings.active:
+            self.of = self._steady
+            return self._make_reach(radio, frequency, 0)
+        block = fadings.at(self._clock())
+        reach = radio.reach.get(frequency)
+        if reach is None or reach.block != block or reach.version != self._links.version:
+            reach = self._make_reach(radio, frequency, block)
+        return reach
+
+    def _make_reach(self, radio: Radio, frequency: int, block: int) -> Reach:
         links = self._links
         limits = links.receiver
-        reach = Reach(links.version)
+        fadings = links.fadings if links.fadings.active else None
+        if len(radio.reach) >= 64:  # a guest that makes up frequencies
+            radio.reach.clear()
+        reach = radio.reach[frequency] = Reach(links.version, block)
         power = radio.config.tx_power_dbm
         for node in self._nodes.values():
             if node is radio.node and len(node.radios) < 2:
                 continue
             heard = links.hearing(radio.node.name, node.name, power, frequency)
             snr = heard.snr
+            if fadings is not None and snr is not None:
+                if snr < limits.interference_snr_db - STRONGEST_GAIN_DB:
+                    continue
+                snr += fadings.gain(radio.node.name, node.name, frequency, block)
             if snr is None or snr < limits.interference_snr_db:
                 continue
             signal = round(limits.noise_dbm + snr)

@@ -11,6 +11,7 @@ from meshlab.medium.capture import Capture, View
 from meshlab.medium.config import (
     STATE_NAME,
     ConfigError,
+    parse_fading,
     parse_loss,
     parse_node,
     parse_position,
@@ -108,6 +109,8 @@ class Requests:
                         "signal_dbm": signal,
                         "state": heard.state,
                         "loss": heard.loss,
+                        "fading": str(medium.links.fadings.of(a, b)),
+                        "fading_set": medium.links.fading_set(a, b),
                         "traffic": traffic.to_json() if traffic else None,
                     }
                 )
@@ -118,16 +121,21 @@ class Requests:
         a, b = self._port(params, "a").node.name, self._port(params, "b").node.name
         if a == b:
             raise RpcError("bad-params", "a link has two ends: a and b are the same node")
-        ways = ("cut", "snr", "loss", "restore")
+        ways = ("cut", "snr", "loss", "fading", "restore")
         wanted = [
             key for key in ways if (value := params.get(key)) is not None and value is not False
         ]
         if len(wanted) != 1:
             raise RpcError(
-                "bad-params", 'say one of "cut": true, "snr": dB, "loss": 0 to 1 or "restore": true'
+                "bad-params",
+                'say one of "cut": true, "snr": dB, "loss": 0 to 1, "fading": how, "restore": true',
             )
         pairs = [(a, b), (b, a)] if params.get("both", True) else [(a, b)]
         snr, loss = None, 0.0
+        if wanted == ["fading"]:
+            self._medium.links.fade(a, b, _checked(parse_fading, params["fading"], "fading"))
+            self._save()
+            return {"changed": [[a, b], [b, a]]}
         if wanted == ["snr"]:
             snr = _checked(parse_snr, params["snr"], "snr")
         elif wanted == ["loss"]:

@@ -154,6 +154,7 @@ class Medium:
         await task
         self.engine.remove_node(name)
         self.state.forget(name)
+        self.links.fadings.change(self.state.fadings)
         self.state.removed.add(name)
 
     def save(self) -> None:

@@ -73,28 +73,37 @@ class Cut(Action):
 
 @dataclass(frozen=True)
 class Degrade(Action):
-    """Links become weak or lossy."""
+    """Links become weak or lossy, or change by themselves."""
 
     verb = "degrade"
     links: tuple[Link, ...] = key(keys.links, "which")
     snr: float | None = key(
-        keys.number(-50, 100, "dB"), "signal over noise; `snr` or `loss` is needed", default=None
+        keys.number(-50, 100, "dB"),
+        "signal over noise; `snr`, `loss` or `fading` is needed",
+        default=None,
     )
     loss: float | None = key(
         keys.number(0, 100, "percent"),
         "of all frames, whatever their rate and length",
         default=None,
     )
+    fading: str | None = key(
+        keys.fading,
+        "how the signal changes, in both directions: `doppler` in Hz, `k` and `shadowing` in dB, "
+        "`decorrelation` in seconds; `none` ends it",
+        default=None,
+    )
     oneway: bool = key(keys.truth, _ONEWAY, default=False)
 
     def __post_init__(self) -> None:
-        if self.snr is None and self.loss is None:
-            raise ValueError("degrade needs snr (dB) or loss (percent)")
+        if self.snr is None and self.loss is None and self.fading is None:
+            raise ValueError("degrade needs snr (dB), loss (percent) or fading")
 
     @property
     def words(self) -> str:
         how = [f"{self.snr:g} dB"] if self.snr is not None else []
         how += [f"{self.loss:g} % loss"] if self.loss is not None else []
+        how += [f"fading {self.fading}"] if self.fading is not None else []
         return f"degrade {_pairs(self.links, self.oneway)}: {', '.join(how)}"
 
     async def do(self, world: World, name: str) -> None:
@@ -103,6 +112,8 @@ class Degrade(Action):
                 await world.stage.link(a, b, snr=self.snr, both=not self.oneway)
             if self.loss is not None:
                 await world.stage.link(a, b, loss=self.loss / 100, both=not self.oneway)
+            if self.fading is not None:
+                await world.stage.link(a, b, fading=self.fading)
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ class Restore(Action):
             changed = [
                 (each["a"], each["b"])
                 for each in heard
-                if each["state"] in ("set", "cut") or each.get("loss")
+                if each["state"] in ("set", "cut") or each.get("loss") or each.get("fading_set")
             ]
         for a, b in changed:
             await world.stage.link(a, b, restore=True, both=both)

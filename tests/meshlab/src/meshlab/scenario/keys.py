@@ -308,6 +308,12 @@ def _fault(value: object, around: Around) -> str:
     return said
 
 
+def _fading(value: object, around: Around) -> str:
+    from meshlab.medium.fading import parse
+
+    return str(parse(_text(value, around)))
+
+
 def _settings(value: object, _around: Around) -> tuple[str, ...]:
     if not isinstance(value, dict) or not 1 <= len(value) <= MOST_ITEMS:
         raise _refused(settings.words)
@@ -344,6 +350,7 @@ pattern = Kind(_pattern, "a regular expression")
 file = Kind(_file, "the path of a file, from the folder of the scenario")
 folders = Kind(_folders, "a list of folders of Python projects, from that of the scenario")
 fault = Kind(_fault, "a fault of a chip, such as absent, or none")
+fading = Kind(_fading, 'fading, such as "rician k=6 doppler=2 shadowing=4 decorrelation=10"')
 settings = Kind(_settings, 'a table such as {"mesh.channel" = 6}')
 anything = Kind(_anything, "a text, a number, true or false")
 seconds = number(0, 1e6, "seconds")

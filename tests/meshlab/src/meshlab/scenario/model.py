@@ -49,6 +49,9 @@ class Shape:
     shadowing: float = key(
         keys.number(0, 30, "dB"), "of `distance`: spread of what stands in the way", default=0.0
     )
+    fading: str = key(
+        keys.fading, "how the signals of all links change; see `degrade`", default="none"
+    )
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ def _link(params: Table) -> Table:
             found["snr"] = float(params["snr"])
         if params.get("loss") is not None:
             found["loss"] = 100 * float(params["loss"])
+        if params.get("fading") is not None:
+            found["fading"] = str(params["fading"])
     if not params.get("both", True):
         found["oneway"] = True
     return found

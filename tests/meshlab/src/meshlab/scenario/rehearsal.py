@@ -23,6 +23,7 @@ from meshlab.lab.spec import cluster_key as cluster_key_of
 from meshlab.lab.spec import mesh_key as mesh_key_of
 from meshlab.lab.state import Event, Kind, LabState, LinkState, NodeState, address_from_serial
 from meshlab.medium.config import State, parse_config
+from meshlab.medium.fading import parse
 from meshlab.medium.links import Links
 from meshlab.scenario.clock import JumpingLoop
 from meshlab.scenario.errors import UnknowableError
@@ -230,6 +231,7 @@ class ImaginedLab(Stage):
         cut: bool = False,
         snr: float | None = None,
         loss: float | None = None,
+        fading: str | None = None,
         restore: bool = False,
         both: bool = True,
     ) -> None:
@@ -238,6 +240,8 @@ class ImaginedLab(Stage):
                 self._links.restore(one, other)
             elif loss is not None:
                 self._links.lose(one, other, loss)
+            elif fading is not None:
+                self._links.fade(one, other, parse(fading))
             else:
                 self._links.set(one, other, None if cut else snr)
         how = "cut" if cut else "restored" if restore else "changed"
@@ -319,7 +323,14 @@ class ImaginedLab(Stage):
                 one = self._links.hearing(a, b, TX_POWER_DBM, FREQUENCY)
                 if one.snr is not None or one.state == "cut":
                     found.append(
-                        {"a": a, "b": b, "snr_db": one.snr, "state": one.state, "loss": one.loss}
+                        {
+                            "a": a,
+                            "b": b,
+                            "snr_db": one.snr,
+                            "state": one.state,
+                            "loss": one.loss,
+                            "fading_set": self._links.fading_set(a, b),
+                        }
                     )
         return found
 

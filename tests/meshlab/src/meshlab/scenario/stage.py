@@ -41,6 +41,7 @@ class Stage(Runs, Protocol):
         cut: bool = ...,
         snr: float | None = ...,
         loss: float | None = ...,
+        fading: str | None = ...,
         restore: bool = ...,
         both: bool = ...,
     ) -> None: ...
