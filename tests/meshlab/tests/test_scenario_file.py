@@ -61,8 +61,10 @@ def test_a_small_scenario_is_read() -> None:
 
 
 def test_the_air_of_a_scenario_fades_as_it_says() -> None:
-    spec = read(HEAD + 'fading = "rician doppler=5 shadowing=4"\n' + STEP).spec
+    text = HEAD + 'decoding = "soft"\nfading = "rician doppler=5 shadowing=4"\n' + STEP
+    spec = read(text).spec
     air = parse_config(medium_description(spec, "", dict.fromkeys(spec.topology.names, True)))
+    assert air.decoding == "soft"
     assert air.fading == Fading("rician", doppler=5, shadowing=4)
     assert refused(HEAD + 'fading = "fog"\n' + STEP) == [
         "line 6: topology fading: 'fog': fading is one of none, rayleigh, rician, then any of k=, "

@@ -28,6 +28,7 @@ from meshlab.lab.paths import lab_directory
 from meshlab.lab.spec import LabSpec
 from meshlab.lab.state import Event, LabState
 from meshlab.lab.topology import node_name
+from meshlab.medium.config import DECODING
 from meshlab.view import screen
 
 
@@ -55,6 +56,9 @@ def define(command: Define) -> None:
         default="none",
         metavar="HOW",
         help="how the signals of all links change, such as 'rician k=6 doppler=2 shadowing=4'",
+    )
+    up.add_argument(
+        "--decoding", choices=DECODING, default="hard", help="of receivers (default: hard)"
     )
     up.add_argument("--security", choices=("sae", "open"), default="sae", help="default: sae")
     up.add_argument(
@@ -116,6 +120,7 @@ def cmd_up(options: argparse.Namespace) -> int:
         security=options.security,
         keep=options.keep,
         fading=options.fading,
+        decoding=options.decoding,
     )
     lab = Lab(spec, made, others=others)
     plain = options.plain or options.once or not sys.stderr.isatty()

@@ -59,6 +59,8 @@ class LabSpec:
     None: not at all."""
     fading: str = "none"
     """How the signals of all links change by themselves, as ``meshlab.medium.fading`` reads it."""
+    decoding: str = "hard"
+    """How receivers decode: ``hard`` or ``soft``."""
 
 
 def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dic
         "seed": shape.seed,
         "run": run,
         "fading": spec.fading,
+        "decoding": spec.decoding,
         "unlinked": "cut" if spec.propagation is None else "model",
         "nodes": [
             {

@@ -47,6 +47,8 @@ IFTYPES: dict[str, Iftype] = {
     "mesh": Iftype.MESH_POINT,
 }
 
+DECODING = ("hard", "soft")
+
 DEFAULT_IFTYPES = ("station", "ap", "mesh")
 MESHLESS_IFTYPES = ("station", "ap")
 """What a Pi's own radio can be: brcmfmac does no mesh."""
@@ -178,6 +180,8 @@ class MediumConfig:
     propagation: dict[str, Any] = field(default_factory=dict)
     fading: Fading = STEADY
     """Of links that have none of their own."""
+    decoding: str = "hard"
+    """How receivers decode OFDM: ``hard`` or ``soft`` decisions."""
     receiver: Receiver = field(default_factory=Receiver)
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -189,6 +193,7 @@ class MediumConfig:
             "unlinked": self.unlinked,
             "propagation": self.propagation,
             "fading": str(self.fading),
+            "decoding": self.decoding,
             "receiver": {f.name: getattr(self.receiver, f.name) for f in fields(Receiver)},
             "bounds": {f.name: getattr(self.bounds, f.name) for f in fields(Bounds)},
             "nodes": [node.to_json() for node in self.nodes],
@@ -384,6 +389,9 @@ def parse_config(value: Any) -> MediumConfig:
     unlinked = given.get("unlinked", "cut")
     if unlinked not in ("cut", "model"):
         raise ConfigError(f'unlinked: {unlinked!r}, use "cut" or "model"')
+    decoding = given.get("decoding", "hard")
+    if decoding not in DECODING:
+        raise ConfigError(f"decoding: {decoding!r}, use one of {list(DECODING)}")
     propagation = given.get("propagation", {})
     if not isinstance(propagation, dict):
         raise ConfigError(f"propagation: expected an object, found {propagation!r}")
@@ -395,6 +403,7 @@ def parse_config(value: Any) -> MediumConfig:
         unlinked=unlinked,
         propagation=propagation,
         fading=parse_fading(given.get("fading", "none"), "fading"),
+        decoding=decoding,
         receiver=Receiver(**_settings(given.get("receiver", {}), "receiver", Receiver)),
         bounds=Bounds(**_settings(given.get("bounds", {}), "bounds", Bounds)),
     )

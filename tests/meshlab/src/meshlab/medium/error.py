@@ -4,8 +4,9 @@
 OFDM, HT and VHT: bit error rate of Gray-coded PSK and square QAM with coherent detection in white
 Gaussian noise (Proakis, Digital Communications, chapter 4), then the union bound for the
 convolutional code of generators 133 and 171 (octal; IEEE Std 802.11-2020, 17.3.5.6) and its
-punctured versions with hard decisions. DSSS: differential PSK; CCK: union bound over the code
-words. Errors are independent, so a frame of L bytes survives with (1 - Pb) ^ 8L.
+punctured versions with hard decisions (``soft`` has the other kind). DSSS: differential PSK; CCK:
+union bound over the code words. Errors are independent, so a frame of L bytes survives with
+(1 - Pb) ^ 8L.
 
 The result is tabled by SNR once for each rate; looking a frame up costs one table access and one
 exponential.
@@ -55,6 +56,10 @@ class Curve(Protocol):
     def byte(self, snr_db: float) -> float:
         """Return the log of the probability that one byte of the payload survives."""
         ...
+
+
+Decoder = Callable[[tuple[int, int], int, float], float]
+"""Gives the chance that a data bit is lost, at a coding rate, coded bits per symbol and Es/N0."""
 
 
 class ErrorModel(Protocol):
@@ -139,7 +144,12 @@ def _dsss_log_survival(kbps: int, snr: float) -> float:
     return math.log1p(-min(1 - 2.0**-bits, symbol)) / bits
 
 
-def _log_survival(rate: Rate) -> Callable[[float], float]:
+def hard(coding: tuple[int, int], bits: int, snr: float) -> float:
+    """Return the bit error rate of a receiver with hard decisions."""
+    return decoded_error_rate(coding, bit_error_rate(bits, snr))
+
+
+def _log_survival(rate: Rate, decoder: Decoder) -> Callable[[float], float]:
     """Return a function of Es/N0 that gives the log of one data bit's chance to survive."""
     if rate.phy in (Phy.DSSS, Phy.CCK):
         return functools.partial(_dsss_log_survival, rate.kbps)
@@ -148,9 +158,7 @@ def _log_survival(rate: Rate) -> Callable[[float], float]:
     scale = 20 / rate.width / rate.streams
 
     def ofdm(snr: float) -> float:
-        return math.log1p(
-            -decoded_error_rate(rate.coding, bit_error_rate(rate.bits_per_symbol, snr * scale))
-        )
+        return math.log1p(-decoder(rate.coding, rate.bits_per_symbol, snr * scale))
 
     return ofdm
 
@@ -163,7 +171,7 @@ def _table(survival: Callable[[float], float]) -> tuple[float, ...]:
 
 
 @functools.cache
-def _header_table(phy: Phy) -> tuple[float, ...]:
+def _header_table(phy: Phy, decoder: Decoder) -> tuple[float, ...]:
     """Return the log of the chance that the PHY header survives, by SNR step.
 
     DSSS, CCK: 48 bits at 1 Mbit/s (16.2.2.2, long preamble). Otherwise SIGNAL, 24 bits at 6 Mbit/s,
@@ -173,16 +181,16 @@ def _header_table(phy: Phy) -> tuple[float, ...]:
         rate, bits = LEGACY_2GHZ[0], 48
     else:
         rate, bits = LEGACY_2GHZ[4], 24 if phy is Phy.OFDM else 72
-    survival = _log_survival(rate)
+    survival = _log_survival(rate, decoder)
     return _table(lambda snr: bits * survival(snr))
 
 
 class _TabledCurve:
     __slots__ = ("_byte", "_header")
 
-    def __init__(self, rate: Rate) -> None:
-        self._byte = tuple(8 * v for v in _table(_log_survival(rate)))
-        self._header = _header_table(rate.phy)
+    def __init__(self, rate: Rate, decoder: Decoder) -> None:
+        self._byte = tuple(8 * v for v in _table(_log_survival(rate, decoder)))
+        self._header = _header_table(rate.phy, decoder)
 
     def loss(self, snr_db: float, length: int) -> float:
         step = int((snr_db - MIN_SNR_DB) * STEPS_PER_DB)
@@ -208,9 +216,10 @@ class Textbook:
 
     def curve(self, rate: Rate) -> Curve:
         """Return the curve of ``rate``, made once."""
-        return _curve(rate)
+        return tabled(rate, hard)
 
 
 @functools.lru_cache(maxsize=1024)
-def _curve(rate: Rate) -> _TabledCurve:
-    return _TabledCurve(rate)
+def tabled(rate: Rate, decoder: Decoder) -> Curve:
+    """Return the curve of a rate with a decoder, made once."""
+    return _TabledCurve(rate, decoder)

@@ -31,6 +31,7 @@ from meshlab.medium.engine import Engine
 from meshlab.medium.links import Links
 from meshlab.medium.node_port import NodePort
 from meshlab.medium.requests import Requests
+from meshlab.medium.soft import error_model
 from meshlab.medium.stats import Recent
 from meshlab.wire.rpc import Server
 
@@ -61,7 +62,7 @@ class Medium:
         self.config = config
         self.state = state if state is not None else State()
         self.links = Links(config, self.state)
-        self.engine = Engine(self.links, config.seed)
+        self.engine = Engine(self.links, config.seed, error=error_model(config.decoding))
         self.drive = Drive(self.engine)
         self.ports: dict[str, NodePort] = {}
         self.captures = Captures(self.engine)

@@ -15,6 +15,7 @@ from meshlab.medium.config import LinkConfig, MediumConfig, NodeConfig, RadioCon
 from meshlab.medium.engine import Engine
 from meshlab.medium.links import Links
 from meshlab.medium.objects import Node
+from meshlab.medium.soft import error_model
 from meshlab.wire import hwsim
 from meshlab.wire.hwsim import NLM_F_ACK, Attribute, Command, Rate, TxFlag, TxFrame
 
@@ -84,7 +85,7 @@ class VirtualAir:
         base = config if config is not None else MediumConfig()
         self.config = replace(base, nodes=base.nodes or made, links=base.links or pairs, seed=seed)
         self.links = Links(self.config, State())
-        self.engine = Engine(self.links, seed)
+        self.engine = Engine(self.links, seed, error=error_model(self.config.decoding))
         self.now = 0.0
         self.latency = latency
         self.injected: list[Injected] = []

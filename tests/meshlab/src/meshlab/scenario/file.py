@@ -151,7 +151,7 @@ class _Reading:
             config, nodes = _with_traffic(config, nodes)
         spec = LabSpec(
             topology=made, security=mesh.security, config=config, nodes=nodes,
-            propagation=_propagation(shape), fading=shape.fading,
+            propagation=_propagation(shape), fading=shape.fading, decoding=shape.decoding,
         )  # fmt: skip
         images = Images(mesh.image, mesh.machine, mesh.applications, others)
         return Scenario(self._path, head, spec, images, tuple(steps), tuple(finally_))

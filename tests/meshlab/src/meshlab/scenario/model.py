@@ -52,6 +52,11 @@ class Shape:
     fading: str = key(
         keys.fading, "how the signals of all links change; see `degrade`", default="none"
     )
+    decoding: str = key(
+        keys.one_of("hard", "soft"),
+        "how receivers decode; `soft` as real ones do, which is worth 3 to 4 dB",
+        default="hard",
+    )
 
 
 @dataclass(frozen=True)
