@@ -5,21 +5,39 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 
+from meshlab.medium import spectrum
 from meshlab.medium.config import Receiver
 from meshlab.medium.objects import OnAir, Radio
 from meshlab.medium.reception import Locks
+from meshlab.medium.spectrum import FARTHEST, Shape
 from meshlab.medium.stats import Loss
+from meshlab.wire.ieee80211 import Phy
+
+SHAPES = {Phy.DSSS: Shape.DSSS, Phy.CCK: Shape.DSSS, Phy.OFDM: Shape.OFDM}
+FAINTEST = 1e-7
+"""Parts of a transmission's power that disturb nobody: the strongest link has 100 dB."""
 
 
 class Channels:
-    """The transmissions under way."""
+    """The transmissions under way.
+
+    What is sent on one channel is energy on those beside it (``spectrum``): interference there,
+    and where it is loud a reason to wait, but nothing that a receiver could follow. This is looked
+    after only while radios use channels that are near each other.
+    """
 
     def __init__(self, receiver: Receiver) -> None:
         self._active: dict[int, list[OnAir]] = {}
         self._locks = Locks(receiver)
         self._energy = receiver.energy_detect_snr_db
+        self._users: Counter[int] = Counter()
+        """Radios by the frequency at which they sent last."""
+        self._near: dict[int, tuple[int, ...]] = {}
+        """By frequency: the others near it that radios use."""
 
     @property
     def idle(self) -> bool:
@@ -43,6 +61,9 @@ class Channels:
         what.missed = None
         missed = self._overlap(what, active) if active else None
         active.append(what)
+        near = self._near.get(frequency)
+        if near:
+            self._leak(what, frequency, near, when)
         reach = what.reach
         if not missed:
             hold(reach.sensing, frequency, when, until)
@@ -57,8 +78,8 @@ class Channels:
         if not others:
             return None
         missed = self._locks.decide(what, others)
-        what.overlaps = [(other.reach, other.start, other.end) for other in others]
-        own = (what.reach, what.start, what.end)
+        what.overlaps = [(other.reach, other.start, other.end, 1.0) for other in others]
+        own = (what.reach, what.start, what.end, 1.0)
         for other in others:
             if other.overlaps is None:
                 other.overlaps = [own]
@@ -66,8 +87,33 @@ class Channels:
                 other.overlaps.append(own)
         return missed
 
+    def _leak(self, what: OnAir, frequency: int, near: tuple[int, ...], when: float) -> None:
+        """Let something disturb the channels beside its own, and be disturbed by what is there."""
+        for beside in near:
+            for other in self._active.get(beside, ()):
+                if other.end > what.start:
+                    _disturb(what, frequency, other, beside)
+                    _disturb(other, beside, what, frequency)
+            share = _share(what, frequency, beside, 20)
+            if share < FAINTEST:
+                continue
+            needed = self._energy - 10 * math.log10(share)
+            links = what.reach.by_radio.items()
+            loud = [r for r, link in links if link.snr >= needed and r.frequency == beside]
+            hold(loud, beside, when, what.end)
+
+    def _count(self, radio: Radio, frequency: int) -> None:
+        self._users[radio.frequency] -= 1
+        self._users[frequency] += 1
+        used = sorted(f for f, count in self._users.items() if count > 0 and f)
+        self._near = {
+            f: tuple(other for other in used if other != f and abs(other - f) <= FARTHEST)
+            for f in used
+        }
+
     def tune(self, radio: Radio, frequency: int, when: float) -> None:
         """A radio sends on another channel than before: what energy does it sense there?"""
+        self._count(radio, frequency)
         radio.frequency = frequency
         radio.busy_until = when
         for other in self._active.get(frequency, ()):
@@ -75,6 +121,24 @@ class Channels:
                 heard = other.reach.by_radio.get(radio)
                 if heard is not None and heard.snr >= self._energy:
                     radio.busy_until = other.end
+
+
+def _share(what: OnAir, frequency: int, into: int, width: int, secondary: int = 0) -> float:
+    """Return the part of a transmission's power that falls into a channel."""
+    rate = what.rate()
+    middle = spectrum.centre(frequency, rate.width, what.radio.secondary)
+    offset = spectrum.centre(into, width, secondary) - middle
+    shape = SHAPES.get(rate.phy, Shape.HT)
+    return spectrum.coupling(shape, rate.width, offset, width)
+
+
+def _disturb(what: OnAir, frequency: int, other: OnAir, beside: int) -> None:
+    """Note for something what of ``other`` falls into its channel."""
+    width = what.rate().width
+    share = _share(other, beside, frequency, width, what.radio.secondary)
+    if share >= FAINTEST:
+        entry = (other.reach, other.start, other.end, share)
+        what.overlaps = [entry] if what.overlaps is None else [*what.overlaps, entry]
 
 
 def hold(radios: Iterable[Radio], frequency: int, when: float, until: float) -> None:

@@ -37,7 +37,7 @@ from heapq import heappop, heappush
 from math import nan
 from typing import Any
 
-from meshlab.medium import reception
+from meshlab.medium import reception, spectrum
 from meshlab.medium.addresses import Addresses
 from meshlab.medium.airtime import EDCA, AirtimeModel, Band, Standard, band
 from meshlab.medium.channels import Channels, hold
@@ -95,7 +95,9 @@ _MAX_LENGTH = hwsim.MAX_FRAME + ieee80211.FCS
 _MIN_LENGTH = hwsim.MIN_FRAME + ieee80211.FCS
 _INJECTED = 1 + hwsim.INJECT_HEAD_SIZE
 _TX_INFO_FRAMING = FRAMING.pack(1 + hwsim.TX_INFO_SIZE, 0)
+_TYPE = 0x0C
 _ACTION = ieee80211.Management.ACTION << 4
+_BEACON = ieee80211.Management.BEACON << 4
 _NLMSG = struct.Struct("<IH")
 _ANSWER = struct.Struct("<i8xI")
 
@@ -282,8 +284,8 @@ class Engine:
             )
             return
         radio.sent += 1
-        if frame[0] == _ACTION:
-            self.keys.watch(frame)
+        if not frame[0] & _TYPE:
+            self._managed(radio, frame)
         sender = frame[10:16]
         if sender not in radio.addresses:
             address = ieee80211.transmitter(frame)
@@ -327,6 +329,15 @@ class Engine:
         else:
             radio.queues[category].append(sent)
             radio.queued += 1
+
+    def _managed(self, radio: Radio, frame: bytes) -> None:
+        """Learn from a management frame."""
+        if frame[0] == _ACTION:
+            self.keys.watch(frame)
+        elif frame[0] == _BEACON:
+            secondary = spectrum.secondary_channel(frame)
+            if secondary is not None:
+                radio.secondary = secondary
 
     def _overflow(self, radio: Radio) -> None:
         """Give up what the kernel has given up (mac80211_hwsim_tx_frame_nl)."""

@@ -14,7 +14,7 @@ from meshlab.medium.error import Curve
 from meshlab.medium.rates import Series, Vector
 from meshlab.medium.stats import Loss, Traffic
 from meshlab.wire import hwsim
-from meshlab.wire.ieee80211 import ACK_LENGTH, RTS_LENGTH
+from meshlab.wire.ieee80211 import ACK_LENGTH, RTS_LENGTH, Rate
 
 RECENT = 1024
 """Deliveries whose refusal by the kernel is still understood."""
@@ -162,6 +162,7 @@ class Radio:
         "reach",
         "received",
         "retries",
+        "secondary",
         "sent",
         "shut",
         "up",
@@ -181,6 +182,8 @@ class Radio:
         """It is meant to be there."""
         self.frequency = 0
         """MHz, of its last transmission; 0 before the first."""
+        self.secondary = 0
+        """Where its beacons say that the other half of 40 MHz is: 1 above, -1 below the channel."""
         self.busy_until = 0.0
         self.backoff = backoff
         self.contending: Transmission | None = None
@@ -276,6 +279,10 @@ def _nothing() -> None:
     pass
 
 
+Overlap = tuple[Reach, float, float, float]
+"""Who heard something else, from when to when, and the part of its power that is in the channel."""
+
+
 class OnAir:
     """Something that occupies the channel: interference for others."""
 
@@ -287,13 +294,17 @@ class OnAir:
     """Everything on the air at its frequency, itself included."""
     start: float
     end: float
-    overlaps: list[tuple[Reach, float, float]] | None
+    overlaps: list[Overlap] | None
     """Who heard what else was on the air, and from when to when that was."""
     missed: dict[Radio, Loss] | None
     """Radios that hear it and do not follow it."""
 
     def parts(self) -> list[Part]:
         """Return what of it has to survive at its receiver."""
+        raise NotImplementedError
+
+    def rate(self) -> Rate:
+        """Return how it is sent."""
         raise NotImplementedError
 
 
@@ -372,6 +383,10 @@ class Transmission(OnAir):
             frame += parts(timing, vector.control, RTS_LENGTH, end)
         return frame
 
+    def rate(self) -> Rate:
+        """Return how it is sent."""
+        return self.vector.rate
+
     @property
     def group(self) -> bool:
         """Tell whether it is addressed to a group."""
@@ -390,3 +405,7 @@ class Acknowledgement(OnAir):
         """Return what of it has to survive on its way back."""
         vector = self.sent.vector
         return parts(vector.control_timing, vector.control, ACK_LENGTH, self.end)
+
+    def rate(self) -> Rate:
+        """Return how it is sent."""
+        return self.sent.vector.control_rate

@@ -26,20 +26,20 @@ import math
 from collections.abc import Iterable, Sequence
 
 from meshlab.medium.config import Receiver
-from meshlab.medium.objects import Link, OnAir, Part, Radio, Reach
+from meshlab.medium.objects import Link, OnAir, Overlap, Part, Radio
 from meshlab.medium.stats import Loss
 
 Disturbance = tuple[float, float, float]
 """Power, begin and end of something else at the receiver."""
 
 
-def disturbances(overlaps: Iterable[tuple[Reach, float, float]], at: Radio) -> list[Disturbance]:
+def disturbances(overlaps: Iterable[Overlap], at: Radio) -> list[Disturbance]:
     """Return what a radio hears of all that overlapped a frame."""
     found = []
-    for reach, begin, end in overlaps:
+    for reach, begin, end, share in overlaps:
         heard = reach.by_radio.get(at)
         if heard is not None:
-            found.append((heard.power, begin, end))
+            found.append((heard.power * share, begin, end))
     return found
 
 
