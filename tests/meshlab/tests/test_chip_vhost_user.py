@@ -38,8 +38,12 @@ class Echo:
         self.seen: list[tuple[bytes, int]] = []
         self.resets = 0
         self.seconds = 0.0
+        self.later: asyncio.Future[Reply] | None = None
 
-    def process(self, queue: int, readable: bytes, writable: int) -> Reply:
+    def process(self, queue: int, readable: bytes, writable: int) -> Reply | asyncio.Future[Reply]:
+        if self.later is not None:
+            self.seen.append((readable, writable))
+            return self.later
         self.seen.append((readable, writable))
         if readable == b"refuse":
             raise GuestError("refused")
@@ -202,6 +206,33 @@ async def test_answers_that_take_time_do_not_hold_up_the_loop(bench: Bench) -> N
     # the ring can be stopped meanwhile; the chain counts as not taken
     reply = await end.ask(fe.GET_VRING_BASE, struct.pack("=II", 0, 0))
     assert struct.unpack("=II", reply) == (0, 3)
+
+
+async def test_a_device_may_answer_when_it_knows_the_answer(bench: Bench) -> None:
+    loop = asyncio.get_running_loop()
+    end = bench.front_end()
+    await end.set_up()
+
+    async def ask(later: asyncio.Future[Reply]) -> None:
+        bench.device.later = later
+        seen = len(bench.device.seen)
+        end.offer(end.chain([(BUFFER, 2, OUT, 0), (ROOM, 2, IN, 0)]))
+        end.force_kick()
+        await until(lambda: len(bench.device.seen) == seen + 1)
+
+    await ask(answer := loop.create_future())
+    assert end.used_index == 0
+    answer.set_result(Reply(b"ok"))
+    assert await end.complete() == (0, 2)
+    assert end.get(ROOM, 2) == b"ok"
+    await ask(failing := loop.create_future())
+    failing.set_exception(OSError("the chip is out of reach"))
+    assert await end.complete() == (0, 0), "the guest does not wait for ever"
+    await ask(unanswered := loop.create_future())
+    # the ring can be stopped meanwhile, as above
+    reply = await end.ask(fe.GET_VRING_BASE, struct.pack("=II", 0, 0))
+    assert struct.unpack("=II", reply) == (0, 2)
+    assert unanswered.cancelled()
 
 
 # -- rules that a guest may break

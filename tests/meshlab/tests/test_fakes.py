@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from meshlab.chip.state import serial_for
-from meshlab.image.lab import ImageSet
+from meshlab.image.image_set import ImageSet
 from meshlab.lab.fake import FakeParts
 from meshlab.lab.parts import ChipLike, Parts
 from meshlab.lab.real_parts import RealParts

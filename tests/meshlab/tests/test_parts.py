@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from firmware import card as cards
-from meshlab.image.lab import ImageSet
+from meshlab.image.image_set import ImageSet
 from meshlab.lab import real_parts, topology
 from meshlab.lab.errors import LabError
 from meshlab.lab.fake import FakeParts

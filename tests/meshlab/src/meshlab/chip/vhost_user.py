@@ -140,8 +140,8 @@ class Device(Protocol):
     queues: int
     """How many virtqueues it has."""
 
-    def process(self, queue: int, readable: bytes, writable: int) -> Reply:
-        """Answer a chain that holds ``readable`` and has room for ``writable`` bytes.
+    def process(self, queue: int, readable: bytes, writable: int) -> Reply | asyncio.Future[Reply]:
+        """Answer a chain that holds ``readable`` and has room for ``writable`` bytes, now or later.
 
         :raises GuestError: when the request makes no sense and has no answer.
         """
@@ -298,7 +298,7 @@ class Vring:
         self.running = False
         self._views: list[memoryview] = []
         self._used_index = 0
-        self._timer: asyncio.Handle | None = None
+        self._timer: asyncio.Handle | asyncio.Future[Reply] | None = None
 
     @property
     def idle(self) -> bool:
@@ -443,11 +443,30 @@ class Vring:
             log.exception("%s: the virtual device failed", self._connection.name)
             reply, writable = Reply(b""), []
         counters["chains"] += 1
+        if isinstance(reply, asyncio.Future):
+            self._timer = reply
+            reply.add_done_callback(lambda answer: self._answered(head, writable, answer))
+            return False
         if reply.seconds > 0:
-            self._later(lambda: self._finish(head, writable, reply.data), reply.seconds)
+            data = reply.data
+            self._later(lambda: self._finish(head, writable, data), reply.seconds)
             return False
         self._complete(head, writable, reply.data)
         return True
+
+    def _answered(self, head: int, writable: list[Segment], answer: asyncio.Future[Reply]) -> None:
+        """Take the answer of a device that needed time, unless the ring was stopped meanwhile."""
+        if self._timer is not answer:
+            return
+        if answer.cancelled() or answer.exception() is not None:
+            self._connection.counters["device errors"] += 1
+            self._finish(head, [], b"")
+            return
+        data, seconds = answer.result()
+        if seconds > 0:
+            self._later(lambda: self._finish(head, writable, data), seconds)
+        else:
+            self._finish(head, writable, data)
 
     def _finish(self, head: int, writable: list[Segment], data: bytes) -> None:
         self._timer = None

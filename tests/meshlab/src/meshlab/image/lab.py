@@ -33,6 +33,7 @@ from meshlab.image import tree as trees
 from meshlab.image.architecture import NATIVE
 from meshlab.image.cache import Cache, Digest
 from meshlab.image.errors import ImageError
+from meshlab.image.image_set import ImageSet
 from meshlab.usb import ralink
 
 RECIPE = "1"
@@ -58,20 +59,6 @@ STAGES = ("source", "kernel", "userland", "python", "relay", "lab")
 
 NICE = 10
 """Niceness of the programs that make an image, as QEMU's: nodes that run keep their processor."""
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """What a node boots."""
-
-    name: str
-    kernel: Path
-    """For ``qemu-system-ARCH -kernel``; for x86-64 an ELF file with a PVH entry."""
-    rootfs: Path
-    """EROFS, to be the first disk, read-only."""
-    cmdline: str
-    description: str
-    """One line for people: versions and sizes."""
 
 
 @dataclass(frozen=True)
