@@ -31,6 +31,8 @@ ONCE ?=
 KEEP ?=
 SCENARIO ?=
 REPEAT ?=
+HOSTS ?=
+ON ?=
 
 given = $(filter command environment,$(origin $(1)))
 
@@ -43,7 +45,9 @@ qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or
 	bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
 		--seed "$(SEED)" --security "$(SECURITY)" $(foreach app,$(APPS),--application "$(app)") \
 		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \
-		$(if $(FADING),--fading "$(FADING)") $(if $(DECODING),--decoding "$(DECODING)") $(if $(KEEP),--keep) $(if $(ONCE),--once))
+		$(if $(FADING),--fading "$(FADING)") $(if $(DECODING),--decoding "$(DECODING)") \
+		$(if $(HOSTS),--hosts "$(HOSTS)") $(foreach node,$(ON),--on "$(node)") \
+		$(if $(KEEP),--keep) $(if $(ONCE),--once))
 
 ##@ Build
 
@@ -223,6 +227,7 @@ help: ## This text
 		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
 		'FADING=' 'how signals change by themselves, such as "rayleigh doppler=2"' \
 		'DECODING=soft' 'receivers that decode as real ones do' \
+		'HOSTS="user@a b=2 local"' 'machines that nodes run on, by SSH, with weights; ON="n1=local": one node' \
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
 		'KEEP=1' 'go on with the chips and disks of the last run' \

@@ -438,6 +438,30 @@ def test_a_node_of_another_kind_is_one_of_the_nodes(
     assert words in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--hosts", "a a"], "HOSTS: a is there twice"),
+        (["--hosts=-oProxyCommand=x"], "is no host: write user@host"),
+        (["--hosts", "a", "--on", "n9=a"], "ON: there is no node n9: they are n1 to n5"),
+        (["--hosts", "a", "--on", "1=b"], "ON: n1 is to run on b, which HOSTS does not name"),
+        (["--hosts", "a", "--on", "n1"], "--on n1: it is NODE=HOST"),
+        (["--on", "n1=a"], "--on needs --hosts"),
+    ],
+)
+def test_machines_that_make_no_sense_are_refused_before_anything_is_made(
+    options: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "meshlab.lab.real_parts.load", lambda *_, **__: pytest.fail("something was made")
+    )
+    assert main.main(["up", *options]) == 2
+    assert words in capfd.readouterr().err
+
+
 def test_an_application_that_is_none_is_refused_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,47 @@ async def test_no_more_nodes_boot_at_once_than_there_is_room(
         await lab.formed(60)
 
 
+async def test_every_host_has_its_own_boot_slots(parts: FakeParts, tmp_path: Path) -> None:
+    elsewhere = FakeParts()
+    elsewhere.place = "user@b:2"
+    elsewhere.on = parts.on  # they see each other
+    parts.silent = elsewhere.silent = {"n1", "n2", "n3", "n4", "n5", "n6"}
+    others = dict.fromkeys(("n4", "n5", "n6"), elsewhere)
+    async with Lab(spec(6), parts, tmp_path, others) as lab:
+        started = parts.starts, elsewhere.starts
+        await lab.wait(lambda: [len(each) for each in started] == [2, 2], 60, "two on each")
+        assert lab.state.nodes["n3"].power == lab.state.nodes["n6"].power == "waiting"
+        assert lab.state.nodes["n6"].host == "user@b:2"
+        parts.silent.clear()
+        await lab.formed(60)
+
+
+async def test_further_doubts_make_a_run_invalid(parts: FakeParts, tmp_path: Path) -> None:
+    doubts: list[str] = []
+    async with Lab(spec(), parts, tmp_path, doubts=lambda: doubts) as lab:
+        await lab.formed(60)
+        assert (await lab.medium_call("status"))["valid"] is True
+        doubts.append("the way to b is long")
+        status = await lab.medium_call("status")
+        assert status["valid"] is False
+        assert status["reasons"] == ["the way to b is long"]
+        await lab.wait(
+            lambda: any("the way to b is long" in event.text for event in lab.state.events),
+            60,
+            "it is told",
+        )
+
+
+async def test_a_node_whose_host_is_lost_says_so(parts: FakeParts, tmp_path: Path) -> None:
+    async with formed(parts, tmp_path) as lab:
+        (lab.nodes["n2"].directory / "qemu.log").write_text("b is out of reach: nothing came\n")
+        ended = parts.on["n2"].ended
+        assert ended is not None
+        ended.set_result(None)  # type: ignore[arg-type] # nobody knows how it ended
+        await lab.wait(lambda: lab.state.nodes["n2"].power == "died", 60, "n2 is lost")
+        assert lab.state.nodes["n2"].reason == "b is out of reach: nothing came"
+
+
 async def test_a_node_without_shell_is_known_by_the_report_on_its_card(
     parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

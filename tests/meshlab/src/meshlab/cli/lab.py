@@ -20,6 +20,9 @@ from rich.text import Text
 
 from host.cache import cache_root
 from meshlab.cli.common import CommandError, Define, ask, connected, fading_text, own_command
+from meshlab.hosts.errors import HostsError
+from meshlab.hosts.placement import Capacity, parse_hosts, place
+from meshlab.hosts.spread import Wanted, spread
 from meshlab.lab import summary, topology
 from meshlab.lab.directory import is_held
 from meshlab.lab.errors import LabError, NotFormedError
@@ -69,6 +72,19 @@ def define(command: Define) -> None:
         metavar="DIRECTORY",
         help="install this Python project on every node of the lab image (repeatable)",
     )
+    up.add_argument(
+        "--hosts",
+        metavar="HOSTS",
+        help='machines that nodes run on, by SSH: "user@a b=2 local", with weights if wanted '
+        "(docs/simulator.md)",
+    )
+    up.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="NODE=HOST",
+        help="the machine of one node (repeatable)",
+    )
     up.add_argument("--keep", action="store_true", help="keep the disks and chips of the last run")
     up.add_argument(
         "--once", action="store_true", help="wait until formed, print a summary as JSON, end"
@@ -91,6 +107,7 @@ def cmd_up(options: argparse.Namespace) -> int:
             why = "has no pyproject.toml" if path.is_dir() else "is no directory"
             raise CommandError(f"{path}: no application to install, it {why}", 2)
     kinds = _kinds(options.node, shape.names)
+    wanted = _hosts(options, shape.names)
     # A terminal that vanishes ends the lab as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -122,10 +139,44 @@ def cmd_up(options: argparse.Namespace) -> int:
         fading=options.fading,
         decoding=options.decoding,
     )
-    lab = Lab(spec, made, others=others)
     plain = options.plain or options.once or not sys.stderr.isatty()
     timeout = options.timeout or 120 + 20 * options.nodes
-    return run_supervised(_up(lab, once=options.once, plain=plain, timeout=timeout))
+
+    async def go() -> int:
+        if wanted is None:
+            lab = Lab(spec, made, others=others)
+            return await _up(lab, once=options.once, plain=plain, timeout=timeout)
+        parts = {name: others.get(name, made) for name in shape.names}
+        own = options.lab, lab_directory(options.lab)
+        async with spread(wanted, own, parts, keep=options.keep, tell=progress) as found:
+            lab = Lab(spec, made, others=found.others, doubts=found.doubts)
+            return await _up(lab, once=options.once, plain=plain, timeout=timeout)
+
+    return run_supervised(go())
+
+
+def _hosts(options: argparse.Namespace, names: Sequence[str]) -> Wanted | None:
+    """Return the machines that nodes run on; ``None``: this one.
+
+    :raises CommandError: when they are not understood.
+    """
+    on: dict[str, str] = {}
+    for option in options.on:
+        node, equals, host = option.partition("=")
+        if not equals or not host:
+            raise CommandError(f"--on {option}: it is NODE=HOST", 2)
+        on[node_name(int(node)) if node.isdecimal() else node] = host
+    if not options.hosts:
+        if on:
+            raise CommandError("--on needs --hosts", 2)
+        return None
+    try:
+        hosts = parse_hosts(options.hosts)
+        # Names only: how much room there is, is known when they are connected.
+        place(list(names), [Capacity(host.name, 1, len(names)) for host in hosts], on)
+    except HostsError as error:
+        raise CommandError(str(error), 2) from None
+    return Wanted(hosts, on)
 
 
 def _kinds(options: Sequence[str], names: Sequence[str]) -> dict[str, tuple[str, str | None]]:

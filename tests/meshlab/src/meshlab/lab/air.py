@@ -8,6 +8,7 @@ import contextlib
 import logging
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from host.child import tied
@@ -31,16 +32,27 @@ RESTART_PAUSE = 1.0
 
 
 class Air:
-    """The medium's process in a lab, and what the lab's state says of it."""
+    """The medium's process in a lab, and what the lab's state says of it.
+
+    :param doubts: Returns why figures cannot be trusted that the medium itself cannot know of.
+    """
 
     def __init__(
-        self, directory: Path, command: list[str], state: LabState, journal: Journal, pace: Pace
+        self,
+        directory: Path,
+        command: list[str],
+        state: LabState,
+        journal: Journal,
+        pace: Pace,
+        *,
+        doubts: Callable[[], list[str]] = list,
     ) -> None:
         self._directory = directory
         self._command = command
         self._state = state
         self._journal = journal
         self._pace = pace
+        self._doubts = doubts
         self._process: asyncio.subprocess.Process | None = None
         self._client: Client | None = None
         self._lock = asyncio.Lock()
@@ -93,7 +105,8 @@ class Air:
                 try:
                     if self._client is None:
                         self._client = await Client.connect(self._directory / "medium.sock")
-                    return await self._client.call(method, params, timeout=PATIENCE)
+                    answer = await self._client.call(method, params, timeout=PATIENCE)
+                    return self._judged(answer) if method == "status" else answer
                 except RpcError as error:
                     if error.code not in ("not-running", "closed", "timeout"):
                         raise
@@ -104,6 +117,14 @@ class Air:
                         text = f"the medium does not answer ({error}); see medium.log"
                         raise RpcError("medium-down", text) from None
                 await asyncio.sleep(0.1)
+
+    def _judged(self, status: Json) -> Json:
+        """Return the medium's status with the verdict of those who know more."""
+        doubts = self._doubts()
+        if not doubts:
+            return status
+        reasons = [*status.get("reasons", []), *doubts]
+        return {**status, "valid": False, "reasons": reasons, "reason": "; ".join(reasons)}
 
     async def watch(self) -> None:
         """Keep the state's picture of the medium fresh."""

@@ -77,14 +77,23 @@ class LabDirectory:
         """
         directory = self.path / name
         directory.mkdir(exist_ok=True)
-        for path in directory.iterdir():
-            if path.suffix == ".log":
-                path.replace(path.with_suffix(".log.1"))  # the run before can still be read
-            elif path.is_dir():
-                shutil.rmtree(path)
-            elif path.suffix == ".sock" or (not keep and path.suffix != ".1"):
-                path.unlink()
+        clear_node(directory, keep=keep)
         return directory
+
+
+def clear_node(directory: Path, *, keep: bool) -> None:
+    """Remove what the previous run left in the directory of a node; logs become ``*.log.1``.
+
+    :param directory: The directory.
+    :param keep: Chip and disks stay, too.
+    """
+    for path in directory.iterdir():
+        if path.suffix == ".log":
+            path.replace(path.with_suffix(".log.1"))  # the run before can still be read
+        elif path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix == ".sock" or (not keep and path.suffix != ".1"):
+            path.unlink()
 
 
 def is_held(directory: Path) -> bool:

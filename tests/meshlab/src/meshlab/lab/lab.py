@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import shlex
 import time
@@ -75,6 +76,7 @@ class Lab:
     :param parts: Makes the parts of it.
     :param cache: Where labs are; ``None``: in the product's cache folder.
     :param others: Makes the parts of the nodes of these names, which differ from all others.
+    :param doubts: Returns why figures cannot be trusted, beside the medium's own reasons.
     :raises LabError: (From ``start``) when the directory is in use, or the medium or a machine does
         not start.
     """
@@ -85,6 +87,7 @@ class Lab:
         parts: Parts,
         cache: Path | None = None,
         others: Mapping[str, Parts] | None = None,
+        doubts: Callable[[], list[str]] = list,
     ) -> None:
         self.spec = spec
         self.parts = parts
@@ -109,13 +112,18 @@ class Lab:
         """Why the lab cannot go on; ``done`` is set with it."""
         self.journal = Journal(self.state)
         self.pace = Pace()
-        self.air = Air(
-            self.directory, parts.medium(self.directory), self.state, self.journal, self.pace
-        )
+        command = parts.medium(self.directory)
+        self.air = Air(self.directory, command, self.state, self.journal, self.pace, doubts=doubts)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._slots = BootSlots(
-            slots_directory(cache), parts.boot_slots, f"{spec.name} (process {os.getpid()})"
-        )
+        #: The boot slots of each host.
+        self._slots = {
+            each.place: BootSlots(
+                slots_directory(cache) / _folder(each.place),
+                each.boot_slots,
+                f"{spec.name} (process {os.getpid()})",
+            )
+            for each in (*self._others.values(), parts)
+        }
         self._server = Server(self.directory / "control.sock", Requests(self).methods())
 
     @property
@@ -237,6 +245,7 @@ class Lab:
             serial=serial.hex() if parts.has_chip else None,
             expected_address=address_from_serial(prefix, serial) if parts.has_chip else None,
             chip_fault=spec.chip_fault,
+            host=parts.place,
             mesh=mesh_key(config),
             cluster=cluster_key(config),
         )
@@ -244,7 +253,8 @@ class Lab:
         chip.fault = spec.chip_fault
         text = spec.config_text
         parts.disks(directory, to_toml(config) if text is None else text)
-        around = Surroundings(parts, self.state, self.journal, self.pace, self._slots, self.fleet)
+        slots = self._slots[parts.place]
+        around = Surroundings(parts, self.state, self.journal, self.pace, slots, self.fleet)
         self.nodes[name] = Node(state, directory, config, chip, around)
         self.state.nodes[name] = state
 
@@ -257,7 +267,14 @@ class Lab:
         (self.directory / "medium.json").write_text(json.dumps(description, indent=1) + "\n")
 
     async def _start_all(self) -> None:
-        """Start the nodes in their order, each as soon as the host has room for its boot."""
+        """Start the nodes of all hosts."""
+        places: dict[str, list[Node]] = {}
+        for node in self.nodes.values():
+            places.setdefault(node.state.host, []).append(node)
+        await asyncio.gather(*(self._start_on(place, nodes) for place, nodes in places.items()))
+
+    async def _start_on(self, place: str, nodes: list[Node]) -> None:
+        """Start the nodes of a host in their order, each as soon as it has room for its boot."""
         starts = []
         told = False
 
@@ -269,8 +286,8 @@ class Lab:
                 text = f"the host is busy with the boots of other labs: {names}"
                 self.journal.tell(Kind.BOOT, text)
 
-        for node in self.nodes.values():
-            slot = await self._slots.take(tell_of_others)
+        for node in nodes:
+            slot = await self._slots[place].take(tell_of_others)
             if node.state.power == "waiting":
                 node.slot = slot
                 starts.append(self._task(node.power_on()))
@@ -553,3 +570,8 @@ class Lab:
     def kill_medium(self) -> None:
         """Kill the medium's process; the lab starts it again."""
         self.air.kill()
+
+
+def _folder(place: str) -> str:
+    """Return the folder of a host's boot slots, below that of this one's."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"on-{place}") if place else ""

@@ -207,8 +207,11 @@ class Node:
         else:
             self.state.power = "died"
             tail = last_lines(self.directory / "qemu.log", 3) or "(it said nothing)"
-            how = f"status {code}" if code is None or code >= 0 else signal.Signals(-code).name
-            self.state.reason = f"QEMU ended with {how}: {tail}"
+            if code is None:  # the host it runs on is lost, and with it how it ended
+                self.state.reason = tail.splitlines()[-1]
+            else:
+                how = f"status {code}" if code >= 0 else signal.Signals(-code).name
+                self.state.reason = f"QEMU ended with {how}: {tail}"
             self.tell(Kind.DIED, self.state.reason)
 
     async def _ask(self, machine: MachineLike) -> None:

@@ -89,6 +89,8 @@ class Parts(Protocol):
     """Whether a machine has its virtual chip. One without has a software identity."""
     boot_slots: int
     """How many nodes of all labs on this host may be between power-on and joined at a time."""
+    place: str = ""
+    """The host that machines run on; "": that of the lab itself."""
 
     def serial(self, seed: int, index: int) -> bytes: ...
     def fleet(self, directory: Path, name: str, prefix: str, keep: bool) -> FleetLike:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from firmware import card as cards
 from meshlab.lab.errors import LabError
-from meshlab.lab.parts import ChipLike, FleetLike, MachineLike
+from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts
 from meshlab.machine import bootrom
 from meshlab.machine.events import OnMachineEvent
 from meshlab.machine.fat import Fat, FatError
 
 if TYPE_CHECKING:
-    from meshlab.image.lab import Extras, ImageSet
+    from meshlab.chip.atecc608 import Atecc608
+    from meshlab.image.image_set import ImageSet
+    from meshlab.image.lab import Extras
     from meshlab.machine.accel import Accel
 
 DATA_MIB = 64
@@ -60,14 +62,9 @@ class ServedChip:
     """A virtual ATECC608A and the server that a machine reaches it by."""
 
     def __init__(self, directory: Path, serial: bytes, seed: int, *, usb: bool = False) -> None:
-        from meshlab.chip.atecc608 import Atecc608
         from meshlab.chip.server import ChipServer
-        from meshlab.chip.state import ChipStateError
 
-        try:
-            self._chip = Atecc608(serial, directory / "chip.json", seed=seed)
-        except ChipStateError as error:
-            raise LabError(str(error)) from error
+        self._chip = open_chip(directory, serial, seed)
         self._server = ChipServer(directory / "chip.sock", self._chip, usb=usb)
 
     @property
@@ -85,7 +82,21 @@ class ServedChip:
         await self._server.stop()
 
 
-class RealParts:
+def open_chip(directory: Path, serial: bytes, seed: int) -> Atecc608:
+    """Return the virtual chip of the node in a directory.
+
+    :raises LabError: when its file is not that of a chip.
+    """
+    from meshlab.chip.atecc608 import Atecc608
+    from meshlab.chip.state import ChipStateError
+
+    try:
+        return Atecc608(serial, directory / "chip.json", seed=seed)
+    except ChipStateError as error:
+        raise LabError(str(error)) from error
+
+
+class RealParts(Parts):
     """Parts of a lab that boots real nodes."""
 
     def __init__(
@@ -99,13 +110,13 @@ class RealParts:
     ) -> None:
         from meshlab.machine.spec import BOARDS
 
-        self._images = image
-        self._board = board
+        self.images = image
+        self.board = board
         self._virtio = board is None or BOARDS[board].virtio
         self.has_chip = self._virtio
         self._accel = accel
         self._cache = cache
-        self._seed = seed
+        self.seed = seed
         self.image = image.name
         self.description = image.description + (f", on {board}" if board else "")
         self.accel = accel.name
@@ -114,6 +125,16 @@ class RealParts:
         # A TCG guest keeps one core busy while it boots; one more fills the gaps in which they
         # wait for each other. Under KVM a boot is short and mostly waits.
         self.boot_slots = cores + 1 if accel.name == "tcg" else 4 * cores
+
+    @property
+    def arch(self) -> str:
+        """Return the processor of the guests, as in ``qemu-system-ARCH``."""
+        return self.images.arch if isinstance(self.images, CardImage) else "x86_64"
+
+    @property
+    def has_card(self) -> bool:
+        """Tell whether nodes have cards."""
+        return isinstance(self.images, CardImage)
 
     def serial(self, seed: int, index: int) -> bytes:
         from meshlab.chip.state import serial_for
@@ -126,18 +147,18 @@ class RealParts:
         return LabFleet(directory, name, prefix, keep=keep)
 
     def chip(self, directory: Path, serial: bytes) -> ChipLike:
-        return ServedChip(directory, serial, self._seed, usb=not self._virtio)
+        return ServedChip(directory, serial, self.seed, usb=not self._virtio)
 
     def disks(self, directory: Path, config: str) -> None:
         from meshlab.image.config import make_data_disk
         from meshlab.machine.spec import CARD
 
-        if isinstance(self._images, CardImage):
+        if isinstance(self.images, CardImage):
             if not (directory / CARD).exists():
                 size = (CARD_MIB if self._virtio else SD_CARD_MIB) << 20
                 if not self._virtio:
-                    size = max(size, 1 << (self._images.card.stat().st_size - 1).bit_length())
-                copy_card(self._images.card, directory / CARD, size)
+                    size = max(size, 1 << (self.images.card.stat().st_size - 1).bit_length())
+                copy_card(self.images.card, directory / CARD, size)
                 self.configure(directory, config)
             return
         if not (directory / "config.img").exists():
@@ -149,7 +170,7 @@ class RealParts:
         from meshlab.image.config import make_config_disk
         from meshlab.machine.spec import CARD
 
-        if not isinstance(self._images, CardImage):
+        if not isinstance(self.images, CardImage):
             make_config_disk(directory / "config.img", config)
             return
         try:
@@ -160,7 +181,7 @@ class RealParts:
     def report(self, directory: Path) -> str | None:
         from meshlab.machine.spec import CARD
 
-        if not isinstance(self._images, CardImage):
+        if not isinstance(self.images, CardImage):
             return None
         try:
             text = partition(directory / CARD, cards.CONFIG).read(REPORT, REPORT_LIMIT)
@@ -172,16 +193,16 @@ class RealParts:
         from meshlab.machine.machine import Machine
         from meshlab.machine.spec import MachineSpec
 
-        images = self._images
+        images = self.images
         spec = MachineSpec(
             name=name,
             directory=directory,
             kernel=None if isinstance(images, CardImage) else images.kernel,
             rootfs=None if isinstance(images, CardImage) else images.rootfs,
             cmdline="" if isinstance(images, CardImage) else images.cmdline,
-            arch=images.arch if isinstance(images, CardImage) else "x86_64",
+            arch=self.arch,
             accel=self._accel,
-            board=self._board,
+            board=self.board,
             chip=self.has_chip,
         )
         return Machine(spec, on_event)
@@ -286,7 +307,7 @@ def directory_image(directory: Path) -> ImageSet:
 
     :raises LabError: when something is missing; the text names it.
     """
-    from meshlab.image.lab import ImageSet
+    from meshlab.image.image_set import ImageSet
 
     kernels = [directory / name for name in ("vmlinux", "bzImage", "Image")]
     kernel = next((path for path in kernels if path.is_file()), None)

@@ -85,6 +85,8 @@ class NodeState:
     """Which mesh its configuration names: nodes of different values cannot become peers."""
     cluster: str = ""
     """Which cluster its configuration names."""
+    host: str = ""
+    """The machine that it runs on; "": that of the lab itself."""
     power: Power = "waiting"
     reason: str | None = None
     """Why it died."""

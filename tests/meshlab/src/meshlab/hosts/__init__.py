@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labs whose nodes run on several machines, reached by SSH."""
