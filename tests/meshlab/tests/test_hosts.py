@@ -314,7 +314,7 @@ async def test_a_node_there_is_as_one_here(tmp_path: Path, there: Path) -> None:
             lambda: any(isinstance(event, Reset) for event in bench.events), "it restarts"
         )
         await bench.until(lambda: "ready2" in bench.log("console.log"), "and says so")
-        await bench.until(lambda: machine.rss_kib() > 0, "its memory is known")
+        await bench.until(lambda: machine.own_kib() > 0, "its memory is known")
         assert machine.cpu_seconds() > 0
         await bench.type(b"o")
         async with asyncio.timeout(DEADLINE):

@@ -324,7 +324,7 @@ class Agent(Handlers):
                 self._send_logs(guest)
                 if looks % MEASURE_EVERY == 0:
                     machine = guest.machine
-                    self._tell(guest, {"cpu": machine.cpu_seconds(), "rss": machine.rss_kib()})
+                    self._tell(guest, {"cpu": machine.cpu_seconds(), "own": machine.own_kib()})
 
     def _send_logs(self, guest: Guest) -> bool:
         """Send a piece of what is new; tell whether there was something."""

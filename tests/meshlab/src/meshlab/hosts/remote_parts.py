@@ -205,14 +205,14 @@ class RemoteMachine(MachineLike):
         """See ``MachineLike``: as of the agent's last word."""
         return self._cost[0]
 
-    def rss_kib(self) -> int:
+    def own_kib(self) -> int:
         """See ``MachineLike``: as of the agent's last word."""
         return self._cost[1] if self.running else 0
 
     def note(self, note: Json) -> None:
         """Take what the agent tells of it."""
         if "cpu" in note:
-            self._cost = (float(note["cpu"]), int(note.get("rss", 0)))
+            self._cost = (float(note["cpu"]), int(note.get("own", 0)))
         if "event" in note:
             event = getattr(events, note["event"])(*note["fields"])
             self._happened(event)
