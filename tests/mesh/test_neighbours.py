@@ -84,6 +84,9 @@ async def test_a_call_reaches_a_node_that_is_not_connected(lab: Lab, nodes: Node
         status, output = await lab.run("n1", command, PATIENCE)
         return status == 0 and "thicket@" in str(json.loads(output)["result"])
 
+    async def listed() -> bool:  # it ends when it was not used for a while, so it is used again
+        return await answered() and "n4" in connected(lab, nodes, "n1")
+
     await nodes.until(answered, "n4 answers n1")
-    await nodes.wait(lambda: "n4" in connected(lab, nodes, "n1"), "the connection is listed")
+    await nodes.until(listed, "the connection is listed")
     assert far in await nodes.succeeds("n1", f"thicket ping {far}")

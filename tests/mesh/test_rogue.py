@@ -152,7 +152,7 @@ class Intruder:
         }
 
     async def tries(self, certificates: dict[str, Any]) -> tuple[str, str]:
-        """Let it connect to n1; code and words of what came of it."""
+        """Let it connect to n1; code and words of what came of it, once n1 is reached."""
         given = {
             "root": base64.b64encode(self.ours.fleet.root.der).decode(),
             "cookie": self.lab.nodes["n1"].config["cluster"]["cookie"],
@@ -162,9 +162,15 @@ class Intruder:
         }
         await write(self.nodes, "n3", "/tmp/given.json", json.dumps(given))
         await write(self.nodes, "n3", "/tmp/intruder.py", INTRUDER)
-        code, words = await last_line(
-            self.nodes, "n3", "python3 /tmp/intruder.py /tmp/given.json 2>/dev/null"
-        )
+        command = "python3 /tmp/intruder.py /tmp/given.json 2>/dev/null"
+        found = ["", ""]
+
+        async def reached() -> bool:
+            found[:] = await last_line(self.nodes, "n3", command)
+            return found[0] not in ("timeout", "unreachable")
+
+        await self.nodes.until(reached, "n3 reaches n1")
+        code, words = found
         return code, words
 
     async def refused(self, certificates: dict[str, Any], code: str) -> None:
@@ -191,7 +197,10 @@ def intruder(lab: Lab, nodes: Nodes) -> Intruder:
 
 
 async def test_the_fleet_forms_and_nobody_else_is_in_it(lab: Lab, nodes: Nodes) -> None:
-    assert (lab.state.cluster("n1"), lab.state.cluster("n2")) == ({"n2"}, {"n1"})
+    await nodes.wait(
+        lambda: (lab.state.cluster("n1"), lab.state.cluster("n2")) == ({"n2"}, {"n1"}),
+        "the two see each other and nobody else",
+    )
     for name in INSIDE:
         assert nodes.status(name, "trust", "state") == "ready"
         assert nodes.status(name, "cluster", "security") == "tls"
@@ -220,7 +229,7 @@ async def test_without_a_certificate_no_cluster_is_joined(
     """The passphrase makes n3 a neighbour, the cookie is right, and neither helps."""
     await nodes.reach("n3", "n1")
     code, words = await intruder.tries({})
-    assert code not in {"connected", "timeout"}, words
+    assert code != "connected", words
     assert (await lab.run("n3", f"thicket ping {nodes.address('n1')}", PATIENCE))[0] != 0
     assert lab.state.cluster("n3") == set()
     assert lab.state.cluster("n1") <= {"n2"}
@@ -245,12 +254,11 @@ async def test_repeated_and_changed_beacons_are_dropped_and_counted(lab: Lab, no
     await write(nodes, "n3", "/tmp/echo.py", ECHO)
     heard, own = await link_local(nodes, "n1"), await link_local(nodes, "n3")
     command = f"python3 /tmp/echo.py {heard} {nodes.address('n2')} {own}"
-    size = await last_line(nodes, "n3", command)
-    assert 400 < size < 700
 
-    async def counted() -> bool:
-        status = await nodes.json("n2", "thicket status --json")
-        drops = status["discovery"]["dropped"]
+    async def counted() -> bool:  # of what is sent some may be lost on the way
+        size = await last_line(nodes, "n3", command)
+        assert 400 < size < 700
+        drops = await nodes.now("n2", "discovery", "dropped")
         others = sum(count for reason, count in drops.items() if reason != "replay")
         return bool(drops.get("replay", 0) >= 3 and others >= 6)
 
