@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scapy.utils import RawPcapNgReader
 
-from meshlab.lab import passphrases
+from meshlab.lab import passphrases, starvation
 from meshlab.lab.fleet import LabFleet
 from meshlab.lab.lab import Lab
 from meshlab.lab.testing import PATIENCE, Nodes
@@ -68,9 +68,9 @@ async def test_data_frames_are_protected_on_the_air(lab: Lab, nodes: Nodes, tmp_
 
     async def answered() -> bool:
         command = f"ping -6 -n -c 5 -i 0.2 -p {pattern} {nodes.address('n4')}"
-        return (await lab.run("n1", command, PATIENCE))[0] == 0
+        return (await lab.run("n1", command, PATIENCE))[1].count("time=") == 5
 
-    await nodes.until(answered, "n4 answers n1")
+    await nodes.until(answered, "n4 answers n1 five times")
     await lab.medium_call("pcap_stop", {"path": str(target)})
     data = [frame for frame in packets(target) if len(frame) > 24 and frame[0] & 0x0C == 0x08]
     with_body = [frame for frame in data if not frame[0] & 0x40]  # without null frames
@@ -107,31 +107,33 @@ async def test_the_passphrase_changes_and_the_mesh_is_not_lost(lab: Lab, nodes: 
     async def stopped() -> bool:
         return "end" in await pings()
 
-    # One ping after the other until the flag is gone, each answered or given up after 2 s.
-    await nodes.run(
-        "n1",
-        f"touch {flag}; (while [ -e {flag} ]; do "
-        f"ping -6 -n -c 1 -W 2 {nodes.address('n4')} >/dev/null && echo y || echo n; "
-        f"sleep 0.3; done; echo end) </dev/null >{flag}.log 2>/dev/null &",
-    )
-    await nodes.until(answered, "n4 answers n1")
-    code, output = await passphrases.roll(lab, "n2", "the second passphrase")
-    assert code == 0, output
-    assert output.count("has it") == output.count("has changed") == 4, output
-    # "has changed" is the node's answer; its radio does it after that.
-    for name in NAMES:
-        await nodes.logs(name, "the passphrase has changed: 3 links stay")
-    await renewed(nodes, NAMES, "the second passphrase")
-    meanwhile = (await pings()).count("y")
-    await nodes.until(lambda: answered(meanwhile + 5), "n4 answers n1 over the new links")
+    async with starvation.watched(lab) as host:
+        # One ping after the other until the flag is gone, each answered or given up after 2 s.
+        await nodes.run(
+            "n1",
+            f"touch {flag} {flag}.log; (while [ -e {flag} ]; do "
+            f"ping -6 -n -c 1 -W 2 {nodes.address('n4')} >/dev/null && echo y || echo n; "
+            f"sleep 0.3; done; echo end) </dev/null >{flag}.log 2>/dev/null &",
+        )
+        await nodes.until(answered, "n4 answers n1")
+        code, output = await passphrases.roll(lab, "n2", "the second passphrase")
+        assert code == 0, output
+        assert output.count("has it") == output.count("has changed") == 4, output
+        # "has changed" is the node's answer; its radio does it after that.
+        for name in NAMES:
+            await nodes.logs(name, "the passphrase has changed: ")
+        await renewed(nodes, NAMES, "the second passphrase")
+        meanwhile = (await pings()).count("y")
+        await nodes.until(lambda: answered(meanwhile + 5), "n4 answers n1 over the new links")
     await nodes.run("n1", f"rm {flag}")
     await nodes.until(stopped, "the pings have ended")
     found = await pings()
     print(f"pings while all links were made anew: {found.count('y')} of {len(found) - 1} answered")
-    # A host too busy for the links of a node cannot be judged by how many are answered.
-    if busy == {name: await excused(nodes, name) for name in NAMES}:
-        assert found.count("y") > 20
+    # Of a mesh on a host that was too busy for a node's links, nothing can be said.
+    if not host.found and busy == {name: await excused(nodes, name) for name in NAMES}:
         assert found.count("n") <= found.count("y") / 4, found
+        for name in NAMES:
+            assert "the passphrase has changed: 3 links stay" in await nodes.run(name, "logread")
     for name in NAMES:
         assert await restarts(nodes, name) == before[name], "wpa_supplicant went on"
     await nodes.whole()
@@ -155,7 +157,7 @@ async def test_a_power_cycle_after_the_change(lab: Lab, nodes: Nodes) -> None:
 async def test_a_restart_of_wpa_supplicant(lab: Lab, nodes: Nodes) -> None:
     before = await restarts(nodes, "n3")
     begin = lab.elapsed
-    await nodes.run("n3", "kill -9 $(cut -d' ' -f1 /run/thicket/supplicant.state)")
+    await nodes.signal_supplicant("n3", "KILL")
 
     async def again() -> bool:
         return await restarts(nodes, "n3") > before
@@ -213,8 +215,10 @@ async def test_a_node_that_was_away_says_what_to_do(lab: Lab, nodes: Nodes) -> N
     )
     await nodes.wait(lambda: nodes.status("n4", "state") == "degraded", "n4 is degraded")
     assert lab.state.peers("n4") == set()
-    for name in NAMES[:3]:  # and it did not take anybody with it
-        assert len(lab.state.peers(name)) == 2
+    await nodes.wait(  # and it did not take anybody with it
+        lambda: all(len(lab.state.peers(name)) == 2 for name in NAMES[:3]), "the others' links"
+    )
+    for name in NAMES[:3]:
         assert await restarts(nodes, name) == before[name]
     await nodes.run("n4", f"thicket config set 'mesh.passphrase={passphrase}'")
     await nodes.wait(lambda: len(lab.state.peers("n4")) == 3, "n4 is back")
