@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from thicket.base.errors import RequestError
 from thicket.cli.common import BAD, OK, UNREACHABLE, USAGE
 from thicket.cli.main import main
 from thicket.cli.show import duration, peers_text
+from thicket.control.client import request
 from thicket.control.server import Server
 
 STATUS: dict[str, Any] = {
@@ -345,6 +347,23 @@ class TestConfig:
     def test_apply_without_a_daemon(self, root: Path, capsys: Capture) -> None:
         assert main(["config", "apply", self.file(root, "# defaults\n")]) == OK
         assert "not running" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("verb", ["apply", "show"])
+    def test_a_daemon_that_is_late_is_not_one_that_does_not_run(
+        self, verb: str, root: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def soon(path: str, method: str, params: dict[str, Any], timeout: float = 0.0) -> Any:
+            return request(path, method, params, 0.1)
+
+        monkeypatch.setattr("thicket.cli.config.request", soon)
+        words = {"apply": [self.file(root, "# defaults\n")], "show": []}[verb]
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(root / "run/thicket/control.sock"))
+            silent.listen()
+            assert main(["config", verb, *words]) == UNREACHABLE
+        said = capsys.readouterr()
+        assert "did not answer within" in said.err
+        assert "not running" not in said.out
 
     def test_set_and_unset(self, root: Path, daemon: FakeDaemon, capsys: Capture) -> None:
         assert main(["config", "set", "mesh.id=a b", "mesh.channel=11"]) == OK

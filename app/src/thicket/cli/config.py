@@ -9,6 +9,10 @@ from typing import Any
 from thicket.cli.common import BAD, OK, UsageError, control_socket, node_paths
 from thicket.control.client import ClientError, request
 
+#: Seconds until a daemon that does not answer is given up: it may work for 30 s, see WORK of the
+#: control socket.
+RELOAD = 60.0
+
 
 def config(rest: list[str]) -> int:
     verbs = "show, check, apply, set, unset or default"
@@ -45,7 +49,7 @@ def _config_show() -> int:
         origin = f"in force, from {answer['source']}"
         values = answer["values"]
     except ClientError as e:
-        if e.code != "unreachable":
+        if e.code != "unreachable" or e.late:
             raise
         loaded = load(node_paths())
         faults = [str(finding) for finding in loaded.findings]
@@ -230,9 +234,9 @@ def _write(data: bytes) -> int:
         sys.stderr.write(f"NOBODY CAN GET INTO THIS NODE from now on: {after}\n")
     print(f"Written to {target}.")
     try:
-        return tell_reload(request(control_socket(), "reload", {}, timeout=30.0))
+        return tell_reload(request(control_socket(), "reload", {}, timeout=RELOAD))
     except ClientError as e:
-        if e.code != "unreachable":
+        if e.code != "unreachable" or e.late:
             raise
         print("The daemon is not running; it will use the file when it starts.")
         return OK

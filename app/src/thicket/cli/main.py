@@ -16,7 +16,7 @@ from collections.abc import Callable
 import thicket
 from thicket.base.visible import visible_output
 from thicket.cli.common import BAD, OK, UNREACHABLE, USAGE, UsageError, control_socket
-from thicket.cli.config import config, revocations, tell_reload
+from thicket.cli.config import RELOAD, config, revocations, tell_reload
 from thicket.cli.show import ping, show
 from thicket.control.client import ClientError, request
 
@@ -145,7 +145,7 @@ def _run(words: list[str]) -> int:
     if command == "reload":
         if rest:
             raise UsageError("reload takes no arguments")
-        return tell_reload(request(control_socket(), "reload", {}, timeout=30.0))
+        return tell_reload(request(control_socket(), "reload", {}, timeout=RELOAD))
     if command == "config":
         return config(rest)
     if command == "revocations":

@@ -19,6 +19,11 @@ class ClientError(CodedError):
     :ivar code: the daemon's code, or "unreachable" when it did not answer.
     """
 
+    @property
+    def late(self) -> bool:
+        """Whether the daemon runs, and has not answered in time."""
+        return isinstance(self.__cause__, TimeoutError)
+
 
 def request(path: str, method: str, params: dict[str, Any], timeout: float = 10.0) -> Any:
     """Call a method, and return its result.
