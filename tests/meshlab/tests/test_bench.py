@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from meshlab.bench import mesh
+import pytest
+
+from meshlab.bench import engine, mesh
+from meshlab.bench.medium import Load
 from meshlab.bench.mesh import Forming, RoundTrip
 from meshlab.lab.state import LabState
 
@@ -62,3 +65,21 @@ def test_the_table_of_joining() -> None:
     text = mesh.report_joining([mesh.Joining("sae", [4.0, 6.0, 5.0], [2.0], [30.2])])
     assert "5.0 (6.0)" in text
     assert "12.0" in text
+
+
+@pytest.mark.parametrize("columns", [3, 0])
+def test_the_engine_alone_does_the_same_each_time(columns: int) -> None:
+    def load(group: bool, rate: float = 1000.0) -> Load:
+        return Load("", 9, columns, rate, group, 100, 0.1)
+
+    first = engine.run(load(False))
+    assert first.reports == 100, "every frame has its report"
+    assert first.deliveries >= 90
+    assert first.us_per_frame > 0
+    assert engine.run(load(False)).digest == first.digest
+    assert engine.run(load(False, 999.0)).digest != first.digest
+    group = engine.run(load(True))
+    assert group.reports == 100
+    assert group.attempts_per_frame == 1.0
+    assert group.deliveries > 100
+    assert group.digest != first.digest

@@ -34,7 +34,7 @@ from meshlab.wire import hwsim
 from meshlab.wire.hwsim import Rate, TxFlag, TxFrame
 from meshlab.wire.rpc import Client, RpcError
 
-_BROADCAST = b"\xff" * 6
+BROADCAST = b"\xff" * 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ async def _measure(
                 skipped += 1  # a kernel would have stopped its queues
                 continue
             near = beside[f"n{i + 1}"]
-            receiver = _BROADCAST if load.group else mac(near[sent // load.nodes % len(near)])
+            receiver = BROADCAST if load.group else mac(near[sent // load.nodes % len(near)])
             flags = TxFlag.REQ_TX_STATUS | (TxFlag.NO_ACK if load.group else 0)
             kernel.transmit(
                 TxFrame(

@@ -31,6 +31,7 @@ tries that a real sender would have made are added to the busy time of the chann
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable
 from heapq import heappop, heappush
@@ -144,7 +145,7 @@ class Engine:
         self.reaches = Reaches(links, seed, self.nodes, lambda: self.now)
         self._rates = Rates(error or Textbook(), airtime or Standard())
         self._events: list[_Event] = []
-        self._count = 0
+        self._order = itertools.count()
         self._detection = links.receiver.detection_snr_db
 
     def reset_stats(self) -> None:
@@ -388,8 +389,7 @@ class Engine:
     # Contention.
 
     def _push(self, when: float, action: Callable[[Any, float], None], what: Any) -> None:
-        self._count = count = self._count + 1
-        heappush(self._events, (when, count, action, what))
+        heappush(self._events, (when, next(self._order), action, what))
 
     def next_event(self) -> float | None:
         """Return the time of the next event, None when nothing is under way."""
@@ -427,7 +427,7 @@ class Engine:
             start = when + radio.backoff() * ARRIVAL_SPREAD
         sent.start_at = start
         radio.contending = sent
-        self._push(start, self._start, sent)
+        heappush(self._events, (start, next(self._order), self._start, sent))
 
     def _start(self, sent: Transmission, when: float) -> None:
         if sent.dead:
@@ -465,7 +465,7 @@ class Engine:
                 if owner.up and owner in reach.by_radio and owner not in (sent.missed or ()):
                     hold(self.reaches.of(owner, frequency).sensing, frequency, when, until)
             radio.busy_until = max(radio.busy_until, until)
-        self._push(end, self._end, sent)
+        heappush(self._events, (end, next(self._order), self._end, sent))
 
     # Reception.
 
@@ -559,6 +559,7 @@ class Engine:
             self.observer.transmission(sent, outcomes)
 
     def _end_unicast(self, sent: Transmission, when: float) -> None:
+        observer = self.observer
         outcomes: list[tuple[Radio, int]] = []
         receiver: Link | None = None
         by_radio = sent.reach.by_radio
@@ -574,7 +575,8 @@ class Engine:
                 continue
             reached = True
             reason = self._receive_one(sent, link, luck, receiver is None)
-            outcomes.append((owner, reason))
+            if observer is not None:
+                outcomes.append((owner, reason))
             if reason < 0 and receiver is None:
                 receiver = link
         if not reached:
@@ -585,8 +587,8 @@ class Engine:
                 if link.receiver.up:
                     reason = self._receive_one(sent, link, luck, False)
                     outcomes.append((link.receiver, reason))
-        if self.observer is not None:
-            self.observer.transmission(sent, outcomes)
+        if observer is not None:
+            observer.transmission(sent, outcomes)
         if not sent.need_ack:
             self._finish(sent, False, when)
         elif receiver is None:
@@ -672,7 +674,7 @@ class Engine:
         if end > radio.busy_until:
             radio.busy_until = end
         self.channels.enter(ack, frequency, when, end)
-        self._push(end, self._acknowledged, ack)
+        heappush(self._events, (end, next(self._order), self._acknowledged, ack))
 
     def _acknowledged(self, ack: Acknowledgement, when: float) -> None:
         sent = ack.sent
