@@ -88,6 +88,11 @@ _NO_ACK = int(TxFlag.NO_ACK)
 _STAT_ACK = int(TxFlag.STAT_ACK)
 _ECHOED = int(TxFlag.REQ_TX_STATUS | TxFlag.NO_ACK)
 _FRAME = int(Command.FRAME)
+_TYPE = 0x0C
+_ACTION = ieee80211.Management.ACTION << 4
+_BEACON = ieee80211.Management.BEACON << 4
+_NLMSG = struct.Struct("<IH")
+_ANSWER = struct.Struct("<i8xI")
 _ERROR = hwsim.NLMSG_ERROR
 _REQUEST = hwsim.NLM_F_REQUEST
 _REQUEST_ACK = hwsim.NLM_F_REQUEST | hwsim.NLM_F_ACK
@@ -96,11 +101,6 @@ _MAX_LENGTH = hwsim.MAX_FRAME + ieee80211.FCS
 _MIN_LENGTH = hwsim.MIN_FRAME + ieee80211.FCS
 _INJECTED = 1 + hwsim.INJECT_HEAD_SIZE
 _TX_INFO_FRAMING = FRAMING.pack(1 + hwsim.TX_INFO_SIZE, 0)
-_TYPE = 0x0C
-_ACTION = ieee80211.Management.ACTION << 4
-_BEACON = ieee80211.Management.BEACON << 4
-_NLMSG = struct.Struct("<IH")
-_ANSWER = struct.Struct("<i8xI")
 
 
 _Waits = tuple[float, float, int, int]
