@@ -165,6 +165,10 @@ bench-cluster-mesh: packages ## The same between simulated nodes, beside Erlang 
 bench-membership: packages-test ## Who is in a fleet of [SIZES="50 200 1000 10000"] nodes, simulated without QEMU
 	@PYTHONHASHSEED=0 $(python) -m meshlab.bench.membership $(if $(SIZES),--sizes $(SIZES))
 
+bench-medium: packages-test ## What frames cost the simulated air: its engine alone, and with sockets
+	@$(python) -m meshlab.bench.engine
+	@$(python) -m meshlab.bench.medium
+
 bench-beacon: packages-test ## Print figures: what a signed beacon costs, and a flood of them
 	@$(python) app/tests/bench_beacon.py
 
@@ -240,7 +244,7 @@ help: ## This text
 		'PYTEST="-k name -x"' 'goes to pytest'
 	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
-.PHONY: bench bench-beacon bench-cluster bench-cluster-mesh bench-update clean defconfigs distclean flash format fuzz help \
+.PHONY: bench bench-beacon bench-cluster bench-cluster-mesh bench-medium bench-update clean defconfigs distclean flash format fuzz help \
 	erlang-releases image lab-image lint lock packages packages-build packages-bundle \
 	packages-flash packages-release packages-standin packages-standin-rpi64 packages-test release rpi64 rpi64-bundle \
 	standin-bundle standin-rpi64-bundle x86_64 x86_64-bundle \
