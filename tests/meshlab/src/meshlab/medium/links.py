@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from meshlab.medium.config import MediumConfig, NodeConfig, Receiver, State
 from meshlab.medium.fading import Fading, Fadings
 from meshlab.medium.propagation import Place, Propagation
 
 
-@dataclass(frozen=True, slots=True)
-class Hearing:
+class Hearing(NamedTuple):
     """How one node hears another."""
 
     snr: float | None
