@@ -28,6 +28,7 @@ from meshlab.lab.fake import FakeFleet, FakeParts
 from meshlab.lab.fleet import LabFleet
 from meshlab.lab.journal import Pace
 from meshlab.lab.lab import Lab
+from meshlab.lab.parts import Doubts
 from meshlab.lab.spec import PREFIX, LabSpec, NodeSpec, to_toml
 from meshlab.lab.state import visible_values
 from meshlab.machine.events import Panic
@@ -117,11 +118,24 @@ async def test_every_host_has_its_own_boot_slots(parts: FakeParts, tmp_path: Pat
 
 
 async def test_further_doubts_make_a_run_invalid(parts: FakeParts, tmp_path: Path) -> None:
-    doubts: list[str] = []
-    async with Lab(spec(), parts, tmp_path, doubts=lambda: doubts) as lab:
+    class Some(Doubts):
+        def __init__(self) -> None:
+            self.found: list[str] = []
+            self.resets = 0
+
+        def reasons(self) -> list[str]:
+            return self.found
+
+        def reset(self) -> None:
+            self.found = []
+            self.resets += 1
+
+    doubts = Some()
+    async with Lab(spec(), parts, tmp_path, doubts=doubts) as lab:
         await lab.formed(60)
+        await lab.wait(lambda: doubts.resets == 1, 60, "the measurement of the mesh begins")
         assert (await lab.medium_call("status"))["valid"] is True
-        doubts.append("the way to b is long")
+        doubts.found = ["the way to b is long"]
         status = await lab.medium_call("status")
         assert status["valid"] is False
         assert status["reasons"] == ["the way to b is long"]
@@ -130,6 +144,8 @@ async def test_further_doubts_make_a_run_invalid(parts: FakeParts, tmp_path: Pat
             60,
             "it is told",
         )
+        await lab.medium_call("reset_stats")
+        assert (await lab.medium_call("status"))["valid"] is True
 
 
 async def test_a_node_whose_host_is_lost_says_so(parts: FakeParts, tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ class Agent(Handlers):
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._folder = folder
+        await asyncio.to_thread(_remove_unused, folder.parent)
         for path in folder.iterdir():
             if path.is_dir() and not params["keep"] and path.name not in params["nodes"]:
                 await asyncio.to_thread(shutil.rmtree, path)
@@ -371,6 +372,16 @@ async def _connect(
     return None
 
 
+def _remove_unused(labs: Path) -> None:
+    """Remove the folders of labs that were not here for long, and that no agent holds."""
+    for folder in labs.iterdir():
+        lock = folder / "lock"
+        with contextlib.suppress(OSError), lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - lock.stat().st_mtime > UNUSED_DAYS * 86400:
+                shutil.rmtree(folder)
+
+
 def _write_sparse(file: Any, data: bytes) -> None:
     """Write data, and leave holes where it is nothing but zeros."""
     for at in range(0, len(data), 4096):
@@ -426,6 +437,8 @@ async def serve(root: Path) -> None:
 def main() -> int:
     """Run the agent; return its exit status."""
     os.umask(0o077)
+    # Where Debian has mkfs.fat, and where a user's commands by SSH are not looked for.
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
         child.tied([])

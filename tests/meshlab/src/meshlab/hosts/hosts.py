@@ -17,6 +17,7 @@ from meshlab.hosts.errors import HostsError
 from meshlab.hosts.link import PATIENCE, Handlers, Json, Link, LinkError, Stream
 from meshlab.hosts.placement import Capacity, HostSpec, room_for
 from meshlab.hosts.ssh import Connection
+from meshlab.lab.parts import Doubts
 
 AGENT_PATIENCE = PATIENCE
 """Seconds without a word of the lab after which an agent ends its nodes, and itself."""
@@ -84,9 +85,17 @@ class Host(Handlers):
         return self._link is not None and not self._link.ended.done()
 
     def late_ms(self) -> float:
-        """Return how long one way took at most in 99 of 100 pulses, in milliseconds."""
+        """Return how long one way took at most in 99 of 100 pulses, in milliseconds.
+
+        Those since the latest ``forget_trips``, over one link.
+        """
         trips = sorted(self._link.round_trips) if self._link is not None else []
         return trips[(len(trips) - 1) * 99 // 100] * 500 if trips else 0.0
+
+    def forget_trips(self) -> None:
+        """Begin a new measurement."""
+        if self._link is not None:
+            self._link.round_trips.clear()
 
     async def open(self) -> Link:
         """Return the link, made again if it was lost.
@@ -221,7 +230,7 @@ class Host(Handlers):
             await connection.end()
 
 
-class Hosts:
+class Hosts(Doubts):
     """All of them. Use it as ``async with``: with the end of the block nothing runs there.
 
     :param specs: The machines besides the lab's own.
@@ -231,18 +240,25 @@ class Hosts:
 
     def __init__(self, specs: Sequence[HostSpec], lab: str, folder: Path, *, keep: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("host-*.log"):
+            old.replace(old.with_suffix(".log.1"))
         name = f"{slug(lab)}-{_origin(folder)}"
         self.all = [Host(spec, name, folder, keep=keep) for spec in specs]
 
     async def __aenter__(self) -> Hosts:
-        opened = await asyncio.gather(*(host.open() for host in self.all), return_exceptions=True)
-        failures = [result for result in opened if isinstance(result, BaseException)]
-        if failures:
-            await self.close()
+        try:
+            opened = await asyncio.gather(
+                *(host.open() for host in self.all), return_exceptions=True
+            )
+            failures = [result for result in opened if isinstance(result, BaseException)]
             for failure in failures:
                 if not isinstance(failure, HostsError):
                     raise failure
-            raise HostsError("\n".join(str(failure) for failure in failures))
+            if failures:
+                raise HostsError("\n".join(str(failure) for failure in failures))
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -264,13 +280,18 @@ class Hosts:
         ]
 
     def reasons(self) -> list[str]:
-        """Return why the figures of a run cannot be trusted."""
+        """See ``Doubts``: machines that are too far away."""
         return [
             f"the way to {host.name} takes {late:.0f} ms once in a hundred "
             f"(bound {LATE_BOUND_MS:g}): frames come late there, or from there"
             for host in self.all
             if (late := host.late_ms()) > LATE_BOUND_MS
         ]
+
+    def reset(self) -> None:
+        """See ``Doubts``."""
+        for host in self.all:
+            host.forget_trips()
 
 
 def slug(name: str) -> str:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Json = Any
 
-PULSE = 2.0
+PULSE = 1.0
 """Seconds between two signs of life."""
 PATIENCE = 30.0
 """Seconds of silence after which the other side is taken for lost."""
@@ -197,8 +197,8 @@ class Link:
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.heard = time.monotonic()
         """When something last came from the other side."""
-        self.round_trips: deque[float] = deque(maxlen=100)
-        """Seconds from a pulse to its answer, the last hundred."""
+        self.round_trips: deque[float] = deque(maxlen=10_000)
+        """Seconds from a pulse to its answer, the last ones."""
         self._reader = reader
         self._writer = writer
         self._handlers = handlers
@@ -299,7 +299,8 @@ class Link:
                 self._take(Kind(kind), number, payload)
         except asyncio.IncompleteReadError:
             pass
-        except (OSError, LinkError, ValueError, struct.error) as error:
+        except Exception as error:  # of the network, or what the other side sent makes no sense
+            log.debug("the link ends", exc_info=error)
             why = f"the connection broke: {error}"
         self._end(why)
 

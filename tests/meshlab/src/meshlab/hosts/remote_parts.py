@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from meshlab.hosts import images
 from meshlab.hosts.chip_line import answer
@@ -42,6 +42,9 @@ START_PATIENCE = 300.0
 """Seconds that a start may take there: the disks of a card are copied, and the host may be busy."""
 STOP_PATIENCE = 60.0
 _LOGS = (CONSOLE_LOG, QEMU_LOG)
+_EVENTS: dict[str, Callable[..., MachineEvent]] = {
+    kind.__name__: kind for kind in get_args(MachineEvent)
+}
 
 
 class RemoteChip:
@@ -214,8 +217,7 @@ class RemoteMachine(MachineLike):
         if "cpu" in note:
             self._cost = (float(note["cpu"]), int(note.get("own", 0)))
         if "event" in note:
-            event = getattr(events, note["event"])(*note["fields"])
-            self._happened(event)
+            self._happened(_EVENTS[note["event"]](*note["fields"]))
         if "ended" in note:
             self.end(note["ended"])
 

@@ -15,7 +15,7 @@ from meshlab.hosts.hosts import Host, Hosts
 from meshlab.hosts.memory import available_mib
 from meshlab.hosts.placement import HERE, Capacity, HostSpec, place, room_for
 from meshlab.hosts.remote_parts import RemoteParts
-from meshlab.lab.parts import Parts
+from meshlab.lab.parts import Doubts, Parts
 from meshlab.lab.real_parts import RealParts
 
 
@@ -33,7 +33,7 @@ class Spread(NamedTuple):
     """Parts by node for ``Lab``, and its further doubts."""
 
     others: dict[str, Parts]
-    doubts: Callable[[], list[str]]
+    doubts: Doubts
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +70,7 @@ async def spread(
             node: made.get((placed[node], id(own_parts)), own_parts)
             for node, own_parts in parts.items()
         }
-        yield Spread(others, hosts.reasons)
+        yield Spread(others, hosts)
 
 
 async def _make(

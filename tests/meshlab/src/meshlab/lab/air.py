@@ -8,13 +8,13 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from host.child import tied
 from meshlab.lab.directory import last_lines
 from meshlab.lab.errors import LabError
 from meshlab.lab.journal import Journal, Pace
+from meshlab.lab.parts import Doubts
 from meshlab.lab.state import (
     Kind,
     LabState,
@@ -34,7 +34,7 @@ RESTART_PAUSE = 1.0
 class Air:
     """The medium's process in a lab, and what the lab's state says of it.
 
-    :param doubts: Returns why figures cannot be trusted that the medium itself cannot know of.
+    :param doubts: Why figures cannot be trusted, beside the medium's own reasons.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Air:
         journal: Journal,
         pace: Pace,
         *,
-        doubts: Callable[[], list[str]] = list,
+        doubts: Doubts | None = None,
     ) -> None:
         self._directory = directory
         self._command = command
         self._state = state
         self._journal = journal
         self._pace = pace
-        self._doubts = doubts
+        self._doubts = doubts or Doubts()
         self._process: asyncio.subprocess.Process | None = None
         self._client: Client | None = None
         self._lock = asyncio.Lock()
@@ -106,6 +106,8 @@ class Air:
                     if self._client is None:
                         self._client = await Client.connect(self._directory / "medium.sock")
                     answer = await self._client.call(method, params, timeout=PATIENCE)
+                    if method == "reset_stats":
+                        self._doubts.reset()
                     return self._judged(answer) if method == "status" else answer
                 except RpcError as error:
                     if error.code not in ("not-running", "closed", "timeout"):
@@ -120,7 +122,7 @@ class Air:
 
     def _judged(self, status: Json) -> Json:
         """Return the medium's status with the verdict of those who know more."""
-        doubts = self._doubts()
+        doubts = self._doubts.reasons()
         if not doubts:
             return status
         reasons = [*status.get("reasons", []), *doubts]

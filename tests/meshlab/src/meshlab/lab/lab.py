@@ -31,7 +31,7 @@ from meshlab.lab.directory import LabDirectory, last_lines
 from meshlab.lab.errors import LabError, NotFormedError
 from meshlab.lab.journal import Journal, Pace
 from meshlab.lab.node import Node, Surroundings
-from meshlab.lab.parts import FleetLike, Parts
+from meshlab.lab.parts import Doubts, FleetLike, Parts
 from meshlab.lab.paths import slots_directory
 from meshlab.lab.requests import Requests
 from meshlab.lab.slots import BootSlots
@@ -76,7 +76,7 @@ class Lab:
     :param parts: Makes the parts of it.
     :param cache: Where labs are; ``None``: in the product's cache folder.
     :param others: Makes the parts of the nodes of these names, which differ from all others.
-    :param doubts: Returns why figures cannot be trusted, beside the medium's own reasons.
+    :param doubts: Why figures cannot be trusted, beside the medium's own reasons.
     :raises LabError: (From ``start``) when the directory is in use, or the medium or a machine does
         not start.
     """
@@ -87,7 +87,7 @@ class Lab:
         parts: Parts,
         cache: Path | None = None,
         others: Mapping[str, Parts] | None = None,
-        doubts: Callable[[], list[str]] = list,
+        doubts: Doubts | None = None,
     ) -> None:
         self.spec = spec
         self.parts = parts

@@ -76,6 +76,17 @@ class FleetLike(Protocol):
         """
 
 
+class Doubts:
+    """Why the figures of a run cannot be trusted, as far as the medium itself cannot know."""
+
+    def reasons(self) -> list[str]:
+        """Return the reasons, none when there is nothing to doubt."""
+        return []
+
+    def reset(self) -> None:
+        """Begin a new measurement, as the medium's ``reset_stats``."""
+
+
 class Parts(Protocol):
     """Makes the parts of a lab; ``real_parts`` makes the real ones, tests make others."""
 

@@ -135,6 +135,7 @@ def _node(lab: LabState, name: str, lacking: list[str]) -> dict[str, Any]:
     node = lab.nodes[name]
     return {
         "name": name,
+        "host": node.host or None,
         "power": node.power,
         "state": node.state or None,
         "phase": phase(lab, name),
