@@ -41,7 +41,8 @@ node_images = $(foreach node,$(NODES),$(firstword $(subst @, ,$(lastword $(subst
 
 qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or play [SCENARIO=FILE]
 	@$(if $(SCENARIO),bin/meshlab --lab "$(LAB)" run $(SCENARIO) $(if $(REPEAT),--repeat "$(REPEAT)") \
-		$(if $(call given,SEED),--seed "$(SEED)") $(if $(call given,IMAGE),--image "$(IMAGE)"),\
+		$(if $(call given,SEED),--seed "$(SEED)") $(if $(call given,IMAGE),--image "$(IMAGE)") \
+		$(if $(HOSTS),--hosts "$(HOSTS)") $(foreach node,$(ON),--on "$(node)"),\
 	bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
 		--seed "$(SEED)" --security "$(SECURITY)" $(foreach app,$(APPS),--application "$(app)") \
 		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \

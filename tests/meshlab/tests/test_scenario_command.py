@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from meshlab.cli.main import main
+from meshlab.hosts.placement import HostSpec
+from meshlab.hosts.spread import Wanted
 from meshlab.lab.fake import FakeParts
 from meshlab.lab.journal import Pace
 from meshlab.lab.parts import Parts
 from meshlab.scenario import perform
 from meshlab.scenario.file import parse
 from meshlab.scenario.model import Scenario
+from meshlab.scenario.outcome import Verdict
 
 TEXT = """\
 [scenario]
@@ -152,3 +157,35 @@ def test_make_plays_a_scenario() -> None:
     said = subprocess.run(words, cwd=top, capture_output=True, text=True, check=True).stdout
     line = " ".join(said.splitlines()[-1].split())
     assert line == 'bin/meshlab --lab "default" run a.toml --repeat "3" --seed "7"'
+
+
+async def test_a_scenario_plays_on_several_machines(file: Path) -> None:
+    """Here all of them are this one; test_hosts.py has the others."""
+    made = FakeParts()
+    wanted = Wanted([HostSpec("local")])
+    (outcome,) = await perform.perform(
+        parse(file.read_bytes(), file),
+        perform.Options(hosts=wanted),
+        lambda wanted, seed: (made, {}),
+        lambda _, text: None,
+    )
+    assert outcome.verdict is Verdict.PASSED
+    assert set(made.starts) == {"n1", "n2", "n3"}
+
+
+def test_a_machine_that_cannot_be_used_is_no_result(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program = [sys.executable, str(Path(__file__).with_name("fake_ssh.py"))]
+    monkeypatch.setenv("THICKET_SSH", shlex.join(program))
+    monkeypatch.setenv("FAKE_SSH", str(tmp_path / "there"))
+    monkeypatch.setattr(perform, "real_parts", lambda *_: (FakeParts(), {}))
+    assert main(["run", "--hosts", "refused", str(file)]) == perform.NO_RESULT
+    assert "refused: it lets nobody in without a question" in capsys.readouterr().err
+    assert main(["run", "--hosts", "a", "--on", "n9=a", str(file)]) == 2
+    assert "ON: there is no node n9" in capsys.readouterr().err
+    assert main(["run", "--hosts", "a", str(file)]) == perform.NO_RESULT
+    assert "n1 boots nothing, so it cannot run on a" in capsys.readouterr().err

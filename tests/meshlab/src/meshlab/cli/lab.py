@@ -72,19 +72,7 @@ def define(command: Define) -> None:
         metavar="DIRECTORY",
         help="install this Python project on every node of the lab image (repeatable)",
     )
-    up.add_argument(
-        "--hosts",
-        metavar="HOSTS",
-        help='machines that nodes run on, by SSH: "user@a b=2 local", with weights if wanted '
-        "(docs/simulator.md)",
-    )
-    up.add_argument(
-        "--on",
-        action="append",
-        default=[],
-        metavar="NODE=HOST",
-        help="the machine of one node (repeatable)",
-    )
+    define_hosts(up)
     up.add_argument("--keep", action="store_true", help="keep the disks and chips of the last run")
     up.add_argument(
         "--once", action="store_true", help="wait until formed, print a summary as JSON, end"
@@ -100,6 +88,26 @@ def define(command: Define) -> None:
     command("down", "end a running lab", cmd_down)
 
 
+def define_hosts(command: argparse.ArgumentParser) -> None:
+    """Define the options for machines that nodes run on; ``hosts_of`` reads them.
+
+    :param command: What gets them.
+    """
+    command.add_argument(
+        "--hosts",
+        metavar="HOSTS",
+        help='machines that nodes run on, by SSH: "user@a b=2 local", with weights if wanted '
+        "(docs/simulator.md)",
+    )
+    command.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="NODE=HOST",
+        help="the machine of one node (repeatable)",
+    )
+
+
 def cmd_up(options: argparse.Namespace) -> int:
     shape = topology.make(options.topology, options.nodes, options.seed)
     for path in options.application:
@@ -107,7 +115,7 @@ def cmd_up(options: argparse.Namespace) -> int:
             why = "has no pyproject.toml" if path.is_dir() else "is no directory"
             raise CommandError(f"{path}: no application to install, it {why}", 2)
     kinds = _kinds(options.node, shape.names)
-    wanted = _hosts(options, shape.names)
+    wanted = hosts_of(options, shape.names)
     # A terminal that vanishes ends the lab as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -155,9 +163,11 @@ def cmd_up(options: argparse.Namespace) -> int:
     return run_supervised(go())
 
 
-def _hosts(options: argparse.Namespace, names: Sequence[str]) -> Wanted | None:
+def hosts_of(options: argparse.Namespace, names: Sequence[str]) -> Wanted | None:
     """Return the machines that nodes run on; ``None``: this one.
 
+    :param options: The command line.
+    :param names: The nodes.
     :raises CommandError: when they are not understood.
     """
     on: dict[str, str] = {}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from meshlab.cli.common import CommandError, Define, ask
-from meshlab.cli.lab import run_supervised
+from meshlab.cli.lab import define_hosts, hosts_of, run_supervised
 from meshlab.lab.errors import LabError
 from meshlab.lab.parts import Parts
 from meshlab.scenario.errors import ScenarioError
@@ -42,6 +42,7 @@ def define(command: Define) -> None:
         "--slack", type=float, default=1.0, metavar="F", help="expectations have F times as long"
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="where results are put")
+    define_hosts(run)
     run.add_argument("--junit", type=Path, metavar="FILE", help="a JUnit file of all runs")
 
     record = command("record", "write what was done to a running lab as a scenario", cmd_record)
@@ -124,6 +125,7 @@ def _play(scenario: Scenario, given: argparse.Namespace, played: list[Outcome]) 
         repeat=given.repeat, seed=given.seed, same_seed=given.same_seed, slack=given.slack,
         imagined=given.rehearse, out=given.out,
         lab=None if given.lab == "default" else given.lab,
+        hosts=hosts_of(given, scenario.spec.topology.names),
     )  # fmt: skip
 
     def tell(at: float, text: str) -> None:

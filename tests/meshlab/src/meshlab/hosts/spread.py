@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from meshlab.hosts.errors import HostsError
 from meshlab.hosts.hosts import Host, Hosts
 from meshlab.hosts.memory import available_mib
 from meshlab.hosts.placement import HERE, Capacity, HostSpec, place, room_for
@@ -40,7 +41,7 @@ class Spread(NamedTuple):
 async def spread(
     wanted: Wanted,
     lab: tuple[str, Path],
-    parts: Mapping[str, RealParts],
+    parts: Mapping[str, Parts],
     *,
     keep: bool,
     tell: Callable[[str], None],
@@ -76,7 +77,7 @@ async def spread(
 async def _make(
     hosts: Sequence[Host],
     placed: Mapping[str, str],
-    parts: Mapping[str, RealParts],
+    parts: Mapping[str, Parts],
     *,
     keep: bool,
     tell: Callable[[str], None],
@@ -88,6 +89,8 @@ async def _make(
         for node, where in placed.items():
             one = parts[node]
             if where == host.name and (where, id(one)) not in made:
+                if not isinstance(one, RealParts):
+                    raise HostsError(f"{node} boots nothing, so it cannot run on {where}")
                 made[where, id(one)] = await RemoteParts.make(
                     host, one, str(len(made)), keep=keep, tell=tell
                 )

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from host.cache import cache_root
+from meshlab.hosts.spread import Spread, Wanted, spread
 from meshlab.lab.lab import Lab
-from meshlab.lab.parts import Parts
+from meshlab.lab.parts import Doubts, Parts
+from meshlab.lab.paths import lab_directory
 from meshlab.lab.topology import make
 from meshlab.scenario import report
 from meshlab.scenario.engine import Tell, play
@@ -45,6 +48,8 @@ class Options:
     """Where results are put; None: in the cache."""
     lab: str | None = None
     """The lab's name, None for one by the scenario's."""
+    hosts: Wanted | None = None
+    """The machines that nodes run on, None: this one."""
 
 
 def slug(name: str) -> str:
@@ -84,6 +89,21 @@ def real_parts(
     return made, others
 
 
+@contextlib.asynccontextmanager
+async def _placed(
+    hosts: Wanted | None, wanted: Scenario, made: Parts, others: dict[str, Parts], tell: Tell
+) -> AsyncIterator[Spread]:
+    """Give the parts of all nodes that are not ``made``, on the machines that are wanted."""
+    if hosts is None:
+        yield Spread(others, Doubts())
+        return
+    spec = wanted.spec
+    parts = {name: others.get(name, made) for name in spec.topology.names}
+    own = spec.name, lab_directory(spec.name)
+    async with spread(hosts, own, parts, keep=False, tell=lambda text: tell(0.0, text)) as found:
+        yield found
+
+
 async def perform(
     scenario: Scenario, options: Options, parts: PartsOf, tell: Tell
 ) -> list[Outcome]:
@@ -100,7 +120,10 @@ async def perform(
             tell(0.0, f"run {number + 1} of {options.repeat}, seed {seed}")
         wanted = seeded(scenario, seed, name)
         made, others = parts(wanted, seed)
-        async with Lab(wanted.spec, made, others=others) as lab:
+        async with (
+            _placed(options.hosts, wanted, made, others, tell) as found,
+            Lab(wanted.spec, made, others=found.others, doubts=found.doubts) as lab,
+        ):
             outcome = await play(
                 wanted,
                 lab,
