@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from meshlab.bench import engine, mesh
+from meshlab.bench import distance, engine, mesh
 from meshlab.bench.medium import Load
 from meshlab.bench.mesh import Forming, RoundTrip
 from meshlab.lab.state import LabState
@@ -83,3 +84,9 @@ def test_the_engine_alone_does_the_same_each_time(columns: int) -> None:
     assert group.attempts_per_frame == 1.0
     assert group.deliveries > 100
     assert group.digest != first.digest
+
+
+async def test_a_report_waits_for_a_far_kernel(tmp_path: Path) -> None:
+    row = await distance.measure(0.1, 1, 0.5, tmp_path)
+    assert row.frames > 0
+    assert row.report_ms >= 200, "there and back"

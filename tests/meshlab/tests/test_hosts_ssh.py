@@ -29,7 +29,7 @@ async def test_an_agent_answers_through_a_server_that_forwards_nothing(
     monkeypatch.setenv("THICKET_SSH", program(tmp_path / "ssh.conf", server.settings()))
     specs = [HostSpec("there")]
     async with Hosts(specs, "lab", tmp_path / "lab", keep=False) as hosts:
-        (capacity,) = hosts.capacities()
+        (capacity,) = hosts.capacities(128)
         assert capacity.weight >= 1
         folder = server.home / "thicket-hosts"
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700

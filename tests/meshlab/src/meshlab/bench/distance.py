@@ -93,7 +93,7 @@ async def measure(delay: float, burst: int, seconds: float, directory: Path) -> 
 
     :param delay: Seconds, one way.
     :param burst: Most frames that the sender has on their way.
-    :param seconds: How long.
+    :param seconds: How long, at least until the first report.
     :param directory: An empty one.
     """
     nodes = tuple(NodeConfig(f"n{i}", f"n{i}", (RadioConfig(mac(i)),)) for i in (1, 2))
@@ -137,7 +137,7 @@ async def _send(near: FakeKernel, client: Client, delay: float, burst: int, seco
     tx_info, tx_info_flags = hwsim.encode_series([Rate(11, 2, 0)])
     before, begun = near.reports, time.monotonic()
     area, last, number = 0.0, begun, 0
-    while (now := time.monotonic()) - begun < seconds:
+    while (now := time.monotonic()) - begun < seconds or near.reports == before:
         area, last = area + near.unanswered * (now - last), now
         while near.unanswered < burst:
             number += 1

@@ -268,13 +268,16 @@ class Hosts(Doubts):
         """End everything on all of them."""
         await asyncio.gather(*(host.close() for host in self.all))
 
-    def capacities(self) -> list[Capacity]:
-        """Return what each can take."""
+    def capacities(self, guest_mib: int) -> list[Capacity]:
+        """Return what each can take.
+
+        :param guest_mib: The memory of a node.
+        """
         return [
             Capacity(
                 host.name,
                 host.spec.weight or float(host.facts.cores),
-                room_for(host.facts.memory_mib),
+                room_for(host.facts.memory_mib, guest_mib),
             )
             for host in self.all
         ]

@@ -12,8 +12,8 @@ from meshlab.hosts.errors import HostsError
 HERE = "local"
 """The machine that the lab itself runs on."""
 
-NODE_MIB = 240
-"""Memory of the host that a node takes without KVM: the guest's, and QEMU's translated code."""
+QEMU_MIB = 112
+"""Memory of the host that QEMU takes without KVM besides the guest's: most is translated code."""
 SPARE_MIB = 256
 """Memory that a host keeps for itself."""
 
@@ -60,9 +60,9 @@ def parse_hosts(text: str) -> list[HostSpec]:
     return found
 
 
-def room_for(memory_mib: int) -> int:
-    """Return how many nodes fit into the free memory of a machine."""
-    return max(0, (memory_mib - SPARE_MIB) // NODE_MIB)
+def room_for(free_mib: int, guest_mib: int) -> int:
+    """Return how many nodes with so much memory fit into what a machine has free."""
+    return max(0, (free_mib - SPARE_MIB) // (guest_mib + QEMU_MIB))
 
 
 def place(
@@ -89,16 +89,13 @@ def place(
         open_hosts = [host for host in hosts if count[host.name] < host.room]
         if not open_hosts:
             rooms = ", ".join(f"{host.name} {host.room}" for host in hosts)
-            raise HostsError(
-                f"there is no memory for {len(nodes)} nodes of {NODE_MIB} MiB: room for {rooms}"
-            )
+            raise HostsError(f"there is no memory for {len(nodes)} nodes: room for {rooms}")
         best = min(open_hosts, key=lambda host: (count[host.name] + 1) / host.weight)
         count[best.name] += 1
     for one in hosts:
         if count[one.name] > one.room:
             raise HostsError(
-                f"{one.name} has no memory for {count[one.name]} nodes of {NODE_MIB} MiB, "
-                f"only for {one.room}"
+                f"{one.name} has no memory for {count[one.name]} nodes, only for {one.room}"
             )
     placed = dict(fixed)
     for one in hosts:

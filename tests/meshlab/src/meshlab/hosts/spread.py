@@ -56,11 +56,14 @@ async def spread(
     """
     away = [spec for spec in wanted.hosts if spec.name != HERE]
     async with Hosts(away, *lab, keep=keep) as hosts:
-        known = {one.name: one for one in hosts.capacities()}
+        guest = max(
+            (one.memory_mib for one in parts.values() if isinstance(one, RealParts)), default=0
+        )
+        known = {one.name: one for one in hosts.capacities(guest)}
         own = [spec for spec in wanted.hosts if spec.name == HERE]
         if own:
             cores = len(os.sched_getaffinity(0))
-            known[HERE] = Capacity(HERE, own[0].weight or cores, room_for(available_mib()))
+            known[HERE] = Capacity(HERE, own[0].weight or cores, room_for(available_mib(), guest))
         order = [known[spec.name] for spec in wanted.hosts]
         placed = place(list(parts), order, wanted.on)
         for spec in wanted.hosts:

@@ -132,6 +132,14 @@ class RealParts(Parts):
         return self.images.arch if isinstance(self.images, CardImage) else "x86_64"
 
     @property
+    def memory_mib(self) -> int:
+        """Return the memory of a node."""
+        from meshlab.machine.spec import BOARDS, MEMORY_MIB
+
+        own = None if self.board is None else BOARDS[self.board].memory_mib
+        return own or MEMORY_MIB
+
+    @property
     def has_card(self) -> bool:
         """Tell whether nodes have cards."""
         return isinstance(self.images, CardImage)

@@ -38,6 +38,9 @@ KERNEL = "kernel"
 TREE = "devicetree.dtb"
 """The device tree that it took, on a board that is a Pi."""
 
+MEMORY_MIB = 128
+"""Memory of a node, where its board leaves the choice."""
+
 SOCKETS = (CONSOLE_SOCKET, SHELL_SOCKET, EXEC_SOCKET, RELAY_SOCKET, QMP_SOCKET)
 """Those that QEMU makes."""
 
@@ -189,7 +192,7 @@ class MachineSpec:
     cmdline: str
     """The image's kernel parameters, with a card those that are added to the card's."""
     accel: Accel
-    memory_mib: int = 128
+    memory_mib: int = MEMORY_MIB
     chip: bool = True
     """Attach the chip's I2C bus: its back end must listen on ``chip.sock`` before the start. It is
     ``chip.server.ChipServer``, with ``usb`` where the board has no virtio."""

@@ -354,7 +354,7 @@ def _note(node: NodeState) -> Text:
         return Text("; ".join(node.problems), "red")
     if get(node.status, "identity", "software"):
         return Text("software identity", "yellow")
-    return Text("")
+    return Text(f"on {node.host}" if node.host else "", "bright_black")
 
 
 # --- lines ----------------------------------------------------------------------------------------
