@@ -168,7 +168,7 @@ class Agent(Handlers):
                 break
             except BlockingIOError:
                 holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-                if not asked and holder.isdecimal():
+                if not asked and _is_agent(holder):
                     asked = True
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(int(holder), signal.SIGTERM)
@@ -370,6 +370,15 @@ async def _connect(
         except OSError:
             await asyncio.sleep(0.05)
     return None
+
+
+def _is_agent(pid: str) -> bool:
+    """Tell whether a process is an agent: who has the lock may not have written its own yet."""
+    try:
+        words = Path("/proc", str(int(pid)), "cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return False
+    return __spec__.name.encode() in words
 
 
 def _remove_unused(labs: Path) -> None:

@@ -215,9 +215,11 @@ class Host(Handlers):
     async def _watch(self, link: Link) -> None:
         """Tell the nodes when the machine is lost."""
         why = await asyncio.shield(link.ended)
-        said = self._connection.said.strip().splitlines() if self._connection is not None else []
-        own = [line.removeprefix("thicket: ") for line in said[-1:]]
-        text = f"{self.name} is out of reach: " + (own[0] if own else why)
+        said = "" if self._connection is None else self._connection.said
+        own = [line for line in said.splitlines() if line.startswith("thicket: ")]
+        text = f"{self.name} is out of reach: " + (own[-1] if own else why).removeprefix(
+            "thicket: "
+        )
         for node in self.nodes.values():
             node.lost(text)
         await self._drop(link)
