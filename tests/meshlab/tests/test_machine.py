@@ -118,7 +118,7 @@ def test_relay_port_is_optional(tmp_path: Path) -> None:
 
 def test_accelerators(tmp_path: Path) -> None:
     tcg = command(make_spec(tmp_path))
-    assert option(tcg, "-accel") == ["tcg,thread=single,tb-size=96"]
+    assert option(tcg, "-accel") == ["tcg,thread=single,tb-size=192"]
     kvm = command(make_spec(tmp_path, accel=Accel("kvm", "test", "qemu64")))
     assert option(kvm, "-accel") == ["kvm"]
     assert option(kvm, "-cpu") == ["qemu64"]

@@ -205,9 +205,10 @@ class MachineSpec:
     arch: str = "x86_64"
     board: str | Board | None = None
     """A key of ``BOARDS``, or a board of one's own; ``None``: the default of ``arch``."""
-    code_buffer_mib: int = 96
-    """TCG's buffer of translated code. A node's boot and daemon fill about 75 MiB; a full buffer is
-    thrown away and translated again. QEMU's own default can grow to a gigabyte."""
+    code_buffer_mib: int = 192
+    """TCG's buffer of translated code. A node that has joined has filled some 105 MiB of it; a full
+    buffer is thrown away, and all of it translated again. Memory is taken only as it fills. QEMU's
+    own default can grow to a gigabyte."""
     write_log: str | None = None
     """A file that gets every write and flush of the card, in order, in the form of dm-log-writes
     (``machine.write_log``, whose ``create`` makes it); virtio boards only. Every start goes on with
