@@ -42,7 +42,7 @@ from thicket.distribution.events import (
     Suspected,
 )
 
-SERVICES = ("net_kernel", "rex", "logger_proxy", "logger", "thicket_membership")
+SERVICES = ("net_kernel", "rex", "logger_proxy", "logger", "thicket_membership", "thicket_casts")
 
 
 def registered(node: processes.ProcessTable, name: str) -> processes.Process:

@@ -196,6 +196,7 @@ class ClusterSession:
             "ended": self.node.membership.ended,
             "links": len(roster.links),
             "roster_dropped": sum(roster.dropped.values()),
+            **{f"casts_{name}": count for name, count in self.node.casts.counters().items()},
         }
 
 

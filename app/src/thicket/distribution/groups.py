@@ -15,6 +15,9 @@ Where not every two nodes are connected, each Thicket node also states its own m
 the connected nodes that keep no roster, to all Thicket nodes (:mod:`.roster`). What a connected
 node says of itself counts more. Erlang's nodes get nothing of this: for them a group has the
 members of the nodes that they are connected with.
+
+There, messages to a group go over the links of the overlay (:mod:`.relay`), to each Thicket node
+with members, and to the neighbours of other nodes with members.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from thicket.distribution.atoms import GEN_CAST
+from thicket.distribution.atoms import GEN_CALL, GEN_CAST, SYSTEM
 from thicket.distribution.etf import (
     Atom,
     DecodeError,
@@ -40,6 +43,7 @@ from thicket.distribution.handshake import ROSTER, DistributionError, key_of
 from thicket.distribution.ledger import MAX_BODY, Record
 from thicket.distribution.mailbox import LIMIT, Mailbox
 from thicket.distribution.processes import Process
+from thicket.distribution.relay import by_way_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -67,6 +71,10 @@ old one is known here."""
 
 AT_ONCE = 8
 """Nodes without a connection that a message to a group is sent to at the same time."""
+
+MAX_BEHIND = 1024 * 1024
+"""Bytes that wait for a node without a roster beyond which messages to it that came from node to
+node are dropped."""
 
 TOPIC = "pg:"
 """Begins the topic of a scope in the roster."""
@@ -127,6 +135,8 @@ class _Far:
         self._counts: dict[str, int] = {}
         self._view: dict[bytes, _Group] = {}
         self._stamp: object = None
+        #: Whose word counts for a node without a roster.
+        self.speakers: dict[str, str] = {}
 
     def take(self, record: Record) -> bool:
         """Note what a node states; False when there is no room for it."""
@@ -163,6 +173,7 @@ class _Far:
             return self._view
         view: dict[bytes, _Group] = {}
         taken = {self._own, *direct}
+        self.speakers = {}
         # A node speaks for itself, and the first of its neighbours for one without a roster.
         for origin in sorted(self._said, key=lambda origin: (not roster.reaches(origin), origin)):
             if not roster.reaches(origin):
@@ -173,6 +184,8 @@ class _Far:
                 if node in taken or (node != origin and node not in roster.leaves_of(origin)):
                     continue
                 taken.add(node)
+                if node != origin:
+                    self.speakers[node] = origin
                 for key, group in groups.items():
                     view.setdefault(key, _Group(group.name)).members.update(group.members)
         self._stamp, self._view = stamp, view
@@ -268,8 +281,16 @@ class Scope(Process):
         encoded = Message(message)
         count = 0
         away = []
+        over: Counter[str] = Counter()
+        casts = self._node.casts
+        alone = _asks(message)
         for pid in self.members(group):
-            if key_of(str(pid.node)) != self._node.name and not self._node.connected(str(pid.node)):
+            node = key_of(str(pid.node))
+            speaker = self._far.speakers.get(node)
+            target = node if speaker is None else by_way_of(speaker, node)
+            if node != self._node.name and not alone and casts.leads_to(target):
+                over[target] += 1
+            elif node != self._node.name and not self._node.connected(node):
                 away.append(pid)
             else:
                 count += await self._send(sender, pid, encoded)
@@ -281,7 +302,40 @@ class Scope(Process):
                     return await self._send(sender, pid, encoded)
 
             count += sum(await asyncio.gather(*map(send, away)))
+        if over:
+            sent = await casts.send(self.name, _key(group), over.keys(), encoded.form(True))
+            count += sum(over[node] for node in sent)
         return count
+
+    def deliver(self, node: str, group: bytes, body: bytes) -> int:
+        """Give a message that has come from node to node to the members of a group.
+
+        :param node: the key of this node, or of a connected one that keeps no roster.
+        :param group: its encoded name.
+        :param body: the encoded message.
+        :returns: the number of members that did not get it, as their node reads nothing.
+        :raises DecodeError: ``body`` is no term.
+        """
+        message = decode_bare(body)[0]
+        if _asks(message):
+            return 0  # nobody sends these so, as the answer takes the way back
+        if node == key_of(self._node.name):
+            known = self._local.get(group)
+            for pid in list(known.members.elements()) if known is not None else ():
+                process = self.node.find(pid)
+                if process is not None:
+                    self.node.give(None, process, decode_bare(body)[0])
+            return 0
+        behind = 0
+        for peer in self._peers.values():
+            connection = peer.connection
+            known = peer.groups.get(group) if connection.key == node else None
+            if known is not None and connection.unsent > MAX_BEHIND:
+                behind += known.members.total()
+            elif known is not None:
+                for pid in known.members.elements():
+                    self.node.send_to(connection, self.pid, pid, message)
+        return behind
 
     async def _send(self, sender: Pid | None, pid: Pid, encoded: Message) -> bool:
         try:
@@ -500,6 +554,11 @@ class Scope(Process):
             else:
                 message = (_LEAVE, self.pid, left, [group])
             self.node.send_to(peer.connection, self.pid, peer.pid, message)
+
+
+def _asks(message: Any) -> bool:
+    """Return whether a message expects an answer, as that of ``gen:call``."""
+    return type(message) is tuple and len(message) == 3 and message[0] in (GEN_CALL, SYSTEM)
 
 
 def _count(peer: _Peer) -> int:

@@ -256,6 +256,7 @@ class Members(Process):
             self._timer = None
         if self._stopped:
             return
+        self._node.casts.follow()
         due = self.roster.due()
         if due < float("inf"):
             self._timer = asyncio.get_running_loop().call_at(due, self._step)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from thicket.base.process import boottime
-from thicket.distribution import frames, members, services
+from thicket.distribution import casts, frames, members, services
 from thicket.distribution.admission import Admission
 from thicket.distribution.atoms import GEN_CALL, IS_AUTH, NOBODY, UNDEFINED, YES
 from thicket.distribution.connector import Connector, Maker
@@ -114,6 +114,8 @@ class Node(ProcessTable):
     :ivar host: the address, in canonical form.
     :ivar alive: the part of the name before ``@``.
     :ivar local: what the node says about itself in handshakes.
+    :ivar membership: who is in the cluster.
+    :ivar casts: messages to groups on nodes that are not connected.
     :ivar scopes: the scopes of groups that exist on this node, by name.
     :ivar pid: the default sender of messages.
     """
@@ -184,6 +186,8 @@ class Node(ProcessTable):
             self.register(known, logger)
         self.membership = Members(self, tell, self._expects)
         self.register(members.NAME, self.membership)
+        self.casts = casts.Casts(self)
+        self.register(casts.NAME, self.casts)
 
     def identify(self, name: str) -> Identifiers:
         """Return the identifiers of this start of the node."""
@@ -473,6 +477,7 @@ class Node(ProcessTable):
             process.on_disconnect(connection, reason)
         self._announcer.tell(NodeDown(name, reason.code, str(reason)))
         self.membership.down(connection, reason)
+        self.casts.down(connection)
 
     # --- functions ----------------------------------------------------------------------------
 
@@ -771,6 +776,8 @@ class Node(ProcessTable):
 
     async def publish(self, group: Any, message: Any) -> int:
         """Send ``message`` to every member of a group, waiting where a connection is busy.
+
+        In a large fleet it goes from neighbour to neighbour (:mod:`.relay`).
 
         :returns: the number of members that it was sent to.
         """

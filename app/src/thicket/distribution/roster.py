@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from thicket.base.pace import Bucket
 from thicket.distribution.ledger import MAX_BODY, MAX_NAME, Found, Key, Ledger, Record
+from thicket.distribution.relay import Way, by_way_of, mark_of
 
 LIMIT = 4096
 """Limit of other nodes in the roster."""
@@ -74,6 +75,10 @@ COMPARISONS = (1.0, 16.0)
 
 LINKS = ""
 """The topic of links."""
+
+RELAYS = "!c"
+"""Says among the links of a node that it hands on messages. Nodes before it take it for a link with
+a node that does not exist."""
 
 
 class Wish(NamedTuple):
@@ -168,13 +173,15 @@ class Says(NamedTuple):
 
     :ivar links: the nodes that it is linked with.
     :ivar leaves: connected nodes that keep no roster.
+    :ivar relays: it hands on messages to others (:mod:`.relay`).
     """
 
     links: frozenset[str]
     leaves: frozenset[str]
+    relays: bool = True
 
 
-NOTHING = Says(frozenset(), frozenset())
+NOTHING = Says(frozenset(), frozenset(), relays=False)
 
 
 class _Peer:
@@ -311,6 +318,12 @@ class Roster:
     def links(self) -> list[str]:
         """The connected neighbours in the overlay."""
         return sorted(name for name, peer in self._peers.items() if peer.linked)
+
+    def ways(self) -> dict[bytes, Way]:
+        """Return the shortest ways over nodes that hand on messages, by the mark of the node that
+        each leads to. The way to one without a roster ends at a node that is connected with it; it
+        has the mark of both (:func:`.relay.by_way_of`)."""
+        return self._ways.to_all(self.epoch)
 
     def bodies(self, topic: str) -> dict[str, bytes]:
         """Return what the other members that a way leads to say about a topic."""
@@ -474,7 +487,7 @@ class Roster:
             frozenset(name for name, peer in self._peers.items() if peer.leaf),
         )
         before, self._ways.says[self.own] = self._ways.says.get(self.own, NOTHING), mine
-        if mine != before:
+        if mine[:2] != before[:2]:
             lost = before.links - mine.links or before.leaves - mine.leaves
             at = now if lost else now + self._calm(LINKS, now)
             self._due.statements[LINKS] = min(at, self._due.statements.get(LINKS, at))
@@ -535,11 +548,12 @@ class Roster:
             del due.suspense[name]
 
     def _end_suspense(self, now: float) -> None:
-        for name, at in list(self._due.suspense.items()):
-            if at <= now:
-                del self._due.suspense[name]
-                self.members.discard(name)
-                self._out.append(Went(name, direct=False))
+        suspense = self._due.suspense
+        while _first(suspense) <= now:
+            name = next(iter(suspense))
+            del suspense[name]
+            self.members.discard(name)
+            self._out.append(Went(name, direct=False))
 
     def _forget(self, origin: str) -> None:
         self.ledger.forget(origin)
@@ -556,8 +570,8 @@ class Roster:
             due.reckon,
             due.compare,
             min(due.statements.values(), default=float("inf")),
-            min(due.suspense.values(), default=float("inf")),
-            min(due.forget.values(), default=float("inf")),
+            _first(due.suspense),
+            _first(due.forget),
         )
 
     def step(self, now: float) -> list[Action]:
@@ -567,7 +581,7 @@ class Roster:
             self._say(topic, now)
         if due.reckon <= now:
             self._reckon(now)
-        if due.suspense:
+        if _first(due.suspense) <= now:
             self._end_suspense(now)
         if due.compare <= now:
             due.compare = float("inf")
@@ -578,9 +592,8 @@ class Roster:
                 due.compare = min(due.compare, peer.compare)
         if due.flush <= now:
             self._flush(now)
-        if due.forget:
-            for origin in [origin for origin, at in due.forget.items() if at <= now]:
-                self._forget(origin)
+        while _first(due.forget) <= now:
+            self._forget(next(iter(due.forget)))
         out, self._out = self._out, []
         return out
 
@@ -612,8 +625,8 @@ class Due:
     :ivar reckon: the ways are looked at.
     :ivar compare: a ledger is compared.
     :ivar statements: this node states something about a topic.
-    :ivar suspense: a node that nobody reaches is gone.
-    :ivar forget: the statements of a node that is gone are dropped.
+    :ivar suspense: a node that nobody reaches is gone; the first one first.
+    :ivar forget: the statements of a node that is gone are dropped; the first one first.
     """
 
     __slots__ = ("compare", "flush", "forget", "reckon", "statements", "suspense")
@@ -623,6 +636,11 @@ class Due:
         self.statements: dict[str, float] = {}
         self.suspense: dict[str, float] = {}
         self.forget: dict[str, float] = {}
+
+
+def _first(times: dict[str, float]) -> float:
+    """Return the first of times that are in their order."""
+    return next(iter(times.values()), float("inf"))
 
 
 class Ways:
@@ -638,6 +656,7 @@ class Ways:
         self.says: dict[str, Says] = {}
         self.reached: set[str] = {own}
         self.leaves: set[str] = set()
+        self._to_all: tuple[int, dict[bytes, Way]] = -1, {}
 
     def look(self) -> tuple[set[str], set[str]]:
         """Find the ways anew; return the nodes that are reached now and were not, and the
@@ -652,7 +671,7 @@ class Ways:
 
     def is_settled(self, origin: str, before: Says, after: Says) -> bool:
         """Return whether another statement of a node cannot change who is reached."""
-        if before.leaves != after.leaves or not before.links <= after.links:
+        if before[1:] != after[1:] or not before.links <= after.links:
             return False
         return origin in self.reached and all(name in self.reached for name in after.links)
 
@@ -662,6 +681,32 @@ class Ways:
         :param without: a neighbour whose link does not count.
         """
         return name in self._from_here(without)
+
+    def to_all(self, epoch: int) -> dict[bytes, Way]:
+        """Return the ways of :meth:`.Roster.ways`.
+
+        :param epoch: the ways are looked for once in each.
+        """
+        if self._to_all[0] == epoch:
+            return self._to_all[1]
+        says, own = self.says, self.own
+        found = {own: Way(own, own, 0)}
+        border = [own]
+        while border:
+            further = []
+            for name in border:
+                _, _, hops = way = found[name]
+                for other in sorted(says.get(name, NOTHING).links):
+                    theirs = says.get(other, NOTHING)
+                    if other not in found and theirs.relays and name in theirs.links:
+                        found[other] = Way(other if name == own else way.hop, other, hops + 1)
+                        further.append(other)
+            border = further
+        for name, way in list(found.items()):
+            for leaf in says.get(name, NOTHING).leaves:
+                found[by_way_of(name, leaf)] = way._replace(node=leaf)
+        self._to_all = epoch, {mark_of(name): way for name, way in found.items()}
+        return self._to_all[1]
 
     def _from_here(self, without: str) -> set[str]:
         says, own = self.says, self.own
@@ -688,14 +733,18 @@ def says(body: bytes) -> Says | None:
         return None
     names = text.split("\n") if text else []
     leaves = [name[1:] for name in names if name.startswith("*")]
-    links = [name for name in names if not name.startswith("*")]
-    if len(names) > 2 * MAX_LINKS or any(not 0 < len(name) <= MAX_NAME for name in links + leaves):
+    links = [name for name in names if not name.startswith(("*", "!"))]
+    if len(names) > 2 * MAX_LINKS + 1 or any(
+        not 0 < len(name) <= MAX_NAME for name in links + leaves
+    ):
         return None
-    return Says(frozenset(links), frozenset(leaves))
+    return Says(frozenset(links), frozenset(leaves), RELAYS in names)
 
 
 def body_of(links: Says) -> bytes:
     """Return the statement of a node about its links."""
     names = sorted(links.links)[:MAX_LINKS]
     names += [f"*{name}" for name in sorted(links.leaves)[:MAX_LINKS]]
+    if links.relays:
+        names.append(RELAYS)
     return "\n".join(names).encode()

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from thicket.cluster import membership, overlay, radio_watch
 from thicket.cluster.overlay import Facts, Overlay
-from thicket.distribution import members, roster
+from thicket.distribution import members, relay, roster
 from thicket.distribution.connection import TICK_INTENSITY
 from thicket.distribution.etf import decode_bare, encode_bare
 from thicket.distribution.ledger import BUCKETS, Ledger, Record, bucket_of, mark_of
@@ -55,6 +55,9 @@ ACKNOWLEDGEMENT = 72
 #: Seconds that a message takes over one radio link, and a segment that was lost and is sent again.
 HOP = (0.002, 0.008)
 AGAIN = 0.25
+#: Bytes of what is around a message to a registered name, and to a pid: header, control, pids.
+TO_NAME = 83
+TO_PID = 119
 #: Seconds of a handshake with TLS between two neighbours.
 HANDSHAKE = (0.1, 0.4)
 #: A peer's beacon interval in seconds, and a mean look of the radio watch.
@@ -628,22 +631,22 @@ class Line(NamedTuple):
     value: str
 
 
-def bench(kind: str, count: int, seed: int, loss: float) -> list[Line]:
-    """Run one fleet through everything, and return its figures."""
+def bench(kind: str, count: int, seed: int, loss: float) -> Iterator[Line]:
+    """Run one fleet through everything, and return its figures as they are found."""
     luck = random.Random(seed)
     graph = grid(count) if kind == "grid" else geometric(count, luck)
     formed = count > FORMS
     fleet = Fleet(graph, luck, loss, formed=formed)
-    lines = [Line("radio links of a node", f"{sum(map(len, graph)) / count:.1f}")]
+    yield Line("radio links of a node", f"{sum(map(len, graph)) / count:.1f}")
     if formed:
-        lines.append(Line("forms", "begins formed"))
+        yield Line("forms", "begins formed")
     else:
         ok = fleet.run(600.0, fleet.whole)
-        lines.append(Line("forms (switched on within 10 s)", f"{fleet.now:.1f} s" if ok else "no"))
+        yield Line("forms (switched on within 10 s)", f"{fleet.now:.1f} s" if ok else "no")
         total = sum(fleet.sent.values())
-        lines.append(Line("sent by a node meanwhile", f"{total / count / 1024:.0f} KiB"))
+        yield Line("sent by a node meanwhile", f"{total / count / 1024:.0f} KiB")
         fleet.run(120.0)
-    lines.append(Line("connections of a node", f"{fleet.degree():.1f}"))
+    yield Line("connections of a node", f"{fleet.degree():.1f}")
 
     fleet.sent.clear()
     fleet.watching = True
@@ -651,9 +654,12 @@ def bench(kind: str, count: int, seed: int, loss: float) -> list[Line]:
     fleet.run(60.0)
     spoke = sum(fleet.sent.values()) / count / (fleet.now - began)
     ticks = fleet.degree() * TICK_INTENSITY / 15.0 * (AROUND + ACKNOWLEDGEMENT)
-    lines.append(Line("idle, roster", f"{spoke:.0f} B/s"))
-    lines.append(Line("idle, ticks", f"{ticks:.0f} B/s"))
+    yield Line("idle, roster", f"{spoke:.0f} B/s")
+    yield Line("idle, ticks", f"{ticks:.0f} B/s")
     false = len(fleet.seen)
+    by_links, directly = publishing(fleet)
+    yield Line("a message to all, for each node on the way", f"{by_links:.0f} B")
+    yield Line("the same by connections with all", f"{directly:.0f} B")
 
     lost = count // 2
     near = {other for other in graph[lost] if lost in fleet.nodes[other].connected}
@@ -667,12 +673,10 @@ def bench(kind: str, count: int, seed: int, loss: float) -> list[Line]:
     by_near = [s.at - began for s in fleet.seen if s.name == name and not s.came and s.by in near]
     false += sum(s.name != name for s in fleet.seen)
     known = len({s.by for s in fleet.seen if s.name == name})
-    lines.append(Line("a loss is known by the last neighbour", f"{percent(by_near, 1):.1f} s"))
-    lines.append(
-        Line("by half of all, by all", f"{percent(times, 0.5):.1f}, {percent(times, 1):.1f} s")
-    )
-    lines.append(Line("sent by a node for it", f"{sum(fleet.sent.values()) / count:.0f} B"))
-    lines.append(Line("nodes that never learnt it", str(count - 1 - known)))
+    yield Line("a loss is known by the last neighbour", f"{percent(by_near, 1):.1f} s")
+    yield Line("by half of all, by all", f"{percent(times, 0.5):.1f}, {percent(times, 1):.1f} s")
+    yield Line("sent by a node for it", f"{sum(fleet.sent.values()) / count:.0f} B")
+    yield Line("nodes that never learnt it", str(count - 1 - known))
 
     fleet.seen.clear()
     began = fleet.now
@@ -682,8 +686,8 @@ def bench(kind: str, count: int, seed: int, loss: float) -> list[Line]:
     times = [s.at - began for s in fleet.seen if s.name == name and s.came]
     own = [s.at - began for s in fleet.seen if s.by == at]
     false += sum(not s.came for s in fleet.seen)
-    lines.append(Line("a newcomer is known by all", f"{percent(times, 1):.1f} s"))
-    lines.append(Line("and knows all", f"{percent(own, 1):.1f} s, {len(own)} nodes"))
+    yield Line("a newcomer is known by all", f"{percent(times, 1):.1f} s")
+    yield Line("and knows all", f"{percent(own, 1):.1f} s, {len(own)} nodes")
 
     width = math.isqrt(count)
     half = (
@@ -700,17 +704,47 @@ def bench(kind: str, count: int, seed: int, loss: float) -> list[Line]:
     inside = sum(fleet.nodes[n].alive for n in half)
     parts = fleet.parts()
     pairs = sum(parts) ** 2 - sum(part**2 for part in parts)
-    lines.append(Line(f"{inside} nodes are cut off: known by all", f"{percent(gone, 1):.1f} s"))
+    yield Line(f"{inside} nodes are cut off: known by all", f"{percent(gone, 1):.1f} s")
     wrong = len(gone) - pairs
     fleet.seen.clear()
     began = fleet.now
     fleet.heal()
     ok = fleet.run(120.0, fleet.whole)
-    lines.append(Line("they are back: whole again", f"{fleet.now - began:.1f} s" if ok else "no"))
-    lines.append(
-        Line("false alarms, and losses not seen", f"{false + max(0, wrong)}, {max(0, -wrong)}")
-    )
-    return lines
+    yield Line("they are back: whole again", f"{fleet.now - began:.1f} s" if ok else "no")
+    yield Line("false alarms, and losses not seen", f"{false + max(0, wrong)}, {max(0, -wrong)}")
+
+
+def publishing(fleet: Fleet, body: int = 100, sample: int = 20) -> tuple[float, float]:
+    """Return the bytes on the air for a message to a group that all nodes are members of, for each
+    node: by the links, and by connections between every two nodes.
+
+    :param body: bytes of the message.
+    :param sample: senders that are looked at.
+    """
+    hops, sent, far = 0, 0, 0
+    count = len(fleet.names)
+    senders = random.Random(count).sample(range(count), min(sample, count))
+    for at in senders:
+        name = fleet.names[at]
+        ways = fleet.nodes[at].roster.ways()
+        cast = relay.Cast(name, 1, count, "pg", b"w\x03all", {}, bytes(body))
+        sent += (cast.size + AROUND + ACKNOWLEDGEMENT + TO_NAME) * (len(ways) - 1)
+        hops += sum(way.hops for way in ways.values())
+        far += sum(distances(fleet.graph, at))
+    sent += hops * relay.EACH_TARGET
+    # Both name sender and receiver by pids.
+    direct = far * (body + AROUND + ACKNOWLEDGEMENT + TO_PID)
+    return sent / count / len(senders), direct / count / len(senders)
+
+
+def distances(graph: Graph, start: int) -> Iterator[int]:
+    """Return how many radio links are between a node and each other one."""
+    found, border, far = {start}, [start], 0
+    while border:
+        far += 1
+        border = [*{other for at in border for other in graph[at]} - found]
+        found.update(border)
+        yield from (far for _ in border)
 
 
 def corner(graph: Graph, count: int) -> set[int]:
