@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tempfile
-from itertools import permutations
+from collections.abc import Callable
+from itertools import pairwise, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytest
 from fleet_for_tests import NOW, PREFIX, TestFleet, one_fleet
@@ -23,7 +25,8 @@ from authority.signing import sign_revocations
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
-from thicket.distribution import Node
+from thicket.distribution import DistributionError, Node
+from thicket.distribution.node import NodeInfo
 from thicket.identity.source import Identity
 from thicket.trust import openssl, revocations
 from thicket.trust.certificates import pem
@@ -264,6 +267,126 @@ async def test_lists_that_lack_each_others_names_meet(network: Network) -> None:
                 await one.stop()
             for trust in trusts:
                 await written(trust)
+
+
+class Line:
+    """Nodes in a line, each connected with its neighbours only: the exchange and the lists are the
+    product's. Messages take 50 ms over a connection, and those on one that ends are lost.
+
+    :ivar told: messages that arrived.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.told = 0
+        self.names = [f"n@fd12::{number}" for number in range(1, count + 1)]
+        self.held = {name: InForce() for name in self.names}
+        self.exchanges = {name: Exchange(self._cluster(name), self._lists(name), self._take(name))
+                          for name in self.names}  # fmt: skip
+        for one, other in pairwise(self.names):
+            self.connect(one, other)
+
+    def _lists(self, name: str) -> Callable[[], InForce]:
+        return lambda: self.held[name]
+
+    def _take(self, name: str) -> Callable[[bytes, str], bool]:
+        return lambda packed, _who: self.held[name].add(
+            SignedList(Revocations.unpack(packed, FLEET.fleet), packed)
+        )
+
+    def _cluster(self, name: str) -> Any:
+        line = self
+
+        class Cluster:
+            def __init__(self) -> None:
+                self.connections: dict[str, Link] = {}
+
+            def register(self, *_: Any) -> None: ...
+
+            def new_pid(self) -> None: ...
+
+            def nodes(self) -> list[NodeInfo]:
+                """All are in the cluster, as in a line that is whole."""
+                return [
+                    NodeInfo(other, "up", 0.0, direct=other in self.connections)
+                    for other in line.names
+                    if other != name
+                ]
+
+            def send_to_name(self, link: Link, _own: Any, _name: str, message: Any) -> None:
+                def arrive() -> None:
+                    back = line.links(link.name).get(name)
+                    if back is not None and back.made == link.made:
+                        line.told += 1
+                        line.exchanges[link.name].on_message(cast(Any, back), message)
+
+                asyncio.get_running_loop().call_later(0.05, arrive)
+
+        return Cluster()
+
+    def links(self, name: str) -> dict[str, Link]:
+        return cast(Any, self.exchanges[name].cluster).connections  # type: ignore[no-any-return]
+
+    def connect(self, one: str, other: str) -> None:
+        made = object()
+        self.links(one)[other], self.links(other)[one] = Link(other, made), Link(one, made)
+        self.exchanges[one].tell(other)
+        self.exchanges[other].tell(one)
+
+    def cut(self, one: str, other: str) -> None:
+        for name, peer in ((one, other), (other, one)):
+            link = self.links(name).pop(peer)
+            self.exchanges[name].on_disconnect(
+                cast(Any, link), DistributionError("lost", "it is cut")
+            )
+
+    def revoke(self, at: str, packed: bytes) -> None:
+        """A person brings a list to a node."""
+        assert self._take(at)(packed, "a person")
+        self.exchanges[at].tell_all()
+
+    def out(self) -> list[frozenset[str]]:
+        return [self.held[name].names for name in self.names]
+
+
+class Link(NamedTuple):
+    name: str
+    made: object
+
+
+@pytest.mark.virtual_time
+async def test_revocations_pass_along_a_line_and_wait_at_a_gap() -> None:
+    line = Line(5)
+    first, _, left, right, last = line.names
+    line.revoke(first, packed(1, A))
+    await asyncio.sleep(1)
+    assert line.out() == [{A}] * 5
+
+    # It is cut while the next list is on its way over the gap; the other end has one of its own.
+    line.revoke(first, packed(2, A, B))
+    await asyncio.sleep(0.05 * 2 + 0.01)
+    line.cut(left, right)
+    line.revoke(last, packed(3, A, C))
+    await asyncio.sleep(60)
+    assert line.out() == [{A, B}] * 3 + [{A, C}] * 2
+    for name in line.names:
+        line.exchanges[name].tell_all()
+    await asyncio.sleep(60)
+    assert line.out() == [{A, B}] * 3 + [{A, C}] * 2
+
+    began = line.told
+    line.connect(left, right)
+    await asyncio.sleep(1)
+    assert line.out() == [{A, B, C}] * 5, "what either side has revoked is revoked on both"
+    assert {tuple(one.by_digest()) for one in line.held.values()} == {
+        tuple(line.held[first].by_digest())
+    }
+    await asyncio.sleep(60)
+    assert line.told - began < 60
+    calm = line.told
+    for name in line.names:
+        line.exchanges[name].tell_all()
+    await asyncio.sleep(60)
+    assert line.told - calm == 2 * 4, "who has the same is silent"
 
 
 def test_nodes_with_the_same_lists_are_silent() -> None:
