@@ -43,6 +43,7 @@ from thicket.daemon.live import Live
 from thicket.daemon.parts import Parts
 from thicket.discovery.service import Discovery
 from thicket.distribution.atoms import NORMAL
+from thicket.distribution.casts import Casts
 from thicket.distribution.etf import Atom, Pid
 from thicket.distribution.events import ClusterEvent, NodeUp
 from thicket.distribution.members import Members
@@ -160,6 +161,7 @@ class FakeNode(Node):
         self.connections = {}
         self.scopes = {}
         self.membership = Members(self, listener.on, lambda _name: True)
+        self.casts = Casts(self)
 
     def spelling(self, peer: str) -> str:
         return peer

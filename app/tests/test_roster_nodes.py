@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 from erlang import Erl, Release, a_real_epmd, in_oldest_and_newest
@@ -297,3 +298,79 @@ async def test_nodes_that_keep_all_connections_say_nothing(network: Network) -> 
         one.choose([other.name], keeps_all=False)
         await until(lambda: other.membership.roster.links == [one.name], "it is a link")
         assert up(one) == {other.name}
+
+
+@in_private_network
+async def test_calls_to_all_leave_few_connections(network: Network) -> None:
+    members.MOST = 4
+    async with a_line(network, 16) as nodes:
+        first, others = nodes[0], nodes[1:]
+        at_once = most = 0
+        for node in others:
+            node.export("test.double")(lambda number: 2 * number)
+        connect = first._connector._reach
+
+        async def reach(peer: str) -> None:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            try:
+                await connect(peer)
+            finally:
+                at_once -= 1
+
+        first._connector._reach = reach  # type: ignore[method-assign]
+        ended = asyncio.Event()
+
+        @others[-1].export("test.wait")
+        async def wait() -> str:
+            await ended.wait()
+            return "done"
+
+        call = asyncio.create_task(first.call(others[-1].name, "test.wait", timeout=None))
+        await until(lambda: others[-1].name in direct(first), "it runs")
+        for turn in range(3):
+            calls = (first.call(node.name, "test.double", turn, timeout=60) for node in others)
+            assert await asyncio.gather(*calls) == [2 * turn] * len(others)
+        for node in others[1:-1]:
+            assert await first.call(node.name, "test.double", 4, timeout=60) == 8
+        assert 1 < most <= members.AT_ONCE
+        await until(lambda: len(direct(first)) <= 1 + 4, "only few are left")
+        left = direct(first)
+        assert left >= {nodes[1].name, others[-1].name}, "the neighbour, and who is at work"
+        assert left - {nodes[1].name, others[-1].name} <= {n.name for n in others[-6:]}
+        assert len(up(first)) == len(others)
+        ended.set()
+        assert await asyncio.wait_for(call, 60) == "done"
+        await asyncio.sleep(3 * members.RESTS)
+        assert len(direct(first)) == 5, "few may stay"
+        # Who calls while the end of a connection is agreed on meets no end.
+        for turn in range(60):
+            node = others[turn % len(others)]
+            assert await first.call(node.name, "test.double", turn, timeout=60) == 2 * turn
+            await asyncio.sleep(0.02 * (turn % 4))
+
+
+@in_private_network
+async def test_nodes_that_do_not_answer_keep_no_call_waiting(network: Network) -> None:
+    members.TURN = 0.2
+    async with a_line(network, 3) as nodes:
+        first, last = nodes[0], nodes[2]
+        last.export("test.double")(lambda number: 2 * number)
+        silent = [network.address(0x100 + number) for number in range(members.AT_ONCE + 1)]
+
+        async def reach(peer: str, connect: Any = first._connector._reach) -> None:
+            if peer.rpartition("@")[2] in map(str, silent):
+                await asyncio.Event().wait()
+            await connect(peer)
+
+        first._connector._reach = reach  # type: ignore[method-assign]
+        *some, another = silent
+        calls = [asyncio.create_task(first.cast(f"n@{address}", "a.b")) for address in some]
+        await until(lambda: len(first._connector.attempts) == len(some), "they are tried")
+        assert await first.call(last.name, "test.double", 2, timeout=60) == 4
+        with pytest.raises(DistributionError, match=r"within 0\.1 seconds"):
+            await first.call(f"n@{another}", "a.b", timeout=0.1)
+        assert not any(call.done() for call in calls)
+        for call in calls:
+            call.cancel()

@@ -13,6 +13,7 @@ nothing of the roster is sent to a node that does not say in the handshake that 
     {want, [{Origin, Topic}]}           send me these statements
     {records, [{Origin, Topic, Version, Body}]}
     bye                                 let us end this connection, nobody uses it
+    {bye, now}                          the same, as I have many such connections
     stay                                no
 """
 
@@ -67,12 +68,24 @@ IDLE = 30.0
 LOOK = 5.0
 """Seconds between two looks for such connections, and for the answer of the other end."""
 
+MOST = 16
+"""Connections that nobody wants, beyond which the one that was used least lately ends ..."""
+
+RESTS = 0.5
+"""... when it has not been used for so many seconds."""
+
+AT_ONCE = 8
+"""Nodes that are being connected at the same time because something is to be sent to them."""
+
+TURN = 2.0
+"""Seconds after which another attempt begins, though one of so many has not ended."""
+
 MAX_KEYS = 8 * BATCH * MAX_LINKS
 """Limit of keys in a message."""
 
 _SUSPECT, _WISH, _SUM, _SUMS = Atom("suspect"), Atom("wish"), Atom("sum"), Atom("sums")
 _VERSIONS, _WANT, _RECORDS = Atom("versions"), Atom("want"), Atom("records")
-_BYE, _STAY = Atom("bye"), Atom("stay")
+_BYE, _STAY, _NOW = Atom("bye"), Atom("stay"), Atom("now")
 
 
 def pack(message: Message) -> tuple[Any, ...]:
@@ -147,6 +160,7 @@ class Members(Process):
     :ivar roster: who is in the cluster.
     :ivar since: since when, in seconds of CLOCK_BOOTTIME.
     :ivar ended: connections that were ended because nobody used them.
+    :ivar turns: places for attempts to connect.
     """
 
     answers = False
@@ -159,10 +173,12 @@ class Members(Process):
         self.roster = Roster(node.name, uniform, expected=expected)
         self.since: dict[str, float] = {}
         self.ended = 0
+        self.turns = asyncio.Semaphore(AT_ONCE)
         self._node = node
         self._tell = tell
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.TimerHandle | None = None
+        self._trimming: asyncio.TimerHandle | None = None
         self._leaving: dict[str, asyncio.Future[None]] = {}
         self._reaching: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -178,6 +194,7 @@ class Members(Process):
             hidden=not connection.peer.published,
         )
         self._step()
+        self._trim()
 
     def down(self, connection: Connection, reason: DistributionError) -> None:
         """A connection has ended."""
@@ -206,7 +223,9 @@ class Members(Process):
                 text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
                 self._suspected(text, connection.name)
             case "bye":
-                self._asked_to_end(connection)
+                self._asked_to_end(connection, IDLE / 2)
+            case ("bye", "now"):
+                self._asked_to_end(connection, RESTS / 2)
             case "stay":
                 self._settle(connection.key)
             case _:
@@ -305,7 +324,7 @@ class Members(Process):
         self._stopped = True
         for task in self._reaching:
             task.cancel()
-        for timer in (self._timer, self._look):
+        for timer in (self._timer, self._look, self._trimming):
             if timer is not None:
                 timer.cancel()
         for key in list(self._leaving):
@@ -323,6 +342,25 @@ class Members(Process):
                 self._leaving[key] = asyncio.get_running_loop().create_future()
                 self._send(connection, _BYE)
 
+    def _trim(self) -> None:
+        """Propose the end of connections that nobody wants, if there are many."""
+        if self._trimming is not None:
+            self._trimming.cancel()
+            self._trimming = None
+        roster = self.roster
+        if not roster.active or self._stopped:
+            return
+        spare = [c for key, c in self._node.connections.items() if not roster.wants(key)]
+        excess = len(spare) - len(self._leaving.keys() & {c.key for c in spare}) - MOST
+        if excess <= 0:
+            return
+        for connection in sorted(spare, key=lambda c: c.used):
+            if excess and connection.key not in self._leaving and self._is_idle(connection, RESTS):
+                excess -= 1
+                self._leaving[connection.key] = asyncio.get_running_loop().create_future()
+                self._send(connection, (_BYE, _NOW))
+        self._trimming = asyncio.get_running_loop().call_later(RESTS, self._trim)
+
     def _is_idle(self, connection: Connection, seconds: float) -> bool:
         key = connection.key
         return (
@@ -333,8 +371,8 @@ class Members(Process):
             and not any(p.pins and p.needs(connection) for p in self._node.processes())
         )
 
-    def _asked_to_end(self, connection: Connection) -> None:
-        if self._is_idle(connection, IDLE / 2):
+    def _asked_to_end(self, connection: Connection, seconds: float) -> None:
+        if self._is_idle(connection, seconds):
             self.ended += 1
             words = "nobody used it; other nodes stay in touch with this one"
             connection.close(DistributionError("idle", words))

@@ -801,11 +801,32 @@ class Node(ProcessTable):
             await self.membership.settled(key)
         connection = self.connections.get(key)
         if connection is None:
-            await self.connect(peer, timeout)
+            await self._connect_in_turn(peer, timeout)
             connection = self.connections.get(key)
             if connection is None:
                 raise DistributionError("closed", f"the connection to {peer} was closed")
         return connection
+
+    async def _connect_in_turn(self, peer: str, timeout: float | None) -> None:
+        """Connect to ``peer``; in a large fleet, where a call to all would otherwise begin as many
+        handshakes at once, a few at a time."""
+        if not self.membership.roster.active or key_of(peer) in self._connector.attempts:
+            await self.connect(peer, timeout)
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                async with self.membership.turns:
+                    try:
+                        await self.connect(peer, members.TURN)
+                        return
+                    except DistributionError as error:
+                        if error.code != "timeout":
+                            raise
+                await self.connect(peer)  # the attempt goes on
+        except TimeoutError:
+            raise DistributionError(
+                "timeout", f"no connection to {peer} within {timeout:g} seconds"
+            ) from None
 
     def way_to(self, node: str) -> Connection | None:
         if self.membership.is_leaving(key_of(str(node))):
