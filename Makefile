@@ -48,7 +48,7 @@ qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or
 		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \
 		$(if $(FADING),--fading "$(FADING)") $(if $(DECODING),--decoding "$(DECODING)") \
 		$(if $(HOSTS),--hosts "$(HOSTS)") $(foreach node,$(ON),--on "$(node)") \
-		$(if $(KEEP),--keep) $(if $(ONCE),--once))
+		$(if $(HT),--ht) $(if $(KEEP),--keep) $(if $(ONCE),--once))
 
 ##@ Build
 
@@ -231,6 +231,7 @@ help: ## This text
 		'APPS=examples/readings' 'applications to install on all nodes (lab image)' \
 		'SEED=1' 'chips, topology and luck on the air; the same seed, the same fleet' \
 		'FADING=' 'how signals change by themselves, such as "rayleigh doppler=2"' \
+		'HT=1' 'HT rates and aggregates instead of legacy rates' \
 		'DECODING=soft' 'receivers that decode as real ones do' \
 		'HOSTS="user@a b=2 local"' 'machines that nodes run on, by SSH, with weights; ON="n1=local": one node' \
 		'LAB=default' 'a name, to run several at once' \

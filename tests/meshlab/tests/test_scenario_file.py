@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meshlab.lab.spec import medium_description
+from meshlab.lab.spec import NodeSpec, medium_description, node_config
 from meshlab.medium.config import parse_config
 from meshlab.medium.fading import Fading
 from meshlab.scenario import actions, expectations, guide, keys
@@ -65,11 +65,19 @@ def test_the_air_of_a_scenario_fades_as_it_says() -> None:
     spec = read(text).spec
     air = parse_config(medium_description(spec, "", dict.fromkeys(spec.topology.names, True)))
     assert air.decoding == "soft"
+    assert not air.aggregation
     assert air.fading == Fading("rician", doppler=5, shadowing=4)
     assert refused(HEAD + 'fading = "fog"\n' + STEP) == [
         "line 6: topology fading: 'fog': fading is one of none, rayleigh, rician, then any of k=, "
         "doppler=, shadowing=, decorrelation="
     ]
+
+
+def test_ht_is_for_the_nodes_and_the_air() -> None:
+    spec = read(HEAD + "[mesh]\nht = true\n" + STEP).spec
+    air = medium_description(spec, "", dict.fromkeys(spec.topology.names, True))
+    assert parse_config(air).aggregation
+    assert node_config(spec, NodeSpec())["mesh"]["ht"] is True
 
 
 @pytest.mark.parametrize(

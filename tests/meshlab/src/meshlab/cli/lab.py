@@ -63,6 +63,9 @@ def define(command: Define) -> None:
     up.add_argument(
         "--decoding", choices=DECODING, default="hard", help="of receivers (default: hard)"
     )
+    up.add_argument(
+        "--ht", action="store_true", help="HT rates and aggregation instead of legacy rates"
+    )
     up.add_argument("--security", choices=("sae", "open"), default="sae", help="default: sae")
     up.add_argument(
         "--application",
@@ -146,6 +149,7 @@ def cmd_up(options: argparse.Namespace) -> int:
         keep=options.keep,
         fading=options.fading,
         decoding=options.decoding,
+        ht=options.ht,
     )
     plain = options.plain or options.once or not sys.stderr.isatty()
     timeout = options.timeout or 120 + 20 * options.nodes

@@ -61,6 +61,8 @@ class LabSpec:
     """How the signals of all links change by themselves, as ``meshlab.medium.fading`` reads it."""
     decoding: str = "hard"
     """How receivers decode: ``hard`` or ``soft``."""
+    ht: bool = False
+    """HT rates, with aggregates that the medium makes; else legacy rates."""
 
 
 def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dict[str, Any]:
@@ -75,6 +77,7 @@ def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dic
         "run": run,
         "fading": spec.fading,
         "decoding": spec.decoding,
+        "aggregation": spec.ht,
         "unlinked": "cut" if spec.propagation is None else "model",
         "nodes": [
             {
@@ -100,9 +103,10 @@ def node_config(
     ``root`` is the root certificate of the lab's fleet; an open lab has none. A node without
     ``chip`` does not look for one.
     """
-    # Rate control cannot learn from what a simulated radio reports of aggregated frames, so without
-    # this the paths would not follow the links' quality; see "HT" in docs/simulator.md.
-    mesh: dict[str, Any] = {"id": "thicket", "security": spec.security, "ht": False}
+    # Rate control cannot learn from what a simulated radio reports of aggregated frames, so paths
+    # follow the links' quality only without HT, or where the medium aggregates; see "HT" in
+    # docs/simulator.md.
+    mesh: dict[str, Any] = {"id": "thicket", "security": spec.security, "ht": spec.ht}
     if spec.security == "sae":
         mesh["passphrase"] = spec.passphrase
     found: dict[str, dict[str, Any]] = {

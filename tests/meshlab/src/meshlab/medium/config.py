@@ -182,6 +182,8 @@ class MediumConfig:
     """Of links that have none of their own."""
     decoding: str = "hard"
     """How receivers decode OFDM: ``hard`` or ``soft`` decisions."""
+    aggregation: bool = False
+    """The medium aggregates frames of HT and VHT, and kernels do not agree on it."""
     receiver: Receiver = field(default_factory=Receiver)
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -194,6 +196,7 @@ class MediumConfig:
             "propagation": self.propagation,
             "fading": str(self.fading),
             "decoding": self.decoding,
+            "aggregation": self.aggregation,
             "receiver": {f.name: getattr(self.receiver, f.name) for f in fields(Receiver)},
             "bounds": {f.name: getattr(self.bounds, f.name) for f in fields(Bounds)},
             "nodes": [node.to_json() for node in self.nodes],
@@ -404,6 +407,7 @@ def parse_config(value: Any) -> MediumConfig:
         propagation=propagation,
         fading=parse_fading(given.get("fading", "none"), "fading"),
         decoding=decoding,
+        aggregation=_bool(given.get("aggregation", False), "aggregation"),
         receiver=Receiver(**_settings(given.get("receiver", {}), "receiver", Receiver)),
         bounds=Bounds(**_settings(given.get("bounds", {}), "bounds", Bounds)),
     )

@@ -38,8 +38,9 @@ from heapq import heappop, heappush
 from math import nan
 from typing import Any
 
-from meshlab.medium import reception, spectrum
+from meshlab.medium import blockack, reception, spectrum
 from meshlab.medium.addresses import Addresses
+from meshlab.medium.aggregation import BLOCK_ACK_LENGTH, Aggregation, answer_time
 from meshlab.medium.airtime import EDCA, AirtimeModel, Band, Standard, band
 from meshlab.medium.channels import Channels, hold
 from meshlab.medium.config import NodeConfig
@@ -130,6 +131,7 @@ class Engine:
         *,
         error: ErrorModel | None = None,
         airtime: AirtimeModel | None = None,
+        aggregation: bool = False,
     ) -> None:
         self.links = links
         self.seed = seed
@@ -143,7 +145,9 @@ class Engine:
         self.addresses = Addresses()
         self.channels = Channels(links.receiver)
         self.reaches = Reaches(links, seed, self.nodes, lambda: self.now)
-        self._rates = Rates(error or Textbook(), airtime or Standard())
+        self._rates = Rates(error or Textbook(), airtime or Standard(), aggregation=aggregation)
+        self._aggregated = Aggregation(self)
+        self._aggregation = aggregation
         self._events: list[_Event] = []
         self._order = itertools.count()
         self._detection = links.receiver.detection_snr_db
@@ -285,8 +289,8 @@ class Engine:
             )
             return
         radio.sent += 1
-        if not frame[0] & _TYPE:
-            self._managed(radio, frame)
+        if not frame[0] & _TYPE and self._managed(radio, got):
+            return
         sender = frame[10:16]
         if sender not in radio.addresses:
             address = ieee80211.transmitter(frame)
@@ -324,21 +328,54 @@ class Engine:
         sent.answer = None
         sent.waits_seq = 0
         sent.overlaps = None
+        sent.aggregate = None
         if radio.current is None:
             radio.current = sent
-            self._contend(sent, self.now)
+            self.contend(sent, self.now)
         else:
             radio.queues[category].append(sent)
             radio.queued += 1
 
-    def _managed(self, radio: Radio, frame: bytes) -> None:
-        """Learn from a management frame."""
+    def _managed(self, radio: Radio, got: hwsim.TxFrame) -> bool:
+        """Learn from a management frame; tell whether it stays off the air."""
+        frame = got.frame
         if frame[0] == _ACTION:
             self.keys.watch(frame)
+            if self._aggregation and blockack.is_request(frame):
+                self._withhold(radio, got)
+                return True
         elif frame[0] == _BEACON:
             secondary = spectrum.secondary_channel(frame)
             if secondary is not None:
                 radio.secondary = secondary
+        return False
+
+    def _withhold(self, radio: Radio, got: hwsim.TxFrame) -> None:
+        """Decline block acknowledgement; nobody hears that it was asked for."""
+        key = (got.tx_info, got.tx_info_flags, got.frequency)
+        series = self._rates.series.get(key) or self._rates.make_series(key, self.stats)
+        radio.node.put(
+            hwsim.encode_tx_info(
+                radio.node.family,
+                REPORT | (radio.index & 0x7F) << 24 | (radio.closed - radio.shut) & 0xFFFFFF,
+                radio.key,
+                got.flags & _ECHOED | _STAT_ACK,
+                0,
+                self._rates.make_report(got.tx_info, series, 0, 1),
+                got.cookie,
+            )
+        )
+        answer = blockack.decline(got.frame)
+        if answer is not None:
+            node = radio.node
+            seq = node.next_seq()
+            node.recent[seq & (RECENT - 1)] = (seq, radio, got.frequency)
+            tail = hwsim.inject_tail(0, got.frequency, answer)
+            signal = round(self.links.receiver.noise_dbm + self.links.receiver.same_node_snr_db)
+            head = hwsim.inject_head(node.family, seq, radio.key, signal, len(tail))
+            node.put(head + tail)
+            self.stats.deliveries += 1
+            radio.received += 1
 
     def _overflow(self, radio: Radio) -> None:
         """Give up what the kernel has given up (mac80211_hwsim_tx_frame_nl)."""
@@ -404,7 +441,7 @@ class Engine:
                 self.now = when
             action(what, when)
 
-    def _next(self, radio: Radio, when: float) -> None:
+    def next_frame(self, radio: Radio, when: float) -> None:
         """Let a radio contend for its next frame, if it has one."""
         if not radio.queued:
             radio.current = None
@@ -414,10 +451,10 @@ class Engine:
                 sent = queue.popleft()
                 radio.queued -= 1
                 radio.current = sent
-                self._contend(sent, when)
+                self.contend(sent, when)
                 return
 
-    def _contend(self, sent: Transmission, when: float) -> None:
+    def contend(self, sent: Transmission, when: float) -> None:
         radio = sent.radio
         if sent.frequency != radio.frequency:
             self.channels.tune(radio, sent.frequency, when)
@@ -446,15 +483,18 @@ class Engine:
         timing = vector.timing
         protect = vector.protect and sent.need_ack
         frequency = sent.frequency
+        length, answer = sent.length, timing.ack
+        if vector.aggregates and sent.need_ack:
+            length, answer = self._aggregated.gather(sent)
         reach = sent.reach = self.reaches.of(radio, frequency)
         sent.start = when
-        end = when + timing.duration(sent.length)
+        end = when + timing.duration(length)
         if protect:
             end += timing.rts_cts
         sent.end = end
-        until = end + timing.ack if sent.need_ack else end
+        until = end + answer if sent.need_ack else end
         radio.air += until - when
-        if sent.length >= LARGE:
+        if length >= LARGE:
             radio.air_large += until - when
         if until > radio.busy_until:
             radio.busy_until = until
@@ -494,6 +534,8 @@ class Engine:
         if sent.frame[4] & 1:
             self._end_group(sent)
             self._finish(sent, False, when)
+        elif sent.aggregate is not None:
+            self._aggregated.end(sent, when)
         else:
             self._end_unicast(sent, when)
 
@@ -574,7 +616,7 @@ class Engine:
             if not owner.up:
                 continue
             reached = True
-            reason = self._receive_one(sent, link, luck, receiver is None)
+            reason = self.receive_one(sent, link, luck, receiver is None)
             if observer is not None:
                 outcomes.append((owner, reason))
             if reason < 0 and receiver is None:
@@ -585,7 +627,7 @@ class Engine:
             if link.receiver not in owners:
                 luck = link.luck()
                 if link.receiver.up:
-                    reason = self._receive_one(sent, link, luck, False)
+                    reason = self.receive_one(sent, link, luck, False)
                     outcomes.append((link.receiver, reason))
         if observer is not None:
             observer.transmission(sent, outcomes)
@@ -594,9 +636,9 @@ class Engine:
         elif receiver is None:
             self._failed(sent, when)
         else:
-            self._acknowledge(sent, receiver, when)
+            self.acknowledge(sent, receiver, when)
 
-    def _receive_one(self, sent: Transmission, link: Link, luck: float, answer: bool) -> int:
+    def receive_one(self, sent: Transmission, link: Link, luck: float, answer: bool) -> int:
         """Deliver a frame that is not for a group; return why not, -1 when it was delivered.
 
         With ``answer`` the sender's report will wait for what the kernel says.
@@ -660,7 +702,8 @@ class Engine:
 
     # Acknowledgements, retries and reports.
 
-    def _acknowledge(self, sent: Transmission, link: Link, when: float) -> None:
+    def acknowledge(self, sent: Transmission, link: Link, when: float) -> None:
+        """Let a receiver acknowledge a frame, or what it got of an aggregate."""
         radio = link.receiver
         ack = Acknowledgement()
         ack.radio = radio
@@ -669,8 +712,14 @@ class Engine:
         ack.reach = reach = self.reaches.of(radio, frequency)
         ack.link = reach.by_radio.get(sent.radio)
         vector = sent.vector
-        ack.end = end = when + vector.timing.ack
-        ack.start = end - vector.ack_time
+        if sent.aggregate is None:
+            ack.length = ieee80211.ACK_LENGTH
+            ack.end = end = when + vector.timing.ack
+            ack.start = end - vector.ack_time
+        else:
+            ack.length = BLOCK_ACK_LENGTH
+            ack.end = end = when + answer_time(sent)
+            ack.start = end - vector.control_timing.duration(BLOCK_ACK_LENGTH)
         if end > radio.busy_until:
             radio.busy_until = end
         self.channels.enter(ack, frequency, when, end)
@@ -685,7 +734,7 @@ class Engine:
         lost = True
         if link is not None and link.snr >= self._detection:
             luck = link.luck()
-            alone = sent.vector.control.loss(link.snr, ieee80211.ACK_LENGTH)
+            alone = sent.vector.control.loss(link.snr, ack.length)
             if ack.overlaps is not None:
                 lost = self._disturbed(ack, link, luck, alone) >= 0
             else:
@@ -695,7 +744,9 @@ class Engine:
                 link.traffic.acks_lost += 1
         if self.observer is not None:
             self.observer.acknowledgement(sent, ack.radio, when, lost)
-        if lost or link is None:
+        if sent.aggregate is not None:
+            self._aggregated.acknowledged(ack, lost, when)
+        elif lost or link is None:
             self.stats.ack_lost += 1
             self._failed(sent, when)
         else:
@@ -715,7 +766,7 @@ class Engine:
             sent.tail = None
         sent.radio.retries += 1
         sent.cw = min(2 * sent.cw + 1, sent.cw_max)
-        self._contend(sent, when)
+        self.contend(sent, when)
 
     def _finish(self, sent: Transmission, acked: bool, when: float) -> None:
         """The air is done with a frame; its report may have to wait for the receiving kernel."""
@@ -724,12 +775,12 @@ class Engine:
             sent.waits_seq = 0
             if sent.need_ack:
                 self.stats.not_acked += 1
-            self._report(sent, False)
+            self.report(sent, False)
         elif sent.answer is not None:
-            self._settle(sent)
+            self.settle(sent)
         else:
             sent.aired = True  # _answered() goes on
-        self._next(radio, when)
+        self.next_frame(radio, when)
 
     def _answered(
         self, sent: Transmission, receiver: Radio, seq: int, problem: Loss | None
@@ -744,12 +795,12 @@ class Engine:
             self.stats.answer_time.add(self.now - sent.injected_at)
         sent.answer = problem is None
         if sent.aired:
-            self._settle(sent)
+            self.settle(sent)
 
-    def _settle(self, sent: Transmission) -> None:
+    def settle(self, sent: Transmission) -> None:
         if sent.answer:
             self.stats.acked += 1
-            self._report(sent, True)
+            self.report(sent, True)
             return
         self.stats.not_acked += 1
         # A sender without acknowledgement would have gone on trying.
@@ -768,9 +819,9 @@ class Engine:
             reach = self.reaches.of(radio, sent.frequency)
             hold(reach.sensing, sent.frequency, start, start + rest)
             radio.busy_until = max(radio.busy_until, start + rest)
-        self._report(sent, False)
+        self.report(sent, False)
 
-    def _report(self, sent: Transmission, acked: bool) -> None:
+    def report(self, sent: Transmission, acked: bool) -> None:
         radio = sent.radio
         node = radio.node
         if not radio.up:

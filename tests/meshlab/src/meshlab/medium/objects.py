@@ -14,7 +14,7 @@ from meshlab.medium.error import Curve
 from meshlab.medium.rates import Series, Vector
 from meshlab.medium.stats import Loss, Traffic
 from meshlab.wire import hwsim
-from meshlab.wire.ieee80211 import ACK_LENGTH, RTS_LENGTH, Rate
+from meshlab.wire.ieee80211 import RTS_LENGTH, Rate
 
 RECENT = 1024
 """Deliveries whose refusal by the kernel is still understood."""
@@ -308,10 +308,30 @@ class OnAir:
         raise NotImplementedError
 
 
+class Aggregate:
+    """Frames to one receiver that are sent together (``aggregation``)."""
+
+    __slots__ = ("going", "gone", "got", "link", "members", "window")
+
+    def __init__(self, members: list[Transmission]) -> None:
+        self.members = list(members)
+        """What is not acknowledged, in order."""
+        self.window = list(members)
+        """What the receiver has not handed on, in order."""
+        self.going: list[Transmission] = []
+        """What is on the air of it."""
+        self.got: set[Transmission] = set()
+        """What the receiver has."""
+        self.gone: set[Transmission] = set()
+        """What the sender has given up."""
+        self.link: Link | None = None
+
+
 class Transmission(OnAir):
     """A frame from its arrival to the report to its sender."""
 
     __slots__ = (
+        "aggregate",
         "aifs",
         "aired",
         "answer",
@@ -369,6 +389,8 @@ class Transmission(OnAir):
     aired: bool
     """Nothing more happens on the air; only the kernel's answer is missing."""
     answer: bool | None
+    aggregate: Aggregate | None
+    """What it is the first of."""
     waits_seq: int
     """Of the injection whose answer counts; 0: of none."""
     injected_at: float
@@ -396,15 +418,17 @@ class Transmission(OnAir):
 class Acknowledgement(OnAir):
     """An acknowledgement on its way back."""
 
-    __slots__ = ("link", "sent")
+    __slots__ = ("length", "link", "sent")
 
     sent: Transmission
     link: Link | None
+    length: int
+    """Bytes with FCS."""
 
     def parts(self) -> list[Part]:
         """Return what of it has to survive on its way back."""
         vector = self.sent.vector
-        return parts(vector.control_timing, vector.control, ACK_LENGTH, self.end)
+        return parts(vector.control_timing, vector.control, self.length, self.end)
 
     def rate(self) -> Rate:
         """Return how it is sent."""

@@ -21,6 +21,7 @@ class Vector:
 
     __slots__ = (
         "ack_time",
+        "aggregates",
         "control",
         "control_rate",
         "control_timing",
@@ -38,9 +39,13 @@ class Vector:
         flags: int,
         error: ErrorModel,
         airtime: AirtimeModel,
+        *,
+        aggregation: bool = False,
     ) -> None:
         two_ghz = ieee80211.is_2ghz(frequency)
         self.rate = rate
+        self.aggregates = aggregation and rate.phy in (ieee80211.Phy.HT, ieee80211.Phy.VHT)
+        """Frames at this rate may be sent together."""
         self.timing: Timing = airtime.timing(rate, two_ghz)
         self.curve: Curve = error.curve(rate)
         self.control_rate = ieee80211.control_rate(rate, two_ghz)
@@ -61,8 +66,11 @@ Series = tuple[tuple[Vector, int], ...]
 class Rates:
     """What the kernels of this medium have asked for, and the reports that they get."""
 
-    def __init__(self, error: ErrorModel, airtime: AirtimeModel) -> None:
+    def __init__(
+        self, error: ErrorModel, airtime: AirtimeModel, *, aggregation: bool = False
+    ) -> None:
         self._error = error
+        self._aggregation = aggregation
         self._airtime = airtime
         self._vectors: dict[tuple[int, int, int], Vector] = {}
         self.series: dict[tuple[bytes, bytes, int], Series] = {}
@@ -101,7 +109,9 @@ class Rates:
                 rate = ieee80211.legacy_rates(frequency)[0]
             if len(self._vectors) >= 4096:
                 self._vectors.clear()
-            found = Vector(rate, frequency, flags, self._error, self._airtime)
+            found = Vector(
+                rate, frequency, flags, self._error, self._airtime, aggregation=self._aggregation
+            )
             self._vectors[key] = found
         return found
 

@@ -62,7 +62,12 @@ class Medium:
         self.config = config
         self.state = state if state is not None else State()
         self.links = Links(config, self.state)
-        self.engine = Engine(self.links, config.seed, error=error_model(config.decoding))
+        self.engine = Engine(
+            self.links,
+            config.seed,
+            error=error_model(config.decoding),
+            aggregation=config.aggregation,
+        )
         self.drive = Drive(self.engine)
         self.ports: dict[str, NodePort] = {}
         self.captures = Captures(self.engine)

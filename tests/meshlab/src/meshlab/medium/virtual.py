@@ -85,7 +85,12 @@ class VirtualAir:
         base = config if config is not None else MediumConfig()
         self.config = replace(base, nodes=base.nodes or made, links=base.links or pairs, seed=seed)
         self.links = Links(self.config, State())
-        self.engine = Engine(self.links, seed, error=error_model(self.config.decoding))
+        self.engine = Engine(
+            self.links,
+            seed,
+            error=error_model(self.config.decoding),
+            aggregation=self.config.aggregation,
+        )
         self.now = 0.0
         self.latency = latency
         self.injected: list[Injected] = []

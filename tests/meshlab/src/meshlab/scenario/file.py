@@ -152,6 +152,7 @@ class _Reading:
         spec = LabSpec(
             topology=made, security=mesh.security, config=config, nodes=nodes,
             propagation=_propagation(shape), fading=shape.fading, decoding=shape.decoding,
+            ht=mesh.ht,
         )  # fmt: skip
         images = Images(mesh.image, mesh.machine, mesh.applications, others)
         return Scenario(self._path, head, spec, images, tuple(steps), tuple(finally_))

@@ -66,6 +66,7 @@ class Mesh:
     image: str = key(keys.text, "what they boot: `lab`, `standin`, `x86_64`, ...", default="lab")
     machine: str | None = key(keys.text, "what they boot on, such as `raspi3b`", default=None)
     security: str = key(keys.one_of("sae", "open"), "with a passphrase, or open", default="sae")
+    ht: bool = key(keys.truth, "HT rates and aggregation instead of legacy rates", default=False)
     applications: tuple[Path, ...] = key(
         keys.folders, "Python projects that are installed on the lab image", default=()
     )
