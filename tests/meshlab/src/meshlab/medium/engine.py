@@ -147,7 +147,6 @@ class Engine:
         self.reaches = Reaches(links, seed, self.nodes, lambda: self.now)
         self._rates = Rates(error or Textbook(), airtime or Standard(), aggregation=aggregation)
         self._aggregated = Aggregation(self)
-        self._aggregation = aggregation
         self._events: list[_Event] = []
         self._order = itertools.count()
         self._detection = links.receiver.detection_snr_db
@@ -341,7 +340,7 @@ class Engine:
         frame = got.frame
         if frame[0] == _ACTION:
             self.keys.watch(frame)
-            if self._aggregation and blockack.is_request(frame):
+            if self._rates.aggregation and blockack.is_request(frame):
                 self._withhold(radio, got)
                 return True
         elif frame[0] == _BEACON:
@@ -369,7 +368,7 @@ class Engine:
         if answer is not None:
             node = radio.node
             seq = node.next_seq()
-            node.recent[seq & (RECENT - 1)] = (seq, radio, got.frequency)
+            node.recent[seq & (RECENT - 1)] = (radio, got.frequency)
             tail = hwsim.inject_tail(0, got.frequency, answer)
             signal = round(self.links.receiver.noise_dbm + self.links.receiver.same_node_snr_db)
             head = hwsim.inject_head(node.family, seq, radio.key, signal, len(tail))

@@ -69,8 +69,9 @@ class Rates:
     def __init__(
         self, error: ErrorModel, airtime: AirtimeModel, *, aggregation: bool = False
     ) -> None:
+        self.aggregation = aggregation
+        """HT and VHT frames travel in aggregates."""
         self._error = error
-        self._aggregation = aggregation
         self._airtime = airtime
         self._vectors: dict[tuple[int, int, int], Vector] = {}
         self.series: dict[tuple[bytes, bytes, int], Series] = {}
@@ -110,7 +111,7 @@ class Rates:
             if len(self._vectors) >= 4096:
                 self._vectors.clear()
             found = Vector(
-                rate, frequency, flags, self._error, self._airtime, aggregation=self._aggregation
+                rate, frequency, flags, self._error, self._airtime, aggregation=self.aggregation
             )
             self._vectors[key] = found
         return found
