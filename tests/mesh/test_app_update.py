@@ -48,7 +48,7 @@ async def offered(lab: Lab, desk: Desk, name: str, number: int, start: str = "pa
     )  # fmt: skip
     for path in folder.iterdir():
         await put(lab, name, f"/data/in-{number}/{path.name}", path.read_bytes())
-    status, said = await lab.run(name, f"thicket update offer /data/in-{number}", 120)
+    status, said = await lab.run(name, f"thicket update offer /data/in-{number}", PATIENCE)
     assert status == 0, said
     assert f"offered to the fleet: lamp {number}.0" in said
 

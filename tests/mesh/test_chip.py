@@ -29,7 +29,7 @@ from thicket.identity.chip.errors import *
 from thicket.identity.chip.packet import *
 from thicket.identity.bus import *
 bus = LinuxBus(glob.glob("/dev/i2c-*")[0])
-chip = Atecc(bus)
+chip = Atecc(bus, patience=60.0)  # of a node that the host gives little
 def tell(value): print(json.dumps(value))
 """
 
@@ -125,6 +125,7 @@ async def test_lasting_faults_have_a_name(
     try:
         answer = await python(
             """
+chip = Atecc(bus)
 try: tell(chip.info().as_dict())
 except ChipError as error: tell(type(error).__name__)
 """

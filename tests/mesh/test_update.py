@@ -455,7 +455,7 @@ async def test_a_change_is_kept_by_all_also_by_those_that_come_a_version_late(
     packed = desk.offer(new, {base: patch}, plan((named["n1"],)))
     print(f"bundle {new.stat().st_size}, change {patch.stat().st_size}, offer {len(packed)}")
     for name in ("n3", "n4"):
-        await lab.power_off(name)
+        await lab.power_off(name, grace=PATIENCE)
     await put(lab, "n1", "/data/in/offer", packed)
     await put(lab, "n1", "/data/in/change", patch.read_bytes())
     # Neither the node that is told nor one that is to fetch has room.
