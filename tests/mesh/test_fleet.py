@@ -57,7 +57,7 @@ async def test_the_whole_fleet_comes_back_after_a_power_cut(lab: Lab, nodes: Nod
     total = {"attempts": 0, "connected": 0, "accepted": 0, "simultaneous": 0, "abandoned": 0}
     most = 0
     for name in lab.nodes:
-        counters = nodes.status(name, "cluster", "counters")
+        counters = await nodes.now(name, "cluster", "counters")
         for key in total:
             total[key] += counters[key]
         most = max(most, counters["attempts"])

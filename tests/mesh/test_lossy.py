@@ -11,6 +11,7 @@ import math
 import os
 import time
 
+from meshlab.lab import starvation
 from meshlab.lab.lab import Lab
 from meshlab.lab.testing import Nodes
 from meshlab.medium.error import Textbook
@@ -46,18 +47,35 @@ async def losses(nodes: Nodes, name: str) -> int:
     return int(await nodes.run(name, "logread | grep -c 'distribution.* is down' || true"))
 
 
-async def nobody_is_missed(lab: Lab, nodes: Nodes, before: dict[str, int]) -> None:
-    """Look for SECONDS at the cluster as every node sees it, then into the logs."""
+async def missed(lab: Lab, nodes: Nodes, before: dict[str, int]) -> str:
+    """Look for SECONDS at the cluster as every node sees it, then into the logs.
+
+    :returns: what says that somebody was taken for lost; empty when nobody was.
+    """
     end = time.monotonic() + SECONDS
     names = set(lab.nodes)
     while time.monotonic() < end:
         await asyncio.sleep(1)
         for name in names:
-            assert lab.state.cluster(name) == names - {name}, name
+            if (seen := lab.state.cluster(name)) != names - {name}:
+                return f"{name} sees {sorted(seen)}"
     for name in names:
-        assert await losses(nodes, name) == before[name], await nodes.run(
-            name, "logread | tail -n 50"
-        )
+        if await losses(nodes, name) != before[name]:
+            return await nodes.run(name, "logread | tail -n 50")
+    return ""
+
+
+async def nobody_is_missed(lab: Lab, nodes: Nodes, before: dict[str, int]) -> None:
+    """Look until nobody is missed for SECONDS in which the host had processors for all."""
+    while True:
+        async with starvation.watched(lab) as host:
+            found = await missed(lab, nodes, before)
+        if not found:
+            return
+        assert host.found, found
+        print(f"begun anew, as the host was too busy ({host.found}): {found}")
+        await nodes.whole()
+        before = {name: await losses(nodes, name) for name in lab.nodes}
 
 
 async def test_nobody_is_taken_for_lost_when_links_lose_a_fifth(lab: Lab, nodes: Nodes) -> None:

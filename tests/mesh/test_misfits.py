@@ -14,7 +14,7 @@ from authority.cli import main
 from meshlab.lab import summary
 from meshlab.lab.fleet import LabFleet
 from meshlab.lab.lab import Lab
-from meshlab.lab.testing import Nodes
+from meshlab.lab.testing import FORMING, Nodes
 from meshlab.machine.spec import CONSOLE_SOCKET
 
 MESH = "misfits"
@@ -57,7 +57,7 @@ async def test_a_node_without_chip_is_enrolled_over_its_console(lab: Lab, nodes:
     words += ["--console", str(lab.nodes["n5"].directory / CONSOLE_SOCKET)]
     assert await asyncio.to_thread(main, words) == 0
     await nodes.wait(lambda: lab.state.cluster("n5") >= {"n1", "n2"}, "n5 is in the cluster")
-    assert nodes.status("n5", "trust", "software") is True
+    await nodes.wait(lambda: nodes.status("n5", "trust", "software") is True, "n5 has no chip")
     await nodes.wait(lambda: not nodes.problems("n5", "trust"), "n5 lacks nothing more")
 
 
@@ -65,7 +65,9 @@ async def test_a_radio_without_mesh_point_is_reported_in_words(lab: Lab, nodes: 
     await nodes.wait(
         lambda: nodes.status("n6", "radio", "state") == "unsuitable", "n6 looks at its radio"
     )
-    assert any("mesh point" in text for text in nodes.problems("n6", "radio"))
+    await nodes.wait(
+        lambda: any("mesh point" in text for text in nodes.problems("n6", "radio")), "n6 says so"
+    )
     assert any("mesh point" in text for text in summary.missing(lab.snapshot(), ["n6"])["n6"])
     await nodes.says("n6", "thicket status", "mesh point")
 
@@ -93,6 +95,7 @@ async def test_a_wrong_passphrase_stays_outside_and_joins_when_corrected(
     nodes.unfit = "n4 belongs to the mesh"
     code, output = await lab.configure("n4", [f"mesh.passphrase={lab.spec.passphrase}"])
     assert code == 0, output
-    await nodes.wait(lambda: set(INSIDE) <= lab.state.peers("n4"), "n4 has its peers")
+    # Those who refused it shun it for the time of max_inactivity.
+    await lab.wait(lambda: set(INSIDE) <= lab.state.peers("n4"), FORMING, "n4 has its peers")
     await nodes.wait(lambda: {"n1", "n2"} <= lab.state.cluster("n4"), "n4 is in the cluster")
     await nodes.reach("n1", "n4")
