@@ -275,6 +275,17 @@ def qemus(there: Path) -> list[int]:
     return [pid for pid in processes(there) if b"qemu" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def agent_of(there: Path) -> int:
+    """Return the agent among them: the parent of its guard, which has the same command line."""
+    found = {}
+    for pid in processes(there):
+        if b"meshlab.hosts.agent" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            status = Path(f"/proc/{pid}/status").read_text()
+            found[pid] = int(status.partition("PPid:")[2].split()[0])
+    (agent,) = set(found) & set(found.values())
+    return agent
+
+
 async def gone(what: Callable[[], Sequence[object]]) -> None:
     until = time.monotonic() + DEADLINE
     while True:
@@ -401,9 +412,7 @@ async def test_nothing_is_left_when_an_end_of_the_connection_is_killed(
         if victim == "ssh":
             connection.process.kill()
         else:
-            for pid in processes(there):
-                if b"meshlab.hosts.agent" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+            os.kill(agent_of(there), signal.SIGKILL)
         async with asyncio.timeout(DEADLINE):
             assert await bench.machine.wait() is None
         assert "a is out of reach: the connection was closed" in bench.log("qemu.log")
@@ -430,6 +439,18 @@ async def test_a_connection_that_swallows_everything_is_ended_on_both_sides(
             assert await bench.machine.wait() is None
         assert "a is out of reach: " in bench.log("qemu.log")
     await gone(lambda: processes(there))
+
+
+@needs_qemu
+async def test_an_agent_that_is_stopped_does_not_keep_its_machines(
+    tmp_path: Path, there: Path
+) -> None:
+    async with node(tmp_path, deadline=6.0) as bench:
+        await bench.machine.start()
+        os.kill(agent_of(there), signal.SIGSTOP)
+        await gone(lambda: processes(there))
+        async with asyncio.timeout(DEADLINE):
+            assert await bench.machine.wait() is None
 
 
 async def test_an_image_that_finds_no_room_says_so(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from images that it keeps by their hashes. Chips and medium are the lab's: reque
 I2C controllers and the ports of the relays travel over the link.
 
 It ends with its connection, or when nothing came for as long as the lab has said, or by a signal;
-its QEMUs are tied to it and end with it, however it ends. A thread of its own looks after the
-silence, so that an event loop that hangs is no way to go on.
+its QEMUs are tied to it and end with it, however it ends. A ``guard`` looks after the silence.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import platform
 import shutil
 import signal
 import sys
-import threading
 import time
 import zlib
 from pathlib import Path
@@ -34,6 +32,7 @@ from typing import Any
 from host import child
 from meshlab.chip.vhost_user import VhostUserServer
 from meshlab.hosts.chip_line import ChipLine
+from meshlab.hosts.guard import Guard
 from meshlab.hosts.images import UNUSED_DAYS, image_from_json
 from meshlab.hosts.link import Handlers, Json, Link, LinkError, Stream, pump
 from meshlab.hosts.memory import available_mib
@@ -86,13 +85,14 @@ class Agent(Handlers):
     """All that a lab has on this machine.
 
     :param root: Its folder.
+    :param guard: Ends this process when the lab is silent for too long.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, guard: Guard) -> None:
         self.root = root
-        self.deadline = 60.0
         self.link: Link | None = None
         self.over = asyncio.Event()
+        self._guard = guard
         self._guests: dict[str, Guest] = {}
         self._parts: dict[str, RealParts] = {}
         self._folder: Path | None = None
@@ -156,7 +156,7 @@ class Agent(Handlers):
 
     async def _begin(self, params: Json) -> Json:
         """Take the lab's folder, from an agent of the same lab that was left behind if need be."""
-        self.deadline = float(params["deadline"])
+        self._guard.deadline = float(params["deadline"])
         folder = self.root / "labs" / Path(params["lab"]).name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -408,17 +408,12 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _guard(agent: Agent, link: Link) -> None:
-    """End this process, and with it its machines, when the lab is silent for too long."""
-    while True:
-        time.sleep(1)
-        if time.monotonic() - link.heard > agent.deadline:
-            os.write(2, b"thicket: the lab was silent for too long, its nodes are ended\n")
-            os._exit(71)
+async def serve(root: Path, guard: Guard) -> None:
+    """Serve the lab at standard input and output until it ends.
 
-
-async def serve(root: Path) -> None:
-    """Serve the lab at standard input and output until it ends."""
+    :param root: The folder of all that is kept here.
+    :param guard: Ends this process when the lab is silent for too long.
+    """
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
@@ -427,19 +422,19 @@ async def serve(root: Path) -> None:
     os.dup2(2, 1)
     transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, out)
     writer = asyncio.StreamWriter(transport, protocol, None, loop)
-    agent = Agent(root)
+    agent = Agent(root, guard)
     link = agent.link = Link(reader, writer, agent, first=1, patience=3600)
     link.start()
-    threading.Thread(target=_guard, args=(agent, link), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         loop.add_signal_handler(number, agent.over.set)
-    looking = asyncio.create_task(agent.look())
+    tasks = [asyncio.create_task(agent.look()), asyncio.create_task(guard.tell(link))]
     link.ended.add_done_callback(lambda _why: agent.over.set())
     await agent.over.wait()
     async with asyncio.timeout(10):
         await agent.stop_all()
     await link.drain()
-    looking.cancel()
+    for task in tasks:
+        task.cancel()
     await link.close()
 
 
@@ -451,7 +446,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
         child.tied([])
-        asyncio.run(serve(Path(sys.argv[1])))
+        asyncio.run(serve(Path(sys.argv[1]), Guard()))
     except FileNotFoundError as error:
         print(f"thicket: {error}", file=sys.stderr)
         return 70
