@@ -12,7 +12,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -91,8 +91,8 @@ def test_a_chosen_host_counts() -> None:
 
 
 @pytest.fixture(autouse=True)
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in for ssh; return the folder that has one folder for each machine."""
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Stand in for ssh; give the folder that has one folder for each machine."""
     folder = tmp_path / "there"
     program = [sys.executable, str(Path(__file__).with_name("fake_ssh.py"))]
     monkeypatch.setenv("THICKET_SSH", shlex.join(program))
@@ -100,7 +100,9 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("THICKET_ACCEL", "tcg")
     # What runs there has nothing of this environment's.
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    return folder
+    yield folder
+    for pid in processes(folder):  # what a test that failed left
+        os.kill(pid, signal.SIGKILL)
 
 
 def host(name: str, tmp_path: Path) -> Host:
