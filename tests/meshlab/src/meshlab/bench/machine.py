@@ -35,7 +35,7 @@ class Variant:
     label: str
     board: Board
     cpu: str = "max"
-    buffer: int = 96
+    buffer: int = MachineSpec.code_buffer_mib
     cmdline: str = ""
     extra: tuple[str, ...] = ()
 
@@ -69,9 +69,8 @@ def variants(khz: int | None) -> list[Variant]:
         Variant("q35, -cpu qemu64", q35, cpu="qemu64", cmdline=clock),
         Variant("q35, -cpu Nehalem", q35, cpu="Nehalem", cmdline=clock),
         Variant("q35, -cpu max,-avx2,-avx", q35, cpu="max,-avx2,-avx", cmdline=clock),
-        Variant("q35, tb-size=24", q35, buffer=24, cmdline=clock),
-        Variant("q35, tb-size=32", q35, buffer=32, cmdline=clock),
         Variant("q35, tb-size=48", q35, buffer=48, cmdline=clock),
+        Variant("q35, tb-size=96", q35, buffer=96, cmdline=clock),
         Variant("q35, tb-size=128", q35, buffer=128, cmdline=clock),
     ]
 
