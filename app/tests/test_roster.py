@@ -12,6 +12,8 @@ from thicket.distribution import members, roster
 from thicket.distribution.etf import decode_bare, encode_bare
 from thicket.distribution.ledger import MAX_BODY, MAX_TOPICS, MAX_VERSION, Found, Ledger, Record
 from thicket.distribution.roster import (
+    AFTERWARDS,
+    COMPARE,
     GRACE,
     KEEP,
     LINKS,
@@ -339,3 +341,33 @@ def test_links_have_a_form() -> None:
     assert says(b"a\n\nb") is None
     assert says(b"x" * 300) is None
     assert says("\n".join(map(str, range(1000))).encode()) is None
+
+
+def test_who_comes_while_some_are_out_of_reach_knows_them_soon_afterwards() -> None:
+    fleet = Fleet(*"abcdef")
+    fleet.line(*"abcdef")
+    fleet.run(60)
+    fleet.cut("c", "d")
+    fleet.run(60)
+    # It is beside nodes that know those behind the gap, but neither count nor tell them.
+    fleet.add("z")
+    fleet.connect("z", "a")
+    fleet.choose("z", "a")
+    fleet.run(60)
+    assert fleet.members("z") == set("abc")
+    fleet.connect("c", "d")
+    fleet.choose("c", "d")
+    fleet.run(AFTERWARDS[1] + 1)
+    assert fleet.members("z") == set("abcdef")
+    assert all(len(fleet.members(name)) == 6 for name in "abcdef")
+
+
+def test_of_two_that_have_the_same_one_says_so() -> None:
+    fleet = Fleet("a", "b")
+    fleet.line("a", "b")
+    fleet.run(10)
+    sums = []
+    deliver = fleet.deliver
+    fleet.deliver = lambda name, action: (sums.append(name), deliver(name, action))  # type: ignore[assignment, func-returns-value]
+    fleet.run(400)
+    assert 400 / COMPARE[1] <= len(sums) <= 400 / COMPARE[0] + 1

@@ -57,6 +57,10 @@ takes time in proportion. When a connection has ended, the look follows at once.
 COMPARE = (20.0, 40.0)
 """Seconds between two comparisons with a neighbour."""
 
+AFTERWARDS = (2.0, 4.0)
+"""The same, after nodes have come into reach. Their statements are not handed on then, if they were
+known before; and a neighbour that was compared with meanwhile may lack them."""
+
 KEEP = 600.0
 """Seconds for which the statements of a node that is gone are kept."""
 
@@ -363,6 +367,8 @@ class Roster:
             case Sum(total):
                 if total != self.ledger.total:
                     self._send(name, Sums(self.ledger.sums()))
+                elif peer.linked:
+                    peer.compare = now + self._uniform(*COMPARE)  # this was one
             case Sums(sums):
                 parts = self.ledger.differing(sums)
                 if parts:
@@ -535,6 +541,8 @@ class Roster:
                     self._out.append(Doubted(origin, self.own))
             for origin in come:
                 due.forget.pop(origin, None)
+            if come:
+                self._compare_soon(now)
         present = self._ways.reached | self._ways.leaves | self._peers.keys()
         for name in present - self.members - {self.own}:
             self._come(name)
@@ -546,6 +554,12 @@ class Roster:
                 due.suspense.setdefault(name, now + GRACE)
         for name in [name for name in due.suspense if name in present or name not in self.members]:
             del due.suspense[name]
+
+    def _compare_soon(self, now: float) -> None:
+        for peer in self._peers.values():
+            if peer.linked:
+                peer.compare = min(peer.compare, now + self._uniform(*AFTERWARDS))
+                self._due.compare = min(self._due.compare, peer.compare)
 
     def _end_suspense(self, now: float) -> None:
         suspense = self._due.suspense
