@@ -12,6 +12,7 @@ from meshlab.medium.aggregation import MOST_FRAMES, subframe
 from meshlab.medium.airtime import GHZ_5, Standard
 from meshlab.medium.config import MediumConfig
 from meshlab.medium.error import Textbook
+from meshlab.medium.stats import Loss
 from meshlab.medium.virtual import (
     BROADCAST,
     FREQUENCY,
@@ -192,6 +193,51 @@ def test_a_radio_that_goes_down_acknowledges_nothing() -> None:
     air.run(2.0)
     assert len(air.reports) == 10
     assert not any(report.acked for report in air.reports.values())
+
+
+def test_a_refused_aggregate_does_not_hold_the_air() -> None:
+    air = VirtualAir(3, [(1, 2, 60), (1, 3, 60)], config=ON)
+    air.refuses = lambda injected: injected.node == "n2"
+    for number in range(30):
+        air.send(1, 2, frame=qos(1, 2, number, 1000), rates=(Rate(7, 10, RateFlag.MCS),))
+    air.run(0.02)
+    cookie = air.send(1, 3, frame=qos(1, 3, 1, 100), rates=(Rate(7, 10, RateFlag.MCS),))
+    began = air.now
+    air.run(1.0)
+    assert air.reports["n1", cookie].acked
+    assert air.reports["n1", cookie].at - began < 0.01
+
+
+def test_an_rts_goes_before_an_aggregate() -> None:
+    air = VirtualAir(2, [(1, 2, 60)], config=ON)
+    flags = RateFlag.MCS | RateFlag.RTS_CTS
+    for number in range(10):
+        air.send(1, 2, frame=qos(1, 2, number, 1000), rates=(Rate(7, 3, flags),))
+    air.run(0.1)
+    assert numbers(air, "n2") == list(range(10))
+    assert air.engine.stats.attempts == 1
+    air.engine.radio_down(air.node(2).radios[0])
+    air.reports.clear()
+    for number in range(10):
+        air.send(1, 2, frame=qos(1, 2, number, 1000), rates=(Rate(7, 3, flags),))
+    air.run(0.5)
+    assert len(air.reports) == 10
+    assert {report.rates[0].tries for report in air.reports.values()} == {3}
+
+
+def test_who_hears_the_cts_only_is_quiet_for_the_whole_aggregate() -> None:
+    """n3 does not hear n1, whose four frames take 5 ms."""
+    air = VirtualAir(3, [(1, 2, 60), (2, 3, 60)], config=ON)
+    air.send(3, 2)
+    air.run(0.1)
+    flags = RateFlag.MCS | RateFlag.RTS_CTS
+    for number in range(4):
+        air.send(1, 2, frame=qos(1, 2, number, 1000), rates=(Rate(0, 1, flags),))
+    air.run(0.0025)  # the RTS is over, the first frame not
+    air.send(3, 2)
+    air.run(0.1)
+    assert numbers(air, "n2")[1:5] == [0, 1, 2, 3]
+    assert air.engine.stats.losses[Loss.COLLISION] == air.engine.stats.losses[Loss.LOCKED] == 0
 
 
 def test_a_sender_that_goes_down_is_forgotten() -> None:

@@ -767,6 +767,55 @@ def test_hidden_nodes_collide_and_rts_protects_them() -> None:
     assert overlapped(protected) < collided / 2
 
 
+RTS = RateFlag.RTS_CTS
+
+
+def test_a_lost_rts_costs_less_than_a_lost_frame() -> None:
+    """n2 is down: ten times 20 bytes and a timeout, instead of 2,000 bytes (2.7 ms)."""
+    took = {}
+    for flags in (0, RTS):
+        air = VirtualAir(3, [(1, 2, GOOD), (1, 3, GOOD)])
+        air.engine.radio_down(air.node(2).radios[0])
+        cookie = air.send(1, 2, size=2000, rates=[Rate(0, 10, int(flags))])
+        air.run(1.0)
+        assert not air.reports["n1", cookie].acked
+        assert air.reports["n1", cookie].rates[0].tries == 10
+        took[flags] = air.reports["n1", cookie].at
+    assert took[0] > 0.027
+    assert took[RTS] < took[0] - 0.02
+
+
+def test_who_hears_an_rts_that_nobody_answers_goes_on() -> None:
+    """The NAV of an RTS ends when its frame should have begun and did not (10.3.2.4)."""
+    air = VirtualAir(3, [(1, 3, GOOD)])
+    air.send(1, 2, size=2000, rates=[Rate(0, 1, int(RTS))])
+    air.run(0.0005)
+    busy = air.node(3).radios[0]
+    busy.frequency = 5180
+    air.run(0.01)
+    cookie = air.send(3, 1, size=100)
+    began = air.now
+    air.run(1.0)
+    assert air.reports["n3", cookie].acked
+    assert air.reports["n3", cookie].at - began < 0.002
+
+
+def test_who_hears_the_cts_only_is_quiet_for_the_whole_exchange() -> None:
+    """n3 hears n2 and not n1; its frame begins after the acknowledgement of n1's."""
+    air = VirtualAir(3, [(1, 2, GOOD), (2, 3, GOOD)])
+    air.send(3, 2, size=50)
+    air.run(0.1)
+    for _ in range(20):
+        first = air.send(1, 2, size=2000, rates=[Rate(0, 1, int(RTS))])
+        air.run(0.0013)  # the RTS is over in any case
+        second = air.send(3, 2, size=50, rates=[Rate(0, 1, 0)])
+        air.run(0.1)
+        assert air.reports["n1", first].acked
+        assert air.reports["n3", second].acked
+        assert air.reports["n3", second].at > air.reports["n1", first].at
+    assert air.engine.stats.losses[Loss.COLLISION] == air.engine.stats.losses[Loss.LOCKED] == 0
+
+
 def test_the_stronger_of_two_colliding_frames_can_survive() -> None:
     """Capture: 35 dB against 5 dB leaves 29 dB of signal to interference."""
     air = VirtualAir(3, [(1, 2, 35.0), (3, 2, 5.0)])

@@ -89,6 +89,8 @@ class Aggregation:
             sent.radio.queued -= len(taken)
         if aggregate is None:
             aggregate = sent.aggregate = Aggregate([sent])
+        for member in taken:
+            member.aggregate = aggregate
         aggregate.members += taken
         aggregate.window += taken
         aggregate.going = going + taken
@@ -220,6 +222,13 @@ class Aggregation:
                 observer.transmission(member, outcomes[index : index + 1])
 
     # What the sender makes of it.
+
+    def unanswered(self, sent: Transmission, when: float) -> None:
+        """No CTS has come."""
+        aggregate = sent.aggregate
+        assert aggregate is not None
+        aggregate.going = [m for m in aggregate.members if m.stage == sent.stage]
+        self._resolve(sent, [], when)
 
     def acknowledged(self, ack: Acknowledgement, lost: bool, when: float) -> None:
         """The block acknowledgement has arrived, or has not."""

@@ -59,6 +59,7 @@ from meshlab.medium.objects import (
     Observer,
     OnAir,
     Radio,
+    Rts,
     Transmission,
 )
 from meshlab.medium.propagation import draw
@@ -80,6 +81,9 @@ ARRIVAL_SPREAD = 0.001
 """Seconds over which frames that find the channel idle are spread. The medium reads what several
 nodes have sent at once, so it knows arrivals only that well; taken at their word, they would choose
 the same slot and collide much more often than frames do that really arrive one by one."""
+
+RX_PHY_START_DELAY = 20e-6
+"""Seconds until a receiver tells that a frame has begun: aRxPHYStartDelay (table 17-21)."""
 
 KERNEL_KEEPS = 100
 """Frames left of a radio's queue when its kernel has dropped the oldest (``WARN_QUEUE``)."""
@@ -328,6 +332,7 @@ class Engine:
         sent.waits_seq = 0
         sent.overlaps = None
         sent.aggregate = None
+        sent.cleared = False
         if radio.current is None:
             radio.current = sent
             self.contend(sent, self.now)
@@ -474,22 +479,24 @@ class Engine:
             return
         radio = sent.radio
         radio.contending = None
+        vector = sent.vector
+        if vector.protect and sent.need_ack:
+            if not sent.cleared:
+                self._ask(sent, when)
+                return
+            sent.cleared = False
         if not sent.attempts:
             self.stats.queue_delay.add(when - sent.arrived)
         sent.attempts += 1
         self.stats.attempts += 1
-        vector = sent.vector
         timing = vector.timing
-        protect = vector.protect and sent.need_ack
         frequency = sent.frequency
         length, answer = sent.length, timing.ack
         if vector.aggregates and sent.need_ack:
             length, answer = self._aggregated.gather(sent)
-        reach = sent.reach = self.reaches.of(radio, frequency)
+        sent.reach = self.reaches.of(radio, frequency)
         sent.start = when
         end = when + timing.duration(length)
-        if protect:
-            end += timing.rts_cts
         sent.end = end
         until = end + answer if sent.need_ack else end
         radio.air += until - when
@@ -498,13 +505,78 @@ class Engine:
         if until > radio.busy_until:
             radio.busy_until = until
         self.channels.enter(sent, frequency, when, until)
-        if protect:
-            # The CTS keeps those quiet who hear the receiver only (10.3.2.9).
+        if vector.protect and sent.need_ack:
             for owner in self.addresses.owners.get(sent.frame[4:10], ()):
-                if owner.up and owner in reach.by_radio and owner not in (sent.missed or ()):
+                if owner.up and owner in sent.reach.by_radio:
                     hold(self.reaches.of(owner, frequency).sensing, frequency, when, until)
-            radio.busy_until = max(radio.busy_until, until)
         heappush(self._events, (end, next(self._order), self._end, sent))
+
+    # RTS and CTS.
+
+    def _ask(self, sent: Transmission, when: float) -> None:
+        """Send an RTS. Who hears it is quiet until the frame should have begun (10.3.2.4)."""
+        radio, vector = sent.radio, sent.vector
+        rts = Rts()
+        rts.radio, rts.sent = radio, sent
+        rts.reach = self.reaches.of(radio, sent.frequency)
+        rts.start = when
+        rts.end = when + vector.control_timing.duration(ieee80211.RTS_LENGTH)
+        answered = when + vector.timing.rts_cts
+        until = answered + RX_PHY_START_DELAY + 2 * sent.slot
+        radio.busy_until = max(radio.busy_until, answered)
+        radio.air += answered - when
+        self.channels.enter(rts, sent.frequency, when, until)
+        self._push(rts.end, self._asked, rts)
+
+    def _asked(self, rts: Rts, when: float) -> None:
+        """An RTS has ended: the frame follows the CTS, or nothing does."""
+        sent = rts.sent
+        rts.channel.remove(rts)
+        if sent.dead:
+            return
+        if self._clear(rts, when):
+            sent.cleared = True
+            sent.start_at = rts.start + sent.vector.timing.rts_cts
+            self._push(sent.start_at, self._start, sent)
+            return
+        # The CTS that does not begin in time (10.3.2.9).
+        sifs = band(ieee80211.is_2ghz(sent.frequency)).sifs
+        sent.radio.busy_until = when + sifs + sent.slot + RX_PHY_START_DELAY
+        if sent.aggregate is not None:
+            self._aggregated.unanswered(sent, when)
+        else:
+            self._failed(sent, when)
+
+    def _clear(self, rts: Rts, when: float) -> bool:
+        """Tell whether the receiver of an RTS answers, and that is heard.
+
+        The CTS keeps those quiet who hear the receiver only (10.3.2.9): here to the frame's begin,
+        and from then on to the end of the exchange.
+        """
+        sent = rts.sent
+        frequency, control = sent.frequency, sent.vector.control
+        for owner in self.addresses.owners.get(sent.frame[4:10], ()):
+            link = rts.reach.by_radio.get(owner)
+            if link is None or not owner.up or link.snr < self.links.receiver.detection_snr_db:
+                continue
+            reason = self._disturbed(
+                rts, link, link.luck(), control.loss(link.snr, ieee80211.RTS_LENGTH)
+            )
+            if reason < 0 and owner.deaf and owner.deaf.get(frequency, 0.0) > self.now:
+                reason = Loss.OFF_CHANNEL
+            if reason >= 0:
+                link.traffic.unicast += 1
+                link.traffic.unicast_lost += 1
+                self.stats.losses[reason] += 1
+                return False
+            back = self.reaches.of(owner, frequency)
+            until = rts.start + sent.vector.timing.rts_cts + sent.slot
+            hold(back.sensing, frequency, when, until)
+            heard = back.by_radio.get(sent.radio)
+            return heard is not None and heard.luck() >= control.loss(
+                heard.snr, ieee80211.CTS_LENGTH
+            )
+        return False
 
     # Reception.
 
@@ -812,7 +884,7 @@ class Engine:
             sent.radio.retries += left
         last = len(sent.series) - 1
         sent.stage, sent.tries = last, sent.series[last][1]
-        if rest:
+        if rest and sent.aggregate is None:
             radio = sent.radio
             start = max(self.now, radio.busy_until)
             reach = self.reaches.of(radio, sent.frequency)

@@ -337,6 +337,7 @@ class Transmission(OnAir):
         "answer",
         "arrived",
         "attempts",
+        "cleared",
         "closed",
         "cookie",
         "cw",
@@ -389,6 +390,8 @@ class Transmission(OnAir):
     aired: bool
     """Nothing more happens on the air; only the kernel's answer is missing."""
     answer: bool | None
+    cleared: bool
+    """The receiver has sent a CTS for it."""
     aggregate: Aggregate | None
     """What it is the first of."""
     waits_seq: int
@@ -396,14 +399,8 @@ class Transmission(OnAir):
     injected_at: float
 
     def parts(self) -> list[Part]:
-        """Return what of a try has to survive at its receiver, an RTS before it included."""
-        vector = self.vector
-        frame = parts(vector.timing, vector.curve, self.length, self.end)
-        if vector.protect and self.need_ack:
-            timing = vector.control_timing
-            end = self.start + timing.duration(RTS_LENGTH)
-            frame += parts(timing, vector.control, RTS_LENGTH, end)
-        return frame
+        """Return what of a try has to survive at its receiver."""
+        return parts(self.vector.timing, self.vector.curve, self.length, self.end)
 
     def rate(self) -> Rate:
         """Return how it is sent."""
@@ -413,6 +410,23 @@ class Transmission(OnAir):
     def group(self) -> bool:
         """Tell whether it is addressed to a group."""
         return bool(self.frame[4] & 1)
+
+
+class Rts(OnAir):
+    """An RTS, which asks the receiver of a frame for silence around it."""
+
+    __slots__ = ("sent",)
+
+    sent: Transmission
+
+    def parts(self) -> list[Part]:
+        """Return what of it has to survive at its receiver."""
+        vector = self.sent.vector
+        return parts(vector.control_timing, vector.control, RTS_LENGTH, self.end)
+
+    def rate(self) -> Rate:
+        """Return how it is sent."""
+        return self.sent.vector.control_rate
 
 
 class Acknowledgement(OnAir):
