@@ -454,6 +454,23 @@ def test_a_liar_fills_a_bounded_memory() -> None:
     assert len(one._numbers) <= relay.MAX_TARGETS + 1
 
 
+def test_a_neighbour_that_takes_nothing_makes_a_liar_fill_a_bounded_memory() -> None:
+    one = alone(Way("near", "far", 3))
+    number, most, now = 0, 0, 0.0
+    for _ in range(400):
+        now += 0.05
+        for _ in range(4):
+            number += 1
+            one.receive("liar", cast("far", number=number, body=bytes(MAX_BODY // 2)), now)
+        one.step(now)
+        most = max(most, sum(copy.cast.size for copy in one._links["near"].waiting))
+    assert most <= KEPT_BYTES + 2 * WINDOW * MAX_BODY
+    assert one.counters["stuck"] > 0
+    one.peer_down("liar", now)
+    one.peer_down("near", now)
+    assert not one._links
+
+
 def test_a_cast_takes_about_as_many_hops_as_its_way_has() -> None:
     one = alone(Way("near", "far", 3))
     one.receive("liar", cast("far", hops=MAX_HOPS), 0.0)

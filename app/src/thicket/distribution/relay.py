@@ -412,7 +412,7 @@ class Relay:
             if len(copy.cast.body) > MAX_BODY:
                 self.counters["long"] += 1
             else:
-                self._route(copy.cast._replace(hops=MAX_HOPS), copy.since, now)
+                self._route(copy.cast._replace(hops=MAX_HOPS), copy.since, now, None, peer)
 
     def changed(self, now: float) -> None:
         """The ways may have changed: try again what none led to."""
