@@ -62,6 +62,10 @@ find "$target/usr/lib" -depth -name '__pycache__' -exec rm -rf {} +
 python3 "$top/tools/src/firmware/start_archive.py" "$target"
 
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$top/app/pyproject.toml")
+if ! grep -qxF "__version__ = \"$version\"" "$top/app/src/thicket/__init__.py"; then
+	echo "app/pyproject.toml has the version $version, app/src/thicket/__init__.py another one" >&2
+	exit 1
+fi
 epoch=$(sed -n 's/^epoch = \([0-9]*\)$/\1/p' "$top/app/pyproject.toml")
 commit=${THICKET_COMMIT:-unknown}
 cat >"$target/usr/lib/os-release" <<EOF

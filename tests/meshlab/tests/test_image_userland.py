@@ -280,6 +280,18 @@ def test_an_unpinned_requirement_is_refused(tmp_path: Path) -> None:
     assert found.requirements() == ["py-thing==1.5"]
 
 
+def test_an_image_whose_daemon_would_say_another_version_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "app/src/thicket").mkdir(parents=True)
+    (tmp_path / "app/pyproject.toml").write_text('[project]\nversion = "0.2.0"\n')
+    said = tmp_path / "app/src/thicket/__init__.py"
+    said.write_text('__version__ = "0.1.0"\n')
+    with pytest.raises(ImageError, match=r"version 0\.2\.0.*they must be the same"):
+        tree.Tree(tmp_path).version()
+    said.write_text('__version__ = "0.2.0"\n')
+    assert tree.Tree(tmp_path).version() == "0.2.0"
+    assert tree.find().version()
+
+
 def test_every_package_is_fixed_by_hashes_and_those_are_of_the_versions_asked_for() -> None:
     root = tree.find().root
     for name in ("constraints", "tests/fuzz/requirements"):

@@ -169,9 +169,19 @@ class Tree:
         return found
 
     def version(self) -> str:
-        """Return the version of the node's package."""
+        """Return the version of the node's package.
+
+        :raises ImageError: the daemon would say another one.
+        """
         pyproject = tomllib.loads((self.root / "app" / "pyproject.toml").read_text("utf-8"))
-        return str(pyproject["project"]["version"])
+        version = str(pyproject["project"]["version"])
+        said = (self.root / "app/src/thicket/__init__.py").read_text("utf-8")
+        if f'__version__ = "{version}"\n' not in said:
+            raise ImageError(
+                f"app/pyproject.toml has the version {version}, and app/src/thicket/__init__.py "
+                "has another __version__: they must be the same"
+            )
+        return version
 
     def epoch(self) -> int:
         """Return the security epoch of images that are made of this tree."""
