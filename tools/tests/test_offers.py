@@ -203,7 +203,13 @@ def test_what_is_refused(folder: Path, tmp_path: Path, capsys: Captured) -> None
         capsys, "offer", old, "--delta", other, "--waves", "5", "--out", tmp_path / "o", status=1
     )
     assert "waves are percent that grow and end with 100" in words
-    assert not (tmp_path / "o" / offers.OFFER).exists()
+    assert not (tmp_path / "o").exists()
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / offers.OFFER).write_text("one made before")
+    says(capsys, "offer", old, "--delta", other, "--waves", "5", "--out", tmp_path / "o", status=1)
+    assert (tmp_path / "o" / offers.OFFER).read_text() == "one made before"
+    words = says(capsys, "delta", new, new, "--out", tmp_path, status=1)
+    assert "are the same bundle: no patch is needed" in words
     words = says(capsys, "offer", new, "--window", "23-4", status=2)
     assert "'23' is no time of the day like 23:30" in words
     assert "choose from" in says(capsys, "order", "stop", status=2)

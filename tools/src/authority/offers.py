@@ -51,6 +51,8 @@ def delta(_authority: Authority, rest: list[str]) -> int:
     parser.add_argument("new", type=a_path)
     parser.add_argument("--out", type=a_path)
     args = parser.parse_args(rest)
+    if target_of(args.old).sha256 == target_of(args.new).sha256:
+        raise AuthorityError(f"{args.old} and {args.new} are the same bundle: no patch is needed")
     begun = time.monotonic()
     with Telling() as tell:
         made = deltas.make(args.new, args.out or args.new.parent, args.old, tell=tell)
@@ -178,8 +180,6 @@ def make(
     :raises OfferError: what was asked for is out of bounds.
     """
     fleet, signer = by
-    out.mkdir(parents=True, exist_ok=True)
-    (out / OFFER).unlink(missing_ok=True)
     ready = [_read(path) for path in given]
     for one in ready:
         if (one.header.size, one.header.sha256) != (target.size, target.sha256):
@@ -188,6 +188,7 @@ def make(
     some = Patch("", target.size, target.sha256, target.sha256)
     # What was asked for is judged before a minute goes by.
     offers.parse_offer(Offer(fleet.identifier, number, target, (some,), plan).text())
+    out.mkdir(parents=True, exist_ok=True)
     if all(one.header.base for one in ready):
         whole = deltas.pack if target.application else deltas.make
         ready.append(whole(new, out / "whole.new", tell=tell))
