@@ -72,7 +72,8 @@ def test_no_host_gets_more_than_it_has_room_for() -> None:
     with pytest.raises(HostsError, match="room for a 1, b 2"):
         place(names(4), [Capacity("a", 8, 1), Capacity("b", 1, 2)], {})
     assert room_for(100, 128) == 0
-    assert room_for(256 + 480, 128) == 2
+    assert room_for(256 + 560, 128) == 2
+    assert room_for(256 + 559, 128) == 1
 
 
 def test_a_chosen_host_counts() -> None:
