@@ -13,10 +13,12 @@ import ctypes
 import fcntl
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Coroutine
@@ -45,10 +47,12 @@ class Network:
 
     :ivar private: it belongs to the test alone. Otherwise every address is ``::1``.
     :ivar epmd_port: the port for port mappers.
+    :param path: where its folders are; who gives it removes it.
     """
 
-    def __init__(self, private: bool) -> None:
+    def __init__(self, private: bool, path: Path | None = None) -> None:
         self.private = private
+        self._path = path
         self.epmd_port = 4369 if private else free_port()
         self._present: set[IPv6Address] = set()
 
@@ -60,6 +64,10 @@ class Network:
         if address not in self._present:
             self.add(address)
         return address
+
+    def folder(self) -> Path:
+        """Return a new folder; in a test it stays until the test's process has ended."""
+        return Path(tempfile.mkdtemp(dir=self._path))
 
     def port(self) -> int:
         """Return the port that nodes of a cluster have in common."""
@@ -139,6 +147,16 @@ def run_in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: 
 
 def _in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float) -> str:
     """Run ``test`` in a child; return why it failed, or nothing."""
+    path = Path(tempfile.mkdtemp(prefix="network-"))
+    try:
+        return _with_folder(test, seconds, path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _with_folder(
+    test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float, path: Path
+) -> str:
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()
@@ -149,7 +167,7 @@ def _in_child(test: Callable[[Network], Coroutine[Any, Any, None]], seconds: flo
             os.setpgid(0, 0)
             os.close(reading)
             try:
-                asyncio.run(test(Network(enter())))
+                asyncio.run(test(Network(enter(), path)))
                 status = 0
             except pytest.skip.Exception as skipped:
                 os.write(writing, _SKIPPED + str(skipped).encode())

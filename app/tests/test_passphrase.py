@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Interface
@@ -157,122 +156,122 @@ async def refusal(attempt: Any) -> PassphraseError:
 
 @in_private_network
 async def test_a_change_on_all_nodes(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as ((here, mine, _), (_, other, _)):
-            handed = {"action": "prepare", "passphrase": NEW}
-            # In clear it is done on demand only, and then nothing has happened before.
-            assert (await refusal(here.request(handed))).code == "unencrypted"
-            assert other.settings.mesh.next_passphrase == ""
-            assert mine.settings.mesh.next_passphrase == ""
-            mine.known.append({"name": "t@fd00::9", "state": "connecting"})
-            answer = await here.request({**handed, "unencrypted": True})
-            assert len(answer["done"]) == 2
-            assert (answer["failed"], answer["missing"]) == ({}, ["t@fd00::9"])
-            for one in (mine, other):
-                assert one.settings.mesh.next_passphrase == NEW
-                assert one.settings.mesh.passphrase == OLD
-                assert one.radio.settings.passphrase == OLD, "nothing is used yet"
-                assert f'next_passphrase = "{NEW}"' in one.file()
-            answer = await here.request({"action": "change"})
-            assert len(answer["done"]) == 2
-            for one in (mine, other):
-                assert one.radio.settings.passphrase == NEW
-                assert one.settings.mesh.next_passphrase == OLD, "until links of the new one stand"
-                assert f'passphrase = "{NEW}"  # a remark' in one.file()
-            assert (await refusal(here.request({"action": "change"}))).code == "nothing"
-            await here.request({"action": "cancel"})
-            for one in (mine, other):
-                assert one.settings.mesh.next_passphrase == OLD, "there is nothing to cancel"
-                one.radio.linked = {PEER}
-            with mock.patch.object(passphrase_judge, "STAND", 0.0):
-                await until(
-                    lambda: not any(one.settings.mesh.next_passphrase for one in (mine, other)),
-                    "the old one is gone",
-                    60,
-                )
-            assert OLD not in mine.file() + other.file()
+    folder = network.folder()
+    async with two(network, folder) as ((here, mine, _), (_, other, _)):
+        handed = {"action": "prepare", "passphrase": NEW}
+        # In clear it is done on demand only, and then nothing has happened before.
+        assert (await refusal(here.request(handed))).code == "unencrypted"
+        assert other.settings.mesh.next_passphrase == ""
+        assert mine.settings.mesh.next_passphrase == ""
+        mine.known.append({"name": "t@fd00::9", "state": "connecting"})
+        answer = await here.request({**handed, "unencrypted": True})
+        assert len(answer["done"]) == 2
+        assert (answer["failed"], answer["missing"]) == ({}, ["t@fd00::9"])
+        for one in (mine, other):
+            assert one.settings.mesh.next_passphrase == NEW
+            assert one.settings.mesh.passphrase == OLD
+            assert one.radio.settings.passphrase == OLD, "nothing is used yet"
+            assert f'next_passphrase = "{NEW}"' in one.file()
+        answer = await here.request({"action": "change"})
+        assert len(answer["done"]) == 2
+        for one in (mine, other):
+            assert one.radio.settings.passphrase == NEW
+            assert one.settings.mesh.next_passphrase == OLD, "until links of the new one stand"
+            assert f'passphrase = "{NEW}"  # a remark' in one.file()
+        assert (await refusal(here.request({"action": "change"}))).code == "nothing"
+        await here.request({"action": "cancel"})
+        for one in (mine, other):
+            assert one.settings.mesh.next_passphrase == OLD, "there is nothing to cancel"
+            one.radio.linked = {PEER}
+        with mock.patch.object(passphrase_judge, "STAND", 0.0):
+            await until(
+                lambda: not any(one.settings.mesh.next_passphrase for one in (mine, other)),
+                "the old one is gone",
+                60,
+            )
+        assert OLD not in mine.file() + other.file()
 
 
 @in_private_network
 async def test_a_change_that_is_dropped(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as ((here, mine, _), (there, other, _)):
-            await here.request({"action": "prepare", "passphrase": NEW, "unencrypted": True})
-            assert NEW in other.file()
-            await there.request({"action": "cancel"})
-            assert NEW not in other.file() + mine.file()
-            assert mine.settings.mesh.passphrase == other.settings.mesh.passphrase == OLD
+    folder = network.folder()
+    async with two(network, folder) as ((here, mine, _), (there, other, _)):
+        await here.request({"action": "prepare", "passphrase": NEW, "unencrypted": True})
+        assert NEW in other.file()
+        await there.request({"action": "cancel"})
+        assert NEW not in other.file() + mine.file()
+        assert mine.settings.mesh.passphrase == other.settings.mesh.passphrase == OLD
 
 
 @in_private_network
 async def test_a_node_that_cannot_and_one_that_is_no_thicket_node(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder), {"security": "open"}) as ((here, _, _), (_, _, node)):
-            handed = {"action": "prepare", "passphrase": NEW, "unencrypted": True}
-            answer = await here.request(handed)
-            (why,) = answer["failed"].values()
-            assert "open" in why
-            node.end(node.whereis(NAME))  # type: ignore[arg-type]
-            (why,) = (await here.request(handed))["failed"].values()
-            assert "no Thicket node" in why
+    folder = network.folder()
+    async with two(network, folder, {"security": "open"}) as ((here, _, _), (_, _, node)):
+        handed = {"action": "prepare", "passphrase": NEW, "unencrypted": True}
+        answer = await here.request(handed)
+        (why,) = answer["failed"].values()
+        assert "open" in why
+        node.end(node.whereis(NAME))  # type: ignore[arg-type]
+        (why,) = (await here.request(handed))["failed"].values()
+        assert "no Thicket node" in why
 
 
 @in_private_network
 async def test_hostile_requests(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as ((_, _, here), (_, other, there)):
-            where = (NAME, there.name)
-            before = other.file()
-            for request in (
-                Atom("what"), (), (Atom("prepare"),), (Atom("prepare"), b"short"),
-                (Atom("prepare"), b"\xff" * 20), (Atom("prepare"), b"x" * 64),
-                (Atom("prepare"), b'quoted"\nsecurity = "open"'), (Atom("change"), b""),
-                (Atom("prepare"), OLD.encode()), (Atom("change"), 7),
-            ):  # fmt: skip
-                answer = await here.request(where, request, 20.0)
-                assert answer[0] == "error", request
-            assert other.file() == before
-            # told twice, as after a lost answer
-            for _ in range(2):
-                request = (Atom("change"), NEW.encode())
-                assert await here.request(where, request, 20.0) == "ok"
-            assert other.settings.mesh.passphrase == NEW
+    folder = network.folder()
+    async with two(network, folder) as ((_, _, here), (_, other, there)):
+        where = (NAME, there.name)
+        before = other.file()
+        for request in (
+            Atom("what"), (), (Atom("prepare"),), (Atom("prepare"), b"short"),
+            (Atom("prepare"), b"\xff" * 20), (Atom("prepare"), b"x" * 64),
+            (Atom("prepare"), b'quoted"\nsecurity = "open"'), (Atom("change"), b""),
+            (Atom("prepare"), OLD.encode()), (Atom("change"), 7),
+        ):  # fmt: skip
+            answer = await here.request(where, request, 20.0)
+            assert answer[0] == "error", request
+        assert other.file() == before
+        # told twice, as after a lost answer
+        for _ in range(2):
+            request = (Atom("change"), NEW.encode())
+            assert await here.request(where, request, 20.0) == "ok"
+        assert other.settings.mesh.passphrase == NEW
 
 
 @in_private_network
 async def test_requests_at_once_are_bounded(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as ((_, _, here), (_, other, there)):
-            other.follows.clear()
-            message = (Atom("prepare"), NEW.encode())
-            waiting = [
-                asyncio.create_task(here.request((NAME, there.name), message, 60.0))
-                for _ in range(Listener.MOST + 3)
-            ]
-            await until(lambda: sum(task.done() for task in waiting) == 3, "three are refused")
-            other.follows.set()
-            answers = await asyncio.gather(*waiting)
-            assert answers.count("ok") == Listener.MOST
+    folder = network.folder()
+    async with two(network, folder) as ((_, _, here), (_, other, there)):
+        other.follows.clear()
+        message = (Atom("prepare"), NEW.encode())
+        waiting = [
+            asyncio.create_task(here.request((NAME, there.name), message, 60.0))
+            for _ in range(Listener.MOST + 3)
+        ]
+        await until(lambda: sum(task.done() for task in waiting) == 3, "three are refused")
+        other.follows.set()
+        answers = await asyncio.gather(*waiting)
+        assert answers.count("ok") == Listener.MOST
 
 
 @in_private_network
 async def test_the_links_are_made_anew_in_turn(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with two(network, Path(folder)) as ((here, mine, _), (there, other, _)):
-            turns = []
-            for subject, one in ((here, mine), (there, other)):
-                await subject.step(1000.0)
-                assert one.radio.renewed == 0
-                one.radio.outdated = True
-                for now in range(1000, 1100, 2):
-                    await subject.step(float(now))
-                    if one.radio.renewed:
-                        turns.append(now)
-                        break
-            assert turns == sorted(turns), "in the order of their names"
-            assert turns[0] >= 1000 + passphrase_judge.GRACE
-            assert turns[1] >= turns[0] + passphrase_judge.TURN
-            assert mine.radio.renewed == other.radio.renewed == 1
+    folder = network.folder()
+    async with two(network, folder) as ((here, mine, _), (there, other, _)):
+        turns = []
+        for subject, one in ((here, mine), (there, other)):
+            await subject.step(1000.0)
+            assert one.radio.renewed == 0
+            one.radio.outdated = True
+            for now in range(1000, 1100, 2):
+                await subject.step(float(now))
+                if one.radio.renewed:
+                    turns.append(now)
+                    break
+        assert turns == sorted(turns), "in the order of their names"
+        assert turns[0] >= 1000 + passphrase_judge.GRACE
+        assert turns[1] >= turns[0] + passphrase_judge.TURN
+        assert mine.radio.renewed == other.radio.renewed == 1
 
 
 class TestJudge:

@@ -7,7 +7,6 @@ import asyncio
 import base64
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -215,41 +214,42 @@ def test_a_change_of_another_form_is_refused_without_a_word_of_it(wrong: dict[st
 @in_private_network
 async def test_no_member_can_tell_a_node_another_passphrase(network: Network) -> None:
     """What one member could once do to each node: another passphrase for every one."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with cluster(network, Path(folder), "abc") as ((a, _, evil), *others):
-            for subject, one, node in others:
-                before, where = one.file(), (NAME, node.name)
-                other = one_fleet("another")
-                for number, request in enumerate(
-                    (
-                        (Atom("change"), b"of-the-attacker"),
-                        (Atom("prepare"), b"of-the-attacker"),
-                        Atom("cancel"),
-                        (Atom("signed"), signed(9, key=FLEET.signer_key, used=True)),
-                        (Atom("signed"), signed(9, fleet=other, used=True)),
-                        (Atom("signed"), signed(9, key=other.root_key, used=True)),
-                        (Atom("signed"), b"nonsense"),
-                        (Atom("what"), 1),
-                    ),
-                    1,
-                ):
-                    answer = await evil.request(where, request, 20.0)
-                    assert answer[0] == "error", request
-                    assert subject.status()["refused"] == number
-                assert one.file() == before
-                assert one.codes() == {"change-refused"}
-            # A person at a node is told who can do it, and nothing happens.
-            for action in ("prepare", "change", "cancel", "unsigned"):
-                error = await refusal(a.request({"action": action, "passphrase": NEW}))
-                assert error.code == "not-signed"
-                assert "thicket ca passphrase" in str(error)
+    folder = network.folder()
+    async with cluster(network, folder, "abc") as ((a, _, evil), *others):
+        for subject, one, node in others:
+            before, where = one.file(), (NAME, node.name)
+            other = one_fleet("another")
+            for number, request in enumerate(
+                (
+                    (Atom("change"), b"of-the-attacker"),
+                    (Atom("prepare"), b"of-the-attacker"),
+                    Atom("cancel"),
+                    (Atom("signed"), signed(9, key=FLEET.signer_key, used=True)),
+                    (Atom("signed"), signed(9, fleet=other, used=True)),
+                    (Atom("signed"), signed(9, key=other.root_key, used=True)),
+                    (Atom("signed"), b"nonsense"),
+                    (Atom("what"), 1),
+                ),
+                1,
+            ):
+                answer = await evil.request(where, request, 20.0)
+                assert answer[0] == "error", request
+                assert subject.status()["refused"] == number
+            assert one.file() == before
+            assert one.codes() == {"change-refused"}
+        # A person at a node is told who can do it, and nothing happens.
+        for action in ("prepare", "change", "cancel", "unsigned"):
+            error = await refusal(a.request({"action": action, "passphrase": NEW}))
+            assert error.code == "not-signed"
+            assert "thicket ca passphrase" in str(error)
 
 
 @in_private_network
 async def test_different_changes_for_different_nodes_end_as_one(network: Network) -> None:
     """Two copies of the authority, or a member that passes on one here and the other there."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "TELL", 0.0):
-        async with cluster(network, Path(folder), "abc") as all_three:
+    folder = network.folder()
+    with mock.patch.object(passphrase, "TELL", 0.0):
+        async with cluster(network, folder, "abc") as all_three:
             one, two = signed(1, NEW, OLD, THIRD), signed(1, THIRD, OLD, NEW)
             for (_, _, node), packed in zip(all_three[1:], (one, two), strict=True):
                 where = (NAME, node.name)
@@ -280,43 +280,44 @@ async def test_different_changes_for_different_nodes_end_as_one(network: Network
 
 @in_private_network
 async def test_a_change_on_all_nodes_of_a_fleet(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with cluster(network, Path(folder), "abc") as nodes:
-            here = nodes[0][0]
-            for _ in range(2):  # the second time nothing is new, and nothing is wrong
-                answer = await here.request(importing(signed(1)))
-                assert (len(answer["done"]), answer["failed"], answer["used"]) == (3, {}, False)
-            for _, host, _ in nodes:
-                assert mesh(host) == (OLD, NEW)
-                assert host.radio.settings.passphrase == OLD, "nothing is used yet"
-            answer = await here.request(importing(signed(2, used=True)))
-            assert (len(answer["done"]), answer["used"]) == (3, True)
-            for _, host, _ in nodes:
-                assert mesh(host) == (NEW, OLD), "both, until links of the new one stand"
-                assert host.radio.settings.passphrase == NEW
-                host.radio.outdated = True
-                host.radio.linked = {PEER}
-            for subject, host, _ in nodes:
-                later = time.monotonic() + passphrase_judge.STAND
-                await subject.step(later)
-                await subject.step(later + passphrase_judge.STAND)
-                assert mesh(host) == (NEW, OLD), "old links"
-                assert host.radio.renewed == 0
-            for _, host, _ in nodes:
-                host.radio.outdated = False
-            with mock.patch.object(passphrase_judge, "STAND", 0.0):
-                await until(
-                    lambda: all(mesh(host) == (NEW, "") for _, host, _ in nodes), "one is left", 60
-                )
-            assert all(OLD not in host.file() for _, host, _ in nodes)
-            error = await refusal(here.request(importing(signed(1))))
-            assert error.code == "older"
+    folder = network.folder()
+    async with cluster(network, folder, "abc") as nodes:
+        here = nodes[0][0]
+        for _ in range(2):  # the second time nothing is new, and nothing is wrong
+            answer = await here.request(importing(signed(1)))
+            assert (len(answer["done"]), answer["failed"], answer["used"]) == (3, {}, False)
+        for _, host, _ in nodes:
+            assert mesh(host) == (OLD, NEW)
+            assert host.radio.settings.passphrase == OLD, "nothing is used yet"
+        answer = await here.request(importing(signed(2, used=True)))
+        assert (len(answer["done"]), answer["used"]) == (3, True)
+        for _, host, _ in nodes:
+            assert mesh(host) == (NEW, OLD), "both, until links of the new one stand"
+            assert host.radio.settings.passphrase == NEW
+            host.radio.outdated = True
+            host.radio.linked = {PEER}
+        for subject, host, _ in nodes:
+            later = time.monotonic() + passphrase_judge.STAND
+            await subject.step(later)
+            await subject.step(later + passphrase_judge.STAND)
+            assert mesh(host) == (NEW, OLD), "old links"
+            assert host.radio.renewed == 0
+        for _, host, _ in nodes:
+            host.radio.outdated = False
+        with mock.patch.object(passphrase_judge, "STAND", 0.0):
+            await until(
+                lambda: all(mesh(host) == (NEW, "") for _, host, _ in nodes), "one is left", 60
+            )
+        assert all(OLD not in host.file() for _, host, _ in nodes)
+        error = await refusal(here.request(importing(signed(1))))
+        assert error.code == "older"
 
 
 @in_private_network
 async def test_a_slow_node_is_said_and_waited_for(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "IMPORT", 0.0):
-        async with cluster(network, Path(folder), "ab") as ((a, mine, node), (_, other, _)):
+    folder = network.folder()
+    with mock.patch.object(passphrase, "IMPORT", 0.0):
+        async with cluster(network, folder, "ab") as ((a, mine, node), (_, other, _)):
             mine.follows.clear()
             answer = await a.request(importing(signed(1)))
             assert "still writing" in answer["failed"][node.name]
@@ -334,8 +335,9 @@ async def test_a_slow_node_is_said_and_waited_for(network: Network) -> None:
 async def test_news_from_many_nodes_turns_no_request_away(network: Network) -> None:
     names = "abcdef"
     assert len(names) > Listener.MOST + 1
-    with tempfile.TemporaryDirectory() as folder, listened() as told:
-        async with cluster(network, Path(folder), names) as nodes:
+    folder = network.folder()
+    with listened() as told:
+        async with cluster(network, folder, names) as nodes:
             (_, busy, middle), *others = nodes
             busy.follows.clear()  # the card takes its time
             same = signed(1)
@@ -360,8 +362,9 @@ async def test_news_from_many_nodes_turns_no_request_away(network: Network) -> N
 
 @in_private_network
 async def test_a_node_that_was_not_connected_gets_the_change_when_it_is(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "TELL", 1e9):
-        async with cluster(network, Path(folder), "ab") as ((a, _, here), (b, host, there)):
+    folder = network.folder()
+    with mock.patch.object(passphrase, "TELL", 1e9):
+        async with cluster(network, folder, "ab") as ((a, _, here), (b, host, there)):
             # what a node takes alone it tells, and what it lacks it asks for
             await b.take(signed(4), passphrase.PERSON)
             await until(lambda: a.kept.newest() == b.kept.newest(), "a has it")
@@ -385,8 +388,9 @@ async def test_a_node_that_was_not_connected_gets_the_change_when_it_is(network:
 async def test_a_change_goes_on_to_nodes_that_are_connected_with_a_neighbour_only(
     network: Network,
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "TELL", 1e9):
-        async with cluster(network, Path(folder), "abc") as ((_, _, a), (b, _, _), (c, host, far)):
+    folder = network.folder()
+    with mock.patch.object(passphrase, "TELL", 1e9):
+        async with cluster(network, folder, "abc") as ((_, _, a), (b, _, _), (c, host, far)):
             assert [connection.name for connection in far.connections.values()] == [a.name]
             await b.take(signed(4), passphrase.PERSON)
             await until(lambda: c.kept.newest() == b.kept.newest(), "c has it, by way of a")
@@ -395,29 +399,29 @@ async def test_a_change_goes_on_to_nodes_that_are_connected_with_a_neighbour_onl
 
 @in_private_network
 async def test_in_clear_a_change_goes_to_nobody_else(network: Network) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with cluster(network, Path(folder), "ab", Node) as (
-            (a, mine, node),
-            (b, other, there),
-        ):
-            answer = await a.request(importing(signed(1)))
-            assert len(answer["done"]) == 1
-            (why,) = answer["failed"].values()
-            assert "not encrypted" in why
-            where = (NAME, next(iter(answer["failed"])))
-            refused = await node.request(where, (Atom("signed"), signed(2)), 20.0)
-            assert refused[0] == "error"
-            # What is only told where nobody can listen is not heard, and not answered.
-            with listened() as told:
-                for one, peer in ((node, there), (there, node)):
-                    connection = next(iter(one.connections.values()))
-                    for message in ((Atom("have"), 9, b"x" * 32), (Atom("signed"), signed(3))):
-                        one.send_to_name(connection, one.pid, NAME, message)
-                    assert await one.ping(peer.name, 60.0) > 0  # behind the messages
-                assert told == []
-            assert a.kept.newest()[0] == 1
-            assert (mesh(mine), mesh(other)) == ((OLD, NEW), (OLD, ""))
-            assert b.kept.newest() == (0, b"")
+    folder = network.folder()
+    async with cluster(network, folder, "ab", Node) as (
+        (a, mine, node),
+        (b, other, there),
+    ):
+        answer = await a.request(importing(signed(1)))
+        assert len(answer["done"]) == 1
+        (why,) = answer["failed"].values()
+        assert "not encrypted" in why
+        where = (NAME, next(iter(answer["failed"])))
+        refused = await node.request(where, (Atom("signed"), signed(2)), 20.0)
+        assert refused[0] == "error"
+        # What is only told where nobody can listen is not heard, and not answered.
+        with listened() as told:
+            for one, peer in ((node, there), (there, node)):
+                connection = next(iter(one.connections.values()))
+                for message in ((Atom("have"), 9, b"x" * 32), (Atom("signed"), signed(3))):
+                    one.send_to_name(connection, one.pid, NAME, message)
+                assert await one.ping(peer.name, 60.0) > 0  # behind the messages
+            assert told == []
+        assert a.kept.newest()[0] == 1
+        assert (mesh(mine), mesh(other)) == ((OLD, NEW), (OLD, ""))
+        assert b.kept.newest() == (0, b"")
 
 
 # -- what a node takes

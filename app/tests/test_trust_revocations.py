@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -231,42 +230,42 @@ async def test_lists_without_end_are_not_kept(tmp_path: Path) -> None:
 @in_private_network
 async def test_lists_that_lack_each_others_names_meet(network: Network) -> None:
     """Three nodes in a row; the outer ones hear of different copies of the authority."""
-    with tempfile.TemporaryDirectory() as folder:
-        trusts = [node(Path(folder) / name) for name in "abc"]
-        nodes = [
-            Node(
-                name, cookie="c", address=network.address(number), port=0,
-                epmd_port=network.epmd_port, tick_time=60.0,
-            )
-            for number, name in enumerate("abc", 1)
-        ]  # fmt: skip
-        try:
-            for one, trust in zip(nodes, trusts, strict=True):
-                await one.start()
-                await until(lambda one=one: one.listening, "it listens")  # type: ignore[misc]
-                trust.attach(one)
-            trusts[0].take_list(packed(2, A), "a person")
-            trusts[0].take_list(packed(3, A), "a person")
-            trusts[2].take_list(packed(3, B), "another person")
-            trusts[1].take_list(packed(9), "a third one, who knows nothing")
-            for number in (0, 2):
-                await nodes[1].connect(nodes[number].name, 30.0)
-                trusts[1].node_up(nodes[number].name)
-            await until(
-                lambda: all(trust.lists.names == {A, B} for trust in trusts),
-                "all have both names",
-                60,
-            )
-            await until(
-                lambda: len({tuple(trust.lists.by_digest()) for trust in trusts}) == 1,
-                "all have the same lists",
-                60,
-            )
-        finally:
-            for one in nodes:
-                await one.stop()
-            for trust in trusts:
-                await written(trust)
+    folder = network.folder()
+    trusts = [node(folder / name) for name in "abc"]
+    nodes = [
+        Node(
+            name, cookie="c", address=network.address(number), port=0,
+            epmd_port=network.epmd_port, tick_time=60.0,
+        )
+        for number, name in enumerate("abc", 1)
+    ]  # fmt: skip
+    try:
+        for one, trust in zip(nodes, trusts, strict=True):
+            await one.start()
+            await until(lambda one=one: one.listening, "it listens")  # type: ignore[misc]
+            trust.attach(one)
+        trusts[0].take_list(packed(2, A), "a person")
+        trusts[0].take_list(packed(3, A), "a person")
+        trusts[2].take_list(packed(3, B), "another person")
+        trusts[1].take_list(packed(9), "a third one, who knows nothing")
+        for number in (0, 2):
+            await nodes[1].connect(nodes[number].name, 30.0)
+            trusts[1].node_up(nodes[number].name)
+        await until(
+            lambda: all(trust.lists.names == {A, B} for trust in trusts),
+            "all have both names",
+            60,
+        )
+        await until(
+            lambda: len({tuple(trust.lists.by_digest()) for trust in trusts}) == 1,
+            "all have the same lists",
+            60,
+        )
+    finally:
+        for one in nodes:
+            await one.stop()
+        for trust in trusts:
+            await written(trust)
 
 
 class Line:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -257,11 +256,6 @@ async def running(network: Network, host: Host) -> AsyncIterator[Running]:
             await asyncio.wait({task})
 
 
-def a_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a folder; what a thread still writes there when its node has ended does no harm."""
-    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-
-
 def an_offer(number: int = 1, **plan: Any) -> Offer:
     target = Target("thicket-rpi64", "2.0", 1, len(BUNDLE), DIGEST)
     parts = {"canaries": 1, "well": 0, "waves": (100,), "failures": 0, "window": None, **plan}
@@ -275,135 +269,136 @@ def order(offer: Offer, word: str, number: int = 5) -> bytes:
 
 @in_private_network
 async def test_an_offer_is_installed_and_the_node_restarts(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        async with running(network, host) as one:
-            assert one.part.tables()[0]["headline"] == "there is no offer"
-            assert await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
-            await one.until(lambda: RESTARTS, "it restarts")
-            assert host.installer.installed == [DIGEST]
-            # As the guide and web servers have it.
-            kept = {path.name for path in Path(host.paths.data, "update/offered").iterdir()}
-            digest = described(SMALL, BASE).sha256
-            assert kept == {"offer", f"{digest}.patch", f"{digest}.list"}
-            assert one.journal.phase is Phase.ARMED
-            assert one.state() == "restarting"
-            assert len(RESTARTS) == 1
-        # The slot is on trial, is kept, and the others hear of it.
-        host.started("B", NEW)
-        slots = Slots(host.paths)
-        slots.begin()
-        async with running(network, host) as one:
-            await one.until(lambda: one.state() == "trial", "it is on trial")
-            slots.change(lambda record: boot_record.commit(record, Slot.B))
-            await one.until(lambda: one.journal.phase is Phase.DONE, "it is kept")
-            assert one.journal.root == NEW
-            folder = Path(host.paths.data, "update")
-            await one.until(lambda: not list(folder.glob("bundle-*")), "the bundle makes room")
+    root = network.folder()
+    host = Host(root / "node")
+    async with running(network, host) as one:
+        assert one.part.tables()[0]["headline"] == "there is no offer"
+        assert await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: RESTARTS, "it restarts")
+        assert host.installer.installed == [DIGEST]
+        # As the guide and web servers have it.
+        kept = {path.name for path in Path(host.paths.data, "update/offered").iterdir()}
+        digest = described(SMALL, BASE).sha256
+        assert kept == {"offer", f"{digest}.patch", f"{digest}.list"}
+        assert one.journal.phase is Phase.ARMED
+        assert one.state() == "restarting"
+        assert len(RESTARTS) == 1
+    # The slot is on trial, is kept, and the others hear of it.
+    host.started("B", NEW)
+    slots = Slots(host.paths)
+    slots.begin()
+    async with running(network, host) as one:
+        await one.until(lambda: one.state() == "trial", "it is on trial")
+        slots.change(lambda record: boot_record.commit(record, Slot.B))
+        await one.until(lambda: one.journal.phase is Phase.DONE, "it is kept")
+        assert one.journal.root == NEW
+        folder = Path(host.paths.data, "update")
+        await one.until(lambda: not list(folder.glob("bundle-*")), "the bundle makes room")
 
 
 @in_private_network
 async def test_a_slot_that_was_written_by_somebody_else_is_not_taken_for_the_update(
     network: Network,
 ) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        async with running(network, host) as one:
-            await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
-            await one.until(lambda: RESTARTS, "it restarts")
-            assert one.journal.root == NEW
-        host.started("B", "0c" * 32)
-        Slots(host.paths).begin()
-        async with running(network, host) as one:
-            assert one.part.own.rollout.journal.phase is Phase.NONE
-            await one.until(lambda: len(RESTARTS) == 2, "what is offered is installed once more")
-            assert one.journal.slot == "A"
+    root = network.folder()
+    host = Host(root / "node")
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: RESTARTS, "it restarts")
+        assert one.journal.root == NEW
+    host.started("B", "0c" * 32)
+    Slots(host.paths).begin()
+    async with running(network, host) as one:
+        assert one.part.own.rollout.journal.phase is Phase.NONE
+        await one.until(lambda: len(RESTARTS) == 2, "what is offered is installed once more")
+        assert one.journal.slot == "A"
 
 
 @in_private_network
 async def test_a_slot_that_was_left_is_told_and_not_tried_again(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        async with running(network, host) as one:
-            await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
-            await one.until(lambda: RESTARTS, "it restarts")
-        slots = Slots(host.paths)
+    root = network.folder()
+    host = Host(root / "node")
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: RESTARTS, "it restarts")
+    slots = Slots(host.paths)
 
-        def left(record: BootRecord) -> BootRecord:
-            return boot_record.reject(record, Slot.B, boot_record.Why.PANIC)
+    def left(record: BootRecord) -> BootRecord:
+        return boot_record.reject(record, Slot.B, boot_record.Why.PANIC)
 
-        slots.change(left)
-        async with running(network, host) as one:
-            await one.until(lambda: one.state() == "failed", "it says that it failed")
-            (row,) = one.row()
-            assert row["why"].startswith("its kernel failed")
-            assert len(host.installer.installed) == 1
-            # Until somebody says so.
-            one.part.order(order(an_offer(), "resume"))
-            await one.until(lambda: len(host.installer.installed) == 2, "it is tried once more")
+    slots.change(left)
+    async with running(network, host) as one:
+        await one.until(lambda: one.state() == "failed", "it says that it failed")
+        (row,) = one.row()
+        assert row["why"].startswith("its kernel failed")
+        assert len(host.installer.installed) == 1
+        # Until somebody says so.
+        one.part.order(order(an_offer(), "resume"))
+        await one.until(lambda: len(host.installer.installed) == 2, "it is tried once more")
 
 
 @in_private_network
 async def test_what_cannot_be_installed_is_told(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        host.installer.fault = InstallError("rauc", "RAUC did not install it: no room")
-        async with running(network, host) as one:
-            await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
-            await one.until(lambda: one.state() == "failed", "it says that it failed")
-            (row,) = one.row()
-            assert "it could not be installed: RAUC did not install it" in row["why"]
-            assert not RESTARTS
+    root = network.folder()
+    host = Host(root / "node")
+    host.installer.fault = InstallError("rauc", "RAUC did not install it: no room")
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: one.state() == "failed", "it says that it failed")
+        (row,) = one.row()
+        assert "it could not be installed: RAUC did not install it" in row["why"]
+        assert not RESTARTS
 
 
 @in_private_network
 async def test_a_bundle_that_the_card_damages_is_made_anew(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        offer = an_offer(canaries=("n-000000000000",))
-        folder = Path(host.paths.data, "update")
-        bundle = folder / f"bundle-{offer.bundle.sha256}.raucb"
-        async with running(network, host) as one:
-            await one.part.offer(folder_of(Path(root) / "in", offer, SMALL), 20.0)
-            await one.until(lambda: one.state() == "waiting", "it waits for the canary")
-            host.installer.fault = InstallError("rauc", "RAUC did not install it: damaged")
-            bundle.write_bytes(b"damaged")
-            taker = one.part.own._taker
-            with pytest.raises(TakerError, match="made anew"):
-                await taker.install(offer, one.journal, lambda _done: None)
-            await one.until(
-                lambda: bundle.exists() and bundle.read_bytes() == BUNDLE, "it is here again"
-            )
-            with pytest.raises(InstallError, match="RAUC did not"):
-                await taker.install(offer, one.journal, lambda _done: None)
-            # What a power cut has left of another one makes room; of this one it may be at work.
-            other = folder / f"bundle-{'ab' * 32}.raucb.made.new"
-            own = folder / f"{bundle.name}.made.new"
-            other.write_bytes(b"half")
-            own.write_bytes(b"half")
-            await one.until(lambda: not other.exists(), "it is removed")
-            assert own.exists()
+    root = network.folder()
+    host = Host(root / "node")
+    offer = an_offer(canaries=("n-000000000000",))
+    folder = Path(host.paths.data, "update")
+    bundle = folder / f"bundle-{offer.bundle.sha256}.raucb"
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", offer, SMALL), 20.0)
+        await one.until(lambda: one.state() == "waiting", "it waits for the canary")
+        host.installer.fault = InstallError("rauc", "RAUC did not install it: damaged")
+        bundle.write_bytes(b"damaged")
+        taker = one.part.own._taker
+        with pytest.raises(TakerError, match="made anew"):
+            await taker.install(offer, one.journal, lambda _done: None)
+        await one.until(
+            lambda: bundle.exists() and bundle.read_bytes() == BUNDLE, "it is here again"
+        )
+        with pytest.raises(InstallError, match="RAUC did not"):
+            await taker.install(offer, one.journal, lambda _done: None)
+        # What a power cut has left of another one makes room; of this one it may be at work.
+        other = folder / f"bundle-{'ab' * 32}.raucb.made.new"
+        own = folder / f"{bundle.name}.made.new"
+        other.write_bytes(b"half")
+        own.write_bytes(b"half")
+        await one.until(lambda: not other.exists(), "it is removed")
+        assert own.exists()
 
 
 @in_private_network
 async def test_what_is_damaged_each_time_fails_in_the_end(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        host.installer.fault = TakerError("spoilt", "the card has damaged it")
-        async with running(network, host) as one:
-            await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
-            await one.until(lambda: one.state() == "failed", "it says that it failed")
-            assert one.journal.tries == journal.MOST_TRIES - 1
-            assert "the card has damaged it" in one.row()[0]["why"]
+    root = network.folder()
+    host = Host(root / "node")
+    host.installer.fault = TakerError("spoilt", "the card has damaged it")
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: one.state() == "failed", "it says that it failed")
+        assert one.journal.tries == journal.MOST_TRIES - 1
+        assert "the card has damaged it" in one.row()[0]["why"]
 
 
 @in_private_network
 async def test_what_has_no_room_now_is_installed_later(network: Network) -> None:
-    with a_folder() as root, mock.patch.object(lane, "AGAIN", 0.2):
-        host = Host(Path(root) / "node")
+    root = network.folder()
+    with mock.patch.object(lane, "AGAIN", 0.2):
+        host = Host(root / "node")
         host.installer.fault = InstallError("no-room", "/data is full: remove something from it")
         async with running(network, host) as one:
-            await one.part.offer(folder_of(Path(root) / "in", an_offer(), SMALL), 20.0)
+            await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
             await one.until(lambda: one.state() == "refused", "it says what is in the way")
             assert one.row()[0]["why"] == "/data is full: remove something from it"
             host.installer.fault = None
@@ -414,59 +409,57 @@ async def test_what_has_no_room_now_is_installed_later(network: Network) -> None
 
 @in_private_network
 async def test_a_bundle_that_was_made_outlives_a_restart_of_the_daemon(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        offer = an_offer(canaries=("n-000000000000",))
-        bundle = Path(host.paths.data, "update", f"bundle-{offer.bundle.sha256}.raucb")
-        async with running(network, host) as one:
-            await one.part.offer(folder_of(Path(root) / "in", offer, SMALL), 20.0)
-            await one.until(lambda: one.state() == "waiting", "it waits for the canary")
-            made = bundle.stat().st_mtime_ns
-        async with running(network, host) as one:
-            await one.until(lambda: one.state() == "waiting", "it waits again")
-            assert bundle.stat().st_mtime_ns == made
+    root = network.folder()
+    host = Host(root / "node")
+    offer = an_offer(canaries=("n-000000000000",))
+    bundle = Path(host.paths.data, "update", f"bundle-{offer.bundle.sha256}.raucb")
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", offer, SMALL), 20.0)
+        await one.until(lambda: one.state() == "waiting", "it waits for the canary")
+        made = bundle.stat().st_mtime_ns
+    async with running(network, host) as one:
+        await one.until(lambda: one.state() == "waiting", "it waits again")
+        assert bundle.stat().st_mtime_ns == made
 
 
 @in_private_network
 async def test_orders_of_a_signer_and_of_a_member(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        offer = an_offer(canaries=("n-000000000000",))
-        async with running(network, host) as one:
-            with pytest.raises(RequestError, match="there is no offer"):
-                one.part.give("pause")
-            await one.part.offer(folder_of(Path(root) / "in", offer, SMALL), 20.0)
-            await one.until(lambda: one.state() == "waiting", "it waits for the canary")
-            with pytest.raises(Exception, match="does not name"):
-                one.part.give("pause")
-            one.part.order(order(offer, "pause"))
-            await one.until(lambda: one.state() == "paused", "it was told to wait")
-            with pytest.raises(Exception, match="newer order"):
-                one.part.order(order(offer, "resume", 4))
-            one.part.order(order(offer, "abort", 6))
-            await one.until(lambda: one.state() == "aborted", "it was told not to take it")
-            assert not host.installer.installed
+    root = network.folder()
+    host = Host(root / "node")
+    offer = an_offer(canaries=("n-000000000000",))
+    async with running(network, host) as one:
+        with pytest.raises(RequestError, match="there is no offer"):
+            one.part.give("pause")
+        await one.part.offer(folder_of(root / "in", offer, SMALL), 20.0)
+        await one.until(lambda: one.state() == "waiting", "it waits for the canary")
+        with pytest.raises(Exception, match="does not name"):
+            one.part.give("pause")
+        one.part.order(order(offer, "pause"))
+        await one.until(lambda: one.state() == "paused", "it was told to wait")
+        with pytest.raises(Exception, match="newer order"):
+            one.part.order(order(offer, "resume", 4))
+        one.part.order(order(offer, "abort", 6))
+        await one.until(lambda: one.state() == "aborted", "it was told not to take it")
+        assert not host.installer.installed
 
 
 @in_private_network
 async def test_an_offer_whose_signer_is_revoked_later_does_not_count(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        offer = an_offer(canaries=("n-000000000000",))
-        folder = folder_of(Path(root) / "in", offer, SMALL)
-        async with running(network, host) as one:
+    root = network.folder()
+    host = Host(root / "node")
+    offer = an_offer(canaries=("n-000000000000",))
+    folder = folder_of(root / "in", offer, SMALL)
+    async with running(network, host) as one:
+        await one.part.offer(folder, 20.0)
+        await one.until(lambda: one.state() == "waiting", "it waits for the canary")
+        assert host.standing is not None
+        host.standing.lists.names = frozenset({signer_name("release")})
+        await one.until(
+            lambda: one.part.own.status()["offer"] is None and one.part.own.carrier.newest is None,
+            "there is no offer",
+        )
+        with pytest.raises(Exception, match="its signer is revoked"):
             await one.part.offer(folder, 20.0)
-            await one.until(lambda: one.state() == "waiting", "it waits for the canary")
-            assert host.standing is not None
-            host.standing.lists.names = frozenset({signer_name("release")})
-            await one.until(
-                lambda: (
-                    one.part.own.status()["offer"] is None and one.part.own.carrier.newest is None
-                ),
-                "there is no offer",
-            )
-            with pytest.raises(Exception, match="its signer is revoked"):
-                await one.part.offer(folder, 20.0)
 
 
 APP = "app/readings"
@@ -481,194 +474,192 @@ def of_app(number: int = 1, **plan: Any) -> Offer:
 
 @in_private_network
 async def test_an_application_that_is_offered_is_tried_and_kept(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        async with running(network, host) as one:
-            lane = await one.part.offer(folder_of(Path(root) / "in", of_app(), SMALL), 20.0)
-            assert lane is not None
-            assert lane.subject == APP
-            await one.until(lambda: one.state(APP) == "trial", "it is tried")
-            assert not RESTARTS
-            assert one.state() == "", "the image is not offered"
-            (other,) = one.part.status()["others"]
-            assert other["rollout"]["offer"]["application"] == "readings"
-            assert one.part.tables()[1]["headline"].startswith("readings 1.2: 0 of 1 nodes")
-            assert host.apps.file is not None
-            host.apps.file = host.apps.file._replace(trial=False)
-            await one.until(lambda: one.state(APP) == "done", "it was well, and is kept")
-            folder = Path(host.paths.data) / "update/others/app-readings"
-            assert (folder / "offered/offer").exists()
-            assert not list(folder.glob("*.app")), "the file makes room"
-        # It is known after a restart, and not installed again.
-        async with running(network, host) as one:
-            await one.until(lambda: one.state(APP) == "done", "it still is")
-            # Somebody removes it: that is told, and nobody installs it again.
-            host.apps.file = None
-            one.part.lanes[APP].wake()
-            await one.until(lambda: one.state(APP) == "failed", "it says so")
-            assert one.row(APP)[0]["why"] == "it was removed by hand"
-            assert host.apps.installs == 1
-            # Until somebody says so.
-            one.part.order(order(of_app(), "resume"))
-            await one.until(lambda: host.apps.installs == 2, "it is tried once more")
-            with pytest.raises(Exception, match="does not name"):
-                one.part.give("back", "readings")
-            with pytest.raises(RequestError, match="no offer of an application 'x'"):
-                one.part.give("back", "x")
+    root = network.folder()
+    host = Host(root / "node")
+    async with running(network, host) as one:
+        lane = await one.part.offer(folder_of(root / "in", of_app(), SMALL), 20.0)
+        assert lane is not None
+        assert lane.subject == APP
+        await one.until(lambda: one.state(APP) == "trial", "it is tried")
+        assert not RESTARTS
+        assert one.state() == "", "the image is not offered"
+        (other,) = one.part.status()["others"]
+        assert other["rollout"]["offer"]["application"] == "readings"
+        assert one.part.tables()[1]["headline"].startswith("readings 1.2: 0 of 1 nodes")
+        assert host.apps.file is not None
+        host.apps.file = host.apps.file._replace(trial=False)
+        await one.until(lambda: one.state(APP) == "done", "it was well, and is kept")
+        folder = Path(host.paths.data) / "update/others/app-readings"
+        assert (folder / "offered/offer").exists()
+        assert not list(folder.glob("*.app")), "the file makes room"
+    # It is known after a restart, and not installed again.
+    async with running(network, host) as one:
+        await one.until(lambda: one.state(APP) == "done", "it still is")
+        # Somebody removes it: that is told, and nobody installs it again.
+        host.apps.file = None
+        one.part.lanes[APP].wake()
+        await one.until(lambda: one.state(APP) == "failed", "it says so")
+        assert one.row(APP)[0]["why"] == "it was removed by hand"
+        assert host.apps.installs == 1
+        # Until somebody says so.
+        one.part.order(order(of_app(), "resume"))
+        await one.until(lambda: host.apps.installs == 2, "it is tried once more")
+        with pytest.raises(Exception, match="does not name"):
+            one.part.give("back", "readings")
+        with pytest.raises(RequestError, match="no offer of an application 'x'"):
+            one.part.give("back", "x")
 
 
 @in_private_network
 async def test_what_was_seen_before_an_installation_ended_does_not_count(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        apps = host.apps
-        async with running(network, host) as one:
-            apps.written.clear()
-            await one.part.offer(folder_of(Path(root) / "in", of_app(), SMALL), 20.0)
-            await asyncio.wait_for(apps.writes.wait(), 60)
-            apps.slow = asyncio.Event()
-            await one.until(lambda: apps.looked, "it looks while the file is written")
-            apps.written.set()
-            mine = one.part.lanes[APP]
-            await one.until(lambda: mine.rollout.journal.phase is Phase.TRIAL, "it is on trial")
-            apps.slow.set()
-            looked = apps.looked
-            await one.until(lambda: apps.looked > looked + 1, "it has looked again")
-            assert mine.rollout.journal.phase is Phase.TRIAL
-            assert apps.installs == 1
+    root = network.folder()
+    host = Host(root / "node")
+    apps = host.apps
+    async with running(network, host) as one:
+        apps.written.clear()
+        await one.part.offer(folder_of(root / "in", of_app(), SMALL), 20.0)
+        await asyncio.wait_for(apps.writes.wait(), 60)
+        apps.slow = asyncio.Event()
+        await one.until(lambda: apps.looked, "it looks while the file is written")
+        apps.written.set()
+        mine = one.part.lanes[APP]
+        await one.until(lambda: mine.rollout.journal.phase is Phase.TRIAL, "it is on trial")
+        apps.slow.set()
+        looked = apps.looked
+        await one.until(lambda: apps.looked > looked + 1, "it has looked again")
+        assert mine.rollout.journal.phase is Phase.TRIAL
+        assert apps.installs == 1
 
 
 @in_private_network
 async def test_an_application_that_fails_or_is_refused_or_taken_back(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        async with running(network, host) as one:
-            host.apps.fault = AppError("python", "it is for Python 3.9")
-            await one.part.offer(folder_of(Path(root) / "in", of_app(), SMALL), 20.0)
-            await one.until(lambda: one.state(APP) == "refused", "it is not for this node")
-            assert host.apps.installs == 0, "nobody begins with what is not judged"
-            assert "it is for Python 3.9" in one.row(APP)[0]["why"]
-            host.apps.fault = None
-            await one.part.offer(folder_of(Path(root) / "two", of_app(2), SMALL), 20.0)
-            await one.until(lambda: one.state(APP) == "trial", "it is tried")
-            host.apps.file = Current("", "", False, "1.2: KeyError: 'port'")
-            await one.until(lambda: one.state(APP) == "failed", "it was left")
-            assert one.row(APP)[0]["why"] == "1.2: KeyError: 'port'"
-            # What was made of the patch is gone, and made anew when the same offer is resumed.
-            one.part.order(order(of_app(2), "resume", 4))
-            await one.until(lambda: one.state(APP) == "trial", "it is tried again")
-            host.apps.file = Current("", "", False, "1.2: KeyError: 'port'")
-            await one.until(lambda: one.state(APP) == "failed", "it was left again")
-            # The same file is not tried again before somebody says so.
-            await one.part.offer(folder_of(Path(root) / "three", of_app(3), SMALL), 20.0)
-            await one.until(
-                lambda: (
-                    one.part.lanes[APP].status()["offer"]["number"] == 3
-                    and one.state(APP) == "failed"
-                ),
-                "it was left before",
-            )
-            one.part.order(order(of_app(3), "resume"))
-            await one.until(lambda: one.state(APP) == "trial", "it is tried again")
-            host.apps.file = host.apps.file._replace(trial=False)
-            await one.until(lambda: one.state(APP) == "done", "it is kept")
-            # Back, where there is no version before: it is removed.
-            one.part.order(order(of_app(3), "back", 6))
-            await one.until(lambda: one.state(APP) == "aborted", "it went back")
-            assert host.apps.file is None
-            assert not RESTARTS
+    root = network.folder()
+    host = Host(root / "node")
+    async with running(network, host) as one:
+        host.apps.fault = AppError("python", "it is for Python 3.9")
+        await one.part.offer(folder_of(root / "in", of_app(), SMALL), 20.0)
+        await one.until(lambda: one.state(APP) == "refused", "it is not for this node")
+        assert host.apps.installs == 0, "nobody begins with what is not judged"
+        assert "it is for Python 3.9" in one.row(APP)[0]["why"]
+        host.apps.fault = None
+        await one.part.offer(folder_of(root / "two", of_app(2), SMALL), 20.0)
+        await one.until(lambda: one.state(APP) == "trial", "it is tried")
+        host.apps.file = Current("", "", False, "1.2: KeyError: 'port'")
+        await one.until(lambda: one.state(APP) == "failed", "it was left")
+        assert one.row(APP)[0]["why"] == "1.2: KeyError: 'port'"
+        # What was made of the patch is gone, and made anew when the same offer is resumed.
+        one.part.order(order(of_app(2), "resume", 4))
+        await one.until(lambda: one.state(APP) == "trial", "it is tried again")
+        host.apps.file = Current("", "", False, "1.2: KeyError: 'port'")
+        await one.until(lambda: one.state(APP) == "failed", "it was left again")
+        # The same file is not tried again before somebody says so.
+        await one.part.offer(folder_of(root / "three", of_app(3), SMALL), 20.0)
+        await one.until(
+            lambda: (
+                one.part.lanes[APP].status()["offer"]["number"] == 3 and one.state(APP) == "failed"
+            ),
+            "it was left before",
+        )
+        one.part.order(order(of_app(3), "resume"))
+        await one.until(lambda: one.state(APP) == "trial", "it is tried again")
+        host.apps.file = host.apps.file._replace(trial=False)
+        await one.until(lambda: one.state(APP) == "done", "it is kept")
+        # Back, where there is no version before: it is removed.
+        one.part.order(order(of_app(3), "back", 6))
+        await one.until(lambda: one.state(APP) == "aborted", "it went back")
+        assert host.apps.file is None
+        assert not RESTARTS
 
 
 @in_private_network
 async def test_an_offer_that_is_older_than_what_runs_is_refused(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        release = Path(host.paths.root, "usr/lib/os-release")
-        release.write_text("VERSION_ID=1.0\nTHICKET_DATE=2000\n")
-        lamp = Path(root) / "lamp.app"
-        lamp.write_bytes(b"another version")
-        host.apps.file = Current(str(lamp), "1.3", False, "", 2000)
-        async with running(network, host) as one:
-            await one.part.offer(folder_of(Path(root) / "a", an_offer(1999), SMALL), 20.0)
-            await one.part.offer(folder_of(Path(root) / "b", of_app(1999), SMALL), 20.0)
-            for subject, version in (("image/thicket-rpi64", "1.0"), (APP, "1.3")):
-                await one.until(lambda s=subject: one.state(s) == "refused", "it is older")  # type: ignore[misc]
-                assert (
-                    f"before the version that runs here ({version})" in one.row(subject)[0]["why"]
-                )
-            assert (host.apps.installs, RESTARTS) == (0, [])
-            await one.part.offer(folder_of(Path(root) / "c", of_app(2001), SMALL), 20.0)
-            await one.until(lambda: one.state(APP) == "trial", "it was offered anew")
-            await one.part.offer(folder_of(Path(root) / "d", an_offer(2001), SMALL), 20.0)
-            await one.until(lambda: RESTARTS, "and so was the image")
+    root = network.folder()
+    host = Host(root / "node")
+    release = Path(host.paths.root, "usr/lib/os-release")
+    release.write_text("VERSION_ID=1.0\nTHICKET_DATE=2000\n")
+    lamp = root / "lamp.app"
+    lamp.write_bytes(b"another version")
+    host.apps.file = Current(str(lamp), "1.3", False, "", 2000)
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "a", an_offer(1999), SMALL), 20.0)
+        await one.part.offer(folder_of(root / "b", of_app(1999), SMALL), 20.0)
+        for subject, version in (("image/thicket-rpi64", "1.0"), (APP, "1.3")):
+            await one.until(lambda s=subject: one.state(s) == "refused", "it is older")  # type: ignore[misc]
+            assert f"before the version that runs here ({version})" in one.row(subject)[0]["why"]
+        assert (host.apps.installs, RESTARTS) == (0, [])
+        await one.part.offer(folder_of(root / "c", of_app(2001), SMALL), 20.0)
+        await one.until(lambda: one.state(APP) == "trial", "it was offered anew")
+        await one.part.offer(folder_of(root / "d", an_offer(2001), SMALL), 20.0)
+        await one.until(lambda: RESTARTS, "and so was the image")
 
 
 @in_private_network
 async def test_an_order_about_whichever_is_in_force_holds_for_all(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        waiting: dict[str, Any] = {"canaries": ("n-000000000000",)}
-        async with running(network, host) as one:
-            await one.part.offer(folder_of(Path(root) / "a", of_app(**waiting), SMALL), 20.0)
-            await one.part.offer(folder_of(Path(root) / "b", an_offer(**waiting), SMALL), 20.0)
-            await one.until(lambda: one.state() == one.state(APP) == "waiting", "both wait")
-            one.part.order(order(of_app(**waiting), "pause"))
-            await one.until(lambda: one.state(APP) == "paused", "one of them")
-            assert one.state() == "waiting"
-            every = Order(FLEET.fleet.identifier, 9, b"", "abort")
+    root = network.folder()
+    host = Host(root / "node")
+    waiting: dict[str, Any] = {"canaries": ("n-000000000000",)}
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "a", of_app(**waiting), SMALL), 20.0)
+        await one.part.offer(folder_of(root / "b", an_offer(**waiting), SMALL), 20.0)
+        await one.until(lambda: one.state() == one.state(APP) == "waiting", "both wait")
+        one.part.order(order(of_app(**waiting), "pause"))
+        await one.until(lambda: one.state(APP) == "paused", "one of them")
+        assert one.state() == "waiting"
+        every = Order(FLEET.fleet.identifier, 9, b"", "abort")
+        one.part.order(update_key(FLEET).message(every.text()))
+        await one.until(lambda: one.state() == one.state(APP) == "aborted", "all of them")
+        with pytest.raises(OfferError, match="newer order"):
             one.part.order(update_key(FLEET).message(every.text()))
-            await one.until(lambda: one.state() == one.state(APP) == "aborted", "all of them")
-            with pytest.raises(OfferError, match="newer order"):
-                one.part.order(update_key(FLEET).message(every.text()))
 
 
 @in_private_network
 async def test_how_many_subjects_there_may_be(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        other = an_offer()
-        other = other._replace(bundle=other.bundle._replace(compatible="thicket-x86_64"))
-        async with running(network, host) as one:
-            packed = update_key(FLEET).message(other.text())
-            assert await one.part.take(packed, "a node")
-            assert not await one.part.take(packed, "a node"), "it is known"
-            subject = "image/thicket-x86_64"
-            await one.until(lambda: one.state(subject) == "refused", "it is for others")
-            assert (
-                "it is for thicket-x86_64, and this node is thicket-rpi64"
-                in (one.row(subject)[0]["why"])
-            )
-            with pytest.raises(OfferError, match="where none belongs"):
-                await one.part._take_offer(APP, packed, "a liar")
-            with pytest.raises(OfferError, match="where none belongs"):
-                await one.part._take_offer("image/thicket-rpi64", packed, "a liar")
-            for number in range(fleet.MOST - 2):
-                await one.part.take(named(f"a{number}", 10 + number), "a node")
-            folder = Path(host.paths.data) / "update/others"
-            assert len(list(folder.iterdir())) == fleet.MOST - 1
-            # The newest ones stay, on every node.
-            with pytest.raises(OfferError, match="newer offers about 32 images and applications"):
-                await one.part.take(named("old", 1), "a person")
-            assert not await one.part._take_offer("app/old", named("old", 1), "a node")
-            assert await one.part._take_offer("app/new", named("new", 99), "a node")
-            assert subject not in one.part.lanes
-            assert subject not in one.part.exchange.followers
-            assert not (folder / "image-thicket-x86_64").exists()
-            assert await one.part._take_offer("app/newer", named("newer", 98), "a node")
-            assert "app/a0" not in one.part.lanes
-            assert len(one.part.lanes) == fleet.MOST
-            assert len(list(folder.iterdir())) == fleet.MOST - 1
-        # What is on the card goes on after a restart, and what does not belong there does not.
-        (folder / "app-UPPER").mkdir()
-        async with running(network, host) as one:
-            assert len(one.part.lanes) == fleet.MOST
-            assert "app/UPPER" not in one.part.lanes
+    root = network.folder()
+    host = Host(root / "node")
+    other = an_offer()
+    other = other._replace(bundle=other.bundle._replace(compatible="thicket-x86_64"))
+    async with running(network, host) as one:
+        packed = update_key(FLEET).message(other.text())
+        assert await one.part.take(packed, "a node")
+        assert not await one.part.take(packed, "a node"), "it is known"
+        subject = "image/thicket-x86_64"
+        await one.until(lambda: one.state(subject) == "refused", "it is for others")
+        assert (
+            "it is for thicket-x86_64, and this node is thicket-rpi64"
+            in (one.row(subject)[0]["why"])
+        )
+        with pytest.raises(OfferError, match="where none belongs"):
+            await one.part._take_offer(APP, packed, "a liar")
+        with pytest.raises(OfferError, match="where none belongs"):
+            await one.part._take_offer("image/thicket-rpi64", packed, "a liar")
+        for number in range(fleet.MOST - 2):
+            await one.part.take(named(f"a{number}", 10 + number), "a node")
+        folder = Path(host.paths.data) / "update/others"
+        assert len(list(folder.iterdir())) == fleet.MOST - 1
+        # The newest ones stay, on every node.
+        with pytest.raises(OfferError, match="newer offers about 32 images and applications"):
+            await one.part.take(named("old", 1), "a person")
+        assert not await one.part._take_offer("app/old", named("old", 1), "a node")
+        assert await one.part._take_offer("app/new", named("new", 99), "a node")
+        assert subject not in one.part.lanes
+        assert subject not in one.part.exchange.followers
+        assert not (folder / "image-thicket-x86_64").exists()
+        assert await one.part._take_offer("app/newer", named("newer", 98), "a node")
+        assert "app/a0" not in one.part.lanes
+        assert len(one.part.lanes) == fleet.MOST
+        assert len(list(folder.iterdir())) == fleet.MOST - 1
+    # What is on the card goes on after a restart, and what does not belong there does not.
+    (folder / "app-UPPER").mkdir()
+    async with running(network, host) as one:
+        assert len(one.part.lanes) == fleet.MOST
+        assert "app/UPPER" not in one.part.lanes
 
 
 @in_private_network
 async def test_a_lane_that_fails_disturbs_no_other_and_goes_on(network: Network) -> None:
-    with a_folder() as root, mock.patch.object(fleet, "AGAIN", 0.1):
-        host = Host(Path(root) / "node")
+    root = network.folder()
+    with mock.patch.object(fleet, "AGAIN", 0.1):
+        host = Host(root / "node")
         broken = True
         current = host.apps.current
 
@@ -679,8 +670,8 @@ async def test_a_lane_that_fails_disturbs_no_other_and_goes_on(network: Network)
 
         with mock.patch.object(host.apps, "current", look):
             async with running(network, host) as one:
-                await one.part.offer(folder_of(Path(root) / "a", of_app(), SMALL), 20.0)
-                await one.part.offer(folder_of(Path(root) / "b", an_offer(), SMALL), 20.0)
+                await one.part.offer(folder_of(root / "a", of_app(), SMALL), 20.0)
+                await one.part.offer(folder_of(root / "b", an_offer(), SMALL), 20.0)
                 await one.until(lambda: RESTARTS, "the image is updated all the same")
                 assert one.state(APP) == ""
                 broken = False
@@ -689,50 +680,50 @@ async def test_a_lane_that_fails_disturbs_no_other_and_goes_on(network: Network)
 
 @in_private_network
 async def test_what_was_known_is_taken_in_while_others_go_on(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        kept = Path(host.paths.data + fleet.FOLDER + lane.REPORTS)
-        kept.write_bytes(b"what was known")
-        steps, enough = 0, False
+    root = network.folder()
+    host = Host(root / "node")
+    kept = Path(host.paths.data + fleet.FOLDER + lane.REPORTS)
+    kept.write_bytes(b"what was known")
+    steps, enough = 0, False
 
-        def recall(_reports: Reports, data: bytes, _now: float) -> Iterator[None]:
-            nonlocal steps
-            assert data == b"what was known"
-            while not enough:
-                steps += 1
-                yield
+    def recall(_reports: Reports, data: bytes, _now: float) -> Iterator[None]:
+        nonlocal steps
+        assert data == b"what was known"
+        while not enough:
+            steps += 1
+            yield
 
-        with mock.patch.object(Reports, "recall", recall):
-            async with running(network, host) as one:
-                await one.until(lambda: steps > 100, "it goes on, and so does this")
-            assert kept.read_bytes() == b"what was known", "it has not ended, and is not lost"
-            async with running(network, host) as one:
-                await one.part.offer(folder_of(Path(root) / "a", an_offer(), SMALL), 20.0)
-                await one.until(lambda: steps > 300, "it goes on")
-                followers = one.part.exchange.followers["image/thicket-rpi64"]
-                assert (followers.recorder, one.state(), RESTARTS) == (None, "", [])
-                enough = True
-                await one.until(lambda: RESTARTS, "then the lane begins")
-                followers = one.part.exchange.followers["image/thicket-rpi64"]
-                assert followers.recorder is one.part.own
+    with mock.patch.object(Reports, "recall", recall):
+        async with running(network, host) as one:
+            await one.until(lambda: steps > 100, "it goes on, and so does this")
+        assert kept.read_bytes() == b"what was known", "it has not ended, and is not lost"
+        async with running(network, host) as one:
+            await one.part.offer(folder_of(root / "a", an_offer(), SMALL), 20.0)
+            await one.until(lambda: steps > 300, "it goes on")
+            followers = one.part.exchange.followers["image/thicket-rpi64"]
+            assert (followers.recorder, one.state(), RESTARTS) == (None, "", [])
+            enough = True
+            await one.until(lambda: RESTARTS, "then the lane begins")
+            followers = one.part.exchange.followers["image/thicket-rpi64"]
+            assert followers.recorder is one.part.own
 
 
 @in_private_network
 async def test_a_card_that_takes_no_new_subject(network: Network) -> None:
-    with a_folder() as root:
-        host = Host(Path(root) / "node")
-        others = Path(host.paths.data, "update/others")
-        async with running(network, host) as one:
-            others.rmdir()
-            others.write_text("no folder")
-            with pytest.raises(RequestError, match="/data does not take it: Not a directory"):
-                await one.part.take(named("lamp", 1), "a person")
-            one.part.exchange._on_offer("a", "app/lamp", named("lamp", 1))
-            await one.until(host.problems.all, "it is told")
-            (problem,) = host.problems.all()
-            assert problem["code"] == "offer-refused"
-            others.unlink()
-            assert await one.part.take(named("lamp", 1), "a person")
+    root = network.folder()
+    host = Host(root / "node")
+    others = Path(host.paths.data, "update/others")
+    async with running(network, host) as one:
+        others.rmdir()
+        others.write_text("no folder")
+        with pytest.raises(RequestError, match="/data does not take it: Not a directory"):
+            await one.part.take(named("lamp", 1), "a person")
+        one.part.exchange._on_offer("a", "app/lamp", named("lamp", 1))
+        await one.until(host.problems.all, "it is told")
+        (problem,) = host.problems.all()
+        assert problem["code"] == "offer-refused"
+        others.unlink()
+        assert await one.part.take(named("lamp", 1), "a person")
 
 
 @pytest.mark.parametrize(

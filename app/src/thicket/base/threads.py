@@ -64,6 +64,24 @@ def start(
     return done, thread
 
 
+async def finish(work: Callable[[], T]) -> T:
+    """Do ``work`` in a thread of the event loop's; return its result, or raise its exception.
+
+    Who is cancelled while it goes on ends when it has ended, so a lock is held as long as a file is
+    written. For work that ends: on a file, not on a bus.
+    """
+    done = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        while not done.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({done})
+        if not done.cancelled():
+            done.exception()  # nobody is left to be told
+        raise
+
+
 class BusyError(ThicketError):
     """Work that was begun before has not ended."""
 

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from thicket.base.fields import ConfigError
 from thicket.base.paths import Paths
+from thicket.base.threads import finish
 from thicket.cluster.passphrase_exchange import (
     CANCEL,
     CHANGE,
@@ -319,7 +320,7 @@ class Passphrase:
 
         async with self._writing:
             try:
-                await asyncio.to_thread(write)
+                await finish(write)
             except (StoreError, ConfigError) as error:
                 raise PassphraseError("not-written", str(error)) from error
             await self._host.reload()

@@ -8,7 +8,6 @@ configuration changes and again after that, so a power cut at any moment repeats
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from logging import getLogger
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from thicket.base.errors import CodedError
 from thicket.base.files import read_kept, write_atomically
+from thicket.base.threads import finish
 
 if TYPE_CHECKING:
     from thicket.cluster.passphrase import Host
@@ -133,6 +133,6 @@ class Kept:
             write_atomically(self.path, data, mode=0o600)
 
         try:
-            await asyncio.to_thread(write)
+            await finish(write)
         except OSError as error:
             raise PassphraseError("not-written", f"{self.path}: {error.strerror}") from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from thicket.base.errors import RequestError
 from thicket.base.fields import show_value
+from thicket.base.threads import finish
 
 #: Orders about a rollout, see :mod:`thicket.update.rollout`.
 ORDERS = ("pause", "resume", "abort", "back")
@@ -142,7 +143,7 @@ class Commands:
         if not isinstance(text, str):
             raise RequestError("bad-request", 'params need "text", the whole file')
         data = text.encode("utf-8", "surrogatepass")
-        written = await asyncio.to_thread(edit.apply, self._daemon.core.paths, data)
+        written = await finish(lambda: edit.apply(self._daemon.core.paths, data))
         return {"written": written, **await self._daemon.reload.run()}
 
     async def _on_revocations_import(self, params: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 from thicket.base import log as system_log
+from thicket.base.threads import finish
 from thicket.config.load import load, remember
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Reload:
         problems = self._core.problems
         try:
             # the disk may be slow
-            await asyncio.to_thread(remember, self._core.paths, self._core.loaded)
+            await finish(lambda: remember(self._core.paths, self._core.loaded))
         except OSError as e:
             message = f"the last good configuration cannot be kept: {e}"
             problems.report("configuration", "not-kept", message, "warning")

@@ -21,6 +21,7 @@ from thicket.base.files import write_atomically
 from thicket.base.pace import Backoff, wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
+from thicket.base.threads import finish
 from thicket.config.schema import Settings
 from thicket.firewall.ruleset import TABLE, ruleset
 
@@ -88,7 +89,7 @@ class Firewall:
         # Unchanged rules are not loaded again: they keep their counters and the senders' rates.
         if text != self._text and (enabled or self._counters()):
             write_atomically(self.path, text.encode(), durable=False)
-            await asyncio.to_thread(self._load)
+            await finish(self._load)
             log.info("the firewall's rules are %s", "in force" if enabled else "removed")
         self._text = text
         self.state = "on" if enabled else "off"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from thicket.base.errors import ThicketError
 from thicket.base.files import read_kept, write_atomically
 from thicket.base.pace import wait
+from thicket.base.threads import finish
 from thicket.trust import credentials as nodes
 from thicket.trust.certificates import CertificateError
 from thicket.trust.revocations import (
@@ -115,7 +116,7 @@ class ListFile:
             await asyncio.wait({before})
         data = pack_parts([one.packed for one in lists.lists])
         try:
-            await asyncio.to_thread(write_atomically, self.path, data)
+            await finish(lambda: write_atomically(self.path, data))
         except OSError as error:
             message = f"the lists of revocations cannot be kept: {error}"
             self._problems.report("trust", "list-not-kept", message, "warning")
@@ -266,7 +267,7 @@ class Trust:
         from thicket.trust.signed_beacon import SignedBeacons, next_start
 
         # the disk may take its time
-        start = await asyncio.to_thread(next_start, f"{self.folder}/{START_FILE}", standing.clock())
+        start = await finish(lambda: next_start(f"{self.folder}/{START_FILE}", standing.clock()))
 
         def heard(address: IPv6Address, number: int) -> None:
             if self._exchange is not None and number != standing.lists.number:
