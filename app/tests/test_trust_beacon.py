@@ -12,6 +12,7 @@ from functools import cache
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from fleet_for_tests import CLOCK, NOW, PREFIX, TestFleet, one_fleet
@@ -411,6 +412,48 @@ def test_the_number_of_the_list_of_revocations() -> None:
     assert told == [(address(1), n) for n in (0, 5, 2**32 - 1, 2**32 - 1)]
 
 
+def test_what_tells_nothing_new() -> None:
+    numbers = {"mine": 0, "theirs": 0}
+    receiver = node(2, list_number=lambda: numbers["mine"])
+    sender = node(1, list_number=lambda: numbers["theirs"])
+    assert receiver.repeats(sender.payload(0.0), 0.0) is None, "it was never heard"
+    receiver.read(sender.payload(0.0), LINK, 5.0)
+    checked = receiver.genuine.checked
+    repeated = sender.payload(0.0)
+    assert receiver.repeats(repeated, 7.0) == (address(1), 2.0)
+    assert receiver.repeats(repeated, 8.0) == (address(1), 3.0), "nothing was noted"
+    assert receiver.genuine.checked == checked
+    receiver.read(repeated, LINK, 9.0)
+    assert receiver.repeats(repeated, 9.0) is None, "a replay is dropped as one"
+    assert receiver.repeats(node(1, start=8).payload(0.0), 9.0) is None, "a new start"
+    assert receiver.repeats(node(1, start=6).payload(0.0), 9.0) is None, "an old start"
+    numbers["theirs"] = 3
+    news = sender.payload(0.0)
+    assert receiver.repeats(news, 9.0) is None, "another list"
+    receiver.read(news, LINK, 9.0)
+    assert receiver.repeats(sender.payload(0.0), 9.0) is None, "another list than ours"
+    numbers["mine"] = 3
+    receiver.payload(0.0)
+    assert receiver.repeats(sender.payload(0.0), 9.0) == (address(1), 0.0)
+    sender.use(finished(make_credentials(device(1), FLEET.fleet, CLOCK)))
+    assert receiver.repeats(sender.payload(0.0), 9.0) is None, "another certificate"
+
+
+@given(st.binary(max_size=SIZE + 8), st.integers(0, SIZE))
+def test_any_bytes_tell_nothing_new_or_are_judged(noise: bytes, kept: int) -> None:
+    receiver, sender = node(2), node(1)
+    receiver.read(sender.payload(0.0), LINK, 0.0)
+    receiver.repeats(noise, 0.0)
+    payload = sender.payload(0.0)
+    receiver.repeats(payload[:kept] + noise, 0.0)
+    changed = bytearray(payload)
+    changed[kept % SIZE] ^= 1
+    tells = receiver.repeats(bytes(changed), 0.0) is None
+    # counter (its last bit makes an old one of it), time and signature are not looked at
+    free = {*range(17, 20), *range(21, 26), *range(SIZE - 64, SIZE)}
+    assert tells == (kept % SIZE not in free)
+
+
 def test_without_credentials_it_listens() -> None:
     listener = node()
     assert listener.payload(0.0) == b""
@@ -745,6 +788,81 @@ def test_both_forms_of_one_beacon_are_one() -> None:
         for payload in sent_by(they):
             me.datagram(payload, (str(LINK), 1, 0, 3), 255, 100.0 + 20.0 * turn)
     assert me.table.entries[address(2)].gap == 20.0
+
+
+class Sky:
+    """A node that hears another one, and what it does then."""
+
+    def __init__(self, connected: bool) -> None:
+        self.told: list[tuple[IPv6Address, bool]] = []
+        self.answered: list[float] = []
+        self.me = found(
+            1, "signed", lambda *what: self.told.append(what), pinned=lambda _address: connected
+        )
+        self.they = node(2)
+
+    def hear(self, now: float, payload: bytes = b"", source: IPv6Address = LINK) -> bool:
+        """Hear a beacon; return whether its signature was checked."""
+        (codec,) = self.me.codecs
+        assert isinstance(codec, SignedBeacons)
+        before = codec.genuine.checked
+        with mock.patch.object(
+            self.me, "_answer", side_effect=lambda *_: self.answered.append(now)
+        ):
+            payload = payload or self.they.payload(now)
+            self.me.datagram(payload, (str(source), 1, 0, 3), 255, now)
+        for entry in self.me.table.entries.values():
+            entry.answered = max([entry.answered, *self.answered])
+        return codec.genuine.checked > before
+
+    def snapshot(self) -> tuple[int, int, dict[str, int]]:
+        shown = self.me.snapshot()
+        return shown["received"], shown["repeated"], shown["dropped"]
+
+
+@pytest.mark.parametrize(
+    ("connected", "checked", "answered"),
+    [
+        (False, [0, 4.5, 9, 13.5, 18, 40, 60, 80], [0, 4.5, 9, 13.5, 18]),
+        (True, [0, 15, 60], [0, 15]),
+    ],
+)
+def test_a_node_that_joins_is_checked_as_often_as_it_needs(
+    connected: bool, checked: list[float], answered: list[float]
+) -> None:
+    """It looks for others every 1.5 s, and is calm after 18 s."""
+    sky = Sky(connected)
+    times = [*(1.5 * turn for turn in range(13)), 40.0, 60.0, 80.0]
+    assert [now for now in times if sky.hear(now)] == checked
+    assert sky.answered == answered
+    assert sky.snapshot() == (len(times), len(times) - len(checked), {})
+    assert sky.told == [(address(2), now == 0) for now in checked]
+    (entry,) = sky.me.table.entries.values()
+    assert (entry.beacons, entry.gap, entry.last) == (len(times), 20.0, checked[-1])
+
+
+def test_what_is_new_is_checked_at_once() -> None:
+    sky = Sky(connected=True)
+    assert sky.hear(0.0)
+    assert not sky.hear(20.0)
+    assert not sky.hear(39.0)
+    assert sky.hear(41.0, source=IPv6Address("fe80::2")), "another source"
+    assert not sky.hear(50.0, source=IPv6Address("fe80::2"))
+    sky.they = node(2, start=8)
+    assert sky.hear(60.0), "a new start"
+    assert sky.hear(61.9), "it looks for others"
+    assert not sky.hear(63.5)
+    sky.they = node(2, start=8, list_number=lambda: 4)
+    sky.they.own.counter = 50
+    assert sky.hear(65.0), "another list"
+
+
+def test_nodes_with_one_radio_address_are_found_while_connected() -> None:
+    sky, third = Sky(connected=True), node(3)
+    for now in (0.0, 30.0, 60.0):
+        assert sky.hear(now)
+        assert sky.hear(now + 10.0, third.payload(0.0))
+    assert sky.me.shared.found(70.0)
 
 
 def test_drops_are_counted_by_reason() -> None:

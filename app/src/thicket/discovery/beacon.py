@@ -120,6 +120,13 @@ class Codec(Protocol):
     def claims(self, payload: bytes) -> bool:
         """Whether ``payload`` begins as this form does, whatever follows."""
 
+    def repeats(self, payload: bytes, now: float) -> tuple[IPv6Address, float] | None:
+        """Return the node that a beacon seems to be of, if it tells nothing new, and the seconds
+        since that node last proved itself; None if it is to be judged. Proves nothing.
+
+        :param now: as for :meth:`read`.
+        """
+
     def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
         """Return the address that a beacon announces.
 
@@ -156,6 +163,9 @@ class PlainBeacons:
 
     def claims(self, payload: bytes) -> bool:
         return not payload.startswith(SIGNED_MARK)
+
+    def repeats(self, payload: bytes, now: float) -> tuple[IPv6Address, float] | None:
+        return None  # to judge it costs no more
 
     def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
         address = decode(payload, self.prefix, self.address)

@@ -32,16 +32,18 @@ log = getLogger(__name__)
 class Counters:
     """What was sent and received since the start.
 
+    :ivar repeated: beacons that told nothing new and were not judged.
     :ivar dropped: datagrams that were not beacons for us, by reason (``beacon.REASONS``).
     :ivar opened: how often the socket was opened.
     """
 
-    __slots__ = ("dropped", "opened", "received", "send_errors", "sent")
+    __slots__ = ("dropped", "opened", "received", "repeated", "send_errors", "sent")
 
     def __init__(self) -> None:
         self.sent = 0
         self.send_errors = 0
         self.received = 0
+        self.repeated = 0
         self.dropped: dict[str, int] = dict.fromkeys(REASONS, 0)
         self.opened = 0
 
@@ -59,6 +61,11 @@ class Discovery:
     ANSWER_AGAIN = 4.0
     #: The same while the node is connected.
     ANSWER_CONNECTED = 15.0
+    #: Seconds after a node's last proof from which a beacon that tells nothing new is judged.
+    PROOF_AGAIN = 4.0
+    #: The same while the node is connected, as a part of the time after which silent nodes are
+    #: forgotten.
+    PROOF_CONNECTED = 1 / 3
     #: A node whose beacons follow each other within this many seconds has just joined (or joined
     #: again before it was missed) and looks for others.
     LOOKING = 3.0
@@ -142,6 +149,7 @@ class Discovery:
             "answers": self._answers.given,
             "send_errors": counters.send_errors,
             "received": counters.received,
+            "repeated": counters.repeated,
             "malformed": sum(drops.values()),
             "dropped": drops,
             "opened": counters.opened,
@@ -277,6 +285,9 @@ class Discovery:
             # Beacons are sent with the highest hop limit, which a router lowers (RFC 5082).
             if hop_limit is not None and hop_limit != 255:
                 raise MalformedError("hop_limit")
+            if self._repeats(payload, str(source[0]).partition("%")[0], now):
+                self.counters.repeated += 1
+                return
             address, form = self._read(payload, str(source[0]), now)
             entry, new = self.table.hear(address, now)
         except MalformedError as e:
@@ -294,12 +305,43 @@ class Discovery:
             self.shared.hear(entry.source, address, now)
         if new:
             log.info("heard %s", address)
-        if entry.gap < self.LOOKING:
-            # A connected node that looks for others may have been power-cycled a moment ago.
-            again = self.ANSWER_CONNECTED if self.table.pinned(address) else self.ANSWER_AGAIN
-            if now - entry.answered >= again:
-                self._answer(entry, str(source[0]), now)
+        if self._looks(entry, entry.gap, now):
+            self._answer(entry, str(source[0]), now)
         self.on_heard(address, new)
+
+    def _repeats(self, payload: bytes, source: str, now: float) -> bool:
+        """Whether a beacon has nothing in it that we would do something about.
+
+        A signature costs more than all else here, and a node that joins is heard by all others
+        several times within seconds. Of what is not judged, only the time is noted.
+        """
+        found = next(filter(None, (codec.repeats(payload, now) for codec in self.codecs)), None)
+        if found is None:
+            return False
+        address, age = found
+        entry = self.table.entries.get(address)
+        # one radio address of two nodes is found by their turns
+        if entry is None or entry.source != source or self.shared.last(source) != address:
+            return False
+        if self.table.pinned(address):
+            patience = self.table.lifetime * self.PROOF_CONNECTED
+        else:
+            patience = self.PROOF_AGAIN
+        if age >= patience or self._looks(entry, self.table.gap(entry, now), now):
+            return False
+        self.table.see(entry, now)
+        return True
+
+    def _looks(self, entry: Heard, gap: float, now: float) -> bool:
+        """Whether a node looks for others, and was not answered a moment ago.
+
+        :param gap: seconds between its last two beacons.
+        """
+        if gap >= self.LOOKING:
+            return False
+        # A connected node that looks for others may have been power-cycled a moment ago.
+        connected = self.table.pinned(entry.address)
+        return now - entry.answered >= (self.ANSWER_CONNECTED if connected else self.ANSWER_AGAIN)
 
     def _read(self, payload: bytes, source: str, now: float) -> tuple[IPv6Address, str]:
         """Return the address that a beacon announces, and its form.

@@ -13,11 +13,13 @@ from thicket.discovery.beacon import MalformedError
 class Heard:
     """One node that was heard. Times are in seconds of the table's clock."""
 
-    __slots__ = ("address", "answered", "beacons", "gap", "last", "source", "spelling")
+    __slots__ = ("address", "answered", "beacons", "gap", "last", "seen", "source", "spelling")
 
     def __init__(self, address: IPv6Address, now: float) -> None:
         self.address = address
+        #: Its last beacon that was judged, and its last beacon.
         self.last = now
+        self.seen = now
         self.beacons = 0
         #: Time between its last two beacons; 0 after the first.
         self.gap = 0.0
@@ -65,11 +67,19 @@ class Table:
             if len(self.entries) >= self.limit or not self._new.take(now):
                 raise MalformedError("full")
             entry = self.entries[address] = Heard(address, now)
-        if new or now - entry.last >= self.SAME:
-            entry.gap = now - entry.last
+        self.see(entry, now)
         entry.last = now
-        entry.beacons += 1
         return entry, new
+
+    def see(self, entry: Heard, now: float) -> None:
+        """Note that a beacon of a node came, which may not have been judged."""
+        entry.gap = self.gap(entry, now)
+        entry.seen = now
+        entry.beacons += 1
+
+    def gap(self, entry: Heard, now: float) -> float:
+        """Return the seconds between a node's last two beacons, if the last one came now."""
+        return now - entry.seen if now - entry.seen >= self.SAME else entry.gap
 
     def forget_silent(self, now: float) -> list[IPv6Address]:
         """Do as :meth:`expire`, unless a flood may have drowned the beacons."""
@@ -129,6 +139,11 @@ class SharedSources:
         while len(nodes) > 4:
             del nodes[next(iter(nodes))]
         self._heard[source] = nodes
+
+    def last(self, source: str) -> IPv6Address | None:
+        """Return whose beacon came from ``source`` last."""
+        nodes = self._heard.get(source)
+        return next(reversed(nodes)) if nodes else None
 
     def found(self, now: float) -> dict[str, tuple[IPv6Address, IPv6Address]]:
         """Return the sources that two nodes share at the time ``now``, with the two nodes."""

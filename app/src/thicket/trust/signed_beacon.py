@@ -25,11 +25,12 @@ the fleet's root. All numbers are big endian:
 The signature is of a text that nothing else of Thicket signs, followed by the 466 bytes.
 
 **What keeps a flood cheap.** Checks that cost nothing come first. A known sender then costs one
-signature check for each new beacon and none for an old one, and no sender, real or forged, gets
-more than its own budget. Unknown senders share one; those with a signer that was never seen share a
-smaller one, because anybody can make up such chains. A chain is checked from its top, so a made-up
-one costs a single signature check. All memory is bounded, and only the holder of a genuine
-certificate gets a place in it.
+signature check at most for each new beacon, and none for an old one or for one that tells nothing
+new of a node that has proven itself not long ago (:meth:`SignedBeacons.repeats`). No sender, real
+or forged, gets more than its own budget. Unknown senders share one; those with a signer that was
+never seen share a smaller one, because anybody can make up such chains. A chain is checked from its
+top, so a made-up one costs a single signature check. All memory is bounded, and only the holder of
+a genuine certificate gets a place in it.
 
 **What a repetition can do.** A beacon is only taken when start and counter are higher than all that
 was heard of its sender before. A node that has never heard the sender, or not for ``FORGET``
@@ -78,7 +79,7 @@ from thicket.trust.verify import (
 
 log = getLogger(__name__)
 
-_HEADER = struct.Struct("!4s8s5sI5sI")
+_HEADER = struct.Struct("!4s8s5sI5s4s")
 _LEAF = struct.Struct("!16s5s5s64s64s")
 _DEVICE = struct.Struct(f"!B{SERIAL_SIZE}s64s{compressed.SIZE}s")
 _SIGNER = struct.Struct(f"!64s{compressed.SIZE}s")
@@ -211,6 +212,10 @@ def _pack_time(when: datetime) -> bytes:
     return int((when - _EPOCH).total_seconds()).to_bytes(5, "big")
 
 
+def _pack_number(number: int) -> bytes:
+    return min(number, 0xFFFFFFFF).to_bytes(4, "big")
+
+
 def _unpack_time(encoded: bytes) -> datetime:
     try:
         return _EPOCH + timedelta(seconds=int.from_bytes(encoded, "big"))
@@ -290,7 +295,7 @@ class OwnBeacons:
             self._start,
             self.counter,
             bytes(5) if now is None else _pack_time(now),
-            min(list_number, 0xFFFFFFFF),
+            _pack_number(list_number),
         )
         body = header + self.chain
         return body + openssl.sign(self._key, signed_digest(body))
@@ -384,17 +389,22 @@ class _Sender:
     """A node whose certificates were found good.
 
     :ivar order: start and counter of its last beacon, comparable as bytes.
+    :ivar list_number: of the list of revocations in its last beacon, as bytes.
     :ivar turns: a node sends at most one beacon a second, and answers.
     :ivar renewals: a new certificate comes with each start, and then about twice a day.
     """
 
-    __slots__ = ("chain", "claim", "heard", "key", "order", "renewals", "turns")
+    __slots__ = (
+        "address", "chain", "claim", "heard", "key", "list_number", "order", "renewals", "turns",
+    )  # fmt: skip
 
-    def __init__(self, chain: bytes, claim: Claim, key: bytes) -> None:
+    def __init__(self, address: IPv6Address, chain: bytes, claim: Claim, key: bytes) -> None:
+        self.address = address
         self.chain = chain
         self.claim = claim
         self.key = key
         self.order = b""
+        self.list_number = b""
         self.heard = 0.0
         self.turns = Bucket(rate=2.0, burst=8.0)
         self.renewals = Bucket(rate=0.1, burst=4.0)
@@ -497,6 +507,8 @@ class SignedBeacons:
         self._signatures = Bucket(*self.SIGNATURES)
         self._strangers = Bucket(*self.STRANGERS)
         self._signers = Bucket(*self.SIGNERS)
+        #: That of our list of revocations when it was needed last; we send at least every minute.
+        self._list_number = b""
 
     def use(self, credentials: Credentials) -> None:
         """Send with these (renewed) credentials.
@@ -512,7 +524,7 @@ class SignedBeacons:
         """See ``Codec``."""
         if not self.own.chain:
             return b""
-        rules = self._rules()
+        rules = self._in_force()
         return self.own.make(rules.clock.now, rules.list_number)
 
     def claims(self, payload: bytes) -> bool:
@@ -522,6 +534,25 @@ class SignedBeacons:
     def snapshot(self) -> dict[str, Any]:
         """See ``Codec``."""
         return {"senders": len(self.senders), "signatures_checked": self.genuine.checked}
+
+    def repeats(self, payload: bytes, now: float) -> tuple[IPv6Address, float] | None:
+        """See ``Codec``. It tells nothing new if only counter and time are others than in a beacon
+        that was found good, and the sender has the list of revocations that we have."""
+        if len(payload) != SIZE or payload[:12] != SIGNED_MARK + self._fleet_tag:
+            return None
+        try:
+            sender = self.senders.get(self._number(payload))
+        except MalformedError:
+            return None
+        if (
+            sender is None
+            or payload[12:17] != sender.order[:5]
+            or payload[17:21] <= sender.order[5:]
+            or not payload[26:30] == sender.list_number == self._list_number
+            or payload[_CHAIN:_SIGNATURE] != sender.chain
+        ):
+            return None
+        return sender.address, now - sender.heard
 
     def read(self, payload: bytes, source: IPv6Address | None, now: float) -> IPv6Address:
         """See ``Codec``. What is dropped costs the less, the easier it is to send it."""
@@ -542,7 +573,7 @@ class SignedBeacons:
             else is_replay(order, sender.order, now - sender.heard)
         ):
             raise MalformedError("replay")
-        rules = self._rules()
+        rules = self._in_force()
         if is_untimely(int.from_bytes(payload[21:26], "big"), rules.clock.now):
             raise MalformedError("time")
         chain = payload[_CHAIN:_SIGNATURE]
@@ -553,11 +584,11 @@ class SignedBeacons:
             _take(self._signatures, now, "signature_rate")
             found = sender
         else:
-            found = self._admit(chain, sender, rules, now)
+            found = self._admit(address, chain, sender, rules, now)
         digest = signed_digest(payload[:_SIGNATURE])
         if not self.genuine.verify(found.key, digest, payload[_SIGNATURE:]):
             raise MalformedError("forged")
-        found.order, found.heard = order, now
+        found.order, found.heard, found.list_number = order, now, payload[26:30]
         self.senders[number] = found
         self.senders.move_to_end(number)
         while len(self.senders) > self._limit:
@@ -579,7 +610,15 @@ class SignedBeacons:
             raise MalformedError("malformed")
         return self._network | index << 48 | int.from_bytes(identity, "big")
 
-    def _admit(self, chain: bytes, sender: _Sender | None, rules: Rules, now: float) -> _Sender:
+    def _in_force(self) -> Rules:
+        """Return the rules in force."""
+        rules = self._rules()
+        self._list_number = _pack_number(rules.list_number)
+        return rules
+
+    def _admit(
+        self, address: IPv6Address, chain: bytes, sender: _Sender | None, rules: Rules, now: float
+    ) -> _Sender:
         """Return who has sent these certificates, which are not those known of the ``sender``."""
         if sender is not None:
             budget, reason = sender.renewals, "sender_rate"
@@ -597,7 +636,7 @@ class SignedBeacons:
         _take(budget, now, reason)
         if sender is not None:
             _take(self._signatures, now, "signature_rate")
-        found = _Sender(chain, claim, self._prove(chain, claim, rules).public_key)
+        found = _Sender(address, chain, claim, self._prove(chain, claim, rules).public_key)
         if sender is not None:
             # A new certificate gives nobody new budgets.
             found.turns, found.renewals = sender.turns, sender.renewals
