@@ -252,6 +252,48 @@ class TestWriter:
         task.cancel()
         assert [round(when, 1) for when in written] == [0.0, 0.5, 2.0]
 
+    async def test_changes_that_nobody_reads_are_written_less_and_less_often(
+        self, tmp_path: Path
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        path = tmp_path / "s.json"
+        written: list[float] = []
+
+        def document() -> dict[str, Any]:
+            written.append(round(loop.time() - began, 1))
+            return {}
+
+        async def refresh() -> None:
+            pass
+
+        async def change(seconds: float, read_every: float = 1e9) -> None:
+            """Change something ten times a second."""
+            end, read = loop.time() + seconds, loop.time() + read_every
+            while loop.time() < end:
+                writer.changed()
+                await asyncio.sleep(0.1)
+                if loop.time() >= read:
+                    read = loop.time() + read_every
+                    path.read_text()
+
+        began = loop.time()
+        writer = Writer(str(path), document, refresh, 300.0)
+        task = asyncio.create_task(writer.run())
+        await change(9.8)
+        assert written == [0.0, 0.5, 1.5, 3.5, 5.5, 7.5, 9.5]
+        written.clear()
+        await change(20.0, read_every=2.0)
+        assert len(written) <= 11, "one for each reading"
+        written.clear()
+        await change(20.0, read_every=0.1)
+        assert 38 <= len(written) <= 41, "somebody sees every second half"
+        await asyncio.sleep(5.0)
+        written.clear()
+        writer.changed()
+        await asyncio.sleep(0.1)
+        assert len(written) == 1, "one change after a quiet time is written at once"
+        task.cancel()
+
     def test_a_full_disk_does_not_end_it(self, tmp_path: Path) -> None:
         async def refresh() -> None:
             pass

@@ -81,10 +81,13 @@ def write_atomically(
         discard(temporary)
         if os.path.isdir(path):
             discard(path)
-    else:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(temporary, flags, mode)
+    except (FileNotFoundError, FileExistsError):
         os.makedirs(folder, exist_ok=True)
         remove(temporary)  # a leftover file may have other permissions
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fd = os.open(temporary, flags, mode)
     try:
         view = memoryview(data)
         while view:

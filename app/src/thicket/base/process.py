@@ -32,7 +32,12 @@ def process_start() -> float | None:
 def memory_kib() -> int:
     """Return the resident memory of this process in KiB; 0 when /proc does not tell."""
     try:
-        with open("/proc/self/statm", "rb") as f:
-            return int(f.read().split()[1]) * (os.sysconf("SC_PAGE_SIZE") // 1024)
+        # without a file object, which costs more than the rest: it is asked all the time
+        fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pages = os.read(fd, 256).split()[1]
+        finally:
+            os.close(fd)
+        return int(pages) * (os.sysconf("SC_PAGE_SIZE") // 1024)
     except (OSError, ValueError, IndexError):
         return 0

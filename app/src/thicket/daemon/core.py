@@ -57,9 +57,11 @@ class OwnIdentity:
     """Who this node is, once that is known.
 
     :ivar address: the node's address with its prefix length, made of the identity and the settings.
+    :ivar ip: the address alone, and ``text``: how it is written.
+    :ivar network: the prefix.
     """
 
-    __slots__ = ("address", "identity")
+    __slots__ = ("address", "identity", "ip", "network", "text")
 
     def __init__(self, identity: Identity, settings: Settings) -> None:
         self.identity = identity
@@ -68,16 +70,9 @@ class OwnIdentity:
     def move(self, settings: Settings) -> None:
         """Use the prefix of other settings."""
         self.address = self.identity.address_in(str(settings.address.prefix))
-
-    @property
-    def ip(self) -> IPv6Address:
-        """The address alone."""
-        return self.address.ip
-
-    @property
-    def network(self) -> IPv6Network:
-        """The prefix."""
-        return self.address.network
+        self.ip: IPv6Address = self.address.ip
+        self.network: IPv6Network = self.address.network
+        self.text = str(self.ip)
 
     @property
     def hostname(self) -> str:

@@ -28,8 +28,15 @@ log = getLogger(__name__)
 SCHEMA = 1
 
 
+#: Makes the text of a document.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
 class Writer:
     """Writes the document after a change, and every ``interval`` seconds while it is read.
+
+    While one change follows the other, a document that nobody has read yet is replaced less and
+    less often: who reads seldom costs little.
 
     :param document: returns the document.
     :param refresh: awaited every ``interval`` seconds, to read figures that change without an event
@@ -38,6 +45,10 @@ class Writer:
 
     #: Shortest time between two writings, in seconds.
     GAP = 0.5
+    #: Longest time that a change waits for somebody to read the document before it, in seconds. The
+    #: wait begins with GAP and doubles with each change that had to wait; one that did not have to
+    #: makes it GAP again.
+    UNREAD_GAP = 2.0
     #: Figures in a document that nobody reads are this old at most, in seconds.
     OLDEST = 60.0
 
@@ -63,20 +74,29 @@ class Writer:
 
     async def run(self) -> None:
         """Write until cancelled."""
-        self._changed = asyncio.Event()
-        self._changed.set()  # there is no document yet
+        changed = self._changed = asyncio.Event()
+        changed.set()  # there is no document yet
         regular = time.monotonic()
-        written = regular - self.GAP
+        written, gap, waited = regular - self.GAP, self.GAP, False
         while True:
             if time.monotonic() >= regular:
                 await self.refresh()
                 regular = time.monotonic() + self.interval
-            if self._changed.is_set() or self._wanted(time.monotonic() - written):
-                self._changed.clear()
+            age = time.monotonic() - written
+            if changed.is_set():
+                if age < gap and not was_read(self.path):
+                    waited = True
+                    await asyncio.sleep(min(self.GAP, gap - age))
+                    continue
+                gap = min(2 * gap, self.UNREAD_GAP) if waited else self.GAP
+                waited = False
+            if changed.is_set() or self._wanted(age):
+                changed.clear()
                 self.write()
                 written = time.monotonic()
-            await wait(self._changed, max(self.GAP, regular - time.monotonic()))
+            await wait(changed, max(self.GAP, regular - time.monotonic()))
             if (left := written + self.GAP - time.monotonic()) > 0:
+                waited = changed.is_set()
                 await asyncio.sleep(left)
 
     def _wanted(self, age: float) -> bool:
@@ -85,9 +105,9 @@ class Writer:
 
     def write(self) -> None:
         """Write now. An error of the file system is logged once, and writing is tried again."""
-        data = json.dumps(self.document(), separators=(",", ":"))
+        data = _encode(self.document()).encode() + b"\n"
         try:
-            write_atomically(self.path, data.encode() + b"\n", durable=False, unread=True)
+            write_atomically(self.path, data, durable=False, unread=True)
         except OSError as e:
             if not self._failing:
                 log.error("cannot write %s: %s", self.path, e)
@@ -137,7 +157,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         "restarts": core.times.restarts,
         "uptime": boottime(),
         "identity": me.identity.as_dict() if me is not None else None,
-        "address": str(me.ip) if me is not None else None,
+        "address": me.text if me is not None else None,
         "prefix_length": me.network.prefixlen if me is not None else None,
         "configuration": {
             "source": core.loaded.source,

@@ -124,6 +124,5 @@ class RadioPart:
         mesh = self.mesh
         if mesh is None:
             return []
-        well = mesh.joined and any(p["state"] == "ESTAB" for p in mesh.snapshot()["peers"])
-        severity = "warning" if well else "error"
+        severity = "warning" if mesh.joined and mesh.peers() else "error"
         return [{"severity": severity, **problem} for problem in mesh.problems()]

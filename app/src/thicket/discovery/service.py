@@ -155,7 +155,7 @@ class Discovery:
             "opened": counters.opened,
             "forms": {codec.form: codec.snapshot() for codec in self.codecs},
             "heard": [
-                {"address": str(e.address), "age": round(now - e.last, 1), "beacons": e.beacons}
+                {"address": e.text, "age": round(now - e.last, 1), "beacons": e.beacons}
                 for e in self.table.entries.values()
             ],
         }
