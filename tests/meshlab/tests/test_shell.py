@@ -344,6 +344,23 @@ async def test_read_if_changed(shell: Shell, tmp_path: Path) -> None:
     assert await shell.read_if_changed(str(path)) == "two"
 
 
+async def test_a_file_is_read_in_large_pieces(shell: Shell, guest: Guest, tmp_path: Path) -> None:
+    """The status of a node is read every second, and a call of a guest's kernel is emulated."""
+    path = tmp_path / "status.json"
+    path.write_text("x" * 8000 + "\n")
+    await shell.ready(60)
+
+    def calls() -> int:
+        """How often the shell has asked the kernel to read."""
+        facts = Path(f"/proc/{guest.pid}/io").read_text()
+        return int(facts.partition("syscr: ")[2].split()[0])
+
+    for read in (shell.read_file, shell.read_if_changed):
+        before = calls()
+        assert await read(str(path)) == "x" * 8000
+        assert calls() - before < 500, "the line of the command is read byte by byte, no more"
+
+
 async def test_push_and_pull(shell: Shell, tmp_path: Path) -> None:
     content = random.Random(7).randbytes(50_000) + b"\x03\x04\x1e"
     path = tmp_path / "fi'le"
