@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 from fleet_for_tests import CLOCK, NOW, one_fleet
 
+from thicket.distribution.handshake import HandshakeError
 from thicket.trust import certificates as x509
 from thicket.trust import der, openssl, tls, verify
 from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate
 from thicket.trust.credentials import Credentials, FileKey, key_pem, make_credentials
-from thicket.trust.verify import Clock, RefusedError
+from thicket.trust.signed_beacon import SignedBeacons
+from thicket.trust.tls import FleetTls
+from thicket.trust.verify import Clock, Proven, RefusedError, Rules
 
 FLEET, OTHER = one_fleet(), one_fleet("other")
 ONE, ONE_KEY = FLEET.device(1)
@@ -166,6 +169,43 @@ def test_openssl_itself_refuses_a_device_that_names_another() -> None:
     )
     with pytest.raises(ssl.SSLCertVerificationError, match="subtree violation"):
         handshake(*contexts(server=forged(ipv4, SERVER.peer.host)))
+
+
+def test_what_a_beacon_has_proven_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    revoked: set[str] = set()
+
+    def rules() -> Rules:
+        return Rules(CLOCK, revoked)
+
+    count = 0
+    real = openssl.verify
+
+    def counted(*signed: bytes) -> bool:
+        nonlocal count
+        count += 1
+        return real(*signed)
+
+    monkeypatch.setattr(openssl, "verify", counted)
+    proven = Proven()
+    sender = SignedBeacons(FLEET.fleet, 1, rules)
+    sender.use(CLIENT)
+    beacons = SignedBeacons(FLEET.fleet, 1, rules, proven=proven)
+    beacons.read(sender.payload(0.0), IPv6Address("fe80::1"), 0.0)
+    mine = FleetTls(FLEET.fleet, SERVER, rules, proven)
+    server, _ = handshake(mine.server, tls.client_context(CLIENT, FLEET.fleet))
+    count = 0
+    peer = CLIENT.peer
+    mine.check(server, str(peer.address), f"thicket@{peer.address}")
+    assert count == 0
+    revoked.add(peer.device)
+    with pytest.raises(HandshakeError) as caught:
+        mine.check(server, str(peer.address), f"thicket@{peer.address}")
+    assert caught.value.code == verify.REVOKED
+    revoked.clear()
+    alone = FleetTls(FLEET.fleet, SERVER, rules)
+    for _ in range(2):
+        alone.check(server, str(peer.address), f"thicket@{peer.address}")
+    assert count == 3
 
 
 def test_renewed_credentials_are_used_from_then_on() -> None:

@@ -23,7 +23,7 @@ from thicket.trust import fleet as fleets
 from thicket.trust.certificates import Certificate, CertificateError, Profile
 from thicket.trust.credentials import Credentials, FileKey, keep_renewed, make_credentials
 from thicket.trust.revocations import Revocations
-from thicket.trust.verify import Clock, Peer, RefusedError, check_peer
+from thicket.trust.verify import Clock, Peer, Proven, RefusedError, check_peer, verify_signature
 
 FLEET = one_fleet()
 
@@ -429,3 +429,71 @@ def test_a_node_notices_itself_that_it_would_be_refused() -> None:
     assert caught.value.reason == verify.EXPIRED
     with pytest.raises(CertificateError):
         credentials(FileKey(DEVICE_KEY, (FLEET.signer, FLEET.signer)))
+
+
+# -- chains that were proven before
+
+
+class Counted:
+    """Checks signatures, and counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, key: bytes, digest: bytes, signature: bytes) -> bool:
+        self.count += 1
+        return verify_signature(key, digest, signature)
+
+
+def test_signatures_are_checked_once_and_everything_that_changes_each_time() -> None:
+    proven, counted = Proven(), Counted()
+    again: dict[str, Any] = {"proven": proven, "verify": counted}
+    assert check(**again) == GOOD.peer
+    assert counted.count == 3
+    assert check((*GOOD.chain, FLEET.fleet.root.der), **again) == GOOD.peer
+    for name in (GOOD.peer.device, GOOD.peer.signer):
+        refused(verify.REVOKED, revoked=[name], **again)
+    refused(verify.EXPIRED, clock=Clock(GOOD.peer.until + timedelta(days=1)), **again)
+    other = IPv6Address(int(GOOD.peer.address) + 1)
+    refused(verify.NOT_ITS_ADDRESS, address=other, **again)
+    refused(verify.NOT_ITS_ADDRESS, node=f"thicket@{other}", **again)
+    assert check(**again) == GOOD.peer
+    assert counted.count == 3
+    software = credentials(FLEET.software()[0]).chain
+    assert check(software, **again).software
+    refused(verify.SOFTWARE, software, chip_required=True, **again)
+    assert len(proven) == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_chain_that_differs_in_one_bit_is_not_the_proven_one(data: st.DataObject) -> None:
+    proven = Proven()
+    check(proven=proven)
+    chain = [bytearray(encoded) for encoded in GOOD.chain[:3]]
+    changed = chain[data.draw(st.integers(0, 2))]
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(RefusedError):
+        check(tuple(map(bytes, chain)), proven=proven)
+    assert len(proven) == 1
+
+
+def test_a_chain_that_is_proven_in_one_fleet_is_not_in_another() -> None:
+    proven = Proven()
+    check(proven=proven)
+    refused(verify.OTHER_FLEET, fleet=one_fleet("other").fleet, proven=proven)
+    # the same chain in other pieces
+    joined = (GOOD.chain[0] + GOOD.chain[1], *GOOD.chain[1:])
+    refused(verify.MALFORMED, joined, proven=proven)
+
+
+def test_the_chains_used_longest_ago_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Proven, "LIMIT", 2)
+    proven, counted = Proven(), Counted()
+    chains = [leaf() for _ in range(3)]
+    for chain in (chains[0], chains[1], chains[0], chains[2], chains[0]):
+        check(chain, proven=proven, verify=counted)
+    assert counted.count == 9
+    check(chains[1], proven=proven, verify=counted)
+    assert counted.count == 12
+    assert len(proven) == 2

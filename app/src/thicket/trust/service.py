@@ -274,7 +274,7 @@ class Trust:
                 self._exchange.tell(f"{self.settings().cluster.name}@{address}")
 
         standing.beacons = SignedBeacons(
-            standing.fleet, start, standing.rules, on_list_number=heard
+            standing.fleet, start, standing.rules, on_list_number=heard, proven=standing.proven
         )
         self.on_beacons()
 

@@ -70,6 +70,7 @@ from thicket.trust.verify import (
     SOFTWARE,
     Clock,
     Peer,
+    Proven,
     RefusedError,
     Rules,
     Verify,
@@ -471,6 +472,7 @@ class SignedBeacons:
         sender that was found good.
     :param limit: how many senders are remembered.
     :param verify: checks a signature; OpenSSL by default.
+    :param proven: where to keep the chains that were found good.
     :ivar own: our beacons.
     :ivar senders: who was found good, by address, the one that was silent longest first.
     """
@@ -494,8 +496,10 @@ class SignedBeacons:
         on_list_number: Callable[[IPv6Address, int], None] | None = None,
         limit: int = 1024,
         verify: Verify = verify_signature,
+        proven: Proven | None = None,
     ) -> None:
         self.own = OwnBeacons(fleet, start)
+        self._proven = Proven() if proven is None else proven
         self.genuine = Genuine(verify)
         self.senders: OrderedDict[int, _Sender] = OrderedDict()
         self._fleet = fleet
@@ -663,6 +667,7 @@ class SignedBeacons:
                 revoked=(name for name in claim.names if name in rules.revoked),
                 chip_required=rules.chip_required,
                 verify=lambda *signed: signed in proven or genuine.verify(*signed),
+                proven=self._proven,
             )
         except RefusedError as error:
             raise MalformedError(error.reason) from None

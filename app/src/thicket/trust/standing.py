@@ -10,7 +10,7 @@ from thicket.trust import clock
 from thicket.trust.certificates import from_pem
 from thicket.trust.fleet import Fleet
 from thicket.trust.revocations import InForce, SignedList
-from thicket.trust.verify import Clock, Rules
+from thicket.trust.verify import Clock, Proven, Rules
 
 if TYPE_CHECKING:
     from thicket.trust.credentials import Credentials
@@ -29,6 +29,7 @@ class Standing:
     :ivar credentials: None until the node can prove itself.
     :ivar tls: for the cluster's connections; made with the first credentials, then renewed.
     :ivar beacons: makes and judges beacons; None until the number of this start is known.
+    :ivar proven: chains of certificates in beacons and connections whose signatures were checked.
     """
 
     def __init__(self, root: str, image: str, chip_required: Callable[[], bool]) -> None:
@@ -39,6 +40,7 @@ class Standing:
         self.credentials: Credentials | None = None
         self.tls: FleetTls | None = None
         self.beacons: SignedBeacons | None = None
+        self.proven = Proven()
         self._image = image
         self._chip_required = chip_required
 
@@ -79,7 +81,7 @@ class Standing:
         if self.tls is None:
             from thicket.trust.tls import FleetTls  # ssl, once it is needed
 
-            self.tls = FleetTls(self.fleet, credentials, self.rules)
+            self.tls = FleetTls(self.fleet, credentials, self.rules, self.proven)
         else:
             self.tls.use(credentials)
         self.credentials = credentials

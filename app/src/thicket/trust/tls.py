@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from thicket.trust import certificates as x509
 from thicket.trust.credentials import Credentials, key_pem
 from thicket.trust.fleet import Fleet
-from thicket.trust.verify import BAD_CHAIN, Clock, Peer, RefusedError, Rules, check_peer
+from thicket.trust.verify import BAD_CHAIN, Clock, Peer, Proven, RefusedError, Rules, check_peer
 
 NO_CHECK_TIME = 0x200000
 """``X509_V_FLAG_NO_CHECK_TIME`` of OpenSSL's x509_vfy.h; ``ssl`` has no name for it."""
@@ -97,6 +97,7 @@ def check_connection(
     address: IPv6Address | None = None,
     node: str | None = None,
     chip_required: bool = False,
+    proven: Proven | None = None,
 ) -> Peer:
     """Return who is at the other end after the handshake.
 
@@ -113,6 +114,7 @@ def check_connection(
         address=address,
         node=node,
         chip_required=chip_required,
+        proven=proven,
     )
 
 
@@ -121,10 +123,18 @@ class FleetTls:
 
     :param credentials: what the node shows first; :meth:`use` replaces it.
     :param rules: returns the rules in force; it is asked at each check.
+    :param proven: chains whose signatures were checked before, such as those in beacons.
     """
 
-    def __init__(self, fleet: Fleet, credentials: Credentials, rules: Callable[[], Rules]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        credentials: Credentials,
+        rules: Callable[[], Rules],
+        proven: Proven | None = None,
+    ) -> None:
         self.fleet = fleet
+        self._proven = Proven() if proven is None else proven
         self.server = server_context(credentials, fleet)
         self.client = client_context(credentials, fleet)
         self._rules = rules
@@ -151,6 +161,7 @@ class FleetTls:
                 address=IPv6Address(host),
                 node=name,
                 chip_required=rules.chip_required,
+                proven=self._proven,
             )
         except RefusedError as error:
             raise HandshakeError(error.reason, f"{name}{_device(ssl_object)}: {error}") from error

@@ -11,6 +11,7 @@ date that the fleet's authority has signed). A certificate is never refused beca
 future. It is refused as expired by the floor, or by a clock that is known to be right.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -128,6 +129,53 @@ def verify_signature(public_key: bytes, digest: bytes, signature: bytes) -> bool
     return openssl.verify(public_key, digest, signature)
 
 
+class Facts(NamedTuple):
+    """What a chain of certificates says, and will always say: time, lists and policy have no part
+    in it.
+
+    :ivar peer: who has it.
+    :ivar ends: name and end of validity of its certificates, the signer's first.
+    """
+
+    peer: Peer
+    ends: tuple[tuple[str, str, datetime], ...]
+
+
+class Proven:
+    """Chains whose form, names and signatures were found good, the one used longest ago first.
+
+    Only who has a genuine certificate gets a place. What changes is not kept: each check looks at
+    dates, revocations and policy anew.
+    """
+
+    LIMIT = 512
+
+    def __init__(self) -> None:
+        self._facts: OrderedDict[bytes, Facts] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def find(self, mark: bytes) -> Facts | None:
+        """Return the facts of the chain with this mark, if it was proven."""
+        facts = self._facts.get(mark)
+        if facts is not None:
+            self._facts.move_to_end(mark)
+        return facts
+
+    def keep(self, mark: bytes, facts: Facts) -> None:
+        """Take a chain for proven from now on."""
+        self._facts[mark] = facts
+        while len(self._facts) > self.LIMIT:
+            self._facts.popitem(last=False)
+
+
+def _mark(chain: Sequence[bytes], fleet: Fleet) -> bytes:
+    """Return what is the same only for the same certificates in the same fleet."""
+    parts = (fleet.root.der, *chain[:3])
+    return sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
+
+
 def check_peer(
     chain: Sequence[bytes],
     fleet: Fleet,
@@ -138,6 +186,7 @@ def check_peer(
     node: str | None = None,
     chip_required: bool = False,
     verify: Verify = verify_signature,
+    proven: Proven | None = None,
 ) -> Peer:
     """Return who the peer with these certificates is.
 
@@ -148,42 +197,57 @@ def check_peer(
     :param node: the name that it uses in the cluster: ``name@host``, host an address or a host
         name.
     :param chip_required: refuse a peer without security chip.
+    :param proven: chains that need no signatures checked again; a good one is added.
     :raises RefusedError: it is not let in.
     """
     if not 3 <= len(chain) <= 4:
         raise RefusedError(BAD_CHAIN, f"{len(chain)} certificates instead of 3")
+    facts = None
+    if proven is not None:
+        facts = proven.find(mark := _mark(chain, fleet))
+    if facts is None:
+        facts = _prove(chain, fleet, verify)
+        if proven is not None:
+            proven.keep(mark, facts)
+    peer = facts.peer
+    _check_use(peer.address, peer.host, address, node)
+    for what, name, end in facts.ends:
+        if end < clock.lower_bound:
+            raise RefusedError(
+                EXPIRED,
+                f"{what} {name} until {end:%Y-%m-%d %H:%M}, "
+                f"and it is at least {clock.lower_bound:%Y-%m-%d %H:%M}",
+            )
+    gone = frozenset(revoked)
+    for name in (peer.device, peer.signer):
+        if name in gone:
+            raise RefusedError(REVOKED, name)
+    if peer.software and chip_required:
+        raise RefusedError(SOFTWARE, peer.device)
+    return peer
+
+
+def _prove(chain: Sequence[bytes], fleet: Fleet, verify: Verify) -> Facts:
+    """Check all that is in the certificates themselves."""
     try:
         leaf, device, signer = (Certificate(encoded) for encoded in chain[:3])
     except CertificateError as error:
         raise RefusedError(MALFORMED, str(error)) from None
     _check_chain(leaf, device, signer, fleet, verify)
     owned, source = _check_names(leaf, device, fleet)
-    software = source != "chip"
-    _check_use(owned, leaf.dns[0], address, node)
-    for certificate, what in ((signer, "signer"), (device, "device"), (leaf, "node")):
-        if certificate.not_after < clock.lower_bound:
-            raise RefusedError(
-                EXPIRED,
-                f"{what} {certificate.common_name} until {certificate.not_after:%Y-%m-%d %H:%M}, "
-                f"and it is at least {clock.lower_bound:%Y-%m-%d %H:%M}",
-            )
-    gone = frozenset(revoked)
-    for certificate in (device, signer):
-        if certificate.common_name in gone:
-            raise RefusedError(REVOKED, certificate.common_name)
-    if software and chip_required:
-        raise RefusedError(SOFTWARE, device.common_name)
-    return Peer(
+    peer = Peer(
         device.common_name,
         owned,
         leaf.dns[0],
-        software,
+        source != "chip",
         source,
         leaf.public_key,
         (device.not_before, signer.not_before),
         signer.common_name,
         leaf.not_after,
     )
+    kinds = (("signer", signer), ("device", device), ("node", leaf))
+    return Facts(peer, tuple((what, one.common_name, one.not_after) for what, one in kinds))
 
 
 def _check_chain(
