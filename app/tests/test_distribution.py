@@ -484,6 +484,74 @@ async def test_many_simultaneous_connects_among_ourselves(network: Network) -> N
         assert {event.code for event in b_events.of(NodeDown)} == {"closed"}
 
 
+def asked(node: Node) -> int:
+    """Return how often the port mapper of ``node`` was asked."""
+    count: int = node.statistics()["epmd"]["answered"]
+    return count
+
+
+@in_private_network
+async def test_the_port_mapper_is_asked_only_where_no_port_leads_to_the_node(
+    network: Network,
+) -> None:
+    if not network.private:
+        pytest.skip("needs several addresses, which this machine does not permit")
+    common, other = network.port(), network.port() + 1
+    stranger = await asyncio.start_server(
+        lambda _reader, writer: writer.close(), str(network.address(4)), common
+    )
+    async with (
+        stranger,
+        a_node(network, "a", network.address(1), port=common) as (a, _),
+        a_node(network, "b", network.address(2), port=common) as (b, _),
+        a_node(network, "c", network.address(3), port=other) as (c, _),
+        a_node(network, "d", network.address(4), port=other) as (d, _),
+    ):
+        for node in (a, b, c, d):
+            await mapped(node)
+        before = {node: asked(node) for node in (b, c, d)}
+        await a.connect(b.name)
+        assert asked(b) == before[b], "both have the same port"
+        # Nobody has our number at c; at d another program does.
+        for node in (c, d):
+            for _ in range(3):
+                await a.connect(node.name)
+                a.disconnect(node.name)
+                await until(lambda: not names(node), "down")  # noqa: B023
+            assert asked(node) == before[node] + 1, "then it is known"
+    async with a_node(network, "c", network.address(3), port=common + 2) as (c, _):
+        await mapped(c)
+        async with a_node(network, "a", network.address(1), port=common) as (a, _):
+            await mapped(a)
+            before[c] = asked(c)
+            a._connector._keep_port(c.name, other)
+            await a.connect(c.name)
+            assert asked(c) == before[c] + 1, "it has another port than before"
+
+
+@in_private_network
+async def test_who_is_connecting_to_us_is_not_connected_as_well(network: Network) -> None:
+    if not network.private:
+        pytest.skip("needs two addresses, which this machine does not permit")
+    port = network.port()
+    async with (
+        a_node(network, "a", network.address(1), port=port) as (a, _),
+        a_node(network, "z", network.address(2), port=port) as (z, _),
+    ):
+        await until(lambda: a.listening and z.listening, "both listen")
+        for one, other in ((a, z), (z, a)):
+            _, writer = await asyncio.open_connection(one.host, port, local_addr=(other.host, 0))
+            await until(lambda: one.statistics()["handshakes"] == 1, "it is there")  # noqa: B023
+            attempt = asyncio.create_task(one.connect(other.name, 60))
+            await asyncio.sleep(0.3)
+            assert not attempt.done()
+            assert other.statistics()["handshakes"] == 0
+            writer.close()  # it was somebody else, or has changed its mind
+            await attempt
+            one.disconnect(other.name)
+            await until(lambda: not names(a) and not names(z), "down")
+
+
 @in_private_network
 async def test_a_connection_that_only_we_believe_in_is_replaced(network: Network) -> None:
     async with (

@@ -71,6 +71,10 @@ class Handshakes:
         yield from self._members
         yield from self._strangers
 
+    def has_nameless(self, source: str) -> bool:
+        """Return whether somebody at an address has a place, and has not told its name."""
+        return any(one.source == source and one.handshake.peer is None for one in self)
+
     def add(self, connection: Connection) -> None:
         """Give ``connection`` a place; close it, or another one, when there is none."""
         if self.expected(connection.source):

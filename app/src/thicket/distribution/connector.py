@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from thicket.base.process import boottime
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _EPMD_TIME = 2.0
 _CONNECT_TIME = 4.0
+_MOST_PORTS = 1024  # nodes whose port is remembered
 
 
 class Maker:
@@ -126,8 +128,10 @@ class Connector:
     """Connects to other nodes, and decides which connection stays when both sides began one.
 
     :param connections: the connected nodes by the key of their names.
-    :param listening: its port is tried at peers that their port mapper does not know.
+    :param listening: its port is tried at peers of which no port is known.
     :param epmd_port: the port mappers' port; None to ask none.
+    :param arriving: returns whether somebody at an address (canonical text) connects to this node,
+        and has not told its name.
     :param local: returns what this node says of itself in handshakes.
     :param tell: called with the events of attempts.
     :ivar attempts: the attempts under way, by the key of the peer's name.
@@ -142,6 +146,7 @@ class Connector:
         listening: Listening,
         *,
         epmd_port: int | None,
+        arriving: Callable[[str], bool],
         local: Callable[[], LocalNode],
         tell: Callable[[Connecting], None],
     ) -> None:
@@ -152,6 +157,8 @@ class Connector:
         self._connections = connections
         self._listening = listening
         self._epmd_port = epmd_port
+        self._arriving = arriving
+        self._known_ports: OrderedDict[str, int] = OrderedDict()  # by key, the oldest first
         self._local = local
         self._tell = tell
         self._attempt_time = _EPMD_TIME + _CONNECT_TIME + maker.setup_time
@@ -217,52 +224,82 @@ class Connector:
             ) from None
 
     async def _reach(self, peer: str) -> None:
-        alive, host = split_name(peer)
+        _, host = split_name(peer)
         key = key_of(peer)
-        if self._incoming.get(key) and await self._comes_up(key):
+        await self._let_arrive(key, host)
+        if key in self._connections or (self._incoming.get(key) and await self._comes_up(key)):
             return
+        tried = set()
         failure: Exception | None = None
-        for port in await self._ports(alive, host):
-            try:
-                await self._dial(peer, host, port)
-                return
-            except HandshakeError as error:
-                if error.code in ("simultaneous", "connected"):
-                    if await self._comes_up(key):
-                        return
-                    raise
-                if error.code != "wrong-peer":
-                    raise
-                failure = error
-            except OSError as error:
-                if key in self._connections:
+        for ask in (False, True):
+            for port in await self._ports(peer, ask=ask):
+                if port in tried:
+                    continue
+                tried.add(port)
+                failure = await self._try(peer, port, failure)
+                if failure is None:
                     return
-                if failure is None or not isinstance(failure, HandshakeError):
-                    failure = error
         if isinstance(failure, HandshakeError):
             raise failure
         raise DistributionError(
             "unreachable", f"{peer} cannot be reached: {_words(failure)}"
         ) from failure
 
-    async def _ports(self, alive: str, host: str) -> list[int]:
-        """Return the ports to try, the likeliest first."""
-        own = self._listening
-        fixed = [own.port] if own.port else []
-        if self._epmd_port is None:
-            return fixed
-        try:
-            port = await lookup(
-                host, alive, timeout=_EPMD_TIME, port=self._epmd_port, local=own.host
-            )
-        except (OSError, EpmdError) as error:
-            log.debug("the port mapper at %s does not help: %s", host, error)
-            return fixed
-        return fixed if port is None else [port, *(p for p in fixed if p != port)]
+    async def _try(self, peer: str, port: int, before: Exception | None) -> Exception | None:
+        """Connect to one port.
 
-    async def _dial(self, peer: str, host: str, port: int) -> None:
+        :param before: the failure at another port.
+        :returns: None when ``peer`` is connected, otherwise the failure that tells most.
+        """
+        key = key_of(peer)
+        try:
+            await self._dial(peer, port)
+        except HandshakeError as error:
+            if error.code not in ("simultaneous", "connected"):
+                return error
+            if not await self._comes_up(key):
+                raise
+        except OSError as error:
+            if key not in self._connections:
+                return before if isinstance(before, HandshakeError) else error
+        else:
+            self._keep_port(key, port)
+        return None
+
+    async def _ports(self, peer: str, *, ask: bool) -> list[int]:
+        """Return the ports to try first: that of the last connection, or else our own number, which
+        most nodes of a cluster have in common.
+
+        :param ask: those to try when that leads nowhere: the one that the port mapper tells, and
+            our own number.
+        """
+        own = self._listening
+        told: int | None = None
+        if not ask:
+            told = self._known_ports.get(key_of(peer))
+        elif self._epmd_port is not None:
+            alive, host = split_name(peer)
+            try:
+                told = await lookup(
+                    host, alive, timeout=_EPMD_TIME, port=self._epmd_port, local=own.host
+                )
+            except (OSError, EpmdError) as error:
+                log.debug("the port mapper at %s does not help: %s", host, error)
+        found = [told] if told else []
+        if own.port and (ask or not found):
+            found.append(own.port)
+        return found
+
+    def _keep_port(self, key: str, port: int) -> None:
+        self._known_ports[key] = port
+        self._known_ports.move_to_end(key)
+        if len(self._known_ports) > _MOST_PORTS:
+            self._known_ports.popitem(last=False)
+
+    async def _dial(self, peer: str, port: int) -> None:
         """Connect to one port; returns when ``peer`` is connected."""
         loop = asyncio.get_running_loop()
+        _, host = split_name(peer)
         key = key_of(peer)
         raw = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         try:
@@ -271,15 +308,17 @@ class Connector:
             raw.bind((self._listening.host, 0))
             async with asyncio.timeout(_CONNECT_TIME):
                 await loop.sock_connect(raw, (host, port))
+            # The peer may have been faster; it does not know yet that we are connecting as well.
+            if key > key_of(self._local().name):
+                await self._let_arrive(key, host)  # that connection would stay
+            if key in self._connections:
+                raw.close()
+                return
+            if self._incoming.get(key):
+                raise HandshakeError("simultaneous", f"{peer} is connecting to this node")
         except BaseException:
             raw.close()
             raise
-        # The peer may have been faster; it does not know yet that we are connecting as well.
-        if key in self._connections or self._incoming.get(key):
-            raw.close()
-            if key in self._connections:
-                return
-            raise HandshakeError("simultaneous", f"{peer} is connecting to this node")
         connection = self._maker.make(
             Initiator(
                 self._local(),
@@ -298,6 +337,29 @@ class Connector:
             if not connection.established:
                 connection.close(HandshakeError("closed", f"the attempt to reach {peer} ended"))
 
+    async def _let_arrive(self, key: str, host: str) -> None:
+        """Let somebody at an address, who is connecting to us, tell its name first: it may be the
+        node that we mean, and a handshake that both sides begin costs twice as much."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _CONNECT_TIME
+        while key not in self._connections and not self._incoming.get(key):
+            if not self._arriving(host) or loop.time() >= end:
+                return
+            await self._changed(key, end - loop.time())
+
+    async def _changed(self, key: str, seconds: float) -> None:
+        """Wait until something has happened to the handshakes of a node, or of its address."""
+        waiter = asyncio.get_running_loop().create_future()
+        waiters = self._waiters.setdefault(key, [])
+        waiters.append(waiter)
+        try:
+            await asyncio.wait({waiter}, timeout=seconds)
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters and self._waiters.get(key) is waiters:
+                del self._waiters[key]
+
     async def _comes_up(self, key: str) -> bool:
         """Wait until a node that is connecting to us is connected; False when it fails."""
         loop = asyncio.get_running_loop()
@@ -309,9 +371,7 @@ class Connector:
             limit = end if self._incoming.get(key) else min(grace, end)
             if now >= limit:
                 return False
-            waiter = loop.create_future()
-            self._waiters.setdefault(key, []).append(waiter)
-            await asyncio.wait({waiter}, timeout=limit - now)
+            await self._changed(key, limit - now)
         return True
 
     # --- both sides at once -------------------------------------------------------------------
@@ -333,6 +393,7 @@ class Connector:
         if status == NOK:
             return status
         self._incoming.setdefault(key, set()).add(connection)
+        self._wake_host(connection.source)
         if status == OK_SIMULTANEOUS and dial is not None:
             error = HandshakeError("simultaneous", f"{name} is connecting to this node")
             dial.connection.close(error)
@@ -359,12 +420,18 @@ class Connector:
         else:
             self._no_longer_incoming(connection)
         self.wake(connection.key)
+        if not connection.outgoing:  # it may not have told its name
+            self._wake_host(connection.source)
 
     def wake(self, key: str) -> None:
         """Make attempts check again whether a node is connected."""
         for waiter in self._waiters.pop(key, ()):
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _wake_host(self, host: str) -> None:
+        for key in [key for key in self._waiters if split_name(key)[1] == host]:
+            self.wake(key)
 
     def _no_longer_incoming(self, connection: Connection) -> None:
         incoming = self._incoming.get(connection.key)

@@ -170,6 +170,7 @@ class RemoteNode(NamedTuple):
     published: bool
 
 
+@lru_cache(maxsize=1024)  # each connection and call asks for the same names several times
 def split_name(name: str) -> tuple[str, str]:
     """Return the part of a node name before ``@``, and the address after it in canonical form.
 

@@ -97,8 +97,8 @@ class Node(ProcessTable):
     :param cookie: the cluster's shared word. It keeps clusters apart, and does not protect against
         an attacker on the same network.
     :param address: the address to listen on and to connect from. It may appear later.
-    :param port: the port to listen on, and to try at peers that their port mapper does not know; 0
-        for any free one.
+    :param port: the port to listen on, and to try at peers of which no port is known; 0 for any
+        free one.
     :param tick_time: seconds of silence after which a peer counts as lost, Erlang's
         ``net_ticktime``; that of others may differ.
     :param listener: receives the events (:mod:`.events`).
@@ -169,6 +169,7 @@ class Node(ProcessTable):
             self.connections,
             self._listening,
             epmd_port=epmd_port,
+            arriving=self._admission.handshakes.has_nameless,
             local=lambda: self.local,
             tell=tell,
         )
@@ -225,7 +226,7 @@ class Node(ProcessTable):
 
     @property
     def port(self) -> int:
-        """The port to listen on, and to try at peers that their port mapper does not know."""
+        """The port to listen on, and to try at peers of which no port is known."""
         return self._listening.port
 
     @port.setter
@@ -304,8 +305,8 @@ class Node(ProcessTable):
     async def connect(self, peer: str, timeout: float | None = None) -> None:
         """Connect to ``peer`` unless it is connected.
 
-        The peer's port mapper is asked for its port. When there is none, or it does not know the
-        peer, our own port number is tried.
+        The port is that of the last connection, or our own number; where nobody answers there, or
+        somebody else, the peer's port mapper is asked.
 
         :param peer: its full name, the address in any spelling.
         :param timeout: seconds to wait; by default as long as an attempt may take.
