@@ -126,7 +126,7 @@ def test_who_signed_it_and_what_is_in_it() -> None:
     app_file.check_contents(file, ABOUT)
     with pytest.raises(AppError, match="not those that were signed"):
         app_file.check_contents(io.BytesIO(whole(contents=b"hsqs" + b"\1" * 4092)), ABOUT)
-    with pytest.raises(AppError, match="were signed; get it anew"):
+    with pytest.raises(AppError, match="were signed; copy it again"):
         app_file.read(io.BytesIO(whole(contents=CONTENTS + b"\0")))
     with pytest.raises(SignerRefusedError, match="another fleet"):
         app_file.check_signer(found, one_fleet("other").fleet)

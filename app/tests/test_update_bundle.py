@@ -183,7 +183,8 @@ def read(data: bytes) -> bundle.Bundle:
 
 def check(data: bytes) -> None:
     file = io.BytesIO(data)
-    bundle.check_contents(file, bundle.read(file))
+    found = bundle.read(file)
+    bundle.check_contents(file, found.contents, found.verity)
 
 
 def test_an_unsigned_bundle() -> None:
@@ -214,22 +215,64 @@ def test_another_fleets_signer() -> None:
 def test_a_tampered_payload() -> None:
     data = bytearray(signed())
     data[2 * BLOCK + 17] ^= 1
-    with pytest.raises(DamagedError, match="1 blocks, the first at 8192"):
+    data[BLOCK] ^= 1
+    words = "the images are damaged: 2 of 3 blocks, the first at byte 4096; copy it again, and if"
+    with pytest.raises(DamagedError, match=words):
         check(bytes(data))
 
 
-def test_a_tampered_hash_tree() -> None:
+@pytest.mark.parametrize("at", [5, BLOCK + 17, 3 * BLOCK - 1])
+def test_a_tampered_hash_tree(at: int) -> None:
+    """In the top, in the level below, and where that is filled up with zeros."""
     data = bytearray(signed(blocks=200))
-    data[200 * BLOCK + 5] ^= 1
-    with pytest.raises(DamagedError, match="the hash tree behind the contents is damaged"):
+    data[200 * BLOCK + at] ^= 1
+    words = (
+        f"the hash tree behind the images is damaged, at byte {200 * BLOCK + at}, and the images"
+    )
+    with pytest.raises(DamagedError, match=words):
         check(bytes(data))
 
 
-def test_payload_and_tree_of_another_bundle() -> None:
-    """Both good, and not what was signed."""
+NOT_SIGNED = "images and hash tree are not those that were signed"
+
+
+def test_a_hash_tree_that_is_right_for_wrong_data() -> None:
     other, _ = payload(3, seed=2)
-    with pytest.raises(DamagedError, match="do not belong together"):
+    with pytest.raises(DamagedError, match=NOT_SIGNED):
         check(other + signed()[len(other) :])
+
+
+def test_images_and_hash_tree_that_are_damaged() -> None:
+    data = bytearray(signed())
+    data[BLOCK] ^= 1
+    data[3 * BLOCK] ^= 1
+    with pytest.raises(DamagedError, match=NOT_SIGNED):
+        check(bytes(data))
+
+
+def test_a_hash_tree_that_fits_to_more_data_than_there_is() -> None:
+    """The tree of 3 blocks is as long as that of 2, and of 2 of them each has its hash."""
+    data = signed(blocks=3)
+    with pytest.raises(DamagedError, match=NOT_SIGNED):
+        check(data[: 2 * BLOCK] + data[3 * BLOCK :])
+
+
+def test_a_hash_tree_of_another_size() -> None:
+    data, named = payload(129)
+    for size in (0, BLOCK, 2 * BLOCK, 4 * BLOCK, 128 * BLOCK):
+        text = MANIFEST._replace(verity=named._replace(size=size)).text()
+        with pytest.raises(BundleError, match="does not go with a payload of"):
+            read(data + bundle.end(update_key().message(text)))
+
+
+def test_something_behind_the_end() -> None:
+    for more in (b"\0", b"\n", bytes(4096), b"x" * 70_000):
+        with pytest.raises(BundleError, match="with something behind its end"):
+            read(signed() + more)
+    # a second end behind the first one: what is in between would have to be images
+    data = signed()
+    with pytest.raises(BundleError):
+        check(data + bytes(-len(data) % BLOCK) + data[3 * BLOCK + BLOCK :])
 
 
 def test_a_tampered_manifest() -> None:
@@ -290,19 +333,59 @@ def test_a_manifest_without_tree_is_no_bundle() -> None:
         read(data + bundle.end(MANIFEST.text()))
 
 
-@given(st.data())
-def test_every_changed_byte_is_found(choice: st.DataObject) -> None:
+PARTS = ("squashfs", "images", "hash tree", "signature", "size")
+
+
+@cache
+def parts() -> dict[str, range]:
+    """Return where the parts of a bundle are."""
+    found = read(one())
+    size = len(one())
+    places = (0, 96, found.contents, found.payload, size - 8, size)
+    return {name: range(places[at], places[at + 1]) for at, name in enumerate(PARTS)}
+
+
+def installable(data: bytes) -> bool:
+    """Whether everything that is asked before a slot is written finds a bundle good."""
+    try:
+        bundle.check_signer(read(data), one_fleet().fleet)
+        check(data)
+    except (BundleError, SignerRefusedError) as error:
+        assert str(error)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("part", PARTS)
+@given(choice=st.data())
+def test_every_changed_byte_is_found(part: str, choice: st.DataObject) -> None:
     """Wherever one byte of a signed bundle changes, something says so."""
     data = bytearray(one())
-    at = choice.draw(st.integers(0, len(data) - 1))
+    assert installable(bytes(data))
+    at = choice.draw(st.sampled_from(parts()[part]))
     data[at] ^= choice.draw(st.integers(1, 255))
-    with pytest.raises((BundleError, SignerRefusedError)):
-        bundle.check_signer(read(bytes(data)), one_fleet().fleet)
-        check(bytes(data))
+    assert not installable(bytes(data))
 
 
 @given(st.data())
 def test_every_cut_is_found(choice: st.DataObject) -> None:
     data = one()
-    with pytest.raises(BundleError):
-        read(data[: choice.draw(st.integers(0, len(data) - 1))])
+    assert not installable(data[: choice.draw(st.integers(0, len(data) - 1))])
+
+
+@given(st.data())
+def test_a_piece_that_is_missing_comes_twice_or_is_of_another_place_is_found(
+    choice: st.DataObject,
+) -> None:
+    """What a copy over a bad line, or a file system that was cut off, may leave."""
+    data = one()
+    at, end = sorted(choice.draw(st.integers(0, len(data))) for _ in range(2))
+    piece = data[at:end]
+    place = choice.draw(st.integers(0, len(data) - len(piece)))
+    for changed in (
+        data[:at] + data[end:],
+        data[:end] + piece + data[end:],
+        data[:at] + bytes(len(piece)) + data[end:],
+        data[:at] + data[place : place + len(piece)] + data[end:],
+    ):
+        assert changed == data or not installable(changed)

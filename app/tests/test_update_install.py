@@ -34,13 +34,14 @@ from thicket.trust.certificates import pem
 from thicket.trust.revocations import Revocations, pack_parts
 from thicket.trust.service import LIST_FILE
 from thicket.trust.update_signer import SignerRefusedError
-from thicket.update import bundle, check, epoch, image, install, kept, terms
+from thicket.update import bundle, check, epoch, image, install, kept, leftovers, terms
 from thicket.update.bundle import UnsignedError
 from thicket.update.errors import BundleError
 from thicket.update.install import Installer, Progress
 from thicket.update.judge import InstallError, Terms, judge
 from thicket.update.kept import Content, Kept
 from thicket.update.manifest import MAX_EPOCH
+from thicket.update.verity import BLOCK
 
 A, B = Slot.A, Slot.B
 FLEET = one_fleet()
@@ -409,6 +410,27 @@ class TestHandler:
         assert self.run(node, monkeypatch, signed(UpdateKey(TestFleet("others")))) == 1
         assert "another fleet" in capsys.readouterr().err.splitlines()[-1]
 
+    def test_by_hand_every_byte_is_looked_at(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    ) -> None:
+        """As the daemon does it before it starts RAUC."""
+        data = bytearray(signed())
+        data[BLOCK] ^= 1
+        assert self.run(node, monkeypatch, bytes(data)) == 1
+        assert "the images are damaged: 1 of 3 blocks" in capsys.readouterr().err.splitlines()[-1]
+
+    def test_of_the_daemons_it_takes_the_one_that_was_checked(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    ) -> None:
+        other = signed(manifest=MANIFEST._replace(version="0.0.9"))
+        monkeypatch.setenv(leftovers.MARK, "1")
+        monkeypatch.setenv(install.CHECKED, kept.name_of(read(signed()).manifest))
+        assert self.run(node, monkeypatch, signed()) == 0
+        assert self.run(node, monkeypatch, other) == 1
+        assert "was replaced by another bundle" in capsys.readouterr().err.splitlines()[-1]
+        monkeypatch.delenv(install.CHECKED)
+        assert self.run(node, monkeypatch, signed()) == 1
+
     def test_a_bundle_that_was_left_is_taken_when_it_is_asked_for(
         self, node: Node, monkeypatch: pytest.MonkeyPatch, capsys: Capture
     ) -> None:
@@ -492,6 +514,10 @@ class Rauc:
         assert self.installer.progress.state == "failed"
         assert words in self.installer.progress.words
 
+    def card(self) -> list[bytes]:
+        folder = self.node.path / "dev/slots"
+        return [(folder / name).read_bytes() for name in ("card", "boot-b", "root-b")]
+
     def runs(self) -> bool:
         try:
             os.kill(int(self.pid.read_text()), 0)
@@ -523,7 +549,14 @@ class TestInstaller:
         )
         assert [p.percent for p in rauc.seen if p.state == "writing"] == [0, 0, 0, 44, 99, 100]
         assert Progress("writing", 44, "0.1.0", "Copying image to boot.1") in rauc.seen
-        assert rauc.seen[0] == Progress("checking", 0, "", "new.raucb")
+        assert [p for p in rauc.seen if p.state == "checking"] == [
+            Progress("checking", 0, "", "new.raucb"),
+            Progress("checking", 0, "0.1.0", "its signature"),
+            Progress("checking", 0, "0.1.0", "every byte of it"),
+            Progress("checking", 100, "0.1.0", "every byte of it"),
+        ]
+        assert sorted(p.done for p in rauc.seen) == [p.done for p in rauc.seen]
+        assert (rauc.seen[0].done, rauc.seen[-1].done) == (0, 1000)
         assert kept.load(rauc.node.paths).slots == {B: content}
 
     async def test_it_hands_over_little(self, rauc: Rauc, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,6 +566,7 @@ class TestInstaller:
         await rauc.install()
         text = out.read_text()
         assert "SECRET" not in text
+        assert f"{install.CHECKED}={kept.name_of(read(signed()).manifest)}\n" in text
         assert install.AGAIN not in text
         assert text.endswith(f"install {rauc.bundle}\n")
         await rauc.install(again=True)
@@ -603,6 +637,81 @@ class TestInstaller:
         rauc.node.slots.change(lambda record: record._replace(trial=A, phase=Phase.RUNS))
         await rauc.fails("trial", "slot A is on trial")
         assert not rauc.pid.exists()
+
+    @pytest.mark.parametrize(
+        ("part", "words"),
+        [
+            ("squashfs", "not a bundle"), ("images", "the images are damaged: 1 of 200 blocks"),
+            ("top of the tree", "the hash tree behind the images is damaged"),
+            ("hash tree", "the hash tree behind the images is damaged"),
+            ("manifest", "what it says was changed after it was signed"),
+            ("end", "what it says was changed after it was signed|the signature is wrong"),
+            ("size", "no bundle, one that is cut off"), ("cut", "no bundle, one that is cut off"),
+            ("gap", "part of the file is missing"), ("more", "with something behind its end"),
+        ],
+    )  # fmt: skip
+    async def test_a_damaged_bundle_costs_nothing(self, part: str, words: str, rauc: Rauc) -> None:
+        """The way back stays: RAUC is not even started."""
+        data = bytearray(signed(blocks=200))
+        found = read(bytes(data))
+        places = {
+            "squashfs": 1, "images": found.contents // 2, "top of the tree": found.contents,
+            "hash tree": found.payload - 1, "manifest": data.index(b"version=") + 8,
+            "end": -9, "size": -1,
+        }  # fmt: skip
+        if part in places:
+            data[places[part]] ^= 1
+        elif part == "cut":
+            del data[found.payload + 5 :]
+        elif part == "gap":
+            del data[: 150 * BLOCK]
+            data[:4] = b"hsqs"
+        else:
+            data += b"\n"
+        rauc.bundle.write_bytes(data)
+        rauc.says(PROGRESS)
+        old = Kept({A: Content("ab" * 32, "1", 1), B: Content("cd" * 32, "0", 1)}, {})
+        kept.save(rauc.node.paths, old)
+        before = rauc.card()
+        with pytest.raises(InstallError, match=words) as caught:
+            await rauc.install()
+        assert str(caught.value).startswith("new.raucb: ")
+        assert rauc.installer.progress.words == str(caught.value)
+        assert rauc.card() == before
+        assert kept.load(rauc.node.paths) == old
+        assert not rauc.pid.exists()
+
+    @pytest.mark.parametrize("how", ["flipped", "gone"])
+    async def test_a_file_that_changes_while_it_is_written(self, how: str, rauc: Rauc) -> None:
+        """It was whole before. What is said is what happened to the file, and to the slot."""
+        rauc.program(
+            f"until [ -e {rauc.pid}.go ]; do sleep 0.05; done; echo LastError: EIO; exit 1"
+        )
+        task = asyncio.create_task(rauc.install())
+        await rauc.until(rauc.runs)
+        rauc.node.slots.set_bad(B)  # as RAUC does before it writes
+        if how == "flipped":
+            data = bytearray(rauc.bundle.read_bytes())
+            data[BLOCK] ^= 1
+            rauc.bundle.write_bytes(data)
+        else:
+            rauc.bundle.unlink()
+        Path(f"{rauc.pid}.go").touch()
+        with pytest.raises(InstallError, match="it was whole before, and was changed") as caught:
+            await task
+        assert caught.value.code == install.CHANGED
+        words = str(caught.value)
+        assert {"flipped": "1 of 3 blocks", "gone": "No such file"}[how] in words
+        assert "Slot B is incomplete now and is never started, and slot A runs on" in words
+        assert rauc.installer.progress.words == words
+        assert kept.load(rauc.node.paths).slots == {}
+
+    async def test_a_slot_that_cannot_be_written_is_told_as_well(self, rauc: Rauc) -> None:
+        rauc.node.slots.set_bad(B)
+        rauc.says(FAILS, 1)
+        await rauc.fails(
+            "rauc", "Input/output error. Slot B is incomplete now and is never started"
+        )
 
     async def test_a_bundle_that_is_asked_for_again_is_no_rejected_one(self, rauc: Rauc) -> None:
         name = kept.name_of(read(signed()).manifest)

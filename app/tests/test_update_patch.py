@@ -431,7 +431,7 @@ async def test_too_little_memory(one: Case) -> None:
 async def test_a_process_that_does_not_end(one: Case) -> None:
     one.path.unlink()
     os.mkfifo(one.path)  # whoever opens it waits
-    with pytest.raises(PatchError, match=r"no bundle was made within 0\.2 s") as caught:
+    with pytest.raises(PatchError, match=r"has not ended within 0\.2 s") as caught:
         await rebuilding.rebuild(
             str(one.path), one.wanted.path, one.target, one.running, longest=0.2
         )

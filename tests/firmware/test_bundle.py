@@ -71,7 +71,7 @@ def test_what_it_says_of_itself(unsigned: bytes, tmp_path: Path) -> None:
     path.write_bytes(unsigned)
     with path.open("rb") as file:
         found = bundles.read(file)
-        bundles.check_contents(file, found)
+        bundles.check_contents(file, found.contents, found.verity)
     said = found.manifest
     assert (said.compatible, said.version, said.build) == ("thicket-x86_64", "0.1.0", SAID.build)
     assert (said.epoch, said.root) == (2, SAID.root)

@@ -393,19 +393,38 @@ async def test_what_is_refused(tmp_path: Path) -> None:
         assert digests(device, cards.BOOT_B, cards.ROOT_B) == other
         await device.run(f"rm {FULL}")
 
-        # One that was changed behind its signature: the block is read when it is to be written.
+        # One that was changed behind its signature: found before the slot is written.
+        block = stick.payload // 2 // 4096
+        spoil = f"printf EVIL | dd of=/data/new.raucb bs=4096 seek={block} conv=notrunc 2>/dev/null"
+        mend = (
+            f"dd if=/dev/vdb of=/data/new.raucb bs=4096 skip={block} seek={block} count=1 "
+            "conv=notrunc 2>/dev/null"
+        )
+        await device.run(spoil)
+        for command in (install, "rauc install /data/new.raucb"):
+            code, text = await said(device, command)
+            words = f"blocks, the first at byte {block * 4096}; copy it again"
+            assert (code, "the images are damaged: 1 of" in text) == (1, True), text
+            assert words in text, text
+        assert await device.run(f"{SLOTS} show") == table
+        assert running_slot(device) == before
+        assert digests(device, cards.BOOT_B, cards.ROOT_B) == other
+        await device.run(mend)
+
+        # And behind the check: RAUC meets the block when it is to be written.
         await device.run(DAMAGED["cut off"])
-        place = stick.payload // 2 // 4096 * 4096
-        await device.run(f"printf EVIL | dd of=/data/new.raucb bs=1 seek={place} conv=notrunc")
-        code, text = await said(device, install)
-        assert (code, "RAUC did not install it" in text) == (1, True), text
+        await device.run(f"(({install}; echo ended $?) >/tmp/changing 2>&1 &)")
+        await device.run("until kill -STOP $(pidof rauc) 2>/dev/null; do sleep 0.1; done")
+        await device.run(f"{spoil}; kill -CONT $(pidof rauc)")
+        text = await device.run(
+            "until grep -q '^ended' /tmp/changing; do sleep 0.2; done; cat /tmp/changing"
+        )
+        assert "ended 1" in text, text
+        assert "it was whole before, and was changed or failed while it was written" in text, text
+        assert "Slot B is incomplete now and is never started, and slot A runs on" in text, text
         assert "B: incomplete" in await device.run(f"{SLOTS} show")
         assert running_slot(device) == before
-        block = place // 4096
-        await device.run(
-            f"dd if=/dev/vdb of=/data/new.raucb bs=4096 skip={block} seek={block} count=1 "
-            "conv=notrunc"
-        )
+        await device.run(mend)
 
         # One that was tried and left is asked for again; and a second one beside one that runs.
         await device.run(DAMAGED["of another kind"])

@@ -1266,8 +1266,32 @@ def make_bundle() -> Try:
     from thicket.update.errors import BundleError
 
     ours = Fleet(fleet().root.der)
+    whole = signed_bundle()
+    signatures = set()
+
+    def note(*words: bytes) -> bool:
+        signatures.add(words)
+        return True
+
+    bundle.check_signer(bundle.read(io.BytesIO(whole)), ours, verify=note)
+
+    def installable(data: bytes) -> bool:
+        """Whether all that is asked before a slot is written finds a bundle good."""
+        file = io.BytesIO(data)
+        try:
+            found = bundle.read(file)
+            bundle.check_signer(found, ours, verify=lambda *words: words in signatures)
+            bundle.check_contents(file, found.contents, found.verity)
+        except (BundleError, SignerRefusedError) as error:
+            assert len(str(error)) < 500, "it says too much"
+            return False
+        return True
 
     def one(data: bytes) -> None:
+        if data.startswith(EDIT):
+            changed = edited(whole, data[len(EDIT) :])
+            assert installable(changed) == (changed == whole), "another bundle than was signed"
+            return
         if not data.startswith(b"hsqs"):  # the end alone, behind contents that are good
             data = contents() + data + len(data).to_bytes(8, "big")
         file = io.BytesIO(data)
@@ -1281,7 +1305,9 @@ def make_bundle() -> Try:
         if found.message is not None:
             assert found.message.packed() in data
         with suppress(BundleError):
-            bundle.check_contents(file, found)
+            bundle.check_contents(file, found.contents, found.verity)
+            if found.verity == bundle.read(io.BytesIO(whole)).verity:
+                assert data[: found.payload] == contents(), "contents of one bundle in another"
         for good in (True, False):
             try:
                 bundle.check_signer(found, ours, verify=lambda *_, good=good: good)
@@ -1306,12 +1332,51 @@ def contents() -> bytes:
     return data + verity.tree(io.BytesIO(data), len(data), bytes(32)).blocks
 
 
-def bundle_seeds() -> Iterator[bytes]:
-    """Yield ends of bundles, signed and not, and a whole one."""
-    from thicket.trust import cms
+EDIT = b"edit"
+"""Begins an input that changes a signed bundle: edits of six bytes, see :func:`edited`."""
+
+
+def edited(data: bytes, edits: bytes) -> bytes:
+    """Return data after edits: what to do, a value, and two places in two bytes each."""
+    out = bytearray(data)
+    for at in range(0, min(len(edits), 16 * 6) - 5, 6):
+        what, value = edits[at] % 5, edits[at + 1]
+        first, second = (
+            int.from_bytes(edits[at + n : at + n + 2], "big") % (len(out) + 1) for n in (2, 4)
+        )
+        start, end = sorted((first, second))
+        piece = out[start:end]
+        if what == 0:
+            out[start : start + 1] = bytes(byte ^ value for byte in out[start : start + 1])
+        elif what == 1:
+            del out[start:]
+        elif what == 2:
+            del out[start:end]
+        elif what == 3:
+            out[end:end] = piece
+        else:
+            out[first:first] = bytes((value,)) * (second % 4097)
+        del out[1 << 16 :]
+    return bytes(out)
+
+
+@cache
+def signed_bundle() -> bytes:
+    """Return a bundle that is signed by :func:`update_certificate`."""
     from thicket.update import bundle
+
+    *_, signed = bundle_ends()
+    return contents() + bundle.end(signed)
+
+
+@cache
+def bundle_ends() -> tuple[bytes, bytes]:
+    """Return the manifest of a bundle, and its signature."""
+    from thicket.trust import cms
+    from thicket.update import verity
     from thicket.update.manifest import Image, Manifest, Verity
 
+    root = verity.root_of(contents()[8192:], 8192, bytes(32)).hex()
     text = Manifest(
         "thicket-x86_64",
         "0.1.0",
@@ -1319,14 +1384,28 @@ def bundle_seeds() -> Iterator[bytes]:
         (Image("boot", "boot.vfat", "0a" * 32, 64 << 20, ("post-install",)),),
         "hook",
         {"thicket": {"epoch": "1"}},
-        Verity("0b" * 32, "00" * 32, len(contents()) - 8192),
+        Verity(root, "00" * 32, len(contents()) - 8192),
     ).text()
     when = datetime(2026, 11, 24, tzinfo=UTC)
-    signed = cms.sign(text, update_certificate(), when, lambda _digest: signature("bundle"))
+    return text, cms.sign(text, update_certificate(), when, lambda _digest: signature("bundle"))
+
+
+def bundle_seeds() -> Iterator[bytes]:
+    """Yield ends of bundles, signed and not, whole ones, and edits of one."""
+    from thicket.update import bundle
+
+    text, signed = bundle_ends()
     yield text
     yield signed
-    yield contents() + bundle.end(signed)
+    yield signed_bundle()
     yield contents() + bundle.end(text)
+    yield EDIT
+    size = len(signed_bundle())
+    for what in range(5):
+        for first, second in ((0, 1), (4096, 8192), (8192, 12288), (12288, size), (size - 8, size)):
+            places = first.to_bytes(2, "big") + second.to_bytes(2, "big")
+            yield EDIT + bytes((what, 1)) + places
+            yield EDIT + bytes((what, 1)) + places + bytes((0, 128)) + places
 
 
 def make_offer() -> Try:
@@ -1990,7 +2069,16 @@ TARGETS: dict[str, Target] = {
         make_bundle,
         bundle_seeds,
         16384,
-        (b"hsqs", b"[update]\n", b"[bundle]\n", b"[image.", b"[meta.", b"verity-size=", b"\n\n["),
+        (
+            b"hsqs",
+            EDIT,
+            b"[update]\n",
+            b"[bundle]\n",
+            b"[image.",
+            b"[meta.",
+            b"verity-size=",
+            b"\n\n[",
+        ),
     ),
     "offer": Target(
         make_offer,

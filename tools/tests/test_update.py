@@ -178,7 +178,7 @@ def test_from_unsigned_to_verified(ca: Authority, file: Path, capsys: Captured) 
     assert str(out) in said
     with out.open("rb") as opened:
         found = bundles.read(opened)
-        bundles.check_contents(opened, found)
+        bundles.check_contents(opened, found.contents, found.verity)
     assert bundles.check_signer(found, ca.fleet) == "Update signer release"
     assert found.message is not None
     assert abs(found.message.signed_at - datetime.now(UTC)) < timedelta(minutes=5)
@@ -249,7 +249,7 @@ def test_a_damaged_file_is_not_signed(ca: Authority, file: Path, capsys: Capture
     data = bytearray(unsigned())
     data[5000] ^= 1
     file.write_bytes(data)
-    assert "the contents are damaged: 1 blocks" in says(capsys, "sign", file, status=1)
+    assert "the images are damaged: 1 of 3 blocks" in says(capsys, "sign", file, status=1)
     assert sorted(path.name for path in file.parent.iterdir()) == ["fleet", file.name]
 
 
@@ -309,7 +309,7 @@ def test_verify_refuses_a_tampered_payload(ca: Authority, raucb: Path, capsys: C
     data[9000] ^= 1
     raucb.write_bytes(data)
     said = says(capsys, "verify", raucb, status=1)
-    assert "the contents are damaged: 1 blocks, the first at 8192; get it anew" in said
+    assert "the images are damaged: 1 of 3 blocks, the first at byte 8192; copy it again" in said
 
 
 def test_verify_refuses_a_tampered_manifest(ca: Authority, raucb: Path, capsys: Captured) -> None:

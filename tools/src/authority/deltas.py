@@ -141,7 +141,7 @@ def _checked(path: Path, file: BinaryIO, tell: Tell) -> Bundle:
     tell(f"checking {path.name}")
     try:
         found = bundles.read(file)
-        bundles.check_contents(file, found)
+        bundles.check_contents(file, found.contents, found.verity)
     except BundleError as error:
         raise type(error)(f"{path}: {error}") from None
     return found

@@ -120,7 +120,7 @@ def sign(
                 f"{path} is signed already, by {found.message.certificate.common_name!r}: --again "
                 "drops that signature"
             )
-        bundles.check_contents(file, found)
+        bundles.check_contents(file, found.contents, found.verity)
         message = cms.sign(found.manifest.text(), signer.certificate, when, signer.key.sign)
         try:
             with new.open("w+b") as target:
@@ -252,7 +252,7 @@ def _verify(authority: Authority, rest: list[str]) -> int:
                 f"{fleet.name!r}; {how}"
             )
         try:
-            bundles.check_contents(file, found)
+            bundles.check_contents(file, found.contents, found.verity)
         except BundleError as error:
             faults.append(error)
         else:

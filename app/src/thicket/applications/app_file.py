@@ -43,7 +43,7 @@ _SQUASHFS = b"hsqs"
 _PIECE = 1 << 20
 _FLEET_BYTES = 20
 _DIGEST_BYTES = 32
-_AGAIN = "get it anew from where it was built"
+_AGAIN = "copy it again, and if it is the same then, get it anew from where it was built"
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _VERSION = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.+!-]{0,38}[0-9A-Za-z])?")
@@ -139,7 +139,10 @@ def read(file: BinaryIO) -> AppFile:
         size, end = signed_file.read(file, cms.MAX_SIZE)
         message = cms.read(end)
     except (EndError, CmsError) as error:
-        raise _bad(f"not the file of an application, or cut off: {error}; {_AGAIN}") from None
+        raise _bad(
+            f"not the file of an application, cut off, or with something behind its end: {error}; "
+            f"{_AGAIN}"
+        ) from None
     about = parse(message.content)
     if about.size != size:
         raise _bad(

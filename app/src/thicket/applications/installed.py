@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -29,7 +29,15 @@ from thicket.applications.service import GROUP
 from thicket.applications.trial import Trial, Verdict
 from thicket.base import threads
 from thicket.base.errors import ThicketError
-from thicket.base.files import discard, entries, make_folder, opened, own_folder, sync_folder
+from thicket.base.files import (
+    discard,
+    entries,
+    from_disk,
+    make_folder,
+    opened,
+    own_folder,
+    sync_folder,
+)
 from thicket.base.pace import wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
@@ -53,6 +61,7 @@ REVOKED = 60.0
 HANGS = 900.0
 
 _NEW = ".new"
+_PIECE = 1 << 20
 
 Factory = Callable[[], Any]
 
@@ -583,21 +592,37 @@ def _opened(path: str) -> BinaryIO:
 
 
 def _copy(source: BinaryIO, path: str, found: AppFile) -> None:
-    """Copy a file, and make sure that the copy is the one that was judged."""
+    """Copy a file, and make sure that the copy is the one that was judged, as the disk has it."""
     discard(path)
     source.seek(0)
     with open(path, "x+b") as copy:
         os.fchmod(copy.fileno(), 0o600)
-        left = app_file.MAX_BYTES
-        while left and (data := source.read(min(1 << 20, left))):
+        for data in _pieces(source):
             copy.write(data)
-            left -= len(data)
+        copy.flush()
+        from_disk(copy.fileno())
         same = app_file.read(copy)
         if same.about != found.about or same.message.packed() != found.message.packed():
             raise AppError("changed", "the file was changed while it was read: try again")
         app_file.check_contents(copy, found.about)
-        copy.flush()
-        os.fsync(copy.fileno())
+
+
+def _pieces(source: BinaryIO) -> Iterator[bytes]:
+    """Yield what is in a file that somebody has brought."""
+    left = app_file.MAX_BYTES
+    while left:
+        try:
+            data = source.read(min(_PIECE, left))
+        except OSError as error:
+            raise AppError(
+                "unreadable",
+                f"the file cannot be read to its end ({error.strerror}): what it is on fails, or "
+                "was taken out. Copy it again, to something else",
+            ) from None
+        if not data:
+            return
+        yield data
+        left -= len(data)
 
 
 def _names(data: str) -> list[str]:

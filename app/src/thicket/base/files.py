@@ -54,6 +54,19 @@ def read_kept(path: str, most: int) -> bytes:
         return file.read(most)
 
 
+def from_disk(fd: int) -> None:
+    """Have what is read of an open file from now on come from the disk, not from memory.
+
+    :raises OSError: the disk does not take what was written to it.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.EROFS):  # nothing can be written there
+            raise
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def write_atomically(
     path: str,
     data: bytes,

@@ -94,10 +94,12 @@ def _watch(control: str) -> dict[str, Any]:
 
 def text(progress: dict[str, Any]) -> str:
     """Return how an installation goes in one line."""
-    if progress["state"] == "checking":
-        return f"checking {progress['words']}"
-    done = progress["percent"] * 20 // 100
-    return f"[{'#' * done}{'.' * (20 - done)}] {progress['percent']:3} %  {progress['words']}"
+    checks, percent = progress["state"] == "checking", progress["percent"]
+    words = f"checking {progress['words']}" if checks else progress["words"]
+    if checks and not percent:
+        return words
+    done = percent * 20 // 100
+    return f"[{'#' * done}{'.' * (20 - done)}] {percent:3} %  {words}"
 
 
 def _back(control: str, *, restart: bool) -> int:

@@ -5,9 +5,6 @@ Base, patch and bundle are mapped files, and libzstd unpacks from the one into t
 memory that this takes is small and does not grow with the image; all the rest is the kernel's page
 cache. It is a process of its own because a card that fails ends it by SIGBUS, because its memory is
 limited, and because it can be ended at any moment.
-
-Standard output has lines ``DONE TOTAL``, in bytes of work, and where it fails a JSON object with
-``code`` and ``message``.
 """
 
 from __future__ import annotations
@@ -16,19 +13,19 @@ import ctypes
 import errno
 import mmap
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from io import BufferedRandom
 from typing import NamedTuple
 
 from thicket.base.files import remove, sync_folder
 from thicket.update import patch as patches
-from thicket.update import verity, zstd
+from thicket.update import verity, worker, zstd
 from thicket.update.mapped import Mapped
 from thicket.update.patch import Header, PatchError
+from thicket.update.worker import Tell, Work
 from thicket.update.zstd import EMPTY, Memory, ZstdError
 
 USAGE = "usage: apply MEMORY PATCH OUT SIZE SHA256 [HASH ROOT BOOT]"
@@ -40,7 +37,6 @@ SPARE = 1 << 20
 """Bytes that stay free beside the bundle: without them it could be made, but not installed."""
 
 _PIECE = 1 << 20
-_DEATH_SIGNAL = 1  # prctl(2): PR_SET_PDEATHSIG
 
 
 class Wanted(NamedTuple):
@@ -68,42 +64,25 @@ class Running(NamedTuple):
     boot: str
 
 
-class Work:
-    """How much of the work is done.
-
-    :param tell: called with bytes done and the bytes of all.
-    """
-
-    def __init__(self, header: Header, tell: Callable[[int, int], object]) -> None:
-        boot = header.base.boot.size if header.base else 0
-        self.total = boot + header.body + sum(tree.size for tree in header.trees) + header.size
-        self._tell = tell
-        self._done = 0
-        self._told = -1
-
-    def add(self, count: int) -> None:
-        """So many bytes more are done; every percent is told."""
-        self._done += count
-        if (percent := 100 * self._done // self.total) > self._told:
-            self._told = percent
-            self._tell(self._done, self.total)
+def _all(header: Header) -> int:
+    """Return the bytes of all the work."""
+    boot = header.base.boot.size if header.base else 0
+    return boot + header.body + sum(tree.size for tree in header.trees) + header.size
 
 
-def apply(
-    path: str, wanted: Wanted, running: Running | None, tell: Callable[[int, int], object]
-) -> None:
+def apply(path: str, wanted: Wanted, running: Running | None, tell: Tell) -> None:
     """Make a bundle from the patch in a file.
 
     The bundle appears as a whole and durably; where that fails, nothing of it is left.
 
-    :param tell: see :class:`Work`.
+    :param tell: called for every percent.
     :raises PatchError: it cannot be made.
     """
     with _faults(wanted), open(path, "rb") as file:
         header = patches.read(file)
         if (header.size, header.sha256) != (wanted.size, wanted.sha256):
             raise PatchError(patches.OTHER_TARGET, f"the patch makes another bundle: {_ANEW}")
-        work = Work(header, tell)
+        work = Work(_all(header), tell)
         at, size = file.tell(), file.seek(0, os.SEEK_END)
         with _base(header, running, work) as prefix, _mapped(size) as packed:
             packed.place(0, file.fileno(), size)
@@ -120,7 +99,7 @@ def _faults(wanted: Wanted) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise PatchError(patches.NO_MEMORY, _no_memory()) from None
+        raise PatchError(worker.NO_MEMORY, _no_memory()) from None
     except ZstdError as error:
         if error.code == zstd.BAD_FRAME:
             raise PatchError(
@@ -130,10 +109,10 @@ def _faults(wanted: Wanted) -> Iterator[None]:
         raise PatchError(error.code, message) from None
     except OSError as error:
         if error.errno == errno.ENOMEM:
-            raise PatchError(patches.NO_MEMORY, _no_memory()) from None
+            raise PatchError(worker.NO_MEMORY, _no_memory()) from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PatchError(patches.NO_SPACE, _no_space(wanted)) from None
-        code = patches.CARD if error.errno == errno.EIO else patches.FAILED
+        code = worker.CARD if error.errno == errno.EIO else worker.FAILED
         name = error.filename or os.path.basename(wanted.path)
         raise PatchError(code, f"{name}: {error.strerror}") from None
 
@@ -276,24 +255,6 @@ def _digest(view: memoryview, work: Work) -> str:
 # -- the process
 
 
-def limit(memory: int) -> None:
-    """Have this process end with its parent, take no more memory, and be the first to go.
-
-    :param memory: bytes that it may take, without the page cache.
-    """
-    import resource
-
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    os.nice(10)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
-        file.write(b"1000")
-
-
 def main(words: list[str]) -> int:
     """Run the process; the exit status is 0, 1 or 2.
 
@@ -303,20 +264,8 @@ def main(words: list[str]) -> int:
         print(USAGE, file=sys.stderr)
         return 2
     memory, path, out, size, digest, *base = words
-    limit(int(memory))
-    try:
-        apply(path, Wanted(out, int(size), digest), Running(*base) if base else None, _print)
-    except PatchError as error:
-        from thicket.base import jsonlines
-
-        sys.stdout.buffer.write(jsonlines.pack({"code": error.code, "message": str(error)}))
-        sys.stdout.buffer.flush()
-        return 1
-    return 0
-
-
-def _print(done: int, total: int) -> None:
-    print(done, total, flush=True)
+    wanted, running = Wanted(out, int(size), digest), Running(*base) if base else None
+    return worker.run(int(memory), lambda tell: apply(path, wanted, running, tell))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ bundle. Everything up to the end is the same for the same commit; a signature is
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import BinaryIO, NamedTuple
 
 from thicket.trust import cms, signed_file
@@ -36,7 +36,7 @@ MAX_END = max(cms.MAX_SIZE, manifests.MAX_SIZE)
 
 _SQUASHFS = b"hsqs"
 _DER = b"\x30"
-_AGAIN = "get it anew from where it was built"
+_AGAIN = "copy it again, and if it is the same then, get it anew from where it was built"
 
 
 class UnsignedError(BundleError):
@@ -109,11 +109,14 @@ def _end(file: BinaryIO) -> tuple[int, bytes]:
     try:
         payload, found = signed_file.read(file, MAX_END)
     except EndError as error:
-        raise BundleError(f"no bundle, or one that is cut off: {error}; {_AGAIN}") from None
+        raise BundleError(
+            "no bundle, one that is cut off, or one with something behind its end: "
+            f"{error}; {_AGAIN}"
+        ) from None
     if payload < 2 * BLOCK or payload % BLOCK:
         raise BundleError(
-            "no bundle, or one that is cut off: its last 8 bytes are not the size of a signature "
-            f"or manifest; {_AGAIN}"
+            "no bundle, one that is cut off, or one with something behind its end: its last 8 "
+            f"bytes are not the size of a signature or manifest; {_AGAIN}"
         )
     return payload, found
 
@@ -128,25 +131,47 @@ def end(data: bytes) -> bytes:
     return signed_file.pack(data)
 
 
-def check_contents(file: BinaryIO, bundle: Bundle) -> None:
-    """Compare every block of the contents, and the hash tree, with the manifest.
+def check_contents(
+    file: BinaryIO,
+    contents: int,
+    named: Verity,
+    progress: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Compare every byte of the contents, and of the hash tree, with the manifest.
 
-    :raises DamagedError: they differ.
+    :param contents: as in :class:`Bundle`, and so is ``named`` (its ``verity``).
+    :param progress: called with the bytes of each piece of the contents that was read.
+    :raises DamagedError: they differ; the text says which part does.
+    :raises BundleError: the file ends within them.
     """
-    named = bundle.verity
-    made = verity.tree(file, bundle.contents, bytes.fromhex(named.salt))
-    file.seek(bundle.contents)
+    salt = bytes.fromhex(named.salt)
+    made = verity.tree(file, contents, salt, progress=progress)
+    file.seek(contents)
     kept = file.read(named.size)
-    if made.root.hex() == named.root and made.blocks == kept:
-        return
-    where = verity.damaged(made, kept, bundle.contents)
-    if made.blocks == kept or len(where) == bundle.contents // BLOCK:
-        raise DamagedError(f"contents and manifest do not belong together; {_AGAIN}")
-    if where:
+    if made.root.hex() == named.root:
+        if made.blocks == kept:
+            return
+        at = contents + _first_difference(made.blocks, kept)
         raise DamagedError(
-            f"the contents are damaged: {len(where)} blocks, the first at {where[0]}; {_AGAIN}"
+            f"the hash tree behind the images is damaged, at byte {at}, and the images are good; "
+            f"{_AGAIN}"
         )
-    raise DamagedError(f"the hash tree behind the contents is damaged; {_AGAIN}")
+    where = verity.damaged(made, kept, contents)
+    if where and verity.root_of(kept, contents, salt).hex() == named.root:
+        raise DamagedError(
+            f"the images are damaged: {len(where)} of {contents // BLOCK} blocks, the first at "
+            f"byte {where[0]}; {_AGAIN}"
+        )
+    raise DamagedError(
+        "images and hash tree are not those that were signed: of another bundle, or both damaged; "
+        f"{_AGAIN}"
+    )
+
+
+def _first_difference(one: bytes, other: bytes) -> int:
+    """Return where two texts differ first, or the length of the shorter one."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def check_signer(

@@ -2,7 +2,7 @@
 """RAUC's handler before it installs: is the bundle that it has mounted for this node?
 
 RAUC tells where it has mounted the bundle. Below that are dm-verity and a loop device, which names
-the file: what is judged is the very file that RAUC has open.
+the file: what is judged is the very file that RAUC has open. Nothing is written yet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from thicket.base.paths import Paths
 from thicket.config.load import load
 from thicket.control.client import ClientError, request
 from thicket.device.boot_slots import Slots
-from thicket.update import install, leftovers, terms
+from thicket.update import contents, install, kept, leftovers, terms
+from thicket.update.bundle import Bundle
 from thicket.update.judge import InstallError
 
 #: Environment variable: where RAUC has mounted the bundle (RAUC's reference, "Handlers").
@@ -73,6 +74,23 @@ def alone(paths: Paths) -> None:
         raise InstallError("busy", "the daemon is installing a bundle: `thicket update status`")
 
 
+def whole(path: str, found: Bundle) -> None:
+    """Make sure that every byte of a bundle was compared with what was signed.
+
+    The daemon has done it before it started RAUC, for the bundle that it names.
+
+    :raises ThicketError: the bundle is another one, or damaged.
+    """
+    if not os.environ.get(leftovers.MARK):
+        contents.check(path, found.contents, found.verity)
+    elif kept.name_of(found.manifest) != os.environ.get(install.CHECKED):
+        raise InstallError(
+            install.CHANGED,
+            f"{path} was replaced by another bundle when it had been checked; nothing is written: "
+            "install again",
+        )
+
+
 def main() -> int:
     """Judge the bundle that RAUC has mounted; the exit status is 0 or 1."""
     paths = Paths()
@@ -83,10 +101,11 @@ def main() -> int:
         install.has_room(paths)
         alone(paths)
         found = terms.gather(paths, load(paths).settings, slots, epoch_of_chip(paths))
-        signer = install.check(path, found, again=bool(os.environ.get(install.AGAIN)))
+        judged = install.check(path, found, again=bool(os.environ.get(install.AGAIN)))
+        whole(path, judged.bundle)
     except ThicketError as error:
         # RAUC shows the last line.
         sys.stderr.write(f"thicket: {error}\n")
         return 1
-    print(f"thicket: it may be installed, signed by {signer or 'one of [update] keyring'}")
+    print(f"thicket: it may be installed, signed by {judged.signer or 'one of [update] keyring'}")
     return 0

@@ -107,7 +107,7 @@ class ImageTaker:
         installer = update.installer
 
         def tell() -> None:
-            follow(installer.progress.percent * 10)
+            follow(installer.progress.done)
 
         update.followers.append(tell)
         try:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installing a bundle into the slot that does not run: judged here, written by RAUC.
 
+Every byte is compared with what was signed before RAUC begins (:mod:`.contents`). RAUC compares
+each block once more as it reads it, so what changes in between costs the slot, and no more.
+
 ``rauc install`` marks the slot as being written, writes the boot image, the root, and has the slot
 tried by the next start, each by ``boot-slots``. The slot that runs is not touched, and neither is
 ``autoboot.txt``: a power cut at any moment leaves the node where it was.
@@ -23,15 +26,17 @@ from thicket.base import threads
 from thicket.base.errors import ThicketError
 from thicket.base.files import opened
 from thicket.base.paths import Paths
-from thicket.device.boot_record import Phase, Slot
+from thicket.device.boot_record import Phase, Slot, State
 from thicket.device.boot_slots import Slots
 from thicket.trust.update_signer import SignerRefusedError
 from thicket.update import bundle as bundles
-from thicket.update import kept, leftovers
+from thicket.update import contents, kept, leftovers, workers
+from thicket.update.bundle import Bundle
 from thicket.update.errors import BundleError
 from thicket.update.judge import InstallError, Terms, judge
 from thicket.update.kept import Content
 from thicket.update.manifest import Manifest
+from thicket.update.worker import Tell
 
 log = getLogger(__name__)
 
@@ -49,7 +54,13 @@ SPARE = 256 * 1024
 
 #: Environment variable: RAUC's handler is to take a bundle that was left before.
 AGAIN = "THICKET_UPDATE_AGAIN"
+#: Environment variable: the name of the bundle that was checked, which RAUC's handler is to take.
+CHECKED = "THICKET_UPDATE_BUNDLE"
 
+CHANGED = "changed"
+"""The file is not as it was when it was checked."""
+
+EVERY_BYTE = "every byte of it"
 PROGRAM = "rauc"
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 #: Last lines of RAUC that are kept, and bytes of one.
@@ -64,7 +75,7 @@ class Progress(NamedTuple):
     """How an installation goes, for the status document.
 
     :ivar state: ``none``, ``checking``, ``writing``, ``installed`` or ``failed``.
-    :ivar percent: of the writing.
+    :ivar percent: of the checking, and then of the writing.
     :ivar version: of the bundle; empty while it is unread.
     :ivar words: what is being done, or why it failed.
     """
@@ -73,6 +84,21 @@ class Progress(NamedTuple):
     percent: int = 0
     version: str = ""
     words: str = ""
+
+    @property
+    def done(self) -> int:
+        """How much of all is done, in thousandths: checking is a fifth of it."""
+        return 2 * self.percent if self.state == "checking" else 200 + 8 * self.percent
+
+
+class Judged(NamedTuple):
+    """A bundle that this node may install, as far as it says of itself.
+
+    :ivar signer: who has signed it; empty where only RAUC's keyring knows.
+    """
+
+    bundle: Bundle
+    signer: str
 
 
 class Installer:
@@ -140,6 +166,8 @@ class Installer:
                 words = str(error) or type(error).__name__
                 if isinstance(error, asyncio.CancelledError):
                     words = "it was ended before it was complete"
+                elif isinstance(error, TimeoutError):
+                    words = "the card does not answer"
                 self._tell(self.progress._replace(state="failed", words=words))
                 raise
 
@@ -149,13 +177,16 @@ class Installer:
         await self._do(lambda: may_write(slots))
         await self._do(lambda: has_room(self.paths))
         try:
-            manifest = await self._do(lambda: read(path))
-            self._tell(Progress("checking", version=manifest.version, words="its signature"))
+            version = (await self._do(lambda: read(path))).version
+            self._tell(Progress("checking", version=version, words="its signature"))
             terms = await self._terms()
-            signer = await self._do(lambda: check(path, terms, again=again))
+            found, signer = await self._do(lambda: check(path, terms, again=again))
+            manifest = found.manifest
             content = kept.content_of(manifest, digest)
         except (BundleError, SignerRefusedError) as error:
             raise InstallError(error.code, f"{os.path.basename(path)}: {error}") from None
+        self._tell(Progress("checking", version=manifest.version, words=EVERY_BYTE))
+        await check_contents(path, found, self._checked)
         target = slots.running.other
         log.warning(
             "installing version %s, signed by %s, into slot %s",
@@ -166,7 +197,10 @@ class Installer:
         await self._do(lambda: leftovers.clear(self.paths))
         await self._remember(target, None)
         self._tell(Progress("writing", version=manifest.version))
-        await self._run_rauc(path, again=again)
+        try:
+            await self._run_rauc(path, content.bundle, again=again)
+        except InstallError as error:
+            raise await self._explained(error, path, found, slots) from None
         await self._remember(target, content)
         self._tell(
             Progress(
@@ -187,8 +221,38 @@ class Installer:
 
         await self._do(work)
 
-    async def _run_rauc(self, path: str, *, again: bool) -> None:
+    def _checked(self, done: int, total: int) -> None:
+        self._tell(self.progress._replace(percent=100 * done // total))
+
+    async def _explained(
+        self, error: InstallError, path: str, found: Bundle, slots: Slots
+    ) -> InstallError:
+        """Return why RAUC has failed, and what that has done to the slot.
+
+        :param found: what is in the file, and was whole before.
+        """
+        target = slots.running.other
+        if (await self._do(slots.read)).state(target) is not State.INCOMPLETE:
+            return error
+        code, words = error.code, str(error)
+        try:
+            await check_contents(path, found)
+        except InstallError as fault:
+            code = CHANGED
+            words = f"it was whole before, and was changed or failed while it was written: {fault}"
+        return InstallError(
+            code,
+            f"{words}. Slot {target.name} is incomplete now and is never started, and slot "
+            f"{slots.running.name} runs on: install again",
+        )
+
+    async def _run_rauc(self, path: str, name: str, *, again: bool) -> None:
+        """Have RAUC write.
+
+        :param name: of the bundle that was checked.
+        """
         environment = {"PATH": _PATH, "LC_ALL": "C", "HOME": "/", leftovers.MARK: "1"}
+        environment[CHECKED] = name
         if again:
             environment[AGAIN] = "1"
         try:
@@ -295,13 +359,35 @@ def read(path: str) -> Manifest:
         return bundles.read(file).manifest
 
 
-def check(path: str, terms: Terms, *, again: bool = False) -> str:
-    """Return who has signed the bundle in a file that this node may install.
+def check(path: str, terms: Terms, *, again: bool = False) -> Judged:
+    """Return the bundle in a file that this node may install, and who has signed it.
+
+    What it says of itself is judged, which takes no time; its contents are not.
 
     :raises InstallError: it may not, or the file cannot be read.
     """
     with _opened(path) as file:
-        return judge(bundles.read(file), terms, again=again)
+        found = bundles.read(file)
+        return Judged(found, judge(found, terms, again=again))
+
+
+async def check_contents(
+    path: str, found: Bundle, progress: Tell = lambda _done, _total: None
+) -> None:
+    """Make sure that every byte of a bundle is the one that was signed.
+
+    :param found: what :func:`check` has found in the file.
+    :param progress: called for every percent.
+    :raises InstallError: it is not, or cannot be read.
+    """
+    name = os.path.basename(path)
+    words = [str(workers.MEMORY), *contents.arguments(path, found)]
+
+    def fault(code: str, message: str) -> InstallError:
+        return InstallError(code, f"{name}: {message}")
+
+    job = workers.Job("thicket.update.contents", "checking the bundle", words)
+    await workers.run(job, fault, progress)
 
 
 @contextlib.contextmanager

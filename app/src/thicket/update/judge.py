@@ -3,8 +3,8 @@
 
 RAUC verifies the signature by its keyring and every block by the hash tree as it reads. It knows
 no list of revocations and no epoch, and says little about what a bundle lacks. So a bundle is
-judged here before RAUC begins, by ``thicket update install`` and by RAUC's own handler
-(``update.check``): ``rauc install`` takes no other bundles.
+judged here, and read to its end (``update.contents``), before RAUC begins, by ``thicket update
+install`` and by RAUC's own handler (``update.check``): ``rauc install`` takes no other bundles.
 """
 
 from __future__ import annotations

@@ -43,9 +43,6 @@ OTHER_BASE = "other-base"
 BASE_DIFFERS = "base-differs"
 DIFFERS = "differs"
 NO_SPACE = "no-space"
-NO_MEMORY = "no-memory"
-CARD = "card"
-FAILED = "failed"
 
 AGAIN: Final = "get it anew; if it is the same then, make it anew (`thicket update delta`)"
 

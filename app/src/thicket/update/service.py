@@ -106,7 +106,7 @@ class Update:
     def _installing(self) -> None:
         assert self._installer is not None
         progress = self._installer.progress
-        if progress.state != "writing" or not progress.percent:
+        if progress.state not in ("checking", "writing") or not progress.percent:
             self._news.set()
         for follow in self.followers:
             follow()

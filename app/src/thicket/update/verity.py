@@ -8,7 +8,7 @@ whose hash is the root's. The tree lies behind the data, its top first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from typing import BinaryIO, NamedTuple
 
@@ -44,16 +44,27 @@ def tree_bytes(data_bytes: int) -> int:
     return total * BLOCK
 
 
-def tree(file: BinaryIO, data_bytes: int, salt: bytes, start: int = 0) -> Tree:
+def tree(
+    file: BinaryIO,
+    data_bytes: int,
+    salt: bytes,
+    start: int = 0,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Tree:
     """Return the tree over the first bytes of a file.
 
     :param data_bytes: how many; whole blocks, at least two.
     :param start: where they begin, if not at the file's beginning.
+    :param progress: called with the bytes of each piece that was read.
     :raises BundleError: the file is shorter.
     """
     if data_bytes < 2 * BLOCK or data_bytes % BLOCK or len(salt) != SALT_BYTES:
         raise ValueError(f"no tree over {data_bytes} bytes with a salt of {len(salt)}")
-    hashes = _hashes(_read(file, data_bytes, start), salt)
+    return _above(_hashes(_read(file, data_bytes, start, progress), salt), salt)
+
+
+def _above(hashes: bytes, salt: bytes) -> Tree:
+    """Return the tree whose lowest level begins with these hashes."""
     levels = []
     while True:
         hashes += bytes(-len(hashes) % BLOCK)
@@ -77,13 +88,24 @@ def data_bytes(total: int) -> int:
     raise BundleError(f"{total} bytes are no data with a hash tree behind it")
 
 
+def root_of(blocks: bytes, data_bytes: int, salt: bytes) -> bytes:
+    """Return the root's hash of a tree; empty where its levels do not go together."""
+    found = _above(blocks[-_lowest(data_bytes) :], salt)
+    return found.root if found.blocks == blocks else b""
+
+
+def _lowest(data_bytes: int) -> int:
+    """Return how many bytes the lowest level has, in whole blocks."""
+    count = data_bytes // BLOCK * _DIGEST
+    return count + -count % BLOCK
+
+
 def damaged(made: Tree, kept: bytes, data_bytes: int) -> list[int]:
     """Return where the blocks begin that do not have the hash in a tree that is kept behind them.
 
-    :returns: byte offsets; none when every block has its hash, so that the damage is in the tree.
+    :returns: byte offsets; none when every block has its hash.
     """
-    count = data_bytes // BLOCK * _DIGEST
-    size = count + -count % BLOCK
+    count, size = data_bytes // BLOCK * _DIGEST, _lowest(data_bytes)
     ours, theirs = made.blocks[-size:], kept[-size:]
     return [
         at // _DIGEST * BLOCK
@@ -92,7 +114,9 @@ def damaged(made: Tree, kept: bytes, data_bytes: int) -> list[int]:
     ]
 
 
-def _read(file: BinaryIO, size: int, start: int) -> Iterator[bytes]:
+def _read(
+    file: BinaryIO, size: int, start: int, progress: Callable[[int], object]
+) -> Iterator[bytes]:
     file.seek(start)
     done = 0
     while done < size:
@@ -101,6 +125,7 @@ def _read(file: BinaryIO, size: int, start: int) -> Iterator[bytes]:
             raise BundleError(f"the file ends after {done + len(data)} bytes, within its contents")
         done += len(data)
         yield data
+        progress(len(data))
 
 
 def _hashes(parts: Iterable[bytes], salt: bytes) -> bytes:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that does one piece of work for the daemon, which :mod:`.workers` starts.
+
+Standard output has lines ``DONE TOTAL``, in bytes of work, and where it fails a JSON object with
+``code`` and ``message``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+from thicket.base.errors import ThicketError
+
+CARD = "card"
+NO_MEMORY = "no-memory"
+FAILED = "failed"
+"""Codes of what any work can fail of: see :class:`thicket.update.patch.PatchError`."""
+
+Tell = Callable[[int, int], object]
+"""Called with the bytes of work that are done, and those of all."""
+
+_DEATH_SIGNAL = 1  # prctl(2): PR_SET_PDEATHSIG
+
+
+class Work:
+    """How much of the work is done.
+
+    :param total: bytes of all.
+    :param tell: called for every percent.
+    :ivar done: bytes that are done.
+    """
+
+    def __init__(self, total: int, tell: Tell) -> None:
+        self.total = total
+        self._tell = tell
+        self.done = 0
+        self._told = -1
+
+    def add(self, count: int) -> None:
+        """So many bytes more are done."""
+        self.done += count
+        if (percent := 100 * self.done // self.total) > self._told:
+            self._told = percent
+            self._tell(self.done, self.total)
+
+
+def limit(memory: int) -> None:
+    """Have this process end with its parent, take no more memory, and be the first to go.
+
+    :param memory: bytes that it may take, without the page cache.
+    """
+    import resource
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    os.nice(10)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
+        file.write(b"1000")
+
+
+def run(memory: int, work: Callable[[Tell], object]) -> int:
+    """Do the work of this process; return its exit status.
+
+    :param memory: see :func:`limit`.
+    :param work: raises a ThicketError where it fails.
+    """
+    limit(memory)
+    try:
+        work(_print)
+    except ThicketError as error:
+        from thicket.base import jsonlines
+
+        sys.stdout.buffer.write(jsonlines.pack({"code": error.code, "message": str(error)}))
+        sys.stdout.buffer.flush()
+        return 1
+    return 0
+
+
+def _print(done: int, total: int) -> None:
+    print(done, total, flush=True)
