@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
 import shutil
 import sys
@@ -21,12 +22,13 @@ from bundles_for_tests import UpdateKey
 from fleet_for_tests import one_fleet
 from private_network import until
 
-from thicket.applications import app_state, installed, service
+from thicket.applications import app_file, app_state, installed, service
 from thicket.applications.api import Application
 from thicket.applications.app_file import AppError
 from thicket.applications.fit import Place
 from thicket.applications.installed import Installed
 from thicket.applications.service import Applications
+from thicket.base.errors import ThicketError
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.daemon.installed_part import InstalledPart
@@ -296,6 +298,82 @@ async def test_a_damaged_file_is_not_started(device: Device) -> None:
     async with device.on():
         assert device.entry()["version"] is None
         assert "not those that were signed" in device.words("not-started")[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("squashfs", "it does not begin with a squashfs"),
+        ("contents", "the contents are not those that were signed; copy it again"),
+        ("signature", "signed|cut off"), ("size", "cut off, or with something behind its end"),
+        ("cut", "cut off"), ("more", "cut off, or with something behind its end"),
+        ("unreadable", r"cannot be read to its end \(Input/output error\): what it is on fails"),
+        ("changing", "was changed while it was read"),
+        ("bad card", "the contents are not those that were signed"),
+    ],
+)  # fmt: skip
+async def test_a_damaged_file_costs_nothing(
+    how: str, words: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what runs nor what is kept of it is touched."""
+    async with device.on():
+        await device.apps.install(one(device))
+        await device.judged()
+        before = device.files()
+        path = packed(device.folder, lamp("2.0"), TWO)
+        data = bytearray(path.read_bytes())
+        size = len(data)
+        with path.open("rb") as file:
+            contents = app_file.read(file).about.size
+        places = {"squashfs": 0, "contents": contents - 1, "signature": contents + 30, "size": -2}
+        if how in places:
+            data[places[how]] ^= 1
+        elif how == "cut":
+            del data[size // 2 :]
+        elif how == "more":
+            data += b"\0"
+        elif how == "unreadable":
+            monkeypatch.setattr(installed, "_PIECE", 512)
+            monkeypatch.setattr(installed, "opened", lambda path: Failing(Path(path).read_bytes()))
+        elif how == "changing":
+            other = packed(device.folder / "other", lamp("3.0"), THREE).read_bytes()
+            make_room = Installed._make_room
+
+            def exchange(*words: Any) -> None:
+                make_room(*words)
+                path.write_bytes(other)
+
+            monkeypatch.setattr(Installed, "_make_room", exchange)
+        else:
+
+            def spoil(fd: int) -> None:
+                os.pwrite(fd, b"spoilt", 100)
+
+            monkeypatch.setattr(installed, "from_disk", spoil)
+        path.write_bytes(data)
+        with pytest.raises(ThicketError, match=words):
+            await device.apps.install(str(path))
+        assert device.files() == before
+        assert await device.version() == "1.0"
+        assert (device.entry()["version"], device.entry()["left"]) == ("1.0", None)
+
+
+class Failing(io.BytesIO):
+    """A file on a stick that is pulled out when the end was read, and some of the beginning."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = 3
+
+    def fileno(self) -> int:
+        return 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size == 512:
+            self._left -= 1
+        if not self._left:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(size)
 
 
 async def test_leftovers_and_a_damaged_state(device: Device) -> None:

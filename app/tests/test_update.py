@@ -28,6 +28,7 @@ from thicket.device.boot_slots import Slots
 from thicket.update import epoch as epochs
 from thicket.update import health, kept, service
 from thicket.update.health import Abilities
+from thicket.update.install import Progress
 from thicket.update.kept import Content, Kept
 from thicket.update.section import UpdateSection
 from thicket.update.service import Update
@@ -464,6 +465,20 @@ async def test_an_installation_is_told(node: Node) -> None:
             "state": "failed", "percent": 0, "version": "",
             "words": "/data/none.raucb: No such file or directory",
         }  # fmt: skip
+
+
+async def test_the_card_is_not_read_for_each_percent(node: Node) -> None:
+    """The slots are told anew when something may have happened to them."""
+    async with node.running() as update:
+        await node.until(lambda: node.slots.read().run is Run.WELL, "well")
+        for state, percent, news in (
+            ("checking", 0, True), ("checking", 40, False), ("checking", 100, False),
+            ("writing", 0, True), ("writing", 70, False), ("installed", 100, True),
+        ):  # fmt: skip
+            update._news.clear()
+            update.installer.progress = Progress(state, percent)
+            update._installing()
+            assert update._news.is_set() == news, (state, percent)
 
 
 async def test_news_that_come_with_the_end_do_not_hold_it_up(node: Node) -> None:

@@ -367,6 +367,15 @@ def test_every_changed_byte_is_found(part: str, choice: st.DataObject) -> None:
     assert not installable(bytes(data))
 
 
+def test_every_byte_of_the_end_counts() -> None:
+    data = bytearray(one())
+    for at in range(parts()["signature"].start, len(data)):
+        data[at] ^= 1 << at % 8
+        assert not installable(bytes(data)), at
+        data[at] ^= 1 << at % 8
+    assert installable(bytes(data))
+
+
 @given(st.data())
 def test_every_cut_is_found(choice: st.DataObject) -> None:
     data = one()

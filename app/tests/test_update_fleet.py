@@ -392,7 +392,7 @@ async def test_what_is_damaged_each_time_fails_in_the_end(network: Network) -> N
 
 
 @in_private_network
-async def test_what_has_no_room_now_is_installed_later(network: Network) -> None:
+async def test_what_has_no_room_or_memory_now_is_installed_later(network: Network) -> None:
     root = network.folder()
     with mock.patch.object(lane, "AGAIN", 0.2):
         host = Host(root / "node")
@@ -401,6 +401,8 @@ async def test_what_has_no_room_now_is_installed_later(network: Network) -> None
             await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
             await one.until(lambda: one.state() == "refused", "it says what is in the way")
             assert one.row()[0]["why"] == "/data is full: remove something from it"
+            host.installer.fault = InstallError("no-memory", "there was not enough memory")
+            await one.until(lambda: "memory" in one.row()[0]["why"], "and what is so by then")
             host.installer.fault = None
             await one.until(lambda: RESTARTS, "it is installed when there is room")
             assert one.journal.phase is Phase.ARMED

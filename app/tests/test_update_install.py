@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from authority.chip import DeskChip
 from authority.signing import sign_revocations
 from thicket.base.paths import Paths
+from thicket.cli import update as command
 from thicket.config.schema import Settings
 from thicket.device.boot_record import Phase, Slot
 from thicket.device.boot_slots import Slots
@@ -450,6 +451,27 @@ class TestHandler:
 
 
 Capture = pytest.CaptureFixture[str]
+
+
+# -- what people see
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        (Progress("checking", 0, "", "new.raucb"), "checking new.raucb"),
+        (
+            Progress("checking", 45, "0.1.0", install.EVERY_BYTE),
+            "[#########...........]  45 %  checking every byte of it",
+        ),
+        (
+            Progress("writing", 99, "0.1.0", "Copying image to rootfs.1"),
+            "[###################.]  99 %  Copying image to rootfs.1",
+        ),
+    ],
+)
+def test_how_an_installation_goes_in_one_line(progress: Progress, expected: str) -> None:
+    assert command.text(progress._asdict()) == expected
 
 
 # -- RAUC as a child

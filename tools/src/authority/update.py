@@ -28,6 +28,7 @@ from thicket.trust.openssl import OpenSslError
 from thicket.trust.update_signer import SignerRefusedError
 from thicket.trust.verify import RefusedError
 from thicket.update import bundle as bundles
+from thicket.update import contents
 from thicket.update.bundle import Bundle
 from thicket.update.errors import BundleError
 from thicket.update.offer import OfferError
@@ -251,12 +252,12 @@ def _verify(authority: Authority, rest: list[str]) -> int:
                 f"signed on {found.message.signed_at:%Y-%m-%d %H:%M} UTC by {signer!r} of fleet "
                 f"{fleet.name!r}; {how}"
             )
-        try:
-            bundles.check_contents(file, found.contents, found.verity)
-        except BundleError as error:
-            faults.append(error)
-        else:
-            print(f"every byte is as the manifest says ({found.contents // 4096} blocks)")
+    try:
+        contents.check(str(args.file), found.contents, found.verity)
+    except BundleError as error:
+        faults.append(error)
+    else:
+        print(f"every byte is as the manifest says ({found.contents // 4096} blocks)")
     for fault in faults:
         sys.stderr.write(f"thicket update: {args.file}: {fault}\n")
     return BAD if faults else OK

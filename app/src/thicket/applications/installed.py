@@ -580,13 +580,15 @@ class Installed:
             raise AppError("hangs", f"the card has not answered for {HANGS:g} s") from None
 
 
-def _opened(path: str) -> BinaryIO:
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
     """Open a regular file.
 
-    :raises AppError: it cannot be opened.
+    :raises AppError: it cannot be opened, or read.
     """
     try:
-        return opened(path)
+        with opened(path) as file:
+            yield file
     except OSError as error:
         raise AppError("no-file", f"{path}: {error.strerror}") from None
 

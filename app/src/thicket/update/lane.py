@@ -49,7 +49,7 @@ HANGS = 60.0
 #: Seconds until what cannot be installed now is tried again, or made once more of a patch, and
 #: codes of errors that say so.
 AGAIN = 60.0
-LATER = frozenset(("no-room", "no-space", "no-data", "busy", "starting"))
+LATER = frozenset(("no-room", "no-space", "no-memory", "no-data", "busy", "starting"))
 
 REPORTS = "/reports"
 
