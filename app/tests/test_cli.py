@@ -135,7 +135,7 @@ class FakeDaemon:
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
 

@@ -59,7 +59,7 @@ def soon(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive(), "it hangs"
     if raised:
         raise raised[0]

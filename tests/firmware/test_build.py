@@ -98,7 +98,7 @@ def test_interrupted(made: Build, tmp_path: Path) -> None:
         if select.select([terminal], [], [], 0.01)[0]:
             shown += os.read(terminal, 1 << 16).decode()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) != 0
+    assert process.wait(60) != 0
     assert not half.exists()
     shown += os.read(terminal, 1 << 16).decode()
     os.close(terminal)

@@ -126,7 +126,7 @@ def test_a_killed_build_leaves_a_usable_cache(tmp_path: Path, how: signal.Signal
     second = start(tmp_path / "c", go)
     assert said(second) == "half"
     path = Path(said(second))
-    assert second.wait(20) == 0
+    assert second.wait(60) == 0
     assert sorted(p.name for p in path.iterdir()) == ["deep", "first", "second"]
     assert list((tmp_path / "c" / "tmp").iterdir()) == []
 
@@ -140,7 +140,7 @@ def test_what_a_killed_build_left_can_be_swept(tmp_path: Path) -> None:
     assert found == [], "somebody is at work there"
     assert (tmp_path / "c/tmp/part.key/first").exists()
     killed.kill()
-    killed.wait(20)
+    killed.wait(60)
     cache.sweep(found.append)
     assert found == ["part"]
     assert list((tmp_path / "c" / "tmp").iterdir()) == []
@@ -158,8 +158,8 @@ def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
     path = said(first)
     # ... and finds what the first made, instead of making its own ("half").
     assert said(second) == path
-    assert first.wait(20) == 0
-    assert second.wait(20) == 0
+    assert first.wait(60) == 0
+    assert second.wait(60) == 0
 
 
 def test_a_killed_holder_does_not_block_the_waiting(tmp_path: Path) -> None:
@@ -170,10 +170,10 @@ def test_a_killed_holder_does_not_block_the_waiting(tmp_path: Path) -> None:
     assert said(second) == "blocked"
     go.touch()
     first.kill()
-    first.wait(20)
+    first.wait(60)
     assert said(second) == "half"
     assert Path(said(second)).name == "key"
-    assert second.wait(20) == 0
+    assert second.wait(60) == 0
 
 
 def test_waiting_can_be_seen_and_ended(tmp_path: Path) -> None:

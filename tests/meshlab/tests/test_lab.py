@@ -380,6 +380,10 @@ async def test_a_medium_that_cannot_run_ends_the_lab(
     async with Lab(spec(), parts, tmp_path) as lab:
         with pytest.raises(LabError, match=r"does not stay up.*no medium today"):
             await lab.wait(lambda: False, 120, "it fails")
+        # Nobody starts it again: who asks for it does not wait.
+        async with asyncio.timeout(120):
+            with pytest.raises(RpcError, match=r"does not stay up.*no medium today"):
+                await lab.medium_call("status", patience=3600)
 
 
 async def test_links_are_changed_and_expected_no_more(parts: FakeParts, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from meshlab.cli.main import main
 from meshlab.hosts.placement import HostSpec
 from meshlab.hosts.spread import Wanted
+from meshlab.lab import air
 from meshlab.lab.fake import FakeParts
 from meshlab.lab.journal import Pace
 from meshlab.lab.parts import Parts
@@ -131,7 +132,11 @@ async def test_a_scenario_is_performed_on_labs_made_anew(file: Path, cache: Path
     assert [one["passed"] for one in found["figures"]] == [2, 2, 2]
 
 
-async def test_a_lab_that_cannot_go_on_ends_the_run(file: Path, cache: Path) -> None:
+async def test_a_lab_that_cannot_go_on_ends_the_run(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(air, "RESTART_PAUSE", 0.01)
+
     def parts(scenario: Scenario, seed: int) -> tuple[Parts, dict[str, Parts]]:
         made = FakeParts()
         made.medium_code = "raise SystemExit('no medium')"

@@ -55,6 +55,7 @@ class Air:
         self._doubts = doubts or Doubts()
         self._process: asyncio.subprocess.Process | None = None
         self._client: Client | None = None
+        self._given_up: str | None = None
         self._lock = asyncio.Lock()
 
     @property
@@ -85,7 +86,8 @@ class Air:
             tail = last_lines(self._directory / "medium.log", 3)
             quick = quick + 1 if time.monotonic() - begun < 3 else 0
             if quick >= 4:
-                raise LabError(f"the medium does not stay up (status {code}): {tail}")
+                self._given_up = f"the medium does not stay up (status {code}): {tail}"
+                raise LabError(self._given_up)
             self._state.medium_restarts += 1
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}: {tail}"
             self._journal.tell(Kind.MEDIUM, f"the medium ended ({how}), starting it again")
@@ -97,7 +99,7 @@ class Air:
     ) -> Json:
         """Make a request to the medium, waiting ``patience`` seconds for one that restarts.
 
-        :raises RpcError: the medium's own, or ``medium-down``.
+        :raises RpcError: the medium's own, or ``medium-down``: at once when nobody starts it again.
         """
         deadline = time.monotonic() + patience
         async with self._lock:
@@ -115,6 +117,8 @@ class Air:
                     if self._client is not None:
                         await self._client.close()
                         self._client = None
+                    if self._given_up is not None:
+                        raise RpcError("medium-down", self._given_up) from None
                     if error.code == "timeout" or time.monotonic() > deadline:
                         text = f"the medium does not answer ({error}); see medium.log"
                         raise RpcError("medium-down", text) from None
