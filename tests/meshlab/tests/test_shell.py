@@ -11,6 +11,7 @@ import os
 import pty
 import random
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -402,9 +403,21 @@ async def test_a_node_that_is_slower_than_the_first_attempts_is_waited_for(
     shell: Shell, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await shell.run("echo one") == Result(0, "one\n")
-    monkeypatch.setattr(shell_module, "_START_PATIENCE", 0.1)
-    guest.delay = 0.5
+    monkeypatch.setattr(shell_module, "_START_PATIENCE", 0.02)
+    guest.delay = 0.1
     assert await shell.run("echo two", 300) == Result(0, "two\n")
+
+
+async def test_a_shell_that_takes_long_to_start_is_not_ended_again_and_again(
+    shell: Shell, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """^C ends one that has not started yet, whatever is typed behind it."""
+    monkeypatch.setattr(shell_module, "_OPENING_PATIENCE", 0.5)
+    monkeypatch.setattr(shell_module, "_OPENING_SILENCE", 0.05)
+    guest.argv = ["sh", "-c", f"sleep 0.5; exec {shlex.join(guest.argv)}"]
+    guest.crash()
+    await shell.ready(120)
+    assert await shell.run("echo one", 60) == Result(0, "one\n")
 
 
 async def test_reset_ends_a_running_command(shell: Shell, guest: Guest, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ _FUNCTIONS = (
 )
 
 _OPENING_PATIENCE = 3.0
+_OPENING_AT_MOST = 12.0
 _OPENING_PAUSE = 3.0
 _OPENING_SILENCE = 0.3
 _STAGE_PATIENCE = 10.0
@@ -466,9 +467,13 @@ class Shell:
     async def _until_open(self, wire: _Wire) -> None:
         # One for all that the opened shell is used for: a restart between two waits counts.
         self._lost = asyncio.get_running_loop().create_future()
-        factor = 1.0
-        while not await self._opening(wire, _OPENING_PATIENCE * factor, _OPENING_SILENCE * factor):
-            factor = min(2 * factor, 4.0)
+        # Each attempt begins with ^C, which ends a shell that is just starting; init starts the
+        # next one a second later. So attempts become longer than any start: at a steady pace each
+        # of them could meet, and end, another one.
+        patience, silence = _OPENING_PATIENCE, _OPENING_SILENCE
+        while not await self._opening(wire, patience, silence):
+            patience = min(2 * patience, _OPENING_AT_MOST)
+            silence = min(2 * silence, patience)
         self._open = True
         self._seen.clear()
 
