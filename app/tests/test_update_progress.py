@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,14 +20,17 @@ from thicket.update.progress import (
     MAX_SUMMARY,
     MOST_NODES,
     MOST_WORDS,
+    NAMES,
     WHOLE,
     Members,
     Own,
     Progress,
     RecordError,
+    Stage,
     Stand,
     State,
     Table,
+    called,
     node_name,
     short,
     split_name,
@@ -38,11 +43,12 @@ RECORDS = st.builds(
     st.builds(node_name, st.sampled_from(SOURCES), st.binary(min_size=6, max_size=6)),
     st.binary(min_size=32, max_size=32),
     st.integers(0, (1 << 64) - 1),
-    st.sampled_from(State),
+    st.integers(0, 15).map(State),
     st.integers(0, WHOLE),
     st.text(st.characters(exclude_categories=["Cs"])).map(short),
     st.integers(0, (1 << 32) - 1),
     st.integers(0, (1 << 32) - 1),
+    st.integers(0, 15).map(Stage),
 )
 
 
@@ -60,6 +66,37 @@ def test_the_form_of_a_record() -> None:
         "00000e10" + "03" + "776879"
     )
     assert progress.unpack(progress.pack(one)) == one
+
+
+def test_nodes_of_other_versions() -> None:
+    """A record of an older node has no stage; what a newer one adds is kept and shown as it is."""
+    packed = bytearray(progress.pack(record(1, State.FETCHING)))
+    assert packed[51] == 1
+    for where, name in (
+        (0x11, "making"),
+        (0x24, "checking"),
+        (0x0C, "state-12"),
+        (0x51, "fetching-5"),
+    ):
+        packed[51] = where
+        one = progress.unpack(bytes(packed))
+        assert one.called == name
+        assert progress.pack(one) == packed
+    assert len(tuple(State)) == 12, "a number of a newer node is no state that there is"
+    # What it is about for the rollout stands in the state, whatever the stage is.
+    packed[51] = 0xF0 | State.INSTALLING
+    assert progress.unpack(bytes(packed)).begun
+
+
+def test_the_guide_explains_what_a_node_may_say() -> None:
+    guide = (Path(__file__).parents[2] / "docs/updating.md").read_text("utf-8")
+    _, _, rest = guide.partition("| a node says | it |\n")
+    table, _, _ = rest.partition("\n\n")
+    said = [
+        name for line in table.splitlines() for name in re.findall("`([a-z]+)`", line.split("|")[1])
+    ]
+    assert sorted(set(said)) == sorted(NAMES)
+    assert called(State.INSTALLING, Stage.CHECKING) == "checking"
 
 
 @given(RECORDS)
@@ -123,6 +160,9 @@ def test_a_record_is_made_when_there_is_something_new() -> None:
     assert own.tell(14.0, Stand(OFFER, State.FETCHING, 30, "slowly", order=4)) is not None
     again = own.tell(14.0 + Own.RENEW, Stand(OFFER, State.FETCHING, 30, "slowly", order=4))
     assert again is not None
+    making = own.tell(30.0 + Own.RENEW, Stand(OFFER, State.FETCHING, 30, stage=Stage.MAKING))
+    assert making is not None
+    assert (making.age, making.called) == (0, "making")
 
 
 def test_many_nodes_tell_less_often_how_much_is_done() -> None:

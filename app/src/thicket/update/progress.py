@@ -13,12 +13,16 @@ when the record was made. All numbers are big endian:
         32     7 node: source of its identity (1), identity (6)
         39     8 number: higher in each record of this node
         47     4 number of the last order that the node follows, 0 for none
-        51     1 state
-        52     2 how much of it is done, in thousandths
+        51     1 state (the lower four bits), and the stage of its work (the upper four)
+        52     2 how much of the stage, or of the state without one, is done, in thousandths
         54     4 seconds since the node is in this state
         58     1 bytes of the words
         59       words in UTF-8, at most 200 bytes
     ====== ===== ==================================================================
+
+Nodes of several versions stand beside each other. A state or a stage that a newer node has and this
+one does not know is kept, handed on and shown by its number. New work is a new stage of a state
+that there is, so that older nodes know what it means for the rollout.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from thicket.base.errors import ThicketError
 from thicket.base.pace import Bucket
@@ -56,6 +60,9 @@ _LINE = struct.Struct(f"!B{ID_SIZE}sQ")
 MAX_SIZE = _FIXED.size + MOST_WORDS
 """Bytes of the largest record, without its signature."""
 
+_STAGE: Final = 4
+"""Bits of the state, below those of the stage."""
+
 MAX_NUMBER = (1 << 64) - 1
 MAX_AGE = (1 << 32) - 1
 
@@ -70,7 +77,7 @@ class RecordError(ThicketError):
 
 
 class State(IntEnum):
-    """How far a node is with an offer."""
+    """How far a node is with an offer. What it is called is said by :func:`called`."""
 
     #: It knows the offer.
     OFFERED = 0
@@ -80,7 +87,7 @@ class State(IntEnum):
     READY = 2
     #: It is ready and does not begin yet; the words say why.
     WAITING = 3
-    #: It writes the other slot.
+    #: It writes the other slot, or puts an application into place.
     INSTALLING = 4
     #: It is about to start the other slot.
     RESTARTING = 5
@@ -96,6 +103,69 @@ class State(IntEnum):
     PAUSED = 10
     #: It was told not to take it, or to go back to the version before.
     ABORTED = 11
+
+    @classmethod
+    def _missing_(cls, value: object) -> State | None:
+        """Return a state that a newer node may have."""
+        if not isinstance(value, int) or not 0 <= value <= _LOW:
+            return None
+        return _unknown(cls, value)
+
+
+class Stage(IntEnum):
+    """What a node is doing within a state, where that is another thing than the state says."""
+
+    NONE = 0
+    #: It makes the bundle from the patch.
+    MAKING = 1
+    #: It reads the whole bundle and compares it with what was signed.
+    CHECKING = 2
+
+    @classmethod
+    def _missing_(cls, value: object) -> Stage | None:
+        """Return a stage that a newer node may have."""
+        if not isinstance(value, int) or not 0 <= value <= _LOW:
+            return None
+        return _unknown(cls, value)
+
+
+_LOW: Final = 15
+"""The largest number of a state, and of a stage."""
+
+_N = TypeVar("_N", bound=IntEnum)
+
+
+def _unknown(kind: type[_N], value: int) -> _N:
+    """Return a member that stands for a number which only newer nodes know."""
+    made = int.__new__(kind, value)
+    made._name_, made._value_ = f"{kind.__name__}_{value}", value
+    kind._value2member_map_[value] = made
+    return made
+
+
+SILENT: Final = "silent"
+"""What a node is called that says nothing of an offer."""
+
+LOST: Final = "lost"
+"""What a node is called that has begun and was not heard of again."""
+
+
+def called(state: State, stage: Stage = Stage.NONE) -> str:
+    """Return what people and programs are told: ``fetching``, ``making``; ``state-12`` for a state
+    of a newer node, and ``fetching-5`` for a stage of one."""
+    known = state.name.lower().replace("_", "-")
+    if stage is Stage.NONE:
+        return known
+    return stage.name.lower() if stage in tuple(Stage) else f"{known}-{stage.value}"
+
+
+NAMES: Final = (
+    *map(called, State),
+    *(called(State.OFFERED, stage) for stage in Stage if stage),
+    SILENT,
+    LOST,
+)
+"""All that a node may be called; docs/updating.md explains each."""
 
 
 BEGUN: Final = frozenset({State.INSTALLING, State.RESTARTING, State.TRIAL})
@@ -113,6 +183,7 @@ class Stand(NamedTuple):
     done: int = 0
     why: str = ""
     order: int = 0
+    stage: Stage = Stage.NONE
 
 
 class Progress(NamedTuple):
@@ -122,9 +193,11 @@ class Progress(NamedTuple):
         source of its identity behind it of one without: ``n-010203040506.mac``.
     :ivar offer: identifier of the offer that it is about.
     :ivar number: the larger one of a node is the newer one.
-    :ivar done: how much of the state's work is done, in thousandths.
+    :ivar done: how much of the work of the stage, or of the state without one, is done, in
+        thousandths. Of a node that waits or was told to wait, how much of the patch is here; 0
+        where it does not tell.
     :ivar why: words for people.
-    :ivar age: seconds since the node is in this state.
+    :ivar age: seconds since the node is in this state and stage.
     :ivar order: number of the last order that it follows.
     """
 
@@ -136,6 +209,12 @@ class Progress(NamedTuple):
     why: str = ""
     age: int = 0
     order: int = 0
+    stage: Stage = Stage.NONE
+
+    @property
+    def called(self) -> str:
+        """What its node is called, see :func:`called`."""
+        return called(self.state, self.stage)
 
     @property
     def begun(self) -> bool:
@@ -188,7 +267,7 @@ def pack(record: Progress) -> bytes:
             identity,
             record.number,
             record.order,
-            record.state,
+            record.state | record.stage << _STAGE,
             record.done,
             min(record.age, MAX_AGE),
             len(why),
@@ -204,18 +283,22 @@ def unpack(data: bytes) -> Progress:
     """
     if not _FIXED.size <= len(data) <= MAX_SIZE:
         raise RecordError(f"a record of {len(data)} bytes")
-    offer, source, identity, number, order, state, done, age, size = _FIXED.unpack_from(data)
+    offer, source, identity, number, order, where, done, age, size = _FIXED.unpack_from(data)
     if source >= len(SOURCES) or done > WHOLE or _FIXED.size + size != len(data):
         raise RecordError("a record with numbers that none has")
     try:
         why = data[_FIXED.size :].decode()
-        found = State(state)
     except ValueError as error:
         raise RecordError(f"a record of no known form: {error}") from None
     if why != short(why):
         raise RecordError("a record with words that cannot be shown")
     node = node_name(SOURCES[source], identity)
-    return Progress(node, offer, number, found, done, why, age, order)
+    state, stage = State(where & _LOW), Stage(where >> _STAGE)
+    return Progress(node, offer, number, state, done, why, age, order, stage)
+
+
+def _place(said: Stand | Progress) -> tuple[bytes, State, Stage]:
+    return said.offer, said.state, said.stage
 
 
 class Own:
@@ -245,7 +328,7 @@ class Own:
         :param nodes: how many nodes there are.
         """
         last, said = self.newest, said._replace(why=short(said.why))
-        if last is None or (last.offer, last.state) != (said.offer, said.state):
+        if last is None or _place(last) != _place(said):
             self._since = now
         elif (last.why, last.order) == (said.why, said.order):
             pause = now - self._made
@@ -257,7 +340,15 @@ class Own:
         self._made = now
         age = int(now - self._since)
         self.newest = Progress(
-            self.node, said.offer, self._number, said.state, said.done, said.why, age, said.order
+            self.node,
+            said.offer,
+            self._number,
+            said.state,
+            said.done,
+            said.why,
+            age,
+            said.order,
+            said.stage,
         )
         return self.newest
 
@@ -278,7 +369,8 @@ class Own:
 class Entry(NamedTuple):
     """The newest record of a node.
 
-    :ivar moved: when its offer, state or ``done`` became what it is, by the clock of this node.
+    :ivar moved: when its offer, state, stage or ``done`` became what it is, by the clock of this
+        node.
     :ivar heard: when it came.
     :ivar items: what carries the record, with its signature, as it is handed on.
     """
@@ -332,7 +424,7 @@ class Table:
         moved = now
         if kept is not None:
             then = kept.record
-            if (then.offer, then.state, then.done) == (record.offer, record.state, record.done):
+            if (_place(then), then.done) == (_place(record), record.done):
                 moved = kept.moved
         self.entries[record.node] = Entry(record, moved, now, items)
         return True
