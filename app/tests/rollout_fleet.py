@@ -23,7 +23,9 @@ from thicket.update.progress import (
     Members,
     Own,
     Progress,
+    Stage,
     Table,
+    Work,
     node_name,
     pack_members,
     unpack_members,
@@ -33,6 +35,9 @@ from thicket.update.steps import Fetch, GoBack, Install, Now, Restart, Rollout, 
 
 TICK = 15.0
 """Seconds between two looks of a node."""
+
+MAKES = 700
+"""Thousandths from which on a node makes the bundle."""
 
 OLD, NEW = "0.1.0", "0.2.0"
 BUNDLE = sha256(b"new").hexdigest()
@@ -85,6 +90,7 @@ class FleetNode:
         self.disk = Disk()
         self.up = False
         self.begun = 0
+        self.epoch = 1
         self.running = Slot.A
         self.busy_until = 0.0
         self.fetched = 0
@@ -160,7 +166,7 @@ class FleetNode:
 
     @property
     def node(self) -> Node:
-        return Node(self.name, "thicket-standin", self.version, epoch=1)
+        return Node(self.name, "thicket-standin", self.version, epoch=self.epoch)
 
     @property
     def order(self) -> Order | None:
@@ -198,7 +204,9 @@ class FleetNode:
                 self.disk.record = boot_record.arm(record, slot, self.running)
                 self.keep(self.rollout.follow(self.rollout.journal.armed()))
             else:
-                self.rollout.progress(500)
+                # One half of them is seen while it checks the bundle, the other while it writes.
+                stage = Stage.CHECKING if self.index % 2 else Stage.NONE
+                self.rollout.progress(Work(stage, 50, 100))
         step = self.last = self.rollout.step(
             now,
             Now(
@@ -225,6 +233,8 @@ class FleetNode:
         match step.action:
             case Fetch():
                 self.fetched = min(1000, self.fetched + fleet.random.randint(100, 500))
+                makes = MAKES <= self.fetched < 1000
+                self.rollout.making = Work(Stage.MAKING, 50, 100) if makes else None
             case Install():
                 self.begun += 1
                 fleet.on_begin(self)

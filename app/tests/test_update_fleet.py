@@ -61,7 +61,7 @@ class Installer:
     """Stands in for RAUC and the card."""
 
     def __init__(self, slots: Slots) -> None:
-        self.progress = SimpleNamespace(percent=50)
+        self.progress = SimpleNamespace(state="writing", percent=50)
         self.installed: list[str] = []
         self.fault: CodedError | None = None
         self._slots = slots
@@ -95,6 +95,8 @@ class Host:
         self.standing: Standing | None = None
         self.apps = Apps()
         self.apps.folder = str(root)
+        self.followers: list[Callable[[], None]] = []
+        self.others: list[str] = []
 
     def application(self, name: str, me: str, folder: str) -> AppTaker:
         return AppTaker(cast(InstalledPart, self.apps), name, me, folder, self.healthy)
@@ -116,7 +118,11 @@ class Host:
             return "B"
 
         made = SimpleNamespace(
-            installer=self.installer, followers=[], words_of_trial="", terms=terms, back=back
+            installer=self.installer,
+            followers=self.followers,
+            words_of_trial="",
+            terms=terms,
+            back=back,
         )
         return cast(Update, made)
 
@@ -124,7 +130,7 @@ class Host:
         return ""
 
     def nodes(self) -> list[dict[str, Any]]:
-        return []
+        return [{"name": name, "state": "up"} for name in self.others]
 
     def ways(self) -> Mapping[str, Way]:
         return {}
@@ -436,13 +442,104 @@ async def test_orders_of_a_signer_and_of_a_member(network: Network) -> None:
         await one.until(lambda: one.state() == "waiting", "it waits for the canary")
         with pytest.raises(Exception, match="does not name"):
             one.part.give("pause")
-        one.part.order(order(offer, "pause"))
-        await one.until(lambda: one.state() == "paused", "it was told to wait")
+        # The table behind an order shows what came of it.
+        lanes = one.part.order(order(offer, "pause"))
+        assert lanes == [one.part.own]
+        assert one.part.own.pending() == [one.row()[0]["node"]]
+        await one.part.followed(lanes, 60.0)
+        assert (one.state(), one.part.own.pending()) == ("paused", [])
+        told = one.part.status()["rollout"]["mine"]
+        assert (told["state"], told["percent"], told["words"]) == ("paused", 40, "told to wait")
+        assert told["remedy"] == "`thicket update order resume` goes on"
         with pytest.raises(Exception, match="newer order"):
             one.part.order(order(offer, "resume", 4))
         one.part.order(order(offer, "abort", 6))
         await one.until(lambda: one.state() == "aborted", "it was told not to take it")
         assert not host.installer.installed
+
+
+@in_private_network
+async def test_who_does_not_follow_an_order_is_told(network: Network) -> None:
+    root = network.folder()
+    host = Host(root / "node")
+    offer = an_offer(canaries=("n-000000000000",))
+    silent = "n-5e8ee8e31236"
+    host.others = ["thicket@fd12:3456:789a:1:0:5e8e:e8e3:1236"]
+    async with running(network, host) as one:
+
+        def mine() -> str:
+            told = one.part.status()["rollout"]["mine"]
+            return str(told["state"]) if told is not None else ""
+
+        await one.part.offer(folder_of(root / "in", offer, SMALL), 20.0)
+        await one.until(lambda: mine() == "waiting", "it waits for the canary")
+        lanes = one.part.order(order(offer, "pause"))
+        await one.part.followed(lanes, 0.5)
+        await one.until(lambda: mine() == "paused", "this node follows")
+        assert one.part.own.pending() == [silent]
+
+
+@in_private_network
+async def test_it_is_told_that_the_bundle_is_made(network: Network) -> None:
+    going = asyncio.Event()
+
+    async def rebuild(
+        _patch: str, out: str, _target: Target, _base: object, progress: Callable[[int, int], None]
+    ) -> None:
+        progress(40, 100)
+        await going.wait()
+        Path(out).write_bytes(BUNDLE)
+
+    mock.patch.object(image_taker, "rebuild", rebuild).start()  # a process of its own
+    root = network.folder()
+    host = Host(root / "node")
+    offer = an_offer(canaries=("n-000000000000",))
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", offer, SMALL), 20.0)
+        await one.until(lambda: one.state() == "making", "the others hear of it")
+        told = one.part.status()["rollout"]["mine"]
+        assert (told["state"], told["percent"]) == ("making", 34)
+        # Who is told to wait meanwhile has what it has.
+        one.part.order(order(offer, "pause"))
+        await one.until(lambda: one.state() == "paused", "it was told to wait")
+        assert one.row()[0]["percent"] == 30
+        going.set()
+        await one.until(lambda: one.row()[0]["percent"] == 40, "it has the bundle")
+        assert one.part.own.rollout.making is None
+
+
+@in_private_network
+async def test_it_is_told_that_the_bundle_is_checked_and_written(network: Network) -> None:
+    going = asyncio.Event()
+    root = network.folder()
+    host = Host(root / "node")
+    install_at_once = host.installer.install
+
+    async def install(path: str, *, again: bool, digest: str) -> Content:
+        host.installer.progress = SimpleNamespace(state="checking", percent=20)
+        for follow in host.followers:
+            follow()
+        await going.wait()
+        going.clear()
+        host.installer.progress = SimpleNamespace(state="writing", percent=60)
+        for follow in host.followers:
+            follow()
+        await going.wait()
+        return await install_at_once(path, again=again, digest=digest)
+
+    mock.patch.object(host.installer, "install", install).start()
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: one.state() == "checking", "it compares the bundle")
+        assert (one.row()[0]["percent"], one.row()[0]["part"]) == (41, 20)
+        assert one.row()[0]["node"] == one.part.own.rollout.own.node
+        going.set()
+        await one.until(lambda: one.state() == "installing", "it writes the slot")
+        told = one.part.status()["rollout"]["mine"]
+        assert told["words"] == "it writes slot B; what runs is not touched"
+        assert told["percent"] == 60
+        going.set()
+        await one.until(lambda: RESTARTS, "it restarts")
 
 
 @in_private_network

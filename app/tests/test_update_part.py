@@ -37,6 +37,7 @@ from thicket.update import source as source_module
 from thicket.update import spread, web
 from thicket.update.carrier import GIVEN, QUEUED, UNWRITTEN, Carrier, Download
 from thicket.update.messages import Data, Get, Message, No, Piece
+from thicket.update.mine import Mine
 from thicket.update.offer import CHUNK, Offer, Patch, check_offer
 from thicket.update.section import UpdateSection
 from thicket.update.source import UNREACHABLE, Answer, Source, SourceError, get
@@ -695,25 +696,30 @@ def test_a_server_without_tls() -> None:
 
 
 def test_the_status_for_a_person() -> None:
-    assert command.shown({"offer": None}) == ["No update is offered."]
+    assert command.shown({"offer": None}, None) == ["No update is offered."]
     answer = {
         "offer": {"version": "2.0", "compatible": "thicket-rpi64", "application": ""}
         | {"number": 7, "wanted": False},
         "patches": [
             {"base": "", "size": 30 << 20, "here": 15 << 20, "fetching": True, "failed": ""},
-            {"base": BASE, "size": 1 << 20, "here": 0, "fetching": False, "failed": "so"},
+            {"base": BASE, "size": 8908, "here": 0, "fetching": False, "failed": "so"},
+            {"base": BASE, "size": 500, "here": 500, "fetching": False, "failed": ""},
         ],
         "nodes": [
             {"name": "thicket@fd00::1", "hops": 1, "percent": 50},
             {"name": "thicket@fd00::12", "hops": 2, "percent": 100},
         ],
     }
-    assert command.shown(answer) == [
+    mine = Mine("fetching", 15, "it gets the patch", "nothing: it goes on by itself")
+    assert command.shown(answer, mine._asdict()) == [
         "Update to 2.0 for thicket-rpi64 (offer 7)",
-        "  patch, whole: 30.0 MiB, 50 % here, being fetched",
-        "  patch, from babababababa: 1.0 MiB, not here, of no use: so",
-        "This node does not need it.",
+        "  patch, whole: 30.0 MiB, 15.0 MiB here, being fetched",
+        "  patch, from babababababa: 8.7 KiB, not here, of no use: so",
+        "  patch, from babababababa: 500 bytes, here",
+        "This node: fetching, 15 % of the way: it gets the patch",
+        "  what to do: nothing: it goes on by itself",
         "",
+        "What the connected nodes have of a patch:",
         "thicket@fd00::1   1 hop    [##########----------]  50 %",
         "thicket@fd00::12  2 hops   [####################] 100 %",
     ]

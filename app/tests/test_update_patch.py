@@ -305,7 +305,7 @@ def test_a_full_disk(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    refused(one, "no-space", r"the bundle takes 0\.\d MiB and .* MiB free, of which")
+    refused(one, "no-space", r"the bundle takes 188\.0 KiB and .* free, of which 1\.0 MiB")
 
 
 def test_some_room_stays_free(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:

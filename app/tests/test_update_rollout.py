@@ -17,8 +17,19 @@ from thicket.device.boot_record import BootRecord, Slot, Why
 from thicket.update import journal as journals
 from thicket.update import show
 from thicket.update.journal import MOST_REJECTED, MOST_TRIES, Journal, Phase, Rejected, Start
+from thicket.update.mine import Here, mine
 from thicket.update.offer import Offer, Order
-from thicket.update.progress import MOST_WORDS, WHOLE, Entry, Own, Progress, State, short
+from thicket.update.progress import (
+    MOST_WORDS,
+    WHOLE,
+    Entry,
+    Own,
+    Progress,
+    Stage,
+    State,
+    Work,
+    short,
+)
 from thicket.update.rollout import (
     LOST,
     PATIENCE,
@@ -30,6 +41,7 @@ from thicket.update.rollout import (
     decide,
     host,
     look,
+    pending,
     row,
 )
 from thicket.update.section import UpdateSection
@@ -55,6 +67,10 @@ def entry(
 ) -> Entry:
     record = Progress(name, offer.identifier, 1, state, done, why, 0, order)
     return Entry(record, NOW - ago, NOW - ago)
+
+
+def in_stage(stage: Stage, one: Entry) -> Entry:
+    return one._replace(record=one.record._replace(stage=stage))
 
 
 def well(*names: str, ago: float = 10.0) -> list[Entry]:
@@ -250,8 +266,13 @@ def test_the_waves_are_a_partition_of_the_nodes(indexes: set[int], data: st.Data
 
 
 STATES = st.tuples(
-    st.sampled_from(State), st.integers(0, WHOLE), st.floats(0, 90_000), st.integers(0, 9)
+    st.integers(0, 15).map(State),
+    st.integers(0, WHOLE),
+    st.floats(0, 90_000),
+    st.integers(0, 9),
+    st.integers(0, 15).map(Stage),
 )
+"""Of newer nodes as well."""
 
 
 @given(
@@ -265,7 +286,7 @@ STATES = st.tuples(
 )
 def test_whatever_the_others_say_there_is_an_answer_with_words(
     *,
-    states: list[tuple[State, int, float, int] | None],
+    states: list[tuple[State, int, float, int, Stage] | None],
     silent: list[float],
     since: float,
     order: tuple[str, int] | None,
@@ -274,7 +295,10 @@ def test_whatever_the_others_say_there_is_an_answer_with_words(
 ) -> None:
     offer = an_offer(plan(canaries, failures=failures))
     entries = [
-        entry(name, state[0], state[1], offer=offer, ago=state[2], order=state[3], why="so")
+        in_stage(
+            state[4],
+            entry(name, state[0], state[1], offer=offer, ago=state[2], order=state[3], why="so"),
+        )
         for name, state in zip(NAMES, states, strict=True)
         if state is not None
     ]
@@ -290,9 +314,17 @@ def test_whatever_the_others_say_there_is_an_answer_with_words(
     assert found.why or found.verdict in (Verdict.BEGIN, Verdict.DONE)
     lines = show.lines(seen)
     assert show.from_document(json.loads(json.dumps(show.document(seen)))) == lines
-    assert all(0 <= line.percent <= 100 for line in lines)
+    assert all(line.percent is None or 0 <= line.percent <= 100 for line in lines)
     assert show.headline(seen, lines)
     assert table(show.HEADS, show.rows(lines))
+    for one in entries:
+        told = mine(seen, Here(one.record))
+        assert told.state == one.record.called
+        assert told.words
+        assert told.remedy or one.record.well or one.record.state > max(State)
+    if order is not None:
+        behind = [one for one in pending(seen) if one in seen.records]
+        assert all(seen.records[name].record.order < order[1] for name in behind)
 
 
 # -- steps
@@ -317,7 +349,7 @@ def test_the_way_of_a_canary() -> None:
     assert step.action == Install(OFFER)
     assert step.journal is not None
     assert (step.journal.phase, step.journal.slot) == (Phase.BEGUN, "B")
-    rollout.progress(500)
+    rollout.progress(Work(done=50, total=100))
     assert isinstance(rollout.step(90.0, now(ready=True)).action, Nothing)
     rollout.follow(rollout.journal.armed("0b" * 32))
     step = rollout.step(100.0, now(ready=True))
@@ -555,9 +587,11 @@ def test_the_table_for_people() -> None:
     text = table(show.HEADS, show.rows(found))
     lines = text.splitlines()
     assert lines[0].split() == show.HEADS
-    assert lines[1].split() == [REST[0], "2", "failed", "[", "]", "0", "%", "10", "s", "now",
-                                "no", "peer"]  # fmt: skip
-    assert "[#####     ]  55 %" in text
+    assert lines[1].split() == [REST[0], "2", "failed", "-", "10", "s", "now", "no", "peer"]
+    assert [line.split()[2:5] for line in lines if "[#####     ]  57 %" in line] == [
+        ["installing", "50", "%"]
+    ]
+    assert "fetching 50 %    [#         ]  15 %" in text
     assert f"version {NEW}: 1 of 10 nodes have it, 1 failed" in show.headline(seen, found)
     document = show.document(seen)
     assert document["offer"]["version"] == NEW

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from rollout_fleet import NEW, OLD, TICK, Fleet, FleetNode, an_offer, figures, plan
 
+from thicket.cli.show import table
 from thicket.device.boot_record import Why
+from thicket.update import show
 from thicket.update.offer import Offer
-from thicket.update.progress import KEEP, State
+from thicket.update.progress import KEEP, NAMES, State
 from thicket.update.rollout import LOST, PATIENCE, host
 from thicket.update.steps import Install, Nothing
 
@@ -230,6 +232,46 @@ def test_a_window_of_time() -> None:
     assert fleet.all_well()
 
 
+def test_all_that_a_node_may_be_called_is_seen() -> None:
+    """One rollout in which everything happens, as one node sees it: the last one of the row."""
+    fleet = Fleet(12, seed=16, loss=0.1)
+    offer = an_offer(plan(canaries=1, waves=(50, 100), failures=2))
+    (canary,), first, last = fleet.row(offer)[:3]
+    watcher = fleet.named(last[-1])
+    off, lost, bad = (fleet.named(name) for name in first[:3])
+    refuses = fleet.named(last[0])
+    refuses.epoch = 2
+    fleet.cut(off)
+    fleet.bad = lambda node: Why.PANIC if node is bad else None
+    seen: dict[str, set[str]] = {}
+
+    def look_at(until: Callable[[], bool]) -> Callable[[], bool]:
+        def look() -> bool:
+            if watcher.disk.offer is not None and watcher.up:
+                for line in show.lines(watcher.facts):
+                    seen.setdefault(line.node, set()).add(line.state)
+                assert table(show.HEADS, show.rows(show.lines(watcher.facts)))
+            return until()
+
+        return look
+
+    fleet.offer(offer, [fleet.named(canary)])
+    fleet.run(2 * HOUR, look_at(lambda: fleet.well(fleet.named(canary))))
+    fleet.run(2 * HOUR, look_at(lambda: lost.begun > 0 and bad.begun > 0))
+    begun = {"checking", "installing", "restarting", "trial"}
+    fleet.run(60.0, look_at(lambda: bool(seen[lost.name] & begun)))
+    assert not fleet.well(lost)
+    fleet.cut(lost)
+    fleet.run(2 * LOST, look_at(lambda: "lost" in seen[lost.name] and "failed" in seen[bad.name]))
+    fleet.tell("pause", 1_000_001)
+    fleet.run(HOUR, look_at(lambda: any("paused" in names for names in seen.values())))
+    fleet.tell("abort", 1_000_002)
+    fleet.run(HOUR, look_at(lambda: any("aborted" in names for names in seen.values())))
+    assert set().union(*seen.values()) == set(NAMES)
+    assert "silent" in seen[off.name]
+    assert "refused" in seen[refuses.name]
+
+
 def test_pause_and_resume() -> None:
     fleet = Fleet(8, seed=12)
     offer = an_offer(plan())
@@ -237,10 +279,11 @@ def test_pause_and_resume() -> None:
     fleet.offer(offer)
     fleet.run(HOUR, lambda: len(fleet.begun) == 1)
     fleet.tell("pause", 1_000_001, fleet.nodes[:1])
-    fleet.run(120.0, lambda: all(node.order for node in fleet.running))
-    begun = len(fleet.begun)
+    fleet.run(HOUR, lambda: len(fleet.running) == 8 and all(node.order for node in fleet.nodes))
+    assert all(node.order for node in fleet.nodes)
+    begun = len(fleet.begun)  # who had not heard of it may have begun
     fleet.run(3 * PATIENCE, every=60.0)
-    assert len(fleet.begun) == begun == 1
+    assert len(fleet.begun) == begun < 8
     assert {words(node) for node in fleet.nodes if not node.begun} == {"told to wait"}
     fleet.tell("resume", 1_000_002, fleet.nodes[:1])
     fleet.run(2 * HOUR, fleet.all_well)

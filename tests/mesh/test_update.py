@@ -28,6 +28,7 @@ from meshlab.lab.testing import PATIENCE, Nodes
 from meshlab.lab.updates import BAD_INIT, Desk, put, put_large
 from meshlab.machine.shell import ShellError
 from meshlab.wire.rpc import RpcError
+from thicket.base.units import size_text
 from thicket.device.boot_record import WORDS, Why
 from thicket.update.offer import CHUNK, Plan, read_offer
 from thicket.update.spread import WINDOW
@@ -464,7 +465,7 @@ async def test_a_change_is_kept_by_all_also_by_those_that_come_a_version_late(
     assert NO_ROOM in await refused(nodes, "n1", "thicket update offer /data/in")
     await nodes.run("n1", f"rm {FULL}")
     said = await nodes.succeeds("n1", "thicket update offer /data/in")
-    assert f"{patch.stat().st_size} bytes, here" in said
+    assert f"{size_text(patch.stat().st_size)}, here" in said
     words = f"offers what is not taken: {NO_ROOM}"
     await nodes.wait(
         lambda: any(words in one for one in nodes.problems("n2", "update")), "n2 has no room"

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any, BinaryIO
 
+from thicket.base.units import size_text
 from thicket.cli.common import BAD, OK, UsageError, node_paths
 from thicket.cli.show import table as aligned
 from thicket.control.client import ClientError, request
@@ -20,6 +21,8 @@ _LOOK = 0.5
 #: Seconds that the daemon may take for an answer, and for taking large files.
 _ANSWER = 35.0
 _LONG = 900.0
+#: Nodes that have not followed an order yet and are named.
+_NAMED = 5
 #: Bytes of a signed order that are read.
 _MOST_ORDER = 65536
 
@@ -133,7 +136,7 @@ def _status(control: str, *, as_json: bool) -> int:
     if installation is not None and installation["state"] != "none":
         print(f"installation: {installation['state']}: {text(installation)}")
     for one, table in zip([answer, *answer["others"]], answer["tables"], strict=True):
-        print("\n".join(["", *shown(one["spread"])]))
+        print("\n".join(["", *shown(one["spread"], one["rollout"]["mine"])]))
         if table["rows"]:
             print()
             _print_table(table)
@@ -154,6 +157,13 @@ def _print_table(table: dict[str, Any]) -> None:
     print(table["headline"])
     if table["rows"]:
         print(aligned(table["heads"], table["rows"]))
+    if pending := table.get("pending"):
+        count = f"{len(pending)} node{' has' if len(pending) == 1 else 's have'}"
+        more = f" and {len(pending) - _NAMED} more" if len(pending) > _NAMED else ""
+        print(
+            f"{count} not said yet to follow the order: {', '.join(pending[:_NAMED])}{more}; the "
+            "table tells what they did before. `thicket update status` shows it later"
+        )
 
 
 def _offer(control: str, folder: str) -> int:
@@ -169,7 +179,7 @@ def _offer(control: str, folder: str) -> int:
     for patch in answer["patches"]:
         what = f"change of {patch['base'][:12]}" if patch["base"] else "whole"
         here = "here" if patch["here"] == patch["size"] else "not here"
-        print(f"  {what}: {patch['size']} bytes, {here}")
+        print(f"  {what}: {size_text(patch['size'])}, {here}")
     print("`thicket update status` shows how it gets on")
     return OK
 
@@ -213,8 +223,11 @@ def _order(control: str, what: str, application: str = "") -> int:
     return OK
 
 
-def shown(answer: dict[str, Any]) -> list[str]:
-    """Return the newest offer, its patches, and who has how much of them, as lines."""
+def shown(answer: dict[str, Any], mine: dict[str, Any] | None) -> list[str]:
+    """Return as lines the newest offer, its patches, what this node does, and who has how much.
+
+    :param mine: see :class:`thicket.update.mine.Mine`.
+    """
     offer = answer["offer"]
     if offer is None:
         return ["No update is offered."]
@@ -223,11 +236,11 @@ def shown(answer: dict[str, Any]) -> list[str]:
         what = f"{offer['application']} {offer['version']}"
     lines = [f"Update to {what} (offer {offer['number']})"]
     lines += [_patch(patch) for patch in answer["patches"]]
-    if not offer["wanted"]:
-        lines.append("This node does not need it.")
+    if mine is not None:
+        lines += _mine(mine)
     if answer["nodes"]:
         width = max(len(node["name"]) for node in answer["nodes"])
-        lines.append("")
+        lines += ["", "What the connected nodes have of a patch:"]
         lines += [
             f"{node['name']:<{width}}  {_hops(node['hops']):<7}  "
             f"{_bar(node['percent'])} {node['percent']:3} %"
@@ -236,15 +249,23 @@ def shown(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _mine(mine: dict[str, Any]) -> list[str]:
+    """Return what this node does, and what a person can do."""
+    state = ": " + mine["state"] if mine["state"] else ""
+    percent = f", {mine['percent']} % of the way" if mine["percent"] is not None else ""
+    lines = [f"This node{state}{percent}: {mine['words']}"]
+    return [*lines, f"  what to do: {mine['remedy']}"] if mine["remedy"] else lines
+
+
 def _patch(patch: dict[str, Any]) -> str:
     what = f"from {patch['base'][:12]}" if patch["base"] else "whole"
-    size = patch["size"] / 2**20
-    state = f"{100 * patch['here'] // patch['size']} % here" if patch["here"] else "not here"
+    here, size = patch["here"], patch["size"]
+    state = "here" if here == size else f"{size_text(here)} here" if here else "not here"
     if patch["fetching"]:
         state += ", being fetched"
     if patch["failed"]:
         state += f", of no use: {patch['failed']}"
-    return f"  patch, {what}: {size:.1f} MiB, {state}"
+    return f"  patch, {what}: {size_text(size)}, {state}"
 
 
 def _hops(hops: int) -> str:

@@ -19,9 +19,10 @@ from thicket.base import threads
 from thicket.base.errors import ThicketError
 from thicket.base.files import opened, remove
 from thicket.update.journal import MOST_TRIES, Journal, Phase
+from thicket.update.progress import Stage, Work
 from thicket.update.rebuild import rebuild
 from thicket.update.rollout import Node
-from thicket.update.taker import MADE, Look, judge_fault, sweep
+from thicket.update.taker import MADE, Look, judge_fault, making, sweep
 
 if TYPE_CHECKING:
     from thicket.applications.installed import Current
@@ -72,10 +73,13 @@ class AppTaker:
         node = Node(self._me, "", version, digest, made=made)
         return Look(node, "A", here, went_on(journal, digest, current))
 
-    async def take(self, path: str, offer: Offer, patch: Patch) -> None:
+    async def take(
+        self, path: str, offer: Offer, patch: Patch, follow: Callable[[Work], None]
+    ) -> None:
         target = self._file(offer)
         made = target + MADE
-        await rebuild(path, made, offer.bundle, None)
+        follow(Work(Stage.MAKING))
+        await rebuild(path, made, offer.bundle, None, partial(making, follow))
         try:
             service = await self._installed.service()
             await service.judge(made, self._name)
@@ -85,7 +89,7 @@ class AppTaker:
         await self._do(lambda: os.replace(made, target))
 
     async def install(
-        self, offer: Offer, journal: Journal, follow: Callable[[int], None]
+        self, offer: Offer, journal: Journal, follow: Callable[[Work], None]
     ) -> Journal:
         try:
             await self._installed.take(self._file(offer))

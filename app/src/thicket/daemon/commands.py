@@ -10,6 +10,8 @@ from thicket.base.errors import RequestError
 from thicket.base.fields import show_value
 from thicket.base.threads import finish
 
+#: Seconds within which nodes that are connected say that they follow an order.
+FOLLOWED = 10.0
 #: Orders about a rollout, see :mod:`thicket.update.rollout`.
 ORDERS = ("pause", "resume", "abort", "back")
 
@@ -242,15 +244,16 @@ class Commands:
             import base64  # rare
 
             try:
-                updates.order(base64.b64decode(signed, validate=True))
+                lanes = updates.order(base64.b64decode(signed, validate=True))
             except ValueError:
                 raise RequestError("bad-params", "the order is not in base64") from None
         else:
             word = params.get("order")
             if word not in ORDERS:
                 raise RequestError("bad-params", f"an order is one of {', '.join(ORDERS)}")
-            return [updates.give(str(word), str(params.get("application") or "")).table()]
-        return updates.tables()
+            lanes = [updates.give(str(word), str(params.get("application") or ""))]
+        await updates.followed(lanes, FOLLOWED)
+        return [{**lane.table(), "pending": lane.pending()} for lane in lanes]
 
     async def _on_update_status(self, params: dict[str, Any]) -> Any:
         updates, update = self._updates(), self._update()

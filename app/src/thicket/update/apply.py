@@ -21,6 +21,7 @@ from io import BufferedRandom
 from typing import NamedTuple
 
 from thicket.base.files import remove, sync_folder
+from thicket.base.units import size_text
 from thicket.update import patch as patches
 from thicket.update import verity, worker, zstd
 from thicket.update.mapped import Mapped
@@ -124,18 +125,14 @@ def _no_memory() -> str:
 def _no_space(wanted: Wanted) -> str:
     folder = os.path.dirname(wanted.path) or "."
     return (
-        f"the bundle takes {_mib(wanted.size)} and {folder} has {_mib(_free(wanted))} free, of "
-        f"which {_mib(SPARE)} are kept: remove what is not needed"
+        f"the bundle takes {size_text(wanted.size)} and {folder} has {size_text(_free(wanted))} "
+        f"free, of which {size_text(SPARE)} are kept: remove what is not needed"
     )
 
 
 def _free(wanted: Wanted) -> int:
     found = os.statvfs(os.path.dirname(wanted.path) or ".")
     return found.f_bavail * found.f_frsize
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):.1f} MiB"
 
 
 @contextmanager

@@ -769,13 +769,26 @@ class Carrier:
 
     @property
     def fetched(self) -> int:
-        """How much of the patch that is being fetched is here, in thousandths."""
-        download = self.download
+        """How much of the patch that is for this node is here, in thousandths."""
+        done, size = self.here
+        return 1000 * done // size if size else 0
+
+    @property
+    def here(self) -> tuple[int, int]:
+        """Bytes of the patch that is for this node: those that are here, and all of them."""
+        newest = self.newest
+        if newest is None:
+            return 0, 0
         if self._handing is not None:
-            return 1000  # it is here, and a bundle is being made of it
-        if download is None or download.fetch is None:
-            return 0
-        return 1000 * download.fetch.have.bit_count() // download.patch.chunk_count
+            place: int | None = self._handing[0]
+        elif self.download is not None:
+            place = self.download.place
+        else:
+            place = spread.choose(newest.offer, self._host.base(), self.failed)
+        if place is None:
+            return 0, 0
+        held, patch = self.held.get(place), newest.offer.patches[place]
+        return (0 if held is None else held.size), patch.size
 
     @property
     def trouble(self) -> str:

@@ -311,23 +311,34 @@ class FleetUpdate:
         found.give(word)
         return found
 
-    def order(self, packed: bytes) -> None:
+    def order(self, packed: bytes) -> list[Lane]:
         """Take a signed order about one offer, or about all that are in force, and hand it on.
 
+        :returns: those that it is about.
         :raises ThicketError: it is none, or does not count.
         """
         about = read_order(packed)[0].offer
         lanes = [one for one in self.lanes.values() if one.carrier.identifier == about]
         refused: list[ThicketError] = []
-        taken = False
+        taken: list[Lane] = []
         for one in lanes or list(self.lanes.values()):
             try:
                 one.order(packed)
-                taken = True
+                taken.append(one)
             except ThicketError as error:
                 refused.append(error)
         if not taken:
             raise refused[0]
+        return [one for one in taken if one is self.own or one.carrier.newest is not None]
+
+    async def followed(self, lanes: list[Lane], patience: float) -> None:
+        """Wait until all nodes that are connected follow the orders that were given.
+
+        :param patience: seconds; who has not said it by then is told by :meth:`.Lane.pending`.
+        """
+        until = time.monotonic() + patience
+        for one in lanes:
+            await one.followed(until)
 
     def status(self) -> dict[str, Any]:
         """Return for programs what is offered; docs/node.md has the members."""

@@ -18,9 +18,10 @@ from thicket.device.boot_slots import Slots
 from thicket.update import image, install, kept, terms
 from thicket.update.journal import Journal, Phase
 from thicket.update.offer import Offer, Patch
+from thicket.update.progress import Stage, Work
 from thicket.update.rebuild import rebuild, running
 from thicket.update.rollout import Node
-from thicket.update.taker import MADE, Look, judge_fault, sweep
+from thicket.update.taker import MADE, Look, judge_fault, making, sweep
 
 if TYPE_CHECKING:
     from thicket.update.service import Update
@@ -87,11 +88,14 @@ class ImageTaker:
 
         return await self._do(work)
 
-    async def take(self, path: str, offer: Offer, patch: Patch) -> None:
+    async def take(
+        self, path: str, offer: Offer, patch: Patch, follow: Callable[[Work], None]
+    ) -> None:
         target = self._bundle(offer)
         made = target + MADE
         base = running(self._host.paths) if patch.base else None
-        await rebuild(path, made, offer.bundle, base)
+        follow(Work(Stage.MAKING))
+        await rebuild(path, made, offer.bundle, base, partial(making, follow))
         try:
             found = await self._update().terms()
             await self._do(lambda: install.check(made, found, again=True))
@@ -101,13 +105,15 @@ class ImageTaker:
         await self._do(lambda: os.replace(made, target))
 
     async def install(
-        self, offer: Offer, journal: Journal, follow: Callable[[int], None]
+        self, offer: Offer, journal: Journal, follow: Callable[[Work], None]
     ) -> Journal:
         update = self._update()
         installer = update.installer
 
         def tell() -> None:
-            follow(installer.progress.done)
+            progress = installer.progress
+            stage = Stage.CHECKING if progress.state == "checking" else Stage.NONE
+            follow(Work(stage, progress.percent, 100))
 
         update.followers.append(tell)
         try:

@@ -85,11 +85,6 @@ class Progress(NamedTuple):
     version: str = ""
     words: str = ""
 
-    @property
-    def done(self) -> int:
-        """How much of all is done, in thousandths: checking is a fifth of it."""
-        return 2 * self.percent if self.state == "checking" else 200 + 8 * self.percent
-
 
 class Judged(NamedTuple):
     """A bundle that this node may install, as far as it says of itself.

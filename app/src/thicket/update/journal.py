@@ -56,6 +56,10 @@ _WAITS: Final = frozenset({Phase.NONE, Phase.FAILED})
 """Phases in which nothing is under way."""
 
 
+UNDER_WAY: Final = frozenset({Phase.BEGUN, Phase.ARMED, Phase.TRIAL, Phase.LEAVING})
+"""Phases that go to their end, whatever is offered or ordered meanwhile."""
+
+
 class Rejected(NamedTuple):
     """A bundle that this node does not try again by itself.
 

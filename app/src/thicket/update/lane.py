@@ -18,14 +18,16 @@ from thicket.base import threads
 from thicket.base.errors import RequestError, ThicketError
 from thicket.base.files import write_atomically
 from thicket.base.pace import wait
+from thicket.base.units import Meter
 from thicket.update import journal, show, store
 from thicket.update.carrier import Carrier
 from thicket.update.exchange import Exchange, Follower
 from thicket.update.journal import MOST_TRIES, Journal, Phase
+from thicket.update.mine import Here, mine
 from thicket.update.offer import BAD_OFFER, Offer, OfferError, Order, Patch, check_offer
-from thicket.update.progress import Members, Own
+from thicket.update.progress import Members, Own, Work
 from thicket.update.reports import Reports
-from thicket.update.rollout import Facts
+from thicket.update.rollout import Facts, pending
 from thicket.update.steps import Action, Fetch, GoBack, Install, Nothing, Now, Restart, Rollout
 from thicket.update.store import Store
 from thicket.update.taker import SPOILT, Look, Taker
@@ -105,6 +107,33 @@ class Kept(NamedTuple):
     journal: Journal
 
 
+class Again:
+    """What is tried again by itself, and when.
+
+    :ivar words: why it was not possible.
+    """
+
+    def __init__(self) -> None:
+        self.words = ""
+        self._until = 0.0
+        self._hand_at = 0.0
+
+    def hinder(self, words: str, now: float) -> None:
+        """What is to be installed cannot be now."""
+        self.words, self._until = words, now + AGAIN
+
+    def hindered(self, now: float) -> str:
+        """Return why it is not to be installed now; empty if it may."""
+        return self.words if now < self._until else ""
+
+    def may_hand(self, now: float) -> bool:
+        """Whether it is time to make the bundle once more; not again before long."""
+        if now < self._hand_at:
+            return False
+        self._hand_at = now + AGAIN
+        return True
+
+
 class Lane:
     """The part itself. It is what its ``carrier`` needs of its daemon, and what understands the
     records of ``exchange``.
@@ -138,8 +167,8 @@ class Lane:
         self._action: Action = Nothing("")
         self._work: asyncio.Task[None] | None = None
         self._seen: Now | None = None
-        self._hindered = "", 0.0
-        self._hand_again_at = now
+        self._again = Again()
+        self._meter = Meter()
         self._kept_at = now
 
     async def run(self) -> None:
@@ -214,8 +243,17 @@ class Lane:
 
         :raises ThicketError: it cannot be made or is not for this node.
         """
-        await self._taker.take(path, offer, patch)
-        self._wake.set()
+        try:
+            await self._taker.take(path, offer, patch, self._make)
+        finally:
+            self.rollout.making = None
+            self._wake.set()
+
+    def _make(self, work: Work) -> None:
+        """The bundle is made so far."""
+        if self.rollout.making is None:
+            self._wake.set()  # the others are told at once
+        self.rollout.making = work
 
     # -- for the exchange, see exchange.Recorder
 
@@ -267,11 +305,27 @@ class Lane:
     def status(self) -> dict[str, Any]:
         """Return the rollout for programs, see :func:`thicket.update.show.document`."""
         facts = self._facts()
-        return show.NOTHING if facts is None else show.document(facts)
+        if facts is None:
+            return show.NOTHING
+        return show.document(facts, mine(facts, self._here(facts.now)))
 
     def table(self) -> dict[str, Any]:
         """Return the rollout for people, see :func:`thicket.update.show.table`."""
         return show.table(self._facts())
+
+    def pending(self) -> list[str]:
+        """Return the nodes that are connected and do not follow the newest order yet."""
+        facts = self._facts()
+        return [] if facts is None else pending(facts)
+
+    async def followed(self, until: float) -> None:
+        """Wait until all nodes that are connected follow the newest order.
+
+        :param until: when to give up, by the clock that only goes forward.
+        """
+        while self.pending() and (left := until - time.monotonic()) > 0:
+            self.reports.news.clear()
+            await wait(self.reports.news, left)
 
     # -- a step
 
@@ -300,8 +354,8 @@ class Lane:
             self._publish(self.reports.publish(step.tell, credentials, now))
         self._act(step.action)
         lost = handed and not look.ready and self.carrier.newest is newest
-        if lost and isinstance(step.action, Fetch) and now >= self._hand_again_at:
-            self._hand_again_at = now + AGAIN
+        self._measure(now)
+        if lost and isinstance(step.action, Fetch) and self._again.may_hand(now):
             self.carrier.hand_again()
         if now - self._kept_at > KEEP:
             await self.keep_what_is_known()
@@ -352,7 +406,7 @@ class Lane:
                 again = rollout.journal.enter(Phase.NONE)._replace(tries=tries)
                 await self._keep(rollout.follow(again))
             elif code in LATER:
-                self._hindered = words, time.monotonic() + AGAIN
+                self._again.hinder(words, time.monotonic())
                 await self._keep(rollout.follow(rollout.journal.enter(Phase.NONE)))
             else:
                 await self._keep(rollout.not_installed(words, self._order(offer)))
@@ -383,8 +437,7 @@ class Lane:
         """Return the facts of a step."""
         shared, carrier = self._shared, self.carrier
         found = shared.standing.clock().now
-        words, until = self._hindered
-        hindered = words if now < until else ""
+        hindered = self._again.hindered(now)
         return Now(
             look.node,
             look.slot,
@@ -415,7 +468,37 @@ class Lane:
             now,
             seen.minute,
             seen.ready,
-            order=self._order(seen.offer),
+            self.rollout.rejection(seen.offer, self._order(seen.offer)),
+            self._order(seen.offer),
+        )
+
+    @property
+    def _working(self) -> Work | None:
+        """What is made, checked or written now."""
+        return self.rollout.making or self.rollout.installing
+
+    def _measure(self, now: float) -> None:
+        """Look how far it is, for the rate."""
+        work = self._working
+        if work is None:
+            self._meter.add(now, self.carrier.here[0], self.carrier.identifier)
+        elif work.measured:
+            self._meter.add(now, work.done, work.stage)
+
+    def _here(self, now: float) -> Here:
+        """Return what only this node knows of its part."""
+        self._measure(now)
+        work, fetched = self._working, self.carrier.here
+        total = work.total if work is not None and work.measured else fetched[1]
+        return Here(
+            self.rollout.own.newest,
+            self.rollout.journal,
+            fetched,
+            work,
+            self._meter.rate(now),
+            self._meter.left(now, total),
+            bool(self._again.hindered(now)),
+            self._shared.host.settings.update.health_time,
         )
 
     def _order(self, offer: Offer) -> Order | None:

@@ -186,6 +186,25 @@ class Stand(NamedTuple):
     stage: Stage = Stage.NONE
 
 
+class Work(NamedTuple):
+    """What this node does for an update now, and how far that is.
+
+    :ivar done: of ``total``.
+    :ivar total: bytes of all where they are known (``measured``), else any number.
+    :ivar measured: whether ``done`` and ``total`` are bytes that take about the same time each.
+    """
+
+    stage: Stage = Stage.NONE
+    done: int = 0
+    total: int = 0
+    measured: bool = False
+
+    @property
+    def part(self) -> int:
+        """How much is done, in thousandths; less than ``WHOLE``, as it ends with the next state."""
+        return min(WHOLE * self.done // self.total, WHOLE - 1) if self.total else 0
+
+
 class Progress(NamedTuple):
     """One record.
 

@@ -20,6 +20,7 @@ what it has, and gets what it lacks.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import IntEnum
 from hashlib import sha256
@@ -119,6 +120,7 @@ class Reports:
     :ivar authors: who has signed what.
     :ivar orders: the newest order for each offer (empty for any).
     :ivar counters: items that were not taken, by reason.
+    :ivar news: set when a record or an order is new.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Reports:
         self.authors = Authors(fleet, rules, verify=verify)
         self.orders: dict[bytes, Kept] = {}
         self.counters: dict[str, int] = {}
+        self.news = asyncio.Event()
         self._fleet = fleet
         self._rules = rules
         self._control = control
@@ -246,6 +249,8 @@ class Reports:
             taken.answer.extend(self._lacking(summary))
         if wanted:
             taken.answer.append(_item(Item.WANT, b"".join(sorted(wanted))))
+        if changed:
+            self.news.set()
         return taken._replace(changed=changed)
 
     def _on_sealed(

@@ -44,6 +44,9 @@ LOST: Final = 3600.0
 SETTLE: Final = 60.0
 """Seconds after its start in which a node only listens: what others know has to reach it."""
 
+HEARD: Final = 120.0
+"""Seconds after which of a silent node is told for how long it was not heard of."""
+
 NEVER: Final = float("inf")
 
 MOST_NAMED = 3
@@ -140,8 +143,8 @@ def decide(facts: Facts) -> Decision:
             return Decision(Verdict.ABORT, "told to go back to the version before")
     if running:
         return Decision(Verdict.DONE)
-    if words := unfit(node, offer):
-        return Decision(Verdict.REFUSE, words)
+    if misfit := unfit(node, offer):
+        return Decision(Verdict.REFUSE, misfit.words)
     if told == "abort":
         return Decision(Verdict.ABORT, "told not to take it")
     if facts.rejected:
@@ -169,16 +172,36 @@ def runs(node: Node, offer: Offer) -> bool:
     return node.version == offer.bundle.version and node.compatible == offer.bundle.compatible
 
 
-def unfit(node: Node, offer: Offer) -> str:
-    """Return why what is offered is not for this node; empty if it is."""
+class Misfit(NamedTuple):
+    """Why an offer is not for this node.
+
+    :ivar words: the reason, for everybody.
+    :ivar remedy: what a person can do about it.
+    """
+
+    words: str
+    remedy: str
+
+
+def unfit(node: Node, offer: Offer) -> Misfit | None:
+    """Return why what is offered is not for this node; None if it is."""
     bundle = offer.bundle
     if bundle.compatible != node.compatible:
-        return f"it is for {bundle.compatible}, and this node is {node.compatible}"
+        return Misfit(
+            f"it is for {bundle.compatible}, and this node is {node.compatible}",
+            f"nothing; what this node is to get, offer for {node.compatible} beside it",
+        )
     if bundle.epoch < node.epoch:
-        return f"its security epoch is {bundle.epoch}, and here {node.epoch} is in force"
+        return Misfit(
+            f"its security epoch is {bundle.epoch}, and here {node.epoch} is in force",
+            "offer a version that was built with this epoch or a higher one",
+        )
     if offer.number < node.made:
-        return f"it was offered before the version that runs here ({node.version}) was made"
-    return ""
+        return Misfit(
+            f"it was offered before the version that runs here ({node.version}) was made",
+            "to have the older version take its place, offer it anew (`thicket update offer`)",
+        )
+    return None
 
 
 def closed(plan: Plan, minute: int | None) -> str:
@@ -310,6 +333,21 @@ def look(facts: Facts) -> View:
         blocks.append(tuple(blocking))
         age = None if blocking else next_age
     return View(waves, seen, tuple(blocks), tuple(opened), stopped, untried)
+
+
+def pending(facts: Facts) -> list[str]:
+    """Return the nodes that were heard of just now and do not follow the newest order yet."""
+    order, offer = facts.order, identifier(facts.offer)
+    if order is None:
+        return []
+    found = [facts.node.name]
+    found += [name for name, silent in sorted(facts.members.items()) if silent < HEARD]
+    records = {name: entry.record for name, entry in facts.records.items()}
+    return [
+        name
+        for name in dict.fromkeys(found)
+        if name not in records or records[name].offer != offer or records[name].order < order.number
+    ]
 
 
 def see(facts: Facts) -> dict[str, Seen]:
@@ -448,12 +486,12 @@ def listed(words: list[str]) -> str:
 def state_of(seen: Seen) -> str:
     """Return in a few words how far a node is."""
     record = seen.record
-    silent = "" if seen.silent < 120 else ", " + heard(seen.silent)
+    silent = "" if seen.silent < HEARD else ", " + heard(seen.silent)
     if record is None:
         return "says nothing of it" if not silent else silent[2:]
     if record.state is State.DONE and not record.well:
         return f"done, to be well for longer{silent}"
-    return record.state.name.lower() + silent
+    return record.called + silent
 
 
 def heard(silent: float) -> str:

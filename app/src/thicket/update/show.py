@@ -6,9 +6,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from thicket.base.units import time_text
 from thicket.update.offer import Offer, Order
-from thicket.update.progress import MOST_NODES, WHOLE, Entry, State
-from thicket.update.rollout import Facts, Seen, View, heard, look
+from thicket.update.progress import (
+    LOST,
+    MOST_NODES,
+    SILENT,
+    WHOLE,
+    Entry,
+    Progress,
+    Stage,
+    State,
+    called,
+)
+from thicket.update.rollout import HEARD, Facts, Seen, View, heard, look
 
 BAR = 10
 """Characters of a bar."""
@@ -30,37 +41,47 @@ _ORDER: Final = (
     State.INSTALLING,
     State.DONE,
 )
-"""The worst first; None for a node that says nothing."""
+"""The worst first; None for a node that says nothing. States of newer nodes come last."""
 
 _SHARE: Final = {
-    State.FETCHING: (0, 40),
-    State.READY: (40, 0),
-    State.WAITING: (40, 0),
-    State.INSTALLING: (40, 30),
-    State.RESTARTING: (70, 0),
-    State.TRIAL: (80, 0),
-    State.DONE: (90, 10),
+    (State.OFFERED, Stage.NONE): (0, 0),
+    (State.FETCHING, Stage.NONE): (0, 30),
+    (State.FETCHING, Stage.MAKING): (30, 10),
+    (State.FETCHING, Stage.CHECKING): (40, 0),
+    (State.READY, Stage.NONE): (40, 0),
+    (State.WAITING, Stage.NONE): (0, 40),
+    (State.PAUSED, Stage.NONE): (0, 40),
+    (State.INSTALLING, Stage.CHECKING): (40, 5),
+    (State.INSTALLING, Stage.NONE): (45, 25),
+    (State.RESTARTING, Stage.NONE): (70, 0),
+    (State.TRIAL, Stage.NONE): (80, 0),
+    (State.DONE, Stage.NONE): (90, 10),
 }
-"""Percent of the whole way: at the beginning of a state, and within it."""
+"""Percent of the whole way: at the beginning of a state or its stage, and within it."""
+
+_WORK: Final = (State.FETCHING, State.INSTALLING)
+"""States of which people are told how much of their work, or of its stage, is done."""
 
 
 class Line(NamedTuple):
     """What is known of one node.
 
     :ivar wave: number of its wave, 0 for a canary; None for a node that is in none.
-    :ivar state: in lower case: one of ``progress.State``, ``lost`` or ``silent``.
-    :ivar percent: of the whole way, from 0 to 100.
+    :ivar state: one of ``progress.NAMES``, or what :func:`.progress.called` makes of a newer one.
+    :ivar percent: of the whole way, from 0 to 100; None where it is not on it, or does not tell.
     :ivar age: seconds since it is in this state; None where that is not known.
     :ivar heard: seconds since it was heard of; None if it never was.
+    :ivar part: percent of the work of its state that is done; None for states without.
     """
 
     node: str
     wave: int | None
     state: str
-    percent: int
+    percent: int | None
     age: int | None
     heard: int | None
     why: str
+    part: int | None = None
 
 
 def lines(facts: Facts) -> list[Line]:
@@ -73,30 +94,55 @@ def _lines(view: View, records: Mapping[str, Entry], now: float) -> list[Line]:
     found: list[tuple[tuple[int, int, str], Line]] = []
     for name, seen in view.seen.items():
         line = _line(name, waves.get(name), seen, records.get(name), now)
-        rank = -1 if seen.lost else _ORDER.index(None if seen.record is None else seen.record.state)
-        found.append(((rank, line.percent, name), line))
+        found.append(((_rank(seen), line.percent or 0, name), line))
     return [line for _, line in sorted(found)]
+
+
+def _rank(seen: Seen) -> int:
+    if seen.lost:
+        return -1
+    state = None if seen.record is None else seen.record.state
+    return _ORDER.index(state) if state in _ORDER else len(_ORDER)
+
+
+def percent_of(record: Progress) -> int | None:
+    """Return how much of the whole way a node has behind it, in percent.
+
+    None where it is not on the way, and where it does not tell.
+    """
+    state, done = record.state, record.done
+    if state is State.WAITING and not done:
+        done = WHOLE  # nodes of older versions do not tell it, and mostly have the bundle
+    if state is State.PAUSED and not done:
+        return None
+    share = _SHARE.get((state, record.stage)) or _SHARE.get((state, Stage.NONE))
+    return None if share is None else share[0] + share[1] * done // WHOLE
+
+
+def _part_of(record: Progress) -> int | None:
+    return 100 * record.done // WHOLE if record.state in _WORK else None
 
 
 def _line(name: str, wave: int | None, seen: Seen, entry: Entry | None, now: float) -> Line:
     silent = None if seen.silent == float("inf") else int(seen.silent)
     record = seen.record
     if record is None:
-        return Line(name, wave, "silent", 0, None, silent, "says nothing of this offer")
-    start, part = _SHARE.get(record.state, (0, 0))
-    percent = start + part * record.done // WHOLE
+        return Line(name, wave, SILENT, None, None, silent, "says nothing of this offer")
+    percent = percent_of(record)
     age = record.age + (0 if entry is None else int(now - entry.heard))
     if seen.lost:
         words = f"has begun, and was {heard(seen.silent)}"
-        return Line(name, wave, "lost", percent, age, silent, words)
+        return Line(name, wave, LOST, percent, age, silent, words)
     why = record.why
     if record.state is State.DONE and not record.well and not why:
         why = "to be well for longer"
-    return Line(name, wave, record.state.name.lower(), percent, age, silent, why)
+    return Line(name, wave, record.called, percent, age, silent, why, _part_of(record))
 
 
-def bar(percent: int) -> str:
-    """Return a bar with its number: ``[####      ]  40 %``."""
+def bar(percent: int | None) -> str:
+    """Return a bar with its number: ``[####      ]  40 %``; ``-`` where there is none."""
+    if percent is None:
+        return "-"
     full = BAR * percent // 100
     return f"[{'#' * full}{' ' * (BAR - full)}] {percent:3} %"
 
@@ -107,10 +153,10 @@ def rows(found: list[Line]) -> list[list[str]]:
         [
             line.node,
             "-" if line.wave is None else ("canary" if line.wave == 0 else str(line.wave)),
-            line.state,
+            line.state if line.part is None else f"{line.state} {line.part} %",
             bar(line.percent),
             _time(line.age),
-            "now" if line.heard is not None and line.heard < 120 else _time(line.heard),
+            "now" if line.heard is not None and line.heard < HEARD else _time(line.heard),
             line.why,
         ]
         for line in found
@@ -120,8 +166,8 @@ def rows(found: list[Line]) -> list[list[str]]:
 def headline(facts: Facts, found: list[Line]) -> str:
     """Return the rollout in one line: what is offered, how many have it, and what holds it up."""
     offer = facts.offer
-    done = sum(line.state == "done" for line in found)
-    failed = sum(line.state in ("failed", "lost") for line in found)
+    done = sum(line.state == called(State.DONE) for line in found)
+    failed = sum(line.state in (called(State.FAILED), LOST) for line in found)
     what = f"{offer.bundle.application} " if offer.bundle.application else "version "
     words = f"{what}{offer.bundle.version}: {done} of {len(found)} nodes have it"
     if failed:
@@ -132,7 +178,13 @@ def headline(facts: Facts, found: list[Line]) -> str:
     return words + (f"; {stopped}" if stopped else "")
 
 
-NOTHING: Final[dict[str, Any]] = {"offer": None, "order": None, "stopped": None, "nodes": []}
+NOTHING: Final[dict[str, Any]] = {
+    "offer": None,
+    "order": None,
+    "stopped": None,
+    "mine": None,
+    "nodes": [],
+}
 """The document where there is no offer."""
 
 
@@ -147,25 +199,31 @@ def table(facts: Facts | None) -> dict[str, Any]:
     return {"headline": headline(facts, found), "heads": HEADS, "rows": rows(found)}
 
 
-def document(facts: Facts) -> dict[str, Any]:
+def document(facts: Facts, mine: NamedTuple | None = None) -> dict[str, Any]:
     """Return the same for programs (``thicket update status --json``).
 
     The members: ``offer`` (``identifier``, ``number``, ``version``, ``epoch``, ``compatible``,
     ``application``, ``size``), ``order`` (``number``, ``order``, or None), ``stopped`` (words, or
-    None), and ``nodes``, a list with the members of :class:`Line`.
+    None), ``mine`` and ``nodes``, a list with the members of :class:`Line`.
+
+    :param mine: what this node does about it, see :class:`.mine.Mine`; None where it is not known.
     """
     found = lines(facts)
     return {
         "offer": _offer(facts.offer),
         "order": _order(facts.order),
         "stopped": look(facts).stopped or None,
+        "mine": None if mine is None else mine._asdict(),
         "nodes": [line._asdict() for line in found[:MOST_NODES]],
     }
 
 
 def from_document(members: dict[str, Any]) -> list[Line]:
-    """Return the lines of a document that a node has sent."""
-    return [Line(**one) for one in members["nodes"]]
+    """Return the lines of a document that a node has sent, of whatever version."""
+    return [
+        Line(**{name: value for name, value in one.items() if name in Line._fields})
+        for one in members["nodes"]
+    ]
 
 
 def _offer(offer: Offer) -> dict[str, Any]:
@@ -186,9 +244,4 @@ def _order(order: Order | None) -> dict[str, Any] | None:
 
 
 def _time(seconds: int | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+    return "-" if seconds is None else time_text(seconds)

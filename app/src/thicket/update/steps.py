@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from thicket.update.journal import Journal, Phase
 from thicket.update.offer import Offer, Order
-from thicket.update.progress import WHOLE, Entry, Own, Progress, Stand, State, short
+from thicket.update.progress import WHOLE, Entry, Own, Progress, Stand, State, Work, short
 from thicket.update.rollout import Decision, Facts, Node, Verdict, closed, decide, identifier
 
 
@@ -78,6 +78,11 @@ class Now(NamedTuple):
     healthy: bool = True
     time: int = 0
 
+    @property
+    def here(self) -> int:
+        """How far the bundle is here, in thousandths: whole, or three quarters with the patch."""
+        return WHOLE if self.ready else self.fetched * 3 // 4
+
 
 class Step(NamedTuple):
     """What follows from a step.
@@ -106,22 +111,24 @@ class Rollout:
 
     :param own: makes its records.
     :param journal: as :func:`thicket.update.journal.after_restart` returned it.
-    :ivar installing: how much is written, in thousandths; None while nothing is.
+    :ivar making: how far the bundle is made from the patch; None while none is.
+    :ivar installing: how far the installation is; None while there is none.
     """
 
     def __init__(self, own: Own, journal: Journal) -> None:
         self.own = own
         self.journal = journal
-        self.installing: int | None = None
+        self.making: Work | None = None
+        self.installing: Work | None = None
         self._since: float | None = None
         self._held: tuple[bytes, bool] = b"", True
         self._well: float | None = None
 
     # -- what came of an action
 
-    def progress(self, done: int) -> None:
-        """So much of the bundle is installed, in thousandths."""
-        self.installing = min(done, WHOLE - 1)
+    def progress(self, work: Work) -> None:
+        """The installation is so far."""
+        self.installing = work
 
     def follow(self, journal: Journal) -> Journal:
         """An action has ended, or something was seen to have happened; return the journal to keep.
@@ -179,6 +186,7 @@ class Rollout:
         ours = journal.offer == identifier(offer)
         state = State.WAITING
         action: Action = Nothing(f"version {journal.version} is at it")
+        work = Work() if self.installing is None else self.installing
         if journal.phase is Phase.BEGUN and self.installing is not None:
             state = State.INSTALLING
         elif journal.phase is Phase.ARMED:
@@ -193,7 +201,10 @@ class Rollout:
             return None
         if not ours:
             return action, Stand(identifier(offer), State.WAITING, 0, f"{journal.version} first")
-        return action, Stand(identifier(offer), state, self.installing or 0, journal.why)
+        stand = Stand(identifier(offer), state, 0, journal.why)
+        if state is State.INSTALLING:
+            stand = stand._replace(done=work.part, stage=work.stage)
+        return action, stand
 
     def _decided(self, now: float, offer: Offer, facts: Now) -> tuple[Action, Stand]:
         decision = self._decide(now, offer, facts)
@@ -212,7 +223,7 @@ class Rollout:
             other = "B" if facts.slot == "A" else "A"
             self._enter(offer, Phase.BEGUN, other, facts)
             self.journal = self.journal._replace(order=number)
-            self.installing = 0
+            self.installing = Work()
             return Install(offer), Stand(identifier(offer), State.INSTALLING)
         if verdict is Verdict.FETCH:
             return self._fetch(offer, facts)
@@ -222,18 +233,31 @@ class Rollout:
             return Nothing(why), Stand(identifier(offer), State.FAILED, 0, why)
         if verdict is Verdict.REFUSE and self.journal.phase is Phase.LEFT:
             state = State.ABORTED
-        return Nothing(why), Stand(identifier(offer), state, 0, why)
+        # 0 is said by nodes that do not tell it.
+        here = max(1, facts.here) if state in (State.WAITING, State.PAUSED) else 0
+        return Nothing(why), Stand(identifier(offer), state, here, why)
 
     def _fetch(self, offer: Offer, facts: Now) -> tuple[Action, Stand]:
         if facts.trouble:
             # It is tried again: room may be made.
             return Fetch(offer), Stand(identifier(offer), State.REFUSED, 0, facts.trouble)
+        if self.making is not None:
+            made = self.making
+            stand = Stand(identifier(offer), State.FETCHING, made.part, stage=made.stage)
+            return Fetch(offer), stand
         state = State.FETCHING if facts.fetched else State.OFFERED
         return Fetch(offer), Stand(identifier(offer), state, min(facts.fetched, WHOLE - 1))
 
+    def rejection(self, offer: Offer, order: Order | None) -> str:
+        """Return why the node does not try a bundle again; empty if it may.
+
+        :param order: the newest one about the offer.
+        """
+        resumed = order.number if order is not None and order.order == "resume" else 0
+        return self.journal.rejection(offer.bundle.sha256, resumed)
+
     def _decide(self, now: float, offer: Offer, facts: Now) -> Decision:
         order = facts.order
-        resumed = order.number if order is not None and order.order == "resume" else 0
         held = bool(closed(offer.plan, facts.minute)) or (
             order is not None and order.order != "resume"
         )
@@ -250,7 +274,7 @@ class Rollout:
                 self._since,
                 facts.minute,
                 facts.ready,
-                self.journal.rejection(offer.bundle.sha256, resumed),
+                self.rejection(offer, order),
                 order,
                 self.journal.order if self.journal.offer == identifier(offer) else 0,
             )

@@ -31,6 +31,7 @@ from thicket.base.files import (
     sync_folder,
     write_atomically,
 )
+from thicket.base.units import size_text
 from thicket.trust import cms
 from thicket.update.offer import CHUNK, Patch
 
@@ -298,16 +299,16 @@ class Store:
         if kept - own + patch.size > MOST_BYTES:
             raise StoreError(
                 NO_ROOM,
-                f"patches take {kept - own >> 20} MiB on /data already, and {MOST_BYTES >> 20} MiB "
-                "are allowed: an offer of fewer or smaller patches helps",
+                f"patches take {size_text(kept - own)} on /data already, and "
+                f"{size_text(MOST_BYTES)} are allowed: an offer of fewer or smaller patches helps",
             )
         free = found.f_bavail * found.f_frsize
         needed = max(0, patch.size - own) + patch.chunk_count * HASH + _SPARE + RESERVE
         if free < needed:
             raise StoreError(
                 NO_ROOM,
-                f"/data has {free >> 20} MiB free, and a patch of {mebibytes(patch.size)} MiB "
-                f"needs {mebibytes(needed)} MiB: remove something from /data, or use a larger card",
+                f"/data has {size_text(free)} free, and a patch of {size_text(patch.size)} "
+                f"needs {size_text(needed)}: remove something from /data, or use a larger card",
             )
 
 
@@ -343,11 +344,6 @@ def allocated(path: str) -> int:
         return os.stat(path).st_blocks * 512
     except OSError:
         return 0
-
-
-def mebibytes(size: int) -> str:
-    """Return a size in MiB."""
-    return f"{size / (1 << 20):.1f}"
 
 
 def _failed(error: OSError) -> StoreError:

@@ -16,6 +16,7 @@ from thicket.base.files import entries, opened, remove
 from thicket.update.apply import NEW
 from thicket.update.journal import Journal
 from thicket.update.offer import Offer, Patch
+from thicket.update.progress import Stage, Work
 from thicket.update.rollout import Node
 
 SPOILT = "spoilt"
@@ -42,6 +43,11 @@ def judge_fault(path: str, digest: str, error: ThicketError) -> ThicketError:
         pass  # it cannot be read
     remove(path)
     return TakerError(SPOILT, "the card has damaged what was made of the patch: it is made anew")
+
+
+def making(follow: Callable[[Work], None], done: int, total: int) -> None:
+    """Tell how far the bundle is made, by the work of :func:`thicket.update.rebuild.rebuild`."""
+    follow(Work(Stage.MAKING, done, total))
 
 
 def sweep(folder: str, begin: str, end: str, wanted: str) -> None:
@@ -79,15 +85,20 @@ class Taker(Protocol):
     async def look(self, offer: Offer | None, journal: Journal) -> Look:
         """Look at what runs here, and remove what is not needed any more."""
 
-    async def take(self, path: str, offer: Offer, patch: Patch) -> None:
-        """Make what is offered from a patch that is here as a whole, and judge it."""
+    async def take(
+        self, path: str, offer: Offer, patch: Patch, follow: Callable[[Work], None]
+    ) -> None:
+        """Make what is offered from a patch that is here as a whole, and judge it.
+
+        :param follow: called with how far that is.
+        """
 
     async def install(
-        self, offer: Offer, journal: Journal, follow: Callable[[int], None]
+        self, offer: Offer, journal: Journal, follow: Callable[[Work], None]
     ) -> Journal:
         """Put into place what :meth:`take` has made, and return the journal that follows.
 
-        :param follow: called with how much is done, in thousandths.
+        :param follow: called with how far that is.
         """
 
     async def go_back(self, journal: Journal) -> Journal | None:

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this node does about an offer, why, and what a person can do: in words, and as numbers.
+
+The others are told a state and a few words (:mod:`.progress`). A person at the node is told more:
+bytes, their rate and the time left where these are known, and the next thing to do.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from thicket.base.units import size_text, time_text
+from thicket.update import show
+from thicket.update.journal import UNDER_WAY, Journal
+from thicket.update.progress import WHOLE, Progress, Stage, State, Work
+from thicket.update.rollout import Facts, closed, host, identifier, look, unfit
+
+NOTHING: Final = "nothing: it goes on by itself"
+HARMLESS: Final = "nothing; without power it goes back to where it was, and begins anew"
+
+
+class Here(NamedTuple):
+    """What only this node knows of its part.
+
+    :ivar record: the newest that it has told; None if it has not told any.
+    :ivar fetched: bytes of its patch that are here, and of the whole of it.
+    :ivar work: what it makes, checks or writes now.
+    :ivar rate: bytes a second of what is being done; None where that is not known.
+    :ivar left: seconds until that is done; None where that is not known.
+    :ivar later: what hinders it is looked at again by itself.
+    :ivar health: seconds for which a new version is on trial.
+    """
+
+    record: Progress | None
+    journal: Journal = Journal()
+    fetched: tuple[int, int] = (0, 0)
+    work: Work | None = None
+    rate: float | None = None
+    left: float | None = None
+    later: bool = False
+    health: int = 0
+
+
+class Mine(NamedTuple):
+    """What this node does about an offer.
+
+    :ivar state: as in the table; empty where it has not looked at the offer yet.
+    :ivar percent: of the whole way; None where that says nothing.
+    :ivar words: what it does, or why it does nothing.
+    :ivar remedy: what a person can do, or why there is nothing to do; empty where all is done.
+    :ivar done: bytes that are done of ``size``; None where they are not known, as are the others.
+    :ivar rate: bytes a second.
+    :ivar left: seconds.
+    """
+
+    state: str
+    percent: int | None
+    words: str
+    remedy: str = ""
+    done: int | None = None
+    size: int | None = None
+    rate: int | None = None
+    left: int | None = None
+
+
+def mine(facts: Facts, here: Here) -> Mine:
+    """Return what this node does about the offer."""
+    record = here.record
+    if record is None or record.offer != identifier(facts.offer):
+        return Mine("", None, "it was offered just now", "ask again in some seconds")
+    record = _fresh(record, here)
+    words, remedy = _told(facts, here, record)
+    found = Mine(record.called, show.percent_of(record), words, remedy)
+    if record.stage is Stage.NONE and record.state is State.FETCHING:
+        done, size = here.fetched
+        found = found._replace(done=done, size=size)
+    elif here.work is not None and here.work.measured:
+        found = found._replace(done=here.work.done, size=here.work.total)
+    if found.size is not None and here.rate is not None:
+        left = None if here.left is None else int(here.left)
+        found = found._replace(rate=int(here.rate), left=left)
+    elif record.state is State.DONE and not record.well:
+        found = found._replace(left=_to_be_well(facts, record))
+    return found._replace(words=found.words + _measure(found))
+
+
+def _fresh(record: Progress, here: Here) -> Progress:
+    """Return the record with what has got on since it was told: that is done seldom."""
+    if here.work is not None and record.stage is here.work.stage:
+        return record._replace(done=here.work.part)
+    if record.state is State.FETCHING and record.stage is Stage.NONE and here.fetched[1]:
+        done, size = here.fetched
+        return record._replace(done=min(WHOLE * done // size, WHOLE - 1))
+    return record
+
+
+def _measure(found: Mine) -> str:
+    """Return sizes, rate and time left in words; empty where they are not known."""
+    words = ""
+    if found.size is not None and found.done is not None:
+        words = f": {size_text(found.done)} of {size_text(found.size)}"
+        if found.rate is not None:
+            words += f", {size_text(found.rate)}/s"
+    if found.left is not None:
+        words += f", {time_text(found.left)} left"
+    return words
+
+
+def _to_be_well(facts: Facts, record: Progress) -> int:
+    return facts.offer.plan.well * (WHOLE - record.done) // WHOLE
+
+
+def _told(facts: Facts, here: Here, record: Progress) -> tuple[str, str]:
+    """Return what the node does in words, and what a person can do."""
+    if record.stage is Stage.MAKING:
+        return "it makes the bundle from the patch and from what runs", NOTHING
+    if record.stage is Stage.CHECKING:
+        return "it compares the whole bundle with what was signed", NOTHING
+    bundle = facts.offer.bundle
+    resume = "`thicket update order resume" + (
+        f" {bundle.application}`" if bundle.application else "`"
+    )
+    match record.state:
+        case State.OFFERED:
+            words = "nothing of its patch is here yet: it comes from the nodes that are connected"
+            return words, "nothing; where it stays so, `thicket nodes` shows who is connected"
+        case State.FETCHING:
+            return "it gets the patch from the nodes that are connected", NOTHING
+        case State.READY:
+            return "it has the bundle, and listens for a minute to what the others tell", NOTHING
+        case State.WAITING:
+            return _waiting(facts, here, record, resume)
+        case State.INSTALLING:
+            place = "puts the application into place" if bundle.application else _slot(here)
+            return f"it {place}", HARMLESS
+        case State.RESTARTING:
+            return f"it restarts into slot {here.journal.slot}", NOTHING
+        case State.TRIAL:
+            words = "it runs on trial, and is kept when all that worked before has worked for"
+            return f"{words} {here.health} s without a break", "nothing; else it goes back"
+        case State.DONE:
+            return _done(record)
+        case State.FAILED:
+            again = f"then offer another version, or {resume} has it tried once more"
+            return f"it was left: {record.why}", f"find out why (`thicket status`); {again}"
+        case State.REFUSED:
+            return _refused(facts, here, record, resume)
+        case State.PAUSED:
+            return record.why, f"{resume} goes on"
+        case State.ABORTED:
+            return record.why, f"{resume} has it taken all the same"
+        case _:
+            return record.why, ""
+
+
+def _slot(here: Here) -> str:
+    return f"writes slot {here.journal.slot}; what runs is not touched"
+
+
+def _done(record: Progress) -> tuple[str, str]:
+    if record.well:
+        return record.why or "it runs here, and was well for as long as the plan asks", ""
+    if record.why:
+        return record.why, "`thicket status` says what does not work"
+    return "it runs here, and has to be well for as long as the plan asks", NOTHING
+
+
+def _waiting(facts: Facts, here: Here, record: Progress, resume: str) -> tuple[str, str]:
+    """Return why a node waits, and what a person can do."""
+    plan, view = facts.offer.plan, look(facts)
+    if here.journal.offer != record.offer and here.journal.phase in UNDER_WAY:
+        version = here.journal.version
+        return f"version {version} is under way here", f"nothing: it begins when {version} is done"
+    if view.stopped:
+        return record.why, f"offer another version, or {resume} goes on with this one"
+    if closed(plan, facts.minute):
+        if facts.minute is None:
+            clock = "give it the time (NTP, or a gateway that knows it)"
+            return record.why, f"{clock}, or offer it anew without `--window`"
+        return record.why, "nothing: it begins then; to begin now, offer it anew without `--window`"
+    known = {host(name) for name in view.seen}
+    if not isinstance(plan.canaries, int) and not known.issuperset(plan.canaries):
+        return record.why, "switch that node on, or offer it anew with other canaries"
+    return record.why, "nothing: it begins when these are well, or have been silent for an hour"
+
+
+def _refused(facts: Facts, here: Here, record: Progress, resume: str) -> tuple[str, str]:
+    """Return why a node does not install it, and what a person can do."""
+    misfit = unfit(facts.node, facts.offer)
+    if misfit is not None:
+        return record.why, misfit.remedy
+    if facts.rejected:
+        words = f"this bundle was tried here before and left: {record.why}"
+        return words, f"find out why (`thicket status`); {resume} has it tried once more"
+    if here.later:
+        return record.why, "it is tried again every minute"
+    return record.why, "make the offer anew (`thicket update offer`), with the whole bundle in it"
