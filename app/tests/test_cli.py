@@ -172,7 +172,21 @@ class TestShow:
             "acme, as 01236f44e3c6b802ee (by its chip), until 2026-11-25; 1 revoked"
         )
         assert facts["Slots"] == "A good and runs, B untried and to be tried"
+        assert "Update" not in facts, "a daemon of an older version tells nothing of it"
         assert "first peer 5.5 s" in facts["Since power-on"]
+
+    def test_updates_for_people(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        one = {"subject": "image/thicket-rpi64", "version": "2.0.0", "why": ""}
+        app = {"subject": "app/lamp", "version": "3.0", "state": "done", "percent": 100, "why": ""}
+        no = {"percent": None, "state": "refused", "why": "/data is full"}
+        daemon.status["updates"] = [{**one, "state": "making", "percent": 34}, {**one, **no}, app]
+        assert main(["status"]) == OK
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.partition(":")[2].strip() for line in lines if line[:7] == "Update:"] == [
+            "thicket-rpi64 2.0.0: making 34 %; `thicket update status`",
+            "thicket-rpi64 2.0.0: refused, /data is full; `thicket update status`",
+            "lamp 3.0: done 100 %",
+        ]
 
     def test_a_cluster_with_nothing_but_a_cookie_is_called_so(
         self, daemon: FakeDaemon, capsys: Capture

@@ -499,6 +499,14 @@ async def test_it_is_told_that_the_bundle_is_made(network: Network) -> None:
         await one.until(lambda: one.state() == "making", "the others hear of it")
         told = one.part.status()["rollout"]["mine"]
         assert (told["state"], told["percent"]) == ("making", 34)
+        (brief,) = one.part.brief()
+        assert brief == {
+            "subject": "image/thicket-rpi64",
+            "version": "2.0",
+            "state": "making",
+            "percent": 34,
+            "why": "",
+        }
         # Who is told to wait meanwhile has what it has.
         one.part.order(order(offer, "pause"))
         await one.until(lambda: one.state() == "paused", "it was told to wait")

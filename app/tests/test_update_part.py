@@ -36,10 +36,12 @@ from thicket.daemon import update_part
 from thicket.update import source as source_module
 from thicket.update import spread, web
 from thicket.update.carrier import GIVEN, QUEUED, UNWRITTEN, Carrier, Download
+from thicket.update.install import Progress
 from thicket.update.messages import Data, Get, Message, No, Piece
 from thicket.update.mine import Mine
 from thicket.update.offer import CHUNK, Offer, Patch, check_offer
 from thicket.update.section import UpdateSection
+from thicket.update.show import HEADS
 from thicket.update.source import UNREACHABLE, Answer, Source, SourceError, get
 from thicket.update.spread import AGAIN, ASSUMED, NEAR, OUTSIDE, Way
 from thicket.update.store import Store
@@ -744,3 +746,60 @@ def test_the_command_asks_the_daemon(
     assert "whole: 10 bytes, here\n  change of babababababa: 5 bytes, not here\n" in said
     for wrong in (["offer"], ["offer", "-x"], ["status", "all"], ["sign"]):
         assert main(["update", *wrong]) == USAGE
+
+
+def test_a_bar_without_a_terminal_has_no_control_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    going = [
+        Progress("checking", words="new.raucb"),
+        Progress("checking", 50, "2.0", "the whole bundle"),
+        Progress("writing", 0, "2.0"),
+        Progress("writing", 0, "2.0"),
+        Progress("writing", 40, "2.0", "Copying image to root.1"),
+        Progress("installed", 100, "2.0", "slot B: the next start tries it"),
+    ]
+    told = iter(going)
+    monkeypatch.setattr(
+        command,
+        "request",
+        lambda _socket, method, *_a, **_k: (
+            next(told)._asdict() if method == "update-progress" else None
+        ),
+    )
+    monkeypatch.setattr(command, "_LOOK", 0.0)
+    assert main(["update", "install", "new.raucb"]) == OK
+    said = capsys.readouterr().out
+    assert said.splitlines() == [
+        "checking new.raucb",
+        "[##########..........]  50 %  checking the whole bundle",
+        "[....................]   0 %  writing",
+        "[########............]  40 %  Copying image to root.1",
+        "version 2.0 is installed: slot B: the next start tries it",
+        "`reboot` starts it",
+    ]
+    assert all(one.isprintable() for one in said.splitlines())
+
+
+def test_who_has_not_followed_an_order_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = [f"n-{number:012x}" for number in range(7)]
+    answers = iter([silent[:1], silent, []])
+
+    def request(*_a: object, **_k: object) -> list[dict[str, object]]:
+        rows = [["n-1", "canary", "paused", "-", "5 s", "now", "told to wait"]]
+        return [{"headline": "h", "heads": HEADS, "rows": rows, "pending": next(answers)}]
+
+    monkeypatch.setattr(command, "request", request)
+    assert main(["update", "order", "pause"]) == OK
+    assert "1 node has not said yet to follow the order: n-000000000000; the table tells" in (
+        capsys.readouterr().out
+    )
+    assert main(["update", "order", "pause"]) == OK
+    assert "7 nodes have not said yet to follow the order: n-000000000000, " in (
+        said := capsys.readouterr().out
+    )
+    assert "n-000000000004 and 2 more; " in said
+    assert main(["update", "order", "pause"]) == OK
+    assert "yet" not in capsys.readouterr().out

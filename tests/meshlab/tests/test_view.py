@@ -179,6 +179,24 @@ def test_a_small_terminal_keeps_the_nodes_that_need_attention(make_lab: LabMaker
     assert "more (make the terminal higher)" in text
 
 
+def test_an_update_is_told_beside_the_nodes(make_lab: LabMaker) -> None:
+    lab = make_lab("line", 3)
+    told = [
+        {"version": "2.0.0", "state": "making", "percent": 34},
+        {"version": "2.0.0", "state": "refused", "percent": None},
+        {"version": "2.0.0", "state": "done", "percent": 100},
+    ]
+    for node, one in zip(lab.nodes.values(), told, strict=True):
+        assert node.status is not None
+        node.status["updates"] = [one]
+    assert [node.updates for node in lab.nodes.values()] == [
+        ["2.0.0: making 34 %"],
+        ["2.0.0: refused"],
+        [],
+    ]
+    assert "update to 2.0.0: making 34 %" in shown(lab)
+
+
 def test_leaving_is_shown(make_lab: LabMaker) -> None:
     lab = make_lab()
     lab.stopping = True

@@ -120,6 +120,7 @@ def status_text(doc: dict[str, Any]) -> str:
     facts.append(("Data", data["state"] + (f": {data['message']}" if data["message"] else "")))
     if doc["slots"]:
         facts.append(("Slots", ", ".join(slot_text(slot) for slot in doc["slots"])))
+    facts += [("Update", update_text(one)) for one in doc.get("updates", [])]
     if last is not None:
         facts.append(("Last restart", f"{last['words']} (this is start {last['run']})"))
     times = doc["times"]
@@ -153,6 +154,15 @@ def slot_text(slot: dict[str, Any]) -> str:
     if slot["trial"]:
         words.append("on trial" if slot["runs"] else "to be tried")
     return f"{slot['name']} {' and '.join(words)}"
+
+
+def update_text(update: dict[str, Any]) -> str:
+    """Return what this node does about an offer in one line."""
+    name = update["subject"].partition("/")[2]
+    percent = f" {update['percent']} %" if update["percent"] is not None else ""
+    why = f", {update['why']}" if update["why"] else ""
+    more = "" if (update["state"], percent) == ("done", " 100 %") else "; `thicket update status`"
+    return f"{name} {update['version']}: {update['state']}{percent}{why}{more}"
 
 
 def firewall_text(firewall: dict[str, Any]) -> str:

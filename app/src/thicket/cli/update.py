@@ -97,10 +97,11 @@ def _watch(control: str) -> dict[str, Any]:
 
 def text(progress: dict[str, Any]) -> str:
     """Return how an installation goes in one line."""
-    checks, percent = progress["state"] == "checking", progress["percent"]
-    words = f"checking {progress['words']}" if checks else progress["words"]
-    if checks and not percent:
-        return words
+    percent, words = progress["percent"], progress["words"] or progress["state"]
+    if progress["state"] == "checking":
+        words = f"checking {words}"
+        if not percent:
+            return words
     done = percent * 20 // 100
     return f"[{'#' * done}{'.' * (20 - done)}] {percent:3} %  {words}"
 
@@ -134,7 +135,8 @@ def _status(control: str, *, as_json: bool) -> int:
         print(f"slot {slot_line(slot)}")
     installation = answer["installation"]
     if installation is not None and installation["state"] != "none":
-        print(f"installation: {installation['state']}: {text(installation)}")
+        state = "" if installation["state"] == "checking" else f"{installation['state']}: "
+        print(f"installation: {state}{text(installation)}")
     for one, table in zip([answer, *answer["others"]], answer["tables"], strict=True):
         print("\n".join(["", *shown(one["spread"], one["rollout"]["mine"])]))
         if table["rows"]:

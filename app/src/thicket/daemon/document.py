@@ -142,6 +142,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
     session = live.cluster.session if live is not None else None
     passphrase = session.passphrase if session is not None else None
     applications = session.applications if session is not None else None
+    updates = session.updates if session is not None else None
     discovery = live.discovery.discovery if live is not None else None
     dns_sd = live.dns_sd.dns_sd if live is not None else None
     return {
@@ -150,6 +151,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         "slot": daemon.slot,
         "slots": daemon.update.status if daemon.update is not None else [],
         "installation": daemon.update.installation() if daemon.update is not None else None,
+        "updates": updates.brief() if updates is not None else [],
         "hostname": me.hostname if me is not None else "",
         "state": state(problems, radio["state"], mesh),
         "problems": problems,

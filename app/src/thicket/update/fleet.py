@@ -344,6 +344,11 @@ class FleetUpdate:
         """Return for programs what is offered; docs/node.md has the members."""
         return {**_status(self.own), "others": [_status(one) for one in self._others()]}
 
+    def brief(self) -> list[dict[str, Any]]:
+        """Return for the status document what this node does about each offer."""
+        found = (one.brief() for one in (self.own, *self._others()))
+        return [one for one in found if one is not None]
+
     def tables(self) -> list[dict[str, Any]]:
         """Return the rollouts for people, this node's image first."""
         return [self.own.table(), *(one.table() for one in self._others())]

@@ -313,6 +313,19 @@ class Lane:
         """Return the rollout for people, see :func:`thicket.update.show.table`."""
         return show.table(self._facts())
 
+    def brief(self) -> dict[str, Any] | None:
+        """Return what this node last told of itself, for the status document; None without it."""
+        newest, record = self.carrier.newest, self.rollout.own.newest
+        if newest is None or record is None or record.offer != newest.identifier:
+            return None
+        return {
+            "subject": self.subject,
+            "version": newest.offer.bundle.version,
+            "state": record.called,
+            "percent": show.percent_of(record),
+            "why": record.why,
+        }
+
     def pending(self) -> list[str]:
         """Return the nodes that are connected and do not follow the newest order yet."""
         facts = self._facts()

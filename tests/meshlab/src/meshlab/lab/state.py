@@ -139,6 +139,16 @@ class NodeState:
     def problems(self) -> list[str]:
         return [str(p.get("message", p)) for p in get_list(self.status, "problems")]
 
+    @property
+    def updates(self) -> list[str]:
+        """What it does about the updates that are offered and that it has not got yet."""
+        return [
+            f"{one.get('version')}: {one.get('state')}"
+            + (f" {one['percent']} %" if one.get("percent") is not None else "")
+            for one in get_list(self.status, "updates")
+            if (one.get("state"), one.get("percent")) != ("done", 100)
+        ]
+
     def time(self, what: str) -> float | None:
         """Return the guest's seconds since power-on at which it reached ``what``."""
         value = get(self.status, "times", what)

@@ -352,6 +352,8 @@ def _note(node: NodeState) -> Text:
         return Text(node.reason or "", "red")
     if node.problems:
         return Text("; ".join(node.problems), "red")
+    if node.updates:
+        return Text("update to " + "; ".join(node.updates), "cyan")
     if get(node.status, "identity", "software"):
         return Text("software identity", "yellow")
     return Text(f"on {node.host}" if node.host else "", "bright_black")
