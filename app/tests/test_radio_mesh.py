@@ -34,7 +34,7 @@ from thicket.radio.events import (
     ProblemSolved,
     RadioEvent,
 )
-from thicket.radio.inbox import Inbox
+from thicket.radio.inbox import Inbox, Signal
 from thicket.radio.kernel import Kernel
 from thicket.radio.mesh import Mesh
 from thicket.radio.nl80211 import Channel, Station
@@ -47,6 +47,9 @@ from thicket.radio.wpa import Control, ControlError, Event
 
 # Nothing here waits for the kernel or another process.
 pytestmark = pytest.mark.virtual_time
+
+LOOK_SECONDS = session.LOOK_SECONDS
+"""The product's own, which is shorter in these tests."""
 
 ADDRESS = IPv6Interface("fd12:3456:789a:1:0:6f44:e3c6:b802/64")
 SETTINGS = MeshSection({"id": "lab", "security": "open"})
@@ -1256,6 +1259,27 @@ async def test_neighbours_with_another_security_are_told_of_until_they_are_right
         ]  # fmt: skip
         world.heard = []
         await one.until(lambda: one.codes() == [], session.SURVEY_ALONE_SECONDS + 5.0)
+
+
+async def test_a_settled_session_wakes_up_once_in_four_seconds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LOOK_SECONDS", LOOK_SECONDS)
+    world.stations = [station()]
+    waits = 0
+    wait = session.next_item
+
+    async def counted(inbox: Inbox, seconds: float) -> Event | Signal | None:
+        nonlocal waits
+        waits += 1
+        return await wait(inbox, seconds)
+
+    async with running(world) as one:
+        await one.joined()
+        await asyncio.sleep(30.0)
+        monkeypatch.setattr(session, "next_item", counted)
+        await asyncio.sleep(64.0)
+        assert 15 <= waits <= 17, "the questions that are due come together"
 
 
 async def test_with_peers_the_look_for_other_meshes_is_rare_and_may_fail(world: World) -> None:

@@ -40,11 +40,11 @@ _ADDRESS_SECONDS = 6.0
 ADDRESS_LOOK_SECONDS = 1.0
 #: Seconds between two attempts with an address that another node has.
 _DUPLICATE_SECONDS = 60.0
-#: Seconds between two questions whether wpa_supplicant is alive. With HANG_SECONDS for the answer,
-#: one that hangs is found within 10 s.
+#: Seconds between two questions whether wpa_supplicant is alive. With PROMPT_SECONDS and
+#: HANG_SECONDS for the answer, one that hangs is found within 10 s.
 WATCHDOG_SECONDS = 4.0
 #: Seconds between two looks at neighbours that do not become peers.
-CARE_SECONDS = 15.0
+CARE_SECONDS = 16.0
 #: Seconds from joining to the first look for other meshes on the channel, and from one to the next:
 #: alone, where the reason may be found there, and with peers. One costs a frame of each node that
 #: hears it; the radio stays on its channel.
@@ -54,8 +54,11 @@ SURVEY_SECONDS = 600.0
 _SURVEY_MOST_SECONDS = 1.0
 #: Seconds between two questions to the kernel whether the interface is in the mesh: while it is,
 #: and while it is not.
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 4.0
 LOOK_OUTSIDE_SECONDS = 1.0
+#: What is due within this share of LOOK_SECONDS is done with what is due now: the node wakes up
+#: once for both.
+_TOGETHER = 0.125
 
 #: Mesh hops that a frame, and a management element, may take.
 _TTL = 31
@@ -188,7 +191,8 @@ class Session:
         look = 0.0
         while True:
             item = await self._next(min(watchdog, care, look, survey))
-            if item is Signal.LOOK or time.monotonic() >= look:
+            together = LOOK_SECONDS * _TOGETHER
+            if item is Signal.LOOK or time.monotonic() + together >= look:
                 self._check_membership()
                 inside = self._presence.inside
                 look = time.monotonic() + (LOOK_SECONDS if inside else LOOK_OUTSIDE_SECONDS)
@@ -201,13 +205,14 @@ class Session:
                 self._address.asked_peers = True
                 await self._take_address(again=True)
             now = time.monotonic()
-            if now >= watchdog:
+            soon = now + together
+            if soon >= watchdog:
                 await self._supplicant.control.command("PING")
                 watchdog = now + WATCHDOG_SECONDS
-            if now >= survey:
+            if soon >= survey:
                 await self._survey()
                 survey = now + (SURVEY_SECONDS if self._peers.macs else SURVEY_ALONE_SECONDS)
-            if now >= care:
+            if soon >= care:
                 await self._supplicant.control.attach()
                 care = now + CARE_SECONDS
                 self._stations.say(self._peers.forget_old(now))

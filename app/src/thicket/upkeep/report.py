@@ -41,22 +41,26 @@ _DATA = {
     "ram": "in memory only: lost when the device is switched off",
     "unknown": "not known",
 }
-#: Rewrites messages for a person with a shell on the node into ones for a person with its card.
-_FOR_CARD = tuple(
-    (re.compile(pattern), words)
-    for pattern, words in (
-        # files, by their names on the card
-        (r"(?<![\w.])/(?:[^\s:,;\"']*/)?(?:etc/thicket|boot)/thicket\.toml", "thicket.toml"),
-        (r"(?<![\w.])/(?:[^\s:,;\"']*/)?data/thicket/last-good\.toml", "the last good settings"),
-        (r"(?<![\w.])/(?:[^\s:,;\"']*/)?usr/share/thicket/thicket\.toml", "the image's defaults"),
-        # commands, replaced by what they would do
-        (r"; correct the file, then run `thicket reload`", "; correct thicket.toml on this card"),
-        (r",? or use `thicket config set [^`=]*`", ""),
-        (r"`thicket config set ([\w.]+)=([^`]*)`", r"\1 = \2 stands in thicket.toml"),
-        (r"`thicket config set ([^`]*)`", r"\1 in thicket.toml"),
-        (r"`thicket reload`", "starting the device again"),
-    )
+#: Rewrites messages for a person with a shell on the node into ones for a person with its card: a
+#: word without which there is nothing to rewrite (most messages have none of them), what is found
+#: and what stands there instead.
+_FOR_CARD = (
+    # files, by their names on the card
+    ("thicket.toml", r"{path}(?:etc/thicket|boot)/thicket\.toml", "thicket.toml"),
+    ("last-good", r"{path}data/thicket/last-good\.toml", "the last good settings"),
+    ("share", r"{path}usr/share/thicket/thicket\.toml", "the image's defaults"),
+    # commands, replaced by what they would do
+    (
+        "; correct",
+        r"; correct the file, then run `thicket reload`",
+        "; correct thicket.toml on this card",
+    ),
+    ("or use `", r",? or use `thicket config set [^`=]*`", ""),
+    ("=", r"`thicket config set ([\w.]+)=([^`]*)`", r"\1 = \2 stands in thicket.toml"),
+    ("config set", r"`thicket config set ([^`]*)`", r"\1 in thicket.toml"),
+    ("reload", r"`thicket reload`", "starting the device again"),
 )
+_PATH = r"(?<![\w.])/(?:[^\s:,;\"']*/)?"
 _COMMANDS = "Words like `thicket ...` are commands, for somebody who is logged in to a node."
 _DESK = "`thicket ca ...` is run on the computer that holds the fleet's authority."
 
@@ -116,7 +120,7 @@ def compose(doc: dict[str, Any]) -> str:
     lines += ["", "Problems"]
     told = [f"  - {p['part']} ({p['severity']}): {for_card(p['message'])}" for p in others]
     lines += told or ["  None."]
-    commands = re.findall(r"`thicket (\w+)", "\n".join(told))
+    commands = re.findall(r"`thicket (\w+)", "\n".join(told)) if told else []
     if commands:
         lines.append("")
         lines += [_COMMANDS] if any(word != "ca" for word in commands) else []
@@ -127,8 +131,9 @@ def compose(doc: dict[str, Any]) -> str:
 
 def for_card(message: str) -> str:
     """Return a message in words for a person who has the card, but no shell."""
-    for pattern, words in _FOR_CARD:
-        message = pattern.sub(words, message)
+    for mark, pattern, words in _FOR_CARD:
+        if mark in message:  # compiling a pattern costs more than all the rest of a report
+            message = re.sub(pattern.replace("{path}", _PATH), words, message)
     return message
 
 
