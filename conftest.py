@@ -4,9 +4,27 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from host.cache import cache_root
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep what is compiled of the tests' files, in the cache.
+
+    pytest gives their assertions words, which costs each worker more than all the rest of its
+    start. What a test imports later is not kept: it may be a file that the test has just made.
+    """
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    sys.pycache_prefix, sys.dont_write_bytecode = str(cache_root() / "bytecode"), False
+    try:
+        return (yield)
+    finally:
+        sys.pycache_prefix, sys.dont_write_bytecode = before
 
 
 @pytest.fixture(scope="session", autouse=True)

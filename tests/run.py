@@ -78,12 +78,14 @@ class Part:
         return not self.fault and not self.count("failed")
 
 
-def workers() -> int:
-    """Return how many unit tests, or meshes, run at a time.
+def workers(part: str) -> int:
+    """Return how many tests of a part run at a time.
 
-    Both wait for a part of their time: with more than there are cores, these are busy.
+    All wait for a part of their time: with more than there are cores, these are busy. Those on
+    running nodes wait for most of it: for what takes a node a while, for a place for their mesh.
     """
-    return 2 * len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    return 5 * cores // 2 if part == "mesh" else 2 * cores
 
 
 # -- reading what was written
@@ -126,6 +128,21 @@ def _case(element: ET.Element) -> Case:
 
 
 # -- running
+
+
+@contextlib.contextmanager
+def compiled(environment: dict[str, str]) -> Iterator[None]:
+    """Have the unit tests compiled meanwhile, once for all workers (conftest.py keeps it)."""
+    words = ["-m", "not lab", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    with subprocess.Popen(
+        tied([sys.executable, "-m", "pytest", *words]),
+        cwd=TOP,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ):
+        yield
 
 
 def run_lint(environment: dict[str, str]) -> Part:
@@ -209,10 +226,10 @@ def pytest_words(part: str, tests: Sequence[str], options: Sequence[str]) -> lis
     """Return the arguments of pytest for the part ``unit``, ``mesh`` or ``soak``."""
     marks = {"unit": "not lab", "mesh": "lab", SOAK: SOAK}
     if part == "unit":
-        words = ["-q", "-n", str(workers()), "--dist", "worksteal"]
+        words = ["-q", "-n", str(workers(part)), "--dist", "worksteal"]
     else:
         # One line for each test: it takes seconds, of which a dot would say little.
-        words = ["-v", "-n", str(workers()), "--dist", "loadgroup"]
+        words = ["-v", "-n", str(workers(part)), "--dist", "loadgroup"]
     words += ["-m", marks[part]]
     if part != "unit" and not tests:
         tests = ["tests/mesh", "tests/firmware", *(["app/tests"] if part == SOAK else [])]
@@ -239,7 +256,10 @@ def run(
     for name in parts:
         with timed(name) as seconds:
             if name == "lint":
-                part = run_lint(environment)
+                # It leaves a core idle. Who names tests has few of them compiled.
+                beside = compiled if "unit" in parts and not tests else contextlib.nullcontext
+                with beside(environment):
+                    part = run_lint(environment)
             else:
                 words = pytest_words(name, tests, options)
                 none_is_right = bool(tests or options)
@@ -329,7 +349,7 @@ def one_core() -> Iterator[None]:
 @contextlib.contextmanager
 def second_copy() -> Iterator[None]:
     """Run the unit tests over and over beside the tests."""
-    words = ["-m", "not lab", "-q", "-n", str(workers()), "-p", "no:cacheprovider"]
+    words = ["-m", "not lab", "-q", "-n", str(workers("unit")), "-p", "no:cacheprovider"]
     with _over_and_over(
         lambda: subprocess.Popen(
             tied([sys.executable, "-m", "pytest", *words]),

@@ -23,6 +23,8 @@ BOOT = 900.0
 """Seconds within which a node must answer on a busy host that emulates it."""
 TOML = '[mesh]\nid = "boot-test"\n[update]\nhealth_time = 600\n'
 """No slot is well by itself while a test looks at it, however slow the host."""
+PANIC_SOON = "echo 1 >/proc/sys/kernel/panic"
+"""Has a panic restart after a second; the overlay's sysctl.conf has devices wait for ten."""
 
 
 class Device:
@@ -49,7 +51,8 @@ class Device:
         self.chip: ChipLike = image.chip(directory, image.serial(1, 1))
         made = image.machine("card", directory, self.happened)
         assert isinstance(made, Machine)
-        # A panic restarts after a second instead of ten: the last word on the command line counts.
+        # A panic restarts after a second instead of ten until the node's scripts have run: the last
+        # word on the command line counts.
         facts = {**vars(made.spec), "cmdline": "panic=1", **(more or {})}
         if stick is not None:
             drive = f"if=none,id=stick,format=raw,readonly=on,file={stick}"
