@@ -577,8 +577,6 @@ class TestInstaller:
             Progress("checking", 0, "0.1.0", "every byte of it"),
             Progress("checking", 100, "0.1.0", "every byte of it"),
         ]
-        assert sorted(p.done for p in rauc.seen) == [p.done for p in rauc.seen]
-        assert (rauc.seen[0].done, rauc.seen[-1].done) == (0, 1000)
         assert kept.load(rauc.node.paths).slots == {B: content}
 
     async def test_it_hands_over_little(self, rauc: Rauc, monkeypatch: pytest.MonkeyPatch) -> None:
