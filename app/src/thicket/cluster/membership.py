@@ -79,17 +79,19 @@ class Candidate:
     """A node that was heard, or that found us. Times in seconds of the monotonic clock.
 
     :ivar name: as the node itself spells it, where that is known.
+    :ivar canonical: its name with the address in canonical form.
     :ivar heard: its last sign of life.
     :ivar due: when it is tried next.
     :ivar up: it is connected.
     :ivar error: code and words of the last failure.
     """
 
-    __slots__ = ("address", "backoff", "due", "error", "heard", "name", "task", "up")
+    __slots__ = ("address", "backoff", "canonical", "due", "error", "heard", "name", "task", "up")
 
     def __init__(self, address: IPv6Address, name: str, now: float) -> None:
         self.address = address
         self.name = name
+        self.canonical = f"{name.partition('@')[0]}@{address}"
         self.heard = now
         self.due = now
         self.backoff = Backoff(*PAUSES)

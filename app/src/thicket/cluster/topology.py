@@ -43,7 +43,7 @@ class Topology:
             return
         self._links, self._chose = links, now
         membership, node = self._membership, self._node
-        names = {membership.name_of(address): address for address in membership.candidates}
+        names = {one.canonical: one.address for one in membership.candidates.values()}
         members = node.membership.roster.members
         facts = Facts(
             nodes=1 + len(names.keys() | members),
