@@ -470,18 +470,14 @@ class Shell:
         # Each attempt begins with ^C, which ends a shell that is just starting; init starts the
         # next one a second later. So attempts become longer than any start: at a steady pace each
         # of them could meet, and end, another one.
-        patience, silence = _OPENING_PATIENCE, _OPENING_SILENCE
-        while not await self._opening(wire, patience, silence):
+        patience = _OPENING_PATIENCE
+        while not await self._opening(wire, patience):
             patience = min(2 * patience, _OPENING_AT_MOST)
-            silence = min(2 * silence, patience)
         self._open = True
         self._seen.clear()
 
-    async def _opening(self, wire: _Wire, patience: float, silence: float) -> bool:
-        """Try once, for ``patience`` seconds.
-
-        ``silence``: how long a node that has said something may then say nothing.
-        """
+    async def _opening(self, wire: _Wire, patience: float) -> bool:
+        """Try once, for ``patience`` seconds."""
         assert wire.transport is not None
         # ^C ends a half-typed line, whoever reads it. The pause lets the shell act on it before the
         # next arrives: ^C also empties the terminal.
@@ -490,7 +486,7 @@ class Shell:
         # A short question first: what is typed before the node has opened its terminal is echoed
         # by it, byte by byte, and lost.
         probe = r" printf '\036%s>0\036' {nonce}"
-        if not await self._ask(wire, probe, patience, silence):
+        if not await self._ask(wire, probe, patience, _OPENING_SILENCE):
             return False
         # From here on somebody is there; on a busy host it may be slow.
         if not await self._ask(wire, _STAGE, _STAGE_PATIENCE, _STAGE_PATIENCE):
@@ -500,7 +496,12 @@ class Shell:
         return await self._ask(wire, probe, _STAGE_PATIENCE, _STAGE_PATIENCE)
 
     async def _ask(self, wire: _Wire, line: str, patience: float, silence: float) -> bool:
-        """Send ``line`` and tell whether its marker came within ``patience`` seconds."""
+        """Send ``line`` and tell whether its marker came within ``patience`` seconds.
+
+        :param silence: Seconds after which a node that has said something, and then nothing, gets
+            the line again: what it said may be a prompt, before which the line was lost. It gets it
+            more and more rarely, as it may be slow.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience
         nonce = secrets.token_hex(8)
@@ -508,12 +509,16 @@ class Shell:
         wire.listener = capture.feed
         sent = wire.received
         self._send(line.replace("{nonce}", nonce))
+        asked = loop.time()
         try:
             while (now := loop.time()) < deadline:
                 spoke = wire.received > sent
-                if spoke and now >= wire.last_heard + silence:
-                    return False  # a prompt came, and nothing after it: it did not get the line
-                step = min(wire.last_heard + silence if spoke else now + _SETTLE, deadline) - now
+                due = max(wire.last_heard, asked) + silence if spoke else now + _SETTLE
+                if spoke and now >= due:
+                    self._send(line.replace("{nonce}", nonce))
+                    asked, silence = now, 2 * silence
+                    continue
+                step = min(due, deadline) - now
                 with contextlib.suppress(TimeoutError):
                     await self._first(wire, capture.status, step)
                     return True
