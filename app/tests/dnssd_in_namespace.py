@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """DNS-SD of a node in a network namespace of its own, for test_dnssd.py.
 
-Run as ``python dnssd_in_namespace.py NUMBER MOST_RECORDS``. It leaves the network first and says
-"ready"; the test then gives it an interface named mesh0 and answers with a line. From then on it
-prints its status document as a line of JSON whenever that changes.
+Run as ``python dnssd_in_namespace.py NUMBER MOST_RECORDS [ADDRESS...]``, the addresses being those
+of nodes that beacons have told. It leaves the network first and says "ready"; the test then gives
+it an interface named mesh0 and answers with a line. From then on it prints its status document as a
+line of JSON whenever that changes.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from thicket.discovery import dnssd
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")
 
 
-async def serve(number: int) -> None:
+async def serve(number: int, beacons: list[str]) -> None:
     address = PREFIX[number]
     tried: list[str] = []
     text = {"node": f"thicket@{address}", "device": f"0123{number:02x}", "version": "1.2.3"}
@@ -35,7 +36,8 @@ async def serve(number: int) -> None:
         "mesh0",
         problems,
         name_of=lambda other: f"thicket@{other}",
-        known=lambda other: str(other) in tried,
+        known=lambda other: str(other) in tried or str(other) in beacons,
+        others=lambda: len(beacons),
         on_hint=lambda other: tried.append(str(other)),
     )
     task = asyncio.create_task(service.run())
@@ -65,7 +67,8 @@ network_namespace.unshare_network()
 print("ready", flush=True)
 sys.stdin.readline()
 dnssd.START = (0.0, 0.0)
+dnssd.QUIET = 0.0
 dnssd.PAUSES = (0.5,)  # type: ignore[assignment]
 dnssd.LOOK = 0.2
 dnssd.MOST_RECORDS = int(sys.argv[2])
-asyncio.run(serve(int(sys.argv[1])))
+asyncio.run(serve(int(sys.argv[1]), sys.argv[3:]))

@@ -95,6 +95,10 @@ class DiscoveryPart:
         heard = self.discovery is not None and address in self.discovery.table.entries
         return heard or self._members.is_up(address)
 
+    def others(self) -> int:
+        """Return how many other nodes were heard."""
+        return len(self.discovery.table.entries) if self.discovery is not None else 0
+
     def heard(self, address: IPv6Address, new: bool) -> None:
         """A node was heard by its beacon, or found by DNS-SD."""
         spelling = self.discovery.spelling(address) if self.discovery is not None else ""
@@ -188,6 +192,7 @@ class DnsSdPart:
             core.problems,
             name_of=lambda address: f"{cluster.name}@{address}",
             known=self._discovery.knows,
+            others=self._discovery.others,
             on_hint=lambda address: self._discovery.heard(address, True),
         )
         try:

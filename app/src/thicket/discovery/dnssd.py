@@ -5,10 +5,15 @@ The node answers to ``n-<identity>.local`` and publishes one service, ``_thicket
 ``ssh root@n-....local`` and ``avahi-browse`` work from any computer in the mesh. The services of
 other nodes are a second source of addresses beside the beacons.
 
-python-zeroconf does the work. It is started some time after the node has joined, as nobody waits
-for it. Multicast DNS proves nothing: an address found is only a hint, of which a few are tried at a
-time, and the cluster asks for a certificate. A :class:`Gate` stands between the socket and
-zeroconf, whose cache keeps everything it gets: answers of other services and floods do not pass.
+python-zeroconf does the work. It is started when the mesh has come to rest after the node has
+joined, as nobody waits for it. Multicast DNS proves nothing: an address found is only a hint, of
+which a few are tried at a time, and the cluster asks for a certificate. A
+:class:`~thicket.discovery.gate.Gate` stands between the socket and zeroconf.
+
+Every node hands on every packet, so a mesh bears only packets whose number grows with the nodes.
+zeroconf's own probes and its browser ask a question that all nodes answer; here a node probes for
+its names alone (RFC 6762 8.1), listens to what others announce, and asks for other nodes only while
+it knows none.
 """
 
 from __future__ import annotations
@@ -17,110 +22,49 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from logging import CRITICAL, getLogger
 from time import monotonic
 from typing import Any
 
 from thicket.base.errors import ThicketError
 from thicket.base.imports import stand_in
-from thicket.base.pace import Backoff, Bucket, uniform
+from thicket.base.pace import Backoff, uniform
+from thicket.base.patience import BOUND, Patience
 from thicket.base.problems import Problems
+from thicket.discovery import questions
+from thicket.discovery.gate import REASONS, Gate
+from thicket.discovery.hints import SERVICE, TRIAL, Hints, Published, zeroconf_errors
+from thicket.discovery.schedule import stretch
 
 log = getLogger(__name__)
 
-SERVICE = "_thicket._tcp.local."
-#: The service's name as a packet has it (RFC 1035 3.1), in small letters; pointers begin elsewhere.
-_LABEL = b"\x08_thicket"
+GROUP = ("ff02::fb", 5353)
 
-#: Seconds after joining before the node speaks, so that a mesh that comes up has quiet.
+#: Seconds after joining before the node speaks, so that a mesh that comes up has quiet; longer in a
+#: large mesh. It then waits until the number of known nodes has not changed for QUIET, no longer
+#: than QUIET_AT_MOST.
 START = (15.0, 30.0)
+QUIET = 10.0
+QUIET_AT_MOST = 120.0
+#: Probes and their distance in seconds; announcements and theirs (RFC 6762 8.1, 8.3).
+PROBES = (3, 0.25)
+ANNOUNCEMENTS = (2, 1.0)
+#: Pauses in seconds between questions for other nodes (RFC 6762 5.2).
+ASK_AGAIN = (1.0, 3.0, 9.0, 27.0, 81.0, 243.0, 729.0, 3600.0)
+#: Seconds that zeroconf may take to open its sockets, which takes some turns of the event loop. Its
+#: own limit of 9 s takes a node without a processor for a failure, so it is told a larger one.
+OPENING = 9.0
 #: Seconds between two looks at the interface and the cache.
 LOOK = 2.0
 #: Pauses in seconds before another attempt; the last one repeats.
 PAUSES = (5.0, 30.0, 120.0)
-#: Longest packet: what fits into one frame (RFC 6762 17).
-MOST_BYTES = 1452
 #: Records that zeroconf's cache may hold before it is thrown away; a node has five.
 MOST_RECORDS = 4096
-#: Published nodes whose addresses are not known yet.
-WAITING = 256
-#: Milliseconds to find the addresses of one.
-ASK_MS = 3000
-#: Hints that are tried at the same time. Attempts to connect take turns with those to nodes that
-#: were heard, and must not crowd them out.
-TRIALS = 4
-#: Seconds that a hint is tried.
-TRIAL = 60.0
 
 
 class NotServedError(ThicketError):
     """The node cannot be published, for example because another node has its name."""
-
-
-class Gate(asyncio.DatagramProtocol):
-    """Passes packets on to zeroconf's own protocol, as far as they are meant for it."""
-
-    #: Packets and bytes: per second on average, and at once.
-    PACKETS = (40.0, 160.0)
-    BYTES = (16 * 1024.0, 96 * 1024.0)
-
-    def __init__(self, inner: asyncio.DatagramProtocol, dropped: dict[str, int]) -> None:
-        self.inner = inner
-        self.dropped = dropped
-        self._packets = Bucket(*self.PACKETS)
-        self._bytes = Bucket(*self.BYTES)
-
-    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        now = monotonic()
-        # 12 bytes of header; the first bit of the third tells an answer from a question
-        if not 12 <= len(data) <= MOST_BYTES:
-            self.dropped["length"] += 1
-        elif data[2] & 0x80 and _LABEL not in data.lower():
-            self.dropped["other"] += 1
-        elif not (self._packets.take(now) and self._bytes.ready(now)):
-            self.dropped["rate"] += 1
-        else:
-            self._bytes.tokens -= len(data)
-            try:
-                self.inner.datagram_received(data, addr)
-            except Exception as e:
-                # the sender causes the parser's faults; they are not worth a traceback
-                self.dropped["fault"] += 1
-                log.debug("a packet of %s: %s: %s", addr[0], type(e).__name__, e)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.inner.connection_lost(exc)
-
-
-class Hints:
-    """Addresses to try: a bounded number at a time, each again after a while."""
-
-    def __init__(self, prefix: IPv6Network, own: IPv6Address) -> None:
-        self.prefix = prefix
-        self.own = own
-        self._trials: dict[IPv6Address, float] = {}
-
-    def fits(self, address: IPv6Address, node: str, expected: str) -> bool:
-        """Whether the node ``node``, said to be at ``address``, can be one of our cluster.
-
-        :param expected: the name of a node of our cluster at this address.
-        """
-        from thicket.distribution.handshake import key_of  # the cluster's part
-
-        return address != self.own and address in self.prefix and key_of(node) == expected
-
-    def take(self, address: IPv6Address, now: float) -> bool:
-        """Whether to try ``address`` now; False while it, or enough others, are being tried."""
-        self._trials = {a: end for a, end in self._trials.items() if end > now}
-        if address in self._trials or len(self._trials) >= TRIALS:
-            return False
-        self._trials[address] = now + TRIAL
-        return True
-
-    def settled(self, address: IPv6Address) -> None:
-        """The node at ``address`` became known in another way."""
-        self._trials.pop(address, None)
 
 
 class Told:
@@ -143,6 +87,7 @@ class DnsSd:
 
     :param name_of: returns the cluster's name of a node at an address.
     :param known: whether the node at an address is known already.
+    :param others: returns how many nodes are known.
     :param on_hint: called with an address to try.
     """
 
@@ -155,37 +100,41 @@ class DnsSd:
         *,
         name_of: Callable[[IPv6Address], str],
         known: Callable[[IPv6Address], bool],
+        others: Callable[[], int],
         on_hint: Callable[[IPv6Address], None],
     ) -> None:
         self.told = told
         self.interface = interface
+        self.prefix = prefix
         self.problems = problems
-        self.name_of = name_of
-        self.known = known
-        self.on_hint = on_hint
-        self.hints = Hints(prefix, told.address)
-        self.dropped: dict[str, int] = dict.fromkeys(("length", "other", "rate", "fault"), 0)
+        self.others = others
+        self.published = Published(
+            f"{told.hostname}.{SERVICE}",
+            Hints(prefix, told.address),
+            name_of=name_of,
+            known=known,
+            on_hint=on_hint,
+        )
+        self.dropped: dict[str, int] = dict.fromkeys(REASONS, 0)
         self.state = "waiting"
-        self.hinted = 0
-        #: Names that others publish, at most as many as zeroconf's cache holds.
-        self.seen: set[str] = set()
-        self._names: asyncio.Queue[str] = asyncio.Queue(WAITING)
-        #: Names whose hints found no place yet.
-        self._later: set[str] = set()
+        self.announced = 0
         self._zeroconf: Any = None
+        #: What another station says of our name; empty when nobody does.
+        self._taken = ""
 
     def snapshot(self) -> dict[str, Any]:
         """Return the ``dns_sd`` part of the status document."""
         return {
             "state": self.state,
-            "services": len(self.seen),
-            "hints": self.hinted,
+            "services": len(self.published.seen),
+            "hints": self.published.hinted,
+            "announced": self.announced,
             "dropped": {reason: n for reason, n in self.dropped.items() if n},
         }
 
     async def run(self) -> None:
         """Publish and look until cancelled. Failures of the interface are retried."""
-        await asyncio.sleep(uniform(*START))
+        await self._rest()
         backoff = Backoff(*PAUSES)
         while True:
             began = monotonic()
@@ -206,6 +155,14 @@ class DnsSd:
             log.info("DNS-SD on %s: %s", self.interface, why)
             await asyncio.sleep(pause)
 
+    async def _rest(self) -> None:
+        """Wait until the mesh has come to rest."""
+        await asyncio.sleep(uniform(*START) * stretch(self.others() + 1))
+        deadline, before = monotonic() + QUIET_AT_MOST, -1
+        while before != (now := self.others()) and monotonic() < deadline:
+            before = now
+            await asyncio.sleep(QUIET)
+
     async def _serve(self) -> str:
         """Serve until the interface is gone or new, and return why it ended.
 
@@ -220,39 +177,58 @@ class DnsSd:
         # ask where the C library is. On a node the answer is None, and means the one in use.
         with stand_in("ctypes.util", {"find_library": lambda name: None}):
             from zeroconf import IPVersion
-            from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
+            from zeroconf.asyncio import AsyncZeroconf
 
         getLogger("zeroconf").setLevel(CRITICAL)  # it logs each malformed packet
         zeroconf = AsyncZeroconf(interfaces=[index], ip_version=IPVersion.V6Only)
         try:
             self._zeroconf = zeroconf.zeroconf
-            await zeroconf.zeroconf.async_wait_for_start()
+            async with Patience(OPENING):
+                await self._zeroconf.async_wait_for_start(2 * BOUND * OPENING)
             self._install_gates()
-            await zeroconf.async_register_service(self._info(), allow_name_change=False)
-            browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._found])
+            self._listen()
+            info = self._info()
+            await self._probe(info)
+            zeroconf.zeroconf.registry.async_add(info)
             self.state = "published"
             self.problems.clear("dns-sd", "not-served")
             log.info("published as %s.local on %s", self.told.hostname, self.interface)
-            asking = asyncio.create_task(self._ask_all())
+            beside = [
+                asyncio.create_task(work)
+                for work in (
+                    self._announce(info),
+                    self.published.ask(self._zeroconf),
+                    self._search(),
+                )
+            ]
             try:
                 return await self._watch(index)
             finally:
-                asking.cancel()
-                await browser.async_cancel()
-        except _zeroconf_errors() as e:
+                for task in beside:
+                    task.cancel()
+        except zeroconf_errors() as e:
             raise NotServedError(f"{type(e).__name__}: {e}".rstrip(": ")) from e
         finally:
-            self.seen.clear()
-            self._later.clear()
+            self.published.forget()
+            self._taken = ""
             self._zeroconf = None
             with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(2.0):
+                async with Patience(2.0):
                     await zeroconf.async_close()
 
     def _install_gates(self) -> None:
         for reader in self._zeroconf.engine.readers:
             transport = reader.transport
-            transport.set_protocol(Gate(transport.get_protocol(), self.dropped))
+            inner = transport.get_protocol()
+            transport.set_protocol(
+                Gate(
+                    inner,
+                    self.told.hostname,
+                    self.prefix,
+                    self.published.told_of,
+                    self.dropped,
+                )
+            )
 
     def _info(self) -> Any:
         from zeroconf import ServiceInfo
@@ -267,15 +243,39 @@ class DnsSd:
             server=f"{told.hostname}.local.",
         )
 
+    async def _probe(self, info: Any) -> None:
+        """Ask whether somebody has the node's names (RFC 6762 8.1).
+
+        :raises NotServedError: somebody has.
+        """
+        probe = questions.probe(info.name, info.server, info.port, self.told.address)
+        number, pause = PROBES
+        await asyncio.sleep(uniform(0.0, pause))
+        for _ in range(number):
+            self._send(probe)
+            await asyncio.sleep(pause)
+            if self._taken:
+                raise NotServedError(f"another station has the name: {self._taken}")
+
+    def _send(self, packet: bytes) -> None:
+        for sender in self._zeroconf.engine.senders:
+            sender.transport.sendto(packet, GROUP)
+
+    async def _announce(self, info: Any) -> None:
+        """Tell what the node publishes (RFC 6762 8.3)."""
+        number, pause = ANNOUNCEMENTS
+        for _ in range(number):
+            self._zeroconf.async_send(self._zeroconf.generate_service_broadcast(info, None))
+            self.announced += 1
+            await asyncio.sleep(pause)
+
     async def _watch(self, index: int) -> str:
         again = monotonic() + TRIAL
         while True:
             await asyncio.sleep(LOOK)
             if monotonic() > again:
                 again = monotonic() + TRIAL
-                for name in self._later:
-                    self._want(name)
-                self._later.clear()
+                self.published.again()
             try:
                 if socket.if_nametoindex(self.interface) != index:
                     return "the interface was made anew"
@@ -289,56 +289,46 @@ class DnsSd:
 
     # -- what others publish
 
-    def _found(self, zeroconf: Any, service_type: str, name: str, state_change: Any) -> None:
-        from zeroconf import ServiceStateChange
+    def _listen(self) -> None:
+        """Have the records told that get into zeroconf's cache."""
+        from zeroconf import RecordUpdateListener
 
-        if state_change is ServiceStateChange.Removed:
-            self.seen.discard(name)
-            return
-        if len(self.seen) < MOST_RECORDS:
-            self.seen.add(name)
-        if name != f"{self.told.hostname}.{SERVICE}":
-            self._want(name)
+        take = self._take
 
-    def _want(self, name: str) -> None:
-        with contextlib.suppress(asyncio.QueueFull):
-            self._names.put_nowait(name)
+        class Listener(RecordUpdateListener):
+            def async_update_records(self, zc: Any, now: float, records: list[Any]) -> None:
+                for record in records:
+                    take(record.new, record.old is None, now)
 
-    async def _ask_all(self) -> None:
+        self._zeroconf.async_add_listener(Listener(), None)
+
+    def _take(self, record: Any, new: bool, now: float) -> None:
+        """Take one record that somebody published, or that has expired."""
+        if record.type == questions.PTR and record.name.lower() == SERVICE:
+            self.published.hear(record.alias, new=new, expired=record.is_expired(now))
+        self._taken = self._conflict(record) or self._taken
+
+    def _conflict(self, record: Any) -> str:
+        """Return what a record says of our names that is not so; empty when it does not."""
+        host = f"{self.told.hostname}.local.".lower()
+        service = f"{self.told.hostname}.{SERVICE}".lower()
+        name = record.name.lower()
+        if name == host and record.type == questions.AAAA:
+            if record.address != self.told.address.packed:
+                return f"{host} is {ip_address(record.address)} there"
+        elif name == service and record.type == questions.SRV:
+            place = (record.server.lower(), record.port)
+            if place != (host, self.told.port):
+                return f"{service} is port {place[1]} of {place[0]} there"
+        return ""
+
+    async def _search(self) -> None:
+        """Ask who is there, while no node is known."""
+        pauses = Backoff(*ASK_AGAIN)
         while True:
-            await self._ask(await self._names.get())
-
-    async def _ask(self, name: str) -> None:
-        """Find the addresses of a published node, and try those that are not known."""
-        from zeroconf import IPVersion
-        from zeroconf.asyncio import AsyncServiceInfo
-
-        try:
-            info = AsyncServiceInfo(SERVICE, name)
-            if not await info.async_request(self._zeroconf, ASK_MS):
-                return
-            node = (info.properties.get(b"node") or b"").decode("utf-8", "replace")
-            addresses = info.ip_addresses_by_version(IPVersion.V6Only)[:4]
-        except _zeroconf_errors() as e:
-            log.debug("%s: %s", name, e)
-            return
-        for found in addresses:
-            address = IPv6Address(int(found))
-            if self.known(address):
-                self.hints.settled(address)
-            elif not self.hints.fits(address, node, self.name_of(address)):
+            if self.others():
+                pauses.reset()
+                await asyncio.sleep(TRIAL)
                 continue
-            elif not self.hints.take(address, monotonic()):
-                if len(self._later) < WAITING:
-                    self._later.add(name)
-            else:
-                log.info("found %s by DNS-SD", address)
-                self.hinted += 1
-                self.on_hint(address)
-
-
-def _zeroconf_errors() -> tuple[type[Exception], ...]:
-    """Return what zeroconf raises: its own errors, and those that broken names lead to."""
-    from zeroconf import Error
-
-    return (Error, ValueError, AssertionError)
+            self._send(questions.browse(SERVICE, self.published.seen))
+            await asyncio.sleep(pauses.failed())

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patience with others that our own lateness does not use up.
+
+A node whose processors are busy, or whose host gives it none, is late at everything, also at
+reading an answer that came long ago. Who waits for a process, for the chip or for a peer must not
+take that for a fault of the other: to begin anew costs the node what it has too little of. So
+seconds in which we did not get to run do not count, up to a bound, behind which the other is given
+up whatever the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+#: Seconds between two looks of the event loop. However late it is, one of them counts.
+STEP = 0.5
+#: How many times the patience may take, if we are late.
+BOUND = 8.0
+
+
+class Patience:
+    """As ``asyncio.timeout(seconds)``, for an ``async with``, but in seconds of the event loop.
+
+    The body is cancelled, and TimeoutError raised, when the event loop has run for ``seconds``, or
+    after ``BOUND`` times as many.
+    """
+
+    def __init__(self, seconds: float, bound: float = BOUND) -> None:
+        self._left = seconds
+        self._most = seconds * bound
+        self._step = 0.0
+        self._end = 0.0
+        self._timeout = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Patience:
+        self._end = asyncio.get_running_loop().time() + self._most
+        await self._timeout.__aenter__()
+        self._wait()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _wait(self) -> None:
+        self._step = min(STEP, max(0.0, self._left))
+        self._timer = asyncio.get_running_loop().call_later(self._step, self._look)
+
+    def _look(self) -> None:
+        self._left -= self._step
+        now = asyncio.get_running_loop().time()
+        if self._left <= 0:
+            self._timeout.reschedule(now)
+            return
+        if now >= self._end:
+            self._left = 0.0  # what has come meanwhile is taken before the next look
+        self._wait()
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most for ``seconds`` of the event loop; return whether it is set."""
+    try:
+        async with Patience(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+class Stopwatch:
+    """The seconds that a thread has had, for work that sleeps and asks for the time often.
+
+    What a sleep took longer than it should have does not count, and of the time between two
+    readings no more than ``STRIDE``.
+
+    :param clock: the real time in seconds.
+    :param sleep: sleeps for seconds.
+    :ivar readings: how often it was asked; a thread that hangs asks no more.
+    """
+
+    #: Longest time between two readings that a thread needs which gets to run: the kernel gives up
+    #: a transfer on a stuck bus after about a second.
+    STRIDE = 1.5
+    #: Seconds that do not count, together.
+    MOST = 30.0
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.readings = 0
+        self.clock = clock
+        self._sleep = sleep
+        self._late = 0.0
+        self._last = clock()
+
+    def __call__(self) -> float:
+        """Return the time in seconds: ``clock``, less what did not count."""
+        self._count(self.clock() - self._last - self.STRIDE)
+        return self._last - self._late
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, and count no more than ``seconds`` for it."""
+        self()
+        self._sleep(seconds)
+        self._count(self.clock() - self._last - seconds)
+
+    def _count(self, late: float) -> None:
+        self.readings += 1
+        self._late = min(self.MOST, self._late + max(0.0, late))
+        self._last = self.clock()

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""thicket.base.patience: our own lateness is no fault of others."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+from virtual_time import VirtualTimeLoop
+
+from thicket.base import patience
+from thicket.base.patience import Patience, Stopwatch, wait_for
+
+
+def late(every: float, lateness: float) -> Callable[[], None]:
+    """Let the event loop not run for ``lateness`` seconds every ``every`` seconds."""
+    loop = cast("VirtualTimeLoop", asyncio.get_running_loop())
+    on = True
+
+    def miss() -> None:
+        if on:
+            loop.now += lateness
+            loop.call_later(every, miss)
+
+    def stop() -> None:
+        nonlocal on
+        on = False
+
+    loop.call_later(every, miss)
+    return stop
+
+
+async def took(seconds: float, bound: float = patience.BOUND) -> float:
+    """Return after how many seconds of the clock the patience is over."""
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    with pytest.raises(TimeoutError):
+        async with Patience(seconds, bound):
+            await asyncio.Event().wait()
+    return loop.time() - begin
+
+
+@pytest.mark.virtual_time
+class TestPatience:
+    @pytest.mark.parametrize("seconds", [0.1, 0.5, 3.2, 20.0])
+    async def test_it_is_a_time_limit_for_who_is_not_late(self, seconds: float) -> None:
+        assert await took(seconds) == pytest.approx(seconds, abs=1e-6)
+
+    async def test_lateness_does_not_count(self) -> None:
+        stop = late(1.0, 4.0)
+        assert await took(10.0) >= 40.0
+        stop()
+
+    async def test_it_is_bounded(self) -> None:
+        stop = late(0.1, 50.0)
+        assert 80.0 <= await took(10.0) <= 80.0 + 2 * 50.2
+        stop()
+
+    async def test_an_answer_that_came_while_we_were_late_is_taken(self) -> None:
+        loop = cast("VirtualTimeLoop", asyncio.get_running_loop())
+        answer = loop.create_future()
+        # both are overdue when the event loop gets to run: the answer, and then the time limit
+        loop.call_at(loop.time() + 3.0, answer.set_result, "it")
+        loop.call_soon(lambda: setattr(loop, "now", loop.now + 100.0))
+        async with Patience(4.0, 1.0):
+            assert await answer == "it"
+
+    async def test_what_the_body_raises_passes(self) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with Patience(1.0):
+                raise ZeroDivisionError
+        await asyncio.sleep(5)  # nothing is left that would cancel this
+
+    async def test_an_event(self) -> None:
+        event = asyncio.Event()
+        assert not await wait_for(event, 2.0)
+        asyncio.get_running_loop().call_later(1.0, event.set)
+        assert await wait_for(event, 2.0)
+
+
+class Time:
+    """A clock, and a sleep that is late."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.late = 0.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds + self.late
+
+
+class TestStopwatch:
+    def test_it_goes_with_the_clock_for_who_is_not_late(self) -> None:
+        time = Time()
+        watch = Stopwatch(time.clock, time.sleep)
+        for _ in range(1000):
+            watch.sleep(0.01)
+            time.now += 0.02
+        assert watch() == pytest.approx(time.now)
+
+    def test_lateness_does_not_count_in_a_sleep_and_little_of_it_elsewhere(self) -> None:
+        time = Time()
+        watch = Stopwatch(time.clock, time.sleep)
+        time.late = 0.7
+        for _ in range(10):
+            watch.sleep(0.1)
+        assert watch() == pytest.approx(1001.0)
+        time.now += 9.0
+        assert watch() == pytest.approx(1001.0 + Stopwatch.STRIDE)
+
+    def test_it_is_bounded(self) -> None:
+        time = Time()
+        watch = Stopwatch(time.clock, time.sleep)
+        time.late = 1.0
+        begin = watch()
+        while watch() - begin < 4.0:
+            watch.sleep(0.001)
+            assert time.now - 1000.0 < 40.0
+        assert time.now - 1000.0 >= 4.0 + Stopwatch.MOST
+
+    def test_a_thread_that_hangs_is_seen(self) -> None:
+        time = Time()
+        watch = Stopwatch(time.clock, time.sleep)
+        before = watch.readings
+        watch.sleep(0.1)
+        assert watch.readings > before
