@@ -651,7 +651,7 @@ class TestInstaller:
         rauc.terms = GOOD._replace(epoch=9)
         await rauc.fails("epoch", "9 is in force here")
         rauc.bundle.write_bytes(b"hsqs")
-        await rauc.fails("bad-bundle", "new.raucb: not a bundle")
+        await rauc.fails("bad-bundle", "new.raucb: this is a squashfs without")
         rauc.bundle.unlink()
         await rauc.fails("no-file", "No such file or directory")
         rauc.node.slots.change(lambda record: record._replace(trial=A, phase=Phase.RUNS))

@@ -14,10 +14,12 @@ import pytest
 from apps_for_tests import ABOUT, SignerKey, lamp, packed
 from fleet_for_tests import PREFIX
 
-from authority import deltas, offers, update
+from authority import deltas, offers, telling, update
 from authority.authority import Authority
+from authority.telling import Telling
 from authority.update import main as update_main
 from firmware import bundle as making
+from thicket.base.visible import visible_output
 from thicket.update import offer as said
 from thicket.update import patch as patches
 from thicket.update import stream, verity
@@ -187,7 +189,7 @@ def test_an_offer_is_sent(
     assert "a newer offer is known here" in said_so
     assert "me@host has not taken the offer (status 1), see above" in said_so
     assert update_main(["send", str(tmp_path), "host"]) == 1
-    assert "has no offer: `thicket update offer` makes one" in capfd.readouterr().err
+    assert "has no offer: `thicket update offer` makes a folder with" in capfd.readouterr().err
     assert update_main(["send", str(out), "-oProxyCommand=x"]) == 2
 
 
@@ -199,20 +201,20 @@ def test_what_is_refused(folder: Path, tmp_path: Path, capsys: Captured) -> None
     other = deltas.make(old, tmp_path / "other", level=3).path
     words = says(capsys, "offer", new, "--delta", other, "--out", tmp_path / "offer", status=1)
     assert "makes another bundle" in words
-    words = says(
-        capsys, "offer", old, "--delta", other, "--waves", "5", "--out", tmp_path / "o", status=1
-    )
-    assert "waves are percent that grow and end with 100" in words
+    wrong = ("--delta", other, "--delta", other, "--out", tmp_path / "o")
+    words = says(capsys, "offer", old, *wrong, status=1)
+    assert f"{other} and {other} are for the same version: give one of them" in words
     assert not (tmp_path / "o").exists()
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / offers.OFFER).write_text("one made before")
-    says(capsys, "offer", old, "--delta", other, "--waves", "5", "--out", tmp_path / "o", status=1)
+    says(capsys, "offer", old, *wrong, status=1)
     assert (tmp_path / "o" / offers.OFFER).read_text() == "one made before"
     words = says(capsys, "delta", new, new, "--out", tmp_path, status=1)
     assert "are the same bundle: no patch is needed" in words
     words = says(capsys, "offer", new, "--window", "23-4", status=2)
     assert "'23' is no time of the day like 23:30" in words
-    assert "choose from" in says(capsys, "order", "stop", status=2)
+    words = says(capsys, "order", "stop", status=2)
+    assert "'stop' is none of pause, resume, abort, back" in words
     assert list(tmp_path.glob(".*")) == []
 
 
@@ -222,3 +224,152 @@ def test_an_order_for_whichever_offer_is_in_force(
     says(capsys, "order", "abort", "--out", tmp_path / "order")
     fleet = Authority(folder / "fleet", lambda _: "").fleet
     assert said.check_order((tmp_path / "order").read_bytes(), fleet).offer == b""
+
+
+# -- what is there already
+
+
+def test_an_offer_made_anew_has_what_it_names_and_nothing_else(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, out = folder / "0.2.0.raucb", tmp_path / "offer"
+    path = deltas.make(new, tmp_path, folder / "0.1.0.raucb", level=3).path
+    assert update_main(["offer", str(new), "--delta", str(path), "--out", str(out)]) == 0
+    (out / f"{'5a' * 32}.list").write_bytes(b"for a web server")
+    (out / f".{offers.OFFER}.new").write_bytes(b"of one that was interrupted")
+    former = {one.name for one in out.iterdir()}
+    assert update_main(["offer", str(new), "--out", str(out)]) == 0
+    packed = (out / offers.OFFER).read_bytes()
+    (whole,) = said.read_offer(packed)[0].patches
+    assert {one.name for one in out.iterdir()} == {offers.OFFER, offers.filename(whole)} < former
+    # What comes there later is not sent.
+    (out / f"{'5a' * 32}.patch").write_bytes(b"of another offer")
+    (out / "notes").write_text("mine")
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\ncat >{tmp_path}/sent\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert update_main(["send", str(out), "host"]) == 0
+    with (tmp_path / "sent").open("rb") as file:
+        stream.receive(file, str(tmp_path / "got"))
+    assert {one.name for one in (tmp_path / "got").iterdir()} == {
+        offers.OFFER, offers.filename(whole)
+    }  # fmt: skip
+    # And a folder with files of somebody else becomes no offer's.
+    capfd.readouterr()
+    assert update_main(["offer", str(new), "--out", str(out)]) == 1
+    assert "other files than those of an offer (notes): choose another" in capfd.readouterr().err
+    assert (out / offers.OFFER).read_bytes() == packed
+    # A patch that is lacking or damaged is found before anybody waits for it.
+    patch = out / offers.filename(whole)
+    patch.write_bytes(patch.read_bytes()[:-1] + b"?")
+    assert update_main(["send", str(out), "host"]) == 1
+    assert f"{patch} is not what its offer names: make the offer anew" in capfd.readouterr().err
+    patch.unlink()
+    assert update_main(["send", str(out), "host"]) == 1
+    assert f"lacks {patch.name}, which its offer names" in capfd.readouterr().err
+
+
+def test_patches_and_orders_are_not_replaced_by_mistake(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    old, new = folder / "0.1.0.raucb", folder / "0.2.0.raucb"
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"mine")
+    words = says(capsys, "delta", old, new, "--out", precious, status=1)
+    assert f"{precious} is there already, and no patch that makes {new}" in words
+    words = says(capsys, "order", "pause", "--out", precious, status=1)
+    assert f"{precious} is there already, and may be an order that is still to be given" in words
+    assert precious.read_bytes() == b"mine"
+    says(capsys, "order", "pause", "--out", precious, "--force")
+    assert precious.read_bytes() != b"mine"
+    # The same bundles make the same patch, so that nothing is lost by making it anew.
+    says(capsys, "delta", old, new, "--out", precious, "--force")
+    patch = precious.read_bytes()
+    says(capsys, "delta", old, new, "--out", precious)
+    assert precious.read_bytes() == patch
+
+
+# -- the words of a plan
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("--well", "10", "'10' is no duration: a whole number and its unit, one of 10s, 10m, 10h"),
+        ("--well", "0", "is no duration"),
+        ("--well", "1.5h", "is no duration"),
+        ("--well", "10min", "is no duration"),
+        ("--well", "_1_0m", "is no duration"),
+        ("--well", "٣m", "is no duration"),
+        ("--well", "8d", "8d is too long: at most 7d"),
+        ("--canaries", "0", "with 0 nobody tries it first; say `--canaries none`"),
+        ("--canaries", "-1", "is neither a number of nodes nor the host name of one"),
+        ("--canaries", "1.5", "is neither a number of nodes nor the host name of one"),
+        ("--canaries", "²", "is neither a number of nodes nor the host name of one"),
+        ("--canaries", "n-0123456789AB", "as in n-0123456789ab,n-6f44e3c6b802"),
+        ("--canaries", "n-0123456789ab,n-0123456789ab", "n-0123456789ab is named twice"),
+        ("--canaries", "513", "513 is too many: at most 512 nodes"),
+        ("--waves", "10", "are no waves: percent of the fleet, from 1 on, each more than the one"),
+        ("--waves", "0,100", "as in 10,50,100"),
+        ("--waves", "50,10,100", "are no waves"),
+        ("--waves", "10,,100", "are no waves"),
+        ("--waves", "10,1_0_0", "are no waves"),
+        ("--failures", "5%", "'5%' is no number of nodes, from 0 to 10000"),
+        ("--failures", "-1", "is no number of nodes"),
+        ("--window", "23:00-23:00", "it begins when it ends. Without --window nodes start at any"),
+        ("--window", "23:00", "as in 23:00-04:30 (UTC)"),
+    ],
+)
+def test_what_a_plan_does_not_take(
+    folder: Path, capsys: Captured, option: str, text: str, words: str
+) -> None:
+    printed = says(capsys, "offer", folder / "0.2.0.raucb", f"{option}={text}", status=2)
+    assert f"thicket update: {option}: " in printed
+    assert words in printed
+    assert "make it anew" not in printed
+
+
+def test_what_a_plan_takes(folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "offer"
+    for words, plan in (
+        (("--well", "0s", "--canaries", "none"), said.Plan(0, 0, (10, 50, 100), 0, None)),
+        (
+            ("--well", "7d", "--canaries", "2", "--waves", "50%,100%", "--failures", "3"),
+            said.Plan(2, 604_800, (50, 100), 3, None),
+        ),
+    ):
+        says(capsys, "offer", folder / "0.2.0.raucb", "--out", out, *words)
+        assert said.read_offer((out / offers.OFFER).read_bytes())[0].plan == plan
+
+
+# -- long work
+
+
+def test_long_work_is_told_where_there_is_no_terminal(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that says nothing itself is told as well, and no codes of terminals are written."""
+    monkeypatch.setattr(telling, "PLAIN", 0.01)
+    err = ""
+    with Telling() as tell:
+        tell("trying the patch")
+        while err.count("trying the patch") < 3:
+            err += capsys.readouterr().err
+    assert all(ord(" ") <= ord(one) < 127 for one in err.replace("\n", ""))
+    assert capsys.readouterr().out == ""
+
+
+def test_on_a_terminal_one_line_is_drawn_again_and_again() -> None:
+    """The codes reach the terminal as codes, and what comes from outside does not."""
+    screen = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(screen, "isatty", lambda: True)
+        patched.setattr("sys.stderr", screen)
+        with visible_output(), Telling() as tell:
+            tell("checking \x1b[2J.raucb")
+            tell("compressing: 3 %")
+    drawn = screen.getvalue()
+    assert "\r\x1b[K[0 s] checking \\u001b[2J.raucb" in drawn
+    assert "compressing: 3 %" in drawn
+    assert drawn.endswith("\r\x1b[K")

@@ -245,6 +245,74 @@ def test_signing_again(ca: Authority, file: Path, capsys: Captured) -> None:
     assert "by 'Update signer nightly'" in says(capsys, "verify", out)
 
 
+def test_what_is_signed_already_is_not_signed_anew(
+    ca: Authority, file: Path, capsys: Captured
+) -> None:
+    """A signature is another one each time: patches made from the file would fit no longer."""
+    says(capsys, "sign", file)
+    out = file.with_suffix(".raucb")
+    before = out.read_bytes()
+    said = says(capsys, "sign", file)
+    assert "is signed by 'Update signer release' on 20" in said
+    assert f"{out}. Nothing is to be done." in said
+    assert out.read_bytes() == before
+    ca.update_signers.make("nightly")
+    said = says(capsys, "sign", file, "--signer", "nightly", status=1)
+    assert f"{out} is there already, the same bundle, signed by 'Update signer release'" in said
+    assert "patches made from it would fit no longer. Choose another name (--out)" in said
+    assert out.read_bytes() == before
+    says(capsys, "sign", file, "--signer", "nightly", "--out", file.with_name("other.raucb"))
+    says(capsys, "sign", file, "--signer", "nightly", "--force")
+    assert "by 'Update signer nightly'" in says(capsys, "verify", out)
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        (b"my notes\n", "is there already, and no bundle"),
+        (unsigned(), "and a bundle without a signature"),
+        (signed(manifest=MANIFEST._replace(version="0.2.0")), "another bundle, signed by"),
+        (signed()[:5000] + b"?" + signed()[5001:], "the same bundle, signed by"),
+    ],
+    ids=["notes", "unsigned", "other", "foreign"],
+)
+def test_what_is_something_else_is_not_replaced(
+    ca: Authority, file: Path, capsys: Captured, contents: bytes, words: str
+) -> None:
+    out = file.with_suffix(".raucb")
+    out.write_bytes(contents)
+    assert words in says(capsys, "sign", file, status=1)
+    assert out.read_bytes() == contents
+    says(capsys, "sign", file, "--force")
+    says(capsys, "verify", out)
+
+
+def test_a_damaged_one_of_ours_is_not_taken_for_the_same(
+    ca: Authority, file: Path, capsys: Captured
+) -> None:
+    says(capsys, "sign", file)
+    out = file.with_suffix(".raucb")
+    data = bytearray(out.read_bytes())
+    data[5000] ^= 1
+    out.write_bytes(data)
+    assert "and damaged (the contents are damaged" in says(capsys, "sign", file, status=1)
+
+
+def test_only_plain_files_are_replaced(
+    ca: Authority, file: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    said = says(capsys, "sign", file, "--force", "--out", tmp_path / "pipe", status=1)
+    assert "is no plain file and is not replaced: choose another name" in said
+    assert not (tmp_path / "pipe").is_file()
+    said = says(capsys, "sign", file, "--out", tmp_path, status=1)
+    assert f"{tmp_path} is a folder, and the name of a file is needed" in said
+    said = says(capsys, "sign", file, "--out", tmp_path / "no/x", status=1)
+    assert f"there is no folder {tmp_path / 'no'} for x: make it, or choose another" in said
+    said = says(capsys, "sign", file, "--out", file / "x", status=1)
+    assert f"{file} is a file, so that there is no {file / 'x'}" in said
+
+
 def test_a_damaged_file_is_not_signed(ca: Authority, file: Path, capsys: Captured) -> None:
     data = bytearray(unsigned())
     data[5000] ^= 1
@@ -298,7 +366,7 @@ def test_verify_refuses_a_revoked_signer(ca: Authority, raucb: Path, capsys: Cap
     root.write_text(pem(ca.fleet.root.der))
     ca.revocations.revoke(["Update signer release"])
     said = says(capsys, "verify", raucb, status=1)
-    assert "its signer is revoked (Update signer release): sign the unsigned bundle with" in said
+    assert "its signer is revoked (Update signer release): have another signer sign it" in said
     lists = ca.folder / "revocations.bin"
     said = says(capsys, "verify", raucb, "--root", root, "--revocations", lists, status=1)
     assert "its signer is revoked" in said
@@ -363,7 +431,80 @@ def test_verify_refuses_a_device_as_signer(ca: Authority, raucb: Path, capsys: C
     )
 
 
+# -- passphrases
+
+
+@pytest.fixture
+def locked(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fleet whose keys have a passphrase; returns an unsigned bundle."""
+    one = authority(tmp_path / "locked", datetime.now(UTC) - timedelta(days=2))
+    one.init("acme", PREFIX)
+    one.update_signers.make("release")
+    monkeypatch.setenv("THICKET_CA", str(tmp_path / "locked"))
+    monkeypatch.delenv("THICKET_CA_PASSPHRASE", raising=False)
+    return file
+
+
+def test_a_wrong_passphrase_names_the_key(
+    locked: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THICKET_CA_PASSPHRASE", "wrong")
+    said = says(capsys, "sign", locked, status=1)
+    assert "the key of update signer 'release' (" in said
+    assert "locked/update-release.key) does not open: the passphrase is wrong, or the file" in said
+    monkeypatch.setenv("THICKET_CA_PASSPHRASE", "correct horse")
+    says(capsys, "sign", locked)
+    # Nothing is asked for what is there already.
+    monkeypatch.delenv("THICKET_CA_PASSPHRASE")
+    assert "Nothing is to be done" in says(capsys, "sign", locked)
+
+
+def test_nothing_typed_is_no_crash(
+    locked: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(_: str) -> str:
+        raise EOFError
+
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("getpass.getpass", nothing)
+    assert "nothing was typed, so nothing was done" in says(capsys, "sign", locked, status=1)
+
+
+def test_a_lab_has_no_passphrase_and_says_so(
+    ca: Authority, file: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THICKET_CA_PASSPHRASE", "of another fleet")
+    assert update_main(["sign", str(file)]) == 0
+    words = "its keys have no passphrase: THICKET_CA_PASSPHRASE is not used"
+    assert capsys.readouterr().err.count(words) == 1
+    assert ca_main(["update-signer", "nightly"]) == 0
+    assert capsys.readouterr().err.count(words) == 1
+    assert ca_main(["list"]) == 0  # needs no key
+    assert capsys.readouterr().err == ""
+
+
 # -- the command line
+
+
+def test_a_reader_that_ends_early(ca: Authority, file: Path) -> None:
+    """``thicket update inspect FILE | head -1``"""
+    for words in (["inspect", file, "--json"], ["help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [ROOT / "bin/thicket", "update", *words],
+            stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_commands_of_nodes_are_known_here(ca: Authority, capsys: Captured) -> None:
+    assert "install runs on a node: log in to it" in says(capsys, "install", "x", status=2)
+    said = says(capsys, "sing", status=2)
+    assert "there is no command 'sing', only delta, inspect, offer, order, send, sign, ver" in said
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -12,25 +11,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from authority import app_build
+from authority import app_build, files
 from authority.app_build import Wanted
 from authority.authority import Authority
-from authority.errors import AuthorityError
-from authority.token import TokenError
 from authority.trusted import trusted
 from authority.update_signers import UpdateSigner
-from authority.words import Command, Parser, a_path, a_word, run_command
-from host.errors import HostError
+from authority.words import Command, Parser, a_path, a_word, run_desk
 from thicket.applications import app_file
 from thicket.applications.app_file import ANY, ARCHITECTURES, ENDING, About, AppError, AppFile
 from thicket.base.errors import ThicketError
-from thicket.cli.common import BAD, OK, USAGE, UsageError
+from thicket.cli.common import BAD, OK, UsageError
 from thicket.trust import cms, signed_file
-from thicket.trust.certificates import CertificateError
 from thicket.trust.fleet import Fleet
-from thicket.trust.openssl import OpenSslError
 from thicket.trust.update_signer import SignerRefusedError
-from thicket.trust.verify import RefusedError
 
 HELP: Final = """\
 usage: thicket app [--folder DIR] COMMAND
@@ -56,20 +49,7 @@ def main(words: list[str]) -> int:
 
     :param words: its arguments.
     """
-    try:
-        return run_command(list(words), HELP, _COMMANDS)
-    except UsageError as error:
-        sys.stderr.write(f"thicket app: {error}\nTry `thicket app help`.\n")
-        return USAGE
-    except OSError as error:
-        sys.stderr.write(f"thicket app: {error.filename or 'a file'}: {error.strerror}\n")
-        return BAD
-    except (
-        AppError, AuthorityError, CertificateError, HostError, OpenSslError, RefusedError,
-        SignerRefusedError, TokenError,
-    ) as error:  # fmt: skip
-        sys.stderr.write(f"thicket app: {error}\n")
-        return BAD
+    return run_desk("app", list(words), HELP, _COMMANDS)
 
 
 def sign(
@@ -89,18 +69,12 @@ def sign(
     :raises SignerRefusedError: the signature would not count.
     """
     message = cms.sign(about.text(), signer.certificate, when, signer.key.sign)
-    new = out.with_name(f".{out.name}.new")
-    try:
-        with contents.open("rb") as source, new.open("w+b") as target:
-            shutil.copyfileobj(source, target)
-            target.write(signed_file.pack(message))
-            target.flush()
-            os.fsync(target.fileno())
-            app_file.check_signer(app_file.read(target), fleet)
-            app_file.check_contents(target, about)
-        new.replace(out)
-    finally:
-        new.unlink(missing_ok=True)
+    with contents.open("rb") as source, files.replacing(out) as target:
+        shutil.copyfileobj(source, target)
+        target.write(signed_file.pack(message))
+        target.flush()
+        app_file.check_signer(app_file.read(target), fleet)
+        app_file.check_contents(target, about)
 
 
 def _build(authority: Authority, rest: list[str]) -> int:
@@ -131,7 +105,7 @@ def _inspect(_authority: Authority, rest: list[str]) -> int:
     parser.add_argument("file", type=a_path)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(rest)
-    with args.file.open("rb") as file:
+    with files.reading(args.file) as file:
         found = app_file.read(file)
     about, message = found
     size = args.file.stat().st_size
@@ -183,7 +157,7 @@ def _verify(authority: Authority, rest: list[str]) -> int:
         raise UsageError("--revocations goes with --root; the fleet in DIR has its own list")
     fleet, revoked, how = trusted(authority, args.root, args.revocations)
     faults: list[ThicketError] = []
-    with args.file.open("rb") as file:
+    with files.reading(args.file) as file:
         found = app_file.read(file)
         print(_line(found.about, args.file.stat().st_size))
         try:

@@ -94,8 +94,14 @@ def build(project: Path, work: Path, wanted: Wanted) -> tuple[Path, About]:
     :param work: an empty folder.
     :raises HostError: it cannot be built.
     """
+    if not project.is_dir():
+        what = "is a file" if project.exists() else "is not there"
+        raise AppBuildError(f"{project} {what}, and the folder of a Python project is needed")
     if not (project / "pyproject.toml").is_file():
-        raise AppBuildError(f"{project} is no Python project: there is no pyproject.toml")
+        raise AppBuildError(
+            f"{project} is no Python project: it has no pyproject.toml; examples/readings has one "
+            "to begin with"
+        )
     if not shutil.which("mksquashfs", path=_path()):
         raise AppBuildError(
             "mksquashfs is missing. Install it with:\n"

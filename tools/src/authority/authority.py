@@ -25,7 +25,7 @@ from ipaddress import IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from authority import chips
+from authority import chips, files
 from authority.chips import FoundChip
 from authority.errors import AuthorityError
 from authority.folder import FORMAT, Folder
@@ -62,17 +62,19 @@ class Authority:
         passphrase: Callable[[str], str],
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        unneeded: Callable[[], object] = lambda: None,
     ) -> None:
         """Use a folder.
 
         :param folder: it need not exist yet.
         :param passphrase: called with a question when a key is needed; returns the passphrase.
         :param clock: gives the time in UTC.
+        :param unneeded: called once when a key is needed that has no passphrase.
         """
         self.folder = folder
         self._clock = clock
         self._files = Folder(folder)
-        self._keys = Keys(self._files, passphrase)
+        self._keys = Keys(self._files, passphrase, unneeded)
         self.revocations = FleetRevocations(self._files, self._keys, clock)
         self.network = Network(self._files, self._keys, clock)
         self.update_signers = UpdateSigners(self._files, self._keys, clock)
@@ -110,7 +112,7 @@ class Authority:
                 "be lost"
             )
         begin, _ = validity_of(self._clock(), SIGNER_YEARS)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.make_folder(self.folder, 0o700)
         key = self._keys.make(ROOT, fleet=name, lab=lab, token=token)
         profile = root_profile(name, network, key.public_key, (begin, NO_END))
         root = profile.signed(key.sign(profile.digest()))

@@ -18,18 +18,15 @@ from authority.authority import Authority
 from authority.chip import DeskChip
 from authority.errors import AuthorityError
 from authority.nerveskey import Otp, default_otp
-from authority.provisioning import ProvisioningError
 from authority.remote_bus import Channel, RemoteBus
 from authority.remote_node import RemoteNode
-from authority.token import TokenError
-from authority.words import Command, Parser, a_number, a_path, a_word, run_command
-from thicket.cli.common import BAD, OK, USAGE, UsageError
+from authority.words import Command, Parser, a_number, a_path, a_word, run_desk
+from thicket.cli.common import BAD, OK, UsageError
 from thicket.identity.bus import Bus, BusError, LinuxBus
 from thicket.identity.chip.atecc import ADDRESSES
-from thicket.identity.chip.errors import ChipAbsentError, ChipError, ChipProtocolError
+from thicket.identity.chip.errors import ChipAbsentError, ChipProtocolError
 from thicket.trust.certificates import pem
 from thicket.trust.fleet import device_name
-from thicket.trust.openssl import OpenSslError
 from thicket.trust.revocations import SignedList, split
 from thicket.trust.verify import RefusedError
 
@@ -99,17 +96,8 @@ def main(words: list[str], *, open_chip: OpenChip | None = None) -> int:
     :param words: its arguments.
     :param open_chip: opens the file of a virtual chip, where there is a simulator.
     """
-    try:
-        enroll: Command = partial(_enroll, open_chip=open_chip)
-        return run_command(list(words), HELP, {**_COMMANDS, "enroll": enroll})
-    except UsageError as error:
-        sys.stderr.write(f"thicket ca: {error}\nTry `thicket ca help`.\n")
-        return USAGE
-    except (
-        AuthorityError, ProvisioningError, ChipError, BusError, OpenSslError, TokenError
-    ) as error:  # fmt: skip
-        sys.stderr.write(f"thicket ca: {error}\n")
-        return BAD
+    enroll: Command = partial(_enroll, open_chip=open_chip)
+    return run_desk("ca", list(words), HELP, {**_COMMANDS, "enroll": enroll})
 
 
 def _network(text: str) -> IPv6Network:

@@ -21,6 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from authority import files
 from authority.errors import AuthorityError
 from thicket.update import bundle as bundles
 from thicket.update import patch as patches
@@ -78,6 +79,23 @@ def name(old: Bundle | None, new: Bundle) -> str:
     return f"{old.manifest.version}-to-{version}{ENDING}" if old else f"{version}{ENDING}"
 
 
+def place(new: Path, out: Path, old: Path | None) -> Path:
+    """Return where a patch is put: a folder gets it under its own name.
+
+    :param new: see :func:`make`, and the others as well.
+    :raises ThicketError: one of the bundles is none.
+    """
+    if not out.is_dir():
+        return out
+    with files.reading(new) as file:
+        found = bundles.read(file)
+    before = None
+    if old is not None:
+        with files.reading(old) as file:
+            before = bundles.read(file)
+    return out / name(before, found)
+
+
 def make(
     new: Path,
     out: Path,
@@ -106,14 +124,10 @@ def make(
         before = _old(old, Path(folder), found, tell) if old else None
         if out.is_dir():
             out /= name(before.bundle if before else None, found)
-        temporary = out.with_name(f".{out.name}.new")
-        try:
-            header = _write(file, found, before, temporary, (tell, level))
+        with files.replacing(out) as target:
+            header = _write(file, found, before, target, (tell, level))
             tell("trying the patch")
-            _try(temporary, header, before, Path(folder))
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+            _try(Path(target.name), header, before, Path(folder))
     return Made(out, out.stat().st_size, header)
 
 
@@ -124,16 +138,12 @@ def pack(new: Path, out: Path, *, tell: Tell = lambda _: None, level: int = LEVE
     :param level: see ``LEVEL``.
     :raises PatchError, ZstdError: there is not enough memory or space.
     """
-    temporary = out.with_name(f".{out.name}.new")
     with tempfile.TemporaryDirectory(prefix="thicket-delta-") as folder:
-        try:
-            data = bytearray(new.read_bytes())
-            header = Header(len(data), sha256(data).hexdigest(), None, ())
-            _compress(header, data, bytearray(), temporary, (tell, level))
-            _try(temporary, header, None, Path(folder))
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+        data = bytearray(new.read_bytes())
+        header = Header(len(data), sha256(data).hexdigest(), None, ())
+        with files.replacing(out) as target:
+            _compress(header, data, bytearray(), target, (tell, level))
+            _try(Path(target.name), header, None, Path(folder))
     return Made(out, out.stat().st_size, header)
 
 
@@ -148,12 +158,13 @@ def _checked(path: Path, file: BinaryIO, tell: Tell) -> Bundle:
 
 
 def _write(
-    file: BinaryIO, bundle: Bundle, old: Old | None, out: Path, how: tuple[Tell, int]
+    file: BinaryIO, bundle: Bundle, old: Old | None, out: BinaryIO, how: tuple[Tell, int]
 ) -> Header:
     """Write a patch into a file.
 
     :param how: see :func:`make`.
     """
+    how[0]("comparing with the hash trees")
     base, prefix = _base(old) if old else (None, bytearray())
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = Header(len(data), sha256(data).hexdigest(), base, _trees(file, data, bundle))
@@ -167,11 +178,12 @@ def _write(
 
 
 def _compress(
-    header: Header, body: bytearray, prefix: bytearray, out: Path, how: tuple[Tell, int]
+    header: Header, body: bytearray, prefix: bytearray, target: BinaryIO, how: tuple[Tell, int]
 ) -> None:
     """Write what is left of a file without its hash trees, as a change of ``prefix``."""
     tell, level = how
-    with out.open("xb") as target, _memory(body) as source, _memory(prefix) as front:
+    tell("compressing: 0 %")
+    with _memory(body) as source, _memory(prefix) as front:
         target.write(header.packed())
         zstd.pack(
             source,

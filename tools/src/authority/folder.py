@@ -10,16 +10,20 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
+from authority import files
 from authority.errors import AuthorityError
 from thicket.trust import certificates as x509
 from thicket.trust.certificates import CertificateError
 from thicket.trust.fleet import Fleet
 
 FORMAT: Final = 1
+
+_MEMBERS: Final = {"format", "name", "prefix", "lab", "signers", "devices", "revocations"}
+_COPY: Final = "take it from your copy of this folder"
 
 
 class Folder:
@@ -43,10 +47,17 @@ class Folder:
             raise AuthorityError(
                 f"there is no fleet in {self.path}; `thicket ca init NAME` makes one"
             ) from None
-        except (OSError, ValueError) as error:
-            raise AuthorityError(f"{path} cannot be read: {error}") from error
-        if document.get("format") != FORMAT:
-            raise AuthorityError(f"{path} is of format {document.get('format')}, not {FORMAT}")
+        except OSError as error:
+            raise AuthorityError(f"{path} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise AuthorityError(f"{path} is damaged ({error}): {_COPY}") from None
+        if not isinstance(document, dict) or not set(document) >= _MEMBERS:
+            raise AuthorityError(f"{path} is not what `thicket ca init` makes: {_COPY}")
+        if document["format"] != FORMAT:
+            raise AuthorityError(
+                f"{path} is of format {document['format']}, and this version reads {FORMAT}: take "
+                "the version that has written it, or a newer one"
+            )
         return document
 
     @contextmanager
@@ -58,11 +69,18 @@ class Folder:
         :raises AuthorityError: as :meth:`document`.
         """
         self.document()  # where there is no fleet, no lock is left behind
-        with (self.path / ".lock").open("w") as lock:
+        with self._lock() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             document = self.document()
             yield document
             self.save(document)
+
+    def _lock(self) -> TextIO:
+        path = self.path / ".lock"
+        try:
+            return path.open("w")
+        except OSError as error:
+            raise files.not_written(path, error) from None
 
     def save(self, document: dict[str, Any]) -> None:
         """Write ``fleet.json``."""
@@ -71,12 +89,17 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Write the file ``name``: all of it or nothing."""
         new = self.path / (name + ".new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path / name)
+        try:
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.path / name)
+        except OSError as error:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise files.not_written(self.path / name, error) from None
 
     def read(self, name: str, what: str) -> bytes:
         """Return the contents of the file ``name``.

@@ -83,7 +83,7 @@ def decrypt_key(encrypted: bytes, passphrase: str) -> bytes:
         key = info.next(der.OCTET_STRING)
         openssl.public_key(key)
     except (ValueError, LookupError, openssl.OpenSslError):
-        raise AuthorityError("the passphrase is wrong, or the key's file is damaged") from None
+        raise AuthorityError("the passphrase is wrong, or the file is damaged") from None
     return key
 
 
@@ -143,13 +143,21 @@ class HeldKey:
 class Keys:
     """The keys of one fleet's authority. Each is opened when it is first needed, and stays open."""
 
-    def __init__(self, folder: Folder, passphrase: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        passphrase: Callable[[str], str],
+        unneeded: Callable[[], object] = lambda: None,
+    ) -> None:
         """Open no key yet.
 
         :param folder: where the keys, or the URIs of those on a token, are.
         :param passphrase: called with a question for a passphrase or a PIN; returns the answer.
+        :param unneeded: called once when a key is needed that has no passphrase.
         """
         self._folder = folder
+        self._unneeded = unneeded
+        self._told = False
         self._passphrase = passphrase
         self._opened: dict[str, SigningKey] = {}
         self._pins: dict[str, str] = {}
@@ -173,7 +181,7 @@ class Keys:
             self._opened[stem] = TokenKey(Uri(uri.path, uri.query | given.query), self._pin)
             return self._opened[stem]
         private = openssl.generate_key()
-        passphrase = "" if lab else self._passphrase(f"New passphrase for {_named(stem)}")
+        passphrase = self._ask(f"New passphrase for {_named(stem)}", lab=lab)
         self._folder.write(f"{stem}.key", encrypt_key(private, passphrase))
         self._opened[stem] = HeldKey(private)
         return self._opened[stem]
@@ -193,13 +201,27 @@ class Keys:
             else:
                 data = self._folder.read(f"{stem}.key", _named(stem))
                 lab = self._folder.document()["lab"]
-                passphrase = "" if lab else self._passphrase(f"Passphrase of {_named(stem)}")
-                self._opened[stem] = HeldKey(decrypt_key(data, passphrase))
+                passphrase = self._ask(f"Passphrase of {_named(stem)}", lab=lab)
+                try:
+                    self._opened[stem] = HeldKey(decrypt_key(data, passphrase))
+                except AuthorityError as error:
+                    raise AuthorityError(
+                        f"{_named(stem)} ({self._folder.path / stem}.key) does not open: {error}"
+                    ) from None
         return self._opened[stem]
 
     def has(self, stem: str) -> bool:
         """Tell whether this copy of the authority has a key."""
         return any((self._folder.path / f"{stem}.{end}").exists() for end in ("key", "p11"))
+
+    def _ask(self, question: str, *, lab: bool) -> str:
+        """Return a passphrase; that of a fleet of the simulator is empty."""
+        if not lab:
+            return self._passphrase(question)
+        if not self._told:
+            self._told = True
+            self._unneeded()
+        return ""
 
     def _pin(self, question: str) -> str:
         if question not in self._pins:

@@ -3,37 +3,40 @@
 
 from __future__ import annotations
 
-import argparse
+import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from hashlib import file_digest
+from hashlib import sha256
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
-from authority import deltas
+from authority import deltas, files, plans
 from authority.authority import Authority
 from authority.deltas import Made
 from authority.errors import AuthorityError
+from authority.telling import Telling
 from authority.update_signers import UpdateSigner
 from authority.words import Parser, a_path, a_word
 from thicket.applications import app_file
 from thicket.cli.common import OK
-from thicket.trust import cms
+from thicket.trust import cms, kinds
 from thicket.trust.fleet import Fleet
 from thicket.update import bundle as bundles
 from thicket.update import offer as offers
 from thicket.update import patch as patches
-from thicket.update.offer import Offer, Order, Patch, Plan, Target
-from thicket.update.patch import Header
+from thicket.update.offer import MAX_PATCHES, Offer, Order, Patch, Plan, Target
+from thicket.update.patch import Header, PatchError
 
 OFFER: Final = "offer"
 """Name of the signed offer in its folder."""
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
-_INTERVAL = 15.0
+_WHOLE: Final = "whole"
+_PIECE: Final = 1 << 20
+_NEW: Final = ".new"
+_OURS: Final = re.compile(r"[0-9a-f]{64}\.(patch|list)")
+"""Patches of offers, and their chunk lists for a web server."""
 
 
 def filename(patch: Patch) -> str:
@@ -50,12 +53,16 @@ def delta(_authority: Authority, rest: list[str]) -> int:
     parser.add_argument("old", type=a_path)
     parser.add_argument("new", type=a_path)
     parser.add_argument("--out", type=a_path)
+    parser.add_argument("--force", action="store_true")
     args = parser.parse_args(rest)
     if target_of(args.old).sha256 == target_of(args.new).sha256:
         raise AuthorityError(f"{args.old} and {args.new} are the same bundle: no patch is needed")
+    out = deltas.place(args.new, args.out or args.new.parent, args.old)
+    if out.exists() and not args.force and not _is_patch_of(out, args.new):
+        raise files.is_there(out, f"and no patch that makes {args.new}")
     begun = time.monotonic()
     with Telling() as tell:
-        made = deltas.make(args.new, args.out or args.new.parent, args.old, tell=tell)
+        made = deltas.make(args.new, out, args.old, tell=tell)
     took = time.monotonic() - begun
     print(f"{made.path}: {made.size:,} bytes in place of {made.header.size:,} ({took:.0f} s)")
     return OK
@@ -66,11 +73,11 @@ def offer(authority: Authority, rest: list[str]) -> int:
     parser = Parser("offer needs the NEW bundle, or the file of an application")
     parser.add_argument("new", type=a_path)
     parser.add_argument("--delta", type=a_path, action="append", default=[])
-    parser.add_argument("--canaries", type=_canaries, default=1)
-    parser.add_argument("--waves", type=_waves, default=(10, 50, 100))
-    parser.add_argument("--well", type=_seconds, default=600)
-    parser.add_argument("--window", type=_window)
-    parser.add_argument("--failures", type=int, default=0)
+    parser.add_argument("--canaries", type=plans.canaries, default=1)
+    parser.add_argument("--waves", type=plans.waves, default=(10, 50, 100))
+    parser.add_argument("--well", type=plans.seconds, default=600)
+    parser.add_argument("--window", type=plans.window)
+    parser.add_argument("--failures", type=plans.failures, default=0)
     parser.add_argument("--signer", type=a_word)
     parser.add_argument("--out", type=a_path)
     args = parser.parse_args(rest)
@@ -78,6 +85,7 @@ def offer(authority: Authority, rest: list[str]) -> int:
     target = judge(args.new, authority)
     name = f"{target.application}-{target.version}" if target.application else target.version
     out = args.out or args.new.with_name(f"offer-{name}")
+    _check_folder(out, args.delta)
     signer = authority.update_signers.open(args.signer)
     by = (authority.fleet, signer)
     with Telling() as tell:
@@ -97,21 +105,72 @@ def order(authority: Authority, rest: list[str]) -> int:
     parser.add_argument("offer", type=a_path, nargs="?")
     parser.add_argument("--signer", type=a_word)
     parser.add_argument("--out", type=a_path)
+    parser.add_argument("--force", action="store_true")
     args = parser.parse_args(rest)
     identifier = b""
     if args.offer is not None:
-        path = args.offer / OFFER if args.offer.is_dir() else args.offer
-        with path.open("rb") as file:
-            packed = file.read(cms.MAX_SIZE + 1)
-        identifier = offers.check_offer(packed, authority.fleet).identifier
+        packed = packed_in(args.offer)
+        with files.named(args.offer):
+            identifier = offers.check_offer(packed, authority.fleet).identifier
+    out = args.out or Path(f"{args.order}.order")
+    files.check_place(out)
+    if out.exists() and not args.force:
+        raise files.is_there(out, "and may be an order that is still to be given")
     signer = authority.update_signers.open(args.signer)
     when = datetime.now(UTC)
     made = Order(authority.fleet.identifier, int(when.timestamp()), identifier, args.order)
-    out = args.out or Path(f"{args.order}.order")
-    out.write_bytes(_signed(made.text(), signer, when))
+    with files.replacing(out) as file:
+        file.write(_signed(made.text(), signer, when))
     whose = f"offer {identifier.hex()[:12]}" if identifier else "whichever offer is in force"
     print(f"{args.order} for {whose}, signed by {signer.name!r}: {out}")
     return OK
+
+
+def packed_in(place: Path) -> bytes:
+    """Return the signed offer in a folder, or in a file; nothing is verified.
+
+    :raises AuthorityError: there is none.
+    """
+    path = place / OFFER if place.is_dir() else place
+    if not path.is_file():
+        what = "has no offer" if place.is_dir() else "is not there"
+        raise AuthorityError(f"{place} {what}: `thicket update offer` makes a folder with one")
+    with path.open("rb") as file:
+        return file.read(cms.MAX_SIZE + 1)
+
+
+def _check_folder(out: Path, given: list[Path]) -> None:
+    """Make sure that a folder may become that of an offer: it has nothing else in it.
+
+    :param given: patches, which may lie there.
+    :raises AuthorityError: it has, or it is none.
+    """
+    if not out.exists():
+        return
+    files.check_folder(out)
+    other = [path.name for path in sorted(out.iterdir()) if not _is_ours(path)]
+    moved = {path.name for path in given if path.parent.resolve() == out.resolve()}
+    if foreign := [name for name in other if name not in moved]:
+        raise AuthorityError(
+            f"{out} has other files than those of an offer ({foreign[0]}): choose another folder "
+            "(--out), as this one is to hold the offer alone"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    name = path.name.removesuffix(_NEW).lstrip(".").removesuffix(_NEW)
+    return path.is_file() and (name in (OFFER, _WHOLE) or _OURS.fullmatch(name) is not None)
+
+
+def _is_patch_of(path: Path, new: Path) -> bool:
+    """Return whether a file is a patch that makes a bundle: as the new one does, it may go."""
+    target = target_of(new)
+    with path.open("rb") as file:
+        try:
+            header = patches.read(file)
+        except PatchError:
+            return False
+    return (header.size, header.sha256) == (target.size, target.sha256)
 
 
 # -- making
@@ -136,8 +195,8 @@ def judge(new: Path, authority: Authority) -> Target:
     :raises ThicketError: it is neither, or its signature does not count in the fleet.
     """
     revoked = authority.revocations.names
-    with new.open("rb") as file:
-        if new.suffix == app_file.ENDING:
+    with files.reading(new) as file:
+        if _is_app(file, new):
             app = app_file.read(file)
             app_file.check_signer(app, authority.fleet, revoked=revoked)
             app_file.check_contents(file, app.about)
@@ -151,13 +210,26 @@ def target_of(new: Path) -> Target:
 
     :raises ThicketError: it is neither.
     """
-    with new.open("rb") as file:
-        digest, size = file_digest(file, "sha256").hexdigest(), file.tell()
-        if new.suffix == app_file.ENDING:
+    with files.reading(new) as file:
+        if _is_app(file, new):
             about = app_file.read(file).about
-            return Target("", about.version, 0, size, digest, about.name)
-        said = bundles.read(file).manifest
-    return Target(said.compatible, said.version, said.epoch, size, digest)
+            target = Target("", about.version, 0, 0, "", about.name)
+        else:
+            said = bundles.read(file).manifest
+            target = Target(said.compatible, said.version, said.epoch, 0, "")
+        file.seek(0)
+        whole = sha256()
+        while data := file.read(_PIECE):
+            whole.update(data)
+        return target._replace(size=file.tell(), sha256=whole.hexdigest())
+
+
+def _is_app(file: BinaryIO, path: Path) -> bool:
+    """Return whether this is the file of an application, whatever it is called."""
+    found = kinds.kind(file)
+    return found == kinds.AN_APPLICATION or (
+        found == kinds.CUT_OFF and path.suffix == app_file.ENDING
+    )
 
 
 def make(
@@ -180,18 +252,28 @@ def make(
     :raises OfferError: what was asked for is out of bounds.
     """
     fleet, signer = by
+    _check_folder(out, given)
     ready = [_read(path) for path in given]
     for one in ready:
         if (one.header.size, one.header.sha256) != (target.size, target.sha256):
             raise AuthorityError(f"{one.path} makes another bundle than {new}: make it anew")
+    bases: dict[str, Path] = {}
+    for one in ready:
+        other = bases.setdefault(one.header.base_hash, one.path)
+        if other is not one.path:
+            raise AuthorityError(
+                f"{other} and {one.path} are for the same version: give one of them"
+            )
+    if len(ready) >= MAX_PATCHES:
+        raise AuthorityError(f"an offer takes at most {MAX_PATCHES - 1} --delta, not {len(ready)}")
     number = int(when.timestamp())
     some = Patch("", target.size, target.sha256, target.sha256)
     # What was asked for is judged before a minute goes by.
     offers.parse_offer(Offer(fleet.identifier, number, target, (some,), plan).text())
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     if all(one.header.base for one in ready):
         whole = deltas.pack if target.application else deltas.make
-        ready.append(whole(new, out / "whole.new", tell=tell))
+        ready.append(whole(new, out / f"{_WHOLE}{_NEW}", tell=tell))
     described = [(one, _describe(one)) for one in ready]
     offered = Offer(
         fleet.identifier,
@@ -202,19 +284,28 @@ def make(
     )
     content = offers.parse_offer(offered.text()).text()  # within bounds, or nobody would take it
     for one, patch in described:
-        _put(one.path, out / filename(patch), move=one.path.parent == out)
-    new_file = out / f"{OFFER}.new"
-    new_file.write_bytes(_signed(content, signer, when))
-    offers.check_offer(new_file.read_bytes(), fleet)
-    new_file.replace(out / OFFER)
+        _put(one.path, out / filename(patch), move=one.path.parent.resolve() == out.resolve())
+    packed = _signed(content, signer, when)
+    offers.check_offer(packed, fleet)
+    with files.replacing(out / OFFER) as file:
+        file.write(packed)
+    _remove_others(out, offered)
     return [Line("the signed file itself", target.size, target.size)] + [
         Line(f"root {p.base[:16]}…" if p.base else "any (the whole)", p.size, target.size)
         for p in reversed(offered.patches)
     ]
 
 
+def _remove_others(out: Path, offered: Offer) -> None:
+    """Remove what is left of an offer that was made in this folder before."""
+    names = {patch.sha256 for patch in offered.patches}
+    for path in out.iterdir():
+        if path.name != OFFER and path.name.partition(".")[0] not in names and _is_ours(path):
+            path.unlink()
+
+
 def _read(path: Path) -> Made:
-    with path.open("rb") as file:
+    with files.reading(path) as file:
         header: Header = patches.read(file)
     return Made(path, path.stat().st_size, header)
 
@@ -227,60 +318,10 @@ def _describe(made: Made) -> Patch:
 def _put(source: Path, target: Path, *, move: bool) -> None:
     if move:
         source.replace(target)
-    else:
-        shutil.copyfile(source, target)
+        return
+    with source.open("rb") as found, files.replacing(target) as file:
+        shutil.copyfileobj(found, file)
 
 
 def _signed(content: bytes, signer: UpdateSigner, when: datetime) -> bytes:
     return cms.sign(content, signer.certificate, when, signer.key.sign)
-
-
-# -- words
-
-
-class Telling:
-    """Tells what is being done: on a terminal in one line, elsewhere now and then."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._said = time.monotonic()
-
-    def __enter__(self) -> Telling:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Make room for what comes next."""
-        if self._live:
-            sys.stderr.write("\r\x1b[K")
-
-    def __call__(self, text: str) -> None:
-        """Say ``text``, unless something was said a moment ago."""
-        now = time.monotonic()
-        if self._live:
-            sys.stderr.write(f"\r\x1b[K{text[:78]}")
-            sys.stderr.flush()
-        elif now - self._said >= _INTERVAL:
-            self._said = now
-            sys.stdout.write(f"{text}\n")
-            sys.stdout.flush()
-
-
-def _canaries(text: str) -> int | tuple[str, ...]:
-    return int(text) if text.isdecimal() else tuple(text.split(","))
-
-
-def _waves(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def _seconds(text: str) -> int:
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
-    return int(number) * _UNITS[unit]
-
-
-def _window(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    try:
-        return offers.minute(first), offers.minute(last)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, as in 23:00-04:30 (UTC)") from None

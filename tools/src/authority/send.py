@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
-import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
+from authority import files
 from authority.authority import Authority
 from authority.errors import AuthorityError
-from authority.offers import OFFER
+from authority.offers import OFFER, filename, packed_in
+from authority.telling import Bar, Telling
 from authority.words import Parser, a_path, a_word
 from thicket.cli.common import OK
 from thicket.update import stream
+from thicket.update.offer import describe, read_offer
 
 REMOTE: Final = "thicket update offer -"
-_INTERVAL = 0.5
+_ANEW: Final = "make the offer anew (`thicket update offer`)"
 
 
 def send(_authority: Authority, rest: list[str]) -> int:
@@ -31,13 +33,17 @@ def send(_authority: Authority, rest: list[str]) -> int:
     files = listed(args.folder)
     host = args.host if "@" in args.host else f"root@{args.host}"
     size = sum(path.stat().st_size for path in files)
-    tell = Bar(size)
+    if shutil.which("ssh") is None:
+        raise AuthorityError(
+            "ssh is missing. Install it with:\n"
+            "    sudo apt-get install --no-install-recommends openssh-client"
+        )
     with subprocess.Popen(["ssh", "-T", host, REMOTE], stdin=subprocess.PIPE) as child:
         assert child.stdin is not None
         # Where the pipe breaks, ssh and the node have said why.
-        with suppress(BrokenPipeError), child.stdin as pipe:
-            stream.send([str(path) for path in files], cast("BinaryIO", pipe), tell)
-            tell.end()
+        with suppress(BrokenPipeError), child.stdin as pipe, Telling() as tell:
+            bar = Bar(size, tell)
+            stream.send([str(path) for path in files], cast("BinaryIO", pipe), bar)
     status = child.returncode
     if status:
         raise AuthorityError(f"{host} has not taken the offer (status {status}), see above")
@@ -45,43 +51,26 @@ def send(_authority: Authority, rest: list[str]) -> int:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Return the offer in a folder, and its patches.
+    """Return the offer in a folder, and the patches that it names; nothing else is sent.
 
-    :raises AuthorityError: there is none.
+    :raises AuthorityError: there is none, or it is not complete.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    offer = folder / OFFER
-    if offer not in files:
-        raise AuthorityError(f"{folder} has no offer: `thicket update offer` makes one")
-    files.remove(offer)
-    if len(files) >= stream.MAX_FILES:
-        raise AuthorityError(f"{folder} has other files than an offer: make the offer anew")
-    return [offer, *files]
-
-
-class Bar:
-    """Tells how far it is: on a terminal in one line, elsewhere not at all."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._live = sys.stderr.isatty()
-        self._said = 0.0
-
-    def __call__(self, done: int) -> None:
-        """So many bytes were sent."""
-        now = time.monotonic()
-        if self._live and (now - self._said > _INTERVAL or done == self._size):
-            self._said = now
-            full = 20 * done // self._size
-            bar = "#" * full + "." * (20 - full)
-            sys.stderr.write(f"\r\x1b[K[{bar}] {done / 2**20:.1f} of {self._size / 2**20:.1f} MiB")
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        """Make room for what comes next."""
-        if self._live:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+    if not folder.is_dir():
+        what = "is no folder of an offer" if folder.exists() else "is not there"
+        raise AuthorityError(f"{folder} {what}: `thicket update offer` makes a folder with one")
+    packed = packed_in(folder)
+    with files.named(folder / OFFER):
+        offer, _ = read_offer(packed)
+    found = [folder / OFFER]
+    for patch in offer.patches:
+        path = folder / filename(patch)
+        if not path.is_file():
+            raise AuthorityError(f"{folder} lacks {path.name}, which its offer names: {_ANEW}")
+        with path.open("rb") as file:
+            if describe(file, patch.base)[0] != patch:
+                raise AuthorityError(f"{path} is not what its offer names: {_ANEW}")
+        found.append(path)
+    return found
 
 
 def _host(text: str) -> str:

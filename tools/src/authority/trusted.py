@@ -8,8 +8,10 @@ from pathlib import Path
 from authority.authority import Authority
 from authority.errors import AuthorityError
 from thicket.trust import certificates as x509
+from thicket.trust.certificates import CertificateError
 from thicket.trust.fleet import Fleet
 from thicket.trust.revocations import MAX_FILE, SignedList, all_names, split
+from thicket.trust.verify import RefusedError
 
 _MOST_PEM = 64 * 1024
 
@@ -24,10 +26,19 @@ def trusted(
     found = x509.from_pem(_read(root, _MOST_PEM).decode("ascii", "replace"))
     if not found:
         raise AuthorityError(f"{root} has no certificate in PEM; `thicket ca root` prints the root")
-    fleet = Fleet(found[0])
+    try:
+        fleet = Fleet(found[0])
+    except CertificateError as error:
+        raise AuthorityError(f"{root}: {error}; `thicket ca root` prints the root") from None
     if lists is None:
         return fleet, frozenset(), "REVOCATIONS WERE NOT LOOKED AT (--revocations FILE)"
-    revoked = all_names(SignedList.read(one, fleet) for one in split(_read(lists, MAX_FILE)))
+    try:
+        revoked = all_names(SignedList.read(one, fleet) for one in split(_read(lists, MAX_FILE)))
+    except RefusedError as error:
+        raise AuthorityError(
+            f"{lists} is no list of revocations of fleet {fleet.name!r} ({error.detail}): "
+            "`thicket revocations export` on one of its nodes writes one"
+        ) from None
     return fleet, revoked, f"not among the {len(revoked)} names that are revoked"
 
 

@@ -4,61 +4,56 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from authority import offers, send
+from authority import files, offers, send
 from authority.authority import Authority
-from authority.errors import AuthorityError
-from authority.token import TokenError
 from authority.trusted import trusted
 from authority.update_signers import UpdateSigner
-from authority.words import Parser, a_path, a_word, run_command
-from thicket.applications.app_file import AppError
+from authority.words import Parser, a_path, a_word, run_desk
 from thicket.base.errors import ThicketError
-from thicket.cli.common import BAD, OK, USAGE, UsageError
+from thicket.cli.common import BAD, OK, UsageError
 from thicket.trust import cms
-from thicket.trust.certificates import CertificateError
+from thicket.trust.certificates import Certificate
 from thicket.trust.fleet import Fleet
-from thicket.trust.openssl import OpenSslError
 from thicket.trust.update_signer import SignerRefusedError
-from thicket.trust.verify import RefusedError
 from thicket.update import bundle as bundles
 from thicket.update import contents
 from thicket.update.bundle import Bundle
 from thicket.update.errors import BundleError
-from thicket.update.offer import OfferError
-from thicket.update.patch import PatchError
-from thicket.update.zstd import ZstdError
 
 HELP: Final = """\
 usage: thicket update [--folder DIR] COMMAND
 
-  sign FILE [--signer NAME] [--out FILE] [--again]
+  sign FILE [--signer NAME] [--out FILE] [--again] [--force]
                             sign a bundle that `make BOARD-bundle` made, with the key of a
                             signer that `thicket ca update-signer` made. FILE.unsigned
-                            becomes FILE.raucb; --again takes one that is signed already
+                            becomes FILE.raucb; --again takes one that is signed already,
+                            --force replaces a FILE.raucb from which patches may be made
   inspect FILE [--json]     what a bundle says of itself; nothing is verified
   verify FILE [--root PEM [--revocations FILE]]
                             check signature, signer, revocations and every byte, by the
                             fleet in DIR or by the root certificate of one
-  delta OLD NEW [--out FILE]
+  delta OLD NEW [--out FILE] [--force]
                             make a patch: what a device that runs OLD needs to make NEW,
                             which is signed; OLDVERSION-to-NEWVERSION.patch beside NEW
-  offer NEW [--delta FILE ...] [--canaries N|NAME,...] [--waves 10,50,100] [--well 10m]
-        [--window HH:MM-HH:MM] [--failures N] [--signer NAME] [--out FOLDER]
+  offer NEW [--delta FILE ...] [--canaries N|NAME,...|none] [--waves 10,50,100]
+        [--well 10m] [--window HH:MM-HH:MM] [--failures N] [--signer NAME] [--out FOLDER]
                             make a folder with everything that a fleet needs to take NEW, a
                             bundle or the file of an application: the patches, always with
                             that for any device, and the signed offer. Canaries take it
-                            first; when they have been well, the waves (percent of the
-                            fleet) follow; the window is in UTC
+                            first; when they have been well (30s, 10m, 2h, 1d), the waves
+                            (percent of the fleet) follow; the window is in UTC. An offer
+                            that was in FOLDER before is replaced
   send FOLDER HOST          bring an offer to a node over ssh, which offers it to its fleet
-  order pause|resume|abort|back [OFFER] [--signer NAME] [--out FILE]
+  order pause|resume|abort|back [OFFER] [--signer NAME] [--out FILE] [--force]
                             sign an order about an offer, or whichever is in force
+
+A file that is there already, and may be of use, is only replaced with --force.
 
 DIR is THICKET_CA or ~/.local/share/thicket/fleet. Passphrases of keys and PINs of tokens are
 asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
@@ -74,20 +69,7 @@ def main(words: list[str]) -> int:
 
     :param words: its arguments.
     """
-    try:
-        return run_command(list(words), HELP, _COMMANDS)
-    except UsageError as error:
-        sys.stderr.write(f"thicket update: {error}\nTry `thicket update help`.\n")
-        return USAGE
-    except OSError as error:
-        sys.stderr.write(f"thicket update: {error.filename or 'a file'}: {error.strerror}\n")
-        return BAD
-    except (
-        AppError, AuthorityError, BundleError, CertificateError, OfferError, OpenSslError,
-        PatchError, RefusedError, SignerRefusedError, TokenError, ZstdError,
-    ) as error:  # fmt: skip
-        sys.stderr.write(f"thicket update: {error}\n")
-        return BAD
+    return run_desk("update", list(words), HELP, _COMMANDS)
 
 
 # -- signing
@@ -113,28 +95,27 @@ def sign(
     :raises BundleError: it is no bundle, or is signed already.
     :raises SignerRefusedError: the signature would not count.
     """
-    new = out.with_name(f".{out.name}.new")
     with path.open("rb") as file:
         found = bundles.read(file)
         if found.message is not None and not again:
-            raise BundleError(
-                f"{path} is signed already, by {found.message.certificate.common_name!r}: --again "
-                "drops that signature"
-            )
+            raise _signed_already(path, found)
         bundles.check_contents(file, found.contents, found.verity)
         message = cms.sign(found.manifest.text(), signer.certificate, when, signer.key.sign)
-        try:
-            with new.open("w+b") as target:
-                _copy(file, target, found.payload)
-                target.write(bundles.end(message))
-                target.flush()
-                os.fsync(target.fileno())
-                written = bundles.read(target)
-                bundles.check_signer(written, fleet)
-            new.replace(out)
-        finally:
-            new.unlink(missing_ok=True)
+        with files.replacing(out) as target:
+            _copy(file, target, found.payload)
+            target.write(bundles.end(message))
+            target.flush()
+            written = bundles.read(target)
+            bundles.check_signer(written, fleet)
     return written
+
+
+def _signed_already(path: Path, found: Bundle) -> BundleError:
+    assert found.message is not None
+    return BundleError(
+        f"{path} is signed already, by {found.message.certificate.common_name!r}: --again drops "
+        "that signature"
+    )
 
 
 def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
@@ -153,14 +134,54 @@ def _sign(authority: Authority, rest: list[str]) -> int:
     parser.add_argument("--signer", type=a_word)
     parser.add_argument("--out", type=a_path)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--force", action="store_true")
     args = parser.parse_args(rest)
     out = args.out or _signed_name(args.file)
-    with args.file.open("rb") as file:
-        bundles.read(file)  # before anybody is asked for a passphrase
+    # Before anybody is asked for a passphrase.
+    with files.reading(args.file) as file:
+        found = bundles.read(file)
+    if found.message is not None and not args.again:
+        raise _signed_already(args.file, found)
+    files.check_place(out)
+    if out.exists() and not args.force and not (args.again and out.samefile(args.file)):
+        by = authority.update_signers.certificate(args.signer)
+        print(f"{_same(out, found, by, authority.fleet)}: {out}. Nothing is to be done.")
+        return OK
     signer = authority.update_signers.open(args.signer)
     done = sign(args.file, out, authority.fleet, signer, datetime.now(UTC), again=args.again)
     print(f"{_line(done, out.stat().st_size)}, signed by {signer.name!r}: {out}")
     return OK
+
+
+def _same(out: Path, wanted: Bundle, by: Certificate, fleet: Fleet) -> str:
+    """Return what a file is that holds a bundle signed by one signer already.
+
+    A signature is another one each time. So a file that is signed anew is another one, which
+    patches and offers that were made from it no longer fit.
+
+    :raises AuthorityError: it holds something else, and is not replaced.
+    """
+    with out.open("rb") as file:
+        try:
+            found = bundles.read(file)
+        except BundleError:
+            raise files.is_there(out, "and no bundle") from None
+        if found.message is None:
+            raise files.is_there(out, "and a bundle without a signature")
+        name = found.message.certificate.common_name
+        words = f"signed by {name!r} on {found.message.signed_at:%Y-%m-%d %H:%M} UTC"
+        if found.manifest.text() != wanted.manifest.text():
+            raise files.is_there(out, f"another bundle, {words}")
+        if found.message.certificate.der != by.der:
+            raise files.is_there(
+                out, f"the same bundle, {words}; patches made from it would fit no longer"
+            )
+        try:
+            bundles.check_signer(found, fleet)
+            bundles.check_contents(file, found.contents, found.verity)
+        except ThicketError as error:
+            raise files.is_there(out, f"and damaged ({error})") from None
+    return f"{_line(found, out.stat().st_size)}, is {words}"
 
 
 def _signed_name(path: Path) -> Path:
@@ -177,7 +198,7 @@ def _inspect(_authority: Authority, rest: list[str]) -> int:
     parser.add_argument("file", type=a_path)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(rest)
-    with args.file.open("rb") as file:
+    with files.reading(args.file) as file:
         found = bundles.read(file)
     size = args.file.stat().st_size
     if args.json:
@@ -239,7 +260,7 @@ def _verify(authority: Authority, rest: list[str]) -> int:
         raise UsageError("--revocations goes with --root; the fleet in DIR has its own list")
     fleet, revoked, how = trusted(authority, args.root, args.revocations)
     faults: list[ThicketError] = []
-    with args.file.open("rb") as file:
+    with files.reading(args.file) as file:
         found = bundles.read(file)
         print(_line(found, args.file.stat().st_size))
         try:

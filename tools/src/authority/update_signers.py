@@ -78,6 +78,21 @@ class UpdateSigners:
         :param name: which one; without it the only one that is not revoked and has its key here.
         :raises AuthorityError: when there is no such signer, or it cannot be used.
         """
+        name, read = self._usable(name)
+        key = self._keys.open(update_signer_stem(name))
+        if key.public_key != read.public_key:
+            raise AuthorityError(f"update signer {name!r}: key and certificate do not go together")
+        return UpdateSigner(read.common_name, read.der, key)
+
+    def certificate(self, name: str | None = None) -> Certificate:
+        """Return the certificate of a signer, whose key stays closed.
+
+        :param name: as in :meth:`open`.
+        :raises AuthorityError: when there is no such signer, or it cannot be used.
+        """
+        return self._usable(name)[1]
+
+    def _usable(self, name: str | None) -> tuple[str, Certificate]:
         signers: dict[str, dict[str, Any]] = self._folder.document().get("update_signers", {})
         if name is None:
             name = self._only(signers)
@@ -95,10 +110,7 @@ class UpdateSigners:
                 f"update signer {name!r} ended on {read.not_after:%Y-%m-%d}; `thicket ca "
                 "update-signer` makes a new one"
             )
-        key = self._keys.open(stem)
-        if key.public_key != read.public_key:
-            raise AuthorityError(f"update signer {name!r}: key and certificate do not go together")
-        return UpdateSigner(read.common_name, read.der, key)
+        return name, read
 
     def _only(self, signers: dict[str, dict[str, Any]]) -> str:
         usable = [

@@ -4,15 +4,37 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from authority.authority import Authority
 from authority.errors import AuthorityError
-from thicket.cli.common import OK, UsageError
+from host.errors import HostError
+from thicket.base.errors import ThicketError
+from thicket.cli.common import BAD, OK, USAGE, UsageError
+
+FOR_KEYS: Final = "THICKET_CA_PASSPHRASE"
+
+ON_NODES: Final = frozenset({"install", "back", "status", "list", "remove"})
+"""Commands of the same names that nodes have."""
+
+_UNKNOWN: Final = re.compile(r"unrecognized arguments: (.+)", re.S)
+_NO_CHOICE: Final = re.compile(r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", re.S)
+_NO_VALUE: Final = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
+_ARGUMENT: Final = re.compile(r"argument (\S+): (.+)", re.S)
+
+_NEXT: Final = {
+    errno.EISDIR: "a file is needed, and this is a folder",
+    errno.ENOTDIR: "a folder is needed, and this is a file",
+    errno.EACCES: "only its owner may, or whom he lets",
+    errno.ENOSPC: "make room; files that are in use meanwhile are in /tmp, or in TMPDIR",
+}
+"""What a person can do about an error of the system."""
 
 Command = Callable[[Authority, list[str]], int]
 """Runs one command with its arguments; returns the exit status."""
@@ -30,7 +52,7 @@ def ask_passphrase(question: str) -> str:
     :raises AuthorityError: nobody can be asked, or the answer will not do.
     """
     pin = question.startswith("PIN")
-    variable = "THICKET_CA_PIN" if pin else "THICKET_CA_PASSPHRASE"
+    variable = "THICKET_CA_PIN" if pin else FOR_KEYS
     given = os.environ.get(variable)
     if given:
         return given
@@ -48,6 +70,19 @@ def ask_passphrase(question: str) -> str:
     return first
 
 
+def authority_in(folder: Path) -> Authority:
+    """Return the fleet's authority in a folder, which asks the person for passphrases."""
+    return Authority(folder, ask_passphrase, unneeded=_tell_unneeded)
+
+
+def _tell_unneeded() -> None:
+    if os.environ.get(FOR_KEYS):
+        sys.stderr.write(
+            f"thicket: this fleet is for the simulator, and its keys have no passphrase: "
+            f"{FOR_KEYS} is not used\n"
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """Reads the words of one command; ``needs`` says with each fault what the command needs."""
 
@@ -56,7 +91,7 @@ class Parser(argparse.ArgumentParser):
         self._needs = needs
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError("; ".join(filter(None, (message, self._needs))))
+        raise UsageError(_plain(message, self._needs))
 
     def add_where(self) -> None:
         """Add the options that name a node and the way to it."""
@@ -66,10 +101,29 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--baud", type=a_number, default=115200)
 
 
+def _plain(message: str, needs: str) -> str:
+    """Return a fault of argparse in plain words."""
+    if message.startswith("the following arguments are required") and needs:
+        return needs
+    if found := _UNKNOWN.fullmatch(message):
+        return "; ".join(filter(None, (f"{found[1]} is not understood here", needs)))
+    if found := _NO_CHOICE.fullmatch(message):
+        choices = ", ".join(re.findall(r"[\w-]+", found[3]))
+        return f"{found[2]} is none of {choices}; {needs}"
+    if found := _NO_VALUE.fullmatch(message):
+        return f"{found[1]} needs a value"
+    if found := _ARGUMENT.fullmatch(message):
+        name, words = found[1], found[2]
+        return f"{name}: {words}" if name.startswith("-") else words
+    return "; ".join(filter(None, (message, needs)))
+
+
 def a_word(text: str) -> str:
     """Read a name: an empty file is the present folder, and ssh has options that run programs."""
-    if not text or text.startswith("-"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name")
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is none")
+    if text.startswith("-"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name, as it begins with a hyphen")
     return text
 
 
@@ -86,6 +140,34 @@ def a_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
+def run_desk(name: str, words: list[str], help_text: str, commands: Mapping[str, Command]) -> int:
+    """Run one of the desk's programs; return the exit status (as of ``thicket``).
+
+    :param name: what the program is called behind ``thicket``.
+    """
+    try:
+        return run_command(words, help_text, commands)
+    except UsageError as error:
+        sys.stderr.write(f"thicket {name}: {error}\nTry `thicket {name} help`.\n")
+        return USAGE
+    except BrokenPipeError:
+        raise  # whoever reads has ended: nothing is wrong
+    except EOFError:
+        sys.stderr.write(f"thicket {name}: nothing was typed, so nothing was done\n")
+    except OSError as error:
+        sys.stderr.write(f"thicket {name}: {_of_the_system(error)}\n")
+    except (ThicketError, HostError) as error:
+        sys.stderr.write(f"thicket {name}: {error}\n")
+    return BAD
+
+
+def _of_the_system(error: OSError) -> str:
+    what = error.filename2 or error.filename
+    advice = _NEXT.get(error.errno or 0)
+    words = error.strerror or str(error)
+    return f"{what or 'a file'}: {words}" + (f": {advice}" if advice else "")
+
+
 def run_command(words: list[str], help_text: str, commands: Mapping[str, Command]) -> int:
     """Run the command that ``words`` begin with, with the fleet's authority.
 
@@ -95,12 +177,16 @@ def run_command(words: list[str], help_text: str, commands: Mapping[str, Command
     parser.add_argument("--folder", type=a_path, default=chosen_folder())
     args, words = parser.parse_known_args(words)
     if not words:
-        raise UsageError("no command")
+        raise UsageError(f"a command is needed: {', '.join(sorted(commands))}")
     command, rest = words[0], words[1:]
     if command in {"help", "-h", "--help"}:
         Parser("help takes no arguments").parse_args(rest)
         sys.stdout.write(help_text)
         return OK
     if command not in commands:
-        raise UsageError(f"unknown command {command!r}")
-    return commands[command](Authority(args.folder, ask_passphrase), rest)
+        if command in ON_NODES:
+            raise UsageError(f"{command} runs on a node: log in to it (ssh root@NODE), and type it")
+        raise UsageError(
+            f"there is no command {command!r}, only {', '.join(sorted(commands))} and help"
+        )
+    return commands[command](authority_in(args.folder), rest)

@@ -19,7 +19,7 @@ from hashlib import sha256
 from typing import BinaryIO, NamedTuple
 
 from thicket.base.errors import CodedError
-from thicket.trust import cms, signed_file
+from thicket.trust import cms, kinds, signed_file
 from thicket.trust.cms import CmsError, Message
 from thicket.trust.fleet import Fleet
 from thicket.trust.signed_file import EndError
@@ -38,8 +38,6 @@ MAX_MODULES = 256
 ANY = "any"
 ARCHITECTURES = (ANY, "aarch64", "x86_64")
 
-_LINE = b"thicket application 1\n"
-_SQUASHFS = b"hsqs"
 _PIECE = 1 << 20
 _FLEET_BYTES = 20
 _DIGEST_BYTES = 32
@@ -111,7 +109,9 @@ class About(NamedTuple):
             "size": self.size,
             "version": self.version,
         }
-        return _LINE + json.dumps(members, sort_keys=True, separators=(",", ":")).encode("ascii")
+        return kinds.APPLICATION + json.dumps(
+            members, sort_keys=True, separators=(",", ":")
+        ).encode("ascii")
 
 
 class AppFile(NamedTuple):
@@ -129,8 +129,8 @@ def read(file: BinaryIO) -> AppFile:
     """
     whole = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if file.read(len(_SQUASHFS)) != _SQUASHFS:
-        raise _bad("not the file of an application: it does not begin with a squashfs")
+    if file.read(len(kinds.SQUASHFS)) != kinds.SQUASHFS:
+        raise _no_application(file)
     if whole > MAX_BYTES:
         raise _bad(
             f"{whole} bytes, and at most {MAX_BYTES} are read: leave out what it can do without"
@@ -138,17 +138,26 @@ def read(file: BinaryIO) -> AppFile:
     try:
         size, end = signed_file.read(file, cms.MAX_SIZE)
         message = cms.read(end)
-    except (EndError, CmsError) as error:
-        raise _bad(
-            f"not the file of an application, cut off, or with something behind its end: {error}; "
-            f"{_AGAIN}"
-        ) from None
+    except (EndError, CmsError):
+        raise _no_application(file) from None
+    if not message.content.startswith(kinds.APPLICATION):
+        raise _no_application(file)
     about = parse(message.content)
     if about.size != size:
         raise _bad(
             f"it has {size} bytes in front of its end, and {about.size} were signed; {_AGAIN}"
         )
     return AppFile(about, message)
+
+
+def _no_application(file: BinaryIO) -> AppError:
+    found = kinds.kind(file)
+    if found == kinds.CUT_OFF:
+        return _bad(f"this is {found}; {_AGAIN}")
+    return _bad(
+        f"this is {found}, and the file of an application is needed; `thicket app build` "
+        "makes NAME-VERSION.app"
+    )
 
 
 def check_signer(
@@ -193,10 +202,10 @@ def parse(content: bytes) -> About:
     """
     import json
 
-    if not content.startswith(_LINE):
+    if not content.startswith(kinds.APPLICATION):
         raise _bad("what is signed at its end is no application")
     try:
-        about = _about(json.loads(content[len(_LINE) :]))
+        about = _about(json.loads(content[len(kinds.APPLICATION) :]))
         same = about.text() == content
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _bad(f"what it says of itself: {error}; {_AGAIN}") from None

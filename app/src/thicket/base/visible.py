@@ -30,16 +30,29 @@ def _escape(character: str) -> str:
 
 
 class VisibleStream:
-    """A text stream that makes everything visible before writing it."""
+    """A text stream that makes everything visible before writing it.
+
+    :ivar terminal: where it is written.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self.terminal = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write(visible(text))
+        return self.terminal.write(visible(text))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.terminal, name)
+
+
+def redraw(stream: TextIO, text: str = "") -> None:
+    """Draw a line of a terminal anew; without text, clear it.
+
+    The two codes for that are written as they are, and the text is made visible.
+    """
+    terminal = stream.terminal if isinstance(stream, VisibleStream) else stream
+    terminal.write(f"\r\x1b[K{visible(text, '')}")
+    terminal.flush()
 
 
 @contextmanager

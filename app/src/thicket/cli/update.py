@@ -12,6 +12,7 @@ import time
 from typing import Any, BinaryIO
 
 from thicket.base.units import size_text
+from thicket.base.visible import redraw
 from thicket.cli.common import BAD, OK, UsageError, node_paths
 from thicket.cli.show import table as aligned
 from thicket.control.client import ClientError, request
@@ -85,13 +86,15 @@ def _watch(control: str) -> dict[str, Any]:
         progress: dict[str, Any] = request(control, "update-progress", {}, timeout=_ANSWER)
         if progress["state"] in {"installed", "failed", "none"}:
             if live:
-                sys.stdout.write("\r\x1b[K")
+                redraw(sys.stdout)
             return progress
         line = text(progress)
         if line != shown:
             shown = line
-            sys.stdout.write(f"\r\x1b[K{line[:79]}" if live else f"{line}\n")
-            sys.stdout.flush()
+            if live:
+                redraw(sys.stdout, line[:79])
+            else:
+                print(line, flush=True)
         time.sleep(_LOOK)
 
 

@@ -42,13 +42,13 @@ REASONS = {
 """Every reason for not taking a signature, in words."""
 
 ADVICE = {
-    NOT_A_SIGNER: "sign it with a key that `thicket ca update-signer` made",
-    OTHER_FLEET: "sign the unsigned bundle with a signer of this fleet",
+    NOT_A_SIGNER: "have it signed with a key that `thicket ca update-signer` made",
+    OTHER_FLEET: "take one that was signed for this fleet, or have a signer of this fleet sign it",
     FORGED: "do not install it; get it anew from where it was built, or sign it again",
     CHANGED: "do not install it; get it anew from where it was built, or sign it again",
     EXPIRED: "sign it again with a newer signer (`thicket ca update-signer`), and look at the "
     "clock of the machine that signs",
-    REVOKED: "sign the unsigned bundle with another signer, if what is in it is to be trusted",
+    REVOKED: "have another signer sign it, if what is in it is to be trusted",
 }
 """What a person can do about each."""
 

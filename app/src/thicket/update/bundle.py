@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Collection
 from typing import BinaryIO, NamedTuple
 
-from thicket.trust import cms, signed_file
+from thicket.trust import cms, kinds, signed_file
 from thicket.trust.cms import CmsError, Message
 from thicket.trust.fleet import Fleet
 from thicket.trust.signed_file import EndError
@@ -34,9 +34,8 @@ MAX_BYTES = 512 << 20
 
 MAX_END = max(cms.MAX_SIZE, manifests.MAX_SIZE)
 
-_SQUASHFS = b"hsqs"
-_DER = b"\x30"
 _AGAIN = "copy it again, and if it is the same then, get it anew from where it was built"
+_MADE = "`make BOARD-bundle` makes NAME.unsigned, `thicket update sign` NAME.raucb of it"
 
 
 class UnsignedError(BundleError):
@@ -76,12 +75,14 @@ def read(file: BinaryIO) -> Bundle:
     payload, end = _end(file)
     message: Message | None = None
     text = end
-    if end.startswith(_DER):
+    if end.startswith(kinds.DER):
         try:
             message = cms.read(end)
         except CmsError as error:
             raise BundleError(f"the end of the file is {error}; {_AGAIN}") from None
         text = message.content
+        if not text.startswith(kinds.MANIFEST):
+            raise _no_bundle(file)
     manifest = manifests.read(text)
     tree = manifest.verity
     if tree is None:
@@ -99,26 +100,26 @@ def _end(file: BinaryIO) -> tuple[int, bytes]:
     """Return the size of the payload, and what is behind it."""
     whole = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if file.read(len(_SQUASHFS)) != _SQUASHFS:
-        raise BundleError("not a bundle: it does not begin with a squashfs")
-    if not 2 * BLOCK + signed_file.SIZE < whole <= MAX_BYTES:
+    if whole > MAX_BYTES:
         raise BundleError(
-            f"not a bundle: {whole} bytes, where {2 * BLOCK + signed_file.SIZE + 1} to {MAX_BYTES} "
-            "are read"
+            f"this is no bundle: {whole >> 20} MiB, and bundles have at most {MAX_BYTES >> 20}"
         )
+    if file.read(len(kinds.SQUASHFS)) != kinds.SQUASHFS:
+        raise _no_bundle(file)
     try:
         payload, found = signed_file.read(file, MAX_END)
-    except EndError as error:
-        raise BundleError(
-            "no bundle, one that is cut off, or one with something behind its end: "
-            f"{error}; {_AGAIN}"
-        ) from None
+    except EndError:
+        raise _no_bundle(file) from None
     if payload < 2 * BLOCK or payload % BLOCK:
-        raise BundleError(
-            "no bundle, one that is cut off, or one with something behind its end: its last 8 "
-            f"bytes are not the size of a signature or manifest; {_AGAIN}"
-        )
+        raise _no_bundle(file)
     return payload, found
+
+
+def _no_bundle(file: BinaryIO) -> BundleError:
+    found = kinds.kind(file)
+    if found == kinds.CUT_OFF:
+        return BundleError(f"this is {found}; {_AGAIN}")
+    return BundleError(f"this is {found}, and a bundle is needed; {_MADE}")
 
 
 def end(data: bytes) -> bytes:

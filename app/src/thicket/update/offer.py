@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from thicket.base.errors import CodedError
-from thicket.trust import cms
+from thicket.trust import cms, kinds
 from thicket.trust.cms import CmsError, Message
 from thicket.trust.fleet import Fleet
 from thicket.trust.update_signer import check_signature
@@ -40,6 +40,10 @@ MAX_WELL = 7 * 24 * 3600
 
 BAD_OFFER = "bad-offer"
 BAD_ORDER = "bad-order"
+_NEEDED = {
+    BAD_OFFER: (kinds.OFFER, "the `offer` in the folder that `thicket update offer` has made"),
+    BAD_ORDER: (kinds.ORDER, "what `thicket update order` has made, NAME.order"),
+}
 OTHER_FLEET = "other-fleet"
 
 ORDERS = ("pause", "resume", "abort", "back")
@@ -47,8 +51,6 @@ ORDERS = ("pause", "resume", "abort", "back")
 IMAGE, APP = "image/", "app/"
 """How subjects begin."""
 
-_OFFER_LINE = b"thicket update offer 1\n"
-_ORDER_LINE = b"thicket update order 1\n"
 _FLEET_BYTES = 20
 _DIGEST_BYTES = 32
 _LONGEST = 64
@@ -165,7 +167,7 @@ class Offer(NamedTuple):
         """Return what is signed."""
         plan, window = self.plan, self.plan.window
         named = plan.canaries if isinstance(plan.canaries, int) else list(plan.canaries)
-        return _OFFER_LINE + _canonical(
+        return kinds.OFFER + _canonical(
             {
                 "bundle": self.bundle.members(),
                 "fleet": self.fleet.hex(),
@@ -198,7 +200,7 @@ class Order(NamedTuple):
 
     def text(self) -> bytes:
         """Return what is signed."""
-        return _ORDER_LINE + _canonical(
+        return kinds.ORDER + _canonical(
             {
                 "fleet": self.fleet.hex(),
                 "number": self.number,
@@ -270,10 +272,17 @@ def check_order(
 
 
 def _read(packed: bytes, code: str) -> Message:
+    import io
+
+    line, maker = _NEEDED[code]
     try:
-        return cms.read(packed)
-    except CmsError as error:
-        raise OfferError(code, f"{error}; get it anew from where it was made") from None
+        message = cms.read(packed)
+    except CmsError:
+        message = None
+    if message is None or not message.content.startswith(line):
+        found = kinds.kind(io.BytesIO(packed))
+        raise OfferError(code, f"this is {found}, and {maker} is needed")
+    return message
 
 
 def _check_fleet(identifier: bytes, fleet: Fleet, what: str) -> None:
@@ -291,7 +300,7 @@ def parse_offer(content: bytes) -> Offer:
 
     :raises OfferError: it is not in the form that :meth:`Offer.text` writes, or out of bounds.
     """
-    return _parse(content, _OFFER_LINE, _offer, Offer.text, (BAD_OFFER, "offer"))
+    return _parse(content, kinds.OFFER, _offer, Offer.text, (BAD_OFFER, "offer"))
 
 
 def parse_order(content: bytes) -> Order:
@@ -299,7 +308,7 @@ def parse_order(content: bytes) -> Order:
 
     :raises OfferError: it is not in the form that :meth:`Order.text` writes, or out of bounds.
     """
-    return _parse(content, _ORDER_LINE, _order, Order.text, (BAD_ORDER, "order"))
+    return _parse(content, kinds.ORDER, _order, Order.text, (BAD_ORDER, "order"))
 
 
 def describe(file: BinaryIO, base: str) -> tuple[Patch, bytes]:
@@ -356,14 +365,14 @@ def _parse(
 
     code, what = names
     if len(content) > cms.MAX_SIZE or not content.startswith(line):
-        raise OfferError(code, f"what is signed is no {what} of an update: get the right file")
+        raise OfferError(code, f"what is signed is no {what} of an update")
     try:
         found = build(json.loads(content[len(line) :].decode("ascii")))
         if text(found) != content:
             raise ValueError("it is not in the one form in which it is written")
     except (ValueError, RecursionError) as error:
         words = str(error).replace("\n", " ")[:200]
-        raise OfferError(code, f"an {what} that is not taken: {words}; make it anew") from None
+        raise OfferError(code, f"the {what} is not in order: {words}; make it anew") from None
     return found
 
 

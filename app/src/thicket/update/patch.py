@@ -23,12 +23,13 @@ from __future__ import annotations
 from typing import BinaryIO, Final, NamedTuple
 
 from thicket.base.errors import CodedError
+from thicket.trust import kinds
 from thicket.update import verity
 from thicket.update.bundle import MAX_BYTES
 from thicket.update.strict import digits, items, members, number
 from thicket.update.verity import BLOCK
 
-LINE: Final = b"thicket patch 1\n"
+LINE: Final = kinds.PATCH
 MAX_HEADER = 8192
 MAX_MASKS = 64
 MAX_TREES = 4
@@ -195,7 +196,9 @@ def read(file: BinaryIO) -> Header:
 
     if file.read(len(LINE)) != LINE:
         raise PatchError(
-            BAD_PATCH, f"not a patch: it does not begin with {LINE.decode().strip()!r}"
+            BAD_PATCH,
+            f"this is {kinds.kind(file)}, and a patch is needed; `thicket update delta` makes "
+            "OLD-to-NEW.patch",
         )
     size = int.from_bytes(file.read(_SIZE), "big")
     if not 0 < size <= MAX_HEADER:

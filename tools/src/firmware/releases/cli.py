@@ -12,11 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from authority.authority import Authority
 from authority.deltas import make as make_delta
 from authority.errors import AuthorityError
 from authority.token import TokenError
-from authority.words import ask_passphrase, chosen_folder
+from authority.words import authority_in, chosen_folder
 from firmware import boards
 from firmware.blockdev import human
 from firmware.boards import ROOT
@@ -110,5 +109,5 @@ def _release(options: argparse.Namespace, others: Mapping[str, Provider], consol
 def _signing(name: str | None) -> Signing | None:
     if not name:
         return None
-    own = Authority(chosen_folder(), ask_passphrase)
+    own = authority_in(chosen_folder())
     return Signing(own.fleet, own.update_signers.open(name))

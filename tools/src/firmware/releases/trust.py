@@ -6,9 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from authority.authority import Authority
 from authority.errors import AuthorityError
-from authority.words import ask_passphrase, chosen_folder
+from authority.words import authority_in, chosen_folder
 from firmware.releases.errors import ReleaseError
 from thicket.trust import certificates as x509
 from thicket.trust.certificates import CertificateError
@@ -49,7 +48,7 @@ def trusted(root: str | None) -> Trust:
     folder = chosen_folder()
     if not (folder / "fleet.json").exists():
         return Trust(None, frozenset(), f"no fleet's root certificate is in {folder}")
-    own = Authority(folder, ask_passphrase)
+    own = authority_in(folder)
     try:
         revoked = own.revocations.names
         return Trust(own.fleet, revoked, f"not among the {len(revoked)} names revoked in {folder}")

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command of the desk that reads a file is given every wrong one.
+
+What it says names the file, tells what it is in place of what was needed, and is short.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import pytest
+from apps_for_tests import ABOUT
+from bundles_for_tests import UpdateKey, signed, unsigned
+from fleet_for_tests import PREFIX, one_fleet
+
+from authority import app
+from authority.authority import Authority
+from authority.cli import main as ca_main
+from authority.update import main as update_main
+from authority.update_signers import UpdateSigner
+from thicket.trust import kinds, signed_file
+from thicket.trust.certificates import pem
+from thicket.update.offer import Order
+from thicket.update.patch import Header
+
+Captured = pytest.CaptureFixture[str]
+
+SHORT: Final = 400
+"""Characters of a message: some four lines of a terminal."""
+
+SITE: Final = b"hsqs" + bytes(8188)
+ABOUT_SITE: Final = ABOUT._replace(size=len(SITE), sha256=sha256(SITE).digest())
+APP_BYTES: Final = SITE + signed_file.pack(UpdateKey(one_fleet()).message(ABOUT_SITE.text()))
+ORDER_BYTES: Final = UpdateKey(one_fleet()).message(
+    Order(one_fleet().fleet.identifier, 1, b"", "pause").text()
+)
+
+FILES: Final[dict[str, tuple[bytes, str]]] = {
+    "empty": (b"", "an empty file"),
+    "text": (b"hello\n" * 3000, "a text"),
+    "random": (bytes(range(255, 0, -1)) * 100, "something else"),
+    "app": (APP_BYTES, kinds.AN_APPLICATION),
+    "patch": (Header(20_000, "ab" * 32, None, ()).packed() + bytes(20_000), "a patch"),
+    "order": (ORDER_BYTES, "an order"),
+    "unsigned": (unsigned(), "a bundle that is not signed"),
+    "bundle": (signed(), "a signed bundle"),
+    "cut": (signed()[:-900], "cut off"),
+    "certificate": (pem(one_fleet().fleet.root.der).encode(), "a certificate"),
+    "wheel": (b"PK\x03\x04" + bytes(9000), "a ZIP archive or a wheel"),
+}
+"""Wrong files, and what each is called."""
+
+#: Commands with FILE in the place of the file, and the files that each may take.
+READING: Final = [
+    ("update sign FILE", {"unsigned", "bundle"}),
+    ("update inspect FILE", {"unsigned", "bundle"}),
+    ("update verify FILE", {"unsigned", "bundle"}),
+    ("update verify GOOD --root FILE", {"certificate"}),
+    ("update verify GOOD --root ROOT --revocations FILE", set[str]()),
+    ("update delta FILE GOOD", {"unsigned", "bundle"}),
+    ("update delta GOOD FILE", {"unsigned", "bundle"}),
+    ("update offer FILE", {"unsigned", "bundle", "app"}),
+    ("update offer GOOD --delta FILE", {"patch"}),
+    ("update order pause FILE", set[str]()),
+    ("update send FILE host", set[str]()),
+    ("app inspect FILE", {"app"}),
+    ("app verify FILE", {"app"}),
+    ("app build FILE", set[str]()),
+    ("ca config --ssh-key FILE", set[str]()),
+]
+MAINS: Final = {"update": update_main, "app": app.main, "ca": ca_main}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("desk")
+    for name, (contents, _) in FILES.items():
+        (folder / name).write_bytes(contents)
+    (folder / "folder").mkdir()
+    before = datetime.now(UTC) - timedelta(days=2)
+    one = Authority(folder / "fleet", lambda _: "", clock=lambda: before)
+    one.init("acme", PREFIX, lab=True)
+    one.update_signers.make("release")
+    signer = one.update_signers.open()
+    (folder / "good").write_bytes(signed(_Signing(signer), when=datetime.now(UTC)))
+    (folder / "root.pem").write_text(pem(one.fleet.root.der))
+    return folder
+
+
+class _Signing(UpdateKey):
+    """A key of an update signer that an authority has made."""
+
+    def __init__(self, signer: UpdateSigner) -> None:
+        self.certificate = signer.certificate
+        self._signer = signer
+
+    def sign(self, digest: bytes) -> bytes:
+        return self._signer.key.sign(digest)
+
+
+def says(desk: Path, line: str, name: str, capsys: Captured, status: int) -> str:
+    """Run a command with a file that it does not take; return what it says."""
+    places = {"FILE": desk / name, "GOOD": desk / "good", "ROOT": desk / "root.pem"}
+    program, *words = line.split()
+    capsys.readouterr()
+    given = [str(places.get(word, word)) for word in words]
+    assert MAINS[program](given) == status
+    said = capsys.readouterr().err
+    assert said.startswith(f"thicket {program}: ")
+    assert len(said) - said.count(str(desk)) * len(str(desk)) < SHORT, said
+    return said
+
+
+@pytest.mark.parametrize(("line", "takes"), READING, ids=[line for line, _ in READING])
+def test_the_wrong_file(
+    desk: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, line: str, takes: set[str]
+) -> None:
+    monkeypatch.setenv("THICKET_CA", str(desk / "fleet"))
+    before = sorted(desk.iterdir())
+    for name, (_, kind) in FILES.items():
+        if name in takes:
+            continue
+        said = says(desk, line, name, capsys, 1)
+        assert str(desk / name) in said, said
+        if "FILE host" in line or "--" in line or "build" in line:
+            continue  # these say what is needed, or lacking
+        assert f": this is {kind}" in said or kind in said, said
+    for name, words in (("gone", ("No such file", "is not there")), ("folder", ("folder",))):
+        said = says(desk, line, name, capsys, 1)
+        assert str(desk / name) in said
+        assert any(word in said for word in words), said
+    assert sorted(desk.iterdir()) == before
+
+
+def test_another_fleet_is_told_of_every_kind(
+    desk: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only bundles are signed, so no advice speaks of bundles alone."""
+    monkeypatch.setenv("THICKET_CA", str(desk / "fleet"))
+    for line, name in (
+        ("update verify FILE", "bundle"),
+        ("update offer FILE", "bundle"),
+        ("update offer FILE", "app"),
+        ("app verify FILE", "app"),
+    ):
+        said = says(desk, line, name, capsys, 1)
+        assert "signed for another fleet ('Update signer release' is no signer of 'acme')" in said
+        assert "take one that was signed for this fleet, or have a signer of this fleet" in said
+        assert "unsigned bundle" not in said
