@@ -238,6 +238,21 @@ async def test_a_trial_that_is_well_is_kept(node: Node) -> None:
     assert not node.trial().exists()
 
 
+async def test_a_trial_that_is_called_off_is_not_kept(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    await trial(node)
+    node.health_time = 600
+    async with node.running() as update:
+        await node.until(lambda: update.status and update.status[1]["trial"], "it is on trial")
+        assert await update.back() == "A"
+        node.settings.update.health_time = 0  # type: ignore[misc]
+        await node.until(lambda: "the trial of slot B was called off" in caplog.text, "judged")
+    assert node.named == []
+    assert node.slots.read().state_b is State.UNTRIED
+    assert "is kept" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

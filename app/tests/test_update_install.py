@@ -654,8 +654,10 @@ class TestInstaller:
         await rauc.fails("bad-bundle", "new.raucb: this is a squashfs without")
         rauc.bundle.unlink()
         await rauc.fails("no-file", "No such file or directory")
-        rauc.node.slots.change(lambda record: record._replace(trial=A, phase=Phase.RUNS))
+        rauc.node.slots.change(lambda record: record._replace(trial=A, phase=Phase.RUNS, named=B))
         await rauc.fails("trial", "slot A is on trial")
+        rauc.node.slots.set_primary(B)
+        await rauc.fails("trial", "the trial of slot A was called off, and slot B is what the")
         assert not rauc.pid.exists()
 
     @pytest.mark.parametrize(

@@ -314,9 +314,17 @@ def commit(record: BootRecord, slot: Slot) -> BootRecord:
     return record._replace(named=slot, failed=0, run=Run.WELL)
 
 
+def called_off(record: BootRecord, running: Slot) -> bool:
+    """Return whether ``running`` was started for a trial that was called off meanwhile.
+
+    The firmware starts the other slot next, whatever becomes of this start.
+    """
+    return record.trial is not running and record.named is running.other
+
+
 def well(record: BootRecord, running: Slot) -> BootRecord:
     """``running`` is well. A slot on trial has to be committed instead."""
-    if record.trial is running:
+    if record.trial is running or called_off(record, running):
         return record
     return record.marked(running, State.GOOD)._replace(failed=0, run=Run.WELL)
 

@@ -117,12 +117,15 @@ class Slots:
         """The node is being switched off or restarted in order."""
         self.change(boot_record.stopped)
 
-    def well(self, epoch: int = 0) -> None:
+    def well(self, epoch: int = 0) -> bool:
         """The running slot is well. One on trial is committed: it is started from now on.
 
         :param epoch: the security epoch of its image; it is the one in force from now on.
+        :returns: False where its trial was called off: then it is not kept.
         """
         record = self.read()
+        if boot_record.called_off(record, self.running):
+            return False
         if record.trial is self.running:
             self.commit(self.running, epoch)
         else:
@@ -134,6 +137,7 @@ class Slots:
         # init's last script looks for it.
         with open(self.paths.run + "/well", "wb"):
             pass
+        return True
 
     def commit(self, slot: Slot, epoch: int = 0) -> None:
         """Make ``slot``, an image of ``epoch``, the one that is started, for good.

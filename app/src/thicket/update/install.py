@@ -26,7 +26,7 @@ from thicket.base import threads
 from thicket.base.errors import ThicketError
 from thicket.base.files import opened
 from thicket.base.paths import Paths
-from thicket.device.boot_record import Phase, Slot, State
+from thicket.device.boot_record import Phase, Slot, State, called_off
 from thicket.device.boot_slots import Slots
 from thicket.trust.update_signer import SignerRefusedError
 from thicket.update import bundle as bundles
@@ -310,12 +310,18 @@ def may_write(slots: Slots) -> None:
 
     :raises InstallError: it is needed as it is.
     """
-    record = slots.read()
-    if record.trial is slots.running and record.phase is Phase.RUNS:
+    record, runs, other = slots.read(), slots.running, slots.running.other
+    if record.trial is runs and record.phase is Phase.RUNS:
         raise InstallError(
             "trial",
-            f"slot {slots.running.name} is on trial, and slot {slots.running.other.name} is the "
-            "way back: wait until the trial has ended (`thicket update status`)",
+            f"slot {runs.name} is on trial, and slot {other.name} is the way back: wait until the "
+            "trial has ended (`thicket update status`)",
+        )
+    if called_off(record, runs):
+        raise InstallError(
+            "trial",
+            f"the trial of slot {runs.name} was called off, and slot {other.name} is what the "
+            "firmware starts: restart the node first",
         )
 
 

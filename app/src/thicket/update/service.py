@@ -228,7 +228,9 @@ class Update:
         self._able = before
         able = await self._wait(before if on_trial else None)
         epoch = image.epoch(self.paths)
-        await self._do(lambda: slots.well(epoch))
+        if not await self._do(lambda: slots.well(epoch)):
+            log.warning("the trial of slot %s was called off: it is not kept", slots.running.name)
+            return
         if on_trial:
             log.warning("slot %s is well and is kept", slots.running.name)
             await self._do(lambda: remove(self.paths.data + TRIAL))
