@@ -12,11 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from hashlib import sha256
+from types import SimpleNamespace
+from typing import cast
 
 from thicket.device import boot_record
 from thicket.device.boot_record import BootRecord, Slot, Why
+from thicket.device.boot_slots import Slots
 from thicket.update import journal as journals
+from thicket.update.image_taker import trial_of, went_on
+from thicket.update.install import may_write
 from thicket.update.journal import Journal, Phase
+from thicket.update.judge import InstallError
 from thicket.update.offer import Offer, Order, Plan, Target
 from thicket.update.progress import (
     Entry,
@@ -24,20 +30,23 @@ from thicket.update.progress import (
     Own,
     Progress,
     Stage,
+    State,
     Table,
     Work,
     node_name,
     pack_members,
     unpack_members,
 )
-from thicket.update.rollout import Facts, Node, View, look, row
-from thicket.update.steps import Fetch, GoBack, Install, Now, Restart, Rollout, Step
+from thicket.update.rollout import Facts, Node, Trial, View, look, row, runs
+from thicket.update.steps import CallOff, Fetch, GoBack, Install, Now, Restart, Rollout, Step
 
 TICK = 15.0
 """Seconds between two looks of a node."""
 
 MAKES = 700
 """Thousandths from which on a node makes the bundle."""
+LATE = 900.0
+"""Seconds within which a start has to be well."""
 
 OLD, NEW = "0.1.0", "0.2.0"
 BUNDLE = sha256(b"new").hexdigest()
@@ -81,6 +90,7 @@ class FleetNode:
 
     :ivar up: False while it has no power or restarts.
     :ivar begun: how often it has begun to install.
+    :ivar ever_well: offers that it has told to be well with.
     """
 
     def __init__(self, fleet: Fleet, index: int) -> None:
@@ -91,6 +101,7 @@ class FleetNode:
         self.up = False
         self.begun = 0
         self.epoch = 1
+        self.ever_well: set[bytes] = set()
         self.running = Slot.A
         self.busy_until = 0.0
         self.fetched = 0
@@ -120,14 +131,15 @@ class FleetNode:
             self.table.take(entry.record, now)
         self.members = Members(unpack_members(disk.members), now)
         words = "no other node is in the cluster" if disk.record.trial is Slot.NONE else ""
-        went_on = journals.after_restart(
+        after = journals.after_restart(
             journals.unpack(disk.journal),
             journals.Start(running, disk.record, trial=words),
         )
-        disk.journal = journals.pack(went_on)
-        self.rollout = Rollout(self.own, went_on)
-        self.ends = now + 60.0 if disk.record.trial is running else None
+        disk.journal = journals.pack(after)
+        self.rollout = Rollout(self.own, after)
+        self.ends, self.late = now + 60.0, now + LATE
         self.busy_until = 0.0
+        self.writes = ""
         self.fresh = {}
         self.last = None
 
@@ -166,7 +178,8 @@ class FleetNode:
 
     @property
     def node(self) -> Node:
-        return Node(self.name, "thicket-standin", self.version, epoch=self.epoch)
+        trial = trial_of(self.disk.record, self.running)
+        return Node(self.name, "thicket-standin", self.version, epoch=self.epoch, trial=trial)
 
     @property
     def order(self) -> Order | None:
@@ -185,28 +198,18 @@ class FleetNode:
     def work(self) -> None:
         """One look of the daemon."""
         fleet, now = self.fleet, self.fleet.now
-        if self.ends is not None:
-            if (why := fleet.bad(self)) is not None and now >= self.ends - 30:
-                if why in (Why.OVERDUE, Why.UNWELL):
-                    record = self.disk.record
-                    self.disk.record = boot_record.reject(record, self.running, why)
-                self.down(45.0, why if why in (Why.PANIC, Why.WATCHDOG) else Why.NONE)
-                return
-            if now >= self.ends:
-                self.ends = None
-                self.disk.record = boot_record.commit(self.disk.record, self.running)
-                self.keep(self.rollout.follow(self.rollout.journal.kept()))
+        if not self.judged():
+            return
         if self.rollout.installing is not None:
             if now >= self.busy_until:
-                slot = self.running.other
-                self.disk.versions[slot] = NEW
-                record = self.disk.record.marked(slot, boot_record.State.UNTRIED)
-                self.disk.record = boot_record.arm(record, slot, self.running)
+                self.written(self.writes)
                 self.keep(self.rollout.follow(self.rollout.journal.armed()))
             else:
                 # One half of them is seen while it checks the bundle, the other while it writes.
                 stage = Stage.CHECKING if self.index % 2 else Stage.NONE
                 self.rollout.progress(Work(stage, 50, 100))
+        elif after := went_on(self.rollout.journal, self.disk.record, self.running):
+            self.keep(self.rollout.follow(after))
         step = self.last = self.rollout.step(
             now,
             Now(
@@ -226,7 +229,102 @@ class FleetNode:
         if step.tell is not None:
             assert self.table.take(step.tell, now) or self.table.dropped
             self.fresh[self.name] = self.table.entries[self.name]
+        self.tells_the_truth()
         self.act(step)
+
+    def judged(self) -> bool:
+        """Judge this start, as the daemon and init do; return False where it has ended."""
+        record, now = self.disk.record, self.fleet.now
+        trial = record.trial is self.running
+        if trial and (why := self.fleet.bad(self)) is not None and now >= self.ends - 30:
+            if why in (Why.OVERDUE, Why.UNWELL):
+                self.disk.record = boot_record.reject(record, self.running, why)
+            self.down(45.0, why if why in (Why.PANIC, Why.WATCHDOG) else Why.NONE)
+            return False
+        if now >= self.ends:
+            judge = boot_record.commit if trial else boot_record.well
+            self.disk.record = record = judge(record, self.running)
+        if now >= self.late and record.run is not boot_record.Run.WELL:
+            self.disk.record = boot_record.late(record, self.running)
+            self.down(45.0, Why.NONE)
+            return False
+        return True
+
+    def tells_the_truth(self) -> None:
+        """What this node tells of an offer that it runs is so."""
+        told, offer = self.own.newest, self.disk.offer
+        if told is None or offer is None or told.offer != offer.identifier:
+            return
+        node = self.node
+        if told.state is State.DONE:
+            assert runs(node, offer)
+            assert node.trial is Trial.NONE, f"{self.name} is on trial: {told}"
+        if told.well:
+            self.ever_well.add(told.offer)
+        if runs(node, offer) and node.trial is Trial.GOES_ON:
+            assert told.state is State.TRIAL or self.leaving, told
+
+    @property
+    def leaving(self) -> bool:
+        return self.rollout.journal.phase is Phase.LEAVING
+
+    def written(self, version: str) -> None:
+        """An installation has ended."""
+        slot = self.running.other
+        self.disk.versions[slot] = version
+        record = self.disk.record.marked(slot, boot_record.State.UNTRIED)
+        self.disk.record = boot_record.arm(record, slot, self.running)
+
+    # -- what a person does
+
+    def install(self, version: str) -> bool:
+        """``thicket update install``; return whether it is installed."""
+        if not self.up or self.rollout.installing is not None:
+            return False
+        record, other = self.disk.record, self.running.other
+        slots = SimpleNamespace(read=lambda: record, running=self.running)
+        try:
+            may_write(cast(Slots, slots))
+        except InstallError:
+            return False
+        assert record.named is not other, "what the firmware starts is not written to"
+        self.disk.record = boot_record.write_over(record, other)
+        self.written(version)
+        return True
+
+    def back(self) -> bool:
+        """``thicket update back``; return whether the other slot is to be tried."""
+        other = self.running.other
+        whole = self.disk.record.state(other) is not boot_record.State.INCOMPLETE
+        if not self.up or self.rollout.installing is not None or not whole:
+            return False
+        if not self.disk.versions[other]:
+            return False
+        self.disk.record = boot_record.arm(self.disk.record, other, self.running)
+        return True
+
+    def call_off(self) -> None:
+        """``boot-slots set-primary`` with the slot that runs: the other one is not tried."""
+        if self.up:
+            self.disk.record = boot_record.arm(self.disk.record, self.running, self.running)
+
+    def mark_bad(self) -> None:
+        """``boot-slots set-state SLOT bad`` with the slot that runs."""
+        if self.up and self.disk.versions[self.running.other]:
+            self.disk.record = boot_record.leave(self.disk.record, self.running, Why.BY_HAND)
+
+    def reboot(self) -> None:
+        """``reboot``."""
+        if self.up:
+            self.restart(45.0)
+
+    def flash(self, version: str) -> None:
+        """Write the card anew."""
+        self.fleet.cut(self)
+        starts, self.disk = self.disk.starts, Disk()
+        self.disk.starts = starts
+        self.disk.versions[Slot.A] = version
+        self.fleet.power(self)
 
     def act(self, step: Step) -> None:
         fleet = self.fleet
@@ -235,11 +333,13 @@ class FleetNode:
                 self.fetched = min(1000, self.fetched + fleet.random.randint(100, 500))
                 makes = MAKES <= self.fetched < 1000
                 self.rollout.making = Work(Stage.MAKING, 50, 100) if makes else None
-            case Install():
+            case Install(offer):
                 self.begun += 1
+                self.writes = offer.bundle.version
                 fleet.on_begin(self)
                 self.busy_until = fleet.now + 30.0
                 record, other = self.disk.record, self.running.other
+                assert record.named is not other, "what the firmware starts is not written to"
                 self.disk.record = boot_record.write_over(record, other)
                 self.disk.versions[other] = ""
             case Restart():
@@ -248,9 +348,14 @@ class FleetNode:
                 self.restart(45.0)
             case GoBack():
                 self.spread()
-                record = boot_record.leave(self.disk.record, self.running, Why.BY_HAND)
-                self.disk.record = boot_record.told(record)
+                if not self.back():
+                    self.keep(self.rollout.not_left("it holds no whole system"))
+                    return
+                self.disk.record = boot_record.told(self.disk.record)
                 self.restart(45.0)
+            case CallOff():
+                self.call_off()
+                self.keep(self.rollout.follow(self.rollout.journal.enter(Phase.NONE)))
 
     def restart(self, seconds: float) -> None:
         """Restart in order."""
@@ -415,7 +520,7 @@ class Fleet:
 
     def have_it(self) -> list[FleetNode]:
         """Nodes that keep the new version."""
-        return [n for n in self.nodes if n.version == NEW and n.disk.record.trial is not n.running]
+        return [n for n in self.nodes if n.version == NEW and n.node.trial is Trial.NONE]
 
     def at_it(self) -> list[FleetNode]:
         """Nodes that have truly begun and are not well yet."""

@@ -36,11 +36,12 @@ from thicket.trust.revocations import InForce
 from thicket.trust.standing import Standing
 from thicket.trust.update_signer import signer_name
 from thicket.trust.verify import Rules
-from thicket.update import fleet, image_taker, install, journal, lane, rollout
+from thicket.update import fleet, image_taker, install, journal, kept, lane, rollout
 from thicket.update.fleet import FleetUpdate
 from thicket.update.journal import Phase
 from thicket.update.judge import InstallError
-from thicket.update.kept import Content
+from thicket.update.kept import Content, Kept
+from thicket.update.lane import Lane
 from thicket.update.offer import Offer, OfferError, Order, Plan, Target
 from thicket.update.patch import PatchError
 from thicket.update.progress import node_name
@@ -91,6 +92,7 @@ class Host:
         self.problems = Problems(lambda: None)
         self.installer = Installer(Slots(self.paths))
         self.backs = 0
+        self.busy = False
         self.well = True
         self.standing: Standing | None = None
         self.apps = Apps()
@@ -115,6 +117,8 @@ class Host:
 
         async def back() -> str:
             self.backs += 1
+            if self.busy:
+                raise RequestError("busy", "slot B is being written: wait for the end")
             return "B"
 
         made = SimpleNamespace(
@@ -313,11 +317,124 @@ async def test_a_slot_that_was_written_by_somebody_else_is_not_taken_for_the_upd
         await one.until(lambda: RESTARTS, "it restarts")
         assert one.journal.root == NEW
     host.started("B", "0c" * 32)
-    Slots(host.paths).begin()
+    slots = Slots(host.paths)
+    slots.begin()
     async with running(network, host) as one:
         assert one.part.own.rollout.journal.phase is Phase.NONE
+        await one.until(lambda: one.state() == "waiting", "its trial has to end")
+        assert one.row()[0]["why"] == "1.0 is on trial here"
+        slots.change(lambda record: boot_record.commit(record, Slot.B))
         await one.until(lambda: len(RESTARTS) == 2, "what is offered is installed once more")
         assert one.journal.slot == "A"
+
+
+def by_hand(host: Host, slot: str = "B") -> Slots:
+    """Somebody has installed what is offered into a slot, and started it."""
+    slots = Slots(host.paths)
+    if not slots.read().sequence:
+        slots.begin()
+    slots.set_primary(Slot[slot])
+    content = Content("0" * 64, "2.0", 1, "", NEW)
+    kept.save(host.paths, Kept({Slot[slot]: content}, {}))
+    host.started(slot, NEW)
+    slots = Slots(host.paths)
+    slots.begin()
+    return slots
+
+
+@in_private_network
+async def test_an_image_that_was_installed_by_hand_is_on_trial_until_it_is_kept(
+    network: Network,
+) -> None:
+    root = network.folder()
+    host = Host(root / "node")
+    slots = by_hand(host)
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: one.state() == "trial", "it is on trial")
+        assert (one.journal.phase, one.journal.slot, one.journal.root) == (Phase.TRIAL, "B", NEW)
+    async with running(network, host) as one:  # the daemon starts anew
+        await one.until(lambda: one.state() == "trial", "it still is")
+        slots.change(lambda record: boot_record.commit(record, Slot.B))
+        await one.until(lambda: one.state() == "done", "it is kept")
+        assert host.installer.installed == []
+    # An order to go back is followed when nothing is in its way any more.
+    host.busy = True
+    async with running(network, host) as one:
+        await one.until(lambda: one.state() == "done", "it still is")
+        one.part.order(order(an_offer(), "back"))
+        await one.until(lambda: host.backs > 1, "it is tried again and again")
+        assert one.state() == "aborted"
+        assert RESTARTS == []
+        host.busy = False
+        await one.until(lambda: RESTARTS, "it goes back")
+
+
+@in_private_network
+async def test_an_image_on_trial_by_hand_that_goes_back_tells_why(network: Network) -> None:
+    root = network.folder()
+    host = Host(root / "node")
+    by_hand(host)
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: one.state() == "trial", "it is on trial")
+    host.started("A", BASE)
+    Slots(host.paths).begin()
+    async with running(network, host) as one:
+        await one.until(lambda: one.state() == "failed", "it says so")
+        assert one.row()[0]["why"] == "it was restarted or lost its power before it was well"
+        assert host.installer.installed == []
+
+
+@in_private_network
+async def test_a_trial_that_is_called_off_by_hand_has_failed_at_once(network: Network) -> None:
+    root = network.folder()
+    host = Host(root / "node")
+    slots = by_hand(host)
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: one.state() == "trial", "it is on trial")
+        slots.set_primary(Slot.A)
+        await one.until(lambda: one.state() == "failed", "it is not kept")
+        assert one.row()[0]["why"] == "its trial was called off, by hand"
+        one.part.order(order(an_offer(), "resume"))
+        await one.until(lambda: one.state() == "waiting", "there is no slot to write to")
+        assert "the node has to restart first" in one.row()[0]["why"]
+        assert host.installer.installed == []
+
+
+@in_private_network
+async def test_what_is_to_be_tried_is_called_off_with_its_signer(network: Network) -> None:
+    root = network.folder()
+    host = Host(root / "node")
+    slots = Slots(host.paths)
+    slots.begin()
+
+    async def rest() -> None:
+        await asyncio.Event().wait()
+
+    with mock.patch.object(Lane, "_restart", lambda _: rest()):
+        async with running(network, host) as one:
+            await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+            await one.until(lambda: one.journal.phase is Phase.ARMED, "it is to be tried")
+        assert slots.read().trial is Slot.B
+        async with running(network, host) as one:
+            assert host.standing is not None
+            host.standing.lists.names = frozenset({signer_name("release")})
+            await one.until(lambda: one.journal.phase is Phase.NONE, "it is called off")
+            assert slots.read().trial is Slot.NONE
+
+
+@in_private_network
+async def test_what_cannot_be_written_to_during_a_trial_is_no_failure(network: Network) -> None:
+    root = network.folder()
+    host = Host(root / "node")
+    host.installer.fault = InstallError("trial", "slot A is on trial")
+    async with running(network, host) as one:
+        await one.part.offer(folder_of(root / "in", an_offer(), SMALL), 20.0)
+        await one.until(lambda: one.state() == "refused", "it says what is in the way")
+        assert one.row()[0]["why"] == "slot A is on trial"
+        assert one.journal.rejected == ()
 
 
 @in_private_network
@@ -842,6 +959,8 @@ async def test_a_card_that_takes_no_new_subject(network: Network) -> None:
         (Phase.TRIAL, "ab", False, Phase.DONE, ""),
         (Phase.TRIAL, "cd", False, Phase.FAILED, "another version was installed by hand"),
         (Phase.DONE, "ab", False, None, ""),
+        (Phase.DONE, "ab", True, Phase.TRIAL, ""),
+        (Phase.FAILED, "ab", True, None, ""),
         (Phase.DONE, "", False, Phase.FAILED, "it was removed by hand"),
         (Phase.LEAVING, "ab", False, None, ""),
         (Phase.LEAVING, "", False, Phase.LEFT, "told so"),

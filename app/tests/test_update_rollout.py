@@ -407,7 +407,8 @@ def test_another_offer_waits_for_what_has_begun() -> None:
     rollout = Rollout(Own(CANARY, 1), Journal())
     rollout.step(0.0, now(ready=True))
     rollout.step(SETTLE, now(ready=True))
-    newer = OFFER._replace(number=OFFER.number + 1, bundle=OFFER.bundle._replace(version="0.3.0"))
+    bundle = OFFER.bundle._replace(version="0.3.0", sha256="03" * 32)
+    newer = OFFER._replace(number=OFFER.number + 1, bundle=bundle)
     step = rollout.step(SETTLE + 1, now(offer=newer))
     assert step.tell is not None
     assert (step.tell.state, step.tell.why) == (State.WAITING, f"{NEW} first")

@@ -21,7 +21,7 @@ from thicket.base.files import opened, remove
 from thicket.update.journal import MOST_TRIES, Journal, Phase
 from thicket.update.progress import Stage, Work
 from thicket.update.rebuild import rebuild
-from thicket.update.rollout import Node
+from thicket.update.rollout import Node, Trial
 from thicket.update.taker import MADE, Look, judge_fault, making, sweep
 
 if TYPE_CHECKING:
@@ -69,8 +69,10 @@ class AppTaker:
             return digest, os.path.exists(self._file(offer))
 
         digest, here = await self._do(work)
-        version, made = (current.version, current.number) if current is not None else ("", 0)
-        node = Node(self._me, "", version, digest, made=made)
+        node = Node(self._me, "", "")
+        if current is not None:
+            trial = Trial.GOES_ON if current.trial else Trial.NONE
+            node = Node(self._me, "", current.version, digest, made=current.number, trial=trial)
         return Look(node, "A", here, went_on(journal, digest, current))
 
     async def take(
@@ -96,7 +98,7 @@ class AppTaker:
         except ThicketError as error:
             judged = partial(judge_fault, self._file(offer), offer.bundle.sha256, error)
             raise await self._do(judged) from None
-        return journal.enter(Phase.TRIAL)
+        return journal.tried()
 
     async def go_back(self, journal: Journal) -> Journal | None:
         service = await self._installed.service()
@@ -107,6 +109,9 @@ class AppTaker:
                 raise
             await service.remove(self._name)  # there was none before
         return journal.kept()
+
+    async def call_off(self, journal: Journal) -> Journal:
+        return journal.enter(Phase.NONE)  # nothing waits for a restart
 
     async def restart(self) -> None:
         await asyncio.sleep(0)  # nothing asks for it
@@ -143,7 +148,7 @@ def went_on(journal: Journal, digest: str, current: Current | None) -> Journal |
     phase, here = journal.phase, digest == journal.bundle
     if phase in (Phase.BEGUN, Phase.ARMED):  # the daemon ended meanwhile
         if here:
-            return journal.enter(Phase.TRIAL)
+            return journal.tried()
         if journal.tries + 1 >= MOST_TRIES:
             return journal.failed(f"it was cut off {MOST_TRIES} times while it was installed")
         return journal.enter(Phase.NONE)._replace(tries=journal.tries + 1)
@@ -151,8 +156,11 @@ def went_on(journal: Journal, digest: str, current: Current | None) -> Journal |
         return journal.kept()
     if phase in (Phase.TRIAL, Phase.DONE) and not here:
         return journal.failed((current.left if current is not None else "") or _by_hand(digest))
-    if phase is Phase.TRIAL and (current is None or not current.trial):
+    trial = current is not None and current.trial
+    if phase is Phase.TRIAL and not trial:
         return journal.kept()
+    if phase is Phase.DONE and trial:  # the same file was installed once more, by hand
+        return journal.tried()
     return None
 
 

@@ -13,14 +13,14 @@ from thicket.base import threads
 from thicket.base.errors import RequestError, ThicketError
 from thicket.base.files import remove
 from thicket.base.paths import Paths
-from thicket.device.boot_record import BootRecord, Slot
+from thicket.device.boot_record import BootRecord, Run, Slot, called_off
 from thicket.device.boot_slots import Slots
 from thicket.update import image, install, kept, terms
-from thicket.update.journal import Journal, Phase
+from thicket.update.journal import CALLED_OFF, Journal, Phase
 from thicket.update.offer import Offer, Patch
 from thicket.update.progress import Stage, Work
 from thicket.update.rebuild import rebuild, running
-from thicket.update.rollout import Node
+from thicket.update.rollout import Node, Trial
 from thicket.update.taker import MADE, Look, judge_fault, making, sweep
 
 if TYPE_CHECKING:
@@ -81,10 +81,11 @@ class ImageTaker:
                 version, file = content.version, content.file
             elif journal.slot == self._slots.running.name and journal.phase in _RUNS:
                 version, file = journal.version, journal.bundle  # the journal remembers as well
-            node = Node(self._me, compatible, version, file, record.epoch, self._made)
+            slot = self._slots.running
+            trial = trial_of(record, slot)
+            node = Node(self._me, compatible, version, file, record.epoch, self._made, trial)
             here = offer is not None and os.path.exists(self._bundle(offer))
-            after = journal.kept() if self._was_kept(record, journal) else None
-            return Look(node, self._slots.running.name, here, after)
+            return Look(node, slot.name, here, went_on(journal, record, slot), self.base())
 
         return await self._do(work)
 
@@ -130,6 +131,10 @@ class ImageTaker:
         await self._update().back()
         return None
 
+    async def call_off(self, journal: Journal) -> Journal:
+        await self._do(lambda: self._slots.set_primary(self._slots.running))
+        return journal.enter(Phase.NONE)
+
     async def restart(self) -> None:
         await reboot()
 
@@ -141,14 +146,6 @@ class ImageTaker:
         if update is None:
             raise RequestError("starting", "the node is still starting")
         return update
-
-    def _was_kept(self, record: BootRecord, journal: Journal) -> bool:
-        """Whether the slot that was on trial is kept now."""
-        return (
-            journal.phase in (Phase.TRIAL, Phase.LEAVING)
-            and journal.slot == self._slots.running.name
-            and record.trial is Slot.NONE
-        )
 
     def _sweep(self, offer: Offer | None, journal: Journal) -> None:
         """Remove bundles that are not needed any more; patches stay, for the others."""
@@ -163,6 +160,28 @@ class ImageTaker:
 
     async def _do(self, work: Callable[[], threads.T]) -> threads.T:
         return await self._disk.do(work, HANGS)
+
+
+def trial_of(record: BootRecord, running: Slot) -> Trial:
+    """Return whether the slot that runs is on trial."""
+    if record.trial is running:
+        return Trial.GOES_ON
+    if not called_off(record, running):
+        return Trial.NONE
+    # One that was not well in time is being restarted; why is told by the slot before.
+    return Trial.GOES_ON if record.run is Run.LATE else Trial.CALLED_OFF
+
+
+def went_on(journal: Journal, record: BootRecord, running: Slot) -> Journal | None:
+    """Return the journal after what is seen; None where it stays as it is."""
+    trial = trial_of(record, running)
+    if journal.phase not in (Phase.TRIAL, Phase.LEAVING) or journal.slot != running.name:
+        return None
+    if trial is Trial.NONE:
+        return journal.kept()
+    if trial is Trial.CALLED_OFF and journal.phase is Phase.TRIAL:
+        return journal.failed(CALLED_OFF)
+    return None
 
 
 async def reboot() -> None:

@@ -55,6 +55,8 @@ class Phase(StrEnum):
 _WAITS: Final = frozenset({Phase.NONE, Phase.FAILED})
 """Phases in which nothing is under way."""
 
+CALLED_OFF: Final = "its trial was called off, by hand"
+
 
 UNDER_WAY: Final = frozenset({Phase.BEGUN, Phase.ARMED, Phase.TRIAL, Phase.LEAVING})
 """Phases that go to their end, whatever is offered or ordered meanwhile."""
@@ -113,11 +115,16 @@ class Journal(NamedTuple):
         """
         return self.enter(Phase.ARMED)._replace(root=root)
 
+    def tried(self) -> Journal:
+        """Return the journal when what is offered runs on trial."""
+        return self.enter(Phase.TRIAL)._replace(well=False, account=())
+
     def kept(self) -> Journal:
-        """Return the journal when what was on trial was well and is kept."""
+        """Return the journal when what was on trial was well and is kept: no rejected one then."""
         if self.phase is Phase.LEAVING:
             return self.enter(Phase.LEFT, self.why)
-        return self.enter(Phase.DONE)
+        rejected = tuple(one for one in self.rejected if one.bundle != self.bundle)
+        return self.enter(Phase.DONE)._replace(rejected=rejected)
 
     def failed(self, why: str, account: tuple[str, ...] = (), order: int = 0) -> Journal:
         """Return the journal of an update that was left: its bundle is rejected.
@@ -263,20 +270,20 @@ class Start(NamedTuple):
 
 def after_restart(journal: Journal, start: Start) -> Journal:
     """Return the journal as it goes on after a start of the node."""
-    if journal.slot not in ("A", "B") or journal.phase is Phase.LEFT:
+    if journal.slot not in ("A", "B"):
         return journal
     slot = Slot[journal.slot]
     if start.running is slot and journal.root and start.root and start.root != journal.root:
         # The card was written anew, or somebody has installed something else by hand.
         return Journal(order=journal.order, rejected=journal.rejected)
+    if journal.phase in _WAITS or journal.phase is Phase.LEFT:
+        return journal  # what runs is looked at; somebody may have started the slot by hand
     if journal.phase is Phase.LEAVING:
         return _after_leaving(journal, start, slot)
     if start.running is slot:
         if start.record.trial is slot:
-            return journal.enter(Phase.TRIAL)
-        return journal if journal.phase is Phase.DONE else journal.enter(Phase.DONE)
-    if journal.phase in _WAITS:
-        return journal
+            return journal.tried()
+        return journal if journal.phase is Phase.DONE else journal.kept()
     return _elsewhere(journal, start, slot)
 
 
@@ -295,7 +302,7 @@ def _elsewhere(journal: Journal, start: Start, slot: Slot) -> Journal:
         return journal.enter(Phase.NONE)._replace(tries=tries)
     if journal.phase is Phase.DONE:
         return journal.failed(f"slot {start.running.name} was started instead, by hand")
-    return journal.failed("its trial was called off, by hand")
+    return journal.failed(CALLED_OFF)
 
 
 def _after_leaving(journal: Journal, start: Start, slot: Slot) -> Journal:
@@ -303,7 +310,9 @@ def _after_leaving(journal: Journal, start: Start, slot: Slot) -> Journal:
     if start.record.trial is slot:
         return journal
     if start.running is slot:
-        return journal.enter(Phase.LEFT, journal.why)
+        return journal.kept()
+    if start.record.state(slot) in (State.UNTRIED, State.GOOD):
+        return journal  # the power was cut before it was to be tried
     words = WORDS[start.record.why(slot)] or "its trial was called off"
     why = f"slot {slot.name}, which it was to go back to, did not work: {words}"
     return journal.enter(Phase.DONE, why)._replace(slot=start.running.name, root=start.root)

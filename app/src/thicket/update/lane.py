@@ -28,7 +28,17 @@ from thicket.update.offer import BAD_OFFER, Offer, OfferError, Order, Patch, che
 from thicket.update.progress import Members, Own, Work
 from thicket.update.reports import Reports
 from thicket.update.rollout import Facts, pending
-from thicket.update.steps import Action, Fetch, GoBack, Install, Nothing, Now, Restart, Rollout
+from thicket.update.steps import (
+    Action,
+    CallOff,
+    Fetch,
+    GoBack,
+    Install,
+    Nothing,
+    Now,
+    Restart,
+    Rollout,
+)
 from thicket.update.store import Store
 from thicket.update.taker import SPOILT, Look, Taker
 
@@ -51,7 +61,7 @@ HANGS = 60.0
 #: Seconds until what cannot be installed now is tried again, or made once more of a patch, and
 #: codes of errors that say so.
 AGAIN = 60.0
-LATER = frozenset(("no-room", "no-space", "no-memory", "no-data", "busy", "starting"))
+LATER = frozenset(("no-room", "no-space", "no-memory", "no-data", "busy", "starting", "trial"))
 
 REPORTS = "/reports"
 
@@ -399,6 +409,8 @@ class Lane:
                 self._begin(self._restart())
             case GoBack():
                 self._begin(self._go_back())
+            case CallOff():
+                self._begin(self._call_off())
             case Fetch() | Nothing():
                 pass
 
@@ -437,12 +449,22 @@ class Lane:
         try:
             after = await self._taker.go_back(self.rollout.journal)
         except ThicketError as error:
+            if error.code in LATER:
+                log.warning("it does not go back yet: %s", error)
+                return
             await self._keep(self.rollout.not_left(str(error)))
         else:
             if after is None:
                 await self._restart()
             else:
                 await self._keep(self.rollout.follow(after))
+
+    async def _call_off(self) -> None:
+        log.warning(
+            "version %s is not started: nobody offers it any more", self.rollout.journal.version
+        )
+        after = await self._taker.call_off(self.rollout.journal)
+        await self._keep(self.rollout.follow(after))
 
     # -- facts
 
@@ -464,6 +486,7 @@ class Lane:
             hindered or carrier.trouble,
             self._taker.healthy(),
             0 if found is None else int(found.timestamp()),
+            look.root,
         )
 
     def _facts(self) -> Facts | None:

@@ -56,8 +56,10 @@ MOST_NAMED = 3
 class Verdict(Enum):
     """What a node does next about an offer."""
 
-    #: The version runs here already.
+    #: The version runs here already, and is kept.
     DONE = "done"
+    #: It runs here on trial, however it came here.
+    TRIAL = "trial"
     #: It never installs it; the words say why.
     REFUSE = "refuse"
     #: It gets the patch.
@@ -83,6 +85,16 @@ class Decision(NamedTuple):
     why: str = ""
 
 
+class Trial(Enum):
+    """Whether what runs here is on trial."""
+
+    #: It is kept: it is what a start starts.
+    NONE = "none"
+    GOES_ON = "goes on"
+    #: It was called off, and the next start is one of the version before.
+    CALLED_OFF = "called off"
+
+
 class Node(NamedTuple):
     """This node.
 
@@ -93,6 +105,7 @@ class Node(NamedTuple):
         from; empty where that is not known, as on a new card.
     :ivar epoch: the lowest one that is taken.
     :ivar made: when what runs was made, in Unix seconds; 0 where that is not known.
+    :ivar trial: whether what runs is on trial.
     """
 
     name: str
@@ -101,6 +114,7 @@ class Node(NamedTuple):
     bundle: str = ""
     epoch: int = 0
     made: int = 0
+    trial: Trial = Trial.NONE
 
 
 class Facts(NamedTuple):
@@ -135,7 +149,9 @@ def decide(facts: Facts) -> Decision:
     """Return what this node does next; it has not begun."""
     offer, node, order = facts.offer, facts.node, facts.order
     told = "" if order is None else order.order
-    running = runs(node, offer)
+    running = runs(node, offer) and node.trial is not Trial.CALLED_OFF
+    if running and node.trial is Trial.GOES_ON:
+        return Decision(Verdict.TRIAL, "on trial")
     if told == "back" and order is not None:
         if running and facts.obeyed < order.number:
             return Decision(Verdict.BACK, "told to go back to the version before")
@@ -154,6 +170,8 @@ def decide(facts: Facts) -> Decision:
     view = look(facts)
     if view.stopped:
         return Decision(Verdict.WAIT, view.stopped)
+    if node.trial is Trial.CALLED_OFF or (facts.ready and node.trial is Trial.GOES_ON):
+        return Decision(Verdict.WAIT, _occupied(node))
     if not facts.ready:
         return Decision(Verdict.FETCH)
     if words := closed(offer.plan, facts.minute):
@@ -202,6 +220,13 @@ def unfit(node: Node, offer: Offer) -> Misfit | None:
             "to have the older version take its place, offer it anew (`thicket update offer`)",
         )
     return None
+
+
+def _occupied(node: Node) -> str:
+    """Return why nothing can be installed beside what runs here."""
+    if node.trial is Trial.GOES_ON:
+        return f"{node.version} is on trial here"
+    return f"the trial of {node.version} was called off: the node has to restart first"
 
 
 def closed(plan: Plan, minute: int | None) -> str:

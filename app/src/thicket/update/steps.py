@@ -41,6 +41,12 @@ class GoBack(NamedTuple):
     slot: str
 
 
+class CallOff(NamedTuple):
+    """Do not start the other slot, which was to be tried: its offer does not count any more."""
+
+    slot: str
+
+
 class Nothing(NamedTuple):
     """Do nothing. What is being fetched stays where it is.
 
@@ -50,7 +56,7 @@ class Nothing(NamedTuple):
     why: str
 
 
-Action = Fetch | Install | Restart | GoBack | Nothing
+Action = Fetch | Install | Restart | GoBack | CallOff | Nothing
 
 
 class Now(NamedTuple):
@@ -63,6 +69,7 @@ class Now(NamedTuple):
     :ivar slot: the slot that runs: ``A`` or ``B``.
     :ivar healthy: whether everything that worked before works.
     :ivar time: Unix seconds; 0 where the time is not known.
+    :ivar root: dm-verity root hash of the root that runs; empty where it is not known.
     """
 
     node: Node
@@ -77,6 +84,7 @@ class Now(NamedTuple):
     trouble: str = ""
     healthy: bool = True
     time: int = 0
+    root: str = ""
 
     @property
     def here(self) -> int:
@@ -95,6 +103,9 @@ class Step(NamedTuple):
     tell: Progress | None = None
     journal: Journal | None = None
 
+
+_FOLLOWS: Final = frozenset({Phase.BEGUN, Phase.ARMED, Phase.TRIAL, Phase.DONE})
+"""Phases of a node that has begun with an offer, or runs what is offered."""
 
 _STATES: Final = {
     Verdict.LISTEN: State.READY,
@@ -123,6 +134,7 @@ class Rollout:
         self._since: float | None = None
         self._held: tuple[bytes, bool] = b"", True
         self._well: float | None = None
+        self._withdrawn = b""
 
     # -- what came of an action
 
@@ -164,10 +176,12 @@ class Rollout:
         before = self.journal
         offer = facts.offer
         if offer is None:
-            return Step(Nothing("there is no offer"))
+            return Step(self._without_offer(facts.slot))
+        self._keep_up(offer, facts.order)
         going = self._going(offer, facts.slot)
         if going is not None:
             action, stand = going
+            self._well = None
         else:
             action, stand = self._decided(now, offer, facts)
         if facts.order is not None:
@@ -176,6 +190,30 @@ class Rollout:
         mine = facts.records.get(self.own.node)
         self.own.compare(None if mine is None else mine.record)
         return Step(action, self.own.tell(now, stand, len(facts.members)), changed)
+
+    def _without_offer(self, slot: str) -> Action:
+        """Return what to do where the offer does not count any more, as its signer is revoked.
+
+        Nobody starts what is not trusted. A trial goes to its end, and so does going back.
+        """
+        self._withdrawn, journal = self.journal.offer, self.journal
+        if journal.phase is Phase.ARMED:
+            return CallOff(journal.slot)
+        if journal.phase is Phase.LEAVING and slot != journal.slot:
+            return GoBack(journal.slot)
+        return Nothing("there is no offer")
+
+    def _keep_up(self, offer: Offer, order: Order | None) -> None:
+        """What has begun is part of the newest offer of its bundle, and follows an order to resume:
+        one that was given before a failure does not have the bundle tried again behind it."""
+        journal, name = self.journal, identifier(offer)
+        if journal.phase not in _FOLLOWS or journal.bundle != offer.bundle.sha256:
+            return
+        if journal.offer != name and journal.phase is not Phase.DONE:
+            journal = journal._replace(offer=name, order=0)
+        if journal.offer == name:
+            number = max(journal.order, _resumed(order))
+            self.journal = journal._replace(order=number)
 
     def _going(self, offer: Offer, slot: str) -> tuple[Action, Stand] | None:
         """Return how an update that has begun goes on; None where there is none.
@@ -189,6 +227,8 @@ class Rollout:
         work = Work() if self.installing is None else self.installing
         if journal.phase is Phase.BEGUN and self.installing is not None:
             state = State.INSTALLING
+        elif journal.phase is Phase.ARMED and journal.offer == self._withdrawn:
+            action = CallOff(journal.slot)
         elif journal.phase is Phase.ARMED:
             state, action = State.RESTARTING, Restart(journal.slot)
         elif journal.phase is Phase.TRIAL:
@@ -214,6 +254,9 @@ class Rollout:
             self._well = None
         if verdict is Verdict.DONE:
             return Nothing("it runs"), self._done(now, offer, facts)
+        if verdict is Verdict.TRIAL:
+            self._enter(offer, Phase.TRIAL, facts.slot, facts)
+            return Nothing(why), Stand(identifier(offer), State.TRIAL)
         if verdict is Verdict.BACK:
             other = "B" if facts.slot == "A" else "A"
             self._enter(offer, Phase.LEAVING, other, facts)
@@ -253,8 +296,7 @@ class Rollout:
 
         :param order: the newest one about the offer.
         """
-        resumed = order.number if order is not None and order.order == "resume" else 0
-        return self.journal.rejection(offer.bundle.sha256, resumed)
+        return self.journal.rejection(offer.bundle.sha256, _resumed(order))
 
     def _decide(self, now: float, offer: Offer, facts: Now) -> Decision:
         order = facts.order
@@ -302,14 +344,21 @@ class Rollout:
         """Begin the journal of an offer; what was rejected before stays so."""
         old = self.journal
         same = old.offer == identifier(offer)
+        runs = phase in (Phase.TRIAL, Phase.DONE)
         self.journal = Journal(
             identifier(offer),
             offer.bundle.sha256,
             offer.bundle.version,
             phase,
             slot,
+            root=facts.root if runs else "",
             since=facts.time,
             tries=old.tries if same else 0,
-            order=old.order if same else 0,
+            order=max(old.order if same else 0, _resumed(facts.order) if runs else 0),
             rejected=old.rejected,
         )
+
+
+def _resumed(order: Order | None) -> int:
+    """Return the number of the newest order, if it is one to resume; else 0."""
+    return order.number if order is not None and order.order == "resume" else 0

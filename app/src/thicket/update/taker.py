@@ -68,12 +68,14 @@ class Look(NamedTuple):
     :ivar slot: ``A`` or ``B``: where the version that runs is; an application has one place, ``A``.
     :ivar ready: whether the bundle that is offered is here, whole and checked.
     :ivar journal: how the journal goes on after what is seen; None where it stays.
+    :ivar root: dm-verity root hash of the root that runs; empty where there is none.
     """
 
     node: Node
     slot: str
     ready: bool
     journal: Journal | None = None
+    root: str = ""
 
 
 class Taker(Protocol):
@@ -106,6 +108,9 @@ class Taker(Protocol):
 
         :returns: None where the node has to restart first.
         """
+
+    async def call_off(self, journal: Journal) -> Journal:
+        """Do not start what was installed and is to be tried; return the journal that follows."""
 
     async def restart(self) -> None:
         """Start the node anew, in order."""
