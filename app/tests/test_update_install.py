@@ -25,6 +25,7 @@ from authority.chip import DeskChip
 from authority.signing import sign_revocations
 from thicket.base.paths import Paths
 from thicket.cli import update as command
+from thicket.cli.common import UsageError
 from thicket.config.schema import Settings
 from thicket.device.boot_record import Phase, Slot
 from thicket.device.boot_slots import Slots
@@ -472,6 +473,13 @@ Capture = pytest.CaptureFixture[str]
 )
 def test_how_an_installation_goes_in_one_line(progress: Progress, expected: str) -> None:
     assert command.text(progress._asdict()) == expected
+
+
+def test_an_address_is_no_file() -> None:
+    with pytest.raises(
+        UsageError, match=r"bring https://garden\.example/new\.raucb to /data first"
+    ):
+        command.run(["install", "https://garden.example/new.raucb"], "")
 
 
 # -- RAUC as a child

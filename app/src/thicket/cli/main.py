@@ -61,9 +61,9 @@ The mesh's passphrase, on all nodes at once (docs/radio.md):
                            fleet there are no others (ca passphrase)
 
 Updates, on a node that runs from a card (docs/updating.md):
-  update install FILE      write a signed bundle into the slot that does not run; the
-                           next start tries it (--restart restarts at once, --again
-                           takes a bundle that was left before)
+  update install FILE      check every byte of a signed bundle, and write it into the slot
+                           that does not run; the next start tries it (--restart restarts
+                           at once, --again takes a bundle that was left before)
   update back              have the other slot tried by the next start (--restart)
   update offer FOLDER      offer the fleet what `thicket update offer` made
   update order WORD [APP]  pause, resume, abort or back: about the image that is offered,

@@ -39,6 +39,11 @@ def run(words: list[str], control: str) -> int:
     if verb == "install":
         if len(names) != 1 or options - {"--again", "--restart"}:
             raise UsageError("update install needs a FILE; it takes --again and --restart")
+        if "://" in names[0]:
+            raise UsageError(
+                f"update install needs a FILE: bring {names[0]} to /data first; or have the fleet "
+                "look there for offers ([update] source)"
+            )
         return _install(control, names[0], again="--again" in options, restart=restart)
     if verb == "back":
         if names or options - {"--restart"}:
