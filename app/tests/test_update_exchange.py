@@ -258,6 +258,7 @@ async def test_a_patch_that_is_not_written_out_is_tried_again(network: Network) 
             await a.carrier.offer_folder(folder)
             await until(lambda: b.host.taken == [(SMALL, 1)], "it is tried again")
         assert "does not take it" in str(tries[1])
+        assert (b.host.problems.all(), b.carrier.fault) == ([], ""), "it is over"
         assert b.carrier.counters["received"] == 6, "nothing is fetched again"
 
 
@@ -488,6 +489,7 @@ async def test_a_full_card_is_a_problem_and_nothing_is_fetched(network: Network)
             await until(lambda: bool(b.host.problems.all()), "there is no room")
         (problem,) = b.host.problems.all()
         assert problem["code"] == "no-room"
+        assert "remove something from /data" in b.carrier.fault
         assert "remove something from /data" in problem["message"]
         assert a.carrier.counters["sent"] == 0
         assert [path.name for path in (root / "2").iterdir()] == ["offer"]

@@ -109,6 +109,9 @@ def test_what_cannot_be_had() -> None:
     own = entry(ME, State.REFUSED, why="/data is full: remove something from it")
     found = told(own, here=Here(own.record, later=True))
     assert (found.words, found.remedy) == (own.record.why, "it is tried again every minute")
+    full = told(entry(ME, State.OFFERED, why="/data is full: remove something from it"))
+    assert full.words == "its patch cannot be fetched: /data is full: remove something from it"
+    assert full.remedy == "it is tried again every minute"
     own = entry(ME, State.REFUSED, why="a damaged patch")
     assert told(own).remedy == (
         "make the offer anew (`thicket update offer`), with the whole bundle in it"

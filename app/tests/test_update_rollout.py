@@ -401,6 +401,36 @@ def test_trouble_with_the_bundle() -> None:
     assert step.tell is not None
     assert (step.tell.state, step.tell.why) == (State.REFUSED, "no room on /data")
     assert step.action == Fetch(OFFER)
+    step = rollout.step(1.0, now(fetched=400, fault="/data is full"))
+    assert step.tell is not None
+    assert (step.tell.called, step.tell.done, step.tell.why) == ("fetching", 400, "/data is full")
+    assert step.action == Fetch(OFFER), "it is tried again"
+
+
+def test_what_waits_or_was_told_to_wait_keeps_what_it_has() -> None:
+    failed = {REST[0]: entry(REST[0], State.FAILED, why="no peer")}
+    pause = Order(bytes(20), 5, b"", "pause")
+    for ready, fetched, here in (
+        (False, 0, 1),
+        (False, 400, 300),
+        (False, 1000, 750),
+        (True, 0, 1000),
+    ):
+        rollout = Rollout(Own(CANARY, 1), Journal())
+        step = rollout.step(0.0, now(records=failed, fetched=fetched, ready=ready))
+        assert step.tell is not None
+        assert (step.tell.state, step.tell.done) == (State.WAITING, here)
+        step = rollout.step(1.0, now(order=pause, fetched=fetched, ready=ready))
+        assert step.tell is not None
+        assert (step.tell.state, step.tell.done) == (State.PAUSED, here)
+        assert show.percent_of(step.tell) == 40 * here // 1000
+
+
+def test_what_older_nodes_do_not_tell() -> None:
+    """They say 0 while they wait, and mostly have the bundle then. Of one that was told to wait
+    nothing is known."""
+    assert show.percent_of(entry(CANARY, State.WAITING).record) == 40
+    assert show.percent_of(entry(CANARY, State.PAUSED).record) is None
 
 
 def test_another_offer_waits_for_what_has_begun() -> None:

@@ -184,6 +184,7 @@ class Card:
 
     :param part: which part of the node reports its problems.
     :ivar taking: held by whoever puts an offer in the place of another.
+    :ivar fault: what it does not do, in words; empty while it is well.
     """
 
     def __init__(self, store: Store, problems: Problems, part: str) -> None:
@@ -191,6 +192,7 @@ class Card:
         self._part = part
         self.store = store
         self.taking = asyncio.Lock()
+        self.fault = ""
         self._writing = threads.InTurn("update-store")
         self._reading = threads.InTurn("update-chunks")
 
@@ -212,6 +214,7 @@ class Card:
 
     def failed(self, error: StoreError) -> None:
         """Report what the card does not do."""
+        self.fault = str(error)
         self._problems.report(
             self._part,
             "no-room" if error.code == NO_ROOM else "not-fetched",
@@ -221,6 +224,7 @@ class Card:
 
     def well(self) -> None:
         """What was reported is over."""
+        self.fault = ""
         for code in ("no-room", "not-fetched"):
             self._problems.clear(self._part, code)
 
@@ -604,6 +608,7 @@ class Carrier:
                 await self._card.do(held.look)
                 raise
             download.writing.pop(0)
+            self._card.well()
             self._teller.changed()
         if download.fetch.complete and self.download is download:
             self.download = None
@@ -629,6 +634,7 @@ class Carrier:
             self._fail(place, error)
         else:
             if self.newest is newest:
+                self._card.well()
                 await self._hand_over(newest, place, held)
 
     async def _hand_over(self, newest: Newest, place: int, held: Held) -> None:
@@ -799,6 +805,11 @@ class Carrier:
         if spread.choose(newest.offer, self._host.base(), self.failed) is None:
             return "; ".join(self.failed.values()) or "no patch of it is for what runs here"
         return ""
+
+    @property
+    def fault(self) -> str:
+        """Why nothing is fetched for now, in words; empty while the card is well."""
+        return self._card.fault
 
     @property
     def busy(self) -> bool:

@@ -487,6 +487,7 @@ class Lane:
             self._taker.healthy(),
             0 if found is None else int(found.timestamp()),
             look.root,
+            carrier.fault,
         )
 
     def _facts(self) -> Facts | None:

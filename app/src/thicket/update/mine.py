@@ -121,6 +121,8 @@ def _told(facts: Facts, here: Here, record: Progress) -> tuple[str, str]:
         f" {bundle.application}`" if bundle.application else "`"
     )
     match record.state:
+        case State.OFFERED | State.FETCHING if record.why:
+            return f"its patch cannot be fetched: {record.why}", "it is tried again every minute"
         case State.OFFERED:
             words = "nothing of its patch is here yet: it comes from the nodes that are connected"
             return words, "nothing; where it stays so, `thicket nodes` shows who is connected"

@@ -65,6 +65,7 @@ class Now(NamedTuple):
 
     :ivar offer: the newest one that is for this fleet and signed by an update signer; or None.
     :ivar fetched: how much of the patch is here, in thousandths.
+    :ivar fault: why nothing is fetched for now; it is tried again.
     :ivar trouble: why the bundle cannot be had or is not taken: no room, a signer that is revoked.
     :ivar slot: the slot that runs: ``A`` or ``B``.
     :ivar healthy: whether everything that worked before works.
@@ -85,6 +86,7 @@ class Now(NamedTuple):
     healthy: bool = True
     time: int = 0
     root: str = ""
+    fault: str = ""
 
     @property
     def here(self) -> int:
@@ -289,7 +291,8 @@ class Rollout:
             stand = Stand(identifier(offer), State.FETCHING, made.part, stage=made.stage)
             return Fetch(offer), stand
         state = State.FETCHING if facts.fetched else State.OFFERED
-        return Fetch(offer), Stand(identifier(offer), state, min(facts.fetched, WHOLE - 1))
+        part = min(facts.fetched, WHOLE - 1)
+        return Fetch(offer), Stand(identifier(offer), state, part, facts.fault)
 
     def rejection(self, offer: Offer, order: Order | None) -> str:
         """Return why the node does not try a bundle again; empty if it may.
