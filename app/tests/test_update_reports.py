@@ -22,7 +22,7 @@ from thicket.trust.verify import Clock, Rules
 from thicket.update import member, progress, reports
 from thicket.update.member import Authors, Kind, MemberError
 from thicket.update.offer import OfferError, Order
-from thicket.update.progress import KEEP, Progress, Stand, State, node_name
+from thicket.update.progress import KEEP, Progress, Stage, Stand, State, node_name
 from thicket.update.reports import MAX_ITEM, Item, Reports, Taken
 
 FLEET = one_fleet()
@@ -63,8 +63,10 @@ class Side:
         self.own = progress.Own(name(index), start)
         self.reports = Reports(FLEET.fleet, lambda: self.rules, lambda: self.control)
 
-    def tell(self, state: State, why: str = "", now: float = 0.0) -> list[bytes]:
-        record = self.own.tell(now, Stand(OFFER, state, 0, why))
+    def tell(
+        self, state: State, why: str = "", now: float = 0.0, stage: Stage = Stage.NONE
+    ) -> list[bytes]:
+        record = self.own.tell(now, Stand(OFFER, state, 0, why, stage=stage))
         assert record is not None
         return self.reports.publish(record, credentials(self.index), now)
 
@@ -108,6 +110,21 @@ def test_a_record_is_believed_and_handed_on() -> None:
     assert third.take(taken.onward).changed
     assert third.states() == there.states()
     assert third.reports.authors.checked == 4
+
+
+def test_what_a_newer_node_adds_is_kept_and_handed_on() -> None:
+    newer, here, third = Side(1), Side(2), Side(0)
+    for state, stage, called in (
+        (State.INSTALLING, Stage.CHECKING, "checking"),
+        (State.INSTALLING, Stage(9), "installing-9"),
+        (State(13), Stage.NONE, "state-13"),
+    ):
+        taken = here.take(newer.tell(state, "so", stage=stage))
+        assert third.take(taken.onward).changed
+        record = third.reports.records()[name(1)].record
+        assert (record.called, record.why) == (called, "so")
+        assert record.begun == (state is State.INSTALLING)
+    assert here.reports._digest() == third.reports._digest()
 
 
 def test_certificates_are_asked_for_when_they_are_not_there() -> None:

@@ -347,6 +347,8 @@ def test_the_way_of_a_canary() -> None:
     step = rollout.step(SETTLE, now(ready=True))
     told.append(step.tell)
     assert step.action == Install(OFFER)
+    assert step.tell is not None
+    assert step.tell.called == "installing", "what older nodes know is told before any stage"
     assert step.journal is not None
     assert (step.journal.phase, step.journal.slot) == (Phase.BEGUN, "B")
     rollout.progress(Work(done=50, total=100))
