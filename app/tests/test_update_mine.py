@@ -187,6 +187,13 @@ def test_bytes_rate_and_time_left() -> None:
     )
     assert told(own, here=here._replace(left=None)).words.endswith("1.2 KiB/s")
     assert told(own, here=here._replace(rate=None)).words.endswith("3.4 KiB of 8.7 KiB")
+    # It has begun meanwhile, and so has the making of the bundle.
+    began = told(
+        entry(ME, State.OFFERED), here=here._replace(record=entry(ME, State.OFFERED).record)
+    )
+    assert (began.state, began.words) == ("fetching", found.words)
+    made = here._replace(work=Work(Stage.MAKING, 1, 10))
+    assert told(own, here=made).state == "making"
     nothing = entry(ME, State.OFFERED)
     assert told(nothing).percent == 0
     assert "`thicket nodes` shows who is connected" in told(nothing).remedy

@@ -86,11 +86,14 @@ def mine(facts: Facts, here: Here) -> Mine:
 
 def _fresh(record: Progress, here: Here) -> Progress:
     """Return the record with what has got on since it was told: that is done seldom."""
-    if here.work is not None and record.stage is here.work.stage:
-        return record._replace(done=here.work.part)
-    if record.state is State.FETCHING and record.stage is Stage.NONE and here.fetched[1]:
-        done, size = here.fetched
-        return record._replace(done=min(WHOLE * done // size, WHOLE - 1))
+    work, (done, size) = here.work, here.fetched
+    gets = record.state in (State.OFFERED, State.FETCHING)
+    if work is not None and (gets or record.state is State.INSTALLING):
+        state = State.FETCHING if gets else record.state
+        return record._replace(state=state, stage=work.stage, done=work.part)
+    if gets and done:
+        part = min(WHOLE * done // size, WHOLE - 1)
+        return record._replace(state=State.FETCHING, stage=Stage.NONE, done=part)
     return record
 
 
