@@ -359,24 +359,12 @@ async def test_one_that_works_is_waited_for_longer(
     directory: Path, monkeypatch: pytest.MonkeyPatch, work: list[int | None], verdict: str
 ) -> None:
     monkeypatch.setattr(wpa, "HANG_SECONDS", 0.2)
-    monkeypatch.setattr(wpa, "PROMPT_SECONDS", 0.01)
     async with connected(directory) as (fake, control, _):
         fake.answers[b"PING"] = None
         told = iter(work)
         monkeypatch.setattr(control, "_work", lambda: next(told, work[-1]))
         with pytest.raises(ControlError, match=verdict):
             await control.command("PING", timeout=0.7)
-
-
-async def test_one_that_answers_at_once_is_not_asked_what_it_works(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wpa, "PROMPT_SECONDS", 60.0)
-    async with connected(directory) as (_, control, _events):
-        looked: list[None] = []
-        monkeypatch.setattr(control, "_work", lambda: looked.append(None))
-        assert await control.command("PING") == "PONG"
-        assert looked == []
 
 
 async def test_attaching_again_is_harmless(directory: Path) -> None:

@@ -40,8 +40,8 @@ _ADDRESS_SECONDS = 6.0
 ADDRESS_LOOK_SECONDS = 1.0
 #: Seconds between two attempts with an address that another node has.
 _DUPLICATE_SECONDS = 60.0
-#: Seconds between two questions whether wpa_supplicant is alive. With PROMPT_SECONDS and
-#: HANG_SECONDS for the answer, one that hangs is found within 10 s.
+#: Seconds between two questions whether wpa_supplicant is alive. With HANG_SECONDS for the answer,
+#: one that hangs is found within 10 s.
 WATCHDOG_SECONDS = 4.0
 #: Seconds between two looks at neighbours that do not become peers.
 CARE_SECONDS = 16.0

@@ -30,8 +30,6 @@ _PMF_REQUIRED = 2
 _COMMAND_SECONDS = 20.0
 #: Seconds without an answer after which wpa_supplicant hangs if it does no work.
 HANG_SECONDS = 5.0
-#: Seconds within which it answers unless the node is busy, or it hangs.
-PROMPT_SECONDS = 0.25
 _DATAGRAM_BYTES = 16 * 1024
 _POLL_SECONDS = 0.03
 
@@ -372,9 +370,7 @@ class Control:
         """
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        # Mostly it answers at once, and how much it works need not be known.
-        await asyncio.wait([answer], timeout=min(timeout, PROMPT_SECONDS))
-        worked = None if answer.done() else self._work()
+        worked = self._work()
         while not answer.done():
             left = begun + timeout - loop.time()
             await asyncio.wait([answer], timeout=max(0.0, min(left, HANG_SECONDS)))
