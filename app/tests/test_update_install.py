@@ -671,12 +671,12 @@ class TestInstaller:
     @pytest.mark.parametrize(
         ("part", "words"),
         [
-            ("squashfs", "not a bundle"), ("images", "the images are damaged: 1 of 200 blocks"),
+            ("squashfs", "and a bundle is needed"), ("images", "the images are damaged: 1 of 200 blocks"),
             ("top of the tree", "the hash tree behind the images is damaged"),
             ("hash tree", "the hash tree behind the images is damaged"),
             ("manifest", "what it says was changed after it was signed"),
             ("end", "what it says was changed after it was signed|the signature is wrong"),
-            ("size", "no bundle, one that is cut off"), ("cut", "no bundle, one that is cut off"),
+            ("size", "one that is cut off"), ("cut", "one that is cut off"),
             ("gap", "part of the file is missing"), ("more", "with something behind its end"),
         ],
     )  # fmt: skip

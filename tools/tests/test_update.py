@@ -295,7 +295,7 @@ def test_a_damaged_one_of_ours_is_not_taken_for_the_same(
     data = bytearray(out.read_bytes())
     data[5000] ^= 1
     out.write_bytes(data)
-    assert "and damaged (the contents are damaged" in says(capsys, "sign", file, status=1)
+    assert "and damaged (the images are damaged" in says(capsys, "sign", file, status=1)
 
 
 def test_only_plain_files_are_replaced(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
 from logging import getLogger
 from time import monotonic
@@ -27,6 +28,12 @@ from thicket.discovery.table import Heard, SharedSources, Table
 from thicket.discovery.wire import BeaconSocket
 
 log = getLogger(__name__)
+
+
+@lru_cache(maxsize=256)
+def _written(address: IPv6Address) -> str:
+    """An address as text. The same few are needed for each status document."""
+    return str(address)
 
 
 class Counters:
@@ -155,7 +162,11 @@ class Discovery:
             "opened": counters.opened,
             "forms": {codec.form: codec.snapshot() for codec in self.codecs},
             "heard": [
-                {"address": e.text, "age": round(now - e.last, 1), "beacons": e.beacons}
+                {
+                    "address": _written(e.address),
+                    "age": round(now - e.last, 1),
+                    "beacons": e.beacons,
+                }
                 for e in self.table.entries.values()
             ],
         }

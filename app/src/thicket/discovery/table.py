@@ -13,9 +13,7 @@ from thicket.discovery.beacon import MalformedError
 class Heard:
     """One node that was heard. Times are in seconds of the table's clock."""
 
-    __slots__ = (
-        "address", "answered", "beacons", "gap", "last", "seen", "source", "spelling", "text",
-    )  # fmt: skip
+    __slots__ = ("address", "answered", "beacons", "gap", "last", "seen", "source", "spelling")
 
     def __init__(self, address: IPv6Address, now: float) -> None:
         self.address = address
@@ -28,9 +26,8 @@ class Heard:
         self.answered = -1e9
         #: Where its last beacon came from, without zone; mostly its link-local address.
         self.source = ""
-        #: The address in canonical form, and as its last plain beacon spelt it, which is the
-        #: spelling in its node name.
-        self.text = self.spelling = str(address)
+        #: The address as its last plain beacon spelt it, which is the spelling in its node name.
+        self.spelling = str(address)
 
 
 class Table:
