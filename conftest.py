@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from authority import keys
 from host.cache import cache_root
 
 
@@ -25,6 +26,18 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         sys.pycache_prefix, sys.dont_write_bytecode = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cost_of_keys() -> Iterator[int]:
+    """Encrypt the keys of authorities that tests make at little cost; hand out the real one.
+
+    It is there to make guesses at a passphrase expensive, a quarter of a second each.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        real = keys._ITERATIONS
+        patched.setattr(keys, "_ITERATIONS", 16)
+        yield real
 
 
 @pytest.fixture(scope="session", autouse=True)

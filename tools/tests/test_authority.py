@@ -15,7 +15,7 @@ import pytest
 from emulated_bus import EmulatedBus, Time, emulated
 from fleet_for_tests import CLOCK, PREFIX
 
-from authority import nerveskey, provisioning
+from authority import keys, nerveskey, provisioning
 from authority.authority import Authority
 from authority.chip import DeskChip
 from authority.cli import main as desk_main
@@ -26,7 +26,7 @@ from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from meshlab.cli.ca import main as ca_main
 from thicket.identity.aio import AsyncAtecc
-from thicket.trust import openssl, verify
+from thicket.trust import der, openssl, verify
 from thicket.trust.certificates import Certificate, CertificateError, pem
 from thicket.trust.credentials import (
     ChipKey,
@@ -35,6 +35,7 @@ from thicket.trust.credentials import (
     make_credentials,
     software_key,
 )
+from thicket.trust.der import Reader
 from thicket.trust.revocations import Revocations
 from thicket.trust.verify import RefusedError, check_peer
 
@@ -55,6 +56,23 @@ def ca(tmp_path: Path) -> Authority:
 # -- keys at rest
 
 
+@pytest.fixture
+def at_real_cost(monkeypatch: pytest.MonkeyPatch, cost_of_keys: int) -> None:
+    monkeypatch.setattr(keys, "_ITERATIONS", cost_of_keys)
+
+
+def test_a_guess_at_a_passphrase_costs_16_mib_five_times(at_real_cost: None) -> None:
+    encrypted = Reader(encrypt_key(openssl.generate_key(), "secret")).inside(der.SEQUENCE)
+    algorithm = encrypted.inside(der.SEQUENCE)
+    algorithm.take()
+    kdf = algorithm.inside(der.SEQUENCE).inside(der.SEQUENCE)
+    kdf.take()
+    cost = kdf.inside(der.SEQUENCE)
+    cost.take()  # the salt
+    # RFC 7914, section 2: 128 * N * r bytes, p times.
+    assert [der.decode_integer(cost.next(der.INTEGER)) for _ in range(3)] == [1 << 14, 8, 5]
+
+
 def test_keys_are_encrypted() -> None:
     key = openssl.generate_key()
     encrypted = encrypt_key(key, "secret ß")
@@ -69,7 +87,7 @@ def test_keys_are_encrypted() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl command")
-def test_openssl_opens_the_keys(tmp_path: Path) -> None:
+def test_openssl_opens_the_keys(tmp_path: Path, at_real_cost: None) -> None:
     key = openssl.generate_key()
     (tmp_path / "key").write_bytes(encrypt_key(key, "pass"))
     done = subprocess.run(
