@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Address
+from itertools import pairwise
 from time import monotonic
 
 import pytest
@@ -262,6 +263,85 @@ async def test_attempts_at_the_same_time_are_bounded() -> None:
         await until(lambda: all(made.is_up(a) for a in addresses), "all are connected")
     assert link.most_at_once == membership.PARALLEL
     assert len(link.calls) == len(addresses)
+
+
+async def test_a_large_fleet_is_connected_at_a_pace_and_neighbours_first() -> None:
+    link = FakeLink()
+    addresses = [IPv6Address(int(LOW) + i) for i in range(12)]
+    near = set(addresses[6:8])
+    async with running(link) as made:
+        made.at_once = 8
+        began = monotonic()
+        made.set_neighbours(None, first=near)
+        for address in addresses:
+            made.heard(address, True)
+        await until(lambda: all(made.is_up(a) for a in near), "the neighbours are up")
+        assert set(link.calls) == set(names(*near)), "the others come later"
+        assert monotonic() - began < 1.0
+        await until(lambda: len(link.calls) == 3, "the first of them")
+        assert membership.PACE_FIRST <= monotonic() - began < membership.PACE_FIRST + 1.0
+        first = monotonic()
+        await until(lambda: all(map(made.is_up, addresses)), "all are")
+        least, most = membership.PACE
+        assert 9 * least <= monotonic() - first <= 9 * most + 1.0
+        # One that is lost is not the tenth in a row.
+        await asyncio.sleep(most)
+        made.node_down(link.calls[-1])
+        await until(lambda: all(map(made.is_up, addresses)), "all are again", 1.0)
+
+
+async def test_a_small_fleet_and_neighbours_alone_wait_for_nobody() -> None:
+    link = FakeLink()
+    addresses = [IPv6Address(int(LOW) + i) for i in range(12)]
+    async with running(link) as made:
+        made.at_once = 8
+        for address in addresses[:7]:
+            made.heard(address, True)
+        await until(lambda: all(map(made.is_up, addresses[:7])), "all are up", 1.0)
+        made.set_neighbours(set(addresses))
+        for address in addresses[7:]:
+            made.heard(address, True)
+        await until(lambda: all(map(made.is_up, addresses)), "all are up", 1.0)
+
+
+async def test_beacons_that_change_nothing_wake_nobody() -> None:
+    link = FakeLink()
+    looks = 0
+    async with running(link) as made:
+        made.set_neighbours(set())
+        made.heard(LOW, True)
+        await asyncio.sleep(0.1)
+        look = made._start_due
+
+        def counted() -> float | None:
+            nonlocal looks
+            looks += 1
+            return look()
+
+        made._start_due = counted  # type: ignore[method-assign]
+        for _ in range(20):
+            made.heard(LOW, False)
+            await asyncio.sleep(1.0)
+        assert looks == 0
+        made.set_neighbours({LOW})
+        await until(lambda: made.is_up(LOW), "connected")
+
+
+async def test_an_attempt_is_not_repeated_sooner_than_half_of_what_it_took() -> None:
+    link = FakeLink()
+    begun: list[float] = []
+
+    async def connect(peer: str, timeout: float = 7.0) -> object:
+        begun.append(monotonic())
+        await asyncio.sleep(8.0)
+        raise RefusedError("too slow")
+
+    link.connect = connect  # type: ignore[method-assign]
+    async with running(link) as made:
+        made.heard(LOW, True)
+        await until(lambda: len(begun) == 3, "three attempts")
+    for one, next_one in pairwise(begun):
+        assert 8.0 + 3.0 <= next_one - one <= 8.0 + 5.1
 
 
 async def test_hanging_nodes_do_not_block_places_for_ever() -> None:

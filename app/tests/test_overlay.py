@@ -8,7 +8,18 @@ import random
 import pytest
 
 from thicket.cluster import overlay
-from thicket.cluster.overlay import FEW, LEAST_SPARSE, MANY, MOST_FULL, Facts, Overlay, tick_share
+from thicket.cluster.overlay import (
+    AT_ONCE,
+    FEW,
+    LEAST_SPARSE,
+    MANY,
+    MOST_FULL,
+    SETTLED,
+    Facts,
+    Growth,
+    Overlay,
+    tick_share,
+)
 
 
 class World:
@@ -44,6 +55,56 @@ def test_a_fleet_that_grows_and_shrinks_changes_at_two_different_sizes() -> None
 def test_a_fixed_topology_holds_at_any_size(topology: str, sparse: bool) -> None:
     choose = World(topology).overlay.choose
     assert [choose(Facts(count, near(3)), 0.0).sparse for count in (1, 1000)] == [sparse, sparse]
+
+
+def test_a_fleet_has_settled_when_it_has_not_grown_for_as_long_as_it_grew() -> None:
+    least, most = SETTLED
+    growth = Growth()
+    assert growth.goes_on(1, 0.0)
+    assert growth.goes_on(1, least - 0.1)
+    assert not growth.goes_on(1, least)
+    for at in range(20):  # it grows for 20 s
+        assert growth.goes_on(2 + at, float(at + 1))
+    assert growth.goes_on(21, 20 + 19.9)
+    assert growth.goes_on(15, 20 + 19.9)
+    assert not growth.goes_on(21, 20 + 20.1)
+    # One more, much later, is a short growth.
+    assert not growth.goes_on(20, 100.0)
+    assert growth.goes_on(21, 100.0)
+    assert growth.goes_on(21, 100.0 + least - 0.1)
+    assert not growth.goes_on(21, 100.0 + least)
+    # A fleet that was switched off for the most part grows anew, one that grows on and on settles.
+    assert not growth.goes_on(3, 200.0)
+    assert growth.goes_on(4, 1000.0)
+    for at in range(100):
+        assert growth.goes_on(5 + at, 1000.0 + 3 * at)
+    assert growth.goes_on(104, 1297.0 + most - 0.1)
+    assert not growth.goes_on(104, 1297.0 + most)
+
+
+def test_only_a_fleet_of_medium_size_waits_until_it_has_settled() -> None:
+    world = World()
+    for count, growing in (
+        (1, False),
+        (AT_ONCE, False),
+        (AT_ONCE + 1, True),
+        (MOST_FULL, True),
+        (MOST_FULL + 1, False),
+    ):
+        choice = world.overlay.choose(Facts(count, near(3)), 0.0)
+        assert (choice.growing, choice.sparse) == (growing, count > MOST_FULL)
+    for topology in ("full", "neighbours"):
+        assert not World(topology).overlay.choose(Facts(AT_ONCE + 1, near(3)), 0.0).growing
+
+
+def test_in_a_whole_fleet_nobody_is_chosen_because_no_way_of_links_leads_there() -> None:
+    world = World()
+    world.unreached |= near(8)
+    for now in (0.0, 20.0, 40.0):
+        chosen = world.overlay.choose(Facts(AT_ONCE, near(7)), now).chosen
+        assert len(chosen) == FEW
+    world.overlay.choose(Facts(50, near(7)), 40.0)
+    assert world.overlay.choose(Facts(50, near(7)), 60.0).chosen == near(7)
 
 
 def test_few_are_chosen_and_stay_while_others_come() -> None:

@@ -19,7 +19,7 @@ silence makes it due at once. A connection that closed is tried again in the sam
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import IPv6Address
 from logging import getLogger
 from time import monotonic
@@ -36,6 +36,10 @@ PATIENCE = (1.5, 3.0)
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 #: Most attempts at the same time: handshakes must not flood a mesh that comes up all at once.
 PARALLEL = 4
+#: Seconds between two attempts to connect nodes of a large fleet that are no neighbours, and until
+#: the first one: by then the radio tells who is one.
+PACE = (1.5, 3.0)
+PACE_FIRST = 20.0
 #: A silence after which a beacon means that the node may have come back, in seconds.
 SILENCE = 40.0
 #: A node that found us, but whose beacons were never or not lately heard, is given up when an
@@ -109,6 +113,8 @@ class Membership:
     :param radio_silence: returns for how many seconds the radio has not heard the station at an
         address, None when it knows none.
     :ivar neighbours: whom to connect, None for everybody who is heard.
+    :ivar first: who of them comes first.
+    :ivar at_once: a fleet of more nodes is connected at a pace of :data:`PACE`, but for the first.
     :ivar attempts: how many connections were tried.
     """
 
@@ -125,7 +131,10 @@ class Membership:
         self.radio_silence = radio_silence
         self.candidates: dict[IPv6Address, Candidate] = {}
         self.neighbours: set[IPv6Address] | None = None
+        self.first: set[IPv6Address] = set()
+        self.at_once = LIMIT
         self.attempts = 0
+        self._next_paced = monotonic() + PACE_FIRST
         self._wake = asyncio.Event()
         self._running = 0
         self._probes: dict[IPv6Address, asyncio.Task[None]] = {}
@@ -155,18 +164,25 @@ class Membership:
             self.candidates[address] = candidate
             if self.link.name < candidate.name:
                 candidate.due = now + uniform(*PATIENCE)
+            self._wake.set()
         elif not candidate.up and (new or now - candidate.heard > SILENCE):
             candidate.backoff.reset()
             candidate.due = min(candidate.due, now + uniform(0.0, 0.5))
+            self._wake.set()
         candidate.heard = now
         if not candidate.up:
             candidate.name = name  # a connected one has told its name
-            self._wake.set()
 
-    def set_neighbours(self, addresses: set[IPv6Address] | None) -> None:
-        """Connect only these from now on, or everybody. Present connections stay."""
-        if addresses != self.neighbours:
-            self.neighbours = addresses
+    def set_neighbours(
+        self, addresses: set[IPv6Address] | None, first: Iterable[IPv6Address] = ()
+    ) -> None:
+        """Connect only these from now on, or everybody. Present connections stay.
+
+        :param first: who comes before all others.
+        """
+        first = set(first)
+        if (addresses, first) != (self.neighbours, self.first):
+            self.neighbours, self.first = addresses, first
             self._wake.set()
 
     def wants(self, address: IPv6Address) -> bool:
@@ -298,22 +314,31 @@ class Membership:
         :returns: the seconds until the next one, None when there is none.
         """
         now = monotonic()
-        soonest: float | None = None
-        for candidate in sorted(self.candidates.values(), key=lambda c: c.due):
-            if candidate.up or candidate.task is not None:
+        waiting = [
+            candidate
+            for candidate in self.candidates.values()
+            if not candidate.up and candidate.task is None and self.wants(candidate.address)
+        ]
+        paced = self.neighbours is None and len(self.candidates) >= self.at_once
+        soonest = float("inf")
+        for candidate in sorted(waiting, key=lambda c: (c.address not in self.first, c.due)):
+            in_turn = paced and candidate.address not in self.first
+            due = max(candidate.due, self._next_paced) if in_turn else candidate.due
+            if due > now:
+                soonest = min(soonest, due)
                 continue
-            if not self.wants(candidate.address):
-                continue
-            if candidate.due > now or self._running >= PARALLEL:
-                # with all places taken, the end of an attempt wakes us
-                soonest = max(0.01, candidate.due - now) if candidate.due > now else None
-                break
-            self._running += 1
-            task = asyncio.create_task(self._attempt(candidate))
-            candidate.task = task
-            # not in the attempt itself: a task cancelled before its first step never runs
-            task.add_done_callback(lambda _task, c=candidate: self._ended(c))  # type: ignore[misc]
-        return soonest
+            if self._running >= PARALLEL:
+                break  # the end of an attempt wakes us
+            if in_turn:
+                self._next_paced = now + uniform(*PACE)
+            self._start(candidate)
+        return None if soonest == float("inf") else max(0.01, soonest - now)
+
+    def _start(self, candidate: Candidate) -> None:
+        self._running += 1
+        candidate.task = asyncio.create_task(self._attempt(candidate))
+        # not in the attempt itself: a task cancelled before its first step never runs
+        candidate.task.add_done_callback(lambda _task: self._ended(candidate))
 
     def _ended(self, candidate: Candidate) -> None:
         candidate.task = None
@@ -323,13 +348,15 @@ class Membership:
     async def _attempt(self, candidate: Candidate) -> None:
         # Only node_up and node_down tell whether the connection stands: it may have ended again by
         # the time this task continues.
-        candidate.due = monotonic() + PAUSES[0]
+        began = monotonic()
+        candidate.due = began + PAUSES[0]
         self.attempts += 1
         try:
             await self.link.connect(candidate.name)
         except Exception as e:
             # There are many errors of the distribution; each means "not connected" and says why.
-            pause = candidate.backoff.failed()
+            # A peer that is merely slow has no time for the same work again at once.
+            pause = max(candidate.backoff.failed(), (monotonic() - began) / 2)
             candidate.due = monotonic() + uniform(0.75 * pause, 1.25 * pause)
             candidate.error = (str(getattr(e, "code", type(e).__name__)), str(e))
             if candidate.backoff.failures == 1:

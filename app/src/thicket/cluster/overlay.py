@@ -6,6 +6,11 @@ as many connections as pairs, so beyond some size the ticks alone fill the air
 (:func:`thicket.cluster.overlay.tick_share`). From there on a node chooses a few of the nodes that
 its radio is linked with, and the roster (:mod:`thicket.distribution.roster`) tells of all others.
 
+A fleet that is switched on passes every size on its way. Connections with all that are made on the
+way would be dropped when it is too large for them, after a handshake over many hops each. So beyond
+:data:`AT_ONCE` nodes they wait until the fleet has settled (:class:`Growth`), and nodes know each
+other by their neighbours as in a large one.
+
 A few that are chosen without a plan hold a mesh together where each node has many neighbours. Where
 two parts of a mesh are joined by few radio links, all of these may be left out. So a neighbour that
 no way leads to is chosen as well, after some seconds. A choice stays while the radio link stays.
@@ -23,6 +28,12 @@ from typing import NamedTuple
 MOST_FULL = 16
 #: ... and again when it knows of this many at most, so that a fleet of about that size is calm.
 LEAST_SPARSE = 12
+#: Up to so many nodes are connected with each other as soon as they hear of each other. In a larger
+#: fleet only chosen neighbours are, until it has settled.
+AT_ONCE = 8
+#: A fleet has settled when it has not grown for as long as it grew before, but for so many seconds
+#: at least and at most.
+SETTLED = (5.0, 60.0)
 #: Neighbours that a node chooses by itself. It is chosen by others as well: by as many on average.
 FEW = 4
 #: A node that has chosen more than this many gives one up from time to time, if it can.
@@ -76,10 +87,33 @@ class Choice(NamedTuple):
 
     :ivar sparse: the chosen ones only; otherwise with all.
     :ivar chosen: the neighbours in the overlay.
+    :ivar growing: with all others, but not yet.
     """
 
     sparse: bool
     chosen: frozenset[str]
+    growing: bool = False
+
+
+class Growth:
+    """Whether a fleet is growing. To lose nodes meanwhile, and find them again, is no growth."""
+
+    def __init__(self) -> None:
+        self._most = 0
+        self._began = self._grew = float("-inf")
+
+    def goes_on(self, nodes: int, now: float) -> bool:
+        """Return whether it grows, as it has so many nodes now."""
+        least, most = SETTLED
+        if nodes > self._most:
+            self._most = nodes
+            if now - self._grew >= most:
+                self._began = now
+            self._grew = now
+        if now - self._grew < min(most, max(least, self._grew - self._began)):
+            return True
+        self._most = nodes
+        return False
 
 
 class Overlay:
@@ -103,25 +137,33 @@ class Overlay:
         self._reaches_without = reaches_without
         self._uniform = uniform
         self._sparse = topology == "neighbours"
+        self._growth = Growth()
         self._chosen: dict[str, float] = {}  # and when the radio was linked with it last
         self._unreached: dict[str, float] = {}  # and when it is chosen for that
         self._relax = float("-inf")
 
     def choose(self, facts: Facts, now: float) -> Choice:
         """Choose by the facts of now."""
+        growing = False
         if self._topology == "auto":
             most = LEAST_SPARSE if self._sparse else MOST_FULL
             self._sparse = facts.nodes > most
+            growing = self._growth.goes_on(facts.nodes, now)
+            growing = growing and not self._sparse and facts.nodes > AT_ONCE
         for name in facts.neighbours & self._chosen.keys():
             self._chosen[name] = now
         for name, seen in list(self._chosen.items()):
             if now - seen >= ABSENT:
                 del self._chosen[name]
-        self._add(facts, now)
+        self._add(facts, now, alone=self._sparse or growing)
         self._give_up(facts, now)
-        return Choice(self._sparse, frozenset(self._chosen))
+        return Choice(self._sparse, frozenset(self._chosen), growing)
 
-    def _add(self, facts: Facts, now: float) -> None:
+    def _add(self, facts: Facts, now: float, *, alone: bool) -> None:
+        """Choose more neighbours.
+
+        :param alone: only chosen ones are connected, and the ways lead over them.
+        """
         others = facts.neighbours - self._chosen.keys()
         good = [name for name in others if name not in facts.failing]
         healthy = sum(
@@ -130,7 +172,7 @@ class Overlay:
         for name in self._shuffled(good)[: max(0, FEW - healthy)]:
             self._chosen[name] = now
             others -= {name}
-        unreached = [name for name in others if not self._reaches(name)]
+        unreached = [name for name in others if alone and not self._reaches(name)]
         self._unreached = {
             name: self._unreached.get(name, now + self._uniform(*PATIENCE)) for name in unreached
         }

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 from thicket.base.pace import uniform
-from thicket.cluster.overlay import Facts, Overlay
+from thicket.cluster.overlay import AT_ONCE, Facts, Overlay
 
 if TYPE_CHECKING:
     from thicket.cluster.membership import Membership
@@ -35,6 +35,8 @@ class Topology:
         self._chose = float("-inf")
         if setting == "neighbours":
             membership.set_neighbours(set())
+        elif setting == "auto":
+            membership.at_once = AT_ONCE
 
     def follow(self, links: set[IPv6Address]) -> None:
         """Choose, as the radio is linked with these nodes now."""
@@ -55,9 +57,10 @@ class Topology:
             ),
         )
         choice = self._overlay.choose(facts, now)
-        node.choose(choice.chosen, keeps_all=not choice.sparse)
+        partial = choice.sparse or choice.growing
+        node.choose(choice.chosen, keeps_all=not choice.sparse, partial=partial)
         wanted = {names[name] for name in choice.chosen if name in names}
-        membership.set_neighbours(wanted if choice.sparse else None)
+        membership.set_neighbours(wanted if partial else None, first=wanted)
 
     def chosen(self) -> frozenset[str]:
         """Return the neighbours that messages to all go through; none where all are connected."""

@@ -202,10 +202,12 @@ class Members(Process):
         self.roster.peer_down(connection.key, self._now())
         self._step(reason, connection.name)
 
-    def choose(self, chosen: Iterable[str], *, keeps_all: bool) -> None:
+    def choose(
+        self, chosen: Iterable[str], *, keeps_all: bool, partial: bool | None = None
+    ) -> None:
         """Choose neighbours, see :meth:`.Roster.choose`."""
         keys = {key_of(name) for name in chosen}
-        self.roster.choose(keys, keeps_all=keeps_all, now=self._now())
+        self.roster.choose(keys, keeps_all=keeps_all, partial=partial, now=self._now())
         self._step()
 
     def state(self, topic: str, body: bytes) -> None:

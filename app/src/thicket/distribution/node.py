@@ -374,14 +374,18 @@ class Node(ProcessTable):
         """Tell the other nodes that we suspect ``peer`` to be lost."""
         self.membership.share_suspicion(peer)
 
-    def choose(self, chosen: Iterable[str], *, keeps_all: bool) -> None:
+    def choose(
+        self, chosen: Iterable[str], *, keeps_all: bool, partial: bool | None = None
+    ) -> None:
         """Choose this node's neighbours in the cluster.
 
         :param chosen: their names.
         :param keeps_all: this node is to be connected with all others. Otherwise connections that
             neither end has chosen or needs end after a time without use.
+        :param partial: it is not connected with all, and nodes know each other by their neighbours;
+            by default when it does not keep all.
         """
-        self.membership.choose(chosen, keeps_all=keeps_all)
+        self.membership.choose(chosen, keeps_all=keeps_all, partial=partial)
 
     def _expects(self, name: str) -> bool:
         return self._admission.handshakes.expected(name.rpartition("@")[2])

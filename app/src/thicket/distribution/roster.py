@@ -268,16 +268,21 @@ class Roster:
         self._relink(now)
         self._reckon(now, lost=name)
 
-    def choose(self, chosen: Iterable[str], *, keeps_all: bool, now: float) -> None:
+    def choose(
+        self, chosen: Iterable[str], *, keeps_all: bool, now: float, partial: bool | None = None
+    ) -> None:
         """This node's neighbours in the overlay are these from now on.
 
         :param keeps_all: the other connections are to stay as well.
+        :param partial: this node is not to be connected with all; by default when it does not keep
+            all.
         """
         chosen = frozenset(chosen)
+        partial = not keeps_all if partial is None else partial
         if (chosen, keeps_all) == (self._mine.chosen, self._mine.keeps_all) and self.active:
             return
         self._mine.chosen, self._mine.keeps_all = chosen, keeps_all
-        if keeps_all and not self.active:
+        if not partial and not self.active:
             return  # all are connected with all, as far as this node knows
         self.active = False
         self._activate(now)
