@@ -671,7 +671,8 @@ class TestInstaller:
     @pytest.mark.parametrize(
         ("part", "words"),
         [
-            ("squashfs", "and a bundle is needed"), ("images", "the images are damaged: 1 of 200 blocks"),
+            ("squashfs", "and a bundle is needed"),
+            ("images", "the images are damaged: 1 of 200 blocks"),
             ("top of the tree", "the hash tree behind the images is damaged"),
             ("hash tree", "the hash tree behind the images is damaged"),
             ("manifest", "what it says was changed after it was signed"),
