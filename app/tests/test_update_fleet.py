@@ -957,9 +957,9 @@ async def test_a_card_that_takes_no_new_subject(network: Network) -> None:
         (Phase.BEGUN, "", False, Phase.NONE, ""),
         (Phase.TRIAL, "ab", True, None, ""),
         (Phase.TRIAL, "ab", False, Phase.DONE, ""),
-        (Phase.TRIAL, "cd", False, Phase.FAILED, "another version was installed by hand"),
+        (Phase.TRIAL, "cd", False, Phase.FAILED, "another version was put in its place by hand"),
         (Phase.DONE, "ab", False, None, ""),
-        (Phase.DONE, "ab", True, Phase.TRIAL, ""),
+        (Phase.DONE, "ab", True, None, ""),
         (Phase.FAILED, "ab", True, None, ""),
         (Phase.DONE, "", False, Phase.FAILED, "it was removed by hand"),
         (Phase.LEAVING, "ab", False, None, ""),
@@ -976,6 +976,20 @@ def test_how_the_journal_of_an_application_goes_on(
     current = Current("/x" if digest else "", "1", trial, "")
     after = app_taker.went_on(before, digest, current)
     assert (after and after.phase, after.why if after else "") == (phase, words)
+
+
+async def test_a_file_that_cannot_be_read_is_no_news(tmp_path: Path) -> None:
+    apps = Apps()
+    installed = cast(InstalledPart, apps)
+    taker = AppTaker(installed, "readings", "me", str(tmp_path), lambda: True)
+    done = journal.Journal(bundle=DIGEST, phase=Phase.DONE, slot="A")
+    apps.file = Current(str(tmp_path / "gone"), "1.2", False, "")
+    look = await taker.look(None, done)
+    assert (look.node.bundle, look.journal) == ("", None)
+    apps.file = None
+    after = (await taker.look(None, done)).journal
+    assert after is not None
+    assert after.why == "it was removed by hand"
 
 
 def test_an_application_whose_installation_is_cut_off_again_and_again() -> None:

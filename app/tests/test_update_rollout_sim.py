@@ -338,7 +338,7 @@ def test_a_rejected_bundle_is_tried_again_only_when_told() -> None:
 
 
 class AnyFleet(RuleBasedStateMachine):
-    """Power cuts, partitions and orders at any point; the bundle is good."""
+    """Power cuts, partitions, orders and installations by hand at any point; the bundle is good."""
 
     @initialize(seed=st.integers(0, 1000), canaries=st.integers(1, 2))
     def begin(self, seed: int, canaries: int) -> None:
@@ -351,7 +351,7 @@ class AnyFleet(RuleBasedStateMachine):
         self.fleet.check = self.on_begin
 
     def on_begin(self, node: FleetNode) -> None:
-        if not any(self.fleet.well(one) for one in self.fleet.nodes):
+        if not any(one.ever_well for one in self.fleet.nodes):
             assert node.name in self.canaries, f"{node.name} is no canary"
         order = node.order
         assert order is None or order.order == "resume"
@@ -372,6 +372,16 @@ class AnyFleet(RuleBasedStateMachine):
     @rule(at=st.integers(0, 5))
     def power(self, at: int) -> None:
         self.fleet.power(self.fleet.nodes[at])
+
+    @rule(at=st.integers(0, 5), version=st.sampled_from([NEW, "0.1.5"]))
+    def install(self, at: int, version: str) -> None:
+        if self.fleet.nodes[at].install(version):
+            self.fleet.nodes[at].reboot()
+
+    @rule(at=st.integers(0, 5))
+    def back(self, at: int) -> None:
+        if self.fleet.nodes[at].back():
+            self.fleet.nodes[at].reboot()
 
     @rule(part=st.sets(st.integers(0, 5), max_size=3))
     def split(self, part: set[int]) -> None:

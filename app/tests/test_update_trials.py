@@ -316,17 +316,29 @@ def test_an_order_to_go_back_before_which_the_power_is_cut_is_followed(two: Two)
     assert (canary.version, two.phase) == (OLD, Phase.LEFT)
 
 
-@pytest.mark.parametrize("phase", [Phase.BEGUN, Phase.ARMED])
-def test_what_nobody_offers_any_more_is_not_started(two: Two, phase: Phase) -> None:
-    before = two.offer()
-    two.order("pause")
-    two.run(2 * TICK)
+def test_going_back_that_somebody_calls_off(two: Two) -> None:
     two.offer()
-    two.run(HOUR, lambda: two.phase is phase)
+    two.well()
+    two.order("back")
+    two.run(HOUR, lambda: two.canary.up and two.canary.version == OLD)
+    assert two.canary.back()
+    two.canary.reboot()
+    two.run(HOUR)
+    assert (two.canary.version, two.phase) == (NEW, Phase.DONE)
+    assert two.told[-3:] == [State.ABORTED, State.TRIAL, State.DONE]
+
+
+@pytest.mark.parametrize(("ticks", "phase"), [(1, Phase.BEGUN), (4, Phase.NONE)])
+def test_what_nobody_offers_any_more_is_not_started(two: Two, ticks: int, phase: Phase) -> None:
+    """Its signer is revoked, and the offer before is in force again soon, or some time later."""
+    before = an_offer(plan(canaries=("n-000000000000",)), bundle="0b" * 32)
+    two.offer()
+    two.run(HOUR, lambda: two.phase is Phase.BEGUN)
     for node in two.fleet.nodes:
-        node.disk.offer = None  # its signer is revoked
-    two.run(TICK)
-    two.fleet.offer(before, two.fleet.nodes)  # it is in force again
+        node.disk.offer = None
+    two.run(ticks * TICK)
+    assert two.phase is phase
+    two.fleet.offer(before, two.fleet.nodes)
     two.run(10 * TICK)
     assert two.phase is Phase.NONE
     two.canary.reboot()
@@ -461,7 +473,7 @@ class AnyImage(RuleBasedStateMachine):
 
 TestAnyImage = AnyImage.TestCase
 TestAnyImage.settings = settings(
-    max_examples=60,
+    max_examples=30,
     stateful_step_count=15,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -680,8 +692,8 @@ def test_an_application_on_trial_by_hand_that_is_left_has_failed(app: AppNode) -
     ("deed", "words"),
     [
         (AppNode.remove, "it was removed by hand"),
-        (AppNode.back, "another version was installed by hand"),
-        (lambda app: app.put("two"), "another version was installed by hand"),
+        (AppNode.back, "another version was put in its place by hand"),
+        (lambda app: app.put("two"), "another version was put in its place by hand"),
     ],
 )
 def test_what_a_person_takes_away_stays_away(
@@ -710,6 +722,18 @@ def test_the_same_file_once_more_by_hand_is_on_trial_again(app: AppNode) -> None
     app.step()
     assert app.says(State.TRIAL)
     app.run(40)
+    assert app.well
+
+
+def test_the_time_of_being_well_begins_anew_behind_a_trial(app: AppNode) -> None:
+    app.put("one")
+    app.run(20)
+    assert app.says(State.DONE)
+    app.put("one")
+    app.run(18)
+    assert app.says(State.DONE)
+    assert not app.well
+    app.run(20)
     assert app.well
 
 
@@ -811,4 +835,4 @@ class AnyApplication(RuleBasedStateMachine):
 
 
 TestAnyApplication = AnyApplication.TestCase
-TestAnyApplication.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
+TestAnyApplication.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)

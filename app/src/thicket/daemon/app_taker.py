@@ -73,6 +73,8 @@ class AppTaker:
         if current is not None:
             trial = Trial.GOES_ON if current.trial else Trial.NONE
             node = Node(self._me, "", current.version, digest, made=current.number, trial=trial)
+        if current is not None and current.path and not digest:
+            return Look(node, "A", here)  # it cannot be read, or was replaced just now
         return Look(node, "A", here, went_on(journal, digest, current))
 
     async def take(
@@ -156,13 +158,10 @@ def went_on(journal: Journal, digest: str, current: Current | None) -> Journal |
         return journal.kept()
     if phase in (Phase.TRIAL, Phase.DONE) and not here:
         return journal.failed((current.left if current is not None else "") or _by_hand(digest))
-    trial = current is not None and current.trial
-    if phase is Phase.TRIAL and not trial:
+    if phase is Phase.TRIAL and (current is None or not current.trial):
         return journal.kept()
-    if phase is Phase.DONE and trial:  # the same file was installed once more, by hand
-        return journal.tried()
     return None
 
 
 def _by_hand(digest: str) -> str:
-    return f"{'another version was installed' if digest else 'it was removed'} by hand"
+    return f"{'another version was put in its place' if digest else 'it was removed'} by hand"

@@ -311,7 +311,7 @@ def _after_leaving(journal: Journal, start: Start, slot: Slot) -> Journal:
         return journal
     if start.running is slot:
         return journal.kept()
-    if start.record.state(slot) in (State.UNTRIED, State.GOOD):
+    if start.record.trial is Slot.NONE and start.record.state(slot) in (State.UNTRIED, State.GOOD):
         return journal  # the power was cut before it was to be tried
     words = WORDS[start.record.why(slot)] or "its trial was called off"
     why = f"slot {slot.name}, which it was to go back to, did not work: {words}"

@@ -463,8 +463,12 @@ class Lane:
         log.warning(
             "version %s is not started: nobody offers it any more", self.rollout.journal.version
         )
-        after = await self._taker.call_off(self.rollout.journal)
-        await self._keep(self.rollout.follow(after))
+        try:
+            after = await self._taker.call_off(self.rollout.journal)
+        except (ThicketError, OSError, TimeoutError) as error:
+            log.warning("it cannot be called off: %s", error)  # the next step tries it again
+        else:
+            await self._keep(self.rollout.follow(after))
 
     # -- facts
 

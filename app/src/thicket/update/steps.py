@@ -183,7 +183,6 @@ class Rollout:
         going = self._going(offer, facts.slot)
         if going is not None:
             action, stand = going
-            self._well = None
         else:
             action, stand = self._decided(now, offer, facts)
         if facts.order is not None:
