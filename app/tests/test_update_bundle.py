@@ -257,6 +257,20 @@ def test_a_hash_tree_that_fits_to_more_data_than_there_is() -> None:
         check(data[: 2 * BLOCK] + data[3 * BLOCK :])
 
 
+@pytest.mark.parametrize("left", [0, 1, BLOCK, 2 * BLOCK, 3 * BLOCK - 1])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_hash_tree_that_is_cut_off_behind_the_signature(left: int, flipped: bool) -> None:
+    """The file became shorter when its end had been read."""
+    data = bytearray(signed(blocks=200))
+    found = read(bytes(data))
+    data[BLOCK] ^= flipped
+    words = NOT_SIGNED if flipped else f"damaged, at byte {found.contents + left}"
+    with pytest.raises(DamagedError, match=words):
+        bundle.check_contents(
+            io.BytesIO(data[: found.contents + left]), found.contents, found.verity
+        )
+
+
 def test_a_hash_tree_of_another_size() -> None:
     data, named = payload(129)
     for size in (0, BLOCK, 2 * BLOCK, 4 * BLOCK, 128 * BLOCK):

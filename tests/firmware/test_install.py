@@ -299,7 +299,11 @@ async def test_an_update_is_installed_tried_and_kept(name: str, tmp_path: Path) 
 
 async def rauc_status(device: Device) -> dict[str, str]:
     """Return what RAUC says of the slots; empty values are left out."""
-    text = await device.run(f"rauc status --output-format=shell 2>{WARNED}")
+    # Debian's RAUC gives its service 25 s for an answer; a busy machine emulates that more slowly.
+    text = await device.run(
+        f"while rauc status --output-format=shell 2>{WARNED} >/tmp/rauc; code=$?; "
+        f"grep -q 'Timeout was reached' {WARNED}; do :; done; cat /tmp/rauc; (exit $code)"
+    )
     pairs = (word.partition("=") for word in shlex.split(text))
     return {name: value for name, _, value in pairs if value}
 

@@ -90,6 +90,8 @@ def data_bytes(total: int) -> int:
 
 def root_of(blocks: bytes, data_bytes: int, salt: bytes) -> bytes:
     """Return the root's hash of a tree; empty where its levels do not go together."""
+    if len(blocks) != tree_bytes(data_bytes):
+        return b""
     found = _above(blocks[-_lowest(data_bytes) :], salt)
     return found.root if found.blocks == blocks else b""
 
@@ -122,7 +124,10 @@ def _read(
     while done < size:
         data = file.read(min(_READ, size - done))
         if not data or len(data) % BLOCK:
-            raise BundleError(f"the file ends after {done + len(data)} bytes, within its contents")
+            raise BundleError(
+                f"the file ends after {done + len(data)} bytes, within its contents: it was cut "
+                "off, so copy it again"
+            )
         done += len(data)
         yield data
         progress(len(data))

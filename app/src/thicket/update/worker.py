@@ -16,10 +16,10 @@ from contextlib import suppress
 
 from thicket.base.errors import ThicketError
 
+# Codes of what any work can fail of, see patch.PatchError.
 CARD = "card"
 NO_MEMORY = "no-memory"
 FAILED = "failed"
-"""Codes of what any work can fail of: see :class:`thicket.update.patch.PatchError`."""
 
 Tell = Callable[[int, int], object]
 """Called with the bytes of work that are done, and those of all."""
