@@ -225,12 +225,8 @@ def unsigned(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", [real_parts.STANDIN, *real_parts.CARDS])
 async def test_an_update_is_installed_tried_and_kept(name: str, tmp_path: Path) -> None:
-    image = loaded(name)
-    stick = Stick.of(
-        tmp_path / "stick",
-        unsigned(name, tmp_path),
-        lambda found: {"good": end(found.manifest)},
-    )
+    image, update = loaded(name), unsigned(name, tmp_path)
+    stick = Stick.of(tmp_path / "stick", update, lambda found: {"good": end(found.manifest)})
     async with on(tmp_path, image, configuration(), stick.path) as device:
         await device.on()
         await device.data_state()
@@ -265,7 +261,7 @@ async def test_an_update_is_installed_tried_and_kept(name: str, tmp_path: Path) 
         assert [kept[f"slot.{name}.1"]["status"] for name in ("boot", "rootfs")] == ["ok", "ok"]
         # Slot B has what the bundle says, byte for byte, but for the command line in it.
         layout = device.layout()
-        with device.card.open("rb") as file, unsigned(name, tmp_path).open("rb") as new:
+        with device.card.open("rb") as file, update.open("rb") as new:
             root = next(i for i in bundles.read(new).manifest.images if i.slot == "rootfs")
             file.seek(layout[cards.ROOT_B].offset)
             assert hashlib.sha256(file.read(root.size)).hexdigest() == root.sha256
