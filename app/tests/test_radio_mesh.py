@@ -34,7 +34,7 @@ from thicket.radio.events import (
     ProblemSolved,
     RadioEvent,
 )
-from thicket.radio.inbox import Inbox, Signal
+from thicket.radio.inbox import Inbox, Signal, next_item
 from thicket.radio.kernel import Kernel
 from thicket.radio.mesh import Mesh
 from thicket.radio.nl80211 import Channel, Station
@@ -1267,12 +1267,11 @@ async def test_a_settled_session_wakes_up_once_in_four_seconds(
     monkeypatch.setattr(session, "LOOK_SECONDS", LOOK_SECONDS)
     world.stations = [station()]
     waits = 0
-    wait = session.next_item
 
     async def counted(inbox: Inbox, seconds: float) -> Event | Signal | None:
         nonlocal waits
         waits += 1
-        return await wait(inbox, seconds)
+        return await next_item(inbox, seconds)
 
     async with running(world) as one:
         await one.joined()
