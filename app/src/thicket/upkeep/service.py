@@ -32,7 +32,7 @@ START = 5.0
 FIRST_REPORT = 20.0
 #: Least seconds between two different reports.
 REPORT_GAP = 600.0
-#: Seconds between two checks whether there is something new to report.
+#: Seconds between two checks whether there is something new to report, once that may be reported.
 LOOK = 15.0
 #: A card that has not answered for this many seconds is reported.
 HANGS = 60.0
@@ -106,9 +106,9 @@ class Upkeep:
                 if text != reported and await self._report(text):
                     reported = text
                     report_at = time.monotonic() + REPORT_GAP
-            # The report may have become due meanwhile.
-            left = LOOK if due else max(0.0, report_at - time.monotonic())
-            await wait(self._settings_changed, min(left, LOOK))
+            # What is due next may have become due meanwhile.
+            left = LOOK if due else max(0.0, min(report_at, clock_at) - time.monotonic())
+            await wait(self._settings_changed, left)
 
     # -- the tasks
 
