@@ -158,8 +158,10 @@ def sync_folder(folder: str) -> None:
 def read(path: str) -> str | None:
     """Return the stripped text of a small file, None when it cannot be read."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(65536).strip()
+        # Without the layers of a text file, which cost more than the reading: it is done all the
+        # time, of files of the kernel.
+        with open(path, "rb", buffering=0) as file:
+            return file.read(MAX_FILE_BYTES).decode("utf-8", "replace").strip()
     except OSError:
         return None
 

@@ -7,6 +7,7 @@ long as the node runs.
 """
 
 import struct
+from functools import lru_cache
 
 from thicket.netlink.messages import HEADER, NLM_F_DUMP, NLM_F_REQUEST, Requests, facts_of, text
 
@@ -24,7 +25,6 @@ _PACKETS = 2
 _NFGENMSG = struct.Struct("=BBxx")  # family, version, and a resource of 0
 _TYPE_ATTRIBUTE = struct.Struct("=HH")
 _PACKETS_VALUE = struct.Struct(">Q")
-_BODY = HEADER.size + _NFGENMSG.size
 
 
 def request(table: str) -> bytes:
@@ -37,7 +37,13 @@ def request(table: str) -> bytes:
 
 def counter(message: bytes) -> tuple[str, str, int] | None:
     """Return table, name and packets of the counter in a message, None when it is malformed."""
-    found = facts_of(message, _BODY)
+    return _counter(message[HEADER.size :])
+
+
+@lru_cache(maxsize=64)
+def _counter(body: bytes) -> tuple[str, str, int] | None:
+    """As :func:`counter`, of what follows the header: most counters stand still for long."""
+    found = facts_of(body, _NFGENMSG.size)
     try:
         (packets,) = _PACKETS_VALUE.unpack(facts_of(found[_DATA])[_PACKETS])
         table, name = found[_TABLE].rstrip(b"\0"), found[_NAME].rstrip(b"\0")
