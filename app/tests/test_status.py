@@ -266,12 +266,12 @@ class TestWriter:
         async def refresh() -> None:
             pass
 
-        async def change(seconds: float, read_every: float = 1e9) -> None:
-            """Change something ten times a second."""
+        async def change(seconds: float, read_every: float = 1e9, every: float = 0.1) -> None:
+            """Change something again and again, and read the document from time to time."""
             end, read = loop.time() + seconds, loop.time() + read_every
             while loop.time() < end:
                 writer.changed()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(every)
                 if loop.time() >= read:
                     read = loop.time() + read_every
                     path.read_text()
@@ -287,6 +287,9 @@ class TestWriter:
         written.clear()
         await change(20.0, read_every=0.1)
         assert 38 <= len(written) <= 41, "somebody sees every second half"
+        written.clear()
+        await change(20.0, every=1.0)
+        assert len(written) <= 12, "nor are changes that come one by one"
         await asyncio.sleep(5.0)
         written.clear()
         writer.changed()

@@ -45,9 +45,8 @@ class Writer:
 
     #: Shortest time between two writings, in seconds.
     GAP = 0.5
-    #: Longest time that a change waits for somebody to read the document before it, in seconds. The
-    #: wait begins with GAP and doubles with each change that had to wait; one that did not have to
-    #: makes it GAP again.
+    #: Longest time between two writings of changes that nobody reads, in seconds. It begins with GAP
+    #: and doubles with each of them; when there was no change for twice as long, it is GAP again.
     UNREAD_GAP = 2.0
     #: Figures in a document that nobody reads are this old at most, in seconds.
     OLDEST = 60.0
@@ -77,7 +76,7 @@ class Writer:
         changed = self._changed = asyncio.Event()
         changed.set()  # there is no document yet
         regular = time.monotonic()
-        written, gap, waited = regular - self.GAP, self.GAP, False
+        written, gap = regular - 2 * self.UNREAD_GAP, self.GAP
         while True:
             if time.monotonic() >= regular:
                 await self.refresh()
@@ -85,18 +84,15 @@ class Writer:
             age = time.monotonic() - written
             if changed.is_set():
                 if age < gap and not was_read(self.path):
-                    waited = True
                     await asyncio.sleep(min(self.GAP, gap - age))
                     continue
-                gap = min(2 * gap, self.UNREAD_GAP) if waited else self.GAP
-                waited = False
+                gap = self.GAP if age >= 2 * self.UNREAD_GAP else min(2 * gap, self.UNREAD_GAP)
             if changed.is_set() or self._wanted(age):
                 changed.clear()
                 self.write()
                 written = time.monotonic()
             await wait(changed, max(self.GAP, regular - time.monotonic()))
             if (left := written + self.GAP - time.monotonic()) > 0:
-                waited = changed.is_set()
                 await asyncio.sleep(left)
 
     def _wanted(self, age: float) -> bool:
