@@ -45,8 +45,8 @@ class Writer:
 
     #: Shortest time between two writings, in seconds.
     GAP = 0.5
-    #: Longest time between two writings of changes that nobody reads, in seconds. It begins with GAP
-    #: and doubles with each of them; when there was no change for twice as long, it is GAP again.
+    #: Longest time between two writings of changes that nobody reads, in seconds. The time begins
+    #: with GAP and doubles with each; when there was no change for twice as long, it is GAP again.
     UNREAD_GAP = 2.0
     #: Figures in a document that nobody reads are this old at most, in seconds.
     OLDEST = 60.0
