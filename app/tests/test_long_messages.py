@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from erlang import Erl, Release, in_each_release
+from erlang import Erl, Release, in_each_release, in_oldest_and_newest
 from private_network import Network, in_private_network, until
 from test_cluster import a_node, failure, with_erlang
 from test_hostile_peer import CONTROL, fragment
@@ -114,7 +114,7 @@ async def test_a_caller_of_erlang_is_told_that_the_answer_is_too_long(
                 assert await box.get() == Down(reference, "answers", "system_limit")
 
 
-@in_each_release
+@in_oldest_and_newest
 async def test_a_hundred_megabytes_pass_both_ways_where_they_are_allowed(
     network: Network, release: Release
 ) -> None:

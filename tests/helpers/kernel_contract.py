@@ -40,7 +40,7 @@ NOBODY: Final = "02:00:00:00:00:99"
 NOTHING: Final = 0x7FFFFFFF
 """The index of no interface."""
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 60.0
 """Seconds after which something is taken to never happen; an emulated node may need some."""
 
 ANSWERS: Final = {

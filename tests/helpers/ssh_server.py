@@ -38,9 +38,11 @@ class SshServer:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         for name in ("host", "user"):
             self._key(name)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        # Bound to the end, so that nobody else is given the port; the server may listen on it.
+        self._bound = socket.socket()
+        self._bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._bound.bind(("127.0.0.1", 0))
+        self._port = self._bound.getsockname()[1]
         here = self._directory
         (here / "authorized").write_bytes((here / "user.pub").read_bytes())
         (here / "sshd.conf").write_text(
@@ -70,6 +72,7 @@ class SshServer:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+        self._bound.close()
 
     def settings(self, *, known: bool = True, key: str = "user") -> str:
         """Return lines of ``ssh_config`` for this server.

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # what the tests of the chip sha
 
 from vhost_front_end import until
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 MAC = bytes.fromhex("74da38112233")
 SERIAL = serial_for(1, 1)
 READ, WRITE = 0xC1, 0x41
