@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -11,6 +12,10 @@ import pytest
 
 from authority import keys
 from host.cache import cache_root
+
+# What Hypothesis finds in our sources by parsing them all, and the examples that failed: for every
+# checkout.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(cache_root() / "hypothesis"))
 
 
 @pytest.hookimpl(wrapper=True)
