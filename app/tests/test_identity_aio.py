@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from hashlib import sha256
 
@@ -105,6 +106,19 @@ async def test_cancelled_conversations_end_before_the_next_begins(chip: Chip) ->
         await task
     await second
     assert order == ["first", "second"]
+
+
+async def test_a_conversation_that_is_slow_and_gets_on_is_waited_for(chip: Chip) -> None:
+    face = AsyncAtecc(chip[0].chip, grace=0.1)
+    face.chip.patience = 0.05
+
+    def work(chip: Atecc) -> str:
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            chip.watch()
+        return "done"
+
+    assert await face.call(work) == "done"
 
 
 async def test_a_transfer_that_never_comes_back(chip: Chip) -> None:

@@ -7,6 +7,7 @@ the frames were read from the wire between Microchip's cryptoauthlib and a chip 
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from contextlib import suppress
 from hashlib import sha256
@@ -24,6 +25,7 @@ from authority.chip import ZONE_OTP, DeskChip, DeskSession, crc_number, differen
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import Nak
 from meshlab.chip.state import serial_for
+from thicket.base.patience import Stopwatch
 from thicket.identity.bus import Bus
 from thicket.identity.chip.atecc import ChipInfo
 from thicket.identity.chip.errors import (
@@ -315,6 +317,39 @@ def test_a_chip_that_never_becomes_ready() -> None:
     with pytest.raises((ChipTimeoutError, ChipAbsentError)):
         driver.info()
     assert clock() - begin < driver.patience + 1.5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_node_that_gets_a_tenth_of_a_processor_begins_again_as_often_as_it_is_late(
+    seed: int,
+) -> None:
+    """The chip's watchdog does not wait for it."""
+    _, chip, _, clock = provisioned()
+    rng = random.Random(seed)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        if rng.random() < 0.1 + seconds:  # the longer, the likelier
+            clock.now += rng.uniform(0.3, 2.0)
+
+    driver = DeskChip(EmulatedBus(chip, clock), clock=clock, sleep=sleep)
+    for _ in range(3):
+        assert driver.info().serial == chip.serial
+    public = driver.generate_key(0)
+    assert checks(public, driver.sign(0, bytes(32)), bytes(32))
+
+
+def test_a_node_that_gets_no_processor_at_all_gives_up_after_a_bound() -> None:
+    _, chip, _, clock = emulated()
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds + 2.0
+
+    driver = DeskChip(EmulatedBus(chip, clock), clock=clock, sleep=sleep)
+    begin = clock()
+    with pytest.raises(ChipError):
+        driver.info()
+    assert clock() - begin <= driver.patience + Stopwatch.MOST + 3.0
 
 
 def test_unknown_commands() -> None:

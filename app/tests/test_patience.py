@@ -9,7 +9,7 @@ import pytest
 from virtual_time import VirtualTimeLoop
 
 from thicket.base import patience
-from thicket.base.patience import Patience, Stopwatch, wait_for
+from thicket.base.patience import Allowance, Patience, Stopwatch, wait_for
 
 
 def late(every: float, lateness: float) -> Callable[[], None]:
@@ -76,6 +76,28 @@ class TestPatience:
         assert not await wait_for(event, 2.0)
         asyncio.get_running_loop().call_later(1.0, event.set)
         assert await wait_for(event, 2.0)
+
+
+@pytest.mark.virtual_time
+class TestAllowance:
+    async def seconds(self, allowance: Allowance) -> float:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        while not allowance.over:
+            pause = allowance.look() - loop.time()
+            await asyncio.sleep(max(0.001, pause))
+        return loop.time() - begin
+
+    async def test_it_is_used_up_by_who_is_not_late(self) -> None:
+        assert await self.seconds(Allowance(7.3)) == pytest.approx(7.3, abs=0.01)
+
+    async def test_lateness_does_not_count_up_to_a_bound(self) -> None:
+        stop = late(1.0, 4.0)
+        assert 20.0 <= await self.seconds(Allowance(6.0)) <= 48.0
+        stop()
+        stop = late(0.1, 50.0)
+        assert 48.0 <= await self.seconds(Allowance(6.0)) <= 48.0 + 2 * 50.2
+        stop()
 
 
 class Time:

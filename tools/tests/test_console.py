@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pty
 import random
+import re
 import select
 import shutil
 import signal
@@ -274,6 +275,43 @@ def test_what_a_person_reads_when_it_does_not_work(one_machine: Machine, tmp_pat
     finally:
         os.close(near)
         os.close(far)
+
+
+def test_a_shell_whose_answers_come_after_the_next_question_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a node whose processor is busy."""
+    monkeypatch.setattr("authority.console.SHELL_WAIT", 0.05)
+    near, far = pty.openpty()
+    tty.setraw(near)
+    shell = threading.Thread(target=_one_behind, args=(near,))
+    shell.start()
+    try:
+        with pytest.raises(BusFaultError, match="agent on the node has ended: not found"):
+            Console(os.ttyname(far), shell_time=3600.0)
+        os.write(far, b"enough\n")
+        shell.join()
+    finally:
+        os.close(near)
+        os.close(far)
+
+
+def _one_behind(terminal: int) -> None:
+    """A shell that answers a question when it gets the next one."""
+    said, late = b"", b""
+    while b"enough" not in said:
+        said += os.read(terminal, 4096)
+        *lines, said = said.split(b"\n")
+        for line in lines:
+            asked = re.search(rb"thicket-\$\(\((\d+)\+(\d+)\)\)-(shell|ended)", line)
+            if asked is None:
+                said = b"enough" if b"enough" in line else said
+                continue
+            answer = b"thicket-%d-%b\r\n" % (int(asked[1]) + int(asked[2]), asked[3])
+            if asked[3] == b"ended":
+                late = b"not found\r\n" + answer
+            os.write(terminal, late)
+            late = answer
 
 
 def _getty(terminal: int) -> None:

@@ -41,8 +41,15 @@ from thicket.identity.console_frames import (
 
 AGENT: Final = "python3 -m thicket.trust.agent"
 
-SHELL_TIME: Final = 20.0
-"""Seconds until a shell that does not answer is given up."""
+SHELL_TIME: Final = 60.0
+"""Seconds until a shell that does not answer is given up. On a busy processor it is slow."""
+
+LOGIN_TIME: Final = 10.0
+"""Seconds until it is given up where a login is asked for."""
+
+SHELL_WAIT, LONGEST_SHELL_WAIT = 2.0, 16.0
+"""Seconds until a shell is asked again, doubled each time. What it has not read by then is lost, as
+the ^C before the next question empties the terminal."""
 
 START_TIME: Final = 120.0
 """Seconds that the agent may take to start; an emulated node is slow."""
@@ -102,27 +109,35 @@ class Console:
 
     def _find_shell(self, seconds: float) -> None:
         self._ended = None
-        deadline = self._clock() + seconds
+        begin = self._clock()
+        deadline, wait = begin + seconds, SHELL_WAIT
         interrupt = b""
+        wanted: list[bytes] = []  # the answer to an earlier question may come late
         while True:
             # The end, for an agent that somebody left here; ^U, for what somebody began to type;
             # from the second time on ^C, for a program that somebody left running.
             one, two = secrets.randbelow(10**6), secrets.randbelow(10**6)
-            wanted = f"thicket-{one + two}-shell".encode()
+            wanted.append(f"thicket-{one + two}-shell".encode())
             self._send(
                 Frame(END, self._session, 0).pack()
                 + interrupt
                 + b"\x15\n"
                 + f" echo thicket-$(({one}+{two}))-shell\n".encode()
             )
-            until = min(deadline, self._clock() + 2.0)
+            until = min(deadline, self._clock() + wait)
             while (line := self._line(until)) is not None:
-                if wanted in line:
+                if any(answer in line for answer in wanted):
                     return
                 self._hear(line)
-            if self._clock() >= deadline:
+            now = self._clock()
+            login = now >= begin + min(seconds, LOGIN_TIME) and self._login_asked()
+            if login or now >= deadline:
                 raise BusFaultError(self._no_shell())
             interrupt = b"\x03"
+            wait = min(2 * wait, LONGEST_SHELL_WAIT)
+
+    def _login_asked(self) -> bool:
+        return any("login:" in text for text in self._heard[-3:])
 
     def _no_shell(self) -> str:
         self._hear(self._lines.rest())

@@ -19,6 +19,8 @@ from types import TracebackType
 STEP = 0.5
 #: How many times the patience may take, if we are late.
 BOUND = 8.0
+#: Seconds that are nothing: a sum of steps is never quite what they should be together.
+_RESOLUTION = 0.001
 
 
 class Patience:
@@ -59,7 +61,7 @@ class Patience:
     def _look(self) -> None:
         self._left -= self._step
         now = asyncio.get_running_loop().time()
-        if self._left <= 0:
+        if self._left < _RESOLUTION:
             self._timeout.reschedule(now)
             return
         if now >= self._end:
@@ -76,6 +78,33 @@ async def wait_for(event: asyncio.Event, seconds: float) -> bool:
         return False
 
 
+class Allowance:
+    """The seconds of the event loop that are left for something, for who looks at it in turns."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+        self._then = time.monotonic()
+        self._end = self._then + BOUND * seconds
+
+    def look(self) -> float:
+        """Return when to look again at the latest, by the clock."""
+        self._count()
+        return self._then + min(STEP, max(0.0, self._left))
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left."""
+        self._count()
+        return self._left <= 0
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self._left -= min(STEP, now - self._then)
+        self._then = now
+        if now >= self._end or self._left < _RESOLUTION:
+            self._left = 0.0
+
+
 class Stopwatch:
     """The seconds that a thread has had, for work that sleeps and asks for the time often.
 
@@ -90,7 +119,7 @@ class Stopwatch:
     #: Longest time between two readings that a thread needs which gets to run: the kernel gives up
     #: a transfer on a stuck bus after about a second.
     STRIDE = 1.5
-    #: Seconds that do not count, together.
+    #: Seconds that do not count from a beginning on, together.
     MOST = 30.0
 
     def __init__(
@@ -103,6 +132,11 @@ class Stopwatch:
         self._sleep = sleep
         self._late = 0.0
         self._last = clock()
+
+    def begin(self) -> None:
+        """Begin something new, for which the time is ``clock`` again."""
+        self._count(0.0)
+        self._late = 0.0
 
     def __call__(self) -> float:
         """Return the time in seconds: ``clock``, less what did not count."""

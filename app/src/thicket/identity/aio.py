@@ -10,12 +10,14 @@ error, and so does each later one, at once and without another thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from thicket.base import threads
+from thicket.base.patience import Patience
 from thicket.identity.chip.errors import ChipBusError
 
 if TYPE_CHECKING:
@@ -63,9 +65,7 @@ class AsyncAtecc:
                 self._thread = threading.Thread(target=self._run, name="chip", daemon=True)
                 self._thread.start()
             self._jobs.put(lambda: threads.settle(done, lambda: work(self.chip)))
-            waiting = asyncio.ensure_future(
-                asyncio.wait({done}, timeout=self.chip.patience + self._grace)
-            )
+            waiting = asyncio.ensure_future(self._wait(done))
             try:
                 await asyncio.shield(waiting)
             except asyncio.CancelledError:
@@ -82,6 +82,18 @@ class AsyncAtecc:
                     f"{self.chip.patience + self._grace:g} s; the chip is given up"
                 )
             return done.result()
+
+    async def _wait(self, done: asyncio.Future[T]) -> None:
+        """Wait until a conversation has ended, or no longer gets on.
+
+        It may take longer than its patience where we get no processor.
+        """
+        before = -1
+        while not done.done() and before != self.chip.watch.readings:
+            before = self.chip.watch.readings
+            with contextlib.suppress(TimeoutError):
+                async with Patience(self.chip.patience + self._grace):
+                    await asyncio.wait({done})
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

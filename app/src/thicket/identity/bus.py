@@ -68,7 +68,8 @@ Documentation/i2c/fault-codes.rst says ENXIO; i2c-bcm2835 uses EREMOTEIO, some o
 
 STUCK_AFTER = 0.8
 """Seconds after which a failed transfer means a stuck bus, whatever the kernel's error says. A
-missing acknowledge shows within a millisecond; controllers give up a stuck bus after a second."""
+missing acknowledge shows within a millisecond; controllers give up a stuck bus after a second. Who
+gets no processor sees the same, so it has to happen twice, one after the other."""
 
 
 class LinuxBus(Bus):
@@ -86,6 +87,7 @@ class LinuxBus(Bus):
             self._bus = smbus2.SMBus(path)
         except OSError as error:
             raise BusFaultError(f"{path}: {error.strerror or error}") from error
+        self._slow = False
         self._fd: int = self._bus.fd or -1  # set by the constructor that has just opened it
 
     def write(self, address: int, data: bytes) -> None:
@@ -104,11 +106,13 @@ class LinuxBus(Bus):
         begin = time.monotonic()
         try:
             if fcntl.ioctl(self._fd, self._lib.I2C_RDWR, request) == 1:
+                self._slow = False
                 return
         except OSError as error:
             if error.errno not in NO_ANSWER:
                 raise BusFaultError(f"{self.name}: {os.strerror(error.errno or 0)}") from error
-        if time.monotonic() - begin > STUCK_AFTER:
+        slow, self._slow = self._slow, time.monotonic() - begin > STUCK_AFTER
+        if slow and self._slow:
             raise BusFaultError(f"{self.name}: a transfer timed out")
         raise NotAcknowledgedError(self.name)
 

@@ -14,6 +14,7 @@ its address does not depend on what was ready first at boot.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -24,17 +25,19 @@ from typing import Any
 
 from thicket.base import threads
 from thicket.base.files import entries, write_atomically
+from thicket.base.patience import Patience, Stopwatch
 from thicket.identity import address as addresses
 from thicket.identity.bus import Bus, BusError, LinuxBus
 
 PATIENCE = 4.0
-"""Seconds for one chip that answers, but badly; an address without an answer takes 0.1 s."""
+"""Seconds for one chip that answers, but badly; an address without an answer takes 0.1 s. Here, as
+in the whole search, seconds in which we get no processor do not count."""
 
 TOTAL_PATIENCE = 10.0
 """Seconds for the search of all buses."""
 
 GIVE_UP_AFTER = TOTAL_PATIENCE + 5
-"""Seconds after which a search that is still in a transfer counts as hung."""
+"""Seconds of the event loop after which a search counts as hung whose thread does not get on."""
 
 RADIO_WAIT = 5.0
 """Seconds to wait for a radio whose MAC address would be the identity."""
@@ -202,10 +205,12 @@ async def _search(wanted: str, host: Host, address: int | None) -> Identity | st
     if _searching is not None:
         return f"No security chip: an earlier transfer on an I2C bus still hangs. {HINT}"
 
+    watch = Stopwatch()
+
     def work() -> Identity | str:
         global _searching  # noqa: PLW0603
         try:
-            return find_chip(wanted, host, address)
+            return find_chip(wanted, host, address, watch)
         except Exception as error:  # the node needs an identity in any case
             return f"No security chip: {type(error).__name__}: {error}"
         finally:
@@ -217,27 +222,33 @@ async def _search(wanted: str, host: Host, address: int | None) -> Identity | st
         target=threads.settle, args=(done, work), name="chip", daemon=True
     )
     _searching.start()
-    try:
-        async with asyncio.timeout(GIVE_UP_AFTER):
-            return await done
-    except TimeoutError:
-        return f"No security chip: a transfer on an I2C bus never came back. {HINT}"
+    before = -1
+    while before != watch.readings:
+        before = watch.readings
+        with contextlib.suppress(TimeoutError):
+            async with Patience(GIVE_UP_AFTER):
+                return await asyncio.shield(done)
+    return f"No security chip: a transfer on an I2C bus never came back. {HINT}"
 
 
-def find_chip(wanted: str, host: Host, address: int | None = None) -> Identity | str:
+def find_chip(
+    wanted: str, host: Host, address: int | None = None, watch: Stopwatch | None = None
+) -> Identity | str:
     """Look for a chip; blocks.
 
     :param wanted: the number of a bus, or ``auto`` for all.
     :param address: the only address to try; None for all that chips are sold with.
+    :param watch: our own time, in which the search ends.
     :returns: the identity, or in words what was tried and found.
     """
     buses = host.buses() if wanted == "auto" else [host.bus(wanted)]
     if not buses:
         return f"No security chip: there is no I2C bus ({host.devices}/i2c-*). {HINT}"
-    deadline = time.monotonic() + TOTAL_PATIENCE
+    watch = watch or Stopwatch()
+    deadline = watch() + TOTAL_PATIENCE
     findings: list[str] = []
     for path in buses:
-        if time.monotonic() >= deadline:
+        if watch() >= deadline:
             findings.append(f"{path}: not tried, the other buses took too long")
             continue
         try:
@@ -246,7 +257,7 @@ def find_chip(wanted: str, host: Host, address: int | None = None) -> Identity |
             findings.append(str(error))
             continue
         try:
-            found = _chip_on(bus, deadline, address)
+            found = _chip_on(bus, watch, deadline, address)
         finally:
             bus.close()
         if isinstance(found, Identity):
@@ -255,7 +266,7 @@ def find_chip(wanted: str, host: Host, address: int | None = None) -> Identity |
     return f"No security chip. Tried {'; '.join(findings)}. {HINT}"
 
 
-def _chip_on(bus: Bus, deadline: float, only: int | None) -> Identity | str:
+def _chip_on(bus: Bus, watch: Stopwatch, deadline: float, only: int | None) -> Identity | str:
     # not needed where there is no bus
     from thicket.identity.chip import atecc
     from thicket.identity.chip.errors import ChipAbsentError, ChipBusError, ChipError
@@ -264,8 +275,8 @@ def _chip_on(bus: Bus, deadline: float, only: int | None) -> Identity | str:
     findings: list[str] = []
     usual = (atecc.DEFAULT_ADDRESS, atecc.TRUST_AND_GO_ADDRESS)
     for address in atecc.ADDRESSES if only is None else (only,):
-        patience = min(PATIENCE, max(0.0, deadline - time.monotonic()))
-        chip = atecc.Atecc(bus, address, patience=patience)
+        patience = min(PATIENCE, max(0.0, deadline - watch()))
+        chip = atecc.Atecc(bus, address, patience=patience, clock=watch.clock, sleep=watch.sleep)
         try:
             if only is None and address not in usual and not chip.answers():
                 silent.append(address)

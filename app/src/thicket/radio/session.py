@@ -8,6 +8,7 @@ from ipaddress import IPv6Interface
 from logging import getLogger
 from typing import NamedTuple
 
+from thicket.base.patience import Allowance
 from thicket.netlink import rtnl
 from thicket.radio import fault
 from thicket.radio.channels import channel_frequency, parts
@@ -276,10 +277,10 @@ class Session:
         seconds = JOIN_SECONDS
         if self._radar_channels():  # a former daemon may have seen the beginning of the check
             seconds += _RADAR_CHECK_SECONDS
-        deadline = time.monotonic() + seconds
+        allowance = Allowance(seconds)
         while not self._grouped:
-            event = await self._next(deadline)
-            if event is None:
+            event = await self._next(allowance.look())
+            if event is None and allowance.over:
                 reason = self._channel_obstacle() or self._supplicant.last_words()
                 raise FaultError(
                     "supplicant",
@@ -293,7 +294,7 @@ class Session:
                 self._grouped = True
             elif event.name == "DFS-CAC-START":
                 listens = self._listens_for_radar(event)
-                deadline = time.monotonic() + listens + _AFTER_CHECK_SECONDS
+                allowance = Allowance(listens + _AFTER_CHECK_SECONDS)
             elif event.name == "DFS-RADAR-DETECTED":
                 raise fault.radar(self.settings, 0.0)
             elif f"{event.name} {event.rest}".startswith(_REFUSALS):
@@ -394,7 +395,7 @@ class Session:
             links.add_address(ifindex, address)
         elif not flags & rtnl.IFA_F_TENTATIVE:
             return  # by a former daemon, or by us
-        deadline = time.monotonic() + _ADDRESS_SECONDS
+        allowance = Allowance(_ADDRESS_SECONDS)
         wanted = str(address.ip)
         while True:
             present = {one["address"]: one["flags"] for one in links.addresses(ifindex)}
@@ -415,14 +416,15 @@ class Session:
             if not flags & rtnl.IFA_F_TENTATIVE:
                 self._address.asked_peers = asked_peers
                 return
-            if time.monotonic() > deadline:
+            if allowance.over:
                 raise FaultError(
                     "radio",
                     "address-tentative",
                     f"the kernel has not confirmed the address {wanted} within "
                     f"{_ADDRESS_SECONDS:.0f} s",
                 )
-            item = await self._next(min(deadline, time.monotonic() + ADDRESS_LOOK_SECONDS))
+            look = min(allowance.look(), time.monotonic() + ADDRESS_LOOK_SECONDS)
+            item = await self._next(look)
             if isinstance(item, Event):
                 await self._mesh_event(item)
 

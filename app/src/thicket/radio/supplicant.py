@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 from thicket.base.errors import CodedError
 from thicket.base.files import read, remove, write_atomically
-from thicket.base.pace import wait
+from thicket.base.patience import Allowance, wait_for
+from thicket.radio.hang import Doing, doing, facts
 from thicket.radio.wpa import Control, ControlError, Event
 
 log = logging.getLogger(__name__)
@@ -33,15 +34,6 @@ class SupplicantError(CodedError):
     """wpa_supplicant cannot be run; ``code`` is missing, start or busy."""
 
 
-def _facts(pid: int) -> list[str]:
-    """The facts of a process behind its name (proc(5), ``/proc/pid/stat``, from field 3 on).
-
-    :returns: none when there is no such process.
-    """
-    fields = (read(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
-    return fields if len(fields) >= 20 and fields[0] not in ("Z", "X") else []
-
-
 def start_time(pid: int) -> str | None:
     """When a process was started, in the kernel's clock ticks.
 
@@ -49,20 +41,8 @@ def start_time(pid: int) -> str | None:
 
     :returns: None when there is no such process.
     """
-    fields = _facts(pid)
+    fields = facts(pid)
     return fields[19] if fields else None  # field 22
-
-
-def work(pid: int) -> int | None:
-    """How long a process has worked, in the kernel's clock ticks.
-
-    :returns: None while it works: it has a processor, waits for one, or is in the kernel. Also
-        where nothing is known of it.
-    """
-    fields = _facts(pid)
-    if not fields or fields[0] in ("R", "D"):
-        return None
-    return int(fields[11]) + int(fields[12])  # utime and stime, fields 14 and 15
 
 
 class Process:
@@ -106,9 +86,9 @@ class Process:
         """Whether it still runs: False once it has ended, noticed by the event loop or not."""
         return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
 
-    def work(self) -> int | None:
-        """How long it has worked, see :func:`work`."""
-        return work(self.pid)
+    def doing(self) -> Doing | None:
+        """What it does, see :func:`doing`."""
+        return doing(self.pid)
 
     async def end(self) -> None:
         """Terminate it; kill it when it does not end."""
@@ -122,7 +102,7 @@ class Process:
                 signal.pidfd_send_signal(self._pidfd, number)
                 # one that somebody has stopped takes the first signal when it goes on
                 signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
-            await wait(self.ended, seconds)
+            await wait_for(self.ended, seconds)
         if not self.ended.is_set():
             log.error("process %d cannot be killed", self.pid)
             self.release()
@@ -230,7 +210,7 @@ class Supplicant:
         write_atomically(self._config_path, configuration.encode(), mode=0o600, durable=False)
 
     def _new_control(self, interface: str, process: Process) -> Control:
-        return Control(f"{self.control_directory}/{interface}", self._on_event, process.work)
+        return Control(f"{self.control_directory}/{interface}", self._on_event, process.doing)
 
     def _runs(self) -> bool:
         return self._process is not None and self._process.running
@@ -350,10 +330,9 @@ class Supplicant:
             return
         finally:
             control.close()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _TERMINATE_SECONDS
+        allowance = Allowance(_TERMINATE_SECONDS)
         while os.path.exists(path):
-            if loop.time() > deadline:
+            if allowance.over:
                 raise SupplicantError(
                     "busy", f"another wpa_supplicant answers at {path} and does not end"
                 )

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from thicket.base.errors import ThicketError
+from thicket.base.patience import STEP
+from thicket.radio import hang
 from thicket.radio.section import OPEN, SAE, MeshSection
 
 _T = TypeVar("_T")
@@ -25,11 +27,8 @@ _MODE_MESH = 5
 _SAE_GROUP = 19
 _PMF_REQUIRED = 2
 
-#: Seconds for an answer. A node that computes for many others at once is slow to answer and to take
-#: answers, and ending wpa_supplicant for that costs every link.
+#: Seconds of our event loop for an answer where nothing is known of the process.
 _COMMAND_SECONDS = 20.0
-#: Seconds without an answer after which wpa_supplicant hangs if it does no work.
-HANG_SECONDS = 5.0
 _DATAGRAM_BYTES = 16 * 1024
 _POLL_SECONDS = 0.03
 
@@ -217,19 +216,19 @@ class Control:
     sockets have abstract addresses: nothing is left behind in the file system.
 
     :param on_event: is called with each event.
-    :param work: how much wpa_supplicant has worked; None while it works. Where it has worked no
-        more for ``HANG_SECONDS``, an answer is not waited for any longer.
+    :param doing: what wpa_supplicant does, by which :mod:`thicket.radio.hang` judges how long an
+        answer is waited for; None when nothing is known of it.
     """
 
     def __init__(
         self,
         path: str,
         on_event: Callable[[Event], None],
-        work: Callable[[], int | None] = lambda: None,
+        doing: Callable[[], hang.Doing | None] = lambda: None,
     ) -> None:
         self._path = path
         self._on_event = on_event
-        self._work = work
+        self._doing = doing
         self._commands: socket.socket | None = None
         self._monitor: socket.socket | None = None
         self._answer: asyncio.Future[str] | None = None
@@ -239,22 +238,27 @@ class Control:
     async def open(self, timeout: float, gone: Callable[[], bool] = lambda: False) -> None:
         """Connect and subscribe to events, waiting for the socket to appear.
 
+        :param timeout: patience with it, see :class:`thicket.radio.hang.Judge`; also for the answer
+            of a process of which nothing is known.
         :param gone: whether waiting is useless because wpa_supplicant has ended.
         :raises ControlError: there is no socket, or nobody answers.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        judge = hang.Judge(self._doing(), timeout)
+        then = loop.time()
         while True:
             try:
                 self._connect()
                 break
             except OSError as error:
-                if gone() or loop.time() > deadline:
+                why = "" if gone() else judge.look(self._doing(), loop.time() - then)
+                if why is not None:
                     raise ControlError(
                         f"no control socket at {self._path}: {error.strerror}"
                     ) from None
+            then = loop.time()
             await asyncio.sleep(_POLL_SECONDS)
-        await self.attach(max(1.0, deadline - loop.time()))
+        await self.attach(max(1.0, timeout))
 
     def close(self) -> None:
         for one in (self._commands, self._monitor):
@@ -369,19 +373,19 @@ class Control:
         :raises ControlError: there is none in time.
         """
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        worked = self._work()
+        begun = then = loop.time()
+        present = self._doing()
+        patience = timeout if present is None else hang.HANG_SECONDS
+        judge = hang.Judge(present, patience)
         while not answer.done():
-            left = begun + timeout - loop.time()
-            await asyncio.wait([answer], timeout=max(0.0, min(left, HANG_SECONDS)))
+            await asyncio.wait([answer], timeout=min(STEP, patience))
             if answer.done():
                 break
-            before, worked = worked, self._work()
-            idle = worked is not None and worked == before
-            if left <= HANG_SECONDS or idle:
+            before, then = then, loop.time()
+            why = judge.look(self._doing(), then - before)
+            if why is not None:
                 raise ControlError(
-                    f"wpa_supplicant did not answer {verb} within {loop.time() - begun:.0f} s"
-                    + (" and does nothing" if idle else "")
+                    f"wpa_supplicant did not answer {verb} within {then - begun:.0f} s{why}"
                 )
         return answer.result()
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from thicket.base.patience import Stopwatch
 from thicket.identity.bus import Bus, BusError, BusLockedError
 from thicket.identity.chip.errors import (
     ChipBusError,
@@ -84,8 +85,9 @@ class Atecc:
 
     The lock of the bus keeps other programs off it. The constructor sends nothing.
 
-    :param patience: seconds that a method may take. A transfer under way still ends then, which on
-        a stuck bus takes the kernel up to a second.
+    :param patience: seconds by ``watch`` that a method may take. A transfer under way still ends
+        then, which on a stuck bus takes the kernel up to a second.
+    :ivar watch: our own time since the beginning of the present conversation.
     """
 
     def __init__(
@@ -98,9 +100,8 @@ class Atecc:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.patience = patience
-        self._wire = Wire(bus, address, clock, sleep)
-        self._clock = clock
-        self._sleep = sleep
+        self.watch = Stopwatch(clock, sleep)
+        self._wire = Wire(bus, address, self.watch)
 
     @property
     def bus(self) -> Bus:
@@ -137,9 +138,9 @@ class Atecc:
                 except ChipError as error:
                     problem = error
                 attempt += 1
-                if 0 <= problem.repeats < attempt or self._clock() + pause >= self._wire.deadline:
+                if 0 <= problem.repeats < attempt or self.watch() + pause >= self._wire.deadline:
                     raise problem
-                self._sleep(pause)
+                self.watch.sleep(pause)
                 pause = min(pause * 2, 0.2)
 
     def answers(self) -> bool:
@@ -170,7 +171,8 @@ class Atecc:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self._wire.begin(self._clock() + self.patience)
+        self.watch.begin()
+        self._wire.begin(self.watch() + self.patience)
         try:
             self.bus.lock(self._wire.deadline)
         except BusLockedError as error:

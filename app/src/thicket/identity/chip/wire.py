@@ -7,9 +7,9 @@ doing; it then forgets everything volatile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 
+from thicket.base.patience import Stopwatch
 from thicket.identity.bus import Bus, NotAcknowledgedError
 from thicket.identity.chip.errors import (
     ChipAbsentError,
@@ -44,21 +44,17 @@ WATCHDOG = 0.7
 class Wire:
     """One chip at one address of one bus.
 
-    :ivar deadline: when, by ``clock``, the present conversation must end.
+    :param watch: our time, in which the chip has to answer. Its watchdog follows ``watch.clock``.
+    :ivar deadline: when, by ``watch``, the present conversation must end.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        address: int,
-        clock: Callable[[], float],
-        sleep: Callable[[float], None],
-    ) -> None:
+    def __init__(self, bus: Bus, address: int, watch: Stopwatch) -> None:
         self.bus = bus
         self.address = address
         self.deadline = 0.0
-        self._clock = clock
-        self._sleep = sleep
+        self._watch = watch
+        self._clock = watch.clock
+        self._sleep = watch.sleep
         self._woken = 0.0
         self._answered = False
 
@@ -124,8 +120,9 @@ class Wire:
                 return
             if reply == SELF_TEST_FAILED:
                 raise failure(Status.SELF_TEST_FAILED)
-            attempts += 1
-            late = self._clock() >= self.deadline
+            # A chip that was looked at too late may have gone back to sleep.
+            attempts += self._clock() < self._woken + WATCHDOG
+            late = self._watch() >= self.deadline
             if reply and (attempts >= 5 or late):
                 raise ChipProtocolError(
                     f"{reply.hex()} came back from address 0x{self.address:02x} after waking it "
@@ -168,7 +165,7 @@ class Wire:
         except NotAcknowledgedError as error:
             raise ChipTimeoutError("the chip did not take a command") from error
         self._sleep(first)
-        raw = self._poll(reply + 3, min(self._clock() + limit, self.deadline))
+        raw = self._poll(reply + 3, self._clock() + limit)
         for last in (False, False, True):
             try:
                 return unpack_reply(raw)
@@ -180,11 +177,11 @@ class Wire:
                 raw = self.read_quietly(reply + 3)
         raise AssertionError("not reached")
 
-    def _poll(self, length: int, deadline: float) -> bytes:
+    def _poll(self, length: int, end: float) -> bytes:
         while True:
             try:
                 return self.bus.read(self.address, length)
             except NotAcknowledgedError:
-                if self._clock() >= deadline:
+                if self._clock() >= end or self._watch() >= self.deadline:
                     raise ChipTimeoutError("the chip did not finish a command") from None
             self._sleep(POLL_INTERVAL)
