@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from rollout_fleet import an_offer, plan
-from test_update_rollout import CANARY, OFFER, REST, SECOND, entry, facts, in_stage
+from test_update_rollout import CANARY, OFFER, REST, SECOND, entry, facts, in_stage, well
 
 from thicket.update.journal import Journal, Phase
 from thicket.update.mine import Here, Mine, mine
@@ -58,7 +58,7 @@ def test_on_trial() -> None:
         "it runs on trial, and is kept when all that worked before has worked for 60 s without a "
         "break"
     )
-    assert found.remedy == "nothing; else it goes back"
+    assert found.remedy == "nothing: where it does not, the node goes back by itself"
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,18 @@ def test_what_cannot_be_had() -> None:
 def test_it_waits_for_others() -> None:
     found = waits(entry(CANARY, State.TRIAL))
     assert found.words == f"waiting for canary {CANARY} (trial)"
-    goes_on = "nothing: it begins when these are well, or have been silent for an hour"
-    assert found.remedy == goes_on
+    assert found.remedy == "nothing: it begins when a canary is well"
     assert found.percent == 40
     checks = in_stage(Stage.CHECKING, entry(CANARY, State.INSTALLING))
     assert waits(checks).words == f"waiting for canary {CANARY} (checking)"
+    second = entry(SECOND, State.TRIAL)
+    last = facts(REST[0], *well(CANARY), second)
+    own = entry(REST[0], State.WAITING, 1000, why=decide(last).why)
+    behind = mine(last, Here(own.record))
+    assert behind.words.startswith(f"waiting for {SECOND} (trial), ")
+    assert behind.remedy == (
+        "nothing: it begins when these are well, or without news of them for an hour"
+    )
     named = an_offer(plan(canaries=("n-000000000001",)))
     absent = waits(offer=named)
     assert absent.words == "waiting for canary n-000000000001 (not heard of)"
@@ -192,6 +199,8 @@ def test_bytes_rate_and_time_left() -> None:
         entry(ME, State.OFFERED), here=here._replace(record=entry(ME, State.OFFERED).record)
     )
     assert (began.state, began.words) == ("fetching", found.words)
+    whole = told(own, here=here._replace(fetched=(8908, 8908), rate=None))
+    assert whole.words == "its patch is here, and is written out to the card: 8.7 KiB of 8.7 KiB"
     made = here._replace(work=Work(Stage.MAKING, 1, 10))
     assert told(own, here=made).state == "making"
     nothing = entry(ME, State.OFFERED)

@@ -16,7 +16,7 @@ from thicket.update.progress import WHOLE, Progress, Stage, State, Work
 from thicket.update.rollout import Facts, closed, host, identifier, look, unfit
 
 NOTHING: Final = "nothing: it goes on by itself"
-HARMLESS: Final = "nothing; without power it goes back to where it was, and begins anew"
+HARMLESS: Final = "nothing: a power cut harms nothing, it begins anew then"
 
 
 class Here(NamedTuple):
@@ -129,6 +129,8 @@ def _told(facts: Facts, here: Here, record: Progress) -> tuple[str, str]:
         case State.OFFERED:
             words = "nothing of its patch is here yet: it comes from the nodes that are connected"
             return words, "nothing; where it stays so, `thicket nodes` shows who is connected"
+        case State.FETCHING if here.fetched[0] == here.fetched[1] > 0:
+            return "its patch is here, and is written out to the card", NOTHING
         case State.FETCHING:
             return "it gets the patch from the nodes that are connected", NOTHING
         case State.READY:
@@ -142,7 +144,8 @@ def _told(facts: Facts, here: Here, record: Progress) -> tuple[str, str]:
             return f"it restarts into slot {here.journal.slot}", NOTHING
         case State.TRIAL:
             words = "it runs on trial, and is kept when all that worked before has worked for"
-            return f"{words} {here.health} s without a break", "nothing; else it goes back"
+            words += f" {here.health} s without a break"
+            return words, "nothing: where it does not, the node goes back by itself"
         case State.DONE:
             return _done(record)
         case State.FAILED:
@@ -186,7 +189,9 @@ def _waiting(facts: Facts, here: Here, record: Progress, resume: str) -> tuple[s
     known = {host(name) for name in view.seen}
     if not isinstance(plan.canaries, int) and not known.issuperset(plan.canaries):
         return record.why, "switch that node on, or offer it anew with other canaries"
-    return record.why, "nothing: it begins when these are well, or have been silent for an hour"
+    if view.untried:
+        return record.why, "nothing: it begins when a canary is well"
+    return record.why, "nothing: it begins when these are well, or without news of them for an hour"
 
 
 def _refused(facts: Facts, here: Here, record: Progress, resume: str) -> tuple[str, str]:
