@@ -18,10 +18,11 @@ import pytest
 
 import thicket
 from thicket.base.errors import RequestError
+from thicket.cli import update as cli_update
 from thicket.cli.common import BAD, OK, UNREACHABLE, USAGE
 from thicket.cli.main import main
 from thicket.cli.show import duration, peers_text
-from thicket.control.client import request
+from thicket.control.client import ClientError, request
 from thicket.control.server import Server
 
 STATUS: dict[str, Any] = {
@@ -413,6 +414,104 @@ class TestConfig:
         written = (root / "data/thicket/thicket.toml").read_text()
         assert 'passphrase = "correct horse"' in written
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "tcp/8080,udp/5000-5009",
+            "tcp/8080 udp/5000-5009",
+            "tcp/8080, udp/5000-5009",
+            '["tcp/8080", "udp/5000-5009"]',
+            "['tcp/8080','udp/5000-5009',]",
+            "[tcp/8080, udp/5000-5009]",
+        ],
+    )
+    def test_a_list_is_set_as_people_write_one(
+        self, root: Path, daemon: FakeDaemon, text: str
+    ) -> None:
+        """As words, and as the message and the file show it, with its quotes or without."""
+        assert main(["config", "set", f"firewall.allow={text}"]) == OK
+        written = (root / "data/thicket/thicket.toml").read_text()
+        assert written == '[firewall]\nallow = ["tcp/8080", "udp/5000-5009"]\n'
+
+    @pytest.mark.parametrize("text", ["n-6f44e3c6b802", '["n-6f44e3c6b802"]'])
+    def test_what_the_message_of_a_list_shows_is_taken(
+        self, root: Path, daemon: FakeDaemon, capsys: Capture, text: str
+    ) -> None:
+        assert main(["config", "set", "update.control=[nobody]"]) == BAD
+        assert 'such as ["n-6f44e3c6b802"]' in capsys.readouterr().err
+        assert main(["config", "set", f"update.control={text}"]) == OK
+        written = (root / "data/thicket/thicket.toml").read_text()
+        assert written == '[update]\ncontrol = ["n-6f44e3c6b802"]\n'
+        for empty in ("", "[]"):
+            assert main(["config", "set", f"update.control={empty}"]) == OK
+            assert "control = []" in (root / "data/thicket/thicket.toml").read_text()
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [("30", 30), ("30%", 30), ("30 %", 30), (" 30 ", 30)],
+    )
+    def test_a_number_may_say_its_unit(
+        self, root: Path, daemon: FakeDaemon, text: str, value: int
+    ) -> None:
+        assert main(["config", "set", f"update.air_share={text}"]) == OK
+        assert f"air_share = {value}\n" in (root / "data/thicket/thicket.toml").read_text()
+
+    @pytest.mark.parametrize(
+        "word",
+        ["update.health_time=1m", "update.health_time=1_00", "update.health_time=٣٠",
+         "update.air_share=0.2", "update.air_share=20 s", "update.health_time=60.0"],
+    )  # fmt: skip
+    def test_no_unit_is_guessed(
+        self, root: Path, daemon: FakeDaemon, capsys: Capture, word: str
+    ) -> None:
+        assert main(["config", "set", word]) == BAD
+        assert "must be a whole number from" in capsys.readouterr().err
+        assert not (root / "data").exists()
+
+    def test_a_choice_in_quotes_as_its_message_shows_it(
+        self, root: Path, daemon: FakeDaemon
+    ) -> None:
+        assert main(["config", "set", 'log.level="debug"']) == OK
+        assert 'level = "debug"' in (root / "data/thicket/thicket.toml").read_text()
+
+    def test_blanks_around_the_sign_and_a_key_twice(
+        self, root: Path, daemon: FakeDaemon, capsys: Capture
+    ) -> None:
+        assert main(["config", "set", "mesh.id", "=", "a"]) == USAGE
+        assert "KEY=VALUE is one word, without blanks around =" in capsys.readouterr().err
+        assert main(["config", "set", "mesh.channel=1", "mesh.channel=6"]) == BAD
+        assert "stands there twice" in capsys.readouterr().err
+        assert not (root / "data").exists()
+
+    def test_a_person_is_asked_for_a_value(
+        self,
+        root: Path,
+        daemon: FakeDaemon,
+        capsys: Capture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        terminal = io.StringIO("greenhouse\n")
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert main(["config", "set", "mesh.id"]) == OK
+        assert "mesh.id: " in capsys.readouterr().err
+        asked: list[str] = []
+
+        def ask(words: str) -> str:
+            asked.append(words)
+            return "geheim12"
+
+        monkeypatch.setattr("getpass.getpass", ask)
+        assert main(["config", "set", "mesh.security=sae", "mesh.passphrase"]) == OK
+        assert asked == ["mesh.passphrase: "]  # and nothing of what is typed is shown
+
+        def nothing(_: str) -> str:
+            raise EOFError
+
+        monkeypatch.setattr("getpass.getpass", nothing)
+        assert main(["config", "set", "mesh.passphrase"]) == BAD
+        assert "nothing was typed" in capsys.readouterr().err
+
     def test_set_on_a_broken_file_says_how_to_replace_it(self, root: Path, capsys: Capture) -> None:
         (root / "etc/thicket/thicket.toml").write_text("[mesh")
         assert main(["config", "set", "mesh.id=a"]) == BAD
@@ -581,3 +680,84 @@ def test_the_list_of_what_is_installed() -> None:
         "x     -        not in force  -       -\n"
         "x: a version was left: 2.0: OSError: no lamp"
     )
+
+
+def test_a_full_disk_below_the_output(root: Path) -> None:
+    """``thicket help >FILE``, where FILE does not fit."""
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "thicket", "help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert (done.returncode, done.stderr) == (
+        BAD,
+        "thicket: what is printed: No space left on device\n",
+    )
+
+
+class TestUpdate:
+    """``thicket update`` on a node, by a person who mistypes."""
+
+    @pytest.mark.parametrize("word", ["sign", "verify", "inspect", "delta", "send", "help"])
+    def test_what_the_desk_does(self, root: Path, capsys: Capture, word: str) -> None:
+        assert main(["update", word]) == USAGE
+        said = capsys.readouterr().err
+        assert f"update {word} runs on the engineer's machine only: bin/thicket update" in said
+
+    def test_an_order_that_is_none(self, root: Path, capsys: Capture) -> None:
+        assert main(["update", "order", "stop"]) == USAGE
+        said = capsys.readouterr().err
+        assert "there is no order 'stop', only pause, resume, abort, back, and no file of" in said
+        assert main(["update", "order", str(root)]) == USAGE
+        assert "(Is a directory)" in capsys.readouterr().err
+        (root / "pause.order").write_text("hello")
+        assert main(["update", "order", str(root / "pause.order"), "lamp"]) == USAGE
+        assert "a signed order says itself what it is about, not 'lamp'" in capsys.readouterr().err
+
+    def test_what_is_wrong_with_a_signed_order_is_said_of_its_file(
+        self, root: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(_control: str, _method: str, _params: object, **_: float) -> None:
+            raise ClientError("bad-order", "this is a text, and ... is needed")
+
+        monkeypatch.setattr(cli_update, "request", refuse)
+        file = root / "pause.order"
+        file.write_text("hello")
+        assert main(["update", "order", str(file)]) == BAD
+        assert f"{file}: this is a text" in capsys.readouterr().err
+        assert main(["update", "order", "pause"]) == BAD
+        assert "thicket: this is a text" in capsys.readouterr().err
+
+    def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(
+        self, root: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ends = {"state": "failed", "words": "it is not signed", "percent": 0, "version": ""}
+
+        def answers() -> Iterator[object]:
+            yield {"began": True}
+            for percent in (0, 50):
+                yield {"state": "writing", "words": "root \x1b[2J", "percent": percent}
+            yield ends
+
+        monkeypatch.setattr(cli_update, "_LOOK", 0.0)
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        for stream in (screen, None):
+            answer = answers()
+            monkeypatch.setattr(cli_update, "request", lambda *_a, _of=answer, **_k: next(_of))
+            with pytest.MonkeyPatch.context() as patched:
+                if stream is not None:
+                    patched.setattr(sys, "stdout", stream)
+                assert main(["update", "install", "new.raucb"]) == BAD
+        drawn = screen.getvalue()
+        assert f"\r\x1b[K[{'.' * 20}]   0 %  root \\u001b[2J" in drawn
+        assert drawn.endswith("\r\x1b[K")
+        printed = capsys.readouterr().out
+        assert printed.splitlines() == [
+            f"[{'.' * 20}]   0 %  root \\u001b[2J",
+            f"[{'#' * 10}{'.' * 10}]  50 %  root \\u001b[2J",
+        ]

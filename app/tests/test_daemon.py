@@ -696,7 +696,7 @@ class TestStarting:
             for method in ("update-status", "update-offer", "update-order"):
                 with pytest.raises(ClientError, match="takes part in no updates of the fleet"):
                     await run.ask(method, folder="/data/in", order="pause")
-            with pytest.raises(ClientError, match=r"slot of a card$"):
+            with pytest.raises(ClientError, match="in the simulator IMAGE=standin has"):
                 await run.ask("update-install", path="/data/new.raucb")
 
     async def test_the_device_may_be_shut_down_while_the_chip_is_read(self, paths: Paths) -> None:

@@ -229,7 +229,7 @@ async def test_a_folder_that_is_offered(put: Put, tmp_path: Path) -> None:
     assert await carrier.offer_folder(str(folder)) == [0]
     (folder / "offer").unlink()
     put(folder / "offer")
-    with pytest.raises(CarrierError, match="cannot be read"):
+    with pytest.raises(CarrierError, match="the folder is needed that `thicket update offer`"):
         await carrier.offer_folder(str(folder))
 
 

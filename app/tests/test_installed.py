@@ -524,6 +524,8 @@ async def test_what_is_refused_leaves_everything_as_it_was(
             await device.apps.install("/nowhere")
         with pytest.raises(AppError, match="no regular file"):
             await device.apps.install("/dev/null")
+        with pytest.raises(AppError, match="it is a folder, and the file of an application is"):
+            await device.apps.install(str(device.folder))
         foreign = packed(device.folder, lamp("3.0"), THREE, UpdateKey(one_fleet("other")))
         with pytest.raises(SignerRefusedError, match="another fleet"):
             await device.apps.install(str(foreign))

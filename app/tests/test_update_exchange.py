@@ -499,8 +499,15 @@ async def test_a_full_card_is_a_problem_and_nothing_is_fetched(network: Network)
 async def test_a_folder_without_what_it_needs(network: Network) -> None:
     root = network.folder()
     async with members(network, root, 1) as (a,):
-        with pytest.raises(CarrierError, match="cannot be read"):
-            await a.carrier.offer_folder(f"{root}/nothing")
+        (root / "hollow").mkdir()
+        (root / "file").write_text("mine")
+        for name, words in (
+            ("nothing", f"there is no {root}/nothing; the folder is needed that"),
+            ("hollow", f"{root}/hollow has no offer in it; the folder is needed that"),
+            ("file", f"{root}/file is a file; the folder is needed that"),
+        ):
+            with pytest.raises(CarrierError, match=words):
+                await a.carrier.offer_folder(f"{root}/{name}")
         tampered = an_offer()
         folder = folder_of(root / "offered", tampered)
         (Path(folder) / "offer").write_bytes(signed(tampered)[:-1] + b"x")

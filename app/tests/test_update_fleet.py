@@ -553,11 +553,13 @@ async def test_orders_of_a_signer_and_of_a_member(network: Network) -> None:
     host = Host(root / "node")
     offer = an_offer(canaries=("n-000000000000",))
     async with running(network, host) as one:
-        with pytest.raises(RequestError, match="there is no offer"):
+        with pytest.raises(RequestError, match="nothing is offered that an order to pause could"):
             one.part.give("pause")
+        with pytest.raises(RequestError, match="application 'lamp': no application is offered"):
+            one.part.give("pause", "lamp")
         await one.part.offer(folder_of(root / "in", offer, SMALL), 20.0)
         await one.until(lambda: one.state() == "waiting", "it waits for the canary")
-        with pytest.raises(Exception, match="does not name"):
+        with pytest.raises(Exception, match=r"config set update\.control=n-[0-9a-f]{12}` on the"):
             one.part.give("pause")
         # The table behind an order shows what came of it.
         lanes = one.part.order(order(offer, "pause"))
@@ -730,7 +732,7 @@ async def test_an_application_that_is_offered_is_tried_and_kept(network: Network
         await one.until(lambda: host.apps.installs == 2, "it is tried once more")
         with pytest.raises(Exception, match="does not name"):
             one.part.give("back", "readings")
-        with pytest.raises(RequestError, match="no offer of an application 'x'"):
+        with pytest.raises(RequestError, match="application 'x': offered are readings"):
             one.part.give("back", "x")
 
 

@@ -662,6 +662,8 @@ class TestInstaller:
         await rauc.fails("bad-bundle", "new.raucb: this is a squashfs without")
         rauc.bundle.unlink()
         await rauc.fails("no-file", "No such file or directory")
+        rauc.bundle.mkdir()
+        await rauc.fails("no-file", "new.raucb: it is a folder, and a bundle is needed")
         rauc.node.slots.change(lambda record: record._replace(trial=A, phase=Phase.RUNS, named=B))
         await rauc.fails("trial", "slot A is on trial")
         rauc.node.slots.set_primary(B)

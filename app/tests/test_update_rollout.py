@@ -193,6 +193,16 @@ def test_who_refuses_is_no_canary() -> None:
     assert decide(facts(SECOND, refused)).verdict is Verdict.BEGIN
 
 
+def test_where_all_refuse_nobody_is_waited_for_and_that_is_told() -> None:
+    """The next in the row would be the canary, and the next, until none is left."""
+    words = "its security epoch is 1, and here 2 is in force"
+    refused = [entry(name, State.REFUSED, why=words) for name in NAMES]
+    assert look(facts(THIRD, *refused)).stopped == (
+        f"stopped: every node refuses it; {min(NAMES)}: {words}"
+    )
+    assert look(facts(THIRD, *refused[1:])).stopped == ""
+
+
 # -- what is refused and ordered
 
 

@@ -360,7 +360,7 @@ def test_the_command(
         (["nonsense"], 2, "there is no command 'nonsense'"),
         (["init"], 2, "needs the NAME"),
         (["init", "x", "--prefix", "10.0.0.0/8"], 2, "--prefix"),
-        (["init", "x", "--prefix", "fd00::/32"], 2, "/64 or a /48"),
+        (["init", "x", "--prefix", "fd00::/32"], 2, "with /64 or /48"),
         (["list"], 1, "ca init"),
         (["list", "x"], 2, "only --json"),
         (["enroll"], 2, "needs --virtual"),

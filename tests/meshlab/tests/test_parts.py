@@ -97,7 +97,7 @@ def test_cards_that_nothing_boots_from(
 
 
 def test_other_words_list_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="IMAGE is lab, rpi64 or x86_64, a card image, or a dir"):
+    with pytest.raises(LabError, match="IMAGE is lab, standin, standin-rpi64, rpi64, x86_64, a c"):
         real_parts.load("nonsense", tmp_path, 1, print)
     (tmp_path / "file").write_bytes(b"text")
     with pytest.raises(LabError, match="file cannot be booted: file: shorter than one sector"):

@@ -237,7 +237,9 @@ class Authority:
         :raises AuthorityError: when it cannot be enrolled.
         """
         if source not in SOURCES or source == "chip":
-            raise AuthorityError(f"{source!r} is not a source of software identities")
+            raise AuthorityError(
+                f"{source!r} is not a source of software identities: board, mac or random"
+            )
         device = fleets.device_name(source, identity, None)
         self._check_key(device, public_key, replace=replace)
         issuer = self.issuer()

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Final
 
-from authority import remote_node
+from authority import remote_node, ssh
 from authority.authority import Authority
 from authority.chip import DeskChip
 from authority.errors import AuthorityError
@@ -82,6 +84,7 @@ asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
 """
 
 
+_PATIENCE: Final = 300.0
 DEFAULT_PREFIX: Final = IPv6Network("fd12:3456:789a:1::/64")
 
 OpenChip = Callable[[Path], DeskChip]
@@ -101,13 +104,13 @@ def main(words: list[str], *, open_chip: OpenChip | None = None) -> int:
 
 
 def _network(text: str) -> IPv6Network:
-    try:
+    with suppress(ValueError):
         network = IPv6Network(text)
-        if network.prefixlen not in (48, 64):
-            raise ValueError("a /64 or a /48 is needed")
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-    return network
+        if network.prefixlen in (48, 64):
+            return network
+    raise argparse.ArgumentTypeError(
+        f"{text[:60]!r} is no IPv6 prefix with /64 or /48, such as {DEFAULT_PREFIX}"
+    )
 
 
 def _init(authority: Authority, rest: list[str]) -> int:
@@ -277,16 +280,19 @@ def _tell_daemon(node: RemoteNode) -> None:
 
 
 def _enroll_by_hand(authority: Authority, rest: list[str], *, replace: bool) -> int:
-    try:
-        source, identity, key = rest
-        device, signer = authority.enroll_software(
-            source, bytes.fromhex(identity), bytes.fromhex(key), replace=replace
-        )
-    except ValueError as error:
+    if len(rest) != 3:
         raise UsageError(
             "--software needs --ssh HOST or --console PATH, or SOURCE, ID (12 digits) and KEY "
-            f"(128 digits): {error}"
-        ) from None
+            "(128 digits)"
+        )
+    source, *digits = rest
+    for what, text, size in zip(("ID", "KEY"), digits, (12, 128), strict=True):
+        if not re.fullmatch(f"[0-9a-fA-F]{{{size}}}", text):
+            raise UsageError(
+                f"--software: {text[:40]!r} is no {what}, which has {size} hexadecimal digits"
+            )
+    identity, key = map(bytes.fromhex, digits)
+    device, signer = authority.enroll_software(source, identity, key, replace=replace)
     sys.stdout.write(pem(device) + pem(signer))
     return OK
 
@@ -333,7 +339,7 @@ def _node(authority: Authority, rest: list[str]) -> int:
     parser.add_argument("--days", type=a_number, default=365)
     args = parser.parse_args(rest)
     if not 1 <= args.days <= 11_000:
-        raise UsageError("--days takes 1 to 11000")
+        raise UsageError(f"--days takes 1 to 11000 days, not {args.days}")
     node = stock.make(authority, args.folder, name=args.name, days=args.days)
     sys.stdout.write(stock.usage(node))
     return OK
@@ -416,13 +422,18 @@ def _over_ssh(host: str, failed: str, *words: str, data: bytes = b"") -> bytes:
     exporting = words[0] == "export"
     try:
         done = subprocess.run(
-            ["ssh", "-T", host, "thicket", "revocations", *words],
-            input=data, stdout=subprocess.PIPE if exporting else None, check=False, timeout=300,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _UnreachedError(f"{host} {failed}: {error}") from None
+            [ssh.program(), "-T", host, "thicket", "revocations", *words],
+            input=data,
+            stdout=subprocess.PIPE if exporting else None,
+            check=False,
+            timeout=_PATIENCE,
+        )
+    except OSError as error:
+        raise _UnreachedError(f"{host} {failed}: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise _UnreachedError(f"{host} {failed}: no answer within {_PATIENCE:.0f} s") from None
     if done.returncode != 0:
-        raise _UnreachedError(f"{host} {failed}")
+        raise _UnreachedError(f"{host} {failed} (ssh: status {done.returncode}), see above")
     return done.stdout or b""
 
 

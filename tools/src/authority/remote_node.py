@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from authority.console import AGENT, Console
 from authority.errors import AuthorityError
 from authority.remote_bus import Channel, Pipe
+from authority.ssh import program
 from thicket.trust.revocations import MAX_LIST, MAX_LISTS
 
 
@@ -31,8 +32,10 @@ def ssh(host: str, bus: str | None) -> Pipe:
 
     :param host: the machine as ssh knows it.
     :param bus: the device of the node that the agent serves, or None.
+    :raises AuthorityError: there is no ssh on this machine.
     :raises BusFaultError: when ssh cannot be started.
     """
+    program()
     return Pipe(("ssh", "-T", host, *AGENT.split(), *([bus] if bus else ())))
 
 

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from authority import files
+from authority import files, ssh
 from authority.authority import Authority
 from authority.errors import AuthorityError
 from authority.offers import OFFER, filename, packed_in
@@ -33,12 +32,8 @@ def send(_authority: Authority, rest: list[str]) -> int:
     files = listed(args.folder)
     host = args.host if "@" in args.host else f"root@{args.host}"
     size = sum(path.stat().st_size for path in files)
-    if shutil.which("ssh") is None:
-        raise AuthorityError(
-            "ssh is missing. Install it with:\n"
-            "    sudo apt-get install --no-install-recommends openssh-client"
-        )
-    with subprocess.Popen(["ssh", "-T", host, REMOTE], stdin=subprocess.PIPE) as child:
+    program = ssh.program()
+    with subprocess.Popen([program, "-T", host, REMOTE], stdin=subprocess.PIPE) as child:
         assert child.stdin is not None
         # Where the pipe breaks, ssh and the node have said why.
         with suppress(BrokenPipeError), child.stdin as pipe, Telling() as tell:

@@ -134,10 +134,12 @@ def a_path(text: str) -> Path:
 
 def a_number(text: str) -> int:
     """Read a number, also in hexadecimal (``0x60``)."""
-    try:
-        return int(a_word(text), 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    word = a_word(text)
+    if re.fullmatch("[0-9]{1,9}", word):
+        return int(word)
+    if re.fullmatch("0[xX][0-9a-fA-F]{1,8}", word):
+        return int(word, 16)
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number, such as 64 or 0x40")
 
 
 def run_desk(name: str, words: list[str], help_text: str, commands: Mapping[str, Command]) -> int:

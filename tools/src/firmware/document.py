@@ -81,6 +81,8 @@ a network can explain itself on any computer ([node.md](node.md)).
 # thicket config show                          # what is in force, secrets masked
 # thicket config set mesh.channel=6 mesh.id=greenhouse
 # thicket config set mesh.passphrase           # asks for the value: not in the shell's history
+# thicket config set firewall.allow=tcp/8080,udp/5000-5009      # a list; or as in the file:
+# thicket config set 'firewall.allow=["tcp/8080", "udp/5000-5009"]'
 # thicket config unset mesh.channel            # back to the default
 # thicket config check new.toml                # all faults, or "is right"
 # thicket config apply new.toml                # replace the whole file

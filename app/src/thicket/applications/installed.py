@@ -590,7 +590,10 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         with opened(path) as file:
             yield file
     except OSError as error:
-        raise AppError("no-file", f"{path}: {error.strerror}") from None
+        words = error.strerror
+        if os.path.isdir(path):
+            words = "it is a folder, and the file of an application is needed"
+        raise AppError("no-file", f"{path}: {words}") from None
 
 
 def _copy(source: BinaryIO, path: str, found: AppFile) -> None:

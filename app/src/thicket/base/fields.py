@@ -137,6 +137,23 @@ class Key(Generic[T]):
         return self.secret and raw != ""
 
 
+def listed(text: str) -> object:
+    """Return the list that a person means: ``a,b``, ``a b``, or as in a file, ``["a", "b"]``.
+
+    A shell takes away quotes that are not quoted themselves: ``[a, b]`` is the same list.
+    """
+    inner = text.strip()
+    if inner.startswith("[") and inner.endswith("]"):
+        inner = inner[1:-1]
+    return [unquoted(word) for word in inner.replace(",", " ").split()]
+
+
+def unquoted(text: str) -> str:
+    """Return a word without the quotes that it has in a file."""
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
+
+
 class Pasted(Key[str]):
     """A text of several lines that people paste. What is refused is not shown: it may be a private
     key, and is too long to be of use."""
@@ -222,6 +239,9 @@ class Choice(Key[str]):
     def allowed(self) -> str:
         return " or ".join(f'"{c}"' for c in self.choices)
 
+    def from_text(self, text: str) -> object:
+        return unquoted(text)
+
     def check(self, raw: object) -> str:
         if isinstance(raw, str) and raw in self.choices:
             return raw
@@ -251,10 +271,10 @@ class Integer(Key[int]):
         return raw
 
     def from_text(self, text: str) -> object:
-        try:
-            return int(text, 10)
-        except ValueError:
-            return text
+        # The unit may be said; another one is refused rather than left out.
+        digits = text.strip().removesuffix(self.unit).rstrip() if self.unit else text.strip()
+        plain = digits.removeprefix("-")
+        return int(digits) if plain.isascii() and plain.isdecimal() else text
 
 
 class Boolean(Key[bool]):

@@ -184,11 +184,16 @@ def _config_edit(words: list[str], *, unset: bool) -> int:
 
     changes: dict[str, object] = {}
     findings = []
+    if any(word.startswith("=") for word in words):
+        # "a.b = c": nobody shall wait for the value of a.b
+        raise UsageError("KEY=VALUE is one word, without blanks around =")
     for word in words:
         path, mark, text = word.partition("=")
         key = None
         try:
             key = find_key(path)
+            if path in changes:
+                raise ValueError("stands there twice; several values of a list are KEY=ONE,TWO")
             if unset:
                 if mark:
                     raise ValueError("unset takes the key alone")
@@ -196,7 +201,7 @@ def _config_edit(words: list[str], *, unset: bool) -> int:
                 continue
             if not mark:
                 # keeps secrets out of the process list and the shell's history
-                text = sys.stdin.readline().rstrip("\r\n")
+                text = _asked(path, secret=key.secret)
             changes[path] = key.plain(key.check(key.from_text(text)))
         except ValueError as e:
             # It may be a secret under a mistyped name, or a private key in place of a public one.
@@ -214,6 +219,18 @@ def _config_edit(words: list[str], *, unset: bool) -> int:
         return _faulty(e)
     except StoreError as e:
         return _faulty(e)
+
+
+def _asked(path: str, *, secret: bool) -> str:
+    """Return the value of a key from standard input; a person at a terminal is asked for it."""
+    if sys.stdin.isatty():
+        if secret:
+            from getpass import getpass
+
+            return getpass(f"{path}: ")
+        sys.stderr.write(f"{path}: ")
+        sys.stderr.flush()
+    return sys.stdin.readline().rstrip("\r\n")
 
 
 def _write(data: bytes) -> int:

@@ -118,10 +118,22 @@ def _guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
         return UNREACHABLE if e.code == "unreachable" else BAD
     except KeyboardInterrupt:
         return 130
+    except EOFError:
+        sys.stderr.write("thicket: nothing was typed, so nothing was done\n")
+        return BAD
     except BrokenPipeError:
-        # the reader (head, a closed pager) has ended; keep the interpreter from printing an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader (head, a closed pager) has ended
+        _say_no_more()
         return OK
+    except OSError as e:
+        _say_no_more()
+        sys.stderr.write(f"thicket: {e.filename or 'what is printed'}: {e.strerror or e}\n")
+        return BAD
+
+
+def _say_no_more() -> None:
+    """Keep the interpreter from printing an error when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:

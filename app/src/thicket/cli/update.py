@@ -28,6 +28,7 @@ _NAMED = 5
 _MOST_ORDER = 65536
 
 ORDERS = ("pause", "resume", "abort", "back")
+_DESK = {"delta", "help", "inspect", "send", "sign", "verify"}
 
 
 def run(words: list[str], control: str) -> int:
@@ -69,6 +70,11 @@ def run(words: list[str], control: str) -> int:
                 "or a signed FILE"
             )
         return _order(control, *names)
+    if verb in _DESK:
+        raise UsageError(
+            f"update {verb} runs on the engineer's machine only: bin/thicket update, in the source "
+            "tree"
+        )
     raise UsageError("update needs install FILE, back, offer FOLDER|-, order WORD|FILE or status")
 
 
@@ -225,12 +231,26 @@ def _order(control: str, what: str, application: str = "") -> int:
                 data = file.read(_MOST_ORDER)
         except OSError as error:
             raise UsageError(
-                f"{what} is no order ({', '.join(ORDERS)}), and no file: {error.strerror}"
+                f"there is no order {what!r}, only {', '.join(ORDERS)}, and no file of this name "
+                f"with a signed one ({error.strerror})"
             ) from None
+        if application:
+            raise UsageError(f"a signed order says itself what it is about, not {application!r}")
         params = {"signed": base64.b64encode(data).decode("ascii")}
-    for table in request(control, "update-order", params, timeout=_ANSWER):
+    for table in _ordered(control, what, params):
         _print_table(table)
     return OK
+
+
+def _ordered(control: str, what: str, params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give an order; what is wrong with a signed one is said of its file."""
+    try:
+        tables: list[dict[str, Any]] = request(control, "update-order", params, timeout=_ANSWER)
+    except ClientError as error:
+        if "signed" not in params or error.code == "unreachable":
+            raise
+        raise ClientError(error.code, f"{what}: {error}") from None
+    return tables
 
 
 def shown(answer: dict[str, Any], mine: dict[str, Any] | None) -> list[str]:

@@ -189,7 +189,11 @@ class Commands:
         if update is None:
             if self._daemon.slot is not None:
                 raise RequestError("starting", "the node is still starting; try again")
-            raise RequestError("no-slots", "this node does not run from a slot of a card")
+            raise RequestError(
+                "no-slots",
+                "this node does not run from a slot of a card, so no bundle can be installed: its "
+                "card has to be flashed (`make flash`); in the simulator IMAGE=standin has slots",
+            )
         return update
 
     async def _on_update_install(self, params: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from thicket.base.fields import Boolean, Key, Section
+from thicket.base.fields import Boolean, Key, Section, listed
 
 
 class Ports(Key[tuple[str, ...]]):
@@ -20,7 +20,7 @@ class Ports(Key[tuple[str, ...]]):
     MOST = 64
 
     def from_text(self, text: str) -> object:
-        return text.replace(",", " ").split()
+        return listed(text)
 
     def plain(self, value: tuple[str, ...]) -> object:
         return list(value)

@@ -8,6 +8,7 @@ serves what it has, and hands a whole patch over to be installed.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -852,10 +853,17 @@ def signed_in(folder: str) -> bytes:
     """
     try:
         return read_kept(f"{folder}/offer", cms.MAX_SIZE + 1)
+    except FileNotFoundError:
+        words = f"{folder} has no offer in it" if os.path.isdir(folder) else f"there is no {folder}"
+    except NotADirectoryError:
+        words = f"{folder} is a file"
     except OSError as error:
-        raise CarrierError(
-            "no-offer", f"{folder}/offer cannot be read: {error.strerror or error}"
-        ) from None
+        words = f"{folder}/offer cannot be read: {error.strerror or error}"
+    raise CarrierError(
+        "no-offer",
+        f"{words}; the folder is needed that `thicket update offer` on the engineer's machine has "
+        "made",
+    )
 
 
 def _look_into(

@@ -307,9 +307,15 @@ class FleetUpdate:
         """
         found = self.lanes.get(APP + application) if application else self.own
         if found is None:
-            raise RequestError("no-offer", f"there is no offer of an application {application!r}")
+            raise RequestError("no-offer", self._no_offer_of(application))
         found.give(word)
         return found
+
+    def _no_offer_of(self, application: str) -> str:
+        subjects = [one.subject for one in self._others()]
+        names = [name_of(subject) for subject in subjects if subject.startswith(APP)]
+        there = f"offered are {', '.join(names)}" if names else "no application is offered"
+        return f"there is no offer of an application {application[:40]!r}: {there}"
 
     def order(self, packed: bytes) -> list[Lane]:
         """Take a signed order about one offer, or about all that are in force, and hand it on.

@@ -397,7 +397,8 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         with opened(path) as file:
             yield file
     except OSError as error:
-        raise InstallError("no-file", f"{path}: {error.strerror}") from None
+        words = "it is a folder, and a bundle is needed" if os.path.isdir(path) else error.strerror
+        raise InstallError("no-file", f"{path}: {words}") from None
 
 
 def _last(lines: deque[str]) -> str:

@@ -99,7 +99,11 @@ def _signer(found: Bundle, terms: Terms, verify: Verify) -> str:
             "the fleet's root",
         )
     if found.message is None:
-        raise bundles.UnsignedError("it is not signed: RAUC's `rauc bundle` or `rauc resign` does")
+        raise bundles.UnsignedError(
+            "it is not signed: RAUC's `rauc bundle` or `rauc resign` signs it"
+        )
     if (name := found.message.certificate.common_name) in terms.revoked:
-        raise InstallError("revoked", f"its signer {name!r} is revoked")
+        raise InstallError(
+            "revoked", f"its signer {name!r} is revoked: take one that another has signed"
+        )
     return ""

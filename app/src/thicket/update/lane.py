@@ -291,8 +291,18 @@ class Lane:
         """
         standing = self._shared.standing
         newest, credentials = self.carrier.newest, standing.credentials
-        if newest is None or credentials is None:
-            raise RequestError("no-offer", "there is no offer that an order could be about")
+        if newest is None:
+            raise RequestError(
+                "no-offer",
+                f"nothing is offered that an order to {word} could be about: `thicket update "
+                "offer` offers something, and an order about an application needs its name",
+            )
+        if credentials is None:
+            raise RequestError(
+                "not-enrolled",
+                "this node cannot sign an order: it has no certificate of the fleet (`thicket ca "
+                "enroll` gives it one)",
+            )
         found = standing.clock().now
         last = self._order(newest.offer)
         number = max(

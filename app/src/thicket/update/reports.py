@@ -287,7 +287,9 @@ class Reports:
         if host not in self._control():
             raise MemberError(
                 "not-allowed",
-                f"{host} may give no orders here: [update] control does not name it",
+                f"{host} may give no orders here: [update] control does not name it. `thicket "
+                f"config set update.control={host}` on the nodes that are to obey lets it, or an "
+                "update signer signs the order (`thicket update order` on the engineer's machine)",
             )
         items = _both(self.authors.known[sealed.key][0], sealed)
         return self._obey(Kept(order, tuple(items), author.names, host))

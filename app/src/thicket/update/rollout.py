@@ -451,6 +451,10 @@ def _passed(seen: Seen, age: float, *, waited: bool) -> float | None:
 
 def _stopped(facts: Facts, seen: Mapping[str, Seen], waves: tuple[tuple[str, ...], ...]) -> str:
     """Return why nobody begins any more, by the failures that the plan allows."""
+    if all(refused(one) for one in seen.values()):
+        # Whoever refuses is no canary, and nobody is left who could be one.
+        first = min(seen)
+        return f"stopped: every node refuses it; {first}: {seen[first].why}"
     failed = [name for name, one in sorted(seen.items()) if one.lost or one.failed]
     if len(failed) <= facts.offer.plan.failures:
         return ""

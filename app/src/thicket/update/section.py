@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from thicket.base.fields import Integer, Key, Pasted, Section, Text
+from thicket.base.fields import Integer, Key, Pasted, Section, Text, listed
 
 
 class Certificates(Pasted):
@@ -64,7 +64,7 @@ class Hosts(Key[tuple[str, ...]]):
     MOST = 16
 
     def from_text(self, text: str) -> object:
-        return text.replace(",", " ").split()
+        return listed(text)
 
     def plain(self, value: tuple[str, ...]) -> object:
         return list(value)

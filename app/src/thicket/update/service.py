@@ -139,7 +139,10 @@ class Update:
             raise RequestError("busy", f"slot {other.name} is being written: wait for the end")
         record = await self._do(slots.read)
         if record.state(other) is State.INCOMPLETE:
-            raise RequestError("incomplete", f"slot {other.name} holds no whole system")
+            raise RequestError(
+                "incomplete",
+                f"slot {other.name} holds no whole system: install one (`thicket update install`)",
+            )
         if record.why(other) is Why.EPOCH:
             raise RequestError("epoch", f"slot {other.name} must stay: {WORDS[Why.EPOCH]}")
         await self._do(lambda: slots.set_primary(other))

@@ -321,9 +321,10 @@ def directory_image(directory: Path) -> ImageSet:
     kernel = next((path for path in kernels if path.is_file()), None)
     rootfs, cmdline = directory / "rootfs.erofs", directory / "cmdline"
     if kernel is None or not rootfs.is_file() or not cmdline.is_file():
+        names = ("lab", *STANDINS, *CARDS)
         raise LabError(
-            f"there is no image {str(directory)!r}: IMAGE is lab, {' or '.join(CARDS)}, a card "
-            "image, or a directory with card.img, or with a kernel (vmlinux, bzImage or Image), "
+            f"there is no image {str(directory)!r}: IMAGE is {', '.join(names)}, a card image, or "
+            "a directory with card.img, or with a kernel (vmlinux, bzImage or Image), "
             "rootfs.erofs and cmdline"
         )
     return ImageSet(
