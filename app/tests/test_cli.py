@@ -708,6 +708,10 @@ class TestUpdate:
         said = capsys.readouterr().err
         assert f"update {word} runs on the engineer's machine only: bin/thicket update" in said
 
+    def test_help_behind_a_command(self, root: Path, capsys: Capture) -> None:
+        assert main(["update", "install", "--help"]) == OK
+        assert "usage: thicket COMMAND" in capsys.readouterr().out
+
     def test_an_order_that_is_none(self, root: Path, capsys: Capture) -> None:
         assert main(["update", "order", "stop"]) == USAGE
         said = capsys.readouterr().err

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bundles_for_tests import signed
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -721,6 +722,20 @@ def test_images_are_found_by_their_board(
     shutil.copy(image, images)
     status, said = run(capsys, "--file", out)
     assert "Built are: x86_64." in said
+    status, said = run(capsys, "--file", out, "--image", "rpi46")
+    assert status == 1
+    assert "rpi46 is neither a file nor a board (rpi64, x86_64). Built are: x86_64." in said
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    status, said = run(capsys, "--file", out, "--image", "mine")
+    assert status == 1
+    assert "mine is a folder: a release is named by its path (./mine), a card image by" in said
+    (tmp_path / "new.raucb").write_bytes(signed())
+    status, said = run(capsys, "--file", out, "--image", tmp_path / "new.raucb")
+    assert status == 1
+    assert "is not a card image: this is a signed bundle, which a node that runs" in " ".join(
+        said.split()
+    )
     assert run(capsys, "--image", "x86_64", "--file", out)[0] == 0
 
 

@@ -501,6 +501,11 @@ def test_a_reader_that_ends_early(ca: Authority, file: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_help_behind_a_command(ca: Authority, capsys: Captured) -> None:
+    assert "usage: thicket update" in says(capsys, "sign", "--help")
+    assert "usage: thicket update" in says(capsys, "offer", "x", "-h")
+
+
 def test_commands_of_nodes_are_known_here(ca: Authority, capsys: Captured) -> None:
     assert "install runs on a node: log in to it" in says(capsys, "install", "x", status=2)
     said = says(capsys, "sing", status=2)

@@ -181,6 +181,8 @@ def run_command(words: list[str], help_text: str, commands: Mapping[str, Command
     if not words:
         raise UsageError(f"a command is needed: {', '.join(sorted(commands))}")
     command, rest = words[0], words[1:]
+    if command in commands and {"-h", "--help"} & set(rest):
+        command, rest = "help", []
     if command in {"help", "-h", "--help"}:
         Parser("help takes no arguments").parse_args(rest)
         sys.stdout.write(help_text)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from firmware import bmap, card, ranges
+from firmware import bmap, boards, card, ranges
 from firmware.errors import FlashError
 from firmware.ranges import Range
 from firmware.unpacked import ENDINGS, MOST, Unpacked, temporary
+from thicket.trust import kinds
 
 _PIECE = 4096
 Progress = Callable[[int], object]
@@ -27,6 +28,11 @@ def locate(name: str, cache: Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise FlashError(
+            f"{name} is a folder: a release is named by its path (./{name}), a card image by its "
+            f"own ({path / 'card.img'}), or give a board ({', '.join(boards.names())})"
+        )
     if "/" in name or name.endswith((".img", *ENDINGS)):
         raise FlashError(f"there is no image {name}")
     images = cache / "build" / name / "images"
@@ -34,8 +40,12 @@ def locate(name: str, cache: Path) -> Path:
         built = images / f"card.img{suffix}"
         if built.is_file():
             return built
-    boards = sorted(p.parent.parent.name for p in cache.glob("build/*/images/card.img*"))
-    have = f"Built are: {', '.join(dict.fromkeys(boards))}." if boards else "None was built yet."
+    there = sorted(p.parent.parent.name for p in cache.glob("build/*/images/card.img*"))
+    have = f"Built are: {', '.join(dict.fromkeys(there))}." if there else "None was built yet."
+    if name not in boards.names():
+        raise FlashError(
+            f"{name} is neither a file nor a board ({', '.join(boards.names())}). {have}"
+        )
     raise FlashError(
         f"there is no image of {name}: {images / 'card.img'} does not exist. {have}\n"
         f"  `make {name}` builds it; a path to a card.img can be given in place of the name."
@@ -119,7 +129,7 @@ def opened(
             size, layout = card.size_of(file), card.read(file)
             image = Image(path, file, size, layout, mapped, data, map_, checked=packed)
         except card.CardError as error:
-            raise FlashError(f"{path} is not a card image: {error}") from None
+            raise FlashError(f"{path} is not a card image: {_kind(path) or error}") from None
         except bmap.BmapError as error:
             raise FlashError(
                 f"{path}: its block map (.bmap) cannot be used: {error}.\n"
@@ -213,6 +223,15 @@ def _map_of(path: Path, plain: Path) -> bmap.Bmap | None:
         if file.is_file():
             return bmap.parse(file.read_bytes())
     return None
+
+
+def _kind(path: Path) -> str:
+    """Return what a file of an update is that was taken for a card image; empty for any other."""
+    with path.open("rb") as file:
+        found = kinds.kind(file)
+    if "bundle" not in found and found not in (kinds.A_PATCH, kinds.AN_APPLICATION):
+        return ""
+    return f"this is {found}, which a node that runs installs (docs/updating.md)"
 
 
 def _write_sparse(file: BinaryIO, offset: int, data: memoryview) -> None:

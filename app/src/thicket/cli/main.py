@@ -140,7 +140,8 @@ def _run(words: list[str]) -> int:
     if not words:
         raise UsageError("no command")
     command, rest = words[0], words[1:]
-    if command in {"help", "-h", "--help"}:
+    asks = rest[-1:] in (["-h"], ["--help"]) and command not in {"call", "publish"}
+    if asks or command in {"help", "-h", "--help"}:
         sys.stdout.write(HELP)
         return OK
     if command in {"version", "--version", "-V"}:

@@ -18,6 +18,7 @@ MANIFEST = b"[update]"
 SQUASHFS = b"hsqs"
 DER = b"\x30"
 
+A_PATCH = "a patch"
 AN_APPLICATION = "the file of an application"
 CUT_OFF = (
     "a squashfs without what follows in bundles and applications, one that is cut off, or with "
@@ -25,7 +26,7 @@ CUT_OFF = (
 )
 
 _BEGINNINGS = (
-    (PATCH, "a patch"),
+    (PATCH, A_PATCH),
     (b"thicket offer 1\n", "what `thicket update send` sends"),
     (b"thicket revocations", "a list of revocations"),
     (b"thicket lists of revocations", "lists of revocations"),
