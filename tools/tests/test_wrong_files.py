@@ -150,3 +150,15 @@ def test_another_fleet_is_told_of_every_kind(
         assert "signed for another fleet ('Update signer release' is no signer of 'acme')" in said
         assert "take one that was signed for this fleet, or have a signer of this fleet" in said
         assert "unsigned bundle" not in said
+
+
+def test_a_large_file_in_place_of_an_offer(
+    desk: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told as what it is, and not by the part of it that would have been read."""
+    monkeypatch.setenv("THICKET_CA", str(desk / "fleet"))
+    large = tmp_path / "new.raucb"
+    large.write_bytes(signed(blocks=40))
+    assert update_main(["order", "pause", str(large)]) == 1
+    said = capsys.readouterr().err
+    assert f"{large}: this is a signed bundle, and the folder of an offer is needed" in said

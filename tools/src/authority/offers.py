@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -136,7 +137,12 @@ def packed_in(place: Path) -> bytes:
         what = "has no offer" if place.is_dir() else "is not there"
         raise AuthorityError(f"{place} {what}: `thicket update offer` makes a folder with one")
     with path.open("rb") as file:
-        return file.read(cms.MAX_SIZE + 1)
+        if file.seek(0, os.SEEK_END) > cms.MAX_SIZE:
+            raise AuthorityError(
+                f"{path}: this is {kinds.kind(file)}, and the folder of an offer is needed"
+            )
+        file.seek(0)
+        return file.read()
 
 
 def _check_folder(out: Path, given: list[Path]) -> None:

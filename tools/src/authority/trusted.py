@@ -34,9 +34,9 @@ def trusted(
         return fleet, frozenset(), "REVOCATIONS WERE NOT LOOKED AT (--revocations FILE)"
     try:
         revoked = all_names(SignedList.read(one, fleet) for one in split(_read(lists, MAX_FILE)))
-    except RefusedError as error:
+    except RefusedError:
         raise AuthorityError(
-            f"{lists} is no list of revocations of fleet {fleet.name!r} ({error.detail}): "
+            f"{lists} is no list of revocations of fleet {fleet.name!r}: "
             "`thicket revocations export` on one of its nodes writes one"
         ) from None
     return fleet, revoked, f"not among the {len(revoked)} names that are revoked"
