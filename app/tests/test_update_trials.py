@@ -346,6 +346,17 @@ def test_what_nobody_offers_any_more_is_not_started(two: Two, ticks: int, phase:
     assert (two.canary.version, two.canary.node.trial) == (OLD, Trial.NONE)
 
 
+@pytest.mark.parametrize("ticks", [1, 4])
+def test_an_offer_that_counts_again_is_taken(two: Two, ticks: int) -> None:
+    """As one whose file the card has damaged, and which the neighbours still have."""
+    offer = two.offer()
+    two.run(HOUR, lambda: two.phase is Phase.BEGUN)
+    two.canary.disk.offer = two.second.disk.offer = None
+    two.run(ticks * TICK)
+    two.fleet.offer(offer, two.fleet.nodes)
+    two.well()
+
+
 def test_a_trial_goes_to_its_end_when_its_offer_does_not_count_any_more(two: Two) -> None:
     two.offer()
     two.run(HOUR, lambda: two.phase is Phase.TRIAL)

@@ -179,6 +179,8 @@ class Rollout:
         offer = facts.offer
         if offer is None:
             return Step(self._without_offer(facts.slot))
+        if self._withdrawn == identifier(offer):
+            self._withdrawn = b""  # it counts again
         self._keep_up(offer, facts.order)
         going = self._going(offer, facts.slot)
         if going is not None:
