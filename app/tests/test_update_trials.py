@@ -748,6 +748,19 @@ def test_the_time_of_being_well_begins_anew_behind_a_trial(app: AppNode) -> None
     assert app.well
 
 
+def test_the_time_of_being_well_is_that_of_what_is_offered(app: AppNode) -> None:
+    app.put("one")
+    app.run(20)
+    assert app.says(State.DONE)
+    app.offer = None
+    app.put("two")
+    app.run(30)
+    app.offer = of_app("two", NUMBER + 1)
+    app.run(5)
+    assert app.says(State.DONE)
+    assert not app.well
+
+
 def test_an_application_that_ends_the_daemon_on_trial_by_hand_has_failed(app: AppNode) -> None:
     app.put("one")
     for _ in range(MOST_TRIALS):

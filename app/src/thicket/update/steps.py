@@ -200,6 +200,7 @@ class Rollout:
         Nobody starts what is not trusted. A trial goes to its end, and so does going back.
         """
         self._withdrawn, journal = self.journal.offer, self.journal
+        self._well = None
         if journal.phase is Phase.ARMED:
             return CallOff(journal.slot)
         if journal.phase is Phase.LEAVING and slot != journal.slot:
