@@ -187,21 +187,25 @@ def test_well_leaves_a_mark_for_init(node: Node) -> None:
     assert node.slots.read().state_a is State.GOOD
 
 
-def test_a_slot_whose_trial_was_called_off_is_not_kept(node: Node) -> None:
+def test_a_slot_whose_trial_was_called_off_is_not_kept(node: Node, ask: Callable[..., str]) -> None:
     """It may run for long; its epoch would leave the other slot, which is started next, as bad."""
-    node.run("begin")
+    ask("begin")
     assert node.slots.well(2)
     node.slots.set_primary(B)
     node.boot(B)
-    node.run("begin")
+    ask("begin")
     node.slots.set_primary(A)
+    assert ask("show").splitlines() == [
+        "A: untried, to be tried",
+        "B: untried, runs, its trial was called off: the next start is one of the other slot",
+    ]
     assert not node.slots.well(3)
     record = node.slots.read()
     assert (record.trial, record.epoch, record.state_b) == (A, 2, State.UNTRIED)
     assert not (node.path / "run/thicket/well").exists()
     assert node.slots.late(), "init ends it in the end"
     node.boot(A)
-    node.run("begin")
+    ask("begin")
     assert node.slots.well(2)
     record = node.slots.read()
     assert (record.named, record.state_a, record.trial) == (A, State.GOOD, Slot.NONE)

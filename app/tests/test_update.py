@@ -246,6 +246,7 @@ async def test_a_trial_that_is_called_off_is_not_kept(
     async with node.running() as update:
         await node.until(lambda: update.status and update.status[1]["trial"], "it is on trial")
         assert await update.back() == "A"
+        await node.until(lambda: "called off" in update.status[1]["why"], "the status tells it")
         node.settings.update.health_time = 0  # type: ignore[misc]
         await node.until(lambda: "the trial of slot B was called off" in caplog.text, "judged")
     assert node.named == []

@@ -118,6 +118,8 @@ WORDS = {
 }
 
 
+WORDS_CALLED_OFF = "its trial was called off: the next start is one of the other slot"
+
 TRIED = frozenset((Why.PANIC, Why.WATCHDOG, Why.NEVER_STARTED, Why.SILENT, Why.OVERDUE, Why.UNWELL))
 """Why a slot is bad that was tried."""
 

@@ -314,6 +314,8 @@ def _table(slots: Slots) -> str:
             facts.append("runs")
         if slot is record.trial:
             facts.append("on trial" if record.phase is boot_record.Phase.RUNS else "to be tried")
+        if slot is slots.running and boot_record.called_off(record, slot):
+            facts.append(boot_record.WORDS_CALLED_OFF)
         if why := boot_record.why_left(record, slot, words):
             facts.append(why)
         lines.append(f"{slot.name}: {', '.join(facts)}")

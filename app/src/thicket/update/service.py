@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,17 @@ from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
 from thicket.device import data_format
-from thicket.device.boot_record import TRIED, WORDS, BootRecord, Slot, State, Why, why_left
+from thicket.device.boot_record import (
+    TRIED,
+    WORDS,
+    WORDS_CALLED_OFF,
+    BootRecord,
+    Slot,
+    State,
+    Why,
+    called_off,
+    why_left,
+)
 from thicket.device.boot_slots import MOST_WORDS, PANIC, TRIAL, Slots
 from thicket.update import epoch as epochs
 from thicket.update import health, image, kept
@@ -229,7 +239,7 @@ class Update:
         on_trial = record.trial is slots.running
         before = health.unpack(await self._do(lambda: _read(self.paths.data + ABLE)))
         self._able = before
-        able = await self._wait(before if on_trial else None)
+        able = await self._wait(before if on_trial else None, lambda: self._tell_anew(slots, words))
         epoch = image.epoch(self.paths)
         if not await self._do(lambda: slots.well(epoch)):
             log.warning("the trial of slot %s was called off: it is not kept", slots.running.name)
@@ -262,16 +272,21 @@ class Update:
         record = await self._do(slots.read)
         self._tell(record, slots.running, words, memory)
 
-    async def _wait(self, before: Abilities | None) -> Abilities:
+    async def _wait(
+        self, before: Abilities | None, tell: Callable[[], Awaitable[None]]
+    ) -> Abilities:
         """Wait until what worked ``before`` has worked for the time that is set.
 
         :param before: None where the slot is on no trial: only the time counts.
+        :param tell: tells what was done to the slots meanwhile.
         :returns: what worked at any moment of that time.
         """
         since = time.monotonic()
         able = Abilities()
         told: list[str] | None = None
         while True:
+            if self._news.is_set():
+                await tell()
             now = health.of(self.document())
             lost = health.missing(before, now) if before is not None else []
             if before is not None and lost != told:
@@ -314,7 +329,9 @@ class Update:
                 "state": record.state(slot).name.lower(),
                 "runs": slot is running,
                 "trial": slot is record.trial,
-                "why": WORDS[record.why(slot)],
+                "why": WORDS_CALLED_OFF
+                if slot is running and called_off(record, slot)
+                else WORDS[record.why(slot)],
                 "version": content.version if (content := memory.slots.get(slot)) else None,
             }
             for slot in (Slot.A, Slot.B)
