@@ -86,7 +86,15 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run, "workers", lambda part: 0)
     for name in ("TESTS", "PYTEST", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
+    # Loading the others takes a second each time.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin")
     return tmp_path
+
+
+@pytest.fixture
+def shuffling(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin,random_order.plugin")
 
 
 def outcomes(part: Any) -> dict[str, str]:
@@ -196,6 +204,7 @@ def test_a_file_that_does_not_exist_is_named(
     assert "there is no tests/test_gone.py" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("shuffling")
 @pytest.mark.parametrize("words", [["unit", "mesh"], ["--rounds", "2", "unit"]])
 def test_ctrl_c_ends_it_with_a_report_of_what_there_was(tree: Path, words: list[str]) -> None:
     (tree / "tests" / "test_some.py").write_text(
@@ -282,6 +291,7 @@ def test_loads_end_with_a_run_that_is_killed(tree: Path, load: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("shuffling")
 def test_rounds_differ_in_order_hashes_and_load(
     tree: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
