@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -84,21 +85,39 @@ def modules(package: str) -> dict[str, Path]:
 ALL = {name: path for package in SOURCES for name, path in modules(package).items()}
 
 
+@functools.cache
+def nodes(package: str) -> tuple[tuple[str, ast.AST], ...]:
+    """The imports and the scopes of a package, each with its module, of one walk for all tests."""
+    kept = ast.ImportFrom | ast.Import | ast.ClassDef | ast.Module
+    return tuple(
+        (module, node)
+        for module, path in modules(package).items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, kept)
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Give back the memory behind these tests."""
+    yield
+    nodes.cache_clear()
+
+
 def imports(package: str) -> Iterator[Import]:
     """Every import of our own modules, also those inside functions and those for types."""
-    for module, path in modules(package).items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-                for alias in node.names:
-                    name = f"{node.module}.{alias.name}"
-                    used = name if name in ALL else str(node.module)
-                    if used.partition(".")[0] in SOURCES:
-                        yield Import(module, used, node.lineno)
-            elif isinstance(node, ast.Import):
-                for alias in node.names:
-                    if alias.name.partition(".")[0] in SOURCES:
-                        yield Import(module, alias.name, node.lineno)
+    for module, node in nodes(package):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                used = name if name in ALL else str(node.module)
+                if used.partition(".")[0] in SOURCES:
+                    yield Import(module, used, node.lineno)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] in SOURCES:
+                    yield Import(module, alias.name, node.lineno)
 
 
 def test_what_the_guides_name_is_there() -> None:
@@ -168,14 +187,13 @@ def test_who_may_use_whom(package: str) -> None:
 @pytest.mark.parametrize("package", SOURCES)
 def test_nothing_private_is_imported(package: str) -> None:
     wrong = []
-    for module, path in modules(package).items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in SOURCES:
-                wrong += [
-                    (module, f"{node.module}.{alias.name}")
-                    for alias in node.names
-                    if re.match(r"_[^_]", alias.name)
-                ]
+    for module, node in nodes(package):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in SOURCES:
+            wrong += [
+                (module, f"{node.module}.{alias.name}")
+                for alias in node.names
+                if re.match(r"_[^_]", alias.name)
+            ]
     assert wrong == []
 
 
@@ -196,10 +214,12 @@ def attributes(node: ast.ClassDef) -> set[str]:
 def test_no_class_holds_the_state_of_several_objects() -> None:
     large = {}
     for package in SOURCES:
-        for module, path in modules(package).items():
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ClassDef) and len(attributes(node)) > MOST_ATTRIBUTES:
-                    large[f"{module}.{node.name}"] = len(attributes(node))
+        for module, node in nodes(package):
+            if (
+                isinstance(node, ast.ClassDef)
+                and (count := len(attributes(node))) > MOST_ATTRIBUTES
+            ):
+                large[f"{module}.{node.name}"] = count
     assert set(large) == set(LARGE), large
 
 
@@ -214,14 +234,12 @@ def assigned(node: ast.AST) -> Iterator[ast.expr]:
 def test_a_constant_has_one_value(package: str) -> None:
     """What is written in capitals is assigned once, where it is defined."""
     wrong = []
-    for module, path in modules(package).items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for scope in ast.walk(tree):
-            if not isinstance(scope, ast.Module | ast.ClassDef):
-                continue
-            own = [part for part in scope.body if not isinstance(part, ast.ClassDef)]
-            names = [ast.unparse(target) for part in own for target in assigned(part)]
-            constants = [name for name in names if re.fullmatch(r"(\w+\.)*_?[A-Z][A-Z0-9_]+", name)]
-            twice = {name for name in constants if constants.count(name) > 1 or "." in name}
-            wrong += [(module, name) for name in sorted(twice)]
+    for module, scope in nodes(package):
+        if not isinstance(scope, ast.Module | ast.ClassDef):
+            continue
+        own = [part for part in scope.body if not isinstance(part, ast.ClassDef)]
+        names = [ast.unparse(target) for part in own for target in assigned(part)]
+        constants = [name for name in names if re.fullmatch(r"(\w+\.)*_?[A-Z][A-Z0-9_]+", name)]
+        twice = {name for name in constants if constants.count(name) > 1 or "." in name}
+        wrong += [(module, name) for name in sorted(twice)]
     assert wrong == []
