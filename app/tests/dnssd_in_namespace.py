@@ -38,6 +38,7 @@ async def serve(number: int, beacons: list[str]) -> None:
         name_of=lambda other: f"thicket@{other}",
         known=lambda other: str(other) in tried or str(other) in beacons,
         others=lambda: len(beacons),
+        growth=lambda: None,
         on_hint=lambda other: tried.append(str(other)),
     )
     task = asyncio.create_task(service.run())

@@ -253,12 +253,37 @@ async def test_a_node_without_a_processor_is_late_and_has_no_trouble(
     with network_namespace.namespace():
         service = DnsSd(
             Told("n-1", OWN, 9100, {}), PREFIX, "lo", Problems(lambda: None), name_of=str,
-            known=lambda _: False, others=lambda: 0, on_hint=lambda _: None,
+            known=lambda _: False, others=lambda: 0, growth=lambda: 0, on_hint=lambda _: None,
         )  # fmt: skip
         with pytest.raises(_OpenedError):
             await service._serve()
     turns[-1].cancel()
     assert loop.now - 1000.0 > 9.0
+
+
+@pytest.mark.virtual_time
+async def test_it_starts_when_the_mesh_has_come_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def serve(service: DnsSd) -> str:
+        raise _OpenedError
+
+    async def starts(grows_until: float) -> float:
+        """Return when it starts where nodes are connected until a time, in seconds from now."""
+        begin = loop.time()
+        service = DnsSd(
+            Told("n-1", OWN, 9100, {}), PREFIX, "lo", Problems(lambda: None), name_of=str,
+            known=lambda _: False, others=lambda: 3, on_hint=lambda _: None,
+            growth=lambda: min(loop.time() - begin, grows_until),
+        )  # fmt: skip
+        with pytest.raises(_OpenedError):
+            await service.run()
+        return loop.time() - begin
+
+    monkeypatch.setattr(DnsSd, "_serve", serve)
+    assert 25.0 <= await starts(0.0) <= 40.0
+    assert 110.0 <= await starts(100.0) <= 120.0
+    assert 255.0 <= await starts(1e9) <= 280.0, "a mesh that never rests"
 
 
 # -- the real thing

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """thicket.radio.hang: a process that hangs, and one that only gets no processor."""
 
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 
 import pytest
@@ -45,6 +48,28 @@ def test_on_an_idle_node_one_that_hangs_is_found_in_ten_seconds(does: Does, word
     seconds, said = found(does)
     assert said.strip() == words
     assert session.WATCHDOG_SECONDS + seconds < 10.0
+
+
+def test_a_real_process_that_is_stopped_is_found_in_ten_seconds() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    try:
+        child.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 60
+        while present(child.pid).state != "T":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        seconds, said = found(lambda now: present(child.pid))
+    finally:
+        child.kill()
+        child.wait()
+    assert said == " and does nothing"
+    assert session.WATCHDOG_SECONDS + seconds < 10.0
+
+
+def present(pid: int) -> Doing:
+    does = hang.doing(pid)
+    assert does is not None
+    return does
 
 
 def test_one_that_gets_no_processor_is_waited_for_up_to_a_bound() -> None:

@@ -99,6 +99,11 @@ class DiscoveryPart:
         """Return how many other nodes were heard."""
         return len(self.discovery.table.entries) if self.discovery is not None else 0
 
+    def growth(self) -> tuple[int, int]:
+        """Return how many other nodes were heard, and how many of them are connected."""
+        heard = list(self.discovery.table.entries) if self.discovery is not None else []
+        return len(heard), sum(map(self._members.is_up, heard))
+
     def heard(self, address: IPv6Address, new: bool) -> None:
         """A node was heard by its beacon, or found by DNS-SD."""
         spelling = self.discovery.spelling(address) if self.discovery is not None else ""
@@ -193,6 +198,7 @@ class DnsSdPart:
             name_of=lambda address: f"{cluster.name}@{address}",
             known=self._discovery.knows,
             others=self._discovery.others,
+            growth=self._discovery.growth,
             on_hint=lambda address: self._discovery.heard(address, True),
         )
         try:

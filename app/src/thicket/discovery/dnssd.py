@@ -42,11 +42,11 @@ log = getLogger(__name__)
 GROUP = ("ff02::fb", 5353)
 
 #: Seconds after joining before the node speaks, so that a mesh that comes up has quiet; longer in a
-#: large mesh. It then waits until the number of known nodes has not changed for QUIET, no longer
-#: than QUIET_AT_MOST.
+#: large mesh. It then waits until no node was heard or connected for QUIET, no longer than
+#: QUIET_AT_MOST.
 START = (15.0, 30.0)
 QUIET = 10.0
-QUIET_AT_MOST = 120.0
+QUIET_AT_MOST = 240.0
 #: Probes and their distance in seconds; announcements and theirs (RFC 6762 8.1, 8.3).
 PROBES = (3, 0.25)
 ANNOUNCEMENTS = (2, 1.0)
@@ -88,6 +88,7 @@ class DnsSd:
     :param name_of: returns the cluster's name of a node at an address.
     :param known: whether the node at an address is known already.
     :param others: returns how many nodes are known.
+    :param growth: returns what changes while a mesh comes up.
     :param on_hint: called with an address to try.
     """
 
@@ -101,6 +102,7 @@ class DnsSd:
         name_of: Callable[[IPv6Address], str],
         known: Callable[[IPv6Address], bool],
         others: Callable[[], int],
+        growth: Callable[[], object],
         on_hint: Callable[[IPv6Address], None],
     ) -> None:
         self.told = told
@@ -108,6 +110,7 @@ class DnsSd:
         self.prefix = prefix
         self.problems = problems
         self.others = others
+        self.growth = growth
         self.published = Published(
             f"{told.hostname}.{SERVICE}",
             Hints(prefix, told.address),
@@ -158,8 +161,8 @@ class DnsSd:
     async def _rest(self) -> None:
         """Wait until the mesh has come to rest."""
         await asyncio.sleep(uniform(*START) * stretch(self.others() + 1))
-        deadline, before = monotonic() + QUIET_AT_MOST, -1
-        while before != (now := self.others()) and monotonic() < deadline:
+        deadline, before = monotonic() + QUIET_AT_MOST, None
+        while before != (now := self.growth()) and monotonic() < deadline:
             before = now
             await asyncio.sleep(QUIET)
 
