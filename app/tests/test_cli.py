@@ -699,6 +699,28 @@ def test_a_full_disk_below_the_output(root: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (("revocations", "import"), "a list of revocations is needed; `thicket revocations exp"),
+        (("passphrase", "import"), "a change of the passphrase is needed; `thicket ca passph"),
+    ],
+)
+def test_the_wrong_file_to_import(
+    words: tuple[str, ...], needed: str, root: Path, capsys: Capture
+) -> None:
+    """It is told here, without asking the daemon."""
+    for contents, kind in ((b"", "an empty file"), (b"hello", "a text"), (b"hsqs", "a squashfs")):
+        file = root / "given"
+        file.write_bytes(contents)
+        assert main([*words, str(file)]) == BAD
+        said = capsys.readouterr().err
+        assert f"{file}: this is {kind}" in said
+        assert needed in said
+    assert main([*words, str(root)]) == BAD
+    assert f"cannot read {root}: Is a directory" in capsys.readouterr().err
+
+
 class TestUpdate:
     """``thicket update`` on a node, by a person who mistypes."""
 

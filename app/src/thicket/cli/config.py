@@ -130,18 +130,21 @@ def revocations(rest: list[str]) -> int:
         return _export_revocations()
     if len(rest) != 2 or rest[0] != "import":
         raise UsageError("revocations needs: import FILE, or export")
+    from thicket.trust import kinds
     from thicket.trust.revocations import MAX_LIST, split
     from thicket.trust.verify import RefusedError
 
     data = _read(rest[1], 64 * MAX_LIST)  # lists of several authorities, at most
     if data is None:
         return BAD
+    if is_no(kinds.LISTS, data, rest[1], "`thicket revocations export` on another node"):
+        return BAD
     try:
         parts = split(data)
-    except RefusedError as e:
-        return _faulty(e)
+    except RefusedError:
+        parts = []
     if not parts or any(len(part) > MAX_LIST for part in parts):
-        sys.stderr.write(f"thicket: {rest[1]} is no list of revocations\n")
+        sys.stderr.write(f"thicket: {rest[1]} is cut off, or has too many lists: get it anew\n")
         return BAD
     answer: dict[str, Any] = {}
     for part in parts:
@@ -150,6 +153,25 @@ def revocations(rest: list[str]) -> int:
     names = answer["names"]
     print(f"List {answer['number']} is in force, with {names} name{'' if names == 1 else 's'}.")
     return OK
+
+
+def is_no(wanted: str, data: bytes, file: str, maker: str) -> bool:
+    """Return whether a file is of another kind than it should be, and say so.
+
+    :param maker: what makes such a file.
+    """
+    import io
+
+    from thicket.trust import kinds
+
+    found = kinds.kind(io.BytesIO(data))
+    if found == wanted:
+        return False
+    shown = "standard input" if file == "-" else file
+    sys.stderr.write(
+        f"thicket: {shown}: this is {found}, and {wanted} is needed; {maker} makes it\n"
+    )
+    return True
 
 
 def _export_revocations() -> int:

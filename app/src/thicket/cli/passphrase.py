@@ -96,6 +96,8 @@ def _import(options: list[str], control: str) -> int:
     """Read a signed change from a file or standard input, and give it to every node."""
     if len(options) != 1 or options[0].startswith("--"):
         raise UsageError('passphrase import needs a FILE ("-" is standard input)')
+    from thicket.cli.config import is_no
+    from thicket.trust import kinds
     from thicket.trust.change import MAX_CHANGE
 
     try:
@@ -106,6 +108,8 @@ def _import(options: list[str], control: str) -> int:
                 data = file.read(MAX_CHANGE + 1)
     except OSError as error:
         sys.stderr.write(f"thicket: cannot read {options[0]}: {error.strerror}\n")
+        return BAD
+    if is_no(kinds.CHANGE, data, options[0], "`thicket ca passphrase roll` without a node"):
         return BAD
     params = {"action": "import", "change": base64.b64encode(data).decode("ascii")}
     return show_import(request(control, "passphrase", params, timeout=_SECONDS))

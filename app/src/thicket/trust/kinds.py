@@ -19,6 +19,8 @@ SQUASHFS = b"hsqs"
 DER = b"\x30"
 
 A_PATCH = "a patch"
+LISTS = "a list of revocations"
+CHANGE = "a change of the passphrase"
 AN_APPLICATION = "the file of an application"
 CUT_OFF = (
     "a squashfs without what follows in bundles and applications, one that is cut off, or with "
@@ -28,9 +30,9 @@ CUT_OFF = (
 _BEGINNINGS = (
     (PATCH, A_PATCH),
     (b"thicket offer 1\n", "what `thicket update send` sends"),
-    (b"thicket revocations", "a list of revocations"),
-    (b"thicket lists of revocations", "lists of revocations"),
-    (b"thicket passphrase", "a change of the passphrase"),
+    (b"thicket revocations", LISTS),
+    (b"thicket lists of revocations", LISTS),
+    (b"thicket passphrase", CHANGE),
     (b"-----BEGIN CERTIFICATE", "a certificate"),
     (b"-----BEGIN", "a key"),
     (b"ssh-", "an SSH key"),
