@@ -20,6 +20,7 @@ from authority.telling import Telling
 from authority.update import main as update_main
 from firmware import bundle as making
 from thicket.base.visible import visible_output
+from thicket.trust import openssl
 from thicket.update import offer as said
 from thicket.update import patch as patches
 from thicket.update import stream, verity
@@ -373,3 +374,35 @@ def test_on_a_terminal_one_line_is_drawn_again_and_again() -> None:
     assert "\r\x1b[K[0 s] checking \\u001b[2J.raucb" in drawn
     assert "compressing: 3 %" in drawn
     assert drawn.endswith("\r\x1b[K")
+
+
+def test_a_canary_that_nobody_knows_is_told(
+    folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fleet waits for the canaries that are named."""
+    before = datetime.now(UTC) - timedelta(days=2)
+    fleet = tmp_path / "fleet"
+    one = Authority(fleet, lambda _: "", clock=lambda: before)
+    one.init("acme", PREFIX, lab=True)
+    one.update_signers.make("release")
+    for number in (1, 2):
+        key = openssl.public_key(openssl.generate_key())
+        one.enroll_software("mac", bytes((0, 0, 0, 0, 0, number)), key)
+    (name,) = one.revocations.full_names([list(one.list()["devices"])[1]])
+    one.revocations.revoke([name])
+    monkeypatch.setenv("THICKET_CA", str(fleet))
+    release = making.Release("x86_64", "0.1.0", 1, "0123456789ab", f"{0:064x}")
+    unsigned = making.make(folder / "0.1.0", tmp_path, release)
+    assert update_main(["sign", str(unsigned)]) == 0
+    bundle = str(unsigned.with_suffix(".raucb"))
+    for canary, words in (
+        ("n-000000000001", ""),
+        ("n-000000000002", "n-000000000002 is revoked, so that all others would wait for it\n"),
+        ("n-000000000003", "n-000000000003 is no device that this folder knows"),
+    ):
+        capsys.readouterr()
+        out = tmp_path / canary
+        assert update_main(["offer", bundle, "--canaries", canary, "--out", str(out)]) == 0
+        said = capsys.readouterr().err
+        assert words in said
+        assert bool(said) == bool(words)

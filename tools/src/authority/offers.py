@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -87,6 +89,8 @@ def offer(authority: Authority, rest: list[str]) -> int:
     name = f"{target.application}-{target.version}" if target.application else target.version
     out = args.out or args.new.with_name(f"offer-{name}")
     _check_folder(out, args.delta)
+    for words in _doubts(plan, authority):
+        sys.stderr.write(f"thicket update: {words}\n")
     signer = authority.update_signers.open(args.signer)
     by = (authority.fleet, signer)
     with Telling() as tell:
@@ -125,6 +129,26 @@ def order(authority: Authority, rest: list[str]) -> int:
     whose = f"offer {identifier.hex()[:12]}" if identifier else "whichever offer is in force"
     print(f"{args.order} for {whose}, signed by {signer.name!r}: {out}")
     return OK
+
+
+def _doubts(plan: Plan, authority: Authority) -> list[str]:
+    """Return what is doubtful about the canaries that are named: a fleet waits for them."""
+    if isinstance(plan.canaries, int):
+        return []
+    known = {
+        f"n-{IPv6Address(device['address']).packed[-6:].hex()}": device
+        for device in authority.list()["devices"].values()
+    }
+    doubts = []
+    for name in plan.canaries:
+        if name not in known:
+            doubts.append(
+                f"{name} is no device that this folder knows (`thicket ca list`): if it is in no "
+                "mesh of the fleet, all others wait for it"
+            )
+        elif known[name].get("revoked"):
+            doubts.append(f"{name} is revoked, so that all others would wait for it")
+    return doubts
 
 
 def packed_in(place: Path) -> bytes:
