@@ -23,7 +23,7 @@ from told import Told
 from thicket.base.fields import Integer
 from thicket.cluster.section import ClusterSection
 from thicket.distribution import Atom, Node, frames, handshake
-from thicket.distribution.connection import TICK_INTENSITY, Connection
+from thicket.distribution.connection import TICK_INTENSITY, Beat, Connection
 from thicket.distribution.etf import Pid, Reference, encode_bare
 from thicket.distribution.events import NodeDown
 from thicket.distribution.frames import FrameReader, MessageReader
@@ -79,6 +79,7 @@ class Stock:
     :param tick_time: its ``net_ticktime``; None: it never ticks and never gives up.
     :param answers: its runtime answers monitors of what does not exist.
     :param tocks: it answers every tick with one, as nodes of C and Java do.
+    :param alive: the part of its name before ``@``.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Stock:
         flags: int = ABILITIES & ~handshake.TEXT | handshake.PUBLISHED,
         answers: bool = True,
         tocks: bool = False,
+        alive: str = "stock",
     ) -> None:
         self.given_up = False
         self.mute = False
@@ -96,7 +98,7 @@ class Stock:
         self.heard = self.spoke = True
         self._silent = 0
         self._answers, self._tocks = answers, tocks
-        self.name = f"stock@{THERE}"
+        self.name = f"{alive}@{THERE}"
         self._machine = Acceptor(LocalNode(self.name, "secret", 4, flags), lambda _: "ok")
         self._reader = FrameReader(1 << 20)
         self._messages = MessageReader(header=bool(flags & handshake.FRAGMENTS))
@@ -291,6 +293,58 @@ async def test_our_own_are_never_answered_with_ticks(
         later = wire.sent[count:]
         assert set(later) == {frames.TICK} or tick_times[0] != tick_times[1]
         assert later.count(frames.TICK) <= most
+
+
+@pytest.mark.virtual_time
+async def test_one_wake_up_serves_all_connections_of_a_node() -> None:
+    node = a_node(15.0)
+    stocks = []
+    for pause, alive in ((0.0, "a1"), (1.0, "a2"), (2.5, "a3")):
+        await asyncio.sleep(pause)
+        stock = Stock(node, 15.0, flags=ABILITIES, alive=alive)
+        stock.connection._beat = node._maker._beat
+        stocks.append(stock)
+    await asyncio.sleep(15.0)
+    loop = asyncio.get_running_loop()
+    times: list[set[float]] = []
+    for stock in stocks:
+        seen: set[float] = set()
+        times.append(seen)
+
+        def note(data: bytes, seen: set[float] = seen, wire: Wire = stock.wire) -> None:
+            seen.add(loop.time())
+            Wire.write(wire, data)
+
+        stock.wire.write = note  # type: ignore[method-assign,assignment]
+    await asyncio.sleep(HOUR)
+    assert HOUR / 15 * TICK_INTENSITY - 2 <= len(times[0]) <= HOUR / 15 * TICK_INTENSITY + 2
+    assert times[0] == times[1] == times[2]
+    accepted = [node.accept() for _ in range(2)]
+    assert {one._beat for one in accepted if isinstance(one, Connection)} == {node._maker._beat}
+
+
+@pytest.mark.virtual_time
+async def test_beats_end_with_the_last_connection() -> None:
+    beat = Beat(4.0)
+
+    class Heard:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def beat(self) -> None:
+            self.count += 1
+            if self.count == 3:  # as when it is given up
+                beat.discard(self)  # type: ignore[arg-type]
+
+    one, other = Heard(), Heard()
+    beat.add(one)  # type: ignore[arg-type]
+    await asyncio.sleep(1.5)
+    beat.add(other)  # type: ignore[arg-type]
+    await asyncio.sleep(1.0)
+    assert (one.count, other.count) == (2, 1)
+    await asyncio.sleep(HOUR)
+    assert (one.count, other.count) == (3, 3)
+    assert beat._timer is None
 
 
 @pytest.mark.virtual_time

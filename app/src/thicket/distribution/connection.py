@@ -99,6 +99,38 @@ class Owner(Protocol):
         """The connection is over; called exactly once."""
 
 
+class Beat:
+    """When connections look at their silence and tick: all of a node together, so that one wake-up
+    serves all.
+
+    :param tick_time: see :class:`Connection`.
+    :ivar interval: seconds between two beats.
+    """
+
+    def __init__(self, tick_time: float) -> None:
+        self.interval = tick_time / TICK_INTENSITY
+        self._connections: dict[Connection, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, connection: Connection) -> None:
+        """Let a connection follow the beats from the next one on."""
+        self._connections[connection] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.interval, self._beat)
+
+    def discard(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._connections.pop(connection, None)
+        if not self._connections and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _beat(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.interval, self._beat)
+        for connection in list(self._connections):
+            connection.beat()
+
+
 class Connection(asyncio.BufferedProtocol):
     """A connection, from the first byte of the handshake to its end.
 
@@ -109,6 +141,7 @@ class Connection(asyncio.BufferedProtocol):
     :param max_message: longest message accepted, in bytes.
     :param room: memory for incomplete messages; by default the connection has its own.
     :param inside_tls: send nothing before :meth:`secured` is called.
+    :param beat: that of ``tick_time``; by default the connection has its own.
     :ivar source: the peer's address in canonical form, without zone.
     :ivar heard: when the last bytes came, by the event loop's clock; 0 before the first.
     :ivar secured_at: when TLS came up, by the same clock; 0 before, and without TLS.
@@ -128,6 +161,7 @@ class Connection(asyncio.BufferedProtocol):
         max_message: int = frames.MAX_MESSAGE,
         room: frames.Room | None = None,
         inside_tls: bool = False,
+        beat: Beat | None = None,
     ) -> None:
         self.source = ""
         self.checked = ""
@@ -143,6 +177,7 @@ class Connection(asyncio.BufferedProtocol):
         self._max_message = max_message
         self._room = room
         self._inside_tls = inside_tls
+        self._beat = Beat(tick_time) if beat is None else beat
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -457,7 +492,8 @@ class Connection(asyncio.BufferedProtocol):
         self._reader = frames.FrameReader(self._messages.max_frame)
         self.established = True
         self._said = self.used = self._loop.time()
-        self._timer = self._loop.call_later(self._tick_time / TICK_INTENSITY, self._tick)
+        self._timer = None
+        self._beat.add(self)
         self._owner.on_connected(self)
         if handshake.rest and self._closed is None:
             self._reader.push(handshake.rest)
@@ -553,15 +589,17 @@ class Connection(asyncio.BufferedProtocol):
                 self._said = self._loop.time()
                 self._transport.write(part)
 
-    def _tick(self) -> None:
+    def beat(self) -> None:
         """Send a tick when nothing was sent lately; give up a peer that was silent too long.
 
         A peer with a longer tick time is silent for longer, so it is asked when half the time is
         left for its answer.
 
-        Silence is counted in intervals, not read from a clock: after this process, or the whole
+        Silence is counted in beats, not read from a clock: after this process, or the whole
         machine, stood still, the bytes that arrived meanwhile are read before the next count.
         """
+        if self._closed is not None:
+            return
         self._silent = 0 if self._received or self._holders else self._silent + 1
         self._received = False
         if self._silent >= TICK_INTENSITY:
@@ -573,12 +611,10 @@ class Connection(asyncio.BufferedProtocol):
             if self._transport is not None:
                 self._transport.abort()
             return
-        interval = self._tick_time / TICK_INTENSITY
-        if self._loop.time() - self._said > interval / 2:
+        if self._loop.time() - self._said > self._beat.interval / 2:
             self.tick()
         if self._silent == ASK_AFTER:
             self._owner.on_silence(self)
-        self._timer = self._loop.call_later(interval, self._tick)
 
     def _setup_expired(self) -> None:
         of = " of TLS" if self._inside_tls else ""
@@ -618,6 +654,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._beat.discard(self)
         if self.established:
             self._messages.close()
         self._long.clear()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from thicket.base.process import boottime
 from thicket.distribution import frames
-from thicket.distribution.connection import Connection, Owner
+from thicket.distribution.connection import Beat, Connection, Owner
 from thicket.distribution.epmd import EpmdError, lookup
 from thicket.distribution.events import Connecting
 from thicket.distribution.handshake import (
@@ -67,6 +67,7 @@ class Maker:
         self.length_size = 2 if tls is None else 4
         self._owner = owner
         self._tick_time = tick_time
+        self._beat = Beat(tick_time)
         self._room = room
         self._secure = None
         if tls is not None:
@@ -89,6 +90,7 @@ class Maker:
             max_message=self.max_message,
             room=self._room,
             inside_tls=self.encrypted,
+            beat=self._beat,
         )
 
     def protocol(self, connection: Connection, host: str | None) -> asyncio.BufferedProtocol:
