@@ -530,6 +530,34 @@ async def test_the_port_mapper_is_asked_only_where_no_port_leads_to_the_node(
 
 
 @in_private_network
+async def test_no_port_is_guessed_where_another_node_may_have_it(network: Network) -> None:
+    port = network.port()
+    async with (
+        a_node(network, "a", network.address(1), port=port) as (a, _),
+        a_node(network, "b", network.address(1)) as (b, _),
+    ):
+        await mapped(a)
+        await mapped(b)
+        await a.connect(b.name)
+        assert a.statistics()["refused"] == {}, "it has not tried itself"
+    if not network.private:
+        return
+    async with a_node(network, "c", network.address(2), port=port) as (c, _):
+        await mapped(c)
+        async with (
+            a_node(network, "d", network.address(2)) as (d, _),
+            a_node(network, "a", network.address(1), port=port) as (a, events),
+        ):
+            await mapped(d)  # at c
+            await a.connect(c.name)
+            await a.connect(d.name)
+            assert names(a) == [c.name, d.name]
+            assert not events.of(NodeDown)
+            assert c.statistics()["accepted"] == 1
+            assert c.statistics()["abandoned"] == 0
+
+
+@in_private_network
 async def test_who_is_connecting_to_us_is_not_connected_as_well(network: Network) -> None:
     if not network.private:
         pytest.skip("needs two addresses, which this machine does not permit")

@@ -270,17 +270,18 @@ class Connector:
 
     async def _ports(self, peer: str, *, ask: bool) -> list[int]:
         """Return the ports to try first: that of the last connection, or else our own number, which
-        most nodes of a cluster have in common.
+        most nodes of a cluster have in common. It is not tried where another node has it: to begin
+        a handshake with a connected node ends the connection.
 
         :param ask: those to try when that leads nowhere: the one that the port mapper tells, and
             our own number.
         """
         own = self._listening
+        alive, host = split_name(peer)
         told: int | None = None
         if not ask:
             told = self._known_ports.get(key_of(peer))
         elif self._epmd_port is not None:
-            alive, host = split_name(peer)
             try:
                 told = await lookup(
                     host, alive, timeout=_EPMD_TIME, port=self._epmd_port, local=own.host
@@ -288,9 +289,15 @@ class Connector:
             except (OSError, EpmdError) as error:
                 log.debug("the port mapper at %s does not help: %s", host, error)
         found = [told] if told else []
-        if own.port and (ask or not found):
+        if own.port and (ask or not (found or self._has_nodes(host))):
             found.append(own.port)
         return found
+
+    def _has_nodes(self, host: str) -> bool:
+        """Return whether this node, or a connected one, is at an address."""
+        return host == self._listening.host or any(
+            split_name(key)[1] == host for key in self._connections
+        )
 
     def _keep_port(self, key: str, port: int) -> None:
         self._known_ports[key] = port
