@@ -191,7 +191,7 @@ MESHES = {
 
 AT_ONCE = 2
 """How many meshes begin at once."""
-LAST_AT = 0.9
+LAST_AT = 0.8
 """The share of the single machines that have begun when the last mesh does."""
 LONG = ("test_raspi3b_usb", "test_raspi", "test_install", "test_app_card", "test_card")
 """The modules of single machines whose tests take long, which begin first."""
