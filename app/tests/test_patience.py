@@ -2,6 +2,7 @@
 """thicket.base.patience: our own lateness is no fault of others."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -100,6 +101,30 @@ class TestAllowance:
         stop()
 
 
+class TestRun:
+    def test_it_returns_status_and_words(self) -> None:
+        assert patience.run(["sh", "-c", "echo one; echo two >&2; exit 3"], 60) == (3, "one\ntwo")
+        with pytest.raises(FileNotFoundError):
+            patience.run(["/no/such/program"], 60)
+
+    def test_what_does_not_end_is_killed(self) -> None:
+        with pytest.raises(TimeoutError, match=r"^sleep did not end within 0.3 s$"):
+            patience.run(["sleep", "600"], 0.3)
+
+    def test_it_has_its_seconds_also_where_we_are_late(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = 0.0
+
+        def late() -> float:
+            nonlocal now
+            now += 50.0
+            return now
+
+        monkeypatch.setattr(time, "monotonic", late)
+        assert patience.run(["sh", "-c", "sleep 1; echo done"], 60) == (0, "done")
+
+
 class Time:
     """A clock, and a sleep that is late."""
 
@@ -116,36 +141,36 @@ class Time:
 
 class TestStopwatch:
     def test_it_goes_with_the_clock_for_who_is_not_late(self) -> None:
-        time = Time()
-        watch = Stopwatch(time.clock, time.sleep)
+        clock = Time()
+        watch = Stopwatch(clock.clock, clock.sleep)
         for _ in range(1000):
             watch.sleep(0.01)
-            time.now += 0.02
-        assert watch() == pytest.approx(time.now)
+            clock.now += 0.02
+        assert watch() == pytest.approx(clock.now)
 
     def test_lateness_does_not_count_in_a_sleep_and_little_of_it_elsewhere(self) -> None:
-        time = Time()
-        watch = Stopwatch(time.clock, time.sleep)
-        time.late = 0.7
+        clock = Time()
+        watch = Stopwatch(clock.clock, clock.sleep)
+        clock.late = 0.7
         for _ in range(10):
             watch.sleep(0.1)
         assert watch() == pytest.approx(1001.0)
-        time.now += 9.0
+        clock.now += 9.0
         assert watch() == pytest.approx(1001.0 + Stopwatch.STRIDE)
 
     def test_it_is_bounded(self) -> None:
-        time = Time()
-        watch = Stopwatch(time.clock, time.sleep)
-        time.late = 1.0
+        clock = Time()
+        watch = Stopwatch(clock.clock, clock.sleep)
+        clock.late = 1.0
         begin = watch()
         while watch() - begin < 4.0:
             watch.sleep(0.001)
-            assert time.now - 1000.0 < 40.0
-        assert time.now - 1000.0 >= 4.0 + Stopwatch.MOST
+            assert clock.now - 1000.0 < 40.0
+        assert clock.now - 1000.0 >= 4.0 + Stopwatch.MOST
 
     def test_a_thread_that_hangs_is_seen(self) -> None:
-        time = Time()
-        watch = Stopwatch(time.clock, time.sleep)
+        clock = Time()
+        watch = Stopwatch(clock.clock, clock.sleep)
         before = watch.readings
         watch.sleep(0.1)
         assert watch.readings > before

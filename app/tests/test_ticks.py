@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import deque
 from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import Any
@@ -45,6 +46,7 @@ class Wire(asyncio.Transport):
         self.sent: list[bytes] = []
         self.cut = self.closed = False
         self.reading = True
+        self._on_the_way: deque[bytes] = deque()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return (str(self.address), 1, 0, 0) if name == "peername" else default
@@ -64,7 +66,12 @@ class Wire(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.sent.append(bytes(data))
         if not self.cut:
-            asyncio.get_running_loop().call_later(DELAY, self.deliver, bytes(data))
+            self._on_the_way.append(bytes(data))
+            # of timers for one moment any may be the first
+            asyncio.get_running_loop().call_later(DELAY, self._arrives)
+
+    def _arrives(self) -> None:
+        self.deliver(self._on_the_way.popleft())
 
     def close(self) -> None:
         self.cut = self.closed = True

@@ -11,6 +11,7 @@ up whatever the reason.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -23,25 +24,49 @@ BOUND = 8.0
 _RESOLUTION = 0.001
 
 
+class Countdown:
+    """Calls back when the event loop has run for ``seconds``, or after ``bound`` times as many."""
+
+    def __init__(self, seconds: float, callback: Callable[[], None], bound: float = BOUND) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._left = seconds
+        self._end = self._loop.time() + seconds * bound
+        self._callback = callback
+        self._wait()
+
+    def cancel(self) -> None:
+        """Do not call back."""
+        self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._step = min(STEP, self._left)
+        self._timer = self._loop.call_later(self._step, self._look)
+
+    def _look(self) -> None:
+        self._left -= self._step
+        if self._left < _RESOLUTION:
+            self._callback()
+            return
+        if self._loop.time() >= self._end:
+            self._left = 0.0  # what has come meanwhile is taken before the next look
+        self._wait()
+
+
 class Patience:
     """As ``asyncio.timeout(seconds)``, for an ``async with``, but in seconds of the event loop.
 
-    The body is cancelled, and TimeoutError raised, when the event loop has run for ``seconds``, or
-    after ``BOUND`` times as many.
+    The body is cancelled, and TimeoutError raised, when a :class:`Countdown` ends.
     """
 
     def __init__(self, seconds: float, bound: float = BOUND) -> None:
-        self._left = seconds
-        self._most = seconds * bound
-        self._step = 0.0
-        self._end = 0.0
+        self._seconds = seconds
+        self._bound = bound
         self._timeout = asyncio.timeout(None)
-        self._timer: asyncio.TimerHandle | None = None
+        self._countdown: Countdown | None = None
 
     async def __aenter__(self) -> Patience:
-        self._end = asyncio.get_running_loop().time() + self._most
         await self._timeout.__aenter__()
-        self._wait()
+        self._countdown = Countdown(self._seconds, self._over, self._bound)
         return self
 
     async def __aexit__(
@@ -50,23 +75,12 @@ class Patience:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._countdown is not None:
+            self._countdown.cancel()
         await self._timeout.__aexit__(kind, error, trace)
 
-    def _wait(self) -> None:
-        self._step = min(STEP, max(0.0, self._left))
-        self._timer = asyncio.get_running_loop().call_later(self._step, self._look)
-
-    def _look(self) -> None:
-        self._left -= self._step
-        now = asyncio.get_running_loop().time()
-        if self._left < _RESOLUTION:
-            self._timeout.reschedule(now)
-            return
-        if now >= self._end:
-            self._left = 0.0  # what has come meanwhile is taken before the next look
-        self._wait()
+    def _over(self) -> None:
+        self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> bool:
@@ -103,6 +117,28 @@ class Allowance:
         self._then = now
         if now >= self._end or self._left < _RESOLUTION:
             self._left = 0.0
+
+
+def run(command: list[str], seconds: float) -> tuple[int, str]:
+    """Run a command in this thread; return its status and what it said.
+
+    :param seconds: after which it is killed, as far as we get to run.
+    :raises TimeoutError: it was.
+    :raises OSError: it cannot be started.
+    """
+    allowance = Allowance(seconds)
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as child:
+        while True:
+            try:
+                said, _ = child.communicate(timeout=STEP)
+            except subprocess.TimeoutExpired:
+                if allowance.over:
+                    child.kill()
+                    raise TimeoutError(f"{command[0]} did not end within {seconds:g} s") from None
+            else:
+                return child.returncode, said.decode("utf-8", "replace").strip()
 
 
 class Stopwatch:

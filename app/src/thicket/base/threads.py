@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from thicket.base.errors import ThicketError
+from thicket.base.patience import Patience
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ class OneAtATime:
     async def do(self, work: Callable[[], T], patience: float) -> T:
         """Do ``work`` in a thread and return its result, or raise its exception.
 
-        :param patience: seconds to wait for it; it goes on behind that.
+        :param patience: seconds to wait for it in which we get to run; it goes on behind that.
         :raises TimeoutError: it has not ended by then.
         :raises BusyError: the work before has not ended yet, so this was not begun.
         """
@@ -108,7 +109,7 @@ class OneAtATime:
             raise BusyError("work that was begun before has not ended")
         done, _ = start(work, self.name)
         self._working = done
-        async with asyncio.timeout(patience):
+        async with Patience(patience):
             return await asyncio.shield(done)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 
+from thicket.base import patience
 from thicket.base.errors import ThicketError
 from thicket.base.files import locked, write_atomically
 from thicket.base.paths import Paths, boot_mounted
 
 #: Seconds to wait while another program uses the boot partition.
 LOCK_PATIENCE = 20.0
+#: Seconds that a command gets.
+_SECONDS = 20.0
 
 
 class StoreError(ThicketError):
@@ -65,9 +67,8 @@ def run(command: list[str]) -> None:
     :raises StoreError: it fails.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as e:
+        status, said = patience.run(command, _SECONDS)
+    except OSError as e:
         raise StoreError(f"cannot run {' '.join(command)}: {e}") from e
-    if done.returncode != 0:
-        said = done.stderr.strip() or f"status {done.returncode}"
-        raise StoreError(f"{' '.join(command)} failed: {said}")
+    if status != 0:
+        raise StoreError(f"{' '.join(command)} failed: {said or f'status {status}'}")

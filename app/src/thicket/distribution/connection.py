@@ -15,6 +15,7 @@ from ipaddress import IPv6Address
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Protocol
 
+from thicket.base.patience import Countdown
 from thicket.distribution import frames
 from thicket.distribution.etf import encode_bare
 from thicket.distribution.handshake import (
@@ -180,7 +181,7 @@ class Connection(asyncio.BufferedProtocol):
         self._beat = Beat(tick_time) if beat is None else beat
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | Countdown | None = None
         self._closing: asyncio.TimerHandle | None = None
         self._reader = frames.FrameReader(max_message, _HANDSHAKE_READ)
         self._messages: frames.MessageReader
@@ -223,7 +224,7 @@ class Connection(asyncio.BufferedProtocol):
             raw.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(self._tick_time * 1000))
             raw.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, NOT_SENT)
         transport.set_write_buffer_limits(high=HIGH_WATER)
-        self._timer = self._loop.call_later(self._setup_time, self._setup_expired)
+        self._timer = Countdown(self._setup_time, self._setup_expired)
         self._owner.on_opened(self)
         if not self._inside_tls:
             self._flush()

@@ -10,6 +10,7 @@ import socket
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from thicket.base.patience import Patience
 from thicket.base.process import boottime
 from thicket.distribution import frames
 from thicket.distribution.connection import Beat, Connection, Owner
@@ -191,9 +192,11 @@ class Connector:
             attempt = self.attempts[key] = Attempt(peer, task)
             task.add_done_callback(lambda task: self._attempted(key, task))
             self._tell(Connecting(peer))
+        # A limit that somebody set is one by the clock.
+        limit = Patience(self._attempt_time) if timeout is None else asyncio.timeout(timeout)
         timeout = self._attempt_time if timeout is None else timeout
         try:
-            async with asyncio.timeout(timeout):
+            async with limit:
                 await asyncio.shield(attempt.task)  # others may wait for the same attempt
         except TimeoutError:
             raise DistributionError(
@@ -218,7 +221,7 @@ class Connector:
     async def _attempt(self, peer: str) -> None:
         """Connect to ``peer`` within the time for all steps together."""
         try:
-            async with asyncio.timeout(self._attempt_time):
+            async with Patience(self._attempt_time):
                 await self._reach(peer)
         except TimeoutError:
             raise DistributionError(
@@ -315,7 +318,7 @@ class Connector:
             raw.setblocking(False)
             # The peer compares our name with where we come from.
             raw.bind((self._listening.host, 0))
-            async with asyncio.timeout(_CONNECT_TIME):
+            async with Patience(_CONNECT_TIME):
                 await loop.sock_connect(raw, (host, port))
             # The peer may have been faster; it does not know yet that we are connecting as well.
             if key > key_of(self._local().name):

@@ -21,6 +21,7 @@ from ipaddress import ip_address
 
 from thicket.base.errors import ThicketError
 from thicket.base.pace import wait
+from thicket.base.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ async def ask(
     host: str, request: bytes, enough: int, *, timeout: float, port: int, local: str | None = None
 ) -> bytes:
     """Send ``request``, and return the answer, at least ``enough`` bytes of it if it is longer."""
-    async with asyncio.timeout(timeout):
+    async with Patience(timeout):
         reader, writer = await asyncio.open_connection(
             host, port, local_addr=(local, 0) if local else None, limit=_MAX_ANSWER
         )
@@ -428,7 +429,7 @@ class PortMapper:
         for address in sorted(taken, key=lambda text: not ip_address(text).is_loopback):
             writer: asyncio.StreamWriter | None = None
             try:
-                async with asyncio.timeout(_REQUEST_TIME):
+                async with Patience(_REQUEST_TIME):
                     reader, writer = await asyncio.open_connection(address, self._port)
                     writer.write(alive_request(self._name, self._node_port, hidden=self._hidden))
                     answer = b""

@@ -13,13 +13,13 @@ machine, leaves that machine's network alone.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from logging import getLogger
 from typing import Any
 
 from thicket.base.files import write_atomically
 from thicket.base.pace import Backoff, wait
 from thicket.base.paths import Paths
+from thicket.base.patience import run
 from thicket.base.problems import Problems
 from thicket.base.threads import finish
 from thicket.config.schema import Settings
@@ -103,21 +103,14 @@ class Firewall:
 
     def _load(self) -> None:
         try:
-            done = subprocess.run(
-                [self.program, "-f", self.path],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=_NFT_SECONDS,
-                check=False,
-            )
+            status, said = run([self.program, "-f", self.path], _NFT_SECONDS)
         except FileNotFoundError:
             raise OSError(0, f"the program {self.program} (nftables) is not installed") from None
-        except subprocess.TimeoutExpired:
-            raise OSError(0, f"{self.program} did not end within {_NFT_SECONDS:.0f} s") from None
-        if done.returncode != 0:
-            said = done.stdout.decode("utf-8", "replace").strip().split("\n")[0][:200]
-            raise OSError(0, f"{self.program} ended with status {done.returncode}: {said}")
+        except TimeoutError as e:
+            raise OSError(0, str(e)) from None
+        if status != 0:
+            words = said.split("\n")[0][:200]
+            raise OSError(0, f"{self.program} ended with status {status}: {words}")
 
     def _failed(self, why: str) -> None:
         """Report the failure; go on with earlier rules if there are any."""

@@ -26,6 +26,7 @@ from thicket.base import threads
 from thicket.base.errors import ThicketError
 from thicket.base.files import opened
 from thicket.base.paths import Paths
+from thicket.base.patience import Patience
 from thicket.device.boot_record import Phase, Slot, State, called_off
 from thicket.device.boot_slots import Slots
 from thicket.trust.update_signer import SignerRefusedError
@@ -279,7 +280,7 @@ class Installer:
         assert child.stdout is not None
         rest = b""
         while True:
-            async with asyncio.timeout(SILENT):
+            async with Patience(SILENT):
                 data = await child.stdout.read(_LINE)
             *whole, rest = (rest + data).split(b"\n") if data else (rest, b"")
             for line in whole:
