@@ -18,6 +18,7 @@ import pytest
 
 import thicket
 from thicket.base.errors import RequestError
+from thicket.cli import app as cli_app
 from thicket.cli import update as cli_update
 from thicket.cli.common import BAD, OK, UNREACHABLE, USAGE
 from thicket.cli.main import main
@@ -757,6 +758,27 @@ class TestUpdate:
         assert f"{file}: this is a text" in capsys.readouterr().err
         assert main(["update", "order", "pause"]) == BAD
         assert "thicket: this is a text" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("words", [("update", "offer"), ("app", "install")])
+    def test_it_is_the_file_that_was_given(
+        self,
+        root: Path,
+        capsys: Capture,
+        monkeypatch: pytest.MonkeyPatch,
+        words: tuple[str, str],
+    ) -> None:
+        said = "it is signed for another fleet"
+
+        def refuse(_control: str, _method: str, _params: object, **_: float) -> None:
+            raise ClientError("other-fleet", said)
+
+        for module in (cli_update, cli_app):
+            monkeypatch.setattr(module, "request", refuse)
+        assert main([*words, "given"]) == BAD
+        assert capsys.readouterr().err == "thicket: given: it is signed for another fleet\n"
+        said = "/data is full"
+        assert main([*words, "given"]) == BAD
+        assert capsys.readouterr().err == "thicket: /data is full\n"
 
     def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(
         self, root: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch

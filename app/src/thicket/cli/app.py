@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from thicket.cli.common import BAD, OK, UsageError
+from thicket.cli.common import BAD, OK, UsageError, speaking_of
 from thicket.cli.show import table
 from thicket.control.client import request
 
@@ -51,7 +51,8 @@ def run(words: list[str], control: str) -> int:
 
 def _install(control: str, path: str, *, again: bool, wait: bool) -> int:
     params = {"path": os.path.abspath(path), "again": again}
-    entry = _asked(control, "app-install", params)
+    with speaking_of(path):
+        entry = _asked(control, "app-install", params)
     print(entry_text(entry), flush=True)
     if not wait:
         print("`thicket app list` tells when it was judged")

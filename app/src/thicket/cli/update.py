@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from thicket.base.units import size_text
 from thicket.base.visible import redraw
-from thicket.cli.common import BAD, OK, UsageError, node_paths
+from thicket.cli.common import BAD, OK, UsageError, node_paths, speaking_of
 from thicket.cli.show import table as aligned
 from thicket.control.client import ClientError, request
 
@@ -62,7 +62,8 @@ def run(words: list[str], control: str) -> int:
                 "update offer needs the FOLDER that `thicket update offer` made, or - for what "
                 "`thicket update send` sends"
             )
-        return _offer(control, names[0])
+        with speaking_of(names[0]):
+            return _offer(control, names[0])
     if verb == "order":
         if not 1 <= len(names) <= 2 or options:
             raise UsageError(
