@@ -8,8 +8,8 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -24,6 +24,7 @@ from thicket.distribution import (
     HandshakeError,
     Node,
     connection,
+    connector,
     epmd,
     handshake,
     processes,
@@ -484,10 +485,18 @@ async def test_many_simultaneous_connects_among_ourselves(network: Network) -> N
         assert {event.code for event in b_events.of(NodeDown)} == {"closed"}
 
 
-def asked(node: Node) -> int:
-    """Return how often the port mapper of ``node`` was asked."""
-    count: int = node.statistics()["epmd"]["answered"]
-    return count
+@contextmanager
+def lookups() -> Iterator[list[str]]:
+    """Note the addresses whose port mapper is asked."""
+    asked: list[str] = []
+
+    async def lookup(host: str, name: str, **how: Any) -> int | None:
+        asked.append(host)
+        return await epmd.lookup(host, name, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connector, "lookup", lookup)
+        yield asked
 
 
 @in_private_network
@@ -500,33 +509,29 @@ async def test_the_port_mapper_is_asked_only_where_no_port_leads_to_the_node(
     stranger = await asyncio.start_server(
         lambda _reader, writer: writer.close(), str(network.address(4)), common
     )
-    async with (
-        stranger,
-        a_node(network, "a", network.address(1), port=common) as (a, _),
-        a_node(network, "b", network.address(2), port=common) as (b, _),
-        a_node(network, "c", network.address(3), port=other) as (c, _),
-        a_node(network, "d", network.address(4), port=other) as (d, _),
-    ):
-        for node in (a, b, c, d):
-            await mapped(node)
-        before = {node: asked(node) for node in (b, c, d)}
-        await a.connect(b.name)
-        assert asked(b) == before[b], "both have the same port"
-        # Nobody has our number at c; at d another program does.
-        for node in (c, d):
-            for _ in range(3):
-                await a.connect(node.name)
-                a.disconnect(node.name)
-                await until(lambda: not names(node), "down")  # noqa: B023
-            assert asked(node) == before[node] + 1, "then it is known"
-    async with a_node(network, "c", network.address(3), port=common + 2) as (c, _):
-        await mapped(c)
-        async with a_node(network, "a", network.address(1), port=common) as (a, _):
-            await mapped(a)
-            before[c] = asked(c)
-            a._connector._keep_port(c.name, other)
-            await a.connect(c.name)
-            assert asked(c) == before[c] + 1, "it has another port than before"
+    with lookups() as asked:
+        async with (
+            stranger,
+            a_node(network, "a", network.address(1), port=common) as (a, _),
+            a_node(network, "b", network.address(2), port=common) as (b, _),
+            a_node(network, "d", network.address(4), port=other) as (d, _),
+        ):
+            async with a_node(network, "c", network.address(3), port=other) as (c, _):
+                for node in (a, b, c, d):
+                    await until(lambda: node.host in node.statistics()["epmd"]["served"], "served")  # noqa: B023
+                await a.connect(b.name)
+                assert asked == [], "both have the same port"
+                # Nobody has our number at c; at d another program does.
+                for node in (c, d):
+                    for _ in range(3):
+                        await a.connect(node.name)
+                        a.disconnect(node.name)
+                        await until(lambda: not names(node), "down")  # noqa: B023
+                assert asked == [c.host, d.host], "then it is known"
+            async with a_node(network, "c", network.address(3), port=common + 2) as (c, _):
+                await until(lambda: c.host in c.statistics()["epmd"]["served"], "served")
+                await a.connect(c.name)
+                assert asked == [c.host, d.host, c.host], "it has another port than before"
 
 
 @in_private_network
@@ -543,7 +548,8 @@ async def test_no_port_is_guessed_where_another_node_may_have_it(network: Networ
     if not network.private:
         return
     async with a_node(network, "c", network.address(2), port=port) as (c, _):
-        await mapped(c)
+        served = {c.host, "::1"}
+        await until(lambda: served <= set(c.statistics()["epmd"]["served"]), "d can register")
         async with (
             a_node(network, "d", network.address(2)) as (d, _),
             a_node(network, "a", network.address(1), port=port) as (a, events),
