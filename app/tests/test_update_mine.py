@@ -13,7 +13,7 @@ from thicket.update.journal import Journal, Phase
 from thicket.update.mine import Here, Mine, mine
 from thicket.update.offer import Offer
 from thicket.update.progress import WHOLE, Entry, Stage, State, Work
-from thicket.update.rollout import Facts, Node, decide
+from thicket.update.rollout import Facts, Node, Trial, decide
 
 ME = SECOND
 RESUME = "`thicket update order resume`"
@@ -174,6 +174,34 @@ def test_another_version_is_under_way() -> None:
     found = told(own, here=Here(own.record, journal))
     assert found.words == "version 0.1.5 is under way here"
     assert found.remedy == "nothing: it begins when 0.1.5 is done"
+
+
+@pytest.mark.parametrize(
+    ("trial", "words", "remedy"),
+    [
+        (
+            Trial.GOES_ON,
+            "0.1.5 is on trial here",
+            "nothing: it begins when that trial has ended",
+        ),
+        (
+            Trial.CALLED_OFF,
+            "the trial of 0.1.5 was called off: the node has to restart first",
+            "`reboot`; else it restarts by itself, a quarter of an hour after its start",
+        ),
+    ],
+)
+def test_what_somebody_has_begun_by_hand(trial: Trial, words: str, remedy: str) -> None:
+    found = waits(node=Node(ME, "thicket-standin", "0.1.5", epoch=1, trial=trial))
+    assert (found.words, found.remedy) == (words, remedy)
+
+
+def test_what_was_begun_with_an_offer_that_does_not_count_any_more() -> None:
+    own = entry(ME, State.WAITING)
+    journal = Journal(OFFER.identifier, "", "0.2.0", Phase.ARMED, "B")
+    found = told(own, here=Here(own.record, journal))
+    assert found.words == "it ends what it has begun with version 0.2.0"
+    assert found.remedy == "nothing: it goes on by itself"
 
 
 def test_bytes_rate_and_time_left() -> None:

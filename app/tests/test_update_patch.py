@@ -10,6 +10,7 @@ import signal
 import struct
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -208,6 +209,15 @@ def test_the_progress(one: Case) -> None:
     assert told == sorted(told)
     assert told[-1][0] == told[-1][1]
     assert 3 < len(told) <= 101
+
+
+def test_hash_trees_are_told_piece_by_piece(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verity, "_READ", 4 * BLOCK)
+    told: list[int] = []
+    apply(str(one.path), one.wanted, one.running, lambda done, _total: told.append(done))
+    steps = [then - now for now, then in pairwise(told)]
+    assert sum(step <= 8 * BLOCK for step in steps) > 10
+    assert told == sorted(told)
 
 
 # -- what is refused

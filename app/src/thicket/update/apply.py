@@ -226,11 +226,9 @@ def _fill(header: Header, frame: Memory, prefix: Memory, file: BufferedRandom, w
             # what is behind it moves to its place; it is short, as the trees lie near the end
             out.move(tree.at + tree.bytes, tree.at, made - tree.at)
             salt = bytes.fromhex(tree.salt)
-            out[tree.at : tree.at + tree.bytes] = verity.tree(
-                file, tree.size, salt, tree.start
-            ).blocks
+            found = verity.tree(file, tree.size, salt, tree.start, work.add)
+            out[tree.at : tree.at + tree.bytes] = found.blocks
             made += tree.bytes
-            work.add(tree.size)
         with memoryview(out) as view:
             if _digest(view, work) != header.sha256:
                 raise PatchError(

@@ -13,7 +13,7 @@ from thicket.base.units import size_text, time_text
 from thicket.update import show
 from thicket.update.journal import UNDER_WAY, Journal
 from thicket.update.progress import WHOLE, Progress, Stage, State, Work
-from thicket.update.rollout import Facts, closed, host, identifier, look, unfit
+from thicket.update.rollout import Facts, Trial, closed, host, identifier, look, unfit
 
 NOTHING: Final = "nothing: it goes on by itself"
 HARMLESS: Final = "nothing: a power cut harms nothing, it begins anew then"
@@ -176,11 +176,20 @@ def _done(record: Progress) -> tuple[str, str]:
 def _waiting(facts: Facts, here: Here, record: Progress, resume: str) -> tuple[str, str]:
     """Return why a node waits, and what a person can do."""
     plan, view = facts.offer.plan, look(facts)
-    if here.journal.offer != record.offer and here.journal.phase in UNDER_WAY:
+    if here.journal.phase in UNDER_WAY:
         version = here.journal.version
+        if here.journal.offer == record.offer:
+            return f"it ends what it has begun with version {version}", NOTHING
         return f"version {version} is under way here", f"nothing: it begins when {version} is done"
     if view.stopped:
         return record.why, f"offer another version, or {resume} goes on with this one"
+    if facts.node.trial is Trial.CALLED_OFF:
+        return (
+            record.why,
+            "`reboot`; else it restarts by itself, a quarter of an hour after its start",
+        )
+    if facts.node.trial is Trial.GOES_ON:
+        return record.why, "nothing: it begins when that trial has ended"
     if closed(plan, facts.minute):
         if facts.minute is None:
             clock = "give it the time (NTP, or a gateway that knows it)"
