@@ -487,12 +487,14 @@ async def test_the_card_is_not_read_for_each_percent(node: Node) -> None:
     """The slots are told anew when something may have happened to them."""
     async with node.running() as update:
         await node.until(lambda: node.slots.read().run is Run.WELL, "well")
-        for state, percent, news in (
-            ("checking", 0, True), ("checking", 40, False), ("checking", 100, False),
-            ("writing", 0, True), ("writing", 70, False), ("installed", 100, True),
+        boot, root = "Copying image to boot.1", "Copying image to root.1"
+        for state, percent, words, news in (
+            ("checking", 0, "", True), ("checking", 40, "", False), ("checking", 100, "", False),
+            ("writing", 0, "", True), ("writing", 60, boot, True), ("writing", 64, boot, False),
+            ("writing", 70, root, True), ("writing", 90, root, False), ("installed", 100, "", True),
         ):  # fmt: skip
             update._news.clear()
-            update.installer.progress = Progress(state, percent)
+            update.installer.progress = Progress(state, percent, words=words)
             update._installing()
             assert update._news.is_set() == news, (state, percent)
 

@@ -101,6 +101,8 @@ class Update:
         self._threads = threads.InTurn("update")
         #: Something was done to the slots that the status does not tell yet.
         self._news = asyncio.Event()
+        #: What an installation does: RAUC marks the slot in one of its steps.
+        self._step = "none", ""
 
     # -- requests
 
@@ -116,7 +118,8 @@ class Update:
     def _installing(self) -> None:
         assert self._installer is not None
         progress = self._installer.progress
-        if progress.state not in ("checking", "writing") or not progress.percent:
+        before, self._step = self._step, (progress.state, progress.words)
+        if self._step != before:
             self._news.set()
         for follow in self.followers:
             follow()
