@@ -32,6 +32,7 @@ from thicket.base.problems import Problems
 from thicket.cli import update as command
 from thicket.cli.common import OK, USAGE
 from thicket.cli.main import main
+from thicket.control.client import ClientError
 from thicket.daemon import update_part
 from thicket.update import source as source_module
 from thicket.update import spread, web
@@ -803,3 +804,28 @@ def test_who_has_not_followed_an_order_is_told(
     assert "n-000000000004 and 2 more; " in said
     assert main(["update", "order", "pause"]) == OK
     assert "yet" not in capsys.readouterr().out
+
+
+def test_a_node_that_is_not_in_its_fleet_yet_tells_its_slots(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on trial, before it has joined."""
+    slot = {"state": "untried", "runs": True, "trial": True, "version": "2.0", "why": ""}
+    failed = "not-joined"
+
+    def request(_socket: str, method: str, *_a: object, **_k: object) -> dict[str, object]:
+        if method == "update-status":
+            raise ClientError(failed, "the node has not joined the mesh yet: so")
+        return {"slots": [{"name": "B", **slot}], "installation": None}
+
+    monkeypatch.setattr(command, "request", request)
+    assert main(["update", "status"]) != OK
+    said = capsys.readouterr()
+    assert said.out == "slot B: untried, runs, on trial, version 2.0\n"
+    assert "the node has not joined the mesh yet: so" in said.err
+    # Programs get what they asked for, or nothing.
+    assert main(["update", "status", "--json"]) != OK
+    assert capsys.readouterr().out == ""
+    failed = "unreachable"
+    assert main(["update", "status"]) != OK
+    assert capsys.readouterr().out == ""

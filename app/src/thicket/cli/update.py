@@ -22,6 +22,8 @@ _LOOK = 0.5
 #: Seconds that the daemon may take for an answer, and for taking large files.
 _ANSWER = 35.0
 _LONG = 900.0
+#: Codes of errors of a node that is not in its fleet yet, as after a restart into a trial.
+_ALONE = frozenset(("not-joined", "no-fleet"))
 #: Nodes that have not followed an order yet and are named.
 _NAMED = 5
 #: Bytes of a signed order that are read.
@@ -142,22 +144,32 @@ def _restart(restart: bool) -> int:
 
 
 def _status(control: str, *, as_json: bool) -> int:
-    answer = request(control, "update-status", {}, timeout=_ANSWER)
+    try:
+        answer = request(control, "update-status", {}, timeout=_ANSWER)
+    except ClientError as error:
+        if error.code in _ALONE and not as_json:
+            _print_own(request(control, "status", {}, timeout=_ANSWER))
+        raise
     if as_json:
         print(json.dumps({key: value for key, value in answer.items() if key != "tables"}))
         return OK
-    for slot in answer["slots"]:
-        print(f"slot {slot_line(slot)}")
-    installation = answer["installation"]
-    if installation is not None and installation["state"] != "none":
-        state = "" if installation["state"] == "checking" else f"{installation['state']}: "
-        print(f"installation: {state}{text(installation)}")
+    _print_own(answer)
     for one, table in zip([answer, *answer["others"]], answer["tables"], strict=True):
         print("\n".join(["", *shown(one["spread"], one["rollout"]["mine"])]))
         if table["rows"]:
             print()
             _print_table(table)
     return OK
+
+
+def _print_own(answer: dict[str, Any]) -> None:
+    """Print what a node knows without the others: its slots, and how an installation goes."""
+    for slot in answer["slots"]:
+        print(f"slot {slot_line(slot)}", flush=True)
+    installation = answer["installation"]
+    if installation is not None and installation["state"] != "none":
+        state = "" if installation["state"] == "checking" else f"{installation['state']}: "
+        print(f"installation: {state}{text(installation)}", flush=True)
 
 
 def slot_line(slot: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from thicket.base.threads import finish
 
 #: Seconds within which nodes that are connected say that they follow an order.
 FOLLOWED = 10.0
+NOT_JOINED = "the node has not joined the mesh yet: `thicket status` says how far it is"
 #: Orders about a rollout, see :mod:`thicket.update.rollout`.
 ORDERS = ("pause", "resume", "abort", "back")
 
@@ -75,7 +76,7 @@ class Commands:
     def _joined(self) -> tuple[ClusterPart, ClusterSession]:
         live = self._daemon.live
         if live is None or live.cluster.session is None:
-            raise RequestError("not-joined", "the node has not joined the mesh yet")
+            raise RequestError("not-joined", NOT_JOINED)
         return live.cluster, live.cluster.session
 
     async def _on_status(self, params: dict[str, Any]) -> Any:
@@ -181,7 +182,7 @@ class Commands:
     async def _on_passphrase(self, params: dict[str, Any]) -> Any:
         passphrase = self._joined()[1].passphrase
         if passphrase is None:
-            raise RequestError("not-joined", "the node has not joined the mesh yet")
+            raise RequestError("not-joined", NOT_JOINED)
         return await passphrase.request(params)
 
     def _update(self) -> Update:
