@@ -303,9 +303,10 @@ async def test_a_damaged_file_is_not_started(device: Device) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("squashfs", "it does not begin with a squashfs"),
+        ("squashfs", "the file of an application is needed"),
         ("contents", "the contents are not those that were signed; copy it again"),
-        ("signature", "signed|cut off"), ("size", "cut off, or with something behind its end"),
+        ("signature", "signed|cut off|a damaged file"),
+        ("size", "cut off, or with something behind its end"),
         ("cut", "cut off"), ("more", "cut off, or with something behind its end"),
         ("unreadable", r"cannot be read to its end \(Input/output error\): what it is on fails"),
         ("changing", "was changed while it was read"),

@@ -28,7 +28,7 @@ def locate(name: str, cache: Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir():
+    if path.is_dir() and name not in boards.names():
         raise FlashError(
             f"{name} is a folder: a release is named by its path (./{name}), a card image by its "
             f"own ({path / 'card.img'}), or give a board ({', '.join(boards.names())})"

@@ -116,7 +116,7 @@ class Cast(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes, about."""
-        words = len(self.origin) + len(self.scope) + len(self.group)
+        words = len(self.origin.encode()) + len(self.scope.encode()) + len(self.group)
         return _AROUND + words + len(self.body) + EACH_TARGET * len(self.targets)
 
 
