@@ -189,7 +189,7 @@ async def test_one_that_ignores_the_request_to_end(
 
 @pytest.mark.parametrize(
     ("comment", "stop", "words"),
-    [("", True, "and does nothing"), ("# spins", False, "of 0 s of work")],
+    [("", True, "and does nothing"), ("# spins", False, r"of \d+ s of work")],
     ids=["stopped", "in a loop"],
 )
 async def test_one_that_hangs_is_noticed(
