@@ -78,14 +78,12 @@ class Part:
         return not self.fault and not self.count("failed")
 
 
-def workers(part: str) -> int:
-    """Return how many tests of a part run at a time.
+def workers() -> int:
+    """Return how many unit tests, or meshes, run at a time.
 
-    All wait for a part of their time: with more than there are cores, these are busy. Those on
-    running nodes wait for most of it: for what takes a node a while, for a place for their mesh.
+    Both wait for a part of their time: with more than there are cores, these are busy.
     """
-    cores = len(os.sched_getaffinity(0))
-    return 5 * cores // 2 if part == "mesh" else 2 * cores
+    return 2 * len(os.sched_getaffinity(0))
 
 
 # -- reading what was written
@@ -226,10 +224,10 @@ def pytest_words(part: str, tests: Sequence[str], options: Sequence[str]) -> lis
     """Return the arguments of pytest for the part ``unit``, ``mesh`` or ``soak``."""
     marks = {"unit": "not lab", "mesh": "lab", SOAK: SOAK}
     if part == "unit":
-        words = ["-q", "-n", str(workers(part)), "--dist", "worksteal"]
+        words = ["-q", "-n", str(workers()), "--dist", "worksteal"]
     else:
         # One line for each test: it takes seconds, of which a dot would say little.
-        words = ["-v", "-n", str(workers(part)), "--dist", "loadgroup"]
+        words = ["-v", "-n", str(workers()), "--dist", "loadgroup"]
     words += ["-m", marks[part]]
     if part != "unit" and not tests:
         tests = ["tests/mesh", "tests/firmware", *(["app/tests"] if part == SOAK else [])]
@@ -349,7 +347,7 @@ def one_core() -> Iterator[None]:
 @contextlib.contextmanager
 def second_copy() -> Iterator[None]:
     """Run the unit tests over and over beside the tests."""
-    words = ["-m", "not lab", "-q", "-n", str(workers("unit")), "-p", "no:cacheprovider"]
+    words = ["-m", "not lab", "-q", "-n", str(workers()), "-p", "no:cacheprovider"]
     with _over_and_over(
         lambda: subprocess.Popen(
             tied([sys.executable, "-m", "pytest", *words]),

@@ -83,7 +83,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lint.chmod(0o755)
     monkeypatch.setattr(run, "TOP", tmp_path)
     monkeypatch.setenv("THICKET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(run, "workers", lambda part: 0)
+    monkeypatch.setattr(run, "workers", lambda: 0)
     for name in ("TESTS", "PYTEST", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
     # Loading the others takes a second each time.
@@ -171,14 +171,14 @@ def test_a_file_that_cannot_be_imported_is_a_failure_with_its_name(tree: Path) -
 def test_a_test_that_ends_its_process_is_a_failure(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "workers", lambda part: 1)
+    monkeypatch.setattr(run, "workers", lambda: 1)
     (tree / "tests" / "test_some.py").write_text("import os\ndef test_dies(): os._exit(7)\n")
     (unit,) = parts(tree, ["unit"])
     assert outcomes(unit) == {"tests/test_some.py::test_dies": "failed"}
 
 
 def test_a_group_is_no_part_of_a_tests_name(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "workers", lambda part: 1)
+    monkeypatch.setattr(run, "workers", lambda: 1)
     (mesh,) = parts(tree, ["mesh"], "tests")
     assert outcomes(mesh) == {"tests/test_some.py::test_of_a_mesh": "passed"}
 
@@ -219,7 +219,7 @@ def test_ctrl_c_ends_it_with_a_report_of_what_there_was(tree: Path, words: list[
         f"import sys; sys.argv={['run.py', *words]!r}; import runpy\n"
         f"module = runpy.run_path({str(RUN)!r})\n"
         f"module['main'].__globals__['TOP'] = __import__('pathlib').Path({str(tree)!r})\n"
-        "module['main'].__globals__['workers'] = lambda part: 0\n"
+        "module['main'].__globals__['workers'] = lambda: 0\n"
         "sys.exit(module['main']())\n"
     )
     running = subprocess.Popen(

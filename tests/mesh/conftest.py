@@ -11,7 +11,7 @@ and its chips as they were. What else a test changes it puts back itself, or say
 ``nodes.unfit`` that it cannot. The directory with all logs stays afterwards:
 ``$THICKET_CACHE/labs/test-<mesh>``, with ``-2`` and so on where the mesh had to be made anew.
 
-``pytest -m lab -n 5 --dist loadgroup tests/mesh`` runs several meshes at a time; one that finds no
+``pytest -m lab -n 4 --dist loadgroup tests/mesh`` runs several meshes at a time; one that finds no
 room for its nodes waits for the others.
 """
 
@@ -81,12 +81,16 @@ def rogues_are_out(lab: Lab) -> bool:
     return members(lab, "n1", "n2") and lab.state.peers("n3") >= {"n1", "n2"}
 
 
-# In the order in which they begin: two at once, the others while single machines run, as
-# ``in_turns`` says. Of the orders tried on the durations that were seen, and on such a third
-# shorter or longer, this one ended early.
+# In the order in which they begin. One that needs more places than are free makes those behind it
+# wait, so the two largest are first and last. Between them, those whose tests take long come first.
+# The first two begin before the single machines do, the others when most of these have run.
 MESHES = {
     mesh.name: mesh
     for mesh in (
+        Mesh(
+            "grid",
+            LabSpec(topology.make("grid", int(os.environ.get("THICKET_FLEET", "8")))),
+        ),
         # Devices with cards, and with RAUC: they take updates. What a node sends it sends slowly.
         Mesh(
             "updates",
@@ -98,12 +102,6 @@ MESHES = {
             ),
         ),
         Mesh("full", LabSpec(topology.make("full", 4))),
-        # n2 is a Raspberry Pi 3 B. It has no chip, and is enrolled over its console.
-        Mesh(
-            "pi",
-            LabSpec(topology.make("full", 2)),
-            others={"n2": Kind(IMAGE if IMAGE == "rpi64" else "standin-rpi64", "raspi3b")},
-        ),
         Mesh("line", LabSpec(topology.make("line", 3))),
         Mesh(
             # n3 has a wrong passphrase; who is refused is shunned for an hour.
@@ -139,6 +137,14 @@ MESHES = {
             ),
             applications=(READINGS,),
         ),
+        # n2 is a Raspberry Pi 3 B. It has no chip, and is enrolled over its console.
+        Mesh(
+            "pi",
+            LabSpec(topology.make("full", 2)),
+            others={"n2": Kind(IMAGE if IMAGE == "rpi64" else "standin-rpi64", "raspi3b")},
+        ),
+        # The chips of an open mesh are blank.
+        Mesh("open", LabSpec(topology.make("full", 2), security="open")),
         Mesh(
             # n3 has the mesh's passphrase and the cluster's cookie, but shows no certificate; n4
             # has no passphrase and calls its mesh by the same name.
@@ -179,22 +185,8 @@ MESHES = {
             ),
             ready=misfits_are_out,
         ),
-        Mesh(
-            "grid",
-            LabSpec(topology.make("grid", int(os.environ.get("THICKET_FLEET", "8")))),
-        ),
-        # The chips of an open mesh are blank.
-        Mesh("open", LabSpec(topology.make("full", 2), security="open")),
     )
 }
-
-
-AT_ONCE = 2
-"""How many meshes begin at once."""
-LAST_AT = 0.8
-"""The share of the single machines that have begun when the last mesh does."""
-LONG = ("test_raspi3b_usb", "test_raspi", "test_install", "test_app_card", "test_card")
-"""The modules of single machines whose tests take long, which begin first."""
 
 
 # --- tests --------------------------------------------------------------------------------------
@@ -214,7 +206,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say what is the same for all tests here, and put them in the order of ``in_turns``."""
+    """Say what is the same for all tests here, and put them in the order of their meshes."""
+
+    def turn(mesh: Mesh | None) -> int:
+        # Single machines, which take no place, run beside the first two meshes.
+        return 3 if mesh is None else 2 * list(MESHES).index(mesh.name)
+
     for item in items:
         if HERE not in item.path.parents:
             continue
@@ -227,31 +224,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         loop = "module" if mesh is None else "session"
         item.add_marker(pytest.mark.asyncio(loop_scope=loop), append=False)
         item.add_marker(pytest.mark.timeout(1800 if mesh is None else TIMEOUT, func_only=True))
-    in_turns(items)
-
-
-def in_turns(items: list[pytest.Item]) -> None:
-    """Put tests in an order in which all workers have something to do to the end.
-
-    A mesh that finds no places keeps its worker waiting, and single machines take none: so meshes
-    begin one by one between these, instead of all behind them.
-    """
-
-    def group(item: pytest.Item) -> str:
-        mark = item.get_closest_marker("xdist_group")
-        return item.nodeid if mark is None else str(mark.args[0])
-
-    def long(item: pytest.Item) -> int:
-        stem = item.path.stem
-        return LONG.index(stem) if stem in LONG else len(LONG)
-
-    booting = sorted((item for item in items if item.get_closest_marker("lab")), key=long)
-    alone = dict.fromkeys(group(item) for item in booting if mesh_of(item) is None)
-    turns = {name: (number / len(alone), len(MESHES)) for number, name in enumerate(alone)}
-    for number, name in enumerate(MESHES):
-        share = max(0, number + 1 - AT_ONCE) / (len(MESHES) - AT_ONCE) * LAST_AT
-        turns[name] = (share, number)
-    items.sort(key=lambda item: turns.get(group(item), (0, 0)))
+    items.sort(key=lambda item: turn(mesh_of(item)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
