@@ -323,7 +323,8 @@ def test_whatever_the_others_say_there_is_an_answer_with_words(
     found = decide(seen)
     assert found.why or found.verdict in (Verdict.BEGIN, Verdict.DONE)
     lines = show.lines(seen)
-    assert show.from_document(json.loads(json.dumps(show.document(seen)))) == lines
+    sent = json.loads(json.dumps(show.document(seen)))["nodes"]
+    assert [show.Line(**one) for one in sent] == lines
     assert all(line.percent is None or 0 <= line.percent <= 100 for line in lines)
     assert show.headline(seen, lines)
     assert table(show.HEADS, show.rows(lines))

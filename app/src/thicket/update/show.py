@@ -218,14 +218,6 @@ def document(facts: Facts, mine: NamedTuple | None = None) -> dict[str, Any]:
     }
 
 
-def from_document(members: dict[str, Any]) -> list[Line]:
-    """Return the lines of a document that a node has sent, of whatever version."""
-    return [
-        Line(**{name: value for name, value in one.items() if name in Line._fields})
-        for one in members["nodes"]
-    ]
-
-
 def _offer(offer: Offer) -> dict[str, Any]:
     bundle = offer.bundle
     return {
