@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,40 @@ def test_an_image_that_is_there_gets_the_packages_that_it_needs(checkout: Path) 
         cache = str(checkout.parent / "cache")
         done = make(checkout, "qemu-mesh", IMAGE=image, THICKET_CACHE=cache, PATH=path)
         assert f"--no-install-recommends {needed} \n" in done.stderr
+
+
+PYTHON = """#!/bin/sh
+# Stands in for Python, venv and pip.
+case "$*" in
+    "-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+esac
+"""
+
+
+def test_environments_that_nobody_asks_for_go_after_a_month(checkout: Path) -> None:
+    python = checkout / "python3"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    cache = checkout.parent / "cache"
+
+    def environment(constraints: str) -> Path:
+        (checkout / "constraints.txt").write_text(constraints)
+        said = subprocess.run(
+            [checkout / "bin/host-setup", "python"],
+            env={**os.environ, "THICKET_CACHE": str(cache), "PYTHON": str(python)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return Path(said.stdout.strip()).parents[1]
+
+    first, second = environment("1"), environment("2")
+    long_ago = time.time() - 32 * 24 * 3600
+    for path in (first, second):
+        os.utime(path / ".complete", (long_ago, long_ago))
+    assert environment("1") == first, "which is asking for it"
+    third = environment("3")
+    assert names(cache / "python") == {".lock", first.name, third.name}
 
 
 def test_whatever_pip_takes_comes_by_its_hash() -> None:

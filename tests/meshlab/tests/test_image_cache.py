@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from host.errors import CancelledError
-from meshlab.image import cache as caches
 from meshlab.image.cache import Cache, Digest
 from meshlab.image.errors import ImageError
 
@@ -196,20 +197,98 @@ def test_waiting_can_be_seen_and_ended(tmp_path: Path) -> None:
     assert texts[0] == f"waiting for another build (process {process.pid})"
 
 
-def test_old_results_go_and_recent_ones_stay(tmp_path: Path) -> None:
+def fill(size: int) -> Callable[[Path], None]:
+    return lambda directory: (directory / "file").write_bytes(b"x" * size) and None
+
+
+def made_by_others(root: Path, *results: str, size: int = 1 << 20) -> None:
+    """Have results made, the first the longest ago, by a process that has ended."""
+    code = f"""if 1:
+        from pathlib import Path
+        from meshlab.image.cache import Cache
+        for name in {results!r}:
+            stage, key = name.split("/")
+            Cache(Path({str(root)!r})).obtain(
+                stage, key, lambda d: (d / "file").write_bytes(b"x" * {size}) and None)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+    long_ago = time.time() - 1000
+    for number, name in enumerate(results):
+        os.utime(root / name, (long_ago + number, long_ago + number))
+
+
+def names(cache: Cache) -> list[str]:
+    return [f"{stage}/{path.name}" for stage, path in cache.results()]
+
+
+def test_what_was_used_longest_ago_goes_when_all_takes_too_much(tmp_path: Path) -> None:
+    made_by_others(tmp_path, "kernel/k", *(f"card/{n}" for n in range(8)))
+    cache = Cache(tmp_path, budget=13 << 19)
+    assert cache.find("card", "0"), "being found counts as being used"
+    cache.obtain("card", "new", fill(1 << 20))
+    # The kernel is the oldest, but its stage takes least.
+    assert names(cache) == ["card/0", "card/5", "card/6", "card/7", "card/new", "kernel/k"]
+
+
+def test_some_stay_whatever_they_take(tmp_path: Path) -> None:
+    made_by_others(tmp_path, *(f"card/{n}" for n in range(5)))
+    cache = Cache(tmp_path, budget=0)
+    cache.obtain("other", "new", fill(1 << 20))
+    assert names(cache) == ["card/2", "card/3", "card/4", "other/new"]
+
+
+def test_what_a_process_uses_is_not_thrown_away(tmp_path: Path) -> None:
+    made_by_others(tmp_path, *(f"card/{n}" for n in range(6)))
+    code = """if 1:
+        import sys
+        from pathlib import Path
+        from meshlab.image.cache import Cache
+        assert Cache(Path(sys.argv[1])).find("card", "0")
+        print("found", flush=True)
+        sys.stdin.read()
+    """
+    user = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert user.stdout is not None and user.stdin is not None
+        assert user.stdout.readline() == b"found\n"
+        os.utime(tmp_path / "card/0", (1, 1))
+        cache = Cache(tmp_path, budget=0)
+        cache.obtain("other", "a", fill(1))
+        assert names(cache) == ["card/0", "card/3", "card/4", "card/5", "other/a"]
+    finally:
+        user.communicate(timeout=60)
+    cache.obtain("other", "b", fill(1))
+    assert names(cache) == ["card/3", "card/4", "card/5", "other/a", "other/b"]
+
+
+def test_a_stage_that_somebody_makes_is_left_alone(tmp_path: Path) -> None:
+    made_by_others(tmp_path, *(f"part/{n}" for n in range(6)))
+    builder = start(tmp_path, tmp_path / "go")
+    assert said(builder) == "half"
+    Cache(tmp_path, budget=0).obtain("other", "a", fill(1))
+    assert names(Cache(tmp_path)) == ["other/a", *(f"part/{n}" for n in range(6))]
+
+
+def test_a_full_disk_gets_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_by_others(tmp_path, "kernel/a", "kernel/b", *(f"card/{n}" for n in range(6)))
+    size = (10 << 20) + 4096
+
+    def usage(_: Path) -> Any:
+        taken = sum(path.stat().st_size for path in tmp_path.rglob("file"))
+        return shutil._ntuple_diskusage(size, taken, size - taken)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     cache = Cache(tmp_path)
-    long_ago = time.time() - caches.KEEP_SECONDS - 1000
-    for number in range(6):
-        path = cache.obtain("part", f"old{number}", lambda _: None)
-        os.utime(path, (long_ago + number, long_ago + number))
-    cache.obtain("part", "recent", lambda _: None)
-    cache.obtain("part", "new", lambda _: None)
-    # KEEP = 3: new, recent and the youngest old one
-    assert [p.name for _, p in cache.results()] == ["new", "old5", "recent"]
-    # being found counts as being used
-    os.utime(tmp_path / "part" / "recent", (long_ago, long_ago))
-    cache.find("part", "recent")
-    assert (tmp_path / "part" / "recent").stat().st_mtime > long_ago + 1000
+    cache.obtain("other", "small", fill(1), room=2 << 20)
+    assert len(names(cache)) == 9, "there was room"
+    cache.obtain("other", "larger", fill(1), room=4 << 20)
+    assert names(cache)[:4] == ["card/2", "card/3", "card/4", "card/5"]
+    with pytest.raises(ImageError, match=r"'other'.* needs 1 GiB .* Make room"):
+        cache.obtain("other", "huge", fill(1), room=1 << 30)
+    assert names(cache) == ["card/5", "kernel/b", "other/larger", "other/small"]
+    assert cache.find("card", "5"), "one of each stays"
 
 
 def test_forget(tmp_path: Path) -> None:

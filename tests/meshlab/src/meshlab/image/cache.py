@@ -10,6 +10,10 @@ Layout of ``<cache>/images``::
 
 A build that is killed leaves a directory in ``tmp`` and nothing else; the next one removes it. Two
 builds at once wait for each other per stage, and the second finds the first one's result.
+
+What was found or made is held (flock on its directory) until the process ends, so that nothing is
+thrown away under a running lab. The rest goes, what was used longest ago first, where the results
+take more than ``BUDGET`` or the disk is full.
 """
 
 from __future__ import annotations
@@ -29,10 +33,12 @@ from pathlib import Path
 from host.errors import CancelledError
 from meshlab.image.errors import ImageError
 
+BUDGET = 8 << 30
+"""Bytes on the disk that all results may take. A run of all tests makes 4 GiB."""
+ROOM = 1 << 30
+"""Bytes that making a result takes on the disk for a while, unless the stage says otherwise."""
 KEEP = 3
-"""Results of a stage that are kept however old they are."""
-KEEP_SECONDS = 2 * 24 * 3600
-"""Results used within this time are kept as well: another checkout or a lab may want them."""
+"""Results of a stage that are kept whatever they take, as long as the disk has room."""
 
 IGNORED = ("__pycache__", "*.pyc", "*.egg-info", ".*.swp", "*~", "*.o")
 """Patterns of file names that are no input of anything."""
@@ -92,8 +98,9 @@ def walk(root: Path) -> Iterator[Path]:
 class Cache:
     """The results under one directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, budget: int = BUDGET) -> None:
         self.root = root
+        self._budget = budget
         for name in ("tmp", "lock", "log"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
@@ -104,7 +111,7 @@ class Cache:
     def find(self, stage: str, key: str) -> Path | None:
         """Return the finished result, or ``None``; one that is found counts as just used."""
         path = self.root / stage / key
-        if not path.is_dir():
+        if not _hold(path):
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
@@ -116,19 +123,25 @@ class Cache:
         key: str,
         make: Callable[[Path], None],
         *,
+        room: int = ROOM,
         waiting: Callable[[str], None] = lambda text: None,
         cancelled: threading.Event | None = None,
     ) -> Path:
         """Return a result of a stage, made when there is none. Raises what ``make`` raises.
 
+        Results that nobody uses are thrown away where the disk has too little room for it.
+
         :param stage: The stage.
         :param key: The result's key.
         :param make: Fills an empty directory; the result appears only after it has returned.
+        :param room: How many bytes ``make`` takes on the disk for a while.
         :param waiting: Hears about another build that is at work.
+        :raises ImageError: when the disk has not so much room.
         """
         found = self.find(stage, key)
         if found:
             return found
+        self._make_room(room, stage)
         with self._locked(stage, waiting, cancelled):
             found = self.find(stage, key)
             if found:
@@ -145,11 +158,12 @@ class Cache:
                 target = self.root / stage / key
                 target.parent.mkdir(exist_ok=True)
                 work.rename(target)
+                _hold(target)
             except BaseException:
                 _remove(work)
                 raise
-            self._prune(stage, target)
-            return target
+        self._trim()
+        return target
 
     def results(self) -> list[tuple[str, Path]]:
         """Return all finished results as (stage, directory)."""
@@ -217,19 +231,106 @@ class Cache:
                     f"{path}, left by an interrupted build, cannot be removed: remove it by hand"
                 )
 
+    def _make_room(self, room: int, stage: str) -> None:
+        """Have so many bytes free for a stage: throw away results, down to one of each stage."""
+
+        def free() -> int:
+            return shutil.disk_usage(self.root).free
+
+        if free() < room:
+            self._give_up(lambda _: free() >= room, keep=1)
+        if free() < room:
+            raise ImageError(
+                f"making the stage '{stage}' of an image needs {room / (1 << 30):.0f} GiB for a "
+                f"while, and {self.root} has {free() / (1 << 30):.1f} GiB left, without what was "
+                "made before and is not in use. Make room, or set THICKET_CACHE to another place"
+            )
+
+    def _trim(self) -> None:
+        """Throw away results until the rest is within the budget."""
+        self._give_up(lambda taken: taken <= self._budget, keep=KEEP)
+
+    def _give_up(self, enough: Callable[[int], bool], *, keep: int) -> None:
+        """Throw away what was used longest ago of the stage that takes most, and so on.
+
+        So a kernel, which takes minutes to make, outlives the images with it, which take seconds.
+
+        :param enough: Tells whether that will do, by how many bytes all results take.
+        :param keep: How many results of each stage stay in any case.
+        """
+        sizes: dict[str, dict[Path, int]] = {}
+        for stage, path in self.results():
+            sizes.setdefault(stage, {})[path] = _size(path)
+        spare = {stage: sorted(paths, key=_used)[:-keep] for stage, paths in sizes.items()}
+        while not enough(sum(sum(paths.values()) for paths in sizes.values())):
+            stages = [stage for stage, paths in spare.items() if paths]
+            if not stages:
+                break
+            stage = max(stages, key=lambda stage: sum(sizes[stage].values()))
+            path = spare[stage].pop(0)
+            if self._throw_away(stage, path):
+                del sizes[stage][path]
+
+    def _throw_away(self, stage: str, path: Path) -> bool:
+        """Remove a finished result that nobody uses, and tell whether that was so."""
+        with contextlib.ExitStack() as stack:
+            try:
+                lock = stack.enter_context((self.root / "lock" / stage).open("a+"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, FileNotFoundError):
+                return False
+            self._discard(stage, path)
+            return True
+
     def _discard(self, stage: str, path: Path) -> None:
-        """Remove a finished result, whole or not at all."""
+        """Remove a finished result, whole or not at all. Called with the stage's lock held."""
         trash = self.root / "tmp" / f"{stage}.old.{path.name}"
         path.rename(trash)
         _remove(trash)
 
-    def _prune(self, stage: str, current: Path) -> None:
-        """Remove results that nobody has used for a while. Called with the stage's lock held."""
-        others = [path for path in current.parent.iterdir() if path != current]
-        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in others[KEEP - 1 :]:
-            if time.time() - path.stat().st_mtime > KEEP_SECONDS:
-                self._discard(stage, path)
+
+_HELD: dict[Path, int] = {}
+"""Descriptors of the results that this process holds."""
+
+
+def _hold(path: Path) -> bool:
+    """Hold a result until the process ends, and tell whether it is there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    held = _HELD.get(path)
+    if held is not None and os.path.samestat(os.fstat(held), os.fstat(fd)):
+        os.close(fd)
+        return True
+    # It may have been thrown away between the two calls.
+    if not path.is_dir() or not os.path.samestat(path.stat(), os.fstat(fd)):
+        os.close(fd)
+        return False
+    _HELD[path] = fd
+    return True
+
+
+def _used(path: Path) -> float:
+    """Return when a result was used last; 0 for one that has gone meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0
+
+
+def _size(path: Path) -> int:
+    """Return what a directory tree takes on the disk, in bytes; what has gone counts nothing."""
+    total = 0
+    for directory, names, files in os.walk(path):
+        for name in (*names, *files):
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(Path(directory, name)).st_blocks * 512
+    return total
 
 
 def _remove(path: Path) -> None:

@@ -28,6 +28,7 @@ from firmware.build import changed
 from host.errors import CancelledError
 from host.progress import Progress, Report, reporter
 from host.run import Runner
+from meshlab.image import cache as caches
 from meshlab.image import debian, host, kernel, rootfs, userland
 from meshlab.image import tree as trees
 from meshlab.image.architecture import NATIVE
@@ -56,6 +57,9 @@ LAB_RECIPE = "5"
 """The same for what the last stage alone does."""
 
 STAGES = ("source", "kernel", "userland", "python", "relay", "lab")
+
+ROOM = {"kernel": 3 << 30}
+"""Bytes that a stage takes on the disk for a while, where that is more than ``cache.ROOM``."""
 
 NICE = 10
 """Niceness of the programs that make an image, as QEMU's: nodes that run keep their processor."""
@@ -130,7 +134,12 @@ class Builder:
 
         try:
             return self.cache.obtain(
-                name, key, run, waiting=stage.doing, cancelled=self.runner.cancelled
+                name,
+                key,
+                run,
+                room=ROOM.get(name, caches.ROOM),
+                waiting=stage.doing,
+                cancelled=self.runner.cancelled,
             )
         finally:
             stage.ended()

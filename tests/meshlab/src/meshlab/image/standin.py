@@ -170,7 +170,7 @@ def build(
             elif path.name not in KEPT:
                 path.unlink()
 
-    return kept.obtain("standin", made_of.key(), make)
+    return kept.obtain("standin", made_of.key(), make, room=2 << 30)
 
 
 def bundle(
