@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import io
 import os
 import shutil
@@ -26,11 +27,13 @@ from thicket.applications import app_file, app_state, installed, service
 from thicket.applications.api import Application
 from thicket.applications.app_file import AppError
 from thicket.applications.fit import Place
-from thicket.applications.installed import Installed
+from thicket.applications.installed import Follow, Installed
 from thicket.applications.service import Applications
 from thicket.base.errors import ThicketError
+from thicket.base.headway import Headway
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
+from thicket.daemon import installed_part
 from thicket.daemon.installed_part import InstalledPart
 from thicket.distribution import Node
 from thicket.trust.update_signer import SignerRefusedError, signer_name
@@ -566,3 +569,54 @@ async def test_a_power_cut_leaves_either_version(device: Device) -> None:
         (folder / "apps/lamp" / name).write_bytes(data)
         async with device.on():
             assert await device.version() == expected
+
+
+async def test_how_far_an_installation_is(device: Device) -> None:
+    """Bytes as they are on the card: of the check of what has come, and of the copy."""
+    size = (2 << 20) + 4097
+    noise = hashlib.shake_128(b"lamp").hexdigest(size)
+    path = packed(device.folder, lamp("1.0") | {"lamp_app/noise.txt": noise})
+    told: list[Headway] = []
+    async with device.on():
+        await device.apps.judge(str(path), "lamp", told.append)
+        contents = app_file.read(io.BytesIO(path.read_bytes())).about.size
+        assert contents > size
+        assert {one[:1] + one[2:4] for one in told} == {("checking", "", path.name)}
+        assert told[0].done is None
+        parts = [one.done or 0 for one in told[1:]]
+        assert parts == sorted(set(parts))
+        assert len(parts) > 2
+        assert parts[-1] == contents == told[-1].size
+        assert [one.percent for one in told[1:]] == [100 * part // contents for part in parts]
+        told.clear()
+        await device.apps.install(str(path), told.append)
+        assert {one[:1] + one[2:4] for one in told} == {("writing", "", path.name)}
+        assert told[-1][4:6] == (path.stat().st_size,) * 2
+        assert len(told) > 3
+
+
+async def test_a_person_who_waits_is_told_how_far_it_is(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(one(device))
+    going = Headway("writing", 50, "", "lamp.app", 1, 2)
+    goes_on = asyncio.Event()
+
+    async def install(_path: str, follow: Follow, *, again: bool) -> dict[str, Any]:
+        follow(going)
+        await goes_on.wait()
+        return {"again": again}
+
+    monkeypatch.setattr(installed_part, "PATIENCE", 0.01)
+    async with device.on():
+        part = InstalledPart(cast(Any, None))
+        part._installed, part._loading = device.apps, asyncio.create_task(asyncio.sleep(0))
+        monkeypatch.setattr(device.apps, "install", install)
+        answer = await part.install(path, again=True)
+        while answer == {"pending": Headway()._asdict()}:
+            answer = await part.result()
+        assert answer == {"pending": going._asdict()}
+        goes_on.set()
+        while "pending" in answer:
+            answer = await part.result()
+        assert answer == {"again": True}

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thicket.base.errors import RequestError, ThicketError
+from thicket.base.headway import Headway
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
@@ -28,7 +29,6 @@ from thicket.device.boot_slots import Slots
 from thicket.update import epoch as epochs
 from thicket.update import health, kept, service
 from thicket.update.health import Abilities
-from thicket.update.install import Progress
 from thicket.update.kept import Content, Kept
 from thicket.update.section import UpdateSection
 from thicket.update.service import Update
@@ -480,6 +480,7 @@ async def test_an_installation_is_told(node: Node) -> None:
         assert update.installation() == {
             "state": "failed", "percent": 0, "version": "",
             "words": "/data/none.raucb: No such file or directory",
+            "done": None, "size": None, "rate": None, "left": None,
         }  # fmt: skip
 
 
@@ -494,7 +495,7 @@ async def test_the_card_is_not_read_for_each_percent(node: Node) -> None:
             ("writing", 70, root, True), ("writing", 90, root, False), ("installed", 100, "", True),
         ):  # fmt: skip
             update._news.clear()
-            update.installer.progress = Progress(state, percent, words=words)
+            update.installer.progress = Headway(state, percent, words=words)
             update._installing()
             assert update._news.is_set() == news, (state, percent)
 

@@ -21,8 +21,9 @@ from test_fleet_links import FLEET, Policy, a_node, credentials
 from test_update_exchange import BASE, SMALL, described, folder_of
 
 from thicket.applications.app_file import AppError
-from thicket.applications.installed import Current
+from thicket.applications.installed import Current, Follow
 from thicket.base.errors import CodedError, RequestError
+from thicket.base.headway import Headway
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.schema import Settings
@@ -62,7 +63,7 @@ class Installer:
     """Stands in for RAUC and the card."""
 
     def __init__(self, slots: Slots) -> None:
-        self.progress = SimpleNamespace(state="writing", percent=50)
+        self.progress = Headway("writing", 50)
         self.installed: list[str] = []
         self.fault: CodedError | None = None
         self._slots = slots
@@ -155,6 +156,9 @@ class Apps:
         self.fault: AppError | None = None
         self.folder = ""
         self.installs = 0
+        self.judges = asyncio.Event()
+        self.judged = asyncio.Event()
+        self.judged.set()
         self.writes = asyncio.Event()
         self.written = asyncio.Event()
         self.written.set()
@@ -171,15 +175,19 @@ class Apps:
     async def service(self) -> Apps:
         return self
 
-    async def judge(self, path: str, name: str) -> None:
+    async def judge(self, path: str, name: str, follow: Follow) -> None:
         assert Path(path).read_bytes() == BUNDLE
         assert name == "readings"
+        follow(Headway("checking", 40, "", "", 4 << 20, 10 << 20))
+        self.judges.set()
         await asyncio.sleep(0.1)  # some steps meanwhile
+        await self.judged.wait()
         if self.fault is not None:
             raise self.fault
 
-    async def take(self, path: str) -> None:
+    async def take(self, path: str, follow: Follow) -> None:
         self.installs += 1
+        follow(Headway("writing", 30, "", "", 3 << 20, 10 << 20))
         self.writes.set()
         await self.written.wait()
         kept = Path(self.folder) / f"kept-{self.installs}"
@@ -643,12 +651,12 @@ async def test_it_is_told_that_the_bundle_is_checked_and_written(network: Networ
     install_at_once = host.installer.install
 
     async def install(path: str, *, again: bool, digest: str) -> Content:
-        host.installer.progress = SimpleNamespace(state="checking", percent=20)
+        host.installer.progress = Headway("checking", 20)
         for follow in host.followers:
             follow()
         await going.wait()
         going.clear()
-        host.installer.progress = SimpleNamespace(state="writing", percent=60)
+        host.installer.progress = Headway("writing", 60)
         for follow in host.followers:
             follow()
         await going.wait()
@@ -734,6 +742,38 @@ async def test_an_application_that_is_offered_is_tried_and_kept(network: Network
             one.part.give("back", "readings")
         with pytest.raises(RequestError, match="application 'x': offered are readings"):
             one.part.give("back", "x")
+
+
+@in_private_network
+async def test_an_application_tells_bytes_and_percent_as_an_image_does(network: Network) -> None:
+    root = network.folder()
+    host = Host(root / "node")
+    apps = host.apps
+    async with running(network, host) as one:
+
+        def told() -> tuple[str, str, str]:
+            rollout = one.part.status()["others"][0]["rollout"]
+            (row,) = one.part.tables()[1]["rows"]
+            return rollout["mine"]["words"], row[2], row[3]
+
+        apps.judged.clear()
+        apps.written.clear()
+        await one.part.offer(folder_of(root / "in", of_app(), SMALL), 20.0)
+        await asyncio.wait_for(apps.judges.wait(), 60)
+        await one.until(lambda: told()[1] == "checking 40 %", "the others are told")
+        words, _, bar = told()
+        assert words.startswith(
+            "it compares the whole file with what was signed: 4.0 MiB of 10.0 MiB"
+        )
+        assert bar == "[####      ]  40 %"
+        apps.judged.set()
+        await asyncio.wait_for(apps.writes.wait(), 60)
+        await one.until(lambda: told()[1] == "installing 30 %", "the others are told")
+        words, _, bar = told()
+        assert words.startswith("it puts the application into place: 3.0 MiB of 10.0 MiB")
+        assert bar == "[#####     ]  52 %"
+        apps.written.set()
+        await one.until(lambda: one.part.lanes[APP].rollout.journal.phase is Phase.TRIAL, "trial")
 
 
 @in_private_network

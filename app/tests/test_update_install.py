@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 
 from authority.chip import DeskChip
 from authority.signing import sign_revocations
+from thicket.base.headway import Headway
 from thicket.base.paths import Paths
+from thicket.cli import bar
 from thicket.cli import update as command
 from thicket.cli.common import UsageError
 from thicket.config.schema import Settings
@@ -39,7 +41,7 @@ from thicket.trust.update_signer import SignerRefusedError
 from thicket.update import bundle, check, epoch, image, install, kept, leftovers, terms
 from thicket.update.bundle import UnsignedError
 from thicket.update.errors import BundleError
-from thicket.update.install import Installer, Progress
+from thicket.update.install import Installer
 from thicket.update.judge import InstallError, Terms, judge
 from thicket.update.kept import Content, Kept
 from thicket.update.manifest import MAX_EPOCH
@@ -458,21 +460,29 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("progress", "expected"),
+    ("headway", "expected"),
     [
-        (Progress("checking", 0, "", "new.raucb"), "checking new.raucb"),
+        (Headway("checking", 0, "", "new.raucb"), "checking new.raucb"),
         (
-            Progress("checking", 45, "0.1.0", install.EVERY_BYTE),
+            Headway("checking", 45, "0.1.0", install.EVERY_BYTE),
             "[#########...........]  45 %  checking every byte of it",
         ),
         (
-            Progress("writing", 99, "0.1.0", "Copying image to rootfs.1"),
+            Headway("writing", 99, "0.1.0", "Copying image to rootfs.1"),
             "[###################.]  99 %  Copying image to rootfs.1",
+        ),
+        (
+            Headway("writing", 25, "", "lamp.app", 10 << 20, 40 << 20, 1 << 20, 30),
+            "[#####...............]  25 %  lamp.app: 10.0 MiB of 40.0 MiB, 1.0 MiB/s, 30 s left",
+        ),
+        (
+            Headway("failed", 25, "0.1.0", "it is damaged"),
+            "[#####...............]  25 %  it is damaged",
         ),
     ],
 )
-def test_how_an_installation_goes_in_one_line(progress: Progress, expected: str) -> None:
-    assert command.text(progress._asdict()) == expected
+def test_how_an_installation_goes_in_one_line(headway: Headway, expected: str) -> None:
+    assert bar.text(headway._asdict()) == expected
 
 
 def test_an_address_is_no_file() -> None:
@@ -511,7 +521,7 @@ class Rauc:
         self.bundle = node.path / "new.raucb"
         self.bundle.write_bytes(signed())
         self.pid = node.path / "pid"
-        self.seen: list[Progress] = []
+        self.seen: list[Headway] = []
         self.terms = GOOD
         monkeypatch.setattr(install, "_PATH", f"{node.path}/bin:/usr/bin:/bin")
         monkeypatch.setattr(install, "PROGRAM", f"{node.path}/bin/rauc")
@@ -574,16 +584,17 @@ class TestInstaller:
         manifest = read(signed()).manifest
         assert content == kept.content_of(manifest)
         assert content.root == manifest.root == "5a" * 32
-        assert rauc.installer.progress == Progress(
+        assert rauc.installer.progress == Headway(
             "installed", 100, "0.1.0", "slot B: the next start tries it"
         )
         assert [p.percent for p in rauc.seen if p.state == "writing"] == [0, 0, 0, 44, 99, 100]
-        assert Progress("writing", 44, "0.1.0", "Copying image to boot.1") in rauc.seen
+        assert Headway("writing", 44, "0.1.0", "Copying image to boot.1") in rauc.seen
+        whole = read(signed()).contents
         assert [p for p in rauc.seen if p.state == "checking"] == [
-            Progress("checking", 0, "", "new.raucb"),
-            Progress("checking", 0, "0.1.0", "its signature"),
-            Progress("checking", 0, "0.1.0", "every byte of it"),
-            Progress("checking", 100, "0.1.0", "every byte of it"),
+            Headway("checking", 0, "", "new.raucb"),
+            Headway("checking", 0, "0.1.0", "its signature"),
+            Headway("checking", 0, "0.1.0", "every byte of it"),
+            Headway("checking", 100, "0.1.0", "every byte of it", whole, whole),
         ]
         assert kept.load(rauc.node.paths).slots == {B: content}
 

@@ -28,6 +28,7 @@ from private_network import until
 from test_fleet_links import FLEET
 from test_update_exchange import BASE, SMALL, an_offer, described, signed
 
+from thicket.base.headway import Headway
 from thicket.base.problems import Problems
 from thicket.cli import update as command
 from thicket.cli.common import OK, USAGE
@@ -37,7 +38,6 @@ from thicket.daemon import update_part
 from thicket.update import source as source_module
 from thicket.update import spread, web
 from thicket.update.carrier import GIVEN, QUEUED, UNWRITTEN, Carrier, Download
-from thicket.update.install import Progress
 from thicket.update.messages import Data, Get, Message, No, Piece
 from thicket.update.mine import Mine
 from thicket.update.offer import CHUNK, Offer, Patch, check_offer
@@ -753,12 +753,12 @@ def test_a_bar_without_a_terminal_has_no_control_codes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     going = [
-        Progress("checking", words="new.raucb"),
-        Progress("checking", 50, "2.0", "the whole bundle"),
-        Progress("writing", 0, "2.0"),
-        Progress("writing", 0, "2.0"),
-        Progress("writing", 40, "2.0", "Copying image to root.1"),
-        Progress("installed", 100, "2.0", "slot B: the next start tries it"),
+        Headway("checking", words="new.raucb"),
+        Headway("checking", 50, "2.0", "the whole bundle"),
+        Headway("writing", 0, "2.0"),
+        Headway("writing", 0, "2.0"),
+        Headway("writing", 40, "2.0", "Copying image to root.1"),
+        Headway("installed", 100, "2.0", "slot B: the next start tries it"),
     ]
     told = iter(going)
     monkeypatch.setattr(

@@ -19,6 +19,7 @@ from hashlib import sha256
 from typing import BinaryIO, NamedTuple
 
 from thicket.base.errors import CodedError
+from thicket.base.headway import Tally, Tell
 from thicket.trust import cms, kinds, signed_file
 from thicket.trust.cms import CmsError, Message
 from thicket.trust.fleet import Fleet
@@ -181,16 +182,18 @@ def check_signer(
     return name
 
 
-def check_contents(file: BinaryIO, about: About) -> None:
+def check_contents(file: BinaryIO, about: About, tell: Tell = lambda _done, _total: None) -> None:
     """Compare every byte of the contents with the signed hash.
 
+    :param tell: called for every percent.
     :raises AppError: they differ.
     """
-    made, left = sha256(), about.size
+    made, left, work = sha256(), about.size, Tally(about.size, tell)
     file.seek(0)
     while left and (data := file.read(min(_PIECE, left))):
         made.update(data)
         left -= len(data)
+        work.add(len(data))
     if made.digest() != about.sha256:
         raise AppError("damaged", f"the contents are not those that were signed; {_AGAIN}")
 

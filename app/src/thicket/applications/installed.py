@@ -38,6 +38,7 @@ from thicket.base.files import (
     own_folder,
     sync_folder,
 )
+from thicket.base.headway import Gauge, Headway, Tally, Tell
 from thicket.base.pace import wait
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
@@ -64,6 +65,8 @@ _NEW = ".new"
 _PIECE = 1 << 20
 
 Factory = Callable[[], Any]
+Follow = Callable[[Headway], object]
+"""Called in the event loop with how far an installation, or the checking before it, is."""
 
 
 class Loaded(NamedTuple):
@@ -262,14 +265,19 @@ class Installed:
 
     # -- requests
 
-    async def install(self, path: str, *, again: bool = False) -> dict[str, Any]:
+    async def install(
+        self, path: str, follow: Follow = lambda _: None, *, again: bool = False
+    ) -> dict[str, Any]:
         """Take a file, and start what is in it on trial; return its entry of :meth:`status`.
 
         :param again: also one that was left before, or an older one.
         :raises ThicketError: it is not for this node, or cannot be kept.
         """
         async with self._lock:
-            name, state = await self._do(lambda: self._take(path, again))
+            headway = Headway("writing", words=os.path.basename(path))
+            name, state = await self._followed(
+                lambda tell: self._take(path, again, tell), headway, follow
+            )
             self._states[name] = state
             await self._exchange(name)
             self._begun.set()
@@ -278,23 +286,24 @@ class Installed:
                 raise AppError("not-started", f"it is left: {state.left}")
             return self._entry(name, state)
 
-    async def judge(self, path: str, name: str) -> None:
+    async def judge(self, path: str, name: str, follow: Follow = lambda _: None) -> None:
         """Find out whether a file of an application may run here.
 
         :raises ThicketError: it may not, or is of another application.
         """
 
-        def work() -> None:
+        def work(tell: Tell) -> None:
             with _opened(path) as source:
                 found = app_file.read(source)
                 if found.about.name != name:
                     raise AppError("bad-file", f"it is of {found.about.name}, and not of {name}")
                 fit.check(found, self._place())
                 self._check_beside(found.about)
-                app_file.check_contents(source, found.about)
+                app_file.check_contents(source, found.about, tell)
 
+        headway = Headway("checking", words=os.path.basename(path))
         async with self._lock:
-            await self._do(work)
+            await self._followed(work, headway, follow)
 
     async def back(self, name: str) -> dict[str, Any]:
         """Put the version before into force, or the image's; return the entry of :meth:`status`.
@@ -350,7 +359,7 @@ class Installed:
 
     # -- taking a file
 
-    def _take(self, path: str, again: bool) -> tuple[str, State]:
+    def _take(self, path: str, again: bool, tell: Tell) -> tuple[str, State]:
         """Copy a file that may run here, and have it tried; return its name and the new state."""
         with _opened(path) as source:
             found = app_file.read(source)
@@ -363,7 +372,7 @@ class Installed:
             try:
                 self._make_room(about, os.fstat(source.fileno()).st_size)
                 own_folder(folder, 0o700)
-                _copy(source, f"{folder}/{_NEW}", found)
+                _copy(source, f"{folder}/{_NEW}", found, tell)
                 file = app_state.file_name(about)
                 os.replace(f"{folder}/{_NEW}", f"{folder}/{file}")
                 sync_folder(folder)
@@ -573,6 +582,27 @@ class Installed:
             if self.runner is not None:
                 await self.runner.put(name, found[name])
 
+    async def _followed(
+        self, work: Callable[[Tell], threads.T], headway: Headway, follow: Follow
+    ) -> threads.T:
+        """Do work, and tell how far it is.
+
+        :param headway: says what it is.
+        """
+        loop, gauge, waits = asyncio.get_running_loop(), Gauge(), True
+
+        def told(done: int, size: int) -> None:
+            if waits:
+                follow(gauge.measured(headway, done, size))
+
+        follow(headway)
+        try:
+            return await self._do(
+                lambda: work(lambda done, size: loop.call_soon_threadsafe(told, done, size))
+            )
+        finally:
+            waits = False
+
     async def _do(self, work: Callable[[], threads.T]) -> threads.T:
         try:
             return await self._threads.do(work, HANGS)
@@ -596,15 +626,18 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         raise AppError("no-file", f"{path}: {words}") from None
 
 
-def _copy(source: BinaryIO, path: str, found: AppFile) -> None:
+def _copy(source: BinaryIO, path: str, found: AppFile, tell: Tell) -> None:
     """Copy a file, and make sure that the copy is the one that was judged, as the disk has it."""
     discard(path)
+    work = Tally(source.seek(0, os.SEEK_END), tell)
     source.seek(0)
     with open(path, "x+b") as copy:
         os.fchmod(copy.fileno(), 0o600)
         for data in _pieces(source):
             copy.write(data)
-        copy.flush()
+            copy.flush()
+            os.fdatasync(copy.fileno())  # what is told is on the card
+            work.add(len(data))
         from_disk(copy.fileno())
         same = app_file.read(copy)
         if same.about != found.about or same.message.packed() != found.message.packed():

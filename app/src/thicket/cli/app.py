@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from thicket.cli.bar import Bar
 from thicket.cli.common import BAD, OK, UsageError, speaking_of
 from thicket.cli.show import table
 from thicket.control.client import request
@@ -78,8 +79,13 @@ def _install(control: str, path: str, *, again: bool, wait: bool) -> int:
 def _asked(control: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
     """Ask for something, and wait until it is done, however slow the card is."""
     answer: dict[str, Any] = request(control, method, params, timeout=_ANSWER)
-    while answer.get("pending"):
-        answer = request(control, "app-result", {}, timeout=_ANSWER)
+    bar = Bar()
+    try:
+        while (headway := answer.get("pending")) is not None:
+            bar.show(headway)
+            answer = request(control, "app-result", {}, timeout=_ANSWER)
+    finally:
+        bar.clear()
     return answer
 
 

@@ -12,7 +12,7 @@ import time
 from typing import Any, BinaryIO
 
 from thicket.base.units import size_text
-from thicket.base.visible import redraw
+from thicket.cli.bar import Bar, text
 from thicket.cli.common import BAD, OK, UsageError, node_paths, speaking_of
 from thicket.cli.show import table as aligned
 from thicket.control.client import ClientError, request
@@ -94,33 +94,14 @@ def _install(control: str, path: str, *, again: bool, restart: bool) -> int:
 
 def _watch(control: str) -> dict[str, Any]:
     """Show how the installation goes until it ends; return the end."""
-    live = sys.stdout.isatty()
-    shown = ""
+    bar = Bar()
     while True:
         progress: dict[str, Any] = request(control, "update-progress", {}, timeout=_ANSWER)
         if progress["state"] in {"installed", "failed", "none"}:
-            if live:
-                redraw(sys.stdout)
+            bar.clear()
             return progress
-        line = text(progress)
-        if line != shown:
-            shown = line
-            if live:
-                redraw(sys.stdout, line[:79])
-            else:
-                print(line, flush=True)
+        bar.show(progress)
         time.sleep(_LOOK)
-
-
-def text(progress: dict[str, Any]) -> str:
-    """Return how an installation goes in one line."""
-    percent, words = progress["percent"], progress["words"] or progress["state"]
-    if progress["state"] == "checking":
-        words = f"checking {words}"
-        if not percent:
-            return words
-    done = percent * 20 // 100
-    return f"[{'#' * done}{'.' * (20 - done)}] {percent:3} %  {words}"
 
 
 def _back(control: str, *, restart: bool) -> int:

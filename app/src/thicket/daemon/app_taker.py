@@ -22,7 +22,7 @@ from thicket.update.journal import MOST_TRIES, Journal, Phase
 from thicket.update.progress import Stage, Work
 from thicket.update.rebuild import rebuild
 from thicket.update.rollout import Node, Trial
-from thicket.update.taker import MADE, Look, judge_fault, making, sweep
+from thicket.update.taker import MADE, Look, installing, judge_fault, making, sweep
 
 if TYPE_CHECKING:
     from thicket.applications.installed import Current
@@ -86,7 +86,7 @@ class AppTaker:
         await rebuild(path, made, offer.bundle, None, partial(making, follow))
         try:
             service = await self._installed.service()
-            await service.judge(made, self._name)
+            await service.judge(made, self._name, partial(installing, follow))
         except ThicketError:
             await self._do(lambda: remove(made))
             raise
@@ -96,7 +96,7 @@ class AppTaker:
         self, offer: Offer, journal: Journal, follow: Callable[[Work], None]
     ) -> Journal:
         try:
-            await self._installed.take(self._file(offer))
+            await self._installed.take(self._file(offer), partial(installing, follow))
         except ThicketError as error:
             judged = partial(judge_fault, self._file(offer), offer.bundle.sha256, error)
             raise await self._do(judged) from None

@@ -271,7 +271,7 @@ class Commands:
 
     async def _on_app_install(self, params: dict[str, Any]) -> Any:
         path, again = _path_of(params, "app-install"), params.get("again") is True
-        return await self._live().installed.ask(lambda apps: apps.install(path, again=again))
+        return await self._live().installed.install(path, again=again)
 
     async def _on_app_list(self, params: dict[str, Any]) -> Any:
         return {"installed": self._live().installed.status()}

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import thicket
 from thicket.base.errors import RequestError
+from thicket.base.headway import Headway
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from thicket.applications.fit import Place
-    from thicket.applications.installed import Current, Installed
+    from thicket.applications.installed import Current, Follow, Installed
     from thicket.applications.service import Applications
     from thicket.daemon.core import Core
 
-#: Seconds that a request waits for what was asked for; the control socket gives it 30.
-PATIENCE = 20.0
+#: Seconds that a request waits for what was asked for, before it tells how far that is.
+PATIENCE = 1.0
 
 
 class InstalledPart:
@@ -35,6 +36,7 @@ class InstalledPart:
         self._runner: Applications | None = None
         self._loading: asyncio.Task[None] | None = None
         self._work: asyncio.Task[dict[str, Any]] | None = None
+        self._headway = Headway()
         self._arrived = asyncio.Event()
 
     async def runner(
@@ -96,23 +98,34 @@ class InstalledPart:
         """Return what is installed of an application; None for nothing."""
         return (await self.service()).current(name) if self._some() else None
 
-    async def take(self, path: str) -> None:
+    async def take(self, path: str, follow: Follow) -> None:
         """Install a file that came through the fleet, also one that was left before.
 
+        :param follow: called with how far that is.
         :raises ThicketError: it is not for this node, cannot be kept, or does not start.
         """
-        await (await self.service()).install(path, again=True)
+        await (await self.service()).install(path, follow, again=True)
         self._arrived.set()
+
+    async def install(self, path: str, *, again: bool) -> dict[str, Any]:
+        """Install a file that a person has brought, see :meth:`ask`."""
+        return await self.ask(lambda apps: apps.install(path, self._follow, again=again))
+
+    def _follow(self, headway: Headway) -> None:
+        self._headway = headway
 
     async def ask(self, work: Callable[[Installed], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         """Begin what a person asks for, and return its result.
 
         It goes on when the result is not waited for: a slow card takes longer than a request may.
 
-        :returns: ``{"pending": True}`` when it has not ended in time; :meth:`result` tells more.
+        :returns: when it has not ended in time ``pending``, with how far an installation is (the
+            members of :class:`.headway.Headway`); :meth:`result` tells more.
         """
         if self._work is not None and not self._work.done():
             raise RequestError("busy", "the request before has not ended yet: wait for its end")
+
+        self._headway = Headway()
 
         async def run() -> dict[str, Any]:
             done = await work(await self.service())
@@ -128,7 +141,7 @@ class InstalledPart:
         if self._work is None:
             raise RequestError("idle", "nothing was asked for since the daemon's start")
         await asyncio.wait({self._work}, timeout=PATIENCE)
-        return self._work.result() if self._work.done() else {"pending": True}
+        return self._work.result() if self._work.done() else {"pending": self._headway._asdict()}
 
     def status(self) -> list[dict[str, Any]]:
         """Return what is installed, for the status document."""

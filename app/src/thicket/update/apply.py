@@ -21,12 +21,12 @@ from io import BufferedRandom
 from typing import NamedTuple
 
 from thicket.base.files import remove, sync_folder
+from thicket.base.headway import Tally, Tell
 from thicket.base.units import size_text
 from thicket.update import patch as patches
 from thicket.update import verity, worker, zstd
 from thicket.update.mapped import Mapped
 from thicket.update.patch import Header, PatchError
-from thicket.update.worker import Tell, Work
 from thicket.update.zstd import EMPTY, Memory, ZstdError
 
 USAGE = "usage: apply MEMORY PATCH OUT SIZE SHA256 [HASH ROOT BOOT]"
@@ -83,7 +83,7 @@ def apply(path: str, wanted: Wanted, running: Running | None, tell: Tell) -> Non
         header = patches.read(file)
         if (header.size, header.sha256) != (wanted.size, wanted.sha256):
             raise PatchError(patches.OTHER_TARGET, f"the patch makes another bundle: {_ANEW}")
-        work = Work(_all(header), tell)
+        work = Tally(_all(header), tell)
         at, size = file.tell(), file.seek(0, os.SEEK_END)
         with _base(header, running, work) as prefix, _mapped(size) as packed:
             packed.place(0, file.fileno(), size)
@@ -145,7 +145,7 @@ def _mapped(size: int) -> Iterator[Mapped]:
 
 
 @contextmanager
-def _base(header: Header, running: Running | None, work: Work) -> Iterator[Memory]:
+def _base(header: Header, running: Running | None, work: Tally) -> Iterator[Memory]:
     """Yield the base of a patch as one piece of memory, checked as far as dm-verity has not."""
     base = header.base
     if base is None:
@@ -186,7 +186,7 @@ def _place(mapped: Mapped, at: int, path: str, size: int) -> None:
         mapped.place(at, file.fileno(), size)
 
 
-def _make(header: Header, frame: Memory, prefix: Memory, wanted: Wanted, work: Work) -> None:
+def _make(header: Header, frame: Memory, prefix: Memory, wanted: Wanted, work: Tally) -> None:
     new = wanted.path + NEW
     remove(new)
     if _free(wanted) < header.size + SPARE:
@@ -207,7 +207,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def _fill(header: Header, frame: Memory, prefix: Memory, file: BufferedRandom, work: Work) -> None:
+def _fill(header: Header, frame: Memory, prefix: Memory, file: BufferedRandom, work: Tally) -> None:
     """Make all bytes of a bundle in a file of its size."""
     with mmap.mmap(file.fileno(), header.size) as out:
         first = ctypes.c_char.from_buffer(out)
@@ -238,7 +238,7 @@ def _fill(header: Header, frame: Memory, prefix: Memory, file: BufferedRandom, w
                 )
 
 
-def _digest(view: memoryview, work: Work) -> str:
+def _digest(view: memoryview, work: Tally) -> str:
     found = sha256()
     for at in range(0, len(view), _PIECE):
         with view[at : at + _PIECE] as part:

@@ -12,12 +12,12 @@ import os
 import sys
 
 from thicket.base.files import from_disk, opened
+from thicket.base.headway import Tally, Tell
 from thicket.update import bundle as bundles
 from thicket.update import worker
 from thicket.update.bundle import Bundle
 from thicket.update.errors import BundleError
 from thicket.update.manifest import Verity
-from thicket.update.worker import Tell, Work
 
 USAGE = "usage: contents MEMORY FILE CONTENTS ROOT SALT SIZE"
 
@@ -43,7 +43,7 @@ def check(path: str, contents: int, named: Verity, tell: Tell = lambda _done, _t
     :param contents: as in :class:`.bundle.Bundle`, and so is ``named`` (its ``verity``).
     :raises BundleError: they differ, or cannot be read.
     """
-    work = Work(contents, tell)
+    work = Tally(contents, tell)
     try:
         with opened(path) as file:
             from_disk(file.fileno())

@@ -21,7 +21,7 @@ from thicket.update.offer import Offer, Patch
 from thicket.update.progress import Stage, Work
 from thicket.update.rebuild import rebuild, running
 from thicket.update.rollout import Node, Trial
-from thicket.update.taker import MADE, Look, judge_fault, making, sweep
+from thicket.update.taker import MADE, Look, installing, judge_fault, making, sweep
 
 if TYPE_CHECKING:
     from thicket.update.service import Update
@@ -112,9 +112,7 @@ class ImageTaker:
         installer = update.installer
 
         def tell() -> None:
-            progress = installer.progress
-            stage = Stage.CHECKING if progress.state == "checking" else Stage.NONE
-            follow(Work(stage, progress.percent, 100))
+            installing(follow, installer.progress)
 
         update.followers.append(tell)
         try:

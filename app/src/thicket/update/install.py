@@ -25,6 +25,7 @@ from typing import BinaryIO, NamedTuple
 from thicket.base import threads
 from thicket.base.errors import ThicketError
 from thicket.base.files import opened
+from thicket.base.headway import Gauge, Headway, Tell
 from thicket.base.paths import Paths
 from thicket.base.patience import Patience
 from thicket.device.boot_record import Phase, Slot, State, called_off
@@ -37,7 +38,6 @@ from thicket.update.errors import BundleError
 from thicket.update.judge import InstallError, Terms, judge
 from thicket.update.kept import Content
 from thicket.update.manifest import Manifest
-from thicket.update.worker import Tell
 
 log = getLogger(__name__)
 
@@ -72,21 +72,6 @@ _PERCENT = re.compile(r"^[\s\[]*(\d{1,3})%\]?\s*(.*)$")
 _FAULT = re.compile(r"^(?:LastError: |Failed to (?:install|mark)[^:]*: |rauc: )(.*)$")
 
 
-class Progress(NamedTuple):
-    """How an installation goes, for the status document.
-
-    :ivar state: ``none``, ``checking``, ``writing``, ``installed`` or ``failed``.
-    :ivar percent: of the checking, and then of the writing.
-    :ivar version: of the bundle; empty while it is unread.
-    :ivar words: what is being done, or why it failed.
-    """
-
-    state: str = "none"
-    percent: int = 0
-    version: str = ""
-    words: str = ""
-
-
 class Judged(NamedTuple):
     """A bundle that this node may install, as far as it says of itself.
 
@@ -112,7 +97,7 @@ class Installer:
         changed: Callable[[], None],
     ) -> None:
         self.paths = paths
-        self.progress = Progress()
+        self.progress = Headway()
         self._terms = terms
         self._changed = changed
         self._threads = threads.InTurn("install")
@@ -136,7 +121,7 @@ class Installer:
             with contextlib.suppress(ThicketError, OSError, TimeoutError):  # in the progress
                 await self.install(path, again=again)
 
-        self._tell(Progress("checking", words=os.path.basename(path)))
+        self._tell(Headway("checking", words=os.path.basename(path)))
         self._task = asyncio.create_task(work())
 
     async def close(self) -> None:
@@ -164,25 +149,31 @@ class Installer:
                     words = "it was ended before it was complete"
                 elif isinstance(error, TimeoutError):
                     words = "the card does not answer"
-                self._tell(self.progress._replace(state="failed", words=words))
+                was = self.progress
+                self._tell(Headway("failed", was.percent, was.version, words))
                 raise
 
     async def _install(self, path: str, again: bool, digest: str) -> Content:
-        self._tell(Progress("checking", words=os.path.basename(path)))
+        self._tell(Headway("checking", words=os.path.basename(path)))
         slots = Slots(self.paths)
         await self._do(lambda: may_write(slots))
         await self._do(lambda: has_room(self.paths))
         try:
             version = (await self._do(lambda: read(path))).version
-            self._tell(Progress("checking", version=version, words="its signature"))
+            self._tell(Headway("checking", version=version, words="its signature"))
             terms = await self._terms()
             found, signer = await self._do(lambda: check(path, terms, again=again))
             manifest = found.manifest
             content = kept.content_of(manifest, digest)
         except (BundleError, SignerRefusedError) as error:
             raise InstallError(error.code, f"{os.path.basename(path)}: {error}") from None
-        self._tell(Progress("checking", version=manifest.version, words=EVERY_BYTE))
-        await check_contents(path, found, self._checked)
+        self._tell(Headway("checking", version=manifest.version, words=EVERY_BYTE))
+        gauge = Gauge()
+
+        def checked(done: int, total: int) -> None:
+            self._tell(gauge.measured(self.progress, done, total))
+
+        await check_contents(path, found, checked)
         target = slots.running.other
         log.warning(
             "installing version %s, signed by %s, into slot %s",
@@ -192,14 +183,14 @@ class Installer:
         )
         await self._do(lambda: leftovers.clear(self.paths))
         await self._remember(target, None)
-        self._tell(Progress("writing", version=manifest.version))
+        self._tell(Headway("writing", version=manifest.version))
         try:
             await self._run_rauc(path, content.bundle, again=again)
         except InstallError as error:
             raise await self._explained(error, path, found, slots) from None
         await self._remember(target, content)
         self._tell(
-            Progress(
+            Headway(
                 "installed", 100, manifest.version, f"slot {target.name}: the next start tries it"
             )
         )
@@ -216,9 +207,6 @@ class Installer:
             kept.save(self.paths, memory)
 
         await self._do(work)
-
-    def _checked(self, done: int, total: int) -> None:
-        self._tell(self.progress._replace(percent=100 * done // total))
 
     async def _explained(
         self, error: InstallError, path: str, found: Bundle, slots: Slots
@@ -297,7 +285,7 @@ class Installer:
             lines.append(line)
             log.info("rauc: %s", line[:200])
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self, progress: Headway) -> None:
         if progress != self.progress:
             self.progress = progress
             self._changed()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from thicket.base.units import size_text, time_text
+from thicket.base.headway import measure_text
 from thicket.update import show
 from thicket.update.journal import UNDER_WAY, Journal
 from thicket.update.progress import WHOLE, Progress, Stage, State, Work
@@ -81,7 +81,7 @@ def mine(facts: Facts, here: Here) -> Mine:
         found = found._replace(rate=int(here.rate), left=left)
     elif record.state is State.DONE and not record.well:
         found = found._replace(left=_to_be_well(facts, record))
-    return found._replace(words=found.words + _measure(found))
+    return found._replace(words=found.words + measure_text(*found[-4:]))
 
 
 def _fresh(record: Progress, here: Here) -> Progress:
@@ -97,29 +97,20 @@ def _fresh(record: Progress, here: Here) -> Progress:
     return record
 
 
-def _measure(found: Mine) -> str:
-    """Return sizes, rate and time left in words; empty where they are not known."""
-    words = ""
-    if found.size is not None and found.done is not None:
-        words = f": {size_text(found.done)} of {size_text(found.size)}"
-        if found.rate is not None:
-            words += f", {size_text(found.rate)}/s"
-    if found.left is not None:
-        words += f", {time_text(found.left)} left"
-    return words
-
-
 def _to_be_well(facts: Facts, record: Progress) -> int:
     return facts.offer.plan.well * (WHOLE - record.done) // WHOLE
 
 
 def _told(facts: Facts, here: Here, record: Progress) -> tuple[str, str]:
     """Return what the node does in words, and what a person can do."""
-    if record.stage is Stage.MAKING:
-        return "it makes the bundle from the patch and from what runs", NOTHING
-    if record.stage is Stage.CHECKING:
-        return "it compares the whole bundle with what was signed", NOTHING
     bundle = facts.offer.bundle
+    what, parts = "bundle", "the patch and from what runs"
+    if bundle.application:
+        what, parts = "file", "the patch"
+    if record.stage is Stage.MAKING:
+        return f"it makes the {what} from {parts}", NOTHING
+    if record.stage is Stage.CHECKING:
+        return f"it compares the whole {what} with what was signed", NOTHING
     resume = "`thicket update order resume" + (
         f" {bundle.application}`" if bundle.application else "`"
     )
@@ -134,7 +125,7 @@ def _told(facts: Facts, here: Here, record: Progress) -> tuple[str, str]:
         case State.FETCHING:
             return "it gets the patch from the nodes that are connected", NOTHING
         case State.READY:
-            return "it has the bundle, and listens for a minute to what the others tell", NOTHING
+            return f"it has the {what}, and listens for a minute to what the others tell", NOTHING
         case State.WAITING:
             return _waiting(facts, here, record, resume)
         case State.INSTALLING:

@@ -7,12 +7,12 @@ import os
 import re
 
 from thicket.base.files import remove
+from thicket.base.headway import Tell
 from thicket.base.paths import Paths, parameter
 from thicket.update import workers
 from thicket.update.apply import NEW, Running
 from thicket.update.offer import Target
 from thicket.update.patch import PatchError
-from thicket.update.worker import Tell
 from thicket.update.workers import LONGEST, MEMORY, Job
 
 _COMMAND_LINE = 8192

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from thicket.base.errors import CodedError, ThicketError
 from thicket.base.files import entries, opened, remove
+from thicket.base.headway import Headway
 from thicket.update.apply import NEW
 from thicket.update.journal import Journal
 from thicket.update.offer import Offer, Patch
@@ -48,6 +49,15 @@ def judge_fault(path: str, digest: str, error: ThicketError) -> ThicketError:
 def making(follow: Callable[[Work], None], done: int, total: int) -> None:
     """Tell how far the bundle is made, by the work of :func:`thicket.update.rebuild.rebuild`."""
     follow(Work(Stage.MAKING, done, total))
+
+
+def installing(follow: Callable[[Work], None], headway: Headway) -> None:
+    """Tell how far an installation, or the checking before it, is."""
+    stage = Stage.CHECKING if headway.state == "checking" else Stage.NONE
+    if headway.done is None or headway.size is None:
+        follow(Work(stage, headway.percent, 100))
+    else:
+        follow(Work(stage, headway.done, headway.size, measured=True))
 
 
 def sweep(folder: str, begin: str, end: str, wanted: str) -> None:

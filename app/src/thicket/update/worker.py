@@ -15,38 +15,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from thicket.base.errors import ThicketError
+from thicket.base.headway import Tell
 
 # Codes of what any work can fail of, see patch.PatchError.
 CARD = "card"
 NO_MEMORY = "no-memory"
 FAILED = "failed"
 
-Tell = Callable[[int, int], object]
-"""Called with the bytes of work that are done, and those of all."""
-
 _DEATH_SIGNAL = 1  # prctl(2): PR_SET_PDEATHSIG
-
-
-class Work:
-    """How much of the work is done.
-
-    :param total: bytes of all.
-    :param tell: called for every percent.
-    :ivar done: bytes that are done.
-    """
-
-    def __init__(self, total: int, tell: Tell) -> None:
-        self.total = total
-        self._tell = tell
-        self.done = 0
-        self._told = -1
-
-    def add(self, count: int) -> None:
-        """So many bytes more are done."""
-        self.done += count
-        if (percent := 100 * self.done // self.total) > self._told:
-            self._told = percent
-            self._tell(self.done, self.total)
 
 
 def limit(memory: int) -> None:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import thicket
 from thicket.base import jsonlines
 from thicket.base.errors import CodedError
-from thicket.update.worker import CARD, FAILED, NO_MEMORY, Tell
+from thicket.base.headway import Tell
+from thicket.update.worker import CARD, FAILED, NO_MEMORY
 
 MEMORY = 64 << 20
 """Bytes of memory that a process may take, without the page cache; it takes less than half."""
