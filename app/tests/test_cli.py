@@ -18,11 +18,13 @@ import pytest
 
 import thicket
 from thicket.base.errors import RequestError
+from thicket.base.headway import Headway
 from thicket.cli import app as cli_app
 from thicket.cli import update as cli_update
+from thicket.cli.bar import Bar
 from thicket.cli.common import BAD, OK, UNREACHABLE, USAGE
 from thicket.cli.main import main
-from thicket.cli.show import duration, peers_text
+from thicket.cli.show import duration, folded, peers_text, table
 from thicket.control.client import ClientError, request
 from thicket.control.server import Server
 
@@ -783,12 +785,12 @@ class TestUpdate:
     def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(
         self, root: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ends = {"state": "failed", "words": "it is not signed", "percent": 0, "version": ""}
+        ends = Headway("failed", words="it is not signed")._asdict()
 
         def answers() -> Iterator[object]:
             yield {"began": True}
             for percent in (0, 50):
-                yield {"state": "writing", "words": "root \x1b[2J", "percent": percent}
+                yield Headway("writing", percent, words="root \x1b[2J")._asdict()
             yield ends
 
         monkeypatch.setattr(cli_update, "_LOOK", 0.0)
@@ -809,3 +811,32 @@ class TestUpdate:
             f"[{'.' * 20}]   0 %  root \\u001b[2J",
             f"[{'#' * 10}{'.' * 10}]  50 %  root \\u001b[2J",
         ]
+
+
+@pytest.mark.parametrize("columns", [20, 33, 80])
+def test_a_bar_is_drawn_anew_in_one_line(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    Bar().show(Headway("writing", 50, words="root\x1b[2J" * 40)._asdict())
+    drawn = screen.getvalue().removeprefix("\r\x1b[K")
+    assert len(drawn) == columns - 1
+    assert drawn.isprintable()
+
+
+@pytest.mark.parametrize("width", [None, 200, 80, 40, 20, 1])
+def test_words_stand_below_a_row_that_is_too_long(width: int | None) -> None:
+    heads = ["NODE", "STATE", "WHY"]
+    why = "stopped: n-5b4758eb1eab failed: the radio is not in the mesh, and no peer was heard of"
+    rows = [["n-5b4758eb1eab", "failed", why], ["n-9df13325b9b5", "done", ""]]
+    lines = folded(heads, rows, width).splitlines()
+    if width in {None, 200}:
+        assert lines == table(heads, rows).splitlines()
+        return
+    assert width is not None
+    first, row, *words, last = lines
+    assert (first.split(), last.split()) == (heads[:-1], rows[1][:-1])
+    assert row == "n-5b4758eb1eab  failed"
+    assert " ".join(line.strip() for line in words) == why
+    assert max(map(len, words)) <= max(width, 20)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from thicket.base.headway import measure_text
-from thicket.base.visible import redraw
+from thicket.base.visible import redraw, visible
 
 _BAR = 20
 """Characters of a bar."""
@@ -32,7 +32,7 @@ class Bar:
             return
         self._shown = line
         if self._live:
-            redraw(sys.stdout, line[: shutil.get_terminal_size().columns - 1])
+            redraw(sys.stdout, visible(line, "")[: shutil.get_terminal_size().columns - 1])
         else:
             print(line, flush=True)
 

@@ -10,6 +10,10 @@ from typing import Any
 from thicket.cli.common import BAD, OK, UsageError, control_socket
 from thicket.control.client import ClientError, request
 
+#: What stands in front of words below a row, and the characters that a line of them has at least.
+_INDENT = "    "
+_LEAST = 16
+
 
 def show(what: str, rest: list[str]) -> int:
     if any(word != "--json" for word in rest):
@@ -39,6 +43,25 @@ def table(heads: list[str], rows: list[list[str]], right: str = "") -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def folded(heads: list[str], rows: list[list[str]], width: int | None) -> str:
+    """Return a table with words in its last column, for a terminal: where a line would be longer
+    than that is wide, words stand below their row.
+
+    :param width: columns of the terminal; None where it is none.
+    """
+    whole = table(heads, rows)
+    if width is None or max(map(len, whole.split("\n"))) <= width:
+        return whole
+    from textwrap import wrap
+
+    first, *lines = table(heads[:-1], [row[:-1] for row in rows]).split("\n")
+    found = [first]
+    for line, row in zip(lines, rows, strict=True):
+        words = wrap(row[-1], max(width - len(_INDENT), _LEAST), break_on_hyphens=False)
+        found += [line, *(_INDENT + one for one in words)]
+    return "\n".join(found)
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from thicket.base.units import size_text
 from thicket.cli.bar import Bar, text
 from thicket.cli.common import BAD, OK, UsageError, node_paths, speaking_of
-from thicket.cli.show import table as aligned
+from thicket.cli.show import folded
 from thicket.control.client import ClientError, request
 
 #: Seconds between two looks at how an installation goes.
@@ -166,7 +166,8 @@ def slot_line(slot: dict[str, Any]) -> str:
 def _print_table(table: dict[str, Any]) -> None:
     print(table["headline"])
     if table["rows"]:
-        print(aligned(table["heads"], table["rows"]))
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(folded(table["heads"], table["rows"], columns))
     if pending := table.get("pending"):
         count = f"{len(pending)} node{' has' if len(pending) == 1 else 's have'}"
         more = f" and {len(pending) - _NAMED} more" if len(pending) > _NAMED else ""
