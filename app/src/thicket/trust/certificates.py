@@ -7,6 +7,7 @@ structures and object identifiers, RFC 5480 of keys, RFC 3279 of signatures.
 """
 
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha1, sha256
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
@@ -103,6 +104,7 @@ def extension(kind: str, content: bytes, *, critical: bool = False) -> bytes:
     )
 
 
+@lru_cache(maxsize=16)
 def basic_constraints(
     ca: bool, path_length: int | None = None, *, critical: bool | None = None
 ) -> bytes:
@@ -115,11 +117,13 @@ def basic_constraints(
     )
 
 
+@lru_cache(maxsize=16)
 def key_usage(*bits: int) -> bytes:
     """Return the key usage, always critical."""
     return extension(KEY_USAGE, der.named_bits(*bits), critical=True)
 
 
+@lru_cache(maxsize=16)
 def extended_key_usage(*purposes: str) -> bytes:
     """Return the extended key usage."""
     return extension(EXTENDED_KEY_USAGE, der.sequence(*(der.oid(p) for p in purposes)))

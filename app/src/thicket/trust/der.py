@@ -9,6 +9,7 @@ X.690 (DER) and X.680 are the source of tags and rules.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from thicket.base.errors import ThicketError
 
@@ -83,6 +84,7 @@ def octet_string(data: bytes) -> bytes:
     return tlv(OCTET_STRING, data)
 
 
+@lru_cache(maxsize=64)
 def oid(dotted: str) -> bytes:
     """Return an OBJECT IDENTIFIER, given as ``1.2.840.10045.2.1``."""
     first, second, *rest = (int(number) for number in dotted.split("."))
@@ -116,6 +118,7 @@ def time(when: datetime, *, generalized: bool | None = None) -> bytes:
     return tlv(UTC_TIME, f"{when:%y%m%d%H%M%S}Z".encode("ascii"))
 
 
+@lru_cache(maxsize=64)
 def decode_oid(content: bytes) -> str:
     """Return the dotted form of the contents of an OBJECT IDENTIFIER."""
     if not content or content[-1] & 0x80:

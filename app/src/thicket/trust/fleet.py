@@ -57,6 +57,7 @@ class Fleet:
                 f"and is constrained to the domain {DOMAIN!r} and one prefix"
             )
         self.network: IPv6Network = networks[0]
+        self._prefix = IPv6Interface(f"{self.network.network_address}/64")
 
     @property
     def name(self) -> str:
@@ -70,7 +71,7 @@ class Fleet:
 
     def address(self, source: str, identity: bytes) -> IPv6Address:
         """Return the address of a node; see ``identity.address.address_in``."""
-        return address_in(IPv6Interface(f"{self.network.network_address}/64"), source, identity).ip
+        return address_in(self._prefix, source, identity).ip
 
 
 def host_name(source: str, identity: bytes) -> str:

@@ -421,9 +421,14 @@ class Genuine:
     LIMIT = 1024
     """How many signers and devices are remembered."""
 
+    SIGNERS = 8
+    """Of how many signers the certificates are kept, made and read: each stands above many nodes.
+    """
+
     def __init__(self, verify: Verify) -> None:
         self.known: OrderedDict[bytes, None] = OrderedDict()
         self.checked = 0
+        self._signers: OrderedDict[bytes, Certificate] = OrderedDict()
         self._verify = verify
 
     def verify(self, key: bytes, digest: bytes, signature: bytes) -> bool:
@@ -442,17 +447,34 @@ class Genuine:
         while len(self.known) > self.LIMIT:
             self.known.popitem(last=False)
 
-    def prove(self, certificate: bytes, key: bytes, part: bytes) -> tuple[bytes, bytes, bytes]:
+    def prove(
+        self, certificate: Certificate, key: bytes, part: bytes
+    ) -> tuple[bytes, bytes, bytes]:
         """Return key, digest and signature of a certificate that was rebuilt of ``part``.
 
         :raises MalformedError: it is not signed by this key.
         """
-        read = Certificate(certificate)
-        signed = key, sha256(read.tbs).digest(), read.signature
+        signed = key, sha256(certificate.tbs).digest(), certificate.signature
         if part not in self and not self.verify(*signed):
             raise MalformedError(BAD_SIGNATURE)
         self.remember(part)
         return signed
+
+    def signer(self, part: bytes, fleet: Fleet) -> tuple[Certificate, tuple[bytes, bytes, bytes]]:
+        """Return the certificate of a signer, and what :meth:`prove` returns of it.
+
+        :raises CertificateError: no certificate can be made of ``part``.
+        :raises MalformedError: it is not signed by the fleet's root.
+        """
+        certificate = self._signers.get(part)
+        if certificate is None:
+            certificate = Certificate(_signer(fleet, part)[1])
+        proven = self.prove(certificate, fleet.root.public_key, part)
+        self._signers[part] = certificate
+        self._signers.move_to_end(part)
+        while len(self._signers) > self.SIGNERS:
+            self._signers.popitem(last=False)
+        return certificate, proven
 
 
 def _take(bucket: Bucket, now: float, reason: str) -> None:
@@ -656,12 +678,14 @@ class SignedBeacons:
         signer_part = chain[_SIGNER_AT - _CHAIN :]
         fleet, genuine = self._fleet, self.genuine
         try:
-            signer_key, signer = _signer(fleet, signer_part)
-            proven = {genuine.prove(signer, fleet.root.public_key, signer_part)}
-            device = _device(fleet, device_part, signer_key)
-            proven.add(genuine.prove(device, signer_key, device_part + signer_part))
+            signer, signature = genuine.signer(signer_part, fleet)
+            device = Certificate(_device(fleet, device_part, signer.public_key))
+            proven = {
+                signature,
+                genuine.prove(device, signer.public_key, device_part + signer_part),
+            }
             return check_peer(
-                (_leaf(fleet, leaf_part, Certificate(device)), device, signer),
+                (_leaf(fleet, leaf_part, device), device, signer),
                 fleet,
                 clock=rules.clock,
                 revoked=(name for name in claim.names if name in rules.revoked),

@@ -170,14 +170,19 @@ class Proven:
             self._facts.popitem(last=False)
 
 
-def _mark(chain: Sequence[bytes], fleet: Fleet) -> bytes:
+Chain = Sequence[bytes | Certificate]
+"""Certificates in DER, or read before."""
+
+
+def _mark(chain: Chain, fleet: Fleet) -> bytes:
     """Return what is the same only for the same certificates in the same fleet."""
-    parts = (fleet.root.der, *chain[:3])
+    shown = (one.der if isinstance(one, Certificate) else one for one in chain[:3])
+    parts = (fleet.root.der, *shown)
     return sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
 
 
 def check_peer(
-    chain: Sequence[bytes],
+    chain: Chain,
     fleet: Fleet,
     *,
     clock: Clock,
@@ -190,8 +195,7 @@ def check_peer(
 ) -> Peer:
     """Return who the peer with these certificates is.
 
-    :param chain: node, device and signer certificate (DER); the root may follow and is not looked
-        at.
+    :param chain: node, device and signer certificate; the root may follow and is not looked at.
     :param revoked: names of devices and signers, as ``Revocations.names`` has them.
     :param address: what the peer speaks from.
     :param node: the name that it uses in the cluster: ``name@host``, host an address or a host
@@ -227,10 +231,12 @@ def check_peer(
     return peer
 
 
-def _prove(chain: Sequence[bytes], fleet: Fleet, verify: Verify) -> Facts:
+def _prove(chain: Chain, fleet: Fleet, verify: Verify) -> Facts:
     """Check all that is in the certificates themselves."""
     try:
-        leaf, device, signer = (Certificate(encoded) for encoded in chain[:3])
+        leaf, device, signer = (
+            one if isinstance(one, Certificate) else Certificate(one) for one in chain[:3]
+        )
     except CertificateError as error:
         raise RefusedError(MALFORMED, str(error)) from None
     _check_chain(leaf, device, signer, fleet, verify)
