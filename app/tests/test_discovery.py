@@ -347,6 +347,7 @@ class TestWithSockets:
             await until(lambda: a.counters.opened, "a listens")
             async with running(b):
                 await until(lambda: OWN in b.table.entries, "b hears a's answer")
+                assert b.table.entries[OWN].answered < 0, "an answer is not answered"
         assert a.snapshot()["answers"] >= 1
         assert a.counters.sent == 0
 

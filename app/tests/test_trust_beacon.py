@@ -823,7 +823,7 @@ class Sky:
 @pytest.mark.parametrize(
     ("connected", "checked", "answered"),
     [
-        (False, [0, 4.5, 9, 13.5, 18, 40, 60, 80], [0, 4.5, 9, 13.5, 18]),
+        (False, [0, 9, 18, 40, 60, 80], [0, 9, 18]),
         (True, [0, 15, 60], [0, 15]),
     ],
 )

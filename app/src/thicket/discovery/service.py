@@ -65,11 +65,11 @@ class Discovery:
     """
 
     #: Seconds between two answers to the same node.
-    ANSWER_AGAIN = 4.0
+    ANSWER_AGAIN = 8.0
     #: The same while the node is connected.
     ANSWER_CONNECTED = 15.0
     #: Seconds after a node's last proof from which a beacon that tells nothing new is judged.
-    PROOF_AGAIN = 4.0
+    PROOF_AGAIN = 8.0
     #: The same while the node is connected, as a part of the time after which silent nodes are
     #: forgotten.
     PROOF_CONNECTED = 1 / 3
@@ -285,18 +285,25 @@ class Discovery:
         return True
 
     def datagram(
-        self, payload: bytes, source: tuple[Any, ...], hop_limit: int | None, now: float
+        self,
+        payload: bytes,
+        source: tuple[Any, ...],
+        hop_limit: int | None,
+        now: float,
+        to_all: bool = True,
     ) -> None:
         """Judge one received datagram.
 
         :param source: the sender's AF_INET6 socket address.
+        :param to_all: it was sent to all. What comes to this node alone is an answer, whose sender
+            knows this node.
         """
         self.counters.received += 1
         try:
             # Beacons are sent with the highest hop limit, which a router lowers (RFC 5082).
             if hop_limit is not None and hop_limit != 255:
                 raise MalformedError("hop_limit")
-            if self._repeats(payload, str(source[0]).partition("%")[0], now):
+            if self._repeats(payload, str(source[0]).partition("%")[0], now, to_all):
                 self.counters.repeated += 1
                 return
             address, form = self._read(payload, str(source[0]), now)
@@ -316,11 +323,11 @@ class Discovery:
             self.shared.hear(entry.source, address, now)
         if new:
             log.info("heard %s", address)
-        if self._looks(entry, entry.gap, now):
+        if to_all and self._looks(entry, entry.gap, now):
             self._answer(entry, str(source[0]), now)
         self.on_heard(address, new)
 
-    def _repeats(self, payload: bytes, source: str, now: float) -> bool:
+    def _repeats(self, payload: bytes, source: str, now: float, to_all: bool) -> bool:
         """Whether a beacon has nothing in it that we would do something about.
 
         A signature costs more than all else here, and a node that joins is heard by all others
@@ -338,7 +345,9 @@ class Discovery:
             patience = self.table.lifetime * self.PROOF_CONNECTED
         else:
             patience = self.PROOF_AGAIN
-        if age >= patience or self._looks(entry, self.table.gap(entry, now), now):
+        if age >= patience:
+            return False
+        if to_all and self._looks(entry, self.table.gap(entry, now), now):
             return False
         self.table.see(entry, now)
         return True

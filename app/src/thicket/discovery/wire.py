@@ -16,12 +16,19 @@ from thicket.discovery.beacon import GROUP, MAX_PAYLOAD, PORT
 
 log = getLogger(__name__)
 
+_HOP_LIMIT = struct.Struct("@i")
+_PKTINFO = struct.Struct("@16sI")  # struct in6_pktinfo of RFC 3542, 6: address, interface
+CONTROL_SPACE = socket.CMSG_SPACE(_HOP_LIMIT.size) + socket.CMSG_SPACE(_PKTINFO.size)
+MULTICAST = 0xFF
+"""First byte of a multicast address (RFC 4291, 2.7)."""
+
 
 class BeaconSocket:
     """A UDP socket on one interface, in the multicast group of beacons.
 
     :param received: called with each datagram: payload, the sender's AF_INET6 socket address, the
-        hop limit that it arrived with (None when the kernel does not tell), and the time.
+        hop limit that it arrived with (None when the kernel does not tell), the time, and whether
+        it was sent to all (as far as the kernel tells).
     :param flooded: called with the time when more arrive than are read; one is lost then.
     :raises OSError: it cannot be opened; nothing is left open.
     """
@@ -41,7 +48,7 @@ class BeaconSocket:
     def __init__(
         self,
         interface: str,
-        received: Callable[[bytes, tuple[Any, ...], int | None, float], None],
+        received: Callable[[bytes, tuple[Any, ...], int | None, float, bool], None],
         flooded: Callable[[float], None],
     ) -> None:
         self.interface = interface
@@ -87,7 +94,7 @@ class BeaconSocket:
                 return
             try:
                 payload, control, _flags, source = self._socket.recvmsg(
-                    MAX_PAYLOAD + 1, socket.CMSG_SPACE(struct.calcsize("@i"))
+                    MAX_PAYLOAD + 1, CONTROL_SPACE
                 )
             except (BlockingIOError, InterruptedError):
                 return
@@ -105,11 +112,15 @@ class BeaconSocket:
                 loop.remove_reader(self._socket.fileno())
                 self._resume = loop.call_later(self.PAUSE, self._read_again)
                 return
-            hop_limit = None
+            hop_limit, to_all = None, True
             for level, kind, data in control:
-                if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_HOPLIMIT:
-                    (hop_limit,) = struct.unpack_from("@i", data)
-            self._received(payload, source, hop_limit, now)
+                if level != socket.IPPROTO_IPV6:
+                    continue
+                if kind == socket.IPV6_HOPLIMIT:
+                    (hop_limit,) = _HOP_LIMIT.unpack_from(data)
+                elif kind == socket.IPV6_PKTINFO:
+                    to_all = data[0] == MULTICAST
+            self._received(payload, source, hop_limit, now, to_all)
 
     def _read_again(self) -> None:
         self._resume = None
@@ -134,6 +145,7 @@ def _opened(interface: str, index: int) -> socket.socket:
         s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
         s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
         s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         s.bind(("::", PORT))
         # struct ipv6_mreq of RFC 3493 5.2: the group, then the interface as unsigned int
         group = socket.inet_pton(socket.AF_INET6, GROUP) + struct.pack("@I", index)
