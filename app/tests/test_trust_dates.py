@@ -157,7 +157,7 @@ def test_the_clock_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, date
     if image.stat().st_mtime != now.timestamp():
         pytest.skip("this disk has no such times")
     monkeypatch.setattr(clocks, "synchronised", lambda: False)
-    assert clocks.read_clock(str(tmp_path)).floor == now
+    assert clocks.SystemClock(str(tmp_path)).read().floor == now
 
 
 # -- the formats

@@ -262,18 +262,18 @@ def test_the_clock_is_believed_only_when_a_service_has_set_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clock, "synchronised", lambda: False)
-    read = clock.read_clock(str(tmp_path))
+    read = clock.SystemClock(str(tmp_path)).read()
     assert read.now is None
     assert read.floor.year == 2024
     release = tmp_path / clock.IMAGE.lstrip("/")
     release.parent.mkdir(parents=True)
     release.touch()
     os.utime(release, (1_900_000_000, 1_900_000_000))
-    assert clock.read_clock(str(tmp_path)).floor.timestamp() == 1_900_000_000
+    assert clock.SystemClock(str(tmp_path)).read().floor.timestamp() == 1_900_000_000
     os.utime(release, (0, 0))  # an image without times
-    assert clock.read_clock(str(tmp_path)).floor.year == 2024
+    assert clock.SystemClock(str(tmp_path)).read().floor.year == 2024
     monkeypatch.setattr(clock, "synchronised", lambda: True)
-    assert clock.read_clock(str(tmp_path)).now is not None
+    assert clock.SystemClock(str(tmp_path)).read().now is not None
 
 
 def test_what_the_kernel_says_of_the_clock_can_be_asked() -> None:

@@ -191,13 +191,17 @@ NOTHING = Says(frozenset(), frozenset(), relays=False)
 class _Peer:
     """A connected node."""
 
-    __slots__ = ("compare", "comparisons", "leaf", "linked", "owed", "rate", "speaks", "theirs")
+    __slots__ = (
+        "compare", "comparisons", "leaf", "linked", "owed", "rate", "speaks", "theirs", "told",
+    )  # fmt: skip
 
     def __init__(self, speaks: bool, leaf: bool) -> None:
         self.speaks = speaks
         self.leaf = leaf
         #: What the other end wants; until it says so it is taken for one that keeps all.
         self.theirs = Wish(True, False)
+        #: What it was told that this end wants; None before the first time.
+        self.told: Wish | None = None
         self.linked = False
         #: When it gets what is owed to it, and when its ledger is compared with ours.
         self.owed: dict[Key, None] = {}
@@ -475,8 +479,10 @@ class Roster:
 
     def _wish(self, name: str, peer: _Peer) -> None:
         chose = name in self._mine.chosen
-        if peer.speaks:
-            self._send(name, Wished(Wish(chose or self._mine.keeps_all, chose)))
+        wish = Wish(chose or self._mine.keeps_all, chose)
+        if peer.speaks and wish != peer.told:
+            peer.told = wish
+            self._send(name, Wished(wish))
 
     # --- links --------------------------------------------------------------------------------
 

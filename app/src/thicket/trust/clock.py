@@ -14,11 +14,15 @@ import ctypes
 import os
 from datetime import UTC, datetime
 from functools import cache
+from time import monotonic
 
 from thicket.trust.verify import Clock
 
 IMAGE = "/usr/lib/os-release"
 """A file with the time when the image was built."""
+
+LOOK = 1.0
+"""Seconds between two looks at what the kernel and the image's files say of the time."""
 
 _UNSYNCHRONISED = 5  # TIME_ERROR of sys/timex.h
 _EARLIEST = datetime(2024, 1, 1, tzinfo=UTC)  # before the first image there was none
@@ -36,14 +40,30 @@ def synchronised() -> bool:
     return 0 <= state < _UNSYNCHRONISED
 
 
-def read_clock(root: str = "") -> Clock:
-    """Return what is known now.
+class SystemClock:
+    """What is known about the time on this machine. It is asked for each beacon.
 
     :param root: the folder of the image's files.
     """
+
+    def __init__(self, root: str = "") -> None:
+        self._root = root
+        self._looked = float("-inf")
+        self._floor = _EARLIEST
+        self._synchronised = False
+
+    def read(self) -> Clock:
+        """Return what is known now."""
+        if monotonic() - self._looked >= LOOK:
+            self._looked = monotonic()
+            self._floor, self._synchronised = _built(self._root), synchronised()
+        return Clock(self._floor, datetime.now(UTC) if self._synchronised else None)
+
+
+def _built(root: str) -> datetime:
+    """Return when the image was built."""
     try:
         built = datetime.fromtimestamp(os.stat(root + IMAGE).st_mtime, UTC)
     except OSError:
-        built = _EARLIEST
-    now = datetime.now(UTC) if synchronised() else None
-    return Clock(max(built, _EARLIEST), now)
+        return _EARLIEST
+    return max(built, _EARLIEST)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from thicket.trust import clock
 from thicket.trust.certificates import from_pem
+from thicket.trust.clock import SystemClock
 from thicket.trust.fleet import Fleet
 from thicket.trust.revocations import InForce, SignedList
 from thicket.trust.verify import Clock, Proven, Rules
@@ -41,12 +41,12 @@ class Standing:
         self.tls: FleetTls | None = None
         self.beacons: SignedBeacons | None = None
         self.proven = Proven()
-        self._image = image
+        self._clock = SystemClock(image)
         self._chip_required = chip_required
 
     def clock(self) -> Clock:
         """Return what is known about the time."""
-        return clock.read_clock(self._image).raised(self.floor)
+        return self._clock.read().raised(self.floor)
 
     def rules(self) -> Rules:
         """Return the rules by which others are judged now."""
