@@ -291,6 +291,16 @@ class Atecc608:
         """The write of the file that is under way in the background, if any."""
         return self._saving
 
+    @property
+    def asleep(self) -> bool:
+        """Whether it sleeps, with nothing to lose if its supply were taken away now."""
+        if self._awake and self.clock() < self._woken + self.watchdog:
+            return False
+        written = self._saving is None or self._saving.done()
+        # An idle chip still has what was computed before.
+        volatile = (self.temp_key, self.digest_buffer, self.alternate_key, self._sha)
+        return written and (self._awake or volatile == (None,) * len(volatile))
+
     def power_cycle(self) -> None:
         """Take the supply away and give it back: asleep, nothing volatile left."""
         self._awake = False

@@ -376,6 +376,9 @@ class Vring:
         self._used16 = self._used.cast("H")
         self._views = [self._avail, self._used16, self._desc, avail_bytes, self._used]
         self._used_index = self._used16[1]
+        # Chains are answered in their order, so the driver's own ring says where to go on. A front
+        # end cannot know it of a device that was plugged in anew behind the driver's back.
+        self.last_avail = self._used_index
 
     def _later(self, work: Callable[[], None], seconds: float = 0.0) -> None:
         loop = self._connection.loop
@@ -797,6 +800,10 @@ class Connection:
         ring.set_fd(name, fd)
         if fd is not None:
             os.set_blocking(fd, False)
+            if name == "call":
+                # What was said of the last answer may have been lost with the former descriptor.
+                with contextlib.suppress(OSError):
+                    os.write(fd, _U64.pack(1))
         if name == "kick":
             if fd is None:
                 raise ProtocolError("polling a ring is not supported")

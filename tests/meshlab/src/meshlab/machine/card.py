@@ -63,10 +63,21 @@ class Card:
         for note in found.notes:
             self._output.say(f"boot ROM: {note}")
         self._output.say(f"boot ROM: {found.in_words()}")
+        return self._given(found)
+
+    def wake(self, booted: bootrom.Boot) -> Start:
+        """Give what a machine was given that was saved later; its kernel is in its memory.
+
+        :param booted: What the boot ROM had found.
+        """
+        self.booted = booted
+        return self._given(booted)
+
+    def _given(self, booted: bootrom.Boot) -> Start:
         if self._memory is None:
-            self._memory = os.memfd_create(f"thicket-{spec.name}", os.MFD_CLOEXEC)
-            os.ftruncate(self._memory, spec.memory << 20)
-        return Start(found, self._memory)
+            self._memory = os.memfd_create(f"thicket-{self._spec.name}", os.MFD_CLOEXEC)
+            os.ftruncate(self._memory, self._spec.memory << 20)
+        return Start(booted, self._memory)
 
     def power_off(self) -> None:
         """Lose what was in memory."""

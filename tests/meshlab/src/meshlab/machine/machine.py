@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from meshlab.machine import bootrom
@@ -34,7 +35,8 @@ from meshlab.machine.events import (
 from meshlab.machine.output import Output
 from meshlab.machine.qemu import QMP_PATIENCE, MachineError, Qemu
 from meshlab.machine.shell import Shell, ShellError
-from meshlab.machine.spec import CARD, EXEC_SOCKET, SHELL_SOCKET, SOCKETS, MachineSpec
+from meshlab.machine.spec import CARD, EXEC_SOCKET, SHELL_SOCKET, SOCKETS, MachineSpec, command
+from meshlab.machine.suspend import SavedMachine, load, store
 
 # qapi/run-state.json, ShutdownCause: those that end QEMU because of -no-reboot.
 _RESET_REASONS = ("guest-reset", "host-qmp-system-reset")
@@ -94,6 +96,51 @@ class Machine:
         :raises MachineError: when it does not start, in QEMU's words, or when there is nothing to
             start on the card, in those of the boot ROM.
         """
+        await self._start(None)
+
+    async def wake(self, memory: Path, saved: SavedMachine) -> None:
+        """Be a machine that was saved, whose disks are in the directory again, paused.
+
+        :param memory: The file that ``save`` wrote.
+        :param saved: What it returned.
+        :raises MachineError: when it cannot be loaded.
+        """
+        await self._start(saved.booted)
+        try:
+            await load(self, memory, saved)
+        except BaseException:
+            self.kill()
+            await self.wait()
+            raise
+
+    async def save(self, memory: Path) -> SavedMachine:
+        """Write what a paused machine is, besides its disks, and leave it as it was.
+
+        :param memory: The file that gets it.
+        :raises MachineError: when it cannot be saved; the machine may be lost then.
+        """
+        return await store(self, memory)
+
+    async def pause(self) -> None:
+        """Stop the guest's processor and clocks; what it has written is in its disks' files then.
+
+        :raises MachineError: when QEMU refuses it.
+        """
+        await self.qmp("stop")
+
+    async def go_on(self) -> None:
+        """Let a paused guest run.
+
+        :raises MachineError: when QEMU refuses it.
+        """
+        await self.qmp("cont")
+
+    async def _start(self, woken: bootrom.Boot | bool | None) -> None:
+        """Start QEMU.
+
+        :param woken: The machine waits for a saved state, for that of a system that was booted so
+            from a card, or from none (True).
+        """
         spec = self.spec
         if self.running:
             raise MachineError(f"{spec.name} is running already")
@@ -112,31 +159,38 @@ class Machine:
         self.qemu = None
         self.output.begin()
         try:
-            qemu = await self._start_qemu(bootrom.Request())
+            qemu = await self._start_qemu(bootrom.Request(), woken)
         except MachineError:
             await self._reap()
             raise
         self._ended.clear()
         self._tasks.append(asyncio.create_task(self._watch(qemu)))
         try:
-            await self._begin_qmp(qemu)
+            await self._begin_qmp(qemu, asleep=woken is not None)
         except BaseException:
             self.kill()
             await self.wait()
             raise
         self._report(Started(qemu.process.pid))
 
-    async def _start_qemu(self, request: bootrom.Request) -> Qemu:
+    async def _start_qemu(
+        self, request: bootrom.Request, woken: bootrom.Boot | bool | None = None
+    ) -> Qemu:
         """Start the process; with a card after the boot ROM has had its say."""
         self._remove_sockets()
-        start = await self._card.start(request) if self.spec.kernel is None else None
-        self.qemu = await Qemu.start(self.spec, start, self.output, self.qmp_event)
+        start = None
+        if isinstance(woken, bootrom.Boot):
+            start = self._card.wake(woken)
+        elif self.spec.kernel is None:
+            start = await self._card.start(request)
+        line = command(self.spec, start, asleep=woken is not None)
+        self.qemu = await Qemu.start(self.spec, line, start, self.output, self.qmp_event)
         return self.qemu
 
-    async def _begin_qmp(self, qemu: Qemu) -> None:
+    async def _begin_qmp(self, qemu: Qemu, *, asleep: bool = False) -> None:
         await qemu.connect()
         self._tasks.append(asyncio.create_task(self._keep_connected(qemu)))
-        if self.spec.kernel is None:
+        if self.spec.kernel is None and not asleep:
             await self.qmp("cont")
 
     async def _keep_connected(self, qemu: Qemu) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from qemu.qmp import (
 
 from host import child
 from meshlab.machine.output import Output
-from meshlab.machine.spec import QMP_SOCKET, MachineSpec, Start, command
+from meshlab.machine.spec import QMP_SOCKET, MachineSpec, Start
 from meshlab.wire.sockets import socket_address
 
 NICE = 10
@@ -71,11 +71,17 @@ class Qemu:
 
     @classmethod
     async def start(
-        cls, spec: MachineSpec, start: Start | None, output: Output, on_event: OnQmpEvent
+        cls,
+        spec: MachineSpec,
+        line: Sequence[str],
+        start: Start | None,
+        output: Output,
+        on_event: OnQmpEvent,
     ) -> Self:
         """Start the process.
 
         :param spec: The machine.
+        :param line: Its command line.
         :param start: What the boot ROM found, for a machine with a card.
         :param output: What QEMU will write.
         :param on_event: Called with each event of QMP.
@@ -84,7 +90,7 @@ class Qemu:
         try:
             with output.log.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
-                    *child.tied(command(spec, start), nice=NICE),
+                    *child.tied(line, nice=NICE),
                     cwd=spec.directory,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,

@@ -31,6 +31,7 @@ EXEC_SOCKET = "exec.sock"
 RELAY_SOCKET = "relay.sock"
 QMP_SOCKET = "qmp.sock"
 CHIP_SOCKET = "chip.sock"
+REGISTERS_SOCKET = "registers.sock"
 QEMU_LOG = "qemu.log"
 CARD = "card.img"
 KERNEL = "kernel"
@@ -38,10 +39,24 @@ KERNEL = "kernel"
 TREE = "devicetree.dtb"
 """The device tree that it took, on a board that is a Pi."""
 
+BAY = "bay"
+"""The PCI Express port that the chip's bus is plugged into."""
+CHIP_DEVICE = "chip-bus"
+"""What is plugged in there."""
+CHIP_CHARDEV = "chip"
+"""Its connection to the chip."""
+
 MEMORY_MIB = 128
 """Memory of a node, where its board leaves the choice."""
 
-SOCKETS = (CONSOLE_SOCKET, SHELL_SOCKET, EXEC_SOCKET, RELAY_SOCKET, QMP_SOCKET)
+SOCKETS = (
+    CONSOLE_SOCKET,
+    SHELL_SOCKET,
+    EXEC_SOCKET,
+    RELAY_SOCKET,
+    QMP_SOCKET,
+    REGISTERS_SOCKET,
+)
 """Those that QEMU makes."""
 
 
@@ -75,6 +90,11 @@ class Board:
     processors: int = 1
     own_processor: bool = False
     """Whether the kind of processor belongs to the board, and cannot be chosen."""
+    ecam: int | None = None
+    """Where the processor sees the configuration of PCI Express devices. ``None``: there is nothing
+    that the chip's bus could be unplugged from, as a machine that is saved needs."""
+    properties: tuple[str, ...] = ()
+    """``-global``: properties of built-in devices."""
     absent: frozenset[str] = frozenset()
     """Nodes and properties of the Pi's device tree that are not so in QEMU, by their paths."""
 
@@ -116,6 +136,9 @@ BOARDS: Mapping[str, Board] = {
         tcg_machine=_TCG_MACHINE,
         tcg_cmdline=_TCG_CMDLINE,
         tcg_card_cmdline=_TCG_CARD_CMDLINE,
+        ecam=0xB000_0000,  # SeaBIOS puts it there
+        # Slots have a switch of their own then, instead of one of ACPI that only a guest can turn.
+        properties=("ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",),
     ),
     "pc": Board(
         qemu="qemu-system-x86_64",
@@ -258,11 +281,15 @@ class Start:
     """Descriptor, open in QEMU as well, of the file that is the guest's memory."""
 
 
-def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
+def command(
+    spec: MachineSpec, start: Start | None = None, *, asleep: bool = False
+) -> list[str]:
     """Return the command line of QEMU, to be run in ``spec.directory``.
 
     :param spec: The machine.
     :param start: What the boot ROM found, for a machine with a card.
+    :param asleep: It does not boot but waits for the state of a machine that was saved, in which
+        the chip's bus is unplugged.
     """
     board = spec.hardware
     accel = spec.accel.name
@@ -292,7 +319,7 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
     else:
         # A guest that restarts ends QEMU: the next kernel may be another one. It waits (-S) until
         # somebody listens to how it ends.
-        arguments += ["-no-reboot", "-S", "-kernel", KERNEL]
+        arguments += ["-no-reboot", "-kernel", KERNEL]
         arguments += ["-append", " ".join(card_parameters(spec, start.boot.cmdline))]
         if bootrom.MODELS[board.model].trees:
             arguments += ["-dtb", TREE]
@@ -303,6 +330,10 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
                 ("tryboot", int(start.boot.tryboot)),
             ):
                 arguments += ["-fw_cfg", f"name=opt/org.thicket/bootloader/{name},string={value}"]
+    if start is not None or asleep:
+        arguments += ["-S"]
+    if asleep:
+        arguments += ["-incoming", "defer"]
     arguments += [*_listener("qmp", QMP_SOCKET), "-mon", "chardev=qmp,mode=control"]
     arguments += _listener("console", CONSOLE_SOCKET, f",logfile={CONSOLE_LOG},logappend=on")
     arguments += ["-serial", "chardev:console"]
@@ -315,16 +346,36 @@ def command(spec: MachineSpec, start: Start | None = None) -> list[str]:
     if spec.chip:
         # No reconnect=: the device wants its back end at once, and a QEMU that may connect later
         # gives up ("vhost_backend_init failed"). The chip listens before QEMU starts.
-        arguments += ["-chardev", f"socket,id=chip,path={CHIP_SOCKET}"]
+        line = ["-chardev", f"socket,id={CHIP_CHARDEV},path={CHIP_SOCKET}"]
         device = f"vhost-user-i2c-{board.transport}"
         if not board.virtio:
             # Not at the hub that QEMU would add: with nothing else there, a device that is plugged
             # in may hang the guest (docs/simulator.md).
             device = "usb-redir" if spec.shells or spec.relay else "usb-redir,port=1"
-        arguments += ["-device", f"{device},chardev=chip"]
+        device += f",chardev={CHIP_CHARDEV}"
+        if board.ecam is not None:
+            arguments += ["-device", f"pcie-root-port,id={BAY},chassis=1,slot=1"]
+            device += f",bus={BAY},id={CHIP_DEVICE}"
+        if not asleep:
+            arguments += [*line, "-device", device]
+    for each in board.properties:
+        arguments += ["-global", each]
     if board.watchdog:
         arguments += ["-device", board.watchdog, "-action", "watchdog=reset"]
     return arguments + list(spec.extra)
+
+
+def saved_hardware(spec: MachineSpec) -> list[str]:
+    """Return what a machine must have in common with one that wakes from its saved state."""
+    plain = replace(
+        spec,
+        name="node",
+        kernel=None if spec.kernel is None else Path(KERNEL),
+        rootfs=None if spec.rootfs is None else Path("rootfs"),
+        cmdline="",
+        accel=replace(spec.accel, reason="", tsc_khz=None),
+    )
+    return command(plain)
 
 
 def _kernel_parameters(spec: MachineSpec) -> list[str]:
