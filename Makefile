@@ -43,12 +43,15 @@ qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or
 	@$(if $(SCENARIO),bin/meshlab --lab "$(LAB)" run $(SCENARIO) $(if $(REPEAT),--repeat "$(REPEAT)") \
 		$(if $(call given,SEED),--seed "$(SEED)") $(if $(call given,IMAGE),--image "$(IMAGE)") \
 		$(if $(HOSTS),--hosts "$(HOSTS)") $(foreach node,$(ON),--on "$(node)"),\
+	$(if $(RESUME),bin/meshlab --lab "$(LAB)" up --resume "$(RESUME)" $(if $(ONCE),--once) \
+		$(if $(call given,N),--nodes "$(N)") $(if $(call given,TOPOLOGY),--topology "$(TOPOLOGY)") \
+		$(if $(call given,IMAGE),--image "$(IMAGE)") $(if $(call given,SEED),--seed "$(SEED)"),\
 	bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
 		--seed "$(SEED)" --security "$(SECURITY)" $(foreach app,$(APPS),--application "$(app)") \
 		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \
 		$(if $(FADING),--fading "$(FADING)") $(if $(DECODING),--decoding "$(DECODING)") \
 		$(if $(HOSTS),--hosts "$(HOSTS)") $(foreach node,$(ON),--on "$(node)") \
-		$(if $(HT),--ht) $(if $(KEEP),--keep) $(if $(ONCE),--once))
+		$(if $(HT),--ht) $(if $(KEEP),--keep) $(if $(ONCE),--once)))
 
 ##@ Build
 

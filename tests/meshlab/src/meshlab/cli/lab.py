@@ -28,6 +28,7 @@ from meshlab.lab.directory import is_held
 from meshlab.lab.errors import LabError, NotFormedError
 from meshlab.lab.lab import Lab
 from meshlab.lab.paths import lab_directory
+from meshlab.lab.saved import IMAGES, SavedLab, remove, saves
 from meshlab.lab.spec import LabSpec
 from meshlab.lab.state import Event, LabState
 from meshlab.lab.topology import node_name
@@ -78,6 +79,9 @@ def define(command: Define) -> None:
     define_hosts(up)
     up.add_argument("--keep", action="store_true", help="keep the disks and chips of the last run")
     up.add_argument(
+        "--resume", metavar="NAME", help="go on from a lab that was saved; it says all the rest"
+    )
+    up.add_argument(
         "--once", action="store_true", help="wait until formed, print a summary as JSON, end"
     )
     up.add_argument(
@@ -85,10 +89,20 @@ def define(command: Define) -> None:
     )
     up.add_argument("--plain", action="store_true", help="progress as lines, also on a terminal")
 
+    up.set_defaults(defaults=up.get_default)
+
     status = command("status", "show a running lab once", cmd_status)
     status.add_argument("--json", action="store_true", help="the summary, as `up --once` prints it")
 
     command("down", "end a running lab", cmd_down)
+
+    save = command("save", "save a running lab, which goes on", cmd_save)
+    save.add_argument("name", metavar="NAME", help="what to call the save")
+
+    saved = command("saved", "list labs that were saved", cmd_saved)
+    saved.add_argument(
+        "--remove", action="append", default=[], metavar="NAME", help="remove it (repeatable)"
+    )
 
 
 def define_hosts(command: argparse.ArgumentParser) -> None:
@@ -111,7 +125,13 @@ def define_hosts(command: argparse.ArgumentParser) -> None:
     )
 
 
+RESUMED = ("lab", "command", "defaults", "run", "resume", "once", "timeout", "plain")
+"""What can be said of a lab that goes on from one that was saved."""
+
+
 def cmd_up(options: argparse.Namespace) -> int:
+    if options.resume is not None:
+        return _resume(options)
     shape = topology.make(options.topology, options.nodes, options.seed)
     for path in options.application:
         if not (path / "pyproject.toml").is_file():
@@ -151,20 +171,40 @@ def cmd_up(options: argparse.Namespace) -> int:
         decoding=options.decoding,
         ht=options.ht,
     )
-    plain = options.plain or options.once or not sys.stderr.isatty()
-    timeout = options.timeout or 120 + 20 * options.nodes
 
     async def go() -> int:
         if wanted is None:
-            lab = Lab(spec, made, others=others)
-            return await _up(lab, once=options.once, plain=plain, timeout=timeout)
+            return await _up(Lab(spec, made, others=others), options)
         parts = {name: others.get(name, made) for name in shape.names}
         own = options.lab, lab_directory(options.lab)
         async with spread(wanted, own, parts, keep=options.keep, tell=progress) as found:
             lab = Lab(spec, made, others=found.others, doubts=found.doubts)
-            return await _up(lab, once=options.once, plain=plain, timeout=timeout)
+            return await _up(lab, options)
 
     return run_supervised(go())
+
+
+def _resume(options: argparse.Namespace) -> int:
+    """Go on from a lab that was saved."""
+    given = {name: value for name, value in vars(options).items() if name not in RESUMED}
+    other = [name for name, value in given.items() if value != options.defaults(name)]
+    if other:
+        words = ", ".join(f"--{name}" for name in other)
+        raise CommandError(f"{words}: --resume takes these from the saved lab", 2)
+    from meshlab.lab import real_parts
+
+    cache = cache_root()
+    saved = SavedLab.open(options.resume, cache)
+    try:
+        spec = saved.spec(options.lab)
+        made = [
+            real_parts.of_saved(saved.path / IMAGES / str(number), kept, cache, spec.topology.seed)
+            for number, kept in enumerate(saved.value["images"])
+        ]
+        others = {name: made[node.image] for name, node in saved.nodes.items() if node.image}
+        return run_supervised(_up(Lab(spec, made[0], others=others), options))
+    finally:
+        saved.close()
 
 
 def hosts_of(options: argparse.Namespace, names: Sequence[str]) -> Wanted | None:
@@ -245,10 +285,11 @@ def run_supervised(coroutine: Coroutine[Any, Any, int]) -> int:
     return asyncio.run(supervise())
 
 
-async def _up(lab: Lab, *, once: bool, plain: bool, timeout: float) -> int:
-    if once:
-        return await _up_once(lab, timeout)
-    if plain:
+async def _up(lab: Lab, options: argparse.Namespace) -> int:
+    if options.once:
+        nodes = len(lab.spec.topology.positions)
+        return await _up_once(lab, options.timeout or 120 + 20 * nodes)
+    if options.plain or not sys.stderr.isatty():
         lab.on_event(print_event)
         async with lab:
             try:
@@ -364,4 +405,29 @@ def cmd_down(options: argparse.Namespace) -> int:
             await asyncio.sleep(0.05)
 
     asyncio.run(go())
+    return 0
+
+
+def cmd_save(options: argparse.Namespace) -> int:
+    done = ask(options, "save", {"name": options.name}, timeout=None)
+    print(
+        f"saved {done['size'] >> 20} MiB in {done['path']}; the nodes stood still for "
+        f"{done['paused']:.1f} s. Go on from it: `{own_command()} up --resume {options.name}`"
+    )
+    return 0
+
+
+def cmd_saved(options: argparse.Namespace) -> int:
+    if options.remove:
+        freed = remove(options.remove)
+        print(f"removed: {', '.join(options.remove)} ({freed >> 20} MiB)")
+        return 0
+    for name, found, size in saves():
+        words = f"{name}: {size >> 20} MiB, "
+        if isinstance(found, LabError):
+            print(f"{words}cannot be used: {found}")
+            continue
+        shape, images = found.value["spec"]["topology"], found.value["images"]
+        what = " and ".join(dict.fromkeys(str(image["name"]) for image in images))
+        print(f"{words}{len(found.nodes)} nodes ({shape['kind']}) of {what}, {found.value['saved']}")
     return 0

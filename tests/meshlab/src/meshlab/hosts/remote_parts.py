@@ -9,13 +9,14 @@ import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from meshlab.hosts import images
 from meshlab.hosts.chip_line import answer
 from meshlab.hosts.errors import HostsError
 from meshlab.hosts.hosts import Host
 from meshlab.hosts.link import Json, LinkError, pump
+from meshlab.lab.errors import LabError
 from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts
 from meshlab.machine import events
 from meshlab.machine.events import MachineEvent, OnMachineEvent
@@ -30,6 +31,7 @@ from meshlab.machine.spec import (
     RELAY_SOCKET,
     SHELL_SOCKET,
 )
+from meshlab.machine.suspend import SavedMachine
 from meshlab.wire.sockets import listen
 
 if TYPE_CHECKING:
@@ -66,6 +68,11 @@ class RemoteChip:
     @fault.setter
     def fault(self, fault: str | None) -> None:
         self.chip.fault = fault
+
+    @property
+    def asleep(self) -> bool:
+        """See ``ChipLike``."""
+        return self.chip.asleep
 
     async def start(self) -> None:
         """Do nothing: the node's agent asks."""
@@ -177,6 +184,22 @@ class RemoteMachine(MachineLike):
             self.end(1)
             await self._close_doors()
             raise
+
+    async def wake(self, memory: Path, saved: SavedMachine) -> None:
+        """Refuse: see ``RemoteParts.keep_image``."""
+        raise MachineError(self._parts.not_saved)
+
+    async def save(self, memory: Path) -> SavedMachine:
+        """Refuse: see ``RemoteParts.keep_image``."""
+        raise MachineError(self._parts.not_saved)
+
+    async def pause(self) -> None:
+        """Refuse: see ``RemoteParts.keep_image``."""
+        raise MachineError(self._parts.not_saved)
+
+    async def go_on(self) -> None:
+        """Refuse: see ``RemoteParts.keep_image``."""
+        raise MachineError(self._parts.not_saved)
 
     async def stop(self, grace: float) -> None:
         """Switch it off in order; see ``Machine.stop``."""
@@ -322,6 +345,18 @@ class RemoteParts(Parts):
         await made.get_ready()
         tell(f"{host.name}: {host.facts.cores} processors, {made.accel}: {made.accel_reason}")
         return made
+
+    @property
+    def not_saved(self) -> str:
+        """Return why these nodes cannot be saved."""
+        return f"nodes on {self.place} cannot be saved: only those on the lab's own machine can"
+
+    def keep_image(self, folder: Path) -> dict[str, Any]:
+        """Refuse: the memory of these nodes is elsewhere.
+
+        :raises LabError: always.
+        """
+        raise LabError(self.not_saved)
 
     async def get_ready(self) -> object:
         """Have the agent ready to boot the image, also after the connection was lost."""

@@ -18,7 +18,9 @@ from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts, ShellLike
 from meshlab.lab.state import address_from_serial
 from meshlab.lab.topology import node_index
 from meshlab.machine.events import OnMachineEvent
+from meshlab.machine.qemu import MachineError
 from meshlab.machine.shell import ShellError, ShellTimeoutError
+from meshlab.machine.suspend import SavedMachine
 
 PREFIX = "fd12:3456:789a:1::/64"
 
@@ -156,6 +158,7 @@ class FakeMachine(MachineLike):
         self.shells = FakeShell(self), FakeShell(self)
         self.ended: asyncio.Future[int] | None = None
         self.stopped_with: float | None = None
+        self.paused = False
         self.on_event: OnMachineEvent | None = None
 
     @property
@@ -177,6 +180,24 @@ class FakeMachine(MachineLike):
         self.parts.on[self.name] = self
         self.parts.starts.append(self.name)
         (self.directory / "console.log").write_text(f"console of {self.name}\n")
+
+    async def pause(self) -> None:
+        self.paused = True
+
+    async def go_on(self) -> None:
+        self.paused = False
+
+    async def save(self, memory: Path) -> SavedMachine:
+        if self.name in self.parts.broken or not self.paused:
+            raise MachineError(f"{self.name} cannot be saved")
+        memory.write_text(f"memory of {self.name}")
+        return SavedMachine("7.2.0", [self.name], None, None)
+
+    async def wake(self, memory: Path, saved: SavedMachine) -> None:
+        if memory.read_text() != f"memory of {self.name}" or saved.hardware != [self.name]:
+            raise MachineError(f"{self.name} is another machine")
+        await self.start()
+        self.paused = True
 
     def end(self, code: int) -> None:
         self.parts.on.pop(self.name, None)
@@ -211,6 +232,13 @@ class FakeChip(ChipLike):
     def __init__(self) -> None:
         self._fault: str | None = None
         self.serving = False
+        self.commands = 0
+        """Commands that it is still to work on: one ends whenever somebody looks."""
+
+    @property
+    def asleep(self) -> bool:
+        self.commands, working = max(0, self.commands - 1), self.commands > 0
+        return not working
 
     @property
     def fault(self) -> str | None:
@@ -290,6 +318,10 @@ class FakeParts(Parts):
 
     def report(self, directory: Path) -> str | None:
         return self.reports.get(directory.name)
+
+    def keep_image(self, folder: Path) -> dict[str, Any]:
+        (folder / "kernel").write_text("kernel")
+        return {"name": self.image}
 
     def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> FakeMachine:
         self.machines.append(FakeMachine(self, name, directory))

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from meshlab.lab import summary
+from meshlab.lab import saving, summary
 from meshlab.lab.air import PATIENCE, Air
 from meshlab.lab.directory import LabDirectory, last_lines
 from meshlab.lab.errors import LabError, NotFormedError
@@ -155,6 +155,10 @@ class Lab:
     async def start(self) -> None:
         """Prepare the directory, start the medium, and begin to start the nodes."""
         self._held.take()
+        run, resume = secrets.token_hex(8), self.spec.resume
+        if resume is not None:
+            await asyncio.to_thread(resume.unpack, self.directory, run)
+            self.spec = replace(self.spec, keep=True)
         passphrase = self._held.passphrase(self.spec.passphrase, keep=self.spec.keep)
         self.spec = replace(self.spec, passphrase=passphrase)
         self.journal.open(self.directory / "events.log")
@@ -172,7 +176,7 @@ class Lab:
             )
         for index, name in enumerate(self.spec.topology.names, start=1):
             self._prepare(index, name)
-        self._write_medium()
+        self._write_medium(run)
         for (a, b), snr in self.spec.topology.links.items():
             self.state.links[a, b] = LinkState(a, b, snr, snr)
         await self._server.start()
@@ -182,7 +186,7 @@ class Lab:
         self._task(self._judge())
         for node in self.nodes.values():
             await node.chip.start()
-        self._task(self._start_all())
+        self._task(self._start_all() if resume is None else saving.wake(self, resume))
 
     async def stop(self) -> None:
         """Switch everything off and let go of the directory. May be called twice."""
@@ -206,6 +210,8 @@ class Lab:
         await self._server.stop()
         self.journal.close()
         self._held.release()
+        if self.spec.resume is not None:
+            self.spec.resume.close()
 
     def _task(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(coroutine)
@@ -229,7 +235,7 @@ class Lab:
     def _prepare(self, index: int, name: str) -> None:
         directory = self._held.prepare_node(name, keep=self.spec.keep)
         spec = self._node_spec(name)
-        parts = self._others.get(name, self.parts)
+        parts = self.parts_of(name)
         serial = parts.serial(self.spec.topology.seed, index)
         root = None
         if self.fleet is not None:
@@ -237,11 +243,17 @@ class Lab:
                 self.fleet.enroll(directory / "chip.json", serial, self.spec.topology.seed)
             root = self.fleet.root
         config = node_config(self.spec, spec, root, chip=parts.has_chip)
+        position = self.spec.topology.positions[name]
+        if self.spec.resume is not None:
+            saved = self.spec.resume.nodes[name]
+            config = {section: dict(values) for section, values in saved.config.items()}
+            position = saved.position
+            spec = replace(spec, chip_fault=saved.chip_fault)
         prefix = config["address"]["prefix"]
         state = NodeState(
             name=name,
             mac=radio_mac(index),
-            position=self.spec.topology.positions[name],
+            position=position,
             serial=serial.hex() if parts.has_chip else None,
             expected_address=address_from_serial(prefix, serial) if parts.has_chip else None,
             chip_fault=spec.chip_fault,
@@ -261,9 +273,9 @@ class Lab:
     def _node_spec(self, name: str) -> NodeSpec:
         return self.spec.nodes.get(name, NodeSpec())
 
-    def _write_medium(self) -> None:
+    def _write_medium(self, run: str) -> None:
         mesh = {name: self._node_spec(name).mesh_point for name in self.nodes}
-        description = medium_description(self.spec, secrets.token_hex(8), mesh)
+        description = medium_description(self.spec, run, mesh)
         (self.directory / "medium.json").write_text(json.dumps(description, indent=1) + "\n")
 
     async def _start_all(self) -> None:
@@ -549,9 +561,13 @@ class Lab:
             self.pace.lively()
         return code, output
 
+    def parts_of(self, name: str) -> Parts:
+        """Return what makes the parts of the node of this name."""
+        return self._others.get(name, self.parts)
+
     def image_of(self, name: str) -> str:
         """Return what a node boots, in a word."""
-        return self._others.get(self.node(name).state.name, self.parts).image
+        return self.parts_of(self.node(name).state.name).image
 
     def edit_card(self, name: str, text: str | None = None) -> None:
         """Replace a node's ``thicket.toml`` as a person does with the card in a computer.
@@ -563,8 +579,7 @@ class Lab:
         node = self.node(name)
         if node.state.power == "running":
             raise LabError(f"{name} is on: switch it off before its card is edited")
-        parts = self._others.get(node.state.name, self.parts)
-        parts.configure(node.directory, to_toml(node.config) if text is None else text)
+        self.parts_of(node.state.name).configure(node.directory, to_toml(node.config) if text is None else text)
         self.journal.tell(Kind.CHANGE, f"{CONFIG_FILE} on its card was replaced", node.state.name)
 
     def kill_medium(self) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import signal
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from meshlab.lab.state import (
 )
 from meshlab.machine.events import MachineEvent, Panic, Reset, WatchdogBite
 from meshlab.machine.spec import CONSOLE_SOCKET
+from meshlab.machine.suspend import SavedMachine
 from meshlab.wire.rpc import RpcError
 
 log = logging.getLogger(__name__)
@@ -126,39 +128,77 @@ class Node:
             state = self.state
             if state.power == "running":
                 raise LabError(f"{state.name} is on already")
-            for task in self.tasks:
-                task.cancel()
-            self.tasks = []
             report = await asyncio.to_thread(self._around.parts.report, self.directory)
-            state.status, state.answered, state.reason = None, None, None
-            state.cpu_percent, state.cpu_seconds_to_joined, state.joined = None, None, None
-            state.guest_used_kib, state.report = None, None
-            self.busy = None
+            machine = self._new_machine()
             # Who asks for a node does not wait for those that a lab starts; these wait for it.
             if self.slot is None:
                 self.slot = self._around.slots.try_take()
             if self.slot is not None:
                 asyncio.get_running_loop().call_later(BOOT_DEADLINE, self.slot.free)
-            machine = self._around.parts.machine(state.name, self.directory, self._told)
-            self.machine = machine
             state.power, state.started = "running", self._around.journal.elapsed
-            try:
-                await machine.start()
-            except Exception as error:
-                state.power, state.reason = "died", str(error)
-                self.free_slot()
-                self.tell(Kind.DIED, f"did not start: {error}")
-                raise LabError(f"{state.name} did not start: {error}") from error
+            await self._begun(machine.start())
             self.tell(Kind.BOOT, "switched on")
-            self._around.pace.lively()
-            self.tasks = [
-                asyncio.create_task(self._watch(machine)),
-                asyncio.create_task(self._ask(machine)),
-                asyncio.create_task(self._look_at_card(machine, report)),
-            ]
-            fleet = self._around.fleet
-            if fleet is not None and not self._around.parts.has_chip:
-                self.tasks.append(asyncio.create_task(self._enroll(machine, fleet)))
+            self._look_after(machine, report)
+
+    async def load(self, memory: Path, saved: SavedMachine) -> None:
+        """Get the machine ready to go on from where it was saved.
+
+        :param memory: The file that it was saved to.
+        :param saved: What there is to know of it.
+        :raises LabError: when it cannot.
+        """
+        async with self.lock:
+            await self._begun(self._new_machine().wake(memory, saved))
+
+    async def go_on(self) -> None:
+        """Let a machine run that was loaded.
+
+        :raises LabError: when it does not.
+        """
+        async with self.lock:
+            machine = self.machine
+            if machine is None:
+                raise LabError(f"{self.state.name} was not loaded")
+            await self._begun(machine.go_on())
+            self.state.power, self.state.started = "running", self._around.journal.elapsed
+            self._look_after(machine, None)
+
+    def _new_machine(self) -> MachineLike:
+        """Make a machine, of which nothing is known yet."""
+        for task in self.tasks:
+            task.cancel()
+        self.tasks = []
+        state = self.state
+        state.status, state.answered, state.reason = None, None, None
+        state.cpu_percent, state.cpu_seconds_to_joined, state.joined = None, None, None
+        state.guest_used_kib, state.report = None, None
+        self.busy = None
+        self.machine = self._around.parts.machine(state.name, self.directory, self._told)
+        return self.machine
+
+    async def _begun(self, start: Awaitable[None]) -> None:
+        try:
+            await start
+        except Exception as error:
+            self.state.power, self.state.reason = "died", str(error)
+            self.free_slot()
+            self.tell(Kind.DIED, f"did not start: {error}")
+            raise LabError(f"{self.state.name} did not start: {error}") from error
+
+    def _look_after(self, machine: MachineLike, report: str | None) -> None:
+        """Begin to watch a machine that runs.
+
+        :param report: The report of an earlier start that is on its card.
+        """
+        self._around.pace.lively()
+        self.tasks = [
+            asyncio.create_task(self._watch(machine)),
+            asyncio.create_task(self._ask(machine)),
+            asyncio.create_task(self._look_at_card(machine, report)),
+        ]
+        fleet = self._around.fleet
+        if fleet is not None and not self._around.parts.has_chip:
+            self.tasks.append(asyncio.create_task(self._enroll(machine, fleet)))
 
     async def power_off(self, *, grace: float = 10.0) -> None:
         """Ask it to shut down; after ``grace`` seconds, or at once when that is 0, cut it."""

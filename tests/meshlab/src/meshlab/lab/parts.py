@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from meshlab.machine.events import OnMachineEvent
+from meshlab.machine.suspend import SavedMachine
 
 
 class ShellLike(Protocol):
@@ -43,6 +44,10 @@ class MachineLike(Protocol):
     @property
     def running(self) -> bool: ...
     async def start(self) -> None: ...
+    async def wake(self, memory: Path, saved: SavedMachine) -> None: ...
+    async def save(self, memory: Path) -> SavedMachine: ...
+    async def pause(self) -> None: ...
+    async def go_on(self) -> None: ...
     async def stop(self, grace: float) -> None: ...
     def kill(self) -> None: ...
     async def wait(self) -> int | None: ...
@@ -54,6 +59,11 @@ class ChipLike(Protocol):
     """A virtual chip that is being served to a machine."""
 
     fault: str | None
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it has nothing to lose if it is saved now."""
+        ...
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
@@ -119,6 +129,12 @@ class Parts(Protocol):
 
     def report(self, directory: Path) -> str | None:
         """Return the report on a node's card, if it has a card and there is one on it."""
+
+    def keep_image(self, folder: Path) -> dict[str, Any]:
+        """Put what nodes boot into a folder, and return what has to be known of it.
+
+        :raises LabError: when it cannot be kept, or nodes of this kind cannot be saved.
+        """
 
     def machine(self, name: str, directory: Path, on_event: OnMachineEvent) -> MachineLike: ...
     def medium(self, directory: Path) -> list[str]: ...

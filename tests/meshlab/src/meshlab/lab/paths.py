@@ -26,12 +26,21 @@ def lab_directory(name: str, cache: Path | None = None) -> Path:
 
     :raises ValueError: when the name could not be a directory of its own.
     """
+    return labs_root(cache) / check_name(name)
+
+
+def check_name(name: str, what: str = "of a lab") -> str:
+    """Return ``name`` when a directory can have it.
+
+    :param what: What it is the name of, for people.
+    :raises ValueError: when none of its own can.
+    """
     if not _LAB_NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} is not a lab name: use letters, digits, '-', '_' and '.', "
+            f"{name!r} is not the name {what}: use letters, digits, '-', '_' and '.', "
             "at most 64, starting with a letter or digit"
         )
-    return labs_root(cache) / name
+    return name
 
 
 def own_call(lab: str, words: str) -> str:

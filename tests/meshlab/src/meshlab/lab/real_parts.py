@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firmware import card as cards
+from meshlab.lab.copies import copy_sparse
 from meshlab.lab.errors import LabError
 from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts
 from meshlab.machine import bootrom
@@ -36,12 +36,17 @@ into it. The file is sparse."""
 SD_CARD_MIB = 1024
 """The same where QEMU takes powers of two only: for an SD card."""
 
+CLOCK_TOLERANCE = 2e-4
+"""How much a clock may differ from that of the computer that saved a lab: as much as clocks do."""
+
 CARDS = ("rpi64", "x86_64")
 """Boards whose card image ``make BOARD`` leaves in the cache."""
 STANDIN = "standin"
 STANDINS = (STANDIN, "standin-rpi64")
 """Stand-ins for them, which ``meshlab.image.standin`` makes."""
 CONFIG = "thicket.toml"
+KERNEL = "kernel"
+ROOTFS = "rootfs.erofs"
 REPORT = "report.txt"
 REPORT_LIMIT = 1 << 16
 
@@ -74,6 +79,10 @@ class ServedChip:
     @fault.setter
     def fault(self, fault: str | None) -> None:
         self._chip.fault = fault
+
+    @property
+    def asleep(self) -> bool:
+        return self._chip.asleep
 
     async def start(self) -> None:
         await self._server.start()
@@ -215,6 +224,32 @@ class RealParts(Parts):
         )
         return Machine(spec, on_event)
 
+    def keep_image(self, folder: Path) -> dict[str, Any]:
+        from meshlab.machine.spec import BOARDS, DEFAULT_BOARDS
+
+        board = self.board or DEFAULT_BOARDS[self.arch]
+        if BOARDS[board].ecam is None:
+            able = ", ".join(name for name, each in BOARDS.items() if each.ecam is not None)
+            raise LabError(f"machines of the kind {board} cannot be saved, only those of {able}")
+        images = self.images
+        found = {
+            "name": images.name,
+            "description": images.description,
+            "arch": self.arch,
+            "board": self.board,
+            "accel": self.accel,
+            "cpu": self._accel.cpu,
+            "tsc_khz": self._accel.tsc_khz,
+        }
+        if isinstance(images, CardImage):
+            return found  # each node has its card
+        for name, path in ((KERNEL, images.kernel), (ROOTFS, images.rootfs)):
+            try:
+                os.link(path, folder / name)
+            except OSError:  # another file system, or one without links
+                copy_sparse([path], folder / name)
+        return {**found, "cmdline": images.cmdline}
+
     def medium(self, directory: Path) -> list[str]:
         return [sys.executable, "-m", "meshlab.medium", "--lab", str(directory)]
 
@@ -228,10 +263,7 @@ def copy_card(image: Path, target: Path, size: int) -> None:
     """
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
         fresh = Path(directory, target.name)
-        command = ["cp", "--reflink=auto", "--sparse=always", str(image), str(fresh)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise LabError(f"{image} cannot be copied: {done.stderr.strip()}")
+        copy_sparse([image], fresh)
         os.truncate(fresh, max(size, fresh.stat().st_size))
         fresh.replace(target)
 
@@ -382,6 +414,42 @@ def load(
     if board is not None and BOARDS[board].own_processor:
         chosen = accel.Accel("tcg", f"{board} has a processor of its own", chosen.cpu)
     return RealParts(images, chosen, cache, seed, board=board)
+
+
+def of_saved(folder: Path, kept: Mapping[str, Any], cache: Path, seed: int) -> RealParts:
+    """Return the parts of nodes that were saved.
+
+    :param folder: What ``RealParts.keep_image`` filled.
+    :param kept: What it returned.
+    :raises LabError: when machines that were saved so cannot wake on this computer.
+    """
+    from meshlab.image.image_set import ImageSet
+    from meshlab.machine import accel
+
+    try:
+        chosen = accel.choose(cache, f"qemu-system-{kept['arch']}")
+    except accel.AccelError as error:
+        raise LabError(str(error)) from error
+    if (chosen.name, chosen.cpu) != (kept["accel"], kept["cpu"]):
+        raise LabError(
+            f"the lab was saved under {kept['accel']} with the processor {kept['cpu']}; here nodes "
+            f"run under {chosen.name} with {chosen.cpu} ({accel.OVERRIDE} chooses)"
+        )
+    was, now = kept["tsc_khz"], chosen.tsc_khz
+    if was and now and abs(now - was) > CLOCK_TOLERANCE * was:
+        raise LabError(
+            f"the lab was saved where clocks count {was} kHz, and here they count {now} kHz: its "
+            "nodes would live too fast or too slow"
+        )
+    # What the guests were told at their start holds for their lives.
+    chosen = replace(chosen, tsc_khz=was)
+    name, words = kept["name"], f"{kept['description']}, as it was saved"
+    images: ImageSet | CardImage
+    if "cmdline" in kept:
+        images = ImageSet(name, folder / KERNEL, folder / ROOTFS, kept["cmdline"], words)
+    else:
+        images = CardImage(name, folder, kept["arch"], words)
+    return RealParts(images, chosen, cache, seed, board=kept["board"])
 
 
 def check_board(

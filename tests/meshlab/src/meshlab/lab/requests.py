@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from meshlab.lab import summary
 from meshlab.lab.errors import LabError
 from meshlab.lab.pmks import Pmks
+from meshlab.lab.saving import save
 from meshlab.machine.shell import ShellError
 from meshlab.wire.rpc import Call, Handler, Json, Params, RpcError
 
@@ -61,6 +62,7 @@ class Requests:
             "radio": self._radio,
             "config": self._config,
             "medium": self._medium,
+            "save": self._save,
             "down": self._down,
             "deeds": self._tell_deeds,
         }
@@ -301,6 +303,16 @@ class Requests:
             self._lab.kill_medium()
             return {}
         return await self._lab.medium_call("status")
+
+    async def _save(self, params: Params, call: Call) -> Json:
+        name = params.get("name")
+        if not isinstance(name, str):
+            raise RpcError("bad-request", "a save needs a name")
+        try:
+            saved = await save(self._lab, name)
+        except LabError as error:
+            raise RpcError("failed", str(error)) from None
+        return {"path": str(saved.path), "size": saved.size, "paused": saved.paused}
 
     async def _down(self, params: Params, call: Call) -> Json:
         self._lab.done.set()

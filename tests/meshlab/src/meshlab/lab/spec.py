@@ -7,9 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meshlab.lab.topology import Topology
+
+if TYPE_CHECKING:
+    from meshlab.lab.saved import SavedLab
 
 Config = Mapping[str, Mapping[str, Any]]
 
@@ -51,6 +54,8 @@ class LabSpec:
     """The mesh's; empty for a new one (with ``keep``, that of the previous run)."""
     keep: bool = False
     """Keep the chips and disks of the lab's previous run."""
+    resume: SavedLab | None = None
+    """Go on from this one, from which everything else here is."""
     config: Config = field(default_factory=dict)
     """Configuration of all nodes, by section and key."""
     nodes: Mapping[str, NodeSpec] = field(default_factory=dict)
