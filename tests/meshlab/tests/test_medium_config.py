@@ -71,6 +71,16 @@ def test_what_the_lab_writes() -> None:
         ({"nodes": [node()], "links": [{"a": "n1", "b": "n1", "snr": 1}]}, "two ends"),
         ({"nodes": [node(), node("n2")], "links": [{"a": "n1", "b": "n2"}]}, "snr"),
         ({"nodes": [node(), node("n2")], "links": [{"a": "n1", "b": "n2", "snr": True}]}, "snr"),
+        (
+            {
+                "nodes": [node(), node("n2")],
+                "links": [
+                    {"a": "n1", "b": "n2", "snr": 1, "both": False, "fading": "rayleigh"},
+                    {"a": "n2", "b": "n1", "snr": 2, "both": False, "fading": "none"},
+                ],
+            },
+            "both directions",
+        ),
         ({"unlinked": "far"}, "unlinked"),
         ({"propagation": {"model": "ray"}}, "ray"),
         ({"propagation": {"exponant": 3}}, "exponant"),
@@ -137,7 +147,8 @@ fadings = st.sampled_from(
 def test_config_round_trip(
     nodes: tuple[NodeConfig, ...], seed: str, run: str, general: Fading, own: Fading | None
 ) -> None:
-    links = tuple(LinkConfig(nodes[0].name, n.name, 12.5, False, own) for n in nodes[1:])
+    snr = 12.5 if own is None else None
+    links = tuple(LinkConfig(nodes[0].name, n.name, snr, False, own) for n in nodes[1:])
     config = MediumConfig(
         nodes=nodes, links=links, seed=seed, run=run, unlinked="model", fading=general
     )

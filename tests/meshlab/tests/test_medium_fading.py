@@ -8,12 +8,14 @@ import math
 from statistics import fmean, pstdev
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from meshlab.medium import fading
-from meshlab.medium.config import MediumConfig
+from meshlab.medium.config import MediumConfig, parse_config
 from meshlab.medium.error import Textbook
 from meshlab.medium.fading import STEADY, Fading, Fadings
-from meshlab.medium.virtual import BROADCAST, VirtualAir
+from meshlab.medium.virtual import BROADCAST, VirtualAir, mac
 from meshlab.wire.ieee80211 import LEGACY_5GHZ
 
 RAYLEIGH = Fading("rayleigh", doppler=5)
@@ -149,40 +151,71 @@ def test_each_link_has_the_whole_spread_over_time() -> None:
 # Which link changes how.
 
 
+def gain(found: Fadings, a: str, b: str, now: float, frequency: int = 2412) -> float:
+    """Return a gain in dB some seconds after fading began at 100 s."""
+    found.gain("n8", "n9", 2412, 100.0)
+    return found.gain(a, b, frequency, 100.0 + now)[0]
+
+
 def test_gains_depend_on_seed_pair_and_time_only() -> None:
-    one, same = Fadings("1", RAYLEIGH), Fadings("1", RAYLEIGH)
-    one.gain("n1", "n3", 2412, 5)
-    assert one.gain("n1", "n2", 2412, 90) == same.gain("n2", "n1", 2412, 90)
-    other = Fadings("2", RAYLEIGH)
-    assert one.gain("n1", "n2", 2412, 90) != other.gain("n1", "n2", 2412, 90)
-    assert one.gain("n1", "n2", 2412, 90) != one.gain("n1", "n2", 2437, 90)
-    assert one.gain("n1", "n1", 2412, 90) == 0
+    one, same, other = Fadings("1", RAYLEIGH), Fadings("1", RAYLEIGH), Fadings("2", RAYLEIGH)
+    gain(one, "n1", "n3", 0.05)
+    assert gain(one, "n1", "n2", 0.9) == gain(same, "n2", "n1", 0.9)
+    assert gain(one, "n1", "n2", 0.9) != gain(other, "n1", "n2", 0.9)
+    assert gain(one, "n1", "n2", 0.9) != gain(one, "n1", "n2", 0.9, 2437)
+    assert gain(one, "n1", "n1", 0.9) == 0
 
 
 def test_shadows_are_the_same_on_all_channels() -> None:
     found = Fadings("1", SHADOWS)
-    assert found.gain("n1", "n2", 2412, 9) == found.gain("n1", "n2", 5180, 9) != 0
+    assert gain(found, "n1", "n2", 9) == gain(found, "n1", "n2", 9, 5180) != 0
 
 
 def test_a_link_of_its_own_changes_as_it_says_and_others_as_before() -> None:
     found = Fadings("1", RAYLEIGH, {("n2", "n1"): STEADY})
-    assert found.gain("n1", "n2", 2412, 3) == 0
-    before = found.gain("n1", "n3", 2412, 3)
+    assert gain(found, "n1", "n2", 3) == 0
+    before = gain(found, "n1", "n3", 3)
     found.change({("n1", "n2"): Fading(shadowing=3)})
-    assert found.gain("n2", "n1", 2412, 3) != 0
-    assert found.gain("n1", "n3", 2412, 3) == before
+    assert gain(found, "n2", "n1", 3) != 0
+    assert gain(found, "n1", "n3", 3) == before
+    assert found.own() == {("n1", "n2"): Fading(shadowing=3)}
     found.change({})
-    assert found.gain("n1", "n2", 2412, 3) == 0
+    assert gain(found, "n1", "n2", 3) == 0
 
 
 def test_blocks_are_short_against_what_changes() -> None:
     assert RAYLEIGH.block == pytest.approx(0.01)
     assert SHADOWS.block == pytest.approx(0.2)
     assert Fading("rayleigh", doppler=5, shadowing=6).block == pytest.approx(0.01)
-    found = Fadings("1", SHADOWS, {("n1", "n2"): RAYLEIGH})
-    assert found.active
-    assert found.block == pytest.approx(0.01)
+    assert Fadings("1", SHADOWS).active
     assert not Fadings("1", STEADY).active
+    assert Fadings("1", STEADY).gain("n1", "n2", 2412, 7.0) == (0.0, math.inf)
+
+
+fadings = st.builds(
+    Fading,
+    st.sampled_from(fading.MODELS),
+    doppler=st.floats(0.1, 100),
+    shadowing=st.sampled_from([0.0, 4.0]),
+    decorrelation=st.floats(0.1, 100),
+)
+
+
+@settings(deadline=None)
+@given(fadings, fadings, st.floats(0, 1000))
+def test_every_link_has_blocks_of_its_own(one: Fading, other: Fading, now: float) -> None:
+    """A gain holds from the asking to the time that is told, whatever other links do."""
+    alone = Fadings("1", STEADY, {("n1", "n2"): one})
+    beside = Fadings("1", other, {("n2", "n1"): one})
+    for found in (alone, beside):
+        found.gain("n1", "n2", 2412, 0.0)
+    got, until = alone.gain("n1", "n2", 2412, now)
+    assert beside.gain("n2", "n1", 2412, now) == (got, until)
+    if not one.changes:
+        assert (got, until) == (0.0, math.inf)
+        return
+    assert now <= until <= now + one.block * 1.001
+    assert alone.gain("n1", "n2", 2412, now + 0.99 * (until - now))[0] == got
 
 
 # How it is written.
@@ -224,6 +257,91 @@ def test_other_texts_are_refused_with_what_is_allowed(wrong: object, words: str)
 
 
 # On the air.
+
+
+def outage(how: str, margin: float) -> float:
+    """Return how often a link's signal is that much below its mean."""
+    limit = 10 ** (-margin / 10)
+    return rice(10**0.6, limit) if how.startswith("rician") else 1 - math.exp(-limit)
+
+
+@pytest.mark.parametrize("how", ["rayleigh doppler=20", "rician k=6 doppler=20"])
+def test_one_link_of_three_fades_as_it_says(how: str) -> None:
+    """Its frames come as weak as often as the closed form says; the others' signal stays."""
+    nodes = [{"name": f"n{i}", "radios": [{"mac": mac(i).hex(":")}]} for i in range(1, 4)]
+    links = [{"a": "n2", "b": "n1", "snr": 50, "fading": how}, {"a": "n1", "b": "n3", "snr": 50}]
+    air = VirtualAir(3, config=parse_config({"nodes": nodes, "links": links}))
+    frames = 4000
+    for _ in range(frames):
+        air.send(1, BROADCAST)
+        air.run(0.05)
+    signals = {
+        name: [one.signal for one in air.injected if one.node == name] for name in ("n2", "n3")
+    }
+    assert set(signals["n3"]) == {-41}
+    assert len(signals["n2"]) > 0.99 * frames
+    for margin in (0.5, 5.5, 9.5):  # signals are whole dBm
+        seen = sum(signal < -41 - margin for signal in signals["n2"])
+        seen += frames - len(signals["n2"])
+        assert seen / frames == pytest.approx(outage(how, margin), abs=0.03)
+
+
+def test_only_radios_with_a_link_that_fades_are_looked_up_again() -> None:
+    air = VirtualAir(4, [(1, 2, 30), (2, 3, 30), (3, 4, 30)])
+    air.links.fade("n1", "n2", RAYLEIGH)
+    radios = [air.node(i).radios[0] for i in range(1, 5)]
+    seen = []
+    for _ in range(3):
+        seen.append([air.engine.reaches.of(radio, 5180) for radio in radios])
+        air.engine.now += 1.0
+    for index, fades in enumerate((True, True, False, False)):
+        found = {id(each[index]) for each in seen}
+        assert len(found) == (3 if fades else 1)
+
+
+def test_a_link_fades_as_it_was_told_after_a_cut_a_restoration_and_a_move() -> None:
+    nodes = [
+        {"name": f"n{i}", "position": [10.0 * i, 0], "radios": [{"mac": mac(i).hex(":")}]}
+        for i in (1, 2)
+    ]
+    links = [{"a": "n1", "b": "n2", "snr": 40, "fading": "rayleigh doppler=5"}]
+    air = VirtualAir(2, config=parse_config({"nodes": nodes, "links": links}))
+
+    def spread() -> int:
+        air.injected.clear()
+        for _ in range(50):
+            air.send(1, BROADCAST)
+            air.run(0.2)
+        return len({one.signal for one in air.injected})
+
+    assert spread() > 5
+    air.links.set("n1", "n2", None)
+    assert spread() == 0
+    air.links.restore("n1", "n2")
+    assert spread() > 5
+    air.links.fade("n1", "n2", STEADY)
+    assert spread() == 1
+    air.links.restore("n1", "n2")
+    assert spread() > 5
+    air.links.move("n2", 30.0, 0.0)
+    assert spread() > 5
+
+
+def test_a_link_without_signal_of_its_own_has_that_of_the_places() -> None:
+    nodes = [
+        {"name": f"n{i}", "position": [20.0 * i, 0], "radios": [{"mac": mac(i).hex(":")}]}
+        for i in (1, 2, 3)
+    ]
+    links = [{"a": "n1", "b": "n2", "fading": "rayleigh"}]
+    told = {"nodes": nodes, "links": links, "unlinked": "model"}
+    air = VirtualAir(3, config=parse_config(told))
+    near, far = (air.links.hearing("n1", name, 20.0, 2412) for name in ("n2", "n3"))
+    assert near.state == far.state == "model"
+    assert near.snr is not None
+    assert far.snr is not None
+    assert near.snr - far.snr == pytest.approx(30 * math.log10(2))
+    assert air.links.fadings.of("n2", "n1") == Fading("rayleigh")
+    assert not air.links.fadings.of("n1", "n3").changes
 
 
 def test_a_rayleigh_link_loses_what_its_outages_cost() -> None:

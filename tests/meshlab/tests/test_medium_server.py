@@ -232,6 +232,9 @@ async def test_a_link_fades_until_it_is_restored(lab: Lab) -> None:
     answer = await lab.call("link", a="n2", b="n1", fading=how, both=False)
     assert answer == {"changed": [["n2", "n1"], ["n1", "n2"]]}
     assert await link("n1", "n2") == await link("n2", "n1") == (how, True)
+    assert (await lab.call("status"))["fading"] == {
+        "all": "none", "links": [{"a": "n1", "b": "n2", "fading": how, "set": True}]
+    }  # fmt: skip
     assert json.loads((lab.directory / "medium-state.json").read_text())["fadings"] == [
         ["n1", "n2", how]
     ]

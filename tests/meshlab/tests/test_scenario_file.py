@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshlab.lab.spec import NodeSpec, medium_description, node_config
-from meshlab.medium.config import parse_config
-from meshlab.medium.fading import Fading
+from meshlab.medium.config import MediumConfig, parse_config
+from meshlab.medium.fading import STEADY, Fading
 from meshlab.scenario import actions, expectations, guide, keys
 from meshlab.scenario.actions import ACTIONS, Cut, Degrade
 from meshlab.scenario.errors import ScenarioError
@@ -70,6 +70,35 @@ def test_the_air_of_a_scenario_fades_as_it_says() -> None:
     assert refused(HEAD + 'fading = "fog"\n' + STEP) == [
         "line 6: topology fading: 'fog': fading is one of none, rayleigh, rician, then any of k=, "
         "doppler=, shadowing=, decorrelation="
+    ]
+
+
+def made_air(text: str) -> MediumConfig:
+    spec = read(text).spec
+    return parse_config(medium_description(spec, "", dict.fromkeys(spec.topology.names, True)))
+
+
+def test_links_of_a_scenario_fade_each_as_it_says() -> None:
+    own = '[[link]]\nbetween = ["n2-n1", "n1-n3"]\nfading = "rician k=9"\n'
+    own += '[[link]]\nbetween = "n2-n3"\nsnr = 12\nfading = "none"\n'
+    air = made_air(HEAD + 'fading = "rayleigh"\n' + own + STEP)
+    assert {frozenset((link.a, link.b)): (link.snr, link.fading) for link in air.links} == {
+        frozenset(("n1", "n2")): (30.0, Fading("rician", k=9)),
+        frozenset(("n1", "n3")): (30.0, Fading("rician", k=9)),
+        frozenset(("n2", "n3")): (12.0, STEADY),
+    }
+
+
+def test_with_distances_a_link_may_fade_only() -> None:
+    text = HEAD.replace('"line"\nnodes = 3', '"distance"')
+    text += "".join(f'[[node]]\nname = "n{i}"\nat = [{60 * i}, 0]\n' for i in (1, 2, 3))
+    own = '[[link]]\nbetween = "n1-n2"\n'
+    (link,) = made_air(text + own + 'fading = "rayleigh"\n').links
+    assert (link.snr, link.fading) == (None, Fading("rayleigh"))
+    (link,) = made_air(text + own + "snr = 20\n").links
+    assert (link.snr, link.fading) == (20.0, None)
+    assert refused(text + own) == [
+        "line 14: link 1: says nothing: with distance it has snr, fading or both"
     ]
 
 

@@ -93,6 +93,7 @@ async def test_what_was_done_is_read_back_as_it_was(client: Client) -> None:
     assert (found.head.name, found.spec.topology.kind, found.spec.security) == (
         "an afternoon", "full", "sae",
     )  # fmt: skip
+    assert "fading =" not in text.partition("[[step]]")[0]
     times = [step.when.at for step in found.steps]
     assert times == sorted(times, key=lambda at: at or 0.0)
     assert "secret" not in text
@@ -131,6 +132,7 @@ async def test_input_of_a_command_is_told_as_missing(client: Client) -> None:
 
 TOLD: dict[str, Any] = {
     "topology": "line", "nodes": 2, "seed": 4, "security": "open", "image": "lab",
+    "fading": "rician k=6 doppler=2", "decoding": "soft", "ht": True,
     "description": "lab\x1b[2J", "images": {"n2": "standin"}, "formed": 10.0, "whole": False,
     "deeds": [
         {"at": 9.0, "method": "power", "params": {"node": "n1", "action": "kill"}},
@@ -148,6 +150,8 @@ def test_what_cannot_be_a_step_is_a_remark() -> None:
     assert "\x1b" not in text
     found = parse(text.encode(), Path("recorded.toml"))
     assert found.images.others == {"n2": ("standin", None)}
+    spec = found.spec
+    assert (spec.fading, spec.decoding, spec.ht) == ("rician k=6 doppler=2", "soft", True)
     assert not found.steps
     assert not found.finally_
 

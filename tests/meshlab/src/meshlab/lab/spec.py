@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from meshlab.lab.topology import Topology
+from meshlab.lab.topology import Pair, Topology
 
 if TYPE_CHECKING:
     from meshlab.lab.saved import SavedLab
@@ -64,6 +64,9 @@ class LabSpec:
     None: not at all."""
     fading: str = "none"
     """How the signals of all links change by themselves, as ``meshlab.medium.fading`` reads it."""
+    fadings: Mapping[Pair, str] = field(default_factory=dict)
+    """Of links that change otherwise. One that the topology does not have gets its signal from the
+    places of its nodes."""
     decoding: str = "hard"
     """How receivers decode: ``hard`` or ``soft``."""
     ht: bool = False
@@ -93,11 +96,21 @@ def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dic
             }
             for index, name in enumerate(shape.names, start=1)
         ],
-        "links": [{"a": a, "b": b, "snr": snr} for (a, b), snr in shape.links.items()],
+        "links": _links(spec),
     }
     if spec.propagation is not None:
         found["propagation"] = dict(spec.propagation)
     return found
+
+
+def _links(spec: LabSpec) -> list[dict[str, Any]]:
+    found: dict[Pair, dict[str, Any]] = {}
+    for (a, b), snr in spec.topology.links.items():
+        found[a, b] = {"a": a, "b": b, "snr": snr}
+    for (a, b), fading in spec.fadings.items():
+        pair = (b, a) if (b, a) in found else (a, b)
+        found.setdefault(pair, {"a": a, "b": b})["fading"] = fading
+    return list(found.values())
 
 
 def node_config(

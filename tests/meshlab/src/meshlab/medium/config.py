@@ -131,14 +131,17 @@ class LinkConfig:
 
     a: str
     b: str
-    snr: float
+    snr: float | None
+    """None: what the positions of the nodes give."""
     both: bool = True
     fading: Fading | None = None
-    """None: as all links."""
+    """Of the signal in both directions. None: as all links."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``medium.json`` has for it."""
-        found = {"a": self.a, "b": self.b, "snr": self.snr, "both": self.both}
+        found: dict[str, Any] = {"a": self.a, "b": self.b, "both": self.both}
+        if self.snr is not None:
+            found["snr"] = self.snr
         return found if self.fading is None else {**found, "fading": str(self.fading)}
 
 
@@ -371,7 +374,7 @@ def parse_config(value: Any) -> MediumConfig:
     names = {node.name for node in nodes}
     if len(names) != len(nodes):
         raise ConfigError("nodes: every node needs a name of its own")
-    links = []
+    links: list[LinkConfig] = []
     for i, link in enumerate(_list(given.get("links", []), "links")):
         where = f"links[{i}]"
         entry = _object(link, where, ("a", "b", "snr", "both", "fading"))
@@ -380,11 +383,16 @@ def parse_config(value: Any) -> MediumConfig:
                 raise ConfigError(f"{where}.{end}: there is no node {entry.get(end)!r}")
         if entry["a"] == entry["b"]:
             raise ConfigError(f"{where}: a link has two ends")
+        if "fading" in entry and any(
+            {link.a, link.b} == {entry["a"], entry["b"]} and link.fading for link in links
+        ):
+            raise ConfigError(f"{where}.fading: the link has one, which is that of both directions")
+        by_place = "snr" not in entry and "fading" in entry
         links.append(
             LinkConfig(
                 entry["a"],
                 entry["b"],
-                parse_snr(entry.get("snr"), f"{where}.snr"),
+                None if by_place else parse_snr(entry.get("snr"), f"{where}.snr"),
                 _bool(entry.get("both", True), f"{where}.both"),
                 parse_fading(entry["fading"], f"{where}.fading") if "fading" in entry else None,
             )

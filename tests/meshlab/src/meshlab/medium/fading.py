@@ -17,7 +17,8 @@ Sums of sinusoids have no memory: the gain at a time depends on the seed and the
 who asked before. It is the same in both directions, as channels are reciprocal.
 
 Within a block of a twentieth of the Doppler period, or a fiftieth of the decorrelation time, the
-gain stays what it was at the block's begin (block fading). A frame has the gain of its begin.
+gain stays what it was at the block's begin (block fading). A frame has the gain of its begin. Every
+link has blocks of its own, so how one link fades changes nothing of another.
 """
 
 from __future__ import annotations
@@ -163,7 +164,6 @@ class Fadings:
     """How every link changes. Times begin when it is first asked.
 
     :ivar active: Any link changes.
-    :ivar block: The seconds for which all gains are kept.
     """
 
     def __init__(
@@ -181,7 +181,6 @@ class Fadings:
         self._gains: dict[tuple[str, str, int], Gain] = {}
         self._began: float | None = None
         self.active = False
-        self.block = math.inf
         self.change({})
 
     def change(self, changed: Mapping[tuple[str, str], Fading]) -> None:
@@ -190,31 +189,37 @@ class Fadings:
         self._gains.clear()
         every = (self._general, *self._configured.values(), *self._changed.values())
         self.active = any(each.changes for each in every)
-        self.block = min(each.block for each in every)
 
     def of(self, a: str, b: str) -> Fading:
         """Return how the link between two nodes changes."""
         pair = _pair(a, b)
         return self._changed.get(pair) or self._configured.get(pair) or self._general
 
-    def at(self, now: float) -> int:
-        """Return the number of the block of a time."""
+    def own(self) -> dict[tuple[str, str], Fading]:
+        """Return the links that change otherwise than all, by the sorted names of two nodes."""
+        return {**self._configured, **self._changed}
+
+    def gain(self, a: str, b: str, frequency: int, now: float) -> tuple[float, float]:
+        """Return the gain in dB between two nodes at a frequency (MHz), and until when it is kept.
+
+        :param now: The time in seconds.
+        """
         if self._began is None:
             self._began = now
-        return int((now - self._began) / self.block)
-
-    def gain(self, a: str, b: str, frequency: int, block: int) -> float:
-        """Return the gain in dB between two nodes at a frequency (MHz) in a block."""
         if a == b:
-            return 0.0
+            return 0.0, math.inf
         first, second = _pair(a, b)
+        length = self.of(first, second).block
+        if length == math.inf:
+            return 0.0, math.inf
+        block = int((now - self._began) / length)
         key = first, second, frequency
         found = self._gains.get(key)
         if found is None:
             if len(self._gains) >= 100_000:  # a guest that makes up frequencies
                 self._gains.clear()
             found = self._gains[key] = self._make(first, second, frequency)
-        return found(block * self.block)
+        return found(block * length), self._began + (block + 1) * length
 
     def _make(self, a: str, b: str, frequency: int) -> Gain:
         fading = self.of(a, b)

@@ -36,6 +36,8 @@ class Links:
         self._links: dict[tuple[str, str], float] = {}
         self._positions: dict[str, tuple[float, float]] = {}
         for link in config.links:
+            if link.snr is None:
+                continue
             self._links[link.a, link.b] = link.snr
             if link.both:
                 self._links[link.b, link.a] = link.snr

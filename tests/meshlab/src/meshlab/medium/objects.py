@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -121,12 +122,12 @@ class Link:
 class Reach:
     """Who hears a radio at one frequency."""
 
-    __slots__ = ("block", "by_radio", "links", "promiscuous", "sensing", "version")
+    __slots__ = ("by_radio", "links", "promiscuous", "sensing", "until", "version")
 
-    def __init__(self, version: int, block: int) -> None:
+    def __init__(self, version: int) -> None:
         self.version = version
-        self.block = block
-        """Of time, while links fade."""
+        self.until = math.inf
+        """The time at which a link of it fades further."""
         self.by_radio: dict[Radio, Link] = {}
         """Everyone whom its signal at least disturbs."""
         self.links: list[Link] = []

@@ -39,28 +39,27 @@ class Reaches:
             if self._links.fadings.active:
                 self.of = self._fading
                 return self._fading(radio, frequency)
-            reach = self._make_reach(radio, frequency, 0)
+            reach = self._make_reach(radio, frequency, 0.0)
         return reach
 
     def _fading(self, radio: Radio, frequency: int) -> Reach:
-        """Return who hears a radio in this block of time."""
-        fadings = self._links.fadings
-        if not fadings.active:
+        """Return who hears a radio now, while some link fades."""
+        if not self._links.fadings.active:
             self.of = self._steady
-            return self._make_reach(radio, frequency, 0)
-        block = fadings.at(self._clock())
+            return self._make_reach(radio, frequency, 0.0)
+        now = self._clock()
         reach = radio.reach.get(frequency)
-        if reach is None or reach.block != block or reach.version != self._links.version:
-            reach = self._make_reach(radio, frequency, block)
+        if reach is None or now >= reach.until or reach.version != self._links.version:
+            reach = self._make_reach(radio, frequency, now)
         return reach
 
-    def _make_reach(self, radio: Radio, frequency: int, block: int) -> Reach:
+    def _make_reach(self, radio: Radio, frequency: int, now: float) -> Reach:
         links = self._links
         limits = links.receiver
         fadings = links.fadings if links.fadings.active else None
         if len(radio.reach) >= 64:  # a guest that makes up frequencies
             radio.reach.clear()
-        reach = radio.reach[frequency] = Reach(links.version, block)
+        reach = radio.reach[frequency] = Reach(links.version)
         power = radio.config.tx_power_dbm
         for node in self._nodes.values():
             if node is radio.node and len(node.radios) < 2:
@@ -70,7 +69,9 @@ class Reaches:
             if fadings is not None and snr is not None:
                 if snr < limits.interference_snr_db - STRONGEST_GAIN_DB:
                     continue
-                snr += fadings.gain(radio.node.name, node.name, frequency, block)
+                gain, until = fadings.gain(radio.node.name, node.name, frequency, now)
+                snr += gain
+                reach.until = min(reach.until, until)
             if snr is None or snr < limits.interference_snr_db:
                 continue
             signal = round(limits.noise_dbm + snr)

@@ -78,9 +78,19 @@ class Requests:
             "reasons": reasons,
             **stats.to_json(),
             "cpu_seconds": round(time.process_time(), 3),
+            "fading": self._fading(),
             "captures": medium.captures.status(),
             "nodes": {name: port.status() for name, port in medium.ports.items()},
         }
+
+    def _fading(self) -> Json:
+        """Return how links change: all, and those that change otherwise."""
+        links = self._medium.links
+        own = [
+            {"a": a, "b": b, "fading": str(how), "set": links.fading_set(a, b)}
+            for (a, b), how in sorted(links.fadings.own().items())
+        ]
+        return {"all": str(self._medium.config.fading), "links": own}
 
     async def _links(self, params: Params, call: Call) -> Json:
         medium = self._medium

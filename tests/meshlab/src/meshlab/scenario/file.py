@@ -10,7 +10,7 @@ from typing import Any
 
 from meshlab.lab import topology
 from meshlab.lab.spec import Config, LabSpec, NodeSpec
-from meshlab.lab.topology import Topology, node_name
+from meshlab.lab.topology import Pair, Topology, node_name
 from meshlab.scenario.actions import ACTIONS, Traffic
 from meshlab.scenario.errors import ScenarioError
 from meshlab.scenario.expectations import CONDITIONS, TrafficBounds
@@ -141,7 +141,7 @@ class _Reading:
         self._around = Around(tuple(made.names), self._path.parent)
         config = self._config(self._tables.get("config", {}), "config")
         nodes, others = self._nodes(mesh)
-        made = self._linked(shape, made)
+        made, fadings = self._linked(shape, made)
         steps = self._steps()
         finally_ = self._expectations(self._tables, (), "")
         self._names(steps, finally_)
@@ -151,8 +151,8 @@ class _Reading:
             config, nodes = _with_traffic(config, nodes)
         spec = LabSpec(
             topology=made, security=mesh.security, config=config, nodes=nodes,
-            propagation=_propagation(shape), fading=shape.fading, decoding=shape.decoding,
-            ht=mesh.ht,
+            propagation=_propagation(shape), fading=shape.fading, fadings=fadings,
+            decoding=shape.decoding, ht=mesh.ht,
         )  # fmt: skip
         images = Images(mesh.image, mesh.machine, mesh.applications, others)
         return Scenario(self._path, head, spec, images, tuple(steps), tuple(finally_))
@@ -227,22 +227,32 @@ class _Reading:
                 others[name] = own.image or mesh.image, own.machine
         return specs, others
 
-    def _linked(self, shape: Shape, made: Topology) -> Topology:
+    def _linked(self, shape: Shape, made: Topology) -> tuple[Topology, dict[Pair, str]]:
         positions = {**made.positions, **self._places}
-        links = dict(made.links)
+        links, fadings = dict(made.links), dict[Pair, str]()
         if shape.kind == "distance":
             for name in made.names:
                 if name not in self._places:
                     self._fault(f"{name} needs `at`, its place, with distance", "node")
         for index, table in enumerate(self._many(self._tables, "link", ())):
             own = read(OwnLink, table, ("link", index), self._around, self.faults)
-            for a, b in own.between if own is not None else ():
+            if own is None:
+                continue
+            distant = shape.kind == "distance"
+            if distant and own.snr is None and own.fading is None:
+                self._fault("says nothing: with distance it has snr, fading or both", "link", index)
+            for a, b in own.between:
                 pair = (b, a) if (b, a) in links else (a, b)
-                links[pair] = own.snr if own is not None else 0.0
+                if own.snr is not None:
+                    links[pair] = own.snr
+                elif not distant:
+                    links.setdefault(pair, topology.LINK_SNR)
+                if own.fading is not None:
+                    fadings[min(a, b), max(a, b)] = own.fading
         if shape.kind == "links" and not self._places:
             circle = topology.make("ring", len(positions)).positions  # somewhere to be drawn
             positions = dict(zip(made.names, circle.values(), strict=True))
-        return Topology(made.kind, made.seed, positions, links)
+        return Topology(made.kind, made.seed, positions, links), fadings
 
     def _config(self, tables: Any, *where: str | int) -> dict[str, dict[str, Any]]:
         """Return a node's configuration by section and key, judged as the node does."""

@@ -91,7 +91,17 @@ class OwnLink:
     """`[[link]]`: two nodes that hear each other."""
 
     between: tuple[keys.Link, ...] = key(keys.links, "which")
-    snr: float = key(keys.number(-50, 100, "dB"), "signal over noise", default=30.0)
+    snr: float | None = key(
+        keys.number(-50, 100, "dB"),
+        "signal over noise; without it as the shape has it (with `distance` by the places), and "
+        "30 for a link that the shape has not",
+        default=None,
+    )
+    fading: str | None = key(
+        keys.fading,
+        "how the signal changes, in both directions, instead of the `fading` of all; see `degrade`",
+        default=None,
+    )
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,13 @@ def recorded(told: Json, name: str) -> str:
     if told["forgotten"]:
         lines.append(f"# The first {told['forgotten']} deeds are forgotten.")
     lines += _table("scenario", {"name": name, "seed": told["seed"]})
-    lines += _table("topology", {"kind": told["topology"], "nodes": told["nodes"]})
-    lines += _table("mesh", {"image": told["image"], "security": told["security"]})
+    shape = {"kind": told["topology"], "nodes": told["nodes"]}
+    for key, usual in (("fading", "none"), ("decoding", "hard")):
+        if told[key] != usual:
+            shape[key] = told[key]
+    lines += _table("topology", shape)
+    mesh = {"image": told["image"], "security": told["security"]}
+    lines += _table("mesh", {**mesh, "ht": True} if told["ht"] else mesh)
     for node, image in told["images"].items():
         lines += _table("node", {"name": node, "image": image}, many=True)
     for deed in told["deeds"]:
