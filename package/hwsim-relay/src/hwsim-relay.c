@@ -5,7 +5,8 @@
  * The stream on the port is described in PROTOCOL.md. The relay holds no
  * state of the simulated radios: it frames messages, bounds queues, counts
  * what it has to drop, and keeps the host from reaching any netlink family
- * other than MAC80211_HWSIM.
+ * other than MAC80211_HWSIM. Of nl80211 it asks one thing itself: what
+ * interfaces there are, for their transmit power, of which hwsim says nothing.
  */
 #define _GNU_SOURCE
 
@@ -16,6 +17,7 @@
 #include <limits.h>
 #include <linux/genetlink.h>
 #include <linux/netlink.h>
+#include <linux/nl80211.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -33,6 +35,10 @@
 /* The tests build the relay for a family that every kernel has. */
 #ifndef RELAY_FAMILY
 #define RELAY_FAMILY "MAC80211_HWSIM"
+#endif
+#ifndef RELAY_ASKED
+#define RELAY_ASKED "nl80211"
+#define RELAY_ASKS NL80211_CMD_GET_INTERFACE
 #endif
 #ifndef RELAY_PORTS
 #define RELAY_PORTS "/sys/class/virtio-ports"
@@ -100,6 +106,7 @@ static int port = -1;
 static int nl = -1;		/* open exactly while there is a session */
 static int ep = -1;
 static uint16_t family;
+static uint16_t asked;		/* the family whose interfaces the host is told of; 0: none */
 static bool greet = true;	/* the host does not know yet that we have no session */
 static volatile sig_atomic_t ending;
 
@@ -278,13 +285,13 @@ static int open_netlink(void)
 }
 
 /* CTRL_CMD_GETFAMILY; the kernel has answered when send() returns. */
-static uint16_t find_family(int fd)
+static uint16_t find_family(int fd, const char *name)
 {
 	struct {
 		struct nlmsghdr header;
 		struct genlmsghdr genl;
 		struct nlattr attribute;
-		char name[NLA_ALIGN(sizeof(RELAY_FAMILY))];
+		char name[GENL_NAMSIZ];
 	} request = {
 		.header = {
 			.nlmsg_len = sizeof(request),
@@ -293,10 +300,9 @@ static uint16_t find_family(int fd)
 		},
 		.genl = { .cmd = CTRL_CMD_GETFAMILY, .version = 1 },
 		.attribute = {
-			.nla_len = NLA_HDRLEN + sizeof(RELAY_FAMILY),
+			.nla_len = NLA_HDRLEN + sizeof(request.name),
 			.nla_type = CTRL_ATTR_FAMILY_NAME,
 		},
-		.name = RELAY_FAMILY,
 	};
 	static uint8_t reply[NL_SLOT];
 	struct nlmsghdr header;
@@ -305,6 +311,7 @@ static uint16_t find_family(int fd)
 	ssize_t size;
 	size_t at;
 
+	snprintf(request.name, sizeof(request.name), "%s", name);
 	if (send(fd, &request, sizeof(request), 0) < 0)
 		die(EXIT_SYSTEM, "asking for the family failed: %s", strerror(errno));
 	size = recv(fd, reply, sizeof(reply), 0);
@@ -334,7 +341,8 @@ static void open_session(uint64_t nonce)
 	close_session();
 	discard_queue();
 	nl = open_netlink();
-	family = find_family(nl);
+	family = find_family(nl, RELAY_FAMILY);
+	asked = find_family(nl, RELAY_ASKED);
 	if (!family) {
 		queue_error(ENOENT, "the kernel has no " RELAY_FAMILY " family: load the module");
 		write_port();
@@ -432,6 +440,26 @@ static void flush_batch(void)
 	batch_messages = 0;
 	/* Acknowledgements are there by now: save a turn of the main loop. */
 	read_netlink();
+}
+
+/* The kernel's answers are for the host: it is told of all interfaces. */
+static void ask_interfaces(void)
+{
+	struct {
+		struct nlmsghdr header;
+		struct genlmsghdr genl;
+	} request = {
+		.header = {
+			.nlmsg_len = sizeof(request),
+			.nlmsg_type = asked,
+			.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP,
+		},
+		.genl = { .cmd = RELAY_ASKS },
+	};
+
+	/* One that fails is repeated with the host's next request. */
+	if (asked && send(nl, &request, sizeof(request), 0) >= 0)
+		read_netlink();	/* to the end of the dump: the host may want one of its own */
 }
 
 /* ---- from the host ---------------------------------------------------- */
@@ -536,6 +564,7 @@ static size_t take_frame(uint8_t *data, size_t size)
 	}
 	flush_batch();
 	if (data[4] == KIND_STATS) {
+		ask_interfaces();
 		queue_stats();
 	} else if (length == HELLO_SIZE - 4 && is_hello(data)) {
 		take_hello(data);
@@ -689,7 +718,7 @@ int main(int argc, char **argv)
 
 	open_port(argv[1]);
 	fd = open_netlink();
-	family = find_family(fd);
+	family = find_family(fd, RELAY_FAMILY);
 	close(fd);
 	if (!family)
 		die(EXIT_NO_FAMILY, "the kernel has no %s family: load the module", RELAY_FAMILY);

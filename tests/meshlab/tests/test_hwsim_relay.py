@@ -85,13 +85,23 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build(
             directory,
             "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
-            """-DRELAY_FAMILY='"nlctrl"'""",
+            """-DRELAY_FAMILY='"nlctrl"' -DRELAY_ASKED='"nothing"' -DRELAY_ASKS=0""",
             """-DRELAY_PORTS='getenv("RELAY_PORTS")' -DRELAY_DEV='getenv("RELAY_DEV")'""",
             f"{CLOCK} -Wl,--wrap=clock_gettime",
         )
 
     run = shared.run_directory(tmp_path_factory)
     return shared.once(run, "hwsim-relay-tested", make) / "hwsim-relay"
+
+
+@pytest.fixture(scope="session")
+def asking_relay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The relay for nlctrl, which asks that family for all families instead of interfaces."""
+    flags = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+    flags += """ -DRELAY_FAMILY='"nlctrl"' -DRELAY_ASKED='"nlctrl"' -DRELAY_ASKS=3"""
+    run = shared.run_directory(tmp_path_factory)
+    name = "hwsim-relay-asking"
+    return shared.once(run, name, lambda directory: build(directory, flags)) / "hwsim-relay"
 
 
 @pytest.fixture(scope="session")
@@ -407,6 +417,30 @@ def test_kernel_errors_travel_without_the_request(host: Host) -> None:
     acknowledgement = host.until(NETLINK)
     assert header(acknowledgement)[1] == NLMSG_ERROR
     assert struct.unpack_from("<i", acknowledgement, 16) == (0,)
+
+
+def test_with_the_counters_comes_what_the_relay_asks_itself(asking_relay: Path) -> None:
+    host = Host(asking_relay, clock=False)
+    try:
+        host.session()
+        for _ in range(3):
+            host.send(frame(STATS))
+            told = []
+            while (got := host.frame())[0] == NETLINK:
+                told.append(got[1])
+            assert got[0] == STATS
+            assert b"nlctrl\0" in b"".join(told)
+            assert [header(one)[1] for one in told] == [GENL_ID_CTRL] * (len(told) - 1) + [
+                NLMSG_DONE
+            ]
+            assert {header(one)[3] for one in told} == {0}
+            # The dump is over: the host may have one of its own.
+            host.send(frame(NETLINK, get_family("", 5, NLM_F_REQUEST | NLM_F_DUMP)))
+            while header(one := host.until(NETLINK))[1] != NLMSG_DONE:
+                assert header(one)[1] == GENL_ID_CTRL
+        assert host.stats()["to_kernel"] == 3
+    finally:
+        host.close()
 
 
 def test_many_messages_at_once_keep_their_order(host: Host) -> None:

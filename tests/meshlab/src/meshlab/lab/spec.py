@@ -40,6 +40,8 @@ class NodeSpec:
     """What its chip suffers from at power-on: ``absent``, ``nak``, ``bad-crc``, ``stuck``."""
     mesh_point: bool = True
     """Whether its radio can do mesh point."""
+    tx_power_dbm: float = 20.0
+    """Its radio's own power, for links that follow from positions."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dic
                 "name": name,
                 "directory": name,
                 "position": list(shape.positions[name]),
-                "radios": [{"mac": radio_mac(index), "mesh": mesh[name]}],
+                "radios": [_radio(spec, name, index, mesh=mesh[name])],
             }
             for index, name in enumerate(shape.names, start=1)
         ],
@@ -101,6 +103,11 @@ def medium_description(spec: LabSpec, run: str, mesh: Mapping[str, bool]) -> dic
     if spec.propagation is not None:
         found["propagation"] = dict(spec.propagation)
     return found
+
+
+def _radio(spec: LabSpec, name: str, index: int, *, mesh: bool) -> dict[str, Any]:
+    power = spec.nodes.get(name, NodeSpec()).tx_power_dbm
+    return {"mac": radio_mac(index), "mesh": mesh, "tx_power_dbm": power}
 
 
 def _links(spec: LabSpec) -> list[dict[str, Any]]:

@@ -36,6 +36,11 @@ STATE_NAME = "medium-state.json"
 SOCKET_NAME = "medium.sock"
 RELAY_NAME = "relay.sock"
 
+KERNEL_MOST_DBM = 20.0
+"""Most that kernels ask of hwsim's radios (its ``max_power`` of every channel)."""
+LEAST_DBM = -50.0
+"""Least power of a radio, whatever a kernel says."""
+
 MIN_SNR = -50.0
 MAX_SNR = 100.0
 
@@ -84,9 +89,19 @@ class RadioConfig:
     mac: bytes
     iftypes: tuple[str, ...] = DEFAULT_IFTYPES
     tx_power_dbm: float = 20.0
+    """Its own power, which explicit links are meant for; its kernel may ask for less."""
     plugged: bool = True
     promiscuous: bool = False
     """It is handed every frame that it can decode, not only those addressed to it."""
+
+    def attenuation_db(self, asked_dbm: float) -> float:
+        """Return how much less than its own power it sends with when its kernel asks for a power.
+
+        hwsim's radios can do ``KERNEL_MOST_DBM``. A radio of less sends with what it can; what one
+        of more has beyond that is an amplifier, and follows.
+        """
+        amplified = max(0.0, self.tx_power_dbm - KERNEL_MOST_DBM)
+        return max(0.0, self.tx_power_dbm - amplified - max(asked_dbm, LEAST_DBM))
 
     @property
     def iftype_mask(self) -> int:
@@ -329,7 +344,9 @@ def parse_radio(value: Any, where: str) -> RadioConfig:
     return RadioConfig(
         mac=parse_mac(given.get("mac"), f"{where}.mac"),
         iftypes=iftypes,
-        tx_power_dbm=_number(given.get("tx_power_dbm", 20.0), f"{where}.tx_power_dbm", -50, 60),
+        tx_power_dbm=_number(
+            given.get("tx_power_dbm", 20.0), f"{where}.tx_power_dbm", LEAST_DBM, 60
+        ),
         plugged=_bool(given.get("plugged", True), f"{where}.plugged"),
         promiscuous=_bool(given.get("promiscuous", False), f"{where}.promiscuous"),
     )

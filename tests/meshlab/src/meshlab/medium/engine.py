@@ -67,7 +67,7 @@ from meshlab.medium.rates import Rates
 from meshlab.medium.reach import Reaches
 from meshlab.medium.reception import disturbances
 from meshlab.medium.stats import Loss, Stats
-from meshlab.wire import hwsim, ieee80211
+from meshlab.wire import hwsim, ieee80211, nl80211
 from meshlab.wire.hwsim import Command, TxFlag
 
 ANSWER_DEADLINE = 2.0
@@ -216,6 +216,7 @@ class Engine:
     def radio_down(self, radio: Radio) -> None:
         """The node's kernel no longer has the radio: nothing of it goes on the air."""
         radio.up = False
+        self._attenuate(radio, 0.0)
         radio.interfaces.clear()
         radio.shut = False
         radio.closed += 1
@@ -255,6 +256,20 @@ class Engine:
             self._kernel_answer(node, buffer, start, start + length)
         elif kind == hwsim.NLMSG_DONE and node.session is not None:
             node.session.done(hwsim.header(buffer, start, start + length).seq)
+        elif kind > hwsim.GENL_ID_CTRL:
+            # Relays ask one other family, nl80211 (PROTOCOL.md).
+            self._interface(node, hwsim.parse(buffer, start, start + length))
+
+    def _interface(self, node: Node, message: hwsim.Message) -> None:
+        told = nl80211.power(message)
+        for radio in node.radios:
+            if told is not None and told.mac in radio.addresses:
+                self._attenuate(radio, radio.config.attenuation_db(told.dbm))
+
+    def _attenuate(self, radio: Radio, attenuation_db: float) -> None:
+        if radio.attenuation_db != attenuation_db:
+            radio.attenuation_db = attenuation_db
+            self.links.version += 1
 
     def _address(self, node: Node, message: hwsim.Message) -> None:
         key, address = hwsim.address_change(message)

@@ -91,7 +91,10 @@ class Links:
         self.version += 1
 
     def hearing(self, a: str, b: str, tx_power_dbm: float, frequency: int) -> Hearing:
-        """Return how ``b`` hears ``a`` sending with ``tx_power_dbm`` at ``frequency`` (MHz)."""
+        """Return how ``b`` hears ``a`` sending with its own power at ``frequency`` (MHz).
+
+        :param tx_power_dbm: That power. Explicit links hold for it, whatever it is.
+        """
         if a == b:
             return Hearing(self.receiver.same_node_snr_db, "link")
         found = self._signal(a, b, tx_power_dbm, frequency)

@@ -120,6 +120,7 @@ class NodePort:
                     "up": radio.up,
                     "plugged": radio.plugged,
                     "frequency": radio.frequency or None,
+                    "tx_power_dbm": radio.config.tx_power_dbm - radio.attenuation_db,
                     "sent": radio.sent,
                     "air_seconds": round(radio.air, 6),
                     "air_large_seconds": round(radio.air_large, 6),

@@ -144,6 +144,7 @@ class Radio:
         "addresses",
         "air",
         "air_large",
+        "attenuation_db",
         "backoff",
         "busy_until",
         "closed",
@@ -198,6 +199,8 @@ class Radio:
         self.closed = 0
         """How often its kernel may have given up everything that it had sent: an interface went
         down (``mac80211_hwsim_stop``), or the radio was removed."""
+        self.attenuation_db = 0.0
+        """By how much its kernel lets it send with less than its own power."""
         self.interfaces: set[bytes] = set()
         """Addresses of interfaces that its kernel told of."""
         self.shut = False

@@ -67,12 +67,15 @@ class Reaches:
             heard = links.hearing(radio.node.name, node.name, power, frequency)
             snr = heard.snr
             if fadings is not None and snr is not None:
-                if snr < limits.interference_snr_db - STRONGEST_GAIN_DB:
+                if snr - radio.attenuation_db < limits.interference_snr_db - STRONGEST_GAIN_DB:
                     continue
                 gain, until = fadings.gain(radio.node.name, node.name, frequency, now)
                 snr += gain
                 reach.until = min(reach.until, until)
-            if snr is None or snr < limits.interference_snr_db:
+            if snr is None:
+                continue
+            snr -= radio.attenuation_db
+            if snr < limits.interference_snr_db:
                 continue
             signal = round(limits.noise_dbm + snr)
             for other in node.radios:

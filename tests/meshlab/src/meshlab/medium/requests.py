@@ -99,12 +99,13 @@ class Requests:
         for a, port in medium.ports.items():
             radios = port.node.radios
             power = radios[0].config.tx_power_dbm if radios else 20.0
+            attenuation = radios[0].attenuation_db if radios else 0.0
             frequency = next((r.frequency for r in radios if r.frequency), 2412)
             for b in medium.ports:
                 if a == b:
                     continue
                 heard = medium.links.hearing(a, b, power, frequency)
-                snr = heard.snr
+                snr = None if heard.snr is None else heard.snr - attenuation
                 if heard.state == "none" or (
                     heard.state == "model" and (snr is None or snr < limit)
                 ):

@@ -220,7 +220,7 @@ class _Reading:
             config = self._config(table.get("config", {}), *where, "config")
             if own is None:
                 continue
-            specs[name] = NodeSpec(config, own.card, own.chip, own.mesh_point)
+            specs[name] = NodeSpec(config, own.card, own.chip, own.mesh_point, own.tx_power)
             if own.at is not None:
                 self._places[name] = own.at
             if own.image is not None or own.machine is not None:

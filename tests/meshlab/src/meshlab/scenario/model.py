@@ -81,6 +81,11 @@ class OwnNode:
     machine: str | None = key(keys.text, "another machine", default=None)
     chip: str | None = key(keys.fault, "what its chip suffers from at power-on", default=None)
     mesh_point: bool = key(keys.truth, "whether its radio can do mesh", default=True)
+    tx_power: float = key(
+        keys.number(-20, 40, "dBm"),
+        "its radio's own power, for links that follow from the places; the node may set less",
+        default=20.0,
+    )
     card: str | None = key(
         keys.text, "the whole text of its `thicket.toml`, right or wrong", default=None
     )

@@ -24,7 +24,7 @@ from meshlab.lab.spec import mesh_key as mesh_key_of
 from meshlab.lab.state import Event, Kind, LabState, LinkState, NodeState, address_from_serial
 from meshlab.medium.config import State, parse_config
 from meshlab.medium.fading import parse
-from meshlab.medium.links import Links
+from meshlab.medium.links import Hearing, Links
 from meshlab.scenario.clock import JumpingLoop
 from meshlab.scenario.errors import UnknowableError
 from meshlab.scenario.stage import Stage
@@ -36,7 +36,6 @@ BOOT = 8.0
 """Seconds from power-on until a node has joined."""
 NOTICE = 3.0
 """Seconds until nodes notice that a link came or went."""
-TX_POWER_DBM = 20.0
 FREQUENCY = 2437
 HOP_MS = 1.5
 """Milliseconds of a round trip over a link."""
@@ -314,13 +313,17 @@ class ImaginedLab(Stage):
         self._take_links()
         self._loop.call_later(NOTICE, self._settle)
 
+    def _hearing(self, a: str, b: str) -> Hearing:
+        power = self.spec.nodes.get(a, NodeSpec()).tx_power_dbm
+        return self._links.hearing(a, b, power, FREQUENCY)
+
     def _heard(self) -> list[dict[str, Any]]:
         found = []
         for a in self.state.nodes:
             for b in self.state.nodes:
                 if a == b:
                     continue
-                one = self._links.hearing(a, b, TX_POWER_DBM, FREQUENCY)
+                one = self._hearing(a, b)
                 if one.snr is not None or one.state == "cut":
                     found.append(
                         {
@@ -342,7 +345,7 @@ class ImaginedLab(Stage):
 
     def _cost(self, a: str, b: str) -> float:
         """Return what a frame from a to b costs, beside 1 over a link that loses nothing."""
-        one = self._links.hearing(a, b, TX_POWER_DBM, FREQUENCY)
+        one = self._hearing(a, b)
         weak = max(0.0, GOOD_SNR - (one.snr if one.snr is not None else 0.0)) / 10
         return (1 + weak) / max(0.01, 1 - one.loss)
 
