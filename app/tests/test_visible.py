@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What others say does nothing to the terminal that shows it."""
 
+import io
 import json
 import sys
 import unicodedata
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thicket.base.visible import visible, visible_output
+from thicket.base.visible import VisibleStream, visible, visible_output
 from thicket.cli.main import main
 from thicket.distribution import handshake
 
@@ -88,3 +89,15 @@ def test_the_command_prints_no_control_characters_of_a_file(
 def test_the_reason_of_a_refusal_is_visible() -> None:
     error = handshake.read_refusal(f"xnot-allowed {CLEAR}{BIDI}".encode(), "n2")
     assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_lacks_characters_shows_them_as_escapes(encoding: str) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), encoding)
+    VisibleStream(screen).write("root 5a5a… of Grüße, 世 🙂\n")
+    VisibleStream(screen).write("plain\n")
+    screen.seek(0)
+    shown = screen.read()
+    assert shown.isascii()
+    assert json.loads(f'"{shown.splitlines()[0]}"') == "root 5a5a… of Grüße, 世 🙂"
+    assert shown.splitlines()[1] == "plain"

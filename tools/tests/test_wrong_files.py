@@ -6,6 +6,7 @@ What it says names the file, tells what it is in place of what was needed, and i
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -133,6 +134,39 @@ def test_the_wrong_file(
         assert str(desk / name) in said
         assert any(word in said for word in words), said
     assert sorted(desk.iterdir()) == before
+
+
+@pytest.mark.parametrize("line", [line for line, _ in READING if "ssh-key" not in line])
+def test_a_pipe_and_a_device_are_not_waited_for(
+    desk: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    if "--root" in line:
+        pytest.skip("a shell gives these by a pipe: <(thicket ca root)")
+    monkeypatch.setenv("THICKET_CA", str(desk / "fleet"))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pipe.open("r+b", buffering=0):  # who opens it to read does not wait
+        said = says(desk, line, str(pipe), capsys, 1)
+    assert str(pipe) in said
+    assert "seekable" not in said
+    zero = tmp_path / "zero"
+    zero.symlink_to("/dev/zero")
+    assert str(zero) in says(desk, line, str(zero), capsys, 1)
+    assert "/" in says(desk, line, "/", capsys, 1)  # a name without a last part
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert str(loop) in says(desk, line, str(loop), capsys, 1)
+
+
+@pytest.mark.parametrize("line", ["update sign GOOD --again", "update order pause"])
+def test_a_link_that_leads_nowhere_is_not_replaced(
+    desk: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setenv("THICKET_CA", str(desk / "fleet"))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    assert "is a link that leads nowhere" in says(desk, f"{line} --out FILE", str(link), capsys, 1)
+    assert link.is_symlink()
 
 
 def test_another_fleet_is_told_of_every_kind(

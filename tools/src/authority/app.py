@@ -90,7 +90,7 @@ def _build(authority: Authority, rest: list[str]) -> int:
     fleet = authority.fleet
     wanted = Wanted(args.architecture, images, fleet.identifier, int(now.timestamp()))
     with tempfile.TemporaryDirectory(prefix="thicket-app-") as work:
-        contents, about = app_build.build(args.project.resolve(), Path(work), wanted)
+        contents, about = app_build.build(args.project.absolute(), Path(work), wanted)
         signer = authority.update_signers.open(args.signer)
         args.out.mkdir(parents=True, exist_ok=True)
         suffix = "" if about.architecture == ANY else f"-{about.architecture}"

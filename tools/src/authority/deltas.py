@@ -114,7 +114,7 @@ def make(
     :raises AuthorityError: they are for different kinds of devices; a program is missing.
     :raises PatchError, ZstdError: there is not enough memory or space.
     """
-    with new.open("rb") as file, tempfile.TemporaryDirectory(prefix="thicket-delta-") as folder:
+    with files.opened(new) as file, tempfile.TemporaryDirectory(prefix="thicket-delta-") as folder:
         found = _checked(new, file, tell)
         if found.message is None:
             raise BundleError(
@@ -139,7 +139,8 @@ def pack(new: Path, out: Path, *, tell: Tell = lambda _: None, level: int = LEVE
     :raises PatchError, ZstdError: there is not enough memory or space.
     """
     with tempfile.TemporaryDirectory(prefix="thicket-delta-") as folder:
-        data = bytearray(new.read_bytes())
+        with files.opened(new) as file:
+            data = bytearray(file.read())
         header = Header(len(data), sha256(data).hexdigest(), None, ())
         with files.replacing(out) as target:
             _compress(header, data, bytearray(), target, (tell, level))
@@ -250,7 +251,7 @@ def _image(bundle: Bundle, slot: str) -> Image:
 
 def _old(path: Path, folder: Path, new: Bundle, tell: Tell) -> Old:
     """Take the images out of the bundle that devices run."""
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         bundle = _checked(path, file, tell)
     ours, theirs = bundle.manifest.compatible, new.manifest.compatible
     if ours != theirs:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from authority.errors import AuthorityError
+from thicket.base import files as nodes
 from thicket.base.errors import ThicketError
 
 _OF_THE_DISK: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -53,13 +54,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             new.unlink(missing_ok=True)
 
 
+def opened(path: Path) -> BinaryIO:
+    """Open a file that somebody has named, to read; of a pipe or a device there is no end to wait
+    for.
+
+    :raises OSError: it cannot be read, or is no plain file.
+    """
+    try:
+        return nodes.opened(str(path))
+    except OSError as error:
+        if error.errno == errno.EINVAL and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from None
+        raise
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
     """Open a file to read; what is wrong with what is in it is said of this file.
 
     :raises AuthorityError: in place of any other error of ours.
     """
-    with path.open("rb") as file, named(path):
+    with opened(path) as file, named(path):
         yield file
 
 
@@ -84,6 +99,8 @@ def check_place(path: Path) -> None:
         raise AuthorityError(
             f"{path} is a folder, and the name of a file is needed: {path / 'NAME'}"
         )
+    if path.is_symlink() and not path.exists():
+        raise AuthorityError(f"{path} is a link that leads nowhere: choose another name")
     if path.exists() and not path.is_file():
         raise AuthorityError(f"{path} is no plain file and is not replaced: choose another name")
     if path.parent.exists() and not path.parent.is_dir():

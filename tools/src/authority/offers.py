@@ -61,6 +61,7 @@ def delta(_authority: Authority, rest: list[str]) -> int:
     if target_of(args.old).sha256 == target_of(args.new).sha256:
         raise AuthorityError(f"{args.old} and {args.new} are the same bundle: no patch is needed")
     out = deltas.place(args.new, args.out or args.new.parent, args.old)
+    files.check_place(out)  # before a minute goes by
     if out.exists() and not args.force and not _is_patch_of(out, args.new):
         raise files.is_there(out, f"and no patch that makes {args.new}")
     begun = time.monotonic()
@@ -160,7 +161,7 @@ def packed_in(place: Path) -> bytes:
     if not path.is_file():
         what = "has no offer" if place.is_dir() else "is not there"
         raise AuthorityError(f"{place} {what}: `thicket update offer` makes a folder with one")
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         if file.seek(0, os.SEEK_END) > cms.MAX_SIZE:
             raise AuthorityError(
                 f"{path}: this is {kinds.kind(file)}, and the folder of an offer is needed"
@@ -179,7 +180,7 @@ def _check_folder(out: Path, given: list[Path]) -> None:
         return
     files.check_folder(out)
     other = [path.name for path in sorted(out.iterdir()) if not _is_ours(path)]
-    moved = {path.name for path in given if path.parent.resolve() == out.resolve()}
+    moved = {path.name for path in given if _same_folder(path.parent, out)}
     if foreign := [name for name in other if name not in moved]:
         raise AuthorityError(
             f"{out} has other files than those of an offer ({foreign[0]}): choose another folder "
@@ -195,7 +196,7 @@ def _is_ours(path: Path) -> bool:
 def _is_patch_of(path: Path, new: Path) -> bool:
     """Return whether a file is a patch that makes a bundle: as the new one does, it may go."""
     target = target_of(new)
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         try:
             header = patches.read(file)
         except PatchError:
@@ -314,7 +315,7 @@ def make(
     )
     content = offers.parse_offer(offered.text()).text()  # within bounds, or nobody would take it
     for one, patch in described:
-        _put(one.path, out / filename(patch), move=one.path.parent.resolve() == out.resolve())
+        _put(one.path, out / filename(patch), move=_same_folder(one.path.parent, out))
     packed = _signed(content, signer, when)
     offers.check_offer(packed, fleet)
     with files.replacing(out / OFFER) as file:
@@ -341,15 +342,19 @@ def _read(path: Path) -> Made:
 
 
 def _describe(made: Made) -> Patch:
-    with made.path.open("rb") as file:
+    with files.opened(made.path) as file:
         return offers.describe(file, made.header.base_hash)[0]
+
+
+def _same_folder(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _put(source: Path, target: Path, *, move: bool) -> None:
     if move:
         source.replace(target)
         return
-    with source.open("rb") as found, files.replacing(target) as file:
+    with files.opened(source) as found, files.replacing(target) as file:
         shutil.copyfileobj(found, file)
 
 

@@ -29,16 +29,16 @@ def send(_authority: Authority, rest: list[str]) -> int:
     parser.add_argument("folder", type=a_path)
     parser.add_argument("host", type=_host)
     args = parser.parse_args(rest)
-    files = listed(args.folder)
+    listing = listed(args.folder)
     host = args.host if "@" in args.host else f"root@{args.host}"
-    size = sum(path.stat().st_size for path in files)
+    size = sum(path.stat().st_size for path in listing)
     program = ssh.program()
     with subprocess.Popen([program, "-T", host, REMOTE], stdin=subprocess.PIPE) as child:
         assert child.stdin is not None
         # Where the pipe breaks, ssh and the node have said why.
         with suppress(BrokenPipeError), child.stdin as pipe, Telling() as tell:
             bar = Bar(size, tell)
-            stream.send([str(path) for path in files], cast("BinaryIO", pipe), bar)
+            stream.send([str(path) for path in listing], cast("BinaryIO", pipe), bar)
     status = child.returncode
     if status:
         raise AuthorityError(f"{host} has not taken the offer (status {status}), see above")
@@ -61,7 +61,7 @@ def listed(folder: Path) -> list[Path]:
         path = folder / filename(patch)
         if not path.is_file():
             raise AuthorityError(f"{folder} lacks {path.name}, which its offer names: {_ANEW}")
-        with path.open("rb") as file:
+        with files.opened(path) as file:
             if describe(file, patch.base)[0] != patch:
                 raise AuthorityError(f"{path} is not what its offer names: {_ANEW}")
         found.append(path)

@@ -95,7 +95,7 @@ def sign(
     :raises BundleError: it is no bundle, or is signed already.
     :raises SignerRefusedError: the signature would not count.
     """
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         found = bundles.read(file)
         if found.message is not None and not again:
             raise _signed_already(path, found)
@@ -136,10 +136,10 @@ def _sign(authority: Authority, rest: list[str]) -> int:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--force", action="store_true")
     args = parser.parse_args(rest)
-    out = args.out or _signed_name(args.file)
     # Before anybody is asked for a passphrase.
     with files.reading(args.file) as file:
         found = bundles.read(file)
+    out = args.out or _signed_name(args.file)
     if found.message is not None and not args.again:
         raise _signed_already(args.file, found)
     files.check_place(out)
@@ -161,7 +161,7 @@ def _same(out: Path, wanted: Bundle, by: Certificate, fleet: Fleet) -> str:
 
     :raises AuthorityError: it holds something else, and is not replaced.
     """
-    with out.open("rb") as file:
+    with files.opened(out) as file:
         try:
             found = bundles.read(file)
         except BundleError:

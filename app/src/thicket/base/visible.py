@@ -39,7 +39,11 @@ class VisibleStream:
         self.terminal = stream
 
     def write(self, text: str) -> int:
-        return self.terminal.write(visible(text))
+        text = visible(text)
+        try:
+            return self.terminal.write(text)
+        except UnicodeEncodeError:  # the terminal is of another kind than UTF-8
+            return self.terminal.write("".join(c if c.isascii() else _escape(c) for c in text))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.terminal, name)
