@@ -33,7 +33,7 @@ $(O)/half:
 %-dirclean:
 	@echo $* >>$(O)/built-anew
 show-info:
-	@echo '{{"zlib": {{}}, "busybox": {{}}}}'
+	@echo '{{"zlib": {{"stamp_dir": "build/zlib-1"}}, "busybox": {{"stamp_dir": "build/busybox-1"}}, "rootfs": {{}}}}'
 """
 
 
@@ -54,6 +54,10 @@ def test_a_failure_shows_where_in_the_log(
     made: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ends_with(tmp_path, "echo 'no such header'; exit 1")
+    # An earlier build's version of a package is none of this one's.
+    before = made.output / "build/busybox-0/.stamp_installed"
+    before.parent.mkdir(parents=True)
+    before.touch()
     with pytest.raises(
         BuildError, match=r"(?s)^Buildroot failed.*no such header.*Error 1"
     ) as caught:

@@ -27,6 +27,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from firmware import bmap, boards, bundle, contents, sizes
 from firmware.boards import Board, BoardError
@@ -312,7 +313,7 @@ class Build:
         :raises BuildError: when a package fails, or a line of a fragment is not in what was built.
         """
         started = time.monotonic()
-        total = len(self.info())
+        stamps = self._stamps()
         self.log.write_bytes(b"")
         self._forget_what_changed()
         live = sys.stderr.isatty()
@@ -322,8 +323,8 @@ class Build:
             if match is None:
                 return
             # Packages of a build that was stopped count as well: they need not be built.
-            done = len(list((self.output / "build").glob("*/.stamp_installed")))
-            text = f"{done}/{total} {match['package'] or ''} {match['step'].strip().lower()}"
+            done = sum(stamp.exists() for stamp in stamps)
+            text = f"{done}/{len(stamps)} {match['package'] or ''} {match['step'].strip().lower()}"
             if live:
                 seconds = int(time.monotonic() - started)
                 say(f"{seconds // 60}:{seconds % 60:02}  {text}", passing=True)
@@ -391,7 +392,7 @@ class Build:
                 found[name] = digest.hexdigest()
         return found
 
-    def info(self) -> dict[str, object]:
+    def info(self) -> dict[str, dict[str, Any]]:
         """Return what Buildroot knows of the packages of this configuration, by name."""
         answer = subprocess.run(
             self.command("-s", "show-info"),
@@ -406,6 +407,14 @@ class Build:
         start = answer.stdout.index("{")
         found, _end = json.JSONDecoder().raw_decode(answer.stdout[start:])
         return dict(found)
+
+    def _stamps(self) -> list[Path]:
+        """Return the files that are there when the packages of this configuration are installed.
+
+        Other versions of them, which were built before, have folders of their own.
+        """
+        found = (part.get("stamp_dir") for part in self.info().values())
+        return [self.output / place / ".stamp_installed" for place in found if place]
 
     # -- our own targets
 
