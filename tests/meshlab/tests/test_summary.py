@@ -220,7 +220,9 @@ def test_news(make_lab: LabMaker) -> None:
         "lost: no longer sees n3 in the cluster",
         "trouble: the radio was unplugged",
     ]
-    assert "well: solved: the radio was unplugged" in told(poor, whole)
+    again = told(poor, whole)
+    assert "well: solved: the radio was unplugged" in again
+    assert "radio: joined mesh 'thicket'" in again, "it says no time: that of the start is another"
 
 
 def cut(lab: LabState, a: str, b: str) -> None:

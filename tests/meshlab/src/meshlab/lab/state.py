@@ -392,6 +392,8 @@ def news(
 
     def reached(what: str) -> str:
         seconds = get(new, "times", what)
+        if seconds == get(old, "times", what):
+            return ""  # that was the first time
         return f" {seconds:.1f} s after power-on" if isinstance(seconds, int | float) else ""
 
     if old is None:
