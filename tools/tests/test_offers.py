@@ -112,6 +112,21 @@ def test_no_hash_tree_travels_and_the_same_makes_the_same(folder: Path, tmp_path
     assert len(first.header.base.boot.masks) == 2  # and the zeros
 
 
+def test_long_steps_of_a_patch_are_told_by_name(folder: Path, tmp_path: Path) -> None:
+    """Most of the time goes into the old version, while nothing is compressed yet."""
+    told: list[str] = []
+    new = folder / "0.2.0.raucb"
+    deltas.make(new, tmp_path, folder / "0.1.0.raucb", level=3, tell=told.append)
+    indexing = next(number for number, text in enumerate(told) if text.startswith("indexing"))
+    assert "the old version" in told[indexing]
+    assert not any("compressing" in text for text in told[:indexing])
+    assert "compressing the change: 100 %" in told[indexing:]
+    told.clear()
+    deltas.make(new, tmp_path, level=3, tell=told.append)
+    assert not any("indexing" in text for text in told)
+    assert "compressing the whole: 100 %" in told
+
+
 def test_an_offer(folder: Path, tmp_path: Path, capsys: Captured) -> None:
     new, out = folder / "0.2.0.raucb", tmp_path / "offer"
     path = deltas.make(new, tmp_path, folder / "0.1.0.raucb", level=3).path

@@ -183,7 +183,13 @@ def _compress(
 ) -> None:
     """Write what is left of a file without its hash trees, as a change of ``prefix``."""
     tell, level = how
-    tell("compressing: 0 %")
+    what = "the change" if prefix else "the whole"
+    if prefix:
+        # One call of the library, which says nothing until it has ended.
+        size = f"{len(prefix) / 2**20:.0f} MiB"
+        tell(f"indexing the old version ({size}), which takes most of the time")
+    else:
+        tell(f"compressing {what}: 0 %")
     with _memory(body) as source, _memory(prefix) as front:
         target.write(header.packed())
         zstd.pack(
@@ -191,7 +197,7 @@ def _compress(
             target.write,
             front,
             level=level,
-            progress=lambda done: tell(f"compressing: {100 * done // len(body)} %"),
+            progress=lambda done: tell(f"compressing {what}: {100 * done // len(body)} %"),
         )
         target.flush()
         os.fsync(target.fileno())
