@@ -40,7 +40,7 @@ class Named(NamedTuple):
 def tracked() -> list[str]:
     """Return the tree's files, as git knows them."""
     answer = subprocess.run(
-        ["git", "ls-files"], cwd=TOP, capture_output=True, text=True, check=False, timeout=60
+        ["git", "ls-files"], cwd=TOP, capture_output=True, text=True, check=False, timeout=300
     )
     if answer.returncode:
         pytest.skip(f"not a checkout: {answer.stderr.strip()}")

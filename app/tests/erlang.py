@@ -92,7 +92,11 @@ def releases() -> list[Release]:
     found: dict[int, str] = {}
     for path in filter(None, paths):
         done = subprocess.run(
-            [path, "-noshell", "-eval", ask], capture_output=True, text=True, timeout=60, check=True
+            [path, "-noshell", "-eval", ask],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
         )
         found.setdefault(int(done.stdout), path)
     return [Release(number, path) for number, path in sorted(found.items())]
@@ -100,7 +104,7 @@ def releases() -> list[Release]:
 
 def in_each_release(
     test: Callable[[Network, Release], Coroutine[Any, Any, None]],
-    seconds: float = 300.0,
+    seconds: float = 600.0,
     *,
     between: bool = True,
 ) -> Any:
@@ -187,6 +191,8 @@ class Erl:
             *("-noshell", "-proto_dist", proto, "-start_epmd", "false"),
             *("-name", node, "-setcookie", cookie),
             *("-kernel", "net_ticktime", str(tick_time)),
+            # The longest there is: on a busy machine a handshake with TLS may take longer than 7 s.
+            *("-kernel", "net_setuptime", "120"),
             *("-kernel", "inet_dist_use_interface", tuple_of(address)),
             # Several addresses on one interface: connect from the one in the name.
             *("-kernel", "inet_dist_connect_options", f"[{{ip,{tuple_of(address)}}}]"),
@@ -205,7 +211,7 @@ class Erl:
         )
         erl = cls(process, node, home)
         try:
-            assert await erl.eval("node()", 120) == node, erl.log
+            assert await erl.eval("node()", 300) == node, erl.log
         except BaseException:
             await erl.stop()
             raise

@@ -123,7 +123,7 @@ async def until(condition: Callable[[], object], what: str, seconds: float = 60.
 
 
 def in_private_network(
-    test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float = 180.0
+    test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float = 600.0
 ) -> Callable[[], None]:
     """Make a test function out of ``test``, which gets the network as its argument."""
 

@@ -299,7 +299,7 @@ class Running:
         return found
 
     async def ask(self, method: str, **params: Any) -> Any:
-        return await asyncio.to_thread(request, self.paths.control, method, params, 10.0)
+        return await asyncio.to_thread(request, self.paths.control, method, params, 60.0)
 
     def problem(self, code: str) -> dict[str, Any] | None:
         return next((p for p in self.daemon.core.problems.all() if p["code"] == code), None)
@@ -911,7 +911,7 @@ class TestFleet:
 
         def said(*words: str) -> tuple[int, str]:
             process = thicket(*words)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=300)
             return process.returncode, output
 
         fleet.until(lambda: fleet.formed(a, b), "both see each other")

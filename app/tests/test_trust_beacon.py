@@ -908,7 +908,7 @@ async def test_two_nodes_find_each_other_by_signed_beacons_in_a_flood() -> None:
                 b.peer_up()
                 return a.table.entries[address(2)].beacons > before
 
-            await until(again, "a hears b after it", 30.0)
+            await until(again, "a hears b after it")
         assert {"malformed", "stranger_rate"} <= set(a.snapshot()["dropped"])
 
 

@@ -66,7 +66,7 @@ def has_erlang() -> bool:
                 ["erl", "-noshell", "-eval", "{ok,_}=application:ensure_all_started(ssl),halt(0)."],
                 capture_output=True,
                 check=False,
-                timeout=60,
+                timeout=300,
             ).returncode
             == 0
         )

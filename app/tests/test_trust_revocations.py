@@ -249,7 +249,7 @@ async def test_lists_that_lack_each_others_names_meet(network: Network) -> None:
         trusts[2].take_list(packed(3, B), "another person")
         trusts[1].take_list(packed(9), "a third one, who knows nothing")
         for number in (0, 2):
-            await nodes[1].connect(nodes[number].name, 30.0)
+            await nodes[1].connect(nodes[number].name, 60)
             trusts[1].node_up(nodes[number].name)
         await until(
             lambda: all(trust.lists.names == {A, B} for trust in trusts),

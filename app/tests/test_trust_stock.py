@@ -85,12 +85,14 @@ async def a_node(
 
 @asynccontextmanager
 async def an_erl(network: Network, made: stock.StockNode, release: Release) -> AsyncIterator[Erl]:
-    """Start ``erl`` with the folder, exactly as it is printed."""
+    """Start ``erl`` with the folder, as it is printed."""
     network.add(made.address)
     home = tempfile.mkdtemp(prefix="erl-")
     process = await asyncio.create_subprocess_exec(
         release.erl or program(),
         *("-args_file", f"{made.folder}/vm.args"),
+        # On a busy machine a handshake may take longer than the 7 s that it has by default.
+        *("-kernel", "net_setuptime", "120"),
         *("-noshell", "-eval", _SERVER.replace("\n", " ")),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -98,7 +100,7 @@ async def an_erl(network: Network, made: stock.StockNode, release: Release) -> A
         env={**os.environ, "HOME": home},
     )
     async with Erl(process, made.name, home) as erl:
-        assert await erl.eval("node()", 120) == made.name, erl.log
+        assert await erl.eval("node()", 300) == made.name, erl.log
         yield erl
 
 

@@ -122,7 +122,7 @@ class Rauc:
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["rauc", "--conf=system.conf", *words],
-            cwd=self.folder, capture_output=True, text=True, check=False, timeout=60,
+            cwd=self.folder, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
 
     def info(self, data: bytes) -> subprocess.CompletedProcess[str]:
@@ -258,7 +258,7 @@ class Slot:
         return subprocess.run(
             ["busybox", "sh", str(HOOK), *(words or ("slot-post-install",))],
             env={"PATH": os.environ["PATH"], **rauc, **variables},
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
 
 

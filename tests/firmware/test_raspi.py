@@ -52,7 +52,7 @@ SLOT_B = b"[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=2\n
 def machines(qemu: str) -> str:
     """Return the names of the machines that a QEMU has, in its own list."""
     answer = subprocess.run(
-        [qemu, "-machine", "help"], capture_output=True, text=True, check=True, timeout=60
+        [qemu, "-machine", "help"], capture_output=True, text=True, check=True, timeout=300
     )
     return answer.stdout
 

@@ -427,6 +427,6 @@ def test_the_command_line_of_the_agent() -> None:
     ):
         done = subprocess.run(
             [sys.executable, "-m", "thicket.trust.agent", *words],
-            stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60,
+            stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == status, done.stderr

@@ -328,7 +328,7 @@ def meshlab(
         stdin=stdin,
         input=data,
         capture_output=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()

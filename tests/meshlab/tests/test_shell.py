@@ -311,7 +311,7 @@ async def test_busy_shell_says_so(shell: Shell) -> None:
 
 
 async def test_background_processes_do_not_hold_the_command(shell: Shell) -> None:
-    result = await shell.run("(sleep 600 </dev/null >/dev/null 2>&1 & echo $!)", 20)
+    result = await shell.run("(sleep 600 </dev/null >/dev/null 2>&1 & echo $!)", 60)
     assert result.status == 0
     pid = int(result.output)
     assert alive(pid)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
+from thicket.base.patience import Allowance
 from thicket.base.process import boottime
 from thicket.distribution import casts, frames, members, services
 from thicket.distribution.admission import Admission
@@ -69,6 +69,9 @@ CALL_TIME = 5.0
 
 MAILBOX_LIMIT = 1000
 """Default limit of messages, or events, in a queue."""
+
+_SIGN_LOOK = 0.05
+"""Seconds between two looks for a sign of life of a node that is probed."""
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
@@ -347,8 +350,9 @@ class Node(ProcessTable):
         from it counts, and so does an acknowledgement by its kernel: a node whose program is slow
         is not lost, and ticks tell when it stands still for long.
 
-        :param seconds: how long to wait.
-        :returns: whether there was one; False as well when the node is not connected.
+        :param seconds: how long to wait, in seconds in which this node ran.
+        :returns: whether there was one, as soon as there is; False as well when the node is not
+            connected.
         """
         key = key_of(peer)
         connection = self.connections.get(key)
@@ -356,12 +360,25 @@ class Node(ProcessTable):
             return False
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        with suppress(DistributionError):
-            request = (IS_AUTH, Atom(self.name))
-            await self.request(("net_kernel", peer), request, seconds)
-        if self.connections.get(key) is not connection:
-            return key in self.connections
-        return connection.heard > begin or connection.acknowledged_within(loop.time() - begin)
+        left = Allowance(seconds)
+        asked = loop.create_task(
+            self.request(("net_kernel", peer), (IS_AUTH, Atom(self.name)), timeout=None)
+        )
+        try:
+            while True:
+                await asyncio.sleep(_SIGN_LOOK)
+                over = left.over
+                if self.connections.get(key) is not connection:
+                    return key in self.connections
+                if connection.heard > begin:
+                    return True
+                if connection.acknowledged_within(loop.time() - begin):
+                    return True
+                if over:
+                    return False
+        finally:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
 
     def give_up(self, peer: str) -> None:
         """End the connection to a node that gave no sign of life, with the code ``lost``."""
