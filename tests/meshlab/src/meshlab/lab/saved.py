@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -246,11 +247,13 @@ def new_folder(name: str, cache: Path | None = None) -> Iterator[Path]:
     :raises LabError: when the name is taken.
     """
     path = saved_path(name, cache)
-    fresh = path.with_name(f".{name}.{os.getpid()}")
-    fresh.mkdir(mode=0o700, parents=True)
+    with _alone(path.parent):
+        fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=path.parent))
+        lock = os.open(fresh, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield fresh
-        sync(fresh)
+        _sync(fresh)
         try:
             fresh.rename(path)  # an empty folder may be there: it is no save
         except OSError:
@@ -258,6 +261,29 @@ def new_folder(name: str, cache: Path | None = None) -> Iterator[Path]:
         _sync_one(path.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Be the only one that makes folders, and remove what saves left that were cut."""
+    root.mkdir(parents=True, exist_ok=True)
+    door = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        for path in root.glob(".*"):
+            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # it is being written
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
+        yield
+    finally:
+        os.close(door)
 
 
 def taken(name: str) -> str:
@@ -265,7 +291,7 @@ def taken(name: str) -> str:
     return f"there is a saved lab {name!r} already: take another name, or remove that one first"
 
 
-def sync(folder: Path) -> None:
+def _sync(folder: Path) -> None:
     """Wait until everything in a folder is on the disk."""
     for path in folder.rglob("*"):
         if not path.is_symlink():
@@ -298,15 +324,13 @@ def remove(names: Sequence[str], cache: Path | None = None) -> int:
                 raise LabError(f"no lab was saved as {name!r}") from None
             except BlockingIOError:
                 raise LabError(f"a lab runs from the saved lab {name!r}: end it first") from None
-        freed = 0
+        freed = sum(occupied(saved_path(name, cache)) for name in names)
         for name in names:
-            path = saved_path(name, cache)
-            freed += occupied(path)
             # It goes by a rename as well: what is half removed is no saved lab.
-            going = path.with_name(f".{name}.gone.{os.getpid()}")
-            path.rename(going)
-            shutil.rmtree(going)
-        return freed
+            path = saved_path(name, cache)
+            path.rename(path.with_name(f".{name}.gone"))
+        with _alone(saved_root(cache)):
+            return freed
     finally:
         for lock in locks:
             os.close(lock)
