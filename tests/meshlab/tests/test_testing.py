@@ -64,6 +64,7 @@ async def test_a_test_finds_power_links_radios_and_chips_as_they_were(meshes: Me
     await lab.link("n1", "n2", cut=True)
     await lab.link("n1", "n3", loss=0.2, both=False)
     await lab.link("n2", "n3", snr=3)
+    await lab.link("n3", "n1", fading="rayleigh")
     await lab.radio("n3", plug=False)
     await lab.chip_fault("n1", "nak")
     await lab.chip_fault("n2", None)
@@ -73,7 +74,8 @@ async def test_a_test_finds_power_links_radios_and_chips_as_they_were(meshes: Me
     assert whole(lab)
     assert lab.state.nodes["n3"].power == "running"
     assert {link["state"] for link in (await lab.medium_call("links"))["links"]} == {"link"}
-    assert not any(link["loss"] for link in (await lab.medium_call("links"))["links"])
+    links = (await lab.medium_call("links"))["links"]
+    assert not any(link["loss"] or link["fading_set"] for link in links)
     ports = (await lab.medium_call("status"))["nodes"]
     assert all(port["radios"] == [{"plugged": True}] for port in ports.values())
     chips = [lab.nodes[name].chip for name in ("n1", "n2", "n3")]

@@ -34,6 +34,7 @@ for link in described["links"]:
     links[link["a"], link["b"]] = links[link["b"], link["a"]] = link["snr"]
 first = dict(links)
 lossy = {}
+fading = set()
 plugged = {node["name"]: True for node in described["nodes"]}
 calls = []
 async def status(params, call):
@@ -42,6 +43,7 @@ async def status(params, call):
 async def all_links(params, call):
     return {"links": [
         {"a": a, "b": b, "snr_db": snr, "loss": lossy.get((a, b), 0.0),
+         "fading_set": (a, b) in fading,
          "state": "cut" if snr is None else "link" if snr == first[a, b] else "set"}
         for (a, b), snr in links.items()
     ]}
@@ -54,6 +56,9 @@ async def link(params, call):
         elif params.get("restore"):
             links[pair] = first[pair]
             lossy.pop(pair, None)
+            fading.discard(pair)
+        elif params.get("fading"):
+            fading.add(pair)
         elif params.get("loss"):
             lossy[pair] = params["loss"]
         elif "snr" in params:

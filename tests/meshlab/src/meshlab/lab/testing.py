@@ -156,7 +156,7 @@ async def put_back(lab: Lab) -> None:
         if node.state.power in ("off", "died"):
             await lab.power_on(name)
     for link in (await lab.medium_call("links", patience=PATIENCE))["links"]:
-        if link["state"] in ("set", "cut") or link["loss"]:
+        if link["state"] in ("set", "cut") or link["loss"] or link["fading_set"]:
             await lab.link(link["a"], link["b"], restore=True)
     for name, port in (await lab.medium_call("status"))["nodes"].items():
         for index, radio in enumerate(port["radios"]):

@@ -4,8 +4,8 @@
 Clauses of IEEE Std 802.11-2020: 9.7 (A-MPDU), 10.12 (its lengths), 10.25 (block acknowledgement).
 
 - The frames have the same receiver, traffic identifier and rates; each costs a delimiter of four
-  bytes and padding. There are at most 64, of 65,535 bytes (what hwsim's radios claim), and of
-  5.484 ms (10.13.4).
+  bytes and padding. There are at most 64, of 65,535 bytes (what hwsim's radios claim), of 5.484 ms
+  (10.13.4) and of what is left of the opportunity to send (10.23.2.9).
 - The preamble survives for all or none; each frame survives for itself. What was received is
   acknowledged by one compressed block, what was not is sent again, with what came meanwhile.
 - The receiver hands frames to its kernel in order: what follows a lost frame waits until that one
@@ -63,11 +63,18 @@ class Aggregation:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def gather(self, sent: Transmission) -> tuple[int, float]:
+    @staticmethod
+    def size(aggregate: Aggregate) -> int:
+        """Return the bytes of what is sent next of an aggregate, before more is gathered."""
+        stage = aggregate.members[0].stage
+        return sum(subframe(m.length) for m in aggregate.members if m.stage == stage)
+
+    def gather(self, sent: Transmission, when: float) -> tuple[int, float]:
         """Take what goes with a frame that is about to be sent.
 
         A frame alone is no aggregate, but for one that is left of one.
 
+        :param when: When it is sent.
         :returns: The bytes of all, and the time of the answer.
         """
         frame = sent.frame
@@ -78,7 +85,9 @@ class Aggregation:
         going = [m for m in known if m.stage == sent.stage]
         size = sum(subframe(m.length) for m in going)
         queue = sent.radio.queues[ieee80211.access_category(frame)]
-        taken = [] if sent.stage or not queue else self._matching(sent, queue, len(known), size)
+        taken = (
+            [] if sent.stage or not queue else self._matching(sent, queue, len(known), size, when)
+        )
         if aggregate is None and not taken:
             return sent.length, sent.vector.timing.ack
         if taken:
@@ -100,11 +109,14 @@ class Aggregation:
 
     @staticmethod
     def _matching(
-        sent: Transmission, queue: deque[Transmission], count: int, size: int
+        sent: Transmission, queue: deque[Transmission], count: int, size: int, when: float
     ) -> list[Transmission]:
         """Return the frames of a queue that may follow ``sent`` at once."""
         receiver, identifier = sent.frame[4:10], _identifier(sent.frame)
         timing = sent.vector.timing
+        most_time = MOST_TIME
+        if sent.txop:
+            most_time = min(most_time, sent.radio.txop_until - when - answer_time(sent))
         found: list[Transmission] = []
         for other in queue:
             frame = other.frame
@@ -118,7 +130,7 @@ class Aggregation:
                 or not other.need_ack
                 or count + len(found) >= MOST_FRAMES
                 or size > MOST_BYTES
-                or timing.duration(size) > MOST_TIME
+                or timing.duration(size) > most_time
             ):
                 break
             found.append(other)
@@ -267,7 +279,10 @@ class Aggregation:
                 radio.retries += 1
         self._hand_over(aggregate)
         if not aggregate.members:
-            engine.next_frame(radio, when)
+            if known:
+                engine.go_on(sent, when)
+            else:
+                engine.next_frame(radio, when)
             return
         head = aggregate.members[0]
         if known:
@@ -277,7 +292,8 @@ class Aggregation:
         head.aggregate = aggregate
         head.attempts = max(head.attempts, 1)
         radio.current = head
-        engine.contend(head, when)
+        if not known or not engine.follow(head, sent, when):
+            engine.contend(head, when)
 
     @staticmethod
     def _spent(member: Transmission) -> bool:

@@ -30,14 +30,17 @@ class Contention:
     aifsn: int
     cw_min: int
     cw_max: int
+    txop: float
+    """Limit of a transmission opportunity in seconds; 0: one exchange of frames."""
 
 
-# aCWmin = 15 and aCWmax = 1023 of the OFDM PHY (table 17-21).
+# aCWmin = 15 and aCWmax = 1023 of the OFDM PHY (table 17-21). The limits are those that Linux sets
+# in a mesh (ieee80211_set_wmm_default), the standard's until 2012; today's are longer.
 EDCA: dict[AccessCategory, Contention] = {
-    AccessCategory.VOICE: Contention(2, 3, 7),
-    AccessCategory.VIDEO: Contention(2, 7, 15),
-    AccessCategory.BEST_EFFORT: Contention(3, 15, 1023),
-    AccessCategory.BACKGROUND: Contention(7, 15, 1023),
+    AccessCategory.VOICE: Contention(2, 3, 7, 1504 * US),
+    AccessCategory.VIDEO: Contention(2, 7, 15, 3008 * US),
+    AccessCategory.BEST_EFFORT: Contention(3, 15, 1023, 0.0),
+    AccessCategory.BACKGROUND: Contention(7, 15, 1023, 0.0),
 }
 
 

@@ -108,14 +108,15 @@ _INJECTED = 1 + hwsim.INJECT_HEAD_SIZE
 _TX_INFO_FRAMING = FRAMING.pack(1 + hwsim.TX_INFO_SIZE, 0)
 
 
-_Waits = tuple[float, float, int, int]
-"""How a category contends in a band: arbitration gap, slot, smallest and largest window."""
+_Waits = tuple[float, float, int, int, float]
+"""How a category contends in a band: arbitration gap, slot, smallest and largest window, limit of
+the opportunity."""
 
 
 def _waits(times: Band) -> tuple[_Waits, ...]:
     return tuple(
-        (times.aifs(EDCA[category]), times.slot, EDCA[category].cw_min, EDCA[category].cw_max)
-        for category in ieee80211.AccessCategory
+        (times.aifs(own), times.slot, own.cw_min, own.cw_max, own.txop)
+        for own in (EDCA[category] for category in ieee80211.AccessCategory)
     )
 
 
@@ -337,7 +338,9 @@ class Engine:
         sent.vector = series[0][0]
         sent.need_ack = not (frame[4] & 1 or flags & _NO_ACK or ieee80211.wants_no_ack(frame))
         sent.stage = sent.tries = sent.attempts = 0
-        sent.aifs, sent.slot, sent.cw, sent.cw_max = waits
+        sent.aifs, sent.slot, sent.cw, sent.cw_max, sent.txop = waits
+        if frame[0] == _BEACON:
+            sent.txop = 0.0  # it has a queue of its own
         sent.arrived = self.now
         sent.closed = radio.closed - radio.shut
         sent.dead = sent.aired = False
@@ -460,6 +463,40 @@ class Engine:
                 self.now = when
             action(what, when)
 
+    def go_on(self, sent: Transmission, when: float) -> None:
+        """Send more after an exchange that succeeded, within the opportunity (10.23.2.8)."""
+        radio = sent.radio
+        if sent.txop and radio.queued:
+            queue = radio.queues[ieee80211.access_category(sent.frame)]
+            if queue and self.follow(queue[0], sent, when):
+                queue.popleft()
+                radio.queued -= 1
+                return
+        self.next_frame(radio, when)
+
+    def follow(self, following: Transmission, sent: Transmission, when: float) -> bool:
+        """Send a frame a SIFS after an exchange, if the opportunity to send has room for it."""
+        radio = sent.radio
+        if not following.txop or following.frequency != sent.frequency:
+            return False
+        start = when + band(ieee80211.is_2ghz(sent.frequency)).sifs
+        if start + self._exchange(following) > radio.txop_until + 1e-9:
+            return False
+        radio.current = following
+        following.start_at = start
+        self._push(start, self._start, following)
+        return True
+
+    def _exchange(self, sent: Transmission) -> float:
+        """Return the seconds that the next try of a frame takes, with what belongs to it."""
+        timing = sent.vector.timing
+        if sent.aggregate is not None:
+            size, answer = self._aggregated.size(sent.aggregate), answer_time(sent)
+        else:
+            size, answer = sent.length, timing.ack if sent.need_ack else 0.0
+        before = timing.rts_cts if sent.vector.protect and sent.need_ack else 0.0
+        return before + timing.duration(size) + answer
+
     def next_frame(self, radio: Radio, when: float) -> None:
         """Let a radio contend for its next frame, if it has one."""
         if not radio.queued:
@@ -493,7 +530,9 @@ class Engine:
             self._push(sent.start_at, self._start, sent)
             return
         radio = sent.radio
-        radio.contending = None
+        if radio.contending is sent:
+            radio.contending = None
+            radio.txop_until = when + sent.txop
         vector = sent.vector
         if vector.protect and sent.need_ack:
             if not sent.cleared:
@@ -508,7 +547,7 @@ class Engine:
         frequency = sent.frequency
         length, answer = sent.length, timing.ack
         if vector.aggregates and sent.need_ack:
-            length, answer = self._aggregated.gather(sent)
+            length, answer = self._aggregated.gather(sent, when)
         sent.reach = self.reaches.of(radio, frequency)
         sent.start = when
         end = when + timing.duration(length)
@@ -866,7 +905,10 @@ class Engine:
             self.settle(sent)
         else:
             sent.aired = True  # _answered() goes on
-        self.next_frame(radio, when)
+        if acked or not sent.need_ack:
+            self.go_on(sent, when)
+        else:
+            self.next_frame(radio, when)
 
     def _answered(
         self, sent: Transmission, receiver: Radio, seq: int, problem: Loss | None

@@ -167,6 +167,7 @@ class Radio:
         "secondary",
         "sent",
         "shut",
+        "txop_until",
         "up",
     )
 
@@ -188,6 +189,8 @@ class Radio:
         """Where its beacons say that the other half of 40 MHz is: 1 above, -1 below the channel."""
         self.busy_until = 0.0
         self.backoff = backoff
+        self.txop_until = 0.0
+        """The end of the opportunity to send that it won last."""
         self.contending: Transmission | None = None
         self.current: Transmission | None = None
         self.queues: tuple[deque[Transmission], ...] = (deque(), deque(), deque(), deque())
@@ -362,6 +365,7 @@ class Transmission(OnAir):
         "tail",
         "tries",
         "tx_info",
+        "txop",
         "vector",
         "waits_seq",
     )
@@ -382,6 +386,8 @@ class Transmission(OnAir):
     slot: float
     cw: int
     cw_max: int
+    txop: float
+    """Limit of the opportunity that it is sent in; 0: it is sent alone."""
     slots: int
     start_at: float
     arrived: float
