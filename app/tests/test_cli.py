@@ -760,6 +760,25 @@ class TestUpdate:
         assert f"{file}: this is a text" in capsys.readouterr().err
         assert main(["update", "order", "pause"]) == BAD
         assert "thicket: this is a text" in capsys.readouterr().err
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello")))
+        assert main(["update", "order", "-"]) == BAD
+        assert "standard input: this is a text" in capsys.readouterr().err
+
+    def test_a_signed_order_from_the_desk_comes_through_ssh(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`ssh NODE thicket update order - < pause.order`, and no file is left on the node."""
+        given: list[object] = []
+
+        def take(_control: str, method: str, params: object, **_: float) -> list[object]:
+            given.append((method, params))
+            return []
+
+        monkeypatch.setattr(cli_update, "request", take)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x30\x82 signed")))
+        assert main(["update", "order", "-"]) == OK
+        assert given == [("update-order", {"signed": "MIIgc2lnbmVk"})]
+        assert main(["update", "order", "-", "lamp"]) == USAGE
 
     @pytest.mark.parametrize("words", [("update", "offer"), ("app", "install")])
     def test_it_is_the_file_that_was_given(

@@ -85,7 +85,7 @@ def says(capsys: Captured, *words: str | Path, status: int = 0) -> str:
 def test_a_delta(folder: Path, tmp_path: Path, capsys: Captured) -> None:
     out = says(capsys, "delta", folder / "0.1.0.raucb", folder / "0.2.0.raucb", "--out", tmp_path)
     path = tmp_path / "0.1.0-to-0.2.0.patch"
-    assert str(path) in out
+    assert f"`thicket update offer {folder}/0.2.0.raucb --delta {path}`" in out
     assert path.stat().st_size < 4000
     # A device has its own command line in its slot.
     device = images(tmp_path / "device", 0)
@@ -135,6 +135,7 @@ def test_an_offer(folder: Path, tmp_path: Path, capsys: Captured) -> None:
         "n-0123456789ab", "--well", "5m", "--window", "23:00-04:30", "--waves", "50,100",
     )  # fmt: skip
     assert "any (the whole)" in printed
+    assert f"`thicket update send {out} NODE`" in printed
     fleet = Authority(folder / "fleet", lambda _: "").fleet
     offer = said.check_offer((out / offers.OFFER).read_bytes(), fleet)
     assert offer.plan == said.Plan(("n-0123456789ab",), 300, (50, 100), 0, (1380, 270))
@@ -149,6 +150,7 @@ def test_an_offer(folder: Path, tmp_path: Path, capsys: Captured) -> None:
             file.seek(0)
             assert patches.read(file).sha256 == offer.bundle.sha256
     printed = says(capsys, "order", "pause", out, "--out", tmp_path / "order")
+    assert f"thicket update order - < {tmp_path}/order`" in printed
     order = said.check_order((tmp_path / "order").read_bytes(), fleet)
     assert (order.order, order.offer) == ("pause", offer.identifier)
     assert f"pause for offer {offer.identifier.hex()[:12]}" in printed
@@ -161,6 +163,7 @@ def test_an_offer_of_an_application(folder: Path, tmp_path: Path, capsys: Captur
     app = packed(tmp_path, lamp("1.0"), about, key)
     printed = says(capsys, "offer", app, "--canaries", "2")
     assert "any (the whole)" in printed
+    assert f"`thicket update send {out} NODE`" in printed
     out = tmp_path / "offer-lamp-1.0"
     offer = said.check_offer((out / offers.OFFER).read_bytes(), authority.fleet)
     data = app.read_bytes()

@@ -69,6 +69,7 @@ def delta(_authority: Authority, rest: list[str]) -> int:
         made = deltas.make(args.new, out, args.old, tell=tell)
     took = time.monotonic() - begun
     print(f"{made.path}: {made.size:,} bytes in place of {made.header.size:,} ({took:.0f} s)")
+    print(f"`thicket update offer {args.new} --delta {made.path}` puts it into an offer")
     return OK
 
 
@@ -101,6 +102,7 @@ def offer(authority: Authority, rest: list[str]) -> int:
     for line in lines:
         print(f"{line.what:<28} {line.size:>12,} {100 * line.size / line.of:>12.2f} %")
     print(f"Signed by {signer.name!r}: {out}/{OFFER}")
+    print(f"`thicket update send {out} NODE` brings it to a node, which offers it to the fleet")
     return OK
 
 
@@ -129,6 +131,7 @@ def order(authority: Authority, rest: list[str]) -> int:
         file.write(_signed(made.text(), signer, when))
     whose = f"offer {identifier.hex()[:12]}" if identifier else "whichever offer is in force"
     print(f"{args.order} for {whose}, signed by {signer.name!r}: {out}")
+    print(f"`ssh root@NODE thicket update order - < {out}` gives it, at any node of the fleet")
     return OK
 
 

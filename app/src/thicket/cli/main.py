@@ -68,7 +68,7 @@ Updates, on a node that runs from a card (docs/updating.md):
   update offer FOLDER      offer the fleet what `thicket update offer` made
   update order WORD [APP]  pause, resume, abort or back: about the image that is offered,
                            or an application, from a node that [update] control names;
-                           or a signed FILE
+                           or a signed FILE (- for standard input)
   update status [--json]   the slots, and a line for each node of the fleet
 
 Applications, without a restart of the node (docs/applications.md):

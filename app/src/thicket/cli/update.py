@@ -67,10 +67,13 @@ def run(words: list[str], control: str) -> int:
         with speaking_of(names[0]):
             return _offer(control, names[0])
     if verb == "order":
+        if (len(names), options) == (0, {"-"}):
+            data = sys.stdin.buffer.read(_MOST_ORDER)
+            return _give(control, _signed(data), "standard input")
         if not 1 <= len(names) <= 2 or options:
             raise UsageError(
                 "update order needs pause, resume, abort or back, and for an application its name; "
-                "or a signed FILE"
+                "or a signed FILE, or - for one on standard input"
             )
         return _order(control, *names)
     if verb in _DESK:
@@ -78,7 +81,7 @@ def run(words: list[str], control: str) -> int:
             f"update {verb} runs on the engineer's machine only: bin/thicket update, in the source "
             "tree"
         )
-    raise UsageError("update needs install FILE, back, offer FOLDER|-, order WORD|FILE or status")
+    raise UsageError("update needs install FILE, back, offer FOLDER|-, order WORD|FILE|- or status")
 
 
 def _install(control: str, path: str, *, again: bool, restart: bool) -> int:
@@ -219,8 +222,6 @@ def _offer_stream(control: str, stream: BinaryIO) -> int:
 def _order(control: str, what: str, application: str = "") -> int:
     params: dict[str, Any] = {"order": what, "application": application}
     if what not in ORDERS:
-        import base64
-
         try:
             with open(what, "rb") as file:
                 data = file.read(_MOST_ORDER)
@@ -231,7 +232,18 @@ def _order(control: str, what: str, application: str = "") -> int:
             ) from None
         if application:
             raise UsageError(f"a signed order says itself what it is about, not {application!r}")
-        params = {"signed": base64.b64encode(data).decode("ascii")}
+        params = _signed(data)
+    return _give(control, params, what)
+
+
+def _signed(data: bytes) -> dict[str, Any]:
+    """Return the parameters of a command that takes what is signed."""
+    import base64
+
+    return {"signed": base64.b64encode(data).decode("ascii")}
+
+
+def _give(control: str, params: dict[str, Any], what: str) -> int:
     for table in _ordered(control, what, params):
         _print_table(table)
     return OK
