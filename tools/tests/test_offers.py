@@ -163,7 +163,6 @@ def test_an_offer_of_an_application(folder: Path, tmp_path: Path, capsys: Captur
     app = packed(tmp_path, lamp("1.0"), about, key)
     printed = says(capsys, "offer", app, "--canaries", "2")
     assert "any (the whole)" in printed
-    assert f"`thicket update send {out} NODE`" in printed
     out = tmp_path / "offer-lamp-1.0"
     offer = said.check_offer((out / offers.OFFER).read_bytes(), authority.fleet)
     data = app.read_bytes()
