@@ -272,19 +272,27 @@ class Members(Process):
             for action in actions:
                 self._do(action, reason, spelt)
             actions = self.roster.step(now)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._stopped:
             return
         self._node.casts.follow()
         due = self.roster.due()
-        if due < float("inf"):
-            self._timer = asyncio.get_running_loop().call_at(due, self._step)
+        if self._timer is None or self._timer.when() != due:
+            self._rest()
+            if due < float("inf"):
+                self._timer = asyncio.get_running_loop().call_at(due, self._on_due)
         if self.roster.active and self._look is None:
             self._look = asyncio.get_running_loop().call_later(LOOK, self._end_idle)
             for scope in self._node.scopes.values():
                 scope.restate()
+
+    def _on_due(self) -> None:
+        self._timer = None
+        self._step()
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _do(self, action: Action, reason: DistributionError | None, spelt: str) -> None:
         node = self._node
@@ -324,9 +332,10 @@ class Members(Process):
 
     def on_stop(self) -> None:
         self._stopped = True
+        self._rest()
         for task in self._reaching:
             task.cancel()
-        for timer in (self._timer, self._look, self._trimming):
+        for timer in (self._look, self._trimming):
             if timer is not None:
                 timer.cancel()
         for key in list(self._leaving):
