@@ -65,9 +65,16 @@ _FUNCTIONS = (
     r"""I() { jobs >/dev/null; kill -$1 -$J 2>/dev/null; }""",
     # The job is gone for certain when this marker comes.
     r"""K() { E; I KILL; wait; printf '\036%s>137\036' $1; }""",
-    # One line of a file, by the one process that reads it in large pieces: the shell's own `read`
-    # takes each byte with a call of its own, which costs more from some 2 KiB on.
-    r"""F() { printf '\036%s<' $1; head -n 1 2>/dev/null <"$2"; printf '\036%s>%s\036' $1 $?; }""",
+    # One line of a file, by a process that stays: a new one for each question costs a node of a
+    # busy host more than all else here. The shell's own `read` takes each byte with a call of its
+    # own. The awk of BusyBox hands on what there is; others wait for more questions.
+    r"""A() { command -v busybox >/dev/null || return; A=/tmp/.shell-reader-$$; rm -f "$A";"""
+    r""" mkfifo "$A" || { A=; return 1; }; exec 8<>"$A"; ( { exec <"$A" 8>&-; rm -f "$A";"""
+    r""" exec busybox awk '{ n = $1; p = substr($0, length(n) + 2); printf "\036%s<", n;"""
+    r""" if (s = (getline l < p) < 1); else print l; close(p); printf "\036%s>%s\036", n, s;"""
+    r""" fflush() }'; } & ) }""",
+    r"""F() { if [ -n "$A" ] || A; then printf '%s %s\n' $1 "$2" >&8; else printf '\036%s<' $1;"""
+    r""" head -n 1 2>/dev/null <"$2"; printf '\036%s>%s\036' $1 $?; fi; }""",
     # The same, status 2 when a stamp is newer than the file. Times are as coarse as the kernel's
     # tick: a file as old as its stamp counts as changed, so no change is ever missed.
     r"""G() { if [ "$3" -nt "$2" ]; then printf '\036%s<\036%s>2\036' $1 $1;"""
