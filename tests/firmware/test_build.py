@@ -67,6 +67,28 @@ def test_a_failure_shows_where_in_the_log(
     assert "zlib 1.3 Extracting" in made.log.read_text()
 
 
+def test_a_configuration_that_is_made_anew_says_why(
+    made: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "buildroot/Makefile").write_text(
+        f"export BR2_VERSION := {build.VERSION}\ndefconfig:\n\t@cp $(BR2_DEFCONFIG) $(O)/.config\n"
+    )
+    made.configure()
+    made.configure()
+    assert capsys.readouterr().err == ""
+    kept = f"configuring anew; the last configuration is in {made.output / 'config.before'}\n"
+    # As another checkout leaves it, which shares the cache.
+    noted = made.output / "thicket_defconfig"
+    noted.write_text(noted.read_text().replace("# The tree: ", "# The tree: /elsewhere"))
+    made.configure()
+    why = "this checkout is another one, or its packages ask for something else"
+    assert capsys.readouterr().err == f"thicket: {why}: {kept}"
+    extra = tmp_path / "mine.config"
+    extra.write_text("BR2_JLEVEL=2\n")
+    Build(made.board, cache=tmp_path, extra=[extra]).configure()
+    assert capsys.readouterr().err == f"thicket: fragments or variables changed: {kept}"
+
+
 def test_what_relies_on_its_order_is_made_in_turn(
     made: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

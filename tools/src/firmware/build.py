@@ -210,7 +210,8 @@ class Build:
         # Only lines from outside turn off what ours choose.
         known = kconfig(tree(self.cache)) if self.extra else NO_KCONFIG
         choice = (self.board, self.toolchain, self.extra, known)
-        text = defconfig(*choice) + self._tree()
+        lines = defconfig(*choice)
+        text = lines + self._tree()
         ours, config = self.output / "thicket_defconfig", self.output / ".config"
         if config.is_file() and ours.is_file() and ours.read_text() == text:
             return
@@ -220,7 +221,12 @@ class Build:
         if config.is_file() and ours.is_file():
             kept = self.output / "config.before"
             shutil.copyfile(config, kept)
-            say(f"the fragments changed: configuring anew; the last configuration is in {kept}")
+            why = (
+                "this checkout is another one, or its packages ask for something else"
+                if ours.read_text().startswith(lines)
+                else "fragments or variables changed"
+            )
+            say(f"{why}: configuring anew; the last configuration is in {kept}")
         self._run(self.command(f"BR2_DEFCONFIG={new}", "defconfig"))
         wanted = buildroot_lines(*choice)
         self._refuse_lost(lost(wanted, config.read_text()), "Buildroot")
