@@ -20,6 +20,7 @@ from authority.authority import Authority
 from authority.chip import DeskChip
 from authority.cli import main as desk_main
 from authority.errors import AuthorityError
+from authority.folder import Folder
 from authority.issuer import years_from
 from authority.keys import decrypt_key, encrypt_key
 from meshlab.chip.atecc608 import Atecc608
@@ -471,3 +472,46 @@ def test_a_date_that_no_chip_can_keep_makes_no_fleet(tmp_path: Path) -> None:
     with pytest.raises(AuthorityError, match="nothing was written"):
         late.init("acme", PREFIX, lab=True)
     assert not (tmp_path / "fleet" / "root.pem").exists()
+
+
+@pytest.mark.parametrize("what", ["signer-0002", "update-release"])
+@pytest.mark.parametrize("lacks", [".key", ".pem", "fleet.json"])
+def test_a_signer_that_cannot_be_kept_leaves_nothing(
+    ca: Authority, monkeypatch: pytest.MonkeyPatch, what: str, lacks: str
+) -> None:
+    def make() -> object:
+        return ca.signer() if what.startswith("signer") else ca.update_signers.make("release")
+
+    def full(self: Folder, name: str, data: bytes) -> None:
+        if name.endswith(lacks):
+            raise AuthorityError("the disk is full")
+        write(self, name, data)
+
+    write = Folder.write
+    before = {path.name: path.read_bytes() for path in ca.folder.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "write", full)
+        with pytest.raises(AuthorityError, match="full"):
+            make()
+    after = {path.name: path.read_bytes() for path in ca.folder.iterdir()}
+    assert after == {**before, ".lock": b""}
+    # What a power cut has left, of a key on a token, does not stand in the way of the next attempt.
+    (ca.folder / f"{what}.p11").write_text("pkcs11:token=gone?module-path=/nowhere.so\n")
+    make()
+    assert not (ca.folder / f"{what}.p11").exists()
+    if what.startswith("update"):
+        assert ca.update_signers.open().name == "Update signer release"
+        with pytest.raises(AuthorityError, match="there is, or was"):
+            make()
+        assert ca.update_signers.open().name == "Update signer release"
+
+
+def test_a_clock_that_stands_before_the_fleet_makes_no_signer_of_updates(ca: Authority) -> None:
+    early = Authority(
+        ca.folder, lambda _: "correct horse", clock=lambda: datetime(1970, 1, 1, tzinfo=UTC)
+    )
+    before = sorted(path.name for path in ca.folder.iterdir())
+    with pytest.raises(AuthorityError, match="1970-01-01 by the clock of this machine"):
+        early.update_signers.make("release")
+    assert sorted(path.name for path in ca.folder.iterdir()) == before
+    ca.update_signers.make("release")

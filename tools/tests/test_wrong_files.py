@@ -6,20 +6,23 @@ What it says names the file, tells what it is in place of what was needed, and i
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import pytest
 from apps_for_tests import ABOUT
 from bundles_for_tests import UpdateKey, signed, unsigned
 from fleet_for_tests import PREFIX, one_fleet
 
-from authority import app
+from authority import app, files, offers
 from authority.authority import Authority
 from authority.cli import main as ca_main
+from authority.errors import AuthorityError
 from authority.update import main as update_main
 from authority.update_signers import UpdateSigner
 from thicket.trust import kinds, signed_file
@@ -196,3 +199,77 @@ def test_a_large_file_in_place_of_an_offer(
     assert update_main(["order", "pause", str(large)]) == 1
     said = capsys.readouterr().err
     assert f"{large}: this is a signed bundle, and the folder of an offer is needed" in said
+
+
+def test_two_commands_that_write_one_file(tmp_path: Path) -> None:
+    """One of them writes it, and the other says so; what is half written is never put in place."""
+    path = tmp_path / "new.raucb"
+    path.write_bytes(b"old")
+    with files.replacing(path) as first:
+        first.write(b"first, half")
+        first.flush()
+        with (
+            pytest.raises(AuthorityError, match="is being written by another command"),
+            files.replacing(path),
+        ):
+            pass
+        assert path.read_bytes() == b"old"
+        first.write(b" and whole")
+    assert path.read_bytes() == b"first, half and whole"
+    (tmp_path / ".new.raucb.new").write_bytes(b"what a power cut has left, which is longer")
+    with files.replacing(path) as second:
+        second.write(b"second")
+    assert path.read_bytes() == b"second"
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as third:
+        third.write(bytes(1 // 0))
+    assert [one.name for one in tmp_path.iterdir()] == ["new.raucb"]
+    assert path.read_bytes() == b"second"
+
+
+def test_what_has_just_been_put_into_place_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new.raucb"
+    lock = fcntl.flock
+
+    def late(file: BinaryIO, how: int) -> None:
+        path.with_name(".new.raucb.new").replace(path)  # the other command is done
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(AuthorityError, match="another command"), files.replacing(path) as file:
+        file.write(b"x")
+    assert path.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / ".new.raucb.new"))
+
+    monkeypatch.setattr(os, "open", read_only)
+    monkeypatch.setattr(os, "unlink", read_only)
+    with (
+        pytest.raises(
+            AuthorityError, match=r"new\.raucb cannot be written: Read-only file system: choo"
+        ),
+        files.replacing(tmp_path / "new.raucb"),
+    ):
+        pass
+
+
+def test_an_order_by_a_wrong_clock_is_not_signed(
+    desk: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No node would follow it, while somebody believes that the fleet has stopped."""
+
+    class Early(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Early:
+            return cls(1970, 1, 2, tzinfo=tz)
+
+    monkeypatch.setenv("THICKET_CA", str(desk / "fleet"))
+    monkeypatch.setattr(offers, "datetime", Early)
+    out = tmp_path / "abort.order"
+    assert update_main(["order", "abort", "--out", str(out)]) == 1
+    assert "look at the clock of the machine that signs" in capsys.readouterr().err
+    assert not out.exists()

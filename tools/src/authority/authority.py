@@ -146,6 +146,7 @@ class Authority:
             if number > 0xFFFF:
                 raise AuthorityError("a fleet has at most 65535 signers")
             stem = signer_stem(number)
+            self._files.begin(stem)
             key = self._keys.make(stem, fleet=document["name"], lab=document["lab"], token=token)
             profile = fleets.signer_profile(fleet, number, key.public_key, validity)
             certificate = profile.signed(root_key.sign(profile.digest()))

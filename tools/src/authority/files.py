@@ -8,9 +8,10 @@ person says so, or where that changes nothing.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -40,18 +41,42 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     check_place(path)
     new = path.with_name(f".{path.name}.new")
     try:
-        with new.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        with _taken(path, new) as file:
+            try:
+                file.truncate()
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                new.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    new.unlink()
+                raise
     except OSError as error:
         if error.filename != str(new) and error.errno not in _OF_THE_DISK:
             raise
         raise not_written(path, error) from None
-    finally:
-        if new.parent.is_dir():
-            new.unlink(missing_ok=True)
+
+
+def _taken(path: Path, new: Path) -> BinaryIO:
+    """Open the file that becomes ``path``, and make sure that no other command writes it.
+
+    :raises AuthorityError: one does.
+    """
+    busy = AuthorityError(f"{path} is being written by another command: wait for its end")
+    try:
+        file = new.open("r+b")
+    except FileNotFoundError:
+        raise busy from None  # it has just been put into place
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), new.stat()):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    file.close()
+    raise busy
 
 
 def opened(path: Path) -> BinaryIO:

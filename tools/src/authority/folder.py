@@ -23,6 +23,7 @@ from thicket.trust.fleet import Fleet
 FORMAT: Final = 1
 
 _MEMBERS: Final = {"format", "name", "prefix", "lab", "signers", "devices", "revocations"}
+_OF_A_SIGNER: Final = (".key", ".p11", ".pem")
 _COPY: Final = "take it from your copy of this folder"
 
 
@@ -34,6 +35,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._new: list[str] = []
 
     def document(self) -> dict[str, Any]:
         """Return the contents of ``fleet.json``.
@@ -72,8 +74,28 @@ class Folder:
         with self._lock() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             document = self.document()
-            yield document
-            self.save(document)
+            self._new.clear()
+            try:
+                yield document
+                self.save(document)
+            except BaseException:
+                for stem in self._new:
+                    self._remove(stem)
+                raise
+
+    def begin(self, stem: str) -> None:
+        """Begin a signer in a change: its files go where that fails, and what an attempt has left
+        that was cut off goes now. A key on a token would stand before one in a file.
+
+        :param stem: what the names of its files begin with; it is no signer yet.
+        """
+        self._remove(stem)
+        self._new.append(stem)
+
+    def _remove(self, stem: str) -> None:
+        for ending in _OF_A_SIGNER:
+            with suppress(OSError):
+                (self.path / f"{stem}{ending}").unlink()
 
     def _lock(self) -> TextIO:
         path = self.path / ".lock"

@@ -127,8 +127,10 @@ def order(authority: Authority, rest: list[str]) -> int:
     signer = authority.update_signers.open(args.signer)
     when = datetime.now(UTC)
     made = Order(authority.fleet.identifier, int(when.timestamp()), identifier, args.order)
+    packed = _signed(made.text(), signer, when)
+    offers.check_order(packed, authority.fleet)  # or nobody would follow it
     with files.replacing(out) as file:
-        file.write(_signed(made.text(), signer, when))
+        file.write(packed)
     whose = f"offer {identifier.hex()[:12]}" if identifier else "whichever offer is in force"
     print(f"{args.order} for {whose}, signed by {signer.name!r}: {out}")
     print(f"`ssh root@NODE thicket update order - < {out}` gives it, at any node of the fleet")

@@ -58,6 +58,13 @@ class UpdateSigners:
             )
         fleet, full = self._folder.fleet, signer_name(name)
         validity = years_from(self._clock(), SIGNER_YEARS)
+        made = fleet.root.not_before
+        if validity[0] < made:
+            # Its name would be gone for a certificate that has ended when the clock is right.
+            raise AuthorityError(
+                f"nothing was written: it is {validity[0]:%Y-%m-%d} by the clock of this machine, "
+                f"and the fleet was made on {made:%Y-%m-%d}. Set the clock"
+            )
         root_key = self._keys.open(ROOT)
         with self._folder.changing() as document:
             signers = document.setdefault("update_signers", {})
@@ -65,6 +72,7 @@ class UpdateSigners:
                 # A revoked name is revoked for ever, whatever key it has.
                 raise AuthorityError(f"there is, or was, an update signer {name!r}: choose another")
             stem = update_signer_stem(name)
+            self._folder.begin(stem)
             key = self._keys.make(stem, fleet=document["name"], lab=document["lab"], token=token)
             profile = signer_profile(fleet, name, key.public_key, validity)
             certificate = profile.signed(root_key.sign(profile.digest()))
