@@ -121,7 +121,7 @@ def test_choice_on_this_machine_runs_a_guest(tmp_path: Path) -> None:
     assert len(chosen.reason) > 10
     image = tmp_path / "firmware.bin"
     image.write_bytes(accel.firmware(1000, 10))
-    trial = accel.boot(QEMU, chosen.name, chosen.cpu, image, 120)
+    trial = accel.boot(QEMU, chosen.name, chosen.cpu, image, 600)
     assert trial.seconds is not None, trial.words
 
 
@@ -169,6 +169,23 @@ def test_a_guest_that_hangs_under_kvm_is_ended(
     assert "did not finish in 0.3 s" in chosen.reason
     (pid,) = hung  # tried once: another CPU model would hang as well
     assert not Path("/proc", str(pid)).exists()
+
+
+def test_a_host_that_is_too_busy_for_a_trial_still_runs_guests(
+    tmp_path: Path, kvm_device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = accel.boot
+
+    def hasty(qemu: str, name: str, cpu: str, image: Path, _deadline: float, *more: str) -> object:
+        return trial(qemu, name, cpu, image, 0.3 if name == "tcg" else 300, *more)
+
+    monkeypatch.setattr(accel, "boot", hasty)
+    qemu = stand_in(tmp_path, 'case "$*" in *"-accel tcg"*) exec sleep 600;; esac; exit 65\n')
+    chosen = accel.choose(tmp_path / "a", qemu, environment={})
+    assert chosen.name == "kvm"
+    assert chosen.reason.endswith("under TCG it did not finish in 0.3 s")
+    chosen = accel.choose(tmp_path / "b", qemu, environment={"THICKET_ACCEL": "tcg"})
+    assert (chosen.name, chosen.tsc_khz) == ("tcg", None)
 
 
 def test_cpu_host_that_dies_of_an_msr_is_replaced(

@@ -89,6 +89,8 @@ class Trial:
     """Time from the start of QEMU to its end; ``None``: the guest did not finish."""
     words: str
     output: bytes = b""
+    late: bool = False
+    """Whether it was given up, which on a busy host says nothing of the guest."""
 
 
 def firmware(count: int = _COUNT, port_writes: int = _PORT_WRITES) -> bytes:
@@ -248,23 +250,24 @@ def _decide(
     if not failed:
         # Slower than native by 20 or so, and on a busy host by more: ten times the deadline.
         tcg = boot(qemu, "tcg", tcg_cpu, image, 10 * deadline)
-        if tcg.seconds is None:
+        if tcg.seconds is None and not tcg.late:
             raise AccelError(f"{qemu} cannot run a guest under TCG: {tcg.words}")
         failures = []
         for cpu in KVM_CPUS:
             kvm = boot(qemu, "kvm", cpu, image, deadline)
             if kvm.seconds is None:
                 failures.append(f"-cpu {cpu}: {kvm.words}")
-                if kvm.words.startswith("did not finish"):
+                if kvm.late:
                     break  # another CPU model will not help a guest that gets nowhere
-            elif kvm.seconds >= tcg.seconds and not wanted:
+            elif tcg.seconds is not None and kvm.seconds >= tcg.seconds and not wanted:
                 failures.append(
                     f"-cpu {cpu}: slower than TCG ({kvm.seconds:.2f} s, TCG {tcg.seconds:.2f} s)"
                 )
                 break
             else:
                 why = f"{OVERRIDE}=kvm, and" if wanted else "tried:"
-                took = f"{kvm.seconds:.2f} s, under TCG in {tcg.seconds:.2f} s"
+                slow = tcg.words if tcg.seconds is None else f"finished in {tcg.seconds:.2f} s"
+                took = f"{kvm.seconds:.2f} s, under TCG it {slow}"
                 return Accel("kvm", f"{why} a guest finished in {took}", cpu)
         failed = f"{_KVM} opens, but a guest under it " + "; ".join(failures)
     if wanted == "kvm":
@@ -273,13 +276,15 @@ def _decide(
 
 
 def measure_clock(qemu: str, cpu: str, scratch: Path, deadline: float) -> int | None:
-    """Return the frequency of a TCG guest's time stamp counter in kHz, ``None``: not to be had.
+    """Return the frequency of a TCG guest's time stamp counter in kHz.
+
+    ``None``: not to be had, also where the host is too busy for the guest to finish in time.
 
     Each sample brackets a reading of the HPET, which follows the host's clock, by two of the
     counter. The narrowest of the first and of the second half were not interrupted, however busy
     the host is, and their distance in both clocks is the answer, to a few parts in a million.
 
-    :raises AccelError: when not even this guest runs.
+    :raises AccelError: when this guest does not run at all.
     """
     image = scratch / "clock.bin"
     image.write_bytes(clock_firmware())
@@ -289,6 +294,8 @@ def measure_clock(qemu: str, cpu: str, scratch: Path, deadline: float) -> int | 
         "-chardev", "stdio,id=samples,signal=off",
         "-device", f"isa-debugcon,iobase={console:#x},chardev=samples",
     )  # fmt: skip
+    if trial.late:
+        return None
     if trial.seconds is None:
         raise AccelError(f"{qemu} cannot run a guest under TCG: {trial.words}")
     return clock_frequency(trial.output)
@@ -334,7 +341,7 @@ def boot(qemu: str, accel: str, cpu: str, image: Path, deadline: float, *devices
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Trial(None, f"did not finish in {deadline:g} s")
+        return Trial(None, f"did not finish in {deadline:g} s", late=True)
     except OSError as error:
         return Trial(None, f"{qemu} did not start: {error.strerror}")
     seconds = time.monotonic() - started
@@ -352,7 +359,7 @@ def boot(qemu: str, accel: str, cpu: str, image: Path, deadline: float, *devices
 def _version(qemu: str) -> str:
     try:
         done = subprocess.run(
-            [qemu, "--version"], capture_output=True, text=True, timeout=30, check=False
+            [qemu, "--version"], capture_output=True, text=True, timeout=120, check=False
         )
     except FileNotFoundError:
         package = PACKAGES.get(Path(qemu).name, "qemu-system")
