@@ -251,6 +251,37 @@ def test_watchdog() -> None:
     assert bench.chip.counters["watchdog"] == 1
 
 
+def test_a_chip_that_sleeps_has_nothing_to_lose(tmp_path: Path) -> None:
+    class Later(Executor):
+        """Writes when it is told to."""
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            work: Future[Any] = Future()
+            todo.append(lambda: work.set_result(fn(*args, **kwargs)))
+            return work
+
+    todo: list[Any] = []
+    bench = Bench(tmp_path / "chip.json", executor=Later())
+    chip = bench.chip
+    assert chip.asleep
+    bench.wake()
+    assert not chip.asleep
+    bench.clock.now += 1.3
+    assert chip.asleep, "its watchdog has run out"
+    bench.command(0x16, 0x03, 0, bytes(32))
+    assert chip.temp_key is not None
+    assert not chip.asleep, "it is idle, and keeps what it computes with"
+    bench.wake()
+    chip.write(ADDRESS, b"\x01")
+    assert chip.asleep
+    bench.wake()
+    bench.send(0x17, 0x80)
+    bench.clock.now += 1.3
+    assert not chip.asleep, "what it was told is not in its file yet"
+    todo.pop()()
+    assert chip.asleep
+
+
 def test_longer_watchdog_by_chip_mode() -> None:
     bench = Bench()
     bench.chip.state.config[19] = 0x04

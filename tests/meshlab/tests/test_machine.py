@@ -20,6 +20,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from meshlab.chip.atecc608 import Atecc608
+from meshlab.chip.server import ChipServer
+from meshlab.chip.state import serial_for
 from meshlab.machine.accel import Accel
 from meshlab.machine.events import Exited, MachineEvent, Panic, Reset
 from meshlab.machine.machine import Machine
@@ -31,6 +34,7 @@ from meshlab.machine.spec import (
     Board,
     MachineSpec,
     command,
+    saved_hardware,
 )
 from meshlab.wire.sockets import socket_address
 
@@ -98,9 +102,34 @@ def test_command_is_what_the_docs_say(tmp_path: Path) -> None:
         "virtconsole,bus=serial.0,chardev=exec",
     ]
     assert "virtserialport,bus=serial.0,chardev=relay,id=relay,name=thicket.hwsim.0" in devices
-    assert "vhost-user-i2c-pci,chardev=chip" in devices
+    assert "vhost-user-i2c-pci,chardev=chip,bus=bay,id=chip-bus" in devices
+    assert "pcie-root-port,id=bay,chassis=1,slot=1" in devices
     sockets = [c for c in option(arguments, "-chardev") if c.startswith("socket,")]
     assert all("path=/" not in c for c in sockets), "relative: a path may be longer than 107 bytes"
+
+
+def test_a_machine_that_wakes_is_the_same_without_its_chip(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, chip=True)
+    booted, woken = command(spec), command(spec, asleep=True)
+    assert [each for each in booted if each not in woken] == [
+        "socket,id=chip,path=chip.sock",
+        "vhost-user-i2c-pci,chardev=chip,bus=bay,id=chip-bus",
+    ]
+    assert [each for each in woken if each not in booted] == ["-S", "-incoming", "defer"]
+
+
+def test_saved_hardware_is_what_matters(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, chip=True)
+    same = {
+        "name": "n9",
+        "kernel": tmp_path / "other",
+        "rootfs": tmp_path / "root",
+        "cmdline": "other",
+        "accel": Accel("tcg", "other words", "max", 1),
+    }
+    assert saved_hardware(dataclasses.replace(spec, **same)) == saved_hardware(spec)
+    for change in ({"memory_mib": 96}, {"chip": False}, {"accel": Accel("kvm", "", "host")}):
+        assert saved_hardware(dataclasses.replace(spec, **change)) != saved_hardware(spec)
 
 
 def test_memory_is_shared_only_for_the_chip(tmp_path: Path) -> None:
@@ -264,6 +293,73 @@ async def test_start_kill_and_start_again(lab: Lab) -> None:
     await lab.ready()
     machine.kill()
     await machine.wait()
+
+
+@needs_qemu
+async def test_a_machine_is_saved_and_woken(lab: Lab, tmp_path: Path) -> None:
+    machine = lab.machine
+    await machine.start()
+    await lab.ready()
+    await machine.pause()
+    memory = tmp_path / "it's memory"
+    found = await machine.save(memory)
+    assert memory.stat().st_mode & 0o777 == 0o600
+    assert await machine.status() == "paused"
+    await machine.save(tmp_path / "once more")
+    with pytest.raises(FileExistsError):
+        await machine.save(memory)
+    await machine.go_on()
+    await lab.tell("r")
+    await lab.ready(2)
+    machine.kill()
+    await machine.wait()
+
+    woken = Lab(machine.spec)
+    try:
+        await woken.machine.wake(memory, found)
+        assert await woken.machine.status() == "paused"
+        await woken.machine.go_on()
+        # It waits for a letter, as it did when it was saved; its next start is its second.
+        await woken.tell("r")
+        await woken.ready()
+        assert "ready2" in woken.machine.console_since_start()
+        assert "ready1" not in woken.machine.console_since_start()
+    finally:
+        woken.machine.kill()
+        await woken.machine.wait()
+
+    # What does not fit is told, and nothing runs then.
+    other = Lab(dataclasses.replace(machine.spec, memory_mib=96))
+    with pytest.raises(MachineError, match="saved by a simulator that builds other machines"):
+        await other.machine.wake(memory, found)
+    old = dataclasses.replace(found, qemu="1.0.0")
+    with pytest.raises(MachineError, match=r"saved by QEMU 1\.0\.0; this is QEMU"):
+        await woken.machine.wake(memory, old)
+    memory.write_bytes(memory.read_bytes()[:4096])
+    with pytest.raises(MachineError):
+        await woken.machine.wake(memory, found)
+    assert not other.machine.running
+    assert not woken.machine.running
+
+
+@needs_qemu
+async def test_a_chip_without_driver_is_not_unplugged(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path / "n1", chip=True)
+    chip = ChipServer(spec.directory / "chip.sock", Atecc608(serial_for(1, 1)))
+    await chip.start()
+    it = Lab(spec)
+    try:
+        await it.machine.start()
+        await it.ready()
+        await it.machine.pause()
+        with pytest.raises(MachineError, match="n1 has not started its chip's bus yet|no driver"):
+            await it.machine.save(tmp_path / "memory")
+        assert chip.connected
+        assert not (tmp_path / "memory").exists()
+    finally:
+        it.machine.kill()
+        await it.machine.wait()
+        await chip.stop()
 
 
 @needs_qemu

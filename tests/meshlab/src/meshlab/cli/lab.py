@@ -429,5 +429,7 @@ def cmd_saved(options: argparse.Namespace) -> int:
             continue
         shape, images = found.value["spec"]["topology"], found.value["images"]
         what = " and ".join(dict.fromkeys(str(image["name"]) for image in images))
-        print(f"{words}{len(found.nodes)} nodes ({shape['kind']}) of {what}, {found.value['saved']}")
+        print(
+            f"{words}{len(found.nodes)} nodes ({shape['kind']}) of {what}, {found.value['saved']}"
+        )
     return 0

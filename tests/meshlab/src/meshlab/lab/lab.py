@@ -579,7 +579,9 @@ class Lab:
         node = self.node(name)
         if node.state.power == "running":
             raise LabError(f"{name} is on: switch it off before its card is edited")
-        self.parts_of(node.state.name).configure(node.directory, to_toml(node.config) if text is None else text)
+        self.parts_of(node.state.name).configure(
+            node.directory, to_toml(node.config) if text is None else text
+        )
         self.journal.tell(Kind.CHANGE, f"{CONFIG_FILE} on its card was replaced", node.state.name)
 
     def kill_medium(self) -> None:

@@ -335,6 +335,7 @@ def remove(names: Sequence[str], cache: Path | None = None) -> int:
         for lock in locks:
             os.close(lock)
 
+
 def saves(cache: Path | None = None) -> Iterator[tuple[str, SavedLab | LabError, int]]:
     """Yield name, what there is to know, and bytes on the disk of every saved lab."""
     for name in saved_names(cache):

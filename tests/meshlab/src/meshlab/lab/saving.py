@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from meshlab.lab.parts import Parts
 
 CHIP_PATIENCE = 60.0
-"""Seconds within which all chips are asleep at the same time: each is awake for a second at most."""
+"""Seconds within which all chips are asleep at once: each is awake for a second at most."""
 CHIP_PAUSE = 0.1
 
 AIR_PATIENCE = 10.0
@@ -88,7 +88,8 @@ async def save(lab: Lab, name: str) -> Saved:
             paused = await _keep_nodes(lab, folder, kept)
             size = await asyncio.to_thread(occupied, folder)
     lab.journal.tell(
-        Kind.CHANGE, f"saved as {name!r}: {size >> 20} MiB; the nodes stood still for {paused:.1f} s"
+        Kind.CHANGE,
+        f"saved as {name!r}: {size >> 20} MiB; the nodes stood still for {paused:.1f} s",
     )
     lab.pace.lively()
     return Saved(saved_path(name, cache), size, paused)
@@ -273,4 +274,3 @@ async def _on_air(lab: Lab, names: list[str]) -> None:
             if all(get(status, "nodes", name, "reachable") is not False for name in names):
                 return
         await asyncio.sleep(0.05)
-

@@ -3,9 +3,9 @@
 notice.
 
 QEMU cannot save a ``vhost-user-i2c``, nor load a state that has one. So it is taken out of its port
-while the machine is paused, and another one is put in, now or in the machine that wakes. The guest's
-driver finds all registers as it left them: PCI configuration space (PCI Express Base Specification,
-7.5), interrupts (PCI 3.0, 6.8.2) and those of virtio (VIRTIO 1.2, 4.1.4.3).
+while the machine is paused, and another one is put in, now or in the machine that wakes. The
+guest's driver finds all registers as it left them: PCI configuration space (PCI Express Base
+Specification, 7.5), interrupts (PCI 3.0, 6.8.2) and those of virtio (VIRTIO 1.2, 4.1.4.3).
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class Plugged:
         """Return address and length, in words of 32 bits, of the table of MSI-X."""
         for at in self.capability(CAP_MSIX):
             place = self.config[at // 4 + 1]
-            return self.base(place & 7) + (place & ~7), 4 * ((self.config[at // 4] >> 16 & 0x7FF) + 1)
+            return self.base(place & 7) + (place & ~7), 4 * (
+                (self.config[at // 4] >> 16 & 0x7FF) + 1
+            )
         return 0, 0
 
 
@@ -144,15 +146,11 @@ class Bay:
 
         :returns: What its driver wrote to it.
         :raises MachineError: when it cannot be; nothing has changed then.
-        :raises TimeoutError: when QEMU does not let go of it.
         """
         found = await self._look()
         await self._switch(on=False)
-        # QEMU unplugs what is in a slot without power, and lets go of it when its threads have. With
-        # its connection closed, the next device introduces itself to the chip's bus anew.
-        async with asyncio.timeout(QMP_PATIENCE):
-            while not await self._hang_up():
-                await asyncio.sleep(0.005)
+        # QEMU unplugs what is in a slot without power.
+        await self._hang_up()
         return found
 
     async def plug(self, saved: Plugged) -> None:
@@ -172,14 +170,21 @@ class Bay:
         if await self._look() != saved:
             raise MachineError(f"{self._machine.spec.name}: the chip's bus is not as it was before")
 
-    async def _hang_up(self) -> bool:
-        try:
-            await self._machine.qmp("chardev-remove", {"id": CHIP_CHARDEV})
-        except MachineError as error:
-            if "is busy" not in str(error):
-                raise
-            return False
-        return True
+    async def _hang_up(self) -> None:
+        """Close the connection of what was unplugged: the next one introduces itself anew.
+
+        QEMU lets go of it when its threads have let go of the device.
+        """
+        deadline = asyncio.get_running_loop().time() + QMP_PATIENCE
+        while True:
+            try:
+                await self._machine.qmp("chardev-remove", {"id": CHIP_CHARDEV})
+            except MachineError as error:
+                if "is busy" not in str(error) or asyncio.get_running_loop().time() > deadline:
+                    raise
+            else:
+                return
+            await asyncio.sleep(0.005)
 
     async def _switch(self, *, on: bool) -> None:
         words = [await self._registers.read(self._port + at, 4) for at in range(0, CONFIG_SIZE, 4)]
@@ -205,9 +210,7 @@ class Bay:
         queues = []
         for number in range(await read(common + QUEUES, 2)):
             await self._registers.write(common + QUEUE, 2, number)
-            words = [
-                await read(common + at, 2) for at in (QUEUE_SIZE, QUEUE_VECTOR, QUEUE_ENABLE)
-            ]
+            words = [await read(common + at, 2) for at in (QUEUE_SIZE, QUEUE_VECTOR, QUEUE_ENABLE)]
             queues.append(words + [await read(common + at, 4) for at in QUEUE_ADDRESSES])
         config_vector = await read(common + CONFIG_VECTOR, 2)
         return Plugged(config, vectors, features, config_vector, queues)
@@ -216,8 +219,11 @@ class Bay:
         write = self._registers.write
         for at in PLAIN_REGISTERS:
             await write(self._inside + at, 4, saved.config[at // 4])
-        controls = [at + more for at in saved.capability(CAP_EXPRESS)
-                    for more in (DEVICE_CONTROL, LINK_CONTROL)]
+        controls = [
+            at + more
+            for at in saved.capability(CAP_EXPRESS)
+            for more in (DEVICE_CONTROL, LINK_CONTROL)
+        ]
         for at in (*controls, COMMAND):
             # The upper half is a status, in which writing clears.
             await write(self._inside + at, 2, saved.config[at // 4] & 0xFFFF)

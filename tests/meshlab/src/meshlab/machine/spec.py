@@ -281,9 +281,7 @@ class Start:
     """Descriptor, open in QEMU as well, of the file that is the guest's memory."""
 
 
-def command(
-    spec: MachineSpec, start: Start | None = None, *, asleep: bool = False
-) -> list[str]:
+def command(spec: MachineSpec, start: Start | None = None, *, asleep: bool = False) -> list[str]:
     """Return the command line of QEMU, to be run in ``spec.directory``.
 
     :param spec: The machine.

@@ -67,7 +67,8 @@ class SavedMachine:
         chip, booted = value["chip"], value["booted"]
         plain = {**value, "chip": None if chip is None else Plugged.from_json(chip)}
         if isinstance(booted, dict):
-            plain["booted"] = bootrom.Boot(**booted)
+            lists = {name: tuple(booted[name]) for name in ("overlays", "notes")}
+            plain["booted"] = bootrom.Boot(**{**booted, **lists})
         return cls(**plain)
 
 
