@@ -352,7 +352,7 @@ async def test_a_chip_without_driver_is_not_unplugged(tmp_path: Path) -> None:
         await it.machine.start()
         await it.ready()
         await it.machine.pause()
-        with pytest.raises(MachineError, match="n1 has not started its chip's bus yet|no driver"):
+        with pytest.raises(MachineError, match=r"its chip's bus yet"):
             await it.machine.save(tmp_path / "memory")
         assert chip.connected
         assert not (tmp_path / "memory").exists()
