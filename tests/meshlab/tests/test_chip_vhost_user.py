@@ -621,6 +621,21 @@ async def test_stop_and_go_on(bench: Bench) -> None:
     assert await end.run([(BUFFER, 1, OUT, 0), (ROOM, 1, IN, 0)]) == (0, 1)
 
 
+async def test_a_ring_that_was_used_before_goes_on_where_its_driver_is(bench: Bench) -> None:
+    end = bench.front_end()
+    await end.set_up()
+    for _ in range(3):
+        await end.run([(BUFFER, 1, OUT, 0), (ROOM, 1, IN, 0)])
+    await end.ask(fe.GET_VRING_BASE, struct.pack("=II", 0, 0))
+    # A device that was plugged in anew knows of no chain.
+    os.eventfd_write(end.call_fd, 1)
+    os.eventfd_read(end.call_fd)
+    await end.set_ring(base=3, told=0)
+    assert os.eventfd_read(end.call_fd) == 1, "the driver looks whether it has seen everything"
+    assert len(bench.device.seen) == 3, "nothing is done twice"
+    assert await end.run([(BUFFER, 1, OUT, 0), (ROOM, 1, IN, 0)]) == (0, 1)
+
+
 # -- connections
 
 

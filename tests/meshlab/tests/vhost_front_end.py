@@ -160,13 +160,13 @@ class FrontEnd:
         await self.set_memory()
         await self.set_ring(base)
 
-    async def set_ring(self, base: int = 0) -> None:
+    async def set_ring(self, base: int = 0, told: int | None = None) -> None:
         self.avail_index = self.used_seen = base
         struct.pack_into("<HH", self.low, USED - LOW_GUEST, 0, base)
         struct.pack_into("<HH", self.low, AVAIL - LOW_GUEST, 0, base)
         self.arm()
         await self.send(SET_VRING_NUM, struct.pack("=II", 0, QUEUE))
-        await self.send(SET_VRING_BASE, struct.pack("=II", 0, base))
+        await self.send(SET_VRING_BASE, struct.pack("=II", 0, base if told is None else told))
         await self.send(SET_VRING_ADDR, self.vring_addr())
         await self.send(SET_VRING_KICK, struct.pack("=Q", 0), [self.kick_fd])
         await self.send(SET_VRING_CALL, struct.pack("=Q", 0), [self.call_fd])

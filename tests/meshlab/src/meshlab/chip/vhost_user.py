@@ -295,6 +295,8 @@ class Vring:
         self.call: int | None = None
         self.error: int | None = None
         self.broken: str | None = None
+        self.unseen = False
+        """Whether the latest answer is one of the device that was here before."""
         self.running = False
         self._views: list[memoryview] = []
         self._used_index = 0
@@ -377,8 +379,12 @@ class Vring:
         self._views = [self._avail, self._used16, self._desc, avail_bytes, self._used]
         self._used_index = self._used16[1]
         # Chains are answered in their order, so the driver's own ring says where to go on. A front
-        # end cannot know it of a device that was plugged in anew behind the driver's back.
-        self.last_avail = self._used_index
+        # end cannot know it of a device that was plugged in anew behind the driver's back. The
+        # driver may then not have seen the last answer, whose interrupt went with the old device.
+        if self.last_avail != self._used_index:
+            self.last_avail = self._used_index
+            self.unseen = True
+            self.interrupt()
 
     def _later(self, work: Callable[[], None], seconds: float = 0.0) -> None:
         loop = self._connection.loop
@@ -494,13 +500,19 @@ class Vring:
         self._used_index = (old + 1) & 0xFFFF
         self._used16[1] = self._used_index
         self.last_avail = (self.last_avail + 1) & 0xFFFF
+        self.unseen = False
         _fence()
         if self._connection.has(VIRTIO_RING_F_EVENT_IDX):
             # The driver wants to hear of the entry whose number it left after the avail ring.
             wanted = self._avail[2 + self.size] == old
         else:
             wanted = not self._avail[0] & AVAIL_F_NO_INTERRUPT
-        if wanted and self.call is not None:
+        if wanted:
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Tell the driver to look for answers."""
+        if self.call is not None:
             with contextlib.suppress(OSError):
                 os.write(self.call, _U64.pack(1))
 
@@ -800,10 +812,8 @@ class Connection:
         ring.set_fd(name, fd)
         if fd is not None:
             os.set_blocking(fd, False)
-            if name == "call":
-                # What was said of the last answer may have been lost with the former descriptor.
-                with contextlib.suppress(OSError):
-                    os.write(fd, _U64.pack(1))
+            if name == "call" and ring.unseen:
+                ring.interrupt()
         if name == "kick":
             if fd is None:
                 raise ProtocolError("polling a ring is not supported")
