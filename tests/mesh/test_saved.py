@@ -4,7 +4,6 @@ memory of its nodes."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import AsyncIterator, Iterator
 
@@ -71,10 +70,6 @@ async def test_saved_nodes_are_the_same_that_were_saved(lab: Lab, nodes: Nodes, 
     assert await Nodes(again).run("n1", "cat /tmp/kept") == "kept\n"
     heard = (await again.medium_call("links"))["links"]
     assert {link["snr_db"] for link in heard if {link["a"], link["b"]} == {"n3", "n4"}} == {14}
-
-    # Peers and cluster: whoever sees another now has seen it since before the save.
-    listed = json.loads(await Nodes(again).run("n1", "thicket nodes --json"))
-    assert len(json.dumps(listed)) > 2
 
     # The chip answers on the bus that was unplugged meanwhile: the daemon reads it at its start.
     guest = Nodes(again)

@@ -120,7 +120,7 @@ def test_a_machine_that_wakes_is_the_same_without_its_chip(tmp_path: Path) -> No
 
 def test_saved_hardware_is_what_matters(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, chip=True)
-    same = {
+    same: dict[str, Any] = {
         "name": "n9",
         "kernel": tmp_path / "other",
         "rootfs": tmp_path / "root",
@@ -128,7 +128,9 @@ def test_saved_hardware_is_what_matters(tmp_path: Path) -> None:
         "accel": Accel("tcg", "other words", "max", 1),
     }
     assert saved_hardware(dataclasses.replace(spec, **same)) == saved_hardware(spec)
-    for change in ({"memory_mib": 96}, {"chip": False}, {"accel": Accel("kvm", "", "host")}):
+    kvm = Accel("kvm", "", "host")
+    changes: list[dict[str, Any]] = [{"memory_mib": 96}, {"chip": False}, {"accel": kvm}]
+    for change in changes:
         assert saved_hardware(dataclasses.replace(spec, **change)) != saved_hardware(spec)
 
 
