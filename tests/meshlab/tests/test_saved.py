@@ -207,7 +207,7 @@ async def test_room_is_looked_for_before_anything_stands_still(
             looked.append(path)
             return SimpleNamespace(free=needed - 1)
 
-        monkeypatch.setattr(saving.shutil, "disk_usage", usage)
+        monkeypatch.setattr(shutil, "disk_usage", usage)
         with pytest.raises(LabError, match=f"needs up to {needed >> 20} MiB, and there are"):
             await save(lab, "first")
         assert looked == [saved.saved_root(tmp_path)]
