@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pty
 import select
@@ -20,6 +21,11 @@ from firmware import boards, build, bundle
 from firmware.build import Build, BuildError
 from thicket.update import bundle as bundles
 
+INFO = {
+    "zlib": {"stamp_dir": "build/zlib-1"},
+    "busybox": {"stamp_dir": "build/busybox-1"},
+    "rootfs": {},
+}
 MAKEFILE = f"""\
 export BR2_VERSION := {build.VERSION}
 .DELETE_ON_ERROR:
@@ -33,7 +39,7 @@ $(O)/half:
 %-dirclean:
 	@echo $* >>$(O)/built-anew
 show-info:
-	@echo '{{"zlib": {{"stamp_dir": "build/zlib-1"}}, "busybox": {{"stamp_dir": "build/busybox-1"}}, "rootfs": {{}}}}'
+	@echo '{json.dumps(INFO)}'
 """
 
 

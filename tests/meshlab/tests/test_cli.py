@@ -149,7 +149,15 @@ def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[
     assert run("record", "-o", str(running / "done.toml")) == (0, "", "")
     assert (running / "done.toml").read_text().count("[[step]]") == out.count("[[step]]")
     assert "File exists" in run("record", "-o", str(running / "done.toml"))[2]
+    assert run("save", "../x")[0] == 1
+    status, out, _ = run("save", "dry")
+    assert (status, out.startswith("saved ")) == (0, True)
+    assert "`bin/meshlab up --resume dry`" in out
+    assert run("save", "dry")[2].startswith("meshlab: there is a saved lab 'dry' already")
+    assert run("saved")[1].startswith("dry: ")
     assert run("down") == (0, "", "")
+    assert run("saved", "--remove", "dry")[1].startswith("removed: dry (")
+    assert run("saved") == (0, "", "")
     assert not (running / "control.sock").exists()
 
 
@@ -207,7 +215,7 @@ def test_without_a_lab_it_says_how_to_start_one(capfd: pytest.CaptureFixture[str
     assert main.main(["--lab", "x", "kill", "n1"]) == 1
     assert "`make qemu-mesh LAB=x`" in capfd.readouterr().err
     assert main.main(["--lab", "../x", "status"]) == 1
-    assert "not a lab name" in capfd.readouterr().err
+    assert "not the name of a lab" in capfd.readouterr().err
     assert main.main(["up", "--nodes", "0"]) == 1
     assert "1 to 250 nodes" in capfd.readouterr().err
     assert main.main(["logs", "--console", "n1"]) == 1
@@ -233,6 +241,8 @@ USES = {
     "medium": ["status"],
     "run": ["small.toml"],
     "record": [],
+    "save": ["dry"],
+    "saved": [],
 }
 OPTIONAL = {"pcap", "medium"}
 ENDLESS = {"exec", "config", "pcap", "run"}

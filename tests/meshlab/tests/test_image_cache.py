@@ -197,8 +197,8 @@ def test_waiting_can_be_seen_and_ended(tmp_path: Path) -> None:
     assert texts[0] == f"waiting for another build (process {process.pid})"
 
 
-def fill(size: int) -> Callable[[Path], None]:
-    return lambda directory: (directory / "file").write_bytes(b"x" * size) and None
+def fill(size: int) -> Callable[[Path], object]:
+    return lambda directory: (directory / "file").write_bytes(b"x" * size)
 
 
 def made_by_others(root: Path, *results: str, size: int = 1 << 20) -> None:
@@ -209,7 +209,7 @@ def made_by_others(root: Path, *results: str, size: int = 1 << 20) -> None:
         for name in {results!r}:
             stage, key = name.split("/")
             Cache(Path({str(root)!r})).obtain(
-                stage, key, lambda d: (d / "file").write_bytes(b"x" * {size}) and None)
+                stage, key, lambda d: (d / "file").write_bytes(b"x" * {size}))
     """
     subprocess.run([sys.executable, "-c", code], check=True)
     long_ago = time.time() - 1000
@@ -277,7 +277,7 @@ def test_a_full_disk_gets_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def usage(_: Path) -> Any:
         taken = sum(path.stat().st_size for path in tmp_path.rglob("file"))
-        return shutil._ntuple_diskusage(size, taken, size - taken)  # type: ignore[attr-defined]
+        return shutil._ntuple_diskusage(size, taken, size - taken)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     cache = Cache(tmp_path)

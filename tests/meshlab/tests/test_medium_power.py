@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyroute2 import IPRoute  # noqa: F401 (the whole package first: see thicket.netlink.pyroute)
 from pyroute2.netlink.nl80211 import nl80211cmd
 
 from meshlab.medium.config import RadioConfig, parse_config

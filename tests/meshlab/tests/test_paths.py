@@ -26,7 +26,7 @@ def test_the_cache_is_thickets_own_variable_first(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a b", "x" * 65, "-n"])
 def test_a_lab_name_stays_inside_the_labs_folder(name: str) -> None:
-    with pytest.raises(ValueError, match="not a lab name"):
+    with pytest.raises(ValueError, match="not the name of a lab"):
         lab_directory(name)
 
 

@@ -121,7 +121,7 @@ class Cache:
         self,
         stage: str,
         key: str,
-        make: Callable[[Path], None],
+        make: Callable[[Path], object],
         *,
         room: int = ROOM,
         waiting: Callable[[str], None] = lambda text: None,
