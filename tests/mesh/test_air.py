@@ -9,6 +9,8 @@ from meshlab.lab.lab import Lab
 from meshlab.lab.testing import Nodes
 
 MESH = "line"
+PHY = 'iw phy "$(cat /sys/class/net/mesh0/phy80211/name)"'
+"""The command for a node's radio."""
 
 
 async def signal(lab: Lab, nodes: Nodes, name: str, of: str) -> int:
@@ -38,14 +40,18 @@ async def test_one_link_fades_and_another_does_not(lab: Lab, nodes: Nodes) -> No
     await nodes.until(changed, "n2 hears n1 with changing signals")
     assert seen["n3"] == {before}
     await lab.link("n1", "n2", restore=True)
-    await nodes.whole()
+
+    async def steady() -> bool:
+        return await signal(lab, nodes, "n2", "n1") == before
+
+    await nodes.until(steady, "n2 hears n1 as before, with a frame since then")
 
 
 async def test_a_node_that_sends_with_less_is_heard_so_much_less(lab: Lab, nodes: Nodes) -> None:
     full = await signal(lab, nodes, "n2", "n1")
     back = await signal(lab, nodes, "n1", "n2")
     own = await snr(lab, "n1", "n2")
-    await nodes.run("n1", "iw dev mesh0 set txpower fixed 1300")
+    await nodes.run("n1", f"{PHY} set txpower fixed 1300")
 
     async def weaker() -> bool:
         return await signal(lab, nodes, "n2", "n1") == full - 7
@@ -53,7 +59,7 @@ async def test_a_node_that_sends_with_less_is_heard_so_much_less(lab: Lab, nodes
     await nodes.until(weaker, "n2 hears n1 with 7 dB less")
     assert await snr(lab, "n1", "n2") == own - 7
     assert await signal(lab, nodes, "n1", "n2") == back
-    await nodes.run("n1", "iw dev mesh0 set txpower auto")
+    await nodes.run("n1", f"{PHY} set txpower auto")
 
     async def strong() -> bool:
         return await signal(lab, nodes, "n2", "n1") == full
