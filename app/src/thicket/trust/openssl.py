@@ -153,7 +153,8 @@ def _public(key: bytes) -> _Handle | None:
     """
     lib = _library()
     found = _Handle(lib.EVP_PKEY_new(), lib.EVP_PKEY_free, "make room for a public key")
-    _check(lib.EVP_PKEY_copy_parameters(found.pointer, _curve().pointer), "use the curve P-256")
+    curve = _curve()  # held: two threads may have made one each, of which one is kept
+    _check(lib.EVP_PKEY_copy_parameters(found.pointer, curve.pointer), "use the curve P-256")
     if lib.EVP_PKEY_set1_encoded_public_key(found.pointer, b"\4" + key, 1 + len(key)) != 1:
         lib.ERR_clear_error()
         return None
@@ -171,9 +172,9 @@ def public_key(private_key: bytes) -> bytes:
 
     :raises OpenSslError: it is no key of P-256.
     """
-    key = _private(private_key).pointer
-    assert key is not None
-    info = _encoded(_library().i2d_PUBKEY, key)
+    key = _private(private_key)  # held, or another thread's key may push it out of the cache
+    assert key.pointer is not None
+    info = _encoded(_library().i2d_PUBKEY, key.pointer)
     if len(info) < 64 or info != key_info(info[-64:]):
         raise OpenSslError("the private key is not one of the curve P-256")
     return info[-64:]
@@ -182,7 +183,8 @@ def public_key(private_key: bytes) -> bytes:
 def sign(private_key: bytes, digest: bytes) -> bytes:
     """Return a signature (R and S) of a SHA-256 digest."""
     lib = _library()
-    with _context(_private(private_key).pointer) as context:
+    key = _private(private_key)  # held, as in public_key
+    with _context(key.pointer) as context:
         _check(lib.EVP_PKEY_sign_init(context), "begin to sign")
         buffer, size = ctypes.create_string_buffer(128), c_size_t(128)
         _check(lib.EVP_PKEY_sign(context, buffer, byref(size), digest, len(digest)), "sign")
