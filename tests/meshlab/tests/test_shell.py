@@ -330,6 +330,16 @@ async def test_read_file(shell: Shell, tmp_path: Path) -> None:
     assert await shell.read_file(str(path)) is None
 
 
+async def test_a_reader_that_was_killed_is_replaced(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("one")
+    assert await shell.read_file(str(path)) == "one"
+    if shutil.which("busybox"):
+        gone = "kill -KILL $Q; while kill -0 $Q 2>/dev/null; do sleep 0.1; done"
+        assert (await shell.run(gone, 60.0)).status == 0
+    assert await shell.read_file(str(path), 60.0) == "one"
+
+
 async def test_read_if_changed(shell: Shell, tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     assert await shell.read_if_changed(str(path)) is None

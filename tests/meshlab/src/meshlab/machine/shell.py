@@ -69,12 +69,13 @@ _FUNCTIONS = (
     # busy host more than all else here. The shell's own `read` takes each byte with a call of its
     # own. The awk of BusyBox hands on what there is; others wait for more questions.
     r"""A() { command -v busybox >/dev/null || return; A=/tmp/.shell-reader-$$; rm -f "$A";"""
-    r""" mkfifo "$A" || { A=; return 1; }; exec 8<>"$A"; ( { exec <"$A" 8>&-; rm -f "$A";"""
-    r""" exec busybox awk '{ n = $1; p = substr($0, length(n) + 2); printf "\036%s<", n;"""
-    r""" if (s = (getline l < p) < 1); else print l; close(p); printf "\036%s>%s\036", n, s;"""
-    r""" fflush() }'; } & ) }""",
-    r"""F() { if [ -n "$A" ] || A; then printf '%s %s\n' $1 "$2" >&8; else printf '\036%s<' $1;"""
-    r""" head -n 1 2>/dev/null <"$2"; printf '\036%s>%s\036' $1 $?; fi; }""",
+    r""" mkfifo "$A" || { A=; return 1; }; exec 8<>"$A" 9>&1; Q=$({ exec <"$A" >&9 8>&- 9>&-;"""
+    r""" rm -f "$A"; exec busybox awk '{ n = $1; p = substr($0, length(n) + 2);"""
+    r""" printf "\036%s<", n; if (s = (getline l < p) < 1); else print l; close(p);"""
+    r""" printf "\036%s>%s\036", n, s; fflush() }'; } & echo $!); exec 9>&-; }""",
+    # Somebody may have killed it.
+    r"""F() { if { [ -n "$A" ] && kill -0 $Q 2>/dev/null; } || A; then printf '%s %s\n' $1 "$2" >&8;"""
+    r""" else printf '\036%s<' $1; head -n 1 2>/dev/null <"$2"; printf '\036%s>%s\036' $1 $?; fi; }""",
     # The same, status 2 when a stamp is newer than the file. Times are as coarse as the kernel's
     # tick: a file as old as its stamp counts as changed, so no change is ever missed.
     r"""G() { if [ "$3" -nt "$2" ]; then printf '\036%s<\036%s>2\036' $1 $1;"""
