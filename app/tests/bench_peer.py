@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests/helpers"))
 
 from daemons import PREFIX
+from node_in_namespace import WireMesh
 from private_network import Network, enter
 from virtual_time import VirtualTimeLoop, one_clock
 
@@ -118,12 +119,8 @@ class Ether:
 AIR: list[Air] = []
 
 
-class Linked(Radio):
+class Linked(WireMesh):
     """In place of a radio, linked with its neighbours in the grid as soon as these are there."""
-
-    announced: Callable[[str], str | None] = staticmethod(lambda _link_local: None)
-    joined: bool = False
-    outdated: bool = False
 
     def __init__(
         self,
@@ -132,15 +129,9 @@ class Linked(Radio):
         address: IPv6Interface,
         listener: Listener[RadioEvent],
     ) -> None:
+        super().__init__(settings, address, listener)
         self.at = at
-        self._settings = settings
-        self.address = address
-        self.listener = listener
         self.linked: set[int] = set()
-
-    @property
-    def settings(self) -> MeshSection:
-        return self._settings
 
     def apply(self, settings: MeshSection, address: IPv6Interface | None = None) -> None:
         self._settings = settings
@@ -163,36 +154,12 @@ class Linked(Radio):
     def mac(self) -> str:
         return f"02:74:68:00:01:{self.at:02x}"
 
-    def renew(self) -> None:
-        pass
-
     def peers(self) -> set[str]:
         return {AIR[0].radios[at].mac for at in self.linked}
-
-    def refused(self) -> dict[str, int]:
-        return {}
 
     def links(self) -> list[tuple[IPv6Address | None, float]]:
         luck = AIR[0].luck
         return [(AIR[0].radios[at].address.ip, luck.uniform(0.0, 1.0)) for at in self.linked]
-
-    def set_doubled(self, macs: set[str]) -> None:
-        pass
-
-    async def refresh(self, *, whole: bool = True) -> None:
-        pass
-
-    async def listen(self, seconds: float) -> None:
-        pass
-
-    async def scan(self) -> list[dict[str, Any]]:
-        return []
-
-    async def leave(self) -> None:
-        self.joined = False
-
-    def problems(self) -> list[dict[str, Any]]:
-        return []
 
     def snapshot(self) -> dict[str, Any]:
         state = "joined" if self.joined else "starting"

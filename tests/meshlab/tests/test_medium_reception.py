@@ -12,6 +12,7 @@ import math
 import random
 
 import pytest
+from bianchi import in_a_slot
 
 from meshlab.medium import reception
 from meshlab.medium.airtime import Standard
@@ -250,22 +251,11 @@ def test_who_heard_the_beginning_of_a_weak_frame_waits_to_its_end() -> None:
 
 
 def bianchi(stations: int, busy: float, slot: float) -> float:
-    """Return frames a second of saturated stations (Bianchi, JSAC 18 (2000) 535, eqs. 7, 9, 13).
+    """Return frames a second of saturated stations (Bianchi, JSAC 18 (2000) 535, eq. 13).
 
     :param busy: Seconds of an exchange with the gap after it, whether it succeeds or collides.
     """
-    window, stages = 16, 6
-    low, high = 0.0, 1.0
-    for _ in range(60):  # the chance of a collision at which both equations agree
-        p = (low + high) / 2
-        doubled = sum((2 * p) ** i for i in range(stages))
-        tau = 2 / (1 + window + p * window * doubled)
-        if 1 - (1 - tau) ** (stations - 1) > p:
-            low = p
-        else:
-            high = p
-    some = 1 - (1 - tau) ** stations
-    one = stations * tau * (1 - tau) ** (stations - 1)
+    some, one = in_a_slot(stations, 16, 6)
     return one / ((1 - some) * slot + some * busy)
 
 

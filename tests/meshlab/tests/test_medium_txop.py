@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+from bianchi import in_a_slot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,27 +185,10 @@ def test_with_opportunities_they_share_time() -> None:
     assert fast / slow == pytest.approx(many / few, rel=0.1)
 
 
-def bianchi(stations: int, window: int, stages: int) -> tuple[float, float]:
-    """Return the chances that one sends in a slot, and that some do and only one does.
-
-    Bianchi, JSAC 18 (2000) 535, eqs. 7 and 9, with a window that doubles ``stages`` times.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        p = (low + high) / 2
-        doubled = sum((2 * p) ** i for i in range(stages))
-        tau = 2 / (1 + window + p * window * doubled)
-        if 1 - (1 - tau) ** (stations - 1) > p:
-            low = p
-        else:
-            high = p
-    return 1 - (1 - tau) ** stations, stations * tau * (1 - tau) ** (stations - 1)
-
-
 @pytest.mark.parametrize("stations", [2, 5])
 def test_saturated_senders_of_video_get_what_bianchi_says_of_bursts(stations: int) -> None:
     """A success takes a whole opportunity, a collision one exchange."""
-    some, one = bianchi(stations, 8, 1)
+    some, one = in_a_slot(stations, 8, 1)
     limit = EDCA[AccessCategory.VIDEO].txop
     frames = burst(24, limit)
     gap = SIFS + 2 * SLOT

@@ -37,7 +37,7 @@ def _written(address: IPv6Address) -> str:
 
 
 @lru_cache(maxsize=256)
-def _read(text: str) -> IPv6Address:
+def _parsed(text: str) -> IPv6Address:
     """An address in text, without zone. The same few come with each beacon."""
     return IPv6Address(text)
 
@@ -325,7 +325,7 @@ class Discovery:
         if not payload.startswith(SIGNED_MARK):
             entry.spelling = payload.decode("ascii")
         # A plain beacon can be sent by anybody in anybody's name.
-        if form == "signed" and _read(entry.source) in LINK_LOCAL:
+        if form == "signed" and _parsed(entry.source) in LINK_LOCAL:
             self.shared.hear(entry.source, address, now)
         if new:
             log.info("heard %s", address)
@@ -380,7 +380,7 @@ class Discovery:
             if codec.claims(payload):
                 sender = None
                 if self.settings.check_source:
-                    sender = _read(source.partition("%")[0])
+                    sender = _parsed(source.partition("%")[0])
                 return codec.read(payload, sender, now), codec.form
         raise MalformedError("form")
 

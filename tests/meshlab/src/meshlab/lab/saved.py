@@ -272,7 +272,10 @@ def _alone(root: Path) -> Iterator[None]:
     try:
         fcntl.flock(door, fcntl.LOCK_EX)
         for path in root.glob(".*"):
-            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # it has just become a save, or was given up
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

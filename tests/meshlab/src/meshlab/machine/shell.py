@@ -74,8 +74,9 @@ _FUNCTIONS = (
     r""" printf "\036%s<", n; if (s = (getline l < p) < 1); else print l; close(p);"""
     r""" printf "\036%s>%s\036", n, s; fflush() }'; } & echo $!); exec 9>&-; }""",
     # Somebody may have killed it.
-    r"""F() { if { [ -n "$A" ] && kill -0 $Q 2>/dev/null; } || A; then printf '%s %s\n' $1 "$2" >&8;"""
-    r""" else printf '\036%s<' $1; head -n 1 2>/dev/null <"$2"; printf '\036%s>%s\036' $1 $?; fi; }""",
+    r"""F() { if { [ -n "$A" ] && kill -0 $Q 2>/dev/null; } || A; then"""
+    r""" printf '%s %s\n' $1 "$2" >&8; else printf '\036%s<' $1;"""
+    r""" head -n 1 2>/dev/null <"$2"; printf '\036%s>%s\036' $1 $?; fi; }""",
     # The same, status 2 when a stamp is newer than the file. Times are as coarse as the kernel's
     # tick: a file as old as its stamp counts as changed, so no change is ever missed.
     r"""G() { if [ "$3" -nt "$2" ]; then printf '\036%s<\036%s>2\036' $1 $1;"""
