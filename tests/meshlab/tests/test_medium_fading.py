@@ -8,7 +8,7 @@ import math
 from statistics import fmean, pstdev
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshlab.medium import fading
@@ -203,6 +203,7 @@ fadings = st.builds(
 
 @settings(deadline=None)
 @given(fadings, fadings, st.floats(0, 1000))
+@example(Fading("rayleigh", doppler=1.9999999999999858), STEADY, 1.0)  # where a block ends, rounded
 def test_every_link_has_blocks_of_its_own(one: Fading, other: Fading, now: float) -> None:
     """A gain holds from the asking to the time that is told, whatever other links do."""
     alone = Fadings("1", STEADY, {("n1", "n2"): one})
@@ -214,8 +215,9 @@ def test_every_link_has_blocks_of_its_own(one: Fading, other: Fading, now: float
     if not one.changes:
         assert (got, until) == (0.0, math.inf)
         return
-    assert now <= until <= now + one.block * 1.001
-    assert alone.gain("n1", "n2", 2412, now + 0.99 * (until - now))[0] == got
+    assert now < until <= now + one.block * 1.001
+    assert alone.gain("n1", "n2", 2412, math.nextafter(until, now)) == (got, until)
+    assert alone.gain("n1", "n2", 2412, until)[1] > until
 
 
 # How it is written.

@@ -212,14 +212,19 @@ class Fadings:
         length = self.of(first, second).block
         if length == math.inf:
             return 0.0, math.inf
-        block = int((now - self._began) / length)
+        begin, block = self._began, int((now - self._began) / length)
+        # A quotient that is rounded may be of the block beside it.
+        while now < begin + block * length:
+            block -= 1
+        while now >= begin + (block + 1) * length:
+            block += 1
         key = first, second, frequency
         found = self._gains.get(key)
         if found is None:
             if len(self._gains) >= 100_000:  # a guest that makes up frequencies
                 self._gains.clear()
             found = self._gains[key] = self._make(first, second, frequency)
-        return found(block * length), self._began + (block + 1) * length
+        return found(block * length), begin + (block + 1) * length
 
     def _make(self, a: str, b: str, frequency: int) -> Gain:
         fading = self.of(a, b)
