@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,6 +17,7 @@ from meshlab.scenario.file import load, parse
 from meshlab.scenario.outcome import Line, Outcome, Verdict
 from meshlab.scenario.picture import picture
 from meshlab.scenario.rehearsal import ImaginedLab, rehearse
+from meshlab.scenario.world import World
 from meshlab.wire.rpc import Json, Params, RpcError
 
 HEAD = '[scenario]\nname = "a test"\ntimeout = 900\n[topology]\nkind = "line"\nnodes = 3\n'
@@ -125,6 +126,17 @@ def test_something_that_must_stay_true_fails_when_it_stops(tmp_path: Path) -> No
     line = outcome.lines[1]
     assert line.text.startswith("it held for 1")
     assert line.text.endswith("s only: n1 does not reach n3")
+
+
+def test_what_must_be_true_at_once_may_take_a_clock_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host's clock shows another time whenever it is read; that of an imagined lab stands still."""
+    reads = count()
+    now = property(lambda world: world._loop.time() + 1e-6 * next(reads))
+    monkeypatch.setattr(World, "now", now)
+    outcome = Played(expect("reach", "from = 1", "to = 3", "for = 5", of=""), tmp_path).play()
+    assert outcome.verdict is Verdict.PASSED, outcome.lines
 
 
 def test_something_may_come_and_go_until_its_time_is_over(tmp_path: Path) -> None:

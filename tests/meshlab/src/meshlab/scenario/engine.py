@@ -220,15 +220,14 @@ class _Run:
 
     async def _met(self, each: Expectation, line: Line) -> tuple[Verdict, str]:
         """Look again and again until it is decided whether an expectation is met."""
-        begun = self.elapsed
+        begun = asked = self.elapsed  # the first look is in time, whatever ``within`` is
         until = begun + each.within * self._slack
         since: float | None = None
         while True:
-            asked = self.elapsed
             found = await self._look(each)
             line.figures.update(found.figures)
             if found.met:
-                if since is None and asked > until and asked > begun:
+                if since is None and asked > until:
                     return Verdict.FAILED, f"too late: {found.words}"
                 since = asked if since is None else since
                 line.figures["after_s"] = round(since - begun, 3)
@@ -246,6 +245,7 @@ class _Run:
             if since is not None:
                 pause = min(pause, max(0.01, since + each.holds - self.elapsed))
             await asyncio.sleep(pause)
+            asked = self.elapsed
 
     async def _look(self, each: Expectation) -> Found:
         self.world.stage.watch()
