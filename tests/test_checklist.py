@@ -30,6 +30,7 @@ OTHERS = {
     "Kernel panic - not syncing: sysrq triggered crash", "reboot: Power down",
     "reboot: Restarting system with command '0 tryboot'",
     "logread \\| grep -i 'usb.*reset'", "A: good, runs", "B: good, runs", "A: good",
+    "The light flickers for 30 s.",
 }  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def document(restart: str, message: str, data: tuple[str, str]) -> dict[str, Any
         ],
         "data": {"state": data[0], "message": data[1]},
         "last_restart": {**record, "words": last_run.text(record)},
+        "factory_reset": {"at": "2026-11-30T16:39:37Z", "words": "by the button: 3 files, 9 KiB"},
         "configuration": {"source": "/etc/thicket/thicket.toml", "last_good_used": False},
         "problems": [],
         "radio": {

@@ -111,6 +111,7 @@ class FakeDaemon:
             "config": self._answer(
                 "config", lambda: {"source": "defaults", "values": {"mesh": {"id": '"thicket"'}}}
             ),
+            "identify": self._answer("identify", dict),
             "ping": self._ping,
         }
         self._task = self._loop.create_task(Server(str(path), methods).run())
@@ -178,6 +179,12 @@ class TestShow:
         assert facts["Slots"] == "A good and runs, B untried and to be tried"
         assert "Update" not in facts, "a daemon of an older version tells nothing of it"
         assert "first peer 5.5 s" in facts["Since power-on"]
+
+    def test_what_a_factory_reset_erased(self, daemon: FakeDaemon, capsys: Capture) -> None:
+        daemon.status["factory_reset"] = {"at": "2026-11-30T16:39:37Z", "words": "by the button: 3"}
+        assert main(["status"]) == OK
+        (line,) = [one for one in capsys.readouterr().out.splitlines() if "Last reset" in one]
+        assert line.endswith("2026-11-30T16:39:37Z, by the button: 3")
 
     def test_updates_for_people(self, daemon: FakeDaemon, capsys: Capture) -> None:
         one = {"subject": "image/thicket-rpi64", "version": "2.0.0", "why": ""}
@@ -859,3 +866,59 @@ def test_words_stand_below_a_row_that_is_too_long(width: int | None) -> None:
     assert row == "n-5b4758eb1eab  failed"
     assert " ".join(line.strip() for line in words) == why
     assert max(map(len, words)) <= max(width, 20)
+
+
+class TestByHand:
+    @pytest.mark.parametrize(
+        ("words", "seconds"),
+        [([], 30.0), (["--for", "5s"], 5.0), (["--for", "2min"], 120.0), (["--for", "0"], 0.0)],
+    )
+    def test_identify(self, daemon: FakeDaemon, words: list[str], seconds: float) -> None:
+        assert main(["identify", *words]) == OK
+        assert daemon.calls == [("identify", {"seconds": seconds})]
+
+    @pytest.mark.parametrize(
+        "words", [["n2"], ["--for"], ["--for", "long"], ["--for", "2h"], ["--for", "3601"]]
+    )
+    def test_identify_what_cannot_be_meant(self, root: Path, words: list[str]) -> None:
+        assert main(["identify", *words]) == USAGE
+
+    @pytest.fixture
+    def reboots(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> list[list[str]]:
+        called: list[list[str]] = []
+
+        def run(words: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+            called.append(words)
+            return subprocess.CompletedProcess(words, 0)
+
+        monkeypatch.setattr(subprocess, "run", run)
+        (root / "data/apps").mkdir(parents=True)
+        (root / "data/apps/lamp.app").write_text("x")
+        return called
+
+    def test_a_reset_is_asked_for(
+        self, root: Path, reboots: list[list[str]], capsys: Capture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr("sys.stdin", io.StringIO("no\n"))
+        assert main(["factory-reset"]) == BAD
+        assert "erases: 1 file, 4.0 KiB: apps/lamp.app 4.0 KiB" in capsys.readouterr().out
+        assert not (root / "data/reset/request").exists()
+        assert reboots == []
+        monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
+        assert main(["factory-reset"]) == OK
+        assert (root / "data/reset/request").exists()
+        assert reboots == [["reboot"]]
+
+    def test_a_reset_without_a_question(self, root: Path, reboots: list[list[str]]) -> None:
+        assert main(["factory-reset", "--no"]) == USAGE
+        assert main(["factory-reset", "--yes"]) == OK
+        assert reboots == [["reboot"]]
+
+    def test_a_reset_that_cannot_be_done(
+        self, root: Path, reboots: list[list[str]], capsys: Capture
+    ) -> None:
+        (root / "run/thicket/data").write_text("readonly write-protected\n")
+        assert main(["factory-reset", "--yes"]) == BAD
+        assert "can only be read" in capsys.readouterr().err
+        assert reboots == []

@@ -25,6 +25,7 @@ DOCUMENT: dict[str, Any] = {
     "slot": "A",
     "data": {"state": "clean", "message": ""},
     "last_restart": {"reason": "panic", "message": "Attempted to kill init!"},
+    "factory_reset": None,
     "configuration": {"source": "/etc/thicket/thicket.toml", "last_good_used": False},
     "problems": [],
 }
@@ -61,6 +62,12 @@ class TestText:
         assert "acde91202aba, from a random number; no security chip" in compose(
             {**DOCUMENT, "identity": identity}
         )
+
+    def test_what_a_factory_reset_erased(self) -> None:
+        assert "Last reset" not in compose(DOCUMENT)
+        reset = {"at": "2026-11-30T16:39:37Z", "words": "by a file on the card: 3 files, 1.2 MiB"}
+        line = "Last reset:    2026-11-30 16:39 UTC (the device's clock), by a file on the card: 3"
+        assert line in compose({**DOCUMENT, "factory_reset": reset})
 
     def test_lines_stay_lines(self) -> None:
         problem = {"part": "radio", "severity": "error", "message": "a\r\nb\x1b[2J", "code": "x"}

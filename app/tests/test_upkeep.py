@@ -19,6 +19,7 @@ from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.load import Loaded
 from thicket.config.schema import Settings
+from thicket.device import factory_reset
 from thicket.upkeep import report, service
 from thicket.upkeep.service import Upkeep
 
@@ -111,6 +112,25 @@ async def test_the_last_restart_is_found_out_and_kept(paths: Paths, reports: Any
     # the next daemon of this boot knows it at once
     async with running(paths) as run:
         assert run.part.last_restart is not None
+
+
+async def test_a_factory_reset_and_its_button_are_told(paths: Paths, reports: Any) -> None:
+    factory_reset.ask(paths, "command")
+    factory_reset.run(paths)
+    (Path(paths.run) / "reset-failed").write_text("the card is worn\n")
+    async with running(paths) as run:
+        run.loaded.settings = Settings({"reset": {"gpio": 17}})
+        run.part.settings_changed()
+        await run.until(lambda: run.part.factory_reset, "the reset is known")
+        await run.until(lambda: len(run.codes()) == 2, "button and reset are told")
+        assert run.codes() == {"not-done", "button"}
+        assert (Path(paths.data) / "reset/button").read_text() == "17 low spent\n"
+        run.loaded.settings = Settings()
+        run.part.settings_changed()
+        await run.until(lambda: run.codes() == {"not-done"}, "there is no button any more")
+        assert not (Path(paths.data) / "reset/button").exists()
+        # there is room for the request of the next one
+        assert (Path(paths.data) / "reset/room").stat().st_size > 0
 
 
 async def test_the_time_is_saved(paths: Paths, reports: Any) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from firmware import boards
+from thicket.device import led
 
 OVERLAY = boards.ROOT / "overlay"
 PATIENCE = 60
@@ -56,7 +57,17 @@ class Root:
 
     def copy(self, source: Path) -> None:
         text = source.read_text()
-        for name in ("sys", "etc", "run", "dev", "usr/lib/thicket", "usr/share", "sbin", "data"):
+        for name in (
+            "sys",
+            "etc",
+            "run",
+            "dev",
+            "usr/lib/thicket",
+            "usr/share",
+            "sbin",
+            "data",
+            "boot",
+        ):
             for before in " <>:=(":
                 text = text.replace(f"{before}/{name}/", f"{before}{self.path}/{name}/")
         text = text.replace("PATH=/usr/sbin:", f"PATH={self.path}/bin:/usr/sbin:")
@@ -503,3 +514,67 @@ def test_a_format_that_is_no_number_is_the_first(kept: Kept, text: str) -> None:
     kept.folder("thicket", None)
     (kept.data / "thicket/format").write_text(f"{text}\n")
     assert kept.start(1) == []
+
+
+# -- by hand
+
+
+def resets(root: Root, does: str) -> list[str]:
+    """Run S32reset.sh with a program that does this; return what it said."""
+    (root.path / "usr/lib/thicket/factory-reset").write_text(
+        f"#!/bin/sh\necho factory-reset >>{root.called}\n{does}\n"
+    )
+    said = root.path / "said"
+    said.write_text("")
+    root.called.write_text("")
+    root.source("S32reset.sh", f'say() {{ echo "$*" >>{said}; }}; set -e')
+    return said.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["data/reset/request", "data/reset/button", "boot/factory-reset", "boot/factory-reset.txt"],
+)
+def test_a_start_asks_for_a_reset_only_where_there_may_be_one(root: Root, file: str) -> None:
+    assert resets(root, "echo done") == []
+    assert root.called.read_text() == "", "a program was started"
+    (root.path / file).parent.mkdir(parents=True)
+    (root.path / file).touch()
+    assert resets(root, "echo done") == ["5 done"]
+    assert resets(root, "exit 0") == []
+    assert resets(root, "echo cannot >&2; exit 1") == ["3 cannot"]
+
+
+def test_a_reset_is_done_before_anything_uses_what_it_erases() -> None:
+    names = sorted(path.name for path in (OVERLAY / "etc/init.d").glob("S*"))
+    order = ["S20data.sh", "S30boot.sh", "S32reset.sh", "S35format.sh", "S40state.sh"]
+    assert [name for name in names if name in order] == order
+
+
+def light(root: Root, name: str, most: int) -> Path:
+    folder = root.path / "sys/class/leds" / name
+    folder.mkdir(parents=True)
+    (folder / "trigger").write_text("[mmc0]\n")
+    (folder / "max_brightness").write_text(f"{most}\n")
+    return folder
+
+
+def test_the_light_shows_the_start(root: Root) -> None:
+    root.source("S25led.sh", "set -e")
+    for name, most in (("ACT", 255), ("PWR", 1)):
+        folder = light(root, name, most)
+        root.source("S25led.sh", "set -e")
+        assert (folder / "trigger").read_text() == "pattern\n"
+        shown = (folder / "pattern").read_text().strip()
+        assert shown == led.kernel_text(led.PATTERNS["starting"], most)
+        (root.path / "data").mkdir(exist_ok=True)
+        (root.path / "data/led").write_text("PWR\n")
+
+
+@pytest.mark.parametrize("note", ["off", "", "../leds/ACT", "none"])
+def test_a_light_that_is_not_wanted_is_left_alone(root: Root, note: str) -> None:
+    folder = light(root, "ACT", 1)
+    (root.path / "data").mkdir()
+    (root.path / "data/led").write_text(f"{note}\n")
+    root.source("S25led.sh", "set -e")
+    assert (folder / "trigger").read_text() == "[mmc0]\n"

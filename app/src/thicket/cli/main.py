@@ -31,6 +31,11 @@ What the node does:
   ping NODE [-c COUNT]     ask another node for an answer; NODE is a name, an
                            address, a host name or its last digits
 
+This very device (docs/node.md):
+  identify [--for TIME]    flicker with its light, for 30s or so long (2min; 0 ends it)
+  factory-reset [--yes]    erase all that applications and the node have kept, but not
+                           who it is and whom it belongs to, and restart
+
 What other nodes do and say (docs/cluster.md; VALUE is JSON, :name for an atom, or text):
   call NODE MODULE.FUNCTION [VALUE...] [--timeout SECONDS] [--json]
                            call a function that a node exports
@@ -161,6 +166,10 @@ def _run(words: list[str]) -> int:
         return tell_reload(request(control_socket(), "reload", {}, timeout=RELOAD))
     if command == "config":
         return config(rest)
+    if command in {"factory-reset", "identify"}:
+        from thicket.cli import by_hand
+
+        return by_hand.identify(rest) if command == "identify" else by_hand.factory_reset(rest)
     if command == "revocations":
         return revocations(rest)
     if command == "passphrase":

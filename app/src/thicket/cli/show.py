@@ -146,6 +146,8 @@ def status_text(doc: dict[str, Any]) -> str:
     facts += [("Update", update_text(one)) for one in doc.get("updates", [])]
     if last is not None:
         facts.append(("Last restart", f"{last['words']} (this is start {last['run']})"))
+    if (reset := doc.get("factory_reset")) is not None:
+        facts.append(("Last reset", f"{reset['at']}, {reset['words']}"))
     times = doc["times"]
     reached = [
         f"{label} {times[name]:.1f} s"

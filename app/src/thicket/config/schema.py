@@ -9,6 +9,7 @@ from typing import Any
 from thicket.base.fields import MASK, Choice, ConfigError, Finding, Integer, Key, Section, show_raw
 from thicket.base.visible import visible
 from thicket.cluster.section import ClusterSection
+from thicket.device.section import LedSection, ResetSection, check_gpios
 from thicket.discovery.section import DiscoverySection, check_expire
 from thicket.firewall.section import FirewallSection
 from thicket.identity.section import AddressSection, IdentitySection
@@ -55,8 +56,8 @@ class Settings:
     """A whole configuration, valid by construction."""
 
     __slots__ = (
-        "access", "address", "application", "cluster", "discovery", "firewall", "identity", "log",
-        "mesh", "status", "trust", "update",
+        "access", "address", "application", "cluster", "discovery", "firewall", "identity", "led",
+        "log", "mesh", "reset", "status", "trust", "update",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
@@ -70,6 +71,8 @@ class Settings:
         self.status = StatusSection(v.get("status"))
         self.log = LogSection(v.get("log"))
         self.access = AccessSection(v.get("access"))
+        self.led = LedSection(v.get("led"))
+        self.reset = ResetSection(v.get("reset"))
         self.firewall = FirewallSection(v.get("firewall"))
         self.update = UpdateSection(v.get("update"))
         #: Settings of applications by name, as the file has them; the application judges them.
@@ -128,6 +131,8 @@ SECTIONS: dict[str, type[Section]] = {
     "status": StatusSection,
     "log": LogSection,
     "access": AccessSection,
+    "led": LedSection,
+    "reset": ResetSection,
     "firewall": FirewallSection,
     "update": UpdateSection,
 }
@@ -297,4 +302,5 @@ _CROSS_CHECKS: tuple[Callable[[Settings, str], Finding | None], ...] = (
     lambda settings, file: check_country(settings.mesh, file),
     lambda settings, file: check_width(settings.mesh, file),
     lambda settings, file: check_expire(settings.discovery, file),
+    lambda settings, file: check_gpios(settings.led, settings.reset, file),
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from thicket.base.errors import RequestError
 from thicket.base.fields import show_value
 from thicket.base.threads import finish
+from thicket.daemon.led_part import IDENTIFY, MOST_IDENTIFY
 
 #: Seconds within which nodes that are connected say that they follow an order.
 FOLLOWED = 10.0
@@ -64,6 +65,7 @@ class Commands:
             "app-back": self._on_app_back,
             "app-remove": self._on_app_remove,
             "app-result": self._on_app_result,
+            "identify": self._on_identify,
             "stop-radio": self._on_stop_radio,
         }
 
@@ -286,6 +288,14 @@ class Commands:
 
     async def _on_app_result(self, params: dict[str, Any]) -> Any:
         return await self._live().installed.result()
+
+    async def _on_identify(self, params: dict[str, Any]) -> Any:
+        """Show for ``seconds`` by the light which node this is; 0 ends it."""
+        seconds = params.get("seconds", IDENTIFY)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+            raise RequestError("bad-params", "seconds is a number, 0 or more")
+        self._daemon.led.identify(seconds)
+        return {"seconds": min(seconds, MOST_IDENTIFY)}
 
     async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
         """Leave the cluster and the mesh, and end the daemon; for the shutdown of the device."""

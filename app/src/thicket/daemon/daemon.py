@@ -39,6 +39,7 @@ from thicket.control.server import Server
 from thicket.daemon.commands import Commands
 from thicket.daemon.core import Core
 from thicket.daemon.document import Writer, document
+from thicket.daemon.led_part import LedPart
 from thicket.daemon.live import Live
 from thicket.daemon.milestones import Times
 from thicket.daemon.parts import Parts
@@ -74,9 +75,11 @@ class Daemon:
         )
         self.live: Live | None = None
         self.firewall = Firewall(paths, make.interface, problems, loaded.settings)
+        self.led = LedPart(paths, problems, loaded.settings.led)
         self.status = Writer(
             paths.status, self.document, self._refresh, loaded.settings.status.interval
         )
+        self.status.tell = self.led.tell
         self.slot = parameter(paths, "slot")
         self.upkeep = Upkeep(
             paths,
@@ -93,6 +96,7 @@ class Daemon:
             self.status,
             self.firewall,
             self.upkeep,
+            self.led,
             live=lambda: self.live,
             restart=self._restart,
         )
@@ -221,6 +225,7 @@ class Daemon:
             "upkeep", "status", "control",
         ):  # fmt: skip
             await self.stop_part(name)
+        self.led.close()
 
     def _chip(self) -> UseChip | None:
         """Return what lets work use the node's chip; None where its identity is from no chip."""

@@ -62,6 +62,8 @@ class Writer:
         self.document = document
         self.refresh = refresh
         self.interval = interval
+        #: Hears of each document that is written.
+        self.tell: Callable[[dict[str, Any]], None] = lambda _: None
         self.written = 0
         self._changed: asyncio.Event | None = None
         self._failing = False
@@ -101,7 +103,9 @@ class Writer:
 
     def write(self) -> None:
         """Write now. An error of the file system is logged once, and writing is tried again."""
-        data = _encode(self.document()).encode() + b"\n"
+        told = self.document()
+        self.tell(told)
+        data = _encode(told).encode() + b"\n"
         try:
             write_atomically(self.path, data, durable=False, unread=True)
         except OSError as e:
@@ -163,6 +167,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         },
         "data": daemon.upkeep.data,
         "last_restart": daemon.upkeep.last_restart,
+        "factory_reset": daemon.upkeep.factory_reset,
         "radio": radio,
         "peers": seen.get("peers", []),
         "paths": seen.get("paths", []),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thicket.config.load import Loaded
     from thicket.daemon.core import Core
     from thicket.daemon.document import Writer
+    from thicket.daemon.led_part import LedPart
     from thicket.daemon.live import Live
     from thicket.firewall.service import Firewall
     from thicket.upkeep.service import Upkeep
@@ -37,6 +38,7 @@ class Reload:
         status: Writer,
         firewall: Firewall,
         upkeep: Upkeep,
+        led: LedPart,
         *,
         live: Callable[[], Live | None],
         restart: Callable[[str], None],
@@ -45,6 +47,7 @@ class Reload:
         self._status = status
         self._firewall = firewall
         self._upkeep = upkeep
+        self._led = led
         self._live = live
         self._restart = restart
         self._running: set[asyncio.Task[Any]] = set()
@@ -121,6 +124,7 @@ class Reload:
             system_log.set_level(settings.log.level)
         if "status" in sections:
             self._status.interval = settings.status.interval
+        self._led.follow(settings.led)
         if changed:
             self._firewall.follow(settings)
         if sections & {"trust", "update"}:

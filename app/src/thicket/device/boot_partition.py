@@ -51,6 +51,23 @@ def write_to_boot(paths: Paths, device: str, target: str, data: bytes) -> None:
         _mount(["-o", "remount,ro", paths.boot])
 
 
+def remove_from_boot(paths: Paths, device: str | None, target: str) -> None:
+    """Remove a file from the boot partition, which is writable only meanwhile.
+
+    :param device: None where the partition is a folder of a node without one.
+    """
+    if device is None:
+        os.unlink(target)
+        return
+    mount_boot(paths, device)
+    _mount(["-o", "remount,rw", paths.boot])
+    try:
+        os.unlink(target)
+        os.sync()
+    finally:
+        _mount(["-o", "remount,ro", paths.boot])
+
+
 def mount_boot(paths: Paths, device: str) -> None:
     """Mount the boot partition as init does, unless it is mounted."""
     if not boot_mounted(paths):

@@ -99,6 +99,7 @@ def compose(doc: dict[str, Any]) -> str:
             + (f" ({data['message']})" if data["message"] else ""),
         ),
         ("Last restart", last_run.text(last) if last else "not known yet"),
+        *([("Last reset", reset_text(doc["factory_reset"]))] if doc["factory_reset"] else []),
         ("Settings from", settings),
     ]
     lines = [
@@ -127,6 +128,12 @@ def compose(doc: dict[str, Any]) -> str:
         lines += [_DESK] if "ca" in commands else []
     # Line by line: who chooses a name must not be able to add lines to a report.
     return "\n".join(visible(line, keep="") for line in lines)
+
+
+def reset_text(reset: dict[str, Any]) -> str:
+    """Return what the last factory reset did, in a line."""
+    at = reset["at"].replace("T", " ").removesuffix("Z")[:16]
+    return f"{at} UTC (the device's clock), {reset['words']}"
 
 
 def for_card(message: str) -> str:

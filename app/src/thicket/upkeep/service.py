@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from logging import getLogger
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from thicket.base import threads
 from thicket.base.pace import wait
@@ -21,6 +21,9 @@ from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.config.load import Loaded
 from thicket.upkeep import last_run
+
+if TYPE_CHECKING:
+    from thicket.config.schema import Settings
 
 log = getLogger(__name__)
 
@@ -70,6 +73,8 @@ class Upkeep:
         state, message = last_run.data_state(paths)
         #: The state of /data.
         self.data: dict[str, str] = {"state": state, "message": message}
+        #: What the last factory reset erased, for the status document; None without one.
+        self.factory_reset: dict[str, Any] | None = None
         self._settings_changed = asyncio.Event()
         self._settings_changed.set()
         self._threads = threads.OneAtATime("upkeep")
@@ -87,6 +92,7 @@ class Upkeep:
         )
         if found is not None:
             self._tell_restart(*found)
+        await self._look_for_reset()
         report_at = time.monotonic() + FIRST_REPORT
         clock_at = 0.0
         reported = ""
@@ -139,6 +145,30 @@ class Upkeep:
         self.problems.clear("access")
         for code, message in troubles or []:
             self.problems.report("access", code, message, "warning")
+        await self._follow_by_hand(loaded.settings)
+
+    async def _look_for_reset(self) -> None:
+        from thicket.upkeep import by_hand  # late: the start is over
+
+        found = await self._in_thread(lambda: by_hand.look(self.paths), "the factory reset")
+        if found is None:
+            return
+        if found.last is not None and found.last != self.factory_reset:
+            log.info("factory reset at %s %s", found.last["at"], found.last["words"])
+        self.factory_reset = found.last
+        for code, message in found.problems:
+            self.problems.report("reset", code, message, "warning")
+
+    async def _follow_by_hand(self, settings: Settings) -> None:
+        from thicket.upkeep import by_hand
+
+        troubles = await self._in_thread(
+            lambda: by_hand.follow(self.paths, settings.reset, settings.led), "button and light"
+        )
+        for code in by_hand.FOLLOWED:
+            self.problems.clear("reset", code)
+        for code, message in troubles or []:
+            self.problems.report("reset", code, message, "warning")
 
     def _report_text(self) -> str:
         from thicket.upkeep import report
