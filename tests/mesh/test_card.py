@@ -13,6 +13,7 @@ node, or put back what they change, share the module's ``running`` one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -248,8 +249,15 @@ class Node:
             card.seek(CONFIG[0] * MIB * SECTOR)
             return card.read(1 << 20)
 
-    def debugfs(self, *requests: str) -> None:
-        """Change the file system of /data: requests as in debugfs(8), paths from its top."""
+    def ask_for_reset(self) -> None:
+        """Put the file onto the first partition that asks for a factory reset."""
+        place = f"{self.card}@@{CONFIG[0] * MIB * SECTOR}"
+        command = ["mcopy", "-i", place, "-", "::factory-reset"]
+        subprocess.run(command, input=b"", check=True, env={**TOOLS, "MTOOLS_SKIP_CHECK": "1"})
+
+    def debugfs(self, *requests: str) -> str:
+        """Read or change the file system of /data: requests as in debugfs(8), paths from its top;
+        return what they print."""
         done = subprocess.run(
             ["debugfs", "-w", "-f", "-", f"{self.card}?offset={DATA[0] * MIB * SECTOR}"],
             input="\n".join(requests), capture_output=True, text=True, check=False, env=TOOLS,
@@ -257,6 +265,9 @@ class Node:
         # Its status is 0 whatever happens; what it says on stderr begins with its version.
         assert done.returncode == 0, done.stderr
         assert not done.stderr.splitlines()[1:], done.stderr
+        return "\n".join(
+            line for line in done.stdout.splitlines() if not line.startswith("debugfs: ")
+        )
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -458,6 +469,59 @@ async def test_a_write_protected_card_is_read(fresh: Node) -> None:
     # the first disk of the machine cannot be written
     await fresh.start(data="/dev/vda", root=image)
     assert await fresh.data_state() == "readonly"
+
+
+# -- a factory reset
+
+
+async def reset_told(node: Node, by: str) -> dict[str, Any]:
+    """Return what the node tells of its last reset, once it is one that was asked for like this."""
+    found: dict[str, Any] = {}
+
+    async def told() -> bool:
+        found.update((await node.status())["factory_reset"] or {})
+        return found.get("by") == by
+
+    await node.until(told, f"a reset by {by} is told")
+    return found
+
+
+async def test_a_reset_by_a_file_on_the_card_and_by_the_command(used: Node) -> None:
+    """The node is the same afterwards, and what it kept is gone and named."""
+    kept_files = ("identity.json", "last-good.toml")
+    before = [used.debugfs(f"cat /thicket/{name}").split() for name in kept_files]
+    assert '"random"' in " ".join(before[0])
+    used.ask_for_reset()
+    await used.start()
+    reset = await reset_told(used, "file")
+    assert "kept" in [one["name"] for one in reset["erased"]]
+    assert reset["left"] == []
+    after = [(await used.run(f"cat /data/thicket/{name}")).split() for name in kept_files]
+    assert after == before
+    await used.run("[ ! -e /data/kept ] && [ -d /data/lost+found ]")
+    assert "factory-reset" not in await used.run("ls /boot")
+    assert " ro," in await used.run("grep ' /boot ' /proc/mounts")
+    assert "Last reset:" in await reported(used)
+    name = await used.name()
+
+    await used.run("mkdir -p /data/apps/lamp && echo more >/data/apps/lamp/more")
+    restarts = used.machine.resets
+    with contextlib.suppress(ShellError):  # it restarts
+        await used.machine.exec_shell.run("thicket factory-reset --yes", PATIENCE)
+
+    async def restarted() -> bool:
+        return used.machine.resets > restarts
+
+    await used.until(restarted, "the node restarts")
+    await used.succeeds("[ -s /run/thicket/status.json ]", "the node is back")
+    reset = await reset_told(used, "command")
+    assert "apps/lamp" in [one["name"] for one in reset["erased"]]
+    await used.run("[ ! -e /data/apps ]")
+    assert await used.name() == name
+    assert (await used.last_restart())["reason"] == "shutdown"
+    status = await used.run("thicket status || true")
+    assert "Last reset:" in status
+    assert "by a command: " in status
 
 
 # -- a card that a node was switched off with in order
