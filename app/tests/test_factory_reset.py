@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from thicket.base.files import write_atomically
 from thicket.base.paths import Paths
+from thicket.device import boot_partition, reset_button
 from thicket.device import factory_reset as reset
-from thicket.device import reset_button
 from thicket.device.factory_reset import ResetError, Survey
 from thicket.device.reset_button import Button
 
@@ -150,7 +151,7 @@ def test_a_file_that_cannot_be_removed_erases_nothing(
     def refuse(paths: Paths, device: str | None, target: str) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), target)
 
-    monkeypatch.setattr(reset, "remove_from_boot", refuse)
+    monkeypatch.setattr(boot_partition, "remove_from_boot", refuse)
     before = tree(data_of(paths))
     with pytest.raises(ResetError, match="cannot be removed, so nothing was erased: Read-only"):
         reset.run(paths)
@@ -231,7 +232,7 @@ def test_a_full_disk_has_room_for_a_request(paths: Paths, monkeypatch: pytest.Mo
     reset.keep_room(paths)
     room = data_of(paths) / "reset/room"
     assert room.stat().st_blocks > 0
-    write = reset.write_atomically
+    write = write_atomically
 
     def full(path: str, *args: object, **more: object) -> None:
         if room.exists():
@@ -367,7 +368,8 @@ def test_a_survey_counts_what_it_does_not_name(paths: Paths) -> None:
 
 def test_names_that_somebody_chose_do_no_harm(paths: Paths) -> None:
     (data_of(paths) / "a\nb\x1b[2J").write_text("x")
-    (data_of(paths) / os.fsdecode(b"\xff\xfe")).write_text("x")
+    for number in range(reset.MOST_NAMES):
+        (data_of(paths) / os.fsdecode(b"\xff\xfe%d" % number * 50)).write_text("x")
     reset.ask(paths, "command")
     said = reset.run(paths)
     assert said is not None

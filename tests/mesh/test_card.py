@@ -488,15 +488,19 @@ async def reset_told(node: Node, by: str) -> dict[str, Any]:
 
 async def test_a_reset_by_a_file_on_the_card_and_by_the_command(used: Node) -> None:
     """The node is the same afterwards, and what it kept is gone and named."""
-    kept_files = ("identity.json", "last-good.toml")
-    before = [used.debugfs(f"cat /thicket/{name}").split() for name in kept_files]
-    assert '"random"' in " ".join(before[0])
+    key = used.directory / "device.key"
+    key.write_text("a key that nobody has\n")
+    used.debugfs(f"write {key} /thicket/device.key")
+    stays = ("identity.json", "device.key")
+    before = [used.debugfs(f"cat /thicket/{name}").split() for name in stays]
+    assert '"random",' in before[0]
+    assert before[1] == key.read_text().split()
     used.ask_for_reset()
     await used.start()
     reset = await reset_told(used, "file")
     assert "kept" in [one["name"] for one in reset["erased"]]
     assert reset["left"] == []
-    after = [(await used.run(f"cat /data/thicket/{name}")).split() for name in kept_files]
+    after = [(await used.run(f"cat /data/thicket/{name}")).split() for name in stays]
     assert after == before
     await used.run("[ ! -e /data/kept ] && [ -d /data/lost+found ]")
     assert "factory-reset" not in await used.run("ls /boot")

@@ -105,8 +105,10 @@ class LedPart:
         if number == -1:
             self._light = led.kernel_light(self._paths, self._settings.name)
             return
+        from thicket.device.gpio_light import gpio_light  # few nodes have one
+
         try:
-            self._light = led.gpio_light(self._paths, number, low=self._settings.active == "low")
+            self._light = gpio_light(self._paths, number, low=self._settings.active == "low")
         except GpioError as error:
             self._problems.report("led", "gpio", f"the light shows nothing: {error}", "warning")
 

@@ -30,7 +30,6 @@ from thicket.base.paths import Paths, boot_device
 from thicket.base.units import size_text
 from thicket.base.visible import visible
 from thicket.device import led, reset_button
-from thicket.device.boot_partition import StoreError, boot_lock, remove_from_boot
 
 #: Files that outlive a reset, from ``/data``; ``*`` is any name. A folder that is not on the way to
 #: one of them goes with everything in it.
@@ -70,8 +69,9 @@ FAILED = "/reset-failed"
 MOST_BYTES, ROOM_BYTES = 64 * 1024, 4096
 #: Characters of a line that the kernel's log takes.
 MOST_LINE = 700
-#: Names that are told of what was erased, the largest, and failures that are told.
-MOST_NAMES, MOST_LEFT = 40, 10
+#: Names that are told of what was erased, the largest; those of them that stand in the line for
+#: people; characters of each; and failures that are told.
+MOST_NAMES, MOST_TOLD, MOST_NAME, MOST_LEFT = 40, 10, 100, 10
 
 #: Who asked, for programs and for people.
 WORDS = {
@@ -108,7 +108,7 @@ class Survey(NamedTuple):
     #: How many more than ``names``.
     more: int
 
-    def text(self, most: int = MOST_NAMES) -> str:
+    def text(self, most: int = MOST_TOLD) -> str:
         """Return it in a line for people, with so many names at most."""
         if not self.files and not self.names:
             return "nothing was there to be erased"
@@ -156,7 +156,7 @@ def survey(paths: Paths) -> Survey:
     found = [one for name in doomed(paths) for one in _weighed(paths, name)]
     found.sort(key=lambda one: (-one.bytes, one.name))
     return Survey(
-        tuple(found[:MOST_NAMES]),
+        tuple(one._replace(name=one.name[:MOST_NAME]) for one in found[:MOST_NAMES]),
         sum(one.files for one in found),
         sum(one.bytes for one in found),
         max(0, len(found) - MOST_NAMES),
@@ -244,7 +244,7 @@ def _noted(left: list[str], name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        words = f"{name}: {error.strerror}"
+        words = f"{name[:MOST_NAME]}: {error.strerror}"
         if words not in left:
             left.append(words)
 
@@ -390,13 +390,16 @@ def _remove_file(paths: Paths, file: str, request: Request) -> None:
 
     :raises ResetError: it cannot be removed, and nothing was erased yet.
     """
+    # late: few starts have such a file
+    from thicket.device import boot_partition
+
     try:
         device = boot_device(paths)
-        with boot_lock(paths):
+        with boot_partition.boot_lock(paths):
             for name in FILES:
                 if os.path.lexists(path := f"{paths.boot}/{name}"):
-                    remove_from_boot(paths, device, path)
-    except (OSError, StoreError) as error:
+                    boot_partition.remove_from_boot(paths, device, path)
+    except (OSError, boot_partition.StoreError) as error:
         if request.survey is not None or request.by != "file":
             return  # go on; the next start finds the file, and does nothing as long as it stays
         remove(paths.data + REQUEST)

@@ -8,15 +8,10 @@ this program knows is switched by it, a few times in a period.
 
 from __future__ import annotations
 
-import asyncio
-from logging import getLogger
 from typing import Final, NamedTuple, Protocol
 
 from thicket.base.files import read, read_kept, remove, write_atomically
 from thicket.base.paths import Paths
-from thicket.device.gpio import GpioError, Line
-
-log = getLogger(__name__)
 
 #: The light of every Raspberry Pi.
 DEFAULT = "ACT"
@@ -80,7 +75,7 @@ class Light(Protocol):
         """Show a pattern of :data:`PATTERNS` from now on.
 
         :raises OSError: it cannot be shown.
-        :raises GpioError: likewise.
+        :raises GpioError: likewise, of a light at a GPIO.
         """
 
     def close(self) -> None:
@@ -109,51 +104,12 @@ class KernelLight:
             file.write(f"{text}\n".encode())
 
 
-class GpioLight:
-    """A light at a GPIO, switched by the event loop."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._timer: asyncio.TimerHandle | None = None
-
-    def show(self, name: str) -> None:
-        """See :class:`Light`."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._step(PATTERNS[name], 0)
-
-    def close(self) -> None:
-        """See :class:`Light`."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._line.close()
-
-    def _step(self, pattern: Pattern, at: int) -> None:
-        step = pattern[at]
-        try:
-            self._line.set(step.lit)
-        except GpioError as error:
-            log.warning("the light shows nothing more: %s", error)
-            return
-        self._timer = asyncio.get_running_loop().call_later(
-            step.ms / 1000, self._step, pattern, (at + 1) % len(pattern)
-        )
-
-
 def kernel_light(paths: Paths, name: str) -> KernelLight | None:
     """Return a light by its name; None where the kernel knows none of this name."""
     folder = f"{paths.sys}/class/leds/{name}"
     if name == OFF or read(f"{folder}/trigger") is None:
         return None
     return KernelLight(folder)
-
-
-def gpio_light(paths: Paths, number: int, *, low: bool) -> GpioLight:
-    """Return a light at a GPIO.
-
-    :raises GpioError: it cannot be had.
-    """
-    return GpioLight(Line(paths, number, low=low, lit=False))
 
 
 def remembered(paths: Paths) -> str:
