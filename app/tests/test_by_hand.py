@@ -285,7 +285,7 @@ def test_what_is_wrong_with_the_button_is_told(paths: Paths, pins: Header) -> No
 
 
 def test_a_reset_that_was_not_done_is_a_problem(paths: Paths) -> None:
-    assert by_hand.look(paths) == (None, [])
+    assert by_hand.look(paths) == (None, False, [])
     Path(paths.run, "reset-failed").write_text("/data can only be read\n")
     ((code, words),) = by_hand.look(paths).problems
     assert code == "not-done"
@@ -409,6 +409,17 @@ def test_a_pattern_is_written_when_it_changes(paths: Paths) -> None:
     assert (folder / "pattern").read_text() == "untouched"
     led_part.tell(document("degraded"))
     assert (folder / "pattern").read_text().split() == kernel_text(PATTERNS["problem"], 1).split()
+
+
+def test_a_light_that_is_not_used_any_more_is_dark(paths: Paths) -> None:
+    folder, other = kernel_led(paths), kernel_led(paths, "PWR")
+    led_part = part(paths)
+    led_part.tell(document())
+    led_part.follow(LedSection({"name": "PWR"}))
+    assert (folder / "trigger").read_text() == "none\n"
+    assert (other / "pattern").read_text().strip() == kernel_text(PATTERNS["alone"], 1)
+    led_part.close()
+    assert (other / "trigger").read_text() == "pattern\n", "the next daemon goes on"
 
 
 def test_a_node_without_a_light_has_no_problem(paths: Paths) -> None:

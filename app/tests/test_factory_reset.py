@@ -13,10 +13,16 @@ import pytest
 
 from thicket.base.files import write_atomically
 from thicket.base.paths import Paths
-from thicket.device import boot_partition, reset_button
+from thicket.cluster import passphrase_file
+from thicket.device import boot_partition, data_format, led, reset_button
 from thicket.device import factory_reset as reset
 from thicket.device.factory_reset import ResetError, Survey
 from thicket.device.reset_button import Button
+from thicket.identity.source import Host
+from thicket.trust.credentials import CHAIN_FILE, KEY_FILE
+from thicket.trust.service import LIST_FILE, START_FILE
+from thicket.update import fleet, journal, kept, lane, store
+from thicket.upkeep.access import Places
 
 #: What a node needs to be the same node afterwards, from the documents of the parts that keep it.
 STAYS = (
@@ -108,6 +114,27 @@ def test_the_command_s_request_is_done_by_the_next_start(paths: Paths) -> None:
     assert tree(data_of(paths) / "reset") == ["last.json"]
     assert (data_of(paths) / "lost+found").is_dir()
     assert reset.run(paths) is None
+
+
+def test_what_the_parts_keep_of_who_the_node_is_stays(paths: Paths) -> None:
+    """By the names that the parts have for their files: a renamed one is not lost."""
+    own = [LIST_FILE, START_FILE, KEY_FILE, CHAIN_FILE, passphrase_file.FILE, data_format.FILE]
+    update = [kept.NAME, fleet.START]
+    for folder in (fleet.FOLDER, f"{fleet.OTHERS}/app-lamp"):
+        update += [folder + lane.REPORTS, f"{folder}{store.FOLDER}/offer"]
+    files = {
+        *(f"{paths.data}/thicket/{name}" for name in own),
+        *(paths.data + name for name in (*update, fleet.FOLDER + journal.NAME, led.FILE)),
+        Host(data=f"{paths.data}/thicket").memory,
+        *(paths.local, paths.last_good, paths.last_good_sum),
+        *(Places(paths).kept, Places(paths).console),
+    }
+    for file in files:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(file)
+    reset.ask(paths, "command")
+    reset.run(paths)
+    assert [file for file in files if Path(file).read_text() != file] == []
 
 
 def test_what_was_erased_is_told_by_name_and_size(paths: Paths) -> None:

@@ -125,6 +125,10 @@ async def test_a_factory_reset_and_its_button_are_told(paths: Paths, reports: An
         await run.until(lambda: len(run.codes()) == 2, "button and reset are told")
         assert run.codes() == {"not-done", "button"}
         assert (Path(paths.data) / "reset/button").read_text() == "17 low spent\n"
+        # it is looked at again as long as something is wrong
+        button = Path(paths.data) / "reset/button"
+        button.unlink()
+        await run.until(button.exists, "the button is looked at again")
         run.loaded.settings = Settings()
         run.part.settings_changed()
         await run.until(lambda: run.codes() == {"not-done"}, "there is no button any more")

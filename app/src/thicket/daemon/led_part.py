@@ -61,14 +61,20 @@ class LedPart:
         if settings == self._settings:
             return
         self._settings = settings
-        self.close()
+        self.close(dark=True)
         self._open()
         self._show()
 
-    def close(self) -> None:
-        """Give the light back."""
+    def close(self, *, dark: bool = False) -> None:
+        """Give the light back.
+
+        :param dark: it shows nothing from now on.
+        """
         if self._light is not None:
-            self._light.close()
+            try:
+                self._light.close(dark=dark)
+            except OSError as error:
+                log.warning("the light cannot be made dark: %s", error)
         self._light, self._shown = None, ""
 
     def tell(self, document: dict[str, Any]) -> None:

@@ -63,8 +63,8 @@ KEPT: Final = (
 FILES = ("factory-reset", "factory-reset.txt")
 FOLDER = "/reset"
 REQUEST, LAST, ROOM = FOLDER + "/request", FOLDER + "/last.json", FOLDER + "/room"
-#: Below ``/run/thicket``: why the reset that this start was asked for was not done.
-FAILED = "/reset-failed"
+#: Below ``/run/thicket``: what this start has done of a reset, or why it was not done.
+DONE, FAILED = "/reset-done", "/reset-failed"
 #: Bytes of the largest file of these that is read, and of the room that is kept for a request.
 MOST_BYTES, ROOM_BYTES = 64 * 1024, 4096
 #: Characters of a line that the kernel's log takes.
@@ -430,6 +430,12 @@ def _finish(paths: Paths, request: Request) -> str:
     return said
 
 
+def _tell(paths: Paths, name: str, words: str) -> None:
+    """Tell the daemon."""
+    with contextlib.suppress(OSError):
+        write_atomically(paths.run + name, f"{words}\n".encode(), durable=False)
+
+
 def main() -> int:
     """Run ``factory-reset`` at a start; the exit status is 0, or 1 where it could not be begun."""
     paths = Paths()
@@ -444,9 +450,9 @@ def main() -> int:
         said = run(paths, pressed=reset_button.at_start(paths, show))
     except (ResetError, OSError) as error:
         print(f"factory reset: {error}", file=sys.stderr)
-        with contextlib.suppress(OSError):
-            write_atomically(paths.run + FAILED, f"{error}\n".encode(), durable=False)
+        _tell(paths, FAILED, str(error))
         return 1
     if said:
         print(said[:MOST_LINE])
+        _tell(paths, DONE, said)
     return 0

@@ -21,13 +21,13 @@ class GpioLight:
         self._timer: asyncio.TimerHandle | None = None
 
     def show(self, name: str) -> None:
-        """See :class:`Light`."""
+        """See :class:`thicket.device.led.Light`."""
         if self._timer is not None:
             self._timer.cancel()
         self._step(PATTERNS[name], 0)
 
-    def close(self) -> None:
-        """See :class:`Light`."""
+    def close(self, *, dark: bool = False) -> None:
+        """See :class:`thicket.device.led.Light`; without a program it is dark."""
         if self._timer is not None:
             self._timer.cancel()
         self._line.close()

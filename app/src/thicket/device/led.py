@@ -78,8 +78,11 @@ class Light(Protocol):
         :raises GpioError: likewise, of a light at a GPIO.
         """
 
-    def close(self) -> None:
-        """Give the light back."""
+    def close(self, *, dark: bool = False) -> None:
+        """Give the light back.
+
+        :param dark: it is not used any more, by the next daemon either.
+        """
 
 
 class KernelLight:
@@ -96,8 +99,13 @@ class KernelLight:
         most = int(brightness) if brightness.isdecimal() else 1
         self._write("pattern", kernel_text(PATTERNS[name], most))
 
-    def close(self) -> None:
-        """See :class:`Light`. The last pattern stays: the next daemon goes on from there."""
+    def close(self, *, dark: bool = False) -> None:
+        """See :class:`Light`. Else the last pattern stays: the next daemon goes on from there.
+
+        :raises OSError: it cannot be made dark.
+        """
+        if dark:
+            self._write("trigger", "none")
 
     def _write(self, name: str, text: str) -> None:
         with open(f"{self._folder}/{name}", "wb", buffering=0) as file:

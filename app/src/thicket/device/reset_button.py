@@ -150,9 +150,9 @@ def follow(paths: Paths, wanted: Button | None) -> str | None:
         keep(paths, wanted._replace(armed=armed))
         return f"the reset button cannot be used: {error}"
     keep(paths, wanted._replace(armed=armed or not now))
-    if now:
+    if now and not armed:
         return (
-            f"the reset button (GPIO {wanted.gpio}) is pressed now: if nobody does that it is "
-            'stuck, or wired the other way (reset.active = "high" or "low")'
+            f"the reset button (GPIO {wanted.gpio}) was not seen released yet: it is stuck, or "
+            'wired the other way (reset.active = "high" or "low"), and resets nothing'
         )
     return None

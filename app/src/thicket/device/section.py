@@ -61,7 +61,8 @@ class LedSection(Section, name="led"):
     name = Text(
         "ACT",
         "The light's name in `/sys/class/leds`, where there is one. `off`: the node uses none, and "
-        "the board's own shows what its kernel has it show, as a rule the card's activity.",
+        "from the next start on the board's own shows what its kernel has it show, as a rule the "
+        "card's activity.",
         least=1,
         most=63,
         letters="-_.:+",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 from thicket.base.files import read
@@ -13,17 +14,20 @@ from thicket.device.section import LedSection, ResetSection
 from thicket.upkeep.last_run import data_state
 
 #: Problems that :func:`follow` finds.
-FOLLOWED = ("button", "not-kept")
+BUTTON = "button"
+FOLLOWED = (BUTTON, "not-kept")
 
 
 class Found(NamedTuple):
     """What is known of resets.
 
     :ivar last: what the last one did, for the status document; None without one.
+    :ivar now: it was done by this start.
     :ivar problems: as (code, message).
     """
 
     last: dict[str, Any] | None
+    now: bool
     problems: list[tuple[str, str]]
 
 
@@ -37,7 +41,7 @@ def look(paths: Paths) -> Found:
         left = "; ".join(last["left"])
         message = f"the factory reset is not complete, the next start goes on: {left}"
         problems.append(("incomplete", message))
-    return Found(last, problems)
+    return Found(last, os.path.exists(paths.run + factory_reset.DONE), problems)
 
 
 def follow(paths: Paths, reset: ResetSection, light: LedSection) -> list[tuple[str, str]]:
@@ -53,7 +57,7 @@ def follow(paths: Paths, reset: ResetSection, light: LedSection) -> list[tuple[s
         led.remember(paths, light.name if light.gpio == -1 else led.OFF)
         wanted = Button(reset.gpio, reset.active == "low") if reset.gpio != -1 else None
         if wrong := reset_button.follow(paths, wanted):
-            problems.append(("button", wrong))
+            problems.append((BUTTON, wrong))
     except OSError as e:
         problems.append(("not-kept", f"{e.filename or paths.data}: {e.strerror}"))
     return problems

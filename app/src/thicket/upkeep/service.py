@@ -75,6 +75,8 @@ class Upkeep:
         self.data: dict[str, str] = {"state": state, "message": message}
         #: What the last factory reset erased, for the status document; None without one.
         self.factory_reset: dict[str, Any] | None = None
+        #: Something is wrong with the button for it: it is looked at again.
+        self._button_wrong = False
         self._settings_changed = asyncio.Event()
         self._settings_changed.set()
         self._threads = threads.OneAtATime("upkeep")
@@ -103,6 +105,8 @@ class Upkeep:
                 await self._follow_access()
                 # the person wants to know soon whether the new configuration is right
                 report_at = min(report_at, time.monotonic() + 2 * LOOK)
+            elif self._button_wrong:
+                await self._follow_by_hand(self.loaded().settings)
             if now >= clock_at:
                 clock_at = now + SAVE_CLOCK
                 await self._in_thread(lambda: save_clock(self.paths), "the time")
@@ -153,7 +157,7 @@ class Upkeep:
         found = await self._in_thread(lambda: by_hand.look(self.paths), "the factory reset")
         if found is None:
             return
-        if found.last is not None and found.last != self.factory_reset:
+        if found.last is not None and found.now:
             log.info("factory reset at %s %s", found.last["at"], found.last["words"])
         self.factory_reset = found.last
         for code, message in found.problems:
@@ -165,10 +169,13 @@ class Upkeep:
         troubles = await self._in_thread(
             lambda: by_hand.follow(self.paths, settings.reset, settings.led), "button and light"
         )
+        now = dict(troubles or [])
+        self._button_wrong = by_hand.BUTTON in now
         for code in by_hand.FOLLOWED:
-            self.problems.clear("reset", code)
-        for code, message in troubles or []:
-            self.problems.report("reset", code, message, "warning")
+            if code in now:
+                self.problems.report("reset", code, now[code], "warning")
+            else:
+                self.problems.clear("reset", code)
 
     def _report_text(self) -> str:
         from thicket.upkeep import report
