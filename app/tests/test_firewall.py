@@ -83,6 +83,21 @@ class TestRules:
         assert "tcp dport { 80-90, 8080 } accept" in text
         assert "udp dport { 5000 } accept" in text
 
+    def test_numbers_are_let_in_where_they_are_served(self) -> None:
+        text = ruleset(made(metrics={"listen": ("mesh",), "port": 9970}), "mesh0")
+        assert served(text) == {4369, 9100, 9970}
+        assert "9970" not in chain(text, "input")
+        places = ("eth0", "lo", "192.0.2.7", "fd12::7")
+        text = ruleset(made(metrics={"listen": places}), "mesh0")
+        assert served(text) == {4369, 9100}
+        rules = chain(text, "input").split("\n\t\t")
+        mesh = rules.index('iifname "mesh0" goto mesh')
+        assert rules[mesh - 3 : mesh] == [
+            'iifname "eth0" tcp dport 9969 goto connections',
+            "ip daddr 192.0.2.7 tcp dport 9969 goto connections",
+            "ip6 daddr fd12::7 tcp dport 9969 goto connections",
+        ]
+
     def test_a_gate_leaves_forwarding_to_rules_of_its_own(self) -> None:
         assert "policy drop" in chain(ruleset(made(), "mesh0"), "forward")
         assert "hook forward" not in ruleset(made(mesh={"gate": True}), "mesh0")

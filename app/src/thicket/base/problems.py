@@ -50,6 +50,13 @@ class Problems:
             log.info("%s: solved: %s", part, self._known.pop(key)["message"])
             self._on_change()
 
+    def clear_one(self, part: str, code: str, subject: str) -> None:
+        """The problem with this code and subject is over."""
+        known = self._known.pop((part, code, subject), None)
+        if known is not None:
+            log.info("%s: solved: %s", part, known["message"])
+            self._on_change()
+
     def all(self) -> list[dict[str, Any]]:
         """Return every problem, errors first, then by age."""
         found = list(self._known.values())

@@ -28,6 +28,7 @@ What the node does:
   peers [--json]           stations with a mesh link to this node, and mesh paths
   scan [--json]            meshes and access points in the air; takes some seconds
   nodes [--json]           nodes of the cluster, connected or being connected
+  metrics [--openmetrics]  the node's numbers as Prometheus reads them (docs/metrics.md)
   ping NODE [-c COUNT]     ask another node for an answer; NODE is a name, an
                            address, a host name or its last digits
 
@@ -154,6 +155,10 @@ def _run(words: list[str]) -> int:
         return OK
     if command in {"status", "peers", "nodes", "scan"}:
         return show(command, rest)
+    if command == "metrics":
+        from thicket.cli.metrics import metrics
+
+        return metrics(rest)
     if command == "ping":
         return ping(rest)
     if command in {"call", "publish", "monitor"}:

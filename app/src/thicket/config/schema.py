@@ -13,6 +13,7 @@ from thicket.device.section import LedSection, ResetSection, check_gpios
 from thicket.discovery.section import DiscoverySection, check_expire
 from thicket.firewall.section import FirewallSection
 from thicket.identity.section import AddressSection, IdentitySection
+from thicket.metrics.section import MetricsSection, check_port
 from thicket.radio.section import (
     Country,
     MeshSection,
@@ -56,8 +57,8 @@ class Settings:
     """A whole configuration, valid by construction."""
 
     __slots__ = (
-        "access", "address", "application", "cluster", "discovery", "firewall", "identity", "led",
-        "log", "mesh", "reset", "status", "trust", "update",
+        "access", "address", "application", "cluster", "discovery", "firewall", "identity",
+        "led", "log", "mesh", "metrics", "reset", "status", "trust", "update",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
@@ -75,6 +76,7 @@ class Settings:
         self.reset = ResetSection(v.get("reset"))
         self.firewall = FirewallSection(v.get("firewall"))
         self.update = UpdateSection(v.get("update"))
+        self.metrics = MetricsSection(v.get("metrics"))
         #: Settings of applications by name, as the file has them; the application judges them.
         self.application: dict[str, dict[str, Any]] = dict(v.get(APPLICATION, {}))
 
@@ -135,6 +137,7 @@ SECTIONS: dict[str, type[Section]] = {
     "reset": ResetSection,
     "firewall": FirewallSection,
     "update": UpdateSection,
+    "metrics": MetricsSection,
 }
 
 #: The table of the applications' own settings, ``[application.NAME]``.
@@ -303,4 +306,5 @@ _CROSS_CHECKS: tuple[Callable[[Settings, str], Finding | None], ...] = (
     lambda settings, file: check_width(settings.mesh, file),
     lambda settings, file: check_expire(settings.discovery, file),
     lambda settings, file: check_gpios(settings.led, settings.reset, file),
+    lambda settings, file: check_port(settings.metrics, settings.cluster.port, file),
 )

@@ -48,6 +48,7 @@ from thicket.firewall.service import Firewall
 from thicket.upkeep.service import Upkeep
 
 if TYPE_CHECKING:
+    from thicket.daemon.metrics_part import MetricsPart
     from thicket.identity.source import Identity
     from thicket.update.epoch import Counting, UseChip
     from thicket.update.service import Update
@@ -91,6 +92,8 @@ class Daemon:
         )
         #: None on a node that runs from no slot of a card, which need not import it.
         self.update: Update | None = None
+        #: None on a node that serves no numbers.
+        self.metrics: MetricsPart | None = None
         self.reload = Reload(
             self.core,
             self.status,
@@ -163,6 +166,7 @@ class Daemon:
         core.make.prepare_radio()
         self._take_identity(await reading)
         self._begin("upkeep", self.upkeep.run)
+        self._begin("metrics", self._run_metrics)
         if self.slot is not None:
             from thicket.update.service import Update
 
@@ -221,8 +225,8 @@ class Daemon:
         self.reload.close()
         # The cluster first: its connections close properly while the mesh still carries them.
         for name in (
-            "cluster", "dns-sd", "discovery", "trust", "radio", "firewall", "care", "update",
-            "upkeep", "status", "control",
+            "metrics", "cluster", "dns-sd", "discovery", "trust", "radio", "firewall", "care",
+            "update", "upkeep", "status", "control",
         ):  # fmt: skip
             await self.stop_part(name)
         self.led.close()
@@ -256,6 +260,24 @@ class Daemon:
     def document(self) -> dict[str, Any]:
         """Return the status document; docs/node.md describes it."""
         return document(self)
+
+    async def current(self) -> dict[str, Any]:
+        """Return the status document with figures of this moment."""
+        await self._refresh()
+        return self.document()
+
+    async def _run_metrics(self) -> None:
+        """Serve numbers for other tools, where the settings say so."""
+        core = self.core
+        if not core.settings.metrics.listen:
+            await asyncio.Event().wait()
+        from thicket.daemon.metrics_part import MetricsPart  # most nodes serve none
+
+        self.metrics = MetricsPart(core, self.current)
+        try:
+            await self.metrics.run()
+        finally:
+            self.metrics = None
 
     # -- care
 

@@ -185,6 +185,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         "discovery": discovery.snapshot() if discovery is not None else None,
         "dns_sd": dns_sd.snapshot() if dns_sd is not None else None,
         "firewall": daemon.firewall.snapshot(),
+        "metrics": daemon.metrics.snapshot() if daemon.metrics is not None else None,
         "memory_kib": memory_kib(),
         "cpu_seconds": round(time.process_time(), 3),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from thicket.config.schema import Settings
 from thicket.discovery.beacon import PORT as BEACON_PORT
+from thicket.metrics.section import MESH, is_address
 
 TABLE = "thicket"
 EPMD_PORT = 4369
@@ -64,7 +65,7 @@ def ruleset(settings: Settings, interface: str) -> str:
     )
     return (
         f"{head}table inet {TABLE} {{\n{counters}\n{senders}\n{_early(interface)}\n"
-        f"{_input(interface)}\n{_mesh(settings)}\n{_forward(settings)}}}\n"
+        f"{_input(settings, interface)}\n{_mesh(settings)}\n{_forward(settings)}}}\n"
     )
 
 
@@ -103,7 +104,7 @@ def _early(interface: str) -> str:
     )
 
 
-def _input(interface: str) -> str:
+def _input(settings: Settings, interface: str) -> str:
     return _chain(
         "input",
         "type filter hook input priority filter; policy drop;",
@@ -118,6 +119,7 @@ def _input(interface: str) -> str:
         # These are for routers, and every host hears them; they do not count as attempts.
         "icmpv6 type { nd-router-solicit, nd-router-advert, mld-listener-report, "
         "mld-listener-done, mld2-listener-report } drop",
+        *_elsewhere(settings),
         f'iifname "{interface}" goto mesh',
         "counter name closed drop",
     ) + _chain(
@@ -129,6 +131,21 @@ def _input(interface: str) -> str:
     )
 
 
+def _elsewhere(settings: Settings) -> list[str]:
+    """The numbers for other tools, where the settings name other interfaces than the mesh.
+
+    A packet to an address that is served is let in by whatever interface it comes.
+    """
+    port, lines = settings.metrics.port, []
+    for place in settings.metrics.listen:
+        if is_address(place):
+            kind = "ip6" if ":" in place else "ip"
+            lines.append(f"{kind} daddr {place} tcp dport {port} goto connections")
+        elif place not in {MESH, "lo"}:
+            lines.append(f'iifname "{place}" tcp dport {port} goto connections')
+    return lines
+
+
 def _mesh(settings: Settings) -> str:
     """What the node serves on the mesh.
 
@@ -138,6 +155,8 @@ def _mesh(settings: Settings) -> str:
     served = {EPMD_PORT, settings.cluster.port}
     if settings.access.ssh_keys:
         served.add(SSH_PORT)
+    if MESH in settings.metrics.listen:
+        served.add(settings.metrics.port)
     lines = [
         f"udp dport {BEACON_PORT} accept",
         f"tcp dport {{ {', '.join(map(str, sorted(served)))} }} goto connections",

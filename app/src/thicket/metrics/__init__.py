@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers for other tools: Prometheus' text, NetJSON, and the server that gives them."""

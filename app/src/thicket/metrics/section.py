@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``[metrics]``: numbers for other tools."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from thicket.base.fields import Finding, Integer, Key, Section, listed
+
+#: The mesh interface, whatever it is called.
+MESH = "mesh"
+#: Bytes of an interface's name (IFNAMSIZ of linux/if.h, with the zero at the end).
+_LONGEST = 15
+#: Ports that the node serves besides the cluster's: SSH, and the port mapper of Erlang.
+_TAKEN = {22: "SSH", 4369: "the port mapper"}
+
+
+class Places(Key[tuple[str, ...]]):
+    """Where something is served: interfaces by their names, and addresses of this node."""
+
+    allowed = (
+        'a list of interfaces and of addresses of this node, such as ["mesh", "eth0", '
+        '"192.0.2.7"]; "mesh" is the mesh, "lo" the node itself'
+    )
+    #: Most entries.
+    MOST = 8
+
+    def from_text(self, text: str) -> object:
+        return listed(text)
+
+    def plain(self, value: tuple[str, ...]) -> object:
+        return list(value)
+
+    def check(self, raw: object) -> tuple[str, ...]:
+        if not isinstance(raw, list | tuple) or len(raw) > self.MOST:
+            raise self.refuse()
+        return tuple(dict.fromkeys(map(self._place, raw)))
+
+    def _place(self, raw: object) -> str:
+        if not isinstance(raw, str):
+            raise self.refuse()
+        if ":" in raw or raw.replace(".", "").isdigit():
+            try:
+                address = ip_address(raw)
+            except ValueError:
+                raise self.refuse() from None
+            if "%" in raw or address.is_multicast or address.is_link_local:
+                message = f"holds {raw}, which is of no one interface; name that: {self.refuse()}"
+                raise ValueError(message)
+            return str(address)
+        good = all(c.isascii() and (c.isalnum() or c in "._-") for c in raw)
+        if not good or not 1 <= len(raw) <= _LONGEST or raw in {".", ".."}:
+            raise self.refuse()
+        return raw
+
+
+def is_address(place: str) -> bool:
+    """Return whether a place is an address, and not the name of an interface."""
+    return ":" in place or place.replace(".", "").isdigit()
+
+
+class MetricsSection(Section, name="metrics"):
+    """Numbers for other tools, as Prometheus; see metrics.md. Off without `listen`."""
+
+    __slots__ = ()
+    listen = Places(
+        (),
+        "Where they are served by HTTP, unencrypted, for everybody who reaches these places: "
+        "interfaces (every address of them) and addresses. The firewall lets the port in there. "
+        "Empty for nowhere; `thicket metrics` prints them all the same.",
+    )
+    port = Integer(9969, "TCP port at all these places.", least=1024, most=65535)
+
+
+def check_port(metrics: MetricsSection, cluster: int, file: str) -> Finding | None:
+    """Return the fault of settings that serve two things at one port, or None.
+
+    :param cluster: the cluster's port.
+    """
+    if not metrics.listen:
+        return None
+    whose = {**_TAKEN, cluster: "the cluster"}.get(metrics.port)
+    if whose is None:
+        return None
+    return Finding(file, "metrics.port", str(metrics.port), f"is the port of {whose}")
