@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import gzip
+import json
 import re
 import socket
 import subprocess
@@ -32,7 +33,7 @@ from thicket.base.visible import visible
 from thicket.cli.main import main
 from thicket.config import parse
 from thicket.config.schema import find_key
-from thicket.metrics import http, machine, places
+from thicket.metrics import http, machine, netjson, places
 from thicket.metrics.families import BY_NAME, FAMILIES
 from thicket.metrics.http import Answer, RefusedError, Request, Server
 from thicket.metrics.numbers import MOST, numbers
@@ -174,6 +175,120 @@ class TestNumbers:
             (f.sample, f.kind, ", ".join(f"`{label}`" for label in f.labels), f.help)
             for f in FAMILIES
         }
+
+
+#: What NetJSON's schemas say of its objects (https://github.com/netjson/netjson, ``schema/``), and
+#: OpenWISP's stricter one of DeviceMonitoring: a type, a list of one, or members, which must be
+#: there where their name has no question mark.
+GRAPH = {
+    "type": str, "protocol": str, "version": str, "revision?": str, "metric": str,
+    "nodes": [{"id": str, "label?": str, "local_addresses?": [str], "properties?": dict}],
+    "links": [
+        {"source": str, "target": str, "cost": (int, float), "cost_text?": str, "properties?": dict}
+    ],
+}  # fmt: skip
+MONITORING = {
+    "type": str,
+    "general?": {"hostname?": str, "local_time?": int, "uptime?": int},
+    "resources?": {
+        "load?": [(int, float)], "cpus?": int,
+        "memory?": {"total": int, "free": int, "buffered": int, "shared": int, "cached?": int,
+                    "available?": int},
+        "disk?": [{"mount_point": str, "filesystem": str, "used_bytes": int,
+                   "available_bytes": int, "used_percent": int, "size_bytes": int}],
+    },
+    "interfaces?": [
+        {
+            "name": str, "type?": str, "up?": bool, "mac?": str, "mtu?": int,
+            "statistics?": {f"{counter}?": int for counter in machine.COUNTERS},
+            "wireless?": {
+                "channel": int, "country": str, "frequency": int, "mode": str, "noise": int,
+                "ssid": str, "tx_power": int,
+                "clients?": [
+                    {"mac": str, "auth": bool, "authorized": bool, "ht": bool, "vht": bool,
+                     "wmm": bool, "mfp": bool, "assoc?": bool, "signal?": int, "bitrate?": int}
+                ],
+            },
+        }
+    ],
+}  # fmt: skip
+
+
+def fits(found: Any, schema: Any, where: str = "") -> None:
+    """Check an object as a validator does; a member that the schema does not know is a fault."""
+    if isinstance(schema, dict):
+        assert isinstance(found, dict), where
+        known = {name.rstrip("?"): (name, part) for name, part in schema.items()}
+        assert found.keys() <= known.keys(), where
+        for member, (name, part) in known.items():
+            if member in found:
+                fits(found[member], part, f"{where}.{member}")
+            else:
+                assert name.endswith("?"), f"{where}.{member} is missing"
+    elif isinstance(schema, list):
+        assert isinstance(found, list), where
+        assert all(one not in found[:n] for n, one in enumerate(found)), where
+        for one in found:
+            fits(one, schema[0], f"{where}[]")
+    else:
+        assert isinstance(found, schema), where
+        assert schema is bool or not isinstance(found, bool), where
+
+
+class TestNetJson:
+    def test_the_graph_of_one_node(self) -> None:
+        here = document()
+        made = netjson.graph({here["cluster"]["node"]: numbers(here, MACHINE)}, "0.1.0")
+        fits(json.loads(json.dumps(made)), GRAPH)
+        assert made["type"] == "NetworkGraph"
+        me, peer = made["nodes"]
+        assert (me["id"], me["label"]) == (here["address"], here["hostname"])
+        assert me["local_addresses"] == ["02:74:68:00:00:01"]
+        assert peer["id"] == "fd12:3456:789a:1::2"
+        (link,) = made["links"]  # the other station is no peer
+        assert (link["source"], link["target"]) == (me["id"], peer["id"])
+        assert (link["cost"], link["cost_text"]) == (217, "2.222 ms")
+        assert link["properties"] == {"signal_dbm": -61}
+
+    def test_two_nodes_tell_both_directions(self) -> None:
+        here = document()
+        there = document(
+            hostname="n-000000000002", address="fd12:3456:789a:1::2",
+            radio={**here["radio"], "mac": "02:74:68:00:00:02"},
+            # it does not know the address of its peer, and one knows the other by its radio
+            peers=[{**here["peers"][0], "mac": "02:74:68:00:00:01", "address": None, "metric": 99}],
+        )  # fmt: skip
+        views = {f"thicket@{d['address']}": numbers(d, MACHINE) for d in (here, there)}
+        made = netjson.graph(views, "0.1.0")
+        fits(made, GRAPH)
+        assert {(link["source"], link["target"]): link["cost"] for link in made["links"]} == {
+            (here["address"], there["address"]): 217,
+            (there["address"], here["address"]): 99,
+        }
+        assert len(made["nodes"]) == 2
+
+    def test_one_node_for_openwisp(self) -> None:
+        memory = {"MemTotal": 9, "MemFree": 5, "MemAvailable": 6, "Buffers": 1, "Cached": 2,
+                  "Shmem": 1}  # fmt: skip
+        made = netjson.monitoring(document(), MACHINE._replace(memory=memory))
+        fits(json.loads(json.dumps(made)), MONITORING)
+        assert made["type"] == "DeviceMonitoring"
+        assert made["general"] == {
+            "hostname": "n-6f44e3c6b802", "local_time": 1_800_000_000, "uptime": 1234,
+        }  # fmt: skip
+        assert made["resources"]["disk"][0]["used_percent"] == 40
+        (interface,) = made["interfaces"]
+        assert interface["statistics"]["rx_bytes"] == 7
+        assert (interface["wireless"]["channel"], interface["wireless"]["frequency"]) == (1, 2412)
+        (client,) = interface["wireless"]["clients"]
+        assert client["mac"] == "02:74:68:00:00:02"
+        assert (client["ht"], client["vht"], client["signal"]) == (True, False, -61)
+
+    def test_what_is_not_known_is_left_out(self) -> None:
+        bare = machine.Machine(1.0, None, 1, {}, {}, None, {}, None, [])
+        fits(netjson.monitoring(document(), bare), MONITORING)
+        fits(netjson.monitoring(document(), machine.read()), MONITORING)
+        fits(netjson.graph({"n-1": {}}, "0.1.0"), GRAPH)
 
 
 class TestText:
@@ -562,6 +677,10 @@ class TestNode:
         kind, text = fetched(address, "/metrics", Accept="application/openmetrics-text")
         assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
         assert value(read(text, openmetrics=True), "thicket_metrics_requests_total") >= 2
+        for path, schema in (("graph", GRAPH), ("monitoring", MONITORING)):
+            kind, text = fetched(address, f"/netjson/{path}")
+            assert kind == "application/json"
+            fits(json.loads(text), schema)
         with pytest.raises(HTTPError, match="404"):
             fetched(address, "/metric")
         assert not _answers(silent.name.partition("@")[2])
@@ -586,6 +705,10 @@ class TestNode:
             families = read(capsys.readouterr().out, openmetrics=bool(words))
             assert value(families, "thicket_radio_joined") == 1
         assert main(["metrics", "--json"]) == 2
+        for word, schema in (("graph", GRAPH), ("monitoring", MONITORING)):
+            assert main(["netjson", word]) == 0
+            fits(json.loads(capsys.readouterr().out), schema)
+        assert main(["netjson"]) == 2
 
     def test_a_node_that_does_not_use_it_imports_nothing_of_it(self) -> None:
         code = (

@@ -29,6 +29,7 @@ What the node does:
   scan [--json]            meshes and access points in the air; takes some seconds
   nodes [--json]           nodes of the cluster, connected or being connected
   metrics [--openmetrics]  the node's numbers as Prometheus reads them (docs/metrics.md)
+  netjson graph|monitoring the mesh around the node, or the node, for OpenWISP and others
   ping NODE [-c COUNT]     ask another node for an answer; NODE is a name, an
                            address, a host name or its last digits
 
@@ -155,10 +156,10 @@ def _run(words: list[str]) -> int:
         return OK
     if command in {"status", "peers", "nodes", "scan"}:
         return show(command, rest)
-    if command == "metrics":
-        from thicket.cli.metrics import metrics
+    if command in {"metrics", "netjson"}:
+        from thicket.cli import metrics
 
-        return metrics(rest)
+        return metrics.metrics(rest) if command == "metrics" else metrics.netjson(rest)
     if command == "ping":
         return ping(rest)
     if command in {"call", "publish", "monitor"}:

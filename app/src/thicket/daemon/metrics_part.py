@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from thicket.metrics import machine, places
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
     from thicket.daemon.core import Core
 
-INDEX = b"/metrics: the numbers of this node, for Prometheus\n"
+INDEX = b"""\
+/metrics: the numbers of this node, for Prometheus
+/netjson/graph: the mesh around it (NetJSON NetworkGraph)
+/netjson/monitoring: this node (NetJSON DeviceMonitoring)
+"""
+JSON = "application/json"
 
 
 class MetricsPart:
@@ -50,6 +56,8 @@ class MetricsPart:
             return Answer(INDEX)
         if request.path == "/metrics":
             return await self._metrics(request)
+        if request.path in {"/netjson/graph", "/netjson/monitoring"}:
+            return await self._netjson(request.path)
         raise RefusedError(404, "there is nothing here; / lists what is served")
 
     async def _metrics(self, request: Request) -> Answer:
@@ -57,3 +65,14 @@ class MetricsPart:
         found = numbers(await self._status(), machine.read(self._core.paths.root))
         text = exposition(FAMILIES, found, openmetrics=openmetrics)
         return Answer(text.encode(), OPENMETRICS if openmetrics else PLAIN)
+
+    async def _netjson(self, path: str) -> Answer:
+        from thicket.metrics import netjson  # who wants numbers alone need not import it
+
+        document, facts = await self._status(), machine.read(self._core.paths.root)
+        if path == "/netjson/monitoring":
+            made = netjson.monitoring(document, facts)
+        else:
+            name = document["cluster"]["node"] or document["hostname"]
+            made = netjson.graph({name: numbers(document, facts)}, document["version"])
+        return Answer(json.dumps(made).encode(), JSON)

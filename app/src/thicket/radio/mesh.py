@@ -130,6 +130,7 @@ class Mesh:
                 "mesh_id": self.settings.id,
                 "frequency": self.settings.mhz,
                 "width": self.settings.width,
+                "country": self.settings.country,
                 "others": [
                     {key: one[key] for key in ("mac", "name", "security", "signal_dbm")}
                     for one in (self._session.others if self._session else ())
