@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,11 +34,13 @@ from thicket.base.visible import visible
 from thicket.cli.main import main
 from thicket.config import parse
 from thicket.config.schema import find_key
-from thicket.metrics import http, machine, netjson, places
+from thicket.distribution.etf import Atom
+from thicket.distribution.handshake import DistributionError
+from thicket.metrics import gather, http, machine, netjson, places
 from thicket.metrics.families import BY_NAME, FAMILIES
 from thicket.metrics.http import Answer, RefusedError, Request, Server
 from thicket.metrics.numbers import MOST, numbers
-from thicket.metrics.text import LONGEST, Family, exposition, label_value, wanted
+from thicket.metrics.text import LONGEST, Family, Numbers, exposition, label_value, wanted
 
 TREE = Path(__file__).parents[2]
 MACHINE = machine.Machine(
@@ -289,6 +292,109 @@ class TestNetJson:
         fits(netjson.monitoring(document(), bare), MONITORING)
         fits(netjson.monitoring(document(), machine.read()), MONITORING)
         fits(netjson.graph({"n-1": {}}, "0.1.0"), GRAPH)
+
+
+class Members:
+    """A cluster whose members answer what the test says."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+        self.asked = self.most = 0
+
+    async def request(self, target: Any, request: Any, timeout: float | None = None) -> Any:
+        assert (target[0], request) == ("thicket_metrics", "numbers")
+        self.asked += 1
+        self.most = max(self.most, self.asked)
+        try:
+            await asyncio.sleep(0.001)
+            answer = self.answers[target[1]]
+            if isinstance(answer, float):
+                await asyncio.sleep(answer)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        finally:
+            self.asked -= 1
+
+
+def told(**numbers_: Any) -> tuple[Atom, bytes]:
+    """The answer of a member that tells this."""
+    return Atom("ok"), zlib.compress(json.dumps(numbers_).encode())
+
+
+class TestGathering:
+    @given(st.dictionaries(st.sampled_from(sorted(BY_NAME)), st.lists(st.text()), max_size=5))
+    def test_what_is_packed_comes_back(self, texts: dict[str, list[str]]) -> None:
+        made: Numbers = {
+            name: {tuple(label_value(text) for _ in BY_NAME[name].labels): 1 for text in found}
+            for name, found in texts.items()
+        }
+        assert gather.unpack(gather.pack(made))[0] == made
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "words", (Atom("error"), b"no"), (Atom("ok"), "text"), (Atom("ok"), b""),
+            (Atom("ok"), b"x" * gather.MOST_PACKED), (Atom("ok"), b"x" * (gather.MOST_PACKED + 1)),
+            (Atom("ok"), zlib.compress(b"[" * 190_000)), (Atom("ok"), zlib.compress(b"5")),
+            (Atom("ok"), zlib.compress(b"{}")[:-3]),
+            (Atom("ok"), zlib.compress(b" " * 50_000_000)),  # of 50 KB
+            (Atom("ok"), zlib.compress(b'{"thicket_cpus": [[[], ' + b"9" * 100_000 + b"]]}")),
+            told(thicket_cpus=5), told(thicket_cpus=[5]), told(thicket_cpus=[[[], "5"]]),
+            told(thicket_cpus=[[[], True]]), told(thicket_cpus=[[["x"], 5]]),
+            told(thicket_cpus=[[[], 2**70]]), told(thicket_state=[[[], 1]]),
+            told(thicket_state=[[[5], 1]]), told(thicket_beacons_sent=[[[], -1]]),
+            told(thicket_beacons_sent=[[[], float("nan")]]),
+            told(thicket_path_hops=[[[f"{n}", ""], 1] for n in range(MOST + 1)]),
+            DistributionError("noproc", "it is of Erlang"), OSError("no route"),
+        ],
+    )  # fmt: skip
+    async def test_nonsense_is_no_answer(self, answer: Any) -> None:
+        members = Members(liar=answer, good=told(thicket_cpus=[[[], 4]]))
+        found = await gather.gather(members, ["liar", "good"], 60)
+        assert found == {"liar": None, "good": {"thicket_cpus": {(): 4}}}
+
+    async def test_a_liar_spoils_nothing_for_others(self) -> None:
+        label = 'x"} 1\nthicket_up{node="good"} 0\n# EOF\n' + "y" * 500
+        members = Members(
+            good=(Atom("ok"), gather.pack(numbers(document(), MACHINE))),
+            liar=told(
+                thicket_state=[[[label], 5], [[label], 6]], thicket_up=[[["good"], 0]], junk=[1],
+                thicket_node=[[["a", "b", "c", "d", "e", "f"], 99]], thicket_cpus=[[[], 1e999]],
+            ),
+        )  # fmt: skip
+        views = await gather.gather(members, ["good", "liar"], 60)
+        for openmetrics in (False, True):
+            families = (gather.UP, *FAMILIES)
+            text = exposition(
+                families, gather.merged({**views, "away": None}), openmetrics=openmetrics,
+                first="node",
+            )  # fmt: skip
+            found = read(text, openmetrics=openmetrics)
+            up = {one.labels["node"]: one.value for one in found["thicket_up"].samples}
+            assert up == {"good": 1, "liar": 1, "away": 0}
+            assert value(found, "thicket_peers", node="good") == 1
+            assert value(found, "thicket_node_info", node="liar") == 1
+            (state,) = [s for s in found["thicket_state"].samples if s.labels["node"] == "liar"]
+            assert state.labels["state"] == label_value(label)
+
+    @pytest.mark.virtual_time
+    async def test_the_slow_do_not_delay_it_for_ever_and_few_are_asked_at_once(self) -> None:
+        answers: dict[str, Any] = {f"n{n}": told() for n in range(100)}
+        members = Members(**answers, slow=1000.0)
+        begin = time.monotonic()
+        found = await gather.gather(members, ["slow", *answers], 8)
+        assert time.monotonic() - begin <= 8.1
+        assert [name for name, told_ in found.items() if told_ is None] == ["slow"]
+        assert members.most == gather.AT_ONCE
+        assert members.asked == 0
+
+    async def test_all_together_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gather, "MOST_OF_ALL", 100)
+        answers = {f"n{n}": told(thicket_cpus=[[[], 4]]) for n in range(10)}
+        found = await gather.gather(Members(**answers), answers, 60)
+        size = len(json.dumps({"thicket_cpus": [[[], 4]]}))
+        assert sum(numbers_ is not None for numbers_ in found.values()) == 100 // size
 
 
 class TestText:
@@ -691,6 +797,36 @@ class TestNode:
         node.ask("config-apply", text=OPEN + SERVED)
         fleet.until(lambda: _answers(address), "it serves again")
 
+    def test_one_node_tells_the_numbers_of_all(self, fleet: Fleet) -> None:
+        gatherer = fleet.add(OPEN + SERVED + "fleet = true\n")
+        other, secretive = fleet.add(OPEN), fleet.add(OPEN + "[metrics]\nshare = false\n")
+        nodes = (gatherer, other, secretive)
+        fleet.until(lambda: fleet.formed(*nodes), "three nodes")
+        network_namespace.ip(f"address add {PREFIX}::99/64 dev medium nodad")
+        address = gatherer.name.partition("@")[2]
+
+        def up() -> dict[str, float]:
+            families = read(fetched(address, "/fleet/metrics")[1], openmetrics=False)
+            return {one.labels["node"]: one.value for one in families["thicket_up"].samples}
+
+        fleet.until(lambda: _answers(address), "it serves")
+        told_of = {gatherer.name: 1.0, other.name: 1.0, secretive.name: 0.0}
+        fleet.until(lambda: up() == told_of, "two of three tell")
+        kind, text = fetched(address, "/fleet/metrics", Accept="application/openmetrics-text")
+        assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        families = read(text, openmetrics=True)
+        for node in (gatherer, other):
+            assert value(families, "thicket_node_info", node=node.name, name=node.name) == 1
+            assert value(families, "thicket_cluster_nodes", node=node.name, state="up") == 2
+        graph = json.loads(fetched(address, "/fleet/netjson")[1])
+        fits(graph, GRAPH)
+        assert {one["label"] for one in graph["nodes"]} == {
+            f"n-{node.identity}" for node in (gatherer, other)
+        }
+        assert other.process is not None
+        other.process.kill()
+        fleet.until(lambda: up().get(other.name, 0.0) == 0, "one of three tells")
+
     def test_the_command_tells_the_same_where_nothing_is_served(
         self,
         fleet: Fleet,
@@ -713,13 +849,13 @@ class TestNode:
     def test_a_node_that_does_not_use_it_imports_nothing_of_it(self) -> None:
         code = (
             f"import sys; sys.path[:0] = {sys.path!r}\n"
-            "import thicket.daemon.daemon, thicket.distribution, thicket.cluster.passphrase\n"
+            "import thicket.daemon.daemon, thicket.daemon.live, thicket.distribution\n"
             "print(*(name for name in sys.modules if name.startswith('thicket.metrics.')))"
         )
         done = subprocess.run(
             [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
         )
-        assert done.stdout.split() == ["thicket.metrics.section"]
+        assert sorted(done.stdout.split()) == ["thicket.metrics.section", "thicket.metrics.teller"]
 
 
 def _answers(address: str) -> bool:

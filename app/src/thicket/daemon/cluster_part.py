@@ -15,6 +15,7 @@ from thicket.base.supervise import GRACE
 from thicket.cluster import radio_watch
 from thicket.cluster.membership import Membership
 from thicket.cluster.topology import Topology
+from thicket.metrics.teller import Teller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,6 +242,9 @@ class ClusterPart:
         )
         core.problems.sources["cluster"] = (node.problems, "warning")
         session = ClusterSession(core, node, membership, self._installed)
+        teller = Teller(
+            node, lambda: core.settings.metrics.share, self._host.document, core.paths.root
+        )
         try:
             node.expect(lambda source: discovery.knows(IPv6Address(source)))
             await node.start()
@@ -252,6 +256,7 @@ class ClusterPart:
             await self._serve(session)
         finally:
             session.close()
+            teller.close()
             self._trust.detach()
             self.session = None
             del core.problems.sources["cluster"]

@@ -192,6 +192,7 @@ class Daemon:
             self.reload.run,
             self._begin,
             update=lambda: self.update,
+            document=self.current,
         )
         log.info("identity from %s, address %s", identity.source, live.me.address)
         if not core.paths.root:  # a daemon in another directory does not name the machine
@@ -273,7 +274,7 @@ class Daemon:
             await asyncio.Event().wait()
         from thicket.daemon.metrics_part import MetricsPart  # most nodes serve none
 
-        self.metrics = MetricsPart(core, self.current)
+        self.metrics = MetricsPart(core, self.current, lambda: self.live)
         try:
             await self.metrics.run()
         finally:

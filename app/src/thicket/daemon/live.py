@@ -31,6 +31,7 @@ class Live:
     :param reload: reads the configuration again and follows it.
     :param begin: starts a supervised part under its name.
     :param update: returns the part that knows the slots; None until it has begun.
+    :param document: returns the status document with figures of this moment.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class Live:
         begin: Callable[[str, Callable[[], Awaitable[None]]], None],
         *,
         update: Callable[[], Update | None],
+        document: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         self.me = OwnIdentity(identity, core.settings)
         self.reload = reload
         self.update = update
+        self.document = document
         self._core = core
         self.radio = RadioPart(core, self.me, may_join, self)
         begin("radio", self.radio.run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from thicket.base.fields import Finding, Integer, Key, Section, listed
+from thicket.base.fields import Boolean, Finding, Integer, Key, Section, listed
 
 #: The mesh interface, whatever it is called.
 MESH = "mesh"
@@ -70,6 +70,14 @@ class MetricsSection(Section, name="metrics"):
         "Empty for nowhere; `thicket metrics` prints them all the same.",
     )
     port = Integer(9969, "TCP port at all these places.", least=1024, most=65535)
+    fleet = Boolean(
+        False,
+        "Also serve the numbers of all nodes of the cluster, which are asked for then "
+        "(`/fleet/metrics`).",
+    )
+    share = Boolean(
+        True, "Tell the numbers to nodes of the cluster that gather those of all; to nobody else."
+    )
 
 
 def check_port(metrics: MetricsSection, cluster: int, file: str) -> Finding | None:

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of all nodes of the cluster, asked for by one of them.
+
+A member may be slow, away, or lie. What it tells is taken by our own table of families: names that
+it lacks are dropped, types, help and names of labels are ours, and values that would spoil the text
+for everybody make the whole answer worthless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from logging import getLogger
+from math import isfinite
+from typing import Any, Protocol
+
+from thicket.distribution.handshake import DistributionError
+from thicket.metrics.families import BY_NAME
+from thicket.metrics.numbers import MOST
+from thicket.metrics.teller import NAME, NUMBERS
+from thicket.metrics.text import Family, Numbers, Samples, label_value
+
+log = getLogger(__name__)
+
+UP = Family("thicket_up", "gauge", "Whether a node of the cluster has told its numbers.")
+#: Most nodes that are told of, and that are asked at the same time.
+MOST_NODES = 1024
+AT_ONCE = 8
+#: Seconds that one node may take.
+EACH = 4.0
+#: Longest answer of a node in bytes, packed and not; and of all together, not packed. A node with
+#: 99 peers and all paths tells some 130,000.
+MOST_PACKED = 64 * 1024
+MOST_BYTES = 192 * 1024
+MOST_OF_ALL = 8 * 1024 * 1024
+#: Largest value of a whole number: larger ones are no numbers of a node.
+_LARGEST = 2**64
+
+
+class Asks(Protocol):
+    """What gathering needs of :class:`thicket.distribution.node.Node`."""
+
+    async def request(self, target: Any, request: Any, timeout: float | None = None) -> Any:
+        """Ask a process."""
+
+
+def pack(numbers: Numbers) -> bytes:
+    """Return numbers as they travel: JSON, compressed."""
+    plain = {
+        name: [[list(labels), value] for labels, value in samples.items()]
+        for name, samples in numbers.items()
+    }
+    return zlib.compress(json.dumps(plain, separators=(",", ":")).encode())
+
+
+def unpack(packed: bytes) -> tuple[Numbers, int]:
+    """Return numbers that another node has packed, and their size in bytes.
+
+    :raises ValueError: they are none, or too many.
+    """
+    if len(packed) > MOST_PACKED:
+        raise ValueError(f"{len(packed)} bytes, packed")
+    unpacker = zlib.decompressobj()
+    try:
+        data = unpacker.decompress(packed, MOST_BYTES)
+        if not unpacker.eof:
+            raise ValueError(f"more than {MOST_BYTES} bytes, or not whole")
+        plain = json.loads(data)
+    except (zlib.error, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(plain, dict):
+        raise ValueError("no table of numbers")
+    return {
+        name: _samples(BY_NAME[name], samples) for name, samples in plain.items() if name in BY_NAME
+    }, len(data)
+
+
+def _samples(family: Family, plain: Any) -> Samples:
+    """Return the samples of a family.
+
+    :raises ValueError: they are none.
+    """
+    if not isinstance(plain, list) or len(plain) > MOST:
+        raise ValueError(f"{family.name} is no list of samples, or has too many")
+    found: Samples = {}
+    for one in plain:
+        match one:
+            case [list() as labels, int() | float() as value] if not isinstance(value, bool):
+                pass
+            case _:
+                raise ValueError(f"{family.name} has what is no sample")
+        if len(labels) != len(family.labels) or not all(isinstance(text, str) for text in labels):
+            raise ValueError(f"{family.name} has other labels")
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError(f"{family.name} has a value that is too large")
+        if family.kind == "counter" and not (isfinite(value) and value >= 0):
+            raise ValueError(f"the counter {family.name} is {value}")
+        found[tuple(map(label_value, labels))] = 1 if family.kind == "info" else value
+    return found
+
+
+async def gather(node: Asks, names: Iterable[str], seconds: float) -> dict[str, Numbers | None]:
+    """Ask nodes for their numbers; None for those that do not answer in time, or with nonsense.
+
+    :param seconds: for all of it.
+    """
+    found: dict[str, Numbers | None] = dict.fromkeys(names)
+    room = asyncio.Semaphore(AT_ONCE)
+    left = MOST_OF_ALL
+
+    async def ask(name: str) -> None:
+        nonlocal left
+        async with room:
+            try:
+                answer = await node.request((NAME, name), NUMBERS, EACH)
+                match answer:
+                    case ("ok", bytes() as packed):
+                        numbers, size = unpack(packed)
+                    case _:
+                        raise ValueError(f"it answered {answer!r:.100}")
+            except (DistributionError, OSError, ValueError) as error:
+                log.debug("no numbers of %s: %s", name, error)
+                return
+        if size <= left:
+            left -= size
+            found[name] = numbers
+
+    tasks = [asyncio.create_task(ask(name)) for name in found]
+    try:
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return found
+
+
+def merged(views: Mapping[str, Numbers | None]) -> Numbers:
+    """Return the samples of all nodes, with the node's name in front of the labels, and UP."""
+    found: Numbers = {UP.name: {}}
+    for name, numbers in views.items():
+        label = label_value(name)
+        found[UP.name][label,] = int(numbers is not None)
+        for family, samples in (numbers or {}).items():
+            kept = found.setdefault(family, {})
+            for labels, value in samples.items():
+                kept[label, *labels] = value
+    return found
