@@ -33,7 +33,7 @@ FLOORS = (
     {"identity", "radio", "distribution"},
     {"discovery"},
     {"trust"},
-    {"cluster", "firewall", "applications", "update", "upkeep", "metrics"},
+    {"cluster", "firewall", "applications", "update", "upkeep", "metrics", "syslog"},
     {"daemon"},
     {"cli"},
 )

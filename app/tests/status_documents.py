@@ -92,6 +92,7 @@ _DOCUMENT: dict[str, Any] = {
                "dropped": {"rate": 1}},
     "firewall": {"state": "on", "dropped": {"closed": 12, "beacon_flood": 1}},
     "metrics": {"requests": 5, "refused": {"404": 1}},
+    "syslog": {"connected": True, "sent": 9, "waiting": 1, "lost": 0},
     "memory_kib": 25600,
     "cpu_seconds": 12.5,
 }  # fmt: skip

@@ -132,7 +132,7 @@ class TestNumbers:
         early = document(
             identity=None, address=None, peers=[], paths=[], trust=None, passphrase=None,
             discovery=None, dns_sd=None, last_restart=None, slots=[], installation=None, updates=[],
-            applications=[], installed=[], metrics=None, problems=[], hostname="",
+            applications=[], installed=[], metrics=None, syslog=None, problems=[], hostname="",
             radio={"state": "starting", "interface": "mesh0"},
             cluster={"node": None, "security": "tls", "refused": {}, "nodes": [], "counters": {}},
         )  # fmt: skip
@@ -850,12 +850,17 @@ class TestNode:
         code = (
             f"import sys; sys.path[:0] = {sys.path!r}\n"
             "import thicket.daemon.daemon, thicket.daemon.live, thicket.distribution\n"
-            "print(*(name for name in sys.modules if name.startswith('thicket.metrics.')))"
+            "rooms = 'thicket.metrics.', 'thicket.syslog.'\n"
+            "print(*(name for name in sys.modules if name.startswith(rooms)))"
         )
         done = subprocess.run(
             [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
         )
-        assert sorted(done.stdout.split()) == ["thicket.metrics.section", "thicket.metrics.teller"]
+        assert sorted(done.stdout.split()) == [
+            "thicket.metrics.section",
+            "thicket.metrics.teller",
+            "thicket.syslog.section",
+        ]
 
 
 def _answers(address: str) -> bool:

@@ -38,6 +38,11 @@ _BURST = 20
 _WINDOW = 10.0
 
 
+def severity(level: int) -> int:
+    """Return the severity of syslog for a level of ``logging``."""
+    return next((number for least, number in _SEVERITIES if level >= least), 7)
+
+
 class Limit(logging.Filter):
     """Drops messages that repeat too often; the next one that passes tells how many were dropped.
 
@@ -107,21 +112,17 @@ class SyslogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
         try:
-            severity = 7
-            for level, number in _SEVERITIES:
-                if record.levelno >= level:
-                    severity = number
-                    break
+            number = severity(record.levelno)
             for line in self.format(record).splitlines():
-                self._line(severity, line)
+                self._line(number, line)
         except Exception:  # a log message must not end the program; standard handlers do the same
             self.handleError(record)
 
-    def _line(self, severity: int, line: str) -> None:
+    def _line(self, number: int, line: str) -> None:
         # addresses and names in messages come from the network: keep terminals and logs safe
         clean = visible(line, keep="")
         more = f"({self._lost} lines were lost) " if self._lost else ""
-        head = f"<{_FACILITY | severity}>{self.prefix}"
+        head = f"<{_FACILITY | number}>{self.prefix}"
         for piece in _pieces(more + clean, _LONGEST - len(head.encode())):
             if not self._sent(head.encode() + piece):
                 _aside(f"{self.prefix}{clean}\n")

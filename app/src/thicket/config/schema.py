@@ -21,6 +21,7 @@ from thicket.radio.section import (
     check_passphrase,
     check_width,
 )
+from thicket.syslog.section import SyslogSection
 from thicket.trust.section import TrustSection, check_fleet
 from thicket.update.section import UpdateSection
 from thicket.upkeep.section import AccessSection
@@ -58,7 +59,7 @@ class Settings:
 
     __slots__ = (
         "access", "address", "application", "cluster", "discovery", "firewall", "identity",
-        "led", "log", "mesh", "metrics", "reset", "status", "trust", "update",
+        "led", "log", "mesh", "metrics", "reset", "status", "syslog", "trust", "update",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
@@ -77,6 +78,7 @@ class Settings:
         self.firewall = FirewallSection(v.get("firewall"))
         self.update = UpdateSection(v.get("update"))
         self.metrics = MetricsSection(v.get("metrics"))
+        self.syslog = SyslogSection(v.get("syslog"))
         #: Settings of applications by name, as the file has them; the application judges them.
         self.application: dict[str, dict[str, Any]] = dict(v.get(APPLICATION, {}))
 
@@ -138,6 +140,7 @@ SECTIONS: dict[str, type[Section]] = {
     "firewall": FirewallSection,
     "update": UpdateSection,
     "metrics": MetricsSection,
+    "syslog": SyslogSection,
 }
 
 #: The table of the applications' own settings, ``[application.NAME]``.

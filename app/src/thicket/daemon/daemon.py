@@ -50,6 +50,7 @@ from thicket.upkeep.service import Upkeep
 if TYPE_CHECKING:
     from thicket.daemon.metrics_part import MetricsPart
     from thicket.identity.source import Identity
+    from thicket.syslog.forward import Forwarder
     from thicket.update.epoch import Counting, UseChip
     from thicket.update.service import Update
 
@@ -94,6 +95,8 @@ class Daemon:
         self.update: Update | None = None
         #: None on a node that serves no numbers.
         self.metrics: MetricsPart | None = None
+        #: None on a node whose log is sent nowhere.
+        self.syslog: Forwarder | None = None
         self.reload = Reload(
             self.core,
             self.status,
@@ -157,6 +160,7 @@ class Daemon:
     async def _start(self) -> None:
         core = self.core
         # Everything that needs no identity starts while a thread reads the chip.
+        self._begin("syslog", self._run_syslog)
         reading = asyncio.create_task(core.make.identity(core.settings))
         await asyncio.sleep(0)
         self._begin("control", Server(core.paths.control, Commands(self).methods()).run)
@@ -227,7 +231,7 @@ class Daemon:
         # The cluster first: its connections close properly while the mesh still carries them.
         for name in (
             "metrics", "cluster", "dns-sd", "discovery", "trust", "radio", "firewall", "care",
-            "update", "upkeep", "status", "control",
+            "update", "upkeep", "status", "control", "syslog",
         ):  # fmt: skip
             await self.stop_part(name)
         self.led.close()
@@ -279,6 +283,26 @@ class Daemon:
             await self.metrics.run()
         finally:
             self.metrics = None
+
+    async def _run_syslog(self) -> None:
+        """Send the log to a server, where the settings name one."""
+        core = self.core
+        if not core.settings.syslog.server:
+            await asyncio.Event().wait()
+        from thicket.syslog.forward import Forwarder  # most nodes have no such server
+
+        self.syslog = Forwarder(core.settings.syslog, core.problems, self._who)
+        try:
+            await self.syslog.run()
+        finally:
+            self.syslog = None
+
+    def _who(self) -> tuple[str, str, str, str]:
+        """Return host name, name in the cluster, address and version; empty where not known."""
+        if self.live is None:
+            return "", "", "", thicket.__version__
+        me, name = self.live.me, self.core.settings.cluster.name
+        return me.hostname, f"{name}@{me.text}", me.text, thicket.__version__
 
     # -- care
 

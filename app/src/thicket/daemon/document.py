@@ -186,6 +186,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         "dns_sd": dns_sd.snapshot() if dns_sd is not None else None,
         "firewall": daemon.firewall.snapshot(),
         "metrics": daemon.metrics.snapshot() if daemon.metrics is not None else None,
+        "syslog": daemon.syslog.snapshot() if daemon.syslog is not None else None,
         "memory_kib": memory_kib(),
         "cpu_seconds": round(time.process_time(), 3),
     }

@@ -127,8 +127,8 @@ class Reload:
         self._led.follow(settings.led)
         if changed:
             self._firewall.follow(settings)
-        if "metrics" in sections:
-            self._restart("metrics")
+        for part in sections & {"metrics", "syslog"}:
+            self._restart(part)
         if sections & {"trust", "update"}:
             self._restart("update")
         live = self._live()

@@ -170,6 +170,10 @@ FAMILIES = (
     Family("thicket_installed", "info", "Applications that were installed alone.",
            ("installed", "version", "trial")),
     # -- what tells all this
+    Family("thicket_syslog_connected", "gauge", "Whether the log's server is connected."),
+    Family("thicket_syslog_sent", "counter", "Lines sent to the log's server."),
+    Family("thicket_syslog_lost", "counter", "Lines that were dropped before they were sent."),
+    Family("thicket_syslog_waiting", "gauge", "Lines that wait for the log's server."),
     Family("thicket_metrics_requests", "counter", "Requests that were answered with numbers."),
     Family("thicket_metrics_refused", "counter", "Requests that were not, by reason.",
            ("reason",)),

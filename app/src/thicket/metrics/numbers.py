@@ -83,6 +83,10 @@ def numbers(document: dict[str, Any], machine: Machine) -> Numbers:
     if served is not None:
         found.add("thicket_metrics_requests", served["requests"])
         found.by_reason("thicket_metrics_refused", served["refused"])
+    forwarded = document.get("syslog")
+    if forwarded is not None:
+        for name in ("connected", "sent", "lost", "waiting"):
+            found.add(f"thicket_syslog_{name}", forwarded[name])
     found.add("thicket_metrics_omitted", found.omitted)
     return found.found
 
