@@ -131,7 +131,7 @@ def test_something_that_must_stay_true_fails_when_it_stops(tmp_path: Path) -> No
 def test_what_must_be_true_at_once_may_take_a_clock_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A host's clock shows another time whenever it is read; that of an imagined lab stands still."""
+    """A host's clock goes on between two looks at it; that of an imagined lab stands still."""
     reads = count()
     now = property(lambda world: world._loop.time() + 1e-6 * next(reads))
     monkeypatch.setattr(World, "now", now)
