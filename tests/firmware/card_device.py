@@ -20,7 +20,7 @@ from meshlab.machine.spec import CARD, MachineSpec
 E = TypeVar("E", bound=MachineEvent)
 
 BOOT = 900.0
-"""Seconds within which a node must answer on a busy host that emulates it."""
+"""Seconds, as QEMU is given them, within which a node must answer that is emulated."""
 TOML = '[mesh]\nid = "boot-test"\n[update]\nhealth_time = 600\n'
 """No slot is well by itself while a test looks at it, however slow the host."""
 PANIC_SOON = "echo 1 >/proc/sys/kernel/panic"
@@ -85,7 +85,7 @@ class Device:
     async def run(self, command: str, timeout: float = BOOT) -> str:
         """Run a command that must succeed, as soon as the node takes one; return its output."""
         try:
-            async with asyncio.timeout(timeout):
+            async with self.machine.within(timeout):
                 while True:
                     try:
                         status, output = await self.machine.exec_shell.run(command, timeout)
@@ -111,12 +111,12 @@ class Device:
         await self.until(lambda: self.machine.resets == before + times, how)
 
     async def until(self, what: Callable[[], bool], words: str, seconds: float = BOOT) -> None:
-        deadline = asyncio.get_running_loop().time() + seconds
-        while not what():
-            assert asyncio.get_running_loop().time() < deadline, (
-                f"not within {seconds:g} s: {words}\n{self.report()}"
-            )
-            await asyncio.sleep(0.1)
+        try:
+            async with self.machine.within(seconds):
+                while not what():  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(f"not within {seconds:g} s: {words}\n{self.report()}") from None
 
     async def data_state(self) -> str:
         """Return what became of /data: clean, created, rebuilt ..., once everything is up."""

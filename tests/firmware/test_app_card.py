@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from meshlab.lab.testing import HANGS
+
 sys.path.insert(0, str(Path(__file__).parent))
 from apps_for_tests import ABOUT, lamp, packed
 from bundles_for_tests import update_key
@@ -21,7 +23,7 @@ from fleet_for_tests import PREFIX, one_fleet
 
 from thicket.trust.certificates import pem
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800, func_only=True)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(HANGS, func_only=True)]
 
 BLOCK = 64 * 1024
 RADIO = "rmmod mac80211_hwsim && modprobe mac80211_hwsim radios=1"

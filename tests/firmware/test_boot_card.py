@@ -26,6 +26,7 @@ import pytest_asyncio
 from firmware import boards, parts
 from firmware import card as cards
 from meshlab.lab import real_parts, shared
+from meshlab.lab.testing import HANGS
 from meshlab.machine import bootrom
 from meshlab.machine.events import Panic, Reset, Shutdown
 from meshlab.machine.shell import ShellError
@@ -38,7 +39,7 @@ from card_images import loaded
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.lab,
-    pytest.mark.timeout(1800, func_only=True),
+    pytest.mark.timeout(HANGS, func_only=True),
 ]
 
 MIB = 1 << 20
@@ -445,7 +446,8 @@ async def test_the_power_button_switches_off_in_order(
     await device.on()
     await device.run("while [ ! -e /run/thicket/booted ]; do sleep 0.2; done; pidof acpid")
     await device.machine.powerdown()
-    await asyncio.wait_for(device.machine.wait(), BOOT)
+    async with device.machine.within(BOOT):
+        await device.machine.wait()
     assert any(detail.guest for detail in device.seen(Shutdown)), device.report()
     await device.on()
     # That it was in order, init's last script has noted.

@@ -26,6 +26,7 @@ import pytest_asyncio
 
 from firmware import card as cards
 from meshlab.lab import real_parts
+from meshlab.lab.testing import HANGS
 from meshlab.machine import bootrom, write_log
 from meshlab.machine.write_log import SECTOR, Entry
 from thicket.device import boot_record
@@ -41,7 +42,7 @@ from power_cuts import Card, Expected, Judge, Range, Sectors, Watched, records
 
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.timeout(7200, func_only=True),
+    pytest.mark.timeout(HANGS, func_only=True),
     pytest.mark.skipif(
         not os.environ.get("THICKET_SOAK"), reason="records a whole life, with THICKET_SOAK=1"
     ),

@@ -33,7 +33,9 @@ from meshlab.image import standin
 from meshlab.image.lab import Text
 from meshlab.image.userland import python_version
 from meshlab.lab import real_parts
+from meshlab.lab.testing import HANGS
 from meshlab.machine.events import Panic, WatchdogBite
+from meshlab.machine.given import Given
 from thicket.device import boot_record
 from thicket.device.boot_record import PLACES, WORDS, BootRecord, Phase, Slot, Why
 from thicket.trust import cms, openssl
@@ -54,7 +56,7 @@ from fleet_for_tests import PREFIX, TestFleet
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.lab,
-    pytest.mark.timeout(1800, func_only=True),
+    pytest.mark.timeout(HANGS, func_only=True),
 ]
 
 SOAK = bool(os.environ.get("THICKET_SOAK"))
@@ -186,9 +188,9 @@ async def status(device: Device) -> dict[str, Any]:
 async def until_status(
     device: Device, what: Callable[[dict[str, Any]], bool], words: str
 ) -> dict[str, Any]:
-    deadline = asyncio.get_running_loop().time() + BOOT
+    had = Given(lambda: [device.machine.pid])
     while not what(document := await status(device)):
-        assert asyncio.get_running_loop().time() < deadline, f"{words}: {document}"
+        assert had.seconds() < BOOT, f"{words}: {document}"
         await asyncio.sleep(0.5)
     return document
 

@@ -23,6 +23,7 @@ import pytest
 import pytest_asyncio
 
 from firmware import card as cards
+from meshlab.lab.testing import HANGS
 from meshlab.machine.qemu import MachineError
 from meshlab.machine.shell import ShellError
 from thicket.device import boot_record
@@ -38,7 +39,7 @@ from card_updates import BUNDLE, INSTALL, SLOTS, Publisher, Stick, version
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.lab,
-    pytest.mark.timeout(10800, func_only=True),
+    pytest.mark.timeout(HANGS, func_only=True),
     pytest.mark.skipif(
         not os.environ.get("THICKET_SOAK"), reason="50 power cuts, with THICKET_SOAK=1"
     ),
@@ -155,7 +156,7 @@ async def install_and_cut(device: Device, when: Cut) -> tuple[Given, bool]:
     seam: int | None = None
     now = before
     try:
-        async with asyncio.timeout(BOOT):
+        async with device.machine.within(BOOT):
             while not work.done():
                 now = await given(device)
                 if seam is None and now.bytes - before.bytes >= when.bytes:

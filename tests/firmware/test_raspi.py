@@ -22,6 +22,7 @@ import pytest_asyncio
 from firmware import card as cards
 from firmware import devicetree
 from meshlab.lab import real_parts
+from meshlab.lab.testing import HANGS
 from meshlab.machine import bootrom
 from meshlab.machine.spec import BOARDS
 
@@ -32,7 +33,7 @@ from emulated_pi import CONFIG, MIB, SIZE, Pi
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.lab,
-    pytest.mark.timeout(1800, func_only=True),
+    pytest.mark.timeout(HANGS, func_only=True),
 ]
 
 NEW = f"{'Data:':<15}new"

@@ -25,6 +25,7 @@ from meshlab.chip.server import ChipServer
 from meshlab.chip.state import serial_for
 from meshlab.lab.spec import PREFIX
 from meshlab.lab.state import address_from_serial
+from meshlab.lab.testing import HANGS
 from meshlab.machine.qemu import MachineError
 from meshlab.machine.shell import ShellError
 from meshlab.machine.spec import CHIP_SOCKET
@@ -38,7 +39,7 @@ from emulated_pi import PATIENCE, Pi
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.lab,
-    pytest.mark.timeout(1800, func_only=True),
+    pytest.mark.timeout(HANGS, func_only=True),
 ]
 
 IMAGE = "standin-rpi64"
@@ -158,7 +159,7 @@ class WithAdapter(Pi):
 
     async def radio(self, state: str) -> dict[str, Any]:
         """Return what the node says of its radio, as soon as it is in a state."""
-        async with asyncio.timeout(PATIENCE):
+        async with self.machine.within(PATIENCE):
             while True:
                 said = await self.machine.shell.run("thicket status --json", PATIENCE)
                 # A daemon that is busy says nothing in JSON.

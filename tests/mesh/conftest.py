@@ -34,7 +34,7 @@ from meshlab.lab.errors import LabError
 from meshlab.lab.lab import Lab
 from meshlab.lab.slots import Places
 from meshlab.lab.spec import LabSpec, NodeSpec
-from meshlab.lab.testing import NODES_PER_CORE, Kind, Mesh, Meshes, Nodes, is_skipped
+from meshlab.lab.testing import HANGS, NODES_PER_CORE, Kind, Mesh, Meshes, Nodes, is_skipped
 from meshlab.scenario.engine import play
 from meshlab.scenario.file import load
 from meshlab.scenario.outcome import Outcome
@@ -45,8 +45,6 @@ READINGS = HERE.parents[1] / "examples" / "readings"
 SCENARIOS = HERE.parents[1] / "examples" / "scenarios"
 SLACK = 10.0
 """How many times longer than they say the expectations of scenarios have on a busy host."""
-TIMEOUT = 1800 + float(os.environ.get("THICKET_SOAK", "0"))
-"""Seconds after which a test is ended that hangs where nothing else ends it."""
 
 SOAK = (
     "test_app_update",
@@ -223,7 +221,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.lab)
         loop = "module" if mesh is None else "session"
         item.add_marker(pytest.mark.asyncio(loop_scope=loop), append=False)
-        item.add_marker(pytest.mark.timeout(1800 if mesh is None else TIMEOUT, func_only=True))
+        item.add_marker(pytest.mark.timeout(HANGS, func_only=True))
     items.sort(key=lambda item: turn(mesh_of(item)))
 
 

@@ -57,8 +57,8 @@ async def until(
     lab: Lab, name: str, done: Callable[[dict[str, Any]], bool], what: str
 ) -> dict[str, Any]:
     """Wait until a node sees the rollout of the application so; return it."""
-    end, shown = lab.elapsed + LONG, ""
-    while lab.elapsed < end:
+    had, shown = lab.given(), ""
+    while had.seconds() < LONG:
         try:
             status, said = await lab.run(name, "thicket update status --json", 60)
         except (LabError, ShellError, TimeoutError):

@@ -191,7 +191,7 @@ class Node:
 
     async def until(self, check: Callable[[], Awaitable[bool]], what: str) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with self.machine.within(PATIENCE):
                 while not await check():  # noqa: ASYNC110
                     await asyncio.sleep(0.5)
         except TimeoutError:

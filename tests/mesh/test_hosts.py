@@ -59,7 +59,6 @@ def running(server: SshServer) -> set[int]:
     return found
 
 
-@pytest.mark.timeout(3600, func_only=True)
 async def test_a_mesh_forms_on_two_machines_and_survives_the_loss_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,6 @@ SLACK = 5.0
 """How many times longer than they say expectations have: on a busy host that emulates the nodes."""
 
 
-@pytest.mark.timeout(7200, func_only=True)
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
 async def test_a_scenario_of_the_library(path: Path, tmp_path: Path) -> None:
     scenario = load(path)

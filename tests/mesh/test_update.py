@@ -145,8 +145,8 @@ class Watch:
         :param check: Gets what all of them said; it is not asked while one of them is silent.
         """
         wanted = list(self.lab.nodes if names is None else names)
-        end = self.lab.elapsed + LONG
-        while self.lab.elapsed < end:
+        had = self.lab.given()
+        while had.seconds() < LONG:
             found = await self.ask(wanted)
             if set(found) == set(wanted) and check(found):
                 return found

@@ -226,13 +226,15 @@ class Lab:
         self.machine = Machine(spec, self.events.append)
 
     async def until(self, what: Callable[[], bool], words: str) -> None:
-        deadline = time.monotonic() + DEADLINE
-        while not what():
-            assert time.monotonic() < deadline, (
+        try:
+            async with self.machine.within(DEADLINE):
+                while not what():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(
                 f"waited {DEADLINE} s for {words}; events {self.events}; console "
                 f"{self.machine.console_since_start()!r}; {self.machine.errors_since_start()}"
-            )
-            await asyncio.sleep(0.02)
+            ) from None
 
     async def ready(self, times: int = 1) -> None:
         await self.until(
@@ -403,7 +405,8 @@ async def test_guest_switches_off(lab: Lab) -> None:
     await lab.machine.start()
     await lab.ready()
     await lab.tell("o")
-    assert await asyncio.wait_for(lab.machine.wait(), DEADLINE) == 0
+    async with lab.machine.within(DEADLINE):
+        assert await lab.machine.wait() == 0
     assert lab.happened(Exited) == [Exited(0, "the guest switched off")]
     assert not lab.machine.running
 
@@ -423,7 +426,8 @@ async def test_death_of_qemu_is_reported(lab: Lab) -> None:
     await lab.machine.start()
     assert lab.machine.pid is not None
     os.kill(lab.machine.pid, signal.SIGSEGV)
-    await asyncio.wait_for(lab.machine.wait(), DEADLINE)
+    async with lab.machine.within(DEADLINE):
+        await lab.machine.wait()
     (end,) = lab.happened(Exited)
     assert end.status == -signal.SIGSEGV
     assert end.reason.startswith("QEMU ended with signal 11 (SIGSEGV)")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,13 +177,15 @@ class Lab:
         self.machine = Machine(self.spec, self.events.append)
 
     async def until(self, what: Callable[[], bool], words: str) -> None:
-        deadline = time.monotonic() + DEADLINE
-        while not what():
-            assert time.monotonic() < deadline, (
+        try:
+            async with self.machine.within(DEADLINE):
+                while not what():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(
                 f"waited {DEADLINE} s for {words}; events {self.events}; console "
                 f"{self.machine.console_since_start()!r}; {self.machine.errors_since_start()}"
-            )
-            await asyncio.sleep(0.02)
+            ) from None
 
     async def says(self, text: str, times: int = 1) -> None:
         await self.until(
@@ -283,7 +284,8 @@ async def test_a_card_that_no_longer_boots_ends_the_machine_in_words(lab: Lab) -
     for number in (2, 3):
         partition(lab.card, number).delete("Image")
     await lab.tell("r")
-    assert await asyncio.wait_for(lab.machine.wait(), DEADLINE) == 1
+    async with lab.machine.within(DEADLINE):
+        assert await lab.machine.wait() == 1
     (end,) = lab.happened(Exited)
     assert "partition 2 of card.img has no kernel Image" in end.reason
     assert "partition 2 of card.img has no kernel" in lab.machine.errors_since_start()
@@ -297,7 +299,8 @@ async def test_switching_off_and_dying_are_no_restarts(lab: Lab) -> None:
     await lab.machine.start()
     await lab.says("start 1")
     await lab.tell("o")
-    assert await asyncio.wait_for(lab.machine.wait(), DEADLINE) == 0
+    async with lab.machine.within(DEADLINE):
+        assert await lab.machine.wait() == 0
     assert lab.happened(Exited) == [Exited(0, "the guest switched off")]
     assert [detail.reason for detail in lab.happened(Shutdown)] == ["guest-shutdown"]
     await lab.machine.start()
@@ -317,7 +320,8 @@ async def test_power_cut_between_two_lives(lab: Lab) -> None:
         await lab.until(lambda: machine.resets == 1, "the restart")
         await asyncio.sleep(pause)
         machine.kill()
-        await asyncio.wait_for(machine.wait(), DEADLINE)
+        async with machine.within(DEADLINE):
+            await machine.wait()
         assert not machine.running
         assert machine.pid is None
     assert [end.reason for end in lab.happened(Exited)] == ["killed"] * 6

@@ -164,6 +164,11 @@ class RemoteMachine(MachineLike):
         """See ``MachineLike``."""
         return self._ended is not None and not self._ended.done()
 
+    @property
+    def pid(self) -> int | None:
+        """See ``MachineLike``."""
+        return None
+
     async def start(self) -> None:
         """Switch it on.
 

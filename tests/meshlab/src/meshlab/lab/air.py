@@ -20,12 +20,13 @@ from meshlab.lab.state import (
     LabState,
     LinkState,
 )
+from meshlab.machine.given import Given, within
 from meshlab.wire.rpc import Client, Json, Params, RpcError
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 60.0
-"""Seconds within which a medium answers, one that is started again as well, on a busy host."""
+"""Seconds, as it is given them, within which a medium answers, also one that is started again."""
 
 RESTART_PAUSE = 1.0
 """Seconds before a medium that ended quickly is started again."""
@@ -101,26 +102,29 @@ class Air:
 
         :raises RpcError: the medium's own, or ``medium-down``: at once when nobody starts it again.
         """
-        deadline = time.monotonic() + patience
+        had = Given(lambda: [self.pid])
         async with self._lock:
             while True:
                 try:
                     if self._client is None:
                         self._client = await Client.connect(self._directory / "medium.sock")
-                    answer = await self._client.call(method, params, timeout=PATIENCE)
+                    async with within(PATIENCE, lambda: [self.pid]):
+                        answer = await self._client.call(method, params, timeout=None)
                     if method == "reset_stats":
                         self._doubts.reset()
                     return self._judged(answer) if method == "status" else answer
-                except RpcError as error:
-                    if error.code not in ("not-running", "closed", "timeout"):
+                except (RpcError, TimeoutError) as error:
+                    silent = isinstance(error, TimeoutError)
+                    if isinstance(error, RpcError) and error.code not in ("not-running", "closed"):
                         raise
                     if self._client is not None:
                         await self._client.close()
                         self._client = None
                     if self._given_up is not None:
                         raise RpcError("medium-down", self._given_up) from None
-                    if error.code == "timeout" or time.monotonic() > deadline:
-                        text = f"the medium does not answer ({error}); see medium.log"
+                    if silent or had.seconds() >= patience:
+                        why = f"{method}: nothing within {PATIENCE:g} s" if silent else error
+                        text = f"the medium does not answer ({why}); see medium.log"
                         raise RpcError("medium-down", text) from None
                 await asyncio.sleep(0.1)
 

@@ -178,6 +178,10 @@ class FakeMachine(MachineLike):
     def running(self) -> bool:
         return self.ended is not None and not self.ended.done()
 
+    @property
+    def pid(self) -> int | None:
+        return None
+
     async def start(self) -> None:
         if self.name in self.parts.broken:
             raise OSError("no such program: qemu-system-x86_64")

@@ -18,8 +18,8 @@ import os
 import re
 import secrets
 import shlex
-import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +57,7 @@ from meshlab.lab.state import (
     phase,
 )
 from meshlab.lab.topology import node_name
+from meshlab.machine.given import Given, within
 from meshlab.machine.shell import ShellError
 from meshlab.wire.rpc import Json, Params, RpcError, Server
 
@@ -350,14 +351,33 @@ class Lab:
         """Ask the nodes more often for a while: somebody waits for what they say."""
         self.pace.lively()
 
+    def programs(self) -> dict[str, int]:
+        """Return the processes on which it depends how quick the nodes are, by what they are."""
+        found = {"the medium": self.air.pid}
+        for name, node in self.nodes.items():
+            found[name] = None if node.machine is None else node.machine.pid
+        return {name: pid for name, pid in found.items() if pid is not None}
+
+    def within(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Limit what waits for nodes to these seconds, as they and the medium are given them.
+
+        :raises TimeoutError: in the context, when they are over.
+        """
+        return within(seconds, lambda: self.programs().values())
+
+    def given(self) -> Given:
+        """Return a clock of the time that the nodes and the medium are given from now on."""
+        return Given(lambda: self.programs().values())
+
     async def wait(self, condition: Callable[[], T], timeout: float, what: str) -> T:
         """Wait until ``condition()`` is true and return its value.
 
+        :param timeout: Seconds, as the nodes and the medium are given them.
         :raises TimeoutError: when it has not happened; the text has ``what`` and what the nodes
             say.
         :raises LabError: when the lab fails meanwhile.
         """
-        deadline = time.monotonic() + timeout
+        had = self.given()
         with self.journal.changes() as changed:
             while True:
                 self.pace.lively()
@@ -367,7 +387,7 @@ class Lab:
                     return value
                 if self.failure is not None:
                     raise self.failure
-                left = deadline - time.monotonic()
+                left = timeout - had.seconds()
                 if left <= 0:
                     raise TimeoutError(f"not within {timeout:g} s: {what}\n{self.report()}")
                 with contextlib.suppress(TimeoutError):
@@ -447,7 +467,10 @@ class Lab:
         timeout: float = 30.0,
         on_output: Callable[[bytes], None] | None = None,
     ) -> tuple[int, str]:
-        """Run a shell command on a node; return its exit status and output."""
+        """Run a shell command on a node; return its exit status and output.
+
+        :param timeout: Seconds, as the node is given them.
+        """
         return await self.node(name).running().exec_shell.run(command, timeout, on_output)
 
     async def push(self, name: str, path: str, content: bytes) -> None:

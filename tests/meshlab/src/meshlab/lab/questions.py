@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from meshlab.lab.state import LabState, get_list
 
 PATIENCE = 300.0
-"""Seconds after which something is taken to never happen: many times what a slow host needs."""
+"""Seconds, as nodes are given them, after which something is taken to never happen."""
 
 
 class Runs(Protocol):

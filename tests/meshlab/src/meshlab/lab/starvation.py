@@ -9,10 +9,9 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 
 from meshlab.lab.lab import Lab
-from meshlab.machine.machine import Machine
+from meshlab.machine.given import waits
 
 WINDOW = 5.0
 TOO_LONG = 2.5
@@ -43,24 +42,8 @@ class Starvation:
 
 
 def waited(pid: int) -> float:
-    """Return the seconds for which the threads of a process have waited for a processor.
-
-    The second figure of ``/proc/PID/task/TID/schedstat`` (Documentation/scheduler/sched-stats.rst).
-    """
-    total = 0
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-                total += int((task / "schedstat").read_text().split()[1])
-    return total / 1e9
-
-
-def programs(lab: Lab) -> dict[str, int]:
-    """Return the processes on which it depends how quick the nodes of a lab are."""
-    found = {"the medium": lab.air.pid}
-    for name, node in lab.nodes.items():
-        found[name] = node.machine.pid if isinstance(node.machine, Machine) else None
-    return {name: pid for name, pid in found.items() if pid is not None}
+    """Return the seconds for which the threads of a process have waited for a processor."""
+    return sum(waits(pid).values())
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +53,7 @@ async def watched(lab: Lab) -> AsyncIterator[Starvation]:
 
     async def look() -> None:
         while True:
-            found = {name: waited(pid) for name, pid in programs(lab).items()}
+            found = {name: waited(pid) for name, pid in lab.programs().items()}
             starvation.look(time.monotonic(), found)
             await asyncio.sleep(LOOK)
 

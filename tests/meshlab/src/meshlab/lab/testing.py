@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,12 +23,16 @@ from meshlab.lab.state import get
 
 PATIENCE = questions.PATIENCE
 
+HANGS = 4 * 3600.0 + float(os.environ.get("THICKET_SOAK", "0"))
+"""Seconds by the clock on the wall after which a test is ended that hangs where nothing else ends
+it. What a test waits for has limits that a busy host does not use up: ``meshlab.machine.given``."""
+
 NODES_PER_CORE = 5
 """Most nodes that run at a time for each core, without KVM: with more, each gets too little to keep
 its links, and all of them begin anew again and again."""
 
 FORMING = 900.0
-"""The same for a mesh that forms while other labs boot theirs."""
+"""As ``PATIENCE``, for a mesh that forms while other labs boot theirs."""
 
 
 def whole(lab: Lab) -> bool:
@@ -244,9 +249,9 @@ class Nodes:
 
     async def until(self, check: Callable[[], Awaitable[bool]], what: str) -> None:
         """Wait for a condition that has to be asked for."""
-        deadline = self.lab.elapsed + PATIENCE
+        had = self.lab.given()
         while not await check():
-            if self.lab.elapsed > deadline:
+            if had.seconds() > PATIENCE:
                 raise TimeoutError(f"not within {PATIENCE:g} s: {what}\n{self.lab.report()}")
             await asyncio.sleep(0.3)
 

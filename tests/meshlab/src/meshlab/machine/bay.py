@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from meshlab.machine.given import Given
 from meshlab.machine.qemu import QMP_PATIENCE, MachineError
 from meshlab.machine.registers import Registers
 from meshlab.machine.spec import BAY, CHIP_CHARDEV, CHIP_DEVICE, CHIP_SOCKET
@@ -175,12 +176,12 @@ class Bay:
 
         QEMU lets go of it when its threads have let go of the device.
         """
-        deadline = asyncio.get_running_loop().time() + QMP_PATIENCE
+        had = Given(lambda: [self._machine.pid])
         while True:
             try:
                 await self._machine.qmp("chardev-remove", {"id": CHIP_CHARDEV})
             except MachineError as error:
-                if "is busy" not in str(error) or asyncio.get_running_loop().time() > deadline:
+                if "is busy" not in str(error) or had.seconds() > QMP_PATIENCE:
                     raise
             else:
                 return

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from meshlab.machine.events import (
     Trouble,
     WatchdogBite,
 )
+from meshlab.machine.given import within
 from meshlab.machine.output import Output
 from meshlab.machine.qemu import QMP_PATIENCE, MachineError, Qemu
 from meshlab.machine.shell import Shell, ShellError
@@ -57,8 +59,10 @@ class Machine:
 
     def __init__(self, spec: MachineSpec, on_event: OnMachineEvent | None = None) -> None:
         self.spec = spec
-        self.shell = Shell(spec.directory / SHELL_SOCKET, spec.name)
-        self.exec_shell = Shell(spec.directory / EXEC_SOCKET, spec.name)
+        self.shell, self.exec_shell = (
+            Shell(spec.directory / socket, spec.name, lambda: [self.pid])
+            for socket in (SHELL_SOCKET, EXEC_SOCKET)
+        )
         self.output = Output(spec.directory)
         self.qemu: Qemu | None = None
         self.returncode: int | None = None
@@ -204,12 +208,12 @@ class Machine:
 
         Returns when QEMU is gone. A machine that is off already stays off.
 
-        :param grace: Seconds that the guest has.
+        :param grace: Seconds that the guest has, as it is given them.
         """
         if self.running and grace > 0:
             self._wanted_end = "stopped"
             with contextlib.suppress(ShellError, TimeoutError):
-                async with asyncio.timeout(grace):
+                async with self.within(grace):
                     # A background process: the shell itself dies in the course of it.
                     await self.exec_shell.run("poweroff", grace)
                     await self._ended.wait()
@@ -217,7 +221,7 @@ class Machine:
             self._wanted_end = self._wanted_end or "stopped"
             with contextlib.suppress(MachineError, TimeoutError):
                 await self.quit()
-                async with asyncio.timeout(QMP_PATIENCE):
+                async with self.within(QMP_PATIENCE):
                     await self._ended.wait()
         if self.running:
             self.kill()
@@ -274,6 +278,13 @@ class Machine:
     def own_kib(self) -> int:
         """Return the memory that QEMU alone holds now, the guest's included, in KiB; 0 when off."""
         return 0 if self.qemu is None else self.qemu.own_kib()
+
+    def within(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Limit what waits for the guest to these seconds, as QEMU is given them.
+
+        :raises TimeoutError: in the context, when they are over.
+        """
+        return within(seconds, lambda: [self.pid])
 
     def console_since_start(self, limit: int = 1 << 20) -> str:
         """Return what came from the guest's console since ``start``.

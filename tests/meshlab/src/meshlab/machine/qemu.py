@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from qemu.qmp import (
 )
 
 from host import child
+from meshlab.machine.given import Given, within
 from meshlab.machine.output import Output
 from meshlab.machine.spec import QMP_SOCKET, MachineSpec, Start
 from meshlab.wire.sockets import socket_address
@@ -30,7 +32,7 @@ NICE = 10
 """Niceness of QEMU: the medium, the chips and the view must not wait for twenty busy guests."""
 
 QMP_PATIENCE = 60.0
-"""Seconds that QEMU has to answer. On a busy host its niceness leaves it a tenth of a processor."""
+"""Seconds, as it is given them, that QEMU has to answer."""
 
 _START_PATIENCE = 300.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -115,6 +117,13 @@ class Qemu:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 
+    def within(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Limit what waits for the process to these seconds, as it is given them.
+
+        :raises TimeoutError: in the context, when they are over.
+        """
+        return within(seconds, lambda: [self.process.pid])
+
     async def connect(self) -> None:
         """Connect to the monitor.
 
@@ -122,7 +131,7 @@ class Qemu:
         """
         spec = self._spec
         path = spec.directory / QMP_SOCKET
-        deadline = asyncio.get_running_loop().time() + _START_PATIENCE
+        had = Given(lambda: [self.process.pid])
         while True:
             if not self.running:
                 raise MachineError(
@@ -137,14 +146,14 @@ class Qemu:
                 client.events.names = {"none"}
                 client.register_listener(EventListener(event_filter=self._listen))
                 try:
-                    async with asyncio.timeout(QMP_PATIENCE):
+                    async with self.within(QMP_PATIENCE):
                         await client.connect(socket_address(path))
                 except (ConnectError, OSError, TimeoutError):
                     pass  # not listening yet, or ending: decided by the process and the deadline
                 else:
                     self.client = client
                     return
-            if asyncio.get_running_loop().time() > deadline:
+            if had.seconds() > _START_PATIENCE:
                 errors = self._output.errors()
                 raise MachineError(
                     f"{spec.name}: QEMU did not answer on {path} within {_START_PATIENCE:g} s"
@@ -175,7 +184,7 @@ class Qemu:
         """Wait until what QEMU said last is read: its end closes the connection."""
         client = self.client
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(QMP_PATIENCE):
+            async with self.within(QMP_PATIENCE):
                 while client is not None and client.runstate == Runstate.RUNNING:
                     await client.runstate_changed()
 
@@ -207,7 +216,7 @@ class Qemu:
         if self.client is None or not self.running:
             raise MachineError(f"{node}: {name}: the machine is off")
         try:
-            async with asyncio.timeout(QMP_PATIENCE):
+            async with self.within(QMP_PATIENCE):
                 return await self.client.execute(name, dict(arguments) if arguments else None)
         except ExecuteError as error:
             raise MachineError(f"{node}: {name}: {error}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshlab.machine.qemu import QMP_PATIENCE, MachineError
@@ -27,11 +26,15 @@ _LETTERS = {1: "b", 2: "w", 4: "l"}
 class Registers:
     """What is at the guest's physical addresses.
 
+    :param machine: The machine.
     :param reader: Gets QEMU's answers.
     :param writer: Takes commands.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, machine: Machine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._machine = machine
         self._reader = reader
         self._writer = writer
 
@@ -56,7 +59,7 @@ class Registers:
     async def _ask(self, line: str) -> str:
         self._writer.write(f"{line}\n".encode())
         try:
-            async with asyncio.timeout(QMP_PATIENCE):
+            async with self._machine.within(QMP_PATIENCE):
                 answer = await self._reader.readline()
         except (OSError, TimeoutError, ValueError) as error:
             raise MachineError(f"{line}: QEMU does not answer ({type(error).__name__})") from error
@@ -79,16 +82,17 @@ async def registers_of(machine: Machine) -> AsyncIterator[Registers]:
         await machine.qmp("chardev-add", {"id": _CHARDEV, "backend": backend})
         server = {"qom-type": "qtest", "id": _OBJECT, "chardev": _CHARDEV, "log": "/dev/null"}
         await machine.qmp("object-add", server)
-    reader, writer = await _connect(machine.spec.directory / REGISTERS_SOCKET)
+    reader, writer = await _connect(machine)
     try:
-        yield Registers(reader, writer)
+        yield Registers(machine, reader, writer)
     finally:
         writer.close()
 
 
-async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(machine: Machine) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    path = machine.spec.directory / REGISTERS_SOCKET
     try:
-        async with asyncio.timeout(QMP_PATIENCE):
+        async with machine.within(QMP_PATIENCE):
             return await asyncio.open_unix_connection(socket_address(path))
     except (OSError, TimeoutError) as error:
         raise MachineError(f"{path}: QEMU does not answer: {error}") from error

@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from meshlab.machine.given import Given, Pids, within
 from meshlab.wire.sockets import socket_address
 
 _RS = b"\x1e"
@@ -239,8 +240,14 @@ class Shell:
     the machine or the guest restarted.
     """
 
-    def __init__(self, path: Path, name: str = "") -> None:
-        """Drive the shell behind the unix socket ``path``; ``name`` is for messages."""
+    def __init__(self, path: Path, name: str = "", pids: Pids = tuple) -> None:
+        """Drive a shell.
+
+        :param path: Its unix socket.
+        :param name: The node's, for messages.
+        :param pids: The node's processes: all limits are seconds as these are given them.
+        """
+        self._pids = pids
         self._path = path
         self._name = name or path.parent.name
         self._lock = asyncio.Lock()
@@ -257,7 +264,7 @@ class Shell:
         :raises ShellError: when it does not within ``timeout`` seconds.
         """
         try:
-            async with asyncio.timeout(timeout), self._locked():
+            async with within(timeout, self._pids), self._locked():
                 while True:
                     try:
                         await self._ensure()
@@ -583,15 +590,13 @@ class Shell:
 
         ``source`` gives the command's input, by way of files beside ``pipe``.
         """
-        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        had = Given(self._pids, asyncio.get_running_loop().time)
 
         def left() -> float | None:
-            if deadline is None:
-                return None
-            return max(0.0, deadline - asyncio.get_running_loop().time())
+            return None if timeout is None else max(0.0, timeout - had.seconds())
 
         try:
-            async with asyncio.timeout(left()):
+            async with had.within(timeout):
                 await self._lock.acquire()
         except TimeoutError:
             raise ShellError(
@@ -601,7 +606,7 @@ class Shell:
         try:
             for patience in _start_patiences():
                 try:
-                    async with asyncio.timeout(left()):
+                    async with had.within(timeout):
                         await self._ensure()
                 except TimeoutError:
                     raise ShellError(self._silent(timeout or 0.0)) from None
@@ -631,7 +636,7 @@ class Shell:
                             wire, capture.started, patience if rest is None else min(patience, rest)
                         )
                     except TimeoutError:
-                        if deadline is not None and not left():
+                        if left() == 0:
                             raise
                         # The loop may be gone (a new shell since), or slow: open it again. A line
                         # that was not begun by then never will be, and is sent again.
@@ -644,7 +649,11 @@ class Shell:
                         feeder = asyncio.create_task(self._give(wire, capture, source, pipe))
                     done = asyncio.ensure_future(_either(capture.status, overflow))
                     try:
-                        await self._first(wire, done, left())
+                        while not done.done():
+                            with contextlib.suppress(TimeoutError):
+                                await self._first(wire, done, left())
+                            if left() == 0 and not done.done():
+                                raise TimeoutError
                     finally:
                         done.cancel()
                         if feeder is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meshlab.machine.machine import Machine
 
 PATIENCE = 300.0
-"""Seconds within which a machine is written or read, on a busy host with a slow disk."""
+"""Seconds, as QEMU is given them, within which a machine is written or read, by a slow disk."""
 
 _PAUSE = 0.02
 _UNBOUNDED = 1 << 40
@@ -147,7 +147,7 @@ async def _write(machine: Machine, memory: Path) -> None:
 
 
 async def _done(machine: Machine, what: str) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with machine.within(PATIENCE):
         while True:
             answer = await machine.qmp("query-migrate")
             match answer.get("status"):
