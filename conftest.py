@@ -9,6 +9,7 @@ import sys
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from authority import keys
 from host.cache import cache_root
@@ -16,6 +17,9 @@ from host.cache import cache_root
 # What Hypothesis finds in our sources by parsing them all, and the examples that failed: for every
 # checkout.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(cache_root() / "hypothesis"))
+# A busy machine makes any example slow once, and to make them; that is no fault of what is tested.
+settings.register_profile("thicket", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("thicket")
 
 
 @pytest.hookimpl(wrapper=True)

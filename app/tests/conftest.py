@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
     from daemons import Fleet
-
-# A busy machine makes any example slow once; that is no fault of what is tested.
-settings.register_profile("thicket", deadline=None)
-settings.load_profile("thicket")
 
 
 @pytest.fixture

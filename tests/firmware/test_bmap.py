@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from firmware import bmap, card, plan, ranges
@@ -35,7 +35,6 @@ def numbers(of: list[ranges.Range]) -> set[int]:
     return {n for start, end in of for n in range(start, end)}
 
 
-@settings(deadline=None)
 @given(some_ranges, some_ranges, st.integers(1, 17))
 def test_ranges_are_sets_of_numbers(
     one: list[ranges.Range], two: list[ranges.Range], unit: int
@@ -70,13 +69,11 @@ def maps(draw: st.DrawFn) -> Bmap:
     return Bmap(size, 4096, "sha256", tuple(runs))
 
 
-@settings(deadline=None)
 @given(maps())
 def test_what_is_rendered_is_parsed(made: Bmap) -> None:
     assert bmap.parse(bmap.render(made)) == made
 
 
-@settings(deadline=None)
 @given(maps(), st.data())
 def test_a_changed_byte_is_noticed(made: Bmap, data: st.DataObject) -> None:
     text = bytearray(bmap.render(made))
@@ -142,7 +139,6 @@ def test_bmaptool_makes_what_is_parsed(tmp_path: Path) -> None:
         assert bmap.make(opened, bmap.data_ranges(opened)) == parsed
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=40), st.integers(0, 4095), st.booleans())
 def test_zeros_are_no_data_whether_they_are_holes_or_not(
     blocks: list[bool], more: int, sparse: bool

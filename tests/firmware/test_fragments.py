@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from firmware import boards, defconfigs
@@ -45,14 +45,12 @@ def test_a_stale_configuration_is_named(tmp_path: Path) -> None:
     assert defconfig(changed) != defconfig(board)
 
 
-@settings(deadline=None)  # hosts may be busy
 @given(LINES)
 def test_parsing_returns_what_was_written(lines: list[tuple[str, str]]) -> None:
     text = "".join(f"{line(*pair)}\n" for pair in lines)
     assert [(w.name, w.value) for w in parse(text, "f")] == lines
 
 
-@settings(deadline=None)
 @given(LINES, LINES)
 def test_exactly_the_lines_that_are_not_there_are_lost(
     wanted: list[tuple[str, str]], have: list[tuple[str, str]]

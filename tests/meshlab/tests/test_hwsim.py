@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink import genlmsg
 
@@ -96,7 +96,6 @@ def frame_attributes(frame: TxFrame) -> list[tuple[str, Any]]:
     ]
 
 
-@settings(deadline=None)
 @given(frames, st.randoms(use_true_random=False))
 def test_decode_frame_of_pyroute2_in_any_order(frame: TxFrame, random: Any) -> None:
     usual = oracle_encode(Command.FRAME, frame_attributes(frame))
@@ -107,7 +106,6 @@ def test_decode_frame_of_pyroute2_in_any_order(frame: TxFrame, random: Any) -> N
     assert hwsim.decode_frame(message, 0, len(message)) == frame
 
 
-@settings(deadline=None)
 @given(frames, st.binary(max_size=30), st.binary(max_size=30))
 def test_decode_frame_inside_of_a_buffer(frame: TxFrame, before: bytes, after: bytes) -> None:
     message = hwsim.encode_frame(FAMILY, frame)
@@ -115,7 +113,6 @@ def test_decode_frame_inside_of_a_buffer(frame: TxFrame, before: bytes, after: b
     assert hwsim.decode_frame(buffer, len(before), len(before) + len(message)) == frame
 
 
-@settings(deadline=None)
 @given(frames)
 def test_encode_frame_is_what_pyroute2_encodes(frame: TxFrame) -> None:
     expected = oracle_encode(Command.FRAME, frame_attributes(frame), sequence_number=5)
@@ -151,7 +148,6 @@ def test_old_kernels_send_no_rate_flags() -> None:
     assert hwsim.decode_series(got.tx_info, got.tx_info_flags) == (Rate(4, 2, 0), Rate(0, 3, 0))
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.builds(Rate, st.integers(0, 127), st.integers(0, 255), st.integers(0, 65535)),
@@ -173,7 +169,6 @@ def test_rate_series_layout() -> None:
         hwsim.encode_series([Rate(0, 1, 0)] * 5)
 
 
-@settings(deadline=None)
 @given(macs, u32, st.integers(-128, 127), st.binary(min_size=8, max_size=8), u32)
 def test_tx_info_as_pyroute2_reads_it(
     mac: bytes, flags: int, signal: int, tx_info: bytes, seq: int
@@ -191,7 +186,6 @@ def test_tx_info_as_pyroute2_reads_it(
     assert attributes["TX_INFO"] == tx_info
 
 
-@settings(deadline=None)
 @given(macs, st.binary(min_size=24, max_size=2304), st.integers(0, 11), st.integers(-128, 0), u32)
 def test_injected_frames_as_pyroute2_reads_them(
     mac: bytes, frame: bytes, rate: int, signal: int, seq: int
@@ -292,7 +286,6 @@ def test_a_dump_of_linux() -> None:
     assert hwsim.radio_info(hwsim.parse(message)) == hwsim.RadioInfo(0, "radio0", 1)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=120))
 def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
     for parse in (hwsim.parse, _parse_frame, _parse_answer, _parse_header):
@@ -314,7 +307,6 @@ def _parse_header(data: bytes) -> Header:
     return hwsim.header(data, 0, len(data))
 
 
-@settings(deadline=None)
 @given(frames, st.data())
 def test_damaged_frames_are_decoded_or_refused(frame: TxFrame, data: st.DataObject) -> None:
     message = bytearray(hwsim.encode_frame(FAMILY, frame))

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from meshlab.scenario.traces import MOST_BYTES, TraceError, Waypoint, load, parse, place_at, walk
@@ -96,7 +96,6 @@ lines = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.lists(lines, max_size=12), st.sampled_from(["ns2", "bonnmotion"]), st.floats(0, 1e7))
 def test_any_trace_is_followed_or_refused(found: list[str], format: str, at: float) -> None:
     data = "\n".join(found).encode("utf-8", "surrogatepass")
