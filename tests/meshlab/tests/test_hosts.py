@@ -14,12 +14,15 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.hosts import errors, hosts
 from meshlab.hosts.errors import HostsError
 from meshlab.hosts.hosts import Host, Hosts
+from meshlab.hosts.link import Link
 from meshlab.hosts.placement import Capacity, HostSpec, parse_hosts, place, room_for
 from meshlab.hosts.remote_parts import RemoteMachine, RemoteParts
 from meshlab.hosts.spread import Wanted, spread
@@ -36,7 +39,6 @@ from tiny_guest import guest
 
 QEMU = "qemu-system-x86_64"
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
-DEADLINE = 120.0
 
 
 # --- which node runs where ----------------------------------------------------------------------
@@ -227,7 +229,7 @@ async def test_an_interrupted_start_leaves_nothing(tmp_path: Path, there: Path) 
             await asyncio.Event().wait()
 
     task = asyncio.create_task(begin())
-    until = time.monotonic() + DEADLINE
+    until = time.monotonic() + PATIENCE
     while not processes(there):
         assert time.monotonic() < until
         await asyncio.sleep(0.01)
@@ -247,7 +249,7 @@ async def test_an_agent_that_was_left_behind_makes_room(tmp_path: Path) -> None:
     async with opened("a", tmp_path) as left, opened("a", tmp_path) as one:
         assert one.connected
         assert left._link is not None
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             await left._link.ended
 
 
@@ -279,18 +281,24 @@ def qemus(there: Path) -> list[int]:
 
 
 def agent_of(there: Path) -> int:
-    """Return the agent among them: the parent of its guard, which has the same command line."""
+    """Return the agent among them."""
+    return agent_and_guard(there)[0]
+
+
+def agent_and_guard(there: Path) -> tuple[int, int]:
+    """Return the agent among them, and its child, which has the same command line."""
     found = {}
     for pid in processes(there):
         if b"meshlab.hosts.agent" in Path(f"/proc/{pid}/cmdline").read_bytes():
             status = Path(f"/proc/{pid}/status").read_text()
             found[pid] = int(status.partition("PPid:")[2].split()[0])
     (agent,) = set(found) & set(found.values())
-    return agent
+    (guard,) = (pid for pid, parent in found.items() if parent == agent)
+    return agent, guard
 
 
 async def gone(what: Callable[[], Sequence[object]]) -> None:
-    until = time.monotonic() + DEADLINE
+    until = time.monotonic() + PATIENCE
     while True:
         with contextlib.suppress(OSError):
             if not what():
@@ -319,7 +327,7 @@ class Bench:
         writer.close()
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
-        until = time.monotonic() + DEADLINE
+        until = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < until, what
             await asyncio.sleep(0.05)
@@ -334,6 +342,39 @@ def real(tmp_path: Path) -> RealParts:
     (tmp_path / "root").write_bytes(bytes(1 << 20))
     image = ImageSet("tiny", tmp_path / "kernel", tmp_path / "root", "quiet", "a tiny guest")
     return RealParts(image, Accel("tcg", "test", "max"), tmp_path, 1)
+
+
+class Impatient:
+    """Both ends have a second of patience, which begins when a test says so: until then the lab has
+    an hour, and the agent's guard, which stands still, for ever."""
+
+    SECONDS = 1.0
+
+    def __init__(self, there: Path, patch: pytest.MonkeyPatch) -> None:
+        self._guard = 0
+        self._link: Link | None = None
+        call = Link.call
+
+        async def held(link: Link, method: str, *params: Any, **options: Any) -> Any:
+            if self._link is None:
+                self._link = link
+                link._patience = 3600.0
+            if method == "begin":  # tells how patient the guard is
+                _, self._guard = agent_and_guard(there)
+                os.kill(self._guard, signal.SIGSTOP)
+            return await call(link, method, *params, **options)
+
+        patch.setattr(Link, "call", held)
+
+    def begin(self) -> None:
+        assert self._link is not None
+        self._link._patience = self.SECONDS
+        os.kill(self._guard, signal.SIGCONT)
+
+
+@pytest.fixture
+def impatient(there: Path, monkeypatch: pytest.MonkeyPatch) -> Impatient:
+    return Impatient(there, monkeypatch)
 
 
 @contextlib.asynccontextmanager
@@ -370,7 +411,7 @@ async def test_a_node_there_is_as_one_here(tmp_path: Path, there: Path) -> None:
         await bench.until(lambda: machine.own_kib() > 0, "its memory is known")
         assert machine.cpu_seconds() > 0
         await bench.type(b"o")
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             assert await machine.wait() == 0
         assert not machine.running
         assert not (bench.directory / CONSOLE_SOCKET).exists()
@@ -382,7 +423,7 @@ async def test_power_that_is_cut_there_comes_back(tmp_path: Path, there: Path) -
         await bench.machine.start()
         machine = bench.machine
         machine.kill()
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             assert await machine.wait() == -signal.SIGKILL
         await gone(lambda: qemus(there))
         again = Bench(bench.host, bench.parts, bench.directory)
@@ -416,7 +457,7 @@ async def test_nothing_is_left_when_an_end_of_the_connection_is_killed(
             connection.process.kill()
         else:
             os.kill(agent_of(there), signal.SIGKILL)
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             assert await bench.machine.wait() is None
         assert "a is out of reach: the connection was closed" in bench.log("qemu.log")
         await gone(lambda: qemus(there))
@@ -429,16 +470,17 @@ async def test_nothing_is_left_when_an_end_of_the_connection_is_killed(
 
 @needs_qemu
 async def test_a_connection_that_swallows_everything_is_ended_on_both_sides(
-    tmp_path: Path, there: Path
+    tmp_path: Path, there: Path, impatient: Impatient
 ) -> None:
     """As with the lid closed, or a network that is gone without a word."""
-    async with node(tmp_path, deadline=6.0) as bench:
+    async with node(tmp_path, Impatient.SECONDS) as bench:
         await bench.machine.start()
         connection = bench.host._connection
         assert connection is not None
         os.kill(connection.process.pid, signal.SIGSTOP)
+        impatient.begin()
         await gone(lambda: qemus(there))
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             assert await bench.machine.wait() is None
         assert "a is out of reach: " in bench.log("qemu.log")
     await gone(lambda: processes(there))
@@ -446,13 +488,14 @@ async def test_a_connection_that_swallows_everything_is_ended_on_both_sides(
 
 @needs_qemu
 async def test_an_agent_that_is_stopped_does_not_keep_its_machines(
-    tmp_path: Path, there: Path
+    tmp_path: Path, there: Path, impatient: Impatient
 ) -> None:
-    async with node(tmp_path, deadline=6.0) as bench:
+    async with node(tmp_path, Impatient.SECONDS) as bench:
         await bench.machine.start()
         os.kill(agent_of(there), signal.SIGSTOP)
+        impatient.begin()
         await gone(lambda: processes(there))
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             assert await bench.machine.wait() is None
 
 

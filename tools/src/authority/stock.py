@@ -146,7 +146,7 @@ def _compile(folder: Path) -> bool:
     if compiler is None:
         return False
     done = subprocess.run(
-        [compiler, f"{MODULE}.erl"], cwd=folder, capture_output=True, check=False, timeout=120
+        [compiler, f"{MODULE}.erl"], cwd=folder, capture_output=True, check=False, timeout=600
     )
     return done.returncode == 0
 

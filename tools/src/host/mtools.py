@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from host.errors import HostError
 
-PATIENCE = 60.0
+PATIENCE = 600.0
 """Seconds that a program may take."""
 
 PLACES = "/usr/local/sbin:/usr/sbin:/sbin"

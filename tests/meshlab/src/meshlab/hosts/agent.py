@@ -40,6 +40,7 @@ from meshlab.lab.directory import clear_node
 from meshlab.lab.real_parts import RealParts
 from meshlab.machine import accel
 from meshlab.machine.events import MachineEvent
+from meshlab.machine.given import Given
 from meshlab.machine.machine import Machine
 from meshlab.machine.spec import CHIP_SOCKET, CONSOLE_LOG, QEMU_LOG, SOCKETS
 from meshlab.wire.sockets import socket_address
@@ -52,8 +53,9 @@ MEASURE_EVERY = 8
 """Looks between two measurements of what they cost."""
 LOG_PIECE = 64 * 1024
 SOCKET_PATIENCE = 10.0
-"""Seconds that a running machine has to make its sockets: from a card it restarts in a new QEMU."""
-TAKE_OVER = 15.0
+"""Seconds, as QEMU is given them, that a running machine has to make its sockets: from a card it
+restarts in a new QEMU."""
+TAKE_OVER = 120.0
 """Seconds that an agent that was left behind has to end."""
 PROGRAMS = {"mkfs.fat": "dosfstools", "mcopy": "mtools", "setpriv": "util-linux", "cp": "coreutils"}
 
@@ -363,8 +365,8 @@ async def _connect(
     guest: Guest, path: Path
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
     """Connect to a socket of a machine, waiting while the machine restarts."""
-    until = time.monotonic() + SOCKET_PATIENCE
-    while guest.running and time.monotonic() < until:
+    had = Given(lambda: [guest.machine.pid if guest.machine is not None else None])
+    while guest.running and had.seconds() < SOCKET_PATIENCE:
         try:
             return await asyncio.open_unix_connection(socket_address(path))
         except OSError:

@@ -15,7 +15,7 @@ import struct
 
 from meshlab.hosts.link import Link
 
-FIRST_DEADLINE = 60.0
+FIRST_DEADLINE = 300.0
 """Seconds until the lab has said how long it may be silent."""
 PAUSE = 0.5
 _SECONDS = struct.Struct("!d")

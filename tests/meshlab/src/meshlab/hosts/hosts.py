@@ -144,7 +144,7 @@ class Host(Handlers):
             raise
         return link
 
-    async def call(self, method: str, params: Json, timeout: float | None = 120.0) -> Json:
+    async def call(self, method: str, params: Json, timeout: float | None = 300.0) -> Json:
         """Make a request.
 
         :raises HostsError: when it is refused or the machine cannot be reached.

@@ -214,7 +214,7 @@ class Link:
         """Begin to read, and to send signs of life."""
         self._own = [asyncio.create_task(self._read()), asyncio.create_task(self._pulse())]
 
-    async def call(self, method: str, params: Json = None, timeout: float | None = 60.0) -> Json:
+    async def call(self, method: str, params: Json = None, timeout: float | None = 300.0) -> Json:
         """Make a request and return its answer.
 
         :raises LinkError: when it is refused, not answered in time, or the link ends.

@@ -32,7 +32,7 @@ OPTIONS = (
 )
 """Nothing is asked, nothing forwarded. Keys, ports and jump hosts come from ``~/.ssh/config``."""
 
-GREETING_PATIENCE = 60.0
+GREETING_PATIENCE = 300.0
 """Seconds until the other side has said its first line."""
 END_PATIENCE = 10.0
 _SAID = 16 * 1024

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 60.0
 """Seconds, as it is given them, within which a medium answers, also one that is started again."""
 
+END_PATIENCE = 5.0
+"""Seconds, as it is given them, that a medium has to end by itself."""
+
 RESTART_PAUSE = 1.0
 """Seconds before a medium that ended quickly is started again."""
 
@@ -191,7 +194,7 @@ class Air:
         """Wait until the medium has ended, and make it end."""
         if self._process is not None:
             try:
-                async with asyncio.timeout(5):
+                async with within(END_PATIENCE, lambda: [self.pid]):
                     await self._process.wait()
             except TimeoutError:
                 self._process.kill()

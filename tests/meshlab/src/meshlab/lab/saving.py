@@ -33,6 +33,7 @@ from meshlab.lab.saved import (
     taken,
 )
 from meshlab.lab.state import Kind, get
+from meshlab.machine.given import Given
 from meshlab.machine.qemu import MachineError
 from meshlab.medium.config import STATE_NAME
 from meshlab.wire.rpc import RpcError
@@ -43,11 +44,12 @@ if TYPE_CHECKING:
     from meshlab.lab.parts import Parts
 
 CHIP_PATIENCE = 60.0
-"""Seconds within which all chips are asleep at once: each is awake for a second at most."""
+"""Seconds, as the nodes are given them, within which all chips are asleep at once: each is awake
+for a second at most."""
 CHIP_PAUSE = 0.1
 
 AIR_PATIENCE = 10.0
-"""Seconds that machines which are about to wake wait for the medium's connections."""
+"""Seconds, as the medium is given them, that machines wait for its connections before they wake."""
 
 MARGIN = 64 << 20
 """Bytes that a save leaves free on the disk."""
@@ -218,14 +220,14 @@ async def _pause(nodes: list[Node]) -> None:
 
     :raises LabError: when there is none.
     """
-    deadline = time.monotonic() + CHIP_PATIENCE
+    had = Given(lambda: [node.running().pid for node in nodes])
     while True:
         await asyncio.gather(*(node.running().pause() for node in nodes))
         awake = [node.state.name for node in nodes if not node.chip.asleep]
         if not awake:
             return
         await _go_on(nodes)
-        if time.monotonic() > deadline:
+        if had.seconds() >= CHIP_PATIENCE:
             raise LabError(f"the chips of {', '.join(awake)} do not go to sleep")
         await asyncio.sleep(CHIP_PAUSE)
 
@@ -267,8 +269,8 @@ async def wake(lab: Lab, saved: SavedLab) -> None:
 
 async def _on_air(lab: Lab, names: list[str]) -> None:
     """Wait until the medium has a connection to each machine: who runs without one hears nobody."""
-    deadline = time.monotonic() + AIR_PATIENCE
-    while time.monotonic() < deadline:
+    had = lab.given()
+    while had.seconds() < AIR_PATIENCE:
         with contextlib.suppress(RpcError):
             status = await lab.air.call("status", patience=AIR_PATIENCE)
             if all(get(status, "nodes", name, "reachable") is not False for name in names):

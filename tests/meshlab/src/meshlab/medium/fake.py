@@ -137,7 +137,7 @@ class FakeKernel(asyncio.Protocol):
         """Wait until the medium has registered and made ``count`` radios."""
         await self.wait(lambda: self.registered and len(self.radios) == count)
 
-    async def wait(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    async def wait(self, condition: Callable[[], bool], timeout: float = 600.0) -> None:
         """Wait until ``condition`` holds; it is looked at whenever something arrives.
 
         :raises TimeoutError: when it does not become true in time.

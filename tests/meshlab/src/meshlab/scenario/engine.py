@@ -49,7 +49,8 @@ async def play(
     :param tell: Gets progress.
     :param seed: The lab's.
     :param folder: Where what the steps make is put.
-    :param slack: How many times longer than they say expectations have time.
+    :param slack: How many times longer than they say expectations have time; so have, where it is
+        more than once, the mesh to form and the whole.
     :param imagined: Whether the lab is none of real nodes.
     :param judge_medium: Whether a medium that was late leaves the run without a result.
     """
@@ -59,17 +60,18 @@ async def play(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
     run = _Run(scenario, World(stage, seed, folder), outcome, tell, slack)
-    begun = run.world.now
+    begun, longer = run.world.now, max(1.0, slack)
+    limit = longer * scenario.head.timeout
     try:
-        async with asyncio.timeout(scenario.head.timeout):
-            await stage.formed(scenario.head.forming)
+        async with asyncio.timeout(limit):
+            await stage.formed(longer * scenario.head.forming)
             run.formed = run.world.now
             formed = stage.state.formed
             outcome.formed_seconds = run.formed - begun if formed is None else formed
             tell(0.0, f"the mesh has formed after {outcome.formed_seconds:.1f} s")
             await run.play()
     except TimeoutError:
-        run.error(f"not over within {scenario.head.timeout:g} s (timeout of [scenario])")
+        run.error(f"not over within {limit:g} s (timeout of [scenario])")
     except (LabError, RpcError, ShellError) as error:
         run.error(str(error))
     outcome.seconds = round(run.elapsed, 2)
