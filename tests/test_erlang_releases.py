@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -57,7 +58,7 @@ class Machine:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=True,
         )
         return done.stderr

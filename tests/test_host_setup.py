@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from host.cache import cache_root
 
@@ -44,7 +45,7 @@ def make(checkout: Path, target: str, **variables: str) -> subprocess.CompletedP
         text=True,
         capture_output=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from patience import PATIENCE
 
 TOP = Path(__file__).resolve().parents[1]
 GUIDES = (TOP / "README.md", *sorted((TOP / "docs").glob("*.md")))
@@ -40,7 +41,7 @@ class Named(NamedTuple):
 def tracked() -> list[str]:
     """Return the tree's files, as git knows them."""
     answer = subprocess.run(
-        ["git", "ls-files"], cwd=TOP, capture_output=True, text=True, check=False, timeout=300
+        ["git", "ls-files"], cwd=TOP, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     if answer.returncode:
         pytest.skip(f"not a checkout: {answer.stderr.strip()}")

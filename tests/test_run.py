@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 RUN = Path(__file__).with_name("run.py")
 
@@ -230,13 +231,13 @@ def test_ctrl_c_ends_it_with_a_report_of_what_there_was(tree: Path, words: list[
         start_new_session=True,
         cwd=tree,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (tree / "begun").exists():
         assert running.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGINT)  # what a terminal does
-    output, _ = running.communicate(timeout=120)
+    output, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode not in (0, None)
     assert "interrupted" in output
     assert "round 2 of" not in output
@@ -249,7 +250,7 @@ def test_loads_end_with_what_they_started(tree: Path) -> None:
         assert len(os.sched_getaffinity(0)) == 1
     assert os.sched_getaffinity(0) == cores
     with run.stalled_disk():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not (tree / "cache" / "test" / "stall").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -269,7 +270,7 @@ def test_loads_end_with_a_run_that_is_killed(tree: Path, load: str) -> None:
     )
     running = subprocess.Popen([sys.executable, "-c", code])
     sign = tree / "begun" if load == "second_copy" else tree / "cache" / "test" / "stall"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not os.path.lexists(sign):
         assert running.poll() is None
         assert time.monotonic() < deadline

@@ -18,6 +18,7 @@ from typing import Any
 
 import network_namespace
 import pytest
+from patience import PATIENCE
 
 from authority.authority import Authority
 from meshlab.chip.atecc608 import Atecc608
@@ -79,8 +80,8 @@ class NamespaceNode:
         """End the process; its namespace, and with it the wire, goes too."""
         assert self.process is not None
         self.process.send_signal(sig)
-        status = self.process.wait(60)
-        deadline = time.monotonic() + 60
+        status = self.process.wait(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
         while Path(f"/sys/class/net/{self.wire}").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         return status
@@ -109,7 +110,7 @@ class Fleet:
             node.start()
         return node
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
 
         def holds() -> object:

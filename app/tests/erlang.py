@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from private_network import Network, run_in_child, until
+from patience import PATIENCE
+from private_network import HANGS, Network, run_in_child, until
 
 from host.cache import cache_root
 from thicket.distribution import Node, epmd, etf
@@ -95,7 +96,7 @@ def releases() -> list[Release]:
             [path, "-noshell", "-eval", ask],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
             check=True,
         )
         found.setdefault(int(done.stdout), path)
@@ -104,7 +105,7 @@ def releases() -> list[Release]:
 
 def in_each_release(
     test: Callable[[Network, Release], Coroutine[Any, Any, None]],
-    seconds: float = 600.0,
+    seconds: float = HANGS,
     *,
     between: bool = True,
 ) -> Any:
@@ -171,7 +172,7 @@ class Erl:
         address: IPv6Address,
         *,
         cookie: str = "secret",
-        tick_time: int = 60,
+        tick_time: int = 3600,
         fixed_port: int | None = None,
         options: Sequence[str] = (),
         release: Release | None = None,
@@ -180,6 +181,7 @@ class Erl:
     ) -> Erl:
         """Start a node ``name@address``, and wait until it runs.
 
+        :param tick_time: in seconds; by default so long that it judges nobody by the clock.
         :param spelling: how its name writes the address; by default in canonical form.
         :param fixed_port: the port that it listens on and expects all others on, without epmd.
         :param release: which Erlang; the system's when it is not given.
@@ -211,7 +213,7 @@ class Erl:
         )
         erl = cls(process, node, home)
         try:
-            assert await erl.eval("node()", 300) == node, erl.log
+            assert await erl.eval("node()", PATIENCE) == node, erl.log
         except BaseException:
             await erl.stop()
             raise
@@ -232,7 +234,7 @@ class Erl:
                 self.log.append(line.decode(errors="replace").rstrip())
         self._answers.put_nowait(None)
 
-    async def eval(self, expressions: str, seconds: float = 60.0) -> Any:
+    async def eval(self, expressions: str, seconds: float = PATIENCE) -> Any:
         """Return the value of Erlang ``expressions``, which are without a full stop."""
         assert self.process.stdin is not None
         self.process.stdin.write(expressions.replace("\n", " ").encode() + b".\n")
@@ -248,7 +250,7 @@ class Erl:
         assert kind == "ok", f"{expressions!r} raised {answer!r}"
         return value
 
-    async def until(self, expression: str, value: Any, seconds: float = 60.0) -> None:
+    async def until(self, expression: str, value: Any, seconds: float = PATIENCE) -> None:
         """Wait until ``expression`` has ``value``."""
         end = asyncio.get_running_loop().time() + seconds
         while (found := await self.eval(expression)) != value:
@@ -256,9 +258,44 @@ class Erl:
                 raise AssertionError(f"{expression} is {found!r}, not {value!r}; {self.log}")
             await asyncio.sleep(0.02)
 
+    async def received(self, peer: str) -> int:
+        """Return how many bytes have come over its connection with ``peer``."""
+        port = f"element(2, lists:keyfind('{peer}', 1, erlang:system_info(dist_ctrl)))"
+        count: int = await self.eval(f"{{ok, [{{_, N}}]}} = inet:getstat({port}, [recv_oct]), N")
+        return count
+
+    async def quarter(self) -> None:
+        """Let a quarter of its tick time pass, after which it ticks, and counts who was silent.
+
+        Its connections have done so when this returns (net_kernel.erl, "tick"; dist_util.erl,
+        "con_loop"). With a tick time of an hour this is all that it sees of time.
+        """
+        idle = "[{message_queue_len, 0}, {status, waiting}]"
+        done = (
+            f"lists:all(fun(P) -> lists:member(erlang:process_info(P, [message_queue_len, status]),"
+            f" [{idle}, undefined]) end, Connections)"
+        )
+        await self.eval(
+            "F = fun() -> [P || Row <- ets:tab2list(sys_dist), P <- tuple_to_list(Row), is_pid(P)]"
+            " end, put(connections, F()), net_kernel ! tick, sys:get_state(net_kernel), ok"
+        )
+        await self.until(f"Connections = get(connections), {done}", True)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the node's process."""
         self.process.send_signal(number)
+
+    async def freeze(self) -> None:
+        """Stop the node's process; it says nothing any more when this returns."""
+        self.signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+
+        def stopped() -> bool:
+            # proc_pid_stat(5): the state is behind the name, which is in parentheses.
+            stats = [(task / "stat").read_text() for task in tasks.iterdir()]
+            return {stat.rpartition(")")[2].split()[0] for stat in stats} == {"T"}
+
+        await until(stopped, "all its threads stand still")
 
     async def stop(self) -> None:
         """End the node at once."""
@@ -287,7 +324,7 @@ async def a_real_epmd(network: Network) -> AsyncIterator[asyncio.subprocess.Proc
                 await asyncio.sleep(0.01)
 
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await answers()
         yield daemon
     finally:
@@ -296,7 +333,7 @@ async def a_real_epmd(network: Network) -> AsyncIterator[asyncio.subprocess.Proc
             await daemon.wait()
 
 
-async def mapped(node: Node, seconds: float = 60.0) -> None:
+async def mapped(node: Node, seconds: float = PATIENCE) -> None:
     """Wait until stock nodes can find ``node``."""
 
     def known() -> bool:

@@ -20,6 +20,7 @@ from ipaddress import IPv6Address
 from typing import Any, NamedTuple
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.bench.membership import Graph, grid
 from thicket.cluster import membership, topology
@@ -322,7 +323,7 @@ async def grow(
     seed: int,
     *,
     within: float = 10.0,
-    seconds: float = 180.0,
+    seconds: float = PATIENCE,
     **how: Any,
 ) -> tuple[Figures, Fleet]:
     """Switch a fleet on, and let it be for so many seconds after its last start.

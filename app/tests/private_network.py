@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 CLONE_NEWUSER = 0x10000000  # linux/sched.h
 CLONE_NEWNET = 0x40000000
@@ -38,6 +39,9 @@ SIOCDIFADDR = 0x8936
 IFF_UP = 1
 
 _SKIPPED = b"\0skipped\0"
+
+HANGS = 4 * PATIENCE
+"""Seconds after which a test is ended that hangs where nothing else ends it."""
 
 PREFIX = "fd12:3456:789a:1::"
 
@@ -78,7 +82,7 @@ class Network:
         with suppress(FileExistsError):  # another Network of this namespace has made it
             _change_address(SIOCSIFADDR, address)
         self._present.add(address)
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while not _usable(address):
             if time.monotonic() > end:
                 raise AssertionError(f"the address {address} stays tentative")
@@ -113,7 +117,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     """Wait until ``condition`` holds; fails with ``what`` after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
@@ -123,7 +127,7 @@ async def until(condition: Callable[[], object], what: str, seconds: float = 60.
 
 
 def in_private_network(
-    test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float = 600.0
+    test: Callable[[Network], Coroutine[Any, Any, None]], seconds: float = HANGS
 ) -> Callable[[], None]:
     """Make a test function out of ``test``, which gets the network as its argument."""
 

@@ -15,6 +15,7 @@ from apps_for_tests import ABOUT, lamp, packed
 from bundles_for_tests import UpdateKey
 from daemons import OPEN, Fleet
 from fleet_for_tests import one_fleet
+from patience import PATIENCE
 
 from thicket.trust.certificates import pem
 
@@ -36,7 +37,7 @@ def test_an_application_comes_while_the_node_runs(fleet: Fleet, tmp_path: Path) 
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE,
         )
         return done.returncode, done.stdout + done.stderr
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from private_network import until
 
 from thicket.applications import api, entrypoints, service
@@ -175,7 +176,7 @@ async def test_an_import_may_take_long_and_the_node_goes_on(
             await asyncio.Event().wait()
 
     def factory() -> type[Application]:
-        assert arrived.wait(60)
+        assert arrived.wait(PATIENCE)
         return Quiet
 
     problems = Problems(lambda: None)

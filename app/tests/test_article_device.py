@@ -24,6 +24,7 @@ import network_namespace
 import pytest
 from daemons import Fleet, NamespaceNode
 from erlang import Release, each_release, program
+from patience import PATIENCE
 
 STAY = 2.0
 SECONDS = float(os.environ.get("THICKET_SOAK", "0"))
@@ -93,7 +94,7 @@ class Device:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def hear(self, beginning: str, seconds: float = 120.0) -> str:
+    def hear(self, beginning: str, seconds: float = PATIENCE) -> str:
         """Return the rest of the next line that begins so."""
         end = time.monotonic() + seconds
         while True:

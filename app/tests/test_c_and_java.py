@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from erlang import a_real_epmd, mapped
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 from told import Told
 
@@ -127,7 +128,7 @@ async def a_node(network: Network) -> AsyncIterator[tuple[Node, Told]]:
             0,
             epmd_port=network.epmd_port,
             tick_time=3600,
-            setup_time=60.0,
+            setup_time=PATIENCE,
             listener=told,
         )
         await node.start()
@@ -140,7 +141,7 @@ async def a_node(network: Network) -> AsyncIterator[tuple[Node, Told]]:
 
 async def greeted(node: Node, box: Any) -> Pid:
     """Take the guest's first message and send it everything; returns its pid."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         sender, word = await box.get()
     assert type(sender) is Pid
     assert word == "hello"

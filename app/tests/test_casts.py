@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from erlang import Erl, Release, a_real_epmd, in_oldest_and_newest
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 from test_roster_nodes import a_fleet, a_line, direct, up
 
@@ -37,7 +38,7 @@ async def all_know(nodes: list[Node], group: str = "all") -> None:
 
 
 async def take(box: Mailbox, count: int) -> list[Any]:
-    return [await asyncio.wait_for(box.get(), 60) for _ in range(count)]
+    return [await asyncio.wait_for(box.get(), PATIENCE) for _ in range(count)]
 
 
 def dropped(nodes: list[Node]) -> Counter[str]:
@@ -103,7 +104,7 @@ async def test_links_that_end_and_come_back_lose_nothing(network: Network) -> No
                 if turn == 10:  # with messages on their way over it
                     nodes[one].disconnect(nodes[other].name)
             await until(lambda: all(len(up(n)) == len(nodes) - 1 for n in nodes), "there is a way")
-            await nodes[one].connect(nodes[other].name, 60)
+            await nodes[one].connect(nodes[other].name, PATIENCE)
             await until(
                 lambda o=one, p=other: nodes[p].name in nodes[o].membership.roster.links,  # type: ignore[misc]
                 "it is a link again",
@@ -136,7 +137,7 @@ async def test_a_sender_is_held_up_by_its_neighbour(network: Network) -> None:
         nodes[1].casts.on_message = lambda connection, message: None  # type: ignore[method-assign]
         async with AsyncExitStack() as stack:
             for _ in range(WINDOW):
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(PATIENCE):
                     await nodes[0].publish("all", 1)
             waiting = asyncio.create_task(nodes[0].publish("all", 2))
             stack.callback(waiting.cancel)
@@ -144,7 +145,7 @@ async def test_a_sender_is_held_up_by_its_neighbour(network: Network) -> None:
             assert not waiting.done()
             del nodes[1].casts.on_message
             nodes[0].disconnect(nodes[1].name)
-            await asyncio.wait_for(waiting, 60)
+            await asyncio.wait_for(waiting, PATIENCE)
 
 
 @in_private_network
@@ -157,9 +158,9 @@ async def test_what_a_request_is_goes_to_each_member_itself(network: Network) ->
         reference = nodes[0].new_reference()
         request = Atom("$gen_call"), (asker.pid, reference), "how are you"
         assert await nodes[0].scope().publish("some", request, asker.pid) == 1
-        got = await asyncio.wait_for(box.get(), 60)
+        got = await asyncio.wait_for(box.get(), PATIENCE)
         got.reply("well")
-        assert await asyncio.wait_for(asker.get(), 60) == (reference, "well")
+        assert await asyncio.wait_for(asker.get(), PATIENCE) == (reference, "well")
         # Another member cannot make one of a message that it hands on.
         middle = nodes[1]
         marks = {mark_of(nodes[2].name): 1}
@@ -170,7 +171,7 @@ async def test_what_a_request_is_goes_to_each_member_itself(network: Network) ->
             middle.send_to_name(to, middle.pid, casts.NAME, pack(cast))
         middle.send_to_name(to, middle.pid, casts.NAME, Atom("nonsense"))
         await until(lambda: nodes[2].casts.relay.counters["form"] == 2, "both are counted")
-        assert await asyncio.wait_for(box.get(), 60) == 1
+        assert await asyncio.wait_for(box.get(), PATIENCE) == 1
         assert not len(box)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 import thicket
 from thicket.base.errors import RequestError
@@ -140,7 +141,7 @@ class FakeDaemon:
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(60)
+        self._thread.join(PATIENCE)
         self._loop.close()
 
 
@@ -635,7 +636,7 @@ def test_nothing_too_much_and_rubbish_get_words_and_a_status(
             )
         )
     for started in tries:
-        out, err = started.communicate(timeout=120)
+        out, err = started.communicate(timeout=PATIENCE)
         assert "Traceback" not in err, err
         assert "\x1b[2J" not in out + err
         assert started.returncode in (0, 1, 2, 3), err
@@ -701,7 +702,7 @@ def test_a_full_disk_below_the_output(root: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE,
         )
     assert (done.returncode, done.stderr) == (
         BAD,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from thicket.base.errors import RequestError
 from thicket.control import server as control
@@ -57,12 +58,12 @@ async def serving(path: Path, **limits: float) -> AsyncIterator[Server]:
 
 
 async def ask(path: Path, method: str, params: dict[str, Any] | None = None) -> Any:
-    return await asyncio.to_thread(request, str(path), method, params or {}, 60.0)
+    return await asyncio.to_thread(request, str(path), method, params or {}, PATIENCE)
 
 
 async def until_answered(path: Path) -> None:
     """Wait until the server has noticed that others have gone."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 assert await ask(path, "echo") == {}
@@ -75,7 +76,7 @@ async def raw(path: Path, data: bytes) -> list[Any]:
     reader, writer = await asyncio.open_unix_connection(str(path), limit=2**20)
     writer.write(data)
     writer.write_eof()
-    lines = (await asyncio.wait_for(reader.read(), 60)).splitlines()
+    lines = (await asyncio.wait_for(reader.read(), PATIENCE)).splitlines()
     writer.close()
     return [json.loads(line) for line in lines]
 
@@ -139,14 +140,14 @@ async def test_silent_clients_are_dropped_and_their_number_is_bounded(path: Path
     async with serving(path) as server:
         silent = [await asyncio.open_unix_connection(str(path)) for _ in range(control.MAX_CLIENTS)]
         reader, writer = await asyncio.open_unix_connection(str(path))
-        assert await asyncio.wait_for(reader.read(), 60) == b"", "one too many is turned away"
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b"", "one too many is turned away"
         writer.close()
         for _, w in silent:
             w.close()
         await until_answered(path)
         patience, server.idle = server.idle, 0.1
         r, w = await asyncio.open_unix_connection(str(path))
-        assert await asyncio.wait_for(r.read(), 60) == b"", "a silent one is dropped"
+        assert await asyncio.wait_for(r.read(), PATIENCE) == b"", "a silent one is dropped"
         w.close()
         server.idle = patience
         assert await ask(path, "echo") == {}

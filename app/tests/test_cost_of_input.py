@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fake_peer import ReadsText
+from patience import PATIENCE
 from private_network import PREFIX, Network, in_private_network, until
 
 from thicket.base.fields import ConfigError
@@ -109,14 +110,14 @@ async def test_reasons_that_python_cannot_print_reach_the_caller() -> None:
         control: tuple[Any, ...] = (frames.PAYLOAD_MONITOR_P_EXIT, pid(1), caller, reference)
         node.on_message(stand_in, control, encode_bare((reference, *reason)))
         with pytest.raises(RemoteError):
-            await asyncio.wait_for(task, 60)
+            await asyncio.wait_for(task, PATIENCE)
     task = asyncio.ensure_future(node.call(OTHER, "a.b", timeout=None))
     peer.sent.clear()
     await until(lambda: peer.sent, "it is called")
     reference, caller = peer.sent[0][0][1:3]
     node.on_message(stand_in, (frames.SPAWN_REPLY, reference, caller, 0, huge), None)
     with pytest.raises(RemoteError, match="refused"):
-        await asyncio.wait_for(task, 60)
+        await asyncio.wait_for(task, PATIENCE)
 
 
 @pytest.fixture
@@ -202,19 +203,19 @@ async def test_threads_of_one_node_leave_some_to_others(network: Network) -> Non
     try:
         tasks = [await greedy.spawn(server.name, "work.slow") for _ in range(100)]
         await until(lambda: len(running) == MAX_THREADS_PER_NODE, "it has its share")
-        assert await modest.call(server.name, "work.quick", timeout=60) == "done"
+        assert await modest.call(server.name, "work.quick", timeout=PATIENCE) == "done"
         pool = asyncio.get_running_loop().run_in_executor(None, threading.current_thread)
-        assert (await asyncio.wait_for(pool, 60)).name not in running
+        assert (await asyncio.wait_for(pool, PATIENCE)).name not in running
         for task in tasks:
             task.cancel()
         await until(lambda: not server.calls.jobs, "those that waited are gone")
         assert len(running) == MAX_THREADS_PER_NODE
         # Their threads still run: a new call waits for one of them.
         late = await greedy.spawn(server.name, "work.quick")
-        await modest.call(server.name, "work.quick", timeout=60)
+        await modest.call(server.name, "work.quick", timeout=PATIENCE)
         assert not late.done()
         go.set()
-        assert await asyncio.wait_for(late, 60) == "done"
+        assert await asyncio.wait_for(late, PATIENCE) == "done"
     finally:
         go.set()
         for node in nodes:
@@ -240,13 +241,13 @@ async def test_one_address_has_a_limited_number_of_nodes(network: Network) -> No
             node = await a_node(f"a{i}", 2)
             node.port = server.port
             if i < MAX_CONNECTIONS_PER_HOST:
-                await node.connect(server.name, 60)
+                await node.connect(server.name, PATIENCE)
         with pytest.raises(HandshakeError) as caught:
-            await node.connect(server.name, 60)
+            await node.connect(server.name, PATIENCE)
         assert caught.value.code == "too-many"
         other = await a_node("thicket", 3)
         other.port = server.port
-        await other.connect(server.name, 60)
+        await other.connect(server.name, PATIENCE)
     finally:
         for node in made:
             await node.stop()

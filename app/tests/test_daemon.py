@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import pytest
 from daemons import OPEN, PREFIX, Fleet
+from patience import PATIENCE
 
 from thicket.base import supervise
 from thicket.base.events import Listener
@@ -270,7 +271,9 @@ class Running:
         self.daemon = Daemon(paths, load(paths), parts)
         self.task = asyncio.create_task(self.daemon.run())
 
-    async def until(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    async def until(
+        self, condition: Callable[[], object], what: str, seconds: float = PATIENCE
+    ) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert not self.task.done(), f"the daemon ended before: {what}"
@@ -299,7 +302,7 @@ class Running:
         return found
 
     async def ask(self, method: str, **params: Any) -> Any:
-        return await asyncio.to_thread(request, self.paths.control, method, params, 60.0)
+        return await asyncio.to_thread(request, self.paths.control, method, params, PATIENCE)
 
     def problem(self, code: str) -> dict[str, Any] | None:
         return next((p for p in self.daemon.core.problems.all() if p["code"] == code), None)
@@ -312,7 +315,7 @@ async def running(paths: Paths, parts: FakeParts | None = None) -> AsyncIterator
         yield made
     finally:
         made.daemon.stop()
-        await asyncio.wait_for(asyncio.wait({made.task}), 60)
+        await asyncio.wait_for(asyncio.wait({made.task}), PATIENCE)
 
 
 class TestLife:
@@ -354,7 +357,7 @@ class TestLife:
             os.kill(os.getpid(), signal.SIGHUP)
             await run.until(lambda: run.parts.meshes[0].applied, "the radio has new settings")
             os.kill(os.getpid(), signal.SIGTERM)
-            assert await asyncio.wait_for(run.task, 60) == 0
+            assert await asyncio.wait_for(run.task, PATIENCE) == 0
 
     async def test_stop_radio_leaves_the_mesh_and_ends(self, paths: Paths) -> None:
         async with running(paths) as run:
@@ -362,7 +365,7 @@ class TestLife:
             mesh = run.parts.meshes[0]
             assert await asyncio.to_thread(stop_radio, paths) == 0
             assert mesh.left
-            assert await asyncio.wait_for(run.task, 60) == 0
+            assert await asyncio.wait_for(run.task, PATIENCE) == 0
 
     def test_there_is_only_one(self, paths: Paths) -> None:
         first = only_one(paths)
@@ -405,7 +408,7 @@ class TestSupervision:
         parts = FakeParts()
         parts.mesh_fails = RuntimeError("for ever")
         async with running(paths, parts) as run:
-            assert await asyncio.wait_for(run.task, 60) == 1
+            assert await asyncio.wait_for(run.task, PATIENCE) == 1
         assert len(parts.meshes) == FAILURES
 
     async def test_restart_is_no_failure(self) -> None:
@@ -434,7 +437,7 @@ class TestSupervision:
 
         part = Part("p", run, problems)
         with pytest.raises(FailingError, match="ended by itself"):
-            await asyncio.wait_for(part.task, 60)
+            await asyncio.wait_for(part.task, PATIENCE)
 
     async def test_a_part_that_does_not_let_go_is_left_behind(
         self, monkeypatch: pytest.MonkeyPatch
@@ -449,7 +452,7 @@ class TestSupervision:
 
         part = Part("p", run, Problems(lambda: None))
         await asyncio.sleep(0)
-        await asyncio.wait_for(part.stop(), 60)
+        await asyncio.wait_for(part.stop(), PATIENCE)
         release.set()
 
     async def test_settings_that_the_radio_refuses(self, paths: Paths) -> None:
@@ -482,7 +485,7 @@ class TestProblems:
             address = run.live.me.address
             parts.who = chip
             # It was slow, or the bus was stuck: nobody is there to start the node again.
-            assert await asyncio.wait_for(run.task, 60) == 0
+            assert await asyncio.wait_for(run.task, PATIENCE) == 0
             assert run.live.me.address == address, "the identity stays until the next start"
         async with running(paths, parts) as run:
             await run.until(run.in_cluster, "it joins")
@@ -502,7 +505,7 @@ class TestProblems:
                 await run.until(run.in_cluster, "it joins all the same")
                 parts.who = chip
                 if start == 0:
-                    assert await asyncio.wait_for(run.task, 60) == 0
+                    assert await asyncio.wait_for(run.task, PATIENCE) == 0
                 else:
                     await run.until(lambda: run.problem("chip-appeared"), "the chip is told of")
 
@@ -707,7 +710,7 @@ class TestStarting:
         async with running(paths, NoChip()) as run:
             await run.until(Path(paths.control).exists, "the control socket is there")
             assert (await run.ask("stop-radio")) == {"left": False}
-            assert await asyncio.wait_for(run.task, 60) == 0
+            assert await asyncio.wait_for(run.task, PATIENCE) == 0
 
 
 class TestReload:
@@ -911,7 +914,7 @@ class TestFleet:
 
         def said(*words: str) -> tuple[int, str]:
             process = thicket(*words)
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=PATIENCE)
             return process.returncode, output
 
         fleet.until(lambda: fleet.formed(a, b), "both see each other")
@@ -969,7 +972,7 @@ class TestFleet:
         fleet.until(lambda: fleet.formed(a, b), "both see each other")
         b.stop(signal.SIGKILL)
         # its connections are reset, or vanish with the namespace and only missing ticks tell
-        fleet.until(lambda: not a.members(), "a notices", 60)
+        fleet.until(lambda: not a.members(), "a notices", PATIENCE)
         b.start()
         fleet.until(lambda: fleet.formed(a, b), "both see each other again")
         assert b.ask("status")["restarts"] == 1

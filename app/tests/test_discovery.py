@@ -14,6 +14,7 @@ import network_namespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from thicket.base.pace import Bucket, uniform
 from thicket.discovery.beacon import (
@@ -324,7 +325,7 @@ async def running(*nodes: Discovery) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -368,7 +369,7 @@ class TestWithSockets:
             a = make("n1")
             async with running(a):
                 loop = asyncio.get_running_loop()
-                payload, source = await asyncio.wait_for(loop.sock_recvfrom(s, 2000), 60)
+                payload, source = await asyncio.wait_for(loop.sock_recvfrom(s, 2000), PATIENCE)
                 assert payload == b"fd12:3456:789a:1:0:6f44:e3c6:b802"
                 assert ipaddress.IPv6Address(source[0].partition("%")[0]).is_link_local
                 assert source[1] == PORT

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import network_namespace
 import pytest
+from patience import PATIENCE
 from virtual_time import VirtualTimeLoop
 
 from thicket.base.problems import Problems
@@ -329,13 +330,13 @@ class Child:
                 if left <= 0 or not selector.select(left):
                     return b""
                 part = os.read(self.output, 65536)
-                assert part, f"node {self.number} ended with {self.process.wait(60)}"
+                assert part, f"node {self.number} ended with {self.process.wait(PATIENCE)}"
                 self.rest += part
         found, _, self.rest = self.rest.partition(b"\n")
         return found
 
     def until(self, condition: Callable[[dict[str, Any]], object], what: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not (self.status and condition(self.status)):
             line = self.line(0.5)
             if line:
@@ -363,7 +364,7 @@ class Net:
 
     def resolve(self, host: str) -> IPv6Address:
         """Ask for a host's address as a simple resolver does (RFC 6762 6.7), and again."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             self.send(question(host, AAAA))
             try:
@@ -440,7 +441,7 @@ class TestOnTheWire:
             other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
             group = socket.inet_pton(socket.AF_INET6, "ff02::fb") + struct.pack("@I", net.index)
             other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
-            other.settimeout(60)
+            other.settimeout(PATIENCE)
             b = net.node(0x22)
             while True:
                 packet = other.recv(9000)

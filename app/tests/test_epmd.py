@@ -13,6 +13,7 @@ import pytest
 from erlang import Erl, program
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 
 from thicket.distribution import epmd
@@ -39,7 +40,7 @@ async def run(*command: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         output, _ = await process.communicate()
     return output.decode()
 
@@ -48,7 +49,7 @@ async def ask(network: Network, request: bytes, host: str = "::1") -> bytes:
     reader, writer = await asyncio.open_connection(host, network.epmd_port)
     try:
         writer.write(request)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             return await reader.read()
     finally:
         writer.close()
@@ -153,7 +154,7 @@ async def test_erlangs_tools_ask_ours(network: Network) -> None:
         assert "name py at port 9100" in await run(program("epmd"), "-port", port, "-names")
         async with await Erl.start(network, "e", network.address(2)) as erl:
             # A stock node has registered with us; another one can ask where it is.
-            found = await epmd_names.names("::1", timeout=60, port=network.epmd_port)
+            found = await epmd_names.names("::1", timeout=PATIENCE, port=network.epmd_port)
             assert found.keys() == {"py", "e"}
             host = f"'{network.address(1)}'"
             assert await erl.eval('erl_epmd:port_please("py", {0,0,0,0,0,0,0,1})') == (
@@ -169,11 +170,15 @@ async def test_erlangs_tools_ask_ours(network: Network) -> None:
                 ("py", 9100),
             ]
         await until(lambda: len(mapper.clients) == 0, "erl has gone")
-        assert (await epmd_names.names("::1", timeout=60, port=network.epmd_port)).keys() == {"py"}
+        assert (await epmd_names.names("::1", timeout=PATIENCE, port=network.epmd_port)).keys() == {
+            "py"
+        }
         # Stopping us with its tool does not work.
         await run(program("epmd"), "-port", port, "-kill")
         await run(program("epmd"), "-port", port, "-stop", "py")
-        assert (await epmd_names.names("::1", timeout=60, port=network.epmd_port)).keys() == {"py"}
+        assert (await epmd_names.names("::1", timeout=PATIENCE, port=network.epmd_port)).keys() == {
+            "py"
+        }
         assert mapper.registry.counters["refused"] >= 2
 
 
@@ -187,7 +192,7 @@ async def test_we_register_with_erlangs_and_follow_it(network: Network) -> None:
 
     async def the_daemon() -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(*command)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 try:
                     await epmd_names.names("::1", port=port)
@@ -199,8 +204,8 @@ async def test_we_register_with_erlangs_and_follow_it(network: Network) -> None:
     async with a_mapper(network) as mapper:
         await until(lambda: mapper.registered_at, "it is registered")
         assert mapper.served == []
-        assert await epmd.lookup("::1", "py", timeout=60, port=port) == 9100
-        assert await epmd.lookup("::1", "nobody", timeout=60, port=port) is None
+        assert await epmd.lookup("::1", "py", timeout=PATIENCE, port=port) == 9100
+        assert await epmd.lookup("::1", "nobody", timeout=PATIENCE, port=port) is None
         # The name is taken for another one.
         before = registering()
         async with a_mapper(network, only=["::1"]) as second:
@@ -211,7 +216,7 @@ async def test_we_register_with_erlangs_and_follow_it(network: Network) -> None:
         await daemon.wait()
         await until(lambda: "::1" in mapper.served, "it takes over")
         assert mapper.registered_at is None
-        assert await epmd.lookup("::1", "py", timeout=60, port=port) == 9100
+        assert await epmd.lookup("::1", "py", timeout=PATIENCE, port=port) == 9100
 
 
 # --- our own ----------------------------------------------------------------------------------
@@ -227,13 +232,15 @@ async def test_two_on_one_device(network: Network) -> None:
         await until(lambda: "::1" in first.served, "the first one answers")
         await until(lambda: second.registered_at, "the second one is registered")
         port = network.epmd_port
-        assert (await epmd_names.names("::1", timeout=60, port=port)).keys() == {"a", "b"}
+        assert (await epmd_names.names("::1", timeout=PATIENCE, port=port)).keys() == {"a", "b"}
         if network.private:
             second_host = str(network.address(2))
-            assert (await epmd_names.names(second_host, timeout=60, port=port)).keys() == {"b"}
+            assert (await epmd_names.names(second_host, timeout=PATIENCE, port=port)).keys() == {
+                "b"
+            }
         await first.stop()
         await until(lambda: "::1" in second.served, "the second one takes over")
-        assert (await epmd_names.names("::1", timeout=60, port=port)).keys() == {"b"}
+        assert (await epmd_names.names("::1", timeout=PATIENCE, port=port)).keys() == {"b"}
 
 
 @in_private_network
@@ -247,7 +254,7 @@ async def test_an_address_that_comes_later(network: Network) -> None:
         await until(lambda: mapper.served == ["::1"], "loopback is answered")
         network.add(address)
         await until(lambda: len(mapper.served) == 2, "the address is answered")
-        assert await epmd.lookup(str(address), "py", timeout=60, local=str(address)) == 9100
+        assert await epmd.lookup(str(address), "py", timeout=PATIENCE, local=str(address)) == 9100
         # Nobody registers from outside.
         answer = await ask(network, epmd.alive_request("rogue", 1), str(address))
         assert answer[:2] == b"\x76\x01"
@@ -267,7 +274,7 @@ async def test_rude_clients(network: Network) -> None:
         for _, writer in clients:
             writer.close()
         await until(lambda: not mapper.clients, "all have gone")
-        assert await epmd.lookup("::1", "py", timeout=60, port=network.epmd_port) == 9100
+        assert await epmd.lookup("::1", "py", timeout=PATIENCE, port=network.epmd_port) == 9100
 
 
 @in_private_network
@@ -278,7 +285,7 @@ async def test_a_server_that_says_nothing(network: Network) -> None:
         with pytest.raises(TimeoutError):
             await epmd.lookup("::1", "py", timeout=0.1, port=network.epmd_port)
     with pytest.raises(ConnectionRefusedError):
-        await epmd.lookup("::1", "py", timeout=60, port=network.epmd_port)
+        await epmd.lookup("::1", "py", timeout=PATIENCE, port=network.epmd_port)
 
 
 async def _endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -292,8 +299,8 @@ async def _endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 async def test_a_server_that_never_ends(network: Network) -> None:
     server = await asyncio.start_server(_endless, "::1", network.epmd_port)
     for question in (
-        epmd.lookup("::1", "py", timeout=60, port=network.epmd_port),
-        epmd_names.names("::1", timeout=60, port=network.epmd_port),
+        epmd.lookup("::1", "py", timeout=PATIENCE, port=network.epmd_port),
+        epmd_names.names("::1", timeout=PATIENCE, port=network.epmd_port),
     ):
         with pytest.raises(EpmdError):
             await question

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 
 from thicket.applications.entrypoints import find
@@ -37,7 +38,7 @@ def examples(file: Path) -> list[tuple[int, str]]:
 @asynccontextmanager
 async def a_node(network: Network, name: str, number: int) -> AsyncIterator[Node]:
     address, mapper = network.address(number), network.epmd_port
-    node = Node(name, "secret", address, 0, epmd_port=mapper, setup_time=60)
+    node = Node(name, "secret", address, 0, epmd_port=mapper, setup_time=PATIENCE)
     await node.start()
     try:
         await until(
@@ -82,7 +83,7 @@ async def test_the_examples_of_the_guide(network: Network) -> None:
                 code = compile(tree, str(file), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
                 done = eval(code, space)
                 if inspect.isawaitable(done):
-                    await asyncio.wait_for(done, 60)
+                    await asyncio.wait_for(done, PATIENCE)
         assert a.exports() == b.exports() != []
 
 
@@ -115,14 +116,14 @@ async def test_the_example_application(network: Network) -> None:
                 found = [sorted(answer) if isinstance(answer, dict) else answer for answer in said]
                 return found == [wanted] * len(of)
 
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 while not await agree():  # noqa: ASYNC110  # what others will say tells nobody
                     await asyncio.sleep(0.02)
 
         await all_say("readings.latest", sorted(node.name for node in nodes), nodes)
         await all_say("readings.leader", a.name, nodes)
         summary: dict[str, Any] = {}
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while summary.get("nodes") != 3:
                 summary = await c.call(b.name, "readings.summary")
                 await asyncio.sleep(0.02)

@@ -27,6 +27,7 @@ from daemons import Fleet, NamespaceNode
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from thicket.base.fields import ConfigError, show_value
 from thicket.base.paths import Paths
@@ -201,7 +202,7 @@ def wire() -> Iterator[Wire]:
             made.close()
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -234,7 +235,7 @@ async def guarded(
     task = asyncio.create_task(guard.firewall.run())
     try:
         if wait:
-            await asyncio.wait_for(guard.firewall.in_force.wait(), 60)
+            await asyncio.wait_for(guard.firewall.in_force.wait(), PATIENCE)
         yield guard
     finally:
         task.cancel()
@@ -320,7 +321,7 @@ class TestInForce:
             for address in ((STRANGER, 5555), (NODE, 5556), ("::1", 5556)):
                 with socket.socket(socket.AF_INET6) as s:
                     s.setblocking(False)
-                    await asyncio.wait_for(loop.sock_connect(s, address), 60)
+                    await asyncio.wait_for(loop.sock_connect(s, address), PATIENCE)
             for s in [server, *near]:
                 s.close()
 
@@ -408,7 +409,7 @@ class TestInForce:
             callers = []
             with wire.at_stranger():
                 network_namespace.ip("address add fd12:3456:789a:1::3/64 dev far0 nodad")
-                deadline = time.monotonic() + 60
+                deadline = time.monotonic() + PATIENCE
                 while not guard_dropped(guard, wire, "connection_sender"):
                     assert time.monotonic() < deadline, "nothing is dropped"
                     s = socket.socket(socket.AF_INET6)
@@ -420,7 +421,9 @@ class TestInForce:
                 other = socket.socket(socket.AF_INET6)
                 other.bind(("fd12:3456:789a:1::3", 0))
             other.setblocking(False)
-            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(other, (NODE, 9100)), 60)
+            await asyncio.wait_for(
+                asyncio.get_running_loop().sock_connect(other, (NODE, 9100)), PATIENCE
+            )
             for s in [*callers, other, server]:
                 s.close()
 
@@ -533,7 +536,7 @@ class TestFollowing:
             assert guard.firewall.snapshot() == {"state": "failed", "dropped": {}}
             assert "not installed" in guard.problems.all()[0]["message"]
             program.symlink_to(str(shutil.which("nft")))
-            await asyncio.wait_for(guard.firewall.in_force.wait(), 60)
+            await asyncio.wait_for(guard.firewall.in_force.wait(), PATIENCE)
             assert guard.codes() == []
             assert guard.firewall.snapshot()["state"] == "on"
             # A later failure leaves the rules as they are.
@@ -559,7 +562,7 @@ class TestFollowing:
         guard = Firewall(Paths(str(tmp_path)), "mesh0", problems, made())
         guard.program = str(tmp_path / "none")
         task = asyncio.create_task(guard.run())
-        await asyncio.wait_for(guard.in_force.wait(), 60)
+        await asyncio.wait_for(guard.in_force.wait(), PATIENCE)
         guard.refresh()
         assert guard.snapshot() == {"state": "none", "dropped": {}}
         assert problems.all() == []

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from ipaddress import IPv6Address
 
 import pytest
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 
 from thicket.cluster import membership
@@ -81,4 +82,4 @@ async def test_a_whole_fleet_connects_at_once_and_again_after_a_power_cycle(
                 assert node.statistics()["refused"] == {}
             assert most[0] <= membership.PARALLEL
             one, other = fleet[0][0], fleet[-1][0]
-            assert await one.ping(other.name, 60) > 0
+            assert await one.ping(other.name, PATIENCE) > 0

@@ -14,16 +14,18 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, in_oldest_and_newest, mapped
 from fleet_for_tests import CLOCK, TestFleet, one_fleet
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 from told import Told
 
 from authority import stock
-from thicket.distribution import DistributionError, Node
+from thicket.distribution import DistributionError, Node, admission
 from thicket.distribution.events import NodeDown, Refused
 from thicket.distribution.secure import Shared, TlsTransport, explained
 from thicket.trust import tls as fleet_tls
@@ -100,7 +102,7 @@ async def a_node(
         epmd_port=network.epmd_port,
         tls=policy.tls,
         listener=events,
-        **{"setup_time": 60.0, **options},
+        **{"setup_time": PATIENCE, **options},
     )
     await node.start()
     try:
@@ -124,7 +126,7 @@ async def a_refusal(
     del lines[:]
     counted = refusing.statistics()["refused"].get(code, 0)
     told = refused.statistics()["refused_by"].get(code, 0)
-    error = await failure(dialler.connect(other.name, 60))
+    error = await failure(dialler.connect(other.name, PATIENCE))
     assert error.code == code, (error, lines)
     await until(
         lambda: refusing.statistics()["refused"].get(code, 0) == counted + 1,
@@ -205,22 +207,33 @@ def test_who_is_refused_and_both_sides_know_why(
 
 @in_private_network
 async def test_each_side_logs_a_refusal_once_and_not_a_thousand_times(network: Network) -> None:
+    now = 1000.0
     one = Policy(await credentials(FLEET.device(1)[0]))
     two, code = await revoked(one)
-    with what_is_logged() as lines:
+    with pytest.MonkeyPatch.context() as patch, what_is_logged() as lines:
+        # A minute, in which twenty connections are refused, lasts as long as these need.
+        patch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now))
         async with a_node(network, one) as (a, _), a_node(network, two) as (b, _):
-            for _ in range(20):
-                assert (await failure(b.connect(a.name, 60))).code == code
-            await until(lambda: a.statistics()["refused"] == {code: 20}, "all are counted")
-            await until(lambda: b.statistics()["refused_by"] == {code: 20}, "on both sides")
-    said = [line for line in lines if "refused" in line and line.startswith("WARNING")]
-    assert len(said) == 2, said
-    (ours,) = (line for line in said if "refused a connection" in line)
-    (theirs,) = (line for line in said if "refused by" in line)
+
+            async def refusals(count: int) -> list[str]:
+                """Return the warnings so far when there have been so many."""
+                while b.statistics()["refused_by"].get(code, 0) < count:
+                    assert (await failure(b.connect(a.name, PATIENCE))).code == code
+                await until(lambda: a.statistics()["refused"] == {code: count}, "on both sides")
+                return [line for line in lines if line.startswith("WARNING") and "refused" in line]
+
+            first = await refusals(20)
+            now += 61
+            second = (await refusals(21))[len(first) :]
+    assert len(first) == 2, first
+    (ours,) = (line for line in first if "refused a connection" in line)
+    (theirs,) = (line for line in first if "refused by" in line)
     for words in (b.host, b.name, two.mine.peer.device, "(revoked)"):
         assert words in ours
     for words in (a.host, a.name, "(revoked)", REASONS[code]):
         assert words in theirs
+    assert len(second) == 2, second
+    assert all("(19 more since the last of these lines)" in line for line in second)
 
 
 @in_private_network
@@ -246,7 +259,7 @@ async def test_no_certificate_no_tls_and_nothing_at_all(network: Network) -> Non
             for said in (b"\0\x20N" + bytes(31), b"GET / HTTP/1.0\r\n\r\n", b"\x80", b"\0"):
                 reader, writer = await asyncio.open_connection(a.host, a.port)
                 writer.write(said)
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(PATIENCE):
                     assert await reader.read() == b"\x15\3\3\0\2\2\x46"
                 writer.close()
             await until(lambda: a.statistics()["refused"]["no-tls"] == 4, "counted")
@@ -254,7 +267,7 @@ async def test_no_certificate_no_tls_and_nothing_at_all(network: Network) -> Non
             # A record of TLS with nonsense in it, and an end in the middle.
             reader, writer = await asyncio.open_connection(a.host, a.port)
             writer.write(b"\x16\3\1\0\4" + b"\xff" * 4)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await reader.read()
             writer.close()
             await until(lambda: a.statistics()["refused"].get("tls") == 1, "nonsense is refused")
@@ -262,7 +275,7 @@ async def test_no_certificate_no_tls_and_nothing_at_all(network: Network) -> Non
             writer.write(b"\x16\3\1")
             writer.close()
             await until(lambda: a.statistics()["abandoned"] == 1, "who gives up is no attacker")
-            await b.connect(a.name, 60)
+            await b.connect(a.name, PATIENCE)
 
 
 @in_private_network
@@ -272,11 +285,11 @@ async def test_a_peer_that_stalls_in_the_handshake_of_tls(network: Network) -> N
     two = Policy(await credentials(FLEET.device(2)[0]))
     async with a_node(network, one) as (a, _), a_node(network, two) as (b, _):
         streams = [await asyncio.open_connection(a.host, a.port) for _ in range(9)]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             with suppress(ConnectionResetError):
                 assert await streams[0][0].read() == b""
         await until(lambda: a.statistics()["refused"].get("too-many") == 1, "one is too many")
-        await b.connect(a.name, 60)  # from another address
+        await b.connect(a.name, PATIENCE)  # from another address
         for _, writer in streams:
             writer.close()
         await until(lambda: a.statistics()["handshakes"] == 0, "all have gone")
@@ -290,7 +303,7 @@ async def test_a_peer_that_stalls_in_the_handshake_of_tls(network: Network) -> N
         # Who is connected to may stall as well.
         held: list[Any] = []
         server = await asyncio.start_server(lambda *streams: held.append(streams), b.host, a.port)
-        error = await failure(a.connect(f"silent@{b.host}", 60))
+        error = await failure(a.connect(f"silent@{b.host}", PATIENCE))
         assert error.code == "timeout"
         assert "TLS" in str(error)
         for _, writer in held:
@@ -308,14 +321,14 @@ async def test_a_revocation_ends_open_links(network: Network) -> None:
         a_node(network, two) as (b, _),
         a_node(network, three) as (c, _),
     ):
-        await a.connect(b.name, 60)
-        await c.connect(a.name, 60)
+        await a.connect(b.name, PATIENCE)
+        await c.connect(a.name, PATIENCE)
         await until(lambda: len(a.nodes()) == 2, "both are there")
         assert a.recheck() == []
         watching = a.monitor(current=False)
         one.revoked.add(two.mine.peer.device)
         assert a.recheck() == [b.name]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             event = await anext(aiter(watching))
         assert (event.kind, event.name, event.code) == ("down", b.name, "revoked")
         assert REASONS["revoked"] in event.reason
@@ -324,16 +337,16 @@ async def test_a_revocation_ends_open_links(network: Network) -> None:
         await until(lambda: not b.nodes(), "it is cut off")
         assert a.connected(c.name)
         assert a.statistics()["refused"] == {"revoked": 1}
-        assert (await failure(b.connect(a.name, 60))).code == "revoked"
+        assert (await failure(b.connect(a.name, PATIENCE))).code == "revoked"
         # A change of policy is one, too.
         one.chip_required = True
         assert a.recheck() == [c.name]
         await until(lambda: not c.nodes(), "it is cut off")
-        assert (await failure(c.connect(a.name, 60))).code == "software-identity"
+        assert (await failure(c.connect(a.name, PATIENCE))).code == "software-identity"
         assert a.nodes() == []
         # And what was taken back holds.
         one.revoked.clear()
-        await b.connect(a.name, 60)
+        await b.connect(a.name, PATIENCE)
 
 
 @in_private_network
@@ -352,7 +365,7 @@ async def test_renewal_under_load_drops_no_link(network: Network) -> None:
         def size(data: bytes) -> int:
             return len(data)
 
-        await b.connect(a.name, 60)
+        await b.connect(a.name, PATIENCE)
         await until(lambda: a.connected(b.name), "connected")
         before = a.connections[b.name]
         calls = 0
@@ -362,7 +375,7 @@ async def test_renewal_under_load_drops_no_link(network: Network) -> None:
             nonlocal calls
             data = bytes(200_000)
             while going_on:
-                assert await b.call(a.name, "load.size", data, timeout=120) == len(data)
+                assert await b.call(a.name, "load.size", data, timeout=PATIENCE) == len(data)
                 calls += 1
 
         tasks = [asyncio.create_task(load()) for _ in range(4)]
@@ -373,7 +386,7 @@ async def test_renewal_under_load_drops_no_link(network: Network) -> None:
             done = calls
             await until(lambda done=done: calls >= done + 10, "calls go on", 120)  # type: ignore[misc]
             # New links see the new key, on whichever side they begin.
-            await (c.connect(a.name, 60) if turn % 2 else a.connect(c.name, 60))
+            await (c.connect(a.name, 60) if turn % 2 else a.connect(c.name, PATIENCE))
             await until(lambda: c.connected(a.name), "connected")
             seen = fleet_tls.check_connection(
                 c.connections[a.name].ssl_object, FLEET.fleet, clock=now()
@@ -406,7 +419,7 @@ async def test_a_check_that_breaks_lets_nobody_in(network: Network) -> None:
                 await a_refusal(a, b, dialler, "tls", lines)
                 assert "no clock" not in "".join(b.statistics()["refused_by"])
             one.tls.check = good  # type: ignore[method-assign]
-            await b.connect(a.name, 60)
+            await b.connect(a.name, PATIENCE)
 
 
 def test_alerts_in_plain_words() -> None:
@@ -516,7 +529,7 @@ async def ours(node: Node, erl: Erl, code: str) -> None:
     A stock node may reset the connection when it has refused us, before its alert is read.
     """
     for _ in range(20):
-        error = await failure(node.connect(erl.name, 60))
+        error = await failure(node.connect(erl.name, PATIENCE))
         if error.code == code:
             return
         assert error.code in ("closed", "tls", "timeout"), (str(error), erl.log)
@@ -539,13 +552,15 @@ async def test_erlang_with_a_guests_files_is_one_of_the_cluster(
             if direction == "theirs":
                 await erl.until(f"net_adm:ping('{node.name}')", "pong")
             else:
-                await node.connect(erl.name, 60)
+                await node.connect(erl.name, PATIENCE)
             await erl.until("nodes()", [node.name])
             assert node.connections[erl.name].ssl_object.version() == "TLSv1.3"
-            assert await node.call(erl.name, "lists.sort", [2, 1], timeout=60) == [1, 2]
+            assert await node.call(erl.name, "lists.sort", [2, 1], timeout=PATIENCE) == [1, 2]
             assert await erl.eval(f"erpc:call('{node.name}', lists, sort, [[2,1]])") == [1, 2]
             data = bytes(range(250)) * 40_000
-            assert await node.call(erl.name, "erlang.byte_size", data, timeout=120) == len(data)
+            assert await node.call(erl.name, "erlang.byte_size", data, timeout=PATIENCE) == len(
+                data
+            )
             box = node.mailbox("box")
             await erl.eval(f"{{box, '{node.name}'}} ! binary:copy(<<7>>, 10000000), ok")
             assert await box.get() == b"\7" * 10_000_000
@@ -555,7 +570,7 @@ async def test_erlang_with_a_guests_files_is_one_of_the_cluster(
                 await erl.until("nodes()", [])
         # Renewed credentials are used by the next connection, and this one stays.
         one.tls.use(await credentials(FLEET.device(1)[0]))
-        assert await node.call(erl.name, "erlang.abs", -1, timeout=60) == 1
+        assert await node.call(erl.name, "erlang.abs", -1, timeout=PATIENCE) == 1
         # A revocation ends the open link, and there is no way back.
         one.revoked.add(guest.peer.device)
         assert node.recheck() == [erl.name]

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import pytest
 from bundles_for_tests import update_key
 from fleet_for_tests import CLOCK
+from patience import PATIENCE
 from test_fleet_links import FLEET
 from test_update_exchange import SMALL, an_offer, described, folder_of
 from test_update_fleet import Host as CardHost
@@ -59,7 +60,7 @@ def soon(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert not thread.is_alive(), "it hangs"
     if raised:
         raise raised[0]

@@ -11,6 +11,7 @@ from hashlib import sha256
 
 import pytest
 from emulated_bus import EmulatedBus, emulated
+from patience import PATIENCE
 
 from authority.chip import DeskChip, crc_number
 from meshlab.chip.atecc608 import Atecc608
@@ -71,7 +72,7 @@ async def test_the_loop_goes_on(chip: Chip) -> None:
 
     def work(_: Atecc) -> int:
         entered.set()
-        assert gate.wait(60)
+        assert gate.wait(PATIENCE)
         return 7
 
     task = asyncio.create_task(face.call(work))
@@ -89,7 +90,7 @@ async def test_cancelled_conversations_end_before_the_next_begins(chip: Chip) ->
 
     def first(_: Atecc) -> None:
         entered.set()
-        gate.wait(60)
+        gate.wait(PATIENCE)
         order.append("first")
 
     task = asyncio.create_task(face.call(first))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from smbus2 import smbus2
 
 from thicket.identity.bus import (
@@ -124,10 +125,10 @@ def test_device_that_is_no_bus(device: str) -> None:
 
 def test_lock_keeps_other_programs_off(kernel: Kernel, device: str) -> None:
     one, other = LinuxBus(device), LinuxBus(device)
-    one.lock(time.monotonic() + 60)
+    one.lock(time.monotonic() + PATIENCE)
     with pytest.raises(BusLockedError, match="another program"):
         other.lock(time.monotonic() + 0.03)
     one.unlock()
-    other.lock(time.monotonic() + 60)
+    other.lock(time.monotonic() + PATIENCE)
     other.close()
-    one.lock(time.monotonic() + 60)
+    one.lock(time.monotonic() + PATIENCE)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from emulated_bus import EmulatedBus, Time
+from patience import PATIENCE
 
 from authority import cli
 from meshlab.chip.atecc608 import Atecc608
@@ -230,7 +231,7 @@ async def test_transfer_that_never_returns(
         (thread,) = [one for one in new if one.name == "chip"]
     finally:
         release.set()
-    await asyncio.to_thread(thread.join, 60)
+    await asyncio.to_thread(thread.join, PATIENCE)
     assert not thread.is_alive()
     monkeypatch.undo()
     assert "released" in ((await read_identity(host=machine.host)).problem or "")

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from thicket.base import log
 
@@ -30,7 +31,7 @@ def logger() -> Iterator[logging.Logger]:
 def daemon(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
         s.bind(str(tmp_path / "log"))
-        s.settimeout(60)
+        s.settimeout(PATIENCE)
         yield s
 
 
@@ -105,7 +106,7 @@ def test_without_a_log_daemon_stderr_has_it_and_a_new_one_is_found(
     for round_number in range(2):  # the log daemon is restarted once
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
             s.bind(str(tmp_path / "log"))
-            s.settimeout(60)
+            s.settimeout(PATIENCE)
             logger.info("round %d", round_number)
             assert s.recv(100).endswith(b"round %d" % round_number)
         (tmp_path / "log").unlink()
@@ -163,12 +164,12 @@ def test_lines_wait_for_a_log_daemon_that_reads(logger: logging.Logger, tmp_path
     found: list[bytes] = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
         s.bind(str(tmp_path / "log"))
-        s.settimeout(60)
+        s.settimeout(PATIENCE)
         attach(logger, tmp_path / "log")
         reader = threading.Thread(target=lambda: found.extend(s.recv(100) for _ in range(500)))
         reader.start()
         logger.info("\n".join(f"line {number}" for number in range(500)))
-        reader.join(120)
+        reader.join(PATIENCE)
     assert [line.rpartition(b" ")[2] for line in found] == [b"%d" % n for n in range(500)]
 
 

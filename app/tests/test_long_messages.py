@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from erlang import Erl, Release, in_each_release, in_oldest_and_newest
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 from test_cluster import a_node, failure, with_erlang
 from test_hostile_peer import CONTROL, fragment
@@ -51,7 +52,7 @@ def export(node: Node) -> None:
 
 async def tried(erl: Erl, expression: str) -> Any:
     """Return the value of an expression, or what it raises."""
-    return await erl.eval(f"try {expression} catch C:R -> {{C, R}} end", 120)
+    return await erl.eval(f"try {expression} catch C:R -> {{C, R}} end", PATIENCE)
 
 
 @in_each_release
@@ -110,7 +111,7 @@ async def test_a_caller_of_erlang_is_told_that_the_answer_is_too_long(
         async with node.mailbox() as box:
             reference = box.watch(("answers", erl.name))
             await erl.eval(f"exit(whereis(answers), binary:copy(<<1>>, {3 * MIB}))")
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 assert await box.get() == Down(reference, "answers", "system_limit")
 
 
@@ -123,11 +124,11 @@ async def test_a_hundred_megabytes_pass_both_ways_where_they_are_allowed(
         export(node)
         py = f"'{node.name}'"
         call = f"erpc:call({py}, long, size, [binary:copy(<<7>>, {size})])"
-        assert await erl.eval(call, 240) == size
+        assert await erl.eval(call, PATIENCE) == size
         call = f"byte_size(erpc:call({py}, long, made, [{size}]))"
-        assert await erl.eval(call, 240) == size
-        assert await node.call(erl.name, "erlang.byte_size", bytes(size), timeout=240) == size
-        assert len(await node.call(erl.name, "binary.copy", b"x", size, timeout=240)) == size
+        assert await erl.eval(call, PATIENCE) == size
+        assert await node.call(erl.name, "erlang.byte_size", bytes(size), timeout=PATIENCE) == size
+        assert len(await node.call(erl.name, "binary.copy", b"x", size, timeout=PATIENCE)) == size
 
 
 @in_private_network
@@ -162,7 +163,7 @@ async def test_nodes_of_ours_tell_each_other_what_is_too_long(network: Network) 
             watcher.link(ends.pid)
             await until(lambda: ends.monitors and ends.links, "both are known there")
             ends.close(long)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 found = [await watcher.get(), await watcher.get()]
             assert Down(reference, "ends", "system_limit") in found
             assert Exit(ends.pid, "system_limit", True) in found
@@ -177,8 +178,8 @@ async def test_a_hundred_megabytes_between_nodes_of_ours(network: Network) -> No
         a_node(network, "b", 2, max_message=128 * MIB) as b,
     ):
         export(b)
-        assert await a.call(b.name, "long.size", bytes(size), timeout=240) == size
-        assert len(await a.call(b.name, "long.made", size, timeout=240)) == size
+        assert await a.call(b.name, "long.size", bytes(size), timeout=PATIENCE) == size
+        assert len(await a.call(b.name, "long.made", size, timeout=PATIENCE)) == size
 
 
 @in_private_network
@@ -187,7 +188,7 @@ async def test_many_long_results_at_once_leave_one_after_the_other(network: Netw
     size = 12 * MIB
     async with a_node(network, "a", 1) as a, a_node(network, "b", 2) as b:
         export(b)
-        calls = [a.call(b.name, "long.made", size, timeout=240) for _ in range(8)]
+        calls = [a.call(b.name, "long.made", size, timeout=PATIENCE) for _ in range(8)]
         assert [len(found) for found in await asyncio.gather(*calls)] == [size] * 8
 
 
@@ -328,10 +329,10 @@ async def test_the_control_socket_says_what_is_too_long(tmp_path: Path) -> None:
     await until(lambda: Path(path).exists(), "the socket is there")
     try:
         with pytest.raises(ClientError) as caught:
-            await asyncio.to_thread(request, path, "long", {}, 60.0)
+            await asyncio.to_thread(request, path, "long", {}, PATIENCE)
         assert caught.value.code == "too-long"
         with pytest.raises(ClientError) as caught:
-            await asyncio.to_thread(request, path, "long", {"x": "x" * MIB}, 60.0)
+            await asyncio.to_thread(request, path, "long", {"x": "x" * MIB}, PATIENCE)
         assert caught.value.code == "too-long"
     finally:
         serving.cancel()

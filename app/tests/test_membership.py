@@ -9,6 +9,7 @@ from itertools import pairwise
 from time import monotonic
 
 import pytest
+from patience import PATIENCE
 
 from thicket.cluster import membership
 from thicket.cluster.membership import Candidate, Link, Membership
@@ -180,7 +181,7 @@ async def test_only_neighbours_are_connected_where_that_is_wanted() -> None:
         assert link.calls == names(LOW)
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, f"not within {seconds} s: {what}"

@@ -4,11 +4,17 @@
 import subprocess
 import sys
 
+from patience import PATIENCE
+
 
 def python(program: str) -> str:
     """Run a program in a fresh interpreter; what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from network_namespace import ip, namespace
+from patience import PATIENCE
 
 from thicket.netlink import rtnl
 from thicket.netlink.messages import NetlinkError
@@ -21,7 +22,7 @@ from thicket.netlink.rtnl import Links
 ADDRESS = IPv6Interface("fd12:3456:789a:1:0:6f44:e3c6:b802/64")
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} has not happened within {seconds} s"

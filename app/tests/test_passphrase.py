@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 
 from thicket.base.paths import Paths
@@ -122,7 +123,7 @@ async def two(
     network: Network, root: Path, other_mesh: dict[str, str] | None = None
 ) -> AsyncIterator[list[tuple[Passphrase, Host, Node]]]:
     """Two connected nodes; the second one has ``other_mesh`` in its file."""
-    options: dict[str, Any] = {"cookie": "c", "port": 0, "tick_time": 60.0}
+    options: dict[str, Any] = {"cookie": "c", "port": 0, "tick_time": 3600}
     nodes = [
         Node(name, address=network.address(number), epmd_port=network.epmd_port, **options)
         for number, name in ((1, "a"), (2, "b"))
@@ -245,7 +246,7 @@ async def test_requests_at_once_are_bounded(network: Network) -> None:
         other.follows.clear()
         message = (Atom("prepare"), NEW.encode())
         waiting = [
-            asyncio.create_task(here.request((NAME, there.name), message, 60.0))
+            asyncio.create_task(here.request((NAME, there.name), message, PATIENCE))
             for _ in range(Listener.MOST + 3)
         ]
         await until(lambda: sum(task.done() for task in waiting) == 3, "three are refused")

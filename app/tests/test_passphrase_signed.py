@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 from fleet_for_tests import NOW, PREFIX, TestFleet, one_fleet
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 from test_passphrase import NEW, OLD, PEER, STRANGER, Host, Radio
 
@@ -90,7 +91,7 @@ async def cluster(
     network: Network, folder: Path, names: str = "ab", kind: type[Node] = Encrypted
 ) -> AsyncIterator[list[tuple[Passphrase, Host, Node]]]:
     """Nodes of the fleet, each connected with the first."""
-    options: dict[str, Any] = {"cookie": "c", "port": 0, "tick_time": 60.0}
+    options: dict[str, Any] = {"cookie": "c", "port": 0, "tick_time": 3600}
     nodes = [
         kind(name, address=network.address(number), epmd_port=network.epmd_port, **options)
         for number, name in enumerate(names, 1)
@@ -354,7 +355,7 @@ async def test_news_from_many_nodes_turns_no_request_away(network: Network) -> N
             await until(lambda: taken() == 1 + len(others), "each change is taken once")
             (_, _, asker), *_ = others
             where, request = (NAME, middle.name), (Atom("signed"), signed(9))
-            asked = asyncio.create_task(asker.request(where, request, 60.0))
+            asked = asyncio.create_task(asker.request(where, request, PATIENCE))
             await until(lambda: taken() == 2 + len(others), "it is worked on as well")
             busy.follows.set()
             assert await asked == "ok"
@@ -374,7 +375,7 @@ async def test_a_node_that_was_not_connected_gets_the_change_when_it_is(network:
             with listened() as told:
                 await here.connect(there.name, 30.0)
                 for one, peer in ((here, there), (there, here)):  # behind whatever is on its way
-                    assert await one.ping(peer.name, 60.0) > 0
+                    assert await one.ping(peer.name, PATIENCE) > 0
                 assert told == []
                 assert a.kept.newest()[0] == 4
                 b.node_up("nobody")
@@ -417,7 +418,7 @@ async def test_in_clear_a_change_goes_to_nobody_else(network: Network) -> None:
                 connection = next(iter(one.connections.values()))
                 for message in ((Atom("have"), 9, b"x" * 32), (Atom("signed"), signed(3))):
                     one.send_to_name(connection, one.pid, NAME, message)
-                assert await one.ping(peer.name, 60.0) > 0  # behind the messages
+                assert await one.ping(peer.name, PATIENCE) > 0  # behind the messages
             assert told == []
         assert a.kept.newest()[0] == 1
         assert (mesh(mine), mesh(other)) == ((OLD, NEW), (OLD, ""))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
+from patience import PATIENCE
 from virtual_time import VirtualTimeLoop
 
 from thicket.base import patience
@@ -103,9 +104,12 @@ class TestAllowance:
 
 class TestRun:
     def test_it_returns_status_and_words(self) -> None:
-        assert patience.run(["sh", "-c", "echo one; echo two >&2; exit 3"], 60) == (3, "one\ntwo")
+        assert patience.run(["sh", "-c", "echo one; echo two >&2; exit 3"], PATIENCE) == (
+            3,
+            "one\ntwo",
+        )
         with pytest.raises(FileNotFoundError):
-            patience.run(["/no/such/program"], 60)
+            patience.run(["/no/such/program"], PATIENCE)
 
     def test_what_does_not_end_is_killed(self) -> None:
         with pytest.raises(TimeoutError, match=r"^sleep did not end within 0.3 s$"):
@@ -122,7 +126,7 @@ class TestRun:
             return now
 
         monkeypatch.setattr(time, "monotonic", late)
-        assert patience.run(["sh", "-c", "sleep 1; echo done"], 60) == (0, "done")
+        assert patience.run(["sh", "-c", "sleep 1; echo done"], PATIENCE) == (0, "done")
 
 
 class Time:

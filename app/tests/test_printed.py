@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from private_network import Network, in_private_network
 from test_cluster import a_node
 
@@ -57,7 +58,7 @@ class Log:
         """Return what has come since the last question."""
         self._say(b"<1>: the end")
         found = []
-        while (line := self._found.get(timeout=60)) != "1 the end":
+        while (line := self._found.get(timeout=PATIENCE)) != "1 the end":
             found.append(line)
         return found
 
@@ -257,12 +258,12 @@ async def test_the_lines_of_an_application_have_its_name(network: Network) -> No
     async with a_node(network, "a", 1) as a:
         applications = Applications(a, {}, Problems(lambda *_: None), {"talking": lambda: Talking})
         running = asyncio.create_task(applications.run())
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while len(lines) < 2:
             assert time.monotonic() < end
             await asyncio.sleep(0.01)
-        await a.call(a.name, "talk.plain", timeout=60)
-        await a.call(a.name, "talk.thread", timeout=60)
+        await a.call(a.name, "talk.plain", timeout=PATIENCE)
+        await a.call(a.name, "talk.thread", timeout=PATIENCE)
         running.cancel()
         await asyncio.wait({running})
     print("nobody's")

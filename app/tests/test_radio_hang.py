@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from patience import PATIENCE
 
 from thicket.base.patience import STEP
 from thicket.radio import hang, session
@@ -54,7 +55,7 @@ def test_a_real_process_that_is_stopped_is_found_in_ten_seconds() -> None:
     child = subprocess.Popen(["sleep", "600"])
     try:
         child.send_signal(signal.SIGSTOP)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while present(child.pid).state != "T":
             assert time.monotonic() < deadline
             time.sleep(0.01)

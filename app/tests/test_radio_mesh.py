@@ -17,6 +17,7 @@ import pytest
 from fake_kernel import FakeEvents, FakeKernel, FakeLinks, FakeNl80211, radio, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 from radio_facts import PEER, station
 
 from thicket.base.events import Listener
@@ -213,7 +214,7 @@ class Running:
     def codes(self) -> list[str]:
         return [problem["code"] for problem in self.mesh.problems()]
 
-    async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while not condition():

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from thicket.radio import hang
 from thicket.radio.hang import Doing, doing
@@ -105,7 +106,7 @@ async def watched(directory: Path) -> AsyncIterator[Watched]:
         await one.subject.stop()
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while not condition():
@@ -240,7 +241,7 @@ def test_what_a_process_does() -> None:
     assert mine.state == "R", "it has a processor: it reads this"
     child = subprocess.Popen(["sleep", "60"])
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while (found := doing(child.pid)) is None or found.state != "S":
             assert time.monotonic() < deadline
             time.sleep(0.01)

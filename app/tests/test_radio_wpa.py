@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from thicket.radio import hang
 from thicket.radio.channels import channel_frequency
@@ -295,7 +296,7 @@ async def connected(directory: Path) -> AsyncIterator[tuple[FakeSupplicant, Cont
         fake.close()
 
 
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while not condition():
@@ -430,7 +431,7 @@ async def real_supplicant(directory: Path, text: str) -> AsyncIterator[Control]:
     finally:
         control.close()
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(PATIENCE)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from erlang import Erl, Release, a_real_epmd, in_oldest_and_newest
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 
 from thicket.distribution import Atom, DistributionError, Down, Node, NodeEvent, members
@@ -51,7 +52,7 @@ async def a_fleet(
         for number in range(1, count + 1):
             address = network.address(number)
             # one that ticks in vain would tell of a loss late
-            node = Node("n", "secret", address, 9100, epmd_port=epmd_port, tick_time=60.0)
+            node = Node("n", "secret", address, 9100, epmd_port=epmd_port, tick_time=3600)
             await node.start()
             stack.push_async_callback(node.stop)
             nodes.append(node)
@@ -81,7 +82,7 @@ def direct(node: Node) -> set[str]:
 
 async def next_down(events: NodeEvents, name: str) -> NodeEvent:
     while True:
-        event = await asyncio.wait_for(events.get(), 60)
+        event = await asyncio.wait_for(events.get(), PATIENCE)
         if (event.kind, event.name) == ("down", name):
             return event
 
@@ -112,9 +113,9 @@ async def test_all_know_of_all_and_of_who_goes_and_comes_back(network: Network) 
         again = Node("n", "secret", network.address(COUNT), 9100, epmd_port=None)
         await again.start()
         try:
-            await again.connect(nodes[-2].name, 60)
+            await again.connect(nodes[-2].name, PATIENCE)
             again.choose([nodes[-2].name], keeps_all=False)
-            event = await asyncio.wait_for(events.get(), 60)
+            event = await asyncio.wait_for(events.get(), PATIENCE)
             assert (event.kind, event.name) == ("up", again.name)
             await until(lambda: len(up(again)) == COUNT - 1, "it knows of all others")
         finally:
@@ -142,14 +143,14 @@ async def test_a_connection_for_a_call_ends_and_one_that_is_needed_stays(
         first, last = nodes[0], nodes[-1]
         events = first.monitor(current=False)
         last.export("test.double")(lambda number: 2 * number)
-        assert await first.call(last.name, "test.double", 21, timeout=60) == 42
+        assert await first.call(last.name, "test.double", 21, timeout=PATIENCE) == 42
         assert last.name in direct(first)
         await until(lambda: last.name not in direct(first), "the connection has ended")
         assert last.name in up(first), "the node has not"
         assert first.membership.ended + last.membership.ended >= 1
         # Calls while connections end meet no end.
         for turn in range(40):
-            assert await first.call(last.name, "test.double", turn, timeout=60) == 2 * turn
+            assert await first.call(last.name, "test.double", turn, timeout=PATIENCE) == 2 * turn
             await asyncio.sleep(0.05 + 0.5 * (turn % 2))
 
         # What is watched or linked with is connected first, and stays so.
@@ -161,26 +162,26 @@ async def test_a_connection_for_a_call_ends_and_one_that_is_needed_stays(
         await asyncio.sleep(1.5)  # three times as long as one that nobody needs stays
         assert last.name in direct(first)
         theirs.close()
-        got = [await asyncio.wait_for(ours.get(), 60) for _ in range(2)]
+        got = [await asyncio.wait_for(ours.get(), PATIENCE) for _ in range(2)]
         assert Down(reference, theirs.pid, "normal") in got, got
         await until(lambda: last.name not in direct(first), "nothing needs it any more")
         # A watch on what is not there, also where the node goes meanwhile.
         missing = ours.watch(("missing", last.name))
-        assert await asyncio.wait_for(ours.get(), 60) == Down(missing, "missing", "noproc")
+        assert await asyncio.wait_for(ours.get(), PATIENCE) == Down(missing, "missing", "noproc")
         undone = ours.watch(("missing", last.name))
         ours.unwatch(undone)
         kept = last.mailbox("kept")
         watching = ours.watch(kept.pid)
         await until(lambda: kept.monitors, "it is watched")
         await last.stop()
-        ended = await asyncio.wait_for(ours.get(), 60)
+        ended = await asyncio.wait_for(ours.get(), PATIENCE)
         assert (ended.reference, ended.target) == (watching, kept.pid)
         await next_down(events, last.name)
         # Of a node that is no member the answer comes at once.
         gone = ours.watch(("missing", last.name))
-        assert await asyncio.wait_for(ours.get(), 60) == Down(gone, "missing", "noconnection")
+        assert await asyncio.wait_for(ours.get(), PATIENCE) == Down(gone, "missing", "noconnection")
         with pytest.raises(DistributionError):
-            await first.call(last.name, "test.double", 1, timeout=60)
+            await first.call(last.name, "test.double", 1, timeout=PATIENCE)
         events.close()
         assert [event async for event in events] == [], "nobody else went"
 
@@ -196,15 +197,15 @@ async def test_groups_have_their_members_on_all_nodes(network: Network) -> None:
         await for_all(nodes, lambda node: len(node.members("alarms")) == 2, "both are known")
         assert direct(first) == {nodes[1].name}
         assert await first.publish("alarms", {"kind": "smoke"}) == 2
-        assert await asyncio.wait_for(box.get(), 60) == {"kind": "smoke"}
-        assert await asyncio.wait_for(subscription.get(), 60) == {"kind": "smoke"}
+        assert await asyncio.wait_for(box.get(), PATIENCE) == {"kind": "smoke"}
+        assert await asyncio.wait_for(subscription.get(), PATIENCE) == {"kind": "smoke"}
         assert direct(first) == {nodes[1].name}, "it has gone by the neighbours"
         # With a connection a member is known twice, and counts once.
-        await first.connect(last.name, 60)
+        await first.connect(last.name, PATIENCE)
         await until(lambda: len(first.scope().members("alarms")) == 2, "it is known")
         assert await first.publish("alarms", {"kind": "fire"}) == 2
-        assert await asyncio.wait_for(box.get(), 60) == {"kind": "fire"}
-        assert await asyncio.wait_for(subscription.get(), 60) == {"kind": "fire"}
+        assert await asyncio.wait_for(box.get(), PATIENCE) == {"kind": "fire"}
+        assert await asyncio.wait_for(subscription.get(), PATIENCE) == {"kind": "fire"}
         await until(lambda: direct(first) == {nodes[1].name}, "the connections have ended")
         assert len(first.members("alarms")) == 2
         last.join("alarms", box)
@@ -289,9 +290,9 @@ async def test_nodes_that_keep_all_connections_say_nothing(network: Network) -> 
             node.choose([], keeps_all=True)
             nodes.append(node)
         one, other = nodes
-        await one.connect(other.name, 60)
-        assert await one.ping(other.name, 60) > 0
-        assert await other.ping(one.name, 60) > 0
+        await one.connect(other.name, PATIENCE)
+        assert await one.ping(other.name, PATIENCE) > 0
+        assert await other.ping(one.name, PATIENCE) > 0
         assert not one.membership.roster.active
         assert not other.membership.roster.active
         # One of them finds the fleet too large: both begin to speak.
@@ -330,10 +331,12 @@ async def test_calls_to_all_leave_few_connections(network: Network) -> None:
         call = asyncio.create_task(first.call(others[-1].name, "test.wait", timeout=None))
         await until(lambda: others[-1].name in direct(first), "it runs")
         for turn in range(3):
-            calls = (first.call(node.name, "test.double", turn, timeout=60) for node in others)
+            calls = (
+                first.call(node.name, "test.double", turn, timeout=PATIENCE) for node in others
+            )
             assert await asyncio.gather(*calls) == [2 * turn] * len(others)
         for node in others[1:-1]:
-            assert await first.call(node.name, "test.double", 4, timeout=60) == 8
+            assert await first.call(node.name, "test.double", 4, timeout=PATIENCE) == 8
         assert 1 < most <= members.AT_ONCE
         await until(lambda: len(direct(first)) <= 1 + 4, "only few are left")
         left = direct(first)
@@ -341,13 +344,13 @@ async def test_calls_to_all_leave_few_connections(network: Network) -> None:
         assert left - {nodes[1].name, others[-1].name} <= {n.name for n in others[-6:]}
         assert len(up(first)) == len(others)
         ended.set()
-        assert await asyncio.wait_for(call, 60) == "done"
+        assert await asyncio.wait_for(call, PATIENCE) == "done"
         await asyncio.sleep(3 * members.RESTS)
         assert len(direct(first)) == 5, "few may stay"
         # Who calls while the end of a connection is agreed on meets no end.
         for turn in range(60):
             node = others[turn % len(others)]
-            assert await first.call(node.name, "test.double", turn, timeout=60) == 2 * turn
+            assert await first.call(node.name, "test.double", turn, timeout=PATIENCE) == 2 * turn
             await asyncio.sleep(0.02 * (turn % 4))
 
 
@@ -368,7 +371,7 @@ async def test_nodes_that_do_not_answer_keep_no_call_waiting(network: Network) -
         *some, another = silent
         calls = [asyncio.create_task(first.cast(f"n@{address}", "a.b")) for address in some]
         await until(lambda: len(first._connector.attempts) == len(some), "they are tried")
-        assert await first.call(last.name, "test.double", 2, timeout=60) == 4
+        assert await first.call(last.name, "test.double", 2, timeout=PATIENCE) == 4
         with pytest.raises(DistributionError, match=r"within 0\.1 seconds"):
             await first.call(f"n@{another}", "a.b", timeout=0.1)
         assert not any(call.done() for call in calls)

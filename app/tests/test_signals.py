@@ -5,6 +5,8 @@ import asyncio
 import os
 import signal
 
+from patience import PATIENCE
+
 from thicket.base import signals
 
 
@@ -15,7 +17,7 @@ async def test_a_signal_wakes_a_loop_that_has_nothing_to_do() -> None:
         sender = await asyncio.create_subprocess_exec(
             "sh", "-c", f"sleep 0.2; kill -USR1 {os.getpid()}"
         )
-        await asyncio.wait_for(came.wait(), 60)
+        await asyncio.wait_for(came.wait(), PATIENCE)
         assert await sender.wait() == 0
 
 
@@ -25,7 +27,7 @@ async def test_each_of_several_signals_in_a_row_is_told() -> None:
     with signals.called(asyncio.get_running_loop(), handlers):
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGUSR2)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await one.wait()
             await two.wait()
 

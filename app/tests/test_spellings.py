@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
 from fleet_for_tests import CLOCK, one_fleet
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 from told import Told
 
@@ -42,8 +43,8 @@ async def a_node(network: Network, name: str, number: int, **options: Any) -> As
     chosen: dict[str, Any] = {
         "cookie": "secret",
         "port": 0,
-        "tick_time": 60.0,
-        "setup_time": 60.0,
+        "tick_time": 3600,
+        "setup_time": PATIENCE,
         "address": network.address(number),
         "epmd_port": network.epmd_port,
         **options,
@@ -85,11 +86,11 @@ async def test_a_node_of_erlang_keeps_its_spelling_and_is_one_node(
             assert type(pid) is Pid
             assert pid.node == NAME
             for name in (NAME, CANONICAL, LOUD, PADDED):
-                assert await node.ping(name, 60) > 0
-                assert await node.call(name, "erlang.abs", -7, timeout=60) == 7
+                assert await node.ping(name, PATIENCE) > 0
+                assert await node.call(name, "erlang.abs", -7, timeout=PATIENCE) == 7
                 assert node.connected(name)
                 assert node.spelling(name) == NAME
-                assert await node.probe(name, 60)
+                assert await node.probe(name, PATIENCE)
             await node.send(pid, Atom("hello"))
             assert await erl.eval("receive hello -> got after 60000 -> none end") == "got"
             box.watch(pid)
@@ -101,8 +102,8 @@ async def test_a_node_of_erlang_keeps_its_spelling_and_is_one_node(
             assert [(await box.get()).reason for _ in range(2)] == ["noconnection"] * 2
             # We go to it, by whatever name.
             for name in (NAME, CANONICAL, PADDED):
-                await node.connect(name, 60)
-                await node.connect(CANONICAL, 60)
+                await node.connect(name, PATIENCE)
+                await node.connect(CANONICAL, PATIENCE)
                 assert up(node) == [NAME]
                 await erl.until("nodes()", [node.name])
                 assert node.disconnect(NAME)
@@ -110,8 +111,8 @@ async def test_a_node_of_erlang_keeps_its_spelling_and_is_one_node(
             # Both at once, by two names, end in one connection.
             await asyncio.gather(
                 erl.eval(f"net_kernel:connect_node('{node.name}')"),
-                node.connect(CANONICAL, 60),
-                node.connect(LOUD, 60),
+                node.connect(CANONICAL, PATIENCE),
+                node.connect(LOUD, PATIENCE),
             )
             await until(lambda: up(node) == [NAME], "one connection")
             await erl.until("nodes()", [node.name])
@@ -204,14 +205,14 @@ async def test_a_certificate_speaks_for_its_address_in_every_spelling(network: N
             a_node(network, "c", 3, address=here[2], tls=tls(2)) as c,
         ):
             spelled = f"b@{IPv6Address(b.host).exploded.upper()}"
-            await a.connect(spelled, 60)
+            await a.connect(spelled, PATIENCE)
             assert up(a) == [b.name]
             assert a.recheck() == []
             # A third node that says so is not b, however it writes that.
             for name in (spelled, b.name):
                 c.local = c.local._replace(name=name)
                 with pytest.raises(DistributionError) as caught:
-                    await c.connect(a.name, 60)
+                    await c.connect(a.name, PATIENCE)
                 assert caught.value.code == code
             assert up(a) == [b.name]
 

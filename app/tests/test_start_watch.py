@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from thicket.device.start_watch import PASSES, STALLED, Disks, StartWatch, disks, processes
 
-PATIENCE = 60
 SIZE = 1000
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from patience import PATIENCE
 
 from thicket.base.problems import Problems
 from thicket.base.process import boottime, memory_kib
@@ -137,7 +138,7 @@ class TestWriter:
 
         writer = Writer(str(tmp_path / "s.json"), dict, refresh, 0.05)
         task = asyncio.create_task(writer.run())
-        await asyncio.wait_for(refreshed.wait(), 60)
+        await asyncio.wait_for(refreshed.wait(), PATIENCE)
         task.cancel()
 
     async def test_nothing_wakes_it_between_two_refreshes(self, tmp_path: Path) -> None:

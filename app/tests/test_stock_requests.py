@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from erlang import Release, in_each_release, tuple_of
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 from test_cluster import a_node, failure, with_erlang
 
@@ -68,7 +69,7 @@ async def test_rex_answers_every_form_of_rpc_ei_and_java(
                 " receive M -> M after 60000 -> none end end"
             )
 
-        async with node.mailbox("box") as box, asyncio.timeout(120):
+        async with node.mailbox("box") as box, asyncio.timeout(PATIENCE):
             assert await erl.eval(f"rpc:sbcast([{py}], box, hello)") == ([node.name], [])
             assert await box.get() == "hello"
             assert await erl.eval(f"rpc:sbcast([{py}], nobody, hello)") == ([], [node.name])
@@ -191,7 +192,7 @@ async def screen(
         def found() -> re.Match[str] | None:
             return re.compile(pattern).search(read(), start)
 
-        end = asyncio.get_running_loop().time() + 120
+        end = asyncio.get_running_loop().time() + PATIENCE
         while (match := found()) is None:
             assert asyncio.get_running_loop().time() < end, f"no {pattern!r} in {read()!r}"
             await asyncio.sleep(0.02)
@@ -321,7 +322,7 @@ async def test_a_traceback_begins_with_the_cause(network: Network) -> None:
 async def test_a_node_reaches_itself_by_its_own_name(network: Network) -> None:
     async with a_node(network, "a", 1) as a:
         assert 0 < await a.ping(a.name) < 60
-        async with a.mailbox("box") as box, a.mailbox() as other, asyncio.timeout(60):
+        async with a.mailbox("box") as box, a.mailbox() as other, asyncio.timeout(PATIENCE):
             for target in ("box", ("box", a.name), box.pid):
                 await a.send(target, "text")
                 assert await box.get() == "text"

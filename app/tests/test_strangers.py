@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from fleet_for_tests import CLOCK, one_fleet
+from patience import PATIENCE
 from private_network import PREFIX, Network, in_private_network, until
 
 from thicket.distribution import Node, connection, epmd, frames, secure
@@ -37,7 +38,9 @@ async def member(network: Network, number: int, port: int = 0) -> AsyncIterator[
     mine = await make_credentials(FLEET.device(number)[0], FLEET.fleet, CLOCK)
     network.add(mine.peer.address)
     tls = FleetTls(FLEET.fleet, mine, lambda: Rules(clock()))
-    node = Node("thicket", "c", mine.peer.address, port, epmd_port=None, tls=tls, setup_time=60.0)
+    node = Node(
+        "thicket", "c", mine.peer.address, port, epmd_port=None, tls=tls, setup_time=PATIENCE
+    )
     await node.start()
     try:
         await until(lambda: node.listening, "the node listens")
@@ -169,11 +172,11 @@ async def test_strangers_that_say_nothing_keep_nobody_out(network: Network) -> N
             )
         await until(lambda: node.statistics()["handshakes"] == MAX_STRANGERS, "the places are full")
         async with member(network, 2, node.port) as two:
-            await two.connect(node.name, 60)
+            await two.connect(node.name, PATIENCE)
         refused = node.statistics()["refused"]["too-many"]
         assert refused >= MAX_STRANGERS
         # the oldest went, the newest stay
-        assert await asyncio.wait_for(held[0][0].read(), 60) == b""
+        assert await asyncio.wait_for(held[0][0].read(), PATIENCE) == b""
         assert not held[-1][0].at_eof()
         for _, writer in held:
             writer.close()
@@ -203,7 +206,7 @@ async def test_a_member_that_was_heard_has_a_place_of_its_own(network: Network) 
         )
         assert node.statistics()["handshakes"] == MAX_STRANGERS + 1
         mine[1].write(hello)
-        assert (await asyncio.wait_for(mine[0].read(1), 60)) == b"\x16"  # TLS answers it
+        assert (await asyncio.wait_for(mine[0].read(1), PATIENCE)) == b"\x16"  # TLS answers it
         for _, writer in [mine, *held]:
             writer.close()
 
@@ -214,7 +217,7 @@ async def test_the_port_mapper_answers_beside_silent_clients(network: Network) -
     await node.start()
     await until(lambda: node.statistics()["epmd"]["served"], "the mapper serves")
     held = [await asyncio.open_connection(node.host, network.epmd_port) for _ in range(80)]
-    port = await epmd.lookup(node.host, "a", timeout=60.0, port=network.epmd_port)
+    port = await epmd.lookup(node.host, "a", timeout=PATIENCE, port=network.epmd_port)
     assert port == node.port
     for _, writer in held:
         writer.close()

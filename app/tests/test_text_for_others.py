@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from erlang import Release, in_each_release
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 from test_cluster import a_node, with_erlang
 
@@ -71,7 +72,7 @@ async def check(node: Node, peer: Node, empty: str | bytes) -> None:
         ]
         node.join("g", box)
         await until(lambda: peer.members("g"), "the group is known there")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             for way in ways:
                 await way()
                 assert await box.get() == [empty]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes with different tick times: who ticks when, who is asked, and who is given up.
 
-Time is virtual and the wire is in memory, but for the last tests. :class:`Stock` is a second
-implementation of what a node of Erlang does (net_kernel.erl, "tick"): it sends a tick in each
-quarter of its tick time in which it sent nothing else, never answers one, and gives up a peer that
-was not heard in four of them.
+Time is virtual and the wire is in memory; in the last tests the wire is real, and both ends have
+virtual time. :class:`Stock` is a second implementation of what a node of Erlang does
+(net_kernel.erl, "tick"): it sends a tick in each quarter of its tick time in which it sent nothing
+else, never answers one, and gives up a peer that was not heard in four of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import Any
 
 import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
-from private_network import Network, in_private_network, until
+from patience import PATIENCE
+from private_network import Network, until
 from told import Told
+from virtual_time import Ahead
 
 from thicket.base.fields import Integer
 from thicket.cluster.section import ClusterSection
 from thicket.distribution import Atom, Node, frames, handshake
-from thicket.distribution.connection import TICK_INTENSITY, Beat, Connection
+from thicket.distribution.connection import ANSWER_AFTER, TICK_INTENSITY, Beat, Connection
 from thicket.distribution.etf import Pid, Reference, encode_bare
 from thicket.distribution.events import NodeDown
 from thicket.distribution.frames import FrameReader, MessageReader
@@ -405,7 +407,7 @@ async def test_the_question_is_answered_at_once_and_leaves_nothing_there(
         )
         await node.start()
         await mapped(node)
-        await node.connect(erl.name, 60)
+        await node.connect(erl.name, PATIENCE)
         await erl.until("nodes()", [node.name])
         connection = node.connections[erl.name]
         state = "[erlang:system_info(K) || K <- [process_count, port_count, atom_count]]"
@@ -426,15 +428,60 @@ async def test_the_question_is_answered_at_once_and_leaves_nothing_there(
         await node.stop()
 
 
-@in_private_network
-async def test_erlang_with_another_tick_time_stays(network: Network) -> None:
-    """A longer and a shorter one. An interval is more than a busy machine keeps a process waiting.
+class Beside:
+    """A node of ours with a connection to one of Erlang, and clocks that a test moves.
 
-    ``make soak`` watches a stock node for longer: test_article_device.py.
+    Both have tick times of an hour or more, so that no clock judges how busy the machine is.
     """
-    short = 6
 
-    async def watch(name: str, number: int, ours: float, theirs: int) -> None:
+    def __init__(self, node: Node, erl: Erl) -> None:
+        self.node, self.erl = node, erl
+        self._ahead = Ahead()
+        self._asked = 0
+        self._ask = node.on_silence
+        node.on_silence = self._count  # type: ignore[method-assign]
+
+    def _count(self, connection: Connection) -> None:
+        self._asked += 1
+        self._ask(connection)
+
+    async def ours(self) -> None:
+        """Let a quarter of our tick time pass; return when what we sent is answered."""
+        connection = self.node.connections[self.erl.name]
+        received, heard, asked = await self.received(), connection.heard, self._asked
+        await self._ahead.pass_by(self.node.tick_time / TICK_INTENSITY)
+        await self._arrives(received)
+        if self._asked > asked:
+            await until(lambda: connection.heard > heard, "the answer")
+
+    async def theirs(self) -> None:
+        """Let a quarter of their tick time pass; return when their tick is answered."""
+        connection = self.node.connections[self.erl.name]
+        received, heard = await self.received(), connection.heard
+        await self._ahead.pass_by(ANSWER_AFTER)
+        await self.erl.quarter()
+        await until(lambda: connection.heard > heard, "their tick")
+        await self._arrives(received)
+
+    async def _arrives(self, received: int) -> None:
+        """Wait until the other node has received more than that."""
+        async with asyncio.timeout(PATIENCE):
+            while await self.received() == received:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def received(self) -> int:
+        return await self.erl.received(self.node.name)
+
+
+@in_each_release
+async def test_erlang_with_another_tick_time_stays(network: Network, release: Release) -> None:
+    """A longer and a shorter one; ten times the shorter one passes.
+
+    ``make soak`` watches a stock node by the clock on the wall: test_article_device.py.
+    """
+    short, long = 3600, 36000
+
+    async def watch(name: str, number: int, ours: int, theirs: int) -> None:
         told = Told()
         node = Node(
             f"py{number}",
@@ -447,16 +494,21 @@ async def test_erlang_with_another_tick_time_stays(network: Network) -> None:
         )
         await node.start()
         async with await Erl.start(
-            network, name, network.address(number + 1), tick_time=theirs
+            network, name, network.address(number + 1), release=release, tick_time=theirs
         ) as erl:
             await mapped(node)
-            await node.connect(erl.name, 60)
+            await node.connect(erl.name, PATIENCE)
+            await erl.until("nodes()", [node.name])
             await erl.eval(f"put(watch, erlang:monitor_node('{node.name}', true))")
-            await asyncio.sleep(1.4 * short)  # longer than the shorter one's patience
+            await erl.quarter()  # in which it wrote something else than ticks
+            pair = Beside(node, erl)
+            for _ in range(10 * TICK_INTENSITY):
+                await (pair.ours() if ours == short else pair.theirs())
             assert not told.of(NodeDown)
             assert await erl.eval("receive {nodedown, _} -> lost after 0 -> none end") == "none"
             await erl.until("nodes()", [node.name])
         await node.stop()
 
     async with a_real_epmd(network):
-        await asyncio.gather(watch("f", 1, short, 60), watch("g", 3, 600, short))
+        await watch("f", 1, short, long)
+        await watch("g", 3, long, short)

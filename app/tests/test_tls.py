@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from erlang import Erl, Release, a_real_epmd, in_each_release, mapped
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 
 from thicket.distribution import DistributionError, Node
@@ -102,7 +103,7 @@ async def a_node(
         epmd_port=network.epmd_port,
         tls=tls,
         max_message=20_000_000,
-        **{"setup_time": 60.0, **options},
+        **{"setup_time": PATIENCE, **options},
     )
     await node.start()
     try:
@@ -146,7 +147,9 @@ async def test_tls_with_erlang_both_ways(network: Network, release: Release) -> 
                 assert await node.call(erl.name, "lists.sort", [2, 1]) == [1, 2]
                 assert await erl.eval(f"rpc:call('{node.name}', lists, sort, [[2,1]])") == [1, 2]
                 data = bytes(range(250)) * 40_000
-                assert await node.call(erl.name, "erlang.byte_size", data, timeout=60) == len(data)
+                assert await node.call(erl.name, "erlang.byte_size", data, timeout=PATIENCE) == len(
+                    data
+                )
                 box = node.mailbox("box")
                 await erl.eval(f"{{box, '{node.name}'}} ! binary:copy(<<7>>, 10000000), ok")
                 assert await box.get() == b"\7" * 10_000_000
@@ -175,7 +178,7 @@ async def test_tls_among_ourselves_and_who_is_refused(network: Network) -> None:
                 assert await a.call(b.name, "lists.sort", list(range(5000, 0, -1))) == list(
                     range(1, 5001)
                 )
-                assert await b.ping(a.name, 60) > 0
+                assert await b.ping(a.name, PATIENCE) > 0
                 a.disconnect(b.name)
                 await until(lambda: not b.nodes(), "apart")
             # A certificate for another address, of another authority, and no TLS at all.

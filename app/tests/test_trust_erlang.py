@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from fleet_for_tests import CLOCK, one_fleet
+from patience import PATIENCE
 
 from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
@@ -66,7 +67,7 @@ def has_erlang() -> bool:
                 ["erl", "-noshell", "-eval", "{ok,_}=application:ensure_all_started(ssl),halt(0)."],
                 capture_output=True,
                 check=False,
-                timeout=300,
+                timeout=PATIENCE,
             ).returncode
             == 0
         )
@@ -170,10 +171,10 @@ def from_erlang(tmp_path: Path, theirs: Credentials) -> tuple[str, list[str]]:
     context = tls.server_context(HERE, FLEET.fleet)
     seen: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(60)
+        server.settimeout(PATIENCE)
         with erlang(tmp_path, CLIENT, theirs, str(server.getsockname()[1])) as peer:
             raw, _ = server.accept()
-            raw.settimeout(60)
+            raw.settimeout(PATIENCE)
             try:
                 with context.wrap_socket(raw, server_side=True) as connection:
                     seen.append(tls.check_connection(connection, FLEET.fleet, clock=now()).device)

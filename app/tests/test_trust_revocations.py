@@ -15,6 +15,7 @@ import pytest
 from fleet_for_tests import NOW, PREFIX, TestFleet, one_fleet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 
 from authority.authority import Authority
@@ -235,7 +236,7 @@ async def test_lists_that_lack_each_others_names_meet(network: Network) -> None:
     nodes = [
         Node(
             name, cookie="c", address=network.address(number), port=0,
-            epmd_port=network.epmd_port, tick_time=60.0,
+            epmd_port=network.epmd_port, tick_time=3600,
         )
         for number, name in enumerate("abc", 1)
     ]  # fmt: skip
@@ -249,7 +250,7 @@ async def test_lists_that_lack_each_others_names_meet(network: Network) -> None:
         trusts[2].take_list(packed(3, B), "another person")
         trusts[1].take_list(packed(9), "a third one, who knows nothing")
         for number in (0, 2):
-            await nodes[1].connect(nodes[number].name, 60)
+            await nodes[1].connect(nodes[number].name, PATIENCE)
             trusts[1].node_up(nodes[number].name)
         await until(
             lambda: all(trust.lists.names == {A, B} for trust in trusts),

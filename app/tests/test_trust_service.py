@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from daemons import PREFIX, Fleet, NamespaceNode, Secured
+from patience import PATIENCE
 
 from authority.authority import Authority
 from meshlab.chip.atecc608 import Atecc608
@@ -47,7 +48,7 @@ def revoke(secured: Secured, *names: str) -> str:
 def test_a_secured_cluster_and_a_node_that_is_revoked(fleet: Fleet) -> None:
     secured = Secured(fleet)
     a, b, c = (secured.add() for _ in range(3))
-    fleet.until(lambda: fleet.formed(a, b, c), "all see each other", 60)
+    fleet.until(lambda: fleet.formed(a, b, c), "all see each other", PATIENCE)
     found = trust(a)
     assert found["state"] == "ready"
     assert (found["fleet"], found["device"]) == ("acme", a.serial.hex())
@@ -58,22 +59,24 @@ def test_a_secured_cluster_and_a_node_that_is_revoked(fleet: Fleet) -> None:
     # One node is told; the connections that stand end, everywhere, and the list stays.
     answer = a.ask("revocations-import", list=revoke(secured, c.serial.hex()))
     assert (answer["taken"], answer["names"]) == (True, 1)
-    fleet.until(lambda: fleet.formed(a, b) and not c.members(), "c is out", 60)
+    fleet.until(lambda: fleet.formed(a, b) and not c.members(), "c is out", PATIENCE)
     fleet.until(lambda: trust(b)["revocations"] == trust(a)["revocations"], "b has the list")
     again = a.ask("revocations-import", list=base64.b64encode(_list_of(a)).decode())
     assert again["taken"] is False
-    fleet.until(lambda: a.ask("status")["cluster"]["refused"].get("revoked"), "a counts it", 60)
+    fleet.until(
+        lambda: a.ask("status")["cluster"]["refused"].get("revoked"), "a counts it", PATIENCE
+    )
     fleet.until(lambda: "revoked" in a.log() and c.serial.hex() in a.log(), "a says who and why")
-    fleet.until(lambda: "revoked" in c.log(), "c hears why", 60)
+    fleet.until(lambda: "revoked" in c.log(), "c hears why", PATIENCE)
     assert b.stop() == 0
     b.start()
-    fleet.until(lambda: fleet.formed(a, b), "b comes back", 60)
+    fleet.until(lambda: fleet.formed(a, b), "b comes back", PATIENCE)
     fleet.until(lambda: trust(b)["revocations"] == trust(a)["revocations"], "b kept the list")
     assert not c.members()
 
     # A node that was away, or is new, gets it from the others.
     d = secured.add()
-    fleet.until(lambda: fleet.formed(a, b, d), "d joins", 60)
+    fleet.until(lambda: fleet.formed(a, b, d), "d joins", PATIENCE)
     fleet.until(lambda: trust(d)["revocations"] == trust(a)["revocations"], "d has the list")
 
     # Neither a list of another fleet nor a damaged one is taken.
@@ -100,10 +103,10 @@ def test_a_revoked_signer_takes_its_devices_with_it(fleet: Fleet) -> None:
     a = secured.add()
     assert secured.authority.signer() == 2
     b, c = secured.add(), secured.add()
-    fleet.until(lambda: fleet.formed(a, b, c), "all see each other", 60)
+    fleet.until(lambda: fleet.formed(a, b, c), "all see each other", PATIENCE)
     b.ask("revocations-import", list=revoke(secured, "Signer 0001"))
-    fleet.until(lambda: fleet.formed(b, c) and not a.members(), "a is out", 60)
-    fleet.until(lambda: "revoked" in a.log(), "a hears why", 60)
+    fleet.until(lambda: fleet.formed(b, c) and not a.members(), "a is out", PATIENCE)
+    fleet.until(lambda: "revoked" in a.log(), "a hears why", PATIENCE)
     # A node that gets the list knows what it means for itself.
     a.ask("revocations-import", list=base64.b64encode(_list_of(b)).decode())
     assert "revoked" in problem(a, "revoked")
@@ -121,7 +124,7 @@ def test_a_node_is_enrolled_while_it_runs(fleet: Fleet) -> None:
         open_chip(b.folder / "chip.json"), write=True, show=lambda _: None
     )
     b.start()
-    fleet.until(lambda: fleet.formed(a, b), "b is in", 60)
+    fleet.until(lambda: fleet.formed(a, b), "b is in", PATIENCE)
     assert not problem(b, "not-enrolled")
 
 
@@ -146,12 +149,12 @@ def test_without_a_fleet_nobody_is_let_in_and_one_may_come(fleet: Fleet) -> None
         b.ask("revocations-import", list="AAAA")
     Path(b.paths.device).write_text(text)
     assert "trust.root" in b.ask("reload")["changed"]
-    fleet.until(lambda: fleet.formed(a, b), "b is in", 60)
+    fleet.until(lambda: fleet.formed(a, b), "b is in", PATIENCE)
     assert not problem(b, "no-fleet")
     # And out of it again.
     Path(b.paths.device).write_text("# defaults\n")
     b.ask("reload")
-    fleet.until(lambda: not a.members(), "a notices", 60)
+    fleet.until(lambda: not a.members(), "a notices", PATIENCE)
     assert problem(b, "no-fleet")
 
 
@@ -160,7 +163,7 @@ def test_a_cookie_alone_is_not_let_in(fleet: Fleet) -> None:
     a = secured.add()
     plain = fleet.add('[discovery]\nbeacon = "both"\n')
     address = a.name.partition("@")[2]
-    fleet.until(lambda: trust(a)["state"] == "ready", "a is ready", 60)
+    fleet.until(lambda: trust(a)["state"] == "ready", "a is ready", PATIENCE)
     with pytest.raises(ClientError):
         plain.ask("ping", node=address)
     with pytest.raises(ClientError):
@@ -172,11 +175,11 @@ def test_a_cookie_alone_is_not_let_in(fleet: Fleet) -> None:
 def test_a_damaged_list_on_the_disk_is_replaced_by_the_others(fleet: Fleet) -> None:
     secured = Secured(fleet)
     a, b = secured.add(), secured.add(start=False)
-    fleet.until(lambda: trust(a)["state"] == "ready", "a is ready", 60)
+    fleet.until(lambda: trust(a)["state"] == "ready", "a is ready", PATIENCE)
     a.ask("revocations-import", list=revoke(secured))
     (b.folder / "data/thicket/revocations.bin").write_bytes(b"rubbish")
     b.start()
-    fleet.until(lambda: fleet.formed(a, b), "both see each other", 60)
+    fleet.until(lambda: fleet.formed(a, b), "both see each other", PATIENCE)
     fleet.until(lambda: trust(b)["revocations"] == trust(a)["revocations"], "b has the list")
     assert "revocations.bin is not used" in b.log()
     fleet.until(lambda: _list_of(b) == _list_of(a), "b keeps the list")
@@ -185,7 +188,7 @@ def test_a_damaged_list_on_the_disk_is_replaced_by_the_others(fleet: Fleet) -> N
 def test_sighup_makes_new_credentials_and_keeps_connections(fleet: Fleet) -> None:
     secured = Secured(fleet)
     a, b = secured.add(), secured.add()
-    fleet.until(lambda: fleet.formed(a, b), "both see each other", 60)
+    fleet.until(lambda: fleet.formed(a, b), "both see each other", PATIENCE)
     since = a.ask("status")["cluster"]["nodes"][0]["since"]
     assert b.process is not None
     b.process.send_signal(signal.SIGHUP)
@@ -215,7 +218,7 @@ async def test_a_part_that_is_started_again_keeps_what_is_in_use(tmp_path: Path)
 
     async def run(until: Callable[[], object]) -> None:
         task = asyncio.create_task(trust.run())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while not until():  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.01)
         task.cancel()

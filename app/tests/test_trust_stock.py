@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from erlang import _SERVER, Erl, Release, in_each_release, in_oldest_and_newest, program
 from fleet_for_tests import NOW, PREFIX
+from patience import PATIENCE
 from private_network import Network, until
 
 from authority import stock
@@ -73,7 +74,7 @@ async def a_node(
         9100,
         epmd_port=None,
         tls=FleetTls(credentials, ca),
-        setup_time=60,
+        setup_time=PATIENCE,
     )
     await node.start()
     try:
@@ -100,7 +101,7 @@ async def an_erl(network: Network, made: stock.StockNode, release: Release) -> A
         env={**os.environ, "HOME": home},
     )
     async with Erl(process, made.name, home) as erl:
-        assert await erl.eval("node()", 300) == made.name, erl.log
+        assert await erl.eval("node()", PATIENCE) == made.name, erl.log
         yield erl
 
 

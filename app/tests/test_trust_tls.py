@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fleet_for_tests import CLOCK, NOW, one_fleet
+from patience import PATIENCE
 
 from thicket.distribution.handshake import HandshakeError
 from thicket.trust import certificates as x509
@@ -260,8 +261,8 @@ async def test_asyncio_on_loopback() -> None:
 def test_sockets_have_a_chain_as_well() -> None:
     server_context, client_context = contexts()
     left, right = socket.socketpair()
-    left.settimeout(60)
-    right.settimeout(60)
+    left.settimeout(PATIENCE)
+    right.settimeout(PATIENCE)
 
     async def both() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
         return await asyncio.gather(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from thicket.base.errors import RequestError, ThicketError
 from thicket.base.headway import Headway
@@ -148,7 +149,7 @@ class Node:
         return [f"{p['code']}: {p['message']}" for p in self.problems.all()]
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, what
             await asyncio.sleep(0.005)
@@ -501,7 +502,7 @@ async def test_the_card_is_not_read_for_each_percent(node: Node) -> None:
 
 
 async def test_news_that_come_with_the_end_do_not_hold_it_up(node: Node) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         async with node.running() as update:
             await node.until(lambda: node.slots.read().run is Run.WELL, "well")
             await node.until(lambda: update._news._waiters, "it waits for news")

@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 from bundles_for_tests import update_key
 from fleet_for_tests import CLOCK, one_fleet
+from patience import PATIENCE
 from private_network import Network, in_private_network, until
 from test_fleet_links import FLEET, Policy, a_node, credentials
 
@@ -165,7 +166,7 @@ async def members(network: Network, root: Path, count: int) -> AsyncIterator[lis
 
 
 async def join(one: Member, other: Member) -> None:
-    await one.node.connect(other.node.name, 60)
+    await one.node.connect(other.node.name, PATIENCE)
     await until(lambda: other.node.connected(one.node.name), "both are connected")
     one.exchange.node_up(other.node.name)
     other.exchange.node_up(one.node.name)
@@ -225,7 +226,7 @@ async def test_a_node_serves_while_its_card_is_slow(network: Network) -> None:
 
         def slow(held: store.Held) -> None:
             if held.path.startswith(f"{root}/2/"):
-                go_on.wait(60)
+                go_on.wait(PATIENCE)
             finish(held)
 
         with mock.patch.object(store.Held, "finish", slow):

@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 from bundles_for_tests import update_key
 from fleet_for_tests import CLOCK
+from patience import PATIENCE
 from private_network import Network, in_private_network
 from test_fleet_links import FLEET, Policy, a_node, credentials
 from test_update_exchange import BASE, SMALL, described, folder_of
@@ -224,7 +225,7 @@ class Running:
         return rows
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, f"{what}: {self.part.status()} {self.journal}"
             await asyncio.sleep(0.01)
@@ -759,7 +760,7 @@ async def test_an_application_tells_bytes_and_percent_as_an_image_does(network: 
         apps.judged.clear()
         apps.written.clear()
         await one.part.offer(folder_of(root / "in", of_app(), SMALL), 20.0)
-        await asyncio.wait_for(apps.judges.wait(), 60)
+        await asyncio.wait_for(apps.judges.wait(), PATIENCE)
         await one.until(lambda: told()[1] == "checking 40 %", "the others are told")
         words, _, bar = told()
         assert words.startswith(
@@ -767,7 +768,7 @@ async def test_an_application_tells_bytes_and_percent_as_an_image_does(network: 
         )
         assert bar == "[####      ]  40 %"
         apps.judged.set()
-        await asyncio.wait_for(apps.writes.wait(), 60)
+        await asyncio.wait_for(apps.writes.wait(), PATIENCE)
         await one.until(lambda: told()[1] == "installing 30 %", "the others are told")
         words, _, bar = told()
         assert words.startswith("it puts the application into place: 3.0 MiB of 10.0 MiB")
@@ -784,7 +785,7 @@ async def test_what_was_seen_before_an_installation_ended_does_not_count(network
     async with running(network, host) as one:
         apps.written.clear()
         await one.part.offer(folder_of(root / "in", of_app(), SMALL), 20.0)
-        await asyncio.wait_for(apps.writes.wait(), 60)
+        await asyncio.wait_for(apps.writes.wait(), PATIENCE)
         apps.slow = asyncio.Event()
         await one.until(lambda: apps.looked, "it looks while the file is written")
         apps.written.set()

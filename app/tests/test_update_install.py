@@ -20,6 +20,7 @@ from emulated_bus import NoisyBus, emulated
 from fleet_for_tests import NOW, TestFleet, one_fleet
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from authority.chip import DeskChip
 from authority.signing import sign_revocations
@@ -566,7 +567,7 @@ class Rauc:
         return True
 
     async def until(self, what: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not what():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from thicket.base.paths import Paths
 from thicket.update import leftovers
@@ -78,7 +79,7 @@ def test_mounts_are_put_away_the_last_one_first(machine: Machine) -> None:
 def test_an_orphan_is_ended(machine: Machine) -> None:
     child = machine.rauc(ours=True)
     leftovers.clear(machine.paths)
-    assert child.wait(60) == -15
+    assert child.wait(PATIENCE) == -15
 
 
 def test_an_orphan_that_does_not_listen_is_killed(
@@ -87,7 +88,7 @@ def test_an_orphan_that_does_not_listen_is_killed(
     monkeypatch.setattr(leftovers, "GRACE", 0.2)
     child = machine.rauc(ours=True, deaf=True)
     leftovers.clear(machine.paths)
-    assert child.wait(60) == -9
+    assert child.wait(PATIENCE) == -9
 
 
 def test_what_somebody_runs_by_hand_is_left_alone(machine: Machine) -> None:

@@ -24,6 +24,7 @@ from urllib.error import HTTPError
 from urllib.request import Request
 
 import pytest
+from patience import PATIENCE
 from private_network import until
 from test_fleet_links import FLEET
 from test_update_exchange import BASE, SMALL, an_offer, described, signed
@@ -389,7 +390,7 @@ async def test_a_slow_server_is_asked_for_less(
     source = Source(lambda: [carrier], carrier.take_offer, lambda: "http://here", fetch)
     running = asyncio.create_task(carrier.run())
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while not host.taken:
                 with contextlib.suppress(SourceError):
                     await source._look("http://here")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from thicket.base.fields import Finding
 from thicket.base.files import write_atomically
@@ -84,7 +85,7 @@ class Running:
         return {str(problem["code"]) for problem in self.problems.all()}
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             assert not self.task.done(), self.task
             assert time.monotonic() < deadline, what
@@ -98,7 +99,7 @@ async def running(paths: Paths) -> AsyncIterator[Running]:
         yield made
     finally:
         made.task.cancel()
-        await asyncio.wait({made.task}, timeout=60)
+        await asyncio.wait({made.task}, timeout=PATIENCE)
 
 
 async def test_the_last_restart_is_found_out_and_kept(paths: Paths, reports: Any) -> None:

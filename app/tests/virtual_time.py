@@ -3,10 +3,13 @@
 
 A test asks for it by ``pytest.mark.virtual_time``; conftest.py lets ``time.monotonic`` and what the
 product's modules imported of it tell the same time.
+
+Where others take part, whose clocks do not jump, :class:`Ahead` moves the clock of a running loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Iterator
@@ -47,3 +50,18 @@ def one_clock() -> Iterator[None]:
                         patch.setattr(module, attribute, _now)
         yield
     _newest.clear()
+
+
+class Ahead:
+    """Lets the running event loop's clock be ahead of the real one, by as much as a test says."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        real, self._by = loop.time, 0.0
+        loop.time = lambda: real() + self._by  # type: ignore[method-assign]
+
+    async def pass_by(self, seconds: float) -> None:
+        """Let time pass at once, and whatever was due in it happen."""
+        self._by += seconds
+        for _ in range(2):  # timers come behind what is ready already
+            await asyncio.sleep(0)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from firmware import boards, build, bundle
 from firmware.build import Build, BuildError
@@ -123,14 +124,14 @@ def test_interrupted(made: Build, tmp_path: Path) -> None:
     half = made.output / "half"
     line = "1/2 zlib extracting\r\x1b[Kthicket: 0:0"
     shown = ""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not (half.exists() and line in shown):
         assert process.poll() is None
         assert time.monotonic() < deadline, shown
         if select.select([terminal], [], [], 0.01)[0]:
             shown += os.read(terminal, 1 << 16).decode()
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) != 0
+    assert process.wait(PATIENCE) != 0
     assert not half.exists()
     shown += os.read(terminal, 1 << 16).decode()
     os.close(terminal)

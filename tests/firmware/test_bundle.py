@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from bundles_for_tests import UpdateKey, update_key
 from fleet_for_tests import NOW, one_fleet
+from patience import PATIENCE
 
 from firmware import boards, bundle
 from firmware.bundle import BundleMakingError, Release
@@ -122,7 +123,7 @@ class Rauc:
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["rauc", "--conf=system.conf", *words],
-            cwd=self.folder, capture_output=True, text=True, check=False, timeout=300,
+            cwd=self.folder, capture_output=True, text=True, check=False, timeout=PATIENCE,
         )  # fmt: skip
 
     def info(self, data: bytes) -> subprocess.CompletedProcess[str]:
@@ -258,7 +259,7 @@ class Slot:
         return subprocess.run(
             ["busybox", "sh", str(HOOK), *(words or ("slot-post-install",))],
             env={"PATH": os.environ["PATH"], **rauc, **variables},
-            capture_output=True, text=True, check=False, timeout=300,
+            capture_output=True, text=True, check=False, timeout=PATIENCE,
         )  # fmt: skip
 
 

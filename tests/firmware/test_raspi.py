@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from patience import PATIENCE
 
 from firmware import card as cards
 from firmware import devicetree
@@ -53,7 +54,7 @@ SLOT_B = b"[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=2\n
 def machines(qemu: str) -> str:
     """Return the names of the machines that a QEMU has, in its own list."""
     answer = subprocess.run(
-        [qemu, "-machine", "help"], capture_output=True, text=True, check=True, timeout=300
+        [qemu, "-machine", "help"], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     return answer.stdout
 

@@ -14,13 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from firmware import boards
 from thicket.device import led
 
 OVERLAY = boards.ROOT / "overlay"
-PATIENCE = 60
-"""Seconds within which a script does what is meant, on a busy host."""
 
 UEVENT = """#!{python}
 # BusyBox's uevent: a device appears before it listens, and nothing is announced afterwards.

@@ -12,9 +12,10 @@ import subprocess
 import time
 from pathlib import Path
 
+from patience import PATIENCE
+
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 MISSING = "there is no sshd: it is in the package openssh-server"
-PATIENCE = 60.0
 
 
 class SshServer:

@@ -23,6 +23,7 @@ import pytest
 from fleet_for_tests import PREFIX
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from authority.authority import Authority
 from authority.chip import DeskChip
@@ -160,7 +161,7 @@ def test_a_chip_is_enrolled_over_the_console(machine: Machine, tmp_path: Path) -
     near = os.open(machine.path, os.O_RDWR | os.O_NOCTTY)
     try:
         os.write(near, b"echo alive-$((2+3))\r")
-        said, end = b"", time.monotonic() + 60
+        said, end = b"", time.monotonic() + PATIENCE
         while not (b"alive-5" in said and b"$((2+3))" in said):
             assert select.select([near], [], [], max(0, end - time.monotonic()))[0], said
             said += os.read(near, 4096)
@@ -427,6 +428,6 @@ def test_the_command_line_of_the_agent() -> None:
     ):
         done = subprocess.run(
             [sys.executable, "-m", "thicket.trust.agent", *words],
-            stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=300,
+            stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=PATIENCE,
         )  # fmt: skip
         assert done.returncode == status, done.stderr

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from emulated_bus import EmulatedBus, Time
 from fleet_for_tests import CLOCK, PREFIX
+from patience import PATIENCE
 
 from authority import nerveskey, provisioning, remote_node
 from authority.authority import Authority
@@ -192,7 +193,7 @@ def test_a_node_without_chip_by_its_console(root: Path, daemon: Daemon, ca: Auth
         # wakes the thread, wherever it waits
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
             last.connect(str(path))
-            thread.join(60)
+            thread.join(PATIENCE)
         os.close(terminal)
         server.close()
 

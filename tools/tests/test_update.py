@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from bundles_for_tests import MANIFEST, signed, unsigned, update_key
 from fleet_for_tests import NOW, PREFIX, one_fleet
+from patience import PATIENCE
 
 from authority import update
 from authority.authority import Authority
@@ -495,7 +496,7 @@ def test_a_reader_that_ends_early(ca: Authority, file: Path) -> None:
         os.close(reader)
         done = subprocess.run(
             [ROOT / "bin/thicket", "update", *words],
-            stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
+            stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE,
         )  # fmt: skip
         os.close(writer)
         assert (done.returncode, done.stderr) == (0, "")
@@ -550,7 +551,7 @@ def test_without_a_fleet(tmp_path: Path, file: Path, capsys: Captured) -> None:
 def test_bin_thicket_leads_to_it(file: Path) -> None:
     done = subprocess.run(
         [ROOT / "bin/thicket", "update", "inspect", file],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Not signed." in done.stdout

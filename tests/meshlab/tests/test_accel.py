@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.machine import accel
 
@@ -299,7 +300,7 @@ def test_trial_leaves_no_process_when_its_parent_is_killed(tmp_path: Path) -> No
     pids = tmp_path / "pid"
     qemu = stand_in(tmp_path, f"echo $$ > {pids}.new; mv {pids}.new {pids}; exec sleep 600\n")
     child = subprocess.Popen([sys.executable, "-c", script, qemu, "x"])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not pids.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     pid = pids.read_text().strip()

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.cli import common, main
 from meshlab.cli.node import command_line
@@ -78,14 +79,14 @@ def running(cache: Path) -> Iterator[Path]:
             yield lab_directory("default")
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=120)
+            process.communicate(timeout=PATIENCE)
     # A lab that was ended by the test itself may meet the signal on its last metres.
     assert process.returncode in (0, 130, -signal.SIGINT)
 
 
 def test_once_prints_json_and_nothing_else(cache: Path) -> None:
     with start("--lab", "x", "up", "--nodes", "4", "--topology", "full", "--once") as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     found = json.loads(out)
     assert found["formed"] is True
@@ -98,7 +99,7 @@ def test_once_prints_json_and_nothing_else(cache: Path) -> None:
 def test_once_says_what_is_missing(cache: Path) -> None:
     arguments = ("up", "--nodes", "3", "--topology", "line", "--once", "--timeout", "0.1")
     with start(*arguments, unlinked="n3") as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     found = json.loads(out)
     assert found["formed"] is False
@@ -163,7 +164,7 @@ def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[
 
 def test_a_second_lab_says_how_to_have_both(running: Path) -> None:
     with start("up", "--once") as process:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "already running" in err
     assert "LAB=other" in err
@@ -175,7 +176,7 @@ def test_recording_to_a_file_ends_with_ctrl_c(running: Path, tmp_path: Path) -> 
         assert process.stderr is not None
         assert "Ctrl-C ends it" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert (tmp_path / "mesh.pcapng").read_bytes() == b"packets"
 
@@ -186,7 +187,7 @@ def test_recording_to_a_pipe(running: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.read(7) == b"packets"
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
 
 
@@ -205,7 +206,7 @@ def test_the_console_is_a_bridge(running: Path) -> None:
                 process.stdin.write(b"ls\n")
                 process.stdin.flush()
                 assert line.recv(100) == b"ls\n"
-            process.communicate(timeout=120)
+            process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
 
 
@@ -307,7 +308,7 @@ def test_the_view_gives_the_terminal_back(cache: Path) -> None:
         )
         os.close(theirs)
         seen = b""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while "try from another terminal" not in seen.decode(errors="replace"):
             assert time.monotonic() < deadline, seen.decode(errors="replace")
             seen += os.read(ours, 65536)
@@ -320,7 +321,7 @@ def test_the_view_gives_the_terminal_back(cache: Path) -> None:
             if not data:
                 break
             seen += data
-        assert process.wait(120) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         os.close(ours)
     assert b"\x1b[?1049h" in seen
@@ -338,7 +339,7 @@ def meshlab(
         stdin=stdin,
         input=data,
         capture_output=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
@@ -360,7 +361,7 @@ def test_exec_passes_large_and_binary_input_as_it_is(running: Path) -> None:
         [sys.executable, "-m", "meshlab", "exec", "n1", "cat"],
         input=data,
         capture_output=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
     )
     assert done.stdout == data
@@ -386,7 +387,7 @@ def test_exec_answers_while_its_input_goes_on(running: Path) -> None:
                 os.write(terminal, b"\x04")  # Ctrl-D
             else:
                 process.stdin.close()
-            assert process.wait(60) == 0
+            assert process.wait(PATIENCE) == 0
     os.close(terminal)
     os.close(end)
 
@@ -397,7 +398,7 @@ def test_exec_ends_with_its_command_while_somebody_may_still_type(running: Path)
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
-        assert process.wait(60) == 3
+        assert process.wait(PATIENCE) == 3
 
 
 def test_exec_ends_quietly_when_nobody_reads_its_output_any_more(running: Path) -> None:
@@ -412,7 +413,7 @@ def test_exec_ends_quietly_when_nobody_reads_its_output_any_more(running: Path) 
         assert process.stdout.read(4) == b"y\ny\n"
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
     assert meshlab("exec", "n2", "true", stdin=subprocess.DEVNULL)[0] == 0, "the lab goes on"
 
 

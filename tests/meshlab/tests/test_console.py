@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.machine import console
 
@@ -25,7 +26,7 @@ class Terminal:
     async def read(self, size: int) -> bytes:
         """Return ``size`` bytes that the person sees."""
         seen = b""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while len(seen) < size:
                 try:
                     seen += os.read(self.master, 4096)
@@ -40,7 +41,7 @@ class Terminal:
         return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
 
     async def until_raw(self) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while not self.is_raw():  # noqa: ASYNC110 - nothing tells it
                 await asyncio.sleep(0.01)
 
@@ -80,17 +81,17 @@ async def test_what_is_typed_and_shown(tmp_path: Path, terminal: Terminal) -> No
         assert await terminal.read(7) == b"login: "
         await terminal.until_raw()
         terminal.type(b"root\r\x03")
-        typed = await asyncio.wait_for(node.typed.get(), 60)
+        typed = await asyncio.wait_for(node.typed.get(), PATIENCE)
         while len(typed) < 6:
-            typed += await asyncio.wait_for(node.typed.get(), 60)
+            typed += await asyncio.wait_for(node.typed.get(), PATIENCE)
         assert typed == b"root\r\x03", "^C is the node's"
         assert node.writer is not None
         node.writer.write(b"\x1b[1mhi\xff\r\n")
         assert await terminal.read(9) == b"\x1b[1mhi\xff\r\n"
         terminal.type(b"bye" + console.ESCAPE + b"not sent")
-        assert await asyncio.wait_for(task, 60) == "left"
+        assert await asyncio.wait_for(task, PATIENCE) == "left"
         rest = b""
-        while piece := await asyncio.wait_for(node.typed.get(), 60):
+        while piece := await asyncio.wait_for(node.typed.get(), PATIENCE):
             rest += piece
         assert rest == b"bye"
     assert termios.tcgetattr(terminal.slave) == before, "the terminal is as it was"
@@ -109,7 +110,7 @@ async def test_machine_that_goes_away(tmp_path: Path, terminal: Terminal) -> Non
         assert node.writer is not None
         path.unlink()
         node.writer.close()
-        assert await asyncio.wait_for(task, 60) == "the machine was switched off"
+        assert await asyncio.wait_for(task, PATIENCE) == "the machine was switched off"
     assert termios.tcgetattr(terminal.slave) == before
 
 
@@ -129,8 +130,8 @@ async def test_machine_that_restarts_as_another_qemu(tmp_path: Path, terminal: T
     async with await asyncio.start_unix_server(second.serve, path):
         assert await terminal.read(7) == b"login: "
         terminal.type(b"again" + console.ESCAPE)
-        assert await asyncio.wait_for(task, 60) == "left"
-        assert await asyncio.wait_for(second.typed.get(), 60) == b"again"
+        assert await asyncio.wait_for(task, PATIENCE) == "left"
+        assert await asyncio.wait_for(second.typed.get(), PATIENCE) == b"again"
 
 
 async def test_without_a_terminal(tmp_path: Path) -> None:
@@ -143,9 +144,9 @@ async def test_without_a_terminal(tmp_path: Path) -> None:
             console.attach(tmp_path / "console.sock", stdin=read_typed, stdout=write_shown)
         )
         os.write(write_typed, b"uptime\n")
-        assert await asyncio.wait_for(node.typed.get(), 60) == b"uptime\n"
+        assert await asyncio.wait_for(node.typed.get(), PATIENCE) == b"uptime\n"
         os.close(write_typed)
-        assert await asyncio.wait_for(task, 60) == "end of input"
+        assert await asyncio.wait_for(task, PATIENCE) == "end of input"
     assert os.read(read_shown, 100) == b"login: "
     for fd in (read_typed, read_shown, write_shown):
         os.close(fd)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.chip.state import serial_for
 from meshlab.image.image_set import ImageSet
@@ -54,7 +55,7 @@ class TestMedium:
         write_json(tmp_path / CONFIG_NAME, config.to_json())
         process = await asyncio.create_subprocess_exec(*parts.medium(tmp_path))
         try:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(PATIENCE):
                 while True:
                     with contextlib.suppress(RpcError):
                         connected = await Client.connect(tmp_path / SOCKET_NAME)
@@ -67,7 +68,7 @@ class TestMedium:
             await process.wait()
 
     async def links(self, client: Client) -> dict[tuple[str, str], dict[str, Any]]:
-        found = (await client.call("links", timeout=60))["links"]
+        found = (await client.call("links", timeout=PATIENCE))["links"]
         return {(link["a"], link["b"]): link for link in found}
 
     async def test_links_are_those_of_the_configuration(self, client: Client) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.bus import I2cBus
@@ -18,7 +19,6 @@ from meshlab.chip.i2c import FLAG_READ, HEADER, VirtioI2c
 from meshlab.hosts.chip_line import ChipLine, answer
 from meshlab.hosts.link import WINDOW, Handlers, Json, Link, LinkError, Stream, pump
 
-DEADLINE = 60.0
 SERIAL = bytes.fromhex("0123000000000001ee")
 
 
@@ -73,7 +73,7 @@ async def pair(patience: float = 60.0) -> AsyncIterator[Pair]:
     for link in links:
         link.start()
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             yield Pair(links[0], links[1], sides)
     finally:
         for link in links:
@@ -158,7 +158,7 @@ async def test_silence_is_an_end() -> None:
         reader, writer = await asyncio.open_connection(sock=ends[0])
         link = Link(reader, writer, Side(), first=0, patience=0.2)
         link.start()
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             assert "nothing came for" in await asyncio.shield(link.ended)
         await link.close()
 
@@ -170,7 +170,7 @@ async def test_nonsense_is_an_end() -> None:
         link = Link(reader, writer, Side(), first=0)
         link.start()
         ends[1].send(b"Welcome to Linux, have a nice day\n" * 10)
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             assert "the connection broke" in await asyncio.shield(link.ended)
         await link.close()
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.lab import shared
 
@@ -34,8 +35,6 @@ SOURCE = Path(__file__).parents[3] / "package" / "hwsim-relay" / "src"
 
 NETLINK, HELLO, STATS, ERROR = range(4)
 MAGIC = b"HWSIMRLY"
-DEADLINE = 60
-"""Seconds for what the relay does at once."""
 STALL = 1000
 """The relay's patience with an incomplete frame in milliseconds (PROTOCOL.md)."""
 COUNTERS = [
@@ -113,7 +112,7 @@ def real_relay(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_until(condition: Callable[[], bool], words: str) -> None:
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, words
         time.sleep(0.001)
@@ -150,7 +149,7 @@ class Host:
 
     def send(self, data: bytes, *, reading: bool = True) -> None:
         """Write everything; with ``reading``, keep what the relay says meanwhile."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + PATIENCE
         while data:
             assert time.monotonic() < deadline, "the relay does not read"
             readers = [self.master] if reading else []
@@ -197,7 +196,7 @@ class Host:
         One that polls or spins runs within every such while. A slow machine can hide that, but
         cannot make a relay run that has nothing to do.
         """
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + PATIENCE
         while True:
             before = self.runs()
             time.sleep(0.5)
@@ -221,7 +220,7 @@ class Host:
                 raise AssertionError(f"the relay ended: {self.words()}") from error
         return bool(readable)
 
-    def frame(self, timeout: float = DEADLINE) -> tuple[int, bytes]:
+    def frame(self, timeout: float = PATIENCE) -> tuple[int, bytes]:
         """Return kind and body of the next frame."""
         deadline = time.monotonic() + timeout
         while len(self.buffer) < 5 or len(self.buffer) < 4 + self._length():
@@ -236,7 +235,7 @@ class Host:
         assert 1 <= length <= 65536
         return int(length)
 
-    def until(self, kind: int, timeout: float = DEADLINE) -> bytes:
+    def until(self, kind: int, timeout: float = PATIENCE) -> bytes:
         """Return the body of the next frame of this kind."""
         deadline = time.monotonic() + timeout
         while True:
@@ -248,7 +247,7 @@ class Host:
         """Begin a session as PROTOCOL.md tells the host to; return the counters."""
         nonce = nonce or random.getrandbits(64) | 1
         self.send(hello(nonce))
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + PATIENCE
         pattern = MAGIC + struct.pack("<Q", nonce)
         while (at := self.buffer.find(pattern)) < 0 or len(self.buffer) < at + 16 + 8 * 13:
             assert self.more(max(0.0, deadline - time.monotonic())), "no answer to HELLO"
@@ -264,7 +263,7 @@ class Host:
         return counted(self.until(STATS))
 
     def words(self) -> str:
-        self.relay.wait(DEADLINE)
+        self.relay.wait(PATIENCE)
         assert self.relay.stderr is not None
         return self.relay.stderr.read().decode()
 
@@ -709,7 +708,7 @@ def test_idle_relay_uses_no_time(host: Host) -> None:
 def test_asked_to_end_it_ends(host: Host, number: signal.Signals) -> None:
     host.session()
     host.relay.send_signal(number)
-    assert host.relay.wait(DEADLINE) == 0
+    assert host.relay.wait(PATIENCE) == 0
     unprivileged = "small netlink buffer, hwsim needs CAP_NET_ADMIN"
     assert [line for line in host.words().splitlines() if unprivileged not in line] == []
 
@@ -738,7 +737,7 @@ def test_port_is_found_by_its_name(relay: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "RELAY_PORTS": str(ports), "RELAY_DEV": str(devices)}
     process = subprocess.Popen([relay, "thicket.hwsim.0"], env=environment)
     try:
-        readable, _, _ = select.select([master], [], [], DEADLINE)
+        readable, _, _ = select.select([master], [], [], PATIENCE)
         assert readable
         assert MAGIC in os.read(master, 4096)
     finally:
@@ -750,7 +749,7 @@ def test_port_is_found_by_its_name(relay: Path, tmp_path: Path) -> None:
 
 def run(program: Path, *arguments: str) -> tuple[int, str]:
     done = subprocess.run(
-        [program, *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False
+        [program, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     return done.returncode, done.stderr
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from host.errors import CancelledError
 from meshlab.image.cache import Cache, Digest
@@ -57,7 +58,7 @@ def no_builder_left() -> Iterator[None]:
     yield
     for process in builders:
         process.kill()
-        process.wait(60)
+        process.wait(PATIENCE)
     builders.clear()
 
 
@@ -119,7 +120,7 @@ def test_a_killed_build_leaves_a_usable_cache(tmp_path: Path, how: signal.Signal
     process = start(tmp_path / "c", never)
     assert said(process) == "half"
     process.send_signal(how)
-    process.wait(60)
+    process.wait(PATIENCE)
     cache = Cache(tmp_path / "c")
     assert cache.find("part", "key") is None
     # the next one starts from nothing, and leaves nothing of the first
@@ -193,7 +194,7 @@ def test_waiting_can_be_seen_and_ended(tmp_path: Path) -> None:
             cache.obtain("part", "key", lambda _: None, waiting=waiting, cancelled=cancelled)
     finally:
         process.kill()
-        process.wait(60)
+        process.wait(PATIENCE)
     assert texts[0] == f"waiting for another build (process {process.pid})"
 
 
@@ -258,7 +259,7 @@ def test_what_a_process_uses_is_not_thrown_away(tmp_path: Path) -> None:
         cache.obtain("other", "a", fill(1))
         assert names(cache) == ["card/0", "card/3", "card/4", "card/5", "other/a"]
     finally:
-        user.communicate(timeout=60)
+        user.communicate(timeout=PATIENCE)
     cache.obtain("other", "b", fill(1))
     assert names(cache) == ["card/3", "card/4", "card/5", "other/a", "other/b"]
 

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from host.errors import CancelledError, HostError
 from host.run import LOG_TAIL, Runner, tail
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -90,7 +91,7 @@ def test_cancel_ends_a_program_and_its_children(tmp_path: Path) -> None:
     assert alive(shell)
     assert alive(child)
     runner.cancel()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert isinstance(errors[0], CancelledError)
     until(lambda: not alive(shell) and not alive(child))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from host.errors import CancelledError
 from host.progress import Progress
@@ -213,7 +214,7 @@ class Failing(Planned):
         raise AssertionError("sleep was not ended")
 
     def userland(self) -> Path:
-        assert self.started.wait(60)
+        assert self.started.wait(PATIENCE)
         raise ImageError("no mirror")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from meshlab.chip.driver import open_chip
 from meshlab.chip.state import serial_for
@@ -381,7 +382,7 @@ async def test_a_medium_that_cannot_run_ends_the_lab(
         with pytest.raises(LabError, match=r"does not stay up.*no medium today"):
             await lab.wait(lambda: False, 120, "it fails")
         # Nobody starts it again: who asks for it does not wait.
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(RpcError, match=r"does not stay up.*no medium today"):
                 await lab.medium_call("status", patience=3600)
 
@@ -452,7 +453,7 @@ async def test_clients(parts: FakeParts, tmp_path: Path) -> None:
             ]
             assert lab.state.nodes["n1"].position == (5, 6.5)
             await client.call("down")
-        await asyncio.wait_for(lab.done.wait(), 60)
+        await asyncio.wait_for(lab.done.wait(), PATIENCE)
 
 
 async def test_a_capture_in_clear_asks_nodes_for_their_keys(
@@ -580,7 +581,7 @@ def test_nothing_is_left_running_however_it_ends(
         os.kill(medium, 0)
         supervisor.send_signal(number)
         assert supervisor.wait(60) == status
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while Path(f"/proc/{medium}").exists() and not _zombie(medium):
         assert time.monotonic() < deadline, "the medium outlived the supervisor"
         time.sleep(0.02)

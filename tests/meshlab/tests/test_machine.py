@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.server import ChipServer
@@ -46,7 +47,6 @@ E = TypeVar("E", bound=MachineEvent)
 QEMU = "qemu-system-x86_64"
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
 TCG = Accel("tcg", "test", "max")
-DEADLINE = 120.0
 
 
 def make_spec(directory: Path, **changes: Any) -> MachineSpec:
@@ -227,12 +227,12 @@ class Lab:
 
     async def until(self, what: Callable[[], bool], words: str) -> None:
         try:
-            async with self.machine.within(DEADLINE):
+            async with self.machine.within(PATIENCE):
                 while not what():  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise AssertionError(
-                f"waited {DEADLINE} s for {words}; events {self.events}; console "
+                f"waited {PATIENCE} s for {words}; events {self.events}; console "
                 f"{self.machine.console_since_start()!r}; {self.machine.errors_since_start()}"
             ) from None
 
@@ -405,7 +405,7 @@ async def test_guest_switches_off(lab: Lab) -> None:
     await lab.machine.start()
     await lab.ready()
     await lab.tell("o")
-    async with lab.machine.within(DEADLINE):
+    async with lab.machine.within(PATIENCE):
         assert await lab.machine.wait() == 0
     assert lab.happened(Exited) == [Exited(0, "the guest switched off")]
     assert not lab.machine.running
@@ -426,7 +426,7 @@ async def test_death_of_qemu_is_reported(lab: Lab) -> None:
     await lab.machine.start()
     assert lab.machine.pid is not None
     os.kill(lab.machine.pid, signal.SIGSEGV)
-    async with lab.machine.within(DEADLINE):
+    async with lab.machine.within(PATIENCE):
         await lab.machine.wait()
     (end,) = lab.happened(Exited)
     assert end.status == -signal.SIGSEGV
@@ -510,7 +510,7 @@ def test_qemu_does_not_outlive_a_lab_that_is_killed(tmp_path: Path) -> None:
         pid = int(lab.stdout.readline())
         assert Path("/proc", str(pid), "cmdline").read_bytes().startswith(b"qemu-system")
         lab.kill()
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + PATIENCE
     while _alive(pid):
         assert time.monotonic() < deadline, "QEMU outlives its lab"
         time.sleep(0.02)

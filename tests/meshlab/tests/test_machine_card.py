@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.machine.accel import Accel
 from meshlab.machine.bootrom import Boot
@@ -39,7 +40,6 @@ E = TypeVar("E", bound=MachineEvent)
 
 CPUS = {"x86_64": "max", "aarch64": "cortex-a72"}
 GUESTS = {"x86_64": guest, "aarch64": arm_guest}
-DEADLINE = 120.0
 TRYBOOT = b"[    1.0] reboot: Restarting system with command '0 tryboot'"
 
 
@@ -178,12 +178,12 @@ class Lab:
 
     async def until(self, what: Callable[[], bool], words: str) -> None:
         try:
-            async with self.machine.within(DEADLINE):
+            async with self.machine.within(PATIENCE):
                 while not what():  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise AssertionError(
-                f"waited {DEADLINE} s for {words}; events {self.events}; console "
+                f"waited {PATIENCE} s for {words}; events {self.events}; console "
                 f"{self.machine.console_since_start()!r}; {self.machine.errors_since_start()}"
             ) from None
 
@@ -284,7 +284,7 @@ async def test_a_card_that_no_longer_boots_ends_the_machine_in_words(lab: Lab) -
     for number in (2, 3):
         partition(lab.card, number).delete("Image")
     await lab.tell("r")
-    async with lab.machine.within(DEADLINE):
+    async with lab.machine.within(PATIENCE):
         assert await lab.machine.wait() == 1
     (end,) = lab.happened(Exited)
     assert "partition 2 of card.img has no kernel Image" in end.reason
@@ -299,7 +299,7 @@ async def test_switching_off_and_dying_are_no_restarts(lab: Lab) -> None:
     await lab.machine.start()
     await lab.says("start 1")
     await lab.tell("o")
-    async with lab.machine.within(DEADLINE):
+    async with lab.machine.within(PATIENCE):
         assert await lab.machine.wait() == 0
     assert lab.happened(Exited) == [Exited(0, "the guest switched off")]
     assert [detail.reason for detail in lab.happened(Shutdown)] == ["guest-shutdown"]
@@ -320,7 +320,7 @@ async def test_power_cut_between_two_lives(lab: Lab) -> None:
         await lab.until(lambda: machine.resets == 1, "the restart")
         await asyncio.sleep(pause)
         machine.kill()
-        async with machine.within(DEADLINE):
+        async with machine.within(PATIENCE):
             await machine.wait()
         assert not machine.running
         assert machine.pid is None

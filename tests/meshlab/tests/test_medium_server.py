@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.medium import engine, session
 from meshlab.medium.config import (
@@ -103,7 +104,7 @@ class Lab:
 
     async def call(self, method: str, **params: Any) -> Any:
         assert self.client is not None
-        return await self.client.call(method, params, timeout=60)
+        return await self.client.call(method, params, timeout=PATIENCE)
 
     async def ready(self) -> None:
         """Wait until every node's radios are made and known."""
@@ -113,7 +114,7 @@ class Lab:
         """Wait until the medium's status meets a condition; return it."""
         status: Any = None
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 while True:
                     status = await self.call("status")
                     if condition(status):
@@ -461,7 +462,7 @@ async def test_many_frames_are_all_reported(lab: Lab) -> None:
 
 
 async def _until_listening(path: Path) -> Client:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(RpcError):
                 return await Client.connect(path)
@@ -478,7 +479,7 @@ async def test_the_process_ends_with_sigterm(tmp_path: Path) -> None:
     assert set(status["nodes"]) == {"n1", "n2"}
     await client.close()
     process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         assert await process.wait() == 0
     assert not (tmp_path / SOCKET_NAME).exists()
 
@@ -498,7 +499,7 @@ async def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     assert (tmp_path / SOCKET_NAME).exists()
     parent.kill()
     await parent.wait()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while (tmp_path / SOCKET_NAME).exists():  # noqa: ASYNC110 - another process removes it
             await asyncio.sleep(0.02)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from meshlab.wire.relay import (
     COUNTERS,
@@ -176,12 +177,12 @@ class Relay:
         self.server = await asyncio.start_unix_server(accept, self.path)
 
     async def accept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             return await self.peers.get()
 
 
 async def nonce_of(reader: asyncio.StreamReader) -> int:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         hello = await reader.readexactly(24)
     length, kind, version, family, magic, nonce = struct.unpack("<IBBH8sQ", hello)
     assert (length, kind, version, family, magic) == (20, 1, 1, 0, MAGIC)
@@ -203,7 +204,7 @@ async def test_sessions_begin_end_and_begin_again(tmp_path: Path) -> None:
     assert user.events == [("started", 29), ("netlink", b"m")]
     assert port.in_session
     port.send([encode(Kind.NETLINK, b"a"), encode(Kind.NETLINK, b"b")])
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         assert await reader.readexactly(12) == b"\x02\0\0\0\0a\x02\0\0\0\0b"
     writer.write(encode(Kind.ERROR, struct.pack("<i", 5) + b"words"))
     await user.wait_for("started", "netlink", "error")

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from meshlab.wire import rpc
 from meshlab.wire.rpc import Call, Client, Params, RpcError, Server
@@ -86,7 +87,7 @@ async def raw(path: Path, *lines: bytes) -> list[dict[str, Any]]:
     reader, writer = await asyncio.open_unix_connection(socket_address(path))
     writer.write(b"".join(lines))
     answers = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         for _ in lines:
             line = await reader.readline()
             if not line:
@@ -141,7 +142,7 @@ async def test_events_arrive_in_order_before_the_result(path: Path, methods: Met
 async def test_requests_of_one_connection_overlap(path: Path, methods: Methods) -> None:
     async with await Client.connect(path) as client:
         waiting = asyncio.create_task(client.call("wait"))
-        await asyncio.wait_for(methods.started.wait(), 60)
+        await asyncio.wait_for(methods.started.wait(), PATIENCE)
         assert await client.call("echo", {"x": 1}) == {"x": 1}
         methods.go.set()
         assert await waiting == "waited"
@@ -150,12 +151,12 @@ async def test_requests_of_one_connection_overlap(path: Path, methods: Methods) 
 async def test_a_request_ends_with_its_connection(path: Path, methods: Methods) -> None:
     client = await Client.connect(path)
     waiting = asyncio.create_task(client.call("wait"))
-    await asyncio.wait_for(methods.started.wait(), 60)
+    await asyncio.wait_for(methods.started.wait(), PATIENCE)
     await client.close()
     with pytest.raises(RpcError) as caught:
         await waiting
     assert caught.value.code == "closed"
-    await asyncio.wait_for(methods.cancelled.wait(), 60)
+    await asyncio.wait_for(methods.cancelled.wait(), PATIENCE)
 
 
 async def test_a_silent_server_is_a_timeout(path: Path, methods: Methods) -> None:
@@ -192,8 +193,8 @@ async def test_stopping_the_server_ends_the_clients(path: Path) -> None:
     await server.start()
     client = await Client.connect(path)
     waiting = asyncio.create_task(client.call("wait"))
-    await asyncio.wait_for(found.started.wait(), 60)
-    await asyncio.wait_for(server.stop(), 60)
+    await asyncio.wait_for(found.started.wait(), PATIENCE)
+    await asyncio.wait_for(server.stop(), PATIENCE)
     with pytest.raises(RpcError) as caught:
         await waiting
     assert caught.value.code == "closed"
@@ -217,7 +218,7 @@ async def test_a_bad_request_is_answered_and_survived(
 async def test_an_endless_line_is_refused(path: Path, methods: Methods) -> None:
     reader, writer = await asyncio.open_unix_connection(socket_address(path))
     writer.write(b"x" * (rpc.MAX_LINE * 2 + 1))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         assert json.loads(await reader.readline())["error"]["code"] == "too-large"
         writer.close()
     async with await Client.connect(path) as client:
@@ -234,7 +235,7 @@ async def test_an_answer_beyond_the_limit_is_an_error(path: Path, methods: Metho
 async def test_too_many_requests_at_once_are_refused(path: Path, methods: Methods) -> None:
     async with await Client.connect(path) as client:
         waiting = [asyncio.create_task(client.call("wait")) for _ in range(rpc.MAX_PENDING)]
-        await asyncio.wait_for(methods.started.wait(), 60)
+        await asyncio.wait_for(methods.started.wait(), PATIENCE)
         with pytest.raises(RpcError) as caught:
             await client.call("wait")
         assert caught.value.code == "busy"
@@ -256,7 +257,7 @@ async def test_a_client_that_does_not_read_is_cut_off(path: Path) -> None:
     async with Server(path, {"flood": flood, "echo": found.echo}, write_timeout=0.2):
         _, writer = await asyncio.open_unix_connection(socket_address(path), limit=1024)
         writer.write(b'{"id":1,"method":"flood"}\n')
-        await asyncio.wait_for(ended.wait(), 60)
+        await asyncio.wait_for(ended.wait(), PATIENCE)
         writer.close()
         async with await Client.connect(path) as client:
             assert await client.call("echo") == {}

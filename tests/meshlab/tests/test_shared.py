@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.lab import shared
 
@@ -46,7 +47,7 @@ def test_several_workers_make_a_thing_once_and_all_see_it_whole(
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(PATIENCE)
         assert worker.exitcode == 0
     assert len(list(tmp_path.glob("made-*"))) == 1
     assert len(list(tmp_path.glob("whole-*"))) == 3

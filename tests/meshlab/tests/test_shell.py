@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from meshlab.machine import shell as shell_module
 from meshlab.machine.shell import (
@@ -282,7 +283,7 @@ async def test_timeout_of_a_command_that_ignores_interrupts(
 
 async def test_cancelled_command_is_ended(shell: Shell, tmp_path: Path) -> None:
     mark = tmp_path / "pid"
-    task = asyncio.create_task(shell.run(f"sh -c 'echo $$ >{mark}; exec sleep 600'", 60))
+    task = asyncio.create_task(shell.run(f"sh -c 'echo $$ >{mark}; exec sleep 600'", PATIENCE))
     await until(lambda: mark.exists() and mark.read_text(), "the command")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -301,7 +302,7 @@ async def test_callers_take_turns(shell: Shell) -> None:
 
 async def test_busy_shell_says_so(shell: Shell) -> None:
     await shell.ready(60)
-    task = asyncio.create_task(shell.run("sleep 60", 60))
+    task = asyncio.create_task(shell.run("sleep 60", PATIENCE))
     await asyncio.sleep(0)
     with pytest.raises(ShellError, match="busy with another command"):
         await shell.run("true", 0.2)
@@ -311,7 +312,7 @@ async def test_busy_shell_says_so(shell: Shell) -> None:
 
 
 async def test_background_processes_do_not_hold_the_command(shell: Shell) -> None:
-    result = await shell.run("(sleep 600 </dev/null >/dev/null 2>&1 & echo $!)", 60)
+    result = await shell.run("(sleep 600 </dev/null >/dev/null 2>&1 & echo $!)", PATIENCE)
     assert result.status == 0
     pid = int(result.output)
     assert alive(pid)
@@ -336,7 +337,7 @@ async def test_a_reader_that_was_killed_is_replaced(shell: Shell, tmp_path: Path
     assert await shell.read_file(str(path)) == "one"
     if shutil.which("busybox"):
         gone = "kill -KILL $Q; while kill -0 $Q 2>/dev/null; do sleep 0.1; done"
-        assert (await shell.run(gone, 60.0)).status == 0
+        assert (await shell.run(gone, PATIENCE)).status == 0
     assert await shell.read_file(str(path), 60.0) == "one"
 
 
@@ -406,7 +407,7 @@ async def test_respawned_shell_is_opened_again(
     shells = len(guest.pids)
     guest.crash()
     await until(lambda: len(guest.pids) > shells, "a new shell")
-    assert await shell.run("echo two", 60) == Result(0, "two\n")
+    assert await shell.run("echo two", PATIENCE) == Result(0, "two\n")
 
 
 async def test_a_node_that_is_slower_than_the_first_attempts_is_waited_for(
@@ -415,7 +416,7 @@ async def test_a_node_that_is_slower_than_the_first_attempts_is_waited_for(
     assert await shell.run("echo one") == Result(0, "one\n")
     monkeypatch.setattr(shell_module, "_START_PATIENCE", 0.02)
     guest.delay = 0.1
-    assert await shell.run("echo two", 300) == Result(0, "two\n")
+    assert await shell.run("echo two", PATIENCE) == Result(0, "two\n")
 
 
 async def test_a_shell_that_takes_long_to_start_is_not_ended_again_and_again(
@@ -427,7 +428,7 @@ async def test_a_shell_that_takes_long_to_start_is_not_ended_again_and_again(
     guest.argv = ["sh", "-c", f"sleep 0.5; exec {shlex.join(guest.argv)}"]
     guest.crash()
     await shell.ready(120)
-    assert await shell.run("echo one", 60) == Result(0, "one\n")
+    assert await shell.run("echo one", PATIENCE) == Result(0, "one\n")
 
 
 async def test_reset_ends_a_running_command(shell: Shell, guest: Guest, tmp_path: Path) -> None:
@@ -438,7 +439,7 @@ async def test_reset_ends_a_running_command(shell: Shell, guest: Guest, tmp_path
     shell.reset("the node has restarted")
     with pytest.raises(ShellError, match="n1: the node has restarted"):
         await task
-    assert await shell.run("echo again", 60) == Result(0, "again\n")
+    assert await shell.run("echo again", PATIENCE) == Result(0, "again\n")
 
 
 async def test_reset_in_the_moment_in_which_a_command_begins(shell: Shell, guest: Guest) -> None:
@@ -456,7 +457,7 @@ async def test_reset_in_the_moment_in_which_a_command_begins(shell: Shell, guest
 
     wire.data_received = hear_and_reset  # type: ignore[method-assign]
     with pytest.raises(ShellError, match="n1: the node has restarted"):
-        await shell.run("sleep 600", 60)
+        await shell.run("sleep 600", PATIENCE)
 
 
 async def test_next_client_inherits_a_usable_shell(guest: Guest, tmp_path: Path) -> None:
@@ -474,7 +475,7 @@ async def test_next_client_inherits_a_usable_shell(guest: Guest, tmp_path: Path)
         await task
     shells = len(guest.pids)
     second = Shell(guest.path, "second")
-    assert await second.run("echo mine", 60) == Result(0, "mine\n")
+    assert await second.run("echo mine", PATIENCE) == Result(0, "mine\n")
     await until(lambda: not alive(int(mark.read_text())), "the end of the first client's command")
     assert len(guest.pids) == shells, "init had to start another shell"
     await second.close()
@@ -490,7 +491,7 @@ async def test_torn_line_of_an_earlier_client_is_not_run(guest: Guest, tmp_path:
     await asyncio.sleep(0.1)
     await first.close()
     second = Shell(guest.path, "second")
-    assert await second.run("echo mine", 60) == Result(0, "mine\n")
+    assert await second.run("echo mine", PATIENCE) == Result(0, "mine\n")
     await second.close()
     assert not (tmp_path / "made").exists()
 
@@ -608,7 +609,7 @@ class TestInput:
         out = bytearray()
         assert await shell.stream("base64", out.extend, 120, pieces_of(data[:7], data[7:])) == 0
         assert base64.b64decode(out) == data
-        assert (await shell.run("echo next", 60)).output == "next\n"
+        assert (await shell.run("echo next", PATIENCE)).output == "next\n"
 
     async def test_its_end_is_an_end_of_file(self, shell: Shell) -> None:
         out = bytearray()
@@ -643,14 +644,14 @@ class TestInput:
         command = "head -c 5; echo"
         assert await shell.stream(command, out.extend, 60, pieces_of(b"x" * 500_000)) == 0
         assert out == b"xxxxx\n"
-        await shell.run("true", 60)
+        await shell.run("true", PATIENCE)
         assert list(tmp_path.glob(".shell-input-*")) == []
 
     async def test_one_that_hangs_amid_its_input_is_ended(self, shell: Shell) -> None:
         await shell.ready(60)
         with pytest.raises(ShellTimeoutError):
             await shell.stream("sleep 1000", _nothing, 5, pieces_of(bytes(500_000)))
-        assert (await shell.run("echo next", 60)).output == "next\n"
+        assert (await shell.run("echo next", PATIENCE)).output == "next\n"
 
 
 @settings(deadline=None)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from meshlab.lab import slots, topology
 from meshlab.lab.fake import FakeParts
@@ -76,10 +77,10 @@ async def test_who_waits_is_told_for_whom_once(tmp_path: Path) -> None:
         waits.set()
 
     waiting = asyncio.create_task(mine.take(tell))
-    await asyncio.wait_for(waits.wait(), 60)
+    await asyncio.wait_for(waits.wait(), PATIENCE)
     assert not waiting.done()
     held.free()
-    slot = await asyncio.wait_for(waiting, 60)
+    slot = await asyncio.wait_for(waiting, PATIENCE)
     assert slot is not None
     assert told == [{"yours"}]
     slot.free()
@@ -172,15 +173,15 @@ async def test_a_large_lab_waits_for_enough_places_and_no_small_one_overtakes_it
     assert not small.done()
     for slot in three:
         slot.free()
-    held = await asyncio.wait_for(large, 60)
+    held = await asyncio.wait_for(large, PATIENCE)
     assert len(held) == 4
     assert not small.done()
     held[0].free()
-    assert len(await asyncio.wait_for(small, 60)) == 1
+    assert len(await asyncio.wait_for(small, PATIENCE)) == 1
 
 
 async def test_a_lab_that_is_larger_than_all_places_takes_them_all(tmp_path: Path) -> None:
-    assert len(await asyncio.wait_for(Places(tmp_path, 2, "tests").take(20), 60)) == 2
+    assert len(await asyncio.wait_for(Places(tmp_path, 2, "tests").take(20), PATIENCE)) == 2
 
 
 async def test_who_gives_up_waiting_gives_back_what_it_had(tmp_path: Path) -> None:
@@ -191,13 +192,13 @@ async def test_who_gives_up_waiting_gives_back_what_it_had(tmp_path: Path) -> No
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert len(await asyncio.wait_for(places.take(1), 60)) == 1
+    assert len(await asyncio.wait_for(places.take(1), PATIENCE)) == 1
     assert len(held) == 2
 
 
 async def _until_taken(path: Path) -> None:
     """Wait until somebody holds the lock of a file."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while (slot := slots.lock(path, "a look")) is not None:
             slot.free()
             await asyncio.sleep(0.01)

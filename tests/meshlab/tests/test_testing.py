@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from patience import PATIENCE
 
 from meshlab.lab import testing, topology
 from meshlab.lab.fake import FakeParts
@@ -117,4 +118,4 @@ async def test_a_mesh_gives_its_places_back_also_when_it_was_of_no_use(
         await meshes.take(FULL)
         await meshes.give_back(FULL, fit=fit)
     places = Places(tmp_path / "places", 10, "another test")
-    assert len(await asyncio.wait_for(places.take(10), 60)) == 10
+    assert len(await asyncio.wait_for(places.take(10), PATIENCE)) == 10

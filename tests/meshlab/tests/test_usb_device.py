@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from meshlab.chip.atecc608 import Atecc608, frame
 from meshlab.chip.bus import I2cBus
@@ -39,7 +40,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # what the tests of the chip sha
 
 from vhost_front_end import until
 
-PATIENCE = 60.0
 MAC = bytes.fromhex("74da38112233")
 SERIAL = serial_for(1, 1)
 READ, WRITE = 0xC1, 0x41

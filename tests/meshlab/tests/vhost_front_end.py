@@ -15,6 +15,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from patience import PATIENCE
+
 GET_FEATURES, SET_FEATURES, SET_OWNER, SET_MEM_TABLE = 1, 2, 3, 5
 SET_VRING_NUM, SET_VRING_ADDR, SET_VRING_BASE, GET_VRING_BASE = 8, 9, 10, 11
 SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR = 12, 13, 14
@@ -34,14 +36,13 @@ LOW_USER, HIGH_USER = 0x7F0000000000, 0x7F5500000000
 DESC, AVAIL, USED = 0x1000, 0x2000, 0x3000
 """Guest addresses of the parts of the ring, in the low region."""
 
-DEADLINE = 60.0
 
 Descriptor = tuple[int, int, int, int]
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds that nobody signals; fail at the deadline."""
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - it is about memory shared with a device
             await asyncio.sleep(0.001)
 
@@ -90,7 +91,7 @@ class FrontEnd:
             data = b""
             while len(data) < size:
                 part = await asyncio.wait_for(
-                    loop.sock_recv(self.socket, size - len(data)), DEADLINE
+                    loop.sock_recv(self.socket, size - len(data)), PATIENCE
                 )
                 if not part:
                     raise EOFError
@@ -124,7 +125,7 @@ class FrontEnd:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                data = await asyncio.wait_for(loop.sock_recv(self.socket, 4096), DEADLINE)
+                data = await asyncio.wait_for(loop.sock_recv(self.socket, 4096), PATIENCE)
             except ConnectionResetError:
                 return True
             if not data:
@@ -241,7 +242,7 @@ class FrontEnd:
         self.kicks += 1
         os.eventfd_write(self.kick_fd, 1)
 
-    async def wait_fd(self, fd: int, seconds: float = DEADLINE) -> None:
+    async def wait_fd(self, fd: int, seconds: float = PATIENCE) -> None:
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         loop.add_reader(fd, ready.set)
