@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from hashlib import sha256
 
@@ -109,16 +108,29 @@ async def test_cancelled_conversations_end_before_the_next_begins(chip: Chip) ->
     assert order == ["first", "second"]
 
 
-async def test_a_conversation_that_is_slow_and_gets_on_is_waited_for(chip: Chip) -> None:
-    face = AsyncAtecc(chip[0].chip, grace=0.1)
-    face.chip.patience = 0.05
+async def test_a_conversation_that_is_slow_and_gets_on_is_waited_for(
+    chip: Chip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face = AsyncAtecc(chip[0].chip, grace=0.02)
+    face.chip.patience = 0.02
+    gate = threading.Event()
+
+    class GetsOn:
+        """Has had another reading at each look, and is over at the tenth."""
+
+        looks = 0
+
+        @property
+        def readings(self) -> int:
+            self.looks += 1
+            if self.looks == 10:
+                gate.set()
+            return self.looks
 
     def work(chip: Atecc) -> str:
-        end = time.monotonic() + 1.0
-        while time.monotonic() < end:
-            chip.watch()
-        return "done"
+        return "done" if gate.wait(PATIENCE) else "given up"
 
+    monkeypatch.setattr(face.chip, "watch", GetsOn())
     assert await face.call(work) == "done"
 
 
