@@ -13,11 +13,12 @@ import os
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from emulated_bus import emulated
-from fleet_for_tests import PREFIX
+from fleet_for_tests import PREFIX, one_fleet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ from thicket.trust.credentials import ChipKey, make_credentials
 from thicket.trust.fleet import Fleet
 from thicket.trust.revocations import Revocations
 from thicket.trust.signed_beacon import SignedBeacons, next_start
-from thicket.trust.verify import Clock, Rules, check_peer
+from thicket.trust.verify import EXPIRED, Clock, RefusedError, Rules, check_peer
 
 DATES = [
     datetime(2026, 11, 28, 12),
@@ -259,3 +260,28 @@ def test_certificates_that_cannot_be_made_leave_a_blank_chip_blank(
     assert ca.enroll_chip(driver, write=True, show=quiet) == chip.serial.hex()
     assert read_set(driver, PRIMARY) is not None
     assert identity_of_serial(chip.serial)
+
+
+@pytest.mark.parametrize(
+    "now", [datetime.min, datetime(1970, 1, 1), datetime(9999, 12, 31, 23, 59), datetime.max]
+)
+def test_a_clock_at_the_end_of_the_calendar_costs_no_credentials(now: datetime) -> None:
+    """The certificates have no end, so that they are good until then."""
+    fleet = one_fleet()
+    clock = Clock(datetime(2026, 1, 1, tzinfo=UTC), now.replace(tzinfo=UTC))
+    try:
+        made = asyncio.run(make_credentials(fleet.device(1)[0], fleet.fleet, clock))
+    except RefusedError as error:
+        assert now.year == 9999, error
+        assert error.reason == EXPIRED
+    else:
+        assert made.renew_at is not None
+        assert made.renew_at > clock.floor
+
+
+@pytest.mark.parametrize("seconds", [-(1 << 40), -1, 0, 1 << 40, 1 << 55])
+def test_an_image_of_any_time_tells_a_time(
+    seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "stat", lambda _: SimpleNamespace(st_mtime=float(seconds)))
+    assert clocks.SystemClock(str(tmp_path)).read().floor >= datetime(2024, 1, 1, tzinfo=UTC)

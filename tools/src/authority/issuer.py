@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import MAXYEAR, UTC, datetime
 from hashlib import sha256
 
 from authority.errors import AuthorityError
@@ -24,10 +24,16 @@ def years_from(now: datetime, years: int) -> tuple[datetime, datetime]:
     """Return a validity of whole years.
 
     :param now: it begins with the hour of this time.
+    :raises AuthorityError: it would end behind the calendar.
     """
     begin = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     if (begin.month, begin.day) == (2, 29):  # which most years do not have
         begin = begin.replace(day=28)
+    if begin.year + years > MAXYEAR:
+        raise AuthorityError(
+            f"nothing was written: {years} years from {begin.year} on end behind the year "
+            f"{MAXYEAR}. Is the clock right?"
+        )
     return begin, begin.replace(year=begin.year + years)
 
 

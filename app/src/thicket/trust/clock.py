@@ -64,6 +64,6 @@ def _built(root: str) -> datetime:
     """Return when the image was built."""
     try:
         built = datetime.fromtimestamp(os.stat(root + IMAGE).st_mtime, UTC)
-    except OSError:
+    except (OSError, ValueError, OverflowError):  # a damaged card has any time
         return _EARLIEST
     return max(built, _EARLIEST)

@@ -270,7 +270,7 @@ async def make_credentials(
     else:
         now = max(clock.now, clock.floor).replace(microsecond=0)
         begin = max(now - BACKDATE, authority.not_before)
-        end = min(now + lifetime, authority.not_after)
+        end = now + min(lifetime, authority.not_after - now)  # which is in the calendar
         renew_at = now + (end - now) * RENEW_AT
     serial = int.from_bytes(os.urandom(16), "big") >> 2 | 1 << 125
     profile = fleets.node_profile(fleet, authority, openssl.public_key(key), serial, (begin, end))

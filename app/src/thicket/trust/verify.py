@@ -77,7 +77,9 @@ class Clock(NamedTuple):
     @property
     def lower_bound(self) -> datetime:
         """The latest time that has certainly passed, within ``SKEW``."""
-        return self.floor if self.now is None else max(self.floor, self.now - SKEW)
+        if self.now is None or self.now - self.floor <= SKEW:
+            return self.floor
+        return self.now - SKEW
 
     def raised(self, *dates: datetime) -> "Clock":
         """Return a clock that has seen dates signed by the authority, which never lie ahead."""

@@ -313,7 +313,7 @@ class Authors:
 def _late(rules: Rules) -> Rules:
     """Return the rules for certificates that may have ended ``KEEP`` seconds ago."""
     clock, keep = rules.clock, timedelta(seconds=KEEP)
-    now = None if clock.now is None else clock.now - keep
+    now = None if clock.now is None else max(clock.now, clock.floor) - keep
     return rules._replace(clock=Clock(clock.floor - keep, now))
 
 
