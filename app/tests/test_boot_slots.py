@@ -153,7 +153,7 @@ def test_the_last_words_of_the_kernel_of_a_trial_are_kept_for_the_daemon(
     node.boot(A)
     ask("begin")
     assert kept.read_text() == "sysrq triggered crash"
-    assert "B: bad, its kernel failed (sysrq triggered crash)" in ask("show")
+    assert "B: bad, its kernel failed: sysrq triggered crash" in ask("show")
     # The next trial is another matter.
     (note := node.path / "data/update/trial.json").parent.mkdir(parents=True)
     note.write_text("there is no peer")

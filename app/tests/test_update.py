@@ -277,7 +277,7 @@ async def test_a_trial_that_lacks_something_is_not_kept_and_the_slot_before_says
     assert node.slots.late()
     node.boot(A)
     node.document = document()
-    told = f"left: slot B was left: it was not well in time ({words})"
+    told = f"left: slot B was left: it was not well in time: {words}"
     async with node.running():
         await node.until(lambda: told in node.messages(), "the slot before tells it")
         await node.until(lambda: node.slots.read().run is Run.WELL, "well")
@@ -323,7 +323,7 @@ async def test_the_last_words_of_a_kernel_that_failed_on_trial_stay(node: Node) 
     node.able()
     said = Path(node.paths.run + boot_slots.PANIC)
     said.write_text("VFS: no root")
-    told = ["left: slot B was left: its kernel failed (VFS: no root)"]
+    told = ["left: slot B was left: its kernel failed: VFS: no root"]
     async with node.running() as update:
         await node.until(lambda: node.messages() == told, "told")
         assert update.words_of_trial == "VFS: no root"
@@ -366,7 +366,7 @@ async def test_a_bundle_that_was_tried_and_left_is_remembered(node: Node) -> Non
     node.boot(A)
     async with node.running():
         await node.until(lambda: kept.load(node.paths).rejected, "remembered")
-    words = "it was not well in time (there is no peer)"
+    words = "it was not well in time: there is no peer"
     assert kept.load(node.paths) == Kept({B: CONTENT}, {CONTENT.bundle: words})
 
 

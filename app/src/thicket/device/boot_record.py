@@ -362,7 +362,7 @@ def why_left(record: BootRecord, slot: Slot, words: str) -> str:
     :param words: what is known of its last trial besides.
     """
     why = record.why(slot)
-    return f"{WORDS[why]} ({words})" if words and why in TRIED else WORDS[why]
+    return f"{WORDS[why]}: {words}" if words and why in TRIED else WORDS[why]
 
 
 def late(record: BootRecord, running: Slot) -> BootRecord:
