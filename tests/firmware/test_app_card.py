@@ -78,7 +78,7 @@ async def test_an_application_is_installed_judged_and_taken_back(tmp_path: Path)
             await device.run(f"tail -c +{skip} /dev/vdb | head -c {size} >/data/{number + 1}.app")
         print(await device.run("thicket app install --wait /data/1.app"))
         assert await device.run(CALL) == '"1.0"\n'
-        assert "squashfs ro,nosuid,nodev" in await device.run("grep /apps/ /proc/mounts")
+        assert "squashfs ro,nosuid,nodev,noexec" in await device.run("grep /apps/ /proc/mounts")
         failed = await device.run("! thicket app install --wait /data/2.app 2>&1")
         print(failed)
         assert "lamp was left: 2.0: OSError: no lamp" in failed

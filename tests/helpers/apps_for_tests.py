@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -84,8 +84,12 @@ def packed(
     files: Mapping[str, str],
     about: About = ABOUT,
     key: Key | None = None,
+    squashfs: Sequence[str] = ("-comp", "gzip", "-no-xattrs"),
 ) -> Path:
-    """Write a signed file with these files below ``site``; return its path."""
+    """Write a signed file with these files below ``site``; return its path.
+
+    :param squashfs: arguments of mksquashfs.
+    """
     tree = folder / f"tree-{about.name}-{about.version}-{about.number}"
     for name, text in files.items():
         path = tree / SITE / name
@@ -94,8 +98,8 @@ def packed(
     out = folder / f"{about.name}-{about.version}-{about.number}.app"
     out.unlink(missing_ok=True)
     subprocess.run(
-        ["mksquashfs", tree, out, "-comp", "gzip", "-noappend", "-quiet", "-no-progress",
-         "-no-xattrs", "-all-root", "-all-time", "0", "-mkfs-time", "0"],
+        ["mksquashfs", tree, out, "-noappend", "-quiet", "-no-progress", "-all-root",
+         "-all-time", "0", "-mkfs-time", "0", *squashfs],
         check=True, capture_output=True,
     )  # fmt: skip
     contents = out.read_bytes()
@@ -113,7 +117,7 @@ class Unpacking:
     def __init__(self) -> None:
         self.mounted: set[str] = set()
 
-    def mount(self, file: str, folder: str) -> None:
+    def mount(self, file: str, folder: str, *, executable: bool) -> None:
         subprocess.run(
             ["unsquashfs", "-f", "-n", "-d", folder, file], check=True, capture_output=True
         )

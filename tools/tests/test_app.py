@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from authority.authority import Authority
 from firmware.boards import ROOT
 from host import wheels
 from host.wheels import WheelError
-from thicket.applications import app_file
+from thicket.applications import app_file, app_tree
 from thicket.trust.certificates import pem
 
 pytestmark = pytest.mark.skipif(not shutil.which("mksquashfs"), reason="no squashfs-tools")
@@ -191,6 +193,114 @@ def test_strange_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         archive.writestr("huge.py", bytes(1001))
     with pytest.raises(WheelError, match="unpacks to more"):
         wheels.unpack(path, tmp_path / "out", app_build._keep)
+
+
+def huge(folder: Path) -> None:
+    with (folder / "zeros").open("wb") as file:
+        file.truncate(wheels.MOST_UNPACKED + 1)
+
+
+def deep(folder: Path) -> None:
+    """Make as many folders in each other as no path has room for."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(5000):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: os.mkfifo(folder / "pipe"), "pipe is neither file nor folder"),
+        (lambda folder: (folder / "a").symlink_to("/etc/passwd"), "a is a link, and not to a file"),
+        (lambda folder: (folder / "a").symlink_to("../wheels"), "a is a link, and not to a file"),
+        (lambda folder: (folder / "a").symlink_to("."), "a is a link, and not to a file"),
+        (lambda folder: (folder / "a").symlink_to("nowhere"), "a is a link, and not to a file"),
+        (lambda folder: (folder / "a").symlink_to("/dev/zero"), "a is a link, and not to a file"),
+        (
+            lambda folder: (folder / "a\nb.py").touch(),
+            r"'a\\nb\.py' is a name that cannot be shown",
+        ),
+        (
+            lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/\xff.py")).touch(),
+            r"'\\udcff\.py' is a name that cannot be shown",
+        ),
+        (deep, "more than 64 folders are in each other"),
+        (huge, "has more than 1024 MiB: is it the project's folder"),
+        (lambda _: None, ""),
+    ],
+)
+def test_a_project_with_what_belongs_to_no_application(
+    project: Path, tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    """Nothing of it is followed, waited for, or copied without end."""
+    (project / "other.py").symlink_to("lamp_app.py")
+    (project / "lamp_app.py").chmod(0o6755)
+    environment = project / ".venv"
+    environment.mkdir()
+    (environment / "pyvenv.cfg").touch()
+    (environment / "python").symlink_to("/usr/bin/python3")
+    spoil(project)
+    if words:
+        with pytest.raises(WheelError, match=words):
+            app_build.build(project, work(tmp_path), WANTED)
+    else:
+        made, _ = app_build.build(project, work(tmp_path), WANTED)
+        listed = subprocess.run(["unsquashfs", "-lln", made], check=True, capture_output=True)
+        lines = [line.split()[:2] for line in listed.stdout.decode().splitlines() if "/" in line]
+        assert {tuple(line) for line in lines} == {("drwxr-xr-x", "0/0"), ("-rw-r--r--", "0/0")}
+    if spoil is deep:
+        subprocess.run(["rm", "-rf", project / "d"], check=True)
+
+
+def test_too_many_files(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_tree, "MAX_ENTRIES", 3)
+    with pytest.raises(AppBuildError, match=r"nodes would not take it: .* more than 3 files"):
+        app_build.build(project, work(tmp_path), WANTED)
+    monkeypatch.setattr(wheels, "MOST_FILES", 1)
+    with pytest.raises(WheelError, match="more than 1 files: is it the project's folder"):
+        app_build.build(project, work(tmp_path, 2), WANTED)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["../up.py"], r"a path that leaves it: \.\./up\.py"),
+        (["/etc/passwd"], "a path that leaves it: /etc/passwd"),
+        (["a\nb.py"], r"a name that cannot be shown: 'a\\nb\.py'"),
+        (["/".join("d" * 5000)], "more than 64 folders in each other"),
+        (["d" * 256 + ".py"], "cannot be unpacked: .*: File name too long"),
+        (["a", "a/b.py"], "cannot be unpacked: .*/a.*: (File exists|Not a directory)"),
+        (["a/b.py", "a"], "cannot be unpacked: .*/a: Is a directory"),
+    ],
+)
+def test_wheels_that_lie(tmp_path: Path, names: list[str], words: str) -> None:
+    path = tmp_path / "odd-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "X = 1\n")
+    with pytest.raises(WheelError, match=words):
+        wheels.unpack(path, tmp_path / "out", app_build._keep)
+    assert not (tmp_path / "up.py").exists()
+
+
+def test_damaged_wheels(tmp_path: Path) -> None:
+    """Each byte of a small wheel is spoilt: it is unpacked, or refused in our words."""
+    wheel(tmp_path, "odd")
+    path = tmp_path / "odd-1.0-py3-none-any.whl"
+    good = path.read_bytes()
+    refused = 0
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        try:
+            wheels.unpack(path, tmp_path / "out", lambda name: name.suffix == ".py")
+        except WheelError as error:
+            refused += 1
+            assert str(error).isprintable()
+    assert refused > 50
 
 
 def test_versions_of_images() -> None:

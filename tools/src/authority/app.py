@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +16,8 @@ from authority.authority import Authority
 from authority.trusted import trusted
 from authority.update_signers import UpdateSigner
 from authority.words import Command, Parser, a_path, a_word, run_desk
-from thicket.applications import app_file
+from host import stop
+from thicket.applications import app_file, app_tree
 from thicket.applications.app_file import ANY, ARCHITECTURES, ENDING, About, AppError, AppFile
 from thicket.base.errors import ThicketError
 from thicket.cli.common import BAD, OK, UsageError
@@ -89,8 +89,8 @@ def _build(authority: Authority, rest: list[str]) -> int:
     now = datetime.now(UTC)
     fleet = authority.fleet
     wanted = Wanted(args.architecture, images, fleet.identifier, int(now.timestamp()))
-    with tempfile.TemporaryDirectory(prefix="thicket-app-") as work:
-        contents, about = app_build.build(args.project.absolute(), Path(work), wanted)
+    with stop.temporary("thicket-app-") as work:
+        contents, about = app_build.build(args.project.absolute(), work, wanted)
         signer = authority.update_signers.open(args.signer)
         args.out.mkdir(parents=True, exist_ok=True)
         suffix = "" if about.architecture == ANY else f"-{about.architecture}"
@@ -171,6 +171,7 @@ def _verify(authority: Authority, rest: list[str]) -> int:
             )
         try:
             app_file.check_contents(file, found.about)
+            app_tree.check_form(file, found.about.size)
         except AppError as error:
             faults.append(error)
         else:

@@ -27,7 +27,7 @@ import thicket
 from host import wheels
 from host.errors import HostError
 from host.run import Runner
-from thicket.applications import app_file, entrypoints
+from thicket.applications import app_file, app_tree, entrypoints
 from thicket.applications.app_file import ANY, SITE, About
 from thicket.applications.service import GROUP
 
@@ -119,6 +119,10 @@ def build(project: Path, work: Path, wanted: Wanted) -> tuple[Path, About]:
     for one in (wheel, *sorted(needed.glob("*.whl"))):
         if canonicalize_name(one.name.partition("-")[0]) not in IN_IMAGE:
             wheels.unpack(one, tree / SITE, _keep, beside=True)
+    try:
+        app_tree.check(str(tree))
+    except app_file.AppError as error:
+        raise AppBuildError(f"nodes would not take it: {error}") from None
     about = _about(tree / SITE, said, wanted)
     contents = work / "contents"
     _squashfs(tree, contents)

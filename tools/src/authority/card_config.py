@@ -10,6 +10,7 @@ from typing import Final
 
 from authority.authority import Authority
 from authority.errors import AuthorityError
+from host.stop import held
 from thicket.base.fields import ConfigError
 from thicket.base.files import read_limited
 from thicket.base.toml import toml_value
@@ -129,9 +130,10 @@ def write(path: Path, made: str) -> bool:
     except (OSError, UnicodeDecodeError) as error:
         raise AuthorityError(f"{path}: {error}") from None
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(made)
+        with held():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(made)
     except OSError as error:
         raise AuthorityError(f"{path}: {error.strerror}") from None
     return True

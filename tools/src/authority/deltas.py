@@ -14,15 +14,16 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from authority import files
 from authority.errors import AuthorityError
+from host import stop
 from thicket.update import bundle as bundles
 from thicket.update import patch as patches
 from thicket.update import verity, zstd
@@ -114,20 +115,20 @@ def make(
     :raises AuthorityError: they are for different kinds of devices; a program is missing.
     :raises PatchError, ZstdError: there is not enough memory or space.
     """
-    with files.opened(new) as file, tempfile.TemporaryDirectory(prefix="thicket-delta-") as folder:
+    with files.opened(new) as file, stop.temporary("thicket-delta-") as folder:
         found = _checked(new, file, tell)
         if found.message is None:
             raise BundleError(
                 f"{new} is not signed: a patch makes the signed bundle, so `thicket update sign` "
                 "comes first"
             )
-        before = _old(old, Path(folder), found, tell) if old else None
+        before = _old(old, folder, found, tell) if old else None
         if out.is_dir():
             out /= name(before.bundle if before else None, found)
         with files.replacing(out) as target:
             header = _write(file, found, before, target, (tell, level))
             tell("trying the patch")
-            _try(Path(target.name), header, before, Path(folder))
+            stop.apart(partial(_try, Path(target.name), header, before, folder))
     return Made(out, out.stat().st_size, header)
 
 
@@ -138,13 +139,13 @@ def pack(new: Path, out: Path, *, tell: Tell = lambda _: None, level: int = LEVE
     :param level: see ``LEVEL``.
     :raises PatchError, ZstdError: there is not enough memory or space.
     """
-    with tempfile.TemporaryDirectory(prefix="thicket-delta-") as folder:
+    with stop.temporary("thicket-delta-") as folder:
         with files.opened(new) as file:
             data = bytearray(file.read())
         header = Header(len(data), sha256(data).hexdigest(), None, ())
         with files.replacing(out) as target:
             _compress(header, data, bytearray(), target, (tell, level))
-            _try(Path(target.name), header, None, Path(folder))
+            stop.apart(partial(_try, Path(target.name), header, None, folder))
     return Made(out, out.stat().st_size, header)
 
 
@@ -190,17 +191,21 @@ def _compress(
         tell(f"indexing the old version ({size}), which takes most of the time")
     else:
         tell(f"compressing {what}: 0 %")
-    with _memory(body) as source, _memory(prefix) as front:
-        target.write(header.packed())
-        zstd.pack(
-            source,
-            target.write,
-            front,
-            level=level,
-            progress=lambda done: tell(f"compressing {what}: {100 * done // len(body)} %"),
-        )
-        target.flush()
-        os.fsync(target.fileno())
+    target.write(header.packed())
+
+    def compress() -> None:
+        with _memory(body) as source, _memory(prefix) as front:
+            zstd.pack(
+                source,
+                target.write,
+                front,
+                level=level,
+                progress=lambda done: tell(f"compressing {what}: {100 * done // len(body)} %"),
+            )
+
+    stop.apart(compress)
+    target.flush()
+    os.fsync(target.fileno())
 
 
 @contextmanager

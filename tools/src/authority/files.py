@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from authority.errors import AuthorityError
+from host.stop import held
 from thicket.base import files as nodes
 from thicket.base.errors import ThicketError
 
@@ -40,23 +41,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     check_place(path)
     new = path.with_name(f".{path.name}.new")
+    file: BinaryIO | None = None
+    there = False
     try:
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
-        with _taken(path, new) as file:
-            try:
-                file.truncate()
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                new.replace(path)
-            except BaseException:
-                with suppress(OSError):
-                    new.unlink()
-                raise
+        with held():
+            os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+            file = _taken(path, new)
+        file.truncate()
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        with held():
+            new.replace(path)
+            there = True
     except OSError as error:
         if error.filename != str(new) and error.errno not in _OF_THE_DISK:
             raise
         raise not_written(path, error) from None
+    finally:
+        with held():
+            if file is not None and not there:
+                with suppress(OSError):
+                    new.unlink()
+            if file is not None:
+                with suppress(OSError):  # what could not be written was told
+                    file.close()
 
 
 def _taken(path: Path, new: Path) -> BinaryIO:

@@ -16,6 +16,7 @@ from typing import Any, Final, TextIO
 
 from authority import files
 from authority.errors import AuthorityError
+from host.stop import held
 from thicket.trust import certificates as x509
 from thicket.trust.certificates import CertificateError
 from thicket.trust.fleet import Fleet
@@ -112,12 +113,13 @@ class Folder:
         """Write the file ``name``: all of it or nothing."""
         new = self.path / (name + ".new")
         try:
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.path / name)
+            with held():  # it is short, and may be a key
+                descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                new.replace(self.path / name)
         except OSError as error:
             with suppress(OSError):
                 new.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from ipaddress import IPv6Address
@@ -22,7 +23,8 @@ from authority.errors import AuthorityError
 from authority.telling import Telling
 from authority.update_signers import UpdateSigner
 from authority.words import Parser, a_path, a_word
-from thicket.applications import app_file
+from host.stop import held
+from thicket.applications import app_file, app_tree
 from thicket.cli.common import OK
 from thicket.trust import cms, kinds
 from thicket.trust.fleet import Fleet
@@ -236,6 +238,7 @@ def judge(new: Path, authority: Authority) -> Target:
             app = app_file.read(file)
             app_file.check_signer(app, authority.fleet, revoked=revoked)
             app_file.check_contents(file, app.about)
+            app_tree.check_form(file, app.about.size)
         else:
             bundles.check_signer(bundles.read(file), authority.fleet, revoked=revoked)
     return target_of(new)
@@ -306,30 +309,50 @@ def make(
     some = Patch("", target.size, target.sha256, target.sha256)
     # What was asked for is judged before a minute goes by.
     offers.parse_offer(Offer(fleet.identifier, number, target, (some,), plan).text())
-    files.make_folder(out)
-    if all(one.header.base for one in ready):
-        whole = deltas.pack if target.application else deltas.make
-        ready.append(whole(new, out / f"{_WHOLE}{_NEW}", tell=tell))
-    described = [(one, _describe(one)) for one in ready]
-    offered = Offer(
-        fleet.identifier,
-        number,
-        target,
-        tuple(sorted((patch for _, patch in described), key=lambda patch: patch.size)),
-        plan,
-    )
-    content = offers.parse_offer(offered.text()).text()  # within bounds, or nobody would take it
-    for one, patch in described:
-        _put(one.path, out / filename(patch), move=_same_folder(one.path.parent, out))
-    packed = _signed(content, signer, when)
-    offers.check_offer(packed, fleet)
-    with files.replacing(out / OFFER) as file:
-        file.write(packed)
-    _remove_others(out, offered)
+    with _appearing(out):
+        if all(one.header.base for one in ready):
+            whole = deltas.pack if target.application else deltas.make
+            ready.append(whole(new, out / f"{_WHOLE}{_NEW}", tell=tell))
+        described = [(one, _describe(one)) for one in ready]
+        offered = Offer(
+            fleet.identifier,
+            number,
+            target,
+            tuple(sorted((patch for _, patch in described), key=lambda patch: patch.size)),
+            plan,
+        )
+        # within bounds, or nobody would take it
+        content = offers.parse_offer(offered.text()).text()
+        for one, patch in described:
+            _put(one.path, out / filename(patch), move=_same_folder(one.path.parent, out))
+        packed = _signed(content, signer, when)
+        offers.check_offer(packed, fleet)
+        with files.replacing(out / OFFER) as file:
+            file.write(packed)
+        _remove_others(out, offered)
     return [Line("the signed file itself", target.size, target.size)] + [
         Line(f"root {p.base[:16]}…" if p.base else "any (the whole)", p.size, target.size)
         for p in reversed(offered.patches)
     ]
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[None]:
+    """Have a folder while it is filled; a new one, or what is in use meanwhile, goes if that
+    fails."""
+    new = not out.exists()
+    ready = False
+    try:
+        files.make_folder(out)
+        yield
+        ready = True
+    finally:
+        if not ready:
+            with held():
+                if new:
+                    shutil.rmtree(out, ignore_errors=True)
+                with suppress(OSError):
+                    (out / f"{_WHOLE}{_NEW}").unlink()
 
 
 def _remove_others(out: Path, offered: Offer) -> None:

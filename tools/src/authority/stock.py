@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from authority.authority import Authority
 from authority.errors import AuthorityError
+from host.stop import held
 from thicket.identity.address import ID_SIZE
 from thicket.trust import certificates as x509
 from thicket.trust import openssl
@@ -187,9 +188,10 @@ def _arguments(folder: Path, name: str, address: IPv6Address, cookie: str) -> st
 
 def _write(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    new.replace(path)
+    with held():
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+        new.replace(path)
 
 
 def usage(node: StockNode) -> str:

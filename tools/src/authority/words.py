@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 
 from authority.authority import Authority
 from authority.errors import AuthorityError
+from host import stop
 from host.errors import HostError
 from thicket.base.errors import ThicketError
 from thicket.cli.common import BAD, OK, USAGE, UsageError
@@ -145,8 +146,15 @@ def a_number(text: str) -> int:
 def run_desk(name: str, words: list[str], help_text: str, commands: Mapping[str, Command]) -> int:
     """Run one of the desk's programs; return the exit status (as of ``thicket``).
 
+    What a signal stops leaves nothing half-made.
+
     :param name: what the program is called behind ``thicket``.
     """
+    with stop.stopping():
+        return _run_desk(name, words, help_text, commands)
+
+
+def _run_desk(name: str, words: list[str], help_text: str, commands: Mapping[str, Command]) -> int:
     try:
         return run_command(words, help_text, commands)
     except UsageError as error:
@@ -154,6 +162,9 @@ def run_desk(name: str, words: list[str], help_text: str, commands: Mapping[str,
         return USAGE
     except BrokenPipeError:
         raise  # whoever reads has ended: nothing is wrong
+    except stop.Stopped as stopped:
+        sys.stderr.write(f"thicket {name}: {stopped}\n")
+        return stopped.status
     except EOFError:
         sys.stderr.write(f"thicket {name}: nothing was typed, so nothing was done\n")
     except OSError as error:

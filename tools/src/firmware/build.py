@@ -32,6 +32,7 @@ from typing import Any
 from firmware import bmap, boards, bundle, contents, sizes
 from firmware.boards import Board, BoardError
 from firmware.fragments import buildroot_lines, defconfig
+from host import stop
 from host.cache import cache_root
 from host.errors import HostError
 from host.kconfig import NO_KCONFIG, FragmentError, kconfig, lost, merge, parse
@@ -57,6 +58,8 @@ _OPTIONS = "board/common/options"
 """How other packages are built, a file for each (``br2-external/external.mk`` includes them)."""
 _IN_TURN = frozenset(("legal-info",))
 """Buildroot's targets whose parts rely on their order: one begins by removing what is there."""
+SBOM, CVE = "sbom.cyclonedx.json", "cve.cyclonedx.json"
+"""Files beside the images: what they are made of, and which of that is vulnerable."""
 _OWN_TARGETS = ("bundle", "cve", "savedefconfig", "sbom", "show-size")
 _INTERACTIVE = re.compile(r".*(menu|n|x|g)config")
 
@@ -337,6 +340,7 @@ class Build:
             elif match["step"].startswith(("Building", "Executing", "Generating")):
                 say(text)
 
+        self._forget_bills()
         self._run(self.command(), what="Buildroot", on_line=show)
         self.check()
         self._tell_contents()
@@ -344,6 +348,15 @@ class Build:
         bmap.write(card, card.with_name(card.name + bmap.SUFFIX))
         took = int(time.monotonic() - started)
         say(f"built in {took // 60} min {took % 60} s: {card}")
+
+    def _forget_bills(self) -> None:
+        """Remove what was said of the images that are replaced now: it would lie beside others."""
+        for name in (SBOM, CVE):
+            path = self.output / "images" / name
+            if path.exists():
+                path.unlink()
+                target = name.partition(".")[0]
+                say(f"{path} was of the images before: `make {self.board.name}-{target}` makes it")
 
     def _tell_contents(self) -> None:
         """Warn of files that no node needs; whoever adds packages of his own has such."""
@@ -495,7 +508,7 @@ class Build:
         say(f"this is in {path}: put it into configs/fragments, or build with EXTRA={path}")
 
     def _sbom(self) -> Path:
-        path = self.output / "images" / "sbom.cyclonedx.json"
+        path = self.output / "images" / SBOM
         path.parent.mkdir(parents=True, exist_ok=True)
         info = json.dumps(self.info())
         answer = subprocess.run(
@@ -526,7 +539,7 @@ class Build:
 
     def _cve(self) -> None:
         bill = self._sbom()
-        path = bill.with_name("cve.cyclonedx.json")
+        path = bill.with_name(CVE)
         say("comparing with the NVD (a download of some hundred megabytes the first time)")
         status = subprocess.run(
             [
@@ -587,7 +600,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--extra: there is no file {path}")
     try:
         build = Build(boards.load(options.board), toolchain=options.toolchain, extra=extra)
-        with locked(build.output):
+        with stop.stopping(), locked(build.output):
             build.configure()
             for target in options.targets:
                 build.target(target)
@@ -596,9 +609,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BoardError, BuildError, FragmentError) as error:
         say(str(error))
         return 1
-    except KeyboardInterrupt:
-        say("stopped; the next make goes on from here")
-        return 130
+    except stop.Stopped as stopped:
+        say(f"{stopped}; the next make goes on from here")
+        return stopped.status
     return 0
 
 

@@ -13,13 +13,13 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from hashlib import file_digest
 from io import BufferedRandom
 from pathlib import Path
 from typing import NamedTuple
 
 from firmware.boards import ROOT
+from host import stop
 from host.errors import HostError
 from thicket.update import bundle, verity
 from thicket.update.manifest import Image, Manifest, Verity
@@ -112,8 +112,7 @@ def make(images: Path, out: Path, said: Release) -> Path:
     """
     check_tools()
     path = out / said.filename
-    with tempfile.TemporaryDirectory(dir=out, prefix=".bundle-") as name:
-        work = Path(name)
+    with stop.temporary(".bundle-", out) as work:
         manifest = _collect(images, work / "contents", said)
         new = work / "bundle"
         _squashfs(work / "contents", new)

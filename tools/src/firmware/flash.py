@@ -17,7 +17,6 @@ import hashlib
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -39,9 +38,11 @@ from firmware.releases.find import is_meant as is_release
 from firmware.report import Report
 from firmware.target import Buffer, Target
 from firmware.unpacked import ENDINGS, MOST
+from host import stop
 from host.cache import cache_root
 from thicket.base.fields import ConfigError
 
+_LATEST = 253_402_000_000  # in the year 9999: a file of a damaged disk has any time
 BOOT_BLOCK = 4096
 """Bytes at the start of the card that are written last: the MBR, in a block that all cards take."""
 
@@ -189,10 +190,10 @@ class Writer:
         def read(offset: int, view: memoryview) -> None:
             # Only what was written; the free space behind it may hold anything.
             view[:] = bytes(len(view))
-            for start, stop in ranges.clip(self._wanted, offset, min(offset + len(view), end)):
-                part = self._buffer[stop - start]
+            for start, to in ranges.clip(self._wanted, offset, min(offset + len(view), end)):
+                part = self._buffer[to - start]
                 self.target.read(start, part)
-                view[start - offset : stop - offset] = part
+                view[start - offset : to - offset] = part
 
         with source.partition_file(read, partition) as file:
             if settings.get(file) != config:
@@ -218,14 +219,17 @@ def _digest(data: memoryview) -> bytes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; the exit status is 0, 1 (refused or failed), 2 (usage) or 130 (Ctrl-C)."""
+    """Run the program; the exit status is 0, 1 (refused or failed), 2 (usage), or 128 and
+    the number of the signal that stopped it: 130 for Ctrl-C."""
     words = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(words)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # A closed terminal must tell (and leave) the card's state as Ctrl-C does.
-        signal.signal(number, signal.default_int_handler)
     session = Session(console, options, words)
+    with stop.stopping():  # a closed terminal tells (and leaves) the card's state as Ctrl-C does
+        return _run(session, options, console)
+
+
+def _run(session: Session, options: argparse.Namespace, console: Console) -> int:
     try:
         if options.list:
             session.show_disks()
@@ -235,8 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
             console.print("Say which: `make flash DEV=/dev/sdX`, or `bin/flash /dev/sdX`.")
             return 2
         session.flash()
-    except KeyboardInterrupt:
-        return session.ended("Interrupted", 130)
+    except stop.Stopped as stopped:
+        return session.ended(str(stopped), stopped.status)
     except FlashError as error:
         return session.ended(str(error), 1)
     except OSError as error:
@@ -485,7 +489,7 @@ class Session:
         out = self._console.print
         when = ""
         if not is_release(self._options.image):  # which told its date already
-            built = time.localtime(image.path.stat().st_mtime)
+            built = time.localtime(min(image.path.stat().st_mtime, _LATEST))
             when = f", of {time.strftime('%Y-%m-%d %H:%M', built)}"
         out(f"Image   {image.path}: {human(image.size)}{when}")
         if image.map is None:

@@ -12,7 +12,12 @@ from importlib import import_module
 from logging import getLogger
 from typing import Any
 
+from thicket.base.files import opened
+
 log = getLogger(__name__)
+
+#: Bytes of the largest file with entry points that is read.
+_MOST = 64 * 1024
 
 
 def find(group: str, path: list[str] | None = None) -> dict[str, Callable[[], Any]]:
@@ -50,10 +55,11 @@ def module_of(target: str) -> str:
 
 
 def _read(file: str, group: str) -> list[tuple[str, str]]:
-    """Return the entry points of ``group`` in a file; none without the file."""
+    """Return the entry points of ``group`` in a file; none without it, or if it is too large."""
     try:
-        with open(file, encoding="utf-8") as stream:
-            lines = stream.read().splitlines()
+        with opened(file) as stream:
+            data = stream.read(_MOST + 1)
+        lines = data.decode("utf-8").splitlines() if len(data) <= _MOST else []
     except (OSError, UnicodeDecodeError):
         return []
     found = []

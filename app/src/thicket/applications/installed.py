@@ -20,8 +20,8 @@ from collections.abc import Callable, Collection, Iterator
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from thicket.applications import app_file, app_state, entrypoints, fit, mounts, trial
-from thicket.applications.app_file import SITE, About, AppError, AppFile
+from thicket.applications import app_file, app_state, app_tree, entrypoints, fit, mounts, trial
+from thicket.applications.app_file import ANY, SITE, About, AppError, AppFile
 from thicket.applications.app_state import State
 from thicket.applications.fit import Place
 from thicket.applications.mounts import Mounter
@@ -300,6 +300,8 @@ class Installed:
                 fit.check(found, self._place())
                 self._check_beside(found.about)
                 app_file.check_contents(source, found.about, tell)
+                app_tree.check_form(source, found.about.size)
+            self._try_mounting(path, found.about)
 
         headway = Headway("checking", words=os.path.basename(path))
         async with self._lock:
@@ -367,12 +369,14 @@ class Installed:
             place = self._place()
             fit.check(found, place)
             self._check_beside(about)
+            app_tree.check_form(source, about.size)
             state = self._admitted(about, again)
             folder = f"{self._data}/{about.name}"
             try:
                 self._make_room(about, os.fstat(source.fileno()).st_size)
                 own_folder(folder, 0o700)
                 _copy(source, f"{folder}/{_NEW}", found, tell)
+                self._try_mounting(f"{folder}/{_NEW}", about)
                 file = app_state.file_name(about)
                 os.replace(f"{folder}/{_NEW}", f"{folder}/{file}")
                 sync_folder(folder)
@@ -502,16 +506,27 @@ class Installed:
             signer = fit.check(found, self._place())
             self._check_beside(about)
             app_file.check_contents(stream, about)
+            app_tree.check_form(stream, about.size)
         folder = f"{self._run}/{name}-{about.identifier.hex()[:12]}"
+        self._mount(path, folder, about)
+        return Loaded(about, signer, file, folder)
+
+    def _try_mounting(self, path: str, about: About) -> None:
+        """Make sure that a file may be loaded, while what it is to replace still runs."""
+        folder = f"{self._run}/{about.name}{_NEW}"
+        self._mount(path, folder, about)
+        self._unmount(folder)
+
+    def _mount(self, path: str, folder: str, about: About) -> None:
+        """Mount contents that were checked; what else is in them than was signed is unmounted."""
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._mounter.mount(path, folder)
-        one = Loaded(about, signer, file, folder)
         try:
-            _check_site(one)
+            self._mounter.mount(path, folder, executable=about.architecture != ANY)
+            app_tree.check(folder)
+            _check_site(f"{folder}/{SITE}", about)
         except (AppError, OSError):
             self._unmount(folder)
             raise
-        return one
 
     def _check_beside(self, about: About) -> None:
         others = [one.about for name, one in self._loaded.items() if name != about.name]
@@ -702,13 +717,13 @@ def _identity(path: str) -> tuple[str, str]:
     return about.identifier.hex(), about.version
 
 
-def _check_site(one: Loaded) -> None:
+def _check_site(site: str, about: About) -> None:
     """Make sure that the contents are what was signed of them."""
-    brought = {_module(entry) for entry in os.listdir(one.site)} - {""}
-    if surplus := brought - set(one.about.modules):
+    brought = {_module(entry) for entry in os.listdir(site)} - {""}
+    if surplus := brought - set(about.modules):
         raise AppError("modules", f"it brings {min(surplus)}, which is not signed: build it anew")
-    points = entrypoints.find(GROUP, [one.site])
-    if missing := set(one.about.applications) - set(points):
+    points = entrypoints.find(GROUP, [site])
+    if missing := set(about.applications) - set(points):
         raise AppError("no-application", f"it has no application {min(missing)}: build it anew")
 
 

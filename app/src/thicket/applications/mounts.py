@@ -18,9 +18,10 @@ _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 class Mounter(Protocol):
     """Makes the contents of a file a folder."""
 
-    def mount(self, file: str, folder: str) -> None:
+    def mount(self, file: str, folder: str, *, executable: bool) -> None:
         """Mount ``file`` at ``folder``, which is there and empty.
 
+        :param executable: whether machine code in it may run: compiled modules.
         :raises AppError: it cannot be mounted.
         """
 
@@ -31,8 +32,9 @@ class Mounter(Protocol):
 class LoopMounter:
     """Mounts by a loop device, which the kernel frees when nothing uses it any more."""
 
-    def mount(self, file: str, folder: str) -> None:
-        _run("mount", "-t", "squashfs", "-o", "ro,nodev,nosuid,loop", file, folder)
+    def mount(self, file: str, folder: str, *, executable: bool) -> None:
+        options = "ro,nodev,nosuid,loop" + ("" if executable else ",noexec")
+        _run("mount", "-t", "squashfs", "-o", options, file, folder)
 
     def unmount(self, folder: str) -> None:
         # Lazily: extension modules that were loaded keep their files open for ever.

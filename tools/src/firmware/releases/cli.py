@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,29 +23,35 @@ from firmware.releases import built, deltas, signature
 from firmware.releases.errors import ReleaseError
 from firmware.releases.make import Order, Parts, Signing, make
 from firmware.report import Report
+from host import stop
 from host.errors import HostError
 
 BOARDS = "rpi64 x86_64"
+
+_LATEST = 253_402_300_799  # the last second of the year 9999
 
 Provider = Callable[[], Parts]
 """Builds a board that Buildroot does not build, and returns what a release takes of it."""
 
 
 def main(words: Sequence[str], others: Mapping[str, Provider]) -> int:
-    """Run the program; the exit status is 0, 1 (refused or failed), 2 (usage) or 130 (Ctrl-C).
+    """Run the program; the exit status is 0, 1 (refused or failed), 2 (usage), or 128 and
+    the number of the signal that stopped it: 130 for Ctrl-C.
 
     :param others: boards that Buildroot does not build, by name.
     """
     options = _parser([*boards.names(), *others]).parse_args(words)
     console = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # A closed terminal leaves no half folder either.
-        signal.signal(number, signal.default_int_handler)
+    with stop.stopping():
+        return _run(options, others, console)
+
+
+def _run(options: argparse.Namespace, others: Mapping[str, Provider], console: Console) -> int:
     try:
         _release(options, others, console)
-    except KeyboardInterrupt:
-        console.print("thicket: interrupted; there is no half release")
-        return 130
+    except stop.Stopped as stopped:
+        console.print(f"thicket: {stopped}; there is no half release")
+        return stopped.status
     except (AuthorityError, HostError, ReleaseError, TokenError) as error:
         console.print(f"thicket: {error}", style="bold red")
         return 1
@@ -78,6 +83,11 @@ def _release(options: argparse.Namespace, others: Mapping[str, Provider], consol
             raise ReleaseError(f"BOARDS: there is no board {name!r}; there are {known}")
     # What can be wrong, and a passphrase, before anything takes long.
     older = tuple(deltas.older(options.older.split()))
+    date = os.environ.get("SOURCE_DATE_EPOCH") or str(changed(ROOT))
+    if not (date.isdecimal() and len(date) < 13 and int(date) <= _LATEST):
+        raise ReleaseError(
+            f"SOURCE_DATE_EPOCH={date[:40]!r}: not a number of seconds since 1970, before 10000"
+        )
     signing = _signing(options.signer)
     extra = [Path(name).absolute() for name in options.extra.split()]
     started = time.monotonic()
@@ -86,9 +96,6 @@ def _release(options: argparse.Namespace, others: Mapping[str, Provider], consol
         for name in names
     ]
     out = (options.out or ROOT / "output" / f"thicket-{parts[0].version}").absolute()
-    date = os.environ.get("SOURCE_DATE_EPOCH") or str(changed(ROOT))
-    if not date.isdecimal():
-        raise ReleaseError(f"SOURCE_DATE_EPOCH={date!r}: not a number of seconds since 1970")
     order = Order(out, int(date), signing, older, make_delta, options.force)
     said = make(order, parts, Report(console), console.print)
     for file in said.files:

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
+from host import stop
 from host.cache import cache_root
 from host.errors import HostError
 from meshlab.image import lab, standin
@@ -36,9 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="make an unsigned update bundle of a stand-in card, print where it is, and stop",
     )
     options = parser.parse_args(arguments)
-    # SIGTERM and a closed terminal end a build as Ctrl-C does: with nothing left running.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    with stop.stopping():
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         cache = Cache(options.cache.absolute() / "images")
         if options.list:
@@ -55,9 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     except HostError as error:
         print(f"thicket: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("thicket: interrupted; what was finished is kept", file=sys.stderr)
-        return 130
+    except stop.Stopped as stopped:
+        print(f"thicket: {stopped}; what was finished is kept", file=sys.stderr)
+        return stopped.status
     print(image.description)
     print(f"kernel   {image.kernel}")
     print(f"root     {image.rootfs}")

@@ -318,7 +318,10 @@ def install(runner: Runner, log: Path, project: Path, directory: Path) -> None:
     except wheels.WheelError as error:
         raise ImageError(str(error)) from None
     with tempfile.TemporaryDirectory(prefix="meshlab-wheel-") as temporary:
-        wheel = wheels.build(runner, log, project, Path(temporary))
+        try:
+            wheel = wheels.build(runner, log, project, Path(temporary))
+        except wheels.WheelError as error:
+            raise ImageError(str(error)) from None
         unpack_wheel(wheel, directory, wanted_of_wheel)
 
 
