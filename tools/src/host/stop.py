@@ -87,8 +87,8 @@ def stopping() -> Iterator[None]:
                 handlers[number] = signal.signal(number, course.handle)
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for installed, handler in handlers.items():
+            signal.signal(installed, handler)
         _courses.remove(course)
 
 
