@@ -53,6 +53,7 @@ MOST_ATTRIBUTES = 15
 LARGE = {
     "thicket.base.paths.Paths": "a list of places, without behaviour",
     "thicket.trust.certificates.Certificate": "a record: one attribute for each field",
+    "thicket.config.schema.Settings": "a record: one attribute for each table of the file",
     "thicket.distribution.connection.Connection": "one TCP connection: all of it dies together",
     "meshlab.chip.atecc608.Atecc608": "a chip: its memory and its volatile registers",
     "meshlab.chip.vhost_user.Vring": "a ring of virtio: the fields of its protocol",

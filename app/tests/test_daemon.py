@@ -686,6 +686,7 @@ class TestStarting:
                 assert said.pop(method) in {"no-slots", "bad-params"}
             # It needs a path, and says so first.
             assert said.pop("app-install") in {"starting", "bad-params", "bad-request"}
+            assert said.pop("identify") == "no-light"
             assert set(said.values()) == {"done", "not-joined", "starting"}
             read.set()
             await run.until(run.in_cluster, "it joins")

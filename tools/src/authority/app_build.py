@@ -24,7 +24,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
 import thicket
-from host import wheels
+from host import stop, wheels
 from host.errors import HostError
 from host.run import Runner
 from thicket.applications import app_file, app_tree, entrypoints
@@ -284,14 +284,7 @@ def _squashfs(tree: Path, path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
     environment["PATH"] = _path()
     try:
-        done = subprocess.run(
-            ["mksquashfs", tree, path, *_SQUASHFS],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=_PATIENCE,
-        )
+        done = stop.run(["mksquashfs", tree, path, *_SQUASHFS], env=environment, timeout=_PATIENCE)
     except subprocess.TimeoutExpired:
         raise AppBuildError(f"mksquashfs did not end within {_PATIENCE:g} s") from None
     if done.returncode != 0:

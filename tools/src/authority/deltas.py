@@ -281,11 +281,8 @@ def _unsquash(path: Path, folder: Path, names: list[str]) -> None:
             "    sudo apt-get install --no-install-recommends squashfs-tools"
         )
     try:
-        done = subprocess.run(
+        done = stop.run(
             [program, "-quiet", "-no-progress", "-no-xattrs", "-dest", folder, path, *names],
-            capture_output=True,
-            text=True,
-            check=False,
             timeout=_PATIENCE,
         )
     except subprocess.TimeoutExpired:

@@ -171,13 +171,8 @@ def _squashfs(folder: Path, path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
     environment["PATH"] = _path()
     try:
-        done = subprocess.run(
-            ["mksquashfs", folder, path, *_SQUASHFS, *modes],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=_PATIENCE,
+        done = stop.run(
+            ["mksquashfs", folder, path, *_SQUASHFS, *modes], env=environment, timeout=_PATIENCE
         )
     except subprocess.TimeoutExpired:
         raise BundleMakingError(f"mksquashfs did not end within {_PATIENCE:g} s") from None

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from host import stop
 from host.errors import CancelledError, HostError
 
 LOG_TAIL = 25
@@ -87,37 +88,29 @@ class Runner:
         # Unbuffered: people watch the log while it grows.
         with log.open("ab", buffering=0) as output:
             output.write(f"$ {shlex.join(words)}\n".encode())
-            with self._lock:
-                if self.cancelled.is_set():
-                    raise CancelledError(f"{what}: stopped")
-                try:
-                    process = subprocess.Popen(
-                        prefix + words,
-                        cwd=cwd,
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                except OSError as error:
-                    raise HostError(f"{what}: {words[0]} could not be started: {error}") from error
-                self._running.add(process)
-            stdout = process.stdout
-            assert stdout is not None
+            process = None
             try:
+                with self._lock, stop.held():
+                    if self.cancelled.is_set():
+                        raise CancelledError(f"{what}: stopped")
+                    process = self._start(prefix + words, cwd, environment, what)
+                stdout = process.stdout
+                assert stdout is not None
                 for raw in stdout:
                     output.write(raw)
                     if on_line is not None:
                         on_line(raw.decode(errors="replace").rstrip("\n"))
                 status = process.wait()
             except BaseException:
-                _end(process)
+                if process is not None:
+                    _end(process)
                 raise
             finally:
-                with self._lock:
-                    self._running.discard(process)
-                stdout.close()
+                if process is not None:
+                    with self._lock:
+                        self._running.discard(process)
+                    if process.stdout is not None:
+                        process.stdout.close()
         if self.cancelled.is_set() and status != 0:
             raise CancelledError(f"{what}: stopped")
         if status != 0:
@@ -126,6 +119,24 @@ class Runner:
                 f"{what} failed: {words[0]} ended with {outcome}. The end of its output:\n"
                 f"{tail(log)}\nThe whole output is in {log}"
             )
+
+    def _start(
+        self, words: list[str], cwd: Path | None, env: Mapping[str, str], what: str
+    ) -> subprocess.Popen[bytes]:
+        try:
+            process = subprocess.Popen(
+                words,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise HostError(f"{what}: {words[0]} could not be started: {error}") from error
+        self._running.add(process)
+        return process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -94,7 +95,10 @@ def stopping() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Put signals off to the end of the block, which is short."""
+    """Put signals off to the end of the block, which is short. Only the main thread gets any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     course = _courses[-1]
     course.held += 1
     try:
@@ -119,6 +123,32 @@ def temporary(prefix: str, folder: Path | None = None) -> Iterator[Path]:
         if made:
             with held():
                 shutil.rmtree(made, ignore_errors=True)
+
+
+def run(
+    words: Sequence[str | Path], *, timeout: float, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program and return what it said; whatever ends the wait ends the program, also a
+    signal that comes while it is started.
+
+    :param timeout: in seconds.
+    :raises subprocess.TimeoutExpired: it has not ended by then.
+    :raises OSError: it cannot be started.
+    """
+    program = None
+    try:
+        with held():
+            program = subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+            )
+        said, complaint = program.communicate(timeout=timeout)
+    except BaseException:
+        if program is not None:
+            program.kill()
+            with program:  # waits for it
+                pass
+        raise
+    return subprocess.CompletedProcess(words, program.returncode, said, complaint)
 
 
 def apart(work: Callable[[], T]) -> T:
