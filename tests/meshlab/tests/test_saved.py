@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -395,3 +396,12 @@ async def test_two_saves_at_a_time_do_not_mix(parts: FakeParts, tmp_path: Path) 
         assert not any(machine.paused for machine in parts.machines)
     for name in ("first", "second"):
         SavedLab.open(name, tmp_path).close()
+
+
+def test_what_differs_of_a_chip_s_bus_is_named() -> None:
+    bus = Plugged([1] * 64, [2, 3], [4, 5], 6, [[1, 2, 3, 4, 5, 6, 7, 8, 9]])
+    assert bus.beside(bus) == ""
+    other = replace(bus, config=[1] * 63 + [16], config_vector=7, vectors=[2])
+    assert (
+        bus.beside(other) == "config[63] 1, was 16; vectors [2, 3], was [2]; config_vector 6, was 7"
+    )

@@ -72,6 +72,18 @@ class Plugged:
         """
         return cls(**value)
 
+    def beside(self, other: Self) -> str:
+        """Return which registers are not as those of another, in a line."""
+        told = []
+        for part, ours in asdict(self).items():
+            theirs = asdict(other)[part]
+            if not isinstance(ours, list) or len(ours) != len(theirs):
+                told += [f"{part} {ours}, was {theirs}"] if ours != theirs else []
+                continue
+            pairs = enumerate(zip(ours, theirs, strict=True))
+            told += [f"{part}[{at}] {is_}, was {was}" for at, (is_, was) in pairs if is_ != was]
+        return "; ".join(told)
+
     def capability(self, kind: int) -> list[int]:
         """Return where the capabilities of a kind are."""
         found, at = [], self.config[CAPABILITIES // 4] & 0xFC
@@ -168,8 +180,11 @@ class Bay:
         await self._switch(on=True)
         await self._restore_config(saved)
         await self._restore_virtio(saved)
-        if await self._look() != saved:
-            raise MachineError(f"{self._machine.spec.name}: the chip's bus is not as it was before")
+        if (found := await self._look()) != saved:
+            raise MachineError(
+                f"{self._machine.spec.name}: the chip's bus is not as it was before: "
+                f"{found.beside(saved)}"
+            )
 
     async def _hang_up(self) -> None:
         """Close the connection of what was unplugged: the next one introduces itself anew.
