@@ -605,7 +605,7 @@ async def test_a_bad_version_is_left(name: str, image: str, tmp_path: Path) -> N
         await device.until(lambda: device.machine.booted is not None and tried(device), "the trial")
         await device.until(lambda: not tried(device), "and the way back")
         why = bad.why if image == real_parts.STANDIN else bad.with_pstore
-        words = f"{WORDS[why]} ({bad.kernel}" if why is Why.PANIC else WORDS[why]
+        words = f"{WORDS[why]}: {bad.kernel}" if why is Why.PANIC else WORDS[why]
         await ends_on_the_old_version(device, words)
         if name in ("init", "panic"):
             assert device.seen(Panic)
@@ -702,5 +702,5 @@ async def test_an_application_that_gets_never_healthy_is_a_reason(tmp_path: Path
         await device.restart("reboot", times=2)
         assert "thicket.slot=B" in await device.run("cat /proc/cmdline")
         await device.until(lambda: not tried(device), "and the way back")
-        words = f"{WORDS[Why.OVERDUE]} (the application tiny does not run)"
+        words = f"{WORDS[Why.OVERDUE]}: the application tiny does not run"
         await ends_on_the_old_version(device, words)
