@@ -266,11 +266,16 @@ def drain(s: socket.socket) -> list[tuple[bytes, str]]:
 
 
 class TestInForce:
+    @pytest.mark.parametrize("places", [("eth9", "mesh", "192.0.2.7"), ("fd12::7", NODE)])
     async def test_a_stranger_reaches_what_is_served_and_nothing_else(
-        self, wire: Wire, tmp_path: Path
+        self, wire: Wire, tmp_path: Path, places: tuple[str, ...]
     ) -> None:
-        open_ports, shut_ports = [22, 4369, 9100, 8080], [21, 23, 80, 4368, 9101, 8081]
-        settings = made(access={"ssh_keys": "key"}, firewall={"allow": ("tcp/8080", "udp/5000")})
+        open_ports, shut_ports = [22, 4369, 9100, 8080, 9969], [21, 23, 80, 4368, 9101, 8081]
+        settings = made(
+            access={"ssh_keys": "key"},
+            firewall={"allow": ("tcp/8080", "udp/5000")},
+            metrics={"listen": places},
+        )
         async with guarded(tmp_path, settings) as guard:
             servers = listeners(*open_ports, *shut_ports)
             udp = {port: datagrams(port) for port in (5000, 5001)}

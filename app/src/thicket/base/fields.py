@@ -165,6 +165,79 @@ class Pasted(Key[str]):
         return text.replace("\\n", "\n")
 
 
+class Certificates(Pasted):
+    """Certificates in PEM, or nothing."""
+
+    allowed = (
+        'certificates in PEM, each from "-----BEGIN CERTIFICATE-----" to its end (in TOML, a text '
+        "of several lines stands between three quotes), or empty for none"
+    )
+    #: Most certificates.
+    MOST = 16
+
+    def check(self, raw: object) -> str:
+        if not isinstance(raw, str):
+            raise self.refuse()
+        if "PRIVATE KEY" in raw:
+            raise ValueError(
+                "holds a private key, which must never be on a device: only certificates do"
+            )
+        blocks: list[str] = []
+        rest = raw.strip()
+        while rest:
+            block, end, rest = rest.partition("-----END CERTIFICATE-----")
+            body = block.strip().removeprefix("-----BEGIN CERTIFICATE-----")
+            if not end or body == block.strip() or not self._is_certificate(body):
+                raise ValueError(f"certificate {len(blocks) + 1} is damaged: copy all of its lines")
+            lines = "\n".join(line.strip() for line in body.strip().split("\n"))
+            blocks.append(f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n")
+            rest = rest.strip()
+        if len(blocks) > self.MOST:
+            raise ValueError(f"holds {len(blocks)} certificates; at most {self.MOST}")
+        return "".join(blocks)
+
+    def _is_certificate(self, body: str) -> bool:
+        """Whether this is the DER of one sequence, as far as that can be seen from outside.
+
+        OpenSSL judges the rest: these certificates may have keys of any kind.
+        """
+        import base64  # few nodes have any
+
+        try:
+            data = base64.b64decode("".join(body.split()), validate=True)
+        except ValueError:
+            return False
+        if len(data) < 4 or data[:2] != b"\x30\x82":
+            return False
+        return len(data) == 4 + int.from_bytes(data[2:4], "big")
+
+
+class Listed(Key[tuple[str, ...]]):
+    """A list of words.
+
+    :cvar MOST: how many there may be.
+    """
+
+    MOST: int
+
+    def from_text(self, text: str) -> object:
+        return listed(text)
+
+    def plain(self, value: tuple[str, ...]) -> object:
+        return list(value)
+
+    def entries(self, raw: object) -> list[str]:
+        """Return the words, as the TOML file has them.
+
+        :raises ValueError: it holds no list, too long a one, or something else than words.
+        """
+        if not isinstance(raw, list | tuple) or len(raw) > self.MOST:
+            raise self.refuse()
+        if not all(isinstance(word, str) for word in raw):
+            raise self.refuse()
+        return list(raw)
+
+
 class Text(Key[str]):
     """Text without control characters; its length is counted in bytes of UTF-8.
 

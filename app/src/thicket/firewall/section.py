@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from thicket.base.fields import Boolean, Key, Section, listed
+from thicket.base.fields import Boolean, Listed, Section
 
 
-class Ports(Key[tuple[str, ...]]):
+class Ports(Listed):
     """Ports in addition to the product's own: ``tcp/NUMBER``, ``udp/NUMBER``, or a range of them.
 
     The value is sorted and has each port once; overlapping and adjacent ranges are joined.
@@ -16,21 +16,12 @@ class Ports(Key[tuple[str, ...]]):
         'a list of ports such as ["tcp/8080", "udp/5000-5009"]: tcp or udp, a slash, and a number '
         "from 1 to 65535 or a range"
     )
-    #: Most entries.
     MOST = 64
 
-    def from_text(self, text: str) -> object:
-        return listed(text)
-
-    def plain(self, value: tuple[str, ...]) -> object:
-        return list(value)
-
     def check(self, raw: object) -> tuple[str, ...]:
-        if not isinstance(raw, list | tuple) or len(raw) > self.MOST:
-            raise self.refuse()
         found: dict[str, list[tuple[int, int]]] = {"tcp": [], "udp": []}
-        for item in raw:
-            protocol, slash, ports = item.partition("/") if isinstance(item, str) else ("", "", "")
+        for item in self.entries(raw):
+            protocol, slash, ports = item.partition("/")
             low, dash, high = ports.partition("-")
             if protocol not in found or not slash or not self._number(low):
                 raise self.refuse()

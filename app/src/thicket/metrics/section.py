@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from thicket.base.fields import Boolean, Finding, Integer, Key, Section, listed
+from thicket.base.fields import Boolean, Finding, Integer, Listed, Section
 
 #: The mesh interface, whatever it is called.
 MESH = "mesh"
@@ -15,30 +15,19 @@ _LONGEST = 15
 _TAKEN = {22: "SSH", 4369: "the port mapper"}
 
 
-class Places(Key[tuple[str, ...]]):
+class Places(Listed):
     """Where something is served: interfaces by their names, and addresses of this node."""
 
     allowed = (
         'a list of interfaces and of addresses of this node, such as ["mesh", "eth0", '
         '"192.0.2.7"]; "mesh" is the mesh, "lo" the node itself'
     )
-    #: Most entries.
     MOST = 8
 
-    def from_text(self, text: str) -> object:
-        return listed(text)
-
-    def plain(self, value: tuple[str, ...]) -> object:
-        return list(value)
-
     def check(self, raw: object) -> tuple[str, ...]:
-        if not isinstance(raw, list | tuple) or len(raw) > self.MOST:
-            raise self.refuse()
-        return tuple(dict.fromkeys(map(self._place, raw)))
+        return tuple(dict.fromkeys(map(self._place, self.entries(raw))))
 
-    def _place(self, raw: object) -> str:
-        if not isinstance(raw, str):
-            raise self.refuse()
+    def _place(self, raw: str) -> str:
         if ":" in raw or raw.replace(".", "").isdigit():
             try:
                 address = ip_address(raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from thicket.base.fields import Key, Pasted, Section
+from thicket.base.fields import Certificates, Key, Section
 
 #: RFC 5425 4.1.
 PORT = 6514
@@ -53,33 +53,20 @@ def _is_address(text: str) -> bool:
         return False
 
 
-class Authority(Pasted):
+class Authorities(Certificates):
     """Certificates of authorities in PEM, or nothing."""
 
-    allowed = (
-        'certificates in PEM, each from "-----BEGIN CERTIFICATE-----" to the end (in TOML, a text '
-        "of several lines stands between three quotes), or empty for the public authorities"
-    )
-
     def check(self, raw: object) -> str:
-        if not isinstance(raw, str):
-            raise self.refuse()
-        text = "\n".join(line.strip() for line in raw.split("\n")).strip()
-        if not text:
-            return ""
-        if "PRIVATE KEY" in text:
-            raise ValueError(
-                "is a private key, which stays on the server; its certificate is meant"
-            )
-        import ssl  # rare
+        text = super().check(raw)
+        if text:
+            import ssl  # rare
 
-        try:
-            if not text.isascii():
-                raise self.refuse()
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
-        except (ssl.SSLError, ValueError):
-            raise ValueError(f"is no certificate: {self.refuse()}") from None
-        return text + "\n"
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+            except (ssl.SSLError, ValueError) as error:
+                words = getattr(error, "reason", None) or error
+                raise ValueError(f"is no certificate ({words}): {self.refuse()}") from None
+        return text
 
 
 class SyslogSection(Section, name="syslog"):
@@ -87,4 +74,7 @@ class SyslogSection(Section, name="syslog"):
 
     __slots__ = ()
     server = Server("", "The server, whose certificate must be for this name or address.")
-    ca = Authority("", "The authority that the server's certificate must descend from.")
+    ca = Authorities(
+        "",
+        "The authority that the server's certificate must descend from; empty for the public ones.",
+    )

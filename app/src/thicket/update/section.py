@@ -3,78 +3,23 @@
 
 from __future__ import annotations
 
-from thicket.base.fields import Integer, Key, Pasted, Section, Text, listed
+from thicket.base.fields import Certificates, Integer, Listed, Section, Text
 
 
-class Certificates(Pasted):
-    """Certificates in PEM, or nothing."""
-
-    allowed = (
-        'certificates in PEM, each from "-----BEGIN CERTIFICATE-----" to its end (in TOML, a text '
-        "of several lines stands between three quotes), or empty for none"
-    )
-    #: Most certificates.
-    MOST = 16
-
-    def check(self, raw: object) -> str:
-        if not isinstance(raw, str):
-            raise self.refuse()
-        if "PRIVATE KEY" in raw:
-            raise ValueError(
-                "holds a private key, which must never be on a device: only certificates do"
-            )
-        blocks: list[str] = []
-        rest = raw.strip()
-        while rest:
-            block, end, rest = rest.partition("-----END CERTIFICATE-----")
-            body = block.strip().removeprefix("-----BEGIN CERTIFICATE-----")
-            if not end or body == block.strip() or not self._is_certificate(body):
-                raise ValueError(f"certificate {len(blocks) + 1} is damaged: copy all of its lines")
-            lines = "\n".join(line.strip() for line in body.strip().split("\n"))
-            blocks.append(f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n")
-            rest = rest.strip()
-        if len(blocks) > self.MOST:
-            raise ValueError(f"holds {len(blocks)} certificates; at most {self.MOST}")
-        return "".join(blocks)
-
-    def _is_certificate(self, body: str) -> bool:
-        """Whether this is the DER of one sequence, as far as that can be seen from outside.
-
-        OpenSSL judges the rest: these certificates may have keys of any kind.
-        """
-        import base64  # few nodes have any
-
-        try:
-            data = base64.b64decode("".join(body.split()), validate=True)
-        except ValueError:
-            return False
-        if len(data) < 4 or data[:2] != b"\x30\x82":
-            return False
-        return len(data) == 4 + int.from_bytes(data[2:4], "big")
-
-
-class Hosts(Key[tuple[str, ...]]):
+class Hosts(Listed):
     """Host names of nodes, each once, sorted."""
 
     allowed = (
         'a list of host names of nodes such as ["n-6f44e3c6b802"]: n- and 12 hexadecimal digits, '
         "at most 16 of them"
     )
-    #: Most names.
     MOST = 16
 
-    def from_text(self, text: str) -> object:
-        return listed(text)
-
-    def plain(self, value: tuple[str, ...]) -> object:
-        return list(value)
-
     def check(self, raw: object) -> tuple[str, ...]:
-        if not isinstance(raw, list | tuple) or len(raw) > self.MOST:
+        names = self.entries(raw)
+        if not all(map(self._is_host, names)):
             raise self.refuse()
-        if not all(isinstance(name, str) and self._is_host(name) for name in raw):
-            raise self.refuse()
-        return tuple(sorted(set(raw)))
+        return tuple(sorted(set(names)))
 
     @staticmethod
     def _is_host(name: str) -> bool:
