@@ -34,7 +34,7 @@ from meshlab.wire.sockets import socket_address
 
 sys.path.insert(0, str(Path(__file__).parent))
 from crafted_card import AUTOBOOT, make_card, slot
-from tiny_guest import arm_guest, guest
+from tiny_guest import arm_guest, guest, until
 
 E = TypeVar("E", bound=MachineEvent)
 
@@ -177,15 +177,7 @@ class Lab:
         self.machine = Machine(self.spec, self.events.append)
 
     async def until(self, what: Callable[[], bool], words: str) -> None:
-        try:
-            async with self.machine.within(PATIENCE):
-                while not what():  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            raise AssertionError(
-                f"waited {PATIENCE} s for {words}; events {self.events}; console "
-                f"{self.machine.console_since_start()!r}; {self.machine.errors_since_start()}"
-            ) from None
+        await until(self.machine, self.events, what, words)
 
     async def says(self, text: str, times: int = 1) -> None:
         await self.until(

@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from collections.abc import Callable
+
+from patience import PATIENCE
+
+from meshlab.machine.events import MachineEvent
+from meshlab.machine.machine import Machine
 
 COUNTER = 0x2000000
 """Address of a byte that every start counts up."""
@@ -90,3 +97,18 @@ def arm_guest(
     # Documentation/arch/arm64/booting.rst: a branch over the header; where to, how much, flags.
     head = struct.pack("<IIQQQQQQ4sI", 0x14000010, 0, 0, 0x10000, 0, 0, 0, 0, b"ARM\x64", 0)
     return head + code + first.ljust(48, b"\0") + second
+
+
+async def until(
+    machine: Machine, events: list[MachineEvent], what: Callable[[], bool], words: str
+) -> None:
+    """Wait for something of a machine that has told these events."""
+    try:
+        async with machine.within(PATIENCE):
+            while not what():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(
+            f"waited {PATIENCE} s for {words}; events {events}; console "
+            f"{machine.console_since_start()!r}; {machine.errors_since_start()}"
+        ) from None
