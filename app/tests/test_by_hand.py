@@ -17,6 +17,8 @@ from thicket.base.errors import RequestError
 from thicket.base.fields import ConfigError
 from thicket.base.paths import Paths
 from thicket.base.problems import Problems
+from thicket.cli.by_hand import identify
+from thicket.cli.common import UsageError
 from thicket.config.parse import parse
 from thicket.daemon.led_part import LedPart, judge
 from thicket.device import gpio, reset_button
@@ -496,3 +498,9 @@ def test_the_start_scripts_use_the_light_of_the_settings(paths: Paths) -> None:
     assert note.read_text() == "off\n"
     by_hand.follow(paths, ResetSection(), LedSection())
     assert not note.exists()
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1", "1h", "3601", "61min", "9" * 5000, "\xb2s"])
+def test_a_time_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no time up to an hour"):
+        identify(["--for", text])

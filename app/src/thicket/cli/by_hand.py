@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -30,9 +31,10 @@ def identify(rest: list[str]) -> int:
 def _seconds(text: str) -> float:
     digits = text.rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = _UNITS.get(text[len(digits) :])
-    if unit is None or not (digits.isascii() and digits.isdecimal()) or int(digits) * unit > 3600:
+    number = int(digits) if re.fullmatch("[0-9]{1,5}", digits) else None
+    if unit is None or number is None or number * unit > 3600:
         raise UsageError(f"{text!r} is no time up to an hour, such as 30s or 2min")
-    return float(int(digits) * unit)
+    return float(number * unit)
 
 
 def factory_reset(rest: list[str]) -> int:
