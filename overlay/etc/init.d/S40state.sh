@@ -22,4 +22,9 @@ fi
 echo "$state" >/run/thicket/last-run
 [ -d /data/thicket/run ] || echo running 2>/dev/null 1<>/data/thicket/run
 
+# The log of the run before, as far as it was kept (rcK, and the daemon).
+if [ -f /data/log/system.txt ]; then
+	mv -f /data/log/system.txt /data/log/system-before.txt 2>/dev/null
+fi
+
 clock_not_before /data/thicket/clock

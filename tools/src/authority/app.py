@@ -13,8 +13,8 @@ from typing import Any, Final
 from authority import app_build, files
 from authority.app_build import Wanted
 from authority.authority import Authority
+from authority.holders import Holder
 from authority.trusted import trusted
-from authority.update_signers import UpdateSigner
 from authority.words import Command, Parser, a_path, a_word, run_desk
 from host import stop
 from thicket.applications import app_file, app_tree
@@ -58,7 +58,7 @@ def sign(
     out: Path,
     *,
     fleet: Fleet,
-    signer: UpdateSigner,
+    signer: Holder,
     when: datetime,
 ) -> None:
     """Write the signed file of an application.

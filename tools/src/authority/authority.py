@@ -6,14 +6,16 @@
     root.key           its key, encrypted (PKCS#8, scrypt and AES-256)
     signer-0001.pem, signer-0001.key
     update-NAME.pem, update-NAME.key
-                       a signer of updates (``authority.update_signers``)
+                       a signer of updates (``authority.holders``)
+    operator-NAME.pem, operator-NAME.key
+                       somebody who may run commands on the nodes (``authority.holders``)
     root.p11, signer-0001.p11
                        instead of .key where the key is on a PKCS#11 token: its URI
     network.json       the mesh's passphrase and the cluster's cookie, as on every card, and the
                        newest change of the passphrase
     revocations.bin    the list as it is given to nodes, signed by the root
 
-New signers of either kind, revocations and another passphrase need the root's key; new devices need
+New signers of either kind, operators, revocations and another passphrase need the root's key; new devices need
 a signer's key. Give whoever enrols devices a folder without ``root.key``.
 """
 
@@ -29,12 +31,12 @@ from authority import chips, files
 from authority.chips import FoundChip
 from authority.errors import AuthorityError
 from authority.folder import FORMAT, Folder
+from authority.holders import OPERATORS, UPDATE_SIGNERS, Holders
 from authority.issuer import DEVICE_YEARS, SIGNER_YEARS, FleetIssuer, validity_of
 from authority.keys import ROOT, Keys, signer_stem
 from authority.network import Network
 from authority.revocations import FleetRevocations
 from authority.signing import root_profile
-from authority.update_signers import UpdateSigners
 from thicket.identity.address import SOURCES
 from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
@@ -54,6 +56,7 @@ class Authority:
     :ivar revocations: what is revoked.
     :ivar network: the mesh's passphrase and the cluster's cookie.
     :ivar update_signers: who signs updates.
+    :ivar operators: who may run commands on the nodes.
     """
 
     def __init__(
@@ -77,7 +80,8 @@ class Authority:
         self._keys = Keys(self._files, passphrase, unneeded)
         self.revocations = FleetRevocations(self._files, self._keys, clock)
         self.network = Network(self._files, self._keys, clock)
-        self.update_signers = UpdateSigners(self._files, self._keys, clock)
+        self.update_signers = Holders(UPDATE_SIGNERS, self._files, self._keys, clock)
+        self.operators = Holders(OPERATORS, self._files, self._keys, clock)
 
     @property
     def fleet(self) -> Fleet:

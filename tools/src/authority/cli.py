@@ -19,6 +19,7 @@ from authority import remote_node, ssh
 from authority.authority import Authority
 from authority.chip import DeskChip
 from authority.errors import AuthorityError
+from authority.holders import entries
 from authority.nerveskey import Otp, default_otp
 from authority.remote_bus import Channel, RemoteBus
 from authority.remote_node import RemoteNode
@@ -44,10 +45,13 @@ A fleet:
   signer [--pkcs11 URI]     make another signer, used for new devices from then on
   update-signer NAME [--pkcs11 URI]
                             make a signer of updates (`thicket update sign`)
+  operator NAME [--days 365] [--out DIR]
+                            let somebody run commands on all nodes (`thicket --via`); DIR is
+                            a folder for him, with nothing of others
   config [--out FILE] [--ssh-key FILE... | --no-ssh-key]
                             a thicket.toml for the fleet's cards, the same one every time;
                             asks whose SSH key may log in (usually yours, of ~/.ssh)
-  list [--json]             signers of devices and of updates, and devices
+  list [--json]             signers of devices and of updates, operators and devices
   root                      print the root certificate, which every node needs
 
 Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node that ssh reaches),
@@ -67,7 +71,7 @@ Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node t
   enroll ... --replace      enrol a device under a name that was enrolled with another key
   node DIR [--name iex] [--days 365]
                             make, or renew, the identity of a stock Erlang or Elixir node
-  revoke NAME...            revoke devices or signers, for ever
+  revoke NAME...            revoke devices, signers or operators, for ever
   publish --ssh HOST... | --console PATH
                             bring the list of revocations to a node; it spreads from there.
                             What another copy of this authority has revoked is taken up
@@ -144,6 +148,28 @@ def _update_signer(authority: Authority, rest: list[str]) -> int:
     args = parser.parse_args(rest)
     signer = authority.update_signers.make(args.name, token=args.pkcs11)
     print(f"{signer!r} can sign updates from now on: `thicket update sign FILE`.")
+    return OK
+
+
+def _operator(authority: Authority, rest: list[str]) -> int:
+    parser = Parser("operator needs the NAME of the operator")
+    parser.add_argument("name", type=a_word)
+    parser.add_argument("--days", type=a_number, default=365)
+    parser.add_argument("--out", type=a_path)
+    args = parser.parse_args(rest)
+    if not 1 <= args.days <= 3650:
+        raise UsageError(f"--days takes 1 to 3650 days, not {args.days}")
+    operators = authority.operators
+    if args.name in authority.list().get(operators.member, {}) and args.out is not None:
+        operators.hand_over(args.name, args.out)
+    else:
+        full = operators.make(args.name, days=args.days)
+        print(f"{full!r} can run commands on the nodes from now on, for {args.days} days.")
+        if args.out is not None:
+            operators.hand_over(args.name, args.out)
+    if args.out is not None:
+        print(f"Give {args.out} to {args.name}, and nobody else: THICKET_CA={args.out} uses it.")
+    print("    thicket --via root@HOST status NODE")
     return OK
 
 
@@ -346,7 +372,7 @@ def _node(authority: Authority, rest: list[str]) -> int:
 
 
 def _revoke(authority: Authority, rest: list[str]) -> int:
-    parser = Parser("revoke needs names of devices or signers")
+    parser = Parser("revoke needs names of devices, signers or operators")
     parser.add_argument("names", nargs="+")
     names = authority.revocations.full_names(parser.parse_args(rest).names)
     before = authority.revocations.names
@@ -457,7 +483,7 @@ def _list(authority: Authority, rest: list[str]) -> int:
         return OK
     print(f"Fleet {document['name']!r}, prefix {document['prefix']}", end="")
     print(", for the simulator only" if document["lab"] else "")
-    for signer in (*document["signers"].values(), *document.get("update_signers", {}).values()):
+    for signer in (*document["signers"].values(), *entries(document).values()):
         state = f"REVOKED {signer['revoked']}" if signer.get("revoked") else ""
         print(f"  {signer['name']:<30} until {signer['until']}  {state}".rstrip())
     for name, device in document["devices"].items():
@@ -473,6 +499,7 @@ _COMMANDS: Final[dict[str, Callable[[Authority, list[str]], int]]] = {
     "init": _init,
     "list": _list,
     "node": _node,
+    "operator": _operator,
     "passphrase": _passphrase_change,
     "publish": _publish,
     "revoke": _revoke,

@@ -139,6 +139,10 @@ class HeldKey:
         """See ``SigningKey``."""
         return openssl.sign(self._key, digest)
 
+    def exported(self) -> bytes:
+        """Return the private key (DER), for TLS."""
+        return self._key
+
 
 class Keys:
     """The keys of one fleet's authority. Each is opened when it is first needed, and stays open."""
@@ -165,7 +169,7 @@ class Keys:
     def make(self, stem: str, *, fleet: str, lab: bool, token: str | None) -> SigningKey:
         """Make a key.
 
-        :param stem: ``ROOT``, or that of a signer of devices or updates.
+        :param stem: ``ROOT``, or that of a signer of devices or updates, or an operator.
         :param fleet: name of the fleet; it is part of the key's label on a token.
         :param lab: encrypt the key with an empty passphrase: a fleet of the simulator has nothing
             to protect, and nobody to type a passphrase.
@@ -239,10 +243,17 @@ def update_signer_stem(name: str) -> str:
     return f"update-{name}"
 
 
+def operator_stem(name: str) -> str:
+    """Return the name of an operator's files without their endings."""
+    return f"operator-{name}"
+
+
 def _named(stem: str) -> str:
     """Return what a key is called in questions and errors."""
     if stem == ROOT:
         return "the root's key"
     if stem.startswith("update-"):
         return f"the key of update signer {stem.removeprefix('update-')!r}"
+    if stem.startswith("operator-"):
+        return f"the key of operator {stem.removeprefix('operator-')!r}"
     return f"the key of signer {int(stem.removeprefix('signer-'), 16)}"

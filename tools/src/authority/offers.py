@@ -20,8 +20,8 @@ from authority import deltas, files, plans
 from authority.authority import Authority
 from authority.deltas import Made
 from authority.errors import AuthorityError
+from authority.holders import Holder
 from authority.telling import Telling
-from authority.update_signers import UpdateSigner
 from authority.words import Parser, a_path, a_word
 from host.stop import held
 from thicket.applications import app_file, app_tree
@@ -278,7 +278,7 @@ def make(
     plan: Plan,
     *,
     target: Target,
-    by: tuple[Fleet, UpdateSigner],
+    by: tuple[Fleet, Holder],
     when: datetime,
     tell: Callable[[str], object] = lambda _: None,
 ) -> list[Line]:
@@ -386,5 +386,5 @@ def _put(source: Path, target: Path, *, move: bool) -> None:
         shutil.copyfileobj(found, file)
 
 
-def _signed(content: bytes, signer: UpdateSigner, when: datetime) -> bytes:
+def _signed(content: bytes, signer: Holder, when: datetime) -> bytes:
     return cms.sign(content, signer.certificate, when, signer.key.sign)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revoking devices, and signers of either kind: the list that the root signs for the nodes."""
+"""Revoking devices, signers of either kind, and operators: the list that the root signs for the nodes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from authority.errors import AuthorityError
 from authority.folder import Folder
+from authority.holders import HOLDERS, entries
 from authority.keys import ROOT, Keys
 from authority.signing import sign_revocations
 from thicket.trust.revocations import MAX_LIST, Revocations, SignedList, all_names
@@ -49,17 +50,29 @@ class FleetRevocations:
             for name in names:
                 if name not in known:
                     raise AuthorityError(
-                        f"{name!r} is no device or signer of this fleet; `thicket ca list` names "
-                        "them"
+                        f"{name!r} is no device, signer or operator of this fleet; `thicket ca "
+                        "list` names them"
                     )
             self._take_up(document, names)
             return self._publish(document)
 
     def full_names(self, names: list[str]) -> list[str]:
-        """Return names as certificates have them: an update signer may be called by its own."""
+        """Return names as certificates have them: holders may be called by their own.
+
+        :raises AuthorityError: one may mean several.
+        """
         document = self._folder.document()
-        short = {n: s["name"] for n, s in document.get("update_signers", {}).items()}
-        return [n if n in document["devices"] else short.get(n, n) for n in names]
+        found: dict[str, set[str]] = {}
+        for kind in HOLDERS:
+            for short, entry in document.get(kind.member, {}).items():
+                found.setdefault(short, set()).add(entry["name"])
+        full: list[str] = []
+        for name in names:
+            meant = {name} if name in document["devices"] else found.get(name, {name})
+            if len(meant) > 1:
+                raise AuthorityError(f"{name} may be {' or '.join(map(repr, sorted(meant)))}")
+            full += meant
+        return full
 
     def publish(self) -> None:
         """Sign a first list, which has no names."""
@@ -151,6 +164,6 @@ def _revoked(document: dict[str, Any]) -> frozenset[str]:
 
 
 def _signers(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the entries of the signers of devices and of updates by their certificates' names."""
-    signers = (*document["signers"].values(), *document.get("update_signers", {}).values())
-    return {signer["name"]: signer for signer in signers}
+    """Return the entries of signers and holders by their certificates' names."""
+    signers = {signer["name"]: signer for signer in document["signers"].values()}
+    return signers | entries(document)

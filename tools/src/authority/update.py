@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Final
 
 from authority import files, offers, send
 from authority.authority import Authority
+from authority.holders import Holder
 from authority.trusted import trusted
-from authority.update_signers import UpdateSigner
 from authority.words import Parser, a_path, a_word, run_desk
 from thicket.base.errors import ThicketError
 from thicket.cli.common import BAD, OK, UsageError
@@ -79,7 +79,7 @@ def sign(
     path: Path,
     out: Path,
     fleet: Fleet,
-    signer: UpdateSigner,
+    signer: Holder,
     when: datetime,
     *,
     again: bool = False,

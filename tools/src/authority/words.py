@@ -150,13 +150,23 @@ def run_desk(name: str, words: list[str], help_text: str, commands: Mapping[str,
 
     :param name: what the program is called behind ``thicket``.
     """
+    return guarded(name, lambda: run_command(words, help_text, commands))
+
+
+def guarded(name: str, run: Callable[[], int]) -> int:
+    """Run one of the desk's programs for a person: print errors; return the exit status.
+
+    What a signal stops leaves nothing half-made.
+
+    :param name: what the program is called behind ``thicket``.
+    """
     with stop.stopping():
-        return _run_desk(name, words, help_text, commands)
+        return _guarded(name, run)
 
 
-def _run_desk(name: str, words: list[str], help_text: str, commands: Mapping[str, Command]) -> int:
+def _guarded(name: str, run: Callable[[], int]) -> int:
     try:
-        return run_command(words, help_text, commands)
+        return run()
     except UsageError as error:
         sys.stderr.write(f"thicket {name}: {error}\nTry `thicket {name} help`.\n")
         return USAGE

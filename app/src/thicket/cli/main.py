@@ -190,6 +190,14 @@ def _run(words: list[str]) -> int:
         from thicket.cli.app import run as app
 
         return app(rest, control_socket())
+    if command in {"logs", "reboot", "support"}:
+        from thicket.cli import care
+
+        return care.COMMANDS[command](rest)
+    if command == "door":
+        from thicket.cli.door import door
+
+        return door(rest, control_socket())
     if command == "ca":
         raise UsageError(
             "ca runs on the engineer's machine only: bin/thicket ca, in the source tree"

@@ -9,11 +9,12 @@ from typing import Any
 from thicket.base.fields import MASK, Choice, ConfigError, Finding, Integer, Key, Section, show_raw
 from thicket.base.visible import visible
 from thicket.cluster.section import ClusterSection
+from thicket.config.ports import check_ports
 from thicket.device.section import LedSection, ResetSection, check_gpios
 from thicket.discovery.section import DiscoverySection, check_expire
 from thicket.firewall.section import FirewallSection
 from thicket.identity.section import AddressSection, IdentitySection
-from thicket.metrics.section import MetricsSection, check_port
+from thicket.metrics.section import MetricsSection
 from thicket.radio.section import (
     Country,
     MeshSection,
@@ -309,5 +310,5 @@ _CROSS_CHECKS: tuple[Callable[[Settings, str], Finding | None], ...] = (
     lambda settings, file: check_width(settings.mesh, file),
     lambda settings, file: check_expire(settings.discovery, file),
     lambda settings, file: check_gpios(settings.led, settings.reset, file),
-    lambda settings, file: check_port(settings.metrics, settings.cluster.port, file),
+    check_ports,
 )

@@ -10,6 +10,7 @@ from thicket.base.errors import RequestError
 from thicket.base.fields import show_value
 from thicket.base.threads import finish
 from thicket.daemon.led_part import IDENTIFY, MOST_IDENTIFY
+from thicket.operators.methods import Methods
 
 #: Seconds within which nodes that are connected say that they follow an order.
 FOLLOWED = 10.0
@@ -18,8 +19,7 @@ NOT_JOINED = "the node has not joined the mesh yet: `thicket status` says how fa
 ORDERS = ("pause", "resume", "abort", "back")
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
+    from thicket.control.server import Handler
     from thicket.daemon.cluster_part import ClusterPart, ClusterSession
     from thicket.daemon.daemon import Daemon
     from thicket.daemon.live import Live
@@ -35,10 +35,18 @@ class Commands:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._takeovers = Methods(
+            lambda text: self._joined()[0].resolve(text),
+            lambda: daemon.core.settings.access.operator_port,
+        )
 
-    def methods(self) -> dict[str, Callable[[dict[str, Any]], Awaitable[Any]]]:
-        """Return the methods by name."""
+    def methods(self, operator: str = "") -> dict[str, Handler]:
+        """Return the methods by name.
+
+        :param operator: who asks; empty for root on this node.
+        """
         return {
+            **self._takeovers.of(operator),
             "status": self._on_status,
             "peers": self._on_peers,
             "nodes": self._on_nodes,

@@ -42,6 +42,7 @@ from thicket.daemon.document import Writer, document
 from thicket.daemon.led_part import LedPart
 from thicket.daemon.live import Live
 from thicket.daemon.milestones import Times
+from thicket.daemon.operators_part import OperatorsPart
 from thicket.daemon.parts import Parts
 from thicket.daemon.reload import Reload
 from thicket.firewall.service import Firewall
@@ -95,6 +96,8 @@ class Daemon:
         self.update: Update | None = None
         #: None on a node that serves no numbers.
         self.metrics: MetricsPart | None = None
+        #: None before the node knows who it is.
+        self.operators: OperatorsPart | None = None
         #: None on a node whose log is sent nowhere.
         self.syslog: Forwarder | None = None
         self.reload = Reload(
@@ -106,6 +109,7 @@ class Daemon:
             live=lambda: self.live,
             restart=self._restart,
         )
+        self.commands = Commands(self)
         self.parts: dict[str, Part] = {}
         self._end = asyncio.Event()
         self._exit_status = 0
@@ -163,7 +167,7 @@ class Daemon:
         self._begin("syslog", self._run_syslog)
         reading = asyncio.create_task(core.make.identity(core.settings))
         await asyncio.sleep(0)
-        self._begin("control", Server(core.paths.control, Commands(self).methods()).run)
+        self._begin("control", Server(core.paths.control, self.commands.methods()).run)
         self._begin("status", self.status.run)
         self._begin("firewall", self.firewall.run)
         await asyncio.sleep(0)
@@ -205,6 +209,8 @@ class Daemon:
             except OSError as e:
                 log.warning("cannot set the host name: %s", e)
         self._begin("care", lambda: self._run_care(live))
+        self.operators = OperatorsPart(core, live, self.commands.methods)
+        self._begin("operators", self.operators.run)
         self._changed()
 
     def _begin(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
@@ -230,8 +236,8 @@ class Daemon:
         self.reload.close()
         # The cluster first: its connections close properly while the mesh still carries them.
         for name in (
-            "metrics", "cluster", "dns-sd", "discovery", "trust", "radio", "firewall", "care",
-            "update", "upkeep", "status", "control", "syslog",
+            "operators", "metrics", "cluster", "dns-sd", "discovery", "trust", "radio", "firewall",
+            "care", "update", "upkeep", "status", "control", "syslog",
         ):  # fmt: skip
             await self.stop_part(name)
         self.led.close()

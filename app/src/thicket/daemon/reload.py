@@ -154,6 +154,8 @@ class Reload:
             self._restart("discovery")
         elif "discovery" in sections:
             live.discovery.follow()
+        if moved or sections & {"access", "trust"}:
+            self._restart("operators")
         if moved or changed & {"discovery.dns_sd", "cluster.name", "cluster.port"}:
             self._restart("dns-sd")
         session = live.cluster.session

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from thicket.base.sockets import is_address
 from thicket.config.schema import Settings
 from thicket.discovery.beacon import PORT as BEACON_PORT
-from thicket.metrics.section import MESH, is_address
+from thicket.metrics.section import MESH
 
 TABLE = "thicket"
 EPMD_PORT = 4369
@@ -155,6 +156,8 @@ def _mesh(settings: Settings) -> str:
     served = {EPMD_PORT, settings.cluster.port}
     if settings.access.ssh_keys:
         served.add(SSH_PORT)
+    if settings.access.operators and settings.trust.root:
+        served.add(settings.access.operator_port)
     if MESH in settings.metrics.listen:
         served.add(settings.metrics.port)
     lines = [

@@ -9,8 +9,8 @@ from logging import getLogger
 
 from thicket.base.pace import Backoff
 from thicket.base.problems import Problems
+from thicket.base.sockets import bound, is_address
 from thicket.metrics.http import Server
-from thicket.metrics.section import is_address
 
 log = getLogger(__name__)
 
@@ -18,36 +18,6 @@ log = getLogger(__name__)
 PAUSES = (1.0, 5.0, 15.0)
 #: Seconds between two looks whether an interface is still the one that it was.
 LOOK = 10.0
-#: ``linux/in.h`` and ``linux/in6.h``; Python has no names for them.
-_IP_FREEBIND = 15
-_IPV6_FREEBIND = 78
-
-
-def bound(place: str, port: int) -> socket.socket:
-    """Return a TCP socket for what comes to an address, or to any address by one interface.
-
-    An address need not be there yet.
-
-    :raises OSError: there is no such interface, or something else has the port.
-    """
-    four = is_address(place) and ":" not in place
-    s = socket.socket(socket.AF_INET if four else socket.AF_INET6, socket.SOCK_STREAM)
-    try:
-        s.setblocking(False)
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if four:
-            s.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-        elif is_address(place):
-            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            s.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-        else:
-            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, place.encode())
-        s.bind((place if is_address(place) else "::", port))
-    except OSError:
-        s.close()
-        raise
-    return s
 
 
 async def serve(server: Server, places: dict[str, str], port: int, problems: Problems) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from thicket.base.fields import Boolean, Finding, Integer, Listed, Section
+from thicket.base.fields import Boolean, Integer, Listed, Section
 
 #: The mesh interface, whatever it is called.
 MESH = "mesh"
 #: Bytes of an interface's name (IFNAMSIZ of linux/if.h, with the zero at the end).
 _LONGEST = 15
-#: Ports that the node serves besides the cluster's: SSH, and the port mapper of Erlang.
-_TAKEN = {22: "SSH", 4369: "the port mapper"}
 
 
 class Places(Listed):
@@ -43,11 +41,6 @@ class Places(Listed):
         return raw
 
 
-def is_address(place: str) -> bool:
-    """Return whether a place is an address, and not the name of an interface."""
-    return ":" in place or place.replace(".", "").isdigit()
-
-
 class MetricsSection(Section, name="metrics"):
     """Numbers for other tools, as Prometheus; see metrics.md. Off without `listen`."""
 
@@ -67,16 +60,3 @@ class MetricsSection(Section, name="metrics"):
     share = Boolean(
         True, "Tell the numbers to nodes of the cluster that gather those of all; to nobody else."
     )
-
-
-def check_port(metrics: MetricsSection, cluster: int, file: str) -> Finding | None:
-    """Return the fault of settings that serve two things at one port, or None.
-
-    :param cluster: the cluster's port.
-    """
-    if not metrics.listen:
-        return None
-    whose = {**_TAKEN, cluster: "the cluster"}.get(metrics.port)
-    if whose is None:
-        return None
-    return Finding(file, "metrics.port", str(metrics.port), f"is the port of {whose}")

@@ -133,6 +133,7 @@ class Trust:
     :ivar standing: what the node is in its fleet; None without one.
     :ivar ready: set while the node can prove itself.
     :ivar on_beacons: called when there are other beacons to send.
+    :ivar on_lists: called when other lists of revocations are in force.
     :ivar folder: where the node keeps what belongs to it alone.
     :ivar list_file: the lists of revocations on the disk.
     """
@@ -155,6 +156,7 @@ class Trust:
         self.standing: Standing | None = None
         self.ready = asyncio.Event()
         self.on_beacons: Callable[[], None] = lambda: None
+        self.on_lists: Callable[[], None] = lambda: None
         self.folder = f"{paths.data}/thicket"
         self.list_file = ListFile(self.folder, problems)
         self._open_chip = open_chip
@@ -390,6 +392,7 @@ class Trust:
         self._judge(standing)
         if self._exchange is not None:
             self._exchange.cluster.recheck()
+        self.on_lists()
         self.on_change()
 
     def attach(self, node: Node) -> None:

@@ -16,21 +16,49 @@ import os
 import ssl
 from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from thicket.trust import certificates as x509
 from thicket.trust.credentials import Credentials, key_pem
 from thicket.trust.fleet import Fleet
-from thicket.trust.verify import BAD_CHAIN, Clock, Peer, Proven, RefusedError, Rules, check_peer
+from thicket.trust.verify import (
+    BAD_CHAIN,
+    NOT_AN_OPERATOR,
+    Clock,
+    Peer,
+    Proven,
+    RefusedError,
+    Rules,
+    check_peer,
+)
+
+if TYPE_CHECKING:
+    from thicket.trust.operator import Operator
 
 NO_CHECK_TIME = 0x200000
 """``X509_V_FLAG_NO_CHECK_TIME`` of OpenSSL's x509_vfy.h; ``ssl`` has no name for it."""
+
+OPERATORS = "thicket-operator/1"
+"""What an operator and a node name in TLS (ALPN, RFC 7301), so that neither can be taken for a
+participant of another protocol."""
 
 TlsObject: TypeAlias = ssl.SSLSocket | ssl.SSLObject
 """A connection that has TLS."""
 
 
-def server_context(credentials: Credentials, fleet: Fleet) -> ssl.SSLContext:
+class Shown(Protocol):
+    """A key and the certificates that are shown with it, such as ``Credentials``."""
+
+    @property
+    def private_key(self) -> bytes:
+        """The key (DER). It is secret."""
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """The certificates (DER), the key's own first."""
+
+
+def server_context(credentials: Shown, fleet: Fleet) -> ssl.SSLContext:
     """Return a context for accepting connections: TLS 1.3, the client must have a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # A ticket would let a client come back without showing its certificate again, revoked or not.
@@ -38,7 +66,7 @@ def server_context(credentials: Credentials, fleet: Fleet) -> ssl.SSLContext:
     return _prepare(context, credentials, fleet)
 
 
-def client_context(credentials: Credentials, fleet: Fleet) -> ssl.SSLContext:
+def client_context(credentials: Shown, fleet: Fleet) -> ssl.SSLContext:
     """Return a context for making connections: TLS 1.3, with a certificate of our own.
 
     The name of the server is not checked by ``ssl``: ``check_connection`` checks the address.
@@ -48,7 +76,7 @@ def client_context(credentials: Credentials, fleet: Fleet) -> ssl.SSLContext:
     return _prepare(context, credentials, fleet)
 
 
-def _prepare(context: ssl.SSLContext, credentials: Credentials, fleet: Fleet) -> ssl.SSLContext:
+def _prepare(context: ssl.SSLContext, credentials: Shown, fleet: Fleet) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VerifyFlags(NO_CHECK_TIME)
@@ -57,7 +85,7 @@ def _prepare(context: ssl.SSLContext, credentials: Credentials, fleet: Fleet) ->
     return context
 
 
-def use_credentials(context: ssl.SSLContext, credentials: Credentials) -> None:
+def use_credentials(context: ssl.SSLContext, credentials: Shown) -> None:
     """Let the handshakes to come use (renewed) ``credentials``; open connections stay."""
     # OpenSSL reads keys from files only: one in memory that no other process can name.
     text = key_pem(credentials.private_key) + "".join(map(x509.pem, credentials.chain))
@@ -136,6 +164,8 @@ class FleetTls:
         self.fleet = fleet
         self._proven = Proven() if proven is None else proven
         self.server = server_context(credentials, fleet)
+        # Nodes name no protocol: of these contexts only operators do.
+        self.server.set_alpn_protocols([OPERATORS])
         self.client = client_context(credentials, fleet)
         self._rules = rules
 
@@ -165,6 +195,20 @@ class FleetTls:
             )
         except RefusedError as error:
             raise HandshakeError(error.reason, f"{name}{_device(ssl_object)}: {error}") from error
+
+    def check_operator(self, ssl_object: TlsObject) -> Operator:
+        """Return which operator is at the other end.
+
+        :raises RefusedError: it is none.
+        """
+        from thicket.trust.operator import check_operator  # where one comes
+
+        if ssl_object.selected_alpn_protocol() != OPERATORS:
+            raise RefusedError(NOT_AN_OPERATOR, f"it does not speak {OPERATORS}")
+        rules = self._rules()
+        return check_operator(
+            peer_chain(ssl_object), self.fleet, clock=rules.clock, revoked=tuple(rules.revoked)
+        )
 
 
 def _device(connection: TlsObject) -> str:

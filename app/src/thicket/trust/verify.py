@@ -33,6 +33,7 @@ NOT_ITS_ADDRESS = "not-its-address"
 EXPIRED = "expired"
 REVOKED = "revoked"
 SOFTWARE = "software-identity"
+NOT_AN_OPERATOR = "not-an-operator"
 
 REASONS = {
     MALFORMED: "the certificate cannot be read",
@@ -42,8 +43,9 @@ REASONS = {
     NOT_ITS_NAME: "the node's certificate names what its device may not name",
     NOT_ITS_ADDRESS: "the peer uses an address or name that its certificate does not give it",
     EXPIRED: "the certificate has expired",
-    REVOKED: "the device or its signer is revoked",
+    REVOKED: "the device, its signer or the operator is revoked",
     SOFTWARE: "the peer has no security chip, and the policy asks for one",
+    NOT_AN_OPERATOR: "the certificate is not one of an operator",
 }
 """Every reason for a refusal, in words."""
 

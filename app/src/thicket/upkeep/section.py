@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from thicket.base.fields import Boolean, Pasted, Section
+from thicket.base.fields import Boolean, Integer, Pasted, Section
 
 
 class PublicKeys(Pasted):
@@ -108,4 +108,15 @@ class AccessSection(Section, name="access"):
         False,
         "A root shell without a password on the node's serial port. Anybody who can touch the "
         "node can then use it.",
+    )
+    operators = Boolean(
+        True,
+        "Let people in who have a certificate of the fleet for that (`thicket ca operator`), as "
+        "root. Without a fleet there are none.",
+    )
+    operator_port = Integer(
+        9102,
+        "TCP port for operators, at the mesh address; the same on all nodes.",
+        least=1024,
+        most=65535,
     )

@@ -39,8 +39,8 @@ REPORT_GAP = 600.0
 LOOK = 15.0
 #: A card that has not answered for this many seconds is reported.
 HANGS = 60.0
-#: The time is saved every so many seconds.
-SAVE_CLOCK = 3600.0
+#: Time and log are saved every so many seconds.
+SAVE = 3600.0
 
 
 class Upkeep:
@@ -96,7 +96,7 @@ class Upkeep:
             self._tell_restart(*found)
         await self._look_for_reset()
         report_at = time.monotonic() + FIRST_REPORT
-        clock_at = 0.0
+        save_at = 0.0
         reported = ""
         while True:
             now = time.monotonic()
@@ -107,9 +107,10 @@ class Upkeep:
                 report_at = min(report_at, time.monotonic() + 2 * LOOK)
             elif self._button_wrong:
                 await self._follow_by_hand(self.loaded().settings)
-            if now >= clock_at:
-                clock_at = now + SAVE_CLOCK
+            if now >= save_at:
+                save_at = now + SAVE
                 await self._in_thread(lambda: save_clock(self.paths), "the time")
+                await self._keep_log()
             due = now >= report_at
             if due:
                 text = self._report_text()
@@ -117,7 +118,7 @@ class Upkeep:
                     reported = text
                     report_at = time.monotonic() + REPORT_GAP
             # What is due next may have become due meanwhile.
-            left = LOOK if due else max(0.0, min(report_at, clock_at) - time.monotonic())
+            left = LOOK if due else max(0.0, min(report_at, save_at) - time.monotonic())
             await wait(self._settings_changed, left)
 
     # -- the tasks
@@ -176,6 +177,17 @@ class Upkeep:
                 self.problems.report("reset", code, now[code], "warning")
             else:
                 self.problems.clear("reset", code)
+
+    async def _keep_log(self) -> None:
+        """Keep the log for the time after the next start."""
+        if self.paths.root:
+            return  # the log of a developer's machine is not ours
+        from thicket.upkeep import kept_log  # late: the start is over
+
+        try:
+            await self._in_thread(lambda: kept_log.keep(self.paths), "the log")
+        except OSError as e:
+            log.debug("the log is not kept: %s", e)
 
     def _report_text(self) -> str:
         from thicket.upkeep import report

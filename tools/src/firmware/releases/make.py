@@ -17,9 +17,9 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from authority.holders import Holder
 from authority.update import ENDING as SIGNED
 from authority.update import sign as sign_bundle
-from authority.update_signers import UpdateSigner
 from firmware import bmap
 from firmware.bundle import ENDING as UNSIGNED
 from firmware.ranges import length
@@ -59,7 +59,7 @@ class Signing(NamedTuple):
     """Who signs, and for whom."""
 
     fleet: Fleet
-    signer: UpdateSigner
+    signer: Holder
 
 
 class Order(NamedTuple):

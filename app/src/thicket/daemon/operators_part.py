@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's part ``operators``: lets people in who have a certificate of the fleet for that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from logging import getLogger
+from typing import TYPE_CHECKING, Any
+
+from thicket.base.pace import Backoff
+from thicket.base.sockets import bound
+
+if TYPE_CHECKING:
+    from thicket.control.server import Handler
+    from thicket.daemon.core import Core
+    from thicket.daemon.live import Live
+    from thicket.operators.service import Service
+
+log = getLogger(__name__)
+
+#: Pauses between attempts to listen, in seconds; the last one repeats.
+_PAUSES = (1.0, 5.0, 15.0)
+
+
+class OperatorsPart:
+    """Listens for operators while the node can prove itself.
+
+    :param methods: what they can ask for, by the operator's name.
+    """
+
+    def __init__(
+        self, core: Core, live: Live, methods: Callable[[str], Mapping[str, Handler]]
+    ) -> None:
+        self._core = core
+        self._live = live
+        self._methods = methods
+        self._service: Service | None = None
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Return the part ``operators`` of the status document; None while nobody can come in."""
+        service = self._service
+        if service is None:
+            return None
+        return {
+            "connected": service.operators,
+            "served": service.served,
+            "refused": dict(service.refused),
+        }
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        core, live = self._core, self._live
+        core.problems.clear("operators")
+        if not core.settings.access.operators or not core.settings.trust.root:
+            await asyncio.Event().wait()
+        await live.trust.ready.wait()
+        tls = live.trust.tls
+        assert tls is not None, "a node that can prove itself has it"
+        from thicket.operators.service import Door, Service
+
+        def knows(address: Any) -> bool:
+            return live.discovery.knows(address)
+
+        service = Service(Door(tls.server, tls.check_operator, knows, self._methods))
+        port, backoff = core.settings.access.operator_port, Backoff(*_PAUSES)
+        live.trust.on_lists = service.recheck
+        try:
+            while True:
+                try:
+                    listener = bound(live.me.text, port)
+                    self._service = service
+                    core.problems.clear("operators")
+                    await service.run(listener)
+                except OSError as e:
+                    pause = backoff.failed()
+                    message = f"nobody is let in at port {port}: {e.strerror or e}"
+                    core.problems.report("operators", "not-served", message, "warning")
+                    await asyncio.sleep(pause)
+        finally:
+            self._service = None
+            live.trust.on_lists = lambda: None

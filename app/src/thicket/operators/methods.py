@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What takes a connection over: ``exec`` runs a program on this node, ``door`` leads to another."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Callable, Mapping
+from logging import getLogger
+from typing import TYPE_CHECKING, Any
+
+from thicket.base.errors import RequestError
+from thicket.base.visible import visible
+from thicket.control.server import Handler, Takeover
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    Run = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+log = getLogger(__name__)
+
+#: Programs, and ways to other nodes, at the same time.
+MAX_PROGRAMS = 16
+MAX_DOORS = 16
+#: Characters of a command that the log shows.
+_SHOWN = 200
+_NOT_FOUND = 127  # as a shell says it
+
+
+class Methods:
+    """Makes the methods of one client.
+
+    :param resolve: returns the full name of the node that a person means, see
+        ``ClusterPart.resolve``.
+    :param port: returns where nodes listen for operators.
+    """
+
+    def __init__(self, resolve: Callable[[str], str], port: Callable[[], int]) -> None:
+        self._resolve = resolve
+        self._port = port
+        self._programs = 0
+        self._doors = 0
+
+    def of(self, operator: str) -> Mapping[str, Handler]:
+        """Return the methods of an operator; empty for root on this node."""
+
+        async def execute(params: dict[str, Any]) -> Any:
+            return self._execute(params, operator)
+
+        async def door(params: dict[str, Any]) -> Any:
+            return await self._door(params, operator)
+
+        return {"exec": execute, "door": door}
+
+    def _execute(self, params: dict[str, Any], operator: str) -> Takeover:
+        from thicket.operators import program  # where an operator comes
+
+        wanted = program.asked(params)
+        if self._programs >= MAX_PROGRAMS:
+            raise RequestError("too-many", f"{MAX_PROGRAMS} programs run for operators")
+        what = shlex.join(wanted.words) if wanted.words else "a shell"
+        _tell(operator, what)
+
+        async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._programs += 1
+            try:
+                await program.run(wanted, reader, writer, operator)
+            except OSError as e:
+                why = f"thicket: {wanted.words[0] if wanted.words else 'sh'}: {e.strerror}\n"
+                program.refuse(writer, why, _NOT_FOUND)
+            finally:
+                self._programs -= 1
+
+        return Takeover({}, run)
+
+    async def _door(self, params: dict[str, Any], operator: str) -> Takeover:
+        from thicket.operators import door
+
+        name = self._resolve(str(params.get("node", "")))
+        if self._doors >= MAX_DOORS:
+            raise RequestError("too-many", f"{MAX_DOORS} operators pass through this node")
+        self._doors += 1
+        try:
+            other = await door.open_to(name.partition("@")[2], self._port())
+        except BaseException:
+            self._doors -= 1
+            raise
+        _tell(operator, f"on to {name}")
+
+        async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await door.splice((reader, writer), other)
+            finally:
+                self._doors -= 1
+
+        return Takeover({"node": name}, run)
+
+
+def _tell(operator: str, what: str) -> None:
+    log.info("%s: %s", f"operator {operator}" if operator else "root", visible(what[:_SHOWN]))

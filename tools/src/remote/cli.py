@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``thicket --via HOST COMMAND``: the command of a node, run from the engineer's machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import cache, partial
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from authority.keys import HeldKey
+from authority.telling import Bar, Telling
+from authority.words import Parser, a_path, a_word, authority_in, chosen_folder, guarded
+from remote import programs, ways
+from remote.errors import RemoteError
+from remote.files import atomic
+from remote.session import Operator, Session, opened
+from remote.ways import Way
+from thicket.base.units import size_text
+from thicket.cli.common import BAD, OK, UsageError
+from thicket.operators.frames import LONGEST
+from thicket.trust.revocations import SignedList
+
+HELP: Final = """\
+usage: thicket WAY [--node NODE] [--operator NAME] [--folder DIR] COMMAND ...
+
+The way to a first node:
+  --via HOST                by ssh; HOST is as for ssh, and root there if it names nobody
+  --via tls:ADDRESS         by TLS to a node that this machine reaches, at port 9102, or
+                            tls:[ADDRESS]:PORT
+  --lab NAME                a simulated fleet that runs on this machine
+
+NODE is the node that is meant: its address, host name, or the last digits of that. Without it
+the command runs on the first node. For another one this machine needs the certificate of an
+operator (`thicket ca operator NAME`), in DIR (THICKET_CA, or the fleet's folder). A node on the
+way carries bytes and cannot read them.
+
+COMMAND is any command of a node (`thicket help` there), and these; those with [NODE] take the node
+as a word, too:
+  status|peers|nodes|scan|identify|logs|reboot|support [NODE] ...
+                            these commands of a node
+  shell [NODE]              a shell as root; Enter ~ . leaves a node that does not answer
+  run [NODE] -- WORD...     any program, without a shell
+  cp FILE... NODE:FOLDER    bring files to a node (":FOLDER" is the first one)
+  cp NODE:FILE... FOLDER    or from a node to here
+
+Files that a command reads (config apply FILE, update install FILE ...) are those of this machine.
+The exit status is the command's; 1 also where the node cannot be reached.
+"""
+
+#: Commands that take a node as their first word.
+_ON_NODE: Final = frozenset(
+    {"status", "peers", "nodes", "scan", "identify", "logs", "reboot", "support", "shell"}
+)
+#: Commands whose last word is a file that they read from standard input as well.
+_FROM_INPUT: Final = frozenset(
+    {
+        ("config", "check"),
+        ("config", "apply"),
+        ("revocations", "import"),
+        ("passphrase", "import"),
+        ("update", "order"),
+    }
+)
+#: Commands with a file that is brought to the node first.
+_BROUGHT: Final = frozenset({("update", "install"), ("app", "install")})
+_ORDERS: Final = frozenset({"pause", "resume", "abort", "back"})
+_INCOMING: Final = "/data/thicket/incoming"
+#: Makes a folder for one file and prints its name, after what is read is in it.
+_TAKE: Final = (
+    f"set -e; umask 077; mkdir -p {_INCOMING}; D=$(mktemp -d {_INCOMING}/XXXXXX); "
+    """trap 'rm -rf "$D"' HUP INT TERM; """
+    'cat >"$D/$0"; test "$(stat -c %s "$D/$0")" = "$1"; printf "%s\\n" "$D"'
+)
+#: Runs a command with a file that was brought, and removes its folder.
+_USE: Final = 'D=$0; trap \'rm -rf "$D"\' EXIT HUP INT TERM; "$@"'
+
+
+class Target(NamedTuple):
+    """Where a command runs.
+
+    :ivar way: the way to the first node.
+    :ivar node: the node that is meant; None for the first one.
+    """
+
+    way: Callable[[], Way]
+    node: str | None
+    operator: Callable[[], Operator]
+
+    def opened(self) -> AbstractAsyncContextManager[Session]:
+        """Give a connection, see :func:`remote.session.opened`."""
+        return opened(self.way(), self.node, self.operator)
+
+
+def main(words: list[str], *, lab: Callable[[str, str | None], Way] | None = None) -> int:
+    """Run ``thicket --via ...``; return the exit status.
+
+    :param words: its arguments.
+    :param lab: returns the way into a simulated fleet, or to one of its nodes, by name.
+    """
+    return guarded("--via" if "--via" in words else "--lab", lambda: _run(words, lab))
+
+
+def _run(words: list[str], lab: Callable[[str, str | None], Way] | None) -> int:
+    at = _command_at(words)
+    parser = Parser("a COMMAND is needed; --via HOST and --lab NAME tell where it runs")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--via", type=a_word)
+    way.add_argument("--lab", type=a_word)
+    parser.add_argument("--node", type=a_word)
+    parser.add_argument("--operator", type=a_word)
+    parser.add_argument("--folder", type=a_path, default=chosen_folder())
+    args = parser.parse_args(words[:at])
+    rest = words[at:]
+    if not rest or rest[0] in {"help", "-h", "--help"}:
+        sys.stdout.write(HELP)
+        return OK
+    node = args.node
+    if rest[0] in _ON_NODE | {"run"} and rest[1:] and not rest[1].startswith("-"):
+        if node is not None:
+            raise UsageError(f"--node {node} and {rest[1]} are two nodes, and one is needed")
+        node, rest = rest[1], [rest[0], *rest[2:]]
+    operator = cache(partial(_operator, args.folder, args.operator))
+    if args.lab is not None:
+        if lab is None:
+            raise UsageError("--lab needs the simulator, which is not installed here")
+        # Each simulated node has a way of its own.
+        target = Target(partial(lab, args.lab, node), None, operator)
+    elif args.via is not None:
+        target = Target(partial(ways.chosen, args.via), node, operator)
+    else:
+        raise UsageError("--via HOST or --lab NAME tells where the command runs")
+    if rest[0] == "cp":
+        return asyncio.run(_copy(target, rest[1:]))
+    return asyncio.run(_command(target, rest))
+
+
+def _command_at(words: list[str]) -> int:
+    """Return where the command begins: behind options, each of which has a value."""
+    at = 0
+    while at < len(words) and words[at].startswith("--"):
+        at += 1 if "=" in words[at] or words[at] == "--help" else 2
+    return min(at, len(words))
+
+
+def _operator(folder: Path, name: str | None) -> Operator:
+    """Return who this machine is, from an authority's folder or an operator's copy of one."""
+    authority = authority_in(folder)
+    holder = authority.operators.open(name)
+    if not isinstance(holder.key, HeldKey):
+        raise RemoteError("on-token", f"the key of {holder.name!r} is on a token, and TLS needs it")
+    fleet = authority.fleet
+    revoked = SignedList.read(authority.revocations.packed, fleet).listed.names
+    return Operator(
+        holder.name, holder.key.exported(), (holder.certificate,), fleet, frozenset(revoked)
+    )
+
+
+# -- commands
+
+
+async def _command(target: Target, words: list[str]) -> int:
+    command, rest = words[0], words[1:]
+    if command == "shell":
+        if rest:
+            raise UsageError("shell takes only a NODE; `run NODE -- WORD...` runs a program")
+        return await _program(target, [], terminal=True)
+    if command == "run":
+        if rest[:1] == ["--"]:
+            rest = rest[1:]
+        if not rest:
+            raise UsageError("run needs the NODE, --, and a program with its words")
+        return await _program(target, rest)
+    if command == "support":
+        return await _support(target, rest)
+    kind = (command, rest[0] if rest else "")
+    if kind in _FROM_INPUT and len(rest) >= 2 and rest[-1] not in {"-", *_ORDERS}:
+        path = Path(rest[-1])
+        if kind != ("update", "order") or len(rest) == 2:
+            contents = await asyncio.to_thread(path.read_bytes)
+            return await _fed(target, ["thicket", command, *rest[:-1], "-"], contents)
+    if kind in _BROUGHT:
+        files = [word for word in rest[1:] if not word.startswith("-")]
+        if len(files) != 1:
+            raise UsageError(f"{command} {rest[0]} needs a FILE")
+        return await _with_file(target, ["thicket", *words], Path(files[0]))
+    return await _program(target, ["thicket", *words])
+
+
+async def _program(target: Target, words: list[str], *, terminal: bool | None = None) -> int:
+    if terminal and not sys.stdin.isatty():
+        terminal = False  # a script on standard input
+    async with target.opened() as session:
+        return await programs.run(session, words, terminal=terminal)
+
+
+async def _fed(target: Target, words: list[str], contents: bytes) -> int:
+    async with target.opened() as session:
+        return await programs.fed(session, words, (contents,), sys.stdout.buffer.write)
+
+
+async def _with_file(target: Target, words: list[str], path: Path) -> int:
+    """Run a command with a file of this machine, which is brought to the node for that."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        async with target.opened() as session:
+            take = ["sh", "-c", _TAKE, path.name, str(size)]
+            with Telling() as tell:
+                said = bytearray()
+                status = await programs.fed(
+                    session, take, _pieces(file, Bar(size, tell)), said.extend
+                )
+    folder = said.decode("utf-8", "replace").strip()
+    if status or not folder.startswith(_INCOMING):
+        raise RemoteError("not-brought", f"{path} could not be brought to the node, see above")
+    there = [f"{folder}/{path.name}" if word == str(path) else word for word in words]
+    return await _program(target, ["sh", "-c", _USE, folder, *there])
+
+
+def _pieces(file: BinaryIO, bar: Bar) -> Iterator[bytes]:
+    done = 0
+    while data := file.read(LONGEST):
+        yield data
+        done += len(data)
+        bar(done)
+
+
+async def _support(target: Target, rest: list[str]) -> int:
+    parser = Parser("support takes a NODE and --out FILE")
+    parser.add_argument("--out", type=a_path)
+    out: Path | None = parser.parse_args(rest).out
+    async with target.opened() as session:
+        path = out or Path(f"support-{session.node.rpartition('@')[2]}.tar.gz")
+        with atomic(path) as file:
+            words = ["thicket", "support", "-"]
+            status = await programs.fed(session, words, (), file.write)
+            size = file.tell()
+            if status:
+                raise RemoteError("not-made", "the node has not made it, see above")
+    print(f"{path}: {size_text(size)}; look into it before you give it to anybody")
+    return OK
+
+
+# -- files
+
+
+async def _copy(target: Target, words: list[str]) -> int:
+    if len(words) < 2:
+        raise UsageError("cp needs FILE... NODE:FOLDER, or NODE:FILE... FOLDER")
+    *sources, goal = words
+    there = [_place(word) for word in words]
+    if there[-1] is not None and not any(there[:-1]):
+        node, folder = there[-1]
+        return await _bring(_at(target, node), [Path(one) for one in sources], folder)
+    if there[-1] is None and all(there[:-1]):
+        status = OK
+        for node, path in filter(None, there[:-1]):
+            status = status or await _fetch(_at(target, node), path, Path(goal))
+        return status
+    raise UsageError("cp copies from here to a node, or from nodes to here")
+
+
+def _place(word: str) -> tuple[str, str] | None:
+    """Return node and path of ``NODE:PATH``; None for a file of this machine."""
+    if word.startswith(("/", "./", "../")) or ":" not in word:
+        return None
+    node, _, path = word.rpartition(":")
+    return node.strip("[]"), path
+
+
+def _at(target: Target, node: str) -> Target:
+    if not node:
+        return target
+    if target.node not in {None, node}:
+        raise UsageError(f"--node {target.node} and {node} are two nodes, and one is needed")
+    return target._replace(node=node)
+
+
+async def _bring(target: Target, sources: list[Path], folder: str) -> int:
+    for path in sources:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            async with target.opened() as session:
+                words = ["sh", "-c", 'test -d "$0" && set -- "$0/$1" || set -- "$0"; cat >"$1"']
+                with Telling() as tell:
+                    goal = [*words, folder or "/root", path.name]
+                    pieces = _pieces(file, Bar(size, tell))
+                    status = await programs.fed(session, goal, pieces, sys.stdout.buffer.write)
+        if status:
+            return BAD
+        print(f"{path}: {size_text(size)}")
+    return OK
+
+
+async def _fetch(target: Target, path: str, goal: Path) -> int:
+    to = goal / Path(path).name if goal.is_dir() else goal
+    async with target.opened() as session:
+        with atomic(to) as file:
+            status = await programs.fed(session, ["cat", "--", path], (), file.write)
+            size = file.tell()
+            if status:
+                raise RemoteError("not-fetched", f"{path} was not fetched, see above")
+    print(f"{to}: {size_text(size)}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways to a first node: over ssh, by TLS, or through a socket that leads to one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from authority import ssh
+from remote.errors import RemoteError
+from thicket.control.server import MAX_ANSWER
+from thicket.operators.door import watch
+from thicket.trust.operator import PORT
+
+#: What a node's ``sshd`` runs: it leads to the control socket there.
+REMOTE = ("thicket", "door")
+#: Seconds to connect; ssh has its own, and may ask the person for something.
+CONNECT = 15.0
+#: Seconds that ssh gets to end after its connection has.
+_END = 2.0
+
+
+class Ends(NamedTuple):
+    """Both directions of a connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+class Way(Protocol):
+    """A way to the first node.
+
+    :ivar address: the node's address, where TLS has to prove who is there; None where what leads
+        there is trusted with it, as ssh is.
+    """
+
+    address: IPv6Address | None
+
+    def __str__(self) -> str:
+        """What it is called in messages."""
+
+    async def open(self) -> Ends:
+        """Connect.
+
+        :raises RemoteError: that cannot be done.
+        """
+
+    async def close(self) -> None:
+        """End what was begun."""
+
+    async def failure(self) -> str | None:
+        """Return why the connection ended, where the way knows it."""
+
+
+class Ssh:
+    """By ssh, which decides who the node is, and the node's ``authorized_keys`` who may come.
+
+    :param host: as ssh takes it.
+    """
+
+    address: IPv6Address | None = None
+
+    def __init__(self, host: str) -> None:
+        self._host = host if "@" in host else f"root@{host}"
+        self._child: asyncio.subprocess.Process | None = None
+
+    def __str__(self) -> str:
+        return self._host
+
+    async def open(self) -> Ends:
+        """See ``Way``."""
+        ours, theirs = socket.socketpair()
+        try:
+            self._child = await asyncio.create_subprocess_exec(
+                ssh.program(),
+                "-T",
+                self._host,
+                *REMOTE,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+            )
+        except OSError as error:
+            ours.close()
+            raise RemoteError("no-ssh", f"ssh: {error.strerror}") from None
+        finally:
+            theirs.close()
+        return Ends(*await asyncio.open_unix_connection(sock=ours, limit=MAX_ANSWER))
+
+    async def close(self) -> None:
+        """See ``Way``."""
+        if self._child is None or self._child.returncode is not None:
+            return
+        try:
+            async with asyncio.timeout(_END):
+                await self._child.wait()
+        except TimeoutError:
+            self._child.kill()
+            await self._child.wait()
+
+    async def failure(self) -> str | None:
+        """See ``Way``."""
+        if self._child is None:
+            return None
+        try:
+            async with asyncio.timeout(_END):
+                status = await self._child.wait()
+        except TimeoutError:
+            return None
+        return f"ssh to {self._host} ended with status {status}; it has said why"
+
+
+class Direct:
+    """By TLS to a node that can be reached from here."""
+
+    def __init__(self, address: IPv6Address, port: int = PORT, zone: str = "") -> None:
+        self.address: IPv6Address | None = address
+        self._host = f"{address}{zone}"
+        self._port = port
+
+    def __str__(self) -> str:
+        return f"[{self._host}]:{self._port}"
+
+    async def open(self) -> Ends:
+        """See ``Way``."""
+        try:
+            async with asyncio.timeout(CONNECT):
+                reader, writer = await asyncio.open_connection(
+                    self._host, self._port, limit=MAX_ANSWER
+                )
+        except TimeoutError:
+            message = f"{self} does not answer within {CONNECT:g} s"
+            raise RemoteError("unreachable", message) from None
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise RemoteError("unreachable", f"{self}: {why}") from None
+        watch(writer.get_extra_info("socket"))
+        return Ends(reader, writer)
+
+    async def close(self) -> None:
+        """See ``Way``."""
+
+    async def failure(self) -> str | None:
+        """See ``Way``."""
+        return None
+
+
+class Socket:
+    """Through a Unix socket that leads to a node's control socket, such as a simulated node's."""
+
+    address: IPv6Address | None = None
+
+    def __init__(self, path: Path, name: str = "") -> None:
+        self._path = path
+        self._name = name or str(path)
+
+    def __str__(self) -> str:
+        return self._name
+
+    async def open(self) -> Ends:
+        """See ``Way``."""
+        try:
+            return Ends(*await asyncio.open_unix_connection(self._path, limit=MAX_ANSWER))
+        except OSError as error:
+            why = error.strerror or os.strerror(error.errno or 0)
+            raise RemoteError("unreachable", f"{self}: {self._path}: {why}") from None
+
+    async def close(self) -> None:
+        """See ``Way``."""
+
+    async def failure(self) -> str | None:
+        """See ``Way``."""
+        return None
+
+
+def chosen(text: str) -> Way:
+    """Return the way that a person names: a host for ssh, or ``tls:ADDRESS[:PORT]``.
+
+    :raises RemoteError: there is no such way.
+    """
+    scheme, colon, rest = text.partition(":")
+    if not colon or scheme != "tls":
+        return Ssh(text)
+    host, port = rest, PORT
+    if rest.startswith("["):
+        host, _, behind = rest[1:].partition("]")
+        if behind:
+            if not behind[1:].isascii() or not behind[1:].isdigit() or behind[0] != ":":
+                raise RemoteError(
+                    "bad-way", f"{text!r}: a port is a number, as in tls:[ADDRESS]:9102"
+                )
+            port = int(behind[1:])
+    host, percent, zone = host.partition("%")
+    try:
+        address = IPv6Address(host)
+    except ValueError:
+        raise RemoteError(
+            "bad-way", f"{text!r}: tls: needs the IPv6 address of a node, which proves it"
+        ) from None
+    return Direct(address, port, percent + zone)
