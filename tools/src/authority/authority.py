@@ -15,8 +15,8 @@
                        newest change of the passphrase
     revocations.bin    the list as it is given to nodes, signed by the root
 
-New signers of either kind, operators, revocations and another passphrase need the root's key; new devices need
-a signer's key. Give whoever enrols devices a folder without ``root.key``.
+New signers of either kind, operators, revocations and another passphrase need the root's key; new
+devices need a signer's key. Give whoever enrols devices a folder without ``root.key``.
 """
 
 from __future__ import annotations

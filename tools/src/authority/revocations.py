@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revoking devices, signers of either kind, and operators: the list that the root signs for the nodes."""
+"""Revoking devices, signers and operators: the list that the root signs for the nodes."""
 
 from __future__ import annotations
 

@@ -70,8 +70,11 @@ class Session:
         except TimeoutError:
             message = f"{self.node} does not answer within {ANSWER:g} s"
             raise RemoteError("unreachable", message) from None
-        except (OSError, ValueError) as error:
-            raise RemoteError("unreachable", f"{self.node}: {error}") from None
+        except ValueError:
+            raise RemoteError("bad-answer", f"{self.node}: its answer has no end") from None
+        except OSError as error:
+            why = error.strerror or error
+            raise RemoteError("closed", f"{self.node}: {why}") from None
         if not line:
             raise RemoteError("closed", f"{self.node} has closed the connection")
         try:
@@ -105,11 +108,11 @@ async def opened(
                 proof = operator()  # before the first node is asked for anything
                 await session.request("door", {"node": node})
                 session = await _secured(session, proof, node)
+            yield session
         except RemoteError as error:
             if error.code != "closed" or (why := await way.failure()) is None:
                 raise
             raise RemoteError("unreachable", why) from None
-        yield session
     finally:
         with suppress(OSError):
             ends.writer.close()

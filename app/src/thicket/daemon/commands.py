@@ -36,8 +36,9 @@ class Commands:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._takeovers = Methods(
-            lambda text: self._joined()[0].resolve(text),
+            self._resolve,
             lambda: daemon.core.settings.access.operator_port,
+            daemon.core.paths.root,
         )
 
     def methods(self, operator: str = "") -> dict[str, Handler]:
@@ -88,6 +89,9 @@ class Commands:
         if live is None or live.cluster.session is None:
             raise RequestError("not-joined", NOT_JOINED)
         return live.cluster, live.cluster.session
+
+    def _resolve(self, text: str) -> str:
+        return self._joined()[0].resolve(text)
 
     async def _on_status(self, params: dict[str, Any]) -> Any:
         self._daemon.firewall.refresh()

@@ -34,9 +34,13 @@ class Methods:
     :param resolve: returns the full name of the node that a person means, see
         ``ClusterPart.resolve``.
     :param port: returns where nodes listen for operators.
+    :param root: the prefix of the node's paths.
     """
 
-    def __init__(self, resolve: Callable[[str], str], port: Callable[[], int]) -> None:
+    def __init__(
+        self, resolve: Callable[[str], str], port: Callable[[], int], root: str = ""
+    ) -> None:
+        self._root = root
         self._resolve = resolve
         self._port = port
         self._programs = 0
@@ -60,12 +64,13 @@ class Methods:
         if self._programs >= MAX_PROGRAMS:
             raise RequestError("too-many", f"{MAX_PROGRAMS} programs run for operators")
         what = shlex.join(wanted.words) if wanted.words else "a shell"
+        whose = program.Whose(operator, self._root)
         _tell(operator, what)
 
         async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._programs += 1
             try:
-                await program.run(wanted, reader, writer, operator)
+                await program.run(wanted, reader, writer, whose)
             except OSError as e:
                 why = f"thicket: {wanted.words[0] if wanted.words else 'sh'}: {e.strerror}\n"
                 program.refuse(writer, why, _NOT_FOUND)

@@ -74,6 +74,17 @@ class Program(NamedTuple):
     terminal: Terminal | None
 
 
+class Whose(NamedTuple):
+    """What a program's environment says.
+
+    :ivar operator: who has started it; empty for root on this node.
+    :ivar root: the prefix of the node's paths.
+    """
+
+    operator: str
+    root: str
+
+
 def asked(params: Mapping[str, Any]) -> Program:
     """Return what the request ``exec`` asks for.
 
@@ -97,17 +108,17 @@ def asked(params: Mapping[str, Any]) -> Program:
 
 
 async def run(
-    program: Program, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, operator: str
+    program: Program, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, whose: Whose
 ) -> None:
     """Run a program until it ends, or the operator has gone.
 
-    :param operator: whose it is, for the program's environment.
     :raises OSError: it cannot be started; nothing was sent.
     """
+    environment = _environment(whose, program.terminal)
     if program.terminal is None:
-        start = _with_pipes(program, operator)
+        start = _with_pipes(program, environment)
     else:
-        start = _with_terminal(program, program.terminal, operator)
+        start = _with_terminal(program, program.terminal, environment)
     async with start as running:
         await _Session(running, reader, writer).run()
 
@@ -135,30 +146,30 @@ class _Running(NamedTuple):
     release: Callable[[], None]
 
 
-def _environment(operator: str, terminal: Terminal | None) -> dict[str, str]:
+def _environment(whose: Whose, terminal: Terminal | None) -> dict[str, str]:
     found = {
-        "PATH": _PATH,
+        "PATH": f"{whose.root}/usr/bin:{_PATH}" if whose.root else _PATH,
         "HOME": "/root",
         "USER": "root",
         "LOGNAME": "root",
         "SHELL": "/bin/sh",
-        "THICKET_OPERATOR": operator,
+        "THICKET_OPERATOR": whose.operator,
     }
-    if "THICKET_ROOT" in os.environ:
-        found["THICKET_ROOT"] = os.environ["THICKET_ROOT"]
+    if whose.root:
+        found["THICKET_ROOT"] = whose.root
     if terminal is not None:
         found["TERM"] = terminal.kind
     return found
 
 
 @contextlib.asynccontextmanager
-async def _with_pipes(program: Program, operator: str) -> AsyncIterator[_Running]:
+async def _with_pipes(program: Program, environment: dict[str, str]) -> AsyncIterator[_Running]:
     process = await asyncio.create_subprocess_exec(
         *(program.words or _SHELL),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=_environment(operator, None),
+        env=environment,
         cwd="/",
         start_new_session=True,
         limit=LONGEST,
@@ -185,7 +196,7 @@ async def _with_pipes(program: Program, operator: str) -> AsyncIterator[_Running
 
 @contextlib.asynccontextmanager
 async def _with_terminal(
-    program: Program, terminal: Terminal, operator: str
+    program: Program, terminal: Terminal, environment: dict[str, str]
 ) -> AsyncIterator[_Running]:
     ours, theirs = os.openpty()
     # While we hold the program's end, too, reading ours waits for it to be opened.
@@ -204,7 +215,7 @@ async def _with_terminal(
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
-                env=_environment(operator, terminal),
+                env=environment,
                 cwd="/",
                 start_new_session=True,
             )

@@ -166,7 +166,7 @@ class Service:
         except ssl.SSLError as error:
             self._count(guest, "tls", error.reason or str(error))
         except OSError as error:
-            self._count(guest, "gone", error.strerror or str(error))
+            self._count(guest, "gone", error.strerror or str(error) or "it has left")
         except Exception:
             log.exception("the connection of an operator failed")
         finally:
