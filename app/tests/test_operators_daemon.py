@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
 from daemons import Fleet, NamespaceNode, Secured, fleet_in
 from patience import PATIENCE
 
@@ -111,7 +110,9 @@ def test_an_operator_runs_commands_on_a_far_node_through_a_near_one(tmp_path: Pa
 
         # streams and status are the program's own
         words = ("--via", "n1", "run", host, "--")
-        done = desk.thicket(*words, "sh", "-c", "cat; echo odd >&2; exit 7", given=b"\0\xff" * 99999)
+        done = desk.thicket(
+            *words, "sh", "-c", "cat; echo odd >&2; exit 7", given=b"\0\xff" * 99999
+        )
         assert (done.returncode, done.stdout, done.stderr) == (7, b"\0\xff" * 99999, b"odd\n")
         assert desk.thicket(*words, "no-such-program").returncode == 127
 
@@ -164,6 +165,7 @@ def test_who_is_no_operator_is_not_let_in(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (1, b"")
         assert b"Could not resolve hostname nowhere" in done.stderr
         assert b"ssh to root@nowhere ended with status 255" in done.stderr
+        desk.secured.authority.operators.make("alice")
         done = desk.thicket("--via", "n1", "status", "n-000000000000")
         assert done.returncode == 1
         assert b"000000000000" in done.stderr, done.stderr

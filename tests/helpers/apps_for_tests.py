@@ -14,7 +14,7 @@ from typing import Protocol
 from bundles_for_tests import update_key
 from fleet_for_tests import one_fleet
 
-from authority.update_signers import UpdateSigner
+from authority.holders import Holder
 from thicket.applications.app_file import SITE, About
 from thicket.trust import cms, signed_file
 
@@ -71,7 +71,7 @@ class Key(Protocol):
 class SignerKey:
     """The key of a signer that an authority has made."""
 
-    def __init__(self, signer: UpdateSigner) -> None:
+    def __init__(self, signer: Holder) -> None:
         self._signer = signer
 
     def message(self, content: bytes, /) -> bytes:

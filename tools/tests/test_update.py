@@ -20,9 +20,9 @@ from authority import update
 from authority.authority import Authority
 from authority.cli import main as ca_main
 from authority.errors import AuthorityError
+from authority.holders import Holder
 from authority.keys import decrypt_key
 from authority.update import main as update_main
-from authority.update_signers import UpdateSigner
 from firmware.boards import ROOT
 from thicket.trust import cms
 from thicket.trust.certificates import Certificate, from_pem, pem
@@ -325,7 +325,7 @@ def test_a_damaged_file_is_not_signed(ca: Authority, file: Path, capsys: Capture
 def test_what_would_not_count_is_not_written(ca: Authority, file: Path, tmp_path: Path) -> None:
     """A folder whose certificates and root do not belong together."""
     key = update_key()
-    alien = UpdateSigner("alien", key.certificate, ca.update_signers.open().key)
+    alien = Holder("alien", key.certificate, ca.update_signers.open().key)
     out = tmp_path / "out.raucb"
     with pytest.raises(SignerRefusedError, match="another fleet"):
         update.sign(file, out, ca.fleet, alien, NOW)

@@ -23,8 +23,8 @@ from authority import app, files, offers
 from authority.authority import Authority
 from authority.cli import main as ca_main
 from authority.errors import AuthorityError
+from authority.holders import Holder
 from authority.update import main as update_main
-from authority.update_signers import UpdateSigner
 from thicket.trust import kinds, signed_file
 from thicket.trust.certificates import pem
 from thicket.update.offer import Order
@@ -97,7 +97,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class _Signing(UpdateKey):
     """A key of an update signer that an authority has made."""
 
-    def __init__(self, signer: UpdateSigner) -> None:
+    def __init__(self, signer: Holder) -> None:
         self.certificate = signer.certificate
         self._signer = signer
 

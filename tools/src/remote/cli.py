@@ -26,13 +26,12 @@ from thicket.operators.frames import LONGEST
 from thicket.trust.revocations import SignedList
 
 HELP: Final = """\
-usage: thicket WAY [--node NODE] [--operator NAME] [--folder DIR] COMMAND ...
+usage: thicket --via HOST [--node NODE] [--operator NAME] [--folder DIR] COMMAND ...
 
-The way to a first node:
-  --via HOST                by ssh; HOST is as for ssh, and root there if it names nobody
-  --via tls:ADDRESS         by TLS to a node that this machine reaches, at port 9102, or
+HOST is the way to a first node:
+  HOST                      by ssh; as for ssh, and root there if it names nobody
+  tls:ADDRESS               by TLS to a node that this machine reaches, at port 9102, or
                             tls:[ADDRESS]:PORT
-  --lab NAME                a simulated fleet that runs on this machine
 
 NODE is the node that is meant: its address, host name, or the last digits of that. Without it
 the command runs on the first node. For another one this machine needs the certificate of an
@@ -96,21 +95,18 @@ class Target(NamedTuple):
         return opened(self.way(), self.node, self.operator)
 
 
-def main(words: list[str], *, lab: Callable[[str, str | None], Way] | None = None) -> int:
+def main(words: list[str]) -> int:
     """Run ``thicket --via ...``; return the exit status.
 
     :param words: its arguments.
-    :param lab: returns the way into a simulated fleet, or to one of its nodes, by name.
     """
-    return guarded("--via" if "--via" in words else "--lab", lambda: _run(words, lab))
+    return guarded("--via", lambda: _run(words))
 
 
-def _run(words: list[str], lab: Callable[[str, str | None], Way] | None) -> int:
+def _run(words: list[str]) -> int:
     at = _command_at(words)
-    parser = Parser("a COMMAND is needed; --via HOST and --lab NAME tell where it runs")
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--via", type=a_word)
-    way.add_argument("--lab", type=a_word)
+    parser = Parser("--via HOST and a COMMAND are needed")
+    parser.add_argument("--via", type=a_word)
     parser.add_argument("--node", type=a_word)
     parser.add_argument("--operator", type=a_word)
     parser.add_argument("--folder", type=a_path, default=chosen_folder())
@@ -125,15 +121,9 @@ def _run(words: list[str], lab: Callable[[str, str | None], Way] | None) -> int:
             raise UsageError(f"--node {node} and {rest[1]} are two nodes, and one is needed")
         node, rest = rest[1], [rest[0], *rest[2:]]
     operator = cache(partial(_operator, args.folder, args.operator))
-    if args.lab is not None:
-        if lab is None:
-            raise UsageError("--lab needs the simulator, which is not installed here")
-        # Each simulated node has a way of its own.
-        target = Target(partial(lab, args.lab, node), None, operator)
-    elif args.via is not None:
-        target = Target(partial(ways.chosen, args.via), node, operator)
-    else:
-        raise UsageError("--via HOST or --lab NAME tells where the command runs")
+    if args.via is None:
+        raise UsageError("--via HOST tells where the command runs")
+    target = Target(partial(ways.chosen, args.via), node, operator)
     if rest[0] == "cp":
         return asyncio.run(_copy(target, rest[1:]))
     return asyncio.run(_command(target, rest))

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to a first node: over ssh, by TLS, or through a socket that leads to one."""
+"""The ways to a first node: over ssh, or by TLS."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from ipaddress import IPv6Address
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from authority import ssh
@@ -139,34 +137,6 @@ class Direct:
             raise RemoteError("unreachable", f"{self}: {why}") from None
         watch(writer.get_extra_info("socket"))
         return Ends(reader, writer)
-
-    async def close(self) -> None:
-        """See ``Way``."""
-
-    async def failure(self) -> str | None:
-        """See ``Way``."""
-        return None
-
-
-class Socket:
-    """Through a Unix socket that leads to a node's control socket, such as a simulated node's."""
-
-    address: IPv6Address | None = None
-
-    def __init__(self, path: Path, name: str = "") -> None:
-        self._path = path
-        self._name = name or str(path)
-
-    def __str__(self) -> str:
-        return self._name
-
-    async def open(self) -> Ends:
-        """See ``Way``."""
-        try:
-            return Ends(*await asyncio.open_unix_connection(self._path, limit=MAX_ANSWER))
-        except OSError as error:
-            why = error.strerror or os.strerror(error.errno or 0)
-            raise RemoteError("unreachable", f"{self}: {self._path}: {why}") from None
 
     async def close(self) -> None:
         """See ``Way``."""

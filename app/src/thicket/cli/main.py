@@ -30,11 +30,15 @@ What the node does:
   nodes [--json]           nodes of the cluster, connected or being connected
   metrics [--openmetrics]  the node's numbers as Prometheus reads them (docs/metrics.md)
   netjson graph|monitoring the mesh around the node, or the node, for OpenWISP and others
+  logs [-f] [-n LINES] [--before]
+                           the system's log: go on with -f, or from before the last start
   ping NODE [-c COUNT]     ask another node for an answer; NODE is a name, an
                            address, a host name or its last digits
 
 This very device (docs/node.md):
   identify [--for TIME]    flicker with its light, for 30s or so long (2min; 0 ends it)
+  reboot                   restart the device in order
+  support [FILE|-]         gather what helps to find a fault, without secrets
   factory-reset [--yes]    erase all that applications and the node have kept, but not
                            who it is and whom it belongs to, and restart
 
@@ -87,6 +91,7 @@ Applications, without a restart of the node (docs/applications.md):
   app remove NAME          do without; the image's runs again, if it has one
 
 On the engineer's machine:
+  --via HOST COMMAND       any of these commands on any node (docs/operating.md)
   ca help                  the fleet's certificate authority (docs/provisioning.md)
   update help              sign bundles and look into them (docs/updating.md)
   app help                 build applications (docs/applications.md)

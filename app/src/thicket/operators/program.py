@@ -270,7 +270,14 @@ class _Terminal:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a program and what runs in its session in the foreground, if it has not ended."""
+    """End a program, if it has not ended, and let go of its pipes, which others may still hold."""
+    try:
+        await _ended(process)
+    finally:
+        process._transport.close()  # type: ignore[attr-defined]
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
     for number in (signal.SIGHUP, signal.SIGKILL):
         if process.returncode is not None:
             return

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from authority import deltas
 from authority.authority import Authority
+from authority.holders import Holder
 from authority.update import sign
-from authority.update_signers import UpdateSigner
 from firmware import bundle as making
 from firmware import card as cards
 from host.cache import cache_root
@@ -50,7 +50,7 @@ class Desk:
         self.runs: Path | None = None
         """The bundle that the nodes run by offers of ``offer_version``."""
 
-    def signer(self, name: str = SIGNER) -> UpdateSigner:
+    def signer(self, name: str = SIGNER) -> Holder:
         """Return a signer of updates, made if there is none of that name."""
         if name not in self.authority.list().get("update_signers", {}):
             self.authority.update_signers.make(name)
