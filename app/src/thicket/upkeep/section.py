@@ -96,7 +96,7 @@ class PublicKeys(Pasted):
 
 
 class AccessSection(Section, name="access"):
-    """Ways in for a person. All are closed until they are asked for; there is no password."""
+    """Ways in for a person; there is no password. SSH and serial port are closed until asked for."""
 
     __slots__ = ()
     ssh_keys = PublicKeys(
