@@ -20,6 +20,7 @@ SOURCES = {
     "authority": TREE / "tools/src",
     "firmware": TREE / "tools/src",
     "host": TREE / "tools/src",
+    "remote": TREE / "tools/src",
     "meshlab": TREE / "tests/meshlab/src",
 }
 
@@ -33,7 +34,7 @@ FLOORS = (
     {"identity", "radio", "distribution"},
     {"discovery"},
     {"trust"},
-    {"cluster", "firewall", "applications", "update", "upkeep", "metrics", "syslog"},
+    {"cluster", "firewall", "applications", "operators", "update", "upkeep", "metrics", "syslog"},
     {"daemon"},
     {"cli"},
 )
@@ -45,6 +46,7 @@ DESKS = {
     "authority": {"thicket", "host"},
     "firmware": {"thicket", "host", "authority"},
     "host": set(),
+    "remote": {"thicket", "authority", "host"},
     "meshlab": {"thicket", "authority", "firmware", "host"},
 }
 

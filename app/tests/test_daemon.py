@@ -680,7 +680,7 @@ class TestStarting:
                     said[method] = error.code
                 else:
                     said[method] = "done"
-            ready = {"config", "config-apply", "nodes", "peers", "reload", "status"}
+            ready = {"config", "config-apply", "exec", "nodes", "peers", "reload", "status"}
             assert {method for method, code in said.items() if code == "done"} == ready
             for method in [method for method in said if method.startswith("update-")]:
                 assert said.pop(method) in {"no-slots", "bad-params"}

@@ -24,6 +24,7 @@ import pytest
 from daemons import OPEN, PREFIX, Fleet
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_plain
 from status_documents import document
@@ -761,7 +762,7 @@ class TestPlaces:
 def fetched(address: str, path: str, **headers: str) -> tuple[str, str]:
     """Type and text of what a node answers."""
     question = Question(f"http://[{address}]:9969{path}", headers=headers)
-    with urlopen(question, timeout=60) as answer:
+    with urlopen(question, timeout=PATIENCE) as answer:
         return answer.headers["Content-Type"], answer.read().decode()
 
 

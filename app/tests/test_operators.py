@@ -325,6 +325,24 @@ async def test_both_sides_say_that_they_are_there(monkeypatch: pytest.MonkeyPatc
 # -- the port
 
 
+class TheNode:
+    """What methods ask of a node."""
+
+    root = ""
+
+    def __init__(self, port: int = 9) -> None:
+        self.port = port
+
+    def resolve(self, text: str) -> str:
+        return f"thicket@{text}"
+
+    def operator_port(self) -> int:
+        return self.port
+
+    def node(self) -> Any:
+        raise RequestError("not-joined", "there is no cluster here")
+
+
 class Node:
     """A node's service for operators, at an address of its own."""
 
@@ -337,7 +355,7 @@ class Node:
         async def echo(params: dict[str, Any]) -> Any:
             return params
 
-        methods = Methods(str, lambda: 9)
+        methods = Methods(TheNode())
         self.service = Service(
             Door(
                 tls.server,
@@ -490,9 +508,9 @@ async def test_a_door_carries_bytes_and_ends_with_either_side() -> None:
 
     server = await asyncio.start_server(far, "::1", 0)
     port = server.sockets[0].getsockname()[1]
-    methods = Methods(lambda text: f"thicket@{text}", lambda: port)
+    methods = Methods(TheNode(port))
     async with a_pair() as (ours, theirs):
-        task = asyncio.create_task(converse(*theirs, methods.of("")))
+        task = asyncio.create_task(converse(*theirs, methods.of(None)))
         ours[1].write(b'{"id":1,"method":"door","params":{"node":"::1"}}\n')
         assert await ours[0].readline() == b'{"id":1,"result":{"node":"thicket@::1"}}\n'
         ours[1].write(b"hello")
@@ -503,9 +521,18 @@ async def test_a_door_carries_bytes_and_ends_with_either_side() -> None:
             await task
     server.close()
     async with a_pair() as (ours, theirs):
-        task = asyncio.create_task(converse(*theirs, methods.of("")))
+        task = asyncio.create_task(converse(*theirs, methods.of(None)))
         ours[1].write(b'{"id":1,"method":"door","params":{"node":"::1"}}\n')
         assert b'"unreachable"' in await ours[0].readline()
         ours[1].close()
         await task
     assert methods._doors == 0
+
+
+async def test_root_of_a_node_is_no_member_by_itself() -> None:
+    async with a_pair() as (ours, theirs):
+        task = asyncio.create_task(converse(*theirs, Methods(TheNode()).of(None)))
+        ours[1].write(b'{"id":1,"method":"member","params":{"cookie":"x"}}\n')
+        assert b'"no-operator"' in await ours[0].readline()
+        ours[1].close()
+        await task

@@ -12,6 +12,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from daemons import Fleet, NamespaceNode, Secured, fleet_in
 from patience import PATIENCE
 
@@ -244,3 +246,37 @@ def test_a_shell_has_a_terminal(tmp_path: Path) -> None:
         finally:
             running.kill()
             os.close(ours)
+
+
+@pytest.mark.parametrize("program", ["erl", "iex"])
+def test_an_operators_erlang_is_a_member(tmp_path: Path, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    with desk_with(tmp_path, 2) as (desk, (near, far)):
+        desk.secured.authority.operators.make("alice")
+        erlang = (
+            f"true = net_kernel:connect_node('{far.name}'),"
+            f"pong = net_adm:ping('{near.name}'),"
+            'io:format("members ~p~n", [lists:sort(nodes())]),'
+            f"{{error, {{badrpc, _}}}} = {{error, rpc:call('{far.name}', os, cmd, [\"id\"])}},"
+            "receive go -> ok after 300 -> ok end,"
+            'io:format("self ~s~n", [node()]), halt(5).'
+        )
+        if program == "erl":
+            words = ("erl", "-noshell", "-eval", erlang)
+        else:
+            words = ("iex", "-e", f"{{:ok, t, _}} = :erl_scan.string('{_quoted(erlang)}'); "
+                     "{:ok, e} = :erl_parse.parse_exprs(t); :erl_eval.exprs(e, [])")  # fmt: skip
+        done = desk.thicket("--via", "n1", *words)
+        assert done.returncode == 5, (done.stdout, done.stderr)
+        members = f"members['{near.name}','{far.name}']"
+        assert members in "".join(done.stdout.decode().split()), done.stdout
+        name = re.search(rf"self ({program}-\d+@\S+)", done.stdout.decode())
+        assert name is not None
+        assert f"{name[1]} is up" in far.log()
+        desk.fleet.until(lambda: f"{name[1]} is down" in far.log(), "it has gone")
+        desk.fleet.until(lambda: far.members() == {near.name}, "it is no member any more")
+
+
+def _quoted(erlang: str) -> str:
+    return erlang.replace("\\", "\\\\").replace("'", "\\'")

@@ -291,7 +291,7 @@ def test_revocation(ca: Authority) -> None:
     assert caught.value.reason == verify.REVOKED
     with pytest.raises(AuthorityError, match="was revoked on 2026-11-24"):
         ca.enroll_chip(driver, write=True, show=quiet)
-    with pytest.raises(AuthorityError, match="no device or signer"):
+    with pytest.raises(AuthorityError, match="no device, signer or operator"):
         ca.revocations.revoke(["ff" * 9])
     ca.signer()
     third = Revocations.unpack(ca.revocations.revoke(["Signer 0001"]), ca.fleet)

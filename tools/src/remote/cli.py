@@ -15,7 +15,7 @@ from typing import BinaryIO, Final, NamedTuple
 from authority.keys import HeldKey
 from authority.telling import Bar, Telling
 from authority.words import Parser, a_path, a_word, authority_in, chosen_folder, guarded
-from remote import programs, ways
+from remote import member, programs, ways
 from remote.errors import RemoteError
 from remote.files import atomic
 from remote.session import Operator, Session, opened
@@ -44,6 +44,7 @@ as a word, too:
                             these commands of a node
   shell [NODE]              a shell as root; Enter ~ . leaves a node that does not answer
   run [NODE] -- WORD...     any program, without a shell
+  erl|iex [ARGUMENT...]     a real Erlang or Elixir on this machine, as a member of the cluster
   cp FILE... NODE:FOLDER    bring files to a node (":FOLDER" is the first one)
   cp NODE:FILE... FOLDER    or from a node to here
 
@@ -124,6 +125,10 @@ def _run(words: list[str]) -> int:
     if args.via is None:
         raise UsageError("--via HOST tells where the command runs")
     target = Target(partial(ways.chosen, args.via), node, operator)
+    if rest[0] in member.PROGRAMS:
+        if node is not None:
+            raise UsageError(f"{rest[0]} is a member like any other, and runs here, not on {node}")
+        return asyncio.run(member.run(target.way, operator(), rest[0], rest[1:]))
     if rest[0] == "cp":
         return asyncio.run(_copy(target, rest[1:]))
     return asyncio.run(_command(target, rest))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from thicket.daemon.cluster_part import ClusterPart, ClusterSession
     from thicket.daemon.daemon import Daemon
     from thicket.daemon.live import Live
+    from thicket.distribution.node import Node
+    from thicket.trust.operator import Operator
     from thicket.update.fleet import FleetUpdate
     from thicket.update.service import Update
 
@@ -35,16 +37,27 @@ class Commands:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._takeovers = Methods(
-            self._resolve,
-            lambda: daemon.core.settings.access.operator_port,
-            daemon.core.paths.root,
-        )
+        self._takeovers = Methods(self)
 
-    def methods(self, operator: str = "") -> dict[str, Handler]:
+    # -- what operators need of this node, see operators.methods.Host
+
+    @property
+    def root(self) -> str:
+        return self._daemon.core.paths.root
+
+    def resolve(self, text: str) -> str:
+        return self._joined()[0].resolve(text)
+
+    def operator_port(self) -> int:
+        return self._daemon.core.settings.access.operator_port
+
+    def node(self) -> Node:
+        return self._joined()[1].node
+
+    def methods(self, operator: Operator | None = None) -> dict[str, Handler]:
         """Return the methods by name.
 
-        :param operator: who asks; empty for root on this node.
+        :param operator: who asks; None for root on this node.
         """
         return {
             **self._takeovers.of(operator),
@@ -89,9 +102,6 @@ class Commands:
         if live is None or live.cluster.session is None:
             raise RequestError("not-joined", NOT_JOINED)
         return live.cluster, live.cluster.session
-
-    def _resolve(self, text: str) -> str:
-        return self._joined()[0].resolve(text)
 
     async def _on_status(self, params: dict[str, Any]) -> Any:
         self._daemon.firewall.refresh()

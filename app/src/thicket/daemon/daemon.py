@@ -42,7 +42,6 @@ from thicket.daemon.document import Writer, document
 from thicket.daemon.led_part import LedPart
 from thicket.daemon.live import Live
 from thicket.daemon.milestones import Times
-from thicket.daemon.operators_part import OperatorsPart
 from thicket.daemon.parts import Parts
 from thicket.daemon.reload import Reload
 from thicket.firewall.service import Firewall
@@ -96,8 +95,6 @@ class Daemon:
         self.update: Update | None = None
         #: None on a node that serves no numbers.
         self.metrics: MetricsPart | None = None
-        #: None before the node knows who it is.
-        self.operators: OperatorsPart | None = None
         #: None on a node whose log is sent nowhere.
         self.syslog: Forwarder | None = None
         self.reload = Reload(
@@ -201,6 +198,7 @@ class Daemon:
             self._begin,
             update=lambda: self.update,
             document=self.current,
+            methods=self.commands.methods,
         )
         log.info("identity from %s, address %s", identity.source, live.me.address)
         if not core.paths.root:  # a daemon in another directory does not name the machine
@@ -209,8 +207,6 @@ class Daemon:
             except OSError as e:
                 log.warning("cannot set the host name: %s", e)
         self._begin("care", lambda: self._run_care(live))
-        self.operators = OperatorsPart(core, live, self.commands.methods)
-        self._begin("operators", self.operators.run)
         self._changed()
 
     def _begin(self, name: str, run: Callable[[], Awaitable[None]]) -> None:

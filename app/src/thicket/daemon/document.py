@@ -185,7 +185,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         "discovery": discovery.snapshot() if discovery is not None else None,
         "dns_sd": dns_sd.snapshot() if dns_sd is not None else None,
         "firewall": daemon.firewall.snapshot(),
-        "operators": daemon.operators.snapshot() if daemon.operators is not None else None,
+        "operators": live.operators.snapshot() if live is not None else None,
         "metrics": daemon.metrics.snapshot() if daemon.metrics is not None else None,
         "syslog": daemon.syslog.snapshot() if daemon.syslog is not None else None,
         "memory_kib": memory_kib(),

@@ -10,17 +10,20 @@ from thicket.daemon.cluster_part import ClusterPart
 from thicket.daemon.core import OwnIdentity
 from thicket.daemon.discovery_part import DiscoveryPart, DnsSdPart
 from thicket.daemon.installed_part import InstalledPart
+from thicket.daemon.operators_part import OperatorsPart
 from thicket.daemon.radio_part import RadioPart
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from thicket.base.paths import Paths
     from thicket.base.problems import Problems
     from thicket.config.schema import Settings
+    from thicket.control.server import Handler
     from thicket.daemon.core import Core
     from thicket.identity.source import Identity
     from thicket.radio.radio import Radio
+    from thicket.trust.operator import Operator
     from thicket.update.service import Update
 
 
@@ -32,6 +35,7 @@ class Live:
     :param begin: starts a supervised part under its name.
     :param update: returns the part that knows the slots; None until it has begun.
     :param document: returns the status document with figures of this moment.
+    :param methods: returns what an operator can ask for.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Live:
         *,
         update: Callable[[], Update | None],
         document: Callable[[], Awaitable[dict[str, Any]]],
+        methods: Callable[[Operator], Mapping[str, Handler]],
     ) -> None:
         self.me = OwnIdentity(identity, core.settings)
         self.reload = reload
@@ -73,6 +78,8 @@ class Live:
         begin("discovery", self.discovery.run)
         begin("dns-sd", self.dns_sd.run)
         begin("cluster", lambda: self.cluster.run(self.discovery))
+        self.operators = OperatorsPart(core, self, methods)
+        begin("operators", self.operators.run)
 
     # -- events of the radio, see radio_part.RadioListener
 

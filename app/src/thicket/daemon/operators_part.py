@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from thicket.daemon.core import Core
     from thicket.daemon.live import Live
     from thicket.operators.service import Service
+    from thicket.trust.operator import Operator
 
 log = getLogger(__name__)
 
@@ -26,11 +27,11 @@ _PAUSES = (1.0, 5.0, 15.0)
 class OperatorsPart:
     """Listens for operators while the node can prove itself.
 
-    :param methods: what they can ask for, by the operator's name.
+    :param methods: returns what an operator can ask for.
     """
 
     def __init__(
-        self, core: Core, live: Live, methods: Callable[[str], Mapping[str, Handler]]
+        self, core: Core, live: Live, methods: Callable[[Operator], Mapping[str, Handler]]
     ) -> None:
         self._core = core
         self._live = live

@@ -171,7 +171,8 @@ class Admission:
 
         :raises HandshakeError: when it is refused.
         """
-        if self._check_source and split_name(name)[1] != connection.source:
+        checks = self._check_source or connection.guest
+        if checks and split_name(name)[1] != connection.source:
             raise HandshakeError(
                 "wrong-source", f"a node that calls itself {name} connects from {connection.source}"
             )
@@ -191,7 +192,7 @@ class Admission:
 
         :raises HandshakeError: when it is refused.
         """
-        if self._tls is None:
+        if self._tls is None or connection.guest:
             return
         try:
             self._tls.check(connection.ssl_object, split_name(name)[1], name)

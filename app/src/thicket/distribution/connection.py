@@ -143,6 +143,8 @@ class Connection(asyncio.BufferedProtocol):
     :param room: memory for incomplete messages; by default the connection has its own.
     :param inside_tls: send nothing before :meth:`secured` is called.
     :param beat: that of ``tick_time``; by default the connection has its own.
+    :param guest: the address that must stand in the name of a peer who was let in otherwise, and
+        has proven there who he is; it counts as the one that he connects from.
     :ivar source: the peer's address in canonical form, without zone.
     :ivar heard: when the last bytes came, by the event loop's clock; 0 before the first.
     :ivar secured_at: when TLS came up, by the same clock; 0 before, and without TLS.
@@ -163,8 +165,9 @@ class Connection(asyncio.BufferedProtocol):
         room: frames.Room | None = None,
         inside_tls: bool = False,
         beat: Beat | None = None,
+        guest: str = "",
     ) -> None:
-        self.source = ""
+        self.source = self.guest = guest
         self.checked = ""
         self.heard = self.used = 0.0
         self.secured_at = 0.0
@@ -213,7 +216,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         peer = transport.get_extra_info("peername")
         # The C library may use another spelling than the canonical one.
-        self.source = str(IPv6Address(peer[0].partition("%")[0])) if peer else ""
+        if not self.guest:
+            self.source = str(IPv6Address(peer[0].partition("%")[0])) if peer else ""
         if self._closed is not None:  # closed before it came up
             transport.abort()
             return

@@ -81,8 +81,11 @@ class Maker:
         """Whether the connections are inside TLS."""
         return self._secure is not None
 
-    def make(self, handshake: Handshake) -> Connection:
-        """Return a connection that begins with ``handshake``."""
+    def make(self, handshake: Handshake, guest: str = "") -> Connection:
+        """Return a connection that begins with ``handshake``.
+
+        :param guest: see :class:`.Connection`; there is no TLS in such a connection.
+        """
         return Connection(
             self._owner,
             handshake,
@@ -90,8 +93,9 @@ class Maker:
             setup_time=self.setup_time,
             max_message=self.max_message,
             room=self._room,
-            inside_tls=self.encrypted,
+            inside_tls=self.encrypted and not guest,
             beat=self._beat,
+            guest=guest,
         )
 
     def protocol(self, connection: Connection, host: str | None) -> asyncio.BufferedProtocol:

@@ -411,7 +411,17 @@ class Node(ProcessTable):
 
     def accept(self) -> asyncio.BufferedProtocol:
         """Return the protocol of a connection that somebody else makes."""
+        return self._maker.protocol(self._accepting(self.local, self._maker.length_size), None)
 
+    def admit(self, address: str, cookie: str) -> Connection:
+        """Return the protocol of a connection whose peer has proven elsewhere who he is.
+
+        :param address: the one that stands in his name, in canonical form.
+        :param cookie: what both sides have to know; the cluster's plays no part.
+        """
+        return self._accepting(self.local._replace(cookie=cookie), 2, address)
+
+    def _accepting(self, local: LocalNode, length_size: int, guest: str = "") -> Connection:
         def decide(remote: RemoteNode) -> str:
             asking = known()
             if asking is None:  # it is gone, so nobody reads the answer
@@ -419,9 +429,9 @@ class Node(ProcessTable):
             self._admission.judge(asking, remote.name)
             return self._connector.welcome(asking, remote.name)
 
-        connection = self._maker.make(Acceptor(self.local, decide, self._maker.length_size))
+        connection = self._maker.make(Acceptor(local, decide, length_size), guest)
         known = weakref.ref(connection)  # weak, as the connection holds the acceptor
-        return self._maker.protocol(connection, None)
+        return connection
 
     def on_opened(self, connection: Connection) -> None:
         if not connection.outgoing:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes a connection over: ``exec`` runs a program on this node, ``door`` leads to another."""
+"""What takes a connection over: ``exec`` runs a program on this node, ``door`` leads to another,
+``member`` makes an operator a member of the cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import asyncio
 import shlex
 from collections.abc import Callable, Mapping
 from logging import getLogger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from thicket.base.errors import RequestError
 from thicket.base.visible import visible
@@ -15,6 +16,9 @@ from thicket.control.server import Handler, Takeover
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+    from thicket.distribution.node import Node
+    from thicket.trust.operator import Operator
 
     Run = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -28,34 +32,64 @@ _SHOWN = 200
 _NOT_FOUND = 127  # as a shell says it
 
 
-class Methods:
-    """Makes the methods of one client.
+class Host(Protocol):
+    """The node that is operated.
 
-    :param resolve: returns the full name of the node that a person means, see
-        ``ClusterPart.resolve``.
-    :param port: returns where nodes listen for operators.
-    :param root: the prefix of the node's paths.
+    :ivar root: the prefix of its paths.
     """
 
-    def __init__(
-        self, resolve: Callable[[str], str], port: Callable[[], int], root: str = ""
-    ) -> None:
-        self._root = root
-        self._resolve = resolve
-        self._port = port
+    @property
+    def root(self) -> str: ...
+
+    def resolve(self, text: str) -> str:
+        """Return the full name of the node that a person means, see ``ClusterPart.resolve``."""
+
+    def operator_port(self) -> int:
+        """Return where nodes listen for operators."""
+
+    def node(self) -> Node:
+        """Return the node of the cluster.
+
+        :raises RequestError: there is none.
+        """
+
+
+class Methods:
+    """Makes the methods of one client."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._programs = 0
         self._doors = 0
 
-    def of(self, operator: str) -> Mapping[str, Handler]:
-        """Return the methods of an operator; empty for root on this node."""
+    def of(self, operator: Operator | None) -> Mapping[str, Handler]:
+        """Return the methods of an operator; None for root on this node."""
+        name = "" if operator is None else operator.short
 
         async def execute(params: dict[str, Any]) -> Any:
-            return self._execute(params, operator)
+            return self._execute(params, name)
 
         async def door(params: dict[str, Any]) -> Any:
-            return await self._door(params, operator)
+            return await self._door(params, name)
 
-        return {"exec": execute, "door": door}
+        async def member(params: dict[str, Any]) -> Any:
+            return self._member(params, operator)
+
+        return {"exec": execute, "door": door, "member": member}
+
+    def _member(self, params: dict[str, Any], operator: Operator | None) -> Takeover:
+        if operator is None:
+            raise RequestError("no-operator", "only an operator's certificate makes a member")
+        from thicket.operators import member
+
+        cookie, node = member.cookie_of(params), self._host.node()
+        connection = node.admit(str(operator.address), cookie)
+        _tell(operator.short, "joins the cluster")
+
+        async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await member.join(connection, writer)
+
+        return Takeover({"node": node.name, "address": str(operator.address)}, run)
 
     def _execute(self, params: dict[str, Any], operator: str) -> Takeover:
         from thicket.operators import program  # where an operator comes
@@ -64,7 +98,7 @@ class Methods:
         if self._programs >= MAX_PROGRAMS:
             raise RequestError("too-many", f"{MAX_PROGRAMS} programs run for operators")
         what = shlex.join(wanted.words) if wanted.words else "a shell"
-        whose = program.Whose(operator, self._root)
+        whose = program.Whose(operator, self._host.root)
         _tell(operator, what)
 
         async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -82,12 +116,12 @@ class Methods:
     async def _door(self, params: dict[str, Any], operator: str) -> Takeover:
         from thicket.operators import door
 
-        name = self._resolve(str(params.get("node", "")))
+        name = self._host.resolve(str(params.get("node", "")))
         if self._doors >= MAX_DOORS:
             raise RequestError("too-many", f"{MAX_DOORS} operators pass through this node")
         self._doors += 1
         try:
-            other = await door.open_to(name.partition("@")[2], self._port())
+            other = await door.open_to(name.partition("@")[2], self._host.operator_port())
         except BaseException:
             self._doors -= 1
             raise

@@ -49,13 +49,13 @@ class Door(NamedTuple):
     :ivar check: returns who is at the other end of a connection (an SSL object); raises
         ``RefusedError``.
     :ivar expected: returns whether a member is known to be at an address.
-    :ivar methods: what an operator can ask for, by the name that people chose.
+    :ivar methods: what an operator can ask for.
     """
 
     context: ssl.SSLContext
     check: Callable[[Any], Operator]
     expected: Callable[[IPv6Address], bool]
-    methods: Callable[[str], Mapping[str, Handler]]
+    methods: Callable[[Operator], Mapping[str, Handler]]
 
 
 class _Guest:
@@ -215,7 +215,7 @@ class Service:
         log.info("operator %s has connected from %s", operator.short, guest.source)
         began = time.monotonic()
         try:
-            await converse(reader, writer, self._door.methods(operator.short))
+            await converse(reader, writer, self._door.methods(operator))
         finally:
             lasted = time.monotonic() - began
             log.info("operator %s has gone after %.0f s", operator.short, lasted)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from hashlib import sha256
+from ipaddress import IPv6Address
 from typing import NamedTuple
 
 from thicket.trust import certificates as x509
@@ -24,6 +25,9 @@ PREFIX = "Operator "
 """What the common names of operators' certificates begin with. They hold a blank, so that nobody
 takes them for host names, which the root's name constraints would refuse."""
 
+_SOURCE = 0xFF
+"""In place of the number of an identity's source (``identity.address.SOURCES``)."""
+
 PORT = 9102
 """Where nodes listen for operators (``[access] operator_port``)."""
 
@@ -33,10 +37,12 @@ class Operator(NamedTuple):
 
     :ivar name: the common name of the certificate: what can be revoked.
     :ivar until: its end.
+    :ivar address: what stands in his name as a member of the cluster. Nothing has this address.
     """
 
     name: str
     until: datetime
+    address: IPv6Address
 
     @property
     def short(self) -> str:
@@ -47,6 +53,15 @@ class Operator(NamedTuple):
 def operator_name(name: str) -> str:
     """Return the common name of an operator's certificate."""
     return PREFIX + name
+
+
+def operator_address(fleet: Fleet, public_key: bytes) -> IPv6Address:
+    """Return the address in the name of an operator as a member of the cluster.
+
+    It is of no identity's source, and another one for each key.
+    """
+    number = _SOURCE << 48 | int.from_bytes(sha256(public_key).digest()[:6], "big")
+    return IPv6Address(int(fleet.network.network_address) | number)
 
 
 def operator_profile(
@@ -114,4 +129,4 @@ def check_operator(
         raise RefusedError(rules.EXPIRED, f"{name!r} until {one.not_after:%Y-%m-%d %H:%M}")
     if name in revoked:
         raise RefusedError(rules.REVOKED, name)
-    return Operator(name, one.not_after)
+    return Operator(name, one.not_after, operator_address(fleet, one.public_key))

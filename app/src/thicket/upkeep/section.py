@@ -96,7 +96,7 @@ class PublicKeys(Pasted):
 
 
 class AccessSection(Section, name="access"):
-    """Ways in for a person; there is no password. SSH and serial port are closed until asked for."""
+    """Ways in for a person. There is no password, and SSH and serial port are closed by default."""
 
     __slots__ = ()
     ssh_keys = PublicKeys(
