@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +25,7 @@ from thicket.base.errors import RequestError
 from thicket.base.sockets import bound
 from thicket.control.server import converse
 from thicket.operators import frames, program, service
+from thicket.operators.door import Ends
 from thicket.operators.frames import Frame, FrameError, Kind, Reader
 from thicket.operators.methods import Methods
 from thicket.operators.program import Program, Terminal, Whose
@@ -209,7 +211,7 @@ class Line:
 async def running(words: tuple[str, ...], terminal: Terminal | None = None) -> AsyncIterator[Line]:
     async with a_pair() as (ours, theirs):
         task = asyncio.create_task(
-            program.run(Program(words, terminal), *theirs, Whose("alice", ""))
+            program.run(Program(words, terminal), theirs[0], theirs[1], Whose("alice", ""))
         )
         try:
             yield Line(*ours)
@@ -221,9 +223,7 @@ async def running(words: tuple[str, ...], terminal: Terminal | None = None) -> A
 
 
 @asynccontextmanager
-async def a_pair() -> AsyncIterator[Any]:
-    import socket
-
+async def a_pair() -> AsyncIterator[tuple[Ends, Ends]]:
     one, other = socket.socketpair()
     ours = await asyncio.open_unix_connection(sock=one)
     theirs = await asyncio.open_unix_connection(sock=other)
@@ -510,7 +510,7 @@ async def test_a_door_carries_bytes_and_ends_with_either_side() -> None:
     port = server.sockets[0].getsockname()[1]
     methods = Methods(TheNode(port))
     async with a_pair() as (ours, theirs):
-        task = asyncio.create_task(converse(*theirs, methods.of(None)))
+        task = asyncio.create_task(converse(theirs[0], theirs[1], methods.of(None)))
         ours[1].write(b'{"id":1,"method":"door","params":{"node":"::1"}}\n')
         assert await ours[0].readline() == b'{"id":1,"result":{"node":"thicket@::1"}}\n'
         ours[1].write(b"hello")
@@ -521,7 +521,7 @@ async def test_a_door_carries_bytes_and_ends_with_either_side() -> None:
             await task
     server.close()
     async with a_pair() as (ours, theirs):
-        task = asyncio.create_task(converse(*theirs, methods.of(None)))
+        task = asyncio.create_task(converse(theirs[0], theirs[1], methods.of(None)))
         ours[1].write(b'{"id":1,"method":"door","params":{"node":"::1"}}\n')
         assert b'"unreachable"' in await ours[0].readline()
         ours[1].close()
@@ -531,7 +531,7 @@ async def test_a_door_carries_bytes_and_ends_with_either_side() -> None:
 
 async def test_root_of_a_node_is_no_member_by_itself() -> None:
     async with a_pair() as (ours, theirs):
-        task = asyncio.create_task(converse(*theirs, Methods(TheNode()).of(None)))
+        task = asyncio.create_task(converse(theirs[0], theirs[1], Methods(TheNode()).of(None)))
         ours[1].write(b'{"id":1,"method":"member","params":{"cookie":"x"}}\n')
         assert b'"no-operator"' in await ours[0].readline()
         ours[1].close()

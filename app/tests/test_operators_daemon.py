@@ -262,6 +262,7 @@ def test_an_operators_erlang_is_a_member(tmp_path: Path, program: str) -> None:
             "receive go -> ok after 300 -> ok end,"
             'io:format("self ~s~n", [node()]), halt(5).'
         )
+        words: tuple[str, ...]
         if program == "erl":
             words = ("erl", "-noshell", "-eval", erlang)
         else:

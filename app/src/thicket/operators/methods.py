@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Callable, Mapping
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Protocol
@@ -92,6 +91,8 @@ class Methods:
         return Takeover({"node": node.name, "address": str(operator.address)}, run)
 
     def _execute(self, params: dict[str, Any], operator: str) -> Takeover:
+        import shlex
+
         from thicket.operators import program  # where an operator comes
 
         wanted = program.asked(params)
