@@ -371,6 +371,7 @@ async def serving(network: Network) -> AsyncIterator[Node]:
     mine = await make_credentials(FLEET.device()[0], FLEET.fleet, CLOCK)
     node = Node(network.address(1), mine)
     listener = bound(str(node.address), 9102 if network.private else 0)
+    listener.listen(8)
     node_port[0] = listener.getsockname()[1]
     task = asyncio.create_task(node.service.run(listener))
     try:
@@ -381,6 +382,7 @@ async def serving(network: Network) -> AsyncIterator[Node]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        listener.close()
 
 
 node_port = [9102]

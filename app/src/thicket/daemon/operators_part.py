@@ -9,7 +9,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 from thicket.base.pace import Backoff
-from thicket.base.sockets import bound
+from thicket.base.sockets import bound, readable
 
 if TYPE_CHECKING:
     from thicket.control.server import Handler
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
+#: Connections that the kernel keeps until they are taken.
+BACKLOG = 8
 #: Pauses between attempts to listen, in seconds; the last one repeats.
 _PAUSES = (1.0, 5.0, 15.0)
 
@@ -36,17 +38,18 @@ class OperatorsPart:
         self._core = core
         self._live = live
         self._methods = methods
+        self._listens = False
         self._service: Service | None = None
 
     def snapshot(self) -> dict[str, Any] | None:
         """Return the part ``operators`` of the status document; None while nobody can come in."""
-        service = self._service
-        if service is None:
+        if not self._listens:
             return None
+        service = self._service
         return {
-            "connected": service.operators,
-            "served": service.served,
-            "refused": dict(service.refused),
+            "connected": service.operators if service is not None else [],
+            "served": service.served if service is not None else 0,
+            "refused": dict(service.refused) if service is not None else {},
         }
 
     async def run(self) -> None:
@@ -56,28 +59,36 @@ class OperatorsPart:
         if not core.settings.access.operators or not core.settings.trust.root:
             await asyncio.Event().wait()
         await live.trust.ready.wait()
-        tls = live.trust.tls
-        assert tls is not None, "a node that can prove itself has it"
-        from thicket.operators.service import Door, Service
-
-        def knows(address: Any) -> bool:
-            return live.discovery.knows(address)
-
-        service = Service(Door(tls.server, tls.check_operator, knows, self._methods))
         port, backoff = core.settings.access.operator_port, Backoff(*_PAUSES)
-        live.trust.on_lists = service.recheck
         try:
             while True:
                 try:
-                    listener = bound(live.me.text, port)
-                    self._service = service
-                    core.problems.clear("operators")
-                    await service.run(listener)
+                    with bound(live.me.text, port) as listener:
+                        listener.listen(BACKLOG)
+                        self._listens = True
+                        core.problems.clear("operators")
+                        await readable(listener.fileno())
+                        await self._made().run(listener)
                 except OSError as e:
                     pause = backoff.failed()
                     message = f"nobody is let in at port {port}: {e.strerror or e}"
                     core.problems.report("operators", "not-served", message, "warning")
                     await asyncio.sleep(pause)
         finally:
+            self._listens = False
             self._service = None
             live.trust.on_lists = lambda: None
+
+    def _made(self) -> Service:
+        """Return what serves: most nodes see no operator, and need not import it."""
+        if self._service is None:
+            from thicket.operators.service import Door, Service
+
+            trust, discovery = self._live.trust, self._live.discovery
+            tls = trust.tls
+            assert tls is not None, "a node that can prove itself has it"
+            self._service = Service(
+                Door(tls.server, tls.check_operator, discovery.knows, self._methods)
+            )
+            trust.on_lists = self._service.recheck
+        return self._service

@@ -9,6 +9,7 @@ of those who have waited longest.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 import time
@@ -37,6 +38,8 @@ MAX_OF_ONE = 4
 #: Seconds to send a first byte, and to prove who one is.
 SILENT = 5.0
 PROVE = 20.0
+#: Seconds after a connection that could not be taken.
+PAUSE = 0.5
 #: Connections of operators at the same time.
 MAX_OPERATORS = 32
 _LOG_INTERVAL, _LOG_LINES = 60.0, 30
@@ -85,18 +88,23 @@ class Service:
         self._seldom = Seldom(_LOG_INTERVAL, _LOG_LINES)
 
     async def run(self, listener: socket.socket) -> None:
-        """Serve at a socket that is bound, and close it at the end.
+        """Serve at a socket that listens, until cancelled.
 
-        :raises OSError: it cannot be listened at.
+        :raises OSError: the socket is of no use any more.
         """
         loop = asyncio.get_running_loop()
         try:
-            listener.listen(MAX_STRANGERS)
             while True:
-                sock, peer = await loop.sock_accept(listener)
+                try:
+                    sock, peer = await loop.sock_accept(listener)
+                except OSError as error:
+                    if error.errno in {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}:
+                        raise
+                    # Somebody has gone again, or there are too many open files: none is lost.
+                    await asyncio.sleep(PAUSE)
+                    continue
                 self._take(sock, IPv6Address(peer[0].partition("%")[0]))
         finally:
-            listener.close()
             tasks = [guest.task for guest in self._guests if guest.task is not None]
             for task in tasks:
                 task.cancel()
