@@ -66,6 +66,13 @@ class TestRules:
         keys = made(access={"ssh_keys": "ssh-ed25519 AAAA"})
         assert served(ruleset(keys, "mesh0")) == {22, 4369, 9100}
 
+    def test_operators_are_let_in_where_there_is_a_fleet(self) -> None:
+        assert served(ruleset(made(trust={"root": "x"}), "mesh0")) == {4369, 9100, 9102}
+        closed = made(trust={"root": "x"}, access={"operators": False})
+        assert served(ruleset(closed, "mesh0")) == {4369, 9100}
+        moved = made(trust={"root": "x"}, access={"operator_port": 9200})
+        assert served(ruleset(moved, "mesh0")) == {4369, 9100, 9200}
+
     def test_what_no_rule_names_is_dropped_and_counted(self) -> None:
         text = ruleset(made(), "mesh0")
         assert "hook input priority filter; policy drop;" in chain(text, "input")

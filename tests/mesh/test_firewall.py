@@ -112,7 +112,7 @@ async def test_every_node_has_its_rules_and_they_form_a_cluster(nodes: Nodes) ->
 
 
 async def test_only_what_is_served_answers(nodes: Nodes) -> None:
-    served, others = {4369, 8080, 9100}, {21, 22, 80, 8081}
+    served, others = {4369, 8080, 9100, 9102}, {21, 22, 80, 8081}
     log = "/tmp/listen.log"
     listen = python(LISTEN, 8080, *sorted(others))
     await nodes.run("n2", f": >{log}; {listen} >{log} 2>&1 & echo $! >/tmp/listen.pid")

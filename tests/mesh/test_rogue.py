@@ -21,6 +21,7 @@ import pytest
 
 from authority.authority import Authority
 from authority.issuer import years_from
+from authority.keys import HeldKey
 from meshlab.lab.fleet import LabFleet
 from meshlab.lab.lab import Lab
 from meshlab.lab.spec import PREFIX
@@ -64,6 +65,38 @@ async def main():
         print(json.dumps([e.code, str(e)]))
     await node.stop()
 asyncio.run(main())
+"""
+
+#: Somebody on n3 who has an operator's key, or another one: runs a program on another node.
+OPERATOR = """
+import base64, json, socket, sys
+from thicket.operators.frames import TO_OPERATOR, Kind, Reader
+from thicket.trust.credentials import Credentials
+from thicket.trust.fleet import Fleet
+from thicket.trust.tls import OPERATORS, client_context
+given = json.load(open(sys.argv[1]))
+der = lambda text: base64.b64decode(text)
+mine = Credentials(der(given["key"]), tuple(map(der, given["chain"])), None, None)
+context = client_context(mine, Fleet(der(given["root"])))
+context.set_alpn_protocols([OPERATORS])
+request = {"id": 1, "method": "exec", "params": {"words": ["sh", "-c", "hostname; id -u"]}}
+with context.wrap_socket(socket.create_connection((given["target"], 9102), 200)) as line:
+    line.sendall(json.dumps(request).encode() + b"\\n")
+    data = b""
+    while b"\\n" not in data:
+        data += line.recv(4096) or sys.exit(json.dumps(["closed", ""]))
+    answer, _, rest = data.partition(b"\\n")
+    if "error" in json.loads(answer):
+        print(json.dumps([json.loads(answer)["error"]["code"], ""]))
+        sys.exit()
+    frames, said = Reader(TO_OPERATOR), b""
+    while True:
+        for frame in frames.feed(rest):
+            if frame.kind is Kind.EXIT:
+                print(json.dumps(["done", said.decode()]))
+                sys.exit()
+            said += frame.data
+        rest = line.recv(4096)
 """
 
 #: Hears a beacon of n1, and sends it to n2: as it was, and with one bit changed.
@@ -206,6 +239,38 @@ async def test_the_fleet_forms_and_nobody_else_is_in_it(lab: Lab, nodes: Nodes) 
         assert nodes.status(name, "cluster", "security") == "tls"
         assert nodes.status(name, "trust", "software") is False
     assert lab.state.cluster("n3") == set()
+
+
+async def test_an_operator_is_let_in_and_no_member(intruder: Intruder) -> None:
+    nodes, ours = intruder.nodes, intruder.ours
+    ours.operators.make("alice")
+    alice = ours.operators.open("alice")
+    assert isinstance(alice.key, HeldKey)
+    common = {
+        "root": base64.b64encode(ours.fleet.root.der).decode(),
+        "target": nodes.address("n1"),
+    }
+    await write(nodes, "n3", "/tmp/operator.py", OPERATOR)
+
+    async def tries(given: dict[str, Any]) -> list[str]:
+        await write(nodes, "n3", "/tmp/given.json", json.dumps({**common, **given}))
+        command = "python3 /tmp/operator.py /tmp/given.json 2>&1"
+        found: list[str] = await last_line(nodes, "n3", command)
+        return found
+
+    operator = {
+        "key": base64.b64encode(alice.key.exported()).decode(),
+        "chain": [base64.b64encode(alice.certificate).decode()],
+    }
+    host = nodes.status("n1", "hostname")
+    assert await tries(operator) == ["done", f"{host}\n0\n"]
+    await nodes.logs("n1", "operator alice: sh -c")
+    code, _ = await tries(intruder.certificates(ours, "n3"))
+    assert code == "not-an-operator"
+    # Nor is an operator a member.
+    code, _ = await intruder.tries(operator)
+    assert code in {"bad-chain", "wrong-certificate", "tls", "closed"}, code
+    assert intruder.lab.state.cluster("n1") <= {"n2"}
 
 
 async def test_without_the_passphrase_nothing_is_heard(lab: Lab, nodes: Nodes) -> None:
