@@ -27,7 +27,7 @@ from thicket.control.server import converse
 from thicket.operators import frames, program, service
 from thicket.operators.door import Ends
 from thicket.operators.frames import Frame, FrameError, Kind, Reader
-from thicket.operators.methods import Methods
+from thicket.operators.methods import Methods, shown
 from thicket.operators.program import Program, Terminal, Whose
 from thicket.operators.service import Door, Service
 from thicket.trust import openssl
@@ -529,6 +529,13 @@ async def test_a_door_carries_bytes_and_ends_with_either_side() -> None:
         ours[1].close()
         await task
     assert methods._doors == 0
+
+
+def test_the_log_shows_no_arguments() -> None:
+    assert shown(()) == "a shell"
+    assert shown(("thicket", "config", "set", "mesh.passphrase=secret")) == "thicket config set ..."
+    assert shown(("thicket", "status")) == "thicket status"
+    assert shown(("sh", "-c", "echo secret")) == "sh ..."
 
 
 async def test_root_of_a_node_is_no_member_by_itself() -> None:

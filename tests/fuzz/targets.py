@@ -963,12 +963,55 @@ def signed_beacon_seeds() -> Iterator[bytes]:
 # -- certificates
 
 
+def make_operator() -> Try:
+    """What an operator sends for a program, or what a node sends to an operator; the first byte
+    chooses. However it is cut, it is the same frames, and nothing is kept beyond one."""
+    from thicket.operators import frames
+    from thicket.operators.frames import FrameError, Reader
+
+    def read(kinds: frozenset[frames.Kind], data: bytes, piece: int) -> tuple[list[Any], str]:
+        reader, found = Reader(kinds), []
+        try:
+            for at in range(0, len(data), piece):
+                found += reader.feed(data[at : at + piece])
+        except FrameError as error:
+            return found, str(error)
+        assert len(data) - sum(len(frame.packed()) for frame in found) <= frames.LONGEST + 3
+        return found, ""
+
+    def attempt(data: bytes) -> None:
+        if not data:
+            return
+        kinds = frames.TO_NODE if data[0] & 1 else frames.TO_OPERATOR
+        whole, fault = read(kinds, data[1:], len(data))
+        pieces, same = read(kinds, data[1:], 1 + data[0] % 7)
+        assert fault == same
+        # A piece with a fault gives no frames, also not those before it.
+        assert pieces == whole or (fault and whole == pieces[: len(whole)])
+        for frame in pieces:
+            assert frame.kind in kinds
+            assert len(frame.data) <= frames.LONGEST
+
+    return attempt
+
+
+def operator_seeds() -> Iterator[bytes]:
+    from thicket.operators import frames
+    from thicket.operators.frames import Frame, Kind
+
+    to_node = [Frame(Kind.IN, b"ls\n"), frames.of_size(24, 80), Frame(Kind.SIGNAL, b"\2")]
+    to_operator = [Frame(Kind.OUT, b"x" * 300), Frame(Kind.ERROR, b"no\n"), Frame(Kind.EXIT, b"\1")]
+    for first, sent in ((b"\1", to_node), (b"\2", to_operator)):
+        yield first + b"".join(frame.packed() for frame in (*sent, Frame(Kind.ALIVE, b"")))
+
+
 def make_certificate() -> Try:
     """Certificates in DER and PEM, and whole chains of them; the first byte chooses."""
     from thicket.trust import certificates, der
     from thicket.trust.certificates import Certificate, CertificateError
     from thicket.trust.der import DerError, Reader
     from thicket.trust.fleet import Fleet
+    from thicket.trust.operator import check_operator
     from thicket.trust.verify import REASONS, Clock, RefusedError, check_peer
 
     clock = Clock(datetime(2026, 1, 1, tzinfo=UTC))
@@ -1035,6 +1078,15 @@ def make_certificate() -> Try:
             assert certificates.encode_signature(raw) == data
         else:
             shown = list(records(data))
+            try:
+                operator = check_operator(
+                    shown, ours, clock=clock, verify=lambda _key, _digest, _signature: True
+                )
+            except RefusedError as error:
+                assert error.reason in REASONS
+            else:
+                assert operator.name == f"Operator {operator.short}"
+                assert operator.address in PREFIX
             try:
                 peer = check_peer(
                     shown,
@@ -2064,6 +2116,7 @@ TARGETS: dict[str, Target] = {
     "beacon": Target(make_beacon, beacon_seeds, 512),
     "signed_beacon": Target(make_signed_beacon, signed_beacon_seeds, 2200),
     "certificate": Target(make_certificate, certificate_seeds),
+    "operator": Target(make_operator, operator_seeds),
     "compressed": Target(make_compressed, compressed_seeds, 200),
     "bundle": Target(
         make_bundle,

@@ -37,6 +37,7 @@ from thicket.trust.credentials import (
     software_key,
 )
 from thicket.trust.der import Reader
+from thicket.trust.operator import check_operator
 from thicket.trust.revocations import Revocations
 from thicket.trust.verify import RefusedError, check_peer
 
@@ -515,3 +516,57 @@ def test_a_clock_that_stands_before_the_fleet_makes_no_signer_of_updates(ca: Aut
         early.update_signers.make("release")
     assert sorted(path.name for path in ca.folder.iterdir()) == before
     ca.update_signers.make("release")
+
+
+class TestOperators:
+    """People who may run commands on the nodes."""
+
+    def test_one_is_made_listed_renewed_and_revoked(self, ca: Authority) -> None:
+        assert ca.operators.make("alice", days=30) == "Operator alice"
+        made = ca.operators.open("alice")
+        shown = check_operator((made.certificate,), ca.fleet, clock=CLOCK)
+        assert shown.short == "alice"
+        assert made.key.public_key == Certificate(made.certificate).public_key
+        with pytest.raises(AuthorityError, match="there is, or was, an operator 'alice'"):
+            ca.operators.make("alice")
+        assert ca.operators.renew("alice", days=90) == "Operator alice"
+        again = ca.operators.open("alice")
+        assert again.certificate != made.certificate
+        assert again.key.public_key == made.key.public_key
+        assert check_operator((again.certificate,), ca.fleet, clock=CLOCK).until > shown.until
+        ca.revocations.revoke(ca.revocations.full_names(["alice"]))
+        assert ca.revocations.names == {"Operator alice"}
+        with pytest.raises(AuthorityError, match="was revoked on"):
+            ca.operators.open("alice")
+        with pytest.raises(AuthorityError, match="was revoked on"):
+            ca.operators.renew("alice", days=9)
+
+    def test_who_gets_a_folder_has_what_he_needs_and_nothing_of_others(
+        self, ca: Authority, tmp_path: Path
+    ) -> None:
+        ca.operators.make("alice")
+        ca.operators.make("bob")
+        target = tmp_path / "alices"
+        ca.operators.hand_over("alice", target)
+        assert {path.name for path in target.iterdir()} == {
+            "fleet.json",
+            "root.pem",
+            "revocations.bin",
+            "operator-alice.pem",
+            "operator-alice.key",
+        }
+        assert target.stat().st_mode & 0o77 == 0
+        copy = Authority(target, lambda _: "secret")
+        assert copy.operators.open().name == "Operator alice"
+        assert "bob" not in (target / "fleet.json").read_text()
+        with pytest.raises(AuthorityError, match="root's key"):
+            copy.operators.make("carol")
+        with pytest.raises(AuthorityError, match="is not empty"):
+            ca.operators.hand_over("bob", target)
+
+    def test_a_name_that_means_two_is_not_guessed(self, ca: Authority) -> None:
+        ca.operators.make("alice")
+        ca.update_signers.make("alice")
+        with pytest.raises(AuthorityError, match="'Operator alice' or 'Update signer alice'"):
+            ca.revocations.full_names(["alice"])
+        assert ca.revocations.full_names(["Operator alice"]) == ["Operator alice"]

@@ -22,6 +22,9 @@ fi
 echo "$state" >/run/thicket/last-run
 [ -d /data/thicket/run ] || echo running 2>/dev/null 1<>/data/thicket/run
 
+# What operators brought, and no command uses any more.
+[ ! -e /data/thicket/incoming ] || rm -rf /data/thicket/incoming
+
 # The log of the run before, as far as it was kept (rcK, and the daemon).
 if [ -f /data/log/system.txt ]; then
 	mv -f /data/log/system.txt /data/log/system-before.txt 2>/dev/null

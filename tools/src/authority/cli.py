@@ -45,9 +45,9 @@ A fleet:
   signer [--pkcs11 URI]     make another signer, used for new devices from then on
   update-signer NAME [--pkcs11 URI]
                             make a signer of updates (`thicket update sign`)
-  operator NAME [--days 365] [--out DIR]
-                            let somebody run commands on all nodes (`thicket --via`); DIR is
-                            a folder for him, with nothing of others
+  operator NAME [--days 365] [--renew] [--out DIR]
+                            let somebody run commands on all nodes (`thicket --via`), or for
+                            longer; DIR is a folder for him, with nothing of others
   config [--out FILE] [--ssh-key FILE... | --no-ssh-key]
                             a thicket.toml for the fleet's cards, the same one every time;
                             asks whose SSH key may log in (usually yours, of ~/.ssh)
@@ -155,19 +155,19 @@ def _operator(authority: Authority, rest: list[str]) -> int:
     parser = Parser("operator needs the NAME of the operator")
     parser.add_argument("name", type=a_word)
     parser.add_argument("--days", type=a_number, default=365)
+    parser.add_argument("--renew", action="store_true")
     parser.add_argument("--out", type=a_path)
     args = parser.parse_args(rest)
     if not 1 <= args.days <= 3650:
         raise UsageError(f"--days takes 1 to 3650 days, not {args.days}")
     operators = authority.operators
-    if args.name in authority.list().get(operators.member, {}) and args.out is not None:
-        operators.hand_over(args.name, args.out)
-    else:
-        full = operators.make(args.name, days=args.days)
+    known = args.name in authority.list().get(operators.member, {})
+    if not known or args.renew or args.out is None:
+        make = operators.renew if args.renew else operators.make
+        full = make(args.name, days=args.days)
         print(f"{full!r} can run commands on the nodes from now on, for {args.days} days.")
-        if args.out is not None:
-            operators.hand_over(args.name, args.out)
     if args.out is not None:
+        operators.hand_over(args.name, args.out)
         print(f"Give {args.out} to {args.name}, and nobody else: THICKET_CA={args.out} uses it.")
     print("    thicket --via root@HOST status NODE")
     return OK

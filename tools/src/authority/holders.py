@@ -149,6 +149,23 @@ class Holders:
             holders[name] = {"name": full, "until": f"{validity[1]:%Y-%m-%d}"}
         return full
 
+    def renew(self, name: str, *, days: int) -> str:
+        """Give a holder a certificate that begins now, for the key that he has.
+
+        :raises AuthorityError: there is no such holder, or he is revoked.
+        """
+        kind = self._kind
+        name, read = self._usable(name, ended=True)
+        begin = years_from(self._clock(), SIGNER_YEARS)[0]
+        validity = begin, begin + timedelta(days=days)
+        root_key = self._keys.open(ROOT)
+        profile = kind.profile(self._folder.fleet, name, read.public_key, validity)
+        certificate = profile.signed(root_key.sign(profile.digest()))
+        with self._folder.changing() as document:
+            self._folder.write(f"{kind.stem(name)}.pem", x509.pem(certificate).encode())
+            document[kind.member][name]["until"] = f"{validity[1]:%Y-%m-%d}"
+        return read.common_name
+
     def hand_over(self, name: str, target: Path) -> None:
         """Make a folder for one holder: what he needs, and nothing of others.
 
@@ -198,7 +215,7 @@ class Holders:
         """
         return self._usable(name)[1]
 
-    def _usable(self, name: str | None) -> tuple[str, Certificate]:
+    def _usable(self, name: str | None, *, ended: bool = False) -> tuple[str, Certificate]:
         kind = self._kind
         signers: dict[str, dict[str, Any]] = self._folder.document().get(kind.member, {})
         if name is None:
@@ -212,7 +229,7 @@ class Holders:
         stem = self._kind.stem(name)
         pem = self._folder.read(f"{stem}.pem", f"the certificate of {kind.what} {name!r}")
         read = Certificate(x509.from_pem(pem.decode("ascii", "replace"))[0])
-        if read.not_after <= self._clock():
+        if read.not_after <= self._clock() and not ended:
             raise AuthorityError(
                 f"{kind.what} {name!r} ended on {read.not_after:%Y-%m-%d}; `thicket ca "
                 f"{kind.command}` makes a new one"

@@ -74,7 +74,8 @@ _INCOMING: Final = "/data/thicket/incoming"
 _TAKE: Final = (
     f"set -e; umask 077; mkdir -p {_INCOMING}; D=$(mktemp -d {_INCOMING}/XXXXXX); "
     """trap 'rm -rf "$D"' HUP INT TERM; """
-    'cat >"$D/$0"; test "$(stat -c %s "$D/$0")" = "$1"; printf "%s\\n" "$D"'
+    'cat >"$D/$0"; test "$(stat -c %s "$D/$0")" = "$1" || { rm -rf "$D"; exit 1; }; '
+    'printf "%s\\n" "$D"'
 )
 #: Runs a command with a file that was brought, and removes its folder.
 _USE: Final = 'D=$0; trap \'rm -rf "$D"\' EXIT HUP INT TERM; "$@"'

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,16 +91,13 @@ class Methods:
         return Takeover({"node": node.name, "address": str(operator.address)}, run)
 
     def _execute(self, params: dict[str, Any], operator: str) -> Takeover:
-        import shlex
-
         from thicket.operators import program  # where an operator comes
 
         wanted = program.asked(params)
         if self._programs >= MAX_PROGRAMS:
             raise RequestError("too-many", f"{MAX_PROGRAMS} programs run for operators")
-        what = shlex.join(wanted.words) if wanted.words else "a shell"
         whose = program.Whose(operator, self._host.root)
-        _tell(operator, what)
+        _tell(operator, shown(wanted.words))
 
         async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._programs += 1
@@ -135,6 +132,16 @@ class Methods:
                 self._doors -= 1
 
         return Takeover({"node": name}, run)
+
+
+def shown(words: Sequence[str]) -> str:
+    """Return a command as the log shows it: no arguments, as there may be secrets among them, but
+    which command of ``thicket`` it is."""
+    if not words:
+        return "a shell"
+    kept = words[:3] if words[0] == "thicket" else words[:1]
+    more = " ..." if len(words) > len(kept) else ""
+    return " ".join(word.partition("=")[0] for word in kept) + more
 
 
 def _tell(operator: str, what: str) -> None:
