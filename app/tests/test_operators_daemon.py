@@ -133,6 +133,13 @@ def test_the_files_of_a_command_are_those_of_the_engineers_machine(tmp_path: Pat
         assert done.returncode == 0, done.stderr
         assert 'level = "warning"' in Path(far.paths.local).read_text()
 
+        bundle = tmp_path / "v2.raucb"
+        bundle.write_bytes(os.urandom(200_000))
+        done = desk.thicket("--via", "n1", "--node", host, "update", "install", str(bundle))
+        assert done.returncode == 1
+        assert b"no bundle can be installed" in done.stderr  # there is no card
+        assert not list((Path(far.paths.data) / "thicket" / "incoming").iterdir())
+
         note = tmp_path / "note.txt"
         note.write_bytes(os.urandom(300_000))
         there = tmp_path / "there"

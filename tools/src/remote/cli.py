@@ -69,14 +69,19 @@ _FROM_INPUT: Final = frozenset(
 #: Commands with a file that is brought to the node first.
 _BROUGHT: Final = frozenset({("update", "install"), ("app", "install")})
 _ORDERS: Final = frozenset({"pause", "resume", "abort", "back"})
-_INCOMING: Final = "/data/thicket/incoming"
+_INCOMING: Final = "/data/thicket/incoming/"
 #: Makes a folder for one file and prints its name, after what is read is in it.
-_TAKE: Final = (
-    f"set -e; umask 077; mkdir -p {_INCOMING}; D=$(mktemp -d {_INCOMING}/XXXXXX); "
-    """trap 'rm -rf "$D"' HUP INT TERM; """
-    'cat >"$D/$0"; test "$(stat -c %s "$D/$0")" = "$1" || { rm -rf "$D"; exit 1; }; '
-    'printf "%s\\n" "$D"'
-)
+_TAKE: Final = f"""\
+set -e
+umask 077
+I="${{THICKET_ROOT-}}{_INCOMING}"
+mkdir -p "$I"
+D=$(mktemp -d "$I"XXXXXX)
+trap 'rm -rf "$D"' HUP INT TERM
+cat >"$D/$0"
+test "$(stat -c %s "$D/$0")" = "$1" || {{ rm -rf "$D"; exit 1; }}
+printf '%s\\n' "$D"
+"""
 #: Runs a command with a file that was brought, and removes its folder.
 _USE: Final = 'D=$0; trap \'rm -rf "$D"\' EXIT HUP INT TERM; "$@"'
 
@@ -211,7 +216,7 @@ async def _with_file(target: Target, words: list[str], path: Path) -> int:
                     session, take, _pieces(file, Bar(size, tell)), said.extend
                 )
     folder = said.decode("utf-8", "replace").strip()
-    if status or not folder.startswith(_INCOMING):
+    if status or _INCOMING not in folder:
         raise RemoteError("not-brought", f"{path} could not be brought to the node, see above")
     there = [f"{folder}/{path.name}" if word == str(path) else word for word in words]
     return await _program(target, ["sh", "-c", _USE, folder, *there])
