@@ -118,6 +118,20 @@ def test_an_operator_runs_commands_on_a_far_node_through_a_near_one(tmp_path: Pa
         assert (done.returncode, done.stdout, done.stderr) == (7, b"\0\xff" * 99999, b"odd\n")
         assert desk.thicket(*words, "no-such-program").returncode == 127
 
+        # who reads no more ends it without a word
+        reading = subprocess.Popen(
+            [sys.executable, "-m", "remote.cli", *words, "yes"],
+            env=desk.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert reading.stdout is not None
+        assert reading.stdout.readline() == b"y\n"
+        reading.stdout.close()
+        assert reading.stderr is not None
+        assert reading.stderr.read() == b""
+        reading.wait(PATIENCE)
+
         # both nodes tell who did what
         assert "operator alice: sh ..." in far.log()
         assert re.search(r"root: on to thicket@", desk.fleet.nodes[0].log())

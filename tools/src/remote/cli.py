@@ -22,6 +22,7 @@ from remote.session import Operator, Session, opened
 from remote.ways import Way
 from thicket.base.units import size_text
 from thicket.cli.common import BAD, OK, UsageError
+from thicket.cli.main import guarded as for_a_person
 from thicket.operators.frames import LONGEST
 from thicket.trust.revocations import SignedList
 
@@ -310,4 +311,4 @@ async def _fetch(target: Target, path: str, goal: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(for_a_person(main, sys.argv[1:]))
