@@ -27,6 +27,15 @@ from thicket.base.paths import Paths
 from thicket.control.client import ClientError, request
 
 PREFIX = "fd12:3456:789a:1"
+#: Runs a script in which asyncio is as the daemon has it.
+AS_THE_DAEMON = """
+import runpy, sys
+from thicket.daemon.start import import_asyncio
+import_asyncio()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 OPEN = """[mesh]
 security = "open"
 [cluster]
@@ -61,7 +70,7 @@ class NamespaceNode:
         Path(self.paths.status).unlink(missing_ok=True)  # an earlier life's
         with (self.folder / "log").open("a") as output:
             process = subprocess.Popen(
-                [sys.executable, str(script), str(self.folder), self.identity],
+                [sys.executable, "-c", AS_THE_DAEMON, str(script), str(self.folder), self.identity],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
             )  # fmt: skip
         self.process = process

@@ -250,11 +250,11 @@ async def test_an_operator_is_let_in_and_no_member(intruder: Intruder) -> None:
         "root": base64.b64encode(ours.fleet.root.der).decode(),
         "target": nodes.address("n1"),
     }
-    await write(nodes, "n3", "/tmp/operator.py", OPERATOR)
+    await write(nodes, "n3", "/tmp/runs_far.py", OPERATOR)
 
     async def tries(given: dict[str, Any]) -> list[str]:
         await write(nodes, "n3", "/tmp/given.json", json.dumps({**common, **given}))
-        command = "python3 /tmp/operator.py /tmp/given.json 2>&1"
+        command = "python3 /tmp/runs_far.py /tmp/given.json 2>&1"
         found: list[str] = await last_line(nodes, "n3", command)
         return found
 

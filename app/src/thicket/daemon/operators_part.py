@@ -82,8 +82,10 @@ class OperatorsPart:
     def _made(self) -> Service:
         """Return what serves: most nodes see no operator, and need not import it."""
         if self._service is None:
+            from thicket.daemon.start import provide_ssl
             from thicket.operators.service import Door, Service
 
+            provide_ssl()
             trust, discovery = self._live.trust, self._live.discovery
             tls = trust.tls
             assert tls is not None, "a node that can prove itself has it"

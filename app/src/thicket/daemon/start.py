@@ -2,9 +2,8 @@
 """Entry point of ``thicketd``, which saves a good part of the CPU time of all imports.
 
 There is no garbage collection while modules make objects that stay for ever, and asyncio is
-imported without the module ``ssl``. asyncio supports that for Pythons without OpenSSL; the daemon
-does not use TLS through asyncio. Remove it from :func:`import_asyncio` when the daemon ever does,
-as asyncio's modules keep what they found at import.
+imported without the module ``ssl``. asyncio supports that for Pythons without OpenSSL. Its modules
+keep what they found at import, so what uses TLS through asyncio calls :func:`provide_ssl` before.
 """
 
 import gc
@@ -23,6 +22,18 @@ def import_asyncio() -> None:
         return
     with stand_in("ssl", None), postponed("inspect"), postponed("textwrap"):
         import asyncio  # noqa: F401
+
+
+def provide_ssl() -> None:
+    """Let asyncio use TLS, which it was imported without."""
+    import importlib
+    import ssl
+    from asyncio import base_events, selector_events, sslproto
+
+    if getattr(sslproto, "ssl", None) is None:
+        for module in (base_events, selector_events):
+            module.ssl = ssl  # type: ignore[attr-defined]
+        importlib.reload(sslproto)  # some of what it defines is made of ssl's
 
 
 def main() -> int:
