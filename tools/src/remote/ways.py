@@ -108,6 +108,8 @@ class Ssh:
                 status = await self._child.wait()
         except TimeoutError:
             return None
+        if status == 0:
+            return None  # somebody behind it has gone
         return f"ssh to {self._host} ended with status {status}; it has said why"
 
 
