@@ -172,12 +172,16 @@ def lines(document: Row, columns: int | None, *, wide: bool = False) -> list[str
     nodes = document["nodes"]
     limit = None if wide else columns
     shown = _chosen(nodes, limit)
-    cells = [[fit(one.text(row), one.most) for one in shown] for row in nodes]
+    cells = [
+        [one.text(row) if wide else fit(one.text(row), one.most) for one in shown] for row in nodes
+    ]
     heads = [one.head for one in shown]
     widths = [max(width(row[at]) for row in [heads, *cells]) for at in range(len(shown))]
     if limit is not None and (over := _length(widths) - limit) > 0:
         widths[0] = max(8, widths[0] - over)
-    found = [_summary(document), "", _line(heads, widths, shown)]
+    summary = _summary(document)
+    found = [summary] if columns is None else wrapped(summary, columns)
+    found += ["", _line(heads, widths, shown)]
     for row, texts in zip(nodes, cells, strict=True):
         found.append(_line([fit(texts[0], widths[0]), *texts[1:]], widths, shown))
         found += _below(row, columns, wide=wide)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from thicket.base.units import time_text
 from thicket.fleet.way import Way, ways
 from thicket.metrics.gather import Failure, Told
 from thicket.metrics.summary import Summary
@@ -119,7 +120,7 @@ def _row(facts: Facts, known: Known, way: Way | None, names: Mapping[str, str]) 
         "this": known.state == "self",
         "member": known.state in {"self", "up"},
         "heard": 0.0 if known.state == "self" else None if heard is None else round(heard, 1),
-        "way": None if known.state == "self" else _way(way, names),
+        "way": _way(way, names) if known.state == "up" else None,
         "why": known.why or (failure.words if failure is not None and told is None else None),
     }
     row |= _summary(told.value if told is not None else None)
@@ -237,7 +238,7 @@ def _concerns(row: dict[str, Any], *, synchronised: bool) -> list[dict[str, str]
         wrong = abs(clock["offset"]) - clock["uncertainty"]
         if wrong > CLOCK:
             side = "ahead" if clock["offset"] > 0 else "behind"
-            found.append(("clock", f"its clock is {wrong:.0f} s {side}"))
+            found.append(("clock", f"its clock is {time_text(wrong)} {side}"))
     worst = (row["problem"] or {}).get("part")
     for one in row["applications"] or ():
         if one["state"] not in _AT_WORK and worst != f"application {one['name']}":
