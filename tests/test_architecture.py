@@ -35,6 +35,7 @@ FLOORS = (
     {"discovery"},
     {"trust"},
     {"cluster", "firewall", "applications", "operators", "update", "upkeep", "metrics", "syslog"},
+    {"fleet"},
     {"daemon"},
     {"cli"},
 )

@@ -27,6 +27,7 @@ from authority.labels import Said
 from thicket.cli import fleet as shown
 from thicket.cli.cells import fit, pad, width, wrapped
 from thicket.cli.main import main
+from thicket.control.client import ClientError
 from thicket.distribution.etf import Atom
 from thicket.distribution.handshake import DistributionError
 from thicket.fleet import view as views
@@ -220,8 +221,9 @@ class TestWays:
         assert weakest is not None
         assert {weakest.one, weakest.other} == {mac(2), mac(3)}
         assert (weakest.signal, weakest.metric) == (-71, 200), "the worse of both directions"
-        assert found[mac(4)].weakest is not None
-        assert found[mac(4)].weakest[2:] == (-80, 900), "one end alone tells of it"
+        last = found[mac(4)].weakest
+        assert last is not None
+        assert last[2:] == (-80, 900), "one end alone tells of it"
         assert found[mac(9)].weakest is None
         assert mac(1) not in found
 
@@ -288,7 +290,8 @@ class TestRows:
 
     def test_the_worst_comes_first(self) -> None:
         nodes = [Known(name(1), "self"), *(Known(name(n), "up") for n in range(2, 8)),
-                 Known(name(8), "away", 77.0), Known(name(9), "connecting", 3.0, "refused")]  # fmt: skip
+                 Known(name(8), "away", 77.0),
+                 Known(name(9), "connecting", 3.0, "refused")]  # fmt: skip
         answers = {
             name(1): told(Summary("joined")),
             name(2): told(Summary("joined", warnings=1)),
@@ -318,7 +321,8 @@ class TestRows:
             ({"memory": (9, 100)}, "little-memory"), ({"data": (9, 100)}, "little-data"),
             ({"worn": 0.9}, "card-worn"), ({"reserve": 2}, "card-worn"),
             ({"data_errors": 1}, "data-errors"), ({"time": 1_800_000_009.0}, "clock"),
-            ({"time": 1.0}, "clock"), ({"applications": (Application("x", "waiting"),)}, "application"),
+            ({"time": 1.0}, "clock"),
+            ({"applications": (Application("x", "waiting"),)}, "application"),
         ],
     )  # fmt: skip
     def test_what_somebody_should_know(self, told_: dict[str, Any], code: str) -> None:
@@ -533,14 +537,15 @@ def many(count: int = 12) -> dict[str, Any]:
         answers[name(n)] = told(
             Summary(
                 "degraded" if n == 3 else "joined", f"0.{n % 2}.0", "A", n * 10_000,
-                problem if n == 3 else None, int(n == 3), 1 if n == 3 else 0, n / 7, 4, 40.0 + 4 * n,
-                n == 4, (n * 100, 1000), (n * 100, 1000), n == 5, 0.1, 1, 1.8e9, True,
+                problem if n == 3 else None, int(n == 3), int(n == 3), n / 7, 4, 40.0 + 4 * n,
+                n == 4, (n * 100, 1000), (n * 100, 1000), int(n == 5), 0.1, 1, 1.8e9, True,
                 (Application("sensors", "running"),), mac(n),
                 (Link(mac(n + 1), -50 - n, 100 * n),),
             )
         )  # fmt: skip
     labels = {
-        2: Entry(1, "\u6e29\u5ba4" * 16, "p" * 64, "n" * 160), 3: Entry(1, "cafe\u0301 roof", (1.5, -2.0)),
+        2: Entry(1, "\u6e29\u5ba4" * 16, "p" * 64, "n" * 160),
+        3: Entry(1, "cafe\u0301 roof", (1.5, -2.0)),
         4: Entry(1, "x" * 32), 0x98: Entry(1, "gone"),
     }  # fmt: skip
     failures = {name(count): Failure("timeout", "no answer in time")}
@@ -641,7 +646,7 @@ class TestNode:
         for text in ("north mast", "NORTH MAST", b.name, f"n-{b.identity}", b.identity[-3:]):
             assert c.ask("ping", node=text)["node"] == b.name
         assert c.ask("ping", node=b.name.partition("@")[2])["node"] == b.name
-        with pytest.raises(Exception, match="no node is known as 'north'"):
+        with pytest.raises(ClientError, match="no node is known as 'north'"):
             c.ask("ping", node="north")
         assert a.ask("status")["label"] == "Gate"
 
@@ -683,7 +688,7 @@ class TestNode:
         assert set(away) == {"north mast", "well house"}
         assert away["well house"] is None
         assert away["north mast"] < 300
-        with pytest.raises(Exception, match="connect|answer|refused|reach|route|away"):
+        with pytest.raises(ClientError):
             c.ask("ping", node="north mast")
 
         # What it kept it knows after a start.

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 from thicket.base.process import boottime
-from thicket.distribution.handshake import key_of
 
 #: Most nodes that are remembered, and for how many seconds: a week.
 MOST = 256
 LONGEST = 7 * 86400.0
+
+
+def _key(name: str) -> str:
+    from thicket.distribution.handshake import key_of  # loaded with the node
+
+    return key_of(name)
 
 
 class Lost:
@@ -22,7 +27,7 @@ class Lost:
 
     def note(self, name: str, ago: float = 0.0) -> None:
         """A node is gone, whose last sign was some seconds ago."""
-        key, last = key_of(name), boottime() - ago
+        key, last = _key(name), boottime() - ago
         _, before = self._last.pop(key, (name, float("-inf")))
         self._last[key] = name, max(last, before)
         while len(self._last) > MOST:
@@ -30,11 +35,11 @@ class Lost:
 
     def back(self, name: str) -> None:
         """A node is here again."""
-        self._last.pop(key_of(name), None)
+        self._last.pop(_key(name), None)
 
     def age(self, name: str) -> float | None:
         """Return the seconds since the last sign of a node; None for one that is not missed."""
-        known = self._last.get(key_of(name))
+        known = self._last.get(_key(name))
         return None if known is None else max(0.0, boottime() - known[1])
 
     def all(self) -> dict[str, float]:

@@ -9,12 +9,12 @@ from ipaddress import IPv6Address
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
-from thicket.base.errors import RequestError
 from thicket.base.paths import parameter
 from thicket.base.supervise import GRACE
 from thicket.cluster import radio_watch
 from thicket.cluster.lost import Lost
 from thicket.cluster.membership import Membership
+from thicket.cluster.names import LOWER, device_of, resolve
 from thicket.cluster.topology import Topology
 from thicket.metrics.teller import Teller
 
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-#: The half of an address that says which device it is.
-LOWER = (1 << 64) - 1
 #: Deferred work starts this many seconds after the cluster.
 LATER = 2.0
 #: Seconds until a part that failed is started again, and until it is tried again to judge what was
@@ -407,9 +405,7 @@ class ClusterPart:
         """Return the full name of the node that a person means by ``text``.
 
         ``text`` is a full name, an address in any form, a host name (``n-`` and the 12 digits of
-        the identity), its last digits, or a label. Names, addresses and host names come first, so
-        that no label hides them; what is the last digits of one node and the label of another is
-        neither.
+        the identity), its last digits, or a label, see :func:`.names.resolve`.
 
         :raises RequestError: no node, or more than one, matches.
         """
@@ -422,20 +418,7 @@ class ClusterPart:
             return text
         known: set[str] = {node.name} if node is not None else set()
         known |= {entry["name"] for entry in self.nodes()}
-        labels = self._labels(known)
-        known |= labels.keys()
-        digits = text.lower().removeprefix("n-")
-        found = {name for name in known if digits and host_digits(name).endswith(digits)}
-        if not (found and text.lower() == f"n-{digits}" and len(digits) == 12):
-            wanted = text.strip().casefold()
-            found |= {name for name, label in labels.items() if wanted and label == wanted}
-        matches = sorted(found)
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            raise RequestError("ambiguous", f"{text} may be {' or '.join(matches)}")
-        names = ", ".join(sorted(known)) or "none"
-        raise RequestError("unknown-node", f"no node is known as {text!r}; known are: {names}")
+        return resolve(text, known, self._labels(known))
 
     def label(self) -> str | None:
         """Return what people call this node."""
@@ -444,7 +427,7 @@ class ClusterPart:
         return (entry.label or None) if entry is not None else None
 
     def _labels(self, known: set[str]) -> dict[str, str]:
-        """Return all labels, in small letters, by the names of their nodes.
+        """Return what devices are called, by the names of their nodes; some have no label.
 
         :param known: names of nodes, which may be spelt otherwise.
         """
@@ -455,24 +438,7 @@ class ClusterPart:
         network = int(self._me.network.network_address) & ~LOWER
         own = self._core.settings.cluster.name
         return {
-            names.get(device) or f"{own}@{IPv6Address(network | device)}": entry.label.casefold()
+            names.get(device) or f"{own}@{IPv6Address(network | device)}": entry.label
             for device, entry in found.items()
             if not entry.empty
         }
-
-
-def device_of(name: str) -> int:
-    """Return the lower half of the address in a node's name, as a number; -1 without one."""
-    try:
-        return int(IPv6Address(name.partition("@")[2])) & LOWER
-    except ValueError:
-        return -1
-
-
-def host_digits(name: str) -> str:
-    """Return the 12 digits in the host name of the node ``cluster@address``: its identity."""
-    try:
-        number = int(IPv6Address(name.partition("@")[2]))
-    except ValueError:
-        return ""
-    return f"{number & (2**48 - 1):012x}"

@@ -11,7 +11,7 @@ import time
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from thicket.daemon.cluster_part import LOWER, device_of
+from thicket.cluster.names import LOWER, device_of
 from thicket.distribution.handshake import key_of
 from thicket.fleet.rows import Known
 from thicket.fleet.view import FleetView, Seen

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from logging import getLogger
-from random import choice
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +41,13 @@ FILE = "labels.bin"
 #: Bytes of the largest document, as :mod:`thicket.trust.labels` has it, which is imported when
 #: there is one.
 MOST_BYTES = 128 * 1024
-#: Answers in few words that one node gets, and documents that it gets or that are read from it: per
-#: second on average, and at once. What is dropped comes again with the next :data:`TELL`.
-RATE, BURST = 0.2, 8.0
-LARGE_RATE, LARGE_BURST = 1 / 30, 4.0
-#: Seconds between two times at which one of the connected nodes, any, hears what is here.
+#: Questions that one node gets for what it says it has, and documents that it gets or that are read
+#: from it: per second on average, and at once. What is dropped comes again with :data:`TELL`.
+RATE, BURST = 1 / 30, 4.0
+#: Seconds for which nobody else is asked: all neighbours tell of a new document at once, and one of
+#: them has to send it.
+HOLD = 3.0
+#: Seconds between two times at which one of the connected nodes, in turn, hears what is here.
 TELL = 60.0
 
 _HAVE, _LABELS = Atom("have"), Atom("labels")
@@ -82,8 +84,9 @@ class LabelStore(Process):
         self._problems = problems
         self._changed = changed
         self._held: SignedLabels | None = None
-        self._words: dict[str, Bucket] = {}
+        self._questions: dict[str, Bucket] = {}
         self._documents: dict[str, Bucket] = {}
+        self._asked = float("-inf")
         self._writing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -99,11 +102,11 @@ class LabelStore(Process):
         for info in self._cluster.nodes():  # also with nothing: they send what they have
             if info.state == "up":
                 self.tell(info.name)
-        while True:
+        for turn in count():
             await asyncio.sleep(TELL)
             up = [one.name for one in self._cluster.nodes() if one.state == "up" and one.direct]
             if up and self.current() is not None:
-                self.tell(choice(up))
+                self.tell(up[turn % len(up)])
 
     # -- what others ask
 
@@ -197,34 +200,36 @@ class LabelStore(Process):
             case ("have", int() as number, bytes() as digest) if len(digest) in {0, 32}:
                 self._on_have(connection, (number, digest))
             case ("labels", bytes() as packed) if len(packed) <= MOST_BYTES:
-                if self._due(self._documents, connection, LARGE_RATE, LARGE_BURST):
+                if self._due(self._documents, connection):
                     self._on_labels(connection, packed)
 
     def _on_have(self, connection: Connection, theirs: tuple[int, bytes]) -> None:
         mine = self._order()
         if theirs > mine:
-            if self._due(self._words, connection, RATE, BURST):
+            if monotonic() - self._asked >= HOLD and self._due(self._questions, connection):
+                self._asked = monotonic()
                 self._send(connection, (_HAVE, *mine))
         elif theirs < mine:
             current = self.current()
-            if current and self._due(self._documents, connection, LARGE_RATE, LARGE_BURST):
+            if current is not None and self._due(self._documents, connection):
                 self._send(connection, (_LABELS, current.packed))
 
     def _on_labels(self, connection: Connection, packed: bytes) -> None:
         try:
             if self.take(packed, connection.name):
+                self._asked = float("-inf")
                 self.tell_all(connection.name)
         except LabelError as error:
             log.warning("labels from %s are not taken: %s", connection.name, error)
 
     def on_disconnect(self, connection: Connection, reason: DistributionError) -> None:
         super().on_disconnect(connection, reason)
-        self._words.pop(connection.name, None)
+        self._questions.pop(connection.name, None)
         self._documents.pop(connection.name, None)
 
     def _send(self, connection: Connection, message: Any) -> None:
         self.node.send_to_name(connection, self.pid, NAME, message)
 
     @staticmethod
-    def _due(buckets: dict[str, Bucket], peer: Connection, rate: float, burst: float) -> bool:
-        return buckets.setdefault(peer.name, Bucket(rate, burst)).take(monotonic())
+    def _due(buckets: dict[str, Bucket], peer: Connection) -> bool:
+        return buckets.setdefault(peer.name, Bucket(RATE, BURST)).take(monotonic())
