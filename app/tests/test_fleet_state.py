@@ -357,6 +357,18 @@ class TestRows:
         assert row(3, made)["way"] is None
         assert row(1, made)["way"] is None
 
+    def test_who_claims_the_radio_of_another_gets_none(self) -> None:
+        macs = {name(1): mac(1), name(2): mac(2)}
+        answers = {
+            name(1): told(Summary("joined", mac=mac(1), links=(Link(mac(2), -50, 100),))),
+            name(2): told(Summary("joined", mac=mac(2))),
+            name(3): told(Summary("joined", mac=mac(2), links=(Link(mac(1), -1, 1),))),
+        }
+        made = rows(facts(told=answers, macs=macs))
+        assert row(3, made)["way"] is None
+        assert row(2, made)["way"]["weakest"]["between"] == [name(1), name(2)]
+        assert row(2, made)["way"]["weakest"]["metric"] == 100
+
     @given(st.lists(SUMMARIES, min_size=3, max_size=3), st.booleans())
     def test_whatever_they_tell_it_is_as_the_schema_says(
         self, summaries: list[Summary], synchronised: bool
@@ -546,7 +558,7 @@ def many(count: int = 12) -> dict[str, Any]:
     labels = {
         2: Entry(1, "\u6e29\u5ba4" * 16, "p" * 64, "n" * 160),
         3: Entry(1, "cafe\u0301 roof", (1.5, -2.0)),
-        4: Entry(1, "x" * 32), 0x98: Entry(1, "gone"),
+        4: Entry(1, "x" * 32), 98: Entry(1, "gone"),
     }  # fmt: skip
     failures = {name(count): Failure("timeout", "no answer in time")}
     made = rows(
@@ -722,3 +734,31 @@ class TestNode:
             [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
         )
         assert done.stdout.split() == []
+
+
+class TestScreen:
+    @pytest.mark.parametrize("size", [(80, 40), (80, 12), (20, 3), (200, 60)])
+    def test_it_draws_over_itself_and_leaves_the_terminal_as_it_was(
+        self,
+        size: tuple[int, int],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(shown.shutil, "get_terminal_size", lambda: os.terminal_size(size))
+        screen = shown.Screen()
+        screen.draw(None, wide=False)
+        screen.draw(many(), wide=False)
+        screen.draw(many(), wide=True)
+        screen.close()
+        said = capsys.readouterr().out
+        begin, *drawn = said.split("\x1b[H")
+        assert begin == "\x1b[?1049h\x1b[?25l"
+        assert drawn[0].startswith("The daemon does not")
+        assert said.endswith("\x1b[J\x1b[?25h\x1b[?1049l")
+        for one in drawn:
+            made = one.partition("\x1b[J")[0].split("\x1b[K\n")[:-1]
+            assert len(made) < size[1]
+            assert all(width(line) <= size[0] and "\x1b" not in line for line in made)
+        assert len(drawn) == 3
+        hidden = "more lines: make the terminal higher"
+        assert (hidden[: size[0] - 8] in drawn[1]) == (size[1] < 40)

@@ -341,6 +341,17 @@ class TestExchange:
         assert label(kept) == "two"
         await kept.written()
 
+    async def test_one_of_many_neighbours_has_to_send_it(self, tmp_path: Path) -> None:
+        kept = store(tmp_path, standing())
+        new = read(signed(2, {A: Entry(1, "two")}))
+        links = self.links(kept, *map(str, range(9)))
+        for link in links.values():
+            kept.on_message(link, ("have", *new.order))
+        assert self.sent(kept) == [("0", ("have", 0, b""))]
+        kept.on_message(links["0"], ("labels", new.packed))
+        assert label(kept) == "two"
+        await kept.written()
+
     async def test_equal_ones_are_silent(self, tmp_path: Path) -> None:
         kept = store(tmp_path, standing())
         kept.take(signed(2, {A: Entry(1, "two")}), "a person")

@@ -268,6 +268,11 @@ def test_the_command(ca: Authority, capsys: pytest.CaptureFixture[str], tmp_path
     assert capsys.readouterr().out.endswith("Nothing is new.\n")
     assert ca_main(["list"]) == 0
     assert "north mast, -12.500000, 130.250000: rusty\n" in capsys.readouterr().out
+    assert ca_main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"][device(2)]["place"] == [-12.5, 130.25]
+    assert found["devices"][device(2)]["label"] == "north mast"
+    assert "label" not in found["devices"][device(1)]
     table = tmp_path / "labels.csv"
     assert ca_main(["label", "--export", str(table)]) == 0
     text = table.read_text()

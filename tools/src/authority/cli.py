@@ -501,6 +501,7 @@ def _list(authority: Authority, rest: list[str]) -> int:
 
     document = authority.list()
     if args.json:
+        label.name_devices(document, authority)
         print(json.dumps(document, indent=2))
         return OK
     print(f"Fleet {document['name']!r}, prefix {document['prefix']}", end="")

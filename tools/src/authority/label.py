@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Final
+from ipaddress import IPv6Address
+from typing import Any, Final
 
 from authority import files
 from authority.authority import Authority
@@ -15,6 +16,7 @@ from authority.remote_node import RemoteNode
 from authority.words import Parser, a_path
 from thicket.cli.common import BAD, OK, UsageError
 from thicket.identity.bus import BusError
+from thicket.trust.labels import device_of
 
 _NEEDS: Final = (
     "label needs a NODE and --label, --place or --note; or --import FILE, or --export FILE"
@@ -59,6 +61,16 @@ def shown(authority: Authority) -> dict[int, str]:
         first = ", ".join(filter(None, (entry.label, place_text(entry.place))))
         found[device] = ": ".join(filter(None, (first, entry.note)))
     return found
+
+
+def name_devices(document: dict[str, Any], authority: Authority) -> None:
+    """Put label, place and note into the devices of a ``fleet.json``."""
+    entries = authority.labels.entries()
+    document.pop("labels", None)
+    for device in document["devices"].values():
+        entry = entries.get(device_of(IPv6Address(device["address"])))
+        if entry is not None and not entry.empty:
+            device |= {"label": entry.label, "place": entry.place, "note": entry.note}
 
 
 def publish(

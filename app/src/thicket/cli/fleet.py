@@ -329,13 +329,14 @@ class Screen:
         """Show the fleet; what has no room is counted."""
         size = shutil.get_terminal_size()
         text = lines(document, size.columns, wide=wide) if document is not None else [_GONE]
-        text[0] += f"  ({time.strftime('%H:%M:%S')})"
+        if "" in text:
+            text[text.index("")] = time.strftime("%H:%M:%S").rjust(size.columns)
         room = max(size.lines - 1, 2)
         if len(text) > room:
             hidden = len(text) - room + 1
             text = [*text[: room - 1], f"... {hidden} more lines: make the terminal higher"]
         shown = (fit(visible(line, ""), size.columns) for line in text)
-        self._write("\x1b[H" + "".join(f"{line}\x1b[K\r\n" for line in shown) + "\x1b[J")
+        self._write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J")
 
     def close(self) -> None:
         """Give the terminal back as it was."""

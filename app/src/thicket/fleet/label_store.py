@@ -43,7 +43,7 @@ FILE = "labels.bin"
 MOST_BYTES = 128 * 1024
 #: Questions that one node gets for what it says it has, and documents that it gets or that are read
 #: from it: per second on average, and at once. What is dropped comes again with :data:`TELL`.
-RATE, BURST = 1 / 30, 4.0
+RATE, BURST = 1 / 15, 8.0
 #: Seconds for which nobody else is asked: all neighbours tell of a new document at once, and one of
 #: them has to send it.
 HOLD = 3.0

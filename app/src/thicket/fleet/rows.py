@@ -76,12 +76,24 @@ class Facts(NamedTuple):
 
 def rows(facts: Facts) -> list[dict[str, Any]]:
     """Return all nodes, the worst first."""
-    macs = {**facts.macs, **{n: t.value.mac for n, t in facts.told.items() if t.value.mac}}
+    macs = _macs(facts)
     names = {mac: name for name, mac in macs.items()}
     links = {macs[n]: t.value.links for n, t in facts.told.items() if n in macs}
     found = ways(macs[facts.own], links, facts.paths) if facts.own in macs else {}
     made = [_row(facts, known, found.get(macs.get(known.name, "")), names) for known in facts.nodes]
     return sorted(made, key=_rank)
+
+
+def _macs(facts: Facts) -> dict[str, str]:
+    """Return the radios of all nodes; whose one is, our own radio knows better than who tells."""
+    macs = dict(facts.macs)
+    taken = set(macs.values())
+    for name, told in sorted(facts.told.items()):
+        mac = told.value.mac
+        if mac is not None and name not in macs and mac not in taken:
+            macs[name] = mac
+            taken.add(mac)
+    return macs
 
 
 def _rank(row: dict[str, Any]) -> tuple[Any, ...]:
