@@ -28,6 +28,7 @@ from thicket.cli import fleet as shown
 from thicket.cli.cells import fit, pad, width, wrapped
 from thicket.cli.main import main
 from thicket.control.client import ClientError
+from thicket.daemon.fleet_part import device_named
 from thicket.distribution.etf import Atom
 from thicket.distribution.handshake import DistributionError
 from thicket.fleet import view as views
@@ -383,6 +384,18 @@ class TestRows:
                 assert columns is None or width(line) <= columns
 
 
+@pytest.mark.parametrize(
+    ("of", "device"),
+    [
+        ("01236f44e3c6b802ee", 0x6F44E3C6B802), ("software-mac-010203040506", 0x2_0102_0304_0506),
+        ("Signer 0001", None), ("Update signer x", None), ("software-x-010203040506", None),
+        ("software-mac-01", None), ("", None), ("01" * 30, None), ("software--", None),
+    ],
+)  # fmt: skip
+def test_which_device_a_revoked_name_is(of: str, device: int | None) -> None:
+    assert device_named(of) == device
+
+
 # -- asking
 
 
@@ -483,6 +496,23 @@ class TestView:
         assert row(2, made["nodes"])["heard"] == 3.0, "its last beacon is younger"
         await asyncio.sleep(views.STALE)
         assert (await view.document())["counts"]["silent"] == 1
+
+    async def test_its_own_figures_are_read_once_a_second(self) -> None:
+        view = viewing(Members({name(2): WELL, name(3): WELL}))
+        read = 0
+        before = view._own
+
+        async def own() -> Summary:
+            nonlocal read
+            read += 1
+            return await before()
+
+        view._own = own
+        await view.document()
+        for _ in range(50):
+            await view.document(wait=False)
+            await asyncio.sleep(0.1)
+        assert 4 <= read <= 6
 
     async def test_a_new_node_is_asked_at_once(self) -> None:
         members = Members({name(2): WELL, name(3): WELL})
@@ -703,6 +733,13 @@ class TestNode:
         with pytest.raises(ClientError):
             c.ask("ping", node="north mast")
 
+        # Who is out of the fleet is missed by nobody.
+        out = secured.authority.revocations.revoke([secretive.serial.hex(), missing])
+        c.ask("revocations-import", list=base64.b64encode(out).decode())
+        fleet.until(lambda: secretive.name not in c.members(), "it is out")
+        names = {one["name"] for one in c.ask("fleet")["nodes"]}
+        assert names == {a.name, b.name, c.name}
+
         # What it kept it knows after a start.
         c.stop()
         c.start()
@@ -744,7 +781,7 @@ class TestScreen:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setattr(shown.shutil, "get_terminal_size", lambda: os.terminal_size(size))
+        monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size(size))
         screen = shown.Screen()
         screen.draw(None, wide=False)
         screen.draw(many(), wide=False)

@@ -15,6 +15,7 @@ from thicket.cluster.names import LOWER, device_of
 from thicket.distribution.handshake import key_of
 from thicket.fleet.rows import Known
 from thicket.fleet.view import FleetView, Seen
+from thicket.identity.address import identity_of_serial, interface_identifier
 from thicket.metrics import machine
 from thicket.metrics.gather import MOST_NODES
 from thicket.metrics.summary import Summary, summary
@@ -39,6 +40,8 @@ class FleetPart:
         self._live = live
         self._session = session
         self.view = FleetView(session.node, self._seen, self._own)
+        #: Names that are revoked, and the devices that these are.
+        self._revoked: tuple[frozenset[str], frozenset[int]] = frozenset(), frozenset()
 
     async def _own(self) -> Summary:
         return summary(await self._live.document(), machine.read(self._core.paths.root))
@@ -91,7 +94,20 @@ class FleetPart:
             if device not in known and not entry.empty:
                 name = self._name(IPv6Address(network & ~LOWER | device))
                 found.setdefault(key_of(name), Known(name, "away", ages.get(key_of(name))))
-        return list(found.values())[:MOST_NODES]
+        gone = self._gone()
+        return [
+            one
+            for one in found.values()
+            if one.state in {"self", "up"} or device_of(one.name) not in gone
+        ][:MOST_NODES]
+
+    def _gone(self) -> frozenset[int]:
+        """Return the devices that are out of the fleet: nobody misses them."""
+        names = self._live.trust.lists.names
+        if names != self._revoked[0]:
+            devices = (device_named(name) for name in names)
+            self._revoked = names, frozenset(one for one in devices if one is not None)
+        return self._revoked[1]
 
     def _ages(self) -> dict[str, float]:
         """Return the seconds since the last beacons, by keys of names."""
@@ -103,6 +119,19 @@ class FleetPart:
             key_of(self._name(address)): max(0.0, now - entry.seen)
             for address, entry in discovery.table.entries.items()
         }
+
+
+def device_named(name: str) -> int | None:
+    """Return the lower half of the address of the device with this name, as it can be revoked; None
+    for what is none (:func:`thicket.trust.fleet.device_name`)."""
+    kind, _, rest = name.partition("-")
+    try:
+        if kind == "software":
+            source, _, identity = rest.rpartition("-")
+            return interface_identifier(source, bytes.fromhex(identity))
+        return interface_identifier("chip", identity_of_serial(bytes.fromhex(name)))
+    except ValueError:
+        return None
 
 
 def _digits(mac: str) -> str:

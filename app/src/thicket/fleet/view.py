@@ -26,6 +26,8 @@ log = getLogger(__name__)
 #: What nodes have told is used again for so many seconds, and so many more for each node: a large
 #: fleet is asked less often, as all of it shares the air.
 FRESH, FRESH_EACH = 5.0, 0.25
+#: Seconds for which this node's own figures are used again.
+OWN = 1.0
 #: Seconds that asking may take.
 GATHER = 8.0
 #: A node that does not answer is taken for what it has told before, if that is not older (seconds).
@@ -85,9 +87,11 @@ class FleetView:
             if wait or self._asked == float("-inf"):
                 await asyncio.shield(self._asking)
                 seen = self._seen()
-        own = await self._own()
+        mine = self._told.get(seen.own)
+        if mine is None or time.monotonic() - mine.monotonic >= OWN:
+            own = await self._own()
+            self._told[seen.own] = Told(own, 0.0, time.time(), time.monotonic())
         now = time.monotonic()
-        self._told[seen.own] = Told(own, 0.0, time.time(), now)
         present = {known.name for known in seen.nodes}
         self._told = {
             name: told
