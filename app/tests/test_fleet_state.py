@@ -442,10 +442,10 @@ class TestView:
         made = await asyncio.gather(*(view.document() for _ in range(10)))
         assert all(one["counts"]["well"] == 3 for one in made)
         assert members.asked == [name(2), name(3)]
-        await asyncio.sleep(views.FRESH - 0.5)
+        await asyncio.sleep(views.fresh(3) - 0.5)
         await view.document()
         assert len(members.asked) == 2
-        await asyncio.sleep(1 + 3 * views.FRESH_EACH)
+        await asyncio.sleep(1.0)
         await view.document(wait=False)
         await asyncio.sleep(0.1)
         assert len(members.asked) == 4
@@ -455,7 +455,8 @@ class TestView:
         members = Members({name(n): WELL for n in range(2, 101)})
         view = viewing(members, 100)
         for _ in range(60):
-            await view.document(wait=False)
+            made = await view.document(wait=False)
+            assert made["counts"]["well"] == 100, "also while they are asked again"
             await asyncio.sleep(1.0)
         assert len(members.asked) <= 3 * 99
 
@@ -494,7 +495,7 @@ class TestView:
         made = await view.document()
         assert made["counts"]["well"] == 3
         assert row(2, made["nodes"])["heard"] == 3.0, "its last beacon is younger"
-        await asyncio.sleep(views.STALE)
+        await asyncio.sleep(views.stale(3))
         assert (await view.document())["counts"]["silent"] == 1
 
     async def test_its_own_figures_are_read_once_a_second(self) -> None:

@@ -30,8 +30,17 @@ FRESH, FRESH_EACH = 5.0, 0.25
 OWN = 1.0
 #: Seconds that asking may take.
 GATHER = 8.0
-#: A node that does not answer is taken for what it has told before, if that is not older (seconds).
-STALE = 30.0
+
+
+def fresh(nodes: int) -> float:
+    """Return for how many seconds what was told is used again in a fleet of so many nodes."""
+    return FRESH + FRESH_EACH * nodes
+
+
+def stale(nodes: int) -> float:
+    """Return for how many seconds a node that does not answer is taken for what it told before:
+    one answer may be missed."""
+    return 2 * (fresh(nodes) + GATHER)
 
 
 class Seen(NamedTuple):
@@ -92,11 +101,11 @@ class FleetView:
             own = await self._own()
             self._told[seen.own] = Told(own, 0.0, time.time(), time.monotonic())
         now = time.monotonic()
-        present = {known.name for known in seen.nodes}
+        present, oldest = {known.name for known in seen.nodes}, now - stale(len(seen.nodes))
         self._told = {
             name: told
             for name, told in self._told.items()
-            if name in present and now - told.monotonic <= STALE
+            if name in present and told.monotonic >= oldest
         }
         made = rows.rows(
             Facts(
@@ -114,7 +123,7 @@ class FleetView:
         }
 
     def _due(self, seen: Seen) -> bool:
-        if time.monotonic() - self._asked > FRESH + FRESH_EACH * len(seen.nodes):
+        if time.monotonic() - self._asked > fresh(len(seen.nodes)):
             return True
         known = self._told.keys() | self._failures.keys()
         return any(one.state == "up" and one.name not in known for one in seen.nodes)
