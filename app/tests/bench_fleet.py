@@ -64,6 +64,7 @@ class Minutes(NamedTuple):
 
     :ivar looked: of that in which one was looked at, and ``idle`` of one in which none was.
     :ivar labels: bytes until all had the labels.
+    :ivar connections: that were made, by both ends, while one was looked at.
     :ivar hops: from the node that asks to the others, on average.
     """
 
@@ -72,6 +73,7 @@ class Minutes(NamedTuple):
     seconds_idle: float
     seconds_looked: float
     labels: int
+    connections: int
     hops: float
 
 
@@ -82,12 +84,19 @@ class Looked:
         self.bytes: Counter[str] = Counter()
         before = TlsTransport.buffer_updated
 
+        made = TlsTransport.connection_made
+
+        def begun(transport: TlsTransport, below: asyncio.BaseTransport) -> None:
+            self.bytes["connections"] += 1
+            made(transport, below)
+
         def counting(transport: TlsTransport, nbytes: int) -> None:
             self.bytes["all"] += nbytes
             before(transport, nbytes)
 
         patch.setattr(service, "BeaconSocket", BeaconsInMemory)
         patch.setattr(TlsTransport, "buffer_updated", counting)
+        patch.setattr(TlsTransport, "connection_made", begun)
 
     def take(self) -> int:
         """Return the bytes since the last time."""
@@ -147,6 +156,7 @@ async def measure(fleet: FleetOfDaemons, count: int, looked: Looked) -> Minutes:
         begin = time.process_time()
         await asyncio.sleep(MINUTE)
         idle, seconds_idle = looked.take(), time.process_time() - begin
+        looked.bytes.clear()
         begin, end = time.process_time(), loop.time() + MINUTE
         document = await asks.document()
         while loop.time() < end:
@@ -158,7 +168,9 @@ async def measure(fleet: FleetOfDaemons, count: int, looked: Looked) -> Minutes:
         for daemon in daemons:
             daemon.stop()
         await asyncio.gather(*tasks)
-        return Minutes(idle, found, seconds_idle, seconds, of_labels, sum(hops) / len(hops))
+        far = sum(hops) / len(hops)
+        made = looked.bytes["connections"]
+        return Minutes(idle, found, seconds_idle, seconds, of_labels, made, far)
 
 
 def main() -> int:
@@ -192,7 +204,8 @@ def main() -> int:
             )
             print(
                 f"  processor time of all nodes: {found.seconds_idle:.2f} s, "
-                f"{found.seconds_looked:.2f} s while one looks"
+                f"{found.seconds_looked:.2f} s while one looks; {found.connections} ends of "
+                "connections made meanwhile"
             )
     sizes()
     memory()
