@@ -370,9 +370,13 @@ class ClusterPart:
             membership.node_down(event.name)
         elif isinstance(event, MemberUp):
             self.lost.back(event.name)
-        elif isinstance(event, MemberDown):
+        elif isinstance(event, MemberDown) and self._is_missed(event.name):
             self.lost.note(event.name)
         self._core.changed()
+
+    def _is_missed(self, name: str) -> bool:
+        """Return whether a node that goes is missed: not one of Erlang, as a person's shell is."""
+        return name.partition("@")[0] == self._core.settings.cluster.name
 
     # -- for other parts
 
