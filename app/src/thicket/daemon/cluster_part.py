@@ -388,7 +388,8 @@ class ClusterPart:
     def gone(self, address: IPv6Address) -> None:
         """Note that a node was not heard for long."""
         settings = self._core.settings
-        self.lost.note(f"{settings.cluster.name}@{address}", settings.discovery.expire)
+        if settings.discovery.beacon == "signed":  # anybody can send others for nodes that are none
+            self.lost.note(f"{settings.cluster.name}@{address}", settings.discovery.expire)
         if self.session is not None:
             self.session.membership.gone(address)
 
