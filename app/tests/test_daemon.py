@@ -687,6 +687,7 @@ class TestStarting:
             # It needs a path, and says so first.
             assert said.pop("app-install") in {"starting", "bad-params", "bad-request"}
             assert said.pop("identify") == "no-light"
+            assert said.pop("member") == "no-operator"
             assert set(said.values()) == {"done", "not-joined", "starting"}
             read.set()
             await run.until(run.in_cluster, "it joins")
