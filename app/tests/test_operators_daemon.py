@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from daemons import Fleet, NamespaceNode, Secured, fleet_in
 from patience import PATIENCE
 
 from authority.authority import Authority
+from authority.labels import Said
 
 SSH = """#!/bin/sh
 # ssh -T root@nN thicket door
@@ -92,7 +94,7 @@ def desk_with(folder: Path, count: int) -> Iterator[tuple[Desk, list[NamespaceNo
 
 
 def test_an_operator_runs_commands_on_a_far_node_through_a_near_one(tmp_path: Path) -> None:
-    with desk_with(tmp_path, 2) as (desk, (_near, far)):
+    with desk_with(tmp_path, 2) as (desk, (near, far)):
         desk.secured.authority.operators.make("alice", days=30)
         host = f"n-{far.identity}"
 
@@ -105,6 +107,16 @@ def test_an_operator_runs_commands_on_a_far_node_through_a_near_one(tmp_path: Pa
             done = desk.thicket("--via", "root@n1", "status", word, "--json")
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["hostname"] == host
+
+        # and by its label, which the near node cannot give to another one
+        labels = desk.secured.authority.labels
+        labels.change([(far.serial.hex(), Said(label="north mast"))])
+        _, packed = labels.merge([])
+        assert packed is not None
+        near.ask("labels-import", labels=b64encode(packed).decode())
+        done = desk.thicket("--via", "n1", "status", "North Mast", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["hostname"] == host
 
         # without a node it is the first one, for which ssh is enough
         done = desk.thicket("--via", "n1", "status", "--json", authority=tmp_path / "nothing")
@@ -212,8 +224,6 @@ def test_a_revocation_ends_what_an_operator_has_open(tmp_path: Path) -> None:
             assert running.stdout.readline() == b"on\n"
             assert far.ask("status")["operators"]["connected"][0]["operator"] == "alice"
             authority.revocations.revoke(authority.revocations.full_names(["alice"]))
-            from base64 import b64encode
-
             near.ask("revocations-import", list=b64encode(authority.revocations.packed).decode())
             _, said = running.communicate(timeout=PATIENCE)
             assert running.returncode == 1

@@ -16,6 +16,7 @@ from ipaddress import IPv6Address
 from typing import Any, NamedTuple
 
 from remote.errors import RemoteError
+from remote.labels import meant
 from remote.ways import Ends, Way
 from thicket.base.jsonlines import pack, unpack
 from thicket.trust.fleet import Fleet
@@ -106,8 +107,9 @@ async def opened(
                 session = await _secured(session, operator(), str(way.address))
             if node is not None and not _is(session.peer, node):
                 proof = operator()  # before the first node is asked for anything
+                wanted = await meant(session, node, proof.fleet, proof.revoked)
                 await session.request("door", {"node": node})
-                session = await _secured(session, proof, node)
+                session = await _secured(session, proof, wanted)
             yield session
         except RemoteError as error:
             if error.code != "closed" or (why := await way.failure()) is None:
