@@ -33,7 +33,7 @@ FLOORS = (
     {"identity", "radio", "distribution"},
     {"discovery"},
     {"trust"},
-    {"cluster", "firewall", "applications", "update", "upkeep", "metrics", "syslog"},
+    {"cluster", "firewall", "applications", "update", "upkeep", "metrics", "syslog", "timekeeping"},
     {"daemon"},
     {"cli"},
 )

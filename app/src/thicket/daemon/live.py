@@ -11,6 +11,7 @@ from thicket.daemon.core import OwnIdentity
 from thicket.daemon.discovery_part import DiscoveryPart, DnsSdPart
 from thicket.daemon.installed_part import InstalledPart
 from thicket.daemon.radio_part import RadioPart
+from thicket.daemon.time_part import TimePart
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -63,6 +64,7 @@ class Live:
             open_chip=core.make.open_chip,
         )
         self.installed = InstalledPart(core)
+        self.time = TimePart(core, self.me, self.trust)
         self.cluster = ClusterPart(
             core, self.me, self.trust, self.radio, self, installed=self.installed
         )
@@ -73,6 +75,7 @@ class Live:
         begin("discovery", self.discovery.run)
         begin("dns-sd", self.dns_sd.run)
         begin("cluster", lambda: self.cluster.run(self.discovery))
+        begin("time", self.time.run)
 
     # -- events of the radio, see radio_part.RadioListener
 

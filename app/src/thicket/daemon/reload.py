@@ -154,6 +154,8 @@ class Reload:
             self._restart("discovery")
         elif "discovery" in sections:
             live.discovery.follow()
+        if moved or "time" in sections:
+            self._restart("time")
         if moved or changed & {"discovery.dns_sd", "cluster.name", "cluster.port"}:
             self._restart("dns-sd")
         session = live.cluster.session
