@@ -93,9 +93,11 @@ async def running(
 async def until(chrony: Chrony, wanted: Callable[[Report], bool]) -> Report:
     """Return the first report that is as wanted."""
     async with asyncio.timeout(60):
-        while not wanted(report := await chrony.report()):
+        while True:
+            report = await chrony.report()
+            if wanted(report):
+                return report
             await asyncio.sleep(0.2)
-    return report
 
 
 def follows(report: Report) -> bool:
@@ -186,7 +188,7 @@ async def test_what_is_wrong_is_said(folder: Path) -> None:
     assert found.value.code == "missing"
 
     faulty = Chrony(str(folder / "run"), str(folder / "drift"), lambda: None, options=("-x", "-Z"))
-    with pytest.raises(ChronyError, match="ended at once: .*-Z|ended at once") as found:
+    with pytest.raises(ChronyError, match="ended at once") as found:
         await faulty.start(NETWORK, Setup())
     assert found.value.code == "start"
     with pytest.raises(ChronyError):
@@ -230,7 +232,7 @@ def test_a_report_is_read() -> None:
     assert (report.tracking.frequency, report.tracking.skew) == (0.5, 1.5)
     first, second = report.sources
     assert (first.address, first.stratum, first.reach) == ("fd00::2", 8, 7)
-    assert first.offset == 4.999996662
+    assert first.offset == pytest.approx(4.999996543)
     assert first.agrees
     assert not second.agrees
     none = "00000000,,0,0.0,0.0,0.0,0.0,0.000,0.000,0.000,1.0,1.0,0.0,Not synchronised\n"

@@ -75,8 +75,9 @@ class TimePart:
 
     def _make(self) -> Timekeeper:
         from thicket.timekeeping.chrony import Chrony
+        from thicket.timekeeping.facts import Host
         from thicket.timekeeping.kept import Kept
-        from thicket.timekeeping.service import Host, Timekeeper
+        from thicket.timekeeping.service import Timekeeper
         from thicket.timekeeping.signed_time import SignedTime
         from thicket.upkeep.service import save_clock
 

@@ -136,6 +136,7 @@ class Chrony:
         self._stopping = False
         self._pidfd = -1
         self._gid = 0
+        self._nts: bool | None = None
         self._turn = asyncio.Lock()
 
     @property
@@ -330,8 +331,10 @@ class Chrony:
 
     async def has_nts(self) -> bool:
         """Return whether this chronyd was built with Network Time Security."""
-        try:
-            _, said = await finish(lambda: run([self.program, "--version"], _ASK_SECONDS))
-        except (OSError, TimeoutError):
-            return False
-        return "+NTS" in said
+        if self._nts is None:
+            try:
+                _, said = await finish(lambda: run([self.program, "--version"], _ASK_SECONDS))
+            except (OSError, TimeoutError):
+                return False
+            self._nts = "+NTS" in said
+        return self._nts

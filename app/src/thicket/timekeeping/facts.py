@@ -81,7 +81,7 @@ class Times:
         self.unanswered: float | None = None
         self.said: tuple[Any, ...] = ()
         self._changed = time.monotonic()
-        self._disputes: dict[IPv6Address, float] = {}
+        self._disputes: dict[IPv6Address, tuple[float, float]] = {}
         self._keeping: asyncio.Task[None] | None = None
 
     def changed(self) -> None:
@@ -94,19 +94,28 @@ class Times:
 
     def disputed(self, origin: IPv6Address) -> float:
         """Return the seconds since the time of an origin was refused first."""
-        first = self._disputes.get(origin)
-        return 0.0 if first is None else time.monotonic() - first
+        found = self._disputes.get(origin)
+        return 0.0 if found is None else time.monotonic() - found[0]
 
     def agreed(self, origin: IPv6Address) -> None:
         """The time of an origin is that of this node."""
         self._disputes.pop(origin, None)
 
-    def refused(self, origin: IPv6Address, until: float) -> None:
-        """The time of an origin is not taken; servers are left alone until then."""
+    def refused(self, origin: IPv6Address) -> None:
+        """The time of an origin is not taken."""
+        now = time.monotonic()
         if len(self._disputes) >= self.MOST and origin not in self._disputes:
             self._disputes.pop(next(iter(self._disputes)))
-        self._disputes.setdefault(origin, time.monotonic())
-        self.refused_until = until
+        first, _ = self._disputes.get(origin, (now, now))
+        self._disputes[origin] = first, now
+
+    def over(self, seconds: float) -> list[IPv6Address]:
+        """Forget those whose time was refused last this long ago, and return them."""
+        past = time.monotonic() - seconds
+        gone = [origin for origin, (_, last) in self._disputes.items() if last < past]
+        for origin in gone:
+            del self._disputes[origin]
+        return gone
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Hold a task that nobody waits for."""

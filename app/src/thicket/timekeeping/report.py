@@ -43,7 +43,7 @@ class Source(NamedTuple):
     :ivar state: ``*`` is followed, ``+`` and ``-`` agree with it, ``x`` and ``~`` do not, ``?`` has
         not answered.
     :ivar reach: its last eight answers, as bits.
-    :ivar offset: seconds that it was ahead of the clock when it answered last.
+    :ivar offset: seconds that it is ahead of the clock.
     """
 
     address: str
@@ -82,7 +82,8 @@ def parse(text: str) -> Report:
     try:
         if not lines or len(lines[0]) < 14:
             raise ValueError(text[:80].strip() or "nothing")
-        return Report(_tracking(lines[0]), tuple(map(_source, lines[1:])))
+        tracking = _tracking(lines[0])
+        return Report(tracking, tuple(_source(line, tracking.offset) for line in lines[1:]))
     except (ValueError, IndexError) as error:
         raise ReportError(f"chronyc prints {error}") from None
 
@@ -99,14 +100,18 @@ def _tracking(fields: list[str]) -> Tracking:
     )
 
 
-def _source(fields: list[str]) -> Source:
+def _source(fields: list[str], turning: float) -> Source:
+    """Read one source.
+
+    :param turning: what chronyd still has to turn the clock by, which it counts as done here.
+    """
     return Source(
         address=fields[2],
         state=fields[1],
         stratum=int(fields[3]),
         reach=int(fields[5], 8),
-        # chronyc prints by how much the clock was ahead of the source
-        offset=-_number(fields[8]),
+        # chronyc prints by how much the clock is ahead of the source
+        offset=turning - _number(fields[7]),
         error=_number(fields[9]),
     )
 

@@ -24,6 +24,7 @@ from thicket.timekeeping.facts import Host, Moment, Times, names_of
 from thicket.timekeeping.judge import Bounds, Knowledge, Offered, confirmed, learned
 from thicket.timekeeping.kept import Kept
 from thicket.timekeeping.neighbours import Neighbours, Says
+from thicket.timekeeping.section import NTS
 from thicket.timekeeping.signed_time import SignedTime
 from thicket.timekeeping.uplink import has_uplink
 
@@ -199,8 +200,10 @@ class Timekeeper:
         await self._signed.load()
         now = time.monotonic()
         self._knowledge = self._knowledge.now(boottime())
+        for origin in self._times.over(2 * SHUNNED):
+            self._problems.clear_one("time", "refused", str(origin))
         await self._keep_above_floor()
-        servers = self._servers(now)
+        servers = await self._known_servers(self._servers(now))
         heard = self._heard(now)
         choice = elect(self._own(), heard, now)
         setup = await self._setup(choice, servers)
@@ -228,6 +231,21 @@ class Timekeeper:
         if settings.servers:
             return settings.servers
         return PUBLIC if has_uplink(self._root, self._host.mesh) else ()
+
+    async def _known_servers(self, servers: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the servers that this chronyd can ask. It never asks without NTS instead."""
+        plain = tuple(server for server in servers if not server.startswith(NTS))
+        if len(plain) == len(servers) or await self.chrony.has_nts():
+            self._problems.clear("time", "no-nts")
+            return servers
+        self._problems.report(
+            "time",
+            "no-nts",
+            "this image's chronyd has no NTS, so servers with nts: in front are not asked; "
+            "docs/time.md says how to build it in",
+            "warning",
+        )
+        return plain
 
     def _heard(self, now: float) -> dict[IPv6Address, Heard]:
         """Return the claims to judge by."""
@@ -293,19 +311,20 @@ class Timekeeper:
         claim = self._own_servers() if moment.network else _claim_of(followed, heard)
         if claim is None:
             return
-        offered = self._offered(report, claim, moment.network)
+        whose = self._host.me()[0] if moment.network else IPv6Address(followed.address)
+        offered = self._offered(moment, report, claim, whose)
         what = judges.judge(offered, clock, self._bounds(), known=self.known)
         if what == judges.SET:
             log.warning("the clock is set by %+.3f s, as %s says", offered.offset, followed.address)
             await self.chrony.step()
             self._times.changed()
         elif what != judges.KEEP:
-            await self._refuse(what, report, claim)
+            await self._refuse(what, report, whose)
             return
         elif abs(offered.offset) > _FOLLOWS:
             return
-        self._times.agreed(claim.origin)
-        self._problems.clear("time", "refused")
+        self._times.agreed(whose)
+        self._problems.clear_one("time", "refused", str(whose))
         clock += offered.offset
         if moment.network:
             self._know(confirmed("network", clock, boot))
@@ -316,32 +335,39 @@ class Timekeeper:
         clock = time.time()
         return Claim(Grade.NETWORK, int(clock), self._host.me()[0], 0, 0.0, clock)
 
-    def _offered(self, report: Report, claim: Claim, network: bool) -> Offered:
-        """Return what is known about the time that chronyd has found."""
+    def _offered(self, moment: Moment, report: Report, claim: Claim, whose: IPv6Address) -> Offered:
+        """Return what is known about the time that chronyd has found.
+
+        :param whose: the node that it is from; this one, where it is from servers.
+        """
         now, clock, offset = time.monotonic(), time.time(), report.tracking.offset
         heard = self._neighbours.heard.values() if self._neighbours is not None else ()
         ahead = [one.ahead(clock, now) for one in heard if one.claim.grade != Grade.GUESS]
-        agreeing = sum(one.agrees for one in report.sources)
+        servers = names_of(moment.servers)
+        agreeing = sum(one.agrees and one.address in servers for one in report.sources)
         return Offered(
             offset,
             claim.grade,
-            servers=agreeing if network else 0,
-            theirs=sum(abs(one - offset) <= judges.JUMP for one in ahead) + network,
+            servers=agreeing,
+            theirs=sum(abs(one - offset) <= judges.JUMP for one in ahead) + moment.network,
             ours=1 + sum(abs(one) <= judges.JUMP for one in ahead),
-            same=claim.origin == self._knowledge.origin,
-            since=self._times.disputed(claim.origin),
+            # Any node can name an origin: it is its word only where it says so itself.
+            same=whose == claim.origin == self._knowledge.origin,
+            since=self._times.disputed(whose),
         )
 
-    async def _refuse(self, what: str, report: Report, claim: Claim) -> None:
+    async def _refuse(self, what: str, report: Report, whose: IPv6Address) -> None:
         """Leave those alone for a while who say so, and forget what chronyd was about to turn."""
         now, offset = time.monotonic(), report.tracking.offset
         agreeing = [one.address for one in report.sources if one.agrees]
         pause = REFUSED if what == judges.DISPUTED else SHUNNED
-        self._times.refused(claim.origin, now + REFUSED)
+        self._times.refused(whose)
+        if whose == self._host.me()[0]:
+            self._times.refused_until = now + REFUSED
         for address in filter(None, map(_address, agreeing)):
             self._shunned[address] = now + pause
         text = f"the time of {', '.join(agreeing)} ({offset:+.0f} s) is not taken: {_WORDS[what]}"
-        self._problems.report("time", "refused", text, "warning")
+        self._problems.report("time", "refused", text, "warning", str(whose))
         self._moment = None
         await self.chrony.stop()
         self._again.set()
@@ -358,11 +384,11 @@ class Timekeeper:
                 continue
             address = _address(one.address)
             if address is not None and address in self._neighbours.heard:
-                self._shunned[address] = time.monotonic() + SHUNNED
-                log.warning(
-                    "%s is %+.0f s from the time of this node and of others: for an hour it is no "
-                    "source", address, one.offset,
-                )  # fmt: skip
+                now = time.monotonic()
+                self._shunned[address] = now + SHUNNED
+                self._times.refused(address)
+                text = f"{address} says a time that is {one.offset:+.0f} s from that of others"
+                self._problems.report("time", "refused", text, "warning", str(address))
                 self._again.set()
 
     def _know(self, knowledge: Knowledge) -> None:

@@ -24,7 +24,7 @@ IMAGE = "/usr/lib/os-release"
 """A file with the time when the image was built."""
 
 TOLD = "/run/thicket/clock"
-"""Where the part ``time`` says whether the clock is right: a line that begins with KNOWN, or not."""
+"""Where the part ``time`` says whether the clock is right: a line that begins with KNOWN or not."""
 
 KNOWN = "known"
 
