@@ -111,11 +111,11 @@ class SignedTime:
         standing.passed(found.issued)
         if found.number > self.number:
             self._newest = found
-            threads.start(lambda: self._keep(found.packed), "signed-time")
+            threads.start(self._keep, "signed-time")
         return found, answers
 
-    def _keep(self, packed: bytes) -> None:
+    def _keep(self) -> None:
         try:
-            self._kept.keep_statement(packed)
+            self._kept.keep_statement(self.packed)  # the newest, whichever thread is the last one
         except OSError as error:
             log.warning("the signed time cannot be kept: %s", error.strerror)
