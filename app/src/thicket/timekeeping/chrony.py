@@ -4,7 +4,8 @@
 chronyd turns the clock. It never sets it by itself (no ``makestep``), as :mod:`.judge` decides what
 may be set, and turns it by ``SLEW`` parts in a million at most, so that whoever deceives it moves
 the clock by no more than that. It has no ``rtcsync``: with it the kernel would call any time
-right that chronyd follows, also a guess. It runs as a user of its own; only root and that user get
+right that chronyd follows, also a guess. Certificates of NTS may have any date until the clock is
+set once, as those of a fleet. It runs as a user of its own; only root and that user get
 at its socket, and it serves those of the mesh alone.
 """
 
@@ -101,7 +102,7 @@ def configuration(folder: str, drift: str, user: str, network: IPv6Network | Non
     return (
         f"user {user}\npidfile {folder}/pid\nbindcmdaddress {folder}/socket\ncmdport 0\n"
         f"keyfile {folder}/keys\nsourcedir {folder}\ndriftfile {drift}\n"
-        f"maxslewrate {SLEW}\nnoclientlog\nlogchange 1\n{serving}"
+        f"maxslewrate {SLEW}\nnocerttimecheck 1\nnoclientlog\nlogchange 1\n{serving}"
     )
 
 
