@@ -23,7 +23,7 @@ def run(authority: Authority, rest: list[str]) -> int:
     parser = Parser("time needs --ssh HOST, or --out FILE [--for QUESTION]")
     parser.add_argument("--ssh", type=a_word)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--for", dest="question", type=a_word, default="")
+    parser.add_argument("--for", dest="question", type=a_word)
     args = parser.parse_args(rest)
     if (args.ssh is None) == (args.out is None) or (args.ssh and args.question):
         parser.error("either a node or a file is named")
@@ -31,7 +31,7 @@ def run(authority: Authority, rest: list[str]) -> int:
         parser.error("a question is what `thicket time question` prints on the node")
     sign = authority.time_signer()  # the key's passphrase is typed before the node is asked
     if args.out is not None:
-        args.out.write_bytes(sign(args.question))
+        args.out.write_bytes(sign(args.question or ""))
         print(f"{args.out} is signed; on a node: thicket time import {args.out.name}")
         return OK
     question = _over_ssh(args.ssh, "question").decode("ascii", "replace").strip()
