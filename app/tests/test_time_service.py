@@ -288,6 +288,7 @@ async def test_a_persons_word_is_bounded_and_makes_the_time_known(
         clock = time.time() + 3600
         await made.keeper.set(clock)
         assert made.set == [clock]
+        assert made.state == "held", "at once"
         await made.until(lambda: made.state == "held", "it is known")
         # The next daemon of this boot knows it as well.
         known = Kept(made.paths).known(1e9)

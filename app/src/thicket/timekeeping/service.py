@@ -122,7 +122,7 @@ class Timekeeper:
         told["sources"] = [
             {
                 "address": one.address,
-                "state": _STATES.get(one.state, "silent"),
+                "state": _STATES.get(one.state, "unused" if one.reach else "silent"),
                 "stratum": one.stratum,
                 "reach": one.reach,
                 "offset": round(one.offset, 6),
@@ -469,6 +469,7 @@ class Timekeeper:
         async with self._turn:
             await self._set(clock)
             self._know(confirmed("operator", clock, boottime()))
+            self._state = "held"
         log.warning("the clock is set to %s, as a person says", _shown(clock))
         self._say()
         self.look_again()
