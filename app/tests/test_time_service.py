@@ -58,6 +58,7 @@ class FakeChrony(Chrony):
         self.state = {"runs": False}
         self.steps: list[float] = []
         self.starts = 0
+        self.set: list[float] = []
 
     @property
     def running(self) -> bool:
@@ -80,6 +81,10 @@ class FakeChrony(Chrony):
 
     async def has_nts(self) -> bool:
         return False
+
+    async def set_clock(self, clock: float) -> None:
+        await self.stop()
+        self.set.append(clock)
 
     async def step(self) -> None:
         followed = self._followed()
@@ -131,7 +136,7 @@ class Bench:
         self.floor = datetime.now(UTC) - timedelta(days=1)
         self.end: float | None = time.time() + 1e9
         self.saved = 0
-        self.set: list[float] = []
+        self.set = self.chrony.set
         self.standing: Standing | None = None
         if fleet is not None:
             from thicket.trust.certificates import pem
@@ -169,13 +174,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+def bench(tmp_path: Path) -> Callable[..., Bench]:
     """Make a bench; the machine's clock stays."""
 
     def make(text: str = "", fleet: TestFleet | None = None) -> Bench:
-        made = Bench(tmp_path, text, fleet)
-        monkeypatch.setattr("time.clock_settime", lambda which, seconds: made.set.append(seconds))
-        return made
+        return Bench(tmp_path, text, fleet)
 
     return make
 

@@ -15,6 +15,7 @@ log = getLogger(__name__)
 if TYPE_CHECKING:
     from thicket.daemon.core import Core, OwnIdentity
     from thicket.distribution.node import Node
+    from thicket.timekeeping.chrony import Chrony
     from thicket.timekeeping.service import Timekeeper
     from thicket.trust.service import Trust
     from thicket.trust.verify import Clock
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 LATER, LATER_AT_MOST = 3.0, 60.0
 #: Seconds until a part that failed begins anew.
 AGAIN = 60.0
-#: The status of a node whose clock is not the part's business, or not yet.
-_OFF = {"state": "off", "known": False}
 
 
 class TimePart:
@@ -39,23 +38,28 @@ class TimePart:
         self._me = me
         self._trust = trust
         self._node: Node | None = None
+        self._off = False
 
     async def run(self) -> None:
         """Keep the time until cancelled."""
         core = self._core
-        ours = not core.paths.root  # a daemon in another directory leaves the machine's clock alone
-        if not ours or not core.settings.time.enabled:
-            if ours:
-                from thicket.timekeeping.kept import Kept
+        if core.settings.time.enabled:
+            chrony = core.make.chrony(core.paths, self._look_again)
+            self._off = chrony is None
+        else:
+            from thicket.timekeeping.kept import Kept
 
-                Kept(core.paths).forget()
+            chrony, self._off = None, True
+            Kept(core.paths).forget()
+        if chrony is None:
             core.changed()
             await asyncio.Event().wait()
+            return
         await wait(core.joined, LATER_AT_MOST)
         await asyncio.sleep(LATER)
         while True:
             try:
-                await self._keep()
+                await self._keep(chrony)
             except Exception as error:
                 # The node is of use without a clock that is right.
                 log.exception("the time is not kept")
@@ -63,8 +67,8 @@ class TimePart:
                 core.problems.report("time", "part-failed", message, "warning")
             await asyncio.sleep(AGAIN)
 
-    async def _keep(self) -> None:
-        keeper = self.keeper = self._make()
+    async def _keep(self, chrony: Chrony) -> None:
+        keeper = self.keeper = self._make(chrony)
         if self._node is not None:
             keeper.attach(self._node)
         try:
@@ -73,8 +77,7 @@ class TimePart:
             keeper.detach()
             self.keeper = None
 
-    def _make(self) -> Timekeeper:
-        from thicket.timekeeping.chrony import Chrony
+    def _make(self, chrony: Chrony) -> Timekeeper:
         from thicket.timekeeping.facts import Host
         from thicket.timekeeping.kept import Kept
         from thicket.timekeeping.service import Timekeeper
@@ -91,7 +94,6 @@ class TimePart:
             changed=core.changed,
             save=lambda: save_clock(paths),
         )
-        chrony = Chrony(f"{paths.run}/time", f"{paths.data}/thicket/time", self._look_again)
         signed = SignedTime(lambda: self._trust.standing, Kept(paths))
         return Timekeeper(paths, core.problems, host, signed, chrony)
 
@@ -120,8 +122,7 @@ class TimePart:
         """Return the part ``time`` of the status document; docs/node.md has its members."""
         if self.keeper is not None:
             return self.keeper.status()
-        starting = not self._core.paths.root and self._core.settings.time.enabled
-        return {**_OFF, "state": "starting"} if starting else dict(_OFF)
+        return {"state": "off" if self._off else "starting", "known": False}
 
     # -- the cluster, see daemon.cluster_part
 
@@ -150,7 +151,7 @@ class TimePart:
         :raises RequestError: nothing does.
         """
         if self.keeper is None:
-            if self.status()["state"] == "starting":
+            if not self._off:
                 raise RequestError("starting", "the node has not joined yet; try again")
             raise RequestError(
                 "off", "this node leaves its clock alone (time.enabled); `date -s` sets it"

@@ -16,6 +16,7 @@ import os
 import pwd
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv6Address, IPv6Network
@@ -117,6 +118,7 @@ class Chrony:
 
     program = "chronyd"
     client = "chronyc"
+    users: tuple[str, ...] = USERS
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class Chrony:
 
     def _prepare(self, network: IPv6Network | None, setup: Setup) -> None:
         user, uid, gid = "root", 0, 0
-        for name in USERS:
+        for name in self.users:
             try:
                 found = pwd.getpwnam(name)
             except KeyError:
@@ -313,6 +315,15 @@ class Chrony:
         :raises ChronyError: chronyd cannot be told.
         """
         await self.ask("makestep")
+
+    async def set_clock(self, clock: float) -> None:
+        """Set the clock, with chronyd away.
+
+        :param clock: seconds since 1970.
+        :raises OSError: the kernel does not let it be set.
+        """
+        await self.stop()
+        time.clock_settime(time.CLOCK_REALTIME, clock)
 
     async def ask(self, *commands: str) -> str:
         """Run commands of chronyc(1).

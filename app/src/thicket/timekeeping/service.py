@@ -436,10 +436,9 @@ class Timekeeper:
 
         :raises RequestError: the kernel does not let it be set.
         """
-        await self.chrony.stop()
         self._moment = None
         try:
-            time.clock_settime(time.CLOCK_REALTIME, clock)
+            await self.chrony.set_clock(clock)
         except OSError as error:
             raise RequestError("not-set", f"the clock cannot be set: {error.strerror}") from None
 
