@@ -486,6 +486,8 @@ async def test_nodes_tell_claims_keys_and_signed_dates(network: Network) -> None
         said[0].claim = said[0].claim._replace(grade=Grade.HELD, stamp=77)
         ends[0].tell_all()
         await until(lambda: addresses[0] in ends[1].heard)
+        # Who is heard first is answered: it may not have listened before.
+        await until(lambda: addresses[1] in ends[0].heard)
         assert ends[1].heard[addresses[0]].claim.stamp == 77
         assert said[1].changes
         # The same again is no news.

@@ -144,6 +144,8 @@ class Neighbours(Process):
         before = self.heard.get(address)
         now, clock = time.monotonic(), time.time()
         heard = self.heard[address] = Heard(claim, now)
+        if before is None:  # it may have begun after we told it ours
+            self.tell(connection.name)
         if number > self._says.claim()[1]:
             self._send(connection, (_WANT, number))
         moved = before is None or abs(before.ahead(clock, now) - heard.ahead(clock, now)) > SAME
