@@ -81,11 +81,20 @@ class Times:
         self.unanswered: float | None = None
         self.said: tuple[Any, ...] = ()
         self._changed = time.monotonic()
+        self._base = time.time() - self._changed
         self._disputes: dict[IPv6Address, tuple[float, float]] = {}
         self._keeping: asyncio.Task[None] | None = None
 
     def changed(self) -> None:
         self._changed = time.monotonic()
+
+    def moved(self, seconds: float) -> bool:
+        """Return whether the clock was set by more than that since this was True last."""
+        base = time.time() - time.monotonic()
+        if abs(base - self._base) <= seconds:
+            return False
+        self._base = base
+        return True
 
     @property
     def under_way(self) -> bool:

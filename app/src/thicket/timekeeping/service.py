@@ -19,7 +19,7 @@ from thicket.base.process import boottime
 from thicket.base.threads import BusyError, OneAtATime
 from thicket.timekeeping import judge as judges
 from thicket.timekeeping.chrony import Chrony, Client, Setup
-from thicket.timekeeping.claims import TELL, Choice, Claim, Grade, Heard, elect, passed_on
+from thicket.timekeeping.claims import SAME, TELL, Choice, Claim, Grade, Heard, elect, passed_on
 from thicket.timekeeping.facts import Host, Moment, Times, names_of
 from thicket.timekeeping.judge import Bounds, Knowledge, Offered, confirmed, learned
 from thicket.timekeeping.kept import Kept
@@ -540,7 +540,8 @@ class Timekeeper:
         said = (claim.grade, claim.stamp, claim.origin, claim.depth)
         if claim.grade == Grade.NETWORK:
             said = (claim.grade, 0, claim.origin, claim.depth)
-        if said != self._times.said:
+        moved = self._times.moved(SAME / 2)  # by this part, or by a person with `date`
+        if said != self._times.said or moved:
             self._times.said = said
             self._tell_all()
 
