@@ -34,7 +34,17 @@ FLOORS = (
     {"identity", "radio", "distribution"},
     {"discovery"},
     {"trust"},
-    {"cluster", "firewall", "applications", "operators", "update", "upkeep", "metrics", "syslog"},
+    {
+        "cluster",
+        "firewall",
+        "applications",
+        "operators",
+        "update",
+        "upkeep",
+        "metrics",
+        "syslog",
+        "timekeeping",
+    },
     {"daemon"},
     {"cli"},
 )
