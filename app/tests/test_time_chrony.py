@@ -119,6 +119,10 @@ async def test_a_node_follows_another_by_their_key(
         assert abs(report.tracking.offset) < 1
         leading = (await first.report()).tracking
         assert leading.source == "", "it follows nobody"
+        # what was measured can be forgotten, and measured anew at once
+        await second.measure_anew()
+        assert not follows(await second.report())
+        await until(second, follows)
         # and it can be told otherwise, while it runs
         await second.follow(Setup(leads=True))
         assert (await second.report()).sources == ()

@@ -58,6 +58,7 @@ class FakeChrony(Chrony):
         self.state = {"runs": False}
         self.steps: list[float] = []
         self.starts = 0
+        self.anew = 0
         self.set: list[float] = []
 
     @property
@@ -85,6 +86,9 @@ class FakeChrony(Chrony):
     async def set_clock(self, clock: float) -> None:
         await self.stop()
         self.set.append(clock)
+
+    async def measure_anew(self) -> None:
+        self.anew += 1
 
     async def step(self) -> None:
         followed = self._followed()
@@ -496,7 +500,11 @@ async def test_nodes_tell_claims_keys_and_signed_dates(network: Network) -> None
         ends[0].tell(nodes[1].name)
         key = await ends[1].key(addresses[0])
         assert key is not None
-        assert said[1].changes == before
+        assert said[1].changes == before, "a key is no news"
+        # Who sets his clock is noticed.
+        said[0].claim = said[0].claim._replace(clock=said[0].claim.clock + 100)
+        ends[0].tell(nodes[1].name)
+        await until(lambda: ends[1].moved == {addresses[0]})
         # A key is for the one that asks, and asking again makes no more of them.
         assert ends[0].clients == {addresses[1]: key}
         assert await ends[1].key(addresses[0]) == key
@@ -535,6 +543,7 @@ async def test_a_node_follows_the_one_that_knows_and_a_liar_is_outvoted(
     class Played:
         clients: dict[IPv6Address, PairKey] = {}  # noqa: RUF012
         heard: dict[IPv6Address, Heard] = {}  # noqa: RUF012
+        moved: set[IPv6Address] = set()  # noqa: RUF012
         told = 0
 
         async def key(self, address: IPv6Address) -> PairKey:
@@ -560,6 +569,10 @@ async def test_a_node_follows_the_one_that_knows_and_a_liar_is_outvoted(
         await made.until(lambda: made.chrony.steps == [30.0], "the later guess is taken")
         assert not keeper.known
         assert made.state == "guess"
+        # it sets its clock: what was measured before would only confuse
+        played.moved.add(OTHER)
+        await made.until(lambda: made.chrony.anew == 1, "it is measured anew")
+        assert not played.moved
         # it is told, and this node knows by it
         says(OTHER, Grade.HELD, 1000, 500.0, OTHER)
         made.chrony.offsets = {str(OTHER): 500.0}

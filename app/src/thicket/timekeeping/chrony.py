@@ -317,6 +317,15 @@ class Chrony:
         await self.ask("makestep")
         await self.ask("burst 3/4")
 
+    async def measure_anew(self) -> None:
+        """Forget what was measured: a source has set its clock, which looks like a bad way to it.
+
+        :raises ChronyError: chronyd cannot be told.
+        """
+        setup = self._setup
+        await self.follow(setup._replace(nodes=(), servers=()))
+        await self.follow(setup)  # a new source is asked four times in a row
+
     async def set_clock(self, clock: float) -> None:
         """Set the clock, with chronyd away.
 

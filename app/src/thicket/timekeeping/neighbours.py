@@ -76,12 +76,14 @@ class Neighbours(Process):
 
     :ivar heard: the claims of the connected nodes.
     :ivar clients: the keys of those who take the time from here.
+    :ivar moved: those that have set their clocks; who looks at it empties it.
     """
 
     def __init__(self, node: Node, says: Says) -> None:
         super().__init__(node)
         self.heard: dict[IPv6Address, Heard] = {}
         self.clients: dict[IPv6Address, PairKey] = {}
+        self.moved: set[IPv6Address] = set()
         self._cluster = node
         self._says = says
         self._secret = os.urandom(32)
@@ -148,7 +150,11 @@ class Neighbours(Process):
             self.tell(connection.name)
         if number > self._says.claim()[1]:
             self._send(connection, (_WANT, number))
-        moved = before is None or abs(before.ahead(clock, now) - heard.ahead(clock, now)) > SAME
+        moved = before is not None and (
+            abs(before.ahead(clock, now) - heard.ahead(clock, now)) > SAME
+        )
+        if moved:
+            self.moved.add(address)
         if moved or before is None or before.claim[:4] != claim[:4]:
             self._says.changed()
 
@@ -180,6 +186,7 @@ class Neighbours(Process):
         if address is not None:
             for known in (self.heard, self.clients, self._keys):
                 known.pop(address, None)
+            self.moved.discard(address)
             self._says.changed()
 
     # -- keys of others

@@ -211,6 +211,11 @@ class Timekeeper:
             await self.chrony.follow(setup)
         else:
             await self.chrony.start(self._network(), setup)
+        if self._neighbours is not None and self._neighbours.moved:
+            moved = not self._neighbours.moved.isdisjoint(choice.sources)
+            self._neighbours.moved.clear()
+            if moved:
+                await self.chrony.measure_anew()
         report = await self.chrony.report()
         followed = next((one for one in report.sources if one.state == "*"), None)
         if not report.tracking.source:
