@@ -45,6 +45,7 @@ FLOORS = (
         "syslog",
         "timekeeping",
     },
+    {"fleet"},
     {"daemon"},
     {"cli"},
 )

@@ -162,9 +162,16 @@ class Linked(WireMesh):
         return [(AIR[0].radios[at].address.ip, luck.uniform(0.0, 1.0)) for at in self.linked]
 
     def snapshot(self) -> dict[str, Any]:
-        state = "joined" if self.joined else "starting"
-        peers = [{"mac": AIR[0].radios[at].mac} for at in sorted(self.linked)]
-        return {"radio": {"state": state, "interface": "mesh0"}, "peers": peers, "paths": []}
+        radio = {
+            "state": "joined" if self.joined else "starting",
+            "interface": "mesh0",
+            "mac": self.mac,
+        }
+        peers = [
+            {"mac": AIR[0].radios[at].mac, "state": "ESTAB", "signal_dbm": -60 - at, "metric": 200}
+            for at in sorted(self.linked)
+        ]
+        return {"radio": radio, "peers": peers, "paths": []}
 
 
 class Made(Parts):

@@ -32,11 +32,11 @@ from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.base.supervise import FAILURES, FailingError, Part
 from thicket.cluster import membership, radio_watch
+from thicket.cluster.names import host_digits
 from thicket.config.load import load
 from thicket.config.schema import Settings
 from thicket.control.client import ClientError, request
 from thicket.daemon import cluster_part, daemon
-from thicket.daemon.cluster_part import host_digits
 from thicket.daemon.commands import Commands
 from thicket.daemon.daemon import Daemon, only_one, stop_radio
 from thicket.daemon.discovery_part import DUPLICATE
@@ -687,6 +687,7 @@ class TestStarting:
             # It needs a path, and says so first.
             assert said.pop("app-install") in {"starting", "bad-params", "bad-request"}
             assert said.pop("identify") == "no-light"
+            assert said.pop("member") == "no-operator"
             assert set(said.values()) == {"done", "not-joined", "starting"}
             read.set()
             await run.until(run.in_cluster, "it joins")

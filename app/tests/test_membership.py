@@ -11,8 +11,11 @@ from time import monotonic
 import pytest
 from patience import PATIENCE
 
+from thicket.base.errors import RequestError
 from thicket.cluster import membership
+from thicket.cluster.lost import LONGEST, MOST, Lost
 from thicket.cluster.membership import Candidate, Link, Membership
+from thicket.cluster.names import resolve
 
 # Nothing here waits for the kernel or another process.
 pytestmark = pytest.mark.virtual_time
@@ -411,3 +414,66 @@ async def test_a_node_is_dialled_as_it_spells_itself_and_is_one_in_all_spellings
         assert [(c.name, c.up) for c in made.candidates.values()] == [(f"thicket@{HIGH}", True)]
         made.node_down(spelled)
         assert not made.is_up(HIGH)
+
+
+class TestNames:
+    """Which node a person means; a label never hides what a node is really called."""
+
+    A, B = "thicket@fd12::1:6f44:e3c6:b802", "thicket@fd12::2:0:cafe"
+
+    def test_what_everybody_can_type(self) -> None:
+        labels = {self.B: "North Mast"}
+        for text in ("b802", "B802", "n-6f44e3c6b802", "02", "N-6F44E3C6B802"):
+            assert resolve(text, {self.A}, labels) == self.A
+        for text in ("north mast", "NORTH MAST", " North Mast ", "cafe", "n-00020000cafe"):
+            assert resolve(text, {self.A}, labels) == self.B
+
+    def test_a_label_that_looks_like_a_host_name_hides_none(self) -> None:
+        labels = {self.B: "n-6f44e3c6b802"}  # which `thicket ca` refuses
+        assert resolve("n-6f44e3c6b802", {self.A}, labels) == self.A
+
+    def test_what_may_be_two_nodes_is_none(self) -> None:
+        for text, labels in (("b802", {self.B: "B802"}), ("x", {self.A: "x", self.B: "X"})):
+            with pytest.raises(RequestError, match="may be") as error:
+                resolve(text, {self.A}, labels)
+            assert error.value.code == "ambiguous"
+        assert resolve("cafe", {self.A}, {self.B: "Cafe"}) == self.B, "both ways lead to one"
+
+    @pytest.mark.parametrize("text", ["", "n-", "nobody", "mast", "  "])
+    def test_who_is_not_known_is_named_with_those_who_are(self, text: str) -> None:
+        with pytest.raises(RequestError, match=r"known are: .*cafe \(mast 1\)") as error:
+            resolve(text, {self.A}, {self.B: "mast 1"})
+        assert error.value.code == "unknown-node"
+        with pytest.raises(RequestError, match="known are: none"):
+            resolve(text, set(), {})
+
+    def test_devices_without_a_label_are_no_answer_to_nothing(self) -> None:
+        with pytest.raises(RequestError):
+            resolve("", {self.A}, {self.B: ""})
+
+
+class TestLost:
+    def test_the_last_sign_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [1000.0]
+        monkeypatch.setattr("thicket.cluster.lost.boottime", lambda: now[0])
+        lost = Lost()
+        assert (lost.age("n@fd12::1"), lost.all()) == (None, {})
+        lost.note("n@fd12::1", 300.0)
+        lost.note("n@fd12:0::1", 10.0)
+        lost.note("n@fd12::1", 900.0)
+        now[0] += 5
+        assert lost.age("n@fd12::0:1") == 15.0
+        assert list(lost.all().values()) == [15.0]
+        lost.back("n@fd12::0:1")
+        assert lost.all() == {}
+
+    def test_it_forgets(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [1000.0]
+        monkeypatch.setattr("thicket.cluster.lost.boottime", lambda: now[0])
+        lost = Lost()
+        for number in range(MOST + 9):
+            lost.note(f"n@fd12::{number + 1:x}")
+        assert len(lost.all()) == MOST
+        assert lost.age("n@fd12::9") is None
+        now[0] += LONGEST + 1
+        assert lost.all() == {}

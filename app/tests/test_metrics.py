@@ -46,11 +46,14 @@ from thicket.metrics.text import LONGEST, Family, Numbers, exposition, label_val
 TREE = Path(__file__).parents[2]
 MACHINE = machine.Machine(
     time=1_800_000_000.25,
+    synchronised=True,
     load=(0.5, 0.25, 0.125),
     cpus=4,
     cpu={"user": 12.5, "idle": 99.0},
     memory={"MemTotal": 1 << 30, "MemFree": 1 << 20, "MemAvailable": 1 << 29},
     data=(1000, 600, 500),
+    data_errors=0,
+    cards={"mmcblk0": machine.Card(0.3, 1)},
     temperatures={"cpu-thermal": 48.3},
     undervoltage=True,
     interfaces=[
@@ -137,7 +140,7 @@ class TestNumbers:
             radio={"state": "starting", "interface": "mesh0"},
             cluster={"node": None, "security": "tls", "refused": {}, "nodes": [], "counters": {}},
         )  # fmt: skip
-        bare = machine.Machine(1.0, None, 1, {}, {}, None, {}, None, [])
+        bare = machine.Machine(1.0, False, None, 1, {}, {}, None, None, {}, {}, None, [])
         for openmetrics in (False, True):
             text = exposition(FAMILIES, numbers(early, bare), openmetrics=openmetrics)
             families = read(text, openmetrics=openmetrics)
@@ -289,7 +292,7 @@ class TestNetJson:
         assert (client["ht"], client["vht"], client["signal"]) == (True, False, -61)
 
     def test_what_is_not_known_is_left_out(self) -> None:
-        bare = machine.Machine(1.0, None, 1, {}, {}, None, {}, None, [])
+        bare = machine.Machine(1.0, False, None, 1, {}, {}, None, None, {}, {}, None, [])
         fits(netjson.monitoring(document(), bare), MONITORING)
         fits(netjson.monitoring(document(), machine.read()), MONITORING)
         fits(netjson.graph({"n-1": {}}, "0.1.0"), GRAPH)

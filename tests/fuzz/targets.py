@@ -1259,6 +1259,102 @@ def revocation_seeds() -> Iterator[bytes]:
         yield packed[packed.index(b"{") :]
 
 
+def make_labels() -> Try:
+    """Labels of devices. Good signatures are taken for granted: the text is a signer's."""
+    from thicket.trust.fleet import Fleet
+    from thicket.trust.labels import KIND, SignedLabels, pack, signed_contents
+    from thicket.trust.verify import REASONS, RefusedError
+
+    ours, signer = Fleet(fleet().root.der), chain()[2]
+
+    def one(data: bytes) -> None:
+        if data[:1] == b"{":
+            data = pack(data, number("signature"), signer)
+        try:
+            found = SignedLabels.read(data, ours, verify=lambda *_: True)
+        except RefusedError as error:
+            assert error.reason in REASONS
+        else:
+            text = signed_contents(found.labels, ours.identifier)
+            again = pack(text, number("signature"), signer)
+            assert SignedLabels.read(again, ours, verify=lambda *_: True).labels == found.labels
+            assert found.packed.startswith(KIND.line)
+        try:
+            SignedLabels.read(data, ours, verify=lambda *_: False)
+        except RefusedError as error:
+            assert error.reason in REASONS
+        else:
+            raise AssertionError("labels without a signature")
+
+    return one
+
+
+def label_seeds() -> Iterator[bytes]:
+    """Yield documents, whole and as text."""
+    from thicket.trust.labels import Entry, Labels, pack, signed_contents
+
+    issued = datetime(2026, 11, 24, tzinfo=UTC)
+    entries = {
+        0x6F44E3C6B802: Entry(1_790_000_000, "north mast", "roof", "key with the porter"),
+        1 << 48 | 7: Entry(1_790_000_001, "", (52.5, -13.25)),
+        2: Entry(1),
+    }
+    for some in ({}, entries):
+        text = signed_contents(Labels(3, issued, some), fleet().identifier)
+        yield text
+        yield pack(text, number("signature"), chain()[2])
+
+
+def make_summary() -> Try:
+    """What another node tells of itself, and what is made of it."""
+    import zlib
+
+    from thicket.cli.cells import width
+    from thicket.cli.fleet import lines
+    from thicket.fleet.rows import Facts, Known, counts, rows
+    from thicket.metrics.gather import Told
+    from thicket.metrics.summary import Summary, pack, unpack
+
+    def one(data: bytes) -> None:
+        if data[:1] == b"{":
+            data = zlib.compress(data)
+        try:
+            found, _ = unpack(data)
+        except ValueError:
+            return
+        assert unpack(pack(found))[0] == found
+        known = [Known(OWN_NAME, "self"), Known(OTHER_NAME, "up")]
+        told = {OWN_NAME: Summary("joined", mac="0" * 12), OTHER_NAME: found}
+        answers = {name: Told(it, 0.1, 1.8e9, 5.0) for name, it in told.items()}
+        made = rows(Facts(OWN_NAME, known, answers, {}, {}, {}, {}, 5.0, True))
+        document = {"nodes": made, "counts": counts(made), "dropped": 0}
+        for line in lines(document, 80):
+            assert line.isprintable()
+            assert width(line) <= 80
+
+    return one
+
+
+def summary_seeds() -> Iterator[bytes]:
+    """Yield summaries, packed and as text."""
+    import zlib
+
+    from thicket.metrics.summary import Application, Link, Problem, Summary, pack
+
+    for told in (
+        Summary("joined"),
+        Summary(
+            "degraded", "0.1.0", "A", 99, Problem("error", "radio", "no-radio", "no radio"), 1, 2,
+            0.5, 4, 48.3, False, (500, 1000), (5, 10), 0, 0.3, 1, 1.8e9, True,
+            (Application("sensors", "running"),), "027468000001",
+            (Link("027468000002", -61, 217), Link("027468000003", None, None)),
+        ),
+    ):  # fmt: skip
+        packed = pack(told)
+        yield packed
+        yield zlib.decompress(packed)
+
+
 def make_change() -> Try:
     """A change of the passphrase. A good signature is taken for granted: the text is the root's."""
     from authority.signing import sign_change
@@ -2173,6 +2269,62 @@ TARGETS: dict[str, Target] = {
         words=(b'"base":null', b'"masks":[', b'"trees":[', b'{"', b'":', b"]", b"}", b",", b"4096"),
     ),
     "change": Target(make_change, change_seeds),
+    "labels": Target(
+        make_labels,
+        label_seeds,
+        words=(
+            b'{"',
+            b'":',
+            b'"',
+            b",",
+            b"[",
+            b"]",
+            b"{",
+            b"}",
+            b"null",
+            b"true",
+            b"1e999",
+            b"-1",
+            b"1.5",
+            b"NaN",
+            b"\\ud800",
+            b"\\u001b",
+            b"[" * 64,
+            b"0" * 64,
+            b'"number":',
+            b'"labels":',
+            b'"0000000000000007":[1,"',
+        ),
+    ),
+    "summary": Target(
+        make_summary,
+        summary_seeds,
+        words=(
+            b'{"',
+            b'":',
+            b'"',
+            b",",
+            b"[",
+            b"]",
+            b"{",
+            b"}",
+            b"null",
+            b"true",
+            b"1e999",
+            b"-1",
+            b"1.5",
+            b"NaN",
+            b"\\ud800",
+            b"\\u001b",
+            b"[" * 64,
+            b"0" * 64,
+            b'"state":"',
+            b'"links":[[',
+            b'"problem":["error","',
+            b'"applications":[["',
+            b'"memory":[',
+        ),
+    ),
     "revocations": Target(
         make_revocations,
         revocation_seeds,

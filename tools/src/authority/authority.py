@@ -14,9 +14,11 @@
     network.json       the mesh's passphrase and the cluster's cookie, as on every card, and the
                        newest change of the passphrase
     revocations.bin    the list as it is given to nodes, signed by the root
+    labels.bin         what devices are called, as it is given to nodes, signed by a signer
 
 New signers of either kind, operators, revocations and another passphrase need the root's key; new
-devices need a signer's key. Give whoever enrols devices a folder without ``root.key``.
+devices need a signer's key, and so do labels for the nodes. Give whoever enrols devices a folder
+without ``root.key``.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from authority.folder import FORMAT, Folder
 from authority.holders import OPERATORS, UPDATE_SIGNERS, Holders
 from authority.issuer import DEVICE_YEARS, SIGNER_YEARS, FleetIssuer, validity_of
 from authority.keys import ROOT, Keys, signer_stem
+from authority.labels import FleetLabels
 from authority.network import Network
 from authority.revocations import FleetRevocations
 from authority.signing import root_profile, sign_time
@@ -57,6 +60,7 @@ class Authority:
     :ivar network: the mesh's passphrase and the cluster's cookie.
     :ivar update_signers: who signs updates.
     :ivar operators: who may run commands on the nodes.
+    :ivar labels: what devices are called.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Authority:
         self.network = Network(self._files, self._keys, clock)
         self.update_signers = Holders(UPDATE_SIGNERS, self._files, self._keys, clock)
         self.operators = Holders(OPERATORS, self._files, self._keys, clock)
+        self.labels = FleetLabels(self._files, self.issuer, clock)
 
     @property
     def fleet(self) -> Fleet:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from ipaddress import IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ from thicket.identity.chip.atecc import ADDRESSES
 from thicket.identity.chip.errors import ChipAbsentError, ChipProtocolError
 from thicket.trust.certificates import pem
 from thicket.trust.fleet import device_name
+from thicket.trust.labels import device_of
 from thicket.trust.revocations import SignedList, split
 from thicket.trust.verify import RefusedError
 
@@ -51,7 +52,7 @@ A fleet:
   config [--out FILE] [--ssh-key FILE... | --no-ssh-key]
                             a thicket.toml for the fleet's cards, the same one every time;
                             asks whose SSH key may log in (usually yours, of ~/.ssh)
-  list [--json]             signers of devices and of updates, operators and devices
+  list [--json]             signers of devices and of updates, operators, devices and their labels
   root                      print the root certificate, which every node needs
 
 Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node that ssh reaches),
@@ -72,9 +73,16 @@ Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node t
   node DIR [--name iex] [--days 365]
                             make, or renew, the identity of a stock Erlang or Elixir node
   revoke NAME...            revoke devices, signers or operators, for ever
+  label NODE [--label TEXT] [--place TEXT | --place=LAT,LON] [--note TEXT]
+                            say what a device is called, where it is, and what is to be known of
+                            it; "" takes that away. NODE is its serial number, address, host name,
+                            last digits or label. No key is needed
+  label --import FILE | --export FILE
+                            the same for many, from a table (CSV): device, label, place, note
   publish --ssh HOST... | --console PATH
-                            bring the list of revocations to a node; it spreads from there.
-                            What another copy of this authority has revoked is taken up
+                            bring the list of revocations, and labels, to a node; they spread
+                            from there. What another copy of this authority has revoked or named
+                            is taken up
   passphrase roll [--generate] [--accept-missing] [WHERE]
                             another passphrase for the mesh, typed or from standard input:
                             hand it to every node by way of the one at WHERE, change to it
@@ -391,7 +399,7 @@ def _revoke(authority: Authority, rest: list[str]) -> int:
     return OK
 
 
-class _UnreachedError(Exception):
+class _UnreachedError(AuthorityError):
     """A node does not tell which lists it has, or does not take one."""
 
 
@@ -427,16 +435,19 @@ def _publish(authority: Authority, rest: list[str]) -> int:
         if node is not None:
             number, names = node.import_revocations(packed)
             print(f"The node has list {number} now, with {names} names.")
+        for host in reached:
+            try:
+                _over_ssh(host, "has not taken the list", "import", "-", data=packed)
+            except _UnreachedError as error:
+                sys.stderr.write(f"thicket ca: {error}\n")
+                status = BAD
+        from authority import label
+
+        over_ssh = partial(_over_ssh, subject="labels")
+        return max(status, label.publish(authority, node, reached, over_ssh))
     finally:
         if node is not None:
             node.close()
-    for host in reached:
-        try:
-            _over_ssh(host, "has not taken the list", "import", "-", data=packed)
-        except _UnreachedError as error:
-            sys.stderr.write(f"thicket ca: {error}\n")
-            status = BAD
-    return status
 
 
 def _held_by(host: str) -> list[bytes]:
@@ -448,12 +459,15 @@ def _held_by(host: str) -> list[bytes]:
         raise _UnreachedError(f"{host}: {error}") from None
 
 
-def _over_ssh(host: str, failed: str, *words: str, data: bytes = b"") -> bytes:
-    """Run ``thicket revocations`` on ``host``, which may be a login that can do nothing else."""
+def _over_ssh(
+    host: str, failed: str, *words: str, data: bytes = b"", subject: str = "revocations"
+) -> bytes:
+    """Run ``thicket revocations``, or another subject, on ``host``, which may be a login that can
+    do nothing else."""
     exporting = words[0] == "export"
     try:
         done = subprocess.run(
-            [ssh.program(), "-T", host, "thicket", "revocations", *words],
+            [ssh.program(), "-T", host, "thicket", subject, *words],
             input=data,
             stdout=subprocess.PIPE if exporting else None,
             check=False,
@@ -484,12 +498,21 @@ def _time(authority: Authority, rest: list[str]) -> int:
     return run(authority, rest)
 
 
+def _label(authority: Authority, rest: list[str]) -> int:
+    from authority import label
+
+    return label.run(authority, rest)
+
+
 def _list(authority: Authority, rest: list[str]) -> int:
     parser = Parser("list takes only --json")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(rest)
+    from authority import label
+
     document = authority.list()
     if args.json:
+        label.name_devices(document, authority)
         print(json.dumps(document, indent=2))
         return OK
     print(f"Fleet {document['name']!r}, prefix {document['prefix']}", end="")
@@ -497,8 +520,10 @@ def _list(authority: Authority, rest: list[str]) -> int:
     for signer in (*document["signers"].values(), *entries(document).values()):
         state = f"REVOKED {signer['revoked']}" if signer.get("revoked") else ""
         print(f"  {signer['name']:<30} until {signer['until']}  {state}".rstrip())
+    called = label.shown(authority)
     for name, device in document["devices"].items():
-        state = f"REVOKED {device['revoked']}" if device.get("revoked") else ""
+        state = f"REVOKED {device['revoked']}  " if device.get("revoked") else ""
+        state += called.get(device_of(IPv6Address(device["address"])), "")
         print(f"  {name:<30} {device['address']}  {state}".rstrip())
     for name, date in document.get("revoked", {}).items():
         print(f"  {name:<30} of another copy of this authority  REVOKED {date}")
@@ -508,6 +533,7 @@ def _list(authority: Authority, rest: list[str]) -> int:
 _COMMANDS: Final[dict[str, Callable[[Authority, list[str]], int]]] = {
     "config": _config,
     "init": _init,
+    "label": _label,
     "list": _list,
     "node": _node,
     "operator": _operator,

@@ -11,6 +11,7 @@ from authority.console import AGENT, Console
 from authority.errors import AuthorityError
 from authority.remote_bus import Channel, Pipe
 from authority.ssh import program
+from thicket.trust.labels import MAX_LABELS
 from thicket.trust.revocations import MAX_LIST, MAX_LISTS
 
 
@@ -128,6 +129,34 @@ class RemoteNode:
                 break
             text += str(piece)
         return base64.b64decode(text, validate=True)
+
+    def import_labels(self, packed: bytes) -> tuple[int, int]:
+        """Give the node labels.
+
+        :returns: the number of the document that it has then, and for how many devices that is.
+        """
+        answer = self._ask({"do": "labels", "labels": base64.b64encode(packed).decode()}, 120.0)
+        try:
+            return int(answer["number"]), int(answer["labels"])
+        except (LookupError, ValueError, TypeError):
+            raise AuthorityError(
+                f"{self._channel.name}: the node's answer is not understood"
+            ) from None
+
+    def export_labels(self) -> bytes:
+        """Return the labels that the node has; nothing where it has none."""
+        text = ""
+        try:
+            while len(text) < 2 * MAX_LABELS:
+                piece = self._ask({"do": "labels-held", "at": len(text)})["part"]
+                if not piece:
+                    break
+                text += str(piece)
+            return base64.b64decode(text, validate=True)
+        except (LookupError, ValueError, TypeError):
+            raise AuthorityError(
+                f"{self._channel.name}: the node's answer is not understood"
+            ) from None
 
     def held_change(self) -> tuple[bytes, str]:
         """Return what the node knows of the mesh's passphrase.

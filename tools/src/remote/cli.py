@@ -63,6 +63,7 @@ _FROM_INPUT: Final = frozenset(
         ("config", "check"),
         ("config", "apply"),
         ("revocations", "import"),
+        ("labels", "import"),
         ("passphrase", "import"),
         ("update", "order"),
     }

@@ -23,6 +23,11 @@ from thicket.control.client import ClientError, request
 HELP = """\
 usage: thicket COMMAND
 
+All nodes of the fleet:
+  fleet [--json] [--watch] [--wide]
+                           how each one is, the worst first; --watch draws it anew until
+                           Ctrl-C, --wide says more than the terminal has columns for
+
 What the node does:
   status [--json]          state, problems, address, radio and cluster in short
   peers [--json]           stations with a mesh link to this node, and mesh paths
@@ -33,7 +38,7 @@ What the node does:
   logs [-f] [-n LINES] [--before]
                            the system's log: go on with -f, or from before the last start
   ping NODE [-c COUNT]     ask another node for an answer; NODE is a name, an
-                           address, a host name or its last digits
+                           address, a host name or its last digits, or a label
 
 The time (docs/time.md; UTC, such as 2026-03-31T16:05:00Z):
   time [--json]            what the node's clock is worth, and where it is from
@@ -67,6 +72,8 @@ Configuration (docs/configuration.md lists the keys):
   revocations import FILE  take a list of who is out of the fleet ("-" is standard
                            input); it spreads to all nodes from here
   revocations export       write the lists in force to standard output
+  labels import FILE       take what devices are called, as `ca publish` brings it
+  labels export            write what is in force to standard output
 
 The mesh's passphrase, on all nodes at once (docs/radio.md):
   passphrase roll          hand a new one, typed or from standard input, to every
@@ -167,6 +174,10 @@ def _run(words: list[str]) -> int:
         return OK
     if command in {"status", "peers", "nodes", "scan"}:
         return show(command, rest)
+    if command == "fleet":
+        from thicket.cli.fleet import fleet
+
+        return fleet(rest)
     if command in {"metrics", "netjson"}:
         from thicket.cli import metrics
 
@@ -193,6 +204,10 @@ def _run(words: list[str]) -> int:
         return time(rest)
     if command == "revocations":
         return revocations(rest)
+    if command == "labels":
+        from thicket.cli.labels import labels
+
+        return labels(rest)
     if command == "passphrase":
         from thicket.cli.passphrase import run as passphrase
 

@@ -115,8 +115,9 @@ def status_text(doc: dict[str, Any]) -> str:
     else:
         who = f"software identity {identity['id']} from {identity['source']}, not from a chip"
     radio = doc["radio"]
+    label = f", {doc['label']}" if doc.get("label") else ""
     facts = [
-        ("Node", doc["cluster"]["node"] or doc["hostname"] or "-"),
+        ("Node", (doc["cluster"]["node"] or doc["hostname"] or "-") + label),
         ("State", f"{doc['state']}, up for {duration(now)}"),
         ("Host name", doc["hostname"] or "-"),
         ("Identity", who),

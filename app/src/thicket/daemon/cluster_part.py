@@ -9,11 +9,12 @@ from ipaddress import IPv6Address
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
-from thicket.base.errors import RequestError
 from thicket.base.paths import parameter
 from thicket.base.supervise import GRACE
 from thicket.cluster import radio_watch
+from thicket.cluster.lost import Lost
 from thicket.cluster.membership import Membership
+from thicket.cluster.names import LOWER, device_of, resolve
 from thicket.cluster.topology import Topology
 from thicket.metrics.teller import Teller
 
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from thicket.cluster.requests import Requests
     from thicket.daemon.core import Core, OwnIdentity
     from thicket.daemon.discovery_part import DiscoveryPart
+    from thicket.daemon.fleet_part import FleetPart
     from thicket.daemon.installed_part import InstalledPart
     from thicket.daemon.live import Live
     from thicket.daemon.radio_part import RadioPart
     from thicket.daemon.update_part import UpdateHost
     from thicket.distribution.events import ClusterEvent
     from thicket.distribution.node import Node
+    from thicket.fleet.label_store import LabelStore
     from thicket.trust.service import Trust
     from thicket.update.fleet import FleetUpdate
 
@@ -47,6 +50,7 @@ class ClusterSession:
     """One node of the cluster, from its start to its end.
 
     :ivar applications, passphrase, updates: None before they are started, and after they failed.
+    :ivar labels: what devices are called; None likewise, and on a node of no fleet.
     """
 
     def __init__(
@@ -57,9 +61,11 @@ class ClusterSession:
         self.applications: Applications | None = None
         self.passphrase: Passphrase | None = None
         self.updates: FleetUpdate | None = None
+        self.labels: LabelStore | None = None
         self._core = core
         self._installed = installed
         self._requests: Requests | None = None
+        self._fleet: FleetPart | None = None
         self._topology = Topology(core.settings.cluster.topology, node, membership)
 
     @property
@@ -76,10 +82,20 @@ class ClusterSession:
             self._requests = Requests(self.node)
         return self._requests
 
+    def fleet(self, live: Live) -> FleetPart:
+        """What is known of all nodes."""
+        if self._fleet is None:
+            from thicket.daemon.fleet_part import FleetPart  # most nodes are never asked
+
+            self._fleet = FleetPart(self._core, live, self)
+        return self._fleet
+
     def close(self) -> None:
         """End the requests of people."""
         if self._requests is not None:
             self._requests.close()
+        if self._fleet is not None:
+            self._fleet.view.close()
 
     async def run_applications(self) -> None:
         """Run the applications, those that are installed later, too; a failure never ends the
@@ -130,6 +146,22 @@ class ClusterSession:
             log.exception("this node takes part in no more changes of the passphrase")
         finally:
             self.passphrase = None
+
+    async def run_labels(self, trust: Trust) -> None:
+        """Keep what the devices of the fleet are called, and pass it on."""
+        await asyncio.sleep(LATER)
+        if trust.standing is None:
+            return  # a node of no fleet; in another one the cluster begins anew
+        from thicket.fleet.label_store import LabelStore
+
+        core = self._core
+        self.labels = LabelStore(
+            self.node, lambda: trust.standing, trust.folder, core.problems, core.changed
+        )
+        try:
+            await self.labels.run()
+        except Exception:
+            log.exception("this node follows no more changes of labels")
 
     async def run_updates(self, host: UpdateHost, trust: Trust, me: str) -> None:
         """Take part in the updates of the fleet.
@@ -205,6 +237,7 @@ class ClusterPart:
     """Keeps the node in the cluster.
 
     :ivar session: None while the node is not in the cluster.
+    :ivar lost: nodes that were in it, or heard, and are not any more.
     """
 
     def __init__(
@@ -218,6 +251,7 @@ class ClusterPart:
         installed: InstalledPart,
     ) -> None:
         self.session: ClusterSession | None = None
+        self.lost = Lost()
         self._installed = installed
         self._core = core
         self._me = me
@@ -270,6 +304,7 @@ class ClusterPart:
         beside = {
             loop.create_task(session.run_applications()),
             loop.create_task(session.run_passphrase(self._host)),
+            loop.create_task(session.run_labels(self._trust)),
             loop.create_task(
                 radio_watch.watch(
                     session.membership,
@@ -308,7 +343,13 @@ class ClusterPart:
 
     def on(self, event: ClusterEvent, /) -> None:
         """Follow an event of the cluster, see :class:`thicket.base.events.Listener`."""
-        from thicket.distribution.events import NodeDown, NodeUp, Suspected  # loaded with the node
+        from thicket.distribution.events import (  # loaded with the node
+            MemberDown,
+            MemberUp,
+            NodeDown,
+            NodeUp,
+            Suspected,
+        )
 
         session = self.session
         membership = session.membership if session is not None else None
@@ -324,11 +365,21 @@ class ClusterPart:
             self._host.time.node_up(event.name)
             if session is not None and session.passphrase is not None:
                 session.passphrase.node_up(event.name)
+            if session is not None and session.labels is not None:
+                session.labels.node_up(event.name)
             if session is not None and session.updates is not None:
                 session.updates.exchange.node_up(event.name)
         elif isinstance(event, NodeDown) and membership is not None:
             membership.node_down(event.name)
+        elif isinstance(event, MemberUp):
+            self.lost.back(event.name)
+        elif isinstance(event, MemberDown) and self._is_missed(event.name):
+            self.lost.note(event.name)
         self._core.changed()
+
+    def _is_missed(self, name: str) -> bool:
+        """Return whether a node that goes is missed: not one of Erlang, as a person's shell is."""
+        return name.partition("@")[0] == self._core.settings.cluster.name
 
     # -- for other parts
 
@@ -339,6 +390,9 @@ class ClusterPart:
 
     def gone(self, address: IPv6Address) -> None:
         """Note that a node was not heard for long."""
+        settings = self._core.settings
+        if settings.discovery.beacon == "signed":  # anybody can send others for nodes that are none
+            self.lost.note(f"{settings.cluster.name}@{address}", settings.discovery.expire)
         if self.session is not None:
             self.session.membership.gone(address)
 
@@ -359,7 +413,7 @@ class ClusterPart:
         """Return the full name of the node that a person means by ``text``.
 
         ``text`` is a full name, an address in any form, a host name (``n-`` and the 12 digits of
-        the identity), or its last digits when only one node matches.
+        the identity), its last digits, or a label, see :func:`.names.resolve`.
 
         :raises RequestError: no node, or more than one, matches.
         """
@@ -372,20 +426,27 @@ class ClusterPart:
             return text
         known: set[str] = {node.name} if node is not None else set()
         known |= {entry["name"] for entry in self.nodes()}
-        digits = text.lower().removeprefix("n-")
-        matches = sorted(name for name in known if digits and host_digits(name).endswith(digits))
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            raise RequestError("ambiguous", f"{text} may be {' or '.join(matches)}")
-        names = ", ".join(sorted(known)) or "none"
-        raise RequestError("unknown-node", f"no node is known as {text!r}; known are: {names}")
+        return resolve(text, known, self._labels(known))
 
+    def label(self) -> str | None:
+        """Return what people call this node."""
+        labels = self.session.labels if self.session is not None else None
+        entry = labels.entries().get(int(self._me.ip) & LOWER) if labels is not None else None
+        return (entry.label or None) if entry is not None else None
 
-def host_digits(name: str) -> str:
-    """Return the 12 digits in the host name of the node ``cluster@address``: its identity."""
-    try:
-        number = int(IPv6Address(name.partition("@")[2]))
-    except ValueError:
-        return ""
-    return f"{number & (2**48 - 1):012x}"
+    def _labels(self, known: set[str]) -> dict[str, str]:
+        """Return what devices are called, by the names of their nodes; some have no label.
+
+        :param known: names of nodes, which may be spelt otherwise.
+        """
+        session = self.session
+        if session is None or session.labels is None or not (found := session.labels.entries()):
+            return {}
+        names = {device_of(name): name for name in known}
+        network = int(self._me.network.network_address) & ~LOWER
+        own = self._core.settings.cluster.name
+        return {
+            names.get(device) or f"{own}@{IPv6Address(network | device)}": entry.label
+            for device, entry in found.items()
+            if not entry.empty
+        }

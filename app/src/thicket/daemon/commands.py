@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from thicket.daemon.daemon import Daemon
     from thicket.daemon.live import Live
     from thicket.distribution.node import Node
+    from thicket.fleet.label_store import LabelStore
     from thicket.trust.operator import Operator
     from thicket.update.fleet import FleetUpdate
     from thicket.update.service import Update
@@ -65,6 +66,7 @@ class Commands:
             "peers": self._on_peers,
             "nodes": self._on_nodes,
             "scan": self._on_scan,
+            "fleet": self._on_fleet,
             "ping": self._on_ping,
             "call": self._on_call,
             "publish": self._on_publish,
@@ -74,6 +76,8 @@ class Commands:
             "config-apply": self._on_config_apply,
             "revocations-import": self._on_revocations_import,
             "revocations-export": self._on_revocations_export,
+            "labels-import": self._on_labels_import,
+            "labels-export": self._on_labels_export,
             "passphrase": self._on_passphrase,
             "update-install": self._on_update_install,
             "update-progress": self._on_update_progress,
@@ -128,6 +132,12 @@ class Commands:
             return {"heard": await mesh.scan(), "radio": self._daemon.document()["radio"]}
         except CodedError as e:
             raise RequestError(e.code, str(e)) from e
+
+    async def _on_fleet(self, params: dict[str, Any]) -> Any:
+        """Tell how all nodes are; with ``wait`` false, of what they have told before."""
+        _, session = self._joined()
+        view = session.fleet(self._live()).view
+        return await view.document(wait=params.get("wait") is not False)
 
     async def _on_ping(self, params: dict[str, Any]) -> Any:
         cluster, session = self._joined()
@@ -203,6 +213,40 @@ class Commands:
         if digest not in lists:
             raise RequestError("not-found", "no list with this digest is in force here")
         return {"list": b64encode(lists[digest]).decode()}
+
+    def _labels(self) -> LabelStore:
+        labels = self._joined()[1].labels
+        if labels is None:
+            if self._live().trust.standing is None:
+                raise RequestError("no-fleet", "this node belongs to no fleet, so it has no labels")
+            raise RequestError("starting", "the node has just joined the cluster; try again")
+        return labels
+
+    async def _on_labels_import(self, params: dict[str, Any]) -> Any:
+        """Take labels (``labels``, in Base64); return what is in force."""
+        from base64 import b64decode  # rare
+
+        store, text = self._labels(), params.get("labels")
+        if not isinstance(text, str):
+            raise RequestError("bad-request", 'params need "labels", in Base64')
+        try:
+            taken = store.take(b64decode(text, validate=True), "a person")
+        except ValueError as e:
+            raise RequestError("not-taken", f"the labels are not taken: {e}") from e
+        if taken:
+            store.tell_all()
+            await store.written()
+        current = store.current()
+        labels = current.labels if current is not None else None
+        count = sum(not entry.empty for entry in labels.entries.values()) if labels else 0
+        return {"taken": taken, "number": labels.number if labels else 0, "labels": count}
+
+    async def _on_labels_export(self, params: dict[str, Any]) -> Any:
+        """Return the labels in force, in Base64; empty where there are none."""
+        from base64 import b64encode  # rare
+
+        current = self._labels().current()
+        return {"labels": b64encode(current.packed).decode() if current is not None else ""}
 
     async def _on_passphrase(self, params: dict[str, Any]) -> Any:
         passphrase = self._joined()[1].passphrase

@@ -153,6 +153,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         "installation": daemon.update.installation() if daemon.update is not None else None,
         "updates": updates.brief() if updates is not None else [],
         "hostname": me.hostname if me is not None else "",
+        "label": live.cluster.label() if live is not None else None,
         "state": state(problems, radio["state"], mesh),
         "problems": problems,
         "times": dict(core.times.values),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of all nodes of the cluster, asked for by one of them.
+"""What the nodes of the cluster tell, asked for by one of them: their numbers, or a summary.
 
-A member may be slow, away, or lie. What it tells is taken by our own table of families: names that
+A member may be slow, away, or lie. Numbers are taken by our own table of families: names that
 it lacks are dropped, types, help and names of labels are ours, and values that would spoil the text
 for everybody make the whole answer worthless.
 """
@@ -10,19 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from logging import getLogger
 from math import isfinite
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
+from thicket.base.visible import visible
 from thicket.distribution.handshake import DistributionError
 from thicket.metrics.families import BY_NAME
 from thicket.metrics.numbers import MOST
 from thicket.metrics.teller import NAME, NUMBERS
 from thicket.metrics.text import Family, Numbers, Samples, label_value
 
+if TYPE_CHECKING:
+    from thicket.distribution.etf import Atom
+
 log = getLogger(__name__)
+
+T = TypeVar("T")
 
 UP = Family("thicket_up", "gauge", "Whether a node of the cluster has told its numbers.")
 #: Most nodes that are told of, and that are asked at the same time.
@@ -37,6 +44,35 @@ MOST_BYTES = 192 * 1024
 MOST_OF_ALL = 8 * 1024 * 1024
 #: Largest value of a whole number: larger ones are no numbers of a node.
 _LARGEST = 2**64
+
+
+#: Characters of the words with which a node may refuse.
+_MOST_WORDS = 160
+
+
+class Told(NamedTuple, Generic[T]):
+    """What a node has told.
+
+    :ivar took: seconds from the question to the answer.
+    :ivar at: when the answer came, in seconds since 1970 by our clock, and ``monotonic``: by the
+        clock that nobody sets.
+    """
+
+    value: T
+    took: float
+    at: float
+    monotonic: float
+
+
+class Failure(NamedTuple):
+    """Why a node has told nothing.
+
+    :ivar code: ``timeout``; ``refused`` (by the node, in its own words); ``nonsense``; or that of
+        an error of the distribution: ``noproc`` of a node that is no Thicket node.
+    """
+
+    code: str
+    words: str
 
 
 class Asks(Protocol):
@@ -101,31 +137,44 @@ def _samples(family: Family, plain: Any) -> Samples:
     return found
 
 
-async def gather(node: Asks, names: Iterable[str], seconds: float) -> dict[str, Numbers | None]:
-    """Ask nodes for their numbers; None for those that do not answer in time, or with nonsense.
+async def ask_all(
+    node: Asks,
+    names: Iterable[str],
+    seconds: float,
+    question: Atom,
+    read: Callable[[bytes], tuple[T, int]],
+) -> dict[str, Told[T] | Failure]:
+    """Ask nodes a question that :mod:`.teller` answers, few at once and none for too long.
 
     :param seconds: for all of it.
+    :param read: returns what an answer tells, and its size in bytes; raises ValueError.
     """
-    found: dict[str, Numbers | None] = dict.fromkeys(names)
+    found: dict[str, Told[T] | Failure] = dict.fromkeys(
+        names, Failure("timeout", "no answer in time")
+    )
     room = asyncio.Semaphore(AT_ONCE)
     left = MOST_OF_ALL
 
     async def ask(name: str) -> None:
         nonlocal left
         async with room:
+            asked = time.monotonic()
             try:
-                answer = await node.request((NAME, name), NUMBERS, EACH)
-                match answer:
-                    case ("ok", bytes() as packed):
-                        numbers, size = unpack(packed)
-                    case _:
-                        raise ValueError(f"it answered {answer!r:.100}")
-            except (DistributionError, OSError, ValueError) as error:
-                log.debug("no numbers of %s: %s", name, error)
+                told = _told(await node.request((NAME, name), question, EACH), read)
+            except (DistributionError, OSError) as error:
+                code = str(getattr(error, "code", "")) or "unreachable"
+                found[name] = Failure(code, str(error) or type(error).__name__)
                 return
-        if size <= left:
-            left -= size
-            found[name] = numbers
+            except ValueError as error:
+                found[name] = Failure("nonsense", "its answer makes no sense")
+                log.debug("nonsense of %s: %s", name, error)
+                return
+            now = time.monotonic()
+        if isinstance(told, Failure):
+            found[name] = told
+        elif told[1] <= left:
+            left -= told[1]
+            found[name] = Told(told[0], now - asked, time.time(), now)
 
     tasks = [asyncio.create_task(ask(name)) for name in found]
     try:
@@ -136,6 +185,27 @@ async def gather(node: Asks, names: Iterable[str], seconds: float) -> dict[str, 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return found
+
+
+def _told(answer: Any, read: Callable[[bytes], tuple[T, int]]) -> tuple[T, int] | Failure:
+    """:raises ValueError: it is no answer."""
+    match answer:
+        case ("ok", bytes() as packed):
+            return read(packed)
+        case ("error", bytes() as words):
+            text = words[: 4 * _MOST_WORDS].decode(errors="replace")
+            return Failure("refused", visible(text, keep="")[:_MOST_WORDS])
+        case _:
+            raise ValueError(f"it answered {answer!r:.100}")
+
+
+async def gather(node: Asks, names: Iterable[str], seconds: float) -> dict[str, Numbers | None]:
+    """Ask nodes for their numbers; None for those that do not answer in time, or with nonsense.
+
+    :param seconds: for all of it.
+    """
+    told = await ask_all(node, names, seconds, NUMBERS, unpack)
+    return {name: one.value if isinstance(one, Told) else None for name, one in told.items()}
 
 
 def merged(views: Mapping[str, Numbers | None]) -> Numbers:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel tells of the machine: memory, load, temperature, voltage, clock, interfaces.
+"""What the kernel tells of the machine: memory, load, temperature, voltage, card, clock,
+interfaces.
 
 Everything is read from ``/proc`` and ``/sys``, which no card can delay. What a machine does not
 have is left out.
@@ -37,23 +38,41 @@ class Interface(NamedTuple):
     statistics: dict[str, int]
 
 
+class Card(NamedTuple):
+    """What an eMMC tells of its health (JESD84-B51, 7.4.21 and 7.4.22), and an SD card does not.
+
+    :ivar worn: the share of its life that is used, in steps of a tenth, the worse of its two kinds
+        of memory; more than 1 behind its end.
+    :ivar reserve: how much of the spare blocks is used: 1 normal, 2 most of it (80 %), 3 urgent.
+    """
+
+    worn: float | None
+    reserve: int | None
+
+
 class Machine(NamedTuple):
     """What is known of the machine; None where it does not tell.
 
     :ivar time: seconds since 1970, by its clock.
+    :ivar synchronised: whether a time service has set the clock.
     :ivar memory: bytes by the names of /proc/meminfo.
     :ivar cpu: seconds by MODES, of all processors.
     :ivar data: size, free and available bytes of the file system at /data.
+    :ivar data_errors: errors that this file system has noted since it was made, or last checked.
+    :ivar cards: by the kernel's name of the device.
     :ivar temperatures: degrees Celsius by zone.
     :ivar undervoltage: whether the board's firmware says that its supply is too weak.
     """
 
     time: float
+    synchronised: bool
     load: tuple[float, float, float] | None
     cpus: int
     cpu: dict[str, float]
     memory: dict[str, int]
     data: tuple[int, int, int] | None
+    data_errors: int | None
+    cards: dict[str, Card]
     temperatures: dict[str, float]
     undervoltage: bool | None
     interfaces: list[Interface]
@@ -64,15 +83,20 @@ def read(root: str = "") -> Machine:
 
     :param root: the folder in which ``/proc``, ``/sys`` and ``/data`` are.
     """
+    from thicket.trust.clock import synchronised
+
     return Machine(
         time=time.time(),
+        synchronised=synchronised(),
         load=_load(root),
         cpus=os.cpu_count() or 1,
         cpu=_cpu(root),
         memory=_memory(root),
         data=_data(f"{root}/data"),
+        data_errors=_data_errors(root),
+        cards=_cards(f"{root}/sys/block"),
         temperatures=_temperatures(f"{root}/sys/class/thermal"),
-        undervoltage=_undervoltage(f"{root}/sys/class/hwmon"),
+        undervoltage=_undervoltage(root),
         interfaces=_interfaces(f"{root}/sys/class/net"),
     )
 
@@ -144,13 +168,46 @@ def _temperatures(folder: str) -> dict[str, float]:
     return found
 
 
-def _undervoltage(folder: str) -> bool | None:
-    """What the Raspberry Pi's firmware says (drivers/hwmon/raspberrypi-hwmon.c)."""
+def _undervoltage(root: str) -> bool | None:
+    """What the Raspberry Pi's firmware says: by the driver raspberrypi-hwmon, or by its own words
+    (https://www.raspberrypi.com/documentation/computers/os.html#get_throttled)."""
+    folder = f"{root}/sys/class/hwmon"
     for name in _names(folder, "hwmon"):
         if _text(f"{folder}/{name}/name") == "rpi_volt":
             alarm = _number(f"{folder}/{name}/in0_lcrit_alarm")
             return None if alarm is None else alarm != 0
+    throttled = _hexadecimal(_text(f"{root}/sys/devices/platform/soc/soc:firmware/get_throttled"))
+    return None if throttled is None else bool(throttled & 1)
+
+
+def _hexadecimal(text: str) -> int | None:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return None
+
+
+def _data_errors(root: str) -> int | None:
+    """Return the errors of the ext4 at /data."""
+    for line in _text(f"{root}/proc/self/mounts").splitlines():
+        source, _, rest = line.partition(" ")
+        if rest.startswith("/data ext4 "):
+            return _number(f"{root}/sys/fs/ext4/{source.rpartition('/')[2]}/errors_count")
     return None
+
+
+def _cards(folder: str) -> dict[str, Card]:
+    found = {}
+    for name in _names(folder, "mmcblk"):
+        if not name.removeprefix("mmcblk").isdigit():  # a part of one, such as mmcblk0boot0
+            continue
+        lives = [_hexadecimal(word) for word in _text(f"{folder}/{name}/device/life_time").split()]
+        reserve = _hexadecimal(_text(f"{folder}/{name}/device/pre_eol_info"))
+        # 0x01 means up to a tenth, 0x0b behind the end; 0 that it is not told
+        worn = max((life for life in lives if life is not None), default=0) / 10 or None
+        if worn or reserve:
+            found[name] = Card(worn, reserve or None)
+    return found
 
 
 def _interfaces(folder: str) -> list[Interface]:

@@ -102,6 +102,7 @@ def _add_node(found: _Numbers, document: dict[str, Any], machine: Machine) -> No
         found.add("thicket_state", document["state"] == state, state)
     found.add("thicket_uptime_seconds", document["uptime"])
     found.add("thicket_time_seconds", round(machine.time, 3))
+    found.add("thicket_clock_synchronised", machine.synchronised)
     for milestone, seconds in document["times"].items():
         found.add("thicket_milestone_seconds", seconds, milestone)
     problems = document["problems"]
@@ -154,6 +155,10 @@ def _add_machine(found: _Numbers, document: dict[str, Any], machine: Machine) ->
     if machine.data is not None:
         found.add("thicket_data_size_bytes", machine.data[0])
         found.add("thicket_data_available_bytes", machine.data[2])
+    found.add("thicket_data_errors", machine.data_errors)
+    for device, card in machine.cards.items():
+        found.add("thicket_card_worn_ratio", card.worn, device)
+        found.add("thicket_card_reserve", card.reserve, device)
     for zone, degrees in machine.temperatures.items():
         found.add("thicket_temperature_celsius", degrees, zone)
     found.add("thicket_undervoltage", machine.undervoltage)

@@ -58,5 +58,7 @@ class MetricsSection(Section, name="metrics"):
         "(`/fleet/metrics`).",
     )
     share = Boolean(
-        True, "Tell the numbers to nodes of the cluster that gather those of all; to nobody else."
+        True,
+        "Tell the numbers to nodes of the cluster that gather those of all, and the summary that "
+        "`thicket fleet` shows; to nobody else.",
     )

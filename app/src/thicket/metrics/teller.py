@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``thicket_metrics``: the process that tells other nodes of the cluster this one's numbers.
+"""``thicket_metrics``: the process that tells other nodes of the cluster how this one is.
 
 Every node has one, so it is small, and imports what it needs when somebody asks first.
 
     gen_server:call({thicket_metrics, Node}, numbers)  ->  {ok, Packed} | {error, Words}
+    gen_server:call({thicket_metrics, Node}, summary)  ->  the same
+
+All numbers (:mod:`.numbers`), or what people want to see of each node of a fleet (:mod:`.summary`).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 
 NAME = "thicket_metrics"
-NUMBERS = Atom("numbers")
+NUMBERS, SUMMARY = Atom("numbers"), Atom("summary")
 #: Answers that one node gets: per second on average, and at once.
 RATE = 0.5
 BURST = 6.0
@@ -66,15 +69,17 @@ class Teller(Process):
 
     def on_message(self, connection: Connection | None, message: Any) -> None:
         match message:
-            case ("$gen_call", (Pid() as sender, tag), "numbers"):
+            case ("$gen_call", (Pid() as sender, tag), ("numbers" | "summary") as asked):
                 if why := self._refusal(connection):
                     self.reply(connection, sender, tag, (_ERROR, why.encode()))
                     return
-                task = asyncio.create_task(self._tell(connection, sender, tag))
+                task = asyncio.create_task(self._tell(connection, sender, tag, asked))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             case ("$gen_call", (Pid() as sender, tag), _):
-                self.reply(connection, sender, tag, (_ERROR, b"it tells its numbers alone"))
+                self.reply(
+                    connection, sender, tag, (_ERROR, b"it tells numbers and a summary alone")
+                )
 
     def _refusal(self, connection: Connection | None) -> str:
         """Return why a question is not answered; empty where it is."""
@@ -86,16 +91,22 @@ class Teller(Process):
             return "it is asked too often"
         return ""
 
-    async def _tell(self, connection: Connection | None, sender: Pid, tag: Any) -> None:
+    async def _tell(self, connection: Connection | None, sender: Pid, tag: Any, asked: str) -> None:
         from thicket.metrics import machine
-        from thicket.metrics.gather import pack
-        from thicket.metrics.numbers import numbers
 
         try:
-            found = numbers(await self._document(), machine.read(self._root))
-            answer = (_OK, pack(found))
+            document, facts = await self._document(), machine.read(self._root)
+            if asked == SUMMARY:
+                from thicket.metrics import summary
+
+                answer = (_OK, summary.pack(summary.summary(document, facts)))
+            else:
+                from thicket.metrics.gather import pack
+                from thicket.metrics.numbers import numbers
+
+                answer = (_OK, pack(numbers(document, facts)))
         except Exception:
-            log.exception("the numbers cannot be told")
+            log.exception("the %s cannot be told", asked)
             answer = (_ERROR, b"an error of the node; see its log")
         self.reply(connection, sender, tag, answer)
 

@@ -51,7 +51,12 @@ class Family(NamedTuple):
 
 def label_value(text: str) -> str:
     """Return a text as the value of a label: visible, and not longer than LONGEST."""
-    return visible(text[: LONGEST + 1], keep="")[:LONGEST]
+    return printable(text, LONGEST)
+
+
+def printable(text: str, most: int) -> str:
+    """Return a text that is visible, and has so many characters at most."""
+    return visible(text[: most + 1], keep="")[:most]
 
 
 def escaped(text: str) -> str:

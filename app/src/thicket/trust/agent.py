@@ -4,9 +4,10 @@
     python3 -m thicket.trust.agent [--console SESSION] [/dev/i2c-N]
 
 It serves the bus of the chip (``identity.remote``) and what concerns the node: who it is, the file
-with its certificates, a reload of the configuration by the daemon, and what the fleet's root has
-signed: revocations and changes of the passphrase. The passphrase, which the node has, is the only
-secret of the fleet that it knows. The device's private key does not pass through it.
+with its certificates, a reload of the configuration by the daemon, and what the fleet's authority
+has signed: revocations, changes of the passphrase, labels of devices. The passphrase, which the
+node has, is the only secret of the fleet that it knows. The device's private key does not pass
+through it.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class Agent(BusServer):
             "revocations": self._revocations,
             "revocations-held": self._revocations_held,
             "passphrase": self._passphrase,
+            "labels": self._labels,
+            "labels-held": self._labels_held,
         }
         if operation not in own:
             return super().do(operation, request)
@@ -136,6 +139,13 @@ class Agent(BusServer):
         # in pieces: a console's line holds no list of thousands of names
         at = int(request["at"])
         return {"part": text[at : at + PIECE]}
+
+    def _labels(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("labels-import", {"labels": str(request["labels"])})
+
+    def _labels_held(self, request: dict[str, Any]) -> dict[str, Any]:
+        at = int(request["at"])
+        return {"part": self._ask("labels-export", {})["labels"][at : at + PIECE]}
 
     def _passphrase(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the change that the node has and what goes with it, or hand out another one."""

@@ -21,6 +21,7 @@ DER = b"\x30"
 A_PATCH = "a patch"
 LISTS = "a list of revocations"
 CHANGE = "a change of the passphrase"
+LABELS = "a list of labels"
 AN_APPLICATION = "the file of an application"
 CUT_OFF = (
     "a squashfs without what follows in bundles and applications, one that is cut off, or with "
@@ -34,6 +35,7 @@ _BEGINNINGS = (
     (b"thicket lists of revocations", LISTS),
     (b"thicket passphrase", CHANGE),
     (b"thicket time", "a signed time"),
+    (b"thicket labels", LABELS),
     (b"-----BEGIN CERTIFICATE", "a certificate"),
     (b"-----BEGIN", "a key"),
     (b"ssh-", "an SSH key"),

@@ -55,9 +55,11 @@ class Kind(NamedTuple):
         fleet: Fleet,
         build: Callable[[dict[str, Any], datetime], T],
         verify: Verify,
+        key: bytes | None = None,
     ) -> T:
         """Check an object and return what ``build`` makes of its members and its time.
 
+        :param key: the public key of who may sign it in the root's place, if that is another.
         :raises RefusedError: it is not the root's, is for another fleet, or does not say what it
             should.
         """
@@ -67,7 +69,7 @@ class Kind(NamedTuple):
         signature, text = packed[at : at + 64], packed[at + 64 :]
         if not packed.startswith(self.line) or len(packed) > self.limit:
             raise RefusedError(MALFORMED, f"not {self.one}")
-        if not verify(fleet.root.public_key, sha256(self.line + text).digest(), signature):
+        if not verify(key or fleet.root.public_key, sha256(self.line + text).digest(), signature):
             raise RefusedError(BAD_SIGNATURE, f"that of {self.this}")
         try:
             members = json.loads(text)
