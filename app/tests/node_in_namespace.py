@@ -29,6 +29,7 @@ from thicket.identity.source import Identity
 from thicket.radio.events import Joined, RadioEvent
 from thicket.radio.radio import Radio
 from thicket.radio.section import MeshSection
+from thicket.timekeeping.chrony import Chrony
 
 
 class WireMesh(Radio):
@@ -101,6 +102,15 @@ class WireMesh(Radio):
         return {"radio": {"state": state, "interface": "mesh0"}, "peers": [], "paths": []}
 
 
+class ClockOfItsOwn(Chrony):
+    """The real chronyd, which leaves the machine's clock alone."""
+
+    users = ()  # nobody else may enter the folders of a test
+
+    async def set_clock(self, clock: float) -> None:
+        await self.stop()
+
+
 class WireParts(Parts):
     """The daemon's parts, with a wire for a radio and an identity from the command line."""
 
@@ -125,6 +135,11 @@ class WireParts(Parts):
         self, settings: Settings, address: IPv6Interface, listener: Listener[RadioEvent]
     ) -> Radio:
         return WireMesh(settings.mesh, address, listener)
+
+    def chrony(self, paths: Paths, on_exit: Callable[[], None]) -> Chrony | None:
+        if not Path(paths.root, "chrony").exists():  # most tests have no use for it
+            return None
+        return ClockOfItsOwn(f"{paths.run}/time", f"{paths.data}/time", on_exit, options=("-x",))
 
     def mounter(self) -> Mounter:
         from apps_for_tests import Unpacking

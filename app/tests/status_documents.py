@@ -79,6 +79,18 @@ _DOCUMENT: dict[str, Any] = {
         "until": "2026-12-24T18:00:00Z",
         "revocations": {"number": 5, "issued": "2026-01-01T00:00:00Z", "names": 2, "lists": 1},
     },
+    "time": {
+        "state": "nodes", "known": True, "by": "nodes", "source": "fd12:3456:789a:1::2",
+        "origin": "fd12:3456:789a:1::2", "stratum": 5, "offset": 0.000_02, "error": 0.000_4,
+        "frequency": -3.5, "told": 60, "floor": 1764000000, "signed": None, "rtc": False,
+        "clients": 1,
+        "sources": [
+            {"address": "fd12:3456:789a:1::2", "state": "followed", "stratum": 4, "reach": 255,
+             "offset": 0.000_02},
+            {"address": "fd12:3456:789a:1::3", "state": "silent", "stratum": 0, "reach": 0,
+             "offset": 0.0},
+        ],
+    },
     "passphrase": {"change": None, "former": False, "refused": 1},
     "applications": [{"name": "sensors", "state": "running", "starts": 2}],
     "installed": [{"name": "sensors", "version": "3", "number": 1, "trial": False, "left": None}],

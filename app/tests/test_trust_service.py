@@ -264,7 +264,7 @@ def test_why_a_node_cannot_prove_itself(error: Exception, code: str, words: str)
 def test_the_clock_is_believed_only_when_a_service_has_set_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clock, "synchronised", lambda: False)
+    monkeypatch.setattr(clock, "synchronised", lambda _root: False)
     read = clock.SystemClock(str(tmp_path)).read()
     assert read.now is None
     assert read.floor.year == 2024
@@ -275,7 +275,7 @@ def test_the_clock_is_believed_only_when_a_service_has_set_it(
     assert clock.SystemClock(str(tmp_path)).read().floor.timestamp() == 1_900_000_000
     os.utime(release, (0, 0))  # an image without times
     assert clock.SystemClock(str(tmp_path)).read().floor.year == 2024
-    monkeypatch.setattr(clock, "synchronised", lambda: True)
+    monkeypatch.setattr(clock, "synchronised", lambda _root: True)
     assert clock.SystemClock(str(tmp_path)).read().now is not None
 
 

@@ -79,19 +79,21 @@ def test_the_table_covers_every_kind_of_part() -> None:
 def test_every_model_has_what_no_node_can_be_without(key: str) -> None:
     model = TABLE.models[key]
     own = [part for part in TABLE.parts if key in part.models]
-    everywhere = set(parts.KINDS) - {"button", "pcie", "ethernet", "reset", "rp1"}
+    everywhere = set(parts.KINDS) - {"button", "pcie", "ethernet", "reset", "rp1", "rtc"}
     wanted = (
         everywhere
         | {
             "bcm2837": set(),
             "bcm2711": {"reset"},
-            "bcm2712": {"button", "ethernet", "pcie", "reset", "rp1"},
+            "bcm2712": {"button", "ethernet", "pcie", "reset", "rp1", "rtc"},
         }[model.chip]
     )
     if key in ("pi3b", "pi3bplus", "pi4", "pi400", "cm4"):
         wanted.add("ethernet")
     if key in ("pi4", "pi400", "cm4"):
         wanted.add("pcie")
+    if key == "cm4":
+        wanted.add("rtc")  # of the board that it is on
     assert {part.kind for part in own} == wanted
 
 

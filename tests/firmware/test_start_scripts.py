@@ -577,3 +577,49 @@ def test_a_light_that_is_not_wanted_is_left_alone(root: Root, note: str) -> None
     (root.path / "data/led").write_text(f"{note}\n")
     root.source("S25led.sh", "set -e")
     assert (folder / "trigger").read_text() == "[mmc0]\n"
+
+
+CLOCK = OVERLAY / "etc/init.d/S08clock.sh"
+
+
+@pytest.mark.parametrize(
+    ("told", "set_to"),
+    [
+        ("1800000000", "@1800000000"),
+        ("1700000000", ""),  # before what the clock shows: a battery that was dead
+        ("0", ""),
+        ("5000000000", ""),  # 2128
+        ("99999999999999999999", ""),
+        ("-5", ""),
+        ("", ""),
+        ("1800000000x", ""),
+    ],
+)
+def test_a_batterys_clock_is_believed_where_it_is_later_than_the_image(
+    tmp_path: Path, told: str, set_to: str
+) -> None:
+    """The functions of S08clock.sh, with a date that sets no clock."""
+    rtc = tmp_path / "since_epoch"
+    rtc.write_text(told + "\n")
+    text = CLOCK.read_text()
+    functions = text[: text.index("\nclock_not_before /usr")]
+    script = f"""
+say() {{ echo "said $2"; }}
+date() {{
+    case $1 in
+    -s) echo "$2" >{tmp_path}/set ;;
+    -r) echo 1750000000 ;;
+    *) echo 1750000000 ;;
+    esac
+}}
+{functions}
+clock_of_battery {rtc}
+clock_of_battery {tmp_path}/none
+"""
+    done = subprocess.run(
+        ["busybox", "sh", "-c", script], capture_output=True, text=True, check=True
+    )
+    found = tmp_path / "set"
+    assert (found.read_text().strip() if found.exists() else "") == set_to
+    assert ("not believed" in done.stdout) == (told == "5000000000")
+    assert done.stderr == ""

@@ -101,6 +101,8 @@ MESHES = {
         ),
         Mesh("full", LabSpec(topology.make("full", 4))),
         Mesh("line", LabSpec(topology.make("line", 3))),
+        # Its nodes are told the time, which they keep.
+        Mesh("time", LabSpec(topology.make("full", 3))),
         Mesh(
             # n3 has a wrong passphrase; who is refused is shunned for an hour.
             "blocked",

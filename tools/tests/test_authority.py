@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from meshlab.cli.ca import main as ca_main
 from thicket.identity.aio import AsyncAtecc
+from thicket.timekeeping import statement
 from thicket.trust import der, openssl, verify
 from thicket.trust.certificates import Certificate, CertificateError, pem
 from thicket.trust.credentials import (
@@ -570,3 +572,52 @@ class TestOperators:
         with pytest.raises(AuthorityError, match="'Operator alice' or 'Update signer alice'"):
             ca.revocations.full_names(["alice"])
         assert ca.revocations.full_names(["Operator alice"]) == ["Operator alice"]
+
+
+# -- the time
+
+
+def test_the_time_is_signed_into_a_file(
+    ca: Authority,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("THICKET_CA_PASSPHRASE", "")
+    out = tmp_path / "now.time"
+    words = ["--folder", str(ca.folder), "time", "--out", str(out)]
+    assert desk_main(words) == 0
+    found = statement.read(out.read_bytes(), ca.fleet)
+    assert abs((datetime.now(UTC) - found.issued).total_seconds()) < 60
+    assert found.question == ""
+    assert desk_main([*words, "--for", "ab" * 16]) == 0
+    assert statement.read(out.read_bytes(), ca.fleet).question == "ab" * 16
+    for wrong in (["time"], [*words[:3], "--ssh", "x", "--out", "y"], [*words, "--for", "no"]):
+        assert desk_main(wrong) == 2
+    assert "is signed" in capsys.readouterr().out
+
+
+def test_a_node_is_told_the_time_by_ssh(
+    ca: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What stands for ssh runs what the node would: it asks, and takes the answer."""
+    monkeypatch.setenv("THICKET_CA_PASSPHRASE", "")
+    question = "0f" * 16
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "ssh"
+    program.write_text(
+        "#!/bin/sh\nshift 4\n"
+        f"case $1 in question) echo {question} ;; *) cat >{tmp_path}/taken; echo told ;; esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    assert desk_main(["--folder", str(ca.folder), "time", "--ssh", "root@node"]) == 0
+    assert statement.read((tmp_path / "taken").read_bytes(), ca.fleet).question == question
+    assert "told" in capsys.readouterr().out
+    program.write_text("#!/bin/sh\necho something else\n")
+    assert desk_main(["--folder", str(ca.folder), "time", "--ssh", "root@node"]) == 1
+    assert "does not ask" in capsys.readouterr().err

@@ -39,7 +39,7 @@ from authority.keys import ROOT, Keys, signer_stem
 from authority.labels import FleetLabels
 from authority.network import Network
 from authority.revocations import FleetRevocations
-from authority.signing import root_profile
+from authority.signing import root_profile, sign_time
 from thicket.identity.address import SOURCES
 from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
@@ -165,6 +165,16 @@ class Authority:
                 "until": f"{validity[1]:%Y-%m-%d}",
             }
         return number
+
+    def time_signer(self) -> Callable[[str], bytes]:
+        """Return what signs the time of now, as the answer to a node's question or to none."""
+        identifier, key = self.fleet.identifier, self._keys.open(ROOT)
+
+        def sign(question: str) -> bytes:
+            now = self._clock().astimezone(UTC).replace(microsecond=0)
+            return sign_time(now, question, identifier, key.sign)
+
+        return sign
 
     def issuer(self, number: int | None = None) -> FleetIssuer:
         """Return what signs devices.

@@ -90,6 +90,11 @@ Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node t
                             `thicket passphrase import`, from DIR/passphrase.change
   passphrase finish|cancel [WHERE]
                             change to the one that was handed out, or drop it
+  time --ssh HOST           tell a node the time by this machine's clock, signed; the
+                            fleet follows where nobody knows better
+  time --out FILE [--for QUESTION]
+                            the same for `thicket time import`, and the answer to
+                            `thicket time question`: without it, it is only later than
 
 DIR is THICKET_CA or ~/.local/share/thicket/fleet. Passphrases of keys and PINs of tokens are
 asked for, or taken from THICKET_CA_PASSPHRASE and THICKET_CA_PIN.
@@ -487,6 +492,12 @@ def _passphrase_change(authority: Authority, rest: list[str]) -> int:
     return run(authority, words, where=_where(args))
 
 
+def _time(authority: Authority, rest: list[str]) -> int:
+    from authority.time import run
+
+    return run(authority, rest)
+
+
 def _label(authority: Authority, rest: list[str]) -> int:
     from authority import label
 
@@ -531,5 +542,6 @@ _COMMANDS: Final[dict[str, Callable[[Authority, list[str]], int]]] = {
     "revoke": _revoke,
     "root": _root,
     "signer": _signer,
+    "time": _time,
     "update-signer": _update_signer,
 }

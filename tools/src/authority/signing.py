@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the fleet's root signs: its own certificate, lists of revocations, and changes of the
-passphrase. Nodes read them (``thicket.trust``) and sign none.
+"""What the fleet's root signs: its own certificate, lists of revocations, changes of the
+passphrase, and dates. Nodes read them (``thicket.trust``) and sign none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from hashlib import sha256
 from ipaddress import IPv6Network
 from typing import Any
 
+from thicket.timekeeping import statement as times
 from thicket.trust import certificates as x509
 from thicket.trust import change as changes
 from thicket.trust import fleet as fleets
@@ -68,9 +69,20 @@ def sign_change(change: changes.Change, identifier: bytes, sign: Sign) -> bytes:
     return _signed(changes.KIND, change, members, identifier, sign)
 
 
+def sign_time(issued: datetime, question: str, identifier: bytes, sign: Sign) -> bytes:
+    """Return a date that has passed, signed.
+
+    :param issued: in UTC, in whole seconds.
+    :param question: the node's question that it answers; empty without one.
+    :param identifier: that of the fleet's root.
+    """
+    content = times.Statement(int(issued.timestamp()), issued, question, b"")
+    return _signed(times.KIND, content, {"question": question}, identifier, sign)
+
+
 def _signed(
     kind: Kind,
-    content: lists.Revocations | changes.Change,
+    content: lists.Revocations | changes.Change | times.Statement,
     members: dict[str, Any],
     identifier: bytes,
     sign: Sign,

@@ -19,7 +19,8 @@ from firmware.devicetree import Node
 #: Kinds of parts that the table covers.
 KINDS = (
     "button", "card", "clock", "dma", "ethernet", "heat", "i2c", "interrupts", "light", "mailbox",
-    "pcie", "pins", "power", "random", "regulator", "reset", "rp1", "serial", "usb", "watchdog",
+    "pcie", "pins", "power", "random", "regulator", "reset", "rp1", "rtc", "serial", "usb",
+    "watchdog",
 )  # fmt: skip
 
 _COMPATIBLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*(,[A-Za-z0-9.+_-]+)?")

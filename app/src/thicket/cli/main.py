@@ -40,6 +40,12 @@ What the node does:
   ping NODE [-c COUNT]     ask another node for an answer; NODE is a name, an
                            address, a host name or its last digits, or a label
 
+The time (docs/time.md; UTC, such as 2026-03-31T16:05:00Z):
+  time [--json]            what the node's clock is worth, and where it is from
+  time set TIME            set it, where no server does; nodes that know no better follow
+  time question            ask for a signed time: `thicket ca time --for`
+  time import FILE         take a signed time ("-" is standard input)
+
 This very device (docs/node.md):
   identify [--for TIME]    flicker with its light, for 30s or so long (2min; 0 ends it)
   reboot                   restart the device in order
@@ -192,6 +198,10 @@ def _run(words: list[str]) -> int:
         from thicket.cli import by_hand
 
         return by_hand.identify(rest) if command == "identify" else by_hand.factory_reset(rest)
+    if command == "time":
+        from thicket.cli.time import run as time
+
+        return time(rest)
     if command == "revocations":
         return revocations(rest)
     if command == "labels":

@@ -139,6 +139,10 @@ def status_text(doc: dict[str, Any]) -> str:
     turned_away = f", {refused} attempt{'' if refused == 1 else 's'} refused" if refused else ""
     facts.append(("Cluster", others + turned_away + alone))
     facts.append(("Fleet", fleet_text(doc["trust"])))
+    if (told := doc.get("time")) is not None:
+        from thicket.cli.time import time_text
+
+        facts.append(("Time", time_text(told)))
     facts.append(("Firewall", firewall_text(doc["firewall"])))
     data, last = doc["data"], doc["last_restart"]
     facts.append(("Data", data["state"] + (f": {data['message']}" if data["message"] else "")))

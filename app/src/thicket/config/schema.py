@@ -23,6 +23,7 @@ from thicket.radio.section import (
     check_width,
 )
 from thicket.syslog.section import SyslogSection
+from thicket.timekeeping.section import TimeSection
 from thicket.trust.section import TrustSection, check_fleet
 from thicket.update.section import UpdateSection
 from thicket.upkeep.section import AccessSection
@@ -60,7 +61,7 @@ class Settings:
 
     __slots__ = (
         "access", "address", "application", "cluster", "discovery", "firewall", "identity",
-        "led", "log", "mesh", "metrics", "reset", "status", "syslog", "trust", "update",
+        "led", "log", "mesh", "metrics", "reset", "status", "syslog", "time", "trust", "update",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
@@ -80,6 +81,7 @@ class Settings:
         self.update = UpdateSection(v.get("update"))
         self.metrics = MetricsSection(v.get("metrics"))
         self.syslog = SyslogSection(v.get("syslog"))
+        self.time = TimeSection(v.get("time"))
         #: Settings of applications by name, as the file has them; the application judges them.
         self.application: dict[str, dict[str, Any]] = dict(v.get(APPLICATION, {}))
 
@@ -142,6 +144,7 @@ SECTIONS: dict[str, type[Section]] = {
     "update": UpdateSection,
     "metrics": MetricsSection,
     "syslog": SyslogSection,
+    "time": TimeSection,
 }
 
 #: The table of the applications' own settings, ``[application.NAME]``.

@@ -284,6 +284,7 @@ class ClusterPart:
             await node.start()
             self.session = session
             self._trust.attach(node)
+            self._host.time.attach(node)
             if discovery.discovery is not None:  # nodes that were heard before
                 for address, entry in discovery.discovery.table.entries.items():
                     membership.heard(address, True, entry.spelling)
@@ -291,6 +292,7 @@ class ClusterPart:
         finally:
             session.close()
             teller.close()
+            self._host.time.detach()
             self._trust.detach()
             self.session = None
             del core.problems.sources["cluster"]
@@ -360,6 +362,7 @@ class ClusterPart:
             if membership is not None:
                 membership.node_up(event.name)
             self._trust.node_up(event.name)
+            self._host.time.node_up(event.name)
             if session is not None and session.passphrase is not None:
                 session.passphrase.node_up(event.name)
             if session is not None and session.labels is not None:

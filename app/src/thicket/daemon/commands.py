@@ -92,6 +92,7 @@ class Commands:
             "app-remove": self._on_app_remove,
             "app-result": self._on_app_result,
             "identify": self._on_identify,
+            "time": self._on_time,
             "stop-radio": self._on_stop_radio,
         }
 
@@ -362,6 +363,10 @@ class Commands:
             raise RequestError("bad-params", "seconds is a number, 0 or more")
         self._daemon.led.identify(seconds)
         return {"seconds": min(seconds, MOST_IDENTIFY)}
+
+    async def _on_time(self, params: dict[str, Any]) -> Any:
+        """Do what a person asks about the time, see :meth:`.time_part.TimePart.request`."""
+        return await self._live().time.request(params)
 
     async def _on_stop_radio(self, params: dict[str, Any]) -> Any:
         """Leave the cluster and the mesh, and end the daemon; for the shutdown of the device."""

@@ -232,8 +232,8 @@ class Daemon:
         self.reload.close()
         # The cluster first: its connections close properly while the mesh still carries them.
         for name in (
-            "operators", "metrics", "cluster", "dns-sd", "discovery", "trust", "radio", "firewall",
-            "care", "update", "upkeep", "status", "control", "syslog",
+            "operators", "metrics", "cluster", "time", "dns-sd", "discovery", "trust", "radio",
+            "firewall", "care", "update", "upkeep", "status", "control", "syslog",
         ):  # fmt: skip
             await self.stop_part(name)
         self.led.close()

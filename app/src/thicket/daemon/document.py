@@ -180,6 +180,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
             "counters": session.counters() if session is not None else {},
         },
         "trust": live.trust.status() if live is not None else None,
+        "time": live.time.status() if live is not None else None,
         "passphrase": passphrase.status() if passphrase is not None else None,
         "applications": applications.status() if applications is not None else [],
         "installed": live.installed.status() if live is not None else [],

@@ -12,6 +12,7 @@ from thicket.daemon.discovery_part import DiscoveryPart, DnsSdPart
 from thicket.daemon.installed_part import InstalledPart
 from thicket.daemon.operators_part import OperatorsPart
 from thicket.daemon.radio_part import RadioPart
+from thicket.daemon.time_part import TimePart
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -68,6 +69,7 @@ class Live:
             open_chip=core.make.open_chip,
         )
         self.installed = InstalledPart(core)
+        self.time = TimePart(core, self.me, self.trust)
         self.cluster = ClusterPart(
             core, self.me, self.trust, self.radio, self, installed=self.installed
         )
@@ -80,6 +82,7 @@ class Live:
         begin("cluster", lambda: self.cluster.run(self.discovery))
         self.operators = OperatorsPart(core, self, methods)
         begin("operators", self.operators.run)
+        begin("time", self.time.run)
 
     # -- events of the radio, see radio_part.RadioListener
 

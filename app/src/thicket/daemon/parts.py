@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from thicket.applications.mounts import Mounter
     from thicket.base.events import Listener
+    from thicket.base.paths import Paths
     from thicket.config.schema import Settings
     from thicket.distribution.events import ClusterEvent
     from thicket.distribution.node import Node
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from thicket.identity.source import Identity
     from thicket.radio.events import RadioEvent
     from thicket.radio.radio import Radio
+    from thicket.timekeeping.chrony import Chrony
 
 log = getLogger(__name__)
 
@@ -109,6 +111,17 @@ class Parts:
         from thicket.applications.entrypoints import find
 
         return find("thicket.applications")
+
+    def chrony(self, paths: Paths, on_exit: Callable[[], None]) -> Chrony | None:
+        """Return what turns the machine's clock; None where that is not this daemon's business.
+
+        A daemon in another directory leaves it alone.
+        """
+        if paths.root:
+            return None
+        from thicket.timekeeping.chrony import Chrony
+
+        return Chrony(f"{paths.run}/time", f"{paths.data}/thicket/time", on_exit)
 
     def mounter(self) -> Mounter:
         """Return what mounts the files of applications that are installed."""

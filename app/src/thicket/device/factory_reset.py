@@ -45,7 +45,7 @@ KEPT: Final = (
         for name in (
             "format", "size", "run", "clock",
             "identity.json", "device.key", "device.pem", "revocations.bin", "start",
-            "passphrase.json", "labels.bin",
+            "passphrase.json", "time.signed", "labels.bin",
             "thicket.toml", "last-good.toml", "last-good.sha256", "console",
         )
     ),

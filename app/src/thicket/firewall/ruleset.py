@@ -12,6 +12,7 @@ TABLE = "thicket"
 EPMD_PORT = 4369
 SSH_PORT = 22
 MDNS_PORT = 5353
+NTP_PORT = 123
 
 #: Reasons for dropping a packet, which are the counters' names.
 REASONS = (
@@ -21,6 +22,7 @@ REASONS = (
     "mdns_sender",  # more multicast DNS than one node sends
     "mdns_flood",  # more multicast DNS than all nodes together send
     "invalid",  # belongs to no connection that the kernel knows
+    "ntp_flood",  # more questions for the time than all nodes together have
     "echo_flood",  # more pings than anybody needs
     "neighbour_sender",  # more neighbour discovery than one node sends
     "connection_sender",  # more new connections than one node makes
@@ -37,6 +39,8 @@ _BEACON_ALL = (300, 600)
 _MDNS_SENDER = (10, 40)
 _MDNS_ALL = (50, 300)
 _ECHO = (100, 200)
+#: A node asks 64 others a packet a minute at most, and four in a second when it begins.
+_NTP_ALL = (50, 200)
 _NEIGHBOUR_SENDER = (100, 200)
 #: A node that joins makes two connections (port mapper, node) to each of the others, one by one.
 _CONNECTION_SENDER = (20, 60)
@@ -166,6 +170,9 @@ def _mesh(settings: Settings) -> str:
     ]
     if settings.discovery.dns_sd:
         lines.append(f"udp dport {MDNS_PORT} accept")
+    if settings.time.enabled and settings.time.neighbours:
+        lines.append(f"udp dport {NTP_PORT} {_over(_NTP_ALL)} counter name ntp_flood drop")
+        lines.append(f"udp dport {NTP_PORT} accept")
     for protocol in ("tcp", "udp"):
         allowed = [
             ports for kind, _, ports in (p.partition("/") for p in settings.firewall.allow)

@@ -76,6 +76,7 @@ def numbers(document: dict[str, Any], machine: Machine) -> Numbers:
     _add_discovery(found, document["discovery"], document["dns_sd"])
     _add_cluster(found, document["cluster"])
     _add_trust(found, document["trust"], document["passphrase"])
+    _add_time(found, document.get("time"))
     found.add("thicket_firewall_on", document["firewall"]["state"] == "on")
     found.by_reason("thicket_firewall_dropped_packets", document["firewall"]["dropped"])
     _add_software(found, document)
@@ -120,6 +121,19 @@ def _add_node(found: _Numbers, document: dict[str, Any], machine: Machine) -> No
     found.add("thicket_daemon_restarts", document["restarts"])
     found.add("thicket_daemon_cpu_seconds", document["cpu_seconds"])
     found.add("thicket_daemon_resident_memory_bytes", document["memory_kib"] * 1024)
+
+
+def _add_time(found: _Numbers, told: dict[str, Any] | None) -> None:
+    if told is None:
+        return
+    found.add("thicket_time", 1, told["state"], told.get("by"))
+    found.add("thicket_time_known", told["known"])
+    for name, key in (("offset_seconds", "offset"), ("error_seconds", "error"),
+                      ("stratum", "stratum")):  # fmt: skip
+        found.add(f"thicket_time_{name}", told.get(key))
+    states = _counted(source["state"] for source in told.get("sources", ()))
+    for state, count in sorted(states.items()):
+        found.add("thicket_time_sources", count, state)
 
 
 def _counted(things: Iterable[Any]) -> dict[Any, int]:

@@ -34,6 +34,7 @@ _BEGINNINGS = (
     (b"thicket revocations", LISTS),
     (b"thicket lists of revocations", LISTS),
     (b"thicket passphrase", CHANGE),
+    (b"thicket time", "a signed time"),
     (b"thicket labels", LABELS),
     (b"-----BEGIN CERTIFICATE", "a certificate"),
     (b"-----BEGIN", "a key"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from thicket.trust.certificates import from_pem
@@ -52,6 +53,10 @@ class Standing:
         """Return the rules by which others are judged now."""
         lists = self.lists
         return Rules(self.clock(), lists.names, lists.number, self._chip_required())
+
+    def passed(self, date: datetime) -> None:
+        """It is later than this date: the fleet's authority has signed it."""
+        self.floor = max(self.floor, date)
 
     @property
     def revoked(self) -> bool:
