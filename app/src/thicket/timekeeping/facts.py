@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from thicket.timekeeping.section import TimeSection
     from thicket.trust.verify import Clock
 
-#: Seconds after a change for which something is under way.
-UNDER_WAY = 60.0
-
 
 class Host(NamedTuple):
     """What the part is told of its node.
@@ -97,9 +94,9 @@ class Times:
         return True
 
     @property
-    def under_way(self) -> bool:
-        """Whether something has changed a short while ago."""
-        return time.monotonic() - self._changed < UNDER_WAY
+    def age(self) -> float:
+        """Seconds since something has changed."""
+        return time.monotonic() - self._changed
 
     def disputed(self, origin: IPv6Address) -> float:
         """Return the seconds since the time of an origin was refused first."""

@@ -39,8 +39,10 @@ log = getLogger(__name__)
 #: Servers of three organisations that serve everybody, for nodes with a way out that name none.
 #: None of them smears leap seconds, so they can be compared.
 PUBLIC = ("time.cloudflare.com", "ntp.se", "ptbtime1.ptb.de")
-#: Seconds between two looks at chronyd while something is under way, and while nothing is.
+#: Seconds between two looks at chronyd, at least and at most. Each runs a program, so they become
+#: rarer with the time since something has changed: about so many for each doubling of it.
 SOON, SETTLED = 2.0, 64.0
+LOOKS = 4
 #: Pauses before chronyd is started again, in seconds; the last one repeats.
 PAUSES = (1.0, 5.0, 15.0, 60.0)
 #: Seconds for which sources are left alone whose time was refused, and nodes whose time differs
@@ -165,7 +167,7 @@ class Timekeeper:
                     async with self._turn:
                         await self._look()
                     backoff.reset()
-                    pause = SOON if self._times.under_way else SETTLED
+                    pause = min(SETTLED, max(SOON, self._times.age / LOOKS))
                     self._problems.clear("time", "chronyd")
                 except ThicketError as error:
                     self._failed(error)
