@@ -19,6 +19,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,6 +181,14 @@ def test_the_files_of_a_command_are_those_of_the_engineers_machine(tmp_path: Pat
         done = desk.thicket("--via", "n1", "cp", f"{host}:{there}/missing", str(tmp_path / "no"))
         assert done.returncode == 1
         assert not (tmp_path / "no").exists()
+
+        # The time is that of the engineer's machine, too. (Here the node only says what it is told.)
+        (far.folder / "usr" / "bin" / "thicket").write_text('#!/bin/sh\necho "$@"\n')
+        done = desk.thicket("--via", "n1", "--node", host, "time", "set")
+        said = re.fullmatch(r"time set (\S+)Z\n", done.stdout.decode())
+        assert said is not None, done
+        told = datetime.fromisoformat(said[1]).replace(tzinfo=UTC)
+        assert abs(datetime.now(UTC) - told) < timedelta(seconds=4 * PATIENCE)
 
 
 def test_who_is_no_operator_is_not_let_in(tmp_path: Path) -> None:
