@@ -182,7 +182,7 @@ def test_the_files_of_a_command_are_those_of_the_engineers_machine(tmp_path: Pat
         assert done.returncode == 1
         assert not (tmp_path / "no").exists()
 
-        # The time is that of the engineer's machine, too. (Here the node only says what it is told.)
+        # So is the time; here the node only says what it is told.
         (far.folder / "usr" / "bin" / "thicket").write_text('#!/bin/sh\necho "$@"\n')
         done = desk.thicket("--via", "n1", "--node", host, "time", "set")
         said = re.fullmatch(r"time set (\S+)Z\n", done.stdout.decode())
