@@ -6,12 +6,13 @@ fleets with an authority and chips.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,13 @@ class NamespaceNode:
             time.sleep(0.02)
         return status
 
+    def end_chronyd(self) -> None:
+        """End the chronyd that a killed daemon has left; the next daemon would do so."""
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            number = int((self.folder / "run/thicket/time/pid").read_text())
+            if str(self.folder).encode() in Path(f"/proc/{number}/cmdline").read_bytes():
+                os.kill(number, signal.SIGKILL)
+
     def ask(self, method: str, **params: Any) -> Any:
         return request(self.paths.control, method, params, 60.0)
 
@@ -153,6 +161,7 @@ def fleet_in(folder: Path) -> Iterator[Fleet]:
                 if node.process is not None and node.process.poll() is None:
                     node.process.kill()
                     node.process.wait()
+                node.end_chronyd()
 
 
 class Secured:
