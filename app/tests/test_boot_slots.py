@@ -238,7 +238,11 @@ def test_a_trial_that_is_late_is_left(node: Node, ask: Callable[..., str]) -> No
     node.slots.set_primary(B)
     node.boot(B)
     ask("begin")
+    mark = Path(node.slots.paths.data) / "thicket" / "run"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text("running\n")
     ask("late")
+    assert mark.read_text() == "overdue\n"  # why it restarted
     node.boot(A)
     assert ask("begin") == ""
     record = node.slots.read()

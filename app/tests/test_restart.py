@@ -57,7 +57,13 @@ class TestReasons:
 
     @pytest.mark.parametrize(
         ("mark", "reason"),
-        [("stopped", "shutdown"), ("running", "power"), ("damaged", "unknown"), ("", "unknown")],
+        [
+            ("stopped", "shutdown"),
+            ("overdue", "overdue"),
+            ("running", "power"),
+            ("damaged", "unknown"),
+            ("", "unknown"),
+        ],
     )
     def test_the_mark(self, mark: str, reason: str, paths: Paths) -> None:
         boot(paths, "none")

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # How the run before ended, and the time that was saved last.
 #
-# /data/thicket/run says "running" or, after an orderly end (rcK), "stopped". It is overwritten in its
+# /data/thicket/run says "running"; after an orderly end (rcK) "stopped", and "overdue" where the node
+# restarted itself as it was not well in time (boot-slots late). It is overwritten in its
 # place, which works on a full disk. What it said at power-on is in /run/thicket/last-run; the daemon
 # makes the history of restarts of it (docs/node.md) and waits until "running" is on the disk.
 # The saved time is the time of change of /data/thicket/clock.
@@ -15,7 +16,7 @@ if [ -f /data/thicket/run ]; then
 	state=''
 	read -r state 2>/dev/null </data/thicket/run
 	case $state in
-	running | stopped) ;;
+	running | stopped | overdue) ;;
 	*) state=damaged ;;
 	esac
 fi

@@ -288,6 +288,7 @@ def _run(slots: Slots, words: list[str]) -> str | None:
         case ["late"]:
             if slots.late():
                 _tell("this start was not well in time: restarting")
+                _mark(slots.paths)
                 restart(tryboot=False)
         case ["stopped"]:
             slots.stopped()
@@ -296,6 +297,14 @@ def _run(slots: Slots, words: list[str]) -> str | None:
         case _:
             return None
     return ""
+
+
+def _mark(paths: Paths) -> None:
+    """Leave a mark of why this run ends (``init.d/S40state.sh``), in the place of "running"."""
+    with contextlib.suppress(OSError), open(paths.data + "/thicket/run", "r+b") as f:
+        f.write(b"overdue\n")
+        f.flush()
+        os.fsync(f.fileno())
 
 
 def _tell(words: str) -> None:

@@ -9,9 +9,10 @@ The sources, the most reliable first:
    ``/run/thicket/last-run`` (see ``init.d/S40state.sh``): ``shutdown``.
 3. The hardware watchdog's own record, or the Raspberry Pi's reset register, which the boot ROM
    passes on in the device tree: ``watchdog``.
-4. A mark that says "running", and none of the above: ``power`` (or a reset by hand, which looks the
+4. The mark that ``boot-slots late`` leaves before it restarts the node: ``overdue``.
+5. A mark that says "running", and none of the above: ``power`` (or a reset by hand, which looks the
    same).
-5. No mark: ``first`` when there is no history either, else ``unknown``.
+6. No mark: ``first`` when there is no history either, else ``unknown``.
 
 The history, ``/data/thicket/restarts.jsonl``, has one JSON object per line, oldest first, at most
 :data:`KEPT`. Everything else in the file is dropped.
@@ -46,6 +47,7 @@ WORDS = {
     "shutdown": "switched off or restarted in order",
     "panic": "the kernel failed",
     "watchdog": "the hardware watchdog restarted the node, it had stood still",
+    "overdue": "it was not well in time, and restarted itself",
     "power": "power cut or reset",
     "unknown": "unknown",
 }
@@ -114,6 +116,8 @@ def find_out(paths: Paths, version: str, slot: str | None) -> tuple[dict[str, An
         record["reason"], record["message"] = "panic", panic
     elif mark == "stopped":
         record["reason"] = "shutdown"
+    elif mark == "overdue":
+        record["reason"] = "overdue"
     elif watchdog_fired(paths):
         record["reason"] = "watchdog"
     elif mark == "running":
