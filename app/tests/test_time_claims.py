@@ -32,7 +32,7 @@ NOW = 1_800_000_000.0
 
 
 def at(number: int) -> IPv6Address:
-    return IPv6Address(f"fd00::{number}")
+    return IPv6Address(f"fd00::{number:x}")
 
 
 def claim(
