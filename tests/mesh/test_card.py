@@ -60,9 +60,12 @@ TOOLS = {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:
 
 # Start and length of the partitions, in MiB: as on a card, but smaller.
 CONFIG, BOOT_A, BOOT_B = (4, 40), (44, 4), (48, 4)
-ROOT_A, ROOT_B, DATA = (53, 64), (118, 64), (183, 48)
-IMAGE_END = 231
-CARD_MIB = 300
+ROOT_MIB = 96
+ROOT_A = (53, ROOT_MIB)
+ROOT_B = (ROOT_A[0] + ROOT_MIB + 1, ROOT_MIB)
+DATA = (ROOT_B[0] + ROOT_MIB + 1, 48)
+IMAGE_END = DATA[0] + DATA[1]
+CARD_MIB = IMAGE_END + 69
 
 
 def entry(kind: int, first: int, count: int) -> bytes:
@@ -83,15 +86,18 @@ def make_card(path: Path, root: Path, toml: str) -> None:
         record(of(CONFIG, 0x0C), of(BOOT_A, 0x0C), of(BOOT_B, 0x0C), of((52, IMAGE_END - 52), 0x0F))
     )
     mbr[440:444] = (0x5448434B).to_bytes(4, "little")
+    # The record of a logical partition stands in the megabyte before it.
+    before_b, before_data = ((start - 1, size + 1) for start, size in (ROOT_B, DATA))
+    assert root.stat().st_size <= ROOT_MIB * MIB * SECTOR, "the lab's root has outgrown this card"
     fat = path.with_suffix(".fat")
     make_config_disk(fat, toml)
     with path.open("wb") as card:
         card.truncate(IMAGE_END * MIB * SECTOR)
         for place, data in (
             (0, bytes(mbr)),
-            (52, record(of(ROOT_A, base=52), of((117, 65), 0x05, 52))),
-            (117, record(of(ROOT_B, base=117), of((182, 49), 0x05, 52))),
-            (182, record(of(DATA, base=182))),
+            (52, record(of(ROOT_A, base=52), of(before_b, 0x05, 52))),
+            (before_b[0], record(of(ROOT_B, base=before_b[0]), of(before_data, 0x05, 52))),
+            (before_data[0], record(of(DATA, base=before_data[0]))),
             (CONFIG[0], fat.read_bytes()),
             (ROOT_A[0], root.read_bytes()),
         ):
@@ -576,7 +582,7 @@ async def test_a_saved_time_that_is_centuries_ahead_is_not_believed(used: Node) 
 
 
 async def test_a_card_copied_to_a_larger_one_grows(used: Node) -> None:
-    used.resize(420)
+    used.resize(CARD_MIB + 120)
     await used.start()
     assert await kibibytes(used) > 210 * 1024
     assert "/data grown" in await used.run("dmesg")
@@ -585,16 +591,16 @@ async def test_a_card_copied_to_a_larger_one_grows(used: Node) -> None:
 
 
 async def test_a_damaged_record_is_made_again_and_the_data_found(used: Node) -> None:
-    used.patch(182 * MIB, os.urandom(510) + b"\x55\xaa")
+    used.patch((DATA[0] - 1) * MIB, os.urandom(510) + b"\x55\xaa")
     await used.start()
     assert await kept(used)
     assert "made again" in await used.run("dmesg")
 
 
 async def test_a_card_cut_off_behind_the_slots_gets_new_data(used: Node) -> None:
-    used.resize(182)
-    used.resize(260)
-    used.patch(182 * MIB, os.urandom(4 * MIB * SECTOR))
+    used.resize(DATA[0] - 1)
+    used.resize(DATA[0] + 77)
+    used.patch((DATA[0] - 1) * MIB, os.urandom(4 * MIB * SECTOR))
     await used.start()
     assert await used.data_state() == "rebuilt"
     assert (await used.last_restart())["reason"] == "unknown"
@@ -603,7 +609,7 @@ async def test_a_card_cut_off_behind_the_slots_gets_new_data(used: Node) -> None
 
 
 async def test_without_room_the_data_is_in_ram(used: Node) -> None:
-    used.resize(182)
+    used.resize(DATA[0] - 1)
     await used.start()
     data = (await used.status())["data"]
     assert data["state"] == "ram"
@@ -640,7 +646,7 @@ async def test_garbage_in_every_file_and_a_full_disk(used: Node) -> None:
 
 
 async def test_a_card_cut_off_inside_the_data_partition_gets_new_data(used: Node) -> None:
-    used.resize(260)
+    used.resize(DATA[0] + 77)
     await used.start()
     data = (await used.status())["data"]
     assert data["state"] == "rebuilt"
