@@ -23,12 +23,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import network_namespace
 import pytest
-from daemons import Fleet, NamespaceNode, Secured, fleet_in
+from daemons import PREFIX, Fleet, NamespaceNode, Secured, fleet_in
 from patience import PATIENCE
 
 from authority.authority import Authority
 from authority.labels import Said
+from remote.programs import LEFT
 
 SSH = """#!/bin/sh
 # ssh -T root@nN thicket door
@@ -248,6 +250,29 @@ def test_a_revocation_ends_what_an_operator_has_open(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_a_machine_that_reaches_a_node_needs_no_ssh(tmp_path: Path) -> None:
+    with desk_with(tmp_path, 2) as (desk, (near, far)):
+        desk.secured.authority.operators.make("alice")
+        network_namespace.ip(f"addr add {PREFIX}::d/64 dev medium nodad")
+        (tmp_path / "bin" / "ssh").unlink()
+        near_address, far_address = (node.name.partition("@")[2] for node in (near, far))
+        for via, words, node in (
+            (f"tls:{near_address}", (), near),
+            (f"tls:[{near_address}]:9102", ("--node", far_address), far),
+            (f"tls:{far_address}", (), far),
+        ):
+            done = desk.thicket("--via", via, *words, "status", "--json")
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["hostname"] == f"n-{node.identity}"
+        # Through the near one there is TLS in TLS, and much may go through it.
+        words = ("--via", f"tls:{near_address}", "run", far_address, "--", "cat")
+        done = desk.thicket(*words, given=b"\xff\0" * 500_000)
+        assert (done.returncode, done.stdout) == (0, b"\xff\0" * 500_000), done.stderr
+        done = desk.thicket("--via", f"tls:[{near_address}]:9", "status")
+        assert done.returncode == 1
+        assert b"Connection refused" in done.stderr, done.stderr
+
+
 def test_a_shell_has_a_terminal(tmp_path: Path) -> None:
     with desk_with(tmp_path, 2) as (desk, (_near, far)):
         desk.secured.authority.operators.make("alice")
@@ -281,8 +306,10 @@ def test_a_shell_has_a_terminal(tmp_path: Path) -> None:
             until(b"^C")
             os.write(ours, b"echo after-$((6*7))\n")
             until(b"after-42")
-            os.write(ours, b"exit 5\n")
-            assert running.wait(PATIENCE) == 5
+            os.write(ours, b"exec sleep 999\r")
+            os.write(ours, b"~")
+            os.write(ours, b".")  # leaves a node that does not answer
+            assert running.wait(PATIENCE) == LEFT
         finally:
             running.kill()
             os.close(ours)

@@ -39,6 +39,12 @@ class Target(NamedTuple):
     """What the fuzzer puts into inputs; it sees into our code, but not into that of ``json``."""
 
 
+JSON_WORDS = (
+    b'{"', b'":', b'"', b",", b"[", b"]", b"{", b"}", b"null", b"true", b"1e999", b"-1", b"1.5",
+    b"NaN", b"\\ud800", b"\\u001b", b"[" * 64, b"0" * 64,
+)  # fmt: skip
+"""What stands in JSON, and what does not."""
+
 OWN = IPv6Address("fd12:3456:789a:1:0:6f44:e3c6:b802")
 OTHER = IPv6Address("fd12:3456:789a:1:0:e0f9:2f20:de47")
 PREFIX = IPv6Network("fd12:3456:789a:1::/64")
@@ -2272,52 +2278,13 @@ TARGETS: dict[str, Target] = {
     "labels": Target(
         make_labels,
         label_seeds,
-        words=(
-            b'{"',
-            b'":',
-            b'"',
-            b",",
-            b"[",
-            b"]",
-            b"{",
-            b"}",
-            b"null",
-            b"true",
-            b"1e999",
-            b"-1",
-            b"1.5",
-            b"NaN",
-            b"\\ud800",
-            b"\\u001b",
-            b"[" * 64,
-            b"0" * 64,
-            b'"number":',
-            b'"labels":',
-            b'"0000000000000007":[1,"',
-        ),
+        words=(*JSON_WORDS, b'"number":', b'"labels":', b'"0000000000000007":[1,"'),
     ),
     "summary": Target(
         make_summary,
         summary_seeds,
         words=(
-            b'{"',
-            b'":',
-            b'"',
-            b",",
-            b"[",
-            b"]",
-            b"{",
-            b"}",
-            b"null",
-            b"true",
-            b"1e999",
-            b"-1",
-            b"1.5",
-            b"NaN",
-            b"\\ud800",
-            b"\\u001b",
-            b"[" * 64,
-            b"0" * 64,
+            *JSON_WORDS,
             b'"state":"',
             b'"links":[[',
             b'"problem":["error","',

@@ -194,8 +194,11 @@ async def test_nothing_that_a_node_shows_holds_a_secret(lab: Lab, nodes: Nodes) 
     said = await nodes.run(
         "n1",
         "logread; dmesg; cat /run/thicket/status.json /run/thicket/firewall.nft;"
-        " thicket status; thicket config show; thicket peers; ps; true",
+        " thicket status; thicket config show; thicket peers; ps; thicket logs;"
+        " thicket support - | gzip -d; true",
     )
+    for part in ("status.json", "settings.txt", "stations.txt", "firewall.txt"):
+        assert f"/{part}" in said
     assert "sae" in said
     secret = lab.spec.passphrase
     assert secret

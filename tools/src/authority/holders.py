@@ -7,6 +7,7 @@ Each has a name that people choose, and a certificate and a key in the authority
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -189,9 +190,13 @@ class Holders:
         contents = {one: self._folder.read(one, one) for one in copied}
         files.make_folder(target, 0o700)
         copy = Folder(target)
-        for one, data in contents.items():
-            copy.write(one, data)
-        copy.save(own)
+        try:
+            for one, data in contents.items():
+                copy.write(one, data)
+            copy.save(own)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)  # it was empty before
+            raise
 
     def open(self, name: str | None = None) -> Holder:
         """Return a signer with its key.

@@ -73,6 +73,8 @@ _FROM_INPUT: Final = frozenset(
 )
 #: Commands with a file that is brought to the node first.
 _BROUGHT: Final = frozenset({("update", "install"), ("app", "install")})
+#: Bytes that a node may send as its archive; it has a bound for each of its parts.
+_MOST_SUPPORT: Final = 64 << 20
 _ORDERS: Final = frozenset({"pause", "resume", "abort", "back"})
 _INCOMING: Final = "/data/thicket/incoming/"
 #: Makes a folder for one file and prints its name, after what is read is in it.
@@ -86,6 +88,12 @@ trap 'rm -rf "$D"' HUP INT TERM
 cat >"$D/$0"
 test "$(stat -c %s "$D/$0")" = "$1" || {{ rm -rf "$D"; exit 1; }}
 printf '%s\\n' "$D"
+"""
+#: Puts what is read into a folder under a name, or into a file: whole, or not at all.
+_PUT: Final = """\
+if [ -d "$0" ]; then T=$0/$1; else T=$0; fi
+trap 'rm -f "$T.part"' HUP INT TERM
+cat >"$T.part" && mv -f "$T.part" "$T" || { rm -f "$T.part"; exit 1; }
 """
 #: Runs a command with a file that was brought, and removes its folder.
 _USE: Final = 'D=$0; trap \'rm -rf "$D"\' EXIT HUP INT TERM; "$@"'
@@ -245,8 +253,13 @@ async def _support(target: Target, rest: list[str]) -> int:
     async with target.opened() as session:
         path = out or Path(f"support-{session.node.rpartition('@')[2]}.tar.gz")
         with atomic(path) as file:
-            words = ["thicket", "support", "-"]
-            status = await programs.fed(session, words, (), file.write)
+
+            def write(data: bytes) -> None:
+                if file.tell() + len(data) > _MOST_SUPPORT:
+                    raise RemoteError("too-long", f"{session.node} sends more than it should")
+                file.write(data)
+
+            status = await programs.fed(session, ["thicket", "support", "-"], (), write)
             size = file.tell()
             if status:
                 raise RemoteError("not-made", "the node has not made it, see above")
@@ -294,9 +307,8 @@ async def _bring(target: Target, sources: list[Path], folder: str) -> int:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             async with target.opened() as session:
-                words = ["sh", "-c", 'test -d "$0" && set -- "$0/$1" || set -- "$0"; cat >"$1"']
                 with Telling() as tell:
-                    goal = [*words, folder or "/root", path.name]
+                    goal = ["sh", "-c", _PUT, folder or "/root", path.name]
                     pieces = _pieces(file, Bar(size, tell))
                     status = await programs.fed(session, goal, pieces, sys.stdout.buffer.write)
         if status:

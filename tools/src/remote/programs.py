@@ -114,6 +114,38 @@ def _say(stream: TextIO, data: bytes) -> None:
     stream.buffer.flush()
 
 
+class Escape:
+    """Finds in what is typed that the person wants to leave, as ssh does: ``~.`` at the beginning
+    of a line. ``~~`` is one ``~``; everything else passes as it is.
+
+    :ivar left: whether the person has left; nothing passes after that.
+    """
+
+    def __init__(self) -> None:
+        self.left = False
+        self._fresh = True  # at the beginning of a line
+        self._held = False  # there was a ~ at the beginning of this one
+
+    def passed(self, data: bytes) -> bytes:
+        """Return what of ``data`` is for the program."""
+        out = bytearray()
+        for byte in data:
+            if self._held:
+                self._held = False
+                if byte == ord("."):
+                    self.left = True
+                    break
+                out += ESCAPE
+                if byte == ord(ESCAPE):
+                    continue
+            elif self._fresh and byte == ord(ESCAPE):
+                self._held, self._fresh = True, False
+                continue
+            self._fresh = byte in b"\r\n"
+            out.append(byte)
+        return bytes(out)
+
+
 class _Program:
     """A program that runs on a node."""
 
@@ -196,24 +228,18 @@ class _Program:
         pieces: asyncio.Queue[bytes] = asyncio.Queue(1)
         reader = threading.Thread(target=self._read, args=(source, pieces), daemon=True)
         reader.start()
-        fresh = True  # at the beginning of a line
-        escaped = False
+        escape = Escape()
         while True:
             data = await pieces.get()
-            if self._terminal and data:
-                if escaped and data[:1] == b".":
-                    self._left.set()
-                    return
-                if escaped:
-                    data = ESCAPE + data
-                escaped = fresh and data == ESCAPE
-                if escaped:
-                    continue
-                fresh = data[-1:] in {b"\r", b"\n"}
-            for frame in cut(Kind.IN, data):
-                await self._send(frame)
             if not data:
                 await self._send(Frame(Kind.IN, b""))
+                return
+            if self._terminal:
+                data = escape.passed(data)
+            for frame in cut(Kind.IN, data):
+                await self._send(frame)
+            if escape.left:
+                self._left.set()
                 return
 
     def _read(self, source: _Source, pieces: asyncio.Queue[bytes]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from ipaddress import IPv6Address
 from typing import NamedTuple, Protocol
@@ -135,7 +136,7 @@ class Direct:
             message = f"{self} does not answer within {CONNECT:g} s"
             raise RemoteError("unreachable", message) from None
         except OSError as error:
-            why = error.strerror or str(error)
+            why = os.strerror(error.errno) if error.errno else str(error)
             raise RemoteError("unreachable", f"{self}: {why}") from None
         watch(writer.get_extra_info("socket"))
         return Ends(reader, writer)

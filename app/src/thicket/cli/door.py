@@ -26,7 +26,7 @@ def door(words: list[str], control: str) -> int:
         except OSError as e:
             message = f"the daemon does not answer at {control} ({e.strerror})"
             raise ClientError("unreachable", message) from e
-        with selectors.DefaultSelector() as ready:
+        with selectors.PollSelector() as ready:  # which takes files as well
             ready.register(sys.stdin, selectors.EVENT_READ)
             ready.register(daemon, selectors.EVENT_READ)
             while True:

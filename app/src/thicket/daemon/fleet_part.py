@@ -64,7 +64,9 @@ class FleetPart:
         own = session.node.name
         if (mac := found.get("radio", {}).get("mac")) is not None:
             macs[own] = _digits(mac)
-        return Seen(own, self._nodes(entries), entries, macs, paths, synchronised())
+        return Seen(
+            own, self._nodes(entries), entries, macs, paths, synchronised(self._core.paths.root)
+        )
 
     def _note(self, macs: dict[str, str], address: str | None, mac: str) -> None:
         if address is not None:

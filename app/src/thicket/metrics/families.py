@@ -27,7 +27,6 @@ FAMILIES = (
            unit="seconds"),
     Family("thicket_time_stratum", "gauge", "Steps from the clock to a reference (NTP)."),
     Family("thicket_time_sources", "gauge", "Sources of the time by their state.", ("state",)),
-    Family("thicket_clock_synchronised", "gauge", "Whether a time service has set the clock."),
     Family("thicket_milestone_seconds", "gauge",
            "Time from power-on to each step of this start, as far as it was reached.",
            ("milestone",), "seconds"),

@@ -9,9 +9,7 @@ for everybody make the whole answer worthless.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from logging import getLogger
 from math import isfinite
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from thicket.base.visible import visible
 from thicket.distribution.handshake import DistributionError
+from thicket.metrics import packed as packed_form
 from thicket.metrics.families import BY_NAME
 from thicket.metrics.numbers import MOST
 from thicket.metrics.teller import NAME, NUMBERS
@@ -88,7 +87,7 @@ def pack(numbers: Numbers) -> bytes:
         name: [[list(labels), value] for labels, value in samples.items()]
         for name, samples in numbers.items()
     }
-    return zlib.compress(json.dumps(plain, separators=(",", ":")).encode())
+    return packed_form.pack(plain)
 
 
 def unpack(packed: bytes) -> tuple[Numbers, int]:
@@ -96,21 +95,10 @@ def unpack(packed: bytes) -> tuple[Numbers, int]:
 
     :raises ValueError: they are none, or too many.
     """
-    if len(packed) > MOST_PACKED:
-        raise ValueError(f"{len(packed)} bytes, packed")
-    unpacker = zlib.decompressobj()
-    try:
-        data = unpacker.decompress(packed, MOST_BYTES)
-        if not unpacker.eof:
-            raise ValueError(f"more than {MOST_BYTES} bytes, or not whole")
-        plain = json.loads(data)
-    except (zlib.error, RecursionError) as error:
-        raise ValueError(str(error)) from None
-    if not isinstance(plain, dict):
-        raise ValueError("no table of numbers")
+    plain, size = packed_form.unpack(packed, MOST_PACKED, MOST_BYTES)
     return {
         name: _samples(BY_NAME[name], samples) for name, samples in plain.items() if name in BY_NAME
-    }, len(data)
+    }, size
 
 
 def _samples(family: Family, plain: Any) -> Samples:

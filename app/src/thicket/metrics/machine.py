@@ -54,7 +54,7 @@ class Machine(NamedTuple):
     """What is known of the machine; None where it does not tell.
 
     :ivar time: seconds since 1970, by its clock.
-    :ivar synchronised: whether a time service has set the clock.
+    :ivar synchronised: whether the clock is known to be right.
     :ivar memory: bytes by the names of /proc/meminfo.
     :ivar cpu: seconds by MODES, of all processors.
     :ivar data: size, free and available bytes of the file system at /data.
@@ -87,7 +87,7 @@ def read(root: str = "") -> Machine:
 
     return Machine(
         time=time.time(),
-        synchronised=synchronised(),
+        synchronised=synchronised(root),
         load=_load(root),
         cpus=os.cpu_count() or 1,
         cpu=_cpu(root),

@@ -102,7 +102,8 @@ def _add_node(found: _Numbers, document: dict[str, Any], machine: Machine) -> No
         found.add("thicket_state", document["state"] == state, state)
     found.add("thicket_uptime_seconds", document["uptime"])
     found.add("thicket_time_seconds", round(machine.time, 3))
-    found.add("thicket_clock_synchronised", machine.synchronised)
+    # Where another program sets the clock (time.enabled), the kernel tells.
+    found.add("thicket_time_known", machine.synchronised)
     for milestone, seconds in document["times"].items():
         found.add("thicket_milestone_seconds", seconds, milestone)
     problems = document["problems"]
@@ -127,7 +128,6 @@ def _add_time(found: _Numbers, told: dict[str, Any] | None) -> None:
     if told is None:
         return
     found.add("thicket_time", 1, told["state"], told.get("by"))
-    found.add("thicket_time_known", told["known"])
     for name, key in (("offset_seconds", "offset"), ("error_seconds", "error"),
                       ("stratum", "stratum")):  # fmt: skip
         found.add(f"thicket_time_{name}", told.get(key))

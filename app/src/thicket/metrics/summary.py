@@ -9,13 +9,12 @@ alone, and one that has not spoils its whole answer.
 
 from __future__ import annotations
 
-import json
 import re
-import zlib
 from collections.abc import Callable
 from math import isfinite
 from typing import Any, NamedTuple
 
+from thicket.metrics import packed as packed_form
 from thicket.metrics.machine import Machine
 from thicket.metrics.text import printable
 
@@ -167,7 +166,7 @@ def _digits(mac: str | None) -> str | None:
 def pack(told: Summary) -> bytes:
     """Return a summary as it travels."""
     fields = {name: value for name, value in told._asdict().items() if value not in (None, ())}
-    return zlib.compress(json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode(), 9)
+    return packed_form.pack(fields)
 
 
 def unpack(packed: bytes) -> tuple[Summary, int]:
@@ -175,18 +174,7 @@ def unpack(packed: bytes) -> tuple[Summary, int]:
 
     :raises ValueError: it is none.
     """
-    if len(packed) > MOST_PACKED:
-        raise ValueError(f"{len(packed)} bytes, packed")
-    unpacker = zlib.decompressobj()
-    try:
-        data = unpacker.decompress(packed, MOST_BYTES)
-        if not unpacker.eof:
-            raise ValueError(f"more than {MOST_BYTES} bytes, or not whole")
-        plain = json.loads(data)
-    except (zlib.error, RecursionError) as error:
-        raise ValueError(str(error)) from None
-    if not isinstance(plain, dict):
-        raise ValueError("no summary")
+    plain, size = packed_form.unpack(packed, MOST_PACKED, MOST_BYTES)
     fields: dict[str, Any] = {}
     for name, check in _CHECKS.items():
         if plain.get(name) is None:
@@ -196,7 +184,7 @@ def unpack(packed: bytes) -> tuple[Summary, int]:
         fields[name] = _KINDS.get(name, lambda value: value)(value)
     if "state" not in fields:
         raise ValueError("it says no state")
-    return Summary(**fields), len(data)
+    return Summary(**fields), size
 
 
 _Check = Callable[[Any], bool]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 
 from thicket.base.errors import RequestError
@@ -45,7 +46,7 @@ async def open_to(address: str, port: int) -> Ends:
         message = f"{address} does not answer within {CONNECT:g} s"
         raise RequestError("unreachable", message) from None
     except OSError as e:
-        why = e.strerror or str(e)
+        why = os.strerror(e.errno) if e.errno else str(e)  # asyncio has words of its own
         raise RequestError(
             "unreachable",
             f"{address}, port {port}: {why}; is the node on, and access.operators set there?",

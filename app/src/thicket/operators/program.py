@@ -162,18 +162,28 @@ def _environment(whose: Whose, terminal: Terminal | None) -> dict[str, str]:
     return found
 
 
-@contextlib.asynccontextmanager
-async def _with_pipes(program: Program, environment: dict[str, str]) -> AsyncIterator[_Running]:
-    process = await asyncio.create_subprocess_exec(
-        *(program.words or _SHELL),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+async def _started(
+    words: tuple[str, ...], streams: int, environment: dict[str, str]
+) -> asyncio.subprocess.Process:
+    """Start a command in a session of its own.
+
+    :param streams: what its input and outputs are: pipes, or nothing.
+    """
+    return await asyncio.create_subprocess_exec(
+        *words,
+        stdin=streams,
+        stdout=streams,
+        stderr=streams,
         env=environment,
         cwd="/",
         start_new_session=True,
         limit=LONGEST,
     )
+
+
+@contextlib.asynccontextmanager
+async def _with_pipes(program: Program, environment: dict[str, str]) -> AsyncIterator[_Running]:
+    process = await _started(program.words or _SHELL, asyncio.subprocess.PIPE, environment)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -208,17 +218,8 @@ async def _with_terminal(
     with held:
         async with _Terminal(ours) as device:
             resize(terminal.rows, terminal.columns)
-            process = await asyncio.create_subprocess_exec(
-                *_IN_TERMINAL,
-                os.ttyname(theirs),
-                *(program.words or _SHELL),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-                env=environment,
-                cwd="/",
-                start_new_session=True,
-            )
+            words = (*_IN_TERMINAL, os.ttyname(theirs), *(program.words or _SHELL))
+            process = await _started(words, asyncio.subprocess.DEVNULL, environment)
             try:
                 yield _Running(process, device.write, {Kind.OUT: device.reader}, resize, held.close)
             finally:

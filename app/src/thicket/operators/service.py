@@ -77,7 +77,7 @@ class Service:
 
     :ivar served: how many were let in.
     :ivar refused: how many were not, by reason: one of ``verify.REASONS``, ``tls``, ``slow``,
-        ``gone``, ``too-many``, ``protocol``.
+        ``gone``, ``too-many``.
     """
 
     def __init__(self, door: Door) -> None:
