@@ -164,10 +164,14 @@ def test_the_files_of_a_command_are_those_of_the_engineers_machine(tmp_path: Pat
 
         bundle = tmp_path / "v2.raucb"
         bundle.write_bytes(os.urandom(200_000))
-        done = desk.thicket("--via", "n1", "--node", host, "update", "install", str(bundle))
+        # However the file is written: the node is told of its own copy.
+        named = f"{tmp_path}/./{bundle.name}"
+        done = desk.thicket("--via", "n1", "--node", host, "update", "install", named)
         assert done.returncode == 1
         assert b"no bundle can be installed" in done.stderr  # there is no card
         assert not list((Path(far.paths.data) / "thicket" / "incoming").iterdir())
+        offered = desk.thicket("--via", "n1", "update", "offer", str(tmp_path))
+        assert (offered.returncode, b"update send" in offered.stderr) == (2, True)
 
         note = tmp_path / "note.txt"
         note.write_bytes(os.urandom(300_000))
@@ -186,6 +190,9 @@ def test_the_files_of_a_command_are_those_of_the_engineers_machine(tmp_path: Pat
 
         # So is the time; here the node only says what it is told.
         (far.folder / "usr" / "bin" / "thicket").write_text('#!/bin/sh\necho "$@"\n')
+        done = desk.thicket("--via", "n1", "--node", host, "app", "install", named, "--again")
+        copy = r"app install \S+/data/thicket/incoming//?\w+/v2.raucb --again\n"
+        assert re.fullmatch(copy, done.stdout.decode()), done
         done = desk.thicket("--via", "n1", "--node", host, "time", "set")
         said = re.fullmatch(r"time set (\S+)Z\n", done.stdout.decode())
         assert said is not None, done

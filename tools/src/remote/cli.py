@@ -35,10 +35,10 @@ HOST is the way to a first node:
   tls:ADDRESS               by TLS to a node that this machine reaches, at port 9102, or
                             tls:[ADDRESS]:PORT
 
-NODE is the node that is meant: its address, host name, or the last digits of that. Without it
-the command runs on the first node. For another one this machine needs the certificate of an
-operator (`thicket ca operator NAME`), in DIR (THICKET_CA, or the fleet's folder). A node on the
-way carries bytes and cannot read them.
+NODE is the node that is meant: its address, host name, the last digits of that, or its label.
+Without it the command runs on the first node. For another one this machine needs the certificate
+of an operator (`thicket ca operator NAME`), in DIR (THICKET_CA, or the fleet's folder). A node on
+the way carries bytes and cannot read them.
 
 COMMAND is any command of a node (`thicket help` there), and these; those with [NODE] take the node
 as a word, too:
@@ -204,7 +204,9 @@ async def _command(target: Target, words: list[str]) -> int:
         files = [word for word in rest[1:] if not word.startswith("-")]
         if len(files) != 1:
             raise UsageError(f"{command} {rest[0]} needs a FILE")
-        return await _with_file(target, ["thicket", *words], Path(files[0]))
+        return await _with_file(target, ["thicket", *words], files[0], Path(files[0]))
+    if kind == ("update", "offer") and rest[1:] != ["-"]:
+        raise UsageError("`thicket update send FOLDER HOST` brings an offer to a node")
     return await _program(target, ["thicket", *words])
 
 
@@ -220,8 +222,11 @@ async def _fed(target: Target, words: list[str], contents: bytes) -> int:
         return await programs.fed(session, words, (contents,), sys.stdout.buffer.write)
 
 
-async def _with_file(target: Target, words: list[str], path: Path) -> int:
-    """Run a command with a file of this machine, which is brought to the node for that."""
+async def _with_file(target: Target, words: list[str], name: str, path: Path) -> int:
+    """Run a command with a file of this machine, which is brought to the node for that.
+
+    :param name: the file, as it stands among the words.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         async with target.opened() as session:
@@ -234,7 +239,7 @@ async def _with_file(target: Target, words: list[str], path: Path) -> int:
     folder = said.decode("utf-8", "replace").strip()
     if status or _INCOMING not in folder:
         raise RemoteError("not-brought", f"{path} could not be brought to the node, see above")
-    there = [f"{folder}/{path.name}" if word == str(path) else word for word in words]
+    there = [f"{folder}/{path.name}" if word == name else word for word in words]
     return await _program(target, ["sh", "-c", _USE, folder, *there])
 
 
