@@ -579,6 +579,35 @@ def test_a_light_that_is_not_wanted_is_left_alone(root: Root, note: str) -> None
     assert (folder / "trigger").read_text() == "[mmc0]\n"
 
 
+@pytest.mark.parametrize(
+    ("mark", "found"),
+    [
+        ("running", "running"),
+        ("stopped", "stopped"),
+        ("overdue", "overdue"),
+        ("ru", "damaged"),
+        (None, "none"),
+    ],
+)
+def test_a_start_notes_how_the_run_before_ended(root: Root, mark: str | None, found: str) -> None:
+    data = root.path / "data"
+    for folder in ("thicket/incoming/abc", "log"):
+        (data / folder).mkdir(parents=True)
+    if mark is not None:
+        (data / "thicket/run").write_text(f"{mark}\n")
+    (data / "thicket/incoming/abc/v2.raucb").write_text("of an operator who has gone")
+    for name, text in (("system.txt", "new"), ("system-before.txt", "old")):
+        (data / "log" / name).write_text(text)
+    root.source("S40state.sh", "clock_not_before() { :; }")
+    assert (root.path / "run/thicket/last-run").read_text() == f"{found}\n"
+    assert (data / "thicket/run").read_text().startswith("running\n")
+    assert not (data / "thicket/incoming").exists()
+    # The log of the run before takes the place of an older one; without one that stays.
+    root.source("S40state.sh", "clock_not_before() { :; }")
+    assert [path.name for path in (data / "log").iterdir()] == ["system-before.txt"]
+    assert (data / "log/system-before.txt").read_text() == "new"
+
+
 CLOCK = OVERLAY / "etc/init.d/S08clock.sh"
 
 
