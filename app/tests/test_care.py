@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from thicket.base.fields import MASK
 from thicket.base.paths import Paths
 from thicket.cli.care import COMMANDS
 from thicket.cli.common import UsageError
@@ -84,7 +85,7 @@ def test_an_archive_tells_what_there_is_and_hides_secrets(paths: Paths) -> None:
             found[entry.name.partition("/")[2]] = file.read().decode()
     assert set(found) >= {*support.PROGRAMS, *support.FILES, *support.METHODS, "settings.txt"}
     assert not [name for name, text in found.items() if SECRET in text]
-    assert found["log.txt"] == f"one\ntwo {support.MASK}\nthree\n"
+    assert found["log.txt"] == f"one\ntwo {MASK}\nthree\n"
     assert "Kernel panic" in found["crashes/crash-3.txt"]
     assert json.loads(found["restarts.json"]) == []
     assert "[mesh]" in found["settings.txt"]

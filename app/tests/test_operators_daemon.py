@@ -272,8 +272,8 @@ def test_a_machine_that_reaches_a_node_needs_no_ssh(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["hostname"] == f"n-{node.identity}"
         # Through the near one there is TLS in TLS, and much may go through it.
-        words = ("--via", f"tls:{near_address}", "run", far_address, "--", "cat")
-        done = desk.thicket(*words, given=b"\xff\0" * 500_000)
+        copying = ("--via", f"tls:{near_address}", "run", far_address, "--", "cat")
+        done = desk.thicket(*copying, given=b"\xff\0" * 500_000)
         assert (done.returncode, done.stdout) == (0, b"\xff\0" * 500_000), done.stderr
         done = desk.thicket("--via", f"tls:[{near_address}]:9", "status")
         assert done.returncode == 1
