@@ -39,6 +39,8 @@ TOP = Path(__file__).resolve().parents[1]
 PARTS = ("lint", "unit", "mesh")
 SOAK = "soak"
 SLOWEST = 10
+PREPARE = ("-m", "meshlab.image", "--card", "standin", "--card", "standin-rpi64")
+"""Makes the cards that tests on nodes start, in the order in which they are needed."""
 NAMED = 12
 """Most failed tests that the line for running them again names; beyond, it names their files."""
 
@@ -141,6 +143,27 @@ def compiled(environment: dict[str, str]) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
     ):
         yield
+
+
+@contextlib.contextmanager
+def prepared(environment: dict[str, str]) -> Iterator[None]:
+    """Have the cards that tests start made meanwhile, in the cache.
+
+    One has a kernel of another architecture: minutes of a compiler, for which all who need it would
+    wait. What cannot be made is told by the tests that need it.
+    """
+    with subprocess.Popen(
+        tied([sys.executable, *PREPARE]),
+        cwd=TOP,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        try:
+            yield
+        finally:
+            running.terminate()  # stages that are finished stay
 
 
 def run_lint(environment: dict[str, str]) -> Part:
@@ -251,23 +274,30 @@ def run(
 ) -> list[Part]:
     """Run the parts one after the other, whatever the one before came to."""
     done: list[Part] = []
-    for name in parts:
-        with timed(name) as seconds:
-            if name == "lint":
-                # It leaves a core idle. Who names tests has few of them compiled.
-                beside = compiled if "unit" in parts and not tests else contextlib.nullcontext
-                with beside(environment):
-                    part = run_lint(environment)
-            else:
-                words = pytest_words(name, tests, options)
-                none_is_right = bool(tests or options)
-                part = run_pytest(
-                    name, words, folder / f"{name}.xml", environment, none_is_right=none_is_right
-                )
-            part.seconds = seconds()
-        done.append(part)
-        if part.fault == INTERRUPTED:
-            break
+    # Who names tests needs little of what all of them need.
+    everything = not tests and not options
+    with contextlib.ExitStack() as beside:
+        if everything and "mesh" in parts:
+            beside.enter_context(prepared(environment))
+        for name in parts:
+            with timed(name) as seconds:
+                if name == "lint":
+                    # It leaves a core idle.
+                    compiling = "unit" in parts and not tests
+                    with compiled(environment) if compiling else contextlib.nullcontext():
+                        part = run_lint(environment)
+                else:
+                    part = run_pytest(
+                        name,
+                        pytest_words(name, tests, options),
+                        folder / f"{name}.xml",
+                        environment,
+                        none_is_right=bool(tests or options),
+                    )
+                part.seconds = seconds()
+            done.append(part)
+            if part.fault == INTERRUPTED:
+                break
     if not any(part.cases or part.fault for part in done):
         done[-1].fault = "there is no such test"
     return done

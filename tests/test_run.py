@@ -85,6 +85,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run, "TOP", tmp_path)
     monkeypatch.setenv("THICKET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(run, "workers", lambda: 0)
+    monkeypatch.setattr(run, "PREPARE", ("-c", ""))
     for name in ("TESTS", "PYTEST", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
     # Loading the others takes a second each time.
@@ -182,6 +183,31 @@ def test_a_group_is_no_part_of_a_tests_name(tree: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(run, "workers", lambda: 1)
     (mesh,) = parts(tree, ["mesh"], "tests")
     assert outcomes(mesh) == {"tests/test_some.py::test_of_a_mesh": "passed"}
+
+
+def test_what_nodes_need_is_made_beside_the_other_parts(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = tree / "begun"
+    making = f"import os, time; os.symlink(str(os.getpid()), {str(begun)!r}); time.sleep(600)"
+    monkeypatch.setattr(run, "PREPARE", ("-c", making))
+    (tree / "tests" / "test_some.py").write_text(
+        "import os, time\n"
+        "def test_unit():\n"
+        f"    while not os.path.islink({str(begun)!r}): time.sleep(0.01)\n"
+        f"    os.kill(int(os.readlink({str(begun)!r})), 0)\n"
+    )
+    # One that fits no mesh is none that fails.
+    unit, _ = parts(tree, ["unit", "mesh"])
+    assert outcomes(unit) == {"tests/test_some.py::test_unit": "passed"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(os.readlink(begun)), 0)
+    begun.unlink()
+    (tree / "tests" / "test_some.py").write_text(TESTS)
+    # Who names tests waits for what these need, and for nothing else.
+    parts(tree, ["unit", "mesh"], options=("--collect-only",))
+    parts(tree, ["lint", "unit"])
+    assert not begun.is_symlink()
 
 
 def test_no_test_is_a_fault_where_tests_are_expected(tree: Path) -> None:

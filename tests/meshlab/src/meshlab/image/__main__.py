@@ -35,6 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
         choices=standin.KINDS,
         help="make an unsigned update bundle of a stand-in card, print where it is, and stop",
     )
+    parser.add_argument(
+        "--card",
+        action="append",
+        choices=standin.KINDS,
+        help="make a stand-in card, print where it is, and stop (repeatable)",
+    )
     options = parser.parse_args(arguments)
     with stop.stopping():
         return _run(options)
@@ -52,6 +58,10 @@ def _run(options: argparse.Namespace) -> int:
             cache.forget(stage)
         if options.bundle:
             print(standin.bundle(options.cache.absolute(), name=options.bundle))
+            return 0
+        if options.card:
+            for name in options.card:
+                print(standin.build(options.cache.absolute(), name=name), flush=True)
             return 0
         image = lab.build(options.cache.absolute())
     except HostError as error:
