@@ -179,6 +179,9 @@ bench-peer: packages-test ## What one more peer costs a node until a mesh has fo
 bench-fleet: packages-test ## What `thicket fleet` costs: bytes a minute, and a node that nobody asks [SIZES="8 20"]
 	@PYTHONHASHSEED=0 $(python) app/tests/bench_fleet.py $(if $(SIZES),--sizes $(SIZES))
 
+bench-features: image packages ## What a node pays for what only some need: memory, CPU, idle in a mesh of three
+	@$(python) -m meshlab.bench.features
+
 bench-beacon: packages-test ## Print figures: what a signed beacon costs, and a flood of them
 	@$(python) app/tests/bench_beacon.py
 
@@ -255,7 +258,7 @@ help: ## This text
 		'PYTEST="-k name -x"' 'goes to pytest'
 	@printf '\nThe cache is %s (THICKET_CACHE).\n' "$(THICKET_CACHE)"
 
-.PHONY: bench bench-beacon bench-cluster bench-cluster-mesh bench-fleet bench-medium bench-peer bench-update clean defconfigs distclean flash format fuzz help \
+.PHONY: bench bench-beacon bench-cluster bench-cluster-mesh bench-features bench-fleet bench-medium bench-peer bench-update clean defconfigs distclean flash format fuzz help \
 	erlang-releases image lab-image lint lock packages packages-build packages-bundle \
 	packages-flash packages-release packages-standin packages-standin-rpi64 packages-test release rpi64 rpi64-bundle \
 	standin-bundle standin-rpi64-bundle x86_64 x86_64-bundle \

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from meshlab.bench import distance, engine, mesh
+from meshlab.bench import distance, engine, features, mesh
 from meshlab.bench.medium import Load
 from meshlab.bench.mesh import Forming, RoundTrip
+from meshlab.lab.errors import LabError
+from meshlab.lab.spec import to_toml
 from meshlab.lab.state import LabState
+from thicket.config.parse import parse
 
 PING = """\
 PING fd12::2 (fd12::2) 56 data bytes
@@ -90,3 +93,29 @@ async def test_a_report_waits_for_a_far_kernel(tmp_path: Path) -> None:
     row = await distance.measure(0.1, 1, 0.5, tmp_path)
     assert row.frames > 0
     assert row.report_ms >= 200, "there and back"
+
+
+def test_what_programs_cost_is_read() -> None:
+    assert features.read("31744 210 40\n1024 5 0\n100\n") == (32.0, 2.55)
+    assert features.read("100\n") == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("said", ["", "sh: grep: not found", "1 2\n100", "1 2 3\n0\n"])
+def test_a_node_that_tells_no_costs_is_an_error(said: str) -> None:
+    with pytest.raises(LabError, match="tells"):
+        features.read(said)
+
+
+def test_what_is_switched_off_are_keys_of_the_configuration() -> None:
+    parse(to_toml(features.OFF).encode(), "a node's")  # raises ConfigError
+
+
+def test_the_difference_is_of_medians() -> None:
+    text = features.report(
+        {
+            "on": features.Costs([3.0, 4.0, 9.0], [2.0], []),
+            "off": features.Costs([3.5], [1.5], []),
+        }
+    )
+    last = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
+    assert last == ["difference", "+0.50", "+0.50", "-"]
