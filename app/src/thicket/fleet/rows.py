@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from thicket.base.units import time_text
 from thicket.fleet.way import Way, ways
 from thicket.metrics.gather import Failure, Told
-from thicket.metrics.summary import Summary
+from thicket.metrics.summary import Link, Summary
 
 if TYPE_CHECKING:
     from thicket.trust.labels import Entry
@@ -136,6 +136,7 @@ def _row(facts: Facts, known: Known, way: Way | None, names: Mapping[str, str]) 
         "why": known.why or (failure.words if failure is not None and told is None else None),
     }
     row |= _summary(told.value if told is not None else None)
+    row["links"] = None if told is None else _links(told.value.links, names)
     row["clock"] = _clock(told)
     row["concerns"] = _concerns(row, synchronised=facts.synchronised)
     row["health"] = _health(row, failure)
@@ -181,6 +182,13 @@ def _way(way: Way | None, names: Mapping[str, str]) -> dict[str, Any] | None:
             "metric": weakest.metric,
         },
     }
+
+
+def _links(links: tuple[Link, ...], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"node": names.get(one.mac, one.mac), "signal_dbm": one.signal, "metric": one.metric}
+        for one in links
+    ]
 
 
 def _summary(told: Summary | None) -> dict[str, Any]:
