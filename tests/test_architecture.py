@@ -21,6 +21,7 @@ SOURCES = {
     "firmware": TREE / "tools/src",
     "host": TREE / "tools/src",
     "remote": TREE / "tools/src",
+    "web": TREE / "tools/src",
     "meshlab": TREE / "tests/meshlab/src",
 }
 
@@ -57,8 +58,9 @@ DESKS = {
     "authority": {"thicket", "host"},
     "firmware": {"thicket", "host", "authority"},
     "host": set(),
-    "remote": {"thicket", "authority", "host"},
-    "meshlab": {"thicket", "authority", "firmware", "host"},
+    "web": {"thicket", "host"},
+    "remote": {"thicket", "authority", "host", "web"},
+    "meshlab": {"thicket", "authority", "firmware", "host", "web"},
 }
 
 MOST_ATTRIBUTES = 15

@@ -47,6 +47,8 @@ as a word, too:
   shell [NODE]              a shell as root; Enter ~ . leaves a node that does not answer
   run [NODE] -- WORD...     any program, without a shell
   time set                  tell the fleet the time by this machine's clock
+  web [--port N] [--open]   the fleet as a live page for a browser on this machine, until Ctrl-C;
+      [--plan IMAGE --corners A B]  on a floor plan or map; docs/web.md
   erl|iex [ARGUMENT...]     a real Erlang or Elixir on this machine, as a member of the cluster
   cp FILE... NODE:FOLDER    bring files to a node (":FOLDER" is the first one)
   cp NODE:FILE... FOLDER    or from a node to here
@@ -148,6 +150,10 @@ def _run(words: list[str]) -> int:
         if node is not None:
             raise UsageError(f"{rest[0]} is a member like any other, and runs here, not on {node}")
         return asyncio.run(member.run(target.way, operator(), rest[0], rest[1:]))
+    if rest[0] == "web":
+        if node is not None:
+            raise UsageError(f"web shows all nodes; leave --node {node} out")
+        return asyncio.run(_web(args.via, target, rest[1:]))
     if rest[0] == "cp":
         return asyncio.run(_copy(target, rest[1:]))
     return asyncio.run(_command(target, rest))
@@ -269,6 +275,45 @@ async def _support(target: Target, rest: list[str]) -> int:
             if status:
                 raise RemoteError("not-made", "the node has not made it, see above")
     print(f"{path}: {size_text(size)}; look into it before you give it to anybody")
+    return OK
+
+
+# -- the page
+
+
+async def _web(via: str, target: Target, words: list[str]) -> int:
+    """Serve the page until Ctrl-C."""
+    from remote.fleet_source import FleetSource
+    from web.plan import Origin, Plan, corner, read
+    from web.serve import serve
+
+    parser = Parser("web takes --port N, --open, and --plan IMAGE with --corners A B")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--open", action="store_true")
+    parser.add_argument("--plan", type=a_path)
+    parser.add_argument("--corners", nargs=2, metavar=("A", "B"))
+    options = parser.parse_args(words)
+    if (options.plan is None) != (options.corners is None):
+        raise UsageError("--plan IMAGE and --corners A B belong together")
+    origin: Origin | None = None
+    plan: Plan | None = None
+    if options.plan is not None:
+        first, second = (corner(one) for one in options.corners)
+        origin = Origin(*first)
+        plan = read(options.plan, (0.0, 0.0), origin.metres(*second))
+
+    def tell(address: str) -> None:
+        print(address, flush=True)
+        print("Only who has this address can look. Ctrl-C ends it.", file=sys.stderr, flush=True)
+        if options.open:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    def opens(node: str | None) -> AbstractAsyncContextManager[Session]:
+        return target._replace(node=node).opened()
+
+    await serve(FleetSource(via, opens, origin), port=options.port, plan=plan, tell=tell)
     return OK
 
 
