@@ -31,6 +31,7 @@ ONCE ?=
 KEEP ?=
 SCENARIO ?=
 REPEAT ?=
+WEB ?=
 HOSTS ?=
 ON ?=
 
@@ -43,7 +44,7 @@ qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or
 	@$(if $(SCENARIO),bin/meshlab --lab "$(LAB)" run $(SCENARIO) $(if $(REPEAT),--repeat "$(REPEAT)") \
 		$(if $(call given,SEED),--seed "$(SEED)") $(if $(call given,IMAGE),--image "$(IMAGE)") \
 		$(if $(HOSTS),--hosts "$(HOSTS)") $(foreach node,$(ON),--on "$(node)"),\
-	$(if $(RESUME),bin/meshlab --lab "$(LAB)" up --resume "$(RESUME)" $(if $(ONCE),--once) \
+	$(if $(RESUME),bin/meshlab --lab "$(LAB)" up --resume "$(RESUME)" $(if $(ONCE),--once) $(if $(WEB),--web) \
 		$(if $(call given,N),--nodes "$(N)") $(if $(call given,TOPOLOGY),--topology "$(TOPOLOGY)") \
 		$(if $(call given,IMAGE),--image "$(IMAGE)") $(if $(call given,SEED),--seed "$(SEED)"),\
 	bin/meshlab --lab "$(LAB)" up --nodes "$(N)" --topology "$(TOPOLOGY)" --image "$(IMAGE)" \
@@ -51,7 +52,7 @@ qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or
 		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \
 		$(if $(FADING),--fading "$(FADING)") $(if $(DECODING),--decoding "$(DECODING)") \
 		$(if $(HOSTS),--hosts "$(HOSTS)") $(foreach node,$(ON),--on "$(node)") \
-		$(if $(HT),--ht) $(if $(KEEP),--keep) $(if $(ONCE),--once)))
+		$(if $(HT),--ht) $(if $(KEEP),--keep) $(if $(ONCE),--once) $(if $(WEB),--web)))
 
 ##@ Build
 
@@ -142,6 +143,9 @@ test-unit: erlang-releases ## Tests that boot nothing
 test-mesh: packages-test ## Tests on running nodes: boots meshes and single cards in QEMU
 	@$(python) tests/run.py mesh
 
+test-web: packages-web ## The tests of the page in a real browser, which it installs
+	@TESTS="tools/tests/test_web_browser.py" $(python) tests/run.py
+
 soak: erlang-releases ## What takes long: [SOAK=600] seconds for each test that only watches
 	@THICKET_SOAK="$(SOAK)" $(python) tests/run.py soak
 
@@ -199,6 +203,9 @@ packages-test:
 erlang-releases: packages-test
 	@bin/erlang-releases
 
+packages-web:
+	@bin/host-setup packages web
+
 packages-flash:
 	@bin/host-setup packages flash
 
@@ -248,6 +255,7 @@ help: ## This text
 		'HOSTS="user@a b=2 local"' 'machines that nodes run on, by SSH, with weights; ON="n1=local": one node' \
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
+		'WEB=1' 'serve the page of the mesh for a browser, too (docs/web.md)' \
 		'KEEP=1' 'go on with the chips and disks of the last run' \
 		'SCENARIO=FILE' 'play it and end (docs/scenarios.md); REPEAT=5: with figures'
 	@printf '\nmake BOARD-TARGET: bundle, menuconfig, linux-menuconfig, savedefconfig, show-size, sbom, cve, legal-info, sdk ...\n'
@@ -260,6 +268,6 @@ help: ## This text
 
 .PHONY: bench bench-beacon bench-cluster bench-cluster-mesh bench-features bench-fleet bench-medium bench-peer bench-update clean defconfigs distclean flash format fuzz help \
 	erlang-releases image lab-image lint lock packages packages-build packages-bundle \
-	packages-flash packages-release packages-standin packages-standin-rpi64 packages-test release rpi64 rpi64-bundle \
+	packages-flash packages-release packages-standin packages-standin-rpi64 packages-test packages-web release rpi64 rpi64-bundle \
 	standin-bundle standin-rpi64-bundle x86_64 x86_64-bundle \
-	qemu-mesh relay soak test test-loaded test-mesh test-unit
+	qemu-mesh relay soak test test-loaded test-mesh test-unit test-web

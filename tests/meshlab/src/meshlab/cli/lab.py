@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from meshlab.lab.lab import Lab
 from meshlab.lab.paths import lab_directory
 from meshlab.lab.saved import IMAGES, SavedLab, remove, saves
 from meshlab.lab.spec import LabSpec
-from meshlab.lab.state import Event, LabState
+from meshlab.lab.state import Event, Kind, LabState
 from meshlab.lab.topology import node_name
 from meshlab.medium.config import DECODING
 from meshlab.view import screen
@@ -89,7 +90,18 @@ def define(command: Define) -> None:
     )
     up.add_argument("--plain", action="store_true", help="progress as lines, also on a terminal")
 
+    up.add_argument("--web", action="store_true", help="serve the page of the mesh, too")
     up.set_defaults(defaults=up.get_default)
+
+    web = command("web", "serve the page of a running lab until Ctrl-C", cmd_web)
+    web.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: any)")
+    web.add_argument("--plan", type=Path, metavar="IMAGE", help="a floor plan below the nodes")
+    web.add_argument(
+        "--corners",
+        nargs=2,
+        metavar=("X,Y", "X,Y"),
+        help="metres of its upper left and lower right corner",
+    )
 
     status = command("status", "show a running lab once", cmd_status)
     status.add_argument("--json", action="store_true", help="the summary, as `up --once` prints it")
@@ -125,7 +137,7 @@ def define_hosts(command: argparse.ArgumentParser) -> None:
     )
 
 
-RESUMED = ("lab", "command", "defaults", "run", "resume", "once", "timeout", "plain")
+RESUMED = ("lab", "command", "defaults", "run", "resume", "once", "timeout", "plain", "web")
 """What can be said of a lab that goes on from one that was saved."""
 
 
@@ -285,13 +297,63 @@ def run_supervised(coroutine: Coroutine[Any, Any, int]) -> int:
     return asyncio.run(supervise())
 
 
+def cmd_web(options: argparse.Namespace) -> int:
+    from meshlab.web.serving import chosen_plan, serve_lab
+    from web.errors import WebError
+
+    if (options.plan is None) != (options.corners is None):
+        raise CommandError("--plan and --corners belong together", 2)
+
+    def tell(address: str) -> None:
+        print(address, flush=True)
+        print("Only who has this address can look. Ctrl-C ends it.", file=sys.stderr, flush=True)
+
+    async def go() -> int:
+        async with connected(options.lab) as client:  # a lab that does not run is said at once
+            await client.call("node", {"node": 1})
+        plan = chosen_plan(options.plan, options.corners)
+        await serve_lab(options.lab, port=options.port, plan=plan, tell=tell)
+        return 0
+
+    try:
+        return run_supervised(go())
+    except WebError as error:
+        raise CommandError(str(error)) from None
+
+
+@contextlib.asynccontextmanager
+async def _page(lab: Lab, *, wanted: bool) -> AsyncIterator[None]:
+    """Serve the page of a lab while it runs; what stands in the way of that ends no lab."""
+    if not wanted:
+        yield
+        return
+    from meshlab.web.serving import serve_lab
+    from web.errors import WebError
+
+    def tell(address: str) -> None:
+        lab.journal.tell(Kind.CHANGE, f"its page: {address}")
+
+    async def run() -> None:
+        try:
+            await serve_lab(lab.spec.name, tell=tell)
+        except WebError as error:
+            lab.journal.tell(Kind.TROUBLE, f"no page: {error}")
+
+    serving = asyncio.create_task(run())
+    try:
+        yield
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
 async def _up(lab: Lab, options: argparse.Namespace) -> int:
     if options.once:
         nodes = len(lab.spec.topology.positions)
         return await _up_once(lab, options.timeout or 120 + 20 * nodes)
     if options.plain or not sys.stderr.isatty():
         lab.on_event(print_event)
-        async with lab:
+        async with lab, _page(lab, wanted=options.web):
             try:
                 await lab.wait(
                     lambda: lab.state.formed is not None or lab.done.is_set(), 1e9, "formed"
@@ -303,7 +365,7 @@ async def _up(lab: Lab, options: argparse.Namespace) -> int:
                 print("stopping", file=sys.stderr)
                 raise
         return _ending(lab)
-    return await _up_live(lab)
+    return await _up_live(lab, web=options.web)
 
 
 async def _up_once(lab: Lab, timeout: float) -> int:
@@ -332,7 +394,7 @@ async def _up_once(lab: Lab, timeout: float) -> int:
     return status
 
 
-async def _up_live(lab: Lab) -> int:
+async def _up_live(lab: Lab, *, web: bool) -> int:
     console = Console(stderr=True)
     shown = screen.View(lab.state, own_command())
     with Live(
@@ -347,7 +409,7 @@ async def _up_live(lab: Lab) -> int:
 
         drawing = asyncio.create_task(draw())
         try:
-            async with lab:
+            async with lab, _page(lab, wanted=web):
                 try:
                     await lab.done.wait()
                 finally:

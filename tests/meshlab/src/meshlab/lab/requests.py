@@ -26,6 +26,9 @@ DEEDS = ("link", "move", "power", "chip", "radio", "config", "medium")
 MOST_DEEDS = 10_000
 """Deeds that a lab remembers."""
 
+CHANGES_PAUSE = 0.2
+"""The least seconds between two changes that a client is told of."""
+
 LOG_PAUSE = 1.5
 """Seconds between two looks at the log of a node that somebody follows."""
 
@@ -49,6 +52,7 @@ class Requests:
         """Return the methods of ``control.sock``, by their names."""
         methods: dict[str, Handler] = {
             "status": self._status,
+            "changes": self._changes,
             "summary": self._summary,
             "node": self._node,
             "exec": self._exec,
@@ -111,6 +115,15 @@ class Requests:
 
     async def _status(self, params: Params, call: Call) -> Json:
         return self._lab.snapshot().to_json()
+
+    async def _changes(self, params: Params, call: Call) -> Json:
+        """Tell of each change, until the client leaves: that there was one, and no more."""
+        with self._lab.journal.changes() as changed:
+            while True:
+                await changed.wait()
+                changed.clear()
+                await call.event({})
+                await asyncio.sleep(CHANGES_PAUSE)
 
     async def _summary(self, params: Params, call: Call) -> Json:
         return summary.summarise(self._lab.snapshot())
