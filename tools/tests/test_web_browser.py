@@ -217,5 +217,5 @@ async def test_a_phone_in_the_dark(library: dict[str, bytes]) -> None:
 async def test_without_the_secret_it_says_what_is_wrong(library: dict[str, bytes]) -> None:
     async with opened(FakeSource(), library, secret="wrong") as page:
         await page.until(text("#trouble"))
-        assert "lost its key" in await page.run(text("#trouble"))
+        assert "lacks its key" in await page.run(text("#trouble"))
         assert await page.run(count(".node")) == 0

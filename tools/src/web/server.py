@@ -146,7 +146,7 @@ class Server:
             if request.headers.get("Host", "").lower() not in self._hosts:
                 raise web.HTTPMisdirectedRequest(text="this page has another name")
             if request.path.startswith("/api/") and not self._known(request):
-                raise web.HTTPForbidden(text="the address of this page has lost its key")
+                raise web.HTTPForbidden(text="The address of this page lacks its key: open the whole one that was printed")
             answer = await handler(request)
         except web.HTTPException as error:
             answer = web.json_response({"error": error.text or error.reason}, status=error.status)
