@@ -162,6 +162,17 @@ def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[
     assert not (running / "control.sock").exists()
 
 
+def test_a_page_that_cannot_be_served_says_why(
+    running: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main.main(["web"]) == 1
+    assert "npm is missing" in capfd.readouterr().err
+    assert main.main(["web", "--plan", "x.png"]) == 2
+    assert main.main(["web", "--plan", "x.png", "--corners", "0,0", "1"]) == 1
+    assert "'1' is no corner" in capfd.readouterr().err
+
+
 def test_a_second_lab_says_how_to_have_both(running: Path) -> None:
     with start("up", "--once") as process:
         _, err = process.communicate(timeout=PATIENCE)
@@ -244,6 +255,7 @@ USES = {
     "record": [],
     "save": ["dry"],
     "saved": [],
+    "web": [],
 }
 OPTIONAL = {"pcap", "medium"}
 ENDLESS = {"exec", "config", "pcap", "run"}

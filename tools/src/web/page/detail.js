@@ -207,8 +207,11 @@ export class Detail {
         ...rows.map(({ name, near, peer, path, seen, hops }) => {
           const by = near ? `peer, ${signalWords(peer.signal)}`
             : hops ? `${hops} hops by ${this.#label(path.next)}` : "no path";
+          const link = [node.name, name].sort();
+          const inside = near ? el("button", { type: "button", "data-to": `${link.join(" ")}`,
+            onclick: () => this.choose({ link }) }, by) : by;
           const differs = (seen?.state === "up") !== (hops !== null) ? { class: "differs" } : {};
-          return el("tr", differs, el("td", {}, this.#goto(name)), el("td", {}, by),
+          return el("tr", differs, el("td", {}, this.#goto(name)), el("td", {}, inside),
             el("td", {}, metricWords(near ? peer.metric : path?.metric)),
             el("td", {}, seen ? [seen.state, seen.why].filter(Boolean).join(": ") : "not seen"));
         })))));

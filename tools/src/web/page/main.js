@@ -138,6 +138,8 @@ byId("legend").replaceChildren(el("div", {}, el("dd", {}, "Airtime of a frame:")
 const AGAIN = 5000;
 setInterval(render, AGAIN);
 
+addEventListener("hashchange", () => location.reload()); // another run, with another secret
+
 tab("map");
 live(take, (words) => {
   lost = words;

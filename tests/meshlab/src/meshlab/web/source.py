@@ -22,6 +22,8 @@ from web.source import Deed
 #: while nobody does.
 LIVELY: Final = 2.0
 QUIET: Final = 30.0
+#: Times as long as a picture took to make is nothing done: a large lab has other work as well.
+SHARE: Final = 5.0
 #: Seconds that a node may take to shut down before somebody is told.
 _DEED: Final = 60.0
 
@@ -64,9 +66,13 @@ class LabSource:
                 try:
                     while not told.done():
                         changed.clear()
+                        begun = time.monotonic()
                         self._state = LabState.from_json(await client.call("status"))
-                        yield self.picture(self._state)
-                        await wait(changed, LIVELY if looked_at() else QUIET)
+                        picture = self.picture(self._state)
+                        took = time.monotonic() - begun
+                        yield picture
+                        await asyncio.sleep(SHARE * took)
+                        await _pause(changed, looked_at)
                     told.result()
                 finally:
                     told.cancel()
@@ -127,6 +133,16 @@ class LabSource:
                 there = back = None
             found.append(Link(one, other, there, back, state, before[1]))
         return found
+
+
+async def _pause(changed: asyncio.Event, looked_at: Callable[[], bool]) -> None:
+    """Wait until there is something new for somebody, or it is time to look anyway."""
+    waited = 0.0
+    while waited < QUIET and not looked_at():
+        await asyncio.sleep(1.0)
+        waited += 1.0
+    if waited < QUIET:
+        await wait(changed, LIVELY)
 
 
 def _state(
