@@ -119,6 +119,12 @@ class TestSummary:
         )  # fmt: skip
         assert summary.unpack(summary.pack(found))[0] == found
 
+    @pytest.mark.parametrize(("silent", "told"), [(None, 1), (summary.SILENT, 1), (15_001, 0)])
+    def test_a_link_that_is_silent_is_not_told(self, silent: int | None, told: int) -> None:
+        peers = [{"mac": "02:74:68:00:00:02", "state": "ESTAB", "signal_dbm": -61, "metric": 217,
+                  "inactive_ms": silent}]  # fmt: skip
+        assert len(summary.summary(document(peers=peers), FULL).links) == told
+
     def test_texts_of_a_node_are_made_visible_and_cut(self) -> None:
         problem = {"part": "p\x1b" * 99, "code": "c" * 99, "message": "\u202e\ud800" * 999,
                    "severity": "error", "since": 1.0}  # fmt: skip
@@ -288,6 +294,16 @@ class TestRows:
             "synchronised": None, "offset": 0.0, "uncertainty": 0.05
         }  # fmt: skip
         assert row(3, made)["heard"] == 0.0
+
+    def test_links_have_the_names_of_their_other_ends(self) -> None:
+        links = (Link(mac(2), -61, 217), Link(mac(9), None, None))
+        answers = {name(1): told(Summary("joined", mac=mac(1), links=links))}
+        made = rows(facts(told=answers, macs={name(1): mac(1), name(2): mac(2)}))
+        assert row(1, made)["links"] == [
+            {"node": name(2), "signal_dbm": -61, "metric": 217},
+            {"node": mac(9), "signal_dbm": None, "metric": None},
+        ]
+        assert row(2, made)["links"] is None, "it has told nothing"
 
     def test_the_worst_comes_first(self) -> None:
         nodes = [Known(name(1), "self"), *(Known(name(n), "up") for n in range(2, 8)),

@@ -195,6 +195,30 @@ class TestWhatIsSent:
             for path in ("/api/node?name=x", "/api/curves?name="):
                 assert (await page.get(path))[0] == 404
 
+    async def test_a_node_is_asked_once_for_all_and_few_at_a_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, asked = FakeSource(), 0
+        begun, go = asyncio.Event(), asyncio.Event()
+
+        async def slow(name: str) -> dict[str, Any]:
+            nonlocal asked
+            asked += 1
+            begun.set()
+            await go.wait()
+            return {"of": name}
+
+        monkeypatch.setattr(source, "detail", slow)
+        monkeypatch.setattr(feed_module, "MOST_ASKED", 1)
+        async with site(source) as page:
+            both = [asyncio.create_task(page.get("/api/node?name=n1")) for _ in range(2)]
+            await begun.wait()
+            status, body, _ = await page.get("/api/node?name=n2")
+            assert (status, b"try again" in body) == (409, True)
+            go.set()
+            assert [one[0] for one in await asyncio.gather(*both)] == [200, 200]
+            assert asked == 1
+
 
 class TestDeeds:
     @pytest.mark.parametrize("kind", ["cut", "explode", ""])

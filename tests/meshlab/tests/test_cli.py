@@ -163,7 +163,10 @@ def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[
 
 
 def test_a_page_that_cannot_be_served_says_why(
-    running: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    running: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main.main(["web"]) == 1

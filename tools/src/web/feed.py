@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from thicket.base.errors import ThicketError
 from thicket.base.pace import Backoff
+from web.errors import WebError
 from web.figures import CURVES
 from web.history import History
 from web.model import Health, Link, LinkState, Node, Picture
@@ -26,6 +27,8 @@ log = getLogger(__name__)
 #: Events of the last day that are kept, and that a page gets at once.
 MOST_EVENTS: Final = 1000
 MOST_SENT: Final = 100
+#: Nodes that are asked at the same time what they know.
+MOST_ASKED: Final = 4
 #: Seconds until a source that failed is watched again.
 PAUSES: Final = (1.0, 2.0, 5.0, 15.0, 30.0)
 #: How bad it is, as a curve shows it.
@@ -76,6 +79,7 @@ class Feed:
         self._lookers: set[asyncio.Event] = set()
         #: A picture goes out when this differs from what a page has.
         self._number = 0
+        self._asking: dict[str, asyncio.Task[dict[str, Any]]] = {}
 
     async def run(self) -> None:
         """Watch the source until cancelled; whatever ends it, it is watched again."""
@@ -91,6 +95,19 @@ class Feed:
                 log.exception("the source failed")
                 self._failed(f"an error of this program: {type(error).__name__}")
             await asyncio.sleep(pauses.failed())
+
+    async def detail(self, node: str) -> dict[str, Any]:
+        """Return what a node knows; who asks meanwhile gets the same answer, and few are asked.
+
+        :raises ThicketError: it cannot be asked.
+        """
+        task = self._asking.get(node)
+        if task is None:
+            if len(self._asking) >= MOST_ASKED:
+                raise WebError("busy", f"{MOST_ASKED} nodes are being asked already; try again")
+            task = self._asking[node] = asyncio.create_task(self.source.detail(node))
+            task.add_done_callback(lambda _: self._asking.pop(node, None))
+        return await asyncio.shield(task)
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[asyncio.Event]:

@@ -146,7 +146,9 @@ class Server:
             if request.headers.get("Host", "").lower() not in self._hosts:
                 raise web.HTTPMisdirectedRequest(text="this page has another name")
             if request.path.startswith("/api/") and not self._known(request):
-                raise web.HTTPForbidden(text="The address of this page lacks its key: open the whole one that was printed")
+                raise web.HTTPForbidden(
+                    text="The address of this page lacks its key: open the whole one"
+                )
             answer = await handler(request)
         except web.HTTPException as error:
             answer = web.json_response({"error": error.text or error.reason}, status=error.status)
@@ -203,7 +205,7 @@ class Server:
             await answer.write(words.encode())
 
     async def _node(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(await self._feed.source.detail(self._name(request)))
+        return web.json_response(await self._feed.detail(self._name(request)))
 
     async def _curves(self, request: web.Request) -> web.StreamResponse:
         given = request.query.get("seconds", "")

@@ -30,17 +30,19 @@ export class Detail {
       this.chosen = chosen;
       [this.known, this.curves, this.failure, this.asked] = [null, null, "", -Infinity];
       this.turn += 1;
+      this.asking = false;
       this.#build();
     }
-    if (this.chosen?.node && performance.now() - this.asked > AGAIN) this.#ask();
+    if (this.chosen?.node && !this.asking && performance.now() - this.asked > AGAIN) this.#ask();
     this.#fill();
   }
 
   async #ask() {
-    this.asked = performance.now();
+    this.asking = true;
     const [turn, { node }] = [this.turn, this.chosen];
     const answers = await Promise.allSettled([detailOf(node), curvesOf(node, this.seconds)]);
     if (turn !== this.turn) return;
+    [this.asking, this.asked] = [false, performance.now()];
     const [known, curves] = answers;
     this.known = known.status === "fulfilled" ? known.value : null;
     this.failure = known.status === "fulfilled" ? "" : known.reason.message;
