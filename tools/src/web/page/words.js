@@ -7,7 +7,7 @@ export const HEALTHS = {
   silent: ["?", "silent"],
   away: ["–", "away"],
   warning: ["!", "with a warning"],
-  forming: ["…", "on its way"],
+  forming: ["…", "on the way"],
   untold: ["·", "not telling"],
   well: ["✓", "well"],
 };
