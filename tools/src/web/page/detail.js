@@ -40,13 +40,17 @@ export class Detail {
   async #ask() {
     this.asking = true;
     const [turn, { node }] = [this.turn, this.chosen];
-    const answers = await Promise.allSettled([detailOf(node), curvesOf(node, this.seconds)]);
+    const curves = curvesOf(node, this.seconds).then((found) => {
+      if (turn !== this.turn) return;
+      this.curves = found; // this program has them: a node that is slow holds nothing up
+      this.#fill();
+    }, () => {});
+    const [known, failure] = await detailOf(node).then((found) => [found, ""],
+      (error) => [null, error.message]);
+    await curves;
     if (turn !== this.turn) return;
     [this.asking, this.asked] = [false, performance.now()];
-    const [known, curves] = answers;
-    this.known = known.status === "fulfilled" ? known.value : null;
-    this.failure = known.status === "fulfilled" ? "" : known.reason.message;
-    this.curves = curves.status === "fulfilled" ? curves.value : null;
+    [this.known, this.failure] = [known, failure];
     this.#fill();
   }
 
