@@ -28,6 +28,7 @@ SECURITY ?= sae
 LAB ?= default
 APPS ?=
 ONCE ?=
+CABLES ?=
 KEEP ?=
 SCENARIO ?=
 REPEAT ?=
@@ -51,7 +52,7 @@ qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or
 		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \
 		$(if $(FADING),--fading "$(FADING)") $(if $(DECODING),--decoding "$(DECODING)") \
 		$(if $(HOSTS),--hosts "$(HOSTS)") $(foreach node,$(ON),--on "$(node)") \
-		$(if $(HT),--ht) $(if $(KEEP),--keep) $(if $(ONCE),--once)))
+		$(if $(HT),--ht) $(if $(CABLES),--cables) $(if $(KEEP),--keep) $(if $(ONCE),--once)))
 
 ##@ Build
 
@@ -248,6 +249,7 @@ help: ## This text
 		'HOSTS="user@a b=2 local"' 'machines that nodes run on, by SSH, with weights; ON="n1=local": one node' \
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
+		'CABLES=1' 'nodes with wired ports, for `bin/meshlab cable`' \
 		'KEEP=1' 'go on with the chips and disks of the last run' \
 		'SCENARIO=FILE' 'play it and end (docs/scenarios.md); REPEAT=5: with figures'
 	@printf '\nmake BOARD-TARGET: bundle, menuconfig, linux-menuconfig, savedefconfig, show-size, sbom, cve, legal-info, sdk ...\n'
