@@ -58,7 +58,7 @@ DESKS = {
     "firmware": {"thicket", "host", "authority"},
     "host": set(),
     "remote": {"thicket", "authority", "host"},
-    "meshlab": {"thicket", "authority", "firmware", "host"},
+    "meshlab": {"thicket", "authority", "firmware", "host", "remote"},
 }
 
 MOST_ATTRIBUTES = 15
